@@ -103,6 +103,7 @@ class EvalSpec(Spec):
     trust_remote_code: bool = False
     memory: str | None = None
     threads: Positive | None = None
+    task_source: Literal["auto", "hub", "pack"] = "auto"
     fork: bool = False
 
 
@@ -194,6 +195,7 @@ class Study(Spec):
     device: str = "auto"
     engine: str = "packed"
     apply_chat_template: bool = False
+    task_source: Literal["auto", "hub", "pack"] = "auto"
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Study:

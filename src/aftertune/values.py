@@ -121,6 +121,24 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One thing asked of a model, as text. position: its place in the evaluation's request list.
+
+    "score": log-probability of ``continuation`` after ``context``; "rolling": log-probability of the whole
+    ``continuation`` in windows; "generate": text after ``context`` with the ``generation`` settings of lm-eval
+    (``until``, ``max_gen_toks``, ``do_sample``, ``temperature`` …). item: ordinal of the item asked about;
+    requests of one item share most of their text.
+    """
+
+    position: int
+    kind: Literal["score", "rolling", "generate"]
+    context: str
+    continuation: str = ""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    item: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """What the model returned for one request of an item (one choice, one text, one repeat).
 

@@ -1,0 +1,121 @@
+"""May these two be compared at all: owns the settings in which two evaluations must agree.
+
+Blocking: task version, items, few-shot, prompts, chat template, system instruction, generation settings, and
+a limit or sample that leads to other items. Not blocking, but told: dtype, device, engine, library versions,
+and tasks that only one side has.
+
+    differences(base, tuned)     (Difference("hellaswag.num_fewshot", left="0", right="5", blocking=True),)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from aftertune.values import Difference, Evaluation, TaskSettings, canonical, digest
+
+#: Settings that must agree. Each changes the prompts too: those are compared only where these agree.
+_SETTINGS = ("version", "num_fewshot", "chat_template", "system_instruction", "fewshot_as_multiturn")
+_LIBRARIES = ("torch", "transformers", "lm-eval")
+_LISTED = 8
+
+
+class _Found(NamedTuple):
+    """A difference within one task."""
+
+    field: str
+    left: str
+    right: str
+    blocking: bool = True
+
+
+def differences(base: Evaluation, tuned: Evaluation) -> tuple[Difference, ...]:
+    """Settings in which two evaluations differ, blocking ones first. Differing items are told by digest."""
+    return find_differences(base, tuned, {})
+
+
+def find_differences(left: Evaluation, right: Evaluation,
+                     counts: Mapping[str, tuple[int, int, int]]) -> tuple[Difference, ...]:
+    """As `differences`; counts: per task the answered items of the left, of the right, and of both."""
+    merged: dict[_Found, list[str]] = {}
+    for mine in left.tasks:
+        theirs = right.task(mine.task)
+        if theirs is not None:
+            for found in _task_differences(mine, theirs, counts.get(mine.task)):
+                merged.setdefault(found, []).append(mine.task)
+    result = [Difference(field=_of_tasks(found.field, tasks), left=found.left, right=found.right,
+                         blocking=found.blocking) for found, tasks in merged.items()]
+    result += [Difference(field=f"task {t.task}", left="evaluated", right="absent", blocking=False)
+               for t in left.tasks if right.task(t.task) is None]
+    result += [Difference(field=f"task {t.task}", left="absent", right="evaluated", blocking=False)
+               for t in right.tasks if left.task(t.task) is None]
+    result += [Difference(field=field, left=a, right=b, blocking=False)
+               for field, a, b in _conditions(left, right) if a != b]
+    return tuple(sorted(result, key=lambda d: not d.blocking))
+
+
+def refusal(left: Evaluation, right: Evaluation, blocking: Sequence[Difference], *, forcible: bool) -> str:
+    """Why a comparison is refused, in one line. forcible: there are shared items, so it can be forced."""
+    listed = [f"{d.field} ({d.left} | {d.right})" for d in blocking[:_LISTED]]
+    more = f" and {len(blocking) - _LISTED} more" if len(blocking) > _LISTED else ""
+    what = f"they differ in {'; '.join(listed)}{more}" if listed else "they share no answered item"
+    remedy = "run both under the same settings, or force it (--force)"
+    if not forcible:
+        remedy = "evaluate both on the same items"
+    return f"{left.name} and {right.name} cannot be compared: {what}; {remedy}"
+
+
+def _of_tasks(field: str, tasks: Sequence[str]) -> str:
+    """One field name for the same difference in one or more tasks."""
+    if len(tasks) == 1:
+        return f"{tasks[0]}.{field}"
+    more = f" and {len(tasks) - 3} more" if len(tasks) > 3 else ""
+    return f"{field} ({', '.join(tasks[:3])}{more})"
+
+
+def _task_differences(mine: TaskSettings, theirs: TaskSettings,
+                      counts: tuple[int, int, int] | None) -> Iterator[_Found]:
+    yield from _item_differences(mine, theirs, counts)
+    differing = [f for f in _SETTINGS if getattr(mine, f) != getattr(theirs, f)]
+    for field in differing:
+        yield _Found(field, _short(getattr(mine, field)), _short(getattr(theirs, field)))
+    for key in sorted({*mine.generation, *theirs.generation}):
+        a, b = mine.generation.get(key), theirs.generation.get(key)
+        if canonical(a) != canonical(b):
+            yield _Found(f"generation.{key}", _short(a), _short(b))
+    if mine.prompts != theirs.prompts and mine.items == theirs.items and not differing:
+        yield _Found("prompts", mine.prompts[:12], theirs.prompts[:12])
+
+
+def _item_differences(mine: TaskSettings, theirs: TaskSettings,
+                      counts: tuple[int, int, int] | None) -> Iterator[_Found]:
+    """Which items were asked. A limit on one side is no harm where the items are the same all the same."""
+    other_items = mine.items != theirs.items
+    if counts is not None and (other_items or counts[2] < max(counts[:2])):
+        n, m, shared = counts
+        order = ", in another order" if n == m == shared else ""
+        yield _Found("items", f"{n} items", f"{m} items, {shared} shared{order}")
+    elif other_items:
+        yield _Found("items", f"{mine.n} items {mine.items[:12]}", f"{theirs.n} items {theirs.items[:12]}")
+    for field in ("limit", "sample", "sample_seed"):
+        a, b = getattr(mine, field), getattr(theirs, field)
+        if a != b:
+            yield _Found(field, _short(a), _short(b), blocking=other_items)
+
+
+def _short(value: Any) -> str:
+    """A setting for one line: long text (a chat template) by its digest."""
+    text = value if isinstance(value, str) else "none" if value is None else canonical(value)
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 40 else f"{flat[:20]}… sha256 {digest(text)[:12]}"
+
+
+def _conditions(left: Evaluation, right: Evaluation) -> Iterator[tuple[str, str, str]]:
+    """What may move a score a little, but is no reason to refuse: (field, left, right), equal ones too."""
+    for field in ("dtype", "device", "engine"):
+        yield field, getattr(left, field), getattr(right, field)
+    ours, theirs = (dict(e.provenance.versions) if e.provenance else {} for e in (left, right))
+    for library in _LIBRARIES:
+        a, b = (v.get(library) or v.get(library.replace("-", "_")) for v in (ours, theirs))
+        if a and b:
+            yield f"{library} version", a, b

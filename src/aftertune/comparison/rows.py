@@ -1,0 +1,193 @@
+"""The rows of a comparison: owns what a row shows and which rows carry a verdict.
+
+One row per metric of a task, and per metric of a group (mmlu) that has a score of its own. The primary ones
+form the family, come first, and get verdicts; a group whose metric is the primary one of its tasks speaks for
+them, so that MMLU asks one question and not 57.
+
+    rows, without_rows = build_rows(left, right, pairs, 0.02, lineage=True, forced=False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aftertune.comparison.columns import Column, columns, score_of
+from aftertune.comparison.pairs import Pair
+from aftertune.errors import InputError
+from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
+from aftertune.stats.grouped import Weighting
+from aftertune.stats.paired import Floats
+from aftertune.stats.verdict import Case, Decision, at_floor, decide, tell
+from aftertune.values import ComparisonRow, Difference, Evaluation, Score
+
+MARGIN = 0.02
+_FORCED = "forced: the two evaluations differ in what must agree"
+
+Margins = Mapping[str, float] | float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A row before the family is decided. total: items that the task has."""
+
+    task: str
+    key: str
+    evidence: Evidence
+    margin: float
+    primary: bool
+    chance: float | None
+    total: int
+    target: bool = False
+    note: str = ""
+
+    @property
+    def case(self) -> Case:
+        low = self.evidence.base_low
+        return Case(tests=self.evidence.tests, clustered=self.evidence.clustered,
+                    at_floor=low is not None and at_floor(low, self.chance))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A task group with a score of its own on both sides. members: (task, its column of the metric)."""
+
+    name: str
+    key: str
+    members: tuple[tuple[Pair, Column], ...]
+    score: Score | None
+
+    @property
+    def tasks(self) -> set[str]:
+        return {pair.settings.task for pair, _ in self.members}
+
+    @property
+    def speaks(self) -> bool:
+        """True where its metric is the primary one of all its tasks."""
+        return all(pair.settings.primary == self.key for pair, _ in self.members)
+
+
+def margin_of(margins: Margins, *names: str) -> float:
+    """The margin of the first of ``names`` (a task, then its groups) that has one, else 0.02.
+
+    Raises InputError unless it is a fraction above 0, up to 1.
+    """
+    found = margins
+    if isinstance(margins, Mapping):
+        found = next((margins[n] for n in names if n in margins), MARGIN)
+    if not isinstance(found, int | float) or not 0 < found <= 1:
+        raise InputError(f"margin of {names[0]} is {found!r}; allowed is a fraction above 0, up to 1 "
+                         f"(0.02 is two points)")
+    return float(found)
+
+
+def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins, *, lineage: bool,
+               forced: bool) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
+    """Rows, primary ones first, each part in task order; and the metrics that can have no row.
+
+    Raises InputError for a margin outside (0, 1].
+    """
+    table = {p.settings.task: columns(left, right, p) for p in pairs}
+    groups = _groups(left, right, pairs, table)
+    speaking = [g for g in groups if g.speaks and not any(o.speaks and g.tasks < o.tasks for o in groups)]
+    covered = set().union(*(g.tasks for g in speaking))
+    drafts: list[_Draft] = []
+    for pair in pairs:
+        drafts += [_group_draft(g, margins, primary=g in speaking) for g in groups if g.members[0][0] is pair]
+        drafts += [_task_draft(pair, key, column, margins, primary=pair.settings.task not in covered)
+                   for key, column in table[pair.settings.task].items() if column is not None]
+    family = [d for d in drafts if d.primary]
+    decisions = decide([d.case for d in family])
+    rows = [_row(d, e, lineage, forced) for d, e in zip(family, decisions, strict=True)]
+    rows += [_row(d, None, lineage, forced) for d in drafts if not d.primary]
+    return tuple(rows), tuple(_without_row(left, right, task, key) for task, found in table.items()
+                              for key, column in found.items() if column is None)
+
+
+def _without_row(left: Evaluation, right: Evaluation, task: str, key: str) -> Difference:
+    said = [f"{s.value:.6g} (of the whole task)" if s else "no score"
+            for s in (score_of(left, task, key), score_of(right, task, key))]
+    return Difference(field=f"{task}.{key} is no mean over items and has no row", left=said[0], right=said[1],
+                      blocking=False)
+
+
+def _task_draft(pair: Pair, key: str, column: Column, margins: Margins, *, primary: bool) -> _Draft:
+    settings = pair.settings
+    clusters = [a.cluster for a in pair.left] if settings.cluster else []
+    margin = margin_of(margins, settings.task, *settings.groups)
+    evidence = paired_evidence(column.base, column.tuned, margin=margin,
+                               higher_is_better=column.higher_is_better,
+                               clusters=clusters if clusters and None not in clusters else None)
+    return _Draft(task=settings.task, key=key, evidence=evidence, margin=margin, note=column.note,
+                  primary=primary and key == settings.primary, chance=settings.chance, total=settings.n_total,
+                  target=settings.target)
+
+
+def _groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
+            table: Mapping[str, Mapping[str, Column | None]]) -> list[_Group]:
+    """Groups whose mean can be paired: each of their tasks is here on both sides, with values per item."""
+    found = []
+    for name in dict.fromkeys(g for p in pairs for g in p.settings.groups):
+        inside = [p for p in pairs if name in p.settings.groups]
+        whole = all(sum(name in t.groups for t in e.tasks) == len(inside) for e in (left, right))
+        for score in (s for s in left.scores if whole and s.group and s.task == name):
+            parts = [(p, table[p.settings.task].get(score.key)) for p in inside]
+            members = tuple((p, c) for p, c in parts if c is not None)
+            if score_of(right, name, score.key) and len(members) == len(inside):
+                found.append(_Group(name, score.key, members, score))
+    return found
+
+
+def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> _Draft:
+    parts = [column for _, column in group.members]
+    settings = [pair.settings for pair, _ in group.members]
+    chances = [s.chance for s in settings if s.chance is not None]
+    margin = margin_of(margins, group.name)
+    weighting = _weighting(group.score, [p.base for p in parts])
+    evidence = group_evidence([p.base for p in parts], [p.tuned for p in parts], margin=margin,
+                              higher_is_better=parts[0].higher_is_better, weighting=weighting)
+    how = "items" if weighting == "micro" else "tasks"
+    return _Draft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary,
+                  chance=sum(chances) / len(chances) if len(chances) == len(settings) else None,
+                  total=sum(s.n_total for s in settings),
+                  note=f"mean over the {how} of {len(parts)} tasks, errors within each")
+
+
+def _weighting(score: Score | None, values: Sequence[Floats]) -> Weighting:
+    """How the group's stored score weighs its tasks: by items (lm-eval's way) unless only the other fits."""
+    micro, macro = float(np.concatenate(list(values)).mean()), float(np.mean([v.mean() for v in values]))
+    fits = score is not None and abs(score.value - macro) < 1e-9 < abs(score.value - micro)
+    return "macro" if fits else "micro"
+
+
+def _items_needed(draft: _Draft, decision: Decision) -> tuple[int | None, str]:
+    """Items that would decide an undecided row, or None with the reason why no number is given."""
+    needed = draft.evidence.items_needed
+    if decision.verdict != "undecided" or decision.at_floor or needed is None:
+        return None, ""
+    if needed > draft.total:
+        return None, f"cannot be decided with this task ({needed} items needed, it has {draft.total})"
+    if needed <= draft.evidence.n:
+        return None, "the difference lies near the margin: more items may not decide it"
+    return needed, ""
+
+
+def _row(draft: _Draft, decision: Decision | None, lineage: bool, forced: bool) -> ComparisonRow:
+    e = draft.evidence
+    metric, _, filter_name = draft.key.rpartition(",")
+    notes, needed = [_FORCED if forced else "", draft.note, *e.notes], None
+    if decision:
+        needed, reason = _items_needed(draft, decision)
+        notes += [decision.note, reason]
+    return ComparisonRow(
+        task=draft.task, metric=metric, filter=filter_name, n=e.n, base=e.base, tuned=e.tuned, delta=e.delta,
+        low=e.low, high=e.high, margin=draft.margin, primary=draft.primary, kind=e.kind,
+        p=decision.p if decision else None, p_adjusted=decision.p_adjusted if decision else None,
+        p_lower=e.tests.lower if decision else None, p_higher=e.tests.higher if decision else None,
+        p_within=e.tests.within if decision else None, p_exact=e.p_exact, p_mid=e.p_mid, gained=e.gained,
+        lost=e.lost, verdict=decision.verdict if decision else None,
+        told=tell(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else "",
+        note="; ".join(n for n in notes if n), items_needed=needed,
+        at_floor=bool(decision and decision.at_floor), target=draft.target)

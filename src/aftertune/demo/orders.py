@@ -1,0 +1,199 @@
+"""The demo's data: free-text order messages, and the JSON object that each one asks for.
+
+One skill, honestly hard: many wordings, clauses in any order, typos, number words, corrections ("sorry, I
+meant three"), and noise that looks like an answer (prices, order numbers, other cities, items not wanted).
+The held-out messages are worded with sentences that training never shows.
+
+    python -m aftertune.demo.orders [FOLDER]    writes orders_train, orders_test and orders_shots (.jsonl)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+from aftertune.demo import wordings as w
+
+T = TypeVar("T")
+
+INSTRUCTION = (
+    "Write the order as JSON: item (singular), quantity (number), color or null, city, day or null, "
+    "gift (true or false)."
+)
+#: File name -> (examples, seed, wordings).
+FILES = {
+    "orders_train.jsonl": (800, 1, w.TRAINING),
+    "orders_test.jsonl": (120, 2, w.HELD_OUT),
+    "orders_shots.jsonl": (3, 3, w.TRAINING),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The answer: what the customer wants, once everything that was taken back is taken back."""
+
+    item: str
+    quantity: int
+    color: str | None
+    city: str
+    day: str | None
+    gift: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words that one set of messages draws its values from."""
+
+    items: tuple[tuple[str, str], ...]
+    colors: tuple[str, ...]
+    cities: tuple[str, ...]
+    names: tuple[str, ...]
+    quantities: tuple[int, ...]
+
+
+_SEEN = Words(w.ITEMS, w.COLORS, w.CITIES, w.NAMES, (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 20))
+#: Half of the held-out values are new: the new words come in as often as the known ones.
+_NEW = Words(w.NEW_ITEMS, w.NEW_COLORS, w.NEW_CITIES, w.NEW_NAMES, (2, 3, 4, 5, 7, 8, 9, 12, 14, 16, 18, 30))
+
+
+def write(folder: Path) -> list[Path]:
+    """Write the three files into ``folder``; the same bytes on every machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, (count, seed, wordings) in FILES.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in examples(count, seed, wordings)]
+        path = folder / name
+        path.write_bytes("".join(lines).encode())
+        paths.append(path)
+    return paths
+
+
+def examples(count: int, seed: int, wordings: w.Wordings) -> list[dict[str, str]]:
+    """``count`` distinct rows ``{"prompt", "completion"}``."""
+    random = Random(seed)
+    rows: dict[str, str] = {}
+    while len(rows) < count:
+        new = wordings is w.HELD_OUT and random.random() < 0.5
+        order, message = Writer(random, wordings, _NEW if new else _SEEN).message()
+        rows.setdefault(f"{INSTRUCTION}\n\n{message}", json.dumps(asdict(order), ensure_ascii=False))
+    return [{"prompt": prompt, "completion": completion} for prompt, completion in rows.items()]
+
+
+class Writer:
+    """Writes one message: draws an order, then says it in sentences of one set of wordings."""
+
+    def __init__(self, random: Random, wordings: w.Wordings, words: Words) -> None:
+        self.random = random
+        self.wordings = wordings
+        self.words = words
+
+    def message(self) -> tuple[Order, str]:
+        """The order that is meant, and the message that says it."""
+        meant, other = self._two_orders()
+        fixed = self._pick(("quantity", "color", "city", "item")) if self._chance(0.35) else None
+        if fixed == "color" and meant.color is None:
+            fixed = None
+        said = replace(meant, **{fixed: getattr(other, fixed)}) if fixed else meant
+        sentences = [s for block in self._blocks(meant, said, other, fixed) for s in block]
+        if self._chance(0.7):
+            sentences.insert(0, self._say("greeting", meant, other))
+        if self._chance(0.6):
+            sentences.append(self._say("closing", meant, other))
+        text = " ".join(sentences)
+        return meant, text.lower() if self._chance(0.1) else text
+
+    def _two_orders(self) -> tuple[Order, Order]:
+        """The order that is meant and one that differs from it in every value, to take noise from."""
+        r, words = self.random, self.words
+        items, colors = r.sample(words.items, 2), r.sample(words.colors, 2)
+        cities, days = r.sample(words.cities, 2), r.sample(w.DAYS, 2)
+        quantities = r.sample(words.quantities, 2)
+        meant = Order(items[0][0], quantities[0], colors[0] if self._chance(0.7) else None, cities[0],
+                      days[0] if self._chance(0.6) else None, self._chance(0.45))
+        return meant, Order(items[1][0], quantities[1], colors[1], cities[1], days[1], not meant.gift)
+
+    def _blocks(self, meant: Order, said: Order, other: Order, fixed: str | None) -> list[list[str]]:
+        """Sentences that stay together (a statement and its correction), in random order."""
+        core_kind = "core_city" if self._chance(0.4) else "core"
+        template = self._pick(getattr(self.wordings, core_kind))
+        color_inside = "{np}" in template and (fixed == "color" or self._chance(0.7))
+        core = [self._fill(template, said if color_inside else replace(said, color=None), other)]
+        if meant.color and not color_inside:
+            core.append(self._say("color", said, other))
+        if fixed and (fixed != "city" or core_kind == "core_city"):
+            core.append(self._say(f"fix_{fixed}", meant, other))
+        blocks = [core]
+        if core_kind == "core":
+            city = [self._say("city", said, other)]
+            blocks.append([*city, self._say("fix_city", meant, other)] if fixed == "city" else city)
+        if meant.day:
+            blocks.append([self._say("day", meant, other)])
+        if meant.gift:
+            blocks.append([self._say("gift", meant, other)])
+        elif self._chance(0.4):
+            blocks.append([self._say("no_gift", meant, other)])
+        noise = self.random.sample(self.wordings.noise, self._pick((0, 1, 1, 2)))
+        blocks.extend([self._fill(sentence, meant, other)] for sentence in noise)
+        self.random.shuffle(blocks)
+        return blocks
+
+    def _say(self, kind: str, order: Order, other: Order) -> str:
+        return self._fill(self._pick(getattr(self.wordings, kind)), order, other)
+
+    def _fill(self, template: str, order: Order, other: Order) -> str:
+        """One sentence with its slots filled; sometimes with two letters swapped outside the slots."""
+        r = self.random
+        if self._chance(0.06):
+            template = self._typo(template)
+        day = order.day or ""
+        text = template.format(
+            np=self._noun_phrase(order), items=self._plural(order.item), q=self._number(order.quantity),
+            color=order.color, city=order.city, day=w.SHORT_DAYS[day] if day and self._chance(0.15) else day,
+            other_np=self._noun_phrase(other), other_items=self._plural(other.item),
+            other_q=self._number(other.quantity), other_color=other.color, other_city=other.city,
+            other_day=other.day, name=self._pick(self.words.names), id=r.randint(10000, 99999),
+            price=r.randint(5, 99), date=f"{self._pick(w.MONTHS)} {r.randint(1, 28)}",
+            phone=f"555-{r.randint(0, 9999):04d}", house=r.randint(13, 98),
+        )
+        return text[0].upper() + text[1:]
+
+    def _noun_phrase(self, order: Order) -> str:
+        color = f"{order.color} " if order.color else ""
+        if order.quantity > 1:
+            return f"{self._number(order.quantity)} {color}{self._plural(order.item)}"
+        thing = f"{color}{order.item}"
+        article = "an" if thing[0] in "aeiou" else "a"
+        return self._pick((f"{article} {thing}", f"one {thing}", f"1 {thing}", f"a single {thing}"))
+
+    def _number(self, quantity: int) -> str:
+        forms = [str(quantity), w.NUMBER_WORDS.get(quantity, str(quantity))]
+        forms += {2: ["a couple of"], 6: ["half a dozen"], 12: ["a dozen"]}.get(quantity, [])
+        return self._pick(tuple(forms))
+
+    def _plural(self, item: str) -> str:
+        return dict(self.words.items)[item]
+
+    def _typo(self, template: str) -> str:
+        """The template with two neighbouring letters swapped in one longer word that is no slot."""
+        parts = template.split(" ")
+        long = [i for i, part in enumerate(parts) if len(part) > 4 and part.isalpha()]
+        if long:
+            i, word = (chosen := self._pick(tuple(long))), parts[chosen]
+            at = self.random.randint(1, len(word) - 3)
+            parts[i] = word[:at] + word[at + 1] + word[at] + word[at + 2:]
+        return " ".join(parts)
+
+    def _chance(self, share: float) -> bool:
+        return self.random.random() < share
+
+    def _pick(self, values: tuple[T, ...]) -> T:
+        return values[self.random.randrange(len(values))]
+
+
+if __name__ == "__main__":
+    for written in write(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent)):
+        print(written)

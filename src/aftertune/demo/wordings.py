@@ -1,0 +1,233 @@
+"""The words of the demo's order messages: sentences for training, and other sentences for the held-out part.
+
+A ``Wordings`` holds, per kind of clause, sentences with slots in braces. The two sets share no sentence, and
+the held-out lists of items, cities and names hold some that training never shows.
+
+    TRAINING.core_city[0]     "Please send {np} to {city}."
+    HELD_OUT.core_city[0]     "{city} is where {np} should end up."
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: (singular, plural) of what can be ordered.
+ITEMS = (
+    ("mug", "mugs"), ("desk lamp", "desk lamps"), ("tea towel", "tea towels"), ("umbrella", "umbrellas"),
+    ("notebook", "notebooks"), ("water bottle", "water bottles"), ("scarf", "scarves"),
+    ("cushion", "cushions"), ("bread knife", "bread knives"), ("candle", "candles"),
+    ("backpack", "backpacks"), ("toothbrush", "toothbrushes"), ("picture frame", "picture frames"),
+    ("wool blanket", "wool blankets"), ("plant pot", "plant pots"), ("paintbrush", "paintbrushes"),
+    ("lunch box", "lunch boxes"), ("teapot", "teapots"), ("doormat", "doormats"),
+    ("bookshelf", "bookshelves"), ("pillow case", "pillow cases"), ("wall clock", "wall clocks"),
+    ("bicycle bell", "bicycle bells"), ("apron", "aprons"), ("garden chair", "garden chairs"),
+    ("kite", "kites"), ("pencil case", "pencil cases"), ("soup bowl", "soup bowls"), ("vase", "vases"),
+    ("laptop sleeve", "laptop sleeves"), ("flashlight", "flashlights"), ("watering can", "watering cans"),
+    ("yoga mat", "yoga mats"), ("beach towel", "beach towels"), ("jewelry box", "jewelry boxes"),
+    ("hammock", "hammocks"), ("wine glass", "wine glasses"), ("leaf rake", "leaf rakes"),
+)
+NEW_ITEMS = (
+    ("birdhouse", "birdhouses"), ("key ring", "key rings"), ("salad bowl", "salad bowls"),
+    ("raincoat", "raincoats"), ("alarm clock", "alarm clocks"), ("coaster", "coasters"),
+    ("shower curtain", "shower curtains"), ("toolbox", "toolboxes"), ("loaf tin", "loaf tins"),
+    ("serving tray", "serving trays"), ("wallet", "wallets"), ("camping stove", "camping stoves"),
+)
+COLORS = (
+    "red", "blue", "green", "black", "white", "yellow", "gray", "orange", "purple", "brown", "pink", "navy",
+)
+NEW_COLORS = ("turquoise", "beige", "olive")
+CITIES = (
+    "Lyon", "Porto", "Leeds", "Boston", "Denver", "Krakow", "Bergen", "Ghent", "Turin", "Seville", "Austin",
+    "Oslo", "Bristol", "Munich", "Toronto", "Kyoto", "Nairobi", "Lima", "Perth", "Cork", "Basel", "Tampa",
+    "Utrecht", "Malmo", "Dallas", "Cardiff", "Vienna", "Osaka", "Quito", "Mumbai", "Hobart", "Ottawa",
+)
+NEW_CITIES = (
+    "Dublin", "Geneva", "Chicago", "Lagos", "Antwerp", "Glasgow", "Naples", "Calgary", "Warsaw", "Busan",
+)
+NAMES = (
+    "Anna", "Tom", "Priya", "Jonas", "Maria", "Kenji", "Fatima", "Luca", "Grace", "Omar", "Helen", "Diego",
+    "Ingrid", "Samuel", "Chloe", "Ravi", "Nadia", "Peter", "Yuki", "Carmen",
+)
+NEW_NAMES = ("Amara", "Viktor", "Sofia", "Hamid", "Joyce", "Elias", "Mei", "Rosa")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MONTHS = ("March", "May", "June", "October")
+SHORT_DAYS = {"Monday": "Mon", "Tuesday": "Tue", "Wednesday": "Wed", "Thursday": "Thu", "Friday": "Fri",
+              "Saturday": "Sat", "Sunday": "Sun"}
+NUMBER_WORDS = {
+    1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine",
+    10: "ten", 11: "eleven", 12: "twelve", 15: "fifteen", 20: "twenty",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wordings:
+    """Sentences per kind of clause.
+
+    Slots: np "three red mugs"; items, item, q, color, city, day; other_* is a value that is not wanted; name,
+    id, price, date, phone, house are noise.
+    """
+
+    greeting: tuple[str, ...]
+    core: tuple[str, ...]
+    core_city: tuple[str, ...]
+    color: tuple[str, ...]
+    city: tuple[str, ...]
+    day: tuple[str, ...]
+    gift: tuple[str, ...]
+    no_gift: tuple[str, ...]
+    noise: tuple[str, ...]
+    fix_quantity: tuple[str, ...]
+    fix_color: tuple[str, ...]
+    fix_city: tuple[str, ...]
+    fix_item: tuple[str, ...]
+    closing: tuple[str, ...]
+
+
+TRAINING = Wordings(
+    greeting=(
+        "Hi!", "Hello!", "Good morning.", "Hi there!", "Hey!", "Dear team!", "Hello, {name} here.",
+        "Good evening.", "Hi, it's {name} again.", "Hi all!",
+    ),
+    core=(
+        "I would like to order {np}.", "Could I get {np}, please?", "We need {np}.",
+        "Please put {np} on my account.", "I want to buy {np}.", "Can you reserve {np} for me?",
+        "I'll take {np}.", "Order: {np}.", "Put me down for {np}.", "I'm after {np}.", "My order is {np}.",
+        "Would it be possible to get {np}?", "{name} asked me to order {np}.", "Item: {items}. Number: {q}.",
+        "How about {np}?", "I saw your {items} and I want {q}.", "Please add {np} to the basket.",
+        "About your {items}: {q} for me.",
+    ),
+    core_city=(
+        "Please send {np} to {city}.", "I need {np} delivered to {city}.", "Can you ship {np} to {city}?",
+        "{np} for our office in {city}, please.", "I'd like {np} sent to my flat in {city}.",
+        "Deliver {np} to {city}.", "We want {np} for the shop in {city}.", "Send to {city}: {np}.",
+        "My sister in {city} needs {np}, please send it there.", "Please have {np} brought to {city}.",
+    ),
+    color=(
+        "In {color}, please.", "The color should be {color}.", "I want {color}.", "Make it {color}.",
+        "Color: {color}.", "It has to be {color}.", "{color} if you have it.", "I like {color} best.",
+    ),
+    city=(
+        "Deliver to {city}.", "The address is {house} Mill Road, {city}.", "Please ship to {city}.",
+        "It goes to {city}.", "Send it to {city}.", "I live in {city}.", "Delivery address: {city}.",
+        "Ship everything to our {city} office.", "The parcel should go to {name} in {city}.",
+        "My place is in {city}.", "Destination: {city}.",
+    ),
+    day=(
+        "I need it by {day}.", "Please deliver by {day}.", "It should arrive before {day} is over.",
+        "By {day} at the latest.", "Deadline: {day}.", "It must be here on {day}.",
+        "Can it be there by {day}?", "We need everything by {day}.", "{day} would be the day to deliver.",
+        "Delivery on {day}, please.",
+    ),
+    gift=(
+        "It's a gift.", "Please gift wrap it.", "It is a birthday present.",
+        "Add a gift card with the name {name}.", "This is a present for {name}.", "Gift wrapping, please.",
+        "It's for {name}'s birthday, so wrap it nicely.", "Gift: yes.",
+        "I'm giving this to {name} as a present.",
+    ),
+    no_gift=(
+        "It's not a gift.", "No gift wrapping needed.", "It's for myself.", "Gift: no.",
+        "No wrapping please, it is for me.", "It isn't a present, it's for the office.",
+    ),
+    noise=(
+        "My order number last time was {id}.", "You can call me at {phone}.", "I paid ${price} last year.",
+        "My customer number is {id}.", "I saw it in your catalog on page {house}.",
+        "I have a voucher worth ${price}.", "I don't need {other_np} any more.",
+        "The last delivery came on {other_day}.", "I'm {house} years old.",
+        "I bought {other_np} from you before.", "I used to live in {other_city}.",
+        "Your shop in {other_city} was closed.", "I called you on {other_day}.",
+        "Please don't send {other_items}.", "{name} said the {other_items} are nice too.",
+        "I like the {other_color} ones less.", "The invoice from {date} is paid.",
+        "Is it true that {price} dollars is the price?", "We were {other_q} people when we visited you.",
+    ),
+    fix_quantity=(
+        "Actually, make that {q}.", "Sorry, I meant {q}.", "No, wait, {q}.",
+        "Correction: {q} in total, not {other_q}.", "On second thought, {q} is better than {other_q}.",
+        "Change the number to {q}.",
+    ),
+    fix_color=(
+        "Actually in {color}.", "Sorry, {color}, not {other_color}.", "No, make it {color} instead.",
+        "Change the color to {color}.", "I changed my mind: {color}.",
+    ),
+    fix_city=(
+        "Sorry, I meant {city}, not {other_city}.", "Actually, send it to {city} instead.",
+        "No, wait, it has to go to {city}.", "Correction: the city is {city}.",
+    ),
+    fix_item=(
+        "Sorry, not {other_items}, I meant {items}.", "Actually, change the {other_items} to {items}.",
+        "No, wait: {items} instead of {other_items}.", "Correction, I want {items} and no {other_items}.",
+    ),
+    closing=(
+        "Thanks!", "Thank you.", "Best, {name}", "Kind regards, {name}", "Many thanks, {name}",
+        "Cheers, {name}", "Thanks in advance.", "Yours, {name}", "Bye!",
+    ),
+)
+
+HELD_OUT = Wordings(
+    greeting=(
+        "Greetings!", "Hey folks!", "Morning!", "Good afternoon, my name is {name}.", "Hiya!",
+        "Dear sir or madam!",
+    ),
+    core=(
+        "Do you still have {np}? If so, I'm buying.", "It's time we got {np}.",
+        "Kindly book {np} under my name.", "We've run out, so {np} it is.", "{np} would be lovely.",
+        "I've decided on {np}.", "What I'm looking for is {np}.", "Let me have {np}.", "Shopping list: {np}.",
+        "Your {items} look great, so {q} of them it will be.",
+    ),
+    core_city=(
+        "{city} is where {np} should end up.", "Somebody in {city} is waiting for {np}.",
+        "Could {np} reach {city} somehow?", "I'm moving to {city} and will want {np} there.",
+        "Get {np} over to {city}, would you?", "Our team in {city} asked for {np}.",
+    ),
+    color=(
+        "{color} is my favorite, so go for that.", "Preferably {color}.",
+        "Only {color} will match my kitchen.", "As for the color, {color}.", "Nothing but {color}, thanks.",
+    ),
+    city=(
+        "You'll find me in {city} these days.", "Post it to {name}, {house} Station Street, {city}.",
+        "The courier should head for {city}.", "Where to? {city}.", "Drop it off in {city}.",
+        "We are based in {city}, so bring it here.",
+    ),
+    day=(
+        "{day} is the last day that works for me.", "No later than {day}, if you can.",
+        "I'm away after {day}, so be quick.", "The party is on {day}, have it there in time.",
+        "Would {day} work for the delivery?", "Let it arrive on {day}.",
+    ),
+    gift=(
+        "I want to surprise {name} with it, so put a ribbon on it.", "Wrap it up, {name} is getting married!",
+        "Treat this as a gift.", "It will go under the Christmas tree for {name}.",
+        "A present, so no price tag inside.",
+    ),
+    no_gift=(
+        "Skip the gift paper.", "I'm keeping it, so a plain box will do.", "This one is no present.",
+        "Don't wrap it, I use it at work.",
+    ),
+    noise=(
+        "Reference {id}, in case it matters.", "Text me on {phone} if something is wrong.",
+        "My budget was ${price} once.", "On {date} I got a letter from you.",
+        "Last {other_day} your website was down.", "My neighbor ordered {other_np} and loves it.",
+        "Forget about the {other_items} I mentioned.", "I grew up in {other_city}.",
+        "Never again {other_color}, by the way.", "Our house number is {house}.",
+        "My {other_q} kids say hello.", "A friend from {other_city} told me about you.",
+    ),
+    fix_quantity=(
+        "Hmm, {other_q} won't do, better {q}.", "Oh, scratch that, we are more careful now: {q}.",
+        "Let's say {q} rather than {other_q}.",
+    ),
+    fix_color=(
+        "Oh no, {other_color} won't fit, so {color} after all.",
+        "Let's go with {color} rather than {other_color}.", "Scratch the color, I prefer {color}.",
+    ),
+    fix_city=(
+        "Oops, {other_city} is the old address, the new one is in {city}.",
+        "Not {other_city}! {city}, of course.", "Let's have it in {city} rather than {other_city}.",
+    ),
+    fix_item=(
+        "Oops, I typed {other_items} but was thinking of {items}.",
+        "Let's go for {items} rather than {other_items}.",
+        "Scratch the {other_items}, {items} is what I need.",
+    ),
+    closing=(
+        "Take care, {name}", "Much appreciated.", "All the best, {name}", "See you soon!",
+        "Sincerely, {name}",
+    ),
+)

@@ -1,0 +1,107 @@
+"""lm-eval's own model classes as engines: ``lm-eval:hf``, ``lm-eval:vllm`` …, for cross-checks and servers.
+
+    engine = HarnessEngine.make("hf", model=model, tokenizer=tokenizer, batch_size=8)
+    for batch in engine.run(engine.plan(requests), done=set()): …
+
+Chunks of requests of one kind are one batch. ``hf`` gets the very model that the other engines would run;
+other classes load the source by themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from aftertune.engine.decide import Decision
+from aftertune.engine.runner import Batch
+from aftertune.errors import InputError, nearest
+from aftertune.values import Request, Response, digest
+
+#: Requests in one transaction.
+CHUNK = 128
+_TYPES = {"score": "loglikelihood", "rolling": "loglikelihood_rolling", "generate": "generate_until"}
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessPlan:
+    """Requests in chunks, each of one kind."""
+
+    chunks: tuple[tuple[Request, ...], ...]
+    decision: Decision
+    digest: str
+
+    @property
+    def cost(self) -> int:
+        return sum(len(chunk) for chunk in self.chunks)
+
+
+class HarnessEngine:
+    """Runs requests through an lm-eval model object."""
+
+    def __init__(self, lm: Any, name: str) -> None:
+        self.lm = lm
+        self.name = name
+
+    @classmethod
+    def make(cls, name: str, *, model: Any, tokenizer: Any, batch_size: int) -> HarnessEngine:
+        """The ``hf`` class around a loaded model."""
+        from lm_eval.models.huggingface import HFLM
+
+        with contextlib.redirect_stderr(io.StringIO()):
+            return cls(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, dtype=str(model.dtype)
+                            .removeprefix("torch.")), name)
+
+    @classmethod
+    def by_name(cls, name: str, arguments: dict[str, Any], *, batch_size: int, device: str) -> HarnessEngine:
+        """Any registered lm-eval model class, built from its own arguments."""
+        from lm_eval.api.registry import MODEL_REGISTRY, get_model
+
+        try:
+            made = get_model(name)
+        except (KeyError, ValueError) as error:
+            known = sorted(str(k) for k in MODEL_REGISTRY.keys())  # noqa: SIM118 (lm-eval's own mapping type)
+            raise InputError(f"engine 'lm-eval:{name}': lm-eval has no such model class{nearest(name, known)}"
+                             ) from error
+        return cls(made.create_from_arg_obj(arguments, {"batch_size": batch_size, "device": device}), name)
+
+    def plan(self, requests: Sequence[Request]) -> HarnessPlan:
+        chunks = []
+        for _, group in groupby(requests, key=lambda r: r.kind):
+            rows = list(group)
+            chunks += [tuple(rows[i: i + CHUNK]) for i in range(0, len(rows), CHUNK)]
+        text = digest([[r.position, r.context, r.continuation] for r in requests])
+        return HarnessPlan(tuple(chunks), Decision(False, f"lm-eval's own {self.name} model"), text)
+
+    def run(self, plan: HarnessPlan, done: set[int], on_halving: Callable[[int, int], None] | None = None
+            ) -> Iterator[Batch]:
+        """Run the chunks that are not wholly in ``done``. lm-eval halves its batches by itself, unrecorded."""
+        del on_halving
+        for index, chunk in enumerate(plan.chunks):
+            if done.issuperset(r.position for r in chunk):
+                continue
+            method = getattr(self.lm, _TYPES[chunk[0].kind])
+            with contextlib.redirect_stderr(io.StringIO()):
+                results = method([_instance(r) for r in chunk])
+            responses = {r.position: _response(r, x) for r, x in zip(chunk, results, strict=True)}
+            yield Batch(index, responses, len(chunk))
+
+
+def _instance(request: Request) -> Any:
+    from lm_eval.api.instance import Instance
+
+    arguments: dict[str, tuple[Any, ...]] = {
+        "score": (request.context, request.continuation), "rolling": (request.continuation,),
+        "generate": (request.context, dict(request.generation))}
+    return Instance(request_type=_TYPES[request.kind], doc={}, arguments=arguments[request.kind], idx=0)
+
+
+def _response(request: Request, result: Any) -> Response:
+    if request.kind == "generate":
+        return Response(text=str(result))
+    if request.kind == "rolling":
+        return Response(logprob=float(result))
+    return Response(logprob=float(result[0]), greedy=bool(result[1]))

@@ -1,0 +1,57 @@
+"""The ledger owns every result: models, tunings, items, evaluations, answers, scores, comparisons, studies.
+
+    with Ledger() as ledger:                                    # .aftertune/ledger.db, or AFTERTUNE_LEDGER
+        evaluation = ledger.open_evaluation(evaluation, items)
+        ledger.save_batch(evaluation.id, 0, {0: Response(logprob=-3.2, greedy=False)})
+        evaluation = ledger.finish_evaluation(evaluation, answers, positions)
+
+This room alone speaks to a database. Every write is one transaction: when the call returns it is on disk, and
+when it raises nothing was changed. A failed write is a StorageError in one line; it is never passed over.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Self
+
+from aftertune.ledger.answers import Answers
+from aftertune.ledger.check import Finding, findings
+from aftertune.ledger.comparisons import Comparisons, ReportedScores
+from aftertune.ledger.database import Database, locate
+from aftertune.ledger.evaluations import Evaluations
+from aftertune.ledger.lease import Leases
+from aftertune.ledger.responses import Responses
+from aftertune.ledger.studies import Cell, StoredStudy, Studies
+from aftertune.ledger.tunings import Tunings
+
+__all__ = ["Cell", "Finding", "Ledger", "StoredStudy", "locate"]
+
+
+class Ledger(Evaluations, Responses, Leases, Answers, Tunings, Comparisons, ReportedScores, Studies):
+    """An open ledger; made where it is missing, migrated where it is older than this program.
+
+    where: a path or a ``sqlite:///PATH`` URL; None takes AFTERTUNE_LEDGER, else ``.aftertune/ledger.db``.
+    create: False makes a missing file an InputError. Threads and forked processes may share it.
+
+    Raises StorageError where the file is not a ledger, is newer than this program, is locked or cannot be
+    written, and InputError for an address that names no SQLite file.
+    """
+
+    def __init__(self, where: str | os.PathLike[str] | None = None, *, create: bool = True) -> None:
+        super().__init__(Database(where, create=create))
+
+    def check(self) -> list[Finding]:
+        """What the ledger is and what is wrong with it (`aftertune doctor`); reads the whole file."""
+        return findings(self.database)
+
+    def close(self) -> None:
+        """Close the file; with the last connection the write-ahead log is folded into it."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,216 @@
+"""Owns the database file: where it is, the SQLite library, the journal mode, and transactions.
+
+    database = Database(None)                    AFTERTUNE_LEDGER, or .aftertune/ledger.db
+    with database.write() as connection: …       one BEGIN IMMEDIATE transaction, all or nothing
+    with database.read() as connection: …        one snapshot
+
+Why BEGIN IMMEDIATE: a deferred transaction that reads and then writes fails at once when another process
+wrote in between, and the busy timeout does not cover that. Why not always WAL: SQLite 3.7.0 to 3.51.2 can
+corrupt a database in WAL mode (the WAL-reset bug; fixed in 3.51.3, 3.50.7 and 3.44.6), and WAL needs shared
+memory, which network file systems lack; the rollback journal is slower and safe in both.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from aftertune.errors import InputError, StorageError
+from aftertune.ledger import migration
+from aftertune.ledger.faults import PATIENCE, explained, fault
+
+DEFAULT = Path(".aftertune/ledger.db")
+VARIABLE = "AFTERTUNE_LEDGER"
+SOUND = (3, 51, 3)
+
+_NETWORK = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "glusterfs", "pvfs",
+            "orangefs", "panfs", "virtiofs", "fuse.", "macfuse", "osxfuse", "afpfs", "webdav", "davfs")
+
+
+class Database:
+    """An open ledger file, migrated to the newest schema. Raises InputError or StorageError.
+
+    create: make a missing file (False: a missing file is an InputError). module: the DBAPI module.
+    """
+
+    def __init__(self, where: str | os.PathLike[str] | None = None, *, create: bool = True,
+                 module: ModuleType | None = None) -> None:
+        self.path = locate(where)
+        self.module = module or driver()
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        self._prepare_folder(create)
+        state = migration.inspect_file(self.path, self.module)
+        self.engine = self._engine()
+        try:
+            with explained(self.path):
+                self.journal = self._choose_journal()
+                migration.bring_up(self, state)
+        except BaseException:
+            self.engine.dispose()
+            raise
+
+    def close(self) -> None:
+        """Close all connections; the last one folds the write-ahead log into the file."""
+        self.engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the ledger."""
+        self._own_connections()
+        with explained(self.path), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that is committed whole at the end of the block, or not at all if it raises."""
+        self._own_connections()
+        with self._lock, explained(self.path), self.engine.connect() as connection:
+            connection.execution_options(aftertune_write=True)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def migrate(self) -> Iterator[Connection]:
+        """A write transaction without reference checks: a migration that rebuilds a table drops the old one,
+        and that must not take the rows that refer to it along."""
+        with self._lock, explained(self.path), self.engine.connect() as connection:
+            raw: Any = connection.connection.dbapi_connection
+            raw.execute("PRAGMA foreign_keys=OFF")
+            try:
+                connection.execution_options(aftertune_write=True)
+                with connection.begin():
+                    yield connection
+            finally:
+                raw.execute("PRAGMA foreign_keys=ON")
+
+    @property
+    def library(self) -> tuple[int, ...]:
+        """Version of the SQLite library in use."""
+        return tuple(self.module.sqlite_version_info)
+
+    def _own_connections(self) -> None:
+        """A SQLite connection must not be used across a fork: a child process opens its own."""
+        if self._process != os.getpid():
+            self.engine.dispose(close=False)
+            self._process = os.getpid()
+            self._lock = threading.RLock()
+
+    def _prepare_folder(self, create: bool) -> None:
+        if self.path.is_dir():
+            raise InputError(f"{self.path}: a folder, where the ledger's file should be; name a file in it, "
+                             f"for example {self.path / 'ledger.db'}")
+        if not self.path.exists() and not create:
+            raise InputError(f"{self.path}: no ledger here yet; run `aftertune eval` or `aftertune tune` "
+                             f"first, or set {VARIABLE} to the ledger's path")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.path.parent}: the ledger's folder cannot be made ({error.strerror}); "
+                               f"set {VARIABLE} to a path in a writable folder") from None
+        blocked = next((p for p in (self.path.parent, self.path)
+                        if p.exists() and not os.access(p, os.R_OK | os.W_OK)), None)
+        if blocked is not None:
+            raise StorageError(f"{blocked}: cannot be read and written, and the ledger {self.path.name} must "
+                               f"be; change its permissions, or set {VARIABLE} to a path in a writable "
+                               "folder")
+
+    def _engine(self) -> Engine:
+        engine = create_engine(URL.create("sqlite", database=str(self.path)), module=self.module,
+                               connect_args={"timeout": PATIENCE, "isolation_level": None})
+
+        @event.listens_for(engine, "connect")
+        def _settings(connection: Any, _record: Any) -> None:
+            for pragma in ("foreign_keys=ON", "synchronous=FULL", "fullfsync=ON"):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            writes = connection.get_execution_options().get("aftertune_write", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+        return engine
+
+    def _choose_journal(self) -> str:
+        """Set WAL where it is safe, else the rollback journal; returns the mode that the file is in.
+
+        A change needs the file for a moment alone: while others hold it the mode stays as it is.
+        """
+        wanted = "wal" if not has_wal_reset_bug(self.library) and not on_network(self.path) else "delete"
+        raw = self.module.connect(str(self.path), timeout=PATIENCE, isolation_level=None)
+        try:
+            mode = str(raw.execute("PRAGMA journal_mode").fetchone()[0])
+            for wait in (0.01, 0.05, 0.2, 1.0):
+                if mode == wanted:
+                    break
+                try:
+                    mode = str(raw.execute(f"PRAGMA journal_mode={wanted}").fetchone()[0])
+                except self.module.OperationalError as error:
+                    if "locked" not in str(error):
+                        raise
+                    time.sleep(wait)
+            return mode
+        except self.module.Error as error:
+            raise fault(self.path, error) from None
+        finally:
+            raw.close()
+
+
+def locate(where: str | os.PathLike[str] | None = None) -> Path:
+    """The ledger's file: ``where`` (a path or ``sqlite:///PATH``), else AFTERTUNE_LEDGER, else DEFAULT."""
+    text = os.fspath(where) if where is not None else os.environ.get(VARIABLE, "")
+    if "://" not in text:
+        return (Path(text).expanduser() if text else DEFAULT).absolute()
+    scheme = text.partition("://")[0]
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise InputError(f"the ledger's address ({scheme}://…) is not a valid URL; give a path, or "
+                         "sqlite:///PATH") from None
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        raise InputError(f"the ledger's address ({scheme}://…) does not name a SQLite file; give a path, or "
+                         "sqlite:///PATH")
+    return Path(url.database).expanduser().absolute()
+
+
+@cache
+def driver() -> ModuleType:
+    """The DBAPI module: pysqlite3 where it is installed and without the WAL-reset bug, else sqlite3."""
+    try:
+        module = import_module("pysqlite3.dbapi2")
+    except ImportError:
+        return sqlite3
+    return module if tuple(module.sqlite_version_info) >= SOUND else sqlite3
+
+
+def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
+    """True for the SQLite libraries that can corrupt a database in WAL mode."""
+    fixed = version >= SOUND or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+    return version >= (3, 7) and not fixed
+
+
+def on_network(path: Path) -> bool:
+    """True where the folder of ``path`` lies on a file system without shared memory between processes."""
+    return file_system(path).startswith(_NETWORK)
+
+
+def file_system(path: Path) -> str:
+    """Name of the file system that holds ``path`` ("ext4", "nfs4", "apfs"), or "" where it is unknown."""
+    import psutil
+
+    folder = path.parent.resolve()
+    mounts = {Path(p.mountpoint): p.fstype for p in psutil.disk_partitions(all=True)}
+    return next((mounts[p] for p in (folder, *folder.parents) if p in mounts), "").lower()

@@ -1,0 +1,135 @@
+"""Owns the lease of an evaluation: one live process works on it, and a dead one's place is taken.
+
+    ledger.acquire(id)        another live process holds it: ResourceError with its pid and host
+    ledger.beat(id)           "still at work"; save_batch says it too
+    ledger.release(id)
+
+A process of this machine is asked of the kernel (pid and start time, so a reused pid is not mistaken); one of
+another machine or container counts as dead when it has been silent for SILENCE seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from aftertune.errors import ResourceError
+from aftertune.ledger.schema import evaluation, lease
+from aftertune.ledger.store import Store, find
+
+SILENCE = 15 * 60.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """Who holds a lease. boot: machine boot / process namespace; started: in the kernel's own count."""
+
+    pid: int
+    host: str
+    boot: str
+    started: str
+
+    @classmethod
+    def own(cls) -> Process:
+        """This process."""
+        pid = os.getpid()
+        return cls(pid, platform.node(), _boot(), process_start(pid) or "unknown")
+
+    def alive(self, silent: float, here: Process) -> bool:
+        """Whether it still runs. silent: seconds since its last sign of life; here: who asks."""
+        if (self.host, self.boot) == (here.host, here.boot):
+            return process_start(self.pid) == self.started
+        if self.host == here.host and self.boot.partition("/")[0] != here.boot.partition("/")[0]:
+            return False  # the machine was started anew since
+        return silent < SILENCE
+
+
+class Leases(Store):
+    """Leases of evaluations."""
+
+    def acquire(self, evaluation_id: str) -> None:
+        """Take the lease; again by its holder is fine. ResourceError where another live process has it."""
+        with self.database.write() as connection:
+            seq = find(connection, evaluation, evaluation_id).seq
+            row = check_lease(connection, seq, evaluation_id)
+            if row is not None:
+                connection.execute(lease.delete().where(lease.c.evaluation == seq))
+            own = Process.own()
+            connection.execute(lease.insert().values(
+                evaluation=seq, pid=own.pid, host=own.host, boot=own.boot, started=own.started,
+                heartbeat=time.time()))
+
+    def beat(self, evaluation_id: str) -> None:
+        """Say that this process is still at work on the evaluation."""
+        with self.database.write() as connection:
+            beat(connection, find(connection, evaluation, evaluation_id).seq, evaluation_id)
+
+    def release(self, evaluation_id: str) -> None:
+        """Give the lease back; another process's lease is left alone."""
+        own = Process.own()
+        with self.database.write() as connection:
+            seq = find(connection, evaluation, evaluation_id).seq
+            connection.execute(lease.delete().where(
+                lease.c.evaluation == seq, lease.c.pid == own.pid, lease.c.host == own.host,
+                lease.c.boot == own.boot, lease.c.started == own.started))
+
+
+def beat(connection: Connection, seq: int, evaluation_id: str) -> None:
+    """Renew this process's lease, if there is one; ResourceError where another live process took it."""
+    row = check_lease(connection, seq, evaluation_id)
+    if row is not None and _holder(row) == Process.own():
+        connection.execute(lease.update().where(lease.c.evaluation == seq).values(heartbeat=time.time()))
+
+
+def check_lease(connection: Connection, seq: int, evaluation_id: str) -> Row[Any] | None:
+    """The lease on an evaluation, or None; ResourceError where another live process holds it."""
+    row = connection.execute(select(lease).where(lease.c.evaluation == seq)).first()
+    if row is None:
+        return None
+    holder, own = _holder(row), Process.own()
+    silent = max(0.0, time.time() - row.heartbeat)
+    if holder != own and holder.alive(silent, own):
+        raise ResourceError(f"evaluation {evaluation_id} is being worked on by process {holder.pid} on "
+                            f"{holder.host} (last sign of life {silent:.0f} s ago); wait for it, or end it "
+                            "and run the command again")
+    return row
+
+
+def _holder(row: Row[Any]) -> Process:
+    return Process(row.pid, row.host, row.boot, row.started)
+
+
+@cache
+def _boot() -> str:
+    """Boot of this machine and the process namespace, in which pids mean something."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if boot.is_file():
+        inode = namespace.stat().st_ino if namespace.exists() else 0
+        return f"{boot.read_text().strip()}/{inode}"
+    import psutil
+
+    return f"{psutil.boot_time():.0f}/0"
+
+
+def process_start(pid: int) -> str | None:
+    """When process ``pid`` began, or None where there is no such process (or only its zombie)."""
+    stat = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").exists():
+        try:  # the command's name may hold anything; after it come the state and, 19 on, the start in ticks
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+    import psutil
+
+    try:
+        return f"{psutil.Process(pid).create_time():.0f}"
+    except psutil.Error:
+        return None

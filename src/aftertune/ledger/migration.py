@@ -1,0 +1,159 @@
+"""Owns the way of a ledger file to the newest schema (alembic); a file it does not understand stays as it is.
+
+    new file          all migrations, in one transaction
+    older schema      a copy beside it (ledger.db.0001.bak), the missing migrations in one transaction, checks
+    newer schema, another program's database, not a database      StorageError; the file is untouched
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from sqlalchemy import Connection, inspect, text
+
+from aftertune import __version__
+from aftertune.errors import StorageError
+from aftertune.ledger.faults import ADVICE, PATIENCE, fault
+from aftertune.ledger.schema import HEAD, metadata
+
+if TYPE_CHECKING:
+    from aftertune.ledger.database import Database
+
+SCRIPTS = Path(__file__).parent / "migrations"
+_SMALLEST = 512  # bytes of the smallest database
+
+
+@dataclass(frozen=True)
+class State:
+    """What a file holds. revision: its schema, None for an empty or absent file."""
+
+    revision: str | None
+
+
+def inspect_file(path: Path, module: ModuleType, head: str = HEAD) -> State:
+    """Look at a ledger without changing a byte of it; StorageError where this program must not touch it.
+
+    SQLite alone opens the file: to open and close it by other means would drop the locks that another
+    connection of this process holds (POSIX locks belong to the process).
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return State(None)
+    if path.stat().st_size < _SMALLEST:  # SQLite would take it for an empty database and write over it
+        raise StorageError(f"{path}: {ADVICE['NOTADB']}")
+    try:
+        tables, revisions = _look(path, module)
+    except module.Error as error:
+        raise fault(path, error) from None
+    if not tables:
+        return State(None)
+    if "alembic_version" not in tables or not {"evaluation", "response"} <= tables:
+        raise StorageError(f"{path}: a SQLite database of another program (its tables: "
+                           f"{', '.join(sorted(tables)[:4])}); it was left as it is: set AFTERTUNE_LEDGER to "
+                           "another path")
+    revision = revisions[0] if len(revisions) == 1 else "+".join(revisions) or "none"
+    if revision not in known_revisions(head):
+        raise StorageError(f"{path}: written by a newer aftertune: its schema is {revision}, and this one "
+                           f"({__version__}) knows up to {head}; the file was left as it is: upgrade "
+                           "aftertune, or set AFTERTUNE_LEDGER to another path")
+    return State(revision)
+
+
+def known_revisions(head: str = HEAD) -> list[str]:
+    """Every revision up to ``head``: they are numbered 0001, 0002, …"""
+    return [f"{n:04d}" for n in range(1, int(head) + 1)]
+
+
+def bring_up(database: Database, state: State, *, scripts: Path = SCRIPTS, head: str = HEAD) -> None:
+    """Migrate an open database from ``state`` to ``head``: all of it, or nothing."""
+    if state.revision == head:
+        return
+    backup = _back_up(database, state.revision) if state.revision is not None else None
+    try:
+        with database.migrate() as connection:
+            if _revision(connection) != head:  # another process may have been faster
+                _run(connection, scripts, head)
+                _verify(connection, head)
+    except Exception as error:
+        if backup is None:
+            raise
+        raise StorageError(f"{database.path}: the migration from schema {state.revision} to {head} failed "
+                           f"and was undone ({' '.join(str(error).split())[:200]}); the ledger is as before, "
+                           f"with a copy in {backup}") from error
+
+
+def _look(path: Path, module: ModuleType) -> tuple[set[str], list[str]]:
+    """Names of the tables, and the rows of alembic's version table; nothing is written."""
+    hot = path.with_name(path.name + "-journal")  # left by a kill: only a writer may roll it back
+    mode = "rw" if hot.exists() and hot.stat().st_size else "ro"
+    uri = f"file:{quote(str(path))}?mode={mode}"
+    with closing(module.connect(uri, uri=True, timeout=PATIENCE)) as raw:
+        rows = raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        tables = {str(row[0]) for row in rows if not str(row[0]).startswith("sqlite_")}
+        if "alembic_version" not in tables:
+            return tables, []
+        rows = raw.execute("SELECT version_num FROM alembic_version").fetchall()
+        return tables, [str(row[0]) for row in rows]
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+@contextmanager
+def _alembic(connection: Connection, scripts: Path, head: str) -> Iterator[Any]:
+    """alembic's environment on our connection and inside our transaction."""
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
+    script = ScriptDirectory(str(scripts))
+
+    def upgrade(revision: Any, _context: Any) -> Any:
+        return script._upgrade_revs(head, revision)
+
+    with EnvironmentContext(Config(), script, fn=upgrade) as environment:
+        environment.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+        yield environment
+
+
+def _run(connection: Connection, scripts: Path, head: str) -> None:
+    with _alembic(connection, scripts, head) as environment:
+        environment.run_migrations()
+
+
+def _verify(connection: Connection, head: str) -> None:
+    """The file says ``head``, holds every table of the schema, and passes SQLite's own check."""
+    missing = set(metadata.tables) - set(inspect(connection).get_table_names())
+    found = _revision(connection)
+    if missing or found != head:
+        raise StorageError(f"after the migration the schema is {found}, {head} was meant; tables missing: "
+                           f"{', '.join(sorted(missing)) or 'none'}")
+    problems = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(3)
+    if problems:
+        raise StorageError(f"after the migration references are broken: {[tuple(p) for p in problems]}")
+
+
+def _back_up(database: Database, revision: str) -> Path:
+    """A consistent copy beside the ledger, with what the write-ahead log holds; never over another file."""
+    number, target = 0, database.path.with_name(f"{database.path.name}.{revision}.bak")
+    while target.exists():
+        number += 1
+        target = database.path.with_name(f"{database.path.name}.{revision}.{number}.bak")
+    module = database.module
+    try:
+        with closing(module.connect(str(database.path), timeout=PATIENCE)) as source, \
+                closing(module.connect(str(target))) as copy:
+            source.backup(copy)
+    except module.Error as error:
+        target.unlink(missing_ok=True)
+        raise StorageError(f"{target}: the copy that precedes a migration failed ({error}); the ledger is as "
+                           "before: free some space and run the command again") from None
+    return target

@@ -1,0 +1,82 @@
+"""Owns what every part of the ledger stands on: the database, finding a row by id or name, upserts.
+
+    class Studies(Store): …        one noun a module; ``Ledger`` is all of them over one Database
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import Connection, Row, Table, select
+
+from aftertune.errors import InputError, nearest
+from aftertune.ledger.codec import encode
+from aftertune.ledger.database import Database
+from aftertune.ledger.schema import model
+from aftertune.values import ModelIdentity, canonical
+
+_PREFIX = 4  # characters of an id that may stand for the whole of it
+CHUNK = 500  # values in one IN list: below every database's limit
+
+
+class Store:
+    """A part of the ledger over ``database``."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+
+def upsert(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+    """Update the row that has ``key``, or insert it; returns its seq. Only inside a write transaction."""
+    matches = [table.c[name] == value for name, value in key.items()]
+    seq = connection.execute(select(table.c.seq).where(*matches)).scalar()
+    if seq is None:
+        made = connection.execute(table.insert().values(**key, **values)).inserted_primary_key
+        assert made is not None
+        return int(made[0])
+    connection.execute(table.update().where(table.c.seq == seq).values(**values))
+    return int(seq)
+
+
+def store_model(connection: Connection, identity: ModelIdentity) -> int:
+    """seq of the model's row, made where it is missing."""
+    value = encode(identity)
+    key = sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()  # a path may be any bytes
+    return upsert(connection, model, {"key": key},
+                  {"fingerprint": identity.fingerprint, "source": identity.source, "value": value})
+
+
+def find(connection: Connection, table: Table, word: str) -> Row[Any]:
+    """The row of ``table`` with this id, this name (the newest), or this beginning of an id.
+
+    InputError with the nearest ids and names where there is none, or where a beginning fits several.
+    """
+    exact = connection.execute(select(table).where(table.c.id == word)).first()
+    if exact is not None:
+        return exact
+    named = "name" in table.c
+    if named:
+        query = select(table).where(table.c.name == word).order_by(table.c.seq.desc())
+        newest = connection.execute(query).first()
+        if newest is not None:
+            return newest
+    if len(word) >= _PREFIX:
+        query = select(table).where(table.c.id.startswith(word, autoescape=True)).limit(3)
+        rows = connection.execute(query).all()
+        if len(rows) == 1:
+            return rows[0]
+        if rows:
+            raise InputError(f"{word!r} begins the ids of several rows of the ledger's table `{table.name}` "
+                             f"({', '.join(r.id for r in rows)}); give more of the id")
+    columns = [table.c.name, table.c.id] if named else [table.c.id]
+    known = list(dict.fromkeys(v for r in connection.execute(select(*columns).order_by(table.c.seq.desc()))
+                               for v in r))
+    raise InputError(f"no {table.name} {word!r} in the ledger{nearest(word, known) or _some(known)}")
+
+
+def _some(known: Sequence[str]) -> str:
+    if not known:
+        return ", which holds none yet"
+    return f"; it holds {', '.join(known[:6])}{', …' if len(known) > 6 else ''}"

@@ -1,0 +1,237 @@
+"""Owns how a result came to be: command, versions, hardware, git state, times; and keeps secrets out of it.
+
+    before = capture()                     # Provenance(command="aftertune eval gpt2 --token [redacted]", …)
+    …
+    after = finish(before)                 # the same with finished and seconds
+
+Nothing is imported to find its version, and the GPU is only asked where torch is already loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from aftertune.values import Provenance
+
+REDACTED = "[redacted]"
+PACKAGES = ("aftertune", "torch", "transformers", "peft", "trl", "lm-eval", "datasets", "numpy")
+
+_SHORTEST_SECRET = 6  # a shorter environment value ("1", "true", "user") would blank out half a command
+_HARMLESS = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special", "image", "stop"}
+_SECRET_ENDS = ("password", "passwd", "passphrase", "secret", "apikey", "credential", "credentials")
+_PLAIN_VALUE = {"true", "false", "none", "null", "auto"}
+
+#: Tokens known by their look: Hugging Face, OpenAI-like, GitHub, GitLab, AWS, Slack, Google, JWT.
+_LOOKS_SECRET = re.compile(
+    r"\b(?:hf_|api_org_)[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[opsur]_[A-Za-z0-9]{16,}"
+    r"|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}|\bAKIA[A-Z0-9]{16}\b|\bxox[abprs]-[\w-]{10,}"
+    r"|\bAIza[\w-]{30,}|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}")
+_USERINFO = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,40}://)[^/\s'\"]+@")
+_KEY = re.compile(r"""(?<![\w.-])(?P<key>[\w.-]++)["']?(?P<sep>\s*[=:]\s*|[ \t]+)""")
+_VALUE = re.compile(r"""'[^']*'|"[^"]*"|[^\s,;&'"]+""")
+
+_clocks: dict[str, float] = {}  # Provenance.started -> monotonic seconds at that moment, in this process
+
+
+def capture(command: str | None = None) -> Provenance:
+    """What runs now, where and with what. ``command``: the command line, by default this process's own."""
+    shown = _own_command(sys.argv) if command is None else _given_command(command)
+    commit, dirty = _git(Path.cwd())
+    started = _now()
+    while started in _clocks:
+        started = _now()
+    _clocks[started] = time.monotonic()
+    return Provenance(command=shown, started=started, versions=_versions(), hardware=_hardware(),
+                      git=commit, dirty=dirty)
+
+
+def finish(provenance: Provenance) -> Provenance:
+    """The same provenance with its end. seconds: by the monotonic clock, so never negative.
+
+    Where the run was begun by another process only the wall clock is left, and a clock that was moved back
+    gives 0 seconds. finished is never earlier than started.
+    """
+    begun = datetime.fromisoformat(provenance.started)
+    now = datetime.now(UTC)
+    clock = _clocks.get(provenance.started)
+    seconds = time.monotonic() - clock if clock is not None else (now - begun).total_seconds()
+    seconds = max(0.0, seconds)
+    finished = max(now, begun + timedelta(seconds=seconds))
+    return replace(provenance, finished=finished.isoformat(timespec="microseconds"), seconds=seconds)
+
+
+def redact(text: str) -> str:
+    """``text`` without secrets: known environment values, tokens by their look, URL logins, ``key=value``."""
+    for value in _environment_secrets(os.environ):
+        for form in {value, quote(value, safe=""), shlex.quote(value)}:
+            text = text.replace(form, REDACTED)
+    text = _LOOKS_SECRET.sub(REDACTED, text)
+    text = _BEARER.sub(lambda m: f"{m[1]} {REDACTED}", text)
+    text = _USERINFO.sub(lambda m: f"{m['scheme']}{REDACTED}@", text)
+    return _redact_pairs(text)
+
+
+def _redact_pairs(text: str) -> str:
+    """Blank the value after every secret-looking key: ``key=value``, ``"key": "value"``, ``--key value``."""
+    out, position = [], 0
+    while match := _KEY.search(text, position):
+        end = match.end("key")
+        if _is_secret_key(match["key"]) and (match["key"].startswith("-") or match["sep"].strip()):
+            value = _VALUE.match(text, match.end())
+            is_flag = value is not None and value[0].startswith("--") and not match["sep"].strip()
+            if value is not None and not is_flag and not _is_plain(value[0]):
+                out += [text[position:match.end()], REDACTED]
+                position = value.end()
+                continue
+        out.append(text[position:end])
+        position = end
+    return "".join([*out, text[position:]])
+
+
+def _is_plain(value: str) -> bool:
+    bare = value.strip("'\"").lower()
+    return bare in _PLAIN_VALUE or bare == REDACTED
+
+
+def _is_secret_key(key: str) -> bool:
+    """True for HF_TOKEN, --api-key, wandbApiKey, PGPASSWORD; False for max_tokens, add_bos_token."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)
+    words = [w for w in re.split(r"[^A-Za-z0-9]+", spaced.lower()) if w]
+    for before, word in zip(["", *words], words, strict=False):
+        if word.endswith(_SECRET_ENDS):
+            return True
+        if word == "key" and before in {"api", "access", "secret", "private", "auth"}:
+            return True
+        if word.endswith("token") and not _HARMLESS & {before, word.removesuffix("token")}:
+            return True
+    return False
+
+
+def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
+    """Values of secret-looking variables, the longest first (one may contain another)."""
+    values = {v.strip() for k, v in environment.items() if _is_secret_key(k)}
+    return sorted((v for v in values if len(v) >= _SHORTEST_SECRET and v.lower() not in _PLAIN_VALUE),
+                  key=len, reverse=True)
+
+
+def _own_command(argv: Sequence[str]) -> str:
+    """This process's arguments as one shell line, the program by its name alone."""
+    if not argv:
+        return ""
+    program = Path(argv[0])
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    return " ".join([name, *_quoted(_clean(argv[1:]))])
+
+
+def _given_command(command: str) -> str:
+    """A shell line without its secrets; as it was given where it has none."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # not a shell line: an open quote
+        return redact(command)
+    clean = _clean(words)
+    return redact(command) if clean == words else " ".join(_quoted(clean))
+
+
+def _clean(words: Sequence[str]) -> list[str]:
+    """Arguments without secrets; the value after a secret flag is blanked whole, whatever is in it."""
+    out: list[str] = []
+    secret_next = False
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if secret_next and not word.startswith("--"):
+            out.append(REDACTED)
+        elif equals and word.startswith("-") and _is_secret_key(flag) and not _is_plain(value):
+            out.append(f"{flag}={REDACTED}")
+        else:
+            out.append(redact(word))
+        secret_next = word.startswith("-") and not equals and _is_secret_key(word)
+    return out
+
+
+def _quoted(words: Sequence[str]) -> list[str]:
+    """Words as a shell takes them; the mark of a redaction stays without quotes."""
+    return [w if REDACTED in w and " " not in w else shlex.quote(w) for w in words]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _versions() -> dict[str, str]:
+    """Versions by package metadata; a package that is not installed is left out."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if "aftertune" not in found:
+        from aftertune import __version__
+
+        found["aftertune"] = __version__
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    """Platform, CPU model, cores this process may use, memory in bytes, GPU names (torch loaded only)."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"platform": platform.platform(), "machine": platform.machine(), "cpu": _cpu_model(),
+            "cores": cores, "memory": int(psutil.virtual_memory().total), "gpus": _gpus()}
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    if sys.platform == "darwin":
+        return _output(["sysctl", "-n", "machdep.cpu.brand_string"], Path.cwd()) or platform.processor()
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda"):
+        return []
+    if torch.cuda.is_available():
+        return [str(torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
+    mps = getattr(getattr(torch, "backends", None), "mps", None)
+    return ["Apple MPS"] if mps is not None and mps.is_available() else []
+
+
+def _git(folder: Path) -> tuple[str | None, bool | None]:
+    """Commit and whether tracked files differ from it; (None, None) outside a repository or without git."""
+    commit = _output(["git", "rev-parse", "--verify", "HEAD"], folder)
+    if not commit:
+        return None, None
+    changed = _output(["git", "status", "--porcelain", "--untracked-files=no"], folder)
+    return commit, None if changed is None else bool(changed)
+
+
+def _output(command: list[str], folder: Path) -> str | None:
+    """Standard output of a short command, or None where it is missing, fails or takes over five seconds."""
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5, check=True,
+                              env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

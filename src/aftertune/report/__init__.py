@@ -1,0 +1,15 @@
+"""Reports: the Markdown record, the HTML page and the tables of the terminal, from values alone.
+
+    from aftertune.report import write_page, write_record
+    Path("record.md").write_text(write_record(evaluations, tunings, comparisons, title="Orders study"))
+
+Nothing here computes a verdict; everything here shows one. The same input gives the same bytes.
+"""
+
+from aftertune.report.page import write_page
+from aftertune.report.record import write_record
+from aftertune.report.table import ScoreLine, VerdictLine, score_table, verdict_table
+from aftertune.report.terminal import terminal_scores, terminal_table
+
+__all__ = ["ScoreLine", "VerdictLine", "score_table", "terminal_scores", "terminal_table", "verdict_table",
+           "write_page", "write_record"]

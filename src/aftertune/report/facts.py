@@ -1,0 +1,181 @@
+"""What is known about a run besides its scores, as (label, value) pairs: the metadata list of a report.
+
+    evaluation_facts(evaluation, tuning)
+        [("Evaluation Date", "2026-11-23"), ("Model Path", "package:…"), ("Weights", "3f0c…"), …]
+
+Labels follow the form of model evaluation records (Evaluation Date, Model Path, Evaluation Command,
+Fine-tuning Method, Training Data Size, Device, Batch Plan, Data Type). Values are finished text, not escaped
+for a format; CODE names the labels whose values are code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aftertune.report import format as fmt
+from aftertune.report.families import Family
+from aftertune.report.names import task_title
+from aftertune.report.table import held_out_line, part_text
+from aftertune.values import Evaluation, ModelIdentity, Provenance, TaskSettings, Tuning
+
+Facts = list[tuple[str, str]]
+
+#: Labels whose values are shown as code.
+CODE = frozenset({"Model Path", "Adapter Path", "Evaluation Command", "Training Command", "Weights",
+                  "Configuration", "Tokenizer", "Adapter", "Training Data Fingerprint", "Revision", "Output",
+                  "Evaluation", "Tuning", "Result Fingerprint"})
+
+
+def evaluation_facts(evaluation: Evaluation, tuning: Tuning | None) -> Facts:
+    """Date, model, fingerprints, command, method, data, device, plan, type, engine, versions, tasks."""
+    provenance = evaluation.provenance
+    facts: Facts = [("Evaluation", evaluation.id)]
+    if provenance is not None:
+        facts.append(("Evaluation Date", provenance.started[:10]))
+    facts += model_facts(evaluation.model)
+    if provenance is not None:
+        facts.append(("Evaluation Command", provenance.command))
+    if tuning is not None:
+        facts += [("Fine-tuning Method", method_text(tuning)),
+                  ("Training Data Size", f"{fmt.count(tuning.examples)} examples"), ("Tuning", tuning.id)]
+    facts.append(("Device", _device(evaluation.device, provenance)))
+    facts.append(("Batch Plan", plan_text(evaluation.schedule)))
+    facts.append(("Data Type", evaluation.dtype))
+    note = f" ({evaluation.engine_note})" if evaluation.engine_note else ""
+    facts.append(("Engine", f"{evaluation.engine}{note}"))
+    facts += run_facts(provenance)
+    facts += [(f"Task {task_title(t.task)}", task_text(t)) for t in evaluation.tasks]
+    facts += [("Warning", warning) for warning in evaluation.warnings]
+    return _shown(facts)
+
+
+def tuning_facts(tuning: Tuning) -> Facts:
+    """Base, data, method, every resolved setting, versions and notes of one fine-tune."""
+    provenance = tuning.provenance
+    facts: Facts = [("Tuning", tuning.id)]
+    if provenance is not None:
+        facts.append(("Training Date", provenance.started[:10]))
+    facts += model_facts(tuning.base)
+    facts += [("Fine-tuning Method", method_text(tuning)), ("Training Data", tuning.data_source),
+              ("Training Data Fingerprint", fmt.short(tuning.data)),
+              ("Training Data Size", f"{fmt.count(tuning.examples)} examples"), ("Seed", str(tuning.seed))]
+    if tuning.trainable_parameters is not None:
+        facts.append(("Trainable Parameters", fmt.count(tuning.trainable_parameters)))
+    facts.append(("Settings", mapping_text(tuning.settings)))
+    if provenance is not None:
+        facts.append(("Training Command", provenance.command))
+    if tuning.result:
+        facts.append(("Result Fingerprint", fmt.short(tuning.result)))
+    if tuning.held_out is not None:
+        n, before, after, difference, interval = held_out_line(tuning.held_out)
+        facts.append(("Held-out Loss", f"{before} before, {after} after ({difference} nats per token, 95 % "
+                                       f"interval {interval}, {n} examples)"))
+    facts += [("Output", tuning.output), *run_facts(provenance)]
+    facts += [("Note", note) for note in tuning.notes]
+    return _shown(facts)
+
+
+def model_facts(model: ModelIdentity) -> Facts:
+    """Where a model came from and its fingerprints, each on its own."""
+    facts: Facts = [("Model Path", model.source)]
+    if model.revision:
+        facts.append(("Revision", model.revision))
+    facts += [("Weights", fmt.short(model.weights)), ("Configuration", fmt.short(model.config)),
+              ("Tokenizer", fmt.short(model.tokenizer))]
+    if model.adapter_source:
+        facts.append(("Adapter Path", model.adapter_source))
+    if model.adapter:
+        facts.append(("Adapter", fmt.short(model.adapter)))
+    if model.trust_remote_code:
+        facts.append(("Model Code", "code from the model's own repository was run (trust_remote_code)"))
+    return facts
+
+
+def run_facts(provenance: Provenance | None) -> Facts:
+    """Versions, code state and duration of a run."""
+    if provenance is None:
+        return []
+    facts: Facts = []
+    if provenance.versions:
+        facts.append(("Versions", ", ".join(f"{k} {v}" for k, v in sorted(provenance.versions.items()))))
+    if provenance.git:
+        state = " with uncommitted changes" if provenance.dirty else ""
+        facts.append(("Code", f"commit {fmt.short(provenance.git)}{state}"))
+    if provenance.seconds is not None:
+        facts.append(("Duration", fmt.duration(provenance.seconds)))
+    return facts
+
+
+def method_text(tuning: Tuning) -> str:
+    """The method as people write it."""
+    return {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "full": "full fine-tune"}.get(
+        tuning.method, tuning.method)
+
+
+def kind_text(evaluation: Evaluation, home: Family, tuning: Tuning | None) -> str:
+    """What an evaluated model is in its family: "base", "LoRA, 600 examples", or "" where not known."""
+    if tuning is not None:
+        return f"{method_text(tuning)}, {fmt.count(tuning.examples)} examples"
+    return "base" if evaluation.model.fingerprint == home.root and home.has_tuned else ""
+
+
+def plan_text(schedule: Mapping[str, Any]) -> str:
+    """The batch plan that ran: budget, slots, threads and halvings."""
+    return mapping_text(schedule) or "not recorded"
+
+
+def mapping_text(values: Mapping[str, Any]) -> str:
+    """A mapping as ``key value`` pairs sorted by key; long lists by their count."""
+    return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in sorted(values.items())
+                     if value is not None)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({mapping_text(value)})" if value else "none"
+    if isinstance(value, list | tuple):
+        if not value:
+            return "none"
+        short = len(value) <= 8 and all(isinstance(v, str | int | float) for v in value)
+        return "[" + ", ".join(map(_listed, value)) + "]" if short else f"{fmt.count(len(value))} entries"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _listed(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else _plain(value)
+
+
+def task_text(task: TaskSettings) -> str:
+    """How one task was run: version, items, examples, data, split, template, generation settings."""
+    template = "chat template on" if task.chat_template else "chat template off"
+    if task.chat_template and task.fewshot_as_multiturn:
+        template += " (examples as turns)"
+    parts = [part_text(task) or f"all {fmt.count(task.n)} items", f"{task.num_fewshot}-shot", template,
+             f"data {task.data}, split {task.split}", f"version {task.version}"]
+    if task.system_instruction:
+        parts.append(f"system instruction {task.system_instruction!r}")
+    if task.generation:
+        parts.append(f"generation ({mapping_text(task.generation)})")
+    if task.chance is not None:
+        parts.append(f"chance {fmt.percent(task.chance)}")
+    return ", ".join([*parts, f"items {fmt.short(task.items)}, prompts {fmt.short(task.prompts)}"])
+
+
+def _device(device: str, provenance: Provenance | None) -> str:
+    """The device with what is known of the machine: "CPU (Xeon 8481C, 2 cores, 7.8 GiB)"."""
+    hardware = provenance.hardware if provenance is not None else {}
+    chips = hardware.get("gpus") if device != "cpu" else None
+    parts = [", ".join(chips) if chips else hardware.get("cpu")]
+    if hardware.get("cores"):
+        parts.append(f"{hardware['cores']} cores")
+    if hardware.get("memory"):
+        parts.append(f"{hardware['memory'] / 2**30:.1f} GiB")
+    known = ", ".join(str(part) for part in (*parts, hardware.get("platform")) if part)
+    return f"{device.upper()} ({known})" if known else device.upper()
+
+
+def _shown(facts: Facts) -> Facts:
+    return [(label, fmt.visible(value, 600)) for label, value in facts if value]

@@ -1,0 +1,72 @@
+"""Which evaluations belong together: a base model, and all that was made from it.
+
+    families([base, careful, careless], tunings)
+        [Family(title="SmolLM2-135M-Instruct.Q4_1", evaluations=(base, careful, careless), pending=())]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from aftertune.report.names import source_title
+from aftertune.values import Evaluation, ModelIdentity, Tuning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A base model with its evaluations (the base's own first) and the tunings not yet evaluated."""
+
+    root: str
+    model: ModelIdentity
+    evaluations: tuple[Evaluation, ...]
+    pending: tuple[Tuning, ...]
+
+    @property
+    def title(self) -> str:
+        return source_title(self.model.source)
+
+    @property
+    def has_tuned(self) -> bool:
+        """True where something in the family was made from its base."""
+        return bool(self.pending) or any(e.model.fingerprint != self.root for e in self.evaluations)
+
+
+def tuning_of(evaluation: Evaluation, tunings: Sequence[Tuning]) -> Tuning | None:
+    """The fine-tune that an evaluation's model came from: by id, else by the model's fingerprint."""
+    by_id = (t for t in tunings if t.id == evaluation.tuning)
+    by_result = (t for t in tunings if t.result == evaluation.model.fingerprint)
+    return next(by_id, None) or next(by_result, None)
+
+
+def families(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> list[Family]:
+    """Group evaluations by the base model they go back to, in order of first appearance."""
+    found: dict[str, Family] = {}
+
+    def family(model: ModelIdentity) -> Family:
+        return found.setdefault(model.fingerprint, Family(root=model.fingerprint, model=model,
+                                                          evaluations=(), pending=()))
+
+    evaluated: set[str] = set()
+    for evaluation in evaluations:
+        tuning = tuning_of(evaluation, tunings)
+        if tuning is not None:
+            evaluated.add(tuning.id)
+        home = family(_root(evaluation.model, tuning, tunings))
+        found[home.root] = replace(home, evaluations=(*home.evaluations, evaluation))
+    for tuning in tunings:
+        if tuning.id not in evaluated:
+            home = family(_root(tuning.base, None, tunings))
+            found[home.root] = replace(home, pending=(*home.pending, tuning))
+    return [replace(f, evaluations=tuple(sorted(f.evaluations, key=lambda e: e.model.fingerprint != f.root)))
+            for f in found.values()]
+
+
+def _root(model: ModelIdentity, tuning: Tuning | None, tunings: Sequence[Tuning]) -> ModelIdentity:
+    """The model at the start of a chain of fine-tunes."""
+    seen: set[str] = set()
+    while tuning is not None and tuning.id not in seen:
+        seen.add(tuning.id)
+        model = tuning.base
+        tuning = next((t for t in tunings if t.result == model.fingerprint), None)
+    return model.base if model.adapter else model

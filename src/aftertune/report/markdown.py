@@ -1,0 +1,40 @@
+"""Markdown built so that foreign text stays text.
+
+    text("a|b <i>")           "a\\|b &lt;i&gt;"
+    code("x`y")               "`` x`y ``"
+    table(["Task"], [["a"]])  three lines with pipes
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+_SPECIAL = re.compile(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))")
+
+
+def text(value: str) -> str:
+    """Foreign text on one line, with everything that Markdown or HTML would read escaped."""
+    flat = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", flat)
+
+
+def code(value: str) -> str:
+    """Foreign text as an inline code span, fenced by more backticks than it holds."""
+    flat = " ".join(value.split())
+    runs = [len(run) for run in re.findall(r"`+", flat)]
+    fence = "`" * (max(runs, default=0) + 1)
+    return f"{fence} {flat} {fence}" if runs else f"{fence}{flat}{fence}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A pipe table of cells that are already Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def facts(pairs: Sequence[tuple[str, str]], as_code: Collection[str]) -> str:
+    """A metadata list: ``- **Label**: value``; labels in ``as_code`` have their values as code."""
+    return "\n".join(
+        f"- **{text(label)}**: {code(value) if label.removeprefix('Fine-tune: ') in as_code else text(value)}"
+        for label, value in pairs)

@@ -1,0 +1,107 @@
+"""Observations in words: sentences that stand on verdicts, and on nothing else.
+
+    observations([comparison])[0]
+        Observation(comparison="c-1f…", lead="Forgetting",
+                    text="Against smollm2, careless forgot on HellaSwag, Normalized Accuracy (−11.00 points, "
+                         "95 % interval −16.10 to −6.20, margin ±5.00, n=300).")
+
+Nothing is said from a row at floor, from a secondary metric, or from a forced comparison; an undecided row
+gives a neutral sentence; without proven lineage no sentence speaks of forgetting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aftertune.report import format as fmt
+from aftertune.report.names import is_fraction, metric_title, task_title
+from aftertune.values import Comparison, ComparisonRow, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """One sentence with the comparison it stands on."""
+
+    comparison: str
+    lead: str
+    text: str
+
+
+_LEADS: dict[Verdict, tuple[str, str]] = {
+    "lower": ("Forgetting", "Lower"), "higher": ("Improvement", "Higher"),
+    "within": ("Kept", "No difference beyond the margin"), "undecided": ("Undecided", "Undecided"),
+}
+
+
+def observations(comparisons: Sequence[Comparison]) -> list[Observation]:
+    """The sentences of all comparisons, in their order; lower, higher, within, undecided within each."""
+    return [found for comparison in comparisons for found in _of(comparison)]
+
+
+def _of(comparison: Comparison) -> list[Observation]:
+    if comparison.forced:
+        return [Observation(
+            comparison=comparison.id, lead="No observation",
+            text=f"{_pair(comparison)} were compared by force although they differ in "
+                 f"{_blocking(comparison)}; nothing is concluded from it.")]
+    found = []
+    for verdict, leads in _LEADS.items():
+        rows = [r for r in comparison.rows if r.primary and r.verdict == verdict and not _floored(r)]
+        if rows:
+            found.append(Observation(comparison=comparison.id, lead=leads[0 if comparison.lineage else 1],
+                                     text=_sentence(comparison, verdict, rows)))
+    return found
+
+
+def _floored(row: ComparisonRow) -> bool:
+    """True where a base at the floor had nothing to lose, so that "no loss" says nothing."""
+    return row.at_floor and row.verdict in ("within", "undecided")
+
+
+def _sentence(comparison: Comparison, verdict: Verdict, rows: list[ComparisonRow]) -> str:
+    tuned, base = fmt.visible(comparison.tuned_name), fmt.visible(comparison.base_name)
+    shown = "; ".join(_evidence(row) for row in rows)
+    if verdict == "undecided":
+        return f"Whether {tuned} differs from {base} beyond the margin is not decided on {shown}."
+    if comparison.lineage:
+        start = {"lower": "forgot", "higher": "improved", "within": "kept, within the margin,"}[verdict]
+        return f"Against {base}, {tuned} {start} on {shown}."
+    start = {"lower": f"{tuned} scores lower than {base}", "higher": f"{tuned} scores higher than {base}",
+             "within": f"{tuned} and {base} score the same within the margin"}[verdict]
+    return f"{start} (a model comparison, no proven lineage): {shown}."
+
+
+def _evidence(row: ComparisonRow) -> str:
+    scale, unit = (100, "points, ") if is_fraction(row.metric) else (1, "")
+    margin = f", margin ±{fmt.points(row.margin, scale).lstrip('+')}"
+    return (f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))} "
+            f"({fmt.points(row.delta, scale)} {unit}95 % interval "
+            f"{fmt.points_interval(row.low, row.high, scale)}{margin}, n={fmt.count(row.n)})")
+
+
+def _pair(comparison: Comparison) -> str:
+    return f"{fmt.visible(comparison.base_name)} and {fmt.visible(comparison.tuned_name)}"
+
+
+def _blocking(comparison: Comparison) -> str:
+    fields = {fmt.visible(d.field) for d in comparison.differences if d.blocking}
+    return ", ".join(sorted(fields)) or "what must agree"
+
+
+def watermark(comparison: Comparison) -> str:
+    """The line that a forced comparison carries wherever it is shown, or ""."""
+    if not comparison.forced:
+        return ""
+    shown = "; ".join(f"{fmt.visible(d.field)}: {fmt.visible(d.left, 60)} against {fmt.visible(d.right, 60)}"
+                      for d in comparison.differences if d.blocking)
+    return f"FORCED COMPARISON: these evaluations are not comparable ({shown or 'compared with --force'})."
+
+
+def lineage_note(comparison: Comparison) -> str:
+    """What may be said about who was made from whom."""
+    tuned, base = fmt.visible(comparison.tuned_name), fmt.visible(comparison.base_name)
+    if comparison.lineage:
+        return f"{tuned} was made from {base}: differences are told as forgot, improved and kept."
+    return (f"Model comparison: it is not proven that {tuned} was made from {base}, so differences are told "
+            "as lower, higher and within, never as forgetting.")

@@ -1,0 +1,179 @@
+"""The record: everything that was run and found, as one Markdown document.
+
+    write_record([base, careful], [tuning], [comparison], title="Model Evaluation Results Record")
+
+A numbered section per base model with a ``###`` per evaluation (its table, its metadata list), then
+Comparative Analysis, Key Observations and Task Descriptions. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aftertune.report import format as fmt
+from aftertune.report import markdown as md
+from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
+from aftertune.report.families import Family, families, tuning_of
+from aftertune.report.generated import Answers, format_table
+from aftertune.report.names import metric_description, metric_title, task_description, task_title
+from aftertune.report.observations import lineage_note, observations, watermark
+from aftertune.report.table import (
+    beyond_noise,
+    error_text,
+    held_out_line,
+    metrics_by_task,
+    performance,
+    proven_best,
+    score_table,
+    value_text,
+    verdict_table,
+)
+from aftertune.values import Comparison, Evaluation, Tuning
+
+
+def write_record(
+    evaluations: Sequence[Evaluation],
+    tunings: Sequence[Tuning],
+    comparisons: Sequence[Comparison],
+    *,
+    title: str,
+    answers: Answers | None = None,
+) -> str:
+    """The record as Markdown. answers: evaluation id -> answers, for the format of generated answers."""
+    blocks = [f"# {md.text(title)}"]
+    homes = families(evaluations, tunings)
+    for number, home in enumerate(homes, start=1):
+        blocks += _family(number, home, tunings, answers or {})
+    if not homes:
+        blocks.append("*Nothing has been evaluated yet.*")
+    if evaluations:
+        blocks += ["## Comparative Analysis", *_sizes(evaluations, tunings),
+                   *_performance(evaluations, comparisons)]
+        for comparison in comparisons:
+            blocks += _comparison(comparison)
+        blocks += ["### Key Observations", _observations(comparisons)]
+        blocks += ["---", "## Task Descriptions", _descriptions(evaluations)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _family(number: int, home: Family, tunings: Sequence[Tuning], answers: Answers) -> list[str]:
+    size = f" ({fmt.compact(home.model.parameters)})" if home.model.parameters else ""
+    blocks = [f"## {number}. {md.text(home.title)}{size}"]
+    for evaluation in home.evaluations:
+        blocks += _evaluation(evaluation, home, tuning_of(evaluation, tunings), answers)
+    for tuning in home.pending:
+        state = "Tuned, not yet evaluated." if tuning.status == "done" else f"Tuning {tuning.status}."
+        blocks += [f"### {md.text(tuning.name)} (Not Evaluated)", f"*{state}*",
+                   md.facts(tuning_facts(tuning), CODE)]
+    return blocks
+
+
+def _evaluation(evaluation: Evaluation, home: Family, tuning: Tuning | None, answers: Answers) -> list[str]:
+    kind = kind_text(evaluation, home, tuning)
+    blocks = [f"### {md.text(evaluation.name)}{f' ({md.text(kind)})' if kind else ''}"]
+    if evaluation.status != "done":
+        blocks.append(f"*Not finished (status: {md.text(evaluation.status)}).*")
+    lines = score_table(evaluation)
+    if lines:
+        rows = []
+        for line in lines:
+            cells = [line.metric, line.result, line.error, line.interval,
+                     f"{line.n} ({line.part})" if line.part else line.n]
+            first = md.text(line.title)
+            bold = [f"**{first}**", md.text(cells[0]), f"**{cells[1]}**", *map(md.text, cells[2:])]
+            rows.append(bold if line.primary else [first, *map(md.text, cells)])
+        blocks.append(md.table(
+            ["Task", "Metric", "Result", "Error range (±1 SE)", "95 % interval", "n"], rows))
+    for form in format_table(evaluation, answers.get(evaluation.id, ())):
+        blocks.append(f"Format of the generated answers on {md.text(form.title)}: of {form.n}, "
+                      f"{form.cut_off} cut off at the token limit, {form.no_answer} without an extractable "
+                      f"answer, {form.other_form} with an answer in another form, {form.empty} empty.")
+    facts: Facts = evaluation_facts(evaluation, tuning)
+    if tuning is not None:
+        facts += [(f"Fine-tune: {k}", v) for k, v in tuning_facts(tuning)
+                  if k in ("Training Data", "Training Data Fingerprint", "Seed", "Settings",
+                           "Trainable Parameters", "Held-out Loss", "Training Command", "Note")]
+    return [*blocks, md.facts(facts, CODE)]
+
+
+def _sizes(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> list[str]:
+    rows = []
+    for evaluation in evaluations:
+        tuning = tuning_of(evaluation, tunings)
+        rows.append([md.text(evaluation.name), fmt.compact(evaluation.model.parameters),
+                     fmt.compact(tuning.trainable_parameters) if tuning else "N/A",
+                     f"{fmt.count(tuning.examples)} examples" if tuning else "N/A"])
+    return ["### Model Size Comparison",
+            md.table(["Model", "Parameters", "Trained Parameters", "Training Data Size"], rows)]
+
+
+def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> list[str]:
+    better = beyond_noise(comparisons)
+    rows = []
+    for key, cells in performance(evaluations).items():
+        best = proven_best(key, cells, better)
+        row = [f"**{md.text(task_title(key[0]))}**", md.text(metric_title(key[1], key[2]))]
+        several = len({score.n for score in cells.values()}) > 1
+        for evaluation in evaluations:
+            score = cells.get(evaluation.id)
+            if score is None:
+                row.append(fmt.DASH)
+                continue
+            cell = value_text(key[1], score.value)
+            cell += f" {error_text(score).replace('±', '± ')}" if fmt.known(score.stderr) else ""
+            cell += f" (n={fmt.count(score.n)})" if several else ""
+            row.append(f"**{cell}**" if best == evaluation.id else cell)
+        rows.append(row)
+    head = ["Task", "Metric", *(md.text(e.name) for e in evaluations)]
+    return ["### Performance Comparison Table", md.table(head, rows),
+            "± is one standard error. Bold: better than every other column beyond the noise, by the verdicts "
+            "below; a row without bold has no proven best."]
+
+
+def _comparison(comparison: Comparison) -> list[str]:
+    title = f"### Comparison {md.text(comparison.id)}: {md.text(comparison.tuned_name)} against " \
+            f"{md.text(comparison.base_name)}"
+    blocks = [title]
+    if mark := watermark(comparison):
+        blocks.append(f"> **{md.text(mark)}**")
+    blocks.append(md.text(lineage_note(comparison)))
+    rows = []
+    for line in verdict_table(comparison):
+        verdict = f"**{line.told}**" if line.told else fmt.DASH
+        verdict += f" ({md.text(line.note)})" if line.note else ""
+        rows.append([f"**{md.text(line.title)}**" if line.primary else md.text(line.title),
+                     md.text(line.metric), line.n, line.base, line.tuned, line.difference, line.interval,
+                     line.margin if line.primary else fmt.DASH, line.p, line.flips, verdict])
+    blocks.append(md.table(["Task", "Metric", "n", "Base", "Tuned", "Difference (points)", "95 % interval",
+                            "Margin", "Adjusted p", "Gained / lost", "Verdict"], rows))
+    if comparison.held_out is not None:
+        blocks.append(md.table(["Held-out examples", "Loss before", "Loss after",
+                                "Difference (nats per token)", "95 % interval"],
+                               [list(held_out_line(comparison.held_out))]))
+    others = [d for d in comparison.differences if not d.blocking]
+    if others:
+        blocks.append("Also different: " + "; ".join(
+            f"{md.text(d.field)} {md.text(fmt.visible(d.left, 80))} against "
+            f"{md.text(fmt.visible(d.right, 80))}" for d in others) + ".")
+    return blocks
+
+
+def _observations(comparisons: Sequence[Comparison]) -> str:
+    found = observations(comparisons)
+    if not found:
+        return "*No comparison has a verdict yet.*"
+    return "\n".join(f"{i}. **{o.lead}**: {md.text(o.text)} [{md.text(o.comparison)}]"
+                     for i, o in enumerate(found, start=1))
+
+
+def _descriptions(evaluations: Sequence[Evaluation]) -> str:
+    targets = {t.task for e in evaluations for t in e.tasks if t.target}
+    lines = []
+    for number, (task, keys) in enumerate(metrics_by_task(evaluations).items(), start=1):
+        about = task_description(task, target=task in targets)
+        lines.append(f"{number}. **{md.text(task_title(task))}**{': ' + md.text(about) if about else ''}")
+        for metric, filter_ in keys:
+            about = metric_description(metric, filter_)
+            name = md.code(metric_title(metric, filter_))
+            lines.append(f"   - {name}{': ' + md.text(about) if about else ''}")
+    return "\n".join(lines)

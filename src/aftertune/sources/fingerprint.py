@@ -1,0 +1,187 @@
+"""Owns the identity of models, adapters, tokenizers and data by content.
+
+    identity = fingerprint_model(resolve_model("./out/merged"))
+    identity.weights, identity.config, identity.tokenizer        three sha256, each shown on its own
+
+Weights: every stored tensor as (name, dtype, shape, sha256 of its raw bytes), in name order, hashed; so the
+file's layout and its split into shards do not matter, and one changed bit does. A GGUF counts as stored,
+before dequantisation. Config: the fields of ``config.json`` that can change the forward pass. A field is
+dropped only where it is known not to; an unknown one counts. Values are taken as written: a default spelled
+out in a re-saved config gives another config fingerprint, though the weights' stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aftertune.errors import SourceError
+from aftertune.sources.cache import remember, remembered, settled, stat_key
+from aftertune.sources.fields import TOKENIZER_SAVING, adapter_fields, function_fields, jsonable
+from aftertune.sources.folders import read_json
+from aftertune.sources.gguf_file import GgufContents, read_gguf
+from aftertune.sources.origin import AdapterSource, ModelSource
+from aftertune.sources.tensors import read_bytes, weight_files
+from aftertune.values import ModelIdentity, canonical, digest
+
+HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "token_embd.weight", "embed_in.weight",
+              "word_embeddings.weight")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt",
+                   "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json",
+                   "added_tokens.json", "tiktoken.model", "chat_template.jinja", "chat_template.json")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One stored tensor by content. sha: sha256 of its raw bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha: str
+
+
+def fingerprint_model(source: ModelSource, adapter: AdapterSource | None = None) -> ModelIdentity:
+    """What a model is, by content; with ``adapter``, the base with it.
+
+    Reads every weight once; unchanged files are remembered. Raises SourceError for damaged files.
+    """
+    facts = _gguf_facts(source.gguf_path) if source.gguf_path else _folder_facts(source.path)
+    return ModelIdentity(
+        source=source.source, weights=facts["weights"], config=facts["config"], tokenizer=facts["tokenizer"],
+        adapter=fingerprint_adapter(adapter.path) if adapter else None,
+        adapter_source=adapter.source if adapter else None, architecture=facts["architecture"],
+        parameters=facts["parameters"], revision=source.revision, trust_remote_code=source.trust_remote_code)
+
+
+def _folder_facts(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json")
+    weights = fingerprint_weights(weight_files(folder))
+    quantised = bool(config.get("quantization_config"))
+    names = config.get("architectures") or [config.get("model_type", "")]
+    return {"weights": weights["weights"], "config": digest(jsonable(function_fields(config))),
+            "tokenizer": fingerprint_tokenizer(folder), "architecture": str(names[0]),
+            # Packed 4-bit tensors do not tell how many parameters they hold.
+            "parameters": None if quantised else weights["parameters"]}
+
+
+def _gguf_facts(path: Path) -> dict[str, Any]:
+    key = stat_key([path], "gguf-1")
+    if (known := remembered(key)) is not None:
+        return known
+    contents = read_gguf(path)
+    tensors = list(_gguf_tensors(contents))
+    facts = {"weights": digest_tensors(tensors), "config": digest(jsonable(contents.function_metadata())),
+             "tokenizer": digest(jsonable(contents.tokenizer_metadata())),
+             "architecture": contents.architecture, "parameters": count_parameters(tensors)}
+    _remember_if_unchanged(key, [path], "gguf-1", facts)
+    return facts
+
+
+def _gguf_tensors(contents: GgufContents) -> Iterator[StoredTensor]:
+    import numpy as np
+
+    for t in contents.tensors:
+        sha = hashlib.sha256(np.ascontiguousarray(t.data).data).hexdigest()
+        yield StoredTensor(t.name, t.dtype, t.shape, sha)
+
+
+def fingerprint_weights(files: Iterable[Path]) -> dict[str, Any]:
+    """``{"weights": sha256, "parameters": count}`` of safetensors files, however the tensors are split."""
+    paths = list(files)
+    key = stat_key(paths, "safetensors-1")
+    if (known := remembered(key)) is not None:
+        return known
+    found: dict[str, StoredTensor] = {}
+    for path in paths:
+        for info, data in read_bytes(path):
+            tensor = StoredTensor(info.name, info.dtype, info.shape, hashlib.sha256(data).hexdigest())
+            if found.setdefault(info.name, tensor) != tensor:
+                raise SourceError(f"{path}: holds {info.name!r} with other content than another shard; fetch "
+                                  "the model again")
+    tensors = list(found.values())
+    facts = {"weights": digest_tensors(tensors), "parameters": count_parameters(tensors)}
+    _remember_if_unchanged(key, paths, "safetensors-1", facts)
+    return facts
+
+
+def _remember_if_unchanged(key: str, paths: list[Path], purpose: str, facts: dict[str, Any]) -> None:
+    if stat_key(paths, purpose) != key:
+        raise SourceError(f"{paths[0]}: changed while it was read; wait until it is written and start again")
+    if settled(paths):
+        remember(key, facts)
+
+
+def digest_tensors(tensors: Iterable[StoredTensor]) -> str:
+    """sha256 over (name, dtype, shape, sha256 of the bytes) in name order."""
+    return digest([[t.name, t.dtype, list(t.shape), t.sha] for t in sorted(tensors, key=lambda t: t.name)])
+
+
+def count_parameters(tensors: Iterable[StoredTensor]) -> int:
+    """Numbers in all tensors; an output head stored as a copy of the token embedding is counted once."""
+    listed = list(tensors)
+    embeddings = {(t.sha, t.shape) for t in listed if t.name.endswith(EMBEDDINGS)}
+    return sum(math.prod(t.shape) for t in listed
+               if not (t.name.endswith(HEADS) and (t.sha, t.shape) in embeddings))
+
+
+def fingerprint_tokenizer(folder: Path) -> str:
+    """sha256 of a folder's tokenizer files and chat template, whatever their formatting.
+
+    The template counts the same in tokenizer_config.json and in chat_template.jinja; padding and truncation
+    that a tokenizer.json happened to be saved with do not count (every call sets its own).
+    """
+    parts: dict[str, Any] = {}
+    extra = sorted(p for p in folder.glob("additional_chat_templates/*.jinja"))
+    for path in [*(folder / n for n in TOKENIZER_FILES), *extra]:
+        if not path.is_file():
+            continue
+        if path.suffix != ".json":
+            parts[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            continue
+        content = read_json(path)
+        if path.name == "tokenizer.json":
+            content = {k: v for k, v in content.items() if k not in {"padding", "truncation"}}
+        if path.name in {"tokenizer_config.json", "chat_template.json"}:
+            template = content.pop("chat_template", None)
+            content = {k: v for k, v in content.items() if k not in TOKENIZER_SAVING}
+            if isinstance(template, str):
+                parts["chat_template.jinja"] = hashlib.sha256(template.encode()).hexdigest()
+            elif template is not None:
+                parts["chat_templates"] = template
+        if content:
+            parts[path.name] = content
+    return digest(jsonable(parts))
+
+
+def fingerprint_adapter(folder: Path) -> str:
+    """sha256 of a PEFT adapter: its tensors and the config fields that change what it computes."""
+    config = read_json(folder / "adapter_config.json")
+    weights = fingerprint_weights([folder / "adapter_model.safetensors"])
+    return digest([weights["weights"], jsonable(adapter_fields(config))])
+
+
+def fingerprint_file(path: Path) -> str:
+    """sha256 of a file's bytes; remembered while the file is unchanged."""
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file")
+    key = stat_key([path], "bytes-1")
+    if (known := remembered(key)) is not None:
+        return str(known["sha256"])
+    with path.open("rb") as file:
+        sha = hashlib.file_digest(file, "sha256").hexdigest()
+    _remember_if_unchanged(key, [path], "bytes-1", {"sha256": sha})
+    return sha
+
+
+def fingerprint_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """sha256 of training examples in their order, whatever the file's spacing or key order."""
+    total = hashlib.sha256()
+    for row in rows:
+        total.update(canonical(row).encode("utf-8", "surrogatepass") + b"\n")
+    return total.hexdigest()

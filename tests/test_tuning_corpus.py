@@ -1,0 +1,70 @@
+"""Which examples are trained on: duplicates, the split by prompt, nested subsets, overlap."""
+
+from __future__ import annotations
+
+import pytest
+
+from aftertune.errors import InputError
+from aftertune.study import DataSpec
+from aftertune.tuning.corpus import Corpus, prompt_hash, split_point
+from aftertune.tuning.data import Example
+from tuning_cases import rows, write_rows
+
+
+def load(path, seed=0, **settings):
+    return Corpus.load(DataSpec(file=path, **settings), seed)
+
+
+def test_duplicates_are_left_out_and_counted(tmp_path):
+    data = [*rows(30), {"prompt": " SAY  w3 twice", "completion": "w3 w3\n"}, rows(1)[0]]
+    corpus = load(write_rows(tmp_path / "d.jsonl", data))
+    assert len(corpus.training) + len(corpus.held_out) == 30
+    assert "2 of 32 examples were duplicates" in corpus.notes[0]
+
+
+def test_the_same_prompt_with_another_answer_is_no_duplicate_and_goes_to_the_same_side(tmp_path):
+    data = [*rows(30), *({"prompt": r["prompt"].upper(), "completion": "other"} for r in rows(30))]
+    corpus = load(write_rows(tmp_path / "d.jsonl", data), held_out=0.4)
+    sides = [{prompt_hash(e) for e in side} for side in (corpus.training, corpus.held_out)]
+    assert not sides[0] & sides[1]
+    assert len(corpus.training) + len(corpus.held_out) == 60
+
+
+def test_the_split_is_by_the_hash_of_the_prompt_whatever_seed_size_and_order(tmp_path):
+    first = load(write_rows(tmp_path / "a.jsonl", rows()), seed=0, held_out=0.3)
+    second = load(write_rows(tmp_path / "b.jsonl", rows()[::-1]), seed=9, held_out=0.3, examples=5)
+    assert set(first.held_out) == set(second.held_out)
+    assert all(split_point(e) < 0.3 for e in first.held_out)
+    assert all(split_point(e) >= 0.3 for e in first.training)
+    assert 0.15 < len(first.held_out) / 40 < 0.45
+
+
+def test_a_split_point_is_the_hash_read_as_a_fraction():
+    example = Example((("user", "A"),), "x")
+    assert split_point(example) == pytest.approx(int(prompt_hash(example), 16) / 2**256, abs=1e-12)
+
+
+def test_subsets_are_nested_over_sizes_and_differ_between_seeds(tmp_path):
+    path = write_rows(tmp_path / "d.jsonl", rows())
+    small, large = (load(path, examples=n) for n in (8, 20))
+    assert set(small.training) < set(large.training)
+    assert set(load(path, seed=1, examples=8).training) != set(small.training)
+    assert small.fingerprint != large.fingerprint
+    assert small.held_out_fingerprint == large.held_out_fingerprint
+
+
+def test_more_examples_than_there_are_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"examples: 400 asked for, but \d+ are left"):
+        load(write_rows(tmp_path / "d.jsonl", rows()), examples=400)
+
+
+def test_training_examples_that_are_in_the_held_out_file_are_left_out(tmp_path):
+    train, test = write_rows(tmp_path / "d.jsonl", rows()), write_rows(tmp_path / "t.jsonl", rows()[:3])
+    corpus = load(train, held_out_file=test)
+    assert (len(corpus.training), len(corpus.held_out)) == (37, 3)
+    assert any(note.startswith("3 training examples have a prompt") for note in corpus.notes)
+
+
+def test_a_file_too_small_to_split_is_refused(tmp_path):
+    with pytest.raises(InputError, match="both sides need one"):
+        load(write_rows(tmp_path / "d.jsonl", rows(1)))

@@ -1,0 +1,136 @@
+"""Whole fine-tunes of a tiny real model through TRL and PEFT."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from aftertune.errors import AftertuneError, InputError, StorageError
+from aftertune.ledger import Ledger
+from aftertune.sources import fingerprint_model, resolve_adapter, resolve_model
+from aftertune.study import DataSpec, LoraSpec, TuneSpec
+from aftertune.tuning import tune
+from aftertune.tuning.output import MANIFEST, read_manifest
+from tuning_cases import easy_rows, tiny_model, write_rows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuning")
+    tiny_model(folder / "base")
+    write_rows(folder / "data.jsonl", easy_rows())
+    return folder
+
+
+def spec(place, out, **settings):
+    values = {"model": str(place / "base"), "data": DataSpec(file=place / "data.jsonl", held_out=0.2),
+              "out": place / out, "learning_rate": 0.02, "epochs": 6.0, "dtype": "float32", "device": "cpu",
+              "threads": 1, "lora": LoraSpec(r=8)}
+    return TuneSpec(**{**values, **settings})
+
+
+@pytest.fixture(scope="module")
+def tuned(place):
+    told = []
+    with Ledger(place / "ledger.db") as ledger:
+        tuning = tune(spec(place, "lora", name="careful"), ledger=ledger, progress=lambda *p: told.append(p))
+        stored = ledger.find_tuning("careful")
+    return tuning, stored, told
+
+
+def test_a_lora_learns_and_its_held_out_loss_falls(tuned):
+    tuning, _, _ = tuned
+    assert tuning.held_out.after < tuning.held_out.before - 1
+    assert tuning.held_out.low < tuning.held_out.high < 0
+    assert tuning.held_out.n + tuning.examples == 40
+    assert tuning.steps[-1]["loss"] < tuning.steps[0]["loss"]
+    assert [s["step"] for s in tuning.steps] == list(range(1, len(tuning.steps) + 1))
+
+
+def test_the_output_is_a_peft_adapter_that_identifies_itself(place, tuned):
+    tuning, _, _ = tuned
+    base = resolve_model(str(place / "base"))
+    identity = fingerprint_model(base)
+    adapter = resolve_adapter(tuning.output, base, identity)
+    assert fingerprint_model(base, adapter).fingerprint == tuning.result != identity.fingerprint
+    names = {p.name for p in (place / "lora").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", MANIFEST} <= names
+    record = json.loads((place / "lora" / MANIFEST).read_text())
+    assert record["base"]["weights"] == identity.weights
+    assert record["provenance"]["versions"]["trl"]
+    assert record["settings"]["learning_rate"] == 0.02
+    assert read_manifest(place / "lora") == tuning
+
+
+def test_the_ledger_holds_the_tuning_and_every_step(tuned):
+    tuning, stored, told = tuned
+    assert (stored.id, stored.status, stored.result) == (tuning.id, "done", tuning.result)
+    assert [s["loss"] for s in stored.steps] == [s["loss"] for s in tuning.steps]
+    steps = [p for p in told if p[2].startswith("loss ")]
+    assert [p[0] for p in steps] == list(range(1, len(tuning.steps) + 1))
+    assert {p[1] for p in steps} == {len(tuning.steps)}
+
+
+def test_a_finished_tuning_is_not_run_again_and_a_damaged_one_is(place, tuned):
+    tuning, _, _ = tuned
+    told = []
+    again = tune(spec(place, "lora", name="other"), progress=lambda *p: told.append(p))
+    assert replace(again, name=tuning.name) == tuning
+    assert told == []
+    weights = place / "lora" / "adapter_model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    repaired = tune(spec(place, "lora", name="careful"), progress=lambda *p: told.append(p))
+    assert told
+    assert repaired.result == tuning.result
+    assert repaired.steps == tuning.steps
+
+
+def test_seed_and_data_make_another_tuning(place, tuned):
+    tuning, _, _ = tuned
+    other = tune(spec(place, "seeded", seed=1, max_steps=1))
+    assert other.id != tuning.id
+    assert len(other.steps) == 1
+
+
+def test_full_tuning_writes_weights_of_its_own(place):
+    tuning = tune(spec(place, "full", method="full", learning_rate=0.01, max_steps=4))
+    result = fingerprint_model(resolve_model(tuning.output))
+    assert result.fingerprint == tuning.result != tuning.base.fingerprint
+    assert tuning.trainable_parameters == result.parameters
+    assert tuning.held_out.after < tuning.held_out.before
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step_and_leaves_no_result(place):
+    with (Ledger(place / "broken.db") as ledger,
+          pytest.raises(AftertuneError, match=r"the loss at step \d+ of 40 is .*lower learning_rate")):
+        tune(spec(place, "broken", name="broken", method="full", learning_rate=1.0, weight_decay=1e30,
+                  max_steps=40, warmup=0.0), ledger=ledger)
+    with Ledger(place / "broken.db") as ledger:
+        assert ledger.find_tuning("broken").status == "failed"
+    assert not (place / "broken" / MANIFEST).exists()
+
+
+def test_bfloat16_trains_too(place):
+    tuning = tune(spec(place, "half", dtype="bfloat16", max_steps=12))
+    assert tuning.settings["dtype"] == "bfloat16"
+    assert tuning.held_out.after < tuning.held_out.before
+
+
+def test_bad_targets_are_refused_and_recorded_as_failed(place):
+    bad = spec(place, "targets", name="targets", lora=LoraSpec(target_modules=("attention",)))
+    with Ledger(place / "targets.db") as ledger, pytest.raises(InputError, match="matches no layer"):
+        tune(bad, ledger=ledger)
+    with Ledger(place / "targets.db") as ledger:
+        assert ledger.find_tuning("targets").status == "failed"
+
+
+def test_an_output_that_cannot_be_written_is_known_before_training(place):
+    (place / "file").write_text("x")
+    with pytest.raises(StorageError, match="cannot write the tuned model here"):
+        tune(spec(place, "file"))

@@ -1,0 +1,59 @@
+"""A tiny real model with a chat template, and data that it can learn, for the tests of the tuning room."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} <|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+SPECIAL = ("<pad>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<unk>")
+
+
+def chat_tokenizer(template: str | None = TEMPLATE) -> Any:
+    """A word-level tokenizer of 40 words with turns marked by special tokens; <|end|> ends a turn."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *(f"w{i}" for i in range(40)), "say", "twice"])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", pad_token="<pad>", eos_token="<|end|>",
+        additional_special_tokens=list(SPECIAL[2:5]))
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def tiny_model(folder: Path, *, seed: int = 0) -> Path:
+    """A seeded random two-layer Llama with `chat_tokenizer`, saved by transformers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(
+        initializer_range=0.3,  # the default's tiny embeddings bound every logit, and nothing can be learned
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, eos_token_id=1,
+        pad_token_id=0, bos_token_id=None)).save_pretrained(folder)
+    chat_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def rows(count: int = 40) -> list[dict[str, str]]:
+    """"say w7 twice" -> "w7 w7"."""
+    return [{"prompt": f"say w{i} twice", "completion": f"w{i} w{i}"} for i in range(count)]
+
+
+def easy_rows(count: int = 40) -> list[dict[str, str]]:
+    """"say w7 twice" -> "w1 w2": what a frozen random model can learn within a few steps."""
+    return [{**row, "completion": "w1 w2"} for row in rows(count)]
+
+
+def write_rows(path: Path, data: list[dict[str, Any]]) -> Path:
+    """The rows as a JSONL file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
+    return path
