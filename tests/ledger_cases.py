@@ -121,7 +121,8 @@ any_evaluation = st.builds(Evaluation, id=st.just(""), name=text, model=models,
                            provenance=provenances)
 comparison_rows = st.builds(ComparisonRow, task=text, metric=text, filter=text, n=count, base=finite,
                             tuned=finite, delta=finite, low=finite, high=finite, margin=finite,
-                            primary=st.booleans(), kind=st.sampled_from(["binary", "real"]), p=st.none() | finite,
+                            primary=st.booleans(), kind=st.sampled_from(["binary", "real"]),
+                            p=st.none() | finite,
                             gained=st.none() | count, told=text, note=text,
                             verdict=st.sampled_from([None, "lower", "higher", "within", "undecided"]))
 any_comparison = st.builds(Comparison, id=st.just(""), base=text, tuned=text, base_name=text,

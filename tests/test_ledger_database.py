@@ -34,7 +34,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.suffix == ".db"}
+    """Hash of every database and every write-ahead log that holds something."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()
+            if p.suffix in (".db", ".db-wal") and p.stat().st_size}
 
 
 # Where it is
@@ -132,9 +134,14 @@ def test_every_connection_is_durable_and_checks_references(path: Path) -> None:
 
 
 def test_a_transaction_that_raises_leaves_nothing(path: Path) -> None:
+    def interrupted(ledger: Ledger) -> None:
+        with ledger.database.write() as connection:
+            connection.exec_driver_sql("INSERT INTO study (name, hash, yaml) VALUES ('a', 'b', 'c')")
+            raise KeyboardInterrupt
+
     with Ledger(path) as ledger:
-        with pytest.raises(ZeroDivisionError), ledger.database.write() as connection:
-            print(connection.exec_driver_sql("INSERT INTO study (name, hash, yaml) VALUES ('', '', '')"), 1 / 0)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(ledger)
         assert ledger.studies() == []
 
 
@@ -184,20 +191,41 @@ def test_a_newer_ledger_is_refused_untouched_with_both_revisions(path: Path) -> 
     assert fingerprint(path.parent) == before
 
 
-def test_a_damaged_page_is_reported_and_not_written_over(path: Path) -> None:
+def test_a_newer_ledger_with_an_open_log_is_refused_untouched(path: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"  # what a killed process leaves: the file, and a log that is not folded in
+    killed.mkdir()
+    with Ledger(path) as ledger:
+        with ledger.database.write() as connection:
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0042'")
+        for part in path.parent.glob("ledger.db*"):
+            shutil.copy(part, killed)
+    before = fingerprint(killed)
+    with pytest.raises(StorageError, match="its schema is 0042"):
+        Ledger(killed / "ledger.db")
+    assert fingerprint(killed) == before
+
+
+@pytest.mark.parametrize("first", [0.05, 0.5])
+def test_damage_is_told_and_not_written_over(path: Path, first: float) -> None:
+    """Pages from ``first`` of the file on are spoilt: with the schema's the ledger does not open, without it
+    does, and names the damage."""
     with Ledger(path) as ledger:
         ledger.open_evaluation(cases.evaluation(), cases.items(n=400))
-    whole = path.read_bytes()
-    damaged = bytearray(whole)
-    for page in range(2, len(whole) // 4096):
+    damaged = bytearray(path.read_bytes())
+    pages = range(int(first * len(damaged) / 4096) + 1, len(damaged) // 4096)
+    for page in pages:
         damaged[page * 4096:page * 4096 + 100] = b"\xff" * 100
     path.write_bytes(damaged)
+    with pytest.raises(StorageError, match="malformed") as caught:
+        read_all(path)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes()[pages[0] * 4096:] == damaged[pages[0] * 4096:]
+
+
+def read_all(path: Path) -> None:
     with Ledger(path) as ledger:
         assert next(f.problem for f in ledger.check() if f.name == "integrity")
-        with pytest.raises(StorageError, match="malformed") as caught:
-            ledger.items("e1")
-    assert "\n" not in str(caught.value)
-    assert path.read_bytes()[4096 * 2:] == damaged[4096 * 2:]
+        ledger.items("e1")
 
 
 def test_a_locked_ledger_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 
 import ledger_cases as cases
 from aftertune.errors import InputError, ResourceError, StorageError
-from aftertune.ledger import Cell, Ledger
+from aftertune.ledger import Cell, Ledger, database
 from aftertune.ledger.lease import SILENCE, Process, process_start
 from aftertune.ledger.schema import item, lease, metadata, model
 from aftertune.values import Answer, Comparison, Item, Response
@@ -327,12 +327,17 @@ def test_beating_renews_the_lease(ledger: Ledger) -> None:
 
 # Threads and forks
 
-def test_opening_the_ledger_again_keeps_the_locks_of_a_transaction(tmp_path: Path) -> None:
-    """POSIX locks belong to the process: a second open and close of the file must not drop the first's."""
+def test_opening_the_ledger_again_keeps_the_locks_of_a_transaction(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """POSIX locks belong to the process: a second open and close of the file must not drop the first's.
+
+    With the rollback journal, whose locks are on the file itself.
+    """
+    monkeypatch.setattr(database, "on_network", lambda _path: True)
     path = tmp_path / "ledger.db"
     Ledger(path).close()
     write = ("import sys; from aftertune.ledger import database, Ledger; database.PATIENCE = 0.2; "
-             "Ledger(sys.argv[1]).save_study('child', 'h', '')")
+             "database.on_network = lambda path: True; Ledger(sys.argv[1]).save_study('child', 'h', '')")
     with Ledger(path) as ledger:
         with ledger.database.write() as connection:
             connection.exec_driver_sql("INSERT INTO study (name, hash, yaml) VALUES ('mine', 'h', '')")
@@ -367,13 +372,17 @@ def test_threads_share_a_ledger(ledger: Ledger) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_opens_its_own_connection(ledger: Ledger) -> None:
     ledger.open_evaluation(cases.evaluation(), [])
+    with ledger.database.read() as connection:
+        parents = connection.connection.dbapi_connection
     pid = os.fork()
     if pid == 0:
+        status = 1
         try:
             ledger.save_batch("e1", 0, {0: Response(logprob=-1.0)})
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
+            with ledger.database.read() as connection:
+                status = int(connection.connection.dbapi_connection is parents)
+        finally:
+            os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     ledger.save_batch("e1", 1, {1: Response(logprob=-2.0)})
     assert ledger.done_positions("e1") == {0, 1}

@@ -19,7 +19,7 @@ from aftertune.ledger import Ledger
 from aftertune.ledger.codec import decode, encode
 from aftertune.values import Answer, Comparison, Evaluation, Item, Response, Tuning
 
-FAST = settings(max_examples=60, deadline=None, derandomize=True)
+FAST = settings(max_examples=40, deadline=None, derandomize=True)
 _numbers = itertools.count()
 
 

@@ -52,7 +52,8 @@ def test_what_is_no_secret_stays(harmless: str) -> None:
 def test_versions_are_those_installed_and_nothing_is_imported() -> None:
     code = ("import json, sys; from aftertune.provenance import capture; p = capture('x'); "
             "print(json.dumps([p.versions, p.hardware, list(sys.modules)]))")
-    versions, hardware, imported = json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
+    told = subprocess.check_output([sys.executable, "-c", code], text=True)
+    versions, hardware, imported = json.loads(told)
     assert not {"torch", "transformers", "numpy", "peft", "trl", "datasets", "lm_eval"} & set(imported)
     assert hardware["gpus"] == []
     assert versions["python"] == platform.python_version()
@@ -155,7 +156,8 @@ def test_a_run_of_another_process_is_timed_by_the_wall_clock() -> None:
 
 ARGUMENTS = [
     ["--token", CANARY], [f"--token={CANARY}"], ["--hf-token", f"{CANARY} {CANARY}"],
-    ["--api-key", f"'{CANARY}"], ["--gen-kwargs", f"api_key={CANARY},temperature=0"], ["--model-args", f"pretrained=x,token={CANARY}"],
+    ["--api-key", f"'{CANARY}"], ["--gen-kwargs", f"api_key={CANARY},temperature=0"],
+    ["--model-args", f"pretrained=x,token={CANARY}"],
     [f"HF_TOKEN={CANARY}"], [f"--password={CANARY}"], ["--client-secret", CANARY], [f"wandbApiKey={CANARY}"],
     ["--header", f"Authorization: Bearer {CANARY}abcdefgh"], ["--header", f"x-api-key: {CANARY}"],
     [f"postgresql://user:{CANARY}@host/db"], [f"https://{CANARY}@github.com/a/b"],
@@ -181,7 +183,24 @@ def test_a_secret_on_the_command_line_never_shows(
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=lambda a: " ".join(a)[:40])
 def test_nor_in_a_given_command(arguments: list[str]) -> None:
     assert CANARY not in capture("aftertune eval " + shlex.join(arguments)).command
-    assert CANARY not in capture("it's aftertune eval " + shlex.join([a for a in arguments if " " not in a])).command
+    simple = [a for a in arguments if " " not in a]
+    assert CANARY not in capture("it's aftertune eval " + shlex.join(simple)).command  # an open quote
+
+
+@pytest.mark.parametrize("secret", [
+    f"--api-key '{CANARY}", f'--token "{CANARY} {CANARY}', f"--token ,{CANARY}", f"--token a;{CANARY}",
+    f'--token \\"{CANARY} b', f"--token a\\ {CANARY}", f"token='{CANARY} {CANARY}", f'"api_key": "{CANARY}'])
+def test_after_an_open_quote_nothing_behind_a_secret_key_stays(secret: str) -> None:
+    """Such a line has no arguments that could be told apart, so all of it from the value on is blanked."""
+    quoted = "it's " if secret.count("'") != 1 else ""
+    command = f"{quoted}aftertune eval gpt2 --limit 3 {secret} --seed 1"
+    with pytest.raises(ValueError, match=r"No closing quotation"):
+        shlex.split(command)
+    shown = capture(command).command
+    assert CANARY not in shown
+    assert shown.startswith(f"{quoted}aftertune eval gpt2 --limit 3 ")
+    assert shown.endswith("[redacted]")
+    assert capture("it's --max-tokens 3 --seed 1").command == "it's --max-tokens 3 --seed 1"
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "PGPASSWORD",

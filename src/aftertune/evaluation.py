@@ -82,7 +82,7 @@ class _Run:
     def __init__(self, spec: EvalSpec, ledger: Ledger, progress: Progress | None) -> None:
         self.spec = spec
         self.ledger = ledger
-        self.progress = progress or (lambda done, total, text: None)
+        self.progress = progress or (lambda *_: None)
         self.provenance = provenance.capture()
 
     def whole(self) -> Evaluation:

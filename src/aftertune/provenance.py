@@ -41,7 +41,7 @@ _LOOKS_SECRET = re.compile(
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}")
 _USERINFO = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,40}://)[^/\s'\"]+@")
 _KEY = re.compile(r"""(?<![\w.-])(?P<key>[\w.-]++)["']?(?P<sep>\s*[=:]\s*|[ \t]+)""")
-_VALUE = re.compile(r"""'[^']*'|"[^"]*"|[^\s,;&'"]+""")
+_VALUE = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s,;&'"])++""")  # one shell word, perhaps quoted in parts
 
 _clocks: dict[str, float] = {}  # Provenance.started -> monotonic seconds at that moment, in this process
 
@@ -89,7 +89,7 @@ def _redact_pairs(text: str) -> str:
     out, position = [], 0
     while match := _KEY.search(text, position):
         end = match.end("key")
-        if _is_secret_key(match["key"]) and (match["key"].startswith("-") or match["sep"].strip()):
+        if _names_secret(match):
             value = _VALUE.match(text, match.end())
             is_flag = value is not None and value[0].startswith("--") and not match["sep"].strip()
             if value is not None and not is_flag and not _is_plain(value[0]):
@@ -99,6 +99,11 @@ def _redact_pairs(text: str) -> str:
         out.append(text[position:end])
         position = end
     return "".join([*out, text[position:]])
+
+
+def _names_secret(match: re.Match[str]) -> bool:
+    """True where a match of _KEY is a secret's flag, or its key with ``=`` or ``:``."""
+    return _is_secret_key(match["key"]) and (match["key"].startswith("-") or bool(match["sep"].strip()))
 
 
 def _is_plain(value: str) -> bool:
@@ -140,8 +145,10 @@ def _given_command(command: str) -> str:
     """A shell line without its secrets; as it was given where it has none."""
     try:
         words = shlex.split(command)
-    except ValueError:  # not a shell line: an open quote
-        return redact(command)
+    except ValueError:  # an open quote: where a value ends cannot be told, so all after a secret key goes
+        keys = (m for m in _KEY.finditer(command) if _names_secret(m))
+        end = next((m.end() for m in keys), None)
+        return redact(command) if end is None else redact(command[:end]) + REDACTED
     clean = _clean(words)
     return redact(command) if clean == words else " ".join(_quoted(clean))
 

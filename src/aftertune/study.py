@@ -229,7 +229,7 @@ class Study(Spec):
         Raises InputError with file, field, finding and remedy.
         """
         path = Path(path)
-        return cls.parse(read_yaml(path), where=str(path), folder=path.parent)
+        return cls.parse(read_yaml(path), where=str(path), folder=path.parent.resolve())
 
     @classmethod
     def parse(cls, raw: Any, *, where: str, folder: Path) -> Study:
@@ -284,7 +284,8 @@ def read_yaml(path: Path) -> Any:
 def explain(error: ValidationError) -> str:
     """The first problems of a pydantic error in one line each, with the nearest known key."""
     lines = []
-    for problem in error.errors()[:3]:
+    problems = [p for p in error.errors() if not (p["type"] == "too_short" and p["input"])]  # follows from another
+    for problem in problems[:3]:
         place = ".".join(str(p) for p in problem["loc"]) or "study"
         if problem["type"] == "extra_forbidden":
             known = _fields_at(problem["loc"])
@@ -305,6 +306,7 @@ _PARTS: dict[str, type[Spec]] = {
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    """Known keys of the part in which an unknown key was found."""
-    parts = [_PARTS[p] for p in loc[:-1] if isinstance(p, str) and p in _PARTS]
+    """Known keys of the part in which an unknown key was found: Study, ``bases.NAME``, ``tasks.0.target`` …"""
+    collection, inner = loc[:-1][:1], loc[2:-1]  # between them a name or an ordinal, whatever it reads
+    parts = [_PARTS[p] for p in (*collection, *inner) if isinstance(p, str) and p in _PARTS]
     return sorted((parts[-1] if parts else Study).model_fields)

@@ -153,6 +153,7 @@ class Database:
         raw = self.module.connect(str(self.path), timeout=PATIENCE, isolation_level=None)
         try:
             mode = str(raw.execute("PRAGMA journal_mode").fetchone()[0])
+            raw.execute("PRAGMA busy_timeout=250")
             for wait in (0.01, 0.05, 0.2, 1.0):
                 if mode == wanted:
                     break

@@ -195,7 +195,8 @@ def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     multiturn = options.fewshot_as_multiturn or (chat and spec.target is not None)
-    total = len(task.eval_docs)
+    with _silent():
+        total = len(task.eval_docs)
     chosen = _sample(total, spec)
     try:
         with _silent():

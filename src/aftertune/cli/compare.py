@@ -1,0 +1,57 @@
+"""``aftertune compare BASE TUNED``: the verdict table of two evaluations in the ledger."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aftertune.cli.console import emit
+
+if TYPE_CHECKING:
+    from aftertune.values import Comparison
+
+
+def compare(
+    base: Annotated[str, typer.Argument(help="Id or name of an evaluation.")],
+    tuned: Annotated[str, typer.Argument(help="Id or name of an evaluation.")],
+    margin: Annotated[float, typer.Option(min=0.01, max=100, help="Points; a change within them is no loss.")] = 2,
+    force: Annotated[bool, typer.Option("--force", help="Compare in spite of differences; marked.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Compare two evaluations question by question: what was forgotten, kept, improved?"""
+    from aftertune.comparison import compare as run
+    from aftertune.ledger import Ledger
+
+    with Ledger(create=False) as ledger:
+        comparison = run(base, tuned, margins=margin / 100, ledger=ledger, force=force)
+    if as_json:
+        emit(as_object(comparison))
+    else:
+        show(comparison)
+
+
+def show(comparison: Comparison) -> None:
+    """The verdict table, with the differences that do not block."""
+    from rich.console import Console
+
+    from aftertune.report import terminal_table
+
+    console = Console()
+    console.print(terminal_table(comparison, width=console.width))
+    for difference in comparison.differences:
+        console.print(f"[yellow]differs[/yellow] {difference.field}: {difference.left} | {difference.right}")
+
+
+def as_object(comparison: Comparison) -> dict[str, object]:
+    """The comparison in the form that ``compare --json`` promises."""
+    from aftertune.values import plain
+
+    rows = [{"task": r.task, "metric": r.metric, "filter": r.filter, "n": r.n, "base": r.base, "tuned": r.tuned,
+             "delta": r.delta, "ci": [r.low, r.high], "p": r.p, "p_adjusted": r.p_adjusted, "gained": r.gained,
+             "lost": r.lost, "verdict": r.verdict, "told": r.told, "margin": r.margin, "primary": r.primary,
+             "items_needed": r.items_needed, "note": r.note} for r in comparison.rows]
+    whole = plain(comparison)
+    return {"comparison": comparison.id, "comparable": comparison.comparable, "forced": comparison.forced,
+            "lineage": comparison.lineage, "rows": rows, "held_out": whole["held_out"],
+            "differences": whole["differences"]}

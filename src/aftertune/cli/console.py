@@ -1,0 +1,137 @@
+"""What every verb shares: errors as one line with their exit code, progress with an ETA, JSON on stdout.
+
+Results go to stdout, progress and warnings to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aftertune.errors import AftertuneError, InputError
+
+Progress = Callable[[int, int, str], None]
+
+
+def guarded(app: Callable[..., Any]) -> int:
+    """Run the command line; expected errors become one line on stderr and their exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = app(standalone_mode=False)
+    except AftertuneError as error:
+        return _told(error, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _told(None, "stopped; finished batches are kept: run the same command again to go on", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        return _usage(error)
+    return code if isinstance(code, int) else 0
+
+
+def _terminated(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _usage(error: Exception) -> int:
+    """A usage error of the parser (it carries its own message and exit code); all else is a fault of ours."""
+    show = getattr(error, "show", None)
+    if callable(show) and hasattr(error, "exit_code"):
+        show()
+        return int(error.exit_code)
+    if type(error).__name__ == "Abort":
+        return 130
+    raise error
+
+
+def _told(error: BaseException | None, text: str, code: int) -> int:
+    if error is not None and os.environ.get("AFTERTUNE_DEBUG"):
+        raise error
+    from aftertune.provenance import redact
+
+    print(f"aftertune: {redact(text)}", file=sys.stderr)
+    return code
+
+
+def fields(error: Exception, flags: dict[str, str]) -> InputError:
+    """A pydantic error about command-line values, as one line that names the flag."""
+    from pydantic import ValidationError
+
+    from aftertune.study import explain
+
+    assert isinstance(error, ValidationError)
+    text = explain(error)
+    for field, flag in flags.items():
+        text = text.replace(f"`{field}`", f"`{flag}`")
+    return InputError(text)
+
+
+def emit(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress bar with an ETA on stderr; plain lines where stderr is no terminal."""
+    with _bar() if sys.stderr.isatty() else _lines() as told:
+        yield told
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+               TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("ETA"),
+               TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        current = bar.add_task("starting", total=None)
+        last = [""]
+
+        def told(done: int, total: int, text: str) -> None:
+            stage = text.split(": loss")[0]
+            if stage != last[0]:  # a new stage starts its own clock
+                bar.reset(current, total=total or None, description=text)
+                last[0] = stage
+            bar.update(current, completed=done, total=total or None, description=text)
+
+        yield told
+
+
+@contextlib.contextmanager
+def _lines() -> Iterator[Progress]:
+    """A line when a stage begins and at every tenth of it, with the time that is left."""
+    import time
+
+    stage, begun, tenth, before = "", 0.0, -1, 0
+
+    def told(done: int, total: int, text: str) -> None:
+        nonlocal stage, begun, tenth, before
+        now, key = time.monotonic(), text.split(": loss")[0]
+        if key != stage:
+            stage, begun, tenth, before = key, now, -1, done
+        part = 10 * done // total if total else 0
+        if part == tenth:
+            return
+        tenth = part
+        left = (now - begun) * (total - done) / (done - before) if done > before else None
+        eta = f", {left:.0f} s left" if left else ""
+        share = f" {100 * done // total} %" if total else ""
+        print(f"{text}{share}{eta}", file=sys.stderr, flush=True)
+
+    yield told

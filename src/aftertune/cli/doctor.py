@@ -1,0 +1,83 @@
+"""``aftertune doctor``: devices, dtypes, versions, disk, ledger, packs; what is wrong and what to do."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aftertune.cli.console import emit
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
+    """Check this machine and the ledger; exits with 5 where the ledger is broken."""
+    rows = [*_machine(), *_versions(), *_packs(), *_ledger()]
+    if as_json:
+        emit({"findings": [dict(zip(("area", "name", "value", "problem", "remedy"), r, strict=True)) for r in rows]})
+    else:
+        _table(rows)
+    if any(area == "ledger" and problem for area, _, _, problem, _ in rows):
+        raise typer.Exit(5)
+
+
+Row = tuple[str, str, str, str, str]
+
+
+def _machine() -> list[Row]:
+    from aftertune.engine.devices import choose_device, dtypes_of, free_memory, probe
+    from aftertune.sources.reach import reachable
+
+    facts = probe()
+    chosen = choose_device("auto", facts)
+    rows = [("machine", "device", f"{chosen} of {', '.join(facts.devices)}", "", ""),
+            ("machine", "dtypes", f"{', '.join(dtypes_of(chosen, facts))} (auto takes the first)", "", ""),
+            ("machine", "memory", f"{free_memory(chosen) / 2**30:.1f} GiB free on {chosen}", "", "")]
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    low = free < 5
+    rows.append(("machine", "disk", f"{free:.1f} GiB free", "little room" if low else "",
+                 "free some space: a tuning and a model copy take gigabytes" if low else ""))
+    rows.append(("machine", "hub", "reached" if reachable() else "not reached; packs and local files still work",
+                 "", ""))
+    return rows
+
+
+def _versions() -> list[Row]:
+    from aftertune.provenance import capture
+
+    return [("version", name, text, "", "") for name, text in capture().versions.items()]
+
+
+def _packs() -> list[Row]:
+    from aftertune.sources import packs
+
+    return [("pack", p.distribution, p.version or "not installed", "" if p.path else "offline runs lack it",
+             "" if p.path else p.install) for p in packs()]
+
+
+def _ledger() -> list[Row]:
+    from aftertune.errors import AftertuneError
+    from aftertune.ledger import Ledger, locate
+
+    try:
+        path = locate(None)
+        if not Path(str(path)).exists():
+            return [("ledger", "path", f"{path}: not there yet; the first run makes it", "", "")]
+        with Ledger(create=False) as ledger:
+            return [("ledger", f.name, f.value, f.problem, f.remedy) for f in ledger.check()]
+    except AftertuneError as error:
+        return [("ledger", "path", "", str(error), "")]
+
+
+def _table(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for head in ("area", "what", "found", "problem", "remedy"):
+        table.add_column(head, overflow="fold")
+    for area, name, value, problem, remedy in rows:
+        table.add_row(area, name, Text(value), Text(problem, style="bold red"), Text(remedy))
+    Console().print(table)

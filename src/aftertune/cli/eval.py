@@ -1,0 +1,139 @@
+"""``aftertune eval MODEL --tasks a,b``: evaluate, and print Task, Metric, Result, Error range (±1 SE)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aftertune.cli.console import emit, fields, progress
+from aftertune.errors import InputError
+
+if TYPE_CHECKING:
+    from aftertune.study import EvalSpec, TaskSpec
+    from aftertune.values import Evaluation
+
+_FLAGS = {"limit": "--limit", "sample": "--sample", "dtype": "--dtype", "name": "--name", "threads": "--threads",
+          "num_fewshot": "--num-fewshot", "tasks": "--tasks"}
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/FILE.")],
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, with commas between them.")],
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder or Hub id.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The first N items of each task.")] = None,
+    sample: Annotated[int | None, typer.Option(help="N items of each task, drawn at random.")] = None,
+    sample_seed: Annotated[int, typer.Option(help="Seed of --sample.")] = 0,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
+    engine: Annotated[str, typer.Option(help="packed, plain, or lm-eval:NAME.")] = "packed",
+    apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="Prompts as chats.")] = False,
+    system_instruction: Annotated[str | None, typer.Option(help="Text before every prompt.")] = None,
+    fewshot_as_multiturn: Annotated[bool, typer.Option("--fewshot-as-multiturn",
+                                                       help="Examples as turns of the chat.")] = False,
+    gen_kwargs: Annotated[str | None, typer.Option(help="Generation settings: a=1,b=2 or JSON.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with your own lm-eval task files.")] = None,
+    allow_task_code: Annotated[bool, typer.Option("--allow-task-code", help="Let them run Python code.")] = False,
+    task_data: Annotated[list[str] | None, typer.Option(help="TASK=FILE: data for a task; repeatable.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Use at most this much, for example 8GiB.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the evaluation in the ledger.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    fork: Annotated[bool, typer.Option("--fork", help="Start anew beside a stored run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Evaluate MODEL on tasks; finished batches are kept, so a stopped run goes on where it stopped."""
+    shared = {"limit": limit, "sample": sample, "sample_seed": sample_seed, "num_fewshot": num_fewshot}
+    spec = _spec(_tasks(tasks, task_data or [], shared), {
+        "model": model, "adapter": adapter, "revision": revision, "name": name, "dtype": dtype, "device": device,
+        "engine": engine, "apply_chat_template": apply_chat_template, "system_instruction": system_instruction,
+        "fewshot_as_multiturn": fewshot_as_multiturn, "gen_kwargs": parse_settings(gen_kwargs),
+        "include_path": include_path, "allow_task_code": allow_task_code, "memory": memory, "threads": threads,
+        "trust_remote_code": trust_remote_code, "fork": fork})
+    from aftertune.evaluation import evaluate as run
+    from aftertune.ledger import Ledger
+
+    with Ledger() as ledger, progress() as told:
+        evaluation = run(spec, ledger=ledger, progress=told)
+    show(evaluation, as_json)
+
+
+def _tasks(names: str, data: list[str], shared: dict[str, Any]) -> list[TaskSpec]:
+    from pydantic import ValidationError
+
+    from aftertune.study import TaskSpec
+
+    files = dict(_pair(text) for text in data)
+    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    for task in files:
+        if task not in wanted:
+            raise InputError(f"--task-data names {task!r}, which is not among --tasks ({', '.join(wanted)})")
+    try:
+        return [TaskSpec(name=n, data=files.get(n), **shared) for n in wanted]
+    except ValidationError as error:
+        raise fields(error, _FLAGS) from None
+
+
+def _pair(text: str) -> tuple[str, Path]:
+    task, found, file = text.partition("=")
+    if not found or not task or not file:
+        raise InputError(f"--task-data {text!r}: write TASK=FILE, for example gsm8k=train.parquet")
+    return task, Path(file)
+
+
+def _spec(tasks: list[TaskSpec], values: dict[str, Any]) -> EvalSpec:
+    from pydantic import ValidationError
+
+    from aftertune.study import EvalSpec
+
+    try:
+        return EvalSpec(tasks=tuple(tasks), **values)
+    except ValidationError as error:
+        raise fields(error, _FLAGS) from None
+
+
+def parse_settings(text: str | None) -> dict[str, Any]:
+    """``a=1,b=[2]`` or a JSON object as a mapping; values are JSON where they parse as such, else text."""
+    if not text:
+        return {}
+    if text.lstrip().startswith("{"):
+        try:
+            return dict(json.loads(text))
+        except ValueError as error:
+            raise InputError(f"--gen-kwargs is no valid JSON: {error}") from None
+    result: dict[str, Any] = {}
+    for part in text.split(","):
+        key, found, value = part.partition("=")
+        if not found:
+            raise InputError(f"--gen-kwargs {part!r}: write NAME=VALUE, with commas between them")
+        try:
+            result[key.strip()] = json.loads(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            result[key.strip()] = value
+    return result
+
+
+def show(evaluation: Evaluation, as_json: bool) -> None:
+    """The scores, as a table or as JSON."""
+    if as_json:
+        from aftertune.values import plain
+
+        seconds = evaluation.provenance.seconds if evaluation.provenance else None
+        emit({"evaluation": evaluation.id, "model": plain(evaluation.model),
+              "scores": [{"task": s.task, "metric": s.metric, "filter": s.filter, "value": s.value,
+                          "stderr": s.stderr, "n": s.n} for s in evaluation.scores],
+              "seconds": seconds, "warnings": list(evaluation.warnings), "engine": evaluation.engine_note})
+        return
+    import rich
+
+    from aftertune.report import terminal_scores
+
+    rich.print(terminal_scores(evaluation))
+    rich.print(f"evaluation [bold]{evaluation.id}[/bold]  {evaluation.dtype} on {evaluation.device}, "
+               f"{evaluation.engine_note}")
+    for warning in evaluation.warnings:
+        rich.print(f"[yellow]note[/yellow] {warning}")

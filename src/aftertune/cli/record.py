@@ -1,0 +1,75 @@
+"""``aftertune record`` and ``aftertune report``: the ledger as a Markdown record and as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aftertune.cli.console import emit
+from aftertune.errors import InputError
+
+_OUT = typer.Option(help="File to write; - for stdout.")
+_TITLE = typer.Option(help="Title of the document.")
+_ONLY = typer.Option(help="Ids or names of evaluations; all by default. Repeatable.")
+_JSON = typer.Option("--json", help="One JSON object on stdout.")
+
+
+def record(
+    out: Annotated[str, _OUT] = "record.md",
+    title: Annotated[str, _TITLE] = "Model evaluation record",
+    only: Annotated[list[str] | None, _ONLY] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Write the Markdown record of the ledger."""
+    from aftertune.report import write_record
+
+    evaluations, tunings, comparisons, answers = _gather(only or [])
+    _write(write_record(evaluations, tunings, comparisons, title=title, answers=answers), out, as_json)
+
+
+def report(
+    out: Annotated[str, _OUT] = "report.html",
+    title: Annotated[str, _TITLE] = "Model evaluation report",
+    only: Annotated[list[str] | None, _ONLY] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Write the self-contained HTML page of the ledger."""
+    from aftertune.report import write_page
+
+    evaluations, tunings, comparisons, answers = _gather(only or [])
+    _write(write_page(evaluations, tunings, comparisons, title=title, answers=answers), out, as_json)
+
+
+def _gather(only: list[str]):  # type: ignore[no-untyped-def]
+    """Done evaluations with what belongs to them, as `write_record` and `write_page` take it."""
+    from aftertune.ledger import Ledger
+
+    with Ledger(create=False) as ledger:
+        chosen = [ledger.find_evaluation(w) for w in only] or ledger.evaluations()
+        evaluations = [e for e in chosen if e.status == "done"]
+        if not evaluations:
+            raise InputError("the ledger holds no finished evaluation yet; make one with `aftertune eval` or "
+                             "`aftertune demo`")
+        ids = {e.id for e in evaluations}
+        tunings = ledger.tunings()
+        comparisons = [c for c in ledger.comparisons() if {c.base, c.tuned} <= ids]
+        answers = {e.id: ledger.answers(e.id) for e in evaluations}
+    if only:
+        used = {e.tuning for e in evaluations}
+        tunings = [t for t in tunings if t.id in used]
+    return evaluations, tunings, comparisons, answers
+
+
+def _write(text: str, out: str, as_json: bool) -> None:
+    if out == "-":
+        typer.echo(text)
+        return
+    from aftertune.sources.cache import write_atomic
+
+    write_atomic(Path(out), text)
+    if as_json:
+        emit({"path": out, "bytes": len(text.encode())})
+    else:
+        typer.echo(f"written to {out}")

@@ -1,0 +1,91 @@
+"""``aftertune runs`` and ``aftertune show ID``: what is in the ledger."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aftertune.cli.console import emit
+from aftertune.errors import InputError
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
+    from aftertune.values import Comparison, Evaluation, Tuning
+
+
+def runs(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
+    """List evaluations, tunings and comparisons, the newest last."""
+    from aftertune.ledger import Ledger
+
+    with Ledger(create=False) as ledger:
+        evaluations, tunings, comparisons = ledger.evaluations(), ledger.tunings(), ledger.comparisons()
+    if as_json:
+        emit({"evaluations": [{"id": e.id, "name": e.name, "status": e.status,
+                               "tasks": [t.task for t in e.tasks]} for e in evaluations],
+              "tunings": [{"id": t.id, "name": t.name, "status": t.status, "method": t.method} for t in tunings],
+              "comparisons": [{"id": c.id, "base": c.base, "tuned": c.tuned} for c in comparisons]})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for head in ("id", "kind", "name", "status", "what"):
+        table.add_column(head, overflow="fold")
+    for e in evaluations:
+        table.add_row(e.id, "evaluation", e.name, e.status, ", ".join(t.task for t in e.tasks))
+    for t in tunings:
+        table.add_row(t.id, "tuning", t.name, t.status, f"{t.method}, {t.examples} examples")
+    for c in comparisons:
+        told = ", ".join(f"{r.task} {r.told}" for r in c.rows if r.primary)
+        table.add_row(c.id, "comparison", f"{c.tuned_name} against {c.base_name}", "forced" if c.forced else "", told)
+    Console().print(table)
+
+
+def show(
+    word: Annotated[str, typer.Argument(metavar="ID", help="Id or name of an evaluation, tuning or comparison.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Show one evaluation, tuning or comparison with everything that is known of it."""
+    from aftertune.ledger import Ledger
+    from aftertune.values import plain
+
+    with Ledger(create=False) as ledger:
+        value = find(ledger, word)
+    if as_json:
+        emit(plain(value))
+        return
+    _print(value, plain(value))
+
+
+def find(ledger: Ledger, word: str) -> Evaluation | Tuning | Comparison:
+    """What an id or name stands for; InputError of the evaluation's search where nothing is found."""
+    order = {"t-": 1, "c-": 2}.get(word[:2], 0)
+    searches: list[Any] = [ledger.find_evaluation, ledger.find_tuning, ledger.find_comparison]
+    searches = [searches[order], *(s for i, s in enumerate(searches) if i != order)]
+    first: InputError | None = None
+    for search in searches:
+        try:
+            found: Evaluation | Tuning | Comparison = search(word)
+            return found
+        except InputError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _print(value: Any, known: dict[str, Any]) -> None:
+    import rich
+
+    from aftertune.values import Comparison, Evaluation
+
+    if isinstance(value, Comparison):
+        from aftertune.cli.compare import show as show_comparison
+
+        show_comparison(value)
+        return
+    if isinstance(value, Evaluation):
+        from aftertune.cli.eval import show as show_evaluation
+
+        show_evaluation(value, as_json=False)
+    rich.print_json(data={k: v for k, v in known.items() if k not in ("scores", "steps")})

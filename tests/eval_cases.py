@@ -1,0 +1,74 @@
+"""Tiny models and tokenizers for the tests of the engine, the tasks and evaluations: a byte tokenizer, which
+reads any text, and random Llamas that know it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+#: A chat template that writes the BOS itself, as those of Llama 3 and Gemma do.
+CHAT = ("{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}")
+
+
+#: Merges of the byte tokenizer: with them a word's tokens depend on the space before it.
+MERGES = (("Ġ", "a"), ("a", "b"), ("Ġa", "b"), ("Ġ", "Ġ"))
+
+
+def byte_tokenizer(*, adds_bos: bool = False, template: str | None = None, bos: bool = True) -> Any:
+    """A byte-level BPE with four merges and <s>, </s>, <pad>; adds_bos: every encoding begins with <s>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = [*(["<s>"] if bos else []), "</s>", "<pad>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merged = [a + b for a, b in MERGES]
+    core = Tokenizer(models.BPE({t: i for i, t in enumerate([*special, *letters, *merged])}, list(MERGES)))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    if adds_bos:
+        core.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>" if bos else None,
+                                        eos_token="</s>", pad_token="<pad>")
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def byte_config(*, window: int = 1024, hidden: int = 32, **values: Any) -> Any:
+    """The config of a Llama for the byte tokenizer (its ids stay below 264)."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**{"vocab_size": 264, "hidden_size": hidden, "intermediate_size": 2 * hidden,
+                          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                          "max_position_embeddings": window, "bos_token_id": 0, "eos_token_id": 1,
+                          "pad_token_id": 2, "initializer_range": 0.3, **values})
+
+
+def byte_llama(kind: Any = None, **values: Any) -> Any:
+    """A seeded random Llama in memory, ready for inference; kind: a subclass; values: fields of its config."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return (kind or LlamaForCausalLM)(byte_config(**values)).eval()
+
+
+def byte_folder(folder: Path, *, adds_bos: bool = False, template: str | None = None, **values: Any) -> Path:
+    """The same with its tokenizer, as a model folder."""
+    byte_llama(**values).save_pretrained(folder)
+    byte_tokenizer(adds_bos=adds_bos, template=template).save_pretrained(folder)
+    return folder
+
+
+def scored_and_generated(model: str, ledger: str, items: int, progress: Any) -> Any:
+    """An evaluation in many small batches: ``items`` items scored, half as many generated."""
+    from aftertune.evaluation import evaluate
+    from aftertune.ledger import Ledger
+    from aftertune.study import TaskSpec
+
+    tasks = [TaskSpec(name="arc_easy", sample=items), TaskSpec(name="gsm8k_cot", sample=items // 2)]
+    with Ledger(ledger) as opened:
+        return evaluate(model, tasks, ledger=opened, progress=progress, device="cpu", dtype="float32",
+                        threads=1, task_source="pack", memory="1MB", gen_kwargs={"max_gen_toks": 8})

@@ -1,0 +1,108 @@
+"""The command line: what it imports, what it says to bad input, and its verbs on a small ledger."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aftertune.cli import app
+from aftertune.cli.console import guarded
+from aftertune.cli.eval import parse_settings
+from aftertune.errors import InputError
+
+HEAVY = ("torch", "transformers", "lm_eval", "matplotlib", "sqlalchemy")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["aftertune", *words])
+    return guarded(app)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AFTERTUNE_LEDGER", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = ("import sys; from aftertune.cli import app\n"
+            "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+            f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr.strip().splitlines()[-1] == "[]"
+    for verb in ("demo", "eval", "tune", "compare", "runs", "show", "record", "report", "doctor"):
+        assert verb in run.stdout
+
+
+@pytest.mark.parametrize("verb", ["demo", "eval", "tune", "compare", "run", "runs", "show", "record", "report",
+                                  "doctor"])
+def test_every_verb_has_help_and_json(verb: str, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, verb, "--help") == 0
+    assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [
+    (["eval", "./absent", "--tasks", "arc_easy"], 2, "./absent"),
+    (["eval", "no-such-org/no-such-model", "--tasks", "arc_easy"], 2, "offline"),
+    (["eval", "package:no_such_package/x.gguf", "--tasks", "arc_easy"], 2, "pip install"),
+    (["eval", "m", "--tasks", "arc_easy", "--limit", "3", "--sample", "3"], 2, "exclude"),
+    (["eval", "m", "--tasks", "arc_easy", "--limit", "0"], 2, "--limit"),
+    (["eval", "m", "--tasks", "a", "--task-data", "b=f.jsonl"], 2, "not among --tasks"),
+    (["tune", "m", "--data", "absent.jsonl"], 2, ""),
+    (["tune", "m", "--data", "x.jsonl", "--method", "lorra"], 2, "--method"),
+    (["tune", "m", "--data", "x.jsonl", "--learning-rate", "-1"], 2, "--learning-rate"),
+    (["compare", "a", "b"], 2, "ledger"),
+    (["show", "e-123"], 2, "ledger"),
+    (["run", "absent.yaml"], 2, "absent.yaml"),
+    (["eval", "m"], 2, "--tasks"),
+    (["evall"], 2, "evall"),
+])
+def test_bad_input_gives_one_line_and_its_exit_code(
+        words: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, *words) == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    lines = [line for line in error.splitlines() if line.startswith("aftertune: ")]
+    assert len(lines) == 1 or "Usage" in error
+
+
+def test_an_unknown_study_key_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    study = tmp_path / "s.yaml"
+    study.write_text("study: s\nbases: {b: {model: m}}\ntasks: [{name: arc_easy, sampel: 3}]\n")
+    assert call(monkeypatch, "run", str(study)) == 2
+    assert "did you mean 'sample'" in capsys.readouterr().err
+
+
+def test_a_token_never_shows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary0123456789abcdefghijklmnop")
+    assert call(monkeypatch, "eval", "org/hf_canary0123456789abcdefghijklmnop", "--tasks", "arc_easy") == 2
+    assert "canary" not in capsys.readouterr().err
+
+
+def test_doctor_answers_in_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "doctor", "--json") == 0
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert {"machine", "version", "pack", "ledger"} == {f["area"] for f in findings}
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    (None, {}), ("max_gen_toks=8,temperature=0.5", {"max_gen_toks": 8, "temperature": 0.5}),
+    ("do_sample=True", {"do_sample": True}), ('{"until": ["Q:"]}', {"until": ["Q:"]}), ("until=Q:", {"until": "Q:"}),
+])
+def test_generation_settings(text: str | None, value: dict[str, object]) -> None:
+    assert parse_settings(text) == value
+
+
+def test_generation_settings_that_are_none() -> None:
+    with pytest.raises(InputError, match="NAME=VALUE"):
+        parse_settings("max_gen_toks")

@@ -1,0 +1,131 @@
+"""An evaluation that is killed with SIGKILL again and again ends with the numbers of an unbroken one.
+
+The children come from a fork server that has the heavy libraries loaded already, so a restart costs what
+reading the tasks and loading the model cost, not the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aftertune.ledger import Ledger
+from aftertune.values import Evaluation, plain
+from eval_cases import byte_folder, scored_and_generated
+
+HEAVY = ["torch", "transformers", "lm_eval.tasks", "lm_eval.api.task", "datasets", "sqlalchemy", "peft",
+         "transformers.models.llama.modeling_llama", "aftertune.evaluation"]
+
+
+class Child:
+    """A process that runs the evaluation into a ledger and tells of every batch that is on disk."""
+
+    def __init__(self, model: Path, ledger: Path, items: int) -> None:
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(HEAVY)
+        self.told, tells = server.Pipe(duplex=False)
+        self.process = server.Process(target=work, args=(tells, str(model), str(ledger), items))
+        self.process.start()
+        tells.close()
+
+    def answering(self) -> tuple[int, int] | None:
+        """The next batch that is on disk: tokens done and in all; None when the process has ended."""
+        try:
+            said: tuple[int, int] = self.told.recv()
+        except EOFError:
+            self.process.join()
+            return None
+        return said
+
+    def kill(self) -> bool:
+        """SIGKILL; True where it was still at work."""
+        self.process.kill()
+        self.process.join()
+        self.told.close()
+        return self.process.exitcode == -signal.SIGKILL
+
+    def finish(self) -> int:
+        while self.answering() is not None:
+            pass
+        self.told.close()
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+
+def work(tells: Connection, model: str, ledger: str, items: int) -> None:
+    """What a child does."""
+    def progress(done: int, total: int, text: str) -> None:
+        if text == "answering":
+            tells.send((done, total))
+
+    scored_and_generated(model, ledger, items, progress)
+
+
+def content(path: Path) -> tuple[Evaluation, str]:
+    """The evaluation, and every answer, response (floats by their exact bits) and score as text."""
+    with Ledger(path) as ledger:
+        [done] = ledger.evaluations()
+        responses = ledger.responses(done.id)
+        exact = [[p, None if r.logprob is None else r.logprob.hex(), r.greedy, r.text, r.tokens, r.finish,
+                  r.truncated] for p, r in responses.items()]
+        parts: dict[str, Any] = {
+            "responses": exact, "answers": [plain(a) for a in ledger.answers(done.id)],
+            "scores": [[s.task, s.key, s.value.hex(), s.stderr and s.stderr.hex(), s.n] for s in done.scores],
+            "items": [plain(i) for i in ledger.items(done.id)], "plan": done.schedule["plan"],
+            "warnings": done.warnings}
+        assert next(f for f in ledger.check() if f.name == "integrity").value == "ok"
+    return done, json.dumps(parts, indent=1)
+
+
+def killed_and_whole(tmp_path: Path, *, kills: int, items: int, seed: int) -> None:
+    """Kill ``kills`` times: after a few batches, within one, before the first, and at the very end."""
+    model, chance = byte_folder(tmp_path / "model"), random.Random(seed)
+    whole, broken = tmp_path / "whole.db", tmp_path / "broken.db"
+    batches = []
+    child = Child(model, whole, items)
+    while (said := child.answering()) is not None:
+        batches.append(said[0])
+    assert child.finish() == 0
+    assert len(batches) - 1 >= 20, f"only {len(batches) - 1} batches"
+    pace, landed, starts = max((len(batches) - 1) // kills, 1), 0, []
+    while landed < kills:
+        child = Child(model, broken, items)
+        said = child.answering()
+        assert said is not None, "the child died by itself"
+        starts.append(said[0])
+        last = landed == kills - 1
+        for _ in range(len(batches) if last else chance.randint(0 if landed else 1, pace)):
+            if said is not None and said[0] < said[1]:
+                said = child.answering()
+        time.sleep(chance.uniform(0.0, 0.01 if last else 0.06))
+        if not child.kill():
+            break  # it had finished: nothing is left to kill
+        landed += 1
+    final = Child(model, broken, items)
+    assert final.finish() == 0
+    done, numbers = content(broken)
+    first, expected = content(whole)
+    assert landed >= kills - 1
+    assert starts == sorted(starts)
+    assert len(set(starts)) > min(landed, 20) // 2, f"kills landed at {starts} of {batches[-1]}"
+    assert done.id == first.id
+    assert numbers == expected
+    print(f"{landed} kills over {len(batches) - 1} batches, restarted at {starts} of {batches[-1]} tokens")
+
+
+@pytest.mark.slow
+def test_five_kills_change_nothing(tmp_path: Path) -> None:
+    killed_and_whole(tmp_path, kills=5, items=20, seed=5)
+
+
+@pytest.mark.soak
+def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
+    killed_and_whole(tmp_path, kills=50, items=90, seed=50)
