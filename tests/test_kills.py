@@ -21,7 +21,7 @@ from aftertune.ledger import Ledger
 from aftertune.values import Evaluation, plain
 from eval_cases import byte_folder, scored_and_generated
 
-HEAVY = ["torch", "transformers", "lm_eval.tasks", "lm_eval.api.task", "datasets", "sqlalchemy", "peft",
+HEAVY = ["torch", "transformers", "lm_eval.tasks", "lm_eval.api.task", "datasets", "sqlalchemy",
          "transformers.models.llama.modeling_llama", "aftertune.evaluation"]
 
 

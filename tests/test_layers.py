@@ -138,7 +138,7 @@ SUBMODULES = [m.name for m in pkgutil.walk_packages([str(SOURCE)], "aftertune.")
 
 
 def test_every_module_was_found() -> None:
-    assert len(MODULES) >= 78
+    assert len(MODULES) >= 100
     migrations = [m for m in MODULES if "migrations" in m.path.parts]  # alembic reads these; nothing imports them
     mains = [m for m in MODULES if m.path.name == "__main__.py"]
     assert len(SUBMODULES) == len(MODULES) - len(migrations) - len(mains) - 1

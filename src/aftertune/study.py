@@ -61,6 +61,7 @@ class TaskSpec(Spec):
     """One task of an evaluation. name: an lm-eval task or group, or the name given to a target task.
 
     limit: the first N items (lm-eval's meaning); sample: N items drawn at random with sample_seed.
+    gen_kwargs: generation settings of this task, over those of the evaluation.
     data: a local file for a task whose data no pack has (for gsm8k: its train split). margin: in points.
     only: evaluate it only on these bases or tunings (names within a study).
     """
@@ -71,6 +72,7 @@ class TaskSpec(Spec):
     sample_seed: int = 0
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     apply_chat_template: bool | None = None
+    gen_kwargs: dict[str, Any] = Field(default_factory=dict)
     data: Path | None = None
     target: TargetSpec | None = None
     margin: Annotated[float, Field(gt=0, le=100)] | None = None

@@ -14,7 +14,7 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**
 #: Padded tokens of one batch: enough rows for the matrix multiplications to run at their full rate.
 TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 32768}
 #: Sequences generated together, at most.
-SLOTS = {"cpu": 16, "mps": 16, "cuda": 128}
+SLOTS = {"cpu": 40, "mps": 32, "cuda": 128}
 
 
 def parse_memory(text: str) -> int:

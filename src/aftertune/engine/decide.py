@@ -82,7 +82,8 @@ def verify(model: Any, groups: list[list[tuple[int, Sequence]]], decision: Decis
     """Score the longest and a median group packed and plain; fall back where they differ."""
     if not decision.packed or not groups:
         return decision
-    by_length = sorted(groups, key=lambda g: max(len(s.tokens) for _, s in g))
+    branching = [g for g in groups if _branches(g)] or groups  # a single path is the same row, packed or plain
+    by_length = sorted(branching, key=lambda g: max(len(s.tokens) for _, s in g))
     chosen = [by_length[-1], by_length[len(by_length) // 2]]
     plain = Scorer(model, packed=False)
     singles = [row([pair]) for group in chosen for pair in group][:8]
@@ -102,6 +103,13 @@ def verify(model: Any, groups: list[list[tuple[int, Sequence]]], decision: Decis
         return Decision(False, f"plain rows: packed rows moved a token's log-probability by {gap:.2g}, "
                                f"more than {bound:.2g}")
     return Decision(True, f"packed rows (verified: {gap:.1e} against plain rows, {bound:.1e} allowed)")
+
+
+def _branches(group: list[tuple[int, Sequence]]) -> bool:
+    """True where two inputs of the group part before the end of the shorter one."""
+    inputs = [s.tokens[:-1] for _, s in group]
+    longest = max(inputs, key=len)
+    return any(longest[: len(i)] != i for i in inputs)
 
 
 def _gap(a: dict[int, Any], b: dict[int, Any]) -> float:

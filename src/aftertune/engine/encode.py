@@ -81,6 +81,7 @@ class Encoder:
                 head, target = target[:1], target[1:]
         else:
             head, target = self._pair(context, continuation)
+            head = head or [self.prefix_token]  # a context of spaces alone, on which lm-eval's assertion fails
         if not target:
             raise InputError(f"the continuation {continuation[:60]!r} has no tokens after its context; "
                              "an answer choice must not be empty")

@@ -68,8 +68,9 @@ def localise(made: Any, names: list[str], task_class: type) -> None:
 
     for name in names:
         entry = made.task_index[name]
+        own = config(made, name) if entry.yaml_path else dict(entry.cfg or {})  # asked for before: already local
         made.task_index[name] = Entry(name=name, kind=Kind.PY_TASK, yaml_path=None, tags=entry.tags,
-                                      cfg=config(made, name) | {"class": task_class})
+                                      cfg=own | {"class": task_class})
 
 
 def _key() -> list[Any]:
@@ -107,7 +108,31 @@ def _check_foreign(folder: Path, allow_code: bool) -> None:
     if not folder.is_dir():
         raise TaskError(f"--include-path {folder}: no such folder")
     for path in sorted(folder.rglob("*.yaml")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if not allow_code and ("!function" in text or "\nclass:" in f"\n{text}"):
+        if not allow_code and _runs_code(path, set()):
             raise TaskError(f"{path}: this task file runs Python code of its folder; read it, then pass "
                             "--allow-task-code to run it")
+
+
+def _runs_code(path: Path, seen: set[Path]) -> bool:
+    """True where a task file, or one that it includes, names a function or a class.
+
+    The parser's tokens are read, because a tag may be written with escapes (``!%66unction``).
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    path = path.resolve()
+    if path in seen or not path.is_file():
+        return False
+    seen.add(path)
+    try:
+        with path.open("rb") as file:
+            events = list(yaml.parse(file, Loader=yaml.SafeLoader))
+        found = yaml.compose(path.read_bytes(), Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise TaskError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    tags = {getattr(event, "tag", None) for event in events}
+    keys = {k.value: v for k, v in found.value} if isinstance(found, yaml.MappingNode) else {}
+    included = keys.get("include")
+    names = included.value if isinstance(included, yaml.SequenceNode) else [included] if included else []
+    return any(t and t.startswith("!") and len(t) > 1 for t in tags) or "class" in keys or any(
+        _runs_code(path.parent / str(n.value), seen) for n in names)

@@ -186,8 +186,9 @@ def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
     if chat and options.template is None:
         raise TaskError(f"task {name!r} asks for the chat template, but the model's tokenizer has none; "
                         "set apply_chat_template to false")
-    if task.OUTPUT_TYPE == "generate_until" and options.gen_kwargs:
-        task.set_config(key="generation_kwargs", value=dict(options.gen_kwargs), update=True)
+    generation = {**options.gen_kwargs, **spec.gen_kwargs}
+    if task.OUTPUT_TYPE == "generate_until" and generation:
+        task.set_config(key="generation_kwargs", value=generation, update=True)
     default = task.get_config("num_fewshot")  # a zero set by the task's author stays, as in lm-eval
     if spec.num_fewshot is not None and default != 0:
         task.set_config(key="num_fewshot", value=spec.num_fewshot)

@@ -1,0 +1,114 @@
+"""The schedule: batches and waves are pure functions that respect the budget, and a budget is read from sizes."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aftertune.engine.budget import parse_memory, resolve
+from aftertune.engine.encode import Generation
+from aftertune.engine.runner import split_on_oom
+from aftertune.engine.schedule import Budget, batches, waves
+from aftertune.errors import InputError, ResourceError
+from eval_cases import byte_llama
+
+shapes = st.lists(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), max_size=40)
+budgets = st.builds(Budget, tokens=st.integers(1, 400), logits=st.integers(1, 200), cells=st.integers(1, 9000),
+                    slots=st.integers(1, 9), threads=st.just(1))
+
+
+def fits(rows: list[tuple[int, int]], budget: Budget) -> bool:
+    """The definition: a padded batch within every limit."""
+    width = max(length for length, _ in rows)
+    return (len(rows) * width <= budget.tokens and sum(kept for _, kept in rows) <= budget.logits
+            and len(rows) * width * width <= budget.cells)
+
+
+@given(shapes, budgets)
+def test_batches_hold_every_row_once_within_the_budget(rows: list[tuple[int, int]], budget: Budget) -> None:
+    cut = batches(rows, budget)
+    assert sorted(i for batch in cut for i in batch) == list(range(len(rows)))
+    for batch in cut:
+        assert len(batch) == 1 or fits([rows[i] for i in batch], budget)
+    order = [rows[i][0] for batch in cut for i in batch]
+    assert order == sorted(order, reverse=True)
+    assert cut == batches(list(rows), replace(budget))
+
+
+@given(shapes, budgets)
+def test_no_batch_is_cut_short(rows: list[tuple[int, int]], budget: Budget) -> None:
+    cut = batches(rows, budget)
+    for batch, after in itertools.pairwise(cut):
+        assert not fits([rows[i] for i in [*batch, after[0]]], budget)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.sampled_from("abc")), max_size=30), st.integers(1, 7))
+def test_a_wave_holds_one_group_and_no_more_than_its_slots(prompts: list[tuple[int, str]], slots: int) -> None:
+    lengths, groups = [n for n, _ in prompts], [g for _, g in prompts]
+    cut = waves(lengths, groups, slots)
+    assert sorted(i for wave in cut for i in wave) == list(range(len(prompts)))
+    for wave in cut:
+        assert len({groups[i] for i in wave}) == 1
+        assert len(wave) <= slots
+        assert [lengths[i] for i in wave] == sorted((lengths[i] for i in wave), reverse=True)
+    assert len(cut) == sum(-(-groups.count(g) // slots) for g in set(groups))
+
+
+def test_waves_group_by_generation_settings() -> None:
+    short, long = (Generation(("\n",), n, False, ()) for n in (8, 64))
+    assert waves([5, 6, 7, 8], [short, long, short, long], 4) in ([[2, 0], [3, 1]], [[3, 1], [2, 0]])
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GiB", 8 * 2**30), ("500MB", 500 * 10**6), ("1000000", 10**6),
+                                            (" 1.5 gb ", 1_500_000_000), ("64k", 64_000), ("2ki", 2048)])
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1GB", "8 TB", "1e9", "GiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="is not a size"):
+        parse_memory(text)
+
+
+def test_less_memory_never_allows_more() -> None:
+    model = byte_llama()
+    found = [resolve(model, free=free, threads=2) for free in (0, 10**5, 10**6, 10**7, 10**8, 10**9, 10**12)]
+    for less, more in itertools.pairwise(found):
+        assert all(getattr(less, f) <= getattr(more, f) for f in ("tokens", "logits", "cells", "slots"))
+    assert all(b.tokens >= 1 and b.logits >= 1 and b.cells >= 1 and b.slots >= 1 for b in found)
+    assert found[0] != found[-1]
+    assert Budget.load(found[2].stored()) == found[2]
+
+
+@given(st.integers(1, 40), st.sets(st.integers(0, 30), max_size=6))
+def test_out_of_memory_halves_until_all_is_done(count: int, fail: set[int]) -> None:
+    calls: list[int] = []
+    halved: list[int] = []
+
+    def run(parts: list[int]) -> dict[int, int]:
+        calls.append(len(parts))
+        if len(parts) > 1 and len(calls) - 1 in fail:
+            raise RuntimeError("MPS backend out of memory")
+        return {p: p * p for p in parts}
+
+    assert split_on_oom(list(range(count)), run, halved.append) == {p: p * p for p in range(count)}
+    assert len(halved) == sum(1 for n, size in enumerate(calls) if n in fail and size > 1)
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    def broken(_: list[Any]) -> dict[int, Any]:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    def full(_: list[Any]) -> dict[int, Any]:
+        raise MemoryError
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        split_on_oom([1, 2], broken, lambda _: None)
+    with pytest.raises(ResourceError, match="one row in the batch"):
+        split_on_oom([1, 2], full, lambda _: None)

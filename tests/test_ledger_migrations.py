@@ -1,0 +1,116 @@
+"""The schema, and the way of an older ledger to it."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import textwrap
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+import ledger_cases as cases
+from aftertune.errors import StorageError
+from aftertune.ledger import Ledger, migration
+from aftertune.ledger.database import Database
+from aftertune.ledger.schema import HEAD, metadata
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+def test_the_migrations_make_the_tables_of_the_schema(path: Path) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    assert ScriptDirectory(str(migration.SCRIPTS)).get_heads() == [HEAD]
+    with Ledger(path) as ledger, ledger.database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    made = create_engine(f"sqlite:///{path.with_name('made.db')}")
+    metadata.create_all(made)
+    made.dispose()
+    assert columns(path) == columns(path.with_name("made.db"))
+    assert len(metadata.tables) == 15
+
+
+def columns(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Every table's columns (name, type, not null, key) and foreign keys, from SQLite itself."""
+    with closing(sqlite3.connect(path)) as raw:
+        names = [r[0] for r in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {n: sorted(r[1:4] + r[5:] for r in raw.execute(f"PRAGMA table_info('{n}')")) + sorted(
+            r[2:7] for r in raw.execute(f"PRAGMA foreign_key_list('{n}')"))
+            for n in names if n != "alembic_version" and not n.startswith("sqlite_")}
+
+
+def test_the_schema_is_sql_that_postgresql_takes_too() -> None:
+    dialect = postgresql.dialect()
+    for table in metadata.sorted_tables:
+        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=dialect))
+        for index in table.indexes:
+            assert "CREATE INDEX" in str(CreateIndex(index).compile(dialect=dialect))
+    response = str(CreateTable(metadata.tables["response"]).compile(dialect=dialect))
+    assert "logprob DOUBLE PRECISION" in response
+
+
+@pytest.fixture
+def next_release(tmp_path: Path) -> Path:
+    """The migrations of a program one schema further: evaluations get a column, in a rebuilt table."""
+    scripts = tmp_path / "migrations"
+    shutil.copytree(migration.SCRIPTS, scripts)
+    (scripts / "versions" / "0002_note.py").write_text(textwrap.dedent("""
+        import sqlalchemy as sa
+        from alembic import op
+        revision, down_revision = "0002", "0001"
+        def upgrade():
+            with op.batch_alter_table("evaluation", recreate="always") as batch:
+                batch.add_column(sa.Column("note", sa.Text()))
+    """))
+    return scripts
+
+
+def ready(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.open_evaluation(cases.evaluation(), cases.items())
+        ledger.save_batch("e1", 0, cases.responses())
+
+
+def test_an_older_ledger_is_copied_and_migrated_with_all_its_rows(path: Path, next_release: Path) -> None:
+    ready(path)
+    for name in ("ledger.db.0001.bak", "ledger.db.0001.1.bak"):
+        with closing(Database(path)) as opened:
+            with opened.write() as connection:
+                connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+                if "note" in [r[1] for r in connection.exec_driver_sql("PRAGMA table_info(evaluation)")]:
+                    connection.exec_driver_sql("ALTER TABLE evaluation DROP COLUMN note")
+            migration.bring_up(opened, migration.State("0001"), scripts=next_release, head="0002")
+        with closing(sqlite3.connect(path)) as raw:
+            assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
+            assert raw.execute("SELECT id, note FROM evaluation").fetchall() == [("e1", None)]
+            # The responses did not go with the old table, although they refer to it.
+            assert raw.execute("SELECT count(*) FROM response").fetchone() == (12,)
+        with closing(sqlite3.connect(path)) as raw, raw:
+            raw.execute("UPDATE alembic_version SET version_num = '0001'")
+        with Ledger(path.with_name(name)) as copy:
+            assert copy.responses("e1") == cases.responses()
+
+
+def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, next_release: Path) -> None:
+    ready(path)
+    script = next_release / "versions" / "0002_note.py"
+    script.write_text(script.read_text() + "    op.execute('UPDATE nowhere SET a = 1')\n")
+    told = r"0001 to 0002 failed.*ledger\.db\.0001\.bak"
+    with closing(Database(path)) as opened, pytest.raises(StorageError, match=told):
+        migration.bring_up(opened, migration.State("0001"), scripts=next_release, head="0002")
+    with Ledger(path) as ledger:
+        assert ledger.responses("e1") == cases.responses()
+        assert ledger.find_evaluation("e1") == cases.evaluation()
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
