@@ -127,5 +127,6 @@ def test_five_kills_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
     killed_and_whole(tmp_path, kills=50, items=90, seed=50)

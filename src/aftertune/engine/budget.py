@@ -11,8 +11,8 @@ from aftertune.errors import InputError
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
-#: Padded tokens of one batch: enough rows for the matrix multiplications to run at their full rate.
-TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 32768}
+#: Padded tokens of one batch. On a CPU small batches stay in its cache: 512-1024 tokens beat 4096 by a sixth.
+TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 #: Sequences generated together, at most.
 SLOTS = {"cpu": 40, "mps": 32, "cuda": 128}
 

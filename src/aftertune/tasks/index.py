@@ -26,6 +26,7 @@ def manager(include_path: Path | None = None, *, allow_code: bool = False) -> An
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    _sandbox_templates()
     key = _key()
     entries = _load(key)
     if entries is None:
@@ -39,6 +40,20 @@ def manager(include_path: Path | None = None, *, allow_code: bool = False) -> An
         _check_foreign(include_path, allow_code)
         made.task_index.update(TaskManager(include_path=include_path, include_defaults=False).task_index)
     return made
+
+
+def _sandbox_templates() -> None:
+    """Render the templates of task files in Jinja's sandbox: lm-eval's own environment lets them run code."""
+    import lm_eval.utils
+    from jinja2.sandbox import SandboxedEnvironment
+
+    old = lm_eval.utils.env
+    if isinstance(old, SandboxedEnvironment):
+        return
+    new = SandboxedEnvironment(loader=old.loader, undefined=old.undefined,
+                               keep_trailing_newline=old.keep_trailing_newline)
+    new.filters.update(old.filters)
+    lm_eval.utils.env = new
 
 
 def expand(made: Any, name: str) -> list[str]:

@@ -120,7 +120,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     from aftertune.provenance import finish
     from aftertune.sources import load_model, load_tokenizer
     from aftertune.tuning import output
-    from aftertune.tuning.build import base_dtype, build, trainable
+    from aftertune.tuning.build import attention, base_dtype, build, trainable
     from aftertune.tuning.encode import Form, encode_all
     from aftertune.tuning.loop import train
     from aftertune.tuning.loss import Batching, compare_losses, completion_losses
@@ -131,7 +131,9 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     training = encode_all(job.corpus.training, tokenizer, form)
     held_out = encode_all(job.corpus.held_out, tokenizer, form)
     progress(0, 0, "loading the model")
-    base = load_model(job.source, base_dtype(spec.method, plan.dtype), plan.device, tokenizer=tokenizer)
+    longest = max(len(row.ids) for row in (*training.rows, *held_out.rows))
+    base = load_model(job.source, base_dtype(spec.method, plan.dtype), plan.device, tokenizer=tokenizer,
+                      attn_implementation=attention(plan.device, longest))
     model = build(base, spec.method, spec.lora, plan.seed)
     batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype)
     progress(0, 0, f"held-out loss before, {len(held_out.rows)} examples")

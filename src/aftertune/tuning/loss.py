@@ -66,18 +66,28 @@ def _batch_losses(model: Any, rows: list[Row], pad: int) -> list[float]:
     ids = torch.tensor([r.ids + [pad] * (longest - len(r.ids)) for r in rows], device=model.device)
     mask = torch.tensor([[1] * len(r.ids) + [0] * (longest - len(r.ids)) for r in rows], device=model.device)
     labels = torch.tensor([r.labels + [IGNORED] * (longest - len(r.ids)) for r in rows], device=model.device)
+    nll, row_of = completion_nll(model, ids, mask, labels)
+    return [float(nll[row_of == i].mean()) for i in range(len(rows))]
+
+
+def completion_nll(model: Any, ids: Any, mask: Any, labels: Any) -> tuple[Any, Any]:
+    """Tensors [B, L] -> nats per completion token [N], row by row, and the row of each [N].
+
+    Only positions whose next label counts reach the head: a hook in front of it keeps the logits small, for
+    every architecture and under PEFT too.
+    """
+    import torch
+
     wanted = labels[:, 1:]
     keep = torch.zeros_like(labels, dtype=torch.bool)
     keep[:, :-1] = wanted != IGNORED
-    # A hook in front of the head keeps the logits small and works for every architecture, under PEFT too.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][keep][None],))
     try:
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()  # [N, V]
     finally:
         hook.remove()
     nll = torch.nn.functional.cross_entropy(logits, wanted[wanted != IGNORED], reduction="none")
-    row_of = keep.nonzero()[:, 0]
-    return [float(nll[row_of == i].mean()) for i in range(len(rows))]
+    return nll, keep.nonzero()[:, 0]
 
 
 def compare_losses(before: Sequence[float], after: Sequence[float]) -> HeldOut:
