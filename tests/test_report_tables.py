@@ -74,13 +74,17 @@ def test_primary_rows_come_first_and_secondary_rows_have_no_verdict():
 
 def test_at_the_floor_within_is_undecided_and_says_why():
     line = verdict_table(cases.COMPARISONS[1])[-1]
-    assert (line.verdict, line.told, line.note) == ("undecided", "undecided", "at floor: nothing to forget")
+    assert (line.verdict, line.told, line.note) == (
+        "undecided", "undecided", "at floor: nothing to forget, whatever the number of items")
 
 
 def test_undecided_rows_say_how_many_items_would_decide():
     notes = {x.task: x.note for x in verdict_table(cases.COMPARISONS[0])}
-    assert notes["mmlu_high_school_computer_science"] == "about 752 items would decide it"
-    assert notes["gsm8k_cot"].startswith("at floor: nothing to forget; cannot be decided with this task")
+    assert notes["mmlu_high_school_computer_science"] == "about 752 items would decide it if the models do not differ"
+    assert notes["gsm8k_cot"].startswith("at floor: nothing to forget, whatever the number of items; cannot be")
+    apart = replace(cases.CAREFUL_ROWS[2], low=-0.1, high=-0.01)
+    line, = verdict_table(replace(cases.COMPARISONS[0], rows=(apart,)))
+    assert line.note == "about 752 items would decide it at this difference"
 
 
 def test_without_lineage_nothing_is_called_forgotten():
@@ -117,13 +121,52 @@ def rendered(table, width):
     return capture.get()
 
 
-@pytest.mark.parametrize("width", [80, 140])
+SHOWN = ("+84.17", "+76.40 to +89.60", "<0.001", "101 / 0", "improved", "kept", "undecided", "c-aaaaaaaaaa",
+         "Held-out loss 1.912 before, 0.214 after", "if the models do not differ", "±5.00")
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_the_terminal_table_fits_and_shows_every_figure(width):
     text = rendered(terminal_table(cases.COMPARISONS[0], width=width), width)
     assert max(map(len, text.splitlines())) <= width
-    for figure in ("+84.17", "+76.40 to +89.60", "<0.001", "101 / 0", "improved", "kept", "undecided",
-                   "Held-out loss 1.912 to 0.214", "c-aaaaaaaaaa"):
-        assert figure in text
+    assert "…" not in text
+    for figure in SHOWN:
+        assert figure in " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_every_metric_has_one_line_with_its_figures_below_its_task(width):
+    lines = rendered(terminal_table(cases.COMPARISONS[0], width=width), width).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("hellaswag"))
+    assert lines[at + 1].split()[:2] == ["Normalized", "Accuracy"]
+    figures = ("300", "34.67%", "35.00%", "+0.33", "−2.60 to +3.30", "10 / 9")
+    assert lines[at + 2].startswith("  Accuracy ")
+    assert all(figure in lines[at + 2] for figure in figures)
+
+
+def test_secondary_rows_are_dim_and_their_notes_are_told():
+    row = replace(cases.CAREFUL_ROWS[5], note="cluster-robust 95 % interval −2.00 to +3.00 (9 clusters)")
+    comparison = replace(cases.COMPARISONS[0], rows=(cases.CAREFUL_ROWS[0], row))
+    console = Console(width=80, force_terminal=True, color_system="standard", legacy_windows=False)
+    with console.capture() as capture:
+        console.print(terminal_table(comparison, width=80))
+    lines = [line for line in capture.get().splitlines() if "Accuracy" in line]
+    assert [line.strip().startswith("\x1b[2m") for line in lines] == [False, True, True]
+    assert "cluster-robust 95 % interval −2.00 to +3.00" in lines[2]
+
+
+def test_long_names_fold_and_leave_the_figures_whole():
+    row = replace(cases.CAREFUL_ROWS[0], task="t" * 300, metric="m" * 300)
+    text = rendered(terminal_table(replace(cases.COMPARISONS[0], rows=(row,)), width=80), 80)
+    assert ("".join(text.split()).count("t") >= 300, "−2.50 to +3.20" in text, "41.00%" in text) == (True, True, True)
+    assert "".join(text.split()).count("m") >= 300
+
+
+def test_a_metric_that_is_no_share_says_so():
+    row = replace(cases.CAREFUL_ROWS[0], metric="word_perplexity", kind="real", gained=None, lost=None)
+    line, = verdict_table(replace(cases.COMPARISONS[0], rows=(row,)))
+    assert (line.difference, line.flips) == ("0.00", "–")
+    assert line.note == "in the metric's own unit, not points"
 
 
 def test_a_forced_comparison_is_watermarked_on_the_terminal():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy.stats import binom, chi2
 
@@ -13,7 +14,7 @@ from aftertune.stats import (
     smallest_difference,
     tango_tests,
 )
-from aftertune.stats.planning import discordance_bound, variance_bound
+from aftertune.stats.planning import discordance_bound, items_beyond, variance_bound
 
 DETECTABLE = {  # points at 80 % power, by n and psi = .02, .05, .10, .20, .30
     100: (None, None, 8.76, 12.38, 15.16), 1319: (1.09, 1.72, 2.44, 3.45, 4.22),
@@ -56,6 +57,23 @@ def test_exact_power_of_items_needed():
         power += weight * sum(binom.pmf(up, discordant, .5) for up in range(discordant + 1)
                               if tango_tests(up, discordant - up, 1713, .02).within < .05)
     assert power == pytest.approx(.80, abs=.02)
+
+
+def test_items_that_show_a_loss_beyond_the_margin():
+    """A true loss of 8 points at psi .30 and a margin of 5: by simulation of Tango's test, power 80 %."""
+    n = math.ceil(items_beyond(.30, .05, -.08))
+    assert n == items_needed(.30, .05, -.08) == 2561
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(n, [.11, .19, .70], size=2000)
+    found = np.mean([tango_tests(int(up), int(down), n, .05).lower < .05 for up, down, _ in draws])
+    assert found == pytest.approx(.80, abs=.03)
+
+
+def test_no_number_of_items_decides_a_difference_that_is_the_margin():
+    assert items_needed(.30, .05, -.05) is None
+    assert items_needed(.30, .05, .049) > 100_000
+    with pytest.raises(ValueError, match="margin"):
+        items_beyond(.3, .05, .05)
 
 
 def test_upper_bounds():

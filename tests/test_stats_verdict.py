@@ -10,6 +10,7 @@ from aftertune.stats import (
     Case,
     MarginTests,
     at_floor,
+    clustered_mean,
     decide,
     items_needed,
     paired_evidence,
@@ -141,6 +142,17 @@ def test_clusters_that_move_together_weaken_a_verdict():
     assert evidence.items_needed > paired_evidence(base, tuned, margin=.02).items_needed
 
 
+def test_cluster_intervals_are_told_in_points_for_shares_only():
+    base, tuned = pair(9, 6, 20, 25)
+    clusters = [i % 30 for i in range(60)]
+    note, = paired_evidence(base, tuned, margin=.02, clusters=clusters).notes
+    low, high = clustered_mean(tuned - base, clusters).interval()
+    assert note == (f"cluster-robust 95 % interval {100 * low:+.2f} to {100 * high:+.2f} (30 clusters)"
+                    .replace("-", "−").replace("cluster−", "cluster-"))
+    note, = paired_evidence(2 * base, 2 * tuned, margin=.02, clusters=clusters).notes
+    assert f"to {2 * high:+.4f} (30 clusters)" in note
+
+
 def test_few_clusters_warn_and_one_cluster_has_no_error():
     base, tuned = pair(9, 6, 20, 25)
     few = paired_evidence(base, tuned, margin=.02, clusters=[i % 7 for i in range(60)])
@@ -159,7 +171,9 @@ def test_binary_evidence():
     assert (evidence.low, evidence.high) == pytest.approx((-.229610, -.034313), abs=6e-7)
     assert evidence.p_mid == pytest.approx(.009355, abs=6e-7)
     assert evidence.base_low == wilson(69, 100)[0]
-    assert evidence.items_needed == items_needed(wilson(25, 100)[1], .02)
+    assert evidence.items_needed == items_needed(wilson(25, 100)[1] + .13**2, .02, -.13)
+    alike = paired_evidence(*pair(9, 9, 50, 32), margin=.02)
+    assert alike.items_needed == items_needed(wilson(18, 100)[1], .02)
     with pytest.raises(FrozenInstanceError):
         evidence.n = 5
 

@@ -34,13 +34,15 @@ def compare(
 def show(comparison: Comparison) -> None:
     """The verdict table, with the differences that do not block."""
     from rich.console import Console
+    from rich.text import Text
 
     from aftertune.report import terminal_table
 
     console = Console()
     console.print(terminal_table(comparison, width=console.width))
     for difference in comparison.differences:
-        console.print(f"[yellow]differs[/yellow] {difference.field}: {difference.left} | {difference.right}")
+        console.print(Text.assemble(("differs", "yellow"), f" {difference.field}: {difference.left} in "
+                                    f"{comparison.base_name}, {difference.right} in {comparison.tuned_name}"))
 
 
 def as_object(comparison: Comparison) -> dict[str, object]:

@@ -129,11 +129,12 @@ def show(evaluation: Evaluation, as_json: bool) -> None:
               "seconds": seconds, "warnings": list(evaluation.warnings), "engine": evaluation.engine_note})
         return
     import rich
+    from rich.text import Text
 
     from aftertune.report import terminal_scores
 
     rich.print(terminal_scores(evaluation))
-    rich.print(f"evaluation [bold]{evaluation.id}[/bold]  {evaluation.dtype} on {evaluation.device}, "
-               f"{evaluation.engine_note}")
+    how = f"  {evaluation.dtype} on {evaluation.device}, {evaluation.engine_note}"
+    rich.print(Text.assemble("evaluation ", (evaluation.id, "bold"), how))
     for warning in evaluation.warnings:
-        rich.print(f"[yellow]note[/yellow] {warning}")
+        rich.print(Text.assemble(("note", "yellow"), f" {warning}"))

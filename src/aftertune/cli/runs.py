@@ -28,17 +28,18 @@ def runs(as_json: Annotated[bool, typer.Option("--json", help="One JSON object o
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for head in ("id", "kind", "name", "status", "what"):
+    table.add_column("id", no_wrap=True)
+    for head in ("kind", "name", "status", "what"):
         table.add_column(head, overflow="fold")
-    for e in evaluations:
-        table.add_row(e.id, "evaluation", e.name, e.status, ", ".join(t.task for t in e.tasks))
-    for t in tunings:
-        table.add_row(t.id, "tuning", t.name, t.status, f"{t.method}, {t.examples} examples")
-    for c in comparisons:
-        told = ", ".join(f"{r.task} {r.told}" for r in c.rows if r.primary)
-        table.add_row(c.id, "comparison", f"{c.tuned_name} against {c.base_name}", "forced" if c.forced else "", told)
+    rows = [(e.id, "evaluation", e.name, e.status, ", ".join(t.task for t in e.tasks)) for e in evaluations]
+    rows += [(t.id, "tuning", t.name, t.status, f"{t.method}, {t.examples:,} examples") for t in tunings]
+    rows += [(c.id, "comparison", f"{c.tuned_name} against {c.base_name}", "forced" if c.forced else "",
+              ", ".join(f"{r.task} {r.told.partition(' (')[0]}" for r in c.rows if r.primary)) for c in comparisons]
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text: a name may hold what rich would read as markup
     Console().print(table)
 
 

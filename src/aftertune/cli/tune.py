@@ -64,13 +64,15 @@ def tune(
         emit({"tuning": tuning.id, **{k: v for k, v in plain(tuning).items() if k != "steps"}})
         return
     import rich
+    from rich.text import Text
 
-    rich.print(f"tuning [bold]{tuning.id}[/bold] ({tuning.name}): {tuning.method}, {tuning.examples} examples")
+    rich.print(Text.assemble("tuning ", (tuning.id, "bold"), f" ({tuning.name}): {tuning.method}, "
+                             f"{tuning.examples:,} examples"))
     if tuning.held_out:
         h = tuning.held_out
         rich.print(f"held-out loss {h.before:.3f} → {h.after:.3f} nats per token, 95 % interval of the change "
                    f"{h.low:+.3f} to {h.high:+.3f} (n={h.n})")
     for note in tuning.notes:
-        rich.print(f"[yellow]note[/yellow] {note}")
+        rich.print(Text.assemble(("note", "yellow"), f" {note}"))
     flag = f"{model} --adapter {tuning.output}" if tuning.method != "full" else tuning.output
     typer.echo(f"written to {tuning.output}; what did it forget? aftertune eval {flag} --tasks …")

@@ -19,7 +19,7 @@ from aftertune.comparison.pairs import Pair
 from aftertune.errors import InputError
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.grouped import Weighting
-from aftertune.stats.paired import Floats
+from aftertune.stats.paired import NO_EVIDENCE, Floats
 from aftertune.stats.verdict import Case, Decision, at_floor, decide, tell
 from aftertune.values import ComparisonRow, Difference, Evaluation, Score
 
@@ -165,11 +165,11 @@ def _weighting(score: Score | None, values: Sequence[Floats]) -> Weighting:
 def _items_needed(draft: _Draft, decision: Decision) -> tuple[int | None, str]:
     """Items that would decide an undecided row, or None with the reason why no number is given."""
     needed = draft.evidence.items_needed
-    if decision.verdict != "undecided" or decision.at_floor or needed is None:
+    if decision.verdict != "undecided" or decision.at_floor or draft.evidence.tests == NO_EVIDENCE:
         return None, ""
-    if needed > draft.total:
-        return None, f"cannot be decided with this task ({needed} items needed, it has {draft.total})"
-    if needed <= draft.evidence.n:
+    if needed is not None and needed > draft.total:
+        return None, f"cannot be decided with this task ({needed:,} items needed, it has {draft.total:,})"
+    if needed is None or needed <= draft.evidence.n:
         return None, "the difference lies near the margin: more items may not decide it"
     return needed, ""
 

@@ -129,15 +129,18 @@ def told_word(row: ComparisonRow, lineage: bool) -> str:
 
 
 def note_text(row: ComparisonRow) -> str:
-    """What stands beside the verdict: what ``told`` says in brackets, the stored note, and how many items
-    would decide an undecided row.
-    """
-    parts = [part for part in (row.told.partition(" (")[2].removesuffix(")"), row.note) if part]
-    if row.at_floor and shown_verdict(row) == "undecided" and not any("floor" in part for part in parts):
-        parts.append("at floor: nothing to forget")
-    if shown_verdict(row) == "undecided" and row.items_needed is not None:
-        parts.append(f"about {fmt.count(row.items_needed)} items would decide it")
-    return fmt.visible("; ".join(dict.fromkeys(parts)))
+    """What stands beside the verdict: why it is undecided and how many items would decide it, then the note."""
+    parts = []
+    if shown_verdict(row) == "undecided":
+        if row.at_floor:
+            parts.append("at floor: nothing to forget, whatever the number of items")
+        elif row.items_needed is not None:
+            apart = row.low > 0 or row.high < 0
+            at = "at this difference" if apart else "if the models do not differ"
+            parts.append(f"about {fmt.count(row.items_needed)} items would decide it {at}")
+    if not is_fraction(row.metric):
+        parts.append("in the metric's own unit, not points")
+    return fmt.visible("; ".join([*parts, row.note] if row.note else parts))
 
 
 def verdict_table(comparison: Comparison) -> list[VerdictLine]:

@@ -1,8 +1,10 @@
 """The tables of the terminal, built with rich.
 
-    Console().print(terminal_table(comparison))             one row per task and metric, two lines each
-    Console().print(terminal_table(comparison, width=140))  all columns side by side
+    Console().print(terminal_table(comparison, width=100))  a block a task: its verdict, its primary metric, and
+                                                            its other metrics in one dim line each
     Console().print(terminal_scores(evaluation))            Task, Metric, Result, Error range (±1 SE), n
+
+Foreign text goes in as Text, never as a string, so that a model named "[red]x" is shown as it is.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ from typing import TYPE_CHECKING
 
 from aftertune.report import format as fmt
 from aftertune.report.observations import lineage_note, watermark
-from aftertune.report.table import VerdictLine, score_table, verdict_table
+from aftertune.report.table import VerdictLine, held_out_line, score_table, verdict_table
 from aftertune.values import Comparison, Evaluation
 
 if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
     from rich.table import Table
     from rich.text import Text
 
 _STYLES = {"lower": "bold red", "higher": "bold green", "within": "bold cyan", "undecided": "yellow"}
-_ALL_COLUMNS = 130  # characters that the full table needs
+_HEADS = ("n", "Base", "Tuned", "Points", "95 % interval", "Gained/lost", "Adj. p", "Verdict")
+_HEADED = 6  # columns that every width has; where the last two do not fit they stand beside the task's name
+_NAME = 24  # characters that a metric's name has a right to before columns are given up for it
 
 
 def terminal_scores(evaluation: Evaluation) -> Table:
@@ -42,63 +47,98 @@ def terminal_scores(evaluation: Evaluation) -> Table:
     return table
 
 
-def terminal_table(comparison: Comparison, *, width: int = 80) -> Table:
+def terminal_table(comparison: Comparison, *, width: int = 80) -> Group:
     """The verdict table of a comparison for a terminal ``width`` characters wide."""
-    from rich.table import Table
+    from rich.console import Group
     from rich.text import Text
 
     lines = verdict_table(comparison)
-    title = f"{comparison.tuned_name} against {comparison.base_name} ({comparison.id})"
-    table = Table(title=Text(fmt.visible(title)), title_justify="left", caption_justify="left",
-                  show_lines=width < _ALL_COLUMNS)
-    caption = [text for text in (watermark(comparison), lineage_note(comparison)) if text]
+    title = fmt.visible(f"{comparison.tuned_name} against {comparison.base_name} ({comparison.id})")
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    if mark := watermark(comparison):
+        parts.append(Text(mark, style="bold red"))
+    layout = _Layout(lines, width)
+    parts.append(layout.row("", _HEADS, "dim"))
+    for task in dict.fromkeys(line.task for line in lines):
+        parts += layout.block([line for line in lines if line.task == task])
+    parts.append(Text(_below(comparison, lines), style="dim"))
     if comparison.held_out is not None:
-        held = comparison.held_out
-        caption.append(f"Held-out loss {fmt.raw(held.before, 3)} to {fmt.raw(held.after, 3)} nats per token "
-                       f"({fmt.change(held.after - held.before)}, 95 % interval {fmt.change(held.low)} to "
-                       f"{fmt.change(held.high)}, n={fmt.count(held.n)})")
-    table.caption = Text("\n".join(caption))
-    if width < _ALL_COLUMNS:
-        _stacked(table, lines)
-    else:
-        _side_by_side(table, lines)
-    return table
+        n, before, after, difference, interval = held_out_line(comparison.held_out)
+        parts.append(Text(f"Held-out loss {before} before, {after} after tuning ({difference} nats per token, 95 % "
+                          f"interval {interval}, n={n})"))
+    return Group(*parts)
 
 
-def _side_by_side(table: Table, lines: list[VerdictLine]) -> None:
-    from rich.text import Text
-
-    table.add_column("Task", overflow="fold")
-    table.add_column("Metric", overflow="fold")
-    for head in ("n", "Base", "Tuned", "Difference\n(points)", "95 % interval", "Adjusted\np",
-                 "Gained /\nlost"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("Verdict", overflow="fold")
-    for line in lines:
-        table.add_row(Text(fmt.visible(line.task)), Text(line.metric), line.n, line.base, line.tuned,
-                      line.difference, line.interval, line.p, line.flips, _verdict(line),
-                      style="" if line.primary else "dim")
+def _below(comparison: Comparison, lines: list[VerdictLine]) -> str:
+    """What all verdicts rest on: the margins and the lineage."""
+    margins = {line.task: line.margin for line in lines if line.primary}
+    said = [f"{fmt.visible(task)} {margin}" for task, margin in margins.items()]
+    if len(set(margins.values())) == 1:
+        said = [next(iter(margins.values()))]
+    return f"Margin in points: {', '.join(said) or fmt.DASH}. {lineage_note(comparison)}"
 
 
-def _stacked(table: Table, lines: list[VerdictLine]) -> None:
-    """Two lines a row: what belongs together stands above each other."""
-    from rich.text import Text
+class _Layout:
+    """Columns of one width over all blocks of a comparison; figures are never cut, names fold.
 
-    table.add_column("Task\nMetric, n", overflow="fold")
-    table.add_column("Base\nTuned", justify="right", no_wrap=True)
-    table.add_column("Difference\n95 % interval", justify="right", no_wrap=True)
-    table.add_column("Adj. p\nGained/lost", justify="right", no_wrap=True)
-    table.add_column("Verdict", overflow="fold")
-    for line in lines:
-        table.add_row(Text(f"{fmt.visible(line.task)}\n{line.metric}, n={line.n}"),
-                      f"{line.base}\n{line.tuned}", f"{line.difference}\n{line.interval}",
-                      f"{line.p}\n{line.flips}", _verdict(line), style="" if line.primary else "dim")
+    beside: p and verdict stand beside the task's name. gap: spaces between columns. name: characters of the
+    column of names, 0 where names stand on a line of their own.
+    """
+
+    def __init__(self, lines: list[VerdictLine], width: int) -> None:
+        from rich.cells import cell_len
+
+        cells = [_HEADS, *(_figures(line) for line in lines)]
+        widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+        names = max((cell_len(line.metric) + 2 for line in lines), default=0)
+        self.beside = width < sum(widths) + 2 * len(widths) + min(names, _NAME)
+        self.widths = widths[:_HEADED] if self.beside else widths
+        room = width - sum(self.widths) - len(self.widths)
+        self.gap = 2 if room - len(self.widths) >= min(names, _NAME) else 1
+        room -= (self.gap - 1) * len(self.widths)
+        self.name = min(names, room) if room >= 12 else 0
+
+    def block(self, lines: list[VerdictLine]) -> list[RenderableType]:
+        """One task: its name, verdict and note, then a row per metric, the primary one first."""
+        from rich.padding import Padding
+        from rich.text import Text
+
+        found: list[RenderableType] = [Text(), self._head(lines)]
+        for line in lines:
+            style = _STYLES.get(line.verdict or "", "")
+            found.append(self.row(f"  {line.metric}", _figures(line), "" if line.primary else "dim", style))
+        found += [Padding(Text(f"{line.metric}: {line.note}", style="dim"), (0, 0, 0, 2))
+                  for line in lines if line.note and not line.primary]
+        return found
+
+    def _head(self, lines: list[VerdictLine]) -> Text:
+        from rich.text import Text
+
+        first = lines[0]
+        head = Text(fmt.visible(first.task), style="bold" if first.primary else "dim bold")
+        if first.primary and self.beside:
+            head.append("  ").append(first.told, style=_STYLES.get(first.verdict or "", ""))
+            head.append(f"  adjusted p {first.p}", style="not bold")
+        if first.primary and first.note:
+            head.append(f"  {first.note}", style="not bold dim")
+        return head
+
+    def row(self, name: str, figures: tuple[str, ...], style: str, last: str = "") -> RenderableType:
+        """One line of the table; ``last`` is the style of the verdict."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, self.gap, 0, 0))
+        if self.name:
+            grid.add_column(width=self.name, overflow="fold")
+        for at, width in enumerate(self.widths):
+            grid.add_column(width=width, justify="left" if at == len(_HEADS) - 1 else "right", no_wrap=True)
+        shown = [Text(figure, style=last if at == len(_HEADS) - 1 else "") for at, figure in enumerate(figures)]
+        cells = [Text(name), *shown[:len(self.widths)]]
+        grid.add_row(*(cells if self.name else cells[1:]), style=style)
+        return grid if self.name else Group(Text(name, style=style), grid)
 
 
-def _verdict(line: VerdictLine) -> Text:
-    from rich.text import Text
-
-    text = Text(line.told or fmt.DASH, style=_STYLES.get(line.verdict or "", ""))
-    if line.note:
-        text.append(f"\n{line.note}", style="not bold")
-    return text
+def _figures(line: VerdictLine) -> tuple[str, ...]:
+    return (line.n, line.base, line.tuned, line.difference, line.interval, line.flips, line.p, line.told or fmt.DASH)

@@ -37,7 +37,8 @@ class Evidence:
     """One metric, base against tuned. low, high: 95 % interval of delta (positive is better).
 
     base_low: lower end of the base's own 95 % interval, None where the metric is no share (outside [0, 1], or
-    lower is better). items_needed: items that decide it if the models do not differ, None without a spread.
+    lower is better). items_needed: items that decide it if the models do not differ, or, where low and high
+    rule that out, if they differ as observed; None without a spread or where that difference is the margin.
     clustered: cluster-robust tests, None without clusters. gained, lost, p_exact, p_mid: binary only.
     """
 
@@ -79,14 +80,14 @@ def paired_evidence(base: Floats, tuned: Floats, *, margin: float, higher_is_bet
         core = _tango(int((d > 0).sum()), int((d < 0).sum()), d.size, margin)
     else:
         core = _real(paired_mean(d), d.size, margin, base, tuned)
-    robust, effect, notes = _robust(d, clusters, margin)
+    robust, effect, notes = _robust(d, clusters, margin, shares=_shares(base, tuned))
     base_low = None
     if higher_is_better and _shares(base):
         base_low = wilson(float(base.sum()), d.size)[0] if binary else paired_mean(base).interval()[0]
     evidence = Evidence(
         n=d.size, base=float(base.mean()), tuned=float(tuned.mean()), delta=float(d.mean()),
         low=core.low, high=core.high, kind="binary" if binary else "real", tests=core.tests,
-        items_needed=None if core.psi is None else items_needed(core.psi * effect, margin),
+        items_needed=_needed(core, effect, margin, float(d.mean())),
         base_low=base_low, clustered=robust, notes=core.notes + notes)
     return _with_flips(evidence, d) if binary else evidence
 
@@ -108,7 +109,7 @@ def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: f
     evidence = Evidence(
         n=d.size, base=level.mean, tuned=after.mean, delta=estimate.mean, low=core.low, high=core.high,
         kind="binary" if binary else "real", tests=core.tests,
-        items_needed=None if core.psi is None else items_needed(core.psi * d.size / effective, margin),
+        items_needed=_needed(core, d.size / effective, margin, estimate.mean),
         base_low=level.interval()[0] if higher_is_better and _shares(before) else None, notes=core.notes)
     return _with_flips(evidence, d) if binary else evidence
 
@@ -140,6 +141,12 @@ def _tango(gained: int, lost: int, n: int, margin: float) -> _Core:
     return _Core(low, high, tango_tests(gained, lost, n, margin), discordance_bound(gained + lost, n))
 
 
+def _needed(core: _Core, effect: float, margin: float, delta: float) -> int | None:
+    """Items that decide it, at a true difference of 0 where the interval has it, else at the one observed."""
+    at = 0.0 if core.low <= 0 <= core.high else delta
+    return None if core.psi is None else items_needed(core.psi * effect + at**2, margin, at)
+
+
 def _real(estimate: Estimate, n: float, margin: float, base: Floats, tuned: Floats) -> _Core:
     """t interval and tests; where all differences are equal, what can still be said without an error.
 
@@ -156,17 +163,17 @@ def _real(estimate: Estimate, n: float, margin: float, base: Floats, tuned: Floa
     return _Core(estimate.mean, estimate.mean, NO_EVIDENCE, None, (f"{found}: no error can be estimated",))
 
 
-def _robust(d: Floats, clusters: Sequence[Hashable] | None,
-            margin: float) -> tuple[MarginTests | None, float, tuple[str, ...]]:
-    """Cluster-robust tests, the design effect (>= 1), and what a reader must know."""
+def _robust(d: Floats, clusters: Sequence[Hashable] | None, margin: float, *,
+            shares: bool) -> tuple[MarginTests | None, float, tuple[str, ...]]:
+    """Cluster-robust tests, the design effect (>= 1), and what a reader must know (shares: in points)."""
     if clusters is None or len(set(clusters)) == d.size:
         return None, 1.0, ()
     groups = len(set(clusters))
     estimate, plain = clustered_mean(d, clusters), paired_mean(d)
     if estimate.degenerate:
         return None, 1.0, (f"no cluster-robust error ({groups} cluster{'s' * (groups > 1)})",)
-    low, high = estimate.interval()
-    notes = [f"cluster-robust 95 % interval {low:+.4f} to {high:+.4f} ({groups} clusters)"]
+    low, high = (f"{100 * v:+.2f}" if shares else f"{v:+.4f}" for v in estimate.interval())
+    notes = [f"cluster-robust 95 % interval {low} to {high} ({groups} clusters)".replace(" -", " \N{MINUS SIGN}")]
     if groups < FEW_CLUSTERS:
         notes.append(f"fewer than {FEW_CLUSTERS} clusters: that interval is too narrow")
     return estimate.tests(margin), max(1.0, (estimate.se / plain.se) ** 2), tuple(notes)

@@ -5,6 +5,7 @@ variance of the per-item difference). Differences and margins are fractions.
 
     items_for_difference(0.15, 0.05)        468.57: items that show a true change of 5 points, power 80 %
     items_for_equivalence(0.08, 0.02)       1712.9: items that show "within 2 points" at a true 0
+    items_beyond(0.30, 0.05, -0.08)         2560.5: items that show that a loss of 8 points is more than 5
     smallest_difference(0.10, 1319)         0.0244
 
 Sources: Connor 1987 (Biometrics 43:207) and the normal approximation of two one-sided tests.
@@ -75,6 +76,24 @@ def variance_bound(variance: float, df: float) -> float:
     return variance * df / float(chdtri(df, 0.975))
 
 
-def items_needed(psi: float, margin: float) -> int:
-    """Items that decide a row if the models do not truly differ; psi as an upper bound (see above)."""
-    return math.ceil(items_for_equivalence(psi, margin))
+def items_beyond(psi: float, margin: float, delta: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Items by which a true difference ``delta`` is shown to lie beyond the margin, unrounded.
+
+    n = (z_{1-alpha/2} + z_power)**2 (psi - delta**2) / (|delta| - margin)**2.
+    Raises ValueError unless |delta| > margin and psi >= delta**2.
+    """
+    if not abs(delta) > margin or psi < delta**2:
+        raise ValueError(f"delta={delta}, margin={margin}, psi={psi}: need |delta| > margin, psi >= delta**2")
+    z = _z(1 - alpha / 2) + _z(power)
+    return float(z**2 * (psi - delta**2) / (abs(delta) - margin) ** 2)
+
+
+def items_needed(psi: float, margin: float, delta: float = 0.0) -> int | None:
+    """Items that decide a row at a true difference ``delta``; psi as an upper bound (see above).
+
+    None where the difference is the margin itself: no number of items tells on which side of it it lies.
+    """
+    if math.isclose(abs(delta), margin, rel_tol=1e-9):
+        return None
+    rule = items_for_equivalence if abs(delta) < margin else items_beyond
+    return math.ceil(rule(psi, margin, delta))
