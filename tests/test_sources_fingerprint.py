@@ -232,6 +232,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypat
     assert list(tmp_path.glob(".f.json*")) == []
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_for_the_user_have_the_mode_of_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        cache.write_atomic(tmp_path / "record.md", "text")
+        (tmp_path / "model.safetensors").touch(mode=0o600)
+        (tmp_path / "private.key").touch(mode=0o600)
+        cache.usual_modes(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.iterdir()}
+    assert modes == {"record.md": mode, "model.safetensors": mode, "private.key": 0o600}
+
+
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "data.bin"
     path.write_bytes(b"abc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -20,8 +21,6 @@ from aftertune.sources import (
 )
 from aftertune.values import plain
 from source_cases import tiny_adapter, tiny_llama, tiny_tokenizer
-
-MISSING = "missing adapter keys"  # all that PEFT has to say
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +59,29 @@ def test_a_model_loads_in_evaluation_mode_under_the_users_name(home):
     assert model.name_or_path == str(home / "base")
     again = load_model(source, "float32", "cpu")
     assert torch.equal(logits(load_model(source, "float32", "cpu")), logits(again))
+
+
+def test_no_warning_of_a_library_reaches_the_user_but_ours_do(home, monkeypatch, capfd):
+    """PEFT and transformers warn of their own changes where an adapter is loaded (and where nothing matches)."""
+    import peft
+
+    base, identity = resolved(home / "base")
+    adapter = resolve_adapter(str(home / "adapter"), base, identity)
+    real = peft.PeftModel.from_pretrained
+
+    def noisy(*given, **named):
+        warnings.warn_explicit("old name", FutureWarning, "f.py", 1, module="transformers.modeling_utils")
+        warnings.warn_explicit("old way", DeprecationWarning, "f.py", 2, module="peft.tuners")
+        warnings.warn_explicit("our own", UserWarning, "f.py", 3, module="aftertune.sources.loading")
+        return real(*given, **named)
+
+    monkeypatch.setattr(peft.PeftModel, "from_pretrained", noisy)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        load_tokenizer(base)
+        load_model(base, "float32", "cpu", adapter)
+    assert [str(w.message) for w in seen] == ["our own"]
+    assert "Warning" not in capfd.readouterr().err
 
 
 def test_saving_and_resharding_keep_the_fingerprint_and_the_logits(home, tmp_path):
@@ -198,12 +220,12 @@ def test_an_adapter_that_matches_nothing_is_an_error_not_a_warning(home, tmp_pat
     misnamed = rename_tensors(home / "adapter", tmp_path / "m", lambda n: n.replace("lora_", "lara_"))
     adapter = resolve_adapter(str(misnamed), base, identity)
     error = pytest.raises(SourceError, match="none of the adapter's 8 tensors was taken up")
-    with pytest.warns(UserWarning, match=MISSING), error:
+    with error:
         load_model(base, "float32", "cpu", adapter)
     partial = rename_tensors(home / "adapter", tmp_path / "p", lambda n: None if "layers.1" in n else n)
     adapter = resolve_adapter(str(partial), base, identity)
     error = pytest.raises(SourceError, match="lacks 4 tensors that its config asks for")
-    with pytest.warns(UserWarning, match=MISSING), error:
+    with error:
         load_model(base, "float32", "cpu", adapter)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aftertune.cli.console import emit, fields, progress
+
+if TYPE_CHECKING:
+    from aftertune.values import Tuning
 
 _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learning-rate", "dtype": "--dtype",
           "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
@@ -58,6 +61,11 @@ def tune(
 
     with Ledger() as ledger, progress() as told:
         tuning = run(spec, ledger=ledger, progress=told)
+    show(tuning, model, as_json)
+
+
+def show(tuning: Tuning, model: str, as_json: bool) -> None:
+    """What came out: the held-out loss before and after, notes, and the command that asks what was forgotten."""
     if as_json:
         from aftertune.values import plain
 
@@ -70,8 +78,8 @@ def tune(
                              f"{tuning.examples:,} examples"))
     if tuning.held_out:
         h = tuning.held_out
-        rich.print(f"held-out loss {h.before:.3f} → {h.after:.3f} nats per token, 95 % interval of the change "
-                   f"{h.low:+.3f} to {h.high:+.3f} (n={h.n})")
+        rich.print(Text(f"held-out loss {h.before:.3f} → {h.after:.3f} nats per token, 95 % interval of the change "
+                        f"{h.low:+.3f} to {h.high:+.3f} (n={h.n})"))
     for note in tuning.notes:
         rich.print(Text.assemble(("note", "yellow"), f" {note}"))
     flag = f"{model} --adapter {tuning.output}" if tuning.method != "full" else tuning.output

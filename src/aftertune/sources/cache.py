@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,18 +65,37 @@ def remember(key: str, value: dict[str, Any]) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary beside it, flushed to disk, then renamed."""
+    """Write a file whole or not at all: a temporary beside it, flushed to disk, then renamed.
+
+    Its mode is the umask's, as for any file that the user makes (``tempfile`` would give it to its owner alone).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = beside(path)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def beside(path: Path) -> Path:
+    """A name in the folder of ``path`` that nothing else takes, for what is renamed to ``path`` when it is whole."""
+    return path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def usual_modes(folder: Path) -> None:
+    """Give the weights in ``folder`` the mode that a new file has (safetensors writes for the owner alone)."""
+    probe = beside(folder / "mode")
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def _read() -> dict[str, Any]:

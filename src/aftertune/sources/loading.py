@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def add_adapter(model: Any, adapter: AdapterSource, *, device: str, name: str = 
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    with _told(adapter):
+    with quiet(), _told(adapter):
         if isinstance(model, PeftModel):
             model.load_adapter(adapter.path, adapter_name=name, is_trainable=False, torch_device=device)
         else:
@@ -208,13 +209,18 @@ def _ensure_pad(tokenizer: Any, source: ModelSource) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of transformers meanwhile."""
+    """No progress bars and no warnings of the libraries meanwhile; errors, and warnings at our own code, stay.
+
+    What their warnings tell of the files (tensors that are missing, or left over) is checked here and raised.
+    """
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(?!aftertune\b)")
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -16,13 +16,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from aftertune.errors import SourceError
-from aftertune.sources.cache import cache_root
+from aftertune.sources.cache import beside, cache_root, usual_modes
 from aftertune.sources.fingerprint import fingerprint_file, fingerprint_model
 from aftertune.sources.origin import ModelSource
 from aftertune.values import digest
@@ -47,8 +46,8 @@ def unpacked(source: ModelSource, part: str, make: Callable[[Path], None]) -> Pa
     if need > LIMIT or not _room(need):
         return None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{part}."))
+        fresh = beside(folder)
+        fresh.mkdir(parents=True)
     except OSError:
         return None
     try:
@@ -81,6 +80,7 @@ def disk_use() -> int:
 
 
 def _seal(folder: Path) -> None:
+    usual_modes(folder)
     files = {p.name: fingerprint_file(p) for p in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(files), encoding="utf-8")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from aftertune.errors import AftertuneError, StorageError
 from aftertune.sources import ModelSource, fingerprint_model, resolve_adapter, resolve_model
+from aftertune.sources.cache import usual_modes
 from aftertune.sources.loading import quiet
 from aftertune.values import HeldOut, ModelIdentity, Provenance, Tuning, plain
 
@@ -47,6 +48,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         with quiet():
             model.save_pretrained(folder, **options)
             tokenizer.save_pretrained(folder)
+        usual_modes(folder)
     except OSError as error:
         raise StorageError(f"{folder}: the tuned model could not be written ({error.strerror or error}); "
                            "free some space and tune again") from error
