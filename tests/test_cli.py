@@ -48,33 +48,6 @@ def test_every_verb_has_help_and_json(verb: str, monkeypatch: pytest.MonkeyPatch
     assert "--json" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "code", "said"), [
-    (["eval", "./absent", "--tasks", "arc_easy"], 2, "./absent"),
-    (["eval", "no-such-org/no-such-model", "--tasks", "arc_easy"], 2, "offline"),
-    (["eval", "package:no_such_package/x.gguf", "--tasks", "arc_easy"], 2, "pip install"),
-    (["eval", "m", "--tasks", "arc_easy", "--limit", "3", "--sample", "3"], 2, "exclude"),
-    (["eval", "m", "--tasks", "arc_easy", "--limit", "0"], 2, "--limit"),
-    (["eval", "m", "--tasks", "a", "--task-data", "b=f.jsonl"], 2, "not among --tasks"),
-    (["tune", "m", "--data", "absent.jsonl"], 2, ""),
-    (["tune", "m", "--data", "x.jsonl", "--method", "lorra"], 2, "--method"),
-    (["tune", "m", "--data", "x.jsonl", "--learning-rate", "-1"], 2, "--learning-rate"),
-    (["compare", "a", "b"], 2, "ledger"),
-    (["show", "e-123"], 2, "ledger"),
-    (["run", "absent.yaml"], 2, "absent.yaml"),
-    (["eval", "m"], 2, "--tasks"),
-    (["evall"], 2, "evall"),
-])
-def test_bad_input_gives_one_line_and_its_exit_code(
-        words: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, *words) == code
-    error = capsys.readouterr().err
-    assert said in error
-    assert "Traceback" not in error
-    lines = [line for line in error.splitlines() if line.startswith("aftertune: ")]
-    assert len(lines) == 1 or "Usage" in error
-
-
 def test_an_unknown_study_key_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                 capsys: pytest.CaptureFixture[str]) -> None:
     study = tmp_path / "s.yaml"

@@ -211,6 +211,23 @@ def rename_tensors(source, target, change):
     return target
 
 
+def test_an_adapter_of_a_base_with_equal_shapes_is_refused_where_its_config_can_tell(home, tmp_path):
+    twin, identity = resolved(home / "twin")
+    with pytest.raises(SourceError, match=r"was trained on .*/base, and the base given, .*/twin, has other weights"):
+        resolve_adapter(str(home / "adapter"), twin, identity)
+    shutil.copytree(home / "adapter", tmp_path / "moved")
+    config = json.loads((home / "adapter" / "adapter_config.json").read_text())
+    for name in ("org/some-model", str(home / "gone"), str(home / "twin"), None):  # nothing is known, or it fits
+        (tmp_path / "moved" / "adapter_config.json").write_text(
+            json.dumps({**config, "base_model_name_or_path": name}))
+        assert resolve_adapter(str(tmp_path / "moved"), twin, identity).trained_on == (name or "")
+    half = load_model(resolve_model(str(home / "base")), "bfloat16", "cpu")  # the same base in another dtype
+    half.save_pretrained(tmp_path / "half")
+    load_tokenizer(twin).save_pretrained(tmp_path / "half")
+    source, identity = resolved(tmp_path / "half")
+    assert resolve_adapter(str(home / "adapter"), source, identity).base == str(tmp_path / "half")
+
+
 def test_an_adapter_that_matches_nothing_is_an_error_not_a_warning(home, tmp_path):
     base, identity = resolved(home / "base")
     foreign = rename_tensors(home / "adapter", tmp_path / "f", lambda n: n.replace("model.layers", "gpt.h"))

@@ -105,16 +105,16 @@ def test_a_base_or_tuning_may_be_named_like_a_key(file: Path, name: str) -> None
 
 # YAML
 
-@pytest.mark.parametrize(("text", "key"), [
-    (SMALL + "study: t\n", "study"),
-    (SMALL + "margin: 1\nmargin: 2\n", "margin"),
-    (SMALL.replace("{model: gpt2}", "{model: gpt2, model: gpt3}"), "model"),
-    (SMALL.replace("  small: {model: gpt2}", "  small: {model: gpt2}\n  small: {model: gpt3}"), "small"),
+@pytest.mark.parametrize(("text", "key", "first", "again"), [
+    (SMALL + "study: t\n", "study", 1, 6),
+    (SMALL + "margin: 1\nmargin: 2\n", "margin", 6, 7),
+    (SMALL + "margin: 1\n'margin': 2\n", "margin", 6, 7),
+    (SMALL.replace("{model: gpt2}", "{model: gpt2, model: gpt3}"), "model", 3, 3),
+    (SMALL.replace("  small: {model: gpt2}", "  small: {model: gpt2}\n  small: {model: gpt3}"), "small", 3, 4),
 ])
-def test_a_key_that_stands_twice_is_refused(file: Path, text: str, key: str) -> None:
-    message = refused(file, text)
-    assert f'found duplicate key "{key}"' in message
-    assert "line" in message
+def test_a_key_that_stands_twice_is_refused(file: Path, text: str, key: str, first: int, again: int) -> None:
+    assert refused(file, text) == (f"not valid YAML: line {again}: the key {key!r} stands twice, the first time on "
+                                   f"line {first}; keep one of the two")
 
 
 @pytest.mark.parametrize("value", [
@@ -278,3 +278,18 @@ def test_a_study_cannot_be_changed(file: Path) -> None:
         study.margin = 3
     with pytest.raises(ValueError, match="frozen"):
         study.tasks[0].limit = 3
+
+
+def test_an_absent_data_file_is_refused_before_anything_runs(file: Path) -> None:
+    study = read(file, SMALL + "tunings:\n  t: {base: small, data: {file: orders_tain.jsonl}}\n")
+    (file.parent / "orders_train.jsonl").touch()
+    with pytest.raises(InputError, match=r"`tunings\.t\.data\.file` is .*tain\.jsonl.*mean 'orders_train\.jsonl'"):
+        study.check_files()
+    (file.parent / "orders_tain.jsonl").touch()
+    study.check_files()
+
+
+def test_an_unknown_engine_is_refused(file: Path) -> None:
+    assert refused(file, SMALL + "engine: pakced\n") == (
+        "`engine`: Input should be packed, plain or lm-eval:NAME, found 'pakced'")
+    assert read(file, SMALL + "engine: lm-eval:hf\n").engine == "lm-eval:hf"

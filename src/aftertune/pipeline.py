@@ -18,8 +18,7 @@ from aftertune.comparison import compare
 from aftertune.errors import AftertuneError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
-from aftertune.report import write_page, write_record
-from aftertune.sources.cache import write_atomic
+from aftertune.report import make_folder, write_document, write_page, write_record
 from aftertune.study import EvalSpec, Study, TaskSpec
 from aftertune.tuning import tune
 from aftertune.values import Comparison, Evaluation, Tuning
@@ -42,7 +41,8 @@ class Result:
 
 def run(study: Study, *, ledger: Ledger, out: Path, progress: Progress | None = None) -> Result:
     """Run what is missing of a study and write its record and page into ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
+    study.check_files()
+    make_folder(out)
     return _Run(study, ledger, out, progress or (lambda *_: None)).whole()
 
 
@@ -125,6 +125,6 @@ class _Run:
         answers = {e.id: self.ledger.answers(e.id) for e in evaluations}
         title = f"Study: {self.study.study}"
         record, page = self.out / "record.md", self.out / "report.html"
-        write_atomic(record, write_record(evaluations, tunings, comparisons, title=title, answers=answers))
-        write_atomic(page, write_page(evaluations, tunings, comparisons, title=title, answers=answers))
+        write_document(record, write_record(evaluations, tunings, comparisons, title=title, answers=answers))
+        write_document(page, write_page(evaluations, tunings, comparisons, title=title, answers=answers))
         return Result(evaluations, tunings, comparisons, record, page)

@@ -16,16 +16,26 @@ executed. Margins are in percentage points, as people speak of them.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aftertune.errors import InputError, nearest
 from aftertune.values import digest
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
+
+
+def _engine_name(name: str) -> str:
+    if name in ("packed", "plain") or (name.startswith("lm-eval:") and len(name) > len("lm-eval:")):
+        return name
+    raise ValueError("Input should be packed, plain or lm-eval:NAME")
+
+
+EngineName = Annotated[str, AfterValidator(_engine_name)]
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
 
 
@@ -95,7 +105,7 @@ class EvalSpec(Spec):
     name: Name | None = None
     dtype: Dtype = "auto"
     device: str = "auto"
-    engine: str = "packed"
+    engine: EngineName = "packed"
     apply_chat_template: bool = False
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = False
@@ -195,7 +205,7 @@ class Study(Spec):
     margin: Annotated[float, Field(gt=0, le=100)] = 2.0
     dtype: Dtype = "auto"
     device: str = "auto"
-    engine: str = "packed"
+    engine: EngineName = "packed"
     apply_chat_template: bool = False
     task_source: Literal["auto", "hub", "pack"] = "auto"
 
@@ -219,6 +229,19 @@ class Study(Spec):
     def hash(self) -> str:
         """Identity of the study: sha256 of its canonical JSON."""
         return digest(self.model_dump(mode="json"))
+
+    def check_files(self) -> None:
+        """Raises InputError where a data file of the study is absent: better now than after the first hours."""
+        named = [(f"tunings.{n}.data.{k}", getattr(t.data, k))
+                 for n, t in self.tunings.items() for k in ("file", "held_out_file")]
+        named += [(f"tasks.{t.name}.data", t.data) for t in self.tasks]
+        named += [(f"tasks.{t.name}.target.{k}", getattr(t.target, k))
+                  for t in self.tasks if t.target for k in ("file", "shots_file")]
+        for place, path in named:
+            if path is not None and not path.is_file():
+                known = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+                raise InputError(f"study {self.study}: `{place}` is {path}, and no such file is there"
+                                 f"{nearest(path.name, known)}")
 
     def margins(self) -> dict[str, float]:
         """Margin of each task as a fraction."""
@@ -279,8 +302,23 @@ def read_yaml(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except YAMLError as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"{path}: not valid YAML: {text}") from None
+        raise InputError(f"{path}: not valid YAML: {_yaml_fault(error, path)}") from None
+
+
+def _yaml_fault(error: Any, path: Path) -> str:
+    """What the parser found and on which line; for a key that stands twice both lines."""
+    text = " ".join(str(getattr(error, "problem", None) or error).split())
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return text
+    again = re.match(r'found duplicate key "(.*?)" with value', text)
+    if again is None:
+        return f"line {mark.line + 1}, column {mark.column + 1}: {text}"
+    key, lines = again[1], path.read_text(encoding="utf-8-sig").splitlines()
+    first = [i for i, line in enumerate(lines[:mark.line + 1], start=1)
+             if re.search(rf"""(?:^|[\s{{,])["']?{re.escape(key)}["']?\s*:""", line)]
+    where = f", the first time on line {first[0]}" if first else ""
+    return f"line {mark.line + 1}: the key {key!r} stands twice{where}; keep one of the two"
 
 
 def explain(error: ValidationError) -> str:

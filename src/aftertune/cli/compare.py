@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit
+from aftertune.errors import InputError
 
 if TYPE_CHECKING:
     from aftertune.values import Comparison
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
 def compare(
     base: Annotated[str, typer.Argument(help="Id or name of an evaluation.")],
     tuned: Annotated[str, typer.Argument(help="Id or name of an evaluation.")],
-    margin: Annotated[float, typer.Option(min=0.01, max=100, help="Points; a change within them is no loss.")] = 2,
+    margin: Annotated[float, typer.Option(help="Points; a change within them is no loss.")] = 2,
     force: Annotated[bool, typer.Option("--force", help="Compare in spite of differences; marked.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Compare two evaluations question by question: what was forgotten, kept, improved?"""
+    if not 0 < margin <= 100:
+        raise InputError(f"--margin {margin:g}: allowed are points above 0, up to 100; without a margin no small loss "
+                         "can be told from noise, so take the smallest that would matter (2 by default)")
     from aftertune.comparison import compare as run
     from aftertune.ledger import Ledger
 

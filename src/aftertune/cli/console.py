@@ -22,7 +22,7 @@ def guarded(app: Callable[..., Any]) -> int:
     """Run the command line; expected errors become one line on stderr and their exit code."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="aftertune", standalone_mode=False)
     except AftertuneError as error:
         return _told(error, str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -41,10 +41,14 @@ def _terminated(*_: Any) -> None:
 
 def _usage(error: Exception) -> int:
     """A usage error of the parser (it carries its own message and exit code); all else is a fault of ours."""
-    show = getattr(error, "show", None)
-    if callable(show) and hasattr(error, "exit_code"):
-        show()
-        return int(error.exit_code)
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int) and hasattr(error, "format_message"):
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            return code
+        context = getattr(error, "ctx", None)
+        help_ = f"; see `{context.command_path} --help`" if context is not None else ""
+        return _told(None, f"{' '.join(error.format_message().split()).rstrip('.')}{help_}", code)
     if type(error).__name__ == "Abort":
         return 130
     raise error

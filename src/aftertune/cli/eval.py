@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aftertune.values import Evaluation
 
 _FLAGS = {"limit": "--limit", "sample": "--sample", "dtype": "--dtype", "name": "--name", "threads": "--threads",
-          "num_fewshot": "--num-fewshot", "tasks": "--tasks"}
+          "num_fewshot": "--num-fewshot", "tasks": "--tasks", "engine": "--engine"}
 
 
 def evaluate(
@@ -67,6 +67,8 @@ def _tasks(names: str, data: list[str], shared: dict[str, Any]) -> list[TaskSpec
 
     from aftertune.study import TaskSpec
 
+    if not names.replace(",", "").strip():
+        raise InputError("--tasks is empty; name one or more tasks of lm-eval, for example --tasks arc_easy,hellaswag")
     files = dict(_pair(text) for text in data)
     wanted = [n.strip() for n in names.split(",") if n.strip()]
     for task in files:

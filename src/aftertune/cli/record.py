@@ -66,9 +66,9 @@ def _write(text: str, out: str, as_json: bool) -> None:
     if out == "-":
         typer.echo(text)
         return
-    from aftertune.sources.cache import write_atomic
+    from aftertune.report import write_document
 
-    write_atomic(Path(out), text)
+    write_document(Path(out), text)
     if as_json:
         emit({"path": out, "bytes": len(text.encode())})
     else:

@@ -150,7 +150,10 @@ class Database:
         A change needs the file for a moment alone: while others hold it the mode stays as it is.
         """
         wanted = "wal" if not has_wal_reset_bug(self.library) and not on_network(self.path) else "delete"
-        raw = self.module.connect(str(self.path), timeout=PATIENCE, isolation_level=None)
+        try:
+            raw = self.module.connect(str(self.path), timeout=PATIENCE, isolation_level=None)
+        except self.module.Error as error:
+            raise fault(self.path, error) from None
         try:
             mode = str(raw.execute("PRAGMA journal_mode").fetchone()[0])
             raw.execute("PRAGMA busy_timeout=250")

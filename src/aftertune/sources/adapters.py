@@ -14,10 +14,11 @@ from typing import Any
 
 from aftertune.errors import SourceError
 from aftertune.sources import hub
+from aftertune.sources.fingerprint import fingerprint_model
 from aftertune.sources.folders import read_json
 from aftertune.sources.origin import AdapterSource, ModelSource
-from aftertune.sources.resolve import absent, looks_like_path
-from aftertune.sources.tensors import TensorInfo, read_header
+from aftertune.sources.resolve import absent, looks_like_path, resolve_model
+from aftertune.sources.tensors import TensorInfo, read_header, weight_files
 from aftertune.values import ModelIdentity, digest
 
 #: PEFT types whose weights belong to the prompt, not to modules of the base.
@@ -52,6 +53,7 @@ def resolve_adapter(source: str, base: ModelSource, base_identity: ModelIdentity
         from aftertune.sources.loading import base_shapes
 
         check_fit(adapter, base, read_header(folder / "adapter_model.safetensors"), base_shapes(base))
+    check_named_base(adapter, base, base_identity)
     return adapter
 
 
@@ -85,6 +87,30 @@ def check_lineage(adapter: AdapterSource, base: ModelSource, identity: ModelIden
     raise SourceError(f"{adapter.source}: was trained on {found[1]} (fingerprint {found[0][:12]}), but the "
                       f"base given is {base.named} (fingerprint {identity.base.fingerprint[:12]}); give the "
                       "base that it was trained on")
+
+
+def check_named_base(adapter: AdapterSource, base: ModelSource, identity: ModelIdentity) -> None:
+    """Raises SourceError where PEFT's config names a folder here whose tensors are stored alike and differ.
+
+    A base stored in another way (another dtype, a GGUF) may be the same model, and passes.
+    """
+    if not Path(adapter.trained_on).expanduser().is_dir():
+        return
+    try:
+        named = resolve_model(adapter.trained_on)
+        alike = _stored(named) == _stored(base) and base.gguf_file is None
+        other = alike and fingerprint_model(named).weights != identity.weights
+    except SourceError:  # no whole model there: nothing is known
+        return
+    if other:
+        raise SourceError(f"{adapter.source}: was trained on {adapter.trained_on}, and the base given, {base.named}, "
+                          "has other weights of the same shapes; give the base that it was trained on, or name "
+                          "this one in its adapter_config.json if it is meant for it")
+
+
+def _stored(source: ModelSource) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of every tensor in a model's safetensors."""
+    return sorted((t.name, t.dtype, t.shape) for path in weight_files(source.path) for t in read_header(path))
 
 
 def recorded_base(record: Mapping[str, Any]) -> tuple[str, str] | None:

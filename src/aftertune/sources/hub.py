@@ -41,8 +41,9 @@ def snapshot(repo: str, *, revision: str | None, what: tuple[str, ...],
         return folder, folder.name
     if offline():
         state = "is only partly in" if folder is not None else "is not in"
+        known = [*cached_repos(), *(p.name for p in sorted(Path().iterdir()) if p.is_dir())]
         raise SourceError(f"{repo}: this run is offline (HF_HUB_OFFLINE) and the model {state} the local "
-                          f"cache {_cache_root()}{nearest(repo, cached_repos())}; fetch it once online, or "
+                          f"cache {_cache_root()}{nearest(repo, known)}; fetch it once online, or "
                           "give a folder, a .gguf file or package:NAME/FILE")
     folder = _fetch(repo, revision, what)
     return folder, folder.name
