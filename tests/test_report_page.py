@@ -174,15 +174,28 @@ def test_reports_import_no_model_library_and_charts_import_matplotlib_late():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
-def test_on_a_phone_the_page_does_not_scroll_sideways(page, tmp_path):
-    """The page in a 360 px frame with everything unfolded, measured by the browser."""
+@pytest.mark.parametrize("width", [360, 400, 800, 1280])
+def test_neither_the_page_nor_a_table_in_it_scrolls_sideways(page, tmp_path, width):
+    """The page in a frame of this width with everything unfolded, measured by the browser."""
     unfolded = html.escape(page.replace("<details>", "<details open>"))
-    probe = (f"<body><iframe id=f style='width:360px;height:900px;border:0' srcdoc=\"{unfolded}\"></iframe>"
+    probe = (f"<body><iframe id=f style='width:{width}px;height:900px;border:0' srcdoc=\"{unfolded}\"></iframe>"
              "<script>onload=()=>setTimeout(()=>{const d=f.contentDocument.documentElement;"
-             "document.body.textContent='width '+d.scrollWidth+' of '+d.clientWidth},300)</script>")
+             "const all=[...d.querySelectorAll('.scroll')],cut=all.filter(e=>e.scrollWidth>e.clientWidth);"
+             "document.body.textContent='width '+d.scrollWidth+' of '+d.clientWidth+', cut '+cut.length+' of '"
+             "+all.length+' tables'},300)</script>")
     (tmp_path / "probe.html").write_text(probe, encoding="utf-8")
     done = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom",
-         "--virtual-time-budget=3000", f"--user-data-dir={tmp_path / 'profile'}",
+         "--window-size=1400,1000", "--virtual-time-budget=3000", f"--user-data-dir={tmp_path / 'profile'}",
          str(tmp_path / "probe.html")], capture_output=True, text=True, check=True, timeout=120)
-    assert "width 360 of 360" in done.stdout
+    measured = re.search(r"width (\d+) of (\d+), cut (\d+) of (\d+) tables", done.stdout)
+    assert measured is not None, done.stdout[-500:]
+    assert [int(n) for n in measured.groups()][:3] == [width, width, 0]
+    assert int(measured[4]) >= 10
+
+
+def test_every_cell_of_a_narrow_page_has_its_heading(page):
+    """Below 960 px the rows stand as cards, and the heading of each figure comes from its cell."""
+    cells = re.findall(r'<td class="([^"]*)"( data-label="[^"]+")?>', page)
+    assert len(cells) > 150
+    assert {kind for kind, label in cells if not label} == {"verdict"}

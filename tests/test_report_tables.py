@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -40,12 +41,21 @@ def test_intervals_are_normal_where_the_value_is_no_proportion(found, interval):
 @pytest.mark.parametrize(("k", "n"), [(0, 8), (47, 100), (4118, 10_042), (8, 8)])
 def test_intervals_of_proportions_are_wilsons(k, n):
     """By its definition: the values v with (k/n - v)² = z² v(1 - v)/n; beyond 0 and 1 at the ends."""
-    found = score_interval(Score(task="t", metric="acc", filter="none", value=k / n, stderr=0.1, n=n))
+    found = score_interval(Score(task="t", metric="acc", filter="none", value=k / n, stderr=None, n=n))
     assert found is not None
     for v, end in zip(found, (k == 0, k == n), strict=True):
         gap = (k / n - v) ** 2 - 1.959963984540054**2 * v * (1 - v) / n
         assert gap == pytest.approx(0, abs=1e-12)
         assert not end or v in (0.0, 1.0)
+
+
+def test_a_mean_of_shares_that_is_k_of_n_by_chance_keeps_its_own_error():
+    """Field accuracy .425 over 40 items is 17/40, but no item counts as whole: SE .0298, not .0792."""
+    score = Score(task="t", metric="field_accuracy", filter="none", value=0.425, stderr=0.0298, n=40)
+    assert score_interval(score) == pytest.approx((0.3666, 0.4834), abs=1e-4)
+    share = replace(score, stderr=math.sqrt(0.425 * 0.575 / 39))
+    assert score_interval(share) == pytest.approx((0.2851, 0.5780), abs=1e-4)
+    assert score_interval(replace(share, value=1.0, stderr=0.0, n=1)) == pytest.approx((0.2065, 1.0), abs=1e-4)
 
 
 def test_without_a_standard_error_there_is_no_interval():

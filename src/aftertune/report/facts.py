@@ -42,7 +42,7 @@ def evaluation_facts(evaluation: Evaluation, tuning: Tuning | None) -> Facts:
     facts.append(("Device", _device(evaluation.device, provenance)))
     facts.append(("Batch Plan", plan_text(evaluation.schedule)))
     facts.append(("Data Type", evaluation.dtype))
-    note = f" ({evaluation.engine_note})" if evaluation.engine_note else ""
+    note = f": {evaluation.engine_note}" if evaluation.engine_note else ""
     facts.append(("Engine", f"{evaluation.engine}{note}"))
     facts += run_facts(provenance)
     facts += [(f"Task {task_title(t.task)}", task_text(t)) for t in evaluation.tasks]
@@ -121,8 +121,12 @@ def kind_text(evaluation: Evaluation, home: Family, tuning: Tuning | None) -> st
 
 
 def plan_text(schedule: Mapping[str, Any]) -> str:
-    """The batch plan that ran: budget, slots, threads and halvings."""
-    return mapping_text(schedule) or "not recorded"
+    """The batch plan that ran: budget, slots, threads and halvings, and its digest."""
+    told_elsewhere = ("note", "seconds", "torch", "transformers")
+    shown = {k: v for k, v in schedule.items() if k not in told_elsewhere}
+    if isinstance(shown.get("plan"), str):
+        shown["plan"] = fmt.short(shown["plan"])
+    return mapping_text(shown) or "not recorded"
 
 
 def mapping_text(values: Mapping[str, Any]) -> str:

@@ -153,8 +153,8 @@ def _comparison(comparison: Comparison) -> list[str]:
     others = [d for d in comparison.differences if not d.blocking]
     if others:
         blocks.append("Also different: " + "; ".join(
-            f"{md.text(d.field)} {md.text(fmt.visible(d.left, 80))} against "
-            f"{md.text(fmt.visible(d.right, 80))}" for d in others) + ".")
+            f"{md.text(d.field)} ({md.text(comparison.base_name)}: {md.text(fmt.visible(d.left, 80))}, "
+            f"{md.text(comparison.tuned_name)}: {md.text(fmt.visible(d.right, 80))})" for d in others) + ".")
     return blocks
 
 

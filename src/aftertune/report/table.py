@@ -72,11 +72,16 @@ class VerdictLine:
 
 
 def score_interval(score: Score) -> tuple[float, float] | None:
-    """95 % interval of a score: Wilson where the value is k/n, else value ± 1.96 SE, None without an SE."""
-    k = score.value * score.n
-    proportion = is_fraction(score.metric) and not score.group and 0 <= score.value <= 1
-    if proportion and score.n > 0 and abs(k - round(k)) < 1e-6 * max(1, score.n):
-        return wilson(round(k), score.n)
+    """95 % interval of a score: Wilson where the value is k/n, else value ± 1.96 SE, None without an SE.
+
+    A mean of shares (field accuracy) may be k/n by chance; its SE is then not that of a proportion.
+    """
+    k, p = score.value * score.n, score.value
+    if is_fraction(score.metric) and not score.group and 0 <= p <= 1 and score.n > 0:
+        usual = math.sqrt(p * (1 - p) / max(1, score.n - 1))
+        known = score.stderr if score.stderr is not None and math.isfinite(score.stderr) else usual
+        if abs(k - round(k)) < 1e-6 * max(1, score.n) and math.isclose(known, usual, rel_tol=0.01, abs_tol=1e-9):
+            return wilson(round(k), score.n)
     if score.stderr is None or not math.isfinite(score.stderr):
         return None
     low, high = score.value - _Z * score.stderr, score.value + _Z * score.stderr
@@ -134,13 +139,19 @@ def note_text(row: ComparisonRow) -> str:
     if shown_verdict(row) == "undecided":
         if row.at_floor:
             parts.append("at floor: nothing to forget, whatever the number of items")
-        elif row.items_needed is not None:
-            apart = row.low > 0 or row.high < 0
-            at = "at this difference" if apart else "if the models do not differ"
-            parts.append(f"about {fmt.count(row.items_needed)} items would decide it {at}")
+        elif plan := items_text(row):
+            parts.append(plan)
     if not is_fraction(row.metric):
         parts.append("in the metric's own unit, not points")
     return fmt.visible("; ".join([*parts, row.note] if row.note else parts))
+
+
+def items_text(row: ComparisonRow) -> str:
+    """How many items would decide an undecided row, and on what assumption; "" where no number is known."""
+    if row.items_needed is None:
+        return ""
+    at = "at this difference" if row.low > 0 or row.high < 0 else "if the models do not differ"
+    return f"about {fmt.count(row.items_needed)} items would decide it {at}"
 
 
 def verdict_table(comparison: Comparison) -> list[VerdictLine]:
