@@ -54,8 +54,8 @@ class Runs(Protocol):
     """An engine."""
 
     def plan(self, requests: Sequence[Request]) -> Any: ...
-    def run(self, plan: Any, done: set[int], on_halving: Callable[[int, int], None] | None = None
-            ) -> Iterator[Batch]: ...
+    def run(self, plan: Any, done: set[int], on_halving: Callable[[int, int], None] | None = None,
+            tick: Callable[[int], None] | None = None) -> Iterator[Batch]: ...
 
 
 def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *, ledger: Ledger | None = None,
@@ -213,13 +213,18 @@ class _Run:
             schedule["halvings"].append([batch, rows])
             self.ledger.save_schedule(evaluation_id, schedule)
 
-        done = self.ledger.done_positions(evaluation_id)
+        def within(cost: int) -> None:
+            nonlocal partly
+            partly += cost
+            self.progress(finished + partly, plan.cost, "answering")
+
+        done, partly = self.ledger.done_positions(evaluation_id), 0
         jobs = getattr(plan, "jobs", ())
         finished = sum(job.cost for job in jobs if done.issuperset(job.positions))
         self.progress(finished, plan.cost, "answering")
-        for batch in engine.run(plan, done, halved):
+        for batch in engine.run(plan, done, halved, within):
             self.ledger.save_batch(evaluation_id, batch.index, batch.responses)
-            finished += batch.cost
+            finished, partly = finished + batch.cost, 0
             self.progress(finished, plan.cost, "answering")
 
 

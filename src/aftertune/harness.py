@@ -76,10 +76,10 @@ class HarnessEngine:
         text = digest([[r.position, r.context, r.continuation] for r in requests])
         return HarnessPlan(tuple(chunks), Decision(False, f"lm-eval's own {self.name} model"), text)
 
-    def run(self, plan: HarnessPlan, done: set[int], on_halving: Callable[[int, int], None] | None = None
-            ) -> Iterator[Batch]:
+    def run(self, plan: HarnessPlan, done: set[int], on_halving: Callable[[int, int], None] | None = None,
+            tick: Callable[[int], None] | None = None) -> Iterator[Batch]:
         """Run the chunks that are not wholly in ``done``. lm-eval halves its batches by itself, unrecorded."""
-        del on_halving
+        del on_halving, tick
         for index, chunk in enumerate(plan.chunks):
             if done.issuperset(r.position for r in chunk):
                 continue

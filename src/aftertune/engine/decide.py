@@ -1,25 +1,37 @@
 """Decide, then verify: may this model take packed rows?
 
-transformers takes a 4-D mask as it is and then ignores a sliding window, ALiBi by index, or a recurrent
-state, some of it without a word. So the config decides first, and at load the longest and a median row of the
-real schedule are scored packed and plain; where they differ the engine falls back to plain rows and says so.
+A flat batch is wrong, without a word, for ALiBi by index, a recurrent state, or whatever else counts places in the
+row. So the config decides first, and at load the longest and a median item of the real schedule are scored packed
+and plain, and a prompt is stepped through; where they differ the engine falls back to plain rows and says so.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from aftertune.engine.attention import supported
+from aftertune.engine.decoder import Decoder
 from aftertune.engine.encode import Sequence
 from aftertune.engine.scorer import Scorer, text_config, unwrapped
 from aftertune.engine.trie import row
 
 #: Largest difference of a token's log-probability between packed and plain rows, in float32.
 TOLERANCE = 1e-3
-#: In lower precision: this many times what plain rows themselves move between batch sizes 1 and 8.
+#: In lower precision: this many times what plain rows themselves move between batch sizes 1 and 8 …
 FACTOR = 3.0
+#: … or this many steps of the dtype at the largest logit: logits are rounded to it, and by chance plain rows may not
+#: move at all (16 has a step of 0.125 in bfloat16).
+ROUNDING = 2
+#: Tokens of a prompt that are stepped through one by one.
+STEPS = 6
+
+#: The sequences of one item, with the positions of their requests.
+Branches = list[tuple[int, Sequence]]
 
 _SOFTMAX_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _ALIBI = {"bloom", "mpt"}
@@ -47,9 +59,9 @@ def decide(model: Any, longest: int) -> Decision:
     if kind == "gpt_neo":
         return Decision(False, "plain rows: gpt_neo windows its attention by index inside the layer")
     if _prompt_learning(model):
-        return Decision(False, "plain rows: prompt-learning adapters take no 4-D mask")
-    if str(getattr(config, "_attn_implementation", "")).startswith("flash"):
-        return Decision(False, "plain rows: flash attention takes no 4-D mask")
+        return Decision(False, "plain rows: prompt-learning adapters put tokens of their own before every row")
+    if not supported(base):
+        return Decision(False, f"plain rows: {kind} takes no attention but its own")
     return _by_length(config, longest)
 
 
@@ -78,26 +90,30 @@ def _prompt_learning(model: Any) -> bool:
     return any(getattr(c, "is_prompt_learning", False) for c in dict(configs).values())
 
 
-def verify(model: Any, groups: list[list[tuple[int, Sequence]]], decision: Decision) -> Decision:
-    """Score the longest and a median group packed and plain; fall back where they differ."""
-    if not decision.packed or not groups:
+def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], prompts: list[tuple[int, ...]],
+           decision: Decision) -> Decision:
+    """Run the longest and a median item packed and plain, and step through the longest prompt's last tokens.
+
+    shared: items by the prefix that is computed once for them. Falls back to plain rows where the two differ.
+    """
+    if not decision.packed or not (any(items for _, items in shared) or prompts):
         return decision
-    branching = [g for g in groups if _branches(g)] or groups  # a single path is the same row, packed or plain
-    by_length = sorted(branching, key=lambda g: max(len(s.tokens) for _, s in g))
-    chosen = [by_length[-1], by_length[len(by_length) // 2]]
+    samples = _samples(shared)
+    tail = _tail(max(prompts, key=len)) if prompts else None
     plain = Scorer(model, packed=False)
-    singles = [row([pair]) for group in chosen for pair in group][:8]
-    alone = {p: s.logprobs for one in singles for p, s in plain.run([one]).items()}
+    singles = [row([pair]) for _, group in samples for pair in group][:8] + ([row([tail])] if tail else [])
+    scores = {p: s for one in singles for p, s in plain.run([one]).items()}
+    alone = {p: s.logprobs for p, s in scores.items()}
     bound = TOLERANCE
     if str(model.dtype) != "torch.float32":
         together = {p: s.logprobs for p, s in plain.run(singles).items()}
-        bound = max(FACTOR * _gap(alone, together), TOLERANCE)
+        step = _step(model.dtype, max(abs(s.top) for s in scores.values()))
+        bound = max(FACTOR * _gap(alone, together), ROUNDING * step, TOLERANCE)
     try:
-        packed_scorer = Scorer(model, packed=True)
-        packed = {p: s.logprobs for g in chosen for p, s in packed_scorer.run([row(g)]).items()}
-    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        packed = _packed(model, samples, tail)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError) as error:
         reason = " ".join(str(error).split())[:120]
-        return Decision(False, f"plain rows: this model does not take a 4-D mask ({reason})")
+        return Decision(False, f"plain rows: this model does not take flat batches ({reason})")
     gap = _gap(alone, packed)
     if not gap <= bound:
         return Decision(False, f"plain rows: packed rows moved a token's log-probability by {gap:.2g}, "
@@ -105,11 +121,43 @@ def verify(model: Any, groups: list[list[tuple[int, Sequence]]], decision: Decis
     return Decision(True, f"packed rows (verified: {gap:.1e} against plain rows, {bound:.1e} allowed)")
 
 
-def _branches(group: list[tuple[int, Sequence]]) -> bool:
+def _packed(model: Any, samples: list[tuple[tuple[int, ...], Branches]], tail: tuple[int, Sequence] | None
+            ) -> dict[int, NDArray[np.float32]]:
+    """Log-probabilities by request position, packed; those of ``tail`` by the decoder, step by step."""
+    scorer = Scorer(model, packed=True)
+    found = {p: s.logprobs for prefix, group in samples
+             for p, s in scorer.run([row(group, len(prefix))], prefix).items()}
+    if tail is not None:
+        found[tail[0]] = Decoder(scorer, None, tokens=0).forced(tail[1].tokens, tail[1].targets)
+    return found
+
+
+def _samples(shared: list[tuple[tuple[int, ...], list[Branches]]]) -> list[tuple[tuple[int, ...], Branches]]:
+    """The longest and a median item, with their prefixes; of those that branch, where there are any."""
+    items = [(prefix, group) for prefix, groups in shared for group in groups]
+    branching = [(p, g) for p, g in items if _branches(g)] or items  # a single path is the same, packed or plain
+    by_length = sorted(branching, key=lambda pair: max(len(s.tokens) for _, s in pair[1]))
+    return [by_length[-1], by_length[len(by_length) // 2]] if by_length else []
+
+
+def _tail(prompt: tuple[int, ...]) -> tuple[int, Sequence] | None:
+    """A prompt's last tokens as targets, to be stepped through; None for one that is too short."""
+    targets = min(STEPS, len(prompt) - 1)
+    return (-1, Sequence(prompt, targets)) if targets > 1 else None
+
+
+def _branches(group: Branches) -> bool:
     """True where two inputs of the group part before the end of the shorter one."""
     inputs = [s.tokens[:-1] for _, s in group]
     longest = max(inputs, key=len)
     return any(longest[: len(i)] != i for i in inputs)
+
+
+def _step(dtype: Any, value: float) -> float:
+    """Distance between neighbouring numbers of ``dtype`` at ``value``."""
+    import torch
+
+    return float(torch.finfo(dtype).eps * 2 ** math.floor(math.log2(max(value, 1e-9))))
 
 
 def _gap(a: dict[int, Any], b: dict[int, Any]) -> float:

@@ -5,7 +5,8 @@
     for batch in engine.run(plan, done=set()):
         ledger.save_batch(evaluation, batch.index, batch.responses)
 
-Scoring batches come first, then rolling ones (one request each), then waves of generation.
+Scoring batches come first, those that share a prefix together, then rolling ones (whole documents), then waves of
+generation.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from typing import Any
 import torch
 
 from aftertune.engine import schedule
-from aftertune.engine.decide import Decision, decide, verify
+from aftertune.engine.decide import Branches, Decision, decide, verify
+from aftertune.engine.decoder import Decoder, Wave, takes_slots
 from aftertune.engine.encode import Encoder, Generation, Prompt, window
 from aftertune.engine.encode import Sequence as Tokens
 from aftertune.engine.generator import Generator
+from aftertune.engine.prefix import Group, common, share
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer, TokenScores, text_config
 from aftertune.engine.trie import Row, row
@@ -42,14 +45,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One batch to run. rows: for scoring; windows: row id -> its rolling request; prompts: a wave."""
+    """One batch to run. prefix: tokens computed before it, once for all jobs that share them; rows: for scoring;
+    windows: row id -> its rolling request; prompts: a wave, continued in ``slots`` slots."""
 
     cost: int
     positions: tuple[int, ...]
+    prefix: tuple[int, ...] = ()
     rows: tuple[Row, ...] = ()
     windows: Mapping[int, int] | None = None
     prompts: Mapping[int, Prompt] = field(default_factory=dict)
     settings: Generation | None = None
+    slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +85,33 @@ class Engine:
 
     def plan(self, requests: Sequence[Request]) -> Plan:
         """Encode, decide whether rows may be packed, and cut into batches."""
-        groups: list[list[tuple[int, Tokens]]] = []
+        groups: list[Branches] = []
         for _, group in groupby((r for r in requests if r.kind == "score"), key=lambda r: r.item):
             groups.append([(r.position, self.encoder.score(r.context, r.continuation)) for r in group])
         rolling = {r.position: self.encoder.rolling(r.continuation) for r in requests if r.kind == "rolling"}
-        decision = self._decide(groups, rolling)
-        jobs = [*self._scoring(groups, decision), *self._rolling(rolling),
-                *self._waves([r for r in requests if r.kind == "generate"], decision)]
+        texts = self._texts([r for r in requests if r.kind == "generate"])
+        lengths = [len(s.tokens) for g in groups for _, s in g]
+        lengths += [len(s.tokens) for windows in rolling.values() for s in windows]
+        lengths += [len(t.prompt.tokens) + t.settings.max_tokens for t in texts]
+        allowed = decide(self.model, max(lengths, default=0))
+        if not self.packed:
+            allowed = Decision(False, "plain rows, as asked for", allowed.alone)
+        shared = share([head(g) for g in groups]) if allowed.packed else [Group((), tuple(range(len(groups))))]
+        decision = verify(self.model, [(g.prefix, [groups[i] for i in g.members]) for g in shared if g.members],
+                          [t.prompt.tokens for t in texts], allowed)
+        jobs = [job for g in shared for job in self._scoring(g.prefix, [groups[i] for i in g.members], decision)]
+        jobs += [*self._rolling(rolling), *self._waves(texts, decision)]
         truncated = {p: s.truncated for g in groups for p, s in g if s.truncated}
         truncated |= {p: q.truncated for j in jobs for p, q in j.prompts.items() if q.truncated}
         return Plan(tuple(jobs), decision, self.budget, truncated, _digest(jobs))
 
-    def run(self, plan: Plan, done: set[int], on_halving: Callable[[int, int], None] | None = None
-            ) -> Iterator[Batch]:
-        """Run the jobs that are not wholly in ``done``. on_halving(batch, rows) reports each split."""
-        scorer = Scorer(self.model, packed=plan.decision.packed)
-        generator = Generator(self.model, self.tokenizer)
+    def run(self, plan: Plan, done: set[int], on_halving: Callable[[int, int], None] | None = None,
+            tick: Callable[[int], None] | None = None) -> Iterator[Batch]:
+        """Run the jobs that are not wholly in ``done``.
 
+        on_halving(batch, rows) reports each split; tick(cost) what of a long batch's cost is done.
+        """
+        runs = _Runs(self, plan, tick or (lambda _: None))
         for index, job in enumerate(plan.jobs):
             if done.issuperset(job.positions):
                 continue
@@ -104,31 +120,15 @@ class Engine:
                 if on_halving:
                     on_halving(index, rows)
 
-            if job.settings is not None:
-                wave = partial(_wave, generator, job.settings)
-                responses = split_on_oom(list(job.prompts.items()), wave, halved)
-            else:
-                scores: dict[int, TokenScores] = {}
-                for part in self._cut(list(job.rows), plan.decision):
-                    scores |= split_on_oom(list(part), scorer.run, halved)
-                responses = _scored(job, scores, plan.truncated)
-            yield Batch(index, responses, job.cost)
+            yield Batch(index, runs.job(job, halved), job.cost)
 
-    def _decide(self, groups: list[list[tuple[int, Tokens]]], rolling: dict[int, list[Tokens]]) -> Decision:
-        lengths = [len(s.tokens) for g in groups for _, s in g]
-        lengths += [len(s.tokens) for windows in rolling.values() for s in windows]
-        allowed = decide(self.model, max(lengths, default=0))
-        if not self.packed:
-            return Decision(False, "plain rows, as asked for", allowed.alone)
-        return verify(self.model, groups, allowed)
-
-    def _scoring(self, groups: list[list[tuple[int, Tokens]]], decision: Decision) -> list[Job]:
+    def _scoring(self, prefix: tuple[int, ...], groups: list[Branches], decision: Decision) -> list[Job]:
         if decision.packed:
-            rows = [row(group) for group in groups]
+            rows = [row(group, len(prefix)) for group in groups]
         else:
-            rows = [row([pair]) for group in groups for pair in group]
-        return [Job(sum(r.length for r in batch), tuple(p for r in batch for p in r.positions), rows=batch)
-                for batch in self._cut(rows, decision)]
+            rows, prefix = [row([pair]) for group in groups for pair in group], ()
+        return [Job(sum(r.length for r in batch), tuple(p for r in batch for p in r.positions), prefix, rows=batch)
+                for batch in self.cut(rows, decision, len(prefix))]
 
     def _rolling(self, rolling: dict[int, list[Tokens]]) -> list[Job]:
         """Whole documents together, until their windows fill the token budget."""
@@ -147,32 +147,100 @@ class Engine:
                 rows, owner, positions = [], {}, []
         return jobs
 
-    def _cut(self, rows: list[Row], decision: Decision) -> list[tuple[Row, ...]]:
+    def cut(self, rows: list[Row], decision: Decision, past: int = 0) -> list[tuple[Row, ...]]:
+        """Rows as batches within the budget; past: tokens of the prefix that each of them sees."""
         if decision.alone:
             return [(r,) for r in rows]
         shapes = [(r.length, len(r.keep)) for r in rows]
-        return [tuple(rows[i] for i in batch) for batch in schedule.batches(shapes, self.budget)]
+        return [tuple(rows[i] for i in batch)
+                for batch in schedule.batches(shapes, self.budget, padded=not decision.packed, past=past)]
 
-    def _waves(self, requests: list[Request], decision: Decision) -> list[Job]:
+    def _texts(self, requests: Sequence[Request]) -> list[_Text]:
+        """Requests to generate, encoded."""
         end = self.tokenizer.eos_token_id
         eos = "" if end is None else self.tokenizer.decode(end)
         settings = [Generation.resolve(r.generation, eos) for r in requests]
-        prompts = [self.encoder.prompt(r.context, s.max_tokens)
-                   for r, s in zip(requests, settings, strict=True)]
-        single = decision.alone or any(s.do_sample for s in settings)
-        cut = schedule.waves([len(p.tokens) for p in prompts], settings, 1 if single else self.budget.slots)
-        jobs = []
-        for wave in cut:
-            chosen = {requests[i].position: prompts[i] for i in wave}
-            one = settings[wave[0]]
-            cost = sum(len(p.tokens) for p in chosen.values()) + one.max_tokens * len(chosen)
-            jobs.append(Job(cost, tuple(chosen), prompts=chosen, settings=one))
+        return [_Text(r.position, self.encoder.prompt(r.context, s.max_tokens), s)
+                for r, s in zip(requests, settings, strict=True)]
+
+    def _waves(self, texts: list[_Text], decision: Decision) -> list[Job]:
+        jobs: list[Job] = []
+        for settings in dict.fromkeys(t.settings for t in texts):
+            mine = [t for t in texts if t.settings == settings]
+            if not (decision.packed and takes_slots(self.model, settings)):
+                slots = 1 if decision.alone or settings.do_sample else self.budget.slots
+                jobs += [_wave(wave, settings) for wave in schedule.waves(mine, slots, _length)]
+                continue
+            for group in share([t.prompt.tokens[:-1] for t in mine]):
+                chosen = [mine[i] for i in group.members]
+                room = max(map(_length, chosen)) - len(group.prefix) + settings.max_tokens
+                slots = schedule.slots(self.budget, room)
+                jobs += [_wave(wave, settings, group.prefix, slots)
+                         for wave in schedule.waves(chosen, schedule.WAVE * slots, _length)]
         return jobs
 
 
-def _wave(generator: Generator, settings: Generation, part: list[tuple[int, Prompt]]) -> dict[int, Response]:
-    responses: dict[int, Response] = generator.run(dict(part), settings)
-    return responses
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A request to generate, encoded."""
+
+    position: int
+    prompt: Prompt
+    settings: Generation
+
+
+def _length(text: _Text) -> int:
+    return len(text.prompt.tokens)
+
+
+def _wave(texts: Sequence[_Text], settings: Generation, prefix: tuple[int, ...] = (), slots: int = 0) -> Job:
+    prompts = {t.position: t.prompt for t in texts}
+    cost = sum(text_cost(p, settings, prefix) for p in prompts.values())
+    return Job(cost, tuple(prompts), prefix, prompts=prompts, settings=settings, slots=slots)
+
+
+def text_cost(prompt: Prompt, settings: Generation, prefix: tuple[int, ...]) -> int:
+    """Tokens that a text may take: those of its prompt that are not shared, and as many new ones as it may have."""
+    return len(prompt.tokens) - len(prefix) + settings.max_tokens
+
+
+def head(group: Branches) -> tuple[int, ...]:
+    """Tokens that all sequences of an item begin with and that predict none of its targets."""
+    first = group[0][1].tokens
+    shared = min(common(first, s.tokens) for _, s in group)
+    return first[: max(min(shared, *(len(s.tokens) - 1 - s.targets for _, s in group)), 0)]
+
+
+class _Runs:
+    """The parts of the engine that run one plan."""
+
+    def __init__(self, engine: Engine, plan: Plan, tick: Callable[[int], None]) -> None:
+        self.engine = engine
+        self.plan = plan
+        self.tick = tick
+        self.scorer = Scorer(engine.model, packed=plan.decision.packed)
+        self.generator = Generator(engine.model, engine.tokenizer)
+        self.decoder = Decoder(self.scorer, engine.tokenizer, tokens=plan.budget.tokens)
+
+    def job(self, job: Job, halved: Callable[[int], None]) -> dict[int, Response]:
+        """The responses of one batch."""
+        if job.settings is not None:
+            return split_on_oom(list(job.prompts.items()), partial(self._wave, job, job.settings), halved)
+        scores: dict[int, TokenScores] = {}
+        for part in self.engine.cut(list(job.rows), self.plan.decision, len(job.prefix)):
+            scores |= split_on_oom(list(part), partial(self.scorer.run, prefix=job.prefix), halved)
+        return _scored(job, scores, self.plan.truncated)
+
+    def _wave(self, job: Job, settings: Generation, part: list[tuple[int, Prompt]]) -> dict[int, Response]:
+        if not job.slots:
+            texts: dict[int, Response] = self.generator.run(dict(part), settings)
+            return texts
+
+        def ended(position: int) -> None:
+            self.tick(text_cost(job.prompts[position], settings, job.prefix))
+
+        responses: dict[int, Response] = self.decoder.run(dict(part), settings, Wave(job.slots, job.prefix, ended))
+        return responses
 
 
 def _scored(job: Job, scores: dict[int, TokenScores], truncated: Mapping[int, int]) -> dict[int, Response]:
@@ -219,7 +287,7 @@ def _digest(jobs: list[Job]) -> str:
     """sha256 over what each batch holds, in order."""
     total = hashlib.sha256()
     for job in jobs:
-        total.update(repr((job.positions, job.settings)).encode())
+        total.update(repr((job.positions, job.settings, job.prefix, job.slots)).encode())
         for one in job.rows:
             total.update(one.tokens.tobytes() + one.depth.tobytes() + one.keep.tobytes())
         for prompt in job.prompts.values():

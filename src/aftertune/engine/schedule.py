@@ -6,9 +6,15 @@ result depends on nothing else, a resumed run makes the same batches, and so the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+#: Tokens that a slot of the budget holds.
+ROOM = 2048
+#: Texts of a wave, for each slot: a wave that ends waits for its longest text with empty slots.
+WAVE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +37,35 @@ class Budget:
         return cls(**{k: int(stored[k]) for k in cls.__dataclass_fields__})
 
 
-def batches(shapes: list[tuple[int, int]], budget: Budget) -> list[list[int]]:
-    """Cut rows of ``(length, kept)`` into batches of row indices. A row over budget is a batch of its own."""
+def batches(shapes: list[tuple[int, int]], budget: Budget, *, padded: bool = True, past: int = 0
+            ) -> list[list[int]]:
+    """Cut rows of ``(length, kept)`` into batches of row indices. A row over budget is a batch of its own.
+
+    padded: short rows cost as much as the longest one; past: tokens of a prefix that every row sees too.
+    """
     order = sorted(range(len(shapes)), key=lambda i: (-shapes[i][0], i))
     result: list[list[int]] = []
-    width = kept = 0
+    width = kept = tokens = 0
     for i in order:
         length, keep = shapes[i]
         rows = len(result[-1]) + 1 if result else 1
-        full = (not result or rows * width > budget.tokens or kept + keep > budget.logits
-                or rows * width * width > budget.cells)
+        tokens = rows * width if padded else tokens + length
+        full = (not result or tokens > budget.tokens or kept + keep > budget.logits
+                or rows * width * (past + width) > budget.cells)
         if full:
             result.append([])
-            width, kept = max(length, 1), 0
+            width, kept, tokens = max(length, 1), 0, length
         result[-1].append(i)
         kept += keep
     return result
 
 
-def waves(lengths: list[int], groups: list[Any], slots: int) -> list[list[int]]:
-    """Cut prompts into waves of at most ``slots``; one wave holds one group (generation settings) only."""
-    order = sorted(range(len(lengths)), key=lambda i: (str(groups[i]), -lengths[i], i))
-    result: list[list[int]] = []
-    for i in order:
-        if not result or len(result[-1]) == slots or groups[result[-1][0]] != groups[i]:
-            result.append([])
-        result[-1].append(i)
-    return result
+def waves(texts: Sequence[T], size: int, length: Callable[[T], int]) -> list[list[T]]:
+    """Cut texts into waves of at most ``size``, those with the longest prompts first."""
+    order = sorted(range(len(texts)), key=lambda i: (-length(texts[i]), i))
+    return [[texts[i] for i in order[start: start + size]] for start in range(0, len(order), size)]
+
+
+def slots(budget: Budget, room: int) -> int:
+    """Slots of ``room`` tokens each that the budget's slots (of ROOM tokens) leave space for."""
+    return max(budget.slots * ROOM // max(room, ROOM), 1)

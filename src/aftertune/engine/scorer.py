@@ -1,8 +1,8 @@
 """Log-probabilities of continuations: one forward pass over a batch of rows.
 
-Packed rows get a 4-D float mask (0 where a query sees a key, the dtype's minimum elsewhere) and depths as
-position ids; plain rows are single sequences, padded on the right, with no mask, as lm-eval runs them. In
-both only the positions that predict a target go through the output head, and log-softmax is in float32.
+Packed rows lie end to end in one flat batch, with depths as position ids, and ours is the attention; plain rows are
+single sequences, padded on the right, with no mask, as lm-eval runs them. In both only the positions that predict a
+target go through the output head, and log-softmax is in float32.
 
     Scorer(model, packed=True).run(rows)   ->  {position: TokenScores(logprobs=[targets], greedy=True)}
 """
@@ -10,6 +10,7 @@ both only the positions that predict a target go through the output head, and lo
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +18,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aftertune.engine.trie import Row, sees
+from aftertune.engine.attention import attending
+from aftertune.engine.layouts import Prefix, Rows
+from aftertune.engine.trie import Row, path
 
-#: Rows of logits turned into float32 at a time.
-CHUNK = 256
+#: Rows of logits turned into float32 at a time, on a CPU.
+CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Natural log-probability of each target token [targets]; greedy: every one was the argmax."""
+    """Natural log-probability of each target token [targets]; greedy: every one was the argmax; top: the largest
+    logit met on the way, which tells how coarse a low precision is here."""
 
     logprobs: NDArray[np.float32]
     greedy: bool
+    top: float = 0.0
 
     @property
     def total(self) -> float:
@@ -51,63 +56,75 @@ class Scorer:
     def __init__(self, model: Any, *, packed: bool) -> None:
         self.model = model
         self.packed = packed
-        base = unwrapped(model)
-        self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
-        self._config = text_config(model)
-        self._mask_kinds = _mask_kinds(base, self._config) if packed else None
+        self._keeps = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
+        self._prefix: tuple[tuple[int, ...], Prefix] | None = None
 
     @property
     def device(self) -> torch.device:
         return torch.device(self.model.device)
 
     @torch.inference_mode()
-    def run(self, rows: list[Row]) -> dict[int, TokenScores]:
-        """Scores of every branch of ``rows``, by request position."""
+    def run(self, rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> dict[int, TokenScores]:
+        """Scores of every branch of ``rows``, by request position. prefix: tokens before every row (packed only)."""
+        if not self.packed:
+            return _read(self._padded(rows), rows)
+        layout = Rows(rows, device=self.device, dtype=self.model.dtype, prefix=self.prefix(prefix))
+        with attending(self.model, layout):
+            return _read(self.flat(rows), rows)
+
+    def flat(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Logits [kept positions of all rows, vocabulary] of rows that lie end to end, under a layout in force."""
+        starts = np.cumsum([0, *(row.length for row in rows)])[:-1]
+        keep = np.concatenate([start + row.keep for start, row in zip(starts, rows, strict=True)])
+        return self.forward(_joined(rows, "tokens"), torch.from_numpy(keep), _joined(rows, "depth"))
+
+    def prefix(self, tokens: tuple[int, ...]) -> Prefix | None:
+        """Keys and values of ``tokens``; the last ones asked for are kept."""
+        if not tokens:
+            return None
+        if self._prefix is None or self._prefix[0] != tokens:
+            self._prefix = None  # let go of the old one before the new one is made
+            self._prefix = (tokens, self._compute(tokens))
+        return self._prefix[1]
+
+    def _compute(self, tokens: tuple[int, ...]) -> Prefix:
+        prefix, one = Prefix(len(tokens)), path(tokens)
+        with attending(self.model, Rows([one], device=self.device, dtype=self.model.dtype, keep=prefix.keep)):
+            self.flat([one])
+        return prefix
+
+    def _padded(self, rows: Sequence[Row]) -> torch.Tensor:
+        """The same of single sequences, padded on the right, without a mask."""
         length = max(row.length for row in rows)
         tokens = torch.zeros(len(rows), length, dtype=torch.long)
         keep = torch.zeros(len(rows), length, dtype=torch.bool)
         for r, row in enumerate(rows):
             tokens[r, : row.length] = torch.from_numpy(row.tokens)
             keep[r, torch.from_numpy(row.keep)] = True
-        logits = self._forward(tokens.to(self.device), keep.to(self.device), self._layout(rows, length))
-        return _read(logits, rows)
+        return self.forward(tokens, keep)
 
-    def _layout(self, rows: list[Row], length: int) -> dict[str, Any]:
-        """Mask and position ids of packed rows; nothing for plain ones."""
-        if not self.packed:
-            return {}
-        depth = torch.zeros(len(rows), length, dtype=torch.long)
-        for r, row in enumerate(rows):
-            depth[r, : row.length] = torch.from_numpy(row.depth)
-        kinds = self._mask_kinds
-        if isinstance(kinds, dict):
-            mask: Any = {name: self._mask(rows, length, width) for name, width in kinds.items()}
-        else:
-            mask = self._mask(rows, length, kinds)
-        return {"attention_mask": mask, "position_ids": depth.to(self.device)}
-
-    def _mask(self, rows: list[Row], length: int, width: int | None) -> torch.Tensor:
-        """[rows, 1, length, length] additive mask in the model's dtype."""
-        seen = torch.from_numpy(sees(rows, length, width)).to(self.device)
-        dtype = self.model.dtype
-        mask = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype, device=self.device)
-        return mask.masked_fill_(seen, 0)[:, None]
-
-    def _forward(self, tokens: torch.Tensor, keep: torch.Tensor, layout: dict[str, Any]) -> torch.Tensor:
-        """Logits [kept positions of all rows, vocabulary], row by row."""
+    def forward(self, tokens: torch.Tensor, keep: torch.Tensor, depth: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [kept, vocabulary]. keep: bool [rows, length], or indices into one flat row."""
+        keep, tokens = keep.to(self.device), torch.atleast_2d(tokens).to(self.device)
+        options: dict[str, Any] = {} if depth is None else {"position_ids": depth[None].to(self.device)}
         if self._keeps:
-            logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=keep, **layout).logits
+            logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=keep, **options).logits
             return logits.reshape(-1, logits.shape[-1])
+        place = keep if depth is None else (slice(None), keep)
         head = unwrapped(self.model).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0][keep][None],))
+        hook = head.register_forward_pre_hook(lambda _, args: (args[0][place].reshape(1, -1, args[0].shape[-1]),))
         try:
-            logits = self.model(input_ids=tokens, use_cache=False, **layout).logits
+            logits = self.model(input_ids=tokens, use_cache=False, **options).logits
         finally:
             hook.remove()
         return logits.reshape(-1, logits.shape[-1])
 
 
-def _read(logits: torch.Tensor, rows: list[Row]) -> dict[int, TokenScores]:
+def _joined(rows: Sequence[Row], name: str) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([getattr(row, name) for row in rows]))
+
+
+def _read(logits: torch.Tensor, rows: Sequence[Row]) -> dict[int, TokenScores]:
     """Gather each branch's targets from the kept logits."""
     flat: list[NDArray[np.int64]] = []
     offset = 0
@@ -117,34 +134,34 @@ def _read(logits: torch.Tensor, rows: list[Row]) -> dict[int, TokenScores]:
     branches = [b for row in rows for b in row.branches]
     index = torch.from_numpy(np.concatenate(flat)).to(logits.device)
     target = torch.from_numpy(np.concatenate([b.targets for b in branches])).to(logits.device)
-    norm = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    best = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    for start in range(0, len(logits), CHUNK):
-        part = logits[start: start + CHUNK].float()
-        norm[start: start + CHUNK] = torch.logsumexp(part, dim=-1)
-        best[start: start + CHUNK] = part.argmax(dim=-1)
-    logprobs = (logits[index, target].float() - norm[index]).cpu().numpy()
-    greedy = (best[index] == target).cpu().numpy()
+    norm, top = _norms(logits)
+    chosen = logits[index, target].float()
+    logprobs = (chosen - norm[index]).cpu().numpy()
+    best = chosen == top[index]
+    if bool(best.any()):  # equal logits: only the first of them is the argmax
+        best[best.clone()] = logits[index[best]].argmax(-1) == target[best]
+    greedy, tops = best.cpu().numpy(), top[index].cpu().numpy()
     scores, start = {}, 0
     for branch in branches:
         end = start + len(branch.targets)
-        scores[branch.position] = TokenScores(logprobs[start:end], bool(greedy[start:end].all()))
+        scores[branch.position] = TokenScores(logprobs[start:end], bool(greedy[start:end].all()),
+                                              float(tops[start:end].max()))
         start = end
     return scores
 
 
-def _mask_kinds(base: Any, config: Any) -> dict[str, int | None] | int | None:
-    """Which masks the model takes: one per layer type (window or None), or one for all layers.
+def _norms(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log of the sum of exponentials, and the largest logit, of each row; float32 [rows].
 
-    Asks the library (``create_masks_for_generate``), since 66 modelling files take a dict of masks and the
-    others raise on one.
+    In chunks that stay in the cache, with one buffer: temporaries of this size cost more than the sums.
     """
-    from transformers import masking_utils
-
-    width = getattr(config, "sliding_window", None) or None
-    make = getattr(base, "create_masks_for_generate", masking_utils.create_masks_for_generate)
-    probe = make(config=config, inputs_embeds=torch.zeros(1, 4, 1), attention_mask=None, past_key_values=None,
-                 position_ids=None)
-    if isinstance(probe, dict):
-        return {name: width if name == "sliding_attention" else None for name in probe}
-    return width
+    chunk = CHUNK if logits.device.type == "cpu" else 16 * CHUNK
+    buffer = torch.empty(min(chunk, len(logits)), logits.shape[-1], dtype=torch.float32, device=logits.device)
+    norm, top = (torch.empty(len(logits), dtype=torch.float32, device=logits.device) for _ in range(2))
+    for start in range(0, len(logits), chunk):
+        part = logits[start: start + chunk]
+        largest = part.amax(-1).float()
+        top[start: start + chunk] = largest
+        work = torch.sub(part, largest[:, None], out=buffer[: len(part)]).exp_()
+        norm[start: start + chunk] = work.sum(-1).log_().add_(largest)
+    return norm, top

@@ -60,9 +60,12 @@ def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return min(len(a), len(b))
 
 
-def row(sequences: Iterable[tuple[int, Sequence]]) -> Row:
-    """One row of ``(position, sequence)`` pairs; the last token of each is only a target, never an input."""
-    inputs = sorted(((s.tokens[:-1], p, s) for p, s in sequences), key=lambda x: (x[0], x[1]))
+def row(sequences: Iterable[tuple[int, Sequence]], past: int = 0) -> Row:
+    """One row of ``(position, sequence)`` pairs; the last token of each is only a target, never an input.
+
+    past: so many tokens, which all of them begin with, lie before the row, and no target is predicted by them.
+    """
+    inputs = sorted(((s.tokens[past:-1], p, s) for p, s in sequences), key=lambda x: (x[0], x[1]))
     tokens: list[int] = []
     depth: list[int] = []
     end: list[int] = []
@@ -77,7 +80,7 @@ def row(sequences: Iterable[tuple[int, Sequence]]) -> Row:
         for d in range(shared, len(current)):
             path.append(len(tokens))
             tokens.append(current[d])
-            depth.append(d)
+            depth.append(past + d)
             end.append(-1)
         before = current
         branches.append(Branch(position, np.array(path[-sequence.targets:], dtype=np.int64),
@@ -87,6 +90,12 @@ def row(sequences: Iterable[tuple[int, Sequence]]) -> Row:
     keep = np.unique(np.concatenate([b.nodes for b in branches]))
     return Row(np.array(tokens), np.array(depth), np.array(end), keep,
                tuple(sorted(branches, key=lambda b: b.position)))
+
+
+def path(tokens: tuple[int, ...], past: int = 0) -> Row:
+    """A row of one sequence after ``past`` tokens; all tokens are inputs, the last one is kept, nothing scored."""
+    places = np.arange(len(tokens))
+    return Row(np.array(tokens), places + past, np.full(len(tokens), len(tokens)), places[-1:], ())
 
 
 def sees(rows: list[Row], length: int, windows: int | None = None) -> NDArray[np.bool_]:

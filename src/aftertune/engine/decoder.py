@@ -1,0 +1,162 @@
+"""Text after prompts, in KV slots: prompts fill slots in batches, every step gives each slot one token, and a slot
+that falls free is taken at once by the next prompt of the wave.
+
+A text ends at the end-of-sequence token, when a stop string shows up in its decoded tail, or at the limit; it is then
+cut at the first stop string. What a prompt gets depends on the wave alone, never on timing.
+
+    Decoder(scorer, tokenizer, tokens=1024).run(prompts, settings, Wave(slots=16))
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aftertune.engine.attention import attending
+from aftertune.engine.encode import Generation, Prompt
+from aftertune.engine.layouts import Prefix, Rows, Slots, Step
+from aftertune.engine.scorer import Scorer
+from aftertune.engine.texts import Ending
+from aftertune.engine.trie import path
+from aftertune.values import Response
+
+#: Free slots that are worth a pass of their own, as a share of all.
+REFILL = 8
+
+
+@dataclass(slots=True)
+class _Text:
+    """A prompt on its way: what of it is not in the prefix, and the tokens that came after it."""
+
+    position: int
+    prompt: tuple[int, ...]
+    truncated: int
+    tokens: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """How prompts are continued together. ended: called with the position of each text that has ended."""
+
+    slots: int
+    prefix: tuple[int, ...] = ()
+    ended: Callable[[int], None] = lambda _: None
+
+
+class Decoder:
+    """Continues prompts with one model whose rows may be packed. tokens: of prompts, in one pass."""
+
+    def __init__(self, scorer: Scorer, tokenizer: Any, *, tokens: int) -> None:
+        self.scorer = scorer
+        self.tokenizer = tokenizer
+        self.tokens = tokens
+
+    @torch.inference_mode()
+    def run(self, prompts: Mapping[int, Prompt], settings: Generation, wave: Wave) -> dict[int, Response]:
+        """One wave: the response of each prompt, by request position."""
+        ending = Ending(self.scorer.model, self.tokenizer, settings)
+        waiting = deque(_Text(p, q.tokens[len(wave.prefix):], q.truncated) for p, q in prompts.items())
+        count = min(wave.slots, len(waiting))
+        room = max(len(t.prompt) for t in waiting) + settings.max_tokens
+        held = Slots(count, room, device=self.scorer.device)
+        before = self.scorer.prefix(wave.prefix)
+        active: list[_Text] = []
+        done: dict[int, Response] = {}
+        while waiting or active:
+            free = count - len(active)
+            if waiting and free >= min(max(count // REFILL, 1), len(waiting)):
+                new = self._take(waiting, free)
+                logits = self._fill(new, range(len(active), len(active) + len(new)), held, before)
+                active += new
+            else:
+                new = active
+                logits = self._step(active, held, before)
+            for text, token in zip(new, logits.argmax(-1).tolist(), strict=True):
+                text.tokens.append(token)
+            for text in self._collect(active, new, held, ending):
+                done[text.position] = ending.response(text.tokens, text.truncated)
+                wave.ended(text.position)
+        return {p: done[p] for p in prompts}
+
+    @torch.inference_mode()
+    def forced(self, tokens: tuple[int, ...], targets: int) -> NDArray[np.float32]:
+        """Log-probabilities of the last ``targets`` tokens, each after a step of its own: the decoder's check."""
+        cut = len(tokens) - targets
+        text = _Text(0, tokens[:cut], 0)
+        held = Slots(1, len(tokens), device=self.scorer.device)
+        logits = [self._fill([text], [0], held, None)]
+        for token in tokens[cut:-1]:
+            text.tokens.append(token)
+            logits.append(self._step([text], held, None))
+        logprobs = torch.cat(logits).float().log_softmax(-1)
+        found: NDArray[np.float32] = logprobs[torch.arange(targets), torch.tensor(tokens[cut:])].cpu().numpy()
+        return found
+
+    def _take(self, waiting: deque[_Text], free: int) -> list[_Text]:
+        """The next prompts, up to ``free``, that one pass holds."""
+        taken = [waiting.popleft()]
+        longest = len(taken[0].prompt)
+        while waiting and len(taken) < free:
+            longest = max(longest, len(waiting[0].prompt))
+            if longest * (len(taken) + 1) > self.tokens:
+                break
+            taken.append(waiting.popleft())
+        return taken
+
+    def _fill(self, texts: Sequence[_Text], slots: Sequence[int], held: Slots, prefix: Prefix | None) -> torch.Tensor:
+        """Run prompts into their slots; the logits after each [texts, vocabulary]."""
+        past = prefix.length if prefix else 0
+        rows = [path(t.prompt, past) for t in texts]
+        layout = Rows(rows, device=self.scorer.device, dtype=self.scorer.model.dtype, prefix=prefix,
+                      keep=held.fill(slots, rows))
+        with attending(self.scorer.model, layout):
+            return self.scorer.flat(rows)
+
+    def _step(self, active: Sequence[_Text], held: Slots, prefix: Prefix | None) -> torch.Tensor:
+        """One token further in every slot; the logits after it [active, vocabulary]."""
+        count = len(active)
+        layout = Step(held, count, prefix)
+        depth = layout.lengths + (prefix.length if prefix else 0)
+        with attending(self.scorer.model, layout):
+            logits = self.scorer.forward(torch.tensor([t.tokens[-1] for t in active]), torch.arange(count), depth)
+        held.lengths[:count] += 1
+        return logits
+
+    def _collect(self, active: list[_Text], new: Sequence[_Text], held: Slots, ending: Ending) -> list[_Text]:
+        """Take the texts that have ended out of their slots; the last ones move into the gaps."""
+        ended = ending.ended([t.tokens for t in new])
+        over = {id(t) for t, end in zip(new, ended, strict=True) if end}
+        found = []
+        for slot in reversed(range(len(active))):
+            if id(active[slot]) not in over:
+                continue
+            found.append(active[slot])
+            last = active.pop()
+            if slot < len(active):
+                held.move(len(active), slot)
+                active[slot] = last
+        return found
+
+
+#: Fields of a generation config that leave greedy choice alone.
+_HARMLESS = frozenset({
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version",
+    "_from_model_config", "max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p",
+    "typical_p", "use_cache", "cache_implementation", "output_attentions", "output_hidden_states",
+    "return_dict_in_generate", "chat_format", "max_window_size", "trust_remote_code", "compile_config"})
+
+
+def takes_slots(model: Any, settings: Generation) -> bool:
+    """True where a text is the argmax, token by token: no sampling, beams, penalties or forced tokens."""
+    config = getattr(model, "generation_config", None)
+    changed = set(config.to_diff_dict()) if config is not None else set()
+    harmful = (changed | {name for name, _ in settings.options}) - _HARMLESS
+    neutral = {"repetition_penalty": 1.0, "num_beams": 1, "length_penalty": 1.0}
+    values = {**{name: getattr(config, name, None) for name in changed}, **dict(settings.options)}
+    return not settings.do_sample and all(values[name] in (neutral.get(name), None) for name in harmful)
