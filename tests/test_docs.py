@@ -1,0 +1,130 @@
+"""The documents against the program: every command in them parses, every link leads somewhere, the how-to runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from aftertune.cli import app
+from aftertune.cli.console import guarded
+from eval_cases import CHAT, byte_folder
+from tuning_cases import easy_rows, write_rows
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+#: What stands in the README for something of the reader's own, or would take too long here.
+STAND_INS = {"MODEL": "Qwen/Qwen2.5-0.5B", "ID": "tuned", "300": "4", "hellaswag,arc_easy": "arc_easy,sciq"}
+
+
+def fenced(text: str, word: str) -> list[list[str]]:
+    """The lines of fenced blocks that begin with ``word``, as words without their comments."""
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.M | re.S)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()
+            if line.startswith(f"{word} ")]
+
+
+def inline(text: str, word: str) -> list[list[str]]:
+    """The code spans that begin with ``word``."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return [shlex.split(span) for span in re.findall(r"`([^`]+)`", prose) if span.startswith(f"{word} ")]
+
+
+FENCED, SPANS = fenced(README, "aftertune"), inline(README, "aftertune")
+
+
+def test_the_readme_has_the_commands_that_the_tests_below_are_about() -> None:
+    assert [words[1] for words in FENCED] == ["eval", "tune", "eval", "compare", "run"]
+    assert {words[1] for words in SPANS} >= {"record", "report", "runs", "show", "doctor", "eval"}
+
+
+@pytest.mark.parametrize("words", [*FENCED, *SPANS], ids=" ".join)
+def test_every_command_of_the_readme_parses(words: list[str]) -> None:
+    """Verb, flags and arguments as the parser takes them; nothing runs."""
+    assert words[1] in COMMANDS
+    context = COMMANDS[words[1]].make_context(words[1], words[2:])
+    assert not context.args
+
+
+@pytest.mark.parametrize("verb", sorted(COMMANDS))
+def test_every_verb_and_each_of_its_flags_is_documented(verb: str, monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call(monkeypatch, verb, "--help") == 0
+    shown = capsys.readouterr().out
+    told = [p for p in COMMANDS[verb].params if p.name != "help"]
+    assert "as_json" in {p.name for p in told}
+    assert COMMANDS[verb].help.splitlines()[0].split(".")[0][:60] in shown
+    for parameter in told:
+        assert parameter.help, f"{verb} {parameter.name} has no help"
+        assert all(option in shown for option in parameter.opts if option.startswith("--"))
+
+
+def test_there_are_ten_verbs() -> None:
+    assert sorted(COMMANDS) == ["compare", "demo", "doctor", "eval", "record", "report", "run", "runs", "show", "tune"]
+
+
+def test_every_make_target_that_the_documents_name_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.M))
+    named = {words[1] for page in PAGES for text in (page.read_text(encoding="utf-8"),)
+             for words in (*fenced(text, "make"), *inline(text, "make"))}
+    assert named >= {"demo", "test", "setup"}
+    assert named <= targets
+
+
+def test_every_linked_or_named_file_exists() -> None:
+    links = [(page, link) for page in PAGES
+             for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+             if not re.match(r"[a-z]+://", link)]
+    links += [(ROOT / "README.md", words[1]) for words in inline(README, "python")]
+    assert len(links) >= 4
+    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
+def call(patch: pytest.MonkeyPatch, *words: str) -> int:
+    patch.setattr(sys, "argv", ["aftertune", *words])
+    return guarded(app)
+
+
+def own_study(folder: Path) -> None:
+    """A study of the reader's own: the model, the data, one short fine-tune."""
+    (folder / "study.yaml").write_text(
+        "study: own\nmargin: 5\nbases: {b: {model: Qwen/Qwen2.5-0.5B}}\ntasks: [{name: arc_easy, sample: 4}]\n"
+        "tunings: {t: {base: b, data: {file: orders.jsonl}, max_steps: 2}}\n", encoding="utf-8")
+
+
+def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capfd: pytest.CaptureFixture[str]) -> None:
+    """Every command of the README in its order on a tiny seeded random model that has the name of a real one."""
+    from datasets import Dataset
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "ledger.db"))
+    byte_folder(tmp_path / "Qwen" / "Qwen2.5-0.5B", template=CHAT, window=4096)
+    write_rows(tmp_path / "orders.jsonl", easy_rows())
+    Dataset.from_list([{"question": f"{i} + 1?", "answer": f"#### {i + 1}"} for i in range(6)]).to_parquet(
+        tmp_path / "train.parquet")
+    own_study(tmp_path)
+    runs = [[STAND_INS.get(word, word) for word in words[1:]] for words in [*FENCED, *SPANS]]
+    for words in runs:
+        if "gsm8k" in words:
+            words += ["--limit", "1", "--gen-kwargs", "max_gen_toks=4"]
+        assert call(monkeypatch, *words) == 0, (words, capfd.readouterr().err)
+    shown = capfd.readouterr().out
+    assert len(runs) >= 11
+    assert "tuned against Qwen2.5-0.5B" in shown
+    assert all((tmp_path / name).stat().st_size > 2000 for name in (
+        "record.md", "report.html", "runs/own/record.md", "runs/own/report.html",
+        "runs/orders/adapter_model.safetensors"))
+    for part in ("Error range (±1 SE)", "held-out loss", "Gained/lost", "Held-out loss", "written to record.md"):
+        assert part in shown, part
