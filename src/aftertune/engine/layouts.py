@@ -63,7 +63,7 @@ class Rows:
         n, length, group = len(self.rows), self.length, heads // shared
         # kv heads first, then rows: the prefix takes all rows in one product, and each row is one of a batch
         q = self._padded(query).view(n, length, shared, group, size).permute(2, 0, 1, 3, 4)
-        k, v = (self._padded(x).view(n, length, shared, size).permute(2, 0, 1, 3).reshape(shared * n, length, size)
+        k, v = (self._padded(x).view(n, length, shared, -1).permute(2, 0, 1, 3).reshape(shared * n, length, -1)
                 for x in (key, value))
         out = q.new_empty(shared, n, length, group, v.shape[-1])
         past = self.prefix.length if self.prefix else 0
@@ -130,7 +130,8 @@ class Rows:
 class Slots:
     """Keys and values of sequences that are being continued, one a slot, by layer: [slots, kv heads, room, size].
 
-    lengths: tokens held by each slot, those of a shared prefix not counted.
+    lengths: tokens held by each slot, those of a shared prefix not counted. What lies beyond them is zero: a weight of
+    0 does not hide NaN, so neither fresh memory nor the text before may stand there.
     """
 
     def __init__(self, count: int, room: int, *, device: torch.device) -> None:
@@ -141,7 +142,7 @@ class Slots:
     def held(self, layer: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The buffers of a layer, made at its first keys and values."""
         if layer not in self.layers:
-            k, v = (x.new_empty(len(self.lengths), x.shape[1], self.room, x.shape[2]) for x in (key, value))
+            k, v = (x.new_zeros(len(self.lengths), x.shape[1], self.room, x.shape[2]) for x in (key, value))
             self.layers[layer] = (k, v)
         return self.layers[layer]
 
@@ -155,17 +156,17 @@ class Slots:
             for slot, row in zip(slots, rows, strict=True):
                 for buffer, new in zip(held, (key, value), strict=True):
                     buffer[slot, :, : row.length] = new[start: start + row.length].transpose(0, 1)
+                    buffer[slot, :, row.length:] = 0
                 start += row.length
 
         return keep
 
     def move(self, source: int, target: int) -> None:
         """Put what one slot holds into another."""
-        length = int(self.lengths[source])
         for pair in self.layers.values():
             for buffer in pair:
-                buffer[target, :, :length] = buffer[source, :, :length]
-        self.lengths[target] = length
+                buffer[target] = buffer[source]
+        self.lengths[target] = self.lengths[source]
 
 
 class Step:
