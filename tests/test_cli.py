@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from aftertune.cli import app
 from aftertune.cli.console import guarded
 from aftertune.cli.eval import parse_settings
 from aftertune.errors import InputError
+from aftertune.ledger import Ledger
+from aftertune.values import Score
+from ledger_cases import answered, evaluation, items, responses
 
 HEAVY = ("torch", "transformers", "lm_eval", "matplotlib", "sqlalchemy")
 
@@ -79,3 +84,35 @@ def test_generation_settings(text: str | None, value: dict[str, object]) -> None
 def test_generation_settings_that_are_none() -> None:
     with pytest.raises(InputError, match="NAME=VALUE"):
         parse_settings("max_gen_toks")
+
+
+def test_names_with_markup_and_numbers_that_are_not_finite(monkeypatch: pytest.MonkeyPatch,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """A model folder may be named "[red]x", and a perplexity may overflow: shown as it is, null in JSON."""
+    with Ledger() as ledger:
+        made = ledger.open_evaluation(evaluation("e-odd", "[red]x[/nothing]"), items())
+        score = Score(task="arc_easy", metric="word_perplexity", filter="none", value=math.inf, stderr=None, n=6)
+        ledger.save_batch("e-odd", 0, responses())
+        ledger.finish_evaluation(replace(made, scores=(score,), warnings=("[/b] odd",)),
+                                 *answered(items(), responses()))
+    monkeypatch.setenv("COLUMNS", "120")
+    assert call(monkeypatch, "runs") == 0
+    assert "[red]x[/nothing]" in capsys.readouterr().out
+    assert call(monkeypatch, "show", "e-odd") == 0
+    shown = capsys.readouterr().out
+    assert "[red]x[/nothing]" in shown
+    assert "note [/b] odd" in shown
+    assert call(monkeypatch, "show", "e-odd", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["scores"][0]["value"] is None
+    assert call(monkeypatch, "record", "--out", "-") == 0
+    assert "inf" not in capsys.readouterr().out
+
+
+def test_an_unfinished_evaluation_is_not_reported_as_none(monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    with Ledger() as ledger:
+        ledger.open_evaluation(evaluation("e-half", "half"), items())
+    assert call(monkeypatch, "report", "--only", "half") == 2
+    assert "evaluation half (e-half) is 'running'" in capsys.readouterr().err
+    assert call(monkeypatch, "report") == 2
+    assert "no finished evaluation yet" in capsys.readouterr().err

@@ -87,6 +87,8 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "compare base othr": (2, ("'othr'", "did you mean 'other'")),
     "compare base other --margin 0": (2, ("--margin 0", "above 0, up to 100")),
     "compare base other --margin nan": (2, ("--margin nan", "above 0, up to 100")),
+    "compare base base": (2, ("both sides are the evaluation base", "name the base first")),
+    "eval byte --tasks arc_easy --name [red]x": (2, ("`--name`", "letters, digits", "'[red]x'")),
     "compare base": (2, ("aftertune compare --help",)),
     "show e-0000": (2, ("'e-0000'", "base")),
     "record --only othr": (2, ("'othr'", "did you mean 'other'")),

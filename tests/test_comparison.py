@@ -269,6 +269,40 @@ def test_nothing_shared_and_nothing_finished(ledger):
         compare("one", "nobody", ledger=ledger)
 
 
+def test_one_item_and_items_that_all_agree_decide_nothing_and_crash_nothing(ledger):
+    one, alike, real = settings("one", 1, chance=None), settings("alike", 30), settings("real", 30, chance=None)
+    for name, model in (("base", BASE), ("tuned", ADAPTED)):
+        evaluated(ledger, name, model, [(one, right(1, 1)), (alike, right(30, 30)),
+                                        (real, {"acc,none": [0.5] * 30, "f1,none": [0.25] * 30})])
+    found = compare("base", "tuned", ledger=ledger, margins=.02)
+    rows = {(r.task, r.metric): r for r in found.rows}
+    assert [r.told for r in found.rows if r.primary] == ["undecided"] * 3
+    assert all(-1 <= r.low <= 0 <= r.high <= 1 and r.delta == 0 for r in rows.values())
+    assert "cannot be decided with this task" in rows["one", "acc"].note
+    assert "no item differs" in rows["real", "f1"].note
+
+
+def test_at_the_floor_the_note_says_how_many_items_would_show_the_base_above_it(ledger):
+    """27 of 100 at chance 1/4: z² · .25 · .75 / .02² = 1800.7 items; a task of 570 has too few."""
+    for name, model in (("base", BASE), ("tuned", ADAPTED)):
+        evaluated(ledger, name, model, [(settings(task, 100, n_total=total, sample=100), right(27, 100))
+                                        for task, total in (("large", 10_000), ("small", 570))])
+    large, small = (row.note for row in compare("base", "tuned", ledger=ledger).rows)
+    assert large == "about 1,801 items would show the base above it, if its score stays"
+    assert small == "this task has too few items to show the base above it (1,801 needed, it has 570)"
+
+
+def test_where_the_interval_rules_zero_out_the_plan_takes_the_observed_difference(ledger):
+    """36 gained, 59 lost of 300, margin 5: "if they do not differ" would be planned against the evidence."""
+    task = settings("t", 300, n_total=10_000, sample=300)
+    base = [0.0] * 36 + [1.0] * 59 + [1.0] * 84 + [0.0] * 121
+    tuned = [1.0] * 36 + [0.0] * 59 + [1.0] * 84 + [0.0] * 121
+    evaluated(ledger, "base", BASE, [(task, base)])
+    evaluated(ledger, "tuned", ADAPTED, [(task, tuned)])
+    row, = compare("base", "tuned", ledger=ledger, margins=.05).rows
+    assert (row.told, row.high < 0, row.items_needed) == ("undecided", True, 4099)
+
+
 def test_floor_and_items_needed(ledger):
     chance = settings("chance", 300, n_total=300)
     small = settings("small", 100, n_total=10_000, sample=100)
@@ -287,6 +321,7 @@ def test_floor_and_items_needed(ledger):
         assert (row.verdict, row.told) == ("undecided", "undecided (at floor: nothing to forget)")
         assert row.at_floor
         assert row.items_needed is None
+        assert row.note == "more items would not help"
     assert rows["small"].told == "undecided"
     assert 100 < rows["small"].items_needed < 10_000
     assert rows["short"].items_needed is None

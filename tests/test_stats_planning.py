@@ -13,8 +13,9 @@ from aftertune.stats import (
     mcnemar_mid,
     smallest_difference,
     tango_tests,
+    wilson,
 )
-from aftertune.stats.planning import discordance_bound, items_beyond, variance_bound
+from aftertune.stats.planning import discordance_bound, items_above, items_beyond, variance_bound
 
 DETECTABLE = {  # points at 80 % power, by n and psi = .02, .05, .10, .20, .30
     100: (None, None, 8.76, 12.38, 15.16), 1319: (1.09, 1.72, 2.44, 3.45, 4.22),
@@ -74,6 +75,17 @@ def test_no_number_of_items_decides_a_difference_that_is_the_margin():
     assert items_needed(.30, .05, .049) > 100_000
     with pytest.raises(ValueError, match="margin"):
         items_beyond(.3, .05, .05)
+
+
+@pytest.mark.parametrize(("share", "floor"), [(.27, .25), (.3, .25), (.03, .02), (.9, .5)])
+def test_items_above_a_floor_are_the_first_at_which_wilsons_interval_clears_it(share, floor):
+    n = items_above(share, floor)
+    assert wilson(share * n, n)[0] > floor >= wilson(share * (n - 1), n - 1)[0]
+
+
+def test_a_share_at_its_floor_or_below_never_clears_it():
+    assert items_above(.25, .25) is None
+    assert items_above(.1, .25) is None
 
 
 def test_upper_bounds():

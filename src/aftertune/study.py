@@ -333,6 +333,8 @@ def explain(error: ValidationError) -> str:
                          f"known keys here: {', '.join(known)}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "string_pattern_mismatch":  # only names have a pattern
+                message = "a name has letters, digits and . _ @ + -, the first a letter or digit"
             found = problem.get("input")
             shown = f", found {found!r}" if isinstance(found, str | int | float | bool) else ""
             lines.append(f"`{place}`: {message}{shown}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aftertune.cli.console import emit
+from aftertune.cli.console import emit, jsonable
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,13 +51,10 @@ def show(comparison: Comparison) -> None:
 
 def as_object(comparison: Comparison) -> dict[str, object]:
     """The comparison in the form that ``compare --json`` promises."""
-    from aftertune.values import plain
-
     rows = [{"task": r.task, "metric": r.metric, "filter": r.filter, "n": r.n, "base": r.base, "tuned": r.tuned,
              "delta": r.delta, "ci": [r.low, r.high], "p": r.p, "p_adjusted": r.p_adjusted, "gained": r.gained,
              "lost": r.lost, "verdict": r.verdict, "told": r.told, "margin": r.margin, "primary": r.primary,
              "items_needed": r.items_needed, "note": r.note} for r in comparison.rows]
-    whole = plain(comparison)
     return {"comparison": comparison.id, "comparable": comparison.comparable, "forced": comparison.forced,
-            "lineage": comparison.lineage, "rows": rows, "held_out": whole["held_out"],
-            "differences": whole["differences"]}
+            "lineage": comparison.lineage, "rows": rows, "held_out": jsonable(comparison.held_out),
+            "differences": jsonable(comparison.differences)}

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from typing import Any
 
 from aftertune.errors import AftertuneError, InputError
@@ -26,7 +29,8 @@ def guarded(app: Callable[..., Any]) -> int:
     except AftertuneError as error:
         return _told(error, str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _told(None, "stopped; finished batches are kept: run the same command again to go on", 130)
+        return _told(None, "stopped; the finished batches of an evaluation are kept: run the same command again to "
+                           "go on", 130)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -77,8 +81,19 @@ def fields(error: Exception, flags: dict[str, str]) -> InputError:
 
 
 def emit(value: Any) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """One JSON object on stdout; a number that is not finite (a perplexity that overflowed) is null in it."""
+    print(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False))
+
+
+def jsonable(value: Any) -> Any:
+    """A value of `aftertune.values`, or a structure of them, as dicts, lists and scalars."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: jsonable(getattr(value, field.name)) for field in dataclass_fields(value)}
+    if isinstance(value, Mapping):
+        return {key: jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager
@@ -100,7 +115,7 @@ def _bar() -> Iterator[Progress]:
         TimeRemainingColumn,
     )
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
                TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("ETA"),
                TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -122,10 +122,8 @@ def parse_settings(text: str | None) -> dict[str, Any]:
 def show(evaluation: Evaluation, as_json: bool) -> None:
     """The scores, as a table or as JSON."""
     if as_json:
-        from aftertune.values import plain
-
         seconds = evaluation.provenance.seconds if evaluation.provenance else None
-        emit({"evaluation": evaluation.id, "model": plain(evaluation.model),
+        emit({"evaluation": evaluation.id, "model": evaluation.model,
               "scores": [{"task": s.task, "metric": s.metric, "filter": s.filter, "value": s.value,
                           "stderr": s.stderr, "n": s.n} for s in evaluation.scores],
               "seconds": seconds, "warnings": list(evaluation.warnings), "engine": evaluation.engine_note})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aftertune.cli.console import emit
 from aftertune.errors import InputError
+
+if TYPE_CHECKING:
+    from aftertune.values import Answer, Comparison, Evaluation, Tuning
 
 _OUT = typer.Option(help="File to write; - for stdout.")
 _TITLE = typer.Option(help="Title of the document.")
@@ -42,13 +45,17 @@ def report(
     _write(write_page(evaluations, tunings, comparisons, title=title, answers=answers), out, as_json)
 
 
-def _gather(only: list[str]):  # type: ignore[no-untyped-def]
+def _gather(only: list[str]) -> tuple[list[Evaluation], list[Tuning], list[Comparison], dict[str, list[Answer]]]:
     """Done evaluations with what belongs to them, as `write_record` and `write_page` take it."""
     from aftertune.ledger import Ledger
 
     with Ledger(create=False) as ledger:
-        chosen = [ledger.find_evaluation(w) for w in only] or ledger.evaluations()
+        chosen = list({e.id: e for e in map(ledger.find_evaluation, only)}.values()) or ledger.evaluations()
         evaluations = [e for e in chosen if e.status == "done"]
+        if only and len(evaluations) < len(chosen):
+            first = next(e for e in chosen if e.status != "done")
+            raise InputError(f"evaluation {first.name} ({first.id}) is {first.status!r}, and only a done one can be "
+                             "reported; run the same command again to finish it")
         if not evaluations:
             raise InputError("the ledger holds no finished evaluation yet; make one with `aftertune eval` or "
                              "`aftertune demo`")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import emit
+from aftertune.cli.console import emit, jsonable
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,14 +49,13 @@ def show(
 ) -> None:
     """Show one evaluation, tuning or comparison with everything that is known of it."""
     from aftertune.ledger import Ledger
-    from aftertune.values import plain
 
     with Ledger(create=False) as ledger:
         value = find(ledger, word)
     if as_json:
-        emit(plain(value))
+        emit(value)
         return
-    _print(value, plain(value))
+    _print(value, jsonable(value))
 
 
 def find(ledger: Ledger, word: str) -> Evaluation | Tuning | Comparison:

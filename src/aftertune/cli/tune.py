@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import emit, fields, progress
+from aftertune.cli.console import emit, fields, jsonable, progress
 
 if TYPE_CHECKING:
     from aftertune.values import Tuning
@@ -67,9 +67,7 @@ def tune(
 def show(tuning: Tuning, model: str, as_json: bool) -> None:
     """What came out: the held-out loss before and after, notes, and the command that asks what was forgotten."""
     if as_json:
-        from aftertune.values import plain
-
-        emit({"tuning": tuning.id, **{k: v for k, v in plain(tuning).items() if k != "steps"}})
+        emit({"tuning": tuning.id, **{k: v for k, v in jsonable(tuning).items() if k != "steps"}})
         return
     import rich
     from rich.text import Text

@@ -40,6 +40,9 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Mapping
         with Ledger() as own:
             return compare(base, tuned, margins=margins, ledger=own, force=force)
     left, right = (_finished(ledger.find_evaluation(e) if isinstance(e, str) else e) for e in (base, tuned))
+    if left.id == right.id:
+        raise InputError(f"both sides are the evaluation {left.name} ({left.id}); name the base first, then the "
+                         "tuned one")
     pairs = [pair_up(t, ledger.answers(left.id, t.task), ledger.answers(right.id, t.task))
              for t in left.tasks if right.task(t.task)]
     found = find_differences(left, right, {p.settings.task: p.counts for p in pairs})

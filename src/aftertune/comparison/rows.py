@@ -20,7 +20,8 @@ from aftertune.errors import InputError
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.grouped import Weighting
 from aftertune.stats.paired import NO_EVIDENCE, Floats
-from aftertune.stats.verdict import Case, Decision, at_floor, decide, tell
+from aftertune.stats.planning import items_above
+from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, decide, tell
 from aftertune.values import ComparisonRow, Difference, Evaluation, Score
 
 MARGIN = 0.02
@@ -165,13 +166,25 @@ def _weighting(score: Score | None, values: Sequence[Floats]) -> Weighting:
 def _items_needed(draft: _Draft, decision: Decision) -> tuple[int | None, str]:
     """Items that would decide an undecided row, or None with the reason why no number is given."""
     needed = draft.evidence.items_needed
-    if decision.verdict != "undecided" or decision.at_floor or draft.evidence.tests == NO_EVIDENCE:
+    if decision.at_floor:
+        return None, _off_the_floor(draft)
+    if decision.verdict != "undecided" or draft.evidence.tests == NO_EVIDENCE:
         return None, ""
     if needed is not None and needed > draft.total:
         return None, f"cannot be decided with this task ({needed:,} items needed, it has {draft.total:,})"
     if needed is None or needed <= draft.evidence.n:
         return None, "the difference lies near the margin: more items may not decide it"
     return needed, ""
+
+
+def _off_the_floor(draft: _Draft) -> str:
+    """How many items would show that the base is above the floor, where its score is."""
+    needed = items_above(draft.evidence.base, GENERATION_FLOOR if draft.chance is None else draft.chance)
+    if needed is None:
+        return "more items would not help"
+    if needed > draft.total:
+        return f"this task has too few items to show the base above it ({needed:,} needed, it has {draft.total:,})"
+    return f"about {needed:,} items would show the base above it, if its score stays"
 
 
 def _row(draft: _Draft, decision: Decision | None, lineage: bool, forced: bool) -> ComparisonRow:

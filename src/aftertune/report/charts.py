@@ -82,7 +82,7 @@ def _panel(axes: Any, rows: list[ComparisonRow], lineage: bool, wide: bool) -> N
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_INK["line"])
     axes.tick_params(axis="x", colors=_INK["muted"], labelsize=10, length=3)
-    axes.set_xlabel("tuned minus base, percentage points", color=_INK["muted"], fontsize=10)
+    axes.set_xlabel("difference in percentage points (positive is better)", color=_INK["muted"], fontsize=10)
 
 
 def _labels(axes: Any, row: ComparisonRow, y: int, word: str, wide: bool) -> None:

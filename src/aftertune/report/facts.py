@@ -42,7 +42,7 @@ def evaluation_facts(evaluation: Evaluation, tuning: Tuning | None) -> Facts:
     facts.append(("Device", _device(evaluation.device, provenance)))
     facts.append(("Batch Plan", plan_text(evaluation.schedule)))
     facts.append(("Data Type", evaluation.dtype))
-    note = f": {evaluation.engine_note}" if evaluation.engine_note else ""
+    note = f", ran as {evaluation.engine_note}" if evaluation.engine_note else ""
     facts.append(("Engine", f"{evaluation.engine}{note}"))
     facts += run_facts(provenance)
     facts += [(f"Task {task_title(t.task)}", task_text(t)) for t in evaluation.tasks]

@@ -117,6 +117,8 @@ def _comparison(comparison: Comparison, answers: Answers) -> _ComparisonView:
 def _margins(lines: list[VerdictLine]) -> str:
     """The margins of the primary rows in a sentence."""
     found = {line.title: line.margin for line in lines if line.primary}
+    if not found:
+        return "No primary metric could be compared, so there is no verdict."
     if len(set(found.values())) == 1:
         return f"Margin: {next(iter(found.values()))} points."
     return "Margins in points: " + ", ".join(f"{title} {margin}" for title, margin in found.items()) + "."

@@ -100,11 +100,17 @@ def _sizes(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> list
     rows = []
     for evaluation in evaluations:
         tuning = tuning_of(evaluation, tunings)
-        rows.append([md.text(evaluation.name), fmt.compact(evaluation.model.parameters),
+        rows.append([md.text(_label(evaluation, evaluations)), fmt.compact(evaluation.model.parameters),
                      fmt.compact(tuning.trainable_parameters) if tuning else "N/A",
                      f"{fmt.count(tuning.examples)} examples" if tuning else "N/A"])
     return ["### Model Size Comparison",
             md.table(["Model", "Parameters", "Trained Parameters", "Training Data Size"], rows)]
+
+
+def _label(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
+    """The name of an evaluation, with its id where another one has the same name."""
+    several = sum(other.name == evaluation.name for other in evaluations) > 1
+    return f"{evaluation.name} ({evaluation.id})" if several else evaluation.name
 
 
 def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> list[str]:
@@ -124,7 +130,7 @@ def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Compar
             cell += f" (n={fmt.count(score.n)})" if several else ""
             row.append(f"**{cell}**" if best == evaluation.id else cell)
         rows.append(row)
-    head = ["Task", "Metric", *(md.text(e.name) for e in evaluations)]
+    head = ["Task", "Metric", *(md.text(_label(e, evaluations)) for e in evaluations)]
     return ["### Performance Comparison Table", md.table(head, rows),
             "± is one standard error. Bold: better than every other column beyond the noise, by the verdicts "
             "below; a row without bold has no proven best."]

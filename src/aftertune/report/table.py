@@ -138,7 +138,7 @@ def note_text(row: ComparisonRow) -> str:
     parts = []
     if shown_verdict(row) == "undecided":
         if row.at_floor:
-            parts.append("at floor: nothing to forget, whatever the number of items")
+            parts.append("at floor: nothing to forget")
         elif plan := items_text(row):
             parts.append(plan)
     if not is_fraction(row.metric):

@@ -97,3 +97,13 @@ def items_needed(psi: float, margin: float, delta: float = 0.0) -> int | None:
         return None
     rule = items_for_equivalence if abs(delta) < margin else items_beyond
     return math.ceil(rule(psi, margin, delta))
+
+
+def items_above(share: float, floor: float, *, alpha: float = 0.05) -> int | None:
+    """Items from which the Wilson interval of a ``share`` lies above ``floor``; None where the share does not.
+
+    Its lower end is above the floor where n (share - floor)**2 > z**2 floor (1 - floor).
+    """
+    if share <= floor:
+        return None
+    return math.floor(_z(1 - alpha / 2) ** 2 * floor * (1 - floor) / (share - floor) ** 2) + 1
