@@ -321,7 +321,7 @@ def test_floor_and_items_needed(ledger):
         assert (row.verdict, row.told) == ("undecided", "undecided (at floor: nothing to forget)")
         assert row.at_floor
         assert row.items_needed is None
-        assert row.note == "more items would not help"
+        assert row.note == "no number of items decides it while the base scores there"
     assert rows["small"].told == "undecided"
     assert 100 < rows["small"].items_needed < 10_000
     assert rows["short"].items_needed is None

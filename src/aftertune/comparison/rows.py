@@ -181,7 +181,7 @@ def _off_the_floor(draft: _Draft) -> str:
     """How many items would show that the base is above the floor, where its score is."""
     needed = items_above(draft.evidence.base, GENERATION_FLOOR if draft.chance is None else draft.chance)
     if needed is None:
-        return "more items would not help"
+        return "no number of items decides it while the base scores there"
     if needed > draft.total:
         return f"this task has too few items to show the base above it ({needed:,} needed, it has {draft.total:,})"
     return f"about {needed:,} items would show the base above it, if its score stays"
