@@ -42,13 +42,14 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
 
 def share(sequences: Sequence[tuple[int, ...]]) -> list[Group]:
     """Group sequences by the prefix to compute once. Groups and members are in the order of ``sequences``."""
-    order = sorted(range(len(sequences)), key=lambda i: (sequences[i], i))
-    gaps = [common(sequences[a], sequences[b]) for a, b in pairwise(order)]
+    everywhere = common(min(sequences), max(sequences)) if sequences else 0
+    tails = [s[everywhere:] for s in sequences]  # sorting need not compare what all of them have
+    order = sorted(range(len(tails)), key=lambda i: (tails[i], i))
+    gaps = [everywhere + common(tails[a], tails[b]) for a, b in pairwise(order)]
     groups = []
     for start, end, length in _runs(gaps):
-        if length >= SHORTEST and length * (end - start) >= LEAST:
-            members = tuple(sorted(order[start: end + 1]))
-            groups.append(Group(sequences[members[0]][:length], members))
+        members = tuple(sorted(order[start: end + 1]))
+        groups.append(Group(sequences[members[0]][:length], members))
     held = {i for g in groups for i in g.members}
     alone = tuple(i for i in range(len(sequences)) if i not in held)
     if alone:
@@ -59,8 +60,8 @@ def share(sequences: Sequence[tuple[int, ...]]) -> list[Group]:
 def _runs(gaps: list[int]) -> list[tuple[int, int, int]]:
     """The runs (first, last, shared length) of sorted neighbours that save the most tokens in all.
 
-    gaps[i]: what neighbours i and i + 1 share. A run saves its least gap for every member but the first; it is split
-    at its least gaps where the parts save more.
+    gaps[i]: what neighbours i and i + 1 share. A run saves its least gap for every member but the first, or nothing
+    where it is not worth a pass; it is split at its least gaps where the parts save more.
     """
     def best(start: int, end: int, depth: int = 0) -> tuple[int, list[tuple[int, int, int]]]:
         if start >= end:
@@ -68,14 +69,17 @@ def _runs(gaps: list[int]) -> list[tuple[int, int, int]]:
         inside = gaps[start:end]
         least = min(inside)
         whole = least * (end - start)
+        run = [(start, end, least)]
+        if least < SHORTEST or whole < LEAST:
+            whole, run = 0, []
         if least == max(inside) or depth == DEPTH:
-            return whole, [(start, end, least)]
+            return whole, run
         cuts = [i for i in range(start, end) if gaps[i] == least]
         parts, saved, first = [], 0, start
         for cut in (*cuts, end):
             more, runs = best(first, cut, depth + 1)
             saved, first = saved + more, cut + 1
             parts += runs
-        return (saved, parts) if saved > whole else (whole, [(start, end, least)])
+        return (saved, parts) if saved > whole else (whole, run)
 
     return best(0, len(gaps))[1]
