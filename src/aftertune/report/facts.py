@@ -22,7 +22,7 @@ from aftertune.values import Evaluation, ModelIdentity, Provenance, TaskSettings
 Facts = list[tuple[str, str]]
 
 #: Labels whose values are shown as code.
-CODE = frozenset({"Model Path", "Adapter Path", "Evaluation Command", "Training Command", "Weights",
+CODE = frozenset({"Model Path", "Model Fingerprint", "Adapter Path", "Evaluation Command", "Training Command", "Weights",
                   "Configuration", "Tokenizer", "Adapter", "Training Data Fingerprint", "Revision", "Output",
                   "Evaluation", "Tuning", "Result Fingerprint"})
 
@@ -81,8 +81,8 @@ def model_facts(model: ModelIdentity) -> Facts:
     facts: Facts = [("Model Path", model.source)]
     if model.revision:
         facts.append(("Revision", model.revision))
-    facts += [("Weights", fmt.short(model.weights)), ("Configuration", fmt.short(model.config)),
-              ("Tokenizer", fmt.short(model.tokenizer))]
+    facts += [("Model Fingerprint", fmt.short(model.fingerprint)), ("Weights", fmt.short(model.weights)),
+              ("Configuration", fmt.short(model.config)), ("Tokenizer", fmt.short(model.tokenizer))]
     if model.adapter_source:
         facts.append(("Adapter Path", model.adapter_source))
     if model.adapter:

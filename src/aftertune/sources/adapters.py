@@ -98,6 +98,8 @@ def check_named_base(adapter: AdapterSource, base: ModelSource, identity: ModelI
         return
     try:
         named = resolve_model(adapter.trained_on)
+        if named.path == base.path:
+            return
         alike = _stored(named) == _stored(base) and base.gguf_file is None
         other = alike and fingerprint_model(named).weights != identity.weights
     except SourceError:  # no whole model there: nothing is known
