@@ -22,9 +22,9 @@ from aftertune.values import Evaluation, ModelIdentity, Provenance, TaskSettings
 Facts = list[tuple[str, str]]
 
 #: Labels whose values are shown as code.
-CODE = frozenset({"Model Path", "Model Fingerprint", "Adapter Path", "Evaluation Command", "Training Command", "Weights",
-                  "Configuration", "Tokenizer", "Adapter", "Training Data Fingerprint", "Revision", "Output",
-                  "Evaluation", "Tuning", "Result Fingerprint"})
+CODE = frozenset({"Model Path", "Model Fingerprint", "Adapter Path", "Evaluation Command", "Training Command",
+                  "Weights", "Configuration", "Tokenizer", "Adapter", "Training Data Fingerprint", "Revision",
+                  "Output", "Evaluation", "Tuning", "Result Fingerprint"})
 
 
 def evaluation_facts(evaluation: Evaluation, tuning: Tuning | None) -> Facts:
