@@ -55,6 +55,40 @@ def byte_llama(kind: Any = None, **values: Any) -> Any:
     return (kind or LlamaForCausalLM)(byte_config(**values)).eval()
 
 
+#: Window of the families below that have one: shorter than the prompts of the tests.
+SLIDING = 24
+_HEADS: dict[str, Any] = {"num_key_value_heads": 2}
+#: name -> (config class, its settings beside those of byte_config)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _HEADS),
+    "mistral": ("MistralConfig", {**_HEADS, "sliding_window": SLIDING}),
+    "gpt2": ("GPT2Config", {}),
+    "gemma2": ("Gemma2Config", {**_HEADS, "head_dim": 8, "sliding_window": SLIDING, "query_pre_attn_scalar": 8,
+                                "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0,
+                                "layer_types": ["sliding_attention", "full_attention"]}),
+    "phi": ("PhiConfig", {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
+    "qwen2": ("Qwen2Config", {**_HEADS, "tie_word_embeddings": True}),
+}
+
+
+def family(name: str, **values: Any) -> Any:
+    """A seeded random model of a family for the byte tokenizer; biases are random too."""
+    import torch
+    import transformers
+
+    kind, settings = FAMILIES[name]
+    shape = byte_config().to_diff_dict()
+    shape = {k: v for k, v in shape.items() if k not in ("model_type", "transformers_version", "architectures")}
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**{**shape, "num_key_value_heads": None, **settings, **values})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight += 0.1 * torch.randn_like(weight)
+    return model
+
+
 def byte_folder(folder: Path, *, adds_bos: bool = False, template: str | None = None, **values: Any) -> Path:
     """The same with its tokenizer, as a model folder."""
     byte_llama(**values).save_pretrained(folder)
