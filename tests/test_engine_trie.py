@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aftertune.engine.encode import Sequence
-from aftertune.engine.trie import Row, row, sees
+from aftertune.engine.trie import Row, path, row, sees
 
 
 @st.composite
@@ -88,3 +88,29 @@ def test_the_order_of_requests_does_not_matter(group: list[tuple[int, Sequence]]
     one, other = row(group), row(reversed(group))
     assert (one.tokens.tolist(), one.end.tolist(), one.positions) == \
         (other.tokens.tolist(), other.end.tolist(), other.positions)
+
+
+@given(st.lists(st.integers(0, 2), max_size=6), groups)
+def test_a_row_after_a_prefix_is_the_rest_of_the_whole_row(head: list[int], group: list[tuple[int, Sequence]]) -> None:
+    past = len(head)
+    longer = [(p, Sequence((*head, *s.tokens), s.targets)) for p, s in group]
+    whole, rest = row(longer), row(longer, past)
+    assert rest.tokens.tolist() == whole.tokens[past:].tolist()
+    assert rest.depth.tolist() == whole.depth[past:].tolist()
+    assert rest.end.tolist() == (whole.end[past:] - past).tolist()
+    assert rest.keep.tolist() == (whole.keep - past).tolist()
+    for branch, other in zip(rest.branches, whole.branches, strict=True):
+        assert branch.position == other.position
+        assert branch.nodes.tolist() == (other.nodes - past).tolist()
+        assert branch.targets.tolist() == other.targets.tolist()
+        assert branch.nodes.min() >= 0
+
+
+def test_a_path_is_a_row_of_inputs_alone() -> None:
+    one = path((7, 8, 9), past=4)
+    assert (one.tokens.tolist(), one.depth.tolist(), one.keep.tolist()) == ([7, 8, 9], [4, 5, 6], [2])
+    assert one.branches == ()
+    assert sees([one], 3)[0].tolist() == np.tri(3, dtype=bool).tolist()
+    same = row([(0, Sequence((1, 2, 3, 4, 7, 8, 9, 0), 1))], past=4)
+    assert (same.tokens.tolist(), same.depth.tolist(), same.end.tolist(), same.keep.tolist()) == \
+        (one.tokens.tolist(), one.depth.tolist(), one.end.tolist(), one.keep.tolist())
