@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aftertune.engine.budget import parse_memory, resolve
-from aftertune.engine.encode import Generation
 from aftertune.engine.runner import split_on_oom
-from aftertune.engine.schedule import Budget, batches, waves
+from aftertune.engine.schedule import ROOM, Budget, batches, slots, waves
 from aftertune.errors import InputError, ResourceError
 from eval_cases import byte_llama
 
@@ -22,46 +21,76 @@ budgets = st.builds(Budget, tokens=st.integers(1, 400), logits=st.integers(1, 20
                     slots=st.integers(1, 9), threads=st.just(1))
 
 
-def fits(rows: list[tuple[int, int]], budget: Budget) -> bool:
-    """The definition: a padded batch within every limit."""
+@dataclass(frozen=True)
+class Kind:
+    """padded: rows as long as the longest; past: tokens that every row sees too."""
+
+    padded: bool
+    past: int
+
+
+kinds = st.builds(Kind, st.booleans(), st.integers(0, 100))
+
+
+def fits(rows: list[tuple[int, int]], budget: Budget, kind: Kind) -> bool:
+    """The definition: a batch within every limit."""
     width = max(length for length, _ in rows)
-    return (len(rows) * width <= budget.tokens and sum(kept for _, kept in rows) <= budget.logits
-            and len(rows) * width * width <= budget.cells)
+    tokens = len(rows) * width if kind.padded else sum(length for length, _ in rows)
+    return (tokens <= budget.tokens and sum(kept for _, kept in rows) <= budget.logits
+            and len(rows) * width * (kind.past + width) <= budget.cells)
 
 
-@given(shapes, budgets)
-def test_batches_hold_every_row_once_within_the_budget(rows: list[tuple[int, int]], budget: Budget) -> None:
-    cut = batches(rows, budget)
+@given(shapes, budgets, kinds)
+def test_batches_hold_every_row_once_within_the_budget(rows: list[tuple[int, int]], budget: Budget, kind: Kind
+                                                       ) -> None:
+    cut = batches(rows, budget, padded=kind.padded, past=kind.past)
     assert sorted(i for batch in cut for i in batch) == list(range(len(rows)))
     for batch in cut:
-        assert len(batch) == 1 or fits([rows[i] for i in batch], budget)
+        assert len(batch) == 1 or fits([rows[i] for i in batch], budget, kind)
     order = [rows[i][0] for batch in cut for i in batch]
     assert order == sorted(order, reverse=True)
-    assert cut == batches(list(rows), replace(budget))
+    assert cut == batches(list(rows), replace(budget), padded=kind.padded, past=kind.past)
+
+
+@given(shapes, budgets, kinds)
+def test_no_batch_is_cut_short(rows: list[tuple[int, int]], budget: Budget, kind: Kind) -> None:
+    cut = batches(rows, budget, padded=kind.padded, past=kind.past)
+    for batch, after in itertools.pairwise(cut):
+        assert not fits([rows[i] for i in [*batch, after[0]]], budget, kind)
 
 
 @given(shapes, budgets)
-def test_no_batch_is_cut_short(rows: list[tuple[int, int]], budget: Budget) -> None:
-    cut = batches(rows, budget)
-    for batch, after in itertools.pairwise(cut):
-        assert not fits([rows[i] for i in [*batch, after[0]]], budget)
+def test_rows_are_padded_unless_told(rows: list[tuple[int, int]], budget: Budget) -> None:
+    assert batches(rows, budget) == batches(rows, budget, padded=True, past=0)
 
 
-@given(st.lists(st.tuples(st.integers(1, 50), st.sampled_from("abc")), max_size=30), st.integers(1, 7))
-def test_a_wave_holds_one_group_and_no_more_than_its_slots(prompts: list[tuple[int, str]], slots: int) -> None:
-    lengths, groups = [n for n, _ in prompts], [g for _, g in prompts]
-    cut = waves(lengths, groups, slots)
-    assert sorted(i for wave in cut for i in wave) == list(range(len(prompts)))
-    for wave in cut:
-        assert len({groups[i] for i in wave}) == 1
-        assert len(wave) <= slots
-        assert [lengths[i] for i in wave] == sorted((lengths[i] for i in wave), reverse=True)
-    assert len(cut) == sum(-(-groups.count(g) // slots) for g in set(groups))
+def test_flat_batches_hold_more_and_a_prefix_counts() -> None:
+    budget = Budget(tokens=100, logits=100, cells=9000, slots=1, threads=1)
+    rows = [(60, 1), *[(10, 1)] * 4]
+    assert batches(rows, budget) == [[0], [1, 2, 3, 4]]
+    assert batches(rows, budget, padded=False) == [[0, 1], [2, 3, 4]]  # two rows of 60 keys for 60 queries: 7,200 cells
+    assert batches(rows, budget, padded=False, past=20) == [[0], [1, 2, 3, 4]]
 
 
-def test_waves_group_by_generation_settings() -> None:
-    short, long = (Generation(("\n",), n, False, ()) for n in (8, 64))
-    assert waves([5, 6, 7, 8], [short, long, short, long], 4) in ([[2, 0], [3, 1]], [[3, 1], [2, 0]])
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 7))
+def test_waves_hold_every_text_once_the_longest_first(lengths: list[int], size: int) -> None:
+    texts = list(enumerate(lengths))
+    cut = waves(texts, size, lambda text: text[1])
+    order = [text for wave in cut for text in wave]
+    assert order == sorted(texts, key=lambda text: (-text[1], text[0]))
+    assert [len(wave) for wave in cut[:-1]] == [size] * (len(cut) - 1)
+    assert all(1 <= len(wave) <= size for wave in cut)
+
+
+@given(st.integers(1, 200), st.integers(1, 20_000))
+def test_slots_of_more_room_are_fewer(count: int, room: int) -> None:
+    budget = Budget(tokens=1, logits=1, cells=1, slots=count, threads=1)
+    found = slots(budget, room)
+    assert found >= 1
+    assert found == 1 or found * room <= count * ROOM
+    assert slots(budget, 1) == slots(budget, ROOM) == count
+    assert slots(budget, 2 * ROOM) == max(count // 2, 1)
+    assert slots(budget, room + 1) <= found
 
 
 @pytest.mark.parametrize(("text", "size"), [("8GiB", 8 * 2**30), ("500MB", 500 * 10**6), ("1000000", 10**6),
