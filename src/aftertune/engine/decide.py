@@ -100,6 +100,8 @@ def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], pro
         return decision
     samples = _samples(shared)
     tail = _tail(max(prompts, key=len)) if prompts else None
+    if not samples and tail is None:
+        return decision
     plain = Scorer(model, packed=False)
     singles = [row([pair]) for _, group in samples for pair in group][:8] + ([row([tail])] if tail else [])
     scores = {p: s for one in singles for p, s in plain.run([one]).items()}
@@ -125,19 +127,24 @@ def _packed(model: Any, samples: list[tuple[tuple[int, ...], Branches]], tail: t
             ) -> dict[int, NDArray[np.float32]]:
     """Log-probabilities by request position, packed; those of ``tail`` by the decoder, step by step."""
     scorer = Scorer(model, packed=True)
-    found = {p: s.logprobs for prefix, group in samples
-             for p, s in scorer.run([row(group, len(prefix))], prefix).items()}
+    found: dict[int, NDArray[np.float32]] = {}
+    for prefix in dict.fromkeys(prefix for prefix, _ in samples):
+        rows = [row(group, len(prefix)) for other, group in samples if other == prefix]
+        found |= {p: s.logprobs for p, s in scorer.run(rows, prefix).items()}
     if tail is not None:
         found[tail[0]] = Decoder(scorer, None, tokens=0).forced(tail[1].tokens, tail[1].targets)
     return found
 
 
 def _samples(shared: list[tuple[tuple[int, ...], list[Branches]]]) -> list[tuple[tuple[int, ...], Branches]]:
-    """The longest and a median item, with their prefixes; of those that branch, where there are any."""
+    """The longest and a median item, with their prefixes; of those that branch, where there are any.
+
+    Two with the same prefix run together, as one flat batch: that is what single paths can go wrong in.
+    """
     items = [(prefix, group) for prefix, groups in shared for group in groups]
-    branching = [(p, g) for p, g in items if _branches(g)] or items  # a single path is the same, packed or plain
+    branching = [(p, g) for p, g in items if _branches(g)] or items
     by_length = sorted(branching, key=lambda pair: max(len(s.tokens) for _, s in pair[1]))
-    return [by_length[-1], by_length[len(by_length) // 2]] if by_length else []
+    return [by_length[i] for i in sorted({len(by_length) - 1, (len(by_length) - 1) // 2}, reverse=True) if i >= 0]
 
 
 def _tail(prompt: tuple[int, ...]) -> tuple[int, Sequence] | None:
@@ -161,5 +168,5 @@ def _step(dtype: Any, value: float) -> float:
 
 
 def _gap(a: dict[int, Any], b: dict[int, Any]) -> float:
-    """Largest absolute difference over the keys of ``a``."""
-    return max(float(np.abs(a[k].astype(np.float64) - b[k].astype(np.float64)).max()) for k in a)
+    """Largest absolute difference over the keys of ``a``; NaN where one is met (``max`` would pass over it)."""
+    return float(np.max([np.abs(a[k].astype(np.float64) - b[k].astype(np.float64)).max() for k in a]))

@@ -97,7 +97,9 @@ class Engine:
         if not self.packed:
             allowed = Decision(False, "plain rows, as asked for", allowed.alone)
         shared = share([head(g) for g in groups]) if allowed.packed else [Group((), tuple(range(len(groups))))]
-        decision = verify(self.model, [(g.prefix, [groups[i] for i in g.members]) for g in shared if g.members],
+        items = [(g.prefix, [groups[i] for i in g.members]) for g in shared if g.members]
+        whole = [s for windows in rolling.values() for s in windows]
+        decision = verify(self.model, [*items, ((), [[(-2 - n, s)] for n, s in enumerate(whole)])],
                           [t.prompt.tokens for t in texts], allowed)
         jobs = [job for g in shared for job in self._scoring(g.prefix, [groups[i] for i in g.members], decision)]
         jobs += [*self._rolling(rolling), *self._waves(texts, decision)]

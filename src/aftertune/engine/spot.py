@@ -33,8 +33,8 @@ def spot_check(model: Any, rows: list[Row], *, packed: bool) -> float:
     chosen = rows[:: max(len(rows) // ROWS, 1)][:ROWS]
     here = Scorer(model, packed=packed).run(chosen)
     there = Scorer(copy.deepcopy(model).to("cpu").float(), packed=packed).run(chosen)
-    gaps = [float(np.abs(here[p].logprobs - there[p].logprobs).max()) for p in here]
-    gap, allowed = max(gaps, default=0.0), ALLOWED[str(model.dtype)]
+    gaps = [np.abs(here[p].logprobs - there[p].logprobs).max() for p in here]
+    gap, allowed = float(np.max(gaps, initial=0.0)), ALLOWED[str(model.dtype)]  # max() would pass over NaN
     if not gap <= allowed:
         raise ResourceError(f"device {model.device.type} disagrees with the CPU by {gap:.2g} in a token's "
                             f"log-probability ({allowed:.2g} is rounding): run with --device cpu, or with "
