@@ -213,12 +213,14 @@ class _Run:
             schedule["halvings"].append([batch, rows])
             self.ledger.save_schedule(evaluation_id, schedule)
 
+        partly = 0
+
         def within(cost: int) -> None:
             nonlocal partly
             partly += cost
             self.progress(finished + partly, plan.cost, "answering")
 
-        done, partly = self.ledger.done_positions(evaluation_id), 0
+        done = self.ledger.done_positions(evaluation_id)
         jobs = getattr(plan, "jobs", ())
         finished = sum(job.cost for job in jobs if done.issuperset(job.positions))
         self.progress(finished, plan.cost, "answering")

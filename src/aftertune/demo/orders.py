@@ -1,7 +1,7 @@
 """The demo's data: free-text order messages, and the JSON object that each one asks for.
 
-One skill, honestly hard: many wordings, clauses in any order, typos, number words, corrections ("sorry, I
-meant three"), and noise that looks like an answer (prices, order numbers, other cities, items not wanted).
+One skill, honestly hard: many wordings, clauses in any order, typos, number words, corrections ("sorry, I meant
+three"), and noise that looks like an answer (prices, order numbers, other cities, things bought before).
 The held-out messages are worded with sentences that training never shows.
 
     python -m aftertune.demo.orders [FOLDER]    writes orders_train, orders_test and orders_shots (.jsonl)
@@ -20,15 +20,14 @@ from aftertune.demo import wordings as w
 
 T = TypeVar("T")
 
-INSTRUCTION = (
-    "Write the order as JSON: item (singular), quantity (number), color or null, city, day or null, "
-    "gift (true or false)."
-)
+INSTRUCTION = "Write the order as JSON with item (singular), quantity, color or null, city, day or null."
+#: Share of the held-out orders whose words are new too, not their sentences alone.
+NEW_SHARE = 0.25
 #: File name -> (examples, seed, wordings).
 FILES = {
-    "orders_train.jsonl": (800, 1, w.TRAINING),
-    "orders_test.jsonl": (120, 2, w.HELD_OUT),
-    "orders_shots.jsonl": (3, 3, w.TRAINING),
+    "orders_train.jsonl": (900, 11, w.TRAINING),
+    "orders_test.jsonl": (120, 12, w.HELD_OUT),
+    "orders_shots.jsonl": (3, 13, w.TRAINING),
 }
 
 
@@ -41,7 +40,6 @@ class Order:
     color: str | None
     city: str
     day: str | None
-    gift: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +53,17 @@ class Words:
     quantities: tuple[int, ...]
 
 
-_SEEN = Words(w.ITEMS, w.COLORS, w.CITIES, w.NAMES, (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 20))
-#: Half of the held-out values are new: the new words come in as often as the known ones.
-_NEW = Words(w.NEW_ITEMS, w.NEW_COLORS, w.NEW_CITIES, w.NEW_NAMES, (2, 3, 4, 5, 7, 8, 9, 12, 14, 16, 18, 30))
+def _things(simple: tuple[tuple[str, str], ...], before: tuple[str, ...], nouns: tuple[tuple[str, str], ...]
+            ) -> tuple[tuple[str, str], ...]:
+    """(singular, plural): the simple things, and every noun with every word before it."""
+    return (*simple, *((f"{word} {one}", f"{word} {many}") for word in before for one, many in nouns))
+
+
+_QUANTITIES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 20)
+_SEEN = Words(_things(w.THINGS, w.BEFORE, w.NOUNS), w.COLORS, w.CITIES, w.NAMES, _QUANTITIES)
+#: Part of the held-out orders is about things, colors, cities and names that training never shows.
+_NEW = Words(_things((), w.NEW_BEFORE, w.NEW_NOUNS), w.NEW_COLORS, w.NEW_CITIES, w.NEW_NAMES,
+             (2, 3, 4, 5, 7, 8, 9, 12, 14, 16, 18, 30))
 
 
 def write(folder: Path) -> list[Path]:
@@ -77,7 +83,7 @@ def examples(count: int, seed: int, wordings: w.Wordings) -> list[dict[str, str]
     random = Random(seed)
     rows: dict[str, str] = {}
     while len(rows) < count:
-        new = wordings is w.HELD_OUT and random.random() < 0.5
+        new = wordings is w.HELD_OUT and random.random() < NEW_SHARE
         order, message = Writer(random, wordings, _NEW if new else _SEEN).message()
         rows.setdefault(f"{INSTRUCTION}\n\n{message}", json.dumps(asdict(order), ensure_ascii=False))
     return [{"prompt": prompt, "completion": completion} for prompt, completion in rows.items()]
@@ -94,14 +100,14 @@ class Writer:
     def message(self) -> tuple[Order, str]:
         """The order that is meant, and the message that says it."""
         meant, other = self._two_orders()
-        fixed = self._pick(("quantity", "color", "city", "item")) if self._chance(0.35) else None
+        fixed = self._pick(("quantity", "color", "city")) if self._chance(0.2) else None
         if fixed == "color" and meant.color is None:
             fixed = None
         said = replace(meant, **{fixed: getattr(other, fixed)}) if fixed else meant
         sentences = [s for block in self._blocks(meant, said, other, fixed) for s in block]
-        if self._chance(0.7):
+        if self._chance(0.5):
             sentences.insert(0, self._say("greeting", meant, other))
-        if self._chance(0.6):
+        if self._chance(0.4):
             sentences.append(self._say("closing", meant, other))
         text = " ".join(sentences)
         return meant, text.lower() if self._chance(0.1) else text
@@ -113,8 +119,8 @@ class Writer:
         cities, days = r.sample(words.cities, 2), r.sample(w.DAYS, 2)
         quantities = r.sample(words.quantities, 2)
         meant = Order(items[0][0], quantities[0], colors[0] if self._chance(0.7) else None, cities[0],
-                      days[0] if self._chance(0.6) else None, self._chance(0.45))
-        return meant, Order(items[1][0], quantities[1], colors[1], cities[1], days[1], not meant.gift)
+                      days[0] if self._chance(0.6) else None)
+        return meant, Order(items[1][0], quantities[1], colors[1], cities[1], days[1])
 
     def _blocks(self, meant: Order, said: Order, other: Order, fixed: str | None) -> list[list[str]]:
         """Sentences that stay together (a statement and its correction), in random order."""
@@ -132,11 +138,7 @@ class Writer:
             blocks.append([*city, self._say("fix_city", meant, other)] if fixed == "city" else city)
         if meant.day:
             blocks.append([self._say("day", meant, other)])
-        if meant.gift:
-            blocks.append([self._say("gift", meant, other)])
-        elif self._chance(0.4):
-            blocks.append([self._say("no_gift", meant, other)])
-        noise = self.random.sample(self.wordings.noise, self._pick((0, 1, 1, 2)))
+        noise = self.random.sample(self.wordings.noise, self._pick((0, 1, 1)))
         blocks.extend([self._fill(sentence, meant, other)] for sentence in noise)
         self.random.shuffle(blocks)
         return blocks
@@ -147,7 +149,7 @@ class Writer:
     def _fill(self, template: str, order: Order, other: Order) -> str:
         """One sentence with its slots filled; sometimes with two letters swapped outside the slots."""
         r = self.random
-        if self._chance(0.06):
+        if self._chance(0.03):
             template = self._typo(template)
         day = order.day or ""
         text = template.format(
