@@ -247,7 +247,7 @@ HELD_OUT = Wordings(
     ),
     city=(
         "Everything goes to {city}, please.", "Ship it over to {city}.",
-        "Please deliver everything to {city}.", "It has to go to {city}.", "Send the parcel to {city}.",
+        "Please deliver everything to {city}.", "This one should travel to {city}.", "Send the parcel to {city}.",
         "My address is {house} Oak Street, {city}.", "We live in {city}.", "The delivery goes to {name} in {city}.",
     ),
     day=(
