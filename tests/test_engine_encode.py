@@ -103,7 +103,8 @@ def test_rolling_windows_are_lm_evals(pair: tuple[Encoder, Recorder], text: str)
 def test_prompts_are_lm_evals(pair: tuple[Encoder, Recorder], context: str, room: int) -> None:
     ours, theirs = pair
     prompt = ours.prompt(context, room)
-    assert [list(prompt.tokens)] == theirs.ids("generate_until", context, {"until": ["x"], "max_gen_toks": room})
+    [ids] = theirs.ids("generate_until", context, {"until": ["x"], "max_gen_toks": room})
+    assert list(prompt.tokens) == (ids or [ours.prefix_token])  # generate takes no empty prompt
     assert len(prompt.tokens) <= WINDOW - room
 
 
@@ -114,6 +115,12 @@ def test_one_bos_whoever_writes_it() -> None:
                     encoder.rolling(text)[0].tokens[-len(encoder.encode(text)):]):
             assert list(ids).count(encoder.prefix_token) == 1, text
     assert encoder.score("", "a").tokens[0] == encoder.prefix_token
+
+
+def test_an_empty_prompt_begins_with_the_prefix_token() -> None:
+    for bos in (True, False):
+        encoder = Encoder(byte_tokenizer(bos=bos), 100)
+        assert encoder.prompt("", 8).tokens == encoder.score("", "a").tokens[:1] == (encoder.prefix_token,)
 
 
 def test_spaces_before_the_answer_belong_to_it() -> None:

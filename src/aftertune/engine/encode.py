@@ -109,6 +109,7 @@ class Encoder:
         special = not (bos is not None and context.startswith(bos))
         tokens = list(self.tokenizer.encode(context) if special
                       else self.tokenizer.encode(context, add_special_tokens=False))
+        tokens = tokens or [self.prefix_token]  # an empty prompt, on which transformers' generate fails
         return Prompt(tuple(tokens[-room:]), max(len(tokens) - room, 0))
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:

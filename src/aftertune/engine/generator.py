@@ -20,7 +20,8 @@ from aftertune.values import Response
 class _Stops:
     """A transformers stopping criterion with one flag per row: a stop string in the decoded tail.
 
-    lengths: generated tokens at which each row met a stop string, None while it has not.
+    The beams of a prompt are rows side by side; as in lm-eval, its first beam ends them all.
+    lengths: generated tokens at which each prompt met a stop string, None while it has not.
     """
 
     def __init__(self, ending: Ending, start: int, rows: int) -> None:
@@ -29,11 +30,12 @@ class _Stops:
         self.lengths: list[int | None] = [None] * rows
 
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-        generated = input_ids[:, self.start:]
+        beams = len(input_ids) // len(self.lengths)
+        generated = input_ids[::beams, self.start:]
         for i, stopped in enumerate(self.ending.stopped(generated[:, -self.ending.tail:])):
             if stopped and self.lengths[i] is None:
                 self.lengths[i] = generated.shape[1]
-        return torch.tensor([n is not None for n in self.lengths], device=input_ids.device)
+        return torch.tensor([n is not None for n in self.lengths], device=input_ids.device).repeat_interleave(beams)
 
 
 class Generator:

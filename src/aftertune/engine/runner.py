@@ -167,7 +167,11 @@ class Engine:
 
     def _waves(self, texts: list[_Text], decision: Decision) -> list[Job]:
         jobs: list[Job] = []
-        for settings in dict.fromkeys(t.settings for t in texts):
+        kinds: list[Generation] = []  # an option may be a list, which no dict takes as a key
+        for text in texts:
+            if text.settings not in kinds:
+                kinds.append(text.settings)
+        for settings in kinds:
             mine = [t for t in texts if t.settings == settings]
             if not (decision.packed and takes_slots(self.model, settings)):
                 slots = 1 if decision.alone or settings.do_sample else self.budget.slots
@@ -227,21 +231,27 @@ class _Runs:
     def job(self, job: Job, halved: Callable[[int], None]) -> dict[int, Response]:
         """The responses of one batch."""
         if job.settings is not None:
-            return split_on_oom(list(job.prompts.items()), partial(self._wave, job, job.settings), halved)
+            wave = partial(self._wave, job, job.settings, set())
+            return split_on_oom(list(job.prompts.items()), wave, halved)
         scores: dict[int, TokenScores] = {}
         for part in self.engine.cut(list(job.rows), self.plan.decision, len(job.prefix)):
             scores |= split_on_oom(list(part), partial(self.scorer.run, prefix=job.prefix), halved)
         return _scored(job, scores, self.plan.truncated)
 
-    def _wave(self, job: Job, settings: Generation, part: list[tuple[int, Prompt]]) -> dict[int, Response]:
+    def _wave(self, job: Job, settings: Generation, told: set[int], part: list[tuple[int, Prompt]]
+              ) -> dict[int, Response]:
+        """A wave, or where memory ran out a part of it in as large a part of its slots. told: texts ticked already."""
         if not job.slots:
             texts: dict[int, Response] = self.generator.run(dict(part), settings)
             return texts
 
         def ended(position: int) -> None:
-            self.tick(text_cost(job.prompts[position], settings, job.prefix))
+            if position not in told:
+                told.add(position)
+                self.tick(text_cost(job.prompts[position], settings, job.prefix))
 
-        responses: dict[int, Response] = self.decoder.run(dict(part), settings, Wave(job.slots, job.prefix, ended))
+        slots = max(job.slots * len(part) // len(job.prompts), 1)
+        responses: dict[int, Response] = self.decoder.run(dict(part), settings, Wave(slots, job.prefix, ended))
         return responses
 
 

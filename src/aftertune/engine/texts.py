@@ -23,8 +23,8 @@ class Ending:
         self.stops = [u for u in settings.until if u]
         longest = max((len(tokenizer.encode(u, add_special_tokens=False)) for u in self.stops), default=0)
         self.tail = longest + 2  # a stop string may be written with other tokens than the tokenizer would
-        ends = getattr(model.generation_config, "eos_token_id", None)
-        ids = set(ends) if isinstance(ends, list) else {ends}
+        ends = dict(settings.options).get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
+        ids = set(ends) if isinstance(ends, list | tuple) else {ends}
         self.ends = {i for i in ids | {tokenizer.eos_token_id} if i is not None}
 
     def ended(self, texts: Sequence[list[int]]) -> list[bool]:
@@ -41,7 +41,8 @@ class Ending:
         """``tokens`` were generated, up to the one that ended the text."""
         cut = next((i for i, t in enumerate(tokens) if t in self.ends), None)
         kept = tokens if cut is None else tokens[:cut]
-        text = self.settings.cut(self.tokenizer.decode(kept, skip_special_tokens=True))
+        read = tokens if cut is None else tokens[: cut + 1]  # as in lm-eval, an end token that is text is read
+        text = self.settings.cut(self.tokenizer.decode(read, skip_special_tokens=True))
         whole = self.tokenizer.decode(kept)
         finish: Finish = "stop" if any(stop in whole for stop in self.stops) else "length" if cut is None else "eos"
         return Response(text=text, tokens=len(tokens) if cut is None else cut + 1, finish=finish,
