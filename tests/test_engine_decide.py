@@ -186,6 +186,21 @@ def test_verify_falls_back_where_packed_rows_are_wrong(asked: Any, kind: Any, re
     assert "\n" not in found.note
 
 
+def test_a_lack_of_memory_is_not_taken_for_the_model() -> None:
+    """A plan must not depend on what else runs: that would be another plan when the run goes on."""
+    asked_of = [Request(position=0, kind="score", context="ab", continuation=" zz")]
+    for places in (True, False):
+        model = byte_llama()
+
+        def full(_: Any, __: Any, values: dict[str, Any], places: bool = places) -> None:
+            if ("position_ids" in values) == places:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+        model.register_forward_pre_hook(full, with_kwargs=True)
+        with pytest.raises(ResourceError, match="out of memory"):
+            Engine(model, byte_tokenizer(), packed=True, budget=ENOUGH).plan(asked_of)
+
+
 def test_verify_sees_one_row_reach_into_the_next() -> None:
     """Items that do not branch are each right on their own, even of this model; together they are not."""
     assert not verify(byte_llama(Shifted), [((), paths())], [], YES).packed

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aftertune.engine.budget import parse_memory, resolve
-from aftertune.engine.runner import split_on_oom
+from aftertune.engine.memory import split_on_oom
 from aftertune.engine.schedule import ROOM, Budget, batches, slots, waves
 from aftertune.errors import InputError, ResourceError
 from eval_cases import byte_llama

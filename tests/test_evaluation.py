@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from aftertune import sources
 from aftertune.engine import budget
+from aftertune.engine.decoder import Decoder
 from aftertune.engine.runner import Engine
+from aftertune.engine.schedule import Budget
 from aftertune.errors import InputError, ResourceError, ResumeRefused, TaskError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.study import TargetSpec, TaskSpec
 from aftertune.tasks import LoadOptions, load
 from aftertune.tasks.template import template_of
+from aftertune.values import Request
 from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer
 
 ARC = TaskSpec(name="arc_easy", sample=10)
@@ -164,7 +167,9 @@ def test_bad_tasks_are_refused_before_anything_is_stored(folder: Path, ledger: L
 
 
 @pytest.mark.parametrize(("settings", "said"), [
-    ({"memory": "lots"}, "--memory 'lots' is not a size"), ({"engine": "quick"}, "unknown engine 'quick'"),
+    ({"memory": "lots"}, "--memory 'lots' is not a size"),
+    ({"engine": "quick"}, "`engine`: Input should be packed, plain or lm-eval:NAME, found 'quick'"),
+    ({"dtyp": "float32"}, "unknown setting 'dtyp' (did you mean 'dtype'"), ({"threads": 0}, "`threads`: "),
     ({"engine": "lm-eval:hff"}, "no such model class"), ({"gen_kwargs": {"max_gen_toks": 5000}}, "max_gen_toks"),
 ])
 def test_bad_settings_are_one_line(folder: Path, ledger: Ledger, settings: Any, said: str) -> None:
@@ -253,14 +258,16 @@ def test_the_final_ids_hold_one_bos(template: str | None) -> None:
 
 
 class Hungry:
-    """Stands before a model's forward pass: out of memory at chosen calls with more than one row."""
+    """Stands before a model's forward pass: out of memory at a chosen one of those with more than one row or text."""
 
     def __init__(self, model: Any, at: int | None) -> None:
         self.calls, self.at, self.failed = 0, at, 0
         model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, module: Any, args: Any, values: dict[str, Any]) -> None:
-        if len(values["input_ids"]) == 1 or "logits_to_keep" not in values:
+        depths, kept = values["position_ids"][0], values["logits_to_keep"]
+        starts = int((depths == depths[0]).sum())  # the rows of a batch begin at one depth; a step has a token a slot
+        if starts == 1 and not 1 < len(kept) == len(depths):
             return
         self.calls += 1
         if self.at is not None and self.calls - 1 == self.at:
@@ -268,45 +275,85 @@ class Hungry:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-def scoring_run(at: int | None) -> tuple[dict[int, Any], list[tuple[int, int]], Hungry]:
+ASKED = [Request(position=n, kind="generate", context=f"Q: {'ab ' * (n % 5)}{n}? A:", item=n,
+                 generation={"max_gen_toks": 3 + n % 2}) for n in range(20)]
+
+
+def scored() -> list[Request]:
+    return list(load((TaskSpec(name="arc_easy", sample=24),), LoadOptions(source="pack"))[0].requests)
+
+
+def starved_run(requests: list[Request], at: int | None) -> tuple[dict[int, Any], list[tuple[int, int]], Hungry, Any]:
     model, tokenizer = byte_llama(), byte_tokenizer()
-    engine = Engine(model, tokenizer, packed=True, budget=budget.resolve(model, free=4_000_000, threads=1))
-    plan = engine.plan(load((TaskSpec(name="arc_easy", sample=24),), LoadOptions(source="pack"))[0].requests)
+    small = Budget(tokens=600, logits=400, cells=10**6, slots=2, threads=1)
+    engine = Engine(model, tokenizer, packed=True, budget=small)
+    plan = engine.plan(requests)
     hungry, halved = Hungry(model, at), []
     responses: dict[int, Any] = {}
     for batch in engine.run(plan, set(), lambda b, rows: halved.append((b, rows))):
+        assert not responses.keys() & batch.responses.keys()
         responses |= batch.responses
-    return responses, halved, hungry
+    return responses, halved, hungry, plan
 
 
 @pytest.mark.slow
-def test_out_of_memory_at_any_batch_changes_no_answer() -> None:
-    whole, none, hungry = scoring_run(None)
+@pytest.mark.parametrize("kind", ["score", "generate"])
+def test_out_of_memory_at_any_batch_changes_no_answer(kind: str) -> None:
+    requests = scored() if kind == "score" else ASKED
+    whole, none, hungry, plan = starved_run(requests, None)
     assert none == []
-    assert hungry.calls >= 3
+    assert len(plan.jobs) >= 3
+    assert hungry.calls >= sum(len(job.prompts or job.rows) > 1 for job in plan.jobs) >= 3
     for at in range(hungry.calls):
-        responses, halved, starved = scoring_run(at)
+        responses, halved, starved, _ = starved_run(requests, at)
         assert starved.failed == 1
         assert len(halved) == 1
+        [(batch, rows)] = halved
+        assert rows == len(plan.jobs[batch].prompts or plan.jobs[batch].rows)
         assert responses.keys() == whole.keys()
         for position, response in whole.items():
-            assert responses[position].logprob == pytest.approx(response.logprob, abs=1e-4)
-            assert responses[position].greedy == response.greedy
+            if response.logprob is None:
+                assert responses[position] == response
+            else:
+                assert responses[position].logprob == pytest.approx(response.logprob, abs=1e-4)
+                assert responses[position].greedy == response.greedy
+
+
+def test_finished_parts_stay_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second half of a wave fails: the first half is not written again."""
+    done: list[list[int]] = []
+    real = Decoder.run
+
+    def run(self: Any, prompts: Any, *others: Any) -> Any:
+        if len(prompts) > 3 or (7 in prompts and len(prompts) > 1):
+            raise RuntimeError("MPS backend out of memory")
+        done.append(list(prompts))
+        return real(self, prompts, *others)
+
+    monkeypatch.setattr(Decoder, "run", run)
+    requests = [replace(r, generation={"max_gen_toks": 3}) for r in ASKED[:8]]
+    responses, halved, _, plan = starved_run(requests, None)
+    assert [len(job.prompts) for job in plan.jobs] == [8]
+    assert sorted(p for part in done for p in part) == list(range(8))
+    assert [7] in done
+    assert halved[0] == (0, 8)
+    assert all(batch == 0 for batch, _ in halved)
+    monkeypatch.undo()
+    assert starved_run(requests, None)[0] == responses
 
 
 @pytest.mark.slow
 def test_halvings_are_recorded(folder: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = sources.load_model, []
+    real, calls = Engine.run, []
 
-    def hungry(*arguments: Any, **values: Any) -> Any:
-        model = real(*arguments, **values)
-        calls.append(Hungry(model, 0))
-        return model
+    def run_hungry(self: Any, *arguments: Any) -> Any:
+        calls.append(Hungry(self.model, 0))
+        return real(self, *arguments)
 
-    monkeypatch.setattr(sources, "load_model", hungry)
-    starved = run(folder, ledger, ARC)
+    monkeypatch.setattr(Engine, "run", run_hungry)
+    starved = run(folder, ledger, ARC, GSM)
     monkeypatch.undo()
-    whole = run(folder, ledger, ARC, fork=True)
+    whole = run(folder, ledger, ARC, GSM, fork=True)
     assert calls[0].failed == 1
     [[batch, rows]] = starved.schedule["halvings"]
     assert batch == 0

@@ -15,6 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from aftertune import provenance, sources, tasks
 from aftertune.engine import budget as budgets
 from aftertune.engine import devices
@@ -22,10 +24,10 @@ from aftertune.engine.decide import Decision
 from aftertune.engine.runner import Batch, Engine
 from aftertune.engine.schedule import Budget
 from aftertune.engine.spot import needs_check, spot_check
-from aftertune.errors import InputError, ResumeRefused
+from aftertune.errors import InputError, ResumeRefused, nearest
 from aftertune.harness import HarnessEngine
 from aftertune.ledger import Ledger
-from aftertune.study import EvalSpec, TaskSpec
+from aftertune.study import EvalSpec, TaskSpec, explain
 from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.tasks.template import Template, template_of
 from aftertune.values import Evaluation, ModelIdentity, Request, Response, digest
@@ -65,15 +67,23 @@ def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *
     model: a model source, or a whole EvalSpec; task_names: lm-eval names or TaskSpecs; settings: further
     fields of EvalSpec (adapter, dtype, device, engine …). Raises the errors of ``aftertune.errors``.
     """
-    if isinstance(model, EvalSpec):
-        spec = model
-    else:
-        named = tuple(TaskSpec(name=t) if isinstance(t, str) else t for t in task_names)
-        spec = EvalSpec(model=model, tasks=named, **settings)
+    spec = model if isinstance(model, EvalSpec) else _spec(model, task_names, settings)
     if ledger is not None:
         return _Run(spec, ledger, progress).whole()
     with Ledger() as opened:
         return _Run(spec, opened, progress).whole()
+
+
+def _spec(model: str, task_names: Iterable[str | TaskSpec], settings: dict[str, Any]) -> EvalSpec:
+    """The settings as one checked value. Raises InputError for those that are not known or not allowed."""
+    known = sorted(EvalSpec.model_fields.keys() - {"model", "tasks"})
+    for name in settings.keys() - set(known):
+        raise InputError(f"unknown setting {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+    try:
+        named = tuple(TaskSpec(name=t) if isinstance(t, str) else t for t in task_names)
+        return EvalSpec(model=model, tasks=named, **settings)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
 
 
 class _Run:

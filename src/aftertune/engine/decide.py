@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from aftertune.engine.attention import supported
 from aftertune.engine.decoder import Decoder
 from aftertune.engine.encode import Sequence
+from aftertune.engine.memory import out_of_memory
 from aftertune.engine.scorer import Scorer, text_config, unwrapped
 from aftertune.engine.trie import row
 
@@ -114,6 +115,8 @@ def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], pro
     try:
         packed = _packed(model, samples, tail)
     except (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError) as error:
+        if out_of_memory(error):
+            raise  # says nothing of the model, and another time the plan would be another
         reason = " ".join(str(error).split())[:120]
         return Decision(False, f"plain rows: this model does not take flat batches ({reason})")
     gap = _gap(alone, packed)

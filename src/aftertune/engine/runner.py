@@ -18,19 +18,17 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-import torch
-
 from aftertune.engine import schedule
 from aftertune.engine.decide import Branches, Decision, decide, verify
 from aftertune.engine.decoder import Decoder, Wave, takes_slots
 from aftertune.engine.encode import Encoder, Generation, Prompt, window
 from aftertune.engine.encode import Sequence as Tokens
 from aftertune.engine.generator import Generator
+from aftertune.engine.memory import one_row, split_on_oom
 from aftertune.engine.prefix import Group, common, share
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer, TokenScores, text_config
 from aftertune.engine.trie import Row, row
-from aftertune.errors import ResourceError
 from aftertune.values import Request, Response
 
 
@@ -99,8 +97,9 @@ class Engine:
         shared = share([head(g) for g in groups]) if allowed.packed else [Group((), tuple(range(len(groups))))]
         items = [(g.prefix, [groups[i] for i in g.members]) for g in shared if g.members]
         whole = [s for windows in rolling.values() for s in windows]
-        decision = verify(self.model, [*items, ((), [[(-2 - n, s)] for n, s in enumerate(whole)])],
-                          [t.prompt.tokens for t in texts], allowed)
+        with one_row():
+            decision = verify(self.model, [*items, ((), [[(-2 - n, s)] for n, s in enumerate(whole)])],
+                              [t.prompt.tokens for t in texts], allowed)
         jobs = [job for g in shared for job in self._scoring(g.prefix, [groups[i] for i in g.members], decision)]
         jobs += [*self._rolling(rolling), *self._waves(texts, decision)]
         truncated = {p: s.truncated for g in groups for p, s in g if s.truncated}
@@ -264,35 +263,6 @@ def _scored(job: Job, scores: dict[int, TokenScores], truncated: Mapping[int, in
     for row_id, position in job.windows.items():
         totals[position] += scores[row_id].total
     return {p: Response(logprob=total) for p, total in totals.items()}
-
-
-def split_on_oom(parts: list[Any], run: Callable[[list[Any]], dict[int, Any]],
-                 halved: Callable[[int], None]) -> dict[int, Any]:
-    """``run(parts)``; where memory runs out, its halves, one after the other, down to single parts."""
-    if not parts:
-        return {}
-    try:
-        return run(parts)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        if len(parts) == 1:
-            raise ResourceError("out of memory with one row in the batch: use a smaller dtype, another "
-                                "--device, or a shorter context (--num-fewshot); finished rows are kept"
-                                ) from error
-    halved(len(parts))
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    middle = (len(parts) + 1) // 2
-    first = split_on_oom(parts[:middle], run, halved)
-    return first | split_on_oom(parts[middle:], run, halved)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """True for the ways in which torch says that memory ran out, on any device."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text \
-        or "not enough memory" in text
 
 
 def _digest(jobs: list[Job]) -> str:
