@@ -29,15 +29,19 @@ class Tokens:
     v: torch.Tensor
 
     @classmethod
-    def random(cls, count: int, seed: int, *, values: int = SIZE) -> Tokens:
+    def random(cls, count: int, seed: int, *, values: int = SIZE, heads: int = HEADS, shared: int = SHARED) -> Tokens:
         made = torch.Generator().manual_seed(seed)
         return cls(*(torch.randn(count, h, s, generator=made) * 2
-                     for h, s in ((HEADS, SIZE), (SHARED, SIZE), (SHARED, values))))
+                     for h, s in ((heads, SIZE), (shared, SIZE), (shared, values))))
+
+    def heads_first(self) -> Tokens:
+        """The same numbers in the order of memory that rotary embeddings leave: [heads, tokens, size]."""
+        return Tokens(*(x.transpose(0, 1).contiguous().transpose(0, 1) for x in (self.q, self.k, self.v)))
 
 
 def literal(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, call: Call) -> torch.Tensor:
     """One token's attention over the keys that it sees, in float64. q [heads, size], keys [tokens, kv heads, size]."""
-    each = torch.arange(HEADS) // (HEADS // SHARED)  # the kv head of each head
+    each = torch.arange(len(q)) // (len(q) // keys.shape[1])  # the kv head of each head
     scores = call.scaling * (q.double() * keys.double()[:, each]).sum(-1)
     if call.softcap is not None:
         scores = call.softcap * torch.tanh(scores / call.softcap)
@@ -53,7 +57,7 @@ def seen(one: Row, node: int) -> list[int]:
 def expected(rows: list[Row], new: Tokens, prefix: Tokens | None, call: Call) -> torch.Tensor:
     """The definition for every token of a flat batch of rows."""
     out, start = [], 0
-    before = prefix or Tokens.random(0, 0, values=new.v.shape[-1])
+    before = prefix or Tokens(new.q[:0], new.k[:0], new.v[:0])
     for one in rows:
         for node in range(one.length):
             mine = [start + j for j in seen(one, node)]
@@ -100,6 +104,35 @@ def test_rows_attend_to_their_own_sequence(window: int | None, past: int, block:
     for _ in range(2):  # the second layer takes the masks of the first
         found = layout.attend(LAYER, new.q, new.k, new.v, call)
         torch.testing.assert_close(found, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("block", [2**20, 1])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("past", [0, 5])
+@pytest.mark.parametrize(("heads", "one"), [(4, 4), (4, 1), (1, 1), (6, 3)])
+def test_any_grouping_of_heads_and_any_order_in_memory(heads: int, one: int, past: int, first: bool, block: int,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few heads, rows and tokens, which leave some tensors as views of others; both layouts."""
+    monkeypatch.setattr(layouts, "BLOCK", block)
+    prefix, call = Tokens.random(past, 21, heads=heads, shared=one) if past else None, Call(0.5)
+    for rows in ([tries(past)[1]], [tries(past)[2]], tries(past)[:1], tries(past), [tries(past)[1]] * 2):
+        new = Tokens.random(sum(r.length for r in rows), 22, heads=heads, shared=one)
+        new = new.heads_first() if first else new
+        slots = Slots(len(rows), 99, device=CPU)
+        layout = Rows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix),
+                      keep=slots.fill(range(len(rows)), rows))
+        torch.testing.assert_close(layout.attend(LAYER, new.q, new.k, new.v, call),
+                                   expected(rows, new, prefix, call), atol=1e-5, rtol=0)
+        step = Tokens.random(len(rows), 23, heads=heads, shared=one)
+        step = step.heads_first() if first else step
+        found = Step(slots, len(rows), shared(prefix)).attend(LAYER, step.q, step.k, step.v, call)
+        ends = [0, *torch.tensor([r.length for r in rows]).cumsum(0).tolist()]
+        for i in range(len(rows)):
+            mine = slice(ends[i], ends[i + 1])
+            before = [prefix] if prefix else []
+            k = torch.cat([*(t.k for t in before), new.k[mine], step.k[i: i + 1]])
+            v = torch.cat([*(t.v for t in before), new.v[mine], step.v[i: i + 1]])
+            torch.testing.assert_close(found[i], literal(step.q[i], k, v, call), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("window", [None, 5])

@@ -1,15 +1,20 @@
-"""Every family of models gives lm-eval's numbers on real items, packed or by fall-back, and says which."""
+"""Every family of models gives lm-eval's numbers on real items, packed or by fall-back, and says which.
+
+The items have examples before them, which packed families compute once, and more texts than slots to write them in.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aftertune import evaluation
 from aftertune.engine.devices import set_threads
+from aftertune.engine.runner import Engine
 from aftertune.errors import SourceError
 from aftertune.ledger import Ledger
 from aftertune.sources import pack_path
@@ -27,9 +32,10 @@ SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "
 WINDOW = 64
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+TEXTS, SLOTS = 14, 3
 TASKS = (TaskSpec(name="arc_easy", sample=6),
-         TaskSpec(name="mmlu_high_school_computer_science", sample=6),
-         TaskSpec(name="gsm8k_cot", limit=2, num_fewshot=1))
+         TaskSpec(name="mmlu_high_school_computer_science", sample=6, num_fewshot=2),
+         TaskSpec(name="gsm8k_cot", limit=TEXTS, num_fewshot=1))
 
 PACKED = "packed rows (verified"
 #: name -> (config class, its settings beside SHAPE, how the engine's note begins)
@@ -40,7 +46,16 @@ FAMILIES = {
     "phi-2": ("PhiConfig", {"partial_rotary_factor": 0.5}, PACKED),
     "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": WINDOW}, PACKED),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, "tie_word_embeddings": True}, PACKED),
+    "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16}, PACKED),
+    "phi3": ("Phi3Config", {"num_key_value_heads": 2}, PACKED),
+    "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8,
+                                "sliding_window": WINDOW, "attn_logit_softcapping": 5.0,
+                                "final_logit_softcapping": 8.0,
+                                "layer_types": ["sliding_attention", "full_attention"]}, PACKED),
     "gpt2": ("GPT2Config", {"max_position_embeddings": 160}, PACKED),
+    "gpt2, long": ("GPT2Config", {}, PACKED),
+    "falcon": ("FalconConfig", {"new_decoder_architecture": False},
+               "plain rows: falcon takes no attention but its own"),
     "lfm2": ("Lfm2Config", {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"],
                             "block_auto_adjust_ff_dim": False},
              "plain rows: lfm2 has recurrent or convolutional layers"),
@@ -107,8 +122,22 @@ def scores(done):
     return {(s.task, s.key): s.value for s in done.scores}
 
 
+@pytest.fixture
+def plans(monkeypatch):
+    """The plans that are made, with few slots."""
+    made, plan, resolve = [], Engine.plan, evaluation.budgets.resolve
+
+    def kept(self, requests):
+        made.append(plan(self, requests))
+        return made[-1]
+
+    monkeypatch.setattr(Engine, "plan", kept)
+    monkeypatch.setattr(evaluation.budgets, "resolve", lambda *a, **k: replace(resolve(*a, **k), slots=SLOTS))
+    return made
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_equals_lm_eval(family, place, tokenizer, monkeypatch):
+def test_a_family_equals_lm_eval(family, place, tokenizer, monkeypatch, plans):
     monkeypatch.setattr(evaluation, "HARNESS_BATCH", 1)  # recurrent layers see the padding of larger batches
     kind, settings, note = FAMILIES[family]
     folder = checkpoint(place / family, kind, settings, tokenizer)
@@ -119,7 +148,18 @@ def test_a_family_equals_lm_eval(family, place, tokenizer, monkeypatch):
     assert theirs.engine_note == "lm-eval's own hf model"
     assert found.keys() == reference.keys()
     assert sum(r.logprob is not None for r in found.values()) >= 46
-    assert sum(r.text is not None for r in found.values()) == 2
+    assert sum(r.text is not None for r in found.values()) == TEXTS
+    [plan] = plans
+    waves = [job for job in plan.jobs if job.settings is not None]
+    if note == PACKED:
+        assert any(len(job.prompts) > job.slots > 0 for job in waves), "slots are filled again"
+        assert len(waves) >= 2
+    else:
+        assert not any(job.slots or job.prefix for job in plan.jobs)
+    if note == PACKED and "max_position_embeddings" not in settings:
+        assert all(len(job.prefix) > 100 for job in waves)
+        assert any(len(job.prefix) > 100 for job in plan.jobs if job.rows)
+        assert any(not job.prefix for job in plan.jobs if job.rows)
     for position, response in reference.items():
         assert found[position].text == response.text
         assert found[position].greedy == response.greedy

@@ -95,7 +95,7 @@ class Rows:
         if self.prefix is None:
             return None
         keys = self.prefix.layers[layer][0]
-        products = torch.bmm(block.view(shared, -1, block.shape[-1]), keys.transpose(1, 2))
+        products = torch.bmm(block.reshape(shared, -1, block.shape[-1]), keys.transpose(1, 2))
         return products.view(*block.shape[:2], self.prefix.length)
 
     def _hide(self, scores: torch.Tensor, window: int | None, start: int, end: int) -> None:
