@@ -228,7 +228,7 @@ def test_a_crossing_is_seen(path: str, text: str, allowed: bool) -> None:
 
 @pytest.mark.parametrize(("path", "text", "allowed"), [
     ("engine/x.py", "import torch", True),
-    ("harness.py", "from lm_eval.api.instance import Instance", True),
+    ("harness/x.py", "from lm_eval.api.instance import Instance", True),
     ("ledger/x.py", "from sqlalchemy.engine import Dialect", True),
     ("report/x.py", "import torchaudio", True),
     ("report/x.py", "def f():\n    import torch.nn as nn", False),

