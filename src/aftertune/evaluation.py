@@ -74,6 +74,14 @@ def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *
         return _Run(spec, opened, progress).whole()
 
 
+def evaluate_adapters(spec: EvalSpec, adapters: Sequence[str], *, ledger: Ledger, progress: Progress | None = None
+                      ) -> list[Evaluation]:
+    """Evaluate several adapters of one base, which is loaded once; ``spec`` without adapter and name."""
+    bases = sources.Bases()
+    return [_Run(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases).whole()
+            for adapter in adapters]
+
+
 def _spec(model: str, task_names: Iterable[str | TaskSpec], settings: dict[str, Any]) -> EvalSpec:
     """The settings as one checked value. Raises InputError for those that are not known or not allowed."""
     known = sorted(EvalSpec.model_fields.keys() - {"model", "tasks"})
@@ -89,8 +97,10 @@ def _spec(model: str, task_names: Iterable[str | TaskSpec], settings: dict[str, 
 class _Run:
     """One evaluation on its way; each step fills what the next one needs."""
 
-    def __init__(self, spec: EvalSpec, ledger: Ledger, progress: Progress | None) -> None:
+    def __init__(self, spec: EvalSpec, ledger: Ledger, progress: Progress | None,
+                 bases: sources.Bases | None = None) -> None:
         self.spec = spec
+        self.load = bases.load if bases else sources.load_model
         self.ledger = ledger
         self.progress = progress or (lambda *_: None)
         self.provenance = provenance.capture()
@@ -157,7 +167,7 @@ class _Run:
         stored = self.ledger.schedule(evaluation.id)
         threads = devices.set_threads(self.spec.threads or (stored or {}).get("threads"))
         self.progress(0, 0, "loading the model")
-        model = sources.load_model(self.source, self.dtype, self.device, self.adapter, tokenizer=self.tokenizer)
+        model = self.load(self.source, self.dtype, self.device, self.adapter, tokenizer=self.tokenizer)
         engine = self._engine(model, threads, stored)
         self.progress(0, 0, "planning the batches")
         plan = engine.plan(self.requests)

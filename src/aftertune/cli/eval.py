@@ -22,7 +22,8 @@ _FLAGS = {"limit": "--limit", "sample": "--sample", "dtype": "--dtype", "name": 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/FILE.")],
     tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, with commas between them.")],
-    adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder or Hub id.")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(
+        help="PEFT adapter folder or Hub id; repeatable: the base is loaded once.")] = None,
     limit: Annotated[int | None, typer.Option(help="The first N items of each task.")] = None,
     sample: Annotated[int | None, typer.Option(help="N items of each task, drawn at random.")] = None,
     sample_seed: Annotated[int, typer.Option(help="Seed of --sample.")] = 0,
@@ -47,19 +48,28 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Evaluate MODEL on tasks; finished batches are kept, so a stopped run goes on where it stopped."""
+    adapters = adapter or []
+    if name is not None and len(adapters) > 1:
+        raise InputError(f"--name {name} names one evaluation, but {len(adapters)} adapters are given; leave it out: "
+                         "each is named after its folder")
     shared = {"limit": limit, "sample": sample, "sample_seed": sample_seed, "num_fewshot": num_fewshot}
     spec = _spec(_tasks(tasks, task_data or [], shared), {
-        "model": model, "adapter": adapter, "revision": revision, "name": name, "dtype": dtype, "device": device,
+        "model": model, "adapter": adapters[0] if len(adapters) == 1 else None, "revision": revision, "name": name,
+        "dtype": dtype, "device": device,
         "engine": engine, "apply_chat_template": apply_chat_template, "system_instruction": system_instruction,
         "fewshot_as_multiturn": fewshot_as_multiturn, "gen_kwargs": parse_settings(gen_kwargs),
         "include_path": include_path, "allow_task_code": allow_task_code, "memory": memory, "threads": threads,
         "trust_remote_code": trust_remote_code, "fork": fork})
     from aftertune.evaluation import evaluate as run
+    from aftertune.evaluation import evaluate_adapters
     from aftertune.ledger import Ledger
 
     with Ledger() as ledger, progress() as told:
-        evaluation = run(spec, ledger=ledger, progress=told)
-    show(evaluation, as_json)
+        if len(adapters) > 1:
+            evaluations = evaluate_adapters(spec, adapters, ledger=ledger, progress=told)
+        else:
+            evaluations = [run(spec, ledger=ledger, progress=told)]
+    show(evaluations, as_json)
 
 
 def _tasks(names: str, data: list[str], shared: dict[str, Any]) -> list[TaskSpec]:
@@ -119,22 +129,29 @@ def parse_settings(text: str | None) -> dict[str, Any]:
     return result
 
 
-def show(evaluation: Evaluation, as_json: bool) -> None:
-    """The scores, as a table or as JSON."""
+def show(evaluations: list[Evaluation], as_json: bool) -> None:
+    """The scores, as tables or as JSON: one evaluation is an object, several are a list in one."""
     if as_json:
-        seconds = evaluation.provenance.seconds if evaluation.provenance else None
-        emit({"evaluation": evaluation.id, "model": evaluation.model,
-              "scores": [{"task": s.task, "metric": s.metric, "filter": s.filter, "value": s.value,
-                          "stderr": s.stderr, "n": s.n} for s in evaluation.scores],
-              "seconds": seconds, "warnings": list(evaluation.warnings), "engine": evaluation.engine_note})
+        objects = [as_object(e) for e in evaluations]
+        emit(objects[0] if len(objects) == 1 else {"evaluations": objects})
         return
     import rich
     from rich.text import Text
 
     from aftertune.report import terminal_scores
 
-    rich.print(terminal_scores(evaluation))
-    how = f"  {evaluation.dtype} on {evaluation.device}, {evaluation.engine_note}"
-    rich.print(Text.assemble("evaluation ", (evaluation.id, "bold"), how))
-    for warning in evaluation.warnings:
-        rich.print(Text.assemble(("note", "yellow"), f" {warning}"))
+    for evaluation in evaluations:
+        rich.print(terminal_scores(evaluation))
+        how = f"  {evaluation.dtype} on {evaluation.device}, {evaluation.engine_note}"
+        rich.print(Text.assemble("evaluation ", (evaluation.id, "bold"), how))
+        for warning in evaluation.warnings:
+            rich.print(Text.assemble(("note", "yellow"), f" {warning}"))
+
+
+def as_object(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation in the form that ``eval --json`` promises."""
+    seconds = evaluation.provenance.seconds if evaluation.provenance else None
+    return {"evaluation": evaluation.id, "model": evaluation.model,
+            "scores": [{"task": s.task, "metric": s.metric, "filter": s.filter, "value": s.value,
+                        "stderr": s.stderr, "n": s.n} for s in evaluation.scores],
+            "seconds": seconds, "warnings": list(evaluation.warnings), "engine": evaluation.engine_note}

@@ -87,5 +87,5 @@ def _print(value: Any, known: dict[str, Any]) -> None:
     if isinstance(value, Evaluation):
         from aftertune.cli.eval import show as show_evaluation
 
-        show_evaluation(value, as_json=False)
+        show_evaluation([value], as_json=False)
     rich.print_json(data={k: v for k, v in known.items() if k not in ("scores", "steps")})

@@ -16,13 +16,13 @@ from aftertune.sources.fingerprint import (
     fingerprint_rows,
     fingerprint_tokenizer,
 )
-from aftertune.sources.loading import add_adapter, check_vocabulary, load_model, load_tokenizer
+from aftertune.sources.loading import Bases, add_adapter, check_vocabulary, load_model, load_tokenizer
 from aftertune.sources.origin import AdapterSource, ModelSource
 from aftertune.sources.packs import Pack, pack_path, pack_root, packs
 from aftertune.sources.resolve import resolve_model
 
 __all__ = [
-    "AdapterSource", "ModelSource", "Pack", "add_adapter", "check_vocabulary", "fingerprint_adapter",
+    "AdapterSource", "Bases", "ModelSource", "Pack", "add_adapter", "check_vocabulary", "fingerprint_adapter",
     "fingerprint_file", "fingerprint_model", "fingerprint_rows", "fingerprint_tokenizer", "load_model",
     "load_tokenizer", "pack_path", "pack_root", "packs", "resolve_adapter", "resolve_model",
 ]

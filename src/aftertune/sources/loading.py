@@ -147,6 +147,34 @@ def add_adapter(model: Any, adapter: AdapterSource, *, device: str, name: str = 
     return model.eval()
 
 
+class Bases:
+    """Keeps the last base loaded, so that several adapters of one base load it once.
+
+    Between adapters the one before is taken off, unmerged: the base's own layers come back as they were.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._base: Any = None
+        self._adapted: Any = None
+
+    def load(self, source: ModelSource, dtype: str, device: str, adapter: AdapterSource | None = None, *,
+             tokenizer: Any = None) -> Any:
+        """As `load_model`; the model returned is good until the next call."""
+        key = (source, dtype, device)
+        if self._adapted is not None:
+            self._base, self._adapted = self._adapted.unload(), None
+        if key != self._key:
+            self._key = self._base = None  # let go of the old one before the new one is made
+            self._base = load_model(source, dtype, device, tokenizer=tokenizer)
+            self._key = key
+        if adapter is None:
+            return self._base
+        with quiet(), _memory_told(source, device):
+            self._adapted = add_adapter(self._base, adapter, device=device)
+        return self._adapted
+
+
 def base_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
     """Parameter name -> shape of the model as transformers builds it, without weights."""
     import torch
