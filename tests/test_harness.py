@@ -88,7 +88,7 @@ def test_a_chat_template_is_that_of_the_tokenizer(tasks: list[Any], tmp_path: Pa
     found = evaluated(lm, tasks, apply_chat_template=True)
     first = found["samples"]["write"][0]["arguments"][0][0]
     assert first == "<s>[user]What comes after 0?\n[assistant]"
-    assert found["chat_template"] == CHAT
+    assert lm.chat_template(True) == CHAT
 
 
 def test_what_cannot_be_loaded_is_refused_in_one_line() -> None:
