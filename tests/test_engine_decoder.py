@@ -319,6 +319,18 @@ def test_an_empty_prompt_is_continued() -> None:
     assert decoded(byte_llama(), wave, settings(), slots=2) == right
 
 
+def test_prompts_that_are_equal_keep_their_last_token() -> None:
+    """All of them may share all but the last token, which predicts the first new one."""
+    same = [Request(position=n, kind="generate", context=HEAD * 5 + ("" if n else "."), item=n,
+                    generation={"max_gen_toks": 6}) for n in range(4)]
+    one = engine(byte_llama())
+    plan = one.plan(same)
+    assert [len(job.prefix) for job in plan.jobs] == [len(byte_tokenizer().encode(HEAD * 5)) - 1]
+    plain = engine(byte_llama(), packed=False)
+    right = {p: r for b in plain.run(plain.plan(same), set()) for p, r in b.responses.items()}
+    assert {p: r for b in one.run(plan, set()) for p, r in b.responses.items()} == right
+
+
 class Starved:
     """Out of memory once a pass holds more than ``most`` tokens."""
 
@@ -330,6 +342,27 @@ class Starved:
         if values["input_ids"].shape[1] > self.most:
             self.failed += 1
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+@pytest.mark.parametrize("at", [3, 12, 20])
+def test_each_text_counts_once_for_progress(at: int) -> None:
+    """Memory runs out when some texts have ended: they are written again, but told of once."""
+    model = byte_llama()
+    parts = engine(model)
+    plan = parts.plan([Request(position=n, kind="generate", context="z" * n, generation={"max_gen_toks": 5}, item=n)
+                       for n in range(1, 9)])
+    calls, ticks, halvings = [], [], []
+
+    def once(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == at:
+            raise RuntimeError("out of memory")
+
+    model.register_forward_pre_hook(once)
+    [batch] = parts.run(plan, set(), lambda _, rows: halvings.append(rows), ticks.append)
+    assert halvings == [8]
+    assert len(ticks) == 8
+    assert sum(ticks) == batch.cost == plan.cost
 
 
 def test_a_starved_wave_goes_on_in_fewer_slots() -> None:

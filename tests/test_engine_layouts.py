@@ -106,6 +106,16 @@ def test_rows_attend_to_their_own_sequence(window: int | None, past: int, block:
         torch.testing.assert_close(found, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("over", [-1, 0, 1])
+def test_a_window_as_long_as_the_deepest_token_is_deep(over: int) -> None:
+    rows, past = tries(7), 7
+    deepest = max(int(r.depth.max()) for r in rows)
+    new, prefix = Tokens.random(sum(r.length for r in rows), 24), Tokens.random(past, 25)
+    call = Call(0.1, deepest + over)
+    found = Rows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix)).attend(LAYER, new.q, new.k, new.v, call)
+    torch.testing.assert_close(found, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("block", [2**20, 1])
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("past", [0, 5])
