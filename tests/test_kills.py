@@ -11,6 +11,7 @@ import multiprocessing
 import random
 import signal
 import time
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ HEAVY = ["torch", "transformers", "lm_eval.tasks", "lm_eval.api.task", "datasets
 
 
 class Child:
-    """A process that runs the evaluation into a ledger and tells of every batch that is on disk."""
+    """A process that runs the evaluation into a ledger and tells of every batch on disk, and every text of a wave."""
 
     def __init__(self, model: Path, ledger: Path, items: int) -> None:
         server = multiprocessing.get_context("forkserver")
@@ -37,7 +38,7 @@ class Child:
         tells.close()
 
     def answering(self) -> tuple[int, int] | None:
-        """The next batch that is on disk: tokens done and in all; None when the process has ended."""
+        """How far it is: tokens done and in all, a wave that is not on disk yet too; None when it has ended."""
         try:
             said: tuple[int, int] = self.told.recv()
         except EOFError:
@@ -94,7 +95,7 @@ def killed_and_whole(tmp_path: Path, *, kills: int, items: int, seed: int) -> No
     while (said := child.answering()) is not None:
         batches.append(said[0])
     assert child.finish() == 0
-    assert len(batches) - 1 >= 20, f"only {len(batches) - 1} batches"
+    assert len(batches) - 1 >= 20, f"only {len(batches) - 1} batches and texts"
     pace, landed, starts = max((len(batches) - 1) // kills, 1), 0, []
     while landed < kills:
         child = Child(model, broken, items)
@@ -118,7 +119,36 @@ def killed_and_whole(tmp_path: Path, *, kills: int, items: int, seed: int) -> No
     assert len(set(starts)) > min(landed, 20) // 2, f"kills landed at {starts} of {batches[-1]}"
     assert done.id == first.id
     assert numbers == expected
-    print(f"{landed} kills over {len(batches) - 1} batches, restarted at {starts} of {batches[-1]} tokens")
+    print(f"{landed} kills over {len(batches) - 1} batches and texts, restarted at {starts} of {batches[-1]} tokens")
+
+
+@pytest.mark.slow
+def test_a_kill_between_two_waves_changes_nothing(tmp_path: Path) -> None:
+    """After each wave but the last: what is on disk stays, and the next one begins where it ended."""
+    model, whole = byte_folder(tmp_path / "model"), tmp_path / "whole.db"
+    told: list[int] = []
+    child = Child(model, whole, 20)
+    while (said := child.answering()) is not None:
+        told.append(said[0])
+    assert child.finish() == 0
+    ends = [a for a, b in pairwise(told) if a == b]  # the last text of a wave, and then the wave
+    assert len(ends) >= 3, f"only {len(ends)} waves"
+    between = 0
+    for n, end in enumerate(ends[:-1]):
+        broken, before = tmp_path / f"broken-{n}.db", -1
+        child = Child(model, broken, 20)
+        while (said := child.answering()) is not None and not before == said[0] == end:
+            before = said[0]
+        child.kill()
+        final = Child(model, broken, 20)
+        begun = final.answering()
+        assert begun is None or begun[0] in ends[n:]  # the next wave may be there already where the kill was slow
+        between += begun is not None and begun[0] == end
+        assert final.finish() == 0
+        (done, numbers), (first, expected) = content(broken), content(whole)
+        assert done.id == first.id
+        assert numbers == expected
+    assert between, "no kill landed between two waves"
 
 
 @pytest.mark.slow
