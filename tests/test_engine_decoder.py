@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 
 from aftertune.engine import prefix
 from aftertune.engine.decoder import Decoder, Wave, takes_slots
@@ -317,6 +321,24 @@ def test_an_empty_prompt_is_continued() -> None:
     wave = {0: Encoder(byte_tokenizer(), 64).prompt("", 8), 1: Encoder(byte_tokenizer(), 64).prompt("ab", 8)}
     right = generated(byte_llama(), wave, settings())
     assert decoded(byte_llama(), wave, settings(), slots=2) == right
+
+
+@pytest.mark.parametrize("values", [
+    {}, {"until": ["b", " a"]}, {"num_beams": 3}, {"num_beams": 3, "until": ["b", "i", "gh"]},
+    {"eos_token_id": [67, 68, 72, 73]}, {"repetition_penalty": 1.3, "until": ["b"]}], ids=str)
+def test_texts_are_lm_evals(values: dict[str, Any]) -> None:
+    """lm-eval's own model class, one prompt at a time: stop strings, beams, and end tokens that are text."""
+    model = talkative()
+    with contextlib.redirect_stderr(io.StringIO()):
+        theirs = HFLM(pretrained=model, tokenizer=byte_tokenizer(), batch_size=1)
+        asked_of = [Instance(request_type="generate_until", doc={}, idx=n,
+                             arguments=(HEAD + end, {"max_gen_toks": 8, "until": [], **values}))
+                    for n, end in enumerate(ENDS)]
+        right = theirs.generate_until(asked_of, disable_tqdm=True)
+    for packed in (True, False):
+        found, _ = texts(model, values, packed=packed)
+        assert [found[n].text for n in range(len(ENDS))] == right
+    assert len(set(right)) > 3
 
 
 def test_prompts_that_are_equal_keep_their_last_token() -> None:
