@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from aftertune.engine.linears import worthwhile
 from aftertune.engine.schedule import ROOM, Budget
 from aftertune.engine.scorer import text_config
 from aftertune.errors import InputError
@@ -45,4 +46,5 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
     cells = max(min(free // 4, 2**29) // (size * (heads + 2)), 2**16)
     cache = 2 * layers * hidden * shared // heads * size * ROOM
     slots = max(min(SLOTS.get(device, 16), free // 2 // max(cache, 1)), 1)
-    return Budget(tokens=int(tokens), logits=int(logits), cells=int(cells), slots=int(slots), threads=threads)
+    return Budget(tokens=int(tokens), logits=int(logits), cells=int(cells), slots=int(slots), threads=threads,
+                  prepacked=int(worthwhile(model, free)))

@@ -8,6 +8,8 @@ and plain, and a prompt is stepped through; where they differ the engine falls b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,10 +94,11 @@ def _prompt_learning(model: Any) -> bool:
 
 
 def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], prompts: list[tuple[int, ...]],
-           decision: Decision) -> Decision:
+           decision: Decision, fast: Callable[[], AbstractContextManager[None]] = nullcontext) -> Decision:
     """Run the longest and a median item packed and plain, and step through the longest prompt's last tokens.
 
-    shared: items by the prefix that is computed once for them. Falls back to plain rows where the two differ.
+    shared: items by the prefix that is computed once for them. fast: the context that packed rows run in, plain ones
+    don't. Falls back to plain rows where the two differ.
     """
     if not decision.packed or not (any(items for _, items in shared) or prompts):
         return decision
@@ -113,7 +116,8 @@ def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], pro
         step = _step(model.dtype, max(abs(s.top) for s in scores.values()))
         bound = max(FACTOR * _gap(alone, together), ROUNDING * step, TOLERANCE)
     try:
-        packed = _packed(model, samples, tail)
+        with fast():
+            packed = _packed(model, samples, tail)
     except (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError) as error:
         if out_of_memory(error):
             raise  # says nothing of the model, and another time the plan would be another

@@ -11,6 +11,7 @@ generation.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from aftertune.engine.decoder import Decoder, Wave, takes_slots
 from aftertune.engine.encode import Encoder, Generation, Prompt, window
 from aftertune.engine.encode import Sequence as Tokens
 from aftertune.engine.generator import Generator
+from aftertune.engine.linears import Linears
 from aftertune.engine.memory import one_row, split_on_oom
 from aftertune.engine.prefix import Group, common, share
 from aftertune.engine.schedule import Budget
@@ -80,6 +82,8 @@ class Engine:
         self.packed = packed
         self.budget = budget
         self.encoder = Encoder(tokenizer, window(text_config(model), tokenizer))
+        linears = Linears(model)
+        self.fast = linears.packed if packed and budget.prepacked else contextlib.nullcontext
 
     def plan(self, requests: Sequence[Request]) -> Plan:
         """Encode, decide whether rows may be packed, and cut into batches."""
@@ -99,7 +103,7 @@ class Engine:
         whole = [s for windows in rolling.values() for s in windows]
         with one_row():
             decision = verify(self.model, [*items, ((), [[(-2 - n, s)] for n, s in enumerate(whole)])],
-                              [t.prompt.tokens for t in texts], allowed)
+                              [t.prompt.tokens for t in texts], allowed, self.fast)
         jobs = [job for g in shared for job in self._scoring(g.prefix, [groups[i] for i in g.members], decision)]
         jobs += [*self._rolling(rolling), *self._waves(texts, decision)]
         truncated = {p: s.truncated for g in groups for p, s in g if s.truncated}
@@ -121,7 +125,9 @@ class Engine:
                 if on_halving:
                     on_halving(index, rows)
 
-            yield Batch(index, runs.job(job, halved), job.cost)
+            with self.fast() if plan.decision.packed else contextlib.nullcontext():
+                responses = runs.job(job, halved)
+            yield Batch(index, responses, job.cost)
 
     def _scoring(self, prefix: tuple[int, ...], groups: list[Branches], decision: Decision) -> list[Job]:
         if decision.packed:

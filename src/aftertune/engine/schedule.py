@@ -21,20 +21,21 @@ WAVE = 4
 class Budget:
     """What one batch may hold. tokens: padded tokens; logits: kept positions (each costs a row of the
     vocabulary); cells: padded length squared times rows, the attention mask; slots: sequences generated
-    together; threads: CPU threads."""
+    together; threads: CPU threads; prepacked: 1 where linear layers compute from packed copies of their weights."""
 
     tokens: int
     logits: int
     cells: int
     slots: int
     threads: int
+    prepacked: int = 0
 
     def stored(self) -> dict[str, int]:
         return asdict(self)
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> Budget:
-        return cls(**{k: int(stored[k]) for k in cls.__dataclass_fields__})
+        return cls(**{k: int(stored.get(k, 0)) for k in cls.__dataclass_fields__})
 
 
 def batches(shapes: list[tuple[int, int]], budget: Budget, *, padded: bool = True, past: int = 0

@@ -138,8 +138,9 @@ def _read(logits: torch.Tensor, rows: Sequence[Row]) -> dict[int, TokenScores]:
     chosen = logits[index, target].float()
     logprobs = (chosen - norm[index]).cpu().numpy()
     best = chosen == top[index]
-    if bool(best.any()):  # equal logits: only the first of them is the argmax
-        best[best.clone()] = logits[index[best]].argmax(-1) == target[best]
+    ties = _whole(best, [len(b.targets) for b in branches])  # equal logits: only the first of them is the argmax
+    if bool(ties.any()):
+        best[ties] = logits[index[ties]].argmax(-1) == target[ties]
     greedy, tops = best.cpu().numpy(), top[index].cpu().numpy()
     scores, start = {}, 0
     for branch in branches:
@@ -148,6 +149,14 @@ def _read(logits: torch.Tensor, rows: Sequence[Row]) -> dict[int, TokenScores]:
                                               float(tops[start:end].max()))
         start = end
     return scores
+
+
+def _whole(flags: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """``flags`` where all flags of a part are set, else False; the parts lie end to end, of these sizes."""
+    size = torch.tensor(sizes, device=flags.device)
+    part = torch.repeat_interleave(torch.arange(len(sizes), device=flags.device), size)
+    found = torch.zeros(len(sizes), dtype=torch.long, device=flags.device).index_add_(0, part, flags.long())
+    return (found == size)[part]
 
 
 def _norms(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
