@@ -1,0 +1,112 @@
+"""Linear layers with packed weights: the same numbers, only while asked for, and only where it pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from aftertune.engine.linears import ROWS, Linears, layers, worthwhile
+from aftertune.engine.runner import Engine
+from aftertune.engine.schedule import Budget
+from aftertune.values import Request
+from eval_cases import byte_llama, byte_tokenizer
+
+TOKENS = torch.arange(3, 40)[None]
+
+
+def wide(dtype: torch.dtype = torch.float32) -> Any:
+    """A Llama whose layers are wide enough to be packed."""
+    return byte_llama(hidden=2 * ROWS).to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.15)])
+def test_packed_layers_give_the_numbers_of_plain_ones(dtype: torch.dtype, bound: float) -> None:
+    model = wide(dtype)
+    linears = Linears(model)
+    with torch.inference_mode():
+        plain = model(TOKENS).logits.float()
+        with linears.packed():
+            packed = model(TOKENS).logits.float()
+        again = model(TOKENS).logits.float()
+    assert (plain - packed).abs().max() < bound
+    assert torch.equal(plain, again)
+
+
+def test_a_bias_is_added() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(ROWS, 2 * ROWS))
+    x = torch.randn(5, ROWS)
+    with torch.inference_mode(), Linears(model).packed():
+        assert torch.allclose(model(x), torch.nn.functional.linear(x, model[0].weight, model[0].bias), atol=1e-5)
+
+
+def test_layers_are_their_own_again_after_an_error() -> None:
+    model = wide()
+    linears, swapped = Linears(model), []
+
+    def failing() -> None:
+        with linears.packed():
+            swapped.extend("forward" in vars(layer) for layer in layers(model))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        failing()
+    assert swapped
+    assert all(swapped)
+    assert not any("forward" in vars(layer) for layer in layers(model))
+
+
+def test_layers_under_an_adapter_are_packed_and_the_adapter_still_acts() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    model = get_peft_model(wide(), LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False,
+                                              task_type="CAUSAL_LM")).eval()
+    assert len(layers(model)) == len(layers(wide()))
+    with torch.inference_mode():
+        plain = model(TOKENS).logits
+        with Linears(model).packed():
+            packed = model(TOKENS).logits
+            with model.disable_adapter():
+                base = model(TOKENS).logits
+    assert (plain - packed).abs().max() < 1e-3
+    assert (packed - base).abs().max() > 0.1
+
+
+def test_copies_are_made_only_where_memory_allows() -> None:
+    model = wide()
+    size = sum(layer.weight.numel() * 4 for layer in layers(model))
+    assert worthwhile(model, 3 * size)
+    assert not worthwhile(model, 3 * size - 1)
+    assert not worthwhile(byte_llama(), 2**40)  # narrow layers alone
+    assert not worthwhile(wide().half(), 2**40)
+
+
+def test_a_budget_stored_before_there_were_copies_reads_as_one_without() -> None:
+    old = {"tokens": 1, "logits": 1, "cells": 1, "slots": 1, "threads": 1}
+    assert Budget.load(old).prepacked == 0
+    assert Budget.load({**old, "prepacked": 1}).prepacked == 1
+
+
+def test_an_engine_uses_them_for_packed_rows_and_not_for_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, used = wide(), []
+    original = Linears.packed
+
+    def counted(self: Linears) -> Any:
+        used.append(self)
+        return original(self)
+
+    monkeypatch.setattr(Linears, "packed", counted)
+    budget = Budget(tokens=500, logits=500, cells=10**6, slots=2, threads=1, prepacked=1)
+    requests = [Request(position=i, kind="score", context="The sky is", continuation=end, item=0)
+                for i, end in enumerate((" blue", " ab"))]
+    found = []
+    for packed in (True, False):
+        engine = Engine(model, byte_tokenizer(), packed=packed, budget=budget)
+        [batch] = engine.run(engine.plan(requests), set())
+        found.append([batch.responses[i].logprob for i in range(2)])
+        assert bool(used) is packed
+        used.clear()
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
