@@ -174,7 +174,7 @@ def cgroup_memory(root: Path) -> int:
 
 
 def set_threads(count: int | None = None) -> int:
-    """Set torch's CPU threads and return the number in force.
+    """Set torch's CPU threads, and how its memory is freed, and return the number of threads in force.
 
     None: torch's own choice, but no more than the cores that this process may use.
     """
