@@ -23,6 +23,8 @@ import torch
 NAME = "aftertune"
 #: Scores of one block of queries, at most: what still lies in a CPU's cache.
 BLOCK = 2**20
+#: The same on an accelerator, where many small products cost more than memory.
+WIDE = 2**26
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aftertune.engine.attention import BLOCK, Call, weights
+from aftertune.engine.attention import BLOCK, WIDE, Call, weights
 from aftertune.engine.trie import Row, sees
 
 #: Called with layer, keys and values [tokens, kv heads, size] of a flat batch.
@@ -67,7 +67,8 @@ class Rows:
                 for x in (key, value))
         out = q.new_empty(shared, n, length, group, v.shape[-1])
         past = self.prefix.length if self.prefix else 0
-        step = max(BLOCK // (shared * n * group * (past + length)), 16)
+        limit = BLOCK if self.device.type == "cpu" else WIDE
+        step = max(limit // (shared * n * group * (past + length)), 16)
         for start in range(0, length, step):
             end = min(start + step, length)
             block = q[:, :, start:end].reshape(shared * n, (end - start) * group, size)
