@@ -144,11 +144,12 @@ class TaskParity:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is compared: tasks with their number of items, the cap of generated tokens, and the folder that
-    holds the rolling task."""
+    holds the rolling task; softmax: lm-eval's dtype of log-softmax, None for its own choice."""
 
     tasks: Mapping[str, int]
     folder: Path
     max_tokens: int | None = None
+    softmax: str | None = None
 
     @property
     def generation(self) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def theirs(model: Any, tokenizer: Any, plan: Plan, batch_size: int) -> Side:
     samples: dict[str, list[Sample]] = {}
     values: dict[tuple[str, str], float] = {}
     with _quiet():
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size,
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=plan.softmax,
                   dtype=str(model.dtype).removeprefix("torch."))
         for one in loaded:
             name = one.settings.task
@@ -366,6 +367,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default=MODEL, help="any model source")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--softmax-dtype", choices=("float32",), help="of lm-eval's log-softmax (its own choice is the "
+                        "model's: in bfloat16 its sums are so coarse that different choices tie)")
     parser.add_argument("--text", type=Path, help="text file of `rolling` (default: lm-eval's manual)")
     return parser.parse_args(argv)
 
@@ -385,7 +388,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{given.model}, {dtype} on {device}, {threads} threads, lm-eval {metadata.version('lm_eval')}")
     with tempfile.TemporaryDirectory() as folder:
         write_rolling(Path(folder), given.text.read_text(encoding="utf-8") if given.text else manual())
-        plan = Plan(tasks=_limits(given), folder=Path(folder), max_tokens=given.max_tokens)
+        plan = Plan(tasks=_limits(given), folder=Path(folder), max_tokens=given.max_tokens,
+                    softmax=given.softmax_dtype)
         sides = (ours(model, tokenizer, plan, threads), theirs(model, tokenizer, plan, 1))
         wider = None if dtype == "float32" else theirs(model, tokenizer, plan, 8)
     broken = check(sides, model, tokenizer, wider)
