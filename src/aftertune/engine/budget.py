@@ -44,7 +44,8 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
     tokens = min(TOKENS.get(device, 4096), max(free // 2 // layer, 128))
     logits = max(min(free // 4, 2**29) // (vocabulary * size), 16)
     cells = max(min(free // 4, 2**29) // (size * (heads + 2)), 2**16)
-    cache = 2 * layers * hidden * shared // heads * size * ROOM
+    kept = 4 if device == "cpu" else size  # attention, and so what slots hold, is in float32 there
+    cache = 2 * layers * hidden * shared // heads * kept * ROOM
     slots = max(min(SLOTS.get(device, 16), free // 2 // max(cache, 1)), 1)
     return Budget(tokens=int(tokens), logits=int(logits), cells=int(cells), slots=int(slots), threads=threads,
                   prepacked=int(worthwhile(model, free)))
