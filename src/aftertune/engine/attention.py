@@ -55,6 +55,11 @@ class Layout(Protocol):
 _in_force: list[Layout] = []
 
 
+def in_force() -> Layout | None:
+    """The layout that a pass runs under, if one of ours."""
+    return _in_force[-1] if _in_force else None
+
+
 def supported(base: Any) -> bool:
     """True where the family takes its attention by name (Falcon, BLOOM and MPT do not)."""
     check = getattr(base, "_can_set_attn_implementation", None)
@@ -83,13 +88,8 @@ def _attend(layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Ten
     if strange:
         raise NotImplementedError(f"attention with {', '.join(strange)}")
     call = Call(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window or None, softcap)
-    q, k, v = (_exact(x[0].transpose(0, 1)) for x in (query, key, value))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     return _in_force[-1].attend(layer, q, k, v, call)[None].to(query.dtype), None
-
-
-def _exact(x: torch.Tensor) -> torch.Tensor:
-    """In float32 on a CPU: scores rounded to bfloat16 move answers more than a change of lm-eval's batch size does."""
-    return x.float() if x.device.type == "cpu" else x
 
 
 def _register() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from aftertune.engine import kernels
 from aftertune.engine.linears import worthwhile
+from aftertune.engine.native import suits
 from aftertune.engine.schedule import ROOM, Budget
 from aftertune.engine.scorer import text_config
 from aftertune.errors import InputError
@@ -44,8 +46,9 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
     tokens = min(TOKENS.get(device, 4096), max(free // 2 // layer, 128))
     logits = max(min(free // 4, 2**29) // (vocabulary * size), 16)
     cells = max(min(free // 4, 2**29) // (size * (heads + 2)), 2**16)
-    kept = 4 if device == "cpu" else size  # attention, and so what slots hold, is in float32 there
+    native = device == "cpu" and suits(config) and not kernels.missing()
+    kept = 4 if device == "cpu" and not native else size  # torch's attention, and what slots hold, is float32 there
     cache = 2 * layers * hidden * shared // heads * kept * ROOM
     slots = max(min(SLOTS.get(device, 16), free // 2 // max(cache, 1)), 1)
     return Budget(tokens=int(tokens), logits=int(logits), cells=int(cells), slots=int(slots), threads=threads,
-                  prepacked=int(worthwhile(model, free)))
+                  prepacked=int(worthwhile(model, free)), kernels=int(native))

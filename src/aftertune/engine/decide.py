@@ -8,8 +8,6 @@ and plain, and a prompt is stepped through; where they differ the engine falls b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +17,11 @@ from numpy.typing import NDArray
 from aftertune.engine.attention import supported
 from aftertune.engine.decoder import Decoder
 from aftertune.engine.encode import Sequence
+from aftertune.engine.fast import Fast
 from aftertune.engine.memory import out_of_memory
+from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer, text_config, unwrapped
-from aftertune.engine.trie import row
+from aftertune.engine.trie import Row, row
 
 #: Largest difference of a token's log-probability between packed and plain rows, in float32.
 TOLERANCE = 1e-3
@@ -94,11 +94,11 @@ def _prompt_learning(model: Any) -> bool:
 
 
 def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], prompts: list[tuple[int, ...]],
-           decision: Decision, fast: Callable[[], AbstractContextManager[None]] = nullcontext) -> Decision:
+           decision: Decision, fast: Fast | None = None) -> Decision:
     """Run the longest and a median item packed and plain, and step through the longest prompt's last tokens.
 
-    shared: items by the prefix that is computed once for them. fast: the context that packed rows run in, plain ones
-    don't. Falls back to plain rows where the two differ.
+    shared: items by the prefix that is computed once for them. fast: what packed rows compute with, plain ones don't.
+    Falls back to plain rows where the two differ.
     """
     if not decision.packed or not (any(items for _, items in shared) or prompts):
         return decision
@@ -107,33 +107,43 @@ def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], pro
     if not samples and tail is None:
         return decision
     plain = Scorer(model, packed=False)
-    singles = [row([pair]) for _, group in samples for pair in group][:8] + ([row([tail])] if tail else [])
+    singles = _singles(samples) + ([row([tail])] if tail else [])
     scores = {p: s for one in singles for p, s in plain.run([one]).items()}
     alone = {p: s.logprobs for p, s in scores.items()}
-    bound = TOLERANCE
-    if str(model.dtype) != "torch.float32":
-        together = {p: s.logprobs for p, s in plain.run(singles).items()}
-        step = _step(model.dtype, max(abs(s.top) for s in scores.values()))
-        bound = max(FACTOR * _gap(alone, together), ROUNDING * step, TOLERANCE)
     try:
-        with fast():
-            packed = _packed(model, samples, tail)
+        fast = fast or Fast(model, Budget(0, 0, 0, 0, 0))
+        with fast.on():
+            packed = _packed(Scorer(model, packed=True, kit=fast.kit), samples, tail)
     except (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError) as error:
         if out_of_memory(error):
             raise  # says nothing of the model, and another time the plan would be another
         reason = " ".join(str(error).split())[:120]
         return Decision(False, f"plain rows: this model does not take flat batches ({reason})")
-    gap = _gap(alone, packed)
+    gap, bound = _gap(alone, packed), TOLERANCE
+    if str(model.dtype) != "torch.float32":
+        bound = max(ROUNDING * _step(model.dtype, max(abs(s.top) for s in scores.values())), TOLERANCE)
+        if not gap <= bound:
+            together = {p: s.logprobs for p, s in plain.run(singles).items()}
+            bound = max(FACTOR * _gap(alone, together), bound)
     if not gap <= bound:
         return Decision(False, f"plain rows: packed rows moved a token's log-probability by {gap:.2g}, "
                                f"more than {bound:.2g}")
     return Decision(True, f"packed rows (verified: {gap:.1e} against plain rows, {bound:.1e} allowed)")
 
 
-def _packed(model: Any, samples: list[tuple[tuple[int, ...], Branches]], tail: tuple[int, Sequence] | None
+def _singles(samples: list[tuple[tuple[int, ...], Branches]]) -> list[Row]:
+    """Plain rows of the samples' first and last branches; of those with the same input one is enough."""
+    found = {}
+    for _, group in samples:
+        by_input = {s.tokens[:-1]: (p, s) for p, s in group}
+        for pair in (*by_input.values(),)[:: max(len(by_input) - 1, 1)]:
+            found[pair[0]] = row([pair])
+    return list(found.values())
+
+
+def _packed(scorer: Scorer, samples: list[tuple[tuple[int, ...], Branches]], tail: tuple[int, Sequence] | None
             ) -> dict[int, NDArray[np.float32]]:
     """Log-probabilities by request position, packed; those of ``tail`` by the decoder, step by step."""
-    scorer = Scorer(model, packed=True)
     found: dict[int, NDArray[np.float32]] = {}
     for prefix in dict.fromkeys(prefix for prefix, _ in samples):
         rows = [row(group, len(prefix)) for other, group in samples if other == prefix]

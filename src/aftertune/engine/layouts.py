@@ -21,6 +21,11 @@ from aftertune.engine.trie import Row, sees
 Keep = Callable[[Any, torch.Tensor, torch.Tensor], None]
 
 
+def _exact(x: torch.Tensor) -> torch.Tensor:
+    """In float32 on a CPU: scores rounded to bfloat16 move answers more than a change of lm-eval's batch size does."""
+    return x.float() if x.device.type == "cpu" else x
+
+
 class Prefix:
     """Keys and values of tokens that many sequences begin with, by layer: two tensors [kv heads, tokens, size]."""
 
@@ -57,6 +62,7 @@ class Rows:
     def attend(self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call
                ) -> torch.Tensor:
         """Attention of every token over its own row, and over the prefix."""
+        query, key, value = map(_exact, (query, key, value))
         if self.keep is not None:
             self.keep(layer, key, value)
         heads, shared, size = query.shape[1], key.shape[1], query.shape[2]
@@ -184,6 +190,7 @@ class Step:
     def attend(self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call
                ) -> torch.Tensor:
         """Attention of each new token over its slot and the prefix; its own key and value join the slot."""
+        query, key, value = map(_exact, (query, key, value))
         n, (heads, size), shared = self.active, query.shape[1:], key.shape[1]
         places = torch.arange(n, device=query.device)
         k, v = self.slots.held(layer, key, value)

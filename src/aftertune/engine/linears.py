@@ -1,7 +1,8 @@
 """Linear layers on a CPU with their weights in the layout that oneDNN computes in.
 
 torch hands the plain layout to its matrix products, which pack it anew at every call: cheap for a thousand rows, half
-of the time for a few. Packed once, all shapes gain (docs/log.md has the figures), for one more copy of the weights.
+of the time for a few. Packed once, all shapes gain (docs/log.md has the figures), for one more copy of the weights;
+and what follows a product (an activation, a sum) is done while its numbers are at hand.
 
     linears = Linears(model)
     with linears.packed():          every nn.Linear of the model computes from its packed copy meanwhile
@@ -14,22 +15,30 @@ These are torch's own operators for compiled graphs (``torch.ops.mkldnn``); wher
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import silu
 
 #: Rows that the layout is chosen for; it serves any number of them.
 ROWS = 64
+#: Of tensors, one tensor.
+Function = Callable[..., torch.Tensor]
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
+def plain(module: Any) -> bool:
+    """True for a layer that can be packed: plain, linear, on a CPU; the one inside an adapter too."""
+    return type(module) is torch.nn.Linear and module.weight.device.type == "cpu" \
+        and module.weight.dtype in _DTYPES and min(module.weight.shape) >= ROWS \
+        and (module.bias is None or module.bias.dtype == module.weight.dtype)
+
+
 def layers(model: Any) -> list[Any]:
-    """The layers that can be packed: plain linear ones on a CPU, under adapters too."""
-    return [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.device.type == "cpu"
-            and m.weight.dtype in _DTYPES and (m.bias is None or m.bias.dtype == m.weight.dtype)
-            and min(m.weight.shape) >= ROWS]
+    """Those of a model."""
+    return [m for m in model.modules() if plain(m)]
 
 
 def worthwhile(model: Any, free: int) -> bool:
@@ -41,29 +50,66 @@ def worthwhile(model: Any, free: int) -> bool:
 
 
 class Linears:
-    """The packed copies of one model's linear layers, made when they are first needed."""
+    """The packed copies of one model's linear layers, each made when it is first needed."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._copies: dict[Any, Any] = {}
+        self._on = False
+        self._copies: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     @contextlib.contextmanager
     def packed(self) -> Iterator[None]:
         """The model computes from the packed copies meanwhile."""
         found = layers(self.model)
-        with torch.no_grad():
-            for layer in found:
-                if layer not in self._copies:
-                    self._copies[layer] = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
         for layer in found:
-            layer.forward = partial(_forward, self._copies[layer], layer.bias)
+            layer.forward = partial(self._forward, layer)
+        self._on = True
         try:
             yield
         finally:
+            self._on = False
             for layer in found:
                 del layer.forward
 
+    def joined(self, *layers: Any) -> Function:
+        """x [rows, columns] -> what each of the layers makes of it, side by side; one product where all are packed."""
+        if not self._takes(*layers) or len({layer.bias is None for layer in layers}) > 1:
+            return lambda x: torch.cat([layer(x) for layer in layers], -1)
+        return partial(self._forward, *layers)
 
-def _forward(weight: Any, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    def added(self, layer: Any) -> Function:
+        """x, y -> layer(x) + y."""
+        if not self._takes(layer):
+            return lambda x, y: layer(x) + y
+        weight, bias = self._copy(layer)
+        return lambda x, y: _binary(x, y, weight, bias, "add")
+
+    def gated(self, gate: Any, up: Any) -> Function:
+        """x -> silu(gate(x)) * up(x)."""
+        if not self._takes(gate, up):
+            return lambda x: silu(gate(x)) * up(x)
+        (weight, bias), opened = self._copy(up), partial(self._forward, gate, then="swish")
+        return lambda x: _binary(x, opened(x), weight, bias, "mul")
+
+    def _takes(self, *layers: Any) -> bool:
+        return self._on and all(map(plain, layers))
+
+    def _forward(self, *given: Any, then: str = "none") -> torch.Tensor:
+        """Of layers and x: what the layers make of it."""
+        weight, bias = self._copy(*given[:-1])
+        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(given[-1], weight, bias, then, [], "")
+        return made
+
+    def _copy(self, *layers: Any) -> tuple[Any, Any]:
+        """Packed weight and bias of layers, one under the other."""
+        if layers not in self._copies:
+            with torch.no_grad():
+                weight = torch.cat([m.weight for m in layers]) if len(layers) > 1 else layers[0].weight.detach()
+                bias = None if layers[0].bias is None else torch.cat([m.bias for m in layers])
+                self._copies[layers] = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), bias
+        return self._copies[layers]
+
+
+def _binary(x: torch.Tensor, y: torch.Tensor, weight: Any, bias: Any, then: str) -> torch.Tensor:
+    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, bias, then)
     return made

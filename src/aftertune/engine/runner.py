@@ -24,8 +24,8 @@ from aftertune.engine.decide import Branches, Decision, decide, verify
 from aftertune.engine.decoder import Decoder, Wave, takes_slots
 from aftertune.engine.encode import Encoder, Generation, Prompt, window
 from aftertune.engine.encode import Sequence as Tokens
+from aftertune.engine.fast import Fast
 from aftertune.engine.generator import Generator
-from aftertune.engine.linears import Linears
 from aftertune.engine.memory import one_row, split_on_oom
 from aftertune.engine.prefix import Group, common, share
 from aftertune.engine.schedule import Budget
@@ -82,8 +82,7 @@ class Engine:
         self.packed = packed
         self.budget = budget
         self.encoder = Encoder(tokenizer, window(text_config(model), tokenizer))
-        linears = Linears(model)
-        self.fast = linears.packed if packed and budget.prepacked else contextlib.nullcontext
+        self.fast = Fast(model, budget)
 
     def plan(self, requests: Sequence[Request]) -> Plan:
         """Encode, decide whether rows may be packed, and cut into batches."""
@@ -125,7 +124,7 @@ class Engine:
                 if on_halving:
                     on_halving(index, rows)
 
-            with self.fast() if plan.decision.packed else contextlib.nullcontext():
+            with self.fast.on() if plan.decision.packed else contextlib.nullcontext():
                 responses = runs.job(job, halved)
             yield Batch(index, responses, job.cost)
 
@@ -229,7 +228,7 @@ class _Runs:
         self.engine = engine
         self.plan = plan
         self.tick = tick
-        self.scorer = Scorer(engine.model, packed=plan.decision.packed)
+        self.scorer = Scorer(engine.model, packed=plan.decision.packed, kit=engine.fast.kit)
         self.generator = Generator(engine.model, engine.tokenizer)
         self.decoder = Decoder(self.scorer, engine.tokenizer, tokens=plan.budget.tokens)
 

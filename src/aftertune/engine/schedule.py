@@ -21,7 +21,8 @@ WAVE = 4
 class Budget:
     """What one batch may hold. tokens: padded tokens; logits: kept positions (each costs a row of the
     vocabulary); cells: padded length squared times rows, the attention mask; slots: sequences generated
-    together; threads: CPU threads; prepacked: 1 where linear layers compute from packed copies of their weights."""
+    together; threads: CPU threads; prepacked: 1 where linear layers compute from packed copies of their weights;
+    kernels: 1 where attention and what lies around it run in the kernels."""
 
     tokens: int
     logits: int
@@ -29,6 +30,7 @@ class Budget:
     slots: int
     threads: int
     prepacked: int = 0
+    kernels: int = 0
 
     def stored(self) -> dict[str, int]:
         return asdict(self)

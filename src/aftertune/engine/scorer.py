@@ -10,7 +10,7 @@ target go through the output head, and log-softmax is in float32.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from aftertune.engine import kernels, layouts, native
 from aftertune.engine.attention import attending
-from aftertune.engine.layouts import Prefix, Rows
 from aftertune.engine.trie import Row, path
 
 #: Rows of logits turned into float32 at a time, on a CPU.
@@ -51,13 +51,14 @@ def text_config(model: Any) -> Any:
 
 
 class Scorer:
-    """Scores rows with one model, packed or plain."""
+    """Scores rows with one model, packed or plain. kit: the module of the layouts' classes, `layouts` or `native`."""
 
-    def __init__(self, model: Any, *, packed: bool) -> None:
+    def __init__(self, model: Any, *, packed: bool, kit: Any = layouts) -> None:
         self.model = model
         self.packed = packed
+        self.kit = kit
         self._keeps = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
-        self._prefix: tuple[tuple[int, ...], Prefix] | None = None
+        self._prefix: tuple[tuple[int, ...], Any] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -67,10 +68,14 @@ class Scorer:
     def run(self, rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> dict[int, TokenScores]:
         """Scores of every branch of ``rows``, by request position. prefix: tokens before every row (packed only)."""
         if not self.packed:
-            return _read(self._padded(rows), rows)
-        layout = Rows(rows, device=self.device, dtype=self.model.dtype, prefix=self.prefix(prefix))
+            return _read(self._padded(rows), rows, self.summary)
+        layout = self.kit.Rows(rows, device=self.device, dtype=self.model.dtype, prefix=self.prefix(prefix))
         with attending(self.model, layout):
-            return _read(self.flat(rows), rows)
+            return _read(self.flat(rows), rows, self.summary)
+
+    def summary(self, logits: torch.Tensor) -> Summary:
+        """What log-probabilities need of logits [kept, vocabulary]."""
+        return Summary(logits, *kernels.summarise(logits)) if self.kit is native else Summary(logits, *_norms(logits))
 
     def flat(self, rows: Sequence[Row]) -> torch.Tensor:
         """Logits [kept positions of all rows, vocabulary] of rows that lie end to end, under a layout in force."""
@@ -78,7 +83,7 @@ class Scorer:
         keep = np.concatenate([start + row.keep for start, row in zip(starts, rows, strict=True)])
         return self.forward(_joined(rows, "tokens"), torch.from_numpy(keep), _joined(rows, "depth"))
 
-    def prefix(self, tokens: tuple[int, ...]) -> Prefix | None:
+    def prefix(self, tokens: tuple[int, ...]) -> Any:
         """Keys and values of ``tokens``; the last ones asked for are kept."""
         if not tokens:
             return None
@@ -87,9 +92,9 @@ class Scorer:
             self._prefix = (tokens, self._compute(tokens))
         return self._prefix[1]
 
-    def _compute(self, tokens: tuple[int, ...]) -> Prefix:
-        prefix, one = Prefix(len(tokens)), path(tokens)
-        with attending(self.model, Rows([one], device=self.device, dtype=self.model.dtype, keep=prefix.keep)):
+    def _compute(self, tokens: tuple[int, ...]) -> Any:
+        prefix, one = self.kit.Prefix(len(tokens)), path(tokens)
+        with attending(self.model, self.kit.Rows([one], device=self.device, dtype=self.model.dtype, keep=prefix.keep)):
             self.flat([one])
         return prefix
 
@@ -124,7 +129,19 @@ def _joined(rows: Sequence[Row], name: str) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([getattr(row, name) for row in rows]))
 
 
-def _read(logits: torch.Tensor, rows: Sequence[Row]) -> dict[int, TokenScores]:
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Logits [kept, vocabulary] and what is known of each row [kept]: norm, the log of its sum of exponentials; top,
+    its largest logit; best, the index of that (float32, float32, int64), None where it was not looked for."""
+
+    logits: torch.Tensor
+    norm: torch.Tensor
+    top: torch.Tensor
+    best: torch.Tensor | None = None
+
+
+def _read(logits: torch.Tensor, rows: Sequence[Row], summary: Callable[[torch.Tensor], Summary]
+          ) -> dict[int, TokenScores]:
     """Gather each branch's targets from the kept logits."""
     flat: list[NDArray[np.int64]] = []
     offset = 0
@@ -134,14 +151,11 @@ def _read(logits: torch.Tensor, rows: Sequence[Row]) -> dict[int, TokenScores]:
     branches = [b for row in rows for b in row.branches]
     index = torch.from_numpy(np.concatenate(flat)).to(logits.device)
     target = torch.from_numpy(np.concatenate([b.targets for b in branches])).to(logits.device)
-    norm, top = _norms(logits)
+    known = summary(logits)
     chosen = logits[index, target].float()
-    logprobs = (chosen - norm[index]).cpu().numpy()
-    best = chosen == top[index]
-    ties = _whole(best, [len(b.targets) for b in branches])  # equal logits: only the first of them is the argmax
-    if bool(ties.any()):
-        best[ties] = logits[index[ties]].argmax(-1) == target[ties]
-    greedy, tops = best.cpu().numpy(), top[index].cpu().numpy()
+    logprobs = (chosen - known.norm[index]).cpu().numpy()
+    sizes = [len(b.targets) for b in branches]
+    greedy, tops = _greedy(known, chosen, index, target, sizes).cpu().numpy(), known.top[index].cpu().numpy()
     scores, start = {}, 0
     for branch in branches:
         end = start + len(branch.targets)
@@ -149,6 +163,18 @@ def _read(logits: torch.Tensor, rows: Sequence[Row]) -> dict[int, TokenScores]:
                                               float(tops[start:end].max()))
         start = end
     return scores
+
+
+def _greedy(known: Summary, chosen: torch.Tensor, index: torch.Tensor, target: torch.Tensor, sizes: list[int]
+            ) -> torch.Tensor:
+    """Was each target the argmax? Of equal logits the first one is; they are looked at only where it matters."""
+    if known.best is not None:
+        return known.best[index] == target
+    best = chosen == known.top[index]
+    ties = _whole(best, sizes)
+    if bool(ties.any()):
+        best[ties] = known.logits[index[ties]].argmax(-1) == target[ties]
+    return best
 
 
 def _whole(flags: torch.Tensor, sizes: list[int]) -> torch.Tensor:

@@ -1,0 +1,42 @@
+"""What packed rows compute with: layouts of torch operators, or on a CPU packed weights, kernels and fused layers.
+
+    fast = Fast(model, budget)
+    scorer = Scorer(model, packed=True, kit=fast.kit)
+    with fast.on():
+        scorer.run(rows)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from aftertune.engine import kernels, layouts, native
+from aftertune.engine.blocks import Blocks
+from aftertune.engine.linears import Linears
+from aftertune.engine.schedule import Budget
+from aftertune.errors import ResourceError
+
+
+class Fast:
+    """The means that a budget names, for one model. kit: the module of the layouts' classes."""
+
+    def __init__(self, model: Any, budget: Budget) -> None:
+        if budget.kernels and kernels.missing():
+            raise ResourceError(f"this evaluation was begun with compiled kernels, and here are none: "
+                                f"{kernels.missing()}; go on with it where it was begun, or begin anew with --fresh")
+        self.budget = budget
+        self.kit: Any = native if budget.kernels else layouts
+        self.linears = Linears(model)
+        self.blocks = Blocks(model, self.linears)
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        """The model computes with them meanwhile."""
+        with contextlib.ExitStack() as stack:
+            if self.budget.prepacked:
+                stack.enter_context(self.linears.packed())
+            if self.budget.kernels:
+                stack.enter_context(self.blocks.fused())
+            yield

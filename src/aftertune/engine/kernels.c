@@ -1,0 +1,481 @@
+/* The engine's kernels on a CPU: attention over trie rows and over KV slots, RMS norm, rotary embedding, and what a
+ * row of logits comes to. Compiled on the machine that runs them, by kernels.py, which also says what each takes.
+ *
+ * Numbers are float32 or bfloat16 ("half"); sums and softmax are float32 throughout. A result depends on its own
+ * inputs alone, never on the number of threads or on what else is in the batch.
+ *
+ * Keys lie in tiles of 16: [tiles, size, 16], so that one vector holds one dimension of 16 keys. A tile's last keys
+ * are zero where a row has fewer. Values lie as they are: [keys, size].
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define W 16
+#ifdef __AVX512F__
+#define WIDE 4 /* vectors of a block of columns: 6 rows x 4 vectors fill the registers */
+#else
+#define WIDE 1
+#endif
+#define TALL 6
+#define ROWS 48 /* rows of queries that a task takes, at most */
+#define SCORES 65536 /* and scores that it holds: they stay in the second-level cache */
+
+typedef float vec __attribute__((vector_size(64), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t uvec __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t hvec __attribute__((vector_size(32), aligned(2)));
+
+INLINE float widen(uint16_t x) {
+    union { uint32_t i; float f; } u = {(uint32_t)x << 16};
+    return u.f;
+}
+
+INLINE uint16_t narrow(float x) { /* round to nearest, ties to even */
+    union { float f; uint32_t i; } u = {x};
+    if ((u.i & 0x7fffffff) > 0x7f800000) return 0x7fc0;
+    return (uint16_t)((u.i + 0x7fff + ((u.i >> 16) & 1)) >> 16);
+}
+
+INLINE float get(const void *p, int64_t i, int half) {
+    return half ? widen(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+
+INLINE void put(void *p, int64_t i, float x, int half) {
+    if (half) ((uint16_t *)p)[i] = narrow(x);
+    else ((float *)p)[i] = x;
+}
+
+INLINE vec load(const void *p, int64_t i, int half) {
+    if (!half) return *(const vec *)((const float *)p + i);
+    uvec wide = __builtin_convertvector(*(const hvec *)((const uint16_t *)p + i), uvec) << 16;
+    return (vec)wide;
+}
+
+INLINE void store(void *p, int64_t i, vec x, int half) {
+    if (!half) {
+        *(vec *)((float *)p + i) = x;
+        return;
+    }
+    uvec u = (uvec)x;
+    uvec r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    uvec nan = (uvec)(x != x);
+    *(hvec *)((uint16_t *)p + i) = __builtin_convertvector((r & ~nan) | (0x7fc0 & nan), hvec);
+}
+
+INLINE vec either(ivec which, vec a, vec b) { return (vec)(((ivec)a & which) | ((ivec)b & ~which)); }
+
+INLINE vec larger(vec a, vec b) { return either(a > b, a, b); }
+
+INLINE float total(vec x) {
+    float sum = 0;
+    for (int i = 0; i < W; i++) sum += x[i];
+    return sum;
+}
+
+INLINE float largest(vec x) {
+    float best = x[0];
+    for (int i = 1; i < W; i++) best = x[i] > best ? x[i] : best;
+    return best;
+}
+
+/* e^x for x <= 0: Cephes' expf (Moshier), whose polynomial is good to 2 units in the last place. */
+INLINE vec exponential(vec x) {
+    const vec magic = (vec){} + 12582912.0f;
+    vec n = x * 1.44269504f + magic;
+    ivec power = ((ivec)n - (ivec)magic + 127) << 23;
+    n -= magic;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return either(x < -87.0f, (vec){}, p * (vec)power); /* NaN stays NaN */
+}
+
+/* c[rows, 16 * wide] (+)= a[rows, depth] b; vector (k, n) of b is at k * step + n * stride. */
+INLINE void block(const float *a, int64_t lda, const void *b, int64_t step, int64_t stride, int half, int64_t depth,
+                  float *c, int64_t ldc, int add, const int rows, const int wide) {
+    vec sum[TALL][WIDE];
+#pragma GCC unroll 6
+    for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < wide; n++) sum[m][n] = add ? *(vec *)(c + m * ldc + n * W) : (vec){};
+    for (int64_t k = 0; k < depth; k++) {
+        vec right[WIDE];
+#pragma GCC unroll 4
+        for (int n = 0; n < wide; n++) right[n] = load(b, k * step + n * stride, half);
+#pragma GCC unroll 6
+        for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
+            for (int n = 0; n < wide; n++) sum[m][n] += right[n] * a[m * lda + k];
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < wide; n++) *(vec *)(c + m * ldc + n * W) = sum[m][n];
+}
+
+#define COLUMNS(R) \
+    switch (w) { \
+    case 1: block(x, lda, y, step, stride, half, depth, z, ldc, add, R, 1); break; \
+    case 2: block(x, lda, y, step, stride, half, depth, z, ldc, add, R, 2 > WIDE ? WIDE : 2); break; \
+    case 3: block(x, lda, y, step, stride, half, depth, z, ldc, add, R, 3 > WIDE ? WIDE : 3); break; \
+    default: block(x, lda, y, step, stride, half, depth, z, ldc, add, R, WIDE); \
+    }
+
+/* The same for any number of rows and vectors. */
+INLINE void product_of(const int half, const float *a, int64_t lda, int64_t rows, const void *b, int64_t step,
+                       int64_t stride, int64_t depth, float *c, int64_t ldc, int64_t vectors, int add) {
+    for (int64_t n = 0; n < vectors; n += WIDE) {
+        int w = vectors - n < WIDE ? (int)(vectors - n) : WIDE;
+        const void *y = half ? (const void *)((const uint16_t *)b + n * stride)
+                             : (const void *)((const float *)b + n * stride);
+        for (int64_t m = 0; m < rows; m += TALL) {
+            const float *x = a + m * lda;
+            float *z = c + m * ldc + n * W;
+            switch (rows - m) {
+            case 1: COLUMNS(1) break;
+            case 2: COLUMNS(2) break;
+            case 3: COLUMNS(3) break;
+            case 4: COLUMNS(4) break;
+            case 5: COLUMNS(5) break;
+            default: COLUMNS(6)
+            }
+        }
+    }
+}
+
+static __attribute__((noinline)) void product(const float *a, int64_t lda, int64_t rows, const void *b, int64_t step,
+                                              int64_t stride, int half, int64_t depth, float *c, int64_t ldc,
+                                              int64_t vectors, int add) {
+    if (half) product_of(1, a, lda, rows, b, step, stride, depth, c, ldc, vectors, add);
+    else product_of(0, a, lda, rows, b, step, stride, depth, c, ldc, vectors, add);
+}
+
+INLINE const void *at(const void *p, int64_t i, int half) {
+    return half ? (const void *)((const uint16_t *)p + i) : (const void *)((const float *)p + i);
+}
+
+static int64_t tiles(int64_t keys) { return (keys + W - 1) / W; }
+
+/* Turn scores[0 .. count) into weights; those of hidden keys are -inf already. Returns the sum of the weights. */
+INLINE float softmax(float *scores, int64_t count) {
+    vec best = (vec){} - INFINITY;
+    for (int64_t j = 0; j < count; j += W) best = larger(*(vec *)(scores + j), best);
+    float top = largest(best);
+    vec sum = {};
+    for (int64_t j = 0; j < count; j += W) {
+        vec e = exponential(*(vec *)(scores + j) - top);
+        *(vec *)(scores + j) = e;
+        sum += e;
+    }
+    return total(sum);
+}
+
+/* Hide keys that lie ``window`` or more depths back, and the padding of the last tile: prefix keys 0 .. past. */
+INLINE void hide_past(float *scores, int64_t past, int64_t depth, int64_t window) {
+    if (window)
+        for (int64_t j = 0; j < past && j <= depth - window; j++) scores[j] = -INFINITY;
+    for (int64_t j = past; j < tiles(past) * W; j++) scores[j] = -INFINITY;
+}
+
+/* Put keys [count, heads, size] of one head into tiles. first: index of the first key in the tiles. */
+INLINE void pack(const void *keys, int64_t ld, void *out, int64_t first, int64_t count, int64_t size, int half) {
+    for (int64_t j = 0; j < count; j++) {
+        int64_t tile = (first + j) / W, place = (first + j) % W;
+        for (int64_t d = 0; d < size; d++) {
+            int64_t to = (tile * size + d) * W + place, from = j * ld + d;
+            if (half) ((uint16_t *)out)[to] = ((const uint16_t *)keys)[from];
+            else ((float *)out)[to] = ((const float *)keys)[from];
+        }
+    }
+}
+
+static void *scratch(int64_t floats) {
+    void *found = NULL;
+    return posix_memalign(&found, 64, (size_t)(floats + W) * sizeof(float)) ? NULL : found;
+}
+
+/* See kernels.py: attend_rows. Returns 0, or 1 where memory ran out. */
+INLINE int rows_of(const int half, const void *q, const void *k, const void *v, void *out, const int64_t *starts,
+                   const int64_t *end, const int64_t *depth, int64_t rows, int64_t heads, int64_t shared,
+                   int64_t size, int64_t ldq, int64_t ldk, const void *past_k, const void *past_v, int64_t past,
+                   int64_t past_room, float scaling, int64_t window) {
+    int64_t group = heads / shared, longest = 0, failed = 0;
+    int64_t *offset = malloc((size_t)(rows + 1) * sizeof(int64_t));
+    if (!offset) return 1;
+    offset[0] = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t length = starts[r + 1] - starts[r];
+        offset[r + 1] = offset[r] + tiles(length);
+        longest = length > longest ? length : longest;
+    }
+    int64_t width = (tiles(past) + tiles(longest)) * W;
+    int64_t queries = SCORES / width / group;
+    if (queries > ROWS / group) queries = ROWS / group;
+    if (queries < 1) queries = 1;
+    int64_t blocks = (longest + queries - 1) / queries, tile = size * W, m_max = queries * group;
+    void *packed = scratch(shared * offset[rows] * tile);
+    if (!packed) {
+        free(offset);
+        return 1;
+    }
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < rows * shared; t++) {
+            int64_t r = t / shared, g = t % shared, length = starts[r + 1] - starts[r];
+            void *to = (void *)at(packed, (g * offset[rows] + offset[r]) * tile, half);
+            if (length % W) memset((void *)at(to, (tiles(length) - 1) * tile, half), 0, tile * (half ? 2 : 4));
+            pack(at(k, starts[r] * ldk + g * size, half), ldk, to, 0, length, size, half);
+        }
+        float *work = scratch(m_max * (2 * size + width + 1));
+        if (!work) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        float *a = work, *o = work + m_max * size, *s = work + 2 * m_max * size, *sums = s + m_max * width;
+#pragma omp for schedule(dynamic)
+        for (int64_t t = 0; t < rows * shared * blocks; t++) {
+            int64_t b = blocks - 1 - t / (rows * shared), r = t % (rows * shared) / shared, g = t % shared;
+            int64_t length = starts[r + 1] - starts[r], from = b * queries;
+            if (!work || from >= length) continue;
+            int64_t to = from + queries < length ? from + queries : length, m = (to - from) * group;
+            int64_t before = tiles(past) * W, all = before + tiles(to) * W;
+            for (int64_t i = 0; i < m; i++)
+                for (int64_t d = 0; d < size; d++)
+                    a[i * size + d] = scaling * get(q, (starts[r] + from + i / group) * ldq
+                                                           + (g * group + i % group) * size + d, half);
+            if (past)
+                product(a, size, m, at(past_k, g * tiles(past_room) * tile, half), W, tile, half, size, s, width,
+                        tiles(past), 0);
+            product(a, size, m, at(packed, (g * offset[rows] + offset[r]) * tile, half), W, tile, half, size,
+                    s + before, width, tiles(to), 0);
+            const int64_t *ends = end + starts[r], *deep = depth + starts[r];
+            int branches = 0;
+            for (int64_t j = 0; j < to; j++) branches |= ends[j] < to;
+            for (int64_t i = 0; i < m; i++) {
+                int64_t token = from + i / group;
+                float *line = s + i * width, *own = line + before;
+                hide_past(line, past, deep[token], window);
+                if (branches)
+                    for (int64_t j = 0; j <= token; j++) own[j] = ends[j] > token ? own[j] : -INFINITY;
+                if (window)
+                    for (int64_t j = 0; j <= token; j++)
+                        own[j] = deep[token] - deep[j] < window ? own[j] : -INFINITY;
+                for (int64_t j = token + 1; j < tiles(to) * W; j++) own[j] = -INFINITY;
+                sums[i] = softmax(line, all);
+            }
+            if (past)
+                product(s, width, m, at(past_v, g * past_room * size, half), size, W, half, past, o, size, size / W, 0);
+            product(s + before, width, m, at(v, starts[r] * ldk + g * size, half), ldk, W, half, to, o, size,
+                    size / W, past > 0);
+            for (int64_t i = 0; i < m; i++) {
+                int64_t place = ((starts[r] + from + i / group) * heads + g * group + i % group) * size;
+                for (int64_t d = 0; d < size; d += W)
+                    store(out, place + d, *(vec *)(o + i * size + d) / sums[i], half);
+            }
+        }
+        free(work);
+    }
+    free(packed);
+    free(offset);
+    return (int)failed;
+}
+
+int attend_rows(int64_t half, const void *q, const void *k, const void *v, void *out, const int64_t *starts,
+                const int64_t *end, const int64_t *depth, int64_t rows, int64_t heads, int64_t shared, int64_t size,
+                int64_t ldq, int64_t ldk, const void *past_k, const void *past_v, int64_t past, int64_t past_room,
+                float scaling, int64_t window) {
+    return half ? rows_of(1, q, k, v, out, starts, end, depth, rows, heads, shared, size, ldq, ldk, past_k, past_v,
+                          past, past_room, scaling, window)
+                : rows_of(0, q, k, v, out, starts, end, depth, rows, heads, shared, size, ldq, ldk, past_k, past_v,
+                          past, past_room, scaling, window);
+}
+
+/* See kernels.py: keep. */
+int keep(int64_t half, const void *k, const void *v, int64_t ld, int64_t count, int64_t shared, int64_t size,
+          void *slot_k, void *slot_v, int64_t room, int64_t first) {
+    int64_t item = half ? 2 : 4;
+#pragma omp parallel for schedule(static) if (count * shared * size > 16384)
+    for (int64_t g = 0; g < shared; g++) {
+        void *to = (void *)at(slot_k, g * tiles(room) * size * W, half);
+        pack(at(k, g * size, half), ld, to, first, count, size, half);
+        for (int64_t j = 0; j < count; j++)
+            memcpy((void *)at(slot_v, (g * room + first + j) * size, half), at(v, j * ld + g * size, half),
+                   (size_t)(size * item));
+    }
+    return 0;
+}
+
+/* See kernels.py: attend_step. */
+INLINE int step_of(const int half, const void *q, const void *k, const void *v, void *out, const int64_t *lengths,
+                   int64_t slots, int64_t heads, int64_t shared, int64_t size, int64_t ldq, int64_t ldk, void *slot_k,
+                   void *slot_v, int64_t room, const void *past_k, const void *past_v, int64_t past,
+                   int64_t past_room, float scaling, int64_t window) {
+    int64_t group = heads / shared, longest = 0, failed = 0, tile = size * W;
+    for (int64_t n = 0; n < slots; n++) longest = lengths[n] > longest ? lengths[n] : longest;
+    int64_t before = tiles(past) * W, width = before + tiles(longest + 1) * W;
+    int64_t together = past ? (24 + group - 1) / group : 1, blocks = (slots + together - 1) / together;
+    int64_t m_max = together * group;
+#pragma omp parallel
+    {
+        float *work = scratch(m_max * (2 * size + width + 1));
+        if (!work) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        float *a = work, *o = work + m_max * size, *s = work + 2 * m_max * size, *sums = s + m_max * width;
+#pragma omp for schedule(dynamic)
+        for (int64_t t = 0; t < blocks * shared; t++) {
+            int64_t g = t % shared, from = t / shared * together;
+            int64_t to = from + together < slots ? from + together : slots, m = (to - from) * group;
+            if (!work) continue;
+            for (int64_t i = 0; i < m; i++)
+                for (int64_t d = 0; d < size; d++)
+                    a[i * size + d] = scaling * get(q, (from + i / group) * ldq + (g * group + i % group) * size + d,
+                                                    half);
+            if (past)
+                product(a, size, m, at(past_k, g * tiles(past_room) * tile, half), W, tile, half, size, s, width,
+                        tiles(past), 0);
+            for (int64_t n = from; n < to; n++) {
+                int64_t keys = lengths[n] + 1, i = (n - from) * group;
+                void *mine = (void *)at(slot_k, (n * shared + g) * tiles(room) * tile, half);
+                void *mine_v = (void *)at(slot_v, (n * shared + g) * room * size, half);
+                pack(at(k, n * ldk + g * size, half), ldk, mine, lengths[n], 1, size, half);
+                memcpy((void *)at(mine_v, lengths[n] * size, half), at(v, n * ldk + g * size, half),
+                       (size_t)(size * (half ? 2 : 4)));
+                product(a + i * size, size, group, mine, W, tile, half, size, s + i * width + before, width,
+                        tiles(keys), 0);
+                for (int64_t e = i; e < i + group; e++) {
+                    float *line = s + e * width, *own = line + before;
+                    hide_past(line, past, past + lengths[n], window);
+                    if (window)
+                        for (int64_t j = 0; j <= lengths[n] - window; j++) own[j] = -INFINITY;
+                    for (int64_t j = keys; j < tiles(keys) * W; j++) own[j] = -INFINITY;
+                    sums[e] = softmax(line, before + tiles(keys) * W);
+                }
+            }
+            if (past)
+                product(s, width, m, at(past_v, g * past_room * size, half), size, W, half, past, o, size, size / W, 0);
+            for (int64_t n = from; n < to; n++) {
+                int64_t i = (n - from) * group;
+                product(s + i * width + before, width, group, at(slot_v, (n * shared + g) * room * size, half), size,
+                        W, half, lengths[n] + 1, o + i * size, size, size / W, past > 0);
+            }
+            for (int64_t i = 0; i < m; i++) {
+                int64_t place = ((from + i / group) * heads + g * group + i % group) * size;
+                for (int64_t d = 0; d < size; d += W)
+                    store(out, place + d, *(vec *)(o + i * size + d) / sums[i], half);
+            }
+        }
+        free(work);
+    }
+    return (int)failed;
+}
+
+int attend_step(int64_t half, const void *q, const void *k, const void *v, void *out, const int64_t *lengths,
+                int64_t slots, int64_t heads, int64_t shared, int64_t size, int64_t ldq, int64_t ldk, void *slot_k,
+                void *slot_v, int64_t room, const void *past_k, const void *past_v, int64_t past, int64_t past_room,
+                float scaling, int64_t window) {
+    return half ? step_of(1, q, k, v, out, lengths, slots, heads, shared, size, ldq, ldk, slot_k, slot_v, room,
+                          past_k, past_v, past, past_room, scaling, window)
+                : step_of(0, q, k, v, out, lengths, slots, heads, shared, size, ldq, ldk, slot_k, slot_v, room,
+                          past_k, past_v, past, past_room, scaling, window);
+}
+
+/* See kernels.py: rms_norm. Rounds where transformers does: before the weight, and after it. */
+INLINE void norm_of(const int half, const void *x, const void *weight, void *out, int64_t rows, int64_t size,
+                    float epsilon) {
+#pragma omp parallel for schedule(static) if (rows * size > 16384)
+    for (int64_t r = 0; r < rows; r++) {
+        vec sum = {};
+        for (int64_t d = 0; d < size; d += W) {
+            vec e = load(x, r * size + d, half);
+            sum += e * e;
+        }
+        float scale = 1.0f / sqrtf(total(sum) / (float)size + epsilon);
+        for (int64_t d = 0; d < size; d += W) {
+            vec e = load(x, r * size + d, half) * scale;
+            if (half) {
+                store(out, r * size + d, e, 1);
+                e = load(out, r * size + d, 1);
+            }
+            store(out, r * size + d, e * load(weight, d, half), half);
+        }
+    }
+}
+
+int rms_norm(int64_t half, const void *x, const void *weight, void *out, int64_t rows, int64_t size, float epsilon) {
+    if (half) norm_of(1, x, weight, out, rows, size, epsilon);
+    else norm_of(0, x, weight, out, rows, size, epsilon);
+    return 0;
+}
+
+/* See kernels.py: rotate. */
+INLINE void rotation_of(const int half, void *x, const void *cosine, const void *sine, int64_t tokens, int64_t heads,
+                        int64_t size, int64_t turned, int64_t ld) {
+    int64_t middle = turned / 2;
+#pragma omp parallel for schedule(static) if (tokens * heads * size > 16384)
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t h = 0; h < heads; h++) {
+            int64_t base = t * ld + h * size, angle = t * turned;
+            int64_t d = 0;
+            for (; d + W <= middle; d += W) {
+                vec a = load(x, base + d, half), b = load(x, base + middle + d, half);
+                store(x, base + d, a * load(cosine, angle + d, half) - b * load(sine, angle + d, half), half);
+                store(x, base + middle + d,
+                      b * load(cosine, angle + middle + d, half) + a * load(sine, angle + middle + d, half), half);
+            }
+            for (; d < middle; d++) {
+                float a = get(x, base + d, half), b = get(x, base + middle + d, half);
+                put(x, base + d, a * get(cosine, angle + d, half) - b * get(sine, angle + d, half), half);
+                put(x, base + middle + d,
+                    b * get(cosine, angle + middle + d, half) + a * get(sine, angle + middle + d, half), half);
+            }
+        }
+}
+
+int rotate(int64_t half, void *x, const void *cosine, const void *sine, int64_t tokens, int64_t heads, int64_t size,
+            int64_t turned, int64_t ld) {
+    if (half) rotation_of(1, x, cosine, sine, tokens, heads, size, turned, ld);
+    else rotation_of(0, x, cosine, sine, tokens, heads, size, turned, ld);
+    return 0;
+}
+
+/* See kernels.py: summarise. */
+INLINE void summary_of(const int half, const void *logits, int64_t rows, int64_t size, float *norm, float *top,
+                       int64_t *best) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t whole = size / W * W, base = r * size;
+        vec high = (vec){} - INFINITY, sum = {};
+        for (int64_t j = 0; j < whole; j += W) high = larger(load(logits, base + j, half), high);
+        float peak = largest(high);
+        for (int64_t j = whole; j < size; j++) {
+            float x = get(logits, base + j, half);
+            peak = x > peak ? x : peak;
+        }
+        for (int64_t j = 0; j < whole; j += W) {
+            sum += exponential(load(logits, base + j, half) - peak);
+        }
+        float all = total(sum);
+        for (int64_t j = whole; j < size; j++) all += expf(get(logits, base + j, half) - peak);
+        int64_t place = 0;
+        while (place < size - 1 && get(logits, base + place, half) != peak) place++;
+        norm[r] = logf(all) + peak;
+        top[r] = peak;
+        best[r] = place;
+    }
+}
+
+int summarise(int64_t half, const void *logits, int64_t rows, int64_t size, float *norm, float *top, int64_t *best) {
+    if (half) summary_of(1, logits, rows, size, norm, top, best);
+    else summary_of(0, logits, rows, size, norm, top, best);
+    return 0;
+}
