@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
+from aftertune.engine.memory import unneeded
+
 #: Rows that the layout is chosen for; it serves any number of them.
 ROWS = 64
 #: Of tensors, one tensor.
@@ -107,6 +109,8 @@ class Linears:
                 weight = torch.cat([m.weight for m in layers]) if len(layers) > 1 else layers[0].weight.detach()
                 bias = None if layers[0].bias is None else torch.cat([m.bias for m in layers])
                 self._copies[layers] = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), bias
+            for layer in layers:
+                unneeded(layer.weight)
         return self._copies[layers]
 
 

@@ -1,8 +1,12 @@
-"""Running out of memory: the failing batch is halved, finished rows stay, and one row that does not fit is told."""
+"""Memory: where it runs out the failing batch is halved, finished rows stay, and one row that does not fit is told;
+what is not needed is handed back."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,3 +56,16 @@ def out_of_memory(error: BaseException) -> bool:
 def _told() -> ResourceError:
     return ResourceError("out of memory with one row in the batch: use a smaller dtype, another --device, or a shorter "
                          "context (--num-fewshot); finished rows are kept")
+
+
+def unneeded(tensor: Any) -> None:
+    """Tell the system that a tensor on a CPU will not be read for a while: pages that a file backs leave memory, and
+    come back when they are read (madvise(2), MADV_PAGEOUT). Does nothing where the system has no such advice."""
+    pageout = 21
+    if sys.platform != "linux":
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (tensor.data_ptr() + tensor.numel() * tensor.itemsize - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0:
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), pageout)
