@@ -20,8 +20,9 @@ import torch
 from transformers.activations import SiLUActivation
 
 from aftertune.engine import kernels
+from aftertune.engine.adapters import Sums, taken_apart
 from aftertune.engine.attention import Call, in_force
-from aftertune.engine.linears import Linears
+from aftertune.engine.linears import Function, Linears, plain
 
 #: Decoder layers that are of this kind, by module and class.
 KIND = frozenset({"llama.modeling_llama.LlamaDecoderLayer", "mistral.modeling_mistral.MistralDecoderLayer",
@@ -55,9 +56,9 @@ class _Block:
         self.usual = layer.forward
         self.attention = attention
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
-        self.project = linears.joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.output, self.down = linears.added(attention.o_proj), linears.added(mlp.down_proj)
-        self.gated = linears.gated(mlp.gate_proj, mlp.up_proj)
+        self.project = _joined(linears, attention.q_proj, attention.k_proj, attention.v_proj)
+        self.output, self.down = _added(linears, attention.o_proj), _added(linears, mlp.down_proj)
+        self.gated = _gated(linears, mlp.gate_proj, mlp.up_proj)
         self.size = attention.head_dim
         self.heads = attention.config.num_attention_heads
         self.turned = self.heads + attention.config.num_key_value_heads
@@ -85,6 +86,41 @@ class _Block:
 def _is_of_kind(module: Any) -> bool:
     name = f"{type(module).__module__}.{type(module).__qualname__}".removeprefix("transformers.models.")
     return name in KIND and isinstance(module.mlp.act_fn, SiLUActivation | torch.nn.SiLU)
+
+
+def _joined(linears: Linears, *layers: Any) -> Function:
+    """x [tokens, columns] -> what each of the layers makes of it, side by side."""
+    parts = [taken_apart(layer) for layer in layers] if linears.on else [None]
+    whole = [part for part in parts if part]
+    if len(whole) < len(layers) or len({base.bias is None for base, _ in whole}) > 1:
+        return lambda x: torch.cat([layer(x) for layer in layers], -1)
+    product = linears.product(*(base for base, _ in whole))
+    sums = Sums([low for _, low in whole], [base.out_features for base, _ in whole])
+    return lambda x: sums.onto(product(x), x)
+
+
+def _added(linears: Linears, layer: Any) -> Function:
+    """x, y -> layer(x) + y."""
+    part = taken_apart(layer) if linears.on else None
+    if part is None:
+        return lambda x, y: layer(x) + y
+    base, low = part
+    combined, sums = linears.combined(base, "add"), Sums([low], [base.out_features])
+    return lambda x, y: sums.onto(combined(x, y), x)
+
+
+def _gated(linears: Linears, gate: Any, up: Any) -> Function:
+    """x -> silu(gate(x)) * up(x)."""
+    if linears.on and plain(gate) and plain(up):
+        opened, combined = linears.product(gate, then="swish"), linears.combined(up, "mul")
+        return lambda x: combined(x, opened(x))
+    joined = _joined(linears, gate, up)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        left, right = joined(x).chunk(2, -1)
+        return torch.nn.functional.silu(left).mul_(right)
+
+    return run
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:

@@ -479,3 +479,36 @@ int summarise(int64_t half, const void *logits, int64_t rows, int64_t size, floa
     else summary_of(0, logits, rows, size, norm, top, best);
     return 0;
 }
+
+/* See kernels.py: add_low. */
+INLINE int low_of(const int half, const float *inner, int64_t ld, const float *b, int64_t rank, float scale, void *out,
+                  int64_t ldo, int64_t tokens, int64_t columns) {
+    int64_t failed = 0, blocks = (tokens + ROWS - 1) / ROWS;
+#pragma omp parallel
+    {
+        float *sums = scratch(ROWS * columns);
+        if (!sums) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < blocks; t++) {
+            int64_t from = t * ROWS, count = tokens - from < ROWS ? tokens - from : ROWS;
+            if (!sums) continue;
+            product(inner + from * ld, ld, count, b, columns, W, 0, rank, sums, columns, columns / W, 0);
+            for (int64_t i = 0; i < count; i++)
+                for (int64_t d = 0; d < columns; d += W) {
+                    int64_t place = (from + i) * ldo + d;
+                    store(out, place, load(out, place, half) + *(vec *)(sums + i * columns + d) * scale, half);
+                }
+        }
+        free(sums);
+    }
+    return (int)failed;
+}
+
+int add_low(int64_t half, const float *inner, int64_t ld, const float *b, int64_t rank, float scale, void *out,
+            int64_t ldo, int64_t tokens, int64_t columns) {
+    return half ? low_of(1, inner, ld, b, rank, scale, out, ldo, tokens, columns)
+                : low_of(0, inner, ld, b, rank, scale, out, ldo, tokens, columns);
+}

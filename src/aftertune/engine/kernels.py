@@ -32,7 +32,8 @@ _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
 _KERNELS = {"attend_rows": "nppppppp" "nnnnnn" "ppnnfn", "attend_step": "nppppp" "nnnnnn" "ppn" "ppnnfn",
-            "keep": "nppnnnn" "ppnn", "rms_norm": "npppnnf", "rotate": "npppnnnnn", "summarise": "npnnppp"}
+            "keep": "nppnnnn" "ppnn", "rms_norm": "npppnnf", "rotate": "npppnnnnn", "summarise": "npnnppp",
+            "add_low": "npnpnfpnnn"}
 
 
 def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape, past: Held | None, scaling: float,
@@ -109,6 +110,12 @@ def summarise(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     best = torch.empty(len(logits), dtype=torch.long)
     _call("summarise", _half(logits), logits, len(logits), logits.shape[-1], norm, top, best)
     return norm, top, best
+
+
+def add_low(out: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+    """out [tokens, columns] += scale * inner [tokens, rank] b [rank, columns], in place; the last two and the sums are
+    float32. Columns are a multiple of 16."""
+    _call("add_low", _half(out), inner, inner.stride(0), b, len(b), scale, out, out.stride(0), *out.shape)
 
 
 def _half(x: torch.Tensor) -> int:

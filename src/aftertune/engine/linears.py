@@ -5,8 +5,9 @@ of the time for a few. Packed once, all shapes gain (docs/log.md has the figures
 and what follows a product (an activation, a sum) is done while its numbers are at hand.
 
     linears = Linears(model)
-    with linears.packed():          every nn.Linear of the model computes from its packed copy meanwhile
+    with linears.packed():                      every nn.Linear of the model computes from its packed copy meanwhile
         model(…)
+    linears.product(layer_a, layer_b)(x)        what both make of x, side by side, in one product
 
 These are torch's own operators for compiled graphs (``torch.ops.mkldnn``); where a build has none, or memory is short,
 `worthwhile` says no and the layers stay as they are.
@@ -20,7 +21,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.functional import silu
 
 from aftertune.engine.memory import unneeded
 
@@ -56,7 +56,7 @@ class Linears:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._on = False
+        self.on = False
         self._copies: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     @contextlib.contextmanager
@@ -65,42 +65,36 @@ class Linears:
         found = layers(self.model)
         for layer in found:
             layer.forward = partial(self._forward, layer)
-        self._on = True
+        self.on = True
         try:
             yield
         finally:
-            self._on = False
+            self.on = False
             for layer in found:
                 del layer.forward
 
-    def joined(self, *layers: Any) -> Function:
-        """x [rows, columns] -> what each of the layers makes of it, side by side; one product where all are packed."""
-        if not self._takes(*layers) or len({layer.bias is None for layer in layers}) > 1:
-            return lambda x: torch.cat([layer(x) for layer in layers], -1)
-        return partial(self._forward, *layers)
+    def product(self, *layers: Any, then: str = "none") -> Function:
+        """x [rows, columns] -> what the layers make of it, side by side; then: "swish" for SiLU of that."""
+        weight, bias = self._copy(*layers)
 
-    def added(self, layer: Any) -> Function:
-        """x, y -> layer(x) + y."""
-        if not self._takes(layer):
-            return lambda x, y: layer(x) + y
+        def run(x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, then, [], "")
+            return made
+
+        return run
+
+    def combined(self, layer: Any, how: str) -> Function:
+        """x, y -> what the layer makes of x, and y; how: "add" or "mul"."""
         weight, bias = self._copy(layer)
-        return lambda x, y: _binary(x, y, weight, bias, "add")
 
-    def gated(self, gate: Any, up: Any) -> Function:
-        """x -> silu(gate(x)) * up(x)."""
-        if not self._takes(gate, up):
-            return lambda x: silu(gate(x)) * up(x)
-        (weight, bias), opened = self._copy(up), partial(self._forward, gate, then="swish")
-        return lambda x: _binary(x, opened(x), weight, bias, "mul")
+        def run(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, bias, how)
+            return made
 
-    def _takes(self, *layers: Any) -> bool:
-        return self._on and all(map(plain, layers))
+        return run
 
-    def _forward(self, *given: Any, then: str = "none") -> torch.Tensor:
-        """Of layers and x: what the layers make of it."""
-        weight, bias = self._copy(*given[:-1])
-        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(given[-1], weight, bias, then, [], "")
-        return made
+    def _forward(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.product(layer)(x)
 
     def _copy(self, *layers: Any) -> tuple[Any, Any]:
         """Packed weight and bias of layers, one under the other."""
@@ -112,8 +106,3 @@ class Linears:
             for layer in layers:
                 unneeded(layer.weight)
         return self._copies[layers]
-
-
-def _binary(x: torch.Tensor, y: torch.Tensor, weight: Any, bias: Any, then: str) -> torch.Tensor:
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, bias, then)
-    return made
