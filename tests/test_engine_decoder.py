@@ -13,10 +13,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from aftertune.engine import prefix
-from aftertune.engine.decoder import Decoder, Wave, takes_slots
+from aftertune.engine.decoder import Decoder, Wave
 from aftertune.engine.encode import Encoder, Generation, Prompt
 from aftertune.engine.generator import Generator
 from aftertune.engine.runner import Engine
+from aftertune.engine.sampler import takes_slots
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
 from aftertune.engine.texts import Ending
@@ -295,10 +296,30 @@ def test_other_rules_of_choice_go_through_generate(values: dict[str, Any]) -> No
     assert by_config == found
 
 
-def test_sampling_goes_through_generate() -> None:
-    assert not takes_slots(byte_llama(), asked({"do_sample": True}))
-    assert not takes_slots(byte_llama(), asked({"temperature": 0.8}))
-    found, slots = texts(byte_llama(), {"temperature": 0.8})
+@pytest.mark.parametrize("values", [
+    {"temperature": 0.8}, {"do_sample": True, "top_k": 7}, {"do_sample": True, "top_p": 0.6, "top_k": 0},
+    {"temperature": 1.5, "min_p": 0.02}], ids=str)
+def test_sampled_texts_are_those_of_generate_whatever_they_sat_beside(values: dict[str, Any]) -> None:
+    model, tokenizer = byte_llama(), byte_tokenizer()
+    assert takes_slots(model, asked(values))
+    found, slots = texts(model, values)
+    assert set(slots) == {2}
+    assert texts(model, values, slots=1)[0] == texts(model, values, slots=5)[0] == found
+    settings = dict(asked(values).options)
+    for n, end in enumerate(ENDS):
+        ids = tokenizer(HEAD + end, return_tensors="pt").input_ids
+        torch.manual_seed(n)
+        with torch.inference_mode():
+            right = model.generate(ids, max_new_tokens=8, do_sample=True, pad_token_id=2, **settings)
+        assert found[n].text == tokenizer.decode(right[0, ids.shape[1]:], skip_special_tokens=True)
+    assert found != texts(model, {})[0]
+
+
+def test_draws_by_other_rules_go_through_generate() -> None:
+    for values in ({"temperature": 0.8, "typical_p": 0.5}, {"temperature": 0.8, "eta_cutoff": 0.1}):
+        assert not takes_slots(byte_llama(), asked(values))
+    assert takes_slots(byte_llama(), asked({"typical_p": 0.5}))
+    found, slots = texts(byte_llama(), {"temperature": 0.8, "typical_p": 0.5})
     assert set(slots) == {0}
     assert len(slots) == len(found) == len(ENDS)
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aftertune.engine.budget import parse_memory, resolve
+from aftertune.engine.budget import PROBE, measured, resolve
 from aftertune.engine.memory import split_on_oom
 from aftertune.engine.schedule import ROOM, Budget, batches, slots, waves
-from aftertune.errors import InputError, ResourceError
+from aftertune.errors import ResourceError
 from eval_cases import byte_llama
 
 shapes = st.lists(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), max_size=40)
@@ -93,18 +93,6 @@ def test_slots_of_more_room_are_fewer(count: int, room: int) -> None:
     assert slots(budget, room + 1) <= found
 
 
-@pytest.mark.parametrize(("text", "size"), [("8GiB", 8 * 2**30), ("500MB", 500 * 10**6), ("1000000", 10**6),
-                                            (" 1.5 gb ", 1_500_000_000), ("64k", 64_000), ("2ki", 2048)])
-def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_memory(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "many", "-1GB", "8 TB", "1e9", "GiB"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="is not a size"):
-        parse_memory(text)
-
-
 def test_less_memory_never_allows_more() -> None:
     model = byte_llama()
     found = [resolve(model, free=free, threads=2) for free in (0, 10**5, 10**6, 10**7, 10**8, 10**9, 10**12)]
@@ -113,6 +101,19 @@ def test_less_memory_never_allows_more() -> None:
     assert all(b.tokens >= 1 and b.logits >= 1 and b.cells >= 1 and b.slots >= 1 for b in found)
     assert found[0] != found[-1]
     assert Budget.load(found[2].stored()) == found[2]
+
+
+@pytest.mark.parametrize(("per_token", "found"), [(1000, 1024), (1024, 1024), (1025, 2048), (0, 1)])
+def test_what_a_token_takes_is_measured_and_rounded_up(per_token: int, found: int) -> None:
+    tokens: list[int] = []
+
+    def peak(run: Any) -> int:
+        tokens.append(run.args[0].numel())
+        run()
+        return 10**6 + per_token * tokens[-1] + 7 * (len(tokens) == 1)
+
+    assert measured(byte_llama(), peak) == found
+    assert tokens == [PROBE, PROBE, 2 * PROBE, 2 * PROBE]
 
 
 @given(st.integers(1, 40), st.sets(st.integers(0, 30), max_size=6))

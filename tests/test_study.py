@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aftertune.errors import InputError
-from aftertune.study import Study, TaskSpec
+from aftertune.study import EvalSpec, Study, TaskSpec, parse_memory
 
 WHOLE = """\
 study: orders
@@ -294,3 +294,17 @@ def test_an_unknown_engine_is_refused(file: Path) -> None:
     assert refused(file, SMALL + "engine: pakced\n") == (
         "`engine`: Input should be packed, plain or lm-eval:NAME, found 'pakced'")
     assert read(file, SMALL + "engine: lm-eval:hf\n").engine == "lm-eval:hf"
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GiB", 8 * 2**30), ("500MB", 500 * 10**6), ("1000000", 10**6),
+                                            (" 1.5 gb ", 1_500_000_000), ("64k", 64_000), ("2ki", 2048)])
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1GB", "8 TB", "1e9", "GiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_memory(text)
+    with pytest.raises(ValueError, match="is not a size"):
+        EvalSpec(model="m", tasks=(TaskSpec(name="t"),), memory=text)

@@ -27,7 +27,7 @@ from aftertune.engine.spot import needs_check, spot_check
 from aftertune.errors import InputError, ResumeRefused, nearest
 from aftertune.harness import HarnessEngine
 from aftertune.ledger import Ledger
-from aftertune.study import EvalSpec, TaskSpec, explain
+from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.tasks.template import Template, template_of
 from aftertune.values import Evaluation, ModelIdentity, Request, Response, digest
@@ -202,7 +202,7 @@ class _Run:
         else:
             free = devices.free_memory(self.device)
             if self.spec.memory is not None:
-                free = min(free, budgets.parse_memory(self.spec.memory))
+                free = min(free, parse_memory(self.spec.memory))
             budget = budgets.resolve(model, free=free, threads=threads)
         return Engine(model, self.tokenizer, packed=name == "packed", budget=budget)
 

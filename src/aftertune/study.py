@@ -25,8 +25,23 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from aftertune.errors import InputError, nearest
 from aftertune.values import digest
 
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of "8GiB", "500MB" or "1000000"; raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write for example 8GiB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def _memory(text: str) -> str:
+    parse_memory(text)
+    return text
 
 
 def _engine_name(name: str) -> str:
@@ -113,7 +128,7 @@ class EvalSpec(Spec):
     include_path: Path | None = None
     allow_task_code: bool = False
     trust_remote_code: bool = False
-    memory: str | None = None
+    memory: Annotated[str, AfterValidator(_memory)] | None = None
     threads: Positive | None = None
     task_source: Literal["auto", "hub", "pack"] = "auto"
     fork: bool = False

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+import numpy as np
+import torch
 
 from aftertune.engine import kernels
 from aftertune.engine.linears import worthwhile
 from aftertune.engine.native import suits
 from aftertune.engine.schedule import ROOM, Budget
-from aftertune.engine.scorer import text_config
-from aftertune.errors import InputError
+from aftertune.engine.scorer import Scorer, text_config
 
-_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
-
-#: Padded tokens of one batch. On a CPU small batches stay in its cache: 512-1024 tokens beat 4096 by a sixth.
+#: Tokens of one batch. On a CPU anything from 1,024 on is as fast (docs/log.md), and takes more memory.
 TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+#: Tokens of the shorter pass of a probe.
+PROBE = 256
 #: Sequences generated together, at most.
 SLOTS = {"cpu": 40, "mps": 32, "cuda": 128}
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of "8GiB", "500MB" or "1000000"."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
-    if not match:
-        raise InputError(f"--memory {text!r} is not a size; write for example 8GiB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
 def resolve(model: Any, *, free: int, threads: int) -> Budget:
     """The budget for ``free`` bytes: a quarter for logits, a quarter for masks, the rest for the layers.
 
-    Keys and values take most of a wave's memory: 2 x layers x heads x head size x bytes a token.
+    What a token of a batch takes in a layer follows from the shapes; on CUDA it is measured, too, and the larger of the
+    two counts. Keys and values take most of a wave's memory: 2 x layers x heads x head size x bytes a token.
     """
     config = text_config(model)
     device = str(model.device).split(":")[0]
@@ -42,7 +38,7 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
     shared = int(getattr(config, "num_key_value_heads", 0) or heads)
     vocabulary = int(getattr(config, "vocab_size", 0) or 32000)
     inner = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
-    layer = (6 * hidden + 3 * inner) * size
+    layer = max((6 * hidden + 3 * inner) * size, measured(model, probe_cuda) if device == "cuda" else 0)
     tokens = min(TOKENS.get(device, 4096), max(free // 2 // layer, 128))
     logits = max(min(free // 4, 2**29) // (vocabulary * size), 16)
     cells = max(min(free // 4, 2**29) // (size * (heads + 2)), 2**16)
@@ -52,3 +48,21 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
     slots = max(min(SLOTS.get(device, 16), free // 2 // max(cache, 1)), 1)
     return Budget(tokens=int(tokens), logits=int(logits), cells=int(cells), slots=int(slots), threads=threads,
                   prepacked=int(worthwhile(model, free)), kernels=int(native))
+
+
+def measured(model: Any, peak: Callable[[Callable[[], Any]], int]) -> int:
+    """Bytes that one more token of a batch takes, from two short passes; as a power of two, so that another run of the
+    same model comes to the same. peak(run): the largest number of bytes in use while ``run`` runs."""
+    scorer, sizes = Scorer(model, packed=False), (PROBE, 2 * PROBE)
+    found = [peak(partial(scorer.forward, torch.ones(1, n, dtype=torch.long), torch.arange(n) == n - 1))
+             for n in sizes for _ in range(2)][1::2]  # the first pass of a size also fills caches
+    return int(2 ** np.ceil(np.log2(max((found[1] - found[0]) / PROBE, 1))))
+
+
+def probe_cuda(run: Callable[[], Any]) -> int:
+    """The peak of a run on CUDA."""
+    torch.cuda.reset_peak_memory_stats()
+    with torch.inference_mode():
+        run()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated())

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from aftertune.engine.attention import attending
 from aftertune.engine.encode import Generation, Prompt
+from aftertune.engine.sampler import Chooser
 from aftertune.engine.scorer import Scorer
 from aftertune.engine.texts import Ending
 from aftertune.engine.trie import path
@@ -31,11 +32,12 @@ REFILL = 8
 
 @dataclass(slots=True)
 class _Text:
-    """A prompt on its way: what of it is not in the prefix, and the tokens that came after it."""
+    """A prompt on its way: what of it is not in the prefix, what its draws come from, and the tokens after it."""
 
     position: int
     prompt: tuple[int, ...]
     truncated: int
+    draws: torch.Generator | None = None
     tokens: list[int] = field(default_factory=list)
 
 
@@ -60,7 +62,9 @@ class Decoder:
     def run(self, prompts: Mapping[int, Prompt], settings: Generation, wave: Wave) -> dict[int, Response]:
         """One wave: the response of each prompt, by request position."""
         ending = Ending(self.scorer.model, self.tokenizer, settings)
-        waiting = deque(_Text(p, q.tokens[len(wave.prefix):], q.truncated) for p, q in prompts.items())
+        choose = Chooser(self.scorer.model, settings)
+        waiting = deque(_Text(p, q.tokens[len(wave.prefix):], q.truncated, choose.seeded(p))
+                        for p, q in prompts.items())
         count = min(wave.slots, len(waiting))
         room = max(len(t.prompt) for t in waiting) + settings.max_tokens
         held = self.scorer.kit.Slots(count, room, device=self.scorer.device)
@@ -76,7 +80,7 @@ class Decoder:
             else:
                 new = active
                 logits = self._step(active, held, before)
-            for text, token in zip(new, logits.argmax(-1).tolist(), strict=True):
+            for text, token in zip(new, choose(logits, [t.draws for t in new]), strict=True):
                 text.tokens.append(token)
             for text in self._collect(active, new, held, ending):
                 done[text.position] = ending.response(text.tokens, text.truncated)
@@ -141,21 +145,3 @@ class Decoder:
                 held.move(len(active), slot)
                 active[slot] = last
         return found
-
-
-#: Fields of a generation config that leave greedy choice alone.
-_HARMLESS = frozenset({
-    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version",
-    "_from_model_config", "max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p",
-    "typical_p", "use_cache", "cache_implementation", "output_attentions", "output_hidden_states",
-    "return_dict_in_generate", "chat_format", "max_window_size", "trust_remote_code", "compile_config"})
-
-
-def takes_slots(model: Any, settings: Generation) -> bool:
-    """True where a text is the argmax, token by token: no sampling, beams, penalties or forced tokens."""
-    config = getattr(model, "generation_config", None)
-    changed = set(config.to_diff_dict()) if config is not None else set()
-    harmful = (changed | {name for name, _ in settings.options}) - _HARMLESS
-    neutral = {"repetition_penalty": 1.0, "num_beams": 1, "length_penalty": 1.0}
-    values = {**{name: getattr(config, name, None) for name in changed}, **dict(settings.options)}
-    return not settings.do_sample and all(values[name] in (neutral.get(name), None) for name in harmful)

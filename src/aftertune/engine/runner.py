@@ -21,13 +21,14 @@ from typing import Any
 
 from aftertune.engine import schedule
 from aftertune.engine.decide import Branches, Decision, decide, verify
-from aftertune.engine.decoder import Decoder, Wave, takes_slots
+from aftertune.engine.decoder import Decoder, Wave
 from aftertune.engine.encode import Encoder, Generation, Prompt, window
 from aftertune.engine.encode import Sequence as Tokens
 from aftertune.engine.fast import Fast
 from aftertune.engine.generator import Generator
 from aftertune.engine.memory import one_row, split_on_oom
 from aftertune.engine.prefix import Group, common, share
+from aftertune.engine.sampler import takes_slots
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer, TokenScores, text_config
 from aftertune.engine.trie import Row, row
