@@ -10,7 +10,7 @@ from aftertune.tuning.encode import IGNORED, Form, encode_all
 from tuning_cases import chat_tokenizer
 
 EXAMPLE = Example((("user", "say w3 twice"),), "w3 w3")
-CHAT, PLAIN = Form(chat_template=True, max_length=64), Form(chat_template=False, max_length=64)
+CHAT, PLAIN, ALPACA = (Form(template, 64) for template in ("chat", "plain", "alpaca"))
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +60,55 @@ def test_a_template_without_end_of_turn_gets_the_end_of_sequence():
 
 
 def test_a_long_example_is_cut_at_its_end_and_counted(tokenizer):
-    encoded = encode_all([EXAMPLE, Example((("user", "w1"),), "w2")], tokenizer, Form(True, 8))
+    encoded = encode_all([EXAMPLE, Example((("user", "w1"),), "w2")], tokenizer, Form("chat", 8))
     assert len(encoded.rows[0].ids) == 8
     assert encoded.notes == ("1 of 2 examples are longer than 8 tokens and were cut",)
     assert encode_all([EXAMPLE], tokenizer, CHAT).notes == ()
 
 
-def test_a_prompt_that_fills_the_window_is_refused(tokenizer):
-    with pytest.raises(InputError, match=r"example 1 \('say w3 twice'\): its prompt has 6 tokens and fills"):
-        encode_all([EXAMPLE], tokenizer, Form(True, 6))
+def test_prompts_that_fill_the_window_are_left_out_and_counted_and_refused_where_all_do(tokenizer):
+    short = Example((("user", "w1"),), "w2")
+    encoded = encode_all([EXAMPLE, short, EXAMPLE], tokenizer, Form("chat", 6))
+    assert len(encoded.rows) == 1
+    assert encoded.notes == ("the prompts of 2 of 3 examples (66.7%) fill max_length 6 and were left out; the first is "
+                             "example 1 ('say w3 twice') of 6 tokens",)
+    with pytest.raises(InputError, match=r"all 1 examples fill max_length 6, .* example 1 \('say w3 twice'\)"):
+        encode_all([EXAMPLE], tokenizer, Form("chat", 6))
+
+
+def test_plain_text_is_learned_whole(tokenizer):
+    for form in (CHAT, PLAIN, ALPACA):
+        row = encode_all([Example((), "w1 w2 w3")], tokenizer, form).rows[0]
+        assert row.labels == row.ids
+        assert decode(tokenizer, row.ids) == "w1 w2 w3 <|end|>"
+
+
+def test_the_alpaca_prompt_is_the_classic_one():
+    shown = []
+
+    class Words:
+        eos_token_id, eos_token = 1, "</s>"
+
+        def __call__(self, text, **_):
+            shown.append(text)
+            return {"input_ids": [len(text)]}
+
+    encode_all([Example((("user", "Add."),), "3", "1 and 2"), Example((("user", "Add."),), "3")], Words(), ALPACA)
+    assert shown[0] == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n"
+        "### Response:\n")
+    assert shown[2] == ("Below is an instruction that describes a task. Write a response that appropriately completes "
+                        "the request.\n\n### Instruction:\nAdd.\n\n### Response:\n")
+
+
+def test_an_input_stands_under_its_instruction_in_a_chat(tokenizer):
+    row = encode_all([Example((("user", "say"),), "w3", "w2")], tokenizer, CHAT).rows[0]
+    assert "say w2" in decode(tokenizer, row.ids)
 
 
 def test_a_model_without_chat_template_is_refused_with_the_way_out():
-    with pytest.raises(InputError, match="no chat template; set chat_template: false"):
+    with pytest.raises(InputError, match="no chat template; set template: alpaca, or plain"):
         encode_all([EXAMPLE], chat_tokenizer(None), CHAT)
 
 

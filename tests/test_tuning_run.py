@@ -11,7 +11,7 @@ from aftertune.errors import AftertuneError, InputError, StorageError
 from aftertune.ledger import Ledger
 from aftertune.sources import fingerprint_model, resolve_adapter, resolve_model
 from aftertune.study import DataSpec, LoraSpec, TuneSpec
-from aftertune.tuning import tune
+from aftertune.tuning import preview, tune
 from aftertune.tuning.output import MANIFEST, read_manifest
 from tuning_cases import easy_rows, tiny_model, write_rows
 
@@ -134,3 +134,12 @@ def test_an_output_that_cannot_be_written_is_known_before_training(place):
     (place / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot write the tuned model here"):
         tune(spec(place, "file"))
+
+
+def test_a_preview_shows_text_and_mask_and_trains_nothing(place):
+    examples, notes = preview(spec(place, "none"))
+    assert len(examples) == 3
+    for parts in examples:
+        assert [learned for _, learned in parts] == [False, True]
+        assert parts[1][0].endswith("<|end|>")
+    assert notes == ()

@@ -135,15 +135,23 @@ class EvalSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Training data: JSONL rows ``{"prompt": …, "completion": …}`` (other formats: see the tuning room).
+    """Training data: a .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).
 
+    format: auto tells the forms apart by a row's keys. fields: our names -> the file's, where they differ.
+    split: of a Hub data set. skip_bad: leave unreadable rows out, counted.
     examples: a seeded subset of this many. held_out: share kept out of training, split by the hash of the
-    normalised prompt, on which the loss before and after is measured; or a file of its own.
+    normalised prompt, on which the loss before and after is measured (None: a tenth, about 1,000 at most); or a
+    file of its own.
     """
 
     file: Path
+    format: Literal["auto", "prompt", "messages", "alpaca", "sharegpt", "text"] = "auto"
+    fields: dict[str, str] = Field(default_factory=dict)
+    encoding: str = "utf-8"
+    split: str = "train"
+    skip_bad: bool = False
     examples: Positive | None = None
-    held_out: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
+    held_out: Annotated[float, Field(gt=0, lt=0.9)] | None = None
     held_out_file: Path | None = None
 
 
@@ -159,7 +167,8 @@ class LoraSpec(Spec):
 class Recipe(Spec):
     """How to fine-tune: method, data and hyperparameters, whatever the base.
 
-    learning_rate None takes the method's default (lora 2e-4, full 2e-5).
+    learning_rate None takes the method's default (lora 2e-4, full 2e-5). template: chat, the model's own; alpaca, the
+    classic instruction prompt; plain, prompt and completion as they stand.
     """
 
     data: DataSpec
@@ -173,7 +182,7 @@ class Recipe(Spec):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_length: Positive = 1024
-    chat_template: bool = True
+    template: Literal["chat", "alpaca", "plain"] = "chat"
     lora: LoraSpec = LoraSpec()
 
 

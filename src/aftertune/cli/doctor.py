@@ -26,6 +26,7 @@ Row = tuple[str, str, str, str, str]
 
 
 def _machine() -> list[Row]:
+    from aftertune.engine import kernels
     from aftertune.engine.devices import choose_device, dtypes_of, free_memory, probe
     from aftertune.sources.reach import reachable
 
@@ -34,6 +35,10 @@ def _machine() -> list[Row]:
     rows = [("machine", "device", f"{chosen} of {', '.join(facts.devices)}", "", ""),
             ("machine", "dtypes", f"{', '.join(dtypes_of(chosen, facts))} (auto takes the first)", "", ""),
             ("machine", "memory", f"{free_memory(chosen) / 2**30:.1f} GiB free on {chosen}", "", "")]
+    if chosen == "cpu":
+        why = kernels.missing()
+        rows.append(("machine", "kernels", why or "compiled and tested", "evaluation is slower" if why else "",
+                     "install a C compiler (gcc or clang)" if why else ""))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     low = free < 5
     rows.append(("machine", "disk", f"{free:.1f} GiB free", "little room" if low else "",

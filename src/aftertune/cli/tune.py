@@ -8,21 +8,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, fields, jsonable, progress
+from aftertune.errors import InputError
 
 if TYPE_CHECKING:
+    from aftertune.study import TuneSpec
     from aftertune.values import Tuning
 
 _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learning-rate", "dtype": "--dtype",
           "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
-          "max_length": "--max-length", "max_steps": "--max-steps", "name": "--name", "held_out": "--held-out"}
+          "max_length": "--max-length", "format": "--format", "template": "--template", "split": "--split",
+          "max_steps": "--max-steps", "name": "--name", "held_out": "--held-out"}
 
 
 def tune(
     model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/FILE.")],
-    data: Annotated[Path, typer.Option(help='JSONL rows {"prompt": …, "completion": …}.')],
+    data: Annotated[Path, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a Hub data set (alpaca).")],
     method: Annotated[str, typer.Option(help="lora or full.")] = "lora",
     examples: Annotated[int | None, typer.Option(help="A seeded subset of this many.")] = None,
-    held_out: Annotated[float, typer.Option(help="Share kept out of training for the loss.")] = 0.1,
+    data_format: Annotated[str, typer.Option(
+        "--format", help="auto, prompt, messages, alpaca, sharegpt or text.")] = "auto",
+    field: Annotated[list[str] | None, typer.Option(help="Another name for a field: prompt=question.")] = None,
+    encoding: Annotated[str, typer.Option(help="Encoding of a text file.")] = "utf-8",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable rows out, counted.")] = False,
+    held_out: Annotated[float | None, typer.Option(
+        help="Share kept out of training for the loss; a tenth, about 1,000 at most.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: lora 2e-4, full 2e-5.")] = None,
@@ -32,13 +42,14 @@ def tune(
     rank: Annotated[int, typer.Option(help="Rank of LoRA.")] = 16,
     alpha: Annotated[float, typer.Option(help="Scale of LoRA.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    raw_text: Annotated[bool, typer.Option("--raw-text", help="Without the model's chat template.")] = False,
+    template: Annotated[str, typer.Option(help="chat (the model's own), alpaca or plain.")] = "chat",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the tuning in the ledger.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Show three examples as trained, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Fine-tune MODEL; the output folder holds a PEFT adapter (lora) or whole weights (full)."""
@@ -49,19 +60,54 @@ def tune(
     values: dict[str, Any] = {
         "model": model, "method": method, "epochs": epochs, "max_steps": max_steps, "seed": seed, "name": name,
         "learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation, "dtype": dtype,
-        "max_length": max_length, "chat_template": not raw_text, "device": device, "revision": revision,
+        "max_length": max_length, "template": template, "device": device, "revision": revision,
         "out": out, "trust_remote_code": trust_remote_code}
     try:
-        spec = TuneSpec(data=DataSpec(file=data, examples=examples, held_out=held_out),
-                        lora=LoraSpec(r=rank, alpha=alpha), **values)
+        source = DataSpec(file=data, examples=examples, held_out=held_out, format=data_format,  # type: ignore[arg-type]
+                          fields=_pairs(field or []), encoding=encoding, split=split, skip_bad=skip_bad)
+        spec = TuneSpec(data=source, lora=LoraSpec(r=rank, alpha=alpha), **values)
     except ValidationError as error:
         raise fields(error, _FLAGS) from None
+    if preview:
+        show_preview(spec, as_json)
+        return
     from aftertune.ledger import Ledger
     from aftertune.tuning import tune as run
 
     with Ledger() as ledger, progress() as told:
         tuning = run(spec, ledger=ledger, progress=told)
     show(tuning, model, as_json)
+
+
+def show_preview(spec: TuneSpec, as_json: bool) -> None:
+    """Three examples: what is learned stands between ⟦ and ⟧, in colour where there is any."""
+    from aftertune.tuning import preview
+
+    examples, notes = preview(spec)
+    if as_json:
+        emit({"examples": [[{"text": text, "learned": learned} for text, learned in one] for one in examples],
+              "notes": list(notes)})
+        return
+    import rich
+    from rich.text import Text
+
+    for number, one in enumerate(examples, 1):
+        rich.print(Text(f"example {number}", style="bold"))
+        rich.print(Text.assemble(*((f"⟦{text}⟧", "bold green") if learned else (text, "dim") for text, learned in one)))
+    rich.print(Text("learned: ⟦green⟧; the rest is context", style="italic"))
+    for note in notes:
+        rich.print(Text.assemble(("note", "yellow"), f" {note}"))
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    """``prompt=question`` as {"prompt": "question"}."""
+    pairs = {}
+    for text in given:
+        ours, equals, theirs = text.partition("=")
+        if not (ours and equals and theirs):
+            raise InputError(f"--field {text!r}: write OURS=THEIRS, for example --field prompt=question")
+        pairs[ours.strip()] = theirs.strip()
+    return pairs
 
 
 def show(tuning: Tuning, model: str, as_json: bool) -> None:

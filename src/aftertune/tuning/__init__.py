@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aftertune.tuning.corpus import Corpus
     from aftertune.tuning.loop import Plan
 
-__all__ = ["tune"]
+__all__ = ["preview", "tune"]
 
 #: (done, total, text): how far a tuning has come, in optimizer steps.
 Progress = Callable[[int, int, str], None]
@@ -71,6 +71,22 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
     return ledger.save_tuning(tuning) if ledger else tuning
 
 
+def preview(spec: TuneSpec, count: int = 3) -> tuple[list[list[tuple[str, bool]]], tuple[str, ...]]:
+    """The text of the first training examples in parts, each with whether it is learned; and the notes of a tuning.
+
+    No weights are loaded. Raises InputError (data, template) and SourceError (model, data).
+    """
+    from aftertune.sources import load_tokenizer, resolve_model
+    from aftertune.tuning.corpus import Corpus
+    from aftertune.tuning.encode import Form, encode_all, spans
+
+    source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    tokenizer = load_tokenizer(source)
+    corpus = Corpus.load(spec.data, spec.seed)
+    encoded = encode_all(corpus.training, tokenizer, Form(spec.template, spec.max_length))
+    return [spans(row, tokenizer) for row in encoded.rows[:count]], (*corpus.notes, *tokenizer.notes, *encoded.notes)
+
+
 def _prepare(spec: TuneSpec) -> _Job:
     """Resolve source, data, device and recipe; read no weights into memory."""
     from aftertune.engine.devices import choose_device, choose_dtype, set_threads
@@ -107,7 +123,7 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
     """Every resolved setting that decides the result; of the data its content counts, not its path."""
     recipe = spec.model_dump(mode="json", include={
         "method", "epochs", "max_steps", "batch_size", "accumulation", "warmup", "weight_decay", "max_length",
-        "chat_template"})
+        "template"})
     if spec.method == "lora":
         recipe["lora"] = spec.lora.model_dump(mode="json")
     return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "schedule": "linear",
@@ -127,7 +143,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
 
     spec, plan, tuning = job.spec, job.plan, job.tuning
     tokenizer = load_tokenizer(job.source)
-    form = Form(spec.chat_template, spec.max_length)
+    form = Form(spec.template, spec.max_length)
     training = encode_all(job.corpus.training, tokenizer, form)
     held_out = encode_all(job.corpus.held_out, tokenizer, form)
     progress(0, 0, "loading the model")

@@ -1,106 +1,209 @@
-"""Owns reading training examples from a file: what a row is, and what is wrong with one that is not.
+"""Owns what a training example is, and reading one from a row of any of the usual forms.
 
     examples = read_examples(Path("orders.jsonl"))
     examples[0].turns, examples[0].completion    ((("user", "A message: …"),), '{"item": "mug", …}')
 
-JSON Lines in UTF-8 (a byte order mark and CRLF are accepted, blank lines skipped). A row is either
-``{"prompt": str, "completion": str}`` or ``{"messages": [{"role", "content"}, …]}`` that ends with the
-assistant's turn. Other keys are left alone.
+The forms, told apart by a row's keys:
+    prompt     {"prompt", "completion"}
+    messages   {"messages": [{"role", "content"}, …]}            the last turn is the assistant's, which is learned
+    alpaca     {"instruction", "input"?, "output", "system"?, "history"?: [[question, answer], …]}
+    sharegpt   {"conversations": [{"from", "value"}, …], "system"?}
+    text       {"text"}                                          all of it is learned
+Other keys are left alone; other names for these are given as ``fields``.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aftertune.errors import InputError, nearest
+from aftertune.tuning.files import Line, read_rows
 
 ROLES = ("system", "user", "assistant", "tool")
-FORMS = '{"prompt", "completion"} or {"messages": [{"role", "content"}, …]}'
+#: What ShareGPT's ``from`` says, as roles.
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
+            "chatgpt": "assistant", "system": "system", "tool": "tool", "observation": "tool"}
 Turns = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training example. turns: (role, text) that lead up to it; completion: what is to be learned."""
+    """One training example. turns: (role, text) that lead up to it; completion: what is to be learned; input: what
+    Alpaca's form has apart from the instruction, which is the last turn."""
 
     turns: Turns
     completion: str
+    input: str = ""
 
     def row(self) -> dict[str, Any]:
         """The example as JSON-ready values: the form that is fingerprinted."""
-        return {"turns": [list(turn) for turn in self.turns], "completion": self.completion}
+        row = {"turns": [list(turn) for turn in self.turns], "completion": self.completion}
+        return row | ({"input": self.input} if self.input else {})
+
+    @property
+    def conversation(self) -> Turns:
+        """The turns, with Alpaca's input under its instruction."""
+        if not self.input:
+            return self.turns
+        role, text = self.turns[-1]
+        return (*self.turns[:-1], (role, f"{text}\n{self.input}"))
 
 
-def read_examples(path: Path) -> list[Example]:
-    """The examples of a JSONL file, in its order.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a file is read. form: one of FORMS, or "auto"; fields: our names -> the file's; skip_bad: leave unreadable
+    rows out, and say how many."""
 
-    Raises InputError, naming file and line, for a missing or empty file, a byte that is not UTF-8, a line
-    that is not JSON, a missing field, a wrong type or role, and an empty completion.
+    form: str = "auto"
+    fields: Mapping[str, str] = field(default_factory=dict)
+    encoding: str = "utf-8"
+    split: str = "train"
+    skip_bad: bool = False
+
+
+def read_examples(path: Path, reading: Reading | None = None, notes: list[str] | None = None) -> list[Example]:
+    """The examples of a data file, in its order; what was left out is told in ``notes``.
+
+    Raises InputError, naming file and row, for whatever is no example (see Reading.skip_bad); SourceError for what the
+    Hub does not give.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such data file; give a JSONL file with one example a line")
-    lines = _decode(path.read_bytes(), path).removeprefix("\ufeff").split("\n")
-    examples = [_example(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not examples:
-        raise InputError(f"{path}: no examples: the file is empty; each line must be {FORMS}")
-    return examples
+    reading = reading or Reading()
+    rows = read_rows(path, reading.encoding, reading.split)
+    found, bad = [], []
+    for row in rows:
+        try:
+            found.append(_example(row, reading))
+        except InputError as error:
+            if not reading.skip_bad:
+                raise
+            bad.append(str(error))
+    kept = [e for e in found if e.completion.strip()]
+    told = notes if notes is not None else []
+    if bad:
+        told.append(f"{path}: {len(bad)} of {len(rows)} rows are unreadable and were left out; the first: {bad[0]}")
+    if len(kept) < len(found):
+        told.append(f"{path}: {len(found) - len(kept)} of {len(rows)} examples have an empty completion and were left "
+                    "out")
+    if not kept:
+        raise InputError(f"{path}: no examples: of {len(rows)} rows {len(bad)} are unreadable and {len(found)} have an "
+                         "empty completion")
+    return kept
 
 
-def _decode(raw: bytes, path: Path) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: byte 0x{raw[error.start]:02x} at offset {error.start} is not "
-                         "UTF-8; save the file as UTF-8") from None
-
-
-def _example(line: str, where: str) -> Example:
-    try:
-        row = json.loads(line, parse_constant=_refuse)
-    except RecursionError:
-        raise InputError(f"{where}: nested too deeply; each line must be {FORMS}") from None
-    except ValueError as error:
-        raise InputError(f"{where}: not valid JSON ({error}); each line must be one JSON object") from None
+def _example(line: Line, reading: Reading) -> Example:
+    if isinstance(line.value, InputError):
+        raise line.value
+    row, where = line.value, line.where
     if not isinstance(row, dict):
-        raise InputError(f"{where}: found a JSON {type(row).__name__}; each line must be {FORMS}")
+        raise InputError(f"{where}: found a JSON {type(row).__name__}; each row must be {ANY}")
+    for ours, theirs in reading.fields.items():
+        if theirs not in row:
+            raise InputError(f"{where}: no `{theirs}`, which data.fields gives for `{ours}`; found {_keys(row)}")
+        row = {**row, ours: row[theirs]}
+    form = reading.form if reading.form != "auto" else _form(row)
+    return FORMS[form](row, where)
+
+
+def _form(row: Mapping[str, Any]) -> str:
+    """The form whose keys a row has; ``prompt``, which then names what is missing, where it has none."""
     if "messages" in row and "completion" not in row:
-        return _from_messages(row["messages"], where)
-    return Example((("user", _text(row, "prompt", where)),), _filled(_text(row, "completion", where), where))
+        return "messages"
+    if "conversations" in row:
+        return "sharegpt"
+    if "instruction" in row and "output" in row:
+        return "alpaca"
+    return "text" if "text" in row and not {"prompt", "completion"} & set(row) else "prompt"
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _prompt(row: dict[str, Any], where: str) -> Example:
+    return Example((("user", _text(row, "prompt", where)),), _text(row, "completion", where))
 
 
-def _from_messages(messages: Any, where: str) -> Example:
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise InputError(f"{where}: `messages` must be a list of at least two turns, found "
-                         f"{type(messages).__name__}; it ends with the assistant's turn")
-    turns = tuple(_turn(turn, f"{where}: messages[{n}]") for n, turn in enumerate(messages))
-    if turns[-1][0] != "assistant":
-        raise InputError(f"{where}: the last turn is {turns[-1][0]!r}; it must be the assistant's, "
-                         "which is what is learned")
-    return Example(turns[:-1], _filled(turns[-1][1], where))
+def _messages(row: dict[str, Any], where: str) -> Example:
+    def read(turn: dict[str, Any], place: str) -> tuple[str, str]:
+        return _role(turn, place), _text(turn, "content", place)
+
+    return _conversation(row, "messages", where, read)
 
 
-def _turn(turn: Any, where: str) -> tuple[str, str]:
-    if not isinstance(turn, dict):
-        raise InputError(f"{where}: found {type(turn).__name__}; a turn is {{\"role\", \"content\"}}")
+def _sharegpt(row: dict[str, Any], where: str) -> Example:
+    def read(turn: dict[str, Any], place: str) -> tuple[str, str]:
+        speaker = _text(turn, "from", place)
+        if speaker not in SPEAKERS:
+            raise InputError(f"{place}: from {speaker!r} is not one of {', '.join(SPEAKERS)}"
+                             f"{nearest(speaker, list(SPEAKERS))}")
+        return SPEAKERS[speaker], _text(turn, "value", place)
+
+    example = _conversation(row, "conversations", where, read)
+    return Example((*_system(row, where), *example.turns), example.completion)
+
+
+def _alpaca(row: dict[str, Any], where: str) -> Example:
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(map(_is_pair, history)):
+        raise InputError(f"{where}: `history` must be a list of [question, answer] pairs of texts")
+    turns = [turn for question, answer in history for turn in (("user", question), ("assistant", answer))]
+    turns.append(("user", _text(row, "instruction", where)))
+    extra = _text(row, "input", where) if row.get("input") is not None else ""
+    return Example((*_system(row, where), *turns), _text(row, "output", where), extra.strip() and extra)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(x, str) for x in value)
+
+
+def _plain(row: dict[str, Any], where: str) -> Example:
+    return Example((), _text(row, "text", where))
+
+
+#: Readers of a row, by the name of its form.
+FORMS: dict[str, Callable[[dict[str, Any], str], Example]] = {
+    "prompt": _prompt, "messages": _messages, "alpaca": _alpaca, "sharegpt": _sharegpt, "text": _plain}
+ANY = ('{"prompt", "completion"}, {"messages": [{"role", "content"}, …]}, {"instruction", "input", "output"}, '
+       '{"conversations": [{"from", "value"}, …]} or {"text"}')
+
+
+def _system(row: dict[str, Any], where: str) -> Turns:
+    return (("system", _text(row, "system", where)),) if row.get("system") else ()
+
+
+def _conversation(row: dict[str, Any], key: str, where: str, read: Callable[[dict[str, Any], str], tuple[str, str]]
+                  ) -> Example:
+    """An example of a list of turns, the last of them the assistant's."""
+    turns = row.get(key)
+    if not isinstance(turns, list) or len(turns) < 2:
+        raise InputError(f"{where}: `{key}` must be a list of at least two turns, found {type(turns).__name__}; it "
+                         "ends with the assistant's turn")
+    found = tuple(_turns(turns, f"{where}: {key}", read))
+    if found[-1][0] != "assistant":
+        raise InputError(f"{where}: the last turn is {found[-1][0]!r}; it must be the assistant's, which is what is "
+                         "learned")
+    return Example(found[:-1], found[-1][1])
+
+
+def _turns(turns: list[Any], where: str, read: Callable[[dict[str, Any], str], tuple[str, str]]
+           ) -> Iterator[tuple[str, str]]:
+    for number, turn in enumerate(turns):
+        place = f"{where}[{number}]"
+        if not isinstance(turn, dict):
+            raise InputError(f"{place}: found {type(turn).__name__}; a turn is an object with a speaker and a text")
+        yield read(turn, place)
+
+
+def _role(turn: dict[str, Any], where: str) -> str:
     role = _text(turn, "role", where)
     if role not in ROLES:
-        raise InputError(f"{where}: role {role!r} is not one of {', '.join(ROLES)}"
-                         f"{nearest(role, list(ROLES))}")
-    return role, _text(turn, "content", where)
+        raise InputError(f"{where}: role {role!r} is not one of {', '.join(ROLES)}{nearest(role, list(ROLES))}")
+    return role
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     if key not in row:
-        raise InputError(f"{where}: no `{key}`; found {', '.join(map(repr, row)) or 'no keys'}; "
-                         f"each line must be {FORMS}")
+        raise InputError(f"{where}: no `{key}`; found {_keys(row)}; each row must be {ANY}; other names are given as "
+                         f"data.fields (--field {key}=NAME)")
     value = row[key]
     if not isinstance(value, str):
         raise InputError(f"{where}: `{key}` must be text, found {type(value).__name__}; put it in quotes")
@@ -112,7 +215,5 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
-def _filled(completion: str, where: str) -> str:
-    if not completion.strip():
-        raise InputError(f"{where}: the completion is empty, so there is nothing to learn; fill or remove it")
-    return completion
+def _keys(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, row)) or "no keys"
