@@ -9,9 +9,12 @@ import pytest
 
 from aftertune.errors import AftertuneError, InputError, StorageError
 from aftertune.ledger import Ledger
-from aftertune.sources import fingerprint_model, resolve_adapter, resolve_model
+from aftertune.sources import fingerprint_model, load_model, load_tokenizer, resolve_adapter, resolve_model
 from aftertune.study import DataSpec, LoraSpec, TuneSpec
 from aftertune.tuning import preview, tune
+from aftertune.tuning.corpus import Corpus
+from aftertune.tuning.encode import Form, encode_all
+from aftertune.tuning.loss import Batching, completion_losses
 from aftertune.tuning.output import MANIFEST, read_manifest
 from tuning_cases import easy_rows, tiny_model, write_rows
 
@@ -96,6 +99,20 @@ def test_seed_and_data_make_another_tuning(place, tuned):
     other = tune(spec(place, "seeded", seed=1, max_steps=1))
     assert other.id != tuning.id
     assert len(other.steps) == 1
+
+
+@pytest.mark.parametrize(("method", "key"), [
+    ("dora", "use_dora"), ("rslora", "use_rslora"), ("ia3", "feedforward_modules")])
+def test_every_adapter_method_learns_and_is_evaluated_as_it_was_trained(place, method, key):
+    tuning = tune(spec(place, method, method=method))
+    assert tuning.held_out.after < tuning.held_out.before - 0.1
+    assert json.loads((place / method / "adapter_config.json").read_text())[key]
+    base = resolve_model(str(place / "base"))
+    adapter = resolve_adapter(tuning.output, base, fingerprint_model(base))
+    model, tokenizer = load_model(base, "float32", "cpu", adapter), load_tokenizer(base)
+    held_out = encode_all(Corpus.load(spec(place, method).data, 0).held_out, tokenizer, Form("chat", 1024))
+    losses = completion_losses(model, held_out.rows, Batching(pad=tokenizer.pad_token_id, dtype="float32"))
+    assert sum(losses) / len(losses) == pytest.approx(tuning.held_out.after, abs=1e-4)
 
 
 def test_full_tuning_writes_weights_of_its_own(place):

@@ -156,7 +156,8 @@ class DataSpec(Spec):
 
 
 class LoraSpec(Spec):
-    """Settings of LoRA; target_modules None means all linear layers but the output head."""
+    """Settings of the LoRA family; target_modules None means all linear layers but the output head (for ia3: those that
+    PEFT gives for the family)."""
 
     r: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32
@@ -167,12 +168,12 @@ class LoraSpec(Spec):
 class Recipe(Spec):
     """How to fine-tune: method, data and hyperparameters, whatever the base.
 
-    learning_rate None takes the method's default (lora 2e-4, full 2e-5). template: chat, the model's own; alpaca, the
-    classic instruction prompt; plain, prompt and completion as they stand.
+    learning_rate None takes the method's default (lora, rslora and dora 2e-4, ia3 8e-3, full 2e-5). template: chat,
+    the model's own; alpaca, the classic instruction prompt; plain, prompt and completion as they stand.
     """
 
     data: DataSpec
-    method: Literal["lora", "full"] = "lora"
+    method: Literal["lora", "rslora", "dora", "ia3", "full"] = "lora"
     seed: int = 0
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Positive | None = None

@@ -23,7 +23,7 @@ _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learni
 def tune(
     model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/FILE.")],
     data: Annotated[Path, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a Hub data set (alpaca).")],
-    method: Annotated[str, typer.Option(help="lora or full.")] = "lora",
+    method: Annotated[str, typer.Option(help="lora, rslora, dora, ia3 or full.")] = "lora",
     examples: Annotated[int | None, typer.Option(help="A seeded subset of this many.")] = None,
     data_format: Annotated[str, typer.Option(
         "--format", help="auto, prompt, messages, alpaca, sharegpt or text.")] = "auto",
@@ -35,12 +35,16 @@ def tune(
         help="Share kept out of training for the loss; a tenth, about 1,000 at most.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: lora 2e-4, full 2e-5.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(
+        help="Default: 2e-4 for lora, rslora and dora, 8e-3 for ia3, 2e-5 for full.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples in one step and device.")] = 8,
     accumulation: Annotated[int, typer.Option(help="Batches summed into one step.")] = 1,
     max_length: Annotated[int, typer.Option(help="Longest example in tokens.")] = 1024,
     rank: Annotated[int, typer.Option(help="Rank of LoRA.")] = 16,
     alpha: Annotated[float, typer.Option(help="Scale of LoRA.")] = 32,
+    dropout: Annotated[float, typer.Option(help="Dropout of LoRA.")] = 0.0,
+    target_modules: Annotated[str | None, typer.Option(
+        help="Layers to adapt, with commas; default: all linear ones.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     template: Annotated[str, typer.Option(help="chat (the model's own), alpaca or plain.")] = "chat",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -65,7 +69,8 @@ def tune(
     try:
         source = DataSpec(file=data, examples=examples, held_out=held_out, format=data_format,  # type: ignore[arg-type]
                           fields=_pairs(field or []), encoding=encoding, split=split, skip_bad=skip_bad)
-        spec = TuneSpec(data=source, lora=LoraSpec(r=rank, alpha=alpha), **values)
+        spec = TuneSpec(data=source, lora=LoraSpec(r=rank, alpha=alpha, dropout=dropout,
+                                      target_modules=_names(target_modules)), **values)
     except ValidationError as error:
         raise fields(error, _FLAGS) from None
     if preview:
@@ -97,6 +102,11 @@ def show_preview(spec: TuneSpec, as_json: bool) -> None:
     rich.print(Text("learned: ⟦green⟧; the rest is context", style="italic"))
     for note in notes:
         rich.print(Text.assemble(("note", "yellow"), f" {note}"))
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Names with commas between them; None where there is no text."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) or None if text else None
 
 
 def _pairs(given: list[str]) -> dict[str, str]:

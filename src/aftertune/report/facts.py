@@ -109,8 +109,9 @@ def run_facts(provenance: Provenance | None) -> Facts:
 
 def method_text(tuning: Tuning) -> str:
     """The method as people write it."""
-    return {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "full": "full fine-tune"}.get(
-        tuning.method, tuning.method)
+    names = {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA", "ia3": "IA3",
+             "full": "full fine-tune"}
+    return names.get(tuning.method, tuning.method)
 
 
 def kind_text(evaluation: Evaluation, home: Family, tuning: Tuning | None) -> str:

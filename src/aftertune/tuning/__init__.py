@@ -124,7 +124,7 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
     recipe = spec.model_dump(mode="json", include={
         "method", "epochs", "max_steps", "batch_size", "accumulation", "warmup", "weight_decay", "max_length",
         "template"})
-    if spec.method == "lora":
+    if spec.method != "full":
         recipe["lora"] = spec.lora.model_dump(mode="json")
     return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "schedule": "linear",
             "optimizer": "adamw", "max_grad_norm": 1.0, "held_out": corpus.held_out_fingerprint,

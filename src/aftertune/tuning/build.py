@@ -3,19 +3,23 @@
     model = build(base, "lora", LoraSpec(r=16), seed=0)     # a PEFT model; its base is frozen
     trainable(model)                                        # 4884480
 
-``lora`` trains adapters in float32 on a frozen base (Hu et al. 2021, arXiv:2106.09685); ``full`` trains every
-weight, held in float32, because bfloat16 loses small updates.
+``lora`` trains adapters in float32 on a frozen base (Hu et al. 2021, arXiv:2106.09685); ``rslora`` scales them by the
+root of the rank (Kalajdzievski 2023, arXiv:2312.03732); ``dora`` trains the size of each weight column apart (Liu et
+al. 2024, arXiv:2402.09353); ``ia3`` scales keys, values and inner activations (Liu et al. 2022, arXiv:2205.05638).
+``full`` trains every weight, held in float32, because bfloat16 loses small updates.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from aftertune.errors import InputError, nearest
 from aftertune.study import LoraSpec
 
 #: Learning rate where the recipe names none.
-LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
+LEARNING_RATES = {"lora": 2e-4, "rslora": 2e-4, "dora": 2e-4, "ia3": 8e-3, "full": 2e-5}
+#: Layers whose inputs (IA3) are scaled, not their outputs.
+FEEDFORWARD = ("down_proj", "fc2", "fc_out", "w2", "dense_4h_to_h")
 
 
 def base_dtype(method: str, compute: str) -> str:
@@ -32,22 +36,38 @@ def attention(device: str, longest: int) -> str | None:
     return "eager" if device == "cpu" and longest <= 512 else None
 
 
-def build(model: Any, method: Literal["lora", "full"], lora: LoraSpec, seed: int) -> Any:
-    """The model ready to train, seeded. Raises InputError where ``target_modules`` match no linear layer."""
+def build(model: Any, method: str, lora: LoraSpec, seed: int) -> Any:
+    """The model ready to train, seeded. Raises InputError where ``target_modules`` match no linear layer, or where PEFT
+    knows none for this family."""
     from transformers import set_seed
 
     set_seed(seed)
     model.config.use_cache = False
     if method == "full":
         return model.requires_grad_(True)
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import get_peft_model
 
-    targets = list(lora.target_modules) if lora.target_modules else "all-linear"
-    if isinstance(targets, list):
-        _check_targets(model, targets)
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
-                        task_type=TaskType.CAUSAL_LM)
-    return get_peft_model(model, config)
+    if lora.target_modules:
+        _check_targets(model, list(lora.target_modules))
+    try:
+        return get_peft_model(model, _config(method, lora))
+    except ValueError as error:
+        raise InputError(f"method {method}: {' '.join(str(error).split())[:200]}; name layers as lora.target_modules "
+                         f"(--target-modules): {', '.join(linear_layers(model))}") from None
+
+
+def _config(method: str, lora: LoraSpec) -> Any:
+    """PEFT's config of a method."""
+    from peft import IA3Config, LoraConfig, TaskType
+
+    targets = list(lora.target_modules) if lora.target_modules else None
+    if method == "ia3":
+        inner = [t for t in targets or () if t in FEEDFORWARD]
+        return IA3Config(task_type=TaskType.CAUSAL_LM, target_modules=targets,
+                         feedforward_modules=inner if targets else None)
+    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_dora=method == "dora",
+                      use_rslora=method == "rslora", target_modules=targets or "all-linear",
+                      task_type=TaskType.CAUSAL_LM)
 
 
 def trainable(model: Any) -> int:
