@@ -198,6 +198,7 @@ class TuneSpec(Recipe):
     revision: str | None = None
     trust_remote_code: bool = False
     threads: Positive | None = None
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
 
 
 class BaseSpec(Spec):

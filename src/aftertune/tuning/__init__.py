@@ -102,7 +102,7 @@ def _prepare(spec: TuneSpec) -> _Job:
     plan = Plan(device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
                 max_steps=spec.max_steps, learning_rate=spec.learning_rate or LEARNING_RATES[spec.method],
                 batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
-                weight_decay=spec.weight_decay)
+                weight_decay=spec.weight_decay, save_seconds=60 * spec.checkpoint_minutes)
     identity = fingerprint_model(source)
     settings = _settings(spec, plan, corpus)
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
@@ -137,6 +137,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     from aftertune.sources import load_model, load_tokenizer
     from aftertune.tuning import output
     from aftertune.tuning.build import attention, base_dtype, build, trainable
+    from aftertune.tuning.checkpoints import Checkpoints
     from aftertune.tuning.encode import Form, encode_all
     from aftertune.tuning.loop import train
     from aftertune.tuning.loss import Batching, compare_losses, completion_losses
@@ -160,11 +161,13 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
             ledger.save_step(tuning.id, step, metrics)
         progress(step, total, f"loss {metrics['loss']:.3f}")
 
-    steps = train(model, tokenizer, training.rows, plan, watch)
+    checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
+    steps = train(model, tokenizer, training.rows, plan, checkpoints, watch)
     progress(len(steps), len(steps), f"held-out loss after, {len(held_out.rows)} examples")
     after = completion_losses(model, held_out.rows, batching)
     folder = Path(tuning.output)
     output.save(model, tokenizer, folder)
+    checkpoints.remove()
     return replace(
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
         trainable_parameters=trainable(model), held_out=compare_losses(before, after), steps=steps,

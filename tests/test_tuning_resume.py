@@ -1,0 +1,144 @@
+"""A broken fine-tune goes on from its newest whole checkpoint, and its weights come out as those of an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aftertune.errors import AftertuneError
+from aftertune.study import DataSpec, LoraSpec, TuneSpec
+from aftertune.tuning import tune
+from aftertune.tuning.checkpoints import Checkpoints
+from tuning_cases import easy_rows, tiny_model, write_rows
+
+pytestmark = pytest.mark.slow
+STEPS = 12  # 32 training examples, four a step in two parts, an epoch and a half: 8 steps an epoch
+
+
+class Broken(Exception):
+    """The end of the process, as far as a test can have it."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    tiny_model(folder / "base")
+    write_rows(folder / "data.jsonl", easy_rows())
+    return folder
+
+
+def spec(place, out, **settings):
+    data = DataSpec(file=place / "data.jsonl", held_out=0.2)
+    values = {"model": str(place / "base"), "data": data, "out": place / out, "learning_rate": 0.01, "epochs": 3.0, "max_steps": STEPS, "batch_size": 2, "accumulation": 2,
+              "dtype": "float32", "device": "cpu", "threads": 1, "checkpoint_minutes": 0,
+              "lora": LoraSpec(r=4, dropout=0.1)}
+    return TuneSpec(**{**values, **settings})
+
+
+def weights(folder: Path) -> bytes:
+    [path] = folder.glob("*model.safetensors")
+    return path.read_bytes()
+
+
+def break_at(step):
+    def told(done, _total, text):
+        if text.startswith("loss") and done == step:
+            raise Broken
+
+    return told
+
+
+def steps_of(told):
+    return [step for step, total, text in told if text.startswith("loss")]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("at", [1, 5, 9, 11])
+def test_a_broken_run_ends_with_the_weights_of_an_unbroken_one(place, method, at):
+    whole = tune(spec(place, f"{method}-whole", method=method))
+    broken = spec(place, f"{method}-{at}", method=method)
+    with pytest.raises(Broken):
+        tune(broken, progress=break_at(at))
+    told = []
+    done = tune(broken, progress=lambda *p: told.append(p))
+    # the watcher is told of a step before its checkpoint is written, so the broken step is done again
+    assert steps_of(told) == list(range(at, STEPS + 1))
+    assert weights(Path(done.output)) == weights(Path(whole.output))
+    assert done.steps == whole.steps
+    assert done.held_out == whole.held_out
+    assert not (Path(done.output) / "checkpoints").exists()
+
+
+def test_a_damaged_or_half_written_checkpoint_is_passed_over(place):
+    whole, broken = tune(spec(place, "lora-whole", method="lora")), spec(place, "damaged")
+    with pytest.raises(Broken):
+        tune(broken, progress=break_at(8))
+    folder = place / "damaged" / "checkpoints"
+    assert {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-7"}
+    state = folder / "checkpoint-7" / "optimizer.pt"
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    (folder / "checkpoint-9").mkdir()
+    (folder / "checkpoint-9" / "adapter_model.safetensors").write_bytes(b"half")
+    told = []
+    done = tune(broken, progress=lambda *p: told.append(p))
+    assert steps_of(told)[0] == 7
+    assert weights(Path(done.output)) == weights(Path(whole.output))
+
+
+def test_checkpoints_of_another_tuning_are_not_taken(place):
+    with pytest.raises(Broken):
+        tune(spec(place, "other"), progress=break_at(4))
+    told = []
+    tune(spec(place, "other", seed=1), progress=lambda *p: told.append(p))
+    assert steps_of(told)[0] == 1
+    assert Checkpoints(place / "other" / "checkpoints", "t-0").newest() is None
+
+
+def test_a_killed_process_goes_on(place):
+    """SIGKILL at a step in the middle, in a process of its own."""
+    whole, out = tune(spec(place, "lora-whole", method="lora")), place / "killed"
+    values = json.dumps(spec(place, "killed").model_dump(mode="json"))
+    script = ("import json, os, signal, sys\nfrom aftertune.study import TuneSpec\nfrom aftertune.tuning import tune\n"
+              "def told(done, total, text):\n"
+              "    if text.startswith('loss') and done == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
+              "tune(TuneSpec(**json.loads(sys.argv[1])), progress=told)\n")
+    died = subprocess.run([sys.executable, "-c", script, values], capture_output=True, check=False,
+                          env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=300)
+    assert died.returncode == -signal.SIGKILL
+    assert not (out / "aftertune.json").exists()
+    told = []
+    done = tune(spec(place, "killed"), progress=lambda *p: told.append(p))
+    assert steps_of(told)[0] == 6
+    assert weights(Path(done.output)) == weights(Path(whole.output))
+
+
+def test_a_loss_that_is_no_number_names_its_examples_and_keeps_the_checkpoint(place):
+    with pytest.raises(AftertuneError) as error:
+        tune(spec(place, "nan", method="full", learning_rate=1.0, lora=LoraSpec()), progress=poison(place / "nan"))
+    message = str(error.value)
+    assert "the loss at step" in message
+    assert "is nan, in training examples " in message
+    assert "the last good checkpoint is in" in message
+    assert list((place / "nan" / "checkpoints").glob("checkpoint-*/sealed.json"))
+
+
+def poison(_folder):
+    """Once some steps are done, every weight that is trained becomes NaN."""
+    import gc
+
+    import torch
+
+    def told(done, _total, text):
+        if text.startswith("loss") and done == 3:
+            for thing in gc.get_objects():
+                if isinstance(thing, torch.nn.Parameter) and thing.requires_grad:
+                    thing.data.fill_(float("nan"))
+                    break
+
+    return told
