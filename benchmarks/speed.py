@@ -15,13 +15,15 @@ the tries through the model's own linear shapes, the output head at scored posit
 with 2,048 rows, best of 5 in the same run. Peak memory is the largest resident set of such a process while its work
 ran; pages of the weights' file that both have mapped are in it.
 
-Every finished part is kept in ``.aftertune/speed.json``; the same command goes on where it stopped (--fresh: anew).
+Every finished part is kept in ``.aftertune/speed.json``; the same command goes on where it stopped (--fresh: anew),
+and begins anew where the engine has changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import platform
@@ -237,12 +239,14 @@ def disagreement(ours: Sequence[Any], theirs: Sequence[Any], dtype: str) -> str:
 
 
 class Store:
-    """Finished parts, by name; each is on disk before the next one begins."""
+    """Finished parts, by name; each is on disk before the next one begins. Those of other code are forgotten."""
 
     def __init__(self, path: Path, fresh: bool) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self.parts: dict[str, Any] = {} if fresh or not path.exists() else json.loads(path.read_text())
+        if self.parts.get("code") != _code():
+            self.parts = {"code": _code()}
 
     def part(self, name: str, make: Any) -> Any:
         if name not in self.parts:
@@ -250,6 +254,14 @@ class Store:
             self.parts[name] = make()
             self.path.write_text(json.dumps(self.parts, indent=1))
         return self.parts[name]
+
+
+def _code() -> str:
+    """sha256 of this script and of the engine's sources."""
+    import aftertune
+
+    files = [Path(__file__), *sorted((Path(aftertune.__file__).parent / "engine").glob("*.[pc]*"))]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files if f.is_file())).hexdigest()
 
 
 class Bench:
