@@ -36,7 +36,8 @@ def place(tmp_path_factory):
 def spec(place, out, **settings):
     data = DataSpec(file=place / "data.jsonl", held_out=0.2)
     values = {"model": str(place / "base"), "data": data, "out": place / out, "learning_rate": 0.01, "epochs": 3.0,
-              "max_steps": STEPS, "batch_size": 2, "accumulation": 2, "dtype": "float32", "device": "cpu", "threads": 1, "checkpoint_minutes": 0,
+              "max_steps": STEPS, "batch_size": 2, "accumulation": 2, "dtype": "float32",
+              "device": "cpu", "threads": 1, "checkpoint_minutes": 0,
               "lora": LoraSpec(r=4, dropout=0.1)}
     return TuneSpec(**{**values, **settings})
 
