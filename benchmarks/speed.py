@@ -342,9 +342,9 @@ def lines(results: Mapping[str, Mapping[str, Any]], growth: Mapping[str, Mapping
     yield f"SmolLM2-135M-Instruct, {_cpu()}, {_threads()} threads; {versions}; {time.strftime('%Y-%m-%d')}."
     for dtype, works in results.items():
         yield from ["", f"## {dtype}", ""]
-        yield ("| work | items | lm-eval (batch) items/s | aftertune items/s | ratio, median (range) | bar | tokens "
-               "computed | peak memory lm-eval / aftertune | check |")
-        yield "|---|---|---|---|---|---|---|---|---|"
+        yield ("| work | items | rounds | lm-eval (batch) items/s | aftertune items/s | ratio, median (range) | bar | "
+               "tokens computed | peak memory lm-eval / aftertune | check |")
+        yield "|---|---|---|---|---|---|---|---|---|---|"
         for name, result in works.items():
             yield _line(name, result, dtype)
         if (result := works.get("hellaswag")) and "floor" in result:
@@ -363,7 +363,7 @@ def _line(name: str, result: Mapping[str, Any], dtype: str) -> str:
     peaks = {side: max(r[side]["peak"] for r in rounds) / 2**30 for side in speed}
     verify = statistics.median(r["aftertune"]["verify"] for r in rounds)
     return (f"| {', '.join(WORKS[name].tasks)}{f', {WORKS[name].shots}-shot' if WORKS[name].shots else ''} | {items} "
-            f"| {speed['lm-eval']:.2f} ({result['batch']}) | {speed['aftertune']:.2f} "
+            f"| {len(rounds)} | {speed['lm-eval']:.2f} ({result['batch']}) | {speed['aftertune']:.2f} "
             f"| **{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) "
             f"| {WORKS[name].bars[dtype]:g} | {rounds[0]['aftertune']['tokens']:,} "
             f"| {peaks['lm-eval']:.2f} / {peaks['aftertune']:.2f} GiB | {verify:.1f} s |")

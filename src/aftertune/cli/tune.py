@@ -35,8 +35,7 @@ def tune(
         help="Share kept out of training for the loss; a tenth, about 1,000 at most.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(
-        help="Default: 2e-4 for lora, rslora and dora, 8e-3 for ia3, 2e-5 for full.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: 2e-4, ia3 8e-3, full 2e-5.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples in one step and device.")] = 8,
     accumulation: Annotated[int, typer.Option(help="Batches summed into one step.")] = 1,
     max_length: Annotated[int, typer.Option(help="Longest example in tokens.")] = 1024,
@@ -74,14 +73,13 @@ def tune(
     except ValidationError as error:
         raise fields(error, _FLAGS) from None
     if preview:
-        show_preview(spec, as_json)
-        return
+        return show_preview(spec, as_json)
     from aftertune.ledger import Ledger
     from aftertune.tuning import tune as run
 
     with Ledger() as ledger, progress() as told:
         tuning = run(spec, ledger=ledger, progress=told)
-    show(tuning, model, as_json)
+    return show(tuning, model, as_json)
 
 
 def show_preview(spec: TuneSpec, as_json: bool) -> None:

@@ -33,8 +33,10 @@ def taken_apart(layer: Any) -> tuple[Any, Low | None] | None:
     if f"{kind.__module__}.{kind.__qualname__}" != "peft.tuners.lora.layer.Linear" or not plain(layer.base_layer):
         return None
     names = [n for n in layer.active_adapters if n in layer.lora_A]
-    if layer.disable_adapters or layer.merged or not names:
-        return (layer.base_layer, None)
+    if layer.merged:
+        return None  # PEFT may take it apart again
+    if layer.disable_adapters or not names:
+        return layer.base_layer, None
     low = [layer.lora_A[names[0]], layer.lora_B[names[0]]]
     usual = len(names) == 1 and names[0] not in layer.lora_variant and not layer.training \
         and all(m.bias is None and m.weight.dtype == torch.float32 for m in low) \

@@ -39,13 +39,13 @@ class Blocks:
     @contextlib.contextmanager
     def fused(self) -> Iterator[None]:
         """The layers run fused meanwhile, in passes under a layout."""
-        for layer in self.layers:
-            layer.forward = _Block(layer, self.linears)
         try:
+            for layer in self.layers:
+                layer.forward = _Block(layer, self.linears)
             yield
         finally:
             for layer in self.layers:
-                del layer.forward
+                vars(layer).pop("forward", None)
 
 
 class _Block:
@@ -85,7 +85,13 @@ class _Block:
 
 def _is_of_kind(module: Any) -> bool:
     name = f"{type(module).__module__}.{type(module).__qualname__}".removeprefix("transformers.models.")
-    return name in KIND and isinstance(module.mlp.act_fn, SiLUActivation | torch.nn.SiLU)
+    if name not in KIND:
+        return False
+    norms = (module.input_layernorm, module.post_attention_layernorm)
+    # an adapter may have put something of its own in their place
+    return all(type(part).__module__ == type(module).__module__ for part in (module.self_attn, module.mlp)) \
+        and all(hasattr(norm, "variance_epsilon") and norm.weight.numel() % kernels.TILE == 0 for norm in norms) \
+        and isinstance(module.mlp.act_fn, SiLUActivation | torch.nn.SiLU)
 
 
 def _joined(linears: Linears, *layers: Any) -> Function:

@@ -11,7 +11,7 @@ import torch
 
 from aftertune.engine import kernels
 from aftertune.engine.linears import worthwhile
-from aftertune.engine.native import suits
+from aftertune.engine.native import number, suits
 from aftertune.engine.schedule import ROOM, Budget
 from aftertune.engine.scorer import Scorer, text_config
 
@@ -32,17 +32,17 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
     config = text_config(model)
     device = str(model.device).split(":")[0]
     size = model.dtype.itemsize
-    hidden = int(getattr(config, "hidden_size", 0) or 1024)
-    layers = int(getattr(config, "num_hidden_layers", 0) or 24)
-    heads = int(getattr(config, "num_attention_heads", 0) or 16)
-    shared = int(getattr(config, "num_key_value_heads", 0) or heads)
-    vocabulary = int(getattr(config, "vocab_size", 0) or 32000)
-    inner = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
+    hidden = number(config, "hidden_size") or 1024
+    layers = number(config, "num_hidden_layers") or 24
+    heads = number(config, "num_attention_heads") or 16
+    shared = number(config, "num_key_value_heads") or heads
+    vocabulary = number(config, "vocab_size") or 32000
+    inner = number(config, "intermediate_size") or 4 * hidden
     layer = max((6 * hidden + 3 * inner) * size, measured(model, probe_cuda) if device == "cuda" else 0)
     tokens = min(TOKENS.get(device, 4096), max(free // 2 // layer, 128))
     logits = max(min(free // 4, 2**29) // (vocabulary * size), 16)
     cells = max(min(free // 4, 2**29) // (size * (heads + 2)), 2**16)
-    native = device == "cpu" and suits(config) and not kernels.missing()
+    native = device == "cpu" and model.dtype in kernels.DTYPES and suits(config) and not kernels.missing()
     kept = 4 if device == "cpu" and not native else size  # torch's attention, and what slots hold, is float32 there
     cache = 2 * layers * hidden * shared // heads * kept * ROOM
     slots = max(min(SLOTS.get(device, 16), free // 2 // max(cache, 1)), 1)

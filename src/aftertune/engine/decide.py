@@ -114,7 +114,7 @@ def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], pro
         fast = fast or Fast(model, Budget(0, 0, 0, 0, 0))
         with fast.on():
             packed = _packed(Scorer(model, packed=True, kit=fast.kit), samples, tail)
-    except (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError) as error:
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         if out_of_memory(error):
             raise  # says nothing of the model, and another time the plan would be another
         reason = " ".join(str(error).split())[:120]

@@ -28,6 +28,7 @@ from aftertune.sources.cache import beside, cache_root
 
 #: Keys of a tile; sizes of a head are multiples of it.
 TILE = 16
+DTYPES = (torch.float32, torch.bfloat16)
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
@@ -81,6 +82,8 @@ class Held:
 
     def keep(self, slot: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put keys and values [tokens, kv heads, size] at the beginning of a slot."""
+        if len(k) > self.room or k.shape[1:] != self.values.shape[1:4:2]:
+            raise IndexError(f"{len(k)} tokens do not fit into a slot of {self.room}")
         k, v = _alike(k, v)
         _call("keep", _half(k), k, v, k.stride(0), len(k), k.shape[1], k.shape[2], self.keys[slot],
               self.values[slot], self.room, 0)
@@ -89,7 +92,9 @@ class Held:
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (Zhang and Sennrich 2019), with transformers'
     rounding."""
-    x = x.contiguous()
+    if x.shape[-1] % TILE or x.dtype not in DTYPES or weight.dtype != x.dtype or len(weight) != x.shape[-1]:
+        raise NotImplementedError(f"an RMS norm of {x.shape[-1]} numbers in {x.dtype}")
+    x, weight = x.contiguous(), weight.contiguous()
     out = torch.empty_like(x)
     _call("rms_norm", _half(x), x, weight, out, x.numel() // x.shape[-1], x.shape[-1], epsilon)
     return out
@@ -164,7 +169,7 @@ def missing() -> str:
         _library()
         _same_threads()
         _test()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         return " ".join(str(error).split())[:200]
     return ""
 
@@ -186,6 +191,8 @@ def _library() -> Any:
                                   text=True, timeout=_SECONDS, check=False)
             if made.returncode:
                 raise RuntimeError(f"{Path(compiler).name} could not compile the kernels: {made.stderr[-150:]}")
+            with new.open("rb") as file:
+                os.fsync(file.fileno())  # a library cut short would end the process that loads it
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)

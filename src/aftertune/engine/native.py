@@ -18,11 +18,20 @@ from aftertune.engine.trie import Row
 
 def suits(config: Any) -> bool:
     """True where the kernels do the attention of a model with this config; there may be none here all the same."""
-    heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    size = int(getattr(config, "head_dim", 0) or (getattr(config, "hidden_size", 0) // heads if heads else 0))
-    capped = getattr(config, "attn_logit_softcapping", None)
-    latent = getattr(config, "kv_lora_rank", None)
-    return bool(size) and size % kernels.TILE == 0 and not capped and not latent
+    heads = number(config, "num_attention_heads")
+    size = number(config, "head_dim") or (number(config, "hidden_size") // heads if heads else 0)
+    values = number(config, "v_head_dim") or size
+    return bool(size) and size % kernels.TILE == 0 and values == size and not number(config, "kv_lora_rank") \
+        and not number(config, "attn_logit_softcapping")
+
+
+def number(config: Any, name: str) -> int:
+    """A whole number of a config; 0 where it has none, or another for each layer."""
+    try:
+        value = getattr(config, name, 0)
+    except RuntimeError:  # transformers, for what differs from layer to layer
+        return 0
+    return int(value) if isinstance(value, int | float) else 0
 
 
 class Prefix:
@@ -52,6 +61,7 @@ class Rows:
     def attend(self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call
                ) -> torch.Tensor:
         """Attention of every token over its own row, and over the prefix."""
+        _check(query, key, value)
         if self.keep is not None:
             self.keep(layer, key, value)
         past = self.prefix.layers[layer] if self.prefix else None
@@ -100,12 +110,23 @@ class Step:
         self.slots = slots
         self.prefix = prefix
         self.lengths = slots.lengths[:active].clone()
+        if int(self.lengths.max()) >= slots.room:
+            raise IndexError(f"a slot of {slots.room} tokens is full")
 
     def attend(self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call
                ) -> torch.Tensor:
         """Attention of each new token over its slot and the prefix; its own key and value join the slot."""
+        _check(query, key, value)
         past = self.prefix.layers[layer] if self.prefix else None
         return kernels.attend_step(query, key, value, self.lengths, self.slots.held(layer, key), past, *_plain(call))
+
+
+def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """The kernels take pointers, so what they are not made for must not reach them."""
+    if not (query.dtype == key.dtype == value.dtype and query.dtype in kernels.DTYPES and key.shape == value.shape
+            and query.shape[2] == key.shape[2] and key.shape[2] % kernels.TILE == 0
+            and query.shape[1] % key.shape[1] == 0 and query.device.type == "cpu"):
+        raise NotImplementedError(f"the kernels take no heads of {query.shape[2]} and {value.shape[2]}, {query.dtype}")
 
 
 def _plain(call: Call) -> tuple[float, int]:

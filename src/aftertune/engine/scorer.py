@@ -75,7 +75,8 @@ class Scorer:
 
     def summary(self, logits: torch.Tensor) -> Summary:
         """What log-probabilities need of logits [kept, vocabulary]."""
-        return Summary(logits, *kernels.summarise(logits)) if self.kit is native else Summary(logits, *_norms(logits))
+        ours = self.kit is native and logits.dtype in kernels.DTYPES
+        return Summary(logits, *(kernels.summarise(logits) if ours else _norms(logits)))
 
     def flat(self, rows: Sequence[Row]) -> torch.Tensor:
         """Logits [kept positions of all rows, vocabulary] of rows that lie end to end, under a layout in force."""
