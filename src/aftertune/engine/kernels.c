@@ -65,6 +65,14 @@ INLINE void store(void *p, int64_t i, vec x, int half) {
     *(hvec *)((uint16_t *)p + i) = __builtin_convertvector((r & ~nan) | (0x7fc0 & nan), hvec);
 }
 
+/* x as it would come back from memory: where transformers rounds between two steps, so do these kernels. */
+INLINE vec rounded(vec x, int half) {
+    if (!half) return x;
+    uint16_t kept[W];
+    store(kept, 0, x, 1);
+    return load(kept, 0, 1);
+}
+
 INLINE vec either(ivec which, vec a, vec b) { return (vec)(((ivec)a & which) | ((ivec)b & ~which)); }
 
 INLINE vec larger(vec a, vec b) { return either(a > b, a, b); }
@@ -428,9 +436,10 @@ INLINE void rotation_of(const int half, void *x, const void *cosine, const void 
             int64_t d = 0;
             for (; d + W <= middle; d += W) {
                 vec a = load(x, base + d, half), b = load(x, base + middle + d, half);
-                store(x, base + d, a * load(cosine, angle + d, half) - b * load(sine, angle + d, half), half);
-                store(x, base + middle + d,
-                      b * load(cosine, angle + middle + d, half) + a * load(sine, angle + middle + d, half), half);
+                store(x, base + d, rounded(a * load(cosine, angle + d, half), half)
+                                       - rounded(b * load(sine, angle + d, half), half), half);
+                store(x, base + middle + d, rounded(b * load(cosine, angle + middle + d, half), half)
+                                                + rounded(a * load(sine, angle + middle + d, half), half), half);
             }
             for (; d < middle; d++) {
                 float a = get(x, base + d, half), b = get(x, base + middle + d, half);
