@@ -81,7 +81,13 @@ def family(name: str, **values: Any) -> Any:
     shape = {k: v for k, v in shape.items() if k not in ("model_type", "transformers_version", "architectures")}
     torch.manual_seed(0)
     config = getattr(transformers, kind)(**{**shape, "num_key_value_heads": None, **settings, **values})
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    return with_random_vectors(transformers.AutoModelForCausalLM.from_config(config).eval())
+
+
+def with_random_vectors(model: Any) -> Any:
+    """The model with biases and norms moved from their 0 and 1, so that a path that forgets them shows."""
+    import torch
+
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:

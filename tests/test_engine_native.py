@@ -27,7 +27,7 @@ from aftertune.engine.scorer import Scorer
 from aftertune.engine.trie import path, row
 from aftertune.errors import ResourceError
 from aftertune.values import Request
-from eval_cases import SLIDING, byte_config, byte_llama, byte_tokenizer, family
+from eval_cases import SLIDING, byte_config, byte_llama, byte_tokenizer, family, with_random_vectors
 
 #: Eight heads of 16 numbers; four of keys and values, whose layers are then just wide enough to be packed.
 WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 8}
@@ -94,12 +94,7 @@ def wide(name: str = "llama", **values: Any) -> Any:
                           "head_dim")}
     torch.manual_seed(0)
     config = getattr(transformers, kind)(**{**shape, **WIDE, **settings, **values})
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight += 0.1 * torch.randn_like(weight)
-    return model
+    return with_random_vectors(transformers.AutoModelForCausalLM.from_config(config).eval())
 
 
 Items = list[list[tuple[int, Sequence]]]
@@ -486,7 +481,7 @@ def test_a_stored_budget_that_needs_kernels_is_refused_in_one_line() -> None:
     said = str(caught.value)
     assert "begun with compiled kernels" in said
     assert "there is no C compiler (cc, gcc or clang)" in said
-    assert "--fresh" in said
+    assert "--fork" in said
     assert "\n" not in said
 
 

@@ -58,6 +58,15 @@ def test_more_examples_than_there_are_is_refused(tmp_path):
         load(write_rows(tmp_path / "d.jsonl", rows()), examples=400)
 
 
+def test_a_large_file_holds_out_no_more_than_enough(tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "d.jsonl", rows())
+    usual = load(path)
+    monkeypatch.setattr("aftertune.tuning.corpus.MOST_HELD_OUT", 1)
+    fewest = load(path, held_out=1 / 40)
+    capped = load(path)
+    assert set(capped.held_out) == set(fewest.held_out) < set(usual.held_out)
+
+
 def test_training_examples_that_are_in_the_held_out_file_are_left_out(tmp_path):
     train, test = write_rows(tmp_path / "d.jsonl", rows()), write_rows(tmp_path / "t.jsonl", rows()[:3])
     corpus = load(train, held_out_file=test)

@@ -15,7 +15,7 @@ from aftertune.errors import AftertuneError
 from aftertune.study import DataSpec, LoraSpec, TuneSpec
 from aftertune.tuning import tune
 from aftertune.tuning.checkpoints import Checkpoints
-from tuning_cases import easy_rows, tiny_model, write_rows
+from tuning_cases import base_and_data
 
 pytestmark = pytest.mark.slow
 STEPS = 12  # 32 training examples, four a step in two parts, an epoch and a half: 8 steps an epoch
@@ -27,10 +27,7 @@ class Broken(Exception):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("resume")
-    tiny_model(folder / "base")
-    write_rows(folder / "data.jsonl", easy_rows())
-    return folder
+    return base_and_data(tmp_path_factory.mktemp("resume"))
 
 
 def spec(place, out, **settings):

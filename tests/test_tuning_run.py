@@ -16,17 +16,14 @@ from aftertune.tuning.corpus import Corpus
 from aftertune.tuning.encode import Form, encode_all
 from aftertune.tuning.loss import Batching, completion_losses
 from aftertune.tuning.output import MANIFEST, read_manifest
-from tuning_cases import easy_rows, tiny_model, write_rows
+from tuning_cases import base_and_data
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tuning")
-    tiny_model(folder / "base")
-    write_rows(folder / "data.jsonl", easy_rows())
-    return folder
+    return base_and_data(tmp_path_factory.mktemp("tuning"))
 
 
 def spec(place, out, **settings):

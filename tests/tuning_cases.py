@@ -53,6 +53,13 @@ def easy_rows(count: int = 40) -> list[dict[str, str]]:
     return [{**row, "completion": "w1 w2"} for row in rows(count)]
 
 
+def base_and_data(folder: Path) -> Path:
+    """``folder`` with a tiny model in ``base`` and easy rows in ``data.jsonl``."""
+    tiny_model(folder / "base")
+    write_rows(folder / "data.jsonl", easy_rows())
+    return folder
+
+
 def write_rows(path: Path, data: list[dict[str, Any]]) -> Path:
     """The rows as a JSONL file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")

@@ -1,13 +1,13 @@
-"""Decoder layers of the Llama kind as a handful of fused calls: on a CPU, a third of their time goes into what lies
-between the matrix products.
+"""Decoder layers of the Llama kind as a handful of fused calls: on a CPU much of their time goes into what lies between
+the matrix products.
 
     blocks = Blocks(model, linears)
     with linears.packed(), blocks.fused():
         model(…)                        # under a layout of ours; every other pass runs as transformers has it
 
 The kind: RMS norm, queries, keys and values with rotary positions, attention, RMS norm, gated SiLU, each with its
-residual sum. Adapters on the projections are called as they are. The engine's check of packed against plain rows is
-the check of these too.
+residual sum. LoRA on the projections is added to the packed products; any other adapter is called as it is. The
+engine's check of packed against plain rows is the check of these too.
 """
 
 from __future__ import annotations

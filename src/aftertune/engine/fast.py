@@ -25,7 +25,7 @@ class Fast:
     def __init__(self, model: Any, budget: Budget) -> None:
         if budget.kernels and kernels.missing():
             raise ResourceError(f"this evaluation was begun with compiled kernels, and here are none: "
-                                f"{kernels.missing()}; go on with it where it was begun, or begin anew with --fresh")
+                                f"{kernels.missing()}; go on with it where it was begun, or begin anew with --fork")
         self.budget = budget
         self.kit: Any = native if budget.kernels else layouts
         self.linears = Linears(model)

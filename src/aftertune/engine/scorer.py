@@ -75,7 +75,7 @@ class Scorer:
 
     def summary(self, logits: torch.Tensor) -> Summary:
         """What log-probabilities need of logits [kept, vocabulary]."""
-        ours = self.kit is native and logits.dtype in kernels.DTYPES
+        ours = self.packed and self.kit is native and logits.dtype in kernels.DTYPES
         return Summary(logits, *(kernels.summarise(logits) if ours else _norms(logits)))
 
     def flat(self, rows: Sequence[Row]) -> torch.Tensor:

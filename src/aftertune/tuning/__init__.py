@@ -171,5 +171,6 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     return replace(
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
         trainable_parameters=trainable(model), held_out=compare_losses(before, after), steps=steps,
-        notes=(*tuning.notes, *tokenizer.notes, *training.notes, *held_out.notes),
+        notes=(*tuning.notes, *tokenizer.notes, *(f"training: {note}" for note in training.notes),
+               *(f"held out: {note}" for note in held_out.notes)),
         provenance=finish(tuning.provenance) if tuning.provenance else None)

@@ -169,4 +169,4 @@ def _told(error: Exception, name: str, split: str) -> str:
     if "401" in text or "403" in text:
         return f"{name}: the Hub refused access; set HF_TOKEN to a token that may read this data set"
     return (f"{name}: no such file here, and the Hub has no data set of this name that can be read; check the "
-            "spelling, or start a path with ./")
+            f"spelling, or give a file that ends in one of {', '.join(KINDS)}")
