@@ -39,6 +39,33 @@ def test_the_split_is_by_the_hash_of_the_prompt_whatever_seed_size_and_order(tmp
     assert 0.15 < len(first.held_out) / 40 < 0.45
 
 
+def test_the_validation_part_lies_beside_the_held_out_one_for_every_seed_and_size(tmp_path):
+    path = write_rows(tmp_path / "d.jsonl", rows())
+    without = load(path, held_out=0.3)
+    first = load(path, held_out=0.3, validation=0.2)
+    second = load(path, seed=9, held_out=0.3, validation=0.2, examples=5)
+    assert without.validation == ()
+    assert first.held_out == second.held_out == without.held_out
+    assert first.validation == second.validation
+    assert all(0.3 <= split_point(e) < 0.5 for e in first.validation)
+    assert set(first.training) | set(first.validation) == set(without.training)
+    assert set(second.training) < set(first.training)
+    assert first.validation_fingerprint == second.validation_fingerprint != first.held_out_fingerprint
+
+
+def test_validation_examples_are_none_of_a_held_out_file(tmp_path):
+    train, test = write_rows(tmp_path / "d.jsonl", rows()), write_rows(tmp_path / "t.jsonl", rows()[:20])
+    corpus = load(train, held_out_file=test, validation=0.4)
+    assert len(corpus.training) + len(corpus.validation) == 20
+    assert corpus.validation
+    assert not set(corpus.validation) & set(corpus.held_out)
+
+
+def test_a_validation_share_that_leaves_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"0 training, \d+ held-out, \d+ validation examples \(40 distinct ones\)"):
+        load(write_rows(tmp_path / "d.jsonl", rows()), held_out=0.6, validation=0.5)
+
+
 def test_a_split_point_is_the_hash_read_as_a_fraction():
     example = Example((("user", "A"),), "x")
     assert split_point(example) == pytest.approx(int(prompt_hash(example), 16) / 2**256, abs=1e-12)
@@ -75,5 +102,5 @@ def test_training_examples_that_are_in_the_held_out_file_are_left_out(tmp_path):
 
 
 def test_a_file_too_small_to_split_is_refused(tmp_path):
-    with pytest.raises(InputError, match="both sides need one"):
+    with pytest.raises(InputError, match="each side needs one"):
         load(write_rows(tmp_path / "d.jsonl", rows(1)))

@@ -141,7 +141,8 @@ class DataSpec(Spec):
     split: of a Hub data set. skip_bad: leave unreadable rows out, counted.
     examples: a seeded subset of this many. held_out: share kept out of training, split by the hash of the
     normalised prompt, on which the loss before and after is measured (None: a tenth, about 1,000 at most); or a
-    file of its own.
+    file of its own. validation: a further share kept out, for early stopping, so that what is reported was never
+    looked at in training; None for none.
     """
 
     file: Path
@@ -153,6 +154,7 @@ class DataSpec(Spec):
     examples: Positive | None = None
     held_out: Annotated[float, Field(gt=0, lt=0.9)] | None = None
     held_out_file: Path | None = None
+    validation: Annotated[float, Field(gt=0, lt=0.9)] | None = None
 
 
 class LoraSpec(Spec):

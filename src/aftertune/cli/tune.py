@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learning-rate", "dtype": "--dtype",
           "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
           "max_length": "--max-length", "format": "--format", "template": "--template", "split": "--split",
-          "max_steps": "--max-steps", "name": "--name", "held_out": "--held-out"}
+          "max_steps": "--max-steps", "name": "--name", "held_out": "--held-out", "validation": "--validation"}
 
 
 def tune(
@@ -33,6 +33,8 @@ def tune(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable rows out, counted.")] = False,
     held_out: Annotated[float | None, typer.Option(
         help="Share kept out of training for the loss; a tenth, about 1,000 at most.")] = None,
+    validation: Annotated[float | None, typer.Option(
+        help="Share kept out of training for early stopping, beside the held-out one.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: 2e-4, ia3 8e-3, full 2e-5.")] = None,
@@ -66,8 +68,10 @@ def tune(
         "max_length": max_length, "template": template, "device": device, "revision": revision,
         "out": out, "trust_remote_code": trust_remote_code}
     try:
-        source = DataSpec(file=data, examples=examples, held_out=held_out, format=data_format,  # type: ignore[arg-type]
-                          fields=_pairs(field or []), encoding=encoding, split=split, skip_bad=skip_bad)
+        source = DataSpec(
+            file=data, examples=examples, held_out=held_out, validation=validation,
+            format=data_format, fields=_pairs(field or []),  # type: ignore[arg-type]
+            encoding=encoding, split=split, skip_bad=skip_bad)
         spec = TuneSpec(data=source, lora=LoraSpec(r=rank, alpha=alpha, dropout=dropout,
                                       target_modules=_names(target_modules)), **values)
     except ValidationError as error:

@@ -127,8 +127,15 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
     if spec.method != "full":
         recipe["lora"] = spec.lora.model_dump(mode="json")
     return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "schedule": "linear",
-            "optimizer": "adamw", "max_grad_norm": 1.0, "held_out": corpus.held_out_fingerprint,
-            "held_out_examples": len(corpus.held_out)}
+            "optimizer": "adamw", "max_grad_norm": 1.0, **_sides(corpus)}
+
+
+def _sides(corpus: Corpus) -> dict[str, Any]:
+    """What is held out and what says when to stop: fingerprints and sizes."""
+    held_out = {"held_out": corpus.held_out_fingerprint, "held_out_examples": len(corpus.held_out)}
+    if not corpus.validation:
+        return held_out
+    return {**held_out, "validation": corpus.validation_fingerprint, "validation_examples": len(corpus.validation)}
 
 
 def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
@@ -147,8 +154,9 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     form = Form(spec.template, spec.max_length)
     training = encode_all(job.corpus.training, tokenizer, form)
     held_out = encode_all(job.corpus.held_out, tokenizer, form)
+    validation = encode_all(job.corpus.validation, tokenizer, form)
     progress(0, 0, "loading the model")
-    longest = max(len(row.ids) for row in (*training.rows, *held_out.rows))
+    longest = max(len(row.ids) for row in (*training.rows, *held_out.rows, *validation.rows))
     base = load_model(job.source, base_dtype(spec.method, plan.dtype), plan.device, tokenizer=tokenizer,
                       attn_implementation=attention(plan.device, longest))
     model = build(base, spec.method, spec.lora, plan.seed)
@@ -172,5 +180,6 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
         trainable_parameters=trainable(model), held_out=compare_losses(before, after), steps=steps,
         notes=(*tuning.notes, *tokenizer.notes, *(f"training: {note}" for note in training.notes),
-               *(f"held out: {note}" for note in held_out.notes)),
+               *(f"held out: {note}" for note in held_out.notes),
+               *(f"validation: {note}" for note in validation.notes)),
         provenance=finish(tuning.provenance) if tuning.provenance else None)

@@ -1,11 +1,11 @@
-"""Owns which examples are trained on and which are held out.
+"""Owns which examples are trained on, which are held out, and which say when to stop.
 
     corpus = Corpus.load(DataSpec(file="orders.jsonl", examples=200), seed=0)
     len(corpus.training), len(corpus.held_out)     200, 71
 
 Duplicates are removed first; then each example goes to its side by the sha256 of its normalised prompt, so
-the held-out part is the same for every size and seed; and only then a seeded subset is taken, whose
-smaller sizes lie within the larger ones.
+the held-out part is the same for every size and seed, and so is the validation part, which lies beside it; and only
+then a seeded subset is taken, whose smaller sizes lie within the larger ones.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ MOST_HELD_OUT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Training and held-out examples, with notes on what was left out."""
+    """Training, held-out and validation examples (for early stopping; often none), with notes on what was left out."""
 
     training: tuple[Example, ...]
     held_out: tuple[Example, ...]
+    validation: tuple[Example, ...] = ()
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -42,17 +43,22 @@ class Corpus:
         examples = _distinct(read_examples(spec.file, reading, notes), str(spec.file), notes)
         if spec.held_out_file is not None:
             held_out = _distinct(read_examples(spec.held_out_file, reading, notes), str(spec.held_out_file), notes)
-            training = _without(examples, held_out, notes)
+            rest, share = _without(examples, held_out, notes), 0.0
         else:
             share = spec.held_out or min(HELD_OUT, MOST_HELD_OUT / len(examples))
             held_out = [e for e in examples if split_point(e) < share]
-            training = [e for e in examples if split_point(e) >= share]
-        if not training or not held_out:
-            raise InputError(f"{spec.file}: {len(training)} training and {len(held_out)} held-out examples "
-                             f"({len(examples)} distinct ones); both sides need one; add examples or set held_out")
+            rest = [e for e in examples if split_point(e) >= share]
+        until = share + (spec.validation or 0.0)
+        validation = [e for e in rest if split_point(e) < until]
+        training = [e for e in rest if split_point(e) >= until]
+        sides = {"training": training, "held-out": held_out} | ({"validation": validation} if spec.validation else {})
+        if not all(sides.values()):
+            counts = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
+            raise InputError(f"{spec.file}: {counts} examples ({len(examples)} distinct ones); each side needs one; "
+                             "add examples, or set held_out and validation")
         if spec.examples is not None:
             training = subset(training, spec.examples, seed, where=str(spec.file))
-        return cls(tuple(training), tuple(held_out), tuple(notes))
+        return cls(tuple(training), tuple(held_out), tuple(validation), tuple(notes))
 
     @property
     def fingerprint(self) -> str:
@@ -63,6 +69,11 @@ class Corpus:
     def held_out_fingerprint(self) -> str:
         """sha256 of the held-out examples, in order."""
         return fingerprint_rows(e.row() for e in self.held_out)
+
+    @property
+    def validation_fingerprint(self) -> str:
+        """sha256 of the validation examples, in order."""
+        return fingerprint_rows(e.row() for e in self.validation)
 
 
 def prompt_hash(example: Example) -> str:
@@ -84,7 +95,7 @@ def subset(examples: list[Example], size: int, seed: int, *, where: str) -> list
     """
     if size > len(examples):
         raise InputError(f"{where}: examples: {size} asked for, but {len(examples)} are left for training "
-                         "after duplicates and the held-out part; lower `examples` or add data")
+                         "after duplicates, the held-out and the validation part; lower `examples` or add data")
 
     def rank(place: int) -> str:
         key = f"{seed}\n{prompt_hash(examples[place])}\n{examples[place].completion}"

@@ -53,9 +53,9 @@ class Encoded:
 
 def encode_all(examples: Sequence[Example], tokenizer: Any, form: Form) -> Encoded:
     """Encode examples. One longer than max_length is cut at its end; one whose prompt fills it, so that nothing of the
-    completion is left to learn, is left out; both are counted.
+    completion is left to learn, is left out; both are counted. No examples give no rows.
 
-    Raises InputError where no example is left.
+    Raises InputError where there are examples and none is left.
     """
     rows, cut, masked = [], 0, []
     for number, example in enumerate(examples, 1):
@@ -66,7 +66,7 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, form: Form) -> Encod
         cut += len(prompt) + len(completion) > form.max_length
         ids = (prompt + completion)[:form.max_length]
         rows.append(Row(ids, [IGNORED] * len(prompt) + ids[len(prompt):]))
-    if not rows:
+    if examples and not rows:
         raise InputError(f"the prompts of all {len(examples)} examples fill max_length {form.max_length}, so no "
                          f"completion is left to learn; {masked[0]}; raise max_length or shorten them")
     total = len(examples)
