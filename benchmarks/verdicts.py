@@ -1,0 +1,226 @@
+"""The sequential verdict on simulated tasks: how often it is wrong, how many items it takes, what a look costs.
+
+    python benchmarks/verdicts.py                      1,000 permutations of each scenario; writes docs/benchmarks.md
+    python benchmarks/verdicts.py --permutations 4000
+
+A scenario is a task of N items of which so many are gained and lost; each permutation is one order in which they may
+be drawn. Wrong is a verdict that the full run would not give. The reference is the median of an earlier simulation of
+the same method (2,243 items on hellaswag, and so on); ours must lie within 15 % of it. Missed is how often the
+anytime-valid interval ever excludes the truth on the way to the last item. Exits 1 where a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aftertune.stats.sequential import (
+    SCALES,
+    PairedSequential,
+    Walls,
+    impossible,
+    log_factors,
+    log_mixture,
+)
+from document import write_section
+
+ALPHA = 0.05
+BATCH = 32
+#: Permutations and items of one step of arithmetic: what fits into a processor's cache.
+BLOCK, STEP = 64, 64
+VERDICTS = ("lower", "higher", "within")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """margin: a fraction. reference: the median that it is held against, None where there is none."""
+
+    name: str
+    items: int
+    gained: int
+    lost: int
+    margin: float
+    reference: int | None = None
+
+    @property
+    def truth(self) -> str:
+        mean = (self.gained - self.lost) / self.items
+        return "within" if abs(mean) <= self.margin else "lower" if mean < 0 else "higher"
+
+    def orders(self, permutations: int, seed: int) -> Floats:
+        """Differences in random order, [permutations, items]."""
+        values = np.zeros(self.items)
+        values[:self.gained], values[self.gained:self.gained + self.lost] = 1, -1
+        return np.random.default_rng(seed).permuted(np.tile(values, (permutations, 1)), axis=1)
+
+
+SCENARIOS = (
+    Scenario(name="gsm8k, 33.5 % to 3.7 %", items=1319, gained=8, lost=401, margin=0.01, reference=30),
+    Scenario(name="mmlu computer science, 47 % to 34 %", items=100, gained=6, lost=19, margin=0.02, reference=66),
+    Scenario(name="60 % to 55 %", items=1319, gained=66, lost=132, margin=0.01, reference=467),
+    Scenario(name="hellaswag, 45.2 % to 45.6 %", items=10_042, gained=421, lost=383, margin=0.02, reference=2243),
+    Scenario(name="60 % to 55 %", items=14_042, gained=702, lost=1404, margin=0.01, reference=702),
+    Scenario(name="no change, 10 % differ", items=14_042, gained=702, lost=702, margin=0.01),
+    Scenario(name="2 points lost", items=14_042, gained=561, lost=842, margin=0.01),
+    Scenario(name="1.5 points lost", items=10_042, gained=427, lost=577, margin=0.01),
+    Scenario(name="no change, 5 % differ", items=1319, gained=33, lost=33, margin=0.02),
+    Scenario(name="one item beyond the margin", items=1319, gained=59, lost=73, margin=0.01),
+    Scenario(name="one item within the margin", items=1319, gained=59, lost=72, margin=0.01),
+)
+
+
+class Streams:
+    """Many orders of one task at once through the functions of `aftertune.stats.sequential`."""
+
+    def __init__(self, orders: Floats, walls: Walls) -> None:
+        self.orders, self.walls = orders, walls
+        self.wealth = np.zeros((len(orders), walls.bound.size, SCALES.size))
+        self.sums = np.zeros(len(orders))
+        self.rejected = np.zeros((len(orders), walls.bound.size), dtype=bool)
+        self.seen = 0
+
+    def step(self) -> NDArray[np.bool_]:
+        """Take the next items: which tests have rejected after each of them, [orders, items, tests]."""
+        d = self.orders[:, self.seen:self.seen + STEP]
+        items = self.orders.shape[1]
+        wealth = self.wealth[:, None] + np.cumsum(log_factors(d, self.sums, self.seen, items, self.walls), axis=1)
+        sums = self.sums[:, None] + np.cumsum(d, axis=1)
+        out = impossible(sums, self.seen + np.arange(1, d.shape[1] + 1), items, self.walls)
+        now = (log_mixture(wealth) >= math.log(2 / ALPHA)) | out | self.rejected[:, None]
+        now = np.logical_or.accumulate(now, axis=1)
+        self.wealth, self.sums, self.rejected = wealth[:, -1], sums[:, -1], now[:, -1]
+        self.seen += d.shape[1]
+        return np.asarray(now)
+
+    def keep(self, which: NDArray[np.bool_]) -> None:
+        self.orders, self.wealth, self.sums, self.rejected = (
+            a[which] for a in (self.orders, self.wealth, self.sums, self.rejected))
+
+
+def verdicts(orders: Floats, margin: float) -> tuple[list[str], NDArray[np.int64]]:
+    """Verdict of each order, and after how many items it fell."""
+    streams, waiting = Streams(orders, Walls.around(margin)), np.arange(len(orders))
+    items = orders.shape[1]
+    totals = orders.sum(axis=1)
+    exact = np.where(np.abs(totals) <= margin * items + 1e-9, 2, np.where(totals < 0, 0, 1))
+    said, at = exact.copy(), np.full(len(orders), items, dtype=np.int64)
+    while waiting.size and streams.seen < items:
+        before = streams.seen
+        up_low, up_high, down_low, down_high = np.moveaxis(streams.step(), -1, 0)
+        claims = np.stack([down_low, up_high, up_low & down_high], axis=-1)
+        first = claims.any(axis=-1).argmax(axis=1)
+        done = claims.any(axis=(1, 2))
+        said[waiting[done]] = claims[np.arange(len(claims)), first].argmax(axis=-1)[done]
+        at[waiting[done]] = before + first[done] + 1
+        waiting = waiting[~done]
+        streams.keep(np.logical_not(done))
+    return [VERDICTS[v] for v in said], at
+
+
+def missed(orders: Floats) -> int:
+    """Orders in which the interval excludes the truth at any item."""
+    truth = float(orders[0].mean())
+    streams = Streams(orders, Walls(np.array([1.0, -1.0]), np.full(2, truth)))
+    while len(streams.orders) and streams.seen < orders.shape[1]:
+        streams.step()
+        streams.keep(np.logical_not(streams.rejected.any(axis=1)))
+    return len(orders) - len(streams.orders)
+
+
+def run(scenario: Scenario, permutations: int) -> dict[str, Any]:
+    """All permutations of a scenario, in blocks; each block's seed is its number."""
+    at: list[int] = []
+    wrong = lost = 0
+    for number, start in enumerate(range(0, permutations, BLOCK)):
+        orders = scenario.orders(min(BLOCK, permutations - start), number)
+        said, when = verdicts(orders, scenario.margin)
+        wrong += sum(v != scenario.truth for v in said)
+        at += when.tolist()
+        lost += missed(orders)
+    rounded = [min(scenario.items, BATCH * math.ceil(t / BATCH)) for t in at]
+    return {"median": statistics.median(at), "q90": float(np.quantile(at, 0.9)), "wrong": wrong, "missed": lost,
+            "batches": statistics.median(rounded), "permutations": permutations}
+
+
+def look_seconds() -> float:
+    """Median time of one look of `PairedSequential` at 32 more items of hellaswag."""
+    scenario = SCENARIOS[3]
+    d, times = scenario.orders(1, 0)[0], []
+    watch = PairedSequential(scenario.items, scenario.margin)
+    for start in range(0, 3200, BATCH):
+        begun = time.perf_counter()
+        watch.update(d[start:start + BATCH])
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def share(count: int, of: int) -> str:
+    """A share with its Monte Carlo standard error (of one in ``of`` where none was seen)."""
+    p = count / of
+    spread = max(p, 1 / of)
+    return f"{p:.2%} ± {math.sqrt(spread * (1 - spread) / of):.2%}"
+
+
+def broken(scenario: Scenario, found: dict[str, Any]) -> Iterator[str]:
+    """The bars that a scenario misses; a share may exceed 5 % by twice its Monte Carlo error."""
+    n = found["permutations"]
+    for what in ("wrong", "missed"):
+        if found[what] / n > ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / n):
+            yield f"{scenario.name}: {what} {share(found[what], n)}"
+    if scenario.reference and abs(found["median"] / scenario.reference - 1) > 0.15:
+        yield f"{scenario.name}: median {found['median']:g} is not within 15 % of {scenario.reference}"
+
+
+def lines(results: Sequence[dict[str, Any]], look: float) -> Iterator[str]:
+    """The section of docs/benchmarks.md."""
+    yield "## Sequential verdicts"
+    yield ""
+    yield "Written by `python benchmarks/verdicts.py`; its head says what is simulated. No model takes part."
+    yield ""
+    yield ("| scenario | items | margin | truth | wrong verdicts | interval ever wrong | median items | reference | "
+           "9 in 10 within | in batches of 32 |")
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for scenario, found in zip(SCENARIOS, results, strict=False):
+        n = found["permutations"]
+        yield (f"| {scenario.name} | {scenario.items:,} | {100 * scenario.margin:g} | {scenario.truth} "
+               f"| {share(found['wrong'], n)} | {share(found['missed'], n)} | **{found['median']:,.0f}** "
+               f"| {scenario.reference or '–'} | {found['q90']:,.0f} | {found['batches']:,.0f} |")
+    yield ""
+    yield (f"{results[0]['permutations']:,} permutations each; ± is the Monte Carlo standard error; the level is 5 % "
+           f"over all looks. A look at {BATCH} more items takes {1e6 * look:.0f} microseconds (median).")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="the sequential verdict on simulated tasks")
+    parser.add_argument("--permutations", type=int, default=1000)
+    given = parser.parse_args(argv)
+    results: list[dict[str, Any]] = []
+    faults: list[str] = []
+    for scenario in SCENARIOS:
+        begun = time.monotonic()
+        found = run(scenario, given.permutations)
+        results.append(found)
+        faults += broken(scenario, found)
+        print(f"{scenario.name} ({scenario.items:,} items): {found}, {time.monotonic() - begun:.0f} s", flush=True)
+    look = look_seconds()
+    if look > 0.001:
+        faults.append(f"a look takes {1e3 * look:.2f} ms")
+    text = "\n".join(lines(results, look)) + "\n"
+    write_section("verdicts", text)
+    print(text)
+    print("\n".join(faults) or "all bars are met")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The simulation of the sequential verdict: many orders at once say what one order says, and sections stay apart."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from aftertune.stats.sequential import PairedSequential
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import verdicts
+from document import write_section
+
+
+@pytest.mark.parametrize("scenario", [s for s in verdicts.SCENARIOS if s.items < 2000], ids=lambda s: s.name)
+def test_many_orders_at_once_say_what_one_says(scenario: verdicts.Scenario) -> None:
+    orders = scenario.orders(4, 7)
+    said, at = verdicts.verdicts(orders, scenario.margin)
+    for order, verdict, when in zip(orders, said, at, strict=True):
+        one = PairedSequential(scenario.items, scenario.margin)
+        one.update(order)
+        assert (one.verdict, one.decided_at) == (verdict, when)
+
+
+def test_a_scenario_meets_its_bars_and_a_broken_one_is_told() -> None:
+    scenario = verdicts.SCENARIOS[0]
+    found = verdicts.run(scenario, 200)
+    assert not list(verdicts.broken(scenario, found))
+    assert 20 < found["median"] < found["q90"] < 80
+    assert found["batches"] % 32 == 0
+    told = list(verdicts.broken(scenario, {**found, "wrong": 30, "median": 60}))
+    assert len(told) == 2
+    page = "\n".join(verdicts.lines([found], 2e-4))
+    assert "200 permutations" in page
+    assert "200 microseconds" in page
+
+
+def test_the_truth_one_item_beyond_the_margin_is_lower() -> None:
+    beyond, inside = verdicts.SCENARIOS[-2:]
+    assert (beyond.truth, inside.truth) == ("lower", "within")
+    assert beyond.lost - beyond.gained == inside.lost - inside.gained + 1
+
+
+def test_a_section_leaves_the_others_alone(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    write_section("speed", "one\n", page)
+    write_section("verdicts", "two\n", page)
+    write_section("speed", "three\nfour\n", page)
+    text = page.read_text()
+    assert text.index("three\nfour") < text.index("two")
+    assert "one" not in text
+    assert text.startswith("# Benchmarks\n")
+    write_section("speed", "three\nfour\n", page)
+    assert page.read_text() == text
