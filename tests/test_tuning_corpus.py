@@ -19,7 +19,21 @@ def test_duplicates_are_left_out_and_counted(tmp_path):
     data = [*rows(30), {"prompt": " SAY  w3 twice", "completion": "w3 w3\n"}, rows(1)[0]]
     corpus = load(write_rows(tmp_path / "d.jsonl", data))
     assert len(corpus.training) + len(corpus.held_out) == 30
-    assert "2 of 32 examples were duplicates" in corpus.notes[0]
+    assert corpus.notes == (f"{tmp_path / 'd.jsonl'}: 2 of 32 examples were duplicates and left out: 1 exact, "
+                            "1 but for case, spaces or Unicode form",)
+
+
+def test_conversations_that_begin_alike_lie_on_one_side(tmp_path):
+    def talk(number, second):
+        turns = [("user", f"say w{number}"), ("assistant", "w1"), ("user", second), ("assistant", "w2")]
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    data = [talk(number, second) for number in range(30) for second in ("more", "again")]
+    corpus = load(write_rows(tmp_path / "d.jsonl", data), held_out=0.4)
+    begun = [{e.turns[0] for e in side} for side in (corpus.training, corpus.held_out)]
+    assert len(corpus.training) + len(corpus.held_out) == 60  # the same beginning is no duplicate
+    assert not begun[0] & begun[1]
+    assert [len(side) for side in begun] == [len(corpus.training) // 2, len(corpus.held_out) // 2]
 
 
 def test_the_same_prompt_with_another_answer_is_no_duplicate_and_goes_to_the_same_side(tmp_path):

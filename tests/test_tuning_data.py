@@ -30,6 +30,38 @@ def test_messages_end_with_what_is_learned(tmp_path):
     assert read(tmp_path, row) == [Example((("system", "s"), ("user", "u")), "x")]
 
 
+def test_every_answer_is_learned_but_those_that_are_empty_or_of_weight_0(tmp_path):
+    def turn(role, text, **more):
+        return {"role": role, "content": text, **more}
+
+    talk = [turn("system", "s"), turn("user", "a"), turn("assistant", "b", weight=0), turn("user", "c", weight=0),
+            turn("assistant", " "), turn("user", "d"), turn("assistant", "e", weight=1), turn("user", "f")]
+    [example] = read(tmp_path, json.dumps({"messages": [*talk, turn("assistant", "g")]}))
+    assert (example.completion, example.context, example.answers) == ("g", (2, 4), (6, 8))
+    assert example.row()["context"] == [2, 4]
+    [example] = read(tmp_path, json.dumps({"messages": [*talk, turn("assistant", "g", weight=0)]}))
+    assert (example.completion, example.context, example.answers) == ("e", (2, 4), (6,))
+    with pytest.raises(InputError, match="every answer in `messages` has weight 0"):
+        read(tmp_path, json.dumps({"messages": [turn("user", "a"), turn("assistant", "b", weight=0)]}))
+
+
+def test_a_system_prompt_beside_a_conversation_moves_no_answer(tmp_path):
+    talk = [{"from": speaker, "value": text} for speaker, text in (
+        ("human", "a"), ("gpt", ""), ("human", "b"), ("gpt", "c"), ("human", "d"), ("gpt", "e"))]
+    [example] = read(tmp_path, json.dumps({"system": "s", "conversations": talk}))
+    assert example.turns[0] == ("system", "s")
+    assert (example.context, example.answers) == ((2,), (4, 6))
+
+
+def test_pieces_of_text_are_one_text_and_calls_of_tools_are_refused(tmp_path):
+    user = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    assert read(tmp_path, json.dumps({"messages": [user, {"role": "assistant", "content": "c"}]})) == [
+        Example((("user", "ab"),), "c")]
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {}}]}
+    with pytest.raises(InputError, match="`content` must be text, found NoneType; calls of tools are learned as text"):
+        read(tmp_path, json.dumps({"messages": [user, calls]}))
+
+
 def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path):
     content = b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n\r\n" + GOOD.encode() + b"\r\n"
     assert len(read(tmp_path, content)) == 2

@@ -7,6 +7,7 @@ import pytest
 from aftertune.errors import InputError
 from aftertune.tuning.data import Example
 from aftertune.tuning.encode import IGNORED, Form, encode_all
+from aftertune.tuning.parts import Part, rows_of
 from tuning_cases import chat_tokenizer
 
 EXAMPLE = Example((("user", "say w3 twice"),), "w3 w3")
@@ -32,11 +33,102 @@ def test_the_prompt_is_what_an_evaluation_shows_and_the_answer_ends_at_end_of_tu
     assert decode(tokenizer, row.ids[len(prompt):]) == "w3 w3 <|end|>"
 
 
-def test_earlier_turns_are_not_learned(tokenizer):
-    turns = (("system", "w1"), ("user", "w2"), ("assistant", "w4"), ("user", "w5"))
-    row = encode_all([Example(turns, "w6")], tokenizer, CHAT).rows[0]
-    assert decode(tokenizer, [i for i in row.labels if i != IGNORED]) == "w6 <|end|>"
-    assert "w4" in decode(tokenizer, row.ids)
+TURNS = (("system", "w1"), ("user", "w2"), ("assistant", "w4 w4"), ("user", "w5"))
+TALK = Example(TURNS, "w6")
+TURN = "<|{{ m['role'] }}|> {{ m['content'] }} <|end|>\n"
+OPEN = "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+
+
+def learned(tokenizer, row):
+    return decode(tokenizer, [i for i in row.labels if i != IGNORED])
+
+
+def encoded(template, example=TALK, **settings):
+    tokenizer = chat_tokenizer(template)
+    found = encode_all([example], tokenizer, Form("chat", 64, **settings))
+    return [(decode(tokenizer, row.ids), learned(tokenizer, row)) for row in found.rows], found.notes
+
+
+def test_every_answer_of_a_conversation_is_learned_with_its_end_of_turn(tokenizer):
+    [row] = encode_all([TALK], tokenizer, CHAT).rows
+    assert decode(tokenizer, row.ids) == ("<|system|> w1 <|end|> <|user|> w2 <|end|> <|assistant|> w4 w4 <|end|> "
+                                          "<|user|> w5 <|end|> <|assistant|> w6 <|end|>")
+    assert learned(tokenizer, row) == "w4 w4 <|end|> w6 <|end|>"
+
+
+def test_the_last_answer_alone_or_all_of_it_can_be_learned(tokenizer):
+    [last], [whole] = (encode_all([TALK], tokenizer, Form("chat", 64, learn)).rows for learn in ("last", "all"))
+    assert learned(tokenizer, last) == "w6 <|end|>"
+    assert whole.labels == whole.ids == last.ids
+
+
+def test_an_answer_that_is_context_is_shown_and_not_learned(tokenizer):
+    [row] = encode_all([Example(TURNS, "w6", context=(2,))], tokenizer, CHAT).rows
+    assert learned(tokenizer, row) == "w6 <|end|>"
+    assert "w4 w4" in decode(tokenizer, row.ids)
+
+
+def test_the_mask_is_that_of_a_template_with_a_generation_block():
+    template = ("{% for m in messages %}<|{{ m['role'] }}|> {% if m['role'] == 'assistant' %}{% generation %}"
+                "{{ m['content'] }} <|end|>{% endgeneration %}{% else %}{{ m['content'] }} <|end|>{% endif %}\n"
+                "{% endfor %}" + OPEN)
+    tokenizer = chat_tokenizer(template)
+    messages = [{"role": role, "content": text} for role, text in (*TURNS, ("assistant", "w6"))]
+    asked = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    [row] = encode_all([TALK], tokenizer, CHAT).rows
+    assert row.ids == asked["input_ids"]
+    assert [int(label != IGNORED) for label in row.labels] == asked["assistant_masks"]
+
+
+def test_a_template_that_closes_the_whole_text_once_more_still_makes_one_row():
+    rows, notes = encoded("{% for m in messages %}" + TURN + "{% endfor %}{% if add_generation_prompt %}<|assistant|> "
+                          "{% else %}<pad>{% endif %}")
+    assert rows == [("<|system|> w1 <|end|> <|user|> w2 <|end|> <|assistant|> w4 w4 <|end|> <|user|> w5 <|end|> "
+                     "<|assistant|> w6 <|end|> <pad>", "w4 w4 <|end|> w6 <|end|> <pad>")]
+    assert notes == ()
+
+
+REWRITING = {
+    "thinking only in the last answer": (
+        "{% for m in messages %}<|{{ m['role'] }}|> {% if loop.last and m['role'] == 'assistant' %}w0 {% endif %}"
+        "{{ m['content'] }} <|end|>\n{% endfor %}" + OPEN,
+        [("<|system|> w1 <|end|> <|user|> w2 <|end|> <|assistant|> w0 w4 w4 <|end|>", "w0 w4 w4 <|end|>"),
+         ("<|system|> w1 <|end|> <|user|> w2 <|end|> <|assistant|> w4 w4 <|end|> <|user|> w5 <|end|> <|assistant|> "
+          "w0 w6 <|end|>", "w0 w6 <|end|>")]),
+    "the system prompt in the last question": (
+        "{% set last = messages | selectattr('role', 'equalto', 'user') | list | last %}{% for m in messages %}"
+        "{% if m['role'] != 'system' %}<|{{ m['role'] }}|> {% if m == last %}{{ messages[0]['content'] }} {% endif %}"
+        "{{ m['content'] }} <|end|>\n{% endif %}{% endfor %}" + OPEN,
+        [("<|user|> w1 w2 <|end|> <|assistant|> w4 w4 <|end|>", "w4 w4 <|end|>"),
+         ("<|user|> w2 <|end|> <|assistant|> w4 w4 <|end|> <|user|> w1 w5 <|end|> <|assistant|> w6 <|end|>",
+          "w6 <|end|>")]),
+    "an end of turn in the last answer only": (
+        "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} {% if loop.last and m['role'] == 'assistant' %}"
+        "<|end|>{% endif %}{% endfor %}" + OPEN,
+        [("<|system|> w1 <|user|> w2 <|assistant|> w4 w4 <|end|>", "w4 w4 <|end|>"),
+         ("<|system|> w1 <|user|> w2 <|assistant|> w4 w4 <|user|> w5 <|assistant|> w6 <|end|>", "w6 <|end|>")])}
+
+
+@pytest.mark.parametrize("name", REWRITING)
+def test_where_earlier_turns_are_rewritten_each_answer_is_a_row_as_an_evaluation_asks_for_it(name):
+    template, expected = REWRITING[name]
+    rows, notes = encoded(template)
+    assert rows == expected
+    assert notes == ("the chat template rewrites earlier turns, so each answer is a row of its own: 1 examples make 2 "
+                     "rows",)
+
+
+def test_rows_know_their_example_also_where_some_are_left_out(tokenizer):
+    long = Example((("user", "say w1 w2 w3"),), "w4")
+    found = encode_all([long, EXAMPLE, long, EXAMPLE], tokenizer, Form("chat", 7))
+    assert [row.example for row in found.rows] == [2, 4]
+    assert (found.masked, found.cut, found.tokens) == (2, 2, 14)
+    assert found.learned == 2 * 1
+
+
+def test_an_answer_that_the_template_rewrites_is_refused():
+    with pytest.raises(InputError, match=r"does not show an answer as it stands \('w3 w3'\)"):
+        encoded("{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] | upper }}{% endfor %}" + OPEN, EXAMPLE)
 
 
 def test_without_a_template_it_is_prompt_completion_and_end(tokenizer):
@@ -91,15 +183,18 @@ def test_the_alpaca_prompt_is_the_classic_one():
 
         def __call__(self, text, **_):
             shown.append(text)
-            return {"input_ids": [len(text)]}
+            return {"input_ids": list(map(ord, text))}
 
-    encode_all([Example((("user", "Add."),), "3", "1 and 2"), Example((("user", "Add."),), "3")], Words(), ALPACA)
-    assert shown[0] == (
+    form = Form("alpaca", 1024)
+    encode_all([Example((("user", "Add."),), "3", "1 and 2"), Example((("user", "Add."),), "3")], Words(), form)
+    prompts = [text for text in shown if text.endswith("### Response:\n")]
+    assert prompts[0] == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n"
         "### Response:\n")
-    assert shown[2] == ("Below is an instruction that describes a task. Write a response that appropriately completes "
-                        "the request.\n\n### Instruction:\nAdd.\n\n### Response:\n")
+    assert prompts[1] == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Response:\n")
 
 
 def test_an_input_stands_under_its_instruction_in_a_chat(tokenizer):
@@ -121,3 +216,95 @@ def test_a_template_that_refuses_the_conversation_is_one_line():
 def test_several_turns_without_a_template_are_refused(tokenizer):
     with pytest.raises(InputError, match="several turns need a chat template"):
         encode_all([Example((("user", "w1"), ("user", "w2")), "w3")], tokenizer, PLAIN)
+    with pytest.raises(InputError, match="its turns are user, user, assistant; the alpaca template takes a user"):
+        encode_all([Example((("user", "w1"), ("user", "w2")), "w3")], tokenizer, ALPACA)
+
+
+def test_the_alpaca_prompt_takes_a_system_prompt_and_earlier_turns():
+    talk = Example((("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho"), ("user", "Add.")), "3", "1 and 2")
+    [parts] = rows_of(talk, None, "alpaca", "answers")
+    assert parts == [
+        Part("Be brief.\n\n### Instruction:\nHi\n\n### Response:\n", False), Part("Ho", True, end=True),
+        Part("\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n", False),
+        Part("3", True, end=True)]
+    [parts] = rows_of(talk, None, "alpaca", "last")
+    assert [part.learned for part in parts] == [False, False, False, True]
+
+
+def test_each_answer_of_the_alpaca_prompt_ends_at_the_end_of_sequence(tokenizer):
+    [row] = encode_all([Example((("user", "w1"), ("assistant", "w2"), ("user", "w3")), "w4")], tokenizer, ALPACA).rows
+    assert learned(tokenizer, row) == "w2 <|end|> w4 <|end|>"
+
+
+def llama_tokenizer(template=None):
+    """Byte fallback, a space before a text's first word, and a beginning of sequence, as Llama 2's."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghi", "▁a", "▁b", "▁d"]
+    core = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, [("▁", "a"), ("▁", "b"), ("▁", "d")],
+                                unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("bos", ["", "{{ bos_token }}"])
+def test_the_beginning_of_sequence_comes_once_from_the_template_or_the_tokenizer(bos):
+    template = bos + "{% for m in messages %}[{{ m['role'][:1] }}]{{ m['content'] }}{% if m['role'] == 'assistant' %}" \
+        "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+    tokenizer = llama_tokenizer(template)
+    [row] = encode_all([Example((("user", "a"), ("assistant", "b"), ("user", "c")), "d")], tokenizer, CHAT).rows
+    assert row.ids.count(1) == 1
+    assert row.ids[0] == 1
+    assert row.ids.count(2) == 2
+    assert learned(tokenizer, row) == "b </s> d </s>"
+
+
+@pytest.mark.parametrize("template", ["plain", "alpaca"])
+def test_the_beginning_of_sequence_comes_once_without_a_template(template):
+    row = encode_all([Example((("user", "a"),), "b")], llama_tokenizer(), Form(template, 512)).rows[0]
+    assert (row.ids[0], row.ids.count(1), row.ids[-1]) == (1, 1, 2)
+
+
+def test_an_answer_has_the_tokens_that_the_whole_text_has():
+    tokenizer = llama_tokenizer()
+    row = encode_all([Example((("user", "a\n"),), "b")], tokenizer, PLAIN).rows[0]
+    assert learned(tokenizer, row) == "b </s>"  # and not "▁b", which is another word
+    assert row.ids[:-2] == tokenizer("a\n")["input_ids"]
+
+
+def test_a_token_over_the_border_leaves_the_prompt_as_an_evaluation_gives_it():
+    tokenizer = llama_tokenizer()
+    row = encode_all([Example((("user", "c "),), "d")], tokenizer, PLAIN).rows[0]
+    assert decode(tokenizer, tokenizer("c d")["input_ids"]) == "<s> ▁ c ▁d"
+    assert decode(tokenizer, row.ids) == "<s> ▁ c ▁ ▁d </s>"
+    assert row.ids[:-2] == tokenizer("c ")["input_ids"]
+
+
+def test_a_tokenizer_that_closes_every_text_has_the_end_after_the_answer_only():
+    from tokenizers import processors
+
+    tokenizer = llama_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    row = encode_all([Example((("user", "a"),), "b")], tokenizer, PLAIN).rows[0]
+    assert (row.ids.count(1), row.ids.count(2), row.labels[-1]) == (1, 1, 2)
+
+
+@pytest.mark.slow
+def test_padding_never_counts_and_the_end_always_does_also_where_they_are_one_token():
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    tokenizer = chat_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = encode_all([EXAMPLE, Example((("user", "w1"),), "w2")], tokenizer, CHAT).rows
+    batch = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)(
+        [{"input_ids": row.ids, "labels": row.labels} for row in rows])
+    for row, labels in zip(rows, batch["labels"].tolist(), strict=True):
+        assert row.labels[-1] == tokenizer.pad_token_id
+        assert labels == row.labels + [IGNORED] * (len(labels) - len(row.ids))
+    assert batch["input_ids"][1][-1] == tokenizer.pad_token_id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from aftertune.errors import InputError
@@ -10,7 +12,7 @@ from aftertune.study import LoraSpec
 from aftertune.tuning.build import base_dtype, build, linear_layers, trainable
 from aftertune.tuning.data import Example
 from aftertune.tuning.encode import IGNORED, Form, encode_all
-from aftertune.tuning.loss import Batching, compare_losses, completion_losses
+from aftertune.tuning.loss import Batching, by_example, compare_losses, completion_losses
 from tuning_cases import chat_tokenizer, rows, tiny_model
 
 LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -48,6 +50,16 @@ def test_the_loss_is_the_mean_over_the_completion_whatever_the_batch(model, enco
     for size in (1, 3, 16):
         losses = completion_losses(model, encoded, Batching(pad=0, dtype="float32", size=size))
         assert losses == pytest.approx(wanted, abs=2e-6)
+
+
+def test_rows_of_one_example_count_as_one_by_their_tokens(model, encoded):
+    rows = [replace(row, example=number) for row, number in zip(encoded, (1, 1, 2, 2, 2, 3, 4, 5, 6, 7), strict=True)]
+    losses = by_example(completion_losses(model, rows, Batching(pad=0, dtype="float32")), rows)
+    counts = [sum(label != IGNORED for label in row.labels) for row in rows]
+    first = sum(slow_loss(model, row) * count for row, count in zip(rows[:2], counts, strict=False)) / sum(counts[:2])
+    assert losses[0] == pytest.approx(first, abs=2e-6)
+    assert losses[-1] == pytest.approx(slow_loss(model, rows[-1]), abs=2e-6)
+    assert len(losses) == 7
 
 
 def test_the_model_is_left_in_its_mode_and_with_its_whole_head(model, encoded):

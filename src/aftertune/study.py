@@ -171,7 +171,8 @@ class Recipe(Spec):
     """How to fine-tune: method, data and hyperparameters, whatever the base.
 
     learning_rate None takes the method's default (lora, rslora and dora 2e-4, ia3 8e-3, full 2e-5). template: chat,
-    the model's own; alpaca, the classic instruction prompt; plain, prompt and completion as they stand.
+    the model's own; alpaca, the classic instruction prompt; plain, prompt and completion as they stand. learn: what of
+    an example the loss counts: every answer of a conversation, the last one, or all of it, prompts too.
     """
 
     data: DataSpec
@@ -186,6 +187,7 @@ class Recipe(Spec):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_length: Positive = 1024
     template: Literal["chat", "alpaca", "plain"] = "chat"
+    learn: Literal["answers", "last", "all"] = "answers"
     lora: LoraSpec = LoraSpec()
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learning-rate", "dtype": "--dtype",
           "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
           "max_length": "--max-length", "format": "--format", "template": "--template", "split": "--split",
+          "learn": "--learn",
           "max_steps": "--max-steps", "name": "--name", "held_out": "--held-out", "validation": "--validation"}
 
 
@@ -48,6 +49,8 @@ def tune(
         help="Layers to adapt, with commas; default: all linear ones.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     template: Annotated[str, typer.Option(help="chat (the model's own), alpaca or plain.")] = "chat",
+    learn: Annotated[str, typer.Option(help="answers (every answer), last (the last one) or all (prompts too).")] =
+        "answers",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
@@ -65,7 +68,7 @@ def tune(
     values: dict[str, Any] = {
         "model": model, "method": method, "epochs": epochs, "max_steps": max_steps, "seed": seed, "name": name,
         "learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation, "dtype": dtype,
-        "max_length": max_length, "template": template, "device": device, "revision": revision,
+        "max_length": max_length, "template": template, "learn": learn, "device": device, "revision": revision,
         "out": out, "trust_remote_code": trust_remote_code}
     try:
         source = DataSpec(

@@ -83,7 +83,7 @@ def preview(spec: TuneSpec, count: int = 3) -> tuple[list[list[tuple[str, bool]]
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     tokenizer = load_tokenizer(source)
     corpus = Corpus.load(spec.data, spec.seed)
-    encoded = encode_all(corpus.training, tokenizer, Form(spec.template, spec.max_length))
+    encoded = encode_all(corpus.training, tokenizer, Form(spec.template, spec.max_length, spec.learn))
     return [spans(row, tokenizer) for row in encoded.rows[:count]], (*corpus.notes, *tokenizer.notes, *encoded.notes)
 
 
@@ -123,7 +123,7 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
     """Every resolved setting that decides the result; of the data its content counts, not its path."""
     recipe = spec.model_dump(mode="json", include={
         "method", "epochs", "max_steps", "batch_size", "accumulation", "warmup", "weight_decay", "max_length",
-        "template"})
+        "template", "learn"})
     if spec.method != "full":
         recipe["lora"] = spec.lora.model_dump(mode="json")
     return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "schedule": "linear",
@@ -147,11 +147,11 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     from aftertune.tuning.checkpoints import Checkpoints
     from aftertune.tuning.encode import Form, encode_all
     from aftertune.tuning.loop import train
-    from aftertune.tuning.loss import Batching, compare_losses, completion_losses
+    from aftertune.tuning.loss import Batching, by_example, compare_losses, completion_losses
 
     spec, plan, tuning = job.spec, job.plan, job.tuning
     tokenizer = load_tokenizer(job.source)
-    form = Form(spec.template, spec.max_length)
+    form = Form(spec.template, spec.max_length, spec.learn)
     training = encode_all(job.corpus.training, tokenizer, form)
     held_out = encode_all(job.corpus.held_out, tokenizer, form)
     validation = encode_all(job.corpus.validation, tokenizer, form)
@@ -162,7 +162,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     model = build(base, spec.method, spec.lora, plan.seed)
     batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype)
     progress(0, 0, f"held-out loss before, {len(held_out.rows)} examples")
-    before = completion_losses(model, held_out.rows, batching)
+    before = by_example(completion_losses(model, held_out.rows, batching), held_out.rows)
 
     def watch(step: int, total: int, metrics: Mapping[str, float]) -> None:
         if ledger:
@@ -172,7 +172,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
     steps = train(model, tokenizer, training.rows, plan, checkpoints, watch)
     progress(len(steps), len(steps), f"held-out loss after, {len(held_out.rows)} examples")
-    after = completion_losses(model, held_out.rows, batching)
+    after = by_example(completion_losses(model, held_out.rows, batching), held_out.rows)
     folder = Path(tuning.output)
     output.save(model, tokenizer, folder)
     checkpoints.remove()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from aftertune.errors import InputError
 from aftertune.sources import fingerprint_rows
 from aftertune.study import DataSpec
-from aftertune.tuning.data import Example, Reading, read_examples
+from aftertune.tuning.data import Example, Reading, Turns, read_examples
 
 #: Share held out where the specification names none …
 HELD_OUT = 0.1
@@ -76,11 +76,18 @@ class Corpus:
         return fingerprint_rows(e.row() for e in self.validation)
 
 
+def normal(text: str) -> str:
+    """The text after NFKC, case folding and single spaces: equal for texts that read alike."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def prompt_hash(example: Example) -> str:
-    """sha256 of the prompt after NFKC, case folding and single spaces: equal for prompts that read alike."""
-    text = "\n".join(f"{role}: {content}" for role, content in example.conversation) or example.completion
-    normal = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.sha256(normal.encode()).hexdigest()
+    """sha256 of the normalised prompt; of a conversation what leads to its first answer, so that two that begin alike
+    lie on one side of the split."""
+    roles = [role for role, _ in example.conversation]
+    first = roles.index("assistant") if "assistant" in roles else len(roles)
+    text = _told(example.conversation[:first]) or example.completion
+    return hashlib.sha256(normal(text).encode()).hexdigest()
 
 
 def split_point(example: Example) -> float:
@@ -105,12 +112,20 @@ def subset(examples: list[Example], size: int, seed: int, *, where: str) -> list
 
 
 def _distinct(examples: list[Example], where: str, notes: list[str]) -> list[Example]:
-    first = {(prompt_hash(e), e.completion.strip()): e for e in reversed(examples)}
-    kept = [e for e in examples if first[prompt_hash(e), e.completion.strip()] is e]
-    if len(kept) < len(examples):
-        notes.append(f"{where}: {len(examples) - len(kept)} of {len(examples)} examples were duplicates "
-                     "and left out")
-    return kept
+    """The first of each set of examples whose prompt and completion read alike."""
+    first: dict[tuple[str, str], Example] = {}
+    exact = 0
+    for example in examples:
+        kept = first.setdefault((normal(_told(example.conversation)), normal(example.completion)), example)
+        exact += kept is not example and kept == example
+    if len(first) < len(examples):
+        notes.append(f"{where}: {len(examples) - len(first)} of {len(examples)} examples were duplicates and left out: "
+                     f"{exact} exact, {len(examples) - len(first) - exact} but for case, spaces or Unicode form")
+    return list(first.values())
+
+
+def _told(turns: Turns) -> str:
+    return "\n".join(f"{role}: {text}" for role, text in turns)
 
 
 def _without(examples: list[Example], held_out: list[Example], notes: list[str]) -> list[Example]:

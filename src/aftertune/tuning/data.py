@@ -5,16 +5,17 @@
 
 The forms, told apart by a row's keys:
     prompt     {"prompt", "completion"}
-    messages   {"messages": [{"role", "content"}, …]}            the last turn is the assistant's, which is learned
+    messages   {"messages": [{"role", "content", "weight"?}, …]}
     alpaca     {"instruction", "input"?, "output", "system"?, "history"?: [[question, answer], …]}
     sharegpt   {"conversations": [{"from", "value"}, …], "system"?}
     text       {"text"}                                          all of it is learned
-Other keys are left alone; other names for these are given as ``fields``.
+Every answer of a conversation is learned, and the last turn is one; an answer that is empty, or whose ``weight`` is 0
+as OpenAI's form has it, is context. Other keys are left alone; other names for these are given as ``fields``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,26 @@ Turns = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training example. turns: (role, text) that lead up to it; completion: what is to be learned; input: what
-    Alpaca's form has apart from the instruction, which is the last turn."""
+    """One training example. turns: (role, text) that lead up to the last answer, the completion; input: what Alpaca's
+    form has apart from the instruction, which is the last turn; context: places of the answers among the turns that are
+    not to be learned."""
 
     turns: Turns
     completion: str
     input: str = ""
+    context: tuple[int, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The example as JSON-ready values: the form that is fingerprinted."""
-        row = {"turns": [list(turn) for turn in self.turns], "completion": self.completion}
-        return row | ({"input": self.input} if self.input else {})
+        row: dict[str, Any] = {"turns": [list(turn) for turn in self.turns], "completion": self.completion}
+        row |= {"input": self.input} if self.input else {}
+        return row | ({"context": list(self.context)} if self.context else {})
+
+    @property
+    def answers(self) -> tuple[int, ...]:
+        """Places of the answers that are learned, among the turns and the completion after them."""
+        earlier = (n for n, (role, _) in enumerate(self.turns) if role == "assistant" and n not in self.context)
+        return (*earlier, len(self.turns))
 
     @property
     def conversation(self) -> Turns:
@@ -137,8 +147,7 @@ def _sharegpt(row: dict[str, Any], where: str) -> Example:
                              f"{nearest(speaker, list(SPEAKERS))}")
         return SPEAKERS[speaker], _text(turn, "value", place)
 
-    example = _conversation(row, "conversations", where, read)
-    return Example((*_system(row, where), *example.turns), example.completion)
+    return _conversation(row, "conversations", where, read, _system(row, where))
 
 
 def _alpaca(row: dict[str, Any], where: str) -> Example:
@@ -148,7 +157,13 @@ def _alpaca(row: dict[str, Any], where: str) -> Example:
     turns = [turn for question, answer in history for turn in (("user", question), ("assistant", answer))]
     turns.append(("user", _text(row, "instruction", where)))
     extra = _text(row, "input", where) if row.get("input") is not None else ""
-    return Example((*_system(row, where), *turns), _text(row, "output", where), extra.strip() and extra)
+    turns = [*_system(row, where), *turns]
+    return Example(tuple(turns), _text(row, "output", where), extra.strip() and extra, _empty(turns))
+
+
+def _empty(turns: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    """Places of the answers without text."""
+    return tuple(n for n, (role, text) in enumerate(turns) if role == "assistant" and not text.strip())
 
 
 def _is_pair(value: Any) -> bool:
@@ -170,18 +185,26 @@ def _system(row: dict[str, Any], where: str) -> Turns:
     return (("system", _text(row, "system", where)),) if row.get("system") else ()
 
 
-def _conversation(row: dict[str, Any], key: str, where: str, read: Callable[[dict[str, Any], str], tuple[str, str]]
-                  ) -> Example:
-    """An example of a list of turns, the last of them the assistant's."""
+def _conversation(row: dict[str, Any], key: str, where: str, read: Callable[[dict[str, Any], str], tuple[str, str]],
+                  system: Turns = ()) -> Example:
+    """An example of a list of turns, the last of them the assistant's; what comes after the last answer that is to be
+    learned is left away."""
     turns = row.get(key)
     if not isinstance(turns, list) or len(turns) < 2:
         raise InputError(f"{where}: `{key}` must be a list of at least two turns, found {type(turns).__name__}; it "
                          "ends with the assistant's turn")
-    found = tuple(_turns(turns, f"{where}: {key}", read))
+    found = (*system, *_turns(turns, f"{where}: {key}", read))
     if found[-1][0] != "assistant":
         raise InputError(f"{where}: the last turn is {found[-1][0]!r}; it must be the assistant's, which is what is "
                          "learned")
-    return Example(found[:-1], found[-1][1])
+    context = {len(system) + n for n, turn in enumerate(turns) if turn.get("weight") == 0}
+    last = max((n for n, (role, _) in enumerate(found) if role == "assistant" and n not in context), default=None)
+    if last is None:
+        raise InputError(f"{where}: every answer in `{key}` has weight 0, so nothing is to be learned; leave the row "
+                         "out, or give an answer weight 1")
+    before = found[:last]
+    return Example(before, found[last][1], context=tuple(sorted(
+        {n for n in context if n < last and found[n][0] == "assistant"} | set(_empty(before)))))
 
 
 def _turns(turns: list[Any], where: str, read: Callable[[dict[str, Any], str], tuple[str, str]]
@@ -204,14 +227,24 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     if key not in row:
         raise InputError(f"{where}: no `{key}`; found {_keys(row)}; each row must be {ANY}; other names are given as "
                          f"data.fields (--field {key}=NAME)")
-    value = row[key]
+    value = _pieces(row[key])
     if not isinstance(value, str):
-        raise InputError(f"{where}: `{key}` must be text, found {type(value).__name__}; put it in quotes")
+        hint = "calls of tools are learned as text only: write them into it" if row.get("tool_calls") else \
+            "put it in quotes"
+        raise InputError(f"{where}: `{key}` must be text, found {type(value).__name__}; {hint}")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: `{key}` holds half of a surrogate pair, which is no text; "
                          "write the whole character") from None
+    return value
+
+
+def _pieces(value: Any) -> Any:
+    """OpenAI's list of text pieces as one text; anything else as it is."""
+    if isinstance(value, list) and value and all(isinstance(v, dict) and v.get("type") == "text"
+                                                 and isinstance(v.get("text"), str) for v in value):
+        return "".join(v["text"] for v in value)
     return value
 
 

@@ -90,6 +90,17 @@ def completion_nll(model: Any, ids: Any, mask: Any, labels: Any) -> tuple[Any, A
     return nll, keep.nonzero()[:, 0]
 
 
+def by_example(losses: Sequence[float], rows: Sequence[Row]) -> list[float]:
+    """Losses of rows as losses of examples, in their order: where an example has several rows, per token of them."""
+    sums: dict[int, list[float]] = {}
+    for loss, row in zip(losses, rows, strict=True):
+        count = sum(label != IGNORED for label in row.labels[1:])
+        total = sums.setdefault(row.example, [0.0, 0.0])
+        total[0] += loss * count
+        total[1] += count
+    return [total / count for total, count in sums.values()]
+
+
 def compare_losses(before: Sequence[float], after: Sequence[float]) -> HeldOut:
     """Mean losses over examples and the 95 % paired t interval of after minus before."""
     change = paired_mean([a - b for a, b in zip(after, before, strict=True)])
