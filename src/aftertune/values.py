@@ -76,7 +76,9 @@ class TaskSettings:
     were used. chance: expected score of a guess (1/choices), None for generated answers. primary:
     ``metric,filter`` that carries the verdict. cluster: name of the document field that groups items.
     data: where the documents came from (``hub:…``, ``pack:…``, ``file:…``). group: the lm-eval group that
-    brought the task in, if any.
+    brought the task in, if any. used:
+    how many of the n items were asked before the task was stopped early, in the random order of draw_seed; None where
+    all of them were.
     """
 
     task: str
@@ -102,6 +104,8 @@ class TaskSettings:
     cluster: str | None = None
     groups: tuple[str, ...] = ()
     target: bool = False
+    used: int | None = None
+    draw_seed: int | None = None
 
     @property
     def partial(self) -> bool:
@@ -201,11 +205,46 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyUnit:
+    """What one sequential verdict is about: a task, or a group whose items are pooled.
+
+    key: ``metric,filter``; items: of the full run; order: sha256 over the item hashes in drawn order, fixed before
+    the first was asked. used: how many were asked; verdict: what stopped it, None where all items were used.
+    """
+
+    name: str
+    key: str
+    tasks: tuple[str, ...]
+    items: int
+    order: str
+    used: int = 0
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Early:
+    """How an evaluation stops at the first safe moment: its items are asked in a random order, batch by batch.
+
+    against: id of the evaluation on the other side; margins: of each unit, fractions. min_items, max_width: a verdict
+    stops a unit only after so many items, and only once its interval is this narrow (a fraction).
+    """
+
+    against: str
+    seed: int
+    batch: int
+    margins: Mapping[str, float]
+    units: tuple[EarlyUnit, ...]
+    min_items: int = 0
+    max_width: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """One model on a set of tasks under fixed settings.
 
     engine: "packed", "plain" or "lm-eval:NAME"; engine_note says what really ran (packed, or why it fell
-    back). schedule: budget, slots, threads and every halving. status: "running" or "done".
+    back). schedule: budget, slots, threads and every halving. status: "running" or "done". early: how it was to be
+    stopped early, None for one that asks all its items; the scores of a task that was stopped are early estimates.
     """
 
     id: str
@@ -222,10 +261,19 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
     tuning: str | None = None
     provenance: Provenance | None = None
+    early: Early | None = None
 
     def task(self, name: str) -> TaskSettings | None:
         """The settings of task ``name``, or None."""
         return next((t for t in self.tasks if t.task == name), None)
+
+    def stopped(self, name: str) -> tuple[int, int] | None:
+        """Items used and items in all of a task or group that was stopped early; None where all were used."""
+        task = self.task(name)
+        if task is not None:
+            return None if task.used is None else (task.used, task.n)
+        units = self.early.units if self.early else ()
+        return next(((u.used, u.items) for u in units if u.name == name and u.used < u.items), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +337,9 @@ class ComparisonRow:
     undecided), p_adjusted after Holm over the family; for secondary rows both are None. p_exact, p_mid:
     McNemar, "any difference". gained, lost: items that became right or wrong (binary metrics only).
     items_needed: items that would decide an undecided row, None where this task cannot decide it or the
-    row is decided.
+    row is decided. stopped_of: items of the full run, where the row was stopped early after n of them: then low and
+    high hold for the full run's difference at every look at once, the p-values are anytime-valid, and base, tuned and
+    delta are early estimates, not scores.
     """
 
     task: str
@@ -319,6 +369,7 @@ class ComparisonRow:
     items_needed: int | None = None
     at_floor: bool = False
     target: bool = False
+    stopped_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,7 @@ def as_object(comparison: Comparison) -> dict[str, object]:
     rows = [{"task": r.task, "metric": r.metric, "filter": r.filter, "n": r.n, "base": r.base, "tuned": r.tuned,
              "delta": r.delta, "ci": [r.low, r.high], "p": r.p, "p_adjusted": r.p_adjusted, "gained": r.gained,
              "lost": r.lost, "verdict": r.verdict, "told": r.told, "margin": r.margin, "primary": r.primary,
-             "items_needed": r.items_needed, "note": r.note} for r in comparison.rows]
+             "items_needed": r.items_needed, "note": r.note, "stopped_of": r.stopped_of} for r in comparison.rows]
     return {"comparison": comparison.id, "comparable": comparison.comparable, "forced": comparison.forced,
             "lineage": comparison.lineage, "rows": rows, "held_out": jsonable(comparison.held_out),
             "differences": jsonable(comparison.differences)}

@@ -4,8 +4,8 @@
 
 Both answered the same items under the same settings, or the comparison is refused (guard); answers are paired
 by item (pairs); each metric becomes numbers per item (columns) and one row (rows); the primary metrics carry
-verdicts (rules: `aftertune.stats.verdict`). "Forgot", "improved" and "kept" are said only where the ledger or
-an adapter proves that the tuned model was made from the base model.
+verdicts (rules: `aftertune.stats.verdict`; of tasks that were stopped early: early). "Forgot", "improved" and "kept"
+are said only where the ledger or an adapter proves that the tuned model was made from the base model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from aftertune.comparison.early import early_units, is_stopped, with_early_rows
 from aftertune.comparison.guard import differences, find_differences, refusal
 from aftertune.comparison.pairs import pair_up
 from aftertune.comparison.rows import MARGIN, build_rows, margin_of
@@ -45,13 +46,17 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Mapping
                          "tuned one")
     pairs = [pair_up(t, ledger.answers(left.id, t.task), ledger.answers(right.id, t.task))
              for t in left.tasks if right.task(t.task)]
-    found = find_differences(left, right, {p.settings.task: p.counts for p in pairs})
+    whole = [p for p in pairs if not is_stopped(left, right, p.settings.task)]
+    found = find_differences(left, right, {p.settings.task: p.counts for p in whole})
     blocking = [d for d in found if d.blocking]
     usable = [p for p in pairs if p.left]
     if (blocking and not force) or not usable:
         raise NotComparable(refusal(left, right, blocking, forcible=bool(usable)))
     lineage, held_out = _lineage(left, right, ledger)
-    rows, without_rows = build_rows(left, right, usable, margins, lineage=lineage, forced=bool(blocking))
+    units = early_units(left, right, usable)
+    rows, without_rows = build_rows(left, right, [p for p in whole if p.left], margins, lineage=lineage,
+                                    forced=bool(blocking), early=len(units))
+    rows = with_early_rows(rows, units, margins, lineage=lineage, forced=bool(blocking))
     used = {p.settings.task: margin_of(margins, p.settings.task, *p.settings.groups) for p in usable}
     used |= {r.task: r.margin for r in rows}
     comparison = Comparison(

@@ -85,6 +85,8 @@ def _task_differences(mine: TaskSettings, theirs: TaskSettings,
             yield _Found(f"generation.{key}", _short(a), _short(b))
     if mine.prompts != theirs.prompts and mine.items == theirs.items and not differing:
         yield _Found("prompts", mine.prompts[:12], theirs.prompts[:12])
+    if None not in (seeds := (mine.draw_seed, theirs.draw_seed)) and mine.draw_seed != theirs.draw_seed:
+        yield _Found("draw_seed", str(seeds[0]), str(seeds[1]))  # both stopped early, in orders of their own
 
 
 def _item_differences(mine: TaskSettings, theirs: TaskSettings,

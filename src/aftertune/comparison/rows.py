@@ -20,12 +20,12 @@ from aftertune.errors import InputError
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.grouped import Weighting
 from aftertune.stats.paired import NO_EVIDENCE, Floats
-from aftertune.stats.planning import items_above
+from aftertune.stats.planning import items_above, settled_by
 from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, decide, tell
 from aftertune.values import ComparisonRow, Difference, Evaluation, Score
 
 MARGIN = 0.02
-_FORCED = "forced: the two evaluations differ in what must agree"
+FORCED = "forced: the two evaluations differ in what must agree"
 
 Margins = Mapping[str, float] | float
 
@@ -85,9 +85,11 @@ def margin_of(margins: Margins, *names: str) -> float:
 
 
 def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins, *, lineage: bool,
-               forced: bool) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
+               forced: bool, early: int = 0) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
     """Rows, primary ones first, each part in task order; and the metrics that can have no row.
 
+    early: primary metrics of the family that have sequential verdicts of their own (`comparison.early`). They count in
+    Holm's family as if nothing were known of them, so that the whole family keeps its level.
     Raises InputError for a margin outside (0, 1].
     """
     table = {p.settings.task: columns(left, right, p) for p in pairs}
@@ -100,7 +102,7 @@ def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margi
         drafts += [_task_draft(pair, key, column, margins, primary=pair.settings.task not in covered)
                    for key, column in table[pair.settings.task].items() if column is not None]
     family = [d for d in drafts if d.primary]
-    decisions = decide([d.case for d in family])
+    decisions = decide([*(d.case for d in family), *[Case(tests=NO_EVIDENCE)] * early])[:len(family)]
     rows = [_row(d, e, lineage, forced) for d, e in zip(family, decisions, strict=True)]
     rows += [_row(d, None, lineage, forced) for d in drafts if not d.primary]
     return tuple(rows), tuple(_without_row(left, right, task, key) for task, found in table.items()
@@ -170,11 +172,7 @@ def _items_needed(draft: _Draft, decision: Decision) -> tuple[int | None, str]:
         return None, _off_the_floor(draft)
     if decision.verdict != "undecided" or draft.evidence.tests == NO_EVIDENCE:
         return None, ""
-    if needed is not None and needed > draft.total:
-        return None, f"cannot be decided with this task ({needed:,} items needed, it has {draft.total:,})"
-    if needed is None or needed <= draft.evidence.n:
-        return None, "the difference lies near the margin: more items may not decide it"
-    return needed, ""
+    return settled_by(needed, draft.evidence.n, draft.total)
 
 
 def _off_the_floor(draft: _Draft) -> str:
@@ -190,7 +188,7 @@ def _off_the_floor(draft: _Draft) -> str:
 def _row(draft: _Draft, decision: Decision | None, lineage: bool, forced: bool) -> ComparisonRow:
     e = draft.evidence
     metric, _, filter_name = draft.key.rpartition(",")
-    notes, needed = [_FORCED if forced else "", draft.note, *e.notes], None
+    notes, needed = [FORCED if forced else "", draft.note, *e.notes], None
     if decision:
         needed, reason = _items_needed(draft, decision)
         notes += [decision.note, reason]

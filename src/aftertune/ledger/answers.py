@@ -76,10 +76,11 @@ def same_items(connection: Connection, seq: int, items: Sequence[Item]) -> bool:
     return [tuple(r) for r in rows] == [(i.task, i.index, i.hash) for i in items]
 
 
-def fill(connection: Connection, seq: int, answers: Sequence[Answer],
-         positions: Sequence[Sequence[int]]) -> None:
+def fill(connection: Connection, seq: int, answers: Sequence[Answer], positions: Sequence[Sequence[int]],
+         used: Mapping[str, int]) -> None:
     """Write what was answered; positions[k] are the requests of answers[k].
 
+    used: tasks that were stopped early, with the number of their items that were asked; the others stay unanswered.
     StorageError where an answer has no item, an item no answer, or a request no stored response.
     """
     if len(answers) != len(positions):
@@ -92,8 +93,9 @@ def fill(connection: Connection, seq: int, answers: Sequence[Answer],
     if stray is not None:
         raise StorageError(f"the answer to {stray.task} {stray.index} (item {stray.item[:12]}) fits no item "
                            "of the evaluation; nothing was stored")
-    if len({(a.task, a.index) for a in answers}) != len(asked) or len(answers) != len(asked):
-        raise StorageError(f"{len(answers)} answers for {len(asked)} items; every item has one answer, and "
+    expected = sum(task not in used for task, _ in asked) + sum(used.values())
+    if len({(a.task, a.index) for a in answers}) != expected or len(answers) != expected:
+        raise StorageError(f"{len(answers)} answers for {expected} items; every item has one answer, and "
                            "nothing was stored")
     missing = set(chain.from_iterable(positions)) - positions_of(connection, seq)
     if missing:

@@ -64,7 +64,8 @@ class Evaluations(Store):
                           positions: Sequence[Sequence[int]]) -> Evaluation:
         """Store answers, scores and the status "done", in one transaction; returns what is stored.
 
-        positions[k]: the requests (save_batch) that answers[k] was made of. Finishing again with the same
+        positions[k]: the requests (save_batch) that answers[k] was made of. Of a task that was stopped early only the
+        used items have answers. Finishing again with the same
         scores changes nothing; with others it is a StorageError. The lease is given back.
         """
         with self.database.write() as connection:
@@ -80,7 +81,7 @@ class Evaluations(Store):
             connection.execute(evaluation.update().where(evaluation.c.seq == row.seq)
                                .values(**_columns(connection, done)))
             _write_parts(connection, row.seq, done)
-            fill(connection, row.seq, answers, positions)
+            fill(connection, row.seq, answers, positions, {t.task: t.used for t in value.tasks if t.used is not None})
             connection.execute(lease.delete().where(lease.c.evaluation == row.seq))
             return _load_one(connection, row.id)
 

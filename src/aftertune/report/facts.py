@@ -17,7 +17,7 @@ from aftertune.report import format as fmt
 from aftertune.report.families import Family
 from aftertune.report.names import task_title
 from aftertune.report.table import held_out_line, part_text
-from aftertune.values import Evaluation, ModelIdentity, Provenance, TaskSettings, Tuning
+from aftertune.values import Early, Evaluation, ModelIdentity, Provenance, TaskSettings, Tuning
 
 Facts = list[tuple[str, str]]
 
@@ -46,6 +46,8 @@ def evaluation_facts(evaluation: Evaluation, tuning: Tuning | None) -> Facts:
     facts.append(("Engine", f"{evaluation.engine}{note}"))
     facts += run_facts(provenance)
     facts += [(f"Task {task_title(t.task)}", task_text(t)) for t in evaluation.tasks]
+    if evaluation.early is not None:
+        facts.append(("Early Stop", early_stop_text(evaluation.early)))
     facts += [("Warning", warning) for warning in evaluation.warnings]
     return _shown(facts)
 
@@ -151,6 +153,18 @@ def _plain(value: Any) -> str:
 
 def _listed(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else _plain(value)
+
+
+def early_stop_text(early: Early) -> str:
+    """How an evaluation was to be stopped early, and where each verdict fell."""
+    parts = [f"against evaluation {early.against}", f"random order of seed {early.seed}", f"batches of {early.batch}"]
+    if early.min_items:
+        parts.append(f"{fmt.count(early.min_items)} items at least")
+    if early.max_width is not None:
+        parts.append(f"interval at most {fmt.points(early.max_width).lstrip('+')} points wide")
+    parts += [f"{task_title(u.name)}: {fmt.count(u.used)} of {fmt.count(u.items)} items, margin "
+              f"±{fmt.points(early.margins.get(u.name)).lstrip('+')}, order {fmt.short(u.order)}" for u in early.units]
+    return ", ".join(parts[:-len(early.units)]) + "; " + "; ".join(parts[-len(early.units):])
 
 
 def task_text(task: TaskSettings) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from aftertune.report import format as fmt
 from aftertune.report.names import is_fraction, metric_title, task_title
-from aftertune.report.table import items_text
+from aftertune.report.table import items_of, items_text
 from aftertune.values import Comparison, ComparisonRow, Verdict
 
 
@@ -76,10 +76,11 @@ def _sentence(comparison: Comparison, verdict: Verdict, rows: list[ComparisonRow
 def _evidence(row: ComparisonRow) -> str:
     scale, unit = (100, "points, ") if is_fraction(row.metric) else (1, "")
     margin = f", margin ±{fmt.points(row.margin, scale).lstrip('+')}"
+    early = "" if row.stopped_of is None else ", stopped early; the interval is for the full run"
     plan = f"; {items_text(row)}" if row.verdict == "undecided" and items_text(row) else ""
     return (f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))} "
             f"({fmt.points(row.delta, scale)} {unit}95 % interval "
-            f"{fmt.points_interval(row.low, row.high, scale)}{margin}, n={fmt.count(row.n)}{plan})")
+            f"{fmt.points_interval(row.low, row.high, scale)}{margin}, n={items_of(row)}{early}{plan})")
 
 
 def _pair(comparison: Comparison) -> str:

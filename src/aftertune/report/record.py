@@ -19,6 +19,7 @@ from aftertune.report.names import metric_description, metric_title, task_descri
 from aftertune.report.observations import lineage_note, observations, watermark
 from aftertune.report.table import (
     beyond_noise,
+    early_text,
     error_text,
     held_out_line,
     metrics_by_task,
@@ -126,8 +127,9 @@ def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Compar
                 row.append(fmt.DASH)
                 continue
             cell = value_text(key[1], score.value)
-            cell += f" {error_text(score).replace('±', '± ')}" if fmt.known(score.stderr) else ""
-            cell += f" (n={fmt.count(score.n)})" if several else ""
+            early = evaluation.stopped(score.task)
+            cell += f" {error_text(score).replace('±', '± ')}" if fmt.known(score.stderr) and not early else ""
+            cell += f" ({early_text(*early)})" if early else f" (n={fmt.count(score.n)})" if several else ""
             row.append(f"**{cell}**" if best == evaluation.id else cell)
         rows.append(row)
     head = ["Task", "Metric", *(md.text(_label(e, evaluations)) for e in evaluations)]

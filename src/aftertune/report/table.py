@@ -100,7 +100,11 @@ def error_text(score: Score) -> str:
 
 def part_text(task: TaskSettings | None) -> str:
     """Which items of a task were used: "random 300 of 10,042, seed 0", or "" for all of them."""
-    if task is None or not task.partial:
+    if task is None:
+        return ""
+    if task.used is not None:
+        return f"{early_text(task.used, task.n)} (random order, seed {task.draw_seed or 0})"
+    if not task.partial:
         return ""
     of = f"{fmt.count(task.n)} of {fmt.count(task.n_total)}"
     if task.sample is not None:
@@ -108,17 +112,25 @@ def part_text(task: TaskSettings | None) -> str:
     return f"first {of}"
 
 
+def early_text(used: int, total: int) -> str:
+    """What is said of a figure from a task or group that was stopped early."""
+    return f"stopped early after {fmt.count(used)} of {fmt.count(total)}: an early estimate, not the score"
+
+
 def score_table(evaluation: Evaluation) -> list[ScoreLine]:
     """The scores of an evaluation in their order: Task, Metric, Result, Error range, interval, n."""
     lines = []
     for score in evaluation.scores:
-        interval = score_interval(score)
+        early = evaluation.stopped(score.task)
+        interval = None if early else score_interval(score)
         lines.append(ScoreLine(
             task=score.task, title=fmt.visible(task_title(score.task)),
             metric=fmt.visible(metric_title(score.metric, score.filter)),
-            result=value_text(score.metric, score.value), error=error_text(score),
+            result=("about " if early else "") + value_text(score.metric, score.value),
+            error=fmt.DASH if early else error_text(score),
             interval=" to ".join(value_text(score.metric, v) for v in interval) if interval else fmt.DASH,
-            n=fmt.count(score.n), part=part_text(evaluation.task(score.task)), primary=score.primary))
+            n=fmt.count(score.n), primary=score.primary,
+            part=part_text(evaluation.task(score.task)) or (early_text(*early) if early else "")))
     return lines
 
 
@@ -141,6 +153,8 @@ def note_text(row: ComparisonRow) -> str:
             parts.append("at floor: nothing to forget")
         elif plan := items_text(row):
             parts.append(plan)
+    if row.stopped_of is not None:
+        parts.append(f"{early_text(row.n, row.stopped_of)}; the interval is for the full run and holds at every look")
     if not is_fraction(row.metric):
         parts.append("in the metric's own unit, not points")
     return fmt.visible("; ".join([*parts, row.note] if row.note else parts))
@@ -154,6 +168,11 @@ def items_text(row: ComparisonRow) -> str:
     return f"about {fmt.count(row.items_needed)} items would decide it {at}"
 
 
+def items_of(row: ComparisonRow) -> str:
+    """The items of a row; where it was stopped early, of how many."""
+    return fmt.count(row.n) + ("" if row.stopped_of is None else f" of {fmt.count(row.stopped_of)}")
+
+
 def verdict_table(comparison: Comparison) -> list[VerdictLine]:
     """The rows of a comparison, primary metrics first, each as finished text."""
     rows = sorted(comparison.rows, key=lambda r: not r.primary)
@@ -165,7 +184,7 @@ def _verdict_line(row: ComparisonRow, lineage: bool) -> VerdictLine:
     flips = fmt.DASH if row.gained is None or row.lost is None else f"{row.gained} / {row.lost}"
     return VerdictLine(
         task=row.task, title=fmt.visible(task_title(row.task)),
-        metric=fmt.visible(metric_title(row.metric, row.filter)), n=fmt.count(row.n),
+        metric=fmt.visible(metric_title(row.metric, row.filter)), n=items_of(row),
         base=value_text(row.metric, row.base), tuned=value_text(row.metric, row.tuned),
         difference=fmt.points(row.delta, scale), interval=fmt.points_interval(row.low, row.high, scale),
         margin=f"±{fmt.points(row.margin, scale).lstrip('+')}", p=fmt.p_value(row.p_adjusted),

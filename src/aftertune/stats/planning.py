@@ -107,3 +107,15 @@ def items_above(share: float, floor: float, *, alpha: float = 0.05) -> int | Non
     if share <= floor:
         return None
     return math.floor(_z(1 - alpha / 2) ** 2 * floor * (1 - floor) / (share - floor) ** 2) + 1
+
+
+def settled_by(needed: int | None, seen: int, total: int) -> tuple[int | None, str]:
+    """Items that would decide a row of ``seen`` items, or None with the reason why no number is given.
+
+    needed: as `items_needed` gives it; total: items that the task has.
+    """
+    if needed is not None and needed > total:
+        return None, f"cannot be decided with this task ({needed:,} items needed, it has {total:,})"
+    if needed is None or needed <= seen:
+        return None, "the difference lies near the margin: more items may not decide it"
+    return needed, ""
