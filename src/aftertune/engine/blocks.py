@@ -57,8 +57,8 @@ class _Block:
         self.attention = attention
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
         self.project = _joined(linears, attention.q_proj, attention.k_proj, attention.v_proj)
-        self.output, self.down = _added(linears, attention.o_proj), _added(linears, mlp.down_proj)
-        self.gated = _gated(linears, mlp.gate_proj, mlp.up_proj)
+        self.output, self.down = _joined(linears, attention.o_proj), _joined(linears, mlp.down_proj)
+        self.opened = _joined(linears, mlp.gate_proj, mlp.up_proj)
         self.size = attention.head_dim
         self.heads = attention.config.num_attention_heads
         self.turned = self.heads + attention.config.num_key_value_heads
@@ -79,8 +79,8 @@ class _Block:
         kernels.rotate(found[:, :self.turned], cosine[0], sine[0])
         mixed = layout.attend(self.attention, found[:, :self.heads], found[:, self.heads:self.turned],
                               found[:, self.turned:], self.call)
-        x = self.output(mixed.view(len(mixed), -1), x)
-        return self.down(self.gated(_norm(self.between, x)), x)[None]
+        x, normed = _add_norm(self.between, x, self.output(mixed.view(len(mixed), -1)))
+        return self.down(_gate(self.opened(normed))).add_(x)[None]
 
 
 def _is_of_kind(module: Any) -> bool:
@@ -105,28 +105,20 @@ def _joined(linears: Linears, *layers: Any) -> Function:
     return lambda x: sums.onto(product(x), x)
 
 
-def _added(linears: Linears, layer: Any) -> Function:
-    """x, y -> layer(x) + y."""
-    part = taken_apart(layer) if linears.on else None
-    if part is None:
-        return lambda x, y: layer(x) + y
-    base, low = part
-    combined, sums = linears.combined(base, "add"), Sums([low], [base.out_features])
-    return lambda x, y: sums.onto(combined(x, y), x)
+def _gate(x: torch.Tensor) -> torch.Tensor:
+    """silu(left) * right of the two halves of x."""
+    if x.shape[-1] % (2 * kernels.TILE) == 0 and x.dtype in kernels.DTYPES:
+        return kernels.gate(x)
+    left, right = x.chunk(2, -1)
+    return torch.nn.functional.silu(left) * right
 
 
-def _gated(linears: Linears, gate: Any, up: Any) -> Function:
-    """x -> silu(gate(x)) * up(x)."""
-    if linears.on and plain(gate) and plain(up):
-        opened, combined = linears.product(gate, then="swish"), linears.combined(up, "mul")
-        return lambda x: combined(x, opened(x))
-    joined = _joined(linears, gate, up)
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        left, right = joined(x).chunk(2, -1)
-        return torch.nn.functional.silu(left).mul_(right)
-
-    return run
+def _add_norm(norm: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x + y, and the norm of that."""
+    if norm.weight.dtype == x.dtype == y.dtype:
+        return kernels.add_norm(x, y, norm.weight, norm.variance_epsilon)
+    x = x + y
+    return x, _norm(norm, x)
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:

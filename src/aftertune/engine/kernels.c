@@ -1,16 +1,20 @@
-/* The engine's kernels on a CPU: attention over trie rows and over KV slots, RMS norm, rotary embedding, and what a
- * row of logits comes to. Compiled on the machine that runs them, by kernels.py, which also says what each takes.
+/* The engine's kernels on a CPU: attention over trie rows and over KV slots, RMS norm, rotary embedding, gated SiLU, and
+ * what a row of logits comes to. Compiled on the machine that runs them, by kernels.py, which also says what each takes.
  *
  * Numbers are float32 or bfloat16 ("half"); sums and softmax are float32 throughout. A result depends on its own
  * inputs alone, never on the number of threads or on what else is in the batch.
  *
- * Keys lie in tiles of 16: [tiles, size, 16], so that one vector holds one dimension of 16 keys. A tile's last keys
- * are zero where a row has fewer. Values lie as they are: [keys, size].
+ * Keys lie in tiles of 16: [tiles, size, 16], so that one vector holds one dimension of 16 keys; half ones in pairs of
+ * dimensions, [tiles, size / 2, 16, 2], as the processor's dot product of pairs takes them. A tile's last keys are zero
+ * where a row has fewer. Values lie as they are: [keys, size].
  */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define W 16
@@ -54,33 +58,41 @@ INLINE vec load(const void *p, int64_t i, int half) {
     return (vec)wide;
 }
 
+/* Round to nearest, ties to even. */
+INLINE hvec half_of(vec x) {
+#ifdef __AVX512BF16__
+    return (hvec)_mm512_cvtneps_pbh((__m512)x);
+#else
+    uvec u = (uvec)x, nan = (uvec)(x != x);
+    uvec r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    return __builtin_convertvector((r & ~nan) | (0x7fc0 & nan), hvec);
+#endif
+}
+
 INLINE void store(void *p, int64_t i, vec x, int half) {
     if (!half) {
         *(vec *)((float *)p + i) = x;
         return;
     }
-    uvec u = (uvec)x;
-    uvec r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    uvec nan = (uvec)(x != x);
-    *(hvec *)((uint16_t *)p + i) = __builtin_convertvector((r & ~nan) | (0x7fc0 & nan), hvec);
+    *(hvec *)((uint16_t *)p + i) = half_of(x);
 }
 
 /* x as it would come back from memory: where transformers rounds between two steps, so do these kernels. */
 INLINE vec rounded(vec x, int half) {
     if (!half) return x;
-    uint16_t kept[W];
-    store(kept, 0, x, 1);
-    return load(kept, 0, 1);
+    return (vec)(__builtin_convertvector(half_of(x), uvec) << 16);
 }
 
 INLINE vec either(ivec which, vec a, vec b) { return (vec)(((ivec)a & which) | ((ivec)b & ~which)); }
 
 INLINE vec larger(vec a, vec b) { return either(a > b, a, b); }
 
-INLINE float total(vec x) {
-    float sum = 0;
-    for (int i = 0; i < W; i++) sum += x[i];
-    return sum;
+INLINE float total(vec x) { /* halves onto halves */
+    float part[W];
+    *(vec *)part = x;
+    for (int n = W / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) part[i] += part[i + n];
+    return part[0];
 }
 
 INLINE float largest(vec x) {
@@ -105,9 +117,21 @@ INLINE vec exponential(vec x) {
     return either(x < -87.0f, (vec){}, p * (vec)power); /* NaN stays NaN */
 }
 
+/* What the right-hand side of a product is; that of PAIRS are pairs of half numbers, on the left-hand side too. */
+enum { FLOATS = 0, HALVES = 1, PAIRS = 2 };
+
+/* sum + a b, of pairs: two products for each of 16 numbers, exact in float32 but for their sums. */
+INLINE vec dot(vec sum, uint32_t a, uvec b) {
+#ifdef __AVX512BF16__
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)((uvec){} + a), (__m512bh)b);
+#else
+    return sum + (vec)(b << 16) * widen((uint16_t)a) + (vec)(b & 0xffff0000) * widen((uint16_t)(a >> 16));
+#endif
+}
+
 /* c[rows, 16 * wide] (+)= a[rows, depth] b; vector (k, n) of b is at k * step + n * stride. */
-INLINE void block(const float *a, int64_t lda, const void *b, int64_t step, int64_t stride, int half, int64_t depth,
-                  float *c, int64_t ldc, int add, const int rows, const int wide) {
+INLINE void block(const float *a, int64_t lda, const void *b, int64_t step, int64_t stride, const int kind,
+                  int64_t depth, float *c, int64_t ldc, int add, const int rows, const int wide) {
     vec sum[TALL][WIDE];
 #pragma GCC unroll 6
     for (int m = 0; m < rows; m++)
@@ -116,11 +140,13 @@ INLINE void block(const float *a, int64_t lda, const void *b, int64_t step, int6
     for (int64_t k = 0; k < depth; k++) {
         vec right[WIDE];
 #pragma GCC unroll 4
-        for (int n = 0; n < wide; n++) right[n] = load(b, k * step + n * stride, half);
+        for (int n = 0; n < wide; n++) right[n] = load(b, k * step + n * stride, kind == HALVES);
 #pragma GCC unroll 6
         for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
-            for (int n = 0; n < wide; n++) sum[m][n] += right[n] * a[m * lda + k];
+            for (int n = 0; n < wide; n++)
+                sum[m][n] = kind == PAIRS ? dot(sum[m][n], ((const uint32_t *)a)[m * lda + k], (uvec)right[n])
+                                          : sum[m][n] + right[n] * a[m * lda + k];
     }
 #pragma GCC unroll 6
     for (int m = 0; m < rows; m++)
@@ -130,19 +156,19 @@ INLINE void block(const float *a, int64_t lda, const void *b, int64_t step, int6
 
 #define COLUMNS(R) \
     switch (w) { \
-    case 1: block(x, lda, y, step, stride, half, depth, z, ldc, add, R, 1); break; \
-    case 2: block(x, lda, y, step, stride, half, depth, z, ldc, add, R, 2 > WIDE ? WIDE : 2); break; \
-    case 3: block(x, lda, y, step, stride, half, depth, z, ldc, add, R, 3 > WIDE ? WIDE : 3); break; \
-    default: block(x, lda, y, step, stride, half, depth, z, ldc, add, R, WIDE); \
+    case 1: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, 1); break; \
+    case 2: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, 2 > WIDE ? WIDE : 2); break; \
+    case 3: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, 3 > WIDE ? WIDE : 3); break; \
+    default: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, WIDE); \
     }
 
 /* The same for any number of rows and vectors. */
-INLINE void product_of(const int half, const float *a, int64_t lda, int64_t rows, const void *b, int64_t step,
+INLINE void product_of(const int kind, const float *a, int64_t lda, int64_t rows, const void *b, int64_t step,
                        int64_t stride, int64_t depth, float *c, int64_t ldc, int64_t vectors, int add) {
     for (int64_t n = 0; n < vectors; n += WIDE) {
         int w = vectors - n < WIDE ? (int)(vectors - n) : WIDE;
-        const void *y = half ? (const void *)((const uint16_t *)b + n * stride)
-                             : (const void *)((const float *)b + n * stride);
+        const void *y = kind == HALVES ? (const void *)((const uint16_t *)b + n * stride)
+                                       : (const void *)((const float *)b + n * stride);
         for (int64_t m = 0; m < rows; m += TALL) {
             const float *x = a + m * lda;
             float *z = c + m * ldc + n * W;
@@ -159,10 +185,25 @@ INLINE void product_of(const int half, const float *a, int64_t lda, int64_t rows
 }
 
 static __attribute__((noinline)) void product(const float *a, int64_t lda, int64_t rows, const void *b, int64_t step,
-                                              int64_t stride, int half, int64_t depth, float *c, int64_t ldc,
+                                              int64_t stride, int kind, int64_t depth, float *c, int64_t ldc,
                                               int64_t vectors, int add) {
-    if (half) product_of(1, a, lda, rows, b, step, stride, depth, c, ldc, vectors, add);
-    else product_of(0, a, lda, rows, b, step, stride, depth, c, ldc, vectors, add);
+    if (kind == PAIRS) product_of(PAIRS, a, lda, rows, b, step, stride, depth, c, ldc, vectors, add);
+    else if (kind == HALVES) product_of(HALVES, a, lda, rows, b, step, stride, depth, c, ldc, vectors, add);
+    else product_of(FLOATS, a, lda, rows, b, step, stride, depth, c, ldc, vectors, add);
+}
+
+/* c[rows, 16 * count] = queries (see take_query) times the keys of ``count`` tiles. */
+INLINE void score(const int half, const float *queries, int64_t rows, const void *keys, int64_t size, float *c,
+                  int64_t ldc, int64_t count) {
+    if (half) product(queries, size, rows, keys, W, size / 2 * W, PAIRS, size / 2, c, ldc, count, 0);
+    else product(queries, size, rows, keys, W, size * W, FLOATS, size, c, ldc, count, 0);
+}
+
+/* One query of ``size``, as score takes it: half ones as they are, others scaled. */
+INLINE void take_query(const int half, const void *q, int64_t from, int64_t size, float scaling, float *to) {
+    if (half) memcpy(to, (const uint16_t *)q + from, (size_t)size * 2);
+    else
+        for (int64_t d = 0; d < size; d++) to[d] = scaling * ((const float *)q)[from + d];
 }
 
 INLINE const void *at(const void *p, int64_t i, int half) {
@@ -171,14 +212,15 @@ INLINE const void *at(const void *p, int64_t i, int half) {
 
 static int64_t tiles(int64_t keys) { return (keys + W - 1) / W; }
 
-/* Turn scores[0 .. count) into weights; those of hidden keys are -inf already. Returns the sum of the weights. */
-INLINE float softmax(float *scores, int64_t count) {
+/* Turn scores[0 .. count), times ``scaling``, into weights; those of hidden keys are -inf already. Returns the sum of the
+ * weights. */
+INLINE float softmax(float *scores, int64_t count, float scaling) {
     vec best = (vec){} - INFINITY;
     for (int64_t j = 0; j < count; j += W) best = larger(*(vec *)(scores + j), best);
     float top = largest(best);
     vec sum = {};
     for (int64_t j = 0; j < count; j += W) {
-        vec e = exponential(*(vec *)(scores + j) - top);
+        vec e = exponential((*(vec *)(scores + j) - top) * scaling);
         *(vec *)(scores + j) = e;
         sum += e;
     }
@@ -197,9 +239,9 @@ INLINE void pack(const void *keys, int64_t ld, void *out, int64_t first, int64_t
     for (int64_t j = 0; j < count; j++) {
         int64_t tile = (first + j) / W, place = (first + j) % W;
         for (int64_t d = 0; d < size; d++) {
-            int64_t to = (tile * size + d) * W + place, from = j * ld + d;
-            if (half) ((uint16_t *)out)[to] = ((const uint16_t *)keys)[from];
-            else ((float *)out)[to] = ((const float *)keys)[from];
+            int64_t from = j * ld + d;
+            if (half) ((uint16_t *)out)[((tile * size + d) / 2 * W + place) * 2 + d % 2] = ((const uint16_t *)keys)[from];
+            else ((float *)out)[(tile * size + d) * W + place] = ((const float *)keys)[from];
         }
     }
 }
@@ -256,14 +298,11 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
             int64_t to = from + queries < length ? from + queries : length, m = (to - from) * group;
             int64_t before = tiles(past) * W, all = before + tiles(to) * W;
             for (int64_t i = 0; i < m; i++)
-                for (int64_t d = 0; d < size; d++)
-                    a[i * size + d] = scaling * get(q, (starts[r] + from + i / group) * ldq
-                                                           + (g * group + i % group) * size + d, half);
-            if (past)
-                product(a, size, m, at(past_k, g * tiles(past_room) * tile, half), W, tile, half, size, s, width,
-                        tiles(past), 0);
-            product(a, size, m, at(packed, (g * offset[rows] + offset[r]) * tile, half), W, tile, half, size,
-                    s + before, width, tiles(to), 0);
+                take_query(half, q, (starts[r] + from + i / group) * ldq + (g * group + i % group) * size, size,
+                           scaling, a + i * size);
+            if (past) score(half, a, m, at(past_k, g * tiles(past_room) * tile, half), size, s, width, tiles(past));
+            score(half, a, m, at(packed, (g * offset[rows] + offset[r]) * tile, half), size, s + before, width,
+                  tiles(to));
             const int64_t *ends = end + starts[r], *deep = depth + starts[r];
             int branches = 0;
             for (int64_t j = 0; j < to; j++) branches |= ends[j] < to;
@@ -277,7 +316,7 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
                     for (int64_t j = 0; j <= token; j++)
                         own[j] = deep[token] - deep[j] < window ? own[j] : -INFINITY;
                 for (int64_t j = token + 1; j < tiles(to) * W; j++) own[j] = -INFINITY;
-                sums[i] = softmax(line, all);
+                sums[i] = softmax(line, all, half ? scaling : 1);
             }
             if (past)
                 product(s, width, m, at(past_v, g * past_room * size, half), size, W, half, past, o, size, size / W, 0);
@@ -345,12 +384,9 @@ INLINE int step_of(const int half, const void *q, const void *k, const void *v, 
             int64_t to = from + together < slots ? from + together : slots, m = (to - from) * group;
             if (!work) continue;
             for (int64_t i = 0; i < m; i++)
-                for (int64_t d = 0; d < size; d++)
-                    a[i * size + d] = scaling * get(q, (from + i / group) * ldq + (g * group + i % group) * size + d,
-                                                    half);
-            if (past)
-                product(a, size, m, at(past_k, g * tiles(past_room) * tile, half), W, tile, half, size, s, width,
-                        tiles(past), 0);
+                take_query(half, q, (from + i / group) * ldq + (g * group + i % group) * size, size, scaling,
+                           a + i * size);
+            if (past) score(half, a, m, at(past_k, g * tiles(past_room) * tile, half), size, s, width, tiles(past));
             for (int64_t n = from; n < to; n++) {
                 int64_t keys = lengths[n] + 1, i = (n - from) * group;
                 void *mine = (void *)at(slot_k, (n * shared + g) * tiles(room) * tile, half);
@@ -358,15 +394,14 @@ INLINE int step_of(const int half, const void *q, const void *k, const void *v, 
                 pack(at(k, n * ldk + g * size, half), ldk, mine, lengths[n], 1, size, half);
                 memcpy((void *)at(mine_v, lengths[n] * size, half), at(v, n * ldk + g * size, half),
                        (size_t)(size * (half ? 2 : 4)));
-                product(a + i * size, size, group, mine, W, tile, half, size, s + i * width + before, width,
-                        tiles(keys), 0);
+                score(half, a + i * size, group, mine, size, s + i * width + before, width, tiles(keys));
                 for (int64_t e = i; e < i + group; e++) {
                     float *line = s + e * width, *own = line + before;
                     hide_past(line, past, past + lengths[n], window);
                     if (window)
                         for (int64_t j = 0; j <= lengths[n] - window; j++) own[j] = -INFINITY;
                     for (int64_t j = keys; j < tiles(keys) * W; j++) own[j] = -INFINITY;
-                    sums[e] = softmax(line, before + tiles(keys) * W);
+                    sums[e] = softmax(line, before + tiles(keys) * W, half ? scaling : 1);
                 }
             }
             if (past)
@@ -397,31 +432,53 @@ int attend_step(int64_t half, const void *q, const void *k, const void *v, void 
                           past_k, past_v, past, past_room, scaling, window);
 }
 
-/* See kernels.py: rms_norm. Rounds where transformers does: before the weight, and after it. */
-INLINE void norm_of(const int half, const void *x, const void *weight, void *out, int64_t rows, int64_t size,
-                    float epsilon) {
+/* See kernels.py: rms_norm. Rounds where transformers does: the sum, before the weight, and after it. */
+INLINE void norm_of(const int half, const void *x, const void *y, const void *weight, void *sums, void *out,
+                    int64_t rows, int64_t size, float epsilon) {
 #pragma omp parallel for schedule(static) if (rows * size > 16384)
     for (int64_t r = 0; r < rows; r++) {
-        vec sum = {};
-        for (int64_t d = 0; d < size; d += W) {
+        vec sum[2] = {};
+        for (int64_t d = 0, n = 0; d < size; d += W, n ^= 1) {
             vec e = load(x, r * size + d, half);
-            sum += e * e;
-        }
-        float scale = 1.0f / sqrtf(total(sum) / (float)size + epsilon);
-        for (int64_t d = 0; d < size; d += W) {
-            vec e = load(x, r * size + d, half) * scale;
-            if (half) {
-                store(out, r * size + d, e, 1);
-                e = load(out, r * size + d, 1);
+            if (y) {
+                store(sums, r * size + d, e + load(y, r * size + d, half), half);
+                e = load(sums, r * size + d, half);
             }
-            store(out, r * size + d, e * load(weight, d, half), half);
+            sum[n] += e * e;
         }
+        const void *all = y ? sums : x;
+        float scale = 1.0f / sqrtf(total(sum[0] + sum[1]) / (float)size + epsilon);
+        for (int64_t d = 0; d < size; d += W)
+            store(out, r * size + d, rounded(load(all, r * size + d, half) * scale, half) * load(weight, d, half), half);
     }
 }
 
-int rms_norm(int64_t half, const void *x, const void *weight, void *out, int64_t rows, int64_t size, float epsilon) {
-    if (half) norm_of(1, x, weight, out, rows, size, epsilon);
-    else norm_of(0, x, weight, out, rows, size, epsilon);
+int rms_norm(int64_t half, const void *x, const void *y, const void *weight, void *sums, void *out, int64_t rows,
+             int64_t size, float epsilon) {
+    if (half) norm_of(1, x, y, weight, sums, out, rows, size, epsilon);
+    else norm_of(0, x, y, weight, sums, out, rows, size, epsilon);
+    return 0;
+}
+
+/* x / (1 + e^-x) */
+INLINE vec silu(vec x) {
+    vec small = exponential(either(x < 0.0f, x, -x));
+    return x * either(x < 0.0f, small, (vec){} + 1.0f) / (small + 1.0f);
+}
+
+/* See kernels.py: gate. Rounds where transformers does: after SiLU, and after the product. */
+INLINE void gate_of(const int half, const void *x, void *out, int64_t tokens, int64_t columns) {
+#pragma omp parallel for schedule(static) if (tokens * columns > 16384)
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t d = 0; d < columns; d += W) {
+            int64_t left = t * 2 * columns + d;
+            store(out, t * columns + d, rounded(silu(load(x, left, half)), half) * load(x, left + columns, half), half);
+        }
+}
+
+int gate(int64_t half, const void *x, void *out, int64_t tokens, int64_t columns) {
+    if (half) gate_of(1, x, out, tokens, columns);
+    else gate_of(0, x, out, tokens, columns);
     return 0;
 }
 

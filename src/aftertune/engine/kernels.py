@@ -5,7 +5,7 @@ decoding spends more time between its small operators than in them. Where there 
 pass their test against torch, `missing` says why, and the engine's torch layouts do the same work, slower.
 
 Tensors are float32 or bfloat16, all of a call alike, contiguous over their last dimension. Keys lie in tiles of 16:
-[kv heads, tiles, size, 16].
+[kv heads, tiles, size, 16], in bfloat16 by pairs of dimensions, [kv heads, tiles, size / 2, 16, 2].
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
 _KERNELS = {"attend_rows": "nppppppp" "nnnnnn" "ppnnfn", "attend_step": "nppppp" "nnnnnn" "ppn" "ppnnfn",
-            "keep": "nppnnnn" "ppnn", "rms_norm": "npppnnf", "rotate": "npppnnnnn", "summarise": "npnnppp",
+            "keep": "nppnnnn" "ppnn", "rms_norm": "npppppnnf", "gate": "nppnn", "rotate": "npppnnnnn", "summarise": "npnnppp",
             "add_low": "npnpnfpnnn"}
 
 
@@ -92,11 +92,33 @@ class Held:
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (Zhang and Sennrich 2019), with transformers'
     rounding."""
+    return _norm(x, None, weight, epsilon)[1]
+
+
+def add_norm(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, epsilon: float
+             ) -> tuple[torch.Tensor, torch.Tensor]:
+    """x + y, and the RMS norm of that."""
+    return _norm(x, y.contiguous(), weight, epsilon)
+
+
+def _norm(x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor, epsilon: float
+          ) -> tuple[torch.Tensor, torch.Tensor]:
     if x.shape[-1] % TILE or x.dtype not in DTYPES or weight.dtype != x.dtype or len(weight) != x.shape[-1]:
         raise NotImplementedError(f"an RMS norm of {x.shape[-1]} numbers in {x.dtype}")
     x, weight = x.contiguous(), weight.contiguous()
-    out = torch.empty_like(x)
-    _call("rms_norm", _half(x), x, weight, out, x.numel() // x.shape[-1], x.shape[-1], epsilon)
+    sums, out = x if y is None else torch.empty_like(x), torch.empty_like(x)
+    _call("rms_norm", _half(x), x, y, weight, sums, out, x.numel() // x.shape[-1], x.shape[-1], epsilon)
+    return sums, out
+
+
+def gate(x: torch.Tensor) -> torch.Tensor:
+    """silu(left) * right of the two halves of x [tokens, 2 * columns], columns a multiple of 16, with transformers'
+    rounding."""
+    tokens, columns = len(x), x.shape[-1] // 2
+    if columns % TILE or x.dtype not in DTYPES:
+        raise NotImplementedError(f"a gate of {columns} numbers in {x.dtype}")
+    out = x.new_empty(tokens, columns)
+    _call("gate", _half(x), x.contiguous(), out, tokens, columns)
     return out
 
 

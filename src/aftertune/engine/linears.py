@@ -73,22 +73,12 @@ class Linears:
             for layer in found:
                 del layer.forward
 
-    def product(self, *layers: Any, then: str = "none") -> Function:
-        """x [rows, columns] -> what the layers make of it, side by side; then: "swish" for SiLU of that."""
+    def product(self, *layers: Any) -> Function:
+        """x [rows, columns] -> what the layers make of it, side by side."""
         weight, bias = self._copy(*layers)
 
         def run(x: torch.Tensor) -> torch.Tensor:
-            made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, then, [], "")
-            return made
-
-        return run
-
-    def combined(self, layer: Any, how: str) -> Function:
-        """x, y -> what the layer makes of x, and y; how: "add" or "mul"."""
-        weight, bias = self._copy(layer)
-
-        def run(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, bias, how)
+            made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
             return made
 
         return run
