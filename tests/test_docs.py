@@ -14,6 +14,7 @@ import typer
 from aftertune.cli import app
 from aftertune.cli.console import guarded
 from eval_cases import CHAT, byte_folder
+from exchange_cases import BASE_RIGHT, lm_eval_folder, record
 from tuning_cases import easy_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +23,8 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 #: What stands in the README for something of the reader's own, or would take too long here.
-STAND_INS = {"MODEL": "Qwen/Qwen2.5-0.5B", "ID": "tuned", "300": "4", "hellaswag,arc_easy": "arc_easy,sciq"}
+STAND_INS = {"MODEL": "Qwen/Qwen2.5-0.5B", "ID": "tuned", "PATH": "lm_eval_output", "FILE": "published.md",
+             "300": "4", "hellaswag,arc_easy": "arc_easy,sciq"}
 
 
 def fenced(text: str, word: str) -> list[list[str]]:
@@ -68,8 +70,9 @@ def test_every_verb_and_each_of_its_flags_is_documented(verb: str, monkeypatch: 
         assert all(option in shown for option in parameter.opts if option.startswith("--"))
 
 
-def test_there_are_ten_verbs() -> None:
-    assert sorted(COMMANDS) == ["compare", "demo", "doctor", "eval", "record", "report", "run", "runs", "show", "tune"]
+def test_these_are_the_verbs() -> None:
+    assert sorted(COMMANDS) == ["audit", "compare", "demo", "doctor", "eval", "import", "record", "report", "run",
+                                "runs", "show", "tune"]
 
 
 def test_every_make_target_that_the_documents_name_exists() -> None:
@@ -115,6 +118,8 @@ def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     Dataset.from_list([{"question": f"{i} + 1?", "answer": f"#### {i + 1}"} for i in range(6)]).to_parquet(
         tmp_path / "train.parquet")
     own_study(tmp_path)
+    lm_eval_folder(tmp_path / "lm_eval_output", "org/other", BASE_RIGHT)
+    (tmp_path / "published.md").write_text(record(), encoding="utf-8")
     runs = [[STAND_INS.get(word, word) for word in words[1:]] for words in [*FENCED, *SPANS]]
     for words in runs:
         if "gsm8k" in words:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from aftertune import __version__
-from aftertune.cli import compare, demo, doctor, eval, record, run, runs, tune
+from aftertune.cli import audit, compare, demo, doctor, eval, import_, record, run, runs, tune
 from aftertune.cli.console import guarded
 
 app = typer.Typer(
@@ -49,6 +49,8 @@ app.command("runs")(runs.runs)
 app.command("show")(runs.show)
 app.command("record")(record.record)
 app.command("report")(record.report)
+app.command("import")(import_.import_)
+app.command("audit")(audit.audit)
 app.command("doctor")(doctor.doctor)
 
 

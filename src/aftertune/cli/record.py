@@ -11,6 +11,7 @@ from aftertune.cli.console import emit
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
+    from aftertune.reported import Reported
     from aftertune.values import Answer, Comparison, Evaluation, Tuning
 
 _OUT = typer.Option(help="File to write; - for stdout.")
@@ -28,8 +29,10 @@ def record(
     """Write the Markdown record of the ledger."""
     from aftertune.report import write_record
 
-    evaluations, tunings, comparisons, answers = _gather(only or [])
-    _write(write_record(evaluations, tunings, comparisons, title=title, answers=answers), out, as_json)
+    reported = [] if only else _reported()
+    evaluations, tunings, comparisons, answers = _gather(only or [], empty=bool(reported))
+    _write(write_record(evaluations, tunings, comparisons, title=title, answers=answers, reported=reported), out,
+           as_json)
 
 
 def report(
@@ -45,8 +48,20 @@ def report(
     _write(write_page(evaluations, tunings, comparisons, title=title, answers=answers), out, as_json)
 
 
-def _gather(only: list[str]) -> tuple[list[Evaluation], list[Tuning], list[Comparison], dict[str, list[Answer]]]:
-    """Done evaluations with what belongs to them, as `write_record` and `write_page` take it."""
+def _reported() -> list[tuple[Reported, str]]:
+    """Every reported score with what the audit says of it."""
+    from aftertune.exchange import check
+    from aftertune.ledger import Ledger
+    from aftertune.reported import Reported
+
+    with Ledger(create=False) as ledger:
+        rows = [Reported.of(row) for row in ledger.reported()]
+    return [(row, "" if row.planned is not None else f"{check(row).mark}: {check(row).text}") for row in rows]
+
+
+def _gather(only: list[str], *, empty: bool = False
+            ) -> tuple[list[Evaluation], list[Tuning], list[Comparison], dict[str, list[Answer]]]:
+    """Done evaluations with what belongs to them, as `write_record` and `write_page` take it; empty: none is fine."""
     from aftertune.ledger import Ledger
 
     with Ledger(create=False) as ledger:
@@ -56,7 +71,7 @@ def _gather(only: list[str]) -> tuple[list[Evaluation], list[Tuning], list[Compa
             first = next(e for e in chosen if e.status != "done")
             raise InputError(f"evaluation {first.name} ({first.id}) is {first.status!r}, and only a done one can be "
                              "reported; run the same command again to finish it")
-        if not evaluations:
+        if not evaluations and not empty:
             raise InputError("the ledger holds no finished evaluation yet; make one with `aftertune eval` or "
                              "`aftertune demo`")
         ids = {e.id for e in evaluations}

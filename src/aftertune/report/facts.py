@@ -17,6 +17,7 @@ from aftertune.report import format as fmt
 from aftertune.report.families import Family
 from aftertune.report.names import task_title
 from aftertune.report.table import held_out_line, part_text
+from aftertune.reported import proven
 from aftertune.values import Early, Evaluation, ModelIdentity, Provenance, TaskSettings, Tuning
 
 Facts = list[tuple[str, str]]
@@ -83,6 +84,8 @@ def model_facts(model: ModelIdentity) -> Facts:
     facts: Facts = [("Model Path", model.source)]
     if model.revision:
         facts.append(("Revision", model.revision))
+    if not proven(model):
+        return [*facts, ("Identity", "not proven: imported results name their weights, they do not show them")]
     facts += [("Model Fingerprint", fmt.short(model.fingerprint)), ("Weights", fmt.short(model.weights)),
               ("Configuration", fmt.short(model.config)), ("Tokenizer", fmt.short(model.tokenizer))]
     if model.adapter_source:

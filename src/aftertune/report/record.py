@@ -17,6 +17,7 @@ from aftertune.report.families import Family, families, tuning_of
 from aftertune.report.generated import Answers, format_table
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
 from aftertune.report.observations import lineage_note, observations, watermark
+from aftertune.report.reported import Audited, reported_sections
 from aftertune.report.table import (
     beyond_noise,
     early_text,
@@ -39,13 +40,16 @@ def write_record(
     *,
     title: str,
     answers: Answers | None = None,
+    reported: Sequence[Audited] = (),
 ) -> str:
-    """The record as Markdown. answers: evaluation id -> answers, for the format of generated answers."""
+    """The record as Markdown. answers: evaluation id -> answers, for the format of generated answers; reported:
+    scores of other documents with what the audit says of each."""
     blocks = [f"# {md.text(title)}"]
     homes = families(evaluations, tunings)
     for number, home in enumerate(homes, start=1):
         blocks += _family(number, home, tunings, answers or {})
-    if not homes:
+    blocks += reported_sections(len(homes) + 1, reported)
+    if not homes and not reported:
         blocks.append("*Nothing has been evaluated yet.*")
     if evaluations:
         blocks += ["## Comparative Analysis", *_sizes(evaluations, tunings),

@@ -1,0 +1,136 @@
+"""``aftertune audit FILE``: what the figures of a published record can be, and what its differences show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aftertune.cli.console import emit, jsonable
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+
+    from aftertune.exchange import Audit, Check, Claim
+    from aftertune.reported import Reported
+
+_STYLES = {"not reproducible": "bold red", "ok": "green", "ok*": "green", "not checked": "dim",
+           "established": "bold green", "cannot be checked": "red"}
+_TOLD = {"open": "not established (the paired answers would decide)", "not shown": "not established",
+         "cannot be checked": "not established (its figures fail the check)"}
+
+
+def audit(
+    file: Annotated[Path, typer.Argument(help="A Markdown record, or a results_*.json of lm-eval.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a figure fails the check.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Check reported values and errors against k/n, and differences against what the summary alone can carry."""
+    from aftertune.exchange import audit as run
+
+    found = run(file)
+    if as_json:
+        emit(as_object(found))
+    else:
+        show(found)
+    if strict and not found.ok:
+        raise typer.Exit(1)
+
+
+def as_object(found: Audit) -> dict[str, Any]:
+    """The audit as ``audit --json`` gives it."""
+    from aftertune.exchange import pairing_text
+
+    values = [{"model": c.row.model, "task": c.row.task, "metric": c.row.metric, "filter": c.row.filter,
+               "value": c.row.value_text, "stderr": c.row.stderr_text, "n": c.row.n, "n_source": c.row.n_source,
+               "mark": c.mark, "value_ok": c.value_ok, "stderr_ok": c.stderr_ok, "counts": c.counts[:20],
+               "power": c.power, "text": c.text} for c in found.checks]
+    claims = [{"base": c.base, "tuned": c.tuned, "task": c.task, "metric": c.metric, "filter": c.filter,
+               "difference": c.difference, "z": c.z, "p": c.p, "p_holm": c.p_holm, "same_section": c.family,
+               "status": c.status, "pairing": c.pairing, "pairing_text": pairing_text(c)} for c in found.claims]
+    return {"source": found.source, "ok": found.ok, "values": values, "claims": claims,
+            "findings": jsonable(found.findings)}
+
+
+def show(found: Audit) -> None:
+    """The audit on the terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    failed = sum(not c.ok for c in found.checks)
+    figures = sum((c.value_ok is False) + (c.stderr_ok is False) for c in found.checks)
+    console.print(Text(f"{found.source}: {len(found.checks)} reported values; {figures} figures of {failed} rows are "
+                       "not reproducible at the stated n", style="bold"))
+    console.print(values_table(found.checks))
+    for pair in dict.fromkeys((c.base, c.tuned) for c in found.claims):
+        _claims(console, [c for c in found.claims if (c.base, c.tuned) == pair])
+    if found.findings:
+        console.print(Text("\nAlso", style="bold"))
+    for finding in found.findings:
+        console.print(Text.assemble((finding.where, "bold"), f": {finding.text}"))
+
+
+def values_table(checks: Sequence[Check]) -> Group:
+    """Every reported value with its mark, and below it why a figure fails or was not checked."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for head in ("Reported", "k of n", "Mark"):
+        table.add_column(head, no_wrap=True)
+    why: dict[str, None] = {}
+    before = None
+    for c in checks:
+        if c.row.model != before:
+            table.add_row(Text(c.row.model, style="bold"))
+        before = c.row.model
+        shown = f"{c.row.value_text} ±{c.row.stderr_text}" if c.row.stderr_text else c.row.value_text
+        k = f"{c.counts[0]}" if len(c.counts) == 1 else f"{c.counts[0]}-{c.counts[-1]}" if c.counts else "–"
+        table.add_row(Text(f"  {_label(c.row)}"), Text(shown), f"{k} of {c.row.n:,}" if c.row.n else "–",
+                      Text(c.mark, style=_STYLES.get(c.mark, "")))
+        if not c.ok or c.value_ok is None:
+            why[f"{c.row.model}, {_label(c.row)}, {shown}: {c.text}"] = None
+    if any(c.mark == "ok*" for c in checks):
+        why["* at this n every figure with as many decimals is some k/n, so passing says nothing of the value"] = None
+    return Group(table, *map(Text, why))
+
+
+def _label(row: Reported | Claim) -> str:
+    """Task and metric in as few words as tell them apart."""
+    return f"{row.task} {row.metric if row.filter == 'none' else row.filter}"
+
+
+def _claims(console: Console, claims: list[Claim]) -> None:
+    """What one pair's differences show by the summary alone."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from aftertune.exchange import pairing_text
+
+    first = claims[0]
+    kind = "one section, so the document may speak of forgetting" if first.family else \
+        "another section: a comparison of two models, never forgetting"
+    console.print(Text.assemble((f"\n{first.tuned} against {first.base}", "bold"), f" ({kind})"))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for head in ("Points", "z", "p", "Holm"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("By the summary alone", overflow="fold")
+    for c in claims:
+        table.add_row(Text(f"  {_label(c)}"), f"{100 * c.difference:+.2f}".replace("-", "−"),
+                      "–" if c.z is None else f"{c.z:.2f}".replace("-", "−"), p_text(c.p), p_text(c.p_holm),
+                      Text(_TOLD.get(c.status, c.status), style=_STYLES.get(c.status, "yellow")))
+    console.print(table)
+    for c in claims:
+        if c.inputs_ok:
+            console.print(Text(f"  {_label(c)}: {pairing_text(c)}", style="dim"))
+
+
+def p_text(p: float) -> str:
+    """A p-value to two figures."""
+    return f"{p:.2g}" if p >= 1e-4 else "<.0001"

@@ -1,0 +1,272 @@
+"""Owns reading a Markdown record of results: headings name models, tables give scores, lists give metadata.
+
+    document = read_record(Path("record.md"))
+    document.rows[0]         Reported(model="Base Llama 3.2 1B", task="hellaswag", metric="acc", value=0.4523, …)
+
+Read are tables with a column of tasks and one of results (errors, n, filters and models where they have
+columns), also those that lm-eval prints, and tables with a column per model. A column of the latter that only
+repeats a model's figures is left out. The nearest heading names the model, the one above it the section. A heading
+with "not evaluated" below it, and no table, is a planned model; code on that line is its command.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from aftertune.errors import InputError
+from aftertune.exchange import known
+from aftertune.exchange.reading import MIB, read_text
+from aftertune.reported import Reported
+from aftertune.stats.audit import Figure
+
+LIMIT = 16 * MIB
+
+_HEADING = re.compile(r"(#{1,6})\s+(.*?)\s*#*")
+_RULE = re.compile(r"\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?")
+_FACT = re.compile(r"\s*[-*+]\s+(?!\[[ xX]\])([^:]{1,80}):\s*(\S.*)")
+_NOT_EVALUATED = re.compile(r"(?i)\bnot\b[^.|]{0,12}\bevaluated\b")
+_SEVERAL = re.compile(r"\s*(?:±|\+/-)\s*")
+_NUMBERED = re.compile(r"\d+\.\s+")
+_ABSENT = frozenset({"", "-", "–", "—", "n/a", "na", "nan", "none", "?", "tbd"})
+#: What a column is, by the beginning of its heading.
+_ROLES = (("task", ("task", "benchmark", "dataset")), ("filter", ("filter",)), ("metric", ("metric", "measure")),
+          ("error", ("error", "stderr", "std", "standard error", "±", "se ", "uncertainty")),
+          ("result", ("result", "value", "score")), ("n", ("n", "items", "questions", "samples")),
+          ("model", ("model",)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """What a record says. definitions: (metric's name, its definition, line) as the document words them."""
+
+    source: str
+    rows: tuple[Reported, ...]
+    definitions: tuple[tuple[str, str, int], ...] = ()
+
+    @property
+    def scores(self) -> tuple[Reported, ...]:
+        """The rows with a figure: those of planned models have none."""
+        return tuple(r for r in self.rows if r.planned is None)
+
+
+def read_record(path: Path, *, source: str | None = None) -> Document:
+    """Read a Markdown record. Raises InputError with file and line, also where it holds no table of scores."""
+    reader = _Reader(path, source or path.name)
+    reader.read(read_text(path, limit=LIMIT))
+    return reader.document()
+
+
+@dataclass(slots=True)
+class _Place:
+    """A heading: its title, the section above it, what was found below it."""
+
+    title: str
+    section: str
+    rows: list[Reported] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    planned: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A row's figure before it is known in which unit the table has its shares. cell: value, perhaps ± error."""
+
+    line: int
+    model: str
+    row: Mapping[str, str]
+    cell: str
+
+    @property
+    def value(self) -> str:
+        return _SEVERAL.split(self.cell, maxsplit=1)[0].strip()
+
+    @property
+    def error(self) -> str:
+        parts = _SEVERAL.split(self.cell, maxsplit=1)
+        inside = parts[1] if len(parts) > 1 else ""
+        return (self.row.get("error") or inside).strip().lstrip("±").strip()
+
+    @property
+    def metric(self) -> tuple[str, str]:
+        """(metric, filter); a table without a column of metrics gives accuracies."""
+        return known.metric_named(self.row.get("metric") or "accuracy", self.row.get("filter") or "none")
+
+    @property
+    def beyond_one(self) -> bool:
+        """True for a share above 1 without a percent sign."""
+        return self.metric[0] in known.SHARES and "%" not in self.cell and _is_figure(self.cell) and \
+            Figure.parse(self.value).value > 1
+
+
+class _Reader:
+    """One document on its way through, line by line."""
+
+    def __init__(self, path: Path, source: str) -> None:
+        self.path = path
+        self.source = source
+        self.headings: list[tuple[int, str]] = []
+        self.places: list[_Place] = [_Place(source, "")]
+        self.wide: list[Reported] = []
+        self.definitions: list[tuple[str, str, int]] = []
+
+    def read(self, text: str) -> None:
+        lines = text.splitlines()
+        at, fenced = 0, False
+        while at < len(lines):
+            line = lines[at]
+            fenced ^= line.lstrip().startswith(("```", "~~~"))
+            if not fenced and "|" in line and at + 1 < len(lines) and _RULE.fullmatch(lines[at + 1].strip()):
+                end = next((i for i in range(at + 2, len(lines)) if "|" not in lines[i]), len(lines))
+                self._table(at + 1, _cells(line), [_cells(row) for row in lines[at + 2:end]])
+                at = end
+                continue
+            if not fenced:
+                self._line(line, at + 1)
+            at += 1
+
+    def _line(self, line: str, number: int) -> None:
+        place = self.places[-1]
+        if heading := _HEADING.fullmatch(line.strip()):
+            depth, title = len(heading[1]), _NUMBERED.sub("", _plain(heading[2]), count=1)
+            self.headings = [h for h in self.headings if h[0] < depth] + [(depth, title)]
+            above = [t for d, t in self.headings[:-1] if d > 1]
+            self.places.append(_Place(title, above[-1] if above else title))
+        elif fact := _FACT.fullmatch(line.rstrip()):
+            label = _plain(fact[1])
+            if known.is_metric(label):
+                self.definitions.append((label, _plain(fact[2]), number))
+            else:
+                place.facts[label] = _plain(fact[2])
+        elif _NOT_EVALUATED.search(line):
+            command = re.search(r"`([^`]+)`", line)
+            place.planned = (command[1] if command else "", number)
+
+    def _table(self, number: int, head: list[str], body: list[list[str]]) -> None:
+        roles = _roles(head)
+        if "task" not in roles.values():
+            return
+        carried: dict[str, str] = {}
+        drafts: list[_Draft] = []
+        for offset, cells in enumerate(body, start=2):
+            row = {role: cells[i] for i, role in roles.items() if i < len(cells)}
+            carried |= {k: v for k, v in row.items() if k in ("task", "filter") and v}
+            row |= {k: v for k, v in carried.items() if not row.get(k)}
+            if "result" in roles.values():
+                drafts.append(_Draft(number + offset, row.get("model") or self.places[-1].title, row,
+                                     row.get("result", "")))
+            else:  # a column per model
+                drafts += [_Draft(number + offset, head[i], row, cell) for i, cell in enumerate(cells[:len(head)])
+                           if i not in roles and _is_figure(cell)]
+        percent = any(d.beyond_one for d in drafts)
+        place = self.places[-1]
+        found = [score for d in drafts if (score := self._score(d, percent)) is not None]
+        if "result" in roles.values():
+            place.rows += [replace(r, section=place.section) for r in found]
+        else:
+            self.wide += [replace(r, section=place.title) for r in found]
+
+    def _score(self, draft: _Draft, percent: bool) -> Reported | None:
+        """One figure with its error; None for an absent one. percent: unmarked shares of this table are percent."""
+        value, error, row = draft.value, draft.error, draft.row
+        if value.lower() in _ABSENT or not row.get("task"):
+            return None
+        metric, filter_ = draft.metric
+        task = known.task_named(row["task"])
+        stated = re.match(r"[\d,]+", row.get("n", ""))
+        n = int(stated[0].replace(",", "")) if stated and stated[0].strip(",") else None
+        figure = self._figure(draft, value, percent=True if percent and metric in known.SHARES else None)
+        stderr = None if error.lower() in _ABSENT else self._figure(draft, error, percent=figure.scale == 100)
+        return Reported(
+            source=self.source, model=draft.model, task=task, metric=metric, filter=filter_, value=figure.fraction,
+            stderr=stderr.fraction if stderr else None, n=n or known.items_of(task),
+            n_source="stated" if n else "known" if known.items_of(task) else "",
+            value_text=_marked(value, figure), stderr_text=_marked(error, figure) if stderr else "", line=draft.line)
+
+    def _figure(self, draft: _Draft, text: str, *, percent: bool | None) -> Figure:
+        try:
+            return Figure.parse(text, percent=percent)
+        except ValueError as error:
+            raise InputError(f"{self.path}:{draft.line}: the result of {draft.row['task'][:60]!r}: {error}; write a "
+                             "number, with % for percent, or – where there is none") from None
+
+    def document(self) -> Document:
+        """All that was read; InputError where it holds no score."""
+        rows: list[Reported] = []
+        for place in self.places:
+            rows += [replace(r, facts=place.facts) for r in place.rows]
+            if place.planned is not None and not place.rows:
+                command, line = place.planned
+                rows.append(Reported(source=self.source, model=_evaluated(place.title), section=place.section,
+                                     facts=place.facts, planned=command, line=line))
+        rows += _unrepeated(self.wide, rows)
+        if not any(r.planned is None for r in rows):
+            raise InputError(f"{self.path}: no table of scores was found; a table needs a column of tasks (Task) and "
+                             "one of results (Result, Value or Score), or one per model")
+        return Document(source=self.source, rows=tuple(rows), definitions=tuple(self.definitions))
+
+
+def _is_figure(cell: str) -> bool:
+    try:
+        Figure.parse(_SEVERAL.split(cell, maxsplit=1)[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _marked(text: str, figure: Figure) -> str:
+    """A printed figure that says its unit."""
+    return f"{text}%" if figure.scale == 100 and "%" not in text else text
+
+
+def _roles(head: Sequence[str]) -> dict[int, str]:
+    """Column -> what it is; the first of a kind counts."""
+    roles: dict[int, str] = {}
+    for i, title in enumerate(head):
+        words = title.lower() + " "
+        role = next((role for role, starts in _ROLES
+                     if role not in roles.values() and any(_begins(words, s) for s in starts)), None)
+        if role is not None:
+            roles[i] = role
+    return roles
+
+
+def _begins(words: str, start: str) -> bool:
+    """True where ``start`` is the first word or words; "n" must be the whole of it."""
+    return words == "n " if start == "n" else bool(re.match(re.escape(start) + r"(?:s?\b|$|(?<=\W))", words))
+
+
+def _cells(line: str) -> list[str]:
+    bare = line.strip().removeprefix("|")
+    bare = bare[:-1] if bare.endswith("|") and not bare.endswith("\\|") else bare
+    return [_plain(cell) for cell in re.split(r"(?<!\\)\|", bare)]
+
+
+def _plain(text: str) -> str:
+    """Markdown of one line as text: emphasis, code marks and escapes taken off."""
+    bare = re.sub(r"(?<!\\)(\*\*|\*|`+)", "", text)
+    bare = re.sub(r"\\([\\`*_\[\]|~<>])", r"\1", bare)
+    bare = bare.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    return " ".join(bare.split())
+
+
+def _evaluated(title: str) -> str:
+    """The name of a planned model without its "(Not Evaluated)"."""
+    return re.sub(r"\s*\((?i:not (?:yet )?evaluated)\)", "", title)
+
+
+def _unrepeated(wide: Sequence[Reported], rows: Sequence[Reported]) -> Iterator[Reported]:
+    """Columns of wide tables that are not the figures of a model that has a table of its own."""
+    def figures(part: Sequence[Reported]) -> set[tuple[object, ...]]:
+        return {(r.task, r.metric, r.filter, r.value) for r in part if r.planned is None}
+
+    own = [figures([r for r in rows if r.model == model]) for model in dict.fromkeys(r.model for r in rows)]
+    loose = [figures([replace(r, task="") for r in rows if r.model == model])
+             for model in dict.fromkeys(r.model for r in rows)]
+    for model in dict.fromkeys(r.model for r in wide):
+        column = [r for r in wide if r.model == model]
+        untasked = figures([replace(r, task="") for r in column])
+        if not any(figures(column) <= has for has in own) and not any(untasked <= has for has in loose):
+            yield from column

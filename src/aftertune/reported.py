@@ -1,0 +1,53 @@
+"""The results of others: scores that a document states, and models that only a file's word stands for.
+
+    Reported(source="record.md", model="Llama 3.2 1B", task="gsm8k", metric="exact_match", value=0.3351, …)
+    proven(evaluation.model)        False for an evaluation that was imported
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aftertune.values import ModelIdentity
+
+#: Begins the place of a fingerprint where nobody read the weights.
+UNPROVEN = "unproven:"
+
+
+def proven(model: ModelIdentity) -> bool:
+    """True where the weights were read, False where a foreign file only names them."""
+    return not model.weights.startswith(UNPROVEN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """A score that a document states: a figure without answers, so without a paired comparison.
+
+    source: the document; section: its heading above the model's; value, stderr: fractions where value_text is in
+    percent; value_text, stderr_text: as printed, since the digits say how far they were rounded. n: items, with
+    n_source "stated" or "known" (the task's size). facts: the model's metadata list. planned: the model is not
+    evaluated (task and metric are empty), and this is the command that would do it.
+    """
+
+    source: str
+    model: str
+    task: str = ""
+    metric: str = ""
+    filter: str = "none"
+    value: float | None = None
+    stderr: float | None = None
+    n: int | None = None
+    n_source: str = ""
+    value_text: str = ""
+    stderr_text: str = ""
+    section: str = ""
+    line: int | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    planned: str | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Reported:
+        """From a row of the ledger's reported scores; what else the row says is left out."""
+        return cls(**{k: row[k] for k in cls.__dataclass_fields__ if k in row})

@@ -1,0 +1,241 @@
+"""What a published figure can and cannot be: owns the checks of reported scores, errors and differences.
+
+Only the printed figures are used, as strings, because trailing zeros say how far a figure was rounded.
+
+    whole_counts(Figure.parse("26.50%"), 100)       ()           no k/100 is printed as 26.50
+    whole_counts(Figure.parse("47.00%"), 100)       (47,)
+    stderr_agrees(value, Figure.parse("4.42%"), n)  False        100 sqrt(p (1 - p) / (n - 1)) is 4.44
+    pairing(47, 34, 100)                            Pairing(net=-13, low=13, high=81, mid=43, exact=37)
+
+A share of n items is k/n; its printed form is accepted under half-up and half-even rounding, within half a unit
+of the last place (the GRIM test: Brown & Heathers 2017, Soc Psychol Personal Sci 8:363). lm-eval's standard
+error of such a share divides by n - 1. A failure means "not reproducible as k/n at the stated n", no more.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+from scipy.special import ndtr
+
+from aftertune.stats.paired import mcnemar_exact, mcnemar_mid
+
+_FIGURE = re.compile(r"[+-]?(\d{1,12}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]?\d{1,3})?", re.ASCII)
+#: With more decimals than this a figure is a float written out, not a rounded one.
+_WRITTEN_OUT = 9
+_FLOAT_SLACK = Fraction(1, 10**9)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A printed number: its value, and half a unit of its last place. scale: 100 for percent, 1 for a share."""
+
+    value: Decimal
+    half: Decimal
+    scale: int = 100
+
+    @classmethod
+    def parse(cls, text: str, *, percent: bool | None = None) -> Figure:
+        """The figure in ``text``; percent None: it is one where a percent sign stands there.
+
+        Raises ValueError where the text is no number.
+        """
+        bare = text.strip().lstrip("±").strip()
+        marked = bare.endswith("%")
+        bare = bare.rstrip("%").strip().replace("−", "-")
+        if not _FIGURE.fullmatch(bare):
+            raise ValueError(f"{text[:40]!r} is not a number")
+        value = Decimal(bare)
+        exponent = value.as_tuple().exponent
+        assert isinstance(exponent, int)
+        return cls(value, Decimal(5).scaleb(exponent - 1), 100 if (marked if percent is None else percent) else 1)
+
+    @property
+    def decimals(self) -> int:
+        """Digits after the point."""
+        return max(0, -self.half.adjusted() - 1)
+
+    @property
+    def fraction(self) -> float:
+        """The value as a share of 1."""
+        return float(self.value / self.scale)
+
+    @property
+    def slack(self) -> Fraction:
+        """Half a unit of the last place, exact; of a float written out, what its arithmetic may be off by."""
+        return Fraction(self.half) if self.decimals <= _WRITTEN_OUT else _FLOAT_SLACK * self.scale
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The shares that are printed as this figure, from lowest to highest."""
+        value, slack = Fraction(self.value), self.slack
+        return float((value - slack) / self.scale), float((value + slack) / self.scale)
+
+    def shows(self, exact: Fraction) -> bool:
+        """True where ``exact`` (in the figure's own unit) is printed as this figure, half-up or half-even."""
+        distance = exact - Fraction(self.value)
+        if distance == self.slack:  # the tie above: half-up goes on, half-even stays where the last digit is even
+            return self.decimals > _WRITTEN_OUT or self._last_digit % 2 == 0
+        return abs(distance) <= self.slack
+
+    @property
+    def _last_digit(self) -> int:
+        return self.value.as_tuple().digits[-1]
+
+
+def whole_counts(value: Figure, n: int) -> tuple[int, ...]:
+    """All k from 0 to n whose share k/n is printed as ``value``; empty where none is. Raises ValueError: n < 1."""
+    if n < 1:
+        raise ValueError(f"n={n}: need n >= 1")
+    low = (Fraction(value.value) - value.slack) * n / value.scale
+    high = (Fraction(value.value) + value.slack) * n / value.scale
+    start, stop = max(0, math.ceil(low)), min(n, math.floor(high))
+    return tuple(k for k in range(start, stop + 1) if value.shows(Fraction(k * value.scale, n)))
+
+
+def neighbours(value: Figure, n: int) -> tuple[int, int]:
+    """The two counts whose shares lie around a ``value`` that is no k/n."""
+    below = math.floor(Fraction(value.value) * n / value.scale)
+    return max(0, min(n, below)), max(0, min(n, below + 1))
+
+
+def stderr_of(share: float, n: int) -> float:
+    """lm-eval's standard error of a share of n items: sqrt(p (1 - p) / (n - 1)); 0 for one item."""
+    return math.sqrt(max(0.0, share * (1 - share)) / (n - 1)) if n > 1 else 0.0
+
+
+def stderr_span(value: Figure, n: int) -> tuple[float, float]:
+    """Smallest and largest standard error (as a share) that the shares printed as ``value`` have."""
+    counts = whole_counts(value, n)
+    if counts:
+        found = [stderr_of(k / n, n) for k in (counts[0], counts[-1])]
+        ends = (counts[0] / n, counts[-1] / n)
+    else:
+        ends = tuple(min(1.0, max(0.0, end)) for end in value.span)  # type: ignore[assignment]
+        found = [stderr_of(end, n) for end in ends]
+    if ends[0] <= 0.5 <= ends[1]:
+        found.append(stderr_of(0.5, n))
+    return min(found), max(found)
+
+
+def stderr_agrees(value: Figure, stderr: Figure, n: int) -> bool:
+    """True where ``stderr`` can be the printed standard error of a share printed as ``value``.
+
+    Where ``value`` is no k/n, its whole rounding interval is tried.
+    """
+    low, high = stderr_span(value, n)
+    span = stderr.span
+    tiny = 1e-9
+    return low <= span[1] + tiny and high >= span[0] - tiny
+
+
+def counts_of_stderr(stderr: Figure, n: int, near: float) -> tuple[int, int] | None:
+    """First and last k whose standard error is printed as ``stderr``, on the side of ``near`` (a share).
+
+    The error of k and n - k is the same; where both sides join at n/2 the whole run is given. None: no k has it.
+    """
+    share = np.arange(n + 1) / n
+    errors = np.sqrt(share * (1 - share) / max(1, n - 1))
+    low, high = stderr.span
+    fits = np.flatnonzero((errors >= low - 1e-12) & (errors <= high + 1e-12))
+    if fits.size == 0:
+        return None
+    runs = np.split(fits, np.flatnonzero(np.diff(fits) > 1) + 1)
+    run = min(runs, key=lambda r: abs((r[0] + r[-1]) / 2 / n - near))
+    return int(run[0]), int(run[-1])
+
+
+def power(value: Figure, n: int) -> float:
+    """Chance that a random figure with as many decimals is no k/n: what passing the check is worth.
+
+    0 where every figure is some k/n (10,042 items, two decimals), near 1 for a few items.
+    """
+    units = value.scale * 10**value.decimals
+    if value.decimals > _WRITTEN_OUT or units > 10**9:
+        return 1.0
+    k = np.arange(n + 1, dtype=np.int64)
+    printed = np.unique((2 * k * units + n) // (2 * n))
+    return float(1 - printed.size / (units + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """A difference from summaries alone: z with both standard errors, two-sided p. None: no error to divide by."""
+
+    difference: float
+    z: float | None
+    p: float
+
+
+def unpaired(first: tuple[float, float], second: tuple[float, float]) -> Unpaired:
+    """Second minus first, each (share, standard error), as if from independent items."""
+    difference = second[0] - first[0]
+    error = math.hypot(first[1], second[1])
+    if error == 0:
+        return Unpaired(difference, None, 1.0 if difference == 0 else 0.0)
+    z = difference / error
+    return Unpaired(difference, z, min(1.0, 2 * float(ndtr(-abs(z)))))
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """What pairing the items could make of two counts: M items differ, M from ``low`` to ``high``.
+
+    net: gained minus lost, known from the counts. mid, exact: the largest M with McNemar's mid-p and exact p
+    below alpha (None: at no feasible M). independent: the M to expect if the models' answers had nothing to do
+    with each other.
+    """
+
+    n: int
+    net: int
+    low: int
+    high: int
+    mid: int | None
+    exact: int | None
+    independent: float
+
+    @property
+    def always(self) -> bool:
+        """True where the difference is significant (mid-p) whatever the pairing."""
+        return self.mid == self.high
+
+    @property
+    def never(self) -> bool:
+        """True where no pairing makes it significant."""
+        return self.mid is None
+
+
+def pairing(before: int, after: int, n: int, *, alpha: float = 0.05) -> Pairing:
+    """Bounds of the paired test of two counts of right answers to the same n items.
+
+    M lies in [|net|, min(k1 + k2, 2 n - k1 - k2)] and has the parity of net. Raises ValueError for counts that
+    n items cannot have.
+    """
+    if not (0 <= before <= n and 0 <= after <= n and n >= 1):
+        raise ValueError(f"counts {before} and {after} of n={n}: need 0 <= count <= n and n >= 1")
+    net = after - before
+    low, high = abs(net), min(before + after, 2 * n - before - after)
+    grid = range(low, high + 1, 2)
+    return Pairing(n, net, low, grid[-1] if grid else low,
+                   _largest(grid, net, alpha, exact=False), _largest(grid, net, alpha, exact=True),
+                   (before * (n - after) + after * (n - before)) / n)
+
+
+def _largest(grid: Sequence[int], net: int, alpha: float, *, exact: bool) -> int | None:
+    """The largest M of ``grid`` with p < alpha; p rises with M, so it is found by halving."""
+    test = mcnemar_exact if exact else mcnemar_mid
+    low, high = -1, len(grid) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        gained = (grid[middle] + net) // 2
+        if test(gained, grid[middle] - gained) < alpha:
+            low = middle
+        else:
+            high = middle - 1
+    return grid[low] if low >= 0 else None
