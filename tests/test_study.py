@@ -73,6 +73,28 @@ def test_a_whole_study_is_read(file: Path) -> None:
         "package:llm/SmolLM2.gguf", "careful", study.tunings["careful"].lora, study.tunings["careful"].data)
 
 
+REPLAYED = "tunings:\n  t: {base: small, data: new.jsonl, replay: {data: old.jsonl, share: 0.2}}\n"
+
+
+def test_a_file_stands_for_a_data_source_and_is_anchored(file: Path) -> None:
+    tuning = read(file, SMALL + REPLAYED).tunings["t"]
+    assert tuning.replay is not None
+    assert (tuning.data.file, tuning.replay.data.file) == (file.parent / "new.jsonl", file.parent / "old.jsonl")
+    assert tuning.replay.share == 0.2
+
+
+@pytest.mark.parametrize(("old", "new", "told"), [
+    ("share: 0.2", "share: 1", "`tunings.t.replay.share`: Input should be less than 1, found 1"),
+    ("share: 0.2", "share: 0", "`tunings.t.replay.share`: Input should be greater than 0, found 0"),
+    ("data: old.jsonl, ", "", "`tunings.t.replay.data`: Field required"),
+    ("data: old.jsonl", "data: {file: old.jsonl, held_out: 0.1}",
+     "unknown key `tunings.t.replay.data.held_out`; known keys here: encoding, fields, file, format, skip_bad, split"),
+    ("share:", "shares: 1, share:", "unknown key `tunings.t.replay.shares` (did you mean 'share'?)"),
+])
+def test_bad_replay_is_refused(file: Path, old: str, new: str, told: str) -> None:
+    assert refused(file, SMALL + REPLAYED.replace(old, new)).startswith(told)
+
+
 # Unknown keys
 
 @pytest.mark.parametrize(("old", "new", "key", "near"), [
@@ -288,6 +310,17 @@ def test_an_absent_data_file_is_refused_before_anything_runs(file: Path) -> None
         study.check_files()
     (file.parent / "orders_tain.jsonl").touch()
     study.check_files()
+
+
+def test_a_data_set_of_the_hub_keeps_its_name(file: Path) -> None:
+    text = SMALL + "tunings:\n  t: {base: small, data: alpaca, replay: {data: some/other-v1.5, share: 0.2}}\n"
+    study = read(file, text)
+    tuning = study.tunings["t"]
+    assert tuning.replay is not None
+    assert (tuning.data.file, tuning.replay.data.file) == (Path("alpaca"), Path("some/other-v1.5"))
+    study.check_files()
+    (file.parent / "alpaca").mkdir()
+    assert read(file, text).tunings["t"].data.file == file.parent / "alpaca"
 
 
 def test_an_unknown_engine_is_refused(file: Path) -> None:

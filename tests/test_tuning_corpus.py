@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from aftertune.errors import InputError
-from aftertune.study import DataSpec
-from aftertune.tuning.corpus import Corpus, prompt_hash, split_point
+from aftertune.study import DataSpec, ReplaySpec
+from aftertune.tuning.corpus import Corpus
 from aftertune.tuning.data import Example
-from tuning_cases import rows, write_rows
+from aftertune.tuning.encode import Form
+from aftertune.tuning.likeness import prompt_hash, split_point
+from aftertune.tuning.rows import Rows
+from tuning_cases import chat_tokenizer, rows, write_rows
 
 
 def load(path, seed=0, **settings):
@@ -51,6 +56,92 @@ def test_the_split_is_by_the_hash_of_the_prompt_whatever_seed_size_and_order(tmp
     assert all(split_point(e) < 0.3 for e in first.held_out)
     assert all(split_point(e) >= 0.3 for e in first.training)
     assert 0.15 < len(first.held_out) / 40 < 0.45
+
+
+def replayed(tmp_path, share, *, other=100, seed=0, **settings):
+    new = write_rows(tmp_path / "d.jsonl", rows())
+    old = write_rows(tmp_path / "o.jsonl", [{"prompt": f"old {n}", "completion": "w1"} for n in range(other)])
+    return Corpus.load(DataSpec(file=new, held_out=0.3, validation=0.2, **settings), seed,
+                       ReplaySpec(data=old, share=share))
+
+
+@pytest.mark.parametrize(("share", "examples"), [(0.5, 12), (0.2, 12), (0.75, 12), (0.1, 10)])
+def test_the_share_is_that_of_the_final_mixture_and_every_new_example_stays(tmp_path, share, examples):
+    corpus = replayed(tmp_path, share, examples=examples)
+    assert len(corpus.training) == examples
+    assert len(corpus.replay) == round(share / (1 - share) * examples)
+    assert len(corpus.replay) / (len(corpus.replay) + examples) == pytest.approx(share, abs=0.01)
+    assert len(set(corpus.replay)) == len(corpus.replay)  # none twice while there are enough
+    assert all(e.turns[0][1].startswith("old") for e in corpus.replay)
+
+
+def test_replayed_examples_are_seeded_nested_and_part_of_the_identity(tmp_path):
+    few, many = (replayed(tmp_path, 0.5, examples=n) for n in (6, 12))
+    assert set(few.replay) < set(many.replay)
+    assert set(replayed(tmp_path, 0.5, examples=6, seed=1).replay) != set(few.replay)
+    assert replayed(tmp_path, 0.25, examples=6).fingerprint != few.fingerprint
+    assert replayed(tmp_path, 0.5, examples=6).fingerprint == few.fingerprint
+    assert few.held_out == load(tmp_path / "d.jsonl", held_out=0.3, validation=0.2).held_out
+
+
+def test_too_small_a_file_is_repeated_evenly_and_that_is_said(tmp_path):
+    corpus = replayed(tmp_path, 0.6, other=5, examples=10)
+    assert sorted(Counter(corpus.replay).values()) == [3] * 5
+    assert corpus.counts["replay_data"]["distinct"] == 5
+    assert corpus.notes[-1].startswith("replay: 15 examples are needed and 5 are there, so each is shown 3.0 times")
+
+
+def test_nothing_that_is_held_out_or_new_is_replayed(tmp_path):
+    path = write_rows(tmp_path / "d.jsonl", rows())
+    other = write_rows(tmp_path / "o.jsonl", [
+        *({**row, "completion": "w0 again"} for row in rows()), *rows(), {"prompt": "old", "completion": "w1"}])
+    corpus = Corpus.load(DataSpec(file=path, held_out=0.3, validation=0.2), 0, ReplaySpec(data=other, share=0.9))
+    away = {prompt_hash(e) for e in (*corpus.held_out, *corpus.validation)}
+    assert not away & {prompt_hash(e) for e in corpus.replay}
+    assert not set(corpus.training) & set(corpus.replay)
+    assert {e.completion for e in corpus.replay} == {"w0 again", "w1"}  # another answer to a new prompt is other data
+    set_aside = corpus.counts["replay_data"]["set_aside"]
+    assert set_aside == 40 + len(corpus.held_out) + len(corpus.validation)
+    assert f"replay: {set_aside} of 81 examples are among the new ones or have a prompt that is held out" in \
+        " ".join(corpus.notes)
+    with pytest.raises(InputError, match=r"none of its 40 examples is left beside the new data"):
+        Corpus.load(DataSpec(file=path), 0, ReplaySpec(data=path, share=0.5))
+
+
+def test_replayed_rows_are_mixed_in_evenly_and_never_measured(tmp_path):
+    corpus = replayed(tmp_path, 0.5)
+    rows_of = Rows.of(corpus, chat_tokenizer(), Form("chat", 64), seed=0)
+    again, other = (Rows.of(corpus, chat_tokenizer(), Form("chat", 64), seed=seed) for seed in (0, 1))
+    assert rows_of.training == again.training != other.training
+    assert sorted(row.ids for row in rows_of.training) == sorted(row.ids for row in other.training)
+    old = chat_tokenizer()("old")["input_ids"][0]
+    flags = [old in row.ids for row in rows_of.training]
+    assert sum(flags) == len(flags) // 2
+    assert 0.25 < sum(flags[:len(flags) // 2]) / (len(flags) // 2) < 0.75  # neither first nor last
+    assert not any(old in row.ids for row in (*rows_of.held_out, *rows_of.validation))
+    counts = rows_of.counts
+    assert sum(len(row.ids) for row in rows_of.training) == counts["training"]["tokens"] + counts["replay"]["tokens"]
+    share = counts["replay"]["tokens"] / (counts["training"]["tokens"] + counts["replay"]["tokens"])
+    assert f"({share:.1%}) are replayed; that is {counts['replay']['tokens'] / counts['training']['tokens']:.1%} more" \
+        in rows_of.notes[-1]
+
+
+def test_without_replay_the_rows_stay_in_the_order_of_the_file(tmp_path):
+    corpus = load(write_rows(tmp_path / "d.jsonl", rows()))
+    found = Rows.of(corpus, chat_tokenizer(), Form("chat", 64), seed=0)
+    assert [row.example for row in found.training] == list(range(1, len(corpus.training) + 1))
+    assert found.validation == []
+
+
+def test_what_a_file_gave_is_counted(tmp_path):
+    data = [*rows(30), {"prompt": "say  w3 twice", "completion": "w3 w3"}, rows(1)[0],
+            {"prompt": "w1", "completion": ""}, {"prompt": "w2"}]
+    corpus = load(write_rows(tmp_path / "d.jsonl", data), skip_bad=True, held_out=0.3, examples=7)
+    counts = dict(corpus.counts["data"])
+    assert counts.pop("held_out") == len(corpus.held_out)
+    assert counts == {"rows": 34, "unreadable": 1, "empty": 1, "duplicates": 1, "alike": 1, "training": 7,
+                      "validation": 0}
+    assert corpus.training[0].where.startswith(f"{tmp_path / 'd.jsonl'}:")
 
 
 def test_the_validation_part_lies_beside_the_held_out_one_for_every_seed_and_size(tmp_path):

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from aftertune.errors import InputError, SourceError
-from aftertune.tuning.data import Example, Reading, read_examples
+from aftertune.study import DATA_FILES
+from aftertune.tuning.data import Account, Example, Reading, read_examples
+from aftertune.tuning.files import KINDS
 
 GOOD = '{"prompt": "a", "completion": "b"}'
 
@@ -171,9 +173,11 @@ def test_a_file_that_is_not_what_its_name_says_is_one_line(tmp_path, name, conte
 
 
 def test_bad_rows_and_empty_completions_are_left_out_and_counted(tmp_path):
-    path, notes = tmp_path / "d.jsonl", []
+    path, account = tmp_path / "d.jsonl", Account()
     path.write_text("\n".join([GOOD, '{"prompt": "a"', '{"prompt": "c", "completion": " "}', '{"prompt": 3}', GOOD]))
-    assert read_examples(path, Reading(skip_bad=True), notes) == [Example((("user", "a"),), "b")] * 2
+    assert read_examples(path, Reading(skip_bad=True), account) == [Example((("user", "a"),), "b")] * 2
+    notes = account.notes
+    assert account.counts == {"rows": 5, "unreadable": 2, "empty": 1}
     assert notes[0].startswith(f"{path}: 2 of 5 rows are unreadable and were left out; the first: {path}:2: not ")
     assert notes[1] == f"{path}: 1 of 5 examples have an empty completion and were left out"
     path.write_text('{"prompt": "c", "completion": ""}')
@@ -244,3 +248,7 @@ def test_an_empty_file_is_refused(tmp_path, content):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.jsonl: no such data file"):
         read_examples(tmp_path / "none.jsonl")
+
+
+def test_the_endings_that_a_study_knows_are_those_that_are_read():
+    assert sorted(KINDS) == sorted(DATA_FILES)

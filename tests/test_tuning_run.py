@@ -16,7 +16,7 @@ from aftertune.tuning.corpus import Corpus
 from aftertune.tuning.encode import Form, encode_all
 from aftertune.tuning.loss import Batching, completion_losses
 from aftertune.tuning.output import MANIFEST, read_manifest
-from tuning_cases import base_and_data
+from tuning_cases import base_and_data, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -148,6 +148,24 @@ def test_an_output_that_cannot_be_written_is_known_before_training(place):
     (place / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot write the tuned model here"):
         tune(spec(place, "file"))
+
+
+def test_replay_costs_what_the_tuning_says_and_is_part_of_what_it_is(place):
+    write_rows(place / "other.jsonl", [{"prompt": f"w{n}", "completion": "w3"} for n in range(30)])
+    told = []
+    replayed = spec(place, "replayed", max_steps=4, replay={"data": place / "other.jsonl", "share": 0.25})
+    tuning = tune(replayed, progress=lambda *p: told.append(p))
+    plain = tune(spec(place, "unreplayed", max_steps=4))
+    assert tuning.id != plain.id
+    assert tuning.data != plain.data
+    assert (tuning.examples, tuning.held_out.n) == (plain.examples, plain.held_out.n)
+    assert tuning.held_out.before == pytest.approx(plain.held_out.before)
+    assert tuning.settings["replay_examples"] == tuning.counts["replay"]["rows"] == round(tuning.examples / 3)
+    assert any("more to compute than the new data alone" in note for note in tuning.notes)
+    assert read_manifest(place / "replayed") == tuning
+    again = tune(replayed, progress=lambda *_: told.append("ran"))
+    assert again == tuning
+    assert "ran" not in told
 
 
 def test_a_preview_shows_text_and_mask_and_trains_nothing(place):

@@ -296,7 +296,9 @@ class Tuning:
 
     base: fingerprint of the base model (ModelIdentity.fingerprint); result: fingerprint of what came out,
     the base with the adapter or the new weights. data: fingerprint of the training examples actually used.
-    settings: every resolved hyperparameter. steps: (step, loss) of the training log.
+    settings: every resolved hyperparameter. steps: (step, loss) of the training log. counts: what each file gave and
+    what was left out of it ("data", "replay_data"), and what each side came to in rows and tokens ("training",
+    "replay", …).
     """
 
     id: str
@@ -314,6 +316,7 @@ class Tuning:
     trainable_parameters: int | None = None
     held_out: HeldOut | None = None
     steps: tuple[Mapping[str, float], ...] = ()
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Provenance | None = None
 

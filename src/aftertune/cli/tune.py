@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learning-rate", "dtype": "--dtype",
           "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
           "max_length": "--max-length", "format": "--format", "template": "--template", "split": "--split",
-          "learn": "--learn",
+          "learn": "--learn", "replay.share": "--replay-share",
           "max_steps": "--max-steps", "name": "--name", "held_out": "--held-out", "validation": "--validation"}
 
 
@@ -36,6 +36,8 @@ def tune(
         help="Share kept out of training for the loss; a tenth, about 1,000 at most.")] = None,
     validation: Annotated[float | None, typer.Option(
         help="Share kept out of training for early stopping, beside the held-out one.")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Other data mixed in, so that less is forgotten.")] = None,
+    replay_share: Annotated[float | None, typer.Option(help="Its share of the final mixture, for example 0.2.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: 2e-4, ia3 8e-3, full 2e-5.")] = None,
@@ -68,7 +70,8 @@ def tune(
     values: dict[str, Any] = {
         "model": model, "method": method, "epochs": epochs, "max_steps": max_steps, "seed": seed, "name": name,
         "learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation, "dtype": dtype,
-        "max_length": max_length, "template": template, "learn": learn, "device": device, "revision": revision,
+        "max_length": max_length, "template": template, "learn": learn,
+        "replay": _replay(replay, replay_share), "device": device, "revision": revision,
         "out": out, "trust_remote_code": trust_remote_code}
     try:
         source = DataSpec(
@@ -112,6 +115,14 @@ def show_preview(spec: TuneSpec, as_json: bool) -> None:
 def _names(text: str | None) -> tuple[str, ...] | None:
     """Names with commas between them; None where there is no text."""
     return tuple(name.strip() for name in text.split(",") if name.strip()) or None if text else None
+
+
+def _replay(file: Path | None, share: float | None) -> dict[str, Any] | None:
+    """Replay as a recipe has it; the two flags go together."""
+    if (file is None) != (share is None):
+        raise InputError("--replay FILE and --replay-share S go together: S is the share of the final mixture, for "
+                         "example --replay-share 0.2")
+    return None if file is None else {"data": file, "share": share}
 
 
 def _pairs(given: list[str]) -> dict[str, str]:

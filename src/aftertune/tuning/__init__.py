@@ -82,7 +82,7 @@ def preview(spec: TuneSpec, count: int = 3) -> tuple[list[list[tuple[str, bool]]
 
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     tokenizer = load_tokenizer(source)
-    corpus = Corpus.load(spec.data, spec.seed)
+    corpus = Corpus.load(spec.data, spec.seed, spec.replay)
     encoded = encode_all(corpus.training, tokenizer, Form(spec.template, spec.max_length, spec.learn))
     return [spans(row, tokenizer) for row in encoded.rows[:count]], (*corpus.notes, *tokenizer.notes, *encoded.notes)
 
@@ -97,7 +97,7 @@ def _prepare(spec: TuneSpec) -> _Job:
     from aftertune.tuning.loop import Plan
 
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    corpus = Corpus.load(spec.data, spec.seed)
+    corpus = Corpus.load(spec.data, spec.seed, spec.replay)
     device = choose_device(spec.device)
     plan = Plan(device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
                 max_steps=spec.max_steps, learning_rate=spec.learning_rate or LEARNING_RATES[spec.method],
@@ -111,7 +111,7 @@ def _prepare(spec: TuneSpec) -> _Job:
     return _Job(spec, source, corpus, plan, Tuning(
         id=tuning_id, name=spec.name or tuning_id, base=identity, method=spec.method, data=corpus.fingerprint,
         data_source=str(spec.data.file), examples=len(corpus.training), seed=spec.seed, settings=settings,
-        output=str(out), notes=corpus.notes, provenance=capture()))
+        output=str(out), counts=corpus.counts, notes=corpus.notes, provenance=capture()))
 
 
 def identify_tuning(base: ModelIdentity, data: str, recipe: Mapping[str, Any], seed: int) -> str:
@@ -127,15 +127,18 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
     if spec.method != "full":
         recipe["lora"] = spec.lora.model_dump(mode="json")
     return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "schedule": "linear",
-            "optimizer": "adamw", "max_grad_norm": 1.0, **_sides(corpus)}
+            "optimizer": "adamw", "max_grad_norm": 1.0, **_sides(spec, corpus)}
 
 
-def _sides(corpus: Corpus) -> dict[str, Any]:
-    """What is held out and what says when to stop: fingerprints and sizes."""
-    held_out = {"held_out": corpus.held_out_fingerprint, "held_out_examples": len(corpus.held_out)}
-    if not corpus.validation:
-        return held_out
-    return {**held_out, "validation": corpus.validation_fingerprint, "validation_examples": len(corpus.validation)}
+def _sides(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
+    """What is held out, what says when to stop, and what is mixed in: fingerprints and sizes."""
+    sides = {"held_out": corpus.held_out_fingerprint, "held_out_examples": len(corpus.held_out)}
+    if corpus.validation:
+        sides |= {"validation": corpus.validation_fingerprint, "validation_examples": len(corpus.validation)}
+    if spec.replay:
+        sides |= {"replay": corpus.replay_fingerprint, "replay_examples": len(corpus.replay),
+                  "replay_share": spec.replay.share}
+    return sides
 
 
 def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
@@ -145,24 +148,22 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     from aftertune.tuning import output
     from aftertune.tuning.build import attention, base_dtype, build, trainable
     from aftertune.tuning.checkpoints import Checkpoints
-    from aftertune.tuning.encode import Form, encode_all
+    from aftertune.tuning.encode import Form
     from aftertune.tuning.loop import train
     from aftertune.tuning.loss import Batching, by_example, compare_losses, completion_losses
+    from aftertune.tuning.rows import Rows
 
     spec, plan, tuning = job.spec, job.plan, job.tuning
     tokenizer = load_tokenizer(job.source)
-    form = Form(spec.template, spec.max_length, spec.learn)
-    training = encode_all(job.corpus.training, tokenizer, form)
-    held_out = encode_all(job.corpus.held_out, tokenizer, form)
-    validation = encode_all(job.corpus.validation, tokenizer, form)
+    progress(0, 0, "encoding the examples")
+    rows = Rows.of(job.corpus, tokenizer, Form(spec.template, spec.max_length, spec.learn), spec.seed)
     progress(0, 0, "loading the model")
-    longest = max(len(row.ids) for row in (*training.rows, *held_out.rows, *validation.rows))
     base = load_model(job.source, base_dtype(spec.method, plan.dtype), plan.device, tokenizer=tokenizer,
-                      attn_implementation=attention(plan.device, longest))
+                      attn_implementation=attention(plan.device, rows.longest))
     model = build(base, spec.method, spec.lora, plan.seed)
     batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype)
-    progress(0, 0, f"held-out loss before, {len(held_out.rows)} examples")
-    before = by_example(completion_losses(model, held_out.rows, batching), held_out.rows)
+    progress(0, 0, f"held-out loss before, {len(rows.held_out)} examples")
+    before = by_example(completion_losses(model, rows.held_out, batching), rows.held_out)
 
     def watch(step: int, total: int, metrics: Mapping[str, float]) -> None:
         if ledger:
@@ -170,16 +171,14 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
         progress(step, total, f"loss {metrics['loss']:.3f}")
 
     checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
-    steps = train(model, tokenizer, training.rows, plan, checkpoints, watch)
-    progress(len(steps), len(steps), f"held-out loss after, {len(held_out.rows)} examples")
-    after = by_example(completion_losses(model, held_out.rows, batching), held_out.rows)
+    steps = train(model, tokenizer, rows.training, plan, checkpoints, watch)
+    progress(len(steps), len(steps), f"held-out loss after, {len(rows.held_out)} examples")
+    after = by_example(completion_losses(model, rows.held_out, batching), rows.held_out)
     folder = Path(tuning.output)
     output.save(model, tokenizer, folder)
     checkpoints.remove()
     return replace(
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
         trainable_parameters=trainable(model), held_out=compare_losses(before, after), steps=steps,
-        notes=(*tuning.notes, *tokenizer.notes, *(f"training: {note}" for note in training.notes),
-               *(f"held out: {note}" for note in held_out.notes),
-               *(f"validation: {note}" for note in validation.notes)),
+        counts={**tuning.counts, **rows.counts}, notes=(*tuning.notes, *tokenizer.notes, *rows.notes),
         provenance=finish(tuning.provenance) if tuning.provenance else None)

@@ -5,19 +5,21 @@
 
 Duplicates are removed first; then each example goes to its side by the sha256 of its normalised prompt, so
 the held-out part is the same for every size and seed, and so is the validation part, which lies beside it; and only
-then a seeded subset is taken, whose smaller sizes lie within the larger ones.
+then a seeded subset is taken, whose smaller sizes lie within the larger ones. Other data that is mixed in (replay)
+never reaches the held-out and validation parts, and nothing whose prompt is there is trained on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from aftertune.errors import InputError
 from aftertune.sources import fingerprint_rows
-from aftertune.study import DataSpec
-from aftertune.tuning.data import Example, Reading, Turns, read_examples
+from aftertune.study import DataSource, DataSpec, ReplaySpec
+from aftertune.tuning.data import Account, Example, Reading, read_examples
+from aftertune.tuning.likeness import distinct, key, prompt_hash, ranked, split_point
+from aftertune.tuning.replay import choose, wanted
 
 #: Share held out where the specification names none …
 HELD_OUT = 0.1
@@ -27,43 +29,37 @@ MOST_HELD_OUT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Training, held-out and validation examples (for early stopping; often none), with notes on what was left out."""
+    """Training, held-out and validation examples (for early stopping; often none), and those that are replayed beside
+    the training ones; counts of what each file gave, and notes on what was left out."""
 
     training: tuple[Example, ...]
     held_out: tuple[Example, ...]
     validation: tuple[Example, ...] = ()
+    replay: tuple[Example, ...] = ()
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, spec: DataSpec, seed: int) -> Corpus:
-        """Read, deduplicate, split and subset. Raises InputError where too few examples are left."""
-        notes: list[str] = []
-        reading = Reading(form=spec.format, fields=spec.fields, encoding=spec.encoding, split=spec.split,
-                          skip_bad=spec.skip_bad)
-        examples = _distinct(read_examples(spec.file, reading, notes), str(spec.file), notes)
-        if spec.held_out_file is not None:
-            held_out = _distinct(read_examples(spec.held_out_file, reading, notes), str(spec.held_out_file), notes)
-            rest, share = _without(examples, held_out, notes), 0.0
-        else:
-            share = spec.held_out or min(HELD_OUT, MOST_HELD_OUT / len(examples))
-            held_out = [e for e in examples if split_point(e) < share]
-            rest = [e for e in examples if split_point(e) >= share]
-        until = share + (spec.validation or 0.0)
-        validation = [e for e in rest if split_point(e) < until]
-        training = [e for e in rest if split_point(e) >= until]
-        sides = {"training": training, "held-out": held_out} | ({"validation": validation} if spec.validation else {})
-        if not all(sides.values()):
-            counts = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
-            raise InputError(f"{spec.file}: {counts} examples ({len(examples)} distinct ones); each side needs one; "
-                             "add examples, or set held_out and validation")
+    def load(cls, spec: DataSpec, seed: int, replay: ReplaySpec | None = None) -> Corpus:
+        """Read, deduplicate, split, subset and mix. Raises InputError where too few examples are left."""
+        account = Account()
+        examples = _distinct(spec, account)
+        held_out, validation, training = _sides(spec, examples, account)
         if spec.examples is not None:
             training = subset(training, spec.examples, seed, where=str(spec.file))
-        return cls(tuple(training), tuple(held_out), tuple(validation), tuple(notes))
+        account.counts |= {"training": len(training), "validation": len(validation), "held_out": len(held_out)}
+        counts, notes, replayed = {"data": account.counts}, account.notes, []
+        if replay is not None:
+            other = Account()
+            replayed = _replayed(replay, training, [*held_out, *validation], seed, other)
+            counts["replay_data"] = other.counts
+            notes = [*notes, *other.notes]
+        return cls(tuple(training), tuple(held_out), tuple(validation), tuple(replayed), counts, tuple(notes))
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the training examples, in order."""
-        return fingerprint_rows(e.row() for e in self.training)
+        """sha256 of the training examples, in order, and of those replayed."""
+        return fingerprint_rows(e.row() for e in (*self.training, *self.replay))
 
     @property
     def held_out_fingerprint(self) -> str:
@@ -75,24 +71,10 @@ class Corpus:
         """sha256 of the validation examples, in order."""
         return fingerprint_rows(e.row() for e in self.validation)
 
-
-def normal(text: str) -> str:
-    """The text after NFKC, case folding and single spaces: equal for texts that read alike."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def prompt_hash(example: Example) -> str:
-    """sha256 of the normalised prompt; of a conversation what leads to its first answer, so that two that begin alike
-    lie on one side of the split."""
-    roles = [role for role, _ in example.conversation]
-    first = roles.index("assistant") if "assistant" in roles else len(roles)
-    text = _told(example.conversation[:first]) or example.completion
-    return hashlib.sha256(normal(text).encode()).hexdigest()
-
-
-def split_point(example: Example) -> float:
-    """Where the prompt falls in [0, 1): held out where below the held-out share."""
-    return int(prompt_hash(example)[:13], 16) / 16**13
+    @property
+    def replay_fingerprint(self) -> str:
+        """sha256 of the replayed examples, in order."""
+        return fingerprint_rows(e.row() for e in self.replay)
 
 
 def subset(examples: list[Example], size: int, seed: int, *, where: str) -> list[Example]:
@@ -103,35 +85,64 @@ def subset(examples: list[Example], size: int, seed: int, *, where: str) -> list
     if size > len(examples):
         raise InputError(f"{where}: examples: {size} asked for, but {len(examples)} are left for training "
                          "after duplicates, the held-out and the validation part; lower `examples` or add data")
-
-    def rank(place: int) -> str:
-        key = f"{seed}\n{prompt_hash(examples[place])}\n{examples[place].completion}"
-        return hashlib.sha256(key.encode()).hexdigest()
-
-    return [examples[i] for i in sorted(sorted(range(len(examples)), key=rank)[:size])]
+    return [examples[place] for place in sorted(ranked(examples, seed)[:size])]
 
 
-def _distinct(examples: list[Example], where: str, notes: list[str]) -> list[Example]:
-    """The first of each set of examples whose prompt and completion read alike."""
-    first: dict[tuple[str, str], Example] = {}
-    exact = 0
-    for example in examples:
-        kept = first.setdefault((normal(_told(example.conversation)), normal(example.completion)), example)
-        exact += kept is not example and kept == example
-    if len(first) < len(examples):
-        notes.append(f"{where}: {len(examples) - len(first)} of {len(examples)} examples were duplicates and left out: "
-                     f"{exact} exact, {len(examples) - len(first) - exact} but for case, spaces or Unicode form")
-    return list(first.values())
+def _sides(spec: DataSpec, examples: list[Example], account: Account
+           ) -> tuple[list[Example], list[Example], list[Example]]:
+    """Held-out, validation and training examples."""
+    if spec.held_out_file is not None:
+        other = spec.model_copy(update={"file": spec.held_out_file})
+        told = Account(notes=account.notes)
+        held_out, share = _distinct(other, told), 0.0
+        seen = {prompt_hash(e) for e in held_out}
+        rest = [e for e in examples if prompt_hash(e) not in seen]
+        account.counts["in_held_out_file"] = len(examples) - len(rest)
+        if len(rest) < len(examples):
+            account.notes.append(f"{len(examples) - len(rest)} training examples have a prompt of the held-out file "
+                                 "and were left out")
+    else:
+        share = spec.held_out or min(HELD_OUT, MOST_HELD_OUT / len(examples))
+        held_out = [e for e in examples if split_point(e) < share]
+        rest = [e for e in examples if split_point(e) >= share]
+    until = share + (spec.validation or 0.0)
+    validation = [e for e in rest if split_point(e) < until]
+    training = [e for e in rest if split_point(e) >= until]
+    sides = {"training": training, "held-out": held_out} | ({"validation": validation} if spec.validation else {})
+    if not all(sides.values()):
+        counts = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
+        raise InputError(f"{spec.file}: {counts} examples ({len(examples)} distinct ones); each side needs one; "
+                         "add examples, or set held_out and validation")
+    return held_out, validation, training
 
 
-def _told(turns: Turns) -> str:
-    return "\n".join(f"{role}: {text}" for role, text in turns)
-
-
-def _without(examples: list[Example], held_out: list[Example], notes: list[str]) -> list[Example]:
-    seen = {prompt_hash(e) for e in held_out}
-    kept = [e for e in examples if prompt_hash(e) not in seen]
-    if len(kept) < len(examples):
-        notes.append(f"{len(examples) - len(kept)} training examples have a prompt of the held-out file "
-                     "and were left out")
+def _distinct(source: DataSource, account: Account) -> list[Example]:
+    """The examples of a file, each once."""
+    reading = Reading(form=source.format, fields=source.fields, encoding=source.encoding, split=source.split,
+                      skip_bad=source.skip_bad)
+    examples = read_examples(source.file, reading, account)
+    kept, exact = distinct(examples)
+    alike = len(examples) - len(kept) - exact
+    account.counts |= {"duplicates": exact, "alike": alike}
+    if exact + alike:
+        account.notes.append(f"{source.file}: {exact + alike} of {len(examples)} examples were duplicates and left "
+                             f"out: {exact} exact, {alike} but for case, spaces or Unicode form")
     return kept
+
+
+def _replayed(spec: ReplaySpec, training: list[Example], kept_out: list[Example], seed: int, account: Account
+              ) -> list[Example]:
+    """Other examples that make up ``spec.share`` of all: none with a prompt that is kept out, none that is new."""
+    found = _distinct(spec.data, account)
+    away, new = {prompt_hash(e) for e in kept_out}, {key(e) for e in training}
+    usable = [e for e in found if prompt_hash(e) not in away and key(e) not in new]
+    if len(usable) < len(found):
+        account.notes.append(f"replay: {len(found) - len(usable)} of {len(found)} examples are among the new ones or "
+                             "have a prompt that is held out, and were left out")
+    if not usable:
+        raise InputError(f"replay {spec.data.file}: none of its {len(found)} examples is left beside the new data and "
+                         "what is held out of it; give other data")
+    replayed = choose(usable, wanted(spec.share, len(training)), seed, account.notes)
+    account.counts |= {"set_aside": len(found) - len(usable), "replayed": len(replayed),
+                       "distinct": min(len(usable), len(replayed))}
+    return replayed

@@ -16,7 +16,7 @@ as OpenAI's form has it, is context. Other keys are left alone; other names for 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ Turns = tuple[tuple[str, str], ...]
 class Example:
     """One training example. turns: (role, text) that lead up to the last answer, the completion; input: what Alpaca's
     form has apart from the instruction, which is the last turn; context: places of the answers among the turns that are
-    not to be learned."""
+    not to be learned; where: file and line, which is no part of what the example is."""
 
     turns: Turns
     completion: str
     input: str = ""
     context: tuple[int, ...] = ()
+    where: str = field(default="", compare=False)
 
     def row(self) -> dict[str, Any]:
         """The example as JSON-ready values: the form that is fingerprinted."""
@@ -62,6 +63,14 @@ class Example:
         return (*self.turns[:-1], (role, f"{text}\n{self.input}"))
 
 
+@dataclass(slots=True)
+class Account:
+    """What was counted on the way, and what of it is worth telling."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How a file is read. form: one of FORMS, or "auto"; fields: our names -> the file's; skip_bad: leave unreadable
@@ -74,8 +83,9 @@ class Reading:
     skip_bad: bool = False
 
 
-def read_examples(path: Path, reading: Reading | None = None, notes: list[str] | None = None) -> list[Example]:
-    """The examples of a data file, in its order; what was left out is told in ``notes``.
+def read_examples(path: Path, reading: Reading | None = None, account: Account | None = None) -> list[Example]:
+    """The examples of a data file, in its order; what was left out is told in ``account``: rows, of which so many were
+    unreadable and so many empty (without a completion).
 
     Raises InputError, naming file and row, for whatever is no example (see Reading.skip_bad); SourceError for what the
     Hub does not give.
@@ -85,18 +95,20 @@ def read_examples(path: Path, reading: Reading | None = None, notes: list[str] |
     found, bad = [], []
     for row in rows:
         try:
-            found.append(_example(row, reading))
+            found.append(replace(_example(row, reading), where=row.where))
         except InputError as error:
             if not reading.skip_bad:
                 raise
             bad.append(str(error))
     kept = [e for e in found if e.completion.strip()]
-    told = notes if notes is not None else []
+    account = account or Account()
+    account.counts |= {"rows": len(rows), "unreadable": len(bad), "empty": len(found) - len(kept)}
     if bad:
-        told.append(f"{path}: {len(bad)} of {len(rows)} rows are unreadable and were left out; the first: {bad[0]}")
+        account.notes.append(f"{path}: {len(bad)} of {len(rows)} rows are unreadable and were left out; the first: "
+                             f"{bad[0]}")
     if len(kept) < len(found):
-        told.append(f"{path}: {len(found) - len(kept)} of {len(rows)} examples have an empty completion and were left "
-                    "out")
+        account.notes.append(f"{path}: {len(found) - len(kept)} of {len(rows)} examples have an empty completion and "
+                             "were left out")
     if not kept:
         raise InputError(f"{path}: no examples: of {len(rows)} rows {len(bad)} are unreadable and {len(found)} have an "
                          "empty completion")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from aftertune.errors import InputError, SourceError, nearest
 from aftertune.sources.hub import offline
+from aftertune.study import on_hub
 
 #: File names' endings, and how such a file is read.
 KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -44,8 +44,7 @@ def read_rows(path: Path, encoding: str = "utf-8", split: str = "train") -> list
     """
     kind = KINDS.get(path.suffix.lower())
     if not path.is_file():
-        if kind is None and (str(path) in NAMES or re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))) \
-                and (str(path) in NAMES or not path.parent.is_dir()):
+        if on_hub(path) and (str(path) in NAMES or ("/" in str(path) and not path.parent.is_dir())):
             return _hub(NAMES.get(str(path), str(path)), split)
         raise InputError(f"{path}: no such data file; give a .jsonl, .json, .csv or .parquet file, a Hub data set "
                          f"(owner/name), or one of {', '.join(NAMES)}")

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.errors import AftertuneError, StorageError
+from aftertune.ledger.codec import decode
 from aftertune.sources import ModelSource, fingerprint_model, resolve_adapter, resolve_model
 from aftertune.sources.cache import usual_modes
 from aftertune.sources.loading import quiet
-from aftertune.values import HeldOut, ModelIdentity, Provenance, Tuning, plain
+from aftertune.values import ModelIdentity, Tuning, plain
 
 MANIFEST = "aftertune.json"
 
@@ -79,13 +80,8 @@ def write_manifest(folder: Path, tuning: Tuning) -> None:
 def read_manifest(folder: Path) -> Tuning | None:
     """The tuning that a folder says it holds, None where it says nothing readable."""
     try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return Tuning(**{
-            **value, "base": ModelIdentity(**value["base"]), "steps": tuple(value["steps"]),
-            "notes": tuple(value["notes"]),
-            "held_out": HeldOut(**value["held_out"]) if value["held_out"] else None,
-            "provenance": Provenance(**value["provenance"]) if value["provenance"] else None})
-    except (OSError, ValueError, KeyError, TypeError):
+        return decode(Tuning, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

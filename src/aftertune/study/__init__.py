@@ -23,9 +23,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aftertune.errors import InputError, nearest
+from aftertune.study.yaml import read_yaml
 from aftertune.values import digest
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+#: Endings of data files; a name without one may be a data set of the Hub.
+DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -134,15 +138,11 @@ class EvalSpec(Spec):
     fork: bool = False
 
 
-class DataSpec(Spec):
-    """Training data: a .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).
+class DataSource(Spec):
+    """Examples: a .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).
 
     format: auto tells the forms apart by a row's keys. fields: our names -> the file's, where they differ.
-    split: of a Hub data set. skip_bad: leave unreadable rows out, counted.
-    examples: a seeded subset of this many. held_out: share kept out of training, split by the hash of the
-    normalised prompt, on which the loss before and after is measured (None: a tenth, about 1,000 at most); or a
-    file of its own. validation: a further share kept out, for early stopping, so that what is reported was never
-    looked at in training; None for none.
+    split: of a Hub data set. skip_bad: leave unreadable rows out, counted. A file's name alone stands for all of it.
     """
 
     file: Path
@@ -151,10 +151,34 @@ class DataSpec(Spec):
     encoding: str = "utf-8"
     split: str = "train"
     skip_bad: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_is_a_file(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str | Path) else value
+
+
+class DataSpec(DataSource):
+    """Training data.
+
+    examples: a seeded subset of this many. held_out: share kept out of training, split by the hash of the
+    normalised prompt, on which the loss before and after is measured (None: a tenth, about 1,000 at most); or a
+    file of its own. validation: a further share kept out, for early stopping, so that what is reported was never
+    looked at in training; None for none.
+    """
+
     examples: Positive | None = None
     held_out: Annotated[float, Field(gt=0, lt=0.9)] | None = None
     held_out_file: Path | None = None
     validation: Annotated[float, Field(gt=0, lt=0.9)] | None = None
+
+
+class ReplaySpec(Spec):
+    """Other data mixed into the training data, against forgetting. share: of the final mixture; the new examples all
+    stay, and so many of these come to them."""
+
+    data: DataSource
+    share: Annotated[float, Field(gt=0, lt=1)]
 
 
 class LoraSpec(Spec):
@@ -189,6 +213,7 @@ class Recipe(Spec):
     template: Literal["chat", "alpaca", "plain"] = "chat"
     learn: Literal["answers", "last", "all"] = "answers"
     lora: LoraSpec = LoraSpec()
+    replay: ReplaySpec | None = None
 
 
 class TuneSpec(Recipe):
@@ -264,11 +289,12 @@ class Study(Spec):
         """Raises InputError where a data file of the study is absent: better now than after the first hours."""
         named = [(f"tunings.{n}.data.{k}", getattr(t.data, k))
                  for n, t in self.tunings.items() for k in ("file", "held_out_file")]
+        named += [(f"tunings.{n}.replay.data.file", t.replay.data.file) for n, t in self.tunings.items() if t.replay]
         named += [(f"tasks.{t.name}.data", t.data) for t in self.tasks]
         named += [(f"tasks.{t.name}.target.{k}", getattr(t.target, k))
                   for t in self.tasks if t.target for k in ("file", "shots_file")]
         for place, path in named:
-            if path is not None and not path.is_file():
+            if path is not None and not path.is_file() and not (".data." in place and on_hub(path)):
                 known = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
                 raise InputError(f"study {self.study}: `{place}` is {path}, and no such file is there"
                                  f"{nearest(path.name, known)}")
@@ -298,13 +324,24 @@ class Study(Spec):
             raise InputError(f"{where}: {explain(error)}") from None
         return study.model_copy(update={
             "tasks": tuple(_anchor_task(t, folder) for t in study.tasks),
-            "tunings": {n: t.model_copy(update={"data": _anchor_data(t.data, folder)})
+            "tunings": {n: t.model_copy(update={"data": _anchor_data(t.data, folder),
+                                                "replay": _anchor_replay(t.replay, folder)})
                         for n, t in study.tunings.items()},
         })
 
 
 def _anchor(path: Path | None, folder: Path) -> Path | None:
     return None if path is None else (path if path.is_absolute() else folder / path)
+
+
+def on_hub(path: Path) -> bool:
+    """Whether a data source that is no file here is named as a data set of the Hub is: ``alpaca``, ``owner/name``."""
+    return path.suffix not in DATA_FILES and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path)) is not None
+
+
+def _anchor_data_file(path: Path | None, folder: Path) -> Path | None:
+    """As `_anchor`, but a data set of the Hub keeps its name."""
+    return path if path is not None and on_hub(path) and not (folder / path).exists() else _anchor(path, folder)
 
 
 def _anchor_task(task: TaskSpec, folder: Path) -> TaskSpec:
@@ -316,39 +353,15 @@ def _anchor_task(task: TaskSpec, folder: Path) -> TaskSpec:
 
 
 def _anchor_data(data: DataSpec, folder: Path) -> DataSpec:
-    return data.model_copy(update={"file": _anchor(data.file, folder),
-                                   "held_out_file": _anchor(data.held_out_file, folder)})
+    return data.model_copy(update={"file": _anchor_data_file(data.file, folder),
+                                   "held_out_file": _anchor_data_file(data.held_out_file, folder)})
 
 
-def read_yaml(path: Path) -> Any:
-    """Parse a YAML 1.2 file into plain values; duplicate keys and tags that build objects are refused."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such study file")
-    try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {_yaml_fault(error, path)}") from None
-
-
-def _yaml_fault(error: Any, path: Path) -> str:
-    """What the parser found and on which line; for a key that stands twice both lines."""
-    text = " ".join(str(getattr(error, "problem", None) or error).split())
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return text
-    again = re.match(r'found duplicate key "(.*?)" with value', text)
-    if again is None:
-        return f"line {mark.line + 1}, column {mark.column + 1}: {text}"
-    key, lines = again[1], path.read_text(encoding="utf-8-sig").splitlines()
-    first = [i for i, line in enumerate(lines[:mark.line + 1], start=1)
-             if re.search(rf"""(?:^|[\s{{,])["']?{re.escape(key)}["']?\s*:""", line)]
-    where = f", the first time on line {first[0]}" if first else ""
-    return f"line {mark.line + 1}: the key {key!r} stands twice{where}; keep one of the two"
+def _anchor_replay(replay: ReplaySpec | None, folder: Path) -> ReplaySpec | None:
+    if replay is None:
+        return None
+    data = replay.data.model_copy(update={"file": _anchor_data_file(replay.data.file, folder)})
+    return replay.model_copy(update={"data": data})
 
 
 def explain(error: ValidationError) -> str:
@@ -373,7 +386,7 @@ def explain(error: ValidationError) -> str:
 
 _PARTS: dict[str, type[Spec]] = {
     "tasks": TaskSpec, "target": TargetSpec, "tunings": StudyTuning, "data": DataSpec, "lora": LoraSpec,
-    "bases": BaseSpec,
+    "bases": BaseSpec, "replay": ReplaySpec,
 }
 
 
@@ -381,4 +394,6 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     """Known keys of the part in which an unknown key was found: Study, ``bases.NAME``, ``tasks.0.target`` …"""
     collection, inner = loc[:-1][:1], loc[2:-1]  # between them a name or an ordinal, whatever it reads
     parts = [_PARTS[p] for p in (*collection, *inner) if isinstance(p, str) and p in _PARTS]
+    if inner[-2:] == ("replay", "data"):
+        parts.append(DataSource)
     return sorted((parts[-1] if parts else Study).model_fields)
