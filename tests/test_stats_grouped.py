@@ -54,6 +54,29 @@ def test_golden_group_means():
     assert paired_mean(np.concatenate(SUBJECTS)).se == pytest.approx(.0250416, abs=6e-8)  # what it is not
 
 
+def test_lm_evals_own_pooled_error_is_another_formula():
+    from lm_eval.api.metrics import pooled_sample_stderr
+
+    errors = [float(s.std(ddof=1)) / math.sqrt(s.size) for s in SUBJECTS]
+    assert pooled_sample_stderr(errors, [s.size for s in SUBJECTS]) == pytest.approx(.0236217, abs=6e-8)
+
+
+def test_many_tasks_are_also_looked_at_as_a_sample_of_tasks():
+    rng = np.random.default_rng(4)
+    base = [binary(rng, 40, .6) for _ in range(12)]
+    tuned = [b if k % 3 else np.zeros(40) for k, b in enumerate(base)]  # four of twelve subjects lost
+    found = group_evidence(base, tuned, margin=.02)
+    d = [t - b for b, t in zip(base, tuned, strict=True)]
+    labels = [k for k in range(12) for _ in range(40)]
+    assert found.clustered == clustered_mean(np.concatenate(d), labels).tests(.02)
+    assert found.clustered.lower > found.tests.lower
+    assert "(12 tasks; fewer than 20, so it is too narrow)" in found.details[0]
+    assert "macro mean" in found.details[1]
+    macro = group_evidence(base, tuned, margin=.02, weighting="macro")
+    assert macro.clustered == paired_mean([float(x.mean()) for x in d]).tests(.02)
+    assert group_evidence(base[:3], tuned[:3], margin=.02).clustered is None
+
+
 def test_group_mean_is_its_literal_definition():
     rng = np.random.default_rng(8)
     strata = [rng.normal(i / 10, 1, n) for i, n in enumerate((5, 40, 17))]

@@ -15,6 +15,8 @@ A message is one line and says what was found, where, what is allowed, and what 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class AftertuneError(Exception):
     """Base of all expected errors; the CLI prints its message without a traceback."""
@@ -47,9 +49,13 @@ class ResumeRefused(InputError):
 
 
 class NotComparable(AftertuneError):
-    """Two evaluations differ in what must agree for a paired comparison."""
+    """Two evaluations differ in what must agree for a paired comparison; ``differences`` holds each."""
 
     exit_code = 3
+
+    def __init__(self, message: str, differences: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.differences = differences
 
 
 class ResourceError(AftertuneError):

@@ -1,22 +1,23 @@
 """May these two be compared at all: owns the settings in which two evaluations must agree.
 
-Blocking: task version, items, few-shot, prompts, chat template, system instruction, generation settings, and
+Blocking: task version, metrics, items, few-shot, prompts, chat template, system instruction, generation settings, and
 a limit or sample that leads to other items. Not blocking, but told: dtype, device, engine, library versions,
-and tasks that only one side has.
+and tasks that only one side has. Where a comparison on the common items is asked for, other items do not block.
 
     differences(base, tuned)     (Difference("hellaswag.num_fewshot", left="0", right="5", blocking=True),)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aftertune.values import Difference, Evaluation, TaskSettings, canonical, digest
 
 #: Settings that must agree. Each changes the prompts too: those are compared only where these agree.
-_SETTINGS = ("version", "num_fewshot", "chat_template", "system_instruction", "fewshot_as_multiturn")
+_SETTINGS = ("version", "primary", "num_fewshot", "chat_template", "system_instruction", "fewshot_as_multiturn")
 _LIBRARIES = ("torch", "transformers", "lm-eval")
+_OF_ITEMS = ("items", "limit", "sample", "sample_seed")
 _LISTED = 8
 
 
@@ -34,21 +35,25 @@ def differences(base: Evaluation, tuned: Evaluation) -> tuple[Difference, ...]:
     return find_differences(base, tuned, {})
 
 
-def find_differences(left: Evaluation, right: Evaluation,
-                     counts: Mapping[str, tuple[int, int, int]]) -> tuple[Difference, ...]:
-    """As `differences`; counts: per task the answered items of the left, of the right, and of both."""
+def find_differences(left: Evaluation, right: Evaluation, counts: Mapping[str, tuple[int, int, int]], *,
+                     common: bool = False, tasks: Collection[str] = ()) -> tuple[Difference, ...]:
+    """As `differences`; counts: per task the answered items of the left, of the right, and of both.
+
+    common: that the items differ is no harm where some are shared. tasks: look at these (or these groups) only.
+    """
     merged: dict[_Found, list[str]] = {}
-    for mine in left.tasks:
+    ours, others = ([t for t in e.tasks if not tasks or {t.task, *t.groups} & set(tasks)] for e in (left, right))
+    for mine in ours:
         theirs = right.task(mine.task)
         if theirs is not None:
-            for found in _task_differences(mine, theirs, counts.get(mine.task)):
+            for found in _task_differences(mine, theirs, counts.get(mine.task), common=common):
                 merged.setdefault(found, []).append(mine.task)
     result = [Difference(field=_of_tasks(found.field, tasks), left=found.left, right=found.right,
                          blocking=found.blocking) for found, tasks in merged.items()]
     result += [Difference(field=f"task {t.task}", left="evaluated", right="absent", blocking=False)
-               for t in left.tasks if right.task(t.task) is None]
+               for t in ours if right.task(t.task) is None]
     result += [Difference(field=f"task {t.task}", left="absent", right="evaluated", blocking=False)
-               for t in right.tasks if left.task(t.task) is None]
+               for t in others if left.task(t.task) is None]
     result += [Difference(field=field, left=a, right=b, blocking=False)
                for field, a, b in _conditions(left, right) if a != b]
     return tuple(sorted(result, key=lambda d: not d.blocking))
@@ -60,6 +65,8 @@ def refusal(left: Evaluation, right: Evaluation, blocking: Sequence[Difference],
     more = f" and {len(blocking) - _LISTED} more" if len(blocking) > _LISTED else ""
     what = f"they differ in {'; '.join(listed)}{more}" if listed else "they share no answered item"
     remedy = "run both under the same settings, or force it (--force)"
+    if listed and all(d.field.split(" ")[0].rpartition(".")[2] in _OF_ITEMS for d in blocking):
+        remedy = "run both on the same items, or compare those that both have (--common)"
     if not forcible:
         remedy = "evaluate both on the same items"
     return f"{left.name} and {right.name} cannot be compared: {what}; {remedy}"
@@ -73,12 +80,14 @@ def _of_tasks(field: str, tasks: Sequence[str]) -> str:
     return f"{field} ({', '.join(tasks[:3])}{more})"
 
 
-def _task_differences(mine: TaskSettings, theirs: TaskSettings,
-                      counts: tuple[int, int, int] | None) -> Iterator[_Found]:
-    yield from _item_differences(mine, theirs, counts)
+def _task_differences(mine: TaskSettings, theirs: TaskSettings, counts: tuple[int, int, int] | None, *,
+                      common: bool) -> Iterator[_Found]:
+    yield from _item_differences(mine, theirs, counts, common=common)
     differing = [f for f in _SETTINGS if getattr(mine, f) != getattr(theirs, f)]
     for field in differing:
         yield _Found(field, _short(getattr(mine, field)), _short(getattr(theirs, field)))
+    if mine.higher_is_better.keys() != theirs.higher_is_better.keys():
+        yield _Found("metrics", ", ".join(mine.higher_is_better), ", ".join(theirs.higher_is_better))
     for key in sorted({*mine.generation, *theirs.generation}):
         a, b = mine.generation.get(key), theirs.generation.get(key)
         if canonical(a) != canonical(b):
@@ -87,22 +96,26 @@ def _task_differences(mine: TaskSettings, theirs: TaskSettings,
         yield _Found("prompts", mine.prompts[:12], theirs.prompts[:12])
     if None not in (seeds := (mine.draw_seed, theirs.draw_seed)) and mine.draw_seed != theirs.draw_seed:
         yield _Found("draw_seed", str(seeds[0]), str(seeds[1]))  # both stopped early, in orders of their own
+    if common and mine.items != theirs.items and mine.num_fewshot and not differing:
+        said = f"{mine.num_fewshot} examples drawn in the order of its own items"
+        yield _Found("examples of the common items are not proven to be the same", said, said, blocking=False)
 
 
-def _item_differences(mine: TaskSettings, theirs: TaskSettings,
-                      counts: tuple[int, int, int] | None) -> Iterator[_Found]:
+def _item_differences(mine: TaskSettings, theirs: TaskSettings, counts: tuple[int, int, int] | None, *,
+                      common: bool) -> Iterator[_Found]:
     """Which items were asked. A limit on one side is no harm where the items are the same all the same."""
     other_items = mine.items != theirs.items
+    blocking = other_items and not (common and counts is not None and counts[2] > 0)
     if counts is not None and (other_items or counts[2] < max(counts[:2])):
         n, m, shared = counts
         order = ", in another order" if n == m == shared else ""
-        yield _Found("items", f"{n} items", f"{m} items, {shared} shared{order}")
+        yield _Found("items", f"{n} items", f"{m} items, {shared} shared{order}", not common or not shared)
     elif other_items:
         yield _Found("items", f"{mine.n} items {mine.items[:12]}", f"{theirs.n} items {theirs.items[:12]}")
     for field in ("limit", "sample", "sample_seed"):
         a, b = getattr(mine, field), getattr(theirs, field)
         if a != b:
-            yield _Found(field, _short(a), _short(b), blocking=other_items)
+            yield _Found(field, _short(a), _short(b), blocking=blocking)
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,7 @@ them, so that MMLU asks one question and not 57.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from aftertune.comparison.pairs import Pair
 from aftertune.errors import InputError
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.grouped import Weighting
+from aftertune.stats.multiplicity import benjamini_hochberg
 from aftertune.stats.paired import NO_EVIDENCE, Floats
 from aftertune.stats.planning import items_above, settled_by
 from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, decide, tell
@@ -32,7 +33,7 @@ Margins = Mapping[str, float] | float
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Draft:
-    """A row before the family is decided. total: items that the task has."""
+    """A row before the family is decided. total: items that the task has; group: the one that speaks for it."""
 
     task: str
     key: str
@@ -43,11 +44,12 @@ class _Draft:
     total: int
     target: bool = False
     note: str = ""
+    group: str = ""
 
     @property
     def case(self) -> Case:
         low = self.evidence.base_low
-        return Case(tests=self.evidence.tests, clustered=self.evidence.clustered,
+        return Case(tests=self.evidence.tests, clustered=self.evidence.clustered, bootstrap=self.evidence.bootstrap,
                     at_floor=low is not None and at_floor(low, self.chance))
 
 
@@ -71,13 +73,13 @@ class _Group:
 
 
 def margin_of(margins: Margins, *names: str) -> float:
-    """The margin of the first of ``names`` (a task, then its groups) that has one, else 0.02.
+    """The margin of the first of ``names`` (a task, then its groups) that has one, else that of "*", else 0.02.
 
     Raises InputError unless it is a fraction above 0, up to 1.
     """
     found = margins
     if isinstance(margins, Mapping):
-        found = next((margins[n] for n in names if n in margins), MARGIN)
+        found = next((margins[n] for n in (*names, "*") if n in margins), MARGIN)
     if not isinstance(found, int | float) or not 0 < found <= 1:
         raise InputError(f"margin of {names[0]} is {found!r}; allowed is a fraction above 0, up to 1 "
                          f"(0.02 is two points)")
@@ -95,18 +97,30 @@ def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margi
     table = {p.settings.task: columns(left, right, p) for p in pairs}
     groups = _groups(left, right, pairs, table)
     speaking = [g for g in groups if g.speaks and not any(o.speaks and g.tasks < o.tasks for o in groups)]
-    covered = set().union(*(g.tasks for g in speaking))
+    covered = {task: g for g in speaking for task in g.tasks}
     drafts: list[_Draft] = []
     for pair in pairs:
         drafts += [_group_draft(g, margins, primary=g in speaking) for g in groups if g.members[0][0] is pair]
-        drafts += [_task_draft(pair, key, column, margins, primary=pair.settings.task not in covered)
+        drafts += [_task_draft(pair, key, column, margins, group=covered.get(pair.settings.task))
                    for key, column in table[pair.settings.task].items() if column is not None]
     family = [d for d in drafts if d.primary]
     decisions = decide([*(d.case for d in family), *[Case(tests=NO_EVIDENCE)] * early])[:len(family)]
     rows = [_row(d, e, lineage, forced) for d, e in zip(family, decisions, strict=True)]
-    rows += [_row(d, None, lineage, forced) for d in drafts if not d.primary]
+    others = [d for d in drafts if not d.primary]
+    rows += [replace(_row(d, None, lineage, forced), q=q) for d, q in zip(others, _explored(others), strict=True)]
     return tuple(rows), tuple(_without_row(left, right, task, key) for task, found in table.items()
                               for key, column in found.items() if column is None)
+
+
+def _explored(drafts: Sequence[_Draft]) -> list[float | None]:
+    """Benjamini-Hochberg over the tasks that a group speaks for, metric by metric, on the mid-p of "any difference"."""
+    found: list[float | None] = [None] * len(drafts)
+    for family in {(d.group, d.key) for d in drafts if d.group}:
+        tests = [(at, d.evidence.p_mid) for at, d in enumerate(drafts) if (d.group, d.key) == family]
+        known = [(at, p) for at, p in tests if p is not None]
+        for (at, _), q in zip(known, benjamini_hochberg([p for _, p in known]), strict=True):
+            found[at] = q
+    return found
 
 
 def _without_row(left: Evaluation, right: Evaluation, task: str, key: str) -> Difference:
@@ -116,7 +130,8 @@ def _without_row(left: Evaluation, right: Evaluation, task: str, key: str) -> Di
                       blocking=False)
 
 
-def _task_draft(pair: Pair, key: str, column: Column, margins: Margins, *, primary: bool) -> _Draft:
+def _task_draft(pair: Pair, key: str, column: Column, margins: Margins, *, group: _Group | None) -> _Draft:
+    """group: the group that speaks for the task, if any."""
     settings = pair.settings
     clusters = [a.cluster for a in pair.left] if settings.cluster else []
     margin = margin_of(margins, settings.task, *settings.groups)
@@ -124,8 +139,8 @@ def _task_draft(pair: Pair, key: str, column: Column, margins: Margins, *, prima
                                higher_is_better=column.higher_is_better,
                                clusters=clusters if clusters and None not in clusters else None)
     return _Draft(task=settings.task, key=key, evidence=evidence, margin=margin, note=column.note,
-                  primary=primary and key == settings.primary, chance=settings.chance, total=settings.n_total,
-                  target=settings.target)
+                  primary=group is None and key == settings.primary, chance=settings.chance, total=settings.n_total,
+                  target=settings.target, group=group.name if group else "")
 
 
 def _groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
@@ -201,4 +216,10 @@ def _row(draft: _Draft, decision: Decision | None, lineage: bool, forced: bool) 
         lost=e.lost, verdict=decision.verdict if decision else None,
         told=tell(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else "",
         note="; ".join(n for n in notes if n), items_needed=needed,
-        at_floor=bool(decision and decision.at_floor), target=draft.target)
+        at_floor=bool(decision and decision.at_floor), target=draft.target, n_total=draft.total, group=draft.group,
+        p_no_drop=_no_drop(e) if decision else None, details=e.details)
+
+
+def _no_drop(evidence: Evidence) -> float:
+    """The largest p, of all kinds of test, of "no drop beyond the margin is left"."""
+    return max(t.no_drop for t in (evidence.tests, evidence.clustered, evidence.bootstrap) if t)

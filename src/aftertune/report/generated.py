@@ -1,26 +1,25 @@
 """What generated answers look like: format failures told apart from wrong answers, and texts side by side.
 
     format_table(evaluation, answers)[0]
-        FormatLine(title="GSM8K (chain of thought)", n=8, cut_off=5, no_answer=2, other_form=4, empty=0)
+        FormatLine(title="GSM8K (chain of thought)", n=8, cut_off=5, no_answer=2, other_form=4, no_end=8, empty=0)
 
-An answer is *cut off* where generation ended at the token limit, has *no answer* where the primary metric's
-filter found nothing to extract (lm-eval writes ``[invalid]``), has an *other form* where that filter found
-something but a stricter one did not, and is *empty* where no visible text came.
+The counts are those of `aftertune.stats.form`: *cut off* at the token limit, *no answer* to extract, *other form* (found,
+but not by a stricter filter), *no end* (the model did not write its end token), *empty*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from aftertune.report import format as fmt
 from aftertune.report.names import task_title
-from aftertune.values import Answer, Comparison, ComparisonRow, Evaluation
+from aftertune.stats.form import count_forms, generated
+from aftertune.values import Answer, Comparison, ComparisonRow, Evaluation, FormCounts, FormShift
 
 #: Answers by evaluation id.
 Answers = Mapping[str, Sequence[Answer]]
 
-_NOTHING = frozenset({"", "[invalid]"})
 _EXAMPLES = 3
 
 
@@ -33,6 +32,7 @@ class FormatLine:
     cut_off: int
     no_answer: int
     other_form: int
+    no_end: int
     empty: int
 
 
@@ -51,17 +51,33 @@ def format_table(evaluation: Evaluation, answers: Sequence[Answer]) -> list[Form
     """Format failures of each generated task of an evaluation."""
     lines = []
     for task in evaluation.tasks:
-        mine = [a for a in answers if a.task == task.task and any(r.text is not None for r in a.responses)]
+        mine = [a for a in answers if a.task == task.task and generated(a)]
         if mine:
-            primary = task.primary.rpartition(",")[2]
-            missing = [{name for name, v in a.extracted.items() if v.strip() in _NOTHING} for a in mine]
-            lines.append(FormatLine(
-                title=fmt.visible(task_title(task.task)), n=len(mine),
-                cut_off=sum(any(r.finish == "length" for r in a.responses) for a in mine),
-                no_answer=sum(primary in names for names in missing),
-                other_form=sum(bool(names) and primary not in names for names in missing),
-                empty=sum(all(not (r.text or "").strip() for r in a.responses) for a in mine)))
+            lines.append(FormatLine(title=fmt.visible(task_title(task.task)),
+                                    **asdict(count_forms(mine, task.primary.rpartition(",")[2]))))
     return lines
+
+
+def form_text(counts: FormCounts) -> str:
+    """The form of generated answers in words: "of 8, 5 cut off at the token limit, 2 without an extractable answer"."""
+    parts = [(counts.cut_off, "cut off at the token limit"), (counts.no_answer, "without an extractable answer"),
+             (counts.other_form, "with an answer in another form only"),
+             (counts.no_end, "not ended by the model's own end token"), (counts.empty, "empty")]
+    said = ", ".join(f"{fmt.count(n)} {what}" for n, what in parts if n)
+    return f"of {fmt.count(counts.n)}, {said or 'all with an answer, ended by the model'}"
+
+
+def shift_text(shift: FormShift) -> str:
+    """What was lost with no answer to judge, "" where nothing was lost."""
+    if not shift.lost:
+        return ""
+    return (f"of {fmt.count(shift.lost)} lost items {fmt.count(shift.lost_by_form)} have no answer to judge "
+            f"({fmt.percent(shift.lost_by_form / shift.lost)}, 95 % interval {fmt.percent(shift.low)} to "
+            f"{fmt.percent(shift.high)}): {_CAUSES[shift.cause]}")
+
+
+_CAUSES = {"format": "the loss is mostly one of format", "skill": "the loss is mostly one of skill",
+           "mixed": "whether the loss is one of format or of skill is not decided"}
 
 
 def changed_items(comparison: Comparison, answers: Answers) -> list[Changed]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aftertune.report import format as fmt
-from aftertune.report.names import is_fraction, metric_title, task_title
+from aftertune.report.names import is_fraction, metric_title, source_title, task_title
 from aftertune.report.table import items_of, items_text
 from aftertune.values import Comparison, ComparisonRow, Verdict
 
@@ -104,7 +104,13 @@ def watermark(comparison: Comparison) -> str:
 def lineage_note(comparison: Comparison) -> str:
     """What may be said about who was made from whom."""
     tuned, base = fmt.visible(comparison.tuned_name), fmt.visible(comparison.base_name)
+    words = "differences are told as lower, higher and within, never as forgetting."
     if comparison.lineage:
         return f"{tuned} was made from {base}: differences are told as forgot, improved and kept."
-    return (f"Model comparison: it is not proven that {tuned} was made from {base}, so differences are told "
-            "as lower, higher and within, never as forgetting.")
+    if comparison.relation == "siblings":
+        return f"{base} and {tuned} were both made from {fmt.visible(source_title(comparison.origin))}: {words}"
+    if comparison.relation == "same model":
+        return f"{base} and {tuned} are the same model, evaluated twice: {words}"
+    if comparison.relation == "reversed":
+        return f"{base} was made from {tuned}, so the base stands second: {words}"
+    return f"Model comparison: it is not proven that {tuned} was made from {base}, so {words}"

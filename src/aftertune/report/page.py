@@ -19,7 +19,7 @@ from aftertune.report import format as fmt
 from aftertune.report.charts import forest, loss_curve
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, method_text, tuning_facts
 from aftertune.report.families import Family, families, tuning_of
-from aftertune.report.generated import Answers, Changed, FormatLine, changed_items, format_table
+from aftertune.report.generated import Answers, Changed, FormatLine, changed_items, form_text, format_table, shift_text
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
 from aftertune.report.observations import lineage_note, observations, watermark
 from aftertune.report.table import (
@@ -48,6 +48,7 @@ class _ComparisonView:
     charts: list[tuple[str, Markup]]
     held_out: tuple[str, str, str, str, str] | None
     others: list[tuple[str, str, str]]
+    forms: list[tuple[str, str, str, str]]
     changed: list[Changed]
 
 
@@ -111,6 +112,8 @@ def _comparison(comparison: Comparison, answers: Answers) -> _ComparisonView:
         held_out=held_out_line(comparison.held_out) if comparison.held_out else None,
         others=[(fmt.visible(d.field), fmt.visible(d.left, 80), fmt.visible(d.right, 80))
                 for d in comparison.differences if not d.blocking],
+        forms=[(fmt.visible(task_title(f.task)), form_text(f.base), form_text(f.tuned), shift_text(f))
+               for f in comparison.forms],
         changed=changed_items(comparison, answers))
 
 

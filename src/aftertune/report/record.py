@@ -14,7 +14,7 @@ from aftertune.report import format as fmt
 from aftertune.report import markdown as md
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
 from aftertune.report.families import Family, families, tuning_of
-from aftertune.report.generated import Answers, format_table
+from aftertune.report.generated import Answers, form_text, format_table, shift_text
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
 from aftertune.report.observations import lineage_note, observations, watermark
 from aftertune.report.reported import Audited, reported_sections
@@ -92,7 +92,8 @@ def _evaluation(evaluation: Evaluation, home: Family, tuning: Tuning | None, ans
     for form in format_table(evaluation, answers.get(evaluation.id, ())):
         blocks.append(f"Format of the generated answers on {md.text(form.title)}: of {form.n}, "
                       f"{form.cut_off} cut off at the token limit, {form.no_answer} without an extractable "
-                      f"answer, {form.other_form} with an answer in another form, {form.empty} empty.")
+                      f"answer, {form.other_form} with an answer in another form, {form.no_end} not ended by the "
+                      f"model's own end token, {form.empty} empty.")
     facts: Facts = evaluation_facts(evaluation, tuning)
     if tuning is not None:
         facts += [(f"Fine-tune: {k}", v) for k, v in tuning_facts(tuning)
@@ -162,6 +163,10 @@ def _comparison(comparison: Comparison) -> list[str]:
         blocks.append(md.table(["Held-out examples", "Loss before", "Loss after",
                                 "Difference (nats per token)", "95 % interval"],
                                [list(held_out_line(comparison.held_out))]))
+    for shift in comparison.forms:
+        blocks.append(f"Form of the answers on {md.text(task_title(shift.task))}: {md.text(comparison.base_name)}: "
+                      f"{form_text(shift.base)}; {md.text(comparison.tuned_name)}: {form_text(shift.tuned)}"
+                      f"{'; ' + shift_text(shift) if shift.lost else ''}.")
     others = [d for d in comparison.differences if not d.blocking]
     if others:
         blocks.append("Also different: " + "; ".join(

@@ -34,7 +34,8 @@ _Z = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreLine:
-    """One score as text. part says which items were used ("" for all of them)."""
+    """One score as text. part says which items were used ("" for all of them); certain: its standard error is 0, because
+    all items gave the same value, though the interval has a width."""
 
     task: str
     title: str
@@ -45,6 +46,7 @@ class ScoreLine:
     n: str
     part: str
     primary: bool
+    certain: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,9 @@ class VerdictLine:
     note: str
     primary: bool
     target: bool
+    group: str
+    part: str
+    details: tuple[str, ...]
 
 
 def score_interval(score: Score) -> tuple[float, float] | None:
@@ -130,7 +135,8 @@ def score_table(evaluation: Evaluation) -> list[ScoreLine]:
             error=fmt.DASH if early else error_text(score),
             interval=" to ".join(value_text(score.metric, v) for v in interval) if interval else fmt.DASH,
             n=fmt.count(score.n), primary=score.primary,
-            part=part_text(evaluation.task(score.task)) or (early_text(*early) if early else "")))
+            part=part_text(evaluation.task(score.task)) or (early_text(*early) if early else ""),
+            certain=not early and score.stderr == 0 and interval is not None and interval[0] < interval[1]))
     return lines
 
 
@@ -190,7 +196,33 @@ def _verdict_line(row: ComparisonRow, lineage: bool) -> VerdictLine:
         margin=f"±{fmt.points(row.margin, scale).lstrip('+')}", p=fmt.p_value(row.p_adjusted),
         p_exact=fmt.p_value(row.p_exact), p_mid=fmt.p_value(row.p_mid), flips=flips,
         verdict=shown_verdict(row), told=told_word(row, lineage), note=note_text(row), primary=row.primary,
-        target=row.target)
+        target=row.target, group=row.group, details=_details(row),
+        part=f"{fmt.count(row.n)} of {fmt.count(row.n_total)}" if row.n_total and row.n < row.n_total else "")
+
+
+def _details(row: ComparisonRow) -> tuple[str, ...]:
+    """What stands behind a row: McNemar's p-values of "any difference", the task's q in its group, other intervals."""
+    found = []
+    if row.p_exact is not None:
+        found.append(f"any difference: McNemar exact p {fmt.p_value(row.p_exact)}, mid-p {fmt.p_value(row.p_mid)}")
+    if row.q is not None:
+        found.append(f"q {fmt.p_value(row.q)} over the tasks of {row.group} (Benjamini-Hochberg, exploratory)")
+    return tuple(map(fmt.visible, (*found, *row.details)))
+
+
+def explored_text(comparison: Comparison) -> list[str]:
+    """One line a group: which of the tasks that it speaks for stand out, by q below .05. Exploratory, no verdicts."""
+    said = []
+    for group in dict.fromkeys(r.group for r in comparison.rows if r.group):
+        rows = [r for r in comparison.rows if r.group == group]
+        tasks = {r.task for r in rows}
+        lower, higher = ([task_title(r.task) for r in rows if r.q is not None and r.q < 0.05 and sign * r.delta > 0]
+                         for sign in (-1, 1))
+        found = "; ".join(f"{word} on {', '.join(names)}" for word, names in (("lower", lower), ("higher", higher))
+                          if names)
+        said.append(fmt.visible(f"{task_title(group)}: of its {len(tasks)} tasks {found or 'none stands out'} "
+                                "(exploratory, Benjamini-Hochberg at 5 %)"))
+    return said
 
 
 def held_out_line(held_out: HeldOut) -> tuple[str, str, str, str, str]:

@@ -12,11 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aftertune.report import format as fmt
+from aftertune.report.generated import form_text, shift_text
 from aftertune.report.observations import lineage_note, watermark
-from aftertune.report.table import VerdictLine, held_out_line, score_table, verdict_table
+from aftertune.report.table import VerdictLine, explored_text, held_out_line, score_table, verdict_table
 from aftertune.values import Comparison, Evaluation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Group, RenderableType
     from rich.table import Table
     from rich.text import Text
@@ -42,17 +45,22 @@ def terminal_scores(evaluation: Evaluation) -> Table:
         table.add_row(Text(fmt.visible(line.task)), Text(line.metric), line.result, line.error, line.n,
                       style="bold" if line.primary else "")
     parts = dict.fromkeys(f"{fmt.visible(line.task)}: {line.part}" for line in lines if line.part)
+    parts |= dict.fromkeys(f"{fmt.visible(line.task)}, {line.metric}: an error of 0 at {line.result} is no certainty; the "
+                           f"95 % interval is {line.interval}" for line in lines if line.certain)
     if parts:
         table.caption = Text("\n".join(parts))
     return table
 
 
-def terminal_table(comparison: Comparison, *, width: int = 80) -> Group:
-    """The verdict table of a comparison for a terminal ``width`` characters wide."""
+def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = False) -> Group:
+    """The verdict table of a comparison for a terminal ``width`` characters wide.
+
+    details: the p-values and intervals behind each row, and every task that a group speaks for.
+    """
     from rich.console import Group
     from rich.text import Text
 
-    lines = verdict_table(comparison)
+    lines = [line for line in verdict_table(comparison) if details or not line.group]
     title = fmt.visible(f"{comparison.tuned_name} against {comparison.base_name} ({comparison.id})")
     parts: list[RenderableType] = [Text(title, style="bold")]
     if mark := watermark(comparison):
@@ -60,7 +68,8 @@ def terminal_table(comparison: Comparison, *, width: int = 80) -> Group:
     layout = _Layout(lines, width)
     parts.append(layout.row("", _HEADS, "dim"))
     for task in dict.fromkeys(line.task for line in lines):
-        parts += layout.block([line for line in lines if line.task == task])
+        parts += layout.block([line for line in lines if line.task == task], details=details)
+    parts += [Text(line) for line in (*explored_text(comparison), *_forms(comparison))]
     parts.append(Text(_below(comparison, lines), style="dim"))
     if comparison.held_out is not None:
         n, before, after, difference, interval = held_out_line(comparison.held_out)
@@ -69,13 +78,46 @@ def terminal_table(comparison: Comparison, *, width: int = 80) -> Group:
     return Group(*parts)
 
 
+def terminal_summary(comparisons: Sequence[Comparison]) -> Table:
+    """Several tuned models against one base, a line a task: the verdict of each and its difference in points."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, title=Text(f"against {fmt.visible(comparisons[0].base_name)}"),
+                  title_justify="left", title_style="bold")
+    table.add_column("", overflow="fold")
+    for comparison in comparisons:
+        table.add_column(Text(fmt.visible(comparison.tuned_name)), overflow="fold")
+    cells = {(line.task, at): line for at, comparison in enumerate(comparisons)
+             for line in verdict_table(comparison) if line.primary}
+    for task in dict.fromkeys(task for task, _ in cells):
+        shown = [cells.get((task, at)) for at in range(len(comparisons))]
+        table.add_row(Text(fmt.visible(task)), *(
+            Text.assemble((line.told, _STYLES.get(line.verdict or "", "")), f" {line.difference}") if line
+            else Text(fmt.DASH) for line in shown))
+    return table
+
+
+def _forms(comparison: Comparison) -> list[str]:
+    """How generated answers failed in form on both sides, where any did."""
+    said = []
+    for form in comparison.forms:
+        if any((c.cut_off, c.no_answer, c.empty) != (0, 0, 0) for c in (form.base, form.tuned)):
+            cause = f"; {shift_text(form)}" if form.lost else ""
+            said.append(f"{fmt.visible(form.task)}: answers of {fmt.visible(comparison.base_name)}: "
+                        f"{form_text(form.base)}; of {fmt.visible(comparison.tuned_name)}: {form_text(form.tuned)}{cause}")
+    return said
+
+
 def _below(comparison: Comparison, lines: list[VerdictLine]) -> str:
     """What all verdicts rest on: the margins and the lineage."""
     margins = {line.task: line.margin for line in lines if line.primary}
     said = [f"{fmt.visible(task)} {margin}" for task, margin in margins.items()]
     if len(set(margins.values())) == 1:
         said = [next(iter(margins.values()))]
-    return f"Margin in points: {', '.join(said) or fmt.DASH}. {lineage_note(comparison)}"
+    parts = [f"{fmt.visible(line.task)} {line.part}" for line in lines if line.primary and line.part]
+    items = f" Items used: {', '.join(parts)}." if parts else ""
+    return f"Margin in points: {', '.join(said) or fmt.DASH}.{items} {lineage_note(comparison)}"
 
 
 class _Layout:
@@ -98,7 +140,7 @@ class _Layout:
         room -= (self.gap - 1) * len(self.widths)
         self.name = min(names, room) if room >= 12 else 0
 
-    def block(self, lines: list[VerdictLine]) -> list[RenderableType]:
+    def block(self, lines: list[VerdictLine], *, details: bool) -> list[RenderableType]:
         """One task: its name, verdict and note, then a row per metric, the primary one first."""
         from rich.padding import Padding
         from rich.text import Text
@@ -109,6 +151,8 @@ class _Layout:
             found.append(self.row(f"  {line.metric}", _figures(line), "" if line.primary else "dim", style))
         found += [Padding(Text(f"{line.metric}: {line.note}", style="dim"), (0, 0, 0, 2))
                   for line in lines if line.note and not line.primary]
+        found += [Padding(Text(f"{line.metric}: {'; '.join(line.details)}", style="dim"), (0, 0, 0, 2))
+                  for line in lines if details and line.details]
         return found
 
     def _head(self, lines: list[VerdictLine]) -> Text:

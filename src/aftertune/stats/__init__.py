@@ -1,8 +1,9 @@
 """What a comparison may claim: owns every formula between per-item values and a verdict (numpy, scipy only).
 
-paired: one metric at fixed n; grouped: clusters and task groups; multiplicity: Holm and BH; planning: items
-needed; evidence: which test applies to which values; verdict: lower, higher, within or undecided; sequential: the
-same at the first safe moment.
+paired: one metric at fixed n; bootstrap: few or skewed values; grouped: clusters and task groups; seeds: several
+trainings; multiplicity: Holm and BH; planning: items needed; form: wrong answer or none; evidence: which test applies
+to which values; verdict: lower, higher, within or undecided; sequential: the same at the
+first safe moment.
 
     evidence = paired_evidence(base, tuned, margin=0.02)
     decision, = decide([Case(tests=evidence.tests)])

@@ -1,8 +1,9 @@
 """From the paired values of one metric to all that a verdict needs: owns which test applies to which values.
 
-Values that are all 0 or 1 on both sides are binary (Tango), others real (paired t). The difference counts so
-that positive is better. A task with clusters gets cluster-robust tests beside its own; a group of tasks gets
-one mean with stratified errors.
+Values that are all 0 or 1 on both sides are binary (Tango), others real (paired t; few or skewed ones with a
+bootstrap beside it). The difference counts so that positive is better. A task with clusters gets cluster-robust tests
+beside its own; a group of tasks gets one mean with stratified errors, and where it has many tasks the tests that take
+these as a sample.
 
     paired_evidence(base, tuned, margin=0.02)             base, tuned: float64 [n], aligned
     group_evidence([base_a, base_b], [tuned_a, tuned_b], margin=0.02)
@@ -16,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from aftertune.stats.bootstrap import bca_mean
 from aftertune.stats.grouped import FEW_CLUSTERS, Weighting, clustered_mean, stratified_mean, weights
 from aftertune.stats.paired import (
     NO_EVIDENCE,
@@ -31,6 +33,9 @@ from aftertune.stats.paired import (
 )
 from aftertune.stats.planning import discordance_bound, items_needed, variance_bound
 
+#: A group of this many tasks is also looked at as a sample of tasks.
+MANY_TASKS = 10
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
@@ -39,7 +44,8 @@ class Evidence:
     base_low: lower end of the base's own 95 % interval, None where the metric is no share (outside [0, 1], or
     lower is better). items_needed: items that decide it if the models do not differ, or, where low and high
     rule that out, if they differ as observed; None without a spread or where that difference is the margin.
-    clustered: cluster-robust tests, None without clusters. gained, lost, p_exact, p_mid: binary only.
+    clustered: cluster-robust tests, None without clusters; bootstrap: None where t is enough. gained, lost, p_exact,
+    p_mid: binary only. notes: what the verdict cannot be read without; details: further intervals.
     """
 
     n: int
@@ -53,11 +59,13 @@ class Evidence:
     items_needed: int | None
     base_low: float | None = None
     clustered: MarginTests | None = None
+    bootstrap: MarginTests | None = None
     gained: int | None = None
     lost: int | None = None
     p_exact: float | None = None
     p_mid: float | None = None
     notes: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +92,14 @@ def paired_evidence(base: Floats, tuned: Floats, *, margin: float, higher_is_bet
     base_low = None
     if higher_is_better and _shares(base):
         base_low = wilson(float(base.sum()), d.size)[0] if binary else paired_mean(base).interval()[0]
+    resampled = None if binary else bca_mean(d)
     evidence = Evidence(
         n=d.size, base=float(base.mean()), tuned=float(tuned.mean()), delta=float(d.mean()),
         low=core.low, high=core.high, kind="binary" if binary else "real", tests=core.tests,
         items_needed=_needed(core, effect, margin, float(d.mean())),
-        base_low=base_low, clustered=robust, notes=core.notes + notes)
+        base_low=base_low, clustered=robust, bootstrap=resampled.tests(margin) if resampled else None,
+        notes=core.notes + notes,
+        details=(_interval("bootstrap (BCa)", resampled.interval(), _shares(base, tuned)),) if resampled else ())
     return _with_flips(evidence, d) if binary else evidence
 
 
@@ -105,13 +116,39 @@ def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: f
     sizes = [s.size for s in strata]
     effective = 1 / float((weights(sizes, weighting) ** 2 / np.asarray(sizes)).sum())  # N where micro
     core = _real(estimate, effective, margin, before, later)
+    robust, details = _as_sample(strata, weighting, margin, shares=_shares(before, later))
+    other: Weighting = "macro" if weighting == "micro" else "micro"
+    beside = stratified_mean(strata, other)
+    details += (_interval(f"{other} mean {_signed(beside.mean, _shares(before, later))},", beside.interval(),
+                          _shares(before, later)),)
     binary = _binary(before, later)
     evidence = Evidence(
         n=d.size, base=level.mean, tuned=after.mean, delta=estimate.mean, low=core.low, high=core.high,
         kind="binary" if binary else "real", tests=core.tests,
-        items_needed=_needed(core, d.size / effective, margin, estimate.mean),
-        base_low=level.interval()[0] if higher_is_better and _shares(before) else None, notes=core.notes)
+        items_needed=_needed(core, d.size / effective, margin, estimate.mean), clustered=robust,
+        base_low=level.interval()[0] if higher_is_better and _shares(before) else None, notes=core.notes,
+        details=details)
     return _with_flips(evidence, d) if binary else evidence
+
+
+def _as_sample(strata: Sequence[Floats], weighting: Weighting, margin: float, *,
+               shares: bool) -> tuple[MarginTests | None, tuple[str, ...]]:
+    """Tests that take a group's tasks as a sample of tasks (CR1 by task, or a t over the tasks' means).
+
+    None for fewer than MANY_TASKS: so few tasks are what they are, and no sample.
+    """
+    if len(strata) < MANY_TASKS:
+        return None, ()
+    sizes = [s.size for s in strata]
+    if weighting == "micro":
+        estimate = clustered_mean(np.concatenate(list(strata)), np.repeat(range(len(strata)), sizes).tolist())
+    else:
+        estimate = paired_mean([float(s.mean()) for s in strata])
+    if estimate.degenerate:
+        return None, ()
+    few = f"; fewer than {FEW_CLUSTERS}, so it is too narrow" if len(strata) < FEW_CLUSTERS else ""
+    return estimate.tests(margin), (
+        f"{_interval('by task (cluster-robust)', estimate.interval(), shares)} ({len(strata)} tasks{few})",)
 
 
 def _difference(base: Floats, tuned: Floats, higher_is_better: bool) -> Floats:
@@ -172,8 +209,16 @@ def _robust(d: Floats, clusters: Sequence[Hashable] | None, margin: float, *,
     estimate, plain = clustered_mean(d, clusters), paired_mean(d)
     if estimate.degenerate:
         return None, 1.0, (f"no cluster-robust error ({groups} cluster{'s' * (groups > 1)})",)
-    low, high = (f"{100 * v:+.2f}" if shares else f"{v:+.4f}" for v in estimate.interval())
-    notes = [f"cluster-robust 95 % interval {low} to {high} ({groups} clusters)".replace(" -", " \N{MINUS SIGN}")]
+    notes = [f"{_interval('cluster-robust', estimate.interval(), shares)} ({groups} clusters)"]
     if groups < FEW_CLUSTERS:
         notes.append(f"fewer than {FEW_CLUSTERS} clusters: that interval is too narrow")
     return estimate.tests(margin), max(1.0, (estimate.se / plain.se) ** 2), tuple(notes)
+
+
+def _signed(value: float, shares: bool) -> str:
+    """A difference as notes show it: in points for shares, else in the metric's own unit."""
+    return (f"{100 * value:+.2f}" if shares else f"{value:+.4f}").replace("-", "\N{MINUS SIGN}")
+
+
+def _interval(what: str, ends: tuple[float, float], shares: bool) -> str:
+    return f"{what} 95 % interval {_signed(ends[0], shares)} to {_signed(ends[1], shares)}"

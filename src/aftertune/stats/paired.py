@@ -31,11 +31,15 @@ _HUGE = 1e150
 
 @dataclass(frozen=True, slots=True)
 class MarginTests:
-    """p-values against a margin m: lower (two-sided, H: delta >= -m), higher (its mirror), within (TOST)."""
+    """p-values against a margin m: lower (two-sided, H: delta >= -m), higher (its mirror), within (TOST).
+
+    no_drop: one-sided, H: delta <= -m; where it is small, no drop beyond the margin is left (non-inferiority).
+    """
 
     lower: float
     higher: float
     within: float
+    no_drop: float = 1.0
 
     @property
     def moved(self) -> float:
@@ -93,16 +97,16 @@ def tango_interval(gained: int, lost: int, n: int, level: float = 0.95) -> tuple
 def tango_tests(gained: int, lost: int, n: int, margin: float) -> MarginTests:
     """Score tests against +-margin; agree with `tango_interval` at 95 % (lower, higher) and 90 % (within)."""
     _check_counts(gained, lost, n)
-    return _tests(float(ndtr(tango_statistic(gained, lost, n, -margin))),
-                  float(ndtr(-tango_statistic(gained, lost, n, -margin))),
-                  float(ndtr(tango_statistic(gained, lost, n, margin))),
-                  float(ndtr(-tango_statistic(gained, lost, n, margin))))
+    return margin_tests(float(ndtr(tango_statistic(gained, lost, n, -margin))),
+                        float(ndtr(-tango_statistic(gained, lost, n, -margin))),
+                        float(ndtr(tango_statistic(gained, lost, n, margin))),
+                        float(ndtr(-tango_statistic(gained, lost, n, margin))))
 
 
-def _tests(below_low: float, above_low: float, below_high: float, above_high: float) -> MarginTests:
+def margin_tests(below_low: float, above_low: float, below_high: float, above_high: float) -> MarginTests:
     """Tail areas of the statistics at -m (low) and +m (high) as margin tests."""
     return MarginTests(lower=min(1.0, 2 * below_low), higher=min(1.0, 2 * above_high),
-                       within=max(above_low, below_high))
+                       within=max(above_low, below_high), no_drop=above_low)
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:
@@ -169,8 +173,8 @@ class Estimate:
         if self.degenerate:
             return NO_EVIDENCE
         at_low, at_high = (self.mean + margin) / self.se, (self.mean - margin) / self.se
-        return _tests(float(stdtr(self.df, at_low)), float(stdtr(self.df, -at_low)),
-                      float(stdtr(self.df, at_high)), float(stdtr(self.df, -at_high)))
+        return margin_tests(float(stdtr(self.df, at_low)), float(stdtr(self.df, -at_low)),
+                            float(stdtr(self.df, at_high)), float(stdtr(self.df, -at_high)))
 
 
 def rounding(values: Floats) -> float:

@@ -1,8 +1,9 @@
 """From p-values to verdicts: owns the rules by which a comparison may say lower, higher or within.
 
 The family is the primary metrics of one base-tuned pair. Holm runs over min(lower, higher), and a second Holm
-over within; the verdict follows the adjusted p at .05. Where items come in clusters both the item-wise and
-the cluster-robust tests go through this, and the weaker verdict stands (undecided is weaker than any).
+over within; the verdict follows the adjusted p at .05. Where items come in clusters, or few
+or skewed values call for a bootstrap, those tests go through the same beside the item-wise ones, and the weaker
+verdict stands (undecided is weaker than any).
 
     decide([Case(tests=tango_tests(6, 19, 100, 0.02))])    (Decision(verdict="lower", p=0.0256, …),)
     tell("lower", lineage=True)                            "forgot"
@@ -27,13 +28,15 @@ AT_FLOOR = "undecided (at floor: nothing to forget)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One member of the family. clustered: the cluster-robust tests, where items come in clusters.
+    """One member of the family. clustered, bootstrap: the same tests with errors of another kind, where the items
+    come in clusters, or where few or skewed real values make the t interval doubtful.
 
     at_floor: the base is at the floor (see `at_floor`), so that "no loss" says nothing.
     """
 
     tests: MarginTests
     clustered: MarginTests | None = None
+    bootstrap: MarginTests | None = None
     at_floor: bool = False
 
 
@@ -41,8 +44,8 @@ class Case:
 class Decision:
     """What one member of the family may claim.
 
-    p, p_adjusted: of the test that the verdict stands on (of min(lower, higher) where undecided); with
-    clusters the larger of the two. at_floor: no loss was proven and the base had nothing to lose.
+    p, p_adjusted: of the test that the verdict stands on (of min(lower, higher) where undecided); of several
+    kinds of test the largest. at_floor: no loss was proven and the base had nothing to lose.
     """
 
     verdict: Verdict
@@ -68,37 +71,49 @@ def tell(verdict: Verdict, *, lineage: bool, at_floor: bool = False) -> str:
     return TOLD[verdict] if lineage else verdict
 
 
-def _verdict(tests: MarginTests, moved: float, within: float) -> Verdict:
-    """Verdict of one set of tests, given its adjusted p-values."""
-    if moved < ALPHA:
-        return "lower" if tests.lower < tests.higher else "higher"
-    return "within" if within < ALPHA else "undecided"
+#: How the tests of a case are called, in the order in which `decide` takes them.
+_VIEWS = ("item by item", "by cluster", "by bootstrap")
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One member of the family by one kind of test, with its adjusted p-values."""
+
+    tests: MarginTests
+    moved: float
+    within: float
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.moved < ALPHA:
+            return "lower" if self.tests.lower < self.tests.higher else "higher"
+        return "within" if self.within < ALPHA else "undecided"
 
 
 def decide(family: Sequence[Case]) -> tuple[Decision, ...]:
     """Verdicts of a family, in its order."""
-    item_wise = [c.tests for c in family]
-    robust = [c.clustered or c.tests for c in family]
-    sides = []
-    for tests in (item_wise, robust):
-        moved, within = holm([t.moved for t in tests]), holm([t.within for t in tests])
-        sides.append([(_verdict(t, m, w), m, w) for t, m, w in zip(tests, moved, within, strict=True)])
-    return tuple(_weaker(case, items, clusters)
-                 for case, items, clusters in zip(family, sides[0], sides[1], strict=True))
+    views = [_judge([case.tests for case in family]), _judge([case.clustered or case.tests for case in family]),
+             _judge([case.bootstrap or case.tests for case in family])]
+    return tuple(_weakest(case, judged) for case, judged in zip(family, zip(*views, strict=True), strict=True))
 
 
-def _weaker(case: Case, items: tuple[Verdict, float, float],
-            clusters: tuple[Verdict, float, float]) -> Decision:
-    """The decision of one member from its (verdict, adjusted moved, adjusted within), both ways."""
-    robust = case.clustered or case.tests
-    verdict: Verdict = items[0] if items[0] == clusters[0] else "undecided"
+def _judge(family: Sequence[MarginTests]) -> list[_Judged]:
+    """Both Holm corrections over one kind of test."""
+    moved, within = holm([t.moved for t in family]), holm([t.within for t in family])
+    return [_Judged(*parts) for parts in zip(family, moved, within, strict=True)]
+
+
+def _weakest(case: Case, judged: Sequence[_Judged]) -> Decision:
+    """The decision of one member from all kinds of its tests."""
+    first, agreed = judged[0].verdict, len({j.verdict for j in judged}) == 1
+    verdict: Verdict = first if agreed else "undecided"
     if verdict == "within":
-        p, adjusted = max(case.tests.within, robust.within), max(items[2], clusters[2])
+        p, adjusted = max(j.tests.within for j in judged), max(j.within for j in judged)
     else:
-        p, adjusted = max(case.tests.moved, robust.moved), max(items[1], clusters[1])
+        p, adjusted = max(j.tests.moved for j in judged), max(j.moved for j in judged)
     note = ""
-    if items[0] != clusters[0]:
-        note = f"item by item {items[0]}, by cluster {clusters[0]}: the weaker verdict stands"
+    if not agreed:
+        others = [f"{how} {j.verdict}" for how, j in zip(_VIEWS, judged, strict=True) if j.verdict != first]
+        note = f"{_VIEWS[0]} {first}, {', '.join(others)}: the weaker verdict stands"
     floor = case.at_floor and verdict in ("within", "undecided")
-    return Decision(verdict="undecided" if floor else verdict, p=p, p_adjusted=adjusted, at_floor=floor,
-                    note=note)
+    return Decision(verdict="undecided" if floor else verdict, p=p, p_adjusted=adjusted, at_floor=floor, note=note)
