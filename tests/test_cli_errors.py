@@ -84,7 +84,7 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "tune byte --data rows.jsonl --method lorra": (2, ("`--method`", "'lora', 'rslora', 'dora', 'ia3' or 'full'",
                                                        "'lorra'")),
     "tune byte --data rows.jsonl --learning-rate -1": (2, ("`--learning-rate`", "found -1")),
-    "compare base other": (3, ("arc_easy.limit (2 | 3)", "run both under the same settings", "--force")),
+    "compare base other": (3, ("arc_easy.limit (2 | 3)", "run both on the same items", "--common")),
     "compare base othr": (2, ("'othr'", "did you mean 'other'")),
     "compare base other --margin 0": (2, ("--margin 0", "above 0, up to 100")),
     "compare base other --margin nan": (2, ("--margin nan", "above 0, up to 100")),

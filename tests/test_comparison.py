@@ -9,6 +9,8 @@ import pytest
 from aftertune.comparison import compare, differences
 from aftertune.errors import InputError, NotComparable
 from aftertune.ledger import Ledger
+from aftertune.report.observations import lineage_note
+from aftertune.report.table import explored_text
 from aftertune.stats import benjamini_hochberg, paired_evidence, stratified_mean, tango_interval
 from aftertune.values import (
     Answer,
@@ -424,3 +426,98 @@ def test_a_full_hellaswag_takes_well_under_a_second():
     for _ in range(2):
         paired_evidence(base, tuned, margin=.02, clusters=clusters)
     assert time.perf_counter() - start < .5
+
+
+def test_common_items_are_paired_on_request_only(ledger):
+    one = settings("t", 6, n_total=50, sample=6, sample_seed=0)
+    two = replace(one, items="other", prompts="other", sample_seed=1)
+    evaluated(ledger, "one", BASE, [(one, [1, 1, 0, 0, 1, 0])])
+    moved = {"t": {0: "new a", 1: "new b", 2: "t item 1", 3: "t item 0"}}
+    evaluated(ledger, "two", ADAPTED, [(two, [0, 0, 0, 1, 1, 1])], hashes=moved)
+    with pytest.raises(NotComparable, match=r"or compare those that both have \(--common\)") as raised:
+        compare("one", "two", ledger=ledger)
+    assert [d.field for d in raised.value.differences] == ["t.items", "t.sample_seed"]
+    found = compare("one", "two", ledger=ledger, common=True)
+    row, = found.rows
+    assert (row.n, row.n_total, row.gained, row.lost) == (4, 50, 1, 1)
+    assert (found.forced, found.common, found.comparable) == (False, True, True)
+    assert "forced" not in row.note
+    assert ("t.items", "6 items", "6 items, 4 shared") in [(d.field, d.left, d.right) for d in found.differences]
+    forced = compare("one", "two", ledger=ledger, force=True)
+    assert forced.id != found.id
+
+
+def test_common_items_leave_other_differences_blocking_and_doubt_the_examples(ledger):
+    one = settings("t", 6, num_fewshot=5)
+    evaluated(ledger, "one", BASE, [(one, [1, 1, 0, 0, 1, 0])])
+    evaluated(ledger, "two", ADAPTED, [(replace(one, items="other", limit=5), [1, 1, 0, 0, 1])])
+    evaluated(ledger, "three", ADAPTED, [(replace(one, items="other", version="2"), [1, 1, 0, 0, 1])])
+    found = compare("one", "two", ledger=ledger, common=True)
+    assert any("not proven to be the same" in d.field for d in found.differences)
+    with pytest.raises(NotComparable, match=r"t\.version .*--force"):
+        compare("one", "three", ledger=ledger, common=True)
+
+
+def test_metrics_that_differ_block(ledger):
+    task = settings("t", 4)
+    one = evaluated(ledger, "one", BASE, [(task, right(3, 4))])
+    other = replace(task, primary="acc_norm,none", higher_is_better={"acc_norm": True})
+    two = evaluated(ledger, "two", ADAPTED, [(other, {"acc_norm,none": right(3, 4)})])
+    assert [d.field for d in differences(one, two) if d.blocking] == ["t.primary", "t.metrics"]
+
+
+def test_how_the_models_are_related(ledger):
+    """Base and tuned, the wrong way round, two tunings of one base, one model twice, and strangers."""
+    task = settings("t", 400)
+    for name, model in (("base", BASE), ("a1", ADAPTED), ("a2", replace(ADAPTED, adapter="a2")), ("full", FULL),
+                        ("again", replace(BASE, source="elsewhere")), ("stranger", STRANGER)):
+        evaluated(ledger, name, model, [(task, right(300, 400))])
+    ledger.save_tuning(tuning())
+    relations = {(a, b): compare(a, b, ledger=ledger).relation for a, b in (
+        ("base", "a1"), ("base", "full"), ("a1", "base"), ("full", "base"), ("a1", "a2"), ("a1", "full"),
+        ("base", "again"), ("base", "stranger"), ("a1", "stranger"))}
+    assert list(relations.values()) == [
+        "tuned", "tuned", "reversed", "reversed", "siblings", "siblings", "same model", "", ""]
+    siblings = compare("a1", "full", ledger=ledger)
+    assert (siblings.origin, siblings.lineage, siblings.rows[0].told) == ("base", False, "within")
+    assert "a1 and full were both made from base" in lineage_note(siblings)
+    assert "stands second" in lineage_note(compare("full", "base", ledger=ledger))
+
+
+def test_one_gate_or_question_may_look_at_some_tasks_alone(ledger):
+    careful(ledger)
+    found = compare("base", "careful", ledger=ledger, tasks=["kept"], save=False)
+    assert {r.task for r in found.rows} == {"kept"}
+    assert found.rows[0].p == found.rows[0].p_adjusted
+    assert ledger.comparisons() == []
+    with pytest.raises(InputError, match=r"no task 'kepd' \(did you mean 'kept'"):
+        compare("base", "careful", ledger=ledger, tasks=["kepd"])
+
+
+def test_a_margin_for_all_others(ledger):
+    careful(ledger)
+    found = compare("base", "careful", margins={"lost": .5, "*": .1}, ledger=ledger)
+    assert {r.task: r.margin for r in found.rows} == {"lost": .5, "kept": .1, "orders": .1}
+
+
+def test_the_tasks_of_a_group_are_explored_by_benjamini_hochberg(ledger):
+    """57 subjects are one question; which of them stand out is told by q, without a verdict."""
+    names = [f"mmlu_{i}" for i in range(12)]
+    tasks = [settings(n, 60, groups=("mmlu",)) for n in names]
+    before, after = [right(40, 60)] * 12, [right(10 if k < 2 else 39, 60) for k in range(12)]
+    for name, model, values in (("base", BASE, before), ("tuned", ADAPTED, after)):
+        evaluated(ledger, name, model, list(zip(tasks, values, strict=True)), scores=(group_scores(
+            tasks, dict(zip(names, values, strict=True)), "mmlu"),))
+    found = compare("base", "tuned", ledger=ledger)
+    rows = [r for r in found.rows if r.group]
+    assert [r.task for r in found.rows if r.primary] == ["mmlu"]
+    assert {r.group for r in rows} == {"mmlu"}
+    assert [r.q for r in rows] == pytest.approx(benjamini_hochberg([r.p_mid for r in rows]))
+    assert explored_text(found) == [
+        "MMLU: of its 12 tasks lower on MMLU 0, MMLU 1 (exploratory, Benjamini-Hochberg at 5 %)"]
+    mmlu = found.rows[0]
+    assert any("by task (cluster-robust)" in d for d in mmlu.details)
+    assert any("macro mean" in d for d in mmlu.details)
+    # a tenth is lost over all items, but in two of twelve tasks only: as a sample of tasks that proves nothing
+    assert mmlu.verdict == "undecided"
+    assert "by cluster undecided" in mmlu.note

@@ -62,7 +62,8 @@ def test_it_is_seeded_and_cheap_for_many_values() -> None:
     rare = np.zeros(10_000)
     rare[:20] = -1.0
     first, second = bca_mean(rare), bca_mean(rare)
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert first.interval() == second.interval()
     assert first.means.size == 2_000
 

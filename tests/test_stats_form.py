@@ -16,8 +16,8 @@ def answer(text: str, *, finish: str = "eos", valid: float | None = None, **extr
 
 def test_counts() -> None:
     answers = [answer("so 5", flex="5", strict="5"), answer("5", finish="stop", flex="5", strict="[invalid]"),
-               answer("hm", flex="[invalid]", strict="[invalid]"), answer("and then", finish="length", flex="7", strict=""),
-               answer(" ", flex="", strict="")]
+               answer("hm", flex="[invalid]", strict="[invalid]"),
+               answer("and then", finish="length", flex="7", strict=""), answer(" ", flex="", strict="")]
     found = count_forms(answers, "flex")
     assert (found.n, found.no_answer, found.cut_off, found.no_end, found.other_form, found.empty) == (5, 2, 1, 2, 2, 1)
     assert [unjudged(a, "flex") for a in answers] == [False, False, True, True, True]

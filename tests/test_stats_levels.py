@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from scipy import stats as oracle
 
-from aftertune.stats import mcnemar_exact, mcnemar_mid, paired_mean, tango_interval, tango_statistic, tango_tests, wilson
+from aftertune.stats import (
+    mcnemar_exact,
+    mcnemar_mid,
+    paired_mean,
+    tango_interval,
+    tango_statistic,
+    tango_tests,
+    wilson,
+)
 
 # (a, b, c, d) of the published tables, and Newcombe's method 10 (95 %) as published.
 NEWCOMBE = [

@@ -19,9 +19,9 @@ def compare(
     tuned: Annotated[list[str], typer.Argument(help="Id or name of an evaluation; several are compared one by one.")],
     margin: Annotated[list[str] | None, typer.Option(
         help="Points; a change within them is no loss. TASK=POINTS for one task. Repeatable. [default: 2]")] = None,
-    common: Annotated[bool, typer.Option("--common", help="Pair on the items that both have, where they differ.")] = False,
+    common: Annotated[bool, typer.Option("--common", help="Pair on the items that both have.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Compare in spite of differences; marked.")] = False,
-    details: Annotated[bool, typer.Option("--details", help="With McNemar's p-values and every task of a group.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="McNemar's p-values, every task of a group.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Compare evaluations question by question: what was forgotten, kept, improved?"""
@@ -55,8 +55,9 @@ def parse_margins(texts: list[str]) -> dict[str, float]:
         task, found, points = text.rpartition("=")
         value = number(points)
         if not 0 < value <= 100 or (found and not task):
-            raise InputError(f"--margin {text}: allowed are points above 0, up to 100, or TASK=POINTS; without a margin no "
-                             "small loss can be told from noise, so take the smallest that would matter (2 by default)")
+            raise InputError(f"--margin {text}: allowed are points above 0, up to 100, or TASK=POINTS; without a "
+                             "margin no small loss can be told from noise, so take the smallest that would matter "
+                             "(2 by default)")
         margins[task or "*"] = value / 100
     return margins
 
@@ -112,7 +113,8 @@ def as_object(comparison: Comparison) -> dict[str, object]:
              "items_needed": r.items_needed, "note": r.note, "stopped_of": r.stopped_of,
              "details": list(r.details)} for r in comparison.rows]
     return {"comparison": comparison.id, "base": comparison.base_name, "tuned": comparison.tuned_name,
-            "comparable": comparison.comparable, "forced": comparison.forced, "watermark": watermark(comparison) or None,
+            "comparable": comparison.comparable, "forced": comparison.forced,
+            "watermark": watermark(comparison) or None,
             "lineage": comparison.lineage, "relation": comparison.relation or None, "common": comparison.common,
             "rows": rows, "held_out": jsonable(comparison.held_out), "forms": jsonable(comparison.forms),
             "differences": jsonable(comparison.differences)}

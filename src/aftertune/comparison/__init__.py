@@ -36,7 +36,8 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Mapping
     """Compare two finished evaluations item by item, store the comparison in the ledger and return it.
 
     base, tuned: values, or ids or names in the ledger. margins: as fractions (0.02 is two points; in the
-    metric's own unit where it is no share), one for all or per task or group ("*": all others); a task without one takes 0.02.
+    metric's own unit where it is no share), one for all or per task or group ("*": all others); without one a task
+    takes 0.02.
     force: compare what items both have in spite of blocking differences, and mark the result. common: pair on the items
     that both have where the samples differ. tasks: only these, or those of these groups; they are then the family.
     Raises NotComparable (with each difference), InputError (margin, task, unknown or unfinished evaluation).

@@ -3,8 +3,8 @@
     format_table(evaluation, answers)[0]
         FormatLine(title="GSM8K (chain of thought)", n=8, cut_off=5, no_answer=2, other_form=4, no_end=8, empty=0)
 
-The counts are those of `aftertune.stats.form`: *cut off* at the token limit, *no answer* to extract, *other form* (found,
-but not by a stricter filter), *no end* (the model did not write its end token), *empty*.
+The counts are those of `aftertune.stats.form`: *cut off* at the token limit, *no answer* to extract, *other form*
+(found, but not by a stricter filter), *no end* (the model did not write its end token), *empty*.
 """
 
 from __future__ import annotations

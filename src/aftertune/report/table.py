@@ -34,8 +34,8 @@ _Z = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreLine:
-    """One score as text. part says which items were used ("" for all of them); certain: its standard error is 0, because
-    all items gave the same value, though the interval has a width."""
+    """One score as text. part says which items were used ("" for all of them); certain: its standard error is 0,
+    because all items gave the same value, though the interval has a width."""
 
     task: str
     title: str

@@ -45,8 +45,8 @@ def terminal_scores(evaluation: Evaluation) -> Table:
         table.add_row(Text(fmt.visible(line.task)), Text(line.metric), line.result, line.error, line.n,
                       style="bold" if line.primary else "")
     parts = dict.fromkeys(f"{fmt.visible(line.task)}: {line.part}" for line in lines if line.part)
-    parts |= dict.fromkeys(f"{fmt.visible(line.task)}, {line.metric}: an error of 0 at {line.result} is no certainty; the "
-                           f"95 % interval is {line.interval}" for line in lines if line.certain)
+    parts |= dict.fromkeys(f"{fmt.visible(line.task)}, {line.metric}: an error of 0 at {line.result} is no certainty; "
+                           f"the 95 % interval is {line.interval}" for line in lines if line.certain)
     if parts:
         table.caption = Text("\n".join(parts))
     return table
@@ -104,8 +104,9 @@ def _forms(comparison: Comparison) -> list[str]:
     for form in comparison.forms:
         if any((c.cut_off, c.no_answer, c.empty) != (0, 0, 0) for c in (form.base, form.tuned)):
             cause = f"; {shift_text(form)}" if form.lost else ""
-            said.append(f"{fmt.visible(form.task)}: answers of {fmt.visible(comparison.base_name)}: "
-                        f"{form_text(form.base)}; of {fmt.visible(comparison.tuned_name)}: {form_text(form.tuned)}{cause}")
+            before, after = fmt.visible(comparison.base_name), fmt.visible(comparison.tuned_name)
+            said.append(f"{fmt.visible(form.task)}: answers of {before}: {form_text(form.base)}; of {after}: "
+                        f"{form_text(form.tuned)}{cause}")
     return said
 
 

@@ -1,0 +1,98 @@
+"""``aftertune compare`` on a small ledger: several tuned models, margins, refusals in JSON, watermarks, hints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aftertune.cli import app
+from aftertune.cli.compare import parse_margins
+from aftertune.cli.console import guarded
+from aftertune.errors import InputError
+from aftertune.ledger import Ledger
+from test_comparison import ADAPTED, BASE, evaluated, right, settings
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["aftertune", *words])
+    return guarded(app)
+
+
+@pytest.fixture(autouse=True)
+def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base, two adapters of it, and an evaluation of other settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AFTERTUNE_LEDGER", raising=False)
+    monkeypatch.setenv("COLUMNS", "140")
+    task = settings("t", 400, n_total=1000, sample=400, sample_seed=0)
+    with Ledger() as ledger:
+        evaluated(ledger, "base", BASE, [(task, right(300, 400))])
+        evaluated(ledger, "one", ADAPTED, [(task, right(200, 400))])
+        evaluated(ledger, "two", replace(ADAPTED, adapter="a2"), [(task, right(298, 400))])
+        evaluated(ledger, "five", replace(ADAPTED, adapter="a3"), [(replace(task, num_fewshot=5), right(290, 400))])
+
+
+def test_several_tuned_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "compare", "base", "one", "two") == 0
+    shown = capsys.readouterr().out
+    assert shown.index("one against base") < shown.index("two against base") < shown.rindex("against base")
+    assert "forgot −25.00" in shown
+    assert "kept −0.50" in shown
+    assert "Items used: t 400 of 1,000" in shown
+    assert call(monkeypatch, "compare", "base", "one", "two", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["comparisons"]
+    assert [c["rows"][0]["told"] for c in found] == ["forgot", "kept"]
+    assert found[0]["rows"][0]["n_total"] == 1000
+
+
+def test_one_that_is_not_comparable_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "compare", "base", "five", "two", "--json") == 3
+    out, err = capsys.readouterr()
+    first, second = json.loads(out)["comparisons"]
+    assert (first["comparable"], second["rows"][0]["told"]) == (False, "kept")
+    assert first["differences"] == [{"field": "t.num_fewshot", "left": "0", "right": "5", "blocking": True}]
+    assert err.count("\n") == 1
+    assert "t.num_fewshot (0 | 5)" in err
+
+
+def test_a_forced_comparison_is_marked_everywhere(monkeypatch: pytest.MonkeyPatch,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "compare", "base", "five", "--force") == 0
+    assert "FORCED COMPARISON" in capsys.readouterr().out
+    assert call(monkeypatch, "compare", "base", "five", "--force", "--json") == 0
+    assert "t.num_fewshot: 0 against 5" in json.loads(capsys.readouterr().out)["watermark"]
+    for verb, out in (("record", "r.md"), ("report", "r.html")):
+        assert call(monkeypatch, verb, "--out", out) == 0
+        assert "FORCED COMPARISON" in Path(out).read_text()
+
+
+def test_the_wrong_order_and_two_tuned_models(monkeypatch: pytest.MonkeyPatch,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "compare", "one", "base") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "aftertune compare base one" in shown
+    assert "higher" in shown
+    assert "improved" not in shown
+    assert call(monkeypatch, "compare", "one", "two") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "one and two were both made from base" in shown
+    assert "forgetting" in shown
+    assert "forgot" not in shown
+
+
+def test_details(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "compare", "base", "one", "--details") == 0
+    assert "McNemar exact p <0.001, mid-p <0.001" in capsys.readouterr().out
+
+
+def test_margins() -> None:
+    assert parse_margins(["5", "hellaswag=1.5"]) == {"*": .05, "hellaswag": .015}
+    assert parse_margins([]) == {}
+    for wrong in ("0", "x", "hellaswag=", "=3", "t=101", "t=nan"):
+        with pytest.raises(InputError, match="TASK=POINTS"):
+            parse_margins([wrong])
