@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -94,9 +95,9 @@ def test_an_engine_uses_them_for_packed_rows_and_not_for_plain_ones(monkeypatch:
     model, used = wide(), []
     original = Linears.packed
 
-    def counted(self: Linears) -> Any:
+    def counted(self: Linears, **options: Any) -> Any:
         used.append(self)
-        return original(self)
+        return original(self, **options)
 
     monkeypatch.setattr(Linears, "packed", counted)
     budget = Budget(tokens=500, logits=500, cells=10**6, slots=2, threads=1, prepacked=1)
@@ -110,3 +111,58 @@ def test_an_engine_uses_them_for_packed_rows_and_not_for_plain_ones(monkeypatch:
         assert bool(used) is packed
         used.clear()
     assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def there(layer: Any) -> bool:
+    """True where a weight's numbers are in memory."""
+    middle = layer.weight.flatten()[layer.weight.numel() // 4: -layer.weight.numel() // 4]
+    return bool(middle.any())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is let go on Linux alone")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_live_in_the_copies_alone_and_come_back_bit_for_bit(dtype: torch.dtype) -> None:
+    model, right = wide(dtype), wide(dtype)
+    linears = Linears(model)
+    one, x = model.model.layers[0].self_attn, torch.randn(3, 2 * ROWS).to(dtype)
+    with torch.inference_mode():
+        expected = model(TOKENS).logits
+        with linears.packed():
+            joined = linears.product(one.q_proj, one.k_proj, one.v_proj)
+        with linears.packed(alone=True):
+            assert not there(one.q_proj)  # packed before
+            linears.product(one.o_proj)
+            assert not there(one.o_proj)
+            logits = model(TOKENS).logits
+            assert there(model.model.layers[1].mlp.up_proj)  # called as a layer: what else reads it is not known
+            assert torch.equal(joined(x)[:, :one.q_proj.out_features], linears.product(one.q_proj)(x))
+        assert (logits.float() - expected.float()).abs().max() < 0.15
+        assert torch.equal(model(TOKENS).logits, expected)
+    for name, weight in right.named_parameters():
+        assert torch.equal(model.get_parameter(name), weight), name
+
+
+def test_tied_weights_stay_for_the_embedding() -> None:
+    model = byte_llama(hidden=2 * ROWS)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    linears = Linears(model)
+    with torch.inference_mode(), linears.packed(alone=True):
+        linears.product(model.lm_head)
+        assert there(model.lm_head)
+
+
+def test_weights_come_back_after_an_error_and_can_be_trained() -> None:
+    model = wide()
+    linears, layer = Linears(model), model.model.layers[0].mlp.up_proj
+
+    def failing() -> None:
+        with linears.packed(alone=True):
+            linears.product(layer)
+            assert not there(layer) or sys.platform != "linux"
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        failing()
+    assert there(layer)
+    model(TOKENS, labels=TOKENS).loss.backward()
+    assert layer.weight.grad.abs().max() > 0

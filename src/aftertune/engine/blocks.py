@@ -22,7 +22,7 @@ from transformers.activations import SiLUActivation
 from aftertune.engine import kernels
 from aftertune.engine.adapters import Sums, taken_apart
 from aftertune.engine.attention import Call, in_force
-from aftertune.engine.linears import Function, Linears, plain
+from aftertune.engine.linears import Function, Linears
 
 #: Decoder layers that are of this kind, by module and class.
 KIND = frozenset({"llama.modeling_llama.LlamaDecoderLayer", "mistral.modeling_mistral.MistralDecoderLayer",

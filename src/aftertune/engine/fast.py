@@ -32,11 +32,11 @@ class Fast:
         self.blocks = Blocks(model, self.linears)
 
     @contextlib.contextmanager
-    def on(self) -> Iterator[None]:
-        """The model computes with them meanwhile."""
+    def on(self, *, alone: bool = False) -> Iterator[None]:
+        """The model computes with them meanwhile. alone: its weights may be in packed copies alone until then."""
         with contextlib.ExitStack() as stack:
             if self.budget.prepacked:
-                stack.enter_context(self.linears.packed())
+                stack.enter_context(self.linears.packed(alone=alone))
             if self.budget.kernels:
                 stack.enter_context(self.blocks.fused())
             yield

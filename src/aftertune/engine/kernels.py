@@ -33,8 +33,8 @@ _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
 _KERNELS = {"attend_rows": "nppppppp" "nnnnnn" "ppnnfn", "attend_step": "nppppp" "nnnnnn" "ppn" "ppnnfn",
-            "keep": "nppnnnn" "ppnn", "rms_norm": "npppppnnf", "gate": "nppnn", "rotate": "npppnnnnn", "summarise": "npnnppp",
-            "add_low": "npnpnfpnnn"}
+            "keep": "nppnnnn" "ppnn", "rms_norm": "npppppnnf", "gate": "nppnn", "rotate": "npppnnnnn",
+            "summarise": "npnnppp", "add_low": "npnpnfpnnn"}
 
 
 def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape, past: Held | None, scaling: float,

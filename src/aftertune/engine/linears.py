@@ -16,13 +16,14 @@ These are torch's own operators for compiled graphs (``torch.ops.mkldnn``); wher
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 
-from aftertune.engine.memory import unneeded
+from aftertune.engine.memory import dropped, trim, unneeded
 
 #: Rows that the layout is chosen for; it serves any number of them.
 ROWS = 64
@@ -57,24 +58,33 @@ class Linears:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.on = False
+        self._uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
         self._copies: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        self._alone = False
+        self._products: set[tuple[Any, ...]] = set()  # layers whose weights nothing but a product needs
+        self._absent: dict[Any, tuple[Any, ...]] = {}  # layers whose weights lie in a copy alone, and those it is of
 
     @contextlib.contextmanager
-    def packed(self) -> Iterator[None]:
-        """The model computes from the packed copies meanwhile."""
+    def packed(self, *, alone: bool = False) -> Iterator[None]:
+        """The model computes from the packed copies meanwhile. alone: those of products are all that there is of the
+        weights until then, and on leaving they are what the weights are made from."""
         found = layers(self.model)
         for layer in found:
             layer.forward = partial(self._forward, layer)
-        self.on = True
+        self.on, self._alone = True, alone
         try:
+            for group in self._products & self._copies.keys() if alone else ():
+                self._let_go(group)
             yield
         finally:
-            self.on = False
+            self.on = self._alone = False
             for layer in found:
                 del layer.forward
+            self._restore()
 
     def product(self, *layers: Any) -> Function:
         """x [rows, columns] -> what the layers make of it, side by side."""
+        self._products.add(layers)
         weight, bias = self._copy(*layers)
 
         def run(x: torch.Tensor) -> torch.Tensor:
@@ -84,15 +94,52 @@ class Linears:
         return run
 
     def _forward(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        return self.product(layer)(x)
+        weight, bias = self._copy(layer)
+        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+        return made
 
-    def _copy(self, *layers: Any) -> tuple[Any, Any]:
+    def _copy(self, *group: Any) -> tuple[Any, Any]:
         """Packed weight and bias of layers, one under the other."""
-        if layers not in self._copies:
+        if group not in self._copies:
             with torch.no_grad():
-                weight = torch.cat([m.weight for m in layers]) if len(layers) > 1 else layers[0].weight.detach()
-                bias = None if layers[0].bias is None else torch.cat([m.bias for m in layers])
-                self._copies[layers] = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), bias
-            for layer in layers:
-                unneeded(layer.weight)
-        return self._copies[layers]
+                weights = [self._weight(layer) for layer in group]
+                weight = torch.cat(weights) if len(group) > 1 else weights[0].detach()
+                bias = None if group[0].bias is None else torch.cat([m.bias for m in group])
+                self._copies[group] = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), bias
+            for layer in group:
+                if layer not in self._absent:
+                    unneeded(layer.weight)
+        if self._alone and group in self._products:
+            self._let_go(group)
+        return self._copies[group]
+
+    def _let_go(self, group: tuple[Any, ...]) -> None:
+        """Let the memory of weights go that have a copy. Those that a file backs leave memory by themselves."""
+        for layer in group:
+            if layer not in self._absent and layer.weight.untyped_storage().resizable() \
+                    and self._uses[id(layer.weight)] == 1 and dropped(layer.weight):
+                self._absent[layer] = group
+
+    def _weight(self, layer: Any) -> torch.Tensor:
+        """A layer's weight, from the copy where that is all there is."""
+        if layer not in self._absent:
+            weight: torch.Tensor = layer.weight
+            return weight
+        group = self._absent[layer]
+        rows = [m.out_features for m in group]
+        part: torch.Tensor = self._copies[group][0].to_dense().split(rows)[group.index(layer)]
+        return part
+
+    def _restore(self) -> None:
+        """Make the weights again that were let go, in the place of their copies: at no time are there many of both."""
+        if self._absent:
+            trim()
+        with torch.inference_mode(False), torch.no_grad():
+            for n, group in enumerate(dict.fromkeys(self._absent.values())):
+                weights = self._copies.pop(group)[0].to_dense().split([m.out_features for m in group])
+                for layer, weight in zip(group, weights, strict=True):
+                    if self._absent.get(layer) == group:
+                        layer.weight.data.copy_(weight)
+                        del self._absent[layer]
+                if n % 16 == 15:
+                    trim()

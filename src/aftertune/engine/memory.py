@@ -61,11 +61,29 @@ def _told() -> ResourceError:
 def unneeded(tensor: Any) -> None:
     """Tell the system that a tensor on a CPU will not be read for a while: pages that a file backs leave memory, and
     come back when they are read (madvise(2), MADV_PAGEOUT). Does nothing where the system has no such advice."""
-    pageout = 21
+    _advise(tensor, 21)
+
+
+def dropped(tensor: Any) -> bool:
+    """Let the memory of a tensor on a CPU go, and its numbers with it, but not its place: it may be written again
+    (madvise(2), MADV_DONTNEED). False where the system has no such advice."""
+    return _advise(tensor, 4)
+
+
+def trim() -> None:
+    """Hand freed memory back to the system (malloc_trim(3)), which devices.py tells the C library to keep."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+
+
+def _advise(tensor: Any, advice: int) -> bool:
+    """Advice of Linux about the whole pages of a tensor; False where there is none, or it is not taken."""
     if sys.platform != "linux":
-        return
+        return False
     first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (tensor.data_ptr() + tensor.numel() * tensor.itemsize - first) // mmap.PAGESIZE * mmap.PAGESIZE
-    if length > 0:
-        with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), pageout)
+    if length <= 0:
+        return False
+    with contextlib.suppress(AttributeError, OSError):
+        return not ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), advice)
+    return False

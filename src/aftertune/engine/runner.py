@@ -114,20 +114,20 @@ class Engine:
             tick: Callable[[int], None] | None = None) -> Iterator[Batch]:
         """Run the jobs that are not wholly in ``done``.
 
-        on_halving(batch, rows) reports each split; tick(cost) what of a long batch's cost is done.
+        on_halving(batch, rows) reports each split; tick(cost) what of a long batch's cost is done. Between batches the
+        model is not to be changed or saved: its weights may be in packed copies.
         """
         runs = _Runs(self, plan, tick or (lambda _: None))
-        for index, job in enumerate(plan.jobs):
-            if done.issuperset(job.positions):
-                continue
+        with self.fast.on(alone=True) if plan.decision.packed else contextlib.nullcontext():
+            for index, job in enumerate(plan.jobs):
+                if done.issuperset(job.positions):
+                    continue
 
-            def halved(rows: int, index: int = index) -> None:
-                if on_halving:
-                    on_halving(index, rows)
+                def halved(rows: int, index: int = index) -> None:
+                    if on_halving:
+                        on_halving(index, rows)
 
-            with self.fast.on() if plan.decision.packed else contextlib.nullcontext():
-                responses = runs.job(job, halved)
-            yield Batch(index, responses, job.cost)
+                yield Batch(index, runs.job(job, halved), job.cost)
 
     def _scoring(self, prefix: tuple[int, ...], groups: list[Branches], decision: Decision) -> list[Job]:
         if decision.packed:
