@@ -120,7 +120,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(file: Path, old: str, new: s
 def test_a_base_or_tuning_may_be_named_like_a_key(file: Path, name: str) -> None:
     mistyped = refused(file, SMALL.replace("small: {model: gpt2}", f"{name}: {{model: gpt2, revison: main}}"))
     assert mistyped == (f"unknown key `bases.{name}.revison` (did you mean 'revision'?); "
-                        "known keys here: model, revision, trust_remote_code")
+                        "known keys here: model, quantize, revision, trust_remote_code")
     tuning = f"tunings:\n  {name}: {{base: small, data: {{file: a.jsonl}}, epoch: 2}}\n"
     assert f"unknown key `tunings.{name}.epoch` (did you mean 'epochs'?)" in refused(file, SMALL + tuning)
 

@@ -27,7 +27,7 @@ class Broken(Exception):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return base_and_data(tmp_path_factory.mktemp("resume"))
+    return base_and_data(tmp_path_factory.mktemp("resume"), hidden=64)  # wide enough for four bits
 
 
 def spec(place, out, **settings):
@@ -56,8 +56,8 @@ def steps_of(told):
     return [step for step, total, text in told if text.startswith("loss")]
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("at", [1, 5, 9, 11])
+@pytest.mark.parametrize(("method", "at"), [
+    *((method, at) for method in ("lora", "full") for at in (1, 5, 9, 11)), ("qlora", 5), ("qlora", 9), ("dora", 9)])
 def test_a_broken_run_ends_with_the_weights_of_an_unbroken_one(place, method, at):
     whole = tune(spec(place, f"{method}-whole", method=method))
     broken = spec(place, f"{method}-{at}", method=method)

@@ -28,7 +28,7 @@ def chat_tokenizer(template: str | None = TEMPLATE) -> Any:
     return tokenizer
 
 
-def tiny_model(folder: Path, *, seed: int = 0) -> Path:
+def tiny_model(folder: Path, *, seed: int = 0, hidden: int = 32) -> Path:
     """A seeded random two-layer Llama with `chat_tokenizer`, saved by transformers."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -36,9 +36,41 @@ def tiny_model(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     LlamaForCausalLM(LlamaConfig(
         initializer_range=0.3,  # the default's tiny embeddings bound every logit, and nothing can be learned
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=64, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, eos_token_id=1,
         pad_token_id=0, bos_token_id=None)).save_pretrained(folder)
+    chat_tokenizer().save_pretrained(folder)
+    return folder
+
+
+_LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
+           "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+#: The record's models in small: config class and what makes each of them itself.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-3.2": ("LlamaConfig", {"num_key_value_heads": 2, "tie_word_embeddings": True, "rope_parameters": _LLAMA3}),
+    "tinyllama": ("LlamaConfig", {"num_key_value_heads": 1, "tie_word_embeddings": False}),
+    "phi-2": ("PhiConfig", {"partial_rotary_factor": 0.5, "tie_word_embeddings": False}),
+    "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 8, "tie_word_embeddings": False}),
+}
+
+
+def family_model(folder: Path, name: str, *, dtype: str = "float32", seed: int = 0) -> Path:
+    """A seeded random model of a family with `chat_tokenizer`, saved in ``dtype``; biases and norms are random too."""
+    import torch
+    import transformers
+
+    kind, settings = FAMILIES[name]
+    torch.manual_seed(seed)
+    config = getattr(transformers, kind)(**{
+        "initializer_range": 0.3, "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "eos_token_id": 1, "pad_token_id": 0,
+        "bos_token_id": None, **settings})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight += 0.1 * torch.randn_like(weight)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     chat_tokenizer().save_pretrained(folder)
     return folder
 
@@ -53,9 +85,9 @@ def easy_rows(count: int = 40) -> list[dict[str, str]]:
     return [{**row, "completion": "w1 w2"} for row in rows(count)]
 
 
-def base_and_data(folder: Path) -> Path:
+def base_and_data(folder: Path, *, hidden: int = 32) -> Path:
     """``folder`` with a tiny model in ``base`` and easy rows in ``data.jsonl``."""
-    tiny_model(folder / "base")
+    tiny_model(folder / "base", hidden=hidden)
     write_rows(folder / "data.jsonl", easy_rows())
     return folder
 

@@ -112,6 +112,9 @@ class _Run:
         self.progress(0, 0, "identifying the model")
         self.source = sources.resolve_model(spec.model, revision=spec.revision,
                                             trust_remote_code=spec.trust_remote_code)
+        if spec.quantize is not None:
+            self._check_quantize(spec.quantize)
+            self.source = replace(self.source, quantization=spec.quantize)
         self.identity = sources.fingerprint_model(self.source)
         self.adapter = None
         if spec.adapter is not None:
@@ -133,6 +136,13 @@ class _Run:
         finally:
             self.ledger.release(stored.id)
 
+    def _check_quantize(self, kind: str) -> None:
+        engine = self.spec.engine
+        if engine.startswith("lm-eval:") and engine != "lm-eval:hf":
+            raise InputError(f"--quantize {kind}: {engine} loads the model by itself, from its files; use the engine "
+                             "packed, plain or lm-eval:hf")
+        sources.require_nf4(self.device)
+
     def _evaluation(self, template: Template | None) -> Evaluation:
         """The evaluation as a value, before it has run; its id covers what decides the numbers."""
         spec, settings = self.spec, tuple(one.settings for one in self.loaded)
@@ -152,7 +162,7 @@ class _Run:
         return next(name for n in range(2, 10_000) if (name := f"{key}.{n}") not in taken)
 
     def _tuning(self) -> str | None:
-        made = [t.id for t in self.ledger.tunings() if t.result == self.identity.fingerprint]
+        made = [t.id for t in self.ledger.tunings() if self.identity.fingerprint in t.results]
         return made[-1] if made else None
 
     def _warnings(self, template: Template | None) -> Iterator[str]:
@@ -269,6 +279,7 @@ def _truncations(loaded: Sequence[LoadedTask], responses: dict[int, Response]) -
 def _name(identity: ModelIdentity) -> str:
     """A short name: the last part of the source, and of the adapter's folder."""
     name = Path(identity.source.removeprefix("package:")).name.removesuffix(".gguf")
+    name += f"@{identity.quantization}" if identity.quantization else ""
     return f"{name}+{Path(identity.adapter_source).name}" if identity.adapter_source else name
 
 

@@ -93,7 +93,7 @@ class _Run:
         base = self.study.bases[name]
         return self._evaluate(EvalSpec(
             model=base.model, revision=base.revision, trust_remote_code=base.trust_remote_code, name=name,
-            tasks=tuple(self._tasks(name)), **self._shared()), progress)
+            quantize=base.quantize, tasks=tuple(self._tasks(name)), **self._shared()), progress)
 
     def _evaluate_tuned(self, name: str, tuning: Tuning, progress: Progress) -> Evaluation:
         base = self.study.bases[self.study.tunings[name].base]

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from aftertune.values import Evaluation
 
 _FLAGS = {"limit": "--limit", "sample": "--sample", "dtype": "--dtype", "name": "--name", "threads": "--threads",
-          "num_fewshot": "--num-fewshot", "tasks": "--tasks", "engine": "--engine"}
+          "num_fewshot": "--num-fewshot", "tasks": "--tasks", "engine": "--engine",
+          "quantize": "--quantize"}
 
 
 def evaluate(
@@ -36,6 +37,7 @@ def evaluate(
     fewshot_as_multiturn: Annotated[bool, typer.Option("--fewshot-as-multiturn",
                                                        help="Examples as turns of the chat.")] = False,
     gen_kwargs: Annotated[str | None, typer.Option(help="Generation settings: a=1,b=2 or JSON.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="nf4: the base in four bits, as qlora trains on.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder with your own lm-eval task files.")] = None,
     allow_task_code: Annotated[bool, typer.Option("--allow-task-code", help="Let them run Python code.")] = False,
@@ -55,6 +57,7 @@ def evaluate(
     shared = {"limit": limit, "sample": sample, "sample_seed": sample_seed, "num_fewshot": num_fewshot}
     spec = _spec(_tasks(tasks, task_data or [], shared), {
         "model": model, "adapter": adapters[0] if len(adapters) == 1 else None, "revision": revision, "name": name,
+        "quantize": quantize,
         "dtype": dtype, "device": device,
         "engine": engine, "apply_chat_template": apply_chat_template, "system_instruction": system_instruction,
         "fewshot_as_multiturn": fewshot_as_multiturn, "gen_kwargs": parse_settings(gen_kwargs),

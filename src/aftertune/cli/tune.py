@@ -24,7 +24,7 @@ _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learni
 def tune(
     model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/FILE.")],
     data: Annotated[Path, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a Hub data set (alpaca).")],
-    method: Annotated[str, typer.Option(help="lora, rslora, dora, ia3 or full.")] = "lora",
+    method: Annotated[str, typer.Option(help="lora, qlora, rslora, dora, ia3 or full.")] = "lora",
     examples: Annotated[int | None, typer.Option(help="A seeded subset of this many.")] = None,
     data_format: Annotated[str, typer.Option(
         "--format", help="auto, prompt, messages, alpaca, sharegpt or text.")] = "auto",
@@ -59,6 +59,7 @@ def tune(
     out: Annotated[Path | None, typer.Option(help="Output folder.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the tuning in the ledger.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Write whole weights too, into OUT/merged.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Show three examples as trained, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -72,7 +73,7 @@ def tune(
         "learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation, "dtype": dtype,
         "max_length": max_length, "template": template, "learn": learn,
         "replay": _replay(replay, replay_share), "device": device, "revision": revision,
-        "out": out, "trust_remote_code": trust_remote_code}
+        "out": out, "trust_remote_code": trust_remote_code, "merge": merge}
     try:
         source = DataSpec(
             file=data, examples=examples, held_out=held_out, validation=validation,
@@ -153,4 +154,6 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
     for note in tuning.notes:
         rich.print(Text.assemble(("note", "yellow"), f" {note}"))
     flag = f"{model} --adapter {tuning.output}" if tuning.method != "full" else tuning.output
+    if tuning.merged:
+        typer.echo(f"whole weights in {tuning.output}/merged; the same model? aftertune check-merge {tuning.id}")
     typer.echo(f"written to {tuning.output}; what did it forget? aftertune eval {flag} --tasks …")

@@ -1,8 +1,8 @@
 """May these two be compared at all: owns the settings in which two evaluations must agree.
 
 Blocking: task version, metrics, items, few-shot, prompts, chat template, system instruction, generation settings, and
-a limit or sample that leads to other items. Not blocking, but told: dtype, device, engine, library versions,
-and tasks that only one side has. Where a comparison on the common items is asked for, other items do not block.
+a limit or sample that leads to other items. Not blocking, but told: dtype, device, engine, quantisation,
+library versions, and tasks that only one side has. Where a comparison on the common items is asked for, other items do not block.
 
     differences(base, tuned)     (Difference("hellaswag.num_fewshot", left="0", right="5", blocking=True),)
 """
@@ -129,6 +129,7 @@ def _conditions(left: Evaluation, right: Evaluation) -> Iterator[tuple[str, str,
     """What may move a score a little, but is no reason to refuse: (field, left, right), equal ones too."""
     for field in ("dtype", "device", "engine"):
         yield field, getattr(left, field), getattr(right, field)
+    yield "quantization", left.model.quantization or "none", right.model.quantization or "none"
     ours, theirs = (dict(e.provenance.versions) if e.provenance else {} for e in (left, right))
     for library in _LIBRARIES:
         a, b = (v.get(library) or v.get(library.replace("-", "_")) for v in (ours, theirs))

@@ -37,12 +37,12 @@ def kinship(left: Evaluation, right: Evaluation, ledger: Ledger) -> Kinship:
     done = [t for t in ledger.tunings() if t.status == "done"]
     if left.model.fingerprint == right.model.fingerprint:
         return Kinship("same model")
-    made = [t for t in done if t.result == right.model.fingerprint and t.base.fingerprint == left.model.fingerprint]
+    made = [t for t in done if right.model.fingerprint in t.results and t.base.fingerprint == left.model.fingerprint]
     if made or _adapts(left.model, right.model):
         named = [t for t in made if t.id == right.tuning] or made
         return Kinship("tuned", held_out=named[-1].held_out if named else None)
     if _adapts(right.model, left.model) or any(
-            t.result == left.model.fingerprint and t.base.fingerprint == right.model.fingerprint for t in done):
+            left.model.fingerprint in t.results and t.base.fingerprint == right.model.fingerprint for t in done):
         return Kinship("reversed")
     shared = {m.fingerprint: m.source for m in _origins(left.model, done)}
     origin = next((shared[m.fingerprint] for m in _origins(right.model, done) if m.fingerprint in shared), None)
@@ -58,7 +58,7 @@ def _origins(model: ModelIdentity, done: Sequence[Tuning]) -> list[ModelIdentity
     """The models that this one goes back to, the nearest first."""
     found: list[ModelIdentity] = []
     while True:
-        made = next((t.base for t in done if t.result == model.fingerprint), model.base if model.adapter else None)
+        made = next((t.base for t in done if model.fingerprint in t.results), model.base if model.adapter else None)
         if made is None or made.fingerprint in {m.fingerprint for m in found}:
             return found
         found.append(made)

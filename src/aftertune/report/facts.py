@@ -88,6 +88,8 @@ def model_facts(model: ModelIdentity) -> Facts:
         return [*facts, ("Identity", "not proven: imported results name their weights, they do not show them")]
     facts += [("Model Fingerprint", fmt.short(model.fingerprint)), ("Weights", fmt.short(model.weights)),
               ("Configuration", fmt.short(model.config)), ("Tokenizer", fmt.short(model.tokenizer))]
+    if model.quantization:
+        facts.append(("Quantization", f"{model.quantization.upper()}, linear layers, when loaded"))
     if model.adapter_source:
         facts.append(("Adapter Path", model.adapter_source))
     if model.adapter:

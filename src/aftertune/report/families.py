@@ -35,7 +35,7 @@ class Family:
 def tuning_of(evaluation: Evaluation, tunings: Sequence[Tuning]) -> Tuning | None:
     """The fine-tune that an evaluation's model came from: by id, else by the model's fingerprint."""
     by_id = (t for t in tunings if t.id == evaluation.tuning)
-    by_result = (t for t in tunings if t.result == evaluation.model.fingerprint)
+    by_result = (t for t in tunings if evaluation.model.fingerprint in t.results)
     return next(by_id, None) or next(by_result, None)
 
 
@@ -68,5 +68,5 @@ def _root(model: ModelIdentity, tuning: Tuning | None, tunings: Sequence[Tuning]
     while tuning is not None and tuning.id not in seen:
         seen.add(tuning.id)
         model = tuning.base
-        tuning = next((t for t in tunings if t.result == model.fingerprint), None)
+        tuning = next((t for t in tunings if model.fingerprint in t.results), None)
     return model.base if model.adapter else model

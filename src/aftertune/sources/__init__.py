@@ -17,6 +17,7 @@ from aftertune.sources.fingerprint import (
     fingerprint_tokenizer,
 )
 from aftertune.sources.loading import Bases, add_adapter, check_vocabulary, load_model, load_tokenizer
+from aftertune.sources.nf4 import require_nf4
 from aftertune.sources.origin import AdapterSource, ModelSource
 from aftertune.sources.packs import Pack, pack_path, pack_root, packs
 from aftertune.sources.resolve import resolve_model
@@ -24,5 +25,5 @@ from aftertune.sources.resolve import resolve_model
 __all__ = [
     "AdapterSource", "Bases", "ModelSource", "Pack", "add_adapter", "check_vocabulary", "fingerprint_adapter",
     "fingerprint_file", "fingerprint_model", "fingerprint_rows", "fingerprint_tokenizer", "load_model",
-    "load_tokenizer", "pack_path", "pack_root", "packs", "resolve_adapter", "resolve_model",
+    "load_tokenizer", "pack_path", "pack_root", "packs", "require_nf4", "resolve_adapter", "resolve_model",
 ]

@@ -82,10 +82,10 @@ def check_lineage(adapter: AdapterSource, base: ModelSource, identity: ModelIden
     if not (adapter.path / LINEAGE).is_file():
         return
     found = recorded_base(read_json(adapter.path / LINEAGE))
-    if found is None or found[0] == identity.base.fingerprint:
+    if found is None or found[0] == identity.stored.fingerprint:
         return
     raise SourceError(f"{adapter.source}: was trained on {found[1]} (fingerprint {found[0][:12]}), but the "
-                      f"base given is {base.named} (fingerprint {identity.base.fingerprint[:12]}); give the "
+                      f"base given is {base.named} (fingerprint {identity.stored.fingerprint[:12]}); give the "
                       "base that it was trained on")
 
 

@@ -56,7 +56,8 @@ def fingerprint_model(source: ModelSource, adapter: AdapterSource | None = None)
         source=source.source, weights=facts["weights"], config=facts["config"], tokenizer=facts["tokenizer"],
         adapter=fingerprint_adapter(adapter.path) if adapter else None,
         adapter_source=adapter.source if adapter else None, architecture=facts["architecture"],
-        parameters=facts["parameters"], revision=source.revision, trust_remote_code=source.trust_remote_code)
+        parameters=facts["parameters"], revision=source.revision, trust_remote_code=source.trust_remote_code,
+        quantization=source.quantization)
 
 
 def _folder_facts(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.errors import ResourceError, SourceError
+from aftertune.sources.nf4 import require_nf4, to_nf4
 from aftertune.sources.origin import AdapterSource, ModelSource
 from aftertune.sources.tensors import read_header
 from aftertune.sources.unpacked import unpacked
@@ -45,16 +46,20 @@ def load_model(source: ModelSource, dtype: str, device: str, adapter: AdapterSou
     """The model in evaluation mode on ``device``; an adapter is put on unmerged.
 
     dtype: "float32", "bfloat16" or "float16"; attn_implementation: None lets transformers choose. With
-    ``tokenizer`` its vocabulary is checked against the embedding rows.
-    Raises SourceError for files that do not make the model, ResourceError where memory does not suffice.
+    ``tokenizer`` its vocabulary is checked against the embedding rows. A source with ``quantization`` has its linear
+    layers in four bits, which compute in ``dtype``.
+    Raises SourceError for files that do not make the model, ResourceError where memory does not suffice or
+    bitsandbytes is missing.
     """
     import torch
 
+    if source.quantization:
+        require_nf4(device)
     with quiet(), _memory_told(source, device):
         model = _build(source, getattr(torch, dtype), attn_implementation)
         if tokenizer is not None:
             check_vocabulary(tokenizer, model, source)
-        model = model.to(device)
+        model = to_nf4(model, getattr(torch, dtype), device) if source.quantization else model.to(device)
         if adapter is not None:
             model = add_adapter(model, adapter, device=device)
     return model.eval()

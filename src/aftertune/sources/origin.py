@@ -18,7 +18,8 @@ class ModelSource:
     """A model whose files are on this machine.
 
     source: as the user gave it; path: the folder that holds the files; gguf_file: name of the GGUF file in
-    it, None for safetensors; revision: the commit hash of a Hub snapshot.
+    it, None for safetensors; revision: the commit hash of a Hub snapshot; quantization: how its linear layers
+    are held once loaded ("nf4"), None for as they are stored.
     """
 
     source: str
@@ -27,6 +28,7 @@ class ModelSource:
     gguf_file: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    quantization: str | None = None
 
     @property
     def gguf_path(self) -> Path | None:

@@ -32,6 +32,7 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize = Literal["nf4"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -115,12 +116,16 @@ class TaskSpec(Spec):
 
 
 class EvalSpec(Spec):
-    """One evaluation: a model, perhaps with an adapter, on tasks under fixed settings."""
+    """One evaluation: a model, perhaps with an adapter, on tasks under fixed settings.
+
+    quantize: "nf4" holds the base's linear layers in four bits, as qlora trains on; None as they are stored.
+    """
 
     model: str
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
     adapter: str | None = None
     revision: str | None = None
+    quantize: Quantize | None = None
     name: Name | None = None
     dtype: Dtype = "auto"
     device: str = "auto"
@@ -194,13 +199,14 @@ class LoraSpec(Spec):
 class Recipe(Spec):
     """How to fine-tune: method, data and hyperparameters, whatever the base.
 
-    learning_rate None takes the method's default (lora, rslora and dora 2e-4, ia3 8e-3, full 2e-5). template: chat,
-    the model's own; alpaca, the classic instruction prompt; plain, prompt and completion as they stand. learn: what of
-    an example the loss counts: every answer of a conversation, the last one, or all of it, prompts too.
+    learning_rate None takes the method's default (ia3 8e-3, full 2e-5, the others 2e-4). template: chat, the model's
+    own; alpaca, the classic instruction prompt; plain, prompt and completion as they stand. learn: what of an example
+    the loss counts: every answer of a conversation, the last one, or all of it, prompts too. merge: write whole weights
+    beside the adapter too.
     """
 
     data: DataSpec
-    method: Literal["lora", "rslora", "dora", "ia3", "full"] = "lora"
+    method: Literal["lora", "qlora", "rslora", "dora", "ia3", "full"] = "lora"
     seed: int = 0
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Positive | None = None
@@ -214,6 +220,13 @@ class Recipe(Spec):
     learn: Literal["answers", "last", "all"] = "answers"
     lora: LoraSpec = LoraSpec()
     replay: ReplaySpec | None = None
+    merge: bool = False
+
+    @model_validator(mode="after")
+    def _merge_goes_with_an_adapter(self) -> Recipe:
+        if self.merge and self.method == "full":
+            raise ValueError("`merge` goes with an adapter; full writes whole weights by itself")
+        return self
 
 
 class TuneSpec(Recipe):
@@ -231,10 +244,11 @@ class TuneSpec(Recipe):
 
 
 class BaseSpec(Spec):
-    """A base model of a study."""
+    """A base model of a study. quantize: "nf4" evaluates it in four bits: what quantisation alone costs."""
 
     model: str
     revision: str | None = None
+    quantize: Quantize | None = None
     trust_remote_code: bool = False
 
 
@@ -270,6 +284,9 @@ class Study(Spec):
             if tuning.base not in self.bases:
                 raise ValueError(f"tunings.{name}.base is {tuning.base!r}, which is not among the bases "
                                  f"({', '.join(self.bases)}){nearest(tuning.base, list(self.bases))}")
+            if self.bases[tuning.base].quantize:
+                raise ValueError(f"tunings.{name}.base is {tuning.base!r}, a base in four bits; name its 16-bit base "
+                                 "(qlora quantises it by itself, and what it teaches is measured on that)")
             if name in self.bases:
                 raise ValueError(f"{name!r} names both a base and a tuning; names must differ")
         known = [*self.bases, *self.tunings]

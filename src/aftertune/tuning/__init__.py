@@ -51,23 +51,35 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
     from aftertune.tuning import output
     from aftertune.tuning.loop import quiet_libraries
 
-    job = _prepare(spec)
+    job, told = _prepare(spec), progress or (lambda *_: None)
     folder = Path(job.tuning.output)
     done = output.finished(folder, job.tuning.id, job.source, job.tuning.base)
     if done is not None:
-        done = replace(done, name=job.tuning.name, output=job.tuning.output)
-        return ledger.save_tuning(done) if ledger else done
+        return _merged(job, replace(done, name=job.tuning.name, output=job.tuning.output), ledger, told)
     output.prepare(folder)
     if ledger:
         ledger.save_tuning(job.tuning)
     try:
         with quiet_libraries():
-            tuning = _run(job, ledger, progress or (lambda *_: None))
+            tuning = _run(job, ledger, told)
     except BaseException:
         if ledger:
             ledger.save_tuning(replace(job.tuning, status="failed"))
         raise
     output.write_manifest(folder, tuning)
+    if ledger:  # what was learned is kept, whatever becomes of the merge
+        ledger.save_tuning(tuning)
+    return _merged(job, tuning, ledger, told)
+
+
+def _merged(job: _Job, tuning: Tuning, ledger: Ledger | None, told: Progress) -> Tuning:
+    """The finished tuning, merged where that is asked for, in the ledger."""
+    from aftertune.tuning import output
+
+    if job.spec.merge:
+        told(0, 0, "merging the adapter into the base")
+        tuning = output.with_merged(tuning, job.source)
+        output.write_manifest(Path(tuning.output), tuning)
     return ledger.save_tuning(tuning) if ledger else tuning
 
 
@@ -91,14 +103,16 @@ def _prepare(spec: TuneSpec) -> _Job:
     """Resolve source, data, device and recipe; read no weights into memory."""
     from aftertune.engine.devices import choose_device, choose_dtype, set_threads
     from aftertune.provenance import capture
-    from aftertune.sources import fingerprint_model, resolve_model
-    from aftertune.tuning.build import LEARNING_RATES
+    from aftertune.sources import fingerprint_model, require_nf4, resolve_model
+    from aftertune.tuning.build import LEARNING_RATES, NOTES
     from aftertune.tuning.corpus import Corpus
     from aftertune.tuning.loop import Plan
 
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay)
     device = choose_device(spec.device)
+    if spec.method == "qlora":
+        require_nf4(device)
     plan = Plan(device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
                 max_steps=spec.max_steps, learning_rate=spec.learning_rate or LEARNING_RATES[spec.method],
                 batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
@@ -111,7 +125,8 @@ def _prepare(spec: TuneSpec) -> _Job:
     return _Job(spec, source, corpus, plan, Tuning(
         id=tuning_id, name=spec.name or tuning_id, base=identity, method=spec.method, data=corpus.fingerprint,
         data_source=str(spec.data.file), examples=len(corpus.training), seed=spec.seed, settings=settings,
-        output=str(out), counts=corpus.counts, notes=corpus.notes, provenance=capture()))
+        output=str(out), counts=corpus.counts, notes=(*corpus.notes, *NOTES.get(spec.method, ())),
+        provenance=capture()))
 
 
 def identify_tuning(base: ModelIdentity, data: str, recipe: Mapping[str, Any], seed: int) -> str:
@@ -146,7 +161,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     from aftertune.provenance import finish
     from aftertune.sources import load_model, load_tokenizer
     from aftertune.tuning import output
-    from aftertune.tuning.build import attention, base_dtype, build, trainable
+    from aftertune.tuning.build import attention, base_dtype, build, loaded, trainable
     from aftertune.tuning.checkpoints import Checkpoints
     from aftertune.tuning.encode import Form
     from aftertune.tuning.loop import train
@@ -158,8 +173,8 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     progress(0, 0, "encoding the examples")
     rows = Rows.of(job.corpus, tokenizer, Form(spec.template, spec.max_length, spec.learn), spec.seed)
     progress(0, 0, "loading the model")
-    base = load_model(job.source, base_dtype(spec.method, plan.dtype), plan.device, tokenizer=tokenizer,
-                      attn_implementation=attention(plan.device, rows.longest))
+    base = load_model(loaded(job.source, spec.method), base_dtype(spec.method, plan.dtype), plan.device,
+                      tokenizer=tokenizer, attn_implementation=attention(plan.device, rows.longest))
     model = build(base, spec.method, spec.lora, plan.seed)
     batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype)
     progress(0, 0, f"held-out loss before, {len(rows.held_out)} examples")

@@ -12,27 +12,31 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aftertune.errors import AftertuneError, StorageError
+from aftertune.errors import AftertuneError, InputError, StorageError
 from aftertune.ledger.codec import decode
 from aftertune.sources import ModelSource, fingerprint_model, resolve_adapter, resolve_model
 from aftertune.sources.cache import usual_modes
 from aftertune.sources.loading import quiet
+from aftertune.tuning.merge import FOLDER, merge
 from aftertune.values import ModelIdentity, Tuning, plain
 
 MANIFEST = "aftertune.json"
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder, and take away the manifest of what is about to be replaced.
+    """Make the folder, and take away the manifest and the merged weights of what is about to be replaced.
 
     Raises StorageError where it cannot be written, before any work is done.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
@@ -60,6 +64,29 @@ def identify(folder: Path, method: str, base: ModelSource, identity: ModelIdenti
     if method == "full":
         return fingerprint_model(resolve_model(str(folder))).fingerprint
     return fingerprint_model(base, resolve_adapter(str(folder), base, identity)).fingerprint
+
+
+def with_merged(tuning: Tuning, base: ModelSource) -> Tuning:
+    """The tuning with its adapter merged too, into ``merged`` in its folder; one that is there already stays.
+
+    Raises InputError where there is nothing to merge.
+    """
+    folder = Path(tuning.output)
+    if tuning.method == "full":
+        raise InputError(f"{tuning.name}: a full tuning writes whole weights, so there is nothing to merge; leave out "
+                         "--merge")
+    if tuning.merged is not None and merged_fingerprint(folder) == tuning.merged:
+        return tuning
+    adapter = resolve_adapter(str(folder), base, tuning.base)
+    return replace(tuning, merged=merge(base, adapter, folder / FOLDER, dtype=str(tuning.settings["dtype"])))
+
+
+def merged_fingerprint(folder: Path) -> str | None:
+    """Fingerprint of the merged weights in a tuning's folder, None where there are none that are whole."""
+    try:
+        return fingerprint_model(resolve_model(str((folder / FOLDER).resolve()))).fingerprint
+    except AftertuneError:
+        return None
 
 
 def write_manifest(folder: Path, tuning: Tuning) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from aftertune.values.compared import (
@@ -58,7 +58,8 @@ class ModelIdentity:
 
     source: as the user gave it; weights: stored tensors of the (base) model; config: the fields of
     ``config.json`` that change the forward pass; tokenizer: tokenizer and chat template; adapter: PEFT
-    adapter weights and config, None for a plain model.
+    adapter weights and config, None for a plain model. quantization: how the linear layers were held once
+    loaded ("nf4"), None where as stored.
     """
 
     source: str
@@ -71,17 +72,23 @@ class ModelIdentity:
     parameters: int | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    quantization: str | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the function that the model computes: weights, config and adapter."""
-        return digest([self.weights, self.config, self.adapter])
+        """Identity of the function that the model computes: weights, config, adapter and quantisation."""
+        parts = [self.weights, self.config, self.adapter]
+        return digest([*parts, self.quantization] if self.quantization else parts)
 
     @property
     def base(self) -> ModelIdentity:
         """The same model without its adapter."""
-        values = {k: getattr(self, k) for k in self.__dataclass_fields__}
-        return ModelIdentity(**{**values, "adapter": None, "adapter_source": None})
+        return replace(self, adapter=None, adapter_source=None)
+
+    @property
+    def stored(self) -> ModelIdentity:
+        """The base as its files have it: without adapter and quantisation."""
+        return replace(self.base, quantization=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,7 +319,8 @@ class Tuning:
     the base with the adapter or the new weights. data: fingerprint of the training examples actually used.
     settings: every resolved hyperparameter. steps: (step, loss) of the training log. counts: what each file gave and
     what was left out of it ("data", "replay_data"), and what each side came to in rows and tokens ("training",
-    "replay", …).
+    "replay", …). merged: fingerprint of the weights in ``output``/merged, the adapter summed into the base; None where
+    they were not asked for.
     """
 
     id: str
@@ -333,6 +341,12 @@ class Tuning:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Provenance | None = None
+    merged: str | None = None
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Fingerprints of the models that came out of it."""
+        return tuple(f for f in (self.result, self.merged) if f is not None)
 
 
 def plain(value: Any) -> Any:
