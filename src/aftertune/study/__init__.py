@@ -20,7 +20,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from aftertune.errors import InputError, nearest
 from aftertune.study.words import Dtype, EngineName, Memory, Name, Positive, Quantize, Spec
