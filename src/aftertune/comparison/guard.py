@@ -1,8 +1,9 @@
 """May these two be compared at all: owns the settings in which two evaluations must agree.
 
 Blocking: task version, metrics, items, few-shot, prompts, chat template, system instruction, generation settings, and
-a limit or sample that leads to other items. Not blocking, but told: dtype, device, engine, quantisation,
-library versions, and tasks that only one side has. Where a comparison on the common items is asked for, other items do not block.
+a limit or sample that leads to other items. Not blocking, but told: dtype, device, engine, quantisation, library
+versions, and tasks that only one side has. Where a comparison on the common items is asked for, other items do not
+block.
 
     differences(base, tuned)     (Difference("hellaswag.num_fewshot", left="0", right="5", blocking=True),)
 """
