@@ -71,7 +71,7 @@ def test_every_verb_and_each_of_its_flags_is_documented(verb: str, monkeypatch: 
 
 
 def test_these_are_the_verbs() -> None:
-    assert sorted(COMMANDS) == ["audit", "compare", "demo", "doctor", "eval", "import", "record", "report", "run",
+    assert sorted(COMMANDS) == ["audit", "compare", "demo", "doctor", "eval", "export", "import", "record", "report", "run",
                                 "runs", "show", "tune"]
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from aftertune import __version__
-from aftertune.cli import audit, compare, demo, doctor, eval, import_, record, run, runs, tune
+from aftertune.cli import audit, compare, demo, doctor, eval, export, import_, record, run, runs, tune
 from aftertune.cli.console import guarded
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ app.command("record")(record.record)
 app.command("report")(record.report)
 app.command("import")(import_.import_)
 app.command("audit")(audit.audit)
+app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 
 

@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from aftertune.errors import InputError
 from aftertune.exchange import known
 from aftertune.exchange.markdown import read_record
-from aftertune.exchange.results_file import Run, read_results, results_files
+from aftertune.exchange.results_file import Run, read_results, results_files, samples_name
 from aftertune.exchange.samples_file import Sample, read_samples
 from aftertune.provenance import redact
 from aftertune.reported import UNPROVEN, Reported
@@ -33,6 +35,7 @@ from aftertune.values import (
     Response,
     Score,
     TaskSettings,
+    canonical,
     digest,
 )
 
@@ -86,7 +89,7 @@ def _answered(run: Run) -> list[_Answered]:
     """The tasks of a run whose samples lie beside the results."""
     found = []
     for task in run.leaves:
-        path = run.path.with_name(f"samples_{task}_{run.stamp}.jsonl")
+        path = run.path.with_name(samples_name(task, run.stamp))
         if not run.stamp or not path.is_file():
             continue
         config = run.part("configs", task)
@@ -94,7 +97,7 @@ def _answered(run: Run) -> list[_Answered]:
         filters = list(dict.fromkeys(f.filter for f in run.scores(task)))
         samples = read_samples(path, task=task, output_type=kind, filters=filters, cluster=CLUSTERS.get(task))
         _check(run, task, path, samples)
-        settings = _settings(run, task, config, kind, samples)
+        settings = _own(run, task, samples) or _settings(run, task, config, kind, samples)
         found.append(_Answered(settings, samples, _scores(run, settings, len(samples))))
     return found
 
@@ -112,6 +115,21 @@ def _check(run: Run, task: str, path: Path, samples: Sequence[Sample]) -> None:
                 abs(sum(values) / len(values) - figures.value) > 1e-6:
             raise InputError(f"{path}: {key} is {sum(values) / len(values):.6f} over its documents, and "
                              f"{run.path.name} says {figures.value:.6f}; they do not belong together")
+
+
+def _own(run: Run, task: str, samples: Sequence[Sample]) -> TaskSettings | None:
+    """The settings that our own export wrote down, where they fit the items; None for files of lm-eval."""
+    stored = run.part("aftertune").get("tasks")
+    row = next((r for r in stored if isinstance(r, dict) and r.get("task") == task), None) \
+        if isinstance(stored, list) else None
+    if row is None:
+        return None
+    try:
+        settings = TypeAdapter(TaskSettings).validate_json(canonical(row), strict=True)
+    except ValidationError:
+        raise InputError(f"{run.path}: `aftertune.tasks` does not hold the settings of {task}; export it "
+                         "anew") from None
+    return settings if (settings.items, settings.n) == (digest([s.item.hash for s in samples]), len(samples)) else None
 
 
 def _settings(run: Run, task: str, config: dict[str, Any], kind: str, samples: Sequence[Sample]) -> TaskSettings:

@@ -138,6 +138,11 @@ class Run:
         return _count(used), _count(total)
 
 
+def samples_name(task: str, stamp: str) -> str:
+    """The name of the samples file of a task, one part of a path whatever the task is called."""
+    return re.sub(r"[/\\\x00-\x1f]", "_", f"samples_{task}_{stamp}.jsonl")
+
+
 def read_results(path: Path) -> Run:
     """Read one results file. Raises InputError where it is none."""
     value = parse_json(read_text(path, limit=LIMIT), str(path))

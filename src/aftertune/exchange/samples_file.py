@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from aftertune.values import Item, Response, canonical, digest
 
 LINE_LIMIT = 64 * MIB
 _OWN = frozenset({"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash",
-                  "prompt_hash", "target_hash"})
+                  "prompt_hash", "target_hash", "aftertune"})
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ def _sample(line: Mapping[str, Any], place: str, task: str, output_type: str, cl
         for response in repeats if isinstance(repeats, list) else [repeats]:
             asked.append(_asked(request, output_type))
             responses.append(_response(response, output_type, place))
-    return Sample(item, asked, tuple(responses))
+    return Sample(item, asked, _with_ends(responses, line.get("aftertune")))
 
 
 def _arguments(line: Mapping[str, Any], place: str) -> list[list[Any]]:
@@ -119,6 +119,26 @@ def _response(value: Any, output_type: str, place: str) -> Response:
                          f"{output_type} each is a number, perhaps with True or False")
     greedy = str(parts[1]) == "True" if len(parts) > 1 else None
     return Response(logprob=logprob, greedy=greedy)
+
+
+def _with_ends(responses: list[Response], extra: Any) -> tuple[Response, ...]:
+    """The responses with what our own export adds: how many tokens each has, why it ended, what was cut off."""
+    if not isinstance(extra, dict):
+        return tuple(responses)
+    tokens, finish, cut = (_listed(extra.get(k)) for k in ("tokens", "finish", "truncated"))
+    return tuple(replace(
+        r, tokens=_at(tokens, i, int), finish=_at(finish, i, str), truncated=_at(cut, i, int) or 0)
+        for i, r in enumerate(responses))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _at(values: list[Any], place: int, kind: type) -> Any:
+    value = values[place] if place < len(values) else None
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    return value if (whole if kind is int else value in ("stop", "eos", "length")) else None
 
 
 def _judge(sample: Sample, line: Mapping[str, Any], place: str, filters: Sequence[str], output_type: str) -> None:

@@ -10,8 +10,9 @@ from aftertune.report.document import make_folder, write_document
 from aftertune.report.observations import watermark
 from aftertune.report.page import write_page
 from aftertune.report.record import write_record
-from aftertune.report.table import ScoreLine, VerdictLine, score_table, verdict_table
+from aftertune.report.table import ScoreLine, VerdictLine, score_interval, score_table, verdict_table
 from aftertune.report.terminal import terminal_scores, terminal_summary, terminal_table
 
-__all__ = ["ScoreLine", "VerdictLine", "make_folder", "score_table", "terminal_scores", "terminal_summary",
-           "terminal_table", "verdict_table", "watermark", "write_document", "write_page", "write_record"]
+__all__ = ["ScoreLine", "VerdictLine", "make_folder", "score_interval", "score_table", "terminal_scores",
+           "terminal_summary", "terminal_table", "verdict_table", "watermark", "write_document", "write_page",
+           "write_record"]
