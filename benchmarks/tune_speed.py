@@ -121,7 +121,8 @@ class Side:
         _warm_up(trainer.model, self.rows)
         started = time.perf_counter()
         trainer.train()
-        return trainer.model, time.perf_counter() - started, f"gradient checkpointing {arguments.gradient_checkpointing}"
+        seconds = time.perf_counter() - started
+        return trainer.model, seconds, f"gradient checkpointing {arguments.gradient_checkpointing}"
 
     def floor(self) -> dict[str, float]:
         """Seconds that a token and a learned token must take."""
@@ -132,7 +133,7 @@ class Side:
                          if isinstance(m, torch.nn.Linear) and m is not head)
         layers = sum(count * (cost(out, columns, self.model.dtype) + low_cost(out, columns, self.model.dtype))
                      for (out, columns), count in shapes.items())
-        return {"layers": layers, "head": cost(*head.weight.shape, self.model.dtype)}
+        return {"layers": layers, "head": cost(head.out_features, head.in_features, self.model.dtype)}
 
 
 def cost(out: int, columns: int, dtype: Any) -> float:

@@ -241,7 +241,8 @@ def test_without_kernels_torch_does_the_attention(folder: Any, monkeypatch: pyte
 def test_nothing_stays_changed(folder: Any) -> None:
     model = model_of(folder)
     before = {n: vars(m).get("forward") for n, m in model.named_modules()}
-    with pytest.raises(RuntimeError, match="broken"), EndToEnd(None).through(model, EndToEnd(None).collate(dicts(ROWS))):
+    lines = EndToEnd(None)
+    with pytest.raises(RuntimeError, match="broken"), lines.through(model, lines.collate(dicts(ROWS))):
         raise RuntimeError("broken")
     assert {n: vars(m).get("forward") for n, m in model.named_modules()} == before
     assert model.config._attn_implementation != "aftertune"

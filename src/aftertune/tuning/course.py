@@ -164,8 +164,8 @@ class Course:
 
         def pressed(number: int, _frame: Any) -> None:
             if self.interrupted:
-                raise KeyboardInterrupt("stopped at once; the checkpoint before this step is kept: run the same command "
-                                        "again to go on")
+                raise KeyboardInterrupt("stopped at once; the last checkpoint is kept: run the same command again to "
+                                        "go on")
             self.interrupted = True
             print(f"{signal.Signals(number).name}: a checkpoint after this step, then the end; again: at once",
                   file=sys.stderr, flush=True)

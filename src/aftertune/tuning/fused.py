@@ -28,7 +28,7 @@ LOGITS = 2**25
 ROWS = 16
 
 
-class HeadLoss(torch.autograd.Function):
+class HeadLoss(torch.autograd.Function):  # type: ignore[misc]
     """Sum of the negative log-likelihoods of labels under a linear head. The gradient is made on the way forward, chunk
     by chunk, so that the logits of all tokens are never held at once."""
 
@@ -61,7 +61,7 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         back, weight, bias = ctx.saved_tensors
-        return tuple(None if x is None else x * grad for x in (back, weight, bias)) + (None,)
+        return (*(None if x is None else x * grad for x in (back, weight, bias)), None)
 
 
 def _surprise(logits: torch.Tensor, labels: torch.Tensor, *, change: bool) -> torch.Tensor:
@@ -86,7 +86,7 @@ def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[to
     return found
 
 
-class Attend(torch.autograd.Function):
+class Attend(torch.autograd.Function):  # type: ignore[misc]
     """Causal attention of rows that lie end to end, by the kernels; scores are made again on the way back."""
 
     @staticmethod
@@ -100,11 +100,12 @@ class Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        found = kernels.attend_back(*ctx.saved_tensors, grad, ctx.starts, ctx.call.scaling, ctx.call.window or 0)
+        q, k, v, out = ctx.saved_tensors
+        found = kernels.attend_back(q, k, v, out, grad, ctx.starts, ctx.call.scaling, ctx.call.window or 0)
         return (*found, None, None)
 
 
-class Norm(torch.autograd.Function):
+class Norm(torch.autograd.Function):  # type: ignore[misc]
     """RMS norm with a frozen weight (Zhang and Sennrich 2019)."""
 
     @staticmethod
@@ -115,10 +116,11 @@ class Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return kernels.rms_norm_back(*ctx.saved_tensors, grad, ctx.epsilon), None, None
+        x, weight = ctx.saved_tensors
+        return kernels.rms_norm_back(x, weight, grad, ctx.epsilon), None, None
 
 
-class Gate(torch.autograd.Function):
+class Gate(torch.autograd.Function):  # type: ignore[misc]
     """silu(x) * y (Shazeer 2020)."""
 
     @staticmethod
@@ -128,10 +130,11 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return kernels.gate_two_back(*ctx.saved_tensors, grad)
+        x, y = ctx.saved_tensors
+        return kernels.gate_two_back(x, y, grad)
 
 
-class Turn(torch.autograd.Function):
+class Turn(torch.autograd.Function):  # type: ignore[misc]
     """Rotary position embedding (Su et al. 2021) of [tokens, heads, size]; the way back turns back."""
 
     @staticmethod
@@ -149,13 +152,13 @@ class Turn(torch.autograd.Function):
         return back, None, None
 
 
-class Low(torch.autograd.Function):
+class Low(torch.autograd.Function):  # type: ignore[misc]
     """A frozen linear layer with LoRA beside it: W x + scale B A dropout(x) (Hu et al. 2021)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any, a: torch.Tensor, b: torch.Tensor, scale: float,
                 kept: torch.Tensor | None) -> torch.Tensor:
-        """x [tokens, columns], a [rank, columns], b [rows, rank]; kept [tokens, columns]: what dropout multiplies by."""
+        """x [tokens, columns], a [rank, columns], b [rows, rank]; kept [tokens, columns]: dropout's factors."""
         a, b = a.to(x.dtype), (b * scale).to(x.dtype)
         inner = (x if kept is None else x * kept) @ a.t()
         out = torch.nn.functional.linear(x, layer.weight, layer.bias)

@@ -13,6 +13,7 @@ get the loss that they get alone. On a CUDA device TRL's own loss runs on padded
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -36,10 +37,10 @@ Batch = Mapping[str, Any]
 class Lines(Protocol):
     """One way for a batch to go."""
 
-    note: str
-
+    @property
+    def note(self) -> str: ...
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]: ...
-    def through(self, model: Any, batch: Batch) -> contextlib.AbstractContextManager[Any]: ...
+    def through(self, model: Any, batch: Batch, /) -> contextlib.AbstractContextManager[Any]: ...
     def loss(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
 
 
@@ -62,7 +63,7 @@ class Padded:
                 "labels": filled([[IGNORED, *r["labels"][1:]] for r in rows], IGNORED),
                 "attention_mask": filled([[1] * len(r["input_ids"]) for r in rows], 0)}
 
-    def through(self, model: Any, batch: Batch) -> contextlib.AbstractContextManager[Any]:
+    def through(self, _model: Any, _batch: Batch) -> contextlib.AbstractContextManager[Any]:
         """Nothing is needed."""
         return contextlib.nullcontext()
 
@@ -123,22 +124,23 @@ class _Rows:
         lengths = self.starts.diff()
         self.shape = kernels.Shape(self.starts, lengths.repeat_interleave(lengths), places)
 
-    def attend(self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call
+    def attend(self, _layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call
                ) -> torch.Tensor:
         """[tokens, heads, size] of queries, and of keys and values with fewer heads -> as the queries."""
         query, key = query.to(value.dtype), key.to(value.dtype)
         if value.dtype in kernels.DTYPES and query.shape[2] == value.shape[2] and query.shape[2] % kernels.TILE == 0 \
                 and call.softcap is None and not kernels.missing():
-            made: torch.Tensor = Attend.apply(query.contiguous(), key.contiguous(), value.contiguous(), self.shape, call)
+            query, key, value = (x.contiguous() for x in (query, key, value))
+            made: torch.Tensor = Attend.apply(query, key, value, self.shape, call)
             return made
         if call.softcap is not None:
             raise NotImplementedError("capped scores")
-        parts = [self._one(*(x[a:b].transpose(0, 1)[None] for x in (query, key, value)), call)
-                 for a, b in zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)]
-        return torch.cat(parts)
+        return torch.cat([self._one([x[a:b] for x in (query, key, value)], call)
+                          for a, b in itertools.pairwise(self.starts.tolist())])
 
-    def _one(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call) -> torch.Tensor:
-        """torch's attention of one row [1, heads, length, size] -> [length, heads, size]."""
+    def _one(self, row: Sequence[torch.Tensor], call: Call) -> torch.Tensor:
+        """torch's attention of one row: queries, keys and values [length, heads, size] -> [length, heads, size]."""
+        query, key, value = (x.transpose(0, 1)[None] for x in row)
         length, mask = query.shape[2], None
         if call.window and call.window < length:
             places = torch.arange(length)

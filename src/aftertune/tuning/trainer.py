@@ -1,12 +1,13 @@
 """Owns the trainer: TRL's SFTTrainer on rows that are already encoded, with our loss, order and answer to short memory.
 
-Its batches go through a model as `aftertune.tuning.lines` says. Their order depends on seed and epoch alone. A loss that
-is no number ends the run and names its examples. Where memory runs out, the micro-batch is halved, the gradient of the
-whole step made again, and the halves kept from then on: the weights move as they would have.
+Its batches go through a model as `aftertune.tuning.lines` says. Their order depends on seed and epoch alone. A loss
+that is no number ends the run and names its examples. Where memory runs out, the micro-batch is halved, the gradient of
+the whole step made again, and the halves kept from then on: the weights move as they would have.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,7 +77,8 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         for batch in self._step[:self._done - 1]:
             self._in_parts(model, batch, items)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False,
+                     num_items_in_batch: Any = None) -> Any:
         """Nats of the learned tokens over those of the whole step. Raises AftertuneError where that is no number."""
         if return_outputs or self.aux_loss_enabled or model.device.type == "cuda":
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -113,8 +115,8 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 class Order(torch.utils.data.Sampler):  # type: ignore[misc]
-    """Examples in another order in every epoch, the same in every process; with ``group_by_length`` those of like length
-    together."""
+    """Examples in another order in every epoch, the same in every process; by the strategy ``group_by_length`` those of
+    like length together."""
 
     epoch = 0
 
@@ -164,7 +166,7 @@ def _cut(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
     ends = [edges[rows * n // parts] for n in range(parts + 1)]
     flat = "position_ids" in batch
     return [{k: v[:, a:b] if flat else v[a:b] for k, v in batch.items() if torch.is_tensor(v)}
-            for a, b in zip(ends[:-1], ends[1:], strict=True)]
+            for a, b in itertools.pairwise(ends)]
 
 
 def _single(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
