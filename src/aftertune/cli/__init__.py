@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from aftertune import __version__
-from aftertune.cli import audit, compare, demo, doctor, eval, export, import_, record, run, runs, tune
+from aftertune.cli import audit, compare, demo, doctor, eval, export, flips, gate, import_, record, run, runs, tune
 from aftertune.cli.console import guarded
 
 app = typer.Typer(
@@ -44,6 +44,8 @@ app.command("demo")(demo.demo)
 app.command("eval")(eval.evaluate)
 app.command("tune")(tune.tune)
 app.command("compare")(compare.compare)
+app.command("flips")(flips.flips)
+app.command("gate")(gate.gate)
 app.command("run")(run.run)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)

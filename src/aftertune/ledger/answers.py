@@ -19,11 +19,14 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, bindparam, select, tuple_
 
 from aftertune.errors import InputError, StorageError, nearest
-from aftertune.ledger.codec import encode
+from aftertune.ledger.codec import decode, encode
 from aftertune.ledger.responses import load_responses, positions_of
 from aftertune.ledger.schema import answer, evaluation, item
 from aftertune.ledger.store import CHUNK, Store, find
-from aftertune.values import Answer, Item, Response
+from aftertune.values import Answer, Asked, Item, Response
+
+#: The key under which what was asked is kept in a stored document.
+_ASKED = "aftertune:asked"
 
 
 class Answers(Store):
@@ -38,7 +41,7 @@ class Answers(Store):
                 .join(item, item.c.seq == answer.c.item)
                 .where(answer.c.evaluation == seq, *_of_task(connection, seq, task))
                 .order_by(answer.c.position))
-            return [Item(task=name, index=index, hash=hash_, doc=doc, cluster=cluster)
+            return [Item(task=name, index=index, hash=hash_, cluster=cluster, **_loaded(doc))
                     for name, index, hash_, doc, cluster in rows]
 
     def answers(self, evaluation_id: str, task: str | None = None) -> list[Answer]:
@@ -129,8 +132,20 @@ def _answer(row: RowMapping, known: Mapping[int, Response]) -> Answer:
                   responses=tuple(known[p] for p in row["responses"]))
 
 
+def _stored(value: Item) -> dict[str, Any]:
+    """A document as it is stored: with what was asked of it, under a key of our own."""
+    doc: dict[str, Any] = encode(value.doc)
+    return doc if value.asked is None else {**doc, _ASKED: encode(value.asked)}
+
+
+def _loaded(doc: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields ``doc`` and ``asked`` of an item from its stored document; older ones have no ``asked``."""
+    own = {k: v for k, v in doc.items() if k != _ASKED}
+    return {"doc": own, "asked": decode(Asked, doc[_ASKED]) if _ASKED in doc else None}
+
+
 def _text(value: Item) -> str:
-    return json.dumps(encode(value.doc), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(_stored(value), ensure_ascii=False, separators=(",", ":"))
 
 
 def _content(value: Item) -> str:
@@ -141,7 +156,7 @@ def _store_documents(connection: Connection, items: Sequence[Item]) -> dict[tupl
     """(hash, content) -> seq of every item's document; the missing ones are inserted."""
     documents = {(i.hash, _content(i)): i for i in items}
     known = _known_documents(connection, list(documents))
-    rows = [{"hash": hash_, "content": content, "doc": encode(i.doc)}
+    rows = [{"hash": hash_, "content": content, "doc": _stored(i)}
             for (hash_, content), i in documents.items() if (hash_, content) not in known]
     if not rows:
         return known

@@ -27,6 +27,12 @@ def code(value: str) -> str:
     return f"{fence} {flat} {fence}" if runs else f"{fence}{flat}{fence}"
 
 
+def block(value: str) -> str:
+    """Foreign text as a fenced block, with a fence longer than any that it holds."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", value)), default=0))
+    return f"{fence}text\n{value}\n{fence}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A pipe table of cells that are already Markdown."""
     lines = [head, ["---"] * len(head), *rows]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aftertune.report import format as fmt
+from aftertune.report.flips import forced_text
 from aftertune.report.names import is_fraction, metric_title, source_title, task_title
 from aftertune.report.table import items_of, items_text
 from aftertune.values import Comparison, ComparisonRow, Verdict
@@ -96,9 +97,7 @@ def watermark(comparison: Comparison) -> str:
     """The line that a forced comparison carries wherever it is shown, or ""."""
     if not comparison.forced:
         return ""
-    shown = "; ".join(f"{fmt.visible(d.field)}: {fmt.visible(d.left, 60)} against {fmt.visible(d.right, 60)}"
-                      for d in comparison.differences if d.blocking)
-    return f"FORCED COMPARISON: these evaluations are not comparable ({shown or 'compared with --force'})."
+    return forced_text([d for d in comparison.differences if d.blocking])
 
 
 def lineage_note(comparison: Comparison) -> str:

@@ -19,6 +19,7 @@ from aftertune.sources.fields import jsonable
 from aftertune.sources.reach import reachable
 from aftertune.study import TaskSpec
 from aftertune.tasks import index, local, target
+from aftertune.tasks.asked import asked
 from aftertune.tasks.local import LocalData
 from aftertune.values import Item, Request, TaskSettings, digest
 
@@ -237,7 +238,8 @@ def _requests(task: Any, name: str, order: list[int] | None, start: int
             doc = jsonable(dict(instance.doc))
             cluster = doc.get(field_name) if field_name else None
             items[doc_id] = Item(task=name, index=order[doc_id] if order else doc_id, hash=digest(doc),
-                                 doc=doc, cluster=None if cluster is None else str(cluster))
+                                 doc=doc, cluster=None if cluster is None else str(cluster),
+                                 asked=asked(task, instance.doc, order[doc_id] if order else doc_id))
         repeats = []
         for _ in range(instance.repeats or 1):
             repeats.append(start + len(requests))

@@ -26,6 +26,7 @@ from aftertune.values.compared import (
     Contrast,
     Difference,
     Flip,
+    Flips,
     FlipSide,
     FormCounts,
     FormShift,
@@ -36,7 +37,8 @@ from aftertune.values.compared import (
 )
 
 __all__ = ["TOLD", "Answer", "Asked", "Comparison", "ComparisonRow", "Contrast", "Difference", "Early", "EarlyUnit",
-           "Evaluation", "Finish", "Flip", "FlipSide", "FormCounts", "FormShift", "GateLine", "HeldOut", "Item",
+           "Evaluation", "Finish", "Flip", "FlipSide", "Flips", "FormCounts", "FormShift", "GateLine", "HeldOut",
+           "Item",
            "ModelIdentity", "Provenance", "Relation", "Request", "Response", "Score", "TaskSettings", "Tuning",
            "Verdict", "canonical", "digest", "plain"]
 

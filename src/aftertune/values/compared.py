@@ -208,11 +208,27 @@ class Flip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Flips:
+    """The items of one task that changed. n: items that both answered; lost, gained: of all of them; flips: those that
+    were asked for. differences: what blocks, where the two were compared by force."""
+
+    task: str
+    metric: str
+    base_name: str
+    tuned_name: str
+    n: int
+    lost: int
+    gained: int
+    flips: tuple[Flip, ...]
+    differences: tuple[Difference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GateLine:
     """One limit of a gate and what came of it. limit: largest drop allowed, in the unit of the row (a fraction).
 
     outcome: "dropped" (a drop beyond the limit is proven), "held" (its absence is proven), "open" (neither), "floor"
-    (the base scores at chance, nothing can be lost there). failed: this line fails the gate. reason: why, in words.
+    (the base scores at chance, nothing can be lost there). failed: this line fails the gate.
     """
 
     task: str
@@ -220,4 +236,3 @@ class GateLine:
     row: ComparisonRow
     outcome: Literal["dropped", "held", "open", "floor"]
     failed: bool
-    reason: str

@@ -1,0 +1,108 @@
+"""The items that changed: owns what both models did on each item that one has right and the other wrong.
+
+    flips("smollm2", "careful", "hellaswag", ledger=ledger, direction="lost").flips[0].tuned.chosen
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from aftertune.comparison import align, find
+from aftertune.comparison.columns import columns
+from aftertune.comparison.pairs import Pair
+from aftertune.errors import InputError, nearest
+from aftertune.values import Answer, Asked, Evaluation, Flip, Flips, FlipSide, Item, canonical
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
+
+Direction = Literal["lost", "gained"]
+
+#: Where the question stands in a document that was stored without it.
+_QUESTIONS = ("question", "query", "prompt", "problem", "question_stem", "goal", "sentence", "text")
+
+
+def flips(base: Evaluation | str, tuned: Evaluation | str, task: str, *, ledger: Ledger, metric: str | None = None,
+          direction: Direction | None = None, force: bool = False, common: bool = False) -> Flips:
+    """The items of a task that changed on ``metric`` (``metric,filter`` or a metric's name; None: the primary).
+
+    Raises NotComparable and InputError as `compare` does, and InputError for a metric that is not right or wrong.
+    """
+    left, right = find(base, ledger), find(tuned, ledger)
+    pairs, differences = align(left, right, ledger, force=force, common=common, tasks=[task])
+    pair = next((p for p in pairs if p.settings.task == task), None)
+    if pair is None:
+        names = ", ".join(p.settings.task for p in pairs)
+        raise InputError(f"{task} is a group; its items are those of its tasks: name one of {names}")
+    key = _key(pair, left, right, metric)
+    items = {i.hash: i for e in (right, left) for i in ledger.items(e.id, task)}
+    found = [_flip(key, items[a.item], a, b) for a, b in _changed(pair, key)]
+    shown = [f for f in found if direction in (None, f.direction)]
+    return Flips(task=task, metric=key, base_name=left.name, tuned_name=right.name, n=len(pair.left),
+                 lost=sum(f.direction == "lost" for f in found), gained=sum(f.direction == "gained" for f in found),
+                 flips=tuple(sorted(shown, key=lambda f: (f.direction != "lost", f.index))),
+                 differences=tuple(d for d in differences if d.blocking))
+
+
+def _key(pair: Pair, left: Evaluation, right: Evaluation, metric: str | None) -> str:
+    """The ``metric,filter`` to look at, which must be 0 or 1 on every item."""
+    table = columns(left, right, pair)
+    binary = [k for k, c in table.items() if c is not None and {*c.base.tolist(), *c.tuned.tolist()} <= {0.0, 1.0}]
+    wanted = metric or pair.settings.primary
+    found = wanted if wanted in binary else next((k for k in binary if k.partition(",")[0] == wanted), None)
+    if found is None:
+        raise InputError(f"{pair.settings.task} has no metric {wanted!r} that is right or wrong on each item"
+                         f"{nearest(wanted, binary)}; those that are: {', '.join(binary) or 'none'}")
+    return found
+
+
+def _changed(pair: Pair, key: str) -> Iterator[tuple[Answer, Answer]]:
+    return ((a, b) for a, b in zip(pair.left, pair.right, strict=True) if a.metrics[key] != b.metrics[key])
+
+
+def _flip(key: str, item: Item, before: Answer, after: Answer) -> Flip:
+    asked = item.asked or _from_document(item)
+    gold = " | ".join(asked.choices[g] for g in asked.gold if g < len(asked.choices)) or asked.reference
+    return Flip(task=item.task, index=item.index, item=item.hash,
+                direction="lost" if before.metrics[key] > after.metrics[key] else "gained", question=asked.question,
+                choices=asked.choices, gold=gold, base=_side(key, asked, before), tuned=_side(key, asked, after))
+
+
+def _from_document(item: Item) -> Asked:
+    """What can be told of an item that was stored without its question (an older ledger, or imported results)."""
+    doc = item.doc
+    question = next((v for k in _QUESTIONS if isinstance(v := doc.get(k), str)), canonical(dict(doc)))
+    choices = doc.get("choices")
+    texts = choices.get("text") if isinstance(choices, dict) else choices
+    known = tuple(texts) if isinstance(texts, list) and all(isinstance(t, str) for t in texts) else ()
+    answer = doc.get("answer", doc.get("gold"))
+    gold = (answer,) if known and isinstance(answer, int) and 0 <= answer < len(known) else ()
+    reference = "" if gold or answer is None else answer if isinstance(answer, str) else json.dumps(answer)
+    return Asked(question=question, choices=known, gold=gold, reference=reference)
+
+
+def _side(key: str, asked: Asked, answer: Answer) -> FlipSide:
+    right = answer.metrics[key] > 0
+    texts = [r.text for r in answer.responses if r.text is not None]
+    if texts:
+        return FlipSide(right=right, chosen=texts[0], extracted=answer.extracted, finish=answer.responses[0].finish)
+    scores = _scores(key.partition(",")[0], asked.choices, [r.logprob for r in answer.responses])
+    if not scores:
+        return FlipSide(right=right, chosen="")
+    best = max(range(len(scores)), key=scores.__getitem__)
+    others = [s for i, s in enumerate(scores) if i not in asked.gold]
+    margin = max(scores[g] for g in asked.gold) - max(others) if asked.gold and others else None
+    return FlipSide(right=right, chosen=asked.choices[best] if asked.choices else "", scores=scores, margin=margin)
+
+
+def _scores(metric: str, choices: Sequence[str], logprobs: Sequence[float | None]) -> tuple[float, ...]:
+    """What the metric compared, one a choice; () where that is not known."""
+    known = [p for p in logprobs if p is not None]
+    if len(known) != len(logprobs) or not known:
+        return ()
+    lengths = {"acc_norm": [len(c) for c in choices], "acc_bytes": [len(c.encode()) for c in choices]}.get(metric)
+    if lengths is None:
+        return tuple(known[:len(choices)] if choices else known)
+    return tuple(p / n for p, n in zip(known, lengths, strict=False)) if all(lengths) else ()

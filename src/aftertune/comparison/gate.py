@@ -1,0 +1,60 @@
+"""A gate for a release: owns whether a drop beyond a limit is proven, or proven not to be there.
+
+    comparison, lines = gate("base", "tuned", {"hellaswag": 0.02}, ledger=ledger)
+    any(line.failed for line in lines)
+
+Each limit is the margin of its task, and the limits are the family of the tests: the gate declares its questions
+before it looks, so tasks that it does not name cost it nothing. A drop is proven by the verdict "lower" (Holm over the
+limits). Its absence is proven by the one-sided test of "the drop is the limit or more" at 5 %; to say that no limit is
+broken needs each of these tests and no correction (intersection-union test, Berger 1982, Technometrics 24:295).
+Of a task that was stopped early the verdict and the interval of the full run decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from aftertune.comparison import compare
+from aftertune.errors import InputError
+from aftertune.stats.verdict import ALPHA
+from aftertune.values import Comparison, ComparisonRow, Evaluation, GateLine
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
+
+Outcome = Literal["dropped", "held", "open", "floor"]
+
+
+def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, float], *, ledger: Ledger,
+         require_proof: bool = False, common: bool = False) -> tuple[Comparison, tuple[GateLine, ...]]:
+    """Judge each limit (a fraction by task or group). The comparison is not stored: its family is the gate's own.
+
+    require_proof: a limit also fails where it is not proven that it holds. Raises what `compare` raises, and InputError
+    for a limit whose task has no verdict of its own.
+    """
+    found = compare(base, tuned, margins=limits, ledger=ledger, common=common, tasks=tuple(limits), save=False)
+    rows = {r.task: r for r in found.rows if r.primary}
+    for task in limits:
+        if task not in rows:
+            group = next((r.group for r in found.rows if r.task == task and r.group), None)
+            why = f"the group {group} speaks for it; set the limit for {group} alone" if group else \
+                "its primary metric cannot be compared item by item"
+            raise InputError(f"--max-drop {task}: it has no verdict of its own: {why}")
+    return found, tuple(_line(rows[task], limit, require_proof) for task, limit in limits.items())
+
+
+def _line(row: ComparisonRow, limit: float, require_proof: bool) -> GateLine:
+    outcome = _outcome(row, limit)
+    failed = outcome == "dropped" or (require_proof and outcome != "held")
+    return GateLine(task=row.task, limit=limit, row=row, outcome=outcome, failed=failed)
+
+
+def _outcome(row: ComparisonRow, limit: float) -> Outcome:
+    if row.at_floor:
+        return "floor"
+    if row.verdict == "lower":
+        return "dropped"
+    if row.stopped_of is not None:
+        return "held" if row.low > -limit else "open"
+    return "held" if row.p_no_drop is not None and row.p_no_drop < ALPHA else "open"
