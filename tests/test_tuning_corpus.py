@@ -24,8 +24,8 @@ def test_duplicates_are_left_out_and_counted(tmp_path):
     data = [*rows(30), {"prompt": " SAY  w3 twice", "completion": "w3 w3\n"}, rows(1)[0]]
     corpus = load(write_rows(tmp_path / "d.jsonl", data))
     assert len(corpus.training) + len(corpus.held_out) == 30
-    assert corpus.notes == (f"{tmp_path / 'd.jsonl'}: 2 of 32 examples were duplicates and left out: 1 exact, "
-                            "1 but for case, spaces or Unicode form",)
+    counts = corpus.counts["data"]
+    assert (counts["rows"], counts["duplicates"], counts["alike"]) == (32, 1, 1)
 
 
 def test_conversations_that_begin_alike_lie_on_one_side(tmp_path):
@@ -87,7 +87,7 @@ def test_replayed_examples_are_seeded_nested_and_part_of_the_identity(tmp_path):
 def test_too_small_a_file_is_repeated_evenly_and_that_is_said(tmp_path):
     corpus = replayed(tmp_path, 0.6, other=5, examples=10)
     assert sorted(Counter(corpus.replay).values()) == [3] * 5
-    assert corpus.counts["replay_data"]["distinct"] == 5
+    assert (corpus.counts["replay_data"]["replayed"], corpus.counts["replay_data"]["not_drawn"]) == (15, 0)
     assert corpus.notes[-1].startswith("replay: 15 examples are needed and 5 are there, so each is shown 3.0 times")
 
 
@@ -102,8 +102,6 @@ def test_nothing_that_is_held_out_or_new_is_replayed(tmp_path):
     assert {e.completion for e in corpus.replay} == {"w0 again", "w1"}  # another answer to a new prompt is other data
     set_aside = corpus.counts["replay_data"]["set_aside"]
     assert set_aside == 40 + len(corpus.held_out) + len(corpus.validation)
-    assert f"replay: {set_aside} of 81 examples are among the new ones or have a prompt that is held out" in \
-        " ".join(corpus.notes)
     with pytest.raises(InputError, match=r"none of its 40 examples is left beside the new data"):
         Corpus.load(DataSpec(file=path), 0, ReplaySpec(data=path, share=0.5))
 
@@ -138,7 +136,9 @@ def test_what_a_file_gave_is_counted(tmp_path):
             {"prompt": "w1", "completion": ""}, {"prompt": "w2"}]
     corpus = load(write_rows(tmp_path / "d.jsonl", data), skip_bad=True, held_out=0.3, examples=7)
     counts = dict(corpus.counts["data"])
+    assert counts["rows"] == sum(counts.values()) - counts["rows"]  # every row is accounted for
     assert counts.pop("held_out") == len(corpus.held_out)
+    assert counts.pop("not_drawn") == 30 - 7 - len(corpus.held_out)
     assert counts == {"rows": 34, "unreadable": 1, "empty": 1, "duplicates": 1, "alike": 1, "training": 7,
                       "validation": 0}
     assert corpus.training[0].where.startswith(f"{tmp_path / 'd.jsonl'}:")
@@ -203,7 +203,7 @@ def test_training_examples_that_are_in_the_held_out_file_are_left_out(tmp_path):
     train, test = write_rows(tmp_path / "d.jsonl", rows()), write_rows(tmp_path / "t.jsonl", rows()[:3])
     corpus = load(train, held_out_file=test)
     assert (len(corpus.training), len(corpus.held_out)) == (37, 3)
-    assert any(note.startswith("3 training examples have a prompt") for note in corpus.notes)
+    assert corpus.counts["data"]["in_held_out_file"] == 3
 
 
 def test_a_file_too_small_to_split_is_refused(tmp_path):

@@ -154,8 +154,8 @@ def test_a_template_without_end_of_turn_gets_the_end_of_sequence():
 def test_a_long_example_is_cut_at_its_end_and_counted(tokenizer):
     encoded = encode_all([EXAMPLE, Example((("user", "w1"),), "w2")], tokenizer, Form("chat", 8))
     assert len(encoded.rows[0].ids) == 8
-    assert encoded.notes == ("1 of 2 examples are longer than 8 tokens and were cut",)
-    assert encode_all([EXAMPLE], tokenizer, CHAT).notes == ()
+    assert (encoded.cut, encoded.masked) == (1, 0)
+    assert encode_all([EXAMPLE], tokenizer, CHAT).cut == 0
 
 
 def test_prompts_that_fill_the_window_are_left_out_and_counted_and_refused_where_all_do(tokenizer):

@@ -169,9 +169,15 @@ def test_replay_costs_what_the_tuning_says_and_is_part_of_what_it_is(place):
 
 
 def test_a_preview_shows_text_and_mask_and_trains_nothing(place):
-    examples, notes = preview(spec(place, "none"))
-    assert len(examples) == 3
-    for parts in examples:
-        assert [learned for _, learned in parts] == [False, True]
-        assert parts[1][0].endswith("<|end|>")
-    assert notes == ()
+    found = preview(spec(place, "none"))
+    assert [one.where for one in found.examples] == sorted(one.where for one in found.examples)
+    assert len(found.examples) == 3
+    for one in found.examples:
+        assert [learned for _, learned in one.parts] == [False, True]
+        assert one.parts[1][0].endswith("<|end|>")
+        assert 0 < one.learned < one.tokens
+    assert found.notes == ()
+    write_rows(place / "replayed.jsonl", [{"prompt": f"w{n}", "completion": "w3"} for n in range(30)])
+    found = preview(spec(place, "none", replay={"data": place / "replayed.jsonl", "share": 0.5}), count=2)
+    assert [one.where.rpartition("/")[2].partition(":")[0] for one in found.examples] == [
+        "data.jsonl", "data.jsonl", "replayed.jsonl"]

@@ -20,8 +20,9 @@ from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.report import make_folder, write_document, write_page, write_record
 from aftertune.study import EvalSpec, Study, TaskSpec
+from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
-from aftertune.values import Comparison, Evaluation, Tuning
+from aftertune.values import Comparison, Evaluation, Question, Tuning
 
 #: (done, total, text), as in `aftertune.evaluation`; the cell's name stands before the text.
 Progress = Callable[[int, int, str], None]
@@ -56,6 +57,7 @@ class _Run:
         self.progress = progress
         self.count = len(study.bases) + 2 * len(study.tunings)
         self.at = 0
+        self.asked: dict[str, list[Question]] = {}
 
     def whole(self) -> Result:
         study = self.study
@@ -110,7 +112,15 @@ class _Run:
         recipe, study = self.study.tunings[name], self.study
         spec = recipe.spec(study.bases[recipe.base], name=name, dtype=study.dtype, device=study.device,
                            out=self.out / "tunings" / name)
-        return tune(spec, ledger=self.ledger, progress=progress)
+        progress(0, 0, "reading the tasks")
+        return tune(spec, ledger=self.ledger, progress=progress, questions=self._questions(name))
+
+    def _questions(self, name: str) -> list[Question]:
+        """What the tasks of a tuning ask, read once each."""
+        for task in self._tasks(name):
+            if task.name not in self.asked:
+                self.asked[task.name] = questions((task,), LoadOptions(source=self.study.task_source))
+        return [question for task in self._tasks(name) for question in self.asked[task.name]]
 
     def _tasks(self, name: str) -> Iterator[TaskSpec]:
         return (t for t in self.study.tasks if not t.only or name in t.only)

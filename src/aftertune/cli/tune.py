@@ -12,7 +12,8 @@ from aftertune.errors import InputError
 
 if TYPE_CHECKING:
     from aftertune.study import TuneSpec
-    from aftertune.values import Tuning
+    from aftertune.tuning import Preview
+    from aftertune.values import Question, Tuning
 
 _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learning-rate", "dtype": "--dtype",
           "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
@@ -60,6 +61,8 @@ def tune(
     name: Annotated[str | None, typer.Option(help="Name of the tuning in the ledger.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Write whole weights too, into OUT/merged.")] = False,
+    tasks: Annotated[str | None, typer.Option(
+        help="Evaluation tasks, or .jsonl files of held-out rows, to be looked for in the data; with commas.")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show three examples as trained, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -84,33 +87,66 @@ def tune(
     except ValidationError as error:
         raise fields(error, _FLAGS) from None
     if preview:
-        return show_preview(spec, as_json)
+        return show_preview(spec, _questions(tasks), as_json)
     from aftertune.ledger import Ledger
     from aftertune.tuning import tune as run
 
     with Ledger() as ledger, progress() as told:
-        tuning = run(spec, ledger=ledger, progress=told)
+        told(0, 0, "reading the data")
+        tuning = run(spec, ledger=ledger, progress=told, questions=_questions(tasks))
     return show(tuning, model, as_json)
 
 
-def show_preview(spec: TuneSpec, as_json: bool) -> None:
-    """Three examples: what is learned stands between ⟦ and ⟧, in colour where there is any."""
+def _questions(names: str | None) -> list[Question]:
+    """What the tasks ask; a file of prompts and completions counts as a task."""
+    if not names:
+        return []
+    from aftertune.study import TargetSpec, TaskSpec
+    from aftertune.tasks import LoadOptions, questions
+
+    given = [name.strip() for name in names.split(",") if name.strip()]
+    return questions([TaskSpec(name=Path(name).name, target=TargetSpec(file=Path(name))) if name.endswith(".jsonl")
+                      else TaskSpec(name=name) for name in given], LoadOptions())
+
+
+def show_preview(spec: TuneSpec, questions: list[Question], as_json: bool) -> None:
+    """Three examples: what is learned stands between ⟦ and ⟧, in colour where there is any; then what the data is."""
     from aftertune.tuning import preview
 
-    examples, notes = preview(spec)
+    found = preview(spec, questions=questions)
     if as_json:
-        emit({"examples": [[{"text": text, "learned": learned} for text, learned in one] for one in examples],
-              "notes": list(notes)})
+        emit({"examples": [{"from": one.where, "tokens": one.tokens, "learned": one.learned,
+                            "parts": [{"text": text, "learned": learned} for text, learned in one.parts]}
+                           for one in found.examples],
+              "counts": found.counts, "overlap": found.overlap, "notes": list(found.notes)})
         return
     import rich
     from rich.text import Text
 
-    for number, one in enumerate(examples, 1):
-        rich.print(Text(f"example {number}", style="bold"))
-        rich.print(Text.assemble(*((f"⟦{text}⟧", "bold green") if learned else (text, "dim") for text, learned in one)))
-    rich.print(Text("learned: ⟦green⟧; the rest is context", style="italic"))
-    for note in notes:
-        rich.print(Text.assemble(("note", "yellow"), f" {note}"))
+    for number, one in enumerate(found.examples, 1):
+        rich.print(Text.assemble((f"example {number}", "bold"), f"  {one.where}: {one.learned} of {one.tokens} tokens "
+                                 "are learned"))
+        rich.print(Text.assemble(*((f"⟦{text}⟧", "bold green") if learned else (text, "dim")
+                                   for text, learned in one.parts)), "")
+    rich.print(Text.assemble(("⟦learned⟧", "bold green"), "  ", ("context", "dim")))
+    show_data(found)
+
+
+def show_data(found: Preview | Tuning) -> None:
+    """What was read, left out, learned, and shared with evaluations; and the notes."""
+    import rich
+    from rich.table import Table
+    from rich.text import Text
+
+    from aftertune.report import data_facts
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for label, value in data_facts(found.counts, found.overlap):
+        shared = label.startswith("Data Overlap") and not value.startswith("none")
+        table.add_row(Text(label.removeprefix("Data ").lower(), "yellow" if shared else ""), Text(value))
+    for note in found.notes:
+        table.add_row(Text("note", "yellow"), Text(note))
+    rich.print(table)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -151,8 +187,7 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
         h = tuning.held_out
         rich.print(Text(f"held-out loss {h.before:.3f} → {h.after:.3f} nats per token, 95 % interval of the change "
                         f"{h.low:+.3f} to {h.high:+.3f} (n={h.n})"))
-    for note in tuning.notes:
-        rich.print(Text.assemble(("note", "yellow"), f" {note}"))
+    show_data(tuning)
     flag = f"{model} --adapter {tuning.output}" if tuning.method != "full" else tuning.output
     if tuning.merged:
         typer.echo(f"whole weights in {tuning.output}/merged; the same model? aftertune check-merge {tuning.id}")

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aftertune.report import format as fmt
+from aftertune.report.data import data_facts
 from aftertune.report.families import Family
 from aftertune.report.names import task_title
 from aftertune.report.table import held_out_line, part_text
@@ -74,6 +75,7 @@ def tuning_facts(tuning: Tuning) -> Facts:
         n, before, after, difference, interval = held_out_line(tuning.held_out)
         facts.append(("Held-out Loss", f"{before} before, {after} after ({difference} nats per token, 95 % "
                                        f"interval {interval}, {n} examples)"))
+    facts += data_facts(tuning.counts, tuning.overlap)
     facts += [("Output", tuning.output), *run_facts(provenance)]
     facts += [("Note", note) for note in tuning.notes]
     return _shown(facts)

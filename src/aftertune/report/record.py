@@ -98,7 +98,8 @@ def _evaluation(evaluation: Evaluation, home: Family, tuning: Tuning | None, ans
     if tuning is not None:
         facts += [(f"Fine-tune: {k}", v) for k, v in tuning_facts(tuning)
                   if k in ("Training Data", "Training Data Fingerprint", "Seed", "Settings",
-                           "Trainable Parameters", "Held-out Loss", "Training Command", "Note")]
+                           "Trainable Parameters", "Held-out Loss", "Training Command", "Note")
+                  or k.startswith("Data ")]
     return [*blocks, md.facts(facts, CODE)]
 
 

@@ -8,5 +8,6 @@ Prompts, few-shot examples, filters and metrics are lm-eval's own, through its P
 
 from aftertune.tasks.load import LoadedTask, LoadOptions, load
 from aftertune.tasks.outcome import outcome
+from aftertune.tasks.questions import questions
 
-__all__ = ["LoadOptions", "LoadedTask", "load", "outcome"]
+__all__ = ["LoadOptions", "LoadedTask", "load", "outcome", "questions"]

@@ -66,6 +66,17 @@ class LoadedTask:
 
 def load(specs: Sequence[TaskSpec], options: LoadOptions) -> list[LoadedTask]:
     """Load every task; nothing is run if any of them cannot be. Positions run through all of them."""
+    start, loaded = 0, []
+    for spec, task, label, groups in find(specs, options):
+        one = _build(spec, task, label, groups, options, start)
+        start += len(one.requests)
+        loaded.append(one)
+    return loaded
+
+
+def find(specs: Sequence[TaskSpec], options: LoadOptions) -> list[tuple[TaskSpec, Any, str, dict[str, Any]]]:
+    """lm-eval's task objects behind the names, each with where its documents come from and its groups. Raises TaskError
+    for one that is unknown, asked for twice, or without data."""
     made = None
     found: list[tuple[TaskSpec, Any, str, dict[str, Any]]] = []
     for spec in specs:
@@ -76,12 +87,7 @@ def load(specs: Sequence[TaskSpec], options: LoadOptions) -> list[LoadedTask]:
         for name in index.expand(made, spec.name):
             found += _lm_eval(made, name, spec, options)
     _check_unique([task.config.task for _, task, _, _ in found])
-    start, loaded = 0, []
-    for spec, task, label, groups in found:
-        one = _build(spec, task, label, groups, options, start)
-        start += len(one.requests)
-        loaded.append(one)
-    return loaded
+    return found
 
 
 def _check_unique(names: Iterable[str]) -> None:
@@ -109,7 +115,7 @@ def _lm_eval(made: Any, name: str, spec: TaskSpec, options: LoadOptions
     try:
         if sources is not None:
             index.localise(made, list(sources), local.local_task(sources))
-        with _silent():
+        with silent():
             loaded = made.load([name])
     except TaskError:
         raise
@@ -155,7 +161,7 @@ def _stay_offline() -> None:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """No progress bars of lm-eval and datasets meanwhile; errors are raised, so nothing is lost."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield
@@ -197,11 +203,11 @@ def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     multiturn = options.fewshot_as_multiturn or (chat and spec.target is not None)
-    with _silent():
+    with silent():
         total = len(task.eval_docs)
-    chosen = _sample(total, spec)
+    chosen = sample(total, spec)
     try:
-        with _silent():
+        with silent():
             task.build_all_requests(
                 limit=spec.limit, samples=chosen, rank=0, world_size=1, cache_requests=False,
                 system_instruction=options.system_instruction, apply_chat_template=chat,
@@ -219,7 +225,7 @@ def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
                       positions=positions, groups=groups)
 
 
-def _sample(total: int, spec: TaskSpec) -> set[int] | None:
+def sample(total: int, spec: TaskSpec) -> set[int] | None:
     """Indices of a seeded random sample, or None for all items (or the first ``limit``)."""
     if spec.sample is None or spec.sample >= total:
         return None

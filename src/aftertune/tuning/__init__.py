@@ -10,12 +10,13 @@ folder still holds that result, is not run again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aftertune.values import ModelIdentity, Tuning, digest
+from aftertune.tuning.shown import Preview, preview
+from aftertune.values import ModelIdentity, Question, Tuning, digest
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from aftertune.tuning.corpus import Corpus
     from aftertune.tuning.loop import Plan
 
-__all__ = ["preview", "tune"]
+__all__ = ["Preview", "preview", "tune"]
 
 #: (done, total, text): how far a tuning has come, in optimizer steps.
 Progress = Callable[[int, int, str], None]
@@ -41,20 +42,25 @@ class _Job:
     tuning: Tuning
 
 
-def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | None = None) -> Tuning:
+def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | None = None,
+         questions: Iterable[Question] = ()) -> Tuning:
     """Fine-tune as ``spec`` says; returns the finished tuning, with its output folder in ``output``.
 
-    ledger: where the tuning and each step's loss are kept. progress: told each step.
+    ledger: where the tuning and each step's loss are kept. progress: told each step. questions: what evaluations ask,
+    to be looked for in the training data.
     Raises InputError (data, recipe, template), SourceError (model), ResourceError (device, memory),
     StorageError (output, ledger), AftertuneError (the loss is no number).
     """
     from aftertune.tuning import output
     from aftertune.tuning.loop import quiet_libraries
 
-    job, told = _prepare(spec), progress or (lambda *_: None)
+    job, told = _prepare(spec, questions), progress or (lambda *_: None)
     folder = Path(job.tuning.output)
     done = output.finished(folder, job.tuning.id, job.source, job.tuning.base)
     if done is not None:
+        looked = job.tuning.overlap or done.overlap
+        if looked != done.overlap:
+            output.write_manifest(folder, done := replace(done, overlap=looked))
         return _merged(job, replace(done, name=job.tuning.name, output=job.tuning.output), ledger, told)
     output.prepare(folder)
     if ledger:
@@ -83,23 +89,7 @@ def _merged(job: _Job, tuning: Tuning, ledger: Ledger | None, told: Progress) ->
     return ledger.save_tuning(tuning) if ledger else tuning
 
 
-def preview(spec: TuneSpec, count: int = 3) -> tuple[list[list[tuple[str, bool]]], tuple[str, ...]]:
-    """The text of the first training examples in parts, each with whether it is learned; and the notes of a tuning.
-
-    No weights are loaded. Raises InputError (data, template) and SourceError (model, data).
-    """
-    from aftertune.sources import load_tokenizer, resolve_model
-    from aftertune.tuning.corpus import Corpus
-    from aftertune.tuning.encode import Form, encode_all, spans
-
-    source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    tokenizer = load_tokenizer(source)
-    corpus = Corpus.load(spec.data, spec.seed, spec.replay)
-    encoded = encode_all(corpus.training, tokenizer, Form(spec.template, spec.max_length, spec.learn))
-    return [spans(row, tokenizer) for row in encoded.rows[:count]], (*corpus.notes, *tokenizer.notes, *encoded.notes)
-
-
-def _prepare(spec: TuneSpec) -> _Job:
+def _prepare(spec: TuneSpec, questions: Iterable[Question]) -> _Job:
     """Resolve source, data, device and recipe; read no weights into memory."""
     from aftertune.engine.devices import choose_device, choose_dtype, set_threads
     from aftertune.provenance import capture
@@ -107,6 +97,7 @@ def _prepare(spec: TuneSpec) -> _Job:
     from aftertune.tuning.build import LEARNING_RATES, NOTES
     from aftertune.tuning.corpus import Corpus
     from aftertune.tuning.loop import Plan
+    from aftertune.tuning.overlap import find_overlap
 
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay)
@@ -126,7 +117,7 @@ def _prepare(spec: TuneSpec) -> _Job:
         id=tuning_id, name=spec.name or tuning_id, base=identity, method=spec.method, data=corpus.fingerprint,
         data_source=str(spec.data.file), examples=len(corpus.training), seed=spec.seed, settings=settings,
         output=str(out), counts=corpus.counts, notes=(*corpus.notes, *NOTES.get(spec.method, ())),
-        provenance=capture()))
+        overlap=find_overlap((*corpus.training, *corpus.replay), questions), provenance=capture()))
 
 
 def identify_tuning(base: ModelIdentity, data: str, recipe: Mapping[str, Any], seed: int) -> str:

@@ -45,16 +45,16 @@ class Corpus:
         account = Account()
         examples = _distinct(spec, account)
         held_out, validation, training = _sides(spec, examples, account)
-        if spec.examples is not None:
-            training = subset(training, spec.examples, seed, where=str(spec.file))
-        account.counts |= {"training": len(training), "validation": len(validation), "held_out": len(held_out)}
+        drawn = training if spec.examples is None else subset(training, spec.examples, seed, where=str(spec.file))
+        account.counts |= {"training": len(drawn), "not_drawn": len(training) - len(drawn),
+                           "validation": len(validation), "held_out": len(held_out)}
         counts, notes, replayed = {"data": account.counts}, account.notes, []
         if replay is not None:
             other = Account()
-            replayed = _replayed(replay, training, [*held_out, *validation], seed, other)
+            replayed = _replayed(replay, drawn, [*held_out, *validation], seed, other)
             counts["replay_data"] = other.counts
             notes = [*notes, *other.notes]
-        return cls(tuple(training), tuple(held_out), tuple(validation), tuple(replayed), counts, tuple(notes))
+        return cls(tuple(drawn), tuple(held_out), tuple(validation), tuple(replayed), counts, tuple(notes))
 
     @property
     def fingerprint(self) -> str:
@@ -98,9 +98,6 @@ def _sides(spec: DataSpec, examples: list[Example], account: Account
         seen = {prompt_hash(e) for e in held_out}
         rest = [e for e in examples if prompt_hash(e) not in seen]
         account.counts["in_held_out_file"] = len(examples) - len(rest)
-        if len(rest) < len(examples):
-            account.notes.append(f"{len(examples) - len(rest)} training examples have a prompt of the held-out file "
-                                 "and were left out")
     else:
         share = spec.held_out or min(HELD_OUT, MOST_HELD_OUT / len(examples))
         held_out = [e for e in examples if split_point(e) < share]
@@ -122,11 +119,7 @@ def _distinct(source: DataSource, account: Account) -> list[Example]:
                       skip_bad=source.skip_bad)
     examples = read_examples(source.file, reading, account)
     kept, exact = distinct(examples)
-    alike = len(examples) - len(kept) - exact
-    account.counts |= {"duplicates": exact, "alike": alike}
-    if exact + alike:
-        account.notes.append(f"{source.file}: {exact + alike} of {len(examples)} examples were duplicates and left "
-                             f"out: {exact} exact, {alike} but for case, spaces or Unicode form")
+    account.counts |= {"duplicates": exact, "alike": len(examples) - len(kept) - exact}
     return kept
 
 
@@ -136,13 +129,10 @@ def _replayed(spec: ReplaySpec, training: list[Example], kept_out: list[Example]
     found = _distinct(spec.data, account)
     away, new = {prompt_hash(e) for e in kept_out}, {key(e) for e in training}
     usable = [e for e in found if prompt_hash(e) not in away and key(e) not in new]
-    if len(usable) < len(found):
-        account.notes.append(f"replay: {len(found) - len(usable)} of {len(found)} examples are among the new ones or "
-                             "have a prompt that is held out, and were left out")
     if not usable:
         raise InputError(f"replay {spec.data.file}: none of its {len(found)} examples is left beside the new data and "
                          "what is held out of it; give other data")
     replayed = choose(usable, wanted(spec.share, len(training)), seed, account.notes)
     account.counts |= {"set_aside": len(found) - len(usable), "replayed": len(replayed),
-                       "distinct": min(len(usable), len(replayed))}
+                       "not_drawn": max(len(usable) - len(replayed), 0)}
     return replayed

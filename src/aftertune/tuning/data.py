@@ -106,9 +106,6 @@ def read_examples(path: Path, reading: Reading | None = None, account: Account |
     if bad:
         account.notes.append(f"{path}: {len(bad)} of {len(rows)} rows are unreadable and were left out; the first: "
                              f"{bad[0]}")
-    if len(kept) < len(found):
-        account.notes.append(f"{path}: {len(found) - len(kept)} of {len(rows)} examples have an empty completion and "
-                             "were left out")
     if not kept:
         raise InputError(f"{path}: no examples: of {len(rows)} rows {len(bad)} are unreadable and {len(found)} have an "
                          "empty completion")

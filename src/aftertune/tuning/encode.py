@@ -36,11 +36,12 @@ class Form:
 @dataclass(frozen=True, slots=True)
 class Row:
     """One encoded row; labels are the ids, IGNORED where no loss counts. example: its number among the examples, from
-    1."""
+    1; where: the file and line of it."""
 
     ids: list[int]
     labels: list[int]
     example: int = 0
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,12 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, form: Form) -> Encod
             ids, labels = writer.row(parts)
             if all(label == IGNORED for label in labels[:form.max_length]):
                 prompt = next((n for n, label in enumerate(labels) if label != IGNORED), len(labels))
-                first = first or f"the first is example {number} ({opening(example)}) of {prompt} tokens"
+                first = first or (f"the first is {example.where or f'example {number}'} ({opening(example)}) of "
+                                  f"{prompt} tokens")
                 masked += 1
                 continue
             cut += len(ids) > form.max_length
-            rows.append(Row(ids[:form.max_length], labels[:form.max_length], number))
+            rows.append(Row(ids[:form.max_length], labels[:form.max_length], number, example.where))
     if examples and not rows:
         raise InputError(f"the prompts of all {len(examples)} examples fill max_length {form.max_length}, so no "
                          f"completion is left to learn; {first}; raise max_length or shorten them")
@@ -96,8 +98,6 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, form: Form) -> Encod
     if masked:
         notes.append(f"the prompts of {masked} of {total} {what} ({masked / total:.1%}) fill max_length "
                      f"{form.max_length} and were left out; {first}")
-    if cut:
-        notes.append(f"{cut} of {total} {what} are longer than {form.max_length} tokens and were cut")
     return Encoded(rows, tuple(notes), cut, masked)
 
 

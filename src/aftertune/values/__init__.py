@@ -314,6 +314,35 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What an evaluation item asks, to be looked for in training data. texts: its prompt without examples, and the
+    longer texts of its document."""
+
+    task: str
+    index: int
+    hash: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Items of one task that training data shows; ``n`` of its items were looked for. exact, ngram: indices of those
+    whose text is an example's text, and of those that share 13 words in a row with one. found: of the first few the
+    item, where it was found, and the words."""
+
+    task: str
+    n: int
+    exact: tuple[int, ...] = ()
+    ngram: tuple[int, ...] = ()
+    found: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def items(self) -> tuple[int, ...]:
+        """Indices of all items that were found, either way."""
+        return tuple(sorted({*self.exact, *self.ngram}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
     """One fine-tune: base + method + data + hyperparameters + seed -> a model.
 
@@ -322,7 +351,8 @@ class Tuning:
     settings: every resolved hyperparameter. steps: (step, loss) of the training log. counts: what each file gave and
     what was left out of it ("data", "replay_data"), and what each side came to in rows and tokens ("training",
     "replay", …). merged: fingerprint of the weights in ``output``/merged, the adapter summed into the base; None where
-    they were not asked for.
+    they were not asked for. overlap: of the tasks that were looked for in the training data; without tasks nothing is
+    said.
     """
 
     id: str
@@ -341,6 +371,7 @@ class Tuning:
     held_out: HeldOut | None = None
     steps: tuple[Mapping[str, float], ...] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    overlap: tuple[Overlap, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: Provenance | None = None
     merged: str | None = None
