@@ -57,11 +57,11 @@ def store(ledger: Ledger, name: str, model: ModelIdentity, values: dict[str, Any
         order = drawn(members, sizes[members[0]], seed)
         if used and unit in used:
             asked -= set(order[used[unit]:])
-        made.append(EarlyUnit(name=unit, key="acc,none", tasks=tuple(members), items=len(order),
+        made.append(EarlyUnit(name=unit, key="acc,none", tasks=tuple(members), items=len(order), batch=32,
                               order=digest(order), used=(used or {}).get(unit, len(order)), verdict="lower"))
     groups = {t: (u,) if [t] != [u] and len(m) > 1 else () for u, m in pools.items() for t in m}
     counts = {t: sum(a == t for a, _ in asked) for t in values}
-    early = Early(against="e-base", seed=seed, batch=32, margins=dict.fromkeys(pools, 0.02), units=tuple(made))
+    early = Early(against="e-base", seed=seed, margins=dict.fromkeys(pools, 0.02), units=tuple(made))
     tasks = tuple(settings(t, n, groups=groups[t], **({"used": counts[t], "draw_seed": seed} if counts[t] < n else {}),
                            **more) for t, n in sizes.items())
     scores = [Score(task=t, metric="acc", filter="none", stderr=.01, n=counts[t], primary=True,

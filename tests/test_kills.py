@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from aftertune.ledger import Ledger
+from aftertune.study import TargetSpec, TaskSpec
 from aftertune.values import Evaluation, plain
+from deciding_cases import decide, models, own_task
 from eval_cases import byte_folder, scored_and_generated
 
 HEAVY = ["torch", "transformers", "lm_eval.tasks", "lm_eval.api.task", "datasets", "sqlalchemy",
@@ -29,11 +31,11 @@ HEAVY = ["torch", "transformers", "lm_eval.tasks", "lm_eval.api.task", "datasets
 class Child:
     """A process that runs the evaluation into a ledger and tells of every batch on disk, and every text of a wave."""
 
-    def __init__(self, model: Path, ledger: Path, items: int) -> None:
+    def __init__(self, model: Path, ledger: Path, items: int, target: Any = None) -> None:
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(HEAVY)
         self.told, tells = server.Pipe(duplex=False)
-        self.process = server.Process(target=work, args=(tells, str(model), str(ledger), items))
+        self.process = server.Process(target=target or work, args=(tells, str(model), str(ledger), items))
         self.process.start()
         tells.close()
 
@@ -68,6 +70,19 @@ def work(tells: Connection, model: str, ledger: str, items: int) -> None:
             tells.send((done, total))
 
     scored_and_generated(model, ledger, items, progress)
+
+
+def work_until_decided(tells: Connection, folder: str, ledger: str, rows: int) -> None:
+    """The same with an evaluation that stops early, both models in one go; it tells how far each round is."""
+    def progress(done: int, total: int, text: str) -> None:
+        if text.startswith("asking"):
+            tells.send((done, total))
+
+    place = Path(folder)
+    tasks = [TaskSpec(name="own", target=TargetSpec(file=place / "own.jsonl", max_tokens=3)),
+             TaskSpec(name="arc_easy", sample=rows)]
+    with Ledger(ledger) as opened:
+        decide(place / "near", place / "base", tasks, opened, progress)
 
 
 def content(path: Path) -> tuple[Evaluation, str]:
@@ -149,6 +164,31 @@ def test_a_kill_between_two_waves_changes_nothing(tmp_path: Path) -> None:
         assert done.id == first.id
         assert numbers == expected
     assert between, "no kill landed between two waves"
+
+
+@pytest.mark.slow
+def test_kills_change_nothing_where_a_run_stops_early(tmp_path: Path) -> None:
+    """Killed in the middle of rounds: both evaluations and the comparison end as those of an unbroken run."""
+    own_task(tmp_path, models(tmp_path)["base"], 300)
+    chance, texts = random.Random(3), []
+    for name, kills in (("whole.db", 0), ("broken.db", 4)):
+        for _ in range(kills):
+            child = Child(tmp_path, tmp_path / name, 60, work_until_decided)
+            assert child.answering() is not None
+            for _ in range(chance.randint(1, 14)):
+                child.answering()
+            time.sleep(chance.uniform(0, 0.05))
+            assert child.kill(), "it had finished before the kill"
+        assert Child(tmp_path, tmp_path / name, 60, work_until_decided).finish() == 0
+        with Ledger(tmp_path / name) as ledger:
+            [comparison] = ledger.comparisons()
+            done = {e.id: e for e in ledger.evaluations()}
+            assert set(done) == {comparison.base, comparison.tuned}
+            texts.append(json.dumps([plain(comparison.rows[0]), comparison.id, [
+                [plain(e.early), e.schedule["stages"], [s.value.hex() for s in e.scores], [
+                    [p, r.logprob and r.logprob.hex(), r.text] for p, r in ledger.responses(e.id).items()]]
+                for e in (done[comparison.base], done[comparison.tuned])]]))
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.slow

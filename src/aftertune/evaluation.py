@@ -39,6 +39,10 @@ Progress = Callable[[int, int, str], None]
 HARNESS_BATCH = 8
 #: What of a stored schedule must be met for the floating-point sums to come out the same.
 _CONDITIONS = ("plan", "threads", "torch", "transformers", "cpu")
+#: Numbers that the batches of one stage may have.
+_STRIDE = 1_000_000
+#: Fields of a task's settings that do not decide its numbers: they are no part of an evaluation's id.
+_NO_PART = ("groups", "data", "used", "draw_seed")
 
 
 class Plan(Protocol):
@@ -50,12 +54,14 @@ class Plan(Protocol):
     def digest(self) -> str: ...
     @property
     def cost(self) -> int: ...
+    @property
+    def longest(self) -> int: ...
 
 
 class Runs(Protocol):
     """An engine."""
 
-    def plan(self, requests: Sequence[Request]) -> Any: ...
+    def plan(self, requests: Sequence[Request], known: tuple[Decision, int] | None = None) -> Any: ...
     def run(self, plan: Any, done: set[int], on_halving: Callable[[int, int], None] | None = None,
             tick: Callable[[int], None] | None = None) -> Iterator[Batch]: ...
 
@@ -69,16 +75,16 @@ def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *
     """
     spec = model if isinstance(model, EvalSpec) else _spec(model, task_names, settings)
     if ledger is not None:
-        return _Run(spec, ledger, progress).whole()
+        return Run(spec, ledger, progress).whole()
     with Ledger() as opened:
-        return _Run(spec, opened, progress).whole()
+        return Run(spec, opened, progress).whole()
 
 
 def evaluate_adapters(spec: EvalSpec, adapters: Sequence[str], *, ledger: Ledger, progress: Progress | None = None
                       ) -> list[Evaluation]:
     """Evaluate several adapters of one base, which is loaded once; ``spec`` without adapter and name."""
     bases = sources.Bases()
-    return [_Run(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases).whole()
+    return [Run(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases).whole()
             for adapter in adapters]
 
 
@@ -94,18 +100,55 @@ def _spec(model: str, task_names: Iterable[str | TaskSpec], settings: dict[str, 
         raise InputError(explain(error)) from None
 
 
-class _Run:
-    """One evaluation on its way; each step fills what the next one needs."""
+class Run:
+    """One evaluation on its way: prepare, open, answer (all at once or in stages), finish.
+
+    sides: how many models share the memory.
+    """
 
     def __init__(self, spec: EvalSpec, ledger: Ledger, progress: Progress | None,
-                 bases: sources.Bases | None = None) -> None:
+                 bases: sources.Bases | None = None, *, sides: int = 1) -> None:
         self.spec = spec
         self.load = bases.load if bases else sources.load_model
         self.ledger = ledger
         self.progress = progress or (lambda *_: None)
+        self.sides = sides
         self.provenance = provenance.capture()
+        self.engine: Runs | None = None
+        self.known: tuple[Decision, int] | None = None
+        self.loaded: list[LoadedTask] = []
+        self.template: Template | None = None
+        self.started = time.monotonic()
 
     def whole(self) -> Evaluation:
+        """Everything that is not in the ledger yet, in one stage."""
+        self.open(self.prepare())
+        if self.stored.status == "done":
+            return self.stored
+        self.ledger.acquire(self.stored.id)
+        try:
+            self.answer(self.requests)
+            return self.finish(self.loaded)
+        finally:
+            self.ledger.release(self.stored.id)
+
+    def prepare(self, like: Run | None = None) -> Evaluation:
+        """Identify the model, read the tasks; the evaluation as a value, before it has run.
+
+        like: a prepared run of the same tasks: they are not read again where both models have one chat template.
+        """
+        self._identify()
+        self.template = template_of(self.tokenizer)
+        if like is not None and (like.template and like.template.hash) == (self.template and self.template.hash):
+            self.loaded = like.loaded
+        else:
+            self.progress(0, 0, "reading the tasks")
+            self.loaded = tasks.load(self.spec.tasks, _options(self.spec, self.template))
+        self.requests = [r for one in self.loaded for r in one.requests]
+        return self._evaluation(self.template)
+
+    def _identify(self) -> None:
+        """Find the model, its fingerprint and its tokenizer."""
         spec = self.spec
         self.device = devices.choose_device(spec.device)
         self.dtype = devices.choose_dtype(spec.dtype, self.device)
@@ -121,20 +164,15 @@ class _Run:
             self.adapter = sources.resolve_adapter(spec.adapter, self.source, self.identity)
             self.identity = sources.fingerprint_model(self.source, self.adapter)
         self.tokenizer = sources.load_tokenizer(self.source)
-        self.progress(0, 0, "reading the tasks")
-        template = template_of(self.tokenizer)
-        self.loaded = tasks.load(spec.tasks, _options(spec, template))
-        self.requests = [r for one in self.loaded for r in one.requests]
-        evaluation = self._evaluation(template)
+
+    def open(self, evaluation: Evaluation) -> Evaluation:
+        """Store the evaluation if it is new, and read what the ledger has of it."""
         items = [item for one in self.loaded for item in one.items]
         stored = self.ledger.open_evaluation(evaluation, items)
-        if stored.status == "done":
-            return stored
-        self.ledger.acquire(stored.id)
-        try:
-            return self._measure(replace(stored, name=evaluation.name))
-        finally:
-            self.ledger.release(stored.id)
+        self.stored = stored if stored.status == "done" else replace(stored, name=evaluation.name)
+        self.found = self.ledger.responses(self.stored.id)
+        self.schedule = self.ledger.schedule(self.stored.id)
+        return self.stored
 
     def _check_quantize(self, kind: str) -> None:
         engine = self.spec.engine
@@ -146,15 +184,15 @@ class _Run:
     def _evaluation(self, template: Template | None) -> Evaluation:
         """The evaluation as a value, before it has run; its id covers what decides the numbers."""
         spec, settings = self.spec, tuple(one.settings for one in self.loaded)
-        kept = [{k: v for k, v in asdict(s).items() if k not in ("groups", "data")} for s in settings]
+        kept = [{k: v for k, v in asdict(s).items() if k not in _NO_PART} for s in settings]
         key = digest([self.identity.fingerprint, self.identity.tokenizer, kept, self.dtype,
                       self.device.split(":")[0], spec.engine])
         return Evaluation(
-            id=self._fresh(f"e-{key[:10]}"), name=spec.name or _name(self.identity), model=self.identity,
+            id=self.fresh(f"e-{key[:10]}"), name=spec.name or _name(self.identity), model=self.identity,
             tasks=settings, device=_device_name(self.device), dtype=self.dtype, engine=spec.engine,
             warnings=tuple(self._warnings(template)), tuning=self._tuning(), provenance=self.provenance)
 
-    def _fresh(self, key: str) -> str:
+    def fresh(self, key: str) -> str:
         """``key``, or with --fork the first of key.2, key.3 … that is not in the ledger."""
         if not self.spec.fork:
             return key
@@ -172,30 +210,40 @@ class _Run:
                    "(as lm-eval does by default)")
         yield from getattr(self.tokenizer, "notes", ())
 
-    def _measure(self, evaluation: Evaluation) -> Evaluation:
-        """Load, plan, run what is missing, and aggregate."""
-        stored = self.ledger.schedule(evaluation.id)
-        threads = devices.set_threads(self.spec.threads or (stored or {}).get("threads"))
-        self.progress(0, 0, "loading the model")
-        model = self.load(self.source, self.dtype, self.device, self.adapter, tokenizer=self.tokenizer)
-        engine = self._engine(model, threads, stored)
+    def answer(self, requests: Sequence[Request], stage: int | None = None) -> None:
+        """Answer what the ledger lacks of the requests. stage: its number, where there are several; a whole one costs
+        nothing, and what the first found of the model (packed or plain rows) holds for the next ones."""
+        stages = (self.schedule or {}).get("stages", [])
+        if stage is not None and self.found.keys() >= {r.position for r in requests}:
+            self.known = _decision(stages[stage])
+            return
+        engine = self.engine or self._start()
         self.progress(0, 0, "planning the batches")
-        plan = engine.plan(self.requests)
-        schedule = self._schedule(evaluation, engine, plan, threads, stored)
-        if needs_check(self.device) and isinstance(engine, Engine):
-            rows = [row for job in plan.jobs for row in job.rows]
-            if rows:
-                schedule["spot_check"] = spot_check(model, rows, packed=plan.decision.packed)
-                self.ledger.save_schedule(evaluation.id, schedule)
-        started = time.monotonic()
-        self._run_batches(evaluation.id, engine, plan, schedule)
-        responses = self.ledger.responses(evaluation.id)
-        answers, positions, scores = tasks.outcome(self.loaded, responses)
-        schedule["seconds"] = round(time.monotonic() - started, 3)
+        plan = engine.plan(requests, self.known)
+        self._follow(engine, plan, stage)
+        self.known = plan.decision, plan.longest
+        self._run_batches(engine, plan, (stage or 0) * _STRIDE)
+
+    def _start(self) -> Runs:
+        """Load the model, under the conditions of the stored schedule where there is one."""
+        self.threads = devices.set_threads(self.spec.threads or (self.schedule or {}).get("threads"))
+        self.progress(0, 0, "loading the model")
+        self.model = self.load(self.source, self.dtype, self.device, self.adapter, tokenizer=self.tokenizer)
+        self.started = time.monotonic()
+        self.engine = self._engine(self.model, self.threads, self.schedule)
+        return self.engine
+
+    def finish(self, loaded: Sequence[LoadedTask], value: Evaluation | None = None) -> Evaluation:
+        """Aggregate and store. loaded: the tasks with the items that were asked; value: the evaluation with what was
+        learned on the way."""
+        found = tasks.outcome(loaded, self.found)
+        schedule = dict(self.schedule or {})
+        schedule["seconds"] = round(time.monotonic() - self.started, 3)
+        value = value or self.stored
         return self.ledger.finish_evaluation(replace(
-            evaluation, engine_note=plan.decision.note, schedule=schedule, scores=tuple(scores),
-            warnings=(*evaluation.warnings, *_truncations(self.loaded, responses)),
-            provenance=provenance.finish(self.provenance)), answers, positions)
+            value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(found[2]),
+            warnings=(*value.warnings, *_truncations(loaded, self.found)),
+            provenance=provenance.finish(self.provenance)), found[0], found[1])
 
     def _engine(self, model: Any, threads: int, stored: dict[str, Any] | None) -> Runs:
         name = self.spec.engine
@@ -213,35 +261,47 @@ class _Run:
             free = devices.free_memory(self.device)
             if self.spec.memory is not None:
                 free = min(free, parse_memory(self.spec.memory))
-            budget = budgets.resolve(model, free=free, threads=threads)
+            budget = budgets.resolve(model, free=free // self.sides, threads=threads)
         return Engine(model, self.tokenizer, packed=name == "packed", budget=budget)
 
-    def _schedule(self, evaluation: Evaluation, engine: Runs, plan: Plan, threads: int,
-                  stored: dict[str, Any] | None) -> dict[str, Any]:
+    def _follow(self, engine: Runs, plan: Any, stage: int | None) -> None:
         """The schedule that this run follows: stored before the first batch, or met by this process."""
         import torch
 
         versions = self.provenance.versions
-        budget = engine.budget.stored() if isinstance(engine, Engine) else {}
         now: dict[str, Any] = {
-            "plan": plan.digest, "threads": threads, "torch": versions.get("torch"),
-            "transformers": versions.get("transformers"), "cpu": torch.backends.cpu.get_cpu_capability(),
-            "budget": budget, "note": plan.decision.note, "halvings": []}
-        if stored is None:
-            self.ledger.save_schedule(evaluation.id, now)
-            return now
-        changed = [f"{k}: {stored[k]} then, {now[k]} now" for k in _CONDITIONS if stored[k] != now[k]]
+            "plan": plan.digest, "threads": self.threads, "torch": versions.get("torch"),
+            "transformers": versions.get("transformers"), "cpu": torch.backends.cpu.get_cpu_capability()}
+        if self.schedule is None:
+            budget = engine.budget.stored() if isinstance(engine, Engine) else {}
+            self.schedule = {**now, "budget": budget, "note": plan.decision.note, "halvings": []}
+        then = self.schedule
+        if stage is not None:
+            stages = self.schedule.setdefault("stages", [])
+            if stage == len(stages):
+                stages.append({"plan": plan.digest, "longest": plan.longest, "decision": asdict(plan.decision)})
+                self.schedule |= {"note": plan.decision.note, "plan": digest([s["plan"] for s in stages])}
+            then = {**self.schedule, "plan": stages[stage]["plan"]}
+        changed = [f"{k}: {then[k]} then, {now[k]} now" for k in _CONDITIONS if then[k] != now[k]]
         if changed:
-            raise ResumeRefused(f"evaluation {evaluation.id} was begun under other conditions "
+            raise ResumeRefused(f"evaluation {self.stored.id} was begun under other conditions "
                                 f"({'; '.join(changed)}), so its numbers would mix; run it under those, or start "
                                 "anew with --fork")
-        return stored
+        if needs_check(self.device) and isinstance(engine, Engine) and "spot_check" not in self.schedule:
+            rows = [row for job in plan.jobs for row in job.rows]
+            if rows:
+                self.schedule["spot_check"] = spot_check(self.model, rows, packed=plan.decision.packed)
+        self.ledger.save_schedule(self.stored.id, self.schedule)
 
-    def _run_batches(self, evaluation_id: str, engine: Runs, plan: Any, schedule: dict[str, Any]) -> None:
-        """Run what is not in the ledger yet; each batch is on disk before the next one starts."""
+    def _run_batches(self, engine: Runs, plan: Any, first: int) -> None:
+        """Run what is not in the ledger yet; each batch is on disk before the next one starts. first: number of the
+        first one."""
+        schedule = self.schedule
+        assert schedule is not None
+
         def halved(batch: int, rows: int) -> None:
-            schedule["halvings"].append([batch, rows])
-            self.ledger.save_schedule(evaluation_id, schedule)
+            schedule["halvings"].append([first + batch, rows])
+            self.ledger.save_schedule(self.stored.id, schedule)
 
         partly = 0
 
@@ -250,14 +310,20 @@ class _Run:
             partly += cost
             self.progress(finished + partly, plan.cost, "answering")
 
-        done = self.ledger.done_positions(evaluation_id)
+        done = set(self.found)
         jobs = getattr(plan, "jobs", ())
         finished = sum(job.cost for job in jobs if done.issuperset(job.positions))
         self.progress(finished, plan.cost, "answering")
         for batch in engine.run(plan, done, halved, within):
-            self.ledger.save_batch(evaluation_id, batch.index, batch.responses)
+            self.ledger.save_batch(self.stored.id, first + batch.index, batch.responses)
+            self.found |= batch.responses
             finished, partly = finished + batch.cost, 0
             self.progress(finished, plan.cost, "answering")
+
+
+def _decision(stage: dict[str, Any]) -> tuple[Decision, int]:
+    """What a stored stage found of the model, and for how long sequences."""
+    return Decision(**stage["decision"]), int(stage["longest"])
 
 
 def _options(spec: EvalSpec, template: Template | None) -> LoadOptions:

@@ -80,6 +80,12 @@ def fields(error: Exception, flags: dict[str, str]) -> InputError:
     return InputError(text)
 
 
+def no_margin(points: float) -> InputError:
+    """What is said of a --margin that is none."""
+    return InputError(f"--margin {points:g}: allowed are points above 0, up to 100; without a margin no small loss "
+                      "can be told from noise, so take the smallest that would matter (2 by default)")
+
+
 def emit(value: Any) -> None:
     """One JSON object on stdout; a number that is not finite (a perplexity that overflowed) is null in it."""
     print(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False))

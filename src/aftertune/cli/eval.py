@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import emit, fields, progress
+from aftertune.cli.console import emit, fields, no_margin, progress
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def evaluate(
         help="PEFT adapter folder or Hub id; repeatable: the base is loaded once.")] = None,
     limit: Annotated[int | None, typer.Option(help="The first N items of each task.")] = None,
     sample: Annotated[int | None, typer.Option(help="N items of each task, drawn at random.")] = None,
-    sample_seed: Annotated[int, typer.Option(help="Seed of --sample.")] = 0,
+    sample_seed: Annotated[int, typer.Option(help="Seed of --sample, and of the order of --until-decided.")] = 0,
     num_fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
@@ -47,6 +47,15 @@ def evaluate(
     name: Annotated[str | None, typer.Option(help="Name of the evaluation in the ledger.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
     fork: Annotated[bool, typer.Option("--fork", help="Start anew beside a stored run.")] = False,
+    until_decided: Annotated[bool, typer.Option(
+        "--until-decided", help="Stop each task at the first safe verdict against --against.")] = False,
+    against: Annotated[str | None, typer.Option(
+        help="The base: an evaluation of the ledger, or a model that is scored alongside.")] = None,
+    margin: Annotated[float, typer.Option(help="Points within which a change is none, for --until-decided.")] = 2,
+    batch: Annotated[int | None, typer.Option(help="Items between two looks; 32, of a small task 8.")] = None,
+    min_items: Annotated[int, typer.Option("--min-items", "--min-docs", help="Items asked at least.")] = 0,
+    max_width: Annotated[float | None, typer.Option(
+        help="Go on until the interval is no wider than this many points.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Evaluate MODEL on tasks; finished batches are kept, so a stopped run goes on where it stopped."""
@@ -63,6 +72,10 @@ def evaluate(
         "fewshot_as_multiturn": fewshot_as_multiturn, "gen_kwargs": parse_settings(gen_kwargs),
         "include_path": include_path, "allow_task_code": allow_task_code, "memory": memory, "threads": threads,
         "trust_remote_code": trust_remote_code, "fork": fork})
+    if until_decided or against is not None:
+        _decide(spec, against if until_decided else None, {
+            "margin": margin, "batch": batch, "min_items": min_items, "max_width": max_width}, len(adapters), as_json)
+        return
     from aftertune.evaluation import evaluate as run
     from aftertune.evaluation import evaluate_adapters
     from aftertune.ledger import Ledger
@@ -73,6 +86,35 @@ def evaluate(
         else:
             evaluations = [run(spec, ledger=ledger, progress=told)]
     show(evaluations, as_json)
+
+
+def _decide(spec: EvalSpec, against: str | None, values: dict[str, Any], adapters: int, as_json: bool) -> None:
+    """``--until-decided``: both evaluations, and the comparison that it stopped at."""
+    from pydantic import ValidationError
+
+    from aftertune.deciding import EarlySpec, until_decided
+
+    if against is None:
+        raise InputError("--until-decided and --against go together: name the base's evaluation or model, for example "
+                         "--until-decided --against smollm2 --margin 2")
+    if adapters > 1:
+        raise InputError(f"--until-decided takes one model at a time, but {adapters} adapters are given")
+    if not 0 < values["margin"] <= 100:
+        raise no_margin(values["margin"])
+    try:
+        early = EarlySpec(**values)
+    except ValidationError as error:
+        raise fields(error, {k: f"--{k.replace('_', '-')}" for k in values}) from None
+    from aftertune.cli import compare
+    from aftertune.ledger import Ledger
+
+    with Ledger() as ledger, progress() as told:
+        decided = until_decided(spec, against, early, ledger=ledger, progress=told)
+    if as_json:
+        emit({**as_object(decided.tuned), "comparison": compare.as_object(decided.comparison)})
+        return
+    show([decided.tuned], as_json=False)
+    compare.show(decided.comparison)
 
 
 def _tasks(names: str, data: list[str], shared: dict[str, Any]) -> list[TaskSpec]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from aftertune.comparison.columns import Column, columns
 from aftertune.comparison.pairs import Pair
-from aftertune.comparison.rows import FORCED, Margins, margin_of
+from aftertune.comparison.rows import FORCED, Margins, margin_of, off_the_floor
 from aftertune.stats.paired import Floats, wilson
 from aftertune.stats.planning import discordance_bound, items_needed, settled_by
 from aftertune.stats.sequential import SHARES, PairedSequential, draw_key, is_whole
@@ -95,7 +95,9 @@ def _row(stopped: Stopped, key: str, column: Column, margin: float, *, lineage: 
     low, high = watch.interval()
     floor = (primary and verdict in ("within", "undecided") and column.higher_is_better
              and at_floor(wilson(float(stopped.base.sum()), stopped.base.size)[0], stopped.chance))
-    notes, needed = [FORCED if forced else "", _about(stopped)], None
+    notes, needed = [FORCED if forced else "", _about(stopped) if primary else ""], None
+    if floor:
+        notes.append(off_the_floor(float(stopped.base.mean()), stopped.chance, unit.items))
     if primary and verdict == "undecided" and not floor:
         at = 0.0 if low <= 0 <= high else float(d.mean())
         psi = discordance_bound(int((d != 0).sum()), d.size)

@@ -184,19 +184,19 @@ def _items_needed(draft: _Draft, decision: Decision) -> tuple[int | None, str]:
     """Items that would decide an undecided row, or None with the reason why no number is given."""
     needed = draft.evidence.items_needed
     if decision.at_floor:
-        return None, _off_the_floor(draft)
+        return None, off_the_floor(draft.evidence.base, draft.chance, draft.total)
     if decision.verdict != "undecided" or draft.evidence.tests == NO_EVIDENCE:
         return None, ""
     return settled_by(needed, draft.evidence.n, draft.total)
 
 
-def _off_the_floor(draft: _Draft) -> str:
-    """How many items would show that the base is above the floor, where its score is."""
-    needed = items_above(draft.evidence.base, GENERATION_FLOOR if draft.chance is None else draft.chance)
+def off_the_floor(base: float, chance: float | None, total: int) -> str:
+    """How many items would show that the base is above the floor, where its score is. total: items of the task."""
+    needed = items_above(base, GENERATION_FLOOR if chance is None else chance)
     if needed is None:
         return "no number of items decides it while the base scores there"
-    if needed > draft.total:
-        return f"this task has too few items to show the base above it ({needed:,} needed, it has {draft.total:,})"
+    if needed > total:
+        return f"this task has too few items to show the base above it ({needed:,} needed, it has {total:,})"
     return f"about {needed:,} items would show the base above it, if its score stays"
 
 

@@ -61,13 +61,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that decides the floating-point sums. digest: sha256 over the batches' tokens."""
+    """Everything that decides the floating-point sums. digest: sha256 over the batches' tokens; longest: sequence that
+    the decision is known to hold for, in tokens."""
 
     jobs: tuple[Job, ...]
     decision: Decision
     budget: Budget
     truncated: Mapping[int, int]
     digest: str
+    longest: int
 
     @property
     def cost(self) -> int:
@@ -85,8 +87,12 @@ class Engine:
         self.encoder = Encoder(tokenizer, window(text_config(model), tokenizer))
         self.fast = Fast(model, budget)
 
-    def plan(self, requests: Sequence[Request]) -> Plan:
-        """Encode, decide whether rows may be packed, and cut into batches."""
+    def plan(self, requests: Sequence[Request], known: tuple[Decision, int] | None = None) -> Plan:
+        """Encode, decide whether rows may be packed, and cut into batches.
+
+        known: decision and ``longest`` of an earlier plan of the same model: what it found holds for sequences that are
+        no longer, and plain rows stay plain.
+        """
         groups: list[Branches] = []
         for _, group in groupby((r for r in requests if r.kind == "score"), key=lambda r: r.item):
             groups.append([(r.position, self.encoder.score(r.context, r.continuation)) for r in group])
@@ -95,20 +101,26 @@ class Engine:
         lengths = [len(s.tokens) for g in groups for _, s in g]
         lengths += [len(s.tokens) for windows in rolling.values() for s in windows]
         lengths += [len(t.prompt.tokens) + t.settings.max_tokens for t in texts]
-        allowed = decide(self.model, max(lengths, default=0))
+        longest = max(lengths, default=0)
+        settled = known is not None and longest <= known[1]
+        allowed = known[0] if known and settled else decide(self.model, longest)
         if not self.packed:
             allowed = Decision(False, "plain rows, as asked for", allowed.alone)
+        elif known and not known[0].packed:
+            allowed = Decision(False, known[0].note, allowed.alone)
         shared = share([head(g) for g in groups]) if allowed.packed else [Group((), tuple(range(len(groups))))]
         items = [(g.prefix, [groups[i] for i in g.members]) for g in shared if g.members]
         whole = [s for windows in rolling.values() for s in windows]
         with one_row():
-            decision = verify(self.model, [*items, ((), [[(-2 - n, s)] for n, s in enumerate(whole)])],
-                              [t.prompt.tokens for t in texts], allowed, self.fast)
+            decision = allowed if settled else verify(
+                self.model, [*items, ((), [[(-2 - n, s)] for n, s in enumerate(whole)])],
+                [t.prompt.tokens for t in texts], allowed, self.fast)
         jobs = [job for g in shared for job in self._scoring(g.prefix, [groups[i] for i in g.members], decision)]
         jobs += [*self._rolling(rolling), *self._waves(texts, decision)]
         truncated = {p: s.truncated for g in groups for p, s in g if s.truncated}
         truncated |= {p: q.truncated for j in jobs for p, q in j.prompts.items() if q.truncated}
-        return Plan(tuple(jobs), decision, self.budget, truncated, _digest(jobs))
+        return Plan(tuple(jobs), decision, self.budget, truncated, _digest(jobs),
+                    max(longest, known[1] if known else 0))
 
     def run(self, plan: Plan, done: set[int], on_halving: Callable[[int, int], None] | None = None,
             tick: Callable[[int], None] | None = None) -> Iterator[Batch]:

@@ -33,6 +33,7 @@ class HarnessPlan:
     chunks: tuple[tuple[Request, ...], ...]
     decision: Decision
     digest: str
+    longest: int = 0
 
     @property
     def cost(self) -> int:
@@ -68,7 +69,8 @@ class HarnessEngine:
                              ) from error
         return cls(made.create_from_arg_obj(arguments, {"batch_size": batch_size, "device": device}), name)
 
-    def plan(self, requests: Sequence[Request]) -> HarnessPlan:
+    def plan(self, requests: Sequence[Request], known: tuple[Decision, int] | None = None) -> HarnessPlan:
+        del known
         chunks = []
         for _, group in groupby(requests, key=lambda r: r.kind):
             rows = list(group)

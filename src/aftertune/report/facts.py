@@ -132,7 +132,7 @@ def kind_text(evaluation: Evaluation, home: Family, tuning: Tuning | None) -> st
 
 def plan_text(schedule: Mapping[str, Any]) -> str:
     """The batch plan that ran: budget, slots, threads and halvings, and its digest."""
-    told_elsewhere = ("note", "seconds", "torch", "transformers")
+    told_elsewhere = ("note", "seconds", "torch", "transformers", "stages")
     shown = {k: v for k, v in schedule.items() if k not in told_elsewhere}
     if isinstance(shown.get("plan"), str):
         shown["plan"] = fmt.short(shown["plan"])
@@ -164,14 +164,15 @@ def _listed(value: Any) -> str:
 
 def early_stop_text(early: Early) -> str:
     """How an evaluation was to be stopped early, and where each verdict fell."""
-    parts = [f"against evaluation {early.against}", f"random order of seed {early.seed}", f"batches of {early.batch}"]
+    parts = [f"against evaluation {early.against}", f"random order of seed {early.seed}"]
     if early.min_items:
         parts.append(f"{fmt.count(early.min_items)} items at least")
     if early.max_width is not None:
         parts.append(f"interval at most {fmt.points(early.max_width).lstrip('+')} points wide")
-    parts += [f"{task_title(u.name)}: {fmt.count(u.used)} of {fmt.count(u.items)} items, margin "
-              f"±{fmt.points(early.margins.get(u.name)).lstrip('+')}, order {fmt.short(u.order)}" for u in early.units]
-    return ", ".join(parts[:-len(early.units)]) + "; " + "; ".join(parts[-len(early.units):])
+    units = [f"{task_title(u.name)}: {fmt.count(u.used)} of {fmt.count(u.items)} items, a look every {u.batch}, "
+             f"margin ±{fmt.points(early.margins.get(u.name)).lstrip('+')}, order {fmt.short(u.order)}"
+             for u in early.units]
+    return "; ".join([", ".join(parts), *units])
 
 
 def task_text(task: TaskSettings) -> str:

@@ -160,7 +160,8 @@ def note_text(row: ComparisonRow) -> str:
         elif plan := items_text(row):
             parts.append(plan)
     if row.stopped_of is not None:
-        parts.append(f"{early_text(row.n, row.stopped_of)}; the interval is for the full run and holds at every look")
+        parts.append(early_text(row.n, row.stopped_of) if row.primary else "an early estimate, not the score")
+        parts += ["the interval is for the full run and holds at every look"] if row.primary else []
     if not is_fraction(row.metric):
         parts.append("in the metric's own unit, not points")
     return fmt.visible("; ".join([*parts, row.note] if row.note else parts))

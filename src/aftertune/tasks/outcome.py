@@ -20,18 +20,23 @@ def outcome(loaded: Sequence[LoadedTask], responses: Mapping[int, Response]
 
     ``responses`` holds every request position of ``loaded``.
     """
-    answers: list[Answer] = []
+    found: list[Answer] = []
     positions: list[tuple[int, ...]] = []
     scores: list[Score] = []
     table: dict[str, dict[str, Any]] = {}
     groups: dict[str, Any] = {}
     for one in loaded:
         values, own, own_positions = _answers(one, responses)
-        answers += own
+        found += own
         positions += own_positions
         scores += _scores(one, values, table)
         groups |= one.groups
-    return answers, positions, scores + _group_scores(groups, table)
+    return found, positions, scores + _group_scores(groups, table)
+
+
+def answers(one: LoadedTask, responses: Mapping[int, Response]) -> list[Answer]:
+    """The answers of one task alone, in the order of its items."""
+    return _answers(one, responses)[1]
 
 
 def _raw(response: Response, kind: str) -> Any:
@@ -50,7 +55,7 @@ def _answers(one: LoadedTask, responses: Mapping[int, Response]
         by_doc[instance.doc_id].append((instance, places))
     task.apply_filters()
     values: dict[tuple[str, str], list[Any]] = defaultdict(list)
-    answers, positions = [], []
+    found, positions = [], []
     for item, pairs in zip(one.items, by_doc.values(), strict=True):
         pairs.sort(key=lambda pair: pair[0].idx)
         instances = [i for i, _ in pairs]
@@ -67,10 +72,10 @@ def _answers(one: LoadedTask, responses: Mapping[int, Response]
                 extracted[name] = results[0]
         places = tuple(p for _, ps in pairs for p in ps)
         positions.append(places)
-        answers.append(Answer(task=item.task, index=item.index, item=item.hash, metrics=shown,
+        found.append(Answer(task=item.task, index=item.index, item=item.hash, metrics=shown,
                               responses=tuple(responses[p] for p in places), extracted=extracted,
                               cluster=item.cluster))
-    return values, answers, positions
+    return values, found, positions
 
 
 def _number(metric: str, value: Any) -> float | None:
@@ -87,7 +92,7 @@ def _scores(one: LoadedTask, values: dict[tuple[str, str], list[Any]], table: di
     from lm_eval.api.metrics import mean, stderr_for_metric
 
     task, settings = one.task, one.settings
-    row: dict[str, Any] = {"alias": settings.task, "name": settings.task, "sample_len": settings.n}
+    row: dict[str, Any] = {"alias": settings.task, "name": settings.task, "sample_len": len(one.items)}
     scores = []
     for (metric, name), items in values.items():
         aggregate = task.aggregation().get(metric, mean)

@@ -245,14 +245,16 @@ class Provenance:
 class EarlyUnit:
     """What one sequential verdict is about: a task, or a group whose items are pooled.
 
-    key: ``metric,filter``; items: of the full run; order: sha256 over the item hashes in drawn order, fixed before
-    the first was asked. used: how many were asked; verdict: what stopped it, None where all items were used.
+    key: ``metric,filter``; items: of the full run; batch: items between two looks; order: sha256 over the item hashes
+    in drawn order, fixed before the first was asked. used: how many were asked; verdict: what stopped it, None where
+    all items were used.
     """
 
     name: str
     key: str
     tasks: tuple[str, ...]
     items: int
+    batch: int
     order: str
     used: int = 0
     verdict: Verdict | None = None
@@ -268,7 +270,6 @@ class Early:
 
     against: str
     seed: int
-    batch: int
     margins: Mapping[str, float]
     units: tuple[EarlyUnit, ...]
     min_items: int = 0
