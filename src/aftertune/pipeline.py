@@ -123,7 +123,7 @@ class _Run:
         return [question for task in self._tasks(name) for question in self.asked[task.name]]
 
     def _tasks(self, name: str) -> Iterator[TaskSpec]:
-        return (t for t in self.study.tasks if not t.only or name in t.only)
+        return (t for t in self.study.tasks if t.asks(name))
 
     def _shared(self) -> dict[str, Any]:
         study = self.study

@@ -12,7 +12,22 @@ from typing import Annotated
 import typer
 
 from aftertune import __version__
-from aftertune.cli import audit, compare, demo, doctor, eval, export, flips, gate, import_, record, run, runs, tune
+from aftertune.cli import (
+    audit,
+    compare,
+    demo,
+    doctor,
+    eval,
+    export,
+    flips,
+    gate,
+    import_,
+    record,
+    run,
+    runs,
+    study,
+    tune,
+)
 from aftertune.cli.console import guarded
 
 app = typer.Typer(
@@ -46,6 +61,7 @@ app.command("tune")(tune.tune)
 app.command("compare")(compare.compare)
 app.command("flips")(flips.flips)
 app.command("gate")(gate.gate)
+app.command("study")(study.study)
 app.command("run")(run.run)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)

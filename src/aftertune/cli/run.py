@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     from aftertune.pipeline import Result
     from aftertune.study import Study
 
+#: Help of the flag that changes a study for one call.
+SET = "KEY=VALUE: changes the study for this call, for example tunings.*.learning_rate=1e-4. Repeatable."
+
 
 def run(
     study: Annotated[Path, typer.Argument(help="A study file (YAML).")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for tunings, record and page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Run a study; what the ledger already has is not run again."""
     from aftertune.study import Study
 
-    loaded = Study.load(study)
+    loaded = Study.load(study, sets or ())
     show(execute(loaded, out or Path("runs") / loaded.study), as_json)
 
 

@@ -190,5 +190,5 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
     show_data(tuning)
     flag = f"{model} --adapter {tuning.output}" if tuning.method != "full" else tuning.output
     if tuning.merged:
-        typer.echo(f"whole weights in {tuning.output}/merged; the same model? aftertune check-merge {tuning.id}")
+        typer.echo(f"whole weights in {tuning.output}/merged")
     typer.echo(f"written to {tuning.output}; what did it forget? aftertune eval {flag} --tasks …")

@@ -12,24 +12,28 @@ executed. Margins are in percentage points, as people speak of them.
       - {name: orders, target: {file: orders_test.jsonl, match: json}}
     tunings:
       careful: {base: smollm2, method: lora, data: {file: orders_train.jsonl}}
+    matrix: {base: smollm2, data: orders_train.jsonl, method: [lora, dora], seed: [0, 1, 2]}
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from aftertune.errors import InputError, nearest
+from aftertune.study.matrix import matrix_schema
+from aftertune.study.overrides import overrides, whole
+from aftertune.study.places import DATA_FILES as DATA_FILES
+from aftertune.study.places import anchored_data, anchored_replay, anchored_task
+from aftertune.study.places import on_hub as on_hub
 from aftertune.study.words import Dtype, EngineName, Memory, Name, Positive, Quantize, Spec
 from aftertune.study.words import parse_memory as parse_memory
-from aftertune.study.yaml import read_yaml
+from aftertune.study.yaml import edited_yaml, parse_yaml, read_yaml
 from aftertune.values import digest
-
-#: Endings of data files; a name without one may be a data set of the Hub.
-DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 class TargetSpec(Spec):
@@ -60,7 +64,7 @@ class TaskSpec(Spec):
     limit: the first N items (lm-eval's meaning); sample: N items drawn at random with sample_seed.
     gen_kwargs: generation settings of this task, over those of the evaluation.
     data: a local file for a task whose data no pack has (for gsm8k: its train split). margin: in points.
-    only: evaluate it only on these bases or tunings (names within a study).
+    only: evaluate it only on these bases or tunings (names within a study, or patterns such as lora-*).
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -80,6 +84,10 @@ class TaskSpec(Spec):
         if self.limit is not None and self.sample is not None:
             raise ValueError("`limit` (the first N) and `sample` (a random N) exclude each other")
         return self
+
+    def asks(self, name: str) -> bool:
+        """Whether a base or tuning of this name is asked it."""
+        return not self.only or any(fnmatchcase(name, one) for one in self.only)
 
 
 class EvalSpec(Spec):
@@ -232,12 +240,16 @@ class StudyTuning(Recipe):
 
 
 class Study(Spec):
-    """Bases, tunings and tasks that belong together, with the margins that verdicts use."""
+    """Bases, tunings and tasks that belong together, with the margins that verdicts use.
+
+    matrix: tunings crossed axis by axis (`aftertune.study.matrix`); they join ``tunings``, and only these are hashed.
+    """
 
     study: Name
     bases: Annotated[dict[Name, BaseSpec], Field(min_length=1)]
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
     tunings: dict[Name, StudyTuning] = Field(default_factory=dict)
+    matrix: dict[str, Any] | None = Field(default=None, exclude=True)
     margin: Annotated[float, Field(gt=0, le=100)] = 2.0
     dtype: Dtype = "auto"
     device: str = "auto"
@@ -259,7 +271,7 @@ class Study(Spec):
         known = [*self.bases, *self.tunings]
         for task in self.tasks:
             for name in task.only:
-                if name not in known:
+                if not any(fnmatchcase(one, name) for one in known):
                     raise ValueError(f"tasks.{task.name}.only names {name!r}, which is neither a base nor a "
                                      f"tuning{nearest(name, known)}")
         return self
@@ -288,64 +300,54 @@ class Study(Spec):
         return {t.name: (t.margin or self.margin) / 100 for t in self.tasks}
 
     @classmethod
-    def load(cls, path: str | Path) -> Study:
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema of a study file, for editors."""
+        schema = cls.model_json_schema()
+        schema["properties"]["matrix"] = matrix_schema(StudyTuning)
+        return schema
+
+    @classmethod
+    def load(cls, path: str | Path, sets: Sequence[str] = ()) -> Study:
         """Read a study file; relative data paths are taken from the file's own folder.
 
+        sets: changes to it, each KEY=VALUE (`aftertune.study.overrides`).
         Raises InputError with file, field, finding and remedy.
         """
         path = Path(path)
-        return cls.parse(read_yaml(path), where=str(path), folder=path.parent.resolve())
+        return cls.parse(read_yaml(path), where=str(path), folder=path.parent.resolve(), sets=sets)
 
     @classmethod
-    def parse(cls, raw: Any, *, where: str, folder: Path) -> Study:
+    def edited(cls, path: str | Path, sets: Sequence[str]) -> tuple[str, Study]:
+        """The text of a study file with changes made, comments and order as they were, and the study that it is then.
+
+        Raises InputError where that would be refused.
+        """
+        path, changes = Path(path), overrides(sets)
+
+        def change(raw: Any) -> None:
+            for one in changes:
+                one.put(raw, cls)
+
+        text = edited_yaml(path, change)
+        return text, cls.parse(parse_yaml(text, path), where=str(path), folder=path.parent.resolve())
+
+    @classmethod
+    def parse(cls, raw: Any, *, where: str, folder: Path, sets: Sequence[str] = ()) -> Study:
         """Check a parsed study; ``where`` names it in errors."""
         if not isinstance(raw, dict):
             raise InputError(f"{where}: a study is a mapping with the keys study, bases, tasks, tunings; "
                              f"found {type(raw).__name__}")
+        raw = whole(raw, sets, study=cls, tuning=StudyTuning, where=where)
         try:
             study = cls.model_validate(raw)
         except ValidationError as error:
             raise InputError(f"{where}: {explain(error)}") from None
         return study.model_copy(update={
-            "tasks": tuple(_anchor_task(t, folder) for t in study.tasks),
-            "tunings": {n: t.model_copy(update={"data": _anchor_data(t.data, folder),
-                                                "replay": _anchor_replay(t.replay, folder)})
+            "tasks": tuple(anchored_task(t, folder) for t in study.tasks),
+            "tunings": {n: t.model_copy(update={"data": anchored_data(t.data, folder),
+                                                "replay": anchored_replay(t.replay, folder)})
                         for n, t in study.tunings.items()},
         })
-
-
-def _anchor(path: Path | None, folder: Path) -> Path | None:
-    return None if path is None else (path if path.is_absolute() else folder / path)
-
-
-def on_hub(path: Path) -> bool:
-    """Whether a data source that is no file here is named as a data set of the Hub is: ``alpaca``, ``owner/name``."""
-    return path.suffix not in DATA_FILES and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path)) is not None
-
-
-def _anchor_data_file(path: Path | None, folder: Path) -> Path | None:
-    """As `_anchor`, but a data set of the Hub keeps its name."""
-    return path if path is not None and on_hub(path) and not (folder / path).exists() else _anchor(path, folder)
-
-
-def _anchor_task(task: TaskSpec, folder: Path) -> TaskSpec:
-    update: dict[str, Any] = {"data": _anchor(task.data, folder)}
-    if task.target is not None:
-        update["target"] = task.target.model_copy(update={
-            "file": _anchor(task.target.file, folder), "shots_file": _anchor(task.target.shots_file, folder)})
-    return task.model_copy(update=update)
-
-
-def _anchor_data(data: DataSpec, folder: Path) -> DataSpec:
-    return data.model_copy(update={"file": _anchor_data_file(data.file, folder),
-                                   "held_out_file": _anchor_data_file(data.held_out_file, folder)})
-
-
-def _anchor_replay(replay: ReplaySpec | None, folder: Path) -> ReplaySpec | None:
-    if replay is None:
-        return None
-    data = replay.data.model_copy(update={"file": _anchor_data_file(replay.data.file, folder)})
-    return replay.model_copy(update={"data": data})
 
 
 def explain(error: ValidationError) -> str:

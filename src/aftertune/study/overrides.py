@@ -1,0 +1,174 @@
+"""Owns changes to a study in one line: ``KEY=VALUE`` with a dotted path into the file.
+
+    margin=3
+    tasks.hellaswag.limit=50            a task by its name, or by its place: tasks.0.limit
+    bases.smollm2.model=./checkpoint
+    tunings.*.learning_rate=1e-4        every tuning; also lora-*, and those that a matrix makes
+    matrix.seed=[0,1]
+
+A value is read as YAML and as the schema types it; paths within it are taken as if they stood in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from aftertune.errors import InputError, nearest
+from aftertune.study.matrix import SHORT, expand, inner
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """One change. text: as it was given, for errors; path: what stands before the "="; value: what stands after it."""
+
+    text: str
+    path: str
+    value: str
+
+    @classmethod
+    def of(cls, text: str) -> Override:
+        """Raises InputError where no "=" stands behind a path."""
+        path, found, value = text.partition("=")
+        if not found or not path.strip():
+            raise InputError(f"--set {text}: write KEY=VALUE, for example tasks.hellaswag.limit=50")
+        return cls(text, path.strip(), value.strip())
+
+    @property
+    def late(self) -> bool:
+        """True where it speaks of tunings, some of which the matrix makes."""
+        return self.path.startswith("tunings.")
+
+    def put(self, study: dict[str, Any], schema: type[BaseModel]) -> None:
+        """Make the change in a study's plain values; InputError for unknown places and values of another type."""
+        for place in self._into(study, self.path, schema, ""):
+            place()
+
+    def _refuse(self, what: str) -> InputError:
+        return InputError(f"--set {self.text}: {what}")
+
+    def _into(self, node: Any, rest: str, part: type[BaseModel], before: str) -> Iterator[Any]:
+        """The assignments that ``rest`` means within a part, each as a call; none is made before all are found."""
+        key, _, further = rest.partition(".")
+        field = part.model_fields.get(key)
+        if field is None:
+            known = sorted(part.model_fields)
+            where = f"`{before.rstrip('.')}`" if before else "a study"
+            raise self._refuse(f"{where} has no {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+        if key == "matrix" and further:
+            yield from self._matrix(node, further)
+        elif not further:
+            value = self._typed(field)
+            yield lambda: node.__setitem__(key, value)
+        elif _entries(field) is not None:
+            yield from self._entry(node.get(key) or {}, key, further, _entries(field), before)
+        else:
+            within = inner(field.annotation)
+            if within is None:
+                raise self._refuse(f"`{before}{key}` is one value and has no {further!r}")
+            held = node.get(key)
+            if not isinstance(held, dict):
+                held = {"file": held} if isinstance(held, str) else {}
+                node[key] = held
+            yield from self._into(held, further, within, f"{before}{key}.")
+
+    def _entry(self, entries: Any, key: str, rest: str, part: Any, before: str) -> Iterator[Any]:
+        """Assignments within named entries: bases and tunings by their key, tasks by their name or place."""
+        named = dict(_named(entries))
+        head = max((n for n in named if rest == n or rest.startswith(f"{n}.")), key=len, default=rest.split(".")[0])
+        found = [n for n in named if n == head] or [n for n in named if fnmatchcase(n, head)]
+        further = rest[len(head) + 1:]
+        if not found and isinstance(entries, list) and head.isdecimal() and int(head) < len(entries):
+            named, found = {head: entries[int(head)]}, [head]
+        if not found:
+            raise self._refuse(f"no entry of `{before}{key}` is called {head!r}{nearest(head, list(named))}; there "
+                               f"are: {', '.join(named) or 'none'}")
+        if not further:
+            raise self._refuse(f"`{before}{key}.{head}` is an entry; name a key of it: "
+                               f"{', '.join(sorted(part.model_fields))}")
+        further = SHORT.get(further, further) if key == "tunings" else further
+        for name in found:
+            yield from self._into(named[name], further, part, f"{before}{key}.{name}.")
+
+    def _matrix(self, node: Any, rest: str) -> Iterator[Any]:
+        """The assignment to a key of the matrix, however deep the file writes it; its types are seen as it expands."""
+        place = node.get("matrix")
+        if not isinstance(place, dict):
+            raise self._refuse("the study has no `matrix`")
+        path = rest
+        while path not in place and (head := path.partition(".")[0]) in place and isinstance(place[head], dict):
+            place, path = place[head], path.partition(".")[2]
+        head = path.partition(".")[0]
+        if path != head and head in place and path not in place:  # data: a.jsonl, and data.examples is set
+            raise self._refuse(f"`matrix.{head}` is one value here; set all of it, for example "
+                               f"matrix.{head}={{{path.partition('.')[2]}: …}}")
+        value = self.value if path == "name" else _yaml(self.value)  # a template opens with a brace, as a mapping does
+        yield lambda: place.__setitem__(path, value)
+
+    def _typed(self, field: FieldInfo) -> Any:
+        """The value as the field takes it: as YAML, else as the text itself."""
+        shape: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        kind: Any = TypeAdapter(shape)
+        fault = ""
+        for candidate in (_yaml(self.value), self.value):
+            try:
+                kind.validate_python(candidate)
+            except ValidationError as error:
+                fault = fault or error.errors()[0]["msg"].removeprefix("Value error, ")
+            else:
+                return candidate
+        raise self._refuse(f"{fault}, found {self.value!r}")
+
+
+def _entries(field: FieldInfo) -> type[BaseModel] | None:
+    """The part that each entry of a collection of named parts is; None for other fields."""
+    kinds = [a for a in (field.annotation, *get_args(field.annotation)) if get_origin(a) in (dict, tuple)]
+    return next((inner(k) for k in kinds if inner(k) is not None), None)
+
+
+def _named(entries: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(entries, Mapping):
+        yield from ((str(k), v) for k, v in entries.items() if isinstance(v, dict))
+    else:
+        yield from ((str(e.get("name")), e) for e in entries if isinstance(e, dict))
+
+
+def _yaml(text: str) -> Any:
+    """A value as YAML reads it; a text that is no YAML stays text."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        return text
+
+
+def overrides(texts: Sequence[str]) -> list[Override]:
+    """The changes of a command line, in order."""
+    return [Override.of(text) for text in texts]
+
+
+def whole(raw: dict[str, Any], sets: Sequence[str], *, study: type[BaseModel], tuning: type[BaseModel], where: str
+          ) -> dict[str, Any]:
+    """A study's plain values with changes made and its matrix crossed out; changes of tunings come last."""
+    raw, changes = deepcopy(raw), overrides(sets)
+    for change in (c for c in changes if not c.late):
+        change.put(raw, study)
+    if raw.get("matrix") is not None:
+        try:
+            made = expand(raw["matrix"], tuning)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        for name in made.keys() & (raw.get("tunings") or {}):
+            raise InputError(f"{where}: {name!r} is a tuning of its own and one that the matrix makes; rename one")
+        raw["tunings"] = {**(raw.get("tunings") or {}), **made}
+    for change in (c for c in changes if c.late):
+        change.put(raw, study)
+    return raw
