@@ -105,7 +105,8 @@ MATRIX = "\nmatrix: {base: small, data: a.jsonl, seed: [0, 1]}\ntunings:\n  own:
 def test_changes_reach_every_place_and_its_hash(tmp_path):
     plain = load(tmp_path, MATRIX)
     study = load(tmp_path, MATRIX, "margin=3", "tasks.hellaswag.sample=50", "tasks.1.limit=5",
-                 "bases.large.model=./other", "tunings.*.learning_rate=1e-4", "tunings.s*.examples=10", "matrix.seed=[0, 1, 2]")
+                 "bases.large.model=./other", "tunings.*.learning_rate=1e-4", "tunings.s*.examples=10",
+                 "matrix.seed=[0, 1, 2]")
     assert (study.margin, study.tasks[0].sample, study.tasks[1].limit) == (3, 50, 5)
     assert study.bases["large"].model == "./other"
     assert list(study.tunings) == ["own", "s0", "s1", "s2"]
