@@ -95,7 +95,8 @@ def test_import_reads_an_export_back_to_the_same_answers(measured: Ledger, tmp_p
         assert found.tasks == source.tasks
         assert found.scores == source.scores
         assert other.answers(found.id) == measured.answers(source.id)
-        assert other.items(found.id) == measured.items(source.id)
+        items = [replace(item, asked=None) for item in measured.items(source.id)]  # lm-eval's files have no such key
+        assert other.items(found.id) == items
         again = exported(other, "first", tmp_path / "again")
         first, second = (sorted(folder.glob("first/samples_*")) for folder in (tmp_path, tmp_path / "again"))
         assert [json.loads(p.read_text().splitlines()[0])["resps"] for p in first] == [

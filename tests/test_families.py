@@ -127,8 +127,8 @@ def plans(monkeypatch):
     """The plans that are made, with few slots."""
     made, plan, resolve = [], Engine.plan, evaluation.budgets.resolve
 
-    def kept(self, requests):
-        made.append(plan(self, requests))
+    def kept(self, requests, *known):
+        made.append(plan(self, requests, *known))
         return made[-1]
 
     monkeypatch.setattr(Engine, "plan", kept)
