@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from aftertune.values import ModelIdentity
 
@@ -50,4 +50,29 @@ class Reported:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Reported:
         """From a row of the ledger's reported scores; what else the row says is left out."""
+        return cls(**{k: row[k] for k in cls.__dataclass_fields__ if k in row})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """What a document says beside its scores.
+
+    kind: "size", a row of its table of models (model, facts); "column", a model that its comparison table has; "bold",
+    a figure set in bold there (model, task, metric, filter, text); "definition" of a metric, "description" of a task;
+    "observation" with its lead; "future", an open point of its list.
+    """
+
+    kind: Literal["size", "column", "bold", "definition", "description", "observation", "future"]
+    model: str = ""
+    task: str = ""
+    metric: str = ""
+    filter: str = "none"
+    lead: str = ""
+    text: str = ""
+    line: int | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Remark:
+        """From a row of the ledger's remarks."""
         return cls(**{k: row[k] for k in cls.__dataclass_fields__ if k in row})

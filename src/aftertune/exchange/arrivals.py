@@ -72,7 +72,7 @@ def receive(path: Path, *, ledger: Ledger, name: str | None = None) -> list[Arri
     """
     if path.suffix.lower() in (".md", ".markdown"):
         document = read_record(path, source=name)
-        ledger.save_reported(document.source, [asdict(r) for r in document.rows])
+        ledger.save_reported(document.source, [asdict(r) for r in document.rows], [asdict(r) for r in document.remarks])
         return [Arrival(document.source, None, True, document.rows)]
     if path.suffix.lower() == ".jsonl":
         raise InputError(f"{path}: a samples file alone does not say which model and settings it belongs to; give its "

@@ -256,9 +256,10 @@ def _findings(document: Document, pairs: Sequence[tuple[str, str, bool]]) -> Ite
         if differing:
             yield Finding(tuned, f"was not run as {base} was: {'; '.join(differing)}")
     yield from _equal_filters(document.scores)
-    for label, text, line in document.definitions:
-        if known.metric_named(label)[0] == "acc_norm" and not _LENGTH.search(text):
-            yield Finding(f"line {line}", f"the definition of {label} is wrong ({text!r}): lm-eval divides the "
+    for said in document.remarks:
+        if said.kind == "definition" and said.metric == "acc_norm" and not _LENGTH.search(said.text):
+            yield Finding(f"line {said.line}",
+                          f"the definition of {said.lead} is wrong ({said.text!r}): lm-eval divides the "
                           "log-likelihood of each choice by the length of the choice (its documents say bytes, its "
                           "code counts characters) before it takes the largest; no text is normalised")
     unnamed = [m for m, known_facts in facts.items() if not any(map(_IDENTITY.search, known_facts))]

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from aftertune.errors import InputError
 from aftertune.exchange import known
+from aftertune.exchange.inline import HEADING, RULE, cells_of, plain_text
 from aftertune.exchange.reading import MIB, read_text
-from aftertune.reported import Reported
+from aftertune.exchange.remarks import read_remarks
+from aftertune.reported import Remark, Reported
 from aftertune.stats.audit import Figure
 
 LIMIT = 16 * MIB
 
-_HEADING = re.compile(r"(#{1,6})\s+(.*?)\s*#*")
-_RULE = re.compile(r"\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?")
 _FACT = re.compile(r"\s*[-*+]\s+(?!\[[ xX]\])([^:]{1,80}):\s*(\S.*)")
 _NOT_EVALUATED = re.compile(r"(?i)\bnot\b[^.|]{0,12}\bevaluated\b")
 _SEVERAL = re.compile(r"\s*(?:±|\+/-)\s*")
@@ -40,11 +40,11 @@ _ROLES = (("task", ("task", "benchmark", "dataset")), ("filter", ("filter",)), (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What a record says. definitions: (metric's name, its definition, line) as the document words them."""
+    """What a record says: scores and planned models, and its remarks beside them."""
 
     source: str
     rows: tuple[Reported, ...]
-    definitions: tuple[tuple[str, str, int], ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def scores(self) -> tuple[Reported, ...]:
@@ -55,8 +55,10 @@ class Document:
 def read_record(path: Path, *, source: str | None = None) -> Document:
     """Read a Markdown record. Raises InputError with file and line, also where it holds no table of scores."""
     reader = _Reader(path, source or path.name)
-    reader.read(read_text(path, limit=LIMIT))
-    return reader.document()
+    text = read_text(path, limit=LIMIT)
+    reader.read(text)
+    document = reader.document()
+    return replace(document, remarks=read_remarks(text, document.scores))
 
 
 @dataclass(slots=True)
@@ -110,7 +112,6 @@ class _Reader:
         self.headings: list[tuple[int, str]] = []
         self.places: list[_Place] = [_Place(source, "")]
         self.wide: list[Reported] = []
-        self.definitions: list[tuple[str, str, int]] = []
 
     def read(self, text: str) -> None:
         lines = text.splitlines()
@@ -118,9 +119,9 @@ class _Reader:
         while at < len(lines):
             line = lines[at]
             fenced ^= line.lstrip().startswith(("```", "~~~"))
-            if not fenced and "|" in line and at + 1 < len(lines) and _RULE.fullmatch(lines[at + 1].strip()):
+            if not fenced and "|" in line and at + 1 < len(lines) and RULE.fullmatch(lines[at + 1].strip()):
                 end = next((i for i in range(at + 2, len(lines)) if "|" not in lines[i]), len(lines))
-                self._table(at + 1, _cells(line), [_cells(row) for row in lines[at + 2:end]])
+                self._table(at + 1, cells_of(line), [cells_of(row) for row in lines[at + 2:end]])
                 at = end
                 continue
             if not fenced:
@@ -129,17 +130,15 @@ class _Reader:
 
     def _line(self, line: str, number: int) -> None:
         place = self.places[-1]
-        if heading := _HEADING.fullmatch(line.strip()):
-            depth, title = len(heading[1]), _NUMBERED.sub("", _plain(heading[2]), count=1)
+        if heading := HEADING.fullmatch(line.strip()):
+            depth, title = len(heading[1]), _NUMBERED.sub("", plain_text(heading[2]), count=1)
             self.headings = [h for h in self.headings if h[0] < depth] + [(depth, title)]
             above = [t for d, t in self.headings[:-1] if d > 1]
             self.places.append(_Place(title, above[-1] if above else title))
         elif fact := _FACT.fullmatch(line.rstrip()):
-            label = _plain(fact[1])
-            if known.is_metric(label):
-                self.definitions.append((label, _plain(fact[2]), number))
-            else:
-                place.facts[label] = _plain(fact[2])
+            label = plain_text(fact[1])
+            if not known.is_metric(label):  # those are definitions
+                place.facts[label] = plain_text(fact[2])
         elif _NOT_EVALUATED.search(line):
             command = re.search(r"`([^`]+)`", line)
             place.planned = (command[1] if command else "", number)
@@ -205,7 +204,7 @@ class _Reader:
         if not any(r.planned is None for r in rows):
             raise InputError(f"{self.path}: no table of scores was found; a table needs a column of tasks (Task) and "
                              "one of results (Result, Value or Score), or one per model")
-        return Document(source=self.source, rows=tuple(rows), definitions=tuple(self.definitions))
+        return Document(source=self.source, rows=tuple(rows))
 
 
 def _is_figure(cell: str) -> bool:
@@ -236,20 +235,6 @@ def _roles(head: Sequence[str]) -> dict[int, str]:
 def _begins(words: str, start: str) -> bool:
     """True where ``start`` is the first word or words; "n" must be the whole of it."""
     return words == "n " if start == "n" else bool(re.match(re.escape(start) + r"(?:s?\b|$|(?<=\W))", words))
-
-
-def _cells(line: str) -> list[str]:
-    bare = line.strip().removeprefix("|")
-    bare = bare[:-1] if bare.endswith("|") and not bare.endswith("\\|") else bare
-    return [_plain(cell) for cell in re.split(r"(?<!\\)\|", bare)]
-
-
-def _plain(text: str) -> str:
-    """Markdown of one line as text: emphasis, code marks and escapes taken off."""
-    bare = re.sub(r"(?<!\\)(\*\*|\*|`+)", "", text)
-    bare = re.sub(r"\\([\\`*_\[\]|~<>])", r"\1", bare)
-    bare = bare.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    return " ".join(bare.split())
 
 
 def _evaluated(title: str) -> str:

@@ -20,6 +20,7 @@ from aftertune.ledger.store import Store, find, upsert
 from aftertune.values import Comparison
 
 _REPORTED = ("model", "task", "metric", "value", "stderr", "n")
+_REMARK = "remark"  # marks a row that is no score
 
 
 class Comparisons(Store):
@@ -51,26 +52,35 @@ class Comparisons(Store):
 class ReportedScores(Store):
     """Scores that were read from a document: figures without answers, so without a paired comparison."""
 
-    def save_reported(self, source: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def save_reported(self, source: str, rows: Sequence[Mapping[str, Any]],
+                      remarks: Sequence[Mapping[str, Any]] = ()) -> None:
         """Store the scores of one document in the place of those it gave before.
 
         Each row has model, task and metric (StorageError without), perhaps value, stderr (fractions) and n,
-        and whatever else the document says.
+        and whatever else the document says. remarks: what it says beside its scores, each with its "kind".
         """
         for number, row in enumerate(rows):
             lacking = [k for k in _REPORTED[:3] if not isinstance(row.get(k), str)]
             if lacking:
                 raise StorageError(f"{source}: reported score {number} has no {', '.join(lacking)}; each "
                                    "needs model, task and metric")
+        stored = [*rows, *({**dict.fromkeys(_REPORTED[:3], ""), **remark, _REMARK: True} for remark in remarks)]
         with self.database.write() as connection:
             connection.execute(reported_score.delete().where(reported_score.c.source == source))
-            if rows:
+            if stored:
                 connection.execute(reported_score.insert(), [
                     {"source": source, **{k: row.get(k) for k in _REPORTED},
-                     "extra": encode({k: v for k, v in row.items() if k not in _REPORTED})} for row in rows])
+                     "extra": encode({k: v for k, v in row.items() if k not in _REPORTED})} for row in stored])
 
     def reported(self, source: str | None = None) -> list[dict[str, Any]]:
         """Reported scores of one document, or of all, in their order; each with its ``source``."""
+        return [row for row in self._stored(source) if _REMARK not in row]
+
+    def remarks(self, source: str | None = None) -> list[dict[str, Any]]:
+        """What a document, or all of them, say beside their scores; each with its ``source``."""
+        return [row for row in self._stored(source) if _REMARK in row]
+
+    def _stored(self, source: str | None) -> list[dict[str, Any]]:
         query = select(reported_score).order_by(reported_score.c.seq)
         if source is not None:
             query = query.where(reported_score.c.source == source)
