@@ -88,9 +88,9 @@ class Side:
     def run(self, work: Work, items: int, batch: int, tokens: int | None) -> dict[str, Any]:
         """Seconds, peak bytes and answers of one run."""
         loaded = self._load(work, items, tokens)
-        _forget_peak()
+        forget_peak()
         found = self._ours(loaded) if self.name == "aftertune" else self._theirs(loaded, batch)
-        return {**found, "peak": _peak(), "items": items * len(work.tasks)}
+        return {**found, "peak": peak(), "items": items * len(work.tasks)}
 
     def _load(self, work: Work, items: int, tokens: int | None) -> list[Any]:
         from aftertune import tasks
@@ -160,31 +160,31 @@ class Side:
         head = self.model.get_output_embeddings()
         shapes = Counter(tuple(m.weight.shape) for m in self.model.modules()
                          if isinstance(m, torch.nn.Linear) and m is not head)
-        return {"layers": sum(n * self._rate(shape) for shape, n in shapes.items()),
-                "head": self._rate(tuple(head.weight.shape))}
-
-    def _rate(self, shape: tuple[int, ...]) -> float:
-        """Seconds of one row, of 2,048 rows together; best of 5 after one to warm up."""
-        import torch
-
-        dtype = self.model.dtype
-        weight, rows = torch.randn(*shape).to(dtype), torch.randn(2048, shape[1]).to(dtype)
-        times = []
-        with torch.inference_mode():
-            for _ in range(6):
-                started = time.perf_counter()
-                torch.nn.functional.linear(rows, weight)
-                times.append(time.perf_counter() - started)
-        return min(times[1:]) / 2048
+        return {"layers": sum(n * rate(shape, self.model.dtype) for shape, n in shapes.items()),
+                "head": rate(tuple(head.weight.shape), self.model.dtype)}
 
 
-def _forget_peak() -> None:
+def rate(shape: tuple[int, ...], dtype: Any) -> float:
+    """Seconds of one row through a layer of this shape, of 2,048 rows together; best of 5 after one to warm up."""
+    import torch
+
+    weight, rows = torch.randn(*shape).to(dtype), torch.randn(2048, shape[1]).to(dtype)
+    times = []
+    with torch.inference_mode():
+        for _ in range(6):
+            started = time.perf_counter()
+            torch.nn.functional.linear(rows, weight)
+            times.append(time.perf_counter() - started)
+    return min(times[1:]) / 2048
+
+
+def forget_peak() -> None:
     """Let the kernel count the peak from here on (Linux)."""
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak() -> int:
+def peak() -> int:
     """Bytes of the largest resident set since then."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):

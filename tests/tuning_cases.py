@@ -96,3 +96,8 @@ def write_rows(path: Path, data: list[dict[str, Any]]) -> Path:
     """The rows as a JSONL file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
     return path
+
+
+def timeless(steps: Any) -> list[dict[str, float]]:
+    """A training log without its speed, which is another in every run."""
+    return [{k: v for k, v in step.items() if k != "tokens_per_second"} for step in steps]

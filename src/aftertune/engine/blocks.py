@@ -34,7 +34,7 @@ class Blocks:
 
     def __init__(self, model: Any, linears: Linears) -> None:
         self.linears = linears
-        self.layers = [m for m in model.modules() if _is_of_kind(m)]
+        self.layers = [m for m in model.modules() if is_of_kind(m)]
 
     @contextlib.contextmanager
     def fused(self) -> Iterator[None]:
@@ -63,7 +63,7 @@ class _Block:
         self.heads = attention.config.num_attention_heads
         self.turned = self.heads + attention.config.num_key_value_heads
         self.norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
-        self.call = Call(attention.scaling, _window(attention))
+        self.call = Call(attention.scaling, window_of(attention))
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **others: Any) -> Any:
         layout = in_force()
@@ -83,7 +83,7 @@ class _Block:
         return self.down(_gate(self.opened(normed))).add_(x)[None]
 
 
-def _is_of_kind(module: Any) -> bool:
+def is_of_kind(module: Any) -> bool:
     name = f"{type(module).__module__}.{type(module).__qualname__}".removeprefix("transformers.models.")
     if name not in KIND:
         return False
@@ -128,7 +128,7 @@ def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
 
 
-def _window(attention: Any) -> int | None:
+def window_of(attention: Any) -> int | None:
     """Depths that the layer sees back, None for all: Mistral has them in its config, Qwen in the layer."""
     holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
     window: int | None = getattr(holder, "sliding_window", None)

@@ -578,3 +578,158 @@ int add_low(int64_t half, const float *inner, int64_t ld, const float *b, int64_
     return half ? low_of(1, inner, ld, b, rank, scale, out, ldo, tokens, columns)
                 : low_of(0, inner, ld, b, rank, scale, out, ldo, tokens, columns);
 }
+
+/* See kernels.py: attend_back. Weights are made again, a block of queries at a time; a task is one row's keys of one kv
+ * head, so that their gradients are sums of one thread. */
+INLINE int back_of(const int half, const void *q, const void *k, const void *v, const void *out, const void *grad,
+                   void *gq, void *gk, void *gv, const int64_t *starts, int64_t rows, int64_t heads, int64_t shared,
+                   int64_t size, float scaling, int64_t window) {
+    int64_t group = heads / shared, longest = 0, failed = 0, ld = heads * size, ldk = shared * size;
+    for (int64_t r = 0; r < rows; r++)
+        longest = starts[r + 1] - starts[r] > longest ? starts[r + 1] - starts[r] : longest;
+    int64_t width = tiles(longest) * W, queries = SCORES / width / group;
+    if (queries > ROWS / group) queries = ROWS / group;
+    if (queries < 1) queries = 1;
+    int64_t m_max = queries * group;
+#pragma omp parallel
+    {
+        float *work = scratch(m_max * (5 * size + 3 * width) + 4 * width * size);
+        if (!work) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        float *a = work, *go = a + m_max * size, *o = go + m_max * size, *s = o + m_max * size;
+        float *asked = s + m_max * width, *moved = asked + m_max * size;
+        float *ds = moved + m_max * size, *turned = ds + m_max * width, *sum_k = turned + m_max * width;
+        float *sum_v = sum_k + width * size, *packed_k = sum_v + width * size, *packed_v = packed_k + width * size;
+#pragma omp for schedule(dynamic)
+        for (int64_t t = 0; t < rows * shared; t++) {
+            int64_t r = t / shared, g = t % shared, first = starts[r], length = starts[r + 1] - first;
+            if (!work) continue;
+            const void *own_k = at(k, first * ldk + g * size, half), *own_v = at(v, first * ldk + g * size, half);
+            memset(packed_k, 0, (size_t)(2 * width * size) * sizeof(float));
+            memset(sum_k, 0, (size_t)(2 * width * size) * sizeof(float));
+            pack(own_k, ldk, packed_k, 0, length, size, half);
+            pack(own_v, ldk, packed_v, 0, length, size, half);
+            for (int64_t from = 0; from < length; from += queries) {
+                int64_t to = from + queries < length ? from + queries : length, m = (to - from) * group;
+                for (int64_t i = 0; i < m; i++) {
+                    int64_t place = (first + from + i / group) * ld + (g * group + i % group) * size;
+                    take_query(half, q, place, size, scaling, asked + i * size);
+                    take_query(half, grad, place, size, 1, moved + i * size);
+                    for (int64_t d = 0; d < size; d += W) {
+                        *(vec *)(a + i * size + d) = load(q, place + d, half) * scaling;
+                        *(vec *)(go + i * size + d) = load(grad, place + d, half);
+                    }
+                }
+                score(half, asked, m, packed_k, size, s, width, tiles(to));
+                score(half, moved, m, packed_v, size, ds, width, tiles(to));
+                for (int64_t i = 0; i < m; i++) {
+                    int64_t token = from + i / group;
+                    int64_t place = (first + token) * ld + (g * group + i % group) * size;
+                    float *line = s + i * width, *change = ds + i * width;
+                    if (window)
+                        for (int64_t j = 0; j <= token - window; j++) line[j] = -INFINITY;
+                    for (int64_t j = token + 1; j < tiles(to) * W; j++) line[j] = -INFINITY;
+                    float sum = softmax(line, tiles(to) * W, half ? scaling : 1);
+                    vec both = {};
+                    for (int64_t d = 0; d < size; d += W)
+                        both += *(vec *)(go + i * size + d) * load(out, place + d, half);
+                    float mean = total(both), share = 1.0f / sum;
+                    for (int64_t j = 0; j < tiles(to) * W; j += W) {
+                        vec weight = *(vec *)(line + j) * share;
+                        *(vec *)(line + j) = weight;
+                        *(vec *)(change + j) = weight * (*(vec *)(change + j) - mean);
+                    }
+                }
+                for (int64_t j = 0; j < to; j++)
+                    for (int64_t i = 0; i < m; i++) turned[j * m_max + i] = s[i * width + j];
+                product(turned, m_max, to, go, size, W, 0, m, sum_v, size, size / W, 1);
+                for (int64_t j = 0; j < to; j++)
+                    for (int64_t i = 0; i < m; i++) turned[j * m_max + i] = ds[i * width + j];
+                product(turned, m_max, to, a, size, W, 0, m, sum_k, size, size / W, 1);
+                product(ds, width, m, own_k, ldk, W, half, to, o, size, size / W, 0);
+                for (int64_t i = 0; i < m; i++) {
+                    int64_t place = (first + from + i / group) * ld + (g * group + i % group) * size;
+                    for (int64_t d = 0; d < size; d += W)
+                        store(gq, place + d, *(vec *)(o + i * size + d) * scaling, half);
+                }
+            }
+            for (int64_t j = 0; j < length; j++)
+                for (int64_t d = 0; d < size; d += W) {
+                    store(gk, (first + j) * ldk + g * size + d, *(vec *)(sum_k + j * size + d), half);
+                    store(gv, (first + j) * ldk + g * size + d, *(vec *)(sum_v + j * size + d), half);
+                }
+        }
+        free(work);
+    }
+    return (int)failed;
+}
+
+int attend_back(int64_t half, const void *q, const void *k, const void *v, const void *out, const void *grad, void *gq,
+                void *gk, void *gv, const int64_t *starts, int64_t rows, int64_t heads, int64_t shared, int64_t size,
+                float scaling, int64_t window) {
+    return half ? back_of(1, q, k, v, out, grad, gq, gk, gv, starts, rows, heads, shared, size, scaling, window)
+                : back_of(0, q, k, v, out, grad, gq, gk, gv, starts, rows, heads, shared, size, scaling, window);
+}
+
+/* See kernels.py: rms_norm_back. */
+INLINE void norm_back_of(const int half, const void *x, const void *weight, const void *grad, void *out, int64_t rows,
+                         int64_t size, float epsilon) {
+#pragma omp parallel for schedule(static) if (rows * size > 16384)
+    for (int64_t r = 0; r < rows; r++) {
+        vec square = {}, both = {};
+        for (int64_t d = 0; d < size; d += W) {
+            vec e = load(x, r * size + d, half);
+            square += e * e;
+            both += e * load(weight, d, half) * load(grad, r * size + d, half);
+        }
+        float scale = 1.0f / sqrtf(total(square) / (float)size + epsilon);
+        float along = total(both) * scale * scale * scale / (float)size;
+        for (int64_t d = 0; d < size; d += W)
+            store(out, r * size + d, load(weight, d, half) * load(grad, r * size + d, half) * scale
+                                         - load(x, r * size + d, half) * along, half);
+    }
+}
+
+int rms_norm_back(int64_t half, const void *x, const void *weight, const void *grad, void *out, int64_t rows,
+                  int64_t size, float epsilon) {
+    if (half) norm_back_of(1, x, weight, grad, out, rows, size, epsilon);
+    else norm_back_of(0, x, weight, grad, out, rows, size, epsilon);
+    return 0;
+}
+
+INLINE vec sigmoid(vec x) {
+    vec e = exponential(either(x > 0.0f, -x, x)); /* of -|x| */
+    return either(x > 0.0f, (vec){} + 1.0f, e) / (e + 1.0f);
+}
+
+/* See kernels.py: gate_two. Rounds as gate does. */
+INLINE void gate_two_of(const int half, const void *x, const void *y, void *out, int64_t vectors) {
+#pragma omp parallel for schedule(static) if (vectors > 1024)
+    for (int64_t n = 0; n < vectors; n++)
+        store(out, n * W, rounded(silu(load(x, n * W, half)), half) * load(y, n * W, half), half);
+}
+
+int gate_two(int64_t half, const void *x, const void *y, void *out, int64_t vectors) {
+    if (half) gate_two_of(1, x, y, out, vectors);
+    else gate_two_of(0, x, y, out, vectors);
+    return 0;
+}
+
+/* See kernels.py: gate_two_back. */
+INLINE void gate_two_back_of(const int half, const void *x, const void *y, const void *grad, void *gx, void *gy,
+                         int64_t vectors) {
+#pragma omp parallel for schedule(static) if (vectors > 1024)
+    for (int64_t n = 0; n < vectors; n++) {
+        vec a = load(x, n * W, half), g = load(grad, n * W, half), s = sigmoid(a);
+        store(gx, n * W, g * load(y, n * W, half) * s * (a * (1.0f - s) + 1.0f), half);
+        store(gy, n * W, g * a * s, half);
+    }
+}
+
+int gate_two_back(int64_t half, const void *x, const void *y, const void *grad, void *gx, void *gy, int64_t vectors) {
+    if (half) gate_two_back_of(1, x, y, grad, gx, gy, vectors);
+    else gate_two_back_of(0, x, y, grad, gx, gy, vectors);
+    return 0;
+}

@@ -34,7 +34,8 @@ _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
 _KERNELS = {"attend_rows": "nppppppp" "nnnnnn" "ppnnfn", "attend_step": "nppppp" "nnnnnn" "ppn" "ppnnfn",
             "keep": "nppnnnn" "ppnn", "rms_norm": "npppppnnf", "gate": "nppnn", "rotate": "npppnnnnn",
-            "summarise": "npnnppp", "add_low": "npnpnfpnnn"}
+            "summarise": "npnnppp", "add_low": "npnpnfpnnn", "attend_back": "npppppppp" "p" "nnnn" "fn",
+            "rms_norm_back": "nppppnnf", "gate_two": "npppn", "gate_two_back": "npppppn"}
 
 
 def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape, past: Held | None, scaling: float,
@@ -143,6 +144,46 @@ def add_low(out: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, scale: floa
     """out [tokens, columns] += scale * inner [tokens, rank] b [rank, columns], in place; the last two and the sums are
     float32. Columns are a multiple of 16."""
     _call("add_low", _half(out), inner, inner.stride(0), b, len(b), scale, out, out.stride(0), *out.shape)
+
+
+def attend_back(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, grad: torch.Tensor,
+                starts: torch.Tensor, scaling: float, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of queries, keys and values from ``grad``, that of ``out`` = `attend_rows` of rows that do not branch;
+    starts [rows + 1], int64. Sums are float32.
+
+    q, out and grad [tokens, heads, size], k and v [tokens, kv heads, size] -> what is of the shapes of q, k and v.
+    """
+    q, k, v, out, grad = (x.contiguous() for x in (q, k, v, out, grad))
+    found = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    _call("attend_back", _half(q), q, k, v, out, grad, *found, starts, len(starts) - 1, q.shape[1], k.shape[1],
+          q.shape[2], scaling, window)
+    return found
+
+
+def rms_norm_back(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Gradient of x [..., size] from ``grad``, that of `rms_norm`."""
+    x, weight, grad = x.contiguous(), weight.contiguous(), grad.contiguous()
+    out = torch.empty_like(x)
+    _call("rms_norm_back", _half(x), x, weight, grad, out, x.numel() // x.shape[-1], x.shape[-1], epsilon)
+    return out
+
+
+def gate_two(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """silu(x) * y, as `gate`; of x and y alike, as many numbers as a multiple of 16."""
+    x, y = x.contiguous(), y.contiguous()
+    if x.shape != y.shape or x.dtype != y.dtype or x.dtype not in DTYPES or x.numel() % TILE:
+        raise NotImplementedError(f"a gate of {tuple(x.shape)} numbers in {x.dtype}")
+    out = torch.empty_like(x)
+    _call("gate_two", _half(x), x, y, out, x.numel() // TILE)
+    return out
+
+
+def gate_two_back(x: torch.Tensor, y: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of x and y from ``grad``, that of `gate_two`."""
+    x, y, grad = x.contiguous(), y.contiguous(), grad.contiguous()
+    found = torch.empty_like(x), torch.empty_like(y)
+    _call("gate_two_back", _half(x), x, y, grad, *found, x.numel() // TILE)
+    return found
 
 
 def _half(x: torch.Tensor) -> int:

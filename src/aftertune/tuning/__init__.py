@@ -154,8 +154,10 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     from aftertune.tuning import output
     from aftertune.tuning.build import attention, base_dtype, build, loaded, trainable
     from aftertune.tuning.checkpoints import Checkpoints
+    from aftertune.tuning.course import Hooks
     from aftertune.tuning.encode import Form
-    from aftertune.tuning.loop import train
+    from aftertune.tuning.lines import choose
+    from aftertune.tuning.loop import Feed, train
     from aftertune.tuning.loss import Batching, by_example, compare_losses, completion_losses
     from aftertune.tuning.rows import Rows
 
@@ -167,17 +169,19 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     base = load_model(loaded(job.source, spec.method), base_dtype(spec.method, plan.dtype), plan.device,
                       tokenizer=tokenizer, attn_implementation=attention(plan.device, rows.longest))
     model = build(base, spec.method, spec.lora, plan.seed)
-    batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype)
+    lines = choose(model, [*rows.training, *rows.held_out], pad=tokenizer.pad_token_id, dtype=plan.dtype)
+    batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype, lines=lines)
     progress(0, 0, f"held-out loss before, {len(rows.held_out)} examples")
     before = by_example(completion_losses(model, rows.held_out, batching), rows.held_out)
 
-    def watch(step: int, total: int, metrics: Mapping[str, float]) -> None:
+    def told(step: int, total: int, metrics: Mapping[str, float]) -> None:
         if ledger:
             ledger.save_step(tuning.id, step, metrics)
-        progress(step, total, f"loss {metrics['loss']:.3f}")
+        progress(step, total, f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s")
 
     checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
-    steps = train(model, tokenizer, rows.training, plan, checkpoints, watch)
+    trained = train(model, tokenizer, Feed(rows.training, lines), plan, checkpoints, Hooks(told))
+    steps = trained.steps
     progress(len(steps), len(steps), f"held-out loss after, {len(rows.held_out)} examples")
     after = by_example(completion_losses(model, rows.held_out, batching), rows.held_out)
     folder = Path(tuning.output)

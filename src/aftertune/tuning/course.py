@@ -1,0 +1,188 @@
+"""Owns what happens between the steps of a training run: validation with the best weights kept, the check for
+forgetting, early stop, checkpoints by the clock, and an end at Ctrl-C that loses nothing.
+
+    course = Course(plan, hooks, checkpoints)
+    trainer = CompletionTrainer(…, after=course.after, callbacks=[course.callback()])
+    course.join(trainer, newest)               goes on with what a checkpoint says of it
+    trainer.train(…)
+    course.end(trainer)                        the best weights are in the model
+
+Its state lies in every checkpoint: ``course.json``, and the best weights as ``best.safetensors``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aftertune.sources.cache import write_atomic
+from aftertune.tuning.checkpoints import Checkpoints
+
+if TYPE_CHECKING:
+    from aftertune.tuning.loop import Plan
+
+#: Called after each optimizer step with (step, total steps, metrics).
+Watch = Callable[[int, int, Mapping[str, float]], None]
+#: Called with the model in training: its mean validation loss; or the metrics of a check and whether to stop.
+Validate = Callable[[Any], float]
+Check = Callable[[Any, int], tuple[Mapping[str, float], bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Who is told, and what is asked of the model on the way."""
+
+    told: Watch
+    validate: Validate | None = None
+    check: Check | None = None
+
+
+class Course:
+    """One run between its steps. stopped: why it ended before its last step, "" where it did not."""
+
+    def __init__(self, plan: Plan, hooks: Hooks, checkpoints: Checkpoints) -> None:
+        self.plan, self.hooks, self.checkpoints = plan, hooks, checkpoints
+        self.trainer: Any = None
+        self.best: dict[str, Any] = {}
+        self.best_loss, self.best_step, self.waited = float("inf"), 0, 0
+        self.stopped, self.interrupted = "", False
+        self._saved = time.monotonic()
+
+    def join(self, trainer: Any, checkpoint: Path | None) -> None:
+        """Follow ``trainer``; with a checkpoint, from where that one was."""
+        self.trainer = trainer
+        if checkpoint is None:
+            return
+        state = json.loads((checkpoint / "course.json").read_text(encoding="utf-8"))
+        trainer.parts = state["parts"]
+        self.best_loss = float("inf") if state["best_loss"] is None else state["best_loss"]
+        self.best_step, self.waited = state["best_step"], state["waited"]
+        if (checkpoint / "best.safetensors").exists():
+            from safetensors.torch import load_file
+
+            self.best = load_file(checkpoint / "best.safetensors")
+
+    def after(self, step: int, _metrics: Mapping[str, float]) -> dict[str, float]:
+        """What validation and check say after a step; they run where their turn has come, and at the last step."""
+        found: dict[str, float] = {}
+        last = step >= self.trainer.state.max_steps
+        early = self.plan.early_stop
+        if early is not None and self.hooks.validate is not None and (step % early[0] == 0 or last):
+            found["validation_loss"] = self._validated(step, early[1])
+        if self.hooks.check is not None and (step % self.plan.watch_every == 0 or last):
+            metrics, stop = self.hooks.check(self.trainer.model, step)
+            found |= metrics
+            if stop and not self.stopped:
+                self.stopped = f"stopped at step {step}: the watch's verdict is forgot"
+        if self.stopped:
+            self.trainer.control.should_training_stop = True
+            self.trainer.control.should_save = False  # a checkpoint here would be gone on from
+        return found
+
+    def _validated(self, step: int, patience: int) -> float:
+        assert self.hooks.validate is not None
+        loss = self.hooks.validate(self.trainer.model)
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.waited = loss, step, 0
+            self.best = {n: p.detach().cpu().clone() for n, p in self.trainer.model.named_parameters()
+                         if p.requires_grad}
+        else:
+            self.waited += 1
+        if self.waited >= patience:
+            self.stopped = (f"stopped early at step {step}: the validation loss did not fall in {patience} rounds; the "
+                            f"weights are those of step {self.best_step}")
+        return loss
+
+    def end(self) -> None:
+        """Put the best weights into the model, where validation chose some."""
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in self.trainer.model.named_parameters():
+                if name in self.best:
+                    parameter.copy_(self.best[name])
+
+    def note(self) -> str:
+        """How the run ended, "" where there is nothing to tell."""
+        if not self.stopped and self.best and self.best_step < self.trainer.state.global_step:
+            return f"the weights are those of step {self.best_step}, where the validation loss was least"
+        return self.stopped
+
+    def callback(self) -> Any:
+        """The trainer's callback: time decides on checkpoints, not steps, which take milliseconds or minutes."""
+        from transformers import TrainerCallback
+
+        course = self
+
+        class Between(TrainerCallback):  # type: ignore[misc]
+            """Asks for checkpoints, seals them, and tells of steps."""
+
+            def on_step_end(self, _arguments: Any, state: Any, control: Any, **_: Any) -> None:
+                due = time.monotonic() - course._saved >= course.plan.save_seconds
+                if state.global_step < state.max_steps and (due or course.interrupted):
+                    control.should_save = True
+                    control.should_training_stop |= course.interrupted
+
+            def on_log(self, _arguments: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+                if logs and "loss" in logs:  # not the summary at the end
+                    course.hooks.told(state.global_step, state.max_steps, metrics_of(logs))
+
+            def on_save(self, _arguments: Any, state: Any, _control: Any, **_: Any) -> None:
+                course.save(course.checkpoints.folder / f"checkpoint-{state.global_step}")
+
+        return Between()
+
+    def save(self, checkpoint: Path) -> None:
+        """Add the course's own state to a checkpoint, and seal it."""
+        from safetensors.torch import save_file
+
+        if self.best:
+            save_file(self.best, checkpoint / "best.safetensors")
+        write_atomic(checkpoint / "course.json", json.dumps({
+            "parts": self.trainer.parts, "best_loss": self.best_loss if self.best else None,
+            "best_step": self.best_step, "waited": self.waited}))
+        self.checkpoints.seal(checkpoint)
+        self._saved = time.monotonic()
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint; a second one at once.
+
+        Raises KeyboardInterrupt, which says how to go on.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only there can signals be taken
+            return
+
+        def pressed(number: int, _frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt("stopped at once; the last checkpoint is kept: run the same command again to "
+                                        "go on")
+            self.interrupted = True
+            print(f"{signal.Signals(number).name}: a checkpoint after this step, then the end; again: at once",
+                  file=sys.stderr, flush=True)
+
+        before = {number: signal.signal(number, pressed) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        state = self.trainer.state
+        if self.interrupted and not self.stopped and state.global_step < state.max_steps:
+            raise KeyboardInterrupt(f"stopped after step {state.global_step} of {state.max_steps}; its checkpoint is "
+                                    "kept: run the same command again to go on")
+
+
+def metrics_of(logs: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a step that are kept."""
+    return {key: float(value) for key, value in logs.items()
+            if key not in ("epoch", "step") and isinstance(value, int | float)}
