@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from aftertune.cli import app
 from aftertune.cli.compare import parse_margins
-from aftertune.cli.console import guarded
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
+from test_cli import call
 from test_comparison import ADAPTED, BASE, evaluated, right, settings
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["aftertune", *words])
-    return guarded(app)
 
 
 @pytest.fixture(autouse=True)

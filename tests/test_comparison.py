@@ -17,33 +17,21 @@ from aftertune.values import (
     Evaluation,
     HeldOut,
     Item,
-    ModelIdentity,
     Provenance,
     Score,
-    TaskSettings,
     Tuning,
     digest,
     plain,
 )
+from early_cases import ADAPTED, BASE, STRANGER, settings
 
-BASE = ModelIdentity(source="base", weights="w0", config="c0", tokenizer="t0")
-ADAPTED = replace(BASE, adapter="a1", adapter_source="out/careful")
 FULL = replace(BASE, source="out/careless", weights="w1")
-STRANGER = replace(BASE, source="other", weights="w9")
 
 
 @pytest.fixture
 def ledger(tmp_path):
     with Ledger(tmp_path / "ledger.db") as opened:
         yield opened
-
-
-def settings(task, n, **more):
-    values = {
-        "version": "1.0", "output_type": "multiple_choice", "num_fewshot": 0, "n": n, "n_total": n,
-        "split": "validation", "data": "file:x", "items": digest([task, n]), "prompts": digest(task),
-        "primary": "acc,none", "higher_is_better": {"acc": True, "acc_norm": True}, "chance": .25}
-    return TaskSettings(task=task, **{**values, **more})
 
 
 def evaluated(ledger, name, model, tasks, *, hashes=None, clusters=None, scores=(), **more):

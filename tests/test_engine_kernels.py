@@ -409,6 +409,34 @@ def test_the_norm_of_a_strided_part_and_of_nan() -> None:
     assert torch.equal(kernels.rms_norm(torch.zeros(2, 16), weight, 1e-5), torch.zeros(2, 16))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("nan_memory")
+def test_sum_and_norm_round_as_torch_does(dtype: torch.dtype) -> None:
+    made = torch.Generator().manual_seed(4)
+    x, y = (torch.randn(33, 48, generator=made).to(dtype) for _ in range(2))
+    weight = torch.randn(48, generator=made).to(dtype)
+    total, normed = kernels.add_norm(x, y, weight, 1e-5)
+    assert torch.equal(total, x + y)
+    assert torch.equal(normed, kernels.rms_norm(x + y, weight, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("nan_memory")
+def test_a_gate_rounds_as_transformers_does(dtype: torch.dtype) -> None:
+    joined = 4 * torch.randn(33, 96, generator=torch.Generator().manual_seed(5)).to(dtype)
+    joined[0, 0], joined[1, 0] = -200, 200
+    left, right = joined.chunk(2, -1)  # as they lie in one product
+    right_answer = torch.nn.functional.silu(left) * right
+    found = kernels.gate(left, right)
+    if dtype == torch.float32:
+        assert torch.allclose(found, right_answer, rtol=1e-6, atol=1e-7)
+    else:  # bit for bit, but where e^x ends a last place apart on the border of two roundings
+        assert (found != right_answer).float().mean() < 0.005
+    assert torch.equal(kernels.gate(left.contiguous(), right.contiguous()), found)
+    with pytest.raises(NotImplementedError, match="a gate of"):
+        kernels.gate(left[:, :40], right[:, :40])
+
+
 def angles(tokens: int, turned: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines as transformers has them [tokens, turned]."""
     half = torch.outer(torch.arange(tokens) * 3.0, 10_000.0 ** -(torch.arange(turned // 2) * 2 / turned))

@@ -185,7 +185,8 @@ class _Deciding:
         if any(found.stopped(t.task) for t in found.tasks):
             self.unknown = f"evaluation {found.id} was stopped early, so its model is scored alongside"
             return self.spec.model_copy(update={**other, "model": found.model.source, "revision": found.model.revision,
-                                                "adapter": found.model.adapter_source})
+                                                "adapter": found.model.adapter_source,
+                                                "quantize": found.model.quantization})
         if found.status != "done":
             raise InputError(f"--against {self.against}: evaluation {found.id} is {found.status!r}; run its command "
                              "again to finish it, or name the model itself to score it alongside")

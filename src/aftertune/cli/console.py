@@ -28,9 +28,9 @@ def guarded(app: Callable[..., Any]) -> int:
         code = app(prog_name="aftertune", standalone_mode=False)
     except AftertuneError as error:
         return _told(error, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _told(None, "stopped; the finished batches of an evaluation are kept: run the same command again to "
-                           "go on", 130)
+    except KeyboardInterrupt as error:  # training says what is kept
+        kept = "stopped; the finished batches of an evaluation are kept: run the same command again to go on"
+        return _told(None, str(error) or kept, 130)
     except BrokenPipeError:
         sys.stderr.close()
         return 0

@@ -19,7 +19,8 @@ _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learni
           "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
           "max_length": "--max-length", "format": "--format", "template": "--template", "split": "--split",
           "learn": "--learn", "replay.share": "--replay-share",
-          "max_steps": "--max-steps", "name": "--name", "held_out": "--held-out", "validation": "--validation"}
+          "max_steps": "--max-steps", "name": "--name", "held_out": "--held-out", "validation": "--validation",
+          "schedule": "--schedule", "early_stop.every": "--validate-every", "early_stop.patience": "--patience"}
 
 
 def tune(
@@ -37,6 +38,8 @@ def tune(
         help="Share kept out of training for the loss; a tenth, about 1,000 at most.")] = None,
     validation: Annotated[float | None, typer.Option(
         help="Share kept out of training for early stopping, beside the held-out one.")] = None,
+    validate_every: Annotated[int, typer.Option(help="Steps between two validations.")] = 50,
+    patience: Annotated[int, typer.Option(help="Validations without a better loss before training ends.")] = 3,
     replay: Annotated[Path | None, typer.Option(help="Other data mixed in, so that less is forgotten.")] = None,
     replay_share: Annotated[float | None, typer.Option(help="Its share of the final mixture, for example 0.2.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
@@ -44,6 +47,9 @@ def tune(
     learning_rate: Annotated[float | None, typer.Option(help="Default: 2e-4, ia3 8e-3, full 2e-5.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples in one step and device.")] = 8,
     accumulation: Annotated[int, typer.Option(help="Batches summed into one step.")] = 1,
+    schedule: Annotated[str, typer.Option(help="Of the learning rate: linear or cosine.")] = "linear",
+    gradient_checkpointing: Annotated[bool, typer.Option(
+        "--gradient-checkpointing", help="Less memory for more time.")] = False,
     max_length: Annotated[int, typer.Option(help="Longest example in tokens.")] = 1024,
     rank: Annotated[int, typer.Option(help="Rank of LoRA.")] = 16,
     alpha: Annotated[float, typer.Option(help="Scale of LoRA.")] = 32,
@@ -74,7 +80,9 @@ def tune(
     values: dict[str, Any] = {
         "model": model, "method": method, "epochs": epochs, "max_steps": max_steps, "seed": seed, "name": name,
         "learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation, "dtype": dtype,
-        "max_length": max_length, "template": template, "learn": learn,
+        "max_length": max_length, "template": template, "learn": learn, "schedule": schedule,
+        "gradient_checkpointing": gradient_checkpointing,
+        "early_stop": {"every": validate_every, "patience": patience},
         "replay": _replay(replay, replay_share), "device": device, "revision": revision,
         "out": out, "trust_remote_code": trust_remote_code, "merge": merge}
     try:

@@ -106,10 +106,10 @@ def _joined(linears: Linears, *layers: Any) -> Function:
 
 
 def _gate(x: torch.Tensor) -> torch.Tensor:
-    """silu(left) * right of the two halves of x."""
-    if x.shape[-1] % (2 * kernels.TILE) == 0 and x.dtype in kernels.DTYPES:
-        return kernels.gate(x)
+    """silu(left) * right of the two halves of x [tokens, 2 * columns]."""
     left, right = x.chunk(2, -1)
+    if kernels.gates(left, right):
+        return kernels.gate(left, right)
     return torch.nn.functional.silu(left) * right
 
 

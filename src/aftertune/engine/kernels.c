@@ -460,25 +460,26 @@ int rms_norm(int64_t half, const void *x, const void *y, const void *weight, voi
     return 0;
 }
 
-/* x / (1 + e^-x) */
-INLINE vec silu(vec x) {
-    vec small = exponential(either(x < 0.0f, x, -x));
-    return x * either(x < 0.0f, small, (vec){} + 1.0f) / (small + 1.0f);
+INLINE vec sigmoid(vec x) {
+    vec e = exponential(either(x > 0.0f, -x, x)); /* of -|x| */
+    return either(x > 0.0f, (vec){} + 1.0f, e) / (e + 1.0f);
 }
 
 /* See kernels.py: gate. Rounds where transformers does: after SiLU, and after the product. */
-INLINE void gate_of(const int half, const void *x, void *out, int64_t tokens, int64_t columns) {
+INLINE void gate_of(const int half, const void *x, int64_t ldx, const void *y, int64_t ldy, void *out, int64_t tokens,
+                    int64_t columns) {
 #pragma omp parallel for schedule(static) if (tokens * columns > 16384)
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t d = 0; d < columns; d += W) {
-            int64_t left = t * 2 * columns + d;
-            store(out, t * columns + d, rounded(silu(load(x, left, half)), half) * load(x, left + columns, half), half);
+            vec a = load(x, t * ldx + d, half);
+            store(out, t * columns + d, rounded(a * sigmoid(a), half) * load(y, t * ldy + d, half), half);
         }
 }
 
-int gate(int64_t half, const void *x, void *out, int64_t tokens, int64_t columns) {
-    if (half) gate_of(1, x, out, tokens, columns);
-    else gate_of(0, x, out, tokens, columns);
+int gate(int64_t half, const void *x, int64_t ldx, const void *y, int64_t ldy, void *out, int64_t tokens,
+         int64_t columns) {
+    if (half) gate_of(1, x, ldx, y, ldy, out, tokens, columns);
+    else gate_of(0, x, ldx, y, ldy, out, tokens, columns);
     return 0;
 }
 
@@ -699,26 +700,8 @@ int rms_norm_back(int64_t half, const void *x, const void *weight, const void *g
     return 0;
 }
 
-INLINE vec sigmoid(vec x) {
-    vec e = exponential(either(x > 0.0f, -x, x)); /* of -|x| */
-    return either(x > 0.0f, (vec){} + 1.0f, e) / (e + 1.0f);
-}
-
-/* See kernels.py: gate_two. Rounds as gate does. */
-INLINE void gate_two_of(const int half, const void *x, const void *y, void *out, int64_t vectors) {
-#pragma omp parallel for schedule(static) if (vectors > 1024)
-    for (int64_t n = 0; n < vectors; n++)
-        store(out, n * W, rounded(silu(load(x, n * W, half)), half) * load(y, n * W, half), half);
-}
-
-int gate_two(int64_t half, const void *x, const void *y, void *out, int64_t vectors) {
-    if (half) gate_two_of(1, x, y, out, vectors);
-    else gate_two_of(0, x, y, out, vectors);
-    return 0;
-}
-
-/* See kernels.py: gate_two_back. */
-INLINE void gate_two_back_of(const int half, const void *x, const void *y, const void *grad, void *gx, void *gy,
+/* See kernels.py: gate_back. */
+INLINE void gate_back_of(const int half, const void *x, const void *y, const void *grad, void *gx, void *gy,
                          int64_t vectors) {
 #pragma omp parallel for schedule(static) if (vectors > 1024)
     for (int64_t n = 0; n < vectors; n++) {
@@ -728,8 +711,8 @@ INLINE void gate_two_back_of(const int half, const void *x, const void *y, const
     }
 }
 
-int gate_two_back(int64_t half, const void *x, const void *y, const void *grad, void *gx, void *gy, int64_t vectors) {
-    if (half) gate_two_back_of(1, x, y, grad, gx, gy, vectors);
-    else gate_two_back_of(0, x, y, grad, gx, gy, vectors);
+int gate_back(int64_t half, const void *x, const void *y, const void *grad, void *gx, void *gy, int64_t vectors) {
+    if (half) gate_back_of(1, x, y, grad, gx, gy, vectors);
+    else gate_back_of(0, x, y, grad, gx, gy, vectors);
     return 0;
 }

@@ -33,9 +33,9 @@ _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
 _KERNELS = {"attend_rows": "nppppppp" "nnnnnn" "ppnnfn", "attend_step": "nppppp" "nnnnnn" "ppn" "ppnnfn",
-            "keep": "nppnnnn" "ppnn", "rms_norm": "npppppnnf", "gate": "nppnn", "rotate": "npppnnnnn",
+            "keep": "nppnnnn" "ppnn", "rms_norm": "npppppnnf", "gate": "npnpnpnn", "rotate": "npppnnnnn",
             "summarise": "npnnppp", "add_low": "npnpnfpnnn", "attend_back": "npppppppp" "p" "nnnn" "fn",
-            "rms_norm_back": "nppppnnf", "gate_two": "npppn", "gate_two_back": "npppppn"}
+            "rms_norm_back": "nppppnnf", "gate_back": "npppppn"}
 
 
 def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape, past: Held | None, scaling: float,
@@ -112,15 +112,20 @@ def _norm(x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor, epsilon
     return sums, out
 
 
-def gate(x: torch.Tensor) -> torch.Tensor:
-    """silu(left) * right of the two halves of x [tokens, 2 * columns], columns a multiple of 16, with transformers'
-    rounding."""
-    tokens, columns = len(x), x.shape[-1] // 2
-    if columns % TILE or x.dtype not in DTYPES:
-        raise NotImplementedError(f"a gate of {columns} numbers in {x.dtype}")
-    out = x.new_empty(tokens, columns)
-    _call("gate", _half(x), x.contiguous(), out, tokens, columns)
+def gate(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """silu(x) * y (Shazeer 2020) of x and y [tokens, columns], with transformers' rounding. Columns are a multiple of
+    16."""
+    if not gates(x, y):
+        raise NotImplementedError(f"a gate of {tuple(x.shape)} and {tuple(y.shape)} numbers in {x.dtype}")
+    x, y = (z if z.stride(1) == 1 else z.contiguous() for z in (x, y))
+    out = x.new_empty(x.shape)
+    _call("gate", _half(x), x, x.stride(0), y, y.stride(0), out, *x.shape)
     return out
+
+
+def gates(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """True where `gate` takes the two."""
+    return x.shape == y.shape and x.dtype == y.dtype and x.dtype in DTYPES and x.shape[1] % TILE == 0
 
 
 def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> None:
@@ -168,21 +173,11 @@ def rms_norm_back(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, eps
     return out
 
 
-def gate_two(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """silu(x) * y, as `gate`; of x and y alike, as many numbers as a multiple of 16."""
-    x, y = x.contiguous(), y.contiguous()
-    if x.shape != y.shape or x.dtype != y.dtype or x.dtype not in DTYPES or x.numel() % TILE:
-        raise NotImplementedError(f"a gate of {tuple(x.shape)} numbers in {x.dtype}")
-    out = torch.empty_like(x)
-    _call("gate_two", _half(x), x, y, out, x.numel() // TILE)
-    return out
-
-
-def gate_two_back(x: torch.Tensor, y: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of x and y from ``grad``, that of `gate_two`."""
+def gate_back(x: torch.Tensor, y: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of x and y from ``grad``, that of `gate`."""
     x, y, grad = x.contiguous(), y.contiguous(), grad.contiguous()
     found = torch.empty_like(x), torch.empty_like(y)
-    _call("gate_two_back", _half(x), x, y, grad, *found, x.numel() // TILE)
+    _call("gate_back", _half(x), x, y, grad, *found, x.numel() // TILE)
     return found
 
 

@@ -161,6 +161,14 @@ class ReplaySpec(Spec):
     share: Annotated[float, Field(gt=0, lt=1)]
 
 
+class EarlyStop(Spec):
+    """When training ends before its last step: the loss on the validation set, measured every so many steps and at the
+    end, did not fall in ``patience`` rounds. The weights of its least value are kept, whether it ended early or not."""
+
+    every: Positive = 50
+    patience: Positive = 3
+
+
 class LoraSpec(Spec):
     """Settings of the LoRA family; target_modules None means all linear layers but the output head (for ia3: those that
     PEFT gives for the family)."""
@@ -176,8 +184,9 @@ class Recipe(Spec):
 
     learning_rate None takes the method's default (ia3 8e-3, full 2e-5, the others 2e-4). template: chat, the model's
     own; alpaca, the classic instruction prompt; plain, prompt and completion as they stand. learn: what of an example
-    the loss counts: every answer of a conversation, the last one, or all of it, prompts too. merge: write whole weights
-    beside the adapter too.
+    the loss counts: every answer of a conversation, the last one, or all of it, prompts too. schedule: of the learning
+    rate, after its warm-up. gradient_checkpointing: less memory for more time. early_stop acts where ``data`` has a
+    validation set. merge: write whole weights beside the adapter too.
     """
 
     data: DataSpec
@@ -190,6 +199,9 @@ class Recipe(Spec):
     accumulation: Positive = 1
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["linear", "cosine"] = "linear"
+    gradient_checkpointing: bool = False
+    early_stop: EarlyStop = EarlyStop()
     max_length: Positive = 1024
     template: Literal["chat", "alpaca", "plain"] = "chat"
     learn: Literal["answers", "last", "all"] = "answers"
@@ -372,6 +384,7 @@ def explain(error: ValidationError) -> str:
 
 _PARTS: dict[str, type[Spec]] = {
     "tasks": TaskSpec, "target": TargetSpec, "tunings": StudyTuning, "data": DataSpec, "lora": LoraSpec,
+    "early_stop": EarlyStop,
     "bases": BaseSpec, "replay": ReplaySpec,
 }
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from aftertune.tuning.shown import Preview, preview
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Preview", "preview", "tune"]
 
+#: Raised with every change of the loop that moves the weights: what an older one made is not taken for its result.
+LOOP = 2
 #: (done, total, text): how far a tuning has come, in optimizer steps.
 Progress = Callable[[int, int, str], None]
 
@@ -107,7 +110,9 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question]) -> _Job:
     plan = Plan(device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
                 max_steps=spec.max_steps, learning_rate=spec.learning_rate or LEARNING_RATES[spec.method],
                 batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
-                weight_decay=spec.weight_decay, save_seconds=60 * spec.checkpoint_minutes)
+                weight_decay=spec.weight_decay, schedule=spec.schedule, checkpointing=spec.gradient_checkpointing,
+                early_stop=(spec.early_stop.every, spec.early_stop.patience) if corpus.validation else None,
+                save_seconds=60 * spec.checkpoint_minutes)
     identity = fingerprint_model(source)
     settings = _settings(spec, plan, corpus)
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
@@ -129,18 +134,19 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
     """Every resolved setting that decides the result; of the data its content counts, not its path."""
     recipe = spec.model_dump(mode="json", include={
         "method", "epochs", "max_steps", "batch_size", "accumulation", "warmup", "weight_decay", "max_length",
-        "template", "learn"})
+        "template", "learn", "schedule", "gradient_checkpointing"})
     if spec.method != "full":
         recipe["lora"] = spec.lora.model_dump(mode="json")
-    return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "schedule": "linear",
-            "optimizer": "adamw", "max_grad_norm": 1.0, **_sides(spec, corpus)}
+    return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "loop": LOOP,
+            "optimizer": "adamw", "max_grad_norm": plan.max_grad_norm, **_sides(spec, corpus)}
 
 
 def _sides(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
     """What is held out, what says when to stop, and what is mixed in: fingerprints and sizes."""
     sides = {"held_out": corpus.held_out_fingerprint, "held_out_examples": len(corpus.held_out)}
     if corpus.validation:
-        sides |= {"validation": corpus.validation_fingerprint, "validation_examples": len(corpus.validation)}
+        sides |= {"validation": corpus.validation_fingerprint, "validation_examples": len(corpus.validation),
+                  "early_stop": spec.early_stop.model_dump()}
     if spec.replay:
         sides |= {"replay": corpus.replay_fingerprint, "replay_examples": len(corpus.replay),
                   "replay_share": spec.replay.share}
@@ -179,8 +185,11 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
             ledger.save_step(tuning.id, step, metrics)
         progress(step, total, f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s")
 
+    def validate(model: Any) -> float:
+        return fmean(by_example(completion_losses(model, rows.validation, batching), rows.validation))
+
     checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
-    trained = train(model, tokenizer, Feed(rows.training, lines), plan, checkpoints, Hooks(told))
+    trained = train(model, tokenizer, Feed(rows.training, lines), plan, checkpoints, Hooks(told, validate))
     steps = trained.steps
     progress(len(steps), len(steps), f"held-out loss after, {len(rows.held_out)} examples")
     after = by_example(completion_losses(model, rows.held_out, batching), rows.held_out)
@@ -190,5 +199,6 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     return replace(
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
         trainable_parameters=trainable(model), held_out=compare_losses(before, after), steps=steps,
-        counts={**tuning.counts, **rows.counts}, notes=(*tuning.notes, *tokenizer.notes, *rows.notes),
+        counts={**tuning.counts, **rows.counts},
+        notes=(*tuning.notes, *tokenizer.notes, *rows.notes, lines.note, *trained.notes),
         provenance=finish(tuning.provenance) if tuning.provenance else None)

@@ -1,11 +1,11 @@
-"""Owns what happens between the steps of a training run: validation with the best weights kept, the check for
-forgetting, early stop, checkpoints by the clock, and an end at Ctrl-C that loses nothing.
+"""Owns what happens between the steps of a training run: validation with the best weights kept, early stop,
+checkpoints by the clock, and an end at Ctrl-C that loses nothing.
 
     course = Course(plan, hooks, checkpoints)
     trainer = CompletionTrainer(…, after=course.after, callbacks=[course.callback()])
     course.join(trainer, newest)               goes on with what a checkpoint says of it
     trainer.train(…)
-    course.end(trainer)                        the best weights are in the model
+    course.end()                               the best weights are in the model
 
 Its state lies in every checkpoint: ``course.json``, and the best weights as ``best.safetensors``.
 """
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 #: Called after each optimizer step with (step, total steps, metrics).
 Watch = Callable[[int, int, Mapping[str, float]], None]
-#: Called with the model in training: its mean validation loss; or the metrics of a check and whether to stop.
+#: Called with the model in training: its mean validation loss.
 Validate = Callable[[Any], float]
-Check = Callable[[Any, int], tuple[Mapping[str, float], bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,6 @@ class Hooks:
 
     told: Watch
     validate: Validate | None = None
-    check: Check | None = None
 
 
 class Course:
@@ -71,17 +69,11 @@ class Course:
             self.best = load_file(checkpoint / "best.safetensors")
 
     def after(self, step: int, _metrics: Mapping[str, float]) -> dict[str, float]:
-        """What validation and check say after a step; they run where their turn has come, and at the last step."""
+        """What validation says after a step; it runs where its turn has come, and at the last step."""
         found: dict[str, float] = {}
-        last = step >= self.trainer.state.max_steps
         early = self.plan.early_stop
-        if early is not None and self.hooks.validate is not None and (step % early[0] == 0 or last):
+        if early is not None and (step % early[0] == 0 or step >= self.trainer.state.max_steps):
             found["validation_loss"] = self._validated(step, early[1])
-        if self.hooks.check is not None and (step % self.plan.watch_every == 0 or last):
-            metrics, stop = self.hooks.check(self.trainer.model, step)
-            found |= metrics
-            if stop and not self.stopped:
-                self.stopped = f"stopped at step {step}: the watch's verdict is forgot"
         if self.stopped:
             self.trainer.control.should_training_stop = True
             self.trainer.control.should_save = False  # a checkpoint here would be gone on from
@@ -96,7 +88,7 @@ class Course:
                          if p.requires_grad}
         else:
             self.waited += 1
-        if self.waited >= patience:
+        if self.waited >= patience and step < self.trainer.state.max_steps:
             self.stopped = (f"stopped early at step {step}: the validation loss did not fall in {patience} rounds; the "
                             f"weights are those of step {self.best_step}")
         return loss
@@ -110,11 +102,15 @@ class Course:
                 if name in self.best:
                     parameter.copy_(self.best[name])
 
-    def note(self) -> str:
-        """How the run ended, "" where there is nothing to tell."""
-        if not self.stopped and self.best and self.best_step < self.trainer.state.global_step:
-            return f"the weights are those of step {self.best_step}, where the validation loss was least"
-        return self.stopped
+    def notes(self) -> Iterator[str]:
+        """What is to be told of memory and of how the run ended."""
+        if self.trainer.parts > 1:
+            yield (f"memory ran out: from then on batches went through in {self.trainer.parts} parts, as many examples "
+                   "to a step as before")
+        if self.stopped:
+            yield self.stopped
+        elif self.best and self.best_step < self.trainer.state.global_step:
+            yield f"the weights are those of step {self.best_step}, where the validation loss was least"
 
     def callback(self) -> Any:
         """The trainer's callback: time decides on checkpoints, not steps, which take milliseconds or minutes."""

@@ -126,12 +126,12 @@ class Gate(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, y)
-        return kernels.gate_two(x, y)
+        return kernels.gate(x, y)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, y = ctx.saved_tensors
-        return kernels.gate_two_back(x, y, grad)
+        return kernels.gate_back(x, y, grad)
 
 
 class Turn(torch.autograd.Function):  # type: ignore[misc]

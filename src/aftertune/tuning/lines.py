@@ -191,7 +191,7 @@ def choose(model: Any, rows: Sequence[Row], *, pad: int, dtype: str) -> Lines:
     alone = torch.cat([per_token(padded, model, [row])[0] for row in sample])
     try:
         together = per_token(line, model, sample)[0]
-    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, NotImplementedError) as error:
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         if out_of_memory(error):
             raise
         return Padded(padded.pad, padded.autocast, f"padded rows: {' '.join(str(error).split())[:120]}")

@@ -1,7 +1,7 @@
 """Owns the training loop: TRL's SFTTrainer on rows that are already encoded and masked.
 
-    steps, note = train(Model(model, tokenizer), Feed(rows, lines), Plan(…), Checkpoints(…), Hooks(told))
-                                                           ({"step": 1, "loss": 1.93, …}, …), ""
+    trained = train(model, tokenizer, Feed(rows, lines), Plan(…), Checkpoints(…), Hooks(told))
+    trained.steps                                          ({"step": 1, "loss": 1.93, …}, …)
 
 The loop is the same for every method. Each optimizer step is told to the watcher as it happens. A run that was broken
 goes on from its newest sealed checkpoint: the order of the examples depends on seed and epoch alone, and the random
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The resolved settings of one training run. warmup: share of the steps; dtype: of the computation; save_seconds:
-    between checkpoints, at least; early_stop: validate every so many steps, stop after so many without a better loss;
-    watch_every: steps between two checks for forgetting."""
+    between checkpoints, at least; early_stop: validate every so many steps, stop after so many rounds without a
+    better loss."""
 
     device: str
     dtype: str
@@ -47,10 +47,8 @@ class Plan:
     save_seconds: float = 300.0
     schedule: str = "linear"
     max_grad_norm: float = 1.0
-    group_by_length: bool = False
     checkpointing: bool = False
     early_stop: tuple[int, int] | None = None
-    watch_every: int = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +61,10 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run came to: a mapping per optimizer step; how it ended, where that is to be told; in how many parts
-    micro-batches had to be cut."""
+    """What a run came to: a mapping per optimizer step; what is to be told of memory and of its end."""
 
     steps: tuple[dict[str, float], ...]
-    note: str
-    parts: int
+    notes: tuple[str, ...]
 
 
 def train(model: Any, tokenizer: Any, feed: Feed, plan: Plan, checkpoints: Checkpoints, hooks: Hooks) -> Trained:
@@ -93,7 +89,7 @@ def train(model: Any, tokenizer: Any, feed: Feed, plan: Plan, checkpoints: Check
     course.end()
     steps = tuple({"step": float(entry["step"]), **metrics_of(entry)} for entry in trainer.state.log_history
                   if "loss" in entry)
-    return Trained(steps, course.note(), trainer.parts)
+    return Trained(steps, tuple(course.notes()))
 
 
 @contextlib.contextmanager
@@ -126,8 +122,7 @@ def _arguments(plan: Plan, folder: Path) -> Any:
         max_grad_norm=plan.max_grad_norm, use_cpu=plan.device == "cpu", bf16=mixed == "bfloat16",
         fp16=mixed == "float16", gradient_checkpointing=plan.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if plan.checkpointing else None,
-        train_sampling_strategy="group_by_length" if plan.group_by_length else "random", packing=False,
-        max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, save_total_limit=2,
+        packing=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, save_total_limit=2,
         dataloader_pin_memory=plan.device.startswith("cuda"),
     )
 
@@ -138,7 +133,7 @@ def _short(plan: Plan, tokens: int) -> ResourceError:
 
     ways = ["a smaller --max-length", "--method lora or qlora instead of full", "a smaller model"]
     if not plan.checkpointing:
-        ways.insert(0, "--gradient-checkpointing on")
+        ways.insert(0, "--gradient-checkpointing")
     return ResourceError(f"out of memory with one example of up to {tokens} tokens in a batch ("
                          f"{free_memory(plan.device) / 2**30:.1f} GiB are free on {plan.device}); try "
-                         f"{', '.join(ways)}; `--dry-run` shows what memory goes into")
+                         f"{', '.join(ways)}")

@@ -21,7 +21,7 @@ from trl import SFTTrainer
 from aftertune.engine.memory import out_of_memory
 from aftertune.errors import AftertuneError
 from aftertune.tuning.encode import Row
-from aftertune.tuning.lines import Lines
+from aftertune.tuning.lines import Lines, Padded
 
 #: After each optimizer step, with its metrics; what it returns is kept with them.
 After = Callable[[int, Mapping[str, float]], Mapping[str, float]]
@@ -105,7 +105,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def _get_train_sampler(self, *_: Any) -> Any:
-        return Order([len(row.ids) for row in self.rows], self.args)
+        return Order([len(row.ids) for row in self.rows], self.args, grouped=isinstance(self.lines, Padded))
 
     def _numbers(self, inputs: Any) -> str:
         """Which training examples a batch holds, counted from 1, by their tokens."""
@@ -115,20 +115,20 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 class Order(torch.utils.data.Sampler):  # type: ignore[misc]
-    """Examples in another order in every epoch, the same in every process; by the strategy ``group_by_length`` those of
-    like length together."""
+    """Examples in another order in every epoch, the same in every process; those of like length together where rows
+    are padded."""
 
     epoch = 0
 
-    def __init__(self, lengths: list[int], arguments: Any) -> None:
-        self.lengths, self.arguments = lengths, arguments
+    def __init__(self, lengths: list[int], arguments: Any, *, grouped: bool) -> None:
+        self.lengths, self.arguments, self.grouped = lengths, arguments, grouped
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
         drawn = torch.Generator().manual_seed(self.arguments.seed * 1_000_003 + self.epoch)
-        if self.arguments.train_sampling_strategy != "group_by_length":
+        if not self.grouped:
             return iter(torch.randperm(len(self.lengths), generator=drawn).tolist())
         batch = self.arguments.train_batch_size * self.arguments.gradient_accumulation_steps
         return iter(get_length_grouped_indices(self.lengths, batch, generator=drawn))
