@@ -342,7 +342,7 @@ def lines(results: Mapping[str, Mapping[str, Any]], growth: Mapping[str, Mapping
     yield "The floor's rate is that of torch's own products; packed weights are faster in float32, so a share of it can"
     yield "exceed 100 %."
     yield ""
-    yield f"SmolLM2-135M-Instruct, {_cpu()}, {_threads()} threads; {versions}; {time.strftime('%Y-%m-%d')}."
+    yield f"SmolLM2-135M-Instruct, {cpu()}, {_threads()} threads; {versions}; {time.strftime('%Y-%m-%d')}."
     for dtype, works in results.items():
         yield from ["", f"### {dtype}", ""]
         yield ("| work | items | rounds | lm-eval (batch) items/s | aftertune items/s | ratio, median (range) | bar | "
@@ -382,7 +382,7 @@ def _share(result: Mapping[str, Any]) -> str:
             f"{statistics.median(shares):.0%} of it ({min(shares):.0%} to {max(shares):.0%}).")
 
 
-def _cpu() -> str:
+def cpu() -> str:
     from aftertune.engine.devices import probe
 
     return f"{platform.machine()} ({probe().cpu}, bfloat16 by {probe().cpu_bf16 or 'emulation'})"

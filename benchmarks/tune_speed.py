@@ -1,6 +1,6 @@
 """Speed of training: aftertune's loop beside TRL's ``SFTTrainer``, on the same model, examples and machine.
 
-    python benchmarks/tune_speed.py                               the embedded demo's orders
+    python benchmarks/tune_speed.py                    the embedded demo's orders; writes into docs/benchmarks.md
     python benchmarks/tune_speed.py --data alpaca.jsonl           a file of your own, in any form that `tune` reads
     python benchmarks/tune_speed.py --rounds 5 --examples 48
 
@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import speed
+from document import write_section
 
 SIDES = ("aftertune", "trl", "trl-checkpointed", "trl-lean")
 RATE, BATCH, RANK = 2e-4, 8, 16
@@ -191,9 +192,12 @@ def measure(name: str, given: Mapping[str, Any], method: str = "run") -> dict[st
 
 
 def lines(rounds: Sequence[Mapping[str, Mapping[str, Any]]], floor: Mapping[str, float]) -> list[str]:
-    """The table, and what of the floor is reached."""
+    """The section of docs/benchmarks.md: the table, and what of the floor is reached."""
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "trl", "peft"))
-    out = [f"{versions}; {len(rounds)} rounds, {rounds[0]['aftertune']['tokens']:,} tokens, "
+    out = ["## Training", "",
+           "Written by `python benchmarks/tune_speed.py`; its head says what is timed and how, and what the sides are.",
+           "", f"SmolLM2-135M-Instruct on {speed.cpu()}; {versions}; {time.strftime('%Y-%m-%d')}; "
+           f"{len(rounds)} rounds, {rounds[0]['aftertune']['tokens']:,} tokens, "
            f"{rounds[0]['aftertune']['learned']:,} of them learned; {rounds[0]['aftertune']['note']}", "",
            "| side | tokens/s, median (range) | aftertune is so many times as fast | peak memory | held-out loss |",
            "|---|---|---|---|---|"]
@@ -235,7 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = {"data": given.data, "examples": given.examples, "held_out": given.held_out}
     floor = measure("aftertune", values, "floor")
     rounds = [{side: measure(side, values) for side in sides} for _ in range(given.rounds)]
-    print("\n".join(lines(rounds, floor)))
+    text = "\n".join(lines(rounds, floor))
+    write_section("tuning", text)
+    print(text)
     return 0
 
 
