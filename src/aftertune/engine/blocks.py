@@ -21,8 +21,9 @@ from transformers.activations import SiLUActivation
 
 from aftertune.engine import kernels
 from aftertune.engine.adapters import Sums, taken_apart
-from aftertune.engine.attention import Call, in_force
+from aftertune.engine.attention import Call, in_force, read
 from aftertune.engine.linears import Function, Linears
+from aftertune.engine.scorer import unwrapped
 
 #: Decoder layers that are of this kind, by module and class.
 KIND = frozenset({"llama.modeling_llama.LlamaDecoderLayer", "mistral.modeling_mistral.MistralDecoderLayer",
@@ -35,13 +36,15 @@ class Blocks:
     def __init__(self, model: Any, linears: Linears) -> None:
         self.linears = linears
         self.layers = [m for m in model.modules() if is_of_kind(m)]
+        stack = getattr(unwrapped(model).base_model, "layers", None)
+        self.last = stack[-1] if stack else None
 
     @contextlib.contextmanager
     def fused(self) -> Iterator[None]:
         """The layers run fused meanwhile, in passes under a layout."""
         try:
             for layer in self.layers:
-                layer.forward = _Block(layer, self.linears)
+                layer.forward = _Block(layer, self.linears, last=layer is self.last)
             yield
         finally:
             for layer in self.layers:
@@ -51,9 +54,10 @@ class Blocks:
 class _Block:
     """One layer's forward, fused: what stays the same from pass to pass is looked up once."""
 
-    def __init__(self, layer: Any, linears: Linears) -> None:
+    def __init__(self, layer: Any, linears: Linears, *, last: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.usual = layer.forward
+        self.last = last
         self.attention = attention
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
         self.project = _joined(linears, attention.q_proj, attention.k_proj, attention.v_proj)
@@ -79,8 +83,18 @@ class _Block:
         kernels.rotate(found[:, :self.turned], cosine[0], sine[0])
         mixed = layout.attend(self.attention, found[:, :self.heads], found[:, self.heads:self.turned],
                               found[:, self.turned:], self.call)
-        x, normed = _add_norm(self.between, x, self.output(mixed.view(len(mixed), -1)))
+        x, mixed = self._needed(x, mixed.view(len(mixed), -1))
+        x, normed = _add_norm(self.between, x, self.output(mixed))
         return self.down(_gate(self.opened(normed))).add_(x)[None]
+
+    def _needed(self, x: torch.Tensor, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the last layer's tokens those that are read."""
+        tokens = read() if self.last else None
+        if tokens is None or len(tokens) == len(x):
+            return x, mixed
+        x, mixed = x[tokens], mixed[tokens]
+        torch.arange(len(tokens), out=tokens)
+        return x, mixed
 
 
 def is_of_kind(module: Any) -> bool:

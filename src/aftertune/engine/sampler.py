@@ -47,7 +47,7 @@ class Chooser:
     def __call__(self, logits: torch.Tensor, draws: Sequence[torch.Generator | None]) -> list[int]:
         """logits [texts, vocabulary] -> a token of each text."""
         if not self.draws:
-            chosen: list[int] = logits.argmax(-1).tolist()
+            chosen: list[int] = logits.max(-1).indices.tolist()  # the first of equals, as argmax; faster in bfloat16
             return chosen
         scores = logits.float()
         for warp in self.warpers:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from aftertune.engine import kernels, layouts, native
-from aftertune.engine.attention import attending
+from aftertune.engine.attention import attending, reading
 from aftertune.engine.trie import Row, path
 
 #: Rows of logits turned into float32 at a time, on a CPU.
@@ -81,8 +81,9 @@ class Scorer:
     def flat(self, rows: Sequence[Row]) -> torch.Tensor:
         """Logits [kept positions of all rows, vocabulary] of rows that lie end to end, under a layout in force."""
         starts = np.cumsum([0, *(row.length for row in rows)])[:-1]
-        keep = np.concatenate([start + row.keep for start, row in zip(starts, rows, strict=True)])
-        return self.forward(_joined(rows, "tokens"), torch.from_numpy(keep), _joined(rows, "depth"))
+        keep = torch.from_numpy(np.concatenate([s + row.keep for s, row in zip(starts, rows, strict=True)]))
+        with reading(keep):
+            return self.forward(_joined(rows, "tokens"), keep, _joined(rows, "depth"))
 
     def prefix(self, tokens: tuple[int, ...]) -> Any:
         """Keys and values of ``tokens``; the last ones asked for are kept."""
