@@ -24,7 +24,8 @@ _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learni
 
 
 def tune(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/FILE.")],
+    model: Annotated[str, typer.Argument(
+        help="Hub id, folder, .gguf file, package:NAME/FILE, or a preset such as tinyllama.")],
     data: Annotated[Path, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a Hub data set (alpaca).")],
     method: Annotated[str, typer.Option(help="lora, qlora, rslora, dora, ia3 or full.")] = "lora",
     examples: Annotated[int | None, typer.Option(help="A seeded subset of this many.")] = None,
@@ -42,22 +43,24 @@ def tune(
     patience: Annotated[int, typer.Option(help="Validations without a better loss before training ends.")] = 3,
     replay: Annotated[Path | None, typer.Option(help="Other data mixed in, so that less is forgotten.")] = None,
     replay_share: Annotated[float | None, typer.Option(help="Its share of the final mixture, for example 0.2.")] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data; default: 1.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: 2e-4, ia3 8e-3, full 2e-5.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples in one step and device.")] = 8,
-    accumulation: Annotated[int, typer.Option(help="Batches summed into one step.")] = 1,
-    schedule: Annotated[str, typer.Option(help="Of the learning rate: linear or cosine.")] = "linear",
+    batch_size: Annotated[int | None, typer.Option(help="Examples in one step and device; default: 8.")] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Batches summed into one step; default: 1.")] = None,
+    schedule: Annotated[str | None, typer.Option(
+        help="Of the learning rate: linear (the default) or cosine.")] = None,
     gradient_checkpointing: Annotated[bool, typer.Option(
         "--gradient-checkpointing", help="Less memory for more time.")] = False,
-    max_length: Annotated[int, typer.Option(help="Longest example in tokens.")] = 1024,
-    rank: Annotated[int, typer.Option(help="Rank of LoRA.")] = 16,
-    alpha: Annotated[float, typer.Option(help="Scale of LoRA.")] = 32,
-    dropout: Annotated[float, typer.Option(help="Dropout of LoRA.")] = 0.0,
+    max_length: Annotated[int | None, typer.Option(help="Longest example in tokens; default: 1024.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of LoRA; default: 16.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Scale of LoRA; default: 32.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout of LoRA; default: 0.")] = None,
     target_modules: Annotated[str | None, typer.Option(
         help="Layers to adapt, with commas; default: all linear ones.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    template: Annotated[str, typer.Option(help="chat (the model's own), alpaca or plain.")] = "chat",
+    template: Annotated[str | None, typer.Option(
+        help="chat (the model's own, the default), alpaca or plain.")] = None,
     learn: Annotated[str, typer.Option(help="answers (every answer), last (the last one) or all (prompts too).")] =
         "answers",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -72,10 +75,14 @@ def tune(
     preview: Annotated[bool, typer.Option("--preview", help="Show three examples as trained, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Fine-tune MODEL; the output folder holds a PEFT adapter (lora) or whole weights (full)."""
+    """Fine-tune MODEL; the output folder holds a PEFT adapter (lora) or whole weights (full).
+
+    A preset (smollm2-135m, llama-3.2-1b, tinyllama, phi-2, mistral-7b) brings its model and its community's settings
+    as defaults.
+    """
     from pydantic import ValidationError
 
-    from aftertune.study import DataSpec, LoraSpec, TuneSpec
+    from aftertune.study import DataSpec, TuneSpec
 
     values: dict[str, Any] = {
         "model": model, "method": method, "epochs": epochs, "max_steps": max_steps, "seed": seed, "name": name,
@@ -84,14 +91,14 @@ def tune(
         "gradient_checkpointing": gradient_checkpointing,
         "early_stop": {"every": validate_every, "patience": patience},
         "replay": _replay(replay, replay_share), "device": device, "revision": revision,
-        "out": out, "trust_remote_code": trust_remote_code, "merge": merge}
+        "out": out, "trust_remote_code": trust_remote_code, "merge": merge,
+        "lora": _said({"r": rank, "alpha": alpha, "dropout": dropout, "target_modules": _names(target_modules)})}
     try:
         source = DataSpec(
             file=data, examples=examples, held_out=held_out, validation=validation,
             format=data_format, fields=_pairs(field or []),  # type: ignore[arg-type]
             encoding=encoding, split=split, skip_bad=skip_bad)
-        spec = TuneSpec(data=source, lora=LoraSpec(r=rank, alpha=alpha, dropout=dropout,
-                                      target_modules=_names(target_modules)), **values)
+        spec = TuneSpec(data=source, **_said(values))
     except ValidationError as error:
         raise fields(error, _FLAGS) from None
     if preview:
@@ -155,6 +162,11 @@ def show_data(found: Preview | Tuning) -> None:
     for note in found.notes:
         table.add_row(Text("note", "yellow"), Text(note))
     rich.print(table)
+
+
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    """What was said; for the rest the defaults hold, a preset's first."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

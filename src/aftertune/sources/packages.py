@@ -42,6 +42,15 @@ def _modules_of(distribution: str) -> list[str]:
     return sorted(t for t in tops if t.isidentifier())
 
 
+def installed(source: str) -> bool:
+    """Whether a ``package:NAME/FILE`` is here."""
+    try:
+        package_file(source)
+    except SourceError:
+        return False
+    return True
+
+
 def package_file(source: str) -> Path:
     """The file or folder that ``package:NAME/FILE`` names.
 

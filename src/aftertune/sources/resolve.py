@@ -14,8 +14,9 @@ from aftertune.errors import SourceError, nearest
 from aftertune.sources import hub
 from aftertune.sources.folders import check_folder
 from aftertune.sources.origin import Kind, ModelSource
-from aftertune.sources.packages import SCHEME, package_file
+from aftertune.sources.packages import SCHEME, installed, package_file
 from aftertune.sources.tensors import LFS_MARK, weight_files
+from aftertune.study import presets
 
 FILE_SUFFIXES = frozenset({".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".zip", ".tar",
                            ".gz"})
@@ -23,12 +24,13 @@ FILE_SUFFIXES = frozenset({".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckp
 
 def resolve_model(source: str, *, revision: str | None = None,
                   trust_remote_code: bool = False) -> ModelSource:
-    """The files of a model: a Hub id, a folder, a ``.gguf`` file, or ``package:NAME/FILE``.
+    """The files of a model: a Hub id, a folder, a ``.gguf`` file, ``package:NAME/FILE``, or a preset's name.
 
     Raises SourceError, one line, for everything that cannot be evaluated as a causal language model.
     """
     if not source.strip():
         raise SourceError("the model is empty; give a Hub id, a folder, a .gguf file or package:NAME/FILE")
+    source = named(source)
     if source.startswith(SCHEME):
         return _local(package_file(source), source, "package", trust_remote_code)
     path = Path(source).expanduser()
@@ -41,6 +43,14 @@ def resolve_model(source: str, *, revision: str | None = None,
     check_folder(folder, source)
     return ModelSource(source=source, kind="hub", path=folder, revision=commit,
                        trust_remote_code=trust_remote_code)
+
+
+def named(source: str) -> str:
+    """Where a preset's model is, for a preset's name: in an installed package, or on the Hub."""
+    preset = presets.find(source)
+    if preset is None:
+        return source
+    return preset.pack if preset.pack and installed(preset.pack) else preset.source
 
 
 def _local(path: Path, source: str, kind: Kind, trust_remote_code: bool) -> ModelSource:

