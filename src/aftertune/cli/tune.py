@@ -73,6 +73,8 @@ def tune(
     tasks: Annotated[str | None, typer.Option(
         help="Evaluation tasks, or .jsonl files of held-out rows, to be looked for in the data; with commas.")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show three examples as trained, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Say what memory, disk and time it will take here, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Fine-tune MODEL; the output folder holds a PEFT adapter (lora) or whole weights (full).
@@ -103,6 +105,8 @@ def tune(
         raise fields(error, _FLAGS) from None
     if preview:
         return show_preview(spec, _questions(tasks), as_json)
+    if dry_run:
+        return show_estimate(spec, as_json)
     from aftertune.ledger import Ledger
     from aftertune.tuning import tune as run
 
@@ -145,6 +149,21 @@ def show_preview(spec: TuneSpec, questions: list[Question], as_json: bool) -> No
                                    for text, learned in one.parts)), "")
     rich.print(Text.assemble(("⟦learned⟧", "bold green"), "  ", ("context", "dim")))
     show_data(found)
+
+
+def show_estimate(spec: TuneSpec, as_json: bool) -> None:
+    """What a tuning will take on this machine."""
+    from aftertune.report import duration_text
+    from aftertune.tuning import foreseen
+
+    found = foreseen(spec)
+    if as_json:
+        emit({"memory": found.memory, "disk": found.disk, "steps": found.steps, "tokens": found.tokens,
+              "seconds": found.seconds, "basis": found.basis})
+        return
+    typer.echo(f"{spec.method} of {spec.model}: about {found.memory / 2**30:.1f} GiB of memory, "
+               f"{found.disk / 2**30:.2f} GiB of disk, {duration_text(found.seconds or 0)} for {found.steps:,} steps "
+               f"and {found.tokens:,} tokens (estimated from {found.basis}); nothing was run")
 
 
 def show_data(found: Preview | Tuning) -> None:

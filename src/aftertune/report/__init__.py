@@ -9,6 +9,7 @@ Nothing here computes a verdict; everything here shows one. The same input gives
 from aftertune.report.data import data_facts
 from aftertune.report.document import make_folder, write_document
 from aftertune.report.flips import write_flips
+from aftertune.report.format import duration as duration_text
 from aftertune.report.gate import gate_reason, gate_text, write_junit, write_junit_error
 from aftertune.report.observations import watermark
 from aftertune.report.page import write_page
@@ -16,6 +17,8 @@ from aftertune.report.record import write_record
 from aftertune.report.table import ScoreLine, VerdictLine, score_interval, score_table, verdict_table
 from aftertune.report.terminal import terminal_scores, terminal_summary, terminal_table
 
-__all__ = ["ScoreLine", "VerdictLine", "data_facts", "gate_reason", "gate_text", "make_folder", "score_interval",
-           "score_table", "terminal_scores", "terminal_summary", "terminal_table", "verdict_table", "watermark",
-           "write_document", "write_flips", "write_junit", "write_junit_error", "write_page", "write_record"]
+__all__ = [
+    "ScoreLine", "VerdictLine", "data_facts", "duration_text", "gate_reason", "gate_text", "make_folder",
+    "score_interval", "score_table", "terminal_scores", "terminal_summary", "terminal_table", "verdict_table",
+    "watermark", "write_document", "write_flips", "write_junit", "write_junit_error", "write_page", "write_record",
+]

@@ -75,10 +75,20 @@ def tuning_facts(tuning: Tuning) -> Facts:
         n, before, after, difference, interval = held_out_line(tuning.held_out)
         facts.append(("Held-out Loss", f"{before} before, {after} after ({difference} nats per token, 95 % "
                                        f"interval {interval}, {n} examples)"))
-    facts += data_facts(tuning.counts, tuning.overlap)
+    facts += [*cost_facts(tuning.cost), *data_facts(tuning.counts, tuning.overlap)]
     facts += [("Output", tuning.output), *run_facts(provenance)]
     facts += [("Note", note) for note in tuning.notes]
     return _shown(facts)
+
+
+def cost_facts(cost: Mapping[str, float]) -> Facts:
+    """What a tuning took, beside what was expected of it."""
+    def told(name: str) -> str:
+        return f"{cost[name] / 2**30:.2f} GiB" if name.endswith("memory") else fmt.duration(cost[name])
+
+    labels = {"memory": "Peak Memory", "seconds": "Training Time"}
+    return [(label, told(name) + (f" (estimated: {told(f'estimated_{name}')})" if f"estimated_{name}" in cost else ""))
+            for name, label in labels.items() if name in cost]
 
 
 def model_facts(model: ModelIdentity) -> Facts:

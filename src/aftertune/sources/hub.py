@@ -8,8 +8,10 @@ revision is asked for; the commit is always recorded. ``HF_HUB_OFFLINE=1`` forbi
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,22 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "aftertune.json")
 IGNORED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*")
 
 
+_kept_offline = ContextVar("_kept_offline", default=False)
+
+
+@contextlib.contextmanager
+def offline_only() -> Iterator[None]:
+    """What is on this machine alone is looked at meanwhile."""
+    token = _kept_offline.set(True)
+    try:
+        yield
+    finally:
+        _kept_offline.reset(token)
+
+
 def offline() -> bool:
-    """True where the environment forbids the network (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE)."""
-    return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
+    """True where the network is forbidden: by the environment (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE), or for now."""
+    return _kept_offline.get() or any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
                for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 

@@ -26,7 +26,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from aftertune.errors import InputError, nearest
 from aftertune.study.evals import EvalSpec as EvalSpec
-from aftertune.study.evals import TargetSpec, TaskSpec
+from aftertune.study.evals import TargetSpec as TargetSpec
+from aftertune.study.evals import TaskSpec as TaskSpec
 from aftertune.study.matrix import matrix_schema
 from aftertune.study.overrides import overrides, whole
 from aftertune.study.places import DATA_FILES as DATA_FILES

@@ -59,14 +59,15 @@ class Shape:
     def of(cls, config: Mapping[str, Any]) -> Shape | None:
         """The shape that a ``config.json`` tells; None where it is of another kind (no such sizes)."""
         text = config.get("text_config") or config
-        names = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-                 "vocabulary": "vocab_size"}
-        found = {ours: text.get(theirs) for ours, theirs in names.items()}
-        if not all(isinstance(value, int) and value > 0 for value in found.values()):
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        found = [text.get(name) for name in names]
+        if not all(isinstance(value, int) and value > 0 for value in found):
             return None
+        hidden, layers, heads, vocabulary = (int(value) for value in found if value)
         plain = text.get("model_type") in ("phi", "gpt_neox", "gptj", "opt", "bloom")
-        return cls(**found, kv_heads=text.get("num_key_value_heads") or found["heads"],
-                   inner=text.get("intermediate_size") or 4 * found["hidden"],
+        return cls(hidden=hidden, layers=layers, heads=heads, vocabulary=vocabulary,
+                   kv_heads=text.get("num_key_value_heads") or heads,
+                   inner=text.get("intermediate_size") or 4 * hidden,
                    tied=bool(text.get("tie_word_embeddings", False)), gated=not plain)
 
 

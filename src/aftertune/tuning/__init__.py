@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from aftertune.tuning.estimate import Estimate
+from aftertune.tuning.foreseen import foreseen
 from aftertune.tuning.shown import Preview, preview
 from aftertune.values import ModelIdentity, Question, Tuning, digest
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from aftertune.tuning.corpus import Corpus
     from aftertune.tuning.loop import Plan
 
-__all__ = ["Preview", "preview", "tune"]
+__all__ = ["Estimate", "Preview", "foreseen", "preview", "tune"]
 
 #: Raised with every change of the loop that moves the weights: what an older one made is not taken for its result.
 LOOP = 2
@@ -162,6 +164,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     from aftertune.tuning.checkpoints import Checkpoints
     from aftertune.tuning.course import Hooks
     from aftertune.tuning.encode import Form
+    from aftertune.tuning.foreseen import Meter, expected
     from aftertune.tuning.lines import choose
     from aftertune.tuning.loop import Feed, train
     from aftertune.tuning.loss import Batching, by_example, compare_losses, completion_losses
@@ -181,6 +184,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     before = by_example(completion_losses(model, rows.held_out, batching), rows.held_out)
 
     def told(step: int, total: int, metrics: Mapping[str, float]) -> None:
+        meter.step()
         if ledger:
             ledger.save_step(tuning.id, step, metrics)
         progress(step, total, f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s")
@@ -189,8 +193,9 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
         return fmean(by_example(completion_losses(model, rows.validation, batching), rows.validation))
 
     checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
+    estimate, meter = expected(job.source, spec, rows, (plan.device, plan.dtype)), Meter(plan.device)
     trained = train(model, tokenizer, Feed(rows.training, lines), plan, checkpoints, Hooks(told, validate))
-    steps = trained.steps
+    steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
     progress(len(steps), len(steps), f"held-out loss after, {len(rows.held_out)} examples")
     after = by_example(completion_losses(model, rows.held_out, batching), rows.held_out)
     folder = Path(tuning.output)
@@ -198,7 +203,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     checkpoints.remove()
     return replace(
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
-        trainable_parameters=trainable(model), held_out=compare_losses(before, after), steps=steps,
+        trainable_parameters=trainable(model), cost=cost, held_out=compare_losses(before, after), steps=steps,
         counts={**tuning.counts, **rows.counts},
         notes=(*tuning.notes, *tokenizer.notes, *rows.notes, lines.note, *trained.notes),
         provenance=finish(tuning.provenance) if tuning.provenance else None)

@@ -353,7 +353,7 @@ class Tuning:
     what was left out of it ("data", "replay_data"), and what each side came to in rows and tokens ("training",
     "replay", …). merged: fingerprint of the weights in ``output``/merged, the adapter summed into the base; None where
     they were not asked for. overlap: of the tasks that were looked for in the training data; without tasks nothing is
-    said.
+    said. cost: "memory" (bytes at the peak) and "seconds" of training, and both as they were "estimated_" beforehand.
     """
 
     id: str
@@ -376,6 +376,7 @@ class Tuning:
     notes: tuple[str, ...] = ()
     provenance: Provenance | None = None
     merged: str | None = None
+    cost: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def results(self) -> tuple[str, ...]:

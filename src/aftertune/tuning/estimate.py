@@ -1,0 +1,138 @@
+"""What a tuning will take, before it runs: owns the arithmetic of memory, disk and time.
+
+    load = Load(examples=320, tokens=19_200, longest=120, learned=9_000, held_out=2_000)
+    estimate(PRESETS["smollm2-135m"].shape, spec, load, Machine("cpu", "bfloat16", rate=4e11))
+        Estimate(memory=1.6e9, disk=4e7, steps=40, tokens=19_200, seconds=45.0, basis="…")
+
+Products are counted as two operations a weight and token: once forward, once for the gradient of what goes in, once for
+that of the weight where it is trained (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). Memory is that of weights,
+their gradients and Adam's two moments, and of what a step keeps for its way back. Both are rough by nature, and are
+held against what was measured in the record of each tuning. No torch is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aftertune.study import Recipe
+    from aftertune.study.presets import Shape
+
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+#: Bytes of a weight in NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+NF4 = 0.5 + 0.127 / 8
+#: Of the machine's rate of products, what training reaches (benchmarks/tune_speed.py: half of the floor on a CPU).
+REACHED = 0.5
+#: Tokens of an example where the data is not at hand, and the share of them that is learned.
+TOKENS, LEARNED = 120, 0.5
+#: The interpreter with its libraries, in bytes.
+PROGRAM = 700 * 2**20
+#: Rows of logits that are held at once, with their gradient, in float32.
+LOGITS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What there is to train on, for one epoch. tokens: of all examples; longest: of one; learned: tokens that count in
+    the loss; held_out: tokens whose loss is measured before and after."""
+
+    examples: int
+    tokens: int
+    longest: int
+    learned: int
+    held_out: int = 0
+
+    @classmethod
+    def guessed(cls, examples: int, max_length: int) -> Load:
+        """Where the data is not at hand."""
+        length = min(TOKENS, max_length)
+        return cls(examples, examples * length, min(4 * length, max_length), int(examples * length * LEARNED),
+                   min(examples // 9, 1000) * length)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where it would run. rate: operations a second of large products in this dtype; None where it was not probed."""
+
+    device: str
+    dtype: str
+    rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """memory and disk: bytes, at the peak; tokens: trained on in all steps; seconds: None without a rate; basis: what
+    it rests on."""
+
+    memory: int
+    disk: int
+    steps: int
+    tokens: int
+    seconds: float | None
+    basis: str
+
+
+def estimate(shape: Shape, recipe: Recipe, load: Load, machine: Machine) -> Estimate:
+    """What ``recipe`` takes on a model of this shape."""
+    batch = recipe.batch_size * recipe.accumulation
+    steps = recipe.max_steps or max(math.ceil(load.examples / batch * recipe.epochs), 1)
+    passes = steps * batch / max(load.examples, 1)
+    tokens = int(load.tokens * passes)
+    seconds = None
+    if machine.rate:
+        seconds = _operations(shape, recipe, load, passes) / (machine.rate * REACHED)
+    rate = f"{machine.rate / 1e9:,.0f} G operations/s measured here, {REACHED:.0%} of it reached" if machine.rate else \
+        "no rate measured"
+    return Estimate(memory=int(memory(shape, recipe, load, machine)), disk=int(_disk(shape, recipe, machine)),
+                    steps=steps, tokens=tokens, seconds=seconds,
+                    basis=f"{shape.parameters / 1e6:,.0f}M parameters, {load.tokens:,} tokens an epoch, {rate}")
+
+
+def trained(shape: Shape, recipe: Recipe) -> int:
+    """Weights that are trained."""
+    if recipe.method == "full":
+        return shape.parameters
+    if recipe.method == "ia3":
+        return shape.layers * (2 * shape.kv + shape.inner)
+    ends = 2 * (shape.hidden + shape.hidden) + 2 * (shape.hidden + shape.kv)
+    ends += (3 if shape.gated else 2) * (shape.hidden + shape.inner)
+    return shape.layers * recipe.lora.r * ends
+
+
+def _operations(shape: Shape, recipe: Recipe, load: Load, passes: float) -> float:
+    """All products of a run: the layers for every token, the head where something is learned."""
+    ways = (3 if recipe.method == "full" else 2) + (1 if recipe.gradient_checkpointing else 0)
+    head = shape.vocabulary * shape.hidden
+    adapters = 0 if recipe.method == "full" else 6 * trained(shape, recipe)
+    layers = (2 * ways * shape.linear + adapters) * load.tokens * passes
+    heads = 2 * ways * head * load.learned * passes
+    return layers + heads + 2 * 2 * (shape.linear * load.held_out + head * load.held_out * LEARNED)
+
+
+def memory(shape: Shape, recipe: Recipe, load: Load, machine: Machine) -> float:
+    """Bytes at the peak of training."""
+    size, count = SIZES[machine.dtype], trained(shape, recipe)
+    weights: float
+    if recipe.method == "full":
+        weights, states = 4 * shape.parameters, 12 * count
+    elif recipe.method == "qlora":
+        weights, states = NF4 * shape.linear + size * (shape.parameters - shape.linear), 16 * count
+    else:
+        held = 4 if machine.dtype == "float16" else size
+        weights, states = held * shape.parameters, 16 * count
+    tokens = min(recipe.batch_size * load.longest, recipe.batch_size * recipe.max_length)
+    kept = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner) * size
+    layers = (shape.layers * shape.hidden * size + kept) if recipe.gradient_checkpointing else shape.layers * kept
+    logits = 2 * 4 * shape.vocabulary * min(tokens, LOGITS)
+    program = PROGRAM if machine.device == "cpu" else 0
+    return program + weights + states + tokens * layers + logits
+
+
+def _disk(shape: Shape, recipe: Recipe, machine: Machine) -> float:
+    """Bytes of the result, and of two checkpoints with Adam's moments while it runs."""
+    count = trained(shape, recipe)
+    whole = 4 * count if recipe.method == "full" else 4 * count + (SIZES[machine.dtype] * shape.parameters
+                                                                  if recipe.merge else 0)
+    return whole + 2 * 12 * count
