@@ -22,6 +22,7 @@ from aftertune.cli import (
     flips,
     gate,
     import_,
+    merge,
     record,
     run,
     runs,
@@ -58,6 +59,7 @@ def options(
 app.command("demo")(demo.demo)
 app.command("eval")(eval.evaluate)
 app.command("tune")(tune.tune)
+app.command("check-merge")(merge.check_merge)
 app.command("compare")(compare.compare)
 app.command("flips")(flips.flips)
 app.command("gate")(gate.gate)

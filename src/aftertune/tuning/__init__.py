@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from aftertune.errors import InputError
 from aftertune.tuning.estimate import Estimate
 from aftertune.tuning.foreseen import foreseen
 from aftertune.tuning.shown import Preview, preview
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from aftertune.tuning.corpus import Corpus
     from aftertune.tuning.loop import Plan
 
-__all__ = ["Estimate", "Preview", "foreseen", "preview", "tune"]
+__all__ = ["Estimate", "Preview", "foreseen", "preview", "read_tuning", "tune"]
 
 #: Raised with every change of the loop that moves the weights: what an older one made is not taken for its result.
 LOOP = 2
@@ -81,6 +82,22 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
     if ledger:  # what was learned is kept, whatever becomes of the merge
         ledger.save_tuning(tuning)
     return _merged(job, tuning, ledger, told)
+
+
+def read_tuning(word: str, ledger: Ledger) -> Tuning:
+    """A finished tuning by its folder, or by its id or name in the ledger.
+
+    Raises InputError where there is none, or where its folder does not hold it any more.
+    """
+    from aftertune.tuning import output
+
+    folder = Path(word).expanduser()
+    if not (folder / output.MANIFEST).is_file():
+        folder = Path(ledger.find_tuning(word).output)
+    found = output.read_manifest(folder)
+    if found is None or found.status != "done":
+        raise InputError(f"{word}: no finished tuning in {folder}; tune again, or name another folder")
+    return replace(found, output=str(folder))
 
 
 def _merged(job: _Job, tuning: Tuning, ledger: Ledger | None, told: Progress) -> Tuning:
