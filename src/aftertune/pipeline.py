@@ -23,6 +23,7 @@ from aftertune.study import EvalSpec, Study, TaskSpec
 from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
 from aftertune.values import Comparison, Evaluation, Question, Tuning
+from aftertune.watching import Watch
 
 #: (done, total, text), as in `aftertune.evaluation`; the cell's name stands before the text.
 Progress = Callable[[int, int, str], None]
@@ -113,7 +114,8 @@ class _Run:
         spec = recipe.spec(study.bases[recipe.base], name=name, dtype=study.dtype, device=study.device,
                            out=self.out / "tunings" / name)
         progress(0, 0, "reading the tasks")
-        return tune(spec, ledger=self.ledger, progress=progress, questions=self._questions(name))
+        look = Watch(spec, task_source=study.task_source) if spec.watch else None
+        return tune(spec, ledger=self.ledger, progress=progress, questions=self._questions(name), look=look)
 
     def _questions(self, name: str) -> list[Question]:
         """What the tasks of a tuning ask, read once each."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from aftertune.study import TuneSpec
     from aftertune.tuning import Preview
     from aftertune.values import Question, Tuning
+    from aftertune.watching import Watch
 
 _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learning-rate", "dtype": "--dtype",
           "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
@@ -43,6 +44,12 @@ def tune(
     patience: Annotated[int, typer.Option(help="Validations without a better loss before training ends.")] = 3,
     replay: Annotated[Path | None, typer.Option(help="Other data mixed in, so that less is forgotten.")] = None,
     replay_share: Annotated[float | None, typer.Option(help="Its share of the final mixture, for example 0.2.")] = None,
+    watch: Annotated[list[str] | None, typer.Option(
+        help="TASK=N: look at N items of a task while training, against the base. Repeatable.")] = None,
+    watch_every: Annotated[int, typer.Option(help="Steps between two looks.")] = 50,
+    watch_margin: Annotated[float, typer.Option(help="Points within which a task counts as kept.")] = 2.0,
+    stop_when_forgot: Annotated[bool, typer.Option(
+        "--stop-when-forgot", help="End training where a watched task is proven to be forgotten.")] = False,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data; default: 1.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: 2e-4, ia3 8e-3, full 2e-5.")] = None,
@@ -92,6 +99,8 @@ def tune(
         "max_length": max_length, "template": template, "learn": learn, "schedule": schedule,
         "gradient_checkpointing": gradient_checkpointing,
         "early_stop": {"every": validate_every, "patience": patience},
+        "watch": {"tasks": _items(watch), "every": watch_every, "margin": watch_margin, "stop": stop_when_forgot}
+        if watch else None,
         "replay": _replay(replay, replay_share), "device": device, "revision": revision,
         "out": out, "trust_remote_code": trust_remote_code, "merge": merge,
         "lora": _said({"r": rank, "alpha": alpha, "dropout": dropout, "target_modules": _names(target_modules)})}
@@ -112,8 +121,28 @@ def tune(
 
     with Ledger() as ledger, progress() as told:
         told(0, 0, "reading the data")
-        tuning = run(spec, ledger=ledger, progress=told, questions=_questions(tasks))
+        tuning = run(spec, ledger=ledger, progress=told, questions=_questions(tasks), look=_look(spec))
     return show(tuning, model, as_json)
+
+
+def _look(spec: TuneSpec) -> Watch | None:
+    """What looks at tasks on the way, where any are named."""
+    if spec.watch is None:
+        return None
+    from aftertune.watching import Watch
+
+    return Watch(spec)
+
+
+def _items(given: list[str]) -> dict[str, int]:
+    """``hellaswag=200`` as {"hellaswag": 200}."""
+    found = {}
+    for text in given:
+        task, _, count = text.partition("=")
+        if not task.strip() or not count.strip().isdigit():
+            raise InputError(f"--watch {text!r}: write TASK=N, for example --watch hellaswag=200")
+        found[task.strip()] = int(count)
+    return found
 
 
 def _questions(names: str | None) -> list[Question]:
@@ -220,12 +249,16 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
     import rich
     from rich.text import Text
 
+    from aftertune.report import watch_text
+
     rich.print(Text.assemble("tuning ", (tuning.id, "bold"), f" ({tuning.name}): {tuning.method}, "
                              f"{tuning.examples:,} examples"))
     if tuning.held_out:
         h = tuning.held_out
         rich.print(Text(f"held-out loss {h.before:.3f} → {h.after:.3f} nats per token, 95 % interval of the change "
                         f"{h.low:+.3f} to {h.high:+.3f} (n={h.n})"))
+    for point in tuning.watch:
+        rich.print(Text(watch_text(point)))
     show_data(tuning)
     flag = f"{model} --adapter {tuning.output}" if tuning.method != "full" else tuning.output
     if tuning.merged:

@@ -18,6 +18,7 @@ from aftertune.report.data import data_facts
 from aftertune.report.families import Family
 from aftertune.report.names import task_title
 from aftertune.report.table import held_out_line, part_text
+from aftertune.report.watch import watch_facts
 from aftertune.reported import proven
 from aftertune.values import Early, Evaluation, ModelIdentity, Provenance, TaskSettings, Tuning
 
@@ -75,7 +76,7 @@ def tuning_facts(tuning: Tuning) -> Facts:
         n, before, after, difference, interval = held_out_line(tuning.held_out)
         facts.append(("Held-out Loss", f"{before} before, {after} after ({difference} nats per token, 95 % "
                                        f"interval {interval}, {n} examples)"))
-    facts += [*cost_facts(tuning.cost), *data_facts(tuning.counts, tuning.overlap)]
+    facts += [*watch_facts(tuning.watch), *cost_facts(tuning.cost), *data_facts(tuning.counts, tuning.overlap)]
     facts += [("Output", tuning.output), *run_facts(provenance)]
     facts += [("Note", note) for note in tuning.notes]
     return _shown(facts)

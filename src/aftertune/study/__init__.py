@@ -91,6 +91,16 @@ class EarlyStop(Spec):
     patience: Positive = 3
 
 
+class WatchSpec(Spec):
+    """Tasks looked at while a model is trained, every so many steps and at the end: items of each by its name, drawn at
+    random. margin: in points, as in a comparison. stop: end the run where one is proven to be forgotten."""
+
+    tasks: Annotated[dict[str, Positive], Field(min_length=1)]
+    every: Positive = 50
+    margin: Annotated[float, Field(gt=0, le=100)] = 2.0
+    stop: bool = False
+
+
 class LoraSpec(Spec):
     """Settings of the LoRA family; target_modules None means all linear layers but the output head (for ia3: those that
     PEFT gives for the family)."""
@@ -124,6 +134,7 @@ class Recipe(Spec):
     schedule: Literal["linear", "cosine"] = "linear"
     gradient_checkpointing: bool = False
     early_stop: EarlyStop = EarlyStop()
+    watch: WatchSpec | None = None
     max_length: Positive = 1024
     template: Literal["chat", "alpaca", "plain"] = "chat"
     learn: Literal["answers", "last", "all"] = "answers"
@@ -312,7 +323,7 @@ def explain(error: ValidationError) -> str:
 _PARTS: dict[str, type[Spec]] = {
     "tasks": TaskSpec, "target": TargetSpec, "tunings": StudyTuning, "data": DataSpec, "lora": LoraSpec,
     "early_stop": EarlyStop,
-    "bases": BaseSpec, "replay": ReplaySpec,
+    "bases": BaseSpec, "replay": ReplaySpec, "watch": WatchSpec,
 }
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from aftertune.sources import ModelSource
     from aftertune.study import TuneSpec
     from aftertune.tuning.corpus import Corpus
+    from aftertune.tuning.course import Look
     from aftertune.tuning.loop import Plan
 
 __all__ = ["Estimate", "Preview", "foreseen", "preview", "read_tuning", "tune"]
@@ -49,18 +50,18 @@ class _Job:
 
 
 def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | None = None,
-         questions: Iterable[Question] = ()) -> Tuning:
+         questions: Iterable[Question] = (), look: Look | None = None) -> Tuning:
     """Fine-tune as ``spec`` says; returns the finished tuning, with its output folder in ``output``.
 
     ledger: where the tuning and each step's loss are kept. progress: told each step. questions: what evaluations ask,
-    to be looked for in the training data.
+    to be looked for in the training data. look: what sees the tasks of ``spec.watch`` (`aftertune.watching.Watch`).
     Raises InputError (data, recipe, template), SourceError (model), ResourceError (device, memory),
     StorageError (output, ledger), AftertuneError (the loss is no number).
     """
     from aftertune.tuning import output
     from aftertune.tuning.loop import quiet_libraries
 
-    job, told = _prepare(spec, questions), progress or (lambda *_: None)
+    job, told = _prepare(spec, questions, watched=look is not None), progress or (lambda *_: None)
     folder = Path(job.tuning.output)
     done = output.finished(folder, job.tuning.id, job.source, job.tuning.base)
     if done is not None:
@@ -73,7 +74,7 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
         ledger.save_tuning(job.tuning)
     try:
         with quiet_libraries():
-            tuning = _run(job, ledger, told)
+            tuning = _run(job, ledger, told, look)
     except BaseException:
         if ledger:
             ledger.save_tuning(replace(job.tuning, status="failed"))
@@ -111,7 +112,7 @@ def _merged(job: _Job, tuning: Tuning, ledger: Ledger | None, told: Progress) ->
     return ledger.save_tuning(tuning) if ledger else tuning
 
 
-def _prepare(spec: TuneSpec, questions: Iterable[Question]) -> _Job:
+def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) -> _Job:
     """Resolve source, data, device and recipe; read no weights into memory."""
     from aftertune.engine.devices import choose_device, choose_dtype, set_threads
     from aftertune.provenance import capture
@@ -131,7 +132,7 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question]) -> _Job:
                 batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
                 weight_decay=spec.weight_decay, schedule=spec.schedule, checkpointing=spec.gradient_checkpointing,
                 early_stop=(spec.early_stop.every, spec.early_stop.patience) if corpus.validation else None,
-                save_seconds=60 * spec.checkpoint_minutes)
+                save_seconds=60 * spec.checkpoint_minutes, watch=spec.watch if watched else None)
     identity = fingerprint_model(source)
     settings = _settings(spec, plan, corpus)
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
@@ -166,13 +167,15 @@ def _sides(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
     if corpus.validation:
         sides |= {"validation": corpus.validation_fingerprint, "validation_examples": len(corpus.validation),
                   "early_stop": spec.early_stop.model_dump()}
+    if spec.watch and spec.watch.stop:
+        sides |= {"watch": spec.watch.model_dump()}
     if spec.replay:
         sides |= {"replay": corpus.replay_fingerprint, "replay_examples": len(corpus.replay),
                   "replay_share": spec.replay.share}
     return sides
 
 
-def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
+def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
     """Load, measure, train, measure, save; returns the tuning as done."""
     from aftertune.provenance import finish
     from aftertune.sources import load_model, load_tokenizer
@@ -211,7 +214,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
 
     checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
     estimate, meter = expected(job.source, spec, rows, (plan.device, plan.dtype)), Meter(plan.device)
-    trained = train(model, tokenizer, Feed(rows.training, lines), plan, checkpoints, Hooks(told, validate))
+    trained = train(model, tokenizer, Feed(rows.training, lines), plan, checkpoints, Hooks(told, validate, look))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
     progress(len(steps), len(steps), f"held-out loss after, {len(rows.held_out)} examples")
     after = by_example(completion_losses(model, rows.held_out, batching), rows.held_out)
@@ -220,7 +223,8 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress) -> Tuning:
     checkpoints.remove()
     return replace(
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
-        trainable_parameters=trainable(model), cost=cost, held_out=compare_losses(before, after), steps=steps,
+        trainable_parameters=trainable(model), cost=cost, watch=trained.points, steps=steps,
+        held_out=compare_losses(before, after),
         counts={**tuning.counts, **rows.counts},
         notes=(*tuning.notes, *tokenizer.notes, *rows.notes, lines.note, *trained.notes),
         provenance=finish(tuning.provenance) if tuning.provenance else None)

@@ -19,20 +19,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aftertune.sources.cache import write_atomic
 from aftertune.tuning.checkpoints import Checkpoints
+from aftertune.values import WatchPoint
 
 if TYPE_CHECKING:
+    from aftertune.study import WatchSpec
     from aftertune.tuning.loop import Plan
 
 #: Called after each optimizer step with (step, total steps, metrics).
 Watch = Callable[[int, int, Mapping[str, float]], None]
 #: Called with the model in training: its mean validation loss.
 Validate = Callable[[Any], float]
+#: Called with the model, the step and the number of all looks: what is seen of tasks. At step 0, where the model is
+#: still the base, nothing is told: that is what the others are held against.
+Look = Callable[[Any, int, int], tuple[WatchPoint, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Hooks:
 
     told: Watch
     validate: Validate | None = None
+    look: Look | None = None
 
 
 class Course:
@@ -51,18 +57,23 @@ class Course:
         self.trainer: Any = None
         self.best: dict[str, Any] = {}
         self.best_loss, self.best_step, self.waited = float("inf"), 0, 0
+        self.points: list[WatchPoint] = []
         self.stopped, self.interrupted = "", False
         self._saved = time.monotonic()
 
     def join(self, trainer: Any, checkpoint: Path | None) -> None:
         """Follow ``trainer``; with a checkpoint, from where that one was."""
         self.trainer = trainer
+        if self.hooks.look is not None:
+            with undisturbed(trainer.model):
+                self.hooks.look(trainer.model, 0, 0)
         if checkpoint is None:
             return
         state = json.loads((checkpoint / "course.json").read_text(encoding="utf-8"))
         trainer.parts = state["parts"]
         self.best_loss = float("inf") if state["best_loss"] is None else state["best_loss"]
         self.best_step, self.waited = state["best_step"], state["waited"]
+        self.points = [WatchPoint(**point) for point in state.get("points", ())]
         if (checkpoint / "best.safetensors").exists():
             from safetensors.torch import load_file
 
@@ -74,10 +85,25 @@ class Course:
         early = self.plan.early_stop
         if early is not None and (step % early[0] == 0 or step >= self.trainer.state.max_steps):
             found["validation_loss"] = self._validated(step, early[1])
+        watch = self.plan.watch
+        if watch is not None and (step % watch.every == 0 or step >= self.trainer.state.max_steps):
+            found |= self._looked(step, watch)
         if self.stopped:
             self.trainer.control.should_training_stop = True
             self.trainer.control.should_save = False  # a checkpoint here would be gone on from
         return found
+
+    def _looked(self, step: int, watch: WatchSpec) -> dict[str, float]:
+        """What is seen of each task at this step, as metrics of it."""
+        assert self.hooks.look is not None
+        with undisturbed(self.trainer.model):
+            seen = self.hooks.look(self.trainer.model, step, -(-self.trainer.state.max_steps // watch.every))
+        self.points += seen
+        lost = [point.task for point in seen if point.verdict == "lower"]
+        if watch.stop and lost and step < self.trainer.state.max_steps:
+            self.stopped = (f"stopped at step {step}: {', '.join(lost)} is proven to be forgotten by more than "
+                            f"{watch.margin:g} points; the weights are those of this step")
+        return {f"watch_{point.task}": point.delta for point in seen}
 
     def _validated(self, step: int, patience: int) -> float:
         assert self.hooks.validate is not None
@@ -144,7 +170,8 @@ class Course:
             save_file(self.best, checkpoint / "best.safetensors")
         write_atomic(checkpoint / "course.json", json.dumps({
             "parts": self.trainer.parts, "best_loss": self.best_loss if self.best else None,
-            "best_step": self.best_step, "waited": self.waited}))
+            "best_step": self.best_step, "waited": self.waited,
+            "points": [asdict(point) for point in self.points]}))
         self.checkpoints.seal(checkpoint)
         self._saved = time.monotonic()
 
@@ -176,6 +203,25 @@ class Course:
         if self.interrupted and not self.stopped and state.global_step < state.max_steps:
             raise KeyboardInterrupt(f"stopped after step {state.global_step} of {state.max_steps}; its checkpoint is "
                                     "kept: run the same command again to go on")
+
+
+@contextlib.contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """The model in evaluation mode meanwhile; mode and random numbers are as they were afterwards."""
+    import random
+
+    import numpy as np
+    import torch
+
+    training, python, numbers = model.training, random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            model.eval()
+            yield
+        finally:
+            model.train(training)
+            random.setstate(python)
+            np.random.set_state(numbers)
 
 
 def metrics_of(logs: Mapping[str, Any]) -> dict[str, float]:

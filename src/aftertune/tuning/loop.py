@@ -23,8 +23,10 @@ from aftertune.errors import ResourceError
 from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.course import Course, Hooks, metrics_of
 from aftertune.tuning.encode import Row
+from aftertune.values import WatchPoint
 
 if TYPE_CHECKING:
+    from aftertune.study import WatchSpec
     from aftertune.tuning.lines import Lines
 
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 class Plan:
     """The resolved settings of one training run. warmup: share of the steps; dtype: of the computation; save_seconds:
     between checkpoints, at least; early_stop: validate every so many steps, stop after so many rounds without a
-    better loss."""
+    better loss; watch: what is looked at on the way."""
 
     device: str
     dtype: str
@@ -49,6 +51,7 @@ class Plan:
     max_grad_norm: float = 1.0
     checkpointing: bool = False
     early_stop: tuple[int, int] | None = None
+    watch: WatchSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,11 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run came to: a mapping per optimizer step; what is to be told of memory and of its end."""
+    """What a run came to: a mapping per optimizer step; what is to be told of memory and of its end; looks at tasks."""
 
     steps: tuple[dict[str, float], ...]
     notes: tuple[str, ...]
+    points: tuple[WatchPoint, ...] = ()
 
 
 def train(model: Any, tokenizer: Any, feed: Feed, plan: Plan, checkpoints: Checkpoints, hooks: Hooks) -> Trained:
@@ -89,7 +93,7 @@ def train(model: Any, tokenizer: Any, feed: Feed, plan: Plan, checkpoints: Check
     course.end()
     steps = tuple({"step": float(entry["step"]), **metrics_of(entry)} for entry in trainer.state.log_history
                   if "loss" in entry)
-    return Trained(steps, tuple(course.notes()))
+    return Trained(steps, tuple(course.notes()), tuple(course.points))
 
 
 @contextlib.contextmanager

@@ -34,15 +34,46 @@ from aftertune.values.compared import (
     HeldOut,
     Relation,
     Verdict,
+    WatchPoint,
 )
 
-__all__ = ["TOLD", "Answer", "Asked", "Comparison", "ComparisonRow", "Contrast", "Difference", "Early", "EarlyUnit",
-           "Evaluation", "Finish", "Flip", "FlipSide", "Flips", "FormCounts", "FormShift", "GateLine", "HeldOut",
-           "Item",
-           "ModelIdentity", "Provenance", "Relation", "Request", "Response", "Score", "TaskSettings", "Tuning",
-           "Verdict", "canonical", "digest", "plain"]
+__all__ = [
+    "TOLD",
+    "Answer",
+    "Asked",
+    "Comparison",
+    "ComparisonRow",
+    "Contrast",
+    "Difference",
+    "Early",
+    "EarlyUnit",
+    "Evaluation",
+    "Finish",
+    "Flip",
+    "FlipSide",
+    "Flips",
+    "FormCounts",
+    "FormShift",
+    "GateLine",
+    "HeldOut",
+    "Item",
+    "ModelIdentity",
+    "Provenance",
+    "Relation",
+    "Request",
+    "Response",
+    "Score",
+    "TaskSettings",
+    "Tuning",
+    "Verdict",
+    "WatchPoint",
+    "canonical",
+    "digest",
+    "plain",
+]
 
 Finish = Literal["stop", "eos", "length"]
+
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: the form that is hashed and stored."""
@@ -354,6 +385,7 @@ class Tuning:
     "replay", …). merged: fingerprint of the weights in ``output``/merged, the adapter summed into the base; None where
     they were not asked for. overlap: of the tasks that were looked for in the training data; without tasks nothing is
     said. cost: "memory" (bytes at the peak) and "seconds" of training, and both as they were "estimated_" beforehand.
+    watch: what was seen of tasks on the way.
     """
 
     id: str
@@ -377,6 +409,7 @@ class Tuning:
     provenance: Provenance | None = None
     merged: str | None = None
     cost: Mapping[str, float] = field(default_factory=dict)
+    watch: tuple[WatchPoint, ...] = ()
 
     @property
     def results(self) -> tuple[str, ...]:

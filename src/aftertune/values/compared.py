@@ -236,3 +236,22 @@ class GateLine:
     row: ComparisonRow
     outcome: Literal["dropped", "held", "open", "floor"]
     failed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchPoint:
+    """A look at a task while a model is trained: its primary metric on a fixed subset, against the base on that.
+
+    base, tuned, delta, low, high: fractions, the interval one of 95 %. verdict: at the level of all looks together.
+    """
+
+    step: int
+    task: str
+    metric: str
+    n: int
+    base: float
+    tuned: float
+    delta: float
+    low: float
+    high: float
+    verdict: Verdict

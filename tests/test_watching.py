@@ -1,0 +1,130 @@
+"""The forgetting watch: it sees what a comparison would, disturbs nothing, is right over all its looks, and resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aftertune.errors import InputError
+from aftertune.ledger import Ledger
+from aftertune.stats import tango_tests
+from aftertune.stats.evidence import Evidence
+from aftertune.study import DataSpec, TuneSpec, WatchSpec
+from aftertune.tuning import tune
+from aftertune.values import Tuning, WatchPoint
+from aftertune.watching import Watch, _verdict
+from eval_cases import CHAT, byte_folder
+from test_cli import call
+from tuning_cases import easy_rows, timeless, write_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return byte_folder(tmp_path / "base", template=CHAT, window=4096)
+
+
+def spec(model: Path, out: str, **values: Any) -> TuneSpec:
+    rows = write_rows(model.parent / "rows.jsonl", easy_rows())
+    return TuneSpec(**{"model": str(model), "data": DataSpec(file=rows), "out": model.parent / out, "max_steps": 4,
+                       "learning_rate": 0.01, "dtype": "float32", "threads": 1, "batch_size": 2,
+                       "watch": WatchSpec(tasks={"arc_easy": 12}, every=2), **values})
+
+
+def weights(tuning: Tuning) -> bytes:
+    name = "model.safetensors" if tuning.method == "full" else "adapter_model.safetensors"
+    return (Path(tuning.output) / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_watched_run_ends_with_the_weights_of_an_unwatched_one(model: Path, method: str) -> None:
+    more: dict[str, Any] = {"method": method, "lora": {"dropout": 0.1}}
+    plain = tune(spec(model, "plain", **more))
+    lines: list[str] = []
+    watched = tune(spec(model, "watched", **more), look=Watch(spec(model, "watched", **more), told=lines.append))
+    assert weights(watched) == weights(plain)
+    assert watched.id == plain.id
+    assert [p.step for p in watched.watch] == [2, 4]
+    assert plain.watch == ()
+    assert len(lines) == 2
+    assert watched.steps[1]["watch_arc_easy"] == watched.watch[0].delta
+
+
+def test_the_last_look_is_what_an_evaluation_of_both_says(model: Path, tmp_path: Path) -> None:
+    from aftertune.evaluation import evaluate
+    from aftertune.study import TaskSpec
+
+    asked = spec(model, "out", method="full")
+    made = tune(asked, look=Watch(asked, told=lambda _: None))
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        task = TaskSpec(name="arc_easy", sample=12)
+        base, after = (evaluate(str(m), [task], ledger=ledger, dtype="float32", threads=1)
+                       for m in (model, made.output))
+    point = made.watch[-1]
+    for side, value in ((base, point.base), (after, point.tuned)):
+        assert next(s.value for s in side.scores if s.metric == point.metric) == pytest.approx(value)
+    assert point.delta == pytest.approx(point.tuned - point.base)
+    assert point.low <= point.delta <= point.high
+
+
+def test_a_broken_run_goes_on_with_its_looks(model: Path) -> None:
+    asked = spec(model, "whole", checkpoint_minutes=0)
+    whole = tune(asked, look=Watch(asked, told=lambda _: None))
+
+    class Broken(Watch):
+        def __call__(self, model: Any, step: int, looks: int) -> tuple[WatchPoint, ...]:
+            if step == 4:
+                raise InputError("killed")
+            return super().__call__(model, step, looks)
+
+    again = spec(model, "broken", checkpoint_minutes=0)
+    with pytest.raises(InputError):
+        tune(again, look=Broken(again, told=lambda _: None))
+    resumed = tune(again, look=Watch(again, told=lambda _: None))
+    assert resumed.watch == whole.watch
+    assert weights(resumed) == weights(whole)
+    assert timeless(resumed.steps) == timeless(whole.steps)
+
+
+def test_a_proven_loss_ends_the_run_where_that_is_asked_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aftertune import watching
+
+    monkeypatch.setattr(watching, "_verdict", lambda *_, **__: "lower")
+    asked = spec(model, "out", watch=WatchSpec(tasks={"arc_easy": 4}, every=2, stop=True))
+    made = tune(asked, look=Watch(asked, told=lambda _: None))
+    assert [p.step for p in made.watch] == [2]
+    assert len(made.steps) == 2
+    assert any("stopped at step 2: arc_easy is proven to be forgotten" in note for note in made.notes)
+    assert made.id != tune(spec(model, "other")).id, "stopping changes what comes out"
+
+
+def evidence(gained: int, lost: int, n: int) -> Evidence:
+    return Evidence(n=n, base=0.5, tuned=0.5, delta=(gained - lost) / n, low=0, high=0, kind="binary",
+                    tests=tango_tests(gained, lost, n, 0.02), items_needed=None)
+
+
+def test_all_looks_share_the_level() -> None:
+    """10 gained, 26 lost of 200: more than two points at 5 %, not at a twentieth of that."""
+    found = evidence(10, 26, 200)
+    assert 0.05 / 20 < found.tests.lower < 0.05
+    assert _verdict(found, 0.05, floor=False) == "lower"
+    assert _verdict(found, 0.05 / 20, floor=False) == "undecided"
+    kept = evidence(1, 1, 2000)
+    assert _verdict(kept, 0.05, floor=False) == "within"
+    assert _verdict(kept, 0.05, floor=True) == "undecided", "at the floor there is nothing to keep"
+
+
+def test_the_flag_of_the_verb(model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(model.parent / "ledger.db"))
+    rows = str(write_rows(model.parent / "rows.jsonl", easy_rows()))
+    words = ("tune", str(model), "--data", rows, "--max-steps", "2", "--out", str(model.parent / "cli"))
+    assert call(monkeypatch, *words, "--watch", "arc_easy=6", "--watch-every", "1", "--json") == 0
+    shown = capfd.readouterr()
+    assert [p["step"] for p in json.loads(shown.out)["watch"]] == [1, 2]
+    assert "watch, step 1: arc_easy" in shown.err
+    assert call(monkeypatch, *words, "--watch", "arc_easy") == 2
+    assert "TASK=N" in capfd.readouterr().err
