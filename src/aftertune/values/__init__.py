@@ -36,6 +36,7 @@ from aftertune.values.compared import (
     Verdict,
     WatchPoint,
 )
+from aftertune.values.overlaps import Overlap, Question
 
 __all__ = [
     "TOLD",
@@ -343,35 +344,6 @@ class Evaluation:
             return None if task.used is None else (task.used, task.n)
         units = self.early.units if self.early else ()
         return next(((u.used, u.items) for u in units if u.name == name and u.used < u.items), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What an evaluation item asks, to be looked for in training data. texts: its prompt without examples, and the
-    longer texts of its document."""
-
-    task: str
-    index: int
-    hash: str
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overlap:
-    """Items of one task that training data shows; ``n`` of its items were looked for. exact, ngram: indices of those
-    whose text is an example's text, and of those that share 13 words in a row with one. found: of the first few the
-    item, where it was found, and the words."""
-
-    task: str
-    n: int
-    exact: tuple[int, ...] = ()
-    ngram: tuple[int, ...] = ()
-    found: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def items(self) -> tuple[int, ...]:
-        """Indices of all items that were found, either way."""
-        return tuple(sorted({*self.exact, *self.ngram}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
