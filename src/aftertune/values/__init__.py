@@ -36,7 +36,8 @@ from aftertune.values.compared import (
     Verdict,
     WatchPoint,
 )
-from aftertune.values.overlaps import Overlap, Question
+from aftertune.values.overlaps import Overlap as Overlap
+from aftertune.values.overlaps import Question as Question
 
 __all__ = [
     "TOLD",
