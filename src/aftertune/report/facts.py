@@ -42,7 +42,7 @@ def evaluation_facts(evaluation: Evaluation, tuning: Tuning | None) -> Facts:
     if tuning is not None:
         facts += [("Fine-tuning Method", method_text(tuning)),
                   ("Training Data Size", f"{fmt.count(tuning.examples)} examples"), ("Tuning", tuning.id)]
-    facts.append(("Device", _device(evaluation.device, provenance)))
+    facts.append(("Device", device_text(evaluation.device, provenance)))
     facts.append(("Batch Plan", plan_text(evaluation.schedule)))
     facts.append(("Data Type", evaluation.dtype))
     note = f", ran as {evaluation.engine_note}" if evaluation.engine_note else ""
@@ -202,7 +202,7 @@ def task_text(task: TaskSettings) -> str:
     return ", ".join([*parts, f"items {fmt.short(task.items)}, prompts {fmt.short(task.prompts)}"])
 
 
-def _device(device: str, provenance: Provenance | None) -> str:
+def device_text(device: str, provenance: Provenance | None) -> str:
     """The device with what is known of the machine: "CPU (Xeon 8481C, 2 cores, 7.8 GiB)"."""
     hardware = provenance.hardware if provenance is not None else {}
     chips = hardware.get("gpus") if device != "cpu" else None

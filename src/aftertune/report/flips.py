@@ -15,8 +15,8 @@ from aftertune.report import markdown as md
 from aftertune.report.names import metric_title, task_title
 from aftertune.values import Difference, Flip, Flips, FlipSide
 
-_UNITS = {"acc_norm": "nats per character", "acc_bytes": "nats per byte"}
-_ENDS = {"length": "cut off at the token limit", "stop": "ended by a stop string", "eos": "ended by the model"}
+UNITS = {"acc_norm": "nats per character", "acc_bytes": "nats per byte"}
+ENDS = {"length": "cut off at the token limit", "stop": "ended by a stop string", "eos": "ended by the model"}
 
 
 def write_flips(found: Flips, *, limit: int | None = None) -> str:
@@ -31,7 +31,7 @@ def write_flips(found: Flips, *, limit: int | None = None) -> str:
     for direction in ("lost", "gained"):
         mine = [f for f in found.flips if f.direction == direction]
         for flip in mine[:limit]:
-            blocks += _flip(flip, names, _UNITS.get(metric, "nats"))
+            blocks += _flip(flip, names, UNITS.get(metric, "nats"))
         if limit is not None and len(mine) > limit:
             blocks.append(f"*{fmt.count(len(mine) - limit)} more {direction} items are not shown.*")
     return "\n\n".join(blocks) + "\n"
@@ -58,7 +58,7 @@ def _flip(flip: Flip, names: tuple[str, str], unit: str) -> list[str]:
 
 def _about(side: FlipSide) -> str:
     """How the text ended, and what was taken from it."""
-    ended = f", {_ENDS[side.finish]}" if side.finish in _ENDS else ""
+    ended = f", {ENDS[side.finish]}" if side.finish in ENDS else ""
     taken = [f"{md.text(name)} {md.code(fmt.visible(value, 100) or '(nothing)')}"
              for name, value in side.extracted.items() if value.strip() != side.chosen.strip()]
     return f"{ended}, extracted: {', '.join(taken)}" if taken else ended

@@ -6,6 +6,7 @@ errors add up.
 
     clustered_mean(d, sources)                  Estimate with CR1 errors, df = clusters - 1
     stratified_mean([d_math, d_law], "micro")   mean over all items, paired error within each subject
+    mean_interval([(0.01, -0.02, 0.04), …])     mean of tasks of which the intervals alone are at hand
 """
 
 from __future__ import annotations
@@ -67,3 +68,17 @@ def stratified_mean(strata: Sequence[Floats], weighting: Weighting = "micro") ->
     mean = float(share @ np.array([p.mean for p in parts]))
     within = sum(sizes) - len(sizes)
     return Estimate(mean, float(np.sqrt(((share * errors) ** 2).sum())), within or whole.df)
+
+
+def mean_interval(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Mean of independent estimates (value, low, high), such as those of tasks that share no items, with its interval.
+
+    Margins of error are added in squares, each side on its own (Zou & Donner 2008, Stat Med 27:1693), so that the
+    interval of proportions near 0 or 1 stays lopsided.
+    Raises ValueError for none.
+    """
+    if not parts:
+        raise ValueError("no estimates: a mean needs at least one")
+    value, low, high = (np.array(column) for column in zip(*parts, strict=True))
+    mean, n = float(value.mean()), len(parts)
+    return mean, mean - float(np.hypot.reduce(value - low)) / n, mean + float(np.hypot.reduce(high - value)) / n

@@ -1,0 +1,144 @@
+"""Learned against forgotten: one mark a fine-tune, further right the more it learned, further down the more it lost.
+
+    balance_chart(balance, 760)         the mean over the benchmarks, with numbers that the table beside it explains
+    balance_panels(balance, 760)        each benchmark on its own
+
+A mark's shape and colour are those of its verdict; it is hollow where it is not proven that anything was learned. The
+shaded band is the margin, the dashed line the front of the estimates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from aftertune.report import format as fmt
+from aftertune.report.balance import LOSS, Balance, Point
+from aftertune.report.charts.sheet import INK, WIDE, Sheet, mark, sheet
+from aftertune.report.names import task_title
+from aftertune.values import TOLD
+
+#: From so many points on, their intervals are drawn lighter.
+_CROWD = 12
+Box = tuple[float, float, float, float]
+
+
+def balance_chart(balance: Balance, width: int) -> str:
+    """The whole, one panel."""
+    height = 430 if width >= WIDE else 380
+    with sheet(f"balance {balance.base} {balance.measure} {balance.tasks}", width, height) as s:
+        axes = s.axes(58, 14, width - 74, height - 66)
+        _draw(axes, balance)
+        _number(axes, balance.points, width - 74, height - 66)
+        axes.set_xlabel(balance.learned, color=INK["muted"], fontsize=10.5)
+        axes.set_ylabel(balance.changed, color=INK["muted"], fontsize=10.5)
+        return s.svg(f"Learned against forgotten, from {balance.base_name}", _told(balance))
+
+
+def balance_panels(balance: Balance, width: int) -> str:
+    """A panel for each benchmark; "" where there is only one."""
+    if len(balance.tasks) < 2:
+        return ""
+    columns = 2 if width >= WIDE else 1
+    each, tall, gap = width / columns, 250, 14
+    rows = -(-len(balance.tasks) // columns)
+    with sheet(f"balances {balance.base} {balance.measure} {balance.tasks}", width, rows * (tall + gap)) as s:
+        for at, task in enumerate(balance.tasks):
+            left, top = at % columns * each, at // columns * (tall + gap)
+            panel = balance.on(task)
+            axes = s.axes(left + 58, top + 28, each - 74, tall - 76)
+            _draw(axes, panel)
+            _heading(s, left + 8, top + 14, task_title(task))
+            axes.set_xlabel(balance.learned.removeprefix("learned: "), color=INK["muted"], fontsize=10)
+            axes.set_ylabel("change, points", color=INK["muted"], fontsize=10)
+        told = " ".join(f"{task_title(t)}: {_told(balance.on(t))}" for t in balance.tasks)
+        return s.svg(f"Learned against forgotten, benchmark by benchmark, from {balance.base_name}", told)
+
+
+def _heading(s: Sheet, left: float, top: float, words: str) -> None:
+    s.text(left, top, words, color=INK["ink"], fontsize=11.5, weight="bold", va="center")
+
+
+def _draw(axes: Any, balance: Balance) -> None:
+    """Band, zero lines, front, intervals and marks."""
+    points = balance.points
+    _limits(axes, balance)
+    left, right = axes.get_xlim()
+    low, high = axes.get_ylim()
+    if balance.margin is not None:
+        axes.fill_between([left, right], max(low, -balance.margin), min(high, balance.margin), color=INK["band"],
+                          linewidth=0, zorder=0)
+    axes.plot([left, right], [0, 0], color=INK["muted"], linewidth=0.8, zorder=1)
+    if left < 0 < right:
+        axes.plot([0, 0], [low, high], color=INK["muted"], linewidth=0.8, zorder=1)
+    front = sorted((p.learned.value, p.changed.value) for p in points if p.front)
+    if len(front) > 1:
+        axes.plot(*zip(*_steps(front), strict=True), color=INK["accent"], linewidth=1.4, linestyle=(0, (5, 3)),
+                  zorder=1.5)
+    thin = {"linewidth": 1.0 if len(points) < _CROWD else 0.7, "alpha": 0.8 if len(points) < _CROWD else 0.4}
+    for p in points:
+        colour = INK[p.verdict or "muted"]
+        axes.plot([p.learned.low, p.learned.high], [p.changed.value] * 2, color=colour, zorder=2, **thin)
+        axes.plot([p.learned.value] * 2, [p.changed.low, p.changed.high], color=colour, zorder=2, **thin)
+        look = mark(p.verdict, 8.5)
+        if not p.proven:
+            look |= {"markerfacecolor": INK["paper"], "markeredgecolor": colour, "markeredgewidth": 1.5}
+        axes.plot([p.learned.value], [p.changed.value], color=colour, zorder=3, **look)
+    axes.tick_params(axis="y", length=0)
+
+
+def _limits(axes: Any, balance: Balance) -> None:
+    """Room for every interval, the zero and the margin."""
+    xs = [v for p in balance.points for v in (p.learned.low, p.learned.high, 0.0)]
+    ys = [v for p in balance.points for v in (p.changed.low, p.changed.high, 0.0)]
+    ys += [-balance.margin, balance.margin] if balance.margin is not None else []
+    for values, limit in ((xs, axes.set_xlim), (ys, axes.set_ylim)):
+        room = 0.06 * ((max(values) - min(values)) or 1.0)
+        limit(min(values) - room, max(values) + room)
+
+
+def _steps(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The front as stairs: what lies below and left of it is beaten."""
+    path = [front[0]]
+    for (_, before), (x, y) in pairwise(front):
+        path += [(x, before), (x, y)] if before > y else [(x, y)]
+    return path
+
+
+def _number(axes: Any, points: Sequence[Point], width: float, height: float) -> None:
+    """The number of each point beside it, where it covers no mark and no other number."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    at = [((p.learned.value - left) / (right - left) * width, (p.changed.value - low) / (high - low) * height)
+          for p in points]
+    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    for p, (x, y) in zip(points, at, strict=True):
+        size = 7.0 * len(str(p.number))
+        places = [(x + dx * (6 + size / 2), y + dy) for dy in (9, -9, 0, 18, -18) for dx in (1, -1, 0)
+                  if (dx, dy) != (0, 0)]
+        boxes = [(u - size / 2, v - 6, u + size / 2, v + 6) for u, v in places]
+        best = min(boxes, key=lambda box: sum(_shared(box, other) for other in taken) + _outside(box, width, height))
+        taken.append(best)
+        axes.annotate(str(p.number), ((best[0] + best[2]) / 2 / width, (best[1] + best[3]) / 2 / height),
+                      xycoords="axes fraction", color=INK["ink"], ha="center", va="center", fontsize=10,
+                      weight="bold" if p.front else "normal")
+
+
+def _shared(a: Box, b: Box) -> float:
+    """Area that two boxes share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _outside(box: Box, width: float, height: float) -> float:
+    return 1000.0 * (box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height)
+
+
+def _told(balance: Balance) -> str:
+    """What the chart shows, for who cannot see it."""
+    unit = "nats per token" if balance.measure == LOSS else "points"
+    said = "; ".join(
+        f"{p.number} {p.outcome.comparison.tuned_name}: learned {fmt.change(p.learned.value, 2)} {unit}"
+        f"{'' if p.proven else ' (not proven)'}, {'on the front, ' if p.front else ''}changed "
+        f"{fmt.change(p.changed.value, 2)} points, {TOLD[p.verdict] if p.verdict else 'nothing to forget'}"
+        for p in balance.points)
+    return f"Right: {balance.learned}. Up: {balance.changed}. {said}."

@@ -1,0 +1,136 @@
+"""The sheet that a chart is drawn on: owns its ink, its look, and how it becomes markup.
+
+    with sheet("c-1f…", 760, 300) as s:
+        axes = s.axes(60, 10, 680, 240)            left, top, width and height in px, from the top left
+        axes.plot([0, 1], [0, 1], color=INK["accent"])
+        svg = s.svg("Loss", "Training loss of careful: 1.9 at step 1, 0.3 at step 60")
+
+Colours are CSS variables of the page, so that a chart follows light and dark and print; text stays text, in the
+page's own font; the title and the description are what a screen reader says. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aftertune.report import format as fmt
+from aftertune.values import digest
+
+#: CSS variable -> the placeholder colour that stands for it while matplotlib draws.
+INK = {name: f"#0a0b{i:02x}" for i, name in enumerate(
+    ("ink", "muted", "line", "band", "paper", "lower", "higher", "within", "undecided", "accent",
+     "c1", "c2", "c3", "c4", "c5", "c6"), start=16)}
+#: Marker of each verdict, beside its colour; None: a row without one.
+MARKERS = {"lower": "v", "higher": "^", "within": "o", "undecided": "D", None: "s"}
+#: How large each is drawn, so that all look alike in size.
+_SIZE = {"lower": 1.22, "higher": 1.22, "within": 1.0, "undecided": 0.9, None: 0.95}
+#: From this width on, a chart has room for labels beside what it shows.
+WIDE = 560
+
+_SETTINGS = {"svg.fonttype": "none", "font.size": 11, "axes.linewidth": 0.8, "axes.unicode_minus": True,
+             "text.parse_math": False, "lines.solid_capstyle": "round"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A figure of fixed size in px. key: makes its ids its own in the page."""
+
+    figure: Any
+    key: str
+    width: int
+    height: int
+
+    @property
+    def wide(self) -> bool:
+        return self.width >= WIDE
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Any:
+        """Axes at this place, in the look of all charts: one quiet line at the bottom."""
+        axes = self.figure.add_axes((left / self.width, 1 - (top + height) / self.height, width / self.width,
+                                     height / self.height))
+        axes.patch.set_visible(False)
+        for side in ("left", "right", "top"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(INK["line"])
+        axes.tick_params(colors=INK["muted"], labelsize=10, length=3)
+        axes.set_axisbelow(True)
+        return axes
+
+    def text(self, left: float, top: float, words: str, **style: Any) -> None:
+        """Text on the sheet itself, at a place in px from the top left."""
+        self.figure.text(left / self.width, 1 - top / self.height, words, **style)
+
+    def svg(self, title: str, description: str) -> str:
+        """The sheet as an element to put into a page."""
+        buffer = io.StringIO()
+        with warnings.catch_warnings():  # the reader's fonts draw the text, whatever glyphs matplotlib's lacks
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        said = (f'<title id="{self.key}t">{html.escape(fmt.visible(title))}</title>'
+                f'<desc id="{self.key}d">{html.escape(fmt.visible(description, 6000))}</desc>')
+        return (f'<svg role="img" aria-labelledby="{self.key}t {self.key}d" '
+                f'viewBox="0 0 {self.width} {self.height}">{said}{_body(buffer.getvalue())}')
+
+
+@contextmanager
+def sheet(name: str, width: int, height: int) -> Iterator[Sheet]:
+    """A sheet whose ids hang on its name and size alone."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    key = "g" + digest([name, width])[:10]
+    with rc_context({**_SETTINGS, "svg.hashsalt": key}):
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        figure.patch.set_visible(False)
+        yield Sheet(figure, key, width, height)
+
+
+def mark(verdict: str | None, size: float) -> dict[str, Any]:
+    """Marker and size of a verdict, for matplotlib, with a rim that sets it off from what lies below."""
+    return {"marker": MARKERS[verdict], "markersize": size * _SIZE[verdict], "markeredgecolor": INK["paper"],
+            "markeredgewidth": 0.8}
+
+
+def short(name: str, room: int) -> str:
+    """A name cut in its middle to so many characters, since names of a matrix differ at their ends; the table beside
+    the chart and the chart's description have it whole."""
+    name = " ".join(fmt.visible(name).split())
+    tail = room // 3
+    return name if len(name) <= room else f"{name[:room - 1 - tail]}…{name[-tail:]}"
+
+
+def _body(svg: str) -> str:
+    """What stands inside the element: no prologue, no metadata, no ids but those in use, in few bytes."""
+    body = re.sub(r"^.*?<svg[^>]*>", "", svg, flags=re.S)
+    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", body, flags=re.S)
+    body = re.sub(r"<clipPath.*?</clipPath>", "", body, flags=re.S)
+    body = re.sub(r"<[^>]*>", _shorter, body)
+    body = re.sub(r">\s+<", "><", body).strip()
+    before = ""
+    while body != before:  # groups around nothing, or around one element
+        before = body
+        body = re.sub(r'<g/>|<defs/>|<g></g>|<defs></defs>|<path d="M[^A-Za-z"]*"[^>]*/>', "", body)
+        body = re.sub(r"<g>(<(?:path|use)[^>]*/>|<text[^>]*>[^<]*</text>)</g>", r"\1", body)
+    for name, colour in INK.items():
+        body = body.replace(colour, f"var(--{name})")
+    return body
+
+
+def _shorter(tag: re.Match[str]) -> str:
+    """A tag without what says nothing; the text between tags is never touched."""
+    text = re.sub(r' (?:clip-path="[^"]*"|transform="rotate\(-?0 [^"]*\)")', "", tag[0])
+    text = re.sub(r" font-family: [^;\"]*;", "", text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace("xlink:href", "href")
+    text = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text)
+    return re.sub(r'"(M [^"]*)"', lambda path: f'"{_path(path[1])}"', text)
+
+
+def _path(data: str) -> str:
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(data.split()))

@@ -1,0 +1,86 @@
+"""The page: one self-contained HTML file without scripts, to read, print and send.
+
+    Path("report.html").write_text(write_page(evaluations, tunings, comparisons, title="Orders study"))
+
+Everything foreign goes through Jinja2's autoescape; only the charts of this package are put in as markup.
+A content security policy forbids scripts and every request. The same input gives the same bytes. A section is there
+only where there is something to show in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from aftertune.report import format as fmt
+from aftertune.report.facts import CODE
+from aftertune.report.families import families
+from aftertune.report.generated import Answers
+from aftertune.report.names import metric_description, metric_title, task_description, task_title
+from aftertune.report.observations import Observation, observations
+from aftertune.report.outcomes import outcomes
+from aftertune.report.page.examples import Flipped, examples
+from aftertune.report.page.figures import balance_views, factor_views, with_classes
+from aftertune.report.page.origins import costs, origins
+from aftertune.report.page.overview import overview
+from aftertune.report.page.quoted import quoted
+from aftertune.report.page.views import comparison_view, evaluation_view, tuning_view
+from aftertune.report.reported import Audited
+from aftertune.report.table import metrics_by_task
+from aftertune.values import Comparison, Evaluation, Tuning
+
+_FEW = 12  # so many observations stand on the page at once
+_MANY = 30  # more comparisons or fine-tunes than this, and their charts are drawn for one width only
+
+
+def write_page(
+    evaluations: Sequence[Evaluation],
+    tunings: Sequence[Tuning],
+    comparisons: Sequence[Comparison],
+    *,
+    title: str,
+    answers: Answers | None = None,
+    flips: Flipped | None = None,
+    reported: Sequence[Audited] = (),
+) -> str:
+    """The report as HTML.
+
+    answers: evaluation id -> answers, for the form of generated ones; flips: comparison id -> the items that changed,
+    of each task; reported: scores of other documents with what the audit says of each.
+    """
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["visible"] = fmt.visible
+    texts, shown = answers or {}, examples(flips or {})
+    homes = families(evaluations, tunings)
+    found = outcomes(evaluations, tunings, comparisons)
+    return with_classes(environment.get_template("page.html").render(
+        title=fmt.visible(title), code=CODE, overview=overview(evaluations, tunings, comparisons),
+        observations=_observed(comparisons), balances=balance_views(found), factors=factor_views(found),
+        comparisons=[comparison_view(c, texts, shown.get(c.id, []), many=len(comparisons) > _MANY)
+                     for c in comparisons],
+        families=[(f.title, fmt.compact(f.model.parameters),
+                   [evaluation_view(e, f, tunings, texts) for e in f.evaluations]) for f in homes],
+        tunings=[tuning_view(t, many=len(tunings) > _MANY) for t in tunings], costs=costs(tunings),
+        quoted=quoted(reported),
+        origins=origins(evaluations, tunings), descriptions=_descriptions(evaluations)) + "\n")
+
+
+def _observed(comparisons: Sequence[Comparison]) -> tuple[list[Observation], list[Observation]]:
+    """The observations that stand on the page at once, and the rest: where there are many, what is undecided or kept
+    can wait."""
+    found = observations(comparisons)
+    if len(found) <= _FEW:
+        return found, []
+    first = [o for o in found if o.lead in ("Forgetting", "Lower", "No observation")][:_FEW]
+    return first, [o for o in found if o not in first]
+
+
+def _descriptions(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """(task, what it measures, [(metric, what it counts)]) for every task with a score."""
+    targets = {t.task for e in evaluations for t in e.tasks if t.target}
+    return [(fmt.visible(task_title(task)), task_description(task, target=task in targets),
+             [(fmt.visible(metric_title(*key)), metric_description(*key)) for key in keys])
+            for task, keys in metrics_by_task(evaluations).items()]
