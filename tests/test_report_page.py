@@ -10,58 +10,21 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
 import report_cases as cases
 from aftertune.report import write_page
 from aftertune.report.charts import forest, loss_curve
+from page_outline import Outline
 
 ALL = (*cases.COMPARISONS, cases.MODELS, cases.FORCED)
-_VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect", "circle", "line"}
 
 
 @pytest.fixture(scope="module")
 def page() -> str:
     return write_page([*cases.EVALUATIONS, cases.FOREIGN], cases.TUNINGS, ALL, title="Orders <study>",
                       answers=cases.ANSWERS)
-
-
-class Outline(HTMLParser):
-    """Tags, ids, links and open elements of a document."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.handlers: list[str] = []
-        self.open: list[str] = []
-        self.broken: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag not in _VOID:
-            self.open.append(tag)
-        for key, value in attrs:
-            if key == "id":
-                self.ids.append(value)
-            if key in ("href", "src", "xlink:href", "action"):
-                self.links.append(value)
-            if key.startswith("on"):
-                self.handlers.append(key)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in _VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag in _VOID:
-            return
-        if not self.open or self.open.pop() != tag:
-            self.broken.append(tag)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import t
 
 from aftertune.stats import clustered_mean, group_evidence, paired_evidence, paired_mean, stratified_mean
+from aftertune.stats.grouped import mean_interval
 
 D = [1, 0, 0, -1, 0, 0, 1, 1, 0, -1, -1, 0]
 G = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
@@ -126,3 +127,25 @@ def test_a_group_in_which_no_item_changed_is_bounded_like_one_task():
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high))
     assert parts.tests == whole.tests
     assert parts.items_needed == whole.items_needed
+
+
+def test_the_mean_of_intervals_adds_their_margins_in_squares() -> None:
+    assert mean_interval([(0.1, -0.2, 0.3)]) == pytest.approx((0.1, -0.2, 0.3))
+    parts = [(0.02, -0.01, 0.06), (-0.04, -0.08, -0.01), (0.05, 0.0, 0.08)]
+    mean, low, high = mean_interval(parts)
+    assert mean == pytest.approx(0.01)
+    assert low == pytest.approx(0.01 - (0.03**2 + 0.04**2 + 0.05**2) ** 0.5 / 3)
+    assert high == pytest.approx(0.01 + (0.04**2 + 0.03**2 + 0.03**2) ** 0.5 / 3)
+    with pytest.raises(ValueError, match="no estimates"):
+        mean_interval([])
+
+
+def test_the_mean_of_intervals_covers_the_mean_of_tasks() -> None:
+    """95 % of 2,000 draws of three tasks with normal errors, within four standard errors of that share."""
+    draw = np.random.default_rng(0)
+    errors = np.array([0.01, 0.03, 0.02])
+    hits = 0
+    for values in draw.normal(0.0, errors, size=(2000, 3)):
+        _, low, high = mean_interval([(v, v - 1.96 * e, v + 1.96 * e) for v, e in zip(values, errors, strict=True)])
+        hits += low <= 0.0 <= high
+    assert hits / 2000 == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / 2000) ** 0.5)

@@ -121,11 +121,11 @@ def _labels(axes: Any, s: Sheet, line: _Line, y: int) -> None:
     word = {"transform": where, "va": "center", "color": colour, "weight": "bold", "fontsize": 11}
     numbers = {"transform": where, "va": "center", "color": strong if line.strong else quiet, "fontsize": 10.5}
     if not line.about and s.wide:
-        axes.text(-0.82, y, short(line.name, _COLUMN), **name)
+        axes.text(-0.8, y, short(line.name, _COLUMN), **name)
         axes.text(1.03, y, line.word, **word)
-        axes.text(1.74, y, line.numbers, ha="right", **numbers)
+        axes.text(1.7, y, line.numbers, ha="right", **numbers)
         return
-    left, upper, lower = (-0.82, y - 0.16, y + 0.22) if s.wide else (0.0, y - 0.38, y - 0.12)
+    left, upper, lower = (-0.8, y - 0.16, y + 0.22) if s.wide else (0.0, y - 0.38, y - 0.12)
     axes.text(left, upper, short(line.name, _COLUMN if s.wide else _NARROW), **name)
     axes.text(left, lower, short(line.about, _COLUMN), transform=where, color=quiet, va="center", fontsize=10)
     right, side = (1.03, "left") if s.wide else (1.0, "right")

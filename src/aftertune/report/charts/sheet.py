@@ -73,10 +73,11 @@ class Sheet:
         with warnings.catch_warnings():  # the reader's fonts draw the text, whatever glyphs matplotlib's lacks
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        drawn = buffer.getvalue()
         said = (f'<title id="{self.key}t">{html.escape(fmt.visible(title))}</title>'
                 f'<desc id="{self.key}d">{html.escape(fmt.visible(description, 6000))}</desc>')
         return (f'<svg role="img" aria-labelledby="{self.key}t {self.key}d" '
-                f'viewBox="0 0 {self.width} {self.height}">{said}{_body(buffer.getvalue())}')
+                f'viewBox="0 0 {self.width} {self.height}">{said}{_body(fmt.visible(drawn, len(drawn)))}')
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from aftertune.report import format as fmt
 from aftertune.report.facts import CODE
@@ -51,13 +52,12 @@ def write_page(
     of each task; reported: scores of other documents with what the audit says of each.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["visible"] = fmt.visible
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
     texts, shown = answers or {}, examples(flips or {})
     homes = families(evaluations, tunings)
     found = outcomes(evaluations, tunings, comparisons)
     return with_classes(environment.get_template("page.html").render(
-        title=fmt.visible(title), code=CODE, overview=overview(evaluations, tunings, comparisons),
+        title=title, code=CODE, overview=overview(evaluations, tunings, comparisons),
         observations=_observed(comparisons), balances=balance_views(found), factors=factor_views(found),
         comparisons=[comparison_view(c, texts, shown.get(c.id, []), many=len(comparisons) > _MANY)
                      for c in comparisons],
@@ -66,6 +66,11 @@ def write_page(
         tunings=[tuning_view(t, many=len(tunings) > _MANY) for t in tunings], costs=costs(tunings),
         quoted=quoted(reported),
         origins=origins(evaluations, tunings), descriptions=_descriptions(evaluations)) + "\n")
+
+
+def _seen(value: object) -> object:
+    """Whatever the templates put in, with control and direction-changing characters shown by their code points."""
+    return fmt.visible(value, len(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _observed(comparisons: Sequence[Comparison]) -> tuple[list[Observation], list[Observation]]:
