@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aftertune.comparison import compare
+from aftertune.comparison.flips import flips_of
 from aftertune.errors import AftertuneError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
@@ -138,5 +139,6 @@ class _Run:
         title = f"Study: {self.study.study}"
         record, page = self.out / "record.md", self.out / "report.html"
         write_document(record, write_record(evaluations, tunings, comparisons, title=title, answers=answers))
-        write_document(page, write_page(evaluations, tunings, comparisons, title=title, answers=answers))
+        flips = flips_of(comparisons, answers, ledger=self.ledger)
+        write_document(page, write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips))
         return Result(evaluations, tunings, comparisons, record, page)

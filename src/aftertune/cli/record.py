@@ -42,10 +42,16 @@ def report(
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Write the self-contained HTML page of the ledger."""
+    from aftertune.comparison.flips import flips_of
+    from aftertune.ledger import Ledger
     from aftertune.report import write_page
 
-    evaluations, tunings, comparisons, answers = _gather(only or [])
-    _write(write_page(evaluations, tunings, comparisons, title=title, answers=answers), out, as_json)
+    reported = [] if only else _reported()
+    evaluations, tunings, comparisons, answers = _gather(only or [], empty=bool(reported))
+    with Ledger(create=False) as ledger:
+        flips = flips_of(comparisons, answers, ledger=ledger)
+    _write(write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips, reported=reported),
+           out, as_json)
 
 
 def _reported() -> list[tuple[Reported, str]]:

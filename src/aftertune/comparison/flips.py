@@ -1,19 +1,31 @@
 """The items that changed: owns what both models did on each item that one has right and the other wrong.
 
     flips("smollm2", "careful", "hellaswag", ledger=ledger, direction="lost").flips[0].tuned.chosen
+    flips_of(comparisons, answers, ledger=ledger)["c-1f…"][0].lost      of every task, for a report
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from aftertune.comparison import align, find
 from aftertune.comparison.columns import columns
-from aftertune.comparison.pairs import Pair
+from aftertune.comparison.pairs import Pair, pair_up
 from aftertune.errors import InputError, nearest
-from aftertune.values import Answer, Asked, Evaluation, Flip, Flips, FlipSide, Item, canonical
+from aftertune.values import (
+    Answer,
+    Asked,
+    Comparison,
+    ComparisonRow,
+    Evaluation,
+    Flip,
+    Flips,
+    FlipSide,
+    Item,
+    canonical,
+)
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -44,6 +56,40 @@ def flips(base: Evaluation | str, tuned: Evaluation | str, task: str, *, ledger:
                  lost=sum(f.direction == "lost" for f in found), gained=sum(f.direction == "gained" for f in found),
                  flips=tuple(sorted(shown, key=lambda f: (f.direction != "lost", f.index))),
                  differences=tuple(d for d in differences if d.blocking))
+
+
+def flips_of(comparisons: Sequence[Comparison], answers: Mapping[str, Sequence[Answer]], *, ledger: Ledger,
+             each: int = 5) -> dict[str, tuple[Flips, ...]]:
+    """Comparison id -> the items that changed on the primary metric of each task, ``each`` of either direction at most.
+
+    answers: evaluation id -> all its answers.
+    """
+    asked: dict[tuple[str, str], dict[str, Item]] = {}
+    found = {}
+    for comparison in comparisons:
+        base = ledger.find_evaluation(comparison.base)
+        made = []
+        for row in (r for r in comparison.rows if r.primary and r.gained is not None):
+            settings = base.task(row.task)
+            if settings is None:
+                continue  # a group: its items are those of its tasks
+            pair = pair_up(settings, *([a for a in answers[side] if a.task == row.task]
+                                       for side in (comparison.base, comparison.tuned)))
+            if (base.id, row.task) not in asked:
+                asked[base.id, row.task] = {i.hash: i for i in ledger.items(base.id, row.task)}
+            made.append(_told(comparison, row, pair, asked[base.id, row.task], each))
+        found[comparison.id] = tuple(made)
+    return found
+
+
+def _told(comparison: Comparison, row: ComparisonRow, pair: Pair, items: Mapping[str, Item], each: int) -> Flips:
+    key = f"{row.metric},{row.filter}"
+    changed = sorted(_changed(pair, key), key=lambda both: both[0].index)
+    sides = [[(a, b) for a, b in changed if (a.metrics[key] > b.metrics[key]) is lost] for lost in (True, False)]
+    return Flips(task=row.task, metric=key, base_name=comparison.base_name, tuned_name=comparison.tuned_name,
+                 n=len(pair.left), lost=len(sides[0]), gained=len(sides[1]),
+                 flips=tuple(_flip(key, items[a.item], a, b) for side in sides for a, b in side[:each]),
+                 differences=tuple(d for d in comparison.differences if d.blocking))
 
 
 def _key(pair: Pair, left: Evaluation, right: Evaluation, metric: str | None) -> str:
