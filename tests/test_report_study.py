@@ -282,6 +282,7 @@ def test_many_comparisons_show_fewer_questions_each(study):
 def test_audits_costs_and_commands(page, study):
     assert '<strong class="mark">not reproducible</strong> <span class="note">no k of n=100 gives 26.50%' in page
     assert "Not evaluated, planned with <code>./scripts/run_evaluation.sh small qlora true</code>" in page
+    assert "<dt>Reported figures</dt><dd>3, 1 not reproducible</dd>" in page
     cost = costs(study.tunings)[0]
     assert (cost.memory, cost.seconds) == (("2.10 GiB", "1.90 GiB", "90 %"), ("27.0 s", "31.0 s", "115 %"))
     assert costs([replace(study.tunings[0], cost={})]) == []

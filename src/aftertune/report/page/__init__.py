@@ -53,18 +53,19 @@ def write_page(
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
+    stated = quoted(reported)
     texts, shown = answers or {}, examples(flips or {})
     homes = families(evaluations, tunings)
     found = outcomes(evaluations, tunings, comparisons)
     return with_classes(environment.get_template("page.html").render(
-        title=title, code=CODE, overview=overview(evaluations, tunings, comparisons),
+        title=title, code=CODE, overview=overview(evaluations, tunings, comparisons, stated),
         observations=_observed(comparisons), balances=balance_views(found), factors=factor_views(found),
         comparisons=[comparison_view(c, texts, shown.get(c.id, []), many=len(comparisons) > _MANY)
                      for c in comparisons],
         families=[(f.title, fmt.compact(f.model.parameters),
                    [evaluation_view(e, f, tunings, texts) for e in f.evaluations]) for f in homes],
         tunings=[tuning_view(t, many=len(tunings) > _MANY) for t in tunings], costs=costs(tunings),
-        quoted=quoted(reported),
+        quoted=stated,
         origins=origins(evaluations, tunings), descriptions=_descriptions(evaluations)) + "\n")
 
 

@@ -15,6 +15,7 @@ from aftertune.report.charts import task_forest
 from aftertune.report.names import task_title
 from aftertune.report.outcomes import Outcome, benchmarks, outcomes, targets, whole_verdict
 from aftertune.report.page.figures import Figure, figure, recipe_text
+from aftertune.report.page.quoted import NOT_REPRODUCIBLE, Quoted
 from aftertune.report.table import VerdictLine, told_word, verdict_table
 from aftertune.values import TOLD, Comparison, Evaluation, Tuning, Verdict
 
@@ -53,15 +54,16 @@ class Overview:
     matrices: list[Matrix]
 
 
-def overview(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning],
-             comparisons: Sequence[Comparison]) -> Overview:
+def overview(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning], comparisons: Sequence[Comparison],
+             reported: Sequence[Quoted] = ()) -> Overview:
     """The overview of a whole page."""
     words = [(c.verdict, c.told) for comparison in comparisons if not comparison.forced
              for c in verdict_table(comparison) if c.verdict]
     counts = [(v, w, words.count((v, w))) for v in _VERDICTS for w in (TOLD[v], v) if (v, w) in words]
     found = {o.comparison.id: o for o in outcomes(evaluations, tunings, comparisons)}
     bases = dict.fromkeys(c.base for c in comparisons)
-    return Overview(headline=list(_headline(comparisons, tunings)), ran=list(_ran(evaluations, tunings, comparisons)),
+    return Overview(headline=list(_headline(comparisons, tunings)),
+                    ran=[*_ran(evaluations, tunings, comparisons), *_stated(reported)],
                     counts=list(dict.fromkeys(counts)),
                     matrices=[_matrix([c for c in comparisons if c.base == b], found) for b in bases])
 
@@ -109,8 +111,9 @@ def _many(comparisons: Sequence[Comparison]) -> Iterator[str]:
 def _ran(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning],
          comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str]]:
     done = [t for t in tunings if t.status == "done"]
-    yield "Models evaluated", fmt.count(len({e.model.fingerprint for e in evaluations}))
-    yield "Items answered", fmt.count(sum(t.n if t.used is None else t.used for e in evaluations for t in e.tasks))
+    if evaluations:
+        yield "Models evaluated", fmt.count(len({e.model.fingerprint for e in evaluations}))
+        yield "Items answered", fmt.count(sum(t.n if t.used is None else t.used for e in evaluations for t in e.tasks))
     if tunings:
         yield "Fine-tunes", fmt.count(len(done)) + (f" of {len(tunings)}" if len(done) < len(tunings) else "")
     if comparisons:
@@ -119,6 +122,14 @@ def _ran(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning],
     days = sorted(r.provenance.started[:10] for r in runs if r.provenance is not None)
     if days:
         yield "Run", days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+
+
+def _stated(reported: Sequence[Quoted]) -> Iterator[tuple[str, str]]:
+    """What other documents state, and how much of it the audit cannot reproduce."""
+    lines = [line for q in reported for line in q.lines]
+    bad = sum(line.mark == NOT_REPRODUCIBLE for line in lines)
+    if lines:
+        yield "Reported figures", fmt.count(len(lines)) + (f", {fmt.count(bad)} not reproducible" if bad else "")
 
 
 def _matrix(comparisons: Sequence[Comparison], found: dict[str, Outcome]) -> Matrix:

@@ -10,6 +10,9 @@ from aftertune.report.facts import Facts
 from aftertune.report.names import metric_title, task_title
 from aftertune.report.reported import Audited
 
+#: The audit's word for a figure that cannot be k of n.
+NOT_REPRODUCIBLE = "not reproducible"
+
 
 @dataclass(frozen=True, slots=True)
 class QuotedLine:
