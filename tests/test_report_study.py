@@ -10,7 +10,8 @@ import pytest
 
 import report_cases as cases
 import report_study
-from aftertune.report import write_page
+from aftertune.ledger import Cell
+from aftertune.report import Studied, write_page
 from aftertune.report.balance import LOSS, balances
 from aftertune.report.charts import balance_chart, balance_panels, factor_chart, task_forest, watch_chart
 from aftertune.report.charts.training import thinned
@@ -19,6 +20,7 @@ from aftertune.report.outcomes import common_benchmarks, outcomes, whole_verdict
 from aftertune.report.page.examples import examples
 from aftertune.report.page.origins import costs, origins
 from aftertune.report.page.overview import overview
+from aftertune.values import Contrast
 from page_outline import Outline
 
 HOSTILE = ("""\"'><script>alert(1)</script><img src=x onerror=y>{{ 7*7 }} style="}body{color:red}" """
@@ -27,9 +29,9 @@ SECTIONS = ["overview", "verdicts", "observations", "balance", "curves", "compar
             "origins", "reading"]
 
 
-def shown(study: report_study.Study, **changes) -> str:
-    given = {"title": "Orders study", "flips": study.flips, "reported": study.reported, **changes}
-    return write_page(study.evaluations, study.tunings, study.comparisons, **given)
+def shown(made: report_study.Study, **changes) -> str:
+    given = {"title": "Orders study", "flips": made.flips, "reported": made.reported, **changes}
+    return write_page(made.evaluations, made.tunings, made.comparisons, **given)
 
 
 @pytest.fixture(scope="module")
@@ -273,10 +275,12 @@ def test_questions_stand_with_their_choices_and_both_answers(page, small):
 def test_many_comparisons_show_fewer_questions_each(study):
     flips = next(iter(study.flips.values()))
     one = examples({"c": flips[:1]})["c"][0]
-    many = examples({f"c{at}": flips for at in range(60)})["c0"][0]
-    assert (len(one.examples), len(many.examples)) == (8, 2)
-    assert [x.direction for x in many.examples] == ["lost", "gained"]
-    assert int(many.more) == flips[0].lost + flips[0].gained - 2
+    some = examples({f"c{at}": flips for at in range(25)})["c0"][0]
+    assert (len(one.examples), [x.direction for x in some.examples]) == (8, ["lost", "gained"])
+    assert int(some.more) == flips[0].lost + flips[0].gained - 2
+    many = examples({f"c{at}": flips for at in range(200)})
+    assert sum(len(view.examples) for views in many.values() for view in views) == 240
+    assert {x.direction for views in many.values() for view in views for x in view.examples} == {"lost"}
 
 
 def test_audits_costs_and_commands(page, study):
@@ -292,6 +296,23 @@ def test_audits_costs_and_commands(page, study):
     assert made.commands[1].note.startswith("2026-11-23 10:20 UTC: evaluation smollm2, evaluation lora-100-s0")
     assert [runs for runs, _ in made.settings] == ["all runs"]
     assert cases.BASE.weights[:12] in page
+
+
+def test_recipes_over_seeds_and_the_state_of_the_study(small):
+    row = cases.row("hellaswag", "acc_norm", 300, (123, 9, 40), (-0.16, -0.06), verdict="lower", p_adjusted=0.004)
+    contrast = Contrast(id="x-1", factor="replay", left="no replay", right="replay 40 %", base_name="smollm2",
+                        settings=(("replay_share", "0", "0.4"),), seeds=(0, 1, 2), evaluations=(("a", "b"),) * 3,
+                        rows=(row,))
+    cells = (Cell(study="s", name="tune a", status="done", ref="t-1"),
+             Cell(study="s", name="tune b", status="failed", error="out of <memory>"))
+    page = shown(replace(small, comparisons=(), tunings=(), flips={}), study=Studied(contrasts=[contrast], cells=cells))
+    assert Outline.of(page).sections == ["overview", "cells", "recipes", "scores", "reported", "origins", "reading"]
+    assert "1 done, 1 failed of 2 cells." in page
+    assert "out of &lt;memory&gt;" in page
+    assert "trained with the same seeds (0, 1, 2)" in page
+    assert "replay share: 0 against 0.4." in page
+    assert "Differences of replay 40 % against no replay" in page
+    assert re.search(r'<span class="badge lower"><span aria-hidden="true">▼</span> lower</span>', page)
 
 
 def luminance(colour: str) -> float:

@@ -44,14 +44,15 @@ def report(
     """Write the self-contained HTML page of the ledger."""
     from aftertune.comparison.flips import flips_of
     from aftertune.ledger import Ledger
-    from aftertune.report import write_page
+    from aftertune.report import Studied, write_page
 
     reported = [] if only else _reported()
     evaluations, tunings, comparisons, answers = _gather(only or [], empty=bool(reported))
     with Ledger(create=False) as ledger:
         flips = flips_of(comparisons, answers, ledger=ledger)
-    _write(write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips, reported=reported),
-           out, as_json)
+        cells = [] if only else [cell for study in ledger.studies() for cell in ledger.cells(study.name)]
+    _write(write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips, reported=reported,
+                      study=Studied(cells=cells)), out, as_json)
 
 
 def _reported() -> list[tuple[Reported, str]]:

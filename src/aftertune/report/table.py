@@ -182,8 +182,12 @@ def items_of(row: ComparisonRow) -> str:
 
 def verdict_table(comparison: Comparison) -> list[VerdictLine]:
     """The rows of a comparison, primary metrics first, each as finished text."""
-    rows = sorted(comparison.rows, key=lambda r: not r.primary)
-    return [_verdict_line(row, comparison.lineage) for row in rows]
+    return verdict_lines(comparison.rows, lineage=comparison.lineage)
+
+
+def verdict_lines(rows: Sequence[ComparisonRow], *, lineage: bool) -> list[VerdictLine]:
+    """Rows, primary metrics first, each as finished text."""
+    return [_verdict_line(row, lineage) for row in sorted(rows, key=lambda r: not r.primary)]
 
 
 def _verdict_line(row: ComparisonRow, lineage: bool) -> VerdictLine:

@@ -2,6 +2,7 @@
 
     forest(comparison, 760)                            the tasks and metrics of one comparison
     task_forest("hellaswag", comparisons, 760)         one task, a line for each model that was made from the base
+    contrast_forest(contrast, 760)                     two recipes over several seeds
 
 Every verdict has its own marker shape beside its colour.
 """
@@ -16,7 +17,7 @@ from aftertune.report import format as fmt
 from aftertune.report.charts.sheet import INK, WIDE, Sheet, mark, sheet, short
 from aftertune.report.names import is_fraction, metric_title, task_title
 from aftertune.report.table import shown_verdict, told_word
-from aftertune.values import Comparison, ComparisonRow
+from aftertune.values import Comparison, ComparisonRow, Contrast
 
 _COLUMN = 36  # characters of a name that fit beside the plot
 _NARROW = 31  # the same beside the verdict alone
@@ -57,6 +58,14 @@ def forest(comparison: Comparison, width: int) -> str:
     panels = [[x for x in lines if not x.row.target], [x for x in lines if x.row.target]]
     return _draw(f"forest {comparison.id}", f"Differences of {comparison.tuned_name} against {comparison.base_name}",
                  [p for p in panels if p], width)
+
+
+def contrast_forest(contrast: Contrast, width: int) -> str:
+    """The differences between two recipes over all their seeds; "" where nothing is left to draw."""
+    lines = [_Line(task_title(r.task), metric_title(r.metric, r.filter), r, told_word(r, lineage=False))
+             for r in contrast.rows if _drawable(r)]
+    return _draw(f"contrast {contrast.id}", f"Differences of {contrast.right} against {contrast.left}",
+                 [lines] if lines else [], width)
 
 
 def task_forest(task: str, comparisons: Sequence[Comparison], width: int) -> str:

@@ -10,7 +10,9 @@ only where there is something to show in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -27,13 +29,24 @@ from aftertune.report.page.figures import balance_views, factor_views, with_clas
 from aftertune.report.page.origins import costs, origins
 from aftertune.report.page.overview import overview
 from aftertune.report.page.quoted import quoted
-from aftertune.report.page.views import comparison_view, evaluation_view, tuning_view
+from aftertune.report.page.views import cell_lines, comparison_view, contrast_view, evaluation_view, tuning_view
 from aftertune.report.reported import Audited
 from aftertune.report.table import metrics_by_task
-from aftertune.values import Comparison, Evaluation, Tuning
+from aftertune.values import Comparison, Contrast, Evaluation, Tuning
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Cell
 
 _FEW = 12  # so many observations stand on the page at once
 _MANY = 30  # more comparisons or fine-tunes than this, and their charts are drawn for one width only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Studied:
+    """What a study has beyond its runs. cells: in whatever state; contrasts: recipes compared over seeds."""
+
+    cells: Sequence[Cell] = ()
+    contrasts: Sequence[Contrast] = ()
 
 
 def write_page(
@@ -45,11 +58,12 @@ def write_page(
     answers: Answers | None = None,
     flips: Flipped | None = None,
     reported: Sequence[Audited] = (),
+    study: Studied | None = None,
 ) -> str:
     """The report as HTML.
 
     answers: evaluation id -> answers, for the form of generated ones; flips: comparison id -> the items that changed,
-    of each task; reported: scores of other documents with what the audit says of each.
+    of each task; reported: scores of other documents with what the audit says of each; study: its cells and contrasts.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
@@ -60,6 +74,8 @@ def write_page(
     return with_classes(environment.get_template("page.html").render(
         title=title, code=CODE, overview=overview(evaluations, tunings, comparisons, stated),
         observations=_observed(comparisons), balances=balance_views(found), factors=factor_views(found),
+        contrasts=[contrast_view(c) for c in (study or Studied()).contrasts],
+        cells=cell_lines((study or Studied()).cells),
         comparisons=[comparison_view(c, texts, shown.get(c.id, []), many=len(comparisons) > _MANY)
                      for c in comparisons],
         families=[(f.title, fmt.compact(f.model.parameters),

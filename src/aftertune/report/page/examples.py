@@ -70,16 +70,24 @@ class FlipsView:
 
 
 def examples(flips: Flipped) -> dict[str, list[FlipsView]]:
-    """Views of what was handed in, as many items of each as the page has room for."""
-    lists = sum(len(found) for found in flips.values())
-    each = max(1, min(_EACH, _MOST // max(1, 2 * lists)))
-    return {comparison: [_view(f, each) for f in found if f.lost or f.gained] for comparison, found in flips.items()}
+    """Views of what was handed in, as many items of each as the page has room for.
+
+    Where there is no room for two of each, one lost item of those tasks is shown on which the most was lost.
+    """
+    lists = {(comparison, f.task): f for comparison, found in flips.items() for f in found if f.lost or f.gained}
+    each = min(_EACH, _MOST // max(1, 2 * len(lists)))
+    worst = set(sorted(lists, key=lambda key: -lists[key].lost)[:_MOST])
+    views: dict[str, list[FlipsView]] = {comparison: [] for comparison in flips}
+    for key, found in lists.items():
+        views[key[0]].append(_view(found, lost=max(each, key in worst), gained=each))
+    return views
 
 
-def _view(found: Flips, each: int) -> FlipsView:
+def _view(found: Flips, *, lost: int, gained: int) -> FlipsView:
     metric, _, filter_ = found.metric.rpartition(",")
     names = fmt.visible(found.base_name), fmt.visible(found.tuned_name)
-    shown = [f for way in ("lost", "gained") for f in [g for g in found.flips if g.direction == way][:each]]
+    shown = [f for way, room in (("lost", lost), ("gained", gained))
+             for f in [g for g in found.flips if g.direction == way][:room]]
     rest = found.lost + found.gained - len(shown)
     return FlipsView(
         title=fmt.visible(task_title(found.task)), names=names, unit=UNITS.get(metric, "nats"),

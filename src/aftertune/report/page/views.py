@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from aftertune.report import format as fmt
-from aftertune.report.charts import forest, loss_curve, watch_chart, watched
+from aftertune.report.charts import contrast_forest, forest, loss_curve, watch_chart, watched
 from aftertune.report.facts import Facts, evaluation_facts, kind_text, method_text, tuning_facts
 from aftertune.report.families import Family, tuning_of
 from aftertune.report.generated import Answers, Changed, FormatLine, changed_items, form_text, format_table, shift_text
@@ -15,11 +16,24 @@ from aftertune.report.names import task_title
 from aftertune.report.observations import lineage_note, watermark
 from aftertune.report.page.examples import FlipsView
 from aftertune.report.page.figures import Figure, figure
-from aftertune.report.table import ScoreLine, VerdictLine, explored_text, held_out_line, score_table, verdict_table
-from aftertune.values import Comparison, Evaluation, Tuning
+from aftertune.report.table import (
+    ScoreLine,
+    VerdictLine,
+    explored_text,
+    held_out_line,
+    score_table,
+    verdict_lines,
+    verdict_table,
+)
+from aftertune.values import Comparison, Contrast, Evaluation, Tuning
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Cell
 
 _FOREST = ("Mark: difference; line: its 95 % interval; shaded: the margin within which a difference does not matter. "
            "▼ lower, ▲ higher, ● within the margin, ◆ undecided, ■ a secondary metric without a verdict.")
+_CONTRAST = ("Mark: difference of the means over all seeds; line: its 95 % interval, which counts the seeds as well as "
+             "the items; shaded: the margin. ▼ lower, ▲ higher, ● within the margin, ◆ undecided.")
 _WATCH = ("What was seen of tasks while the model was trained: a fixed part of each task, against the base on the same "
           "items, with 95 % intervals. ▼ proven forgotten, ▲ improved, ● kept, ◆ undecided, each at the level of all "
           "looks together.")
@@ -68,6 +82,21 @@ class TuningView:
     facts: Facts
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastView:
+    """settings: what the two differ in; lines: left's mean is the base of each, right's the tuned one's."""
+
+    id: str
+    factor: str
+    left: str
+    right: str
+    base: str
+    seeds: str
+    settings: str
+    lines: list[VerdictLine]
+    figure: Figure | None
+
+
 def comparison_view(comparison: Comparison, answers: Answers, flips: list[FlipsView], *,
                     many: bool) -> ComparisonView:
     """One comparison of many or few; changed texts stand in for its flips where these were not handed in."""
@@ -107,6 +136,23 @@ def evaluation_view(evaluation: Evaluation, home: Family, tunings: Sequence[Tuni
         formats=format_table(evaluation, answers.get(evaluation.id, ())),
         warnings=evaluation.warnings,
         facts=[(k, v) for k, v in evaluation_facts(evaluation, tuning) if k != "Warning"])
+
+
+def contrast_view(contrast: Contrast) -> ContrastView:
+    """Two recipes over several seeds."""
+    settings = "; ".join(f"{name.replace('_', ' ')}: {left} against {right}" for name, left, right in contrast.settings)
+    return ContrastView(
+        id=contrast.id, factor=fmt.visible(contrast.factor), left=fmt.visible(contrast.left),
+        right=fmt.visible(contrast.right), base=fmt.visible(contrast.base_name),
+        seeds=", ".join(map(str, contrast.seeds)), settings=fmt.visible(settings),
+        lines=verdict_lines(contrast.rows, lineage=False), figure=figure(partial(contrast_forest, contrast), _CONTRAST))
+
+
+def cell_lines(cells: Sequence[Cell]) -> list[tuple[str, str, str]]:
+    """(name, state, what went wrong) of each cell; of several studies, with the name of its own."""
+    several = len({cell.study for cell in cells}) > 1
+    return [(fmt.visible(f"{cell.study}: {cell.name}" if several else cell.name), cell.status,
+             fmt.visible(cell.error or "", 300)) for cell in cells]
 
 
 def tuning_view(tuning: Tuning, *, many: bool) -> TuningView:
