@@ -69,7 +69,7 @@ def make(sizes: Sequence[int] = SIZES, shares: Sequence[float] = SHARES, seeds: 
         comparisons.append(_comparison(name, base, answers, tunings[-1].held_out))
     waiting = replace(tunings[0], id="t-waiting", name="lora-6400-s0", status="running", result=None, examples=6400,
                       held_out=None, watch=(), cost={})
-    flips = {c.id: tuple(_flips(c, r) for r in c.rows if r.primary and r.gained is not None) for c in comparisons[:2]}
+    flips = {c.id: tuple(_flips(c, r) for r in c.rows if r.primary and r.gained is not None) for c in comparisons}
     return Study(tuple(evaluations), (*tunings, waiting), tuple(comparisons), flips, _reported())
 
 

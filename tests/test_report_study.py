@@ -310,7 +310,7 @@ def test_recipes_over_seeds_and_the_state_of_the_study(small):
     assert "1 done, 1 failed of 2 cells." in page
     assert "out of &lt;memory&gt;" in page
     assert "trained with the same seeds (0, 1, 2)" in page
-    assert "replay share: 0 against 0.4." in page
+    assert "They differ in replay share: 0 against 0.4." in page
     assert "Differences of replay 40 % against no replay" in page
     assert re.search(r'<span class="badge lower"><span aria-hidden="true">▼</span> lower</span>', page)
 
