@@ -67,17 +67,18 @@ class Runs(Protocol):
 
 
 def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *, ledger: Ledger | None = None,
-             progress: Progress | None = None, **settings: Any) -> Evaluation:
+             progress: Progress | None = None, bases: sources.Bases | None = None, **settings: Any) -> Evaluation:
     """Evaluate a model and return the stored evaluation, from the ledger if it is done there already.
 
     model: a model source, or a whole EvalSpec; task_names: lm-eval names or TaskSpecs; settings: further
-    fields of EvalSpec (adapter, dtype, device, engine …). Raises the errors of ``aftertune.errors``.
+    fields of EvalSpec (adapter, dtype, device, engine …); bases: keeps the base loaded for the next one. Raises the
+    errors of ``aftertune.errors``.
     """
     spec = model if isinstance(model, EvalSpec) else _spec(model, task_names, settings)
     if ledger is not None:
-        return Run(spec, ledger, progress).whole()
+        return Run(spec, ledger, progress, bases).whole()
     with Ledger() as opened:
-        return Run(spec, opened, progress).whole()
+        return Run(spec, opened, progress, bases).whole()
 
 
 def evaluate_adapters(spec: EvalSpec, adapters: Sequence[str], *, ledger: Ledger, progress: Progress | None = None

@@ -23,6 +23,7 @@ from aftertune.cli import (
     gate,
     import_,
     merge,
+    plan,
     record,
     run,
     runs,
@@ -64,6 +65,7 @@ app.command("compare")(compare.compare)
 app.command("flips")(flips.flips)
 app.command("gate")(gate.gate)
 app.command("study")(study.study)
+app.command("plan")(plan.plan)
 app.command("run")(run.run)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)

@@ -1,0 +1,13 @@
+"""A study from file to findings: plan what each cell would cost, run what is missing, compare, write the record.
+
+    study = Study.load("study.yaml")
+    plan(study, ledger=ledger, file="study.yaml")        a PlannedCell for every cell; nothing is run or fetched
+    result = run(study, ledger=ledger, out=Path("runs/orders"))
+    result.record, result.page                           runs/orders/record.md, runs/orders/report.html
+"""
+
+from aftertune.pipeline.cells import Cell, cells_of, chosen
+from aftertune.pipeline.planning import PlannedCell, plan
+from aftertune.pipeline.running import Choice, Result, run
+
+__all__ = ["Cell", "Choice", "PlannedCell", "Result", "cells_of", "chosen", "plan", "run"]
