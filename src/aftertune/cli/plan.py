@@ -52,9 +52,10 @@ def show(name: str, cells: list[PlannedCell]) -> None:
     from aftertune.report import duration_text
 
     table = Table(title=f"{name}: {len(cells)} cells", box=None, title_justify="left", pad_edge=False)
-    for column, justify in (("cell", "left"), ("state", "left"), ("time", "right"), ("memory", "right"),
-                            ("disk", "right")):
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("cell", overflow="fold")
+    table.add_column("state", no_wrap=True, min_width=8)
+    for column, width in (("time", 14), ("memory", 9), ("disk", 8)):
+        table.add_column(column, justify="right", no_wrap=True, min_width=width)
     colours = {"done": "green", "failed": "bold red", "running": "bold cyan", "reported": "cyan"}
     for cell in cells:
         mark = "≈ " if cell.cost.estimated else ""

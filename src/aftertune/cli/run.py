@@ -14,6 +14,8 @@ from aftertune.cli.console import Progress, emit, progress
 from aftertune.errors import AftertuneError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from aftertune.pipeline import Choice, Result
     from aftertune.pipeline.running import Turn
     from aftertune.study import Study
@@ -83,7 +85,8 @@ class Board:
         self.clock = time.monotonic
         self.states = dict.fromkeys(names, "planned")
         self.begun, self.took = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-        self.at, self.text, self.share = names[0] if names else "", "", None
+        self.at, self.text = names[0] if names else "", ""
+        self.share: float | None = None
 
     def turn(self, name: str, status: str) -> None:
         """A cell begins or ends."""
@@ -97,15 +100,15 @@ class Board:
         """How far the cell at work is."""
         self.text, self.share = text.partition(": ")[2] or text, done / total if total else None
 
-    def __rich__(self) -> object:
-        from rich.table import Table
+    def __rich__(self) -> Table:
+        from rich import table as tables
         from rich.text import Text
 
         names = list(self.states)
         place = names.index(self.at) if self.at in names else 0
         first = max(min(place - self.ROWS // 2, len(names) - self.ROWS), 0)
         done = sum(state == "done" for state in self.states.values())
-        table = Table(box=None, pad_edge=False, title=f"{done} of {len(names)} cells done", title_justify="left")
+        table = tables.Table(box=None, pad_edge=False, title=f"{done} of {len(names)} cells done", title_justify="left")
         for column in ("cell", "state", "time", "progress"):
             table.add_column(column, no_wrap=True, overflow="ellipsis")
         colours = {"running": "bold cyan", "done": "green", "failed": "bold red", "skipped": "yellow", "planned": "dim"}

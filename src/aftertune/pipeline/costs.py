@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from pathlib import Path
 
 from aftertune.errors import AftertuneError
 from aftertune.ledger import Ledger
@@ -121,7 +122,7 @@ class Costs:
         shape, guessed = self.shape(base)
         if shape is None:
             return Cost(None, None, None, "its size is not known before its config is here", estimated=True)
-        spec = recipe.spec(base, name=name, dtype="auto", device="auto", out=None)
+        spec = recipe.spec(base, name=name, dtype="auto", device="auto", out=Path())
         load = Load.guessed(_examples(spec), spec.max_length)
         found = estimate(shape, spec, load, self.machine)
         for done in reversed(self.tunings):
@@ -136,7 +137,7 @@ class Costs:
 def items_of(task: TaskSpec) -> int:
     """Items that a task has here, as far as is known without reading it."""
     if task.target is not None and task.sample is None and task.limit is None:
-        return _lines(str(task.target.file))
+        return _lines(task.target.file)
     return min(n for n in (task.sample, task.limit, _task(task)[1]) if n is not None)
 
 
@@ -153,14 +154,14 @@ def _asked_name(task: str, names: set[str]) -> str:
 
 def _examples(spec: TuneSpec) -> int:
     """Examples that a tuning trains on, replay too, as far as a file's lines tell."""
-    found = spec.data.examples or (ROWS if on_hub(spec.data.file) else _lines(str(spec.data.file)))
+    found = spec.data.examples or (ROWS if on_hub(spec.data.file) else _lines(spec.data.file))
     return int(found / (1 - spec.replay.share)) if spec.replay else found
 
 
-def _lines(file: str) -> int:
+def _lines(file: Path) -> int:
     try:
-        with open(file, "rb") as lines:
-            return sum(1 for _ in lines) if file.endswith((".jsonl", ".csv")) else ROWS
+        with file.open("rb") as lines:
+            return sum(1 for _ in lines) if file.suffix in (".jsonl", ".csv") else ROWS
     except OSError:
         return ROWS
 

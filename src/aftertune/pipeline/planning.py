@@ -15,13 +15,14 @@ import shlex
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from aftertune.errors import AftertuneError
 from aftertune.ledger import Ledger
+from aftertune.ledger.studies import Cell as Stored
+from aftertune.pipeline.alone import held
 from aftertune.pipeline.cells import Cell, cells_of, changed
 from aftertune.pipeline.costs import Cost, Costs
-from aftertune.pipeline.running import held
 from aftertune.sources import resolve_model
 from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, on_hub
@@ -66,7 +67,7 @@ class _Facts:
     running: bool
 
 
-def _planned(cell: Cell, stored: object, facts: _Facts) -> PlannedCell:
+def _planned(cell: Cell, stored: Stored | None, facts: _Facts) -> PlannedCell:
     status, why = _status(cell, stored, facts)
     done = status == "done"
     command = f"aftertune run {shlex.quote(facts.file)} --only {shlex.quote(cell.name)}"
@@ -74,15 +75,15 @@ def _planned(cell: Cell, stored: object, facts: _Facts) -> PlannedCell:
     return PlannedCell(cell.name, status, facts.costs.of(cell), command, missing, why)
 
 
-def _status(cell: Cell, stored: object, facts: _Facts) -> tuple[Status, str]:
-    status, error = getattr(stored, "status", "planned"), getattr(stored, "error", None) or ""
+def _status(cell: Cell, stored: Stored | None, facts: _Facts) -> tuple[Status, str]:
+    status = cast(Status, stored.status) if stored else "planned"
     if cell.name in facts.stale:
         return "planned", "the study says something else of it than when it was last run"
     if status == "running" and not facts.running:
         return "planned", "was interrupted; the next run goes on where it stopped"
     if status == "planned" and cell.kind != "tuning" and _plain(cell.subject) in facts.reported:
         return "reported", "an imported document has scores of it"
-    return status, error
+    return status, (stored.error if stored else None) or ""
 
 
 def _before(ledger: Ledger | None, study: Study) -> dict[str, str] | None:

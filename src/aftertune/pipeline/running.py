@@ -6,16 +6,17 @@ Every cell is looked up by content first, so a study that was interrupted goes o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aftertune.comparison import compare
 from aftertune.comparison.flips import flips_of
-from aftertune.errors import AftertuneError, InputError, StorageError
+from aftertune.errors import AftertuneError, InputError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
+from aftertune.pipeline.alone import alone
 from aftertune.pipeline.cells import Cell, cells_of, changed, chosen
 from aftertune.report import make_folder, write_document, write_page, write_record
 from aftertune.sources import Bases
@@ -65,37 +66,6 @@ def run(study: Study, *, ledger: Ledger, out: Path, choice: Choice | None = None
     make_folder(out)
     with alone(out):
         return _Run(study, ledger, out, progress or (lambda *_: None), turn or (lambda *_: None)).whole(cells, choice)
-
-
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """The only run of ``out`` meanwhile, as long as this process lives. Raises StorageError where there is another."""
-    with held(out) as mine:
-        if not mine:
-            raise StorageError(f"{out}: another process runs a study here; wait for its end, or give another --out")
-        yield
-
-
-@contextlib.contextmanager
-def held(out: Path) -> Iterator[bool]:
-    """Whether the run of ``out`` is this one; False where another process has it, or where it cannot be said."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield True
-        return
-    try:
-        file = (out / ".running").open("w")
-    except OSError:
-        yield not out.exists()
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
 
 
 class _Run:

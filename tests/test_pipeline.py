@@ -1,0 +1,178 @@
+"""Studies: the order of cells, what names stand for, what is done again, what a failure stops, and what a plan says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aftertune.errors import InputError, StorageError
+from aftertune.ledger import Ledger
+from aftertune.pipeline import cells_of, chosen, plan, running
+from aftertune.pipeline.alone import alone
+from aftertune.study import Study
+from eval_cases import CHAT, byte_folder
+from test_cli import call
+from tuning_cases import easy_rows, write_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+STUDIES = Path(__file__).parent.parent / "studies"
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of one tiny base with two fine-tunes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "ledger.db"))
+    byte_folder(tmp_path / "base", template=CHAT, window=4096)
+    write_rows(tmp_path / "rows.jsonl", easy_rows())
+    path = tmp_path / "study.yaml"
+    path.write_text("study: own\nmargin: 5\ndtype: float32\ntask_source: pack\nbases: {b: {model: ./base}}\n"
+                    "tasks: [{name: arc_easy, sample: 4}]\n"
+                    "matrix: {base: b, data: rows.jsonl, method: [lora, ia3], max_steps: 1}\n", encoding="utf-8")
+    return path
+
+
+def states(study: str = "own") -> dict[str, str]:
+    with Ledger() as ledger:
+        return {c.name: c.status for c in ledger.cells(study)}
+
+
+def test_a_base_comes_first_and_its_tuned_models_are_evaluated_together(file: Path) -> None:
+    names = [c.name for c in cells_of(Study.load(file))]
+    assert names == ["evaluate b", "tune lora", "tune ia3", "evaluate lora", "evaluate ia3"]
+
+
+@pytest.mark.parametrize(("only", "names"), [
+    (["lora"], ["evaluate b", "tune lora", "evaluate lora"]), (["tune *"], ["tune lora", "tune ia3"]),
+    (["b"], ["evaluate b"]), ([], ["evaluate b", "tune lora", "tune ia3", "evaluate lora", "evaluate ia3"])])
+def test_only_names_cells_with_what_they_need(file: Path, only: list[str], names: list[str]) -> None:
+    assert [c.name for c in chosen(Study.load(file), only)] == names
+
+
+def test_only_a_name_that_is_not_there_is_refused(file: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'lora'"):
+        chosen(Study.load(file), ["lorra"])
+
+
+def test_a_part_then_the_rest_then_nothing(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "run", str(file), "--only", "lora", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["comparisons"]) == 1
+    assert states() == {"evaluate b": "done", "tune lora": "done", "evaluate lora": "done", "tune ia3": "planned",
+                        "evaluate ia3": "planned"}
+    loaded: list[str] = []
+    real = running.Bases.load
+    monkeypatch.setattr(running.Bases, "load", lambda self, *a, **k: loaded.append("") or real(self, *a, **k))
+    assert call(monkeypatch, "run", str(file), "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["comparisons"]) == 2
+    assert set(states().values()) == {"done"}
+    assert len(loaded) == 1, "only what was missing"
+    assert call(monkeypatch, "run", str(file), "--json") == 0
+    assert len(loaded) == 1
+
+
+def test_a_failed_cell_does_not_stop_the_rest(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    real = running.tune
+
+    def failing(spec: Any, **others: Any) -> Any:
+        if spec.method == "lora":
+            raise InputError("the disk is full of dragons")
+        return real(spec, **others)
+
+    monkeypatch.setattr(running, "tune", failing)
+    assert call(monkeypatch, "run", str(file)) == 2
+    assert states() == {"evaluate b": "done", "tune lora": "failed", "tune ia3": "planned", "evaluate lora": "planned",
+                        "evaluate ia3": "planned"}
+    capsys.readouterr()
+    assert call(monkeypatch, "run", str(file), "--keep-going", "--json") == 1
+    shown = capsys.readouterr()
+    assert [f["cell"] for f in json.loads(shown.out)["failed"]] == ["tune lora", "evaluate lora"]
+    assert "dragons" in shown.err
+    assert "Traceback" not in shown.err
+    assert states()["evaluate ia3"] == "done"
+    with Ledger() as ledger:
+        cells = {c.name: c for c in plan(Study.load(file), ledger=ledger, file="study.yaml")}
+    assert (cells["tune lora"].status, "dragons" in cells["tune lora"].why) == ("failed", True)
+    assert cells["evaluate ia3"].status == "done"
+    monkeypatch.setattr(running, "tune", real)
+    assert call(monkeypatch, "run", str(file)) == 0
+    assert set(states().values()) == {"done"}
+
+
+def test_an_interrupted_cell_is_planned_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "tune", interrupted)
+        with pytest.raises(KeyboardInterrupt), Ledger() as ledger:
+            running.run(Study.load(file), ledger=ledger, out=Path("out"))
+    assert states()["tune lora"] == "planned"
+    with Ledger() as ledger:  # one that was killed says nothing
+        ledger.save_cell("own", "tune lora", "running")
+        [cell] = [c for c in plan(Study.load(file), ledger=ledger, file="f") if c.name == "tune lora"]
+    assert (cell.status, "interrupted" in cell.why) == ("planned", True)
+
+
+def test_a_second_process_is_refused_and_seen(file: Path) -> None:
+    out = file.parent / "out"
+    out.mkdir()
+    with alone(out), Ledger() as ledger:
+        with pytest.raises(StorageError, match="another process"):
+            running.run(Study.load(file), ledger=ledger, out=out)
+        ledger.save_study("own", "h", Study.load(file).model_dump_json())
+        ledger.save_cell("own", "evaluate b", "running")
+        assert plan(Study.load(file), ledger=ledger, file="f", out=out)[0].status == "running"
+
+
+def test_what_the_study_says_anew_is_planned_anew(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "run", str(file)) == 0
+    other = Study.load(file, ["tunings.lora.learning_rate=1e-3"])
+    with Ledger() as ledger:
+        found = {c.name: (c.status, bool(c.why)) for c in plan(other, ledger=ledger, file="f")}
+    assert found == {"evaluate b": ("done", False), "tune lora": ("planned", True), "evaluate lora": ("planned", True),
+                     "tune ia3": ("done", False), "evaluate ia3": ("done", False)}
+
+
+def test_a_plan_runs_and_fetches_nothing(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "plan", str(file), "--json") == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert [c["status"] for c in cells] == ["planned"] * 5
+    assert all(c["seconds"] > 0 and c["memory"] > 0 and not c["missing"] and not c["estimated"] for c in cells)
+    assert cells[1]["command"] == f"aftertune run {file} --only 'tune lora'"
+    assert not (file.parent / "ledger.db").exists()
+    assert call(monkeypatch, "run", str(file), "--only", "b") == 0
+    capsys.readouterr()
+    assert call(monkeypatch, "plan", str(file), "--json") == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert (cells[0]["status"], cells[3]["basis"]) == ("done", "the pace of evaluation b")
+
+
+def test_the_record_as_a_study_is_planned_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    """All of the record's models with their costs; what an imported record reports is told from what is planned."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "ledger.db"))
+    with Ledger() as ledger:
+        ledger.save_reported("record.md", [{"model": "TinyLlama + QLoRA", "task": "hellaswag", "metric": "acc",
+                                            "value": 0.4498}])
+    assert call(monkeypatch, "plan", str(STUDIES / "peft_comparison.yaml"), "--json") == 0
+    cells = {c["cell"]: c for c in json.loads(capsys.readouterr().out)["cells"]}
+    models = [name.removeprefix("evaluate ") for name in cells if name.startswith("evaluate ")]
+    assert len(models) == 9
+    assert all(c["seconds"] > 0 and c["estimated"] and c["missing"] for c in cells.values())
+    assert cells["evaluate tinyllama-qlora"]["status"] == "reported"
+    assert cells["evaluate tinyllama-base"]["status"] == "planned"
+    assert any("gated" in text for text in cells["evaluate base-llama-3.2-1b"]["missing"])
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_study_that_is_shipped_is_right(path: Path) -> None:
+    study = Study.load(path)
+    study.check_files()
+    assert cells_of(study)
