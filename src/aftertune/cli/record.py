@@ -12,7 +12,7 @@ from aftertune.errors import InputError
 
 if TYPE_CHECKING:
     from aftertune.reported import Reported
-    from aftertune.values import Answer, Comparison, Evaluation, Tuning
+    from aftertune.values import Answer, Comparison, Contrast, Evaluation, Tuning
 
 _OUT = typer.Option(help="File to write; - for stdout.")
 _TITLE = typer.Option(help="Title of the document.")
@@ -31,8 +31,8 @@ def record(
 
     reported = [] if only else _reported()
     evaluations, tunings, comparisons, answers = _gather(only or [], empty=bool(reported))
-    _write(write_record(evaluations, tunings, comparisons, title=title, answers=answers, reported=reported), out,
-           as_json)
+    _write(write_record(evaluations, tunings, comparisons, title=title, answers=answers, reported=reported,
+                        contrasts=_contrasts(evaluations, tunings, comparisons)), out, as_json)
 
 
 def report(
@@ -51,8 +51,19 @@ def report(
     with Ledger(create=False) as ledger:
         flips = flips_of(comparisons, answers, ledger=ledger)
         cells = [] if only else [cell for study in ledger.studies() for cell in ledger.cells(study.name)]
+    study = Studied(cells=cells, contrasts=_contrasts(evaluations, tunings, comparisons))
     _write(write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips, reported=reported,
-                      study=Studied(cells=cells)), out, as_json)
+                      study=study), out, as_json)
+
+
+def _contrasts(evaluations: list[Evaluation], tunings: list[Tuning], comparisons: list[Comparison]) -> list[Contrast]:
+    """Recipes over seeds, with the margins that the comparisons of their models have."""
+    from aftertune.comparison.contrasts import contrasts
+    from aftertune.ledger import Ledger
+
+    margins = {row.task: row.margin for comparison in comparisons for row in comparison.rows}
+    with Ledger(create=False) as ledger:
+        return contrasts(evaluations, tunings, margins=margins, ledger=ledger)
 
 
 def _reported() -> list[tuple[Reported, str]]:

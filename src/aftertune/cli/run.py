@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aftertune.cli.console import Progress, emit, progress
+from aftertune.cli.console import Progress, emit, jsonable, progress
 from aftertune.errors import AftertuneError
 
 if TYPE_CHECKING:
@@ -133,11 +133,15 @@ def show(result: Result, as_json: bool) -> None:
     """The verdict tables and the paths of what was written."""
     from aftertune.cli.compare import as_object
     from aftertune.cli.compare import show as show_comparison
+    from aftertune.report import seed_observations
 
     if as_json:
-        emit({"comparisons": [as_object(c) for c in result.comparisons], "record": str(result.record),
-              "report": str(result.page), "failed": [{"cell": name, "why": why} for name, why in result.failed]})
+        emit({"comparisons": [as_object(c) for c in result.comparisons], "contrasts": jsonable(result.contrasts),
+              "record": str(result.record), "report": str(result.page),
+              "failed": [{"cell": name, "why": why} for name, why in result.failed]})
         return
     for comparison in result.comparisons:
         show_comparison(comparison)
+    for one in seed_observations(result.contrasts):
+        typer.echo(f"{one.lead}: {one.text}")
     typer.echo(f"record  {result.record}\nreport  {result.page}")

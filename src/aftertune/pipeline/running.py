@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.comparison import compare
+from aftertune.comparison.contrasts import contrasts
 from aftertune.comparison.flips import flips_of
 from aftertune.errors import AftertuneError, InputError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.pipeline.alone import alone
 from aftertune.pipeline.cells import Cell, cells_of, changed, chosen
-from aftertune.report import make_folder, write_document, write_page, write_record
+from aftertune.report import Studied, make_folder, write_document, write_page, write_record
 from aftertune.sources import Bases
 from aftertune.study import EvalSpec, Study, TaskSpec
 from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
-from aftertune.values import Comparison, Evaluation, Question, Tuning
+from aftertune.values import Comparison, Contrast, Evaluation, Question, Tuning
 from aftertune.watching import Watch
 
 #: (done, total, text), as in `aftertune.evaluation`; the cell's name stands before the text.
@@ -43,13 +44,15 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a study came to, and where its record and page lie. failed: (cell, why) of those that could not be run."""
+    """What a study came to, and where its record and page lie. contrasts: its recipes over seeds; failed: (cell, why)
+    of those that could not be run."""
 
     evaluations: tuple[Evaluation, ...]
     tunings: tuple[Tuning, ...]
     comparisons: tuple[Comparison, ...]
     record: Path
     page: Path
+    contrasts: tuple[Contrast, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
 
 
@@ -206,9 +209,12 @@ class _Run:
                             for name, after in tuned.items() if study.tunings[name].base in bases)
         evaluations, tunings = (*bases.values(), *tuned.values()), tuple(made.values())
         answers = {e.id: self.ledger.answers(e.id) for e in evaluations}
+        over = contrasts(evaluations, tunings, margins=study.margins(), ledger=self.ledger)
         title = f"Study: {study.study}"
         record, page = self.out / "record.md", self.out / "report.html"
-        write_document(record, write_record(evaluations, tunings, comparisons, title=title, answers=answers))
+        write_document(record, write_record(evaluations, tunings, comparisons, title=title, answers=answers,
+                                            contrasts=over))
         flips = flips_of(comparisons, answers, ledger=self.ledger)
-        write_document(page, write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips))
-        return Result(evaluations, tunings, comparisons, record, page, tuple(self.failed.items()))
+        write_document(page, write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips,
+                                        study=Studied(cells=self.ledger.cells(study.study), contrasts=over)))
+        return Result(evaluations, tunings, comparisons, record, page, tuple(over), tuple(self.failed.items()))

@@ -14,13 +14,33 @@ from aftertune.report.gate import gate_reason, gate_text, write_junit, write_jun
 from aftertune.report.observations import watermark
 from aftertune.report.page import Studied, write_page
 from aftertune.report.record import write_record
+from aftertune.report.seeds import seed_observations
 from aftertune.report.table import ScoreLine, VerdictLine, score_interval, score_table, verdict_table
 from aftertune.report.terminal import terminal_scores, terminal_summary, terminal_table
 from aftertune.report.watch import watch_text
 
 __all__ = [
-    "ScoreLine", "Studied", "VerdictLine", "data_facts", "duration_text", "gate_reason", "gate_text", "make_folder",
-    "score_interval", "score_table", "terminal_scores", "terminal_summary", "terminal_table", "verdict_table",
-    "watch_text", "watermark", "write_document", "write_flips", "write_junit", "write_junit_error", "write_page",
+    "ScoreLine",
+    "Studied",
+    "VerdictLine",
+    "data_facts",
+    "duration_text",
+    "gate_reason",
+    "gate_text",
+    "make_folder",
+    "score_interval",
+    "score_table",
+    "seed_observations",
+    "terminal_scores",
+    "terminal_summary",
+    "terminal_table",
+    "verdict_table",
+    "watch_text",
+    "watermark",
+    "write_document",
+    "write_flips",
+    "write_junit",
+    "write_junit_error",
+    "write_page",
     "write_record",
 ]

@@ -18,6 +18,7 @@ from aftertune.report.generated import Answers, form_text, format_table, shift_t
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
 from aftertune.report.observations import lineage_note, observations, watermark
 from aftertune.report.reported import Audited, reported_sections
+from aftertune.report.seeds import seed_observations, seeds_section
 from aftertune.report.table import (
     beyond_noise,
     early_text,
@@ -30,7 +31,7 @@ from aftertune.report.table import (
     value_text,
     verdict_table,
 )
-from aftertune.values import Comparison, Evaluation, Tuning
+from aftertune.values import Comparison, Contrast, Evaluation, Tuning
 
 
 def write_record(
@@ -41,9 +42,10 @@ def write_record(
     title: str,
     answers: Answers | None = None,
     reported: Sequence[Audited] = (),
+    contrasts: Sequence[Contrast] = (),
 ) -> str:
     """The record as Markdown. answers: evaluation id -> answers, for the format of generated answers; reported:
-    scores of other documents with what the audit says of each."""
+    scores of other documents with what the audit says of each; contrasts: recipes compared over seeds."""
     blocks = [f"# {md.text(title)}"]
     homes = families(evaluations, tunings)
     for number, home in enumerate(homes, start=1):
@@ -56,7 +58,7 @@ def write_record(
                    *_performance(evaluations, comparisons)]
         for comparison in comparisons:
             blocks += _comparison(comparison)
-        blocks += ["### Key Observations", _observations(comparisons)]
+        blocks += [*seeds_section(contrasts), "### Key Observations", _observations(comparisons, contrasts)]
         blocks += ["---", "## Task Descriptions", _descriptions(evaluations)]
     return "\n\n".join(blocks) + "\n"
 
@@ -176,8 +178,8 @@ def _comparison(comparison: Comparison) -> list[str]:
     return blocks
 
 
-def _observations(comparisons: Sequence[Comparison]) -> str:
-    found = observations(comparisons)
+def _observations(comparisons: Sequence[Comparison], contrasts: Sequence[Contrast]) -> str:
+    found = [*observations(comparisons), *seed_observations(contrasts)]
     if not found:
         return "*No comparison has a verdict yet.*"
     return "\n".join(f"{i}. **{o.lead}**: {md.text(o.text)} [{md.text(o.comparison)}]"

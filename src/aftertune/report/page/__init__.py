@@ -31,6 +31,7 @@ from aftertune.report.page.overview import overview
 from aftertune.report.page.quoted import quoted
 from aftertune.report.page.views import cell_lines, comparison_view, contrast_view, evaluation_view, tuning_view
 from aftertune.report.reported import Audited
+from aftertune.report.seeds import seed_observations
 from aftertune.report.table import metrics_by_task
 from aftertune.values import Comparison, Contrast, Evaluation, Tuning
 
@@ -73,7 +74,8 @@ def write_page(
     found = outcomes(evaluations, tunings, comparisons)
     return with_classes(environment.get_template("page.html").render(
         title=title, code=CODE, overview=overview(evaluations, tunings, comparisons, stated),
-        observations=_observed(comparisons), balances=balance_views(found), factors=factor_views(found),
+        observations=_observed(comparisons, (study or Studied()).contrasts),
+        balances=balance_views(found), factors=factor_views(found),
         contrasts=[contrast_view(c) for c in (study or Studied()).contrasts],
         cells=cell_lines((study or Studied()).cells),
         comparisons=[comparison_view(c, texts, shown.get(c.id, []), many=len(comparisons) > _MANY)
@@ -90,10 +92,11 @@ def _seen(value: object) -> object:
     return fmt.visible(value, len(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _observed(comparisons: Sequence[Comparison]) -> tuple[list[Observation], list[Observation]]:
+def _observed(comparisons: Sequence[Comparison], contrasts: Sequence[Contrast]
+              ) -> tuple[list[Observation], list[Observation]]:
     """The observations that stand on the page at once, and the rest: where there are many, what is undecided or kept
     can wait."""
-    found = observations(comparisons)
+    found = [*seed_observations(contrasts), *observations(comparisons)]
     if len(found) <= _FEW:
         return found, []
     first = [o for o in found if o.lead in ("Forgetting", "Lower", "No observation")][:_FEW]
