@@ -306,7 +306,8 @@ def test_recipes_over_seeds_and_the_state_of_the_study(small):
     cells = (Cell(study="s", name="tune a", status="done", ref="t-1"),
              Cell(study="s", name="tune b", status="failed", error="out of <memory>"))
     page = shown(replace(small, comparisons=(), tunings=(), flips={}), study=Studied(contrasts=[contrast], cells=cells))
-    assert Outline.of(page).sections == ["overview", "cells", "recipes", "scores", "reported", "origins", "reading"]
+    assert Outline.of(page).sections == ["overview", "cells", "observations", "recipes", "scores",
+                                          "reported", "origins", "reading"]
     assert "1 done, 1 failed of 2 cells." in page
     assert "out of &lt;memory&gt;" in page
     assert "trained with the same seeds (0, 1, 2)" in page
