@@ -89,3 +89,35 @@ def test_margins() -> None:
     for wrong in ("0", "x", "hellaswag=", "=3", "t=101", "t=nan"):
         with pytest.raises(InputError, match="TASK=POINTS"):
             parse_margins([wrong])
+
+
+def test_what_a_verdict_needs_is_planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = ["--task", "hellaswag", "--task", "gsm8k", "--task", "mmlu_high_school_computer_science", "--task", "own=500"]
+    assert call(monkeypatch, "plan-items", *tasks, "--discordance", "8") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "mmlu_high_school_computer_science: \"kept\" within 2 points cannot be decided with this task" in shown
+    assert "hellaswag: \"kept\"" not in shown
+    assert call(monkeypatch, "plan-items", "--task", "hellaswag", "--discordance", "8", "--json") == 0
+    (one,) = json.loads(capsys.readouterr().out)["tasks"]
+    assert (one["items"], one["kept"], one["discordance"]) == (10042, 1713, .08)
+
+
+def test_a_plan_from_two_evaluations(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their discordance, at the upper end of its interval, and the whole task's items."""
+    assert call(monkeypatch, "plan-items", "base", "two", "--json") == 0
+    (one,) = json.loads(capsys.readouterr().out)["tasks"]
+    assert (one["task"], one["items"]) == ("t", 1000)
+    assert 2 / 400 < one["discordance"] < 8 / 400
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--task", "unheard"], "--task unheard=ITEMS"), (["--task", "t=x"], "TASK=ITEMS"), (["base"], "two evaluations"),
+    ([], "--task hellaswag"), (["--task", "hellaswag", "--margin", "0"], "--margin 0"),
+    (["--task", "hellaswag", "--discordance", "nan"], "--discordance nan"),
+])
+def test_a_plan_that_cannot_be_made_is_one_line(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "plan-items", *words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1

@@ -24,6 +24,7 @@ from aftertune.cli import (
     import_,
     merge,
     plan,
+    plan_items,
     record,
     run,
     runs,
@@ -66,6 +67,7 @@ app.command("flips")(flips.flips)
 app.command("gate")(gate.gate)
 app.command("study")(study.study)
 app.command("plan")(plan.plan)
+app.command("plan-items")(plan_items.plan_items)
 app.command("run")(run.run)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)

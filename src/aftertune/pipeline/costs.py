@@ -141,6 +141,11 @@ def items_of(task: TaskSpec) -> int:
     return min(n for n in (task.sample, task.limit, _task(task)[1]) if n is not None)
 
 
+def known_items(name: str) -> int | None:
+    """Items of a whole task that is known here, None for others."""
+    return next((items for pattern, items, _ in TASKS if name == pattern.removesuffix("*")), None)
+
+
 def _task(task: TaskSpec) -> tuple[str, int, int]:
     if task.target is not None:
         return task.name, 10**9, 60 + task.target.max_tokens

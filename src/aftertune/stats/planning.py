@@ -7,6 +7,7 @@ variance of the per-item difference). Differences and margins are fractions.
     items_for_equivalence(0.08, 0.02)       1712.9: items that show "within 2 points" at a true 0
     items_beyond(0.30, 0.05, -0.08)         2560.5: items that show that a loss of 8 points is more than 5
     smallest_difference(0.10, 1319)         0.0244
+    need(0.10, 0.02, total=10042).kept      2141: items that show "within 2 points", of 10,042
 
 Sources: Connor 1987 (Biometrics 43:207) and the normal approximation of two one-sided tests.
 """
@@ -14,6 +15,7 @@ Sources: Connor 1987 (Biometrics 43:207) and the normal approximation of two one
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from scipy.optimize import brentq
 from scipy.special import chdtri, ndtri
@@ -119,3 +121,38 @@ def settled_by(needed: int | None, seen: int, total: int) -> tuple[int | None, s
     if needed is None or needed <= seen:
         return None, "the difference lies near the margin: more items may not decide it"
     return needed, ""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a task of ``total`` items can decide. kept: items that show "within the margin" where the models do not
+    differ; lost: (true loss, items that show it to be more than the margin); smallest: the least difference that all
+    items find, None where they find none; kept_at: the least margin within which all items show "kept"."""
+
+    total: int
+    kept: int
+    lost: tuple[tuple[float, int], ...]
+    smallest: float | None
+    kept_at: float
+
+    @property
+    def can_show_kept(self) -> bool:
+        return self.kept <= self.total
+
+
+def need(psi: float, margin: float, *, total: int, alpha: float = 0.05, power: float = 0.8,
+         losses: tuple[float, ...] = (1.5, 2.0, 3.0)) -> Need:
+    """Items for both verdicts at a discordance ``psi``; losses: true losses that are planned for, in margins.
+
+    The least margin of "kept" solves `items_for_equivalence` for the margin, at a true 0.
+    Raises ValueError unless 0 < psi <= 1, 0 < margin < 1, total >= 1 and the losses lie above one margin.
+    """
+    if not (0 < psi <= 1 and 0 < margin < 1 and total >= 1 and all(one > 1 for one in losses)):
+        raise ValueError(f"psi={psi}, margin={margin}, total={total}, losses={losses}: need 0 < psi <= 1, "
+                         "0 < margin < 1, total >= 1, losses above 1")
+    true = [one * margin for one in losses if one * margin < 1]
+    lost = tuple((loss, math.ceil(items_beyond(max(psi, loss**2), margin, -loss, alpha=alpha, power=power)))
+                 for loss in true)
+    z = _z(1 - alpha) + _z((1 + power) / 2)
+    return Need(total, math.ceil(items_for_equivalence(psi, margin, alpha=alpha, power=power)), lost,
+                smallest_difference(psi, total, alpha=alpha, power=power), z * math.sqrt(psi / total))

@@ -1,0 +1,126 @@
+"""``aftertune plan-items --task T``: how many items a verdict needs, and what a task can show at all."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aftertune.cli.console import emit
+from aftertune.errors import InputError
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
+    from aftertune.stats.planning import Need
+
+#: Share of items on which two models differ, where nothing is known of it: about that of a light fine-tune.
+USUAL = 0.1
+
+
+def plan_items(
+    base: Annotated[str | None, typer.Argument(help="An evaluation: with TUNED, their discordance is planned with.")] =
+        None,
+    tuned: Annotated[str | None, typer.Argument(help="The other evaluation.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="TASK or TASK=ITEMS. Repeatable.")] = None,
+    margin: Annotated[float, typer.Option(help="Points within which a change counts as kept.")] = 2.0,
+    discordance: Annotated[float | None, typer.Option(
+        help="Percent of the items on which the models differ; default: 10, or what BASE and TUNED show.")] = None,
+    power: Annotated[float, typer.Option(help="Percent of such comparisons that are to find it.")] = 80.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Say how many items "kept" and "forgot" need, and the smallest difference that a task can show.
+
+    All tasks named are one family: the level of 5 % is shared among them, as a comparison shares it.
+    """
+    from aftertune.ledger import Ledger
+
+    _check(margin, discordance, power)
+    if (base is None) != (tuned is None):
+        raise InputError("name two evaluations, or none; one alone has no discordance")
+    with contextlib.ExitStack() as stack:
+        ledger = None
+        with contextlib.suppress(InputError):
+            ledger = stack.enter_context(Ledger(create=False))
+        found = _pair(base, tuned, ledger) if base and tuned else {}
+        names = dict(_sized(text, ledger) for text in task or ()) or {name: total for name, (_, total) in found.items()}
+    if not names:
+        raise InputError("name tasks with --task, for example --task hellaswag, or two evaluations of the ledger")
+    psi = {name: discordance / 100 if discordance is not None else found.get(name, (USUAL, 0))[0] for name in names}
+    plans = {name: _need(psi[name], margin / 100, total, 0.05 / len(names), power / 100)
+             for name, total in names.items()}
+    if as_json:
+        emit({"margin": margin, "power": power, "tasks": [{
+            "task": name, "items": plan.total, "discordance": psi[name], "kept": plan.kept,
+            "lost": [{"points": 100 * loss, "items": n} for loss, n in plan.lost],
+            "smallest": None if plan.smallest is None else 100 * plan.smallest, "kept_at": 100 * plan.kept_at}
+            for name, plan in plans.items()]})
+    else:
+        _show(plans, psi, margin, power)
+
+
+def _check(margin: float, discordance: float | None, power: float) -> None:
+    for flag, value, low, high in (("--margin", margin, 0, 100), ("--discordance", discordance, 0, 100.0001),
+                                   ("--power", power, 0, 100)):
+        if value is not None and not low < value < high:
+            raise InputError(f"{flag} {value:g}: a number above {low} and up to {round(high)}, in percent")
+
+
+def _need(psi: float, margin: float, total: int, alpha: float, power: float) -> Need:
+    from aftertune.stats.planning import need
+
+    return need(psi, margin, total=total, alpha=alpha, power=power)
+
+
+def _pair(base: str, tuned: str, ledger: Ledger | None) -> dict[str, tuple[float, int]]:
+    """(upper bound of the discordance, items of the task) of each task that both have."""
+    from aftertune.comparison import compare
+    from aftertune.stats.planning import discordance_bound
+
+    if ledger is None:
+        raise InputError("there is no ledger here yet; evaluate both models first")
+    rows = [r for r in compare(base, tuned, ledger=ledger, save=False, common=True).rows
+            if r.primary and r.gained is not None and r.lost is not None]
+    return {r.task: (discordance_bound((r.gained or 0) + (r.lost or 0), r.n), r.n_total or r.n) for r in rows}
+
+
+def _sized(text: str, ledger: Ledger | None) -> tuple[str, int]:
+    """``TASK=ITEMS``, or the items that the ledger or this program knows of."""
+    from aftertune.pipeline.costs import known_items
+
+    name, equals, count = text.partition("=")
+    if equals:
+        if not count.strip().isdigit() or int(count) < 1:
+            raise InputError(f"--task {text!r}: write TASK=ITEMS, for example --task own=500")
+        return name.strip(), int(count)
+    seen = [t.n_total for e in ledger.evaluations() for t in e.tasks if t.task == name] if ledger else []
+    items = seen[-1] if seen else known_items(name)
+    if items is None:
+        raise InputError(f"--task {name}: how many items it has is not known here; write --task {name}=ITEMS")
+    return name, items
+
+
+def _show(plans: dict[str, Need], psi: dict[str, float], margin: float, power: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    losses = [f"forgot, if −{100 * loss:g}" for loss, _ in next(iter(plans.values())).lost]
+    table = Table(box=None, pad_edge=False, title_justify="left",
+                  title=f"items for a verdict, margin ±{margin:g} points, found in {power:g} % of comparisons")
+    for column in ("task", "items", "differ", f"kept (±{margin:g})", *losses, "smallest difference"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for name, plan in plans.items():
+        table.add_row(name, f"{plan.total:,}", f"{psi[name]:.1%}", _items(plan.kept, plan.total),
+                      *(_items(n, plan.total) for _, n in plan.lost),
+                      "none" if plan.smallest is None else f"{100 * plan.smallest:.1f} points")
+    console = Console()
+    console.print(table)
+    for name, plan in plans.items():
+        if not plan.can_show_kept:
+            console.print(Text(f"{name}: \"kept\" within {margin:g} points cannot be decided with this task; all its "
+                               f"items show it within {100 * plan.kept_at:.1f} points"), soft_wrap=True)
+
+
+def _items(count: int, total: int) -> str:
+    return f"{count:,}" if count <= total else f"{count:,} (has {total:,})"
