@@ -71,9 +71,9 @@ def test_every_verb_and_each_of_its_flags_is_documented(verb: str, monkeypatch: 
 
 
 def test_these_are_the_verbs() -> None:
-    assert sorted(COMMANDS) == ["audit", "check-merge", "compare", "demo", "doctor", "eval", "export", "flips", "gate",
-                                "import", "plan", "plan-items", "record", "report", "run", "runs", "show", "study",
-                                "tune"]
+    assert sorted(COMMANDS) == ["audit", "card", "check-merge", "compare", "demo", "doctor", "eval", "export", "flips",
+                                "gate", "import", "plan", "plan-items", "record", "report", "run", "runs", "show",
+                                "study", "tune"]
 
 
 def test_every_make_target_that_the_documents_name_exists() -> None:

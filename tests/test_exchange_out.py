@@ -22,13 +22,13 @@ from aftertune.exchange import (
     audit,
     comparison_grid,
     overview_grid,
-    public_source,
     rebuilt,
     receive,
     scores_grid,
     send,
 )
 from aftertune.ledger import Ledger
+from aftertune.provenance import public_source
 from aftertune.report import score_interval
 from aftertune.stats import paired_mean
 from aftertune.study import TaskSpec

@@ -1,8 +1,10 @@
-"""Owns how a result came to be: command, versions, hardware, git state, times; and keeps secrets out of it.
+"""Owns how a result came to be: command, versions, hardware, git state, times; and keeps secrets out of it, and out of
+what is published the folders of this machine too.
 
     before = capture()                     # Provenance(command="aftertune eval gpt2 --token [redacted]", …)
     …
     after = finish(before)                 # the same with finished and seconds
+    published(evaluation)                  # every "/home/me/models/x" in it is "x"
 
 Nothing is imported to find its version, and the GPU is only asked where torch is already loaded.
 """
@@ -17,10 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from aftertune.values import Provenance
@@ -41,8 +43,18 @@ _LOOKS_SECRET = re.compile(
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}")
 _USERINFO = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,40}://)[^/\s'\"]+@")
 _KEY = re.compile(r"""(?<![\w.-])(?P<key>[\w.-]++)["']?(?P<sep>\s*[=:]\s*|[ \t]+)""")
+#: A path that begins at the root, at a home or at a drive: in quotes it may hold spaces, and in plain text it has two
+#: parts at least ("/s" is none). Not one: the path of a URL, a closing tag.
+_PATH = re.compile(
+    r"""(?P<quote>['"])(?:file://)?(?:~|/|[A-Za-z]:\\)[^'"]*[/\\](?P<quoted>[^'"/\\]+)[/\\]*(?P=quote)"""
+    r"""|(?<![\w/.<~])(?:file://)?(?:~[\w.-]*/(?:[^\s/'",;=<>|()]+/+)*|/(?:[^\s/'",;=<>|()]+/+)+)"""
+    r"""(?P<plain>[^\s/'",;=<>|()]*)"""
+    r"""|\b[A-Za-z]:\\(?:[^\s\\'",;=<>|()]+\\)*(?P<drive>[^\s\\'",;=<>|()]+)""")
+#: Fields of values that hold one place each: a model, an adapter, a file, a folder.
+_PLACES = {"source", "adapter_source", "data_source", "output", "origin"}
 _VALUE = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s,;&'"])++""")  # one shell word, perhaps quoted in parts
 
+T = TypeVar("T")
 _clocks: dict[str, float] = {}  # Provenance.started -> monotonic seconds at that moment, in this process
 
 
@@ -82,6 +94,39 @@ def redact(text: str) -> str:
     text = _BEARER.sub(lambda m: f"{m[1]} {REDACTED}", text)
     text = _USERINFO.sub(lambda m: f"{m['scheme']}{REDACTED}@", text)
     return _redact_pairs(text)
+
+
+def public_source(source: str) -> str:
+    """A model source without the folders of this machine: a Hub id and a package file stay as they are."""
+    local = source.startswith(("/", ".", "~", "\\")) or re.match(r"[A-Za-z]:[\\/]", source) or source.count("/") > 1
+    return redact(source if source.startswith("package:") or not local else Path(source.replace("\\", "/")).name)
+
+
+def public_text(text: str) -> str:
+    """``text`` without secrets, and with a name in the place of every path that begins at the root or at a home."""
+    return redact(_PATH.sub(_name_alone, text.replace(str(Path.home()), "~")))
+
+
+def _name_alone(match: re.Match[str]) -> str:
+    quote = match["quote"] or ""
+    return f"{quote}{match['quoted'] or match['plain'] or match['drive'] or Path(match[0]).name}{quote}"
+
+
+def published(value: T) -> T:
+    """A value of `aftertune.values` with `public_text` for every text in it, and `public_source` for every place."""
+    found: Any = value
+    if isinstance(found, str):
+        found = public_text(found)
+    elif is_dataclass(found) and not isinstance(found, type):
+        own = {f.name: getattr(found, f.name) for f in fields(found)}
+        found = replace(found, **{name: public_source(one) if name in _PLACES and isinstance(one, str) else
+                                  published(one) for name, one in own.items()})
+    elif isinstance(found, Mapping):
+        found = {key: published(one) for key, one in found.items()}
+    elif isinstance(found, list | tuple):
+        found = type(found)(published(one) for one in found)
+    kept: T = found
+    return kept
 
 
 def _redact_pairs(text: str) -> str:

@@ -14,6 +14,7 @@ import typer
 from aftertune import __version__
 from aftertune.cli import (
     audit,
+    card,
     compare,
     demo,
     doctor,
@@ -76,6 +77,7 @@ app.command("report")(record.report)
 app.command("import")(import_.import_)
 app.command("audit")(audit.audit)
 app.command("export")(export.export)
+app.command("card")(card.card)
 app.command("doctor")(doctor.doctor)
 
 

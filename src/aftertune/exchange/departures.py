@@ -22,7 +22,7 @@ from typing import Any
 
 from aftertune.errors import InputError, StorageError
 from aftertune.exchange.results_file import samples_name
-from aftertune.provenance import redact
+from aftertune.provenance import public_source
 from aftertune.sources.cache import write_atomic
 from aftertune.values import Answer, Evaluation, Item, Request, Response, Score, TaskSettings
 
@@ -68,12 +68,6 @@ def send(evaluation: Evaluation, items: Sequence[Item], answers: Sequence[Answer
     except OSError as error:
         raise StorageError(f"{home}: cannot be written ({error.strerror}); choose another place with --out") from None
     return Written(path, tuple(paths), left_out)
-
-
-def public_source(source: str) -> str:
-    """A model source without the folders of this machine: a Hub id and a package file stay as they are."""
-    local = source.startswith(("/", ".", "~", "\\")) or re.match(r"[A-Za-z]:[\\/]", source) or source.count("/") > 1
-    return redact(source if source.startswith("package:") or not local else Path(source.replace("\\", "/")).name)
 
 
 def _begun(evaluation: Evaluation) -> datetime | None:

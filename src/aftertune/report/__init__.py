@@ -6,6 +6,7 @@
 Nothing here computes a verdict; everything here shows one. The same input gives the same bytes.
 """
 
+from aftertune.report.card import Card, write_card
 from aftertune.report.data import data_facts
 from aftertune.report.document import make_folder, write_document
 from aftertune.report.flips import write_flips
@@ -20,6 +21,7 @@ from aftertune.report.terminal import terminal_scores, terminal_summary, termina
 from aftertune.report.watch import watch_text
 
 __all__ = [
+    "Card",
     "ScoreLine",
     "Studied",
     "VerdictLine",
@@ -37,6 +39,7 @@ __all__ = [
     "verdict_table",
     "watch_text",
     "watermark",
+    "write_card",
     "write_document",
     "write_flips",
     "write_junit",

@@ -12,24 +12,22 @@ from collections.abc import Sequence
 
 from aftertune.report import format as fmt
 from aftertune.report import markdown as md
+from aftertune.report.blocks import comparison_blocks, score_blocks
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
 from aftertune.report.families import Family, families, tuning_of
-from aftertune.report.generated import Answers, form_text, format_table, shift_text
+from aftertune.report.generated import Answers, format_table
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
-from aftertune.report.observations import lineage_note, observations, watermark
+from aftertune.report.observations import observations
 from aftertune.report.reported import Audited, reported_sections
 from aftertune.report.seeds import seed_observations, seeds_section
 from aftertune.report.table import (
     beyond_noise,
     early_text,
     error_text,
-    held_out_line,
     metrics_by_task,
     performance,
     proven_best,
-    score_table,
     value_text,
-    verdict_table,
 )
 from aftertune.values import Comparison, Contrast, Evaluation, Tuning
 
@@ -57,7 +55,8 @@ def write_record(
         blocks += ["## Comparative Analysis", *_sizes(evaluations, tunings),
                    *_performance(evaluations, comparisons)]
         for comparison in comparisons:
-            blocks += _comparison(comparison)
+            blocks += [f"### Comparison {md.text(comparison.id)}: {md.text(comparison.tuned_name)} against "
+                       f"{md.text(comparison.base_name)}", *comparison_blocks(comparison)]
         blocks += [*seeds_section(contrasts), "### Key Observations", _observations(comparisons, contrasts)]
         blocks += ["---", "## Task Descriptions", _descriptions(evaluations)]
     return "\n\n".join(blocks) + "\n"
@@ -80,17 +79,7 @@ def _evaluation(evaluation: Evaluation, home: Family, tuning: Tuning | None, ans
     blocks = [f"### {md.text(evaluation.name)}{f' ({md.text(kind)})' if kind else ''}"]
     if evaluation.status != "done":
         blocks.append(f"*Not finished (status: {md.text(evaluation.status)}).*")
-    lines = score_table(evaluation)
-    if lines:
-        rows = []
-        for line in lines:
-            cells = [line.metric, line.result, line.error, line.interval,
-                     f"{line.n} ({line.part})" if line.part else line.n]
-            first = md.text(line.title)
-            bold = [f"**{first}**", md.text(cells[0]), f"**{cells[1]}**", *map(md.text, cells[2:])]
-            rows.append(bold if line.primary else [first, *map(md.text, cells)])
-        blocks.append(md.table(
-            ["Task", "Metric", "Result", "Error range (±1 SE)", "95 % interval", "n"], rows))
+    blocks += score_blocks(evaluation)
     for form in format_table(evaluation, answers.get(evaluation.id, ())):
         blocks.append(f"Format of the generated answers on {md.text(form.title)}: of {form.n}, "
                       f"{form.cut_off} cut off at the token limit, {form.no_answer} without an extractable "
@@ -144,38 +133,6 @@ def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Compar
     return ["### Performance Comparison Table", md.table(head, rows),
             "± is one standard error. Bold: better than every other column beyond the noise, by the verdicts "
             "below; a row without bold has no proven best."]
-
-
-def _comparison(comparison: Comparison) -> list[str]:
-    title = f"### Comparison {md.text(comparison.id)}: {md.text(comparison.tuned_name)} against " \
-            f"{md.text(comparison.base_name)}"
-    blocks = [title]
-    if mark := watermark(comparison):
-        blocks.append(f"> **{md.text(mark)}**")
-    blocks.append(md.text(lineage_note(comparison)))
-    rows = []
-    for line in verdict_table(comparison):
-        verdict = f"**{line.told}**" if line.told else fmt.DASH
-        verdict += f" ({md.text(line.note)})" if line.note else ""
-        rows.append([f"**{md.text(line.title)}**" if line.primary else md.text(line.title),
-                     md.text(line.metric), line.n, line.base, line.tuned, line.difference, line.interval,
-                     line.margin if line.primary else fmt.DASH, line.p, line.flips, verdict])
-    blocks.append(md.table(["Task", "Metric", "n", "Base", "Tuned", "Difference (points)", "95 % interval",
-                            "Margin", "Adjusted p", "Gained / lost", "Verdict"], rows))
-    if comparison.held_out is not None:
-        blocks.append(md.table(["Held-out examples", "Loss before", "Loss after",
-                                "Difference (nats per token)", "95 % interval"],
-                               [list(held_out_line(comparison.held_out))]))
-    for shift in comparison.forms:
-        blocks.append(f"Form of the answers on {md.text(task_title(shift.task))}: {md.text(comparison.base_name)}: "
-                      f"{form_text(shift.base)}; {md.text(comparison.tuned_name)}: {form_text(shift.tuned)}"
-                      f"{'; ' + shift_text(shift) if shift.lost else ''}.")
-    others = [d for d in comparison.differences if not d.blocking]
-    if others:
-        blocks.append("Also different: " + "; ".join(
-            f"{md.text(d.field)} ({md.text(comparison.base_name)}: {md.text(fmt.visible(d.left, 80))}, "
-            f"{md.text(comparison.tuned_name)}: {md.text(fmt.visible(d.right, 80))})" for d in others) + ".")
-    return blocks
 
 
 def _observations(comparisons: Sequence[Comparison], contrasts: Sequence[Contrast]) -> str:

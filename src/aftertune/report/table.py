@@ -117,6 +117,20 @@ def part_text(task: TaskSettings | None) -> str:
     return f"first {of}"
 
 
+def score_part(evaluation: Evaluation, name: str) -> str:
+    """Which items a score stands on, "" for all of them: those of a task, or of the tasks of a group."""
+    task, early = evaluation.task(name), evaluation.stopped(name)
+    if task is not None:
+        return part_text(task)
+    if early is not None:
+        return early_text(*early)
+    inside = [t for t in evaluation.tasks if name in t.groups]
+    if not any(t.partial for t in inside):
+        return ""
+    of = f"{fmt.count(sum(t.n for t in inside))} of {fmt.count(sum(t.n_total for t in inside))}"
+    return f"{of} over its {len(inside)} tasks"
+
+
 def early_text(used: int, total: int) -> str:
     """What is said of a figure from a task or group that was stopped early."""
     return f"stopped early after {fmt.count(used)} of {fmt.count(total)}: an early estimate, not the score"
@@ -135,7 +149,7 @@ def score_table(evaluation: Evaluation) -> list[ScoreLine]:
             error=fmt.DASH if early else error_text(score),
             interval=" to ".join(value_text(score.metric, v) for v in interval) if interval else fmt.DASH,
             n=fmt.count(score.n), primary=score.primary,
-            part=part_text(evaluation.task(score.task)) or (early_text(*early) if early else ""),
+            part=score_part(evaluation, score.task),
             certain=not early and score.stderr == 0 and interval is not None and interval[0] < interval[1]))
     return lines
 

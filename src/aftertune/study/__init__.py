@@ -31,6 +31,7 @@ from aftertune.study.evals import TaskSpec as TaskSpec
 from aftertune.study.matrix import matrix_schema
 from aftertune.study.overrides import overrides, whole
 from aftertune.study.places import DATA_FILES as DATA_FILES
+from aftertune.study.places import HUB_NAMES as HUB_NAMES
 from aftertune.study.places import anchored_data, anchored_replay, anchored_task
 from aftertune.study.places import on_hub as on_hub
 from aftertune.study.presets import with_defaults

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 #: Endings of data files; a name without one may be a data set of the Hub.
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+#: Data sets of the Hub that have a short name here.
+HUB_NAMES = {"alpaca": "tatsu-lab/alpaca", "alpaca-cleaned": "yahma/alpaca-cleaned"}
 
 
 def anchored(path: Path | None, folder: Path) -> Path | None:

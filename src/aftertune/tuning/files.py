@@ -19,12 +19,10 @@ from typing import Any
 
 from aftertune.errors import InputError, SourceError, nearest
 from aftertune.sources.hub import offline
-from aftertune.study import on_hub
+from aftertune.study import HUB_NAMES, on_hub
 
 #: File names' endings, and how such a file is read.
 KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-#: Data sets of the Hub that have a short name here.
-NAMES = {"alpaca": "tatsu-lab/alpaca", "alpaca-cleaned": "yahma/alpaca-cleaned"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +35,17 @@ class Line:
 
 def read_rows(path: Path, encoding: str = "utf-8", split: str = "train") -> list[Line]:
     """The rows of a file, in its order; where there is no such file, those of a data set of the Hub: ``owner/name``, or
-    one of NAMES. ``split`` is for the latter.
+    one of HUB_NAMES. ``split`` is for the latter.
 
     Raises InputError for a missing or empty file, an unknown kind, bytes that are not of ``encoding``, and a file that
     is damaged as a whole; SourceError for what the Hub does not give.
     """
     kind = KINDS.get(path.suffix.lower())
     if not path.is_file():
-        if on_hub(path) and (str(path) in NAMES or ("/" in str(path) and not path.parent.is_dir())):
-            return _hub(NAMES.get(str(path), str(path)), split)
+        if on_hub(path) and (str(path) in HUB_NAMES or ("/" in str(path) and not path.parent.is_dir())):
+            return _hub(HUB_NAMES.get(str(path), str(path)), split)
         raise InputError(f"{path}: no such data file; give a .jsonl, .json, .csv or .parquet file, a Hub data set "
-                         f"(owner/name), or one of {', '.join(NAMES)}")
+                         f"(owner/name), or one of {', '.join(HUB_NAMES)}")
     if kind is None:
         raise InputError(f"{path}: unknown kind of file {path.suffix!r}{nearest(path.suffix, list(KINDS))}; use one of "
                          f"{', '.join(KINDS)}")
