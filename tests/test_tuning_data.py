@@ -206,6 +206,9 @@ def test_another_encoding_is_read_where_it_is_named(tmp_path):
 
 @pytest.mark.parametrize(("error", "found"), [
     (ValueError('Unknown split "tran". Should be one of [\'train\', \'test\'].'), "it has 'train', 'test'"),
+    (ValueError("Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']\nExample"),
+     "the subsets 'main', 'socratic'; choose one with data.subset"),
+    (ValueError("BuilderConfig 'mian' not found. Available: ['main', 'socratic']"), "the subsets 'main', 'socratic';"),
     (RuntimeError("Dataset scripts are no longer supported, but found x.py"), "loading script"),
     (OSError("Dataset 'a/b' is a gated dataset on the Hub. Visit https://x?token=hf_secret"), "accept its terms"),
     (ConnectionError("Couldn't reach https://hf.co with hf_secret"), "offline or the Hub cannot be reached"),
@@ -230,13 +233,14 @@ def test_a_data_set_of_the_hub_is_read_by_its_name(monkeypatch):
 
     asked = []
 
-    def load(name, split):
-        asked.append((name, split))
+    def load(name, subset, split):
+        asked.append((name, subset, split))
         return datasets.Dataset.from_list([{"instruction": "a", "input": "", "output": "b"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert read_examples(Path("alpaca")) == read_examples(Path("tatsu-lab/alpaca")) == [Example((("user", "a"),), "b")]
-    assert asked == [("tatsu-lab/alpaca", "train")] * 2
+    read_examples(Path("openai/gsm8k"), Reading(subset="main", split="test"))
+    assert asked == [("tatsu-lab/alpaca", None, "train")] * 2 + [("openai/gsm8k", "main", "test")]
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "\ufeff"])

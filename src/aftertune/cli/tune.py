@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learning-rate", "dtype": "--dtype",
           "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
           "max_length": "--max-length", "format": "--format", "template": "--template", "split": "--split",
-          "learn": "--learn", "replay.share": "--replay-share",
+          "subset": "--subset", "learn": "--learn", "replay.share": "--replay-share",
           "max_steps": "--max-steps", "name": "--name", "held_out": "--held-out", "validation": "--validation",
           "schedule": "--schedule", "early_stop.every": "--validate-every", "early_stop.patience": "--patience"}
 
@@ -35,6 +35,7 @@ def tune(
     field: Annotated[list[str] | None, typer.Option(help="Another name for a field: prompt=question.")] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of a text file.")] = "utf-8",
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    subset: Annotated[str | None, typer.Option(help="Subset of a Hub data set that has several.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable rows out, counted.")] = False,
     held_out: Annotated[float | None, typer.Option(
         help="Share kept out of training for the loss; a tenth, about 1,000 at most.")] = None,
@@ -108,7 +109,7 @@ def tune(
         source = DataSpec(
             file=data, examples=examples, held_out=held_out, validation=validation,
             format=data_format, fields=_pairs(field or []),  # type: ignore[arg-type]
-            encoding=encoding, split=split, skip_bad=skip_bad)
+            encoding=encoding, split=split, subset=subset, skip_bad=skip_bad)
         spec = TuneSpec(data=source, **_said(values))
     except ValidationError as error:
         raise fields(error, _FLAGS) from None

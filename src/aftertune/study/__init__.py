@@ -45,7 +45,7 @@ class DataSource(Spec):
     """Examples: a .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).
 
     format: auto tells the forms apart by a row's keys. fields: our names -> the file's, where they differ.
-    split: of a Hub data set. skip_bad: leave unreadable rows out, counted. A file's name alone stands for all of it.
+    split, subset: of a Hub data set. skip_bad: leave unreadable rows out, counted. A file's name alone stands for all of it.
     """
 
     file: Path
@@ -53,6 +53,7 @@ class DataSource(Spec):
     fields: dict[str, str] = Field(default_factory=dict)
     encoding: str = "utf-8"
     split: str = "train"
+    subset: str | None = None
     skip_bad: bool = False
 
     @model_validator(mode="before")

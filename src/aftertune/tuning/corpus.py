@@ -116,7 +116,7 @@ def _sides(spec: DataSpec, examples: list[Example], account: Account
 def _distinct(source: DataSource, account: Account) -> list[Example]:
     """The examples of a file, each once."""
     reading = Reading(form=source.format, fields=source.fields, encoding=source.encoding, split=source.split,
-                      skip_bad=source.skip_bad)
+                      subset=source.subset, skip_bad=source.skip_bad)
     examples = read_examples(source.file, reading, account)
     kept, exact = distinct(examples)
     account.counts |= {"duplicates": exact, "alike": len(examples) - len(kept) - exact}

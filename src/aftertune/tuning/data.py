@@ -80,6 +80,7 @@ class Reading:
     fields: Mapping[str, str] = field(default_factory=dict)
     encoding: str = "utf-8"
     split: str = "train"
+    subset: str | None = None
     skip_bad: bool = False
 
 
@@ -91,7 +92,7 @@ def read_examples(path: Path, reading: Reading | None = None, account: Account |
     Hub does not give.
     """
     reading = reading or Reading()
-    rows = read_rows(path, reading.encoding, reading.split)
+    rows = read_rows(path, reading.encoding, reading.split, reading.subset)
     found, bad = [], []
     for row in rows:
         try:

@@ -33,9 +33,9 @@ class Line:
     value: Any
 
 
-def read_rows(path: Path, encoding: str = "utf-8", split: str = "train") -> list[Line]:
+def read_rows(path: Path, encoding: str = "utf-8", split: str = "train", subset: str | None = None) -> list[Line]:
     """The rows of a file, in its order; where there is no such file, those of a data set of the Hub: ``owner/name``, or
-    one of HUB_NAMES. ``split`` is for the latter.
+    one of HUB_NAMES. ``split`` and ``subset`` are for the latter.
 
     Raises InputError for a missing or empty file, an unknown kind, bytes that are not of ``encoding``, and a file that
     is damaged as a whole; SourceError for what the Hub does not give.
@@ -43,7 +43,7 @@ def read_rows(path: Path, encoding: str = "utf-8", split: str = "train") -> list
     kind = KINDS.get(path.suffix.lower())
     if not path.is_file():
         if on_hub(path) and (str(path) in HUB_NAMES or ("/" in str(path) and not path.parent.is_dir())):
-            return _hub(HUB_NAMES.get(str(path), str(path)), split)
+            return _hub(HUB_NAMES.get(str(path), str(path)), split, subset)
         raise InputError(f"{path}: no such data file; give a .jsonl, .json, .csv or .parquet file, a Hub data set "
                          f"(owner/name), or one of {', '.join(HUB_NAMES)}")
     if kind is None:
@@ -137,12 +137,12 @@ def _parquet(path: Path) -> Iterator[Line]:
                          "again") from None
 
 
-def _hub(name: str, split: str) -> list[Line]:
+def _hub(name: str, split: str, subset: str | None) -> list[Line]:
     """The rows of a data set of the Hub, or of its local cache."""
     from datasets import load_dataset
 
     try:
-        data = load_dataset(name, split=split)
+        data = load_dataset(name, subset, split=split)
     except Exception as error:
         raise SourceError(_told(error, name, split)) from None
     return [Line(f"{name}: row {number}", value) for number, value in enumerate(data)]
@@ -155,6 +155,9 @@ def _told(error: Exception, name: str, split: str) -> str:
     if "nknown split" in text:
         found = text.partition("Should be one of")[2].strip(" .[]") or "others"
         return f"{name}: has no split {split!r}; it has {found[:200]}; choose one with data.split (--split)"
+    if "Config name is missing" in text or ("BuilderConfig" in text and "not found" in text):
+        found = text.partition("configs: [" if "missing" in text else "Available: [")[2].partition("]")[0] or "several"
+        return f"{name}: has the subsets {found[:200]}; choose one with data.subset (--subset)"
     if "scripts are no longer supported" in text or "trust_remote_code" in text:
         return (f"{name}: is a data set with a loading script, which would run foreign code; use its Parquet files (on "
                 "the Hub: revision refs/convert/parquet)")
