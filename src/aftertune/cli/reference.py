@@ -1,0 +1,78 @@
+"""The reference of the command line as Markdown, from the commands themselves: ``python -m aftertune.cli.reference``.
+
+`make docs` writes it to docs/commands.md, and a test holds that file against it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+
+def reference() -> str:
+    """Every verb with its help, its arguments, and its options with their defaults."""
+    import typer
+
+    from aftertune.cli import app
+
+    group: Any = typer.main.get_command(app)
+    blocks = ["# Commands", "Written by `make docs` from the program itself: what the `--help` of each verb says.",
+              "Before the verb: " + " ".join(f"`{p.opts[0]}`: {_text(p.help)}" for p in group.params),
+              _text(group.epilog), " · ".join(f"[{verb}](#{verb})" for verb in group.commands)]
+    for verb, command in group.commands.items():
+        blocks += _verb(verb, command)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _verb(verb: str, command: Any) -> list[str]:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
+    usage = " ".join([f"aftertune {verb}", *map(_place, arguments), *(f"{p.opts[0]} {p.name.upper()}" for p in options
+                                                                      if p.required), "[OPTIONS]"])
+    blocks = [f"## {verb}", _text(" ".join(command.help.split())), f"```text\n{usage}\n```"]
+    if arguments:
+        blocks.append(_table(("argument", "what it is"), ((f"`{_place(p)}`", _text(p.help)) for p in arguments)))
+    rows = ((", ".join(f"`{name}`" for name in (*p.opts, *p.secondary_opts)), _default(p), _told(p)) for p in options)
+    return [*blocks, _table(("option", "default", "what it does"), rows)]
+
+
+def _place(argument: Any) -> str:
+    """An argument as it stands in the usage line."""
+    name = argument.metavar or argument.name.upper()
+    if argument.nargs == -1:
+        name = f"{name}..."
+    return name if argument.required else f"[{name}]"
+
+
+def _default(option: Any) -> str:
+    """An option's default; nothing for a flag that is off, and for what is left to the program."""
+    if option.required:
+        return "required"
+    if option.is_flag:
+        return f"`{option.opts[0]}`" if option.default else ""
+    return "" if option.default is None else f"`{option.default}`"
+
+
+def _told(option: Any) -> str:
+    """An option's help, the numbers that it allows, and whether it may be given again."""
+    low, high = option.min, option.max
+    allowed = f"from {low:g} to {high:g}" if low is not None and high is not None else \
+        f"{low:g} or more" if low is not None else f"{high:g} at most" if high is not None else ""
+    again = "repeatable" if option.multiple and "epeatable" not in option.help else ""
+    return " ".join([_text(option.help), *(f"({one})" for one in (allowed, again) if one)])
+
+
+def _text(text: str) -> str:
+    """Help as Markdown: only its code spans are more than text."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(p if p.startswith("`") else re.sub(r"([*_|~\[\]])", r"\\\1", p).replace("<", "&lt;") for p in parts)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
