@@ -92,7 +92,8 @@ def test_margins() -> None:
 
 
 def test_what_a_verdict_needs_is_planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = ["--task", "hellaswag", "--task", "gsm8k", "--task", "mmlu_high_school_computer_science", "--task", "own=500"]
+    names = ("hellaswag", "gsm8k", "mmlu_high_school_computer_science", "own=500")
+    tasks = [word for name in names for word in ("--task", name)]
     assert call(monkeypatch, "plan-items", *tasks, "--discordance", "8") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "mmlu_high_school_computer_science: \"kept\" within 2 points cannot be decided with this task" in shown

@@ -45,7 +45,8 @@ class DataSource(Spec):
     """Examples: a .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).
 
     format: auto tells the forms apart by a row's keys. fields: our names -> the file's, where they differ.
-    split, subset: of a Hub data set. skip_bad: leave unreadable rows out, counted. A file's name alone stands for all of it.
+    split, subset: of a Hub data set. skip_bad: leave unreadable rows out, counted. A file's name alone stands for all
+    of it.
     """
 
     file: Path
