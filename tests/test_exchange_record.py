@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aftertune.cli.console import guarded
 from aftertune.errors import InputError
-from aftertune.exchange import audit, known, pairing_text, receive
+from aftertune.exchange import audit, judge, judged, known, pairing_text, receive
 from aftertune.exchange.markdown import read_record
 from aftertune.ledger import Ledger
 from exchange_cases import record
@@ -119,7 +120,7 @@ def test_import_is_idempotent_and_marked_wherever_it_is_shown(
     text = call("record", "--out", "-")
     assert "## 1. Llama 3.2 Models (1.2B) (reported)" in text
     assert "| GSM8K | Flexible Extract | 33.51% | ±1.30% |" in text
-    assert text.count("not reproducible as k/n") == 3
+    assert text.count("not reproducible as k/n") == 6  # beside its figure, and among the departures
     assert "planned with: `./scripts/run.sh small qlora true`" in text
     assert json.loads(call("audit", "record.md", "--json"))["ok"] is False
     monkeypatch.setattr(sys, "argv", ["aftertune", "audit", "record.md", "--strict"])
@@ -185,9 +186,51 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
                     "| <img src=x> \\| a | 45.2% |\n\n- **Model Path**: `a` <b>\n", encoding="utf-8")
     from aftertune.report import write_record
 
-    rows = read_record(path).rows
-    text = write_record([], [], [], title="t", reported=[(r, "") for r in rows])
+    text = write_record([], [], [], title="t", reported=[judge(read_record(path))])
     assert "<script>" not in text
     assert "<img" not in text
     assert "\u202e" not in text
     assert "[x](javascript" not in text
+
+
+def test_a_record_shows_the_document_with_its_audit_and_says_where_it_departs(file: Path, tmp_path: Path) -> None:
+    from aftertune.report import Planned, write_record
+
+    planned = [Planned(study="s", name=name, base=base, model=f"owner/{base}",
+                       command=f"aftertune run s.yaml --only {name}")
+               for name, base in (("base-llama-3.2-1b", "base-llama-3.2-1b"), ("tinyllama-base", "tinyllama-base"),
+                                  ("tinyllama-qlora", "tinyllama-base"), ("other-x", "other"))]
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        receive(file, ledger=ledger)
+        documents = judged(ledger)
+        text = write_record([], [], [], title="t", reported=documents, planned=planned)
+        assert write_record([], [], [], title="t", reported=judged(ledger), planned=planned) == text
+    (document,) = documents
+    assert document.columns == ("Base Llama 3.2 1B", LORA)
+    assert ("hellaswag", "acc", "none") not in document.best
+    assert document.best["gsm8k", "exact_match", "strict-match"] == "Base Llama 3.2 1B"
+    assert "| **33.51% ± 1.30%** | 2.81% ± 0.45% |" in text
+    assert "| Accuracy | 45.23% ± 0.50% | 45.84% ± 0.50% |" in text
+    assert f"HellaSwag, Accuracy: 45.84% ± 0.50% of {LORA} is not bold here" in text
+    assert text.count("stands as printed and is marked †") == 3
+    assert "the definition of Normalized Accuracy is wrong" in text
+    assert "the definition of 'Accuracy' is replaced" in text
+    observed = text[text.index("### Key Observations"):text.index("### Departures")]
+    assert f"{TUNED} against Base Llama 3.2 1B: established by the summary alone: GSM8K, Flexible Extract" in observed
+    assert "forgot" not in observed
+    tiny = text[text.index("## 2. TinyLlama"):text.index("## 3. ")]
+    assert "*To be measured here with: `aftertune run s.yaml --only tinyllama-qlora`*" in tiny
+    assert "planned with: `aftertune run s.yaml --only tinyllama-base`" in tiny
+    assert "other (reported)" not in text
+    assert "### other-x (Not Evaluated)" in text[text.index("## 4. other"):]
+    future = text[text.index("## Future Work"):]
+    assert future.count("- [ ] ") == 4 + 1
+    assert "aftertune run s.yaml --only other-x" in future
+
+
+def test_where_the_best_figure_cannot_be_checked_nothing_is_bold(file: Path) -> None:
+    """With the row that cannot be as a column, GSM8K has no proven best."""
+    document = read_record(file)
+    every = judge(replace(document, remarks=()))
+    assert QLORA in every.columns
+    assert ("gsm8k", "exact_match", "strict-match") not in every.best

@@ -103,7 +103,7 @@ def test_whatever_others_wrote_stays_text(study):
     flips = {c.id: [hostile(f) for f in study.flips[c.id]] for c in comparisons}
     evaluations = [replace(hostile(e), tuning=e.tuning) for e in study.evaluations[:3]]
     page = write_page(evaluations, [hostile(t) for t in study.tunings[:2]], comparisons, title=HOSTILE, flips=flips,
-                      reported=[(hostile(r), HOSTILE) for r, _ in study.reported])
+                      reported=[hostile(r) for r in study.reported])
     outline = Outline.of(page)
     assert not {"script", "img"} & set(outline.tags)
     assert outline.handlers == []

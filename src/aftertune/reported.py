@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from aftertune.values import ModelIdentity
 
+#: (task, metric, filter) of a score.
+ScoreName = tuple[str, str, str]
 #: Begins the place of a fingerprint where nobody read the weights.
 UNPROVEN = "unproven:"
 
@@ -76,3 +78,40 @@ class Remark:
     def of(cls, row: Mapping[str, Any]) -> Remark:
         """From a row of the ledger's remarks."""
         return cls(**{k: row[k] for k in cls.__dataclass_fields__ if k in row})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A difference between two models of a document. points: in percent; family: both stand in one section, so that
+    the document may speak of forgetting; told: "established" by the summary alone, "open" where the paired answers
+    would decide, "not shown", or "cannot be checked"."""
+
+    base: str
+    tuned: str
+    score: ScoreName
+    points: float
+    family: bool
+    told: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A document of others with what an audit says of it.
+
+    rows: its scores and planned models, each with the audit's mark and text ("" for a planned model); columns: the
+    models that its table of performance has; best: of each score the model of these that the summary alone proves
+    better than every other; findings: (where, what) else the reader should know.
+    """
+
+    source: str
+    rows: tuple[tuple[Reported, str], ...]
+    remarks: tuple[Remark, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    findings: tuple[tuple[str, str], ...] = ()
+    columns: tuple[str, ...] = ()
+    best: Mapping[ScoreName, str] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> tuple[tuple[Reported, str], ...]:
+        """The rows with a figure."""
+        return tuple((row, said) for row, said in self.rows if row.planned is None)

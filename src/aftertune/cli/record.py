@@ -11,12 +11,14 @@ from aftertune.cli.console import emit
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
-    from aftertune.reported import Reported
+    from aftertune.report import Planned
+    from aftertune.reported import Judged
     from aftertune.values import Answer, Comparison, Contrast, Evaluation, Tuning
 
 _OUT = typer.Option(help="File to write; - for stdout.")
 _TITLE = typer.Option(help="Title of the document.")
 _ONLY = typer.Option(help="Ids or names of evaluations; all by default. Repeatable.")
+_STUDY = typer.Option(help="A study file: what of it is not evaluated stands there with its command. Repeatable.")
 _JSON = typer.Option("--json", help="One JSON object on stdout.")
 
 
@@ -24,15 +26,16 @@ def record(
     out: Annotated[str, _OUT] = "record.md",
     title: Annotated[str, _TITLE] = "Model evaluation record",
     only: Annotated[list[str] | None, _ONLY] = None,
+    study: Annotated[list[Path] | None, _STUDY] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Write the Markdown record of the ledger."""
     from aftertune.report import write_record
 
-    reported = [] if only else _reported()
-    evaluations, tunings, comparisons, answers = _gather(only or [], empty=bool(reported))
+    reported, planned = ([], []) if only else (_reported(), _planned(study or []))
+    evaluations, tunings, comparisons, answers = _gather(only or [], empty=bool(reported or planned))
     _write(write_record(evaluations, tunings, comparisons, title=title, answers=answers, reported=reported,
-                        contrasts=_contrasts(evaluations, tunings, comparisons)), out, as_json)
+                        contrasts=_contrasts(evaluations, tunings, comparisons), planned=planned), out, as_json)
 
 
 def report(
@@ -66,15 +69,30 @@ def _contrasts(evaluations: list[Evaluation], tunings: list[Tuning], comparisons
         return contrasts(evaluations, tunings, margins=margins, ledger=ledger)
 
 
-def _reported() -> list[tuple[Reported, str]]:
-    """Every reported score with what the audit says of it."""
-    from aftertune.exchange import check
+def _reported() -> list[Judged]:
+    """Every imported document with what the audit says of it."""
+    from aftertune.exchange import judged
     from aftertune.ledger import Ledger
-    from aftertune.reported import Reported
 
     with Ledger(create=False) as ledger:
-        rows = [Reported.of(row) for row in ledger.reported()]
-    return [(row, "" if row.planned is not None else f"{check(row).mark}: {check(row).text}") for row in rows]
+        return judged(ledger)
+
+
+def _planned(files: list[Path]) -> list[Planned]:
+    """What is not evaluated of the studies in these files, and of those that the ledger knows besides."""
+    import contextlib
+
+    from aftertune.ledger import Ledger
+    from aftertune.pipeline import unevaluated
+    from aftertune.study import Study
+
+    given = {study.study: (study, str(file)) for file, study in ((file, Study.load(file)) for file in files)}
+    with Ledger(create=bool(files)) as ledger:
+        for stored in ledger.studies():
+            if stored.name not in given:
+                with contextlib.suppress(ValueError):  # a study of another version of this program
+                    given[stored.name] = (Study.model_validate_json(stored.yaml), "")
+        return [one for study, file in given.values() for one in unevaluated(study, ledger=ledger, file=file)]
 
 
 def _gather(only: list[str], *, empty: bool = False

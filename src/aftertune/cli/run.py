@@ -39,7 +39,7 @@ def run(
     from aftertune.study import Study
 
     loaded = Study.load(study, sets or ())
-    result = execute(loaded, out or Path("runs") / loaded.study, Choice(tuple(only or ()), keep_going))
+    result = execute(loaded, out or Path("runs") / loaded.study, Choice(tuple(only or ()), keep_going, str(study)))
     show(result, as_json)
     if result.failed:
         cells = "; ".join(f"{name}: {why}" for name, why in result.failed)

@@ -10,8 +10,9 @@ from aftertune.exchange.arrivals import Arrival, receive
 from aftertune.exchange.audits import Audit, Check, Claim, Finding, audit, check, pairing_text
 from aftertune.exchange.departures import Written, send
 from aftertune.exchange.grids import Grid, as_csv, as_json, as_latex, comparison_grid, overview_grid, scores_grid
+from aftertune.exchange.judged import judge, judged
 from aftertune.exchange.prompts import rebuilt
 
 __all__ = ["Arrival", "Audit", "Check", "Claim", "Finding", "Grid", "Written", "as_csv", "as_json", "as_latex",
-           "audit", "check", "comparison_grid", "overview_grid", "pairing_text", "rebuilt", "receive",
-           "scores_grid", "send"]
+           "audit", "check", "comparison_grid", "judge", "judged", "overview_grid", "pairing_text", "rebuilt",
+           "receive", "scores_grid", "send"]

@@ -13,12 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aftertune.pipeline.cells import Cell, cells_of, chosen
-from aftertune.pipeline.planning import PlannedCell, plan
+from aftertune.pipeline.planning import PlannedCell, plan, unevaluated
 
 if TYPE_CHECKING:
     from aftertune.pipeline.running import Choice, Result, run
 
-__all__ = ["Cell", "Choice", "PlannedCell", "Result", "cells_of", "chosen", "plan", "run"]
+__all__ = ["Cell", "Choice", "PlannedCell", "Result", "cells_of", "chosen", "plan", "run", "unevaluated"]
 
 
 def __getattr__(name: str) -> Any:

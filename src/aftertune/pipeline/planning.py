@@ -15,7 +15,7 @@ import shlex
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from aftertune.errors import AftertuneError
 from aftertune.ledger import Ledger
@@ -27,6 +27,9 @@ from aftertune.sources import resolve_model
 from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, on_hub
 from aftertune.study.presets import known
+
+if TYPE_CHECKING:
+    from aftertune.report import Planned
 
 Status = Literal["planned", "running", "done", "failed", "reported"]
 
@@ -53,6 +56,28 @@ def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = N
     with held(out or Path("runs") / study.study) as free:
         return [_planned(cell, stored.get(cell.name), _Facts(study, costs, file, stale, reported, running=not free))
                 for cell in cells]
+
+
+def unevaluated(study: Study, *, ledger: Ledger, file: str = "") -> list[Planned]:
+    """The models of a study that the ledger has no evaluation of as the study says it now, for the record. file: the
+    study's, for the commands."""
+    from aftertune.report import Planned
+
+    cells = cells_of(study)
+    stored = {c.name: c for c in ledger.cells(study.study)} if _known(ledger, study) else {}
+    stale = set(changed(_before(ledger, study), cells))
+    found = []
+    for cell in cells:
+        state = stored.get(cell.name)
+        if cell.kind == "tuning" or (state and state.status == "done" and cell.name not in stale):
+            continue
+        base = study.tunings[cell.subject].base if cell.kind == "tuned" else cell.subject
+        failed = next((s for s in (state, stored.get(f"tune {cell.subject}")) if s and s.status == "failed"), None)
+        found.append(Planned(
+            study=study.study, name=cell.subject, base=base, model=study.bases[base].model,
+            command=f"aftertune run {shlex.quote(file or f'{study.study}.yaml')} --only {shlex.quote(cell.subject)}",
+            state=f"failed: {failed.error}" if failed else "planned"))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

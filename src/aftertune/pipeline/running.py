@@ -19,6 +19,7 @@ from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.pipeline.alone import alone
 from aftertune.pipeline.cells import Cell, cells_of, changed, chosen
+from aftertune.pipeline.planning import unevaluated
 from aftertune.report import Studied, make_folder, write_document, write_page, write_record
 from aftertune.sources import Bases
 from aftertune.study import EvalSpec, Study, TaskSpec
@@ -36,10 +37,11 @@ Turn = Callable[[str, str], None]
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Which cells are run. only: names or patterns, all where empty; keep_going: a failed cell stops only what needs
-    it."""
+    it; file: the study's, for the commands of what is not run."""
 
     only: tuple[str, ...] = ()
     keep_going: bool = False
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class _Run:
         if first is not None and not self.values:
             raise first
         self._recall()
-        return self._write()
+        return self._write(choice.file)
 
     def _recall(self) -> None:
         """What earlier runs made of the other cells."""
@@ -198,7 +200,7 @@ class _Run:
         return {"dtype": study.dtype, "device": study.device, "engine": study.engine,
                 "apply_chat_template": study.apply_chat_template, "task_source": study.task_source}
 
-    def _write(self) -> Result:
+    def _write(self, file: str) -> Result:
         """Compare what was evaluated, bases first in the order of the study, and write."""
         study = self.study
         bases = {name: self.values[f"evaluate {name}"] for name in study.bases if f"evaluate {name}" in self.values}
@@ -213,7 +215,8 @@ class _Run:
         title = f"Study: {study.study}"
         record, page = self.out / "record.md", self.out / "report.html"
         write_document(record, write_record(evaluations, tunings, comparisons, title=title, answers=answers,
-                                            contrasts=over))
+                                            contrasts=over,
+                                            planned=unevaluated(study, ledger=self.ledger, file=file)))
         flips = flips_of(comparisons, answers, ledger=self.ledger)
         write_document(page, write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips,
                                         study=Studied(cells=self.ledger.cells(study.study), contrasts=over)))

@@ -15,6 +15,7 @@ from aftertune.report.gate import gate_reason, gate_text, write_junit, write_jun
 from aftertune.report.observations import watermark
 from aftertune.report.page import Studied, write_page
 from aftertune.report.record import write_record
+from aftertune.report.sections import Planned
 from aftertune.report.seeds import seed_observations
 from aftertune.report.table import ScoreLine, VerdictLine, score_interval, score_table, verdict_table
 from aftertune.report.terminal import terminal_scores, terminal_summary, terminal_table
@@ -22,6 +23,7 @@ from aftertune.report.watch import watch_text
 
 __all__ = [
     "Card",
+    "Planned",
     "ScoreLine",
     "Studied",
     "VerdictLine",

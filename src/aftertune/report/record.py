@@ -2,13 +2,14 @@
 
     write_record([base, careful], [tuning], [comparison], title="Model Evaluation Results Record")
 
-A numbered section per base model with a ``###`` per evaluation (its table, its metadata list), then
-Comparative Analysis, Key Observations and Task Descriptions. The same input gives the same bytes.
+A numbered section per base model with a ``###`` per evaluation (its table, its metadata list), beside what others
+reported of it and what is planned; then Comparative Analysis, Key Observations, Task Descriptions and Future Work.
+The same input gives the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aftertune.report import format as fmt
 from aftertune.report import markdown as md
@@ -18,9 +19,20 @@ from aftertune.report.families import Family, families, tuning_of
 from aftertune.report.generated import Answers, format_table
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
 from aftertune.report.observations import observations
-from aftertune.report.reported import Audited, reported_sections
+from aftertune.report.reported import (
+    departures,
+    described,
+    open_points,
+    reported_cells,
+    reported_models,
+    reported_observations,
+    reported_sizes,
+    sections_of,
+)
+from aftertune.report.sections import Planned, Sections, open_cells, plain, put_planned
 from aftertune.report.seeds import seed_observations, seeds_section
 from aftertune.report.table import (
+    ScoreKey,
     beyond_noise,
     early_text,
     error_text,
@@ -29,7 +41,8 @@ from aftertune.report.table import (
     proven_best,
     value_text,
 )
-from aftertune.values import Comparison, Contrast, Evaluation, Tuning
+from aftertune.reported import Judged
+from aftertune.values import Comparison, Contrast, Evaluation, Score, Tuning
 
 
 def write_record(
@@ -39,32 +52,55 @@ def write_record(
     *,
     title: str,
     answers: Answers | None = None,
-    reported: Sequence[Audited] = (),
+    reported: Sequence[Judged] = (),
     contrasts: Sequence[Contrast] = (),
+    planned: Sequence[Planned] = (),
 ) -> str:
     """The record as Markdown. answers: evaluation id -> answers, for the format of generated answers; reported:
-    scores of other documents with what the audit says of each; contrasts: recipes compared over seeds."""
+    documents of others with their audit; contrasts: recipes compared over seeds; planned: models of studies that are
+    not evaluated yet."""
     blocks = [f"# {md.text(title)}"]
-    homes = families(evaluations, tunings)
-    for number, home in enumerate(homes, start=1):
-        blocks += _family(number, home, tunings, answers or {})
-    blocks += reported_sections(len(homes) + 1, reported)
-    if not homes and not reported:
+    sections = Sections()
+    for home in families(evaluations, tunings):
+        names = [e.name for e in home.evaluations] + [t.name for t in home.pending]
+        sections.put(home.title + _parameters(home), names, _family(home, tunings, answers or {}))
+    _others(sections, reported, planned)
+    blocks += sections.blocks()
+    if not sections.found:
         blocks.append("*Nothing has been evaluated yet.*")
-    if evaluations:
-        blocks += ["## Comparative Analysis", *_sizes(evaluations, tunings),
-                   *_performance(evaluations, comparisons)]
+    if evaluations or reported:
+        blocks += ["## Comparative Analysis", *_sizes(evaluations, tunings, reported),
+                   *_performance(evaluations, comparisons, reported)]
         for comparison in comparisons:
             blocks += [f"### Comparison {md.text(comparison.id)}: {md.text(comparison.tuned_name)} against "
                        f"{md.text(comparison.base_name)}", *comparison_blocks(comparison)]
-        blocks += [*seeds_section(contrasts), "### Key Observations", _observations(comparisons, contrasts)]
-        blocks += ["---", "## Task Descriptions", _descriptions(evaluations)]
+        blocks += [*seeds_section(contrasts), "### Key Observations", _observations(comparisons, contrasts, reported)]
+        blocks += [block for document in reported for block in departures(document)]
+        blocks += ["---", "## Task Descriptions", _descriptions(evaluations, reported)]
+    future = [*open_cells(planned), *(line for document in reported for line in open_points(document))]
+    if future:
+        blocks += ["---", "## Future Work", "\n".join(future)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _family(number: int, home: Family, tunings: Sequence[Tuning], answers: Answers) -> list[str]:
-    size = f" ({fmt.compact(home.model.parameters)})" if home.model.parameters else ""
-    blocks = [f"## {number}. {md.text(home.title)}{size}"]
+def _others(sections: Sections, reported: Sequence[Judged], planned: Sequence[Planned]) -> None:
+    """What others reported and what studies plan, each where its family is."""
+    commands = {plain(p.name): p.command for p in planned}
+    shown: set[str] = set()
+    for document in reported:
+        for section, models in sections_of(document).items():
+            blocks = reported_models(document, section, lambda model: commands.get(plain(model), ""))
+            sections.put(section or document.source, models, blocks, note=" (reported)")
+            shown |= set(map(plain, models))
+    put_planned(sections, planned, shown)
+
+
+def _parameters(home: Family) -> str:
+    return f" ({fmt.compact(home.model.parameters)})" if home.model.parameters else ""
+
+
+def _family(home: Family, tunings: Sequence[Tuning], answers: Answers) -> list[str]:
+    blocks: list[str] = []
     for evaluation in home.evaluations:
         blocks += _evaluation(evaluation, home, tuning_of(evaluation, tunings), answers)
     for tuning in home.pending:
@@ -94,13 +130,16 @@ def _evaluation(evaluation: Evaluation, home: Family, tuning: Tuning | None, ans
     return [*blocks, md.facts(facts, CODE)]
 
 
-def _sizes(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> list[str]:
+def _sizes(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning], reported: Sequence[Judged]) -> list[str]:
     rows = []
     for evaluation in evaluations:
         tuning = tuning_of(evaluation, tunings)
         rows.append([md.text(_label(evaluation, evaluations)), fmt.compact(evaluation.model.parameters),
                      fmt.compact(tuning.trainable_parameters) if tuning else "N/A",
                      f"{fmt.count(tuning.examples)} examples" if tuning else "N/A"])
+    rows += [row for document in reported for row in reported_sizes(document)]
+    if not rows:
+        return []
     return ["### Model Size Comparison",
             md.table(["Model", "Parameters", "Trained Parameters", "Training Data Size"], rows)]
 
@@ -111,44 +150,66 @@ def _label(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
     return f"{evaluation.name} ({evaluation.id})" if several else evaluation.name
 
 
-def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> list[str]:
+def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison], reported: Sequence[Judged]
+                 ) -> list[str]:
+    """The table of all scores: a column for each evaluation, then for each model of the documents of others."""
+    measured = performance(evaluations)
+    stated = [(document, reported_cells(document)) for document in reported]
     better = beyond_noise(comparisons)
     rows = []
-    for key, cells in performance(evaluations).items():
-        best = proven_best(key, cells, better)
-        row = [f"**{md.text(task_title(key[0]))}**", md.text(metric_title(key[1], key[2]))]
-        several = len({score.n for score in cells.values()}) > 1
-        for evaluation in evaluations:
-            score = cells.get(evaluation.id)
-            if score is None:
-                row.append(fmt.DASH)
-                continue
-            cell = value_text(key[1], score.value)
-            early = evaluation.stopped(score.task)
-            cell += f" {error_text(score).replace('±', '± ')}" if fmt.known(score.stderr) and not early else ""
-            cell += f" ({early_text(*early)})" if early else f" (n={fmt.count(score.n)})" if several else ""
-            row.append(f"**{cell}**" if best == evaluation.id else cell)
+    for key in dict.fromkeys([*measured, *(key for _, cells in stated for key in cells)]):
+        row = [f"**{md.text(fmt.visible(task_title(key[0]), 200))}**",
+               md.text(fmt.visible(metric_title(key[1], key[2]), 200))]
+        row += _measured(evaluations, key, measured.get(key, {}), better)
+        row += [cells.get(key, {}).get(model, fmt.DASH) for document, cells in stated for model in document.columns]
         rows.append(row)
-    head = ["Task", "Metric", *(md.text(_label(e, evaluations)) for e in evaluations)]
-    return ["### Performance Comparison Table", md.table(head, rows),
-            "± is one standard error. Bold: better than every other column beyond the noise, by the verdicts "
-            "below; a row without bold has no proven best."]
+    head = ["Task", "Metric", *(md.text(_label(e, evaluations)) for e in evaluations),
+            *(f"{md.text(fmt.visible(m, 200))} (reported)" for document, _ in stated for m in document.columns)]
+    note = ("± is one standard error. Bold: better than every other column beyond the noise, by the verdicts "
+            "below; a row without bold has no proven best.")
+    if stated:
+        note = ("± is one standard error. Bold: better than every other column of its kind beyond the noise: of those "
+                "measured here by the verdicts below, of those reported by what their document's figures establish "
+                "alone; elsewhere there is no proven best. † cannot be a share of the stated items.")
+    return ["### Performance Comparison Table", md.table(head, rows), note]
 
 
-def _observations(comparisons: Sequence[Comparison], contrasts: Sequence[Contrast]) -> str:
-    found = [*observations(comparisons), *seed_observations(contrasts)]
+def _measured(evaluations: Sequence[Evaluation], key: ScoreKey, cells: Mapping[str, Score],
+              better: Mapping[ScoreKey, set[tuple[str, str]]]) -> list[str]:
+    """The cells of one score, one an evaluation."""
+    best = proven_best(key, cells, better)
+    several = len({score.n for score in cells.values()}) > 1
+    row = []
+    for evaluation in evaluations:
+        score = cells.get(evaluation.id)
+        if score is None:
+            row.append(fmt.DASH)
+            continue
+        cell = value_text(key[1], score.value)
+        early = evaluation.stopped(score.task)
+        cell += f" {error_text(score).replace('±', '± ')}" if fmt.known(score.stderr) and not early else ""
+        cell += f" ({early_text(*early)})" if early else f" (n={fmt.count(score.n)})" if several else ""
+        row.append(f"**{cell}**" if best == evaluation.id else cell)
+    return row
+
+
+def _observations(comparisons: Sequence[Comparison], contrasts: Sequence[Contrast], reported: Sequence[Judged]) -> str:
+    found = [*observations(comparisons), *seed_observations(contrasts),
+             *(one for document in reported for one in reported_observations(document))]
     if not found:
         return "*No comparison has a verdict yet.*"
-    return "\n".join(f"{i}. **{o.lead}**: {md.text(o.text)} [{md.text(o.comparison)}]"
+    return "\n".join(f"{i}. **{o.lead}**: {md.text(o.text)} [{md.text(fmt.visible(o.comparison))}]"
                      for i, o in enumerate(found, start=1))
 
 
-def _descriptions(evaluations: Sequence[Evaluation]) -> str:
+def _descriptions(evaluations: Sequence[Evaluation], reported: Sequence[Judged]) -> str:
     targets = {t.task for e in evaluations for t in e.tasks if t.target}
     lines = []
-    for number, (task, keys) in enumerate(metrics_by_task(evaluations).items(), start=1):
+    tasks = {**described(reported), **metrics_by_task(evaluations)}
+    for number, (task, keys) in enumerate(tasks.items(), start=1):
         about = task_description(task, target=task in targets)
-        lines.append(f"{number}. **{md.text(task_title(task))}**{': ' + md.text(about) if about else ''}")
+        title = md.text(fmt.visible(task_title(task), 200))
+        lines.append(f"{number}. **{title}**{': ' + md.text(about) if about else ''}")
         for metric, filter_ in keys:
             about = metric_description(metric, filter_)
             name = md.code(metric_title(metric, filter_))

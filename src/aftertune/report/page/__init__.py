@@ -28,11 +28,11 @@ from aftertune.report.page.examples import Flipped, examples
 from aftertune.report.page.figures import balance_views, factor_views, with_classes
 from aftertune.report.page.origins import costs, origins
 from aftertune.report.page.overview import overview
-from aftertune.report.page.quoted import quoted
+from aftertune.report.page.quoted import quoted, told
 from aftertune.report.page.views import cell_lines, comparison_view, contrast_view, evaluation_view, tuning_view
-from aftertune.report.reported import Audited
 from aftertune.report.seeds import seed_observations
 from aftertune.report.table import metrics_by_task
+from aftertune.reported import Judged
 from aftertune.values import Comparison, Contrast, Evaluation, Tuning
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def write_page(
     title: str,
     answers: Answers | None = None,
     flips: Flipped | None = None,
-    reported: Sequence[Audited] = (),
+    reported: Sequence[Judged] = (),
     study: Studied | None = None,
 ) -> str:
     """The report as HTML.
 
     answers: evaluation id -> answers, for the form of generated ones; flips: comparison id -> the items that changed,
-    of each task; reported: scores of other documents with what the audit says of each; study: its cells and contrasts.
+    of each task; reported: documents of others with their audit; study: its cells and contrasts.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
@@ -83,7 +83,7 @@ def write_page(
         families=[(f.title, fmt.compact(f.model.parameters),
                    [evaluation_view(e, f, tunings, texts) for e in f.evaluations]) for f in homes],
         tunings=[tuning_view(t, many=len(tunings) > _MANY) for t in tunings], costs=costs(tunings),
-        quoted=stated,
+        quoted=stated, told=told(reported),
         origins=origins(evaluations, tunings), descriptions=_descriptions(evaluations)) + "\n")
 
 

@@ -15,7 +15,8 @@ from aftertune.report.charts import task_forest
 from aftertune.report.names import task_title
 from aftertune.report.outcomes import Outcome, benchmarks, outcomes, targets, whole_verdict
 from aftertune.report.page.figures import Figure, figure, recipe_text
-from aftertune.report.page.quoted import NOT_REPRODUCIBLE, Quoted
+from aftertune.report.page.quoted import Quoted
+from aftertune.report.reported import NOT_REPRODUCIBLE
 from aftertune.report.table import VerdictLine, told_word, verdict_table
 from aftertune.values import TOLD, Comparison, Evaluation, Tuning, Verdict
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from aftertune.report import format as fmt
 from aftertune.report.facts import Facts
 from aftertune.report.names import metric_title, task_title
-from aftertune.report.reported import Audited
-
-#: The audit's word for a figure that cannot be k of n.
-NOT_REPRODUCIBLE = "not reproducible"
+from aftertune.report.reported import Audited, reported_observations
+from aftertune.reported import Judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +37,10 @@ class Quoted:
     facts: Facts
 
 
-def quoted(rows: Sequence[Audited]) -> list[Quoted]:
+def quoted(documents: Sequence[Judged]) -> list[Quoted]:
     """The models of all documents, in their order."""
     groups: dict[tuple[str, str, str], list[Audited]] = {}
-    for row in rows:
+    for row in (row for document in documents for row in document.rows):
         groups.setdefault((row[0].source, row[0].section, row[0].model), []).append(row)
     return [_model(group) for group in groups.values()]
 
@@ -62,3 +60,12 @@ def _model(rows: Sequence[Audited]) -> Quoted:
     planned = next((fmt.visible(r.planned, 600) for r, _ in rows if r.planned is not None), None)
     return Quoted(fmt.visible(first.source, 200), fmt.visible(first.section, 200), fmt.visible(first.model, 200), lines,
                   planned, [(fmt.visible(k, 200), fmt.visible(v, 600)) for k, v in first.facts.items()])
+
+
+def told(documents: Sequence[Judged]) -> list[str]:
+    """What the documents' differences show by their summary alone, and what else the audit found."""
+    lines: list[str] = []
+    for document in documents:
+        lines += [one.text for one in reported_observations(document)]
+        lines += [f"{fmt.visible(where, 300)}: {fmt.visible(text, 600)}." for where, text in document.findings]
+    return lines
