@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import speed
-from document import write_section
-
 from aftertune.comparison import compare
 from aftertune.deciding import Decided, EarlySpec, until_decided
 from aftertune.evaluation import evaluate
@@ -33,6 +31,7 @@ from aftertune.ledger import Ledger
 from aftertune.report import format as fmt
 from aftertune.study import EvalSpec, TaskSpec
 from aftertune.values import Comparison, ComparisonRow
+from document import write_section
 
 TASK, SEED, FIXED_SEED = "hellaswag", 0, 1
 #: An early verdict is early where it took at most this share of the items.

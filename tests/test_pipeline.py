@@ -138,6 +138,20 @@ def test_what_the_study_says_anew_is_planned_anew(file: Path, monkeypatch: pytes
                      "tune ia3": ("done", False), "evaluate ia3": ("done", False)}
 
 
+def test_a_study_that_was_moved_with_its_files_is_the_same(file: Path, tmp_path: Path) -> None:
+    digests = []
+    for folder in ("here", "there"):
+        place = tmp_path / folder / "study"
+        place.mkdir(parents=True)
+        for one in file.parent.glob("*.jsonl"):
+            (place / one.name).write_bytes(one.read_bytes())
+        (place / file.name).write_bytes(file.read_bytes())
+        digests.append([c.digest for c in cells_of(Study.load(place / file.name))])
+    assert digests[0] == digests[1]
+    other = Study.load(file, ["matrix.data=other/rows.jsonl"])
+    assert [c.digest for c in cells_of(other)][1:] != digests[0][1:]
+
+
 def test_a_plan_runs_and_fetches_nothing(file: Path, monkeypatch: pytest.MonkeyPatch,
                                          capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "plan", str(file), "--json") == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import PurePath
 from typing import Any, Literal
 
 from aftertune.errors import InputError, nearest
@@ -35,11 +36,12 @@ def cells_of(study: Study) -> list[Cell]:
     """Every cell, in the order in which they are run."""
     found: list[Cell] = []
     for base in study.bases:
-        found.append(Cell(f"evaluate {base}", "base", base, digest=digest(_said_of_base(study, base))))
+        found.append(Cell(f"evaluate {base}", "base", base, digest=digest(_portable(_said_of_base(study, base)))))
         names = [name for name, tuning in study.tunings.items() if tuning.base == base]
-        found += [Cell(f"tune {name}", "tuning", name, digest=digest(_said_of_tuning(study, name))) for name in names]
+        found += [Cell(f"tune {name}", "tuning", name, digest=digest(_portable(_said_of_tuning(study, name))))
+                  for name in names]
         found += [Cell(f"evaluate {name}", "tuned", name, (f"tune {name}", f"evaluate {base}"),
-                       digest([_said_of_tuning(study, name), _asked(study, name)])) for name in names]
+                       digest(_portable((_said_of_tuning(study, name), _asked(study, name))))) for name in names]
     return found
 
 
@@ -70,6 +72,17 @@ def changed(then: Mapping[str, Any] | None, now: Sequence[Cell]) -> Iterator[str
     """Names of the cells of which the study says something else than it did. then: digest by name."""
     if then is not None:
         yield from (cell.name for cell in now if then.get(cell.name, cell.digest) != cell.digest)
+
+
+def _portable(said: Any) -> Any:
+    """What a study says, absolute paths by their last two parts: a study moved with its files is the same."""
+    if isinstance(said, dict):
+        return {key: _portable(value) for key, value in said.items()}
+    if isinstance(said, list | tuple):
+        return [_portable(value) for value in said]
+    if isinstance(said, str) and PurePath(said).is_absolute():
+        return "/".join(PurePath(said).parts[-2:])
+    return said
 
 
 def _said_of_base(study: Study, name: str) -> list[Any]:

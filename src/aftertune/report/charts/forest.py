@@ -89,7 +89,7 @@ def _draw(name: str, title: str, panels: Sequence[Sequence[_Line]], width: int) 
     step = 58 if width < WIDE else 36 if above else 24
     height = sum(step * len(panel) + _AXIS + 8 for panel in panels)
     with sheet(name, width, height) as s:
-        left, right = (0.32 * width, 0.72 * width) if s.wide else (6, width - 6)
+        left, right = (0.32 * width, 0.69 * width) if s.wide else (6, width - 6)
         top = 0
         for panel in panels:
             axes = s.axes(left, top, right - left, step * len(panel))
@@ -130,11 +130,11 @@ def _labels(axes: Any, s: Sheet, line: _Line, y: int) -> None:
     word = {"transform": where, "va": "center", "color": colour, "weight": "bold", "fontsize": 11}
     numbers = {"transform": where, "va": "center", "color": strong if line.strong else quiet, "fontsize": 10.5}
     if not line.about and s.wide:
-        axes.text(-0.8, y, short(line.name, _COLUMN), **name)
+        axes.text(-0.86, y, short(line.name, _COLUMN), **name)
         axes.text(1.03, y, line.word, **word)
-        axes.text(1.7, y, line.numbers, ha="right", **numbers)
+        axes.text(1.83, y, line.numbers, ha="right", **numbers)
         return
-    left, upper, lower = (-0.8, y - 0.16, y + 0.22) if s.wide else (0.0, y - 0.38, y - 0.12)
+    left, upper, lower = (-0.86, y - 0.16, y + 0.22) if s.wide else (0.0, y - 0.38, y - 0.12)
     axes.text(left, upper, short(line.name, _COLUMN if s.wide else _NARROW), **name)
     axes.text(left, lower, short(line.about, _COLUMN), transform=where, color=quiet, va="center", fontsize=10)
     right, side = (1.03, "left") if s.wide else (1.0, "right")
