@@ -3,11 +3,16 @@ models and tokenizers made by transformers and tokenizers."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 CONFIG: dict[str, Any] = {
@@ -96,3 +101,48 @@ def flip_byte(path: Path, at: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(bytes(data))
+
+
+#: Status and error code of models that cannot be had.
+ANSWERS = {
+    "/api/models/acme/absent": (404, "RepoNotFound"), "/api/models/acme/gated": (403, "GatedRepo"),
+    "/api/models/acme/secret": (401, ""), "/api/models/acme/broken": (500, ""),
+    "/api/models/acme/tiny": (404, "RevisionNotFound"),
+}
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """Answers as the Hub does for models that cannot be had."""
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0].split("/revision/")[0]
+        status, code = ANSWERS.get(path, (404, "RepoNotFound"))
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", "Bearer hf_SECRET is not allowed")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing on the terminal."""
+
+
+@contextlib.contextmanager
+def answering_hub(patch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """A server on this machine in place of the Hub, and leave to ask it."""
+    from huggingface_hub import constants
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        patch.delenv(name, raising=False)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    patch.setenv("HF_TOKEN", "hf_SECRET")
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

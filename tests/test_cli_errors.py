@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from aftertune.cli import app
-from aftertune.cli.console import guarded
 from aftertune.provenance import redact
+from cli_cases import call, one_line, settle
 from eval_cases import byte_folder
 from source_cases import tiny_adapter
 from tuning_cases import rows, write_rows
 
-#: What a run tells of itself before it fails.
-PROGRESS = ("identifying", "reading", "loading", "planning", "answering", "[", "held-out", "loss ")
 STUDY = "study: s\nbases: {b: {model: byte}}\ntasks: [{name: arc_easy, limit: 2}]\n"
 
 
@@ -40,17 +36,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, count in (("base", "2"), ("other", "3")):
             assert call(patch, "eval", "byte", "--tasks", "arc_easy", "--limit", count, "--name", name) == 0
     return root
-
-
-def settle(patch: pytest.MonkeyPatch, root: Path) -> None:
-    patch.chdir(root)
-    patch.setenv("HF_HUB_OFFLINE", "1")
-    patch.setenv("AFTERTUNE_LEDGER", str(root / "ledger.db"))
-
-
-def call(patch: pytest.MonkeyPatch, *words: str) -> int:
-    patch.setattr(sys, "argv", ["aftertune", *words])
-    return guarded(app)
 
 
 #: Command -> exit code, and what its line must say.
@@ -116,15 +101,6 @@ def test_bad_input_is_one_line_with_its_exit_code(words: str, place: Path, monke
     settle(monkeypatch, place)
     code, said = CASES[words]
     assert (call(monkeypatch, *words.split()), one_line(capfd, said)) == (code, "")
-
-
-def one_line(capfd: pytest.CaptureFixture[str], said: tuple[str, ...]) -> str:
-    """What is wrong with the error output ("" for nothing): it is one line after the progress, nothing on stdout."""
-    out, err = capfd.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith(PROGRESS)]
-    missing = [text for text in said if text not in err]
-    fine = len(lines) == 1 and lines[0].startswith("aftertune: ") and not out and not missing
-    return "" if fine else f"missing {missing} in {lines}, stdout {out!r}"
 
 
 def test_the_cases_cover_every_exit_code() -> None:

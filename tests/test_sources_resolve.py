@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -15,7 +13,7 @@ from aftertune.errors import SourceError
 from aftertune.sources import hub, pack_path, pack_root, packs, resolve_model
 from aftertune.sources.packages import package_file, package_root
 from aftertune.sources.resolve import looks_like_path
-from source_cases import CONFIG, tensors, write_folder
+from source_cases import CONFIG, answering_hub, tensors, write_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -258,46 +256,11 @@ def test_the_written_folders_differ_only_in_layout(tmp_path):
     assert sorted(names) == [t.name for t in read_header(one / "model.safetensors")] == sorted(tensors())
 
 
-ANSWERS = {
-    "/api/models/acme/absent": (404, "RepoNotFound"), "/api/models/acme/gated": (403, "GatedRepo"),
-    "/api/models/acme/secret": (401, ""), "/api/models/acme/broken": (500, ""),
-    "/api/models/acme/tiny": (404, "RevisionNotFound"),
-}
-
-
-class FakeHub(BaseHTTPRequestHandler):
-    """Answers as the Hub does for models that cannot be had."""
-
-    def do_GET(self):
-        path = self.path.split("?")[0].split("/revision/")[0]
-        status, code = ANSWERS.get(path, (404, "RepoNotFound"))
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", "Bearer hf_SECRET is not allowed")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def log_message(self, *args):
-        """Nothing on the terminal."""
-
-
 @pytest.fixture
 def fake_hub(offline_hub, monkeypatch):
     """A server on this machine in place of the Hub, and leave to ask it."""
-    from huggingface_hub import constants
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_TOKEN", "hf_SECRET")
-    yield server
-    server.shutdown()
-    server.server_close()
+    with answering_hub(monkeypatch) as server:
+        yield server
 
 
 @pytest.mark.parametrize(("repo", "expected"), [

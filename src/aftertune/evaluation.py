@@ -210,6 +210,9 @@ class Run:
             yield (f"the model has a chat template; scored without it: {_some(raw)} "
                    "(as lm-eval does by default)")
         yield from getattr(self.tokenizer, "notes", ())
+        if self.adapter is not None and not self.adapter.proven and self._tuning() is None:
+            yield (f"lineage not proven: no record says by content on which weights {self.adapter.source} was trained; "
+                   f"its config names {self.adapter.trained_on or 'no base'}, the base here is {self.source.named}")
 
     def answer(self, requests: Sequence[Request], stage: int | None = None) -> None:
         """Answer what the ledger lacks of the requests. stage: its number, where there are several; a whole one costs

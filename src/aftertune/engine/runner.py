@@ -31,7 +31,9 @@ from aftertune.engine.prefix import Group, common, share
 from aftertune.engine.sampler import takes_slots
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer, TokenScores, text_config
+from aftertune.engine.texts import Ending
 from aftertune.engine.trie import Row, row
+from aftertune.errors import InputError
 from aftertune.values import Request, Response
 
 
@@ -175,10 +177,13 @@ class Engine:
                 for batch in schedule.batches(shapes, self.budget, padded=not decision.packed, past=past)]
 
     def _texts(self, requests: Sequence[Request]) -> list[_Text]:
-        """Requests to generate, encoded."""
+        """Requests to generate, encoded. Raises InputError where nothing but the limit could end a text."""
         end = self.tokenizer.eos_token_id
         eos = "" if end is None else self.tokenizer.decode(end)
         settings = [Generation.resolve(r.generation, eos) for r in requests]
+        if any(not any(s.until) and not Ending(self.model, self.tokenizer, s).ends for s in settings):
+            raise InputError("the model has no end-of-sequence token and a task no stop string, so its texts would all "
+                             "run to their limit; say where one ends: --gen-kwargs until=TEXT")
         return [_Text(r.position, self.encoder.prompt(r.context, s.max_tokens), s)
                 for r, s in zip(requests, settings, strict=True)]
 

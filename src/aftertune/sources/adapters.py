@@ -9,12 +9,13 @@ base that the adapter was trained on (``aftertune.json``), the modules and the s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aftertune.errors import SourceError
 from aftertune.sources import hub
-from aftertune.sources.fingerprint import fingerprint_model
+from aftertune.sources.fingerprint import LINEAGE, changed, fingerprint_adapter, fingerprint_model
 from aftertune.sources.folders import read_json
 from aftertune.sources.origin import AdapterSource, ModelSource
 from aftertune.sources.resolve import absent, looks_like_path, resolve_model
@@ -23,7 +24,6 @@ from aftertune.values import ModelIdentity, digest
 
 #: PEFT types whose weights belong to the prompt, not to modules of the base.
 PROMPT_TYPES = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"})
-LINEAGE = "aftertune.json"
 PREFIX = "base_model.model."
 
 
@@ -48,7 +48,7 @@ def resolve_adapter(source: str, base: ModelSource, base_identity: ModelIdentity
     trained_on = " @ ".join(str(config[k]) for k in ("base_model_name_or_path", "revision") if config.get(k))
     adapter = AdapterSource(source=source, path=folder, revision=commit, base=base.source,
                             trained_on=trained_on, peft_type=str(config.get("peft_type", "LORA")))
-    check_lineage(adapter, base, base_identity)
+    adapter = replace(adapter, proven=check_lineage(adapter, base, base_identity))
     if adapter.peft_type not in PROMPT_TYPES:
         from aftertune.sources.loading import base_shapes
 
@@ -77,16 +77,25 @@ def check_adapter_files(folder: Path, source: str) -> dict[str, Any]:
     return read_json(folder / "adapter_config.json")
 
 
-def check_lineage(adapter: AdapterSource, base: ModelSource, identity: ModelIdentity) -> None:
-    """Raises SourceError where the adapter's own record names a base of other content."""
+def check_lineage(adapter: AdapterSource, base: ModelSource, identity: ModelIdentity) -> bool:
+    """Whether the adapter's own record names the base by content.
+
+    Raises SourceError where it names another one, or where the adapter is not what it says was made.
+    """
     if not (adapter.path / LINEAGE).is_file():
-        return
-    found = recorded_base(read_json(adapter.path / LINEAGE))
-    if found is None or found[0] == identity.stored.fingerprint:
-        return
-    raise SourceError(f"{adapter.source}: was trained on {found[1]} (fingerprint {found[0][:12]}), but the "
-                      f"base given is {base.named} (fingerprint {identity.stored.fingerprint[:12]}); give the "
-                      "base that it was trained on")
+        return False
+    record = read_json(adapter.path / LINEAGE)
+    found = recorded_base(record)
+    if found is None:
+        return False
+    if found[0] != identity.stored.fingerprint:
+        raise SourceError(f"{adapter.source}: was trained on {found[1]} (fingerprint {found[0][:12]}), but the "
+                          f"base given is {base.named} (fingerprint {identity.stored.fingerprint[:12]}); give the "
+                          "base that it was trained on")
+    whole = replace(identity.stored, adapter=fingerprint_adapter(adapter.path)).fingerprint
+    if record.get("result") not in (None, whole):
+        raise SourceError(changed(adapter.path / "adapter_model.safetensors", whole, str(record["result"])))
+    return True
 
 
 def check_named_base(adapter: AdapterSource, base: ModelSource, identity: ModelIdentity) -> None:

@@ -28,6 +28,8 @@ from aftertune.sources.origin import AdapterSource, ModelSource
 from aftertune.sources.tensors import read_bytes, weight_files
 from aftertune.values import ModelIdentity, canonical, digest
 
+#: What a tuning's folder says of itself.
+LINEAGE = "aftertune.json"
 HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "token_embd.weight", "embed_in.weight",
               "word_embeddings.weight")
@@ -52,12 +54,30 @@ def fingerprint_model(source: ModelSource, adapter: AdapterSource | None = None)
     Reads every weight once; unchanged files are remembered. Raises SourceError for damaged files.
     """
     facts = _gguf_facts(source.gguf_path) if source.gguf_path else _folder_facts(source.path)
-    return ModelIdentity(
+    identity = ModelIdentity(
         source=source.source, weights=facts["weights"], config=facts["config"], tokenizer=facts["tokenizer"],
         adapter=fingerprint_adapter(adapter.path) if adapter else None,
         adapter_source=adapter.source if adapter else None, architecture=facts["architecture"],
         parameters=facts["parameters"], revision=source.revision, trust_remote_code=source.trust_remote_code,
         quantization=source.quantization)
+    _check_result(source, identity.stored.fingerprint)
+    return identity
+
+
+def _check_result(source: ModelSource, found: str) -> None:
+    """Raises SourceError where a full tuning's folder holds another model than its record says was made."""
+    if source.gguf_file or not (source.path / LINEAGE).is_file():
+        return
+    record = read_json(source.path / LINEAGE)
+    if record.get("method") == "full" and record.get("result") not in (None, found):
+        raise SourceError(changed(source.path / "model.safetensors", found, str(record["result"])))
+
+
+def changed(weights: Path, found: str, recorded: str) -> str:
+    """The error for weights that are not those that a tuning wrote. found, recorded: fingerprints."""
+    return (f"{weights}: damaged, or changed since it was made (or the config beside it): the fingerprint is "
+            f"{found[:12]}, {LINEAGE} says {recorded[:12]}; tune or fetch it again, or take {LINEAGE} away if the "
+            "change is meant")
 
 
 def _folder_facts(folder: Path) -> dict[str, Any]:

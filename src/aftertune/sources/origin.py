@@ -45,7 +45,8 @@ class ModelSource:
 class AdapterSource:
     """A PEFT adapter folder on this machine, checked against the base it goes on.
 
-    trained_on: the base that the adapter's own config names, with its revision, or an empty string.
+    trained_on: the base that the adapter's own config names, with its revision, or an empty string; proven: its own
+    record (``aftertune.json``) names the weights of the base that it goes on.
     """
 
     source: str
@@ -54,3 +55,4 @@ class AdapterSource:
     revision: str | None = None
     peft_type: str = "LORA"
     trained_on: str = ""
+    proven: bool = False

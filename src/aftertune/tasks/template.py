@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from aftertune.errors import TaskError
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -15,13 +17,21 @@ class Template:
     hash: str
 
     def render(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As lm-eval's ``hf`` model: a template that refuses a system message gets the chat without it."""
+        """As lm-eval's ``hf`` model: a template that refuses a system message gets the chat without it.
+
+        Raises TaskError for one that cannot be used.
+        """
         import jinja2
 
         try:
-            return self._apply(chat_history, add_generation_prompt)
-        except jinja2.exceptions.TemplateError:
-            return self._apply([m for m in chat_history if m["role"] != "system"], add_generation_prompt)
+            try:
+                return self._apply(chat_history, add_generation_prompt)
+            except jinja2.exceptions.TemplateError:
+                return self._apply([m for m in chat_history if m["role"] != "system"], add_generation_prompt)
+        except Exception as error:  # a template is foreign code in a sandbox: it may raise anything
+            raise TaskError(f"{self.tokenizer.name_or_path}: its chat template cannot be used: {type(error).__name__}: "
+                            f"{' '.join(str(error).split())[:200]}; mend it, or evaluate without it "
+                            "(apply_chat_template: false)") from error
 
     def _apply(self, chat: list[dict[str, str]], generation: bool) -> str:
         return str(self.tokenizer.apply_chat_template(

@@ -187,7 +187,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
     from aftertune.tuning.foreseen import Meter, expected
     from aftertune.tuning.lines import choose
     from aftertune.tuning.loop import Feed, train
-    from aftertune.tuning.loss import Batching, by_example, compare_losses, completion_losses
+    from aftertune.tuning.loss import Batching, compare_losses, example_losses
     from aftertune.tuning.rows import Rows
 
     spec, plan, tuning = job.spec, job.plan, job.tuning
@@ -201,7 +201,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
     lines = choose(model, [*rows.training, *rows.held_out], pad=tokenizer.pad_token_id, dtype=plan.dtype)
     batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype, lines=lines)
     progress(0, 0, f"held-out loss before, {len(rows.held_out)} examples")
-    before = by_example(completion_losses(model, rows.held_out, batching), rows.held_out)
+    before = example_losses(model, rows.held_out, batching)
 
     def told(step: int, total: int, metrics: Mapping[str, float]) -> None:
         meter.step()
@@ -210,14 +210,14 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
         progress(step, total, f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s")
 
     def validate(model: Any) -> float:
-        return fmean(by_example(completion_losses(model, rows.validation, batching), rows.validation))
+        return fmean(example_losses(model, rows.validation, batching))
 
     checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
     estimate, meter = expected(job.source, spec, rows, (plan.device, plan.dtype)), Meter(plan.device)
     trained = train(model, tokenizer, Feed(rows.training, lines), plan, checkpoints, Hooks(told, validate, look))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
     progress(len(steps), len(steps), f"held-out loss after, {len(rows.held_out)} examples")
-    after = by_example(completion_losses(model, rows.held_out, batching), rows.held_out)
+    after = example_losses(model, rows.held_out, batching)
     folder = Path(tuning.output)
     output.save(model, tokenizer, folder)
     checkpoints.remove()

@@ -86,13 +86,14 @@ class Reading:
 
 def read_examples(path: Path, reading: Reading | None = None, account: Account | None = None) -> list[Example]:
     """The examples of a data file, in its order; what was left out is told in ``account``: rows, of which so many were
-    unreadable and so many empty (without a completion).
+    unreadable and so many empty (without a completion), and marks that were read past.
 
     Raises InputError, naming file and row, for whatever is no example (see Reading.skip_bad); SourceError for what the
     Hub does not give.
     """
     reading = reading or Reading()
-    rows = read_rows(path, reading.encoding, reading.split, reading.subset)
+    account = account or Account()
+    rows = read_rows(path, reading.encoding, reading.split, reading.subset, account.notes)
     found, bad = [], []
     for row in rows:
         try:
@@ -102,14 +103,13 @@ def read_examples(path: Path, reading: Reading | None = None, account: Account |
                 raise
             bad.append(str(error))
     kept = [e for e in found if e.completion.strip()]
-    account = account or Account()
     account.counts |= {"rows": len(rows), "unreadable": len(bad), "empty": len(found) - len(kept)}
     if bad:
         account.notes.append(f"{path}: {len(bad)} of {len(rows)} rows are unreadable and were left out; the first: "
                              f"{bad[0]}")
     if not kept:
         raise InputError(f"{path}: no examples: of {len(rows)} rows {len(bad)} are unreadable and {len(found)} have an "
-                         "empty completion")
+                         "empty completion; each row needs a text to learn")
     return kept
 
 

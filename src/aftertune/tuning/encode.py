@@ -79,7 +79,7 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, form: Form) -> Encod
         split += len(texts) > 1
         for parts in texts:
             ids, labels = writer.row(parts)
-            if all(label == IGNORED for label in labels[:form.max_length]):
+            if all(label == IGNORED for label in labels[1:form.max_length]):  # nothing predicts the first token
                 prompt = next((n for n, label in enumerate(labels) if label != IGNORED), len(labels))
                 first = first or (f"the first is {example.where or f'example {number}'} ({opening(example)}) of "
                                   f"{prompt} tokens")
@@ -98,6 +98,9 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, form: Form) -> Encod
     if masked:
         notes.append(f"the prompts of {masked} of {total} {what} ({masked / total:.1%}) fill max_length "
                      f"{form.max_length} and were left out; {first}")
+    if writer.endless:
+        notes.append("the tokenizer has no end-of-sequence token, so no answer's end is learned and generation will "
+                     "need a stop string; set eos_token in tokenizer_config.json")
     return Encoded(rows, tuple(notes), cut, masked)
 
 
@@ -110,11 +113,12 @@ def spans(row: Row, tokenizer: Any) -> list[tuple[str, bool]]:
 
 
 class _Writer:
-    """Parts as tokens, by one tokenizer."""
+    """Parts as tokens, by one tokenizer. endless: an end that was to be learned has no token."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.bos, self.end = getattr(tokenizer, "bos_token", None), tokenizer.eos_token_id
+        self.endless = False
         self.closes = self.end is not None and self._plain("a")[-1:] != [self.end] == self._own("a")[-1:]
 
     def row(self, parts: Sequence[Part]) -> tuple[list[int], list[int]]:
@@ -129,6 +133,7 @@ class _Writer:
             new = whole[len(head):] if whole[:len(head)] == head else self._plain(part.text)
             if part.end and self.end is not None:
                 new = [*new, self.end]
+            self.endless |= part.end and self.end is None
             ids += new
             labels += new if part.learned else [IGNORED] * len(new)
             if part.end:

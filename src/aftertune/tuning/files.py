@@ -4,7 +4,7 @@
         row.where, row.value          "orders.jsonl:12", {"prompt": …, "completion": …}
 
 A row that cannot be read is one whose ``value`` is the InputError that says why, so that the reader decides whether
-it ends the run. A byte order mark, CRLF and blank lines are accepted.
+it ends the run. A byte order mark, CRLF and blank lines are accepted; the first two are noted.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class Line:
     value: Any
 
 
-def read_rows(path: Path, encoding: str = "utf-8", split: str = "train", subset: str | None = None) -> list[Line]:
+def read_rows(path: Path, encoding: str = "utf-8", split: str = "train", subset: str | None = None,
+              notes: list[str] | None = None) -> list[Line]:
     """The rows of a file, in its order; where there is no such file, those of a data set of the Hub: ``owner/name``, or
-    one of HUB_NAMES. ``split`` and ``subset`` are for the latter.
+    one of HUB_NAMES. ``split`` and ``subset`` are for the latter. What was read past is added to ``notes``.
 
     Raises InputError for a missing or empty file, an unknown kind, bytes that are not of ``encoding``, and a file that
     is damaged as a whole; SourceError for what the Hub does not give.
@@ -49,17 +50,25 @@ def read_rows(path: Path, encoding: str = "utf-8", split: str = "train", subset:
     if kind is None:
         raise InputError(f"{path}: unknown kind of file {path.suffix!r}{nearest(path.suffix, list(KINDS))}; use one of "
                          f"{', '.join(KINDS)}")
-    rows = list(_parquet(path) if kind == "parquet" else
-                {"lines": _lines, "json": _json, "csv": _csv}[kind](_decode(path, encoding), path))
+    rows = list(_parquet(path) if kind == "parquet" else _text(path, kind, encoding, [] if notes is None else notes))
     if not rows:
         raise InputError(f"{path}: no examples: the file is empty; it needs one example a row")
     return rows
 
 
+def _text(path: Path, kind: str, encoding: str, notes: list[str]) -> Iterator[Line]:
+    text = _decode(path, encoding)
+    marks = {"a byte order mark": text.startswith("\ufeff"),
+             "CRLF line ends": kind != "csv" and "\r\n" in text}  # they are a CSV file's own, RFC 4180
+    if any(marks.values()):
+        notes.append(f"{path}: has {' and '.join(m for m, there in marks.items() if there)}; no part of any example")
+    return {"lines": _lines, "json": _json, "csv": _csv}[kind](text.removeprefix("\ufeff"), path)
+
+
 def _decode(path: Path, encoding: str) -> str:
     raw = path.read_bytes()
     try:
-        return raw.decode(encoding).removeprefix("\ufeff")
+        return raw.decode(encoding)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: byte 0x{raw[error.start]:02x} at offset {error.start} is not "
@@ -72,16 +81,17 @@ def _decode(path: Path, encoding: str) -> str:
 def _lines(text: str, path: Path) -> Iterator[Line]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield _parsed(line, f"{path}:{number}")
+            yield _parsed(line, f"{path}:{number}", "each line must be one JSON object; mend it, or leave such rows "
+                          "out, counted (data.skip_bad, --skip-bad)")
 
 
-def _parsed(text: str, where: str) -> Line:
+def _parsed(text: str, where: str, way: str) -> Line:
     try:
         return Line(where, json.loads(text, parse_constant=_refuse))
     except RecursionError:
-        return Line(where, InputError(f"{where}: nested too deeply for an example"))
+        return Line(where, InputError(f"{where}: nested too deeply for an example; {way}"))
     except ValueError as error:
-        return Line(where, InputError(f"{where}: not valid JSON ({error}); each line must be one JSON object"))
+        return Line(where, InputError(f"{where}: not valid JSON ({error}); {way}"))
 
 
 def _refuse(constant: str) -> None:
@@ -92,7 +102,8 @@ def _json(text: str, path: Path) -> Iterator[Line]:
     """A list of objects, or an object with one list of them in it."""
     if not text.strip():
         return
-    whole = _parsed(text, str(path)).value
+    whole = _parsed(text, str(path), "an example file is a list of objects; mend it, or write one object a line into a "
+                    ".jsonl file").value
     if isinstance(whole, InputError):
         raise whole
     if isinstance(whole, dict):

@@ -1,15 +1,17 @@
 """Owns the completion loss of examples: how surprised a model is by the right answer, in nats per token.
 
-    before = completion_losses(model, rows, Batching(pad=2, dtype="bfloat16"))     one float per row
+    before = example_losses(model, rows, Batching(pad=2, dtype="bfloat16"))        one float per example
     held_out = compare_losses(before, after)         HeldOut(n=71, before=1.9, after=0.1, low=-1.9, high=-1.7)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aftertune.errors import AftertuneError
 from aftertune.stats import paired_mean
 from aftertune.tuning.encode import IGNORED, Row
 from aftertune.values import HeldOut
@@ -27,6 +29,22 @@ class Batching:
     dtype: str
     size: int = 8
     lines: Lines | None = None
+
+
+#: So many examples are named.
+NAMED = 8
+
+
+def example_losses(model: Any, rows: Sequence[Row], batching: Batching) -> list[float]:
+    """Loss of each example, in their order. Raises AftertuneError, naming the examples, where one is no number."""
+    losses = completion_losses(model, rows, batching)
+    bad = list(dict.fromkeys(row.where or f"example {row.example}" for row, loss in zip(rows, losses, strict=True)
+                             if not math.isfinite(loss)))
+    if bad:
+        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise AftertuneError(f"the loss that is measured is no number for {', '.join(bad[:NAMED])}{more}; look for "
+                             "damaged weights in the model, compute in float32 (--dtype), or lower learning_rate")
+    return by_example(losses, rows)
 
 
 def completion_losses(model: Any, rows: Sequence[Row], batching: Batching) -> list[float]:

@@ -81,7 +81,7 @@ def _chat(example: Example, tokenizer: Any, places: tuple[int, ...]) -> list[lis
     turns = (*example.conversation, ("assistant", example.completion))
     answers = [_answer(turns[:place + 1], tokenizer, example) for place in places]
     joined = _joined(answers, _written(turns, tokenizer, example)) if len(answers) > 1 else None
-    return [joined] if joined else [[Part(a.prompt, False), Part(a.text + a.end, True)] for a in answers]
+    return [joined] if joined else [[Part(a.prompt, False), Part(a.text + a.end, True, end=not a.end)] for a in answers]
 
 
 def _joined(answers: list[_Answer], whole: str) -> list[Part] | None:

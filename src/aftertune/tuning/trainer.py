@@ -88,7 +88,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         loss = float(found[0] if return_outputs else found)
         if not math.isfinite(loss):
             raise AftertuneError(f"the loss at step {self.state.global_step + 1} of {self.state.max_steps} is "
-                                 f"{loss}, in {self._numbers(inputs)}; {after_failure(self.args)}")
+                                 f"{loss}, in {self._places([inputs])}; {after_failure(self.args)}")
         return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -99,7 +99,8 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
             norm = logs.get("grad_norm", 0.0)
             if not math.isfinite(logs["loss"]) or not math.isfinite(norm):
                 raise AftertuneError(f"the loss at step {self.state.global_step} of {self.state.max_steps} is "
-                                     f"{logs['loss']} (gradient norm {norm}); {after_failure(self.args)}")
+                                     f"{logs['loss']} (gradient norm {norm}), in {self._places(self._step)}; "
+                                     f"{after_failure(self.args)}")
             logs |= self.after(self.state.global_step, logs)
             self._tokens, self._begun = 0, time.monotonic()
         super().log(logs, start_time)
@@ -107,10 +108,10 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, *_: Any) -> Any:
         return Order([len(row.ids) for row in self.rows], self.args, grouped=isinstance(self.lines, Padded))
 
-    def _numbers(self, inputs: Any) -> str:
-        """Which training examples a batch holds, counted from 1, by their tokens."""
-        held = {tuple(part["input_ids"][0][part["keep"]].tolist()) for part in _single(inputs)}
-        found = [str(n) for n, row in enumerate(self.rows, 1) if tuple(row.ids) in held]
+    def _places(self, batches: Sequence[Any]) -> str:
+        """Which training examples these batches hold, by their tokens: file and line, or the number from 1."""
+        held = {tuple(part["input_ids"][0][part["keep"]].tolist()) for batch in batches for part in _single(batch)}
+        found = dict.fromkeys(row.where or str(n) for n, row in enumerate(self.rows, 1) if tuple(row.ids) in held)
         return f"training example{'s' if len(found) > 1 else ''} {', '.join(found)}"
 
 

@@ -1,0 +1,36 @@
+"""The command line as a user meets it: a command's exit code, and what is wrong with what it says of bad input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from aftertune.cli import app
+from aftertune.cli.console import guarded
+
+#: What a run tells of itself before it fails.
+PROGRESS = ("identifying", "reading", "loading", "planning", "answering", "encoding", "[", "held-out", "loss ")
+
+
+def settle(patch: pytest.MonkeyPatch, root: Path) -> None:
+    """Work in ``root``, offline, with a ledger there."""
+    patch.chdir(root)
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    patch.setenv("AFTERTUNE_LEDGER", str(root / "ledger.db"))
+
+
+def call(patch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of ``aftertune WORDS``."""
+    patch.setattr(sys, "argv", ["aftertune", *words])
+    return guarded(app)
+
+
+def one_line(capfd: pytest.CaptureFixture[str], said: tuple[str, ...]) -> str:
+    """What is wrong with the error output ("" for nothing): it is one line after the progress, nothing on stdout."""
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith(PROGRESS)]
+    missing = [text for text in said if text not in err]
+    fine = len(lines) == 1 and lines[0].startswith("aftertune: ") and not out and not missing
+    return "" if fine else f"missing {missing} in {lines}, stdout {out!r}"
