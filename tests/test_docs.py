@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import typer
 from aftertune.cli import app
 from aftertune.cli.console import guarded
 from aftertune.cli.reference import reference
+from aftertune.study import BaseSpec, Study, StudyTuning, TargetSpec, TaskSpec
+from aftertune.study.matrix import paths
+from aftertune.study.yaml import parse_yaml
 from eval_cases import CHAT, byte_folder
 from exchange_cases import BASE_RIGHT, lm_eval_folder, record
 from tuning_cases import easy_rows, write_rows
@@ -49,12 +53,25 @@ def test_the_readme_has_the_commands_that_the_tests_below_are_about() -> None:
     assert {words[1] for words in SPANS} >= {"record", "report", "runs", "show", "doctor", "eval"}
 
 
-@pytest.mark.parametrize("words", [*FENCED, *SPANS], ids=" ".join)
-def test_every_command_of_the_readme_parses(words: list[str]) -> None:
+def of_pages(found: Callable[[str, str], list[list[str]]]) -> list[Any]:
+    """What a finder finds in the documents beside the README, each with the name of its page."""
+    return [pytest.param(words, id=f"{page.name}: {' '.join(words)}") for page in PAGES[1:]
+            for words in found(page.read_text(encoding="utf-8"), "aftertune") if "[OPTIONS]" not in words]
+
+
+@pytest.mark.parametrize("words", [*FENCED, *SPANS, *of_pages(fenced)], ids=" ".join)
+def test_every_command_parses(words: list[str]) -> None:
     """Verb, flags and arguments as the parser takes them; nothing runs."""
     assert words[1] in COMMANDS
     context = COMMANDS[words[1]].make_context(words[1], words[2:])
     assert not context.args
+
+
+@pytest.mark.parametrize("words", of_pages(inline))
+def test_every_command_that_a_sentence_speaks_of_has_its_flags(words: list[str]) -> None:
+    """In a sentence a command may stand without its arguments."""
+    known = {option for one in COMMANDS[words[1]].params for option in (*one.opts, *one.secondary_opts)}
+    assert {word for word in words if word.startswith("--")} <= known
 
 
 @pytest.mark.parametrize("verb", sorted(COMMANDS))
@@ -75,6 +92,18 @@ def test_these_are_the_verbs() -> None:
     assert sorted(COMMANDS) == ["audit", "card", "check-merge", "compare", "demo", "doctor", "eval", "export", "flips",
                                 "gate", "import", "plan", "plan-items", "record", "report", "run", "runs", "show",
                                 "study", "tune"]
+
+
+def test_the_studies_of_the_documents_are_studies_and_every_key_is_told(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    shown = [block for page in PAGES for block in re.findall(r"^```yaml\n(study: .*?)^```",
+                                                             page.read_text(encoding="utf-8"), flags=re.M | re.S)]
+    made = [Study.parse(parse_yaml(block, Path("study.yaml")), where="", folder=tmp_path) for block in shown]
+    assert [(one.study, len(one.tunings)) for one in made] == [("levers", 12), ("orders", 1), ("crossed", 18)]
+    keys = {name.rpartition(".")[2] for part in (Study, BaseSpec, TaskSpec, TargetSpec, StudyTuning)
+            for name in paths(part)}
+    assert len(keys) > 60
+    assert [key for key in sorted(keys) if not re.search(rf"`{key}\b", text)] == []
 
 
 def test_the_reference_is_what_the_commands_say() -> None:
@@ -146,3 +175,18 @@ def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
         "runs/orders/adapter_model.safetensors"))
     for part in ("Error range (±1 SE)", "held-out loss", "Gained/lost", "Held-out loss", "written to record.md"):
         assert part in shown, part
+
+
+@pytest.mark.slow
+def test_the_first_run_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capfd: pytest.CaptureFixture[str]) -> None:
+    """Every command of docs/first-run.md in its order, on the same tiny model."""
+    page = (ROOT / "docs" / "first-run.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "ledger.db"))
+    byte_folder(tmp_path / "Qwen" / "Qwen2.5-0.5B", template=CHAT, window=4096)
+    write_rows(tmp_path / "orders.jsonl", easy_rows())
+    for words in (*fenced(page, "aftertune"), *inline(page, "aftertune")):
+        assert call(monkeypatch, *(STAND_INS.get(word, word) for word in words[1:])) == 0, capfd.readouterr().err
+    shown = capfd.readouterr().out
+    assert all(part in shown for part in ("tuned against base", "written to card/README.md", "example 1  "))
