@@ -9,6 +9,7 @@ answered from the ledger, and a killed run goes on under the same id.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -27,10 +28,11 @@ from aftertune.engine.spot import needs_check, spot_check
 from aftertune.errors import InputError, ResumeRefused, nearest
 from aftertune.harness import HarnessEngine
 from aftertune.ledger import Ledger
+from aftertune.stats.form import generated, no_answer
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.tasks.template import Template, template_of
-from aftertune.values import Evaluation, ModelIdentity, Request, Response, digest
+from aftertune.values import Answer, Evaluation, ModelIdentity, Request, digest
 
 #: Progress of a long run: done, total (in tokens or requests), and what is being done.
 Progress = Callable[[int, int, str], None]
@@ -213,6 +215,7 @@ class Run:
         if self.adapter is not None and not self.adapter.proven and self._tuning() is None:
             yield (f"lineage not proven: no record says by content on which weights {self.adapter.source} was trained; "
                    f"its config names {self.adapter.trained_on or 'no base'}, the base here is {self.source.named}")
+        yield from tasks.repeats(self.loaded)
 
     def answer(self, requests: Sequence[Request], stage: int | None = None) -> None:
         """Answer what the ledger lacks of the requests. stage: its number, where there are several; a whole one costs
@@ -246,7 +249,7 @@ class Run:
         value = value or self.stored
         return self.ledger.finish_evaluation(replace(
             value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(found[2]),
-            warnings=(*value.warnings, *_truncations(loaded, self.found)),
+            warnings=(*value.warnings, *tasks.notes(loaded, self.found, found[0]), *_unextracted(loaded, found[0])),
             provenance=provenance.finish(self.provenance)), found[0], found[1])
 
     def _engine(self, model: Any, threads: int, stored: dict[str, Any] | None) -> Runs:
@@ -338,12 +341,15 @@ def _options(spec: EvalSpec, template: Template | None) -> LoadOptions:
         include_path=spec.include_path, allow_task_code=spec.allow_task_code, source=spec.task_source)
 
 
-def _truncations(loaded: Sequence[LoadedTask], responses: dict[int, Response]) -> Iterator[str]:
-    """How many contexts of each task were cut off on the left."""
+def _unextracted(loaded: Sequence[LoadedTask], answers: Sequence[Answer]) -> Iterator[str]:
+    """Of how many texts of each task there is no answer to judge."""
     for one in loaded:
-        cut = sum(1 for places in one.positions for p in places if responses[p].truncated)
-        if cut:
-            yield f"{one.settings.task}: {cut} contexts did not fit into the window and were cut on the left"
+        settings = one.settings
+        texts = [a for a in answers if a.task == settings.task and generated(a)]
+        nothing = sum(no_answer(a, settings.primary.rpartition(",")[2]) for a in texts)
+        if nothing:
+            share = math.floor(1000 * nothing / len(texts)) / 10
+            yield f"{settings.task}: {nothing} of {len(texts)} texts ({share:g} %) have no extractable answer"
 
 
 def _name(identity: ModelIdentity) -> str:

@@ -198,7 +198,8 @@ def as_object(evaluation: Evaluation) -> dict[str, Any]:
     seconds = evaluation.provenance.seconds if evaluation.provenance else None
     return {"evaluation": evaluation.id, "model": evaluation.model,
             "scores": [{"task": s.task, "metric": s.metric, "filter": s.filter, "value": s.value,
-                        "stderr": s.stderr, "n": s.n, "stopped_early": evaluation.stopped(s.task) is not None}
+                        "stderr": s.stderr, "n": s.n, "n_total": evaluation.total(s.task),
+                        "stopped_early": evaluation.stopped(s.task) is not None}
                        for s in evaluation.scores],
             "early": evaluation.early,
             "seconds": seconds, "warnings": list(evaluation.warnings), "engine": evaluation.engine_note}

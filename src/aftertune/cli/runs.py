@@ -12,7 +12,7 @@ from aftertune.errors import InputError
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
     from aftertune.reported import Reported
-    from aftertune.values import Comparison, Evaluation, Tuning
+    from aftertune.values import Comparison, Evaluation, TaskSettings, Tuning
 
 
 def runs(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
@@ -40,7 +40,7 @@ def runs(as_json: Annotated[bool, typer.Option("--json", help="One JSON object o
     for head in ("kind", "name", "status", "what"):
         table.add_column(head, overflow="fold")
     rows = [(e.id, "evaluation" if proven(e.model) else "evaluation, imported", e.name, e.status,
-             ", ".join(t.task for t in e.tasks)) for e in evaluations]
+             ", ".join(_part(t) for t in e.tasks)) for e in evaluations]
     rows += [(t.id, "tuning", t.name, t.status, f"{t.method}, {t.examples:,} examples") for t in tunings]
     rows += [(c.id, "comparison", f"{c.tuned_name} against {c.base_name}", "forced" if c.forced else "",
               ", ".join(f"{r.task} {r.told.partition(' (')[0]}" for r in c.rows if r.primary)) for c in comparisons]
@@ -50,6 +50,12 @@ def runs(as_json: Annotated[bool, typer.Option("--json", help="One JSON object o
     for row in rows:
         table.add_row(*map(Text, row))  # Text: a name may hold what rich would read as markup
     Console().print(table)
+
+
+def _part(task: TaskSettings) -> str:
+    """A task, with how many of its items were asked where that is not all of them."""
+    asked = task.n if task.used is None else task.used
+    return f"{task.task} ({asked:,} of {task.n_total:,})" if asked < task.n_total else task.task
 
 
 def show(

@@ -46,20 +46,21 @@ def scores_grid(evaluation: Evaluation, interval: Interval) -> Grid:
         low, high = interval(score) or (None, None)
         stopped = evaluation.stopped(score.task)
         rows.append((score.task, score.metric, score.filter, score.value, score.stderr, low, high, score.n,
-                     stopped[1] if stopped else None, score.primary))
+                     evaluation.total(score.task), stopped[1] if stopped else None, score.primary))
     return Grid(f"{evaluation.name} ({evaluation.id})",
-                ("task", "metric", "filter", "value", "stderr", "low", "high", "n", "stopped_of", "primary"),
+                ("task", "metric", "filter", "value", "stderr", "low", "high", "n", "n_total", "stopped_of", "primary"),
                 tuple(rows))
 
 
 def comparison_grid(comparison: Comparison) -> Grid:
     """The rows of a comparison with intervals, p-values and verdicts."""
-    rows = tuple((r.task, r.metric, r.filter, r.n, r.base, r.tuned, r.delta, r.low, r.high, r.margin, r.gained, r.lost,
-                  r.p_adjusted, r.p_exact, r.p_mid, r.told or None, r.stopped_of, r.primary) for r in comparison.rows)
+    rows = tuple((r.task, r.metric, r.filter, r.n, r.n_total, r.base, r.tuned, r.delta, r.low, r.high, r.margin,
+                  r.gained, r.lost, r.p_adjusted, r.p_exact, r.p_mid, r.told or None, r.stopped_of, r.primary)
+                 for r in comparison.rows)
     forced = ", FORCED: not comparable" if comparison.forced else ""
     return Grid(f"{comparison.tuned_name} against {comparison.base_name} ({comparison.id}{forced})",
-                ("task", "metric", "filter", "n", "base", "tuned", "difference", "low", "high", "margin", "gained",
-                 "lost", "p_adjusted", "p_exact", "p_mid", "verdict", "stopped_of", "primary"), rows)
+                ("task", "metric", "filter", "n", "n_total", "base", "tuned", "difference", "low", "high", "margin",
+                 "gained", "lost", "p_adjusted", "p_exact", "p_mid", "verdict", "stopped_of", "primary"), rows)
 
 
 def overview_grid(title: str, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison],
@@ -74,8 +75,8 @@ def overview_grid(title: str, evaluations: Sequence[Evaluation], comparisons: Se
             base, row = told.get((evaluation.id, score.task, score.metric, score.filter), ("", None))
             beside = (base, row.delta, row.low, row.high, row.told) if row else (None,) * 5
             rows.append((evaluation.name, evaluation.id, score.task, score.metric, score.filter, score.value, low, high,
-                         score.n, *beside))
-    return Grid(title, ("evaluation", "id", "task", "metric", "filter", "value", "low", "high", "n", "base",
+                         score.n, evaluation.total(score.task), *beside))
+    return Grid(title, ("evaluation", "id", "task", "metric", "filter", "value", "low", "high", "n", "n_total", "base",
                         "difference", "difference_low", "difference_high", "verdict"), tuple(rows))
 
 

@@ -56,7 +56,7 @@ def _verdicts(comparison: Comparison) -> str:
         verdict = f"**{line.told}**" if line.told else fmt.DASH
         verdict += f" ({md.text(line.note)})" if line.note else ""
         rows.append([f"**{md.text(line.title)}**" if line.primary else md.text(line.title),
-                     md.text(line.metric), line.n, line.base, line.tuned, line.difference, line.interval,
+                     md.text(line.metric), line.part or line.n, line.base, line.tuned, line.difference, line.interval,
                      line.margin if line.primary else fmt.DASH, line.p, line.flips, verdict])
     return md.table(["Task", "Metric", "n", "Base", "Tuned", "Difference (points)", "95 % interval",
                      "Margin", "Adjusted p", "Gained / lost", "Verdict"], rows)

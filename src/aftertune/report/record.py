@@ -186,9 +186,10 @@ def _measured(evaluations: Sequence[Evaluation], key: ScoreKey, cells: Mapping[s
             row.append(fmt.DASH)
             continue
         cell = value_text(key[1], score.value)
-        early = evaluation.stopped(score.task)
+        early, total = evaluation.stopped(score.task), evaluation.total(score.task) or score.n
+        of = f" of {fmt.count(total)}" if score.n < total else ""
         cell += f" {error_text(score).replace('±', '± ')}" if fmt.known(score.stderr) and not early else ""
-        cell += f" ({early_text(*early)})" if early else f" (n={fmt.count(score.n)})" if several else ""
+        cell += f" ({early_text(*early)})" if early else f" (n={fmt.count(score.n)}{of})" if several or of else ""
         row.append(f"**{cell}**" if best == evaluation.id else cell)
     return row
 

@@ -4,9 +4,9 @@
     cause(lost=40, by_form=35)                   ("format", 0.739, 0.945)
 
 An answer has *no answer* where the filter of the primary metric found nothing to extract (lm-eval writes
-``[invalid]``) or where it should be JSON and is not. Of the items that became wrong, those without an answer to judge
-(none, cut off at the token limit, empty) are lost by form; the loss is one of format where Wilson's 95 % interval of
-their share lies above a half, one of skill where it lies below.
+``[invalid]``; ``[out of time]`` stands where it took too long) or where it should be JSON and is not. Of the items that
+became wrong, those without an answer to judge (none, cut off at the token limit, empty) are lost by form; the loss is
+one of format where Wilson's 95 % interval of their share lies above a half, one of skill where it lies below.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 from aftertune.stats.paired import wilson
 from aftertune.values import Answer, FormCounts
 
-_NOTHING = frozenset({"", "[invalid]"})
+_NOTHING = frozenset({"", "[invalid]", "[out of time]"})
 
 Cause = Literal["", "format", "skill", "mixed"]
 

@@ -65,7 +65,9 @@ def expand(made: Any, name: str) -> list[str]:
         found = sorted(fnmatch.filter(known, name))
         if found:
             return found
-    raise TaskError(f"unknown task {name!r}{nearest(name, list(known))}; any task or group of lm-eval "
+    what = "no task matches" if "*" in name else "unknown task"
+    near = nearest(name.strip("*_"), list(known))
+    raise TaskError(f"{what} {name!r}{near}; any task or group of lm-eval "
                     f"{metadata.version('lm_eval')} works, own ones with --include-path")
 
 

@@ -213,9 +213,9 @@ def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
                 system_instruction=options.system_instruction, apply_chat_template=chat,
                 fewshot_as_multiturn=multiturn, chat_template=options.template if chat else None)
     except (AssertionError, ValueError, IndexError, KeyError) as error:
-        raise TaskError(f"task {name!r}: its prompts cannot be built: {' '.join(str(error).split())[:240]}"
-                        ) from error
+        raise _unbuildable(task, error) from error
     order = sorted(chosen) if chosen is not None else None
+    _check_complete(task, name, order or range(min(spec.limit or total, total)))
     items, requests, positions = _requests(task, name, order, start)
     settings = _settings(spec, task, label, tuple(groups), items, requests, total)
     if chat:
@@ -223,6 +223,27 @@ def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
     settings |= {"system_instruction": options.system_instruction, "fewshot_as_multiturn": multiturn}
     return LoadedTask(settings=TaskSettings(**settings), items=items, requests=requests, task=task,
                       positions=positions, groups=groups)
+
+
+def _unbuildable(task: Any, error: Exception) -> TaskError:
+    """Why a task's prompts cannot be built, in one line: most often there are too few examples."""
+    name, wanted = task.config.task, int(task.get_config("num_fewshot") or 0)
+    pool = len(getattr(getattr(task, "sampler", None), "df", None) or ())
+    split = getattr(getattr(task, "fewshot_cfg", None), "split", None)
+    own = split is not None and split == task.config.test_split
+    if wanted > pool - own:
+        itself = ", the question itself among them" if own else ""
+        return TaskError(f"task {name!r}: {wanted} examples are asked for, but there are {pool} to draw from{itself}; "
+                         f"ask for {max(pool - own, 0)} at most (--num-fewshot)")
+    return TaskError(f"task {name!r}: its prompts cannot be built: {' '.join(str(error).split())[:240]}")
+
+
+def _check_complete(task: Any, name: str, indices: Sequence[int]) -> None:
+    """TaskError where an item is asked nothing at all: lm-eval leaves out one without choices, and says nothing."""
+    asked_of = {instance.doc_id for instance in task.instances}
+    for place, number in enumerate(indices):
+        if place not in asked_of:
+            raise TaskError(f"task {name!r}, item {number}: it has no choices; mend or leave out this document")
 
 
 def sample(total: int, spec: TaskSpec) -> set[int] | None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aftertune.errors import TaskError
+from aftertune.tasks import patience
 from aftertune.tasks.load import LoadedTask
-from aftertune.values import Answer, Response, Score
+from aftertune.values import Answer, Item, Response, Score
 
 #: Draws of lm-eval's seeded bootstrap, for metrics that have no closed-form error.
 BOOTSTRAP = 1000
+#: What stands for the extract of an answer that took a filter or a metric too long.
+OUT_OF_TIME = "[out of time]"
 
 
 def outcome(loaded: Sequence[LoadedTask], responses: Mapping[int, Response]
@@ -53,7 +58,7 @@ def _answers(one: LoadedTask, responses: Mapping[int, Response]
     for instance, places in zip(task.instances, one.positions, strict=True):
         instance.resps = [_raw(responses[p], instance.request_type) for p in places]
         by_doc[instance.doc_id].append((instance, places))
-    task.apply_filters()
+    late = _filter(task)
     values: dict[tuple[str, str], list[Any]] = defaultdict(list)
     found, positions = [], []
     for item, pairs in zip(one.items, by_doc.values(), strict=True):
@@ -63,19 +68,52 @@ def _answers(one: LoadedTask, responses: Mapping[int, Response]
         extracted: dict[str, str] = {}
         for name in instances[0].filtered_resps:
             results = [i.filtered_resps[name] for i in instances]
-            for metric, value in task.process_results(instances[0].doc, results).items():
+            judged, slow = _judged(task, item, instances[0].doc, results)
+            for metric, value in judged.items():
                 values[metric, name].append(value)
                 number = _number(metric, value)
                 if number is not None:
                     shown[f"{metric},{name}"] = number
             if isinstance(results[0], str):
-                extracted[name] = results[0]
+                extracted[name] = OUT_OF_TIME if slow or (instances[0].doc_id, name) in late else results[0]
         places = tuple(p for _, ps in pairs for p in ps)
         positions.append(places)
         found.append(Answer(task=item.task, index=item.index, item=item.hash, metrics=shown,
                               responses=tuple(responses[p] for p in places), extracted=extracted,
                               cluster=item.cluster))
     return values, found, positions
+
+
+def _filter(task: Any) -> set[tuple[int, str]]:
+    """Apply the task's filters; (doc_id, filter) of the answers that took one too long, which are as empty ones."""
+    try:
+        with patience.limited(patience.ANSWER + patience.EACH * len(task.instances)):
+            task.apply_filters()
+    except patience.OutOfTime:
+        return {(i.doc_id, chain.name) for chain in task._filters for i in task.instances if _too_slow(chain, i)}
+    return set()
+
+
+def _too_slow(chain: Any, instance: Any) -> bool:
+    """Apply the filters of one name to one instance; True where that took too long, as it then does to empty texts."""
+    try:
+        with patience.limited(patience.ANSWER):
+            chain.apply([instance])
+    except patience.OutOfTime:
+        given, instance.resps = instance.resps, [""] * len(instance.resps)
+        chain.apply([instance])
+        instance.resps = given
+        return True
+    return False
+
+
+def _judged(task: Any, item: Item, doc: Any, results: list[Any]) -> tuple[dict[str, Any], bool]:
+    """The metrics of one item; True where judging the text took too long: they are those of an empty one then."""
+    for given in [results, [""]] if isinstance(results[0], str) else [results]:
+        with contextlib.suppress(patience.OutOfTime), patience.limited(patience.ANSWER):
+            return task.process_results(doc, given), given is not results
+    raise TaskError(f"task {item.task!r}, item {item.index}: judging its answer takes more than {patience.ANSWER:g} s; "
+                    "mend the task's pattern or metric")
 
 
 def _number(metric: str, value: Any) -> float | None:

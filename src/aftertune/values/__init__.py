@@ -338,6 +338,10 @@ class Evaluation:
         """The settings of task ``name``, or None."""
         return next((t for t in self.tasks if t.task == name), None)
 
+    def total(self, name: str) -> int | None:
+        """Items that a task, or the tasks of a group, have in all; None where there is no such task."""
+        return sum(t.n_total for t in self.tasks if name in (t.task, *t.groups)) or None
+
     def stopped(self, name: str) -> tuple[int, int] | None:
         """Items used and items in all of a task or group that was stopped early; None where all were used."""
         task = self.task(name)
