@@ -13,8 +13,8 @@ from aftertune.ledger import Ledger
 from aftertune.study import TaskSpec
 from aftertune.tasks import LoadOptions, load, notes, outcome, patience
 from aftertune.values import Response
+from cli_cases import call, settle
 from eval_cases import byte_folder
-from test_cli_errors import call, settle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 HEAD = """task: {name}
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "void": [{"q": "x", "choices": ["a", "b"], "gold": 1}, {"q": "y", "choices": [], "gold": 0}],
             "blank": [{"q": "x", "choices": ["a", "b"], "gold": 1}, {"q": "y", "choices": ["a", ""], "gold": 0}],
             "beyond": [{"q": "x", "choices": ["a", "b"], "gold": 1}, {"q": "y", "choices": ["a", "b"], "gold": 5}],
-            "twice": [{"q": "x", "choices": ["a", "b"], "gold": 1}] * 3 + [{"q": "y", "choices": ["a", "b"], "gold": 0}],
+            "twice": [{"q": q, "choices": ["a", "b"], "gold": 1} for q in "xxxy"],
             "slow": [{"q": f"q{i}", "gold": "b"} for i in range(3)]}
     folder = root / "tasks"
     folder.mkdir()
@@ -156,7 +156,7 @@ def no_variance(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     shown = _shown(patch, capfd, "compare", "a", "b", "--json")
     assert "NaN" not in shown
     row = json.loads(shown)["rows"][0]
-    assert -1 <= row["low"] <= 0 <= row["high"] <= 1
+    assert row["ci"][0] <= row["delta"] <= row["ci"][1]
 
 
 ANSWERED: dict[int, Callable[..., None]] = {
