@@ -12,8 +12,8 @@ from cli_cases import call, settle
 from eval_cases import byte_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-WORDS = ("eval", "twin", "--tasks", "arc_easy", "--until-decided", "--against", "base", "--margin", "30", "--batch", "64",
-         "--name", "twin")
+WORDS = ("eval", "twin", "--tasks", "arc_easy", "--until-decided", "--against", "base", "--margin", "30",
+         "--batch", "64", "--name", "twin")
 
 
 def test_an_early_verdict_and_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
