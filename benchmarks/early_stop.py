@@ -90,27 +90,29 @@ def spec(model: str, name: str, **task: Any) -> EvalSpec:
                     task_source="pack")
 
 
-def told(done: int, total: int, text: str) -> None:
-    """Progress, a line every so many items."""
-    stamp = (text, 20 * done // max(total, 1))
-    if stamp != told.last:  # type: ignore[attr-defined]
-        told.last = stamp  # type: ignore[attr-defined]
-        print(f"{time.strftime('%H:%M:%S')} {text} {done:,} of {total:,}", file=sys.stderr, flush=True)
+def told() -> Callable[[int, int, str], None]:
+    """Progress, a line every twentieth of the work."""
+    seen: set[tuple[str, int]] = set()
 
+    def tell(done: int, total: int, text: str) -> None:
+        stamp = (text, 20 * done // max(total, 1))
+        if stamp not in seen:
+            seen.add(stamp)
+            print(f"{time.strftime('%H:%M:%S')} {text} {done:,} of {total:,}", file=sys.stderr, flush=True)
 
-told.last = None  # type: ignore[attr-defined]
+    return tell
 
 
 def decided(model: str, name: str, margin: float, ledger: Ledger) -> Decided:
     """A copy against the base, which is scored alongside."""
     return until_decided(spec(model, name, sample_seed=SEED), speed.MODEL, EarlySpec(margin=margin), ledger=ledger,
-                         progress=told)
+                         progress=told())
 
 
 def fixed(model: str, name: str, items: int, margin: float, ledger: Ledger) -> Comparison:
     """A copy against the base on a fixed random sample."""
     sample = {"sample": items, "sample_seed": FIXED_SEED}
-    sides = [evaluate(spec(m, n, **sample), ledger=ledger, progress=told)
+    sides = [evaluate(spec(m, n, **sample), ledger=ledger, progress=told())
              for m, n in ((speed.MODEL, f"base-{items}"), (model, f"{name}-{items}"))]
     return compare(*sides, margins=margin / 100, ledger=ledger)
 

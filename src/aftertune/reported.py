@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,12 @@ from aftertune.values import ModelIdentity
 ScoreName = tuple[str, str, str]
 #: Begins the place of a fingerprint where nobody read the weights.
 UNPROVEN = "unproven:"
+
+
+def plain_name(name: str) -> str:
+    """A name by its letters and digits, by which a document's models and ours are known to be the same: "TinyLlama +
+    QLoRA" is tinyllamaqlora."""
+    return re.sub(r"[^a-z0-9]+", "", name.lower())
 
 
 def proven(model: ModelIdentity) -> bool:
@@ -80,6 +87,10 @@ class Remark:
         return cls(**{k: row[k] for k in cls.__dataclass_fields__ if k in row})
 
 
+#: A reported score and what the audit says of it.
+Audited = tuple[Reported, str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """A difference between two models of a document. points: in percent; family: both stand in one section, so that
@@ -104,7 +115,7 @@ class Judged:
     """
 
     source: str
-    rows: tuple[tuple[Reported, str], ...]
+    rows: tuple[Audited, ...]
     remarks: tuple[Remark, ...] = ()
     differences: tuple[Difference, ...] = ()
     findings: tuple[tuple[str, str], ...] = ()
@@ -112,6 +123,6 @@ class Judged:
     best: Mapping[ScoreName, str] = field(default_factory=dict)
 
     @property
-    def scores(self) -> tuple[tuple[Reported, str], ...]:
+    def scores(self) -> tuple[Audited, ...]:
         """The rows with a figure."""
         return tuple((row, said) for row, said in self.rows if row.planned is None)

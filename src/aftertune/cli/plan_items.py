@@ -34,6 +34,7 @@ def plan_items(
     All tasks named are one family: the level of 5 % is shared among them, as a comparison shares it.
     """
     from aftertune.ledger import Ledger
+    from aftertune.stats.planning import need
 
     _check(margin, discordance, power)
     if (base is None) != (tuned is None):
@@ -47,7 +48,7 @@ def plan_items(
     if not names:
         raise InputError("name tasks with --task, for example --task hellaswag, or two evaluations of the ledger")
     psi = {name: discordance / 100 if discordance is not None else found.get(name, (USUAL, 0))[0] for name in names}
-    plans = {name: _need(psi[name], margin / 100, total, 0.05 / len(names), power / 100)
+    plans = {name: need(psi[name], margin / 100, total=total, alpha=0.05 / len(names), power=power / 100)
              for name, total in names.items()}
     if as_json:
         emit({"margin": margin, "power": power, "tasks": [{
@@ -60,16 +61,9 @@ def plan_items(
 
 
 def _check(margin: float, discordance: float | None, power: float) -> None:
-    for flag, value, low, high in (("--margin", margin, 0, 100), ("--discordance", discordance, 0, 100.0001),
-                                   ("--power", power, 0, 100)):
-        if value is not None and not low < value < high:
-            raise InputError(f"{flag} {value:g}: a number above {low} and up to {round(high)}, in percent")
-
-
-def _need(psi: float, margin: float, total: int, alpha: float, power: float) -> Need:
-    from aftertune.stats.planning import need
-
-    return need(psi, margin, total=total, alpha=alpha, power=power)
+    for flag, value in (("--margin", margin), ("--discordance", discordance), ("--power", power)):
+        if value is not None and not 0 < value < 100:
+            raise InputError(f"{flag} {value:g}: a number above 0 and below 100, in percent")
 
 
 def _pair(base: str, tuned: str, ledger: Ledger | None) -> dict[str, tuple[float, int]]:

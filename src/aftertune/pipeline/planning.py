@@ -23,6 +23,7 @@ from aftertune.ledger.studies import Cell as Stored
 from aftertune.pipeline.alone import held
 from aftertune.pipeline.cells import Cell, cells_of, changed
 from aftertune.pipeline.costs import Cost, Costs
+from aftertune.reported import plain_name
 from aftertune.sources import resolve_model
 from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, on_hub
@@ -51,7 +52,7 @@ def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = N
     cells = cells_of(study)
     stored = {c.name: c for c in ledger.cells(study.study)} if ledger and _known(ledger, study) else {}
     stale = set(changed(_before(ledger, study), cells))
-    reported = {_plain(str(row["model"])) for row in ledger.reported()} if ledger else set()
+    reported = {plain_name(str(row["model"])) for row in ledger.reported()} if ledger else set()
     costs = Costs(study, ledger)
     with held(out or Path("runs") / study.study) as free:
         return [_planned(cell, stored.get(cell.name), _Facts(study, costs, file, stale, reported, running=not free))
@@ -60,7 +61,7 @@ def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = N
 
 def unevaluated(study: Study, *, ledger: Ledger, file: str = "") -> list[Planned]:
     """The models of a study that the ledger has no evaluation of as the study says it now, for the record. file: the
-    study's, for the commands."""
+    study's, for the commands; where it is not known they have a word in its place."""
     from aftertune.report import Planned
 
     cells = cells_of(study)
@@ -75,7 +76,7 @@ def unevaluated(study: Study, *, ledger: Ledger, file: str = "") -> list[Planned
         failed = next((s for s in (state, stored.get(f"tune {cell.subject}")) if s and s.status == "failed"), None)
         found.append(Planned(
             study=study.study, name=cell.subject, base=base, model=study.bases[base].model,
-            command=f"aftertune run {shlex.quote(file or f'{study.study}.yaml')} --only {shlex.quote(cell.subject)}",
+            command=_command(file or f"the file of {study.study}", cell.subject),
             state=f"failed: {failed.error}" if failed else "planned"))
     return found
 
@@ -95,9 +96,13 @@ class _Facts:
 def _planned(cell: Cell, stored: Stored | None, facts: _Facts) -> PlannedCell:
     status, why = _status(cell, stored, facts)
     done = status == "done"
-    command = f"aftertune run {shlex.quote(facts.file)} --only {shlex.quote(cell.name)}"
     missing = () if done else tuple(_missing(cell, facts.study, facts.costs))
-    return PlannedCell(cell.name, status, facts.costs.of(cell), command, missing, why)
+    return PlannedCell(cell.name, status, facts.costs.of(cell), _command(facts.file, cell.name), missing, why)
+
+
+def _command(file: str, name: str) -> str:
+    """What runs a cell, or all that a name stands for."""
+    return f"aftertune run {shlex.quote(file)} --only {shlex.quote(name)}"
 
 
 def _status(cell: Cell, stored: Stored | None, facts: _Facts) -> tuple[Status, str]:
@@ -106,7 +111,7 @@ def _status(cell: Cell, stored: Stored | None, facts: _Facts) -> tuple[Status, s
         return "planned", "the study says something else of it than when it was last run"
     if status == "running" and not facts.running:
         return "planned", "was interrupted; the next run goes on where it stopped"
-    if status == "planned" and cell.kind != "tuning" and _plain(cell.subject) in facts.reported:
+    if status == "planned" and cell.kind != "tuning" and plain_name(cell.subject) in facts.reported:
         return "reported", "an imported document has scores of it"
     return status, (stored.error if stored else None) or ""
 
@@ -124,11 +129,6 @@ def _before(ledger: Ledger | None, study: Study) -> dict[str, str] | None:
 
 def _known(ledger: Ledger, study: Study) -> bool:
     return any(one.name == study.study for one in ledger.studies())
-
-
-def _plain(name: str) -> str:
-    """A name by its letters and digits: "TinyLlama + QLoRA" is tinyllama-qlora."""
-    return re.sub(r"[^a-z0-9]+", "", name.lower())
 
 
 def _missing(cell: Cell, study: Study, costs: Costs) -> list[str]:

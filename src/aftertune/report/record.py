@@ -29,10 +29,9 @@ from aftertune.report.reported import (
     reported_sizes,
     sections_of,
 )
-from aftertune.report.sections import Planned, Sections, open_cells, plain, put_planned
+from aftertune.report.sections import Planned, Sections, open_cells, put_planned
 from aftertune.report.seeds import seed_observations, seeds_section
 from aftertune.report.table import (
-    ScoreKey,
     beyond_noise,
     early_text,
     error_text,
@@ -41,7 +40,7 @@ from aftertune.report.table import (
     proven_best,
     value_text,
 )
-from aftertune.reported import Judged
+from aftertune.reported import Judged, ScoreName, plain_name
 from aftertune.values import Comparison, Contrast, Evaluation, Score, Tuning
 
 
@@ -85,13 +84,13 @@ def write_record(
 
 def _others(sections: Sections, reported: Sequence[Judged], planned: Sequence[Planned]) -> None:
     """What others reported and what studies plan, each where its family is."""
-    commands = {plain(p.name): p.command for p in planned}
+    commands = {plain_name(p.name): p.command for p in planned}
     shown: set[str] = set()
     for document in reported:
         for section, models in sections_of(document).items():
-            blocks = reported_models(document, section, lambda model: commands.get(plain(model), ""))
+            blocks = reported_models(document, section, lambda model: commands.get(plain_name(model), ""))
             sections.put(section or document.source, models, blocks, note=" (reported)")
-            shown |= set(map(plain, models))
+            shown |= set(map(plain_name, models))
     put_planned(sections, planned, shown)
 
 
@@ -158,9 +157,13 @@ def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Compar
     better = beyond_noise(comparisons)
     rows = []
     for key in dict.fromkeys([*measured, *(key for _, cells in stated for key in cells)]):
+        own = measured.get(key, {})
+        parts = {e.id: _part(e, key[0], own[e.id].n) for e in evaluations if e.id in own}
+        alike = len(set(parts.values())) == 1 and not stated and not any(e.stopped(key[0]) for e in evaluations)
+        shared = next(iter(parts.values())) if alike else ""
         row = [f"**{md.text(fmt.visible(task_title(key[0]), 200))}**",
-               md.text(fmt.visible(metric_title(key[1], key[2]), 200))]
-        row += _measured(evaluations, key, measured.get(key, {}), better)
+               md.text(fmt.visible(metric_title(key[1], key[2]), 200)) + shared]
+        row += _measured(evaluations, key, own, better, {} if shared else parts)
         row += [cells.get(key, {}).get(model, fmt.DASH) for document, cells in stated for model in document.columns]
         rows.append(row)
     head = ["Task", "Metric", *(md.text(_label(e, evaluations)) for e in evaluations),
@@ -174,11 +177,10 @@ def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Compar
     return ["### Performance Comparison Table", md.table(head, rows), note]
 
 
-def _measured(evaluations: Sequence[Evaluation], key: ScoreKey, cells: Mapping[str, Score],
-              better: Mapping[ScoreKey, set[tuple[str, str]]]) -> list[str]:
-    """The cells of one score, one an evaluation."""
+def _measured(evaluations: Sequence[Evaluation], key: ScoreName, cells: Mapping[str, Score],
+              better: Mapping[ScoreName, set[tuple[str, str]]], parts: Mapping[str, str]) -> list[str]:
+    """The cells of one score, one an evaluation. parts: evaluation id -> the items that it stands on."""
     best = proven_best(key, cells, better)
-    several = len({score.n for score in cells.values()}) > 1
     row = []
     for evaluation in evaluations:
         score = cells.get(evaluation.id)
@@ -186,12 +188,19 @@ def _measured(evaluations: Sequence[Evaluation], key: ScoreKey, cells: Mapping[s
             row.append(fmt.DASH)
             continue
         cell = value_text(key[1], score.value)
-        early, total = evaluation.stopped(score.task), evaluation.total(score.task) or score.n
-        of = f" of {fmt.count(total)}" if score.n < total else ""
+        early = evaluation.stopped(score.task)
         cell += f" {error_text(score).replace('±', '± ')}" if fmt.known(score.stderr) and not early else ""
-        cell += f" ({early_text(*early)})" if early else f" (n={fmt.count(score.n)}{of})" if several or of else ""
+        cell += parts.get(evaluation.id, "")
         row.append(f"**{cell}**" if best == evaluation.id else cell)
     return row
+
+
+def _part(evaluation: Evaluation, task: str, n: int) -> str:
+    """The items that a score stands on, "" for all of the task."""
+    early, total = evaluation.stopped(task), evaluation.total(task) or n
+    if early:
+        return f" ({early_text(*early)})"
+    return f" (n={fmt.count(n)} of {fmt.count(total)})" if n < total else ""
 
 
 def _observations(comparisons: Sequence[Comparison], contrasts: Sequence[Contrast], reported: Sequence[Judged]) -> str:

@@ -16,10 +16,8 @@ from aftertune.report import markdown as md
 from aftertune.report.facts import CODE
 from aftertune.report.names import metric_title, task_title
 from aftertune.report.observations import Observation
-from aftertune.reported import Difference, Judged, Remark, Reported, ScoreName
+from aftertune.reported import Audited, Difference, Judged, Remark, ScoreName
 
-#: A reported score and what the audit says of it.
-Audited = tuple[Reported, str]
 #: The audit's word for a figure that cannot be k of n.
 NOT_REPRODUCIBLE = "not reproducible"
 #: Name of a model -> the command that would measure it, "" where no study has it.

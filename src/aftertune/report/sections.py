@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from aftertune.report import format as fmt
 from aftertune.report import markdown as md
 from aftertune.report.names import source_title
+from aftertune.reported import plain_name
 
 #: A title of fewer letters begins too many names.
 _SHORTEST = 4
@@ -35,11 +36,6 @@ class Planned:
     state: str = "planned"
 
 
-def plain(name: str) -> str:
-    """A name by its letters and digits: "TinyLlama + QLoRA" is tinyllamaqlora."""
-    return re.sub(r"[^a-z0-9]+", "", name.lower())
-
-
 @dataclass(slots=True)
 class _Section:
     title: str
@@ -48,8 +44,8 @@ class _Section:
 
     def has(self, name: str) -> bool:
         """Whether a model of this name belongs here."""
-        stem = plain(re.sub(r"\(.*?\)", "", self.title))
-        return plain(name) in self.names or (len(stem) >= _SHORTEST and plain(name).startswith(stem))
+        stem = plain_name(re.sub(r"\(.*?\)", "", self.title))
+        return plain_name(name) in self.names or (len(stem) >= _SHORTEST and plain_name(name).startswith(stem))
 
 
 @dataclass(slots=True)
@@ -66,7 +62,7 @@ class Sections:
         if home is None:
             home = _Section(title + note, set(), [])
             self.found.append(home)
-        home.names |= set(map(plain, names))
+        home.names |= set(map(plain_name, names))
         home.blocks += blocks
 
     def blocks(self) -> list[str]:
@@ -81,7 +77,7 @@ def put_planned(sections: Sections, planned: Sequence[Planned], elsewhere: set[s
         group = [p for p in planned if (p.study, p.base) == base]
         blocks = []
         for one in group:
-            if plain(one.name) not in elsewhere:
+            if plain_name(one.name) not in elsewhere:
                 state = "" if one.state == "planned" else f" ({md.text(fmt.visible(one.state, 400))})"
                 blocks += [f"### {md.text(fmt.visible(one.name))} (Not Evaluated)",
                            f"*Not evaluated{state}, planned with: {md.code(fmt.visible(one.command, 400))}*"]

@@ -17,6 +17,7 @@ from statistics import NormalDist
 
 from aftertune.report import format as fmt
 from aftertune.report.names import is_fraction, metric_title, task_title
+from aftertune.reported import ScoreName
 from aftertune.stats.paired import wilson
 from aftertune.values import (
     TOLD,
@@ -251,12 +252,9 @@ def held_out_line(held_out: HeldOut) -> tuple[str, str, str, str, str]:
             f"{fmt.change(held_out.low)} to {fmt.change(held_out.high)}")
 
 
-ScoreKey = tuple[str, str, str]
-
-
-def performance(evaluations: Sequence[Evaluation]) -> dict[ScoreKey, dict[str, Score]]:
+def performance(evaluations: Sequence[Evaluation]) -> dict[ScoreName, dict[str, Score]]:
     """Scores by (task, metric, filter) and evaluation id, in order of first appearance."""
-    table: dict[ScoreKey, dict[str, Score]] = {}
+    table: dict[ScoreName, dict[str, Score]] = {}
     for evaluation in evaluations:
         for score in evaluation.scores:
             table.setdefault((score.task, score.metric, score.filter), {})[evaluation.id] = score
@@ -271,11 +269,11 @@ def metrics_by_task(evaluations: Sequence[Evaluation]) -> dict[str, list[tuple[s
     return found
 
 
-def beyond_noise(comparisons: Sequence[Comparison]) -> Mapping[ScoreKey, set[tuple[str, str]]]:
+def beyond_noise(comparisons: Sequence[Comparison]) -> Mapping[ScoreName, set[tuple[str, str]]]:
     """Pairs (better, worse) of evaluation ids per score, by verdict, with what follows from them:
     a better than b and b better than c gives a better than c. Forced comparisons prove nothing.
     """
-    better: dict[ScoreKey, set[tuple[str, str]]] = {}
+    better: dict[ScoreName, set[tuple[str, str]]] = {}
     for comparison in comparisons:
         for row in comparison.rows:
             if comparison.forced or row.verdict not in ("higher", "lower"):
@@ -289,8 +287,8 @@ def beyond_noise(comparisons: Sequence[Comparison]) -> Mapping[ScoreKey, set[tup
     return better
 
 
-def proven_best(key: ScoreKey, cells: Mapping[str, Score],
-                better: Mapping[ScoreKey, set[tuple[str, str]]]) -> str | None:
+def proven_best(key: ScoreName, cells: Mapping[str, Score],
+                better: Mapping[ScoreName, set[tuple[str, str]]]) -> str | None:
     """The evaluation that is better than every other one in its row beyond the noise, or None."""
     pairs = better.get(key, set())
     for candidate in cells:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from aftertune.report import format as fmt
 from aftertune.report.facts import Facts
 from aftertune.report.names import metric_title, task_title
-from aftertune.report.reported import Audited, reported_observations
-from aftertune.reported import Judged
+from aftertune.report.reported import reported_observations
+from aftertune.reported import Audited, Judged
 
 
 @dataclass(frozen=True, slots=True)
