@@ -523,21 +523,24 @@ def test_nan_in_a_row_of_logits_is_nan_in_its_norm_alone(dtype: torch.dtype, pla
 
 @pytest.mark.parametrize("rank", [1, 4, 16, 33])
 @pytest.mark.parametrize("tokens", [1, 50, 131])
+@pytest.mark.parametrize("gained", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_low_ranks_are_added_in_place(dtype: torch.dtype, tokens: int, rank: int) -> None:
-    """Into some columns of a wider buffer, from some columns of another."""
+def test_low_ranks_are_added_in_place(dtype: torch.dtype, gained: bool, tokens: int, rank: int) -> None:
+    """Into some columns of a wider buffer, from some columns of another; gained: and the sum is multiplied."""
     torch.manual_seed(0)
     out, inner, b = torch.randn(tokens, 176).to(dtype), torch.randn(tokens, rank + 9), torch.randn(rank, 112)
     before = out.clone()
-    kernels.add_low(out[:, 16:128], inner[:, 5: 5 + rank], b, 0.7)
+    gain = 0.5 + torch.rand(112) if gained else None
+    kernels.add_low(out[:, 16:128], inner[:, 5: 5 + rank], b, 0.7, gain)
     right = before[:, 16:128].double() + 0.7 * inner[:, 5: 5 + rank].double() @ b.double()
+    right = right if gain is None else right * gain.double()
     step = 2.0 ** -8 if dtype == torch.bfloat16 else 0.0
     torch.testing.assert_close(out[:, 16:128].double(), right, rtol=step, atol=1e-5)
     assert torch.equal(out[:, :16], before[:, :16])
     assert torch.equal(out[:, 128:], before[:, 128:])
     if tokens > 1:
         one = before[-1:].clone()
-        kernels.add_low(one[:, 16:128], inner[-1:, 5: 5 + rank], b, 0.7)
+        kernels.add_low(one[:, 16:128], inner[-1:, 5: 5 + rank], b, 0.7, gain)
         assert torch.equal(one, out[-1:]), "a token does not depend on the others"
 
 

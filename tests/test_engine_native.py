@@ -393,8 +393,41 @@ def test_ranks_and_scales_of_their_own_are_heeded(calls: Counter[str]) -> None:
 
 @pytest.mark.parametrize("values", [{"use_dora": True}, {"lora_bias": True}])
 def test_what_is_no_plain_lora_is_left_to_peft(values: dict[str, Any], calls: Counter[str]) -> None:
-    name = "llama, with biases" if "lora_bias" in values else "llama"
-    check(Adapted(name=name, **values), calls, 0)
+    """DoRA is one where a layer has a bias, which it does not multiply."""
+    check(Adapted(name="llama, with biases", **values), calls, 0)
+
+
+def test_dora_is_added_as_lora_is(calls: Counter[str]) -> None:
+    adapted = Adapted(use_dora=True)
+    check(adapted, calls, 14)
+    assert plain(adapted.model).gap(plain(Adapted().model)) > 0.5, "the magnitudes matter"
+
+
+@pytest.mark.parametrize(("name", "norms"), [("llama", 2 * 7), ("llama, with biases", 2 * 7), ("phi", 2 * 6),
+                                             ("gpt2", 0)])
+def test_the_norms_of_dora_are_made_once(name: str, norms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in every pass; each time that the engine begins they are made anew, for training moves them. GPT-2 has
+    another kind of layer, which is left to PEFT."""
+    from peft.tuners.lora.dora import DoraLinearLayer
+
+    adapted, made, real = Adapted(name=name, use_dora=True), [], DoraLinearLayer.get_weight_norm
+    monkeypatch.setattr(DoraLinearLayer, "get_weight_norm", lambda *a, **k: made.append(1) or real(*a, **k))
+    fast = Fast(adapted.model, ALL)
+    scorer = Scorer(adapted.model, packed=True, kit=fast.kit)
+    rows = [row(g, 0) for g in groups()]
+    for _ in range(2):
+        right = plain(adapted.model)
+        made.clear()
+        with fast.on(alone=True):
+            first, second = (found(scorer.run(rows)) for _ in range(2))
+        assert first.gap(second) == 0
+        assert first.gap(right) < 1e-4
+        assert len(made) == norms or not norms
+        with torch.no_grad():
+            for key, weight in adapted.model.named_parameters():
+                if "lora_" in key:
+                    weight.mul_(1.2)
+    assert plain(adapted.model).gap(right) > 0.1
 
 
 def test_two_active_adapters_are_left_to_peft(calls: Counter[str]) -> None:

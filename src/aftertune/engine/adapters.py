@@ -1,12 +1,14 @@
-"""LoRA next to packed weights: what an adapter adds to a product, with PEFT's arithmetic and fewer passes.
+"""LoRA and DoRA next to packed weights: what an adapter adds to a product, with PEFT's arithmetic and fewer passes.
 
-    base, low = taken_apart(layer)              # a plain linear layer, and the Low of an active adapter, or None
+    base, low = taken_apart(layer, weight)      # a plain linear layer, and the Low of an active adapter, or None
     Sums([low_q, low_k, low_v], widths).onto(base(x), x)
+    with steady(model, weight): model(…)        # what DoRA divides by is made once, not in every pass
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +17,23 @@ import torch
 from aftertune.engine import kernels
 from aftertune.engine.linears import plain
 
+#: A linear layer -> its weight, wherever that lies at the time.
+Weight = Callable[[Any], torch.Tensor]
+
 
 @dataclass(frozen=True, slots=True)
 class Low:
-    """What LoRA adds: scale * b a x (Hu et al. 2021). a [rank, columns]; b [rank, rows], as the kernel takes it."""
+    """What LoRA adds: scale * b a x (Hu et al. 2021). a [rank, columns]; b [rank, rows], as the kernel takes it; gain
+    [rows]: of DoRA, what the sum is multiplied by."""
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
+    gain: torch.Tensor | None = None
 
 
-def taken_apart(layer: Any) -> tuple[Any, Low | None] | None:
-    """A layer that can be packed, and what one plain LoRA adds to it; None where it is anything else."""
+def taken_apart(layer: Any, weight: Weight) -> tuple[Any, Low | None] | None:
+    """A layer that can be packed, and what one plain LoRA or DoRA adds to it; None where it is anything else."""
     if plain(layer):
         return layer, None
     kind = type(layer)
@@ -37,13 +44,62 @@ def taken_apart(layer: Any) -> tuple[Any, Low | None] | None:
         return None  # PEFT may take it apart again
     if layer.disable_adapters or not names:
         return layer.base_layer, None
-    low = [layer.lora_A[names[0]], layer.lora_B[names[0]]]
-    usual = len(names) == 1 and names[0] not in layer.lora_variant and not layer.training \
+    name, base = names[0], layer.base_layer
+    low = [layer.lora_A[name], layer.lora_B[name]]
+    dora = type(layer.lora_variant.get(name)).__name__ == "DoraLinearVariant" and base.bias is None
+    usual = len(names) == 1 and (dora or name not in layer.lora_variant) and not layer.training \
         and all(m.bias is None and m.weight.dtype == torch.float32 for m in low) \
-        and getattr(layer, "cast_input_dtype_enabled", True) and layer.base_layer.out_features % kernels.TILE == 0
+        and getattr(layer, "cast_input_dtype_enabled", True) and base.out_features % kernels.TILE == 0
     if not usual:
         return None
-    return layer.base_layer, Low(low[0].weight, low[1].weight.t().contiguous(), float(layer.scaling[names[0]]))
+    scale = float(layer.scaling[name])
+    by = gain(layer.lora_magnitude_vector[name], *low, scale, weight(base)) if dora else None
+    return base, Low(low[0].weight, low[1].weight.t().contiguous(), scale, by)
+
+
+@torch.no_grad()
+def gain(dora: Any, low_a: Any, low_b: Any, scale: float, weight: torch.Tensor) -> torch.Tensor:
+    """What DoRA multiplies each row of W + scale * b a by: its magnitude over the row's norm (Liu et al. 2024, eq. 5).
+    dora: PEFT's layer of the magnitudes; the gain is in their dtype [rows]."""
+    norm = dora.get_weight_norm(weight.to(low_a.weight.dtype), low_b.weight @ low_a.weight, scale)
+    found: torch.Tensor = dora.weight / norm
+    return found
+
+
+@contextlib.contextmanager
+def steady(model: Any, weight: Weight) -> Iterator[None]:
+    """PEFT's DoRA layers look their gains up meanwhile, each made at its first use; the weights must stay as they are
+    until then."""
+    found = [m for m in model.modules() if f"{type(m).__module__}.{type(m).__qualname__}"
+             == "peft.tuners.lora.dora.DoraLinearLayer"]
+    try:
+        for layer in found:
+            layer.forward = _Dora(layer, weight)
+        yield
+    finally:
+        for layer in found:
+            del layer.forward
+
+
+class _Dora:
+    """A DoRA layer's forward, with its gain kept."""
+
+    def __init__(self, layer: Any, weight: Weight) -> None:
+        self.layer, self.weight = layer, weight
+        self.usual = layer.forward
+        self.gain: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor, *, lora_A: Any, lora_B: Any, scaling: float, base_layer: Any,  # noqa: N803
+                 base_result: torch.Tensor | None = None, **others: Any) -> torch.Tensor:
+        """What PEFT's adds to ``base_result``; its own words for the arguments."""
+        if base_result is None or type(base_layer) is not torch.nn.Linear:  # dropout in training; packed in four bits
+            made: torch.Tensor = self.usual(x, lora_A=lora_A, lora_B=lora_B, scaling=scaling, base_layer=base_layer,
+                                            base_result=base_result, **others)
+            return made
+        if self.gain is None:
+            self.gain = gain(self.layer, lora_A, lora_B, scaling, self.weight(base_layer))
+        alone = base_result if base_layer.bias is None else base_result - base_layer.bias
+        return (self.gain - 1) * alone + self.gain * lora_B(lora_A(x)) * scaling
 
 
 class Sums:
@@ -63,6 +119,6 @@ class Sums:
         start = 0
         for low, first, last in self.parts:
             end = start + len(low.b)
-            kernels.add_low(out[:, first:last], inner[:, start:end], low.b, low.scale)
+            kernels.add_low(out[:, first:last], inner[:, start:end], low.b, low.scale, low.gain)
             start = end
         return out

@@ -6,8 +6,8 @@ the matrix products.
         model(…)                        # under a layout of ours; every other pass runs as transformers has it
 
 The kind: RMS norm, queries, keys and values with rotary positions, attention, RMS norm, gated SiLU, each with its
-residual sum. LoRA on the projections is added to the packed products; any other adapter is called as it is. The
-engine's check of packed against plain rows is the check of these too.
+residual sum. LoRA and DoRA on the projections are added to the packed products; any other adapter is called as it is.
+The engine's check of packed against plain rows is the check of these too.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def is_of_kind(module: Any) -> bool:
 
 def _joined(linears: Linears, *layers: Any) -> Function:
     """x [tokens, columns] -> what each of the layers makes of it, side by side."""
-    parts = [taken_apart(layer) for layer in layers] if linears.on else [None]
+    parts = [taken_apart(layer, linears.weight) for layer in layers] if linears.on else [None]
     whole = [part for part in parts if part]
     if len(whole) < len(layers) or len({base.bias is None for base, _ in whole}) > 1:
         return lambda x: torch.cat([layer(x) for layer in layers], -1)

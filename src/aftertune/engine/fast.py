@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aftertune.engine import kernels, layouts, native
+from aftertune.engine.adapters import steady
 from aftertune.engine.blocks import Blocks
 from aftertune.engine.linears import Linears
 from aftertune.engine.schedule import Budget
@@ -28,6 +29,7 @@ class Fast:
                                 f"{kernels.missing()}; go on with it where it was begun, or begin anew with --fork")
         self.budget = budget
         self.kit: Any = native if budget.kernels else layouts
+        self.model = model
         self.linears = Linears(model)
         self.blocks = Blocks(model, self.linears)
 
@@ -37,6 +39,7 @@ class Fast:
         with contextlib.ExitStack() as stack:
             if self.budget.prepacked:
                 stack.enter_context(self.linears.packed(alone=alone))
+            stack.enter_context(steady(self.model, self.linears.weight))
             if self.budget.kernels:
                 stack.enter_context(self.blocks.fused())
             yield

@@ -548,8 +548,8 @@ int summarise(int64_t half, const void *logits, int64_t rows, int64_t size, floa
 }
 
 /* See kernels.py: add_low. */
-INLINE int low_of(const int half, const float *inner, int64_t ld, const float *b, int64_t rank, float scale, void *out,
-                  int64_t ldo, int64_t tokens, int64_t columns) {
+INLINE int low_of(const int half, const float *inner, int64_t ld, const float *b, int64_t rank, float scale,
+                  const float *gain, void *out, int64_t ldo, int64_t tokens, int64_t columns) {
     int64_t failed = 0, blocks = (tokens + ROWS - 1) / ROWS;
 #pragma omp parallel
     {
@@ -566,7 +566,8 @@ INLINE int low_of(const int half, const float *inner, int64_t ld, const float *b
             for (int64_t i = 0; i < count; i++)
                 for (int64_t d = 0; d < columns; d += W) {
                     int64_t place = (from + i) * ldo + d;
-                    store(out, place, load(out, place, half) + *(vec *)(sums + i * columns + d) * scale, half);
+                    vec sum = load(out, place, half) + *(vec *)(sums + i * columns + d) * scale;
+                    store(out, place, gain ? sum * load(gain, d, 0) : sum, half);
                 }
         }
         free(sums);
@@ -574,10 +575,10 @@ INLINE int low_of(const int half, const float *inner, int64_t ld, const float *b
     return (int)failed;
 }
 
-int add_low(int64_t half, const float *inner, int64_t ld, const float *b, int64_t rank, float scale, void *out,
-            int64_t ldo, int64_t tokens, int64_t columns) {
-    return half ? low_of(1, inner, ld, b, rank, scale, out, ldo, tokens, columns)
-                : low_of(0, inner, ld, b, rank, scale, out, ldo, tokens, columns);
+int add_low(int64_t half, const float *inner, int64_t ld, const float *b, int64_t rank, float scale, const float *gain,
+            void *out, int64_t ldo, int64_t tokens, int64_t columns) {
+    return half ? low_of(1, inner, ld, b, rank, scale, gain, out, ldo, tokens, columns)
+                : low_of(0, inner, ld, b, rank, scale, gain, out, ldo, tokens, columns);
 }
 
 /* See kernels.py: attend_back. Weights are made again, a block of queries at a time; a task is one row's keys of one kv

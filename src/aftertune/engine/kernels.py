@@ -34,7 +34,7 @@ _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
 _KERNELS = {"attend_rows": "nppppppp" "nnnnnn" "ppnnfn", "attend_step": "nppppp" "nnnnnn" "ppn" "ppnnfn",
             "keep": "nppnnnn" "ppnn", "rms_norm": "npppppnnf", "gate": "npnpnpnn", "rotate": "npppnnnnn",
-            "summarise": "npnnppp", "add_low": "npnpnfpnnn", "attend_back": "npppppppp" "p" "nnnn" "fn",
+            "summarise": "npnnppp", "add_low": "npnpnfppnnn", "attend_back": "npppppppp" "p" "nnnn" "fn",
             "rms_norm_back": "nppppnnf", "gate_back": "npppppn"}
 
 
@@ -145,10 +145,11 @@ def summarise(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return norm, top, best
 
 
-def add_low(out: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, scale: float) -> None:
-    """out [tokens, columns] += scale * inner [tokens, rank] b [rank, columns], in place; the last two and the sums are
-    float32. Columns are a multiple of 16."""
-    _call("add_low", _half(out), inner, inner.stride(0), b, len(b), scale, out, out.stride(0), *out.shape)
+def add_low(out: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, scale: float, gain: torch.Tensor | None = None
+            ) -> None:
+    """out [tokens, columns] += scale * inner [tokens, rank] b [rank, columns], in place, and all of it times ``gain``
+    [columns] where there is one; all but ``out`` and the sums are float32. Columns are a multiple of 16."""
+    _call("add_low", _half(out), inner, inner.stride(0), b, len(b), scale, gain, out, out.stride(0), *out.shape)
 
 
 def attend_back(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, grad: torch.Tensor,

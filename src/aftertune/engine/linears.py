@@ -102,7 +102,7 @@ class Linears:
         """Packed weight and bias of layers, one under the other."""
         if group not in self._copies:
             with torch.no_grad():
-                weights = [self._weight(layer) for layer in group]
+                weights = [self.weight(layer) for layer in group]
                 weight = torch.cat(weights) if len(group) > 1 else weights[0].detach()
                 bias = None if group[0].bias is None else torch.cat([m.bias for m in group])
                 self._copies[group] = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), bias
@@ -120,7 +120,7 @@ class Linears:
                     and self._uses[id(layer.weight)] == 1 and dropped(layer.weight):
                 self._absent[layer] = group
 
-    def _weight(self, layer: Any) -> torch.Tensor:
+    def weight(self, layer: Any) -> torch.Tensor:
         """A layer's weight, from the copy where that is all there is."""
         if layer not in self._absent:
             weight: torch.Tensor = layer.weight

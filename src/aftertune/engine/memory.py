@@ -1,5 +1,5 @@
 """Memory: where it runs out the failing batch is halved, finished rows stay, and one row that does not fit is told;
-what is not needed is handed back."""
+what is not needed is handed back; and how much was in use at most."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,29 @@ def out_of_memory(error: BaseException) -> bool:
 def _told() -> ResourceError:
     return ResourceError("out of memory with one row in the batch: use a smaller dtype, another --device, or a shorter "
                          "context (--num-fewshot); finished rows are kept")
+
+
+def forget_peak(device: str) -> None:
+    """Let `peak` count from here on, where the system can (CUDA, Linux)."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets VmHWM
+
+
+def peak(device: str) -> int:
+    """The most bytes in use since then: of torch on CUDA, else of this process (its largest resident set)."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+            return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * scale
 
 
 def unneeded(tensor: Any) -> None:

@@ -114,10 +114,10 @@ class Scorer:
         """Logits [kept, vocabulary]. keep: bool [rows, length], or indices into one flat row."""
         keep, tokens = keep.to(self.device), torch.atleast_2d(tokens).to(self.device)
         options: dict[str, Any] = {} if depth is None else {"position_ids": depth[None].to(self.device)}
-        if self._keeps:
+        if self._keeps and keep.ndim == 1:  # masks of two dimensions are younger than the releases that we take
             logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=keep, **options).logits
             return logits.reshape(-1, logits.shape[-1])
-        place = keep if depth is None else (slice(None), keep)
+        place = keep if keep.ndim == 2 else (slice(None), keep)
         head = unwrapped(self.model).get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda _, args: (args[0][place].reshape(1, -1, args[0].shape[-1]),))
         try:
