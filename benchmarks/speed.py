@@ -86,10 +86,12 @@ class Side:
 
     def run(self, work: Work, items: int, batch: int, tokens: int | None) -> dict[str, Any]:
         """Seconds, peak bytes and answers of one run."""
+        from aftertune.engine.memory import forget_peak, peak
+
         loaded = self._load(work, items, tokens)
-        forget_peak()
+        forget_peak("cpu")
         found = self._ours(loaded) if self.name == "aftertune" else self._theirs(loaded, batch)
-        return {**found, "peak": peak(), "items": items * len(work.tasks)}
+        return {**found, "peak": peak("cpu"), "items": items * len(work.tasks)}
 
     def _load(self, work: Work, items: int, tokens: int | None) -> list[Any]:
         from aftertune import tasks
@@ -175,20 +177,6 @@ def rate(shape: tuple[int, ...], dtype: Any) -> float:
             torch.nn.functional.linear(rows, weight)
             times.append(time.perf_counter() - started)
     return min(times[1:]) / 2048
-
-
-def forget_peak() -> None:
-    """Let the kernel count the peak from here on (Linux)."""
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak() -> int:
-    """Bytes of the largest resident set since then."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 class Worker:

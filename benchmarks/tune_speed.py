@@ -73,13 +73,14 @@ class Side:
 
     def run(self) -> dict[str, Any]:
         """Seconds and peak bytes of one epoch, its tokens, and the held-out loss after it."""
+        from aftertune.engine.memory import forget_peak, peak
         from aftertune.tuning.loop import quiet_libraries
 
-        speed.forget_peak()
+        forget_peak("cpu")
         with quiet_libraries(), contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
             model, seconds, note = (self._ours if self.name == "aftertune" else self._theirs)(Path(folder))
-        peak = speed.peak()
-        return {"seconds": seconds, "peak": peak, "note": note, "tokens": sum(len(r.ids) for r in self.rows),
+        most = peak("cpu")
+        return {"seconds": seconds, "peak": most, "note": note, "tokens": sum(len(r.ids) for r in self.rows),
                 "learned": sum(x >= 0 for r in self.rows for x in r.labels[1:]), "loss": self._loss(model)}
 
     def _loss(self, model: Any) -> float:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from aftertune.values import Question, Tuning
     from aftertune.watching import Watch
 
-_FLAGS = {"method": "--method", "epochs": "--epochs", "learning_rate": "--learning-rate", "dtype": "--dtype",
-          "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
+_FLAGS = {"method": "--method", "backend": "--backend", "epochs": "--epochs", "learning_rate": "--learning-rate",
+          "dtype": "--dtype", "batch_size": "--batch-size", "examples": "--examples", "lora.r": "--rank", "r": "--rank",
           "max_length": "--max-length", "format": "--format", "template": "--template", "split": "--split",
           "subset": "--subset", "learn": "--learn", "replay.share": "--replay-share",
           "max_steps": "--max-steps", "name": "--name", "held_out": "--held-out", "validation": "--validation",
@@ -29,6 +29,8 @@ def tune(
         help="Hub id, folder, .gguf file, package:NAME/FILE, or a preset such as tinyllama.")],
     data: Annotated[Path, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a Hub data set (alpaca).")],
     method: Annotated[str, typer.Option(help="lora, qlora, rslora, dora, ia3 or full.")] = "lora",
+    backend: Annotated[str, typer.Option(
+        help="peft, unsloth (on a CUDA device: faster) or auto (unsloth where it can run).")] = "peft",
     examples: Annotated[int | None, typer.Option(help="A seeded subset of this many.")] = None,
     data_format: Annotated[str, typer.Option(
         "--format", help="auto, prompt, messages, alpaca, sharegpt or text.")] = "auto",
@@ -95,7 +97,8 @@ def tune(
     from aftertune.study import DataSpec, TuneSpec
 
     values: dict[str, Any] = {
-        "model": model, "method": method, "epochs": epochs, "max_steps": max_steps, "seed": seed, "name": name,
+        "model": model, "method": method, "backend": backend, "epochs": epochs, "max_steps": max_steps, "seed": seed,
+        "name": name,
         "learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation, "dtype": dtype,
         "max_length": max_length, "template": template, "learn": learn, "schedule": schedule,
         "gradient_checkpointing": gradient_checkpointing,

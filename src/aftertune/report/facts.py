@@ -131,7 +131,8 @@ def method_text(tuning: Tuning) -> str:
     """The method as people write it."""
     names = {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA", "ia3": "IA3",
              "full": "full fine-tune"}
-    return names.get(tuning.method, tuning.method)
+    backend = tuning.settings.get("backend")
+    return names.get(tuning.method, tuning.method) + (f" by {backend}" if backend else "")
 
 
 def kind_text(evaluation: Evaluation, home: Family, tuning: Tuning | None) -> str:
@@ -216,4 +217,5 @@ def device_text(device: str, provenance: Provenance | None) -> str:
 
 
 def _shown(facts: Facts) -> Facts:
-    return [(label, fmt.visible(value, 600)) for label, value in facts if value]
+    """Facts as they can be looked at; a command is of use only whole."""
+    return [(label, fmt.visible(value, 8000 if label.endswith("Command") else 600)) for label, value in facts if value]

@@ -117,6 +117,9 @@ class LoraSpec(Spec):
 class Recipe(Spec):
     """How to fine-tune: method, data and hyperparameters, whatever the base.
 
+    backend: what makes the model trainable. unsloth is faster on a CUDA device, for lora, qlora and rslora; auto takes
+    it wherever it can run.
+
     learning_rate None takes the method's default (ia3 8e-3, full 2e-5, the others 2e-4). template: chat, the model's
     own; alpaca, the classic instruction prompt; plain, prompt and completion as they stand. learn: what of an example
     the loss counts: every answer of a conversation, the last one, or all of it, prompts too. schedule: of the learning
@@ -126,6 +129,7 @@ class Recipe(Spec):
 
     data: DataSpec
     method: Literal["lora", "qlora", "rslora", "dora", "ia3", "full"] = "lora"
+    backend: Literal["peft", "unsloth", "auto"] = "peft"
     seed: int = 0
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Positive | None = None

@@ -121,6 +121,7 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
     from aftertune.tuning.corpus import Corpus
     from aftertune.tuning.loop import Plan
     from aftertune.tuning.overlap import find_overlap
+    from aftertune.tuning.unsloth import backend_of
 
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay)
@@ -132,7 +133,8 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
                 batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
                 weight_decay=spec.weight_decay, schedule=spec.schedule, checkpointing=spec.gradient_checkpointing,
                 early_stop=(spec.early_stop.every, spec.early_stop.patience) if corpus.validation else None,
-                save_seconds=60 * spec.checkpoint_minutes, watch=spec.watch if watched else None)
+                save_seconds=60 * spec.checkpoint_minutes, watch=spec.watch if watched else None,
+                backend=backend_of(spec, source, device))
     identity = fingerprint_model(source)
     settings = _settings(spec, plan, corpus)
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
@@ -158,7 +160,14 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
     if spec.method != "full":
         recipe["lora"] = spec.lora.model_dump(mode="json")
     return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "loop": LOOP,
-            "optimizer": "adamw", "max_grad_norm": plan.max_grad_norm, **_sides(spec, corpus)}
+            "optimizer": "adamw", "max_grad_norm": plan.max_grad_norm, **_backend(plan), **_sides(spec, corpus)}
+
+
+def _backend(plan: Plan) -> dict[str, str]:
+    """The backend with its version; of PEFT nothing, whose layers compute the same in every version."""
+    from aftertune.tuning.unsloth import version
+
+    return {} if plan.backend == "peft" else {"backend": plan.backend, "backend_version": version()}
 
 
 def _sides(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
@@ -178,9 +187,9 @@ def _sides(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
 def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
     """Load, measure, train, measure, save; returns the tuning as done."""
     from aftertune.provenance import finish
-    from aftertune.sources import load_model, load_tokenizer
+    from aftertune.sources import load_tokenizer
     from aftertune.tuning import output
-    from aftertune.tuning.build import attention, base_dtype, build, loaded, trainable
+    from aftertune.tuning.build import trainable
     from aftertune.tuning.checkpoints import Checkpoints
     from aftertune.tuning.course import Hooks
     from aftertune.tuning.encode import Form
@@ -195,9 +204,8 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
     progress(0, 0, "encoding the examples")
     rows = Rows.of(job.corpus, tokenizer, Form(spec.template, spec.max_length, spec.learn), spec.seed)
     progress(0, 0, "loading the model")
-    base = load_model(loaded(job.source, spec.method), base_dtype(spec.method, plan.dtype), plan.device,
-                      tokenizer=tokenizer, attn_implementation=attention(plan.device, rows.longest))
-    model = build(base, spec.method, spec.lora, plan.seed)
+    meter = Meter(plan.device)
+    model = _trainable(job, tokenizer, rows.longest)
     lines = choose(model, [*rows.training, *rows.held_out], pad=tokenizer.pad_token_id, dtype=plan.dtype)
     batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype, lines=lines)
     progress(0, 0, f"held-out loss before, {len(rows.held_out)} examples")
@@ -213,7 +221,8 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
         return fmean(example_losses(model, rows.validation, batching))
 
     checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
-    estimate, meter = expected(job.source, spec, rows, (plan.device, plan.dtype)), Meter(plan.device)
+    estimate = expected(job.source, spec, rows, (plan.device, plan.dtype))
+    meter.begin()
     trained = train(model, tokenizer, Feed(rows.training, lines), plan, checkpoints, Hooks(told, validate, look))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
     progress(len(steps), len(steps), f"held-out loss after, {len(rows.held_out)} examples")
@@ -228,3 +237,17 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
         counts={**tuning.counts, **rows.counts},
         notes=(*tuning.notes, *tokenizer.notes, *rows.notes, lines.note, *trained.notes),
         provenance=finish(tuning.provenance) if tuning.provenance else None)
+
+
+def _trainable(job: _Job, tokenizer: Any, longest: int) -> Any:
+    """The model with what is trained of it; longest: of the rows, in tokens."""
+    from aftertune.sources import load_model
+    from aftertune.tuning import unsloth
+    from aftertune.tuning.build import attention, base_dtype, build, loaded
+
+    spec, plan = job.spec, job.plan
+    if plan.backend == "unsloth":
+        return unsloth.load(job.source, spec, plan.dtype, plan.device, longest=longest)
+    base = load_model(loaded(job.source, spec.method), base_dtype(spec.method, plan.dtype), plan.device,
+                      tokenizer=tokenizer, attn_implementation=attention(plan.device, longest))
+    return build(base, spec.method, spec.lora, plan.seed)

@@ -67,7 +67,7 @@ def build(model: Any, method: str, lora: LoraSpec, seed: int) -> Any:
     from peft import get_peft_model
 
     if lora.target_modules:
-        _check_targets(model, list(lora.target_modules))
+        check_targets(model, list(lora.target_modules))
     if method == "qlora":
         _float_norms(model)
     try:
@@ -118,7 +118,7 @@ def linear_layers(model: Any) -> list[str]:
                    if isinstance(module, torch.nn.Linear | Conv1D) and module is not head})
 
 
-def _check_targets(model: Any, targets: list[str]) -> None:
+def check_targets(model: Any, targets: list[str]) -> None:
     """Every target names a layer, by its last name or the end of its dotted path, and none the output head: the loss is
     taken from its weight."""
     head = model.get_output_embeddings()

@@ -66,15 +66,19 @@ def load_of(rows: Rows) -> Load:
 
 
 class Meter:
-    """The clock and the peak memory of one run. On a CPU the peak is that of the whole process, loading too."""
+    """The clock and the peak memory of one run: memory from its making on, loading too; seconds from `begin` on. On a
+    CPU the memory is that of the whole process, with what it held before."""
 
     def __init__(self, device: str) -> None:
+        from aftertune.engine.memory import forget_peak
+
         self.device = device
         self.begun, self.ran = time.monotonic(), 0
-        if device.startswith("cuda"):
-            import torch
+        forget_peak(device)
 
-            torch.cuda.reset_peak_memory_stats()
+    def begin(self) -> None:
+        """Training begins."""
+        self.begun = time.monotonic()
 
     def step(self) -> None:
         """One more step is done."""
@@ -83,7 +87,9 @@ class Meter:
     def cost(self, expected: Estimate | None, steps: int) -> dict[str, float]:
         """Bytes at the peak and seconds of training, with what was expected. A run that went on from a checkpoint tells
         the seconds of all ``steps`` at the pace of its own."""
-        found = {"memory": float(_peak(self.device))}
+        from aftertune.engine.memory import peak
+
+        found = {"memory": float(peak(self.device))}
         if self.ran:
             found["seconds"] = (time.monotonic() - self.begun) * steps / self.ran
         if expected is not None:
@@ -91,18 +97,6 @@ class Meter:
             if expected.seconds is not None:
                 found["estimated_seconds"] = expected.seconds
         return found
-
-
-def _peak(device: str) -> int:
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    import resource
-    import sys
-
-    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * scale
 
 
 def expected(source: Any, spec: TuneSpec, rows: Rows, where: tuple[str, str]) -> Estimate | None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Plan:
     """The resolved settings of one training run. warmup: share of the steps; dtype: of the computation; save_seconds:
     between checkpoints, at least; early_stop: validate every so many steps, stop after so many rounds without a
-    better loss; watch: what is looked at on the way."""
+    better loss; watch: what is looked at on the way; backend: whose layers the model has."""
 
     device: str
     dtype: str
@@ -52,6 +52,7 @@ class Plan:
     checkpointing: bool = False
     early_stop: tuple[int, int] | None = None
     watch: WatchSpec | None = None
+    backend: str = "peft"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ def train(model: Any, tokenizer: Any, feed: Feed, plan: Plan, checkpoints: Check
     trainer = CompletionTrainer(
         list(feed.rows), feed.lines, course.after, lambda tokens: _short(plan, tokens), model=model,
         args=_arguments(plan, checkpoints.folder), processing_class=tokenizer, callbacks=[course.callback()])
+    trainer.own_loss = plan.backend == "unsloth" or not plan.device.startswith("cuda")
     for callback in ("PrinterCallback", "ProgressCallback"):
         trainer.callback_handler.callbacks = [
             c for c in trainer.callback_handler.callbacks if type(c).__name__ != callback]

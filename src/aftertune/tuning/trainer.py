@@ -28,7 +28,10 @@ After = Callable[[int, Mapping[str, float]], Mapping[str, float]]
 
 
 class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer on these rows. parts: in how many a micro-batch is cut, 1 until memory runs out."""
+    """SFTTrainer on these rows. parts: in how many a micro-batch is cut, 1 until memory runs out; own_loss: that of the
+    lines, not TRL's."""
+
+    own_loss = True
 
     def __init__(self, rows: Sequence[Row], lines: Lines, after: After, short: Callable[[int], AftertuneError],
                  **others: Any) -> None:
@@ -80,7 +83,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False,
                      num_items_in_batch: Any = None) -> Any:
         """Nats of the learned tokens over those of the whole step. Raises AftertuneError where that is no number."""
-        if return_outputs or self.aux_loss_enabled or model.device.type == "cuda":
+        if return_outputs or self.aux_loss_enabled or not self.own_loss:
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
             total, each, _ = self.lines.loss(model, inputs)
