@@ -106,8 +106,8 @@ def test_every_cell_is_done_and_every_tuned_model_is_compared_with_its_base(sets
         assert ((place / tuning.output).parent / Path(tuning.output).name).is_dir()
 
 
-def test_the_record_has_a_section_for_each_family_and_a_row_for_each_model(ran: Any, monkeypatch: pytest.MonkeyPatch,
-                                                                          capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_record_has_a_section_for_each_family_and_a_row_for_each_model(
+        sets: list[str], ran: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     place, code, _, err = ran
     assert code == 0, err
     monkeypatch.chdir(place)
@@ -123,8 +123,15 @@ def test_the_record_has_a_section_for_each_family_and_a_row_for_each_model(ran: 
     assert "more characters)" not in text, "a command can be copied whole"
     for title in ("HellaSwag", "GSM8K", "LoRA", "QLoRA"):
         assert title in text
-    assert call(monkeypatch, "report", "--out", "report.html") == 0
+    assert call(monkeypatch, "record", "--out", "public.md", "--published") == 0
+    public = Path("public.md").read_text(encoding="utf-8")
+    folder = sets[0].partition("=")[2].rpartition("/")[0]  # of the models
+    assert folder in text
+    assert folder not in public
+    assert public.count("\n") == text.count("\n")
+    assert call(monkeypatch, "report", "--out", "report.html", "--published") == 0
     page = Path("report.html").read_text(encoding="utf-8")
+    assert folder not in page
     assert "<script" not in page
     assert page.count("<svg") >= 1
     capsys.readouterr()

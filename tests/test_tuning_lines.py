@@ -78,6 +78,25 @@ def test_loss_and_gradients_are_those_of_the_rows_alone(folder: Any, method: str
         assert torch.allclose(found[name], gradient, atol=2e-5, rtol=2e-4), name
 
 
+def test_the_norms_of_dora_are_made_anew_only_where_weights_have_moved(folder: Any,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made, real = model_of(folder, "dora"), [], torch.linalg.vector_norm
+    monkeypatch.setattr(torch.linalg, "vector_norm", lambda *a, **k: made.append(1) or real(*a, **k))
+    lows = sum(is_low(m) for m in model.modules())
+    for _ in range(2):
+        trained_with(model, EndToEnd(None), ROWS)
+    assert len(made) == lows == 14
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(3)
+    total, found = trained_with(model, EndToEnd(None), ROWS)
+    assert len(made) == 2 * lows
+    expected, wanted = trained_with(model, Padded(0, None), ROWS)
+    assert float(total) == pytest.approx(float(expected), abs=1e-4)
+    assert all(torch.allclose(found[n], g, atol=2e-5, rtol=2e-4) for n, g in wanted.items())
+
+
 def test_a_row_does_not_see_its_neighbours(folder: Any) -> None:
     model, lines = model_of(folder), EndToEnd(None)
     alone = torch.cat([per_token(lines, model, [row])[0] for row in ROWS])
@@ -107,8 +126,10 @@ def test_the_way_is_chosen_by_config_and_by_what_two_rows_say(folder: Any) -> No
     lines = choose(model, ROWS, pad=0, dtype="float32")
     assert isinstance(lines, EndToEnd)
     assert lines.note.startswith("rows end to end (verified: ")
-    assert choose(model_of(folder, "dora", "bfloat16"), ROWS, pad=0, dtype="bfloat16").autocast == "bfloat16"
-    assert choose(model_of(folder, "lora", "bfloat16"), ROWS, pad=0, dtype="bfloat16").autocast is None
+    for method, autocast in {"ia3": "bfloat16", "lora": None, "dora": None}.items():
+        assert choose(model_of(folder, method, "bfloat16"), ROWS, pad=0, dtype="bfloat16").autocast == autocast
+    dropped = choose(model_of(folder, "dora", "bfloat16", dropout=0.1), ROWS, pad=0, dtype="bfloat16")
+    assert dropped.autocast == "bfloat16", "DoRA with dropout is left to PEFT"
     model.config.attention_dropout = 0.1
     assert choose(model, ROWS, pad=0, dtype="float32").note == "padded rows: the family drops attention weights"
     model.config.attention_dropout = 0.0

@@ -103,7 +103,7 @@ def test_tied_embeddings_stay_tied_and_what_no_adapter_touches_stays_bit_by_bit(
     assert {"generation_config.json", "tokenizer.json", "chat_template.jinja"} <= {p.name for p in merged.iterdir()}
 
 
-@pytest.mark.parametrize("method", ["rslora", "ia3"])
+@pytest.mark.parametrize("method", ["rslora", "ia3", "pissa"])
 def test_other_adapters_merge_to_the_same_function(place, method):
     tuning = tune(spec(place, "phi-2", method))
     base = resolve_model(str(place / "phi-2"))

@@ -57,7 +57,8 @@ def steps_of(told):
 
 
 @pytest.mark.parametrize(("method", "at"), [
-    *((method, at) for method in ("lora", "full") for at in (1, 5, 9, 11)), ("qlora", 5), ("qlora", 9), ("dora", 9)])
+    *((method, at) for method in ("lora", "full") for at in (1, 5, 9, 11)), ("qlora", 5), ("qlora", 9), ("dora", 9),
+    ("pissa", 9)])
 def test_a_broken_run_ends_with_the_weights_of_an_unbroken_one(place, method, at):
     whole = tune(spec(place, f"{method}-whole", method=method))
     broken = spec(place, f"{method}-{at}", method=method)

@@ -99,7 +99,7 @@ def test_seed_and_data_make_another_tuning(place, tuned):
 
 
 @pytest.mark.parametrize(("method", "key"), [
-    ("dora", "use_dora"), ("rslora", "use_rslora"), ("ia3", "feedforward_modules")])
+    ("dora", "use_dora"), ("rslora", "use_rslora"), ("ia3", "feedforward_modules"), ("pissa", "r")])
 def test_every_adapter_method_learns_and_is_evaluated_as_it_was_trained(place, method, key):
     tuning = tune(spec(place, method, method=method))
     assert tuning.held_out.after < tuning.held_out.before - 0.1

@@ -215,7 +215,7 @@ class Run:
         if self.adapter is not None and not self.adapter.proven and self._tuning() is None:
             yield (f"lineage not proven: no record says by content on which weights {self.adapter.source} was trained; "
                    f"its config names {self.adapter.trained_on or 'no base'}, the base here is {self.source.named}")
-        yield from tasks.repeats(self.loaded)
+        yield from tasks.of_items(self.loaded)
 
     def answer(self, requests: Sequence[Request], stage: int | None = None) -> None:
         """Answer what the ledger lacks of the requests. stage: its number, where there are several; a whole one costs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ _OUT = typer.Option(help="File to write; - for stdout.")
 _TITLE = typer.Option(help="Title of the document.")
 _ONLY = typer.Option(help="Ids or names of evaluations; all by default. Repeatable.")
 _STUDY = typer.Option(help="A study file: what of it is not evaluated stands there with its command. Repeatable.")
+_PUBLISHED = typer.Option("--published", help="For others to read: every path of this machine becomes a name.")
 _JSON = typer.Option("--json", help="One JSON object on stdout.")
 
 
@@ -27,6 +28,7 @@ def record(
     title: Annotated[str, _TITLE] = "Model evaluation record",
     only: Annotated[list[str] | None, _ONLY] = None,
     study: Annotated[list[Path] | None, _STUDY] = None,
+    published: Annotated[bool, _PUBLISHED] = False,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Write the Markdown record of the ledger."""
@@ -34,6 +36,9 @@ def record(
 
     reported, planned = ([], []) if only else (_reported(), _planned(study or []))
     evaluations, tunings, comparisons, answers = _gather(only or [], empty=bool(reported or planned))
+    if published:
+        reported, planned, evaluations, tunings, comparisons = _public(
+            reported, planned, evaluations, tunings, comparisons)
     _write(write_record(evaluations, tunings, comparisons, title=title, answers=answers, reported=reported,
                         contrasts=_contrasts(evaluations, tunings, comparisons), planned=planned), out, as_json)
 
@@ -42,6 +47,7 @@ def report(
     out: Annotated[str, _OUT] = "report.html",
     title: Annotated[str, _TITLE] = "Model evaluation report",
     only: Annotated[list[str] | None, _ONLY] = None,
+    published: Annotated[bool, _PUBLISHED] = False,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Write the self-contained HTML page of the ledger."""
@@ -51,12 +57,21 @@ def report(
 
     reported = [] if only else _reported()
     evaluations, tunings, comparisons, answers = _gather(only or [], empty=bool(reported))
+    if published:
+        reported, evaluations, tunings, comparisons = _public(reported, evaluations, tunings, comparisons)
     with Ledger(create=False) as ledger:
         flips = flips_of(comparisons, answers, ledger=ledger)
         cells = [] if only else [cell for study in ledger.studies() for cell in ledger.cells(study.name)]
     study = Studied(cells=cells, contrasts=_contrasts(evaluations, tunings, comparisons))
     _write(write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips, reported=reported,
                       study=study), out, as_json)
+
+
+def _public(*lists: list[Any]) -> list[Any]:
+    """The lists without this machine's paths."""
+    from aftertune.provenance import published
+
+    return [published(one) for one in lists]
 
 
 def _contrasts(evaluations: list[Evaluation], tunings: list[Tuning], comparisons: list[Comparison]) -> list[Contrast]:

@@ -28,7 +28,7 @@ def tune(
     model: Annotated[str, typer.Argument(
         help="Hub id, folder, .gguf file, package:NAME/FILE, or a preset such as tinyllama.")],
     data: Annotated[Path, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a Hub data set (alpaca).")],
-    method: Annotated[str, typer.Option(help="lora, qlora, rslora, dora, ia3 or full.")] = "lora",
+    method: Annotated[str, typer.Option(help="lora, qlora, rslora, dora, pissa, ia3 or full.")] = "lora",
     backend: Annotated[str, typer.Option(
         help="peft, unsloth (on a CUDA device: faster) or auto (unsloth where it can run).")] = "peft",
     examples: Annotated[int | None, typer.Option(help="A seeded subset of this many.")] = None,

@@ -46,7 +46,7 @@ def taken_apart(layer: Any, weight: Weight) -> tuple[Any, Low | None] | None:
         return layer.base_layer, None
     name, base = names[0], layer.base_layer
     low = [layer.lora_A[name], layer.lora_B[name]]
-    dora = type(layer.lora_variant.get(name)).__name__ == "DoraLinearVariant" and base.bias is None
+    dora = is_dora(layer, name) and base.bias is None
     usual = len(names) == 1 and (dora or name not in layer.lora_variant) and not layer.training \
         and all(m.bias is None and m.weight.dtype == torch.float32 for m in low) \
         and getattr(layer, "cast_input_dtype_enabled", True) and base.out_features % kernels.TILE == 0
@@ -55,6 +55,11 @@ def taken_apart(layer: Any, weight: Weight) -> tuple[Any, Low | None] | None:
     scale = float(layer.scaling[name])
     by = gain(layer.lora_magnitude_vector[name], *low, scale, weight(base)) if dora else None
     return base, Low(low[0].weight, low[1].weight.t().contiguous(), scale, by)
+
+
+def is_dora(layer: Any, name: str) -> bool:
+    """True where an adapter of a PEFT layer is DoRA."""
+    return type(layer.lora_variant.get(name)).__name__ == "DoraLinearVariant"
 
 
 @torch.no_grad()

@@ -129,7 +129,7 @@ def run_facts(provenance: Provenance | None) -> Facts:
 
 def method_text(tuning: Tuning) -> str:
     """The method as people write it."""
-    names = {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA", "ia3": "IA3",
+    names = {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA", "pissa": "PiSSA", "ia3": "IA3",
              "full": "full fine-tune"}
     backend = tuning.settings.get("backend")
     return names.get(tuning.method, tuning.method) + (f" by {backend}" if backend else "")

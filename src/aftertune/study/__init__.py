@@ -128,7 +128,7 @@ class Recipe(Spec):
     """
 
     data: DataSpec
-    method: Literal["lora", "qlora", "rslora", "dora", "ia3", "full"] = "lora"
+    method: Literal["lora", "qlora", "rslora", "dora", "pissa", "ia3", "full"] = "lora"
     backend: Literal["peft", "unsloth", "auto"] = "peft"
     seed: int = 0
     epochs: Annotated[float, Field(gt=0)] = 1.0

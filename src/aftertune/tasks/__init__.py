@@ -8,9 +8,9 @@ Prompts, few-shot examples, filters and metrics are lm-eval's own, through its P
 """
 
 from aftertune.tasks.load import LoadedTask, LoadOptions, load
-from aftertune.tasks.notes import notes, repeats
+from aftertune.tasks.notes import notes, of_items
 from aftertune.tasks.outcome import answers, outcome
 from aftertune.tasks.part import part
 from aftertune.tasks.questions import questions
 
-__all__ = ["LoadOptions", "LoadedTask", "answers", "load", "notes", "outcome", "part", "questions", "repeats"]
+__all__ = ["LoadOptions", "LoadedTask", "answers", "load", "notes", "of_items", "outcome", "part", "questions"]

@@ -97,7 +97,7 @@ def file_data(task: str, path: Path, config: Mapping[str, Any]) -> LocalData:
     split = config.get("test_split") or config.get("validation_split") or "test"
     off = {f"{s}_split": None for s in ("training", "validation", "test")}
     return LocalData(label, {split: partial(read_rows, path)},
-                     off | {"test_split": split, "fewshot_split": None, "dataset_name": None})
+                     off | {"test_split": split, "fewshot_split": split, "dataset_name": None})
 
 
 def _label(path: str) -> str:

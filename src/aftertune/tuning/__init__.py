@@ -34,6 +34,8 @@ __all__ = ["Estimate", "Preview", "foreseen", "preview", "read_tuning", "tune"]
 
 #: Raised with every change of the loop that moves the weights: what an older one made is not taken for its result.
 LOOP = 2
+#: The same of single methods.
+LOOPS = {"dora": 3}
 #: (done, total, text): how far a tuning has come, in optimizer steps.
 Progress = Callable[[int, int, str], None]
 
@@ -159,7 +161,7 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
         "template", "learn", "schedule", "gradient_checkpointing"})
     if spec.method != "full":
         recipe["lora"] = spec.lora.model_dump(mode="json")
-    return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "loop": LOOP,
+    return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "loop": LOOPS.get(spec.method, LOOP),
             "optimizer": "adamw", "max_grad_norm": plan.max_grad_norm, **_backend(plan), **_sides(spec, corpus)}
 
 

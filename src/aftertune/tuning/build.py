@@ -5,9 +5,10 @@
 
 ``lora`` trains adapters in float32 on a frozen base (Hu et al. 2021, arXiv:2106.09685); ``rslora`` scales them by the
 root of the rank (Kalajdzievski 2023, arXiv:2312.03732); ``dora`` trains the size of each weight column apart (Liu et
-al. 2024, arXiv:2402.09353); ``ia3`` scales keys, values and inner activations (Liu et al. 2022, arXiv:2205.05638).
-``qlora`` is lora on a base whose linear layers are held in four bits (`aftertune.sources.nf4`). ``full`` trains every
-weight, held in float32, because bfloat16 loses small updates.
+al. 2024, arXiv:2402.09353); ``pissa`` begins with the principal part of each weight (Meng et al. 2024,
+arXiv:2404.02948) and is saved as a plain adapter; ``ia3`` scales keys, values and inner activations (Liu et al. 2022,
+arXiv:2205.05638). ``qlora`` is lora on a base whose linear layers are held in four bits (`aftertune.sources.nf4`).
+``full`` trains every weight, held in float32, because bfloat16 loses small updates.
 
 PEFT's ``prepare_model_for_kbit_training`` is not called: of what it does, PEFT freezes the base anyway, gradient
 checkpointing is for the loop to choose, and embeddings, head and norms in float32 cost memory (for a small model with a
@@ -24,12 +25,14 @@ from aftertune.errors import InputError, nearest
 from aftertune.sources import ModelSource
 from aftertune.sources.nf4 import NF4
 from aftertune.study import LoraSpec
+from aftertune.tuning import pissa
 
 #: Learning rate where the recipe names none.
-LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "rslora": 2e-4, "dora": 2e-4, "ia3": 8e-3, "full": 2e-5}
+LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "rslora": 2e-4, "dora": 2e-4, "pissa": 2e-4, "ia3": 8e-3, "full": 2e-5}
 #: What a reader of a method's figures should know.
 NOTES = {"qlora": ("held-out losses are those on the four-bit base that was trained on; evaluations and merges take "
-                   "the base as it is stored",)}
+                   "the base as it is stored",),
+         "pissa": ("the adapter is saved as a plain one of twice the rank, for the base as it is stored",)}
 #: Layers whose inputs (IA3) are scaled, not their outputs.
 FEEDFORWARD = ("down_proj", "fc2", "fc_out", "w2", "dense_4h_to_h")
 
@@ -74,6 +77,8 @@ def build(model: Any, method: str, lora: LoraSpec, seed: int) -> Any:
         made = get_peft_model(model, _config(method, lora))
         if method == "qlora":  # else TRL casts the adapters to bfloat16, which loses small updates
             del model.is_loaded_in_4bit
+        if method == "pissa":
+            pissa.remember(made)
         return made
     except ValueError as error:
         raise InputError(f"method {method}: {' '.join(str(error).split())[:200]}; name layers as lora.target_modules "
@@ -100,7 +105,7 @@ def _config(method: str, lora: LoraSpec) -> Any:
                          feedforward_modules=inner if targets else None)
     return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_dora=method == "dora",
                       use_rslora=method == "rslora", target_modules=targets or "all-linear",
-                      task_type=TaskType.CAUSAL_LM)
+                      init_lora_weights=pissa.INIT if method == "pissa" else True, task_type=TaskType.CAUSAL_LM)
 
 
 def trainable(model: Any) -> int:

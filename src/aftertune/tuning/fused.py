@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from aftertune.engine import kernels
+from aftertune.engine.adapters import is_dora
 from aftertune.engine.attention import Call, in_force
 from aftertune.engine.blocks import is_of_kind, window_of
 
@@ -184,13 +185,16 @@ class Low(torch.autograd.Function):  # type: ignore[misc]
 
 
 def is_low(layer: Any) -> bool:
-    """True for a plain LoRA layer of PEFT with one adapter in float32, on a frozen linear layer."""
+    """True for a plain LoRA layer of PEFT with one adapter in float32, on a frozen linear layer; DoRA where it has
+    neither a bias nor dropout, which would not go through its gain."""
     kind = type(layer)
     if f"{kind.__module__}.{kind.__qualname__}" != "peft.tuners.lora.layer.Linear" or layer.merged:
         return False
     names = [n for n in layer.active_adapters if n in layer.lora_A]
     base = layer.base_layer
-    return len(names) == 1 and names[0] not in layer.lora_variant and type(base) is torch.nn.Linear \
+    usual = len(names) == 1 and (names[0] not in layer.lora_variant or (
+        is_dora(layer, names[0]) and base.bias is None and not getattr(layer.lora_dropout[names[0]], "p", 0.0)))
+    return usual and type(base) is torch.nn.Linear \
         and not base.weight.requires_grad and base.weight.dtype in kernels.DTYPES \
         and all(m[names[0]].bias is None and m[names[0]].weight.dtype == torch.float32
                 for m in (layer.lora_A, layer.lora_B))
@@ -207,7 +211,23 @@ def _low(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     kept = torch.nn.functional.dropout(torch.ones_like(rows), rate) if rate and layer.training else None
     out: torch.Tensor = Low.apply(rows, layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight,
                                   float(layer.scaling[name]), kept)
+    if name in layer.lora_variant:
+        out = (out * _gain(layer, name)).to(out.dtype)
     return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _gain(layer: Any, name: str) -> torch.Tensor:
+    """DoRA's magnitudes over the norms of W + scale * b a, which count as constants (Liu et al. 2024, section 4.3); a
+    norm serves until one of the two is changed."""
+    dora, low = layer.lora_magnitude_vector[name], [m[name].weight for m in (layer.lora_A, layer.lora_B)]
+    now = tuple(weight._version for weight in low)
+    if vars(dora).get("held", (None,))[0] != now:
+        with torch.no_grad():
+            weight = torch.addmm(layer.base_layer.weight.to(low[0].dtype), low[1], low[0],
+                                 alpha=float(layer.scaling[name]))
+            vars(dora)["held"] = now, torch.linalg.vector_norm(weight, dim=1)
+    found: torch.Tensor = dora.weight / vars(dora)["held"][1]
+    return found
 
 
 class _Layer:

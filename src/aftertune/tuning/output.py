@@ -23,6 +23,7 @@ from aftertune.sources import ModelSource, fingerprint_model, resolve_adapter, r
 from aftertune.sources.cache import usual_modes
 from aftertune.sources.loading import quiet
 from aftertune.tuning.merge import FOLDER, merge
+from aftertune.tuning.pissa import as_lora, is_pissa
 from aftertune.values import ModelIdentity, Tuning, plain
 
 MANIFEST = "aftertune.json"
@@ -48,10 +49,17 @@ def prepare(folder: Path) -> None:
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write adapter or weights as safetensors, and the tokenizer files. Raises StorageError (disk full)."""
     # An adapter never holds embeddings here; saying so keeps PEFT from asking the Hub about the base.
+    from safetensors.torch import save_file
+
     options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     try:
         with quiet():
-            model.save_pretrained(folder, **options)
+            if is_pissa(model):
+                tensors, config = as_lora(model)
+                save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+                config.save_pretrained(folder)
+            else:
+                model.save_pretrained(folder, **options)
             tokenizer.save_pretrained(folder)
         usual_modes(folder)
     except OSError as error:
