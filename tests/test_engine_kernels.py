@@ -592,6 +592,14 @@ def test_no_compiler_no_kernels(monkeypatch: pytest.MonkeyPatch, fresh: Machine)
     assert not fresh.cache.exists()
 
 
+def test_the_check_does_not_hang_on_who_asks_first() -> None:
+    """Training under autocast asks, too; what it finds holds for the whole process."""
+    found = kernels.missing()
+    kernels.missing.cache_clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert kernels.missing() == found
+
+
 @pytest.mark.skipif(not Path("/bin/false").exists(), reason="no /bin/false")
 @pytest.mark.usefixtures("fresh")
 def test_a_compiler_that_only_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ __all__ = ["Estimate", "Preview", "foreseen", "preview", "read_tuning", "tune"]
 #: Raised with every change of the loop that moves the weights: what an older one made is not taken for its result.
 LOOP = 2
 #: The same of single methods.
-LOOPS = {"dora": 3}
+LOOPS = {"dora": 3, "full": 3, "qlora": 3, "ia3": 3}
 #: (done, total, text): how far a tuning has come, in optimizer steps.
 Progress = Callable[[int, int, str], None]
 

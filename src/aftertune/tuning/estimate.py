@@ -29,6 +29,8 @@ REACHED = 0.5
 TOKENS, LEARNED = 120, 0.5
 #: The interpreter with its libraries, in bytes.
 PROGRAM = 700 * 2**20
+#: Methods whose layers are torch's own on the way back, and how much more of them is kept for it (docs/log.md).
+UNFUSED, MORE = ("full", "qlora"), 2
 #: Rows of logits that are held at once, with their gradient, in float32.
 LOGITS = 512
 
@@ -123,7 +125,7 @@ def memory(shape: Shape, recipe: Recipe, load: Load, machine: Machine) -> float:
         held = 4 if machine.dtype == "float16" else size
         weights, states = held * shape.parameters, 16 * count
     tokens = min(recipe.batch_size * load.longest, recipe.batch_size * recipe.max_length)
-    kept = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner) * size
+    kept = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner) * size * (MORE if recipe.method in UNFUSED else 1)
     layers = (shape.layers * shape.hidden * size + kept) if recipe.gradient_checkpointing else shape.layers * kept
     logits = 2 * 4 * shape.vocabulary * min(tokens, LOGITS)
     program = PROGRAM if machine.device == "cpu" else 0

@@ -217,16 +217,17 @@ def _low(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 
 
 def _gain(layer: Any, name: str) -> torch.Tensor:
-    """DoRA's magnitudes over the norms of W + scale * b a, which count as constants (Liu et al. 2024, section 4.3); a
-    norm serves until one of the two is changed."""
-    dora, low = layer.lora_magnitude_vector[name], [m[name].weight for m in (layer.lora_A, layer.lora_B)]
-    now = tuple(weight._version for weight in low)
-    if vars(dora).get("held", (None,))[0] != now:
-        with torch.no_grad():
-            weight = torch.addmm(layer.base_layer.weight.to(low[0].dtype), low[1], low[0],
-                                 alpha=float(layer.scaling[name]))
-            vars(dora)["held"] = now, torch.linalg.vector_norm(weight, dim=1)
-    found: torch.Tensor = dora.weight / vars(dora)["held"][1]
+    """DoRA's magnitudes over the norms of W + scale * b a, which count as constants (Liu et al. 2024, section 4.3):
+    |w + s b a|^2 = |w|^2 + 2 s b (a w) + s^2 b a a' b' of each row, so that nothing of W's size is made in a step."""
+    dora, weight, scale = layer.lora_magnitude_vector[name], layer.base_layer.weight, float(layer.scaling[name])
+    with torch.no_grad():
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        if "squares" not in vars(dora):  # of the frozen base
+            vars(dora)["squares"] = weight.float().square().sum(1)
+        cross = ((weight @ a.t().to(weight.dtype)).float() * b).sum(1)
+        own = ((b @ (a @ a.t())) * b).sum(1)
+        norm = (vars(dora)["squares"] + 2 * scale * cross + scale ** 2 * own).sqrt()
+    found: torch.Tensor = dora.weight / norm
     return found
 
 
