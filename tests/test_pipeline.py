@@ -74,6 +74,20 @@ def test_a_part_then_the_rest_then_nothing(file: Path, monkeypatch: pytest.Monke
     assert len(loaded) == 1
 
 
+def test_after_a_tuned_model_the_next_command_is_named(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    """Where its base was asked the same items, and only there."""
+    asked = ["--tasks", "arc_easy", "--dtype", "float32"]
+    assert call(monkeypatch, "tune", "base", "--data", "rows.jsonl", "--max-steps", "1", "--out", "tuned") == 0
+    assert call(monkeypatch, "eval", "base", *asked, "--limit", "3") == 0
+    assert call(monkeypatch, "eval", "base", "--adapter", "tuned", *asked, "--limit", "2", "--name", "other") == 0
+    assert "aftertune compare" not in capsys.readouterr().out
+    assert call(monkeypatch, "eval", "base", "--adapter", "tuned", *asked, "--limit", "3", "--name", "mine") == 0
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert line == "what has changed? aftertune compare base mine"
+    assert call(monkeypatch, *line.partition("? aftertune ")[2].split()) == 0
+
+
 def test_a_failed_cell_does_not_stop_the_rest(file: Path, monkeypatch: pytest.MonkeyPatch,
                                               capsys: pytest.CaptureFixture[str]) -> None:
     real = running.tune
@@ -101,6 +115,14 @@ def test_a_failed_cell_does_not_stop_the_rest(file: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(running, "tune", real)
     assert call(monkeypatch, "run", str(file)) == 0
     assert set(states().values()) == {"done"}
+
+
+def test_a_plan_says_that_unsloth_is_not_here(file: Path) -> None:
+    with Ledger() as ledger:
+        study = Study.load(file, ["tunings.lora.backend=unsloth"])
+        cells = {c.name: c.missing for c in plan(study, ledger=ledger, file="study.yaml")}
+    assert "backend unsloth needs a CUDA device" in cells["tune lora"][0]
+    assert cells["tune ia3"] == ()
 
 
 def test_an_interrupted_cell_is_planned_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from aftertune.cli.console import emit, fields, no_margin, progress
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
     from aftertune.study import EvalSpec, TaskSpec
     from aftertune.values import Evaluation
 
@@ -85,7 +86,18 @@ def evaluate(
             evaluations = evaluate_adapters(spec, adapters, ledger=ledger, progress=told)
         else:
             evaluations = [run(spec, ledger=ledger, progress=told)]
+        further = [line for one in evaluations if (line := _next(one, ledger))]
     show(evaluations, as_json)
+    for line in further if not as_json else ():
+        typer.echo(line)
+
+
+def _next(tuned: Evaluation, ledger: Ledger) -> str | None:
+    """The command that holds a tuned model against its base, where the base was asked the same."""
+    roots = {t.base.fingerprint for t in ledger.tunings() if t.id == tuned.tuning}
+    bases = [e for e in ledger.evaluations() if e.status == "done" and e.model.fingerprint in roots
+             and [(t.task, t.items) for t in e.tasks] == [(t.task, t.items) for t in tuned.tasks]]
+    return f"what has changed? aftertune compare {bases[-1].name} {tuned.name}" if bases else None
 
 
 def _decide(spec: EvalSpec, against: str | None, values: dict[str, Any], adapters: int, as_json: bool) -> None:

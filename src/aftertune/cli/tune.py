@@ -255,7 +255,8 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
 
     from aftertune.report import watch_text
 
-    rich.print(Text.assemble("tuning ", (tuning.id, "bold"), f" ({tuning.name}): {tuning.method}, "
+    named = f" ({tuning.name})" if tuning.name != tuning.id else ""
+    rich.print(Text.assemble("tuning ", (tuning.id, "bold"), f"{named}: {tuning.method}, "
                              f"{tuning.examples:,} examples"))
     if tuning.held_out:
         h = tuning.held_out

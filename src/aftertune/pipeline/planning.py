@@ -28,6 +28,7 @@ from aftertune.sources import resolve_model
 from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, on_hub
 from aftertune.study.presets import known
+from aftertune.tuning.unsloth import absent
 
 if TYPE_CHECKING:
     from aftertune.report import Planned
@@ -181,6 +182,8 @@ def _machine_missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
         choose_dtype(study.dtype, device)
     except AftertuneError as error:
         return [str(error)]
+    if cell.kind == "tuning" and study.tunings[cell.subject].backend == "unsloth" and (lack := absent(device)):
+        return [str(lack)]
     need, free = costs.of(cell).memory, free_memory(device)
     if need is not None and need > free:
         return [f"memory: about {need / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free on {device}"]

@@ -36,7 +36,7 @@ def backend_of(spec: TuneSpec, source: ModelSource, device: str) -> str:
     """
     if spec.backend == "peft":
         return "peft"
-    wrong = _against(spec, source) or _absent(device)
+    wrong = _against(spec, source) or absent(device)
     if wrong is None:
         return "unsloth"
     if spec.backend == "auto":
@@ -57,7 +57,7 @@ def _against(spec: Recipe, source: ModelSource) -> InputError | None:
     return None
 
 
-def _absent(device: str) -> ResourceError | None:
+def absent(device: str) -> ResourceError | None:
     """The error for a machine or an environment without it."""
     lacks = [] if device.startswith("cuda") else [f"the device is {device}"]
     lacks += [] if importlib.util.find_spec("unsloth") else ["the package unsloth is not installed"]
