@@ -70,7 +70,7 @@ WORKS = {
                  bars={"float32": 5, "bfloat16": 5}),
     "choices": Work(tasks=("arc_easy", "piqa", "winogrande"), items=32, tried=11,
                     bars={"float32": 1.8, "bfloat16": 1.8}),
-    # Texts end at different times, and a few last long: so many that this tail is not most of the decoding.
+    # Texts end at different times, and a few last long: more of them, so that this tail weighs less.
     "gsm8k": Work(tasks=("gsm8k",), items={"float32": 32, "bfloat16": 80}, shots=5, tried=8, tokens=16,
                   bars={"float32": 3.5, "bfloat16": 3.5}),
     "gsm8k_cot": Work(tasks=("gsm8k_cot",), items=24, tried=8, tokens=16, bars={"float32": 6, "bfloat16": 6}),

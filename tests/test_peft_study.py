@@ -103,7 +103,7 @@ def test_every_cell_is_done_and_every_tuned_model_is_compared_with_its_base(sets
         assert tuning.held_out is not None
         assert tuning.method == study.tunings[name].method
         assert bool(tuning.merged) == study.tunings[name].merge
-        assert ((place / tuning.output).parent / Path(tuning.output).name).is_dir()
+        assert (place / tuning.output / "adapter_config.json").is_file()
 
 
 def test_the_record_has_a_section_for_each_family_and_a_row_for_each_model(

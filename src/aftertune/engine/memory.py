@@ -75,7 +75,9 @@ def peak(device: str) -> int:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-            return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+            for line in status.splitlines():
+                if line.startswith("VmHWM"):  # some sandboxes leave it out
+                    return int(line.split()[1]) * 1024
     import resource
 
     scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere

@@ -166,7 +166,7 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
 
 
 def _backend(plan: Plan) -> dict[str, str]:
-    """The backend with its version; of PEFT nothing, whose layers compute the same in every version."""
+    """The backend with its version; nothing for PEFT, which is every tuning's own unless another one is asked for."""
     from aftertune.tuning.unsloth import version
 
     return {} if plan.backend == "peft" else {"backend": plan.backend, "backend_version": version()}

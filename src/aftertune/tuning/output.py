@@ -48,9 +48,9 @@ def prepare(folder: Path) -> None:
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write adapter or weights as safetensors, and the tokenizer files. Raises StorageError (disk full)."""
-    # An adapter never holds embeddings here; saying so keeps PEFT from asking the Hub about the base.
     from safetensors.torch import save_file
 
+    # An adapter never holds embeddings here; saying so keeps PEFT from asking the Hub about the base.
     options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     try:
         with quiet():

@@ -75,7 +75,7 @@ def version() -> str:
 def load(source: ModelSource, spec: TuneSpec, dtype: str, device: str, *, longest: int) -> Any:
     """The model with a fresh adapter, as `aftertune.tuning.build.build` makes one. longest: of the rows, in tokens.
 
-    Raises SourceError where unsloth cannot load or adapt it.
+    Raises SourceError where unsloth cannot load or adapt it, ResourceError where memory runs out.
     """
     import torch
     import transformers  # noqa: F401  # before unsloth, with TRL: see the head
@@ -116,7 +116,7 @@ def _contained() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _told(source: ModelSource) -> Iterator[None]:
-    """Its errors as ours, in one line; memory that ran out is told by what loads a model."""
+    """Its errors as ours, in one line."""
     from aftertune.engine.memory import out_of_memory
 
     try:
