@@ -191,9 +191,10 @@ def test_rows_attend_by_the_definition(dtype: torch.dtype, heads: int, shared: i
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_long_rows_are_cut_into_blocks(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("size", [16, 64])
+def test_long_rows_are_cut_into_blocks(size: int, dtype: torch.dtype) -> None:
     """Several hundred keys and a long prefix: scores of few queries fit into the cache at once."""
-    like, past = Heads(16, 1, 16, dtype), 1500
+    like, past = Heads(16, 1, size, dtype), 1500
     head, tail = tuple(range(past)), tuple(range(90))
     rows = [row([(0, Sequence((*head, *tail, 1, 2, 3), 1)), (1, Sequence((*head, *tail[:50], 7, *tail, 3), 1))], past),
             path(tuple(range(37)), past)]
@@ -226,9 +227,10 @@ def alone(new: Tokens, rows: list[Row], past: Tokens | None, window: int) -> lis
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [0, 30])
 @pytest.mark.parametrize("past", [0, PAST, 1400])
-def test_a_row_does_not_depend_on_its_neighbours(past: int, window: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("size", [16, 32])
+def test_a_row_does_not_depend_on_its_neighbours(size: int, past: int, window: int, dtype: torch.dtype) -> None:
     """Bit for bit; a long neighbour also changes how queries are cut into blocks."""
-    like, rows = Heads(8, 1, 16, dtype), [*tries(past), path(tuple(range(700)), past)]
+    like, rows = Heads(8, 1, size, dtype), [*tries(past), path(tuple(range(700)), past)]
     new, before = like.tokens(sum(r.length for r in rows), 6), like.tokens(past, 7) if past else None
     assert torch.equal(by_rows(new, rows, before, window), torch.cat(alone(new, rows, before, window)))
 
@@ -749,6 +751,44 @@ def test_every_kernel_has_types_for_all_its_arguments() -> None:
     kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
     for name, letters in kernels._KERNELS.items():
         head = source.split(f"\nint {name}(")[1].split(")")[0]
-        declared = ["p" if "*" in one else "f" if one.split()[0] == "float" else "n" for one in head.split(",")]
+        declared = ["p" if "*" in one else "f" if one.split()[0] == "float" else "n" for one in head.split(",") if one != "void"]
         assert "".join(declared) == letters, name
         assert kernels._loaded(name).argtypes == [kinds[x] for x in letters]
+
+
+@pytest.fixture
+def registers() -> None:
+    if not kernels.tiled():
+        pytest.skip("this processor has no matrix registers")
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("depth", "columns"), [(32, 16), (96, 48), (576, 80), (1536, 320)])
+@pytest.mark.usefixtures("registers", "nan_memory")
+def test_linear_layers_in_tiles(depth: int, columns: int, biased: bool, threads: Callable[[int], None]) -> None:
+    """Within one rounding of float64; a row's numbers hang on nothing but the row."""
+    made = torch.Generator().manual_seed(depth)
+    x, weight = (torch.randn(n, depth, generator=made).bfloat16() for n in (1100, columns))
+    bias = torch.randn(columns, generator=made).bfloat16()
+    add, tiles = (bias if biased else None), kernels.tile(weight)
+    assert torch.equal(kernels.untile(tiles), weight)
+    whole = kernels.linear(x, tiles, add)
+    exact = torch.nn.functional.linear(x.double(), weight.double(), None if add is None else add.double())
+    torch.testing.assert_close(whole.double(), exact, atol=1e-4, rtol=2.0 ** -8)
+    for count in (1, 15, 16, 17, 32, 33, 47, 513):
+        assert torch.equal(kernels.linear(x[:count], tiles, add), whole[:count]), count
+        assert torch.equal(kernels.linear(x[3:3 + count], tiles, add), whole[3:3 + count]), count
+    threads(2)
+    assert torch.equal(kernels.linear(x[None], tiles, add), whole[None])
+
+
+@pytest.mark.usefixtures("registers")
+def test_linear_layers_that_do_not_fit_are_refused() -> None:
+    good = torch.randn(32, 64).bfloat16()
+    assert kernels.fits(good)
+    assert not any(kernels.fits(bad) for bad in (good.float(), good[:20], good[:, :48]))
+    for bad in (torch.randn(3, 64), torch.randn(3, 32).bfloat16()):
+        with pytest.raises(NotImplementedError, match="a linear layer of"):
+            kernels.linear(bad, kernels.tile(good))
+    with pytest.raises(NotImplementedError, match="a linear layer of"):
+        kernels.linear(good, kernels.tile(good), torch.zeros(32))

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from aftertune.engine import budget as budgets
+from aftertune.engine import kernels
+from aftertune.engine.fast import Fast
 from aftertune.engine.linears import ROWS, Linears, layers, worthwhile
 from aftertune.engine.runner import Engine
-from aftertune.engine.schedule import Budget
+from aftertune.engine.schedule import TILED, Budget
+from aftertune.errors import ResourceError
 from aftertune.values import Request
 from eval_cases import byte_llama, byte_tokenizer
 
@@ -22,10 +26,18 @@ def wide(dtype: torch.dtype = torch.float32) -> Any:
     return byte_llama(hidden=2 * ROWS).to(dtype)
 
 
+@pytest.fixture(params=[False, True])
+def tiled(request: pytest.FixtureRequest) -> bool:
+    """Copies as oneDNN packs them, and in tiles of the kernels."""
+    if request.param and not kernels.tiled():
+        pytest.skip("this processor has no matrix registers")
+    return bool(request.param)
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.15)])
-def test_packed_layers_give_the_numbers_of_plain_ones(dtype: torch.dtype, bound: float) -> None:
+def test_packed_layers_give_the_numbers_of_plain_ones(dtype: torch.dtype, bound: float, tiled: bool) -> None:
     model = wide(dtype)
-    linears = Linears(model)
+    linears = Linears(model, tiled=tiled)
     with torch.inference_mode():
         plain = model(TOKENS).logits.float()
         with linears.packed():
@@ -35,12 +47,13 @@ def test_packed_layers_give_the_numbers_of_plain_ones(dtype: torch.dtype, bound:
     assert torch.equal(plain, again)
 
 
-def test_a_bias_is_added() -> None:
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_a_bias_is_added(dtype: torch.dtype, bound: float, tiled: bool) -> None:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(ROWS, 2 * ROWS))
-    x = torch.randn(5, ROWS)
-    with torch.inference_mode(), Linears(model).packed():
-        assert torch.allclose(model(x), torch.nn.functional.linear(x, model[0].weight, model[0].bias), atol=1e-5)
+    model = torch.nn.Sequential(torch.nn.Linear(ROWS, 2 * ROWS)).to(dtype)
+    x = torch.randn(5, ROWS).to(dtype)
+    with torch.inference_mode(), Linears(model, tiled=tiled).packed():
+        assert torch.allclose(model(x), torch.nn.functional.linear(x, model[0].weight, model[0].bias), atol=bound)
 
 
 def test_layers_are_their_own_again_after_an_error() -> None:
@@ -91,6 +104,16 @@ def test_a_budget_stored_before_there_were_copies_reads_as_one_without() -> None
     assert Budget.load({**old, "prepacked": 1}).prepacked == 1
 
 
+def test_tiles_are_for_bfloat16_on_processors_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has in (True, False):
+        monkeypatch.setattr(kernels, "tiled", lambda has=has: has)
+        found = [budgets.resolve(wide(dtype), free=2**33, threads=1).prepacked
+                 for dtype in (torch.float32, torch.bfloat16)]
+        assert found == [1, TILED if has else 1]
+    with pytest.raises(ResourceError, match=r"matrix registers \(AMX\), and here are none.*--fork"):
+        Fast(wide(torch.bfloat16), Budget(1, 1, 1, 1, 1, prepacked=TILED))
+
+
 def test_an_engine_uses_them_for_packed_rows_and_not_for_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     model, used = wide(), []
     original = Linears.packed
@@ -121,9 +144,9 @@ def there(layer: Any) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is let go on Linux alone")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_live_in_the_copies_alone_and_come_back_bit_for_bit(dtype: torch.dtype) -> None:
+def test_weights_live_in_the_copies_alone_and_come_back_bit_for_bit(dtype: torch.dtype, tiled: bool) -> None:
     model, right = wide(dtype), wide(dtype)
-    linears = Linears(model)
+    linears = Linears(model, tiled=tiled)
     one, x = model.model.layers[0].self_attn, torch.randn(3, 2 * ROWS).to(dtype)
     with torch.inference_mode():
         expected = model(TOKENS).logits

@@ -12,7 +12,7 @@ import torch
 from aftertune.engine import kernels
 from aftertune.engine.linears import worthwhile
 from aftertune.engine.native import number, suits
-from aftertune.engine.schedule import ROOM, Budget
+from aftertune.engine.schedule import TILED, Budget
 from aftertune.engine.scorer import Scorer, text_config
 
 #: Tokens of one batch. On a CPU anything from 1,024 on is as fast (docs/log.md), and takes more memory.
@@ -21,6 +21,9 @@ TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 PROBE = 256
 #: Sequences generated together, at most.
 SLOTS = {"cpu": 40, "mps": 32, "cuda": 128}
+#: Tokens that all slots together have room for, at most. On a CPU more slots for long prompts gain little: a step then
+#: waits for their keys and values rather than for the weights (docs/log.md).
+KEYS = {"cpu": 12 * 1024, "mps": 64 * 1024, "cuda": 256 * 1024}
 
 
 def resolve(model: Any, *, free: int, threads: int) -> Budget:
@@ -44,10 +47,12 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
     cells = max(min(free // 4, 2**29) // (size * (heads + 2)), 2**16)
     native = device == "cpu" and model.dtype in kernels.DTYPES and suits(config) and not kernels.missing()
     kept = 4 if device == "cpu" and not native else size  # torch's attention, and what slots hold, is float32 there
-    cache = 2 * layers * hidden * shared // heads * kept * ROOM
-    slots = max(min(SLOTS.get(device, 16), free // 2 // max(cache, 1)), 1)
-    return Budget(tokens=int(tokens), logits=int(logits), cells=int(cells), slots=int(slots), threads=threads,
-                  prepacked=int(worthwhile(model, free)), kernels=int(native))
+    held = 2 * layers * hidden * shared // heads * kept
+    keys = max(min(KEYS.get(device, 32 * 1024), free // 2 // max(held, 1)), 1)
+    packed = TILED if model.dtype == torch.bfloat16 and kernels.tiled() else 1
+    return Budget(tokens=int(tokens), logits=int(logits), cells=int(cells), slots=SLOTS.get(device, 16),
+                  threads=threads, prepacked=packed if worthwhile(model, free) else 0, kernels=int(native),
+                  keys=int(keys))
 
 
 def measured(model: Any, peak: Callable[[Callable[[], Any]], int]) -> int:

@@ -112,7 +112,7 @@ def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], pro
     alone = {p: s.logprobs for p, s in scores.items()}
     try:
         fast = fast or Fast(model, Budget(0, 0, 0, 0, 0))
-        with fast.on():
+        with fast.on(alone=True):
             packed = _packed(Scorer(model, packed=True, kit=fast.kit), samples, tail)
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         if out_of_memory(error):

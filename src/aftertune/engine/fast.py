@@ -16,7 +16,7 @@ from aftertune.engine import kernels, layouts, native
 from aftertune.engine.adapters import steady
 from aftertune.engine.blocks import Blocks
 from aftertune.engine.linears import Linears
-from aftertune.engine.schedule import Budget
+from aftertune.engine.schedule import TILED, Budget
 from aftertune.errors import ResourceError
 
 
@@ -27,10 +27,13 @@ class Fast:
         if budget.kernels and kernels.missing():
             raise ResourceError(f"this evaluation was begun with compiled kernels, and here are none: "
                                 f"{kernels.missing()}; go on with it where it was begun, or begin anew with --fork")
+        if budget.prepacked == TILED and not kernels.tiled():
+            raise ResourceError("this evaluation was begun on a processor with matrix registers (AMX), and here are "
+                                "none; go on with it where it was begun, or begin anew with --fork")
         self.budget = budget
         self.kit: Any = native if budget.kernels else layouts
         self.model = model
-        self.linears = Linears(model)
+        self.linears = Linears(model, tiled=budget.prepacked == TILED)
         self.blocks = Blocks(model, self.linears)
 
     @contextlib.contextmanager

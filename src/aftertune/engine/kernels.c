@@ -15,6 +15,13 @@
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#define TILED 1 /* matrix registers: products of half numbers by 16 rows, 16 columns and 16 pairs at once */
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#define TILED 0
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define W 16
@@ -212,6 +219,177 @@ INLINE const void *at(const void *p, int64_t i, int half) {
 
 static int64_t tiles(int64_t keys) { return (keys + W - 1) / W; }
 
+#define BAND 512 /* rows that go through a linear layer together: they stay in the second-level cache */
+#define SPAN 256 /* keys that are mixed before sums go back to memory */
+
+#if TILED
+/* Compilers do not know that tiles read and write memory: all before this is done before all after it. */
+#define SETTLED __asm__ volatile("" ::: "memory")
+
+/* See kernels.py: tiled. Linux lends the registers to a process that asks (arch_prctl(2): ARCH_REQ_XCOMP_PERM, data). */
+int lent(void) {
+    static int known = -1;
+    if (known < 0) known = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    return known;
+}
+
+/* True where products of half numbers and of heads of this size are done in the matrix registers. */
+INLINE int tiled(const int half, int64_t size) { return half && size % 32 == 0 && lent(); }
+
+INLINE void begin_tiles(void) {
+    struct { uint8_t palette, first, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1};
+    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
+    __asm__ volatile("" : : "r"(&shape) : "memory"); /* all of it is read */
+    _tile_loadconfig(&shape);
+}
+
+INLINE void end_tiles(void) { _tile_release(); }
+
+/* c[16 r, 16 w] = r blocks of 16 rows, a and a2, times w tiles of columns from b on; depth is a multiple of 32. ahead:
+ * the same part of the next tiles is asked for early, which pays where they come from memory. */
+INLINE void tiles_of(const uint16_t *a, const uint16_t *a2, int64_t lda, const int r, const uint16_t *b, int64_t depth,
+                     const int w, float *c, int64_t ldc, const int ahead) {
+    const uint16_t *b2 = b + depth * W;
+    _tile_zero(0);
+    if (w > 1) _tile_zero(1);
+    if (r > 1) _tile_zero(2);
+    if (r > 1 && w > 1) _tile_zero(3);
+    for (int64_t k = 0; k < depth; k += 32) {
+        if (ahead)
+            for (int e = 0; e < 32 * W; e += 32) {
+                __builtin_prefetch(b + k * W + w * depth * W + e, 0, 2);
+                if (w > 1) __builtin_prefetch(b2 + k * W + w * depth * W + e, 0, 2);
+            }
+        _tile_loadd(4, a + k, lda * 2);
+        _tile_loadd(6, b + k * W, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (w > 1) {
+            _tile_loadd(7, b2 + k * W, 64);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (r > 1) {
+            _tile_loadd(5, a2 + k, lda * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            if (w > 1) _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, ldc * 4);
+    if (w > 1) _tile_stored(1, c + W, ldc * 4);
+    if (r > 1) _tile_stored(2, c + 16 * ldc, ldc * 4);
+    if (r > 1 && w > 1) _tile_stored(3, c + 16 * ldc + W, ldc * 4);
+}
+
+/* The same where r and w are not known beforehand. */
+INLINE void tiles_at(const uint16_t *a, const uint16_t *a2, int64_t lda, int r, const uint16_t *b, int64_t depth, int w,
+                     float *c, int64_t ldc, const int ahead) {
+    if (r > 1 && w > 1) tiles_of(a, a2, lda, 2, b, depth, 2, c, ldc, ahead);
+    else if (r > 1) tiles_of(a, a2, lda, 2, b, depth, 1, c, ldc, ahead);
+    else if (w > 1) tiles_of(a, a2, lda, 1, b, depth, 2, c, ldc, ahead);
+    else tiles_of(a, a2, lda, 1, b, depth, 1, c, ldc, ahead);
+}
+
+/* What `score` does. */
+static __attribute__((noinline)) void score_tiles(const float *queries, int64_t rows, const void *keys, int64_t size,
+                                                  float *c, int64_t ldc, int64_t count) {
+    const uint16_t *a = (const uint16_t *)queries, *b = keys;
+    SETTLED;
+    for (int64_t n = 0; n < count; n += 2)
+        for (int64_t m = 0; m < rows; m += 32)
+            tiles_at(a + m * 2 * size, a + (m + 16) * 2 * size, 2 * size, rows - m > 16 ? 2 : 1, b + n * size * W, size,
+                     count - n > 1 ? 2 : 1, c + m * ldc + n * W, ldc, 0);
+    SETTLED;
+}
+
+/* Weights s[16, count] as sums of two half numbers, [count / 32][2][16, 32]; zeros after the last one. */
+INLINE void halve(const float *s, int64_t lds, int64_t count, uint16_t *to) {
+    for (int64_t j = 0; j < count; j += 2 * W)
+        for (int64_t i = 0; i < 16; i++)
+            for (int64_t e = 0; e < 2 * W; e += W) {
+                vec x = j + e < count ? *(const vec *)(s + i * lds + j + e) : (vec){};
+                uint16_t *at = to + j * 32 + i * 32 + e;
+                *(hvec *)at = half_of(x);
+                *(hvec *)(at + 512) = half_of(x - rounded(x, 1));
+            }
+}
+
+/* Values v[count, size] in pairs of keys, [count / 32][size / 16][16 pairs][16][2]; zeros after the last one. */
+INLINE void pair(const uint16_t *v, int64_t ldv, int64_t count, int64_t size, uint16_t *to) {
+    for (int64_t j = 0; j < count; j += 32)
+        for (int64_t p = 0; p < 16; p++) {
+            int64_t first = j + 2 * p;
+            for (int64_t d = 0; d < size; d += W) {
+                uvec a = first < count ? __builtin_convertvector(*(const hvec *)(v + first * ldv + d), uvec) : (uvec){};
+                uvec b = first + 1 < count ? __builtin_convertvector(*(const hvec *)(v + (first + 1) * ldv + d), uvec)
+                                           : (uvec){};
+                *(uvec *)(to + j * size + d * 32 + p * 32) = a | b << 16;
+            }
+        }
+}
+
+/* o[rows, size] (+)= weights s[rows, keys] times values, each weight as the sum of two half numbers: as exact as float32
+ * weights but for 2^-17 of each. s is zero from ``keys`` on to the end of that tile. */
+static __attribute__((noinline)) void mix_tiles(const float *s, int64_t lds, int64_t rows, const void *v, int64_t ldv,
+                                                int64_t keys, float *o, int64_t size, int add, uint16_t *spare) {
+    uint16_t *values = spare, *weights = spare + SPAN * size;
+    for (int64_t j = 0; j < keys; j += SPAN) {
+        int64_t count = keys - j < SPAN ? keys - j : SPAN;
+        pair((const uint16_t *)v + j * ldv, ldv, count, size, values);
+        for (int64_t m = 0; m < rows; m += 16) {
+            halve(s + m * lds + j, lds, tiles(count) * W, weights);
+            SETTLED;
+            for (int64_t d = 0; d < size; d += 32) {
+                float *c = o + m * size + d;
+                if (j || add) {
+                    _tile_loadd(0, c, size * 4);
+                    _tile_loadd(1, c + W, size * 4);
+                } else {
+                    _tile_zero(0);
+                    _tile_zero(1);
+                }
+                for (int64_t k = 0; k < count; k += 32) {
+                    _tile_loadd(2, weights + k * 32, 64);
+                    _tile_loadd(3, weights + k * 32 + 512, 64);
+                    _tile_loadd(4, values + k * size + d * 32, 64);
+                    _tile_loadd(5, values + k * size + (d + W) * 32, 64);
+                    _tile_dpbf16ps(0, 2, 4);
+                    _tile_dpbf16ps(1, 2, 5);
+                    _tile_dpbf16ps(0, 3, 4);
+                    _tile_dpbf16ps(1, 3, 5);
+                }
+                _tile_stored(0, c, size * 4);
+                _tile_stored(1, c + W, size * 4);
+            }
+            SETTLED;
+        }
+    }
+}
+#else
+int lent(void) { return 0; }
+INLINE int tiled(const int half, int64_t size) { return half && size && lent(); }
+INLINE void begin_tiles(void) {}
+INLINE void end_tiles(void) {}
+#define score_tiles(...) ((void)0)
+#define mix_tiles(...) ((void)0)
+#endif
+
+/* Rows, of which the matrix registers compute 16 at a time; and floats that `mix` needs to spare. */
+static int64_t even(int64_t rows) { return (rows + 15) / 16 * 16; }
+static int64_t spared(int64_t size) { return SPAN * size / 2 + SPAN * 16; }
+
+/* `score`, of rows that have room up to ``even``. */
+INLINE void score_all(const int half, const float *queries, int64_t rows, const void *keys, int64_t size, float *c,
+                      int64_t ldc, int64_t count) {
+    if (tiled(half, size)) score_tiles(queries, rows, keys, size, c, ldc, count);
+    else score(half, queries, rows, keys, size, c, ldc, count);
+}
+
+/* o[rows, size] (+)= s[rows, keys] v[keys, size]: what the values come to under the weights of ``softmax``. */
+INLINE void mix(const int half, const float *s, int64_t lds, int64_t rows, const void *v, int64_t ldv, int64_t keys,
+                float *o, int64_t size, int add, float *spare) {
+    if (tiled(half, size)) mix_tiles(s, lds, rows, v, ldv, keys, o, size, add, (uint16_t *)spare);
+    else product(s, lds, rows, v, ldv, W, half, keys, o, size, size / W, add);
+}
+
 /* Turn scores[0 .. count), times ``scaling``, into weights; those of hidden keys are -inf already. Returns the sum of the
  * weights. */
 INLINE float softmax(float *scores, int64_t count, float scaling) {
@@ -269,7 +447,7 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
     int64_t queries = SCORES / width / group;
     if (queries > ROWS / group) queries = ROWS / group;
     if (queries < 1) queries = 1;
-    int64_t blocks = (longest + queries - 1) / queries, tile = size * W, m_max = queries * group;
+    int64_t blocks = (longest + queries - 1) / queries, tile = size * W, m_max = even(queries * group);
     void *packed = scratch(shared * offset[rows] * tile);
     if (!packed) {
         free(offset);
@@ -284,12 +462,13 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
             if (length % W) memset((void *)at(to, (tiles(length) - 1) * tile, half), 0, tile * (half ? 2 : 4));
             pack(at(k, starts[r] * ldk + g * size, half), ldk, to, 0, length, size, half);
         }
-        float *work = scratch(m_max * (2 * size + width + 1));
+        float *work = scratch(m_max * (2 * size + width + 1) + spared(size));
         if (!work) {
 #pragma omp atomic write
             failed = 1;
         }
-        float *a = work, *o = work + m_max * size, *s = work + 2 * m_max * size, *sums = s + m_max * width;
+        float *a = work, *o = work + m_max * size, *s = work + 2 * m_max * size, *sums = s + m_max * width, *spare = sums + m_max;
+        if (tiled(half, size)) begin_tiles();
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < rows * shared * blocks; t++) {
             int64_t b = blocks - 1 - t / (rows * shared), r = t % (rows * shared) / shared, g = t % shared;
@@ -300,9 +479,9 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
             for (int64_t i = 0; i < m; i++)
                 take_query(half, q, (starts[r] + from + i / group) * ldq + (g * group + i % group) * size, size,
                            scaling, a + i * size);
-            if (past) score(half, a, m, at(past_k, g * tiles(past_room) * tile, half), size, s, width, tiles(past));
-            score(half, a, m, at(packed, (g * offset[rows] + offset[r]) * tile, half), size, s + before, width,
-                  tiles(to));
+            if (past) score_all(half, a, m, at(past_k, g * tiles(past_room) * tile, half), size, s, width, tiles(past));
+            score_all(half, a, m, at(packed, (g * offset[rows] + offset[r]) * tile, half), size, s + before, width,
+                      tiles(to));
             const int64_t *ends = end + starts[r], *deep = depth + starts[r];
             int branches = 0;
             for (int64_t j = 0; j < to; j++) branches |= ends[j] < to;
@@ -319,15 +498,15 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
                 sums[i] = softmax(line, all, half ? scaling : 1);
             }
             if (past)
-                product(s, width, m, at(past_v, g * past_room * size, half), size, W, half, past, o, size, size / W, 0);
-            product(s + before, width, m, at(v, starts[r] * ldk + g * size, half), ldk, W, half, to, o, size,
-                    size / W, past > 0);
+                mix(half, s, width, m, at(past_v, g * past_room * size, half), size, past, o, size, 0, spare);
+            mix(half, s + before, width, m, at(v, starts[r] * ldk + g * size, half), ldk, to, o, size, past > 0, spare);
             for (int64_t i = 0; i < m; i++) {
                 int64_t place = ((starts[r] + from + i / group) * heads + g * group + i % group) * size;
                 for (int64_t d = 0; d < size; d += W)
                     store(out, place + d, *(vec *)(o + i * size + d) / sums[i], half);
             }
         }
+        if (tiled(half, size)) end_tiles();
         free(work);
     }
     free(packed);
@@ -369,15 +548,16 @@ INLINE int step_of(const int half, const void *q, const void *k, const void *v, 
     for (int64_t n = 0; n < slots; n++) longest = lengths[n] > longest ? lengths[n] : longest;
     int64_t before = tiles(past) * W, width = before + tiles(longest + 1) * W;
     int64_t together = past ? (24 + group - 1) / group : 1, blocks = (slots + together - 1) / together;
-    int64_t m_max = together * group;
+    int64_t m_max = even(together * group);
 #pragma omp parallel
     {
-        float *work = scratch(m_max * (2 * size + width + 1));
+        float *work = scratch(m_max * (2 * size + width + 1) + spared(size));
         if (!work) {
 #pragma omp atomic write
             failed = 1;
         }
-        float *a = work, *o = work + m_max * size, *s = work + 2 * m_max * size, *sums = s + m_max * width;
+        float *a = work, *o = work + m_max * size, *s = work + 2 * m_max * size, *sums = s + m_max * width, *spare = sums + m_max;
+        if (past && tiled(half, size)) begin_tiles();
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < blocks * shared; t++) {
             int64_t g = t % shared, from = t / shared * together;
@@ -386,7 +566,7 @@ INLINE int step_of(const int half, const void *q, const void *k, const void *v, 
             for (int64_t i = 0; i < m; i++)
                 take_query(half, q, (from + i / group) * ldq + (g * group + i % group) * size, size, scaling,
                            a + i * size);
-            if (past) score(half, a, m, at(past_k, g * tiles(past_room) * tile, half), size, s, width, tiles(past));
+            if (past) score_all(half, a, m, at(past_k, g * tiles(past_room) * tile, half), size, s, width, tiles(past));
             for (int64_t n = from; n < to; n++) {
                 int64_t keys = lengths[n] + 1, i = (n - from) * group;
                 void *mine = (void *)at(slot_k, (n * shared + g) * tiles(room) * tile, half);
@@ -405,7 +585,7 @@ INLINE int step_of(const int half, const void *q, const void *k, const void *v, 
                 }
             }
             if (past)
-                product(s, width, m, at(past_v, g * past_room * size, half), size, W, half, past, o, size, size / W, 0);
+                mix(half, s, width, m, at(past_v, g * past_room * size, half), size, past, o, size, 0, spare);
             for (int64_t n = from; n < to; n++) {
                 int64_t i = (n - from) * group;
                 product(s + i * width + before, width, group, at(slot_v, (n * shared + g) * room * size, half), size,
@@ -417,6 +597,7 @@ INLINE int step_of(const int half, const void *q, const void *k, const void *v, 
                     store(out, place + d, *(vec *)(o + i * size + d) / sums[i], half);
             }
         }
+        if (past && tiled(half, size)) end_tiles();
         free(work);
     }
     return (int)failed;
@@ -716,4 +897,52 @@ int gate_back(int64_t half, const void *x, const void *y, const void *grad, void
     if (half) gate_back_of(1, x, y, grad, gx, gy, vectors);
     else gate_back_of(0, x, y, grad, gx, gy, vectors);
     return 0;
+}
+
+/* See kernels.py: linear. */
+int linear(const uint16_t *x, int64_t rows, int64_t depth, const uint16_t *weight, int64_t columns, const uint16_t *bias,
+           uint16_t *out) {
+    int failed = 0;
+#if TILED
+    int64_t whole = rows / 16 * 16, blocks = (rows + BAND - 1) / BAND, pairs = (columns / W + 1) / 2;
+#pragma omp parallel
+    {
+        float *work = scratch(16 * depth / 2 + 32 * 32);
+        if (!work) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        uint16_t *last = (uint16_t *)(work + 32 * 32); /* the rows after whole tiles of them, and zeros */
+        if (work && rows > whole) {
+            memcpy(last, x + whole * depth, (size_t)((rows - whole) * depth * 2));
+            memset(last + (rows - whole) * depth, 0, (size_t)((whole + 16 - rows) * depth * 2));
+        }
+        begin_tiles();
+        SETTLED;
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < blocks * pairs; t++) {
+            int64_t from = t / pairs * BAND, to = from + BAND < rows ? from + BAND : rows, n = t % pairs * 2 * W;
+            int wide = columns - n > W ? 2 : 1;
+            for (int64_t m = from; work && m < to; m += 32) {
+                const uint16_t *a = m < whole ? x + m * depth : last;
+                const uint16_t *a2 = m + 16 < whole ? x + (m + 16) * depth : last;
+                int tall = to - m > 16 ? 2 : 1;
+                if (m == from) tiles_at(a, a2, depth, tall, weight + n * depth, depth, wide, work, 32, 1);
+                else tiles_at(a, a2, depth, tall, weight + n * depth, depth, wide, work, 32, 0);
+                for (int64_t i = 0; i < to - m && i < 32; i++)
+                    for (int64_t e = 0; e < wide * W; e += W) {
+                        vec sum = *(vec *)(work + i * 32 + e);
+                        store(out, (m + i) * columns + n + e, bias ? sum + load(bias, n + e, 1) : sum, 1);
+                    }
+                SETTLED;
+            }
+        }
+        end_tiles();
+        free(work);
+    }
+#else
+    (void)x, (void)rows, (void)depth, (void)weight, (void)columns, (void)bias, (void)out;
+    failed = 1;
+#endif
+    return failed;
 }

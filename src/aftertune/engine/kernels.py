@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from aftertune.engine.memory import zeros
 from aftertune.sources.cache import beside, cache_root
 
 #: Keys of a tile; sizes of a head are multiples of it.
@@ -35,7 +36,7 @@ _SECONDS = 120
 _KERNELS = {"attend_rows": "nppppppp" "nnnnnn" "ppnnfn", "attend_step": "nppppp" "nnnnnn" "ppn" "ppnnfn",
             "keep": "nppnnnn" "ppnn", "rms_norm": "npppppnnf", "gate": "npnpnpnn", "rotate": "npppnnnnn",
             "summarise": "npnnppp", "add_low": "npnpnfppnnn", "attend_back": "npppppppp" "p" "nnnn" "fn",
-            "rms_norm_back": "nppppnnf", "gate_back": "npppppn"}
+            "rms_norm_back": "nppppnnf", "gate_back": "npppppn", "linear": "pnnpnpp", "lent": ""}
 
 
 def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape, past: Held | None, scaling: float,
@@ -78,8 +79,8 @@ class Held:
     def __init__(self, slots: int, room: int, key: torch.Tensor) -> None:
         shared, size = key.shape[1:]
         self.room, self.length = room, room
-        self.keys = key.new_zeros(slots, shared, -(-room // TILE), size, TILE)
-        self.values = key.new_zeros(slots, shared, room, size)
+        self.keys = zeros((slots, shared, -(-room // TILE), size, TILE), key.dtype)
+        self.values = zeros((slots, shared, room, size), key.dtype)
 
     def keep(self, slot: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put keys and values [tokens, kv heads, size] at the beginning of a slot."""
@@ -150,6 +151,38 @@ def add_low(out: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, scale: floa
     """out [tokens, columns] += scale * inner [tokens, rank] b [rank, columns], in place, and all of it times ``gain``
     [columns] where there is one; all but ``out`` and the sums are float32. Columns are a multiple of 16."""
     _call("add_low", _half(out), inner, inner.stride(0), b, len(b), scale, gain, out, out.stride(0), *out.shape)
+
+
+def tiled() -> bool:
+    """True where this processor has matrix registers (AMX) for `linear`, and lends them."""
+    return not missing() and bool(_loaded("lent")())
+
+
+def fits(weight: torch.Tensor) -> bool:
+    """True for a weight that `linear` takes."""
+    return weight.dtype == torch.bfloat16 and not weight.shape[0] % TILE and not weight.shape[1] % (2 * TILE)
+
+
+def tile(weight: torch.Tensor) -> torch.Tensor:
+    """A weight [columns, depth] as `linear` reads it, [columns / 16, depth / 2, 16, 2]: a copy."""
+    columns, depth = weight.shape
+    return weight.detach().view(columns // TILE, TILE, depth // 2, 2).transpose(1, 2).contiguous()
+
+
+def untile(tiles: torch.Tensor) -> torch.Tensor:
+    """The weight that `tile` made these of."""
+    return tiles.transpose(1, 2).reshape(len(tiles) * TILE, -1)
+
+
+def linear(x: torch.Tensor, tiles: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [..., depth] times a weight's `tile`s, plus bias [columns], all bfloat16; sums are float32, and a row's do not
+    depend on how many rows there are."""
+    x, columns = x.contiguous(), len(tiles) * TILE
+    if x.dtype != tiles.dtype or x.shape[-1] != 2 * tiles.shape[1] or (bias is not None and bias.dtype != x.dtype):
+        raise NotImplementedError(f"a linear layer of {x.shape[-1]} numbers in {x.dtype}")
+    out = x.new_empty(*x.shape[:-1], columns)
+    _call("linear", x, x.numel() // x.shape[-1], x.shape[-1], tiles, columns, bias, out)
+    return out
 
 
 def attend_back(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, grad: torch.Tensor,
@@ -276,7 +309,7 @@ def _same_threads() -> None:
 
 @torch.autocast("cpu", enabled=False)
 def _test() -> None:
-    """Compare attention with torch's, on a few random numbers; whoever asks first, in training perhaps."""
+    """Compare attention and linear layers with torch's, on a few random numbers; whoever asks, in training perhaps."""
     made = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(21, n, 32, generator=made) for n in (4, 2, 2))
     places = torch.arange(21)
@@ -286,3 +319,9 @@ def _test() -> None:
         *(x.transpose(0, 1)[None] for x in (q, k, v)), is_causal=True, scale=0.25, enable_gqa=True)[0].transpose(0, 1)
     if not torch.allclose(found, expected, atol=1e-5):
         raise RuntimeError("the kernels do not agree with torch on this machine")
+    if _loaded("lent")():
+        x, weight = (torch.randn(21, n, generator=made).bfloat16() for n in (96, 96))
+        weight = torch.cat([weight, weight])[:32]
+        exact = torch.nn.functional.linear(x.double(), weight.double())
+        if not torch.allclose(linear(x, tile(weight)).double(), exact, atol=0.05, rtol=0.01):
+            raise RuntimeError("the kernels' linear layers do not agree with torch on this machine")

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,17 @@ def dropped(tensor: Any) -> bool:
     """Let the memory of a tensor on a CPU go, and its numbers with it, but not its place: it may be written again
     (madvise(2), MADV_DONTNEED). False where the system has no such advice."""
     return _advise(tensor, 4)
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros on a CPU whose pages take memory from when they are first written to, and give it back with the tensor."""
+    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+    size = max(math.prod(shape), 1) * dtype.itemsize
+    try:
+        pages = mmap.mmap(-1, size, **({"flags": private} if private else {}))
+    except OSError as error:
+        raise MemoryError(f"not enough memory for {size:,} bytes") from error
+    return torch.frombuffer(pages, dtype=dtype)[: math.prod(shape)].view(*shape)
 
 
 def trim() -> None:

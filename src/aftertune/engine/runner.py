@@ -196,7 +196,8 @@ class Engine:
         for settings in kinds:
             mine = [t for t in texts if t.settings == settings]
             if not (decision.packed and takes_slots(self.model, settings)):
-                slots = 1 if decision.alone or settings.do_sample else self.budget.slots
+                room = max(map(_length, mine)) + settings.max_tokens
+                slots = 1 if decision.alone or settings.do_sample else schedule.slots(self.budget, room)
                 jobs += [_wave(wave, settings) for wave in schedule.waves(mine, slots, _length)]
                 continue
             for group in share([t.prompt.tokens[:-1] for t in mine]):

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-#: Tokens that a slot of the budget holds.
+#: Tokens that each slot of a budget without ``keys`` has room for.
 ROOM = 2048
+#: Of a budget's ``prepacked``: in tiles of the kernels.
+TILED = 2
 #: Texts of a wave, for each slot: a wave that ends waits for its longest text with empty slots.
 WAVE = 4
 
@@ -21,8 +23,9 @@ WAVE = 4
 class Budget:
     """What one batch may hold. tokens: padded tokens; logits: kept positions (each costs a row of the
     vocabulary); cells: padded length squared times rows, the attention mask; slots: sequences generated
-    together; threads: CPU threads; prepacked: 1 where linear layers compute from packed copies of their weights;
-    kernels: 1 where attention and what lies around it run in the kernels."""
+    together, at most; threads: CPU threads; prepacked: 1 where linear layers compute from packed copies of their
+    weights, TILED where from tiles of the kernels; kernels: 1 where attention and what lies around it run in the
+    kernels; keys: tokens whose keys and values all slots together have room for (0, of an older budget: ROOM each)."""
 
     tokens: int
     logits: int
@@ -31,6 +34,7 @@ class Budget:
     threads: int
     prepacked: int = 0
     kernels: int = 0
+    keys: int = 0
 
     def stored(self) -> dict[str, int]:
         return asdict(self)
@@ -70,5 +74,6 @@ def waves(texts: Sequence[T], size: int, length: Callable[[T], int]) -> list[lis
 
 
 def slots(budget: Budget, room: int) -> int:
-    """Slots of ``room`` tokens each that the budget's slots (of ROOM tokens) leave space for."""
-    return max(budget.slots * ROOM // max(room, ROOM), 1)
+    """Slots of ``room`` tokens each that the budget leaves space for."""
+    keys = budget.keys or budget.slots * ROOM
+    return max(min(keys // max(room, 1), budget.slots), 1)
