@@ -37,7 +37,8 @@ def _machine() -> list[Row]:
             ("machine", "memory", f"{free_memory(chosen) / 2**30:.1f} GiB free on {chosen}", "", "")]
     if chosen == "cpu":
         why = kernels.missing()
-        rows.append(("machine", "kernels", why or "compiled and tested", "evaluation is slower" if why else "",
+        well = f"compiled and tested{', with matrix registers (AMX)' if kernels.tiled() else ''}"
+        rows.append(("machine", "kernels", why or well, "evaluation is slower" if why else "",
                      "install a C compiler (gcc or clang)" if why else ""))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     low = free < 5
