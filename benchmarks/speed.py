@@ -1,6 +1,7 @@
 """Speed: aftertune's packed engine beside lm-eval's ``hf`` model, on the same model, items and machine.
 
-    python benchmarks/speed.py                              all works, both dtypes; writes docs/benchmarks.md
+    python benchmarks/speed.py                              all works, both dtypes; writes this machine's section of
+                                                            docs/benchmarks.md
     python benchmarks/speed.py --only hellaswag,gsm8k_cot --dtypes bfloat16 --rounds 5
 
 A work is run by both sides in turn, several rounds, each run in a fresh process with the same number of threads; the
@@ -327,7 +328,7 @@ class Bench:
 
 def lines(results: Mapping[str, Mapping[str, Any]], growth: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """The section of docs/benchmarks.md."""
-    yield "## Speed"
+    yield f"## Speed on {processor()}"
     yield ""
     yield "Written by `python benchmarks/speed.py`; its head says what is timed and how. Ratios, not times, are what"
     yield "carries over to another machine."
@@ -382,6 +383,13 @@ def cpu() -> str:
     return f"{platform.machine()} ({probe().cpu}, bfloat16 by {probe().cpu_bf16 or 'emulation'})"
 
 
+def processor() -> str:
+    """Its name, without marks."""
+    from aftertune.engine.devices import probe
+
+    return probe().cpu.replace("(R)", "").replace("(TM)", "").removesuffix(" Processor")
+
+
 def _threads() -> int:
     from aftertune.engine.devices import set_threads
 
@@ -413,7 +421,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "growth" in wanted and dtype == "bfloat16":
             growth[dtype] = bench.growth()
     text = "\n".join(lines(results, growth)) + "\n"
-    write_section("speed", text)
+    write_section(f"speed on {processor()}", text)
     print(text)
     return 0
 

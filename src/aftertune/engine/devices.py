@@ -23,7 +23,7 @@ from typing import Any
 from aftertune.errors import ResourceError, nearest
 
 #: CPU flags, by torch's and by Linux's names, of matrix units that take bfloat16.
-BF16_FLAGS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16", "svebf16")
+BF16_FLAGS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16", "svebf16")
 #: The same for float16.
 FP16_FLAGS = ("avx512_fp16", "amx_fp16", "avx10_2", "fp16_arith", "asimdhp")
 DTYPES = ("float32", "bfloat16", "float16")
