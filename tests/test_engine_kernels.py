@@ -751,7 +751,8 @@ def test_every_kernel_has_types_for_all_its_arguments() -> None:
     kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
     for name, letters in kernels._KERNELS.items():
         head = source.split(f"\nint {name}(")[1].split(")")[0]
-        declared = ["p" if "*" in one else "f" if one.split()[0] == "float" else "n" for one in head.split(",") if one != "void"]
+        declared = ["p" if "*" in one else "f" if one.split()[0] == "float" else "n" for one in head.split(",")
+                    if one != "void"]
         assert "".join(declared) == letters, name
         assert kernels._loaded(name).argtypes == [kinds[x] for x in letters]
 
