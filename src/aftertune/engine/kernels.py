@@ -166,12 +166,16 @@ def fits(weight: torch.Tensor) -> bool:
 def tile(weight: torch.Tensor) -> torch.Tensor:
     """A weight [columns, depth] as `linear` reads it, [columns / 16, depth / 2, 16, 2]: a copy."""
     columns, depth = weight.shape
-    return weight.detach().view(columns // TILE, TILE, depth // 2, 2).transpose(1, 2).contiguous()
+    pairs = weight.detach().contiguous().view(torch.int32).view(columns // TILE, TILE, depth // 2)
+    made = torch.empty(columns // TILE, depth // 2, TILE, 2, dtype=weight.dtype)
+    made.view(torch.int32).squeeze(-1).copy_(pairs.transpose(1, 2))
+    return made
 
 
 def untile(tiles: torch.Tensor) -> torch.Tensor:
     """The weight that `tile` made these of."""
-    return tiles.transpose(1, 2).reshape(len(tiles) * TILE, -1)
+    pairs = tiles.view(torch.int32).squeeze(-1)
+    return pairs.transpose(1, 2).reshape(len(tiles) * TILE, -1).view(tiles.dtype)
 
 
 def linear(x: torch.Tensor, tiles: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
