@@ -232,7 +232,7 @@ def test_left_truncation_is_counted_for_scoring_too(tmp_path: Path, ledger: Ledg
 def test_memory_caps_the_budget(folder: Path, ledger: Ledger) -> None:
     wide = run(folder, ledger, TaskSpec(name="openbookqa", limit=3))
     narrow = run(folder, ledger, TaskSpec(name="openbookqa", limit=3), memory="1MB", fork=True)
-    for part in ("tokens", "logits", "cells", "slots"):
+    for part in ("tokens", "logits", "cells", "keys"):
         assert narrow.schedule["budget"][part] < wide.schedule["budget"][part], part
     assert narrow.schedule["plan"] != wide.schedule["plan"]
 

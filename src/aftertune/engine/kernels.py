@@ -175,7 +175,7 @@ def tile(weight: torch.Tensor) -> torch.Tensor:
 def untile(tiles: torch.Tensor) -> torch.Tensor:
     """The weight that `tile` made these of."""
     pairs = tiles.view(torch.int32).squeeze(-1)
-    return pairs.transpose(1, 2).reshape(len(tiles) * TILE, -1).view(tiles.dtype)
+    return pairs.transpose(1, 2).contiguous().view(len(tiles) * TILE, -1).view(tiles.dtype)
 
 
 def linear(x: torch.Tensor, tiles: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
