@@ -380,14 +380,14 @@ def _share(result: Mapping[str, Any]) -> str:
 def cpu() -> str:
     from aftertune.engine.devices import probe
 
-    return f"{platform.machine()} ({probe().cpu}, bfloat16 by {probe().cpu_bf16 or 'emulation'})"
+    return f"{platform.machine()} ({processor()}, bfloat16 by {probe().cpu_bf16 or 'emulation'})"
 
 
 def processor() -> str:
-    """Its name, without marks."""
+    """Its name: each has a section of its own."""
     from aftertune.engine.devices import probe
 
-    return probe().cpu.replace("(R)", "").replace("(TM)", "").removesuffix(" Processor")
+    return probe().cpu
 
 
 def _threads() -> int:

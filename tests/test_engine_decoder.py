@@ -276,6 +276,19 @@ def texts(model: Any, values: dict[str, Any], *, packed: bool = True, slots: int
     return {p: r for b in one.run(plan, set()) for p, r in b.responses.items()}, [job.slots for job in plan.jobs]
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_texts_share_the_tokens_that_a_budget_holds(packed: bool) -> None:
+    """Long prompts are continued fewer at a time, in slots or by generate."""
+    requests = [Request(position=n, kind="generate", context=chr(97 + n) * 40, generation={"max_gen_toks": 8}, item=n)
+                for n in range(6)]
+    at_once = []
+    for keys in (48, 100, 200, 10**6):
+        budget = Budget(tokens=200, logits=100, cells=10**6, slots=5, threads=1, keys=keys)
+        first = Engine(byte_llama(), byte_tokenizer(), packed=packed, budget=budget).plan(requests).jobs[0]
+        at_once.append(first.slots if packed else len(first.prompts))
+    assert at_once == [1, 2, 4, 5]
+
+
 @pytest.mark.parametrize("values", HARMFUL, ids=str)
 def test_other_rules_of_choice_go_through_generate(values: dict[str, Any]) -> None:
     model, one = byte_llama(), asked(values)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aftertune.engine.budget import PROBE, measured, resolve
-from aftertune.engine.memory import split_on_oom
+from aftertune.engine.memory import split_on_oom, zeros
 from aftertune.engine.schedule import ROOM, Budget, batches, slots, waves
 from aftertune.errors import ResourceError
 from eval_cases import byte_llama
@@ -114,6 +117,24 @@ def test_what_a_token_takes_is_measured_and_rounded_up(per_token: int, found: in
 
     assert measured(byte_llama(), peak) == found
     assert tokens == [PROBE, PROBE, 2 * PROBE, 2 * PROBE]
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is resident is read from /proc")
+def test_zeros_take_memory_when_they_are_written_to() -> None:
+    before = resident()
+    held = zeros((64, 2**20), torch.float32)
+    assert resident() - before < 2**26
+    held[:32] = 1
+    assert resident() - before > 2**26
+    assert float(held.sum()) == 32 * 2**20
+    assert zeros((3, 0, 2), torch.bfloat16).shape == (3, 0, 2)
+    with pytest.raises(MemoryError, match="not enough memory for"):
+        zeros((2**46, 2**10), torch.float32)
 
 
 @given(st.integers(1, 40), st.sets(st.integers(0, 30), max_size=6))
