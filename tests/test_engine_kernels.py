@@ -757,39 +757,55 @@ def test_every_kernel_has_types_for_all_its_arguments() -> None:
         assert kernels._loaded(name).argtypes == [kinds[x] for x in letters]
 
 
-@pytest.fixture
-def registers() -> None:
-    if not kernels.tiled():
+def of_linear_layers(dtype: torch.dtype) -> None:
+    """Skip where the kernels have no linear layers of this type."""
+    if dtype == torch.bfloat16 and not kernels.tiled():
         pytest.skip("this processor has no matrix registers")
 
 
 @pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("dtype", "near", "share"), [(torch.float32, 2e-4, 2.0 ** -18),
+                                                      (torch.bfloat16, 1e-4, 2.0 ** -8)])
 @pytest.mark.parametrize(("depth", "columns"), [(32, 16), (96, 48), (576, 80), (1536, 320)])
-@pytest.mark.usefixtures("registers", "nan_memory")
-def test_linear_layers_in_tiles(depth: int, columns: int, biased: bool, threads: Callable[[int], None]) -> None:
-    """Within one rounding of float64; a row's numbers hang on nothing but the row."""
+@pytest.mark.usefixtures("nan_memory")
+def test_linear_layers_in_tiles(depth: int, columns: int, dtype: torch.dtype, near: float, share: float, biased: bool,
+                                threads: Callable[[int], None]) -> None:
+    """Within the rounding of float32 sums, or one of bfloat16, of float64; a row's numbers hang on the row alone."""
+    of_linear_layers(dtype)
     made = torch.Generator().manual_seed(depth)
-    x, weight = (torch.randn(n, depth, generator=made).bfloat16() for n in (1100, columns))
-    bias = torch.randn(columns, generator=made).bfloat16()
+    x, weight = (torch.randn(n, depth, generator=made).to(dtype) for n in (1100, columns))
+    bias = torch.randn(columns, generator=made).to(dtype)
     add, tiles = (bias if biased else None), kernels.tile(weight)
     assert torch.equal(kernels.untile(tiles), weight)
     whole = kernels.linear(x, tiles, add)
     exact = torch.nn.functional.linear(x.double(), weight.double(), None if add is None else add.double())
-    torch.testing.assert_close(whole.double(), exact, atol=1e-4, rtol=2.0 ** -8)
-    for count in (1, 15, 16, 17, 32, 33, 47, 513):
+    torch.testing.assert_close(whole.double(), exact, atol=near, rtol=share)
+    for count in (*range(1, 18), 32, 33, 47, 513):
         assert torch.equal(kernels.linear(x[:count], tiles, add), whole[:count]), count
         assert torch.equal(kernels.linear(x[3:3 + count], tiles, add), whole[3:3 + count]), count
     threads(2)
     assert torch.equal(kernels.linear(x[None], tiles, add), whole[None])
 
 
-@pytest.mark.usefixtures("registers")
-def test_linear_layers_that_do_not_fit_are_refused() -> None:
-    good = torch.randn(32, 64).bfloat16()
+def test_float32_sums_are_as_near_as_those_of_torch() -> None:
+    """On the whole, over 4,096 products each, of which none is rounded before it is added."""
+    made = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(n, 4096, generator=made) for n in (64, 96))
+    exact = torch.nn.functional.linear(x.double(), weight.double())
+    ours, theirs = ((found.double() - exact).square().mean().sqrt()
+                    for found in (kernels.linear(x, kernels.tile(weight)), torch.nn.functional.linear(x, weight)))
+    assert ours < 1.5 * theirs
+
+
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+def test_linear_layers_that_do_not_fit_are_refused(dtype: torch.dtype) -> None:
+    of_linear_layers(dtype)
+    good, other = torch.randn(32, 64).to(dtype), next(x for x in kernels.DTYPES if x != dtype)
     assert kernels.fits(good)
-    assert not any(kernels.fits(bad) for bad in (good.float(), good[:20], good[:, :48]))
-    for bad in (torch.randn(3, 64), torch.randn(3, 32).bfloat16()):
+    assert kernels.fits(good[:, :48]) is (dtype == torch.float32)  # bfloat16: depths of whole tiles
+    assert not any(kernels.fits(bad) for bad in (good.half(), good[:20]))
+    for bad in (torch.randn(3, 64).to(other), torch.randn(3, 32).to(dtype)):
         with pytest.raises(NotImplementedError, match="a linear layer of"):
             kernels.linear(bad, kernels.tile(good))
     with pytest.raises(NotImplementedError, match="a linear layer of"):
-        kernels.linear(good, kernels.tile(good), torch.zeros(32))
+        kernels.linear(good, kernels.tile(good), torch.zeros(32, dtype=other))

@@ -104,12 +104,12 @@ def test_a_budget_stored_before_there_were_copies_reads_as_one_without() -> None
     assert Budget.load({**old, "prepacked": 1}).prepacked == 1
 
 
-def test_tiles_are_for_bfloat16_on_processors_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_are_for_processors_with_matrix_registers(monkeypatch: pytest.MonkeyPatch) -> None:
     for has in (True, False):
         monkeypatch.setattr(kernels, "tiled", lambda has=has: has)
         found = [budgets.resolve(wide(dtype), free=2**33, threads=1).prepacked
                  for dtype in (torch.float32, torch.bfloat16)]
-        assert found == [1, TILED if has else 1]
+        assert found == [TILED if has else 1] * 2
     with pytest.raises(ResourceError, match=r"matrix registers \(AMX\), and here are none.*--fork"):
         Fast(wide(torch.bfloat16), Budget(1, 1, 1, 1, 1, prepacked=TILED))
 

@@ -49,7 +49,7 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
     kept = 4 if device == "cpu" and not native else size  # torch's attention, and what slots hold, is float32 there
     held = 2 * layers * hidden * shared // heads * kept
     keys = max(min(KEYS.get(device, 32 * 1024), free // 2 // max(held, 1)), 1)
-    packed = TILED if model.dtype == torch.bfloat16 and kernels.tiled() else 1
+    packed = TILED if kernels.tiled() else 1
     return Budget(tokens=int(tokens), logits=int(logits), cells=int(cells), slots=SLOTS.get(device, 16),
                   threads=threads, prepacked=packed if worthwhile(model, free) else 0, kernels=int(native),
                   keys=int(keys))

@@ -31,6 +31,7 @@
 #define WIDE 1
 #endif
 #define TALL 6
+#define MOST 12 /* rows of a block of two vectors, as few rows take: then weights are read once */
 #define ROWS 48 /* rows of queries that a task takes, at most */
 #define SCORES 65536 /* and scores that it holds: they stay in the second-level cache */
 
@@ -136,37 +137,44 @@ INLINE vec dot(vec sum, uint32_t a, uvec b) {
 #endif
 }
 
-/* c[rows, 16 * wide] (+)= a[rows, depth] b; vector (k, n) of b is at k * step + n * stride. */
+/* c[rows, 16 * wide] (+)= a[rows, depth] b; vector (k, n) of b is at k * step + n * stride. ahead: so many numbers before
+ * they are needed, those of b are asked for. */
 INLINE void block(const float *a, int64_t lda, const void *b, int64_t step, int64_t stride, const int kind,
-                  int64_t depth, float *c, int64_t ldc, int add, const int rows, const int wide) {
-    vec sum[TALL][WIDE];
-#pragma GCC unroll 6
+                  int64_t depth, float *c, int64_t ldc, int add, const int rows, const int wide, const int ahead) {
+    vec sum[MOST][WIDE];
+#pragma GCC unroll 12
     for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
-        for (int n = 0; n < wide; n++) sum[m][n] = add ? *(vec *)(c + m * ldc + n * W) : (vec){};
+        for (int n = 0; n < wide; n++) sum[m][n] = (vec){};
     for (int64_t k = 0; k < depth; k++) {
         vec right[WIDE];
 #pragma GCC unroll 4
-        for (int n = 0; n < wide; n++) right[n] = load(b, k * step + n * stride, kind == HALVES);
-#pragma GCC unroll 6
+        for (int n = 0; n < wide; n++) {
+            right[n] = load(b, k * step + n * stride, kind == HALVES);
+            if (ahead) __builtin_prefetch((const float *)b + k * step + n * stride + ahead);
+        }
+#pragma GCC unroll 12
         for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
             for (int n = 0; n < wide; n++)
                 sum[m][n] = kind == PAIRS ? dot(sum[m][n], ((const uint32_t *)a)[m * lda + k], (uvec)right[n])
                                           : sum[m][n] + right[n] * a[m * lda + k];
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
-        for (int n = 0; n < wide; n++) *(vec *)(c + m * ldc + n * W) = sum[m][n];
+        for (int n = 0; n < wide; n++) {
+            vec *to = (vec *)(c + m * ldc + n * W);
+            *to = add ? *to + sum[m][n] : sum[m][n];
+        }
 }
 
 #define COLUMNS(R) \
     switch (w) { \
-    case 1: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, 1); break; \
-    case 2: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, 2 > WIDE ? WIDE : 2); break; \
-    case 3: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, 3 > WIDE ? WIDE : 3); break; \
-    default: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, WIDE); \
+    case 1: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, 1, 0); break; \
+    case 2: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, 2 > WIDE ? WIDE : 2, 0); break; \
+    case 3: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, 3 > WIDE ? WIDE : 3, 0); break; \
+    default: block(x, lda, y, step, stride, kind, depth, z, ldc, add, R, WIDE, 0); \
     }
 
 /* The same for any number of rows and vectors. */
@@ -220,6 +228,8 @@ INLINE const void *at(const void *p, int64_t i, int half) {
 static int64_t tiles(int64_t keys) { return (keys + W - 1) / W; }
 
 #define BAND 512 /* rows that go through a linear layer together: they stay in the second-level cache */
+#define FLOATS_HELD 262144 /* and numbers of such rows in float32 */
+#define RUN 512 /* products of float32 numbers that one sum takes: longer ones round more */
 #define SPAN 256 /* keys that are mixed before sums go back to memory */
 
 #if TILED
@@ -246,7 +256,9 @@ INLINE void begin_tiles(void) {
 INLINE void end_tiles(void) { _tile_release(); }
 
 /* c[16 r, 16 w] = r blocks of 16 rows, a and a2, times w tiles of columns from b on; depth is a multiple of 32. ahead:
- * the same part of the next tiles is asked for early, which pays where they come from memory. */
+ * the same part of the next tiles is asked for early, which pays where they come from memory. Tiles are loaded into few
+ * registers, one of them twice: those that are left let the next loads begin while products still run, as far as they
+ * go where two threads share a core (docs/log.md has the figures). */
 INLINE void tiles_of(const uint16_t *a, const uint16_t *a2, int64_t lda, const int r, const uint16_t *b, int64_t depth,
                      const int w, float *c, int64_t ldc, const int ahead) {
     const uint16_t *b2 = b + depth * W;
@@ -264,13 +276,16 @@ INLINE void tiles_of(const uint16_t *a, const uint16_t *a2, int64_t lda, const i
         _tile_loadd(6, b + k * W, 64);
         _tile_dpbf16ps(0, 4, 6);
         if (w > 1) {
-            _tile_loadd(7, b2 + k * W, 64);
-            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(6, b2 + k * W, 64);
+            _tile_dpbf16ps(1, 4, 6);
         }
         if (r > 1) {
-            _tile_loadd(5, a2 + k, lda * 2);
-            _tile_dpbf16ps(2, 5, 6);
-            if (w > 1) _tile_dpbf16ps(3, 5, 7);
+            _tile_loadd(4, a2 + k, lda * 2);
+            if (w > 1) {
+                _tile_dpbf16ps(3, 4, 6);
+                _tile_loadd(6, b + k * W, 64);
+            }
+            _tile_dpbf16ps(2, 4, 6);
         }
     }
     _tile_stored(0, c, ldc * 4);
@@ -350,11 +365,11 @@ static __attribute__((noinline)) void mix_tiles(const float *s, int64_t lds, int
                     _tile_loadd(2, weights + k * 32, 64);
                     _tile_loadd(3, weights + k * 32 + 512, 64);
                     _tile_loadd(4, values + k * size + d * 32, 64);
-                    _tile_loadd(5, values + k * size + (d + W) * 32, 64);
                     _tile_dpbf16ps(0, 2, 4);
-                    _tile_dpbf16ps(1, 2, 5);
                     _tile_dpbf16ps(0, 3, 4);
-                    _tile_dpbf16ps(1, 3, 5);
+                    _tile_loadd(4, values + k * size + (d + W) * 32, 64);
+                    _tile_dpbf16ps(1, 2, 4);
+                    _tile_dpbf16ps(1, 3, 4);
                 }
                 _tile_stored(0, c, size * 4);
                 _tile_stored(1, c + W, size * 4);
@@ -899,9 +914,47 @@ int gate_back(int64_t half, const void *x, const void *y, const void *grad, void
     return 0;
 }
 
-/* See kernels.py: linear. */
-int linear(const uint16_t *x, int64_t rows, int64_t depth, const uint16_t *weight, int64_t columns, const uint16_t *bias,
-           uint16_t *out) {
+/* c[rows, 16 * vectors] (+)= x[rows, depth] times tiles of columns, ``step`` numbers apart, that come from memory. */
+static __attribute__((noinline)) void few(const float *x, int64_t ld, int64_t rows, const float *tile, int64_t step,
+                                          int64_t depth, float *c, int64_t ldc, int64_t vectors, int add) {
+#define FEW(R) case R: block(x, ld, tile, W, step, FLOATS, depth, c, ldc, add, R, 2 > WIDE ? WIDE : 2, 1024); break;
+    if (vectors < 2 || WIDE < 2) {
+        product(x, ld, rows, tile, W, step, FLOATS, depth, c, ldc, vectors, add);
+        return;
+    }
+    switch (rows) {
+        FEW(1) FEW(2) FEW(3) FEW(4) FEW(5) FEW(6) FEW(7) FEW(8) FEW(9) FEW(10) FEW(11) FEW(12)
+    }
+}
+
+/* out[rows, columns] = x[rows, depth] weight + bias, of float32 numbers; weight in tiles of 16 columns. */
+static void linear_floats(const float *x, int64_t rows, int64_t depth, const float *weight, int64_t columns,
+                          const float *bias, float *out) {
+    int64_t wide = rows <= MOST ? 2 : WIDE, groups = (columns / W + wide - 1) / wide;
+    int64_t band = FLOATS_HELD / depth / TALL * TALL, runs = (depth + RUN - 1) / RUN, run = (depth + runs - 1) / runs;
+    if (band < MOST) band = MOST;
+#pragma omp parallel
+    for (int64_t from = 0; from < rows; from += band) {
+        int64_t count = rows - from < band ? rows - from : band;
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < groups; t++) {
+            int64_t n = t * wide, vectors = columns / W - n < wide ? columns / W - n : wide;
+            float *c = out + from * columns + n * W;
+            for (int64_t k = 0; k < depth; k += run) {
+                int64_t length = depth - k < run ? depth - k : run;
+                const float *a = x + from * depth + k, *b = weight + (n * depth + k) * W;
+                if (rows <= MOST) few(a, depth, count, b, depth * W, length, c, columns, vectors, k > 0);
+                else product(a, depth, count, b, W, depth * W, FLOATS, length, c, columns, vectors, k > 0);
+            }
+            for (int64_t i = 0; bias && i < count; i++)
+                for (int64_t e = 0; e < vectors * W; e += W) *(vec *)(c + i * columns + e) += load(bias, n * W + e, 0);
+        }
+    }
+}
+
+/* The same of half numbers, in the matrix registers. Returns 0, or 1 where there are none or memory ran out. */
+static int linear_halves(const uint16_t *x, int64_t rows, int64_t depth, const uint16_t *weight, int64_t columns,
+                         const uint16_t *bias, uint16_t *out) {
     int failed = 0;
 #if TILED
     int64_t whole = rows / 16 * 16, blocks = (rows + BAND - 1) / BAND, pairs = (columns / W + 1) / 2;
@@ -945,4 +998,12 @@ int linear(const uint16_t *x, int64_t rows, int64_t depth, const uint16_t *weigh
     failed = 1;
 #endif
     return failed;
+}
+
+/* See kernels.py: linear. */
+int linear(int64_t half, const void *x, int64_t rows, int64_t depth, const void *weight, int64_t columns, const void *bias,
+           void *out) {
+    if (half) return linear_halves(x, rows, depth, weight, columns, bias, out);
+    linear_floats(x, rows, depth, weight, columns, bias, out);
+    return 0;
 }

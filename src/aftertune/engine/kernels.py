@@ -36,7 +36,7 @@ _SECONDS = 120
 _KERNELS = {"attend_rows": "nppppppp" "nnnnnn" "ppnnfn", "attend_step": "nppppp" "nnnnnn" "ppn" "ppnnfn",
             "keep": "nppnnnn" "ppnn", "rms_norm": "npppppnnf", "gate": "npnpnpnn", "rotate": "npppnnnnn",
             "summarise": "npnnppp", "add_low": "npnpnfppnnn", "attend_back": "npppppppp" "p" "nnnn" "fn",
-            "rms_norm_back": "nppppnnf", "gate_back": "npppppn", "linear": "pnnpnpp", "lent": ""}
+            "rms_norm_back": "nppppnnf", "gate_back": "npppppn", "linear": "npnnpnpp", "lent": ""}
 
 
 def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape, past: Held | None, scaling: float,
@@ -154,38 +154,41 @@ def add_low(out: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, scale: floa
 
 
 def tiled() -> bool:
-    """True where this processor has matrix registers (AMX) for `linear`, and lends them."""
+    """True where this processor has matrix registers (AMX) for `linear` in bfloat16, and lends them."""
     return not missing() and bool(_loaded("lent")())
 
 
 def fits(weight: torch.Tensor) -> bool:
     """True for a weight that `linear` takes."""
-    return weight.dtype == torch.bfloat16 and not weight.shape[0] % TILE and not weight.shape[1] % (2 * TILE)
+    columns, depth = weight.shape
+    return weight.dtype in DTYPES and not columns % TILE and not (_half(weight) and depth % (2 * TILE))
 
 
 def tile(weight: torch.Tensor) -> torch.Tensor:
-    """A weight [columns, depth] as `linear` reads it, [columns / 16, depth / 2, 16, 2]: a copy."""
+    """A weight [columns, depth] as `linear` reads it, [columns / 16, depth, 16], in bfloat16 by pairs,
+    [columns / 16, depth / 2, 16, 2]: a copy."""
     columns, depth = weight.shape
-    pairs = weight.detach().contiguous().view(torch.int32).view(columns // TILE, TILE, depth // 2)
-    made = torch.empty(columns // TILE, depth // 2, TILE, 2, dtype=weight.dtype)
-    made.view(torch.int32).squeeze(-1).copy_(pairs.transpose(1, 2))
+    apart = _words(weight.detach().contiguous()).view(columns // TILE, TILE, -1).transpose(1, 2)
+    made = weight.new_empty(columns // TILE, depth // 2, TILE, 2) if _half(weight) \
+        else weight.new_empty(columns // TILE, depth, TILE)
+    _words(made).view(apart.shape).copy_(apart)
     return made
 
 
 def untile(tiles: torch.Tensor) -> torch.Tensor:
     """The weight that `tile` made these of."""
-    pairs = tiles.view(torch.int32).squeeze(-1)
-    return pairs.transpose(1, 2).contiguous().view(len(tiles) * TILE, -1).view(tiles.dtype)
+    words = _words(tiles).view(*tiles.shape[:3])
+    return words.transpose(1, 2).contiguous().view(len(tiles) * TILE, -1).view(tiles.dtype)
 
 
 def linear(x: torch.Tensor, tiles: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [..., depth] times a weight's `tile`s, plus bias [columns], all bfloat16; sums are float32, and a row's do not
-    depend on how many rows there are."""
-    x, columns = x.contiguous(), len(tiles) * TILE
-    if x.dtype != tiles.dtype or x.shape[-1] != 2 * tiles.shape[1] or (bias is not None and bias.dtype != x.dtype):
+    """x [..., depth] times a weight's `tile`s, plus bias [columns], all of one type; sums are float32, and a row's do
+    not depend on how many rows there are."""
+    x, columns, depth = x.contiguous(), len(tiles) * TILE, tiles[0].numel() // TILE
+    if x.dtype != tiles.dtype or x.shape[-1] != depth or (bias is not None and bias.dtype != x.dtype):
         raise NotImplementedError(f"a linear layer of {x.shape[-1]} numbers in {x.dtype}")
     out = x.new_empty(*x.shape[:-1], columns)
-    _call("linear", x, x.numel() // x.shape[-1], x.shape[-1], tiles, columns, bias, out)
+    _call("linear", _half(x), x, x.numel() // depth, depth, tiles, columns, bias, out)
     return out
 
 
@@ -221,6 +224,11 @@ def gate_back(x: torch.Tensor, y: torch.Tensor, grad: torch.Tensor) -> tuple[tor
 
 def _half(x: torch.Tensor) -> int:
     return int(x.dtype == torch.bfloat16)
+
+
+def _words(x: torch.Tensor) -> torch.Tensor:
+    """The numbers of x by four bytes: one in float32, two in bfloat16."""
+    return x.view(torch.int32)
 
 
 def _lies_well(x: torch.Tensor) -> bool:
@@ -323,9 +331,9 @@ def _test() -> None:
         *(x.transpose(0, 1)[None] for x in (q, k, v)), is_causal=True, scale=0.25, enable_gqa=True)[0].transpose(0, 1)
     if not torch.allclose(found, expected, atol=1e-5):
         raise RuntimeError("the kernels do not agree with torch on this machine")
-    if _loaded("lent")():
-        x, weight = (torch.randn(21, n, generator=made).bfloat16() for n in (96, 96))
+    for dtype, bound in [(torch.float32, 1e-4), (torch.bfloat16, 0.05)][:1 + _loaded("lent")()]:
+        x, weight = (torch.randn(21, n, generator=made).to(dtype) for n in (96, 96))
         weight = torch.cat([weight, weight])[:32]
         exact = torch.nn.functional.linear(x.double(), weight.double())
-        if not torch.allclose(linear(x, tile(weight)).double(), exact, atol=0.05, rtol=0.01):
+        if not torch.allclose(linear(x, tile(weight)).double(), exact, atol=bound, rtol=bound / 5):
             raise RuntimeError("the kernels' linear layers do not agree with torch on this machine")

@@ -10,8 +10,8 @@ and what follows a product (an activation, a sum) is done while its numbers are 
     linears.product(layer_a, layer_b)(x)        what both make of x, side by side, in one product
 
 These are torch's own operators for compiled graphs (``torch.ops.mkldnn``); where a build has none, or memory is short,
-`worthwhile` says no and the layers stay as they are. Where a processor has matrix registers, bfloat16 weights lie in
-tiles of the kernels instead: as fast for a thousand rows, and up to twice as fast for a few.
+`worthwhile` says no and the layers stay as they are. Where a processor has matrix registers (AMX), weights lie in tiles
+of the kernels instead: as fast for a thousand rows, and up to twice as fast for a few.
 """
 
 from __future__ import annotations
