@@ -203,6 +203,10 @@ class Worker:
         return found
 
     def close(self) -> None:
+        """End the process: by a word that there is no more work, so that it tidies up, or else by force."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(("", ()))
+        self.process.join(10)
         self.process.kill()
         self.process.join()
 
@@ -214,6 +218,8 @@ def _serve(pipe: Any, name: str, dtype: str, train: str | None) -> None:
     side = Side(name, dtype, train)
     while True:
         method, arguments = pipe.recv()
+        if not method:
+            return
         try:
             pipe.send(getattr(side, method)(*arguments))
         except Exception as error:  # told to the parent, which stops
