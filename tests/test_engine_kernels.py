@@ -787,14 +787,14 @@ def test_linear_layers_in_tiles(depth: int, columns: int, dtype: torch.dtype, ne
     assert torch.equal(kernels.linear(x[None], tiles, add), whole[None])
 
 
-def test_float32_sums_are_as_near_as_those_of_torch() -> None:
-    """On the whole, over 4,096 products each, of which none is rounded before it is added."""
+def test_long_sums_in_float32_are_cut() -> None:
+    """Over 4,096 products each: one sum after the other comes to an error of 7.5e-5, sums of 512 to a third of it."""
     made = torch.Generator().manual_seed(1)
     x, weight = (torch.randn(n, 4096, generator=made) for n in (64, 96))
     exact = torch.nn.functional.linear(x.double(), weight.double())
-    ours, theirs = ((found.double() - exact).square().mean().sqrt()
-                    for found in (kernels.linear(x, kernels.tile(weight)), torch.nn.functional.linear(x, weight)))
-    assert ours < 1.5 * theirs
+    for count in (8, 64):
+        wrong = kernels.linear(x[:count], kernels.tile(weight)).double() - exact[:count]
+        assert wrong.square().mean().sqrt() < 4.5e-5, count
 
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
