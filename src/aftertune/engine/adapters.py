@@ -1,7 +1,7 @@
 """LoRA and DoRA next to packed weights: what an adapter adds to a product, with PEFT's arithmetic and fewer passes.
 
     base, low = taken_apart(layer, weight)      # a plain linear layer, and the Low of an active adapter, or None
-    Sums([low_q, low_k, low_v], widths).onto(base(x), x)
+    joined(linears, q, k, v)(x)                 # what each of them makes of x, side by side
     with steady(model, weight): model(…)        # what DoRA divides by is made once, not in every pass
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from aftertune.engine import kernels
-from aftertune.engine.linears import plain
+from aftertune.engine.linears import Function, Linears, Packed, plain
 
 #: A linear layer -> its weight, wherever that lies at the time.
 Weight = Callable[[Any], torch.Tensor]
@@ -127,3 +127,24 @@ class Sums:
             kernels.add_low(out[:, first:last], inner[:, start:end], low.b, low.scale, low.gain)
             start = end
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Layers side by side: the product of their packed copy, and what adapters add to it."""
+
+    product: Packed
+    sums: Sums
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.sums.onto(self.product(x), x)
+
+
+def joined(linears: Linears, *layers: Any) -> Function:
+    """x [tokens, columns] -> what each of the layers makes of it, side by side."""
+    parts = [taken_apart(layer, linears.weight) for layer in layers] if linears.on else [None]
+    whole = [part for part in parts if part]
+    if len(whole) < len(layers) or len({base.bias is None for base, _ in whole}) > 1:
+        return lambda x: torch.cat([layer(x) for layer in layers], -1)
+    return Joined(linears.product(*(base for base, _ in whole)),
+                  Sums([low for _, low in whole], [base.out_features for base, _ in whole]))

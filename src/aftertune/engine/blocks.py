@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from transformers.activations import SiLUActivation
 
-from aftertune.engine import kernels
-from aftertune.engine.adapters import Sums, taken_apart
+from aftertune.engine import kernels, native, steps
+from aftertune.engine.adapters import joined
 from aftertune.engine.attention import Call, in_force, read
-from aftertune.engine.linears import Function, Linears
+from aftertune.engine.linears import Linears
 from aftertune.engine.scorer import unwrapped
 
 #: Decoder layers that are of this kind, by module and class.
@@ -60,27 +60,30 @@ class _Block:
         self.last = last
         self.attention = attention
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
-        self.project = _joined(linears, attention.q_proj, attention.k_proj, attention.v_proj)
-        self.output, self.down = _joined(linears, attention.o_proj), _joined(linears, mlp.down_proj)
-        self.opened = _joined(linears, mlp.gate_proj, mlp.up_proj)
+        self.project = joined(linears, attention.q_proj, attention.k_proj, attention.v_proj)
+        self.output, self.down = joined(linears, attention.o_proj), joined(linears, mlp.down_proj)
+        self.opened = joined(linears, mlp.gate_proj, mlp.up_proj)
         self.size = attention.head_dim
         self.heads = attention.config.num_attention_heads
         self.turned = self.heads + attention.config.num_key_value_heads
         self.norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
         self.call = Call(attention.scaling, window_of(attention))
+        self.step = steps.of(self)
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **others: Any) -> Any:
         layout = in_force()
         if layout is None:
             return self.usual(hidden_states, *args, **others)
         x = hidden_states[0]
+        cosine, sine = (part[0] for part in others["position_embeddings"])
+        if self.step and isinstance(layout, native.Step):
+            return layout.through(self.attention, self.step, x, cosine, sine)[None]
         found = self.project(_norm(self.before, x))
         found = found.view(len(found), -1, self.size)  # heads of queries, then of keys, then of values
         if self.norms:
             found[:, :self.heads] = _norm(self.norms[0], found[:, :self.heads])
             found[:, self.heads:self.turned] = _norm(self.norms[1], found[:, self.heads:self.turned])
-        cosine, sine = others["position_embeddings"]
-        kernels.rotate(found[:, :self.turned], cosine[0], sine[0])
+        kernels.rotate(found[:, :self.turned], cosine, sine)
         mixed = layout.attend(self.attention, found[:, :self.heads], found[:, self.heads:self.turned],
                               found[:, self.turned:], self.call)
         x, mixed = self._needed(x, mixed.view(len(mixed), -1))
@@ -106,17 +109,6 @@ def is_of_kind(module: Any) -> bool:
     return all(type(part).__module__ == type(module).__module__ for part in (module.self_attn, module.mlp)) \
         and all(hasattr(norm, "variance_epsilon") and norm.weight.numel() % kernels.TILE == 0 for norm in norms) \
         and isinstance(module.mlp.act_fn, SiLUActivation | torch.nn.SiLU)
-
-
-def _joined(linears: Linears, *layers: Any) -> Function:
-    """x [tokens, columns] -> what each of the layers makes of it, side by side."""
-    parts = [taken_apart(layer, linears.weight) for layer in layers] if linears.on else [None]
-    whole = [part for part in parts if part]
-    if len(whole) < len(layers) or len({base.bias is None for base, _ in whole}) > 1:
-        return lambda x: torch.cat([layer(x) for layer in layers], -1)
-    product = linears.product(*(base for base, _ in whole))
-    sums = Sums([low for _, low in whole], [base.out_features for base, _ in whole])
-    return lambda x: sums.onto(product(x), x)
 
 
 def _gate(x: torch.Tensor) -> torch.Tensor:

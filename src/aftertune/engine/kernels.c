@@ -1007,3 +1007,80 @@ int linear(int64_t half, const void *x, int64_t rows, int64_t depth, const void 
     linear_floats(x, rows, depth, weight, columns, bias, out);
     return 0;
 }
+
+/* What a LoRA or DoRA adapter adds to columns from ``first`` on: see kernels.py, add_low; its part of ``a`` x begins at
+ * ``start``. */
+typedef struct {
+    const float *b, *gain;
+    int64_t start, rank, first, columns;
+    double scale;
+} Low;
+
+/* Linear layers side by side, in tiles, and what adapters add to them; a: in tiles of its own, columns ``ranks``. */
+typedef struct {
+    const void *weight, *bias;
+    int64_t depth, columns;
+    const float *a;
+    const Low *lows;
+    int64_t ranks, count;
+} Linear;
+
+/* A decoder layer of the Llama kind. q_norm and k_norm may be NULL. */
+typedef struct {
+    Linear project, output, opened, down;
+    const void *before, *between, *q_norm, *k_norm;
+    double before_epsilon, between_epsilon, q_epsilon, k_epsilon, scaling;
+    int64_t heads, shared, size, window;
+} Layer;
+
+/* out[rows, columns] = what the linear layers make of x[rows, depth]. */
+static int through(int64_t half, const Linear *l, const void *x, int64_t rows, void *out) {
+    if (linear(half, x, rows, l->depth, l->weight, l->columns, l->bias, out)) return 1;
+    if (!l->count) return 0;
+    float *wide = scratch(rows * (l->depth + l->ranks)), *inner = wide + rows * l->depth;
+    if (!wide) return 1;
+    for (int64_t i = 0; i < rows * l->depth; i += W) store(wide, i, half ? load(x, i, 1) : load(x, i, 0), 0);
+    linear_floats(wide, rows, l->depth, l->a, l->ranks, NULL, inner);
+    int failed = 0;
+    for (const Low *low = l->lows; low < l->lows + l->count; low++)
+        failed |= add_low(half, inner + low->start, l->ranks, low->b, low->rank, (float)low->scale, low->gain,
+                          (void *)at(out, low->first, (int)half), l->columns, rows, low->columns);
+    free(wide);
+    return failed;
+}
+
+/* See steps.py: one new token x[hidden] in each of the slots, through a whole layer. */
+int layer_step(int64_t half, const Layer *l, const void *x, void *out, const void *cosine, const void *sine,
+               int64_t turned, const int64_t *lengths, int64_t slots, void *slot_k, void *slot_v, int64_t room,
+               const void *past_k, const void *past_v, int64_t past, int64_t past_room) {
+    int64_t hidden = l->project.depth, all = l->project.columns, queries = l->heads * l->size, inner = l->down.depth;
+    int64_t keys = l->shared * l->size, item = half ? 2 : 4;
+    char *work = scratch(slots * (3 * hidden + all + queries + 3 * inner));
+    if (!work) return 1;
+    char *normed = work, *sum = normed + slots * hidden * item, *made = sum + slots * hidden * item;
+    char *found = made + slots * hidden * item, *mixed = found + slots * all * item;
+    char *opened = mixed + slots * queries * item, *gated = opened + 2 * slots * inner * item;
+    int failed = rms_norm(half, x, NULL, l->before, NULL, normed, slots, hidden, (float)l->before_epsilon)
+                 || through(half, &l->project, normed, slots, found);
+    for (char *token = found; l->q_norm && token < mixed; token += all * item) {
+        char *key = token + queries * item;
+        rms_norm(half, token, NULL, l->q_norm, NULL, token, l->heads, l->size, (float)l->q_epsilon);
+        rms_norm(half, key, NULL, l->k_norm, NULL, key, l->shared, l->size, (float)l->k_epsilon);
+    }
+    rotate(half, found, cosine, sine, slots, l->heads + l->shared, l->size, turned, all);
+    failed = failed
+             || attend_step(half, found, found + queries * item, found + (queries + keys) * item, mixed, lengths, slots,
+                            l->heads, l->shared, l->size, all, all, slot_k, slot_v, room, past_k, past_v, past,
+                            past_room, (float)l->scaling, l->window)
+             || through(half, &l->output, mixed, slots, made)
+             || rms_norm(half, x, made, l->between, sum, normed, slots, hidden, (float)l->between_epsilon)
+             || through(half, &l->opened, normed, slots, opened)
+             || gate(half, opened, 2 * inner, opened + inner * item, 2 * inner, gated, slots, inner)
+             || through(half, &l->down, gated, slots, out);
+    for (int64_t i = 0; i < slots * hidden; i += W) {
+        if (half) store(out, i, load(out, i, 1) + load(sum, i, 1), 1);
+        else store(out, i, load(out, i, 0) + load(sum, i, 0), 0);
+    }
+    free(work);
+    return failed;
+}

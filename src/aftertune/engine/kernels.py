@@ -36,7 +36,8 @@ _SECONDS = 120
 _KERNELS = {"attend_rows": "nppppppp" "nnnnnn" "ppnnfn", "attend_step": "nppppp" "nnnnnn" "ppn" "ppnnfn",
             "keep": "nppnnnn" "ppnn", "rms_norm": "npppppnnf", "gate": "npnpnpnn", "rotate": "npppnnnnn",
             "summarise": "npnnppp", "add_low": "npnpnfppnnn", "attend_back": "npppppppp" "p" "nnnn" "fn",
-            "rms_norm_back": "nppppnnf", "gate_back": "npppppn", "linear": "npnnpnpp", "lent": ""}
+            "rms_norm_back": "nppppnnf", "gate_back": "npppppn", "linear": "npnnpnpp",
+            "layer_step": "npppppn" "pnppn" "ppnn", "lent": ""}
 
 
 def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: Shape, past: Held | None, scaling: float,
@@ -190,6 +191,13 @@ def linear(x: torch.Tensor, tiles: torch.Tensor, bias: torch.Tensor | None = Non
     out = x.new_empty(*x.shape[:-1], columns)
     _call("linear", _half(x), x, x.numel() // depth, depth, tiles, columns, bias, out)
     return out
+
+
+def layer_step(layer: int, x: torch.Tensor, out: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor,
+               lengths: torch.Tensor, slots: Held, past: Held | None) -> None:
+    """A whole decoder layer, at the address ``layer`` (see steps.py), for one new token in each of the first slots."""
+    _call("layer_step", _half(x), layer, x, out, cosine, sine, cosine.shape[-1], lengths, len(x), slots.keys,
+          slots.values, slots.room, *_past(past))
 
 
 def attend_back(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, grad: torch.Tensor,

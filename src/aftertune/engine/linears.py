@@ -70,7 +70,7 @@ class _Reordered:
         return weight
 
 
-class _Tiled:
+class Tiled:
     """The same in tiles of the kernels."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -83,6 +83,10 @@ class _Tiled:
         return kernels.untile(self.weight)
 
 
+#: The packed copy of a weight, with its bias.
+Packed = _Reordered | Tiled
+
+
 class Linears:
     """The packed copies of one model's linear layers, each made when it is first needed. tiled: those that fit, in
     tiles of the kernels."""
@@ -92,7 +96,7 @@ class Linears:
         self.tiled = tiled
         self.on = False
         self._uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-        self._copies: dict[tuple[Any, ...], _Reordered | _Tiled] = {}
+        self._copies: dict[tuple[Any, ...], Packed] = {}
         self._alone = False
         self._products: set[tuple[Any, ...]] = set()  # layers whose weights nothing but a product needs
         self._absent: dict[Any, tuple[Any, ...]] = {}  # layers whose weights lie in a copy alone, and those it is of
@@ -115,7 +119,7 @@ class Linears:
                 del layer.forward
             self._restore()
 
-    def product(self, *layers: Any) -> Function:
+    def product(self, *layers: Any) -> Packed:
         """x [rows, columns] -> what the layers make of it, side by side."""
         self._products.add(layers)
         return self._copy(*layers)
@@ -123,14 +127,14 @@ class Linears:
     def _forward(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         return self._copy(layer)(x)
 
-    def _copy(self, *group: Any) -> _Reordered | _Tiled:
+    def _copy(self, *group: Any) -> Packed:
         """The packed copy of layers, one under the other."""
         if group not in self._copies:
             with torch.no_grad():
                 weights = [self.weight(layer) for layer in group]
                 weight = torch.cat(weights) if len(group) > 1 else weights[0].detach()
                 bias = None if group[0].bias is None else torch.cat([m.bias for m in group])
-                kind = _Tiled if self.tiled and kernels.fits(weight) else _Reordered
+                kind = Tiled if self.tiled and kernels.fits(weight) else _Reordered
                 self._copies[group] = kind(weight, bias)
             for layer in group:
                 if layer not in self._absent:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aftertune.engine import kernels
+from aftertune.engine import kernels, steps
 from aftertune.engine.attention import Call
 from aftertune.engine.layouts import Keep
 from aftertune.engine.trie import Row
@@ -119,6 +119,12 @@ class Step:
         _check(query, key, value)
         past = self.prefix.layers[layer] if self.prefix else None
         return kernels.attend_step(query, key, value, self.lengths, self.slots.held(layer, key), past, *_plain(call))
+
+    def through(self, layer: Any, step: steps.LayerStep, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor
+                ) -> torch.Tensor:
+        """The same of a whole decoder layer, whose attention is ``layer``."""
+        past = self.prefix.layers[layer] if self.prefix else None
+        return step(x, cosine, sine, self.lengths, self.slots.layers[layer], past)
 
 
 def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
