@@ -9,6 +9,7 @@
  * where a row has fewer. Values lie as they are: [keys, size].
  */
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -228,7 +229,8 @@ INLINE const void *at(const void *p, int64_t i, int half) {
 static int64_t tiles(int64_t keys) { return (keys + W - 1) / W; }
 
 #define BAND 512 /* rows that go through a linear layer together: they stay in the second-level cache */
-#define FLOATS_HELD 262144 /* and numbers of such rows in float32 */
+#define FLOATS_HELD 131072 /* and numbers of such rows in float32 */
+#define CHUNK 4 /* pairs of tiles that a thread takes at once */
 #define RUN 512 /* products of float32 numbers that one sum takes: longer ones round more */
 #define SPAN 256 /* keys that are mixed before sums go back to memory */
 
@@ -927,28 +929,32 @@ static __attribute__((noinline)) void few(const float *x, int64_t ld, int64_t ro
     }
 }
 
-/* out[rows, columns] = x[rows, depth] weight + bias, of float32 numbers; weight in tiles of 16 columns. */
+/* Rows of one of the equal bands that rows are cut into, none of which has more than ``most``: a multiple of ``step``. */
+static int64_t band_of(int64_t rows, int64_t most, int64_t step) {
+    int64_t bands = (rows + most - 1) / most;
+    return ((rows + bands - 1) / bands + step - 1) / step * step;
+}
+
+/* out[rows, columns] = x[rows, depth] weight + bias, of float32 numbers; weight in tiles of 16 columns. Tasks go to
+ * whichever core is free: one that shares its units with another's work is slower. */
 static void linear_floats(const float *x, int64_t rows, int64_t depth, const float *weight, int64_t columns,
                           const float *bias, float *out) {
-    int64_t wide = rows <= MOST ? 2 : WIDE, groups = (columns / W + wide - 1) / wide;
-    int64_t band = FLOATS_HELD / depth / TALL * TALL, runs = (depth + RUN - 1) / RUN, run = (depth + runs - 1) / runs;
-    if (band < MOST) band = MOST;
-#pragma omp parallel
-    for (int64_t from = 0; from < rows; from += band) {
-        int64_t count = rows - from < band ? rows - from : band;
-#pragma omp for schedule(static)
-        for (int64_t t = 0; t < groups; t++) {
-            int64_t n = t * wide, vectors = columns / W - n < wide ? columns / W - n : wide;
-            float *c = out + from * columns + n * W;
-            for (int64_t k = 0; k < depth; k += run) {
-                int64_t length = depth - k < run ? depth - k : run;
-                const float *a = x + from * depth + k, *b = weight + (n * depth + k) * W;
-                if (rows <= MOST) few(a, depth, count, b, depth * W, length, c, columns, vectors, k > 0);
-                else product(a, depth, count, b, W, depth * W, FLOATS, length, c, columns, vectors, k > 0);
-            }
-            for (int64_t i = 0; bias && i < count; i++)
-                for (int64_t e = 0; e < vectors * W; e += W) *(vec *)(c + i * columns + e) += load(bias, n * W + e, 0);
+    int64_t wide = rows <= MOST ? 2 : WIDE, groups = (columns / W + wide - 1) / wide, most = FLOATS_HELD / depth;
+    int64_t band = band_of(rows, most > MOST ? most : MOST, rows <= MOST ? 1 : TALL), bands = (rows + band - 1) / band;
+    int64_t runs = (depth + RUN - 1) / RUN, run = (depth + runs - 1) / runs;
+#pragma omp parallel for schedule(dynamic, rows <= MOST ? CHUNK : 1)
+    for (int64_t t = 0; t < bands * groups; t++) {
+        int64_t from = t / groups * band, count = rows - from < band ? rows - from : band;
+        int64_t n = t % groups * wide, vectors = columns / W - n < wide ? columns / W - n : wide;
+        float *c = out + from * columns + n * W;
+        for (int64_t k = 0; k < depth; k += run) {
+            int64_t length = depth - k < run ? depth - k : run;
+            const float *a = x + from * depth + k, *b = weight + (n * depth + k) * W;
+            if (rows <= MOST) few(a, depth, count, b, depth * W, length, c, columns, vectors, k > 0);
+            else product(a, depth, count, b, W, depth * W, FLOATS, length, c, columns, vectors, k > 0);
         }
+        for (int64_t i = 0; bias && i < count; i++)
+            for (int64_t e = 0; e < vectors * W; e += W) *(vec *)(c + i * columns + e) += load(bias, n * W + e, 0);
     }
 }
 
@@ -957,7 +963,9 @@ static int linear_halves(const uint16_t *x, int64_t rows, int64_t depth, const u
                          const uint16_t *bias, uint16_t *out) {
     int failed = 0;
 #if TILED
-    int64_t whole = rows / 16 * 16, blocks = (rows + BAND - 1) / BAND, pairs = (columns / W + 1) / 2;
+    int64_t whole = rows / 16 * 16, band = band_of(rows, BAND, 32), pairs = (columns / W + 1) / 2;
+    int64_t bands = (rows + band - 1) / band, threads = omp_get_max_threads();
+    int64_t share = (bands * pairs + threads - 1) / threads; /* few rows: weights stream fastest in long runs */
 #pragma omp parallel
     {
         float *work = scratch(16 * depth / 2 + 32 * 32);
@@ -972,9 +980,9 @@ static int linear_halves(const uint16_t *x, int64_t rows, int64_t depth, const u
         }
         begin_tiles();
         SETTLED;
-#pragma omp for schedule(static)
-        for (int64_t t = 0; t < blocks * pairs; t++) {
-            int64_t from = t / pairs * BAND, to = from + BAND < rows ? from + BAND : rows, n = t % pairs * 2 * W;
+#pragma omp for schedule(dynamic, rows <= 64 ? share : CHUNK)
+        for (int64_t t = 0; t < bands * pairs; t++) {
+            int64_t from = t / pairs * band, to = from + band < rows ? from + band : rows, n = t % pairs * 2 * W;
             int wide = columns - n > W ? 2 : 1;
             for (int64_t m = from; work && m < to; m += 32) {
                 const uint16_t *a = m < whole ? x + m * depth : last;
@@ -1003,6 +1011,7 @@ static int linear_halves(const uint16_t *x, int64_t rows, int64_t depth, const u
 /* See kernels.py: linear. */
 int linear(int64_t half, const void *x, int64_t rows, int64_t depth, const void *weight, int64_t columns, const void *bias,
            void *out) {
+    if (!rows) return 0;
     if (half) return linear_halves(x, rows, depth, weight, columns, bias, out);
     linear_floats(x, rows, depth, weight, columns, bias, out);
     return 0;

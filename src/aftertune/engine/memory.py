@@ -9,6 +9,7 @@ import math
 import mmap
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,13 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 def trim() -> None:
     """Hand freed memory back to the system (malloc_trim(3)), which devices.py tells the C library to keep."""
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+        _system().malloc_trim(ctypes.c_size_t(0))
+
+
+@cache
+def _system() -> Any:
+    """The C library; ctypes makes a class for each time that it is opened, and a layer's weights are many."""
+    return ctypes.CDLL(None)
 
 
 def _advise(tensor: Any, advice: int) -> bool:
@@ -123,5 +130,5 @@ def _advise(tensor: Any, advice: int) -> bool:
     if length <= 0:
         return False
     with contextlib.suppress(AttributeError, OSError):
-        return not ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), advice)
+        return not _system().madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), advice)
     return False
