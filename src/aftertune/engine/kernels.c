@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
@@ -61,10 +61,16 @@ INLINE void put(void *p, int64_t i, float x, int half) {
     else ((float *)p)[i] = x;
 }
 
+INLINE vec wide_of(hvec x) {
+#ifdef __AVX512F__
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
+#else
+    return (vec)(__builtin_convertvector(x, uvec) << 16);
+#endif
+}
+
 INLINE vec load(const void *p, int64_t i, int half) {
-    if (!half) return *(const vec *)((const float *)p + i);
-    uvec wide = __builtin_convertvector(*(const hvec *)((const uint16_t *)p + i), uvec) << 16;
-    return (vec)wide;
+    return half ? wide_of(*(const hvec *)((const uint16_t *)p + i)) : *(const vec *)((const float *)p + i);
 }
 
 /* Round to nearest, ties to even. */
@@ -87,14 +93,17 @@ INLINE void store(void *p, int64_t i, vec x, int half) {
 }
 
 /* x as it would come back from memory: where transformers rounds between two steps, so do these kernels. */
-INLINE vec rounded(vec x, int half) {
-    if (!half) return x;
-    return (vec)(__builtin_convertvector(half_of(x), uvec) << 16);
-}
+INLINE vec rounded(vec x, int half) { return half ? wide_of(half_of(x)) : x; }
 
 INLINE vec either(ivec which, vec a, vec b) { return (vec)(((ivec)a & which) | ((ivec)b & ~which)); }
 
-INLINE vec larger(vec a, vec b) { return either(a > b, a, b); }
+INLINE vec larger(vec a, vec b) { /* b where one of them is NaN */
+#ifdef __AVX512F__
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return either(a > b, a, b);
+#endif
+}
 
 INLINE float total(vec x) { /* halves onto halves */
     float part[W];
@@ -232,7 +241,6 @@ static int64_t tiles(int64_t keys) { return (keys + W - 1) / W; }
 #define FLOATS_HELD 131072 /* and numbers of such rows in float32 */
 #define CHUNK 4 /* pairs of tiles that a thread takes at once */
 #define RUN 512 /* products of float32 numbers that one sum takes: longer ones round more */
-#define SPAN 256 /* keys that are mixed before sums go back to memory */
 
 #if TILED
 /* Compilers do not know that tiles read and write memory: all before this is done before all after it. */
@@ -317,18 +325,6 @@ static __attribute__((noinline)) void score_tiles(const float *queries, int64_t 
     SETTLED;
 }
 
-/* Weights s[16, count] as sums of two half numbers, [count / 32][2][16, 32]; zeros after the last one. */
-INLINE void halve(const float *s, int64_t lds, int64_t count, uint16_t *to) {
-    for (int64_t j = 0; j < count; j += 2 * W)
-        for (int64_t i = 0; i < 16; i++)
-            for (int64_t e = 0; e < 2 * W; e += W) {
-                vec x = j + e < count ? *(const vec *)(s + i * lds + j + e) : (vec){};
-                uint16_t *at = to + j * 32 + i * 32 + e;
-                *(hvec *)at = half_of(x);
-                *(hvec *)(at + 512) = half_of(x - rounded(x, 1));
-            }
-}
-
 /* Values v[count, size] in pairs of keys, [count / 32][size / 16][16 pairs][16][2]; zeros after the last one. */
 INLINE void pair(const uint16_t *v, int64_t ldv, int64_t count, int64_t size, uint16_t *to) {
     for (int64_t j = 0; j < count; j += 32)
@@ -343,42 +339,35 @@ INLINE void pair(const uint16_t *v, int64_t ldv, int64_t count, int64_t size, ui
         }
 }
 
-/* o[rows, size] (+)= weights s[rows, keys] times values, each weight as the sum of two half numbers: as exact as float32
- * weights but for 2^-17 of each. s is zero from ``keys`` on to the end of that tile. */
-static __attribute__((noinline)) void mix_tiles(const float *s, int64_t lds, int64_t rows, const void *v, int64_t ldv,
-                                                int64_t keys, float *o, int64_t size, int add, uint16_t *spare) {
-    uint16_t *values = spare, *weights = spare + SPAN * size;
-    for (int64_t j = 0; j < keys; j += SPAN) {
-        int64_t count = keys - j < SPAN ? keys - j : SPAN;
-        pair((const uint16_t *)v + j * ldv, ldv, count, size, values);
-        for (int64_t m = 0; m < rows; m += 16) {
-            halve(s + m * lds + j, lds, tiles(count) * W, weights);
-            SETTLED;
-            for (int64_t d = 0; d < size; d += 32) {
-                float *c = o + m * size + d;
-                if (j || add) {
-                    _tile_loadd(0, c, size * 4);
-                    _tile_loadd(1, c + W, size * 4);
-                } else {
-                    _tile_zero(0);
-                    _tile_zero(1);
-                }
-                for (int64_t k = 0; k < count; k += 32) {
-                    _tile_loadd(2, weights + k * 32, 64);
-                    _tile_loadd(3, weights + k * 32 + 512, 64);
-                    _tile_loadd(4, values + k * size + d * 32, 64);
-                    _tile_dpbf16ps(0, 2, 4);
-                    _tile_dpbf16ps(0, 3, 4);
-                    _tile_loadd(4, values + k * size + (d + W) * 32, 64);
-                    _tile_dpbf16ps(1, 2, 4);
-                    _tile_dpbf16ps(1, 3, 4);
-                }
-                _tile_stored(0, c, size * 4);
-                _tile_stored(1, c + W, size * 4);
+/* o[rows, size] (+)= weights s[rows, keys] times values, which ``pair`` made; weights are halved, see ``softmax``. */
+static __attribute__((noinline)) void mix_tiles(const float *s, int64_t lds, int64_t rows, const uint16_t *values,
+                                                int64_t keys, float *o, int64_t size, int add) {
+    SETTLED;
+    for (int64_t m = 0; m < rows; m += 16)
+        for (int64_t d = 0; d < size; d += 32) {
+            const uint16_t *weights = (const uint16_t *)(s + m * lds);
+            float *c = o + m * size + d;
+            if (add) {
+                _tile_loadd(0, c, size * 4);
+                _tile_loadd(1, c + W, size * 4);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
             }
-            SETTLED;
+            for (int64_t k = 0; k < keys; k += 32) {
+                _tile_loadd(2, weights + 2 * k, lds * 4);
+                _tile_loadd(3, weights + 2 * k + 32, lds * 4);
+                _tile_loadd(4, values + k * size + d * 32, 64);
+                _tile_dpbf16ps(0, 2, 4);
+                _tile_dpbf16ps(0, 3, 4);
+                _tile_loadd(4, values + k * size + (d + W) * 32, 64);
+                _tile_dpbf16ps(1, 2, 4);
+                _tile_dpbf16ps(1, 3, 4);
+            }
+            _tile_stored(0, c, size * 4);
+            _tile_stored(1, c + W, size * 4);
         }
-    }
+    SETTLED;
 }
 #else
 int lent(void) { return 0; }
@@ -387,11 +376,14 @@ INLINE void begin_tiles(void) {}
 INLINE void end_tiles(void) {}
 #define score_tiles(...) ((void)0)
 #define mix_tiles(...) ((void)0)
+#define pair(...) ((void)0)
 #endif
 
-/* Rows, of which the matrix registers compute 16 at a time; and floats that `mix` needs to spare. */
+/* Rows, of which the matrix registers compute 16 at a time, and keys, of which they take 32. */
 static int64_t even(int64_t rows) { return (rows + 15) / 16 * 16; }
-static int64_t spared(int64_t size) { return SPAN * size / 2 + SPAN * 16; }
+INLINE int64_t room_for(const int half, int64_t keys, int64_t size) {
+    return tiled(half, size) ? (keys + 31) / 32 * 32 : tiles(keys) * W;
+}
 
 /* `score`, of rows that have room up to ``even``. */
 INLINE void score_all(const int half, const float *queries, int64_t rows, const void *keys, int64_t size, float *c,
@@ -400,21 +392,36 @@ INLINE void score_all(const int half, const float *queries, int64_t rows, const 
     else score(half, queries, rows, keys, size, c, ldc, count);
 }
 
-/* o[rows, size] (+)= s[rows, keys] v[keys, size]: what the values come to under the weights of ``softmax``. */
+/* o[rows, size] (+)= s[rows, keys] v[keys, size]: what the values come to under the weights of ``softmax``. For the
+ * matrix registers v is what ``pair`` made. */
 INLINE void mix(const int half, const float *s, int64_t lds, int64_t rows, const void *v, int64_t ldv, int64_t keys,
-                float *o, int64_t size, int add, float *spare) {
-    if (tiled(half, size)) mix_tiles(s, lds, rows, v, ldv, keys, o, size, add, (uint16_t *)spare);
+                float *o, int64_t size, int add) {
+    if (tiled(half, size)) mix_tiles(s, lds, rows, v, keys, o, size, add);
     else product(s, lds, rows, v, ldv, W, half, keys, o, size, size / W, add);
 }
 
-/* Turn scores[0 .. count), times ``scaling``, into weights; those of hidden keys are -inf already. Returns the sum of the
- * weights. */
-INLINE float softmax(float *scores, int64_t count, float scaling) {
-    vec best = (vec){} - INFINITY;
-    for (int64_t j = 0; j < count; j += W) best = larger(*(vec *)(scores + j), best);
-    float top = largest(best);
-    vec sum = {};
-    for (int64_t j = 0; j < count; j += W) {
+/* Turn scores[0 .. count), times ``scaling``, into weights; those of hidden keys are -inf already. The first ``halved`` of
+ * them become sums of two half numbers, as exact as float32 but for 2^-17 of each: of every 32 the first numbers, then the
+ * second ones. Returns the sum of the weights. */
+INLINE float softmax(float *scores, int64_t count, float scaling, int64_t halved) {
+    vec best = (vec){} - INFINITY, other = best, sum = {};
+    for (int64_t j = 0; j + W < count; j += 2 * W) {
+        best = larger(*(vec *)(scores + j), best);
+        other = larger(*(vec *)(scores + j + W), other);
+    }
+    float top = largest(larger(*(vec *)(scores + count - W), larger(best, other)));
+#if TILED
+    for (int64_t j = 0; j < halved; j += 2 * W) {
+        vec part[2], high[2];
+        for (int n = 0; n < 2; n++) {
+            sum += part[n] = exponential((*(vec *)(scores + j + n * W) - top) * scaling);
+            high[n] = (vec)(((uvec)part[n] + 0x8000) & 0xffff0000);
+        }
+        *(__m512bh *)(scores + j) = _mm512_cvtne2ps_pbh((__m512)high[1], (__m512)high[0]);
+        *(__m512bh *)(scores + j + W) = _mm512_cvtne2ps_pbh((__m512)(part[1] - high[1]), (__m512)(part[0] - high[0]));
+    }
+#endif
+    for (int64_t j = halved; j < count; j += W) {
         vec e = exponential((*(vec *)(scores + j) - top) * scaling);
         *(vec *)(scores + j) = e;
         sum += e;
@@ -422,11 +429,11 @@ INLINE float softmax(float *scores, int64_t count, float scaling) {
     return total(sum);
 }
 
-/* Hide keys that lie ``window`` or more depths back, and the padding of the last tile: prefix keys 0 .. past. */
-INLINE void hide_past(float *scores, int64_t past, int64_t depth, int64_t window) {
+/* Hide keys that lie ``window`` or more depths back, and the padding up to ``room``: prefix keys 0 .. past. */
+INLINE void hide_past(float *scores, int64_t past, int64_t room, int64_t depth, int64_t window) {
     if (window)
         for (int64_t j = 0; j < past && j <= depth - window; j++) scores[j] = -INFINITY;
-    for (int64_t j = past; j < tiles(past) * W; j++) scores[j] = -INFINITY;
+    for (int64_t j = past; j < room; j++) scores[j] = -INFINITY;
 }
 
 /* Put keys [count, heads, size] of one head into tiles. first: index of the first key in the tiles. */
@@ -457,15 +464,17 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
     offset[0] = 0;
     for (int64_t r = 0; r < rows; r++) {
         int64_t length = starts[r + 1] - starts[r];
-        offset[r + 1] = offset[r] + tiles(length);
+        offset[r + 1] = offset[r] + room_for(half, length, size);
         longest = length > longest ? length : longest;
     }
-    int64_t width = (tiles(past) + tiles(longest)) * W;
+    int64_t before = room_for(half, past, size), width = before + room_for(half, longest, size);
+    if (width % 64 == 0) width += W; /* rows a page apart would meet in one set of the cache */
     int64_t queries = SCORES / width / group;
     if (queries > ROWS / group) queries = ROWS / group;
     if (queries < 1) queries = 1;
     int64_t blocks = (longest + queries - 1) / queries, tile = size * W, m_max = even(queries * group);
-    void *packed = scratch(shared * offset[rows] * tile);
+    int64_t held = shared * offset[rows] * size, paired = tiled(half, size) ? held + shared * before * size : 0;
+    void *packed = scratch(held + paired); /* keys; in pairs, values and those of the prefix */
     if (!packed) {
         free(offset);
         return 1;
@@ -475,16 +484,23 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < rows * shared; t++) {
             int64_t r = t / shared, g = t % shared, length = starts[r + 1] - starts[r];
-            void *to = (void *)at(packed, (g * offset[rows] + offset[r]) * tile, half);
+            int64_t place = (g * offset[rows] + offset[r]) * size;
+            void *to = (void *)at(packed, place, half);
             if (length % W) memset((void *)at(to, (tiles(length) - 1) * tile, half), 0, tile * (half ? 2 : 4));
             pack(at(k, starts[r] * ldk + g * size, half), ldk, to, 0, length, size, half);
+            if (paired)
+                pair(at(v, starts[r] * ldk + g * size, half), ldk, length, size,
+                     (void *)at(packed, held + place, half));
+            if (paired && past && !r)
+                pair(at(past_v, g * past_room * size, half), size, past, size,
+                     (void *)at(packed, 2 * held + g * before * size, half));
         }
-        float *work = scratch(m_max * (2 * size + width + 1) + spared(size));
+        float *work = scratch(m_max * (2 * size + width + 1));
         if (!work) {
 #pragma omp atomic write
             failed = 1;
         }
-        float *a = work, *o = work + m_max * size, *s = work + 2 * m_max * size, *sums = s + m_max * width, *spare = sums + m_max;
+        float *a = work, *o = work + m_max * size, *s = work + 2 * m_max * size, *sums = s + m_max * width;
         if (tiled(half, size)) begin_tiles();
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < rows * shared * blocks; t++) {
@@ -492,31 +508,32 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
             int64_t length = starts[r + 1] - starts[r], from = b * queries;
             if (!work || from >= length) continue;
             int64_t to = from + queries < length ? from + queries : length, m = (to - from) * group;
-            int64_t before = tiles(past) * W, all = before + tiles(to) * W;
+            int64_t room = room_for(half, to, size), all = before + room, place = (g * offset[rows] + offset[r]) * size;
             for (int64_t i = 0; i < m; i++)
                 take_query(half, q, (starts[r] + from + i / group) * ldq + (g * group + i % group) * size, size,
                            scaling, a + i * size);
             if (past) score_all(half, a, m, at(past_k, g * tiles(past_room) * tile, half), size, s, width, tiles(past));
-            score_all(half, a, m, at(packed, (g * offset[rows] + offset[r]) * tile, half), size, s + before, width,
-                      tiles(to));
+            score_all(half, a, m, at(packed, place, half), size, s + before, width, tiles(to));
             const int64_t *ends = end + starts[r], *deep = depth + starts[r];
             int branches = 0;
             for (int64_t j = 0; j < to; j++) branches |= ends[j] < to;
             for (int64_t i = 0; i < m; i++) {
                 int64_t token = from + i / group;
                 float *line = s + i * width, *own = line + before;
-                hide_past(line, past, deep[token], window);
+                hide_past(line, past, before, deep[token], window);
                 if (branches)
                     for (int64_t j = 0; j <= token; j++) own[j] = ends[j] > token ? own[j] : -INFINITY;
                 if (window)
                     for (int64_t j = 0; j <= token; j++)
                         own[j] = deep[token] - deep[j] < window ? own[j] : -INFINITY;
-                for (int64_t j = token + 1; j < tiles(to) * W; j++) own[j] = -INFINITY;
-                sums[i] = softmax(line, all, half ? scaling : 1);
+                for (int64_t j = token + 1; j < room; j++) own[j] = -INFINITY;
+                sums[i] = softmax(line, all, half ? scaling : 1, paired ? all : 0);
             }
-            if (past)
-                mix(half, s, width, m, at(past_v, g * past_room * size, half), size, past, o, size, 0, spare);
-            mix(half, s + before, width, m, at(v, starts[r] * ldk + g * size, half), ldk, to, o, size, past > 0, spare);
+            const void *theirs = paired ? at(packed, 2 * held + g * before * size, half)
+                                        : at(past_v, g * past_room * size, half);
+            const void *mine = paired ? at(packed, held + place, half) : at(v, starts[r] * ldk + g * size, half);
+            if (past) mix(half, s, width, m, theirs, size, past, o, size, 0);
+            mix(half, s + before, width, m, mine, ldk, to, o, size, past > 0);
             for (int64_t i = 0; i < m; i++) {
                 int64_t place = ((starts[r] + from + i / group) * heads + g * group + i % group) * size;
                 for (int64_t d = 0; d < size; d += W)
@@ -563,17 +580,18 @@ INLINE int step_of(const int half, const void *q, const void *k, const void *v, 
                    int64_t past_room, float scaling, int64_t window) {
     int64_t group = heads / shared, longest = 0, failed = 0, tile = size * W;
     for (int64_t n = 0; n < slots; n++) longest = lengths[n] > longest ? lengths[n] : longest;
-    int64_t before = tiles(past) * W, width = before + tiles(longest + 1) * W;
+    int64_t before = room_for(half, past, size), width = before + tiles(longest + 1) * W;
     int64_t together = past ? (24 + group - 1) / group : 1, blocks = (slots + together - 1) / together;
     int64_t m_max = even(together * group);
 #pragma omp parallel
     {
-        float *work = scratch(m_max * (2 * size + width + 1) + spared(size));
+        float *work = scratch(m_max * (2 * size + width + 1) + before * size);
         if (!work) {
 #pragma omp atomic write
             failed = 1;
         }
-        float *a = work, *o = work + m_max * size, *s = work + 2 * m_max * size, *sums = s + m_max * width, *spare = sums + m_max;
+        float *a = work, *o = work + m_max * size, *s = work + 2 * m_max * size, *sums = s + m_max * width;
+        float *pairs = sums + m_max;
         if (past && tiled(half, size)) begin_tiles();
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < blocks * shared; t++) {
@@ -594,15 +612,17 @@ INLINE int step_of(const int half, const void *q, const void *k, const void *v, 
                 score(half, a + i * size, group, mine, size, s + i * width + before, width, tiles(keys));
                 for (int64_t e = i; e < i + group; e++) {
                     float *line = s + e * width, *own = line + before;
-                    hide_past(line, past, past + lengths[n], window);
+                    hide_past(line, past, before, past + lengths[n], window);
                     if (window)
                         for (int64_t j = 0; j <= lengths[n] - window; j++) own[j] = -INFINITY;
                     for (int64_t j = keys; j < tiles(keys) * W; j++) own[j] = -INFINITY;
-                    sums[e] = softmax(line, before + tiles(keys) * W, half ? scaling : 1);
+                    sums[e] = softmax(line, before + tiles(keys) * W, half ? scaling : 1,
+                                      tiled(half, size) ? before : 0);
                 }
             }
-            if (past)
-                mix(half, s, width, m, at(past_v, g * past_room * size, half), size, past, o, size, 0, spare);
+            const void *theirs = at(past_v, g * past_room * size, half);
+            if (past && tiled(half, size)) pair(theirs, size, past, size, (uint16_t *)pairs);
+            if (past) mix(half, s, width, m, tiled(half, size) ? pairs : theirs, size, past, o, size, 0);
             for (int64_t n = from; n < to; n++) {
                 int64_t i = (n - from) * group;
                 product(s + i * width + before, width, group, at(slot_v, (n * shared + g) * room * size, half), size,
@@ -831,7 +851,7 @@ INLINE int back_of(const int half, const void *q, const void *k, const void *v, 
                     if (window)
                         for (int64_t j = 0; j <= token - window; j++) line[j] = -INFINITY;
                     for (int64_t j = token + 1; j < tiles(to) * W; j++) line[j] = -INFINITY;
-                    float sum = softmax(line, tiles(to) * W, half ? scaling : 1);
+                    float sum = softmax(line, tiles(to) * W, half ? scaling : 1, 0);
                     vec both = {};
                     for (int64_t d = 0; d < size; d += W)
                         both += *(vec *)(go + i * size + d) * load(out, place + d, half);
