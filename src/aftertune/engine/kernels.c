@@ -239,7 +239,7 @@ static int64_t tiles(int64_t keys) { return (keys + W - 1) / W; }
 
 #define BAND 512 /* rows that go through a linear layer together: they stay in the second-level cache */
 #define FLOATS_HELD 131072 /* and numbers of such rows in float32 */
-#define CHUNK 4 /* pairs of tiles that a thread takes at once */
+#define CHUNK 4 /* pairs of tiles of weights that a thread takes at once */
 #define RUN 512 /* products of float32 numbers that one sum takes: longer ones round more */
 
 #if TILED
@@ -417,8 +417,10 @@ INLINE float softmax(float *scores, int64_t count, float scaling, int64_t halved
             sum += part[n] = exponential((*(vec *)(scores + j + n * W) - top) * scaling);
             high[n] = (vec)(((uvec)part[n] + 0x8000) & 0xffff0000);
         }
-        *(__m512bh *)(scores + j) = _mm512_cvtne2ps_pbh((__m512)high[1], (__m512)high[0]);
-        *(__m512bh *)(scores + j + W) = _mm512_cvtne2ps_pbh((__m512)(part[1] - high[1]), (__m512)(part[0] - high[0]));
+        __m512bh first = _mm512_cvtne2ps_pbh((__m512)high[1], (__m512)high[0]);
+        __m512bh second = _mm512_cvtne2ps_pbh((__m512)(part[1] - high[1]), (__m512)(part[0] - high[0]));
+        *(vec *)(scores + j) = (vec)first;
+        *(vec *)(scores + j + W) = (vec)second;
     }
 #endif
     for (int64_t j = halved; j < count; j += W) {
@@ -484,13 +486,13 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < rows * shared; t++) {
             int64_t r = t / shared, g = t % shared, length = starts[r + 1] - starts[r];
-            int64_t place = (g * offset[rows] + offset[r]) * size;
-            void *to = (void *)at(packed, place, half);
+            int64_t lies = (g * offset[rows] + offset[r]) * size;
+            void *to = (void *)at(packed, lies, half);
             if (length % W) memset((void *)at(to, (tiles(length) - 1) * tile, half), 0, tile * (half ? 2 : 4));
             pack(at(k, starts[r] * ldk + g * size, half), ldk, to, 0, length, size, half);
             if (paired)
                 pair(at(v, starts[r] * ldk + g * size, half), ldk, length, size,
-                     (void *)at(packed, held + place, half));
+                     (void *)at(packed, held + lies, half));
             if (paired && past && !r)
                 pair(at(past_v, g * past_room * size, half), size, past, size,
                      (void *)at(packed, 2 * held + g * before * size, half));
@@ -508,12 +510,12 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
             int64_t length = starts[r + 1] - starts[r], from = b * queries;
             if (!work || from >= length) continue;
             int64_t to = from + queries < length ? from + queries : length, m = (to - from) * group;
-            int64_t room = room_for(half, to, size), all = before + room, place = (g * offset[rows] + offset[r]) * size;
+            int64_t room = room_for(half, to, size), all = before + room, lies = (g * offset[rows] + offset[r]) * size;
             for (int64_t i = 0; i < m; i++)
                 take_query(half, q, (starts[r] + from + i / group) * ldq + (g * group + i % group) * size, size,
                            scaling, a + i * size);
             if (past) score_all(half, a, m, at(past_k, g * tiles(past_room) * tile, half), size, s, width, tiles(past));
-            score_all(half, a, m, at(packed, place, half), size, s + before, width, tiles(to));
+            score_all(half, a, m, at(packed, lies, half), size, s + before, width, tiles(to));
             const int64_t *ends = end + starts[r], *deep = depth + starts[r];
             int branches = 0;
             for (int64_t j = 0; j < to; j++) branches |= ends[j] < to;
@@ -531,7 +533,7 @@ INLINE int rows_of(const int half, const void *q, const void *k, const void *v, 
             }
             const void *theirs = paired ? at(packed, 2 * held + g * before * size, half)
                                         : at(past_v, g * past_room * size, half);
-            const void *mine = paired ? at(packed, held + place, half) : at(v, starts[r] * ldk + g * size, half);
+            const void *mine = paired ? at(packed, held + lies, half) : at(v, starts[r] * ldk + g * size, half);
             if (past) mix(half, s, width, m, theirs, size, past, o, size, 0);
             mix(half, s + before, width, m, mine, ldk, to, o, size, past > 0);
             for (int64_t i = 0; i < m; i++) {
