@@ -52,7 +52,7 @@ class Module:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return tuple(part for part in self.path.with_suffix("").parts if part != "__init__")
+        return tuple(part for part in self.path.with_suffix("").parts if part not in ("__init__", "__main__"))
 
     @property
     def room(self) -> str:

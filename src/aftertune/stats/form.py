@@ -16,8 +16,9 @@ from typing import Literal
 
 from aftertune.stats.paired import wilson
 from aftertune.values import Answer, FormCounts
+from aftertune.values.compared import OUT_OF_TIME
 
-_NOTHING = frozenset({"", "[invalid]", "[out of time]"})
+_NOTHING = frozenset({"", "[invalid]", OUT_OF_TIME})
 
 Cause = Literal["", "format", "skill", "mixed"]
 

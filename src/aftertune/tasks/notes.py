@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from aftertune.tasks import patience
 from aftertune.tasks.load import LoadedTask
-from aftertune.tasks.outcome import OUT_OF_TIME
 from aftertune.values import Answer, Response
+from aftertune.values.compared import OUT_OF_TIME
 
 
 def notes(loaded: Sequence[LoadedTask], responses: Mapping[int, Response], answers: Sequence[Answer]) -> Iterator[str]:

@@ -12,11 +12,10 @@ from aftertune.errors import TaskError
 from aftertune.tasks import patience
 from aftertune.tasks.load import LoadedTask
 from aftertune.values import Answer, Item, Response, Score
+from aftertune.values.compared import OUT_OF_TIME
 
 #: Draws of lm-eval's seeded bootstrap, for metrics that have no closed-form error.
 BOOTSTRAP = 1000
-#: What stands for the extract of an answer that took a filter or a metric too long.
-OUT_OF_TIME = "[out of time]"
 
 
 def outcome(loaded: Sequence[LoadedTask], responses: Mapping[int, Response]

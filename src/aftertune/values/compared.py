@@ -93,6 +93,10 @@ class ComparisonRow:
     details: tuple[str, ...] = ()
 
 
+#: What stands for the extract of an answer that took a filter or a metric too long.
+OUT_OF_TIME = "[out of time]"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormCounts:
     """How many of n generated answers failed in form; an answer can be in more than one count.
