@@ -45,6 +45,12 @@ def test_help_imports_nothing_heavy() -> None:
         assert verb in run.stdout
 
 
+def test_the_module_is_the_command() -> None:
+    run = subprocess.run([sys.executable, "-m", "aftertune", "gate"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "aftertune gate" in run.stderr, "its own name, not __main__.py"
+
+
 @pytest.mark.parametrize("verb", ["demo", "eval", "tune", "compare", "run", "runs", "show", "record", "report",
                                   "doctor"])
 def test_every_verb_has_help_and_json(verb: str, monkeypatch: pytest.MonkeyPatch,
