@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 from collections import Counter
 from typing import Any
 
@@ -130,3 +132,18 @@ def test_what_a_step_is_not_made_for_does_not_reach_it() -> None:
             with pytest.raises(NotImplementedError, match="a step of"):
                 step(x, turns, turns, lengths, held, None)
         assert step(torch.zeros(2, 128), angles, angles, lengths, held, None).shape == (2, 128)
+
+
+@pytest.mark.parametrize("name", ["Low", "Linear", "Layer"])
+def test_structures_are_those_of_the_source(name: str) -> None:
+    """Field by field, since a wrong one is memory read at random."""
+    body = re.findall(r"typedef struct \{([^}]*)\} (\w+);", kernels._SOURCE.read_text())
+    declared = {}
+    for line in next(text for text, named in body if named == name).split(";")[:-1]:
+        kind, fields = re.match(r"\s*((?:const )?\w+) (.*)", line, re.DOTALL).groups()  # type: ignore[union-attr]
+        for field in fields.split(","):
+            declared[field.strip(" *\n")] = "pointer" if "*" in field else kind
+    kinds: dict[Any, str] = {ctypes.c_void_p: "pointer", ctypes.c_int64: "int64_t", ctypes.c_double: "double",
+                             steps._Linear: "Linear"}
+    ours = {field[0]: kinds[field[1]] for field in getattr(steps, f"_{name}")._fields_}
+    assert list(ours.items()) == list(declared.items())
