@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -64,13 +65,8 @@ def test_a_layer_in_one_call_gives_the_same_bits(name: str, dtype: torch.dtype, 
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     model = wide(name).to(dtype)
     model.generation_config.eos_token_id = None
-    whole = stepped(model, past)
-    assert calls["layer_step"] == 2 * len(whole) > 0
-    assert calls["attend_step"] == 0
-    calls.clear()
-    monkeypatch.setattr(steps, "of", lambda _: None)
-    apart = stepped(model, past)
-    assert calls["layer_step"] == 0
+    whole, apart = both(model, monkeypatch, past)
+    assert calls["layer_step"] == 2 * len(whole)
     assert calls["attend_step"] == 2 * len(apart)
     assert len(whole) == len(apart) > 12
     assert all(torch.equal(a, b) for a, b in zip(whole, apart, strict=True))
@@ -106,17 +102,22 @@ def test_slots_give_the_tokens_of_generate(name: str, slots: int) -> None:
         assert (texts[position].text or "").split() == [str(t) for t in right[0, len(prompt.tokens):].tolist()]
 
 
-def test_what_does_not_fit_goes_kernel_by_kernel(calls: Counter[str]) -> None:
-    """Keys too narrow to be packed; an adapter that is not plain LoRA; a norm in another dtype."""
-    lora = Adapted(name="llama, with biases", lora_bias=True).model
-    mixed = wide().to(torch.float32)
-    mixed.model.layers[0].input_layernorm.to(torch.float64)
-    for model, whole in [(wide("llama, keys too narrow to pack"), 0), (lora, 0)]:
-        model.generation_config.eos_token_id = None
-        calls.clear()
-        assert calls["layer_step"] == whole * len(stepped(model))
-        assert calls["attend_step"] > 0
-    fast = Fast(mixed, IN_TILES)
+@pytest.mark.parametrize("made", [
+    lambda: wide("llama, keys too narrow to pack"), lambda: wide(intermediate_size=200),
+    lambda: Adapted(name="llama, with biases", lora_bias=True).model],
+    ids=["keys too narrow", "no whole tiles", "no plain LoRA"])
+def test_what_does_not_fit_goes_kernel_by_kernel(made: Callable[[], Any], calls: Counter[str]) -> None:
+    model = made()
+    model.generation_config.eos_token_id = None
+    found = stepped(model)
+    assert calls["attend_step"] == 2 * len(found) > 0
+    assert calls["layer_step"] == 0
+
+
+def test_a_norm_in_another_dtype_leaves_its_layer_as_it_is() -> None:
+    model = wide()
+    model.model.layers[0].input_layernorm.to(torch.float64)
+    fast = Fast(model, IN_TILES)
     with fast.on():
         assert [bool(layer.forward.step) for layer in fast.blocks.layers] == [False, True]
 

@@ -1070,7 +1070,7 @@ static int through(int64_t half, const Linear *l, const void *x, int64_t rows, v
     if (!l->count) return 0;
     float *wide = scratch(rows * (l->depth + l->ranks)), *inner = wide + rows * l->depth;
     if (!wide) return 1;
-    for (int64_t i = 0; i < rows * l->depth; i += W) store(wide, i, half ? load(x, i, 1) : load(x, i, 0), 0);
+    for (int64_t i = 0; i < rows * l->depth; i += W) store(wide, i, load(x, i, (int)half), 0);
     linear_floats(wide, rows, l->depth, l->a, l->ranks, NULL, inner);
     int failed = 0;
     for (const Low *low = l->lows; low < l->lows + l->count; low++)
@@ -1108,10 +1108,8 @@ int layer_step(int64_t half, const Layer *l, const void *x, void *out, const voi
              || through(half, &l->opened, normed, slots, opened)
              || gate(half, opened, 2 * inner, opened + inner * item, 2 * inner, gated, slots, inner)
              || through(half, &l->down, gated, slots, out);
-    for (int64_t i = 0; i < slots * hidden; i += W) {
-        if (half) store(out, i, load(out, i, 1) + load(sum, i, 1), 1);
-        else store(out, i, load(out, i, 0) + load(sum, i, 0), 0);
-    }
+    for (int64_t i = 0; i < slots * hidden; i += W)
+        store(out, i, load(out, i, (int)half) + load(sum, i, (int)half), (int)half);
     free(work);
     return failed;
 }

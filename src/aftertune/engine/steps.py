@@ -71,7 +71,8 @@ def of(block: Any) -> LayerStep | None:
     linears = {name: _linear(part.product, part.sums, kept) for name, part in joined.items()
                if isinstance(part, Joined) and isinstance(part.product, Tiled)}
     dtypes = {norm.weight.dtype for norm in norms.values()} | {joined[name].product.weight.dtype for name in linears}
-    if len(linears) < len(joined) or len(dtypes) > 1 or any(len(norm.weight) % TILE for norm in norms.values()):
+    sizes = [block.size, *(len(norm.weight) for norm in norms.values()), *(made.depth for made in linears.values())]
+    if len(linears) < len(joined) or len(dtypes) > 1 or any(size % TILE for size in sizes):
         return None
     layer = _Layer(**linears, scaling=block.call.scaling, heads=block.heads, shared=block.turned - block.heads,
                    size=block.size, window=block.call.window or 0)
