@@ -94,9 +94,9 @@ class Side:
         from aftertune.study import LoraSpec
         from aftertune.tuning.build import build
         from aftertune.tuning.checkpoints import Checkpoints
-        from aftertune.tuning.course import Hooks
+        from aftertune.tuning.course import Hooks, Plan
         from aftertune.tuning.lines import choose
-        from aftertune.tuning.loop import Feed, Plan, train
+        from aftertune.tuning.loop import Feed, train
         from aftertune.tuning.trainer import CompletionTrainer  # noqa: F401  # no import in what is timed
 
         model = build(self.model, "lora", LoraSpec(r=RANK), seed=0)

@@ -9,11 +9,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 import ledger_cases as cases
+import stored_cases
 from aftertune.errors import StorageError
 from aftertune.ledger import Ledger, migration
 from aftertune.ledger.database import Database
@@ -25,19 +25,21 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
-def test_the_migrations_make_the_tables_of_the_schema(path: Path) -> None:
+def test_new_and_migrated_ledgers_have_the_tables_of_the_schema(path: Path) -> None:
+    """The migrated one was written at revision 0001."""
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
     assert ScriptDirectory(str(migration.SCRIPTS)).get_heads() == [HEAD]
-    with Ledger(path) as ledger, ledger.database.read() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, metadata) == []
-    made = create_engine(f"sqlite:///{path.with_name('made.db')}")
-    metadata.create_all(made)
-    made.dispose()
-    assert columns(path) == columns(path.with_name("made.db"))
+    old = path.with_name("old.db")
+    stored_cases.load(old)
+    for file in (path, old):
+        with Ledger(file) as ledger, ledger.database.read() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert context.get_current_revision() == HEAD
+            assert compare_metadata(context, metadata) == []
+    assert columns(path) == columns(old)
     assert len(metadata.tables) == 15
 
 
@@ -76,6 +78,10 @@ def next_release(tmp_path: Path) -> Path:
     return scripts
 
 
+def target(database: Database) -> migration.Target:
+    return migration.Target(database.path, database.module, database.migrate)
+
+
 def ready(path: Path) -> None:
     with Ledger(path) as ledger:
         ledger.open_evaluation(cases.evaluation(), cases.items())
@@ -90,7 +96,7 @@ def test_an_older_ledger_is_copied_and_migrated_with_all_its_rows(path: Path, ne
                 connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
                 if "note" in [r[1] for r in connection.exec_driver_sql("PRAGMA table_info(evaluation)")]:
                     connection.exec_driver_sql("ALTER TABLE evaluation DROP COLUMN note")
-            migration.bring_up(opened, migration.State("0001"), scripts=next_release, head="0002")
+            migration.migrate(target(opened), migration.State("0001"), scripts=next_release, head="0002")
         with closing(sqlite3.connect(path)) as raw:
             assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
             assert raw.execute("SELECT id, note FROM evaluation").fetchall() == [("e1", None)]
@@ -106,11 +112,26 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, next_rel
     ready(path)
     script = next_release / "versions" / "0002_note.py"
     script.write_text(script.read_text() + "    op.execute('UPDATE nowhere SET a = 1')\n")
-    told = r"0001 to 0002 failed.*ledger\.db\.0001\.bak"
-    with closing(Database(path)) as opened, pytest.raises(StorageError, match=told):
-        migration.bring_up(opened, migration.State("0001"), scripts=next_release, head="0002")
+    message = r"0001 to 0002 failed.*ledger\.db\.0001\.bak"
+    with closing(Database(path)) as opened, pytest.raises(StorageError, match=message):
+        migration.migrate(target(opened), migration.State("0001"), scripts=next_release, head="0002")
     with Ledger(path) as ledger:
         assert ledger.responses("e1") == cases.responses()
         assert ledger.find_evaluation("e1") == cases.evaluation()
     with closing(sqlite3.connect(path)) as raw:
         assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+
+
+def test_a_new_ledger_is_made_at_the_newest_revision_and_runs_no_script(path: Path, next_release: Path) -> None:
+    """At revision 0002 the schema has the new column already: to add it once more would fail."""
+    for script in (next_release / "versions").glob("*.py"):
+        text = script.read_text()
+        script.write_text(text.replace("def upgrade()", "def upgrade(): raise AssertionError\ndef _old()"))
+    with closing(Database(path)) as opened:
+        with opened.write() as connection:
+            metadata.drop_all(connection)
+            connection.exec_driver_sql("DROP TABLE alembic_version")
+        migration.migrate(target(opened), migration.State(None), scripts=next_release, head="0002")
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
+        assert raw.execute("SELECT count(*) FROM evaluation").fetchone() == (0,)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from aftertune.errors import InputError, StorageError
 from aftertune.ledger import Ledger
 from aftertune.pipeline import cells_of, chosen, plan, running
-from aftertune.pipeline.alone import alone
+from aftertune.pipeline.alone import alone, held
 from aftertune.study import Study
 from eval_cases import CHAT, byte_folder
 from test_cli import call
@@ -149,6 +151,23 @@ def test_a_second_process_is_refused_and_seen(file: Path) -> None:
         ledger.save_study("own", "h", Study.load(file).model_dump_json())
         ledger.save_cell("own", "evaluate b", "running")
         assert plan(Study.load(file), ledger=ledger, file="f", out=out)[0].status == "running"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    code = ("import sys, time; from pathlib import Path; from aftertune.pipeline.alone import alone\n"
+            "with alone(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"locked\n"
+        with pytest.raises(StorageError, match="another process"), alone(tmp_path):
+            pass
+        child.kill()
+    with alone(tmp_path), held(tmp_path) as second:
+        assert not second
+    with held(tmp_path / "none") as free:  # a look at a folder that is not there makes none
+        assert free
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_the_study_says_anew_is_planned_anew(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

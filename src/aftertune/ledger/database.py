@@ -58,7 +58,7 @@ class Database:
         try:
             with explained(self.path):
                 self.journal = self._choose_journal()
-                migration.bring_up(self, state)
+                migration.migrate(migration.Target(self.path, self.module, self.migrate), state)
         except BaseException:
             self.engine.dispose()
             raise

@@ -119,17 +119,22 @@ def _boot() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """When process ``pid`` began, or None where there is no such process (or only its zombie)."""
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        try:  # the command's name may hold anything; after it come the state and, 19 on, the start in ticks
-            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else fields[19]
+    """When process ``pid`` began, or None where there is no such process (or only its zombie).
+
+    On Linux in clock ticks since the boot, as /proc/PID/stat has it and as every lease says it: a correction of the
+    clock must not make a live process look like another. Elsewhere in seconds since 1970.
+    """
     import psutil
 
     try:
-        return f"{psutil.Process(pid).create_time():.0f}"
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        if not psutil.LINUX:
+            return f"{process.create_time():.0f}"
+        while True:  # psutil adds the time of the boot, which moves with the clock
+            before, started, after = psutil.boot_time(), process.create_time(), psutil.boot_time()
+            if before == after:
+                return f"{(started - before) * os.sysconf('SC_CLK_TCK'):.0f}"
     except psutil.Error:
         return None

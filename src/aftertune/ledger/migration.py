@@ -1,18 +1,22 @@
-"""Owns the way of a ledger file to the newest schema (alembic); a file it does not understand stays as it is.
+"""Brings a ledger file to the newest schema; a file that this program does not understand stays unchanged.
 
-    new file          all migrations, in one transaction
+    new file          the tables of `schema.metadata`, stamped with the newest revision, in one transaction
     older schema      a copy beside it (ledger.db.0001.bak), the missing migrations in one transaction, checks
     newer schema, another program's database, not a database      StorageError; the file is untouched
+
+A change of the schema is made twice: in `schema.metadata`, which new ledgers are made from, and in a script in
+``migrations/versions``, which changes existing ledgers. A script imports nothing of the program, so it still does the
+same when the schema has moved on; a test compares a migrated ledger with a new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import Connection, inspect, text
@@ -21,9 +25,6 @@ from aftertune import __version__
 from aftertune.errors import StorageError
 from aftertune.ledger.faults import ADVICE, PATIENCE, fault
 from aftertune.ledger.schema import HEAD, metadata
-
-if TYPE_CHECKING:
-    from aftertune.ledger.database import Database
 
 SCRIPTS = Path(__file__).parent / "migrations"
 _SMALLEST = 512  # bytes of the smallest database
@@ -69,20 +70,33 @@ def known_revisions(head: str = HEAD) -> list[str]:
     return [f"{n:04d}" for n in range(1, int(head) + 1)]
 
 
-def bring_up(database: Database, state: State, *, scripts: Path = SCRIPTS, head: str = HEAD) -> None:
-    """Migrate an open database from ``state`` to ``head``: all of it, or nothing."""
+@dataclass(frozen=True)
+class Target:
+    """An open ledger to migrate. module: its DBAPI module; transaction: begins a write transaction without checks of
+    references (`Database.migrate`)."""
+
+    path: Path
+    module: ModuleType
+    transaction: Callable[[], AbstractContextManager[Connection]]
+
+
+def migrate(target: Target, state: State, *, scripts: Path = SCRIPTS, head: str = HEAD) -> None:
+    """Bring an open ledger from ``state`` to ``head``: completely or not at all."""
     if state.revision == head:
         return
-    backup = _back_up(database, state.revision) if state.revision is not None else None
+    backup = _back_up(target, state.revision) if state.revision is not None else None
     try:
-        with database.migrate() as connection:
-            if _revision(connection) != head:  # another process may have been faster
-                _run(connection, scripts, head)
+        with target.transaction() as connection:
+            found = _revision(connection)
+            if found != head:  # another process may have been faster
+                if found is None:
+                    metadata.create_all(connection)
+                _run(connection, scripts, head, stamp=found is None)
                 _verify(connection, head)
     except Exception as error:
         if backup is None:
             raise
-        raise StorageError(f"{database.path}: the migration from schema {state.revision} to {head} failed "
+        raise StorageError(f"{target.path}: the migration from schema {state.revision} to {head} failed "
                            f"and was undone ({' '.join(str(error).split())[:200]}); the ledger is as before, "
                            f"with a copy in {backup}") from error
 
@@ -107,25 +121,19 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-@contextmanager
-def _alembic(connection: Connection, scripts: Path, head: str) -> Iterator[Any]:
-    """alembic's environment on our connection and inside our transaction."""
+def _run(connection: Connection, scripts: Path, head: str, *, stamp: bool) -> None:
+    """Run alembic's scripts up to ``head`` inside our transaction; stamp: only write that the file is at ``head``."""
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory
 
     script = ScriptDirectory(str(scripts))
 
-    def upgrade(revision: Any, _context: Any) -> Any:
-        return script._upgrade_revs(head, revision)
+    def steps(revision: Any, _context: Any) -> Any:
+        return script._stamp_revs(head, revision) if stamp else script._upgrade_revs(head, revision)
 
-    with EnvironmentContext(Config(), script, fn=upgrade) as environment:
+    with EnvironmentContext(Config(), script, fn=steps) as environment:
         environment.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
-        yield environment
-
-
-def _run(connection: Connection, scripts: Path, head: str) -> None:
-    with _alembic(connection, scripts, head) as environment:
         environment.run_migrations()
 
 
@@ -141,19 +149,19 @@ def _verify(connection: Connection, head: str) -> None:
         raise StorageError(f"after the migration references are broken: {[tuple(p) for p in problems]}")
 
 
-def _back_up(database: Database, revision: str) -> Path:
+def _back_up(target: Target, revision: str) -> Path:
     """A consistent copy beside the ledger, with what the write-ahead log holds; never over another file."""
-    number, target = 0, database.path.with_name(f"{database.path.name}.{revision}.bak")
-    while target.exists():
+    number, copy = 0, target.path.with_name(f"{target.path.name}.{revision}.bak")
+    while copy.exists():
         number += 1
-        target = database.path.with_name(f"{database.path.name}.{revision}.{number}.bak")
-    module = database.module
+        copy = target.path.with_name(f"{target.path.name}.{revision}.{number}.bak")
+    module = target.module
     try:
-        with closing(module.connect(str(database.path), timeout=PATIENCE)) as source, \
-                closing(module.connect(str(target))) as copy:
-            source.backup(copy)
+        with closing(module.connect(str(target.path), timeout=PATIENCE)) as source, \
+                closing(module.connect(str(copy))) as opened:
+            source.backup(opened)
     except module.Error as error:
-        target.unlink(missing_ok=True)
-        raise StorageError(f"{target}: the copy that precedes a migration failed ({error}); the ledger is as "
+        copy.unlink(missing_ok=True)
+        raise StorageError(f"{copy}: the copy that precedes a migration failed ({error}); the ledger is as "
                            "before: free some space and run the command again") from None
-    return target
+    return copy

@@ -5,8 +5,8 @@
 
 Columns hold what is queried; ``value`` holds the rest of a value as JSON. ``seq`` counts insertions and gives
 the order (never the clock, which may be moved back). The document of an item is stored once, whatever the
-number of models that answered it. The migrations in ``migrations/versions`` make the same tables, and a test
-compares the two.
+number of models that answered it. A new ledger is made from ``metadata``; `aftertune.ledger.migration` says what else
+a change needs. Constraints follow the columns, so that SQLite's own text of a table stays what it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Double,
-    ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -76,9 +76,17 @@ def _seq() -> Column[int]:
 
 
 def _of(parent: str) -> Column[int]:
-    """The row of ``parent`` that a row belongs to, and goes with when it is deleted."""
-    return Column(parent, ForeignKey(f"{parent}.seq", ondelete="CASCADE"), primary_key=True, nullable=False,
-                  autoincrement=False)
+    """The row of ``parent`` that a row belongs to; `_part_of` is its constraint."""
+    return Column(parent, Integer, primary_key=True, nullable=False, autoincrement=False)
+
+
+def _part_of(parent: str) -> ForeignKeyConstraint:
+    """A row is deleted with its row of ``parent``."""
+    return ForeignKeyConstraint([parent], [f"{parent}.seq"], ondelete="CASCADE")
+
+
+def _refers_to(parent: str) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint([parent], [f"{parent}.seq"])
 
 
 model = Table(
@@ -91,35 +99,39 @@ model = Table(
 
 tuning = Table(
     "tuning", metadata, _seq(),
-    Column("id", Prose, nullable=False, unique=True),
+    Column("id", Prose, nullable=False),
     Column("name", Prose, nullable=False, index=True),
     Column("status", Prose, nullable=False),
     Column("result", Prose, index=True),  # fingerprint of the model that came out
-    Column("model", ForeignKey("model.seq"), nullable=False, index=True),
+    Column("model", Integer, nullable=False, index=True),
     Column("value", Json, nullable=False),
+    _refers_to("model"), UniqueConstraint("id"),
     sqlite_autoincrement=True)
 
 step = Table(
     "step", metadata, _of("tuning"),
     Column("number", Integer, primary_key=True, autoincrement=False),  # order in the log
     Column("step", Integer, nullable=False),
-    Column("value", Json, nullable=False))
+    Column("value", Json, nullable=False),
+    _part_of("tuning"))
 
 evaluation = Table(
     "evaluation", metadata, _seq(),
-    Column("id", Prose, nullable=False, unique=True),
+    Column("id", Prose, nullable=False),
     Column("name", Prose, nullable=False, index=True),
     Column("status", Prose, nullable=False),
     Column("tuning", Prose, index=True),  # id of the tuning; it may live in another ledger
-    Column("model", ForeignKey("model.seq"), nullable=False, index=True),
+    Column("model", Integer, nullable=False, index=True),
     Column("value", Json, nullable=False),
+    _refers_to("model"), UniqueConstraint("id"),
     sqlite_autoincrement=True)
 
 task = Table(
     "task", metadata, _of("evaluation"),
     Column("position", Integer, primary_key=True, autoincrement=False),
     Column("name", Prose, nullable=False, index=True),
-    Column("value", Json, nullable=False))
+    Column("value", Json, nullable=False),
+    _part_of("evaluation"))
 
 item = Table(
     "item", metadata, _seq(),
@@ -134,14 +146,17 @@ answer = Table(
     Column("position", Integer, primary_key=True, autoincrement=False),  # order of the items
     Column("task", Prose, nullable=False),
     Column("index", Integer, nullable=False),
-    Column("item", ForeignKey("item.seq"), nullable=False, index=True),
+    Column("item", Integer, nullable=False, index=True),
     Column("cluster", Prose),
     Column("metrics", Json),  # null until the evaluation is finished
     Column("extracted", Json),
     Column("responses", Json),  # positions in the list of requests
+    _refers_to("item"),
+    _part_of("evaluation"),
     UniqueConstraint("evaluation", "task", "index"))
 
-schedule = Table("schedule", metadata, _of("evaluation"), Column("value", Json, nullable=False))
+schedule = Table("schedule", metadata, _of("evaluation"), Column("value", Json, nullable=False),
+                 _part_of("evaluation"))
 
 response = Table(
     "response", metadata, _of("evaluation"),
@@ -153,7 +168,8 @@ response = Table(
     Column("tokens", Integer),
     Column("finish", Prose),
     Column("truncated", Integer, nullable=False),
-    Index("ix_response_batch", "evaluation", "batch"))
+    Index("ix_response_batch", "evaluation", "batch"),
+    _part_of("evaluation"))
 
 score = Table(
     "score", metadata, _of("evaluation"),
@@ -166,7 +182,8 @@ score = Table(
     Column("n", Integer, nullable=False),
     Column("higher_is_better", Boolean, nullable=False),
     Column("primary", Boolean, nullable=False),
-    Column("group", Boolean, nullable=False))
+    Column("group", Boolean, nullable=False),
+    _part_of("evaluation"))
 
 lease = Table(
     "lease", metadata, _of("evaluation"),
@@ -174,7 +191,8 @@ lease = Table(
     Column("host", Prose, nullable=False),
     Column("boot", Prose, nullable=False),  # boot of the machine and process namespace
     Column("started", Prose, nullable=False),  # when the process began, in the kernel's own count
-    Column("heartbeat", Double, nullable=False))  # seconds since 1970, UTC
+    Column("heartbeat", Double, nullable=False),  # seconds since 1970, UTC
+    _part_of("evaluation"))
 
 reported_score = Table(
     "reported_score", metadata, _seq(),
@@ -190,10 +208,11 @@ reported_score = Table(
 
 comparison = Table(
     "comparison", metadata, _seq(),
-    Column("id", Prose, nullable=False, unique=True),
+    Column("id", Prose, nullable=False),
     Column("base", Prose, nullable=False, index=True),
     Column("tuned", Prose, nullable=False, index=True),
     Column("value", Json, nullable=False),
+    UniqueConstraint("id"),
     sqlite_autoincrement=True)
 
 study = Table(
@@ -210,4 +229,5 @@ cell = Table(
     Column("status", Prose, nullable=False),
     Column("ref", Prose),
     Column("error", Prose),
+    _part_of("study"),
     UniqueConstraint("study", "name"))

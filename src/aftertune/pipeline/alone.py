@@ -1,4 +1,7 @@
-"""One process at a time runs a study into a folder: owns the lock, which ends with the process, however that ends."""
+"""Lets one process at a time run a study into a folder, by a file lock that the operating system ends with the process.
+
+    with alone(Path("runs/orders")): …       StorageError where another process runs a study there
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from aftertune.errors import StorageError
 
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """The only run of ``out`` meanwhile, as long as this process lives. Raises StorageError where there is another."""
+    """Hold the folder's lock. Raises StorageError where another process holds it."""
     with held(out) as mine:
         if not mine:
             raise StorageError(f"{out}: another process runs a study here; wait for its end, or give another --out")
@@ -20,21 +23,17 @@ def alone(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(out: Path) -> Iterator[bool]:
-    """Whether the run of ``out`` is this one; False where another process has it, or where it cannot be said."""
+    """Take the lock of ``out`` where it is free: True where this process now has it, or where there is no folder yet;
+    False where another process has it, or where the lock file cannot be opened."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out / ".running", blocking=False)
     try:
-        import fcntl
-    except ImportError:  # Windows
+        lock.acquire()
+    except (Timeout, OSError) as refused:
+        yield not isinstance(refused, Timeout) and not out.exists()
+        return
+    try:
         yield True
-        return
-    try:
-        file = (out / ".running").open("w")
-    except OSError:
-        yield not out.exists()
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+    finally:
+        lock.release()

@@ -1,4 +1,4 @@
-"""Several tests at once: owns the adjusted p-values.
+"""Adjusts the p-values of several tests at once.
 
 Holm controls the chance of any false claim in a family, whatever the dependence, and carries the verdicts;
 Benjamini-Hochberg controls the share of false claims and is for exploring many subtasks only.
@@ -29,10 +29,11 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """Benjamini-Hochberg step-up adjusted p-values, in the order given. Raises ValueError outside [0, 1]."""
+    """Benjamini-Hochberg step-up adjusted p-values, in the order given (Benjamini and Hochberg 1995).
+
+    Raises ValueError outside [0, 1].
+    """
+    from scipy.stats import false_discovery_control
+
     _check(p)
-    adjusted, lowest = [0.0] * len(p), 1.0
-    for rank, i in reversed(list(enumerate(sorted(range(len(p)), key=lambda j: p[j]), start=1))):
-        lowest = min(lowest, len(p) / rank * p[i])
-        adjusted[i] = lowest
-    return adjusted
+    return [float(q) for q in false_discovery_control([float(x) for x in p])]

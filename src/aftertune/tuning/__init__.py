@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from aftertune.sources import ModelSource
     from aftertune.study import TuneSpec
     from aftertune.tuning.corpus import Corpus
-    from aftertune.tuning.course import Look
-    from aftertune.tuning.loop import Plan
+    from aftertune.tuning.course import Look, Plan
 
 __all__ = ["Estimate", "Preview", "foreseen", "preview", "read_tuning", "tune"]
 
@@ -121,7 +120,7 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
     from aftertune.sources import fingerprint_model, require_nf4, resolve_model
     from aftertune.tuning.build import LEARNING_RATES, NOTES
     from aftertune.tuning.corpus import Corpus
-    from aftertune.tuning.loop import Plan
+    from aftertune.tuning.course import Plan
     from aftertune.tuning.overlap import find_overlap
     from aftertune.tuning.unsloth import backend_of
 

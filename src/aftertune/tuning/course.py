@@ -29,7 +29,6 @@ from aftertune.values import WatchPoint
 
 if TYPE_CHECKING:
     from aftertune.study import WatchSpec
-    from aftertune.tuning.loop import Plan
 
 #: Called after each optimizer step with (step, total steps, metrics).
 Watch = Callable[[int, int, Mapping[str, float]], None]
@@ -38,6 +37,31 @@ Validate = Callable[[Any], float]
 #: Called with the model, the step and the number of all looks: what is seen of tasks. At step 0, where the model is
 #: still the base, nothing is told: that is what the others are held against.
 Look = Callable[[Any, int, int], tuple[WatchPoint, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The resolved settings of one training run. warmup: share of the steps; dtype: of the computation; save_seconds:
+    between checkpoints, at least; early_stop: (steps between validations, validations without a better loss before the
+    run stops); watch: tasks to evaluate during training; backend: the package whose layers the model has."""
+
+    device: str
+    dtype: str
+    seed: int
+    epochs: float
+    max_steps: int | None
+    learning_rate: float
+    batch_size: int
+    accumulation: int
+    warmup: float
+    weight_decay: float
+    save_seconds: float = 300.0
+    schedule: str = "linear"
+    max_grad_norm: float = 1.0
+    checkpointing: bool = False
+    early_stop: tuple[int, int] | None = None
+    watch: WatchSpec | None = None
+    backend: str = "peft"
 
 
 @dataclass(frozen=True, slots=True)

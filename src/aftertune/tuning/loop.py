@@ -21,38 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import ResourceError
 from aftertune.tuning.checkpoints import Checkpoints
-from aftertune.tuning.course import Course, Hooks, metrics_of
+from aftertune.tuning.course import Course, Hooks, Plan, metrics_of
 from aftertune.tuning.encode import Row
 from aftertune.values import WatchPoint
 
 if TYPE_CHECKING:
-    from aftertune.study import WatchSpec
     from aftertune.tuning.lines import Lines
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The resolved settings of one training run. warmup: share of the steps; dtype: of the computation; save_seconds:
-    between checkpoints, at least; early_stop: validate every so many steps, stop after so many rounds without a
-    better loss; watch: what is looked at on the way; backend: whose layers the model has."""
-
-    device: str
-    dtype: str
-    seed: int
-    epochs: float
-    max_steps: int | None
-    learning_rate: float
-    batch_size: int
-    accumulation: int
-    warmup: float
-    weight_decay: float
-    save_seconds: float = 300.0
-    schedule: str = "linear"
-    max_grad_norm: float = 1.0
-    checkpointing: bool = False
-    early_stop: tuple[int, int] | None = None
-    watch: WatchSpec | None = None
-    backend: str = "peft"
 
 
 @dataclass(frozen=True, slots=True)
