@@ -136,7 +136,7 @@ def lines(found: Sequence[Found], given: argparse.Namespace) -> Iterator[str]:
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "lm_eval"))
     yield "## Early verdicts on a real model"
     yield ""
-    yield "Written by `python benchmarks/early_stop.py`; its head says what the copies are and what must hold."
+    yield "Written by `python benchmarks/early_stop.py`; its docstring explains the copies and the conditions."
     yield ""
     yield (f"SmolLM2-135M-Instruct in bfloat16, HellaSwag (normalized accuracy), margin {given.margin:g} points, "
            f"noise {given.noise:g}; {speed.cpu()}; {versions}; {time.strftime('%Y-%m-%d')}.")

@@ -336,18 +336,18 @@ def lines(results: Mapping[str, Mapping[str, Any]], growth: Mapping[str, Mapping
     """The section of docs/benchmarks.md."""
     yield f"## Speed on {processor()}"
     yield ""
-    yield "Written by `python benchmarks/speed.py`; its head says what is timed and how. Ratios, not times, are what"
-    yield "carries over to another machine."
+    yield "Written by `python benchmarks/speed.py`; its docstring explains what is timed and how. Compare the ratios"
+    yield "across machines, not the times."
     yield ""
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "lm_eval"))
-    yield "The floor's rate is that of torch's own products; packed weights are faster in float32, so a share of it can"
-    yield "exceed 100 %."
+    yield "The floor uses the rate of torch's own matrix products. Packed weights are faster in float32, so the share"
+    yield "of the floor can exceed 100 %."
     yield ""
     yield f"SmolLM2-135M-Instruct, {cpu()}, {_threads()} threads; {versions}; {time.strftime('%Y-%m-%d')}."
     for dtype, works in results.items():
         yield from ["", f"### {dtype}", ""]
-        yield ("| work | items | rounds | lm-eval (batch) items/s | aftertune items/s | ratio, median (range) | bar | "
-               "tokens computed | peak memory lm-eval / aftertune | check |")
+        yield ("| workload | items | rounds | lm-eval (batch) items/s | aftertune items/s | ratio, median (range) "
+               "| bar | tokens computed | peak memory lm-eval / aftertune | check |")
         yield "|---|---|---|---|---|---|---|---|---|---|"
         for name, result in works.items():
             yield _line(name, result, dtype)

@@ -196,11 +196,12 @@ def lines(rounds: Sequence[Mapping[str, Mapping[str, Any]]], floor: Mapping[str,
     """The section of docs/benchmarks.md: the table, and what of the floor is reached."""
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "trl", "peft"))
     out = ["## Training", "",
-           "Written by `python benchmarks/tune_speed.py`; its head says what is timed and how, and what the sides are.",
+           "Written by `python benchmarks/tune_speed.py`; its docstring explains what is timed and how, and what the "
+           "sides are.",
            "", f"SmolLM2-135M-Instruct on {speed.cpu()}; {versions}; {time.strftime('%Y-%m-%d')}; "
            f"{len(rounds)} rounds, {rounds[0]['aftertune']['tokens']:,} tokens, "
            f"{rounds[0]['aftertune']['learned']:,} of them learned; {rounds[0]['aftertune']['note']}", "",
-           "| side | tokens/s, median (range) | aftertune is so many times as fast | peak memory | held-out loss |",
+           "| side | tokens/s, median (range) | speedup of aftertune | peak memory | held-out loss |",
            "|---|---|---|---|---|"]
     for side in rounds[0]:
         rates = [r[side]["tokens"] / r[side]["seconds"] for r in rounds]

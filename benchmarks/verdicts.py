@@ -185,7 +185,7 @@ def lines(results: Sequence[dict[str, Any]], look: float) -> Iterator[str]:
     """The section of docs/benchmarks.md."""
     yield "## Sequential verdicts"
     yield ""
-    yield "Written by `python benchmarks/verdicts.py`; its head says what is simulated. No model takes part."
+    yield "Written by `python benchmarks/verdicts.py`; its docstring explains the simulation. No model is used."
     yield ""
     yield ("| scenario | items | margin | truth | wrong verdicts | interval ever wrong | median items | reference | "
            "9 in 10 within | in batches of 32 |")

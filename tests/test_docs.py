@@ -24,10 +24,12 @@ from tuning_cases import easy_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+PAGES = (ROOT / "README.md", *sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "docs").glob("*.md")),
+         ROOT / "docs" / "examples" / "README.md")
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
-#: What stands in the README for something of the reader's own, or would take too long here.
+#: What the README and the guide write for something of the reader's own, or what would take too long here.
 STAND_INS = {"MODEL": "Qwen/Qwen2.5-0.5B", "ID": "tuned", "PATH": "lm_eval_output", "FILE": "published.md",
              "300": "4", "hellaswag,arc_easy": "arc_easy,sciq", "hellaswag": "sciq", "hellaswag=2": "sciq=2"}
 
@@ -45,18 +47,29 @@ def inline(text: str, word: str) -> list[list[str]]:
     return [shlex.split(span) for span in re.findall(r"`([^`]+)`", prose) if span.startswith(f"{word} ")]
 
 
-FENCED, SPANS = fenced(README, "aftertune"), inline(README, "aftertune")
+#: The commands that are run, in their order: those in the README's blocks, then those in sentences of it and the guide.
+FENCED = fenced(README, "aftertune") + fenced(GUIDE, "aftertune")
+SPANS = inline(README, "aftertune") + inline(GUIDE, "aftertune")
 
 
-def test_the_readme_has_the_commands_that_the_tests_below_are_about() -> None:
-    assert [words[1] for words in FENCED] == ["eval", "tune", "eval", "compare", "flips", "gate", "run"]
-    assert {words[1] for words in SPANS} >= {"record", "report", "runs", "show", "doctor", "eval"}
+def test_readme_and_guide_have_the_commands_that_the_tests_below_are_about() -> None:
+    assert [words[1] for words in FENCED] == ["eval", "tune", "eval", "compare", "flips", "gate", "run", "record",
+                                              "report"]
+    assert {words[1] for words in SPANS} >= {"audit", "card", "doctor", "eval", "export", "import", "plan-items",
+                                             "record", "report", "run", "runs", "show", "study", "tune"}
 
 
-def of_pages(found: Callable[[str, str], list[list[str]]]) -> list[Any]:
-    """What a finder finds in the documents beside the README, each with the name of its page."""
+def test_the_readme_fits_on_two_screens() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 100
+    assert "docs/examples/replay/report.png" in README
+    assert all(len(line) <= 120 for line in lines if not line.startswith("[!["))
+
+
+def of_pages(find: Callable[[str, str], list[list[str]]]) -> list[Any]:
+    """The commands that ``find`` finds in the documents beside the README, each with the name of its page."""
     return [pytest.param(words, id=f"{page.name}: {' '.join(words)}") for page in PAGES[1:]
-            for words in found(page.read_text(encoding="utf-8"), "aftertune") if "[OPTIONS]" not in words]
+            for words in find(page.read_text(encoding="utf-8"), "aftertune") if "[OPTIONS]" not in words]
 
 
 @pytest.mark.parametrize("words", [*FENCED, *SPANS, *of_pages(fenced)], ids=" ".join)
@@ -94,7 +107,7 @@ def test_these_are_the_verbs() -> None:
                                 "study", "tune"]
 
 
-def test_the_studies_of_the_documents_are_studies_and_every_key_is_told(tmp_path: Path) -> None:
+def test_the_studies_of_the_documents_are_valid_and_every_key_is_documented(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     shown = [block for page in PAGES for block in re.findall(r"^```yaml\n(study: .*?)^```",
                                                              page.read_text(encoding="utf-8"), flags=re.M | re.S)]
@@ -128,9 +141,20 @@ def test_every_linked_or_named_file_exists() -> None:
     links = [(page, link) for page in PAGES
              for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
              if not re.match(r"[a-z]+://", link)]
-    links += [(ROOT / "README.md", words[1]) for words in inline(README, "python")]
+    links += [(ROOT / "README.md", words[1]) for page in PAGES
+              for words in inline(page.read_text(encoding="utf-8"), "python") if words[1].endswith(".py")]
     assert len(links) >= 4
     assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_linked_heading_exists() -> None:
+    links = [(page, target, heading) for page in PAGES for target, heading in
+             re.findall(r"\]\(([^)#\s]*\.md)#([^)\s]+)\)", page.read_text(encoding="utf-8"))]
+    assert len(links) >= 2
+    for page, target, heading in links:
+        headings = re.findall(r"^#+ (.*)$", (page.parent / target).read_text(encoding="utf-8"), flags=re.M)
+        slugs = {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
+        assert heading in slugs, f"{page.name}: {target} has no heading #{heading}"
 
 
 def call(patch: pytest.MonkeyPatch, *words: str) -> int:
@@ -147,7 +171,7 @@ def own_study(folder: Path) -> None:
 
 def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                            capfd: pytest.CaptureFixture[str]) -> None:
-    """Every command of the README in its order on a tiny seeded random model that has the name of a real one."""
+    """Every command of the README and the guide on a tiny seeded random model that has the name of a real one."""
     from datasets import Dataset
 
     monkeypatch.chdir(tmp_path)
