@@ -27,11 +27,14 @@ def held(out: Path) -> Iterator[bool]:
     False where another process has it, or where the lock file cannot be opened."""
     from filelock import FileLock, Timeout
 
+    if not out.exists():  # filelock would make it
+        yield True
+        return
     lock = FileLock(out / ".running", blocking=False)
     try:
         lock.acquire()
-    except (Timeout, OSError) as refused:
-        yield not isinstance(refused, Timeout) and not out.exists()
+    except (Timeout, OSError):
+        yield False
         return
     try:
         yield True
