@@ -25,11 +25,11 @@ from typing import Any
 
 import speed
 from aftertune.comparison import compare
-from aftertune.deciding import Decided, EarlySpec, until_decided
+from aftertune.deciding import Decided, until_decided
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.report import format as fmt
-from aftertune.study import EvalSpec, TaskSpec
+from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 from aftertune.values import Comparison, ComparisonRow
 from document import write_section
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aftertune.deciding import EarlySpec, until_decided
+from aftertune.deciding import until_decided
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
-from aftertune.study import EvalSpec, TargetSpec, TaskSpec
+from aftertune.study import EarlySpec, EvalSpec, TargetSpec, TaskSpec
 from eval_cases import byte_folder, byte_llama, byte_tokenizer
 
 QUIET: dict[str, Any] = {"device": "cpu", "dtype": "float32", "task_source": "pack", "threads": 1, "memory": "1MB"}

@@ -13,7 +13,7 @@ import pytest
 
 from aftertune.cli import app
 from aftertune.cli.console import guarded
-from aftertune.cli.eval import parse_settings
+from aftertune.cli.options import parse_settings
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
 from aftertune.values import Score
@@ -80,16 +80,16 @@ def test_doctor_answers_in_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 @pytest.mark.parametrize(("text", "value"), [
-    (None, {}), ("max_gen_toks=8,temperature=0.5", {"max_gen_toks": 8, "temperature": 0.5}),
+    ("", {}), ("max_gen_toks=8,temperature=0.5", {"max_gen_toks": 8, "temperature": 0.5}),
     ("do_sample=True", {"do_sample": True}), ('{"until": ["Q:"]}', {"until": ["Q:"]}), ("until=Q:", {"until": "Q:"}),
 ])
-def test_generation_settings(text: str | None, value: dict[str, object]) -> None:
-    assert parse_settings(text) == value
+def test_generation_settings(text: str, value: dict[str, object]) -> None:
+    assert parse_settings("--gen-kwargs", text) == value
 
 
 def test_generation_settings_that_are_none() -> None:
     with pytest.raises(InputError, match="NAME=VALUE"):
-        parse_settings("max_gen_toks")
+        parse_settings("--gen-kwargs", "max_gen_toks")
 
 
 def test_names_with_markup_and_numbers_that_are_not_finite(monkeypatch: pytest.MonkeyPatch,

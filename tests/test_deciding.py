@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from aftertune.comparison import compare
-from aftertune.deciding import EarlySpec
 from aftertune.engine import runner
 from aftertune.errors import InputError, NotComparable, ResumeRefused
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.stats.sequential import PairedSequential, draw_key
-from aftertune.study import EvalSpec, TaskSpec
+from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 from aftertune.values import Evaluation, plain
 from deciding_cases import QUIET, decide, models, own_task
 

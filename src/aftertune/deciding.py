@@ -14,9 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
-
-from pydantic import Field
+from typing import Protocol
 
 from aftertune import tasks
 from aftertune.comparison import compare, differences
@@ -25,8 +23,7 @@ from aftertune.evaluation import Progress, Run
 from aftertune.ledger import Ledger
 from aftertune.stats.sequential import SHARES, PairedSequential, draw_key
 from aftertune.stats.verdict import ALPHA
-from aftertune.study import EvalSpec
-from aftertune.study.words import Spec
+from aftertune.study import EarlySpec, EvalSpec
 from aftertune.tasks import LoadedTask
 from aftertune.values import Comparison, Early, EarlyUnit, Evaluation, Item, digest
 
@@ -38,19 +35,6 @@ _ASKING = "asking until decided, of at most all items"
 #: An item by (task, index); its metrics by ``metric,filter``.
 Key = tuple[str, int]
 Metrics = Mapping[str, float]
-
-
-class EarlySpec(Spec):
-    """How an evaluation stops at the first safe moment.
-
-    margin, max_width: in points. batch: items between two looks (None: 32, of a small task 8). A verdict stops a task
-    only after min_items, and only once the interval is no wider than max_width.
-    """
-
-    margin: Annotated[float, Field(gt=0, le=100)] = 2.0
-    batch: Annotated[int, Field(gt=0)] | None = None
-    min_items: Annotated[int, Field(ge=0)] = 0
-    max_width: Annotated[float, Field(gt=0, le=200)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,19 +67,6 @@ def _told(error: BaseException | None, text: str, code: int) -> int:
     return code
 
 
-def fields(error: Exception, flags: dict[str, str]) -> InputError:
-    """A pydantic error about command-line values, as one line that names the flag."""
-    from pydantic import ValidationError
-
-    from aftertune.study import explain
-
-    assert isinstance(error, ValidationError)
-    text = explain(error)
-    for field, flag in flags.items():
-        text = text.replace(f"`{field}`", f"`{flag}`")
-    return InputError(text)
-
-
 def no_margin(points: float) -> InputError:
     """What is said of a --margin that is none."""
     return InputError(f"--margin {points:g}: allowed are points above 0, up to 100; without a margin no small loss "

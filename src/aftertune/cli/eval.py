@@ -2,81 +2,48 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import emit, fields, no_margin, progress
+from aftertune.cli.console import emit, no_margin, progress
+from aftertune.cli.options import Given, Json, with_options
 from aftertune.errors import InputError
+from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
-    from aftertune.study import EvalSpec, TaskSpec
     from aftertune.values import Evaluation
 
-_FLAGS = {"limit": "--limit", "sample": "--sample", "dtype": "--dtype", "name": "--name", "threads": "--threads",
-          "num_fewshot": "--num-fewshot", "tasks": "--tasks", "engine": "--engine",
-          "quantize": "--quantize"}
-
-
+@with_options
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/FILE.")],
-    tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, with commas between them.")],
+    *,
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, separated by commas.")],
     adapter: Annotated[list[str] | None, typer.Option(
-        help="PEFT adapter folder or Hub id; repeatable: the base is loaded once.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The first N items of each task.")] = None,
-    sample: Annotated[int | None, typer.Option(help="N items of each task, drawn at random.")] = None,
-    sample_seed: Annotated[int, typer.Option(help="Seed of --sample, and of the order of --until-decided.")] = 0,
-    num_fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
-    engine: Annotated[str, typer.Option(help="packed, plain, or lm-eval:NAME.")] = "packed",
-    apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="Prompts as chats.")] = False,
-    system_instruction: Annotated[str | None, typer.Option(help="Text before every prompt.")] = None,
-    fewshot_as_multiturn: Annotated[bool, typer.Option("--fewshot-as-multiturn",
-                                                       help="Examples as turns of the chat.")] = False,
-    gen_kwargs: Annotated[str | None, typer.Option(help="Generation settings: a=1,b=2 or JSON.")] = None,
-    quantize: Annotated[str | None, typer.Option(help="nf4: the base in four bits, as qlora trains on.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    include_path: Annotated[Path | None, typer.Option(help="Folder with your own lm-eval task files.")] = None,
-    allow_task_code: Annotated[bool, typer.Option("--allow-task-code", help="Let them run Python code.")] = False,
-    task_data: Annotated[list[str] | None, typer.Option(help="TASK=FILE: data for a task; repeatable.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Use at most this much, for example 8GiB.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the evaluation in the ledger.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
-    fork: Annotated[bool, typer.Option("--fork", help="Start anew beside a stored run.")] = False,
+        help="PEFT adapter: a folder or Hub id. Repeatable; the base is loaded once.")] = None,
+    task: Given[TaskSpec],
+    task_data: Annotated[list[str] | None, typer.Option(help="TASK=FILE: local data for a task. Repeatable.")] = None,
+    model: Given[EvalSpec],
     until_decided: Annotated[bool, typer.Option(
         "--until-decided", help="Stop each task at the first safe verdict against --against.")] = False,
     against: Annotated[str | None, typer.Option(
-        help="The base: an evaluation of the ledger, or a model that is scored alongside.")] = None,
-    margin: Annotated[float, typer.Option(help="Points within which a change is none, for --until-decided.")] = 2,
-    batch: Annotated[int | None, typer.Option(help="Items between two looks; 32, of a small task 8.")] = None,
-    min_items: Annotated[int, typer.Option("--min-items", "--min-docs", help="Items asked at least.")] = 0,
-    max_width: Annotated[float | None, typer.Option(
-        help="Go on until the interval is no wider than this many points.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+        help="The base: an evaluation in the ledger, or a model to evaluate at the same time.")] = None,
+    early: Given[EarlySpec],
+    as_json: Json = False,
 ) -> None:
-    """Evaluate MODEL on tasks; finished batches are kept, so a stopped run goes on where it stopped."""
+    """Evaluate MODEL on tasks. Finished batches are kept, so a stopped run continues where it stopped."""
     adapters = adapter or []
-    if name is not None and len(adapters) > 1:
-        raise InputError(f"--name {name} names one evaluation, but {len(adapters)} adapters are given; leave it out: "
-                         "each is named after its folder")
-    shared = {"limit": limit, "sample": sample, "sample_seed": sample_seed, "num_fewshot": num_fewshot}
-    spec = _spec(_tasks(tasks, task_data or [], shared), {
-        "model": model, "adapter": adapters[0] if len(adapters) == 1 else None, "revision": revision, "name": name,
-        "quantize": quantize,
-        "dtype": dtype, "device": device,
-        "engine": engine, "apply_chat_template": apply_chat_template, "system_instruction": system_instruction,
-        "fewshot_as_multiturn": fewshot_as_multiturn, "gen_kwargs": parse_settings(gen_kwargs),
-        "include_path": include_path, "allow_task_code": allow_task_code, "memory": memory, "threads": threads,
-        "trust_remote_code": trust_remote_code, "fork": fork})
+    if "name" in model.values and len(adapters) > 1:
+        raise InputError(f"--name {model.values['name']} names one evaluation, but {len(adapters)} adapters are given; "
+                         "leave it out: each is named after its folder")
+    spec = model.make(tasks=_tasks(tasks, task_data or [], task), adapter=adapters[0] if len(adapters) == 1 else None)
     if until_decided or against is not None:
-        _decide(spec, against if until_decided else None, {
-            "margin": margin, "batch": batch, "min_items": min_items, "max_width": max_width}, len(adapters), as_json)
+        _decide(spec, against if until_decided else None, early, len(adapters), as_json)
         return
+    if early.values:
+        raise InputError(f"{early.names()[0]} goes with --until-decided --against BASE; without them all items are "
+                         "used")
     from aftertune.evaluation import evaluate as run
     from aftertune.evaluation import evaluate_adapters
     from aftertune.ledger import Ledger
@@ -100,28 +67,23 @@ def _next(tuned: Evaluation, ledger: Ledger) -> str | None:
     return f"what has changed? aftertune compare {bases[-1].name} {tuned.name}" if bases else None
 
 
-def _decide(spec: EvalSpec, against: str | None, values: dict[str, Any], adapters: int, as_json: bool) -> None:
+def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapters: int, as_json: bool) -> None:
     """``--until-decided``: both evaluations, and the comparison that it stopped at."""
-    from pydantic import ValidationError
-
-    from aftertune.deciding import EarlySpec, until_decided
-
     if against is None:
         raise InputError("--until-decided and --against go together: name the base's evaluation or model, for example "
                          "--until-decided --against smollm2 --margin 2")
     if adapters > 1:
         raise InputError(f"--until-decided takes one model at a time, but {adapters} adapters are given")
-    if not 0 < values["margin"] <= 100:
-        raise no_margin(values["margin"])
-    try:
-        early = EarlySpec(**values)
-    except ValidationError as error:
-        raise fields(error, {k: f"--{k.replace('_', '-')}" for k in values}) from None
+    margin = early.values.get("margin")
+    if margin is not None and not 0 < margin <= 100:
+        raise no_margin(margin)
+    stopping = early.make()
     from aftertune.cli import compare
+    from aftertune.deciding import until_decided
     from aftertune.ledger import Ledger
 
     with Ledger() as ledger, progress() as told:
-        decided = until_decided(spec, against, early, ledger=ledger, progress=told)
+        decided = until_decided(spec, against, stopping, ledger=ledger, progress=told)
     if as_json:
         emit({**as_object(decided.tuned), "comparison": compare.as_object(decided.comparison)})
         return
@@ -129,22 +91,16 @@ def _decide(spec: EvalSpec, against: str | None, values: dict[str, Any], adapter
     compare.show(decided.comparison)
 
 
-def _tasks(names: str, data: list[str], shared: dict[str, Any]) -> list[TaskSpec]:
-    from pydantic import ValidationError
-
-    from aftertune.study import TaskSpec
-
-    if not names.replace(",", "").strip():
+def _tasks(names: str, data: list[str], given: Given[TaskSpec]) -> tuple[TaskSpec, ...]:
+    """Each task with the settings that all of them share, and with its own data."""
+    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    if not wanted:
         raise InputError("--tasks is empty; name one or more tasks of lm-eval, for example --tasks arc_easy,hellaswag")
     files = dict(_pair(text) for text in data)
-    wanted = [n.strip() for n in names.split(",") if n.strip()]
     for task in files:
         if task not in wanted:
             raise InputError(f"--task-data names {task!r}, which is not among --tasks ({', '.join(wanted)})")
-    try:
-        return [TaskSpec(name=n, data=files.get(n), **shared) for n in wanted]
-    except ValidationError as error:
-        raise fields(error, _FLAGS) from None
+    return tuple(given.make(name=n, data=files.get(n)) for n in wanted)
 
 
 def _pair(text: str) -> tuple[str, Path]:
@@ -152,38 +108,6 @@ def _pair(text: str) -> tuple[str, Path]:
     if not found or not task or not file:
         raise InputError(f"--task-data {text!r}: write TASK=FILE, for example gsm8k=train.parquet")
     return task, Path(file)
-
-
-def _spec(tasks: list[TaskSpec], values: dict[str, Any]) -> EvalSpec:
-    from pydantic import ValidationError
-
-    from aftertune.study import EvalSpec
-
-    try:
-        return EvalSpec(tasks=tuple(tasks), **values)
-    except ValidationError as error:
-        raise fields(error, _FLAGS) from None
-
-
-def parse_settings(text: str | None) -> dict[str, Any]:
-    """``a=1,b=[2]`` or a JSON object as a mapping; values are JSON where they parse as such, else text."""
-    if not text:
-        return {}
-    if text.lstrip().startswith("{"):
-        try:
-            return dict(json.loads(text))
-        except ValueError as error:
-            raise InputError(f"--gen-kwargs is no valid JSON: {error}") from None
-    result: dict[str, Any] = {}
-    for part in text.split(","):
-        key, found, value = part.partition("=")
-        if not found:
-            raise InputError(f"--gen-kwargs {part!r}: write NAME=VALUE, with commas between them")
-        try:
-            result[key.strip()] = json.loads(value.lower() if value in ("True", "False") else value)
-        except ValueError:
-            result[key.strip()] = value
-    return result
 
 
 def show(evaluations: list[Evaluation], as_json: bool) -> None:

@@ -1,7 +1,7 @@
-"""What a user asks for: strict, frozen specifications of evaluations, fine-tunes and whole studies.
+"""The specifications of evaluations, fine-tunes and whole studies: strict, frozen, each field documented at the field.
 
-A study is one YAML file. Unknown keys are refused with the nearest known name; nothing in the file is ever
-executed. Margins are in percentage points, as people speak of them.
+A study is one YAML file. Unknown keys are refused with the nearest known name. Nothing in the file is executed. Margins
+are in percentage points.
 
     study: orders
     margin: 5
@@ -13,49 +13,195 @@ executed. Margins are in percentage points, as people speak of them.
     tunings:
       careful: {base: smollm2, method: lora, data: {file: orders_train.jsonl}}
     matrix: {base: smollm2, data: orders_train.jsonl, method: [lora, dora], seed: [0, 1, 2]}
+
+A field that is marked with `Flag` is also an option of the command line (`aftertune.cli.options`): its name, type, help
+and default stand here and nowhere else.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aftertune.errors import InputError, nearest
-from aftertune.study.evals import EvalSpec as EvalSpec
-from aftertune.study.evals import TargetSpec as TargetSpec
-from aftertune.study.evals import TaskSpec as TaskSpec
 from aftertune.study.matrix import matrix_schema
-from aftertune.study.overrides import overrides, whole
-from aftertune.study.places import DATA_FILES as DATA_FILES
-from aftertune.study.places import HUB_NAMES as HUB_NAMES
-from aftertune.study.places import anchored_data, anchored_replay, anchored_task
-from aftertune.study.places import on_hub as on_hub
+from aftertune.study.overrides import edited_yaml, overrides, parse_yaml, read_yaml, whole
 from aftertune.study.presets import with_defaults
-from aftertune.study.words import Dtype, EngineName, Name, Positive, Quantize, Spec
-from aftertune.study.words import parse_memory as parse_memory
-from aftertune.study.yaml import edited_yaml, parse_yaml, read_yaml
 from aftertune.values import digest
+
+#: Endings of data files; a name without one may be a data set of the Hub.
+DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+#: Data sets of the Hub that have a short name here.
+HUB_NAMES = {"alpaca": "tatsu-lab/alpaca", "alpaca-cleaned": "yahma/alpaca-cleaned"}
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+
+class Flag:
+    """Marks a field that is an option of the command line.
+
+    names: of the option; none for the field's own name with dashes. A name without dashes is an argument.
+    form, example: how one KEY=VALUE of a mapping is written, for the help and for errors.
+    """
+
+    def __init__(self, *names: str, form: str = "", example: str = "") -> None:
+        self.names, self.form, self.example = names, form, example
+
+
+class Spec(BaseModel):
+    """A strict, frozen part of a study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of "8GiB", "500MB" or "1000000"; raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write for example 8GiB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def _memory(text: str) -> str:
+    parse_memory(text)
+    return text
+
+
+def _engine_name(name: str) -> str:
+    if name in ("packed", "plain") or (name.startswith("lm-eval:") and len(name) > len("lm-eval:")):
+        return name
+    raise ValueError("Input should be packed, plain or lm-eval:NAME")
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=0.9)]
+Points = Annotated[float, Field(gt=0, le=100)]
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
+Memory = Annotated[str, AfterValidator(_memory)]
+# Fields that several specifications have, with their descriptions.
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Field(description="Data type of the weights.")]
+Device = Annotated[str, Field(description="Device: auto, cuda, cuda:N, mps or cpu.")]
+EngineName = Annotated[str, AfterValidator(_engine_name), Field(description="Engine: packed, plain or lm-eval:NAME.")]
+Quantize = Annotated[Literal["nf4"] | None, Field(
+    description="nf4: load the linear layers of the base in 4 bits, as qlora does. Default: as they are stored.")]
+Revision = Annotated[str | None, Field(description="Branch, tag or commit of a model on the Hub.")]
+RemoteCode = Annotated[bool, Field(description="Run the Python code that comes with the model.")]
+Threads = Annotated[Positive | None, Field(description="Number of CPU threads.")]
+Chat = Annotated[bool, Field(description="Format prompts with the model's chat template.")]
+TaskSource = Annotated[Literal["auto", "hub", "pack"], Field(
+    description="Where tasks take their documents from: the Hub, an offline pack, or auto.")]
+
+
+class TargetSpec(Spec):
+    """A held-out target task: JSONL rows ``{"prompt": …, "completion": …}`` and how an answer is matched."""
+
+    file: Annotated[Path, Field(description="JSONL file of rows that training never sees.")]
+    match: Annotated[Literal["json", "exact", "regex"], Field(
+        description="json: the same object (valid JSON and accuracy by field are shown too). exact: the same text "
+                    "without outer spaces. regex: the same match of `pattern`.")] = "exact"
+    pattern: Annotated[str | None, Field(
+        description="Regular expression for `match: regex`. Its first group, or else its whole match, is taken from "
+                    "the answer and from the completion.")] = None
+    shots_file: Annotated[Path | None, Field(
+        description="Rows to show as examples (`num_fewshot`); never the held-out file.")] = None
+    max_tokens: Annotated[Positive, Field(description="Longest answer in tokens.")] = 128
+    stop: Annotated[tuple[str, ...], Field(description="Texts that end an answer.")] = ()
+
+    @model_validator(mode="after")
+    def _pattern_goes_with_regex(self) -> TargetSpec:
+        if (self.match == "regex") != (self.pattern is not None):
+            raise ValueError("`pattern` goes with `match: regex`, and only with it")
+        return self
+
+
+class TaskSpec(Spec):
+    """One task of an evaluation."""
+
+    name: Annotated[str, Field(min_length=1, description="lm-eval task or group, or the name of a target task.")]
+    limit: Annotated[Positive | None, Flag(), Field(description="Use the first N items of each task.")] = None
+    sample: Annotated[Positive | None, Flag(), Field(description="Use N random items of each task.")] = None
+    sample_seed: Annotated[int, Flag(), Field(
+        description="Seed of the random sample, and of the random order of items for early stopping.")] = 0
+    num_fewshot: Annotated[Annotated[int, Field(ge=0)] | None, Flag(), Field(
+        description="Number of examples in the prompt.")] = None
+    apply_chat_template: Annotated[bool | None, Field(
+        description="As the evaluation's; overrides it for this task.")] = None
+    gen_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Generation settings of this task; they override the evaluation's.")
+    data: Annotated[Path | None, Field(
+        description="Local file for a task whose data no pack has (gsm8k: its train split).")] = None
+    target: Annotated[TargetSpec | None, Field(description="Makes this a target task of your own.")] = None
+    margin: Annotated[Points | None, Field(description="Margin of this task, in points.")] = None
+    only: Annotated[tuple[str, ...], Field(
+        description="Evaluate it only on these bases and tunings; patterns such as lora-* are allowed.")] = ()
+
+    @model_validator(mode="after")
+    def _limit_or_sample(self) -> TaskSpec:
+        if self.limit is not None and self.sample is not None:
+            raise ValueError("`limit` (the first N) and `sample` (a random N) exclude each other")
+        return self
+
+    def asks(self, name: str) -> bool:
+        """Whether a base or tuning of this name is evaluated on it."""
+        return not self.only or any(fnmatchcase(name, one) for one in self.only)
+
+
+class EvalSpec(Spec):
+    """One evaluation: a model, perhaps with an adapter, on tasks under fixed settings."""
+
+    model: Annotated[str, Flag("MODEL"), Field(description="Hub id, folder, .gguf file, or package:NAME/FILE.")]
+    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1, description="Tasks of the evaluation.")]
+    adapter: Annotated[str | None, Field(description="PEFT adapter: a folder or Hub id.")] = None
+    dtype: Annotated[Dtype, Flag()] = "auto"
+    device: Annotated[Device, Flag()] = "auto"
+    engine: Annotated[EngineName, Flag()] = "packed"
+    apply_chat_template: Annotated[Chat, Flag()] = False
+    system_instruction: Annotated[str | None, Flag(), Field(description="Text before every prompt.")] = None
+    fewshot_as_multiturn: Annotated[bool, Flag(), Field(description="Show examples as turns of the chat.")] = False
+    gen_kwargs: Annotated[dict[str, Any], Flag()] = Field(
+        default_factory=dict, description="Generation settings: a=1,b=2 or JSON.")
+    quantize: Annotated[Quantize, Flag()] = None
+    revision: Annotated[Revision, Flag()] = None
+    include_path: Annotated[Path | None, Flag(), Field(description="Folder with your own lm-eval task files.")] = None
+    allow_task_code: Annotated[bool, Flag(), Field(description="Let those task files run Python code.")] = False
+    memory: Annotated[Memory | None, Flag(), Field(description="Memory limit, for example 8GiB.")] = None
+    threads: Annotated[Threads, Flag()] = None
+    name: Annotated[Name | None, Flag(), Field(description="Name of the evaluation in the ledger.")] = None
+    trust_remote_code: Annotated[RemoteCode, Flag()] = False
+    task_source: TaskSource = "auto"
+    fork: Annotated[bool, Flag(), Field(description="Start a new run beside the stored one.")] = False
+
+
+class EarlySpec(Spec):
+    """When an evaluation stops at the first safe verdict."""
+
+    margin: Annotated[Points, Flag(), Field(
+        description="Points; a change within them is no change. For --until-decided.")] = 2.0
+    batch: Annotated[Positive | None, Flag(), Field(
+        description="Items between two interim analyses. Default: 32, or 8 for a small task.")] = None
+    min_items: Annotated[int, Flag("--min-items", "--min-docs"), Field(
+        ge=0, description="Ask at least this many items of each task.")] = 0
+    max_width: Annotated[Annotated[float, Field(gt=0, le=200)] | None, Flag(), Field(
+        description="Go on until the interval is at most this many points wide.")] = None
 
 
 class DataSource(Spec):
-    """Examples: a .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).
+    """Examples: a file, or a data set of the Hub. A file's name alone stands for all of it."""
 
-    format: auto tells the forms apart by a row's keys. fields: our names -> the file's, where they differ.
-    split, subset: of a Hub data set. skip_bad: leave unreadable rows out, counted. A file's name alone stands for all
-    of it.
-    """
-
-    file: Path
-    format: Literal["auto", "prompt", "messages", "alpaca", "sharegpt", "text"] = "auto"
-    fields: dict[str, str] = Field(default_factory=dict)
-    encoding: str = "utf-8"
-    split: str = "train"
-    subset: str | None = None
-    skip_bad: bool = False
+    file: Annotated[Path, Flag("--data"), Field(
+        description="A .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).")]
+    format: Annotated[Literal["auto", "prompt", "messages", "alpaca", "sharegpt", "text"], Flag(), Field(
+        description="Format of a row.")] = "auto"
+    fields: Annotated[dict[str, str], Flag("--field", form="OURS=THEIRS", example="prompt=question")] = Field(
+        default_factory=dict, description="Other name of a field in the file: prompt=question.")
+    encoding: Annotated[str, Flag(), Field(description="Encoding of a text file.")] = "utf-8"
+    split: Annotated[str, Flag(), Field(description="Split of a Hub data set.")] = "train"
+    subset: Annotated[str | None, Flag(), Field(description="Subset of a Hub data set that has several.")] = None
+    skip_bad: Annotated[bool, Flag(), Field(description="Leave out rows that cannot be read, and count them.")] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -64,90 +210,92 @@ class DataSource(Spec):
 
 
 class DataSpec(DataSource):
-    """Training data.
+    """Training data. Held-out and validation rows are chosen by the hash of the normalised prompt."""
 
-    examples: a seeded subset of this many. held_out: share kept out of training, split by the hash of the
-    normalised prompt, on which the loss before and after is measured (None: a tenth, about 1,000 at most); or a
-    file of its own. validation: a further share kept out, for early stopping, so that what is reported was never
-    looked at in training; None for none.
-    """
-
-    examples: Positive | None = None
-    held_out: Annotated[float, Field(gt=0, lt=0.9)] | None = None
-    held_out_file: Path | None = None
-    validation: Annotated[float, Field(gt=0, lt=0.9)] | None = None
+    examples: Annotated[Positive | None, Flag(), Field(description="Train on a random subset of N examples.")] = None
+    held_out: Annotated[Share | None, Flag(), Field(
+        description="Share kept out of training to measure the loss before and after. Default: 0.1, about 1,000 rows "
+                    "at most.")] = None
+    held_out_file: Annotated[Path | None, Field(description="File of held-out rows, instead of a share.")] = None
+    validation: Annotated[Share | None, Flag(), Field(
+        description="Further share kept out of training, for early stopping.")] = None
 
 
 class ReplaySpec(Spec):
-    """Other data mixed into the training data, against forgetting. share: of the final mixture; the new examples all
-    stay, and so many of these come to them."""
+    """Other data that is mixed into the training data, against forgetting. All new examples are kept."""
 
-    data: DataSource
-    share: Annotated[float, Field(gt=0, lt=1)]
+    data: Annotated[DataSource, Flag("--replay"), Field(description="Other data to mix in, against forgetting.")]
+    share: Annotated[float, Flag("--replay-share"), Field(
+        gt=0, lt=1, description="Share of the other data in the final mixture, for example 0.2.")]
 
 
 class EarlyStop(Spec):
-    """When training ends before its last step: the loss on the validation set, measured every so many steps and at the
-    end, did not fall in ``patience`` rounds. The weights of its least value are kept, whether it ended early or not."""
+    """When training ends before its last step: the loss on the validation set did not fall ``patience`` times.
 
-    every: Positive = 50
-    patience: Positive = 3
+    The weights with the lowest validation loss are kept in any case.
+    """
+
+    every: Annotated[Positive, Flag("--validate-every"), Field(description="Steps between two validations.")] = 50
+    patience: Annotated[Positive, Flag(), Field(
+        description="Stop training after this many validations without a lower loss.")] = 3
 
 
 class WatchSpec(Spec):
-    """Tasks looked at while a model is trained, every so many steps and at the end: items of each by its name, drawn at
-    random. margin: in points, as in a comparison. stop: end the run where one is proven to be forgotten."""
+    """Tasks that are evaluated during training, every so many steps and at the end, on random items."""
 
-    tasks: Annotated[dict[str, Positive], Field(min_length=1)]
-    every: Positive = 50
-    margin: Annotated[float, Field(gt=0, le=100)] = 2.0
-    stop: bool = False
+    tasks: Annotated[dict[str, Positive], Flag("--watch", form="TASK=N", example="hellaswag=200"), Field(
+        min_length=1, description="Evaluate N items of a task during training and compare with the base: TASK=N.")]
+    every: Annotated[Positive, Flag("--watch-every"), Field(description="Steps between two such evaluations.")] = 50
+    margin: Annotated[Points, Flag("--watch-margin"), Field(
+        description="Points; a drop within them is no forgetting.")] = 2.0
+    stop: Annotated[bool, Flag("--stop-when-forgot"), Field(
+        description="Stop training when a watched task is proven to be forgotten.")] = False
 
 
 class LoraSpec(Spec):
-    """Settings of the LoRA family; target_modules None means all linear layers but the output head (for ia3: those that
-    PEFT gives for the family)."""
+    """Settings of the LoRA family."""
 
-    r: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: tuple[str, ...] | None = None
+    r: Annotated[Positive, Flag("--rank"), Field(description="Rank of LoRA.")] = 16
+    alpha: Annotated[float, Flag(), Field(gt=0, description="Scale of LoRA.")] = 32
+    dropout: Annotated[float, Flag(), Field(ge=0, lt=1, description="Dropout of LoRA.")] = 0.0
+    target_modules: Annotated[tuple[str, ...] | None, Flag(), Field(
+        description="Layers to adapt, separated by commas. Default: all linear layers but the output head (ia3: those "
+                    "that PEFT chooses).")] = None
 
 
 class Recipe(Spec):
-    """How to fine-tune: method, data and hyperparameters, whatever the base.
+    """How to fine-tune: data, method and hyperparameters, for any base."""
 
-    backend: what makes the model trainable. unsloth is faster on a CUDA device, for lora, qlora and rslora; auto takes
-    it wherever it can run.
-
-    learning_rate None takes the method's default (ia3 8e-3, full 2e-5, the others 2e-4). template: chat, the model's
-    own; alpaca, the classic instruction prompt; plain, prompt and completion as they stand. learn: what of an example
-    the loss counts: every answer of a conversation, the last one, or all of it, prompts too. schedule: of the learning
-    rate, after its warm-up. gradient_checkpointing: less memory for more time. early_stop acts where ``data`` has a
-    validation set. merge: write whole weights beside the adapter too.
-    """
-
-    data: DataSpec
-    method: Literal["lora", "qlora", "rslora", "dora", "pissa", "ia3", "full"] = "lora"
-    backend: Literal["peft", "unsloth", "auto"] = "peft"
-    seed: int = 0
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    max_steps: Positive | None = None
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    batch_size: Positive = 8
-    accumulation: Positive = 1
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["linear", "cosine"] = "linear"
-    gradient_checkpointing: bool = False
-    early_stop: EarlyStop = EarlyStop()
-    watch: WatchSpec | None = None
-    max_length: Positive = 1024
-    template: Literal["chat", "alpaca", "plain"] = "chat"
-    learn: Literal["answers", "last", "all"] = "answers"
-    lora: LoraSpec = LoraSpec()
-    replay: ReplaySpec | None = None
-    merge: bool = False
+    data: Annotated[DataSpec, Field(description="Training data: a file's name, or its parts.")]
+    method: Annotated[Literal["lora", "qlora", "rslora", "dora", "pissa", "ia3", "full"], Flag(), Field(
+        description="Fine-tuning method.")] = "lora"
+    backend: Annotated[Literal["peft", "unsloth", "auto"], Flag(), Field(
+        description="peft, unsloth (faster, on CUDA, for lora, qlora and rslora) or auto (unsloth where it can run)."
+    )] = "peft"
+    early_stop: Annotated[EarlyStop, Field(description="Early stopping; needs `data.validation`.")] = EarlyStop()
+    replay: Annotated[ReplaySpec | None, Field(description="Other data to mix in.")] = None
+    watch: Annotated[WatchSpec | None, Field(description="Tasks to evaluate during training.")] = None
+    epochs: Annotated[float, Flag(), Field(gt=0, description="Passes over the data.")] = 1.0
+    max_steps: Annotated[Positive | None, Flag(), Field(description="Stop after this many steps.")] = None
+    learning_rate: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Flag(), Field(
+        description="Peak learning rate. Default by method: ia3 8e-3, full 2e-5, others 2e-4.")] = None
+    batch_size: Annotated[Positive, Flag(), Field(description="Examples in a batch.")] = 8
+    accumulation: Annotated[Positive, Flag(), Field(description="Batches in an optimizer step.")] = 1
+    warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the steps with a rising learning rate.")] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, description="Weight decay.")] = 0.0
+    schedule: Annotated[Literal["linear", "cosine"], Flag(), Field(
+        description="Decay of the learning rate after the warm-up.")] = "linear"
+    gradient_checkpointing: Annotated[bool, Flag(), Field(description="Use less memory and more time.")] = False
+    max_length: Annotated[Positive, Flag(), Field(description="Longest example in tokens.")] = 1024
+    lora: Annotated[LoraSpec, Field(description="Rank, scale, dropout and layers of the LoRA family.")] = LoraSpec()
+    seed: Annotated[int, Flag(), Field(description="Random seed.")] = 0
+    template: Annotated[Literal["chat", "alpaca", "plain"], Flag(), Field(
+        description="chat (the model's own template), alpaca (the classic instruction prompt) or plain (no template)."
+    )] = "chat"
+    learn: Annotated[Literal["answers", "last", "all"], Flag(), Field(
+        description="Tokens that the loss counts: answers (every answer), last (the last answer) or all (prompts too)."
+    )] = "answers"
+    merge: Annotated[bool, Flag(), Field(description="Also write merged weights, to OUT/merged.")] = False
 
     @model_validator(mode="after")
     def _merge_goes_with_an_adapter(self) -> Recipe:
@@ -157,17 +305,18 @@ class Recipe(Spec):
 
 
 class TuneSpec(Recipe):
-    """One fine-tune of one model. What it does not say, a preset (`aftertune.study.presets`) says for its models."""
+    """One fine-tune of one model. A preset (`aftertune.study.presets`) fills in what is not set."""
 
-    model: str
-    name: Name | None = None
-    out: Path | None = None
-    dtype: Dtype = "auto"
-    device: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    threads: Positive | None = None
-    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
+    model: Annotated[str, Flag("MODEL"), Field(
+        description="Hub id, folder, .gguf file, package:NAME/FILE, or a preset such as tinyllama.")]
+    dtype: Annotated[Dtype, Flag()] = "auto"
+    device: Annotated[Device, Flag()] = "auto"
+    revision: Annotated[Revision, Flag()] = None
+    out: Annotated[Path | None, Flag(), Field(description="Output folder.")] = None
+    name: Annotated[Name | None, Flag(), Field(description="Name of the tuning in the ledger.")] = None
+    trust_remote_code: Annotated[RemoteCode, Flag()] = False
+    threads: Threads = None
+    checkpoint_minutes: Annotated[float, Field(ge=0, description="Minutes between two checkpoints.")] = 5.0
 
     @model_validator(mode="before")
     @classmethod
@@ -176,18 +325,18 @@ class TuneSpec(Recipe):
 
 
 class BaseSpec(Spec):
-    """A base model of a study. quantize: "nf4" evaluates it in four bits: what quantisation alone costs."""
+    """A base model of a study."""
 
-    model: str
-    revision: str | None = None
-    quantize: Quantize | None = None
-    trust_remote_code: bool = False
+    model: Annotated[str, Field(description="Hub id, folder, .gguf file, package:NAME/FILE, or a preset.")]
+    revision: Revision = None
+    quantize: Quantize = None
+    trust_remote_code: RemoteCode = False
 
 
 class StudyTuning(Recipe):
-    """A fine-tune of a study: a recipe applied to one of the study's bases."""
+    """A fine-tune of a study: a recipe for one of the study's bases."""
 
-    base: str
+    base: Annotated[str, Field(description="One of the study's bases.")]
 
     def spec(self, base: BaseSpec, *, name: str, dtype: Dtype, device: str, out: Path) -> TuneSpec:
         """This tuning as a TuneSpec of its own."""
@@ -197,22 +346,20 @@ class StudyTuning(Recipe):
 
 
 class Study(Spec):
-    """Bases, tunings and tasks that belong together, with the margins that verdicts use.
+    """Bases, tunings and tasks that belong together, with the margins for their verdicts."""
 
-    matrix: tunings crossed axis by axis (`aftertune.study.matrix`); they join ``tunings``, and only these are hashed.
-    """
-
-    study: Name
-    bases: Annotated[dict[Name, BaseSpec], Field(min_length=1)]
-    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
-    tunings: dict[Name, StudyTuning] = Field(default_factory=dict)
-    matrix: dict[str, Any] | None = Field(default=None, exclude=True)
-    margin: Annotated[float, Field(gt=0, le=100)] = 2.0
+    study: Annotated[Name, Field(description="Name of the study.")]
+    bases: Annotated[dict[Name, BaseSpec], Field(min_length=1, description="Base models, by name.")]
+    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1, description="Tasks to evaluate.")]
+    tunings: dict[Name, StudyTuning] = Field(default_factory=dict, description="Fine-tunes, by name.")
+    matrix: Annotated[dict[str, Any] | None, Field(
+        exclude=True, description="Fine-tunes as all combinations of lists; they join `tunings`.")] = None
+    margin: Annotated[Points, Field(description="Points; a change within them is no loss.")] = 2.0
     dtype: Dtype = "auto"
-    device: str = "auto"
+    device: Device = "auto"
     engine: EngineName = "packed"
-    apply_chat_template: bool = False
-    task_source: Literal["auto", "hub", "pack"] = "auto"
+    apply_chat_template: Chat = False
+    task_source: TaskSource = "auto"
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Study:
@@ -260,7 +407,8 @@ class Study(Spec):
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema of a study file, for editors."""
         schema = cls.model_json_schema()
-        schema["properties"]["matrix"] = matrix_schema(StudyTuning)
+        about = schema["properties"]["matrix"]["description"]
+        schema["properties"]["matrix"] = {"description": about, **matrix_schema(StudyTuning)}
         return schema
 
     @classmethod
@@ -305,6 +453,44 @@ class Study(Spec):
                                                 "replay": anchored_replay(t.replay, folder)})
                         for n, t in study.tunings.items()},
         })
+
+
+def anchored(path: Path | None, folder: Path) -> Path | None:
+    """The path, taken from ``folder`` where it is relative."""
+    return None if path is None else (path if path.is_absolute() else folder / path)
+
+
+def on_hub(path: Path) -> bool:
+    """Whether a data source that is no file here is named as a data set of the Hub is: ``alpaca``, ``owner/name``."""
+    return path.suffix not in DATA_FILES and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path)) is not None
+
+
+def _data_file(path: Path | None, folder: Path) -> Path | None:
+    """As `anchored`, but a data set of the Hub keeps its name."""
+    return path if path is not None and on_hub(path) and not (folder / path).exists() else anchored(path, folder)
+
+
+def anchored_task(task: TaskSpec, folder: Path) -> TaskSpec:
+    """The task with every path taken from ``folder``."""
+    update: dict[str, Any] = {"data": anchored(task.data, folder)}
+    if task.target is not None:
+        update["target"] = task.target.model_copy(update={
+            "file": anchored(task.target.file, folder), "shots_file": anchored(task.target.shots_file, folder)})
+    return task.model_copy(update=update)
+
+
+def anchored_data(data: DataSpec, folder: Path) -> DataSpec:
+    """The training data with every path taken from ``folder``."""
+    return data.model_copy(update={"file": _data_file(data.file, folder),
+                                   "held_out_file": _data_file(data.held_out_file, folder)})
+
+
+def anchored_replay(replay: ReplaySpec | None, folder: Path) -> ReplaySpec | None:
+    """What is replayed with every path taken from ``folder``."""
+    if replay is None:
+        return None
+    data = replay.data.model_copy(update={"file": _data_file(replay.data.file, folder)})
+    return replay.model_copy(update={"data": data})
 
 
 def explain(error: ValidationError) -> str:

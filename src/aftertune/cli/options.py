@@ -1,0 +1,212 @@
+"""Makes the options of a verb from the fields of a specification that are marked with `aftertune.study.Flag`.
+
+    @with_options
+    def tune(*, recipe: Given[TuneSpec], preview: Annotated[bool, typer.Option(…)] = False) -> None:
+        spec = recipe.make()
+
+The parameter ``recipe`` stands for one option of each marked field of `TuneSpec` and of its parts. The name, type, help
+and default of an option are those of the field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from aftertune.errors import InputError
+from aftertune.study import Flag, Spec, explain
+from aftertune.study.matrix import assembled
+
+S = TypeVar("S", bound=Spec)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@dataclass(frozen=True, slots=True)
+class SpecOption:
+    """One option. path: of its field, with dots; part: path of the optional part that the field lies in, "" for none;
+    required: whether a command needs it."""
+
+    path: str
+    field: FieldInfo
+    flag: Flag
+    part: str = ""
+    required: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names on the command line, the longest-known first."""
+        return self.flag.names or ("--" + self.path.rpartition(".")[2].replace("_", "-"),)
+
+    @property
+    def parameter(self) -> str:
+        """Name as a parameter of the verb."""
+        return self.names[0].removeprefix("--").replace("-", "_").lower()
+
+    @property
+    def help(self) -> str:
+        """The field's description; the values of a Literal are added where it does not name them."""
+        text, kind = self.field.description or "", _kind(self.field.annotation)
+        choices = [str(value) for value in get_args(kind)] if get_origin(kind) is Literal else []
+        if all(choice in text for choice in choices):
+            return text
+        return f"{text.rstrip('.')}: {', '.join(choices[:-1])} or {choices[-1]}."
+
+    def as_parameter(self) -> Parameter:
+        """The option as a parameter that typer reads."""
+        default = self.field.get_default(call_default_factory=True) if not self.required else Parameter.empty
+        if not isinstance(default, str | int | float | Path | type):
+            default = None
+        names = self.names
+        if default is True:
+            names = (f"{names[0]}/--no-{names[0].removeprefix('--')}", *names[1:])
+        info = typer.Option(*names, help=self.help, metavar=self.flag.form or None) if names[0].startswith("--") else \
+            typer.Argument(metavar=names[0], help=self.help)
+        kind = _typed(self.field.annotation)
+        return Parameter(self.parameter, Parameter.KEYWORD_ONLY, default=default,
+                         annotation=Annotated[kind if default is not None else kind | None, info])
+
+    def parse(self, value: Any) -> Any:
+        """What the field takes, from what typer gives."""
+        kind = _kind(self.field.annotation)
+        if get_origin(kind) is tuple:
+            return tuple(name.strip() for name in value.split(",") if name.strip()) or None
+        if get_origin(kind) is dict:
+            values = get_args(kind)[1]
+            return parse_settings(self.names[0], value) if values is Any else self._pairs(value, values is not str)
+        return value
+
+    def _pairs(self, texts: list[str], counted: bool) -> dict[str, Any]:
+        """``hellaswag=200`` as {"hellaswag": "200"}; InputError where the form is another."""
+        pairs = {}
+        for text in texts:
+            key, _, value = (part.strip() for part in text.partition("="))
+            if not key or not value or (counted and not value.isdigit()):
+                raise InputError(f"{self.names[0]} {text!r}: write {self.flag.form}, for example {self.names[0]} "
+                                 f"{self.flag.example}")
+            pairs[key] = value
+        return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Given(Generic[S]):
+    """The fields of a specification that a command line sets. values: by dotted path."""
+
+    spec: type[S]
+    values: Mapping[str, Any]
+
+    def make(self, **further: Any) -> S:
+        """The specification, with further fields. Raises InputError that names the option of a value at fault."""
+        known = list(options_of(self.spec))
+        for missing in known:
+            given = [o for o in known if o.part and o.part == missing.part and o.path in self.values]
+            if given and missing.field.is_required() and missing.path not in self.values:
+                raise InputError(f"{given[0].names[0]} and {missing.names[0]} go together; {missing.names[0]}: "
+                                 f"{missing.help}")
+        try:
+            return self.spec(**{**assembled(dict(self.values)), **further})
+        except ValidationError as error:
+            text = explain(error).replace("`study`: ", "")  # an error of no single field
+            for option in known:
+                text = text.replace(f"`{option.path}`", f"`{option.names[0]}`")
+            raise InputError(text) from None
+
+    def names(self) -> list[str]:
+        """Names of the options that are given."""
+        return [o.names[0] for o in options_of(self.spec) if o.path in self.values]
+
+
+def options_of(spec: type[BaseModel], before: str = "", part: str = "", required: bool = True) -> Iterator[SpecOption]:
+    """The options of a specification and of its parts, in the order of their fields."""
+    for name, field in spec.model_fields.items():
+        path, kind = before + name, _kind(field.annotation)
+        needed = required and field.is_required()
+        flag = next((one for one in field.metadata if isinstance(one, Flag)), None)
+        if flag is not None:
+            yield SpecOption(path, field, flag, part, needed)
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            optional = part or (path if field.default is None else "")
+            yield from options_of(kind, f"{path}.", optional, needed)
+
+
+def option_of(spec: type[BaseModel], path: str) -> Any:
+    """A typer option with the name and help of one field, for a verb that takes no more of the specification."""
+    option = next(o for o in options_of(spec) if o.path == path)
+    return typer.Option(*option.names, help=option.help)
+
+
+def with_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, with the options of a specification in the place of each `Given` parameter."""
+    specs: dict[str, tuple[type[Spec], list[SpecOption]]] = {}
+    parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    for parameter in signature(verb, eval_str=True).parameters.values():
+        if get_origin(parameter.annotation) is Given:
+            (spec,) = get_args(parameter.annotation)
+            specs[parameter.name] = spec, list(options_of(spec))
+            parameters += [option.as_parameter() for option in specs[parameter.name][1]]
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+
+    def run(context: typer.Context, **values: Any) -> None:
+        for name, (spec, options) in specs.items():
+            taken = [(option, values.pop(option.parameter)) for option in options]
+            values[name] = Given(spec, {o.path: o.parse(value) for o, value in taken if _given(context, o)})
+        verb(**values)
+
+    run.__name__, run.__doc__, run.__module__ = verb.__name__, verb.__doc__, verb.__module__
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def parse_settings(flag: str, text: str) -> dict[str, Any]:
+    """``a=1,b=[2]`` or a JSON object as a mapping; values are JSON where they parse as such, else text."""
+    if text.lstrip().startswith("{"):
+        try:
+            return dict(json.loads(text))
+        except ValueError as error:
+            raise InputError(f"{flag} is no valid JSON: {error}") from None
+    result: dict[str, Any] = {}
+    for part in text.split(",") if text else ():
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"{flag} {part!r}: write NAME=VALUE, with commas between them")
+        try:
+            result[key.strip()] = json.loads(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            result[key.strip()] = value
+    return result
+
+
+def _given(context: typer.Context, option: SpecOption) -> bool:
+    """Whether the command line sets the option."""
+    source = context.get_parameter_source(option.parameter)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _kind(annotation: Any) -> Any:
+    """A field's type without None and without constraints."""
+    if get_origin(annotation) is Annotated:
+        return _kind(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return next(_kind(one) for one in get_args(annotation) if one is not NoneType)
+    return annotation
+
+
+def _typed(annotation: Any) -> Any:
+    """The type that typer parses a field as; values of a Literal are checked by the specification."""
+    kind = _kind(annotation)
+    if get_origin(kind) is dict:
+        return str if get_args(kind)[1] is Any else list[str]
+    if get_origin(kind) in (Literal, tuple):
+        return str
+    return Path if issubclass(kind, BaseModel) else kind
