@@ -118,7 +118,7 @@ def found_in(place: str) -> list[str]:
 
 DOCUMENTS = [str(page.relative_to(ROOT)) for page in (
     ROOT / "README.md", *sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "docs" / "examples" / "README.md")]
+    ROOT / "docs" / "examples" / "README.md", ROOT / "studies")]
 
 
 @pytest.mark.parametrize("place", [place for place in DOCUMENTS if place not in REMAINING])
