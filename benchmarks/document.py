@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: each benchmark writes a section of its own and leaves those of the others alone."""
+"""Write sections of docs/benchmarks.md: each benchmark writes its own and leaves the others unchanged."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Early verdicts on a real model: SmolLM2-135M against a damaged and a nearly equal copy of itself, on HellaSwag.
+"""Early verdicts on a real model: SmolLM2-135M and a damaged and a nearly equal copy of it, on HellaSwag.
 
     python benchmarks/early_stop.py                             writes a section of docs/benchmarks.md
-    python benchmarks/early_stop.py --trial 100 --noise 0.3     both copies on 100 items, fixed: which noise to take
+    python benchmarks/early_stop.py --trial 100 --noise 0.3     both copies on 100 fixed items, to choose the noise
 
-The damaged copy has seeded Gaussian noise on every weight matrix, of ``--noise`` times the matrix's own standard
-deviation. The near copy is the base rounded to bfloat16 a second time, after a scaling by three: hardly a weight moves
-by more than its last bit, and some answers change. ``eval --until-decided`` must tell the first from the base with
-"lower" and the second with "within", on a part of the 10,042 items; then both sides of the damaged pair answer a fixed
-random sample, drawn with another seed, and its verdict must be the same. Exits 1 where one of these does not hold.
+The damaged copy has seeded Gaussian noise on every weight matrix, with ``--noise`` times the matrix's own standard
+deviation. The near copy is the base rounded to bfloat16 a second time, after a scaling by three: hardly any weight
+changes by more than its last bit, and some answers change. ``eval --until-decided`` must give the verdict "lower" for
+the first and "within" for the second, on a part of the 10,042 items. Then both sides of the damaged pair answer a fixed
+random sample, drawn with another seed, and its verdict must be the same. Exits with 1 if one of these fails.
 
-Copies and ledger lie in ``--work``: given again, the command goes on where it stopped.
+Copies and ledger are stored in ``--work``; the same command continues from there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PART = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One pair: how it was asked, and what came of it."""
+    """One pair: how it was asked, and the result."""
 
     pair: str
     how: str

@@ -1,23 +1,23 @@
-"""Speed: aftertune's packed engine beside lm-eval's ``hf`` model, on the same model, items and machine.
+"""Compare the speed of aftertune's packed engine with that of lm-eval's ``hf`` model: same model, items and machine.
 
-    python benchmarks/speed.py                              all works, both dtypes; writes this machine's section of
+    python benchmarks/speed.py                              all workloads, both dtypes; writes this machine's section of
                                                             docs/benchmarks.md
     python benchmarks/speed.py --only hellaswag,gsm8k_cot --dtypes bfloat16 --rounds 5
 
-A work is run by both sides in turn, several rounds, each run in a fresh process with the same number of threads; the
-ratio of a round is that of its two times, one right after the other; lm-eval is warmed up by two items. It runs at the
-best of its batch sizes 1, 8, 16 and 32, chosen beforehand on 32 items (texts, which take long: 8 items of 16 tokens);
-a larger size is not tried once one is a tenth slower than the best. Answers must agree: in float32 log-likelihoods
-within 1e-3 and 95 % of the texts, in bfloat16 the scores of 90 % of the items.
+Both sides run a workload in turn, for several rounds, each run in a fresh process with the same number of threads. The
+ratio of a round is that of its two times, measured directly after each other. lm-eval is warmed up with two items. It
+runs at the best of its batch sizes 1, 8, 16 and 32, chosen in advance on 32 items (for texts, which take long: 8 items
+of 16 tokens); a larger size is not tried once one is a tenth slower than the best. Answers must agree: in float32 the
+log-likelihoods within 1e-3 and 95 % of the texts, in bfloat16 the scores of 90 % of the items.
 
-Timed is what a side does from request texts to answers, tokenizer included; aftertune's check of packed rows against
-plain ones, a fixed cost of every evaluation, is shown apart. The floor is what the tokens must cost: unique tokens of
-the tries through the model's own linear shapes, the output head at scored positions only, at the rate of those shapes
-with 2,048 rows, best of 5 in the same run. Peak memory is the largest resident set of such a process while its work
-ran; pages of the weights' file that both have mapped are in it.
+The time covers everything from request texts to answers, including the tokenizer. aftertune's check of packed rows
+against plain ones, a fixed cost of every evaluation, is shown separately. The floor is the time that the tokens must
+take: the unique tokens of the tries through the model's own linear shapes, and the output head at scored positions
+only, at the rate of those shapes with 2,048 rows, best of 5 in the same run. Peak memory is the largest resident set of
+such a process while its workload ran; it includes pages of the weights' file that both sides have mapped.
 
-Every finished part is kept in ``.aftertune/speed.json``; the same command goes on where it stopped (--fresh: anew),
-and begins anew where the engine has changed.
+Every finished part is stored in ``.aftertune/speed.json``, and the same command continues from there. --fresh starts
+again, and so does a change of the engine.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def _serve(pipe: Any, name: str, dtype: str, train: str | None) -> None:
             return
         try:
             pipe.send(getattr(side, method)(*arguments))
-        except Exception as error:  # told to the parent, which stops
+        except Exception as error:  # sent to the parent, which stops
             pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 

@@ -1,26 +1,26 @@
-"""Speed of training: aftertune's loop beside TRL's ``SFTTrainer``, on the same model, examples and machine.
+"""Compare the training speed of aftertune's loop with TRL's ``SFTTrainer``: same model, examples and machine.
 
     python benchmarks/tune_speed.py                    the embedded demo's orders; writes into docs/benchmarks.md
     python benchmarks/tune_speed.py --data alpaca.jsonl           a file of your own, in any form that `tune` reads
     python benchmarks/tune_speed.py --rounds 5 --examples 48
 
 One round runs each side in turn, each in a fresh process with the same number of threads: one epoch over the same
-examples with the same LoRA (rank 16 on all linear layers), learning rate and effective batch, after a step to warm up.
+examples with the same LoRA (rank 16 on all linear layers), learning rate and effective batch, after a warm-up step.
 The sides:
 
 * ``aftertune``: the loop of `aftertune tune` with its defaults.
 * ``trl``: ``SFTTrainer`` with its defaults, plus ``use_cpu=True`` and the training settings above: float32 weights, as
   transformers loads this model, bfloat16 autocast, gradient checkpointing.
-* ``trl-checkpointed``: the same, weights in bfloat16, as transformers loads a model that is stored so.
+* ``trl-checkpointed``: the same with weights in bfloat16, as transformers loads a model that is stored so.
 * ``trl-lean``: weights in bfloat16, no gradient checkpointing: aftertune's precision.
 
-Counted are tokens of real text, not padding, a second of training. Texts and masks are aftertune's, so that all learn
-the same; the loss on held-out examples after training is measured by the same code for all of them.
+The rate counts tokens of real text, not padding, per second of training. Texts and masks are aftertune's, so that all
+sides learn the same; the loss on held-out examples after training is measured by the same code for all of them.
 
-The floor is what those tokens must cost: each token through every linear layer and back to its input, through LoRA's
-two matrices, back through them and into their gradients (the weights of a frozen layer have none), and each learned
-token through the output head and back; every product at the rate that torch reaches on its shape with 2,048 rows, best
-of 5 in the same run. Attention's own products are not in it.
+The floor is the time that those tokens must take: each token through every linear layer and back to its input, through
+LoRA's two matrices, back through them and into their gradients (the weights of a frozen layer have none), and each
+learned token through the output head and back; every product at torch's rate for its shape with 2,048 rows, best of 5
+in the same run. The products of attention itself are not included.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _serve(pipe: Any, name: str, given: Mapping[str, Any], method: str) -> None:
     warnings.simplefilter("ignore")
     try:
         pipe.send(getattr(Side(name, given), method)())
-    except Exception as error:  # told to the parent, which stops
+    except Exception as error:  # sent to the parent, which stops
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 

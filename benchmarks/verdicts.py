@@ -1,12 +1,12 @@
-"""The sequential verdict on simulated tasks: how often it is wrong, how many items it takes, what a look costs.
+"""Simulate the sequential verdict: how often it is wrong, how many items it takes, and the time of an interim look.
 
     python benchmarks/verdicts.py                      1,000 permutations of each scenario; writes docs/benchmarks.md
     python benchmarks/verdicts.py --permutations 4000
 
-A scenario is a task of N items of which so many are gained and lost; each permutation is one order in which they may
-be drawn. Wrong is a verdict that the full run would not give. The reference is the median of an earlier simulation of
-the same method (2,243 items on hellaswag, and so on); ours must lie within 15 % of it. Missed is how often the
-anytime-valid interval ever excludes the truth on the way to the last item. Exits 1 where a bar is missed.
+A scenario is a task of N items with given numbers of gained and lost items; each permutation is one order in which they
+may be drawn. A verdict is wrong if the full run would not give it. The reference is the median of an earlier simulation
+of the same method (2,243 items on hellaswag, and so on); ours must be within 15 % of it. "Interval ever wrong" is how
+often the anytime-valid interval excludes the truth at any point up to the last item. Exits with 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """margin: a fraction. reference: the median that it is held against, None where there is none."""
+    """margin: a fraction. reference: the median that it is compared with, None if there is none."""
 
     name: str
     items: int

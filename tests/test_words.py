@@ -60,7 +60,7 @@ _INSTEAD = tuple(PLAIN.values())
 
 #: How many hits each of these may still have; every other document has none. A number may only go down. The reference
 #: of the commands is generated from help texts in the source.
-REMAINING: Mapping[str, int] = {"docs/commands.md": 4, "docs/architecture.md": 5, "src": 307, "benchmarks": 9}
+REMAINING: Mapping[str, int] = {"docs/commands.md": 2, "docs/architecture.md": 5, "src": 298}
 #: True: a number in `REMAINING` must equal the count, so that it is lowered with each fix. False while several people
 #: rewrite the source at once: then a count may be lower.
 EXACT = False
@@ -118,7 +118,7 @@ def found_in(place: str) -> list[str]:
 
 DOCUMENTS = [str(page.relative_to(ROOT)) for page in (
     ROOT / "README.md", *sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "docs" / "examples" / "README.md", ROOT / "studies")]
+    ROOT / "docs" / "examples" / "README.md", ROOT / "studies", ROOT / "benchmarks")]
 
 
 @pytest.mark.parametrize("place", [place for place in DOCUMENTS if place not in REMAINING])
