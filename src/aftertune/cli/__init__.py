@@ -1,44 +1,81 @@
-"""The command line: one file per verb, each parses into one value and makes one call.
+"""The command line. Each verb is a function in a module of this package; it is imported when it is needed.
 
-Nothing heavy is imported before a verb runs, so that ``aftertune --help`` answers at once.
+    aftertune eval MODEL --tasks arc_easy     imports `aftertune.cli.eval`, and calls `evaluate` in it
+    aftertune --help                          imports every verb, and nothing heavy: torch comes in when a verb runs
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Annotated, Any, cast
 
 import typer
 
 from aftertune import __version__
-from aftertune.cli import (
-    audit,
-    card,
-    compare,
-    demo,
-    doctor,
-    eval,
-    export,
-    flips,
-    gate,
-    import_,
-    merge,
-    plan,
-    plan_items,
-    record,
-    run,
-    runs,
-    study,
-    tune,
-)
 from aftertune.cli.console import guarded
 
+#: Verb -> the module and the function that is called.
+VERBS = {
+    "demo": "demo:demo",
+    "eval": "eval:evaluate",
+    "tune": "tune:tune",
+    "check-merge": "merge:check_merge",
+    "compare": "compare:compare",
+    "flips": "flips:flips",
+    "gate": "gate:gate",
+    "study": "study:study",
+    "plan": "plan:plan",
+    "plan-items": "plan_items:plan_items",
+    "run": "run:run",
+    "runs": "runs:runs",
+    "show": "runs:show",
+    "record": "record:record",
+    "report": "record:report",
+    "import": "import_:import_",
+    "audit": "audit:audit",
+    "export": "export:export",
+    "card": "card:card",
+    "doctor": "doctor:doctor",
+}
+
+
+class _Commands(Mapping[str, Any]):
+    """The commands by their verbs; each is made when it is first read."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, verb: str) -> Any:
+        if verb not in self._made:
+            module, _, function = VERBS[verb].partition(":")
+            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            single.command(verb)(getattr(import_module(f"{__name__}.{module}"), function))
+            self._made[verb] = typer.main.get_command(single)
+        return self._made[verb]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(VERBS)
+
+    def __len__(self) -> int:
+        return len(VERBS)
+
+
+class _Group(typer.core.TyperGroup):
+    """The group of all verbs."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = cast(Any, _Commands())
+
+
 app = typer.Typer(
-    name="aftertune", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="What does your model know after the tune? Fine-tunes small language models and tells, with "
-         "evidence, what each fine-tune taught and what it made the model forget.",
-    epilog="Exit codes: 0 fine, 1 a gate failed, 2 bad input, 3 not comparable, 4 out of resources, 5 storage.")
+    name="aftertune", cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Fine-tune small language models and show, with evidence, what each fine-tune taught and what it made the "
+         "model forget.",
+    epilog="Exit codes: 0 success, 1 a gate failed, 2 bad input, 3 not comparable, 4 out of resources, 5 storage.")
 
 
 def _version(wanted: bool) -> None:
@@ -48,7 +85,7 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                           help="Show the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of expected errors.")] = False,
@@ -57,28 +94,6 @@ def options(
     del version
     if debug:
         os.environ["AFTERTUNE_DEBUG"] = "1"
-
-
-app.command("demo")(demo.demo)
-app.command("eval")(eval.evaluate)
-app.command("tune")(tune.tune)
-app.command("check-merge")(merge.check_merge)
-app.command("compare")(compare.compare)
-app.command("flips")(flips.flips)
-app.command("gate")(gate.gate)
-app.command("study")(study.study)
-app.command("plan")(plan.plan)
-app.command("plan-items")(plan_items.plan_items)
-app.command("run")(run.run)
-app.command("runs")(runs.runs)
-app.command("show")(runs.show)
-app.command("record")(record.record)
-app.command("report")(record.report)
-app.command("import")(import_.import_)
-app.command("audit")(audit.audit)
-app.command("export")(export.export)
-app.command("card")(card.card)
-app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, jsonable
+from aftertune.cli.options import Json
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -23,11 +24,11 @@ _TOLD = {"open": "not established (the paired answers would decide)", "not shown
 
 
 def audit(
-    file: Annotated[Path, typer.Argument(help="A Markdown record, or a results_*.json of lm-eval.")],
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a figure fails the check.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    file: Annotated[Path, typer.Argument(help="Markdown record, or results_*.json of lm-eval.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a figure fails the check.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Check reported values and errors against k/n, and differences against what the summary alone can carry."""
+    """Check whether reported values and errors are possible (k of n), and whether the summary supports differences."""
     from aftertune.exchange import audit as run
 
     found = run(file)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit
+from aftertune.cli.options import Json
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def card(
-    word: Annotated[str, typer.Argument(metavar="ID", help="Evaluation or tuning, by id or name.")],
-    out: Annotated[Path, typer.Option(help="Folder for README.md and .eval_results: best the model's own.")] = Path(
-        "card"),
-    force: Annotated[bool, typer.Option("--force", help="Write over a README.md that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    word: Annotated[str, typer.Argument(metavar="ID", help="Id or name of an evaluation or a tuning.")],
+    out: Annotated[Path, typer.Option(
+        help="Folder for README.md and .eval_results, for example the model's own.")] = Path("card"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing README.md.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Write a model card for the Hugging Face Hub; no paths of this machine and no secrets go along."""
+    """Write a model card for the Hugging Face Hub, without paths of this machine and without secrets."""
     from aftertune.cli.runs import find
     from aftertune.ledger import Ledger
     from aftertune.report import write_card

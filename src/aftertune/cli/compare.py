@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit, jsonable
+from aftertune.cli.options import Common, Force, Json, StoredEvaluation
 from aftertune.errors import InputError, NotComparable
 
 if TYPE_CHECKING:
@@ -15,16 +16,17 @@ if TYPE_CHECKING:
 
 
 def compare(
-    base: Annotated[str, typer.Argument(help="Id or name of an evaluation.")],
-    tuned: Annotated[list[str], typer.Argument(help="Id or name of an evaluation; several are compared one by one.")],
+    base: StoredEvaluation,
+    tuned: Annotated[list[str], typer.Argument(help="Id or name of an evaluation. Several are compared one by one.")],
     margin: Annotated[list[str] | None, typer.Option(
-        help="Points; a change within them is no loss. TASK=POINTS for one task. Repeatable. [default: 2]")] = None,
-    common: Annotated[bool, typer.Option("--common", help="Pair on the items that both have.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Compare in spite of differences; marked.")] = False,
-    details: Annotated[bool, typer.Option("--details", help="McNemar's p-values, every task of a group.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+        help="Points; a change within them is no loss. TASK=POINTS for one task. Repeatable. Default: 2.")] = None,
+    common: Common = False,
+    force: Force = False,
+    details: Annotated[bool, typer.Option(
+        "--details", help="Also show McNemar's p-values and every task of a group.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Compare evaluations question by question: what was forgotten, kept, improved?"""
+    """Compare evaluations question by question: what was forgotten, what was kept, what improved."""
     from aftertune.comparison import compare as run
     from aftertune.ledger import Ledger
 

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from aftertune.cli.options import Json
+
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for tunings, record and page.")] = Path("runs/demo"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the tunings, the record and the page.")] = Path("runs/demo"),
+    as_json: Json = False,
 ) -> None:
-    """Evaluate a real model, tune it with care and without, and see what each taught and what was forgotten."""
+    """Evaluate a real model, fine-tune it with care and without, and compare what each learned and forgot."""
     from aftertune.cli.run import execute, show
     from aftertune.demo import folder
     from aftertune.study import Study

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from aftertune.cli.console import emit
+from aftertune.cli.options import Json
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
-    """Check this machine and the ledger; exits with 5 where the ledger is broken."""
+def doctor(as_json: Json = False) -> None:
+    """Check this machine and the ledger. Exit with 5 if the ledger is broken."""
     rows = [*_machine(), *_versions(), *_packs(), *_ledger()]
     if as_json:
         emit({"findings": [dict(zip(("area", "name", "value", "problem", "remedy"), r, strict=True)) for r in rows]})

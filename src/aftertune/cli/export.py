@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit
+from aftertune.cli.options import Json
 from aftertune.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -18,14 +19,16 @@ FORMATS = ("lm-eval", "csv", "latex", "json")
 
 
 def export(
-    word: Annotated[str, typer.Argument(metavar="ID", help="Evaluation, comparison or study, by id or name; `all`.")],
-    format_: Annotated[str, typer.Option("--format", help="lm-eval, csv, latex or json.")] = "lm-eval",
-    out: Annotated[str | None, typer.Option(help="Folder for lm-eval, file for a table; - for stdout.")] = None,
-    prompts: Annotated[bool, typer.Option("--prompts/--no-prompts",
-                                          help="Build the prompts again; kept where the same.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    word: Annotated[str, typer.Argument(
+        metavar="ID", help="Id or name of an evaluation, comparison or study, or `all`.")],
+    format_: Annotated[str, typer.Option("--format", help="Format: lm-eval, csv, latex or json.")] = "lm-eval",
+    out: Annotated[str | None, typer.Option(
+        help="Output folder for lm-eval, output file for a table; - for stdout.")] = None,
+    prompts: Annotated[bool, typer.Option(
+        "--prompts/--no-prompts", help="Rebuild the prompts; they are written if they match the stored hash.")] = True,
+    as_json: Json = False,
 ) -> None:
-    """Write results for other programs; no paths of this machine and no secrets go along."""
+    """Write results for other programs, without paths of this machine and without secrets."""
     if format_ not in FORMATS:
         raise InputError(f"--format {format_!r}: allowed are {', '.join(FORMATS)}{nearest(format_, list(FORMATS))}")
     from aftertune.ledger import Ledger

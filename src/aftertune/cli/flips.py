@@ -9,23 +9,24 @@ from typing import Annotated
 import typer
 
 from aftertune.cli.console import emit, jsonable
+from aftertune.cli.options import Common, Force, Json, StoredEvaluation
 from aftertune.errors import InputError
 
 
 def flips(
-    base: Annotated[str, typer.Argument(help="Id or name of an evaluation.")],
-    tuned: Annotated[str, typer.Argument(help="Id or name of an evaluation.")],
-    task: Annotated[str, typer.Option(help="The task whose items are shown.")],
-    metric: Annotated[str | None, typer.Option(help="By this metric instead of the task's primary one.")] = None,
-    lost: Annotated[bool, typer.Option("--lost", help="Only what became wrong.")] = False,
-    gained: Annotated[bool, typer.Option("--gained", help="Only what became right.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Items of each direction that are shown.")] = 10,
+    base: StoredEvaluation,
+    tuned: StoredEvaluation,
+    task: Annotated[str, typer.Option(help="Task whose items are shown.")],
+    metric: Annotated[str | None, typer.Option(help="Metric; default: the task's primary one.")] = None,
+    lost: Annotated[bool, typer.Option("--lost", help="Show only items that became wrong.")] = False,
+    gained: Annotated[bool, typer.Option("--gained", help="Show only items that became right.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Items to show for each direction.")] = 10,
     out: Annotated[str, typer.Option(help="Markdown file to write; - for stdout.")] = "-",
-    common: Annotated[bool, typer.Option("--common", help="Look at the items that both have.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="In spite of differences; marked.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    common: Common = False,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
-    """Show the items that one model has right and the other wrong, with both answers."""
+    """Show the items that one model answers right and the other wrong, with both answers."""
     if lost and gained:
         raise InputError("--lost and --gained exclude each other; without either both are shown")
     from aftertune.comparison.flips import flips as run

@@ -9,6 +9,7 @@ import typer
 
 from aftertune.cli.compare import number, refused
 from aftertune.cli.console import emit
+from aftertune.cli.options import Common, Json, StoredEvaluation
 from aftertune.errors import GateFailed, InputError, NotComparable
 
 if TYPE_CHECKING:
@@ -16,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def gate(
-    base: Annotated[str, typer.Argument(help="Id or name of an evaluation.")],
-    tuned: Annotated[str, typer.Argument(help="Id or name of an evaluation.")],
-    max_drop: Annotated[list[str], typer.Option(help="TASK=POINTS: the largest drop allowed. Repeatable.")],
+    base: StoredEvaluation,
+    tuned: StoredEvaluation,
+    max_drop: Annotated[list[str], typer.Option(help="TASK=POINTS: the largest allowed drop. Repeatable.")],
     require_proof: Annotated[bool, typer.Option(
-        "--require-proof", help="Fail also where it is not proven that a limit holds.")] = False,
-    common: Annotated[bool, typer.Option("--common", help="Pair on the items that both have.")] = False,
+        "--require-proof", help="Also fail if it is not proven that a limit holds.")] = False,
+    common: Common = False,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML file to write.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Exit with 1 where a drop beyond a limit is proven (or, with --require-proof, its absence is not)."""
+    """Exit with 1 if a drop beyond a limit is proven (with --require-proof: if its absence is not proven)."""
     from aftertune.comparison import find
     from aftertune.comparison.gate import gate as run
     from aftertune.ledger import Ledger

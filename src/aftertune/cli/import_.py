@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit
+from aftertune.cli.options import Json
 
 if TYPE_CHECKING:
     from aftertune.exchange import Arrival
 
 
 def import_(
-    path: Annotated[Path, typer.Argument(help="lm-eval's output folder or results_*.json, or a Markdown record.")],
+    path: Annotated[Path, typer.Argument(help="Output folder or results_*.json of lm-eval, or a Markdown record.")],
     name: Annotated[str | None, typer.Option(help="Name of the evaluation, or of the record.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Import results of others: with samples as evaluations that can be compared, without as reported scores."""
+    """Import results of others. With samples they can be compared; without samples they are reported scores."""
     from aftertune.exchange import receive
     from aftertune.ledger import Ledger
 

@@ -7,25 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit, progress
+from aftertune.cli.options import Json, option_of
 from aftertune.errors import GateFailed
+from aftertune.study import EvalSpec, TaskSpec
 
 if TYPE_CHECKING:
     from aftertune.merging import Likeness, MergeCheck
 
 
 def check_merge(
-    tuning: Annotated[str, typer.Argument(help="Folder, id or name of a tuning with merged weights.")],
-    tasks: Annotated[str, typer.Option(help="Tasks scored by log-likelihoods; with commas.")] = "hellaswag",
-    sample: Annotated[int, typer.Option(min=1, help="Items of each task.")] = 32,
-    nf4: Annotated[bool, typer.Option("--nf4", help="The merged weights in four bits too.")] = False,
-    dtype: Annotated[str, typer.Option(help="float32 shows the rounding of the weights alone.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    tuning: Annotated[str, typer.Argument(help="Tuning with merged weights: folder, id or name.")],
+    tasks: Annotated[str, typer.Option(
+        help="Tasks that are scored by log-likelihoods, separated by commas.")] = "hellaswag",
+    sample: Annotated[int, typer.Option(min=1, help="Random items of each task.")] = 32,
+    nf4: Annotated[bool, typer.Option("--nf4", help="Also check the merged weights in 4 bits.")] = False,
+    dtype: Annotated[str, typer.Option(help="Data type; float32 shows the rounding of the weights alone.")] = "float32",
+    device: Annotated[str, option_of(EvalSpec, "device")] = "auto",
+    as_json: Json = False,
 ) -> None:
-    """Score adapter and merged weights on the same items; exit with 1 where they are not the same model."""
+    """Score the adapter and the merged weights on the same items. Exit with 1 if they are not the same model."""
     from aftertune.ledger import Ledger
     from aftertune.merging import check_merge as run
-    from aftertune.study import TaskSpec
 
     specs = [TaskSpec(name=name.strip(), sample=sample) for name in tasks.split(",") if name.strip()]
     with Ledger() as ledger, progress() as told:

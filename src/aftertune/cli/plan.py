@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit
+from aftertune.cli.options import Json, StudyFile
 from aftertune.cli.run import SET
 from aftertune.errors import InputError
 
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def plan(
-    study: Annotated[Path, typer.Argument(help="A study file (YAML).")],
+    study: StudyFile,
     sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run, as given to run.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Output folder, as for `aftertune run`.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Show every cell of a study: its state, its cost here, its command, what is missing. Nothing is fetched or run."""
+    """Show each cell of a study: state, cost on this machine, command, what is missing. Nothing is fetched or run."""
     from aftertune.ledger import Ledger
     from aftertune.pipeline import plan as make
     from aftertune.study import Study

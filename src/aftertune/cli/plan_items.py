@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit
+from aftertune.cli.options import Json
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,19 +20,19 @@ USUAL = 0.1
 
 
 def plan_items(
-    base: Annotated[str | None, typer.Argument(help="An evaluation: with TUNED, their discordance is planned with.")] =
-        None,
-    tuned: Annotated[str | None, typer.Argument(help="The other evaluation.")] = None,
+    base: Annotated[str | None, typer.Argument(
+        help="Id or name of an evaluation. With TUNED: plan with the discordance of the two.")] = None,
+    tuned: Annotated[str | None, typer.Argument(help="Id or name of the other evaluation.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="TASK or TASK=ITEMS. Repeatable.")] = None,
-    margin: Annotated[float, typer.Option(help="Points within which a change counts as kept.")] = 2.0,
+    margin: Annotated[float, typer.Option(help="Points; a change within them counts as kept.")] = 2.0,
     discordance: Annotated[float | None, typer.Option(
         help="Percent of the items on which the models differ; default: 10, or what BASE and TUNED show.")] = None,
-    power: Annotated[float, typer.Option(help="Percent of such comparisons that are to find it.")] = 80.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    power: Annotated[float, typer.Option(help="Percent of comparisons that find it.")] = 80.0,
+    as_json: Json = False,
 ) -> None:
-    """Say how many items "kept" and "forgot" need, and the smallest difference that a task can show.
+    """Show how many items the verdicts kept and forgot need, and the smallest difference that a task can show.
 
-    All tasks named are one family: the level of 5 % is shared among them, as a comparison shares it.
+    All named tasks are one family: they share the level of 5 %, as in a comparison.
     """
     from aftertune.ledger import Ledger
     from aftertune.stats.planning import need

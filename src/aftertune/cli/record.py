@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit
+from aftertune.cli.options import Json
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,12 +16,11 @@ if TYPE_CHECKING:
     from aftertune.reported import Judged
     from aftertune.values import Answer, Comparison, Contrast, Evaluation, Tuning
 
-_OUT = typer.Option(help="File to write; - for stdout.")
+_OUT = typer.Option(help="Output file; - for stdout.")
 _TITLE = typer.Option(help="Title of the document.")
-_ONLY = typer.Option(help="Ids or names of evaluations; all by default. Repeatable.")
-_STUDY = typer.Option(help="A study file: what of it is not evaluated stands there with its command. Repeatable.")
-_PUBLISHED = typer.Option("--published", help="For others to read: every path of this machine becomes a name.")
-_JSON = typer.Option("--json", help="One JSON object on stdout.")
+_ONLY = typer.Option(help="Id or name of an evaluation; default: all. Repeatable.")
+_STUDY = typer.Option(help="Study file; its models without an evaluation are listed with their commands. Repeatable.")
+_PUBLISHED = typer.Option("--published", help="For publication: replace each path of this machine with a name.")
 
 
 def record(
@@ -29,9 +29,9 @@ def record(
     only: Annotated[list[str] | None, _ONLY] = None,
     study: Annotated[list[Path] | None, _STUDY] = None,
     published: Annotated[bool, _PUBLISHED] = False,
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: Json = False,
 ) -> None:
-    """Write the Markdown record of the ledger."""
+    """Write the ledger as a Markdown record."""
     from aftertune.report import write_record
 
     reported, planned = ([], []) if only else (_reported(), _planned(study or []))
@@ -48,9 +48,9 @@ def report(
     title: Annotated[str, _TITLE] = "Model evaluation report",
     only: Annotated[list[str] | None, _ONLY] = None,
     published: Annotated[bool, _PUBLISHED] = False,
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: Json = False,
 ) -> None:
-    """Write the self-contained HTML page of the ledger."""
+    """Write the ledger as one self-contained HTML page."""
     from aftertune.comparison.flips import flips_of
     from aftertune.ledger import Ledger
     from aftertune.report import Studied, write_page

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import Progress, emit, jsonable, progress
+from aftertune.cli.options import Json, StudyFile
 from aftertune.errors import AftertuneError
 
 if TYPE_CHECKING:
@@ -21,20 +22,21 @@ if TYPE_CHECKING:
     from aftertune.study import Study
 
 #: Help of the flag that changes a study for one call.
-SET = "KEY=VALUE: changes the study for this call, for example tunings.*.learning_rate=1e-4. Repeatable."
+SET = "KEY=VALUE: change the study for this call, for example tunings.*.learning_rate=1e-4. Repeatable."
 
 
 def run(
-    study: Annotated[Path, typer.Argument(help="A study file (YAML).")],
+    study: StudyFile,
     only: Annotated[list[str] | None, typer.Option(
-        help="A base, a tuning, a cell (\"tune careful\") or a pattern, with what it needs. Repeatable.")] = None,
+        help="Run only this and what it needs: a base, a tuning, a cell (\"tune careful\") or a pattern. "
+             "Repeatable.")] = None,
     keep_going: Annotated[bool, typer.Option(
-        "--keep-going", help="Go on where a cell fails; what needs it is left out.")] = False,
+        "--keep-going", help="Continue after a cell fails; cells that need it are skipped.")] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for tunings, record and page.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the tunings, the record and the page.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Run a study; what the ledger already has is not run again."""
+    """Run a study. What the ledger already has is not run again."""
     from aftertune.pipeline import Choice
     from aftertune.study import Study
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, jsonable
+from aftertune.cli.options import Json
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from aftertune.values import Comparison, Evaluation, TaskSettings, Tuning
 
 
-def runs(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
-    """List evaluations, tunings and comparisons, the newest last."""
+def runs(as_json: Json = False) -> None:
+    """List evaluations, tunings and comparisons, newest last."""
     from aftertune.ledger import Ledger
     from aftertune.reported import proven
 
@@ -59,10 +60,10 @@ def _part(task: TaskSettings) -> str:
 
 
 def show(
-    word: Annotated[str, typer.Argument(metavar="ID", help="Id or name of what `runs` lists.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    word: Annotated[str, typer.Argument(metavar="ID", help="Id or name, as `aftertune runs` lists it.")],
+    as_json: Json = False,
 ) -> None:
-    """Show one evaluation, tuning, comparison or reported document with everything that is known of it."""
+    """Show everything that is known about one evaluation, tuning, comparison or reported document."""
     from aftertune.ledger import Ledger
 
     with Ledger(create=False) as ledger:

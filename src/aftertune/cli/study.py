@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit
+from aftertune.cli.options import Json
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def study(
-    file: Annotated[Path | None, typer.Argument(help="A study file (YAML).")] = None,
+    file: Annotated[Path | None, typer.Argument(help="Study file (YAML).")] = None,
     changes: Annotated[list[str] | None, typer.Argument(
-        help="KEY=VALUE to write into the file, for example tasks.hellaswag.limit=50.")] = None,
+        help="KEY=VALUE: a change to write into the file, for example tasks.hellaswag.limit=50.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of study files.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Check a study file and show its tunings, those of its matrix too; with KEY=VALUE, change the file first."""
+    """Check a study file and show its tunings, including those of its matrix. KEY=VALUE changes the file first."""
     from aftertune.report import write_document
     from aftertune.study import Study
 
