@@ -42,6 +42,7 @@ bench: $(READY)
 # The reference of the command line; a test fails where it is not what the commands say.
 docs: $(READY)
 	$(BIN)/python -m aftertune.cli.reference > docs/commands.md
+	$(BIN)/python -m aftertune.methods > docs/methods.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

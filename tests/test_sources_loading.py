@@ -246,6 +246,51 @@ def test_an_adapter_that_matches_nothing_is_an_error_not_a_warning(home, tmp_pat
         load_model(base, "float32", "cpu", adapter)
 
 
+@pytest.mark.parametrize("kind", ["VeraConfig", "RandLoraConfig"])
+def test_an_adapter_that_shares_tensors_between_layers_is_loaded_whole_or_refused(home, tmp_path, kind):
+    """Their random matrices stand once in the file, under no layer: ``base_model.vera_A``."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base, identity = resolved(home / "base")
+    config = getattr(peft, kind)(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM",
+                                 projection_prng_key=3, save_projection=True)
+    made = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(home / "base"), config)
+    for parameter in (p for p in made.parameters() if p.requires_grad):
+        torch.nn.init.normal_(parameter, std=0.2)
+    made.save_pretrained(tmp_path / "shared")
+    shared = [n for n in load_file(tmp_path / "shared" / "adapter_model.safetensors") if "base_model.model." not in n]
+    assert len(shared) == 2
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        loaded = load_model(base, "float32", "cpu", resolve_adapter(str(tmp_path / "shared"), base, identity))
+        assert torch.equal(loaded(ids).logits, made.eval()(ids).logits)
+        with loaded.disable_adapter():
+            assert not torch.equal(loaded(ids).logits, made(ids).logits)
+    wide, wide_identity = resolved(home / "wide")
+    with pytest.raises(SourceError) as refused:
+        load_model(wide, "float32", "cpu", resolve_adapter(str(tmp_path / "shared"), wide, wide_identity))
+    assert "shared: " in str(refused.value)
+    assert "\n" not in str(refused.value)
+    stray = rename_tensors(tmp_path / "shared", tmp_path / "stray", lambda n: n.replace(shared[0], "base_model.other"))
+    with pytest.raises(SourceError):
+        load_model(base, "float32", "cpu", resolve_adapter(str(stray), base, identity))
+    alone = rename_tensors(tmp_path / "shared", tmp_path / "alone", lambda n: n if n in shared else None)
+    with pytest.raises(SourceError, match="none of its 2 tensors belongs to a module of the base;"):
+        resolve_adapter(str(alone), base, identity)
+
+
+def test_a_shared_tensor_that_the_config_does_not_ask_for_is_refused(home, tmp_path):
+    base, identity = resolved(home / "base")
+    shutil.copytree(home / "adapter", tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    save_file({**tensors, "base_model.vera_A": next(iter(tensors.values()))},
+              tmp_path / "a" / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=r"its config does not ask for 'base_model.vera_A'"):
+        load_model(base, "float32", "cpu", resolve_adapter(str(tmp_path / "a"), base, identity))
+
+
 def test_folders_that_are_no_adapters_say_what_they_are(home, tmp_path):
     base, identity = resolved(home / "base")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from aftertune.engine import kernels
+from aftertune.methods import METHODS
 from aftertune.sources import load_model, resolve_model
 from aftertune.study import LoraSpec
 from aftertune.tuning.build import build
@@ -63,7 +64,7 @@ def trained_with(model: Any, lines: Any, rows: list[Row]) -> tuple[Any, dict[str
     return total.detach(), gradients(model)
 
 
-@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "ia3", "full"])
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.base != "nf4"])
 @pytest.mark.parametrize("lines", [EndToEnd(None), Padded(0, None)], ids=["end to end", "padded"])
 def test_loss_and_gradients_are_those_of_the_rows_alone(folder: Any, method: str, lines: Any) -> None:
     model = model_of(folder, method)

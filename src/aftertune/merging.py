@@ -19,6 +19,7 @@ from pathlib import Path
 from aftertune.errors import InputError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
+from aftertune.methods import writes_adapter
 from aftertune.study import EvalSpec, TaskSpec
 from aftertune.tuning import read_tuning
 from aftertune.values import Answer, Evaluation, Tuning
@@ -66,8 +67,9 @@ def check_merge(word: str, *, tasks: Sequence[TaskSpec], ledger: Ledger, nf4: bo
     """
     tuning = read_tuning(word, ledger)
     whole = Path(tuning.output) / "merged"
-    if tuning.method == "full":
-        raise InputError(f"{tuning.name}: a full tuning writes whole weights by itself; there is nothing to merge")
+    if not writes_adapter(tuning.method):
+        raise InputError(f"{tuning.name}: a {tuning.method} tuning writes whole weights by itself; there is nothing to "
+                         "merge")
     if tuning.merged is None or not whole.is_dir():
         raise InputError(f"{tuning.name}: no merged weights in {tuning.output}; give its tune command again with "
                          "--merge (nothing is trained anew)")

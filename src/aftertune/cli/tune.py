@@ -9,6 +9,7 @@ import typer
 
 from aftertune.cli.console import emit, jsonable, progress
 from aftertune.cli.options import Given, Json, with_options
+from aftertune.methods import writes_adapter
 from aftertune.study import TuneSpec
 
 if TYPE_CHECKING:
@@ -98,12 +99,13 @@ def show_estimate(spec: TuneSpec, as_json: bool) -> None:
 
     found = foreseen(spec)
     if as_json:
-        emit({"memory": found.memory, "disk": found.disk, "steps": found.steps, "tokens": found.tokens,
-              "seconds": found.seconds, "basis": found.basis})
+        emit({"trainable_parameters": found.trainable, "memory": found.memory, "disk": found.disk, "steps": found.steps,
+              "tokens": found.tokens, "seconds": found.seconds, "basis": found.basis})
         return
-    typer.echo(f"{spec.method} of {spec.model}: about {found.memory / 2**30:.1f} GiB of memory, "
-               f"{found.disk / 2**30:.2f} GiB of disk, {duration_text(found.seconds or 0)} for {found.steps:,} steps "
-               f"and {found.tokens:,} tokens (estimated from {found.basis}); nothing was run")
+    typer.echo(f"{spec.method} of {spec.model}: {found.trainable:,} trained parameters, about "
+               f"{found.memory / 2**30:.1f} GiB of memory, {found.disk / 2**30:.2f} GiB of disk, "
+               f"{duration_text(found.seconds or 0)} for {found.steps:,} steps and "
+               f"{found.tokens:,} tokens (estimated from {found.basis}); nothing was run")
 
 
 def show_data(found: Preview | Tuning) -> None:
@@ -143,7 +145,7 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
     for point in tuning.watch:
         rich.print(Text(watch_text(point)))
     show_data(tuning)
-    flag = f"{model} --adapter {tuning.output}" if tuning.method != "full" else tuning.output
+    flag = f"{model} --adapter {tuning.output}" if writes_adapter(tuning.method) else tuning.output
     if tuning.merged:
         typer.echo(f"whole weights in {tuning.output}/merged")
     typer.echo(f"written to {tuning.output}; what did it forget? aftertune eval {flag} --tasks …")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from aftertune.errors import AftertuneError
 from aftertune.ledger import Ledger
 from aftertune.ledger.studies import Cell as Stored
+from aftertune.methods import METHODS
 from aftertune.pipeline.alone import held
 from aftertune.pipeline.cells import Cell, cells_of, changed
 from aftertune.pipeline.costs import Cost, Costs
@@ -138,7 +139,7 @@ def _missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
     base = study.bases[tuning.base if tuning else cell.subject]
     found = _model_missing(base)
     if tuning is not None and cell.kind == "tuning":
-        if tuning.method == "qlora" and find_spec("bitsandbytes") is None:
+        if METHODS[tuning.method].base == "nf4" and find_spec("bitsandbytes") is None:
             found.append("package bitsandbytes (pip install bitsandbytes)")
         files = [tuning.data.file, *([tuning.replay.data.file] if tuning.replay else [])]
         found += [why for file in files for why in _data_missing(file)]

@@ -17,6 +17,7 @@ from aftertune.comparison.flips import flips_of
 from aftertune.errors import AftertuneError, InputError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
+from aftertune.methods import writes_adapter
 from aftertune.pipeline.alone import alone
 from aftertune.pipeline.cells import Cell, cells_of, changed, chosen
 from aftertune.pipeline.planning import unevaluated
@@ -165,7 +166,7 @@ class _Run:
 
     def _evaluate_tuned(self, name: str, tuning: Tuning, progress: Progress) -> Evaluation:
         base = self.study.bases[self.study.tunings[name].base]
-        adapter = tuning.method != "full"
+        adapter = writes_adapter(tuning.method)
         return self._evaluate(EvalSpec(
             model=base.model if adapter else tuning.output, adapter=tuning.output if adapter else None,
             revision=base.revision if adapter else None, trust_remote_code=base.trust_remote_code, name=name,

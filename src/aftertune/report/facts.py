@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from aftertune.methods import method_title
 from aftertune.report import format as fmt
 from aftertune.report.data import data_facts
 from aftertune.report.families import Family
@@ -129,10 +130,8 @@ def run_facts(provenance: Provenance | None) -> Facts:
 
 def method_text(tuning: Tuning) -> str:
     """The method as people write it."""
-    names = {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA", "pissa": "PiSSA", "ia3": "IA3",
-             "full": "full fine-tune"}
     backend = tuning.settings.get("backend")
-    return names.get(tuning.method, tuning.method) + (f" by {backend}" if backend else "")
+    return method_title(tuning.method) + (f" by {backend}" if backend else "")
 
 
 def kind_text(evaluation: Evaluation, home: Family, tuning: Tuning | None) -> str:

@@ -19,12 +19,11 @@ from aftertune.sources.fingerprint import LINEAGE, changed, fingerprint_adapter,
 from aftertune.sources.folders import read_json
 from aftertune.sources.origin import AdapterSource, ModelSource
 from aftertune.sources.resolve import absent, looks_like_path, resolve_model
-from aftertune.sources.tensors import TensorInfo, read_header, weight_files
+from aftertune.sources.tensors import PREFIX, TensorInfo, is_shared, read_header, weight_files
 from aftertune.values import ModelIdentity, digest
 
 #: PEFT types whose weights belong to the prompt, not to modules of the base.
 PROMPT_TYPES = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"})
-PREFIX = "base_model.model."
 
 
 def resolve_adapter(source: str, base: ModelSource, base_identity: ModelIdentity, *,
@@ -146,15 +145,17 @@ def check_fit(adapter: AdapterSource, base: ModelSource, tensors: tuple[TensorIn
     modules = {name.rpartition(".")[0] for name in shapes}
     trained_on = adapter.trained_on or "a base that it does not name"
     both = f"the adapter was made for {trained_on}, the base given is {base.named}"
-    placed = {t.name: _module_of(t.name, modules) for t in tensors}
+    own = [t for t in tensors if not is_shared(t.name)]  # PEFT checks the shapes of the others
+    placed = {t.name: _module_of(t.name, modules) for t in own}
     lost = sorted(name for name, module in placed.items() if module is None)
-    if len(lost) == len(tensors):
+    if len(lost) == len(own):
+        first = f", first {lost[0]!r}" if lost else ""
         raise SourceError(f"{adapter.source}: none of its {len(tensors)} tensors belongs to a module of the "
-                          f"base, first {lost[0]!r}; {both}")
+                          f"base{first}; {both}")
     if lost:
         raise SourceError(f"{adapter.source}: {len(lost)} of its {len(tensors)} tensors belong to no module "
                           f"of the base, first {lost[0]!r}; {both}")
-    for tensor in tensors:
+    for tensor in own:
         module = placed[tensor.name]
         weight = shapes.get(f"{module}.weight")
         if weight is not None and len(weight) == 2 and not _fits(tensor, str(module), weight):

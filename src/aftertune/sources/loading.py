@@ -20,7 +20,7 @@ from typing import Any
 from aftertune.errors import ResourceError, SourceError
 from aftertune.sources.nf4 import require_nf4, to_nf4
 from aftertune.sources.origin import AdapterSource, ModelSource
-from aftertune.sources.tensors import read_header
+from aftertune.sources.tensors import is_shared, read_header
 from aftertune.sources.unpacked import unpacked
 
 #: Files of which a tokenizer has at least one.
@@ -146,6 +146,9 @@ def add_adapter(model: Any, adapter: AdapterSource, *, device: str, name: str = 
     if not given & held:
         raise SourceError(f"{adapter.source}: none of the adapter's {len(given)} tensors was taken up by "
                           f"{adapter.base}; it belongs to another model")
+    if stray := {name for name in given - held if is_shared(name)}:
+        raise SourceError(f"{adapter.source}: its config does not ask for {min(stray)!r}, which its file holds; save "
+                          "it again")
     if held - given:
         raise SourceError(f"{adapter.source}: the adapter lacks {len(held - given)} tensors that its config "
                           f"asks for, first {min(held - given)!r}; save it again")
@@ -269,6 +272,11 @@ def _told(source: ModelSource | AdapterSource) -> Iterator[None]:
         hint = ("; its code is in its folder: pass --trust-remote-code if you trust it"
                 if "trust_remote_code" in text else "")
         raise SourceError(f"{source.source}: transformers cannot load it: {text[:300]}{hint}") from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):  # memory that runs out, for one, is another matter
+            raise
+        text = " ".join(str(error).split())
+        raise SourceError(f"{source.source}: its tensors do not fit the model: {text[:300]}") from error
 
 
 @contextlib.contextmanager

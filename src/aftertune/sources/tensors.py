@@ -21,6 +21,9 @@ from aftertune.errors import SourceError
 
 #: The format's own limit on the header, in bytes.
 HEADER_LIMIT = 100_000_000
+#: PEFT's names of an adapter's tensors begin with PREFIX where they belong to a module of the base. SHARED alone is
+#: before those that all layers share (VeRA's ``base_model.vera_A``).
+PREFIX, SHARED = "base_model.model.", "base_model."
 LFS_MARK = b"version https://git-lfs"
 
 
@@ -33,6 +36,11 @@ class TensorInfo:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+def is_shared(name: str) -> bool:
+    """True for the name of an adapter's tensor that belongs to no layer alone."""
+    return name.startswith(SHARED) and not name.startswith(PREFIX)
 
 
 def read_header(path: Path) -> tuple[TensorInfo, ...]:

@@ -29,9 +29,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aftertune.errors import InputError, nearest
+from aftertune.methods import METHODS, MethodName, listed, ranks_text, rates_text, unsloth_methods
 from aftertune.study.matrix import matrix_schema
 from aftertune.study.overrides import edited_yaml, overrides, parse_yaml, read_yaml, whole
-from aftertune.study.presets import with_defaults
+from aftertune.study.presets import with_defaults, with_method_defaults
 from aftertune.values import digest
 
 #: Endings of data files; a name without one may be a data set of the Hub.
@@ -253,11 +254,11 @@ class WatchSpec(Spec):
 
 
 class LoraSpec(Spec):
-    """Settings of the LoRA family."""
+    """Settings of an adapter. docs/methods.md lists which of them each method uses."""
 
-    r: Annotated[Positive, Flag("--rank"), Field(description="Rank of LoRA.")] = 16
+    r: Annotated[Positive, Flag("--rank"), Field(description=ranks_text())] = 16
     alpha: Annotated[float, Flag(), Field(gt=0, description="Scale of LoRA.")] = 32
-    dropout: Annotated[float, Flag(), Field(ge=0, lt=1, description="Dropout of LoRA.")] = 0.0
+    dropout: Annotated[float, Flag(), Field(ge=0, lt=1, description="Dropout of the adapter.")] = 0.0
     target_modules: Annotated[tuple[str, ...] | None, Flag(), Field(
         description="Layers to adapt, separated by commas. Default: all linear layers but the output head (ia3: those "
                     "that PEFT chooses).")] = None
@@ -267,18 +268,17 @@ class Recipe(Spec):
     """How to fine-tune: data, method and hyperparameters, for any base."""
 
     data: Annotated[DataSpec, Field(description="Training data: a file's name, or its parts.")]
-    method: Annotated[Literal["lora", "qlora", "rslora", "dora", "pissa", "ia3", "full"], Flag(), Field(
-        description="Fine-tuning method.")] = "lora"
+    method: Annotated[MethodName, Flag(), Field(description="Fine-tuning method.")] = "lora"
     backend: Annotated[Literal["peft", "unsloth", "auto"], Flag(), Field(
-        description="peft, unsloth (faster, on CUDA, for lora, qlora and rslora) or auto (unsloth where it can run)."
-    )] = "peft"
+        description=f"peft, unsloth (faster, on CUDA, for {listed(unsloth_methods(), 'and')}) or auto (unsloth where "
+                    "it can run).")] = "peft"
     early_stop: Annotated[EarlyStop, Field(description="Early stopping; needs `data.validation`.")] = EarlyStop()
     replay: Annotated[ReplaySpec | None, Field(description="Other data to mix in.")] = None
     watch: Annotated[WatchSpec | None, Field(description="Tasks to evaluate during training.")] = None
     epochs: Annotated[float, Flag(), Field(gt=0, description="Passes over the data.")] = 1.0
     max_steps: Annotated[Positive | None, Flag(), Field(description="Stop after this many steps.")] = None
     learning_rate: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Flag(), Field(
-        description="Peak learning rate. Default by method: ia3 8e-3, full 2e-5, others 2e-4.")] = None
+        description=f"Peak learning rate. Default by method: {rates_text()}.")] = None
     batch_size: Annotated[Positive, Flag(), Field(description="Examples in a batch.")] = 8
     accumulation: Annotated[Positive, Flag(), Field(description="Batches in an optimizer step.")] = 1
     warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the steps with a rising learning rate.")] = 0.05
@@ -287,7 +287,7 @@ class Recipe(Spec):
         description="Decay of the learning rate after the warm-up.")] = "linear"
     gradient_checkpointing: Annotated[bool, Flag(), Field(description="Use less memory and more time.")] = False
     max_length: Annotated[Positive, Flag(), Field(description="Longest example in tokens.")] = 1024
-    lora: Annotated[LoraSpec, Field(description="Rank, scale, dropout and layers of the LoRA family.")] = LoraSpec()
+    lora: Annotated[LoraSpec, Field(description="Rank, scale, dropout and layers of an adapter.")] = LoraSpec()
     seed: Annotated[int, Flag(), Field(description="Random seed.")] = 0
     template: Annotated[Literal["chat", "alpaca", "plain"], Flag(), Field(
         description="chat (the model's own template), alpaca (the classic instruction prompt) or plain (no template)."
@@ -299,9 +299,14 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _merge_goes_with_an_adapter(self) -> Recipe:
-        if self.merge and self.method == "full":
-            raise ValueError("`merge` goes with an adapter; full writes whole weights by itself")
+        if self.merge and (reason := METHODS[self.method].not_merged):
+            raise ValueError(f"`merge` goes with an adapter; {reason}")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_method_fills_in(cls, values: Any) -> Any:
+        return with_method_defaults(values) if isinstance(values, dict) else values
 
 
 class TuneSpec(Recipe):

@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from aftertune.methods import METHODS, Linear, Method
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -36,10 +40,20 @@ class Shape:
         return self.hidden // self.heads * self.kv_heads
 
     @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The linear layers, the output head left out."""
+        hidden, kv, inner = self.hidden, self.kv, self.inner
+        gate = (Linear(("gate_proj",), hidden, inner),) if self.gated else ()
+        return self.layers * (
+            Linear(("q_proj",), hidden, hidden), Linear(("k_proj",), hidden, kv), Linear(("v_proj",), hidden, kv),
+            Linear(("o_proj", "dense", "out_proj"), hidden, hidden), *gate,
+            Linear(("up_proj", "fc1", "fc_in", "dense_h_to_4h"), hidden, inner),
+            Linear(("down_proj", "fc2", "fc_out", "dense_4h_to_h"), inner, hidden))
+
+    @property
     def linear(self) -> int:
         """Weights of the linear layers, the output head left out: what a token is multiplied with."""
-        attention = 2 * self.hidden * (self.hidden + self.kv)
-        return self.layers * (attention + (3 if self.gated else 2) * self.hidden * self.inner)
+        return sum(layer.inputs * layer.outputs for layer in self.linears)
 
     @property
     def embeddings(self) -> int:
@@ -142,15 +156,34 @@ def known(model: str) -> Preset | None:
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's explicit values, and below them the settings of the preset that ``model`` names, if any.
 
-    The settings of a part (``lora``) are filled in one by one.
+    The settings of a part (``lora``) are filled in one by one. A method that is not of the LoRA family keeps its own
+    learning rate and adapter settings.
     """
-    model = values.get("model")
+    model, method = values.get("model"), _method(values)
     preset = find(model) if isinstance(model, str) else None
     merged = dict(values)
     for key, value in (preset.settings if preset else {}).items():
+        if key in ("learning_rate", "lora") and method is not None and not method.preset:
+            continue
         given = merged.get(key)
         if given is None:
             merged[key] = value
         elif isinstance(value, Mapping) and isinstance(given, Mapping):
             merged[key] = {**value, **given}
     return merged
+
+
+def with_method_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's explicit values, and below them the ``lora`` settings that its method starts from."""
+    method, given = _method(values), values.get("lora")
+    if isinstance(given, BaseModel):
+        given = given.model_dump(exclude_unset=True)
+    if method is None or not method.defaults or not isinstance(given, Mapping | None):
+        return dict(values)
+    return {**values, "lora": {**method.defaults, **(given or {})}}
+
+
+def _method(values: Mapping[str, Any]) -> Method | None:
+    """The method of a recipe that is not yet checked; None where it names no known one."""
+    name = values.get("method", "lora")
+    return METHODS.get(name) if isinstance(name, str) else None

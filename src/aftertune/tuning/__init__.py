@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import InputError
+from aftertune.methods import METHODS, unused_settings
 from aftertune.tuning.estimate import Estimate
 from aftertune.tuning.foreseen import foreseen
 from aftertune.tuning.shown import Preview, preview
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "Preview", "foreseen", "preview", "read_tuning", "tune"]
 
-#: Raised with every change of the loop that moves the weights: what an older one made is not taken for its result.
-LOOP = 2
-#: The same of single methods.
-LOOPS = {"dora": 3, "full": 3, "qlora": 3, "ia3": 3}
 #: (done, total, text): how far a tuning has come, in optimizer steps.
 Progress = Callable[[int, int, str], None]
 
@@ -118,7 +115,6 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
     from aftertune.engine.devices import choose_device, choose_dtype, set_threads
     from aftertune.provenance import capture
     from aftertune.sources import fingerprint_model, require_nf4, resolve_model
-    from aftertune.tuning.build import LEARNING_RATES, NOTES
     from aftertune.tuning.corpus import Corpus
     from aftertune.tuning.course import Plan
     from aftertune.tuning.overlap import find_overlap
@@ -127,16 +123,18 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay)
     device = choose_device(spec.device)
-    if spec.method == "qlora":
+    method = METHODS[spec.method]
+    if method.base == "nf4":
         require_nf4(device)
     plan = Plan(device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
-                max_steps=spec.max_steps, learning_rate=spec.learning_rate or LEARNING_RATES[spec.method],
+                max_steps=spec.max_steps, learning_rate=spec.learning_rate or method.learning_rate,
                 batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
                 weight_decay=spec.weight_decay, schedule=spec.schedule, checkpointing=spec.gradient_checkpointing,
                 early_stop=(spec.early_stop.every, spec.early_stop.patience) if corpus.validation else None,
                 save_seconds=60 * spec.checkpoint_minutes, watch=spec.watch if watched else None,
                 backend=backend_of(spec, source, device))
     identity = fingerprint_model(source)
+    unused = filter(None, [unused_settings(spec.method, spec.lora.model_fields_set)])
     settings = _settings(spec, plan, corpus)
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
     out = (spec.out or Path(".aftertune") / "tunings" / tuning_id).expanduser()
@@ -144,7 +142,7 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
     return _Job(spec, source, corpus, plan, Tuning(
         id=tuning_id, name=spec.name or tuning_id, base=identity, method=spec.method, data=corpus.fingerprint,
         data_source=str(spec.data.file), examples=len(corpus.training), seed=spec.seed, settings=settings,
-        output=str(out), counts=corpus.counts, notes=(*corpus.notes, *NOTES.get(spec.method, ())),
+        output=str(out), counts=corpus.counts, notes=(*corpus.notes, *method.notes, *unused),
         overlap=find_overlap((*corpus.training, *corpus.replay), questions), provenance=capture()))
 
 
@@ -158,9 +156,9 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
     recipe = spec.model_dump(mode="json", include={
         "method", "epochs", "max_steps", "batch_size", "accumulation", "warmup", "weight_decay", "max_length",
         "template", "learn", "schedule", "gradient_checkpointing"})
-    if spec.method != "full":
+    if METHODS[spec.method].adapter:
         recipe["lora"] = spec.lora.model_dump(mode="json")
-    return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "loop": LOOPS.get(spec.method, LOOP),
+    return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "loop": METHODS[spec.method].loop,
             "optimizer": "adamw", "max_grad_norm": plan.max_grad_norm, **_backend(plan), **_sides(spec, corpus)}
 
 
@@ -229,7 +227,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
     progress(len(steps), len(steps), f"held-out loss after, {len(rows.held_out)} examples")
     after = example_losses(model, rows.held_out, batching)
     folder = Path(tuning.output)
-    output.save(model, tokenizer, folder)
+    output.save(model, spec.method, tokenizer, folder)
     checkpoints.remove()
     return replace(
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),

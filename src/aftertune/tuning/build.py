@@ -1,19 +1,12 @@
-"""Owns making a loaded model trainable: the method decides which weights move, and nothing else.
+"""Makes a loaded model trainable by a method of `aftertune.methods`.
 
     model = build(base, "lora", LoraSpec(r=16), seed=0)     # a PEFT model; its base is frozen
     trainable(model)                                        # 4884480
 
-``lora`` trains adapters in float32 on a frozen base (Hu et al. 2021, arXiv:2106.09685); ``rslora`` scales them by the
-root of the rank (Kalajdzievski 2023, arXiv:2312.03732); ``dora`` trains the size of each weight column apart (Liu et
-al. 2024, arXiv:2402.09353); ``pissa`` begins with the principal part of each weight (Meng et al. 2024,
-arXiv:2404.02948) and is saved as a plain adapter; ``ia3`` scales keys, values and inner activations (Liu et al. 2022,
-arXiv:2205.05638). ``qlora`` is lora on a base whose linear layers are held in four bits (`aftertune.sources.nf4`).
-``full`` trains every weight, held in float32, because bfloat16 loses small updates.
-
-PEFT's ``prepare_model_for_kbit_training`` is not called: of what it does, PEFT freezes the base anyway, gradient
-checkpointing is for the loop to choose, and embeddings, head and norms in float32 cost memory (for a small model with a
-large vocabulary more than four bits save) and change nothing in bfloat16, where norms compute in float32 by themselves.
-In float16, whose range is short, the norms are cast.
+Adapters are trained in float32. PEFT's ``prepare_model_for_kbit_training`` is not called for a base in four bits:
+PEFT freezes the base anyway, and the loop chooses gradient checkpointing. That function also holds embeddings, head and
+norms in float32. This costs memory (for a small model with a large vocabulary more than four bits save), and it changes
+nothing in bfloat16, where norms compute in float32 by themselves. In float16, whose range is short, the norms are cast.
 """
 
 from __future__ import annotations
@@ -22,31 +15,23 @@ from dataclasses import replace
 from typing import Any
 
 from aftertune.errors import InputError, nearest
+from aftertune.methods import METHODS
 from aftertune.sources import ModelSource
 from aftertune.sources.nf4 import NF4
 from aftertune.study import LoraSpec
-from aftertune.tuning import pissa
-
-#: Learning rate where the recipe names none.
-LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "rslora": 2e-4, "dora": 2e-4, "pissa": 2e-4, "ia3": 8e-3, "full": 2e-5}
-#: What a reader of a method's figures should know.
-NOTES = {"qlora": ("held-out losses are those on the four-bit base that was trained on; evaluations and merges take "
-                   "the base as it is stored",),
-         "pissa": ("the adapter is saved as a plain one of twice the rank, for the base as it is stored",)}
-#: Layers whose inputs (IA3) are scaled, not their outputs.
-FEEDFORWARD = ("down_proj", "fc2", "fc_out", "w2", "dense_4h_to_h")
 
 
 def base_dtype(method: str, compute: str) -> str:
     """The dtype to load the weights in: a frozen base in the computing one, trained weights in float32."""
-    if method == "qlora":  # a base in float32 would not fit beside the memory that four bits are meant for
+    base = METHODS[method].base
+    if base == "nf4":  # a base in float32 would not fit beside the memory that four bits are meant for
         return compute
-    return "float32" if method == "full" or compute == "float16" else compute
+    return "float32" if base == "float32" or compute == "float16" else compute
 
 
 def loaded(source: ModelSource, method: str) -> ModelSource:
     """The source as the method holds it in memory."""
-    return replace(source, quantization=NF4) if method == "qlora" else source
+    return replace(source, quantization=NF4) if METHODS[method].base == "nf4" else source
 
 
 def attention(device: str, longest: int) -> str | None:
@@ -63,22 +48,23 @@ def build(model: Any, method: str, lora: LoraSpec, seed: int) -> Any:
     knows none for this family."""
     from transformers import set_seed
 
+    facts = METHODS[method]
     set_seed(seed)
     model.config.use_cache = False
-    if method == "full":
+    if facts.config is None:
         return model.requires_grad_(True)
     from peft import get_peft_model
 
     if lora.target_modules:
         check_targets(model, list(lora.target_modules))
-    if method == "qlora":
+    if facts.base == "nf4":
         _float_norms(model)
     try:
-        made = get_peft_model(model, _config(method, lora))
-        if method == "qlora":  # else TRL casts the adapters to bfloat16, which loses small updates
+        made = get_peft_model(model, facts.config(lora, seed))
+        if facts.base == "nf4":  # else TRL casts the adapters to bfloat16, which loses small updates
             del model.is_loaded_in_4bit
-        if method == "pissa":
-            pissa.remember(made)
+        if facts.begin is not None:
+            facts.begin(made)
         return made
     except ValueError as error:
         raise InputError(f"method {method}: {' '.join(str(error).split())[:200]}; name layers as lora.target_modules "
@@ -92,20 +78,6 @@ def _float_norms(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.dtype == torch.float16 and parameter.ndim == 1:
             parameter.data = parameter.data.float()
-
-
-def _config(method: str, lora: LoraSpec) -> Any:
-    """PEFT's config of a method."""
-    from peft import IA3Config, LoraConfig, TaskType
-
-    targets = list(lora.target_modules) if lora.target_modules else None
-    if method == "ia3":
-        inner = [t for t in targets or () if t in FEEDFORWARD]
-        return IA3Config(task_type=TaskType.CAUSAL_LM, target_modules=targets,
-                         feedforward_modules=inner if targets else None)
-    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_dora=method == "dora",
-                      use_rslora=method == "rslora", target_modules=targets or "all-linear",
-                      init_lora_weights=pissa.INIT if method == "pissa" else True, task_type=TaskType.CAUSAL_LM)
 
 
 def trainable(model: Any) -> int:

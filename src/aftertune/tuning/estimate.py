@@ -16,6 +16,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aftertune.methods import METHODS, Count, adapted_layers
+
 if TYPE_CHECKING:
     from aftertune.study import Recipe
     from aftertune.study.presets import Shape
@@ -29,8 +31,6 @@ REACHED = 0.5
 TOKENS, LEARNED = 120, 0.5
 #: The interpreter with its libraries, in bytes.
 PROGRAM = 700 * 2**20
-#: Methods whose layers are torch's own on the way back, and how much more of them is kept for it (docs/log.md).
-UNFUSED, MORE = ("full", "qlora"), 2
 #: Rows of logits that are held at once, with their gradient, in float32.
 LOGITS = 512
 
@@ -65,9 +65,10 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """memory and disk: bytes, at the peak; tokens: trained on in all steps; seconds: None without a rate; basis: what
-    it rests on."""
+    """trainable: parameters. memory and disk: bytes, at the peak. tokens: trained on in all steps. seconds: None
+    without a rate. basis: what it rests on."""
 
+    trainable: int
     memory: int
     disk: int
     steps: int
@@ -87,27 +88,33 @@ def estimate(shape: Shape, recipe: Recipe, load: Load, machine: Machine) -> Esti
         seconds = _operations(shape, recipe, load, passes) / (machine.rate * REACHED)
     rate = f"{machine.rate / 1e9:,.0f} G operations/s measured here, {REACHED:.0%} of it reached" if machine.rate else \
         "no rate measured"
-    return Estimate(memory=int(memory(shape, recipe, load, machine)), disk=int(_disk(shape, recipe, machine)),
-                    steps=steps, tokens=tokens, seconds=seconds,
+    return Estimate(trainable=trained(shape, recipe), memory=int(memory(shape, recipe, load, machine)),
+                    disk=int(_disk(shape, recipe, machine)), steps=steps, tokens=tokens, seconds=seconds,
                     basis=f"{shape.parameters / 1e6:,.0f}M parameters, {load.tokens:,} tokens an epoch, {rate}")
 
 
 def trained(shape: Shape, recipe: Recipe) -> int:
     """Weights that are trained."""
-    if recipe.method == "full":
-        return shape.parameters
-    if recipe.method == "ia3":
-        return shape.layers * (2 * shape.kv + shape.inner)
-    ends = 2 * (shape.hidden + shape.hidden) + 2 * (shape.hidden + shape.kv)
-    ends += (3 if shape.gated else 2) * (shape.hidden + shape.inner)
-    return shape.layers * recipe.lora.r * ends
+    return _counted(METHODS[recipe.method].parameters, shape, recipe) or shape.parameters
+
+
+def _stored(shape: Shape, recipe: Recipe) -> int:
+    """Numbers in the adapter's file."""
+    return _counted(METHODS[recipe.method].stored, shape, recipe) or trained(shape, recipe)
+
+
+def _counted(count: Count | None, shape: Shape, recipe: Recipe) -> int:
+    """What a method counts on the layers that it adapts; 0 where it counts nothing."""
+    return count(adapted_layers(shape.linears, recipe.lora.target_modules), recipe.lora) if count else 0
 
 
 def _operations(shape: Shape, recipe: Recipe, load: Load, passes: float) -> float:
     """All products of a run: the layers for every token, the head where something is learned."""
-    ways = (3 if recipe.method == "full" else 2) + (1 if recipe.gradient_checkpointing else 0)
-    head = shape.vocabulary * shape.hidden
-    adapters = 0 if recipe.method == "full" else 6 * trained(shape, recipe)
+    method = METHODS[recipe.method]
+    ways = (2 if method.adapter else 3) + (1 if recipe.gradient_checkpointing else 0)
+    head, adapters = shape.vocabulary * shape.hidden, 0
+    if method.adapter:
+        adapters = _counted(method.operations, shape, recipe) or 6 * trained(shape, recipe)
     layers = (2 * ways * shape.linear + adapters) * load.tokens * passes
     heads = 2 * ways * head * load.learned * passes
     return layers + heads + 2 * 2 * (shape.linear * load.held_out + head * load.held_out * LEARNED)
@@ -115,17 +122,15 @@ def _operations(shape: Shape, recipe: Recipe, load: Load, passes: float) -> floa
 
 def memory(shape: Shape, recipe: Recipe, load: Load, machine: Machine) -> float:
     """Bytes at the peak of training."""
-    size, count = SIZES[machine.dtype], trained(shape, recipe)
+    size, count, method = SIZES[machine.dtype], trained(shape, recipe), METHODS[recipe.method]
     weights: float
-    if recipe.method == "full":
-        weights, states = 4 * shape.parameters, 12 * count
-    elif recipe.method == "qlora":
-        weights, states = NF4 * shape.linear + size * (shape.parameters - shape.linear), 16 * count
+    if method.base == "nf4":
+        weights = NF4 * shape.linear + size * (shape.parameters - shape.linear)
     else:
-        held = 4 if machine.dtype == "float16" else size
-        weights, states = held * shape.parameters, 16 * count
+        weights = (4 if method.base == "float32" or machine.dtype == "float16" else size) * shape.parameters
+    states = 16 * count + 4 * (_stored(shape, recipe) - count) if method.adapter else 12 * count
     tokens = min(recipe.batch_size * load.longest, recipe.batch_size * recipe.max_length)
-    kept = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner) * size * (MORE if recipe.method in UNFUSED else 1)
+    kept = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner) * size * method.kept
     layers = (shape.layers * shape.hidden * size + kept) if recipe.gradient_checkpointing else shape.layers * kept
     logits = 2 * 4 * shape.vocabulary * min(tokens, LOGITS)
     program = PROGRAM if machine.device == "cpu" else 0
@@ -134,7 +139,5 @@ def memory(shape: Shape, recipe: Recipe, load: Load, machine: Machine) -> float:
 
 def _disk(shape: Shape, recipe: Recipe, machine: Machine) -> float:
     """Bytes of the result, and of two checkpoints with Adam's moments while it runs."""
-    count = trained(shape, recipe)
-    whole = 4 * count if recipe.method == "full" else 4 * count + (SIZES[machine.dtype] * shape.parameters
-                                                                  if recipe.merge else 0)
-    return whole + 2 * 12 * count
+    merged = SIZES[machine.dtype] * shape.parameters if recipe.merge else 0
+    return 4 * _stored(shape, recipe) + merged + 2 * 12 * trained(shape, recipe)

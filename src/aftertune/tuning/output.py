@@ -1,6 +1,6 @@
 """Owns a tuning's output folder: weights and tokenizer, and ``aftertune.json``, the manifest written last.
 
-    save(model, tokenizer, folder)
+    save(model, "lora", tokenizer, folder)
     result = identify(folder, "lora", base, identity)       fingerprint of what came out
     write_manifest(folder, tuning)
     finished(folder, tuning_id, base, identity)             the Tuning, where the folder still holds it
@@ -19,11 +19,11 @@ from typing import Any
 
 from aftertune.errors import AftertuneError, InputError, StorageError
 from aftertune.ledger.codec import decode
+from aftertune.methods import METHODS, writes_adapter
 from aftertune.sources import ModelSource, fingerprint_model, resolve_adapter, resolve_model
 from aftertune.sources.cache import usual_modes
 from aftertune.sources.loading import quiet
 from aftertune.tuning.merge import FOLDER, merge
-from aftertune.tuning.pissa import as_lora, is_pissa
 from aftertune.values import ModelIdentity, Tuning, plain
 
 MANIFEST = "aftertune.json"
@@ -46,7 +46,7 @@ def prepare(folder: Path) -> None:
                            "choose another folder with --out") from error
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
+def save(model: Any, method: str, tokenizer: Any, folder: Path) -> None:
     """Write adapter or weights as safetensors, and the tokenizer files. Raises StorageError (disk full)."""
     from safetensors.torch import save_file
 
@@ -54,8 +54,9 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     try:
         with quiet():
-            if is_pissa(model):
-                tensors, config = as_lora(model)
+            own = METHODS[method].save
+            if own is not None:
+                tensors, config = own(model)
                 save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
                 config.save_pretrained(folder)
             else:
@@ -69,7 +70,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def identify(folder: Path, method: str, base: ModelSource, identity: ModelIdentity) -> str:
     """Fingerprint of the model that the folder holds: the base with its adapter, or its own weights."""
-    if method == "full":
+    if not writes_adapter(method):
         return fingerprint_model(resolve_model(str(folder))).fingerprint
     return fingerprint_model(base, resolve_adapter(str(folder), base, identity)).fingerprint
 
@@ -80,9 +81,9 @@ def with_merged(tuning: Tuning, base: ModelSource) -> Tuning:
     Raises InputError where there is nothing to merge.
     """
     folder = Path(tuning.output)
-    if tuning.method == "full":
-        raise InputError(f"{tuning.name}: a full tuning writes whole weights, so there is nothing to merge; leave out "
-                         "--merge")
+    if not writes_adapter(tuning.method):
+        raise InputError(f"{tuning.name}: a {tuning.method} tuning writes whole weights, so there is nothing to merge; "
+                         "leave out --merge")
     if tuning.merged is not None and merged_fingerprint(folder) == tuning.merged:
         return tuning
     adapter = resolve_adapter(str(folder), base, tuning.base)

@@ -20,13 +20,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import InputError, ResourceError, SourceError
+from aftertune.methods import METHODS, unsloth_methods
 
 if TYPE_CHECKING:
     from aftertune.sources import ModelSource
     from aftertune.study import Recipe, TuneSpec
-
-#: Methods that it has kernels for.
-METHODS = ("lora", "qlora", "rslora")
 
 
 def backend_of(spec: TuneSpec, source: ModelSource, device: str) -> str:
@@ -47,8 +45,8 @@ def backend_of(spec: TuneSpec, source: ModelSource, device: str) -> str:
 def _against(spec: Recipe, source: ModelSource) -> InputError | None:
     """The error for what it does not train, if it is that."""
     way_out = "leave out backend: unsloth (--backend)"
-    if spec.method not in METHODS:
-        return InputError(f"backend unsloth trains {', '.join(METHODS)}, not {spec.method}; {way_out}")
+    if METHODS[spec.method].unsloth is None:
+        return InputError(f"backend unsloth trains {', '.join(unsloth_methods())}, not {spec.method}; {way_out}")
     if source.gguf_file is not None:
         return InputError(f"backend unsloth reads safetensors, and {source.source} is a GGUF file; {way_out}, or name "
                           "the model's folder or Hub id")
@@ -89,7 +87,7 @@ def load(source: ModelSource, spec: TuneSpec, dtype: str, device: str, *, longes
 
         model, _ = FastLanguageModel.from_pretrained(
             model_name=str(source.path), max_seq_length=longest, dtype=getattr(torch, dtype),
-            load_in_4bit=spec.method == "qlora", load_in_16bit=False, full_finetuning=False,
+            load_in_4bit=METHODS[spec.method].base == "nf4", load_in_16bit=False, full_finetuning=False,
             device_map={"": device}, fix_tokenizer=False, trust_remote_code=source.trust_remote_code,
             use_gradient_checkpointing=checkpointing, use_exact_model_name=True, random_state=spec.seed)
         model.name_or_path = model.config._name_or_path = source.source
@@ -97,8 +95,8 @@ def load(source: ModelSource, spec: TuneSpec, dtype: str, device: str, *, longes
         check_targets(model, targets)
         made = FastLanguageModel.get_peft_model(
             model, r=spec.lora.r, lora_alpha=spec.lora.alpha, lora_dropout=spec.lora.dropout, bias="none",
-            target_modules=targets, use_rslora=spec.method == "rslora", use_gradient_checkpointing=checkpointing,
-            random_state=spec.seed, max_seq_length=longest)
+            target_modules=targets, use_gradient_checkpointing=checkpointing, random_state=spec.seed,
+            max_seq_length=longest, **METHODS[spec.method].unsloth or {})
     made.is_loaded_in_4bit = False  # else TRL casts the adapters to bfloat16, which loses small updates
     return made
 

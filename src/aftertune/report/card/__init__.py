@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from aftertune.methods import writes_adapter
 from aftertune.report import format as fmt
 from aftertune.report import markdown as md
 from aftertune.report.blocks import comparison_blocks, score_blocks
@@ -54,7 +55,7 @@ def _summary(subject: Subject) -> str:
     if tuning is not None and base is not None:
         hub = data_on_hub(tuning)
         data = _link(hub, f"datasets/{hub}") if hub else md.code(fmt.visible(tuning.data_source))
-        kind = "full fine-tune" if tuning.method == "full" else f"{md.text(method_text(tuning))} fine-tune"
+        kind = f"{md.text(method_text(tuning))} fine-tune" if writes_adapter(tuning.method) else "full fine-tune"
         text = f"A {kind} of {_named(subject)} on {fmt.count(tuning.examples)} examples of {data}."
     elif base is not None:
         text = f"An adapter on {_named(subject)}. How it was trained is not known here."

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aftertune.methods import writes_adapter
 from aftertune.provenance import published
 from aftertune.report.families import tuning_of
 from aftertune.values import Comparison, Evaluation, ModelIdentity, Score, Tuning
@@ -57,7 +58,7 @@ class Subject:
         """True for a model that is an adapter on its base."""
         if self.model is not None:
             return self.model.adapter is not None
-        return self.tuning is not None and self.tuning.method != "full"
+        return self.tuning is not None and writes_adapter(self.tuning.method)
 
     @property
     def base(self) -> ModelIdentity | None:

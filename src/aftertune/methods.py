@@ -1,0 +1,320 @@
+"""The fine-tuning methods: one entry per method, with every fact that the program needs about it.
+
+    METHODS["dora"].title                    "DoRA"
+    METHODS["ia3"].learning_rate             0.008
+    METHODS["lora"].config(LoraSpec(r=8), 0)     PEFT's LoraConfig
+
+To add a PEFT method, add one entry to `METHODS`. The study's specification, the help of ``--method``, docs/methods.md
+(``make docs``), the estimate of ``--dry-run``, the training, the output folder, the unsloth backend and the report read
+it from here. This module is imported by the light rooms too, so PEFT and torch are imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+#: The version of the training loop. It is raised with every change that moves the weights, so that the result of an
+#: older loop is not taken for that of this one. A method has a number of its own where only that method changed.
+LOOP = 2
+#: Layers whose inputs IA3 scales; of the others it scales the outputs.
+FEEDFORWARD = ("down_proj", "fc2", "fc_out", "w2", "dense_4h_to_h")
+#: PEFT's name for PiSSA by 16 rounds of subspace iteration: seconds, where the whole decomposition takes minutes.
+PISSA = "pissa_niter_16"
+
+
+class Settings(Protocol):
+    """The hyperparameters of an adapter (`aftertune.study.LoraSpec`)."""
+
+    @property
+    def r(self) -> int: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def target_modules(self) -> tuple[str, ...] | None: ...
+
+
+class Linear(NamedTuple):
+    """A linear layer of a model. names: what model families call it; inputs, outputs: columns and rows of its
+    weight."""
+
+    names: tuple[str, ...]
+    inputs: int
+    outputs: int
+
+
+#: Numbers, or operations, of an adapter on these linear layers.
+Count = Callable[[Sequence[Linear], Settings], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One fine-tuning method.
+
+    title: the name as people write it. trains: what is trained, in one sentence, with its source.
+    learning_rate: the default.
+    base: how the base is held while it is trained: "computing", in the dtype of the computation; "nf4", its linear
+    layers in four bits; "float32".
+    config: PEFT's config from the settings and the seed; None where the base's own weights are trained.
+    settings: the fields of ``lora`` that have an effect. defaults: of these, where they differ from the usual ones.
+    size: what ``lora.r`` is for the method.
+    parameters: numbers that are trained; None for all weights of the base. stored: numbers in the saved adapter, where
+    these are more. operations: of the adapter, for each token of training; None for six for each number that is
+    trained.
+    kept: how many times the activations of fused LoRA layers a step keeps for its backward pass (docs/log.md).
+    fused: on a CPU its layers run by the compiled LoRA kernels; other layers run as PEFT has them.
+    unsloth: arguments of unsloth's ``get_peft_model``; None where that backend does not train it.
+    preset: the learning rate and ``lora`` of a model preset apply. Presets publish them for LoRA.
+    not_merged: why there are no merged weights; "" where the adapter can be merged into its base.
+    saved_as: what the output folder holds.
+    begin: is called with the new PEFT model before the first step. save: from the trained model, tensors by their names
+    in the file and PEFT's config, where PEFT's own saving does not do.
+    notes: what a reader of the method's figures should know; they stand in the record of each tuning.
+    loop: the version of the training loop for this method.
+    """
+
+    title: str
+    trains: str
+    learning_rate: float
+    base: Literal["computing", "nf4", "float32"] = "computing"
+    config: Callable[[Settings, int], Any] | None
+    settings: tuple[str, ...] = ("r", "alpha", "dropout", "target_modules")
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    size: str = "rank"
+    parameters: Count | None
+    stored: Count | None = None
+    operations: Count | None = None
+    kept: float = 1.0
+    fused: bool = False
+    unsloth: Mapping[str, Any] | None = None
+    preset: bool = True
+    not_merged: str = ""
+    saved_as: str = "a PEFT adapter"
+    begin: Callable[[Any], None] | None = None
+    save: Callable[[Any], tuple[dict[str, Any], Any]] | None = None
+    notes: tuple[str, ...] = ()
+    loop: int = LOOP
+
+    @property
+    def adapter(self) -> bool:
+        """True where an adapter on the base is trained, False where the base's own weights are."""
+        return self.config is not None
+
+
+def method_title(name: str) -> str:
+    """A method's title; the name itself for a method of another version of this program."""
+    return METHODS[name].title if name in METHODS else name
+
+
+def writes_adapter(name: str) -> bool:
+    """True where a tuning by this method leaves an adapter, False where it leaves whole weights. A method of another
+    version of this program counts as one with an adapter."""
+    return name not in METHODS or METHODS[name].adapter
+
+
+# LoRA and its variants
+
+def _lora_config(**variant: Any) -> Callable[[Settings, int], Any]:
+    """A function that makes PEFT's LoraConfig with the arguments of a variant."""
+    def config(lora: Settings, _seed: int) -> Any:
+        from peft import LoraConfig, TaskType
+
+        return LoraConfig(**{
+            "r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_dora": False, "use_rslora": False,
+            "target_modules": _targets(lora) or "all-linear", "init_lora_weights": True,
+            "task_type": TaskType.CAUSAL_LM, **variant})
+
+    return config
+
+
+def _targets(lora: Settings) -> list[str] | None:
+    return list(lora.target_modules) if lora.target_modules else None
+
+
+def _lora_parameters(layers: Sequence[Linear], lora: Settings) -> int:
+    """A [r, inputs] and B [outputs, r] of each layer."""
+    return sum(lora.r * (layer.inputs + layer.outputs) for layer in layers)
+
+
+def _dora_parameters(layers: Sequence[Linear], lora: Settings) -> int:
+    """Those of LoRA, and a magnitude for each output."""
+    return _lora_parameters(layers, lora) + sum(layer.outputs for layer in layers)
+
+
+# PiSSA
+
+def _remember_pissa(model: Any) -> None:
+    """Keep the adapter's tensors as they are before the first step. The same seed makes the same again."""
+    model.pissa_start = {name: tensor.clone() for name, tensor in _adapter_tensors(model).items()}
+
+
+def _pissa_as_lora(model: Any) -> tuple[dict[str, Any], Any]:
+    """A plain LoRA of twice the rank, for the base as it is stored.
+
+    PiSSA starts from W = W' + s B0 A0, with W' in the place of the base's W. So what was learned is
+    s (B A - B0 A0) = s [B, -B0] [A; A0].
+    """
+    import torch
+
+    start, tensors = model.pissa_start, {}
+    for name, tensor in _adapter_tensors(model).items():
+        if "lora_A" in name:
+            tensors[name] = torch.cat([tensor, start[name]])  # [2 * rank, inputs]
+        else:
+            tensors[name] = torch.cat([tensor, -start[name]], 1)  # [outputs, 2 * rank]
+    config = copy.deepcopy(model.peft_config["default"])
+    config.r, config.lora_alpha, config.init_lora_weights, config.inference_mode = (
+        2 * config.r, 2 * config.lora_alpha, True, True)
+    return tensors, config
+
+
+def _adapter_tensors(model: Any) -> dict[str, Any]:
+    from peft import get_peft_model_state_dict
+
+    tensors: dict[str, Any] = {n: t.detach().cpu() for n, t in get_peft_model_state_dict(
+        model, save_embedding_layers=False).items()}
+    return tensors
+
+
+# IA3
+
+def _ia3_config(lora: Settings, _seed: int) -> Any:
+    from peft import IA3Config, TaskType
+
+    targets = _targets(lora)
+    inner = [t for t in targets or () if t in FEEDFORWARD]
+    return IA3Config(task_type=TaskType.CAUSAL_LM, target_modules=targets,
+                     feedforward_modules=inner if targets else None)
+
+
+def _ia3_parameters(layers: Sequence[Linear], lora: Settings) -> int:
+    """A factor for each input of a feed-forward layer, and for each output of the others. Without targets PEFT takes
+    keys (some families: queries), values and the second feed-forward layer."""
+    targets = lora.target_modules or ("k_proj", "v_proj", *FEEDFORWARD)
+    return sum(layer.inputs if set(layer.names) & set(FEEDFORWARD) else layer.outputs
+               for layer in layers if set(layer.names) & {t.rpartition(".")[2] for t in targets})
+
+
+METHODS: Mapping[str, Method] = MappingProxyType({
+    "lora": Method(
+        title="LoRA", learning_rate=2e-4, fused=True, unsloth={"use_rslora": False},
+        trains="A product of two narrow matrices, added to each weight (Hu et al. 2021, arXiv:2106.09685).",
+        config=_lora_config(), parameters=_lora_parameters),
+    "qlora": Method(
+        title="QLoRA", learning_rate=2e-4, base="nf4", kept=2, unsloth={"use_rslora": False}, loop=3,
+        trains="LoRA on a base whose linear layers are held in four bits (Dettmers et al. 2023, arXiv:2305.14314).",
+        config=_lora_config(), parameters=_lora_parameters,
+        notes=("held-out losses are those on the four-bit base that was trained on; evaluations and merges take the "
+               "base as it is stored",)),
+    "rslora": Method(
+        title="rsLoRA", learning_rate=2e-4, fused=True, unsloth={"use_rslora": True},
+        trains="LoRA, scaled by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).",
+        config=_lora_config(use_rslora=True), parameters=_lora_parameters),
+    "dora": Method(
+        title="DoRA", learning_rate=2e-4, fused=True, loop=3,
+        trains="LoRA for the direction of each weight row, and its length apart (Liu et al. 2024, arXiv:2402.09353).",
+        config=_lora_config(use_dora=True), parameters=_dora_parameters),
+    "pissa": Method(
+        title="PiSSA", learning_rate=2e-4, fused=True,
+        trains="LoRA that starts as the principal part of each weight (Meng et al. 2024, arXiv:2404.02948).",
+        config=_lora_config(init_lora_weights=PISSA), parameters=_lora_parameters,
+        stored=lambda layers, lora: 2 * _lora_parameters(layers, lora), saved_as="a LoRA adapter of twice the rank",
+        begin=_remember_pissa, save=_pissa_as_lora,
+        notes=("the adapter is saved as a plain one of twice the rank, for the base as it is stored",)),
+    "ia3": Method(
+        title="IA3", learning_rate=8e-3, loop=3,
+        trains="A factor for each key, value and inner activation (Liu et al. 2022, arXiv:2205.05638).",
+        config=_ia3_config, settings=("target_modules",), parameters=_ia3_parameters),
+    "full": Method(
+        title="full fine-tune", learning_rate=2e-5, base="float32", kept=2, loop=3,
+        trains="Every weight, in float32, because bfloat16 loses small updates.",
+        config=None, settings=(), parameters=None, saved_as="whole weights",
+        not_merged="full writes whole weights by itself"),
+})
+
+if TYPE_CHECKING:
+    MethodName = str
+else:  # pydantic reads the names from it
+    MethodName = Literal[tuple(METHODS)]
+
+
+def adapted_layers(layers: Sequence[Linear], targets: Sequence[str] | None) -> list[Linear]:
+    """The layers that ``targets`` name. All of them without targets, and where a name is not known here."""
+    ends = {target.rpartition(".")[2] for target in targets or ()}
+    if not ends or ends - {name for layer in layers for name in layer.names}:
+        return list(layers)
+    return [layer for layer in layers if ends & set(layer.names)]
+
+
+def unused_settings(name: str, given: set[str]) -> str:
+    """A note on the ``lora`` settings that were given and have no effect on a method; "" where there are none."""
+    unused = [f"lora.{key}" for key in ("r", "alpha", "dropout", "target_modules")
+              if key in given and key not in METHODS[name].settings]
+    return f"{', '.join(unused)}: no effect on {name}" if unused else ""
+
+
+# What people read
+
+def listed(names: Sequence[str], last: str = "or") -> str:
+    """"lora, dora or full"."""
+    return f"{', '.join(names[:-1])} {last} {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def rates_text() -> str:
+    """The default learning rates: "ia3 8e-3, full 2e-5, others 2e-4"."""
+    usual = METHODS["lora"].learning_rate
+    others = [f"{name} {_rate(m.learning_rate)}" for name, m in METHODS.items() if m.learning_rate != usual]
+    return ", ".join([*others, f"others {_rate(usual)}"])
+
+
+def ranks_text() -> str:
+    """What ``lora.r`` is, with the methods for which it is something else, or has another default."""
+    others = [f"{name}: {'' if m.size == 'rank' else f'{m.size}, '}default {m.defaults['r']}"
+              for name, m in METHODS.items() if "r" in m.defaults]
+    return f"Rank of the adapter ({'; '.join(others)})." if others else "Rank of the adapter."
+
+
+def unsloth_methods() -> list[str]:
+    """The methods that unsloth trains."""
+    return [name for name, method in METHODS.items() if method.unsloth is not None]
+
+
+def _rate(rate: float) -> str:
+    """0.0002 as "2e-4"."""
+    digits, _, power = f"{rate:e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
+def page() -> str:
+    """docs/methods.md: ``python -m aftertune.methods`` prints it, and ``make docs`` writes it."""
+    held = {"computing": "as it computes", "nf4": "four bits (NF4)", "float32": "float32"}
+    rows = [("method", "name", "learning rate", "settings of `lora`", "base in memory", "saved as", "merge", "unsloth",
+             "CPU kernels"), ("---",) * 9]
+    for name, m in METHODS.items():
+        settings = [f"`{key}`" + (f" ({m.size}, {m.defaults[key]})" if key == "r" and "r" in m.defaults else "")
+                    for key in m.settings]
+        rows.append((f"`{name}`", m.title, _rate(m.learning_rate), ", ".join(settings) or "none", held[m.base],
+                     m.saved_as, "no" if m.not_merged else "yes", "yes" if m.unsloth is not None else "no",
+                     "yes" if m.fused else "no"))
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    listing = "\n".join(f"- `{name}`: {' '.join([m.trains, *(f'{note[0].upper()}{note[1:]}.' for note in m.notes)])}"
+                        for name, m in METHODS.items())
+    return "\n\n".join([
+        "# Fine-tuning methods",
+        "Written by `make docs` from `src/aftertune/methods.py`. Choose one with `--method`, or with `method:` in a "
+        "study.", listing, table,
+        "The learning rate is the default. Settings of `lora` that are not listed have no effect on the method, and "
+        "the record of the tuning says so. Without `target_modules` all linear layers but the output head are adapted "
+        "(ia3: those that PEFT names for the model family). `merge` writes whole weights beside the adapter. CPU "
+        "kernels: on a CPU the method's layers train by the compiled kernels; the other methods train as PEFT has "
+        "them. `aftertune tune … --dry-run` says how many parameters a method trains, and the memory, disk and time "
+        "that it takes."]) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
