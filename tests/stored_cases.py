@@ -1,11 +1,12 @@
-"""Builds the ledger and the values that `tests/data/ledger_6627cb2.sql` and its `.txt` hold.
+"""Builds the ledger and the values that `tests/data/ledger_6627cb2.sql`, its `.txt` and its `.json` hold.
 
-Commit 6627cb2 wrote both files, by this module's own means:
+Commit 6627cb2 wrote these files, with the functions of this module:
 
     python tests/stored_cases.py        run from the repository's root, prints nothing
 
 The SQL file is the text of a whole ledger; the text file has one line per value read from it (``repr``, which tells a
-whole number from a float and a tuple from a list). Do not write them anew: they prove that old data reads the same.
+whole number from a float and a tuple from a list). The JSON file is a fine-tune's ``aftertune.json``. Do not write them
+anew: they prove that old data reads the same.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from aftertune.values import (
 
 SQL = Path(__file__).parent / "data" / "ledger_6627cb2.sql"
 VALUES = SQL.with_suffix(".txt")
+MANIFEST = SQL.with_suffix(".json")
 #: Rows that depend on the process that writes, and alembic's own table.
 _CHANGING = ('INSERT INTO "lease"', 'INSERT INTO "alembic_version"', "CREATE TABLE alembic_version")
 
@@ -114,6 +116,11 @@ def tuning() -> Tuning:
         provenance=Provenance(command="aftertune tune x", started="2026-01-01", finished="2026-01-02", git="abc"),
         watch=(WatchPoint(step=10, task="arc_easy", metric="acc", n=6, base=0.5, tuned=0.25, delta=-0.25, low=-0.5,
                           high=0.0, verdict="undecided"),))
+
+
+def finite_tuning() -> Tuning:
+    """The same without the infinity, which a manifest cannot hold."""
+    return dataclasses.replace(tuning(), steps=({"step": 1.0, "loss": 1e-7}, {"step": 2, "tokens": 512}))
 
 
 def comparison() -> Comparison:
@@ -192,8 +199,12 @@ def read(path: Path) -> Iterator[str]:
 if __name__ == "__main__":
     import tempfile
 
+    from aftertune.tuning.output import write_manifest
+
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "ledger.db"
         fill(made)
         SQL.write_text(dump(made), encoding="utf-8")
         VALUES.write_text("\n".join(read(made)) + "\n", encoding="utf-8")
+        write_manifest(Path(folder), finite_tuning())
+        MANIFEST.write_bytes((Path(folder) / "aftertune.json").read_bytes())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import ledger_cases as cases
 from aftertune.errors import StorageError
 from aftertune.ledger import Ledger
-from aftertune.ledger.codec import decode, encode
+from aftertune.ledger.store import decode, encode
 from aftertune.values import Answer, Comparison, Evaluation, Item, Response, Tuning
 
 FAST = settings(max_examples=40, deadline=None, derandomize=True)
@@ -127,3 +127,9 @@ def test_what_is_not_json_is_refused_in_one_line(value: Any) -> None:
 def test_fields_that_a_stored_value_lacks_take_their_default() -> None:
     old = {k: v for k, v in encode(cases.tuning()).items() if k not in ("notes", "held_out")}
     assert decode(Tuning, old) == cases.tuning()
+
+
+def test_a_stored_value_that_does_not_fit_is_refused_in_one_line() -> None:
+    with pytest.raises(StorageError, match=r"Tuning\.seed: .* \(found 'x'\)") as caught:
+        decode(Tuning, {**encode(cases.tuning()), "seed": "x"})
+    assert "\n" not in str(caught.value)

@@ -20,7 +20,8 @@ from aftertune.sources import (
     resolve_model,
 )
 from aftertune.sources import fingerprint as room
-from aftertune.sources.fields import adapter_fields, function_fields, jsonable
+from aftertune.sources.fields import adapter_fields, function_fields
+from aftertune.values import json_ready
 from source_cases import CONFIG, flip_byte, tensors, write_folder
 
 
@@ -113,7 +114,7 @@ def test_pad_counts_where_positions_come_from_it_and_nested_configs_are_cleaned(
     assert function_fields({"model_type": "xglm", "pad_token_id": 1})["pad_token_id"] == 1
     nested = {"text_config": {"hidden_size": 4, "use_cache": True, "dtype": "bfloat16"}}
     assert function_fields(nested) == {"text_config": {"hidden_size": 4}}
-    assert jsonable({"limit": [0.0, float("inf")], "raw": b"\x01", "n": np.int64(3)}) == {
+    assert json_ready({"limit": [0.0, float("inf")], "raw": b"\x01", "n": np.int64(3)}) == {
         "limit": [0.0, "inf"], "raw": "01", "n": 3}
 
 

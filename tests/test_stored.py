@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -9,11 +11,15 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import stored_cases as stored
+from aftertune.cli.console import jsonable
 from aftertune.ledger import Ledger
 from aftertune.ledger.lease import process_start
+from aftertune.tuning.output import read_manifest, write_manifest
+from aftertune.values import Tuning, canonical, digest, json_ready, plain, restore
 
 
 def test_every_value_of_an_old_ledger_reads_the_same(tmp_path: Path) -> None:
@@ -37,6 +43,48 @@ def test_tables_and_rows_are_written_as_before(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     stored.fill(path)
     assert stored.dump(path) == stored.SQL.read_text(encoding="utf-8")
+
+
+def test_a_fine_tunes_manifest_is_written_and_read_as_before(tmp_path: Path) -> None:
+    text = stored.MANIFEST.read_text(encoding="utf-8")
+    write_manifest(tmp_path, stored.finite_tuning())
+    assert (tmp_path / "aftertune.json").read_text(encoding="utf-8") == text
+    back = read_manifest(tmp_path)
+    assert back == stored.finite_tuning()
+    assert canonical(plain(back)) == canonical(plain(stored.finite_tuning()))  # a whole number is no float
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_manifest(tmp_path, stored.tuning())
+    assert (tmp_path / "aftertune.json").read_text(encoding="utf-8") == text
+
+
+def test_a_manifest_that_does_not_fit_is_none(tmp_path: Path) -> None:
+    whole = json.loads(stored.MANIFEST.read_text(encoding="utf-8"))
+    for wrong in ({}, [], {**whole, "examples": "many"}, {k: v for k, v in whole.items() if k != "base"}):
+        (tmp_path / "aftertune.json").write_text(json.dumps(wrong))
+        assert read_manifest(tmp_path) is None
+    with pytest.raises(ValueError, match=r"^Tuning\.base\.source: .*found 3"):
+        restore(Tuning, {**whole, "base": {**whole["base"], "source": 3}})
+
+
+def test_the_digests_of_documents_and_configs_are_those_of_before() -> None:
+    """sha256 as commit 6627cb2 computed it."""
+    document = {"a": (1, 2.0, float("inf"), -math.inf, math.nan), 3: b"\x01", True: np.float32(0.5), None: np.int64(7)}
+    assert json_ready(document) == {"a": [1, 2.0, "inf", "-inf", "nan"], "3": "01", "True": 0.5, "None": 7}
+    assert digest(json_ready(document)) == "a79630a5a0bc8b3d9fb4ef77eed93ace132ab5b403d37ff3f89301fdbedd2f79"
+
+
+def test_json_on_standard_output_is_as_before() -> None:
+    value = {"row": stored.ROW, "n": (1, 1.0, 1e16, 5e-324, 2**70), "no": [math.inf, math.nan, None, True], "é": "\x00"}
+    text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
+    assert text == (
+        '{"row": {"task": "arc_easy", "metric": "acc", "filter": "none", "n": 6, "base": 0.5, "tuned": 0.'
+        '3333333333333333, "delta": -0.16666666666666666, "low": -0.5, "high": 0.25, "margin": 0.02, "pri'
+        'mary": true, "kind": "binary", "p": 0.04, "p_adjusted": 0.08, "p_lower": null, "p_higher": null,'
+        ' "p_within": null, "p_exact": null, "p_mid": null, "gained": 0, "lost": 1, "verdict": "lower", "'
+        'told": "forgot", "note": "", "items_needed": null, "at_floor": false, "target": false, "stopped_'
+        'of": 6, "p_no_drop": null, "n_total": null, "group": "", "q": null, "details": ["Tango -0.5 to 0'
+        '.25"]}, "n": [1, 1.0, 1e+16, 5e-324, 1180591620717411303424], "no": [null, null, null, true], "é'
+        '": "\\u0000"}')
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from aftertune.errors import AftertuneError, InputError
@@ -79,14 +76,11 @@ def emit(value: Any) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """A value of `aftertune.values`, or a structure of them, as dicts, lists and scalars."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: jsonable(getattr(value, field.name)) for field in dataclass_fields(value)}
-    if isinstance(value, Mapping):
-        return {key: jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """A value of `aftertune.values`, or a structure of them, as dicts, lists and scalars; numbers that are not finite
+    are None."""
+    from pydantic_core import from_json, to_json
+
+    return from_json(to_json(value, inf_nan_mode="null"))
 
 
 @contextlib.contextmanager

@@ -25,7 +25,6 @@ from aftertune.exchange.results_file import Run, read_results, results_files, sa
 from aftertune.exchange.samples_file import Sample, read_samples
 from aftertune.provenance import redact
 from aftertune.reported import UNPROVEN, Reported
-from aftertune.sources.fields import jsonable
 from aftertune.tasks.load import CLUSTERS, primary
 from aftertune.values import (
     Answer,
@@ -37,6 +36,7 @@ from aftertune.values import (
     TaskSettings,
     canonical,
     digest,
+    json_ready,
 )
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _settings(run: Run, task: str, config: dict[str, Any], kind: str, samples: S
         system_instruction=run.value.get("system_instruction") or None,
         # lm-eval 0.4.13 has it on by default; without a chat template it changes nothing
         fewshot_as_multiturn=bool(template and run.value.get("fewshot_as_multiturn")),
-        generation=jsonable(config.get("generation_kwargs") or {}) if kind == "generate_until" else {},
+        generation=json_ready(config.get("generation_kwargs") or {}) if kind == "generate_until" else {},
         chance=1 / len(samples[0].asked) if kind == "multiple_choice" and samples[0].asked else None,
         cluster=CLUSTERS.get(task),
         groups=tuple(g for g in run.groups if task in run.leaves_of(g)))
@@ -191,7 +191,7 @@ def _evaluation(run: Run, answered: Sequence[_Answered], scores: tuple[Score, ..
     model = redact(run.model)
     engine = f"lm-eval:{run.value.get('model_source') or config.get('model') or 'unknown'}"
     told = [model, *(config.get(k) for k in ("model_sha", "peft_sha", "model_revision", "delta_sha"))]
-    mark = UNPROVEN + digest(jsonable(told))
+    mark = UNPROVEN + digest(json_ready(told))
     tasks = tuple(a.settings for a in answered)
     content = digest([mark, run.started, run.dtype, [asdict(t) for t in tasks],
                       [[s.metrics for s in a.samples] for a in answered]])

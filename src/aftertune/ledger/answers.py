@@ -19,10 +19,9 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, bindparam, select, tuple_
 
 from aftertune.errors import InputError, StorageError, nearest
-from aftertune.ledger.codec import decode, encode
 from aftertune.ledger.responses import load_responses, positions_of
 from aftertune.ledger.schema import answer, evaluation, item
-from aftertune.ledger.store import CHUNK, Store, find
+from aftertune.ledger.store import CHUNK, Store, decode, encode, find
 from aftertune.values import Answer, Asked, Item, Response
 
 #: The key under which what was asked is kept in a stored document.

@@ -14,9 +14,8 @@ from typing import Any
 from sqlalchemy import select
 
 from aftertune.errors import StorageError
-from aftertune.ledger.codec import decode, encode
 from aftertune.ledger.schema import comparison, reported_score
-from aftertune.ledger.store import Store, find, upsert
+from aftertune.ledger.store import Store, decode, encode, find, upsert
 from aftertune.values import Comparison
 
 _REPORTED = ("model", "task", "metric", "value", "stderr", "n")

@@ -16,7 +16,6 @@ from sqlalchemy import Connection, Row, or_, select
 
 from aftertune.errors import StorageError
 from aftertune.ledger.answers import ask, fill, same_items
-from aftertune.ledger.codec import decode, encode
 from aftertune.ledger.lease import check_lease
 from aftertune.ledger.responses import refuse_nan, store_schedule
 from aftertune.ledger.schema import (
@@ -32,7 +31,7 @@ from aftertune.ledger.schema import (
     task,
     tuning,
 )
-from aftertune.ledger.store import CHUNK, Store, find, store_model
+from aftertune.ledger.store import CHUNK, Store, decode, encode, find, store_model
 from aftertune.values import Answer, Evaluation, Item
 
 _ELSEWHERE = ("id", "name", "status", "tuning", "model", "tasks", "scores", "schedule")

@@ -16,10 +16,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, or_, select
 
 from aftertune.errors import StorageError
-from aftertune.ledger.codec import encode
 from aftertune.ledger.lease import beat
 from aftertune.ledger.schema import evaluation, response, schedule
-from aftertune.ledger.store import CHUNK, Store, find
+from aftertune.ledger.store import CHUNK, Store, encode, find
 from aftertune.values import Response
 
 _FIELDS = ("logprob", "greedy", "text", "tokens", "finish", "truncated")

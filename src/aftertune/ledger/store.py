@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, Table, select
 
-from aftertune.errors import InputError, nearest
-from aftertune.ledger.codec import encode
+from aftertune.errors import InputError, StorageError, nearest
 from aftertune.ledger.database import Database
 from aftertune.ledger.schema import model
-from aftertune.values import ModelIdentity, canonical
+from aftertune.values import ModelIdentity, canonical, plain, restore
 
 _PREFIX = 4  # characters of an id that may stand for the whole of it
+T = TypeVar("T")
 CHUNK = 500  # values in one IN list: below every database's limit
 
 
@@ -26,6 +26,22 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+
+
+def encode(value: Any) -> Any:
+    """``value`` as dicts, lists and scalars to store. StorageError for what JSON cannot hold."""
+    try:
+        return plain(value)
+    except ValueError as error:
+        raise StorageError(f"{error}; nothing was stored") from None
+
+
+def decode(cls: type[T], data: Mapping[str, Any]) -> T:
+    """The value of dataclass ``cls`` that ``encode`` made ``data`` from. StorageError where a field does not fit."""
+    try:
+        return restore(cls, data)
+    except ValueError as error:
+        raise StorageError(f"a stored value cannot be read: {error}; `aftertune doctor` checks the ledger") from None
 
 
 def upsert(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> int:

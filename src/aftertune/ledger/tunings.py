@@ -13,9 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
-from aftertune.ledger.codec import decode, encode
 from aftertune.ledger.schema import model, step, tuning
-from aftertune.ledger.store import CHUNK, Store, find, store_model, upsert
+from aftertune.ledger.store import CHUNK, Store, decode, encode, find, store_model, upsert
 from aftertune.values import Tuning
 
 _ELSEWHERE = ("id", "name", "status", "result", "base", "steps")

@@ -8,7 +8,6 @@ counts, so that a new field can make two equal models look different but never t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,16 +71,3 @@ def adapter_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if kept.get("init_lora_weights") in PLAIN_STARTS:
         kept.pop("init_lora_weights")
     return kept
-
-
-def jsonable(value: Any) -> Any:
-    """``value`` with what JSON lacks (infinities, bytes, numpy scalars) as text or plain numbers."""
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if isinstance(value, bytes):
-        return value.hex()
-    return value.item() if hasattr(value, "item") else value

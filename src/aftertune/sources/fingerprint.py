@@ -21,12 +21,12 @@ from typing import Any
 
 from aftertune.errors import SourceError
 from aftertune.sources.cache import remember, remembered, settled, stat_key
-from aftertune.sources.fields import TOKENIZER_SAVING, adapter_fields, function_fields, jsonable
+from aftertune.sources.fields import TOKENIZER_SAVING, adapter_fields, function_fields
 from aftertune.sources.folders import read_json
 from aftertune.sources.gguf_file import GgufContents, read_gguf
 from aftertune.sources.origin import AdapterSource, ModelSource
 from aftertune.sources.tensors import read_bytes, weight_files
-from aftertune.values import ModelIdentity, canonical, digest
+from aftertune.values import ModelIdentity, canonical, digest, json_ready
 
 #: What a tuning's folder says of itself.
 LINEAGE = "aftertune.json"
@@ -85,7 +85,7 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
     weights = fingerprint_weights(weight_files(folder))
     quantised = bool(config.get("quantization_config"))
     names = config.get("architectures") or [config.get("model_type", "")]
-    return {"weights": weights["weights"], "config": digest(jsonable(function_fields(config))),
+    return {"weights": weights["weights"], "config": digest(json_ready(function_fields(config))),
             "tokenizer": fingerprint_tokenizer(folder), "architecture": str(names[0]),
             # Packed 4-bit tensors do not tell how many parameters they hold.
             "parameters": None if quantised else weights["parameters"]}
@@ -97,8 +97,8 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
         return known
     contents = read_gguf(path)
     tensors = list(_gguf_tensors(contents))
-    facts = {"weights": digest_tensors(tensors), "config": digest(jsonable(contents.function_metadata())),
-             "tokenizer": digest(jsonable(contents.tokenizer_metadata())),
+    facts = {"weights": digest_tensors(tensors), "config": digest(json_ready(contents.function_metadata())),
+             "tokenizer": digest(json_ready(contents.tokenizer_metadata())),
              "architecture": contents.architecture, "parameters": count_parameters(tensors)}
     _remember_if_unchanged(key, [path], "gguf-1", facts)
     return facts
@@ -177,14 +177,14 @@ def fingerprint_tokenizer(folder: Path) -> str:
                 parts["chat_templates"] = template
         if content:
             parts[path.name] = content
-    return digest(jsonable(parts))
+    return digest(json_ready(parts))
 
 
 def fingerprint_adapter(folder: Path) -> str:
     """sha256 of a PEFT adapter: its tensors and the config fields that change what it computes."""
     config = read_json(folder / "adapter_config.json")
     weights = fingerprint_weights([folder / "adapter_model.safetensors"])
-    return digest([weights["weights"], jsonable(adapter_fields(config))])
+    return digest([weights["weights"], json_ready(adapter_fields(config))])
 
 
 def fingerprint_file(path: Path) -> str:

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.errors import TaskError
-from aftertune.sources.fields import jsonable
 from aftertune.sources.reach import reachable
 from aftertune.study import TaskSpec
 from aftertune.tasks import index, local, target
 from aftertune.tasks.asked import asked
 from aftertune.tasks.local import LocalData
-from aftertune.values import Item, Request, TaskSettings, digest
+from aftertune.values import Item, Request, TaskSettings, digest, json_ready
 
 #: lm-eval's seed of the few-shot samplers.
 FEWSHOT_SEED = 1234
@@ -262,7 +261,7 @@ def _requests(task: Any, name: str, order: list[int] | None, start: int
     for instance in task.instances:
         doc_id = instance.doc_id
         if doc_id not in items:
-            doc = jsonable(dict(instance.doc))
+            doc = json_ready(dict(instance.doc))
             cluster = doc.get(field_name) if field_name else None
             items[doc_id] = Item(task=name, index=order[doc_id] if order else doc_id, hash=digest(doc),
                                  doc=doc, cluster=None if cluster is None else str(cluster),
@@ -288,7 +287,7 @@ def _settings(spec: TaskSpec, task: Any, label: str, groups: tuple[str, ...], it
               requests: tuple[Request, ...], total: int) -> dict[str, Any]:
     name, config = task.config.task, task.config
     generates = task.OUTPUT_TYPE == "generate_until"
-    generation = jsonable(dict(config.generation_kwargs or {})) if generates else {}
+    generation = json_ready(dict(config.generation_kwargs or {})) if generates else {}
     better = {str(k): bool(v) for k, v in task.higher_is_better().items()}
     partial = len(items) < total
     choices = [sum(1 for r in requests if r.item == requests[0].item)] if requests else []

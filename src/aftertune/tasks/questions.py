@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aftertune.sources.fields import jsonable
 from aftertune.study import TaskSpec
 from aftertune.tasks.load import LoadOptions, find, sample, silent
-from aftertune.values import Question, digest
+from aftertune.values import Question, digest, json_ready
 
 #: A document's text of fewer words is a label or a choice, not a question.
 WORDS = 8
@@ -29,7 +28,7 @@ def questions(specs: Sequence[TaskSpec], options: LoadOptions) -> list[Question]
         chosen = sample(len(docs), spec)
         places = sorted(chosen) if chosen is not None else range(min(spec.limit or len(docs), len(docs)))
         for place in places:
-            doc = jsonable(dict(docs[place]))
+            doc = json_ready(dict(docs[place]))
             found.append(Question(task=task.config.task, index=place, hash=digest(doc), texts=_texts(task, doc)))
     return found
 

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.errors import AftertuneError, InputError, StorageError
-from aftertune.ledger.codec import decode
 from aftertune.methods import METHODS, writes_adapter
 from aftertune.sources import ModelSource, fingerprint_model, resolve_adapter, resolve_model
 from aftertune.sources.cache import usual_modes
 from aftertune.sources.loading import quiet
 from aftertune.tuning.merge import FOLDER, merge
-from aftertune.values import ModelIdentity, Tuning, plain
+from aftertune.values import ModelIdentity, Tuning, plain, restore
 
 MANIFEST = "aftertune.json"
 
@@ -103,7 +102,7 @@ def write_manifest(folder: Path, tuning: Tuning) -> None:
     part = folder / f"{MANIFEST}.part"
     try:
         with part.open("w", encoding="utf-8") as file:
-            json.dump(plain(tuning), file, indent=2, ensure_ascii=False)
+            json.dump(plain(tuning), file, indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -116,7 +115,7 @@ def write_manifest(folder: Path, tuning: Tuning) -> None:
 def read_manifest(folder: Path) -> Tuning | None:
     """The tuning that a folder says it holds, None where it says nothing readable."""
     try:
-        return decode(Tuning, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        return restore(Tuning, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

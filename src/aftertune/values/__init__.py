@@ -13,10 +13,8 @@ Example: one HellaSwag item answered by one model.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aftertune.values.compared import (
@@ -36,6 +34,7 @@ from aftertune.values.compared import (
     Verdict,
     WatchPoint,
 )
+from aftertune.values.encoding import canonical, digest, json_ready, plain, restore
 from aftertune.values.overlaps import Overlap as Overlap
 from aftertune.values.overlaps import Question as Question
 
@@ -71,20 +70,12 @@ __all__ = [
     "WatchPoint",
     "canonical",
     "digest",
+    "json_ready",
     "plain",
+    "restore",
 ]
 
 Finish = Literal["stop", "eos", "length"]
-
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: the form that is hashed and stored."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def digest(value: Any) -> str:
-    """sha256 of the canonical JSON of ``value``."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,7 +294,7 @@ class Early:
 
     against: str
     seed: int
-    margins: Mapping[str, float]
+    margins: Mapping[str, int | float]
     units: tuple[EarlyUnit, ...]
     min_items: int = 0
     max_width: float | None = None
@@ -379,21 +370,16 @@ class Tuning:
     result: str | None = None
     trainable_parameters: int | None = None
     held_out: HeldOut | None = None
-    steps: tuple[Mapping[str, float], ...] = ()
+    steps: tuple[Mapping[str, int | float], ...] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     overlap: tuple[Overlap, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: Provenance | None = None
     merged: str | None = None
-    cost: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, int | float] = field(default_factory=dict)
     watch: tuple[WatchPoint, ...] = ()
 
     @property
     def results(self) -> tuple[str, ...]:
         """Fingerprints of the models that came out of it."""
         return tuple(f for f in (self.result, self.merged) if f is not None)
-
-
-def plain(value: Any) -> Any:
-    """A value of this module as JSON-ready dicts, lists and scalars."""
-    return json.loads(canonical(asdict(value)))
