@@ -239,15 +239,15 @@ def test_the_verb_writes_what_can_be_read(ledger: Path, monkeypatch: pytest.Monk
     assert "written to a/README.md" in capsys.readouterr().out
     (ledger / "a" / "README.md").write_text("my own words")
     assert call(monkeypatch, "card", "t-careful001", "--out", "a") == 2
-    assert "write over it with --force" in capsys.readouterr().err
+    assert "overwrite it with --force" in capsys.readouterr().err
     assert (ledger / "a" / "README.md").read_text() == "my own words"
     assert call(monkeypatch, "card", "t-careful001", "--out", "a", "--force") == 0
     assert (ledger / "a" / "README.md").read_text().startswith("---\nbase_model")
 
 
 @pytest.mark.parametrize(("word", "text"), [
-    ("c-aaaaaaaaaa", "is a comparison; a card is about one model"), ("half", "is 'running', and only what is done"),
-    ("carefull", "carefull")])
+    ("c-aaaaaaaaaa", "is a comparison; a card is about one model"),
+    ("half", "is 'running'; a card needs a finished one"), ("carefull", "carefull")])
 def test_what_has_no_card_is_told(word: str, text: str, ledger: Path, monkeypatch: pytest.MonkeyPatch,
                                   capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "card", word) == 2

@@ -1,4 +1,4 @@
-"""``aftertune audit FILE``: what the figures of a published record can be, and what its differences show."""
+"""``audit``: check the figures of a published record, and what its differences can show."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def audit(
 
 
 def as_object(found: Audit) -> dict[str, Any]:
-    """The audit as ``audit --json`` gives it."""
+    """The audit as ``audit --json`` prints it."""
     from aftertune.exchange import pairing_text
 
     values = [{"model": c.row.model, "task": c.row.task, "metric": c.row.metric, "filter": c.row.filter,
@@ -56,7 +56,7 @@ def as_object(found: Audit) -> dict[str, Any]:
 
 
 def show(found: Audit) -> None:
-    """The audit on the terminal."""
+    """Print the audit."""
     from rich.console import Console
     from rich.text import Text
 
@@ -75,7 +75,7 @@ def show(found: Audit) -> None:
 
 
 def values_table(checks: Sequence[Check]) -> Group:
-    """Every reported value with its mark, and below it why a figure fails or was not checked."""
+    """A table of the reported values with their marks, and why a figure fails or was not checked."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -102,12 +102,12 @@ def values_table(checks: Sequence[Check]) -> Group:
 
 
 def _label(row: Reported | Claim) -> str:
-    """Task and metric in as few words as tell them apart."""
+    """Task and metric as a short label."""
     return f"{row.task} {row.metric if row.filter == 'none' else row.filter}"
 
 
 def _claims(console: Console, claims: list[Claim]) -> None:
-    """What one pair's differences show by the summary alone."""
+    """Print what the differences of one pair show by the summary alone."""
     from rich.table import Table
     from rich.text import Text
 
@@ -133,5 +133,5 @@ def _claims(console: Console, claims: list[Claim]) -> None:
 
 
 def p_text(p: float) -> str:
-    """A p-value to two figures."""
+    """A p-value to two digits."""
     return f"{p:.2g}" if p >= 1e-4 else "<.0001"

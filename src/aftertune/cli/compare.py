@@ -1,18 +1,20 @@
-"""``aftertune compare BASE TUNED …``: the verdict tables of evaluations in the ledger."""
+"""``compare``, ``flips`` and ``gate``: two evaluations of the ledger question by question, and a limit on the loss."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import emit, jsonable
+from aftertune.cli.console import emit, jsonable, no_margin
 from aftertune.cli.options import Common, Force, Json, StoredEvaluation
-from aftertune.errors import InputError, NotComparable
+from aftertune.errors import GateFailed, InputError, NotComparable
 
 if TYPE_CHECKING:
-    from aftertune.values import Comparison
+    from aftertune.values import Comparison, Evaluation, GateLine
 
 
 def compare(
@@ -51,21 +53,19 @@ def compare(
 
 
 def parse_margins(texts: list[str]) -> dict[str, float]:
-    """``2`` and ``hellaswag=5``, in points, as the fractions that `aftertune.comparison.compare` takes."""
+    """``2`` and ``hellaswag=5`` (points) as fractions, by task; "*" is every other task."""
     margins: dict[str, float] = {}
     for text in texts:
         task, found, points = text.rpartition("=")
         value = number(points)
         if not 0 < value <= 100 or (found and not task):
-            raise InputError(f"--margin {text}: allowed are points above 0, up to 100, or TASK=POINTS; without a "
-                             "margin no small loss can be told from noise, so take the smallest that would matter "
-                             "(2 by default)")
+            raise no_margin(text, ", or TASK=POINTS")
         margins[task or "*"] = value / 100
     return margins
 
 
 def number(text: str) -> float:
-    """A text as a number, NaN where it is none."""
+    """A text as a number; NaN if it is not one."""
     try:
         return float(text)
     except ValueError:
@@ -73,7 +73,7 @@ def number(text: str) -> float:
 
 
 def show(comparison: Comparison, details: bool = False) -> None:
-    """The verdict table, with the differences that do not block."""
+    """Print the verdict table, and the differences in settings that do not block a comparison."""
     from rich.console import Console
     from rich.text import Text
 
@@ -90,7 +90,7 @@ def show(comparison: Comparison, details: bool = False) -> None:
 
 
 def _show_all(comparisons: list[Comparison], details: bool) -> None:
-    """Every table, and for several tuned models a summary, a line a task."""
+    """Print every table; for several tuned models also a summary with one line for each task."""
     from rich.console import Console
     from rich.text import Text
 
@@ -105,7 +105,7 @@ def _show_all(comparisons: list[Comparison], details: bool) -> None:
 
 
 def as_object(comparison: Comparison) -> dict[str, object]:
-    """The comparison in the form that ``compare --json`` promises."""
+    """The comparison as ``compare --json`` prints it."""
     from aftertune.report import watermark
 
     rows = [{"task": r.task, "metric": r.metric, "filter": r.filter, "n": r.n, "n_total": r.n_total, "base": r.base,
@@ -123,5 +123,116 @@ def as_object(comparison: Comparison) -> dict[str, object]:
 
 
 def refused(error: NotComparable, base: str, tuned: str) -> dict[str, object]:
-    """A comparison that is not allowed, in the form that ``--json`` promises."""
+    """A refused comparison as ``--json`` prints it."""
     return {"base": base, "tuned": tuned, "comparable": False, "rows": [], "differences": jsonable(error.differences)}
+
+
+def flips(
+    base: StoredEvaluation,
+    tuned: StoredEvaluation,
+    task: Annotated[str, typer.Option(help="Task whose items are shown.")],
+    metric: Annotated[str | None, typer.Option(help="Metric; default: the task's primary one.")] = None,
+    lost: Annotated[bool, typer.Option("--lost", help="Show only items that became wrong.")] = False,
+    gained: Annotated[bool, typer.Option("--gained", help="Show only items that became right.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Items to show for each direction.")] = 10,
+    out: Annotated[str, typer.Option(help="Markdown file to write; - for stdout.")] = "-",
+    common: Common = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Show the items that one model answers right and the other wrong, with both answers."""
+    if lost and gained:
+        raise InputError("--lost and --gained exclude each other; leave out both to show both")
+    from aftertune.comparison.flips import flips as run
+    from aftertune.ledger import Ledger
+    from aftertune.report import write_document, write_flips
+
+    with Ledger(create=False) as ledger:
+        found = run(base, tuned, task, ledger=ledger, metric=metric, force=force, common=common,
+                    direction="lost" if lost else "gained" if gained else None)
+    if as_json:
+        kept = [f for way in ("lost", "gained") for f in [g for g in found.flips if g.direction == way][:limit]]
+        emit({**jsonable(replace(found, flips=())), "forced": bool(found.differences), "flips": jsonable(kept)})
+        return
+    text = write_flips(found, limit=limit)
+    if out == "-":
+        typer.echo(text)
+        return
+    write_document(Path(out), text)
+    typer.echo(f"written to {out}")
+
+
+def gate(
+    base: StoredEvaluation,
+    tuned: StoredEvaluation,
+    max_drop: Annotated[list[str], typer.Option(help="TASK=POINTS: the largest allowed drop. Repeatable.")],
+    require_proof: Annotated[bool, typer.Option(
+        "--require-proof", help="Also fail if it is not proven that a limit holds.")] = False,
+    common: Common = False,
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML file to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Exit with 1 if a drop beyond a limit is proven (with --require-proof: if its absence is not proven)."""
+    from aftertune.comparison import find
+    from aftertune.comparison.gate import gate as run
+    from aftertune.ledger import Ledger
+    from aftertune.report import gate_text, write_document, write_junit, write_junit_error
+
+    drops = _drops(max_drop)
+    with Ledger(create=False) as ledger:
+        left, right = find(base, ledger), find(tuned, ledger)
+        title = f"{right.name} against {left.name}"
+        limits = {task: points / _scale(left, task) for task, points in drops.items()}
+        try:
+            comparison, lines = run(left, right, limits, ledger=ledger, require_proof=require_proof, common=common)
+        except NotComparable as error:
+            if junit is not None:
+                write_document(junit, write_junit_error(tuple(limits), str(error), title=title))
+            if as_json:
+                emit({"passed": False, **refused(error, base, tuned)})
+            raise
+    if junit is not None:
+        write_document(junit, write_junit(lines, title=title))
+    if as_json:
+        emit(gate_object(comparison, lines))
+    else:
+        for line in lines:
+            typer.echo(gate_text(line))
+    failed = [line.task for line in lines if line.failed]
+    if failed:
+        raise GateFailed(f"the gate failed on {len(failed)} of {len(lines)} limits ({', '.join(failed)}); see the "
+                         f"items with `aftertune flips {left.name} {right.name} --task {failed[0]} --lost`")
+
+
+def _drops(texts: list[str]) -> dict[str, float]:
+    """``hellaswag=2`` as task and points; each task once."""
+    found: dict[str, float] = {}
+    for text in texts:
+        task, _, points = text.rpartition("=")
+        if not task or not 0 < number(points) <= 100:
+            raise InputError(f"--max-drop {text}: write TASK=POINTS with points above 0, up to 100, for example "
+                             "hellaswag=2; a drop of 0 can never be excluded, so use the smallest drop that matters")
+        if task in found:
+            raise InputError(f"--max-drop {task}: given twice ({found[task]:g} and {points}); each task has one limit")
+        found[task] = number(points)
+    return found
+
+
+def _scale(evaluation: Evaluation, task: str) -> int:
+    """100 if the primary metric of the task (or group) is shown in points, else 1."""
+    from aftertune.report.names import is_fraction
+
+    keys = [t.primary for t in evaluation.tasks if task in (t.task, *t.groups)]
+    return 100 if all(is_fraction(key.partition(",")[0]) for key in keys) else 1
+
+
+def gate_object(comparison: Comparison, lines: tuple[GateLine, ...]) -> dict[str, Any]:
+    """A gate as ``gate --json`` prints it."""
+    from aftertune.report import gate_reason
+
+    return {"passed": not any(line.failed for line in lines), "base": comparison.base_name,
+            "tuned": comparison.tuned_name, "comparable": True, "lineage": comparison.lineage,
+            "limits": [{"task": line.task, "limit": line.limit, "outcome": line.outcome, "failed": line.failed,
+                        "n": line.row.n, "stopped_of": line.row.stopped_of, "delta": line.row.delta,
+                        "ci": [line.row.low, line.row.high], "p_adjusted": line.row.p_adjusted,
+                        "p_no_drop": line.row.p_no_drop, "reason": gate_reason(line)} for line in lines]}

@@ -1,4 +1,4 @@
-"""What every verb shares: errors as one line with their exit code, progress with an ETA, JSON on stdout.
+"""What every verb uses: errors as one line with their exit code, progress with remaining time, JSON on stdout.
 
 Results go to stdout, progress and warnings to stderr.
 """
@@ -24,10 +24,10 @@ def guarded(app: Callable[..., Any]) -> int:
     try:
         code = app(prog_name="aftertune", standalone_mode=False)
     except AftertuneError as error:
-        return _told(error, str(error), error.exit_code)
-    except KeyboardInterrupt as error:  # training says what is kept
-        kept = "stopped; the finished batches of an evaluation are kept: run the same command again to go on"
-        return _told(None, str(error) or kept, 130)
+        return _report(error, str(error), error.exit_code)
+    except KeyboardInterrupt as error:  # training sets its own text
+        kept = "stopped; the finished batches of an evaluation are kept: run the same command again to continue"
+        return _report(None, str(error) or kept, 130)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -41,7 +41,7 @@ def _terminated(*_: Any) -> None:
 
 
 def _usage(error: Exception) -> int:
-    """A usage error of the parser (it carries its own message and exit code); all else is a fault of ours."""
+    """Report a usage error of the parser, which has its own message and exit code; raise any other error."""
     code = getattr(error, "exit_code", None)
     if isinstance(code, int) and hasattr(error, "format_message"):
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -49,13 +49,13 @@ def _usage(error: Exception) -> int:
             return code
         context = getattr(error, "ctx", None)
         help_ = f"; see `{context.command_path} --help`" if context is not None else ""
-        return _told(None, f"{' '.join(error.format_message().split()).rstrip('.')}{help_}", code)
+        return _report(None, f"{' '.join(error.format_message().split()).rstrip('.')}{help_}", code)
     if type(error).__name__ == "Abort":
         return 130
     raise error
 
 
-def _told(error: BaseException | None, text: str, code: int) -> int:
+def _report(error: BaseException | None, text: str, code: int) -> int:
     if error is not None and os.environ.get("AFTERTUNE_DEBUG"):
         raise error
     from aftertune.provenance import redact
@@ -64,10 +64,10 @@ def _told(error: BaseException | None, text: str, code: int) -> int:
     return code
 
 
-def no_margin(points: float) -> InputError:
-    """What is said of a --margin that is none."""
-    return InputError(f"--margin {points:g}: allowed are points above 0, up to 100; without a margin no small loss "
-                      "can be told from noise, so take the smallest that would matter (2 by default)")
+def no_margin(margin: str, or_else: str = "") -> InputError:
+    """The error for a --margin that is not allowed. margin: as the user wrote it; or_else: another allowed form."""
+    return InputError(f"--margin {margin}: allowed are points above 0, up to 100{or_else}; without a margin a small "
+                      "loss cannot be distinguished from noise, so use the smallest loss that matters (default: 2)")
 
 
 def emit(value: Any) -> None:
@@ -85,9 +85,9 @@ def jsonable(value: Any) -> Any:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
-    """A progress bar with an ETA on stderr; plain lines where stderr is no terminal."""
-    with _bar() if sys.stderr.isatty() else _lines() as told:
-        yield told
+    """A progress bar with the remaining time on stderr; plain lines if stderr is not a terminal."""
+    with _bar() if sys.stderr.isatty() else _lines() as update:
+        yield update
 
 
 @contextlib.contextmanager
@@ -109,24 +109,24 @@ def _bar() -> Iterator[Progress]:
         current = bar.add_task("starting", total=None)
         last = [""]
 
-        def told(done: int, total: int, text: str) -> None:
+        def update(done: int, total: int, text: str) -> None:
             stage = text.split(": loss")[0]
             if stage != last[0]:  # a new stage starts its own clock
                 bar.reset(current, total=total or None, description=text)
                 last[0] = stage
             bar.update(current, completed=done, total=total or None, description=text)
 
-        yield told
+        yield update
 
 
 @contextlib.contextmanager
 def _lines() -> Iterator[Progress]:
-    """A line when a stage begins and at every tenth of it, with the time that is left."""
+    """A line when a stage starts and at every tenth of it, with the remaining time."""
     import time
 
     stage, begun, tenth, before = "", 0.0, -1, 0
 
-    def told(done: int, total: int, text: str) -> None:
+    def update(done: int, total: int, text: str) -> None:
         nonlocal stage, begun, tenth, before
         now, key = time.monotonic(), text.split(": loss")[0]
         if key != stage:
@@ -140,4 +140,4 @@ def _lines() -> Iterator[Progress]:
         share = f" {100 * done // total} %" if total else ""
         print(f"{text}{share}{eta}", file=sys.stderr, flush=True)
 
-    yield told
+    yield update

@@ -1,4 +1,4 @@
-"""``aftertune doctor``: devices, dtypes, versions, disk, ledger, packs; what is wrong and what to do."""
+"""``doctor``: check devices, data types, versions, disk, ledger and packs, and say what to do about a problem."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _machine() -> list[Row]:
             ("machine", "memory", f"{free_memory(chosen) / 2**30:.1f} GiB free on {chosen}", "", "")]
     if chosen == "cpu":
         why = kernels.missing()
-        well = f"compiled and tested{', with matrix registers (AMX)' if kernels.tiled() else ''}"
+        well = f"compiled and tested{', with AMX' if kernels.tiled() else ''}"
         rows.append(("machine", "kernels", why or well, "evaluation is slower" if why else "",
                      "install a C compiler (gcc or clang)" if why else ""))
     free = shutil.disk_usage(Path.cwd()).free / 2**30

@@ -1,4 +1,4 @@
-"""``aftertune eval MODEL --tasks a,b``: evaluate, and print Task, Metric, Result, Error range (±1 SE)."""
+"""``eval``: evaluate a model on tasks and show its scores with their standard errors."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def evaluate(
     from aftertune.evaluation import evaluate_adapters
     from aftertune.ledger import Ledger
 
-    with Ledger() as ledger, progress() as told:
+    with Ledger() as ledger, progress() as update:
         if len(adapters) > 1:
-            evaluations = evaluate_adapters(spec, adapters, ledger=ledger, progress=told)
+            evaluations = evaluate_adapters(spec, adapters, ledger=ledger, progress=update)
         else:
-            evaluations = [run(spec, ledger=ledger, progress=told)]
+            evaluations = [run(spec, ledger=ledger, progress=update)]
         further = [line for one in evaluations if (line := _next(one, ledger))]
     show(evaluations, as_json)
     for line in further if not as_json else ():
@@ -60,7 +60,7 @@ def evaluate(
 
 
 def _next(tuned: Evaluation, ledger: Ledger) -> str | None:
-    """The command that holds a tuned model against its base, where the base was asked the same."""
+    """The command that compares a tuned model with its base, if the base has an evaluation on the same items."""
     roots = {t.base.fingerprint for t in ledger.tunings() if t.id == tuned.tuning}
     bases = [e for e in ledger.evaluations() if e.status == "done" and e.model.fingerprint in roots
              and [(t.task, t.items) for t in e.tasks] == [(t.task, t.items) for t in tuned.tasks]]
@@ -68,7 +68,7 @@ def _next(tuned: Evaluation, ledger: Ledger) -> str | None:
 
 
 def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapters: int, as_json: bool) -> None:
-    """``--until-decided``: both evaluations, and the comparison that it stopped at."""
+    """Run ``--until-decided`` and show both evaluations and their comparison."""
     if against is None:
         raise InputError("--until-decided and --against go together: name the base's evaluation or model, for example "
                          "--until-decided --against smollm2 --margin 2")
@@ -76,14 +76,14 @@ def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapte
         raise InputError(f"--until-decided takes one model at a time, but {adapters} adapters are given")
     margin = early.values.get("margin")
     if margin is not None and not 0 < margin <= 100:
-        raise no_margin(margin)
+        raise no_margin(f"{margin:g}")
     stopping = early.make()
     from aftertune.cli import compare
     from aftertune.deciding import until_decided
     from aftertune.ledger import Ledger
 
-    with Ledger() as ledger, progress() as told:
-        decided = until_decided(spec, against, stopping, ledger=ledger, progress=told)
+    with Ledger() as ledger, progress() as update:
+        decided = until_decided(spec, against, stopping, ledger=ledger, progress=update)
     if as_json:
         emit({**as_object(decided.tuned), "comparison": compare.as_object(decided.comparison)})
         return
@@ -92,7 +92,7 @@ def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapte
 
 
 def _tasks(names: str, data: list[str], given: Given[TaskSpec]) -> tuple[TaskSpec, ...]:
-    """Each task with the settings that all of them share, and with its own data."""
+    """The tasks, each with the shared settings and its own data."""
     wanted = [n.strip() for n in names.split(",") if n.strip()]
     if not wanted:
         raise InputError("--tasks is empty; name one or more tasks of lm-eval, for example --tasks arc_easy,hellaswag")
@@ -111,7 +111,7 @@ def _pair(text: str) -> tuple[str, Path]:
 
 
 def show(evaluations: list[Evaluation], as_json: bool) -> None:
-    """The scores, as tables or as JSON: one evaluation is an object, several are a list in one."""
+    """Print the scores as tables or as JSON: one object, or a list of them in one object."""
     if as_json:
         objects = [as_object(e) for e in evaluations]
         emit(objects[0] if len(objects) == 1 else {"evaluations": objects})
@@ -130,7 +130,7 @@ def show(evaluations: list[Evaluation], as_json: bool) -> None:
 
 
 def as_object(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation in the form that ``eval --json`` promises."""
+    """An evaluation as ``eval --json`` prints it."""
     seconds = evaluation.provenance.seconds if evaluation.provenance else None
     return {"evaluation": evaluation.id, "model": evaluation.model,
             "scores": [{"task": s.task, "metric": s.metric, "filter": s.filter, "value": s.value,

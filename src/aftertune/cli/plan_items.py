@@ -1,4 +1,4 @@
-"""``aftertune plan-items --task T``: how many items a verdict needs, and what a task can show at all."""
+"""``plan-items``: how many items a verdict needs, and the smallest difference that a task can show."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _pair(base: str, tuned: str, ledger: Ledger | None) -> dict[str, tuple[float
     from aftertune.stats.planning import discordance_bound
 
     if ledger is None:
-        raise InputError("there is no ledger here yet; evaluate both models first")
+        raise InputError("there is no ledger yet; evaluate both models first")
     rows = [r for r in compare(base, tuned, ledger=ledger, save=False, common=True).rows
             if r.primary and r.gained is not None and r.lost is not None]
     return {r.task: (discordance_bound((r.gained or 0) + (r.lost or 0), r.n), r.n_total or r.n) for r in rows}

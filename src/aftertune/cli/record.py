@@ -68,14 +68,14 @@ def report(
 
 
 def _public(*lists: list[Any]) -> list[Any]:
-    """The lists without this machine's paths."""
+    """The lists without the paths of this machine."""
     from aftertune.provenance import published
 
     return [published(one) for one in lists]
 
 
 def _contrasts(evaluations: list[Evaluation], tunings: list[Tuning], comparisons: list[Comparison]) -> list[Contrast]:
-    """Recipes over seeds, with the margins that the comparisons of their models have."""
+    """Recipes compared over seeds, with the margins of the comparisons of their models."""
     from aftertune.comparison.contrasts import contrasts
     from aftertune.ledger import Ledger
 
@@ -85,7 +85,7 @@ def _contrasts(evaluations: list[Evaluation], tunings: list[Tuning], comparisons
 
 
 def _reported() -> list[Judged]:
-    """Every imported document with what the audit says of it."""
+    """Every imported score with its audit."""
     from aftertune.exchange import judged
     from aftertune.ledger import Ledger
 
@@ -94,7 +94,7 @@ def _reported() -> list[Judged]:
 
 
 def _planned(files: list[Path]) -> list[Planned]:
-    """What is not evaluated of the studies in these files, and of those that the ledger knows besides."""
+    """The cells without an evaluation: of the studies in these files, and of the other studies in the ledger."""
     import contextlib
 
     from aftertune.ledger import Ledger
@@ -120,8 +120,8 @@ def _gather(only: list[str], *, empty: bool = False
         evaluations = [e for e in chosen if e.status == "done"]
         if only and len(evaluations) < len(chosen):
             first = next(e for e in chosen if e.status != "done")
-            raise InputError(f"evaluation {first.name} ({first.id}) is {first.status!r}, and only a done one can be "
-                             "reported; run the same command again to finish it")
+            raise InputError(f"evaluation {first.name} ({first.id}) is {first.status!r}; a report needs a finished "
+                             "one: run the same command again to finish it")
         if not evaluations and not empty:
             raise InputError("the ledger holds no finished evaluation yet; make one with `aftertune eval` or "
                              "`aftertune demo`")

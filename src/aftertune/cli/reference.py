@@ -1,6 +1,7 @@
-"""The reference of the command line as Markdown, from the commands themselves: ``python -m aftertune.cli.reference``.
+"""Prints the reference of the command line as Markdown: ``python -m aftertune.cli.reference``.
 
-`make docs` writes it to docs/commands.md, and a test holds that file against it.
+`make docs` writes it to docs/commands.md, and a test compares the two. ``typer utils docs`` is not used: it cuts the
+summaries, leaves required options out of the usage line, and escapes quotes in code.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ def _verb(verb: str, command: Any) -> list[str]:
     blocks = [f"## {verb}", _text(" ".join(command.help.split())), f"```text\n{usage}\n```"]
     if arguments:
         blocks.append(_table(("argument", "what it is"), ((f"`{_place(p)}`", _text(p.help)) for p in arguments)))
-    rows = ((", ".join(f"`{name}`" for name in (*p.opts, *p.secondary_opts)), _default(p), _told(p)) for p in options)
+    rows = ((", ".join(f"`{name}`" for name in (*p.opts, *p.secondary_opts)), _default(p), _help(p)) for p in options)
     return [*blocks, _table(("option", "default", "what it does"), rows)]
 
 
 def _place(argument: Any) -> str:
-    """An argument as it stands in the usage line."""
+    """An argument as the usage line shows it."""
     name = argument.metavar or argument.name.upper()
     if argument.nargs == -1:
         name = f"{name}..."
@@ -46,7 +47,7 @@ def _place(argument: Any) -> str:
 
 
 def _default(option: Any) -> str:
-    """An option's default; nothing for a flag that is off, and for what is left to the program."""
+    """An option's default; empty for a flag that is off and for None."""
     if option.required:
         return "required"
     if option.is_flag:
@@ -54,8 +55,8 @@ def _default(option: Any) -> str:
     return "" if option.default is None else f"`{option.default}`"
 
 
-def _told(option: Any) -> str:
-    """An option's help, the numbers that it allows, and whether it may be given again."""
+def _help(option: Any) -> str:
+    """An option's help, its allowed range, and whether it is repeatable."""
     low, high = option.min, option.max
     allowed = f"from {low:g} to {high:g}" if low is not None and high is not None else \
         f"{low:g} or more" if low is not None else f"{high:g} at most" if high is not None else ""
@@ -64,7 +65,7 @@ def _told(option: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Help as Markdown: only its code spans are more than text."""
+    """Help as Markdown: only code spans keep their meaning."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(p if p.startswith("`") else re.sub(r"([*_|~\[\]])", r"\\\1", p).replace("<", "&lt;") for p in parts)
 

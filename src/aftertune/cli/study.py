@@ -1,19 +1,29 @@
-"""``aftertune study FILE [KEY=VALUE …]``: what a study comes to; changes written into its file; its JSON Schema."""
+"""``study``, ``plan``, ``run`` and ``demo``: check a study file, estimate its cells, run what is missing."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import emit
-from aftertune.cli.options import Json
-from aftertune.errors import InputError
+from aftertune.cli.console import Progress, emit, jsonable, progress
+from aftertune.cli.options import Json, StudyFile
+from aftertune.errors import AftertuneError, InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from aftertune.pipeline import Choice, PlannedCell, Result
+    from aftertune.pipeline.running import Turn
     from aftertune.study import Study
+
+#: Help of the flag that changes a study for one call.
+SET = "KEY=VALUE: change the study for this call, for example tunings.*.learning_rate=1e-4. Repeatable."
 
 
 def study(
@@ -31,7 +41,7 @@ def study(
         print(json.dumps(Study.json_schema(), indent=1))
         return
     if file is None:
-        raise InputError("name a study file, or ask for --schema")
+        raise InputError("name a study file, or use --schema")
     if changes:
         text, found = Study.edited(file, changes)
         write_document(file, text)
@@ -39,18 +49,18 @@ def study(
         found = Study.load(file)
     if as_json:
         emit({"study": found.study, "hash": found.hash, "bases": list(found.bases),
-              "tasks": [t.name for t in found.tasks], "tunings": {n: _told(found, n) for n in found.tunings}})
+              "tasks": [t.name for t in found.tasks], "tunings": {n: _own_settings(found, n) for n in found.tunings}})
     else:
-        _show(found)
+        _show_study(found)
 
 
-def _told(study: Study, name: str) -> dict[str, Any]:
-    """What a tuning says beside the defaults."""
-    told: dict[str, Any] = study.tunings[name].model_dump(mode="json", exclude_defaults=True)
-    return told
+def _own_settings(study: Study, name: str) -> dict[str, Any]:
+    """The settings of a tuning that differ from the defaults."""
+    settings: dict[str, Any] = study.tunings[name].model_dump(mode="json", exclude_defaults=True)
+    return settings
 
 
-def _show(study: Study) -> None:
+def _show_study(study: Study) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -59,18 +69,230 @@ def _show(study: Study) -> None:
     for column in ("tuning", "base", "method", "settings"):
         table.add_column(column, overflow="fold")
     for name in study.tunings:
-        told = _told(study, name)
-        base, method = told.pop("base"), told.pop("method", study.tunings[name].method)
-        table.add_row(name, base, method, ", ".join(_settings(told)))
+        own = _own_settings(study, name)
+        base, method = own.pop("base"), own.pop("method", study.tunings[name].method)
+        table.add_row(name, base, method, ", ".join(_settings(own)))
     Console().print(table)
 
 
-def _settings(told: dict[str, Any], before: str = "") -> list[str]:
-    """``learning_rate 0.0001``, ``lora.r 8``; files by their name."""
+def _settings(own: dict[str, Any], before: str = "") -> list[str]:
+    """Settings as text: ``learning_rate 0.0001``, ``lora.r 8``; files by their name."""
     shown: list[str] = []
-    for key, value in told.items():
+    for key, value in own.items():
         if isinstance(value, dict):
             shown += _settings(value, f"{before}{key}.")
         else:
             shown.append(f"{before}{key} {Path(value).name if key.endswith('file') else value}")
     return shown
+
+
+def plan(
+    study: StudyFile,
+    sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder, as for `aftertune run`.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show each cell of a study: state, cost on this machine, command, what is missing. Nothing is fetched or run."""
+    from aftertune.ledger import Ledger
+    from aftertune.pipeline import plan as make
+    from aftertune.study import Study
+
+    loaded = Study.load(study, sets or ())
+    with contextlib.ExitStack() as stack:
+        try:
+            ledger = stack.enter_context(Ledger(create=False))
+        except InputError:  # there is no ledger yet
+            ledger = None
+        cells = make(loaded, ledger=ledger, file=str(study), out=out)
+    if as_json:
+        emit({"study": loaded.study, "cells": [{
+            "cell": c.name, "status": c.status, "why": c.why, "seconds": c.cost.seconds, "memory": c.cost.memory,
+            "disk": c.cost.disk, "basis": c.cost.basis, "estimated": c.cost.estimated, "command": c.command,
+            "missing": list(c.missing)} for c in cells]})
+    else:
+        _show_plan(loaded.study, cells)
+
+
+def _show_plan(name: str, cells: list[PlannedCell]) -> None:
+    """Print a line for each cell, what is missing, the total time and the commands."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from aftertune.report import duration_text
+
+    table = Table(title=f"{name}: {len(cells)} cells", box=None, title_justify="left", pad_edge=False)
+    table.add_column("cell", overflow="fold")
+    table.add_column("state", no_wrap=True, min_width=8)
+    for column, width in (("time", 14), ("memory", 9), ("disk", 8)):
+        table.add_column(column, justify="right", no_wrap=True, min_width=width)
+    colours = {"done": "green", "failed": "bold red", "running": "bold cyan", "reported": "cyan"}
+    for cell in cells:
+        mark = "≈ " if cell.cost.estimated else ""
+        time = "" if cell.status == "done" else \
+            "?" if cell.cost.seconds is None else mark + duration_text(cell.cost.seconds)
+        table.add_row(Text(cell.name), Text(cell.status, colours.get(cell.status, "")), Text(time),
+                      Text(_gib(cell.cost.memory)), Text(_gib(cell.cost.disk)))
+    console = Console()
+    console.print(table)
+    for text in dict.fromkeys(f"{c.name}: {c.why}" for c in cells if c.why):
+        console.print(Text(text), soft_wrap=True)
+    for text, names in _missing(cells).items():
+        console.print(Text.assemble(("missing ", "yellow"), text, f" (for {names})"), soft_wrap=True)
+    left = [c for c in cells if c.status not in ("done", "running")]
+    known = [c.cost.seconds for c in left if c.cost.seconds is not None]
+    if left:
+        mark = "; ≈: from a preset, without the model's config" if any(c.cost.estimated for c in left) else ""
+        console.print(Text(f"{len(left)} cells to run, about {duration_text(sum(known))} here{mark}"))
+        console.print(Text("commands:"))
+        for cell in left:
+            console.print(Text(f"  {cell.command}"), soft_wrap=True)
+
+
+def _missing(cells: list[PlannedCell]) -> dict[str, str]:
+    """Each missing thing, with the cells that need it."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        for text in cell.missing:
+            found.setdefault(text, []).append(cell.name)
+    return {text: ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            for text, names in found.items()}
+
+
+def _gib(size: int | None) -> str:
+    return "?" if size is None else f"{size / 2**30:.1f} GiB" if size else ""
+
+
+def run(
+    study: StudyFile,
+    only: Annotated[list[str] | None, typer.Option(
+        help="Run only this and what it needs: a base, a tuning, a cell (\"tune careful\") or a pattern. "
+             "Repeatable.")] = None,
+    keep_going: Annotated[bool, typer.Option(
+        "--keep-going", help="Continue after a cell fails; cells that need it are skipped.")] = False,
+    sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the tunings, the record and the page.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a study. What the ledger already has is not run again."""
+    from aftertune.pipeline import Choice
+    from aftertune.study import Study
+
+    loaded = Study.load(study, sets or ())
+    result = execute(loaded, out or Path("runs") / loaded.study, Choice(tuple(only or ()), keep_going, str(study)))
+    _show_result(result, as_json)
+    if result.failed:
+        cells = "; ".join(f"{name}: {why}" for name, why in result.failed)
+        raise AftertuneError(f"{len(result.failed)} cells of {loaded.study} were not run ({cells}); fix that and "
+                             "run the same command again")
+
+
+def execute(study: Study, out: Path, choice: Choice | None = None) -> Result:
+    """Run the study with progress on stderr."""
+    from aftertune.ledger import Ledger
+    from aftertune.pipeline import chosen
+    from aftertune.pipeline import run as run_study
+
+    names = [cell.name for cell in chosen(study, choice.only if choice else ())]
+    with Ledger() as ledger, _shown(names) as (update, turn):
+        return run_study(study, ledger=ledger, out=out, choice=choice, progress=update, turn=turn)
+
+
+@contextlib.contextmanager
+def _shown(names: list[str]) -> Iterator[tuple[Progress, Turn]]:
+    """Show a live table of the cells on a terminal, else plain lines."""
+    if not sys.stderr.isatty():
+        with progress() as update:
+            yield update, lambda *_: None
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    board = Board(names)
+    with Live(board, console=Console(stderr=True), refresh_per_second=4, transient=True):
+        yield board.update, board.turn
+
+
+class Board:
+    """The cells of a run as a table: their states, and the progress of the running cell."""
+
+    #: Rows to show; of a longer run those around the running cell.
+    ROWS = 18
+
+    def __init__(self, names: list[str]) -> None:
+        import time
+
+        self.clock = time.monotonic
+        self.states = dict.fromkeys(names, "planned")
+        self.begun, self.took = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+        self.at, self.text = names[0] if names else "", ""
+        self.share: float | None = None
+
+    def turn(self, name: str, status: str) -> None:
+        """Set the state of a cell."""
+        self.states[name] = status
+        if status == "running":
+            self.at, self.text, self.share, self.begun[name] = name, "", None, self.clock()
+        elif self.begun[name]:
+            self.took[name] = self.clock() - self.begun[name]
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Set the progress of the running cell."""
+        self.text, self.share = text.partition(": ")[2] or text, done / total if total else None
+
+    def __rich__(self) -> Table:
+        from rich import table as tables
+        from rich.text import Text
+
+        names = list(self.states)
+        place = names.index(self.at) if self.at in names else 0
+        first = max(min(place - self.ROWS // 2, len(names) - self.ROWS), 0)
+        done = sum(state == "done" for state in self.states.values())
+        table = tables.Table(box=None, pad_edge=False, title=f"{done} of {len(names)} cells done", title_justify="left")
+        for column in ("cell", "state", "time", "progress"):
+            table.add_column(column, no_wrap=True, overflow="ellipsis")
+        colours = {"running": "bold cyan", "done": "green", "failed": "bold red", "skipped": "yellow", "planned": "dim"}
+        for name in names[first:first + self.ROWS]:
+            state = self.states[name]
+            running = state == "running"
+            seconds = self.clock() - self.begun[name] if running else self.took[name]
+            table.add_row(Text(name), Text(state, colours[state]), Text(f"{seconds:.0f} s" if seconds else ""),
+                          Text(self._bar() if running else ""))
+        return table
+
+    def _bar(self) -> str:
+        if self.share is None:
+            return self.text
+        seconds = self.clock() - self.begun[self.at]
+        left = f", about {seconds * (1 - self.share) / self.share:.0f} s left" if self.share > 0.02 else ""
+        full = round(20 * self.share)
+        return f"{'━' * full}{'╌' * (20 - full)} {self.share:.0%} {self.text}{left}"
+
+
+def _show_result(result: Result, as_json: bool) -> None:
+    """Print the verdict tables and the paths of the record and the page."""
+    from aftertune.cli.compare import as_object
+    from aftertune.cli.compare import show as show_comparison
+    from aftertune.report import seed_observations
+
+    if as_json:
+        emit({"comparisons": [as_object(c) for c in result.comparisons], "contrasts": jsonable(result.contrasts),
+              "record": str(result.record), "report": str(result.page),
+              "failed": [{"cell": name, "why": why} for name, why in result.failed]})
+        return
+    for comparison in result.comparisons:
+        show_comparison(comparison)
+    for one in seed_observations(result.contrasts):
+        typer.echo(f"{one.lead}: {one.text}")
+    typer.echo(f"record  {result.record}\nreport  {result.page}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the tunings, the record and the page.")] = Path("runs/demo"),
+    as_json: Json = False,
+) -> None:
+    """Evaluate a real model, fine-tune it with care and without, and compare what each learned and forgot."""
+    from aftertune.demo import folder
+    from aftertune.study import Study
+
+    _show_result(execute(Study.load(folder() / "study.yaml"), out), as_json)

@@ -1,4 +1,4 @@
-"""``aftertune tune MODEL --data FILE``: fine-tune, with the held-out loss before and after."""
+"""``tune``: fine-tune a model; ``check-merge``: compare merged weights with the adapter."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit, jsonable, progress
-from aftertune.cli.options import Given, Json, with_options
+from aftertune.cli.options import Given, Json, option_of, with_options
+from aftertune.errors import GateFailed
 from aftertune.methods import writes_adapter
-from aftertune.study import TuneSpec
+from aftertune.study import EvalSpec, TaskSpec, TuneSpec
 
 if TYPE_CHECKING:
+    from aftertune.merging import Likeness, MergeCheck
     from aftertune.tuning import Preview
     from aftertune.values import Question, Tuning
     from aftertune.watching import Watch
+
 
 @with_options
 def tune(
@@ -42,14 +45,14 @@ def tune(
     from aftertune.ledger import Ledger
     from aftertune.tuning import tune as run
 
-    with Ledger() as ledger, progress() as told:
-        told(0, 0, "reading the data")
-        tuning = run(spec, ledger=ledger, progress=told, questions=_questions(tasks), look=_look(spec))
+    with Ledger() as ledger, progress() as update:
+        update(0, 0, "reading the data")
+        tuning = run(spec, ledger=ledger, progress=update, questions=_questions(tasks), look=_look(spec))
     return show(tuning, spec.model, as_json)
 
 
 def _look(spec: TuneSpec) -> Watch | None:
-    """What looks at tasks on the way, where any are named."""
+    """The watch that evaluates tasks during training; None without --watch."""
     if spec.watch is None:
         return None
     from aftertune.watching import Watch
@@ -58,7 +61,7 @@ def _look(spec: TuneSpec) -> Watch | None:
 
 
 def _questions(names: str | None) -> list[Question]:
-    """What the tasks ask; a file of prompts and completions counts as a task."""
+    """The questions of the tasks; a .jsonl file of prompts and completions counts as a task."""
     if not names:
         return []
     from aftertune.study import TargetSpec, TaskSpec
@@ -70,7 +73,7 @@ def _questions(names: str | None) -> list[Question]:
 
 
 def show_preview(spec: TuneSpec, questions: list[Question], as_json: bool) -> None:
-    """Three examples: what is learned stands between ⟦ and ⟧, in colour where there is any; then what the data is."""
+    """Print three examples, with the learned tokens between ⟦ and ⟧, and a summary of the data."""
     from aftertune.tuning import preview
 
     found = preview(spec, questions=questions)
@@ -93,7 +96,7 @@ def show_preview(spec: TuneSpec, questions: list[Question], as_json: bool) -> No
 
 
 def show_estimate(spec: TuneSpec, as_json: bool) -> None:
-    """What a tuning will take on this machine."""
+    """Print the estimated memory, disk and time of a tuning on this machine."""
     from aftertune.report import duration_text
     from aftertune.tuning import foreseen
 
@@ -109,7 +112,7 @@ def show_estimate(spec: TuneSpec, as_json: bool) -> None:
 
 
 def show_data(found: Preview | Tuning) -> None:
-    """What was read, left out, learned, and shared with evaluations; and the notes."""
+    """Print how many rows were read, left out, learned, and shared with evaluations; then the notes."""
     import rich
     from rich.table import Table
     from rich.text import Text
@@ -126,7 +129,7 @@ def show_data(found: Preview | Tuning) -> None:
 
 
 def show(tuning: Tuning, model: str, as_json: bool) -> None:
-    """What came out: the held-out loss before and after, notes, and the command that asks what was forgotten."""
+    """Print the held-out loss before and after, the notes, and the command that measures forgetting."""
     if as_json:
         emit({"tuning": tuning.id, **{k: v for k, v in jsonable(tuning).items() if k != "steps"}})
         return
@@ -149,3 +152,46 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
     if tuning.merged:
         typer.echo(f"whole weights in {tuning.output}/merged")
     typer.echo(f"written to {tuning.output}; what did it forget? aftertune eval {flag} --tasks …")
+
+
+def check_merge(
+    tuning: Annotated[str, typer.Argument(help="Tuning with merged weights: folder, id or name.")],
+    tasks: Annotated[str, typer.Option(
+        help="Tasks that are scored by log-likelihoods, separated by commas.")] = "hellaswag",
+    sample: Annotated[int, typer.Option(min=1, help="Random items of each task.")] = 32,
+    nf4: Annotated[bool, typer.Option("--nf4", help="Also check the merged weights in 4 bits.")] = False,
+    dtype: Annotated[str, typer.Option(help="Data type; float32 shows the rounding of the weights alone.")] = "float32",
+    device: Annotated[str, option_of(EvalSpec, "device")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score the adapter and the merged weights on the same items. Exit with 1 if they are not the same model."""
+    from aftertune.ledger import Ledger
+    from aftertune.merging import check_merge as run
+
+    specs = [TaskSpec(name=name.strip(), sample=sample) for name in tasks.split(",") if name.strip()]
+    with Ledger() as ledger, progress() as update:
+        found = run(tuning, tasks=specs, ledger=ledger, nf4=nf4, dtype=dtype, device=device, progress=update)
+    if as_json:
+        emit({"tuning": found.tuning.id, "tasks": list(found.tasks), "items": found.items, "scores": found.scores,
+              "moved": found.moved, "merged": _likeness_object(found.merged), "nf4": _likeness_object(found.nf4)})
+    else:
+        _show_check(found)
+    if not found.merged.same:
+        raise GateFailed(f"{found.tuning.name}: the merged weights are not the model that the adapter makes of its "
+                         "base; use the adapter unmerged, or merge into a base that is stored in a wider dtype")
+
+
+def _likeness_object(found: Likeness | None) -> dict[str, object] | None:
+    return None if found is None else {"same": found.same, "mean": found.mean, "largest": found.largest,
+                                       "share": found.share, "discordant": found.discordant}
+
+
+def _show_check(found: MergeCheck) -> None:
+    """Print one line for each form of the merged weights."""
+    typer.echo(f"{found.tuning.name}: {found.items} items of {', '.join(found.tasks)}, {found.scores} log-likelihoods; "
+               f"the tuning moved them by {found.moved:.4f} nats on average")
+    for label, one in (("merged", found.merged), ("merged, in four bits", found.nf4)):
+        if one is not None:
+            typer.echo(f"{label}: {'the same model' if one.same else 'another model'}; differs by {one.mean:.4f} nats "
+                       f"on average ({one.share:.1%} of that), {one.largest:.4f} at most; {one.discordant} of "
+                       f"{found.items} items are answered differently")

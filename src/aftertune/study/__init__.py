@@ -391,7 +391,7 @@ class Study(Spec):
         return digest(self.model_dump(mode="json"))
 
     def check_files(self) -> None:
-        """Raises InputError where a data file of the study is absent: better now than after the first hours."""
+        """Raises InputError if a data file of the study does not exist, before anything runs."""
         named = [(f"tunings.{n}.data.{k}", getattr(t.data, k))
                  for n, t in self.tunings.items() for k in ("file", "held_out_file")]
         named += [(f"tunings.{n}.replay.data.file", t.replay.data.file) for n, t in self.tunings.items() if t.replay]
@@ -401,7 +401,7 @@ class Study(Spec):
         for place, path in named:
             if path is not None and not path.is_file() and not (".data." in place and on_hub(path)):
                 known = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-                raise InputError(f"study {self.study}: `{place}` is {path}, and no such file is there"
+                raise InputError(f"study {self.study}: `{place}` is {path}, but there is no such file"
                                  f"{nearest(path.name, known)}")
 
     def margins(self) -> dict[str, float]:
@@ -428,9 +428,9 @@ class Study(Spec):
 
     @classmethod
     def edited(cls, path: str | Path, sets: Sequence[str]) -> tuple[str, Study]:
-        """The text of a study file with changes made, comments and order as they were, and the study that it is then.
+        """The text of a study file with changes, its comments and order kept, and the changed study.
 
-        Raises InputError where that would be refused.
+        Raises InputError if the changed study is not valid.
         """
         path, changes = Path(path), overrides(sets)
 
@@ -461,12 +461,12 @@ class Study(Spec):
 
 
 def anchored(path: Path | None, folder: Path) -> Path | None:
-    """The path, taken from ``folder`` where it is relative."""
+    """The path; a relative one is taken from ``folder``."""
     return None if path is None else (path if path.is_absolute() else folder / path)
 
 
 def on_hub(path: Path) -> bool:
-    """Whether a data source that is no file here is named as a data set of the Hub is: ``alpaca``, ``owner/name``."""
+    """Whether a path looks like the name of a data set of the Hub: ``alpaca``, ``owner/name``."""
     return path.suffix not in DATA_FILES and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path)) is not None
 
 
@@ -491,7 +491,7 @@ def anchored_data(data: DataSpec, folder: Path) -> DataSpec:
 
 
 def anchored_replay(replay: ReplaySpec | None, folder: Path) -> ReplaySpec | None:
-    """What is replayed with every path taken from ``folder``."""
+    """The replay data with every path taken from ``folder``."""
     if replay is None:
         return None
     data = replay.data.model_copy(update={"file": _data_file(replay.data.file, folder)})
@@ -526,7 +526,7 @@ _PARTS: dict[str, type[Spec]] = {
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    """Known keys of the part in which an unknown key was found: Study, ``bases.NAME``, ``tasks.0.target`` …"""
+    """Known keys of the part that has an unknown key: Study, ``bases.NAME``, ``tasks.0.target`` …"""
     collection, inner = loc[:-1][:1], loc[2:-1]  # between them a name or an ordinal, whatever it reads
     parts = [_PARTS[p] for p in (*collection, *inner) if isinstance(p, str) and p in _PARTS]
     if inner[-2:] == ("replay", "data"):

@@ -1,4 +1,4 @@
-"""Owns a study's matrix: recipes crossed axis by axis into tunings, with names made from what varies.
+"""Expands a study's matrix: all combinations of the listed values become tunings, named after what varies.
 
     matrix:
       base: smollm2                                  one value: the same for every tuning
@@ -11,8 +11,8 @@
       include: [{method: full, learning_rate: 2e-5}]     adds to combinations, or adds one
       name: "{method}-{examples}-{seed}"             in place of the names made here, such as lora-n100-replay30-s0
 
-An entry of ``include`` adds its keys to every combination that agrees with it on the axes it names; where none does, it
-is a combination of its own. Lists in ``include`` and ``exclude`` stand for each of their values.
+An entry of ``include`` adds its keys to each combination that has the same values on the axes it names. If none has,
+the entry is a new combination. A list in ``include`` or ``exclude`` means each of its values.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from pydantic.fields import FieldInfo
 
 from aftertune.errors import InputError, nearest
 
-#: Keys of a matrix that are no axes.
+#: Keys of a matrix that are not axes.
 WORDS = ("name", "include", "exclude")
 #: Short names of axes.
 SHORT = {"examples": "data.examples"}
-#: What stands before a value in a name; "" where the value says enough.
+#: Prefix of a value in a name; "" where the value is clear by itself.
 _LABELS = {"base": "", "method": "", "template": "", "learn": "", "data": "", "data.file": "", "replay.data": "",
            "replay.data.file": "", "data.examples": "n", "seed": "s", "learning_rate": "lr", "replay.share": "replay"}
-#: More tunings than this are a slip of the pen.
+#: A matrix of more tunings than this is a mistake.
 MOST = 1000
 
 Combination = dict[str, Any]
 
 
 def expand(matrix: Mapping[str, Any], recipe: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """Name -> tuning (plain values of ``recipe``), in the order of the axes; InputError for what cannot be meant."""
+    """Name -> tuning (plain values of ``recipe``), in the order of the axes; InputError if the matrix is not valid."""
     if not isinstance(matrix, Mapping):
         raise InputError(f"`matrix`: a mapping of axes such as {{method: [lora, full]}}, found {matrix!r}")
     return _Matrix(matrix, recipe).tunings()
@@ -59,13 +59,13 @@ def matrix_schema(recipe: type[BaseModel]) -> dict[str, Any]:
 
 
 def inner(annotation: Any) -> type[BaseModel] | None:
-    """The part that a field holds, where it holds one (or None)."""
+    """The specification that a field holds, or None."""
     kinds = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
     return kinds[0] if kinds else None
 
 
 def paths(part: type[BaseModel], before: str = "") -> dict[str, FieldInfo]:
-    """Every field of a part and of the parts within it, by its dotted path."""
+    """Every field of a specification and of its parts, by dotted path."""
     found: dict[str, FieldInfo] = {}
     for name, field in part.model_fields.items():
         found[before + name] = field
@@ -76,7 +76,7 @@ def paths(part: type[BaseModel], before: str = "") -> dict[str, FieldInfo]:
 
 
 class _Matrix:
-    """One matrix on its way to tunings."""
+    """One matrix: its axes, common values, and entries."""
 
     def __init__(self, matrix: Mapping[str, Any], recipe: type[BaseModel]) -> None:
         self.fields = paths(recipe)
@@ -124,7 +124,7 @@ class _Matrix:
             yield {p: v for p, v in whole.items() if not (unshared and p.startswith("replay"))}
 
     def _agrees(self, combination: Combination, entry: Combination) -> bool:
-        """Whether a combination has what an entry says, or one of what it lists."""
+        """Whether a combination has the values of an entry, or one of each list."""
         return all(combination.get(path) in (value if self._varies(path, value) else [value])
                    for path, value in entry.items())
 
@@ -135,7 +135,7 @@ class _Matrix:
         yield from (dict(self._flat(entry)) for entry in entries)
 
     def _flat(self, values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-        """(path, value) of what a mapping says; parts within are taken apart."""
+        """(path, value) of each value of a mapping and of its parts."""
         for key, value in values.items():
             path = before + SHORT.get(str(key), str(key)) if not before else f"{before}{key}"
             if path not in self.fields:
@@ -148,7 +148,7 @@ class _Matrix:
                 yield path, value
 
     def _varies(self, path: str, value: Any) -> bool:
-        """Whether a value lists several; of a field that itself holds a list, only a list of lists does."""
+        """Whether a value is a list of values; for a field that holds a list, only a list of lists is."""
         if not isinstance(value, list):
             return False
         annotation = self.fields[path].annotation
@@ -178,7 +178,7 @@ class _Matrix:
             path = SHORT.get(match[1], match[1])
             if path not in self.fields:
                 known = [*SHORT, *self.fields]
-                raise InputError(f"`matrix.name` speaks of {match[1]!r}{nearest(match[1], known)}; known are the axes "
+                raise InputError(f"`matrix.name` uses {match[1]!r}{nearest(match[1], known)}; known are the axes "
                                  "and the other keys of a tuning")
             default = 0 if path == "replay.share" else self.fields[path].get_default(call_default_factory=True)
             return shown(combination.get(path, default))
@@ -186,13 +186,13 @@ class _Matrix:
 
 
 def _each(entry: Combination, varies: Any) -> Iterator[Combination]:
-    """The combinations that an entry with lists stands for."""
+    """The combinations that an entry with lists means."""
     yield from (dict(zip(entry, values, strict=True))
                 for values in product(*(v if varies(p, v) else [v] for p, v in entry.items())))
 
 
 def assembled(combination: Combination) -> dict[str, Any]:
-    """A combination as the nested mapping that a tuning is written as."""
+    """A combination as a nested mapping, as a file has it: {"lora.r": 8} becomes {"lora": {"r": 8}}."""
     tuning: dict[str, Any] = {}
     for path in sorted(combination, key=lambda p: p.count(".")):
         *outer, last = path.split(".")
@@ -237,5 +237,5 @@ def shown(value: Any) -> str:
 
 
 def _fit(text: str) -> str:
-    """A text with the characters of a name only."""
+    """A text without characters that a name may not have."""
     return re.sub(r"[^A-Za-z0-9_.@+-]+", "-", text).strip("-")

@@ -6,9 +6,9 @@
 Changes:
 
     margin=3
-    tasks.hellaswag.limit=50            a task by its name, or by its place: tasks.0.limit
+    tasks.hellaswag.limit=50            a task by its name or its position: tasks.0.limit
     bases.smollm2.model=./checkpoint
-    tunings.*.learning_rate=1e-4        every tuning; also lora-*, and those that a matrix makes
+    tunings.*.learning_rate=1e-4        every tuning, including those of the matrix; lora-* is a pattern too
     matrix.seed=[0,1]
 
 A value is read as YAML and checked against the field's type. Relative paths in it are taken from the file's folder.
@@ -35,7 +35,7 @@ from aftertune.study.matrix import SHORT, expand, inner
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """One change. text: as it was given, for errors; path: what stands before the "="; value: what stands after it."""
+    """One change. text: as the user wrote it, for errors; path, value: the parts before and after "="."""
 
     text: str
     path: str
@@ -43,7 +43,7 @@ class Override:
 
     @classmethod
     def of(cls, text: str) -> Override:
-        """Raises InputError where no "=" stands behind a path."""
+        """Parse KEY=VALUE; InputError without a path and "="."""
         path, found, value = text.partition("=")
         if not found or not path.strip():
             raise InputError(f"--set {text}: write KEY=VALUE, for example tasks.hellaswag.limit=50")
@@ -51,11 +51,11 @@ class Override:
 
     @property
     def late(self) -> bool:
-        """True where it speaks of tunings, some of which the matrix makes."""
+        """Whether it changes tunings; the matrix makes some of them, so these changes come last."""
         return self.path.startswith("tunings.")
 
     def put(self, study: dict[str, Any], schema: type[BaseModel]) -> None:
-        """Make the change in a study's plain values; InputError for unknown places and values of another type."""
+        """Make the change in a study's plain values; InputError for an unknown key or a value of the wrong type."""
         for place in self._into(study, self.path, schema, ""):
             place()
 
@@ -63,7 +63,7 @@ class Override:
         return InputError(f"--set {self.text}: {what}")
 
     def _into(self, node: Any, rest: str, part: type[BaseModel], before: str) -> Iterator[Any]:
-        """The assignments that ``rest`` means within a part, each as a call; none is made before all are found."""
+        """The assignments that ``rest`` means within a part, each as a call: all are checked before any is made."""
         key, _, further = rest.partition(".")
         field = part.model_fields.get(key)
         if field is None:
@@ -88,7 +88,7 @@ class Override:
             yield from self._into(held, further, within, f"{before}{key}.")
 
     def _entry(self, entries: Any, key: str, rest: str, part: Any, before: str) -> Iterator[Any]:
-        """Assignments within named entries: bases and tunings by their key, tasks by their name or place."""
+        """Assignments within named entries: bases and tunings by their key, tasks by their name or position."""
         named = dict(_named(entries))
         head = max((n for n in named if rest == n or rest.startswith(f"{n}.")), key=len, default=rest.split(".")[0])
         found = [n for n in named if n == head] or [n for n in named if fnmatchcase(n, head)]
@@ -106,7 +106,7 @@ class Override:
             yield from self._into(named[name], further, part, f"{before}{key}.{name}.")
 
     def _matrix(self, node: Any, rest: str) -> Iterator[Any]:
-        """The assignment to a key of the matrix, however deep the file writes it; its types are seen as it expands."""
+        """The assignment to a key of the matrix; its type is checked when the matrix expands."""
         place = node.get("matrix")
         if not isinstance(place, dict):
             raise self._refuse("the study has no `matrix`")
@@ -121,7 +121,7 @@ class Override:
         yield lambda: place.__setitem__(path, value)
 
     def _typed(self, field: FieldInfo) -> Any:
-        """The value as the field takes it: as YAML, else as the text itself."""
+        """The value as the field takes it: read as YAML, or else the text."""
         shape: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         kind: Any = TypeAdapter(shape)
         fault = ""
@@ -136,7 +136,7 @@ class Override:
 
 
 def _entries(field: FieldInfo) -> type[BaseModel] | None:
-    """The part that each entry of a collection of named parts is; None for other fields."""
+    """The specification of the entries of a collection; None for other fields."""
     kinds = [a for a in (field.annotation, *get_args(field.annotation)) if get_origin(a) in (dict, tuple)]
     return next((inner(k) for k in kinds if inner(k) is not None), None)
 
@@ -149,7 +149,7 @@ def _named(entries: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _yaml(text: str) -> Any:
-    """A value as YAML reads it; a text that is no YAML stays text."""
+    """A value read as YAML; text that is not YAML stays text."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -166,7 +166,7 @@ def overrides(texts: Sequence[str]) -> list[Override]:
 
 def whole(raw: dict[str, Any], sets: Sequence[str], *, study: type[BaseModel], tuning: type[BaseModel], where: str
           ) -> dict[str, Any]:
-    """A study's plain values with changes made and its matrix crossed out; changes of tunings come last."""
+    """A study's plain values with all changes, and with the tunings of its matrix."""
     raw, changes = deepcopy(raw), overrides(sets)
     for change in (c for c in changes if not c.late):
         change.put(raw, study)
@@ -209,7 +209,7 @@ def edited_yaml(path: Path, change: Callable[[Any], None]) -> str:
     """The text of a file whose values ``change`` has changed in place; comments, order and quotes are kept."""
     from ruamel.yaml import YAML
 
-    read_yaml(path)  # tells what is wrong with it
+    read_yaml(path)  # raises InputError for a file that is not valid
     text = path.read_text(encoding="utf-8-sig")
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True
@@ -224,7 +224,7 @@ def edited_yaml(path: Path, change: Callable[[Any], None]) -> str:
 
 
 def _yaml_fault(error: Any, source: str) -> str:
-    """What the parser found and on which line; for a key that stands twice both lines."""
+    """The parser's problem and its line; for a duplicate key both lines."""
     text = " ".join(str(getattr(error, "problem", None) or error).split())
     mark = getattr(error, "problem_mark", None)
     if mark is None:

@@ -1,11 +1,10 @@
-"""Models that are named by a word, with the settings that their communities train them with.
+"""Models with a short name, and the settings that their communities train them with.
 
     PRESETS["tinyllama"].source             "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"
     find("tiny").shape.parameters           1100048384
 
-A preset's settings are defaults: whatever a recipe or a flag says goes before them. Shapes and parameter counts stand
-here so that a plan can be made before a byte is downloaded; tests hold one against the other. A file or folder of the
-same name goes before a preset (`find`).
+A preset's settings are defaults: a recipe or an option overrides them. Shapes and parameter counts are here so that
+`aftertune plan` works before anything is downloaded. A file or folder of the same name overrides a preset (`find`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from aftertune.methods import METHODS, Linear, Method
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a decoder's weights come to. inner: size of the feed-forward layer; gated: it has a gate beside it, and RMS
+    """The sizes of a decoder. inner: size of the feed-forward layer; gated: it has a gate beside it, and RMS
     norms (Llama); else one norm for each layer, and every layer a bias (Phi)."""
 
     hidden: int
@@ -52,17 +51,17 @@ class Shape:
 
     @property
     def linear(self) -> int:
-        """Weights of the linear layers, the output head left out: what a token is multiplied with."""
+        """Weights of the linear layers, the output head left out: the matrix products of a token."""
         return sum(layer.inputs * layer.outputs for layer in self.linears)
 
     @property
     def embeddings(self) -> int:
-        """Weights of the embedding and of an output head of its own."""
+        """Weights of the embedding, and of the output head if it is not tied."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """Number of all weights."""
         if self.gated:
             return self.linear + self.embeddings + (2 * self.layers + 1) * self.hidden
         biases = 2 * (self.hidden + self.kv) + self.inner + self.hidden
@@ -71,7 +70,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape | None:
-        """The shape that a ``config.json`` tells; None where it is of another kind (no such sizes)."""
+        """The shape in a ``config.json``; None if it does not have these sizes."""
         text = config.get("text_config") or config
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
         found = [text.get(name) for name in names]
@@ -87,8 +86,8 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A model by a word. source: where its weights are; pack: a file in an installed package that holds them too (in
-    four bits); stored: the dtype that they are published in; gated: its owner must grant access first; settings: of a
+    """A model with a short name. source: where its weights are; pack: a file in an installed package that has them too,
+    in 4 bits; stored: the dtype that they are published in; gated: its owner must grant access first; settings: of a
     recipe, with their origin."""
 
     source: str
@@ -138,7 +137,7 @@ PRESETS: Mapping[str, Preset] = {
                   "schedule": "cosine", "lora": {"r": 32, "alpha": 16, "dropout": 0.05}},
         origin=_AXOLOTL + "mistral/qlora.yml"),
 }
-#: The words that the hand-kept record has for them.
+#: Further names.
 ALIASES: Mapping[str, str] = {"tiny": "tinyllama", "small": "phi-2", "medium": "mistral-7b"}
 
 
@@ -154,9 +153,9 @@ def known(model: str) -> Preset | None:
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's explicit values, and below them the settings of the preset that ``model`` names, if any.
+    """A recipe's values, completed by the settings of the preset that ``model`` names, if any.
 
-    The settings of a part (``lora``) are filled in one by one. A method that is not of the LoRA family keeps its own
+    The settings of a part (``lora``) are completed one by one. A method that is not of the LoRA family keeps its own
     learning rate and adapter settings.
     """
     model, method = values.get("model"), _method(values)

@@ -1,0 +1,315 @@
+"""``runs``, ``show``, ``export``, ``card`` and ``import``: read from the ledger, write out of it and into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aftertune.cli.console import emit, jsonable
+from aftertune.cli.options import Json
+from aftertune.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from aftertune.exchange import Arrival, Grid
+    from aftertune.ledger import Ledger
+    from aftertune.report import Card
+    from aftertune.reported import Reported
+    from aftertune.values import Comparison, Evaluation, TaskSettings, Tuning
+
+FORMATS = ("lm-eval", "csv", "latex", "json")
+
+
+def runs(as_json: Json = False) -> None:
+    """List evaluations, tunings and comparisons, newest last."""
+    from aftertune.ledger import Ledger
+    from aftertune.reported import proven
+
+    with Ledger(create=False) as ledger:
+        evaluations, tunings, comparisons = ledger.evaluations(), ledger.tunings(), ledger.comparisons()
+        reported = documents(ledger)
+    if as_json:
+        emit({"evaluations": [{"id": e.id, "name": e.name, "status": e.status, "imported": not proven(e.model),
+                               "tasks": [t.task for t in e.tasks]} for e in evaluations],
+              "tunings": [{"id": t.id, "name": t.name, "status": t.status, "method": t.method} for t in tunings],
+              "comparisons": [{"id": c.id, "base": c.base, "tuned": c.tuned} for c in comparisons],
+              "reported": [{"source": source, "models": list(dict.fromkeys(r.model for r in rows)),
+                            "scores": sum(r.planned is None for r in rows)} for source, rows in reported.items()]})
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", no_wrap=True)
+    for head in ("kind", "name", "status", "what"):
+        table.add_column(head, overflow="fold")
+    rows = [(e.id, "evaluation" if proven(e.model) else "evaluation, imported", e.name, e.status,
+             ", ".join(_task_text(t) for t in e.tasks)) for e in evaluations]
+    rows += [(t.id, "tuning", t.name, t.status, f"{t.method}, {t.examples:,} examples") for t in tunings]
+    rows += [(c.id, "comparison", f"{c.tuned_name} against {c.base_name}", "forced" if c.forced else "",
+              ", ".join(f"{r.task} {r.told.partition(' (')[0]}" for r in c.rows if r.primary)) for c in comparisons]
+    rows += [("", "reported", source, "not measured here", f"{sum(r.planned is None for r in found)} scores of "
+              f"{', '.join(dict.fromkeys(r.model for r in found if r.planned is None))}")
+             for source, found in reported.items()]
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text: rich must not read a name as markup
+    Console().print(table)
+
+
+def _task_text(task: TaskSettings) -> str:
+    """A task, with its number of items if not all were used."""
+    asked = task.n if task.used is None else task.used
+    return f"{task.task} ({asked:,} of {task.n_total:,})" if asked < task.n_total else task.task
+
+
+def show(
+    word: Annotated[str, typer.Argument(metavar="ID", help="Id or name, as `aftertune runs` lists it.")],
+    as_json: Json = False,
+) -> None:
+    """Show everything that is known about one evaluation, tuning, comparison or reported document."""
+    from aftertune.ledger import Ledger
+
+    with Ledger(create=False) as ledger:
+        reported = documents(ledger).get(word)
+        value = None if reported else find(ledger, word)
+    if reported:
+        _show_reported(word, reported, as_json)
+        return
+    if as_json:
+        emit(value)
+        return
+    _show_value(value, jsonable(value))
+
+
+def documents(ledger: Ledger) -> dict[str, list[Reported]]:
+    """Document -> the scores that it reports."""
+    from aftertune.reported import Reported
+
+    found: dict[str, list[Reported]] = {}
+    for row in map(Reported.of, ledger.reported()):
+        found.setdefault(row.source, []).append(row)
+    return found
+
+
+def _show_reported(source: str, rows: list[Reported], as_json: bool) -> None:
+    """Print reported scores, each with its audit mark."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from aftertune.cli.audit import values_table
+    from aftertune.exchange import check
+
+    if as_json:
+        emit({"source": source, "reported": rows})
+        return
+    console = Console()
+    console.print(Text(f"reported in {source}, not measured here", style="bold"))
+    console.print(values_table([check(r) for r in rows if r.planned is None]))
+    for row in rows:
+        if row.planned is not None:
+            planned = f", planned with {row.planned}" if row.planned else ""
+            console.print(Text(f"{row.model}: not evaluated{planned}"))
+
+
+def find(ledger: Ledger, word: str) -> Evaluation | Tuning | Comparison:
+    """The evaluation, tuning or comparison of an id or name; InputError if there is none."""
+    order = {"t-": 1, "c-": 2}.get(word[:2], 0)
+    searches: list[Any] = [ledger.find_evaluation, ledger.find_tuning, ledger.find_comparison]
+    searches = [searches[order], *(s for i, s in enumerate(searches) if i != order)]
+    first: InputError | None = None
+    for search in searches:
+        try:
+            found: Evaluation | Tuning | Comparison = search(word)
+            return found
+        except InputError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _show_value(value: Any, known: dict[str, Any]) -> None:
+    import rich
+
+    from aftertune.values import Comparison, Evaluation
+
+    if isinstance(value, Comparison):
+        from aftertune.cli.compare import show as show_comparison
+
+        show_comparison(value)
+        return
+    if isinstance(value, Evaluation):
+        from aftertune.cli.eval import show as show_evaluation
+
+        show_evaluation([value], as_json=False)
+    rich.print_json(data={k: v for k, v in known.items() if k not in ("scores", "steps")})
+
+
+def export(
+    word: Annotated[str, typer.Argument(
+        metavar="ID", help="Id or name of an evaluation, comparison or study, or `all`.")],
+    format_: Annotated[str, typer.Option("--format", help="Format: lm-eval, csv, latex or json.")] = "lm-eval",
+    out: Annotated[str | None, typer.Option(
+        help="Output folder for lm-eval, output file for a table; - for stdout.")] = None,
+    prompts: Annotated[bool, typer.Option(
+        "--prompts/--no-prompts", help="Rebuild the prompts; they are written if they match the stored hash.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Write results for other programs, without paths of this machine and without secrets."""
+    if format_ not in FORMATS:
+        raise InputError(f"--format {format_!r}: allowed are {', '.join(FORMATS)}{nearest(format_, list(FORMATS))}")
+    from aftertune.ledger import Ledger
+
+    with Ledger(create=False) as ledger:
+        if format_ == "lm-eval":
+            _export_lm_eval(ledger, word, Path(out or "exports"), prompts, as_json)
+            return
+        grid = _table_of(ledger, word)
+    _export_table(grid, format_, out or "-", as_json)
+
+
+def _export_lm_eval(ledger: Ledger, word: str, folder: Path, prompts: bool, as_json: bool) -> None:
+    from aftertune.exchange import rebuilt, send
+
+    evaluation = ledger.find_evaluation(word)
+    texts = rebuilt(evaluation) if prompts else {}
+    written = send(evaluation, ledger.items(evaluation.id), ledger.answers(evaluation.id), folder=folder, prompts=texts)
+    without = [t.task for t in evaluation.tasks if t.task not in texts and t.task not in written.left_out]
+    if as_json:
+        emit({"results": str(written.results), "samples": [str(p) for p in written.samples],
+              "without_prompts": without, "left_out": list(written.left_out)})
+        return
+    for path in (written.results, *written.samples):
+        typer.echo(f"written to {path}")
+    if without:
+        typer.echo(f"without prompts (they are not stored and could not be rebuilt): {', '.join(without)}")
+    if written.left_out:
+        typer.echo(f"left out, stopped early and so without a score of all items: {', '.join(written.left_out)}")
+
+
+def _table_of(ledger: Ledger, word: str) -> Grid:
+    """The table of an evaluation, a comparison, a study, or all evaluations."""
+    from aftertune.exchange import comparison_grid, overview_grid, scores_grid
+    from aftertune.report import score_interval
+    from aftertune.values import Comparison, Evaluation
+
+    studies = {s.name for s in ledger.studies()}
+    if word == "all" or word in studies:
+        done = [e for e in ledger.evaluations() if e.status == "done"]
+        if word in studies:
+            refs = {c.ref for c in ledger.cells(word)}
+            done = [e for e in done if e.id in refs]
+        return overview_grid(word, done, ledger.comparisons(), score_interval)
+    found = find(ledger, word)
+    if isinstance(found, Comparison):
+        return comparison_grid(found)
+    if isinstance(found, Evaluation):
+        return scores_grid(found, score_interval)
+    raise InputError(f"{word} is a tuning, which has no table; export its evaluation, a comparison, or a study")
+
+
+def _export_table(grid: Grid, format_: str, out: str, as_json: bool) -> None:
+    from aftertune.exchange import as_csv, as_latex
+    from aftertune.exchange import as_json as grid_json
+    from aftertune.report import write_document
+
+    text = {"csv": as_csv, "latex": as_latex, "json": grid_json}[format_](grid)
+    if out == "-":
+        typer.echo(text, nl=False)
+        return
+    write_document(Path(out), text)
+    if as_json:
+        emit({"path": out, "rows": len(grid.rows)})
+    else:
+        typer.echo(f"written to {out}")
+
+
+def card(
+    word: Annotated[str, typer.Argument(metavar="ID", help="Id or name of an evaluation or a tuning.")],
+    out: Annotated[Path, typer.Option(
+        help="Folder for README.md and .eval_results, for example the model's own.")] = Path("card"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing README.md.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model card for the Hugging Face Hub, without paths of this machine and without secrets."""
+    from aftertune.ledger import Ledger
+    from aftertune.report import write_card
+    from aftertune.values import Comparison
+
+    with Ledger(create=False) as ledger:
+        about = find(ledger, word)
+        if isinstance(about, Comparison):
+            raise InputError(f"{word} is a comparison; a card is about one model: name its evaluation "
+                             f"({about.tuned_name}) or its tuning")
+        if about.status != "done":
+            raise InputError(f"{about.name} ({about.id}) is {about.status!r}; a card needs a finished one: run the "
+                             "same command again to finish it")
+        made = write_card(about, ledger.evaluations(), ledger.tunings(), ledger.comparisons())
+    paths = _write_card(made, out, force)
+    if as_json:
+        emit({"readme": str(paths[0]), "eval_results": [str(p) for p in paths[1:]], "left_out": list(made.left_out)})
+        return
+    for path in paths:
+        typer.echo(f"written to {path}")
+    if made.left_out:
+        typer.echo("left out of the metadata, stopped early and so without a score of all items: "
+                   f"{', '.join(made.left_out)}")
+
+
+def _write_card(made: Card, out: Path, force: bool) -> list[Path]:
+    """Write the card's files. InputError if another README.md exists, unless ``force``."""
+    from aftertune.report import make_folder, write_document
+
+    readme = out / "README.md"
+    if readme.is_file() and not force and readme.read_text(encoding="utf-8", errors="replace") != made.readme:
+        raise InputError(f"{readme}: this file exists with another text; choose another folder with --out, or "
+                         "overwrite it with --force")
+    make_folder(out / ".eval_results" if made.results else out)
+    files = {readme: made.readme, **{out / ".eval_results" / name: text for name, text in made.results.items()}}
+    for path, text in files.items():
+        write_document(path, text)
+    return list(files)
+
+
+def import_(
+    path: Annotated[Path, typer.Argument(help="Output folder or results_*.json of lm-eval, or a Markdown record.")],
+    name: Annotated[str | None, typer.Option(help="Name of the evaluation, or of the record.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Import results of others. With samples they can be compared; without samples they are reported scores."""
+    from aftertune.exchange import receive
+    from aftertune.ledger import Ledger
+
+    with Ledger() as ledger:
+        arrivals = receive(path, ledger=ledger, name=name)
+    if as_json:
+        emit({"imported": [import_object(a) for a in arrivals]})
+        return
+    for arrival in arrivals:
+        _show_import(arrival)
+
+
+def import_object(arrival: Arrival) -> dict[str, Any]:
+    """An import as ``import --json`` prints it."""
+    evaluation = arrival.evaluation
+    return {"source": arrival.source, "evaluation": evaluation.id if evaluation else None,
+            "name": evaluation.name if evaluation else None, "new": arrival.new,
+            "reported": sum(r.planned is None for r in arrival.reported),
+            "planned": sum(r.planned is not None for r in arrival.reported)}
+
+
+def _show_import(arrival: Arrival) -> None:
+    evaluation = arrival.evaluation
+    if evaluation is not None:
+        state = "" if arrival.new else " (already in the ledger)"
+        tasks = ", ".join(f"{t.task} {t.n:,} of {t.n_total:,}" for t in evaluation.tasks)
+        typer.echo(f"evaluation {evaluation.id} {evaluation.name}{state}: {tasks}")
+    scores = [r for r in arrival.reported if r.planned is None]
+    if scores:
+        models = len({r.model for r in scores})
+        typer.echo(f"{len(scores)} reported scores of {models} model{'s' if models > 1 else ''} from {arrival.source}; "
+                   "they have no answers, so they cannot be compared question by question")
+    for row in arrival.reported:
+        if row.planned is not None:
+            typer.echo(f"not evaluated there: {row.model}{f', planned with {row.planned}' if row.planned else ''}")
