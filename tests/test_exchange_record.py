@@ -16,6 +16,7 @@ from aftertune.exchange.markdown import read_record
 from aftertune.ledger import Ledger
 from exchange_cases import record
 
+DATA = Path(__file__).parent / "data"
 QLORA = "TinyLlama + QLoRA"
 TUNED = "Fine-tuned Llama 3.2 1B (2K Examples)"
 LORA = "TinyLlama + LoRA (50K Examples)"
@@ -60,6 +61,21 @@ def test_other_forms_of_tables_are_read(tmp_path: Path) -> None:
         ("other.md", "lambada", "perplexity", "none", 32.87, "32.87", None),
         ("A", "arc_easy", "acc", "none", 0.452, "45.2%", 2376), ("B", "arc_easy", "acc", "none", 0.009, "0.9%", 2376),
         ("B", "sciq", "acc", "none", 0.61, "61%", 1000)]
+
+
+def test_marks_escapes_and_indented_parts_are_read_as_before() -> None:
+    """Commit 6627cb2 wrote what it read of this record: a line for each row and remark."""
+    document = read_record(DATA / "record_6627cb2.md")
+    expected = (DATA / "record_6627cb2.txt").read_text(encoding="utf-8").splitlines()
+    assert [repr(found) for found in (*document.rows, *document.remarks)] == expected
+
+
+def test_code_keeps_its_asterisks(tmp_path: Path) -> None:
+    path = tmp_path / "code.md"
+    path.write_text("# A\n- **Files**: `*.bin`, 5 * 3\n\n| Task | Result |\n|--|--|\n| piqa | 70%* |\n", "utf-8")
+    [row] = read_record(path).rows
+    assert row.facts == {"Files": "*.bin, 5 3"}  # elsewhere a lone asterisk is a mark: 70%*
+    assert row.value == 0.7
 
 
 def test_the_audit_says_what_the_figures_can_be_and_show(file: Path) -> None:
@@ -159,6 +175,7 @@ def test_sizes_are_those_of_the_offline_data() -> None:
     ("# A\n\njust words | and a pipe\n", "no table of scores was found"),
     ("| Task | Result |\n|--|--|\n| hellaswag | <b>lots</b> |\n", "bad.md:3: the result of 'hellaswag'"),
     ("| Task | Result | Error |\n|--|--|--|\n| hellaswag | 45% | ±x |\n", "bad.md:3"),
+    ("| Task | Result |\n|--|\n| hellaswag | 45% |\n", "bad.md:2: the line below a table's head has another number"),
     ("| Task | Result |\n|--|--|\n| hellaswag |\n", "no table of scores was found"),
     ("\x00" * 50, "no table of scores was found"), ("|" * 10_000 + "\n|--|\n|1|\n", "no table of scores was found"),
 ])

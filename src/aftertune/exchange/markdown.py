@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aftertune.errors import InputError
 from aftertune.exchange import known
-from aftertune.exchange.inline import HEADING, RULE, cells_of, plain_text
+from aftertune.exchange.inline import Heading, Table, Text, read_blocks
 from aftertune.exchange.reading import MIB, read_text
 from aftertune.exchange.remarks import read_remarks
 from aftertune.reported import Remark, Reported
@@ -26,9 +26,10 @@ from aftertune.stats.audit import Figure
 
 LIMIT = 16 * MIB
 
-_FACT = re.compile(r"\s*[-*+]\s+(?!\[[ xX]\])([^:]{1,80}):\s*(\S.*)")
+_FACT = re.compile(r"(?!\[[ xX]\])([^:]{1,80}?)\s*:\s*(\S.*)")
 _NOT_EVALUATED = re.compile(r"(?i)\bnot\b[^.|]{0,12}\bevaluated\b")
 _SEVERAL = re.compile(r"\s*(?:±|\+/-)\s*")
+_RULE = re.compile(r"\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?")
 _NUMBERED = re.compile(r"\d+\.\s+")
 _ABSENT = frozenset({"", "-", "–", "—", "n/a", "na", "nan", "none", "?", "tbd"})
 #: What a column is, by the beginning of its heading.
@@ -55,10 +56,10 @@ class Document:
 def read_record(path: Path, *, source: str | None = None) -> Document:
     """Read a Markdown record. Raises InputError with file and line, also where it holds no table of scores."""
     reader = _Reader(path, source or path.name)
-    text = read_text(path, limit=LIMIT)
-    reader.read(text)
+    blocks = read_blocks(read_text(path, limit=LIMIT))
+    reader.read(blocks)
     document = reader.document()
-    return replace(document, remarks=read_remarks(text, document.scores))
+    return replace(document, remarks=read_remarks(blocks, document.scores))
 
 
 @dataclass(slots=True)
@@ -104,7 +105,7 @@ class _Draft:
 
 
 class _Reader:
-    """One document on its way through, line by line."""
+    """Collects what one document says, block by block."""
 
     def __init__(self, path: Path, source: str) -> None:
         self.path = path
@@ -112,52 +113,51 @@ class _Reader:
         self.headings: list[tuple[int, str]] = []
         self.places: list[_Place] = [_Place(source, "")]
         self.wide: list[Reported] = []
+        self.above = ""  # the line of text before
 
-    def read(self, text: str) -> None:
-        lines = text.splitlines()
-        at, fenced = 0, False
-        while at < len(lines):
-            line = lines[at]
-            fenced ^= line.lstrip().startswith(("```", "~~~"))
-            if not fenced and "|" in line and at + 1 < len(lines) and RULE.fullmatch(lines[at + 1].strip()):
-                end = next((i for i in range(at + 2, len(lines)) if "|" not in lines[i]), len(lines))
-                self._table(at + 1, cells_of(line), [cells_of(row) for row in lines[at + 2:end]])
-                at = end
-                continue
-            if not fenced:
-                self._line(line, at + 1)
-            at += 1
+    def read(self, blocks: Sequence[Heading | Table | Text]) -> None:
+        for block in blocks:
+            if isinstance(block, Table):
+                self._table(block)
+            elif isinstance(block, Heading):
+                self._heading(block)
+            else:
+                self._text(block)
 
-    def _line(self, line: str, number: int) -> None:
+    def _heading(self, heading: Heading) -> None:
+        title = _NUMBERED.sub("", heading.words.text, count=1)
+        self.headings = [h for h in self.headings if h[0] < heading.depth] + [(heading.depth, title)]
+        above = [t for d, t in self.headings[:-1] if d > 1]
+        self.places.append(_Place(title, above[-1] if above else title))
+
+    def _text(self, line: Text) -> None:
         place = self.places[-1]
-        if heading := HEADING.fullmatch(line.strip()):
-            depth, title = len(heading[1]), _NUMBERED.sub("", plain_text(heading[2]), count=1)
-            self.headings = [h for h in self.headings if h[0] < depth] + [(depth, title)]
-            above = [t for d, t in self.headings[:-1] if d > 1]
-            self.places.append(_Place(title, above[-1] if above else title))
-        elif fact := _FACT.fullmatch(line.rstrip()):
-            label = plain_text(fact[1])
-            if not known.is_metric(label):  # those are definitions
-                place.facts[label] = plain_text(fact[2])
-        elif _NOT_EVALUATED.search(line):
-            command = re.search(r"`([^`]+)`", line)
-            place.planned = (command[1] if command else "", number)
+        if line.item == "bullet" and (fact := _FACT.fullmatch(line.words.text)):
+            if not known.is_metric(fact[1]):  # those are definitions
+                place.facts[fact[1]] = fact[2]
+        elif _NOT_EVALUATED.search(line.words.text):
+            place.planned = (line.words.code, line.line)
+        elif _RULE.fullmatch(line.words.text) and "task" in _roles(re.split(r"\s*\|\s*", self.above)).values():
+            raise InputError(f"{self.path}:{line.line}: the line below a table's head has another number of columns "
+                             f"than the head ({self.above[:60]!r}); give both the same number of |")
+        self.above = line.words.text
 
-    def _table(self, number: int, head: list[str], body: list[list[str]]) -> None:
+    def _table(self, table: Table) -> None:
+        head = [cell.text for cell in table.head]
         roles = _roles(head)
         if "task" not in roles.values():
             return
         carried: dict[str, str] = {}
         drafts: list[_Draft] = []
-        for offset, cells in enumerate(body, start=2):
-            row = {role: cells[i] for i, role in roles.items() if i < len(cells)}
+        for line, words in table.rows:
+            cells = [cell.text for cell in words]
+            row = {role: cells[i] for i, role in roles.items()}
             carried |= {k: v for k, v in row.items() if k in ("task", "filter") and v}
             row |= {k: v for k, v in carried.items() if not row.get(k)}
             if "result" in roles.values():
-                drafts.append(_Draft(number + offset, row.get("model") or self.places[-1].title, row,
-                                     row.get("result", "")))
+                drafts.append(_Draft(line, row.get("model") or self.places[-1].title, row, row.get("result", "")))
             else:  # a column per model
-                drafts += [_Draft(number + offset, head[i], row, cell) for i, cell in enumerate(cells[:len(head)])
+                drafts += [_Draft(line, head[i], row, cell) for i, cell in enumerate(cells)
                            if i not in roles and _is_figure(cell)]
         percent = any(d.beyond_one for d in drafts)
         place = self.places[-1]
