@@ -63,7 +63,7 @@ def test_a_missing_ledger_is_not_made_by_a_reader(path: Path) -> None:
     with pytest.raises(InputError, match="no ledger here yet"):
         Ledger(path, create=False)
     assert not path.exists()
-    with pytest.raises(InputError, match="a folder, where the ledger's file should be"):
+    with pytest.raises(InputError, match="a folder, but the ledger is a file"):
         Ledger(path.parent)
 
 

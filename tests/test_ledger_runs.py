@@ -108,7 +108,7 @@ def test_a_finish_that_does_not_fit_changes_nothing(ledger: Ledger) -> None:
         (answers, positions, r"1 requests have no stored response \(the first: 11\)"),
         (answers[1:], positions[1:], "5 answers for 6 items"),
         (answers[1:], positions, "5 answers came with 6 lists"),
-        ([other, *answers[1:]], positions, "fits no item"),
+        ([other, *answers[1:]], positions, "belongs to no item"),
         ([*answers[1:], answers[1]], positions, "6 answers for 6 items"),
     ]:
         with pytest.raises(StorageError, match=finding):

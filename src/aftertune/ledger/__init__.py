@@ -1,12 +1,12 @@
-"""The ledger owns every result: models, tunings, items, evaluations, answers, scores, comparisons, studies.
+"""Stores every result: models, tunings, items, evaluations, answers, scores, comparisons, studies.
 
     with Ledger() as ledger:                                    # .aftertune/ledger.db, or AFTERTUNE_LEDGER
         evaluation = ledger.open_evaluation(evaluation, items)
         ledger.save_batch(evaluation.id, 0, {0: Response(logprob=-3.2, greedy=False)})
         evaluation = ledger.finish_evaluation(evaluation, answers, positions)
 
-This room alone speaks to a database. Every write is one transaction: when the call returns it is on disk, and
-when it raises nothing was changed. A failed write is a StorageError in one line; it is never passed over.
+Only this package uses a database. Every write is one transaction: when the call returns it is on disk, and when it
+raises nothing was changed. A failed write is a StorageError in one line.
 """
 
 from __future__ import annotations
@@ -15,21 +15,17 @@ import os
 from types import TracebackType
 from typing import Self
 
-from aftertune.ledger.answers import Answers
 from aftertune.ledger.check import Finding, findings
-from aftertune.ledger.comparisons import Comparisons, ReportedScores
 from aftertune.ledger.database import Database, locate
 from aftertune.ledger.evaluations import Evaluations
 from aftertune.ledger.lease import Leases
-from aftertune.ledger.responses import Responses
-from aftertune.ledger.studies import Cell, StoredStudy, Studies
-from aftertune.ledger.tunings import Tunings
+from aftertune.ledger.records import Cell, Comparisons, ReportedScores, StoredStudy, Studies, Tunings
 
 __all__ = ["Cell", "Finding", "Ledger", "StoredStudy", "locate"]
 
 
-class Ledger(Evaluations, Responses, Leases, Answers, Tunings, Comparisons, ReportedScores, Studies):
-    """An open ledger; made where it is missing, migrated where it is older than this program.
+class Ledger(Evaluations, Leases, Tunings, Comparisons, ReportedScores, Studies):
+    """An open ledger; a missing one is created, an older one is migrated.
 
     where: a path or a ``sqlite:///PATH`` URL; None takes AFTERTUNE_LEDGER, else ``.aftertune/ledger.db``.
     create: False makes a missing file an InputError. Threads and forked processes may share it.

@@ -1,4 +1,4 @@
-"""Owns the ledger's part of `aftertune doctor`: what it is, and what is wrong with it.
+"""Checks the ledger for `aftertune doctor`: what it is, and what is wrong with it.
 
     for finding in ledger.check(): …       Finding(name="journal", value="wal", problem="", remedy="")
 """

@@ -1,4 +1,4 @@
-"""Owns the database file: where it is, the SQLite library, the journal mode, and transactions.
+"""Opens the database file: finds it, chooses the SQLite library and the journal mode, and runs transactions.
 
     database = Database(None)                    AFTERTUNE_LEDGER, or .aftertune/ledger.db
     with database.write() as connection: …       one BEGIN IMMEDIATE transaction, all or nothing
@@ -76,7 +76,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that is committed whole at the end of the block, or not at all if it raises."""
+        """A transaction that is committed at the end of the block, or rolled back if the block raises."""
         self._own_connections()
         with self._lock, explained(self.path), self.engine.connect() as connection:
             connection.execution_options(aftertune_write=True)
@@ -85,8 +85,8 @@ class Database:
 
     @contextmanager
     def migrate(self) -> Iterator[Connection]:
-        """A write transaction without reference checks: a migration that rebuilds a table drops the old one,
-        and that must not take the rows that refer to it along."""
+        """A write transaction without checks of references: a migration that rebuilds a table drops the old one, and
+        this must not delete the rows that refer to it."""
         with self._lock, explained(self.path), self.engine.connect() as connection:
             raw: Any = connection.connection.dbapi_connection
             raw.execute("PRAGMA foreign_keys=OFF")
@@ -111,7 +111,7 @@ class Database:
 
     def _prepare_folder(self, create: bool) -> None:
         if self.path.is_dir():
-            raise InputError(f"{self.path}: a folder, where the ledger's file should be; name a file in it, "
+            raise InputError(f"{self.path}: a folder, but the ledger is a file; name a file in it, "
                              f"for example {self.path / 'ledger.db'}")
         if not self.path.exists() and not create:
             raise InputError(f"{self.path}: no ledger here yet; run `aftertune eval` or `aftertune tune` "

@@ -1,23 +1,30 @@
-"""Owns evaluations from their opening to their scores.
+"""Stores evaluations from their opening to their scores: items, responses batch by batch, answers, scores.
 
     stored = ledger.open_evaluation(evaluation, items)         new, running, or already done
+    ledger.save_batch(id, 0, {0: Response(logprob=-3.2, greedy=False), 1: …})      one transaction
     ledger.finish_evaluation(evaluation, answers, positions)   answers, scores and status in one transaction
     ledger.find_evaluation("base")                             by id, name, or the beginning of an id
+    ledger.answers(id, "arc_easy")                             [Answer, …], each with its responses
+
+A position is the index of a request in the evaluation's ordered list of requests. A row of ``answer`` is inserted with
+the items when the evaluation is opened, and filled when it is finished. The document of an item is stored once for all
+evaluations. Responses are stored once, by batch; an answer holds their positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
-from sqlalchemy import Connection, Row, or_, select
+from sqlalchemy import Connection, Row, RowMapping, bindparam, or_, select, tuple_
 
-from aftertune.errors import StorageError
-from aftertune.ledger.answers import ask, fill, same_items
-from aftertune.ledger.lease import check_lease
-from aftertune.ledger.responses import refuse_nan, store_schedule
+from aftertune.errors import InputError, StorageError, nearest
+from aftertune.ledger.lease import beat, check_lease
 from aftertune.ledger.schema import (
     answer,
     comparison,
@@ -32,14 +39,18 @@ from aftertune.ledger.schema import (
     tuning,
 )
 from aftertune.ledger.store import CHUNK, Store, decode, encode, find, store_model
-from aftertune.values import Answer, Evaluation, Item
+from aftertune.values import Answer, Asked, Evaluation, Item, Response
 
+#: Fields of an evaluation that have a column or table of their own.
 _ELSEWHERE = ("id", "name", "status", "tuning", "model", "tasks", "scores", "schedule")
 _SCORE = ("task", "metric", "filter", "value", "stderr", "n", "higher_is_better", "primary", "group")
+_RESPONSE = ("logprob", "greedy", "text", "tokens", "finish", "truncated")
+#: The key of a stored document that holds what was asked.
+_ASKED = "aftertune:asked"
 
 
 class Evaluations(Store):
-    """Evaluations with their tasks and scores."""
+    """Evaluations with their tasks, items, schedule, responses, answers and scores."""
 
     def open_evaluation(self, value: Evaluation, items: Sequence[Item]) -> Evaluation:
         """Store an evaluation and its items if its id is new; returns what is stored, perhaps "done".
@@ -53,19 +64,19 @@ class Evaluations(Store):
                     id=value.id, **_columns(connection, value))).inserted_primary_key
                 assert made is not None
                 _write_parts(connection, made[0], value)
-                ask(connection, made[0], items)
-            elif not same_items(connection, row.seq, items):
+                _ask(connection, made[0], items)
+            elif not _same_items(connection, row.seq, items):
                 raise StorageError(f"evaluation {value.id} is stored with other items; its id must cover "
-                                   "them: start anew with --fork")
+                                   "them: start again with --fork")
             return _load_one(connection, value.id)
 
     def finish_evaluation(self, value: Evaluation, answers: Sequence[Answer],
                           positions: Sequence[Sequence[int]]) -> Evaluation:
         """Store answers, scores and the status "done", in one transaction; returns what is stored.
 
-        positions[k]: the requests (save_batch) that answers[k] was made of. Of a task that was stopped early only the
-        used items have answers. Finishing again with the same
-        scores changes nothing; with others it is a StorageError. The lease is given back.
+        positions[k]: the requests (save_batch) that answers[k] was made of. In a task that was stopped early only the
+        used items have answers. Finishing again with the same scores changes nothing; with others it is a
+        StorageError. The lease is released.
         """
         with self.database.write() as connection:
             row = find(connection, evaluation, value.id)
@@ -73,14 +84,14 @@ class Evaluations(Store):
                 stored = _load_one(connection, row.id)
                 if stored.scores != value.scores:
                     raise StorageError(f"evaluation {row.id} is done, with other scores; nothing was "
-                                       "changed: start anew with --fork")
+                                       "changed: start again with --fork")
                 return stored
             check_lease(connection, row.seq, row.id)
             done = replace(value, status="done")
             connection.execute(evaluation.update().where(evaluation.c.seq == row.seq)
                                .values(**_columns(connection, done)))
             _write_parts(connection, row.seq, done)
-            fill(connection, row.seq, answers, positions, {t.task: t.used for t in value.tasks if t.used is not None})
+            _fill(connection, row.seq, answers, positions, {t.task: t.used for t in value.tasks if t.used is not None})
             connection.execute(lease.delete().where(lease.c.evaluation == row.seq))
             return _load_one(connection, row.id)
 
@@ -98,7 +109,7 @@ class Evaluations(Store):
             return _load(connection, connection.execute(select(evaluation).order_by(evaluation.c.seq)).all())
 
     def delete_evaluation(self, evaluation_id: str) -> None:
-        """Remove an evaluation with its answers and scores, and the comparisons that stand on it.
+        """Remove an evaluation with its answers and scores, and the comparisons that use it.
 
         ResourceError where another live process works on it.
         """
@@ -115,6 +126,76 @@ class Evaluations(Store):
             used = [~select(t.c.model).where(t.c.model == model.c.seq).exists() for t in (evaluation, tuning)]
             connection.execute(model.delete().where(*used))
 
+    def items(self, evaluation_id: str, task: str | None = None) -> list[Item]:
+        """Items of one task, or of all, in the order in which they were asked; InputError: unknown task."""
+        with self.database.read() as connection:
+            seq = find(connection, evaluation, evaluation_id).seq
+            rows = connection.execute(
+                select(answer.c.task, answer.c.index, item.c.hash, item.c.doc, answer.c.cluster)
+                .join(item, item.c.seq == answer.c.item)
+                .where(answer.c.evaluation == seq, *_of_task(connection, seq, task))
+                .order_by(answer.c.position))
+            return [Item(task=name, index=index, hash=hash_, cluster=cluster, **_item_fields(doc))
+                    for name, index, hash_, doc, cluster in rows]
+
+    def answers(self, evaluation_id: str, task: str | None = None) -> list[Answer]:
+        """Answers to one task, or to all, in the order of the items; none before the evaluation is done."""
+        with self.database.read() as connection:
+            seq = find(connection, evaluation, evaluation_id).seq
+            rows = connection.execute(
+                select(answer, item.c.hash).join(item, item.c.seq == answer.c.item)
+                .where(answer.c.evaluation == seq, answer.c.metrics.is_not(None),
+                       *_of_task(connection, seq, task))
+                .order_by(answer.c.position)).mappings().all()
+            used = list(chain.from_iterable(r["responses"] for r in rows))
+            known = _load_responses(connection, seq, min(used), max(used)) if used else {}
+            return [_answer(row, known) for row in rows]
+
+    def save_schedule(self, evaluation_id: str, value: Mapping[str, Any]) -> None:
+        """Store how the requests are cut into batches; a later one (a batch was halved) replaces it."""
+        with self.database.write() as connection:
+            row = find(connection, evaluation, evaluation_id)
+            beat(connection, row.seq, row.id)
+            _store_schedule(connection, row.seq, value)
+
+    def schedule(self, evaluation_id: str) -> dict[str, Any] | None:
+        """The stored schedule, or None where there is none yet."""
+        with self.database.read() as connection:
+            seq = find(connection, evaluation, evaluation_id).seq
+            value: dict[str, Any] | None = connection.execute(
+                select(schedule.c.value).where(schedule.c.evaluation == seq)).scalar()
+            return value
+
+    def save_batch(self, evaluation_id: str, batch: int, responses: Mapping[int, Response]) -> None:
+        """Store one finished batch: position -> response; when this returns, it is on disk.
+
+        Saving the same batch with the same content again changes nothing; with other content, or at a position that
+        another batch has filled, it is a StorageError. ResourceError where another process has the lease.
+        """
+        rows = [_response_row(batch, position, value) for position, value in sorted(responses.items())]
+        with self.database.write() as connection:
+            found = find(connection, evaluation, evaluation_id)
+            beat(connection, found.seq, found.id)
+            stored = {r.position: r for r in _stored_batch(connection, found.seq, batch, responses)}
+            if not stored:
+                if rows:
+                    connection.execute(response.insert(), [{"evaluation": found.seq, **r} for r in rows])
+                return
+            if [_row_content(r) for _, r in sorted(stored.items())] != [tuple(r.values()) for r in rows]:
+                raise StorageError(f"batch {batch} of evaluation {found.id} is stored with other content "
+                                   f"({_first_difference(stored, rows)}); the run is not the one that was "
+                                   "started: start again with --fork")
+
+    def done_positions(self, evaluation_id: str) -> set[int]:
+        """Positions whose response is stored."""
+        with self.database.read() as connection:
+            return _positions_of(connection, find(connection, evaluation, evaluation_id).seq)
+
+    def responses(self, evaluation_id: str) -> dict[int, Response]:
+        """Position -> response, for every stored one, in order of position."""
+        with self.database.read() as connection:
+            return _load_responses(connection, find(connection, evaluation, evaluation_id).seq)
+
 
 def _columns(connection: Connection, value: Evaluation) -> dict[str, Any]:
     """The row of an evaluation, less its id."""
@@ -124,7 +205,7 @@ def _columns(connection: Connection, value: Evaluation) -> dict[str, Any]:
 
 
 def _write_parts(connection: Connection, seq: int, value: Evaluation) -> None:
-    """Tasks, scores and (if it has one) schedule, in the place of what was there."""
+    """Replace the stored tasks, scores and (if it has one) schedule."""
     for table in (task, score):
         connection.execute(table.delete().where(table.c.evaluation == seq))
     if value.tasks:
@@ -132,14 +213,14 @@ def _write_parts(connection: Connection, seq: int, value: Evaluation) -> None:
             {"evaluation": seq, "position": p, "name": t.task, "value": encode(t)}
             for p, t in enumerate(value.tasks)])
     for s in value.scores:
-        refuse_nan(s.value, f"the score {s.task} {s.key}")
-        refuse_nan(s.stderr, f"the standard error of {s.task} {s.key}")
+        _refuse_nan(s.value, f"the score {s.task} {s.key}")
+        _refuse_nan(s.stderr, f"the standard error of {s.task} {s.key}")
     if value.scores:
         connection.execute(score.insert(), [
             {"evaluation": seq, "position": p, **{f: getattr(s, f) for f in _SCORE}}
             for p, s in enumerate(value.scores)])
     if value.schedule:
-        store_schedule(connection, seq, value.schedule)
+        _store_schedule(connection, seq, value.schedule)
 
 
 def _load_one(connection: Connection, evaluation_id: str) -> Evaluation:
@@ -171,3 +252,184 @@ def _by_evaluation(connection: Connection, table: Any, seqs: list[int]) -> dict[
                               .order_by(table.c.evaluation, table.c.position))
     return {seq: list(group) for seq, group in groupby(rows, key=lambda r: r.evaluation)}
 
+
+def _ask(connection: Connection, seq: int, items: Sequence[Item]) -> None:
+    """Insert the empty answers of a new evaluation, and the documents that are not stored yet."""
+    known = _store_documents(connection, items)
+    rows = [{"evaluation": seq, "position": position, "task": i.task, "index": i.index,
+             "item": known[i.hash, _document_hash(i)], "cluster": i.cluster} for position, i in enumerate(items)]
+    twice = len(rows) - len({(i.task, i.index) for i in items})
+    if twice:
+        raise StorageError(f"{twice} items have the task and index of another; an index names one document "
+                           "of a task")
+    if rows:
+        connection.execute(answer.insert(), rows)
+
+
+def _same_items(connection: Connection, seq: int, items: Sequence[Item]) -> bool:
+    """True where the evaluation was opened with these items in this order."""
+    rows = connection.execute(select(answer.c.task, answer.c.index, item.c.hash)
+                              .join(item, item.c.seq == answer.c.item)
+                              .where(answer.c.evaluation == seq).order_by(answer.c.position))
+    return [tuple(r) for r in rows] == [(i.task, i.index, i.hash) for i in items]
+
+
+def _fill(connection: Connection, seq: int, answers: Sequence[Answer], positions: Sequence[Sequence[int]],
+         used: Mapping[str, int]) -> None:
+    """Store the answers; positions[k] are the requests of answers[k].
+
+    used: tasks that were stopped early, with the number of their items that were asked; the others stay unanswered.
+    StorageError where an answer has no item, an item no answer, or a request no stored response.
+    """
+    if len(answers) != len(positions):
+        raise StorageError(f"{len(answers)} answers came with {len(positions)} lists of positions; each "
+                           "answer has one")
+    asked = {(task, index): (position, hash_) for task, index, position, hash_ in connection.execute(
+        select(answer.c.task, answer.c.index, answer.c.position, item.c.hash)
+        .join(item, item.c.seq == answer.c.item).where(answer.c.evaluation == seq))}
+    stray = next((a for a in answers if asked.get((a.task, a.index), (0, ""))[1] != a.item), None)
+    if stray is not None:
+        raise StorageError(f"the answer to {stray.task} {stray.index} (item {stray.item[:12]}) belongs to no item "
+                           "of the evaluation; nothing was stored")
+    expected = sum(task not in used for task, _ in asked) + sum(used.values())
+    if len({(a.task, a.index) for a in answers}) != expected or len(answers) != expected:
+        raise StorageError(f"{len(answers)} answers for {expected} items; every item has one answer, and "
+                           "nothing was stored")
+    missing = set(chain.from_iterable(positions)) - _positions_of(connection, seq)
+    if missing:
+        raise StorageError(f"{len(missing)} requests have no stored response (the first: {min(missing)}); "
+                           "nothing was stored")
+    rows = [{"at": asked[a.task, a.index][0], "new_metrics": encode(a.metrics),
+             "new_extracted": encode(a.extracted), "new_responses": list(p), "new_cluster": a.cluster}
+            for a, p in zip(answers, positions, strict=True)]
+    if rows:
+        connection.execute(
+            answer.update().where(answer.c.evaluation == seq, answer.c.position == bindparam("at"))
+            .values(metrics=bindparam("new_metrics"), extracted=bindparam("new_extracted"),
+                    responses=bindparam("new_responses"), cluster=bindparam("new_cluster")), rows)
+
+
+def _of_task(connection: Connection, seq: int, task: str | None) -> list[Any]:
+    """The condition "this task"; InputError with the nearest names where the evaluation has no such task."""
+    if task is None:
+        return []
+    query = select(answer.c.task).where(answer.c.evaluation == seq).distinct()
+    known = sorted(connection.execute(query).scalars())
+    if task not in known:
+        raise InputError(f"the evaluation has no task {task!r}{nearest(task, known)}; its tasks: "
+                         f"{', '.join(known) or 'none'}")
+    return [answer.c.task == task]
+
+
+def _answer(row: RowMapping, known: Mapping[int, Response]) -> Answer:
+    return Answer(task=row["task"], index=row["index"], item=row["hash"], metrics=row["metrics"],
+                  extracted=row["extracted"], cluster=row["cluster"],
+                  responses=tuple(known[p] for p in row["responses"]))
+
+
+def _document(value: Item) -> dict[str, Any]:
+    """A document as it is stored: with what was asked, under a key of our own."""
+    doc: dict[str, Any] = encode(value.doc)
+    return doc if value.asked is None else {**doc, _ASKED: encode(value.asked)}
+
+
+def _item_fields(doc: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields ``doc`` and ``asked`` of an item from its stored document; older ones have no ``asked``."""
+    own = {k: v for k, v in doc.items() if k != _ASKED}
+    return {"doc": own, "asked": decode(Asked, doc[_ASKED]) if _ASKED in doc else None}
+
+
+def _text(value: Item) -> str:
+    return json.dumps(_document(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _document_hash(value: Item) -> str:
+    return hashlib.sha256(_text(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _store_documents(connection: Connection, items: Sequence[Item]) -> dict[tuple[str, str], int]:
+    """(hash, content) -> seq of every item's document; the missing ones are inserted."""
+    documents = {(i.hash, _document_hash(i)): i for i in items}
+    known = _known_documents(connection, list(documents))
+    rows = [{"hash": hash_, "content": content, "doc": _document(i)}
+            for (hash_, content), i in documents.items() if (hash_, content) not in known]
+    if not rows:
+        return known
+    connection.execute(item.insert(), rows)
+    return _known_documents(connection, list(documents))
+
+
+def _known_documents(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    found: dict[tuple[str, str], int] = {}
+    for start in range(0, len(keys), CHUNK):
+        query = select(item.c.hash, item.c.content, item.c.seq).where(
+            tuple_(item.c.hash, item.c.content).in_(keys[start:start + CHUNK]))
+        found.update({(r.hash, r.content): r.seq for r in connection.execute(query)})
+    return found
+
+
+def _store_schedule(connection: Connection, seq: int, value: Mapping[str, Any]) -> None:
+    """Replace the evaluation's schedule by ``value``."""
+    connection.execute(schedule.delete().where(schedule.c.evaluation == seq))
+    connection.execute(schedule.insert().values(evaluation=seq, value=encode(value)))
+
+
+def _positions_of(connection: Connection, seq: int) -> set[int]:
+    """Positions that are stored."""
+    return set(connection.execute(select(response.c.position).where(response.c.evaluation == seq)).scalars())
+
+
+def _load_responses(connection: Connection, seq: int, low: int | None = None,
+                   high: int | None = None) -> dict[int, Response]:
+    """Responses at positions from ``low`` to ``high``, both included; None is no bound."""
+    query = select(response.c.position, *(response.c[f] for f in _RESPONSE)).where(response.c.evaluation == seq)
+    if low is not None:
+        query = query.where(response.c.position >= low)
+    if high is not None:
+        query = query.where(response.c.position <= high)
+    rows = connection.execute(query.order_by(response.c.position))
+    return {row[0]: Response(**dict(zip(_RESPONSE, row[1:], strict=True))) for row in rows}
+
+
+def _refuse_nan(value: float | None, what: str) -> float | None:
+    """``value``; StorageError where it is not a number (a database takes it for NULL)."""
+    if value is not None and math.isnan(value):
+        raise StorageError(f"{what} is not a number (NaN) and cannot be stored; the model's outputs are "
+                           "broken: try --dtype float32")
+    return value
+
+
+def _response_row(batch: int, position: int, value: Response) -> dict[str, Any]:
+    logprob = _refuse_nan(value.logprob, f"the log-probability of request {position}")
+    return {"batch": batch, "position": position, "logprob": None if logprob is None else float(logprob),
+            **{name: getattr(value, name) for name in _RESPONSE[1:]}}
+
+
+def _stored_batch(connection: Connection, seq: int, batch: int, positions: Iterable[int]) -> list[Row[Any]]:
+    """What is stored of this batch, and at these positions by any batch."""
+    wanted, found = sorted(positions), {}
+    for start in range(0, max(1, len(wanted)), CHUNK):
+        part = wanted[start:start + CHUNK]
+        query = select(response).where(response.c.evaluation == seq,
+                                       or_(response.c.batch == batch, response.c.position.in_(part)))
+        found.update({r.position: r for r in connection.execute(query)})
+    return list(found.values())
+
+
+def _row_content(row: Row[Any]) -> tuple[Any, ...]:
+    return (row.batch, row.position, *(getattr(row, name) for name in _RESPONSE))
+
+
+def _first_difference(stored: Mapping[int, Row[Any]], rows: list[dict[str, Any]]) -> str:
+    """The first position at which the stored and the new batch differ, in words."""
+    new = {r["position"]: tuple(r.values()) for r in rows}
+    for position in sorted({*stored, *new}):
+        if position not in new:
+            return f"position {position} is stored and not in the new one"
+        if position not in stored:
+            return f"position {position} is new"
+        if stored[position].batch != new[position][0]:
+            return f"position {position} belongs to batch {stored[position].batch}"
+        if _row_content(stored[position]) != new[position]:
+            return f"position {position} differs"
+    return "the same positions"

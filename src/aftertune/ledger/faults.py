@@ -1,4 +1,4 @@
-"""Owns what a user reads when the database refuses: one line for each way in which storage fails.
+"""Turns an error of the database into one line that says what failed and what to do.
 
     with explained(path): …      sqlite3 "disk I/O error"  ->  StorageError("/data/ledger.db: …")
 """
@@ -50,7 +50,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def fault(path: Path, error: BaseException) -> StorageError:
-    """The StorageError that tells a driver's ``error`` on the ledger at ``path``."""
+    """The StorageError for a driver's ``error`` on the ledger at ``path``."""
     name = str(getattr(error, "sqlite_errorname", "")).removeprefix("SQLITE_").split("_")[0]
     detail = " ".join(str(error).split()) or type(error).__name__
     advice = ADVICE.get(name)

@@ -1,11 +1,11 @@
-"""Owns the lease of an evaluation: one live process works on it, and a dead one's place is taken.
+"""Lets one process at a time work on an evaluation: a lease, which another process takes when its holder is dead.
 
     ledger.acquire(id)        another live process holds it: ResourceError with its pid and host
     ledger.beat(id)           "still at work"; save_batch says it too
     ledger.release(id)
 
-A process of this machine is asked of the kernel (pid and start time, so a reused pid is not mistaken); one of
-another machine or container counts as dead when it has been silent for SILENCE seconds.
+A process of this machine is alive when the kernel knows its pid with the same start time, so that a reused pid is not
+mistaken for it. One of another machine or container counts as dead after SILENCE seconds without a sign of life.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Process:
         if (self.host, self.boot) == (here.host, here.boot):
             return process_start(self.pid) == self.started
         if self.host == here.host and self.boot.partition("/")[0] != here.boot.partition("/")[0]:
-            return False  # the machine was started anew since
+            return False  # the machine was restarted since
         return silent < SILENCE
 
 
@@ -97,7 +97,7 @@ def check_lease(connection: Connection, seq: int, evaluation_id: str) -> Row[Any
     silent = max(0.0, time.time() - row.heartbeat)
     if holder != own and holder.alive(silent, own):
         raise ResourceError(f"evaluation {evaluation_id} is being worked on by process {holder.pid} on "
-                            f"{holder.host} (last sign of life {silent:.0f} s ago); wait for it, or end it "
+                            f"{holder.host} (last sign of life {silent:.0f} s ago); wait for it, or stop it "
                             "and run the command again")
     return row
 

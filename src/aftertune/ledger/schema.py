@@ -1,10 +1,10 @@
-"""Owns the tables of the ledger, in SQLAlchemy Core, for SQLite today and PostgreSQL later.
+"""Defines the tables of the ledger in SQLAlchemy Core, for SQLite today and PostgreSQL later.
 
     model ─< evaluation ─< task, answer >─ item        evaluation ─ schedule, lease; ─< response, score
     model ─< tuning ─< step                            study ─< cell        comparison, reported_score
 
 Columns hold what is queried; ``value`` holds the rest of a value as JSON. ``seq`` counts insertions and gives
-the order (never the clock, which may be moved back). The document of an item is stored once, whatever the
+the order (not the clock, which can be set back). The document of an item is stored once, whatever the
 number of models that answered it. A new ledger is made from ``metadata``; `aftertune.ledger.migration` says what else
 a change needs. Constraints follow the columns, so that SQLite's own text of a table stays what it was.
 """

@@ -1,4 +1,4 @@
-"""Owns what every part of the ledger stands on: the database, finding a row by id or name, upserts.
+"""Gives every part of the ledger the same means: values as JSON, a row found by id or name, upserts.
 
     class Studies(Store): …        one noun a module; ``Ledger`` is all of them over one Database
 """

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from aftertune.errors import AftertuneError
+from aftertune.ledger import Cell as Stored
 from aftertune.ledger import Ledger
-from aftertune.ledger.studies import Cell as Stored
 from aftertune.methods import METHODS
 from aftertune.pipeline.alone import held
 from aftertune.pipeline.cells import Cell, cells_of, changed

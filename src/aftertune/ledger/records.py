@@ -1,0 +1,222 @@
+"""Stores what an evaluation is made of and leads to: fine-tunes, comparisons, reported scores, studies.
+
+    ledger.save_tuning(tuning)                               again with the same id: replaced
+    ledger.save_step(tuning.id, 10, {"loss": 1.9})           one row of the training log
+    ledger.save_comparison(comparison)                       again with the same id: replaced
+    ledger.save_reported("record.md", [{"model": "Llama 3.2 1B", "task": "hellaswag", "metric": "acc",
+                                        "value": 0.4523, "stderr": 0.005, "date": "2025-03-08"}])
+    ledger.save_cell("orders", "evaluate careful", "done", ref=evaluation.id)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+
+from aftertune.errors import InputError, StorageError, nearest
+from aftertune.ledger.schema import cell, comparison, model, reported_score, step, study, tuning
+from aftertune.ledger.store import CHUNK, Store, decode, encode, find, store_model, upsert
+from aftertune.values import Comparison, Tuning
+
+#: Fields of a tuning that have a column or table of their own.
+_TUNING_ELSEWHERE = ("id", "name", "status", "result", "base", "steps")
+_REPORTED = ("model", "task", "metric", "value", "stderr", "n")
+_REMARK = "remark"  # marks a row that is no score
+STATES = ("planned", "running", "done", "failed")
+
+
+class Tunings(Store):
+    """Fine-tunes."""
+
+    def save_tuning(self, value: Tuning) -> Tuning:
+        """Insert a tuning, or replace the one with its id; returns what is stored.
+
+        Its steps replace the stored log; without steps the log stays as it is.
+        """
+        with self.database.write() as connection:
+            rest = {k: v for k, v in encode(value).items() if k not in _TUNING_ELSEWHERE}
+            seq = upsert(connection, tuning, {"id": value.id}, {
+                "name": value.name, "status": value.status, "result": value.result,
+                "model": store_model(connection, value.base), "value": rest})
+            if value.steps:
+                connection.execute(step.delete().where(step.c.tuning == seq))
+                connection.execute(step.insert(), [
+                    {"tuning": seq, "number": n, "step": int(s.get("step", n)), "value": encode(s)}
+                    for n, s in enumerate(value.steps)])
+            return _load_tunings(connection, [find(connection, tuning, value.id)])[0]
+
+    def save_step(self, tuning_id: str, number: int, metrics: Mapping[str, float]) -> None:
+        """Add a row to the training log; a row of the same step (the run was resumed) is replaced.
+
+        number: the optimizer's step, stored with the metrics under "step".
+        """
+        with self.database.write() as connection:
+            seq = find(connection, tuning, tuning_id).seq
+            value = {"step": number, **encode(metrics)}
+            here = (step.c.tuning == seq, step.c.step == number)
+            if connection.execute(step.update().where(*here).values(value=value)).rowcount:
+                return
+            last = connection.execute(select(func.max(step.c.number)).where(step.c.tuning == seq)).scalar()
+            connection.execute(step.insert().values(
+                tuning=seq, number=0 if last is None else last + 1, step=number, value=value))
+
+    def find_tuning(self, word: str) -> Tuning:
+        """The tuning with this id, this name (the newest), or this beginning of an id; else InputError."""
+        with self.database.read() as connection:
+            return _load_tunings(connection, [find(connection, tuning, word)])[0]
+
+    def tunings(self) -> list[Tuning]:
+        """All tunings, the newest last."""
+        with self.database.read() as connection:
+            return _load_tunings(connection, connection.execute(select(tuning).order_by(tuning.c.seq)).all())
+
+
+def _load_tunings(connection: Connection, rows: Sequence[Row[Any]]) -> list[Tuning]:
+    out: list[Tuning] = []
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start:start + CHUNK]
+        models = {r.seq: r.value for r in connection.execute(
+            select(model).where(model.c.seq.in_({r.model for r in part})))}
+        log = connection.execute(select(step).where(step.c.tuning.in_([r.seq for r in part]))
+                                 .order_by(step.c.tuning, step.c.number))
+        steps = {seq: [r.value for r in group] for seq, group in groupby(log, key=lambda r: r.tuning)}
+        out += [decode(Tuning, {**r.value, "id": r.id, "name": r.name, "status": r.status, "result": r.result,
+                                "base": models[r.model], "steps": steps.get(r.seq, [])}) for r in part]
+    return out
+
+
+class Comparisons(Store):
+    """Comparisons of two evaluations."""
+
+    def save_comparison(self, value: Comparison) -> Comparison:
+        """Insert a comparison, or replace the one with its id; returns it."""
+        with self.database.write() as connection:
+            upsert(connection, comparison, {"id": value.id},
+                   {"base": value.base, "tuned": value.tuned, "value": encode(value)})
+        return value
+
+    def find_comparison(self, word: str) -> Comparison:
+        """The comparison with this id or this beginning of an id (4 characters up); else InputError."""
+        with self.database.read() as connection:
+            return decode(Comparison, find(connection, comparison, word).value)
+
+    def comparisons(self, *, base: str | None = None, tuned: str | None = None) -> list[Comparison]:
+        """Comparisons of these evaluations (ids; None: any), the newest last."""
+        query = select(comparison.c.value).order_by(comparison.c.seq)
+        if base is not None:
+            query = query.where(comparison.c.base == base)
+        if tuned is not None:
+            query = query.where(comparison.c.tuned == tuned)
+        with self.database.read() as connection:
+            return [decode(Comparison, v) for v in connection.execute(query).scalars()]
+
+
+class ReportedScores(Store):
+    """Scores that were read from a document: figures without answers, so without a paired comparison."""
+
+    def save_reported(self, source: str, rows: Sequence[Mapping[str, Any]],
+                      remarks: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Store the scores of one document; they replace those stored from it before.
+
+        Each row has model, task and metric (StorageError without), perhaps value, stderr (fractions) and n,
+        and whatever else the document says. remarks: its other statements, each with its "kind".
+        """
+        for number, row in enumerate(rows):
+            lacking = [k for k in _REPORTED[:3] if not isinstance(row.get(k), str)]
+            if lacking:
+                raise StorageError(f"{source}: reported score {number} has no {', '.join(lacking)}; each "
+                                   "needs model, task and metric")
+        stored = [*rows, *({**dict.fromkeys(_REPORTED[:3], ""), **remark, _REMARK: True} for remark in remarks)]
+        with self.database.write() as connection:
+            connection.execute(reported_score.delete().where(reported_score.c.source == source))
+            if stored:
+                connection.execute(reported_score.insert(), [
+                    {"source": source, **{k: row.get(k) for k in _REPORTED},
+                     "extra": encode({k: v for k, v in row.items() if k not in _REPORTED})} for row in stored])
+
+    def reported(self, source: str | None = None) -> list[dict[str, Any]]:
+        """Reported scores of one document, or of all, in their order; each with its ``source``."""
+        return [row for row in self._stored(source) if _REMARK not in row]
+
+    def remarks(self, source: str | None = None) -> list[dict[str, Any]]:
+        """The other statements of one document, or of all; each with its ``source``."""
+        return [row for row in self._stored(source) if _REMARK in row]
+
+    def _stored(self, source: str | None) -> list[dict[str, Any]]:
+        query = select(reported_score).order_by(reported_score.c.seq)
+        if source is not None:
+            query = query.where(reported_score.c.source == source)
+        with self.database.read() as connection:
+            return [{"source": r.source, **{k: r._mapping[k] for k in _REPORTED}, **r.extra}
+                    for r in connection.execute(query)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredStudy:
+    """A study as it was last run. hash: its canonical hash; yaml: the text of its file."""
+
+    name: str
+    hash: str
+    yaml: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One cell of a study. ref: id of the evaluation, tuning or comparison; error: why it failed."""
+
+    study: str
+    name: str
+    status: str
+    ref: str | None = None
+    error: str | None = None
+
+
+class Studies(Store):
+    """Studies and their cells."""
+
+    def save_study(self, name: str, hash: str, yaml: str) -> None:
+        """Insert a study, or replace the one with its name; its cells stay."""
+        with self.database.write() as connection:
+            upsert(connection, study, {"name": name}, {"hash": hash, "yaml": yaml})
+
+    def studies(self) -> list[StoredStudy]:
+        """All studies, the newest last."""
+        with self.database.read() as connection:
+            return [StoredStudy(name=r.name, hash=r.hash, yaml=r.yaml)
+                    for r in connection.execute(select(study).order_by(study.c.seq))]
+
+    def save_cell(self, study_name: str, name: str, status: str, ref: str | None = None,
+                  error: str | None = None) -> None:
+        """Set the state of a cell; a new cell comes last. status: one of STATES, else StorageError."""
+        if status not in STATES:
+            raise StorageError(f"cell {name!r} cannot be {status!r}; a cell is {', '.join(STATES)}")
+        with self.database.write() as connection:
+            seq = _study_seq(connection, study_name)
+            values = {"status": status, "ref": ref, "error": error}
+            here = (cell.c.study == seq, cell.c.name == name)
+            if connection.execute(cell.update().where(*here).values(**values)).rowcount:
+                return
+            last = connection.execute(select(func.max(cell.c.position)).where(cell.c.study == seq)).scalar()
+            connection.execute(cell.insert().values(
+                study=seq, position=0 if last is None else last + 1, name=name, **values))
+
+    def cells(self, study_name: str) -> list[Cell]:
+        """Cells of a study in the order in which they were first saved; InputError: unknown study."""
+        with self.database.read() as connection:
+            seq = _study_seq(connection, study_name)
+            rows = connection.execute(select(cell).where(cell.c.study == seq).order_by(cell.c.position))
+            return [Cell(study=study_name, name=r.name, status=r.status, ref=r.ref, error=r.error)
+                    for r in rows]
+
+
+def _study_seq(connection: Connection, name: str) -> int:
+    """seq of a study; InputError with the nearest names where there is none."""
+    seq = connection.execute(select(study.c.seq).where(study.c.name == name)).scalar()
+    if seq is None:
+        known = list(connection.execute(select(study.c.name)).scalars())
+        raise InputError(f"no study {name!r} in the ledger{nearest(name, known)}; save it first")
+    return int(seq)
