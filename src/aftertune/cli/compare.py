@@ -106,14 +106,10 @@ def _show_all(comparisons: list[Comparison], details: bool) -> None:
 
 def as_object(comparison: Comparison) -> dict[str, object]:
     """The comparison as ``compare --json`` prints it."""
-    from aftertune.report import watermark
+    from aftertune.report import as_objects, comparison_export, watermark
 
-    rows = [{"task": r.task, "metric": r.metric, "filter": r.filter, "n": r.n, "n_total": r.n_total, "base": r.base,
-             "tuned": r.tuned, "delta": r.delta, "ci": [r.low, r.high], "p": r.p, "p_adjusted": r.p_adjusted,
-             "p_exact": r.p_exact, "p_mid": r.p_mid, "q": r.q, "gained": r.gained, "lost": r.lost, "verdict": r.verdict,
-             "told": r.told, "margin": r.margin, "primary": r.primary, "group": r.group or None,
-             "items_needed": r.items_needed, "note": r.note, "stopped_of": r.stopped_of,
-             "details": list(r.details)} for r in comparison.rows]
+    rows = [{**row, "told": r.told, "ci": [r.low, r.high]}  # the names of version 0.1 for label, and for low and high
+            for row, r in zip(as_objects(comparison_export(comparison, "json")), comparison.rows, strict=True)]
     return {"comparison": comparison.id, "base": comparison.base_name, "tuned": comparison.tuned_name,
             "comparable": comparison.comparable, "forced": comparison.forced,
             "watermark": watermark(comparison) or None,

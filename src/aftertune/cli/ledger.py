@@ -12,9 +12,9 @@ from aftertune.cli.options import Json
 from aftertune.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from aftertune.exchange import Arrival, Grid
+    from aftertune.exchange import Arrival
     from aftertune.ledger import Ledger
-    from aftertune.report import Card
+    from aftertune.report import Card, DataTable
     from aftertune.reported import Reported
     from aftertune.values import Comparison, Evaluation, TaskSettings, Tuning
 
@@ -165,8 +165,8 @@ def export(
         if format_ == "lm-eval":
             _export_lm_eval(ledger, word, Path(out or "exports"), prompts, as_json)
             return
-        grid = _table_of(ledger, word)
-    _export_table(grid, format_, out or "-", as_json)
+        table = _table_of(ledger, word, format_)
+    _export_table(table, format_, out or "-", as_json)
 
 
 def _export_lm_eval(ledger: Ledger, word: str, folder: Path, prompts: bool, as_json: bool) -> None:
@@ -188,10 +188,9 @@ def _export_lm_eval(ledger: Ledger, word: str, folder: Path, prompts: bool, as_j
         typer.echo(f"left out, stopped early and so without a score of all items: {', '.join(written.left_out)}")
 
 
-def _table_of(ledger: Ledger, word: str) -> Grid:
+def _table_of(ledger: Ledger, word: str, format_: str) -> DataTable:
     """The table of an evaluation, a comparison, a study, or all evaluations."""
-    from aftertune.exchange import comparison_grid, overview_grid, scores_grid
-    from aftertune.report import score_interval
+    from aftertune.report import Results, comparison_export, overview_export, scores_export
     from aftertune.values import Comparison, Evaluation
 
     studies = {s.name for s in ledger.studies()}
@@ -200,27 +199,26 @@ def _table_of(ledger: Ledger, word: str) -> Grid:
         if word in studies:
             refs = {c.ref for c in ledger.cells(word)}
             done = [e for e in done if e.id in refs]
-        return overview_grid(word, done, ledger.comparisons(), score_interval)
+        return overview_export(word, Results(evaluations=done, comparisons=ledger.comparisons()))
     found = find(ledger, word)
     if isinstance(found, Comparison):
-        return comparison_grid(found)
+        return comparison_export(found, "csv" if format_ == "csv" else "json" if format_ == "json" else "latex")
     if isinstance(found, Evaluation):
-        return scores_grid(found, score_interval)
+        return scores_export(found)
     raise InputError(f"{word} is a tuning, which has no table; export its evaluation, a comparison, or a study")
 
 
-def _export_table(grid: Grid, format_: str, out: str, as_json: bool) -> None:
-    from aftertune.exchange import as_csv, as_latex
-    from aftertune.exchange import as_json as grid_json
-    from aftertune.report import write_document
+def _export_table(table: DataTable, format_: str, out: str, as_json: bool) -> None:
+    from aftertune.report import as_csv, as_latex, write_document
+    from aftertune.report import as_json as table_json
 
-    text = {"csv": as_csv, "latex": as_latex, "json": grid_json}[format_](grid)
+    text = {"csv": as_csv, "latex": as_latex, "json": table_json}[format_](table)
     if out == "-":
         typer.echo(text, nl=False)
         return
     write_document(Path(out), text)
     if as_json:
-        emit({"path": out, "rows": len(grid.rows)})
+        emit({"path": out, "rows": len(table.rows)})
     else:
         typer.echo(f"written to {out}")
 
@@ -234,7 +232,7 @@ def card(
 ) -> None:
     """Write a model card for the Hugging Face Hub, without paths of this machine and without secrets."""
     from aftertune.ledger import Ledger
-    from aftertune.report import write_card
+    from aftertune.report import Results, write_card
     from aftertune.values import Comparison
 
     with Ledger(create=False) as ledger:
@@ -245,7 +243,8 @@ def card(
         if about.status != "done":
             raise InputError(f"{about.name} ({about.id}) is {about.status!r}; a card needs a finished one: run the "
                              "same command again to finish it")
-        made = write_card(about, ledger.evaluations(), ledger.tunings(), ledger.comparisons())
+        made = write_card(about, Results(evaluations=ledger.evaluations(), tunings=ledger.tunings(),
+                                         comparisons=ledger.comparisons()))
     paths = _write_card(made, out, force)
     if as_json:
         emit({"readme": str(paths[0]), "eval_results": [str(p) for p in paths[1:]], "left_out": list(made.left_out)})

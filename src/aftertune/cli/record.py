@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +13,10 @@ from aftertune.cli.options import Json
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
-    from aftertune.report import Planned
+    from aftertune.ledger import Ledger
+    from aftertune.report import Planned, Results
     from aftertune.reported import Judged
-    from aftertune.values import Answer, Comparison, Contrast, Evaluation, Tuning
+    from aftertune.values import Contrast
 
 _OUT = typer.Option(help="Output file; - for stdout.")
 _TITLE = typer.Option(help="Title of the document.")
@@ -34,13 +36,8 @@ def record(
     """Write the ledger as a Markdown record."""
     from aftertune.report import write_record
 
-    reported, planned = ([], []) if only else (_reported(), _planned(study or []))
-    evaluations, tunings, comparisons, answers = _gather(only or [], empty=bool(reported or planned))
-    if published:
-        reported, planned, evaluations, tunings, comparisons = _public(
-            reported, planned, evaluations, tunings, comparisons)
-    _write(write_record(evaluations, tunings, comparisons, title=title, answers=answers, reported=reported,
-                        contrasts=_contrasts(evaluations, tunings, comparisons), planned=planned), out, as_json)
+    results = _results(only or [], study or [], published=published, plans=True)
+    _write(write_record(results, title=title), out, as_json)
 
 
 def report(
@@ -53,35 +50,41 @@ def report(
     """Write the ledger as one self-contained HTML page."""
     from aftertune.comparison.flips import flips_of
     from aftertune.ledger import Ledger
-    from aftertune.report import Studied, write_page
+    from aftertune.report import write_page
+
+    results = _results(only or [], [], published=published, plans=False)
+    with Ledger(create=False) as ledger:
+        results = replace(results, flips=flips_of(results.comparisons, results.answers, ledger=ledger))
+    _write(write_page(results, title=title), out, as_json)
+
+
+def _results(only: list[str], files: list[Path], *, published: bool, plans: bool) -> Results:
+    """What the ledger holds and what follows from it. plans: with what studies, those in ``files`` too, have not
+    evaluated. published: without this machine's paths."""
+    from aftertune.ledger import Ledger
+    from aftertune.provenance import published as public
+    from aftertune.report import Results
 
     reported = [] if only else _reported()
-    evaluations, tunings, comparisons, answers = _gather(only or [], empty=bool(reported))
-    if published:
-        reported, evaluations, tunings, comparisons = _public(reported, evaluations, tunings, comparisons)
+    planned = _planned(files) if plans and not only else []
     with Ledger(create=False) as ledger:
-        flips = flips_of(comparisons, answers, ledger=ledger)
-        cells = [] if only else [cell for study in ledger.studies() for cell in ledger.cells(study.name)]
-    study = Studied(cells=cells, contrasts=_contrasts(evaluations, tunings, comparisons))
-    _write(write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips, reported=reported,
-                      study=study), out, as_json)
+        results = replace(Results.load(ledger, only), reported=reported, planned=planned)
+        if not (results.evaluations or reported or planned):
+            raise InputError("the ledger holds no finished evaluation yet; make one with `aftertune eval` or "
+                             "`aftertune demo`")
+        if published:
+            results = replace(results, evaluations=public(results.evaluations), tunings=public(results.tunings),
+                              comparisons=public(results.comparisons), reported=public(reported),
+                              planned=public(planned))
+        return replace(results, contrasts=_contrasts(results, ledger))
 
 
-def _public(*lists: list[Any]) -> list[Any]:
-    """The lists without the paths of this machine."""
-    from aftertune.provenance import published
-
-    return [published(one) for one in lists]
-
-
-def _contrasts(evaluations: list[Evaluation], tunings: list[Tuning], comparisons: list[Comparison]) -> list[Contrast]:
+def _contrasts(results: Results, ledger: Ledger) -> list[Contrast]:
     """Recipes compared over seeds, with the margins of the comparisons of their models."""
     from aftertune.comparison.contrasts import contrasts
-    from aftertune.ledger import Ledger
 
-    margins = {row.task: row.margin for comparison in comparisons for row in comparison.rows}
-    with Ledger(create=False) as ledger:
-        return contrasts(evaluations, tunings, margins=margins, ledger=ledger)
+    margins = {row.task: row.margin for comparison in results.comparisons for row in comparison.rows}
+    return contrasts(results.evaluations, results.tunings, margins=margins, ledger=ledger)
 
 
 def _reported() -> list[Judged]:
@@ -108,31 +111,6 @@ def _planned(files: list[Path]) -> list[Planned]:
                 with contextlib.suppress(ValueError):  # a study of another version of this program
                     given[stored.name] = (Study.model_validate_json(stored.yaml), "")
         return [one for study, file in given.values() for one in unevaluated(study, ledger=ledger, file=file)]
-
-
-def _gather(only: list[str], *, empty: bool = False
-            ) -> tuple[list[Evaluation], list[Tuning], list[Comparison], dict[str, list[Answer]]]:
-    """Done evaluations with what belongs to them, as `write_record` and `write_page` take it; empty: none is fine."""
-    from aftertune.ledger import Ledger
-
-    with Ledger(create=False) as ledger:
-        chosen = list({e.id: e for e in map(ledger.find_evaluation, only)}.values()) or ledger.evaluations()
-        evaluations = [e for e in chosen if e.status == "done"]
-        if only and len(evaluations) < len(chosen):
-            first = next(e for e in chosen if e.status != "done")
-            raise InputError(f"evaluation {first.name} ({first.id}) is {first.status!r}; a report needs a finished "
-                             "one: run the same command again to finish it")
-        if not evaluations and not empty:
-            raise InputError("the ledger holds no finished evaluation yet; make one with `aftertune eval` or "
-                             "`aftertune demo`")
-        ids = {e.id for e in evaluations}
-        tunings = ledger.tunings()
-        comparisons = [c for c in ledger.comparisons() if {c.base, c.tuned} <= ids]
-        answers = {e.id: ledger.answers(e.id) for e in evaluations}
-    if only:
-        used = {e.tuning for e in evaluations}
-        tunings = [t for t in tunings if t.id in used]
-    return evaluations, tunings, comparisons, answers
 
 
 def _write(text: str, out: str, as_json: bool) -> None:

@@ -275,14 +275,15 @@ def _show_result(result: Result, as_json: bool) -> None:
     from aftertune.cli.compare import show as show_comparison
     from aftertune.report import seed_observations
 
+    results = result.results
     if as_json:
-        emit({"comparisons": [as_object(c) for c in result.comparisons], "contrasts": jsonable(result.contrasts),
+        emit({"comparisons": [as_object(c) for c in results.comparisons], "contrasts": jsonable(results.contrasts),
               "record": str(result.record), "report": str(result.page),
               "failed": [{"cell": name, "why": why} for name, why in result.failed]})
         return
-    for comparison in result.comparisons:
+    for comparison in results.comparisons:
         show_comparison(comparison)
-    for one in seed_observations(result.contrasts):
+    for one in seed_observations(results.contrasts):
         typer.echo(f"{one.lead}: {one.text}")
     typer.echo(f"record  {result.record}\nreport  {result.page}")
 

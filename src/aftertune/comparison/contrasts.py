@@ -19,7 +19,8 @@ import numpy as np
 from aftertune.comparison.columns import columns
 from aftertune.comparison.guard import find_differences
 from aftertune.comparison.pairs import Pair, pair_up
-from aftertune.comparison.rows import Margins, margin_of
+from aftertune.comparison.rows import Draft, Margins, build_row, margin_of
+from aftertune.stats.evidence import Evidence
 from aftertune.stats.paired import Floats
 from aftertune.stats.seeds import ENOUGH_SEEDS, SeedContrast, seed_contrast
 from aftertune.stats.verdict import Case, Decision, decide
@@ -134,16 +135,14 @@ def _better(pair: Pair) -> bool:
 
 def _row(pair: Pair, values: Sequence[tuple[Floats, Floats]], found: SeedContrast, margin: float, decision: Decision
          ) -> ComparisonRow:
-    metric, _, filter_name = pair.settings.primary.rpartition(",")
     low, high = found.interval()
     base, tuned = (float(np.mean([side[k] for side in values])) for k in (0, 1))
     tests = found.tests(margin)
-    return ComparisonRow(
-        task=pair.settings.task, metric=metric, filter=filter_name, n=len(pair.left), base=base, tuned=tuned,
-        delta=found.mean, low=low, high=high, margin=margin, primary=True, kind="real", p=decision.p,
-        p_adjusted=decision.p_adjusted, p_lower=tests.lower, p_higher=tests.higher, p_within=tests.within,
-        verdict=decision.verdict, told=decision.verdict, target=pair.settings.target, n_total=pair.settings.n_total,
-        note=f"over {len(values)} seeds")
+    evidence = Evidence(n=len(pair.left), base=base, tuned=tuned, delta=found.mean, low=low, high=high, kind="real",
+                        tests=tests, items_needed=None)
+    draft = Draft(task=pair.settings.task, key=pair.settings.primary, evidence=evidence, margin=margin, primary=True,
+                  target=pair.settings.target, n_total=pair.settings.n_total)
+    return build_row(draft, decision, lineage=False, notes=[f"over {len(values)} seeds"], tests=tests)
 
 
 def _text(value: Any) -> str:

@@ -17,11 +17,12 @@ import numpy as np
 
 from aftertune.comparison.columns import Column, columns
 from aftertune.comparison.pairs import Pair
-from aftertune.comparison.rows import FORCED, Margins, margin_of, off_the_floor
-from aftertune.stats.paired import Floats, wilson
+from aftertune.comparison.rows import FORCED, Draft, Margins, build_row, margin_of, off_the_floor
+from aftertune.stats.evidence import Evidence
+from aftertune.stats.paired import NO_EVIDENCE, Floats, wilson
 from aftertune.stats.planning import discordance_bound, items_needed, settled_by
 from aftertune.stats.sequential import SHARES, PairedSequential, draw_key, is_whole
-from aftertune.stats.verdict import ALPHA, at_floor, tell
+from aftertune.stats.verdict import ALPHA, Decision, at_floor
 from aftertune.values import ComparisonRow, Early, EarlyUnit, Evaluation
 
 
@@ -88,7 +89,7 @@ def with_early_rows(rows: Sequence[ComparisonRow], units: Sequence[Stopped], mar
 
 def _row(stopped: Stopped, key: str, column: Column, margin: float, *, lineage: bool, forced: bool) -> ComparisonRow:
     unit, primary = stopped.unit, key == stopped.unit.key
-    metric, _, filter_name = key.rpartition(",")
+    metric = key.rpartition(",")[0]
     d = column.tuned - column.base if column.higher_is_better else column.base - column.tuned
     watch = PairedSequential(unit.items, margin, alpha=ALPHA / stopped.share, whole=is_whole(metric, d))
     verdict = watch.update(d) or "undecided"
@@ -103,17 +104,20 @@ def _row(stopped: Stopped, key: str, column: Column, margin: float, *, lineage: 
         psi = discordance_bound(int((d != 0).sum()), d.size)
         needed, why = settled_by(items_needed(max(psi, at**2), margin, at), d.size, unit.items)
         notes.append(why)
-    p = watch.p if primary else None
-    binary = is_whole(metric, d)
-    return ComparisonRow(
-        task=unit.name, metric=metric, filter=filter_name, n=d.size, base=float(column.base.mean()),
-        tuned=float(column.tuned.mean()), delta=float(d.mean()), low=low, high=high, margin=margin, primary=primary,
-        kind="binary" if binary else "real", p=p, p_adjusted=None if p is None else min(1.0, p * stopped.share),
-        gained=int((d > 0).sum()) if binary else None, lost=int((d < 0).sum()) if binary else None,
-        verdict=("undecided" if floor else verdict) if primary else None,
-        told=tell(verdict, lineage=lineage, at_floor=floor) if primary else "",
-        note="; ".join(n for n in notes if n), items_needed=needed, at_floor=floor, target=stopped.target,
-        stopped_of=unit.items)
+    decision = Decision(verdict="undecided" if floor else verdict, p=watch.p, at_floor=floor,
+                        p_adjusted=min(1.0, watch.p * stopped.share)) if primary else None
+    draft = Draft(task=unit.name, key=key, evidence=_evidence(column, d, (low, high), is_whole(metric, d)),
+                  margin=margin, primary=primary, target=stopped.target, stopped_of=unit.items)
+    return build_row(draft, decision, lineage=lineage, notes=notes, items_needed=needed)
+
+
+def _evidence(column: Column, d: Floats, interval: tuple[float, float], binary: bool) -> Evidence:
+    """The early estimate of one metric, with the interval for the full run. The sequential test has no p-values of its
+    own for "lower", "higher" and "within", so `tests` is empty here."""
+    return Evidence(
+        n=d.size, base=float(column.base.mean()), tuned=float(column.tuned.mean()), delta=float(d.mean()),
+        low=interval[0], high=interval[1], kind="binary" if binary else "real", tests=NO_EVIDENCE, items_needed=None,
+        gained=int((d > 0).sum()) if binary else None, lost=int((d < 0).sum()) if binary else None)
 
 
 def _about(stopped: Stopped) -> str:

@@ -1,16 +1,20 @@
-"""The rows of a comparison: owns what a row shows and which rows carry a verdict.
+"""The rows of a comparison: which rows carry a verdict, and the one builder of every row.
 
-One row per metric of a task, and per metric of a group (mmlu) that has a score of its own. The primary ones
-form the family, come first, and get verdicts; a group whose metric is the primary one of its tasks speaks for
-them, so that MMLU asks one question and not 57.
+There is one row per metric of a task, and one per metric of a group (mmlu) that has its own score. The primary rows
+form the family, come first, and get verdicts. A group whose metric is the primary one of its tasks replaces them in
+the family, so that MMLU asks one question and not 57.
 
     rows, without_rows = build_rows(left, right, pairs, 0.02, lineage=True, forced=False)
+
+Every `ComparisonRow` comes from `build_row`: here, for tasks that stopped early (`comparison.early`), and for recipes
+over several seeds (`comparison.contrasts`). To add a column, add a field to `ComparisonRow`, a line to `build_row`, and
+a line to the list in `report.columns`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +24,7 @@ from aftertune.errors import InputError
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.grouped import Weighting
 from aftertune.stats.multiplicity import benjamini_hochberg
-from aftertune.stats.paired import NO_EVIDENCE, Floats
+from aftertune.stats.paired import NO_EVIDENCE, Floats, MarginTests
 from aftertune.stats.planning import items_above, settled_by
 from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, decide, tell
 from aftertune.values import ComparisonRow, Difference, Evaluation, Score
@@ -32,25 +36,60 @@ Margins = Mapping[str, float] | float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
-    """A row before the family is decided. total: items that the task has; group: the one that speaks for it."""
+class Draft:
+    """A row before its verdict: what is compared, and the figures.
+
+    key: ``metric,filter``. chance: the score of guessing, None where answers cannot be guessed. n_total: items that the
+    task has, None where the row does not show them. note: what the figures cannot be read without. group: the group
+    that replaces this task in the family. stopped_of: items of the full run, where the task stopped early.
+    """
 
     task: str
     key: str
     evidence: Evidence
     margin: float
     primary: bool
-    chance: float | None
-    total: int
+    chance: float | None = None
+    n_total: int | None = None
     target: bool = False
     note: str = ""
     group: str = ""
+    stopped_of: int | None = None
 
     @property
     def case(self) -> Case:
         low = self.evidence.base_low
         return Case(tests=self.evidence.tests, clustered=self.evidence.clustered, bootstrap=self.evidence.bootstrap,
                     at_floor=low is not None and at_floor(low, self.chance))
+
+
+def build_row(draft: Draft, decision: Decision | None, *, lineage: bool, notes: Sequence[str] = (),
+              items_needed: int | None = None, tests: MarginTests | None = None, p_no_drop: float | None = None,
+              q: float | None = None) -> ComparisonRow:
+    """The one builder of a row, whichever test it uses.
+
+    decision: None for a row without a verdict. notes: sentences for the row's note; empty ones are left out. tests: the
+    unadjusted p-values that the row shows, None for a row that has none. For the rest see `ComparisonRow`.
+    """
+    e = draft.evidence
+    metric, _, filter_name = draft.key.rpartition(",")
+    return ComparisonRow(
+        task=draft.task, metric=metric, filter=filter_name,
+        n=e.n, n_total=draft.n_total, stopped_of=draft.stopped_of,
+        base=e.base, tuned=e.tuned, delta=e.delta, low=e.low, high=e.high, kind=e.kind,
+        margin=draft.margin, primary=draft.primary, target=draft.target, group=draft.group,
+        p=decision.p if decision else None,
+        p_adjusted=decision.p_adjusted if decision else None,
+        p_lower=tests.lower if tests else None,
+        p_higher=tests.higher if tests else None,
+        p_within=tests.within if tests else None,
+        p_exact=e.p_exact, p_mid=e.p_mid, p_no_drop=p_no_drop, q=q,
+        gained=e.gained, lost=e.lost,
+        verdict=decision.verdict if decision else None,
+        told=tell(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else "",
+        at_floor=bool(decision and decision.at_floor),
+        items_needed=items_needed,
+        note="; ".join(note for note in notes if note), details=e.details)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +137,22 @@ def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margi
     groups = _groups(left, right, pairs, table)
     speaking = [g for g in groups if g.speaks and not any(o.speaks and g.tasks < o.tasks for o in groups)]
     covered = {task: g for g in speaking for task in g.tasks}
-    drafts: list[_Draft] = []
+    drafts: list[Draft] = []
     for pair in pairs:
         drafts += [_group_draft(g, margins, primary=g in speaking) for g in groups if g.members[0][0] is pair]
         drafts += [_task_draft(pair, key, column, margins, group=covered.get(pair.settings.task))
                    for key, column in table[pair.settings.task].items() if column is not None]
     family = [d for d in drafts if d.primary]
     decisions = decide([*(d.case for d in family), *[Case(tests=NO_EVIDENCE)] * early])[:len(family)]
-    rows = [_row(d, e, lineage, forced) for d, e in zip(family, decisions, strict=True)]
+    rows = [_row(d, e, lineage=lineage, forced=forced) for d, e in zip(family, decisions, strict=True)]
     others = [d for d in drafts if not d.primary]
-    rows += [replace(_row(d, None, lineage, forced), q=q) for d, q in zip(others, _explored(others), strict=True)]
+    rows += [_row(d, None, lineage=lineage, forced=forced, q=q)
+             for d, q in zip(others, _explored(others), strict=True)]
     return tuple(rows), tuple(_without_row(left, right, task, key) for task, found in table.items()
                               for key, column in found.items() if column is None)
 
 
-def _explored(drafts: Sequence[_Draft]) -> list[float | None]:
+def _explored(drafts: Sequence[Draft]) -> list[float | None]:
     """Benjamini-Hochberg over the tasks that a group speaks for, metric by metric, on the mid-p of "any difference"."""
     found: list[float | None] = [None] * len(drafts)
     for family in {(d.group, d.key) for d in drafts if d.group}:
@@ -130,7 +170,7 @@ def _without_row(left: Evaluation, right: Evaluation, task: str, key: str) -> Di
                       blocking=False)
 
 
-def _task_draft(pair: Pair, key: str, column: Column, margins: Margins, *, group: _Group | None) -> _Draft:
+def _task_draft(pair: Pair, key: str, column: Column, margins: Margins, *, group: _Group | None) -> Draft:
     """group: the group that speaks for the task, if any."""
     settings = pair.settings
     clusters = [a.cluster for a in pair.left] if settings.cluster else []
@@ -138,8 +178,8 @@ def _task_draft(pair: Pair, key: str, column: Column, margins: Margins, *, group
     evidence = paired_evidence(column.base, column.tuned, margin=margin,
                                higher_is_better=column.higher_is_better,
                                clusters=clusters if clusters and None not in clusters else None)
-    return _Draft(task=settings.task, key=key, evidence=evidence, margin=margin, note=column.note,
-                  primary=group is None and key == settings.primary, chance=settings.chance, total=settings.n_total,
+    return Draft(task=settings.task, key=key, evidence=evidence, margin=margin, note=column.note,
+                  primary=group is None and key == settings.primary, chance=settings.chance, n_total=settings.n_total,
                   target=settings.target, group=group.name if group else "")
 
 
@@ -158,7 +198,7 @@ def _groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
     return found
 
 
-def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> _Draft:
+def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> Draft:
     parts = [column for _, column in group.members]
     settings = [pair.settings for pair, _ in group.members]
     chances = [s.chance for s in settings if s.chance is not None]
@@ -167,9 +207,9 @@ def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> _Draft:
     evidence = group_evidence([p.base for p in parts], [p.tuned for p in parts], margin=margin,
                               higher_is_better=parts[0].higher_is_better, weighting=weighting)
     how = "items" if weighting == "micro" else "tasks"
-    return _Draft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary,
+    return Draft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary,
                   chance=sum(chances) / len(chances) if len(chances) == len(settings) else None,
-                  total=sum(s.n_total for s in settings),
+                  n_total=sum(s.n_total for s in settings),
                   note=f"mean over the {how} of {len(parts)} tasks, errors within each")
 
 
@@ -180,14 +220,15 @@ def _weighting(score: Score | None, values: Sequence[Floats]) -> Weighting:
     return "macro" if fits else "micro"
 
 
-def _items_needed(draft: _Draft, decision: Decision) -> tuple[int | None, str]:
+def _items_needed(draft: Draft, decision: Decision) -> tuple[int | None, str]:
     """Items that would decide an undecided row, or None with the reason why no number is given."""
     needed = draft.evidence.items_needed
+    total = draft.evidence.n if draft.n_total is None else draft.n_total
     if decision.at_floor:
-        return None, off_the_floor(draft.evidence.base, draft.chance, draft.total)
+        return None, off_the_floor(draft.evidence.base, draft.chance, total)
     if decision.verdict != "undecided" or draft.evidence.tests == NO_EVIDENCE:
         return None, ""
-    return settled_by(needed, draft.evidence.n, draft.total)
+    return settled_by(needed, draft.evidence.n, total)
 
 
 def off_the_floor(base: float, chance: float | None, total: int) -> str:
@@ -200,24 +241,15 @@ def off_the_floor(base: float, chance: float | None, total: int) -> str:
     return f"about {needed:,} items would show the base above it, if its score stays"
 
 
-def _row(draft: _Draft, decision: Decision | None, lineage: bool, forced: bool) -> ComparisonRow:
+def _row(draft: Draft, decision: Decision | None, *, lineage: bool, forced: bool, q: float | None = None
+         ) -> ComparisonRow:
     e = draft.evidence
-    metric, _, filter_name = draft.key.rpartition(",")
-    notes, needed = [FORCED if forced else "", draft.note, *e.notes], None
-    if decision:
-        needed, reason = _items_needed(draft, decision)
-        notes += [decision.note, reason]
-    return ComparisonRow(
-        task=draft.task, metric=metric, filter=filter_name, n=e.n, base=e.base, tuned=e.tuned, delta=e.delta,
-        low=e.low, high=e.high, margin=draft.margin, primary=draft.primary, kind=e.kind,
-        p=decision.p if decision else None, p_adjusted=decision.p_adjusted if decision else None,
-        p_lower=e.tests.lower if decision else None, p_higher=e.tests.higher if decision else None,
-        p_within=e.tests.within if decision else None, p_exact=e.p_exact, p_mid=e.p_mid, gained=e.gained,
-        lost=e.lost, verdict=decision.verdict if decision else None,
-        told=tell(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else "",
-        note="; ".join(n for n in notes if n), items_needed=needed,
-        at_floor=bool(decision and decision.at_floor), target=draft.target, n_total=draft.total, group=draft.group,
-        p_no_drop=_no_drop(e) if decision else None, details=e.details)
+    notes = [FORCED if forced else "", draft.note, *e.notes]
+    if decision is None:
+        return build_row(draft, None, lineage=lineage, notes=notes, q=q)
+    needed, reason = _items_needed(draft, decision)
+    return build_row(draft, decision, lineage=lineage, notes=[*notes, decision.note, reason], items_needed=needed,
+                     tests=e.tests, p_no_drop=_no_drop(e))
 
 
 def _no_drop(evidence: Evidence) -> float:

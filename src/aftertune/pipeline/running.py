@@ -21,12 +21,12 @@ from aftertune.methods import writes_adapter
 from aftertune.pipeline.alone import alone
 from aftertune.pipeline.cells import Cell, cells_of, changed, chosen
 from aftertune.pipeline.planning import unevaluated
-from aftertune.report import Studied, make_folder, write_document, write_page, write_record
+from aftertune.report import Results, make_folder, write_document, write_page, write_record
 from aftertune.sources import Bases
 from aftertune.study import EvalSpec, Study, TaskSpec
 from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
-from aftertune.values import Comparison, Contrast, Evaluation, Question, Tuning
+from aftertune.values import Evaluation, Question, Tuning
 from aftertune.watching import Watch
 
 #: (done, total, text), as in `aftertune.evaluation`; the cell's name stands before the text.
@@ -47,15 +47,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a study came to, and where its record and page lie. contrasts: its recipes over seeds; failed: (cell, why)
-    of those that could not be run."""
+    """What a study came to, and where its record and page lie. failed: (cell, why) of those that could not be run."""
 
-    evaluations: tuple[Evaluation, ...]
-    tunings: tuple[Tuning, ...]
-    comparisons: tuple[Comparison, ...]
+    results: Results
     record: Path
     page: Path
-    contrasts: tuple[Contrast, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
 
 
@@ -212,13 +208,13 @@ class _Run:
                             for name, after in tuned.items() if study.tunings[name].base in bases)
         evaluations, tunings = (*bases.values(), *tuned.values()), tuple(made.values())
         answers = {e.id: self.ledger.answers(e.id) for e in evaluations}
-        over = contrasts(evaluations, tunings, margins=study.margins(), ledger=self.ledger)
+        results = Results(
+            evaluations=evaluations, tunings=tunings, comparisons=comparisons, answers=answers,
+            contrasts=tuple(contrasts(evaluations, tunings, margins=study.margins(), ledger=self.ledger)),
+            flips=flips_of(comparisons, answers, ledger=self.ledger),
+            planned=unevaluated(study, ledger=self.ledger, file=file), cells=self.ledger.cells(study.study))
         title = f"Study: {study.study}"
         record, page = self.out / "record.md", self.out / "report.html"
-        write_document(record, write_record(evaluations, tunings, comparisons, title=title, answers=answers,
-                                            contrasts=over,
-                                            planned=unevaluated(study, ledger=self.ledger, file=file)))
-        flips = flips_of(comparisons, answers, ledger=self.ledger)
-        write_document(page, write_page(evaluations, tunings, comparisons, title=title, answers=answers, flips=flips,
-                                        study=Studied(cells=self.ledger.cells(study.study), contrasts=over)))
-        return Result(evaluations, tunings, comparisons, record, page, tuple(over), tuple(self.failed.items()))
+        write_document(record, write_record(results, title=title))
+        write_document(page, write_page(results, title=title))
+        return Result(results, record, page, tuple(self.failed.items()))

@@ -1,39 +1,59 @@
-"""Reports: the Markdown record, the HTML page and the tables of the terminal, from values alone.
+"""Reports: the Markdown record, the HTML page, tables for the terminal, CSV, JSON and LaTeX, from values.
 
-    from aftertune.report import write_page, write_record
-    Path("record.md").write_text(write_record(evaluations, tunings, comparisons, title="Orders study"))
+    from aftertune.report import Results, write_page, write_record
+    Path("record.md").write_text(write_record(Results.load(ledger), title="Orders study"))
 
 Nothing here computes a verdict; everything here shows one. The same input gives the same bytes.
 """
 
 from aftertune.report.card import Card, write_card
+from aftertune.report.columns import VerdictLine, verdict_table
 from aftertune.report.data import data_facts
 from aftertune.report.document import make_folder, write_document
 from aftertune.report.flips import write_flips
 from aftertune.report.format import duration as duration_text
 from aftertune.report.gate import gate_reason, gate_text, write_junit, write_junit_error
 from aftertune.report.observations import watermark
-from aftertune.report.page import Studied, write_page
+from aftertune.report.page import write_page
 from aftertune.report.record import write_record
+from aftertune.report.results import Results
 from aftertune.report.sections import Planned
 from aftertune.report.seeds import seed_observations
-from aftertune.report.table import ScoreLine, VerdictLine, score_interval, score_table, verdict_table
+from aftertune.report.table import ScoreLine, score_interval, score_table
+from aftertune.report.tables import (
+    DataTable,
+    as_csv,
+    as_json,
+    as_latex,
+    as_objects,
+    comparison_export,
+    overview_export,
+    scores_export,
+)
 from aftertune.report.terminal import terminal_scores, terminal_summary, terminal_table
 from aftertune.report.watch import watch_text
 
 __all__ = [
     "Card",
+    "DataTable",
     "Planned",
+    "Results",
     "ScoreLine",
-    "Studied",
     "VerdictLine",
+    "as_csv",
+    "as_json",
+    "as_latex",
+    "as_objects",
+    "comparison_export",
     "data_facts",
     "duration_text",
     "gate_reason",
     "gate_text",
     "make_folder",
+    "overview_export",
     "score_interval",
     "score_table",
+    "scores_export",
     "seed_observations",
     "terminal_scores",
     "terminal_summary",

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from aftertune.report import format as fmt
 from aftertune.report import markdown as md
+from aftertune.report.columns import columns, verdict_table
 from aftertune.report.generated import form_text, shift_text
 from aftertune.report.names import task_title
 from aftertune.report.observations import lineage_note, watermark
-from aftertune.report.table import held_out_line, score_table, verdict_table
+from aftertune.report.table import held_out_line, score_table
 from aftertune.values import Comparison, Evaluation
 
 
@@ -51,12 +52,13 @@ def comparison_blocks(comparison: Comparison) -> list[str]:
 
 
 def _verdicts(comparison: Comparison) -> str:
+    """The verdict table; the label and its note share a cell."""
+    shown = columns("markdown")
     rows = []
     for line in verdict_table(comparison):
-        verdict = f"**{line.told}**" if line.told else fmt.DASH
-        verdict += f" ({md.text(line.note)})" if line.note else ""
-        rows.append([f"**{md.text(line.title)}**" if line.primary else md.text(line.title),
-                     md.text(line.metric), line.part or line.n, line.base, line.tuned, line.difference, line.interval,
-                     line.margin if line.primary else fmt.DASH, line.p, line.flips, verdict])
-    return md.table(["Task", "Metric", "n", "Base", "Tuned", "Difference (points)", "95 % interval",
-                     "Margin", "Adjusted p", "Gained / lost", "Verdict"], rows)
+        cells = {c.key: md.text(line[c.key]) if c.name else line[c.key] for c in shown}
+        cells["task"] = f"**{cells['task']}**" if line.row.primary else cells["task"]
+        cells["label"] = f"**{line.label}**" if line.label else fmt.DASH
+        cells["label"] += f" ({md.text(line.note)})" if line.note else ""
+        rows.append(list(cells.values()))
+    return md.table([c.heading for c in shown], rows)

@@ -1,6 +1,6 @@
 """Which evaluations belong together: a base model, and all that was made from it.
 
-    families([base, careful, careless], tunings)
+    families(results)
         [Family(title="SmolLM2-135M-Instruct.Q4_1", evaluations=(base, careful, careless), pending=())]
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from aftertune.report.names import source_title
+from aftertune.report.results import Results
 from aftertune.values import Evaluation, ModelIdentity, Tuning
 
 
@@ -39,8 +40,9 @@ def tuning_of(evaluation: Evaluation, tunings: Sequence[Tuning]) -> Tuning | Non
     return next(by_id, None) or next(by_result, None)
 
 
-def families(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> list[Family]:
+def families(results: Results) -> list[Family]:
     """Group evaluations by the base model they go back to, in order of first appearance."""
+    evaluations, tunings = results.evaluations, results.tunings
     found: dict[str, Family] = {}
 
     def family(model: ModelIdentity) -> Family:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aftertune.report import format as fmt
+from aftertune.report.columns import margin_text, scale
 from aftertune.report.flips import forced_text
 from aftertune.report.names import is_fraction, metric_title, source_title, task_title
 from aftertune.report.table import items_of, items_text
@@ -75,13 +76,13 @@ def _sentence(comparison: Comparison, verdict: Verdict, rows: list[ComparisonRow
 
 
 def _evidence(row: ComparisonRow) -> str:
-    scale, unit = (100, "points, ") if is_fraction(row.metric) else (1, "")
-    margin = f", margin ±{fmt.points(row.margin, scale).lstrip('+')}"
+    unit = "points, " if is_fraction(row.metric) else ""
     early = "" if row.stopped_of is None else ", stopped early; the interval is for the full run"
     plan = f"; {items_text(row)}" if row.verdict == "undecided" and items_text(row) else ""
     return (f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))} "
-            f"({fmt.points(row.delta, scale)} {unit}95 % interval "
-            f"{fmt.points_interval(row.low, row.high, scale)}{margin}, n={items_of(row)}{early}{plan})")
+            f"({fmt.points(row.delta, scale(row))} {unit}95 % interval "
+            f"{fmt.points_interval(row.low, row.high, scale(row))}, margin {margin_text(row)}, n={items_of(row)}{early}"
+            f"{plan})")
 
 
 def _pair(comparison: Comparison) -> str:

@@ -1,6 +1,6 @@
 """What each fine-tune came to: a comparison with its proven base, together with the tuning that it is about.
 
-    outcomes(evaluations, tunings, comparisons)[0].benchmarks       the primary rows that tell what was forgotten
+    outcomes(results)[0].benchmarks       the primary rows that tell what was forgotten
 
 Comparisons by force, and those whose lineage is not proven, are about nobody's forgetting and have no outcome.
 """
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from aftertune.report.families import tuning_of
 from aftertune.report.names import is_fraction
+from aftertune.report.results import Results
 from aftertune.report.table import shown_verdict
-from aftertune.values import Comparison, ComparisonRow, Evaluation, Tuning, Verdict
+from aftertune.values import Comparison, ComparisonRow, Tuning, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,13 @@ def targets(comparison: Comparison) -> list[ComparisonRow]:
     return [r for r in comparison.rows if r.primary and r.target and is_fraction(r.metric)]
 
 
-def outcomes(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning],
-             comparisons: Sequence[Comparison]) -> list[Outcome]:
+def outcomes(results: Results) -> list[Outcome]:
     """The outcomes, in the order of their comparisons; of several of one tuning against one base, the last."""
-    by_id = {e.id: e for e in evaluations}
+    by_id = {e.id: e for e in results.evaluations}
     found: dict[tuple[str, str], Outcome] = {}
-    for comparison in comparisons:
+    for comparison in results.comparisons:
         tuned = by_id.get(comparison.tuned)
-        tuning = tuning_of(tuned, tunings) if tuned else None
+        tuning = tuning_of(tuned, results.tunings) if tuned else None
         if tuning is not None and comparison.lineage and not comparison.forced:
             found[comparison.base, tuning.id] = Outcome(comparison, tuning)
     return list(found.values())

@@ -1,6 +1,6 @@
 """The record: everything that was run and found, as one Markdown document.
 
-    write_record([base, careful], [tuning], [comparison], title="Model Evaluation Results Record")
+    write_record(results, title="Model Evaluation Results Record")
 
 A numbered section per base model with a ``###`` per evaluation (its table, its metadata list), beside what others
 reported of it and what is planned; then Comparative Analysis, Key Observations, Task Descriptions and Future Work.
@@ -16,7 +16,7 @@ from aftertune.report import markdown as md
 from aftertune.report.blocks import comparison_blocks, score_blocks
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
 from aftertune.report.families import Family, families, tuning_of
-from aftertune.report.generated import Answers, format_table
+from aftertune.report.generated import format_table
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
 from aftertune.report.observations import observations
 from aftertune.report.reported import (
@@ -29,7 +29,8 @@ from aftertune.report.reported import (
     reported_sizes,
     sections_of,
 )
-from aftertune.report.sections import Planned, Sections, open_cells, put_planned
+from aftertune.report.results import Results
+from aftertune.report.sections import Sections, open_cells, put_planned
 from aftertune.report.seeds import seed_observations, seeds_section
 from aftertune.report.table import (
     beyond_noise,
@@ -40,68 +41,56 @@ from aftertune.report.table import (
     proven_best,
     value_text,
 )
-from aftertune.reported import Judged, ScoreName, plain_name
-from aftertune.values import Comparison, Contrast, Evaluation, Score, Tuning
+from aftertune.reported import ScoreName, plain_name
+from aftertune.values import Evaluation, Score
 
 
-def write_record(
-    evaluations: Sequence[Evaluation],
-    tunings: Sequence[Tuning],
-    comparisons: Sequence[Comparison],
-    *,
-    title: str,
-    answers: Answers | None = None,
-    reported: Sequence[Judged] = (),
-    contrasts: Sequence[Contrast] = (),
-    planned: Sequence[Planned] = (),
-) -> str:
-    """The record as Markdown. answers: evaluation id -> answers, for the format of generated answers; reported:
-    documents of others with their audit; contrasts: recipes compared over seeds; planned: models of studies that are
-    not evaluated yet."""
+def write_record(results: Results, *, title: str) -> str:
+    """The record as Markdown."""
     blocks = [f"# {md.text(title)}"]
     sections = Sections()
-    for home in families(evaluations, tunings):
+    for home in families(results):
         names = [e.name for e in home.evaluations] + [t.name for t in home.pending]
-        sections.put(home.title + _parameters(home), names, _family(home, tunings, answers or {}))
-    _others(sections, reported, planned)
+        sections.put(home.title + _parameters(home), names, _family(home, results))
+    _others(sections, results)
     blocks += sections.blocks()
     if not sections.found:
         blocks.append("*Nothing has been evaluated yet.*")
-    if evaluations or reported:
-        blocks += ["## Comparative Analysis", *_sizes(evaluations, tunings, reported),
-                   *_performance(evaluations, comparisons, reported)]
-        for comparison in comparisons:
+    reported = results.reported
+    if results.evaluations or reported:
+        blocks += ["## Comparative Analysis", *_sizes(results), *_performance(results)]
+        for comparison in results.comparisons:
             blocks += [f"### Comparison {md.text(comparison.id)}: {md.text(comparison.tuned_name)} against "
                        f"{md.text(comparison.base_name)}", *comparison_blocks(comparison)]
-        blocks += [*seeds_section(contrasts), "### Key Observations", _observations(comparisons, contrasts, reported)]
+        blocks += [*seeds_section(results.contrasts), "### Key Observations", _observations(results)]
         blocks += [block for document in reported for block in departures(document)]
-        blocks += ["---", "## Task Descriptions", _descriptions(evaluations, reported)]
-    future = [*open_cells(planned), *(line for document in reported for line in open_points(document))]
+        blocks += ["---", "## Task Descriptions", _descriptions(results)]
+    future = [*open_cells(results.planned), *(line for document in reported for line in open_points(document))]
     if future:
         blocks += ["---", "## Future Work", "\n".join(future)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _others(sections: Sections, reported: Sequence[Judged], planned: Sequence[Planned]) -> None:
+def _others(sections: Sections, results: Results) -> None:
     """What others reported and what studies plan, each where its family is."""
-    commands = {plain_name(p.name): p.command for p in planned}
+    commands = {plain_name(p.name): p.command for p in results.planned}
     shown: set[str] = set()
-    for document in reported:
+    for document in results.reported:
         for section, models in sections_of(document).items():
             blocks = reported_models(document, section, lambda model: commands.get(plain_name(model), ""))
             sections.put(section or document.source, models, blocks, note=" (reported)")
             shown |= set(map(plain_name, models))
-    put_planned(sections, planned, shown)
+    put_planned(sections, results.planned, shown)
 
 
 def _parameters(home: Family) -> str:
     return f" ({fmt.compact(home.model.parameters)})" if home.model.parameters else ""
 
 
-def _family(home: Family, tunings: Sequence[Tuning], answers: Answers) -> list[str]:
+def _family(home: Family, results: Results) -> list[str]:
     blocks: list[str] = []
     for evaluation in home.evaluations:
-        blocks += _evaluation(evaluation, home, tuning_of(evaluation, tunings), answers)
+        blocks += _evaluation(evaluation, home, results)
     for tuning in home.pending:
         state = "Tuned, not yet evaluated." if tuning.status == "done" else f"Tuning {tuning.status}."
         blocks += [f"### {md.text(tuning.name)} (Not Evaluated)", f"*{state}*",
@@ -109,13 +98,14 @@ def _family(home: Family, tunings: Sequence[Tuning], answers: Answers) -> list[s
     return blocks
 
 
-def _evaluation(evaluation: Evaluation, home: Family, tuning: Tuning | None, answers: Answers) -> list[str]:
+def _evaluation(evaluation: Evaluation, home: Family, results: Results) -> list[str]:
+    tuning = tuning_of(evaluation, results.tunings)
     kind = kind_text(evaluation, home, tuning)
     blocks = [f"### {md.text(evaluation.name)}{f' ({md.text(kind)})' if kind else ''}"]
     if evaluation.status != "done":
         blocks.append(f"*Not finished (status: {md.text(evaluation.status)}).*")
     blocks += score_blocks(evaluation)
-    for form in format_table(evaluation, answers.get(evaluation.id, ())):
+    for form in format_table(evaluation, results.answers.get(evaluation.id, ())):
         blocks.append(f"Format of the generated answers on {md.text(form.title)}: of {form.n}, "
                       f"{form.cut_off} cut off at the token limit, {form.no_answer} without an extractable "
                       f"answer, {form.other_form} with an answer in another form, {form.no_end} not ended by the "
@@ -129,32 +119,32 @@ def _evaluation(evaluation: Evaluation, home: Family, tuning: Tuning | None, ans
     return [*blocks, md.facts(facts, CODE)]
 
 
-def _sizes(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning], reported: Sequence[Judged]) -> list[str]:
+def _sizes(results: Results) -> list[str]:
     rows = []
-    for evaluation in evaluations:
-        tuning = tuning_of(evaluation, tunings)
-        rows.append([md.text(_label(evaluation, evaluations)), fmt.compact(evaluation.model.parameters),
+    for evaluation in results.evaluations:
+        tuning = tuning_of(evaluation, results.tunings)
+        rows.append([md.text(_name(evaluation, results.evaluations)), fmt.compact(evaluation.model.parameters),
                      fmt.compact(tuning.trainable_parameters) if tuning else "N/A",
                      f"{fmt.count(tuning.examples)} examples" if tuning else "N/A"])
-    rows += [row for document in reported for row in reported_sizes(document)]
+    rows += [row for document in results.reported for row in reported_sizes(document)]
     if not rows:
         return []
     return ["### Model Size Comparison",
             md.table(["Model", "Parameters", "Trained Parameters", "Training Data Size"], rows)]
 
 
-def _label(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
+def _name(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
     """The name of an evaluation, with its id where another one has the same name."""
     several = sum(other.name == evaluation.name for other in evaluations) > 1
     return f"{evaluation.name} ({evaluation.id})" if several else evaluation.name
 
 
-def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison], reported: Sequence[Judged]
-                 ) -> list[str]:
+def _performance(results: Results) -> list[str]:
     """The table of all scores: a column for each evaluation, then for each model of the documents of others."""
+    evaluations = results.evaluations
     measured = performance(evaluations)
-    stated = [(document, reported_cells(document)) for document in reported]
-    better = beyond_noise(comparisons)
+    stated = [(document, reported_cells(document)) for document in results.reported]
+    better = beyond_noise(results.comparisons)
     rows = []
     for key in dict.fromkeys([*measured, *(key for _, cells in stated for key in cells)]):
         own = measured.get(key, {})
@@ -166,7 +156,7 @@ def _performance(evaluations: Sequence[Evaluation], comparisons: Sequence[Compar
         row += _measured(evaluations, key, own, better, {} if shared else parts)
         row += [cells.get(key, {}).get(model, fmt.DASH) for document, cells in stated for model in document.columns]
         rows.append(row)
-    head = ["Task", "Metric", *(md.text(_label(e, evaluations)) for e in evaluations),
+    head = ["Task", "Metric", *(md.text(_name(e, evaluations)) for e in evaluations),
             *(f"{md.text(fmt.visible(m, 200))} (reported)" for document, _ in stated for m in document.columns)]
     note = ("± is one standard error. Bold: better than every other column beyond the noise, by the verdicts "
             "below; a row without bold has no proven best.")
@@ -203,19 +193,19 @@ def _part(evaluation: Evaluation, task: str, n: int) -> str:
     return f" (n={fmt.count(n)} of {fmt.count(total)})" if n < total else ""
 
 
-def _observations(comparisons: Sequence[Comparison], contrasts: Sequence[Contrast], reported: Sequence[Judged]) -> str:
-    found = [*observations(comparisons), *seed_observations(contrasts),
-             *(one for document in reported for one in reported_observations(document))]
+def _observations(results: Results) -> str:
+    found = [*observations(results.comparisons), *seed_observations(results.contrasts),
+             *(one for document in results.reported for one in reported_observations(document))]
     if not found:
         return "*No comparison has a verdict yet.*"
     return "\n".join(f"{i}. **{o.lead}**: {md.text(o.text)} [{md.text(fmt.visible(o.comparison))}]"
                      for i, o in enumerate(found, start=1))
 
 
-def _descriptions(evaluations: Sequence[Evaluation], reported: Sequence[Judged]) -> str:
-    targets = {t.task for e in evaluations for t in e.tasks if t.target}
+def _descriptions(results: Results) -> str:
+    targets = {t.task for e in results.evaluations for t in e.tasks if t.target}
     lines = []
-    tasks = {**described(reported), **metrics_by_task(evaluations)}
+    tasks = {**described(results.reported), **metrics_by_task(results.evaluations)}
     for number, (task, keys) in enumerate(tasks.items(), start=1):
         about = task_description(task, target=task in targets)
         title = md.text(fmt.visible(task_title(task), 200))

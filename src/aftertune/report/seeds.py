@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from aftertune.report import format as fmt
 from aftertune.report import markdown as md
+from aftertune.report.columns import columns, margin_text, scale, verdict_lines
 from aftertune.report.names import is_fraction, metric_title, task_title
 from aftertune.report.observations import Observation
-from aftertune.report.table import verdict_lines
 from aftertune.values import ComparisonRow, Contrast, Verdict
 
 _LEADS = {"method": "Method", "data size": "Data Size", "replay": "Replay"}
@@ -32,12 +32,12 @@ def seeds_section(contrasts: Sequence[Contrast]) -> list[str]:
     blocks = ["### Over Seeds", "Each recipe was trained with several seeds; the interval counts seeds and items as "
               "samples, so that it speaks of the recipe and not of one model. All are comparisons between fine-tunes."]
     for contrast in contrasts:
-        rows = [(line.title, line.metric, str(line.n), line.base, line.tuned, line.difference, line.interval, line.p,
-                 line.told) for line in verdict_lines(contrast.rows, lineage=False)]
+        heads = {"base": contrast.left, "tuned": contrast.right}
+        shown = columns("seeds")
+        rows = [[line[c.key] for c in shown] for line in verdict_lines(contrast.rows, lineage=False)]
         settings = "; ".join(f"{name.replace('_', ' ')} {left} → {right}" for name, left, right in contrast.settings)
         blocks += [f"#### {md.text(contrast_title(contrast))}",
-                   md.table(("Task", "Metric", "n", contrast.left, contrast.right, "Difference", "95 % interval",
-                             "p (Holm)", "Verdict"), rows),
+                   md.table([heads.get(c.key, c.heading) for c in shown], rows),
                    md.text(f"Seeds {', '.join(map(str, contrast.seeds))}; {settings}.")]
     return blocks
 
@@ -61,7 +61,7 @@ def seed_observations(contrasts: Sequence[Contrast]) -> list[Observation]:
 
 
 def _evidence(row: ComparisonRow) -> str:
-    scale, unit = (100, "points, ") if is_fraction(row.metric) else (1, "")
+    unit = "points, " if is_fraction(row.metric) else ""
     return (f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))} "
-            f"({fmt.points(row.delta, scale)} {unit}95 % interval {fmt.points_interval(row.low, row.high, scale)}, "
-            f"margin ±{fmt.points(row.margin, scale).lstrip('+')}, n={row.n})")
+            f"({fmt.points(row.delta, scale(row))} {unit}95 % interval "
+            f"{fmt.points_interval(row.low, row.high, scale(row))}, margin {margin_text(row)}, n={row.n})")

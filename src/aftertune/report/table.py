@@ -1,11 +1,12 @@
-"""The tables of a report as rows of finished text: one shape for the record, the page and the terminal.
+"""The score table as rows of finished text, and the words of a comparison row that every output shares.
 
     score_table(evaluation)[0]
         ScoreLine(title="HellaSwag", metric="Normalized Accuracy", result="41.00%", error="±2.84%",
                   interval="35.57% to 46.66%", n="300", primary=True, …)
-    verdict_table(comparison)[0]
-        VerdictLine(title="HellaSwag", …, base="41.00%", tuned="30.00%", difference="−11.00",
-                    interval="−16.10 to −6.20", p="<0.001", flips="12 / 45", told="forgot", …)
+    row_label(row, lineage=True)            "forgot"
+    note_text(row)                          "about 752 items would decide it if the models do not differ"
+
+The columns of the verdict table are in `report.columns`.
 """
 
 from __future__ import annotations
@@ -48,33 +49,6 @@ class ScoreLine:
     part: str
     primary: bool
     certain: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerdictLine:
-    """One comparison row as text. verdict: the stored word, None for secondary rows; told: the word shown."""
-
-    task: str
-    title: str
-    metric: str
-    n: str
-    base: str
-    tuned: str
-    difference: str
-    interval: str
-    margin: str
-    p: str
-    p_exact: str
-    p_mid: str
-    flips: str
-    verdict: str | None
-    told: str
-    note: str
-    primary: bool
-    target: bool
-    group: str
-    part: str
-    details: tuple[str, ...]
 
 
 def score_interval(score: Score) -> tuple[float, float] | None:
@@ -160,8 +134,8 @@ def shown_verdict(row: ComparisonRow) -> Verdict | None:
     return "undecided" if row.at_floor and row.verdict == "within" else row.verdict
 
 
-def told_word(row: ComparisonRow, lineage: bool) -> str:
-    """The word for a row's verdict: forgot, improved, kept only where the lineage is proven."""
+def row_label(row: ComparisonRow, lineage: bool) -> str:
+    """The verdict in words: forgot, improved, kept only where the lineage is proven; "" for a row without a verdict."""
     verdict = shown_verdict(row)
     return "" if verdict is None else TOLD[verdict] if lineage else verdict
 
@@ -195,32 +169,12 @@ def items_of(row: ComparisonRow) -> str:
     return fmt.count(row.n) + ("" if row.stopped_of is None else f" of {fmt.count(row.stopped_of)}")
 
 
-def verdict_table(comparison: Comparison) -> list[VerdictLine]:
-    """The rows of a comparison, primary metrics first, each as finished text."""
-    return verdict_lines(comparison.rows, lineage=comparison.lineage)
+def part_of(row: ComparisonRow) -> str:
+    """The items of a row and those of its task, "" where they are the same."""
+    return f"{fmt.count(row.n)} of {fmt.count(row.n_total)}" if row.n_total and row.n < row.n_total else ""
 
 
-def verdict_lines(rows: Sequence[ComparisonRow], *, lineage: bool) -> list[VerdictLine]:
-    """Rows, primary metrics first, each as finished text."""
-    return [_verdict_line(row, lineage) for row in sorted(rows, key=lambda r: not r.primary)]
-
-
-def _verdict_line(row: ComparisonRow, lineage: bool) -> VerdictLine:
-    scale = 100 if is_fraction(row.metric) else 1
-    flips = fmt.DASH if row.gained is None or row.lost is None else f"{row.gained} / {row.lost}"
-    return VerdictLine(
-        task=row.task, title=fmt.visible(task_title(row.task)),
-        metric=fmt.visible(metric_title(row.metric, row.filter)), n=items_of(row),
-        base=value_text(row.metric, row.base), tuned=value_text(row.metric, row.tuned),
-        difference=fmt.points(row.delta, scale), interval=fmt.points_interval(row.low, row.high, scale),
-        margin=f"±{fmt.points(row.margin, scale).lstrip('+')}", p=fmt.p_value(row.p_adjusted),
-        p_exact=fmt.p_value(row.p_exact), p_mid=fmt.p_value(row.p_mid), flips=flips,
-        verdict=shown_verdict(row), told=told_word(row, lineage), note=note_text(row), primary=row.primary,
-        target=row.target, group=row.group, details=_details(row),
-        part=f"{fmt.count(row.n)} of {fmt.count(row.n_total)}" if row.n_total and row.n < row.n_total else "")
-
-
-def _details(row: ComparisonRow) -> tuple[str, ...]:
+def row_details(row: ComparisonRow) -> tuple[str, ...]:
     """What stands behind a row: McNemar's p-values of "any difference", the task's q in its group, other intervals."""
     found = []
     if row.p_exact is not None:

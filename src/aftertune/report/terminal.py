@@ -12,9 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aftertune.report import format as fmt
+from aftertune.report.badges import badge
+from aftertune.report.columns import VerdictLine, columns, margin_text, verdict_table
 from aftertune.report.generated import form_text, shift_text
 from aftertune.report.observations import lineage_note, watermark
-from aftertune.report.table import VerdictLine, explored_text, held_out_line, score_table, verdict_table
+from aftertune.report.table import explored_text, held_out_line, part_of, score_table
 from aftertune.values import Comparison, Evaluation
 
 if TYPE_CHECKING:
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_STYLES = {"lower": "bold red", "higher": "bold green", "within": "bold cyan", "undecided": "yellow"}
-_HEADS = ("n", "Base", "Tuned", "Points", "95 % interval", "Gained/lost", "Adj. p", "Verdict")
-_HEADED = 6  # columns that every width has; where the last two do not fit they stand beside the task's name
+#: The figures of a row. Those that every width has come first; where the others do not fit, they move beside the task's
+#: name.
+_FIGURES = sorted((c for c in columns("terminal") if not c.name), key=lambda c: c.beside)
+_ALWAYS = sum(not c.beside for c in _FIGURES)
 _NAME = 24  # characters that a metric's name has a right to before columns are given up for it
 
 
@@ -60,15 +63,15 @@ def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = F
     from rich.console import Group
     from rich.text import Text
 
-    lines = [line for line in verdict_table(comparison) if details or not line.group]
+    lines = [line for line in verdict_table(comparison) if details or not line.row.group]
     title = fmt.visible(f"{comparison.tuned_name} against {comparison.base_name} ({comparison.id})")
     parts: list[RenderableType] = [Text(title, style="bold")]
     if mark := watermark(comparison):
         parts.append(Text(mark, style="bold red"))
     layout = _Layout(lines, width)
-    parts.append(layout.row("", _HEADS, "dim"))
-    for task in dict.fromkeys(line.task for line in lines):
-        parts += layout.block([line for line in lines if line.task == task], details=details)
+    parts.append(layout.row("", [c.short or c.heading for c in _FIGURES], "dim"))
+    for task in dict.fromkeys(line.row.task for line in lines):
+        parts += layout.block([line for line in lines if line.row.task == task], details=details)
     parts += [Text(line) for line in (*explored_text(comparison), *_forms(comparison))]
     parts.append(Text(_below(comparison, lines), style="dim"))
     if comparison.held_out is not None:
@@ -88,12 +91,12 @@ def terminal_summary(comparisons: Sequence[Comparison]) -> Table:
     table.add_column("", overflow="fold")
     for comparison in comparisons:
         table.add_column(Text(fmt.visible(comparison.tuned_name)), overflow="fold")
-    cells = {(line.task, at): line for at, comparison in enumerate(comparisons)
-             for line in verdict_table(comparison) if line.primary}
+    cells = {(line.row.task, at): line for at, comparison in enumerate(comparisons)
+             for line in verdict_table(comparison) if line.row.primary}
     for task in dict.fromkeys(task for task, _ in cells):
         shown = [cells.get((task, at)) for at in range(len(comparisons))]
         table.add_row(Text(fmt.visible(task)), *(
-            Text.assemble((line.told, _STYLES.get(line.verdict or "", "")), f" {line.difference}") if line
+            Text.assemble((line.label, badge(line.verdict).style), f" {line['delta']}") if line
             else Text(fmt.DASH) for line in shown))
     return table
 
@@ -112,11 +115,12 @@ def _forms(comparison: Comparison) -> list[str]:
 
 def _below(comparison: Comparison, lines: list[VerdictLine]) -> str:
     """What all verdicts rest on: the margins and the lineage."""
-    margins = {line.task: line.margin for line in lines if line.primary}
+    margins = {line.row.task: margin_text(line.row) for line in lines if line.row.primary}
     said = [f"{fmt.visible(task)} {margin}" for task, margin in margins.items()]
     if len(set(margins.values())) == 1:
         said = [next(iter(margins.values()))]
-    parts = [f"{fmt.visible(line.task)} {line.part}" for line in lines if line.primary and line.part]
+    parts = [f"{fmt.visible(line.row.task)} {part_of(line.row)}" for line in lines
+             if line.row.primary and part_of(line.row)]
     items = f" Items used: {', '.join(parts)}." if parts else ""
     return f"Margin in points: {', '.join(said) or fmt.DASH}.{items} {lineage_note(comparison)}"
 
@@ -131,11 +135,11 @@ class _Layout:
     def __init__(self, lines: list[VerdictLine], width: int) -> None:
         from rich.cells import cell_len
 
-        cells = [_HEADS, *(_figures(line) for line in lines)]
-        widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-        names = max((cell_len(line.metric) + 2 for line in lines), default=0)
+        widths = [max(map(cell_len, (c.short or c.heading, *(line[c.key] or fmt.DASH for line in lines))))
+                  for c in _FIGURES]
+        names = max((cell_len(line["metric"]) + 2 for line in lines), default=0)
         self.beside = width < sum(widths) + 2 * len(widths) + min(names, _NAME)
-        self.widths = widths[:_HEADED] if self.beside else widths
+        self.widths = widths[:_ALWAYS] if self.beside else widths
         room = width - sum(self.widths) - len(self.widths)
         self.gap = 2 if room - len(self.widths) >= min(names, _NAME) else 1
         room -= (self.gap - 1) * len(self.widths)
@@ -148,11 +152,12 @@ class _Layout:
 
         found: list[RenderableType] = [Text(), self._head(lines)]
         for line in lines:
-            style = _STYLES.get(line.verdict or "", "")
-            found.append(self.row(f"  {line.metric}", _figures(line), "" if line.primary else "dim", style))
-        found += [Padding(Text(f"{line.metric}: {line.note}", style="dim"), (0, 0, 0, 2))
-                  for line in lines if line.note and not line.primary]
-        found += [Padding(Text(f"{line.metric}: {'; '.join(line.details)}", style="dim"), (0, 0, 0, 2))
+            figures = [line[c.key] or fmt.DASH for c in _FIGURES]
+            style = "" if line.row.primary else "dim"
+            found.append(self.row(f"  {line['metric']}", figures, style, badge(line.verdict).style))
+        found += [Padding(Text(f"{line['metric']}: {line.note}", style="dim"), (0, 0, 0, 2))
+                  for line in lines if line.note and not line.row.primary]
+        found += [Padding(Text(f"{line['metric']}: {'; '.join(line.details)}", style="dim"), (0, 0, 0, 2))
                   for line in lines if details and line.details]
         return found
 
@@ -160,16 +165,18 @@ class _Layout:
         from rich.text import Text
 
         first = lines[0]
-        head = Text(fmt.visible(first.task), style="bold" if first.primary else "dim bold")
-        if first.primary and self.beside:
-            head.append("  ").append(first.told, style=_STYLES.get(first.verdict or "", ""))
-            head.append(f"  adjusted p {first.p}", style="not bold")
-        if first.primary and first.note:
+        primary = first.row.primary
+        head = Text(fmt.visible(first.row.task), style="bold" if primary else "dim bold")
+        if primary and self.beside:
+            head.append("  ").append(first.label, style=badge(first.verdict).style)
+            for column in (c for c in _FIGURES if c.beside and c.key != "label"):
+                head.append(f"  {column.heading.lower()} {first[column.key]}", style="not bold")
+        if primary and first.note:
             head.append(f"  {first.note}", style="not bold dim")
         return head
 
-    def row(self, name: str, figures: tuple[str, ...], style: str, last: str = "") -> RenderableType:
-        """One line of the table; ``last`` is the style of the verdict."""
+    def row(self, name: str, figures: Sequence[str], style: str, label: str = "") -> RenderableType:
+        """One line of the table. label: the style of the verdict."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -177,13 +184,10 @@ class _Layout:
         grid = Table.grid(padding=(0, self.gap, 0, 0))
         if self.name:
             grid.add_column(width=self.name, overflow="fold")
-        for at, width in enumerate(self.widths):
-            grid.add_column(width=width, justify="left" if at == len(_HEADS) - 1 else "right", no_wrap=True)
-        shown = [Text(figure, style=last if at == len(_HEADS) - 1 else "") for at, figure in enumerate(figures)]
+        for column, width in zip(_FIGURES, self.widths, strict=False):
+            grid.add_column(width=width, justify="left" if column.key == "label" else "right", no_wrap=True)
+        shown = [Text(figure, style=label if column.key == "label" else "")
+                 for column, figure in zip(_FIGURES, figures, strict=True)]
         cells = [Text(name), *shown[:len(self.widths)]]
         grid.add_row(*(cells if self.name else cells[1:]), style=style)
         return grid if self.name else Group(Text(name, style=style), grid)
-
-
-def _figures(line: VerdictLine) -> tuple[str, ...]:
-    return (line.n, line.base, line.tuned, line.difference, line.interval, line.flips, line.p, line.told or fmt.DASH)

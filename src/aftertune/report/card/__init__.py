@@ -1,6 +1,6 @@
 """A Hugging Face model card: README.md with its metadata, and the files of ``.eval_results`` beside it.
 
-    card = write_card(tuning, ledger.evaluations(), ledger.tunings(), ledger.comparisons())
+    card = write_card(tuning, results)
     card.readme                          ---\\nbase_model: …\\n---\\n\\n# careful …
     card.results["hellaswag.yaml"]       - dataset: {id: Rowan/hellaswag, task_id: hellaswag} …
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from aftertune.methods import writes_adapter
@@ -24,6 +24,7 @@ from aftertune.report.card.subject import Subject
 from aftertune.report.facts import CODE, Facts, evaluation_facts, method_text, model_facts, tuning_facts
 from aftertune.report.names import source_title, task_title
 from aftertune.report.observations import observations
+from aftertune.report.results import Results
 from aftertune.report.table import score_part
 from aftertune.reported import proven
 from aftertune.values import Comparison, Evaluation, Tuning
@@ -38,10 +39,9 @@ class Card:
     left_out: tuple[str, ...]
 
 
-def write_card(about: Evaluation | Tuning, evaluations: Sequence[Evaluation], tunings: Sequence[Tuning],
-               comparisons: Sequence[Comparison]) -> Card:
-    """The card of a done evaluation's model, or of a tuning's; the rest is all that the ledger holds."""
-    subject = Subject.of(about, evaluations, tunings, comparisons)
+def write_card(about: Evaluation | Tuning, results: Results) -> Card:
+    """The card of a finished evaluation's model, or of a tuning's. results: all that the ledger holds."""
+    subject = Subject.of(about, results)
     blocks = [f"# {md.text(fmt.visible(subject.name))}", _summary(subject), *_results(subject), *_verdicts(subject),
               *_base(subject), *_training(subject), *_how(subject), *_commands(subject)]
     yaml = header(subject).to_yaml()

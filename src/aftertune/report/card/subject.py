@@ -1,6 +1,6 @@
 """What a model card is about: one model, where it came from, and what the ledger knows of it.
 
-    subject = Subject.of(evaluation, evaluations, tunings, comparisons)
+    subject = Subject.of(evaluation, results)
     subject.base, subject.tuning         the model it was made from, and how
     subject.evaluations                  this one; for a tuning all that were made of its model
 
@@ -10,12 +10,12 @@ Everything in it is `published`: a path has become a name, and no secret is left
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aftertune.methods import writes_adapter
 from aftertune.provenance import published
 from aftertune.report.families import tuning_of
+from aftertune.report.results import Results
 from aftertune.values import Comparison, Evaluation, ModelIdentity, Score, Tuning
 
 
@@ -31,17 +31,16 @@ class Subject:
     others: tuple[Evaluation, ...]
 
     @classmethod
-    def of(cls, about: Evaluation | Tuning, evaluations: Sequence[Evaluation], tunings: Sequence[Tuning],
-           comparisons: Sequence[Comparison]) -> Subject:
-        """Of an evaluation's model, or of what a tuning made; the rest is all that the ledger holds."""
-        done = [e for e in evaluations if e.status == "done"]
+    def of(cls, about: Evaluation | Tuning, results: Results) -> Subject:
+        """Of an evaluation's model, or of what a tuning made. results: all that the ledger holds."""
+        done, tunings = [e for e in results.evaluations if e.status == "done"], results.tunings
         if isinstance(about, Tuning):
             tuning: Tuning | None = about
             own = [e for e in done if (made := tuning_of(e, tunings)) is not None and made.id == about.id]
         else:
             tuning, own = tuning_of(about, tunings), [about]
         ids = {e.id for e in own}
-        newest = {(c.base, c.tuned): c for c in comparisons if c.tuned in ids and not c.forced}
+        newest = {(c.base, c.tuned): c for c in results.comparisons if c.tuned in ids and not c.forced}
         against = sorted(newest.values(), key=lambda c: not c.lineage)
         others = {c.base for c in against}
         return cls(name=published(about.name), tuning=published(tuning), evaluations=published(tuple(own)),

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from aftertune.report import format as fmt
+from aftertune.report.badges import badge
 from aftertune.report.balance import LOSS, Balance, Point
 from aftertune.report.charts.sheet import INK, WIDE, Sheet, mark, sheet
 from aftertune.report.names import task_title
@@ -78,7 +79,7 @@ def _draw(axes: Any, balance: Balance) -> None:
                   zorder=1.5)
     thin = {"linewidth": 1.0 if len(points) < _CROWD else 0.7, "alpha": 0.8 if len(points) < _CROWD else 0.4}
     for p in points:
-        colour = INK[p.verdict or "muted"]
+        colour = INK[badge(p.verdict).colour]
         axes.plot([p.learned.low, p.learned.high], [p.changed.value] * 2, color=colour, zorder=2, **thin)
         axes.plot([p.learned.value] * 2, [p.changed.low, p.changed.high], color=colour, zorder=2, **thin)
         look = mark(p.verdict, 8.5)

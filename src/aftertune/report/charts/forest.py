@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from aftertune.report import format as fmt
+from aftertune.report.badges import badge
 from aftertune.report.charts.sheet import INK, WIDE, Sheet, mark, sheet, short
 from aftertune.report.names import is_fraction, metric_title, task_title
-from aftertune.report.table import shown_verdict, told_word
+from aftertune.report.table import row_label, shown_verdict
 from aftertune.values import Comparison, ComparisonRow, Contrast
 
 _COLUMN = 36  # characters of a name that fit beside the plot
@@ -53,7 +54,7 @@ def forest(comparison: Comparison, width: int) -> str:
     Target tasks have a panel of their own, because their differences are of another size. Metrics that are
     no fractions are left out. Returns "" where nothing is left to draw.
     """
-    lines = [_Line(task_title(r.task), metric_title(r.metric, r.filter), r, told_word(r, comparison.lineage))
+    lines = [_Line(task_title(r.task), metric_title(r.metric, r.filter), r, row_label(r, comparison.lineage))
              for r in comparison.rows if _drawable(r)]
     panels = [[x for x in lines if not x.row.target], [x for x in lines if x.row.target]]
     return _draw(f"forest {comparison.id}", f"Differences of {comparison.tuned_name} against {comparison.base_name}",
@@ -62,7 +63,7 @@ def forest(comparison: Comparison, width: int) -> str:
 
 def contrast_forest(contrast: Contrast, width: int) -> str:
     """The differences between two recipes over all their seeds; "" where nothing is left to draw."""
-    lines = [_Line(task_title(r.task), metric_title(r.metric, r.filter), r, told_word(r, lineage=False))
+    lines = [_Line(task_title(r.task), metric_title(r.metric, r.filter), r, row_label(r, lineage=False))
              for r in contrast.rows if _drawable(r)]
     return _draw(f"contrast {contrast.id}", f"Differences of {contrast.right} against {contrast.left}",
                  [lines] if lines else [], width)
@@ -70,7 +71,7 @@ def contrast_forest(contrast: Contrast, width: int) -> str:
 
 def task_forest(task: str, comparisons: Sequence[Comparison], width: int) -> str:
     """One task's primary metric over several comparisons; "" where fewer than two can be drawn."""
-    lines = [_Line(c.tuned_name, "", r, told_word(r, c.lineage)) for c in comparisons
+    lines = [_Line(c.tuned_name, "", r, row_label(r, c.lineage)) for c in comparisons
              for r in c.rows if r.task == task and r.primary and _drawable(r)]
     if len(lines) < 2:
         return ""
@@ -109,7 +110,7 @@ def _panel(axes: Any, s: Sheet, lines: Sequence[_Line]) -> None:
     for y, line in enumerate(lines):
         row = line.row
         verdict = shown_verdict(row)
-        colour = INK[verdict or "muted"]
+        colour = INK[badge(verdict).colour]
         offset, half = (0.0, 0.51) if s.wide else (0.2, 0.15)
         axes.fill_betweenx([y + offset - half, y + offset + half], -100 * row.margin, 100 * row.margin,
                            color=INK["band"], linewidth=0, zorder=0)
@@ -124,7 +125,7 @@ def _panel(axes: Any, s: Sheet, lines: Sequence[_Line]) -> None:
 def _labels(axes: Any, s: Sheet, line: _Line, y: int) -> None:
     """Name of the line, its numbers and its verdict: beside the interval, or above it on a narrow chart."""
     where = axes.get_yaxis_transform()
-    strong, quiet, colour = INK["ink"], INK["muted"], INK[shown_verdict(line.row) or "muted"]
+    strong, quiet, colour = INK["ink"], INK["muted"], INK[badge(shown_verdict(line.row)).colour]
     name = {"transform": where, "va": "center", "color": strong if line.strong else quiet,
             "fontsize": 12 if line.strong else 11}
     word = {"transform": where, "va": "center", "color": colour, "weight": "bold", "fontsize": 11}

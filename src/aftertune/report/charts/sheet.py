@@ -21,16 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from aftertune.report import format as fmt
-from aftertune.values import digest
+from aftertune.report.badges import badge
+from aftertune.values import Verdict, digest
 
 #: CSS variable -> the placeholder colour that stands for it while matplotlib draws.
 INK = {name: f"#0a0b{i:02x}" for i, name in enumerate(
     ("ink", "muted", "line", "band", "paper", "lower", "higher", "within", "undecided", "accent",
      "c1", "c2", "c3", "c4", "c5", "c6"), start=16)}
-#: Marker of each verdict, beside its colour; None: a row without one.
-MARKERS = {"lower": "v", "higher": "^", "within": "o", "undecided": "D", None: "s"}
-#: How large each is drawn, so that all look alike in size.
-_SIZE = {"lower": 1.22, "higher": 1.22, "within": 1.0, "undecided": 0.9, None: 0.95}
 #: From this width on, a chart has room for labels beside what it shows.
 WIDE = 560
 
@@ -93,9 +90,10 @@ def sheet(name: str, width: int, height: int) -> Iterator[Sheet]:
         yield Sheet(figure, key, width, height)
 
 
-def mark(verdict: str | None, size: float) -> dict[str, Any]:
-    """Marker and size of a verdict, for matplotlib, with a rim that sets it off from what lies below."""
-    return {"marker": MARKERS[verdict], "markersize": size * _SIZE[verdict], "markeredgecolor": INK["paper"],
+def mark(verdict: Verdict | None, size: float) -> dict[str, Any]:
+    """Marker and size of a verdict's badge, for matplotlib, with a rim that sets it off from what lies below."""
+    shape = badge(verdict)
+    return {"marker": shape.marker, "markersize": size * shape.size, "markeredgecolor": INK["paper"],
             "markeredgewidth": 0.8}
 
 

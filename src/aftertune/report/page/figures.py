@@ -13,13 +13,14 @@ from functools import partial
 from markupsafe import Markup
 
 from aftertune.report import format as fmt
+from aftertune.report.badges import legend
 from aftertune.report.balance import LOSS, Balance, Point, balances
 from aftertune.report.charts import STYLES, balance_chart, balance_panels, factor_chart, swatch
 from aftertune.report.factors import Factor, factors
 from aftertune.report.facts import method_text
 from aftertune.report.names import task_title
 from aftertune.report.outcomes import Outcome
-from aftertune.report.table import told_word
+from aftertune.report.table import row_label
 from aftertune.values import TOLD
 
 #: px that charts are drawn for; the page shows the one that fits.
@@ -27,6 +28,8 @@ _SIZES = (("wide", 760), ("narrow", 340))
 #: The one width that is drawn where there are many charts; it fits every screen.
 _ONE = (("any", 340),)
 _RULES = "/* charts */\n"  # where the page has room for the styles of its charts
+_MARKS = legend({"lower": "forgot on one at least", "within": "kept on all",
+                 "higher": "improved on one and kept the rest", "undecided": "undecided on one at least"})
 _NOUNS = {"training examples": "the number of examples", "replay share": "the share"}
 
 
@@ -52,7 +55,7 @@ class PointLine:
     changed: str
     changed_interval: str
     verdict: str | None
-    told: str
+    label: str
     where: str
     front: bool
 
@@ -105,9 +108,9 @@ def _caption(balance: Balance) -> str:
              f"{', '.join(map(task_title, balance.floor))}." if balance.floor else "")
     band = "" if balance.margin is None else f" Shaded: the margin of ±{balance.margin:.2f} points."
     return ("Each mark is one fine-tune, its number that of the table. To the right: what it learned; up: what it "
-            f"changed {how}. ▼ forgot on one at least, ● kept on all, ▲ improved on one and kept the rest, ◆ "
-            "undecided on one at least; hollow: that anything was learned is not proven. Dashed: the front, the "
-            f"fine-tunes that no other one beats on both sides, by the estimates.{band}{fmt.visible(floor)}")
+            f"changed {how}. {_MARKS}; hollow: that anything was learned is not proven. Dashed: the front, "
+            "the fine-tunes that no other one beats on both sides, by the estimates."
+            f"{band}{fmt.visible(floor)}")
 
 
 def _line(point: Point, balance: Balance) -> PointLine:
@@ -116,14 +119,14 @@ def _line(point: Point, balance: Balance) -> PointLine:
     worst = [r for r in point.outcome.benchmarks if r.task in balance.tasks]
     words: dict[str, list[str]] = {}
     for row in worst:
-        words.setdefault(told_word(row, lineage=True), []).append(task_title(row.task))
+        words.setdefault(row_label(row, lineage=True), []).append(task_title(row.task))
     return PointLine(
         number=point.number, name=fmt.visible(comparison.tuned_name), comparison=comparison.id,
         about=recipe_text(point.outcome), learned=fmt.change(point.learned.value, digits),
         learned_interval=f"{fmt.change(point.learned.low, digits)} to {fmt.change(point.learned.high, digits)}",
         changed=fmt.points(point.changed.value, 1),
         changed_interval=fmt.points_interval(point.changed.low, point.changed.high, 1),
-        verdict=point.verdict, told=TOLD[point.verdict] if point.verdict else fmt.DASH,
+        verdict=point.verdict, label=TOLD[point.verdict] if point.verdict else fmt.DASH,
         where="; ".join(f"{word} on {', '.join(tasks)}" for word, tasks in words.items()), front=point.front)
 
 

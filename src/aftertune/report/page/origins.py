@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aftertune.report import format as fmt
 from aftertune.report.facts import device_text, run_facts
 from aftertune.report.names import task_title
+from aftertune.report.results import Results
 from aftertune.report.table import part_text
 from aftertune.reported import proven
 from aftertune.values import Evaluation, ModelIdentity, TaskSettings, Tuning
@@ -50,10 +51,10 @@ class Cost:
     seconds: tuple[str, str, str]
 
 
-def origins(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> Origins:
+def origins(results: Results) -> Origins:
     """Everything that is needed to do it again."""
-    return Origins(commands=_commands(evaluations, tunings), settings=_settings(evaluations, tunings),
-                   models=_models(evaluations, tunings), data=_data(tunings), tasks=_tasks(evaluations))
+    return Origins(commands=_commands(results), settings=_settings(results), models=_models(results),
+                   data=_data(results.tunings), tasks=_tasks(results.evaluations))
 
 
 def costs(tunings: Sequence[Tuning]) -> list[Cost]:
@@ -72,10 +73,10 @@ def _against(tuning: Tuning, name: str, told: Callable[[float], str]) -> tuple[s
     return (fmt.DASH if expected is None else told(expected), fmt.DASH if real is None else told(real), share)
 
 
-def _commands(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> list[Command]:
+def _commands(results: Results) -> list[Command]:
     """Command lines by the time they were first given."""
     runs = [(r.provenance.started, f"{kind} {fmt.visible(r.name)}", fmt.visible(r.provenance.command))
-            for kind, made in (("fine-tune", tunings), ("evaluation", evaluations)) for r in made
+            for kind, made in (("fine-tune", results.tunings), ("evaluation", results.evaluations)) for r in made
             if r.provenance is not None]
     found: dict[str, Command] = {}
     for started, name, line in sorted(runs, key=lambda run: run[0]):
@@ -83,10 +84,10 @@ def _commands(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> l
     return list(found.values())
 
 
-def _settings(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _settings(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     """What the runs had in common: machine, versions and code, each combination once."""
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    runs: list[Evaluation | Tuning] = [*tunings, *evaluations]
+    runs: list[Evaluation | Tuning] = [*results.tunings, *results.evaluations]
     for run in runs:
         if run.provenance is not None:
             device = run.device if isinstance(run, Evaluation) else str(run.settings.get("device") or "cpu")
@@ -99,10 +100,10 @@ def _settings(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> l
             for facts, names in found.items()]
 
 
-def _models(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> list[tuple[str, ...]]:
+def _models(results: Results) -> list[tuple[str, ...]]:
     """Source, weights, configuration, tokenizer and adapter of each model, by content."""
     models: dict[tuple[str, str], ModelIdentity] = {}
-    for model in (*(e.model for e in evaluations), *(t.base for t in tunings)):
+    for model in (*(e.model for e in results.evaluations), *(t.base for t in results.tunings)):
         models.setdefault((model.fingerprint, model.tokenizer), model)
     return [(fmt.visible(m.adapter_source or m.source, 120),
              *((fmt.short(part) if part else fmt.DASH) if proven(m) else "not proven"

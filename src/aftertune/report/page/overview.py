@@ -1,6 +1,6 @@
 """The first screen of the page: what was run, what came of it in a sentence or two, and every verdict at a glance.
 
-    overview(evaluations, tunings, comparisons).headline
+    overview(results).headline
         ["Of 4 fine-tuned models 1 forgot on a benchmark, beyond the margin; 2 are proven to have kept …; …"]
 """
 
@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from functools import partial
 
 from aftertune.report import format as fmt
+from aftertune.report.badges import BADGES, legend
 from aftertune.report.charts import task_forest
+from aftertune.report.columns import VerdictLine, verdict_table
 from aftertune.report.names import task_title
 from aftertune.report.outcomes import Outcome, benchmarks, outcomes, targets, whole_verdict
 from aftertune.report.page.figures import Figure, figure, recipe_text
 from aftertune.report.page.quoted import Quoted
 from aftertune.report.reported import NOT_REPRODUCIBLE
-from aftertune.report.table import VerdictLine, told_word, verdict_table
-from aftertune.values import TOLD, Comparison, Evaluation, Tuning, Verdict
+from aftertune.report.results import Results
+from aftertune.report.table import row_label
+from aftertune.values import TOLD, Comparison, Evaluation, Tuning
 
 _FEW = 3  # so many comparisons are told one by one
-_VERDICTS: tuple[Verdict, ...] = ("lower", "higher", "within", "undecided")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +57,23 @@ class Overview:
     matrices: list[Matrix]
 
 
-def overview(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning], comparisons: Sequence[Comparison],
-             reported: Sequence[Quoted] = ()) -> Overview:
-    """The overview of a whole page."""
-    words = [(c.verdict, c.told) for comparison in comparisons if not comparison.forced
+def overview(results: Results, stated: Sequence[Quoted] = ()) -> Overview:
+    """The overview of a whole page. stated: what other documents report."""
+    comparisons = results.comparisons
+    words = [(c.verdict, c.label) for comparison in comparisons if not comparison.forced
              for c in verdict_table(comparison) if c.verdict]
-    counts = [(v, w, words.count((v, w))) for v in _VERDICTS for w in (TOLD[v], v) if (v, w) in words]
-    found = {o.comparison.id: o for o in outcomes(evaluations, tunings, comparisons)}
+    counts = [(v, w, words.count((v, w))) for v in BADGES for w in (TOLD[v], v) if (v, w) in words]
+    found = {o.comparison.id: o for o in outcomes(results)}
     bases = dict.fromkeys(c.base for c in comparisons)
-    return Overview(headline=list(_headline(comparisons, tunings)),
-                    ran=[*_ran(evaluations, tunings, comparisons), *_stated(reported)],
+    return Overview(headline=list(_headline(results)),
+                    ran=[*_ran(results), *_stated(stated)],
                     counts=list(dict.fromkeys(counts)),
                     matrices=[_matrix([c for c in comparisons if c.base == b], found) for b in bases])
 
 
-def _headline(comparisons: Sequence[Comparison], tunings: Sequence[Tuning]) -> Iterator[str]:
+def _headline(results: Results) -> Iterator[str]:
     """What the verdicts come to; nothing is said that is not a verdict."""
+    comparisons, tunings = results.comparisons, results.tunings
     own = [c for c in comparisons if c.lineage and not c.forced]
     if len(own) <= _FEW:
         yield from map(_one, own)
@@ -88,8 +91,8 @@ def _headline(comparisons: Sequence[Comparison], tunings: Sequence[Tuning]) -> I
 def _one(comparison: Comparison) -> str:
     words: dict[str, list[str]] = {}
     for row in (*benchmarks(comparison), *targets(comparison)):
-        words.setdefault(told_word(row, lineage=True), []).append(task_title(row.task))
-    order = [w for w in (TOLD[v] for v in _VERDICTS) if w in words]
+        words.setdefault(row_label(row, lineage=True), []).append(task_title(row.task))
+    order = [w for w in (TOLD[v] for v in BADGES) if w in words]
     said = "; ".join(f"{word} on {', '.join(words[word])}" for word in order) or "no verdict"
     return fmt.visible(f"{comparison.tuned_name}, made from {comparison.base_name}: {said}.")
 
@@ -109,8 +112,9 @@ def _many(comparisons: Sequence[Comparison]) -> Iterator[str]:
         yield f"{learned} of {len(taught)} are proven to have improved on what they were made for."
 
 
-def _ran(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning],
-         comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str]]:
+def _ran(results: Results) -> Iterator[tuple[str, str]]:
+    """What was run, and how much of it."""
+    evaluations, tunings, comparisons = results.evaluations, results.tunings, results.comparisons
     done = [t for t in tunings if t.status == "done"]
     if evaluations:
         yield "Models evaluated", fmt.count(len({e.model.fingerprint for e in evaluations}))
@@ -134,21 +138,21 @@ def _stated(reported: Sequence[Quoted]) -> Iterator[tuple[str, str]]:
 
 
 def _matrix(comparisons: Sequence[Comparison], found: dict[str, Outcome]) -> Matrix:
-    rows = {c.id: {line.task: line for line in verdict_table(c) if line.primary} for c in comparisons}
+    rows = {c.id: {line.row.task: line for line in verdict_table(c) if line.row.primary} for c in comparisons}
     tasks = {task: line for lines in rows.values() for task, line in lines.items()}
-    order = sorted(tasks, key=lambda task: not tasks[task].target)
+    order = sorted(tasks, key=lambda task: not tasks[task].row.target)
     lines = [MatrixLine(name=fmt.visible(c.tuned_name), comparison=c.id, watermark=c.forced,
                         about=recipe_text(found[c.id]) if c.id in found else "",
                         cells=[rows[c.id].get(task) for task in order]) for c in comparisons]
     sound = [c for c in comparisons if not c.forced]
-    forests = [(tasks[task].title, drawn) for task in order
+    forests = [(tasks[task]["task"], drawn) for task in order
                if (drawn := figure(partial(task_forest, task, sound), _FOREST))]
-    return Matrix(fmt.visible(comparisons[0].base_name), [(tasks[t].title, tasks[t].target) for t in order], lines,
-                  forests)
+    titles = [(tasks[task]["task"], tasks[task].row.target) for task in order]
+    return Matrix(fmt.visible(comparisons[0].base_name), titles, lines, forests)
 
 
 _FOREST = ("One line a model. Mark: difference; line: its 95 % interval; shaded: the margin within which a difference "
-           "does not matter. ▼ lower, ▲ higher, ● within the margin, ◆ undecided.")
+           f"does not matter. {legend()}.")
 
 
 def _counted(n: int, noun: str) -> str:

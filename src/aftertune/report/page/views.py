@@ -8,35 +8,30 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from aftertune.report import format as fmt
+from aftertune.report.badges import NO_VERDICT, legend
 from aftertune.report.charts import contrast_forest, forest, loss_curve, watch_chart, watched
+from aftertune.report.columns import VerdictLine, verdict_lines, verdict_table
 from aftertune.report.facts import Facts, evaluation_facts, kind_text, method_text, tuning_facts
 from aftertune.report.families import Family, tuning_of
-from aftertune.report.generated import Answers, Changed, FormatLine, changed_items, form_text, format_table, shift_text
+from aftertune.report.generated import Changed, FormatLine, changed_items, form_text, format_table, shift_text
 from aftertune.report.names import task_title
 from aftertune.report.observations import lineage_note, watermark
 from aftertune.report.page.examples import FlipsView
 from aftertune.report.page.figures import Figure, figure
-from aftertune.report.table import (
-    ScoreLine,
-    VerdictLine,
-    explored_text,
-    held_out_line,
-    score_table,
-    verdict_lines,
-    verdict_table,
-)
+from aftertune.report.results import Results
+from aftertune.report.table import ScoreLine, explored_text, held_out_line, score_table
 from aftertune.values import Comparison, Contrast, Evaluation, Tuning
 
 if TYPE_CHECKING:
     from aftertune.ledger import Cell
 
 _FOREST = ("Mark: difference; line: its 95 % interval; shaded: the margin within which a difference does not matter. "
-           "▼ lower, ▲ higher, ● within the margin, ◆ undecided, ■ a secondary metric without a verdict.")
+           f"{legend()}, {NO_VERDICT.symbol} {NO_VERDICT.word}.")
 _CONTRAST = ("Mark: difference of the means over all seeds; line: its 95 % interval, which counts the seeds as well as "
-             "the items; shaded: the margin. ▼ lower, ▲ higher, ● within the margin, ◆ undecided.")
+             f"the items; shaded: the margin. {legend()}.")
+_MARKS = legend({"lower": "proven forgotten", "higher": "improved", "within": "kept", "undecided": "undecided"})
 _WATCH = ("What was seen of tasks while the model was trained: a fixed part of each task, against the base on the same "
-          "items, with 95 % intervals. ▼ proven forgotten, ▲ improved, ● kept, ◆ undecided, each at the level of all "
-          "looks together.")
+          f"items, with 95 % intervals. {_MARKS}, each at the level of all looks together.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +92,10 @@ class ContrastView:
     figure: Figure | None
 
 
-def comparison_view(comparison: Comparison, answers: Answers, flips: list[FlipsView], *,
-                    many: bool) -> ComparisonView:
-    """One comparison of many or few; changed texts stand in for its flips where these were not handed in."""
+def comparison_view(comparison: Comparison, results: Results, flips: list[FlipsView], *, many: bool) -> ComparisonView:
+    """One comparison of many or few; changed texts stand in for its flips where there are none of these."""
     lines = verdict_table(comparison)
-    words = [line.told for line in lines if line.told]
+    words = [line.label for line in lines if line.label]
     counted = [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]
     return ComparisonView(
         id=comparison.id, base=fmt.visible(comparison.base_name), tuned=fmt.visible(comparison.tuned_name),
@@ -113,12 +107,12 @@ def comparison_view(comparison: Comparison, answers: Answers, flips: list[FlipsV
                 for d in comparison.differences if not d.blocking],
         forms=[(fmt.visible(task_title(f.task)), form_text(f.base), form_text(f.tuned), shift_text(f))
                for f in comparison.forms],
-        flips=flips, changed=[] if flips else changed_items(comparison, answers))
+        flips=flips, changed=[] if flips else changed_items(comparison, results.answers))
 
 
 def _margins(lines: list[VerdictLine]) -> str:
     """The margins of the primary rows in a sentence."""
-    found = {line.title: line.margin for line in lines if line.primary}
+    found = {line["task"]: line["margin"] for line in lines if line.row.primary}
     if not found:
         return "No primary metric could be compared, so there is no verdict."
     if len(set(found.values())) == 1:
@@ -126,14 +120,13 @@ def _margins(lines: list[VerdictLine]) -> str:
     return "Margins in points: " + ", ".join(f"{title} {margin}" for title, margin in found.items()) + "."
 
 
-def evaluation_view(evaluation: Evaluation, home: Family, tunings: Sequence[Tuning],
-                    answers: Answers) -> EvaluationView:
+def evaluation_view(evaluation: Evaluation, home: Family, results: Results) -> EvaluationView:
     """One evaluation: its scores, the form of its answers, how it was run."""
-    tuning = tuning_of(evaluation, tunings)
+    tuning = tuning_of(evaluation, results.tunings)
     return EvaluationView(
         id=evaluation.id, name=fmt.visible(evaluation.name), about=kind_text(evaluation, home, tuning),
         status=evaluation.status, lines=score_table(evaluation),
-        formats=format_table(evaluation, answers.get(evaluation.id, ())),
+        formats=format_table(evaluation, results.answers.get(evaluation.id, ())),
         warnings=evaluation.warnings,
         facts=[(k, v) for k, v in evaluation_facts(evaluation, tuning) if k != "Warning"])
 

@@ -1,0 +1,186 @@
+"""The columns of the verdict table: one list for the terminal, Markdown, the page, CSV, JSON and LaTeX.
+
+    for column in columns("markdown"):
+        column.heading, column.text(line)       "Adjusted p", "<0.001"
+    for column in columns("csv"):
+        column.key, column.value(row)           "p_adjusted", 0.0006
+
+To add a column, add a field to `ComparisonRow`, a line to `aftertune.comparison.rows.build_row`, and a line to COLUMNS.
+Every output reads the list, so nothing else changes; ``make docs`` writes docs/columns.md from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from aftertune.report import format as fmt
+from aftertune.report.names import is_fraction, metric_title, task_title
+from aftertune.report.table import items_of, note_text, part_of, row_details, row_label, shown_verdict, value_text
+from aftertune.values import Comparison, ComparisonRow, Verdict
+
+#: Where a column appears. "seeds" and "seeds page": recipes over several seeds, in the record and on the page.
+Output = Literal["terminal", "markdown", "page", "seeds", "seeds page", "csv", "json", "latex"]
+#: A plain value, for other programs.
+Cell = str | int | float | bool | tuple[str, ...] | None
+
+TABLES: tuple[Output, ...] = ("terminal", "markdown", "page", "seeds", "seeds page")
+DATA: tuple[Output, ...] = ("csv", "json")
+LATEX: tuple[Output, ...] = (*DATA, "latex")
+ALL: tuple[Output, ...] = (*TABLES, *LATEX)
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictLine:
+    """One row as a reader sees it; ``line["delta"]`` is the text of a column. lineage: the tuned model was proven to be
+    made from the base, so that the labels are forgot, improved and kept."""
+
+    row: ComparisonRow
+    lineage: bool
+
+    def __getitem__(self, key: str) -> str:
+        text = BY_KEY[key].text
+        return text(self) if text else ""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        return shown_verdict(self.row)
+
+    @property
+    def label(self) -> str:
+        return row_label(self.row, self.lineage)
+
+    @property
+    def note(self) -> str:
+        return note_text(self.row)
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        return row_details(self.row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column.
+
+    key: its name in JSON and CSV. heading: in the tables that people read. says: what it means, for docs/columns.md.
+    text: its cell for people. plain: its cell for programs, the row's field of that name where None. short: heading on
+    the terminal; narrow: heading on a narrow page, where rows are cards. wide: its cell takes a whole line of a card.
+    name: it names the row. beside: on a narrow terminal it moves beside the task's name.
+    """
+
+    key: str
+    says: str
+    outputs: tuple[Output, ...]
+    heading: str = ""
+    text: Callable[[VerdictLine], str] | None = None
+    plain: Callable[[ComparisonRow], Cell] | None = None
+    short: str = ""
+    narrow: str = ""
+    wide: bool = False
+    name: bool = False
+    beside: bool = False
+
+    def value(self, row: ComparisonRow) -> Cell:
+        """The plain value of a row: fractions stay fractions."""
+        cell: Cell = getattr(row, self.key) if self.plain is None else self.plain(row)
+        return cell
+
+
+def scale(row: ComparisonRow) -> int:
+    """What a difference is multiplied by: 100 for shares, which are shown in points, else 1."""
+    return 100 if is_fraction(row.metric) else 1
+
+
+def margin_text(row: ComparisonRow) -> str:
+    """The margin of a row: "±5.00"."""
+    return f"±{fmt.points(row.margin, scale(row)).lstrip('+')}"
+
+
+def _flips(row: ComparisonRow) -> str:
+    return fmt.DASH if row.gained is None or row.lost is None else f"{row.gained} / {row.lost}"
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column(key="task", heading="Task", outputs=ALL, name=True, says="The task, or the group of tasks.",
+           text=lambda line: fmt.visible(task_title(line.row.task))),
+    Column(key="metric", heading="Metric", outputs=ALL, name=True, says="The metric, as lm-eval names it.",
+           text=lambda line: fmt.visible(metric_title(line.row.metric, line.row.filter))),
+    Column(key="filter", outputs=LATEX, says="The filter that lm-eval applied to the answers before the metric."),
+    Column(key="n", heading="n", outputs=("terminal", "seeds", *LATEX), says="Items that both models answered.",
+           text=lambda line: items_of(line.row)),
+    Column(key="part", heading="n", outputs=("markdown", "page"),
+           says="Items that both models answered; of how many, where these are not all of the task.",
+           text=lambda line: part_of(line.row) or items_of(line.row)),
+    Column(key="n_total", outputs=LATEX, says="Items of the whole task."),
+    Column(key="base", heading="Base", outputs=ALL, says="Score of the base model on these items.",
+           text=lambda line: value_text(line.row.metric, line.row.base)),
+    Column(key="tuned", heading="Tuned", outputs=ALL, says="Score of the tuned model on these items.",
+           text=lambda line: value_text(line.row.metric, line.row.tuned)),
+    Column(key="delta", heading="Difference (points)", short="Points", narrow="Points", outputs=ALL,
+           says="Tuned minus base, turned round where lower is better: positive is always better.",
+           text=lambda line: fmt.points(line.row.delta, scale(line.row))),
+    Column(key="interval", heading="95 % interval", wide=True, outputs=TABLES,
+           says="95 % interval of the difference.",
+           text=lambda line: fmt.points_interval(line.row.low, line.row.high, scale(line.row))),
+    Column(key="low", outputs=LATEX, says="Lower end of the 95 % interval of the difference."),
+    Column(key="high", outputs=LATEX, says="Upper end of the 95 % interval of the difference."),
+    Column(key="margin", heading="Margin", outputs=("markdown", *LATEX), says="The smallest loss that would matter.",
+           text=lambda line: margin_text(line.row) if line.row.primary else fmt.DASH),
+    Column(key="gained", outputs=LATEX, says="Items that became right."),
+    Column(key="lost", outputs=LATEX, says="Items that became wrong."),
+    Column(key="p_adjusted", heading="Adjusted p", short="Adj. p", beside=True, outputs=ALL,
+           says="p-value of the verdict's test, after Holm's correction over the primary metrics of the comparison.",
+           text=lambda line: fmt.p_value(line.row.p_adjusted)),
+    Column(key="p_exact", outputs=LATEX, says="McNemar's exact p-value of \"any difference\"."),
+    Column(key="p_mid", outputs=LATEX, says="McNemar's mid-p-value of \"any difference\"."),
+    Column(key="flips", heading="Gained / lost", short="Gained/lost", outputs=("terminal", "markdown", "page"),
+           says="Items that became right, and items that became wrong.", text=lambda line: _flips(line.row)),
+    Column(key="verdict", outputs=DATA, says="lower, higher, within or undecided; empty for a secondary metric."),
+    Column(key="label", heading="Verdict", beside=True, outputs=ALL, text=lambda line: line.label,
+           plain=lambda row: row.told or None,
+           says="The verdict in words: forgot, improved or kept where the tuned model is proven to be made from the "
+                "base, else lower, higher or within; or undecided."),
+    Column(key="stopped_of", outputs=LATEX,
+           says="Items of the full run, where the task stopped early: the scores are then early estimates."),
+    Column(key="primary", outputs=LATEX, says="Whether the metric is the primary one of its task."),
+    Column(key="p", outputs=DATA, says="The p-value before Holm's correction."),
+    Column(key="q", outputs=DATA, says="Benjamini-Hochberg's q over the tasks of a group; exploratory."),
+    Column(key="group", outputs=DATA, plain=lambda row: row.group or None,
+           says="The group that has a verdict in place of this task."),
+    Column(key="items_needed", outputs=DATA, says="Items that would decide an undecided row."),
+    Column(key="note", outputs=DATA, says="What the row cannot be read without."),
+    Column(key="details", outputs=DATA, says="Further intervals."),
+)
+
+BY_KEY = {column.key: column for column in COLUMNS}
+
+
+def columns(output: Output) -> list[Column]:
+    """The columns of an output, in their order."""
+    return [column for column in COLUMNS if output in column.outputs]
+
+
+def verdict_table(comparison: Comparison) -> list[VerdictLine]:
+    """The rows of a comparison, primary metrics first."""
+    return verdict_lines(comparison.rows, lineage=comparison.lineage)
+
+
+def verdict_lines(rows: Sequence[ComparisonRow], *, lineage: bool) -> list[VerdictLine]:
+    """Rows, primary metrics first."""
+    return [VerdictLine(row, lineage) for row in sorted(rows, key=lambda row: not row.primary)]
+
+
+def reference() -> str:
+    """The list as Markdown: docs/columns.md."""
+    names = {"terminal": "terminal", "markdown": "record", "page": "page", "csv": "CSV", "json": "JSON",
+             "latex": "LaTeX"}
+    rows = [f"| `{c.key}` | {c.heading} | {c.says} | {', '.join(n for o, n in names.items() if o in c.outputs)} |"
+            for c in COLUMNS]
+    return "\n".join([
+        "# The columns of the verdict table", "",
+        "Written by `make docs` from the program itself. CSV is `aftertune export ID --format csv`; JSON is "
+        "`aftertune compare --json`", "and `aftertune export ID --format json`, which have the same keys. Scores and "
+        "differences are fractions there, not points.", "",
+        "| key | heading | what it says | where |", "| --- | --- | --- | --- |", *rows]) + "\n"

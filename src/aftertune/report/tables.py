@@ -1,0 +1,142 @@
+"""Tables for other programs: the scores of an evaluation, a comparison, the overview of several evaluations.
+
+    as_csv(scores_export(evaluation))                        one line a score, numbers as fractions
+    as_latex(comparison_export(comparison, "latex"))         a tabular environment of booktabs
+
+These tables are views of results, as the record and the page are, and take their columns from the same list
+(`report.columns`). So they are here and not in `exchange`, which reads and writes the formats of other tools and may
+not import this room.
+
+Text of others stays text: in CSV a cell that a spreadsheet would run as a formula gets an apostrophe before it, in
+LaTeX every special character is escaped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+from aftertune.report.columns import Cell, Output, columns
+from aftertune.report.results import Results
+from aftertune.report.table import score_interval
+from aftertune.values import Comparison, Evaluation
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+          "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+          ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": "$-$", "–": "--", "±": r"$\pm$"}
+
+
+@dataclass(frozen=True, slots=True)
+class DataTable:
+    """A table of plain values under named columns. title: one line; fractions stay fractions."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def scores_export(evaluation: Evaluation) -> DataTable:
+    """The scores of an evaluation; stopped_of: items of the full run where a task was stopped early."""
+    rows = []
+    for score in evaluation.scores:
+        low, high = score_interval(score) or (None, None)
+        stopped = evaluation.stopped(score.task)
+        rows.append((score.task, score.metric, score.filter, score.value, score.stderr, low, high, score.n,
+                     evaluation.total(score.task), stopped[1] if stopped else None, score.primary))
+    return DataTable(f"{evaluation.name} ({evaluation.id})",
+                     ("task", "metric", "filter", "value", "stderr", "low", "high", "n", "n_total", "stopped_of",
+                      "primary"), tuple(rows))
+
+
+def comparison_export(comparison: Comparison, output: Output) -> DataTable:
+    """The rows of a comparison with the columns of an output: "csv", "json" or "latex"."""
+    shown = columns(output)
+    forced = ", FORCED: not comparable" if comparison.forced else ""
+    return DataTable(f"{comparison.tuned_name} against {comparison.base_name} ({comparison.id}{forced})",
+                     tuple(c.key for c in shown), tuple(tuple(c.value(r) for c in shown) for r in comparison.rows))
+
+
+def overview_export(title: str, results: Results) -> DataTable:
+    """The primary scores of several evaluations, each beside the verdict of the newest comparison that has it."""
+    newest = {(c.tuned, r.task, r.metric, r.filter): (c.base_name, r) for c in results.comparisons if not c.forced
+              for r in c.rows if r.primary}
+    rows: list[tuple[Cell, ...]] = []
+    for evaluation in results.evaluations:
+        for score in (s for s in evaluation.scores if s.primary):
+            low, high = score_interval(score) or (None, None)
+            base, row = newest.get((evaluation.id, score.task, score.metric, score.filter), ("", None))
+            beside = (base, row.delta, row.low, row.high, row.verdict, row.told) if row else (None,) * 6
+            rows.append((evaluation.name, evaluation.id, score.task, score.metric, score.filter, score.value, low, high,
+                         score.n, evaluation.total(score.task), *beside))
+    return DataTable(title, ("evaluation", "id", "task", "metric", "filter", "value", "low", "high", "n", "n_total",
+                             "base", "delta", "delta_low", "delta_high", "verdict", "label"), tuple(rows))
+
+
+def as_objects(table: DataTable) -> list[dict[str, Any]]:
+    """The rows as ``{column: value}``; a number that is not finite is null."""
+    return [{key: _finite(cell) for key, cell in zip(table.head, row, strict=True)} for row in table.rows]
+
+
+def _finite(cell: Cell) -> Any:
+    if isinstance(cell, tuple):
+        return list(cell)
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+
+
+def as_csv(table: DataTable) -> str:
+    """Comma-separated values with a header line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.head)
+    writer.writerows([_inert(cell) for cell in row] for row in table.rows)
+    return out.getvalue()
+
+
+def _inert(cell: Cell) -> Cell:
+    """A cell that no spreadsheet takes for a formula."""
+    if isinstance(cell, tuple):
+        cell = "; ".join(cell) or None
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, float):
+        return repr(cell) if math.isfinite(cell) else None
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
+
+def as_json(table: DataTable) -> str:
+    """``{"title": …, "rows": [{column: value}]}``."""
+    return json.dumps({"title": table.title, "rows": as_objects(table)}, ensure_ascii=False, indent=2) + "\n"
+
+
+def as_latex(table: DataTable) -> str:
+    """A ``tabular`` with the rules of booktabs; columns without any value are left out, numbers have four decimals."""
+    used = [i for i in range(len(table.head)) if any(row[i] is not None for row in table.rows)]
+    numeric = {i for i in used if all(row[i] is None or (isinstance(row[i], int | float) and not
+                                      isinstance(row[i], bool)) for row in table.rows)}
+    lines = [f"% {_latex(table.title)}; needs \\usepackage{{booktabs}}",
+             f"\\begin{{tabular}}{{{''.join('r' if i in numeric else 'l' for i in used)}}}", "\\toprule",
+             " & ".join(_latex(table.head[i].replace("_", " ")) for i in used) + r" \\", "\\midrule"]
+    lines += [" & ".join(_latex_cell(row[i]) for i in used) + r" \\" for row in table.rows]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    if cell is None:
+        return "--"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float):
+        return (f"{cell:.4f}" if cell >= 0 else f"$-${-cell:.4f}") if math.isfinite(cell) else "--"
+    return _latex(str(cell))
+
+
+def _latex(text: str) -> str:
+    """Text with every character that TeX acts on escaped; control characters are dropped."""
+    flat = " ".join(text.split())
+    return "".join(_LATEX.get(c, c) for c in flat if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
