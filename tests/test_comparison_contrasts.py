@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def test_recipes_are_fine_tunes_that_differ_in_their_seed_alone(place: tuple[Path, Any]) -> None:
     _, result = place
-    found = recipes(result.evaluations, result.tunings)
+    found = recipes(result.results.evaluations, result.results.tunings)
     assert [(r.name, list(r.members)) for r in found] == [("lr0.001", [0, 1, 2]), ("lr0.03", [0, 1, 2])]
 
 
 def test_a_contrast_is_the_paired_difference_over_seeds_and_items(place: tuple[Path, Any]) -> None:
     """Held against the differences of the answers themselves."""
     folder, result = place
-    [one] = result.contrasts
+    [one] = result.results.contrasts
     assert (one.factor, one.left, one.right, one.seeds) == ("learning rate", "lr0.001", "lr0.03", (0, 1, 2))
     assert one.settings == (("learning_rate", "0.001", "0.03"),)
     with Ledger(folder / "ledger.db") as ledger:
@@ -62,8 +63,8 @@ def test_a_contrast_is_the_paired_difference_over_seeds_and_items(place: tuple[P
 def test_two_seeds_say_nothing_of_a_recipe(place: tuple[Path, Any]) -> None:
     folder, result = place
     with Ledger(folder / "ledger.db") as ledger:
-        two = [t for t in result.tunings if t.seed < 2]
-        assert contrasts(result.evaluations, two, margins=0.02, ledger=ledger) == []
+        two = [t for t in result.results.tunings if t.seed < 2]
+        assert contrasts(result.results.evaluations, two, margins=0.02, ledger=ledger) == []
 
 
 def test_the_record_and_the_terminal_tell_it(place: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch,
@@ -74,7 +75,7 @@ def test_the_record_and_the_terminal_tell_it(place: tuple[Path, Any], monkeypatc
     assert "lr0.03 against lr0.001 (learning rate)" in text
     assert "Recipe (over 3 seeds)" in text
     assert "lr0.03" in result.page.read_text(encoding="utf-8")
-    assert "Over Seeds" not in write_record(result.evaluations, result.tunings, result.comparisons, title="t")
+    assert "Over Seeds" not in write_record(replace(result.results, contrasts=()), title="t")
     monkeypatch.setenv("AFTERTUNE_LEDGER", str(folder / "ledger.db"))
     monkeypatch.chdir(folder)
     assert call(monkeypatch, "run", "study.yaml", "--out", "out") == 0

@@ -14,7 +14,7 @@ from rich.console import Console
 from aftertune.comparison import compare
 from aftertune.errors import NotComparable, StorageError
 from aftertune.ledger import Ledger
-from aftertune.report import terminal_scores, terminal_table, write_page, write_record
+from aftertune.report import Results, terminal_scores, terminal_table, write_page, write_record
 from aftertune.stats.sequential import PairedSequential
 from aftertune.values import Answer
 from early_cases import ADAPTED, BASE, STRANGER, changed, drawn, item, store
@@ -142,8 +142,9 @@ def test_every_table_says_that_it_is_an_early_estimate(ledger: Ledger) -> None:
     table = told(terminal_table(comparison, width=200))
     assert said in table
     assert "352 of 2,000" in table
-    for document in (write_record([first, second], [], [comparison], title="x"),
-                     write_page([first, second], [], [comparison], title="x")):
+    made = Results(evaluations=[first, second], comparisons=[comparison])
+    for document in (write_record(made, title="x"),
+                     write_page(made, title="x")):
         assert document.count("early estimate, not the score") >= 2
         assert "352 of 2,000" in document
         assert "stopped early; the interval is for the full run" in document

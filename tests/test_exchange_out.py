@@ -15,21 +15,10 @@ import pytest
 from aftertune.comparison import compare
 from aftertune.errors import InputError, StorageError
 from aftertune.evaluation import evaluate
-from aftertune.exchange import (
-    as_csv,
-    as_json,
-    as_latex,
-    audit,
-    comparison_grid,
-    overview_grid,
-    rebuilt,
-    receive,
-    scores_grid,
-    send,
-)
+from aftertune.exchange import audit, rebuilt, receive, send
 from aftertune.ledger import Ledger
 from aftertune.provenance import public_source
-from aftertune.report import score_interval
+from aftertune.report import Results, as_csv, as_json, as_latex, comparison_export, overview_export, scores_export
 from aftertune.stats import paired_mean
 from aftertune.study import TaskSpec
 from aftertune.values import Evaluation, Response
@@ -188,8 +177,8 @@ def hostile(text: str) -> Evaluation:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
-    grid = scores_grid(hostile(text), score_interval)
-    [head, row] = csv.reader(io.StringIO(as_csv(grid)))
+    table = scores_export(hostile(text))
+    [head, row] = csv.reader(io.StringIO(as_csv(table)))
     assert head[0] == "task"
     assert row[0].lstrip("'") == text
     assert not row[0].startswith(("=", "+", "-", "@", "\t", "\r", "＝"))
@@ -197,15 +186,15 @@ def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
 
 
 def test_negative_numbers_stay_numbers() -> None:
-    rows = list(csv.DictReader(io.StringIO(as_csv(comparison_grid(COMPARISONS[1])))))
-    assert float(rows[0]["difference"]) == COMPARISONS[1].rows[0].delta < 0
-    assert rows[0]["verdict"] == "forgot"
-    assert "FORCED" in comparison_grid(FORCED).title
+    rows = list(csv.DictReader(io.StringIO(as_csv(comparison_export(COMPARISONS[1], "csv")))))
+    assert float(rows[0]["delta"]) == COMPARISONS[1].rows[0].delta < 0
+    assert (rows[0]["verdict"], rows[0]["label"]) == ("lower", "forgot")
+    assert "FORCED" in comparison_export(FORCED, "csv").title
 
 
 @pytest.mark.parametrize("text", [r"\input{/etc/passwd}", "100% $x$ #1 a_b {c} ~ ^ & <b>", "\\end{tabular}\x00\u202e"])
 def test_latex_is_escaped(text: str) -> None:
-    made = as_latex(scores_grid(hostile(text), score_interval))
+    made = as_latex(scores_export(hostile(text)))
     body = made.split("\\midrule\n")[1]
     assert "\\input" not in made
     assert made.count("\\end{tabular}") == 1
@@ -216,20 +205,21 @@ def test_latex_is_escaped(text: str) -> None:
 
 
 def test_json_has_a_row_a_score() -> None:
-    found = json.loads(as_json(scores_grid(EVALUATIONS[0], score_interval)))
+    found = json.loads(as_json(scores_export(EVALUATIONS[0])))
     assert len(found["rows"]) == len(EVALUATIONS[0].scores)
     assert found["rows"][0]["low"] < found["rows"][0]["value"] < found["rows"][0]["high"]
     bad = replace(EVALUATIONS[0], scores=(replace(EVALUATIONS[0].scores[0], value=float("inf"), stderr=None),))
-    assert json.loads(as_json(scores_grid(bad, score_interval)))["rows"][0]["value"] is None
-    assert ",,," in as_csv(scores_grid(bad, score_interval))
+    assert json.loads(as_json(scores_export(bad)))["rows"][0]["value"] is None
+    assert ",,," in as_csv(scores_export(bad))
 
 
 def test_the_overview_has_every_primary_score_with_its_verdict() -> None:
-    grid = overview_grid("orders", EVALUATIONS, [*COMPARISONS, FORCED], score_interval)
-    verdicts = {(row[0], row[2]): row[-1] for row in grid.rows}
-    assert verdicts["careless", "hellaswag"] == "forgot"
-    assert verdicts["smollm2", "hellaswag"] is None
-    assert len(grid.rows) == sum(s.primary for e in EVALUATIONS for s in e.scores)
+    table = overview_export("orders", Results(evaluations=EVALUATIONS, comparisons=[*COMPARISONS, FORCED]))
+    verdicts = {(row[0], row[2]): row[-2:] for row in table.rows}
+    assert table.head[-2:] == ("verdict", "label")
+    assert verdicts["careless", "hellaswag"] == ("lower", "forgot")
+    assert verdicts["smollm2", "hellaswag"] == (None, None)
+    assert len(table.rows) == sum(s.primary for e in EVALUATIONS for s in e.scores)
 
 
 def test_the_verb(measured: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -201,9 +201,9 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     path = tmp_path / "hostile.md"
     path.write_text("## <script>alert(1)</script>\n\n### [x](javascript:1) **b\u202e\n\n| Task | Result |\n|--|--|\n"
                     "| <img src=x> \\| a | 45.2% |\n\n- **Model Path**: `a` <b>\n", encoding="utf-8")
-    from aftertune.report import write_record
+    from aftertune.report import Results, write_record
 
-    text = write_record([], [], [], title="t", reported=[judge(read_record(path))])
+    text = write_record(Results(reported=[judge(read_record(path))]), title="t")
     assert "<script>" not in text
     assert "<img" not in text
     assert "\u202e" not in text
@@ -211,7 +211,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_a_record_shows_the_document_with_its_audit_and_says_where_it_departs(file: Path, tmp_path: Path) -> None:
-    from aftertune.report import Planned, write_record
+    from aftertune.report import Planned, Results, write_record
 
     planned = [Planned(study="s", name=name, base=base, model=f"owner/{base}",
                        command=f"aftertune run s.yaml --only {name}")
@@ -220,8 +220,8 @@ def test_a_record_shows_the_document_with_its_audit_and_says_where_it_departs(fi
     with Ledger(tmp_path / "ledger.db") as ledger:
         receive(file, ledger=ledger)
         documents = judged(ledger)
-        text = write_record([], [], [], title="t", reported=documents, planned=planned)
-        assert write_record([], [], [], title="t", reported=judged(ledger), planned=planned) == text
+        text = write_record(Results(reported=documents, planned=planned), title="t")
+        assert write_record(Results(reported=judged(ledger), planned=planned), title="t") == text
     (document,) = documents
     assert document.columns == ("Base Llama 3.2 1B", LORA)
     assert ("hellaswag", "acc", "none") not in document.best

