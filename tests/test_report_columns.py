@@ -78,7 +78,8 @@ def test_the_terminal_shows_its_columns(width: int) -> None:
     heads = [c.short or c.heading for c in figures if width == 200 or not c.beside]
     assert lines[1].split() == " ".join(heads).split()
     line = verdict_table(COMPARISON)[0]
-    row = next(text for text in lines if line["metric"] in text)
+    at = next(at for at, text in enumerate(lines) if line["metric"] in text)
+    row = " ".join(lines[at:at + 2])  # on a narrow terminal the figures may be below the metric
     assert all(line[c.key] in row for c in figures if width == 200 or not c.beside)
 
 
