@@ -97,7 +97,9 @@ def python_texts(source: str) -> Iterator[str]:
 
 
 def texts(path: Path) -> Iterator[str]:
-    """What a person reads in a file, by its kind."""
+    """What a person reads in a file, by its kind; nothing of files of other kinds, such as compiled ones."""
+    if path.suffix not in (".md", ".py", ".c", ".html", ".yaml"):
+        return
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         yield markdown_text(text)
@@ -105,7 +107,7 @@ def texts(path: Path) -> Iterator[str]:
         yield from python_texts(text)
     elif path.suffix == ".c":
         yield from (re.sub(r"\n\s*\*", "\n", comment) for comment in re.findall(r"/\*.*?\*/", text, flags=re.S))
-    elif path.suffix in (".html", ".yaml"):
+    else:
         yield text
 
 
