@@ -200,6 +200,56 @@ def _ia3_parameters(layers: Sequence[Linear], lora: Settings) -> int:
                for layer in layers if set(layer.names) & {t.rpartition(".")[2] for t in targets})
 
 
+# OFT
+
+def _oft_config(lora: Settings, _seed: int) -> Any:
+    from peft import OFTConfig, TaskType
+
+    return OFTConfig(r=0, oft_block_size=lora.r, module_dropout=lora.dropout,
+                     target_modules=_targets(lora) or "all-linear", task_type=TaskType.CAUSAL_LM)
+
+
+def _oft_block(inputs: int, size: int) -> int:
+    """The block size that PEFT takes for a layer: the divisor of the inputs that is nearest to ``size``, the smaller of
+    two."""
+    return min((n for n in range(1, inputs + 1) if inputs % n == 0), key=lambda n: (abs(n - size), n))
+
+
+def _oft_parameters(layers: Sequence[Linear], lora: Settings) -> int:
+    """The upper triangle of a skew-symmetric matrix, for each block of inputs."""
+    return sum(layer.inputs * (_oft_block(layer.inputs, lora.r) - 1) // 2 for layer in layers)
+
+
+def _oft_operations(layers: Sequence[Linear], lora: Settings) -> int:
+    """A rotation of the inputs, block by block: forward, and the gradients of inputs and blocks."""
+    return sum(6 * layer.inputs * _oft_block(layer.inputs, lora.r) for layer in layers)
+
+
+# VeRA
+
+def _vera_config(lora: Settings, seed: int) -> Any:
+    from peft import TaskType, VeraConfig
+
+    return VeraConfig(r=lora.r, vera_dropout=lora.dropout, target_modules=_targets(lora) or "all-linear",
+                      projection_prng_key=seed, save_projection=True, task_type=TaskType.CAUSAL_LM)
+
+
+def _vera_parameters(layers: Sequence[Linear], lora: Settings) -> int:
+    """The vectors d [r] and b [outputs] of each layer."""
+    return sum(lora.r + layer.outputs for layer in layers)
+
+
+def _vera_stored(layers: Sequence[Linear], lora: Settings) -> int:
+    """Also the two random matrices, once: PEFT makes them as large as the largest layer needs."""
+    shared = lora.r * (max(layer.inputs for layer in layers) + max(layer.outputs for layer in layers))
+    return _vera_parameters(layers, lora) + shared
+
+
+def _vera_operations(layers: Sequence[Linear], lora: Settings) -> int:
+    """The products with both random matrices, forward and for the gradient of the inputs."""
+    return sum(4 * lora.r * (layer.inputs + layer.outputs) for layer in layers)
+
+
 METHODS: Mapping[str, Method] = MappingProxyType({
     "lora": Method(
         title="LoRA", learning_rate=2e-4, fused=True, unsloth={"use_rslora": False},
@@ -230,6 +280,23 @@ METHODS: Mapping[str, Method] = MappingProxyType({
         title="IA3", learning_rate=8e-3, loop=3,
         trains="A factor for each key, value and inner activation (Liu et al. 2022, arXiv:2205.05638).",
         config=_ia3_config, settings=("target_modules",), parameters=_ia3_parameters),
+    # At these rates the held-out loss of SmolLM2-135M on 48 orders fell from 0.90 in 12 steps of 4: to 0.21 (OFT), and
+    # to 0.84 (VeRA, which trains a tenth of the parameters).
+    "oft": Method(
+        title="OFT", learning_rate=1e-3, kept=2, preset=False, size="block size", defaults={"r": 32},
+        trains="A rotation of the inputs of each layer, in blocks (Qiu et al. 2023, arXiv:2306.07280; 2025, "
+               "arXiv:2506.19847).",
+        config=_oft_config, settings=("r", "dropout", "target_modules"), parameters=_oft_parameters,
+        operations=_oft_operations,
+        notes=("a layer whose number of inputs is no multiple of the block size takes the nearest size that divides "
+               "it",)),
+    "vera": Method(
+        title="VeRA", learning_rate=4e-3, kept=2, preset=False, defaults={"r": 256},
+        trains="Two vectors for each layer, which scale random matrices that all layers share (Kopiczko et al. 2023, "
+               "arXiv:2310.11454).",
+        config=_vera_config, settings=("r", "dropout", "target_modules"), parameters=_vera_parameters,
+        stored=_vera_stored, operations=_vera_operations,
+        saved_as="a PEFT adapter with its random matrices"),
     "full": Method(
         title="full fine-tune", learning_rate=2e-5, base="float32", kept=2, loop=3,
         trains="Every weight, in float32, because bfloat16 loses small updates.",
