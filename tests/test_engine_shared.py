@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from aftertune.engine import prefix
-from aftertune.engine.attention import attending
-from aftertune.engine.layouts import Rows
+from aftertune.engine.attention import TorchRows, attending
 from aftertune.engine.runner import Engine, Plan
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
@@ -131,7 +130,7 @@ def test_the_logits_after_a_prefix_are_those_of_one_forward_pass(name: str) -> N
     rows = [path(a, len(before)) for a in after]
     with torch.inference_mode():
         shared = scorer.prefix(before)
-        with attending(model, Rows(rows, device=scorer.device, dtype=model.dtype, prefix=shared)):
+        with attending(model, TorchRows(rows, device=scorer.device, dtype=model.dtype, prefix=shared)):
             found = scorer.flat(rows)
         for logits, tail in zip(found, after, strict=True):
             right = model(torch.tensor([before + tail])).logits[0, -1]
@@ -142,7 +141,7 @@ def test_the_attention_of_a_model_is_its_own_again_afterwards() -> None:
     for name in ("sdpa", "eager"):
         model = byte_llama()
         model.set_attn_implementation(name)
-        layout = Rows([path((1, 2))], device=torch.device("cpu"), dtype=torch.float32)
+        layout = TorchRows([path((1, 2))], device=torch.device("cpu"), dtype=torch.float32)
         with attending(model, layout):
             assert model.config._attn_implementation == "aftertune"
         assert model.config._attn_implementation == name

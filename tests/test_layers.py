@@ -35,6 +35,10 @@ HOMES = {
     "typer": {"cli"},
 }
 LINES_OF_A_MODULE, LINES_OF_A_FUNCTION, PARAMETERS = 600, 60, 8
+#: The compiled kernels, and the only other modules that may import them: the engine's selector, fine-tuning on a CPU,
+#: and the check of this machine.
+CPU_WING = "aftertune.engine.cpu"
+CPU_WING_IMPORTERS = {"engine/backends.py", "tuning/lines.py", "cli/doctor.py"}
 
 
 def layer_line(docstring: str) -> dict[str, int]:
@@ -168,6 +172,21 @@ def test_heavy_libraries_stay_in_their_rooms() -> None:
     assert HOMES.keys() <= seen, f"nobody imports {HOMES.keys() - seen}"
 
 
+def of_the_cpu_wing(module: Module) -> list[str]:
+    """Imports of the compiled kernels from outside of them."""
+    if module.parts[:2] == ("engine", "cpu"):
+        return []
+    return [f"{module.path}:{line}: {name}" for line, name in module.imports() if f"{name}.".startswith(f"{CPU_WING}.")]
+
+
+def test_few_modules_know_the_compiled_kernels() -> None:
+    """The engine's core runs without them: only its selector names them, and only inside its functions."""
+    assert {m.path.as_posix() for m in MODULES if of_the_cpu_wing(m)} == CPU_WING_IMPORTERS
+    selector = next(m for m in MODULES if m.path.as_posix() == "engine/backends.py")
+    top = [n for n in selector.tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert of_the_cpu_wing(Module(selector.path, "\n".join(map(ast.unparse, top)))) == []
+
+
 def test_the_package_itself_imports_nothing_of_its_own() -> None:
     package = next(m for m in MODULES if not m.room)
     names = [ast.unparse(n) for n in package.tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -225,6 +244,20 @@ def test_every_public_verb_works_after_every_submodule_has_been_imported() -> No
 ])
 def test_a_crossing_is_seen(path: str, text: str, allowed: bool) -> None:
     assert (crossings(Module(Path(path), text), PLACES) == []) is allowed
+
+
+@pytest.mark.parametrize(("path", "text", "allowed"), [
+    ("engine/cpu/x.py", "from aftertune.engine.cpu import ops", True),
+    ("engine/cpu/__init__.py", "from aftertune.engine.cpu.ops import TILE", True),
+    ("engine/x.py", "from aftertune.engine import attention", True),
+    ("engine/x.py", "from aftertune.engine import cpu", False),
+    ("engine/x.py", "def f():\n    from aftertune.engine.cpu.ops import TILE", False),
+    ("engine/x.py", "import_module('aftertune.engine.cpu')", False),
+    ("engine/x.py", "from .cpu import ops", False),
+    ("tuning/x.py", "import aftertune.engine.cpu.ops", False),
+])
+def test_an_import_of_the_compiled_kernels_is_seen(path: str, text: str, allowed: bool) -> None:
+    assert (of_the_cpu_wing(Module(Path(path), text)) == []) is allowed
 
 
 @pytest.mark.parametrize(("path", "text", "allowed"), [

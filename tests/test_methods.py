@@ -8,12 +8,12 @@ from typing import Any, get_args
 import pytest
 
 from aftertune import methods
+from aftertune.engine.cpu.lora import is_plain_lora
 from aftertune.methods import METHODS, method_title, unused_settings, writes_adapter
 from aftertune.sources import load_model, resolve_model
 from aftertune.study import DataSpec, LoraSpec, Study, StudyTuning, TuneSpec
 from aftertune.tuning import foreseen
 from aftertune.tuning.build import base_dtype, build, loaded, trainable
-from aftertune.tuning.fused import is_low
 from tuning_cases import easy_rows, family_model, tiny_model, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,8 @@ def test_an_entry_says_whether_the_compiled_kernels_train_it(place: Path, name: 
 
     layers = [m for m in made(place / "llama", name, LoraSpec(r=4)).modules() if isinstance(m, BaseTunerLayer)]
     assert len(layers) >= 6
-    assert {hasattr(layer, "lora_A") and is_low(layer) for layer in layers} == {METHODS[name].fused}
+    plain = {hasattr(layer, "lora_A") and is_plain_lora(layer, trained=True) for layer in layers}
+    assert plain == {METHODS[name].fused}
 
 
 @pytest.mark.parametrize("name", METHODS)

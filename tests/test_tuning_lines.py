@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from aftertune.engine import kernels
+from aftertune.engine.cpu import availability, ops
+from aftertune.engine.cpu.autograd import LoraLinear, RmsNorm, SiluGate, fused, head_loss
+from aftertune.engine.cpu.lora import is_plain_lora
 from aftertune.methods import METHODS
 from aftertune.sources import load_model, resolve_model
 from aftertune.study import LoraSpec
 from aftertune.tuning.build import build
 from aftertune.tuning.encode import IGNORED, Row
-from aftertune.tuning.fused import Gate, Low, Norm, fused, head_loss, is_low
 from aftertune.tuning.lines import EndToEnd, Padded, choose, per_token
 from tuning_cases import tiny_model
 
@@ -82,7 +83,7 @@ def test_loss_and_gradients_are_those_of_the_rows_alone(folder: Any, method: str
 def test_the_norms_of_dora_follow_the_weights(folder: Any) -> None:
     """Also where an optimizer moves them that counts no versions."""
     model = model_of(folder, "dora")
-    assert sum(is_low(m) for m in model.modules()) == 14
+    assert sum(is_plain_lora(m, trained=True) for m in model.modules()) == 14
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, fused=True)
     for _ in range(3):
         total, found = trained_with(model, EndToEnd(None), ROWS)
@@ -136,7 +137,7 @@ def test_the_way_is_chosen_by_config_and_by_what_two_rows_say(folder: Any) -> No
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("chunk", [64, 2**25])
 def test_the_heads_loss_in_chunks_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, bias: bool, chunk: int) -> None:
-    monkeypatch.setattr("aftertune.tuning.fused.LOGITS", chunk)
+    monkeypatch.setattr("aftertune.engine.cpu.autograd.LOGITS", chunk)
     torch.manual_seed(0)
     head = torch.nn.Linear(24, 50, bias=bias)
     hidden, labels = torch.randn(150, 24, requires_grad=True), torch.randint(0, 50, (150,))
@@ -156,13 +157,14 @@ def test_the_heads_loss_in_chunks_is_cross_entropy(monkeypatch: pytest.MonkeyPat
 def test_dropout_of_a_fused_layer_is_pefts(folder: Any) -> None:
     """The same random numbers give the same loss, and the gradients of finite differences."""
     model = model_of(folder, dropout=0.5)
-    layer = next(m for m in model.modules() if is_low(m))
+    layer = next(m for m in model.modules() if is_plain_lora(m, trained=True))
     x = torch.randn(3, layer.base_layer.in_features, dtype=torch.float32, requires_grad=True)
     kept = torch.tensor([0.0, 2.0]).repeat(3, layer.base_layer.in_features // 2)
     a, b = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-    assert torch.autograd.gradcheck(lambda *p: Low.apply(p[0], layer.base_layer.double(), *p[1:], 0.5, kept.double()),
-                                    (x.detach().double().requires_grad_(), a.detach().double().requires_grad_(),
-                                     b.detach().double().requires_grad_()), atol=1e-2, rtol=1e-2)
+    leaves = [p.detach().double().requires_grad_() for p in (x, a, b)]
+    assert torch.autograd.gradcheck(
+        lambda *p: LoraLinear.apply(p[0], layer.base_layer.double(), *p[1:], 0.5, kept.double()), leaves,
+        atol=1e-2, rtol=1e-2)
     layer.base_layer.float()
     with fused(model):
         model.train()
@@ -196,27 +198,27 @@ def agree(found: Any, exact: Any) -> bool:
     return torch.allclose(found.double(), exact, atol=0.08 if coarse else 1e-5, rtol=0.02 if coarse else 1e-4)
 
 
-@pytest.mark.skipif(bool(kernels.missing()), reason="no kernels here")
+@pytest.mark.skipif(bool(availability.why_unavailable()), reason="no kernels here")
 def test_the_gate_and_its_gradients(numbers: Numbers) -> None:
     x, y, grad = numbers.given
-    Gate.apply(x, y).backward(grad.detach())
+    SiluGate.apply(x, y).backward(grad.detach())
     a, b, _ = numbers.exact
     (torch.nn.functional.silu(a) * b).backward(grad.detach().double())
     assert agree(x.grad, a.grad)
     assert agree(y.grad, b.grad)
 
 
-@pytest.mark.skipif(bool(kernels.missing()), reason="no kernels here")
+@pytest.mark.skipif(bool(availability.why_unavailable()), reason="no kernels here")
 def test_the_norm_and_its_gradient(numbers: Numbers) -> None:
     x, _, grad = numbers.given
     weight = numbers.given[1][0].detach()
-    Norm.apply(x, weight, 1e-5).backward(grad.detach())
+    RmsNorm.apply(x, weight, 1e-5).backward(grad.detach())
     a = numbers.exact[0]
     (a * torch.rsqrt(a.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()).backward(grad.detach().double())
     assert agree(x.grad, a.grad)
 
 
-@pytest.mark.skipif(bool(kernels.missing()), reason="no kernels here")
+@pytest.mark.skipif(bool(availability.why_unavailable()), reason="no kernels here")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "shared", "size"), [(2, 2, 16), (6, 2, 64), (8, 1, 80)])
 @pytest.mark.parametrize("window", [0, 1, 5, 1000])
@@ -225,11 +227,11 @@ def test_gradients_of_attention(dtype: Any, heads: int, shared: int, size: int, 
     torch.manual_seed(0)
     lengths = [1, 16, 33, 120]
     starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
-    shape = kernels.Shape(starts, torch.cat([torch.full((n,), n) for n in lengths]),
+    shape = ops.RowShape(starts, torch.cat([torch.full((n,), n) for n in lengths]),
                           torch.cat([torch.arange(n) for n in lengths]))
     q, k, v, grad = (torch.randn(sum(lengths), n, size).to(dtype) for n in (heads, shared, shared, heads))
-    out = kernels.attend_rows(q, k, v, shape, None, size**-0.5, window)
-    found = kernels.attend_back(q, k, v, out, grad, starts, size**-0.5, window)
+    out = ops.attend_rows(q, k, v, shape, None, size**-0.5, window)
+    found = ops.attend_back(q, k, v, out, grad, starts, size**-0.5, window)
     exact = [x.double().requires_grad_() for x in (q, k, v)]
     parts = []
     for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
@@ -247,7 +249,7 @@ def test_gradients_of_attention(dtype: Any, heads: int, shared: int, size: int, 
 def test_without_kernels_torch_does_the_attention(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(folder)
     expected = trained_with(model, Padded(0, None), ROWS)
-    monkeypatch.setattr(kernels, "missing", lambda: "none here")
+    monkeypatch.setattr(availability, "why_unavailable", lambda: "none here")
     total, found = trained_with(model, EndToEnd(None), ROWS)
     assert float(total) == pytest.approx(float(expected[0]), abs=1e-4)
     for name, gradient in expected[1].items():

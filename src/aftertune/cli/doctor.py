@@ -26,7 +26,7 @@ Row = tuple[str, str, str, str, str]
 
 
 def _machine() -> list[Row]:
-    from aftertune.engine import kernels
+    from aftertune.engine.cpu import availability
     from aftertune.engine.devices import choose_device, dtypes_of, free_memory, probe
     from aftertune.sources.reach import reachable
 
@@ -36,10 +36,7 @@ def _machine() -> list[Row]:
             ("machine", "dtypes", f"{', '.join(dtypes_of(chosen, facts))} (auto takes the first)", "", ""),
             ("machine", "memory", f"{free_memory(chosen) / 2**30:.1f} GiB free on {chosen}", "", "")]
     if chosen == "cpu":
-        why = kernels.missing()
-        well = f"compiled and tested{', with AMX' if kernels.tiled() else ''}"
-        rows.append(("machine", "kernels", why or well, "evaluation is slower" if why else "",
-                     "install a C compiler (gcc or clang)" if why else ""))
+        rows.append(_kernels(availability.why_unavailable(), amx=availability.amx_available()))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     low = free < 5
     rows.append(("machine", "disk", f"{free:.1f} GiB free", "little room" if low else "",
@@ -47,6 +44,18 @@ def _machine() -> list[Row]:
     rows.append(("machine", "hub", "reached" if reachable() else "not reached; packs and local files still work",
                  "", ""))
     return rows
+
+
+def _kernels(reason: str, *, amx: bool) -> Row:
+    """Whether the compiled CPU kernels are used. reason: why not, "" where they are."""
+    from aftertune.engine.cpu.availability import SWITCH
+
+    if not reason:
+        return ("machine", "CPU kernels", f"used: compiled and tested{', with AMX' if amx else ''}; {SWITCH}=0 "
+                "switches them off", "", "")
+    off = reason.startswith("switched off")
+    return ("machine", "CPU kernels", f"not used: {reason}", "" if off else "evaluation and training are slower",
+            f"unset {SWITCH} to use them" if off else "install a C compiler (gcc or clang)")
 
 
 def _versions() -> list[Row]:

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from aftertune.engine import kernels
-from aftertune.engine.linears import worthwhile
-from aftertune.engine.native import number, suits
-from aftertune.engine.schedule import TILED, Budget
-from aftertune.engine.scorer import Scorer, text_config
+from aftertune.engine import backends
+from aftertune.engine.schedule import Budget
+from aftertune.engine.scorer import Scorer, config_number, text_config
 
 #: Tokens of one batch. On a CPU anything from 1,024 on is as fast (docs/log.md), and takes more memory.
 TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
@@ -35,24 +33,22 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
     config = text_config(model)
     device = str(model.device).split(":")[0]
     size = model.dtype.itemsize
-    hidden = number(config, "hidden_size") or 1024
-    layers = number(config, "num_hidden_layers") or 24
-    heads = number(config, "num_attention_heads") or 16
-    shared = number(config, "num_key_value_heads") or heads
-    vocabulary = number(config, "vocab_size") or 32000
-    inner = number(config, "intermediate_size") or 4 * hidden
+    hidden = config_number(config, "hidden_size") or 1024
+    layers = config_number(config, "num_hidden_layers") or 24
+    heads = config_number(config, "num_attention_heads") or 16
+    shared = config_number(config, "num_key_value_heads") or heads
+    vocabulary = config_number(config, "vocab_size") or 32000
+    inner = config_number(config, "intermediate_size") or 4 * hidden
     layer = max((6 * hidden + 3 * inner) * size, measured(model, probe_cuda) if device == "cuda" else 0)
     tokens = min(TOKENS.get(device, 4096), max(free // 2 // layer, 128))
     logits = max(min(free // 4, 2**29) // (vocabulary * size), 16)
     cells = max(min(free // 4, 2**29) // (size * (heads + 2)), 2**16)
-    native = device == "cpu" and model.dtype in kernels.DTYPES and suits(config) and not kernels.missing()
-    kept = 4 if device == "cpu" and not native else size  # torch's attention, and what slots hold, is float32 there
-    held = 2 * layers * hidden * shared // heads * kept
-    keys = max(min(KEYS.get(device, 32 * 1024), free // 2 // max(held, 1)), 1)
-    packed = TILED if kernels.tiled() else 1
+    backend, weights = backends.choose(model, free)
+    number = 4 if device == "cpu" and backend == "torch" else size  # torch's attention is float32 on a CPU
+    token = 2 * layers * hidden * shared // heads * number
+    keys = max(min(KEYS.get(device, 32 * 1024), free // 2 // max(token, 1)), 1)
     return Budget(tokens=int(tokens), logits=int(logits), cells=int(cells), slots=SLOTS.get(device, 16),
-                  threads=threads, prepacked=packed if worthwhile(model, free) else 0, kernels=int(native),
-                  keys=int(keys))
+                  threads=threads, weights=weights, backend=backend, keys=int(keys))
 
 
 def measured(model: Any, peak: Callable[[Callable[[], Any]], int]) -> int:

@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aftertune.engine.attention import supported
+from aftertune.engine.attention import AttentionBackend, TorchBackend, supported
 from aftertune.engine.decoder import Decoder
 from aftertune.engine.encode import Sequence
-from aftertune.engine.fast import Fast
 from aftertune.engine.memory import out_of_memory
-from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer, text_config, unwrapped
 from aftertune.engine.trie import Row, row
 
@@ -94,10 +92,10 @@ def _prompt_learning(model: Any) -> bool:
 
 
 def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], prompts: list[tuple[int, ...]],
-           decision: Decision, fast: Fast | None = None) -> Decision:
+           decision: Decision, backend: AttentionBackend | None = None) -> Decision:
     """Run the longest and a median item packed and plain, and step through the longest prompt's last tokens.
 
-    shared: items by the prefix that is computed once for them. fast: what packed rows compute with, plain ones don't.
+    shared: items by the prefix that is computed once for them. backend: what computes packed rows; torch, if not given.
     Falls back to plain rows where the two differ.
     """
     if not decision.packed or not (any(items for _, items in shared) or prompts):
@@ -111,9 +109,9 @@ def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], pro
     scores = {p: s for one in singles for p, s in plain.run([one]).items()}
     alone = {p: s.logprobs for p, s in scores.items()}
     try:
-        fast = fast or Fast(model, Budget(0, 0, 0, 0, 0))
-        with fast.on(alone=True):
-            packed = _packed(Scorer(model, packed=True, kit=fast.kit), samples, tail)
+        backend = backend or TorchBackend(model)
+        with backend.computing(alone=True):
+            packed = _packed(Scorer(model, packed=True, backend=backend), samples, tail)
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         if out_of_memory(error):
             raise  # says nothing of the model, and another time the plan would be another

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aftertune.engine.attention import attending
+from aftertune.engine.attention import Prefix, Slots, attending
 from aftertune.engine.encode import Generation, Prompt
 from aftertune.engine.sampler import Chooser
 from aftertune.engine.scorer import Scorer
@@ -67,7 +67,7 @@ class Decoder:
                         for p, q in prompts.items())
         count = min(wave.slots, len(waiting))
         room = max(len(t.prompt) for t in waiting) + settings.max_tokens
-        held = self.scorer.kit.Slots(count, room, device=self.scorer.device)
+        held = self.scorer.backend.slots(count, room)
         before = self.scorer.prefix(wave.prefix)
         active: list[_Text] = []
         done: dict[int, Response] = {}
@@ -92,7 +92,7 @@ class Decoder:
         """Log-probabilities of the last ``targets`` tokens, each after a step of its own: the decoder's check."""
         cut = len(tokens) - targets
         text = _Text(0, tokens[:cut], 0)
-        held = self.scorer.kit.Slots(1, len(tokens), device=self.scorer.device)
+        held = self.scorer.backend.slots(1, len(tokens))
         logits = [self._fill([text], [0], held, None)]
         for token in tokens[cut:-1]:
             text.tokens.append(token)
@@ -112,26 +112,25 @@ class Decoder:
             taken.append(waiting.popleft())
         return taken
 
-    def _fill(self, texts: Sequence[_Text], slots: Sequence[int], held: Any, prefix: Any) -> torch.Tensor:
+    def _fill(self, texts: Sequence[_Text], slots: Sequence[int], held: Slots, prefix: Prefix | None) -> torch.Tensor:
         """Run prompts into their slots; the logits after each [texts, vocabulary]."""
         past = prefix.length if prefix else 0
         rows = [path(t.prompt, past) for t in texts]
-        layout = self.scorer.kit.Rows(rows, device=self.scorer.device, dtype=self.scorer.model.dtype, prefix=prefix,
-                      keep=held.fill(slots, rows))
+        layout = self.scorer.backend.rows(rows, prefix=prefix, keep=held.fill(slots, rows))
         with attending(self.scorer.model, layout):
             return self.scorer.flat(rows)
 
-    def _step(self, active: Sequence[_Text], held: Any, prefix: Any) -> torch.Tensor:
+    def _step(self, active: Sequence[_Text], held: Slots, prefix: Prefix | None) -> torch.Tensor:
         """One token further in every slot; the logits after it [active, vocabulary]."""
         count = len(active)
-        layout = self.scorer.kit.Step(held, count, prefix)
+        layout = self.scorer.backend.step(held, count, prefix)
         depth = layout.lengths + (prefix.length if prefix else 0)
         with attending(self.scorer.model, layout):
             logits = self.scorer.forward(torch.tensor([t.tokens[-1] for t in active]), torch.arange(count), depth)
         held.lengths[:count] += 1
         return logits
 
-    def _collect(self, active: list[_Text], new: Sequence[_Text], held: Any, ending: Ending) -> list[_Text]:
+    def _collect(self, active: list[_Text], new: Sequence[_Text], held: Slots, ending: Ending) -> list[_Text]:
         """Take the texts that have ended out of their slots; the last ones move into the gaps."""
         ended = ending.ended([t.tokens for t in new])
         over = {id(t) for t, end in zip(new, ended, strict=True) if end}

@@ -20,11 +20,11 @@ from itertools import groupby
 from typing import Any
 
 from aftertune.engine import schedule
+from aftertune.engine.backends import backend_for
 from aftertune.engine.decide import Branches, Decision, decide, verify
 from aftertune.engine.decoder import Decoder, Wave
 from aftertune.engine.encode import Encoder, Generation, Prompt, window
 from aftertune.engine.encode import Sequence as Tokens
-from aftertune.engine.fast import Fast
 from aftertune.engine.generator import Generator
 from aftertune.engine.memory import one_row, split_on_oom
 from aftertune.engine.prefix import Group, common, share
@@ -87,7 +87,7 @@ class Engine:
         self.packed = packed
         self.budget = budget
         self.encoder = Encoder(tokenizer, window(text_config(model), tokenizer))
-        self.fast = Fast(model, budget)
+        self.backend = backend_for(model, budget)
 
     def plan(self, requests: Sequence[Request], known: tuple[Decision, int] | None = None) -> Plan:
         """Encode, decide whether rows may be packed, and cut into batches.
@@ -116,7 +116,7 @@ class Engine:
         with one_row():
             decision = allowed if settled else verify(
                 self.model, [*items, ((), [[(-2 - n, s)] for n, s in enumerate(whole)])],
-                [t.prompt.tokens for t in texts], allowed, self.fast)
+                [t.prompt.tokens for t in texts], allowed, self.backend)
         jobs = [job for g in shared for job in self._scoring(g.prefix, [groups[i] for i in g.members], decision)]
         jobs += [*self._rolling(rolling), *self._waves(texts, decision)]
         truncated = {p: s.truncated for g in groups for p, s in g if s.truncated}
@@ -132,7 +132,7 @@ class Engine:
         model is not to be changed or saved: its weights may be in packed copies.
         """
         runs = _Runs(self, plan, tick or (lambda _: None))
-        with self.fast.on(alone=True) if plan.decision.packed else contextlib.nullcontext():
+        with self.backend.computing(alone=True) if plan.decision.packed else contextlib.nullcontext():
             for index, job in enumerate(plan.jobs):
                 if done.issuperset(job.positions):
                     continue
@@ -247,7 +247,7 @@ class _Runs:
         self.engine = engine
         self.plan = plan
         self.tick = tick
-        self.scorer = Scorer(engine.model, packed=plan.decision.packed, kit=engine.fast.kit)
+        self.scorer = Scorer(engine.model, packed=plan.decision.packed, backend=engine.backend)
         self.generator = Generator(engine.model, engine.tokenizer)
         self.decoder = Decoder(self.scorer, engine.tokenizer, tokens=plan.budget.tokens)
 

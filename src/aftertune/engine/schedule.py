@@ -8,40 +8,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 T = TypeVar("T")
 #: Tokens that each slot of a budget without ``keys`` has room for.
 ROOM = 2048
-#: Of a budget's ``prepacked``: in tiles of the kernels.
-TILED = 2
 #: Texts of a wave, for each slot: a wave that ends waits for its longest text with empty slots.
 WAVE = 4
+#: What computes packed rows: torch's operators, or the compiled CPU kernels. Ledgers store the index.
+BackendName = Literal["torch", "cpu"]
+#: How linear layers read their weights: as the model stores them, packed by oneDNN, or in tiles of the CPU kernels (for
+#: AMX). Ledgers store the index.
+WeightsName = Literal["plain", "onednn", "amx"]
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What one batch may hold. tokens: padded tokens; logits: kept positions (each costs a row of the
     vocabulary); cells: padded length squared times rows, the attention mask; slots: sequences generated
-    together, at most; threads: CPU threads; prepacked: 1 where linear layers compute from packed copies of their
-    weights, TILED where from tiles of the kernels; kernels: 1 where attention and what lies around it run in the
-    kernels; keys: tokens whose keys and values all slots together have room for (0, of an older budget: ROOM each)."""
+    together, at most; threads: CPU threads; weights: how linear layers read their weights; backend: what computes
+    attention and the operators around it; keys: tokens whose keys and values all slots together have room for (0, in an
+    older budget: ROOM each)."""
 
     tokens: int
     logits: int
     cells: int
     slots: int
     threads: int
-    prepacked: int = 0
-    kernels: int = 0
+    weights: WeightsName = "plain"
+    backend: BackendName = "torch"
     keys: int = 0
 
     def stored(self) -> dict[str, int]:
-        return asdict(self)
+        """The budget as ledgers store it: numbers only, ``weights`` as ``prepacked`` and ``backend`` as ``kernels``."""
+        numbers = asdict(self) | {name: words.index(getattr(self, name)) for name, words in _WORDS.items()}
+        return {_STORED.get(name, name): int(number) for name, number in numbers.items()}
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> Budget:
-        return cls(**{k: int(stored.get(k, 0)) for k in cls.__dataclass_fields__})
+        """The budget of a ledger; what an older one lacks is 0 there."""
+        numbers = {name: int(stored.get(_STORED.get(name, name), 0)) for name in cls.__dataclass_fields__}
+        return cls(**numbers | {name: words[numbers[name]] for name, words in _WORDS.items()})
+
+
+#: The words of a budget, of which ledgers store the index, and the stored names of these fields.
+_WORDS: dict[str, tuple[Any, ...]] = {"weights": get_args(WeightsName), "backend": get_args(BackendName)}
+_STORED = {"weights": "prepacked", "backend": "kernels"}
 
 
 def batches(shapes: list[tuple[int, int]], budget: Budget, *, padded: bool = True, past: int = 0

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aftertune.engine import kernels, layouts, native
-from aftertune.engine.attention import attending, reading
+from aftertune.engine.attention import AttentionBackend, Prefix, TorchBackend, attending, reading
 from aftertune.engine.trie import Row, path
 
 #: Rows of logits turned into float32 at a time, on a CPU.
@@ -50,15 +49,24 @@ def text_config(model: Any) -> Any:
     return unwrapped(model).config.get_text_config()
 
 
-class Scorer:
-    """Scores rows with one model, packed or plain. kit: the module of the layouts' classes, `layouts` or `native`."""
+def config_number(config: Any, name: str) -> int:
+    """A whole number of a config; 0 where it has none, or a different one for each layer."""
+    try:
+        value = getattr(config, name, 0)
+    except RuntimeError:  # transformers raises it for what differs from layer to layer
+        return 0
+    return int(value) if isinstance(value, int | float) else 0
 
-    def __init__(self, model: Any, *, packed: bool, kit: Any = layouts) -> None:
+
+class Scorer:
+    """Scores rows with one model, packed or plain. backend: what computes packed rows; torch, if not given."""
+
+    def __init__(self, model: Any, *, packed: bool, backend: AttentionBackend | None = None) -> None:
         self.model = model
         self.packed = packed
-        self.kit = kit
+        self.backend: AttentionBackend = backend or TorchBackend(model)
         self._keeps = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
-        self._prefix: tuple[tuple[int, ...], Any] | None = None
+        self._prefix: tuple[tuple[int, ...], Prefix] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -69,14 +77,13 @@ class Scorer:
         """Scores of every branch of ``rows``, by request position. prefix: tokens before every row (packed only)."""
         if not self.packed:
             return _read(self._padded(rows), rows, self.summary)
-        layout = self.kit.Rows(rows, device=self.device, dtype=self.model.dtype, prefix=self.prefix(prefix))
-        with attending(self.model, layout):
+        with attending(self.model, self.backend.rows(rows, prefix=self.prefix(prefix))):
             return _read(self.flat(rows), rows, self.summary)
 
     def summary(self, logits: torch.Tensor) -> Summary:
         """What log-probabilities need of logits [kept, vocabulary]."""
-        ours = self.packed and self.kit is native and logits.dtype in kernels.DTYPES
-        return Summary(logits, *(kernels.summarise(logits) if ours else _norms(logits)))
+        found = self.backend.summarize(logits) if self.packed else None
+        return Summary(logits, *(found or _norms(logits)))
 
     def flat(self, rows: Sequence[Row]) -> torch.Tensor:
         """Logits [kept positions of all rows, vocabulary] of rows that lie end to end, under a layout in force."""
@@ -85,7 +92,7 @@ class Scorer:
         with reading(keep):
             return self.forward(_joined(rows, "tokens"), keep, _joined(rows, "depth"))
 
-    def prefix(self, tokens: tuple[int, ...]) -> Any:
+    def prefix(self, tokens: tuple[int, ...]) -> Prefix | None:
         """Keys and values of ``tokens``; the last ones asked for are kept."""
         if not tokens:
             return None
@@ -94,9 +101,9 @@ class Scorer:
             self._prefix = (tokens, self._compute(tokens))
         return self._prefix[1]
 
-    def _compute(self, tokens: tuple[int, ...]) -> Any:
-        prefix, one = self.kit.Prefix(len(tokens)), path(tokens)
-        with attending(self.model, self.kit.Rows([one], device=self.device, dtype=self.model.dtype, keep=prefix.keep)):
+    def _compute(self, tokens: tuple[int, ...]) -> Prefix:
+        prefix, one = self.backend.prefix(len(tokens)), path(tokens)
+        with attending(self.model, self.backend.rows([one], keep=prefix.keep)):
             self.flat([one])
         return prefix
 

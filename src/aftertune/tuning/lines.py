@@ -20,13 +20,14 @@ from typing import Any, Protocol
 
 import torch
 
-from aftertune.engine import kernels
 from aftertune.engine.attention import Call, attending
+from aftertune.engine.cpu import availability, ops
+from aftertune.engine.cpu.autograd import RowAttention, fused, head_loss
+from aftertune.engine.cpu.lora import is_plain_lora
 from aftertune.engine.decide import TOLERANCE, decide
 from aftertune.engine.memory import out_of_memory
 from aftertune.engine.scorer import text_config, unwrapped
 from aftertune.tuning.encode import IGNORED, Row
-from aftertune.tuning.fused import Attend, fused, head_loss, is_low
 
 #: Mean difference of a token's loss, end to end against alone, in less than float32: about half a step of a logit.
 COARSE = 0.1
@@ -122,16 +123,16 @@ class _Rows:
         starts = (places == 0).nonzero()[:, 0]
         self.starts = torch.cat([starts, torch.tensor([len(places)])])
         lengths = self.starts.diff()
-        self.shape = kernels.Shape(self.starts, lengths.repeat_interleave(lengths), places)
+        self.shape = ops.RowShape(self.starts, lengths.repeat_interleave(lengths), places)
 
     def attend(self, _layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call
                ) -> torch.Tensor:
         """[tokens, heads, size] of queries, and of keys and values with fewer heads -> as the queries."""
         query, key = query.to(value.dtype), key.to(value.dtype)
-        if value.dtype in kernels.DTYPES and query.shape[2] == value.shape[2] and query.shape[2] % kernels.TILE == 0 \
-                and call.softcap is None and not kernels.missing():
+        if value.dtype in ops.DTYPES and query.shape[2] == value.shape[2] and query.shape[2] % ops.TILE == 0 \
+                and call.softcap is None and not availability.why_unavailable():
             query, key, value = (x.contiguous() for x in (query, key, value))
-            made: torch.Tensor = Attend.apply(query, key, value, self.shape, call)
+            made: torch.Tensor = RowAttention.apply(query, key, value, self.shape, call)
             return made
         if call.softcap is not None:
             raise NotImplementedError("capped scores")
@@ -179,8 +180,9 @@ def completion_nll(model: Any, ids: Any, mask: Any, labels: Any) -> tuple[Any, A
 
 def choose(model: Any, rows: Sequence[Row], *, pad: int, dtype: str) -> Lines:
     """End to end where that is right for this model and these rows, else padded; the note says why."""
-    lows = [m for m in model.modules() if hasattr(m, "lora_A")]
-    own = str(model.dtype) == f"torch.{dtype}" and (not lows or all(map(is_low, lows))) and _frozen(model)
+    adapted = [m for m in model.modules() if hasattr(m, "lora_A")]
+    plain = all(is_plain_lora(m, trained=True) for m in adapted)
+    own = str(model.dtype) == f"torch.{dtype}" and plain and _frozen(model)
     padded = Padded(pad, None if dtype == "float32" else dtype)
     line = EndToEnd(None if own or dtype == "float32" else dtype)
     reason = _against(model, max(len(r.ids) for r in rows))

@@ -1,12 +1,12 @@
-"""Owns the gradients that training on a CPU is made of: attention over rows that lie end to end, LoRA beside a frozen
-product, whole Llama-like layers, and the loss of the head; each saves less and passes over memory fewer times than the
-operators of torch that it stands for.
+"""Autograd functions for training on a CPU: attention over rows end to end, LoRA beside a frozen layer, whole
+Llama-like layers, and the loss of the output head. Each stores less and passes over memory fewer times than the torch
+operators that it replaces.
 
-    with fused(model):                          PEFT's LoRA layers, and layers of the kind, compute by these meanwhile
-        total, each = head_loss(hidden, head, labels)       nats, summed; and of each token, without gradient
+    with fused(model):                          PEFT's LoRA layers and Llama-like layers compute with these functions
+        total, nats = head_loss(hidden, head, labels)       summed (differentiable), and of each token
 
-Arithmetic is that of transformers and PEFT under autocast: products in the weights' dtype, sums and softmax in float32.
-Where there are no kernels (`aftertune.engine.kernels`) or a layer is of another kind, it runs as it is.
+The arithmetic is that of transformers and PEFT under autocast: products in the dtype of the weights, sums and softmax
+in float32. Without the compiled kernels, or for layers of another kind, only LoRA and the loss are replaced.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any
 
 import torch
 
-from aftertune.engine import kernels
-from aftertune.engine.adapters import is_dora
-from aftertune.engine.attention import Call, in_force
-from aftertune.engine.blocks import is_of_kind, window_of
+from aftertune.engine.attention import Call, current_layout
+from aftertune.engine.cpu import availability, ops
+from aftertune.engine.cpu.llama import is_llama_layer, window_of
+from aftertune.engine.cpu.lora import active_names, is_plain_lora
 
-#: Logits held at a time by the head's loss; as many rows of them as fit, at least 64.
+#: Logits that the head's loss computes at a time, at most (but at least 64 rows).
 LOGITS = 2**25
-#: Rows of logits turned into float32 at a time: what stays in a CPU's cache.
+#: Rows of logits converted to float32 at a time: they fit in a CPU's cache.
 ROWS = 16
 
 
 class HeadLoss(torch.autograd.Function):  # type: ignore[misc]
-    """Sum of the negative log-likelihoods of labels under a linear head. The gradient is made on the way forward, chunk
-    by chunk, so that the logits of all tokens are never held at once."""
+    """Sum of the negative log-likelihoods of labels under a linear head. The forward pass also computes the gradient,
+    in chunks, so the logits of all tokens never exist at once."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
@@ -66,7 +66,7 @@ class HeadLoss(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _surprise(logits: torch.Tensor, labels: torch.Tensor, *, change: bool) -> torch.Tensor:
-    """Nats of each label [tokens]; with ``change`` the logits become their gradient, softmax less one at the label."""
+    """Nats of each label [tokens]. With ``change`` the logits become their gradient: softmax, less one at the label."""
     nats = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
     for start in range(0, len(labels), ROWS):
         part, index = logits[start:start + ROWS], labels[start:start + ROWS, None]
@@ -82,19 +82,19 @@ def _surprise(logits: torch.Tensor, labels: torch.Tensor, *, change: bool) -> to
 
 
 def head_loss(hidden: torch.Tensor, head: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the nats of ``labels`` [tokens] after ``hidden`` [tokens, columns] (differentiable), and each of them."""
-    found: tuple[torch.Tensor, torch.Tensor] = HeadLoss.apply(hidden, head.weight, head.bias, labels)
-    return found
+    """Nats of ``labels`` [tokens] after ``hidden`` [tokens, columns]: their sum (differentiable), and each [tokens]."""
+    result: tuple[torch.Tensor, torch.Tensor] = HeadLoss.apply(hidden, head.weight, head.bias, labels)
+    return result
 
 
-class Attend(torch.autograd.Function):  # type: ignore[misc]
-    """Causal attention of rows that lie end to end, by the kernels; scores are made again on the way back."""
+class RowAttention(torch.autograd.Function):  # type: ignore[misc]
+    """Causal attention of rows end to end, by the kernels; the backward pass computes the scores again."""
 
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: kernels.Shape, call: Call
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: ops.RowShape, call: Call
                 ) -> torch.Tensor:
         """q [tokens, heads, size], k and v [tokens, kv heads, size] -> [tokens, heads, size]."""
-        out = kernels.attend_rows(q, k, v, shape, None, call.scaling, call.window or 0)
+        out = ops.attend_rows(q, k, v, shape, None, call.scaling, call.window or 0)
         ctx.save_for_backward(q, k, v, out)
         ctx.starts, ctx.call = shape.starts, call
         return out
@@ -102,58 +102,58 @@ class Attend(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out = ctx.saved_tensors
-        found = kernels.attend_back(q, k, v, out, grad, ctx.starts, ctx.call.scaling, ctx.call.window or 0)
-        return (*found, None, None)
+        gradients = ops.attend_back(q, k, v, out, grad, ctx.starts, ctx.call.scaling, ctx.call.window or 0)
+        return (*gradients, None, None)
 
 
-class Norm(torch.autograd.Function):  # type: ignore[misc]
+class RmsNorm(torch.autograd.Function):  # type: ignore[misc]
     """RMS norm with a frozen weight (Zhang and Sennrich 2019)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.epsilon = epsilon
-        return kernels.rms_norm(x, weight, epsilon)
+        return ops.rms_norm(x, weight, epsilon)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return kernels.rms_norm_back(x, weight, grad, ctx.epsilon), None, None
+        return ops.rms_norm_back(x, weight, grad, ctx.epsilon), None, None
 
 
-class Gate(torch.autograd.Function):  # type: ignore[misc]
+class SiluGate(torch.autograd.Function):  # type: ignore[misc]
     """silu(x) * y (Shazeer 2020)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, y)
-        return kernels.gate(x, y)
+        return ops.gate(x, y)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, y = ctx.saved_tensors
-        return kernels.gate_back(x, y, grad)
+        return ops.gate_back(x, y, grad)
 
 
-class Turn(torch.autograd.Function):  # type: ignore[misc]
-    """Rotary position embedding (Su et al. 2021) of [tokens, heads, size]; the way back turns back."""
+class Rotary(torch.autograd.Function):  # type: ignore[misc]
+    """Rotary position embedding (Su et al. 2021) of [tokens, heads, size]; the backward pass rotates back."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cosine, sine)
         out = x.clone(memory_format=torch.contiguous_format)
-        kernels.rotate(out, cosine, sine)
+        ops.rotate(out, cosine, sine)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cosine, sine = ctx.saved_tensors
         back = grad.clone(memory_format=torch.contiguous_format)
-        kernels.rotate(back, cosine, -sine)
+        ops.rotate(back, cosine, -sine)
         return back, None, None
 
 
-class Low(torch.autograd.Function):  # type: ignore[misc]
+class LoraLinear(torch.autograd.Function):  # type: ignore[misc]
     """A frozen linear layer with LoRA beside it: W x + scale B A dropout(x) (Hu et al. 2021)."""
 
     @staticmethod
@@ -171,54 +171,38 @@ class Low(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, inner, a, b, kept = ctx.saved_tensors
-        low = grad @ b
-        grad_a = low.t() @ (x if kept is None else x * kept)
+        grad_inner = grad @ b
+        grad_a = grad_inner.t() @ (x if kept is None else x * kept)
         grad_b = (grad.t() @ inner).float().mul_(ctx.scale)
         back = None
         if ctx.needs_input_grad[0]:
             back = grad @ ctx.layer.weight
             if kept is None:
-                back.addmm_(low, a)
+                back.addmm_(grad_inner, a)
             else:
-                back.add_((low @ a).mul_(kept))
+                back.add_((grad_inner @ a).mul_(kept))
         return back, None, grad_a.float(), grad_b, None, None
 
 
-def is_low(layer: Any) -> bool:
-    """True for a plain LoRA layer of PEFT with one adapter in float32, on a frozen linear layer; DoRA where it has
-    neither a bias nor dropout, which would not go through its gain."""
-    kind = type(layer)
-    if f"{kind.__module__}.{kind.__qualname__}" != "peft.tuners.lora.layer.Linear" or layer.merged:
-        return False
-    names = [n for n in layer.active_adapters if n in layer.lora_A]
-    base = layer.base_layer
-    usual = len(names) == 1 and (names[0] not in layer.lora_variant or (
-        is_dora(layer, names[0]) and base.bias is None and not getattr(layer.lora_dropout[names[0]], "p", 0.0)))
-    return usual and type(base) is torch.nn.Linear \
-        and not base.weight.requires_grad and base.weight.dtype in kernels.DTYPES \
-        and all(m[names[0]].bias is None and m[names[0]].weight.dtype == torch.float32
-                for m in (layer.lora_A, layer.lora_B))
-
-
-def _low(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """The forward of such a layer."""
+def _lora_forward(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """The forward function of a PEFT layer for which `is_plain_lora` (trained) is true."""
     if layer.disable_adapters:
-        plain: torch.Tensor = layer.base_layer(x)
-        return plain
-    name = next(n for n in layer.active_adapters if n in layer.lora_A)
+        base: torch.Tensor = layer.base_layer(x)
+        return base
+    name = active_names(layer)[0]
     rate = getattr(layer.lora_dropout[name], "p", 0.0)
     rows = x.reshape(-1, x.shape[-1])
     kept = torch.nn.functional.dropout(torch.ones_like(rows), rate) if rate and layer.training else None
-    out: torch.Tensor = Low.apply(rows, layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight,
-                                  float(layer.scaling[name]), kept)
+    out: torch.Tensor = LoraLinear.apply(rows, layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight,
+                                         float(layer.scaling[name]), kept)
     if name in layer.lora_variant:
         out = (out * _gain(layer, name)).to(out.dtype)
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def _gain(layer: Any, name: str) -> torch.Tensor:
-    """DoRA's magnitudes over the norms of W + scale * b a, which count as constants (Liu et al. 2024, section 4.3):
-    |w + s b a|^2 = |w|^2 + 2 s b (a w) + s^2 b a a' b' of each row, so that nothing of W's size is made in a step."""
+    """DoRA's magnitudes divided by the norms of W + scale * b a, which count as constants (Liu et al. 2024, section
+    4.3). For each row |w + s b a|^2 = |w|^2 + 2 s b (a w) + s^2 b a a' b', so no matrix of W's size is computed."""
     dora, weight, scale = layer.lora_magnitude_vector[name], layer.base_layer.weight, float(layer.scaling[name])
     with torch.no_grad():
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
@@ -227,12 +211,12 @@ def _gain(layer: Any, name: str) -> torch.Tensor:
         cross = ((weight @ a.t().to(weight.dtype)).float() * b).sum(1)
         own = ((b @ (a @ a.t())) * b).sum(1)
         norm = (vars(dora)["squares"] + 2 * scale * cross + scale ** 2 * own).sqrt()
-    found: torch.Tensor = dora.weight / norm
-    return found
+    gains: torch.Tensor = dora.weight / norm
+    return gains
 
 
-class _Layer:
-    """The forward of one decoder layer of the kind (see `aftertune.engine.blocks`), under a layout in force."""
+class _TrainedLayer:
+    """The forward function of one Llama-like layer (see llama.py) in training, under a layout."""
 
     def __init__(self, layer: Any) -> None:
         self.layer, self.usual = layer, layer.forward
@@ -241,7 +225,7 @@ class _Layer:
         self.norms = [getattr(attention, n, None) for n in ("q_norm", "k_norm")]
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **others: Any) -> Any:
-        layout = in_force()
+        layout = current_layout()
         if layout is None:
             return self.usual(hidden_states, *args, **others)
         attention, mlp = self.layer.self_attn, self.layer.mlp
@@ -252,39 +236,40 @@ class _Layer:
         if self.norms[0] is not None:
             query, key = _norm(self.norms[0], query), _norm(self.norms[1], key)
         cosine, sine = (p[0] for p in others["position_embeddings"])
-        query, key = Turn.apply(query, cosine, sine), Turn.apply(key, cosine, sine)
+        query, key = Rotary.apply(query, cosine, sine), Rotary.apply(key, cosine, sine)
         mixed = layout.attend(attention, query, key, value, self.call)
         x = x + attention.o_proj(mixed.reshape(len(mixed), -1))
         n = _norm(self.layer.post_attention_layernorm, x)
-        return (x + mlp.down_proj(Gate.apply(mlp.gate_proj(n), mlp.up_proj(n))))[None]
+        return (x + mlp.down_proj(SiluGate.apply(mlp.gate_proj(n), mlp.up_proj(n))))[None]
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     if norm.weight.dtype != x.dtype or norm.weight.requires_grad:
-        found: torch.Tensor = norm(x)
-        return found
-    made: torch.Tensor = Norm.apply(x, norm.weight, norm.variance_epsilon)
-    return made
+        usual: torch.Tensor = norm(x)
+        return usual
+    out: torch.Tensor = RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
+    return out
 
 
 def _frozen(layer: Any) -> bool:
-    """True for a layer whose own weights stay as they are, in a dtype that there are kernels for."""
+    """True for a layer whose own weights are frozen, on a CPU, in a dtype of the kernels, where they are available."""
     norm = layer.input_layernorm.weight
-    return not norm.requires_grad and norm.dtype in kernels.DTYPES and norm.device.type == "cpu" \
-        and not kernels.missing()
+    return not norm.requires_grad and norm.dtype in ops.DTYPES and norm.device.type == "cpu" \
+        and not availability.why_unavailable()
 
 
 @contextlib.contextmanager
 def fused(model: Any) -> Iterator[None]:
-    """What can be fused of a model is, meanwhile. It must not run under autocast, whose casts are not made here."""
-    layers = [m for m in model.modules() if is_of_kind(m) and _frozen(m)]
-    lows = [m for m in model.modules() if is_low(m)]
+    """While active, the layers of a model that can be fused are. Must not run under autocast: these functions cast
+    nothing."""
+    layers = [m for m in model.modules() if is_llama_layer(m) and _frozen(m)]
+    adapted = [m for m in model.modules() if is_plain_lora(m, trained=True)]
     try:
-        for layer in lows:
-            layer.forward = partial(_low, layer)
+        for layer in adapted:
+            layer.forward = partial(_lora_forward, layer)
         for layer in layers:
-            layer.forward = _Layer(layer)
+            layer.forward = _TrainedLayer(layer)
         yield
     finally:
-        for layer in (*lows, *layers):
+        for layer in (*adapted, *layers):
             vars(layer).pop("forward", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,16 @@ import pytest
 import torch
 import transformers
 
-from aftertune.engine import kernels, layouts, native, prefix
-from aftertune.engine.attention import Call, attending
-from aftertune.engine.blocks import Blocks
+from aftertune.engine import prefix
+from aftertune.engine.attention import Call, TorchBackend, attending
+from aftertune.engine.backends import backend_for
 from aftertune.engine.budget import resolve
+from aftertune.engine.cpu import attention as cpu_attention
+from aftertune.engine.cpu import availability, build, ops
+from aftertune.engine.cpu.linear import ROWS, PackedLinears, packable_layers
+from aftertune.engine.cpu.llama import FusedLayers
 from aftertune.engine.decoder import Decoder, Wave
 from aftertune.engine.encode import Generation, Prompt, Sequence
-from aftertune.engine.fast import Fast
-from aftertune.engine.linears import ROWS, Linears, layers
 from aftertune.engine.runner import Engine
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
@@ -46,7 +48,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "gpt2": ("GPT2Config", {}, 0),
     "phi": ("PhiConfig", {"num_key_value_heads": 8, "partial_rotary_factor": 0.5}, 0),
 }
-ALL = Budget(tokens=10**6, logits=10**6, cells=10**9, slots=3, threads=1, prepacked=1, kernels=1)
+ALL = Budget(tokens=10**6, logits=10**6, cells=10**9, slots=3, threads=1, weights="onednn", backend="cpu")
 NONE = Budget(tokens=10**6, logits=10**6, cells=10**9, slots=3, threads=1)
 TOKENS = torch.arange(3, 40)[None]
 HEAD = tuple(range(5, 45))  # longer than any window
@@ -54,8 +56,8 @@ HEAD = tuple(range(5, 45))  # longer than any window
 
 @pytest.fixture(autouse=True)
 def built(request: pytest.FixtureRequest) -> None:
-    if "without" not in request.fixturenames and kernels.missing():
-        pytest.skip(f"no kernels here: {kernels.missing()}")
+    if "without" not in request.fixturenames and availability.why_unavailable():
+        pytest.skip(f"no kernels here: {availability.why_unavailable()}")
 
 
 @pytest.fixture(autouse=True)
@@ -70,19 +72,19 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has no kernels."""
-    monkeypatch.setattr(kernels, "missing", lambda: "there is no C compiler (cc, gcc or clang)")
+    monkeypatch.setattr(availability, "why_unavailable", lambda: "there is no C compiler (cc, gcc or clang)")
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each kernel is called."""
-    counted, real = Counter[str](), kernels._call
+    counted, real = Counter[str](), build.call
 
     def call(name: str, *arguments: Any) -> None:
         counted[name] += 1
         real(name, *arguments)
 
-    monkeypatch.setattr(kernels, "_call", call)
+    monkeypatch.setattr(build, "call", call)
     return counted
 
 
@@ -139,9 +141,9 @@ def plain(model: Any, items: Items | None = None) -> Found:
 
 
 def packed(model: Any, budget: Budget = ALL, *, past: int = 0, items: Items | None = None) -> Found:
-    fast = Fast(model, budget)
-    scorer = Scorer(model, packed=True, kit=fast.kit)
-    with fast.on():
+    backend = backend_for(model, budget)
+    scorer = Scorer(model, packed=True, backend=backend)
+    with backend.computing():
         return found(scorer.run([row(g, past) for g in items or groups()], HEAD[:past]))
 
 
@@ -156,7 +158,7 @@ def test_every_family_gives_the_numbers_of_plain_transformers(name: str, past: i
     """In float32 within 1e-4 of log-probabilities that reach tens; packed weights and kernels apart and together."""
     model = wide(name)
     right = plain(model)
-    for budget in (ALL, Budget(**{**ALL.stored(), "prepacked": 0})):
+    for budget in (ALL, replace(ALL, weights="plain")):
         calls.clear()
         measured = packed(model, budget, past=past)
         assert measured.gap(right) < 1e-4
@@ -164,9 +166,9 @@ def test_every_family_gives_the_numbers_of_plain_transformers(name: str, past: i
         passes = 2 if past else 1
         assert calls["attend_rows"] == 2 * passes
         assert calls["rotate"] == MODELS[name][2] * passes
-        assert calls["summarise"] == 1
+        assert calls["summarize"] == 1
     assert right.logprobs.min() < -10
-    assert len(Blocks(model, Linears(model)).layers) == MODELS[name][2]
+    assert len(FusedLayers(model, PackedLinears(model)).layers) == MODELS[name][2]
 
 
 @pytest.mark.parametrize("past", [0, len(HEAD)])
@@ -229,23 +231,23 @@ def test_slots_give_the_tokens_of_generate(name: str, calls: Counter[str]) -> No
     right = {p: t[: t.index(end) + 1] if end in t else t for p, t in right.items()}
     assert len({len(t) for t in right.values()}) > 1
     assert len({tuple(t) for t in right.values()}) == len(right), "the texts differ"
-    fast = Fast(model, ALL)
-    decoder = Decoder(Scorer(model, packed=True, kit=fast.kit), Numbers(), tokens=128)
+    backend = backend_for(model, ALL)
+    decoder = Decoder(Scorer(model, packed=True, backend=backend), Numbers(), tokens=128)
     for slots, past in [(1, 0), (3, 0), (3, len(HEAD)), (20, len(HEAD) - 1)]:
-        with fast.on():
+        with backend.computing():
             texts = decoder.run(prompts(), settings, Wave(slots, HEAD[:past]))
         assert {p: [int(t) for t in (r.text or "").split()] for p, r in texts.items()} == right, (slots, past)
     assert calls["attend_step"] > 0
-    assert calls["keep"] > 0
+    assert calls["store_kv"] > 0
 
 
 def test_each_step_gives_the_probabilities_of_a_whole_pass() -> None:
     for name in ("mistral", "qwen3", "gpt2"):
         model, tokens = wide(name), tuple(range(3, 70))
         right = Scorer(model, packed=False).run([row([(0, Sequence(tokens, 40))])])[0].logprobs
-        fast = Fast(model, ALL)
-        with fast.on():
-            stepped = Decoder(Scorer(model, packed=True, kit=fast.kit), None, tokens=0).forced(tokens, 40)
+        backend = backend_for(model, ALL)
+        with backend.computing():
+            stepped = Decoder(Scorer(model, packed=True, backend=backend), None, tokens=0).forced(tokens, 40)
         assert np.abs(stepped - right).max() < 1e-4
 
 
@@ -256,26 +258,26 @@ def own(model: Any) -> bool:
 
 def test_layers_have_their_own_forward_again_even_after_an_error() -> None:
     model = wide()
-    fast = Fast(model, ALL)
+    backend = backend_for(model, ALL)
     for _ in range(2):
-        with fast.on():
+        with backend.computing():
             swapped = [m for m in model.modules() if "forward" in vars(m)]
-            assert {*fast.blocks.layers, *layers(model)} == set(swapped)
-            assert len(swapped) == 2 + len(layers(model)) > 10
+            assert {*backend.layers.layers, *packable_layers(model)} == set(swapped)
+            assert len(swapped) == 2 + len(packable_layers(model)) > 10
         assert own(model)
     model.register_forward_pre_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError), fast.on():
+    with pytest.raises(ZeroDivisionError), backend.computing():
         model(TOKENS)
     assert own(model)
 
 
 def test_an_error_within_a_fused_layer_passes_through() -> None:
     model = wide()
-    fast = Fast(model, ALL)
+    backend = backend_for(model, ALL)
     model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(lambda *_: 1 / 0)
-    one = native.Rows([path((1, 2))], device=torch.device("cpu"), dtype=torch.float32)
+    one = cpu_attention.CpuRows([path((1, 2))])
     one.attend = lambda *_: 1 / 0  # type: ignore[method-assign]
-    with pytest.raises(ZeroDivisionError), fast.on(), attending(model, one):
+    with pytest.raises(ZeroDivisionError), backend.computing(), attending(model, one):
         model(TOKENS)
     assert own(model)
     assert model.config._attn_implementation != "aftertune"
@@ -295,9 +297,9 @@ def test_a_pass_outside_a_layout_is_that_of_transformers(name: str, calls: Count
             return [model(TOKENS).logits, model(batch, attention_mask=mask).logits[mask.bool()], texts]
 
     right = run()
-    with Fast(model, Budget(**{**ALL.stored(), "prepacked": 0})).on():
+    with backend_for(model, replace(ALL, weights="plain")).computing():
         assert all(torch.equal(a, b) for a, b in zip(run(), right, strict=True))
-    with Fast(model, ALL).on():
+    with backend_for(model, ALL).computing():
         logits, batched, texts = run()
     assert (logits - right[0]).abs().max() < 1e-4
     assert (batched - right[1]).abs().max() < 1e-4
@@ -308,13 +310,13 @@ def test_a_pass_outside_a_layout_is_that_of_transformers(name: str, calls: Count
 
 def test_the_last_layer_computes_the_tokens_that_are_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind its attention, that is; the layers before it compute all."""
-    model, seen, real = wide(), [], kernels.gate
+    model, seen, real = wide(), [], ops.gate
 
     def gate(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         seen.append(len(left))
         return real(left, right)
 
-    monkeypatch.setattr(kernels, "gate", gate)
+    monkeypatch.setattr(ops, "gate", gate)
     right = plain(model)
     assert packed(model).gap(right) < 1e-4
     rows = [row(g, 0) for g in groups()]
@@ -327,10 +329,10 @@ def test_a_step_of_decoding_and_a_scored_row_may_alternate() -> None:
     """One prefix and one set of packed weights serve both."""
     model = wide()
     right = plain(model)
-    fast = Fast(model, ALL)
-    scorer = Scorer(model, packed=True, kit=fast.kit)
+    backend = backend_for(model, ALL)
+    scorer = Scorer(model, packed=True, backend=backend)
     decoder, settings = Decoder(scorer, Numbers(), tokens=128), Generation((), 4, False, ())
-    with fast.on():
+    with backend.computing():
         before = decoder.run(prompts(), settings, Wave(3, HEAD))
         scores = found(scorer.run([row(g, len(HEAD)) for g in groups()], HEAD))
         assert decoder.run(prompts(), settings, Wave(3, HEAD)) == before
@@ -366,7 +368,7 @@ def check(adapted: Adapted, calls: Counter[str], added: int) -> None:
     measured = packed(adapted.model)
     assert measured.gap(right) < 1e-4
     assert right.gap(adapted.base) > 0.5
-    assert calls["add_low"] == added
+    assert calls["add_lora"] == added
     assert calls["rotate"] == 2, "the layers stay fused"
     assert packed(adapted.model, past=len(HEAD)).gap(right) < 1e-4
 
@@ -412,13 +414,13 @@ def test_the_norms_of_dora_are_made_once(name: str, norms: int, monkeypatch: pyt
 
     adapted, made, real = Adapted(name=name, use_dora=True), [], DoraLinearLayer.get_weight_norm
     monkeypatch.setattr(DoraLinearLayer, "get_weight_norm", lambda *a, **k: made.append(1) or real(*a, **k))
-    fast = Fast(adapted.model, ALL)
-    scorer = Scorer(adapted.model, packed=True, kit=fast.kit)
+    backend = backend_for(adapted.model, ALL)
+    scorer = Scorer(adapted.model, packed=True, backend=backend)
     rows = [row(g, 0) for g in groups()]
     for _ in range(2):
         right = plain(adapted.model)
         made.clear()
-        with fast.on(alone=True):
+        with backend.computing(alone=True):
             first, second = (found(scorer.run(rows)) for _ in range(2))
         assert first.gap(second) == 0
         assert first.gap(right) < 1e-4
@@ -449,7 +451,7 @@ def test_a_disabled_adapter_adds_nothing(calls: Counter[str]) -> None:
     with adapted.model.disable_adapter():
         assert plain(adapted.model).gap(adapted.base) < 1e-4
         assert packed(adapted.model).gap(adapted.base) < 1e-4
-    assert calls["add_low"] == 0
+    assert calls["add_lora"] == 0
     check(adapted, calls, 14)
 
 
@@ -458,7 +460,7 @@ def test_a_merged_adapter_is_in_the_weights(calls: Counter[str]) -> None:
     right = plain(adapted.model)
     adapted.model.merge_adapter()
     assert packed(adapted.model).gap(right) < 1e-3
-    assert calls["add_low"] == 0
+    assert calls["add_lora"] == 0
 
 
 def test_a_norm_that_was_trained_with_the_adapter_is_used(calls: Counter[str]) -> None:
@@ -478,15 +480,15 @@ def test_an_adapter_in_bfloat16_is_as_near_as_peft(keep: bool, calls: Counter[st
     noise = spread(plain(model, documents()).logprobs - exact)
     calls.clear()
     assert spread(packed(model, items=documents()).logprobs - exact) < 1.1 * noise
-    assert calls["add_low"] == (14 if keep else 0)
+    assert calls["add_lora"] == (14 if keep else 0)
 
 
 def test_an_adapted_model_writes_the_tokens_of_generate() -> None:
     model, settings = Adapted().model, Generation((), 8, False, ())
     model.generation_config.eos_token_id = None
-    fast = Fast(model, ALL)
-    with fast.on():
-        texts = Decoder(Scorer(model, packed=True, kit=fast.kit), Numbers(), tokens=128).run(
+    backend = backend_for(model, ALL)
+    with backend.computing():
+        texts = Decoder(Scorer(model, packed=True, backend=backend), Numbers(), tokens=128).run(
             prompts(), settings, Wave(3, HEAD))
     for position, prompt in prompts().items():
         tokens = model.generate(input_ids=torch.tensor([prompt.tokens]), max_new_tokens=8, do_sample=False,
@@ -502,26 +504,26 @@ def test_an_adapted_model_writes_the_tokens_of_generate() -> None:
     ("deepseek_v3", {}, False)])
 def test_the_kernels_take_whole_tiles_and_plain_softmax_only(kind: str, values: dict[str, Any], suited: bool) -> None:
     config = transformers.AutoConfig.for_model(kind, **{**WIDE, **values})
-    assert native.suits(config) is suited
+    assert cpu_attention.supports(config) is suited
 
 
 def test_a_capped_score_is_refused_by_name() -> None:
     model = family("gemma2", head_dim=16, query_pre_attn_scalar=16)
-    one = native.Rows([path((1, 2))], device=torch.device("cpu"), dtype=torch.float32)
+    one = cpu_attention.CpuRows([path((1, 2))])
     with pytest.raises(NotImplementedError, match="the kernels cap no scores"), attending(model, one):
         model(input_ids=torch.tensor([[1, 2]]), position_ids=torch.tensor([[0, 1]]), use_cache=False)
 
 
 def test_a_budget_names_the_kernels_where_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    def named(model: Any) -> int:
-        return resolve(model, free=2**30, threads=1).kernels
+    def named(model: Any) -> str:
+        return resolve(model, free=2**30, threads=1).backend
 
-    assert named(wide()) == 1
-    assert named(wide("gpt2").bfloat16()) == 1
-    assert named(byte_llama()) == 0  # heads of 8
-    assert named(family("gemma2", head_dim=16, query_pre_attn_scalar=16)) == 0
-    monkeypatch.setattr(kernels, "missing", lambda: "there is no C compiler")
-    assert named(wide()) == 0
+    assert named(wide()) == "cpu"
+    assert named(wide("gpt2").bfloat16()) == "cpu"
+    assert named(byte_llama()) == "torch"  # heads of 8
+    assert named(family("gemma2", head_dim=16, query_pre_attn_scalar=16)) == "torch"
+    monkeypatch.setattr(availability, "why_unavailable", lambda: "there is no C compiler")
+    assert named(wide()) == "torch"
 
 
 @pytest.mark.usefixtures("without")
@@ -529,7 +531,7 @@ def test_a_stored_budget_that_needs_kernels_is_refused_in_one_line() -> None:
     with pytest.raises(ResourceError) as caught:
         Engine(byte_llama(), byte_tokenizer(), packed=True, budget=Budget.load(ALL.stored()))
     said = str(caught.value)
-    assert "begun with compiled kernels" in said
+    assert "This evaluation was started with compiled CPU kernels, which are not available here: " in said
     assert "there is no C compiler (cc, gcc or clang)" in said
     assert "--fork" in said
     assert "\n" not in said
@@ -539,12 +541,12 @@ def test_a_stored_budget_that_needs_kernels_is_refused_in_one_line() -> None:
 def test_a_budget_stored_before_there_were_kernels_needs_none() -> None:
     old = {k: v for k, v in ALL.stored().items() if k not in ("kernels", "prepacked")}
     budget = Budget.load(old)
-    assert (budget.kernels, budget.prepacked) == (0, 0)
+    assert (budget.backend, budget.weights) == ("torch", "plain")
     assert Budget.load(ALL.stored()) == ALL
     model = byte_llama()
-    fast = Fast(model, budget)
-    assert fast.kit is layouts
-    with fast.on():
+    backend = backend_for(model, budget)
+    assert type(backend) is TorchBackend
+    with backend.computing():
         assert own(model)
 
 
@@ -567,14 +569,14 @@ def test_an_evaluation_is_the_same_with_kernels_and_without(name: str, monkeypat
     model, answers, digests = wide(name), [], []
     for budget in (ALL, NONE):
         calls.clear()
-        small = Budget(**{**budget.stored(), "tokens": 150})
+        small = replace(budget, tokens=150)
         engine = Engine(model, byte_tokenizer(), packed=True, budget=small)
         plan = engine.plan(requests())
         assert plan.decision.packed
         assert plan.decision.note.startswith("packed rows (verified: ")
         assert any(job.prefix for job in plan.jobs)
         batches = list(engine.run(plan, set()))
-        assert {"attend_rows", "attend_step", "summarise"} <= set(calls) if budget.kernels else not calls
+        assert {"attend_rows", "attend_step", "summarize"} <= set(calls) if budget.backend == "cpu" else not calls
         assert own(model)
         answers.append({p: r for batch in batches for p, r in batch.responses.items()})
         digests.append(plan.digest)
@@ -591,7 +593,7 @@ def test_an_evaluation_is_the_same_with_kernels_and_without(name: str, monkeypat
 
 def test_an_evaluation_goes_on_bit_for_bit() -> None:
     """Batches that are done already leave the others as they were, kernels and all."""
-    model, budget = wide(), Budget(**{**ALL.stored(), "tokens": 100})
+    model, budget = wide(), replace(ALL, tokens=100)
 
     def run(done: set[int]) -> dict[int, Any]:
         engine = Engine(model, byte_tokenizer(), packed=True, budget=budget)
@@ -609,17 +611,17 @@ ASKED = [Request(position=i, kind="score", context="The sky is", continuation=en
 
 
 def test_a_dtype_that_the_kernels_do_not_know_goes_without_them() -> None:
-    assert resolve(byte_llama(hidden=128).half(), free=2**30, threads=1).kernels == 0
+    assert resolve(byte_llama(hidden=128).half(), free=2**30, threads=1).backend == "torch"
 
 
 def test_a_width_that_is_no_multiple_of_a_tile_keeps_its_own_layers() -> None:
     model = byte_llama(hidden=72, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     budget = resolve(model, free=2**30, threads=1)
-    assert budget.kernels == 1
-    assert Blocks(model, Linears(model)).layers == []
+    assert budget.backend == "cpu"
+    assert FusedLayers(model, PackedLinears(model)).layers == []
     assert Engine(model, byte_tokenizer(), packed=True, budget=budget).plan(ASKED).decision.packed
     with pytest.raises(NotImplementedError, match="72 numbers"):
-        kernels.rms_norm(torch.randn(3, 72), torch.randn(72), 1e-6)
+        ops.rms_norm(torch.randn(3, 72), torch.randn(72), 1e-6)
 
 
 def test_layers_that_an_adapter_has_changed_otherwise_are_not_fused() -> None:
@@ -629,17 +631,17 @@ def test_layers_that_an_adapter_has_changed_otherwise_are_not_fused() -> None:
                    AdaptionPromptConfig(adapter_layers=1, adapter_len=4, task_type="CAUSAL_LM")):
         whole = byte_llama(hidden=128, num_attention_heads=8, num_key_value_heads=4)
         model = get_peft_model(whole, config).eval()
-        assert len(Blocks(model, Linears(model)).layers) < whole.config.num_hidden_layers
+        assert len(FusedLayers(model, PackedLinears(model)).layers) < whole.config.num_hidden_layers
         budget = resolve(model, free=2**30, threads=1)
         assert Engine(model, byte_tokenizer(), packed=True, budget=budget).plan(ASKED).decision.packed
 
 
 def test_what_the_kernels_are_not_made_for_does_not_reach_them() -> None:
-    rows = native.Rows([path((1, 2, 3))], device=torch.device("cpu"), dtype=torch.float32)
+    rows = cpu_attention.CpuRows([path((1, 2, 3))])
     good = torch.randn(3, 2, 16)
     for query, key, value in ((torch.randn(3, 2, 8),) * 3, (good.half(),) * 3, (good, good, torch.randn(3, 2, 32)),
                               (good, good.bfloat16(), good)):
         with pytest.raises(NotImplementedError, match="the kernels take no heads"):
             rows.attend(None, query, key, value, Call(1.0))
     with pytest.raises(IndexError, match="do not fit"):
-        kernels.Held(2, 4, good).keep(0, torch.randn(9, 2, 16), torch.randn(9, 2, 16))
+        ops.KVCache(2, 4, good).store(0, torch.randn(9, 2, 16), torch.randn(9, 2, 16))

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from aftertune.engine import layouts
-from aftertune.engine.attention import Call
+from aftertune.engine import attention
+from aftertune.engine.attention import Call, TorchPrefix, TorchRows, TorchSlots, TorchStep
 from aftertune.engine.encode import Sequence
-from aftertune.engine.layouts import Prefix, Rows, Slots, Step
 from aftertune.engine.trie import Row, path, row
 
 HEADS, SHARED, SIZE = 4, 2, 6
@@ -70,10 +69,10 @@ def expected(rows: list[Row], new: Tokens, prefix: Tokens | None, call: Call) ->
     return torch.stack(out)
 
 
-def shared(prefix: Tokens | None) -> Prefix | None:
+def shared(prefix: Tokens | None) -> TorchPrefix | None:
     if prefix is None:
         return None
-    made = Prefix(len(prefix.k))
+    made = TorchPrefix(len(prefix.k))
     made.keep(LAYER, prefix.k, prefix.v)
     return made
 
@@ -95,12 +94,12 @@ WINDOWS = [None, 1, 4, 30, 1000]
 @pytest.mark.parametrize("window", WINDOWS)
 def test_rows_attend_to_their_own_sequence(window: int | None, past: int, block: int,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layouts, "BLOCK", block)  # 1: sixteen queries at a time
+    monkeypatch.setattr(attention, "BLOCK", block)  # 1: sixteen queries at a time
     rows = tries(past)
     new = Tokens.random(sum(r.length for r in rows), seed=1)
     prefix = Tokens.random(past, seed=2) if past else None
     call = Call(SIZE ** -0.5, window)
-    layout = Rows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix))
+    layout = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix))
     for _ in range(2):  # the second layer takes the masks of the first
         found = layout.attend(LAYER, new.q, new.k, new.v, call)
         torch.testing.assert_close(found, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
@@ -112,7 +111,8 @@ def test_a_window_as_long_as_the_deepest_token_is_deep(over: int) -> None:
     deepest = max(int(r.depth.max()) for r in rows)
     new, prefix = Tokens.random(sum(r.length for r in rows), 24), Tokens.random(past, 25)
     call = Call(0.1, deepest + over)
-    found = Rows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix)).attend(LAYER, new.q, new.k, new.v, call)
+    layout = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix))
+    found = layout.attend(LAYER, new.q, new.k, new.v, call)
     torch.testing.assert_close(found, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
 
 
@@ -123,19 +123,19 @@ def test_a_window_as_long_as_the_deepest_token_is_deep(over: int) -> None:
 def test_any_grouping_of_heads_and_any_order_in_memory(heads: int, one: int, past: int, first: bool, block: int,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """Few heads, rows and tokens, which leave some tensors as views of others; both layouts."""
-    monkeypatch.setattr(layouts, "BLOCK", block)
+    monkeypatch.setattr(attention, "BLOCK", block)
     prefix, call = Tokens.random(past, 21, heads=heads, shared=one) if past else None, Call(0.5)
     for rows in ([tries(past)[1]], [tries(past)[2]], tries(past)[:1], tries(past), [tries(past)[1]] * 2):
         new = Tokens.random(sum(r.length for r in rows), 22, heads=heads, shared=one)
         new = new.heads_first() if first else new
-        slots = Slots(len(rows), 99, device=CPU)
-        layout = Rows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix),
+        slots = TorchSlots(len(rows), 99, device=CPU)
+        layout = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix),
                       keep=slots.fill(range(len(rows)), rows))
         torch.testing.assert_close(layout.attend(LAYER, new.q, new.k, new.v, call),
                                    expected(rows, new, prefix, call), atol=1e-5, rtol=0)
         step = Tokens.random(len(rows), 23, heads=heads, shared=one)
         step = step.heads_first() if first else step
-        found = Step(slots, len(rows), shared(prefix)).attend(LAYER, step.q, step.k, step.v, call)
+        found = TorchStep(slots, len(rows), shared(prefix)).attend(LAYER, step.q, step.k, step.v, call)
         ends = [0, *torch.tensor([r.length for r in rows]).cumsum(0).tolist()]
         for i in range(len(rows)):
             mine = slice(ends[i], ends[i + 1])
@@ -150,7 +150,7 @@ def test_rows_cap_their_scores_and_take_values_of_another_size(window: int | Non
     rows, past = tries(9), 9
     new = Tokens.random(sum(r.length for r in rows), seed=3, values=10)
     prefix, call = Tokens.random(past, seed=4, values=10), Call(0.7, window, softcap=2.0)
-    found = Rows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix)).attend(
+    found = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix)).attend(
         LAYER, new.q, new.k, new.v, call)
     torch.testing.assert_close(found, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
     free = Call(0.7, window)
@@ -161,7 +161,7 @@ def test_layers_of_different_windows_do_not_share_a_mask() -> None:
     rows, past = tries(23), 23
     new = Tokens.random(sum(r.length for r in rows), seed=5)
     prefix = Tokens.random(past, seed=6)
-    layout = Rows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix))
+    layout = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix))
     for window in (None, 6, 30, None, 6):
         call = Call(0.5, window)
         torch.testing.assert_close(layout.attend(LAYER, new.q, new.k, new.v, call),
@@ -191,7 +191,7 @@ def test_nan_stays_in_its_row(past: int) -> None:
         broken = Tokens(new.q.clone(), new.k.clone(), new.v.clone())
         for x in (broken.q, broken.k, broken.v):
             x[mine] = math.nan
-        found = Rows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix)).attend(
+        found = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix)).attend(
             LAYER, broken.q, broken.k, broken.v, call)
         others = torch.ones(len(found), dtype=torch.bool)
         others[mine] = False
@@ -203,7 +203,7 @@ class Texts:
     """Sequences in slots, kept a second time as plain lists: the definition of what a slot holds."""
 
     def __init__(self, count: int, room: int, prefix: Tokens | None) -> None:
-        self.slots = Slots(count, room, device=CPU)
+        self.slots = TorchSlots(count, room, device=CPU)
         self.prefix = prefix
         self.held: list[Tokens] = []
         self.seed = 10
@@ -222,7 +222,7 @@ class Texts:
                 x.fill_(value)
         first = len(self.held)
         keep = self.slots.fill(range(first, first + len(rows)), rows)
-        layout = Rows(rows, device=CPU, dtype=torch.float32, prefix=shared(self.prefix), keep=keep)
+        layout = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(self.prefix), keep=keep)
         found, call = layout.attend(LAYER, new.q, new.k, new.v, Call(0.5)), Call(0.5)
         if value is None:
             torch.testing.assert_close(found, expected(rows, new, self.prefix, call), atol=1e-5, rtol=0)
@@ -234,7 +234,7 @@ class Texts:
     def step(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """One token for every slot: what the layout gives, and the definition."""
         new = self.random(len(self.held))
-        layout = Step(self.slots, len(self.held), shared(self.prefix))
+        layout = TorchStep(self.slots, len(self.held), shared(self.prefix))
         found = layout.attend(LAYER, new.q, new.k, new.v, call)
         self.slots.lengths[: len(self.held)] += 1
         right = []
@@ -322,8 +322,8 @@ def test_a_slot_is_filled_to_its_room() -> None:
 
 def test_a_prefix_keeps_its_keys_and_values_heads_first() -> None:
     new = Tokens.random(5, seed=12)
-    prefix = Prefix(5)
-    Rows([path((1, 2, 3, 4, 5))], device=CPU, dtype=torch.float32, keep=prefix.keep).attend(
+    prefix = TorchPrefix(5)
+    TorchRows([path((1, 2, 3, 4, 5))], device=CPU, dtype=torch.float32, keep=prefix.keep).attend(
         LAYER, new.q, new.k, new.v, Call(0.5))
     k, v = prefix.layers[LAYER]
     assert torch.equal(k, new.k.transpose(0, 1))

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from aftertune.engine import kernels
+from aftertune.engine.cpu import availability, build, ops
+from aftertune.engine.cpu.ops import KVCache, RowShape
 from aftertune.engine.encode import Sequence
-from aftertune.engine.kernels import Held, Shape
 from aftertune.engine.trie import Row, path, row
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -31,7 +31,7 @@ PAST = 23
 
 
 def forget() -> None:
-    for found in (kernels.missing, kernels._library, kernels._loaded):
+    for found in (availability._why_not, build.library, build.kernel):
         found.cache_clear()
 
 
@@ -46,7 +46,7 @@ class Machine:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
     """Such a machine; afterwards all is as before."""
-    made = "" if kernels.missing() else kernels._library()._name
+    made = "" if availability.why_unavailable() else build.library()._name
     monkeypatch.setenv("AFTERTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
     forget()
@@ -57,8 +57,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture(autouse=True)
 def built(request: pytest.FixtureRequest) -> None:
     """Without kernels only the tests of why there are none can run."""
-    if "fresh" not in request.fixturenames and kernels.missing():
-        pytest.skip(f"no kernels here: {kernels.missing()}")
+    if "fresh" not in request.fixturenames and availability.why_unavailable():
+        pytest.skip(f"no kernels here: {availability.why_unavailable()}")
 
 
 @pytest.fixture(autouse=True)
@@ -109,10 +109,10 @@ class Tokens:
     def only(self, mine: slice | list[int]) -> Tokens:
         return Tokens(self.q[mine], self.k[mine], self.v[mine])
 
-    def kept(self, room: int = 0) -> Held:
+    def kept(self, room: int = 0) -> KVCache:
         """The keys and values as a prefix, in ``room`` or just enough."""
-        held = Held(1, room or len(self.k), self.k)
-        held.keep(0, self.k, self.v)
+        held = KVCache(1, room or len(self.k), self.k)
+        held.store(0, self.k, self.v)
         held.length = len(self.k)
         return held
 
@@ -127,9 +127,9 @@ def tries(past: int = 0) -> list[Row]:
     return [row([(p, Sequence(head + tokens, 1)) for p, tokens in enumerate(group)], past) for group in groups]
 
 
-def shape(rows: list[Row]) -> Shape:
+def shape(rows: list[Row]) -> RowShape:
     starts = torch.tensor([0, *itertools.accumulate(r.length for r in rows)])
-    return Shape(starts, torch.cat([torch.from_numpy(r.end) for r in rows]),
+    return RowShape(starts, torch.cat([torch.from_numpy(r.end) for r in rows]),
                  torch.cat([torch.from_numpy(r.depth) for r in rows]))
 
 
@@ -160,7 +160,7 @@ def scaling(new: Tokens) -> float:
 
 
 def by_rows(new: Tokens, rows: list[Row], past: Tokens | None, window: int, room: int = 0) -> torch.Tensor:
-    return kernels.attend_rows(new.q, new.k, new.v, shape(rows), past.kept(room) if past else None,
+    return ops.attend_rows(new.q, new.k, new.v, shape(rows), past.kept(room) if past else None,
                                scaling(new), window)
 
 
@@ -285,12 +285,12 @@ class Texts:
     def __init__(self, like: Heads, lengths: list[int], past: int, room: int = 60) -> None:
         self.like, self.seed = like, 20
         self.past = like.tokens(past, 12) if past else None
-        self.slots = Held(len(lengths) + 1, room, like.tokens(1, 0).k)
+        self.slots = KVCache(len(lengths) + 1, room, like.tokens(1, 0).k)
         for buffer in (self.slots.keys, self.slots.values):
             buffer.fill_(math.nan)  # what a longer text has left behind
         self.held = [like.tokens(n, 30 + n) for n in lengths]
         for slot, one in enumerate(self.held):
-            self.slots.keep(slot, one.k, one.v)
+            self.slots.store(slot, one.k, one.v)
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -300,7 +300,7 @@ class Texts:
         """One token for each text: what the kernel gives, and the definition."""
         self.seed += 1
         new, past, lengths = self.like.tokens(len(self.held), self.seed), self.past, self.lengths
-        found = kernels.attend_step(new.q, new.k, new.v, lengths, self.slots, past.kept() if past else None,
+        found = ops.attend_step(new.q, new.k, new.v, lengths, self.slots, past.kept() if past else None,
                                     scaling(new), window)
         right = []
         for i, one in enumerate(self.held):
@@ -342,7 +342,7 @@ def test_a_step_of_a_text_does_not_depend_on_the_others(past: int, dtype: torch.
     for i, n in enumerate(lengths):
         texts = Texts(Heads(6, 2, 32, dtype), [n], past)
         whole = texts.like.tokens(len(lengths), 21).only(slice(i, i + 1))
-        found = kernels.attend_step(whole.q, whole.k, whole.v, texts.lengths, texts.slots,
+        found = ops.attend_step(whole.q, whole.k, whole.v, texts.lengths, texts.slots,
                                     texts.past.kept() if texts.past else None, scaling(whole), 30)
         assert torch.equal(found[0], together[i])
 
@@ -353,7 +353,7 @@ def test_nan_stays_in_its_slot(past: int) -> None:
     right, _ = Texts(Heads(), lengths, past).step(0)
     texts = Texts(Heads(), lengths, past)
     broken = texts.like.tokens(20, 50)
-    texts.slots.keep(1, broken.k * math.nan, broken.v)
+    texts.slots.store(1, broken.k * math.nan, broken.v)
     found, _ = texts.step(0)
     assert found[1].isnan().all()
     assert torch.equal(found[[0, 2]], right[[0, 2]])
@@ -363,9 +363,9 @@ def test_nan_stays_in_its_slot(past: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_keys_are_kept_in_tiles_and_values_as_they_are(dtype: torch.dtype, count: int) -> None:
     like, room = Heads(size=48, dtype=dtype), 29
-    new, held = like.tokens(count, 13), Held(3, room, like.tokens(1, 0).k)
+    new, held = like.tokens(count, 13), KVCache(3, room, like.tokens(1, 0).k)
     before = held.keys.clone(), held.values.clone()
-    held.keep(1, new.k, new.v)
+    held.store(1, new.k, new.v)
     tiled = held.keys[1].transpose(2, 3).flatten(1, 2)  # [kv heads, tiles * 16, size]
     if dtype == torch.bfloat16:  # by pairs of dimensions
         tiled = held.keys[1].reshape(*held.keys.shape[1:3], 24, 16, 2).transpose(2, 3).reshape(tiled.shape)
@@ -391,9 +391,9 @@ def test_the_norm_is_that_of_transformers(scale: float, size: int) -> None:
     norm, x = LlamaRMSNorm(size, eps=1e-6), scale * torch.randn(7, 11, size)
     with torch.no_grad():
         norm.weight.copy_(torch.randn(size))
-        torch.testing.assert_close(kernels.rms_norm(x, norm.weight, 1e-6), norm(x), rtol=2e-6, atol=0)
+        torch.testing.assert_close(ops.rms_norm(x, norm.weight, 1e-6), norm(x), rtol=2e-6, atol=0)
         half, x = norm.bfloat16(), x.bfloat16()
-        found, right = kernels.rms_norm(x, half.weight, 1e-6), half(x)
+        found, right = ops.rms_norm(x, half.weight, 1e-6), half(x)
     torch.testing.assert_close(found, right, rtol=2.0 ** -7, atol=0)
     assert (found != right).float().mean() < 1e-3
 
@@ -401,14 +401,14 @@ def test_the_norm_is_that_of_transformers(scale: float, size: int) -> None:
 def test_the_norm_of_a_strided_part_and_of_nan() -> None:
     x, weight = torch.randn(5, 8, 16), torch.randn(16)
     part = x[:, 2:5]
-    assert torch.equal(kernels.rms_norm(part, weight, 1e-5), kernels.rms_norm(part.contiguous(), weight, 1e-5))
-    whole = kernels.rms_norm(x, weight, 1e-5)
+    assert torch.equal(ops.rms_norm(part, weight, 1e-5), ops.rms_norm(part.contiguous(), weight, 1e-5))
+    whole = ops.rms_norm(x, weight, 1e-5)
     x[1, 2, 3] = math.nan
-    found = kernels.rms_norm(x, weight, 1e-5)
+    found = ops.rms_norm(x, weight, 1e-5)
     assert found[1, 2].isnan().all()
     found[1, 2] = whole[1, 2]
     assert torch.equal(found, whole)
-    assert torch.equal(kernels.rms_norm(torch.zeros(2, 16), weight, 1e-5), torch.zeros(2, 16))
+    assert torch.equal(ops.rms_norm(torch.zeros(2, 16), weight, 1e-5), torch.zeros(2, 16))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -417,9 +417,9 @@ def test_sum_and_norm_round_as_torch_does(dtype: torch.dtype) -> None:
     made = torch.Generator().manual_seed(4)
     x, y = (torch.randn(33, 48, generator=made).to(dtype) for _ in range(2))
     weight = torch.randn(48, generator=made).to(dtype)
-    total, normed = kernels.add_norm(x, y, weight, 1e-5)
+    total, normed = ops.add_norm(x, y, weight, 1e-5)
     assert torch.equal(total, x + y)
-    assert torch.equal(normed, kernels.rms_norm(x + y, weight, 1e-5))
+    assert torch.equal(normed, ops.rms_norm(x + y, weight, 1e-5))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -429,14 +429,14 @@ def test_a_gate_rounds_as_transformers_does(dtype: torch.dtype) -> None:
     joined[0, 0], joined[1, 0] = -200, 200
     left, right = joined.chunk(2, -1)  # as they lie in one product
     right_answer = torch.nn.functional.silu(left) * right
-    found = kernels.gate(left, right)
+    found = ops.gate(left, right)
     if dtype == torch.float32:
         assert torch.allclose(found, right_answer, rtol=1e-6, atol=1e-7)
     else:  # bit for bit, but where e^x ends a last place apart on the border of two roundings
         assert (found != right_answer).float().mean() < 0.005
-    assert torch.equal(kernels.gate(left.contiguous(), right.contiguous()), found)
+    assert torch.equal(ops.gate(left.contiguous(), right.contiguous()), found)
     with pytest.raises(NotImplementedError, match="a gate of"):
-        kernels.gate(left[:, :40], right[:, :40])
+        ops.gate(left[:, :40], right[:, :40])
 
 
 def angles(tokens: int, turned: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -461,7 +461,7 @@ def test_turning_is_that_of_transformers(tokens: int, size: int, turned: int) ->
         kept = [x[..., turned:].clone() for x in (new.q, new.k)]
         buffer = torch.cat([new.q, new.k, new.v], 1)
         values = new.v.clone()
-        kernels.rotate(buffer[:, :6], cosine, sine)
+        ops.rotate(buffer[:, :6], cosine, sine)
         for found, turn, rest in zip(buffer.split((4, 2, 2), 1), right, kept, strict=False):
             largest = float(turn.abs().max())
             assert (found[..., :turned] - turn).abs().max() <= bound * largest
@@ -473,7 +473,7 @@ def test_turning_is_that_of_transformers(tokens: int, size: int, turned: int) ->
 def test_turning_refuses_what_it_cannot_do_in_place() -> None:
     cosine, sine = angles(5, 16, torch.float32)
     with pytest.raises(ValueError, match="heads of a token must lie together"):
-        kernels.rotate(torch.zeros(4, 5, 16).transpose(0, 1), cosine, sine)
+        ops.rotate(torch.zeros(4, 5, 16).transpose(0, 1), cosine, sine)
 
 
 @pytest.mark.parametrize("width", [1, 7, 16, 17, 31, 264, 1003])
@@ -483,7 +483,7 @@ def test_turning_refuses_what_it_cannot_do_in_place() -> None:
 def test_a_row_of_logits_is_summed_up(dtype: torch.dtype, scale: float, width: int) -> None:
     torch.manual_seed(0)
     logits = (scale * torch.randn(37, width)).to(dtype)
-    norm, top, best = kernels.summarise(logits)
+    norm, top, best = ops.summarize(logits)
     torch.testing.assert_close(norm.double(), logits.double().logsumexp(-1), rtol=1e-6, atol=2e-6)
     assert torch.equal(top, logits.amax(-1).float())
     assert torch.equal(best, (logits == logits.amax(-1, keepdim=True)).int().argmax(-1))  # the first of them
@@ -495,7 +495,7 @@ def test_of_equal_logits_the_first_counts(dtype: torch.dtype) -> None:
     for places in ([3, 5], [3, 20], [20, 30], [16, 36], [33, 36], [0, 36], [36], range(37)):
         logits = torch.full((1, 37), -2.0, dtype=dtype)
         logits[:, list(places)] = 4.0
-        norm, top, best = kernels.summarise(logits)
+        norm, top, best = ops.summarize(logits)
         assert (float(top), int(best)) == (4.0, next(iter(places)))
         torch.testing.assert_close(norm, logits.float().logsumexp(-1))
 
@@ -505,7 +505,7 @@ def test_logits_of_minus_infinity_weigh_nothing(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 37).to(dtype)
     logits[0, ::2] = logits[1, :36] = logits[2, 17:] = -math.inf
-    norm, top, best = kernels.summarise(logits)
+    norm, top, best = ops.summarize(logits)
     torch.testing.assert_close(norm.double(), logits.double().logsumexp(-1), rtol=1e-6, atol=1e-6)
     assert torch.equal(best, logits.argmax(-1))
     assert torch.equal(top, logits.amax(-1).float())
@@ -516,9 +516,9 @@ def test_logits_of_minus_infinity_weigh_nothing(dtype: torch.dtype) -> None:
 def test_nan_in_a_row_of_logits_is_nan_in_its_norm_alone(dtype: torch.dtype, place: int) -> None:
     torch.manual_seed(0)
     logits = torch.randn(5, 37).to(dtype)
-    right, *_ = kernels.summarise(logits)
+    right, *_ = ops.summarize(logits)
     logits[2, place] = math.nan
-    found, *_ = kernels.summarise(logits)
+    found, *_ = ops.summarize(logits)
     assert found.isnan().tolist() == [False, False, True, False, False]
     assert torch.equal(found[[0, 1, 3, 4]], right[[0, 1, 3, 4]])
 
@@ -533,7 +533,7 @@ def test_low_ranks_are_added_in_place(dtype: torch.dtype, gained: bool, tokens: 
     out, inner, b = torch.randn(tokens, 176).to(dtype), torch.randn(tokens, rank + 9), torch.randn(rank, 112)
     before = out.clone()
     gain = 0.5 + torch.rand(112) if gained else None
-    kernels.add_low(out[:, 16:128], inner[:, 5: 5 + rank], b, 0.7, gain)
+    ops.add_lora(out[:, 16:128], inner[:, 5: 5 + rank], b, 0.7, gain)
     right = before[:, 16:128].double() + 0.7 * inner[:, 5: 5 + rank].double() @ b.double()
     right = right if gain is None else right * gain.double()
     step = 2.0 ** -8 if dtype == torch.bfloat16 else 0.0
@@ -542,7 +542,7 @@ def test_low_ranks_are_added_in_place(dtype: torch.dtype, gained: bool, tokens: 
     assert torch.equal(out[:, 128:], before[:, 128:])
     if tokens > 1:
         one = before[-1:].clone()
-        kernels.add_low(one[:, 16:128], inner[-1:, 5: 5 + rank], b, 0.7, gain)
+        ops.add_lora(one[:, 16:128], inner[-1:, 5: 5 + rank], b, 0.7, gain)
         assert torch.equal(one, out[-1:]), "a token does not depend on the others"
 
 
@@ -553,13 +553,13 @@ def everything(dtype: torch.dtype) -> list[torch.Tensor]:
     new, before = like.tokens(sum(r.length for r in rows), 15), like.tokens(PAST, 16)
     texts = Texts(like, [3, 15, 1, 31, 20, 14, 48, 2] * 3, PAST)
     turned, logits = new.q.contiguous(), 4 * torch.randn(97, 1003).to(dtype)
-    kernels.rotate(turned, *angles(len(turned), 80, dtype))
+    ops.rotate(turned, *angles(len(turned), 80, dtype))
     out = torch.randn(300, 320).to(dtype)
-    kernels.add_low(out, torch.randn(300, 8), torch.randn(8, 320), 2.0)
-    norm = kernels.rms_norm(new.q, torch.randn(80).to(dtype), 1e-6)
+    ops.add_lora(out, torch.randn(300, 8), torch.randn(8, 320), 2.0)
+    norm = ops.rms_norm(new.q, torch.randn(80).to(dtype), 1e-6)
     step, _ = texts.step(20)
     return [by_rows(new, rows, before, 0), by_rows(new, rows, before, 20), step, texts.slots.keys, texts.slots.values,
-            turned, out, norm, *kernels.summarise(logits)]
+            turned, out, norm, *ops.summarize(logits)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -574,40 +574,40 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype, threads: Calla
 
 def test_a_kernel_that_gets_no_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine halves a batch at a MemoryError."""
-    monkeypatch.setattr(kernels, "_loaded", lambda name: lambda *_: 1)
-    with pytest.raises(MemoryError, match="no memory for summarise"):
-        kernels.summarise(torch.zeros(2, 16))
+    monkeypatch.setattr(build, "kernel", lambda name: lambda *_: 1)
+    with pytest.raises(MemoryError, match="no memory for summarize"):
+        ops.summarize(torch.zeros(2, 16))
 
 
 @pytest.mark.usefixtures("fresh")
 def test_another_platform_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
-    assert kernels.missing() == "the kernels are not built on win32"
+    assert availability.why_unavailable() == "the kernels are not built on win32"
 
 
 def test_no_compiler_no_kernels(monkeypatch: pytest.MonkeyPatch, fresh: Machine) -> None:
     monkeypatch.setenv("PATH", str(fresh.cache))
-    assert kernels.missing() == "there is no C compiler (cc, gcc or clang)"
+    assert availability.why_unavailable() == "there is no C compiler (cc, gcc or clang)"
     monkeypatch.setenv("CC", "no-such-compiler")
-    kernels.missing.cache_clear()
-    assert "no C compiler" in kernels.missing()
+    availability._why_not.cache_clear()
+    assert "no C compiler" in availability.why_unavailable()
     assert not fresh.cache.exists()
 
 
 def test_the_check_does_not_hang_on_who_asks_first() -> None:
     """Training under autocast asks, too; what it finds holds for the whole process."""
-    found = kernels.missing()
-    kernels.missing.cache_clear()
+    found = availability.why_unavailable()
+    availability._why_not.cache_clear()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert kernels.missing() == found
+        assert availability.why_unavailable() == found
 
 
 @pytest.mark.skipif(not Path("/bin/false").exists(), reason="no /bin/false")
 @pytest.mark.usefixtures("fresh")
 def test_a_compiler_that_only_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "/bin/false")
-    assert "/bin/false" in kernels.missing()
-    assert "\n" not in kernels.missing()
+    assert "/bin/false" in availability.why_unavailable()
+    assert "\n" not in availability.why_unavailable()
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernels are for Linux")
@@ -656,7 +656,8 @@ def test_a_failed_compilation_says_what_the_compiler_said(monkeypatch: pytest.Mo
                                                           tmp_path: Path) -> None:
     compiler = Compiler(tmp_path, 'echo half > "$out"; echo "kernels.c:1: no vectors\nhere" >&2; exit 3')
     monkeypatch.setenv("CC", str(compiler.path))
-    assert kernels.missing() == "cc-of-the-tests could not compile the kernels: kernels.c:1: no vectors here"
+    said = "cc-of-the-tests could not compile the kernels: kernels.c:1: no vectors here"
+    assert availability.why_unavailable() == said
     assert compiler.asked == 1
     assert libraries(fresh.cache) == [], "half a file is not left behind"
 
@@ -666,14 +667,14 @@ def test_a_failed_compilation_says_what_the_compiler_said(monkeypatch: pytest.Mo
 def test_a_file_in_the_cache_that_is_no_library_gives_a_reason(left: bytes, monkeypatch: pytest.MonkeyPatch,
                                                                fresh: Machine, tmp_path: Path) -> None:
     copies(tmp_path, fresh, monkeypatch)
-    assert kernels.missing() == ""
+    assert availability.why_unavailable() == ""
     [right] = libraries(fresh.cache)
     path = tmp_path / "another" / "kernels" / right.name  # elsewhere: the first one stays loaded under its name
     path.parent.mkdir(parents=True)
     path.write_bytes(left)
     monkeypatch.setenv("AFTERTUNE_CACHE", str(tmp_path / "another"))
     forget()
-    said = kernels.missing()
+    said = availability.why_unavailable()
     assert said
     assert "\n" not in said
     assert len(said) <= 200
@@ -687,7 +688,7 @@ def test_what_disagrees_with_torch_is_not_used(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "idle.c").write_text("int attend_rows(void) { return 0; }\n")
     compiler = Compiler(tmp_path, f'cc -shared -fPIC -o "$out" "{tmp_path}/idle.c"')
     monkeypatch.setenv("CC", str(compiler.path))
-    assert kernels.missing() == "the kernels do not agree with torch on this machine"
+    assert availability.why_unavailable() == "the kernels do not agree with torch on this machine"
 
 
 @linux
@@ -696,47 +697,47 @@ def test_two_pools_of_threads_are_refused(monkeypatch: pytest.MonkeyPatch, fresh
     maps = "7f00-7f01 r-xp 00000000 fe:00 1 /usr/lib/libgomp.so.1\n7f02-7f03 r-xp 0 fe:00 2 /torch/libiomp5.so\n"
     monkeypatch.setattr(Path, "read_text", lambda self, *a, _real=Path.read_text, **k:
                         maps if str(self) == "/proc/self/maps" else _real(self, *a, **k))
-    assert kernels.missing() == "torch has an OpenMP library of its own"
+    assert availability.why_unavailable() == "torch has an OpenMP library of its own"
 
 
 @linux
 def test_kernels_are_compiled_once(monkeypatch: pytest.MonkeyPatch, fresh: Machine, tmp_path: Path) -> None:
     compiler, runs, real = copies(tmp_path, fresh, monkeypatch), [], subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda command, **k: runs.append(command) or real(command, **k))
-    assert kernels.missing() == ""
-    assert kernels.missing() == ""
+    assert availability.why_unavailable() == ""
+    assert availability.why_unavailable() == ""
     assert len(runs) == 2, "its version, and the compilation"
     [made] = libraries(fresh.cache)
     for _ in range(2):
         forget()
-        assert kernels.missing() == ""
+        assert availability.why_unavailable() == ""
     assert [command[1] for command in runs[2:]] == ["--version"] * 2
     assert compiler.asked == 1
     assert libraries(fresh.cache) == [made]
-    assert kernels._library()._name == str(made)
+    assert build.library()._name == str(made)
 
 
 @linux
 def test_another_source_flag_compiler_or_machine_is_another_library(monkeypatch: pytest.MonkeyPatch, fresh: Machine,
                                                                     tmp_path: Path) -> None:
     compiler, source = copies(tmp_path, fresh, monkeypatch), tmp_path / "kernels.c"
-    source.write_text(kernels._SOURCE.read_text() + "/* changed */\n")
+    source.write_text(build.SOURCE.read_text() + "/* changed */\n")
 
     def made() -> int:
         forget()
-        assert kernels.missing() == ""
+        assert availability.why_unavailable() == ""
         return len(libraries(fresh.cache))
 
     assert made() == 1
     with monkeypatch.context() as changed:
-        changed.setattr(kernels, "_SOURCE", source)
+        changed.setattr(build, "SOURCE", source)
         assert made() == 2
     with monkeypatch.context() as changed:
-        changed.setattr(kernels, "_FLAGS", (*kernels._FLAGS, "-g"))
+        changed.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
         assert made() == 3
         assert "-g" in compiler.log.read_text().splitlines()[-1].split()
     with monkeypatch.context() as changed:
-        changed.setattr(kernels, "_cpu", lambda: "flags : none")
+        changed.setattr(build, "_processor", lambda: "flags : none")
         assert made() == 4
     compiler.says("1.1")
     assert made() == 5
@@ -747,19 +748,19 @@ def test_another_source_flag_compiler_or_machine_is_another_library(monkeypatch:
 
 def test_every_kernel_has_types_for_all_its_arguments() -> None:
     """Counted in the source, since a missing one is memory read at random."""
-    source = kernels._SOURCE.read_text()
+    source = build.SOURCE.read_text()
     kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
-    for name, letters in kernels._KERNELS.items():
+    for name, letters in build.SIGNATURES.items():
         head = source.split(f"\nint {name}(")[1].split(")")[0]
         declared = ["p" if "*" in one else "f" if one.split()[0] == "float" else "n" for one in head.split(",")
                     if one != "void"]
         assert "".join(declared) == letters, name
-        assert kernels._loaded(name).argtypes == [kinds[x] for x in letters]
+        assert build.kernel(name).argtypes == [kinds[x] for x in letters]
 
 
 def of_linear_layers(dtype: torch.dtype) -> None:
     """Skip where the kernels have no linear layers of this type."""
-    if dtype == torch.bfloat16 and not kernels.tiled():
+    if dtype == torch.bfloat16 and not availability.amx_available():
         pytest.skip("this processor has no matrix registers")
 
 
@@ -775,16 +776,16 @@ def test_linear_layers_in_tiles(depth: int, columns: int, dtype: torch.dtype, ne
     made = torch.Generator().manual_seed(depth)
     x, weight = (torch.randn(n, depth, generator=made).to(dtype) for n in (1100, columns))
     bias = torch.randn(columns, generator=made).to(dtype)
-    add, tiles = (bias if biased else None), kernels.tile(weight)
-    assert torch.equal(kernels.untile(tiles), weight)
-    whole = kernels.linear(x, tiles, add)
+    add, tiles = (bias if biased else None), ops.tile_weight(weight)
+    assert torch.equal(ops.untile_weight(tiles), weight)
+    whole = ops.linear(x, tiles, add)
     exact = torch.nn.functional.linear(x.double(), weight.double(), None if add is None else add.double())
     torch.testing.assert_close(whole.double(), exact, atol=near, rtol=share)
     for count in (*range(1, 18), 32, 33, 47, 513):
-        assert torch.equal(kernels.linear(x[:count], tiles, add), whole[:count]), count
-        assert torch.equal(kernels.linear(x[3:3 + count], tiles, add), whole[3:3 + count]), count
+        assert torch.equal(ops.linear(x[:count], tiles, add), whole[:count]), count
+        assert torch.equal(ops.linear(x[3:3 + count], tiles, add), whole[3:3 + count]), count
     threads(2)
-    assert torch.equal(kernels.linear(x[None], tiles, add), whole[None])
+    assert torch.equal(ops.linear(x[None], tiles, add), whole[None])
 
 
 def test_long_sums_in_float32_are_cut() -> None:
@@ -793,19 +794,19 @@ def test_long_sums_in_float32_are_cut() -> None:
     x, weight = (torch.randn(n, 4096, generator=made) for n in (64, 96))
     exact = torch.nn.functional.linear(x.double(), weight.double())
     for count in (8, 64):
-        wrong = kernels.linear(x[:count], kernels.tile(weight)).double() - exact[:count]
+        wrong = ops.linear(x[:count], ops.tile_weight(weight)).double() - exact[:count]
         assert wrong.square().mean().sqrt() < 4.5e-5, count
 
 
-@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@pytest.mark.parametrize("dtype", ops.DTYPES)
 def test_linear_layers_that_do_not_fit_are_refused(dtype: torch.dtype) -> None:
     of_linear_layers(dtype)
-    good, other = torch.randn(32, 64).to(dtype), next(x for x in kernels.DTYPES if x != dtype)
-    assert kernels.fits(good)
-    assert kernels.fits(good[:, :48]) is (dtype == torch.float32)  # bfloat16: depths of whole tiles
-    assert not any(kernels.fits(bad) for bad in (good.half(), good[:20]))
+    good, other = torch.randn(32, 64).to(dtype), next(x for x in ops.DTYPES if x != dtype)
+    assert ops.takes_weight(good)
+    assert ops.takes_weight(good[:, :48]) is (dtype == torch.float32)  # bfloat16: depths of whole tiles
+    assert not any(ops.takes_weight(bad) for bad in (good.half(), good[:20]))
     for bad in (torch.randn(3, 64).to(other), torch.randn(3, 32).to(dtype)):
         with pytest.raises(NotImplementedError, match="a linear layer of"):
-            kernels.linear(bad, kernels.tile(good))
+            ops.linear(bad, ops.tile_weight(good))
     with pytest.raises(NotImplementedError, match="a linear layer of"):
-        kernels.linear(good, kernels.tile(good), torch.zeros(32, dtype=other))
+        ops.linear(good, ops.tile_weight(good), torch.zeros(32, dtype=other))

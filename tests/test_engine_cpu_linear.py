@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from aftertune.engine import budget as budgets
-from aftertune.engine import kernels
-from aftertune.engine.fast import Fast
-from aftertune.engine.linears import ROWS, Linears, layers, worthwhile
+from aftertune.engine.backends import backend_for
+from aftertune.engine.cpu import availability
+from aftertune.engine.cpu.linear import ROWS, PackedLinears, packable_layers, worth_packing
 from aftertune.engine.runner import Engine
-from aftertune.engine.schedule import TILED, Budget
+from aftertune.engine.schedule import Budget
 from aftertune.errors import ResourceError
 from aftertune.values import Request
 from eval_cases import byte_llama, byte_tokenizer
@@ -29,7 +29,7 @@ def wide(dtype: torch.dtype = torch.float32) -> Any:
 @pytest.fixture(params=[False, True])
 def tiled(request: pytest.FixtureRequest) -> bool:
     """Copies as oneDNN packs them, and in tiles of the kernels."""
-    if request.param and not kernels.tiled():
+    if request.param and not availability.amx_available():
         pytest.skip("this processor has no matrix registers")
     return bool(request.param)
 
@@ -37,7 +37,7 @@ def tiled(request: pytest.FixtureRequest) -> bool:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.15)])
 def test_packed_layers_give_the_numbers_of_plain_ones(dtype: torch.dtype, bound: float, tiled: bool) -> None:
     model = wide(dtype)
-    linears = Linears(model, tiled=tiled)
+    linears = PackedLinears(model, amx=tiled)
     with torch.inference_mode():
         plain = model(TOKENS).logits.float()
         with linears.packed():
@@ -52,24 +52,24 @@ def test_a_bias_is_added(dtype: torch.dtype, bound: float, tiled: bool) -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(ROWS, 2 * ROWS)).to(dtype)
     x = torch.randn(5, ROWS).to(dtype)
-    with torch.inference_mode(), Linears(model, tiled=tiled).packed():
+    with torch.inference_mode(), PackedLinears(model, amx=tiled).packed():
         assert torch.allclose(model(x), torch.nn.functional.linear(x, model[0].weight, model[0].bias), atol=bound)
 
 
 def test_layers_are_their_own_again_after_an_error() -> None:
     model = wide()
-    linears, swapped = Linears(model), []
+    linears, swapped = PackedLinears(model), []
 
     def failing() -> None:
         with linears.packed():
-            swapped.extend("forward" in vars(layer) for layer in layers(model))
+            swapped.extend("forward" in vars(layer) for layer in packable_layers(model))
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         failing()
     assert swapped
     assert all(swapped)
-    assert not any("forward" in vars(layer) for layer in layers(model))
+    assert not any("forward" in vars(layer) for layer in packable_layers(model))
 
 
 def test_layers_under_an_adapter_are_packed_and_the_adapter_still_acts() -> None:
@@ -78,10 +78,10 @@ def test_layers_under_an_adapter_are_packed_and_the_adapter_still_acts() -> None
     torch.manual_seed(1)
     model = get_peft_model(wide(), LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False,
                                               task_type="CAUSAL_LM")).eval()
-    assert len(layers(model)) == len(layers(wide()))
+    assert len(packable_layers(model)) == len(packable_layers(wide()))
     with torch.inference_mode():
         plain = model(TOKENS).logits
-        with Linears(model).packed():
+        with PackedLinears(model).packed():
             packed = model(TOKENS).logits
             with model.disable_adapter():
                 base = model(TOKENS).logits
@@ -91,39 +91,39 @@ def test_layers_under_an_adapter_are_packed_and_the_adapter_still_acts() -> None
 
 def test_copies_are_made_only_where_memory_allows() -> None:
     model = wide()
-    size = sum(layer.weight.numel() * 4 for layer in layers(model))
-    assert worthwhile(model, 3 * size)
-    assert not worthwhile(model, 3 * size - 1)
-    assert not worthwhile(byte_llama(), 2**40)  # narrow layers alone
-    assert not worthwhile(wide().half(), 2**40)
+    size = sum(layer.weight.numel() * 4 for layer in packable_layers(model))
+    assert worth_packing(model, 3 * size)
+    assert not worth_packing(model, 3 * size - 1)
+    assert not worth_packing(byte_llama(), 2**40)  # narrow layers alone
+    assert not worth_packing(wide().half(), 2**40)
 
 
 def test_a_budget_stored_before_there_were_copies_reads_as_one_without() -> None:
     old = {"tokens": 1, "logits": 1, "cells": 1, "slots": 1, "threads": 1}
-    assert Budget.load(old).prepacked == 0
-    assert Budget.load({**old, "prepacked": 1}).prepacked == 1
+    assert Budget.load(old).weights == "plain"
+    assert Budget.load({**old, "prepacked": 1}).weights == "onednn"
 
 
 def test_tiles_are_for_processors_with_matrix_registers(monkeypatch: pytest.MonkeyPatch) -> None:
     for has in (True, False):
-        monkeypatch.setattr(kernels, "tiled", lambda has=has: has)
-        found = [budgets.resolve(wide(dtype), free=2**33, threads=1).prepacked
+        monkeypatch.setattr(availability, "amx_available", lambda has=has: has)
+        found = [budgets.resolve(wide(dtype), free=2**33, threads=1).weights
                  for dtype in (torch.float32, torch.bfloat16)]
-        assert found == [TILED if has else 1] * 2
-    with pytest.raises(ResourceError, match=r"matrix registers \(AMX\), and here are none.*--fork"):
-        Fast(wide(torch.bfloat16), Budget(1, 1, 1, 1, 1, prepacked=TILED))
+        assert found == ["amx" if has else "onednn"] * 2
+    with pytest.raises(ResourceError, match=r"started with AMX .*, which is not available here: .*--fork"):
+        backend_for(wide(torch.bfloat16), Budget(1, 1, 1, 1, 1, weights="amx"))
 
 
 def test_an_engine_uses_them_for_packed_rows_and_not_for_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     model, used = wide(), []
-    original = Linears.packed
+    original = PackedLinears.packed
 
-    def counted(self: Linears, **options: Any) -> Any:
+    def counted(self: PackedLinears, **options: Any) -> Any:
         used.append(self)
         return original(self, **options)
 
-    monkeypatch.setattr(Linears, "packed", counted)
-    budget = Budget(tokens=500, logits=500, cells=10**6, slots=2, threads=1, prepacked=1)
+    monkeypatch.setattr(PackedLinears, "packed", counted)
+    budget = Budget(tokens=500, logits=500, cells=10**6, slots=2, threads=1, weights="onednn")
     requests = [Request(position=i, kind="score", context="The sky is", continuation=end, item=0)
                 for i, end in enumerate((" blue", " ab"))]
     found = []
@@ -146,7 +146,7 @@ def there(layer: Any) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_live_in_the_copies_alone_and_come_back_bit_for_bit(dtype: torch.dtype, tiled: bool) -> None:
     model, right = wide(dtype), wide(dtype)
-    linears = Linears(model, tiled=tiled)
+    linears = PackedLinears(model, amx=tiled)
     one, x = model.model.layers[0].self_attn, torch.randn(3, 2 * ROWS).to(dtype)
     with torch.inference_mode():
         expected = model(TOKENS).logits
@@ -168,7 +168,7 @@ def test_weights_live_in_the_copies_alone_and_come_back_bit_for_bit(dtype: torch
 def test_tied_weights_stay_for_the_embedding() -> None:
     model = byte_llama(hidden=2 * ROWS)
     model.lm_head.weight = model.model.embed_tokens.weight
-    linears = Linears(model)
+    linears = PackedLinears(model)
     with torch.inference_mode(), linears.packed(alone=True):
         linears.product(model.lm_head)
         assert there(model.lm_head)
@@ -176,7 +176,7 @@ def test_tied_weights_stay_for_the_embedding() -> None:
 
 def test_weights_come_back_after_an_error_and_can_be_trained() -> None:
     model = wide()
-    linears, layer = Linears(model), model.model.layers[0].mlp.up_proj
+    linears, layer = PackedLinears(model), model.model.layers[0].mlp.up_proj
 
     def failing() -> None:
         with linears.packed(alone=True):
