@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from aftertune import tasks
+from aftertune.catalog import MetricKey, is_bounded
 from aftertune.comparison import compare, differences
 from aftertune.errors import InputError, NotComparable, SourceError
 from aftertune.evaluation import Progress, Run
 from aftertune.ledger import Ledger
-from aftertune.stats.sequential import SHARES, PairedSequential, draw_key
+from aftertune.stats.sequential import PairedSequential, draw_key
 from aftertune.stats.verdict import ALPHA
 from aftertune.study import EarlySpec, EvalSpec
 from aftertune.tasks import LoadedTask
@@ -196,8 +197,8 @@ class _Deciding:
             items = [(one.settings.task, place, item) for one in members for place, item in enumerate(one.items)]
             items.sort(key=lambda i: _place(seed, i[2]))
             first = members[0].settings
-            metric = first.primary.rpartition(",")[0]
-            watched = metric in SHARES and _by_items(name, members)
+            metric = MetricKey(first.primary).metric
+            watched = is_bounded(metric) and _by_items(name, members)
             batch = self.early_spec.batch or (BATCH if len(items) > FEW else SMALL_BATCH)
             unit = EarlyUnit(name=name, key=first.primary, tasks=tuple(one.settings.task for one in members),
                              items=len(items), batch=batch if watched else len(items),
@@ -278,15 +279,15 @@ def _pools(loaded: Sequence[LoadedTask]) -> Iterator[tuple[str, list[LoadedTask]
 
 def _speaks(group: object, primary: str) -> bool:
     """True where the group has a score of this ``metric,filter``."""
-    metric, _, chosen = primary.rpartition(",")
+    key = MetricKey(primary)
     found = getattr(group, "aggregate_metric_list", None) or []
-    return any(a.metric == metric and chosen in (a.filter_list or [chosen]) for a in found)
+    return any(a.metric == key.metric and key.filter in (a.filter_list or [key.filter]) for a in found)
 
 
 def _by_items(name: str, members: Sequence[LoadedTask]) -> bool:
     """False for a group whose mean weighs its tasks alike: a pooled draw says nothing of such a mean."""
     group = members[0].groups.get(name)
-    metric = members[0].settings.primary.rpartition(",")[0]
+    metric = MetricKey(members[0].settings.primary).metric
     return group is None or all(a.weight_by_size for a in group.aggregate_metric_list if a.metric == metric)
 
 
@@ -294,7 +295,7 @@ def _notes(drawn: Sequence[_Unit]) -> Iterator[str]:
     for unit in drawn:
         if unit.watch is None:
             why = "its mean weighs tasks, not items" if len(unit.unit.tasks) > 1 else \
-                f"{unit.unit.key.rpartition(',')[0]} has no bounds"
+                f"{MetricKey(unit.unit.key).metric} has no bounds"
             yield f"{unit.unit.name}: all items were asked, since an early stop does not cover it ({why})"
 
 

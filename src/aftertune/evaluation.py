@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from aftertune import provenance, sources, tasks
+from aftertune.catalog import MetricKey
 from aftertune.engine import budget as budgets
 from aftertune.engine import devices
 from aftertune.engine.decide import Decision
@@ -346,7 +347,7 @@ def _unextracted(loaded: Sequence[LoadedTask], answers: Sequence[Answer]) -> Ite
     for one in loaded:
         settings = one.settings
         texts = [a for a in answers if a.task == settings.task and generated(a)]
-        nothing = sum(no_answer(a, settings.primary.rpartition(",")[2]) for a in texts)
+        nothing = sum(no_answer(a, MetricKey(settings.primary).filter) for a in texts)
         if nothing:
             share = math.floor(1000 * nothing / len(texts)) / 10
             yield f"{settings.task}: {nothing} of {len(texts)} texts ({share:g} %) have no extractable answer"

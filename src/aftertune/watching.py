@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from aftertune import sources, tasks
+from aftertune.catalog import MetricKey
 from aftertune.engine import budget, devices
 from aftertune.engine.decide import Decision
 from aftertune.engine.runner import Engine
@@ -69,14 +70,14 @@ class Watch:
 
     def _point(self, one: LoadedTask, answers: list[Answer], step: int, family: int) -> WatchPoint:
         settings = one.settings
-        key, metric = settings.primary, settings.primary.rpartition(",")[0]
+        key = MetricKey(settings.primary)
         before, after = (np.array([a.metrics[key] for a in side], dtype=np.float64)
                          for side in (self.base[settings.task], answers))
-        better = settings.higher_is_better.get(metric, True)
+        better = settings.higher_is_better.get(key.metric, True)
         found = paired_evidence(before, after, margin=self.watch.margin / 100, higher_is_better=better)
         floor = found.base_low is not None and at_floor(found.base_low, settings.chance)
-        return WatchPoint(step=step, task=settings.task, metric=metric, n=found.n, base=found.base, tuned=found.tuned,
-                          delta=found.delta, low=found.low, high=found.high,
+        return WatchPoint(step=step, task=settings.task, metric=key.metric, n=found.n, base=found.base,
+                          tuned=found.tuned, delta=found.delta, low=found.low, high=found.high,
                           verdict=_verdict(found, ALPHA / family, floor=floor))
 
 

@@ -216,10 +216,10 @@ def _drops(texts: list[str]) -> dict[str, float]:
 
 def _scale(evaluation: Evaluation, task: str) -> int:
     """100 if the primary metric of the task (or group) is shown in points, else 1."""
-    from aftertune.report.names import is_fraction
+    from aftertune.catalog import MetricKey, is_fraction
 
     keys = [t.primary for t in evaluation.tasks if task in (t.task, *t.groups)]
-    return 100 if all(is_fraction(key.partition(",")[0]) for key in keys) else 1
+    return 100 if all(is_fraction(MetricKey(key).metric) for key in keys) else 1
 
 
 def gate_object(comparison: Comparison, lines: tuple[GateLine, ...]) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aftertune.cli.console import emit
 from aftertune.cli.options import Json
-from aftertune.errors import InputError
+from aftertune.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -17,6 +19,20 @@ if TYPE_CHECKING:
 
 #: Share of items on which two models differ, where nothing is known of it: about that of a light fine-tune.
 USUAL = 0.1
+
+
+#: How the sources of a benchmark's documents are called.
+NAMES = {"hub": "the Hub's data set", "pack": "the offline pack"}
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Items of a task. origin: where that number is from; note: what another source has."""
+
+    task: str
+    items: int
+    origin: str
+    note: str = ""
 
 
 def plan_items(
@@ -45,20 +61,24 @@ def plan_items(
         with contextlib.suppress(InputError):
             ledger = stack.enter_context(Ledger(create=False))
         found = _pair(base, tuned, ledger) if base and tuned else {}
-        names = dict(_sized(text, ledger) for text in task or ()) or {name: total for name, (_, total) in found.items()}
+        counts = [count for text in task or () for count in _counts(text, ledger)] or \
+            [Count(name, total, "both evaluations") for name, (_, total) in found.items()]
+    names = {count.task: count.items for count in counts}
     if not names:
         raise InputError("name tasks with --task, for example --task hellaswag, or two evaluations of the ledger")
     psi = {name: discordance / 100 if discordance is not None else found.get(name, (USUAL, 0))[0] for name in names}
     plans = {name: need(psi[name], margin / 100, total=total, alpha=0.05 / len(names), power=power / 100)
              for name, total in names.items()}
+    origins = {count.task: count.origin for count in counts}
     if as_json:
         emit({"margin": margin, "power": power, "tasks": [{
-            "task": name, "items": plan.total, "discordance": psi[name], "kept": plan.kept,
+            "task": name, "items": plan.total, "items_from": origins[name], "discordance": psi[name], "kept": plan.kept,
             "lost": [{"points": 100 * loss, "items": n} for loss, n in plan.lost],
             "smallest": None if plan.smallest is None else 100 * plan.smallest, "kept_at": 100 * plan.kept_at}
             for name, plan in plans.items()]})
     else:
         _show(plans, psi, margin, power)
+        _show_counts(counts)
 
 
 def _check(margin: float, discordance: float | None, power: float) -> None:
@@ -79,20 +99,35 @@ def _pair(base: str, tuned: str, ledger: Ledger | None) -> dict[str, tuple[float
     return {r.task: (discordance_bound((r.gained or 0) + (r.lost or 0), r.n), r.n_total or r.n) for r in rows}
 
 
-def _sized(text: str, ledger: Ledger | None) -> tuple[str, int]:
-    """``TASK=ITEMS``, or the items that the ledger or this program knows of."""
-    from aftertune.pipeline.costs import known_items
+def _counts(text: str, ledger: Ledger | None) -> Iterator[Count]:
+    """What ``--task`` names: ``TASK=ITEMS``, or a task with the items that an evaluation would ask now.
 
-    name, equals, count = text.partition("=")
+    That is the number of the last evaluation in the ledger, else that of the pack where the Hub is not reached, else
+    that of the Hub. A name that stands for tasks with scores of their own gives each of them.
+    """
+    from aftertune.catalog import BENCHMARKS
+    from aftertune.tasks.local import asked_from
+
+    name, equals, count = (part.strip() for part in text.partition("="))
     if equals:
-        if not count.strip().isdigit() or int(count) < 1:
+        if not count.isdigit() or int(count) < 1:
             raise InputError(f"--task {text!r}: write TASK=ITEMS, for example --task own=500")
-        return name.strip(), int(count)
-    seen = [t.n_total for e in ledger.evaluations() for t in e.tasks if t.task == name] if ledger else []
-    items = seen[-1] if seen else known_items(name)
-    if items is None:
-        raise InputError(f"--task {name}: how many items it has is not known here; write --task {name}=ITEMS")
-    return name, items
+        yield Count(name, int(count), "--task")
+        return
+    row = BENCHMARKS.get(name)
+    for task in row.members if row is not None and not row.scored else (name,):
+        seen = [e.total(task) for e in ledger.evaluations()] if ledger else []
+        total = next((n for n in reversed(seen) if n), None)
+        if total is not None:
+            yield Count(task, total, "the ledger")
+        elif task in BENCHMARKS:
+            source, items = asked_from(task), BENCHMARKS[task].items
+            other = next((s for s in items if s != source and items[s] != items[source]), None)
+            yield Count(task, items[source], NAMES[source],
+                        f"{items[other]:,} in {NAMES[other]}" if other else "")
+        else:
+            raise InputError(f"--task {name}: the catalog does not list it, so its number of items is unknown"
+                             f"{nearest(name, list(BENCHMARKS))}; write --task {name}=ITEMS")
 
 
 def _show(plans: dict[str, Need], psi: dict[str, float], margin: float, power: float) -> None:
@@ -115,6 +150,19 @@ def _show(plans: dict[str, Need], psi: dict[str, float], margin: float, power: f
         if not plan.can_show_kept:
             console.print(Text(f"{name}: \"kept\" within {margin:g} points cannot be decided with this task; all its "
                                f"items show it within {100 * plan.kept_at:.1f} points"), soft_wrap=True)
+
+
+def _show_counts(counts: Sequence[Count]) -> None:
+    """Say where the numbers of items are from, in one line."""
+    from rich.console import Console
+    from rich.text import Text
+
+    origins: dict[str, list[str]] = {}
+    for count in {c.task: c for c in counts}.values():
+        name = f"{count.task} ({count.note})" if count.note else count.task
+        origins.setdefault(count.origin, []).append(name)
+    line = "; ".join(f"from {origin}: {', '.join(names)}" for origin, names in origins.items())
+    Console().print(Text(f"Numbers of items {line}"), soft_wrap=True)
 
 
 def _items(count: int, total: int) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aftertune.catalog import MetricKey
 from aftertune.comparison.pairs import Pair
 from aftertune.stats.paired import Floats
 from aftertune.values import Answer, Evaluation, Score
@@ -47,7 +48,7 @@ def _column(left: Evaluation, right: Evaluation, pair: Pair, key: str) -> Column
     sign = _sign(left, pair.settings.task, pair.all_left, key)
     if sign is None or sign != _sign(right, pair.settings.task, pair.all_right, key):
         return None
-    metric = key.rpartition(",")[0]
+    metric = MetricKey(key).metric
     base, tuned = (sign * np.array([a.metrics[key] for a in side], dtype=np.float64)
                    for side in (pair.left, pair.right))
     better = pair.settings.higher_is_better

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aftertune.catalog import MetricKey
 from aftertune.comparison.columns import columns
 from aftertune.comparison.guard import find_differences
 from aftertune.comparison.pairs import Pair, pair_up
@@ -129,7 +130,7 @@ def _paired(left: Evaluation, right: Evaluation, task: str, ledger: Ledger) -> t
 def _better(pair: Pair) -> bool:
     """Whether more of the primary metric is better."""
     settings = pair.settings
-    metric = settings.primary.rpartition(",")[0]
+    metric = MetricKey(settings.primary).metric
     return bool(settings.higher_is_better.get(settings.primary, settings.higher_is_better.get(metric, True)))
 
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aftertune.catalog import MetricKey, is_bounded
 from aftertune.comparison.columns import Column, columns
 from aftertune.comparison.pairs import Pair
 from aftertune.comparison.rows import FORCED, Draft, Margins, build_row, margin_of, off_the_floor
 from aftertune.stats.evidence import Evidence
 from aftertune.stats.paired import NO_EVIDENCE, Floats, wilson
 from aftertune.stats.planning import discordance_bound, items_needed, settled_by
-from aftertune.stats.sequential import SHARES, PairedSequential, draw_key, is_whole
+from aftertune.stats.sequential import PairedSequential, draw_key, is_whole
 from aftertune.stats.verdict import ALPHA, Decision, at_floor
 from aftertune.values import ComparisonRow, Early, EarlyUnit, Evaluation
 
@@ -68,7 +69,7 @@ def _stopped(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Sequen
     for key in keys:
         parts = [t.get(key) for t in tables]
         known = [c for c in parts if c is not None]
-        if key.rpartition(",")[0] in SHARES and len(known) == len(parts):
+        if is_bounded(MetricKey(key).metric) and len(known) == len(parts):
             base, tuned = (np.concatenate([getattr(c, side) for c in known])[order] for side in ("base", "tuned"))
             kept[key] = Column(base, tuned, known[0].higher_is_better, known[0].note)
     settings = [p.settings for p in pairs]
@@ -89,7 +90,7 @@ def with_early_rows(rows: Sequence[ComparisonRow], units: Sequence[Stopped], mar
 
 def _row(stopped: Stopped, key: str, column: Column, margin: float, *, lineage: bool, forced: bool) -> ComparisonRow:
     unit, primary = stopped.unit, key == stopped.unit.key
-    metric = key.rpartition(",")[0]
+    metric = MetricKey(key).metric
     d = column.tuned - column.base if column.higher_is_better else column.base - column.tuned
     watch = PairedSequential(unit.items, margin, alpha=ALPHA / stopped.share, whole=is_whole(metric, d))
     verdict = watch.update(d) or "undecided"

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from aftertune.catalog import METRICS, MetricKey
 from aftertune.comparison import align, find
 from aftertune.comparison.columns import columns
 from aftertune.comparison.pairs import Pair, pair_up
@@ -83,7 +84,7 @@ def flips_of(comparisons: Sequence[Comparison], answers: Mapping[str, Sequence[A
 
 
 def _told(comparison: Comparison, row: ComparisonRow, pair: Pair, items: Mapping[str, Item], each: int) -> Flips:
-    key = f"{row.metric},{row.filter}"
+    key = MetricKey.of(row.metric, row.filter)
     changed = sorted(_changed(pair, key), key=lambda both: both[0].index)
     sides = [[(a, b) for a, b in changed if (a.metrics[key] > b.metrics[key]) is lost] for lost in (True, False)]
     return Flips(task=row.task, metric=key, base_name=comparison.base_name, tuned_name=comparison.tuned_name,
@@ -97,7 +98,7 @@ def _key(pair: Pair, left: Evaluation, right: Evaluation, metric: str | None) ->
     table = columns(left, right, pair)
     binary = [k for k, c in table.items() if c is not None and {*c.base.tolist(), *c.tuned.tolist()} <= {0.0, 1.0}]
     wanted = metric or pair.settings.primary
-    found = wanted if wanted in binary else next((k for k in binary if k.partition(",")[0] == wanted), None)
+    found = wanted if wanted in binary else next((k for k in binary if MetricKey(k).metric == wanted), None)
     if found is None:
         raise InputError(f"{pair.settings.task} has no metric {wanted!r} that is right or wrong on each item"
                          f"{nearest(wanted, binary)}; those that are: {', '.join(binary) or 'none'}")
@@ -134,7 +135,7 @@ def _side(key: str, asked: Asked, answer: Answer) -> FlipSide:
     texts = [r.text for r in answer.responses if r.text is not None]
     if texts:
         return FlipSide(right=right, chosen=texts[0], extracted=answer.extracted, finish=answer.responses[0].finish)
-    scores = _scores(key.partition(",")[0], asked.choices, [r.logprob for r in answer.responses])
+    scores = _scores(MetricKey(key).metric, asked.choices, [r.logprob for r in answer.responses])
     if not scores:
         return FlipSide(right=right, chosen="")
     best = max(range(len(scores)), key=scores.__getitem__)
@@ -148,7 +149,8 @@ def _scores(metric: str, choices: Sequence[str], logprobs: Sequence[float | None
     known = [p for p in logprobs if p is not None]
     if len(known) != len(logprobs) or not known:
         return ()
-    lengths = {"acc_norm": [len(c) for c in choices], "acc_bytes": [len(c.encode()) for c in choices]}.get(metric)
-    if lengths is None:
+    unit = METRICS[metric].length if metric in METRICS else ""
+    if not unit:
         return tuple(known[:len(choices)] if choices else known)
+    lengths = [len(c if unit == "character" else c.encode()) for c in choices]
     return tuple(p / n for p, n in zip(known, lengths, strict=False)) if all(lengths) else ()

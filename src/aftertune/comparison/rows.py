@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aftertune.catalog import MetricKey
 from aftertune.comparison.columns import Column, columns, score_of
 from aftertune.comparison.pairs import Pair
 from aftertune.errors import InputError
@@ -72,9 +73,9 @@ def build_row(draft: Draft, decision: Decision | None, *, lineage: bool, notes: 
     unadjusted p-values that the row shows, None for a row that has none. For the rest see `ComparisonRow`.
     """
     e = draft.evidence
-    metric, _, filter_name = draft.key.rpartition(",")
+    key = MetricKey(draft.key)
     return ComparisonRow(
-        task=draft.task, metric=metric, filter=filter_name,
+        task=draft.task, metric=key.metric, filter=key.filter,
         n=e.n, n_total=draft.n_total, stopped_of=draft.stopped_of,
         base=e.base, tuned=e.tuned, delta=e.delta, low=e.low, high=e.high, kind=e.kind,
         margin=draft.margin, primary=draft.primary, target=draft.target, group=draft.group,

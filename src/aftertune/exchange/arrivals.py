@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from aftertune import catalog
 from aftertune.errors import InputError
-from aftertune.exchange import known
 from aftertune.exchange.markdown import read_record
 from aftertune.exchange.results_file import Run, read_results, results_files, samples_name
 from aftertune.exchange.samples_file import Sample, read_samples
 from aftertune.provenance import redact
 from aftertune.reported import UNPROVEN, Reported
-from aftertune.tasks.load import CLUSTERS, primary
+from aftertune.tasks.load import primary
 from aftertune.values import (
     Answer,
     Evaluation,
@@ -95,7 +95,7 @@ def _answered(run: Run) -> list[_Answered]:
         config = run.part("configs", task)
         kind = str(config.get("output_type") or "multiple_choice")
         filters = list(dict.fromkeys(f.filter for f in run.scores(task)))
-        samples = read_samples(path, task=task, output_type=kind, filters=filters, cluster=CLUSTERS.get(task))
+        samples = read_samples(path, task=task, output_type=kind, filters=filters, cluster=catalog.cluster_field(task))
         _check(run, task, path, samples)
         settings = _own(run, task, samples) or _settings(run, task, config, kind, samples)
         found.append(_Answered(settings, samples, _scores(run, settings, len(samples))))
@@ -109,9 +109,9 @@ def _check(run: Run, task: str, path: Path, samples: Sequence[Sample]) -> None:
         raise InputError(f"{path}: {len(samples)} documents, and {run.path.name} was made of {used}; the file was cut "
                          "off, or it belongs to another run")
     for figures in run.scores(task):
-        key = f"{figures.metric},{figures.filter}"
+        key = figures.key
         values = [s.metrics[key] for s in samples if key in s.metrics]
-        if figures.metric in known.SHARES and len(values) == len(samples) and \
+        if catalog.is_share(figures.metric) and len(values) == len(samples) and \
                 abs(sum(values) / len(values) - figures.value) > 1e-6:
             raise InputError(f"{path}: {key} is {sum(values) / len(values):.6f} over its documents, and "
                              f"{run.path.name} says {figures.value:.6f}; they do not belong together")
@@ -155,14 +155,14 @@ def _settings(run: Run, task: str, config: dict[str, Any], kind: str, samples: S
         fewshot_as_multiturn=bool(template and run.value.get("fewshot_as_multiturn")),
         generation=json_ready(config.get("generation_kwargs") or {}) if kind == "generate_until" else {},
         chance=1 / len(samples[0].asked) if kind == "multiple_choice" and samples[0].asked else None,
-        cluster=CLUSTERS.get(task),
+        cluster=catalog.cluster_field(task),
         groups=tuple(g for g in run.groups if task in run.leaves_of(g)))
 
 
 def _scores(run: Run, settings: TaskSettings, n: int) -> list[Score]:
     return [Score(task=settings.task, metric=f.metric, filter=f.filter, value=f.value, stderr=f.stderr, n=n,
                   higher_is_better=settings.higher_is_better.get(f.metric, True),
-                  primary=f"{f.metric},{f.filter}" == settings.primary) for f in run.scores(settings.task)]
+                  primary=f.key == settings.primary) for f in run.scores(settings.task)]
 
 
 def _store(run: Run, answered: list[_Answered], ledger: Ledger, name: str | None) -> Arrival:
@@ -245,7 +245,7 @@ def reported_scores(run: Run, source: str, without: Collection[str] = ()) -> tup
     found = []
     for task in dict.fromkeys([*run.part("results"), *run.part("groups")]):
         used = run.counts(task)[0]
-        n = used or known.items_of(task)
+        n = used or catalog.hub_items(task)
         found += [Reported(
             source=source, model=redact(run.model), task=task, metric=f.metric, filter=f.filter, value=f.value,
             stderr=f.stderr, n=n, n_source="stated" if used else "known" if n else "", value_text=_digits(f.value),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from aftertune.exchange import known
+from aftertune.catalog import is_share
 from aftertune.exchange.arrivals import reported_scores
 from aftertune.exchange.markdown import Document, read_record
 from aftertune.exchange.results_file import read_results
@@ -129,7 +129,7 @@ def audit_document(document: Document) -> Audit:
 def check(row: Reported) -> Check:
     """Whether a reported value can be k/n, and its error that of such a share."""
     value = _figure(row.value_text)
-    if row.metric not in known.SHARES or value is None:
+    if not is_share(row.metric) or value is None:
         return Check(row, None, None, (), 0.0, f"{row.metric} is not known to be a share of items")
     if row.n is None:
         return Check(row, None, None, (), 0.0, "how many items it is made of is not stated")
@@ -213,7 +213,7 @@ def _claims(base: str, tuned: str, found: Sequence[Check], *, family: bool) -> I
 
 
 def _complete(one: Check) -> bool:
-    return one.row.value is not None and one.row.stderr is not None and one.row.metric in known.SHARES
+    return one.row.value is not None and one.row.stderr is not None and is_share(one.row.metric)
 
 
 def _summary(row: Reported) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from aftertune.catalog import MetricKey
 from aftertune.errors import InputError, StorageError
 from aftertune.exchange.results_file import samples_name
 from aftertune.provenance import public_source
@@ -91,7 +92,7 @@ def _results(evaluation: Evaluation, lines: Mapping[str, Sequence[dict[str, Any]
     for score in evaluation.scores:
         row = groups.setdefault(score.task, {"alias": score.task}) if score.group else table[score.task]
         row[score.key] = _finite(score.value)
-        row[f"{score.metric}_stderr,{score.filter}"] = "N/A" if score.stderr is None else _finite(score.stderr)
+        row[score.key.stderr] = "N/A" if score.stderr is None else _finite(score.stderr)
     children = {g: [t.task for t in evaluation.tasks if g in t.groups] for g in groups}
     provenance, model, first = evaluation.provenance, evaluation.model, evaluation.tasks[0]
     begun = _begun(evaluation)
@@ -152,7 +153,7 @@ def _line(task: TaskSettings, answer: Answer, item: Item, name: str, texts: Sequ
     generated = task.output_type == "generate_until"
     rolling = task.output_type == "loglikelihood_rolling"
     pairs = [_pair(r) for r in answer.responses]
-    metrics = {k.rpartition(",")[0]: v for k, v in answer.metrics.items() if k.rpartition(",")[2] == name}
+    metrics = {k.metric: v for k, v in ((MetricKey(k), v) for k, v in answer.metrics.items()) if k.filter == name}
     arguments: list[dict[str, Any]] = []
     for text in texts[:1] if generated else texts:
         given: dict[str, Any] = {"arg_0": None if text is None else text[1] if rolling else text[0]}

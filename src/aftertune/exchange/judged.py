@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from aftertune.exchange import known
+from aftertune.catalog import is_share
 from aftertune.exchange.audits import ALPHA, Audit, Check, audit_document
 from aftertune.exchange.markdown import Document
 from aftertune.ledger import Ledger
@@ -49,7 +49,7 @@ def _best(checks: Sequence[Check]) -> Iterator[tuple[ScoreName, str]]:
     names = dict.fromkeys((c.row.task, c.row.metric, c.row.filter) for c in checks)
     for name in names:
         row = [c for c in checks if (c.row.task, c.row.metric, c.row.filter) == name]
-        if len(row) < 2 or name[1] not in known.SHARES or not all(map(_usable, row)):
+        if len(row) < 2 or not is_share(name[1]) or not all(map(_usable, row)):
             continue
         first, *others = sorted(row, key=lambda c: -(c.row.value or 0))
         tests = [unpaired(_summary(first), _summary(other)) for other in others]

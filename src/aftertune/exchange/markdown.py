@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from aftertune import catalog
 from aftertune.errors import InputError
-from aftertune.exchange import known
 from aftertune.exchange.inline import Heading, Table, Text, read_blocks
 from aftertune.exchange.reading import MIB, read_text
 from aftertune.exchange.remarks import read_remarks
@@ -95,12 +95,12 @@ class _Draft:
     @property
     def metric(self) -> tuple[str, str]:
         """(metric, filter); a table without a column of metrics gives accuracies."""
-        return known.metric_named(self.row.get("metric") or "accuracy", self.row.get("filter") or "none")
+        return catalog.metric_named(self.row.get("metric") or "accuracy", self.row.get("filter") or "none")
 
     @property
     def beyond_one(self) -> bool:
         """True for a share above 1 without a percent sign."""
-        return self.metric[0] in known.SHARES and "%" not in self.cell and _is_figure(self.cell) and \
+        return catalog.is_share(self.metric[0]) and "%" not in self.cell and _is_figure(self.cell) and \
             Figure.parse(self.value).value > 1
 
 
@@ -133,7 +133,7 @@ class _Reader:
     def _text(self, line: Text) -> None:
         place = self.places[-1]
         if line.item == "bullet" and (fact := _FACT.fullmatch(line.words.text)):
-            if not known.is_metric(fact[1]):  # those are definitions
+            if not catalog.is_metric(fact[1]):  # those are definitions
                 place.facts[fact[1]] = fact[2]
         elif _NOT_EVALUATED.search(line.words.text):
             place.planned = (line.words.code, line.line)
@@ -173,15 +173,15 @@ class _Reader:
         if value.lower() in _ABSENT or not row.get("task"):
             return None
         metric, filter_ = draft.metric
-        task = known.task_named(row["task"])
+        task = catalog.task_named(row["task"])
         stated = re.match(r"[\d,]+", row.get("n", ""))
         n = int(stated[0].replace(",", "")) if stated and stated[0].strip(",") else None
-        figure = self._figure(draft, value, percent=True if percent and metric in known.SHARES else None)
+        figure = self._figure(draft, value, percent=True if percent and catalog.is_share(metric) else None)
         stderr = None if error.lower() in _ABSENT else self._figure(draft, error, percent=figure.scale == 100)
         return Reported(
             source=self.source, model=draft.model, task=task, metric=metric, filter=filter_, value=figure.fraction,
-            stderr=stderr.fraction if stderr else None, n=n or known.items_of(task),
-            n_source="stated" if n else "known" if known.items_of(task) else "",
+            stderr=stderr.fraction if stderr else None, n=n or catalog.hub_items(task),
+            n_source="stated" if n else "known" if catalog.hub_items(task) else "",
             value_text=_marked(value, figure), stderr_text=_marked(error, figure) if stderr else "", line=draft.line)
 
     def _figure(self, draft: _Draft, text: str, *, percent: bool | None) -> Figure:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from aftertune.exchange import known
+from aftertune import catalog
 from aftertune.exchange.inline import Heading, Table, Text, Words
 from aftertune.reported import Remark, Reported
 
@@ -44,13 +44,13 @@ def _item(item: Text, heading: str) -> Iterator[Remark]:
     if item.item == "bullet" and (task := _OPEN.fullmatch(item.words.text)):
         yield Remark(kind="future", text=task[1], line=item.line)
     elif lead and rest and len(lead) <= _LEAD:
-        if known.is_metric(lead):
-            metric, filter_ = known.metric_named(lead)
+        if catalog.is_metric(lead):
+            metric, filter_ = catalog.metric_named(lead)
             yield Remark(kind="definition", metric=metric, filter=filter_, lead=lead, text=rest, line=item.line)
         elif _OBSERVED.search(heading):
             yield Remark(kind="observation", lead=lead, text=rest, line=item.line)
         elif _DESCRIBED.search(heading):
-            yield Remark(kind="description", task=known.task_named(lead), lead=lead, text=rest, line=item.line)
+            yield Remark(kind="description", task=catalog.task_named(lead), lead=lead, text=rest, line=item.line)
 
 
 def _table(table: Table, scores: Sequence[Reported]) -> Iterator[Remark]:
@@ -76,8 +76,8 @@ def _column(at: int, title: str, lower: Sequence[str], rows: Sequence[tuple[int,
     task = ""
     for number, cells in rows:
         named = {name: cells[i].text for i, name in enumerate(lower)}
-        task = known.task_named(named.get("task") or task)
-        metric, filter_ = known.metric_named(named.get("metric") or "accuracy", named.get("filter") or "none")
+        task = catalog.task_named(named.get("task") or task)
+        metric, filter_ = catalog.metric_named(named.get("metric") or "accuracy", named.get("filter") or "none")
         found.append((number, task, metric, filter_, cells[at]))
     shown = {(metric, filter_, _SPREAD.split(cell.text)[0]) for _, _, metric, filter_, cell in found}
     own = (m for m in dict.fromkeys(s.model for s in scores)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aftertune.catalog import MetricKey
 from aftertune.errors import InputError
 from aftertune.exchange.reading import MIB, parse_json, read_text
 
@@ -26,12 +27,19 @@ _STAMP = re.compile(r"(?:^|_)(\d{4}-\d{2}-\d{2}T[\d.\-]+)\.json$")
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One score of the results file, as a float and as it is written there."""
+    """One score of the results file, under the name that it has there."""
 
-    metric: str
-    filter: str
+    key: MetricKey
     value: float
     stderr: float | None
+
+    @property
+    def metric(self) -> str:
+        return self.key.metric
+
+    @property
+    def filter(self) -> str:
+        return self.key.filter
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +131,10 @@ class Run:
         """The scores of a task or group, in order."""
         row = self.part("groups", task) or self.part("results", task)
         for key, value in row.items():
-            metric, found, filter_ = key.partition(",")
-            if not found or metric.endswith("_stderr") or not _finite(value):
-                continue
-            error: Any = row.get(f"{metric}_stderr,{filter_}")
-            yield Figures(metric, filter_, float(value), float(error) if _finite(error) else None)
+            name = MetricKey(key)
+            if name.is_score and _finite(value):
+                error: Any = row.get(name.stderr)
+                yield Figures(name, float(value), float(error) if _finite(error) else None)
 
     def counts(self, task: str) -> tuple[int | None, int | None]:
         """(items used, items of the split), as far as they are stated."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from aftertune.catalog import MetricKey
 from aftertune.errors import InputError
 from aftertune.exchange.reading import MIB, json_lines
 from aftertune.values import Item, Response, canonical, digest
@@ -154,7 +155,7 @@ def _judge(sample: Sample, line: Mapping[str, Any], place: str, filters: Sequenc
     sample.seen += 1
     for metric in map(str, names):
         number = _number(metric, line.get(metric))
-        key = f"{metric},{name}"
+        key = MetricKey.of(metric, name)
         if key in sample.metrics:
             raise InputError(f"{place}: document {sample.item.index} stands there twice under the filter {name!r}; a "
                              "samples file has each document once per filter")

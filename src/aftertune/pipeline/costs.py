@@ -10,10 +10,10 @@ from presets or from the configs of models that are here; nothing is fetched.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
+from aftertune.catalog import closest, leaves
 from aftertune.errors import AftertuneError
 from aftertune.ledger import Ledger
 from aftertune.pipeline.cells import Cell
@@ -21,14 +21,12 @@ from aftertune.sources import resolve_model, shape_of
 from aftertune.sources.hub import offline_only
 from aftertune.study import BaseSpec, Study, TaskSpec, TuneSpec, on_hub
 from aftertune.study.presets import Shape, known
+from aftertune.tasks.local import asked_from
 from aftertune.tuning.estimate import REACHED, SIZES, Load, Machine, estimate
 from aftertune.values import Tuning
 
-#: Items of whole tasks, and tokens that the engine computes for one (benchmarks/speed.py prints them); first match.
-TASKS: tuple[tuple[str, int, int], ...] = (
-    ("hellaswag", 10042, 172), ("mmlu_high_school_computer_science", 100, 135), ("mmlu", 14042, 135),
-    ("mmlu_*", 250, 135), ("gsm8k_cot*", 1319, 230), ("gsm8k*", 1319, 1080), ("arc_easy", 570, 35),
-    ("arc_challenge", 299, 40), ("piqa", 1838, 35), ("winogrande", 1267, 35), ("boolq", 3270, 150), ("*", 1000, 120))
+#: Items of a task that the catalog does not list, and tokens that the engine computes for one: a guess.
+UNLISTED = (1000, 120)
 #: Rows of a file that is not here, or that is not counted.
 ROWS = 1000
 #: The interpreter with its libraries, and one batch, in bytes.
@@ -98,7 +96,7 @@ class Costs:
         like = self._like(shape, tasks)
         if like is not None:
             return Cost(like[0], memory, disk, like[1], guessed)
-        tokens = sum(items_of(task) * _task(task)[2] for task in tasks)
+        tokens = sum(items_of(t, self.study.task_source) * _tokens(t) for t in tasks)
         assert self.machine.rate is not None
         seconds = 2 * tokens * (shape.linear + shape.vocabulary * shape.hidden) / (self.machine.rate * REACHED)
         basis = f"{tokens:,} tokens at {self.machine.rate / 1e9:,.0f} G operations/s"
@@ -111,7 +109,8 @@ class Costs:
             if {_asked_name(t.task, names) for t in done.tasks} == names and done.model.parameters \
                     and done.device.split()[0].split(":")[0] == self.machine.device.split(":")[0] \
                     and isinstance(done.schedule.get("seconds"), int | float):
-                share = sum(map(items_of, tasks)) / max(sum(t.n for t in done.tasks), 1)
+                items = sum(items_of(t, self.study.task_source) for t in tasks)
+                share = items / max(sum(t.n for t in done.tasks), 1)
                 seconds = done.schedule["seconds"] * share * shape.parameters / done.model.parameters
                 return seconds, f"the pace of evaluation {done.name}"
         return None
@@ -134,27 +133,26 @@ class Costs:
         return Cost(found.seconds, found.memory, found.disk, found.basis, guessed)
 
 
-def items_of(task: TaskSpec) -> int:
-    """Items that a task has here, as far as is known without reading it."""
-    if task.target is not None and task.sample is None and task.limit is None:
-        return _lines(task.target.file)
-    return min(n for n in (task.sample, task.limit, _task(task)[1]) if n is not None)
-
-
-def known_items(name: str) -> int | None:
-    """Items of a whole task that is known here, None for others."""
-    return next((items for pattern, items, _ in TASKS if name == pattern.removesuffix("*")), None)
-
-
-def _task(task: TaskSpec) -> tuple[str, int, int]:
+def items_of(task: TaskSpec, source: str) -> int:
+    """Items that a task will ask, as far as is known without reading it; source: the study's ``task_source``."""
+    asked = [n for n in (task.sample, task.limit) if n is not None]
     if task.target is not None:
-        return task.name, 10**9, 60 + task.target.max_tokens
-    return next(known for known in TASKS if fnmatchcase(task.name, known[0]))
+        return asked[0] if asked else _lines(task.target.file)
+    row = closest(task.name)
+    return min([*asked, UNLISTED[0] if row is None else row.items[asked_from(task.name, source)]])
+
+
+def _tokens(task: TaskSpec) -> int:
+    """Tokens that the engine computes for one item."""
+    if task.target is not None:
+        return 60 + task.target.max_tokens
+    row = closest(task.name)
+    return UNLISTED[1] if row is None else row.tokens
 
 
 def _asked_name(task: str, names: set[str]) -> str:
     """A task of a group by the group's name."""
-    return task if task in names else next((n for n in names if task.startswith(f"{n}_")), task)
+    return task if task in names else next((n for n in names if task in leaves(n) or task.startswith(f"{n}_")), task)
 
 
 def _examples(spec: TuneSpec) -> int:

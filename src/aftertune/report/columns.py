@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from aftertune.catalog import is_fraction
 from aftertune.report import format as fmt
-from aftertune.report.names import is_fraction, metric_title, task_title
+from aftertune.report.names import metric_title, task_title
 from aftertune.report.table import items_of, note_text, part_of, row_details, row_label, shown_verdict, value_text
 from aftertune.values import Comparison, ComparisonRow, Verdict
 

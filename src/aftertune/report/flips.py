@@ -10,31 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from aftertune.catalog import METRICS, MetricKey
 from aftertune.report import format as fmt
 from aftertune.report import markdown as md
 from aftertune.report.names import metric_title, task_title
 from aftertune.values import Difference, Flip, Flips, FlipSide
 
-UNITS = {"acc_norm": "nats per character", "acc_bytes": "nats per byte"}
 ENDS = {"length": "cut off at the token limit", "stop": "ended by a stop string", "eos": "ended by the model"}
 
 
 def write_flips(found: Flips, *, limit: int | None = None) -> str:
     """The flips as one Markdown document; ``limit`` items of each direction at most."""
-    metric, _, filter_ = found.metric.rpartition(",")
+    key = MetricKey(found.metric)
     names = md.text(fmt.visible(found.base_name)), md.text(fmt.visible(found.tuned_name))
     blocks = [f"# {md.text(task_title(found.task))}: what changed from {names[0]} to {names[1]}"]
     if found.differences:
         blocks.append(f"> **{md.text(forced_text(found.differences))}**")
-    blocks.append(f"Of {fmt.count(found.n)} items, by {md.text(metric_title(metric, filter_))}: "
+    blocks.append(f"Of {fmt.count(found.n)} items, by {md.text(metric_title(key.metric, key.filter))}: "
                   f"{fmt.count(found.lost)} lost (right before, wrong after), {fmt.count(found.gained)} gained.")
     for direction in ("lost", "gained"):
         mine = [f for f in found.flips if f.direction == direction]
         for flip in mine[:limit]:
-            blocks += _flip(flip, names, UNITS.get(metric, "nats"))
+            blocks += _flip(flip, names, score_unit(key.metric))
         if limit is not None and len(mine) > limit:
             blocks.append(f"*{fmt.count(len(mine) - limit)} more {direction} items are not shown.*")
     return "\n\n".join(blocks) + "\n"
+
+
+def score_unit(metric: str) -> str:
+    """The unit of what a metric compares: log-likelihoods, perhaps divided by the length of the choice."""
+    length = METRICS[metric].length if metric in METRICS else ""
+    return f"nats per {length}" if length else "nats"
 
 
 def forced_text(differences: Sequence[Difference]) -> str:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from aftertune.catalog import is_fraction
 from aftertune.report import format as fmt
-from aftertune.report.names import is_fraction
 from aftertune.report.table import early_text, items_text
 from aftertune.values import GateLine
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from aftertune.catalog import MetricKey
 from aftertune.report import format as fmt
 from aftertune.report.names import task_title
 from aftertune.stats.form import count_forms, generated
@@ -54,7 +55,7 @@ def format_table(evaluation: Evaluation, answers: Sequence[Answer]) -> list[Form
         mine = [a for a in answers if a.task == task.task and generated(a)]
         if mine:
             lines.append(FormatLine(title=fmt.visible(task_title(task.task)),
-                                    **asdict(count_forms(mine, task.primary.rpartition(",")[2]))))
+                                    **asdict(count_forms(mine, MetricKey(task.primary).filter))))
     return lines
 
 
@@ -90,7 +91,7 @@ def changed_items(comparison: Comparison, answers: Answers) -> list[Changed]:
 
 
 def _changed(row: ComparisonRow, base: Sequence[Answer], tuned: Sequence[Answer]) -> list[Changed]:
-    key = f"{row.metric},{row.filter}"
+    key = MetricKey.of(row.metric, row.filter)
     before = {a.item: a for a in base if a.task == row.task}
     found = []
     for after in tuned:

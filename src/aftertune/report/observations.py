@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aftertune.catalog import is_fraction
 from aftertune.report import format as fmt
 from aftertune.report.columns import margin_text, scale
 from aftertune.report.flips import forced_text
-from aftertune.report.names import is_fraction, metric_title, source_title, task_title
+from aftertune.report.names import metric_title, source_title, task_title
 from aftertune.report.table import items_of, items_text
 from aftertune.values import Comparison, ComparisonRow, Verdict
 

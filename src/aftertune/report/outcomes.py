@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aftertune.catalog import is_fraction
 from aftertune.report.families import tuning_of
-from aftertune.report.names import is_fraction
 from aftertune.report.results import Results
 from aftertune.report.table import shown_verdict
 from aftertune.values import Comparison, ComparisonRow, Tuning, Verdict

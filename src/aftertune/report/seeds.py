@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from aftertune.catalog import is_fraction
 from aftertune.report import format as fmt
 from aftertune.report import markdown as md
 from aftertune.report.columns import columns, margin_text, scale, verdict_lines
-from aftertune.report.names import is_fraction, metric_title, task_title
+from aftertune.report.names import metric_title, task_title
 from aftertune.report.observations import Observation
 from aftertune.values import ComparisonRow, Contrast, Verdict
 

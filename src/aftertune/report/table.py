@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from aftertune.catalog import is_fraction
 from aftertune.report import format as fmt
-from aftertune.report.names import is_fraction, metric_title, task_title
+from aftertune.report.names import metric_title, task_title
 from aftertune.reported import ScoreName
 from aftertune.stats.paired import wilson
 from aftertune.values import (

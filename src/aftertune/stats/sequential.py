@@ -30,13 +30,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from aftertune.catalog import METRICS
 from aftertune.stats.paired import Floats
 from aftertune.values import Verdict
 
-#: Metrics that lie in [0, 1] on every item by their definition: what is bounded can be watched.
-SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match", "f1", "em", "valid_json", "field_accuracy"})
-#: Those of them that are 0 or 1 on every item (`acc` is not in a few tasks: their values show it).
-_WHOLE = SHARES - {"f1", "field_accuracy"}
 #: Eight bets, from cautious to bold, of equal weight; in units where differences lie in [-1, 1].
 SCALES: Floats = np.geomspace(0.05, 1, 8)
 #: No bet may lose more than this share of its stake on one item.
@@ -58,7 +55,7 @@ def draw_key(seed: int, task: str, index: int, item: str) -> str:
 
 def is_whole(metric: str, differences: Floats) -> bool:
     """True where the full run's differences are whole numbers: a metric of right or wrong, and nothing else seen."""
-    return metric in _WHOLE and bool((differences == np.round(differences)).all())
+    return metric in METRICS and METRICS[metric].binary and bool((differences == np.round(differences)).all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from aftertune.catalog import METRICS
 from aftertune.errors import TaskError
 from aftertune.values import Asked
-
-_BY_LENGTH = ("acc_norm", "acc_bytes")
 
 
 def asked(task: Any, doc: Mapping[str, Any], index: int) -> Asked:
@@ -38,7 +37,7 @@ def _choice(task: Any, doc: Mapping[str, Any], index: int) -> Asked:
     name = task.config.task
     if not choices:
         raise TaskError(f"task {name!r}, item {index}: it has no choices; mend or leave out this document")
-    metrics = [m for m in _BY_LENGTH if m in task.higher_is_better()]
+    metrics = [m.name for m in METRICS.values() if m.length and m.name in task.higher_is_better()]
     if "" in choices and metrics:
         raise TaskError(f"task {name!r}, item {index}: choice {choices.index('') + 1} of {len(choices)} is empty, and "
                         f"{metrics[0]} divides by its length; mend or leave out this document")

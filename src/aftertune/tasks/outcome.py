@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aftertune.catalog import MetricKey
 from aftertune.errors import TaskError
 from aftertune.tasks import patience
 from aftertune.tasks.load import LoadedTask
@@ -72,7 +73,7 @@ def _answers(one: LoadedTask, responses: Mapping[int, Response]
                 values[metric, name].append(value)
                 number = _number(metric, value)
                 if number is not None:
-                    shown[f"{metric},{name}"] = number
+                    shown[MetricKey.of(metric, name)] = number
             if isinstance(results[0], str):
                 extracted[name] = OUT_OF_TIME if slow or (instances[0].doc_id, name) in late else results[0]
         places = tuple(p for _, ps in pairs for p in ps)
@@ -136,11 +137,12 @@ def _scores(one: LoadedTask, values: dict[tuple[str, str], list[Any]], table: di
         value = float(aggregate(items))
         make = stderr_for_metric(metric=aggregate, bootstrap_iters=BOOTSTRAP)
         error = float(make(items)) if make and len(items) > 1 else None
-        row[f"{metric},{name}"] = value
-        row[f"{metric}_stderr,{name}"] = "N/A" if error is None else error
+        key = MetricKey.of(metric, name)
+        row[key] = value
+        row[key.stderr] = "N/A" if error is None else error
         scores.append(Score(task=settings.task, metric=metric, filter=name, value=value, stderr=error,
                             n=len(items), higher_is_better=settings.higher_is_better.get(metric, True),
-                            primary=f"{metric},{name}" == settings.primary))
+                            primary=key == settings.primary))
     table[settings.task] = row
     return scores
 
@@ -152,12 +154,11 @@ def _group_scores(groups: Mapping[str, Any], table: dict[str, dict[str, Any]]) -
         if not group.has_aggregation:
             continue
         row = group.aggregate(table)
-        for key, value in row.items():
-            if "," not in key or "_stderr," in key:
+        for key, value in ((MetricKey(k), v) for k, v in row.items()):
+            if not key.is_score:
                 continue
-            metric, chosen = key.split(",", 1)
-            error = row.get(f"{metric}_stderr,{chosen}")
-            scores.append(Score(task=name, metric=metric, filter=chosen, value=float(value),
+            error = row.get(key.stderr)
+            scores.append(Score(task=name, metric=key.metric, filter=key.filter, value=float(value),
                                 stderr=float(error) if isinstance(error, int | float) else None,
                                 n=int(row["sample_len"]), group=True))
     return scores

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from aftertune.catalog import MetricKey
 from aftertune.values.compared import (
     TOLD,
     Comparison,
@@ -247,8 +248,8 @@ class Score:
     group: bool = False
 
     @property
-    def key(self) -> str:
-        return f"{self.metric},{self.filter}"
+    def key(self) -> MetricKey:
+        return MetricKey.of(self.metric, self.filter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

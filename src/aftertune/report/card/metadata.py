@@ -15,23 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from aftertune.catalog import BENCHMARKS, is_fraction
 from aftertune.report import format as fmt
 from aftertune.report.card.subject import Subject
-from aftertune.report.names import is_fraction, metric_title, task_title
+from aftertune.report.names import metric_title, task_title
 from aftertune.report.table import score_interval, score_part
 from aftertune.study import HUB_NAMES, on_hub, presets
 from aftertune.values import Evaluation, ModelIdentity, Score, TaskSettings, Tuning
-
-#: Data sets of the Hub, with their part, that tasks read; a pack holds copies of these.
-_DATA = {
-    "hellaswag": ("Rowan/hellaswag", None), "arc_easy": ("allenai/ai2_arc", "ARC-Easy"),
-    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge"), "piqa": ("baber/piqa", None),
-    "winogrande": ("allenai/winogrande", "winogrande_xl"), "boolq": ("aps/super_glue", "boolq"),
-    "sciq": ("allenai/sciq", None), "openbookqa": ("allenai/openbookqa", "main"), "gsm8k": ("openai/gsm8k", "main"),
-    "gsm8k_cot": ("openai/gsm8k", "main"), "mmlu": ("cais/mmlu", "all"),
-}
-#: Tasks that ask a benchmark in a way of their own, under the benchmark's own name.
-_SAME = {"gsm8k_cot": "gsm8k"}
 
 
 def base_on_hub(model: ModelIdentity) -> str | None:
@@ -96,7 +86,7 @@ def _settings(evaluation: Evaluation, score: Score) -> TaskSettings | None:
 
 def _data(task: TaskSettings | None, name: str) -> tuple[str | None, str | None]:
     """The data set of the Hub that a task asks about, and its part; (None, None) for documents of the user's own."""
-    known = _DATA.get(name) or (("cais/mmlu", name.removeprefix("mmlu_")) if name.startswith("mmlu_") else None)
+    known = BENCHMARKS[name].hub if name in BENCHMARKS else None
     stated = task.data.removeprefix("hub:") if task is not None and task.data.startswith("hub:") else None
     if stated is not None:
         return stated, known[1] if known and known[0] == stated else None
@@ -113,11 +103,16 @@ def entries(subject: Subject) -> dict[str, str]:
         data, _ = _data(_settings(evaluation, score), score.task)
         if score.primary and data is not None and is_fraction(score.metric):
             begun = evaluation.provenance.started if evaluation.provenance else None
-            entry = EvalResultEntry(dataset_id=data, task_id=_SAME.get(score.task, score.task), value=score.value,
+            entry = EvalResultEntry(dataset_id=data, task_id=_page(score.task), value=score.value,
                                     date=begun, notes="; ".join(_notes(evaluation, score)))
             name = re.sub(r"[^\w.-]+", "_", score.task)
             found[f"{name}.yaml"] = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
     return found
+
+
+def _page(task: str) -> str:
+    """The benchmark under whose name the Hub lists results of a task."""
+    return BENCHMARKS[task].page or task if task in BENCHMARKS else task
 
 
 def _notes(evaluation: Evaluation, score: Score) -> Iterator[str]:

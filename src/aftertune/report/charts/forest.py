@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aftertune.catalog import is_fraction
 from aftertune.report import format as fmt
 from aftertune.report.badges import badge
 from aftertune.report.charts.sheet import INK, WIDE, Sheet, mark, sheet, short
-from aftertune.report.names import is_fraction, metric_title, task_title
+from aftertune.report.names import metric_title, task_title
 from aftertune.report.table import row_label, shown_verdict
 from aftertune.values import Comparison, ComparisonRow, Contrast
 

