@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from aftertune.engine.budget import resolve
-from aftertune.engine.cpu import PackedBackend, autograd, availability
+from aftertune.engine.cpu import autograd, availability
+from aftertune.engine.cpu.backend import PackedBackend
 from aftertune.engine.schedule import Budget
 from aftertune.errors import InputError, ResourceError
 from aftertune.ledger import Ledger
@@ -158,3 +159,11 @@ def test_a_run_goes_on_with_what_it_was_started_with(begun: str, folder: Path, t
     assert done.scores == whole.scores
     assert done.schedule["budget"] == whole.schedule["budget"]
     assert answers(half, done.id) == answers(tmp_path / "whole.db", whole.id)
+
+
+def test_the_readme_names_every_file_of_the_package() -> None:
+    folder = Path(availability.__file__).parent
+    text = (folder / "README.md").read_text("utf-8")
+    files = {p.name for p in folder.iterdir() if p.suffix in (".py", ".c")} - {"__init__.py"}
+    assert len(files) >= 11
+    assert {name for name in files if f"| `{name}` |" not in text} == set()

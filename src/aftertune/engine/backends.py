@@ -18,15 +18,15 @@ def choose(model: Any, free: int) -> tuple[BackendName, WeightsName]:
     """The backend for a model, and the form of its linear weights, with ``free`` bytes of memory."""
     if str(model.device).split(":")[0] != "cpu":
         return "torch", "plain"
-    from aftertune.engine import cpu
+    from aftertune.engine.cpu import backend
 
-    return cpu.choose(model, free)
+    return backend.choose(model, free)
 
 
 def backend_for(model: Any, budget: Budget) -> AttentionBackend:
     """The backend that a budget names. Raises ResourceError where it is not available here."""
     if budget.backend == "torch" and budget.weights == "plain":
         return TorchBackend(model)
-    from aftertune.engine import cpu
+    from aftertune.engine.cpu import backend
 
-    return cpu.make_backend(model, budget)
+    return backend.make_backend(model, budget)
