@@ -25,10 +25,10 @@ from typing import Any
 
 import speed
 from aftertune.comparison import compare
-from aftertune.deciding import Decided, until_decided
+from aftertune.early_stopping import Decided, until_decided
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
-from aftertune.report import format as fmt
+from aftertune.report import formatting as fmt
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 from aftertune.values import Comparison, ComparisonRow
 from document import write_section

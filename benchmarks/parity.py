@@ -182,7 +182,7 @@ def ours(model: Any, tokenizer: Any, plan: Plan, threads: int) -> Side:
     """aftertune's packed engine."""
     from aftertune import tasks
     from aftertune.engine import budget, devices
-    from aftertune.engine.runner import Engine
+    from aftertune.engine.engine import Engine
 
     loaded = load(plan, capped=True)
     started = time.monotonic()
@@ -209,9 +209,9 @@ def theirs(model: Any, tokenizer: Any, plan: Plan, batch_size: int) -> Side:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from aftertune.tasks import index
+    from aftertune.tasks import lm_eval_index
 
-    loaded, made = load(plan, capped=False), index.manager(plan.folder)
+    loaded, made = load(plan, capped=False), lm_eval_index.manager(plan.folder)
     started = time.monotonic()
     samples: dict[str, list[Sample]] = {}
     values: dict[tuple[str, str], float] = {}
@@ -399,11 +399,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _limits(given: argparse.Namespace) -> dict[str, int]:
     """Items of each task; those that generate may have a limit of their own."""
-    from aftertune.tasks import index
+    from aftertune.tasks import lm_eval_index
 
-    made, limits = index.manager(), {}
+    made, limits = lm_eval_index.manager(), {}
     for name in given.tasks.split(","):
-        generates = name != "rolling" and index.config(made, name).get("output_type") == "generate_until"
+        generates = name != "rolling" and lm_eval_index.config(made, name).get("output_type") == "generate_until"
         limits[name] = given.generated if generates and given.generated else given.limit
     return limits
 

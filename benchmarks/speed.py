@@ -111,7 +111,7 @@ class Side:
 
     def _ours(self, loaded: list[Any]) -> dict[str, Any]:
         from aftertune.engine import budget, devices
-        from aftertune.engine import runner as engine_room
+        from aftertune.engine import engine as engine_room
 
         runner: Any = engine_room
         requests = [r for one in loaded for r in one.requests]

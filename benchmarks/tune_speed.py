@@ -55,7 +55,7 @@ class Side:
         from aftertune import sources
         from aftertune.engine import devices
         from aftertune.tuning.build import attention
-        from aftertune.tuning.encode import Form, encode_all
+        from aftertune.tuning.tokenize import Form, encode_all
 
         self.name = name
         self.threads = devices.set_threads()
@@ -74,7 +74,7 @@ class Side:
     def run(self) -> dict[str, Any]:
         """Seconds and peak bytes of one epoch, its tokens, and the held-out loss after it."""
         from aftertune.engine.memory import forget_peak, peak
-        from aftertune.tuning.loop import quiet_libraries
+        from aftertune.tuning.trainer import quiet_libraries
 
         forget_peak("cpu")
         with quiet_libraries(), contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
@@ -85,23 +85,25 @@ class Side:
 
     def _loss(self, model: Any) -> float:
         """Mean nats per token of the held-out examples."""
-        from aftertune.tuning.loss import Batching, completion_losses
+        from aftertune.tuning.held_out import Batching, completion_losses
 
         losses = completion_losses(model, self.held_out, Batching(pad=self.tokenizer.pad_token_id, dtype=self.dtype))
         return sum(losses) / len(losses)
 
     def _ours(self, folder: Path) -> tuple[Any, float, str]:
         from aftertune.study import LoraSpec
+        from aftertune.tuning.batching import choose
         from aftertune.tuning.build import build
-        from aftertune.tuning.checkpoints import Checkpoints
-        from aftertune.tuning.course import Hooks, Plan
-        from aftertune.tuning.lines import choose
-        from aftertune.tuning.loop import Feed, train
-        from aftertune.tuning.trainer import CompletionTrainer  # noqa: F401  # no import in what is timed
+        from aftertune.tuning.callbacks import Checkpoints, Hooks, TrainingPlan
+        from aftertune.tuning.trainer import (
+            CompletionTrainer,  # noqa: F401  # no import in what is timed
+            Feed,
+            train,
+        )
 
         model = build(self.model, "lora", LoraSpec(r=RANK), seed=0)
         lines = choose(model, self.rows, pad=self.tokenizer.pad_token_id, dtype=self.dtype)
-        plan = Plan(device="cpu", dtype=self.dtype, seed=0, epochs=1, max_steps=None, learning_rate=RATE,
+        plan = TrainingPlan(device="cpu", dtype=self.dtype, seed=0, epochs=1, max_steps=None, learning_rate=RATE,
                     batch_size=BATCH, accumulation=1, warmup=0.05, weight_decay=0.0, save_seconds=1e9)
         _warm_up(model, self.rows)
         started = time.perf_counter()
@@ -161,7 +163,7 @@ def data(given: Mapping[str, Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     """The examples to train on, and those to measure on: of a file, or of the demo."""
     from aftertune import demo
     from aftertune.study import DataSpec
-    from aftertune.tuning.corpus import Corpus
+    from aftertune.tuning.split import Corpus
 
     corpus = Corpus.load(DataSpec(file=given["data"] or demo.folder() / "orders_train.jsonl"), seed=0)
     return corpus.training[:given["examples"]], corpus.held_out[:given["held_out"]]

@@ -28,7 +28,7 @@ TOPICS = (
 def main() -> None:
     from aftertune import sources
     from aftertune.engine import budget, devices
-    from aftertune.engine.runner import Engine
+    from aftertune.engine.engine import Engine
     from aftertune.values import Request
 
     threads = devices.set_threads()

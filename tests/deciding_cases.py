@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aftertune.deciding import until_decided
+from aftertune.early_stopping import until_decided
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.study import EarlySpec, EvalSpec, TargetSpec, TaskSpec

@@ -15,7 +15,6 @@ import numpy as np
 
 import report_cases as cases
 from aftertune.report import Results
-from aftertune.reported import Difference, Judged, Reported
 from aftertune.stats import Case, at_floor, decide, paired_evidence, tell, wilson
 from aftertune.values import (
     Comparison,
@@ -30,6 +29,7 @@ from aftertune.values import (
     WatchPoint,
     digest,
 )
+from aftertune.values.reported import AuditedDocument, Reported, ReportedDifference
 
 SIZES, SHARES, SEEDS = (100, 400, 1600), (0.0, 0.2, 0.4), (0, 1, 2)
 MARGIN = 0.05
@@ -48,7 +48,7 @@ class Study:
     tunings: tuple[Tuning, ...]
     comparisons: tuple[Comparison, ...]
     flips: Mapping[str, Sequence[Flips]]
-    reported: tuple[Judged, ...]
+    reported: tuple[AuditedDocument, ...]
 
     def results(self, **more: Any) -> Results:
         """What a report of it is made of."""
@@ -174,7 +174,7 @@ def _flip(row: ComparisonRow, at: int, way: str) -> Flip:
                 choices=choices, gold=choices[0], base=sides[0 if before else 1], tuned=sides[1 if before else 0])
 
 
-def _reported() -> tuple[Judged, ...]:
+def _reported() -> tuple[AuditedDocument, ...]:
     facts = {"Evaluation Date": "2025-03-08", "Device": "CUDA (Tesla T4)", "Data Type": "float16"}
     rows = [("Base Llama 3.2 1B", "mmlu_high_school_computer_science", "acc", "none", "47.00%", "5.02%", 100,
              "ok: 47.00% is k=47 of 100; error 5.02% agrees"),
@@ -188,8 +188,9 @@ def _reported() -> tuple[Judged, ...]:
              for model, task, metric, f, value, error, n, audit in rows]
     planned = Reported(source="record.md", section="Phi-2 (2.7B)", model="Phi-2",
                        planned="./scripts/run_evaluation.sh small qlora true")
-    difference = Difference(base="Base Llama 3.2 1B", tuned="TinyLlama + QLoRA", family=False, told="cannot be checked",
+    difference = ReportedDifference(base="Base Llama 3.2 1B", tuned="TinyLlama + QLoRA", family=False,
+                                    told="cannot be checked",
                             score=("mmlu_high_school_computer_science", "acc", "none"), points=-20.5)
-    return (Judged(source="record.md", rows=(*found, (planned, "")), differences=(difference,),
+    return (AuditedDocument(source="record.md", rows=(*found, (planned, "")), differences=(difference,),
                    columns=("Base Llama 3.2 1B", "TinyLlama + QLoRA"),
                    findings=(("TinyLlama + QLoRA", "no hash or revision says which weights were evaluated"),)),)

@@ -11,7 +11,7 @@ import pytest
 
 from aftertune.ledger import Ledger
 from aftertune.study import TaskSpec
-from aftertune.tasks import LoadOptions, load, notes, outcome, patience
+from aftertune.tasks import LoadOptions, answer_warnings, load, outcome, scoring
 from aftertune.values import Response
 from cli_cases import call, settle
 from eval_cases import byte_folder
@@ -107,7 +107,7 @@ def repeated_documents(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[s
 
 
 def slow_pattern(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    patch.setattr(patience, "ANSWER", 0.2)
+    patch.setattr(scoring, "ANSWER", 0.2)
     (one,) = load((TaskSpec(name="slow"),), LoadOptions(include_path=Path("tasks")))
     texts = ["aac", "a" * 64 + "b", "aac"]
     responses = {r.position: Response(text=text, tokens=1, finish="stop")
@@ -115,7 +115,8 @@ def slow_pattern(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
     answers, _, scores = outcome((one,), responses)
     assert [a.extracted["get"] == "[out of time]" for a in answers] == [False, True, False]
     assert [s.n for s in scores] == [3]
-    assert "slow: 1 of 3 answers took the task's filters more than 0.2 s" in " ".join(notes((one,), responses, answers))
+    assert "slow: 1 of 3 answers took the task's filters more than 0.2 s" in " ".join(answer_warnings((one,), responses,
+                                                                                                      answers))
 
 
 def nothing_to_extract(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

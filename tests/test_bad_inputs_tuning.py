@@ -19,7 +19,7 @@ from aftertune.ledger import Ledger
 from aftertune.sources import fingerprint_model, resolve_adapter, resolve_model
 from aftertune.study import DataSpec, TuneSpec
 from aftertune.tuning import tune
-from aftertune.tuning.checkpoints import Checkpoints
+from aftertune.tuning.callbacks import Checkpoints
 from aftertune.values import Tuning, plain
 from cli_cases import call, one_line, settle
 from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer
@@ -218,7 +218,7 @@ def test_what_the_hub_does_not_give_of_data_is_told_apart(case: str, place: Path
 
     settle(monkeypatch, place)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("aftertune.tuning.files.offline", lambda: False)
+    monkeypatch.setattr("aftertune.tuning.data.offline", lambda: False)
     code = call(monkeypatch, "tune", "base", "--data", "acme/rows", "--split", "tran")
     _, err = told = capfd.readouterr()
     assert code == 2

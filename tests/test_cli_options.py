@@ -11,7 +11,7 @@ import typer
 from pydantic import Field
 from typer.testing import CliRunner
 
-from aftertune.cli.options import Given, Json, options_of, with_options
+from aftertune.cli.options import Given, JsonFlag, options_of, with_options
 from aftertune.errors import InputError
 from aftertune.study import (
     BaseSpec,
@@ -56,7 +56,7 @@ def run(*words: str) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     @with_options
-    def verb(*, example: Given[Example], as_json: Json = False) -> None:
+    def verb(*, example: Given[Example], as_json: JsonFlag = False) -> None:
         """A verb."""
         seen.update(values=dict(example.values), json=as_json, spec=example.make())
 

@@ -9,7 +9,7 @@ import pytest
 from aftertune.comparison import compare, differences
 from aftertune.errors import InputError, NotComparable
 from aftertune.ledger import Ledger
-from aftertune.report.observations import lineage_note
+from aftertune.report.sentences import lineage_note
 from aftertune.report.table import explored_text
 from aftertune.stats import benjamini_hochberg, paired_evidence, stratified_mean, tango_interval
 from aftertune.values import (

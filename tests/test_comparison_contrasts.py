@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aftertune.comparison.contrasts import contrasts, recipes
+from aftertune.comparison.across_seeds import contrasts, recipes
 from aftertune.ledger import Ledger
 from aftertune.pipeline import run
 from aftertune.report import write_record
-from aftertune.stats.seeds import seed_contrast
+from aftertune.stats.across_seeds import seed_contrast
 from aftertune.study import Study
 from eval_cases import CHAT, byte_folder
 from test_cli import call

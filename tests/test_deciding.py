@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aftertune.comparison import compare
-from aftertune.engine import runner
+from aftertune.engine import engine
 from aftertune.errors import InputError, NotComparable, ResumeRefused
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
@@ -157,8 +157,8 @@ def test_a_run_that_is_broken_off_goes_on_to_the_same_numbers(made: dict[str, An
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [made["own"], TaskSpec(name="arc_easy", sample=60)]
     verified: list[int] = []
-    real = runner.verify
-    monkeypatch.setattr(runner, "verify", lambda *a, **k: verified.append(1) or real(*a, **k))
+    real = engine.verify
+    monkeypatch.setattr(engine, "verify", lambda *a, **k: verified.append(1) or real(*a, **k))
 
     def progress(done: int, total: int, text: str) -> None:
         if text.startswith("asking"):

@@ -11,8 +11,8 @@ import torch
 
 from aftertune.engine import attention
 from aftertune.engine.attention import Call, TorchPrefix, TorchRows, TorchSlots, TorchStep
-from aftertune.engine.encode import Sequence
-from aftertune.engine.trie import Row, path, row
+from aftertune.engine.packing import PackedRow, packed_row, path
+from aftertune.engine.tokenize import TokenSequence
 
 HEADS, SHARED, SIZE = 4, 2, 6
 LAYER = object()
@@ -47,13 +47,13 @@ def literal(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, call: Cal
     return (scores.softmax(0)[..., None] * values.double()[:, each]).sum(0).float()
 
 
-def seen(one: Row, node: int) -> list[int]:
+def seen(one: PackedRow, node: int) -> list[int]:
     """A token's own sequence within its row: in depth-first order the last token of each depth up to it."""
     last = {int(one.depth[j]): j for j in range(node + 1)}
     return [last[d] for d in sorted(last) if d <= one.depth[node]]
 
 
-def expected(rows: list[Row], new: Tokens, prefix: Tokens | None, call: Call) -> torch.Tensor:
+def expected(rows: list[PackedRow], new: Tokens, prefix: Tokens | None, call: Call) -> torch.Tensor:
     """The definition for every token of a flat batch of rows."""
     out, start = [], 0
     before = prefix or Tokens(new.q[:0], new.k[:0], new.v[:0])
@@ -77,13 +77,14 @@ def shared(prefix: Tokens | None) -> TorchPrefix | None:
     return made
 
 
-def tries(past: int) -> list[Row]:
+def tries(past: int) -> list[PackedRow]:
     """Rows of different shapes after ``past`` tokens: branches early and late, a single path, one token."""
     head = tuple(range(100, 100 + past))
     groups: list[list[tuple[int, ...]]] = [
         [(1, 2, 3, *range(40), 9), (1, 2, 3, *range(20), 50, 51, 9), (1, 7, 9)],
         [(5, *range(30), 9)], [(4, 9)], [(1, 2, 9), (1, 3, 9), (2, 3, *range(18), 9), (2, 3, 4, 4, 9)]]
-    return [row([(p, Sequence(head + tokens, 1)) for p, tokens in enumerate(group)], past) for group in groups]
+    return [packed_row([(p, TokenSequence(head + tokens, 1)) for p, tokens in enumerate(group)],
+                       past) for group in groups]
 
 
 WINDOWS = [None, 1, 4, 30, 1000]

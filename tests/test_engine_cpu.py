@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from aftertune.engine import prefix
+from aftertune.engine import packing
 from aftertune.engine.attention import Call, TorchBackend, attending
 from aftertune.engine.backends import backend_for
 from aftertune.engine.budget import resolve
@@ -22,11 +22,11 @@ from aftertune.engine.cpu import availability, build, ops
 from aftertune.engine.cpu.linear import ROWS, PackedLinears, packable_layers
 from aftertune.engine.cpu.llama import FusedLayers
 from aftertune.engine.decoder import Decoder, Wave
-from aftertune.engine.encode import Generation, Prompt, Sequence
-from aftertune.engine.runner import Engine
+from aftertune.engine.engine import Engine
+from aftertune.engine.packing import packed_row, path
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
-from aftertune.engine.trie import path, row
+from aftertune.engine.tokenize import Generation, Prompt, TokenSequence
 from aftertune.errors import ResourceError
 from aftertune.values import Request
 from eval_cases import SLIDING, byte_config, byte_llama, byte_tokenizer, family, with_random_vectors
@@ -99,13 +99,13 @@ def wide(name: str = "llama", **values: Any) -> Any:
     return with_random_vectors(transformers.AutoModelForCausalLM.from_config(config).eval())
 
 
-Items = list[list[tuple[int, Sequence]]]
+Items = list[list[tuple[int, TokenSequence]]]
 
 
 def documents() -> Items:
     """Six long texts after HEAD, most of whose tokens are targets."""
     made = torch.Generator().manual_seed(3)
-    return [[(n, Sequence(HEAD + tuple(torch.randint(3, 264, (120,), generator=made).tolist()), 110))]
+    return [[(n, TokenSequence(HEAD + tuple(torch.randint(3, 264, (120,), generator=made).tolist()), 110))]
             for n in range(6)]
 
 
@@ -114,7 +114,7 @@ def groups() -> Items:
     made: Items = []
     for n, context in enumerate([(50, 51), (60,), tuple(range(70, 111)), tuple(range(100, 0, -1))]):
         ends = [(7, 8, 9), (7, 8), (30, 31, 32, 33), tuple(range(200, 220))][: 1 + (n + 2) % 4]
-        made.append([(10 * n + k, Sequence(HEAD + context + end, len(end))) for k, end in enumerate(ends)])
+        made.append([(10 * n + k, TokenSequence(HEAD + context + end, len(end))) for k, end in enumerate(ends)])
     return made
 
 
@@ -137,14 +137,14 @@ def found(scores: dict[int, Any]) -> Found:
 def plain(model: Any, items: Items | None = None) -> Found:
     """The definition: each sequence in a pass of its own."""
     scorer = Scorer(model, packed=False)
-    return found({p: s for g in items or groups() for pair in g for p, s in scorer.run([row([pair])]).items()})
+    return found({p: s for g in items or groups() for pair in g for p, s in scorer.run([packed_row([pair])]).items()})
 
 
 def packed(model: Any, budget: Budget = ALL, *, past: int = 0, items: Items | None = None) -> Found:
     backend = backend_for(model, budget)
     scorer = Scorer(model, packed=True, backend=backend)
     with backend.computing():
-        return found(scorer.run([row(g, past) for g in items or groups()], HEAD[:past]))
+        return found(scorer.run([packed_row(g, past) for g in items or groups()], HEAD[:past]))
 
 
 def spread(differences: np.ndarray) -> float:
@@ -190,7 +190,7 @@ def test_what_the_model_would_write_is_greedy(name: str) -> None:
         text = model.generate(torch.tensor([HEAD + context]), max_new_tokens=3, do_sample=False, eos_token_id=None,
                               pad_token_id=2)[0].tolist()
         other = [*text[:-1], (text[-1] + 1) % 264]
-        items.append([(2 * n, Sequence(tuple(text), 3)), (2 * n + 1, Sequence(tuple(other), 3))])
+        items.append([(2 * n, TokenSequence(tuple(text), 3)), (2 * n + 1, TokenSequence(tuple(other), 3))])
     assert plain(model, items).greedy == [True, False] * 3
     for past in (0, len(HEAD)):
         assert packed(model, past=past, items=items).greedy == [True, False] * 3
@@ -244,7 +244,7 @@ def test_slots_give_the_tokens_of_generate(name: str, calls: Counter[str]) -> No
 def test_each_step_gives_the_probabilities_of_a_whole_pass() -> None:
     for name in ("mistral", "qwen3", "gpt2"):
         model, tokens = wide(name), tuple(range(3, 70))
-        right = Scorer(model, packed=False).run([row([(0, Sequence(tokens, 40))])])[0].logprobs
+        right = Scorer(model, packed=False).run([packed_row([(0, TokenSequence(tokens, 40))])])[0].logprobs
         backend = backend_for(model, ALL)
         with backend.computing():
             stepped = Decoder(Scorer(model, packed=True, backend=backend), None, tokens=0).forced(tokens, 40)
@@ -319,7 +319,7 @@ def test_the_last_layer_computes_the_tokens_that_are_read_alone(monkeypatch: pyt
     monkeypatch.setattr(ops, "gate", gate)
     right = plain(model)
     assert packed(model).gap(right) < 1e-4
-    rows = [row(g, 0) for g in groups()]
+    rows = [packed_row(g, 0) for g in groups()]
     every, read = sum(r.length for r in rows), sum(len(r.keep) for r in rows)
     assert read < every
     assert seen == [every] * (model.config.num_hidden_layers - 1) + [read]
@@ -334,7 +334,7 @@ def test_a_step_of_decoding_and_a_scored_row_may_alternate() -> None:
     decoder, settings = Decoder(scorer, Numbers(), tokens=128), Generation((), 4, False, ())
     with backend.computing():
         before = decoder.run(prompts(), settings, Wave(3, HEAD))
-        scores = found(scorer.run([row(g, len(HEAD)) for g in groups()], HEAD))
+        scores = found(scorer.run([packed_row(g, len(HEAD)) for g in groups()], HEAD))
         assert decoder.run(prompts(), settings, Wave(3, HEAD)) == before
     assert scores.gap(right) < 1e-4
 
@@ -416,7 +416,7 @@ def test_the_norms_of_dora_are_made_once(name: str, norms: int, monkeypatch: pyt
     monkeypatch.setattr(DoraLinearLayer, "get_weight_norm", lambda *a, **k: made.append(1) or real(*a, **k))
     backend = backend_for(adapted.model, ALL)
     scorer = Scorer(adapted.model, packed=True, backend=backend)
-    rows = [row(g, 0) for g in groups()]
+    rows = [packed_row(g, 0) for g in groups()]
     for _ in range(2):
         right = plain(adapted.model)
         made.clear()
@@ -565,7 +565,7 @@ def requests() -> list[Request]:
 @pytest.mark.parametrize("name", MODELS)
 def test_an_evaluation_is_the_same_with_kernels_and_without(name: str, monkeypatch: pytest.MonkeyPatch,
                                                             calls: Counter[str]) -> None:
-    monkeypatch.setattr(prefix, "LEAST", 60)
+    monkeypatch.setattr(packing, "LEAST", 60)
     model, answers, digests = wide(name), [], []
     for budget in (ALL, NONE):
         calls.clear()

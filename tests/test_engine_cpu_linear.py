@@ -12,7 +12,7 @@ from aftertune.engine import budget as budgets
 from aftertune.engine.backends import backend_for
 from aftertune.engine.cpu import availability
 from aftertune.engine.cpu.linear import ROWS, PackedLinears, packable_layers, worth_packing
-from aftertune.engine.runner import Engine
+from aftertune.engine.engine import Engine
 from aftertune.engine.schedule import Budget
 from aftertune.errors import ResourceError
 from aftertune.values import Request

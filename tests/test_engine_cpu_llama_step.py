@@ -16,9 +16,9 @@ from aftertune.engine.backends import backend_for
 from aftertune.engine.cpu import attention as cpu_attention
 from aftertune.engine.cpu import availability, build, llama_step, ops
 from aftertune.engine.decoder import Decoder, Wave
-from aftertune.engine.encode import Generation
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
+from aftertune.engine.tokenize import Generation
 from test_engine_cpu import HEAD, Adapted, Numbers, built, calls, one_thread, prompts, wide
 
 __all__ = ["built", "calls", "one_thread"]

@@ -18,8 +18,8 @@ import torch
 
 from aftertune.engine.cpu import availability, build, ops
 from aftertune.engine.cpu.ops import KVCache, RowShape
-from aftertune.engine.encode import Sequence
-from aftertune.engine.trie import Row, path, row
+from aftertune.engine.packing import PackedRow, packed_row, path
+from aftertune.engine.tokenize import TokenSequence
 
 DTYPES = (torch.float32, torch.bfloat16)
 #: Heads and kv heads: groups of 1, 3 and 8.
@@ -117,23 +117,24 @@ class Tokens:
         return held
 
 
-def tries(past: int = 0) -> list[Row]:
+def tries(past: int = 0) -> list[PackedRow]:
     """Rows after ``past`` tokens: branches early and late, a path of just a tile, one token; none but that is a
     multiple of 16 long."""
     head = tuple(range(1000, 1000 + past))
     groups: list[list[tuple[int, ...]]] = [
         [(1, 2, 3, *range(40), 9), (1, 2, 3, *range(20), 50, 51, 9), (1, 7, 9)], [(5, *range(15), 9)], [(4, 9)],
         [(1, 2, 9), (1, 3, 9), (2, 3, *range(18), 9), (2, 3, 4, 4, 9)], [(5, *range(34), 9)]]
-    return [row([(p, Sequence(head + tokens, 1)) for p, tokens in enumerate(group)], past) for group in groups]
+    return [packed_row([(p, TokenSequence(head + tokens, 1)) for p, tokens in enumerate(group)],
+                       past) for group in groups]
 
 
-def shape(rows: list[Row]) -> RowShape:
+def shape(rows: list[PackedRow]) -> RowShape:
     starts = torch.tensor([0, *itertools.accumulate(r.length for r in rows)])
     return RowShape(starts, torch.cat([torch.from_numpy(r.end) for r in rows]),
                  torch.cat([torch.from_numpy(r.depth) for r in rows]))
 
 
-def sees(rows: list[Row], past: int, window: int) -> torch.Tensor:
+def sees(rows: list[PackedRow], past: int, window: int) -> torch.Tensor:
     """The definition [tokens, past + tokens]: a token sees the prefix and, of its own row, the last token of each depth
     up to its own; with a window the last so many of those."""
     total, start = sum(r.length for r in rows), 0
@@ -159,7 +160,7 @@ def scaling(new: Tokens) -> float:
     return float(new.q.shape[-1] ** -0.5)
 
 
-def by_rows(new: Tokens, rows: list[Row], past: Tokens | None, window: int, room: int = 0) -> torch.Tensor:
+def by_rows(new: Tokens, rows: list[PackedRow], past: Tokens | None, window: int, room: int = 0) -> torch.Tensor:
     return ops.attend_rows(new.q, new.k, new.v, shape(rows), past.kept(room) if past else None,
                                scaling(new), window)
 
@@ -196,7 +197,8 @@ def test_long_rows_are_cut_into_blocks(size: int, dtype: torch.dtype) -> None:
     """Several hundred keys and a long prefix: scores of few queries fit into the cache at once."""
     like, past = Heads(16, 1, size, dtype), 1500
     head, tail = tuple(range(past)), tuple(range(90))
-    rows = [row([(0, Sequence((*head, *tail, 1, 2, 3), 1)), (1, Sequence((*head, *tail[:50], 7, *tail, 3), 1))], past),
+    rows = [packed_row([(0, TokenSequence((*head, *tail, 1, 2, 3), 1)), (1, TokenSequence((*head, *tail[:50], 7, *tail,
+                                                                                           3), 1))], past),
             path(tuple(range(37)), past)]
     new, before = like.tokens(sum(r.length for r in rows), 3), like.tokens(past, 4)
     k, v = torch.cat([before.k, new.k]), torch.cat([before.v, new.v])
@@ -218,7 +220,7 @@ def test_any_order_in_memory_gives_the_same(heads: int, shared: int, dtype: torc
             assert torch.equal(by_rows(other, rows, None, 0), right)
 
 
-def alone(new: Tokens, rows: list[Row], past: Tokens | None, window: int) -> list[torch.Tensor]:
+def alone(new: Tokens, rows: list[PackedRow], past: Tokens | None, window: int) -> list[torch.Tensor]:
     starts = shape(rows).starts.tolist()
     return [by_rows(new.only(slice(a, b)), [one], past, window)
             for one, (a, b) in zip(rows, itertools.pairwise(starts), strict=True)]
@@ -235,7 +237,7 @@ def test_a_row_does_not_depend_on_its_neighbours(size: int, past: int, window: i
     assert torch.equal(by_rows(new, rows, before, window), torch.cat(alone(new, rows, before, window)))
 
 
-def starts_of(rows: list[Row]) -> list[slice]:
+def starts_of(rows: list[PackedRow]) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(shape(rows).starts.tolist())]
 
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from aftertune.engine.decide import Decision, decide, verify
-from aftertune.engine.encode import Encoder, Sequence
-from aftertune.engine.runner import Engine
+from aftertune.engine.engine import Engine
+from aftertune.engine.packing import packed_row
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
-from aftertune.engine.spot import needs_check, spot_check
-from aftertune.engine.trie import row
+from aftertune.engine.tokenize import Encoder, TokenSequence
+from aftertune.engine.verify import PackingDecision, decide, needs_spot_check, spot_check, verify
 from aftertune.errors import ResourceError
 from aftertune.values import Request
 from eval_cases import FAMILIES, byte_llama, byte_tokenizer, family
@@ -64,7 +63,7 @@ def test_families_that_packed_rows_would_break_run_plain(kind: str, values: dict
         "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16}}, 31)])
 def test_ordinary_decoders_take_packed_rows(kind: str, values: dict[str, Any], longest: int) -> None:
-    assert decide(built(kind, **values), longest) == Decision(True, "packed rows")
+    assert decide(built(kind, **values), longest) == PackingDecision(True, "packed rows")
 
 
 def test_a_dynamic_rope_is_packed_up_to_its_limit_only() -> None:
@@ -124,11 +123,11 @@ class BrokenSteps(LlamaForCausalLM):  # type: ignore[misc]
         return out
 
 
-YES = Decision(True, "packed rows")
+YES = PackingDecision(True, "packed rows")
 ENOUGH = Budget(tokens=10**6, logits=10**6, cells=10**9, slots=4, threads=1)
 
 
-def groups() -> list[list[tuple[int, Sequence]]]:
+def groups() -> list[list[tuple[int, TokenSequence]]]:
     """Three items of four choices each, which share their contexts."""
     encoder = Encoder(byte_tokenizer(), 256)
     made = []
@@ -142,7 +141,7 @@ def prompt(text: str = "Once upon a time there was ab") -> tuple[int, ...]:
     return Encoder(byte_tokenizer(), 256).prompt(text, 8).tokens
 
 
-def paths() -> list[list[tuple[int, Sequence]]]:
+def paths() -> list[list[tuple[int, TokenSequence]]]:
     """Two items that do not branch."""
     encoder = Encoder(byte_tokenizer(), 256)
     return [[(0, encoder.score("The sky", " is blue and so on"))], [(1, encoder.score("Two and two", " four"))]]
@@ -215,7 +214,7 @@ def test_nan_of_the_steps_alone_is_seen() -> None:
 
 
 def test_verify_leaves_a_refusal_and_an_empty_plan_alone() -> None:
-    no = Decision(False, "plain rows: because", alone=True)
+    no = PackingDecision(False, "plain rows: because", alone=True)
     assert verify(byte_llama(Broken), [((), groups())], [prompt()], no) is no
     for shared, prompts in [([], []), ([((), [])], []), ([], [()]), ([], [(5,), (5, 6)])]:
         assert verify(byte_llama(Broken), shared, prompts, YES) is YES
@@ -242,8 +241,8 @@ def test_an_engine_falls_back_whatever_it_is_asked(kind: Any) -> None:
 
 def test_packed_and_plain_scores_are_those_of_a_literal_forward_pass() -> None:
     model = byte_llama()
-    packed = Scorer(model, packed=True).run([row(g) for g in groups()])
-    plain = Scorer(model, packed=False).run([row([pair]) for g in groups() for pair in g])
+    packed = Scorer(model, packed=True).run([packed_row(g) for g in groups()])
+    plain = Scorer(model, packed=False).run([packed_row([pair]) for g in groups() for pair in g])
     for position, sequence in (pair for g in groups() for pair in g):
         with torch.inference_mode():
             logits = model(torch.tensor([sequence.tokens[:-1]])).logits[0].double().log_softmax(-1)
@@ -266,7 +265,7 @@ class TwoFaced(LlamaForCausalLM):  # type: ignore[misc]
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_spot_check_raises_on_a_device_that_disagrees(packed: bool) -> None:
-    rows = [row(g) for g in groups()] if packed else [row([pair]) for g in groups() for pair in g]
+    rows = [packed_row(g) for g in groups()] if packed else [packed_row([pair]) for g in groups() for pair in g]
     assert spot_check(byte_llama(), rows, packed=packed) < 1e-4
     assert 0 < spot_check(byte_llama().half(), rows, packed=packed) < 0.25
     with pytest.raises(ResourceError, match="disagrees with the CPU by") as caught:
@@ -276,8 +275,8 @@ def test_the_spot_check_raises_on_a_device_that_disagrees(packed: bool) -> None:
 
 def test_the_spot_check_takes_nan_for_disagreement() -> None:
     with pytest.raises(ResourceError, match="by nan"):
-        spot_check(byte_llama(Broken), [row(g) for g in groups()], packed=True)
-    model, rows = byte_llama(), [row(g) for g in groups()]
+        spot_check(byte_llama(Broken), [packed_row(g) for g in groups()], packed=True)
+    model, rows = byte_llama(), [packed_row(g) for g in groups()]
     with torch.no_grad():  # a token of the last row alone: the first ones are right
         model.model.embed_tokens.weight[int(rows[2].tokens[0])] = float("nan")
     with pytest.raises(ResourceError, match="by nan"):
@@ -285,4 +284,4 @@ def test_the_spot_check_takes_nan_for_disagreement() -> None:
 
 
 def test_only_mps_is_spot_checked() -> None:
-    assert [needs_check(d) for d in ("mps", "mps:0", "cpu", "cuda:0")] == [True, True, False, False]
+    assert [needs_spot_check(d) for d in ("mps", "mps:0", "cpu", "cuda:0")] == [True, True, False, False]

@@ -12,15 +12,14 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from aftertune.engine import prefix
-from aftertune.engine.decoder import Decoder, Wave
-from aftertune.engine.encode import Encoder, Generation, Prompt
-from aftertune.engine.generator import Generator
-from aftertune.engine.runner import Engine
-from aftertune.engine.sampler import takes_slots
+from aftertune.engine import packing
+from aftertune.engine.decoder import Decoder, Ending, Wave
+from aftertune.engine.engine import Engine
+from aftertune.engine.hf_generate import Generator
+from aftertune.engine.sampling import takes_slots
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
-from aftertune.engine.texts import Ending
+from aftertune.engine.tokenize import Encoder, Generation, Prompt
 from aftertune.values import Request, Response
 from eval_cases import FAMILIES, SLIDING, byte_llama, byte_tokenizer, family
 
@@ -344,7 +343,7 @@ def test_the_engines_agree(values: dict[str, Any], monkeypatch: pytest.MonkeyPat
     right, none = texts(byte_llama(), values, packed=False)
     assert set(none) == {0}
     for least in (256, 10**6):
-        monkeypatch.setattr(prefix, "LEAST", least)
+        monkeypatch.setattr(packing, "LEAST", least)
         for slots in (1, 3, 40):
             found, each = texts(byte_llama(), values, slots=slots)
             assert found == right

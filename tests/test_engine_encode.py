@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from transformers import LlamaConfig
 
-from aftertune.engine.encode import Encoder, Generation, window
+from aftertune.engine.tokenize import Encoder, Generation, window
 from aftertune.errors import InputError
 from eval_cases import byte_llama, byte_tokenizer
 from source_cases import tiny_tokenizer

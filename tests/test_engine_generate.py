@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from aftertune.engine.encode import Encoder, Generation
-from aftertune.engine.generator import Generator
+from aftertune.engine.hf_generate import Generator
+from aftertune.engine.tokenize import Encoder, Generation
 from aftertune.errors import InputError
 from eval_cases import byte_config, byte_llama, byte_tokenizer
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from aftertune.engine import prefix
+from aftertune.engine import packing
 from aftertune.engine.attention import TorchRows, attending
-from aftertune.engine.runner import Engine, Plan
+from aftertune.engine.engine import Engine, EnginePlan
+from aftertune.engine.packing import path
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
-from aftertune.engine.trie import path
 from aftertune.values import Request
 from eval_cases import FAMILIES, SLIDING, byte_llama, byte_tokenizer, family
 
@@ -36,15 +36,15 @@ def requests() -> list[Request]:
 
 @pytest.fixture
 def sharing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix, "SHORTEST", 8)
-    monkeypatch.setattr(prefix, "LEAST", 60)
+    monkeypatch.setattr(packing, "SHORTEST", 8)
+    monkeypatch.setattr(packing, "LEAST", 60)
 
 
 def tokens(text: str) -> list[int]:
     return list(byte_tokenizer().encode(text))
 
 
-def measured(model: Any, *, packed: bool = True, budget: Budget = SMALL) -> tuple[dict[int, Any], Plan]:
+def measured(model: Any, *, packed: bool = True, budget: Budget = SMALL) -> tuple[dict[int, Any], EnginePlan]:
     engine = Engine(model, byte_tokenizer(), packed=packed, budget=budget)
     plan = engine.plan(requests())
     return {p: r for batch in engine.run(plan, set()) for p, r in batch.responses.items()}, plan
@@ -53,11 +53,11 @@ def measured(model: Any, *, packed: bool = True, budget: Budget = SMALL) -> tupl
 @pytest.mark.parametrize("name", FAMILIES)
 def test_shared_prefixes_change_no_score(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = family(name)
-    monkeypatch.setattr(prefix, "SHORTEST", 10**6)
+    monkeypatch.setattr(packing, "SHORTEST", 10**6)
     apart, none = measured(model)
     plain, _ = measured(model, packed=False)
-    monkeypatch.setattr(prefix, "SHORTEST", 8)
-    monkeypatch.setattr(prefix, "LEAST", 60)
+    monkeypatch.setattr(packing, "SHORTEST", 8)
+    monkeypatch.setattr(packing, "LEAST", 60)
     together, plan = measured(model)
     wide, one = measured(model, budget=Budget(tokens=10**6, logits=10**6, cells=10**9, slots=2, threads=1))
     assert plan.decision.note.startswith("packed rows (verified")

@@ -6,21 +6,21 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aftertune.engine.encode import Sequence
-from aftertune.engine.trie import Row, path, row, sees
+from aftertune.engine.packing import PackedRow, packed_row, path, sees
+from aftertune.engine.tokenize import TokenSequence
 
 
 @st.composite
-def sequences(draw: st.DrawFn) -> Sequence:
+def sequences(draw: st.DrawFn) -> TokenSequence:
     """Few different tokens, so that prefixes are shared often; at least one token of context."""
     tokens = draw(st.lists(st.integers(0, 2), min_size=2, max_size=9))
-    return Sequence(tuple(tokens), draw(st.integers(1, len(tokens) - 1)))
+    return TokenSequence(tuple(tokens), draw(st.integers(1, len(tokens) - 1)))
 
 
 groups = st.lists(sequences(), min_size=1, max_size=7).map(lambda found: list(enumerate(found, 10)))
 
 
-def visible(one: Row, node: int, mask: np.ndarray) -> list[int]:
+def visible(one: PackedRow, node: int, mask: np.ndarray) -> list[int]:
     """Tokens that ``node`` sees, by depth."""
     keys = np.flatnonzero(mask[node])
     assert sorted(one.depth[keys]) == list(range(len(keys))), "one key a depth"
@@ -28,7 +28,7 @@ def visible(one: Row, node: int, mask: np.ndarray) -> list[int]:
 
 
 def test_the_example_of_the_module() -> None:
-    one = row([(0, Sequence((1, 5, 7, 4), 2)), (1, Sequence((1, 5, 8, 9, 4), 1))])
+    one = packed_row([(0, TokenSequence((1, 5, 7, 4), 2)), (1, TokenSequence((1, 5, 8, 9, 4), 1))])
     assert one.tokens.tolist() == [1, 5, 7, 8, 9]
     assert one.depth.tolist() == [0, 1, 2, 2, 3]
     assert one.end.tolist() == [5, 5, 3, 5, 5]
@@ -37,8 +37,8 @@ def test_the_example_of_the_module() -> None:
 
 
 @given(groups)
-def test_every_target_sees_exactly_the_tokens_before_it(group: list[tuple[int, Sequence]]) -> None:
-    one = row(group)
+def test_every_target_sees_exactly_the_tokens_before_it(group: list[tuple[int, TokenSequence]]) -> None:
+    one = packed_row(group)
     mask = sees([one], one.length)[0]
     assert one.positions == tuple(p for p, _ in group)
     for branch, (_, sequence) in zip(one.branches, group, strict=True):
@@ -50,8 +50,8 @@ def test_every_target_sees_exactly_the_tokens_before_it(group: list[tuple[int, S
 
 
 @given(groups)
-def test_each_shared_prefix_is_computed_once(group: list[tuple[int, Sequence]]) -> None:
-    one = row(group)
+def test_each_shared_prefix_is_computed_once(group: list[tuple[int, TokenSequence]]) -> None:
+    one = packed_row(group)
     inputs = [s.tokens[:-1] for _, s in group]
     prefixes = {tokens[: n + 1] for tokens in inputs for n in range(len(tokens))}
     mask = sees([one], one.length)[0]
@@ -61,8 +61,8 @@ def test_each_shared_prefix_is_computed_once(group: list[tuple[int, Sequence]]) 
 
 
 @given(groups, st.integers(1, 6))
-def test_a_window_counts_depths(group: list[tuple[int, Sequence]], width: int) -> None:
-    one = row(group)
+def test_a_window_counts_depths(group: list[tuple[int, TokenSequence]], width: int) -> None:
+    one = packed_row(group)
     mask = sees([one], one.length, width)[0]
     for branch, (_, sequence) in zip(one.branches, group, strict=True):
         keys = np.flatnonzero(mask[branch.nodes[-1]])
@@ -71,9 +71,10 @@ def test_a_window_counts_depths(group: list[tuple[int, Sequence]], width: int) -
 
 
 @given(groups, groups, st.integers(0, 4), st.sampled_from([None, 3]))
-def test_padding_sees_itself_and_nothing_sees_padding(a: list[tuple[int, Sequence]], b: list[tuple[int, Sequence]],
+def test_padding_sees_itself_and_nothing_sees_padding(a: list[tuple[int, TokenSequence]], b: list[tuple[int,
+                                                                                                        TokenSequence]],
                                                       extra: int, width: int | None) -> None:
-    rows = [row(a), row(b)]
+    rows = [packed_row(a), packed_row(b)]
     length = max(r.length for r in rows) + extra
     mask = sees(rows, length, width)
     assert mask.shape == (2, length, length)
@@ -84,17 +85,18 @@ def test_padding_sees_itself_and_nothing_sees_padding(a: list[tuple[int, Sequenc
 
 
 @given(groups)
-def test_the_order_of_requests_does_not_matter(group: list[tuple[int, Sequence]]) -> None:
-    one, other = row(group), row(reversed(group))
+def test_the_order_of_requests_does_not_matter(group: list[tuple[int, TokenSequence]]) -> None:
+    one, other = packed_row(group), packed_row(reversed(group))
     assert (one.tokens.tolist(), one.end.tolist(), one.positions) == \
         (other.tokens.tolist(), other.end.tolist(), other.positions)
 
 
 @given(st.lists(st.integers(0, 2), max_size=6), groups)
-def test_a_row_after_a_prefix_is_the_rest_of_the_whole_row(head: list[int], group: list[tuple[int, Sequence]]) -> None:
+def test_a_row_after_a_prefix_is_the_rest_of_the_whole_row(head: list[int], group: list[tuple[int,
+                                                                                              TokenSequence]]) -> None:
     past = len(head)
-    longer = [(p, Sequence((*head, *s.tokens), s.targets)) for p, s in group]
-    whole, rest = row(longer), row(longer, past)
+    longer = [(p, TokenSequence((*head, *s.tokens), s.targets)) for p, s in group]
+    whole, rest = packed_row(longer), packed_row(longer, past)
     assert rest.tokens.tolist() == whole.tokens[past:].tolist()
     assert rest.depth.tolist() == whole.depth[past:].tolist()
     assert rest.end.tolist() == (whole.end[past:] - past).tolist()
@@ -111,6 +113,6 @@ def test_a_path_is_a_row_of_inputs_alone() -> None:
     assert (one.tokens.tolist(), one.depth.tolist(), one.keep.tolist()) == ([7, 8, 9], [4, 5, 6], [2])
     assert one.branches == ()
     assert sees([one], 3)[0].tolist() == np.tri(3, dtype=bool).tolist()
-    same = row([(0, Sequence((1, 2, 3, 4, 7, 8, 9, 0), 1))], past=4)
+    same = packed_row([(0, TokenSequence((1, 2, 3, 4, 7, 8, 9, 0), 1))], past=4)
     assert (same.tokens.tolist(), same.depth.tolist(), same.end.tolist(), same.keep.tolist()) == \
         (one.tokens.tolist(), one.depth.tolist(), one.end.tolist(), one.keep.tolist())

@@ -13,14 +13,14 @@ import torch
 
 from aftertune.engine import budget
 from aftertune.engine.decoder import Decoder
-from aftertune.engine.runner import Engine
+from aftertune.engine.engine import Engine
 from aftertune.engine.schedule import Budget
 from aftertune.errors import InputError, ResourceError, ResumeRefused, TaskError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.study import TargetSpec, TaskSpec
 from aftertune.tasks import LoadOptions, load
-from aftertune.tasks.template import template_of
+from aftertune.tasks.chat_template import template_of
 from aftertune.values import Request
 from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer
 

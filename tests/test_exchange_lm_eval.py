@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 import test_harness
 from aftertune.comparison import compare
 from aftertune.errors import InputError, NotComparable
-from aftertune.exchange import audit, receive
+from aftertune.exchange import audit, import_results
 from aftertune.ledger import Ledger
-from aftertune.reported import proven
 from aftertune.values import Evaluation
+from aftertune.values.reported import proven
 from eval_cases import byte_folder
 from exchange_cases import BASE_RIGHT, STAMP, TUNED_RIGHT, lm_eval_folder
 
@@ -36,7 +36,7 @@ real_tasks = test_harness.tasks
 
 
 def single(path: Path, ledger: Ledger, name: str | None = None) -> Evaluation:
-    [arrival] = receive(path, ledger=ledger, name=name)
+    [arrival] = import_results(path, ledger=ledger, name=name)
     assert arrival.evaluation is not None
     return arrival.evaluation
 
@@ -70,9 +70,9 @@ def test_twice_is_once_and_two_folders_compare(tmp_path: Path, ledger: Ledger) -
     out = tmp_path / "out"
     lm_eval_folder(out, "org/base", BASE_RIGHT)
     lm_eval_folder(out, "org/tuned", TUNED_RIGHT, old=True)
-    first = receive(out, ledger=ledger)
+    first = import_results(out, ledger=ledger)
     shutil.move(out, tmp_path / "moved")
-    again = receive(tmp_path / "moved", ledger=ledger)
+    again = import_results(tmp_path / "moved", ledger=ledger)
     assert [a.new for a in first + again] == [True, True, False, False]
     assert len(ledger.evaluations()) == 2
     comparison = compare("base", "tuned", ledger=ledger)
@@ -87,13 +87,13 @@ def test_one_base_may_stand_behind_two_names(tmp_path: Path, ledger: Ledger) -> 
     assert single(folder / RESULTS, ledger, "mine").name == "mine"
     lm_eval_folder(tmp_path / "out", "org/base", BASE_RIGHT, stamp="2025-03-09T10-00-00.1")
     with pytest.raises(InputError, match="--name mine names one evaluation"):
-        receive(tmp_path / "out", ledger=ledger, name="mine")
+        import_results(tmp_path / "out", ledger=ledger, name="mine")
 
 
 def test_without_samples_the_scores_are_reported(tmp_path: Path, ledger: Ledger) -> None:
     folder = lm_eval_folder(tmp_path / "out", "org/base", BASE_RIGHT, samples=False)
     for _ in range(2):
-        [arrival] = receive(folder, ledger=ledger)
+        [arrival] = import_results(folder, ledger=ledger)
     assert arrival.evaluation is None
     assert [(r.task, r.filter, r.n) for r in arrival.reported] == [
         ("choose", "none", 12), ("write", "strict-match", 12), ("write", "flexible-extract", 12)]
@@ -111,7 +111,7 @@ def test_part_of_the_tasks_may_have_samples_and_groups_need_all(tmp_path: Path, 
                          "half": {"alias": "half", "acc,none": 8 / 12, "acc_stderr,none": "N/A"}}}
     folder = lm_eval_folder(tmp_path / "out", "org/base", BASE_RIGHT, **groups)
     (folder / SAMPLES).unlink()
-    [arrival] = receive(folder, ledger=ledger)
+    [arrival] = import_results(folder, ledger=ledger)
     assert arrival.evaluation is not None
     assert arrival.evaluation.tasks[0].groups == ("both", "half")
     assert [(s.task, s.group, s.n, s.stderr is None) for s in arrival.evaluation.scores] == [
@@ -173,7 +173,7 @@ def test_broken_folders_are_one_line_and_leave_nothing(name: str, change: Any, s
     folder = lm_eval_folder(tmp_path / "out", "org/base", BASE_RIGHT)
     edit(folder, name, change)
     with pytest.raises(InputError, match=said) as caught:
-        receive(folder, ledger=ledger)
+        import_results(folder, ledger=ledger)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert ledger.evaluations() == []
@@ -187,22 +187,22 @@ def test_hostile_results_files(content: bytes, said: str | None, tmp_path: Path,
     path = tmp_path / RESULTS
     path.write_bytes(content)
     if said is None:
-        [arrival] = receive(path, ledger=ledger)
+        [arrival] = import_results(path, ledger=ledger)
         assert (arrival.evaluation, arrival.reported) == (None, ())
         return
     with pytest.raises(InputError, match=said):
-        receive(path, ledger=ledger)
+        import_results(path, ledger=ledger)
 
 
 def test_what_is_no_result_is_said(tmp_path: Path, ledger: Ledger) -> None:
     folder = lm_eval_folder(tmp_path / "out", "org/base", BASE_RIGHT)
     with pytest.raises(InputError, match="a samples file alone"):
-        receive(folder / SAMPLES, ledger=ledger)
+        import_results(folder / SAMPLES, ledger=ledger)
     with pytest.raises(InputError, match="no such file or folder"):
-        receive(tmp_path / "none", ledger=ledger)
+        import_results(tmp_path / "none", ledger=ledger)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no results_"):
-        receive(tmp_path / "empty", ledger=ledger)
+        import_results(tmp_path / "empty", ledger=ledger)
 
 
 KEYS = st.sampled_from(["results", "configs", "n-samples", "config", "model_args", "groups", "group_subtasks",
@@ -261,8 +261,8 @@ def test_a_real_run_of_lm_eval_pairs_with_our_own(real_tasks: list[Any], tmp_pat
 
 
 def test_other_prompts_are_not_comparable(tmp_path: Path, ledger: Ledger) -> None:
-    receive(lm_eval_folder(tmp_path / "a", "org/base", BASE_RIGHT), ledger=ledger)
-    receive(lm_eval_folder(tmp_path / "b", "org/tuned", TUNED_RIGHT, **{"n-shot": {"choose": 5, "write": 5}}),
+    import_results(lm_eval_folder(tmp_path / "a", "org/base", BASE_RIGHT), ledger=ledger)
+    import_results(lm_eval_folder(tmp_path / "b", "org/tuned", TUNED_RIGHT, **{"n-shot": {"choose": 5, "write": 5}}),
             ledger=ledger)
     with pytest.raises(NotComparable, match=r"choose\.num_fewshot"):
         compare("base", "tuned", ledger=ledger)

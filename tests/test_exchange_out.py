@@ -15,9 +15,9 @@ import pytest
 from aftertune.comparison import compare
 from aftertune.errors import InputError, StorageError
 from aftertune.evaluation import evaluate
-from aftertune.exchange import audit, rebuilt, receive, send
+from aftertune.exchange import audit, export_lm_eval, import_results, rebuilt
 from aftertune.ledger import Ledger
-from aftertune.provenance import public_source
+from aftertune.redaction import public_source
 from aftertune.report import Results, as_csv, as_json, as_latex, comparison_export, overview_export, scores_export
 from aftertune.stats import paired_mean
 from aftertune.study import TaskSpec
@@ -41,7 +41,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def exported(ledger: Ledger, name: str, folder: Path, **prompts: Any) -> Any:
     found = ledger.find_evaluation(name)
-    return send(found, ledger.items(found.id), ledger.answers(found.id), folder=folder, prompts=prompts)
+    return export_lm_eval(found, ledger.items(found.id), ledger.answers(found.id), folder=folder, prompts=prompts)
 
 
 def test_another_tool_reads_two_exports_and_finds_what_we_find(measured: Ledger, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_import_reads_an_export_back_to_the_same_answers(measured: Ledger, tmp_p
     source = measured.find_evaluation("first")
     exported(measured, "first", tmp_path, **rebuilt(source))
     with Ledger(tmp_path / "other.db") as other:
-        [arrival] = receive(tmp_path, ledger=other)
+        [arrival] = import_results(tmp_path, ledger=other)
         found = arrival.evaluation
         assert found is not None
         assert found.tasks == source.tasks
@@ -91,7 +91,7 @@ def test_import_reads_an_export_back_to_the_same_answers(measured: Ledger, tmp_p
         assert [json.loads(p.read_text().splitlines()[0])["resps"] for p in first] == [
             json.loads(p.read_text().splitlines()[0])["resps"] for p in second]
         assert len(again.samples) == 2
-    [arrival] = receive(tmp_path / "first", ledger=measured, name="back")
+    [arrival] = import_results(tmp_path / "first", ledger=measured, name="back")
     comparison = compare("first", "back", ledger=measured)
     assert not any(d.blocking for d in comparison.differences)
     assert all(r.delta == 0 and r.gained == r.lost == 0 for r in comparison.rows)
@@ -136,21 +136,21 @@ def test_sources_lose_their_folders(source: str, shown: str) -> None:
 def test_hostile_names_stay_below_the_folder(tmp_path: Path) -> None:
     hostile = replace(EVALUATIONS[0], name="../../../etc/x\x00", scores=(), tasks=(
         replace(EVALUATIONS[0].tasks[0], task="../up\n"),))
-    written = send(hostile, [], [], folder=tmp_path / "out", prompts={})
+    written = export_lm_eval(hostile, [], [], folder=tmp_path / "out", prompts={})
     assert all(p.resolve().is_relative_to(tmp_path / "out") for p in (written.results, *written.samples))
 
 
 def test_what_has_no_whole_score_is_refused_and_disks_are_told(tmp_path: Path) -> None:
     stopped = replace(EVALUATIONS[0], tasks=tuple(replace(t, used=5) for t in EVALUATIONS[0].tasks))
     with pytest.raises(InputError, match="no task with a score of all its items"):
-        send(stopped, [], [], folder=tmp_path, prompts={})
+        export_lm_eval(stopped, [], [], folder=tmp_path, prompts={})
     half = replace(EVALUATIONS[0], tasks=(replace(EVALUATIONS[0].tasks[0], used=5), *EVALUATIONS[0].tasks[1:]))
-    written = send(half, [], [], folder=tmp_path, prompts={})
+    written = export_lm_eval(half, [], [], folder=tmp_path, prompts={})
     assert written.left_out == ("hellaswag",)
     assert "hellaswag" not in json.loads(written.results.read_text())["results"]
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
-        send(EVALUATIONS[0], [], [], folder=tmp_path / "file", prompts={})
+        export_lm_eval(EVALUATIONS[0], [], [], folder=tmp_path / "file", prompts={})
 
 
 def test_infinite_and_empty_answers_come_back(tmp_path: Path, measured: Ledger) -> None:
@@ -158,9 +158,9 @@ def test_infinite_and_empty_answers_come_back(tmp_path: Path, measured: Ledger) 
     answers = [replace(a, responses=tuple(replace(r, logprob=float("-inf")) if r.logprob is not None else
                                           Response(text="", tokens=0, finish="length") for r in a.responses))
                for a in measured.answers(source.id)]
-    send(source, measured.items(source.id), answers, folder=tmp_path, prompts={})
+    export_lm_eval(source, measured.items(source.id), answers, folder=tmp_path, prompts={})
     with Ledger(tmp_path / "other.db") as other:
-        [arrival] = receive(tmp_path, ledger=other)
+        [arrival] = import_results(tmp_path, ledger=other)
         assert arrival.evaluation is not None
         assert other.answers(arrival.evaluation.id) == answers
 

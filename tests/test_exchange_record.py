@@ -11,8 +11,8 @@ import pytest
 
 from aftertune.cli.console import guarded
 from aftertune.errors import InputError
-from aftertune.exchange import audit, judge, judged, pairing_text, receive
-from aftertune.exchange.markdown import read_record
+from aftertune.exchange import audit, audit_reported, audited_documents, import_results, pairing_text
+from aftertune.exchange.markdown_record import read_record
 from aftertune.ledger import Ledger
 from exchange_cases import record
 
@@ -162,7 +162,7 @@ def test_a_broken_record_is_one_line(text: str, said: str, tmp_path: Path) -> No
     path = tmp_path / "bad.md"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught, Ledger(tmp_path / "l.db") as ledger:
-        receive(path, ledger=ledger)
+        import_results(path, ledger=ledger)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -182,7 +182,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
                     "| <img src=x> \\| a | 45.2% |\n\n- **Model Path**: `a` <b>\n", encoding="utf-8")
     from aftertune.report import Results, write_record
 
-    text = write_record(Results(reported=[judge(read_record(path))]), title="t")
+    text = write_record(Results(reported=[audit_reported(read_record(path))]), title="t")
     assert "<script>" not in text
     assert "<img" not in text
     assert "\u202e" not in text
@@ -197,10 +197,10 @@ def test_a_record_shows_the_document_with_its_audit_and_says_where_it_departs(fi
                for name, base in (("base-llama-3.2-1b", "base-llama-3.2-1b"), ("tinyllama-base", "tinyllama-base"),
                                   ("tinyllama-qlora", "tinyllama-base"), ("other-x", "other"))]
     with Ledger(tmp_path / "ledger.db") as ledger:
-        receive(file, ledger=ledger)
-        documents = judged(ledger)
+        import_results(file, ledger=ledger)
+        documents = audited_documents(ledger)
         text = write_record(Results(reported=documents, planned=planned), title="t")
-        assert write_record(Results(reported=judged(ledger), planned=planned), title="t") == text
+        assert write_record(Results(reported=audited_documents(ledger), planned=planned), title="t") == text
     (document,) = documents
     assert document.columns == ("Base Llama 3.2 1B", LORA)
     assert ("hellaswag", "acc", "none") not in document.best
@@ -227,6 +227,6 @@ def test_a_record_shows_the_document_with_its_audit_and_says_where_it_departs(fi
 def test_where_the_best_figure_cannot_be_checked_nothing_is_bold(file: Path) -> None:
     """With the row that cannot be as a column, GSM8K has no proven best."""
     document = read_record(file)
-    every = judge(replace(document, remarks=()))
+    every = audit_reported(replace(document, remarks=()))
     assert QLORA in every.columns
     assert ("gsm8k", "exact_match", "strict-match") not in every.best

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aftertune.exchange import receive
-from aftertune.exchange.markdown import read_record
+from aftertune.exchange import import_results
+from aftertune.exchange.markdown_record import read_record
 from aftertune.ledger import Ledger
-from aftertune.reported import Remark
+from aftertune.values.reported import Remark
 
 RECORD = """\
 # Results
@@ -62,7 +62,7 @@ def test_the_ledger_keeps_them_apart_from_scores(tmp_path: Path) -> None:
     path.write_text(RECORD)
     with Ledger(tmp_path / "l.db") as ledger:
         for _ in range(2):  # the second time in the place of the first
-            receive(path, ledger=ledger)
+            import_results(path, ledger=ledger)
         assert [row["model"] for row in ledger.reported()] == ["Small", "Large"]
         kept = tuple(Remark.of(row) for row in ledger.remarks())
     assert kept == read_record(path).remarks

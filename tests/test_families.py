@@ -14,7 +14,7 @@ import pytest
 
 from aftertune import evaluation
 from aftertune.engine.devices import set_threads
-from aftertune.engine.runner import Engine
+from aftertune.engine.engine import Engine
 from aftertune.errors import SourceError
 from aftertune.ledger import Ledger
 from aftertune.sources import pack_path

@@ -38,7 +38,7 @@ LINES_OF_A_MODULE, LINES_OF_A_FUNCTION, PARAMETERS = 600, 60, 8
 #: The compiled kernels, and the only other modules that may import them: the engine's selector, fine-tuning on a CPU,
 #: and the check of this machine.
 CPU_WING = "aftertune.engine.cpu"
-CPU_WING_IMPORTERS = {"engine/backends.py", "tuning/lines.py", "cli/doctor.py"}
+CPU_WING_IMPORTERS = {"engine/backends.py", "tuning/batching.py", "cli/doctor.py"}
 
 
 def layer_line(docstring: str) -> dict[str, int]:

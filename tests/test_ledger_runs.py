@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 
 import ledger_cases as cases
 from aftertune.errors import InputError, ResourceError, StorageError
-from aftertune.ledger import Cell, Ledger, database
+from aftertune.ledger import Ledger, StoredCell, database
 from aftertune.ledger.lease import SILENCE, Process, process_start
 from aftertune.ledger.schema import item, lease, metadata, model
 from aftertune.values import Answer, Comparison, Item, Response
@@ -223,8 +223,8 @@ def test_a_study_and_its_cells(ledger: Ledger) -> None:
     ledger.save_cell("orders", "evaluate base", "done", ref="e1")
     ledger.save_study("orders", "h2", "study: orders\nmargin: 5\n")
     assert ledger.cells("orders") == [
-        Cell(study="orders", name="evaluate base", status="done", ref="e1"),
-        Cell(study="orders", name="tune careful", status="failed", error="out of memory")]
+        StoredCell(study="orders", name="evaluate base", status="done", ref="e1"),
+        StoredCell(study="orders", name="tune careful", status="failed", error="out of memory")]
     assert [(s.name, s.hash) for s in ledger.studies()] == [("orders", "h2")]
     with pytest.raises(InputError, match="did you mean 'orders'"):
         ledger.cells("order")

@@ -9,7 +9,7 @@ import pytest
 
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
-from aftertune.merging import check_merge
+from aftertune.merge_check import check_merge
 from aftertune.study import DataSpec, TaskSpec, TuneSpec
 from aftertune.tuning import tune
 from aftertune.values import Tuning

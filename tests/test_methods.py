@@ -12,7 +12,7 @@ from aftertune.engine.cpu.lora import is_plain_lora
 from aftertune.methods import METHODS, method_title, unused_settings, writes_adapter
 from aftertune.sources import load_model, resolve_model
 from aftertune.study import DataSpec, LoraSpec, Study, StudyTuning, TuneSpec
-from aftertune.tuning import foreseen
+from aftertune.tuning import estimate_tuning
 from aftertune.tuning.build import base_dtype, build, loaded, trainable
 from tuning_cases import easy_rows, family_model, tiny_model, write_rows
 
@@ -85,7 +85,7 @@ def test_exactly_the_settings_that_an_entry_names_reach_pefts_config(name: str, 
 def test_the_dry_run_knows_exactly_how_many_parameters_are_trained(place: Path, name: str, family: str) -> None:
     for settings in ({}, {"r": 5}, {"target_modules": ("q_proj", "v_proj", "fc2" if family == "phi" else "down_proj")}):
         spec = TuneSpec(model=str(place / family), data=DataSpec(file=place / "data.jsonl"), method=name, lora=settings)
-        assert foreseen(spec).trainable == trainable(made(place / family, name, spec.lora))
+        assert estimate_tuning(spec).trainable == trainable(made(place / family, name, spec.lora))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

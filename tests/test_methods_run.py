@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from aftertune.ledger import Ledger
-from aftertune.merging import check_merge
+from aftertune.merge_check import check_merge
 from aftertune.methods import METHODS
 from aftertune.sources import fingerprint_model, load_model, load_tokenizer, resolve_adapter, resolve_model
 from aftertune.study import DataSpec, LoraSpec, TaskSpec, TuneSpec
 from aftertune.tuning import tune
-from aftertune.tuning.corpus import Corpus
-from aftertune.tuning.encode import Form, encode_all
-from aftertune.tuning.loss import Batching, completion_losses
+from aftertune.tuning.held_out import Batching, completion_losses
+from aftertune.tuning.split import Corpus
+from aftertune.tuning.tokenize import Form, encode_all
 from eval_cases import CHAT, byte_folder
 from test_cli import call
 from tuning_cases import base_and_data, easy_rows, timeless, write_rows

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
 from test_layers import MODULES, Module
 
 #: A module shorter than this needs at least two importers.
@@ -32,7 +33,8 @@ def by_name(modules: list[Module]) -> dict[str, Module]:
 
 def imports_between(modules: Mapping[str, Module]) -> dict[str, set[str]]:
     """For each module, the modules of the package that it imports anywhere: at the top, in functions, for types."""
-    return {name: {target for _, imported in module.imports() if (target := _owner(imported, modules)) not in ("", name)}
+    return {name: {target for _, imported in module.imports() if (target := _owner(imported, modules)) not in ("",
+                                                                                                               name)}
             for name, module in modules.items()}
 
 
@@ -125,7 +127,8 @@ def sources(**texts: str) -> dict[str, Module]:
 
 @pytest.mark.parametrize(("texts", "expected"), [
     ({"a__x": "from aftertune.a import y", "a__y": "import aftertune.b.z", "b__z": ""}, []),
-    ({"a__x": "from aftertune.a import y", "a__y": "from aftertune.a.x import f"}, [{"aftertune.a.x", "aftertune.a.y"}]),
+    ({"a__x": "from aftertune.a import y", "a__y": "from aftertune.a.x import f"}, [{"aftertune.a.x",
+                                                                                     "aftertune.a.y"}]),
     ({"a": "from aftertune.b import f", "b": "def f():\n    from aftertune.c import g",
       "c": "if TYPE_CHECKING:\n    import aftertune.a"}, [{"aftertune.a", "aftertune.b", "aftertune.c"}]),
 ])
@@ -133,7 +136,8 @@ def test_a_circle_is_seen(texts: dict[str, str], expected: list[set[str]]) -> No
     assert circles(imports_between({"aftertune": Module(Path("__init__.py"), ""), **sources(**texts)})) == expected
 
 
-@pytest.mark.parametrize(("lines", "importers", "allowed"), [(59, 1, False), (59, 2, True), (60, 1, True), (5, 0, False)])
+@pytest.mark.parametrize(("lines", "importers", "allowed"), [(59, 1, False), (59, 2, True), (60, 1, True), (5, 0,
+                                                                                                            False)])
 def test_a_small_module_is_seen(lines: int, importers: int, allowed: bool) -> None:
     texts = {"a__x": "y = 1\n" * lines} | {f"b__i{n}": "from aftertune.a.x import y\n" + "z = 1\n" * 60
                                            for n in range(importers)}

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from aftertune import provenance
-from aftertune.provenance import REDACTED, capture, finish, redact
+from aftertune.provenance import capture, finish
+from aftertune.redaction import REDACTED, redact
 from aftertune.values import Provenance, plain
 
 CANARY = "Zq7canary9Kx2"

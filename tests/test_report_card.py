@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from aftertune.cli import app
 from aftertune.cli.console import guarded
 from aftertune.ledger import Ledger
-from aftertune.provenance import public_text
+from aftertune.redaction import public_text
 from aftertune.report import Card, Results, write_card
 from aftertune.report.table import score_part
 from aftertune.values import Early, EarlyUnit, Evaluation, Overlap, Score, Tuning

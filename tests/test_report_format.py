@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aftertune.report import format as fmt
-from aftertune.report import markdown as md
+from aftertune.report import documents as md
+from aftertune.report import formatting as fmt
 from aftertune.report.names import metric_title, source_title, task_title
 
 

@@ -9,10 +9,10 @@ import pytest
 
 import report_cases as cases
 from aftertune.report import write_page, write_record
+from aftertune.report.changed_items import format_table
 from aftertune.report.facts import plan_text
-from aftertune.report.families import families
-from aftertune.report.generated import format_table
-from aftertune.report.observations import observations
+from aftertune.report.results import families
+from aftertune.report.sentences import observations
 from aftertune.values import Difference
 
 ALL = (*cases.COMPARISONS, cases.MODELS, cases.FORCED)

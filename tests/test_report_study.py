@@ -10,16 +10,15 @@ import pytest
 
 import report_cases as cases
 import report_study
-from aftertune.ledger import Cell
+from aftertune.ledger import StoredCell
 from aftertune.report import write_page
-from aftertune.report.balance import LOSS, balances
 from aftertune.report.charts import balance_chart, balance_panels, factor_chart, task_forest, watch_chart
-from aftertune.report.charts.training import thinned
+from aftertune.report.charts.curves import thinned
 from aftertune.report.factors import factors
-from aftertune.report.outcomes import common_benchmarks, outcomes, whole_verdict
-from aftertune.report.page.examples import examples
-from aftertune.report.page.origins import costs, origins
+from aftertune.report.learned_vs_forgotten import LOSS, balances
 from aftertune.report.page.overview import overview
+from aftertune.report.page.views import costs, examples, origins
+from aftertune.report.results import common_benchmarks, outcomes, whole_verdict
 from aftertune.values import Contrast
 from page_outline import Outline
 
@@ -304,8 +303,8 @@ def test_recipes_over_seeds_and_the_state_of_the_study(small):
     contrast = Contrast(id="x-1", factor="replay", left="no replay", right="replay 40 %", base_name="smollm2",
                         settings=(("replay_share", "0", "0.4"),), seeds=(0, 1, 2), evaluations=(("a", "b"),) * 3,
                         rows=(row,))
-    cells = (Cell(study="s", name="tune a", status="done", ref="t-1"),
-             Cell(study="s", name="tune b", status="failed", error="out of <memory>"))
+    cells = (StoredCell(study="s", name="tune a", status="done", ref="t-1"),
+             StoredCell(study="s", name="tune b", status="failed", error="out of <memory>"))
     page = shown(replace(small, comparisons=(), tunings=(), flips={}), contrasts=[contrast], cells=cells)
     assert Outline.of(page).sections == ["overview", "cells", "observations", "recipes", "scores",
                                           "reported", "origins", "reading"]

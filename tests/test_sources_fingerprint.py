@@ -20,7 +20,7 @@ from aftertune.sources import (
     resolve_model,
 )
 from aftertune.sources import fingerprint as room
-from aftertune.sources.fields import adapter_fields, function_fields
+from aftertune.sources.fingerprint import adapter_fields, function_fields
 from aftertune.values import json_ready
 from source_cases import CONFIG, flip_byte, tensors, write_folder
 
@@ -259,5 +259,5 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
 def test_the_memory_keeps_its_size(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "ENTRIES", 3)
     for i in range(5):
-        cache.remember(f"k{i}", {"weights": str(i)})
-    assert [cache.remembered(f"k{i}") is not None for i in range(5)] == [False, False, True, True, True]
+        cache.cache_value(f"k{i}", {"weights": str(i)})
+    assert [cache.cached_value(f"k{i}") is not None for i in range(5)] == [False, False, True, True, True]

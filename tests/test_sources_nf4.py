@@ -12,7 +12,7 @@ from aftertune import comparison, evaluation
 from aftertune.errors import InputError, ResourceError
 from aftertune.ledger import Ledger
 from aftertune.sources import fingerprint_model, load_model, require_nf4, resolve_adapter, resolve_model
-from aftertune.sources.nf4 import to_nf4
+from aftertune.sources.quantize import to_nf4
 from aftertune.study import Study, TargetSpec, TaskSpec
 from eval_cases import CHAT, byte_folder, byte_llama
 from source_cases import tiny_adapter

@@ -11,8 +11,7 @@ import pytest
 
 from aftertune.errors import SourceError
 from aftertune.sources import hub, pack_path, pack_root, packs, resolve_model
-from aftertune.sources.packages import package_file, package_root
-from aftertune.sources.resolve import looks_like_path
+from aftertune.sources.resolve import looks_like_path, package_file, package_root
 from source_cases import CONFIG, answering_hub, tensors, write_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

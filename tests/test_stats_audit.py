@@ -22,8 +22,8 @@ from aftertune.stats.audit import (
     unpaired,
     whole_counts,
 )
-from aftertune.stats.multiplicity import holm
 from aftertune.stats.paired import mcnemar_exact, mcnemar_mid
+from aftertune.stats.verdict import holm
 
 
 def figure(text: str) -> Figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aftertune.stats.form import cause, count_forms, unjudged
+from aftertune.stats.answer_format import cause, count_forms, unjudged
 from aftertune.values import Answer, Response
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t
 
 from aftertune.stats import clustered_mean, group_evidence, paired_evidence, paired_mean, stratified_mean
-from aftertune.stats.grouped import mean_interval
+from aftertune.stats.clustered import mean_interval
 
 D = [1, 0, 0, -1, 0, 0, 1, 1, 0, -1, -1, 0]
 G = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3]

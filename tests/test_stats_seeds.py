@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from aftertune.stats.across_seeds import seed_contrast
 from aftertune.stats.paired import paired_mean
-from aftertune.stats.seeds import seed_contrast
 
 
 def test_the_interval_is_its_definition() -> None:

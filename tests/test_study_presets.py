@@ -10,7 +10,7 @@ from aftertune.errors import SourceError
 from aftertune.sources import resolve_model
 from aftertune.sources.resolve import named
 from aftertune.study import BaseSpec, DataSpec, StudyTuning, TuneSpec, presets
-from aftertune.study.presets import PRESETS, Shape
+from aftertune.study.presets import PRESETS, ModelShape
 
 #: As the model cards state them.
 PARAMETERS = {"smollm2-135m": 134_515_008, "llama-3.2-1b": 1_235_814_400, "tinyllama": 1_100_048_384,
@@ -32,8 +32,8 @@ def test_every_presets_settings_make_a_recipe(name: str) -> None:
 def test_a_shape_is_read_from_a_config() -> None:
     config = {"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 22, "num_attention_heads": 32,
               "num_key_value_heads": 4, "intermediate_size": 5632, "vocab_size": 32000, "tie_word_embeddings": False}
-    assert Shape.of(config) == PRESETS["tinyllama"].shape
-    assert Shape.of({"model_type": "mamba", "hidden_size": 10}) is None
+    assert ModelShape.of(config) == PRESETS["tinyllama"].shape
+    assert ModelShape.of({"model_type": "mamba", "hidden_size": 10}) is None
 
 
 def test_one_line_brings_the_settings_and_flags_go_before_them() -> None:

@@ -17,10 +17,9 @@ from lm_eval.api.metrics import pooled_sample_stderr
 from aftertune.catalog import BENCHMARKS
 from aftertune.errors import TaskError
 from aftertune.study import TargetSpec, TaskSpec
-from aftertune.tasks import LoadedTask, LoadOptions, load, of_items, outcome
-from aftertune.tasks.load import primary
-from aftertune.tasks.local import covered
-from aftertune.tasks.target import judge_json, read_pairs
+from aftertune.tasks import LoadedTask, LoadOptions, count_of_items, load, outcome
+from aftertune.tasks.data import covered, judge_json, read_pairs
+from aftertune.tasks.loading import primary
 from aftertune.values import Response
 
 PACK = LoadOptions(source="pack")
@@ -228,13 +227,13 @@ def test_a_task_whose_examples_may_be_the_question_itself_is_marked(tmp_path: Pa
     options = LoadOptions(include_path=foreign(tmp_path / "a", "doc_to_text: q"))
     shown = one("foreign", options, num_fewshot=2)
     assert all(r.context.count("x") == 2 or r.context.count("y") == 2 for r in shown.requests), "it happens"
-    [note] = of_items([shown])
+    [note] = count_of_items([shown])
     assert "now and then the question itself" in note
-    assert list(of_items([one("foreign", options)])) == []
+    assert list(count_of_items([one("foreign", options)])) == []
     (tmp_path / "b").mkdir()
     named = one("foreign", LoadOptions(include_path=foreign(tmp_path / "b", "doc_to_text: q\nfewshot_split: test")),
                 num_fewshot=1)
-    assert list(of_items([named])) == []
+    assert list(count_of_items([named])) == []
     assert all({"x", "y"} <= set(r.context) for r in named.requests)
 
 
@@ -243,7 +242,7 @@ def test_a_file_s_own_rows_are_examples_of_each_other_and_never_of_themselves(tm
             for n in range(3)]
     (tmp_path / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     loaded = one("arc_easy", data=tmp_path / "arc.jsonl", num_fewshot=2)
-    assert list(of_items([loaded])) == []
+    assert list(count_of_items([loaded])) == []
     for request in loaded.requests:
         assert [request.context.count(f"q{n}") for n in range(3)] == [1, 1, 1]
 

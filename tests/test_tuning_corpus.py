@@ -8,11 +8,9 @@ import pytest
 
 from aftertune.errors import InputError
 from aftertune.study import DataSpec, ReplaySpec
-from aftertune.tuning.corpus import Corpus
 from aftertune.tuning.data import Example
-from aftertune.tuning.encode import Form
-from aftertune.tuning.likeness import prompt_hash, split_point
-from aftertune.tuning.rows import Rows
+from aftertune.tuning.split import Corpus, prompt_hash, split_point
+from aftertune.tuning.tokenize import EncodedCorpus, Form
 from tuning_cases import chat_tokenizer, rows, write_rows
 
 
@@ -108,8 +106,8 @@ def test_nothing_that_is_held_out_or_new_is_replayed(tmp_path):
 
 def test_replayed_rows_are_mixed_in_evenly_and_never_measured(tmp_path):
     corpus = replayed(tmp_path, 0.5)
-    rows_of = Rows.of(corpus, chat_tokenizer(), Form("chat", 64), seed=0)
-    again, other = (Rows.of(corpus, chat_tokenizer(), Form("chat", 64), seed=seed) for seed in (0, 1))
+    rows_of = EncodedCorpus.of(corpus, chat_tokenizer(), Form("chat", 64), seed=0)
+    again, other = (EncodedCorpus.of(corpus, chat_tokenizer(), Form("chat", 64), seed=seed) for seed in (0, 1))
     assert rows_of.training == again.training != other.training
     assert sorted(row.ids for row in rows_of.training) == sorted(row.ids for row in other.training)
     old = chat_tokenizer()("old")["input_ids"][0]
@@ -126,7 +124,7 @@ def test_replayed_rows_are_mixed_in_evenly_and_never_measured(tmp_path):
 
 def test_without_replay_the_rows_stay_in_the_order_of_the_file(tmp_path):
     corpus = load(write_rows(tmp_path / "d.jsonl", rows()))
-    found = Rows.of(corpus, chat_tokenizer(), Form("chat", 64), seed=0)
+    found = EncodedCorpus.of(corpus, chat_tokenizer(), Form("chat", 64), seed=0)
     assert [row.example for row in found.training] == list(range(1, len(corpus.training) + 1))
     assert found.validation == []
 
@@ -193,7 +191,7 @@ def test_more_examples_than_there_are_is_refused(tmp_path):
 def test_a_large_file_holds_out_no_more_than_enough(tmp_path, monkeypatch):
     path = write_rows(tmp_path / "d.jsonl", rows())
     usual = load(path)
-    monkeypatch.setattr("aftertune.tuning.corpus.MOST_HELD_OUT", 1)
+    monkeypatch.setattr("aftertune.tuning.split.MOST_HELD_OUT", 1)
     fewest = load(path, held_out=1 / 40)
     capped = load(path)
     assert set(capped.held_out) == set(fewest.held_out) < set(usual.held_out)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from aftertune.errors import ResourceError
 from aftertune.study import DataSpec, LoraSpec, TuneSpec
 from aftertune.tuning import tune
-from aftertune.tuning.lines import EndToEnd
+from aftertune.tuning.batching import EndToEnd
 from tuning_cases import base_and_data, timeless
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from aftertune.errors import InputError, SourceError
 from aftertune.study import DATA_FILES
-from aftertune.tuning.data import Account, Example, Reading, read_examples
-from aftertune.tuning.files import KINDS
+from aftertune.tuning.data import KINDS, Account, Example, Reading, read_examples
 
 GOOD = '{"prompt": "a", "completion": "b"}'
 
@@ -221,7 +220,7 @@ def test_what_the_hub_does_not_give_is_told_apart_without_secrets(monkeypatch, e
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("aftertune.tuning.files.offline", lambda: False)
+    monkeypatch.setattr("aftertune.tuning.data.offline", lambda: False)
     with pytest.raises(SourceError) as refused:
         read_examples(Path("some-owner/some-data"))
     assert found in str(refused.value)

@@ -6,8 +6,8 @@ import pytest
 
 from aftertune.errors import InputError
 from aftertune.tuning.data import Example
-from aftertune.tuning.encode import IGNORED, Form, encode_all
-from aftertune.tuning.parts import Part, rows_of
+from aftertune.tuning.template import Part, rows_of
+from aftertune.tuning.tokenize import IGNORED, Form, encode_all
 from tuning_cases import chat_tokenizer
 
 EXAMPLE = Example((("user", "say w3 twice"),), "w3 w3")

@@ -8,7 +8,7 @@ import pytest
 
 from aftertune.study import DataSpec, TuneSpec
 from aftertune.study.presets import PRESETS
-from aftertune.tuning import foreseen, tune
+from aftertune.tuning import estimate_tuning, tune
 from aftertune.tuning.estimate import PROGRAM, Load, Machine, estimate
 from tuning_cases import rows, tiny_model, write_rows
 
@@ -51,7 +51,7 @@ def test_time_is_products_over_the_rate_that_is_reached() -> None:
 def test_a_run_keeps_what_it_took_beside_what_was_expected(tmp_path: Path) -> None:
     data = DataSpec(file=write_rows(tmp_path / "d.jsonl", rows()))
     spec = TuneSpec(model=str(tiny_model(tmp_path / "base")), data=data, out=tmp_path / "out", max_steps=2)
-    before = foreseen(spec)
+    before = estimate_tuning(spec)
     cost = tune(spec).cost
     assert cost["estimated_memory"] == before.memory
     assert cost["seconds"] > 0
@@ -59,7 +59,7 @@ def test_a_run_keeps_what_it_took_beside_what_was_expected(tmp_path: Path) -> No
 
 
 def test_nothing_is_fetched_for_a_preset(tmp_path: Path) -> None:
-    found = foreseen(TuneSpec(model="tinyllama", method="qlora", data=DataSpec(file="alpaca", examples=50000)))
+    found = estimate_tuning(TuneSpec(model="tinyllama", method="qlora", data=DataSpec(file="alpaca", examples=50000)))
     assert found.steps == 50000 // 8
     assert 2**30 < found.memory < 16 * 2**30
     assert not list(tmp_path.iterdir())

@@ -14,13 +14,14 @@ from aftertune.engine.cpu.lora import is_plain_lora
 from aftertune.methods import METHODS
 from aftertune.sources import load_model, resolve_model
 from aftertune.study import LoraSpec
+from aftertune.tuning.batching import EndToEnd, Padded, choose, per_token
 from aftertune.tuning.build import build
-from aftertune.tuning.encode import IGNORED, Row
-from aftertune.tuning.lines import EndToEnd, Padded, choose, per_token
+from aftertune.tuning.tokenize import IGNORED, EncodedRow
 from tuning_cases import tiny_model
 
-ROWS = [Row([9, 4, 7, 30, 31, 1], [IGNORED] * 3 + [30, 31, 1]), Row([8, 12, 13, 14, 1], [8, 12, 13, 14, 1]),
-        Row([5, 6, 7, 8, 9, 10, 11, 12, 13, 1], [IGNORED] * 9 + [1]), Row([40, 41], [IGNORED, 41])]
+ROWS = [EncodedRow([9, 4, 7, 30, 31, 1], [IGNORED] * 3 + [30, 31, 1]), EncodedRow([8, 12, 13, 14, 1], [8, 12, 13, 14,
+                                                                                                       1]),
+        EncodedRow([5, 6, 7, 8, 9, 10, 11, 12, 13, 1], [IGNORED] * 9 + [1]), EncodedRow([40, 41], [IGNORED, 41])]
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,11 @@ def model_of(folder: Any, method: str = "lora", dtype: str = "float32", dropout:
     return model
 
 
-def dicts(rows: list[Row]) -> list[dict[str, list[int]]]:
+def dicts(rows: list[EncodedRow]) -> list[dict[str, list[int]]]:
     return [{"input_ids": r.ids, "labels": r.labels} for r in rows]
 
 
-def plain_nats(model: Any, rows: list[Row]) -> Any:
+def plain_nats(model: Any, rows: list[EncodedRow]) -> Any:
     """The definition: each row alone, log-softmax of all its logits, the nats of what is learned, in one tensor."""
     found = []
     for row in rows:
@@ -55,7 +56,7 @@ def gradients(model: Any) -> dict[str, Any]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def trained_with(model: Any, lines: Any, rows: list[Row]) -> tuple[Any, dict[str, Any]]:
+def trained_with(model: Any, lines: Any, rows: list[EncodedRow]) -> tuple[Any, dict[str, Any]]:
     """Loss (nats together) and gradients of a batch."""
     model.zero_grad()
     batch = lines.collate(dicts(rows))

@@ -11,8 +11,8 @@ from aftertune.sources import load_model, resolve_model
 from aftertune.study import LoraSpec
 from aftertune.tuning.build import base_dtype, build, linear_layers, trainable
 from aftertune.tuning.data import Example
-from aftertune.tuning.encode import IGNORED, Form, encode_all
-from aftertune.tuning.loss import Batching, by_example, compare_losses, completion_losses
+from aftertune.tuning.held_out import Batching, by_example, compare_losses, completion_losses
+from aftertune.tuning.tokenize import IGNORED, Form, encode_all
 from tuning_cases import chat_tokenizer, rows, tiny_model
 
 LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -152,7 +152,7 @@ def test_a_merge_that_would_change_the_embedding_too_is_refused(place):
 
 
 def test_a_base_that_is_stored_quantised_is_not_merged_into(place, tmp_path):
-    from aftertune.tuning.merge import stored_dtype
+    from aftertune.tuning.output import stored_dtype
 
     family_model(tmp_path / "base", "mistral", dtype="bfloat16")
     assert stored_dtype(resolve_model(str(tmp_path / "base"))) == "bfloat16"

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from aftertune.report import data_facts
+from aftertune.tuning.contamination import find_overlap, words
 from aftertune.tuning.data import Example
-from aftertune.tuning.overlap import find_overlap, words
 from aftertune.values import Overlap, Question
 
 LONG = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."

@@ -14,7 +14,7 @@ import pytest
 from aftertune.errors import AftertuneError
 from aftertune.study import DataSpec, LoraSpec, TuneSpec
 from aftertune.tuning import tune
-from aftertune.tuning.checkpoints import Checkpoints
+from aftertune.tuning.callbacks import Checkpoints
 from tuning_cases import base_and_data, timeless
 
 pytestmark = pytest.mark.slow

@@ -12,10 +12,10 @@ from aftertune.ledger import Ledger
 from aftertune.sources import fingerprint_model, load_model, load_tokenizer, resolve_adapter, resolve_model
 from aftertune.study import DataSpec, LoraSpec, TuneSpec
 from aftertune.tuning import preview, tune
-from aftertune.tuning.corpus import Corpus
-from aftertune.tuning.encode import Form, encode_all
-from aftertune.tuning.loss import Batching, completion_losses
+from aftertune.tuning.held_out import Batching, completion_losses
 from aftertune.tuning.output import MANIFEST, read_manifest
+from aftertune.tuning.split import Corpus
+from aftertune.tuning.tokenize import Form, encode_all
 from tuning_cases import base_and_data, timeless, write_rows
 
 pytestmark = pytest.mark.slow

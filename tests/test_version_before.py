@@ -24,10 +24,10 @@ from typing import Any
 import pytest
 
 from aftertune import Ledger, compare, evaluate, tune
-from aftertune.deciding import EarlySpec, until_decided
+from aftertune.early_stopping import EarlySpec, until_decided
 from aftertune.errors import ResumeRefused
+from aftertune.forgetting_watch import ForgettingWatch
 from aftertune.study import EvalSpec, TaskSpec, TuneSpec
-from aftertune.watching import Watch
 from cli_cases import call, settle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -353,7 +353,8 @@ def test_a_stopped_tuning_goes_on_from_its_checkpoint_to_the_same_weights(projec
     exact, told = same_machine(here), []
     spec = tune_spec("runs/half")
     with Ledger("ledger.db") as ledger:
-        done = tune(spec, ledger=ledger, progress=lambda *p: told.append(p), look=Watch(spec, task_source="pack"))
+        done = tune(spec, ledger=ledger, progress=lambda *p: told.append(p), look=ForgettingWatch(spec,
+                                                                                                  task_source="pack"))
         stored_now = ledger.find_tuning(done.id)
     steps = [step for step, _, text in told if text.startswith("loss")]
     assert steps == [8, 9, 10, 11, 12], "the newest checkpoint is that of step 7"
@@ -365,7 +366,7 @@ def test_a_stopped_tuning_goes_on_from_its_checkpoint_to_the_same_weights(projec
 @pytest.mark.slow
 def test_a_tuning_begun_anew_is_the_old_one(project: Path, here: dict[str, Any]) -> None:
     spec = tune_spec("runs/anew")
-    assert_tuned(tune(spec, look=Watch(spec, task_source="pack")), same_machine(here))
+    assert_tuned(tune(spec, look=ForgettingWatch(spec, task_source="pack")), same_machine(here))
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ it made the model forget.
 
 The layers (left may import right; rooms between commas may not import each other; a test holds this):
 
-    cli > pipeline > deciding, merging, watching > evaluation, tuning, comparison, report, exchange > harness > engine, tasks, ledger, stats > sources > provenance, study, demo, reported > methods > values > catalog > errors
+    cli > pipeline > early_stopping, merge_check, forgetting_watch > evaluation, tuning, comparison, report, exchange > harness > engine, tasks, ledger, stats > sources > provenance > redaction, study, demo > methods > values > catalog > errors
 
 Nothing heavy is imported before a verb is called.
 """  # noqa: E501

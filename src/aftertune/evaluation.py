@@ -22,21 +22,17 @@ from aftertune import provenance, sources, tasks
 from aftertune.catalog import MetricKey
 from aftertune.engine import budget as budgets
 from aftertune.engine import devices
-from aftertune.engine.decide import Decision
-from aftertune.engine.runner import Batch, Engine
+from aftertune.engine.engine import Engine, ResponseBatch
 from aftertune.engine.schedule import Budget
-from aftertune.engine.spot import needs_check, spot_check
+from aftertune.engine.verify import PackingDecision, needs_spot_check, spot_check
 from aftertune.errors import InputError, ResumeRefused, nearest
 from aftertune.harness import HarnessEngine
 from aftertune.ledger import Ledger
-from aftertune.stats.form import generated, no_answer
+from aftertune.stats.answer_format import generated, no_answer
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
-from aftertune.tasks.template import Template, template_of
-from aftertune.values import Answer, Evaluation, ModelIdentity, Request, digest
-
-#: Progress of a long run: done, total (in tokens or requests), and what is being done.
-Progress = Callable[[int, int, str], None]
+from aftertune.tasks.chat_template import ChatTemplate, template_of
+from aftertune.values import Answer, Evaluation, ModelIdentity, Progress, Request, digest
 
 #: lm-eval batch size of the ``lm-eval:NAME`` engines.
 HARNESS_BATCH = 8
@@ -48,11 +44,11 @@ _STRIDE = 1_000_000
 _NO_PART = ("groups", "data", "used", "draw_seed")
 
 
-class Plan(Protocol):
+class EvaluationPlan(Protocol):
     """What an engine makes of the requests."""
 
     @property
-    def decision(self) -> Decision: ...
+    def decision(self) -> PackingDecision: ...
     @property
     def digest(self) -> str: ...
     @property
@@ -64,9 +60,9 @@ class Plan(Protocol):
 class Runs(Protocol):
     """An engine."""
 
-    def plan(self, requests: Sequence[Request], known: tuple[Decision, int] | None = None) -> Any: ...
+    def plan(self, requests: Sequence[Request], known: tuple[PackingDecision, int] | None = None) -> Any: ...
     def run(self, plan: Any, done: set[int], on_halving: Callable[[int, int], None] | None = None,
-            tick: Callable[[int], None] | None = None) -> Iterator[Batch]: ...
+            tick: Callable[[int], None] | None = None) -> Iterator[ResponseBatch]: ...
 
 
 def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *, ledger: Ledger | None = None,
@@ -79,16 +75,16 @@ def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *
     """
     spec = model if isinstance(model, EvalSpec) else _spec(model, task_names, settings)
     if ledger is not None:
-        return Run(spec, ledger, progress, bases).whole()
+        return EvaluationRun(spec, ledger, progress, bases).whole()
     with Ledger() as opened:
-        return Run(spec, opened, progress, bases).whole()
+        return EvaluationRun(spec, opened, progress, bases).whole()
 
 
 def evaluate_adapters(spec: EvalSpec, adapters: Sequence[str], *, ledger: Ledger, progress: Progress | None = None
                       ) -> list[Evaluation]:
     """Evaluate several adapters of one base, which is loaded once; ``spec`` without adapter and name."""
     bases = sources.Bases()
-    return [Run(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases).whole()
+    return [EvaluationRun(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases).whole()
             for adapter in adapters]
 
 
@@ -104,7 +100,7 @@ def _spec(model: str, task_names: Iterable[str | TaskSpec], settings: dict[str, 
         raise InputError(explain(error)) from None
 
 
-class Run:
+class EvaluationRun:
     """One evaluation on its way: prepare, open, answer (all at once or in stages), finish.
 
     sides: how many models share the memory.
@@ -119,9 +115,9 @@ class Run:
         self.sides = sides
         self.provenance = provenance.capture()
         self.engine: Runs | None = None
-        self.known: tuple[Decision, int] | None = None
+        self.known: tuple[PackingDecision, int] | None = None
         self.loaded: list[LoadedTask] = []
-        self.template: Template | None = None
+        self.template: ChatTemplate | None = None
         self.started = time.monotonic()
 
     def whole(self) -> Evaluation:
@@ -136,7 +132,7 @@ class Run:
         finally:
             self.ledger.release(self.stored.id)
 
-    def prepare(self, like: Run | None = None) -> Evaluation:
+    def prepare(self, like: EvaluationRun | None = None) -> Evaluation:
         """Identify the model, read the tasks; the evaluation as a value, before it has run.
 
         like: a prepared run of the same tasks: they are not read again where both models have one chat template.
@@ -185,7 +181,7 @@ class Run:
                              "packed, plain or lm-eval:hf")
         sources.require_nf4(self.device)
 
-    def _evaluation(self, template: Template | None) -> Evaluation:
+    def _evaluation(self, template: ChatTemplate | None) -> Evaluation:
         """The evaluation as a value, before it has run; its id covers what decides the numbers."""
         spec, settings = self.spec, tuple(one.settings for one in self.loaded)
         kept = [{k: v for k, v in asdict(s).items() if k not in _NO_PART} for s in settings]
@@ -207,7 +203,7 @@ class Run:
         made = [t.id for t in self.ledger.tunings() if self.identity.fingerprint in t.results]
         return made[-1] if made else None
 
-    def _warnings(self, template: Template | None) -> Iterator[str]:
+    def _warnings(self, template: ChatTemplate | None) -> Iterator[str]:
         raw = [s.settings.task for s in self.loaded if s.settings.chat_template is None]
         if template is not None and raw:
             yield (f"the model has a chat template; scored without it: {_some(raw)} "
@@ -216,7 +212,7 @@ class Run:
         if self.adapter is not None and not self.adapter.proven and self._tuning() is None:
             yield (f"lineage not proven: no record says by content on which weights {self.adapter.source} was trained; "
                    f"its config names {self.adapter.trained_on or 'no base'}, the base here is {self.source.named}")
-        yield from tasks.of_items(self.loaded)
+        yield from tasks.count_of_items(self.loaded)
 
     def answer(self, requests: Sequence[Request], stage: int | None = None) -> None:
         """Answer what the ledger lacks of the requests. stage: its number, where there are several; a whole one costs
@@ -250,7 +246,8 @@ class Run:
         value = value or self.stored
         return self.ledger.finish_evaluation(replace(
             value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(found[2]),
-            warnings=(*value.warnings, *tasks.notes(loaded, self.found, found[0]), *_unextracted(loaded, found[0])),
+            warnings=(*value.warnings, *tasks.answer_warnings(loaded, self.found, found[0]), *_unextracted(loaded,
+                                                                                                           found[0])),
             provenance=provenance.finish(self.provenance)), found[0], found[1])
 
     def _engine(self, model: Any, threads: int, stored: dict[str, Any] | None) -> Runs:
@@ -295,7 +292,7 @@ class Run:
             raise ResumeRefused(f"evaluation {self.stored.id} was begun under other conditions "
                                 f"({'; '.join(changed)}), so its numbers would mix; run it under those, or start "
                                 "anew with --fork")
-        if needs_check(self.device) and isinstance(engine, Engine) and "spot_check" not in self.schedule:
+        if needs_spot_check(self.device) and isinstance(engine, Engine) and "spot_check" not in self.schedule:
             rows = [row for job in plan.jobs for row in job.rows]
             if rows:
                 self.schedule["spot_check"] = spot_check(self.model, rows, packed=plan.decision.packed)
@@ -329,12 +326,12 @@ class Run:
             self.progress(finished, plan.cost, "answering")
 
 
-def _decision(stage: dict[str, Any]) -> tuple[Decision, int]:
+def _decision(stage: dict[str, Any]) -> tuple[PackingDecision, int]:
     """What a stored stage found of the model, and for how long sequences."""
-    return Decision(**stage["decision"]), int(stage["longest"])
+    return PackingDecision(**stage["decision"]), int(stage["longest"])
 
 
-def _options(spec: EvalSpec, template: Template | None) -> LoadOptions:
+def _options(spec: EvalSpec, template: ChatTemplate | None) -> LoadOptions:
     return LoadOptions(
         apply_chat_template=spec.apply_chat_template, template=template.render if template else None,
         template_hash=template.hash if template else None, system_instruction=spec.system_instruction,

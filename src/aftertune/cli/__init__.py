@@ -63,7 +63,7 @@ class _Commands(Mapping[str, Any]):
         return len(VERBS)
 
 
-class _Group(typer.core.TyperGroup):
+class _VerbGroup(typer.core.TyperGroup):
     """The group of all verbs."""
 
     def __init__(self, **settings: Any) -> None:
@@ -72,7 +72,7 @@ class _Group(typer.core.TyperGroup):
 
 
 app = typer.Typer(
-    name="aftertune", cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="aftertune", cls=_VerbGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Fine-tune small language models and show, with evidence, what each fine-tune taught and what it made the "
          "model forget.",
     epilog="Exit codes: 0 success, 1 a gate failed, 2 bad input, 3 not comparable, 4 out of resources, 5 storage.")

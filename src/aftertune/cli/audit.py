@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, jsonable
-from aftertune.cli.options import Json
+from aftertune.cli.options import JsonFlag
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
     from aftertune.exchange import Audit, Check, Claim
-    from aftertune.reported import Reported
+    from aftertune.values.reported import Reported
 
 _STYLES = {"not reproducible": "bold red", "ok": "green", "ok*": "green", "not checked": "dim",
            "established": "bold green", "cannot be checked": "red"}
@@ -26,7 +26,7 @@ _TOLD = {"open": "not established (the paired answers would decide)", "not shown
 def audit(
     file: Annotated[Path, typer.Argument(help="Markdown record, or results_*.json of lm-eval.")],
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a figure fails the check.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Check whether reported values and errors are possible (k of n), and whether the summary supports differences."""
     from aftertune.exchange import audit as run

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, jsonable, no_margin
-from aftertune.cli.options import Common, Force, Json, StoredEvaluation
+from aftertune.cli.options import Common, Force, JsonFlag, StoredEvaluation
 from aftertune.errors import GateFailed, InputError, NotComparable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def compare(
     force: Force = False,
     details: Annotated[bool, typer.Option(
         "--details", help="Also show McNemar's p-values and every task of a group.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Compare evaluations question by question: what was forgotten, what was kept, what improved."""
     from aftertune.comparison import compare as run
@@ -134,7 +134,7 @@ def flips(
     out: Annotated[str, typer.Option(help="Markdown file to write; - for stdout.")] = "-",
     common: Common = False,
     force: Force = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Show the items that one model answers right and the other wrong, with both answers."""
     if lost and gained:
@@ -166,7 +166,7 @@ def gate(
         "--require-proof", help="Also fail if it is not proven that a limit holds.")] = False,
     common: Common = False,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML file to write.")] = None,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Exit with 1 if a drop beyond a limit is proven (with --require-proof: if its absence is not proven)."""
     from aftertune.comparison import find

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aftertune.errors import AftertuneError, InputError
-
-Progress = Callable[[int, int, str], None]
+from aftertune.values import Progress
 
 
 def guarded(app: Callable[..., Any]) -> int:
@@ -58,7 +57,7 @@ def _usage(error: Exception) -> int:
 def _report(error: BaseException | None, text: str, code: int) -> int:
     if error is not None and os.environ.get("AFTERTUNE_DEBUG"):
         raise error
-    from aftertune.provenance import redact
+    from aftertune.redaction import redact
 
     print(f"aftertune: {redact(text)}", file=sys.stderr)
     return code

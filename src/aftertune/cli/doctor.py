@@ -8,10 +8,10 @@ from pathlib import Path
 import typer
 
 from aftertune.cli.console import emit
-from aftertune.cli.options import Json
+from aftertune.cli.options import JsonFlag
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: JsonFlag = False) -> None:
     """Check this machine and the ledger. Exit with 5 if the ledger is broken."""
     rows = [*_machine(), *_versions(), *_packs(), *_ledger()]
     if as_json:
@@ -22,13 +22,13 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(5)
 
 
-Row = tuple[str, str, str, str, str]
+DoctorLine = tuple[str, str, str, str, str]
 
 
-def _machine() -> list[Row]:
+def _machine() -> list[DoctorLine]:
     from aftertune.engine.cpu import availability
     from aftertune.engine.devices import choose_device, dtypes_of, free_memory, probe
-    from aftertune.sources.reach import reachable
+    from aftertune.sources.hub import reachable
 
     facts = probe()
     chosen = choose_device("auto", facts)
@@ -46,7 +46,7 @@ def _machine() -> list[Row]:
     return rows
 
 
-def _kernels(reason: str, *, amx: bool) -> Row:
+def _kernels(reason: str, *, amx: bool) -> DoctorLine:
     """Whether the compiled CPU kernels are used. reason: why not, "" where they are."""
     from aftertune.engine.cpu.availability import SWITCH
 
@@ -58,20 +58,20 @@ def _kernels(reason: str, *, amx: bool) -> Row:
             f"unset {SWITCH} to use them" if off else "install a C compiler (gcc or clang)")
 
 
-def _versions() -> list[Row]:
+def _versions() -> list[DoctorLine]:
     from aftertune.provenance import capture
 
     return [("version", name, text, "", "") for name, text in capture().versions.items()]
 
 
-def _packs() -> list[Row]:
+def _packs() -> list[DoctorLine]:
     from aftertune.sources import packs
 
     return [("pack", p.distribution, p.version or "not installed", "" if p.path else "offline runs lack it",
              "" if p.path else p.install) for p in packs()]
 
 
-def _ledger() -> list[Row]:
+def _ledger() -> list[DoctorLine]:
     from aftertune.errors import AftertuneError
     from aftertune.ledger import Ledger, locate
 
@@ -85,7 +85,7 @@ def _ledger() -> list[Row]:
         return [("ledger", "path", "", str(error), "")]
 
 
-def _table(rows: list[Row]) -> None:
+def _table(rows: list[DoctorLine]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, no_margin, progress
-from aftertune.cli.options import Given, Json, with_options
+from aftertune.cli.options import Given, JsonFlag, with_options
 from aftertune.errors import InputError
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
     from aftertune.values import Evaluation
+
 
 @with_options
 def evaluate(
@@ -30,7 +31,7 @@ def evaluate(
     against: Annotated[str | None, typer.Option(
         help="The base: an evaluation in the ledger, or a model to evaluate at the same time.")] = None,
     early: Given[EarlySpec],
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Evaluate MODEL on tasks. Finished batches are kept, so a stopped run continues where it stopped."""
     adapters = adapter or []
@@ -79,7 +80,7 @@ def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapte
         raise no_margin(f"{margin:g}")
     stopping = early.make()
     from aftertune.cli import compare
-    from aftertune.deciding import until_decided
+    from aftertune.early_stopping import until_decided
     from aftertune.ledger import Ledger
 
     with Ledger() as ledger, progress() as update:

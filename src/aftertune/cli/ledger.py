@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, jsonable
-from aftertune.cli.options import Json
+from aftertune.cli.options import JsonFlag
 from aftertune.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from aftertune.exchange import Arrival
+    from aftertune.exchange import ImportedResult
     from aftertune.ledger import Ledger
     from aftertune.report import Card, DataTable
-    from aftertune.reported import Reported
     from aftertune.values import Comparison, Evaluation, TaskSettings, Tuning
+    from aftertune.values.reported import Reported
 
 FORMATS = ("lm-eval", "csv", "latex", "json")
 
 
-def runs(as_json: Json = False) -> None:
+def runs(as_json: JsonFlag = False) -> None:
     """List evaluations, tunings and comparisons, newest last."""
     from aftertune.ledger import Ledger
-    from aftertune.reported import proven
+    from aftertune.values.reported import proven
 
     with Ledger(create=False) as ledger:
         evaluations, tunings, comparisons = ledger.evaluations(), ledger.tunings(), ledger.comparisons()
@@ -66,7 +66,7 @@ def _task_text(task: TaskSettings) -> str:
 
 def show(
     word: Annotated[str, typer.Argument(metavar="ID", help="Id or name, as `aftertune runs` lists it.")],
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Show everything that is known about one evaluation, tuning, comparison or reported document."""
     from aftertune.ledger import Ledger
@@ -85,7 +85,7 @@ def show(
 
 def documents(ledger: Ledger) -> dict[str, list[Reported]]:
     """Document -> the scores that it reports."""
-    from aftertune.reported import Reported
+    from aftertune.values.reported import Reported
 
     found: dict[str, list[Reported]] = {}
     for row in map(Reported.of, ledger.reported()):
@@ -154,7 +154,7 @@ def export(
         help="Output folder for lm-eval, output file for a table; - for stdout.")] = None,
     prompts: Annotated[bool, typer.Option(
         "--prompts/--no-prompts", help="Rebuild the prompts; they are written if they match the stored hash.")] = True,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Write results for other programs, without paths of this machine and without secrets."""
     if format_ not in FORMATS:
@@ -170,11 +170,12 @@ def export(
 
 
 def _export_lm_eval(ledger: Ledger, word: str, folder: Path, prompts: bool, as_json: bool) -> None:
-    from aftertune.exchange import rebuilt, send
+    from aftertune.exchange import export_lm_eval, rebuilt
 
     evaluation = ledger.find_evaluation(word)
     texts = rebuilt(evaluation) if prompts else {}
-    written = send(evaluation, ledger.items(evaluation.id), ledger.answers(evaluation.id), folder=folder, prompts=texts)
+    written = export_lm_eval(evaluation, ledger.items(evaluation.id), ledger.answers(evaluation.id), folder=folder,
+                             prompts=texts)
     without = [t.task for t in evaluation.tasks if t.task not in texts and t.task not in written.left_out]
     if as_json:
         emit({"results": str(written.results), "samples": [str(p) for p in written.samples],
@@ -228,7 +229,7 @@ def card(
     out: Annotated[Path, typer.Option(
         help="Folder for README.md and .eval_results, for example the model's own.")] = Path("card"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing README.md.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Write a model card for the Hugging Face Hub, without paths of this machine and without secrets."""
     from aftertune.ledger import Ledger
@@ -274,14 +275,14 @@ def _write_card(made: Card, out: Path, force: bool) -> list[Path]:
 def import_(
     path: Annotated[Path, typer.Argument(help="Output folder or results_*.json of lm-eval, or a Markdown record.")],
     name: Annotated[str | None, typer.Option(help="Name of the evaluation, or of the record.")] = None,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Import results of others. With samples they can be compared; without samples they are reported scores."""
-    from aftertune.exchange import receive
+    from aftertune.exchange import import_results
     from aftertune.ledger import Ledger
 
     with Ledger() as ledger:
-        arrivals = receive(path, ledger=ledger, name=name)
+        arrivals = import_results(path, ledger=ledger, name=name)
     if as_json:
         emit({"imported": [import_object(a) for a in arrivals]})
         return
@@ -289,7 +290,7 @@ def import_(
         _show_import(arrival)
 
 
-def import_object(arrival: Arrival) -> dict[str, Any]:
+def import_object(arrival: ImportedResult) -> dict[str, Any]:
     """An import as ``import --json`` prints it."""
     evaluation = arrival.evaluation
     return {"source": arrival.source, "evaluation": evaluation.id if evaluation else None,
@@ -298,7 +299,7 @@ def import_object(arrival: Arrival) -> dict[str, Any]:
             "planned": sum(r.planned is not None for r in arrival.reported)}
 
 
-def _show_import(arrival: Arrival) -> None:
+def _show_import(arrival: ImportedResult) -> None:
     evaluation = arrival.evaluation
     if evaluation is not None:
         state = "" if arrival.new else " (already in the ledger)"

@@ -29,7 +29,7 @@ from aftertune.study.matrix import assembled
 S = TypeVar("S", bound=Spec)
 
 # Arguments and options that several verbs have.
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 StoredEvaluation = Annotated[str, typer.Argument(help="Id or name of an evaluation.")]
 Common = Annotated[bool, typer.Option("--common", help="Compare on the items that both have.")]
 Force = Annotated[bool, typer.Option("--force", help="Compare despite different settings; the result is marked.")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit
-from aftertune.cli.options import Json
+from aftertune.cli.options import JsonFlag
 from aftertune.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ NAMES = {"hub": "the Hub's data set", "pack": "the offline pack"}
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class ItemCount:
     """Items of a task. origin: where that number is from; note: what another source has."""
 
     task: str
@@ -44,7 +44,7 @@ def plan_items(
     discordance: Annotated[float | None, typer.Option(
         help="Percent of the items on which the models differ; default: 10, or what BASE and TUNED show.")] = None,
     power: Annotated[float, typer.Option(help="Percent of comparisons that find it.")] = 80.0,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Show how many items the verdicts kept and forgot need, and the smallest difference that a task can show.
 
@@ -62,7 +62,7 @@ def plan_items(
             ledger = stack.enter_context(Ledger(create=False))
         found = _pair(base, tuned, ledger) if base and tuned else {}
         counts = [count for text in task or () for count in _counts(text, ledger)] or \
-            [Count(name, total, "both evaluations") for name, (_, total) in found.items()]
+            [ItemCount(name, total, "both evaluations") for name, (_, total) in found.items()]
     names = {count.task: count.items for count in counts}
     if not names:
         raise InputError("name tasks with --task, for example --task hellaswag, or two evaluations of the ledger")
@@ -99,31 +99,31 @@ def _pair(base: str, tuned: str, ledger: Ledger | None) -> dict[str, tuple[float
     return {r.task: (discordance_bound((r.gained or 0) + (r.lost or 0), r.n), r.n_total or r.n) for r in rows}
 
 
-def _counts(text: str, ledger: Ledger | None) -> Iterator[Count]:
+def _counts(text: str, ledger: Ledger | None) -> Iterator[ItemCount]:
     """What ``--task`` names: ``TASK=ITEMS``, or a task with the items that an evaluation would ask now.
 
     That is the number of the last evaluation in the ledger, else that of the pack where the Hub is not reached, else
     that of the Hub. A name that stands for tasks with scores of their own gives each of them.
     """
     from aftertune.catalog import BENCHMARKS
-    from aftertune.tasks.local import asked_from
+    from aftertune.tasks.data import asked_from
 
     name, equals, count = (part.strip() for part in text.partition("="))
     if equals:
         if not count.isdigit() or int(count) < 1:
             raise InputError(f"--task {text!r}: write TASK=ITEMS, for example --task own=500")
-        yield Count(name, int(count), "--task")
+        yield ItemCount(name, int(count), "--task")
         return
     row = BENCHMARKS.get(name)
     for task in row.members if row is not None and not row.scored else (name,):
         seen = [e.total(task) for e in ledger.evaluations()] if ledger else []
         total = next((n for n in reversed(seen) if n), None)
         if total is not None:
-            yield Count(task, total, "the ledger")
+            yield ItemCount(task, total, "the ledger")
         elif task in BENCHMARKS:
             source, items = asked_from(task), BENCHMARKS[task].items
             other = next((s for s in items if s != source and items[s] != items[source]), None)
-            yield Count(task, items[source], NAMES[source],
+            yield ItemCount(task, items[source], NAMES[source],
                         f"{items[other]:,} in {NAMES[other]}" if other else "")
         else:
             raise InputError(f"--task {name}: the catalog does not list it, so its number of items is unknown"
@@ -152,7 +152,7 @@ def _show(plans: dict[str, Need], psi: dict[str, float], margin: float, power: f
                                f"items show it within {100 * plan.kept_at:.1f} points"), soft_wrap=True)
 
 
-def _show_counts(counts: Sequence[Count]) -> None:
+def _show_counts(counts: Sequence[ItemCount]) -> None:
     """Say where the numbers of items are from, in one line."""
     from rich.console import Console
     from rich.text import Text

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit
-from aftertune.cli.options import Json
+from aftertune.cli.options import JsonFlag
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
     from aftertune.report import Planned, Results
-    from aftertune.reported import Judged
     from aftertune.values import Contrast
+    from aftertune.values.reported import AuditedDocument
 
 _OUT = typer.Option(help="Output file; - for stdout.")
 _TITLE = typer.Option(help="Title of the document.")
@@ -31,7 +31,7 @@ def record(
     only: Annotated[list[str] | None, _ONLY] = None,
     study: Annotated[list[Path] | None, _STUDY] = None,
     published: Annotated[bool, _PUBLISHED] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Write the ledger as a Markdown record."""
     from aftertune.report import write_record
@@ -45,7 +45,7 @@ def report(
     title: Annotated[str, _TITLE] = "Model evaluation report",
     only: Annotated[list[str] | None, _ONLY] = None,
     published: Annotated[bool, _PUBLISHED] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Write the ledger as one self-contained HTML page."""
     from aftertune.comparison.flips import flips_of
@@ -62,7 +62,7 @@ def _results(only: list[str], files: list[Path], *, published: bool, plans: bool
     """What the ledger holds and what follows from it. plans: with what studies, those in ``files`` too, have not
     evaluated. published: without this machine's paths."""
     from aftertune.ledger import Ledger
-    from aftertune.provenance import published as public
+    from aftertune.redaction import published as public
     from aftertune.report import Results
 
     reported = [] if only else _reported()
@@ -81,19 +81,19 @@ def _results(only: list[str], files: list[Path], *, published: bool, plans: bool
 
 def _contrasts(results: Results, ledger: Ledger) -> list[Contrast]:
     """Recipes compared over seeds, with the margins of the comparisons of their models."""
-    from aftertune.comparison.contrasts import contrasts
+    from aftertune.comparison.across_seeds import contrasts
 
     margins = {row.task: row.margin for comparison in results.comparisons for row in comparison.rows}
     return contrasts(results.evaluations, results.tunings, margins=margins, ledger=ledger)
 
 
-def _reported() -> list[Judged]:
+def _reported() -> list[AuditedDocument]:
     """Every imported score with its audit."""
-    from aftertune.exchange import judged
+    from aftertune.exchange import audited_documents
     from aftertune.ledger import Ledger
 
     with Ledger(create=False) as ledger:
-        return judged(ledger)
+        return audited_documents(ledger)
 
 
 def _planned(files: list[Path]) -> list[Planned]:

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import Progress, emit, jsonable, progress
-from aftertune.cli.options import Json, StudyFile
+from aftertune.cli.console import emit, jsonable, progress
+from aftertune.cli.options import JsonFlag, StudyFile
 from aftertune.errors import AftertuneError, InputError
+from aftertune.values import Progress
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aftertune.pipeline import Choice, PlannedCell, Result
-    from aftertune.pipeline.running import Turn
+    from aftertune.pipeline import CellChoice, PlannedCell, Result
+    from aftertune.pipeline.running import CellCallback
     from aftertune.study import Study
 
 #: Help of the flag that changes a study for one call.
@@ -31,7 +32,7 @@ def study(
     changes: Annotated[list[str] | None, typer.Argument(
         help="KEY=VALUE: a change to write into the file, for example tasks.hellaswag.limit=50.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of study files.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Check a study file and show its tunings, including those of its matrix. KEY=VALUE changes the file first."""
     from aftertune.report import write_document
@@ -90,7 +91,7 @@ def plan(
     study: StudyFile,
     sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder, as for `aftertune run`.")] = None,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Show each cell of a study: state, cost on this machine, command, what is missing. Nothing is fetched or run."""
     from aftertune.ledger import Ledger
@@ -172,14 +173,14 @@ def run(
         "--keep-going", help="Continue after a cell fails; cells that need it are skipped.")] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the tunings, the record and the page.")] = None,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Run a study. What the ledger already has is not run again."""
-    from aftertune.pipeline import Choice
+    from aftertune.pipeline import CellChoice
     from aftertune.study import Study
 
     loaded = Study.load(study, sets or ())
-    result = execute(loaded, out or Path("runs") / loaded.study, Choice(tuple(only or ()), keep_going, str(study)))
+    result = execute(loaded, out or Path("runs") / loaded.study, CellChoice(tuple(only or ()), keep_going, str(study)))
     _show_result(result, as_json)
     if result.failed:
         cells = "; ".join(f"{name}: {why}" for name, why in result.failed)
@@ -187,7 +188,7 @@ def run(
                              "run the same command again")
 
 
-def execute(study: Study, out: Path, choice: Choice | None = None) -> Result:
+def execute(study: Study, out: Path, choice: CellChoice | None = None) -> Result:
     """Run the study with progress on stderr."""
     from aftertune.ledger import Ledger
     from aftertune.pipeline import chosen
@@ -199,7 +200,7 @@ def execute(study: Study, out: Path, choice: Choice | None = None) -> Result:
 
 
 @contextlib.contextmanager
-def _shown(names: list[str]) -> Iterator[tuple[Progress, Turn]]:
+def _shown(names: list[str]) -> Iterator[tuple[Progress, CellCallback]]:
     """Show a live table of the cells on a terminal, else plain lines."""
     if not sys.stderr.isatty():
         with progress() as update:
@@ -290,7 +291,7 @@ def _show_result(result: Result, as_json: bool) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the tunings, the record and the page.")] = Path("runs/demo"),
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Evaluate a real model, fine-tune it with care and without, and compare what each learned and forgot."""
     from aftertune.demo import folder

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit, jsonable, progress
-from aftertune.cli.options import Given, Json, option_of, with_options
+from aftertune.cli.options import Given, JsonFlag, option_of, with_options
 from aftertune.errors import GateFailed
 from aftertune.methods import writes_adapter
 from aftertune.study import EvalSpec, TaskSpec, TuneSpec
 
 if TYPE_CHECKING:
-    from aftertune.merging import Likeness, MergeCheck
+    from aftertune.forgetting_watch import ForgettingWatch
+    from aftertune.merge_check import Agreement, MergeCheck
     from aftertune.tuning import Preview
     from aftertune.values import Question, Tuning
-    from aftertune.watching import Watch
 
 
 @with_options
@@ -30,7 +30,7 @@ def tune(
     preview: Annotated[bool, typer.Option("--preview", help="Show three examples as trained, and stop.")] = False,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Estimate memory, disk and time on this machine, and stop.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Fine-tune MODEL. The output folder holds a PEFT adapter, or whole weights for the method full.
 
@@ -51,13 +51,13 @@ def tune(
     return show(tuning, spec.model, as_json)
 
 
-def _look(spec: TuneSpec) -> Watch | None:
+def _look(spec: TuneSpec) -> ForgettingWatch | None:
     """The watch that evaluates tasks during training; None without --watch."""
     if spec.watch is None:
         return None
-    from aftertune.watching import Watch
+    from aftertune.forgetting_watch import ForgettingWatch
 
-    return Watch(spec)
+    return ForgettingWatch(spec)
 
 
 def _questions(names: str | None) -> list[Question]:
@@ -98,9 +98,9 @@ def show_preview(spec: TuneSpec, questions: list[Question], as_json: bool) -> No
 def show_estimate(spec: TuneSpec, as_json: bool) -> None:
     """Print the estimated memory, disk and time of a tuning on this machine."""
     from aftertune.report import duration_text
-    from aftertune.tuning import foreseen
+    from aftertune.tuning import estimate_tuning
 
-    found = foreseen(spec)
+    found = estimate_tuning(spec)
     if as_json:
         emit({"trainable_parameters": found.trainable, "memory": found.memory, "disk": found.disk, "steps": found.steps,
               "tokens": found.tokens, "seconds": found.seconds, "basis": found.basis})
@@ -162,11 +162,11 @@ def check_merge(
     nf4: Annotated[bool, typer.Option("--nf4", help="Also check the merged weights in 4 bits.")] = False,
     dtype: Annotated[str, typer.Option(help="Data type; float32 shows the rounding of the weights alone.")] = "float32",
     device: Annotated[str, option_of(EvalSpec, "device")] = "auto",
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Score the adapter and the merged weights on the same items. Exit with 1 if they are not the same model."""
     from aftertune.ledger import Ledger
-    from aftertune.merging import check_merge as run
+    from aftertune.merge_check import check_merge as run
 
     specs = [TaskSpec(name=name.strip(), sample=sample) for name in tasks.split(",") if name.strip()]
     with Ledger() as ledger, progress() as update:
@@ -181,7 +181,7 @@ def check_merge(
                          "base; use the adapter unmerged, or merge into a base that is stored in a wider dtype")
 
 
-def _likeness_object(found: Likeness | None) -> dict[str, object] | None:
+def _likeness_object(found: Agreement | None) -> dict[str, object] | None:
     return None if found is None else {"same": found.same, "mean": found.mean, "largest": found.largest,
                                        "share": found.share, "discordant": found.discordant}
 

@@ -15,11 +15,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from aftertune.comparison.early import early_units, is_stopped, with_early_rows
-from aftertune.comparison.forms import shifts
-from aftertune.comparison.guard import differences, find_differences, refusal
-from aftertune.comparison.lineage import kinship
-from aftertune.comparison.pairs import Pair, pair_up
+from aftertune.comparison.compatibility import differences, find_differences, refusal
+from aftertune.comparison.early_rows import early_units, is_stopped, with_early_rows
+from aftertune.comparison.lineage import find_relation
+from aftertune.comparison.pairing import Pair, pair_up, shifts
 from aftertune.comparison.rows import MARGIN, build_rows, margin_of
 from aftertune.errors import InputError, NotComparable, nearest
 from aftertune.values import Comparison, Difference, Evaluation, digest
@@ -50,7 +49,7 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Mapping
     left, right = find(base, ledger), find(tuned, ledger)
     usable, found = align(left, right, ledger, force=force, common=common, tasks=tasks)
     forced = any(d.blocking for d in found)
-    kin = kinship(left, right, ledger)
+    kin = find_relation(left, right, ledger)
     units = early_units(left, right, usable)
     whole = [p for p in usable if not is_stopped(left, right, p.settings.task)]
     rows, without_rows = build_rows(left, right, whole, margins, lineage=kin.lineage, forced=forced, early=len(units))

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from aftertune.catalog import METRICS, MetricKey
 from aftertune.comparison import align, find
-from aftertune.comparison.columns import columns
-from aftertune.comparison.pairs import Pair, pair_up
+from aftertune.comparison.pairing import Pair, columns, pair_up
 from aftertune.errors import InputError, nearest
 from aftertune.values import (
     Answer,

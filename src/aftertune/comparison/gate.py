@@ -23,7 +23,7 @@ from aftertune.values import Comparison, ComparisonRow, Evaluation, GateLine
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
-Outcome = Literal["dropped", "held", "open", "floor"]
+GateOutcome = Literal["dropped", "held", "open", "floor"]
 
 
 def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, float], *, ledger: Ledger,
@@ -50,7 +50,7 @@ def _line(row: ComparisonRow, limit: float, require_proof: bool) -> GateLine:
     return GateLine(task=row.task, limit=limit, row=row, outcome=outcome, failed=failed)
 
 
-def _outcome(row: ComparisonRow, limit: float) -> Outcome:
+def _outcome(row: ComparisonRow, limit: float) -> GateOutcome:
     if row.at_floor:
         return "floor"
     if row.verdict == "lower":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Kinship:
+class ModelRelation:
     """relation: of the right model to the left one; origin: source of the base that siblings share; held_out: loss
     before and after the tuning that made the right one from the left one."""
 
@@ -32,21 +32,21 @@ class Kinship:
         return self.relation == "tuned"
 
 
-def kinship(left: Evaluation, right: Evaluation, ledger: Ledger) -> Kinship:
+def find_relation(left: Evaluation, right: Evaluation, ledger: Ledger) -> ModelRelation:
     """How the model of ``right`` is related to that of ``left``."""
     done = [t for t in ledger.tunings() if t.status == "done"]
     if left.model.fingerprint == right.model.fingerprint:
-        return Kinship("same model")
+        return ModelRelation("same model")
     made = [t for t in done if right.model.fingerprint in t.results and t.base.fingerprint == left.model.fingerprint]
     if made or _adapts(left.model, right.model):
         named = [t for t in made if t.id == right.tuning] or made
-        return Kinship("tuned", held_out=named[-1].held_out if named else None)
+        return ModelRelation("tuned", held_out=named[-1].held_out if named else None)
     if _adapts(right.model, left.model) or any(
             left.model.fingerprint in t.results and t.base.fingerprint == right.model.fingerprint for t in done):
-        return Kinship("reversed")
+        return ModelRelation("reversed")
     shared = {m.fingerprint: m.source for m in _origins(left.model, done)}
     origin = next((shared[m.fingerprint] for m in _origins(right.model, done) if m.fingerprint in shared), None)
-    return Kinship() if origin is None else Kinship("siblings", origin)
+    return ModelRelation() if origin is None else ModelRelation("siblings", origin)
 
 
 def _adapts(base: ModelIdentity, tuned: ModelIdentity) -> bool:

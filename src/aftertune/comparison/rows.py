@@ -19,15 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from aftertune.catalog import MetricKey
-from aftertune.comparison.columns import Column, columns, score_of
-from aftertune.comparison.pairs import Pair
+from aftertune.comparison.pairing import MetricValues, Pair, columns, score_of
 from aftertune.errors import InputError
+from aftertune.stats.clustered import Weighting
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
-from aftertune.stats.grouped import Weighting
-from aftertune.stats.multiplicity import benjamini_hochberg
 from aftertune.stats.paired import NO_EVIDENCE, Floats, MarginTests
 from aftertune.stats.planning import items_above, settled_by
-from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, decide, tell
+from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, benjamini_hochberg, decide, tell
 from aftertune.values import ComparisonRow, Difference, Evaluation, Score
 
 MARGIN = 0.02
@@ -99,7 +97,7 @@ class _Group:
 
     name: str
     key: str
-    members: tuple[tuple[Pair, Column], ...]
+    members: tuple[tuple[Pair, MetricValues], ...]
     score: Score | None
 
     @property
@@ -171,7 +169,7 @@ def _without_row(left: Evaluation, right: Evaluation, task: str, key: str) -> Di
                       blocking=False)
 
 
-def _task_draft(pair: Pair, key: str, column: Column, margins: Margins, *, group: _Group | None) -> Draft:
+def _task_draft(pair: Pair, key: str, column: MetricValues, margins: Margins, *, group: _Group | None) -> Draft:
     """group: the group that speaks for the task, if any."""
     settings = pair.settings
     clusters = [a.cluster for a in pair.left] if settings.cluster else []
@@ -185,7 +183,7 @@ def _task_draft(pair: Pair, key: str, column: Column, margins: Margins, *, group
 
 
 def _groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
-            table: Mapping[str, Mapping[str, Column | None]]) -> list[_Group]:
+            table: Mapping[str, Mapping[str, MetricValues | None]]) -> list[_Group]:
     """Groups whose mean can be paired: each of their tasks is here on both sides, with values per item."""
     found = []
     for name in dict.fromkeys(g for p in pairs for g in p.settings.groups):

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from aftertune.engine.dora import constant_gains
-from aftertune.engine.trie import Row, sees
+from aftertune.engine.packing import PackedRow, sees
 
 NAME = "aftertune"
 #: Scores in one block of queries, at most, on a CPU: they stay in its cache.
@@ -77,7 +77,7 @@ class Slots(Protocol):
 
     lengths: torch.Tensor
 
-    def fill(self, slots: Sequence[int], rows: Sequence[Row]) -> Keep:
+    def fill(self, slots: Sequence[int], rows: Sequence[PackedRow]) -> Keep:
         """A function that stores each of the rows in its slot."""
 
     def move(self, source: int, target: int) -> None:
@@ -98,7 +98,7 @@ class AttentionBackend(Protocol):
 
     name: str
 
-    def rows(self, rows: Sequence[Row], *, prefix: Any = None, keep: Keep | None = None) -> Layout:
+    def rows(self, rows: Sequence[PackedRow], *, prefix: Any = None, keep: Keep | None = None) -> Layout:
         """The layout of packed rows, to score them or to fill slots with them. Depths of rows after a prefix start at
         its length. keep: called with the keys and values of each layer."""
 
@@ -128,7 +128,7 @@ class TorchBackend:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def rows(self, rows: Sequence[Row], *, prefix: Any = None, keep: Keep | None = None) -> Layout:
+    def rows(self, rows: Sequence[PackedRow], *, prefix: Any = None, keep: Keep | None = None) -> Layout:
         return TorchRows(rows, device=torch.device(self.model.device), dtype=self.model.dtype, prefix=prefix, keep=keep)
 
     def prefix(self, length: int) -> Prefix:
@@ -240,7 +240,7 @@ class TorchPrefix:
 class TorchRows:
     """Packed rows (see trie.py) end to end. Depths of rows after a prefix start at its length."""
 
-    def __init__(self, rows: Sequence[Row], *, device: torch.device, dtype: torch.dtype,
+    def __init__(self, rows: Sequence[PackedRow], *, device: torch.device, dtype: torch.dtype,
                  prefix: TorchPrefix | None = None, keep: Keep | None = None) -> None:
         self.rows = rows
         self.device = device
@@ -353,7 +353,7 @@ class TorchSlots:
             self.layers[layer] = (k, v)
         return self.layers[layer]
 
-    def fill(self, slots: Sequence[int], rows: Sequence[Row]) -> Keep:
+    def fill(self, slots: Sequence[int], rows: Sequence[PackedRow]) -> Keep:
         """A function that stores each of the rows in its slot."""
         for slot, row in zip(slots, rows, strict=True):
             self.lengths[slot] = row.length

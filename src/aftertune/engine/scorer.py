@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from aftertune.engine.attention import AttentionBackend, Prefix, TorchBackend, attending, reading
-from aftertune.engine.trie import Row, path
+from aftertune.engine.packing import PackedRow, path
 
 #: Rows of logits turned into float32 at a time, on a CPU.
 CHUNK = 32
@@ -73,7 +73,7 @@ class Scorer:
         return torch.device(self.model.device)
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> dict[int, TokenScores]:
+    def run(self, rows: Sequence[PackedRow], prefix: tuple[int, ...] = ()) -> dict[int, TokenScores]:
         """Scores of every branch of ``rows``, by request position. prefix: tokens before every row (packed only)."""
         if not self.packed:
             return _read(self._padded(rows), rows, self.summary)
@@ -85,7 +85,7 @@ class Scorer:
         found = self.backend.summarize(logits) if self.packed else None
         return Summary(logits, *(found or _norms(logits)))
 
-    def flat(self, rows: Sequence[Row]) -> torch.Tensor:
+    def flat(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         """Logits [kept positions of all rows, vocabulary] of rows that lie end to end, under a layout in force."""
         starts = np.cumsum([0, *(row.length for row in rows)])[:-1]
         keep = torch.from_numpy(np.concatenate([s + row.keep for s, row in zip(starts, rows, strict=True)]))
@@ -107,7 +107,7 @@ class Scorer:
             self.flat([one])
         return prefix
 
-    def _padded(self, rows: Sequence[Row]) -> torch.Tensor:
+    def _padded(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         """The same of single sequences, padded on the right, without a mask."""
         length = max(row.length for row in rows)
         tokens = torch.zeros(len(rows), length, dtype=torch.long)
@@ -134,7 +134,7 @@ class Scorer:
         return logits.reshape(-1, logits.shape[-1])
 
 
-def _joined(rows: Sequence[Row], name: str) -> torch.Tensor:
+def _joined(rows: Sequence[PackedRow], name: str) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([getattr(row, name) for row in rows]))
 
 
@@ -149,7 +149,7 @@ class Summary:
     best: torch.Tensor | None = None
 
 
-def _read(logits: torch.Tensor, rows: Sequence[Row], summary: Callable[[torch.Tensor], Summary]
+def _read(logits: torch.Tensor, rows: Sequence[PackedRow], summary: Callable[[torch.Tensor], Summary]
           ) -> dict[int, TokenScores]:
     """Gather each branch's targets from the kept logits."""
     flat: list[NDArray[np.int64]] = []

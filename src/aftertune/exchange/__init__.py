@@ -5,11 +5,33 @@
     send(evaluation, items, answers, folder=…)          lm-eval's files, for whatever reads these
 """
 
-from aftertune.exchange.arrivals import Arrival, receive
-from aftertune.exchange.audits import Audit, Check, Claim, Finding, audit, check, pairing_text
-from aftertune.exchange.departures import Written, send
-from aftertune.exchange.judged import judge, judged
-from aftertune.exchange.prompts import rebuilt
+from aftertune.exchange.audits import (
+           Audit,
+           AuditFinding,
+           Check,
+           Claim,
+           audit,
+           audit_reported,
+           audited_documents,
+           check,
+           pairing_text,
+)
+from aftertune.exchange.exporting import ExportedFiles, export_lm_eval, rebuilt
+from aftertune.exchange.importing import ImportedResult, import_results
 
-__all__ = ["Arrival", "Audit", "Check", "Claim", "Finding", "Written", "audit", "check", "judge", "judged",
-           "pairing_text", "rebuilt", "receive", "send"]
+__all__ = [
+           "Audit",
+           "AuditFinding",
+           "Check",
+           "Claim",
+           "ExportedFiles",
+           "ImportedResult",
+           "audit",
+           "audit_reported",
+           "audited_documents",
+           "check",
+           "export_lm_eval",
+           "import_results",
+           "pairing_text",
+           "rebuilt",
+]

@@ -1,4 +1,9 @@
-"""Owns the audit of a published record: what its printed figures can be, and what its differences can show.
+"""Owns what an audit makes of the documents in a ledger, for a record that shows them beside what was measured.
+
+    for document in judged(ledger):
+        document.best["gsm8k", "exact_match", "strict-match"]      "Base Llama 3.2 1B"
+
+Owns the audit of a published record: what its printed figures can be, and what its differences can show.
 
     found = audit(Path("record.md"))
     found.checks[15].text      "not reproducible as k/n at the stated n=100 (26 is 26.00% and 27 is 27.00%)"
@@ -18,16 +23,17 @@ from pathlib import Path
 from typing import Literal
 
 from aftertune.catalog import is_share
-from aftertune.exchange.arrivals import reported_scores
-from aftertune.exchange.markdown import Document, read_record
-from aftertune.exchange.results_file import read_results
-from aftertune.reported import Reported
+from aftertune.exchange.importing import reported_scores
+from aftertune.exchange.lm_eval_files import read_results
+from aftertune.exchange.markdown_record import Document, read_record
+from aftertune.ledger import Ledger
 from aftertune.stats import audit as checks
-from aftertune.stats.audit import Figure, Pairing
-from aftertune.stats.multiplicity import holm
+from aftertune.stats.audit import Figure, Pairing, unpaired
+from aftertune.stats.verdict import holm
+from aftertune.values.reported import AuditedDocument, Remark, Reported, ReportedDifference, ScoreName
 
 ALPHA = 0.05
-Status = Literal["established", "open", "not shown", "cannot be checked"]
+ClaimStatus = Literal["established", "open", "not shown", "cannot be checked"]
 _SETTINGS = ("Device", "Batch Size", "Data Type")
 _LENGTH = re.compile(r"(?i)\blength|\bbytes?\b|\bcharacters?\b")
 _IDENTITY = re.compile(r"(?i)\b(sha|sha256|hash|revision|fingerprint|weights|commit)\b")
@@ -78,7 +84,7 @@ class Claim:
     strict: Pairing | None
 
     @property
-    def status(self) -> Status:
+    def status(self) -> ClaimStatus:
         """What the summary alone carries."""
         if not self.inputs_ok:
             return "cannot be checked"
@@ -88,7 +94,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditFinding:
     """Something else that the reader of the document should know. where: model, metric or line."""
 
     where: str
@@ -102,7 +108,7 @@ class Audit:
     source: str
     checks: tuple[Check, ...]
     claims: tuple[Claim, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
 
     @property
     def ok(self) -> bool:
@@ -247,27 +253,27 @@ def pairing_text(claim: Claim) -> str:
             f"{math.floor(at.independent + 0.5):,}")
 
 
-def _findings(document: Document, pairs: Sequence[tuple[str, str, bool]]) -> Iterator[Finding]:
+def _findings(document: Document, pairs: Sequence[tuple[str, str, bool]]) -> Iterator[AuditFinding]:
     facts = {row.model: row.facts for row in document.scores}
     yield from _dtypes(facts)
     for base, tuned, _ in pairs:
         differing = [f"{k} {facts[base][k]} | {facts[tuned][k]}" for k in _SETTINGS
                      if k in facts[base] and k in facts[tuned] and facts[base][k] != facts[tuned][k]]
         if differing:
-            yield Finding(tuned, f"was not run as {base} was: {'; '.join(differing)}")
+            yield AuditFinding(tuned, f"was not run as {base} was: {'; '.join(differing)}")
     yield from _equal_filters(document.scores)
     for said in document.remarks:
         if said.kind == "definition" and said.metric == "acc_norm" and not _LENGTH.search(said.text):
-            yield Finding(f"line {said.line}",
+            yield AuditFinding(f"line {said.line}",
                           f"the definition of {said.lead} is wrong ({said.text!r}): lm-eval divides the "
                           "log-likelihood of each choice by the length of the choice (its documents say bytes, its "
                           "code counts characters) before it takes the largest; no text is normalised")
     unnamed = [m for m, known_facts in facts.items() if not any(map(_IDENTITY.search, known_facts))]
     if unnamed and any(facts.values()):
-        yield Finding(", ".join(unnamed), "no hash or revision says which weights were evaluated")
+        yield AuditFinding(", ".join(unnamed), "no hash or revision says which weights were evaluated")
 
 
-def _dtypes(facts: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
+def _dtypes(facts: Mapping[str, Mapping[str, str]]) -> Iterator[AuditFinding]:
     """A stated data type that the stated command does not set."""
     setting: list[str] = []
     lacking: list[tuple[str, str]] = []
@@ -281,11 +287,11 @@ def _dtypes(facts: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
             lacking.append((model, dtype))
     for model, dtype in lacking:
         but = f", unlike that of {setting[0]}" if setting else ""
-        yield Finding(model, f"{dtype} is stated, but the command sets no dtype{but}: lm-eval then takes the "
+        yield AuditFinding(model, f"{dtype} is stated, but the command sets no dtype{but}: lm-eval then takes the "
                       "checkpoint's own")
 
 
-def _equal_filters(rows: Sequence[Reported]) -> Iterator[Finding]:
+def _equal_filters(rows: Sequence[Reported]) -> Iterator[AuditFinding]:
     """One model with the same figure under a strict and a flexible filter."""
     for row in rows:
         if row.filter != "strict-match":
@@ -293,5 +299,54 @@ def _equal_filters(rows: Sequence[Reported]) -> Iterator[Finding]:
         flexible = next((r for r in rows if (r.model, r.task, r.metric, r.filter) ==
                          (row.model, row.task, row.metric, "flexible-extract")), None)
         if flexible is not None and flexible.value_text == row.value_text:
-            yield Finding(f"{row.model}, {row.task}", f"strict match equals flexible extract ({row.value_text}): every "
+            yield AuditFinding(f"{row.model}, {row.task}",
+                               f"strict match equals flexible extract ({row.value_text}): every "
                           "right answer had the strict form, or one row repeats the other; the answers would tell")
+
+
+def audited_documents(ledger: Ledger) -> list[AuditedDocument]:
+    """Every imported document with its audit, in the order of import."""
+    rows = [Reported.of(row) for row in ledger.reported()]
+    return [audit_reported(Document(source=source, rows=tuple(r for r in rows if r.source == source),
+                           remarks=tuple(map(Remark.of, ledger.remarks(source)))))
+            for source in dict.fromkeys(row.source for row in rows)]
+
+
+def audit_reported(document: Document) -> AuditedDocument:
+    """One document with its audit."""
+    found = audit_document(document)
+    marks = {id(c.row): f"{c.mark}: {c.text}" for c in found.checks}
+    models = tuple(dict.fromkeys(row.model for row in document.scores))
+    shown = {remark.model for remark in document.remarks if remark.kind == "column"}
+    columns = tuple(m for m in models if m in shown) or models
+    return AuditedDocument(source=document.source, rows=tuple((row, marks.get(id(row), "")) for row in document.rows),
+                  remarks=document.remarks, differences=tuple(_differences(found)),
+                  findings=tuple((f.where, f.text) for f in found.findings), columns=columns,
+                  best=dict(_best([c for c in found.checks if c.row.model in columns])))
+
+
+def _differences(found: Audit) -> Iterator[ReportedDifference]:
+    for claim in found.claims:
+        yield ReportedDifference(base=claim.base, tuned=claim.tuned, score=(claim.task, claim.metric, claim.filter),
+                         points=100 * claim.difference, family=claim.family, told=claim.status)
+
+
+def _best(checks: Sequence[Check]) -> Iterator[tuple[ScoreName, str]]:
+    """Of each score the model whose figure is better than every other one, unpaired, Holm over the others."""
+    names = dict.fromkeys((c.row.task, c.row.metric, c.row.filter) for c in checks)
+    for name in names:
+        row = [c for c in checks if (c.row.task, c.row.metric, c.row.filter) == name]
+        if len(row) < 2 or not is_share(name[1]) or not all(map(_usable, row)):
+            continue
+        first, *others = sorted(row, key=lambda c: -(c.row.value or 0))
+        tests = [unpaired(_document_summary(first), _document_summary(other)) for other in others]
+        if all(p < ALPHA for p in holm([t.p for t in tests])):
+            yield name, first.row.model
+
+
+def _usable(check: Check) -> bool:
+    return check.ok and check.row.value is not None and check.row.stderr is not None
+
+
+def _document_summary(check: Check) -> tuple[float, float]:
+    return check.row.value or 0.0, check.row.stderr or 0.0

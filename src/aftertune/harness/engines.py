@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from aftertune.engine.decide import Decision
-from aftertune.engine.runner import Batch
+from aftertune.engine.engine import ResponseBatch
+from aftertune.engine.verify import PackingDecision
 from aftertune.errors import InputError, nearest
 from aftertune.values import Request, Response, digest
 
@@ -31,7 +31,7 @@ class HarnessPlan:
     """Requests in chunks, each of one kind."""
 
     chunks: tuple[tuple[Request, ...], ...]
-    decision: Decision
+    decision: PackingDecision
     digest: str
     longest: int = 0
 
@@ -69,17 +69,17 @@ class HarnessEngine:
                              ) from error
         return cls(made.create_from_arg_obj(arguments, {"batch_size": batch_size, "device": device}), name)
 
-    def plan(self, requests: Sequence[Request], known: tuple[Decision, int] | None = None) -> HarnessPlan:
+    def plan(self, requests: Sequence[Request], known: tuple[PackingDecision, int] | None = None) -> HarnessPlan:
         del known
         chunks = []
         for _, group in groupby(requests, key=lambda r: r.kind):
             rows = list(group)
             chunks += [tuple(rows[i: i + CHUNK]) for i in range(0, len(rows), CHUNK)]
         text = digest([[r.position, r.context, r.continuation] for r in requests])
-        return HarnessPlan(tuple(chunks), Decision(False, f"lm-eval's own {self.name} model"), text)
+        return HarnessPlan(tuple(chunks), PackingDecision(False, f"lm-eval's own {self.name} model"), text)
 
     def run(self, plan: HarnessPlan, done: set[int], on_halving: Callable[[int, int], None] | None = None,
-            tick: Callable[[int], None] | None = None) -> Iterator[Batch]:
+            tick: Callable[[int], None] | None = None) -> Iterator[ResponseBatch]:
         """Run the chunks that are not wholly in ``done``. lm-eval halves its batches by itself, unrecorded."""
         del on_halving, tick
         for index, chunk in enumerate(plan.chunks):
@@ -89,7 +89,7 @@ class HarnessEngine:
             with contextlib.redirect_stderr(io.StringIO()):
                 results = method([_instance(r) for r in chunk])
             responses = {r.position: _response(r, x) for r, x in zip(chunk, results, strict=True)}
-            yield Batch(index, responses, len(chunk))
+            yield ResponseBatch(index, responses, len(chunk))
 
 
 def _instance(request: Request) -> Any:

@@ -14,9 +14,9 @@ from lm_eval.api.model import LM
 
 from aftertune import sources
 from aftertune.engine import budget, devices
-from aftertune.engine.runner import Engine
+from aftertune.engine.engine import Engine
 from aftertune.errors import SourceError
-from aftertune.tasks.template import template_of
+from aftertune.tasks.chat_template import template_of
 from aftertune.values import Request, Response
 
 

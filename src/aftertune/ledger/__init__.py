@@ -15,13 +15,13 @@ import os
 from types import TracebackType
 from typing import Self
 
-from aftertune.ledger.check import Finding, findings
+from aftertune.ledger.check import LedgerProblem, findings
 from aftertune.ledger.database import Database, locate
 from aftertune.ledger.evaluations import Evaluations
 from aftertune.ledger.lease import Leases
-from aftertune.ledger.records import Cell, Comparisons, ReportedScores, StoredStudy, Studies, Tunings
+from aftertune.ledger.records import Comparisons, ReportedScores, StoredCell, StoredStudy, Studies, Tunings
 
-__all__ = ["Cell", "Finding", "Ledger", "StoredStudy", "locate"]
+__all__ = ["Ledger", "LedgerProblem", "StoredCell", "StoredStudy", "locate"]
 
 
 class Ledger(Evaluations, Leases, Tunings, Comparisons, ReportedScores, Studies):
@@ -37,7 +37,7 @@ class Ledger(Evaluations, Leases, Tunings, Comparisons, ReportedScores, Studies)
     def __init__(self, where: str | os.PathLike[str] | None = None, *, create: bool = True) -> None:
         super().__init__(Database(where, create=create))
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[LedgerProblem]:
         """What the ledger is and what is wrong with it (`aftertune doctor`); reads the whole file."""
         return findings(self.database)
 

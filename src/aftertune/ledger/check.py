@@ -17,7 +17,7 @@ _LARGE = 4 << 30  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class LedgerProblem:
     """One fact about the ledger. problem: what is wrong with it, "" where nothing is; remedy: what to do."""
 
     name: str
@@ -26,43 +26,43 @@ class Finding:
     remedy: str = ""
 
 
-def findings(database: Database) -> list[Finding]:
+def findings(database: Database) -> list[LedgerProblem]:
     """Path, size, SQLite library, journal mode, file system, schema, integrity, number of evaluations."""
     size = database.path.stat().st_size
     return [
-        Finding(name="path", value=str(database.path)),
-        Finding(name="size", value=f"{size / 2**20:.1f} MiB",
+        LedgerProblem(name="path", value=str(database.path)),
+        LedgerProblem(name="size", value=f"{size / 2**20:.1f} MiB",
                 problem=f"larger than {_LARGE >> 30} GiB" if size > _LARGE else "",
                 remedy="delete evaluations that are no longer needed" if size > _LARGE else ""),
         _library(database),
         _journal(database),
-        Finding(name="schema", value=HEAD),
+        LedgerProblem(name="schema", value=HEAD),
         _integrity(database),
-        Finding(name="evaluations", value=str(_count(database))),
+        LedgerProblem(name="evaluations", value=str(_count(database))),
     ]
 
 
-def _library(database: Database) -> Finding:
+def _library(database: Database) -> LedgerProblem:
     version = f"{'.'.join(map(str, database.library))} ({database.module.__name__.partition('.')[0]})"
     if not has_wal_reset_bug(database.library):
-        return Finding(name="sqlite", value=version)
-    return Finding(name="sqlite", value=version, problem="this version can corrupt a database in WAL mode; "
+        return LedgerProblem(name="sqlite", value=version)
+    return LedgerProblem(name="sqlite", value=version, problem="this version can corrupt a database in WAL mode; "
                    "the slower rollback journal is used instead", remedy="pip install 'pysqlite3>=0.6.1'")
 
 
-def _journal(database: Database) -> Finding:
+def _journal(database: Database) -> LedgerProblem:
     mode, kind = database.journal, file_system(database.path) or "unknown file system"
     value = f"{mode} on {kind}"
     if mode == "wal" and has_wal_reset_bug(database.library):
-        return Finding(name="journal", value=value, problem="WAL mode with a SQLite that can corrupt it",
+        return LedgerProblem(name="journal", value=value, problem="WAL mode with a SQLite that can corrupt it",
                        remedy="close the other processes that use this ledger, then run again")
     if on_network(database.path):
-        return Finding(name="journal", value=value, problem="the ledger lies on a network file system, whose "
+        return LedgerProblem(name="journal", value=value, problem="the ledger lies on a network file system, whose "
                        "locks are often unreliable", remedy="set AFTERTUNE_LEDGER to a path on a local disk")
-    return Finding(name="journal", value=value)
+    return LedgerProblem(name="journal", value=value)
 
 
-def _integrity(database: Database) -> Finding:
+def _integrity(database: Database) -> LedgerProblem:
     """SQLite's own check of the whole file and of every reference."""
     try:
         with database.read() as connection:
@@ -71,9 +71,9 @@ def _integrity(database: Database) -> Finding:
     except StorageError as error:
         found, broken = [str(error)], []
     if found == ["ok"] and not broken:
-        return Finding(name="integrity", value="ok")
+        return LedgerProblem(name="integrity", value="ok")
     problem = "; ".join(found if found != ["ok"] else [f"broken reference {tuple(b)}" for b in broken])
-    return Finding(name="integrity", value="damaged", problem=" ".join(problem.split()),
+    return LedgerProblem(name="integrity", value="damaged", problem=" ".join(problem.split()),
                    remedy="restore a backup, or save what `sqlite3 FILE .recover` finds")
 
 

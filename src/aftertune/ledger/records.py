@@ -165,7 +165,7 @@ class StoredStudy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class StoredCell:
     """One cell of a study. ref: id of the evaluation, tuning or comparison; error: why it failed."""
 
     study: str
@@ -204,12 +204,12 @@ class Studies(Store):
             connection.execute(cell.insert().values(
                 study=seq, position=0 if last is None else last + 1, name=name, **values))
 
-    def cells(self, study_name: str) -> list[Cell]:
+    def cells(self, study_name: str) -> list[StoredCell]:
         """Cells of a study in the order in which they were first saved; InputError: unknown study."""
         with self.database.read() as connection:
             seq = _study_seq(connection, study_name)
             rows = connection.execute(select(cell).where(cell.c.study == seq).order_by(cell.c.position))
-            return [Cell(study=study_name, name=r.name, status=r.status, ref=r.ref, error=r.error)
+            return [StoredCell(study=study_name, name=r.name, status=r.status, ref=r.ref, error=r.error)
                     for r in rows]
 
 

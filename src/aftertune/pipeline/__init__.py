@@ -16,14 +16,14 @@ from aftertune.pipeline.cells import Cell, cells_of, chosen
 from aftertune.pipeline.planning import PlannedCell, plan, unevaluated
 
 if TYPE_CHECKING:
-    from aftertune.pipeline.running import Choice, Result, run
+    from aftertune.pipeline.running import CellChoice, Result, run
 
-__all__ = ["Cell", "Choice", "PlannedCell", "Result", "cells_of", "chosen", "plan", "run", "unevaluated"]
+__all__ = ["Cell", "CellChoice", "PlannedCell", "Result", "cells_of", "chosen", "plan", "run", "unevaluated"]
 
 
 def __getattr__(name: str) -> Any:
     """What a run needs is imported on first use (PEP 562)."""
-    if name in ("Choice", "Result", "run"):
+    if name in ("CellChoice", "Result", "run"):
         from aftertune.pipeline import running
 
         return getattr(running, name)

@@ -17,7 +17,7 @@ from aftertune.errors import InputError, nearest
 from aftertune.study import Study
 from aftertune.values import digest
 
-Kind = Literal["base", "tuning", "tuned"]
+CellKind = Literal["base", "tuning", "tuned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Cell:
     all that the study says of it, so that a changed cell is told from a finished one."""
 
     name: str
-    kind: Kind
+    kind: CellKind
     subject: str
     needs: tuple[str, ...] = ()
     digest: str = field(default="", compare=False)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.comparison import compare
-from aftertune.comparison.contrasts import contrasts
+from aftertune.comparison.across_seeds import contrasts
 from aftertune.comparison.flips import flips_of
 from aftertune.errors import AftertuneError, InputError
 from aftertune.evaluation import evaluate
+from aftertune.forgetting_watch import ForgettingWatch
 from aftertune.ledger import Ledger
 from aftertune.methods import writes_adapter
 from aftertune.pipeline.alone import alone
@@ -26,17 +27,14 @@ from aftertune.sources import Bases
 from aftertune.study import EvalSpec, Study, TaskSpec
 from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
-from aftertune.values import Evaluation, Question, Tuning
-from aftertune.watching import Watch
+from aftertune.values import Evaluation, Progress, Question, Tuning
 
-#: (done, total, text), as in `aftertune.evaluation`; the cell's name stands before the text.
-Progress = Callable[[int, int, str], None]
 #: (cell, status): called when a cell begins ("running") and when it ends ("done", "failed", "skipped").
-Turn = Callable[[str, str], None]
+CellCallback = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class CellChoice:
     """Which cells are run. only: names or patterns, all where empty; keep_going: a failed cell stops only what needs
     it; file: the study's, for the commands of what is not run."""
 
@@ -55,14 +53,14 @@ class Result:
     failed: tuple[tuple[str, str], ...] = ()
 
 
-def run(study: Study, *, ledger: Ledger, out: Path, choice: Choice | None = None, progress: Progress | None = None,
-        turn: Turn | None = None) -> Result:
+def run(study: Study, *, ledger: Ledger, out: Path, choice: CellChoice | None = None, progress: Progress | None = None,
+        turn: CellCallback | None = None) -> Result:
     """Run what is missing of a study and write its record and page into ``out``.
 
     Raises the error of the first cell that fails, once what is kept of the run is stored; with ``choice.keep_going``
     only where nothing could be run. StorageError: another process runs this study into ``out``.
     """
-    choice = choice or Choice()
+    choice = choice or CellChoice()
     cells = chosen(study, choice.only)
     study.check_files()
     make_folder(out)
@@ -73,7 +71,7 @@ def run(study: Study, *, ledger: Ledger, out: Path, choice: Choice | None = None
 class _Run:
     """One study on its way through its cells."""
 
-    def __init__(self, study: Study, ledger: Ledger, out: Path, progress: Progress, turn: Turn) -> None:
+    def __init__(self, study: Study, ledger: Ledger, out: Path, progress: Progress, turn: CellCallback) -> None:
         self.study, self.ledger, self.out = study, ledger, out
         self.progress, self.turn = progress, turn
         self.asked: dict[str, list[Question]] = {}
@@ -81,7 +79,7 @@ class _Run:
         self.failed: dict[str, str] = {}
         self.shared: tuple[str, Bases] | None = None
 
-    def whole(self, cells: list[Cell], choice: Choice) -> Result:
+    def whole(self, cells: list[Cell], choice: CellChoice) -> Result:
         self._save()
         first: AftertuneError | None = None
         for place, cell in enumerate(cells, 1):
@@ -179,7 +177,7 @@ class _Run:
         spec = recipe.spec(study.bases[recipe.base], name=name, dtype=study.dtype, device=study.device,
                            out=self.out / "tunings" / name)
         progress(0, 0, "reading the tasks")
-        look = Watch(spec, task_source=study.task_source) if spec.watch else None
+        look = ForgettingWatch(spec, task_source=study.task_source) if spec.watch else None
         return tune(spec, ledger=self.ledger, progress=progress, questions=self._questions(name), look=look)
 
     def _questions(self, name: str) -> list[Question]:

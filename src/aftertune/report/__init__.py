@@ -7,18 +7,17 @@ Nothing here computes a verdict; everything here shows one. The same input gives
 """
 
 from aftertune.report.card import Card, write_card
+from aftertune.report.changed_items import write_flips
 from aftertune.report.columns import VerdictLine, verdict_table
-from aftertune.report.data import data_facts
-from aftertune.report.document import make_folder, write_document
-from aftertune.report.flips import write_flips
-from aftertune.report.format import duration as duration_text
-from aftertune.report.gate import gate_reason, gate_text, write_junit, write_junit_error
-from aftertune.report.observations import watermark
+from aftertune.report.documents import make_folder, write_document
+from aftertune.report.facts import data_facts
+from aftertune.report.formatting import duration as duration_text
+from aftertune.report.junit import gate_reason, gate_text, write_junit, write_junit_error
 from aftertune.report.page import write_page
 from aftertune.report.record import write_record
 from aftertune.report.results import Results
 from aftertune.report.sections import Planned
-from aftertune.report.seeds import seed_observations
+from aftertune.report.sentences import seed_observations, watch_text, watermark
 from aftertune.report.table import ScoreLine, score_interval, score_table
 from aftertune.report.tables import (
     DataTable,
@@ -31,7 +30,6 @@ from aftertune.report.tables import (
     scores_export,
 )
 from aftertune.report.terminal import terminal_scores, terminal_summary, terminal_table
-from aftertune.report.watch import watch_text
 
 __all__ = [
     "Card",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aftertune.catalog import is_fraction
-from aftertune.report import format as fmt
+from aftertune.report import formatting as fmt
 from aftertune.report.names import metric_title, task_title
 from aftertune.report.table import items_of, note_text, part_of, row_details, row_label, shown_verdict, value_text
 from aftertune.values import Comparison, ComparisonRow, Verdict
@@ -24,7 +24,7 @@ from aftertune.values import Comparison, ComparisonRow, Verdict
 #: Where a column appears. "seeds" and "seeds page": recipes over several seeds, in the record and on the page.
 Output = Literal["terminal", "markdown", "page", "seeds", "seeds page", "csv", "json", "latex"]
 #: A plain value, for other programs.
-Cell = str | int | float | bool | tuple[str, ...] | None
+CellValue = str | int | float | bool | tuple[str, ...] | None
 
 TABLES: tuple[Output, ...] = ("terminal", "markdown", "page", "seeds", "seeds page")
 DATA: tuple[Output, ...] = ("csv", "json")
@@ -76,16 +76,16 @@ class Column:
     outputs: tuple[Output, ...]
     heading: str = ""
     text: Callable[[VerdictLine], str] | None = None
-    plain: Callable[[ComparisonRow], Cell] | None = None
+    plain: Callable[[ComparisonRow], CellValue] | None = None
     short: str = ""
     narrow: str = ""
     wide: bool = False
     name: bool = False
     beside: bool = False
 
-    def value(self, row: ComparisonRow) -> Cell:
+    def value(self, row: ComparisonRow) -> CellValue:
         """The plain value of a row: fractions stay fractions."""
-        cell: Cell = getattr(row, self.key) if self.plain is None else self.plain(row)
+        cell: CellValue = getattr(row, self.key) if self.plain is None else self.plain(row)
         return cell
 
 

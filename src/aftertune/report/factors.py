@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from aftertune.report import format as fmt
+from aftertune.report import formatting as fmt
 from aftertune.report.facts import mapping_text, method_text
 from aftertune.report.names import task_title
-from aftertune.report.outcomes import Outcome, Span, against, common_benchmarks
+from aftertune.report.results import Span, TuningOutcome, against, common_benchmarks
 from aftertune.values import Tuning, canonical
 
 #: Settings that follow from the size or the share, or from where a run took place.
@@ -75,10 +75,10 @@ class Factor:
             for p in self.panels)) for at in range(0, len(self.labels), most)]
 
 
-Axis = Callable[[Outcome], float]
+Axis = Callable[[TuningOutcome], float]
 
 
-def factors(found: Sequence[Outcome]) -> list[Factor]:
+def factors(found: Sequence[TuningOutcome]) -> list[Factor]:
     """Each of the two that was varied, base by base."""
     made = []
     for family in against(found):
@@ -88,17 +88,17 @@ def factors(found: Sequence[Outcome]) -> list[Factor]:
     return made
 
 
-def _examples(outcome: Outcome) -> float:
+def _examples(outcome: TuningOutcome) -> float:
     return float(outcome.tuning.examples)
 
 
-def _share(outcome: Outcome) -> float:
+def _share(outcome: TuningOutcome) -> float:
     return outcome.share
 
 
-def _factor(name: str, family: Sequence[Outcome], axis: Axis, other: Axis) -> Factor | None:
+def _factor(name: str, family: Sequence[TuningOutcome], axis: Axis, other: Axis) -> Factor | None:
     """Lines are recipes with one value of the other factor, and two values or more of this one."""
-    lines: dict[tuple[str, float], list[Outcome]] = {}
+    lines: dict[tuple[str, float], list[TuningOutcome]] = {}
     for outcome in family:
         lines.setdefault((canonical(_recipe(outcome.tuning)), other(outcome)), []).append(outcome)
     kept = {key: line for key, line in lines.items() if len({axis(o) for o in line}) > 1}
@@ -113,7 +113,8 @@ def _factor(name: str, family: Sequence[Outcome], axis: Axis, other: Axis) -> Fa
                   panels=tuple(_panels(members, curves, axis)))
 
 
-def _panels(members: Sequence[Outcome], curves: Sequence[tuple[str, int, list[Outcome]]], axis: Axis) -> list[Panel]:
+def _panels(members: Sequence[TuningOutcome], curves: Sequence[tuple[str, int, list[TuningOutcome]]],
+            axis: Axis) -> list[Panel]:
     """What was learned first, then each benchmark."""
     targets = [t for t in dict.fromkeys(r.task for o in members for r in o.targets)
                if all(any(r.task == t for r in o.targets) for o in members)]
@@ -131,7 +132,8 @@ def _panels(members: Sequence[Outcome], curves: Sequence[tuple[str, int, list[Ou
     return panels
 
 
-def _drawn(curves: Sequence[tuple[str, int, list[Outcome]]], axis: Axis, spans: dict[str, Span]) -> tuple[Curve, ...]:
+def _drawn(curves: Sequence[tuple[str, int, list[TuningOutcome]]], axis: Axis, spans: dict[str, Span]) -> tuple[Curve,
+                                                                                                                ...]:
     return tuple(Curve(label, style, tuple(
         Place(x, tuple(spans[o.comparison.id] for o in line if axis(o) == x)) for x in sorted(set(map(axis, line)))))
         for label, style, line in curves)
@@ -143,7 +145,7 @@ def _recipe(tuning: Tuning) -> dict[str, object]:
     return {"method": tuning.method, "data": tuning.data_source, **rest}
 
 
-def _labels(lines: Sequence[Outcome], other: Axis) -> list[str]:
+def _labels(lines: Sequence[TuningOutcome], other: Axis) -> list[str]:
     """What tells the lines apart: the method, the other factor, and whatever else differs."""
     recipes = [_recipe(o.tuning) for o in lines]
     names = {k for r in recipes for k in r if len({canonical(q.get(k)) for q in recipes}) > 1} - {"method"}
@@ -158,7 +160,7 @@ def _labels(lines: Sequence[Outcome], other: Axis) -> list[str]:
     return labels
 
 
-def _other_text(outcome: Outcome, other: Axis) -> str:
+def _other_text(outcome: TuningOutcome, other: Axis) -> str:
     if other is _examples:
         return f"{fmt.count(outcome.tuning.examples)} examples"
     return f"replay {100 * outcome.share:g} %" if outcome.share else "no replay"

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from aftertune.report import format as fmt
-from aftertune.report import markdown as md
+from aftertune.report import documents as md
+from aftertune.report import formatting as fmt
 from aftertune.report.facts import CODE
 from aftertune.report.names import metric_title, task_title
-from aftertune.report.observations import Observation
-from aftertune.reported import Audited, Difference, Judged, Remark, ScoreName
+from aftertune.report.sentences import Observation
+from aftertune.values.reported import Audited, AuditedDocument, Remark, ReportedDifference, ScoreName
 
 #: The audit's word for a figure that cannot be k of n.
 NOT_REPRODUCIBLE = "not reproducible"
@@ -24,7 +24,7 @@ NOT_REPRODUCIBLE = "not reproducible"
 Commands = Callable[[str], str]
 
 
-def sections_of(document: Judged) -> dict[str, list[str]]:
+def sections_of(document: AuditedDocument) -> dict[str, list[str]]:
     """Heading -> names of the models below it, in the document's order."""
     found: dict[str, list[str]] = {}
     for row, _ in document.rows:
@@ -34,7 +34,7 @@ def sections_of(document: Judged) -> dict[str, list[str]]:
     return found
 
 
-def reported_models(document: Judged, section: str, commands: Commands) -> list[str]:
+def reported_models(document: AuditedDocument, section: str, commands: Commands) -> list[str]:
     """Blocks for every model of a section: its table with marks and its metadata, or that it was not evaluated."""
     blocks = [f"*Reported in {_shown(document.source)}, not measured here.*"]
     for model in sections_of(document)[section]:
@@ -58,7 +58,7 @@ def _model(rows: Sequence[Audited], command: str) -> list[str]:
     return [f"### {name} (reported)", table, *here, *([facts] if facts else [])]
 
 
-def reported_sizes(document: Judged) -> list[list[str]]:
+def reported_sizes(document: AuditedDocument) -> list[list[str]]:
     """Rows of the table of sizes: model, parameters, trained parameters, training data, as the document has them."""
     rows = []
     for remark in document.remarks:
@@ -70,7 +70,7 @@ def reported_sizes(document: Judged) -> list[list[str]]:
     return rows
 
 
-def reported_cells(document: Judged) -> dict[ScoreName, dict[str, str]]:
+def reported_cells(document: AuditedDocument) -> dict[ScoreName, dict[str, str]]:
     """Cells of the table of performance by score and model; bold where the summary alone proves the best."""
     found: dict[ScoreName, dict[str, str]] = {}
     for row, said in document.scores:
@@ -82,7 +82,7 @@ def reported_cells(document: Judged) -> dict[ScoreName, dict[str, str]]:
     return found
 
 
-def reported_observations(document: Judged) -> list[Observation]:
+def reported_observations(document: AuditedDocument) -> list[Observation]:
     """A sentence for each pair of models: what the summary alone establishes of their differences, and what not."""
     found = []
     for base, tuned in dict.fromkeys((d.base, d.tuned) for d in document.differences):
@@ -100,7 +100,7 @@ _TOLD = {"established": "established by the summary alone:",
          "cannot be checked": "not established, a figure fails the check:"}
 
 
-def _list(rows: Sequence[Difference]) -> str:
+def _list(rows: Sequence[ReportedDifference]) -> str:
     return ", ".join(f"{fmt.visible(_score(d.score))} ({fmt.points(d.points / 100)} points)" for d in rows)
 
 
@@ -108,7 +108,7 @@ def _score(name: ScoreName) -> str:
     return f"{task_title(name[0])}, {metric_title(name[1], name[2])}"
 
 
-def departures(document: Judged) -> list[str]:
+def departures(document: AuditedDocument) -> list[str]:
     """Where the record departs from the document, each with its line; nothing where it says nothing else."""
     lines = [*_figures(document), *_bold(document), *_words(document.remarks), *_also(document)]
     if not lines:
@@ -116,7 +116,7 @@ def departures(document: Judged) -> list[str]:
     return [f"### Departures from {_shown(document.source)}", "\n".join(f"- {md.text(line)}" for line in lines)]
 
 
-def _figures(document: Judged) -> Iterator[str]:
+def _figures(document: AuditedDocument) -> Iterator[str]:
     """Figures that are marked, and the columns of the tables."""
     for row, said in document.scores:
         if said.startswith(NOT_REPRODUCIBLE):
@@ -130,7 +130,7 @@ def _figures(document: Judged) -> Iterator[str]:
                "is bold.")
 
 
-def _bold(document: Judged) -> Iterator[str]:
+def _bold(document: AuditedDocument) -> Iterator[str]:
     """Figures that the document sets in bold and we do not, because nothing proves them the best."""
     for remark in document.remarks:
         if remark.kind == "bold":
@@ -156,12 +156,12 @@ def _words(remarks: Sequence[Remark]) -> Iterator[str]:
                    "(Task Descriptions).")
 
 
-def _also(document: Judged) -> Iterator[str]:
+def _also(document: AuditedDocument) -> Iterator[str]:
     for where, text in document.findings:
         yield f"{fmt.visible(where, 300)}: {fmt.visible(text, 600)}."
 
 
-def open_points(document: Judged) -> Iterator[str]:
+def open_points(document: AuditedDocument) -> Iterator[str]:
     """The document's own list of what is open."""
     for remark in document.remarks:
         if remark.kind == "future":
@@ -176,7 +176,7 @@ def _shown(text: str, limit: int = 200) -> str:
     return md.text(fmt.visible(text, limit))
 
 
-def described(documents: Sequence[Judged]) -> Mapping[str, list[tuple[str, str]]]:
+def described(documents: Sequence[AuditedDocument]) -> Mapping[str, list[tuple[str, str]]]:
     """(metric, filter) of every reported score by task, in order of first appearance."""
     found: dict[str, list[tuple[str, str]]] = {}
     for document in documents:

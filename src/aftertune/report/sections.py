@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from aftertune.report import format as fmt
-from aftertune.report import markdown as md
+from aftertune.report import documents as md
+from aftertune.report import formatting as fmt
 from aftertune.report.names import source_title
-from aftertune.reported import plain_name
+from aftertune.values.reported import plain_name
 
 #: A title of fewer letters begins too many names.
 _SHORTEST = 4

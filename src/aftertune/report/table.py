@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from aftertune.catalog import is_fraction
-from aftertune.report import format as fmt
+from aftertune.report import formatting as fmt
 from aftertune.report.names import metric_title, task_title
-from aftertune.reported import ScoreName
 from aftertune.stats.paired import wilson
 from aftertune.values import (
     TOLD,
@@ -31,6 +30,7 @@ from aftertune.values import (
     TaskSettings,
     Verdict,
 )
+from aftertune.values.reported import ScoreName
 
 _Z = NormalDist().inv_cdf(0.975)
 

@@ -21,7 +21,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from aftertune.report.columns import Cell, Output, columns
+from aftertune.report.columns import CellValue, Output, columns
 from aftertune.report.results import Results
 from aftertune.report.table import score_interval
 from aftertune.values import Comparison, Evaluation
@@ -38,7 +38,7 @@ class DataTable:
 
     title: str
     head: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[CellValue, ...], ...]
 
 
 def scores_export(evaluation: Evaluation) -> DataTable:
@@ -66,7 +66,7 @@ def overview_export(title: str, results: Results) -> DataTable:
     """The primary scores of several evaluations, each beside the verdict of the newest comparison that has it."""
     newest = {(c.tuned, r.task, r.metric, r.filter): (c.base_name, r) for c in results.comparisons if not c.forced
               for r in c.rows if r.primary}
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[CellValue, ...]] = []
     for evaluation in results.evaluations:
         for score in (s for s in evaluation.scores if s.primary):
             low, high = score_interval(score) or (None, None)
@@ -83,7 +83,7 @@ def as_objects(table: DataTable) -> list[dict[str, Any]]:
     return [{key: _finite(cell) for key, cell in zip(table.head, row, strict=True)} for row in table.rows]
 
 
-def _finite(cell: Cell) -> Any:
+def _finite(cell: CellValue) -> Any:
     if isinstance(cell, tuple):
         return list(cell)
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell
@@ -98,7 +98,7 @@ def as_csv(table: DataTable) -> str:
     return out.getvalue()
 
 
-def _inert(cell: Cell) -> Cell:
+def _inert(cell: CellValue) -> CellValue:
     """A cell that no spreadsheet takes for a formula."""
     if isinstance(cell, tuple):
         cell = "; ".join(cell) or None
@@ -126,7 +126,7 @@ def as_latex(table: DataTable) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-def _latex_cell(cell: Cell) -> str:
+def _latex_cell(cell: CellValue) -> str:
     if cell is None:
         return "--"
     if isinstance(cell, bool):

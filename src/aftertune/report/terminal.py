@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aftertune.report import format as fmt
+from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
+from aftertune.report.changed_items import form_text, shift_text
 from aftertune.report.columns import VerdictLine, columns, margin_text, verdict_table
-from aftertune.report.generated import form_text, shift_text
-from aftertune.report.observations import lineage_note, watermark
+from aftertune.report.sentences import lineage_note, watermark
 from aftertune.report.table import explored_text, held_out_line, part_of, score_table
 from aftertune.values import Comparison, Evaluation
 

@@ -17,15 +17,32 @@ from aftertune.sources.fingerprint import (
     fingerprint_tokenizer,
 )
 from aftertune.sources.loading import Bases, add_adapter, check_vocabulary, load_model, load_tokenizer
-from aftertune.sources.nf4 import require_nf4
-from aftertune.sources.origin import AdapterSource, ModelSource
-from aftertune.sources.packs import Pack, installed_version, pack_holds, pack_path, pack_root, packs
-from aftertune.sources.resolve import resolve_model
-from aftertune.sources.shapes import shape_of, shape_on_hub
+from aftertune.sources.packs import InstalledPack, installed_version, pack_holds, pack_path, pack_root, packs
+from aftertune.sources.quantize import require_nf4
+from aftertune.sources.resolve import AdapterSource, ModelSource, resolve_model, shape_of, shape_on_hub
 
 __all__ = [
-    "AdapterSource", "Bases", "ModelSource", "Pack", "add_adapter", "check_vocabulary", "fingerprint_adapter",
-    "fingerprint_file", "fingerprint_model", "fingerprint_rows", "fingerprint_tokenizer",
-    "installed_version", "load_model", "load_tokenizer", "pack_holds", "pack_path", "pack_root", "packs",
-    "require_nf4", "resolve_adapter", "resolve_model", "shape_of", "shape_on_hub",
+    "AdapterSource",
+    "Bases",
+    "InstalledPack",
+    "ModelSource",
+    "add_adapter",
+    "check_vocabulary",
+    "fingerprint_adapter",
+    "fingerprint_file",
+    "fingerprint_model",
+    "fingerprint_rows",
+    "fingerprint_tokenizer",
+    "installed_version",
+    "load_model",
+    "load_tokenizer",
+    "pack_holds",
+    "pack_path",
+    "pack_root",
+    "packs",
+    "require_nf4",
+    "resolve_adapter",
+    "resolve_model",
+    "shape_of",
+    "shape_on_hub",
 ]

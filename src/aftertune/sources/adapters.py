@@ -16,9 +16,7 @@ from typing import Any
 from aftertune.errors import SourceError
 from aftertune.sources import hub
 from aftertune.sources.fingerprint import LINEAGE, changed, fingerprint_adapter, fingerprint_model
-from aftertune.sources.folders import read_json
-from aftertune.sources.origin import AdapterSource, ModelSource
-from aftertune.sources.resolve import absent, looks_like_path, resolve_model
+from aftertune.sources.resolve import AdapterSource, ModelSource, absent, looks_like_path, read_json, resolve_model
 from aftertune.sources.tensors import PREFIX, TensorInfo, is_shared, read_header, weight_files
 from aftertune.values import ModelIdentity, digest
 

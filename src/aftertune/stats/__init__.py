@@ -9,9 +9,8 @@ first safe moment.
     decision, = decide([Case(tests=evidence.tests)])
 """
 
+from aftertune.stats.clustered import clustered_mean, stratified_mean
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
-from aftertune.stats.grouped import clustered_mean, stratified_mean
-from aftertune.stats.multiplicity import benjamini_hochberg, holm
 from aftertune.stats.paired import (
     Estimate,
     MarginTests,
@@ -30,7 +29,7 @@ from aftertune.stats.planning import (
     smallest_difference,
 )
 from aftertune.stats.sequential import PairedSequential
-from aftertune.stats.verdict import Case, Decision, at_floor, decide, tell
+from aftertune.stats.verdict import Case, Decision, at_floor, benjamini_hochberg, decide, holm, tell
 
 __all__ = [
     "Case",

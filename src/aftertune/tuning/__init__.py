@@ -10,7 +10,7 @@ folder still holds that result, is not run again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -18,22 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import InputError
 from aftertune.methods import METHODS, unused_settings
-from aftertune.tuning.estimate import Estimate
-from aftertune.tuning.foreseen import foreseen
-from aftertune.tuning.shown import Preview, preview
-from aftertune.values import ModelIdentity, Question, Tuning, digest
+from aftertune.tuning.estimate import CostEstimate, estimate_tuning
+from aftertune.tuning.previews import Preview, preview
+from aftertune.values import ModelIdentity, Progress, Question, Tuning, digest
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
     from aftertune.sources import ModelSource
     from aftertune.study import TuneSpec
-    from aftertune.tuning.corpus import Corpus
-    from aftertune.tuning.course import Look, Plan
+    from aftertune.tuning.callbacks import Look, TrainingPlan
+    from aftertune.tuning.split import Corpus
 
-__all__ = ["Estimate", "Preview", "foreseen", "preview", "read_tuning", "tune"]
-
-#: (done, total, text): how far a tuning has come, in optimizer steps.
-Progress = Callable[[int, int, str], None]
+__all__ = ["CostEstimate", "Preview", "estimate_tuning", "preview", "read_tuning", "tune"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +39,7 @@ class _Job:
     spec: TuneSpec
     source: ModelSource
     corpus: Corpus
-    plan: Plan
+    plan: TrainingPlan
     tuning: Tuning
 
 
@@ -52,12 +48,12 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
     """Fine-tune as ``spec`` says; returns the finished tuning, with its output folder in ``output``.
 
     ledger: where the tuning and each step's loss are kept. progress: told each step. questions: what evaluations ask,
-    to be looked for in the training data. look: what sees the tasks of ``spec.watch`` (`aftertune.watching.Watch`).
+    to be looked for in the training data. look: what sees the tasks of ``spec.watch`` (`ForgettingWatch`).
     Raises InputError (data, recipe, template), SourceError (model), ResourceError (device, memory),
     StorageError (output, ledger), AftertuneError (the loss is no number).
     """
     from aftertune.tuning import output
-    from aftertune.tuning.loop import quiet_libraries
+    from aftertune.tuning.trainer import quiet_libraries
 
     job, told = _prepare(spec, questions, watched=look is not None), progress or (lambda *_: None)
     folder = Path(job.tuning.output)
@@ -115,9 +111,9 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
     from aftertune.engine.devices import choose_device, choose_dtype, set_threads
     from aftertune.provenance import capture
     from aftertune.sources import fingerprint_model, require_nf4, resolve_model
-    from aftertune.tuning.corpus import Corpus
-    from aftertune.tuning.course import Plan
-    from aftertune.tuning.overlap import find_overlap
+    from aftertune.tuning.callbacks import TrainingPlan
+    from aftertune.tuning.contamination import find_overlap
+    from aftertune.tuning.split import Corpus
     from aftertune.tuning.unsloth import backend_of
 
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
@@ -126,7 +122,7 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
     method = METHODS[spec.method]
     if method.base == "nf4":
         require_nf4(device)
-    plan = Plan(device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
+    plan = TrainingPlan(device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
                 max_steps=spec.max_steps, learning_rate=spec.learning_rate or method.learning_rate,
                 batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
                 weight_decay=spec.weight_decay, schedule=spec.schedule, checkpointing=spec.gradient_checkpointing,
@@ -151,7 +147,7 @@ def identify_tuning(base: ModelIdentity, data: str, recipe: Mapping[str, Any], s
     return "t-" + digest([base.fingerprint, base.tokenizer, data, recipe, seed])[:10]
 
 
-def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
+def _settings(spec: TuneSpec, plan: TrainingPlan, corpus: Corpus) -> dict[str, Any]:
     """Every resolved setting that decides the result; of the data its content counts, not its path."""
     recipe = spec.model_dump(mode="json", include={
         "method", "epochs", "max_steps", "batch_size", "accumulation", "warmup", "weight_decay", "max_length",
@@ -162,7 +158,7 @@ def _settings(spec: TuneSpec, plan: Plan, corpus: Corpus) -> dict[str, Any]:
             "optimizer": "adamw", "max_grad_norm": plan.max_grad_norm, **_backend(plan), **_sides(spec, corpus)}
 
 
-def _backend(plan: Plan) -> dict[str, str]:
+def _backend(plan: TrainingPlan) -> dict[str, str]:
     """The backend with its version; nothing for PEFT, which is every tuning's own unless another one is asked for."""
     from aftertune.tuning.unsloth import version
 
@@ -188,20 +184,18 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
     from aftertune.provenance import finish
     from aftertune.sources import load_tokenizer
     from aftertune.tuning import output
+    from aftertune.tuning.batching import choose
     from aftertune.tuning.build import trainable
-    from aftertune.tuning.checkpoints import Checkpoints
-    from aftertune.tuning.course import Hooks
-    from aftertune.tuning.encode import Form
-    from aftertune.tuning.foreseen import Meter, expected
-    from aftertune.tuning.lines import choose
-    from aftertune.tuning.loop import Feed, train
-    from aftertune.tuning.loss import Batching, compare_losses, example_losses
-    from aftertune.tuning.rows import Rows
+    from aftertune.tuning.callbacks import Checkpoints, Hooks
+    from aftertune.tuning.estimate import Meter, expected
+    from aftertune.tuning.held_out import Batching, compare_losses, example_losses
+    from aftertune.tuning.tokenize import EncodedCorpus, Form
+    from aftertune.tuning.trainer import Feed, train
 
     spec, plan, tuning = job.spec, job.plan, job.tuning
     tokenizer = load_tokenizer(job.source)
     progress(0, 0, "encoding the examples")
-    rows = Rows.of(job.corpus, tokenizer, Form(spec.template, spec.max_length, spec.learn), spec.seed)
+    rows = EncodedCorpus.of(job.corpus, tokenizer, Form(spec.template, spec.max_length, spec.learn), spec.seed)
     progress(0, 0, "loading the model")
     meter = Meter(plan.device)
     model = _trainable(job, tokenizer, rows.longest)

@@ -17,7 +17,7 @@ from typing import Any
 from aftertune.errors import InputError, nearest
 from aftertune.methods import METHODS
 from aftertune.sources import ModelSource
-from aftertune.sources.nf4 import NF4
+from aftertune.sources.quantize import NF4
 from aftertune.study import LoraSpec
 
 

@@ -1,16 +1,30 @@
-"""Owns the trainer: TRL's SFTTrainer on rows that are already encoded, with our loss, order and answer to short memory.
+"""Owns the training loop: TRL's SFTTrainer on rows that are already encoded and masked.
 
-Its batches go through a model as `aftertune.tuning.lines` says. Their order depends on seed and epoch alone. A loss
+    trained = train(model, tokenizer, Feed(rows, lines), Plan(…), Checkpoints(…), Hooks(told))
+    trained.steps                                          ({"step": 1, "loss": 1.93, …}, …)
+
+The loop is the same for every method. Each optimizer step is told to the watcher as it happens. A run that was broken
+goes on from its newest sealed checkpoint: the order of the examples depends on seed and epoch alone, and the random
+numbers of dropout are in the checkpoint, so that on a CPU with as many threads the weights come out bit by bit as those
+of an unbroken run.
+
+Owns the trainer: TRL's SFTTrainer on rows that are already encoded, with our loss, order and answer to short memory.
+
+Its batches go through a model as `aftertune.tuning.batching` says. Their order depends on seed and epoch alone. A loss
 that is no number ends the run and names its examples. Where memory runs out, the micro-batch is halved, the gradient of
 the whole step made again, and the halves kept from then on: the weights move as they would have.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +33,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
 from aftertune.engine.memory import out_of_memory
-from aftertune.errors import AftertuneError
-from aftertune.tuning.encode import Row
-from aftertune.tuning.lines import Lines, Padded
+from aftertune.errors import AftertuneError, ResourceError
+from aftertune.tuning.batching import Lines, Padded
+from aftertune.tuning.callbacks import Checkpoints, Hooks, RunControl, TrainingPlan, metrics_of
+from aftertune.tuning.tokenize import EncodedRow
+from aftertune.values import WatchPoint
 
 #: After each optimizer step, with its metrics; what it returns is kept with them.
 After = Callable[[int, Mapping[str, float]], Mapping[str, float]]
@@ -33,7 +49,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
 
     own_loss = True
 
-    def __init__(self, rows: Sequence[Row], lines: Lines, after: After, short: Callable[[int], AftertuneError],
+    def __init__(self, rows: Sequence[EncodedRow], lines: Lines, after: After, short: Callable[[int], AftertuneError],
                  **others: Any) -> None:
         from datasets import Dataset
 
@@ -109,7 +125,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def _get_train_sampler(self, *_: Any) -> Any:
-        return Order([len(row.ids) for row in self.rows], self.args, grouped=isinstance(self.lines, Padded))
+        return EpochOrder([len(row.ids) for row in self.rows], self.args, grouped=isinstance(self.lines, Padded))
 
     def _places(self, batches: Sequence[Any]) -> str:
         """Which training examples these batches hold, by their tokens: file and line, or the number from 1."""
@@ -118,7 +134,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         return f"training example{'s' if len(found) > 1 else ''} {', '.join(found)}"
 
 
-class Order(torch.utils.data.Sampler):  # type: ignore[misc]
+class EpochOrder(torch.utils.data.Sampler):  # type: ignore[misc]
     """Examples in another order in every epoch, the same in every process; those of like length together where rows
     are padded."""
 
@@ -178,3 +194,93 @@ def _single(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = _cut(batch, len(_edges(batch)) - 1)
     return [{**row, "keep": row["attention_mask"][0].bool() if "attention_mask" in row
              else torch.ones(row["input_ids"].shape[1], dtype=torch.bool)} for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What is trained on, and how it goes through the model."""
+
+    rows: Sequence[EncodedRow]
+    lines: Lines
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run came to: a mapping per optimizer step; what is to be told of memory and of its end; looks at tasks."""
+
+    steps: tuple[dict[str, float], ...]
+    notes: tuple[str, ...]
+    points: tuple[WatchPoint, ...] = ()
+
+
+def train(model: Any, tokenizer: Any, feed: Feed, plan: TrainingPlan, checkpoints: Checkpoints,
+          hooks: Hooks) -> Trained:
+    """Train ``model`` in place, from the newest checkpoint on where there is one.
+
+    Raises AftertuneError, naming step and examples, where the loss is no longer a finite number; the last checkpoint
+    stays. Raises ResourceError where one example does not fit into memory, and KeyboardInterrupt after a checkpoint.
+    """
+
+    course = RunControl(plan, hooks, checkpoints)
+    trainer = CompletionTrainer(
+        list(feed.rows), feed.lines, course.after, lambda tokens: _short(plan, tokens), model=model,
+        args=_arguments(plan, checkpoints.folder), processing_class=tokenizer, callbacks=[course.callback()])
+    trainer.own_loss = plan.backend == "unsloth" or not plan.device.startswith("cuda")
+    for callback in ("PrinterCallback", "ProgressCallback"):
+        trainer.callback_handler.callbacks = [
+            c for c in trainer.callback_handler.callbacks if type(c).__name__ != callback]
+    newest = checkpoints.newest()
+    course.join(trainer, newest)
+    with course.interruptible():
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    course.end()
+    steps = tuple({"step": float(entry["step"]), **metrics_of(entry)} for entry in trainer.state.log_history
+                  if "loss" in entry)
+    return Trained(steps, tuple(course.notes()), tuple(course.points))
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without the libraries' own warnings and notices meanwhile: errors still come through."""
+    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "trl", "accelerate")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _arguments(plan: TrainingPlan, folder: Path) -> Any:
+    from trl import SFTConfig
+
+    mixed = plan.dtype if plan.device != "cpu" else ""  # on a CPU `lines` sees to the dtype
+    return SFTConfig(
+        output_dir=str(folder), report_to=[], save_strategy="no", logging_steps=1,
+        logging_nan_inf_filter=False, disable_tqdm=True, seed=plan.seed, data_seed=plan.seed,
+        num_train_epochs=plan.epochs, max_steps=plan.max_steps or -1, learning_rate=plan.learning_rate,
+        per_device_train_batch_size=plan.batch_size, gradient_accumulation_steps=plan.accumulation,
+        warmup_steps=plan.warmup, weight_decay=plan.weight_decay, lr_scheduler_type=plan.schedule,
+        optim="adamw_torch_fused" if plan.device.startswith(("cpu", "cuda")) else "adamw_torch",
+        max_grad_norm=plan.max_grad_norm, use_cpu=plan.device == "cpu", bf16=mixed == "bfloat16",
+        fp16=mixed == "float16", gradient_checkpointing=plan.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if plan.checkpointing else None,
+        packing=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, save_total_limit=2,
+        dataloader_pin_memory=plan.device.startswith("cuda"),
+    )
+
+
+def _short(plan: TrainingPlan, tokens: int) -> ResourceError:
+    """The error of a run in which one example does not fit into memory."""
+    from aftertune.engine.devices import free_memory
+
+    ways = ["a smaller --max-length", "--method lora or qlora instead of full", "a smaller model"]
+    if not plan.checkpointing:
+        ways.insert(0, "--gradient-checkpointing")
+    return ResourceError(f"out of memory with one example of up to {tokens} tokens in a batch ("
+                         f"{free_memory(plan.device) / 2**30:.1f} GiB are free on {plan.device}); try "
+                         f"{', '.join(ways)}")

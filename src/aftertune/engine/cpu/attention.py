@@ -15,8 +15,8 @@ import torch
 from aftertune.engine.attention import Call, Keep
 from aftertune.engine.cpu import ops
 from aftertune.engine.cpu.llama_step import LayerStep
+from aftertune.engine.packing import PackedRow
 from aftertune.engine.scorer import config_number
-from aftertune.engine.trie import Row
 
 
 def supports(config: Any) -> bool:
@@ -43,7 +43,7 @@ class CpuPrefix:
 class CpuRows:
     """Packed rows end to end. Depths of rows after a prefix start at its length."""
 
-    def __init__(self, rows: Sequence[Row], *, prefix: CpuPrefix | None = None, keep: Keep | None = None) -> None:
+    def __init__(self, rows: Sequence[PackedRow], *, prefix: CpuPrefix | None = None, keep: Keep | None = None) -> None:
         self.prefix = prefix
         self.keep = keep
         starts = np.cumsum([0, *(row.length for row in rows)])
@@ -74,7 +74,7 @@ class CpuSlots:
             self.layers[layer] = ops.KVCache(len(self.lengths), self.room, key)
         return self.layers[layer]
 
-    def fill(self, slots: Sequence[int], rows: Sequence[Row]) -> Keep:
+    def fill(self, slots: Sequence[int], rows: Sequence[PackedRow]) -> Keep:
         """A function that stores each of the rows in its slot."""
         for slot, row in zip(slots, rows, strict=True):
             self.lengths[slot] = row.length

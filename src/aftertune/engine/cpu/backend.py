@@ -20,9 +20,9 @@ from aftertune.engine.cpu.attention import CpuPrefix, CpuRows, CpuSlots, CpuStep
 from aftertune.engine.cpu.linear import PackedLinears, worth_packing
 from aftertune.engine.cpu.llama import FusedLayers
 from aftertune.engine.dora import constant_gains
+from aftertune.engine.packing import PackedRow
 from aftertune.engine.schedule import BackendName, Budget, WeightsName
 from aftertune.engine.scorer import text_config
-from aftertune.engine.trie import Row
 from aftertune.errors import ResourceError
 
 
@@ -75,7 +75,7 @@ class KernelBackend(PackedBackend):
         super().__init__(model, budget)
         self.layers = FusedLayers(model, self.linears)
 
-    def rows(self, rows: Sequence[Row], *, prefix: Any = None, keep: Keep | None = None) -> Layout:
+    def rows(self, rows: Sequence[PackedRow], *, prefix: Any = None, keep: Keep | None = None) -> Layout:
         return CpuRows(rows, prefix=prefix, keep=keep)
 
     def prefix(self, length: int) -> Prefix:

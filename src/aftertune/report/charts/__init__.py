@@ -7,10 +7,9 @@ Each takes the width in px that it is drawn for and returns "" where there is no
 """
 
 from aftertune.report.charts.balance import balance_chart, balance_panels
-from aftertune.report.charts.curves import factor_chart
+from aftertune.report.charts.curves import factor_chart, loss_curve, watch_chart, watched
 from aftertune.report.charts.forest import contrast_forest, forest, task_forest
-from aftertune.report.charts.marks import STYLES, swatch
-from aftertune.report.charts.training import loss_curve, watch_chart, watched
+from aftertune.report.charts.svg import STYLES, swatch
 
 __all__ = ["STYLES", "balance_chart", "balance_panels", "contrast_forest", "factor_chart", "forest", "loss_curve",
            "swatch", "task_forest", "watch_chart", "watched"]

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from aftertune.report import format as fmt
+from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
-from aftertune.report.balance import LOSS, Balance, Point
-from aftertune.report.charts.sheet import INK, WIDE, Sheet, mark, sheet
+from aftertune.report.charts.svg import INK, WIDE, Sheet, mark, sheet
+from aftertune.report.learned_vs_forgotten import LOSS, Balance, Point
 from aftertune.report.names import task_title
 from aftertune.values import TOLD
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from aftertune.catalog import is_fraction
-from aftertune.report import format as fmt
+from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
-from aftertune.report.charts.sheet import INK, WIDE, Sheet, mark, sheet, short
+from aftertune.report.charts.svg import INK, WIDE, Sheet, mark, sheet, short
 from aftertune.report.names import metric_title, task_title
 from aftertune.report.table import row_label, shown_verdict
 from aftertune.values import Comparison, ComparisonRow, Contrast

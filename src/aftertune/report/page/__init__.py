@@ -15,22 +15,27 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from aftertune.report import format as fmt
+from aftertune.report import formatting as fmt
 from aftertune.report.badges import BADGES
 from aftertune.report.columns import columns
 from aftertune.report.facts import CODE
-from aftertune.report.families import families
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
-from aftertune.report.observations import Observation, observations
-from aftertune.report.outcomes import outcomes
-from aftertune.report.page.examples import examples
 from aftertune.report.page.figures import balance_views, factor_views, with_classes
-from aftertune.report.page.origins import costs, origins
 from aftertune.report.page.overview import overview
-from aftertune.report.page.quoted import quoted, told
-from aftertune.report.page.views import cell_lines, comparison_view, contrast_view, evaluation_view, tuning_view
-from aftertune.report.results import Results
-from aftertune.report.seeds import seed_observations
+from aftertune.report.page.views import (
+    cell_lines,
+    comparison_view,
+    contrast_view,
+    costs,
+    evaluation_view,
+    examples,
+    origins,
+    quoted,
+    told,
+    tuning_view,
+)
+from aftertune.report.results import Results, families, outcomes
+from aftertune.report.sentences import Observation, observations, seed_observations
 from aftertune.report.table import metrics_by_task
 from aftertune.values import Evaluation
 

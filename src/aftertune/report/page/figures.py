@@ -12,14 +12,14 @@ from functools import partial
 
 from markupsafe import Markup
 
-from aftertune.report import format as fmt
+from aftertune.report import formatting as fmt
 from aftertune.report.badges import legend
-from aftertune.report.balance import LOSS, Balance, Point, balances
 from aftertune.report.charts import STYLES, balance_chart, balance_panels, factor_chart, swatch
 from aftertune.report.factors import Factor, factors
 from aftertune.report.facts import method_text
+from aftertune.report.learned_vs_forgotten import LOSS, Balance, Point, balances
 from aftertune.report.names import task_title
-from aftertune.report.outcomes import Outcome
+from aftertune.report.results import TuningOutcome
 from aftertune.report.table import row_label
 from aftertune.values import TOLD
 
@@ -34,7 +34,7 @@ _NOUNS = {"training examples": "the number of examples", "replay share": "the sh
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class ChartView:
     """charts: (the screen it is for, its markup); key: (mark, name) of each line."""
 
     charts: tuple[tuple[str, Markup], ...]
@@ -65,8 +65,8 @@ class BalanceView:
     base: str
     learned: str
     changed: str
-    figure: Figure
-    panels: Figure | None
+    figure: ChartView
+    panels: ChartView | None
     lines: list[PointLine]
 
 
@@ -74,19 +74,19 @@ class BalanceView:
 class FactorView:
     base: str
     name: str
-    figures: list[Figure]
+    figures: list[ChartView]
 
 
 def figure(draw: Callable[[int], str], caption: str, names: Sequence[str] = (), *, marked: bool = True,
-           many: bool = False) -> Figure | None:
+           many: bool = False) -> ChartView | None:
     """The chart that ``draw`` makes, for every screen; names: of its lines, in the order of their styles; marked: the
     marks on them are theirs; many: it is one of many, and is drawn but once."""
     charts = tuple((css, Markup(svg)) for css, width in (_ONE if many else _SIZES) if (svg := draw(width)))
     key = tuple((Markup(swatch(at, marked=marked)), fmt.visible(name)) for at, name in enumerate(names))
-    return Figure(charts, caption, key) if charts else None
+    return ChartView(charts, caption, key) if charts else None
 
 
-def balance_views(found: Sequence[Outcome]) -> list[BalanceView]:
+def balance_views(found: Sequence[TuningOutcome]) -> list[BalanceView]:
     """Learned against forgotten, a view for each base and measure."""
     views = []
     for balance in balances(found):
@@ -130,7 +130,7 @@ def _line(point: Point, balance: Balance) -> PointLine:
         where="; ".join(f"{word} on {', '.join(tasks)}" for word, tasks in words.items()), front=point.front)
 
 
-def recipe_text(outcome: Outcome) -> str:
+def recipe_text(outcome: TuningOutcome) -> str:
     """Method, size, replay and seed of a fine-tune."""
     tuning = outcome.tuning
     parts = [method_text(tuning), f"{fmt.count(tuning.examples)} examples",
@@ -138,13 +138,13 @@ def recipe_text(outcome: Outcome) -> str:
     return fmt.visible(", ".join(parts))
 
 
-def factor_views(found: Sequence[Outcome]) -> list[FactorView]:
+def factor_views(found: Sequence[TuningOutcome]) -> list[FactorView]:
     """Curves over what was varied; a figure shows as many lines as can be told apart."""
     return [FactorView(base=fmt.visible(f.base_name), name=f.name,
                        figures=[part for p in f.parts(STYLES) if (part := _factor_figure(p))]) for f in factors(found)]
 
 
-def _factor_figure(factor: Factor) -> Figure | None:
+def _factor_figure(factor: Factor) -> ChartView | None:
     return figure(
         partial(factor_chart, factor),
         f"Differences against {fmt.visible(factor.base_name)}; a small mark is one seed, the line joins the means over "

@@ -10,16 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from aftertune.report import format as fmt
+from aftertune.report import formatting as fmt
 from aftertune.report.badges import BADGES, legend
 from aftertune.report.charts import task_forest
 from aftertune.report.columns import VerdictLine, verdict_table
 from aftertune.report.names import task_title
-from aftertune.report.outcomes import Outcome, benchmarks, outcomes, targets, whole_verdict
-from aftertune.report.page.figures import Figure, figure, recipe_text
-from aftertune.report.page.quoted import Quoted
+from aftertune.report.page.figures import ChartView, figure, recipe_text
+from aftertune.report.page.views import Quoted
 from aftertune.report.reported import NOT_REPRODUCIBLE
-from aftertune.report.results import Results
+from aftertune.report.results import Results, TuningOutcome, benchmarks, outcomes, targets, whole_verdict
 from aftertune.report.table import row_label
 from aftertune.values import TOLD, Comparison, Evaluation, Tuning
 
@@ -44,7 +43,7 @@ class Matrix:
     base: str
     tasks: list[tuple[str, bool]]
     lines: list[MatrixLine]
-    forests: list[tuple[str, Figure]]
+    forests: list[tuple[str, ChartView]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +136,7 @@ def _stated(reported: Sequence[Quoted]) -> Iterator[tuple[str, str]]:
         yield "Reported figures", fmt.count(len(lines)) + (f", {fmt.count(bad)} not reproducible" if bad else "")
 
 
-def _matrix(comparisons: Sequence[Comparison], found: dict[str, Outcome]) -> Matrix:
+def _matrix(comparisons: Sequence[Comparison], found: dict[str, TuningOutcome]) -> Matrix:
     rows = {c.id: {line.row.task: line for line in verdict_table(c) if line.row.primary} for c in comparisons}
     tasks = {task: line for lines in rows.values() for task, line in lines.items()}
     order = sorted(tasks, key=lambda task: not tasks[task].row.target)

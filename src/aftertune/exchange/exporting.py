@@ -1,0 +1,217 @@
+"""Owns writing an evaluation as lm-eval writes one, so that its readers and `import` take it.
+
+    written = send(evaluation, items, answers, folder=Path("out"), prompts={"gsm8k": requests})
+    written.results        out/careful/results_2026-11-24T10-00-00.000000.json
+
+The answers do not hold the prompts; where ``prompts`` gives those of a task (rebuilt and checked against the stored
+digest), they are written, else each is null. A key ``aftertune`` holds what lm-eval has no place for: settings and
+fingerprints. Paths, commands and hosts of this machine are not written.
+
+Owns the prompts of a stored evaluation: built again from its settings, and kept only where they are the same.
+
+    rebuilt(evaluation)["hellaswag"]        its requests in order; a task that cannot be built again is absent
+
+An answer does not hold its prompt. The digest of all prompts of a task does stand in its settings, so what is built
+again is proven to be what the model saw. Chat templates need the tokenizer and target tasks their file: both are
+left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from aftertune.catalog import MetricKey
+from aftertune.errors import AftertuneError, InputError, StorageError
+from aftertune.exchange.lm_eval_files import samples_name
+from aftertune.redaction import public_source
+from aftertune.sources.cache import write_atomic
+from aftertune.study import TaskSpec
+from aftertune.tasks.loading import LoadOptions, load
+from aftertune.values import Answer, Evaluation, Item, Request, Response, Score, TaskSettings, digest
+
+
+def rebuilt(evaluation: Evaluation) -> dict[str, tuple[Request, ...]]:
+    """The requests of each task whose prompts could be built again, each as the digest proves."""
+    found: dict[str, tuple[Request, ...]] = {}
+    for task in evaluation.tasks:
+        if task.target or task.chat_template or task.data.startswith("file:"):
+            continue
+        try:
+            [loaded] = load((_spec(task),), LoadOptions(system_instruction=task.system_instruction))
+        except (AftertuneError, ValueError):
+            continue
+        if digest([[r.context, r.continuation] for r in loaded.requests]) == task.prompts:
+            found[task.task] = loaded.requests
+    return found
+
+
+def _spec(task: TaskSettings) -> TaskSpec:
+    return TaskSpec(name=task.task, limit=task.limit, sample=task.sample, sample_seed=task.sample_seed or 0,
+                    num_fewshot=task.num_fewshot)
+
+
+_FOLDER = re.compile(r"[\"<>:/|\\?*\[\]\x00-\x1f]+")  # as lm-eval's sanitize_model_name, and control characters
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFiles:
+    """The files of one export. left_out: tasks that were stopped early, which have no score of the whole."""
+
+    results: Path
+    samples: tuple[Path, ...]
+    left_out: tuple[str, ...]
+
+
+def export_lm_eval(evaluation: Evaluation, items: Sequence[Item], answers: Sequence[Answer], *, folder: Path,
+         prompts: Mapping[str, Sequence[Request]]) -> ExportedFiles:
+    """Write a done evaluation below ``folder``; the same export again writes the same files.
+
+    items, answers: of all its tasks. Raises InputError where no task has a score of all its items, StorageError
+    where the disk refuses.
+    """
+    left_out = tuple(t.task for t in evaluation.tasks if evaluation.stopped(t.task))
+    whole = [t for t in evaluation.tasks if t.task not in left_out]
+    if evaluation.status != "done" or not whole:
+        raise InputError(f"evaluation {evaluation.name} ({evaluation.id}) has no task with a score of all its items; "
+                         "finish it by the same command, without --until-decided where it was stopped early")
+    kept = replace(evaluation, tasks=tuple(whole), scores=tuple(s for s in evaluation.scores if not
+                                                                evaluation.stopped(s.task)))
+    stamp = _stamp(evaluation)
+    home = folder / (_FOLDER.sub("__", evaluation.name) or evaluation.id)
+    documents = {(i.task, i.index): i for i in items}
+    lines = {t.task: list(_lines(t, kept.scores, [a for a in answers if a.task == t.task], documents,
+                                 prompts.get(t.task, ()))) for t in whole}
+    results = _results(kept, lines)
+    try:
+        paths = []
+        for task, rows in lines.items():
+            paths.append(home / samples_name(task, stamp))
+            write_atomic(paths[-1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        path = home / f"results_{stamp}.json"
+        write_atomic(path, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
+    except OSError as error:
+        raise StorageError(f"{home}: cannot be written ({error.strerror}); choose another place with --out") from None
+    return ExportedFiles(path, tuple(paths), left_out)
+
+
+def _begun(evaluation: Evaluation) -> datetime | None:
+    started = evaluation.provenance.started if evaluation.provenance else ""
+    try:
+        return datetime.fromisoformat(started)
+    except ValueError:
+        return None
+
+
+def _stamp(evaluation: Evaluation) -> str:
+    """The time in the file names; without one the beginning of the epoch."""
+    begun = _begun(evaluation) or datetime(1970, 1, 1)
+    return begun.replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
+
+
+def _results(evaluation: Evaluation, lines: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """The results file."""
+    table: dict[str, dict[str, Any]] = {t.task: {"alias": t.task} for t in evaluation.tasks}
+    groups: dict[str, dict[str, Any]] = {}
+    for score in evaluation.scores:
+        row = groups.setdefault(score.task, {"alias": score.task}) if score.group else table[score.task]
+        row[score.key] = _finite(score.value)
+        row[score.key.stderr] = "N/A" if score.stderr is None else _finite(score.stderr)
+    children = {g: [t.task for t in evaluation.tasks if g in t.groups] for g in groups}
+    provenance, model, first = evaluation.provenance, evaluation.model, evaluation.tasks[0]
+    begun = _begun(evaluation)
+    versions = provenance.versions if provenance else {}
+    return {
+        "results": table, **({"groups": groups} if groups else {}),
+        "group_subtasks": children | {t.task: [] for t in evaluation.tasks},
+        "configs": {t.task: _config(t) for t in evaluation.tasks},
+        "versions": {t.task: t.version for t in evaluation.tasks},
+        "n-shot": {t.task: t.num_fewshot for t in evaluation.tasks},
+        "higher_is_better": {t.task: dict(t.higher_is_better) for t in evaluation.tasks},
+        "n-samples": {t.task: {"original": t.n_total, "effective": t.n} for t in evaluation.tasks},
+        "config": {"model": "aftertune", "model_args": f"pretrained={public_source(model.source)}",
+                   "model_num_parameters": model.parameters, "model_dtype": f"torch.{evaluation.dtype}",
+                   "model_revision": model.revision, "device": evaluation.device, "limit": first.limit},
+        "date": begun.timestamp() if begun else None, "lm_eval_version": versions.get("lm-eval"),
+        "transformers_version": versions.get("transformers"),
+        "task_hashes": {task: _hash("".join(str(r["doc_hash"]) + str(r["prompt_hash"]) + str(r["target_hash"])
+                                            for r in rows)) for task, rows in lines.items()},
+        "model_source": "aftertune", "model_name": evaluation.name,
+        "system_instruction": first.system_instruction, "chat_template_sha": first.chat_template,
+        "fewshot_as_multiturn": first.fewshot_as_multiturn,
+        "total_evaluation_time_seconds": str(provenance.seconds) if provenance and provenance.seconds else None,
+        "aftertune": {"evaluation": evaluation.id, "engine": evaluation.engine_note or evaluation.engine,
+                      "tasks": [asdict(t) for t in evaluation.tasks],
+                      "fingerprints": {"model": model.fingerprint, "weights": model.weights, "config": model.config,
+                                       "tokenizer": model.tokenizer, "adapter": model.adapter}}}
+
+
+def _config(task: TaskSettings) -> dict[str, Any]:
+    config = {"task": task.task, "output_type": task.output_type, "test_split": task.split,
+              "num_fewshot": task.num_fewshot, "generation_kwargs": dict(task.generation) or None,
+              "dataset_path": task.data.removeprefix("hub:") if task.data.startswith("hub:") else None}
+    return {k: v for k, v in config.items() if v is not None}
+
+
+def _lines(task: TaskSettings, scores: Sequence[Score], answers: Sequence[Answer],
+           documents: Mapping[tuple[str, int], Item], requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
+    """The samples of one task: every document under the first filter, then under the next."""
+    asked = _by_answer(answers, requests)
+    filters = dict.fromkeys(s.filter for s in scores if s.task == task.task)
+    for name in filters:
+        for answer, texts in zip(answers, asked, strict=True):
+            yield _line(task, answer, documents[answer.task, answer.index], name, texts)
+
+
+def _by_answer(answers: Sequence[Answer], requests: Sequence[Request]) -> list[list[tuple[str, str] | None]]:
+    """The (context, continuation) of each response of each answer; None where the prompts are not known."""
+    if len(requests) != sum(len(a.responses) for a in answers):
+        return [[None] * len(a.responses) for a in answers]
+    left = iter(requests)
+    return [[(r.context, r.continuation) for r in (next(left) for _ in a.responses)] for a in answers]
+
+
+def _line(task: TaskSettings, answer: Answer, item: Item, name: str, texts: Sequence[tuple[str, str] | None]
+          ) -> dict[str, Any]:
+    """One line of a samples file. lm-eval writes every response as text."""
+    generated = task.output_type == "generate_until"
+    rolling = task.output_type == "loglikelihood_rolling"
+    pairs = [_pair(r) for r in answer.responses]
+    metrics = {k.metric: v for k, v in ((MetricKey(k), v) for k, v in answer.metrics.items()) if k.filter == name}
+    arguments: list[dict[str, Any]] = []
+    for text in texts[:1] if generated else texts:
+        given: dict[str, Any] = {"arg_0": None if text is None else text[1] if rolling else text[0]}
+        if not rolling:
+            given["arg_1"] = dict(task.generation) if generated else text[1] if text else None
+        arguments.append(given)
+    prompt = arguments[0]["arg_0"] if arguments else None
+    return {
+        "doc_id": answer.index, "doc": dict(item.doc), "target": "",
+        "arguments": {f"gen_args_{i}": a for i, a in enumerate(arguments)},
+        "resps": [[r.text or "" for r in answer.responses]] if generated else [[p] for p in pairs],
+        "filtered_resps": [answer.extracted.get(name, "")] if generated else pairs,
+        "filter": name, "metrics": list(metrics),
+        "doc_hash": _hash(json.dumps(dict(item.doc), indent=2, ensure_ascii=False)),
+        "prompt_hash": None if prompt is None else _hash(prompt), "target_hash": None,
+        "aftertune": {k: [getattr(r, k) for r in answer.responses] for k in ("tokens", "finish", "truncated")},
+        **metrics}
+
+
+def _pair(response: Response) -> list[str]:
+    found = [repr(response.logprob)]
+    return found if response.greedy is None else [*found, str(response.greedy)]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else "N/A"

@@ -1,0 +1,172 @@
+"""Keeps secrets out of what is stored, and this machine's folders out of what is published."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+REDACTED = "[redacted]"
+_SHORTEST_SECRET = 6  # a shorter environment value ("1", "true", "user") would blank out half a command
+_HARMLESS = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special", "image", "stop"}
+_SECRET_ENDS = ("password", "passwd", "passphrase", "secret", "apikey", "credential", "credentials")
+_PLAIN_VALUE = {"true", "false", "none", "null", "auto"}
+#: Tokens known by their look: Hugging Face (with a digit, or long: ``hf_datasets`` is a folder), OpenAI-like, GitHub,
+#: GitLab, AWS, Slack, Google, JWT.
+_LOOKS_SECRET = re.compile(
+    r"\b(?:hf_|api_org_)(?=[A-Za-z]*[0-9]|[A-Za-z]{16})[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[opsur]_[A-Za-z0-9]{16,}"
+    r"|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}|\bAKIA[A-Z0-9]{16}\b|\bxox[abprs]-[\w-]{10,}"
+    r"|\bAIza[\w-]{30,}|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}")
+_USERINFO = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,40}://)[^/\s'\"]+@")
+_KEY = re.compile(r"""(?<![\w.-])(?P<key>[\w.-]++)["']?(?P<sep>\s*[=:]\s*|[ \t]+)""")
+#: A path that begins at the root, at a home or at a drive: in quotes it may hold spaces, and in plain text it has two
+#: parts at least ("/s" is none). Not one: the path of a URL, a closing tag.
+_PATH = re.compile(
+    r"""(?P<quote>['"])(?:file://)?(?:~|/|[A-Za-z]:\\)[^'"]*[/\\](?P<quoted>[^'"/\\]+)[/\\]*(?P=quote)"""
+    r"""|(?<![\w/.<~])(?:file://)?(?:~[\w.-]*/(?:[^\s/'",;=<>|()]+/+)*|/(?:[^\s/'",;=<>|()]+/+)+)"""
+    r"""(?P<plain>[^\s/'",;=<>|()]*)"""
+    r"""|\b[A-Za-z]:\\(?:[^\s\\'",;=<>|()]+\\)*(?P<drive>[^\s\\'",;=<>|()]+)""")
+#: Fields of values that hold one place each: a model, an adapter, a file, a folder.
+_PLACES = {"source", "adapter_source", "data_source", "output", "origin"}
+_VALUE = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s,;&'"])++""")  # one shell word, perhaps quoted in parts
+T = TypeVar("T")
+
+
+def redact(text: str) -> str:
+    """``text`` without secrets: known environment values, tokens by their look, URL logins, ``key=value``."""
+    for value in _environment_secrets(os.environ):
+        for form in {value, quote(value, safe=""), shlex.quote(value)}:
+            text = text.replace(form, REDACTED)
+    text = _LOOKS_SECRET.sub(REDACTED, text)
+    text = _BEARER.sub(lambda m: f"{m[1]} {REDACTED}", text)
+    text = _USERINFO.sub(lambda m: f"{m['scheme']}{REDACTED}@", text)
+    return _redact_pairs(text)
+
+
+def public_source(source: str) -> str:
+    """A model source without the folders of this machine: a Hub id and a package file stay as they are."""
+    local = source.startswith(("/", ".", "~", "\\")) or re.match(r"[A-Za-z]:[\\/]", source) or source.count("/") > 1
+    return redact(source if source.startswith("package:") or not local else Path(source.replace("\\", "/")).name)
+
+
+def public_text(text: str) -> str:
+    """``text`` without secrets, and with a name in the place of every path that begins at the root or at a home."""
+    return redact(_PATH.sub(_name_alone, text.replace(str(Path.home()), "~")))
+
+
+def _name_alone(match: re.Match[str]) -> str:
+    quote = match["quote"] or ""
+    return f"{quote}{match['quoted'] or match['plain'] or match['drive'] or Path(match[0]).name}{quote}"
+
+
+def published(value: T) -> T:
+    """A value of `aftertune.values` with `public_text` for every text in it, and `public_source` for every place."""
+    found: Any = value
+    if isinstance(found, str):
+        found = public_text(found)
+    elif is_dataclass(found) and not isinstance(found, type):
+        own = {f.name: getattr(found, f.name) for f in fields(found)}
+        found = replace(found, **{name: public_source(one) if name in _PLACES and isinstance(one, str) else
+                                  published(one) for name, one in own.items()})
+    elif isinstance(found, Mapping):
+        found = {key: published(one) for key, one in found.items()}
+    elif isinstance(found, list | tuple):
+        found = type(found)(published(one) for one in found)
+    kept: T = found
+    return kept
+
+
+def _redact_pairs(text: str) -> str:
+    """Blank the value after every secret-looking key: ``key=value``, ``"key": "value"``, ``--key value``."""
+    out, position = [], 0
+    while match := _KEY.search(text, position):
+        end = match.end("key")
+        if _names_secret(match):
+            value = _VALUE.match(text, match.end())
+            is_flag = value is not None and value[0].startswith("--") and not match["sep"].strip()
+            if value is not None and not is_flag and not _is_plain(value[0]):
+                out += [text[position:match.end()], REDACTED]
+                position = value.end()
+                continue
+        out.append(text[position:end])
+        position = end
+    return "".join([*out, text[position:]])
+
+
+def _names_secret(match: re.Match[str]) -> bool:
+    """True where a match of _KEY is a secret's flag, or its key with ``=`` or ``:``."""
+    return _is_secret_key(match["key"]) and (match["key"].startswith("-") or bool(match["sep"].strip()))
+
+
+def _is_plain(value: str) -> bool:
+    bare = value.strip("'\"").lower()
+    return bare in _PLAIN_VALUE or bare == REDACTED
+
+
+def _is_secret_key(key: str) -> bool:
+    """True for HF_TOKEN, --api-key, wandbApiKey, PGPASSWORD; False for max_tokens, add_bos_token."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)
+    words = [w for w in re.split(r"[^A-Za-z0-9]+", spaced.lower()) if w]
+    for before, word in zip(["", *words], words, strict=False):
+        if word.endswith(_SECRET_ENDS):
+            return True
+        if word == "key" and before in {"api", "access", "secret", "private", "auth"}:
+            return True
+        if word.endswith("token") and not _HARMLESS & {before, word.removesuffix("token")}:
+            return True
+    return False
+
+
+def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
+    """Values of secret-looking variables, the longest first (one may contain another)."""
+    values = {v.strip() for k, v in environment.items() if _is_secret_key(k)}
+    return sorted((v for v in values if len(v) >= _SHORTEST_SECRET and v.lower() not in _PLAIN_VALUE),
+                  key=len, reverse=True)
+
+
+def own_command(argv: Sequence[str]) -> str:
+    """This process's arguments as one shell line, the program by its name alone."""
+    if not argv:
+        return ""
+    program = Path(argv[0])
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    return " ".join([name, *_quoted(_clean(argv[1:]))])
+
+
+def given_command(command: str) -> str:
+    """A shell line without its secrets; as it was given where it has none."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # an open quote: where a value ends cannot be told, so all after a secret key goes
+        keys = (m for m in _KEY.finditer(command) if _names_secret(m))
+        end = next((m.end() for m in keys), None)
+        return redact(command) if end is None else redact(command[:end]) + REDACTED
+    clean = _clean(words)
+    return redact(command) if clean == words else " ".join(_quoted(clean))
+
+
+def _clean(words: Sequence[str]) -> list[str]:
+    """Arguments without secrets; the value after a secret flag is blanked whole, whatever is in it."""
+    out: list[str] = []
+    secret_next = False
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if secret_next and not word.startswith("--"):
+            out.append(REDACTED)
+        elif equals and word.startswith("-") and _is_secret_key(flag) and not _is_plain(value):
+            out.append(f"{flag}={REDACTED}")
+        else:
+            out.append(redact(word))
+        secret_next = word.startswith("-") and not equals and _is_secret_key(word)
+    return out
+
+
+def _quoted(words: Sequence[str]) -> list[str]:
+    """Words as a shell takes them; the mark of a redaction stays without quotes."""
+    return [w if REDACTED in w and " " not in w else shlex.quote(w) for w in words]

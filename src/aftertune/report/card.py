@@ -1,0 +1,358 @@
+"""A Hugging Face model card: README.md with its metadata, and the files of ``.eval_results`` beside it.
+
+    card = write_card(tuning, results)
+    card.readme                          ---\\nbase_model: …\\n---\\n\\n# careful …
+    card.results["hellaswag.yaml"]       - dataset: {id: Rowan/hellaswag, task_id: hellaswag} …
+
+It is made for publishing: places of this machine are names in it, and a verdict stands in it only where a comparison
+of the ledger has one.
+
+What a model card is about: one model, where it came from, and what the ledger knows of it.
+
+    subject = Subject.of(evaluation, results)
+    subject.base, subject.tuning         the model it was made from, and how
+    subject.evaluations                  this one; for a tuning all that were made of its model
+
+Everything in it is `published`: a path has become a name, and no secret is left.
+
+What the Hub reads of a model card: its YAML header with a ``model-index``, and the files of ``.eval_results``.
+
+    header(subject).to_yaml()            base_model: Qwen/Qwen2.5-0.5B, library_name: peft, model-index: …
+    entries(subject)["hellaswag.yaml"]   one result for the benchmark's own page
+
+Values are the ledger's, as fractions. A task that was stopped early has an estimate and no score, so that it has no
+place here; a part of a task is told as a part wherever its figure stands.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aftertune.catalog import BENCHMARKS, is_fraction
+from aftertune.methods import writes_adapter
+from aftertune.redaction import published
+from aftertune.report import documents as md
+from aftertune.report import formatting as fmt
+from aftertune.report.facts import CODE, Facts, evaluation_facts, method_text, model_facts, tuning_facts
+from aftertune.report.names import metric_title, source_title, task_title
+from aftertune.report.record import comparison_blocks, score_blocks
+from aftertune.report.results import Results, tuning_of
+from aftertune.report.sentences import observations
+from aftertune.report.table import score_interval, score_part
+from aftertune.study import HUB_NAMES, on_hub, presets
+from aftertune.values import Comparison, Evaluation, ModelIdentity, Score, TaskSettings, Tuning
+from aftertune.values.reported import proven
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """comparisons: of this model against others, none by force, the newest of each pair, those with proven lineage
+    first; others: the evaluations that it was compared with."""
+
+    name: str
+    tuning: Tuning | None
+    evaluations: tuple[Evaluation, ...]
+    comparisons: tuple[Comparison, ...]
+    others: tuple[Evaluation, ...]
+
+    @classmethod
+    def of(cls, about: Evaluation | Tuning, results: Results) -> Subject:
+        """Of an evaluation's model, or of what a tuning made. results: all that the ledger holds."""
+        done, tunings = [e for e in results.evaluations if e.status == "done"], results.tunings
+        if isinstance(about, Tuning):
+            tuning: Tuning | None = about
+            own = [e for e in done if (made := tuning_of(e, tunings)) is not None and made.id == about.id]
+        else:
+            tuning, own = tuning_of(about, tunings), [about]
+        ids = {e.id for e in own}
+        newest = {(c.base, c.tuned): c for c in results.comparisons if c.tuned in ids and not c.forced}
+        against = sorted(newest.values(), key=lambda c: not c.lineage)
+        others = {c.base for c in against}
+        return cls(name=published(about.name), tuning=published(tuning), evaluations=published(tuple(own)),
+                   comparisons=published(tuple(against)),
+                   others=published(tuple(e for e in done if e.id in others - ids)))
+
+    @property
+    def model(self) -> ModelIdentity | None:
+        """The model as it was evaluated; None where it was not."""
+        return self.evaluations[0].model if self.evaluations else None
+
+    @property
+    def adapter(self) -> bool:
+        """True for a model that is an adapter on its base."""
+        if self.model is not None:
+            return self.model.adapter is not None
+        return self.tuning is not None and writes_adapter(self.tuning.method)
+
+    @property
+    def base(self) -> ModelIdentity | None:
+        """The model that it was made from, as far as the ledger knows."""
+        if self.tuning is not None:
+            return self.tuning.base
+        return self.model.stored if self.model is not None and self.adapter else None
+
+    def scores(self) -> list[tuple[Evaluation, Score]]:
+        """Scores of all the items that were to be asked; of one that was measured twice that on more items, then the
+        newer one."""
+        found: dict[tuple[str, str, str], tuple[Evaluation, Score]] = {}
+        for evaluation in self.evaluations:
+            for score in evaluation.scores:
+                key = (score.task, score.metric, score.filter)
+                known = found.get(key)
+                if evaluation.stopped(score.task) or not math.isfinite(score.value):
+                    continue
+                if known is None or known[1].n <= score.n:
+                    found[key] = (evaluation, score)
+        return list(found.values())
+
+    def left_out(self) -> list[str]:
+        """Tasks that were stopped early, and so have no score."""
+        return list(dict.fromkeys(s.task for e in self.evaluations for s in e.scores if e.stopped(s.task)))
+
+
+def base_on_hub(model: ModelIdentity) -> str | None:
+    """The Hub id of a model, or of the one that a pack holds; None where it is not proven to be from there."""
+    packed = (preset.source for preset in presets.PRESETS.values() if preset.pack and preset.pack == model.source)
+    return model.source if model.revision else next(packed, None)
+
+
+def data_on_hub(tuning: Tuning) -> str | None:
+    """The Hub data set that a fine-tune learned; None for a file."""
+    name = HUB_NAMES.get(tuning.data_source, tuning.data_source)
+    return name if "/" in name and on_hub(Path(name)) else None
+
+
+def header(subject: Subject) -> Any:
+    """The metadata as huggingface_hub's ModelCardData; what is not known is left out."""
+    from huggingface_hub.repocard_data import ModelCardData
+
+    base, tuning = subject.base, subject.tuning
+    hub = base_on_hub(base) if base is not None else None
+    data = data_on_hub(tuning) if tuning is not None else None
+    results = [_result(e, s) for e, s in subject.scores()]
+    return ModelCardData(
+        base_model=hub, base_model_relation=("adapter" if subject.adapter else "finetune") if hub else None,
+        datasets=[data] if data else None, library_name=_library(subject), pipeline_tag="text-generation",
+        tags=["aftertune", *([tuning.method] if tuning is not None else [])], model_name=fmt.visible(subject.name),
+        **({"model-index": [{"name": fmt.visible(subject.name), "results": results}]} if results else {}))
+
+
+def _library(subject: Subject) -> str | None:
+    source = "" if subject.model is None else subject.model.source
+    return "peft" if subject.adapter else None if source.endswith(".gguf") else "transformers"
+
+
+def _result(evaluation: Evaluation, score: Score) -> dict[str, Any]:
+    """One entry of a model-index."""
+    task = _settings(evaluation, score)
+    data, part = _data(task, score.task)
+    interval = score_interval(score)
+    known = {"task": score.task, "filter": score.filter, "n": score.n, "stderr": _number(score.stderr),
+             "low": interval and interval[0], "high": interval and interval[1],
+             "num_fewshot": task.num_fewshot if task else None, "evaluation": evaluation.id}
+    return {"task": {"type": "text-generation", "name": "Text Generation"},
+            "dataset": {"type": data or score.task, "name": fmt.visible(task_title(score.task)), "config": part,
+                        "split": task.split if task and data else None},
+            "metrics": [{"type": score.metric, "value": score.value, "name": _metric(evaluation, score),
+                         "args": {k: v for k, v in known.items() if v is not None}}]}
+
+
+def _metric(evaluation: Evaluation, score: Score) -> str:
+    """The metric with the task it is of, and with the part of it that was asked."""
+    part = score_part(evaluation, score.task)
+    title = f"{metric_title(score.metric, score.filter)} on {task_title(score.task)}"
+    return fmt.visible(f"{title} (partial: {part})" if part else title)
+
+
+def _settings(evaluation: Evaluation, score: Score) -> TaskSettings | None:
+    """The task of a score; of a group its first one."""
+    inside = (t for t in evaluation.tasks if score.task in t.groups)
+    return evaluation.task(score.task) or next(inside, None)
+
+
+def _data(task: TaskSettings | None, name: str) -> tuple[str | None, str | None]:
+    """The data set of the Hub that a task asks about, and its part; (None, None) for documents of the user's own."""
+    known = BENCHMARKS[name].hub if name in BENCHMARKS else None
+    stated = task.data.removeprefix("hub:") if task is not None and task.data.startswith("hub:") else None
+    if stated is not None:
+        return stated, known[1] if known and known[0] == stated else None
+    return known if known and task is not None and task.data.startswith("pack:") else (None, None)
+
+
+def entries(subject: Subject) -> dict[str, str]:
+    """File name -> YAML of a result of a benchmark's primary metric, for tasks whose data set is on the Hub."""
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+    from huggingface_hub.utils import yaml_dump
+
+    found: dict[str, str] = {}
+    for evaluation, score in subject.scores():
+        data, _ = _data(_settings(evaluation, score), score.task)
+        if score.primary and data is not None and is_fraction(score.metric):
+            begun = evaluation.provenance.started if evaluation.provenance else None
+            entry = EvalResultEntry(dataset_id=data, task_id=_page(score.task), value=score.value,
+                                    date=begun, notes="; ".join(_notes(evaluation, score)))
+            name = re.sub(r"[^\w.-]+", "_", score.task)
+            found[f"{name}.yaml"] = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return found
+
+
+def _page(task: str) -> str:
+    """The benchmark under whose name the Hub lists results of a task."""
+    return BENCHMARKS[task].page or task if task in BENCHMARKS else task
+
+
+def _notes(evaluation: Evaluation, score: Score) -> Iterator[str]:
+    """How a result came to be; a part of a benchmark first of all."""
+    task, part = _settings(evaluation, score), score_part(evaluation, score.task)
+    yield f"partial: {part}" if part else f"all {fmt.count(score.n)} items"
+    yield fmt.visible(f"lm-eval task {score.task}, {metric_title(score.metric, score.filter)}")
+    if task is not None:
+        yield f"{task.num_fewshot}-shot, chat template {'on' if task.chat_template else 'off'}"
+    if (error := _number(score.stderr)) is not None:
+        yield f"standard error {fmt.raw(error)}"
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """results: name of a file of ``.eval_results`` -> its YAML. left_out: tasks stopped early, which have no score."""
+
+    readme: str
+    results: Mapping[str, str]
+    left_out: tuple[str, ...]
+
+
+def write_card(about: Evaluation | Tuning, results: Results) -> Card:
+    """The card of a finished evaluation's model, or of a tuning's. results: all that the ledger holds."""
+    subject = Subject.of(about, results)
+    blocks = [f"# {md.text(fmt.visible(subject.name))}", _summary(subject), *_results(subject), *_verdicts(subject),
+              *_base(subject), *_training(subject), *_how(subject), *_commands(subject)]
+    yaml = header(subject).to_yaml()
+    return Card(readme=f"---\n{yaml}\n---\n\n" + "\n\n".join(blocks) + "\n", results=entries(subject),
+                left_out=tuple(subject.left_out()))
+
+
+def _summary(subject: Subject) -> str:
+    """What the model is, in a sentence or two."""
+    tuning, base, model = subject.tuning, subject.base, subject.model
+    if tuning is not None and base is not None:
+        hub = data_on_hub(tuning)
+        data = _link(hub, f"datasets/{hub}") if hub else md.code(fmt.visible(tuning.data_source))
+        kind = f"{md.text(method_text(tuning))} fine-tune" if writes_adapter(tuning.method) else "full fine-tune"
+        text = f"A {kind} of {_named(subject)} on {fmt.count(tuning.examples)} examples of {data}."
+    elif base is not None:
+        text = f"An adapter on {_named(subject)}. How it was trained is not known here."
+    else:
+        text = "How this model was made is not known here."
+    if model is not None and not proven(model):
+        return f"{text} Its results were imported: they name the weights, and nobody read those."
+    same = "" if base is None else ", which asks a model and its base the same questions"
+    return f"{text} Its figures were measured with aftertune{same}."
+
+
+def _named(subject: Subject) -> str:
+    assert subject.base is not None
+    hub = base_on_hub(subject.base)
+    return _link(hub, hub) if hub else md.text(fmt.visible(source_title(subject.base.source)))
+
+
+def _link(name: str, path: str) -> str:
+    return f"[{md.text(name)}](https://huggingface.co/{path})"
+
+
+def _results(subject: Subject) -> list[str]:
+    """A table for each evaluation, and what its figures do not say."""
+    if not subject.evaluations:
+        return ["## Results", "*Not evaluated yet.*"]
+    blocks = ["## Results"]
+    for evaluation in subject.evaluations:
+        if len(subject.evaluations) > 1:
+            blocks.append(f"### {md.text(fmt.visible(evaluation.name))} ({md.text(evaluation.id)})")
+        blocks += [*score_blocks(evaluation), *_limits(evaluation)]
+    return [*blocks, "± is one standard error; the interval of a share is Wilson's. Bold: primary metrics."]
+
+
+def _limits(evaluation: Evaluation) -> list[str]:
+    """Which figures are not those of the whole benchmark."""
+    names = list(dict.fromkeys(s.task for s in evaluation.scores))
+    early = [n for n in names if evaluation.stopped(n)]
+    partial = [n for n in names if n not in early and score_part(evaluation, n)]
+    said = [(early, "Stopped early: early estimates, not scores; the interval of their comparison is for the full run"),
+            (partial, "Measured on a part of the items, and so not scores of the whole benchmark")]
+    return [f"**{text}:** " + "; ".join(md.text(f"{task_title(n)} ({score_part(evaluation, n)})") for n in tasks) + "."
+            for tasks, text in said if tasks]
+
+
+def _verdicts(subject: Subject) -> list[str]:
+    """Sentences and tables of the comparisons; without any, that nothing is known."""
+    if not subject.comparisons:
+        return [] if subject.base is None else [
+            "## Compared with its base", "*Not compared with its base, so that nothing is said here of what it "
+            "learned or forgot.*"]
+    blocks = ["## Compared with its base" if subject.comparisons[0].lineage else "## Compared with other models"]
+    found = observations(subject.comparisons)
+    if found:
+        blocks.append("\n".join(f"- **{o.lead}**: {md.text(o.text)}" for o in found))
+    for comparison in subject.comparisons:
+        blocks += [f"### {md.text(fmt.visible(comparison.tuned_name))} against "
+                   f"{md.text(fmt.visible(comparison.base_name))}", *comparison_blocks(comparison)]
+    return [*blocks, "Each row is paired: both models answered the same items. A verdict is proven at 5 % after Holm's "
+            "correction over the primary metrics; *undecided* is neither a loss nor its absence."]
+
+
+def _base(subject: Subject) -> list[str]:
+    model = subject.base or subject.model
+    if model is None:
+        return []
+    facts = [(k, fmt.visible(v, 600)) for k, v in model_facts(model) if v]
+    return ["## Base model" if subject.base is not None else "## Model", md.facts(facts, CODE)]
+
+
+def _training(subject: Subject) -> list[str]:
+    """The data and the recipe of a fine-tune; words of its examples are left out."""
+    if subject.tuning is None:
+        return []
+    tuning = replace(subject.tuning, overlap=tuple(replace(o, found=()) for o in subject.tuning.overlap))
+    elsewhere = {"Output", "Training Command", *dict(model_facts(tuning.base))}
+    facts = [fact for fact in tuning_facts(tuning) if fact[0] not in elsewhere]
+    data = [fact for fact in facts if fact[0].startswith(("Training Data", "Data "))]
+    recipe = [fact for fact in facts if fact not in data]
+    return ["## Training data", md.facts(data, CODE), "## Method and recipe", md.facts(recipe, CODE)]
+
+
+def _how(subject: Subject) -> list[str]:
+    blocks = ["## How it was evaluated"] if subject.evaluations else []
+    for evaluation in subject.evaluations:
+        elsewhere = {"Evaluation Command", "Batch Plan", *dict(model_facts(evaluation.model))} - {"Quantization"}
+        facts: Facts = [fact for fact in evaluation_facts(evaluation, None) if fact[0] not in elsewhere]
+        blocks.append(md.facts(facts, CODE))
+    return blocks
+
+
+def _commands(subject: Subject) -> list[str]:
+    """What was run, in its order, and the comparisons; files and folders by their names."""
+    made: list[Evaluation | Tuning] = [*subject.others, *subject.evaluations]
+    made += [subject.tuning] if subject.tuning is not None else []
+    runs = sorted((r.provenance.started, r.provenance.command) for r in made if r.provenance is not None)
+    lines = list(dict.fromkeys(fmt.visible(command) for _, command in runs if command))
+    if not lines:
+        return []
+    if not all(re.match(r"aftertune (run|demo)\b", line) for line in lines):  # these compare by themselves
+        lines += [_compare(c) for c in subject.comparisons]
+    return ["## Do it again", "Files and folders stand here by their names alone.", md.block("\n".join(lines))]
+
+
+def _compare(comparison: Comparison) -> str:
+    margins = list(dict.fromkeys(r.margin for r in comparison.rows if r.primary))
+    names = f"{shlex.quote(fmt.visible(comparison.base_name))} {shlex.quote(fmt.visible(comparison.tuned_name))}"
+    margin = f" --margin {100 * margins[0]:g}" if len(margins) == 1 else ""
+    return f"aftertune compare {names}{margin}{' --common' if comparison.common else ''}"

@@ -1,0 +1,72 @@
+"""Owns putting a finished document on the disk, with an error in one line where the disk refuses.
+
+    make_folder(Path("runs/orders"))
+    write_document(Path("runs/orders/record.md"), text)      whole or not at all
+
+Markdown built so that foreign text stays text.
+
+    text("a|b <i>")           "a\\|b &lt;i&gt;"
+    code("x`y")               "`` x`y ``"
+    table(["Task"], [["a"]])  three lines with pipes
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from aftertune.errors import StorageError
+from aftertune.sources.cache import write_atomic
+
+_SPECIAL = re.compile(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))")
+
+
+def text(value: str) -> str:
+    """Foreign text on one line, with everything that Markdown or HTML would read escaped."""
+    flat = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", flat)
+
+
+def code(value: str) -> str:
+    """Foreign text as an inline code span, fenced by more backticks than it holds."""
+    flat = " ".join(value.split())
+    runs = [len(run) for run in re.findall(r"`+", flat)]
+    fence = "`" * (max(runs, default=0) + 1)
+    return f"{fence} {flat} {fence}" if runs else f"{fence}{flat}{fence}"
+
+
+def block(value: str) -> str:
+    """Foreign text as a fenced block, with a fence longer than any that it holds."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", value)), default=0))
+    return f"{fence}text\n{value}\n{fence}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A pipe table of cells that are already Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def facts(pairs: Sequence[tuple[str, str]], as_code: Collection[str]) -> str:
+    """A metadata list: ``- **Label**: value``; labels in ``as_code`` have their values as code."""
+    return "\n".join(
+        f"- **{text(label)}**: {code(value) if label.removeprefix('Fine-tune: ') in as_code else text(value)}"
+        for label, value in pairs)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for documents. Raises StorageError where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: this folder cannot be made ({error.strerror}); choose another with "
+                           "--out") from None
+
+
+def write_document(path: Path, text: str) -> None:
+    """Write a document in UTF-8. Raises StorageError where that is not possible."""
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); choose another place with --out") from None
