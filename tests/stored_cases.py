@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import ledger_cases as cases
+from aftertune import values
 from aftertune.ledger import Ledger
 from aftertune.values import (
     Answer,
@@ -168,6 +169,22 @@ def fill(path: Path) -> None:
                     del row[name]
             raw.execute(f"UPDATE {table} SET value = ? WHERE id = ?",
                         (json.dumps(value, separators=(",", ":")), id_))
+
+
+def without_new_fields(text: str) -> str:
+    """``text`` (``repr`` or JSON of values) without the fields that came after 6627cb2, where they hold their default.
+
+    A new field needs a default, so that old rows still open; then it may stand beside the old ones in what is written.
+    """
+    known = VALUES.read_text(encoding="utf-8")
+    for kind in vars(values).values():
+        for field in dataclasses.fields(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else ():
+            if field.default is not dataclasses.MISSING and f"{field.name}=" not in known:
+                name, default = field.name, json.dumps(field.default)
+                text = text.replace(f", {name}={field.default!r}", "")
+                text = re.sub(rf', ?"{name}": ?{re.escape(default)}(?=[,}}])', "", text)
+                text = re.sub(rf'(?<={{)"{name}": ?{re.escape(default)}, ?', "", text)
+    return text
 
 
 def dump(path: Path) -> str:
