@@ -1,4 +1,4 @@
-"""What a page is made of, for the tests that hold it: tags, ids, links, handlers, and whether all that opens closes."""
+"""Parses an HTML page for the tests: tags, ids, links, event handlers, and elements that are not closed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect", "cir
 
 
 class Outline(HTMLParser):
-    """Tags, ids, links and open elements of a document."""
+    """The outline of a document. open: elements that were not closed; broken: end tags without a matching start tag."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,6 +47,7 @@ class Outline(HTMLParser):
 
     @classmethod
     def of(cls, page: str) -> Outline:
-        found = cls()
-        found.feed(page)
-        return found
+        """The outline of ``page``."""
+        outline = cls()
+        outline.feed(page)
+        return outline

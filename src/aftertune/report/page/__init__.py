@@ -1,10 +1,9 @@
-"""The page: one self-contained HTML file without scripts, to read, print and send.
+"""Writes the HTML report: one self-contained page without scripts.
 
     Path("report.html").write_text(write_page(results, title="Orders study"))
 
-Everything foreign goes through Jinja2's autoescape; only the charts of this package are put in as markup.
-A content security policy forbids scripts and every request. The same input gives the same bytes. A section is there
-only where there is something to show in it.
+Jinja2 escapes every text; only the charts of this package are inserted as markup. A content security policy forbids
+scripts and all requests. The same input gives the same bytes. Sections without content are left out.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from aftertune.report.names import metric_description, metric_title, task_descri
 from aftertune.report.page.figures import balance_views, factor_views, with_classes
 from aftertune.report.page.overview import overview
 from aftertune.report.page.views import (
-    cell_lines,
+    audit_sentences,
+    cell_rows,
     comparison_view,
     contrast_view,
     costs,
     evaluation_view,
-    examples,
-    origins,
-    quoted,
-    told,
+    flips_views,
+    provenance_view,
+    reported_views,
     tuning_view,
 )
 from aftertune.report.results import Results, families, outcomes
@@ -39,47 +38,46 @@ from aftertune.report.sentences import Observation, observations, seed_observati
 from aftertune.report.table import metrics_by_task
 from aftertune.values import Evaluation
 
-_FEW = 12  # so many observations stand on the page at once
-_MANY = 30  # more comparisons or fine-tunes than this, and their charts are drawn for one width only
+_MAX_OBSERVATIONS = 12  # that are shown without a click
+_MANY = 30  # of more comparisons or fine-tunes than this, each chart is drawn for one width only
 
 
 def write_page(results: Results, *, title: str) -> str:
     """The report as HTML."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible)
     environment.globals |= {"badges": BADGES, "columns": columns}
     comparisons, tunings = results.comparisons, results.tunings
-    stated, shown, found = quoted(results.reported), examples(results.flips), outcomes(results)
+    reported, flips, tuning_outcomes = reported_views(results.reported), flips_views(results.flips), outcomes(results)
     return with_classes(environment.get_template("page.html").render(
-        title=title, code=CODE, overview=overview(results, stated), observations=_observed(results),
-        balances=balance_views(found), factors=factor_views(found),
-        contrasts=[contrast_view(c) for c in results.contrasts], cells=cell_lines(results.cells),
-        comparisons=[comparison_view(c, results, shown.get(c.id, []), many=len(comparisons) > _MANY)
+        title=title, code=CODE, overview=overview(results, reported), observations=_observations(results),
+        balances=balance_views(tuning_outcomes), factors=factor_views(tuning_outcomes),
+        contrasts=[contrast_view(c) for c in results.contrasts], cells=cell_rows(results.cells),
+        comparisons=[comparison_view(c, results, flips.get(c.id, []), many=len(comparisons) > _MANY)
                      for c in comparisons],
         families=[(f.title, fmt.compact(f.model.parameters),
                    [evaluation_view(e, f, results) for e in f.evaluations]) for f in families(results)],
         tunings=[tuning_view(t, many=len(tunings) > _MANY) for t in tunings], costs=costs(tunings),
-        quoted=stated, told=told(results.reported),
-        origins=origins(results), descriptions=_descriptions(results.evaluations)) + "\n")
+        reported=reported, audit=audit_sentences(results.reported),
+        provenance=provenance_view(results), descriptions=_descriptions(results.evaluations)) + "\n")
 
 
-def _seen(value: object) -> object:
-    """Whatever the templates put in, with control and direction-changing characters shown by their code points."""
+def _visible(value: object) -> object:
+    """A value as the templates insert it: control and direction-changing characters are shown as code points."""
     return fmt.visible(value, len(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _observed(results: Results) -> tuple[list[Observation], list[Observation]]:
-    """The observations that stand on the page at once, and the rest: where there are many, what is undecided or kept
-    can wait."""
-    found = [*seed_observations(results.contrasts), *observations(results.comparisons)]
-    if len(found) <= _FEW:
-        return found, []
-    first = [o for o in found if o.lead in ("Forgetting", "Lower", "No observation")][:_FEW]
-    return first, [o for o in found if o not in first]
+def _observations(results: Results) -> tuple[list[Observation], list[Observation]]:
+    """(shown, folded) observations. If there are many, only losses and refusals are shown without a click."""
+    every = [*seed_observations(results.contrasts), *observations(results.comparisons)]
+    if len(every) <= _MAX_OBSERVATIONS:
+        return every, []
+    first = [o for o in every if o.lead in ("Forgetting", "Lower", "No observation")][:_MAX_OBSERVATIONS]
+    return first, [o for o in every if o not in first]
 
 
 def _descriptions(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """(task, what it measures, [(metric, what it counts)]) for every task with a score."""
+    """(task, what it measures, [(metric, what it counts)]) of each task that has a score."""
     targets = {t.task for e in evaluations for t in e.tasks if t.target}
     return [(fmt.visible(task_title(task)), task_description(task, target=task in targets),
              [(fmt.visible(metric_title(*key)), metric_description(*key)) for key in keys])

@@ -1,6 +1,9 @@
-"""Charts as the page has them: each drawn for a wide and for a narrow screen, with the key of its lines.
+"""Makes the figures of the page: each chart in two widths, with its caption and the key of its lines.
 
-    figure(lambda width: forest(comparison, width), "Mark: difference; …")      None where there is nothing to draw
+    figure(lambda width: forest(comparison, width), "Mark: the difference. …")      a ChartView; None if it is empty
+    balance_views(outcomes(results))                                               "Learned against forgotten"
+    factor_views(outcomes(results))                                                "Data size and replay"
+    with_classes(html)                                                             styles of all charts as CSS classes
 """
 
 from __future__ import annotations
@@ -23,19 +26,20 @@ from aftertune.report.results import TuningOutcome
 from aftertune.report.table import row_label
 from aftertune.values import TOLD
 
-#: px that charts are drawn for; the page shows the one that fits.
-_SIZES = (("wide", 760), ("narrow", 340))
-#: The one width that is drawn where there are many charts; it fits every screen.
-_ONE = (("any", 340),)
-_RULES = "/* charts */\n"  # where the page has room for the styles of its charts
-_MARKS = legend({"lower": "forgot on one at least", "within": "kept on all",
-                 "higher": "improved on one and kept the rest", "undecided": "undecided on one at least"})
-_NOUNS = {"training examples": "the number of examples", "replay share": "the share"}
+#: (CSS class, width in px) that charts are drawn for; the page shows the one that fits the screen.
+_WIDTHS = (("wide", 760), ("narrow", 340))
+#: The only width if a page has many charts; it fits every screen.
+_SINGLE_WIDTH = (("any", 340),)
+_CSS_MARK = "/* charts */\n"  # replaced by the styles of all charts
+_MARKS = legend({"lower": "forgot on at least one", "within": "kept on all",
+                 "higher": "improved on at least one and kept on the others", "undecided": "undecided on at least one"})
+#: Factor -> what a comparison over seeds would test.
+_CAUSES = {"training examples": "the number of examples", "replay share": "the replay share"}
 
 
 @dataclass(frozen=True, slots=True)
 class ChartView:
-    """charts: (the screen it is for, its markup); key: (mark, name) of each line."""
+    """One chart. charts: (CSS class, markup) of each width; key: (mark, name) of each line."""
 
     charts: tuple[tuple[str, Markup], ...]
     caption: str
@@ -43,8 +47,9 @@ class ChartView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PointLine:
-    """A row of the table beside the balance."""
+class BalanceRow:
+    """One fine-tune in the table of learned against forgotten. where: the tasks of each label; front: whether no other
+    fine-tune has better estimates on both axes."""
 
     number: int
     name: str
@@ -62,16 +67,21 @@ class PointLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BalanceView:
+    """Learned against forgotten, for one base. learned, changed: labels of the axes; panels: a chart for each
+    benchmark, None if there is only one."""
+
     base: str
     learned: str
     changed: str
     figure: ChartView
     panels: ChartView | None
-    lines: list[PointLine]
+    rows: list[BalanceRow]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorView:
+    """The curves over one factor, such as the number of training examples."""
+
     base: str
     name: str
     figures: list[ChartView]
@@ -79,90 +89,94 @@ class FactorView:
 
 def figure(draw: Callable[[int], str], caption: str, names: Sequence[str] = (), *, marked: bool = True,
            many: bool = False) -> ChartView | None:
-    """The chart that ``draw`` makes, for every screen; names: of its lines, in the order of their styles; marked: the
-    marks on them are theirs; many: it is one of many, and is drawn but once."""
-    charts = tuple((css, Markup(svg)) for css, width in (_ONE if many else _SIZES) if (svg := draw(width)))
-    key = tuple((Markup(swatch(at, marked=marked)), fmt.visible(name)) for at, name in enumerate(names))
+    """The chart that ``draw`` makes for a width in px; None if it draws nothing.
+
+    names: of the lines, in the order of their styles. marked: whether each line has a marker of its own, which the key
+    then shows. many: whether it is one of many charts, which are drawn for one width only.
+    """
+    charts = tuple((css, Markup(svg)) for css, width in (_SINGLE_WIDTH if many else _WIDTHS) if (svg := draw(width)))
+    key = tuple((Markup(swatch(i, marked=marked)), fmt.visible(name)) for i, name in enumerate(names))
     return ChartView(charts, caption, key) if charts else None
 
 
-def balance_views(found: Sequence[TuningOutcome]) -> list[BalanceView]:
-    """Learned against forgotten, a view for each base and measure."""
+def balance_views(outcomes: Sequence[TuningOutcome]) -> list[BalanceView]:
+    """Learned against forgotten: a view for each base and measure of what was learned."""
     views = []
-    for balance in balances(found):
-        whole = figure(partial(balance_chart, balance), _caption(balance))
-        assert whole is not None
+    for balance in balances(outcomes):
+        chart = figure(partial(balance_chart, balance), _caption(balance))
+        assert chart is not None
         views.append(BalanceView(
-            base=fmt.visible(balance.base_name), learned=balance.learned, changed=balance.changed, figure=whole,
+            base=fmt.visible(balance.base_name), learned=balance.learned, changed=balance.changed, figure=chart,
             panels=figure(partial(balance_panels, balance),
-                          "The same, one benchmark at a time, each with its own verdicts and its own front."),
-            lines=[_line(p, balance) for p in balance.points]))
+                          "The same chart for each benchmark, with the verdicts and the front of that benchmark."),
+            rows=[_balance_row(p, balance) for p in balance.points]))
     return views
 
 
 def _caption(balance: Balance) -> str:
     names = fmt.visible(", ".join(map(task_title, balance.tasks)))
-    how = (f"on {names}, with the 95 % interval" if len(balance.tasks) == 1 else
-           f"on benchmarks, the unweighted mean over {names}, with the 95 % interval of that mean")
-    floor = (f" Left out, because the base scores at the floor there and has nothing to lose: "
-             f"{', '.join(map(task_title, balance.floor))}." if balance.floor else "")
+    change = (f"the change on {names}, with its 95 % interval" if len(balance.tasks) == 1 else
+              f"the unweighted mean change over {names}, with the 95 % interval of that mean")
+    floor = (f" Not included: {', '.join(map(task_title, balance.floor))}, because the base is at the floor there or "
+             "not every fine-tune has a score." if balance.floor else "")
     band = "" if balance.margin is None else f" Shaded: the margin of ±{balance.margin:.2f} points."
-    return ("Each mark is one fine-tune, its number that of the table. To the right: what it learned; up: what it "
-            f"changed {how}. {_MARKS}; hollow: that anything was learned is not proven. Dashed: the front, "
-            "the fine-tunes that no other one beats on both sides, by the estimates."
+    return ("Each mark is one fine-tune, numbered as in the table. Horizontal axis: what it learned. Vertical axis: "
+            f"{change}. {_MARKS}. Hollow mark: it is not proven that the fine-tune learned anything. Dashed line: the "
+            "front, which is the set of fine-tunes that no other one beats on both axes, by the estimates."
             f"{band}{fmt.visible(floor)}")
 
 
-def _line(point: Point, balance: Balance) -> PointLine:
+def _balance_row(point: Point, balance: Balance) -> BalanceRow:
     comparison = point.outcome.comparison
     digits = 3 if balance.measure == LOSS else 2
-    worst = [r for r in point.outcome.benchmarks if r.task in balance.tasks]
-    words: dict[str, list[str]] = {}
-    for row in worst:
-        words.setdefault(row_label(row, lineage=True), []).append(task_title(row.task))
-    return PointLine(
+    tasks_by_label: dict[str, list[str]] = {}
+    for row in point.outcome.benchmarks:
+        if row.task in balance.tasks:
+            tasks_by_label.setdefault(row_label(row, lineage=True), []).append(task_title(row.task))
+    return BalanceRow(
         number=point.number, name=fmt.visible(comparison.tuned_name), comparison=comparison.id,
         about=recipe_text(point.outcome), learned=fmt.change(point.learned.value, digits),
         learned_interval=f"{fmt.change(point.learned.low, digits)} to {fmt.change(point.learned.high, digits)}",
         changed=fmt.points(point.changed.value, 1),
         changed_interval=fmt.points_interval(point.changed.low, point.changed.high, 1),
         verdict=point.verdict, label=TOLD[point.verdict] if point.verdict else fmt.DASH,
-        where="; ".join(f"{word} on {', '.join(tasks)}" for word, tasks in words.items()), front=point.front)
+        where="; ".join(f"{label} on {', '.join(tasks)}" for label, tasks in tasks_by_label.items()), front=point.front)
 
 
 def recipe_text(outcome: TuningOutcome) -> str:
-    """Method, size, replay and seed of a fine-tune."""
+    """Method, number of examples, replay share and seed of a fine-tune."""
     tuning = outcome.tuning
-    parts = [method_text(tuning), f"{fmt.count(tuning.examples)} examples",
-             *([f"replay {100 * outcome.share:g} %"] if outcome.share else []), f"seed {tuning.seed}"]
-    return fmt.visible(", ".join(parts))
+    settings = [method_text(tuning), f"{fmt.count(tuning.examples)} examples",
+                *([f"replay {100 * outcome.share:g} %"] if outcome.share else []), f"seed {tuning.seed}"]
+    return fmt.visible(", ".join(settings))
 
 
-def factor_views(found: Sequence[TuningOutcome]) -> list[FactorView]:
-    """Curves over what was varied; a figure shows as many lines as can be told apart."""
-    return [FactorView(base=fmt.visible(f.base_name), name=f.name,
-                       figures=[part for p in f.parts(STYLES) if (part := _factor_figure(p))]) for f in factors(found)]
+def factor_views(outcomes: Sequence[TuningOutcome]) -> list[FactorView]:
+    """Curves over each factor that was varied; a figure has at most as many lines as there are line styles."""
+    return [FactorView(base=fmt.visible(factor.base_name), name=factor.name,
+                       figures=[view for part in factor.parts(STYLES) if (view := _factor_figure(part))])
+            for factor in factors(outcomes)]
 
 
 def _factor_figure(factor: Factor) -> ChartView | None:
     return figure(
         partial(factor_chart, factor),
-        f"Differences against {fmt.visible(factor.base_name)}; a small mark is one seed, the line joins the means over "
-        "the seeds, and a bar is the 95 % interval of a model that stands alone. Shaded: the margin. The curves show "
-        f"what was measured; that {_NOUNS[factor.name]} made the difference takes a comparison of recipes over three "
-        "seeds or more.", factor.labels)
+        f"Differences against {fmt.visible(factor.base_name)}. A small mark is one seed; the line connects the means "
+        "over the seeds; a vertical bar is the 95 % interval of a value with a single seed. Shaded: the margin. The "
+        f"curves describe what was measured. Whether {_CAUSES[factor.name]} caused the difference can only be shown by "
+        "comparing recipes over three or more seeds.", factor.labels)
 
 
 def with_classes(page: str) -> str:
-    """The page with every style of its charts written once, as a class: what charts repeat is most of their bytes."""
+    """The page with each style attribute of its charts replaced by a CSS class, which makes the charts much smaller."""
     rules: dict[str, str] = {}
 
-    def named(style: re.Match[str]) -> str:
+    def class_of(style: re.Match[str]) -> str:
         return f' class="{rules.setdefault(style[1], f"k{len(rules)}")}"'
 
-    def shorter(chart: re.Match[str]) -> str:  # inside tags alone: the text between them is foreign
-        return re.sub(r"<[^>]*>", lambda tag: re.sub(r' style="([^"]*)"', named, tag[0]), chart[0])
+    def shorten(chart: re.Match[str]) -> str:  # only inside tags: the text between them may come from outside
+        return re.sub(r"<[^>]*>", lambda tag: re.sub(r' style="([^"]*)"', class_of, tag[0]), chart[0])
 
-    page = re.sub(r'<svg role="img".*?</svg>', shorter, page, flags=re.S)
+    page = re.sub(r'<svg role="img".*?</svg>', shorten, page, flags=re.S)
     before, style, after = page.partition("<style>")
-    return before + style + after.replace(_RULES, "".join(f".{n} {{ {css} }}\n" for css, n in rules.items()), 1)
+    return before + style + after.replace(_CSS_MARK, "".join(f".{n} {{ {css} }}\n" for css, n in rules.items()), 1)

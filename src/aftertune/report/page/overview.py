@@ -1,7 +1,7 @@
-"""The first screen of the page: what was run, what came of it in a sentence or two, and every verdict at a glance.
+"""Makes the overview at the top of the page: a summary in sentences, the number of runs, and a matrix of all verdicts.
 
     overview(results).headline
-        ["Of 4 fine-tuned models 1 forgot on a benchmark, beyond the margin; 2 are proven to have kept …; …"]
+        ["Of 4 fine-tuned models, 1 forgot on at least one benchmark; 2 are proven to have kept …; …"]
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from aftertune.report.charts import task_forest
 from aftertune.report.columns import VerdictLine, verdict_table
 from aftertune.report.names import task_title
 from aftertune.report.page.figures import ChartView, figure, recipe_text
-from aftertune.report.page.views import Quoted
+from aftertune.report.page.views import ReportedView
 from aftertune.report.reported import NOT_REPRODUCIBLE
 from aftertune.report.results import Results, TuningOutcome, benchmarks, outcomes, targets, whole_verdict
 from aftertune.report.table import row_label
 from aftertune.values import TOLD, Comparison, Evaluation, Tuning
 
-_FEW = 3  # so many comparisons are told one by one
+_FEW = 3  # up to this number, the headline has a sentence for each comparison
 
 
 @dataclass(frozen=True, slots=True)
-class MatrixLine:
-    """One comparison. cells: its primary row on each task of the matrix."""
+class MatrixRow:
+    """One comparison. about: its recipe; watermark: it is forced; cells: its primary row on each task of the matrix."""
 
     name: str
     comparison: str
@@ -38,81 +38,87 @@ class MatrixLine:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """All comparisons against one base evaluation. tasks: (title, the fine-tunes are made for it)."""
+    """All comparisons with one base evaluation. tasks: (title, whether it is a target task); forests: (title, chart) of
+    each task."""
 
     base: str
     tasks: list[tuple[str, bool]]
-    lines: list[MatrixLine]
+    rows: list[MatrixRow]
     forests: list[tuple[str, ChartView]]
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """headline: sentences; ran: (what, how much); counts: (verdict, word, how many), over the primary metrics."""
+    """headline: sentences; runs: (label, value) of each tile; counts: (verdict, label, number) over the primary
+    metrics."""
 
     headline: list[str]
-    ran: list[tuple[str, str]]
+    runs: list[tuple[str, str]]
     counts: list[tuple[str, str, int]]
     matrices: list[Matrix]
 
 
-def overview(results: Results, stated: Sequence[Quoted] = ()) -> Overview:
-    """The overview of a whole page. stated: what other documents report."""
+def overview(results: Results, reported: Sequence[ReportedView] = ()) -> Overview:
+    """The overview of a page. reported: the scores that other documents report."""
     comparisons = results.comparisons
-    words = [(c.verdict, c.label) for comparison in comparisons if not comparison.forced
-             for c in verdict_table(comparison) if c.verdict]
-    counts = [(v, w, words.count((v, w))) for v in BADGES for w in (TOLD[v], v) if (v, w) in words]
-    found = {o.comparison.id: o for o in outcomes(results)}
+    labels = [(line.verdict, line.label) for comparison in comparisons if not comparison.forced
+              for line in verdict_table(comparison) if line.verdict]
+    counts = [(v, label, labels.count((v, label))) for v in BADGES for label in (TOLD[v], v) if (v, label) in labels]
+    outcome_by_comparison = {o.comparison.id: o for o in outcomes(results)}
     bases = dict.fromkeys(c.base for c in comparisons)
     return Overview(headline=list(_headline(results)),
-                    ran=[*_ran(results), *_stated(stated)],
+                    runs=[*_runs(results), *_reported(reported)],
                     counts=list(dict.fromkeys(counts)),
-                    matrices=[_matrix([c for c in comparisons if c.base == b], found) for b in bases])
+                    matrices=[_matrix([c for c in comparisons if c.base == b], outcome_by_comparison) for b in bases])
 
 
 def _headline(results: Results) -> Iterator[str]:
-    """What the verdicts come to; nothing is said that is not a verdict."""
+    """The verdicts in sentences; no sentence is based on anything else."""
     comparisons, tunings = results.comparisons, results.tunings
-    own = [c for c in comparisons if c.lineage and not c.forced]
-    if len(own) <= _FEW:
-        yield from map(_one, own)
+    proven = [c for c in comparisons if c.lineage and not c.forced]
+    if len(proven) <= _FEW:
+        yield from map(_sentence, proven)
     else:
-        yield from _many(own)
-    if strangers := sum(not c.lineage and not c.forced for c in comparisons):
-        yield (f"{_counted(strangers, 'comparison')} of models of which neither is proven to be made from the other "
-               f"{'says' if strangers == 1 else 'say'} nothing of forgetting.")
+        yield from _summary(proven)
+    if unproven := sum(not c.lineage and not c.forced for c in comparisons):
+        yield (f"{_counted(unproven, 'comparison')} without proven lineage "
+               f"{'says' if unproven == 1 else 'say'} nothing about forgetting.")
     if forced := sum(c.forced for c in comparisons):
-        yield f"{_counted(forced, 'comparison')} by force: nothing is concluded from {'it' if forced == 1 else 'them'}."
-    if open_ := sum(t.status != "done" for t in tunings):
-        yield f"{_counted(open_, 'fine-tune')} {'is' if open_ == 1 else 'are'} not finished."
+        yield (f"{_counted(forced, 'forced comparison')}: no conclusion is drawn from "
+               f"{'it' if forced == 1 else 'them'}.")
+    if unfinished := sum(t.status != "done" for t in tunings):
+        yield f"{_counted(unfinished, 'fine-tune')} {'is' if unfinished == 1 else 'are'} not finished."
 
 
-def _one(comparison: Comparison) -> str:
-    words: dict[str, list[str]] = {}
+def _sentence(comparison: Comparison) -> str:
+    """The verdicts of one comparison."""
+    tasks: dict[str, list[str]] = {}
     for row in (*benchmarks(comparison), *targets(comparison)):
-        words.setdefault(row_label(row, lineage=True), []).append(task_title(row.task))
-    order = [w for w in (TOLD[v] for v in BADGES) if w in words]
-    said = "; ".join(f"{word} on {', '.join(words[word])}" for word in order) or "no verdict"
-    return fmt.visible(f"{comparison.tuned_name}, made from {comparison.base_name}: {said}.")
+        tasks.setdefault(row_label(row, lineage=True), []).append(task_title(row.task))
+    labels = [label for label in (TOLD[v] for v in BADGES) if label in tasks]
+    text = "; ".join(f"{label} on {', '.join(tasks[label])}" for label in labels) or "no verdict"
+    return fmt.visible(f"{comparison.tuned_name}, made from {comparison.base_name}: {text}.")
 
 
-def _many(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    whole = [whole_verdict(benchmarks(c)) for c in comparisons]
-    lost, kept = whole.count("lower"), whole.count("within") + whole.count("higher")
-    parts = [(lost, "forgot on a benchmark, beyond the margin"),
-             (kept, "{} proven to have kept every benchmark on which the base had something to lose"),
-             (whole.count("undecided"), "{} undecided on one benchmark at least, and proven to have forgotten on none"),
-             (whole.count(None), "had no benchmark on which the base had something to lose")]
-    said = "; ".join(f"{n} {what.format('is' if n == 1 else 'are')}" for n, what in parts if n)
-    yield f"Of {_counted(len(whole), 'fine-tuned model')} {said}."
-    taught = [c for c in comparisons if targets(c)]
-    learned = sum(any(r.verdict == "higher" for r in targets(c)) for c in taught)
-    if taught:
-        yield f"{learned} of {len(taught)} are proven to have improved on what they were made for."
+def _summary(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """How many fine-tuned models forgot, kept, or are undecided."""
+    verdicts = [whole_verdict(benchmarks(c)) for c in comparisons]
+    counts = [(verdicts.count("lower"), ("forgot", "forgot"), "on at least one benchmark"),
+              (verdicts.count("within") + verdicts.count("higher"), ("is", "are"),
+               "proven to have kept every benchmark on which the base scores above chance"),
+              (verdicts.count("undecided"), ("is", "are"),
+               "undecided on at least one benchmark, without a proven loss on any"),
+              (verdicts.count(None), ("has", "have"), "no benchmark on which the base scores above chance")]
+    text = "; ".join(f"{n} {one if n == 1 else several} {rest}" for n, (one, several), rest in counts if n)
+    yield f"Of {_counted(len(verdicts), 'fine-tuned model')}, {text}."
+    with_target = [c for c in comparisons if targets(c)]
+    improved = sum(any(r.verdict == "higher" for r in targets(c)) for c in with_target)
+    if with_target:
+        yield f"Improvement on a target task is proven for {improved} of {len(with_target)}."
 
 
-def _ran(results: Results) -> Iterator[tuple[str, str]]:
-    """What was run, and how much of it."""
+def _runs(results: Results) -> Iterator[tuple[str, str]]:
+    """The numbers of models, items, fine-tunes and comparisons, and the days."""
     evaluations, tunings, comparisons = results.evaluations, results.tunings, results.comparisons
     done = [t for t in tunings if t.status == "done"]
     if evaluations:
@@ -128,30 +134,32 @@ def _ran(results: Results) -> Iterator[tuple[str, str]]:
         yield "Run", days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
 
 
-def _stated(reported: Sequence[Quoted]) -> Iterator[tuple[str, str]]:
-    """What other documents state, and how much of it the audit cannot reproduce."""
-    lines = [line for q in reported for line in q.lines]
-    bad = sum(line.mark == NOT_REPRODUCIBLE for line in lines)
+def _reported(reported: Sequence[ReportedView]) -> Iterator[tuple[str, str]]:
+    """The number of reported scores, and how many of them the audit cannot reproduce."""
+    lines = [line for view in reported for line in view.lines]
+    failed = sum(line.mark == NOT_REPRODUCIBLE for line in lines)
     if lines:
-        yield "Reported figures", fmt.count(len(lines)) + (f", {fmt.count(bad)} not reproducible" if bad else "")
+        yield "Reported scores", fmt.count(len(lines)) + (f", {fmt.count(failed)} not reproducible" if failed else "")
 
 
-def _matrix(comparisons: Sequence[Comparison], found: dict[str, TuningOutcome]) -> Matrix:
-    rows = {c.id: {line.row.task: line for line in verdict_table(c) if line.row.primary} for c in comparisons}
-    tasks = {task: line for lines in rows.values() for task, line in lines.items()}
+def _matrix(comparisons: Sequence[Comparison], outcome_by_comparison: dict[str, TuningOutcome]) -> Matrix:
+    """comparisons: all with the same base."""
+    cells = {c.id: {line.row.task: line for line in verdict_table(c) if line.row.primary} for c in comparisons}
+    tasks = {task: line for lines in cells.values() for task, line in lines.items()}
     order = sorted(tasks, key=lambda task: not tasks[task].row.target)
-    lines = [MatrixLine(name=fmt.visible(c.tuned_name), comparison=c.id, watermark=c.forced,
-                        about=recipe_text(found[c.id]) if c.id in found else "",
-                        cells=[rows[c.id].get(task) for task in order]) for c in comparisons]
-    sound = [c for c in comparisons if not c.forced]
-    forests = [(tasks[task]["task"], drawn) for task in order
-               if (drawn := figure(partial(task_forest, task, sound), _FOREST))]
+    rows = [MatrixRow(
+        name=fmt.visible(c.tuned_name), comparison=c.id, watermark=c.forced,
+        about=recipe_text(outcome_by_comparison[c.id]) if c.id in outcome_by_comparison else "",
+        cells=[cells[c.id].get(task) for task in order]) for c in comparisons]
+    unforced = [c for c in comparisons if not c.forced]
+    forests = [(tasks[task]["task"], view) for task in order
+               if (view := figure(partial(task_forest, task, unforced), _FOREST))]
     titles = [(tasks[task]["task"], tasks[task].row.target) for task in order]
-    return Matrix(fmt.visible(comparisons[0].base_name), titles, lines, forests)
+    return Matrix(fmt.visible(comparisons[0].base_name), titles, rows, forests)
 
 
-_FOREST = ("One line a model. Mark: difference; line: its 95 % interval; shaded: the margin within which a difference "
-           f"does not matter. {legend()}.")
+_FOREST = ("One row for each model. Mark: the difference. Line: its 95 % interval. Shaded: the margin; a difference "
+           f"within it counts as no change. {legend()}.")
 
 
 def _counted(n: int, noun: str) -> str:
