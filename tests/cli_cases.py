@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a command's exit code, and what is wrong with what it says of bad input."""
+"""Calls the command line in tests, and checks that an error is one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from aftertune.cli import app
 from aftertune.cli.console import guarded
 
-#: What a run tells of itself before it fails.
+#: How the progress lines of a run start.
 PROGRESS = ("identifying", "reading", "loading", "planning", "answering", "encoding", "[", "held-out", "loss ")
 
 
@@ -27,10 +27,10 @@ def call(patch: pytest.MonkeyPatch, *words: str) -> int:
     return guarded(app)
 
 
-def one_line(capfd: pytest.CaptureFixture[str], said: tuple[str, ...]) -> str:
-    """What is wrong with the error output ("" for nothing): it is one line after the progress, nothing on stdout."""
+def one_line(capfd: pytest.CaptureFixture[str], expected: tuple[str, ...]) -> str:
+    """A description of what is wrong with the error output, "" if it is one line that has all expected texts."""
     out, err = capfd.readouterr()
     lines = [line for line in err.splitlines() if not line.startswith(PROGRESS)]
-    missing = [text for text in said if text not in err]
+    missing = [text for text in expected if text not in err]
     fine = len(lines) == 1 and lines[0].startswith("aftertune: ") and not out and not missing
     return "" if fine else f"missing {missing} in {lines}, stdout {out!r}"

@@ -96,10 +96,10 @@ def test_names_with_markup_and_numbers_that_are_not_finite(monkeypatch: pytest.M
                                                            capsys: pytest.CaptureFixture[str]) -> None:
     """A model folder may be named "[red]x", and a perplexity may overflow: shown as it is, null in JSON."""
     with Ledger() as ledger:
-        made = ledger.open_evaluation(evaluation("e-odd", "[red]x[/nothing]"), items())
+        opened = ledger.open_evaluation(evaluation("e-odd", "[red]x[/nothing]"), items())
         score = Score(task="arc_easy", metric="word_perplexity", filter="none", value=math.inf, stderr=None, n=6)
         ledger.save_batch("e-odd", 0, responses())
-        ledger.finish_evaluation(replace(made, scores=(score,), warnings=("[/b] odd",)),
+        ledger.finish_evaluation(replace(opened, scores=(score,), warnings=("[/b] odd",)),
                                  *answered(items(), responses()))
     monkeypatch.setenv("COLUMNS", "120")
     assert call(monkeypatch, "runs") == 0

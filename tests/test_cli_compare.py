@@ -37,9 +37,9 @@ def test_several_tuned_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "kept −0.50" in shown
     assert "Items used: t 400 of 1,000" in shown
     assert call(monkeypatch, "compare", "base", "one", "two", "--json") == 0
-    found = json.loads(capsys.readouterr().out)["comparisons"]
-    assert [c["rows"][0]["told"] for c in found] == ["forgot", "kept"]
-    assert found[0]["rows"][0]["n_total"] == 1000
+    comparisons = json.loads(capsys.readouterr().out)["comparisons"]
+    assert [c["rows"][0]["told"] for c in comparisons] == ["forgot", "kept"]
+    assert comparisons[0]["rows"][0]["n_total"] == 1000
 
 
 def test_one_that_is_not_comparable_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch,
@@ -99,26 +99,26 @@ def test_what_a_verdict_needs_is_planned(monkeypatch: pytest.MonkeyPatch, capsys
     assert "mmlu_high_school_computer_science: \"kept\" within 2 points cannot be decided with this task" in shown
     assert "hellaswag: \"kept\"" not in shown
     assert call(monkeypatch, "plan-items", "--task", "hellaswag", "--discordance", "8", "--json") == 0
-    (one,) = json.loads(capsys.readouterr().out)["tasks"]
-    assert (one["items"], one["kept"], one["discordance"]) == (10042, 1713, .08)
+    (plan,) = json.loads(capsys.readouterr().out)["tasks"]
+    assert (plan["items"], plan["kept"], plan["discordance"]) == (10042, 1713, .08)
 
 
 def test_a_plan_from_two_evaluations(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Their discordance, at the upper end of its interval, and the whole task's items."""
     assert call(monkeypatch, "plan-items", "base", "two", "--json") == 0
-    (one,) = json.loads(capsys.readouterr().out)["tasks"]
-    assert (one["task"], one["items"]) == ("t", 1000)
-    assert 2 / 400 < one["discordance"] < 8 / 400
+    (plan,) = json.loads(capsys.readouterr().out)["tasks"]
+    assert (plan["task"], plan["items"]) == ("t", 1000)
+    assert 2 / 400 < plan["discordance"] < 8 / 400
 
 
-@pytest.mark.parametrize(("words", "said"), [
+@pytest.mark.parametrize(("words", "expected"), [
     (["--task", "unheard"], "--task unheard=ITEMS"), (["--task", "t=x"], "TASK=ITEMS"), (["base"], "two evaluations"),
     ([], "--task hellaswag"), (["--task", "hellaswag", "--margin", "0"], "--margin 0"),
     (["--task", "hellaswag", "--discordance", "nan"], "--discordance nan"),
 ])
-def test_a_plan_that_cannot_be_made_is_one_line(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch,
+def test_a_plan_that_cannot_be_made_is_one_line(words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch,
                                                 capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "plan-items", *words) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert expected in err
     assert err.count("\n") == 1

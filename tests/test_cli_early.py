@@ -1,4 +1,4 @@
-"""``eval --until-decided`` as a user meets it: what is asked, what is shown, and that a second run asks nothing."""
+"""``eval --until-decided``: the items that are used, what is shown, and that a second run computes nothing."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_an_early_verdict_and_the_same_again(tmp_path: Path, monkeypatch: pytest
     assert 0 < used < total == 570
     assert set(asked.values()) == {used}
     assert f"{used} of {total}" in shown
-    assert "within" in shown  # another model: no word of forgetting
+    assert "within" in shown  # without lineage there is no word about forgetting
     assert not {"forgot", "kept"} & set(shown.split())
     assert "about" in shown  # an early estimate, never a score
 
     assert call(monkeypatch, *WORDS, "--json") == 0
-    found = json.loads(capfd.readouterr().out)
+    result = json.loads(capfd.readouterr().out)
     with Ledger() as ledger:
         assert {e.name: len(ledger.answers(e.id)) for e in ledger.evaluations()} == asked
-    text = json.dumps(found)
+    text = json.dumps(result)
     assert '"stopped_early": true' in text
     assert '"stopped_of": 570' in text

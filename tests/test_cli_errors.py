@@ -17,7 +17,7 @@ STUDY = "study: s\nbases: {b: {model: byte}}\ntasks: [{name: arc_easy, limit: 2}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tiny models, an adapter of the first, data, and a ledger with three evaluations of two kinds."""
     root = tmp_path_factory.mktemp("errors")
     byte_folder(root / "byte")
@@ -97,11 +97,11 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("words", CASES)
-def test_bad_input_is_one_line_with_its_exit_code(words: str, place: Path, monkeypatch: pytest.MonkeyPatch,
+def test_bad_input_is_one_line_with_its_exit_code(words: str, workspace: Path, monkeypatch: pytest.MonkeyPatch,
                                                   capfd: pytest.CaptureFixture[str]) -> None:
-    settle(monkeypatch, place)
-    code, said = CASES[words]
-    assert (call(monkeypatch, *words.split()), one_line(capfd, said)) == (code, "")
+    settle(monkeypatch, workspace)
+    code, expected = CASES[words]
+    assert (call(monkeypatch, *words.split()), one_line(capfd, expected)) == (code, "")
 
 
 def test_the_cases_cover_every_exit_code() -> None:
@@ -109,32 +109,32 @@ def test_the_cases_cover_every_exit_code() -> None:
     assert len(CASES) > 40
 
 
-@pytest.mark.parametrize(("where", "code", "said"), [
+@pytest.mark.parametrize(("where", "code", "expected"), [
     ("bad.db", 5, ("bad.db: not a SQLite database", "set AFTERTUNE_LEDGER")),
     ("byte", 2, ("byte: a folder", "for example")),
     ("absent.db", 2, ("absent.db: no ledger here yet", "aftertune eval")),
     ("mysql://host/db", 2, ("mysql://", "sqlite:///PATH")),
 ])
-def test_a_ledger_that_cannot_be_used_is_one_line(where: str, code: int, said: tuple[str, ...], place: Path,
+def test_a_ledger_that_cannot_be_used_is_one_line(where: str, code: int, expected: tuple[str, ...], workspace: Path,
                                                   monkeypatch: pytest.MonkeyPatch,
                                                   capfd: pytest.CaptureFixture[str]) -> None:
-    settle(monkeypatch, place)
+    settle(monkeypatch, workspace)
     monkeypatch.setenv("AFTERTUNE_LEDGER", where)
-    assert (call(monkeypatch, "runs"), one_line(capfd, said)) == (code, "")
+    assert (call(monkeypatch, "runs"), one_line(capfd, expected)) == (code, "")
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that refuses even root")
-def test_a_ledger_in_a_read_only_folder_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch,
+def test_a_ledger_in_a_read_only_folder_is_one_line(workspace: Path, monkeypatch: pytest.MonkeyPatch,
                                                     capfd: pytest.CaptureFixture[str]) -> None:
-    settle(monkeypatch, place)
+    settle(monkeypatch, workspace)
     monkeypatch.setenv("AFTERTUNE_LEDGER", "/sys/kernel/l.db")
     code = call(monkeypatch, "eval", "byte", "--tasks", "arc_easy", "--limit", "2")
     assert (code, one_line(capfd, ("/sys/kernel", "AFTERTUNE_LEDGER", "writable folder"))) == (5, "")
 
 
-def test_a_secret_in_bad_input_is_not_repeated(place: Path, monkeypatch: pytest.MonkeyPatch,
+def test_a_secret_in_bad_input_is_not_repeated(workspace: Path, monkeypatch: pytest.MonkeyPatch,
                                                capfd: pytest.CaptureFixture[str]) -> None:
-    settle(monkeypatch, place)
+    settle(monkeypatch, workspace)
     token = "hf_canary0123456789abcdefghijklmnop"
     assert redact(token) != token
     assert call(monkeypatch, "evall", token) == 2

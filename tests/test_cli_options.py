@@ -70,11 +70,11 @@ def run(*words: str) -> dict[str, Any]:
 
 
 def test_options_are_those_of_the_fields() -> None:
-    made = {o.path: (o.names, o.as_parameter().default, o.help) for o in options_of(Example)}
-    assert list(made) == ["source", "count", "share", "kind", "names", "quick", "part.tasks", "part.every"]
-    assert made["share"] == (("--part",), 0.5, "Which share.")
-    assert made["count"] == (("--count",), None, "How many.")
-    assert made["part.every"] == (("--look-every",), 5, "Steps.")
+    options = {o.path: (o.names, o.as_parameter().default, o.help) for o in options_of(Example)}
+    assert list(options) == ["source", "count", "share", "kind", "names", "quick", "part.tasks", "part.every"]
+    assert options["share"] == (("--part",), 0.5, "Which share.")
+    assert options["count"] == (("--count",), None, "How many.")
+    assert options["part.every"] == (("--look-every",), 5, "Steps.")
 
 
 def test_only_what_is_given_is_set() -> None:

@@ -1,4 +1,4 @@
-"""The documents against the program: every command in them parses, every link leads somewhere, the how-to runs."""
+"""The documents: every command in them parses, every link has a target, and the how-to runs."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def test_every_command_parses(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", of_pages(inline))
-def test_every_command_that_a_sentence_speaks_of_has_its_flags(words: list[str]) -> None:
+def test_every_command_in_a_sentence_has_its_flags(words: list[str]) -> None:
     """In a sentence a command may stand without its arguments."""
-    known = {option for one in COMMANDS[words[1]].params for option in (*one.opts, *one.secondary_opts)}
-    assert {word for word in words if word.startswith("--")} <= known
+    options = {option for p in COMMANDS[words[1]].params for option in (*p.opts, *p.secondary_opts)}
+    assert {word for word in words if word.startswith("--")} <= options
 
 
 @pytest.mark.parametrize("verb", sorted(COMMANDS))
@@ -93,10 +93,10 @@ def test_every_verb_and_each_of_its_flags_is_documented(verb: str, monkeypatch: 
     monkeypatch.setenv("COLUMNS", "200")
     assert call(monkeypatch, verb, "--help") == 0
     shown = capsys.readouterr().out
-    told = [p for p in COMMANDS[verb].params if p.name != "help"]
-    assert "as_json" in {p.name for p in told}
+    parameters = [p for p in COMMANDS[verb].params if p.name != "help"]
+    assert "as_json" in {p.name for p in parameters}
     assert COMMANDS[verb].help.splitlines()[0].split(".")[0][:60] in shown
-    for parameter in told:
+    for parameter in parameters:
         assert parameter.help, f"{verb} {parameter.name} has no help"
         assert all(option in shown for option in parameter.opts if option.startswith("--"))
 
@@ -111,8 +111,8 @@ def test_the_studies_of_the_documents_are_valid_and_every_key_is_documented(tmp_
     text = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     shown = [block for page in PAGES for block in re.findall(r"^```yaml\n(study: .*?)^```",
                                                              page.read_text(encoding="utf-8"), flags=re.M | re.S)]
-    made = [Study.parse(parse_yaml(block, Path("study.yaml")), where="", folder=tmp_path) for block in shown]
-    assert [(one.study, len(one.tunings)) for one in made] == [("levers", 12), ("orders", 1), ("crossed", 18)]
+    studies = [Study.parse(parse_yaml(block, Path("study.yaml")), where="", folder=tmp_path) for block in shown]
+    assert [(study.study, len(study.tunings)) for study in studies] == [("levers", 12), ("orders", 1), ("crossed", 18)]
     keys = {name.rpartition(".")[2] for part in (Study, BaseSpec, TaskSpec, TargetSpec, StudyTuning)
             for name in paths(part)}
     assert len(keys) > 60

@@ -86,7 +86,7 @@ def test_after_a_tuned_model_the_next_command_is_named(file: Path, monkeypatch: 
     assert "aftertune compare" not in capsys.readouterr().out
     assert call(monkeypatch, "eval", "base", "--adapter", "tuned", *asked, "--limit", "3", "--name", "mine") == 0
     line = capsys.readouterr().out.strip().splitlines()[-1]
-    assert line == "what has changed? aftertune compare base mine"
+    assert line == "compare with the base: aftertune compare base mine"
     assert call(monkeypatch, *line.partition("? aftertune ")[2].split()) == 0
 
 

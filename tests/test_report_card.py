@@ -246,8 +246,8 @@ def test_the_verb_writes_what_can_be_read(ledger: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("word", "text"), [
-    ("c-aaaaaaaaaa", "is a comparison; a card is about one model"),
-    ("half", "is 'running'; a card needs a finished one"), ("carefull", "carefull")])
+    ("c-aaaaaaaaaa", "is a comparison, but a card describes one model"),
+    ("half", "is 'running', but a card needs a finished run"), ("carefull", "carefull")])
 def test_what_has_no_card_is_told(word: str, text: str, ledger: Path, monkeypatch: pytest.MonkeyPatch,
                                   capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "card", word) == 2

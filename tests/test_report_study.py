@@ -29,9 +29,9 @@ SECTIONS = ["overview", "verdicts", "observations", "balance", "curves", "compar
             "origins", "reading"]
 
 
-def shown(made: report_study.Study, **changes) -> str:
-    given = {"flips": made.flips, "reported": made.reported, **changes}
-    return write_page(made.results(**given), title="Orders study")
+def page_of(study: report_study.Study, **changes) -> str:
+    contents = {"flips": study.flips, "reported": study.reported, **changes}
+    return write_page(study.results(**contents), title="Orders study")
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,11 @@ def small() -> report_study.Study:
 
 @pytest.fixture(scope="module")
 def page(small) -> str:
-    return shown(small)
+    return page_of(small)
 
 
 @pytest.fixture(scope="module")
-def found(study):
+def tuning_outcomes(study):
     return outcomes(study.results())
 
 
@@ -117,12 +117,12 @@ def test_whatever_others_wrote_stays_text(study):
 
 
 def test_the_same_study_gives_the_same_bytes(small, page):
-    assert shown(small) == page
+    assert page_of(small) == page
 
 
 @pytest.mark.slow
 def test_a_page_of_many_comparisons_stays_small():
-    size = len(shown(report_study.make()).encode())
+    size = len(page_of(report_study.make()).encode())
     assert 500_000 < size < 2_000_000
 
 
@@ -135,7 +135,7 @@ def test_a_page_of_many_comparisons_stays_small():
 ], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
 def test_a_section_is_there_only_with_something_in_it(small, change, gone):
     part = replace(small, flips={}, **change)
-    page = shown(part)
+    page = page_of(part)
     assert Outline.of(page).sections == [name for name in SECTIONS if name not in gone]
     assert {f'href="#{name}"' in page for name in gone} <= {False}
 
@@ -154,7 +154,7 @@ def test_the_overview_counts_what_the_verdicts_say(study):
     assert dict(seen.runs)["Fine-tunes"] == "5 of 6"
 
 
-def test_the_overview_tells_few_comparisons_one_by_one_and_concludes_nothing_from_force():
+def test_the_overview_has_a_sentence_for_each_of_few_comparisons_and_none_for_forced_ones():
     seen = overview(cases.results(cases.EVALUATIONS, cases.TUNINGS, ALL))
     assert seen.headline == [
         "careful, made from smollm2: improved on orders; kept on HellaSwag, ARC Easy; undecided on MMLU High School "
@@ -166,13 +166,13 @@ def test_the_overview_tells_few_comparisons_one_by_one_and_concludes_nothing_fro
 
 
 def test_forced_comparisons_and_strangers_have_no_outcome():
-    found = outcomes(cases.results(cases.EVALUATIONS, cases.TUNINGS, ALL))
-    assert [o.comparison.id for o in found] == ["c-aaaaaaaaaa", "c-bbbbbbbbbb"]
-    assert common_benchmarks(found) == ["hellaswag", "arc_easy"]  # a floor and a task that one of them lacks are out
+    proven = outcomes(cases.results(cases.EVALUATIONS, cases.TUNINGS, ALL))
+    assert [o.comparison.id for o in proven] == ["c-aaaaaaaaaa", "c-bbbbbbbbbb"]
+    assert common_benchmarks(proven) == ["hellaswag", "arc_easy"]  # a floor and a task that one of them lacks are out
 
 
-def test_the_front_holds_what_nobody_beats_on_both_sides(found):
-    balance, = balances(found)
+def test_the_front_holds_what_nobody_beats_on_both_sides(tuning_outcomes):
+    balance, = balances(tuning_outcomes)
     assert (balance.measure, balance.tasks) == ("orders", ("hellaswag", "arc_easy"))
     assert balance.floor == ("mmlu_high_school_computer_science",)
     at = {p.number: (p.learned.value, p.changed.value) for p in balance.points}
@@ -184,24 +184,24 @@ def test_the_front_holds_what_nobody_beats_on_both_sides(found):
     careless = next(p for p in balance.points if p.outcome.tuning.method == "full")
     assert (careless.verdict, careless.front) == ("lower", False)
     alone = balance.on("hellaswag")
-    assert alone.points[0].changed.value == pytest.approx(100 * found[0].benchmarks[0].delta)
+    assert alone.points[0].changed.value == pytest.approx(100 * tuning_outcomes[0].benchmarks[0].delta)
     assert alone.margin == pytest.approx(5.0)
 
 
-def test_without_a_target_the_held_out_loss_says_what_was_learned(found):
+def test_without_a_target_the_held_out_loss_says_what_was_learned(tuning_outcomes):
     bare = [replace(o, comparison=replace(o.comparison, rows=tuple(r for r in o.comparison.rows if not r.target)))
-            for o in found]
+            for o in tuning_outcomes]
     balance, = balances(bare)
     assert balance.measure == LOSS
-    point, held = balance.points[0], found[0].comparison.held_out
+    point, held = balance.points[0], tuning_outcomes[0].comparison.held_out
     assert point.learned.value == pytest.approx(held.before - held.after)
     assert (point.learned.low, point.learned.high) == (-held.high, -held.low)
     assert point.proven
     assert balances(bare[:1]) == []
 
 
-def test_a_point_is_told_in_chart_and_table(page, found):
-    balance, = balances(found)
+def test_a_point_is_described_in_chart_and_table(page, tuning_outcomes):
+    balance, = balances(tuning_outcomes)
     chart = balance_chart(balance, 760)
     point = balance.points[0]
     assert f"1 {point.outcome.comparison.tuned_name}: learned +{point.learned.value:.2f} points" in chart
@@ -211,31 +211,31 @@ def test_a_point_is_told_in_chart_and_table(page, found):
     assert f'1 <a href="#{point.outcome.comparison.id}">' in page
 
 
-def test_curves_are_drawn_over_what_was_varied(found):
-    size, share = factors(found)
+def test_curves_are_drawn_over_what_was_varied(tuning_outcomes):
+    size, share = factors(tuning_outcomes)
     assert (size.name, size.ticks, size.labels) == ("training examples", (100.0, 1600.0), ("no replay", "replay 40 %"))
     assert (share.name, share.labels) == ("replay share", ("100 examples", "1,600 examples"))
     assert [share.tick(x) for x in share.ticks] == ["0 %", "40 %"]
     assert [p.title for p in size.panels] == ["orders", "Fall of the held-out loss", "HellaSwag", "ARC Easy"]
     assert [p.margin for p in size.panels] == [None, None, pytest.approx(5.0), pytest.approx(5.0)]
     first = size.panels[2].curves[0].places[0]
-    assert first.mean == pytest.approx(100 * found[0].benchmarks[0].delta)
+    assert first.mean == pytest.approx(100 * tuning_outcomes[0].benchmarks[0].delta)
     assert "no replay: " in factor_chart(size, 340)
 
 
-def test_another_recipe_is_another_line_and_another_seed_is_not(found):
+def test_another_recipe_is_another_line_and_another_seed_is_not(tuning_outcomes):
     twice = [replace(o, tuning=replace(o.tuning, id=f"{o.tuning.id}x", **change),
                      comparison=replace(o.comparison, id=f"{o.comparison.id}x"))
-             for o in found[:1] for change in ({"seed": 1},)]
-    size = factors([*found, *twice])[0]
+             for o in tuning_outcomes[:1] for change in ({"seed": 1},)]
+    size = factors([*tuning_outcomes, *twice])[0]
     assert [len(p.spans) for p in size.panels[0].curves[0].places] == [2, 1]
     faster = [replace(o, tuning=replace(o.tuning, id=f"{o.tuning.id}y",
                                         settings={**o.tuning.settings, "learning_rate": 1e-3}),
-                      comparison=replace(o.comparison, id=f"{o.comparison.id}y")) for o in found if o.share == 0]
-    labels = factors([*found, *faster])[0].labels
+                      comparison=replace(o.comparison, id=f"{o.comparison.id}y")) for o in tuning_outcomes if o.share == 0]
+    labels = factors([*tuning_outcomes, *faster])[0].labels
     assert "no replay, learning rate 0.0002" in labels
     assert "no replay, learning rate 0.001" in labels
-    assert [len(part.labels) for part in factors([*found, *faster])[0].parts(2)] == [2, 1]
+    assert [len(part.labels) for part in factors([*tuning_outcomes, *faster])[0].parts(2)] == [2, 1]
 
 
 def test_one_task_over_all_models(study):
@@ -251,7 +251,7 @@ def test_the_watch_is_drawn_with_its_verdicts(study):
     point = tuning.watch[0]
     assert f"HellaSwag: step {point.step} " in chart
     assert watch_chart(replace(tuning, watch=()), 760) == ""
-    assert "Forgetting watch</h4>" in shown(replace(study, comparisons=(), flips={}, tunings=(tuning,)))
+    assert "Forgetting watch</h4>" in page_of(replace(study, comparisons=(), flips={}, tunings=(tuning,)))
 
 
 def test_long_logs_are_averaged():
@@ -274,9 +274,9 @@ def test_questions_stand_with_their_choices_and_both_answers(page, small):
 
 def test_many_comparisons_show_fewer_questions_each(study):
     flips = next(iter(study.flips.values()))
-    one = flips_views({"c": flips[:1]})["c"][0]
+    few = flips_views({"c": flips[:1]})["c"][0]
     some = flips_views({f"c{at}": flips for at in range(25)})["c0"][0]
-    assert (len(one.items), [x.direction for x in some.items]) == (8, ["lost", "gained"])
+    assert (len(few.items), [x.direction for x in some.items]) == (8, ["lost", "gained"])
     assert int(some.more) == flips[0].lost + flips[0].gained - 2
     many = flips_views({f"c{at}": flips for at in range(200)})
     assert sum(len(view.items) for views in many.values() for view in views) == 240
@@ -305,7 +305,7 @@ def test_recipes_over_seeds_and_the_state_of_the_study(small):
                         rows=(row,))
     cells = (StoredCell(study="s", name="tune a", status="done", ref="t-1"),
              StoredCell(study="s", name="tune b", status="failed", error="out of <memory>"))
-    page = shown(replace(small, comparisons=(), tunings=(), flips={}), contrasts=[contrast], cells=cells)
+    page = page_of(replace(small, comparisons=(), tunings=(), flips={}), contrasts=[contrast], cells=cells)
     assert Outline.of(page).sections == ["overview", "cells", "observations", "recipes", "scores",
                                           "reported", "origins", "reading"]
     assert "1 done, 1 failed of 2 cells." in page

@@ -1,7 +1,7 @@
-"""The command line. Each verb is a function in a module of this package; it is imported when it is needed.
+"""Defines the ``aftertune`` command line: a group of verbs whose modules are imported when they are needed.
 
-    aftertune eval MODEL --tasks arc_easy     imports `aftertune.cli.eval`, and calls `evaluate` in it
-    aftertune --help                          imports every verb, and nothing heavy: torch comes in when a verb runs
+    aftertune eval MODEL --tasks arc_easy     imports `aftertune.cli.eval` and calls its function `evaluate`
+    aftertune --help                          imports the module of every verb; torch is only imported when a verb runs
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 from aftertune import __version__
 from aftertune.cli.console import guarded
 
-#: Verb -> the module and the function that is called.
+#: Verb -> "module:function".
 VERBS = {
     "demo": "study:demo",
     "eval": "eval:evaluate",
@@ -43,18 +43,18 @@ VERBS = {
 
 
 class _Commands(Mapping[str, Any]):
-    """The commands by their verbs; each is made when it is first read."""
+    """The commands by their verbs. A command is built, and its module imported, at the first access."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
+        self._commands: dict[str, Any] = {}
 
     def __getitem__(self, verb: str) -> Any:
-        if verb not in self._made:
+        if verb not in self._commands:
             module, _, function = VERBS[verb].partition(":")
-            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            single.command(verb)(getattr(import_module(f"{__name__}.{module}"), function))
-            self._made[verb] = typer.main.get_command(single)
-        return self._made[verb]
+            verb_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            verb_app.command(verb)(getattr(import_module(f"{__name__}.{module}"), function))
+            self._commands[verb] = typer.main.get_command(verb_app)
+        return self._commands[verb]
 
     def __iter__(self) -> Iterator[str]:
         return iter(VERBS)

@@ -1,4 +1,7 @@
-"""``audit``: check the figures of a published record, and what its differences can show."""
+"""Implements ``audit``, which checks the scores of a published record and what its differences can show.
+
+    aftertune audit published.md --strict
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ if TYPE_CHECKING:
 
 _STYLES = {"not reproducible": "bold red", "ok": "green", "ok*": "green", "not checked": "dim",
            "established": "bold green", "cannot be checked": "red"}
-_TOLD = {"open": "not established (the paired answers would decide)", "not shown": "not established",
-         "cannot be checked": "not established (its figures fail the check)"}
+#: Status of a claim -> how it is shown; a status that is missing here is shown as it is.
+_STATUS = {"open": "not established (the paired answers would decide)", "not shown": "not established",
+           "cannot be checked": "not established (its scores fail the check)"}
 
 
 def audit(
@@ -31,74 +35,74 @@ def audit(
     """Check whether reported values and errors are possible (k of n), and whether the summary supports differences."""
     from aftertune.exchange import audit as run
 
-    found = run(file)
+    result = run(file)
     if as_json:
-        emit(as_object(found))
+        emit(as_object(result))
     else:
-        show(found)
-    if strict and not found.ok:
+        show(result)
+    if strict and not result.ok:
         raise typer.Exit(1)
 
 
-def as_object(found: Audit) -> dict[str, Any]:
+def as_object(result: Audit) -> dict[str, Any]:
     """The audit as ``audit --json`` prints it."""
     from aftertune.exchange import pairing_text
 
     values = [{"model": c.row.model, "task": c.row.task, "metric": c.row.metric, "filter": c.row.filter,
                "value": c.row.value_text, "stderr": c.row.stderr_text, "n": c.row.n, "n_source": c.row.n_source,
                "mark": c.mark, "value_ok": c.value_ok, "stderr_ok": c.stderr_ok, "counts": c.counts[:20],
-               "power": c.power, "text": c.text} for c in found.checks]
+               "power": c.power, "text": c.text} for c in result.checks]
     claims = [{"base": c.base, "tuned": c.tuned, "task": c.task, "metric": c.metric, "filter": c.filter,
                "difference": c.difference, "z": c.z, "p": c.p, "p_holm": c.p_holm, "same_section": c.family,
-               "status": c.status, "pairing": c.pairing, "pairing_text": pairing_text(c)} for c in found.claims]
-    return {"source": found.source, "ok": found.ok, "values": values, "claims": claims,
-            "findings": jsonable(found.findings)}
+               "status": c.status, "pairing": c.pairing, "pairing_text": pairing_text(c)} for c in result.claims]
+    return {"source": result.source, "ok": result.ok, "values": values, "claims": claims,
+            "findings": jsonable(result.findings)}
 
 
-def show(found: Audit) -> None:
+def show(result: Audit) -> None:
     """Print the audit."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
-    failed = sum(not c.ok for c in found.checks)
-    figures = sum((c.value_ok is False) + (c.stderr_ok is False) for c in found.checks)
-    console.print(Text(f"{found.source}: {len(found.checks)} reported values; {figures} figures of {failed} rows are "
-                       "not reproducible at the stated n", style="bold"))
-    console.print(values_table(found.checks))
-    for pair in dict.fromkeys((c.base, c.tuned) for c in found.claims):
-        _claims(console, [c for c in found.claims if (c.base, c.tuned) == pair])
-    if found.findings:
-        console.print(Text("\nAlso", style="bold"))
-    for finding in found.findings:
+    failed_rows = sum(not c.ok for c in result.checks)
+    failed_figures = sum((c.value_ok is False) + (c.stderr_ok is False) for c in result.checks)
+    console.print(Text(f"{result.source}: {len(result.checks)} reported values; {failed_figures} figures of "
+                       f"{failed_rows} rows are not reproducible at the stated n", style="bold"))
+    console.print(values_table(result.checks))
+    for pair in dict.fromkeys((c.base, c.tuned) for c in result.claims):
+        _show_claims(console, [c for c in result.claims if (c.base, c.tuned) == pair])
+    if result.findings:
+        console.print(Text("\nOther findings", style="bold"))
+    for finding in result.findings:
         console.print(Text.assemble((finding.where, "bold"), f": {finding.text}"))
 
 
 def values_table(checks: Sequence[Check]) -> Group:
-    """A table of the reported values with their marks, and why a figure fails or was not checked."""
+    """A table of the reported values with their marks; below it, why a figure fails or was not checked."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold")
-    for head in ("Reported", "k of n", "Mark"):
-        table.add_column(head, no_wrap=True)
-    why: dict[str, None] = {}
-    before = None
+    for heading in ("Reported", "k of n", "Mark"):
+        table.add_column(heading, no_wrap=True)
+    reasons: dict[str, None] = {}
+    model = None
     for c in checks:
-        if c.row.model != before:
+        if c.row.model != model:
             table.add_row(Text(c.row.model, style="bold"))
-        before = c.row.model
-        shown = f"{c.row.value_text} ±{c.row.stderr_text}" if c.row.stderr_text else c.row.value_text
+        model = c.row.model
+        value = f"{c.row.value_text} ±{c.row.stderr_text}" if c.row.stderr_text else c.row.value_text
         k = f"{c.counts[0]}" if len(c.counts) == 1 else f"{c.counts[0]}-{c.counts[-1]}" if c.counts else "–"
-        table.add_row(Text(f"  {_label(c.row)}"), Text(shown), f"{k} of {c.row.n:,}" if c.row.n else "–",
+        table.add_row(Text(f"  {_label(c.row)}"), Text(value), f"{k} of {c.row.n:,}" if c.row.n else "–",
                       Text(c.mark, style=_STYLES.get(c.mark, "")))
         if not c.ok or c.value_ok is None:
-            why[f"{c.row.model}, {_label(c.row)}, {shown}: {c.text}"] = None
+            reasons[f"{c.row.model}, {_label(c.row)}, {value}: {c.text}"] = None
     if any(c.mark == "ok*" for c in checks):
-        why["* at this n every figure with as many decimals is some k/n, so passing says nothing of the value"] = None
-    return Group(table, *map(Text, why))
+        reasons["* at this n every value with as many decimals is some k/n, so the check shows nothing"] = None
+    return Group(table, *map(Text, reasons))
 
 
 def _label(row: Reported | Claim) -> str:
@@ -106,26 +110,26 @@ def _label(row: Reported | Claim) -> str:
     return f"{row.task} {row.metric if row.filter == 'none' else row.filter}"
 
 
-def _claims(console: Console, claims: list[Claim]) -> None:
-    """Print what the differences of one pair show by the summary alone."""
+def _show_claims(console: Console, claims: list[Claim]) -> None:
+    """Print what the summary alone shows about the differences of one pair."""
     from rich.table import Table
     from rich.text import Text
 
     from aftertune.exchange import pairing_text
 
     first = claims[0]
-    kind = "one section, so the document may speak of forgetting" if first.family else \
-        "another section: a comparison of two models, never forgetting"
+    kind = "same section, so the document can claim forgetting" if first.family else \
+        "different sections: a comparison of two models, not forgetting"
     console.print(Text.assemble((f"\n{first.tuned} against {first.base}", "bold"), f" ({kind})"))
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold")
-    for head in ("Points", "z", "p", "Holm"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("By the summary alone", overflow="fold")
+    for heading in ("Points", "z", "p", "Holm"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("From the summary alone", overflow="fold")
     for c in claims:
         table.add_row(Text(f"  {_label(c)}"), f"{100 * c.difference:+.2f}".replace("-", "−"),
                       "–" if c.z is None else f"{c.z:.2f}".replace("-", "−"), p_text(c.p), p_text(c.p_holm),
-                      Text(_TOLD.get(c.status, c.status), style=_STYLES.get(c.status, "yellow")))
+                      Text(_STATUS.get(c.status, c.status), style=_STYLES.get(c.status, "yellow")))
     console.print(table)
     for c in claims:
         if c.inputs_ok:
@@ -133,5 +137,5 @@ def _claims(console: Console, claims: list[Claim]) -> None:
 
 
 def p_text(p: float) -> str:
-    """A p-value to two digits."""
+    """A p-value with two significant digits."""
     return f"{p:.2g}" if p >= 1e-4 else "<.0001"

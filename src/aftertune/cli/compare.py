@@ -1,4 +1,9 @@
-"""``compare``, ``flips`` and ``gate``: two evaluations of the ledger question by question, and a limit on the loss."""
+"""Implements ``compare``, ``flips`` and ``gate``, which compare evaluations of the ledger item by item.
+
+    aftertune compare base tuned --margin 2
+    aftertune flips base tuned --task hellaswag --lost
+    aftertune gate base tuned --max-drop hellaswag=2
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import emit, jsonable, no_margin
+from aftertune.cli.console import emit, jsonable, margin_error
 from aftertune.cli.options import Common, Force, JsonFlag, StoredEvaluation
 from aftertune.errors import GateFailed, InputError, NotComparable
 
@@ -21,7 +26,8 @@ def compare(
     base: StoredEvaluation,
     tuned: Annotated[list[str], typer.Argument(help="Id or name of an evaluation. Several are compared one by one.")],
     margin: Annotated[list[str] | None, typer.Option(
-        help="Points; a change within them is no loss. TASK=POINTS for one task. Repeatable. Default: 2.")] = None,
+        help="Margin in points; a smaller loss counts as no loss. TASK=POINTS for one task. Repeatable. "
+             "Default: 2.")] = None,
     common: Common = False,
     force: Force = False,
     details: Annotated[bool, typer.Option(
@@ -33,33 +39,33 @@ def compare(
     from aftertune.ledger import Ledger
 
     margins = parse_margins(margin or [])
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     errors: list[NotComparable] = []
     objects: list[dict[str, object]] = []
     with Ledger(create=False) as ledger:
         for name in dict.fromkeys(tuned):
             try:
-                found.append(run(base, name, margins=margins, ledger=ledger, force=force, common=common))
-                objects.append(as_object(found[-1]))
+                comparisons.append(run(base, name, margins=margins, ledger=ledger, force=force, common=common))
+                objects.append(as_object(comparisons[-1]))
             except NotComparable as error:
                 errors.append(error)
-                objects.append(refused(error, base, name))
+                objects.append(refusal_object(error, base, name))
     if as_json:
         emit(objects[0] if len(objects) == 1 else {"comparisons": objects})
     else:
-        _show_all(found, details)
+        _show_all(comparisons, details)
     if errors:
         raise errors[0]
 
 
 def parse_margins(texts: list[str]) -> dict[str, float]:
-    """``2`` and ``hellaswag=5`` (points) as fractions, by task; "*" is every other task."""
+    """``2`` and ``hellaswag=5`` (points) as fractions by task; the key "*" is for all other tasks."""
     margins: dict[str, float] = {}
     for text in texts:
-        task, found, points = text.rpartition("=")
+        task, equals, points = text.rpartition("=")
         value = number(points)
-        if not 0 < value <= 100 or (found and not task):
-            raise no_margin(text, ", or TASK=POINTS")
+        if not 0 < value <= 100 or (equals and not task):
+            raise margin_error(text, ", or TASK=POINTS")
         margins[task or "*"] = value / 100
     return margins
 
@@ -85,7 +91,7 @@ def show(comparison: Comparison, details: bool = False) -> None:
         console.print(Text.assemble(("differs", "yellow"), f" {difference.field}: {difference.left} in "
                                     f"{comparison.base_name}, {difference.right} in {comparison.tuned_name}"))
     if comparison.relation == "reversed":
-        console.print(Text.assemble(("hint", "yellow"), " the base comes first: "
+        console.print(Text.assemble(("hint", "yellow"), " give the base first: "
                                     f"aftertune compare {comparison.tuned_name} {comparison.base_name}"))
 
 
@@ -96,8 +102,8 @@ def _show_all(comparisons: list[Comparison], details: bool) -> None:
 
     from aftertune.report import terminal_summary
 
-    for at, comparison in enumerate(comparisons):
-        if at:
+    for i, comparison in enumerate(comparisons):
+        if i:
             Console().print()
         show(comparison, details)
     if len(comparisons) > 1:
@@ -118,7 +124,7 @@ def as_object(comparison: Comparison) -> dict[str, object]:
             "differences": jsonable(comparison.differences)}
 
 
-def refused(error: NotComparable, base: str, tuned: str) -> dict[str, object]:
+def refusal_object(error: NotComparable, base: str, tuned: str) -> dict[str, object]:
     """A refused comparison as ``--json`` prints it."""
     return {"base": base, "tuned": tuned, "comparable": False, "rows": [], "differences": jsonable(error.differences)}
 
@@ -144,13 +150,15 @@ def flips(
     from aftertune.report import write_document, write_flips
 
     with Ledger(create=False) as ledger:
-        found = run(base, tuned, task, ledger=ledger, metric=metric, force=force, common=common,
-                    direction="lost" if lost else "gained" if gained else None)
+        task_flips = run(base, tuned, task, ledger=ledger, metric=metric, force=force, common=common,
+                         direction="lost" if lost else "gained" if gained else None)
     if as_json:
-        kept = [f for way in ("lost", "gained") for f in [g for g in found.flips if g.direction == way][:limit]]
-        emit({**jsonable(replace(found, flips=())), "forced": bool(found.differences), "flips": jsonable(kept)})
+        items = [flip for direction in ("lost", "gained")
+                 for flip in [f for f in task_flips.flips if f.direction == direction][:limit]]
+        emit({**jsonable(replace(task_flips, flips=())), "forced": bool(task_flips.differences),
+              "flips": jsonable(items)})
         return
-    text = write_flips(found, limit=limit)
+    text = write_flips(task_flips, limit=limit)
     if out == "-":
         typer.echo(text)
         return
@@ -185,7 +193,7 @@ def gate(
             if junit is not None:
                 write_document(junit, write_junit_error(tuple(limits), str(error), title=title))
             if as_json:
-                emit({"passed": False, **refused(error, base, tuned)})
+                emit({"passed": False, **refusal_object(error, base, tuned)})
             raise
     if junit is not None:
         write_document(junit, write_junit(lines, title=title))
@@ -196,22 +204,22 @@ def gate(
             typer.echo(gate_text(line))
     failed = [line.task for line in lines if line.failed]
     if failed:
-        raise GateFailed(f"the gate failed on {len(failed)} of {len(lines)} limits ({', '.join(failed)}); see the "
+        raise GateFailed(f"the gate failed for {len(failed)} of {len(lines)} limits ({', '.join(failed)}); see the "
                          f"items with `aftertune flips {left.name} {right.name} --task {failed[0]} --lost`")
 
 
 def _drops(texts: list[str]) -> dict[str, float]:
     """``hellaswag=2`` as task and points; each task once."""
-    found: dict[str, float] = {}
+    drops: dict[str, float] = {}
     for text in texts:
         task, _, points = text.rpartition("=")
         if not task or not 0 < number(points) <= 100:
             raise InputError(f"--max-drop {text}: write TASK=POINTS with points above 0, up to 100, for example "
                              "hellaswag=2; a drop of 0 can never be excluded, so use the smallest drop that matters")
-        if task in found:
-            raise InputError(f"--max-drop {task}: given twice ({found[task]:g} and {points}); each task has one limit")
-        found[task] = number(points)
-    return found
+        if task in drops:
+            raise InputError(f"--max-drop {task}: given twice ({drops[task]:g} and {points}); each task has one limit")
+        drops[task] = number(points)
+    return drops
 
 
 def _scale(evaluation: Evaluation, task: str) -> int:

@@ -1,6 +1,11 @@
-"""What every verb uses: errors as one line with their exit code, progress with remaining time, JSON on stdout.
+"""Runs the command line, prints errors as one line, and shows progress and JSON.
 
-Results go to stdout, progress and warnings to stderr.
+    sys.exit(guarded(app))                    an expected error becomes one line on stderr and an exit code
+    with progress() as update:                a progress bar with the remaining time, on stderr
+        update(3, 10, "encoding")
+    emit({"evaluation": "e-1f…"})             one JSON object on stdout
+
+Results go to stdout; progress and warnings go to stderr.
 """
 
 from __future__ import annotations
@@ -24,22 +29,23 @@ def guarded(app: Callable[..., Any]) -> int:
         code = app(prog_name="aftertune", standalone_mode=False)
     except AftertuneError as error:
         return _report(error, str(error), error.exit_code)
-    except KeyboardInterrupt as error:  # training sets its own text
-        kept = "stopped; the finished batches of an evaluation are kept: run the same command again to continue"
-        return _report(None, str(error) or kept, 130)
+    except KeyboardInterrupt as error:  # training raises it with a message
+        message = "stopped; finished batches of an evaluation are stored; run the same command again to continue"
+        return _report(None, str(error) or message, 130)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Exception as error:
-        return _usage(error)
+        return _report_usage(error)
     return code if isinstance(code, int) else 0
 
 
 def _terminated(*_: Any) -> None:
+    """Handle SIGTERM like Ctrl-C, so that finished work is stored."""
     raise KeyboardInterrupt
 
 
-def _usage(error: Exception) -> int:
+def _report_usage(error: Exception) -> int:
     """Report a usage error of the parser, which has its own message and exit code; raise any other error."""
     code = getattr(error, "exit_code", None)
     if isinstance(code, int) and hasattr(error, "format_message"):
@@ -55,6 +61,7 @@ def _usage(error: Exception) -> int:
 
 
 def _report(error: BaseException | None, text: str, code: int) -> int:
+    """Print a message without secrets and return the exit code; raise ``error`` if tracebacks are wanted."""
     if error is not None and os.environ.get("AFTERTUNE_DEBUG"):
         raise error
     from aftertune.redaction import redact
@@ -63,20 +70,22 @@ def _report(error: BaseException | None, text: str, code: int) -> int:
     return code
 
 
-def no_margin(margin: str, or_else: str = "") -> InputError:
-    """The error for a --margin that is not allowed. margin: as the user wrote it; or_else: another allowed form."""
-    return InputError(f"--margin {margin}: allowed are points above 0, up to 100{or_else}; without a margin a small "
-                      "loss cannot be distinguished from noise, so use the smallest loss that matters (default: 2)")
+def margin_error(margin: str, alternative: str = "") -> InputError:
+    """The error for a --margin that is not allowed. margin: as the user wrote it; alternative: another allowed form."""
+    return InputError(f"--margin {margin}: allowed are points above 0, up to 100{alternative}; use the smallest loss "
+                      "that matters (default: 2)")
 
 
 def emit(value: Any) -> None:
-    """One JSON object on stdout; a number that is not finite (a perplexity that overflowed) is null in it."""
+    """Print one JSON object on stdout. Numbers that are not finite, such as an overflowed perplexity, become null."""
     print(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False))
 
 
 def jsonable(value: Any) -> Any:
-    """A value of `aftertune.values`, or a structure of them, as dicts, lists and scalars; numbers that are not finite
-    are None."""
+    """A value of `aftertune.values`, or a structure of them, as dicts, lists and scalars.
+
+    Numbers that are not finite become None.
+    """
     from pydantic_core import from_json, to_json
 
     return from_json(to_json(value, inf_nan_mode="null"))
@@ -91,6 +100,7 @@ def progress() -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def _bar() -> Iterator[Progress]:
+    """Show a progress bar of the current stage."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -105,38 +115,44 @@ def _bar() -> Iterator[Progress]:
                TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("ETA"),
                TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        current = bar.add_task("starting", total=None)
-        last = [""]
+        task = bar.add_task("starting", total=None)
+        current_stage = ""
 
         def update(done: int, total: int, text: str) -> None:
-            stage = text.split(": loss")[0]
-            if stage != last[0]:  # a new stage starts its own clock
-                bar.reset(current, total=total or None, description=text)
-                last[0] = stage
-            bar.update(current, completed=done, total=total or None, description=text)
+            nonlocal current_stage
+            stage = _stage(text)
+            if stage != current_stage:  # the remaining time is that of the stage
+                bar.reset(task, total=total or None, description=text)
+                current_stage = stage
+            bar.update(task, completed=done, total=total or None, description=text)
 
         yield update
 
 
 @contextlib.contextmanager
 def _lines() -> Iterator[Progress]:
-    """A line when a stage starts and at every tenth of it, with the remaining time."""
+    """Print a line when a stage starts and at each tenth of it, with the remaining time."""
     import time
 
-    stage, begun, tenth, before = "", 0.0, -1, 0
+    current_stage, started, last_tenth, first_done = "", 0.0, -1, 0
 
     def update(done: int, total: int, text: str) -> None:
-        nonlocal stage, begun, tenth, before
-        now, key = time.monotonic(), text.split(": loss")[0]
-        if key != stage:
-            stage, begun, tenth, before = key, now, -1, done
-        part = 10 * done // total if total else 0
-        if part == tenth:
+        nonlocal current_stage, started, last_tenth, first_done
+        now, stage = time.monotonic(), _stage(text)
+        if stage != current_stage:
+            current_stage, started, last_tenth, first_done = stage, now, -1, done
+        tenth = 10 * done // total if total else 0
+        if tenth == last_tenth:
             return
-        tenth = part
-        left = (now - begun) * (total - done) / (done - before) if done > before else None
-        eta = f", {left:.0f} s left" if left else ""
+        last_tenth = tenth
+        remaining = (now - started) * (total - done) / (done - first_done) if done > first_done else None
+        eta = f", {remaining:.0f} s left" if remaining else ""
         share = f" {100 * done // total} %" if total else ""
         print(f"{text}{share}{eta}", file=sys.stderr, flush=True)
 
     yield update
+
+
+def _stage(text: str) -> str:
+    """The stage of a progress text, which is the text without a training loss."""
+    return text.split(": loss")[0]

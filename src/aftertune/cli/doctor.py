@@ -1,4 +1,8 @@
-"""``doctor``: check devices, data types, versions, disk, ledger and packs, and say what to do about a problem."""
+"""Implements ``doctor``, which checks devices, data types, versions, disk, packs and the ledger.
+
+    aftertune doctor            a table of what was found, with a remedy for each problem
+    aftertune doctor --json     the same as JSON
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,12 @@ def doctor(as_json: JsonFlag = False) -> None:
     if as_json:
         emit({"findings": [dict(zip(("area", "name", "value", "problem", "remedy"), r, strict=True)) for r in rows]})
     else:
-        _table(rows)
+        _show(rows)
     if any(area == "ledger" and problem for area, _, _, problem, _ in rows):
         raise typer.Exit(5)
 
 
+#: (area, name, value, problem, remedy); problem and remedy are "" if all is well.
 DoctorLine = tuple[str, str, str, str, str]
 
 
@@ -31,31 +36,32 @@ def _machine() -> list[DoctorLine]:
     from aftertune.sources.hub import reachable
 
     facts = probe()
-    chosen = choose_device("auto", facts)
-    rows = [("machine", "device", f"{chosen} of {', '.join(facts.devices)}", "", ""),
-            ("machine", "dtypes", f"{', '.join(dtypes_of(chosen, facts))} (auto takes the first)", "", ""),
-            ("machine", "memory", f"{free_memory(chosen) / 2**30:.1f} GiB free on {chosen}", "", "")]
-    if chosen == "cpu":
+    device = choose_device("auto", facts)
+    rows = [("machine", "device", f"{device} (available: {', '.join(facts.devices)})", "", ""),
+            ("machine", "dtypes", f"{', '.join(dtypes_of(device, facts))} (auto takes the first)", "", ""),
+            ("machine", "memory", f"{free_memory(device) / 2**30:.1f} GiB free on {device}", "", "")]
+    if device == "cpu":
         rows.append(_kernels(availability.why_unavailable(), amx=availability.amx_available()))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     low = free < 5
-    rows.append(("machine", "disk", f"{free:.1f} GiB free", "little room" if low else "",
-                 "free some space: a tuning and a model copy take gigabytes" if low else ""))
-    rows.append(("machine", "hub", "reached" if reachable() else "not reached; packs and local files still work",
+    rows.append(("machine", "disk", f"{free:.1f} GiB free", "low disk space" if low else "",
+                 "free at least 5 GiB: a fine-tune and a copy of a model need several" if low else ""))
+    rows.append(("machine", "hub", "reachable" if reachable() else "not reachable; packs and local files still work",
                  "", ""))
     return rows
 
 
 def _kernels(reason: str, *, amx: bool) -> DoctorLine:
-    """Whether the compiled CPU kernels are used. reason: why not, "" where they are."""
+    """Whether the compiled CPU kernels are used. reason: why they are not, "" if they are."""
     from aftertune.engine.cpu.availability import SWITCH
 
     if not reason:
         return ("machine", "CPU kernels", f"used: compiled and tested{', with AMX' if amx else ''}; {SWITCH}=0 "
                 "switches them off", "", "")
-    off = reason.startswith("switched off")
-    return ("machine", "CPU kernels", f"not used: {reason}", "" if off else "evaluation and training are slower",
-            f"unset {SWITCH} to use them" if off else "install a C compiler (gcc or clang)")
+    switched_off = reason.startswith("switched off")
+    return ("machine", "CPU kernels", f"not used: {reason}",
+            "" if switched_off else "evaluation and training are slower",
+            f"unset {SWITCH} to use them" if switched_off else "install a C compiler (gcc or clang)")
 
 
 def _versions() -> list[DoctorLine]:
@@ -67,7 +73,7 @@ def _versions() -> list[DoctorLine]:
 def _packs() -> list[DoctorLine]:
     from aftertune.sources import packs
 
-    return [("pack", p.distribution, p.version or "not installed", "" if p.path else "offline runs lack it",
+    return [("pack", p.distribution, p.version or "not installed", "" if p.path else "not available offline",
              "" if p.path else p.install) for p in packs()]
 
 
@@ -78,21 +84,21 @@ def _ledger() -> list[DoctorLine]:
     try:
         path = locate(None)
         if not Path(str(path)).exists():
-            return [("ledger", "path", f"{path}: not there yet; the first run makes it", "", "")]
+            return [("ledger", "path", f"{path}: does not exist yet; the first run creates it", "", "")]
         with Ledger(create=False) as ledger:
             return [("ledger", f.name, f.value, f.problem, f.remedy) for f in ledger.check()]
     except AftertuneError as error:
         return [("ledger", "path", "", str(error), "")]
 
 
-def _table(rows: list[DoctorLine]) -> None:
+def _show(rows: list[DoctorLine]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for head in ("area", "what", "found", "problem", "remedy"):
-        table.add_column(head, overflow="fold")
+    for heading in ("area", "what", "value", "problem", "remedy"):
+        table.add_column(heading, overflow="fold")
     for area, name, value, problem, remedy in rows:
         table.add_row(area, name, Text(value), Text(problem, style="bold red"), Text(remedy))
     Console().print(table)

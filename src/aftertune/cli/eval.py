@@ -1,4 +1,8 @@
-"""``eval``: evaluate a model on tasks and show its scores with their standard errors."""
+"""Implements ``eval``: evaluates a model on tasks and shows its scores with their standard errors.
+
+    aftertune eval Qwen/Qwen2.5-0.5B --tasks hellaswag,arc_easy --sample 300 --name base
+    aftertune eval Qwen/Qwen2.5-0.5B --adapter runs/orders --tasks hellaswag --until-decided --against base
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import emit, no_margin, progress
+from aftertune.cli.console import emit, margin_error, progress
 from aftertune.cli.options import Given, JsonFlag, with_options
 from aftertune.errors import InputError
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
@@ -36,15 +40,15 @@ def evaluate(
     """Evaluate MODEL on tasks. Finished batches are kept, so a stopped run continues where it stopped."""
     adapters = adapter or []
     if "name" in model.values and len(adapters) > 1:
-        raise InputError(f"--name {model.values['name']} names one evaluation, but {len(adapters)} adapters are given; "
-                         "leave it out: each is named after its folder")
+        raise InputError(f"--name {model.values['name']} names one evaluation, but there are {len(adapters)} adapters; "
+                         "leave --name out, and each evaluation is named after the folder of its adapter")
     spec = model.make(tasks=_tasks(tasks, task_data or [], task), adapter=adapters[0] if len(adapters) == 1 else None)
     if until_decided or against is not None:
         _decide(spec, against if until_decided else None, early, len(adapters), as_json)
         return
     if early.values:
-        raise InputError(f"{early.names()[0]} goes with --until-decided --against BASE; without them all items are "
-                         "used")
+        raise InputError(f"{early.names()[0]} goes with --until-decided --against BASE; add both, or leave "
+                         f"{early.names()[0]} out to use all items")
     from aftertune.evaluation import evaluate as run
     from aftertune.evaluation import evaluate_adapters
     from aftertune.ledger import Ledger
@@ -54,30 +58,31 @@ def evaluate(
             evaluations = evaluate_adapters(spec, adapters, ledger=ledger, progress=update)
         else:
             evaluations = [run(spec, ledger=ledger, progress=update)]
-        further = [line for one in evaluations if (line := _next(one, ledger))]
+        hints = [hint for evaluation in evaluations if (hint := _compare_hint(evaluation, ledger))]
     show(evaluations, as_json)
-    for line in further if not as_json else ():
-        typer.echo(line)
+    for hint in hints if not as_json else ():
+        typer.echo(hint)
 
 
-def _next(tuned: Evaluation, ledger: Ledger) -> str | None:
+def _compare_hint(tuned: Evaluation, ledger: Ledger) -> str | None:
     """The command that compares a tuned model with its base, if the base has an evaluation on the same items."""
     roots = {t.base.fingerprint for t in ledger.tunings() if t.id == tuned.tuning}
     bases = [e for e in ledger.evaluations() if e.status == "done" and e.model.fingerprint in roots
              and [(t.task, t.items) for t in e.tasks] == [(t.task, t.items) for t in tuned.tasks]]
-    return f"what has changed? aftertune compare {bases[-1].name} {tuned.name}" if bases else None
+    return f"compare with the base: aftertune compare {bases[-1].name} {tuned.name}" if bases else None
 
 
 def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapters: int, as_json: bool) -> None:
-    """Run ``--until-decided`` and show both evaluations and their comparison."""
+    """Run ``--until-decided`` and show the evaluation and its comparison with the base."""
     if against is None:
         raise InputError("--until-decided and --against go together: name the base's evaluation or model, for example "
                          "--until-decided --against smollm2 --margin 2")
     if adapters > 1:
-        raise InputError(f"--until-decided takes one model at a time, but {adapters} adapters are given")
+        raise InputError(f"--until-decided evaluates one model, but there are {adapters} adapters; run one command "
+                         "for each adapter")
     margin = early.values.get("margin")
     if margin is not None and not 0 < margin <= 100:
-        raise no_margin(f"{margin:g}")
+        raise margin_error(f"{margin:g}")
     stopping = early.make()
     from aftertune.cli import compare
     from aftertune.early_stopping import until_decided
@@ -94,25 +99,26 @@ def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapte
 
 def _tasks(names: str, data: list[str], given: Given[TaskSpec]) -> tuple[TaskSpec, ...]:
     """The tasks, each with the shared settings and its own data."""
-    wanted = [n.strip() for n in names.split(",") if n.strip()]
-    if not wanted:
+    task_names = [n.strip() for n in names.split(",") if n.strip()]
+    if not task_names:
         raise InputError("--tasks is empty; name one or more tasks of lm-eval, for example --tasks arc_easy,hellaswag")
-    files = dict(_pair(text) for text in data)
+    files = dict(_task_file(text) for text in data)
     for task in files:
-        if task not in wanted:
-            raise InputError(f"--task-data names {task!r}, which is not among --tasks ({', '.join(wanted)})")
-    return tuple(given.make(name=n, data=files.get(n)) for n in wanted)
+        if task not in task_names:
+            raise InputError(f"--task-data names {task!r}, which is not among --tasks ({', '.join(task_names)})")
+    return tuple(given.make(name=n, data=files.get(n)) for n in task_names)
 
 
-def _pair(text: str) -> tuple[str, Path]:
-    task, found, file = text.partition("=")
-    if not found or not task or not file:
+def _task_file(text: str) -> tuple[str, Path]:
+    """``gsm8k=train.parquet`` as task and file."""
+    task, equals, file = text.partition("=")
+    if not equals or not task or not file:
         raise InputError(f"--task-data {text!r}: write TASK=FILE, for example gsm8k=train.parquet")
     return task, Path(file)
 
 
 def show(evaluations: list[Evaluation], as_json: bool) -> None:
-    """Print the scores as tables or as JSON: one object, or a list of them in one object."""
+    """Print the scores as tables, or as one JSON object, which has a list if there are several evaluations."""
     if as_json:
         objects = [as_object(e) for e in evaluations]
         emit(objects[0] if len(objects) == 1 else {"evaluations": objects})
@@ -124,8 +130,8 @@ def show(evaluations: list[Evaluation], as_json: bool) -> None:
 
     for evaluation in evaluations:
         rich.print(terminal_scores(evaluation))
-        how = f"  {evaluation.dtype} on {evaluation.device}, {evaluation.engine_note}"
-        rich.print(Text.assemble("evaluation ", (evaluation.id, "bold"), how))
+        run = f"  {evaluation.dtype} on {evaluation.device}, {evaluation.engine_note}"
+        rich.print(Text.assemble("evaluation ", (evaluation.id, "bold"), run))
         for warning in evaluation.warnings:
             rich.print(Text.assemble(("note", "yellow"), f" {warning}"))
 

@@ -1,4 +1,11 @@
-"""``runs``, ``show``, ``export``, ``card`` and ``import``: read from the ledger, write out of it and into it."""
+"""Implements ``runs``, ``show``, ``export``, ``card`` and ``import``, which read the ledger, export it and add to it.
+
+    aftertune runs                            list the ledger
+    aftertune show base                       everything about one entry
+    aftertune export all --format csv         scores for other programs
+    aftertune card tuned --out card           a model card
+    aftertune import lm_eval_output           results of lm-eval, or a Markdown record
+"""
 
 from __future__ import annotations
 
@@ -43,16 +50,16 @@ def runs(as_json: JsonFlag = False) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("id", no_wrap=True)
-    for head in ("kind", "name", "status", "what"):
-        table.add_column(head, overflow="fold")
+    for heading in ("kind", "name", "status", "what"):
+        table.add_column(heading, overflow="fold")
     rows = [(e.id, "evaluation" if proven(e.model) else "evaluation, imported", e.name, e.status,
              ", ".join(_task_text(t) for t in e.tasks)) for e in evaluations]
     rows += [(t.id, "tuning", t.name, t.status, f"{t.method}, {t.examples:,} examples") for t in tunings]
     rows += [(c.id, "comparison", f"{c.tuned_name} against {c.base_name}", "forced" if c.forced else "",
               ", ".join(f"{r.task} {r.told.partition(' (')[0]}" for r in c.rows if r.primary)) for c in comparisons]
-    rows += [("", "reported", source, "not measured here", f"{sum(r.planned is None for r in found)} scores of "
-              f"{', '.join(dict.fromkeys(r.model for r in found if r.planned is None))}")
-             for source, found in reported.items()]
+    rows += [("", "reported", source, "not measured here", f"{sum(r.planned is None for r in scores)} scores of "
+              f"{', '.join(dict.fromkeys(r.model for r in scores if r.planned is None))}")
+             for source, scores in reported.items()]
     for row in rows:
         table.add_row(*map(Text, row))  # Text: rich must not read a name as markup
     Console().print(table)
@@ -60,8 +67,8 @@ def runs(as_json: JsonFlag = False) -> None:
 
 def _task_text(task: TaskSettings) -> str:
     """A task, with its number of items if not all were used."""
-    asked = task.n if task.used is None else task.used
-    return f"{task.task} ({asked:,} of {task.n_total:,})" if asked < task.n_total else task.task
+    used = task.n if task.used is None else task.used
+    return f"{task.task} ({used:,} of {task.n_total:,})" if used < task.n_total else task.task
 
 
 def show(
@@ -87,14 +94,14 @@ def documents(ledger: Ledger) -> dict[str, list[Reported]]:
     """Document -> the scores that it reports."""
     from aftertune.values.reported import Reported
 
-    found: dict[str, list[Reported]] = {}
-    for row in map(Reported.of, ledger.reported()):
-        found.setdefault(row.source, []).append(row)
-    return found
+    scores: dict[str, list[Reported]] = {}
+    for score in map(Reported.of, ledger.reported()):
+        scores.setdefault(score.source, []).append(score)
+    return scores
 
 
 def _show_reported(source: str, rows: list[Reported], as_json: bool) -> None:
-    """Print reported scores, each with its audit mark."""
+    """Print reported scores with the result of the audit for each."""
     from rich.console import Console
     from rich.text import Text
 
@@ -121,15 +128,16 @@ def find(ledger: Ledger, word: str) -> Evaluation | Tuning | Comparison:
     first: InputError | None = None
     for search in searches:
         try:
-            found: Evaluation | Tuning | Comparison = search(word)
-            return found
+            entry: Evaluation | Tuning | Comparison = search(word)
+            return entry
         except InputError as error:
             first = first or error
     assert first is not None
     raise first
 
 
-def _show_value(value: Any, known: dict[str, Any]) -> None:
+def _show_value(value: Any, fields: dict[str, Any]) -> None:
+    """Print a comparison as a table, an evaluation as a table and its fields, and a tuning as its fields."""
     import rich
 
     from aftertune.values import Comparison, Evaluation
@@ -143,7 +151,7 @@ def _show_value(value: Any, known: dict[str, Any]) -> None:
         from aftertune.cli.eval import show as show_evaluation
 
         show_evaluation([value], as_json=False)
-    rich.print_json(data={k: v for k, v in known.items() if k not in ("scores", "steps")})
+    rich.print_json(data={k: v for k, v in fields.items() if k not in ("scores", "steps")})
 
 
 def export(
@@ -170,23 +178,25 @@ def export(
 
 
 def _export_lm_eval(ledger: Ledger, word: str, folder: Path, prompts: bool, as_json: bool) -> None:
+    """Write results and samples as lm-eval does, and say what was left out."""
     from aftertune.exchange import export_lm_eval, rebuilt
 
     evaluation = ledger.find_evaluation(word)
     texts = rebuilt(evaluation) if prompts else {}
-    written = export_lm_eval(evaluation, ledger.items(evaluation.id), ledger.answers(evaluation.id), folder=folder,
+    export = export_lm_eval(evaluation, ledger.items(evaluation.id), ledger.answers(evaluation.id), folder=folder,
                              prompts=texts)
-    without = [t.task for t in evaluation.tasks if t.task not in texts and t.task not in written.left_out]
+    without = [t.task for t in evaluation.tasks if t.task not in texts and t.task not in export.left_out]
     if as_json:
-        emit({"results": str(written.results), "samples": [str(p) for p in written.samples],
-              "without_prompts": without, "left_out": list(written.left_out)})
+        emit({"results": str(export.results), "samples": [str(p) for p in export.samples],
+              "without_prompts": without, "left_out": list(export.left_out)})
         return
-    for path in (written.results, *written.samples):
+    for path in (export.results, *export.samples):
         typer.echo(f"written to {path}")
     if without:
         typer.echo(f"without prompts (they are not stored and could not be rebuilt): {', '.join(without)}")
-    if written.left_out:
-        typer.echo(f"left out, stopped early and so without a score of all items: {', '.join(written.left_out)}")
+    if export.left_out:
+        typer.echo(f"left out, because they were stopped early and have no score of all items: "
+                   f"{', '.join(export.left_out)}")
 
 
 def _table_of(ledger: Ledger, word: str, format_: str) -> DataTable:
@@ -201,15 +211,16 @@ def _table_of(ledger: Ledger, word: str, format_: str) -> DataTable:
             refs = {c.ref for c in ledger.cells(word)}
             done = [e for e in done if e.id in refs]
         return overview_export(word, Results(evaluations=done, comparisons=ledger.comparisons()))
-    found = find(ledger, word)
-    if isinstance(found, Comparison):
-        return comparison_export(found, "csv" if format_ == "csv" else "json" if format_ == "json" else "latex")
-    if isinstance(found, Evaluation):
-        return scores_export(found)
-    raise InputError(f"{word} is a tuning, which has no table; export its evaluation, a comparison, or a study")
+    entry = find(ledger, word)
+    if isinstance(entry, Comparison):
+        return comparison_export(entry, "csv" if format_ == "csv" else "json" if format_ == "json" else "latex")
+    if isinstance(entry, Evaluation):
+        return scores_export(entry)
+    raise InputError(f"{word} is a tuning and has no table of scores; export its evaluation, a comparison or a study")
 
 
 def _export_table(table: DataTable, format_: str, out: str, as_json: bool) -> None:
+    """Write a table to a file, or print it if ``out`` is "-"."""
     from aftertune.report import as_csv, as_latex, write_document
     from aftertune.report import as_json as table_json
 
@@ -227,7 +238,7 @@ def _export_table(table: DataTable, format_: str, out: str, as_json: bool) -> No
 def card(
     word: Annotated[str, typer.Argument(metavar="ID", help="Id or name of an evaluation or a tuning.")],
     out: Annotated[Path, typer.Option(
-        help="Folder for README.md and .eval_results, for example the model's own.")] = Path("card"),
+        help="Folder for README.md and .eval_results, for example the folder of the model.")] = Path("card"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing README.md.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -239,34 +250,36 @@ def card(
     with Ledger(create=False) as ledger:
         about = find(ledger, word)
         if isinstance(about, Comparison):
-            raise InputError(f"{word} is a comparison; a card is about one model: name its evaluation "
-                             f"({about.tuned_name}) or its tuning")
+            raise InputError(f"{word} is a comparison, but a card describes one model; give the id or name of its "
+                             f"evaluation ({about.tuned_name}) or of its tuning")
         if about.status != "done":
-            raise InputError(f"{about.name} ({about.id}) is {about.status!r}; a card needs a finished one: run the "
+            raise InputError(f"{about.name} ({about.id}) is {about.status!r}, but a card needs a finished run; run the "
                              "same command again to finish it")
-        made = write_card(about, Results(evaluations=ledger.evaluations(), tunings=ledger.tunings(),
-                                         comparisons=ledger.comparisons()))
-    paths = _write_card(made, out, force)
+        model_card = write_card(about, Results(evaluations=ledger.evaluations(), tunings=ledger.tunings(),
+                                               comparisons=ledger.comparisons()))
+    paths = _write_card(model_card, out, force)
     if as_json:
-        emit({"readme": str(paths[0]), "eval_results": [str(p) for p in paths[1:]], "left_out": list(made.left_out)})
+        emit({"readme": str(paths[0]), "eval_results": [str(p) for p in paths[1:]],
+              "left_out": list(model_card.left_out)})
         return
     for path in paths:
         typer.echo(f"written to {path}")
-    if made.left_out:
-        typer.echo("left out of the metadata, stopped early and so without a score of all items: "
-                   f"{', '.join(made.left_out)}")
+    if model_card.left_out:
+        typer.echo("left out of the metadata, because they were stopped early and have no score of all items: "
+                   f"{', '.join(model_card.left_out)}")
 
 
-def _write_card(made: Card, out: Path, force: bool) -> list[Path]:
+def _write_card(model_card: Card, out: Path, force: bool) -> list[Path]:
     """Write the card's files. InputError if another README.md exists, unless ``force``."""
     from aftertune.report import make_folder, write_document
 
     readme = out / "README.md"
-    if readme.is_file() and not force and readme.read_text(encoding="utf-8", errors="replace") != made.readme:
-        raise InputError(f"{readme}: this file exists with another text; choose another folder with --out, or "
+    if readme.is_file() and not force and readme.read_text(encoding="utf-8", errors="replace") != model_card.readme:
+        raise InputError(f"{readme}: this file exists and has a different text; choose another folder with --out, or "
                          "overwrite it with --force")
-    make_folder(out / ".eval_results" if made.results else out)
-    files = {readme: made.readme, **{out / ".eval_results" / name: text for name, text in made.results.items()}}
+    make_folder(out / ".eval_results" if model_card.results else out)
+    files = {readme: model_card.readme,
+             **{out / ".eval_results" / name: text for name, text in model_card.results.items()}}
     for path, text in files.items():
         write_document(path, text)
     return list(files)
@@ -282,34 +295,36 @@ def import_(
     from aftertune.ledger import Ledger
 
     with Ledger() as ledger:
-        arrivals = import_results(path, ledger=ledger, name=name)
+        imports = import_results(path, ledger=ledger, name=name)
     if as_json:
-        emit({"imported": [import_object(a) for a in arrivals]})
+        emit({"imported": [import_object(result) for result in imports]})
         return
-    for arrival in arrivals:
-        _show_import(arrival)
+    for result in imports:
+        _show_import(result)
 
 
-def import_object(arrival: ImportedResult) -> dict[str, Any]:
+def import_object(result: ImportedResult) -> dict[str, Any]:
     """An import as ``import --json`` prints it."""
-    evaluation = arrival.evaluation
-    return {"source": arrival.source, "evaluation": evaluation.id if evaluation else None,
-            "name": evaluation.name if evaluation else None, "new": arrival.new,
-            "reported": sum(r.planned is None for r in arrival.reported),
-            "planned": sum(r.planned is not None for r in arrival.reported)}
+    evaluation = result.evaluation
+    return {"source": result.source, "evaluation": evaluation.id if evaluation else None,
+            "name": evaluation.name if evaluation else None, "new": result.new,
+            "reported": sum(r.planned is None for r in result.reported),
+            "planned": sum(r.planned is not None for r in result.reported)}
 
 
-def _show_import(arrival: ImportedResult) -> None:
-    evaluation = arrival.evaluation
+def _show_import(result: ImportedResult) -> None:
+    """Print what was imported."""
+    evaluation = result.evaluation
     if evaluation is not None:
-        state = "" if arrival.new else " (already in the ledger)"
+        state = "" if result.new else " (already in the ledger)"
         tasks = ", ".join(f"{t.task} {t.n:,} of {t.n_total:,}" for t in evaluation.tasks)
         typer.echo(f"evaluation {evaluation.id} {evaluation.name}{state}: {tasks}")
-    scores = [r for r in arrival.reported if r.planned is None]
+    scores = [r for r in result.reported if r.planned is None]
     if scores:
         models = len({r.model for r in scores})
-        typer.echo(f"{len(scores)} reported scores of {models} model{'s' if models > 1 else ''} from {arrival.source}; "
-                   "they have no answers, so they cannot be compared question by question")
-    for row in arrival.reported:
+        typer.echo(f"{len(scores)} reported scores of {models} model{'s' if models > 1 else ''} from {result.source}; "
+                   "they have no answers, so they cannot be compared item by item")
+    for row in result.reported:
         if row.planned is not None:
-            typer.echo(f"not evaluated there: {row.model}{f', planned with {row.planned}' if row.planned else ''}")
+            planned = f", planned with {row.planned}" if row.planned else ""
+            typer.echo(f"not evaluated in {result.source}: {row.model}{planned}")

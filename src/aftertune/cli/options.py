@@ -1,4 +1,4 @@
-"""Makes the options of a verb from the fields of a specification that are marked with `aftertune.study.Flag`.
+"""Makes the options of a verb from the fields of a specification that have an `aftertune.study.Flag`.
 
     @with_options
     def tune(*, recipe: Given[TuneSpec], preview: Annotated[bool, typer.Option(…)] = False) -> None:
@@ -38,7 +38,7 @@ StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).")]
 
 @dataclass(frozen=True, slots=True)
 class SpecOption:
-    """One option. path: of its field, with dots; part: path of the optional part that the field lies in, "" for none;
+    """One option. path: of its field, with dots; part: path of the optional part that contains the field, "" for none;
     required: whether a command needs it."""
 
     path: str
@@ -49,7 +49,7 @@ class SpecOption:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names on the command line, the longest-known first."""
+        """Names on the command line, the main one first."""
         return self.flag.names or ("--" + self.path.rpartition(".")[2].replace("_", "-"),)
 
     @property
@@ -81,7 +81,7 @@ class SpecOption:
                          annotation=Annotated[kind if default is not None else kind | None, info])
 
     def parse(self, value: Any) -> Any:
-        """What the field takes, from what typer gives."""
+        """The value for the field, from the value that typer parsed. InputError if its form is wrong."""
         kind = _kind(self.field.annotation)
         if get_origin(kind) is tuple:
             return tuple(name.strip() for name in value.split(",") if name.strip()) or None
@@ -90,12 +90,12 @@ class SpecOption:
             return parse_settings(self.names[0], value) if values is Any else self._pairs(value, values is not str)
         return value
 
-    def _pairs(self, texts: list[str], counted: bool) -> dict[str, Any]:
-        """``hellaswag=200`` as {"hellaswag": "200"}; InputError where the form is another."""
+    def _pairs(self, texts: list[str], numeric: bool) -> dict[str, Any]:
+        """``["hellaswag=200"]`` as {"hellaswag": "200"}. InputError if a text has another form."""
         pairs = {}
         for text in texts:
             key, _, value = (part.strip() for part in text.partition("="))
-            if not key or not value or (counted and not value.isdigit()):
+            if not key or not value or (numeric and not value.isdigit()):
                 raise InputError(f"{self.names[0]} {text!r}: write {self.flag.form}, for example {self.names[0]} "
                                  f"{self.flag.example}")
             pairs[key] = value
@@ -104,29 +104,29 @@ class SpecOption:
 
 @dataclass(frozen=True, slots=True)
 class Given(Generic[S]):
-    """The fields of a specification that a command line sets. values: by dotted path."""
+    """The fields of a specification that the command line sets. values: dotted path -> value."""
 
     spec: type[S]
     values: Mapping[str, Any]
 
     def make(self, **further: Any) -> S:
-        """The specification, with further fields. Raises InputError that names the option of a value at fault."""
-        known = list(options_of(self.spec))
-        for missing in known:
-            given = [o for o in known if o.part and o.part == missing.part and o.path in self.values]
+        """The specification, with further fields. Raises InputError that names the option of a wrong value."""
+        options = list(options_of(self.spec))
+        for missing in options:
+            given = [o for o in options if o.part and o.part == missing.part and o.path in self.values]
             if given and missing.field.is_required() and missing.path not in self.values:
                 raise InputError(f"{given[0].names[0]} and {missing.names[0]} go together; {missing.names[0]}: "
                                  f"{missing.help}")
         try:
             return self.spec(**{**assembled(dict(self.values)), **further})
         except ValidationError as error:
-            text = explain(error).replace("`study`: ", "")  # an error of no single field
-            for option in known:
+            text = explain(error).replace("`study`: ", "")  # an error that belongs to no single field
+            for option in options:
                 text = text.replace(f"`{option.path}`", f"`{option.names[0]}`")
             raise InputError(text) from None
 
     def names(self) -> list[str]:
-        """Names of the options that are given."""
+        """Names of the options that the command line sets."""
         return [o.names[0] for o in options_of(self.spec) if o.path in self.values]
 
 
@@ -135,7 +135,7 @@ def options_of(spec: type[BaseModel], before: str = "", part: str = "", required
     for name, field in spec.model_fields.items():
         path, kind = before + name, _kind(field.annotation)
         needed = required and field.is_required()
-        flag = next((one for one in field.metadata if isinstance(one, Flag)), None)
+        flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
         if flag is not None:
             yield SpecOption(path, field, flag, part, needed)
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -144,13 +144,13 @@ def options_of(spec: type[BaseModel], before: str = "", part: str = "", required
 
 
 def option_of(spec: type[BaseModel], path: str) -> Any:
-    """A typer option with the name and help of one field, for a verb that takes no more of the specification."""
+    """A typer option with the name and help of one field, for a verb that needs only this field."""
     option = next(o for o in options_of(spec) if o.path == path)
     return typer.Option(*option.names, help=option.help)
 
 
 def with_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb, with the options of a specification in the place of each `Given` parameter."""
+    """The verb with each `Given` parameter replaced by the options of its specification."""
     specs: dict[str, tuple[type[Spec], list[SpecOption]]] = {}
     parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for parameter in signature(verb, eval_str=True).parameters.values():
@@ -163,8 +163,8 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 
     def run(context: typer.Context, **values: Any) -> None:
         for name, (spec, options) in specs.items():
-            taken = [(option, values.pop(option.parameter)) for option in options]
-            values[name] = Given(spec, {o.path: o.parse(value) for o, value in taken if _given(context, o)})
+            parsed = [(option, values.pop(option.parameter)) for option in options]
+            values[name] = Given(spec, {o.path: o.parse(value) for o, value in parsed if _given(context, o)})
         verb(**values)
 
     run.__name__, run.__doc__, run.__module__ = verb.__name__, verb.__doc__, verb.__module__
@@ -174,12 +174,12 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def parse_settings(flag: str, text: str) -> dict[str, Any]:
-    """``a=1,b=[2]`` or a JSON object as a mapping; values are JSON where they parse as such, else text."""
+    """``a=1,b=[2]`` or a JSON object as a mapping. Values are parsed as JSON; if that fails, they are text."""
     if text.lstrip().startswith("{"):
         try:
             return dict(json.loads(text))
         except ValueError as error:
-            raise InputError(f"{flag} is no valid JSON: {error}") from None
+            raise InputError(f"{flag} is not valid JSON: {error}") from None
     result: dict[str, Any] = {}
     for part in text.split(",") if text else ():
         key, equals, value = part.partition("=")
@@ -203,7 +203,7 @@ def _kind(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         return _kind(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return next(_kind(one) for one in get_args(annotation) if one is not NoneType)
+        return next(_kind(member) for member in get_args(annotation) if member is not NoneType)
     return annotation
 
 

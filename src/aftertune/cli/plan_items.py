@@ -1,4 +1,8 @@
-"""``plan-items``: how many items a verdict needs, and the smallest difference that a task can show."""
+"""Implements ``plan-items``, which computes how many items a verdict needs.
+
+    aftertune plan-items --task hellaswag --task own=500 --margin 2
+    aftertune plan-items base tuned                 with the discordance and the tasks of two evaluations
+"""
 
 from __future__ import annotations
 
@@ -17,17 +21,16 @@ if TYPE_CHECKING:
     from aftertune.ledger import Ledger
     from aftertune.stats.planning import Need
 
-#: Share of items on which two models differ, where nothing is known of it: about that of a light fine-tune.
-USUAL = 0.1
+#: Share of items on which two models differ, if it is not given: typical for a light fine-tune.
+DEFAULT_DISCORDANCE = 0.1
 
-
-#: How the sources of a benchmark's documents are called.
-NAMES = {"hub": "the Hub's data set", "pack": "the offline pack"}
+#: Source of a benchmark's items -> its name in messages.
+SOURCES = {"hub": "the Hub's data set", "pack": "the offline pack"}
 
 
 @dataclass(frozen=True, slots=True)
 class ItemCount:
-    """Items of a task. origin: where that number is from; note: what another source has."""
+    """The number of items of a task. origin: where the number comes from; note: the number in another source."""
 
     task: str
     items: int
@@ -40,10 +43,10 @@ def plan_items(
         help="Id or name of an evaluation. With TUNED: plan with the discordance of the two.")] = None,
     tuned: Annotated[str | None, typer.Argument(help="Id or name of the other evaluation.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="TASK or TASK=ITEMS. Repeatable.")] = None,
-    margin: Annotated[float, typer.Option(help="Points; a change within them counts as kept.")] = 2.0,
+    margin: Annotated[float, typer.Option(help="Margin in points; a smaller change counts as kept.")] = 2.0,
     discordance: Annotated[float | None, typer.Option(
         help="Percent of the items on which the models differ; default: 10, or what BASE and TUNED show.")] = None,
-    power: Annotated[float, typer.Option(help="Percent of comparisons that find it.")] = 80.0,
+    power: Annotated[float, typer.Option(help="Power in percent: how many comparisons find such a loss.")] = 80.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Show how many items the verdicts kept and forgot need, and the smallest difference that a task can show.
@@ -55,20 +58,21 @@ def plan_items(
 
     _check(margin, discordance, power)
     if (base is None) != (tuned is None):
-        raise InputError("name two evaluations, or none; one alone has no discordance")
+        raise InputError("one evaluation is given; name two evaluations, to use their discordance, or none")
     with contextlib.ExitStack() as stack:
         ledger = None
         with contextlib.suppress(InputError):
             ledger = stack.enter_context(Ledger(create=False))
-        found = _pair(base, tuned, ledger) if base and tuned else {}
+        observed = _observed(base, tuned, ledger) if base and tuned else {}
         counts = [count for text in task or () for count in _counts(text, ledger)] or \
-            [ItemCount(name, total, "both evaluations") for name, (_, total) in found.items()]
-    names = {count.task: count.items for count in counts}
-    if not names:
-        raise InputError("name tasks with --task, for example --task hellaswag, or two evaluations of the ledger")
-    psi = {name: discordance / 100 if discordance is not None else found.get(name, (USUAL, 0))[0] for name in names}
-    plans = {name: need(psi[name], margin / 100, total=total, alpha=0.05 / len(names), power=power / 100)
-             for name, total in names.items()}
+            [ItemCount(name, total, "both evaluations") for name, (_, total) in observed.items()]
+    totals = {count.task: count.items for count in counts}
+    if not totals:
+        raise InputError("no task is given; name tasks, for example --task hellaswag, or two evaluations in the ledger")
+    psi = {name: discordance / 100 if discordance is not None else observed.get(name, (DEFAULT_DISCORDANCE, 0))[0]
+           for name in totals}
+    plans = {name: need(psi[name], margin / 100, total=total, alpha=0.05 / len(totals), power=power / 100)
+             for name, total in totals.items()}
     origins = {count.task: count.origin for count in counts}
     if as_json:
         emit({"margin": margin, "power": power, "tasks": [{
@@ -84,11 +88,11 @@ def plan_items(
 def _check(margin: float, discordance: float | None, power: float) -> None:
     for flag, value in (("--margin", margin), ("--discordance", discordance), ("--power", power)):
         if value is not None and not 0 < value < 100:
-            raise InputError(f"{flag} {value:g}: a number above 0 and below 100, in percent")
+            raise InputError(f"{flag} {value:g}: allowed are numbers above 0 and below 100")
 
 
-def _pair(base: str, tuned: str, ledger: Ledger | None) -> dict[str, tuple[float, int]]:
-    """(upper bound of the discordance, items of the task) of each task that both have."""
+def _observed(base: str, tuned: str, ledger: Ledger | None) -> dict[str, tuple[float, int]]:
+    """Task -> (upper bound of the discordance, number of items), for each task that both evaluations have."""
     from aftertune.comparison import compare
     from aftertune.stats.planning import discordance_bound
 
@@ -100,10 +104,11 @@ def _pair(base: str, tuned: str, ledger: Ledger | None) -> dict[str, tuple[float
 
 
 def _counts(text: str, ledger: Ledger | None) -> Iterator[ItemCount]:
-    """What ``--task`` names: ``TASK=ITEMS``, or a task with the items that an evaluation would ask now.
+    """The numbers of items for one ``--task``, which is ``TASK=ITEMS`` or the name of a task.
 
-    That is the number of the last evaluation in the ledger, else that of the pack where the Hub is not reached, else
-    that of the Hub. A name that stands for tasks with scores of their own gives each of them.
+    The number of a named task is that of its last evaluation in the ledger, otherwise that of the source that an
+    evaluation would use now (the offline pack if the Hub is not reachable). The name of a group whose tasks have their
+    own scores gives each of the tasks.
     """
     from aftertune.catalog import BENCHMARKS
     from aftertune.tasks.data import asked_from
@@ -123,22 +128,23 @@ def _counts(text: str, ledger: Ledger | None) -> Iterator[ItemCount]:
         elif task in BENCHMARKS:
             source, items = asked_from(task), BENCHMARKS[task].items
             other = next((s for s in items if s != source and items[s] != items[source]), None)
-            yield ItemCount(task, items[source], NAMES[source],
-                        f"{items[other]:,} in {NAMES[other]}" if other else "")
+            yield ItemCount(task, items[source], SOURCES[source],
+                        f"{items[other]:,} in {SOURCES[other]}" if other else "")
         else:
-            raise InputError(f"--task {name}: the catalog does not list it, so its number of items is unknown"
+            raise InputError(f"--task {name}: this task is not in the catalog, so its number of items is unknown"
                              f"{nearest(name, list(BENCHMARKS))}; write --task {name}=ITEMS")
 
 
 def _show(plans: dict[str, Need], psi: dict[str, float], margin: float, power: float) -> None:
+    """Print a table with one row for each task. psi: the discordance of each task, as a share."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     losses = [f"forgot, if −{100 * loss:g}" for loss, _ in next(iter(plans.values())).lost]
     table = Table(box=None, pad_edge=False, title_justify="left",
-                  title=f"items for a verdict, margin ±{margin:g} points, found in {power:g} % of comparisons")
-    for column in ("task", "items", "differ", f"kept (±{margin:g})", *losses, "smallest difference"):
+                  title=f"items for a verdict, margin ±{margin:g} points, power {power:g} %")
+    for column in ("task", "items", "discordant", f"kept (±{margin:g})", *losses, "smallest difference"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for name, plan in plans.items():
         table.add_row(name, f"{plan.total:,}", f"{psi[name]:.1%}", _items(plan.kept, plan.total),
@@ -148,12 +154,13 @@ def _show(plans: dict[str, Need], psi: dict[str, float], margin: float, power: f
     console.print(table)
     for name, plan in plans.items():
         if not plan.can_show_kept:
-            console.print(Text(f"{name}: \"kept\" within {margin:g} points cannot be decided with this task; all its "
-                               f"items show it within {100 * plan.kept_at:.1f} points"), soft_wrap=True)
+            console.print(Text(f"{name}: \"kept\" within {margin:g} points cannot be decided with this task; with all "
+                               f"its items the smallest possible margin is {100 * plan.kept_at:.1f} points"),
+                          soft_wrap=True)
 
 
 def _show_counts(counts: Sequence[ItemCount]) -> None:
-    """Say where the numbers of items are from, in one line."""
+    """Print where the numbers of items come from, in one line."""
     from rich.console import Console
     from rich.text import Text
 
@@ -162,8 +169,9 @@ def _show_counts(counts: Sequence[ItemCount]) -> None:
         name = f"{count.task} ({count.note})" if count.note else count.task
         origins.setdefault(count.origin, []).append(name)
     line = "; ".join(f"from {origin}: {', '.join(names)}" for origin, names in origins.items())
-    Console().print(Text(f"Numbers of items {line}"), soft_wrap=True)
+    Console().print(Text(f"numbers of items {line}"), soft_wrap=True)
 
 
 def _items(count: int, total: int) -> str:
-    return f"{count:,}" if count <= total else f"{count:,} (has {total:,})"
+    """A number of items; the number that the task has is added if it has fewer."""
+    return f"{count:,}" if count <= total else f"{count:,} (task has {total:,})"

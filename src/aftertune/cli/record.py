@@ -1,4 +1,8 @@
-"""``aftertune record`` and ``aftertune report``: the ledger as a Markdown record and as one HTML page."""
+"""Implements ``record`` and ``report``, which write the ledger as a Markdown record and as one HTML page.
+
+    aftertune record --out record.md
+    aftertune report --only base --only tuned --out report.html
+"""
 
 from __future__ import annotations
 
@@ -59,8 +63,11 @@ def report(
 
 
 def _results(only: list[str], files: list[Path], *, published: bool, plans: bool) -> Results:
-    """What the ledger holds and what follows from it. plans: with what studies, those in ``files`` too, have not
-    evaluated. published: without this machine's paths."""
+    """The results in the ledger and the comparisons of recipes that they allow.
+
+    only: ids or names of evaluations, [] for all. plans: also list the models that studies, including those in
+    ``files``, have not evaluated. published: replace the paths of this machine.
+    """
     from aftertune.ledger import Ledger
     from aftertune.redaction import published as public
     from aftertune.report import Results
@@ -70,8 +77,8 @@ def _results(only: list[str], files: list[Path], *, published: bool, plans: bool
     with Ledger(create=False) as ledger:
         results = replace(Results.load(ledger, only), reported=reported, planned=planned)
         if not (results.evaluations or reported or planned):
-            raise InputError("the ledger holds no finished evaluation yet; make one with `aftertune eval` or "
-                             "`aftertune demo`")
+            raise InputError("the ledger has no finished evaluation yet; run `aftertune eval` or `aftertune demo` "
+                             "first")
         if published:
             results = replace(results, evaluations=public(results.evaluations), tunings=public(results.tunings),
                               comparisons=public(results.comparisons), reported=public(reported),
@@ -80,7 +87,7 @@ def _results(only: list[str], files: list[Path], *, published: bool, plans: bool
 
 
 def _contrasts(results: Results, ledger: Ledger) -> list[Contrast]:
-    """Recipes compared over seeds, with the margins of the comparisons of their models."""
+    """Comparisons of recipes over seeds, with the margins of the comparisons of their models."""
     from aftertune.comparison.across_seeds import contrasts
 
     margins = {row.task: row.margin for comparison in results.comparisons for row in comparison.rows}
@@ -88,7 +95,7 @@ def _contrasts(results: Results, ledger: Ledger) -> list[Contrast]:
 
 
 def _reported() -> list[AuditedDocument]:
-    """Every imported score with its audit."""
+    """All imported documents, with the audit of each score."""
     from aftertune.exchange import audited_documents
     from aftertune.ledger import Ledger
 
@@ -97,23 +104,24 @@ def _reported() -> list[AuditedDocument]:
 
 
 def _planned(files: list[Path]) -> list[Planned]:
-    """The cells without an evaluation: of the studies in these files, and of the other studies in the ledger."""
+    """The cells without an evaluation, in the studies in ``files`` and the other studies in the ledger."""
     import contextlib
 
     from aftertune.ledger import Ledger
     from aftertune.pipeline import unevaluated
     from aftertune.study import Study
 
-    given = {study.study: (study, str(file)) for file, study in ((file, Study.load(file)) for file in files)}
+    studies = {study.study: (study, str(file)) for file, study in ((file, Study.load(file)) for file in files)}
     with Ledger(create=bool(files)) as ledger:
         for stored in ledger.studies():
-            if stored.name not in given:
-                with contextlib.suppress(ValueError):  # a study of another version of this program
-                    given[stored.name] = (Study.model_validate_json(stored.yaml), "")
-        return [one for study, file in given.values() for one in unevaluated(study, ledger=ledger, file=file)]
+            if stored.name not in studies:
+                with contextlib.suppress(ValueError):  # the study was stored by another version of aftertune
+                    studies[stored.name] = (Study.model_validate_json(stored.yaml), "")
+        return [cell for study, file in studies.values() for cell in unevaluated(study, ledger=ledger, file=file)]
 
 
 def _write(text: str, out: str, as_json: bool) -> None:
+    """Write a document to a file, or print it if ``out`` is "-"."""
     if out == "-":
         typer.echo(text)
         return

@@ -1,7 +1,9 @@
-"""Prints the reference of the command line as Markdown: ``python -m aftertune.cli.reference``.
+"""Prints the reference of the command line as Markdown.
 
-`make docs` writes it to docs/commands.md, and a test compares the two. ``typer utils docs`` is not used: it cuts the
-summaries, leaves required options out of the usage line, and escapes quotes in code.
+    python -m aftertune.cli.reference > docs/commands.md
+
+`make docs` runs this, and a test compares the two. ``typer utils docs`` is not used, because it cuts the summaries,
+leaves required options out of the usage line, and escapes quotes in code.
 """
 
 from __future__ import annotations
@@ -27,18 +29,19 @@ def reference() -> str:
 
 
 def _verb(verb: str, command: Any) -> list[str]:
+    """The section of one verb."""
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
-    usage = " ".join([f"aftertune {verb}", *map(_place, arguments), *(f"{p.opts[0]} {p.name.upper()}" for p in options
-                                                                      if p.required), "[OPTIONS]"])
+    required = [f"{p.opts[0]} {p.name.upper()}" for p in options if p.required]
+    usage = " ".join([f"aftertune {verb}", *map(_usage_form, arguments), *required, "[OPTIONS]"])
     blocks = [f"## {verb}", _text(" ".join(command.help.split())), f"```text\n{usage}\n```"]
     if arguments:
-        blocks.append(_table(("argument", "what it is"), ((f"`{_place(p)}`", _text(p.help)) for p in arguments)))
+        blocks.append(_table(("argument", "what it is"), ((f"`{_usage_form(p)}`", _text(p.help)) for p in arguments)))
     rows = ((", ".join(f"`{name}`" for name in (*p.opts, *p.secondary_opts)), _default(p), _help(p)) for p in options)
     return [*blocks, _table(("option", "default", "what it does"), rows)]
 
 
-def _place(argument: Any) -> str:
+def _usage_form(argument: Any) -> str:
     """An argument as the usage line shows it."""
     name = argument.metavar or argument.name.upper()
     if argument.nargs == -1:
@@ -60,12 +63,12 @@ def _help(option: Any) -> str:
     low, high = option.min, option.max
     allowed = f"from {low:g} to {high:g}" if low is not None and high is not None else \
         f"{low:g} or more" if low is not None else f"{high:g} at most" if high is not None else ""
-    again = "repeatable" if option.multiple and "epeatable" not in option.help else ""
-    return " ".join([_text(option.help), *(f"({one})" for one in (allowed, again) if one)])
+    repeatable = "repeatable" if option.multiple and "epeatable" not in option.help else ""
+    return " ".join([_text(option.help), *(f"({note})" for note in (allowed, repeatable) if note)])
 
 
 def _text(text: str) -> str:
-    """Help as Markdown: only code spans keep their meaning."""
+    """Help as Markdown: everything outside code spans is escaped."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(p if p.startswith("`") else re.sub(r"([*_|~\[\]])", r"\\\1", p).replace("<", "&lt;") for p in parts)
 

@@ -1,4 +1,9 @@
-"""``study``, ``plan``, ``run`` and ``demo``: check a study file, estimate its cells, run what is missing."""
+"""Implements ``study``, ``plan``, ``run`` and ``demo``, which check, estimate and run a study.
+
+    aftertune study study.yaml tasks.hellaswag.limit=50      change the file, check it and show its tunings
+    aftertune plan study.yaml                                the cost and state of each cell
+    aftertune run study.yaml --only careful                  run the cells that are missing
+"""
 
 from __future__ import annotations
 
@@ -42,26 +47,28 @@ def study(
         print(json.dumps(Study.json_schema(), indent=1))
         return
     if file is None:
-        raise InputError("name a study file, or use --schema")
+        raise InputError("no study file is given; name one, for example `aftertune study study.yaml`, or use --schema")
     if changes:
-        text, found = Study.edited(file, changes)
+        text, loaded = Study.edited(file, changes)
         write_document(file, text)
     else:
-        found = Study.load(file)
+        loaded = Study.load(file)
     if as_json:
-        emit({"study": found.study, "hash": found.hash, "bases": list(found.bases),
-              "tasks": [t.name for t in found.tasks], "tunings": {n: _own_settings(found, n) for n in found.tunings}})
+        emit({"study": loaded.study, "hash": loaded.hash, "bases": list(loaded.bases),
+              "tasks": [t.name for t in loaded.tasks],
+              "tunings": {name: _changed_settings(loaded, name) for name in loaded.tunings}})
     else:
-        _show_study(found)
+        _show_study(loaded)
 
 
-def _own_settings(study: Study, name: str) -> dict[str, Any]:
+def _changed_settings(study: Study, name: str) -> dict[str, Any]:
     """The settings of a tuning that differ from the defaults."""
     settings: dict[str, Any] = study.tunings[name].model_dump(mode="json", exclude_defaults=True)
     return settings
 
 
 def _show_study(study: Study) -> None:
+    """Print a table with one row for each tuning."""
     from rich.console import Console
     from rich.table import Table
 
@@ -70,21 +77,21 @@ def _show_study(study: Study) -> None:
     for column in ("tuning", "base", "method", "settings"):
         table.add_column(column, overflow="fold")
     for name in study.tunings:
-        own = _own_settings(study, name)
-        base, method = own.pop("base"), own.pop("method", study.tunings[name].method)
-        table.add_row(name, base, method, ", ".join(_settings(own)))
+        settings = _changed_settings(study, name)
+        base, method = settings.pop("base"), settings.pop("method", study.tunings[name].method)
+        table.add_row(name, base, method, ", ".join(_settings(settings)))
     Console().print(table)
 
 
-def _settings(own: dict[str, Any], before: str = "") -> list[str]:
-    """Settings as text: ``learning_rate 0.0001``, ``lora.r 8``; files by their name."""
-    shown: list[str] = []
-    for key, value in own.items():
+def _settings(settings: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings as text, such as ``learning_rate 0.0001`` and ``lora.r 8``. A file is shown without its folder."""
+    texts: list[str] = []
+    for key, value in settings.items():
         if isinstance(value, dict):
-            shown += _settings(value, f"{before}{key}.")
+            texts += _settings(value, f"{prefix}{key}.")
         else:
-            shown.append(f"{before}{key} {Path(value).name if key.endswith('file') else value}")
-    return shown
+            texts.append(f"{prefix}{key} {Path(value).name if key.endswith('file') else value}")
+    return texts
 
 
 def plan(
@@ -93,9 +100,9 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Output folder, as for `aftertune run`.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show each cell of a study: state, cost on this machine, command, what is missing. Nothing is fetched or run."""
+    """Show the state, cost, command and missing files of each cell of a study. Nothing is downloaded or run."""
     from aftertune.ledger import Ledger
-    from aftertune.pipeline import plan as make
+    from aftertune.pipeline import plan as plan_cells
     from aftertune.study import Study
 
     loaded = Study.load(study, sets or ())
@@ -104,7 +111,7 @@ def plan(
             ledger = stack.enter_context(Ledger(create=False))
         except InputError:  # there is no ledger yet
             ledger = None
-        cells = make(loaded, ledger=ledger, file=str(study), out=out)
+        cells = plan_cells(loaded, ledger=ledger, file=str(study), out=out)
     if as_json:
         emit({"study": loaded.study, "cells": [{
             "cell": c.name, "status": c.status, "why": c.why, "seconds": c.cost.seconds, "memory": c.cost.memory,
@@ -140,24 +147,25 @@ def _show_plan(name: str, cells: list[PlannedCell]) -> None:
         console.print(Text(text), soft_wrap=True)
     for text, names in _missing(cells).items():
         console.print(Text.assemble(("missing ", "yellow"), text, f" (for {names})"), soft_wrap=True)
-    left = [c for c in cells if c.status not in ("done", "running")]
-    known = [c.cost.seconds for c in left if c.cost.seconds is not None]
-    if left:
-        mark = "; ≈: from a preset, without the model's config" if any(c.cost.estimated for c in left) else ""
-        console.print(Text(f"{len(left)} cells to run, about {duration_text(sum(known))} here{mark}"))
+    remaining = [c for c in cells if c.status not in ("done", "running")]
+    seconds = [c.cost.seconds for c in remaining if c.cost.seconds is not None]
+    if remaining:
+        mark = ("; ≈: estimated from a preset, without the model's config" if any(c.cost.estimated for c in remaining)
+                else "")
+        console.print(Text(f"{len(remaining)} cells to run, about {duration_text(sum(seconds))} on this machine{mark}"))
         console.print(Text("commands:"))
-        for cell in left:
+        for cell in remaining:
             console.print(Text(f"  {cell.command}"), soft_wrap=True)
 
 
 def _missing(cells: list[PlannedCell]) -> dict[str, str]:
-    """Each missing thing, with the cells that need it."""
-    found: dict[str, list[str]] = {}
+    """What is missing -> the cells that need it, as text."""
+    cells_by_text: dict[str, list[str]] = {}
     for cell in cells:
         for text in cell.missing:
-            found.setdefault(text, []).append(cell.name)
+            cells_by_text.setdefault(text, []).append(cell.name)
     return {text: ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            for text, names in found.items()}
+            for text, names in cells_by_text.items()}
 
 
 def _gib(size: int | None) -> str:
@@ -184,8 +192,8 @@ def run(
     _show_result(result, as_json)
     if result.failed:
         cells = "; ".join(f"{name}: {why}" for name, why in result.failed)
-        raise AftertuneError(f"{len(result.failed)} cells of {loaded.study} were not run ({cells}); fix that and "
-                             "run the same command again")
+        raise AftertuneError(f"{len(result.failed)} cells of {loaded.study} failed or were skipped ({cells}); fix the "
+                             "cause and run the same command again")
 
 
 def execute(study: Study, out: Path, choice: CellChoice | None = None) -> Result:
@@ -195,13 +203,13 @@ def execute(study: Study, out: Path, choice: CellChoice | None = None) -> Result
     from aftertune.pipeline import run as run_study
 
     names = [cell.name for cell in chosen(study, choice.only if choice else ())]
-    with Ledger() as ledger, _shown(names) as (update, turn):
+    with Ledger() as ledger, _live_table(names) as (update, turn):
         return run_study(study, ledger=ledger, out=out, choice=choice, progress=update, turn=turn)
 
 
 @contextlib.contextmanager
-def _shown(names: list[str]) -> Iterator[tuple[Progress, CellCallback]]:
-    """Show a live table of the cells on a terminal, else plain lines."""
+def _live_table(names: list[str]) -> Iterator[tuple[Progress, CellCallback]]:
+    """Show a live table of the cells if stderr is a terminal, otherwise plain lines."""
     if not sys.stderr.isatty():
         with progress() as update:
             yield update, lambda *_: None
@@ -215,9 +223,9 @@ def _shown(names: list[str]) -> Iterator[tuple[Progress, CellCallback]]:
 
 
 class Board:
-    """The cells of a run as a table: their states, and the progress of the running cell."""
+    """A live table of the cells of a run: their states, and the progress of the running cell."""
 
-    #: Rows to show; of a longer run those around the running cell.
+    #: The largest number of rows; of a longer run the rows around the running cell are shown.
     ROWS = 18
 
     def __init__(self, names: list[str]) -> None:
@@ -225,17 +233,17 @@ class Board:
 
         self.clock = time.monotonic
         self.states = dict.fromkeys(names, "planned")
-        self.begun, self.took = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-        self.at, self.text = names[0] if names else "", ""
+        self.started, self.seconds = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+        self.current, self.text = names[0] if names else "", ""
         self.share: float | None = None
 
     def turn(self, name: str, status: str) -> None:
         """Set the state of a cell."""
         self.states[name] = status
         if status == "running":
-            self.at, self.text, self.share, self.begun[name] = name, "", None, self.clock()
-        elif self.begun[name]:
-            self.took[name] = self.clock() - self.begun[name]
+            self.current, self.text, self.share, self.started[name] = name, "", None, self.clock()
+        elif self.started[name]:
+            self.seconds[name] = self.clock() - self.started[name]
 
     def update(self, done: int, total: int, text: str) -> None:
         """Set the progress of the running cell."""
@@ -246,8 +254,8 @@ class Board:
         from rich.text import Text
 
         names = list(self.states)
-        place = names.index(self.at) if self.at in names else 0
-        first = max(min(place - self.ROWS // 2, len(names) - self.ROWS), 0)
+        position = names.index(self.current) if self.current in names else 0
+        first = max(min(position - self.ROWS // 2, len(names) - self.ROWS), 0)
         done = sum(state == "done" for state in self.states.values())
         table = tables.Table(box=None, pad_edge=False, title=f"{done} of {len(names)} cells done", title_justify="left")
         for column in ("cell", "state", "time", "progress"):
@@ -256,7 +264,7 @@ class Board:
         for name in names[first:first + self.ROWS]:
             state = self.states[name]
             running = state == "running"
-            seconds = self.clock() - self.begun[name] if running else self.took[name]
+            seconds = self.clock() - self.started[name] if running else self.seconds[name]
             table.add_row(Text(name), Text(state, colours[state]), Text(f"{seconds:.0f} s" if seconds else ""),
                           Text(self._bar() if running else ""))
         return table
@@ -264,10 +272,10 @@ class Board:
     def _bar(self) -> str:
         if self.share is None:
             return self.text
-        seconds = self.clock() - self.begun[self.at]
-        left = f", about {seconds * (1 - self.share) / self.share:.0f} s left" if self.share > 0.02 else ""
+        seconds = self.clock() - self.started[self.current]
+        remaining = f", about {seconds * (1 - self.share) / self.share:.0f} s left" if self.share > 0.02 else ""
         full = round(20 * self.share)
-        return f"{'━' * full}{'╌' * (20 - full)} {self.share:.0%} {self.text}{left}"
+        return f"{'━' * full}{'╌' * (20 - full)} {self.share:.0%} {self.text}{remaining}"
 
 
 def _show_result(result: Result, as_json: bool) -> None:
@@ -284,8 +292,8 @@ def _show_result(result: Result, as_json: bool) -> None:
         return
     for comparison in results.comparisons:
         show_comparison(comparison)
-    for one in seed_observations(results.contrasts):
-        typer.echo(f"{one.lead}: {one.text}")
+    for observation in seed_observations(results.contrasts):
+        typer.echo(f"{observation.lead}: {observation.text}")
     typer.echo(f"record  {result.record}\nreport  {result.page}")
 
 
@@ -293,7 +301,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the tunings, the record and the page.")] = Path("runs/demo"),
     as_json: JsonFlag = False,
 ) -> None:
-    """Evaluate a real model, fine-tune it with care and without, and compare what each learned and forgot."""
+    """Evaluate a small model, fine-tune it carefully and carelessly, and compare what each learned and forgot."""
     from aftertune.demo import folder
     from aftertune.study import Study
 

@@ -1,4 +1,8 @@
-"""``tune``: fine-tune a model; ``check-merge``: compare merged weights with the adapter."""
+"""Implements ``tune``, which fine-tunes a model, and ``check-merge``, which compares merged weights with the adapter.
+
+    aftertune tune Qwen/Qwen2.5-0.5B --data orders.jsonl --method lora --out runs/orders
+    aftertune check-merge runs/orders
+"""
 
 from __future__ import annotations
 
@@ -47,11 +51,11 @@ def tune(
 
     with Ledger() as ledger, progress() as update:
         update(0, 0, "reading the data")
-        tuning = run(spec, ledger=ledger, progress=update, questions=_questions(tasks), look=_look(spec))
+        tuning = run(spec, ledger=ledger, progress=update, questions=_questions(tasks), look=_watch(spec))
     return show(tuning, spec.model, as_json)
 
 
-def _look(spec: TuneSpec) -> ForgettingWatch | None:
+def _watch(spec: TuneSpec) -> ForgettingWatch | None:
     """The watch that evaluates tasks during training; None without --watch."""
     if spec.watch is None:
         return None
@@ -67,32 +71,32 @@ def _questions(names: str | None) -> list[Question]:
     from aftertune.study import TargetSpec, TaskSpec
     from aftertune.tasks import LoadOptions, questions
 
-    given = [name.strip() for name in names.split(",") if name.strip()]
+    tasks = [name.strip() for name in names.split(",") if name.strip()]
     return questions([TaskSpec(name=Path(name).name, target=TargetSpec(file=Path(name))) if name.endswith(".jsonl")
-                      else TaskSpec(name=name) for name in given], LoadOptions())
+                      else TaskSpec(name=name) for name in tasks], LoadOptions())
 
 
 def show_preview(spec: TuneSpec, questions: list[Question], as_json: bool) -> None:
     """Print three examples, with the learned tokens between ⟦ and ⟧, and a summary of the data."""
     from aftertune.tuning import preview
 
-    found = preview(spec, questions=questions)
+    shown = preview(spec, questions=questions)
     if as_json:
-        emit({"examples": [{"from": one.where, "tokens": one.tokens, "learned": one.learned,
-                            "parts": [{"text": text, "learned": learned} for text, learned in one.parts]}
-                           for one in found.examples],
-              "counts": found.counts, "overlap": found.overlap, "notes": list(found.notes)})
+        emit({"examples": [{"from": example.where, "tokens": example.tokens, "learned": example.learned,
+                            "parts": [{"text": text, "learned": learned} for text, learned in example.parts]}
+                           for example in shown.examples],
+              "counts": shown.counts, "overlap": shown.overlap, "notes": list(shown.notes)})
         return
     import rich
     from rich.text import Text
 
-    for number, one in enumerate(found.examples, 1):
-        rich.print(Text.assemble((f"example {number}", "bold"), f"  {one.where}: {one.learned} of {one.tokens} tokens "
-                                 "are learned"))
+    for number, example in enumerate(shown.examples, 1):
+        rich.print(Text.assemble((f"example {number}", "bold"), f"  {example.where}: {example.learned} of "
+                                 f"{example.tokens} tokens are learned"))
         rich.print(Text.assemble(*((f"⟦{text}⟧", "bold green") if learned else (text, "dim")
-                                   for text, learned in one.parts)), "")
+                                   for text, learned in example.parts)), "")
     rich.print(Text.assemble(("⟦learned⟧", "bold green"), "  ", ("context", "dim")))
-    show_data(found)
+    show_data(shown)
 
 
 def show_estimate(spec: TuneSpec, as_json: bool) -> None:
@@ -100,18 +104,19 @@ def show_estimate(spec: TuneSpec, as_json: bool) -> None:
     from aftertune.report import duration_text
     from aftertune.tuning import estimate_tuning
 
-    found = estimate_tuning(spec)
+    estimate = estimate_tuning(spec)
     if as_json:
-        emit({"trainable_parameters": found.trainable, "memory": found.memory, "disk": found.disk, "steps": found.steps,
-              "tokens": found.tokens, "seconds": found.seconds, "basis": found.basis})
+        emit({"trainable_parameters": estimate.trainable, "memory": estimate.memory, "disk": estimate.disk,
+              "steps": estimate.steps, "tokens": estimate.tokens, "seconds": estimate.seconds,
+              "basis": estimate.basis})
         return
-    typer.echo(f"{spec.method} of {spec.model}: {found.trainable:,} trained parameters, about "
-               f"{found.memory / 2**30:.1f} GiB of memory, {found.disk / 2**30:.2f} GiB of disk, "
-               f"{duration_text(found.seconds or 0)} for {found.steps:,} steps and "
-               f"{found.tokens:,} tokens (estimated from {found.basis}); nothing was run")
+    typer.echo(f"{spec.method} of {spec.model}: {estimate.trainable:,} trainable parameters, about "
+               f"{estimate.memory / 2**30:.1f} GiB of memory, {estimate.disk / 2**30:.2f} GiB of disk, "
+               f"{duration_text(estimate.seconds or 0)} for {estimate.steps:,} steps and "
+               f"{estimate.tokens:,} tokens (estimated from {estimate.basis}); nothing was trained")
 
 
-def show_data(found: Preview | Tuning) -> None:
+def show_data(data: Preview | Tuning) -> None:
     """Print how many rows were read, left out, learned, and shared with evaluations; then the notes."""
     import rich
     from rich.table import Table
@@ -120,10 +125,10 @@ def show_data(found: Preview | Tuning) -> None:
     from aftertune.report import data_facts
 
     table = Table(box=None, show_header=False, pad_edge=False)
-    for label, value in data_facts(found.counts, found.overlap):
+    for label, value in data_facts(data.counts, data.overlap):
         shared = label.startswith("Data Overlap") and not value.startswith("none")
         table.add_row(Text(label.removeprefix("Data ").lower(), "yellow" if shared else ""), Text(value))
-    for note in found.notes:
+    for note in data.notes:
         table.add_row(Text("note", "yellow"), Text(note))
     rich.print(table)
 
@@ -150,8 +155,8 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
     show_data(tuning)
     flag = f"{model} --adapter {tuning.output}" if writes_adapter(tuning.method) else tuning.output
     if tuning.merged:
-        typer.echo(f"whole weights in {tuning.output}/merged")
-    typer.echo(f"written to {tuning.output}; what did it forget? aftertune eval {flag} --tasks …")
+        typer.echo(f"merged weights: {tuning.output}/merged")
+    typer.echo(f"written to {tuning.output}\nmeasure forgetting: aftertune eval {flag} --tasks …")
 
 
 def check_merge(
@@ -170,28 +175,31 @@ def check_merge(
 
     specs = [TaskSpec(name=name.strip(), sample=sample) for name in tasks.split(",") if name.strip()]
     with Ledger() as ledger, progress() as update:
-        found = run(tuning, tasks=specs, ledger=ledger, nf4=nf4, dtype=dtype, device=device, progress=update)
+        check = run(tuning, tasks=specs, ledger=ledger, nf4=nf4, dtype=dtype, device=device, progress=update)
     if as_json:
-        emit({"tuning": found.tuning.id, "tasks": list(found.tasks), "items": found.items, "scores": found.scores,
-              "moved": found.moved, "merged": _likeness_object(found.merged), "nf4": _likeness_object(found.nf4)})
+        emit({"tuning": check.tuning.id, "tasks": list(check.tasks), "items": check.items, "scores": check.scores,
+              "moved": check.moved, "merged": _agreement_object(check.merged), "nf4": _agreement_object(check.nf4)})
     else:
-        _show_check(found)
-    if not found.merged.same:
-        raise GateFailed(f"{found.tuning.name}: the merged weights are not the model that the adapter makes of its "
-                         "base; use the adapter unmerged, or merge into a base that is stored in a wider dtype")
+        _show_check(check)
+    if not check.merged.same:
+        raise GateFailed(f"{check.tuning.name}: the merged weights differ from the base with the adapter; use the "
+                         "adapter unmerged, or merge into a base with a wider dtype, such as float32")
 
 
-def _likeness_object(found: Agreement | None) -> dict[str, object] | None:
-    return None if found is None else {"same": found.same, "mean": found.mean, "largest": found.largest,
-                                       "share": found.share, "discordant": found.discordant}
+def _agreement_object(agreement: Agreement | None) -> dict[str, object] | None:
+    """The agreement with the adapter as ``check-merge --json`` prints it."""
+    return None if agreement is None else {
+        "same": agreement.same, "mean": agreement.mean, "largest": agreement.largest, "share": agreement.share,
+        "discordant": agreement.discordant}
 
 
-def _show_check(found: MergeCheck) -> None:
+def _show_check(check: MergeCheck) -> None:
     """Print one line for each form of the merged weights."""
-    typer.echo(f"{found.tuning.name}: {found.items} items of {', '.join(found.tasks)}, {found.scores} log-likelihoods; "
-               f"the tuning moved them by {found.moved:.4f} nats on average")
-    for label, one in (("merged", found.merged), ("merged, in four bits", found.nf4)):
-        if one is not None:
-            typer.echo(f"{label}: {'the same model' if one.same else 'another model'}; differs by {one.mean:.4f} nats "
-                       f"on average ({one.share:.1%} of that), {one.largest:.4f} at most; {one.discordant} of "
-                       f"{found.items} items are answered differently")
+    typer.echo(f"{check.tuning.name}: {check.items} items of {', '.join(check.tasks)}, {check.scores} log-likelihoods; "
+               f"the fine-tune changed them by {check.moved:.4f} nats on average")
+    for label, agreement in (("merged", check.merged), ("merged, in 4 bits", check.nf4)):
+        if agreement is not None:
+            typer.echo(f"{label}: {'the same model' if agreement.same else 'a different model'}; differs by "
+                       f"{agreement.mean:.4f} nats on average ({agreement.share:.1%} of that change), "
+                       f"{agreement.largest:.4f} at most; {agreement.discordant} of {check.items} items have a "
+                       "different answer")

@@ -4,7 +4,7 @@
     balance_panels(balance, 760)        a panel for each benchmark
 
 Shape and colour of a mark are those of its verdict. A mark is hollow if it is not proven that the fine-tune learned
-anything. The shaded band is the margin; the dashed line is the front.
+anything. The shaded band is the margin; the dashed line is the Pareto front.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def balance_views(outcomes: Sequence[TuningOutcome]) -> list[BalanceView]:
         views.append(BalanceView(
             base=fmt.visible(balance.base_name), learned=balance.learned, changed=balance.changed, figure=chart,
             panels=figure(partial(balance_panels, balance),
-                          "The same chart for each benchmark, with the verdicts and the front of that benchmark."),
+                          "The same chart for each benchmark, with its verdicts and its Pareto front."),
             rows=[_balance_row(p, balance) for p in balance.points]))
     return views
 
@@ -122,7 +122,7 @@ def _caption(balance: Balance) -> str:
     band = "" if balance.margin is None else f" Shaded: the margin of ±{balance.margin:.2f} points."
     return ("Each mark is one fine-tune, numbered as in the table. Horizontal axis: what it learned. Vertical axis: "
             f"{change}. {_MARKS}. Hollow mark: it is not proven that the fine-tune learned anything. Dashed line: the "
-            "front, which is the set of fine-tunes that no other one beats on both axes, by the estimates."
+            "Pareto front, drawn through the fine-tunes that no other one beats on both axes, by the estimates."
             f"{band}{fmt.visible(floor)}")
 
 
