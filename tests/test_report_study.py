@@ -231,7 +231,8 @@ def test_another_recipe_is_another_line_and_another_seed_is_not(tuning_outcomes)
     assert [len(p.spans) for p in size.panels[0].curves[0].places] == [2, 1]
     faster = [replace(o, tuning=replace(o.tuning, id=f"{o.tuning.id}y",
                                         settings={**o.tuning.settings, "learning_rate": 1e-3}),
-                      comparison=replace(o.comparison, id=f"{o.comparison.id}y")) for o in tuning_outcomes if o.share == 0]
+                      comparison=replace(o.comparison, id=f"{o.comparison.id}y"))
+              for o in tuning_outcomes if o.share == 0]
     labels = factors([*tuning_outcomes, *faster])[0].labels
     assert "no replay, learning rate 0.0002" in labels
     assert "no replay, learning rate 0.001" in labels

@@ -144,7 +144,7 @@ def _show(plans: dict[str, Need], psi: dict[str, float], margin: float, power: f
     losses = [f"forgot, if −{100 * loss:g}" for loss, _ in next(iter(plans.values())).lost]
     table = Table(box=None, pad_edge=False, title_justify="left",
                   title=f"items for a verdict, margin ±{margin:g} points, power {power:g} %")
-    for column in ("task", "items", "discordant", f"kept (±{margin:g})", *losses, "smallest difference"):
+    for column in ("task", "items", "differ", f"kept (±{margin:g})", *losses, "smallest difference"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for name, plan in plans.items():
         table.add_row(name, f"{plan.total:,}", f"{psi[name]:.1%}", _items(plan.kept, plan.total),
@@ -169,7 +169,7 @@ def _show_counts(counts: Sequence[ItemCount]) -> None:
         name = f"{count.task} ({count.note})" if count.note else count.task
         origins.setdefault(count.origin, []).append(name)
     line = "; ".join(f"from {origin}: {', '.join(names)}" for origin, names in origins.items())
-    Console().print(Text(f"numbers of items {line}"), soft_wrap=True)
+    Console().print(Text(f"Numbers of items {line}"), soft_wrap=True)
 
 
 def _items(count: int, total: int) -> str:

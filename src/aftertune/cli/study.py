@@ -100,7 +100,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Output folder, as for `aftertune run`.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the state, cost, command and missing files of each cell of a study. Nothing is downloaded or run."""
+    """Show the state, cost and command of each cell of a study, and what is missing. Nothing is downloaded or run."""
     from aftertune.ledger import Ledger
     from aftertune.pipeline import plan as plan_cells
     from aftertune.study import Study
