@@ -87,7 +87,7 @@ def test_after_a_tuned_model_the_next_command_is_named(file: Path, monkeypatch: 
     assert call(monkeypatch, "eval", "base", "--adapter", "tuned", *asked, "--limit", "3", "--name", "mine") == 0
     line = capsys.readouterr().out.strip().splitlines()[-1]
     assert line == "compare with the base: aftertune compare base mine"
-    assert call(monkeypatch, *line.partition("? aftertune ")[2].split()) == 0
+    assert call(monkeypatch, *line.partition(": aftertune ")[2].split()) == 0
 
 
 def test_a_failed_cell_does_not_stop_the_rest(file: Path, monkeypatch: pytest.MonkeyPatch,
