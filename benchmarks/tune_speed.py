@@ -54,21 +54,21 @@ class Side:
 
         from aftertune import sources
         from aftertune.engine import devices
-        from aftertune.tuning.build import attention
-        from aftertune.tuning.tokenize import Form, encode_all
+        from aftertune.tuning.build import attention_implementation
+        from aftertune.tuning.tokenize import EncodeOptions, encode_all
 
         self.name = name
         self.threads = devices.set_threads()
         source = sources.resolve_model(speed.MODEL)
         self.tokenizer = sources.load_tokenizer(source)
         training, held_out = data(given)
-        self.rows, self.held_out = (encode_all(part, self.tokenizer, Form("chat", 1024)).rows
+        self.rows, self.held_out = (encode_all(part, self.tokenizer, EncodeOptions("chat", 1024)).rows
                                     for part in (training, held_out))
         longest = max(len(r.ids) for r in self.rows)
         self.dtype = "bfloat16" if devices.dtypes_of("cpu")[0] == "bfloat16" else "float32"
         own = self.dtype if name != "trl" else "float32"
-        self.model = sources.load_model(source, own, "cpu", tokenizer=self.tokenizer,
-                                        attn_implementation=attention("cpu", longest) if name == "aftertune" else None)
+        attention = attention_implementation("cpu", longest) if name == "aftertune" else None
+        self.model = sources.load_model(source, own, "cpu", tokenizer=self.tokenizer, attn_implementation=attention)
         torch.manual_seed(0)
 
     def run(self) -> dict[str, Any]:
@@ -92,23 +92,20 @@ class Side:
 
     def _ours(self, folder: Path) -> tuple[Any, float, str]:
         from aftertune.study import LoraSpec
-        from aftertune.tuning.batching import choose
+        from aftertune.tuning.batching import choose_layout
         from aftertune.tuning.build import build
         from aftertune.tuning.callbacks import Checkpoints, Hooks, TrainingPlan
-        from aftertune.tuning.trainer import (
-            CompletionTrainer,  # noqa: F401  # no import in what is timed
-            Feed,
-            train,
-        )
+        from aftertune.tuning.trainer import TrainingData, train
 
         model = build(self.model, "lora", LoraSpec(r=RANK), seed=0)
-        lines = choose(model, self.rows, pad=self.tokenizer.pad_token_id, dtype=self.dtype)
+        layout = choose_layout(model, self.rows, pad=self.tokenizer.pad_token_id, dtype=self.dtype)
         plan = TrainingPlan(device="cpu", dtype=self.dtype, seed=0, epochs=1, max_steps=None, learning_rate=RATE,
                     batch_size=BATCH, accumulation=1, warmup=0.05, weight_decay=0.0, save_seconds=1e9)
         _warm_up(model, self.rows)
         started = time.perf_counter()
-        train(model, self.tokenizer, Feed(self.rows, lines), plan, Checkpoints(folder, "t"), Hooks(lambda *_: None))
-        return model, time.perf_counter() - started, lines.note
+        train(model, self.tokenizer, TrainingData(self.rows, layout), plan, Checkpoints(folder, "t"),
+              Hooks(lambda *_: None))
+        return model, time.perf_counter() - started, layout.note
 
     def _theirs(self, folder: Path) -> tuple[Any, float, str]:
         from datasets import Dataset

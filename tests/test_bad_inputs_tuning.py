@@ -125,7 +125,7 @@ def _adapters(root: Path) -> None:
 #: Number and name -> command, exit code, and what its line must say.
 REFUSED: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "11-missing": ("tune base --data nope.jsonl", 2, ("nope.jsonl: no such data file", "give a .jsonl")),
-    "11-empty": ("tune base --data empty.jsonl", 2, ("empty.jsonl: no examples", "needs one example a row")),
+    "11-empty": ("tune base --data empty.jsonl", 2, ("empty.jsonl: no examples", "write one example per row")),
     "11-hollow": ("tune base --data hollow.jsonl", 2, ("of 1 rows 0 are unreadable and 1 have an empty completion",
                                                        "needs a text to learn")),
     "12-not-utf8": ("tune base --data latin.jsonl", 2, ("latin.jsonl:2: byte 0xe9 at offset", "not UTF-8",
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "35-none-eval": ("eval raw --tasks arc_easy --limit 1 --apply-chat-template", 2, (
         "'arc_easy' asks for the chat template, but the model's tokenizer has none", "set apply_chat_template")),
     "35-none-tune": ("tune raw --data good.jsonl", 2, ("has no chat template", "--template")),
-    "35-unsafe-tune": ("tune hostile --data good.jsonl", 2, ("the chat template refuses", "unsafe", "template: plain")),
+    "35-unsafe-tune": ("tune hostile --data good.jsonl", 2, ("the chat template rejects", "unsafe", "template: plain")),
     "35-unsafe-eval": ("eval hostile --tasks arc_easy --limit 1 --apply-chat-template", 2, ("chat template", "unsafe")),
     "35-broken-eval": ("eval half --tasks arc_easy --limit 1 --apply-chat-template", 2, ("chat template", "half")),
     "36-encoder": ("eval encoder --tasks arc_easy", 2, ("BertForMaskedLM is an encoder", "works: causal models",
@@ -199,7 +199,7 @@ OF_THE_HUB: dict[str, tuple[Exception, tuple[str, ...]]] = {
     "21-split": (ValueError('Unknown split "tran". Should be one of [\'train\', \'test\'].'), (
         "acme/rows: has no split 'tran'; it has 'train', 'test'", "--split")),
     "22-script": (RuntimeError("Dataset scripts are no longer supported, but found rows.py"), (
-        "acme/rows: is a data set with a loading script", "Parquet", "refs/convert/parquet")),
+        "acme/rows: needs a loading script", "Parquet", "refs/convert/parquet")),
     "23-data-gated": (OSError("acme/rows is a gated dataset, hf_SECRET"), ("accept its terms", "HF_TOKEN")),
     "23-data-401": (OSError("401 for hf_SECRET"), ("refused access", "HF_TOKEN")),
     "23-data-offline": (ConnectionError("no route, hf_SECRET"), ("offline or the Hub cannot be reached", "local file")),
@@ -248,13 +248,14 @@ def test_what_the_hub_does_not_give_of_models_is_told_apart(case: str, place: Pa
 #: Number and name -> what is given to a preview, and what it must count, by side and kind, and note.
 ACCEPTED: dict[str, tuple[str, dict[str, dict[str, int]], str]] = {
     "13-marks": ("base --data windows.jsonl", {"data": {"rows": 40, "unreadable": 0}},
-                 "windows.jsonl: has a byte order mark and CRLF line ends"),
+                 "windows.jsonl: has a byte order mark and CRLF line ends, which were removed"),
     "14-skipped": ("base --data torn.jsonl --skip-bad", {"data": {"rows": 41, "unreadable": 1}},
                    "1 of 41 rows are unreadable and were left out; the first: torn.jsonl:41"),
     "18-partly": ("base --data long.jsonl --max-length 96", {"training": {"masked": 1}}, "fill max_length 96"),
     "19-duplicates": ("base --data twice.jsonl", {"data": {"rows": 44, "duplicates": 3, "alike": 1}}, ""),
     "32-no-pad": ("padless --data good.jsonl", {}, "no pad token; its eos token '</s>' stands in, masked"),
-    "33-no-eos": ("endless --data good.jsonl --template plain", {}, "no end-of-sequence token, so no answer's end"),
+    "33-no-eos": ("endless --data good.jsonl --template plain", {},
+                  "no end-of-sequence token, so the model does not learn to end"),
 }
 
 
@@ -354,7 +355,7 @@ def test_37_a_held_out_loss_that_is_no_number_is_known_before_training(
     settle(monkeypatch, place)
     words = "tune torn-out --data tildes.jsonl --dtype float32 --device cpu"
     assert call(monkeypatch, *words.split()) == 1
-    assert one_line(capfd, ("the loss that is measured is no number for tildes.jsonl:", "damaged weights")) == ""
+    assert one_line(capfd, ("the measured loss is not a finite number for tildes.jsonl:", "damaged weights")) == ""
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from aftertune.methods import METHODS, method_title, unused_settings, writes_ada
 from aftertune.sources import load_model, resolve_model
 from aftertune.study import DataSpec, LoraSpec, Study, StudyTuning, TuneSpec
 from aftertune.tuning import estimate_tuning
-from aftertune.tuning.build import base_dtype, build, loaded, trainable
+from aftertune.tuning.build import base_dtype, build, count_trainable, source_for_method
 from tuning_cases import easy_rows, family_model, tiny_model, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(folder: Path, method: str, lora: LoraSpec) -> Any:
     """The model with what the method trains of it."""
-    base = load_model(loaded(resolve_model(str(folder)), method), base_dtype(method, "float32"), "cpu")
+    base = load_model(source_for_method(resolve_model(str(folder)), method), base_dtype(method, "float32"), "cpu")
     return build(base, method, lora, seed=0)
 
 
@@ -85,7 +85,7 @@ def test_exactly_the_settings_that_an_entry_names_reach_pefts_config(name: str, 
 def test_the_dry_run_knows_exactly_how_many_parameters_are_trained(place: Path, name: str, family: str) -> None:
     for settings in ({}, {"r": 5}, {"target_modules": ("q_proj", "v_proj", "fc2" if family == "phi" else "down_proj")}):
         spec = TuneSpec(model=str(place / family), data=DataSpec(file=place / "data.jsonl"), method=name, lora=settings)
-        assert estimate_tuning(spec).trainable == trainable(made(place / family, name, spec.lora))
+        assert estimate_tuning(spec).trainable == count_trainable(made(place / family, name, spec.lora))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -17,7 +17,7 @@ from aftertune.study import DataSpec, LoraSpec, TaskSpec, TuneSpec
 from aftertune.tuning import tune
 from aftertune.tuning.held_out import Batching, completion_losses
 from aftertune.tuning.split import Corpus
-from aftertune.tuning.tokenize import Form, encode_all
+from aftertune.tuning.tokenize import EncodeOptions, encode_all
 from eval_cases import CHAT, byte_folder
 from test_cli import call
 from tuning_cases import base_and_data, easy_rows, timeless, write_rows
@@ -56,7 +56,8 @@ def test_it_learns_and_the_saved_adapter_has_the_same_loss(place: Path, method: 
     assert adapter.proven
     assert fingerprint_model(base, adapter).fingerprint == tuning.result
     model, tokenizer = load_model(base, "float32", "cpu", adapter), load_tokenizer(base)
-    held_out = encode_all(Corpus.load(spec(place, "none", method).data, 0).held_out, tokenizer, Form("chat", 1024))
+    examples = Corpus.load(spec(place, "none", method).data, 0).held_out
+    held_out = encode_all(examples, tokenizer, EncodeOptions("chat", 1024))
     losses = completion_losses(model, held_out.rows, Batching(pad=tokenizer.pad_token_id, dtype="float32"))
     assert sum(losses) / len(losses) == pytest.approx(tuning.held_out.after, abs=1e-4)
 
@@ -93,7 +94,7 @@ def test_the_weights_of_the_best_validation_are_kept(place: Path, method: str) -
     base = resolve_model(str(place / "base"))
     model, tokenizer = load_model(base, "float32", "cpu", resolve_adapter(tuning.output, base, tuning.base)), \
         load_tokenizer(base)
-    rows = encode_all(Corpus.load(data, 0).validation, tokenizer, Form("chat", 1024)).rows
+    rows = encode_all(Corpus.load(data, 0).validation, tokenizer, EncodeOptions("chat", 1024)).rows
     found = completion_losses(model, rows, Batching(pad=tokenizer.pad_token_id, dtype="float32"))
     assert sum(found) / len(found) == pytest.approx(min(losses), abs=1e-4)
 

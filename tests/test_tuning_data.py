@@ -10,7 +10,7 @@ import pytest
 
 from aftertune.errors import InputError, SourceError
 from aftertune.study import DATA_FILES
-from aftertune.tuning.data import KINDS, Account, Example, Reading, read_examples
+from aftertune.tuning.data import KINDS, Example, ReadOptions, ReadReport, read_examples
 
 GOOD = '{"prompt": "a", "completion": "b"}'
 
@@ -59,7 +59,7 @@ def test_pieces_of_text_are_one_text_and_calls_of_tools_are_refused(tmp_path):
     assert read(tmp_path, json.dumps({"messages": [user, {"role": "assistant", "content": "c"}]})) == [
         Example((("user", "ab"),), "c")]
     calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {}}]}
-    with pytest.raises(InputError, match="`content` must be text, found NoneType; calls of tools are learned as text"):
+    with pytest.raises(InputError, match="`content` must be text, found NoneType; tool calls are learned only as text"):
         read(tmp_path, json.dumps({"messages": [user, calls]}))
 
 
@@ -126,7 +126,7 @@ def test_a_row_of_every_form_is_told_by_its_keys(tmp_path, name):
     line, example = FORMS[name]
     assert read(tmp_path, line) == [example]
     (tmp_path / "data.jsonl").write_text(line)
-    assert read_examples(tmp_path / "data.jsonl", Reading(form=name.split()[0])) == [example]
+    assert read_examples(tmp_path / "data.jsonl", ReadOptions(form=name.split()[0])) == [example]
 
 
 def test_an_input_stands_under_its_instruction(tmp_path):
@@ -148,15 +148,15 @@ def test_the_same_examples_come_from_every_kind_of_file(tmp_path):
             writer.writeheader()
             writer.writerows(rows)
     parquet.write_table(Table.from_pylist(rows), tmp_path / "d.parquet")
-    reading = Reading(fields={"prompt": "question", "completion": "answer"})
+    reading = ReadOptions(fields={"prompt": "question", "completion": "answer"})
     expected = [Example((("user", r["question"]),), r["answer"]) for r in rows]
     for name in ("d.jsonl", "d.json", "e.json", "d.csv", "d.tsv", "d.parquet"):
         assert read_examples(tmp_path / name, reading) == expected, name
 
 
 @pytest.mark.parametrize(("name", "content", "found"), [
-    ("a.csv", "prompt,completion\na,b,c\n", "a.csv:2: has another number of cells than the first line has names"),
-    ("a.csv", "prompt,completion\na\n", "a.csv:2: has another number of cells"),
+    ("a.csv", "prompt,completion\na,b,c\n", "a.csv:2: the number of cells differs from the first line"),
+    ("a.csv", "prompt,completion\na\n", "a.csv:2: the number of cells differs"),
     ("a.csv", 'prompt,completion\n"a,b\n', "not valid CSV"),
     ("a.json", "[1, 2", "not valid JSON"), ("a.json", '{"a": 1}', "a JSON object with 0 lists"),
     ("a.json", "3", "found a JSON int"), ("a.json", "[3]", "a.json[0]: found a JSON int"),
@@ -172,9 +172,9 @@ def test_a_file_that_is_not_what_its_name_says_is_one_line(tmp_path, name, conte
 
 
 def test_bad_rows_and_empty_completions_are_left_out_and_counted(tmp_path):
-    path, account = tmp_path / "d.jsonl", Account()
+    path, account = tmp_path / "d.jsonl", ReadReport()
     path.write_text("\n".join([GOOD, '{"prompt": "a"', '{"prompt": "c", "completion": " "}', '{"prompt": 3}', GOOD]))
-    assert read_examples(path, Reading(skip_bad=True), account) == [Example((("user", "a"),), "b")] * 2
+    assert read_examples(path, ReadOptions(skip_bad=True), account) == [Example((("user", "a"),), "b")] * 2
     notes = account.notes
     assert account.counts == {"rows": 5, "unreadable": 2, "empty": 1}
     assert notes[0].startswith(f"{path}: 2 of 5 rows are unreadable and were left out; the first: {path}:2: not ")
@@ -188,7 +188,7 @@ def test_a_mapping_to_a_column_that_is_not_there_names_those_that_are(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text('{"q": "a", "a": "b"}')
     with pytest.raises(InputError, match=r":1: no `question`, which data.fields gives for `prompt`; found 'q', 'a'"):
-        read_examples(path, Reading(fields={"prompt": "question", "completion": "a"}))
+        read_examples(path, ReadOptions(fields={"prompt": "question", "completion": "a"}))
     with pytest.raises(InputError, match="--field prompt=NAME"):
         read_examples(path)
 
@@ -198,9 +198,9 @@ def test_another_encoding_is_read_where_it_is_named(tmp_path):
     path.write_bytes('{"prompt": "café", "completion": "é"}'.encode("cp1252"))
     with pytest.raises(InputError, match=r"is not UTF-8; .*--encoding"):
         read_examples(path)
-    assert read_examples(path, Reading(encoding="cp1252"))[0].completion == "é"
-    with pytest.raises(InputError, match="encoding 'utf-9' is unknown"):
-        read_examples(path, Reading(encoding="utf-9"))
+    assert read_examples(path, ReadOptions(encoding="cp1252"))[0].completion == "é"
+    with pytest.raises(InputError, match="unknown encoding 'utf-9'"):
+        read_examples(path, ReadOptions(encoding="utf-9"))
 
 
 @pytest.mark.parametrize(("error", "found"), [
@@ -212,7 +212,7 @@ def test_another_encoding_is_read_where_it_is_named(tmp_path):
     (OSError("Dataset 'a/b' is a gated dataset on the Hub. Visit https://x?token=hf_secret"), "accept its terms"),
     (ConnectionError("Couldn't reach https://hf.co with hf_secret"), "offline or the Hub cannot be reached"),
     (OSError("Dataset 'a/b' doesn't exist on the Hub (401 hf_secret)"), "set HF_TOKEN"),
-    (OSError("Dataset 'a/b' doesn't exist on the Hub"), "no data set of this name")])
+    (OSError("Dataset 'a/b' doesn't exist on the Hub"), "no readable data set of this name")])
 def test_what_the_hub_does_not_give_is_told_apart_without_secrets(monkeypatch, error, found):
     import datasets
 
@@ -238,7 +238,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_name(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert read_examples(Path("alpaca")) == read_examples(Path("tatsu-lab/alpaca")) == [Example((("user", "a"),), "b")]
-    read_examples(Path("openai/gsm8k"), Reading(subset="main", split="test"))
+    read_examples(Path("openai/gsm8k"), ReadOptions(subset="main", split="test"))
     assert asked == [("tatsu-lab/alpaca", None, "train")] * 2 + [("openai/gsm8k", "main", "test")]
 
 

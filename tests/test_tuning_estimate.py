@@ -9,7 +9,7 @@ import pytest
 from aftertune.study import DataSpec, TuneSpec
 from aftertune.study.presets import PRESETS
 from aftertune.tuning import estimate_tuning, tune
-from aftertune.tuning.estimate import PROGRAM, Load, Machine, estimate
+from aftertune.tuning.estimate import PROGRAM_BYTES, Load, Machine, estimate
 from tuning_cases import rows, tiny_model, write_rows
 
 SMALL = PRESETS["smollm2-135m"].shape
@@ -31,7 +31,7 @@ def test_steps_and_tokens_follow_the_recipe() -> None:
 def test_full_takes_sixteen_bytes_a_parameter_and_four_bits_take_less_than_sixteen() -> None:
     """Weights, gradients and two moments in float32; the rest is the same for a batch of one short row."""
     row = Load(1, 10, 10, 5)
-    need = {m: estimate(SMALL, spec(method=m, batch_size=1), row, CPU).memory - PROGRAM
+    need = {m: estimate(SMALL, spec(method=m, batch_size=1), row, CPU).memory - PROGRAM_BYTES
             for m in ("full", "lora", "qlora")}
     assert need["full"] == pytest.approx(16 * SMALL.parameters, rel=0.05)
     assert need["qlora"] < need["lora"] < need["full"] / 4

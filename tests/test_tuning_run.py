@@ -15,7 +15,7 @@ from aftertune.tuning import preview, tune
 from aftertune.tuning.held_out import Batching, completion_losses
 from aftertune.tuning.output import MANIFEST, read_manifest
 from aftertune.tuning.split import Corpus
-from aftertune.tuning.tokenize import Form, encode_all
+from aftertune.tuning.tokenize import EncodeOptions, encode_all
 from tuning_cases import base_and_data, timeless, write_rows
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_every_adapter_method_learns_and_is_evaluated_as_it_was_trained(place, m
     base = resolve_model(str(place / "base"))
     adapter = resolve_adapter(tuning.output, base, fingerprint_model(base))
     model, tokenizer = load_model(base, "float32", "cpu", adapter), load_tokenizer(base)
-    held_out = encode_all(Corpus.load(spec(place, method).data, 0).held_out, tokenizer, Form("chat", 1024))
+    held_out = encode_all(Corpus.load(spec(place, method).data, 0).held_out, tokenizer, EncodeOptions("chat", 1024))
     losses = completion_losses(model, held_out.rows, Batching(pad=tokenizer.pad_token_id, dtype="float32"))
     assert sum(losses) / len(losses) == pytest.approx(tuning.held_out.after, abs=1e-4)
 
@@ -161,7 +161,7 @@ def test_replay_costs_what_the_tuning_says_and_is_part_of_what_it_is(place):
     assert (tuning.examples, tuning.held_out.n) == (plain.examples, plain.held_out.n)
     assert tuning.held_out.before == pytest.approx(plain.held_out.before)
     assert tuning.settings["replay_examples"] == tuning.counts["replay"]["rows"] == round(tuning.examples / 3)
-    assert any("more to compute than the new data alone" in note for note in tuning.notes)
+    assert any("more computation than for the new data alone" in note for note in tuning.notes)
     assert read_manifest(place / "replayed") == tuning
     again = tune(replayed, progress=lambda *_: told.append("ran"))
     assert again == tuning

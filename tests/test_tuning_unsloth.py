@@ -80,7 +80,7 @@ def test_without_a_gpu_one_line_says_what_is_missing(spec: TuneSpec, monkeypatch
 
 @pytest.mark.parametrize(("changed", "named"), [
     ({"method": "dora"}, "trains lora, qlora, rslora, not dora"), ({"method": "full"}, "not full"),
-    ({"watch": {"tasks": {"hellaswag": 8}}}, "the watch")])
+    ({"watch": {"tasks": {"hellaswag": 8}}}, "does not support watch")])
 def test_what_it_does_not_train_is_refused(spec: TuneSpec, changed: dict[str, Any], named: str,
                                            present: dict[str, Any]) -> None:
     other = TuneSpec.model_validate({**spec.model_dump(exclude_unset=True), **changed})
@@ -89,25 +89,25 @@ def test_what_it_does_not_train_is_refused(spec: TuneSpec, changed: dict[str, An
     assert "--backend" in str(caught.value)
     auto = other.model_copy(update={"backend": "auto"})
     source = ModelSource(source="m", kind="folder", path=Path(spec.model))
-    assert unsloth.backend_of(auto, source, "cuda:0") == "peft"
+    assert unsloth.choose_backend(auto, source, "cuda:0") == "peft"
 
 
 def test_a_gguf_is_refused(spec: TuneSpec, present: dict[str, Any]) -> None:
     source = ModelSource(source="m.gguf", kind="gguf", path=Path(), gguf_file="m.gguf")
     with pytest.raises(InputError, match="safetensors"):
-        unsloth.backend_of(spec, source, "cuda")
+        unsloth.choose_backend(spec, source, "cuda")
 
 
 def test_auto_takes_it_where_it_can_run_and_peft_elsewhere(spec: TuneSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     source = ModelSource(source="m", kind="folder", path=Path(spec.model))
     auto = spec.model_copy(update={"backend": "auto"})
     monkeypatch.setattr(unsloth.importlib.util, "find_spec", lambda name: object())
-    assert unsloth.backend_of(auto, source, "cuda:0") == "unsloth"
-    assert unsloth.backend_of(auto, source, "cpu") == "peft"
+    assert unsloth.choose_backend(auto, source, "cuda:0") == "unsloth"
+    assert unsloth.choose_backend(auto, source, "cpu") == "peft"
     monkeypatch.setattr(unsloth.importlib.util, "find_spec", lambda name: None)
-    assert unsloth.backend_of(auto, source, "cuda:0") == "peft"
+    assert unsloth.choose_backend(auto, source, "cuda:0") == "peft"
     with pytest.raises(ResourceError, match="the package unsloth is not installed"):
-        unsloth.backend_of(spec, source, "cuda:0")
+        unsloth.choose_backend(spec, source, "cuda:0")
 
 
 def test_the_same_spec_gives_the_same_folder_and_record(spec: TuneSpec, present: dict[str, dict[str, Any]],
@@ -139,5 +139,5 @@ def test_its_errors_are_one_line(spec: TuneSpec, present: dict[str, Any], monkey
         raise NotImplementedError("no kernels\nfor this family")
 
     monkeypatch.setattr(sys.modules["unsloth"].FastLanguageModel, "from_pretrained", fails)  # type: ignore[attr-defined]
-    with pytest.raises(SourceError, match=r"unsloth could not make it trainable .no kernels for this family"):
+    with pytest.raises(SourceError, match=r"unsloth cannot make this model trainable .no kernels for this family"):
         tune(spec)

@@ -1,11 +1,11 @@
-"""The tuning room owns fine-tuning: data, template and mask, method, one loop, and what comes out of it.
+"""Fine-tunes a model: data, chat template, loss mask, method, training loop and output folder.
 
     tuning = tune(TuneSpec(model="…/SmolLM2", data=DataSpec(file="orders.jsonl"), out="out/careful"))
     tuning.held_out                  HeldOut(n=71, before=1.9, after=0.1, low=-1.9, high=-1.7)
     tuning.output                    out/careful: adapter_model.safetensors, tokenizer, aftertune.json
 
-A tuning is named by what decides its result (base, data, recipe, seed). One that is done already, and whose
-folder still holds that result, is not run again.
+The id of a tuning is a hash of what decides its result: base, data, recipe and seed. A tuning that is done, and whose
+folder still holds its result, is not run again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["CostEstimate", "Preview", "estimate_tuning", "preview", "read_tuning
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A tuning about to run: everything resolved, nothing loaded."""
+    """A tuning before it runs: everything is resolved, no weights are loaded."""
 
     spec: TuneSpec
     source: ModelSource
@@ -47,63 +47,68 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
          questions: Iterable[Question] = (), look: Look | None = None) -> Tuning:
     """Fine-tune as ``spec`` says; returns the finished tuning, with its output folder in ``output``.
 
-    ledger: where the tuning and each step's loss are kept. progress: told each step. questions: what evaluations ask,
-    to be looked for in the training data. look: what sees the tasks of ``spec.watch`` (`ForgettingWatch`).
-    Raises InputError (data, recipe, template), SourceError (model), ResourceError (device, memory),
-    StorageError (output, ledger), AftertuneError (the loss is no number).
+    ledger: stores the tuning and the loss of each step. progress: is called at each stage and after each step.
+    questions: evaluation items to search for in the training data. look: evaluates the tasks of ``spec.watch``
+    (`ForgettingWatch`).
+
+    Raises InputError (data, recipe, template), SourceError (model), ResourceError (device, memory), StorageError
+    (output, ledger) or AftertuneError (the loss is not a finite number).
     """
     from aftertune.tuning import output
     from aftertune.tuning.trainer import quiet_libraries
 
-    job, told = _prepare(spec, questions, watched=look is not None), progress or (lambda *_: None)
+    job, progress = _prepare(spec, questions, watched=look is not None), progress or (lambda *_: None)
     folder = Path(job.tuning.output)
     done = output.finished(folder, job.tuning.id, job.source, job.tuning.base)
     if done is not None:
-        looked = job.tuning.overlap or done.overlap
-        if looked != done.overlap:
-            output.write_manifest(folder, done := replace(done, overlap=looked))
-        return _merged(job, replace(done, name=job.tuning.name, output=job.tuning.output), ledger, told)
+        overlap = job.tuning.overlap or done.overlap
+        if overlap != done.overlap:
+            output.write_manifest(folder, done := replace(done, overlap=overlap))
+        return _merged(job, replace(done, name=job.tuning.name, output=job.tuning.output), ledger, progress)
     output.prepare(folder)
     if ledger:
         ledger.save_tuning(job.tuning)
     try:
         with quiet_libraries():
-            tuning = _run(job, ledger, told, look)
+            tuning = _run(job, ledger, progress, look)
     except BaseException:
         if ledger:
             ledger.save_tuning(replace(job.tuning, status="failed"))
         raise
     output.write_manifest(folder, tuning)
-    if ledger:  # what was learned is kept, whatever becomes of the merge
+    if ledger:  # before the merge, so that a failed merge does not lose the training
         ledger.save_tuning(tuning)
-    return _merged(job, tuning, ledger, told)
+    return _merged(job, tuning, ledger, progress)
 
 
 def read_tuning(word: str, ledger: Ledger) -> Tuning:
     """A finished tuning by its folder, or by its id or name in the ledger.
 
-    Raises InputError where there is none, or where its folder does not hold it any more.
+    Raises InputError if there is none, or if its folder no longer holds it.
     """
     from aftertune.tuning import output
 
     folder = Path(word).expanduser()
     if not (folder / output.MANIFEST).is_file():
         folder = Path(ledger.find_tuning(word).output)
-    found = output.read_manifest(folder)
-    if found is None or found.status != "done":
+    tuning = output.read_manifest(folder)
+    if tuning is None or tuning.status != "done":
         raise InputError(f"{word}: no finished tuning in {folder}; tune again, or name another folder")
-    return replace(found, output=str(folder))
+    return replace(tuning, output=str(folder))
 
 
-def _merged(job: _Job, tuning: Tuning, ledger: Ledger | None, told: Progress) -> Tuning:
-    """The finished tuning, merged where that is asked for, in the ledger."""
+def _merged(job: _Job, tuning: Tuning, ledger: Ledger | None, progress: Progress) -> Tuning:
+    """Merge the adapter of a finished tuning if the spec asks for it, and store the tuning in the ledger."""
     from aftertune.tuning import output
 
     if job.spec.merge:
-        told(0, 0, "merging the adapter into the base")
+        progress(0, 0, "merging the adapter into the base")
         tuning = output.with_merged(tuning, job.source)
         output.write_manifest(Path(tuning.output), tuning)
     return ledger.save_tuning(tuning) if ledger else tuning
+
+
+# --- Before training: resolve everything, compute the id ---
 
 
 def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) -> _Job:
@@ -114,7 +119,7 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
     from aftertune.tuning.callbacks import TrainingPlan
     from aftertune.tuning.contamination import find_overlap
     from aftertune.tuning.split import Corpus
-    from aftertune.tuning.unsloth import backend_of
+    from aftertune.tuning.unsloth import choose_backend
 
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay)
@@ -122,13 +127,14 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
     method = METHODS[spec.method]
     if method.base == "nf4":
         require_nf4(device)
-    plan = TrainingPlan(device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
-                max_steps=spec.max_steps, learning_rate=spec.learning_rate or method.learning_rate,
-                batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
-                weight_decay=spec.weight_decay, schedule=spec.schedule, checkpointing=spec.gradient_checkpointing,
-                early_stop=(spec.early_stop.every, spec.early_stop.patience) if corpus.validation else None,
-                save_seconds=60 * spec.checkpoint_minutes, watch=spec.watch if watched else None,
-                backend=backend_of(spec, source, device))
+    plan = TrainingPlan(
+        device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
+        max_steps=spec.max_steps, learning_rate=spec.learning_rate or method.learning_rate,
+        batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
+        weight_decay=spec.weight_decay, schedule=spec.schedule, checkpointing=spec.gradient_checkpointing,
+        early_stop=(spec.early_stop.every, spec.early_stop.patience) if corpus.validation else None,
+        save_seconds=60 * spec.checkpoint_minutes, watch=spec.watch if watched else None,
+        backend=choose_backend(spec, source, device))
     identity = fingerprint_model(source)
     unused = filter(None, [unused_settings(spec.method, spec.lora.model_fields_set)])
     settings = _settings(spec, plan, corpus)
@@ -143,68 +149,73 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
 
 
 def identify_tuning(base: ModelIdentity, data: str, recipe: Mapping[str, Any], seed: int) -> str:
-    """The id of a tuning: "t-" and ten hex digits over base, data, recipe and seed."""
+    """The id of a tuning: "t-" and ten hex digits of a hash of base, data, recipe and seed."""
     return "t-" + digest([base.fingerprint, base.tokenizer, data, recipe, seed])[:10]
 
 
 def _settings(spec: TuneSpec, plan: TrainingPlan, corpus: Corpus) -> dict[str, Any]:
-    """Every resolved setting that decides the result; of the data its content counts, not its path."""
+    """Every resolved setting that decides the result. Data is described by its content, not by its path."""
     recipe = spec.model_dump(mode="json", include={
         "method", "epochs", "max_steps", "batch_size", "accumulation", "warmup", "weight_decay", "max_length",
         "template", "learn", "schedule", "gradient_checkpointing"})
     if METHODS[spec.method].adapter:
         recipe["lora"] = spec.lora.model_dump(mode="json")
     return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "loop": METHODS[spec.method].loop,
-            "optimizer": "adamw", "max_grad_norm": plan.max_grad_norm, **_backend(plan), **_sides(spec, corpus)}
+            "optimizer": "adamw", "max_grad_norm": plan.max_grad_norm, **_backend_settings(plan),
+            **_data_settings(spec, corpus)}
 
 
-def _backend(plan: TrainingPlan) -> dict[str, str]:
-    """The backend with its version; nothing for PEFT, which is every tuning's own unless another one is asked for."""
+def _backend_settings(plan: TrainingPlan) -> dict[str, str]:
+    """The backend and its version; empty for PEFT, the default, so that ids from before backends stay valid."""
     from aftertune.tuning.unsloth import version
 
     return {} if plan.backend == "peft" else {"backend": plan.backend, "backend_version": version()}
 
 
-def _sides(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
-    """What is held out, what says when to stop, and what is mixed in: fingerprints and sizes."""
-    sides = {"held_out": corpus.held_out_fingerprint, "held_out_examples": len(corpus.held_out)}
+def _data_settings(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
+    """Fingerprints and sizes of the held-out, validation and replayed examples, with the settings that use them."""
+    settings = {"held_out": corpus.held_out_fingerprint, "held_out_examples": len(corpus.held_out)}
     if corpus.validation:
-        sides |= {"validation": corpus.validation_fingerprint, "validation_examples": len(corpus.validation),
-                  "early_stop": spec.early_stop.model_dump()}
+        settings |= {"validation": corpus.validation_fingerprint, "validation_examples": len(corpus.validation),
+                     "early_stop": spec.early_stop.model_dump()}
     if spec.watch and spec.watch.stop:
-        sides |= {"watch": spec.watch.model_dump()}
+        settings |= {"watch": spec.watch.model_dump()}
     if spec.replay:
-        sides |= {"replay": corpus.replay_fingerprint, "replay_examples": len(corpus.replay),
-                  "replay_share": spec.replay.share}
-    return sides
+        settings |= {"replay": corpus.replay_fingerprint, "replay_examples": len(corpus.replay),
+                     "replay_share": spec.replay.share}
+    return settings
+
+
+# --- The run: load, measure, train, measure, save ---
 
 
 def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
-    """Load, measure, train, measure, save; returns the tuning as done."""
+    """Load the model, measure, train, measure again and save; returns the finished tuning."""
     from aftertune.provenance import finish
     from aftertune.sources import load_tokenizer
     from aftertune.tuning import output
-    from aftertune.tuning.batching import choose
-    from aftertune.tuning.build import trainable
+    from aftertune.tuning.batching import choose_layout
+    from aftertune.tuning.build import count_trainable
     from aftertune.tuning.callbacks import Checkpoints, Hooks
-    from aftertune.tuning.estimate import Meter, expected
+    from aftertune.tuning.estimate import Meter, estimate_run
     from aftertune.tuning.held_out import Batching, compare_losses, example_losses
-    from aftertune.tuning.tokenize import EncodedCorpus, Form
-    from aftertune.tuning.trainer import Feed, train
+    from aftertune.tuning.tokenize import EncodedCorpus, EncodeOptions
+    from aftertune.tuning.trainer import TrainingData, train
 
     spec, plan, tuning = job.spec, job.plan, job.tuning
     tokenizer = load_tokenizer(job.source)
     progress(0, 0, "encoding the examples")
-    rows = EncodedCorpus.of(job.corpus, tokenizer, Form(spec.template, spec.max_length, spec.learn), spec.seed)
+    options = EncodeOptions(spec.template, spec.max_length, spec.learn)
+    rows = EncodedCorpus.from_corpus(job.corpus, tokenizer, options, spec.seed)
     progress(0, 0, "loading the model")
     meter = Meter(plan.device)
-    model = _trainable(job, tokenizer, rows.longest)
-    lines = choose(model, [*rows.training, *rows.held_out], pad=tokenizer.pad_token_id, dtype=plan.dtype)
-    batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype, lines=lines)
-    progress(0, 0, f"held-out loss before, {len(rows.held_out)} examples")
+    model = _load_trainable(job, tokenizer, rows.longest)
+    layout = choose_layout(model, [*rows.training, *rows.held_out], pad=tokenizer.pad_token_id, dtype=plan.dtype)
+    batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype, layout=layout)
+    progress(0, 0, f"measuring the held-out loss before training, {len(rows.held_out)} examples")
     before = example_losses(model, rows.held_out, batching)
 
-    def told(step: int, total: int, metrics: Mapping[str, float]) -> None:
+    def on_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
         meter.step()
         if ledger:
             ledger.save_step(tuning.id, step, metrics)
@@ -214,33 +225,34 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
         return fmean(example_losses(model, rows.validation, batching))
 
     checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
-    estimate = expected(job.source, spec, rows, (plan.device, plan.dtype))
+    estimate = estimate_run(job.source, spec, rows, (plan.device, plan.dtype))
     meter.begin()
-    trained = train(model, tokenizer, Feed(rows.training, lines), plan, checkpoints, Hooks(told, validate, look))
+    trained = train(model, tokenizer, TrainingData(rows.training, layout), plan, checkpoints,
+                    Hooks(on_step, validate, look))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
-    progress(len(steps), len(steps), f"held-out loss after, {len(rows.held_out)} examples")
+    progress(len(steps), len(steps), f"measuring the held-out loss after training, {len(rows.held_out)} examples")
     after = example_losses(model, rows.held_out, batching)
     folder = Path(tuning.output)
     output.save(model, spec.method, tokenizer, folder)
     checkpoints.remove()
     return replace(
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
-        trainable_parameters=trainable(model), cost=cost, watch=trained.points, steps=steps,
+        trainable_parameters=count_trainable(model), cost=cost, watch=trained.points, steps=steps,
         held_out=compare_losses(before, after),
         counts={**tuning.counts, **rows.counts},
-        notes=(*tuning.notes, *tokenizer.notes, *rows.notes, lines.note, *trained.notes),
+        notes=(*tuning.notes, *tokenizer.notes, *rows.notes, layout.note, *trained.notes),
         provenance=finish(tuning.provenance) if tuning.provenance else None)
 
 
-def _trainable(job: _Job, tokenizer: Any, longest: int) -> Any:
-    """The model with what is trained of it; longest: of the rows, in tokens."""
+def _load_trainable(job: _Job, tokenizer: Any, longest: int) -> Any:
+    """Load the model and make it trainable by the method. longest: tokens of the longest row."""
     from aftertune.sources import load_model
     from aftertune.tuning import unsloth
-    from aftertune.tuning.build import attention, base_dtype, build, loaded
+    from aftertune.tuning.build import attention_implementation, base_dtype, build, source_for_method
 
     spec, plan = job.spec, job.plan
     if plan.backend == "unsloth":
         return unsloth.load(job.source, spec, plan.dtype, plan.device, longest=longest)
-    base = load_model(loaded(job.source, spec.method), base_dtype(spec.method, plan.dtype), plan.device,
-                      tokenizer=tokenizer, attn_implementation=attention(plan.device, longest))
+    base = load_model(source_for_method(job.source, spec.method), base_dtype(spec.method, plan.dtype), plan.device,
+                      tokenizer=tokenizer, attn_implementation=attention_implementation(plan.device, longest))
     return build(base, spec.method, spec.lora, plan.seed)

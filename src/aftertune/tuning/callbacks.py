@@ -1,22 +1,16 @@
-"""Owns what happens between the steps of a training run: validation with the best weights kept, early stop,
-checkpoints by the clock, and an end at Ctrl-C that loses nothing.
+"""Runs between the steps of a training: validation, early stopping, checkpoints and Ctrl-C.
 
-    course = Course(plan, hooks, checkpoints)
-    trainer = CompletionTrainer(…, after=course.after, callbacks=[course.callback()])
-    course.join(trainer, newest)               goes on with what a checkpoint says of it
-    trainer.train(…)
-    course.end()                               the best weights are in the model
+    checkpoints = Checkpoints(Path("out/careful/checkpoints"), "t-4f2a…")
+    control = RunControl(plan, hooks, checkpoints)
+    trainer = CompletionTrainer(…, after_step=control.after_step, callbacks=[control.callback()])
+    control.attach(trainer, checkpoints.newest())      # restores the state that a checkpoint holds
+    with control.interruptible():
+        trainer.train(…)
+    control.load_best_weights()
 
-Its state lies in every checkpoint: ``course.json``, and the best weights as ``best.safetensors``.
-
-Owns what a broken tuning goes on from: the trainer's checkpoints, each sealed by a manifest that is written last.
-
-    folder = Checkpoints(Path("out/careful/checkpoints"), "t-4f2a…")
-    folder.newest()                    checkpoint-120, where all its files are what the manifest says; or None
-    folder.seal(Path("…/checkpoint-130"))
-
-Only a checkpoint whose files all have the sha256 that its manifest names is read again; what was half written when the
-process died, or changed since, is thrown away.
+Each checkpoint has the trainer's files, the state of this module in ``course.json`` and, with validation, the best
+weights in ``best.safetensors``. A manifest with the SHA-256 of every file is written last. A checkpoint that does not
+agree with its manifest, because the process died or a file changed, is removed and not used.
 """
 
 from __future__ import annotations
@@ -40,44 +34,47 @@ from aftertune.values import WatchPoint
 if TYPE_CHECKING:
     from aftertune.study import WatchSpec
 
-MANIFEST = "sealed.json"
+#: The manifest of a checkpoint, and the state of `RunControl` in it. Checkpoints of older versions have these names.
+MANIFEST, STATE = "sealed.json", "course.json"
+
+# --- Checkpoints ---
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """The checkpoints of one tuning, by its id."""
+    """The checkpoints of one tuning. folder: holds ``checkpoint-STEP`` folders; tuning: its id."""
 
     folder: Path
     tuning: str
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; the others are removed."""
-        found = sorted(self.folder.glob("checkpoint-*"), key=_step)
-        whole = [path for path in found if self._is_whole(path)]
-        for path in found:
-            if path not in whole:
+        """The newest checkpoint that is complete; incomplete ones are removed."""
+        paths = sorted(self.folder.glob("checkpoint-*"), key=_step_of)
+        complete = [path for path in paths if self._is_complete(path)]
+        for path in paths:
+            if path not in complete:
                 shutil.rmtree(path, ignore_errors=True)
-        return whole[-1] if whole else None
+        return complete[-1] if complete else None
 
     def seal(self, checkpoint: Path) -> None:
-        """Write the manifest of a checkpoint that is complete."""
-        files = {name: _sha256(checkpoint / name) for name in _names(checkpoint)}
+        """Write the manifest of a checkpoint whose files are complete."""
+        files = {name: _sha256(checkpoint / name) for name in _file_names(checkpoint)}
         write_atomic(checkpoint / MANIFEST, json.dumps({"tuning": self.tuning, "files": files}, indent=1))
 
     def remove(self) -> None:
-        """Take all of them away: the tuning is done."""
+        """Remove all checkpoints, once the tuning is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _is_whole(self, checkpoint: Path) -> bool:
+    def _is_complete(self, checkpoint: Path) -> bool:
         try:
             manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
             return bool(manifest["tuning"] == self.tuning and manifest["files"] == {
-                name: _sha256(checkpoint / name) for name in _names(checkpoint)})
+                name: _sha256(checkpoint / name) for name in _file_names(checkpoint)})
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
 
-def _names(checkpoint: Path) -> list[str]:
+def _file_names(checkpoint: Path) -> list[str]:
     return sorted(str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
 
 
@@ -86,25 +83,30 @@ def _sha256(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def _step(path: Path) -> int:
-    last = path.name.rpartition("-")[2]
-    return int(last) if last.isdigit() else -1
+def _step_of(checkpoint: Path) -> int:
+    suffix = checkpoint.name.rpartition("-")[2]
+    return int(suffix) if suffix.isdigit() else -1
 
+
+# --- Plan and hooks of a run ---
 
 #: Called after each optimizer step with (step, total steps, metrics).
 StepCallback = Callable[[int, int, Mapping[str, float]], None]
-#: Called with the model in training: its mean validation loss.
+#: Called with the model in training; returns its mean validation loss.
 Validate = Callable[[Any], float]
-#: Called with the model, the step and the number of all looks: what is seen of tasks. At step 0, where the model is
-#: still the base, nothing is told: that is what the others are held against.
+#: Called with the model, the step and the number of all looks; returns one point per task. The call at step 0, when the
+#: model is still the base, returns nothing: it measures what the later looks are compared with.
 Look = Callable[[Any, int, int], tuple[WatchPoint, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """The resolved settings of one training run. warmup: share of the steps; dtype: of the computation; save_seconds:
-    between checkpoints, at least; early_stop: (steps between validations, validations without a better loss before the
-    run stops); watch: tasks to evaluate during training; backend: the package whose layers the model has."""
+    """The resolved settings of one training run.
+
+    dtype: of the computation. warmup: share of the steps. save_seconds: the least time between two checkpoints.
+    early_stop: (steps between validations, validations without a better loss before the run stops). watch: tasks to
+    evaluate during training. backend: the package whose layers the model has, "peft" or "unsloth".
+    """
 
     device: str
     dtype: str
@@ -127,15 +129,18 @@ class TrainingPlan:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Who is told, and what is asked of the model on the way."""
+    """Functions that a run calls: after each step, for a validation, and to evaluate tasks."""
 
-    told: StepCallback
+    on_step: StepCallback
     validate: Validate | None = None
     look: Look | None = None
 
 
+# --- Control between steps ---
+
+
 class RunControl:
-    """One run between its steps. stopped: why it ended before its last step, "" where it did not."""
+    """The state of one run between its steps. stopped: why it ended before its last step, else ""."""
 
     def __init__(self, plan: TrainingPlan, hooks: Hooks, checkpoints: Checkpoints) -> None:
         self.plan, self.hooks, self.checkpoints = plan, hooks, checkpoints
@@ -146,16 +151,16 @@ class RunControl:
         self.stopped, self.interrupted = "", False
         self._saved = time.monotonic()
 
-    def join(self, trainer: Any, checkpoint: Path | None) -> None:
-        """Follow ``trainer``; with a checkpoint, from where that one was."""
+    def attach(self, trainer: Any, checkpoint: Path | None) -> None:
+        """Control ``trainer``, with the state that ``checkpoint`` holds if there is one."""
         self.trainer = trainer
         if self.hooks.look is not None:
-            with undisturbed(trainer.model):
+            with evaluation_mode(trainer.model):
                 self.hooks.look(trainer.model, 0, 0)
         if checkpoint is None:
             return
-        state = json.loads((checkpoint / "course.json").read_text(encoding="utf-8"))
-        trainer.parts = state["parts"]
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        trainer.splits = state["parts"]
         self.best_loss = float("inf") if state["best_loss"] is None else state["best_loss"]
         self.best_step, self.waited = state["best_step"], state["waited"]
         self.points = [WatchPoint(**point) for point in state.get("points", ())]
@@ -164,33 +169,35 @@ class RunControl:
 
             self.best = load_file(checkpoint / "best.safetensors")
 
-    def after(self, step: int, _metrics: Mapping[str, float]) -> dict[str, float]:
-        """What validation says after a step; it runs where its turn has come, and at the last step."""
-        found: dict[str, float] = {}
+    def after_step(self, step: int, _metrics: Mapping[str, float]) -> dict[str, float]:
+        """Validate and look at tasks if they are due at this step; both are due at the last step. Returns metrics."""
+        metrics: dict[str, float] = {}
         early = self.plan.early_stop
         if early is not None and (step % early[0] == 0 or step >= self.trainer.state.max_steps):
-            found["validation_loss"] = self._validated(step, early[1])
+            metrics["validation_loss"] = self._validate(step, early[1])
         watch = self.plan.watch
         if watch is not None and (step % watch.every == 0 or step >= self.trainer.state.max_steps):
-            found |= self._looked(step, watch)
+            metrics |= self._look(step, watch)
         if self.stopped:
             self.trainer.control.should_training_stop = True
-            self.trainer.control.should_save = False  # a checkpoint here would be gone on from
-        return found
+            self.trainer.control.should_save = False  # the next run would resume from a checkpoint here
+        return metrics
 
-    def _looked(self, step: int, watch: WatchSpec) -> dict[str, float]:
-        """What is seen of each task at this step, as metrics of it."""
+    def _look(self, step: int, watch: WatchSpec) -> dict[str, float]:
+        """Evaluate the watched tasks; returns the change of each as a metric of this step."""
         assert self.hooks.look is not None
-        with undisturbed(self.trainer.model):
-            seen = self.hooks.look(self.trainer.model, step, -(-self.trainer.state.max_steps // watch.every))
-        self.points += seen
-        lost = [point.task for point in seen if point.verdict == "lower"]
-        if watch.stop and lost and step < self.trainer.state.max_steps:
-            self.stopped = (f"stopped at step {step}: {', '.join(lost)} is proven to be forgotten by more than "
-                            f"{watch.margin:g} points; the weights are those of this step")
-        return {f"watch_{point.task}": point.delta for point in seen}
+        with evaluation_mode(self.trainer.model):
+            points = self.hooks.look(self.trainer.model, step, -(-self.trainer.state.max_steps // watch.every))
+        self.points += points
+        forgotten = [point.task for point in points if point.verdict == "lower"]
+        if watch.stop and forgotten and step < self.trainer.state.max_steps:
+            self.stopped = (f"stopped at step {step}: {', '.join(forgotten)} dropped by more than {watch.margin:g} "
+                            "points (proven); the weights are from this step")
+        return {f"watch_{point.task}": point.delta for point in points}
 
-    def _validated(self, step: int, patience: int) -> float:
+    def _validate(self, step: int, patience: int) -> float:
+        """The validation loss. Keeps a copy of the best weights, and stops the run after ``patience`` rounds without a
+        better loss."""
         assert self.hooks.validate is not None
         loss = self.hooks.validate(self.trainer.model)
         if loss < self.best_loss:
@@ -204,8 +211,8 @@ class RunControl:
                             f"weights are those of step {self.best_step}")
         return loss
 
-    def end(self) -> None:
-        """Put the best weights into the model, where validation chose some."""
+    def load_best_weights(self) -> None:
+        """Copy the weights with the best validation loss into the model, if there was a validation."""
         import torch
 
         with torch.no_grad():
@@ -214,47 +221,47 @@ class RunControl:
                     parameter.copy_(self.best[name])
 
     def notes(self) -> Iterator[str]:
-        """What is to be told of memory and of how the run ended."""
-        if self.trainer.parts > 1:
-            yield (f"memory ran out: from then on batches went through in {self.trainer.parts} parts, as many examples "
-                   "to a step as before")
+        """Notes on memory and on how the run ended. They are stored with the tuning."""
+        if self.trainer.splits > 1:
+            yield (f"out of memory: each batch was split in {self.trainer.splits}; the effective batch size is "
+                   "unchanged")
         if self.stopped:
             yield self.stopped
         elif self.best and self.best_step < self.trainer.state.global_step:
-            yield f"the weights are those of step {self.best_step}, where the validation loss was least"
+            yield f"the weights are those of step {self.best_step}, which had the lowest validation loss"
 
     def callback(self) -> Any:
-        """The trainer's callback: time decides on checkpoints, not steps, which take milliseconds or minutes."""
+        """The trainer's callback. Checkpoints are due by the clock, because a step takes milliseconds or minutes."""
         from transformers import TrainerCallback
 
-        course = self
+        control = self
 
-        class Between(TrainerCallback):  # type: ignore[misc]
-            """Asks for checkpoints, seals them, and tells of steps."""
+        class BetweenSteps(TrainerCallback):  # type: ignore[misc]
+            """Requests and seals checkpoints, and calls the step hook."""
 
-            def on_step_end(self, _arguments: Any, state: Any, control: Any, **_: Any) -> None:
-                due = time.monotonic() - course._saved >= course.plan.save_seconds
-                if state.global_step < state.max_steps and (due or course.interrupted):
-                    control.should_save = True
-                    control.should_training_stop |= course.interrupted
+            def on_step_end(self, _arguments: Any, state: Any, flags: Any, **_: Any) -> None:
+                due = time.monotonic() - control._saved >= control.plan.save_seconds
+                if state.global_step < state.max_steps and (due or control.interrupted):
+                    flags.should_save = True
+                    flags.should_training_stop |= control.interrupted
 
-            def on_log(self, _arguments: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+            def on_log(self, _arguments: Any, state: Any, _flags: Any, logs: Any = None, **_: Any) -> None:
                 if logs and "loss" in logs:  # not the summary at the end
-                    course.hooks.told(state.global_step, state.max_steps, metrics_of(logs))
+                    control.hooks.on_step(state.global_step, state.max_steps, step_metrics(logs))
 
-            def on_save(self, _arguments: Any, state: Any, _control: Any, **_: Any) -> None:
-                course.save(course.checkpoints.folder / f"checkpoint-{state.global_step}")
+            def on_save(self, _arguments: Any, state: Any, _flags: Any, **_: Any) -> None:
+                control.save(control.checkpoints.folder / f"checkpoint-{state.global_step}")
 
-        return Between()
+        return BetweenSteps()
 
     def save(self, checkpoint: Path) -> None:
-        """Add the course's own state to a checkpoint, and seal it."""
+        """Add the state of this object to a checkpoint of the trainer, and seal it."""
         from safetensors.torch import save_file
 
         if self.best:
             save_file(self.best, checkpoint / "best.safetensors")
-        write_atomic(checkpoint / "course.json", json.dumps({
-            "parts": self.trainer.parts, "best_loss": self.best_loss if self.best else None,
+        write_atomic(checkpoint / STATE, json.dumps({
+            "parts": self.trainer.splits, "best_loss": self.best_loss if self.best else None,
             "best_step": self.best_step, "waited": self.waited,
             "points": [asdict(point) for point in self.points]}))
         self.checkpoints.seal(checkpoint)
@@ -262,37 +269,37 @@ class RunControl:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint; a second one at once.
+        """Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; a second one ends it at once.
 
-        Raises KeyboardInterrupt, which says how to go on.
+        Raises KeyboardInterrupt, whose message says how to resume.
         """
         if threading.current_thread() is not threading.main_thread():
-            yield  # only there can signals be taken
+            yield  # only the main thread can handle signals
             return
 
-        def pressed(number: int, _frame: Any) -> None:
+        def handle(number: int, _frame: Any) -> None:
             if self.interrupted:
-                raise KeyboardInterrupt("stopped at once; the last checkpoint is kept: run the same command again to "
-                                        "go on")
+                raise KeyboardInterrupt("stopped at once; the last checkpoint is kept; run the same command again to "
+                                        "resume")
             self.interrupted = True
-            print(f"{signal.Signals(number).name}: a checkpoint after this step, then the end; again: at once",
-                  file=sys.stderr, flush=True)
+            print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint; send it again to stop "
+                  "at once", file=sys.stderr, flush=True)
 
-        before = {number: signal.signal(number, pressed) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
         state = self.trainer.state
         if self.interrupted and not self.stopped and state.global_step < state.max_steps:
             raise KeyboardInterrupt(f"stopped after step {state.global_step} of {state.max_steps}; its checkpoint is "
-                                    "kept: run the same command again to go on")
+                                    "kept; run the same command again to resume")
 
 
 @contextlib.contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """The model in evaluation mode meanwhile; mode and random numbers are as they were afterwards."""
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Put the model in evaluation mode; its mode and the state of all random number generators are restored."""
     import random
 
     import numpy as np
@@ -309,7 +316,7 @@ def undisturbed(model: Any) -> Iterator[None]:
             np.random.set_state(numbers)
 
 
-def metrics_of(logs: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a step that are kept."""
+def step_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a step's log that are stored."""
     return {key: float(value) for key, value in logs.items()
             if key not in ("epoch", "step") and isinstance(value, int | float)}

@@ -1,19 +1,16 @@
-"""Owns a tuning's output folder: weights and tokenizer, and ``aftertune.json``, the manifest written last.
+"""Writes and reads the output folder of a tuning: adapter or weights, tokenizer, manifest and merged weights.
 
     save(model, "lora", tokenizer, folder)
-    result = identify(folder, "lora", base, identity)       fingerprint of what came out
-    write_manifest(folder, tuning)
-    finished(folder, tuning_id, base, identity)             the Tuning, where the folder still holds it
+    result = identify(folder, "lora", base, identity)       fingerprint of the tuned model
+    write_manifest(folder, tuning)                          aftertune.json, written last
+    finished(folder, tuning_id, base, identity)             the Tuning, if the folder still holds it
+    merge(base, adapter, folder / "merged", dtype="bfloat16")     fingerprint of the merged weights
 
-A folder without a manifest is one that was never finished.
+A folder without a manifest was not finished.
 
-Owns merging an adapter into its base: whole weights that plain transformers loads.
-
-    merge(base, adapter, Path("out/careful/merged"), dtype="bfloat16")     fingerprint of what was written
-
-The base is the one in 16 bit (as it is stored), also where the adapter was trained on four bits: merging into
-dequantised weights would keep the error of quantisation for good. A layer is summed in float32 and rounded once, and
-what no adapter touches stays as it was, bit by bit.
+A merge gives whole weights that plain transformers loads. It uses the base as it is stored, usually in 16 bits, also if
+the adapter was trained on four bits: merging into dequantised weights would keep the quantisation error. Each layer is
+summed in float32 and rounded once. Weights that no adapter changes stay the same, bit by bit.
 """
 
 from __future__ import annotations
@@ -44,60 +41,63 @@ from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
 from aftertune.values import ModelIdentity, Tuning, plain, restore
 
+# --- Merging an adapter into its base ---
+
+#: The folder of the merged weights, in the output folder.
 FOLDER = "merged"
-_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def merge(base: ModelSource, adapter: AdapterSource, out: Path, *, dtype: str) -> str:
-    """Write ``base`` with ``adapter`` merged into the folder ``out``, whole or not at all; returns its fingerprint.
+    """Write ``base`` with ``adapter`` merged to the folder ``out``, completely or not at all; returns its fingerprint.
 
-    dtype: of the weights where the base's files do not say it (a GGUF). Raises InputError where the merge would be
-    another model (a quantised base, tied embeddings), StorageError where it cannot be written.
+    dtype: of the weights if the base's files do not say it (a GGUF). Raises InputError if the merged weights would be
+    a different model (a quantised base, tied embeddings), StorageError if they cannot be written.
     """
     tokenizer = load_tokenizer(base)
     model = load_model(base, stored_dtype(base) or dtype, "cpu", adapter, tokenizer=tokenizer)
     with quiet():
-        merged = _summed(model, adapter)
-        fresh = beside(out)
+        merged = _merge_layers(model, adapter)
+        temporary = beside(out)
         try:
-            merged.save_pretrained(fresh)
-            tokenizer.save_pretrained(fresh)
-            usual_modes(fresh)
+            merged.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            usual_modes(temporary)
             shutil.rmtree(out, ignore_errors=True)
-            fresh.rename(out)
+            temporary.rename(out)
         except OSError as error:
             raise StorageError(f"{out}: the merged model could not be written ({error.strerror or error}); free some "
-                               "space and give the same command again") from error
+                               "space and run the same command again") from error
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return fingerprint_model(resolve_model(str(out))).fingerprint
 
 
 def stored_dtype(base: ModelSource) -> str | None:
-    """The dtype of most numbers in a base's safetensors, None for a GGUF.
+    """The dtype of most weights in a base's safetensors, None for a GGUF.
 
-    Raises InputError for a base that is stored quantised.
+    Raises InputError if the base is stored quantised.
     """
     if base.gguf_file is not None:
         return None
     if read_json(base.path / "config.json").get("quantization_config"):
-        raise InputError(f"{base.named} is stored quantised, and a sum with rounded weights would be another model; "
-                         "merge into its 16-bit base, or use the adapter unmerged")
-    numbers: Counter[str] = Counter()
+        raise InputError(f"{base.named} is stored quantised, and merging into rounded weights would give a different "
+                         "model; merge into its 16-bit base, or use the adapter unmerged")
+    weights: Counter[str] = Counter()
     for path in weight_files(base.path):
         for tensor in read_header(path):
-            numbers[tensor.dtype] += prod(tensor.shape)
-    return _STORED.get(numbers.most_common(1)[0][0])
+            weights[tensor.dtype] += prod(tensor.shape)
+    return _DTYPES.get(weights.most_common(1)[0][0])
 
 
-def _summed(model: Any, adapter: AdapterSource) -> Any:
-    """The transformers model under a PEFT model, with the adapter in its weights."""
+def _merge_layers(model: Any, adapter: AdapterSource) -> Any:
+    """The transformers model inside a PEFT model, with the adapter added to its weights."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
     if not layers:
-        raise InputError(f"{adapter.source}: an adapter of type {adapter.peft_type} has no weights to add to those of "
+        raise InputError(f"{adapter.source}: an adapter of type {adapter.peft_type} cannot be added to the weights of "
                          "the base; use it unmerged")
     _refuse_tied(model, layers, adapter)
     with torch.no_grad():
@@ -111,24 +111,26 @@ def _summed(model: Any, adapter: AdapterSource) -> Any:
 
 
 def _refuse_tied(model: Any, layers: dict[str, Any], adapter: AdapterSource) -> None:
-    """Raises InputError where the sum would also change a weight that the adapter leaves alone."""
-    rows, head = model.get_input_embeddings(), model.get_output_embeddings()
-    ends = [getattr(end, "base_layer", end) for end in (rows, head) if end is not None]
+    """Raise InputError if the merge would also change a weight that the adapter does not adapt."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    ends = [getattr(end, "base_layer", end) for end in (embedding, head) if end is not None]
     if len({id(end.weight) for end in ends}) == len(ends):
         return
     for name, layer in layers.items():
         if layer.get_base_layer() in ends:
             raise InputError(f"{adapter.source}: adapts {name.removeprefix('base_model.model.')}, whose weight is "
-                             "embedding and output head in one; merged it would change both; use the adapter unmerged")
+                             "both embedding and output head; a merge would change both; use the adapter unmerged")
 
+
+# --- The output folder ---
 
 MANIFEST = "aftertune.json"
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder, and take away the manifest and the merged weights of what is about to be replaced.
+    """Create the folder, and remove the manifest and merged weights of an earlier tuning.
 
-    Raises StorageError where it cannot be written, before any work is done.
+    Raises StorageError if the folder cannot be written, so that this is known before training.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,13 +148,13 @@ def save(model: Any, method: str, tokenizer: Any, folder: Path) -> None:
     """Write adapter or weights as safetensors, and the tokenizer files. Raises StorageError (disk full)."""
     from safetensors.torch import save_file
 
-    # An adapter never holds embeddings here; saying so keeps PEFT from asking the Hub about the base.
+    # An adapter never has embeddings here. This option keeps PEFT from asking the Hub about the base.
     options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     try:
         with quiet():
-            own = METHODS[method].save
-            if own is not None:
-                tensors, config = own(model)
+            save_method = METHODS[method].save
+            if save_method is not None:
+                tensors, config = save_method(model)
                 save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
                 config.save_pretrained(folder)
             else:
@@ -165,16 +167,16 @@ def save(model: Any, method: str, tokenizer: Any, folder: Path) -> None:
 
 
 def identify(folder: Path, method: str, base: ModelSource, identity: ModelIdentity) -> str:
-    """Fingerprint of the model that the folder holds: the base with its adapter, or its own weights."""
+    """The fingerprint of the tuned model in the folder: the base with the adapter, or whole weights."""
     if not writes_adapter(method):
         return fingerprint_model(resolve_model(str(folder))).fingerprint
     return fingerprint_model(base, resolve_adapter(str(folder), base, identity)).fingerprint
 
 
 def with_merged(tuning: Tuning, base: ModelSource) -> Tuning:
-    """The tuning with its adapter merged too, into ``merged`` in its folder; one that is there already stays.
+    """The tuning with merged weights in the folder ``merged`` of its output; undamaged ones are not written again.
 
-    Raises InputError where there is nothing to merge.
+    Raises InputError if the method writes whole weights.
     """
     folder = Path(tuning.output)
     if not writes_adapter(tuning.method):
@@ -187,7 +189,7 @@ def with_merged(tuning: Tuning, base: ModelSource) -> Tuning:
 
 
 def merged_fingerprint(folder: Path) -> str | None:
-    """Fingerprint of the merged weights in a tuning's folder, None where there are none that are whole."""
+    """The fingerprint of the merged weights in a tuning's folder; None if there are none, or they are damaged."""
     try:
         return fingerprint_model(resolve_model(str((folder / FOLDER).resolve()))).fingerprint
     except AftertuneError:
@@ -195,7 +197,7 @@ def merged_fingerprint(folder: Path) -> str | None:
 
 
 def write_manifest(folder: Path, tuning: Tuning) -> None:
-    """Write ``aftertune.json`` in one step: whole or not at all."""
+    """Write ``aftertune.json``, completely or not at all."""
     part = folder / f"{MANIFEST}.part"
     try:
         with part.open("w", encoding="utf-8") as file:
@@ -210,7 +212,7 @@ def write_manifest(folder: Path, tuning: Tuning) -> None:
 
 
 def read_manifest(folder: Path) -> Tuning | None:
-    """The tuning that a folder says it holds, None where it says nothing readable."""
+    """The tuning in the manifest of a folder; None if there is no readable manifest."""
     try:
         return restore(Tuning, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -218,12 +220,12 @@ def read_manifest(folder: Path) -> Tuning | None:
 
 
 def finished(folder: Path, tuning_id: str, base: ModelSource, identity: ModelIdentity) -> Tuning | None:
-    """The finished tuning of this id in ``folder``, None where it is another, unfinished or changed since."""
+    """The finished tuning with this id in ``folder``; None if there is none or its files changed since."""
     tuning = read_manifest(folder)
     if tuning is None or tuning.id != tuning_id or tuning.status != "done":
         return None
     try:
-        found = identify(folder, tuning.method, base, identity)
-    except AftertuneError:  # damaged files are made anew
+        fingerprint = identify(folder, tuning.method, base, identity)
+    except AftertuneError:  # damaged files are trained again
         return None
-    return tuning if found == tuning.result else None
+    return tuning if fingerprint == tuning.result else None

@@ -1,17 +1,20 @@
-"""Owns the text of an example and which stretches of it are learned.
+"""Renders examples as text with a template, and marks which segments of the text are learned.
 
-    rows_of(example, tokenizer, "chat", "answers")
-        [[Part("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n", False), Part("Hello.<|im_end|>", True)]]
+    render_example(example, tokenizer, "chat", "answers")
+        [[Segment("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n", False),
+          Segment("Hello.<|im_end|>", True)]]
 
-With a chat template each answer's prompt is exactly what an evaluation shows at that turn (the conversation so far with
-the generation prompt), and the answer is learned up to the template's own end of turn. It is found by writing the
-conversation up to each answer, so a template needs no ``{% generation %}`` block. Where a template writes earlier turns
-otherwise once more turns follow (Qwen3 drops their thinking, some Mistral templates move the system prompt), no single
-text holds every answer as it will be asked for: then each answer is a row of its own.
+Chat template: the prompt of each answer is exactly what an evaluation shows at that turn, the conversation so far with
+the generation prompt. The answer is learned up to the template's end of turn. It is found by rendering the conversation
+up to each answer, so a template needs no ``{% generation %}`` block. Some templates render earlier turns differently
+once more turns follow (Qwen3 drops their thinking, some Mistral templates move the system prompt). Then no single text
+contains every answer as an evaluation asks for it, so each answer becomes a row of its own.
 
-Alpaca's is the prompt of Taori et al. (2023); a system prompt stands in place of its first paragraph, and earlier turns
-come before it in the same form, as LLaMA-Factory and FastChat write them. With that and with ``plain`` the
-end-of-sequence token follows each answer. An example without turns is plain text, learned whole under every template.
+Alpaca: the prompt of Taori et al. (2023). A system prompt replaces its first paragraph, and earlier turns come first in
+the same form, as in LLaMA-Factory and FastChat. In this template and in ``plain`` the end-of-sequence token follows
+each answer.
+
+An example without turns is plain text. It is learned as a whole with every template.
 """
 
 from __future__ import annotations
@@ -32,22 +35,23 @@ TurnSequence = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A stretch of text. end: the end-of-sequence token follows it, and is learned as it is."""
+class Segment:
+    """A part of a row's text. learned: it counts in the loss. end: the end-of-sequence token follows it, and is learned
+    if the text is."""
 
     text: str
     learned: bool
     end: bool = False
 
 
-def rows_of(example: Example, tokenizer: Any, template: str, learn: str) -> list[list[Part]]:
-    """The rows of an example, each as the parts of its text: one row, but for templates that rewrite earlier turns.
+def render_example(example: Example, tokenizer: Any, template: str, learn: str) -> list[list[Segment]]:
+    """The rows of an example, each as a list of segments. It is one row, unless the template rewrites earlier turns.
 
-    template: chat, alpaca or plain; learn: answers (every answer), last (the last alone) or all (the prompts too).
-    Raises InputError for what the template cannot write.
+    template: chat, alpaca or plain. learn: answers (every answer), last (only the last answer) or all (prompts too).
+    Raises InputError if the template cannot render the example.
     """
     if not example.turns:
-        rows = [[Part(example.completion, True, end=True)]]
+        rows = [[Segment(example.completion, True, end=True)]]
     elif template == "chat":
         rows = _chat(example, tokenizer, example.answers if learn == "answers" else example.answers[-1:])
     elif template == "alpaca":
@@ -55,102 +59,106 @@ def rows_of(example: Example, tokenizer: Any, template: str, learn: str) -> list
     else:
         rows = [_plain(example)]
     if learn == "all":
-        rows = [[Part(part.text, True, part.end) for part in row] for row in rows]
+        rows = [[Segment(s.text, True, s.end) for s in row] for row in rows]
     return rows
 
 
-def opening(example: Example) -> str:
-    """The beginning of an example's last turn, to name it by."""
+def excerpt(example: Example) -> str:
+    """The start of an example's last turn, which names the example in messages."""
     text = " ".join((example.turns[-1][1] if example.turns else example.completion).split())
     return repr(text[:40] + "…" if len(text) > 40 else text)
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One answer as the template writes it. prompt: all before it; end: the marks after its text."""
+    """One answer as the template renders it. prompt: everything before it; end: the special tokens after its text."""
 
     prompt: str
     text: str
     end: str
 
 
-def _chat(example: Example, tokenizer: Any, places: tuple[int, ...]) -> list[list[Part]]:
+def _chat(example: Example, tokenizer: Any, answer_turns: tuple[int, ...]) -> list[list[Segment]]:
     if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the model's tokenizer has no chat template; set template: alpaca, or plain for prompt "
-                         "and completion as they stand (--template)")
+        raise InputError("the model's tokenizer has no chat template; set template: alpaca, or plain for the "
+                         "unchanged prompt and completion (--template)")
     turns = (*example.conversation, ("assistant", example.completion))
-    answers = [_answer(turns[:place + 1], tokenizer, example) for place in places]
-    joined = _joined(answers, _written(turns, tokenizer, example)) if len(answers) > 1 else None
-    return [joined] if joined else [[Part(a.prompt, False), Part(a.text + a.end, True, end=not a.end)] for a in answers]
+    answers = [_answer(turns[:turn + 1], tokenizer, example) for turn in answer_turns]
+    joined = _joined(answers, _rendered(turns, tokenizer, example)) if len(answers) > 1 else None
+    return [joined] if joined else [[Segment(a.prompt, False), Segment(a.text + a.end, True, end=not a.end)]
+                                    for a in answers]
 
 
-def _joined(answers: list[_Answer], whole: str) -> list[Part] | None:
-    """One row for several answers, or None where the whole text does not hold each as it was written on its own."""
-    parts: list[Part] = []
+def _joined(answers: list[_Answer], conversation: str) -> list[Segment] | None:
+    """One row for several answers; None if the rendered conversation does not contain each of them as it was rendered
+    on its own."""
+    segments: list[Segment] = []
     at = 0
     for answer in answers:
         learned = answer.text + answer.end
-        if answer is not answers[-1] and not whole.startswith(answer.prompt + learned):
-            learned = answer.text + answer.end[:_first_mark(answer.end)]  # some close the whole once more (Phi-3)
-            if learned == answer.text or not whole.startswith(answer.prompt + learned):
+        if answer is not answers[-1] and not conversation.startswith(answer.prompt + learned):
+            # some templates add a token at the end of the conversation (Phi-3)
+            learned = answer.text + answer.end[:_first_token_end(answer.end)]
+            if learned == answer.text or not conversation.startswith(answer.prompt + learned):
                 return None
-        if not whole.startswith(answer.prompt):
+        if not conversation.startswith(answer.prompt):
             return None
-        parts += [Part(whole[at:len(answer.prompt)], False), Part(learned, True)]
+        segments += [Segment(conversation[at:len(answer.prompt)], False), Segment(learned, True)]
         at = len(answer.prompt) + len(learned)
-    return parts
+    return segments
 
 
-def _first_mark(end: str) -> int:
-    """Where the first of the marks after an answer ends: at white space."""
-    found = re.match(r"\s*\S+", end)
-    return found.end() if found else 0
+def _first_token_end(end: str) -> int:
+    """Where the first special token after an answer ends: at white space."""
+    match = re.match(r"\s*\S+", end)
+    return match.end() if match else 0
 
 
 def _answer(turns: TurnSequence, tokenizer: Any, example: Example) -> _Answer:
     """The last turn, with the conversation so far and the generation prompt before it."""
-    prompt = _written(turns[:-1], tokenizer, example, generation=True)
-    whole, text = _written(turns, tokenizer, example), turns[-1][1].strip()
-    if whole.startswith(prompt):
-        begins, place = len(prompt), whole.find(text, len(prompt))
-    else:  # the template opens the answer otherwise (a thinking tag, say): the evaluation's prompt stays
-        begins = place = whole.rfind(text)
-    if place < 0:
-        raise InputError(f"{opening(example)}: the chat template does not show an answer as it stands ({text[:40]!r}); "
-                         "set template: plain, or mend the answer")
-    ends = place + len(text)
-    marks = whole[ends:].rstrip()  # line breaks that the template writes after it are not learned
-    return _Answer(prompt, whole[begins:ends], marks or tokenizer.eos_token or "")
+    prompt = _rendered(turns[:-1], tokenizer, example, generation=True)
+    rendered, text = _rendered(turns, tokenizer, example), turns[-1][1].strip()
+    if rendered.startswith(prompt):
+        start, at = len(prompt), rendered.find(text, len(prompt))
+    else:  # the generation prompt differs, for example by a thinking tag: the evaluation's prompt is used
+        start = at = rendered.rfind(text)
+    if at < 0:
+        raise InputError(f"{excerpt(example)}: the chat template changes the text of an answer ({text[:40]!r}); set "
+                         "template: plain, or fix the answer")
+    end = at + len(text)
+    end_of_turn = rendered[end:].rstrip()  # line breaks after the end of turn are not learned
+    return _Answer(prompt, rendered[start:end], end_of_turn or tokenizer.eos_token or "")
 
 
-def _written(turns: TurnSequence, tokenizer: Any, example: Example, *, generation: bool = False) -> str:
+def _rendered(turns: TurnSequence, tokenizer: Any, example: Example, *, generation: bool = False) -> str:
     messages = [{"role": role, "content": text} for role, text in turns]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-    except Exception as error:  # a template is foreign code in a sandbox: it may raise anything
-        raise InputError(f"{opening(example)}: the chat template refuses this conversation: "
-                         f"{' '.join(str(error).split())[:200]}; fix the roles or set template: plain") from error
+    except Exception as error:  # a template is foreign code in a sandbox and may raise anything
+        raise InputError(f"{excerpt(example)}: the chat template rejects this conversation: "
+                         f"{' '.join(str(error).split())[:200]}; fix the roles, or set template: plain") from error
 
 
-def _alpaca(example: Example, learn: str) -> list[Part]:
+def _alpaca(example: Example, learn: str) -> list[Segment]:
     turns = (*example.turns, ("assistant", example.completion))
     first = int(turns[0][0] == "system")
     roles = [role for role, _ in turns]
     if roles[first:] != ["user", "assistant"] * ((len(turns) - first) // 2):
-        raise InputError(f"{opening(example)}: its turns are {', '.join(roles)}; the alpaca template takes a user and "
-                         "an assistant by turns, after one system prompt at most; set template: chat")
+        raise InputError(f"{excerpt(example)}: its turns are {', '.join(roles)}; the alpaca template needs alternating "
+                         "user and assistant turns, after at most one system prompt; set template: chat")
     head = turns[0][1] if first else (ALPACA_INPUT if example.input else ALPACA)
-    places = example.answers if learn == "answers" else example.answers[-1:]
-    parts = []
-    for place in range(first, len(turns), 2):
-        given = f"### Input:\n{example.input}\n\n" if example.input and place == len(turns) - 2 else ""
-        parts += [Part(f"{head}\n\n### Instruction:\n{turns[place][1]}\n\n{given}### Response:\n", False),
-                  Part(turns[place + 1][1], place + 1 in places, end=True)]
+    learned = example.answers if learn == "answers" else example.answers[-1:]
+    segments = []
+    for turn in range(first, len(turns), 2):
+        addition = f"### Input:\n{example.input}\n\n" if example.input and turn == len(turns) - 2 else ""
+        segments += [Segment(f"{head}\n\n### Instruction:\n{turns[turn][1]}\n\n{addition}### Response:\n", False),
+                     Segment(turns[turn + 1][1], turn + 1 in learned, end=True)]
         head = ""
-    return parts
+    return segments
 
 
-def _plain(example: Example) -> list[Part]:
+def _plain(example: Example) -> list[Segment]:
     if len(example.turns) > 1:
-        raise InputError(f"{opening(example)}: several turns need a chat template; set template: chat, or alpaca")
-    return [Part(example.conversation[0][1], False), Part(example.completion, True, end=True)]
+        raise InputError(f"{excerpt(example)}: an example with several turns needs a chat template; set template: "
+                         "chat, or alpaca")
+    return [Segment(example.conversation[0][1], False), Segment(example.completion, True, end=True)]

@@ -1,18 +1,16 @@
-"""Owns the training loop: TRL's SFTTrainer on rows that are already encoded and masked.
+"""Trains a model with TRL's SFTTrainer on rows that are already encoded and masked.
 
-    trained = train(model, tokenizer, Feed(rows, lines), Plan(…), Checkpoints(…), Hooks(told))
-    trained.steps                                          ({"step": 1, "loss": 1.93, …}, …)
+    data = TrainingData(rows, layout)
+    result = train(model, tokenizer, data, TrainingPlan(…), Checkpoints(…), Hooks(on_step))
+    result.steps                                           ({"step": 1, "loss": 1.93, …}, …)
 
-The loop is the same for every method. Each optimizer step is told to the watcher as it happens. A run that was broken
-goes on from its newest sealed checkpoint: the order of the examples depends on seed and epoch alone, and the random
-numbers of dropout are in the checkpoint, so that on a CPU with as many threads the weights come out bit by bit as those
-of an unbroken run.
+The loop is the same for every method. Batches run through the model as `aftertune.tuning.batching` says. Their order
+depends on seed and epoch alone, and a checkpoint holds the random state of dropout. So a run that was interrupted, and
+resumes from its newest checkpoint, ends on a CPU with the same weights, bit by bit, given the same number of threads.
 
-Owns the trainer: TRL's SFTTrainer on rows that are already encoded, with our loss, order and answer to short memory.
-
-Its batches go through a model as `aftertune.tuning.batching` says. Their order depends on seed and epoch alone. A loss
-that is no number ends the run and names its examples. Where memory runs out, the micro-batch is halved, the gradient of
-the whole step made again, and the halves kept from then on: the weights move as they would have.
+A loss that is not a finite number ends the run, and the error names the training examples. When memory runs out, the
+micro-batch is split in two, the gradient of the whole step is computed again, and later steps keep the split: the
+weights change as they would have without it.
 """
 
 from __future__ import annotations
@@ -34,109 +32,117 @@ from trl import SFTTrainer
 
 from aftertune.engine.memory import out_of_memory
 from aftertune.errors import AftertuneError, ResourceError
-from aftertune.tuning.batching import Lines, Padded
-from aftertune.tuning.callbacks import Checkpoints, Hooks, RunControl, TrainingPlan, metrics_of
+from aftertune.tuning.batching import BatchLayout, Padded
+from aftertune.tuning.callbacks import Checkpoints, Hooks, RunControl, TrainingPlan, step_metrics
 from aftertune.tuning.tokenize import EncodedRow
 from aftertune.values import WatchPoint
 
-#: After each optimizer step, with its metrics; what it returns is kept with them.
-After = Callable[[int, Mapping[str, float]], Mapping[str, float]]
+#: Called after each optimizer step with its number and metrics; returns further metrics of that step.
+AfterStep = Callable[[int, Mapping[str, float]], Mapping[str, float]]
+
+# --- The trainer ---
 
 
 class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer on these rows. parts: in how many a micro-batch is cut, 1 until memory runs out; own_loss: that of the
-    lines, not TRL's."""
+    """SFTTrainer on encoded rows.
+
+    splits: the number of parts of a micro-batch, 1 until memory runs out. own_loss: the loss is the layout's, not
+    TRL's. memory_error: makes the error for one row that does not fit, from its number of tokens.
+    """
 
     own_loss = True
 
-    def __init__(self, rows: Sequence[EncodedRow], lines: Lines, after: After, short: Callable[[int], AftertuneError],
-                 **others: Any) -> None:
+    def __init__(self, rows: Sequence[EncodedRow], layout: BatchLayout, after_step: AfterStep,
+                 memory_error: Callable[[int], AftertuneError], **options: Any) -> None:
         from datasets import Dataset
 
         data = Dataset.from_list([{"input_ids": r.ids, "labels": r.labels} for r in rows])
-        super().__init__(train_dataset=data, data_collator=lines.collate, **others)
-        self.rows, self.lines, self.after, self.short = rows, lines, after, short
-        self.model_accepts_loss_kwargs = True  # ours is scaled by the tokens of the whole step
-        self.parts = 1
+        super().__init__(train_dataset=data, data_collator=layout.collate, **options)
+        self.rows, self.layout, self.after_step, self.memory_error = rows, layout, after_step, memory_error
+        self.model_accepts_loss_kwargs = True  # our loss is divided by the learned tokens of the whole step
+        self.splits = 1
         self._step: list[Any] = []
-        self._tokens, self._begun = 0, time.monotonic()
+        self._tokens, self._started = 0, time.monotonic()
 
-    def get_batch_samples(self, *given: Any) -> Any:
-        """The micro-batches of one step, and the learned tokens in all of them."""
-        found = super().get_batch_samples(*given)
-        self._step, self._done = list(found[0]), 0
-        self._tokens += sum(_size(batch) for batch in self._step)
-        return found
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """The micro-batches of one step, and the number of learned tokens in all of them."""
+        samples = super().get_batch_samples(*arguments)
+        self._step, self._done = list(samples[0]), 0
+        self._tokens += sum(_token_count(batch) for batch in self._step)
+        return samples
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        """Loss and gradient of one micro-batch, in as many parts as memory asks for."""
+        """Loss and gradient of one micro-batch, split into as many parts as memory requires."""
         self._done += 1
         while True:
             try:
-                return self._in_parts(model, inputs, num_items_in_batch)
+                return self._split_step(model, inputs, num_items_in_batch)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-            rows = max(len(_cut(batch, len(self.rows))) for batch in self._step)
-            if self.parts >= rows:
-                raise self.short(max(int(batch["input_ids"].shape[-1]) for batch in self._step))
-            self.parts *= 2
-            self._again(model, num_items_in_batch)
+            rows = max(len(_split_batch(batch, len(self.rows))) for batch in self._step)
+            if self.splits >= rows:
+                raise self.memory_error(max(int(batch["input_ids"].shape[-1]) for batch in self._step))
+            self.splits *= 2
+            self._recompute_gradients(model, num_items_in_batch)
 
-    def _in_parts(self, model: Any, inputs: Any, items: Any) -> Any:
+    def _split_step(self, model: Any, inputs: Any, items: Any) -> Any:
         losses = []
-        for part in _cut(inputs, self.parts):
-            with self.lines.through(model, part):
+        for part in _split_batch(inputs, self.splits):
+            with self.layout.forward_context(model, part):
                 losses.append(super().training_step(model, part, items))
         return torch.stack(losses).sum()
 
-    def _again(self, model: Any, items: Any) -> None:
-        """The gradient of this step's finished micro-batches anew: what is there may hold half of the failed one."""
+    def _recompute_gradients(self, model: Any, items: Any) -> None:
+        """Compute the gradient of this step's finished micro-batches again: the failed one may have added to it."""
         model.zero_grad()
         for batch in self._step[:self._done - 1]:
-            self._in_parts(model, batch, items)
+            self._split_step(model, batch, items)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False,
                      num_items_in_batch: Any = None) -> Any:
-        """Nats of the learned tokens over those of the whole step. Raises AftertuneError where that is no number."""
+        """Nats of the learned tokens, divided by the learned tokens of the whole step.
+
+        Raises AftertuneError if that is not a finite number.
+        """
         if return_outputs or self.aux_loss_enabled or not self.own_loss:
-            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
-            total, each, _ = self.lines.loss(model, inputs)
-            found = total / (len(each) if num_items_in_batch is None else num_items_in_batch)
-        loss = float(found[0] if return_outputs else found)
+            total, nats, _ = self.layout.loss(model, inputs)
+            result = total / (len(nats) if num_items_in_batch is None else num_items_in_batch)
+        loss = float(result[0] if return_outputs else result)
         if not math.isfinite(loss):
             raise AftertuneError(f"the loss at step {self.state.global_step + 1} of {self.state.max_steps} is "
-                                 f"{loss}, in {self._places([inputs])}; {after_failure(self.args)}")
-        return found
+                                 f"{loss}, in {self._example_names([inputs])}; {failure_advice(self.args)}")
+        return result
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """A step's metrics, with those that are ours."""
+        """Add tokens, speed and the metrics of ``after_step`` to the log of a step."""
         if "loss" in logs:
             now = time.monotonic()
-            logs |= {"tokens": self._tokens, "tokens_per_second": self._tokens / max(now - self._begun, 1e-9)}
+            logs |= {"tokens": self._tokens, "tokens_per_second": self._tokens / max(now - self._started, 1e-9)}
             norm = logs.get("grad_norm", 0.0)
             if not math.isfinite(logs["loss"]) or not math.isfinite(norm):
                 raise AftertuneError(f"the loss at step {self.state.global_step} of {self.state.max_steps} is "
-                                     f"{logs['loss']} (gradient norm {norm}), in {self._places(self._step)}; "
-                                     f"{after_failure(self.args)}")
-            logs |= self.after(self.state.global_step, logs)
-            self._tokens, self._begun = 0, time.monotonic()
+                                     f"{logs['loss']} (gradient norm {norm}), in {self._example_names(self._step)}; "
+                                     f"{failure_advice(self.args)}")
+            logs |= self.after_step(self.state.global_step, logs)
+            self._tokens, self._started = 0, time.monotonic()
         super().log(logs, start_time)
 
     def _get_train_sampler(self, *_: Any) -> Any:
-        return EpochOrder([len(row.ids) for row in self.rows], self.args, grouped=isinstance(self.lines, Padded))
+        return EpochOrder([len(row.ids) for row in self.rows], self.args, grouped=isinstance(self.layout, Padded))
 
-    def _places(self, batches: Sequence[Any]) -> str:
-        """Which training examples these batches hold, by their tokens: file and line, or the number from 1."""
-        held = {tuple(part["input_ids"][0][part["keep"]].tolist()) for batch in batches for part in _single(batch)}
-        found = dict.fromkeys(row.where or str(n) for n, row in enumerate(self.rows, 1) if tuple(row.ids) in held)
-        return f"training example{'s' if len(found) > 1 else ''} {', '.join(found)}"
+    def _example_names(self, batches: Sequence[Any]) -> str:
+        """The training examples in these batches, found by their tokens: file and line, or the number from 1."""
+        texts = {tuple(row["input_ids"][0][row["keep"]].tolist()) for batch in batches for row in _single_rows(batch)}
+        names = dict.fromkeys(row.where or str(n) for n, row in enumerate(self.rows, 1) if tuple(row.ids) in texts)
+        return f"training example{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 class EpochOrder(torch.utils.data.Sampler):  # type: ignore[misc]
-    """Examples in another order in every epoch, the same in every process; those of like length together where rows
-    are padded."""
+    """Examples in a new random order in each epoch, from seed and epoch alone. grouped: examples of similar length stay
+    together, which saves padding."""
 
     epoch = 0
 
@@ -147,101 +153,109 @@ class EpochOrder(torch.utils.data.Sampler):  # type: ignore[misc]
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        drawn = torch.Generator().manual_seed(self.arguments.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.arguments.seed * 1_000_003 + self.epoch)
         if not self.grouped:
-            return iter(torch.randperm(len(self.lengths), generator=drawn).tolist())
+            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
         batch = self.arguments.train_batch_size * self.arguments.gradient_accumulation_steps
-        return iter(get_length_grouped_indices(self.lengths, batch, generator=drawn))
+        return iter(get_length_grouped_indices(self.lengths, batch, generator=generator))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
 
-def after_failure(arguments: Any) -> str:
-    """What is left of a failed run, and what to do."""
-    kept = sorted(Path(arguments.output_dir).glob("checkpoint-*"))
-    where = f"the last good checkpoint is in {arguments.output_dir}" if kept else "there is no checkpoint yet"
+def failure_advice(arguments: Any) -> str:
+    """Where the last checkpoint of a failed run is, and what to do next."""
+    checkpoints = sorted(Path(arguments.output_dir).glob("checkpoint-*"))
+    where = f"the last good checkpoint is in {arguments.output_dir}" if checkpoints else "there is no checkpoint yet"
     return f"{where}; lower learning_rate, now {arguments.learning_rate:g}, or train in float32"
 
 
-def _size(batch: Mapping[str, Any]) -> int:
-    """Tokens of real text in a batch."""
+# --- Splitting a batch into rows ---
+
+
+def _token_count(batch: Mapping[str, Any]) -> int:
+    """Tokens in a batch without padding."""
     mask = batch.get("attention_mask")
     return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
-def _edges(batch: Mapping[str, Any]) -> list[int]:
-    """Where the rows of a batch begin, and its end: along its only dimension that has rows."""
+def _row_boundaries(batch: Mapping[str, Any]) -> list[int]:
+    """Where each row of a batch starts, and where the last one ends: token offsets for rows end to end, else row
+    numbers."""
     if "position_ids" not in batch:
         return list(range(len(batch["input_ids"]) + 1))
     starts = (batch["position_ids"][0] == 0).nonzero()[:, 0].tolist()
     return [*starts, batch["position_ids"].shape[1]]
 
 
-def _cut(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
-    """A batch as ``parts`` smaller ones, of as many rows each as can be; fewer where it has fewer rows."""
-    edges = _edges(batch)
-    rows = len(edges) - 1
-    parts = min(parts, rows)
-    ends = [edges[rows * n // parts] for n in range(parts + 1)]
-    flat = "position_ids" in batch
-    return [{k: v[:, a:b] if flat else v[a:b] for k, v in batch.items() if torch.is_tensor(v)}
-            for a, b in itertools.pairwise(ends)]
+def _split_batch(batch: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """``count`` smaller batches with about the same number of rows each; at most one per row."""
+    boundaries = _row_boundaries(batch)
+    rows = len(boundaries) - 1
+    count = min(count, rows)
+    cuts = [boundaries[rows * n // count] for n in range(count + 1)]
+    end_to_end = "position_ids" in batch
+    return [{k: v[:, a:b] if end_to_end else v[a:b] for k, v in batch.items() if torch.is_tensor(v)}
+            for a, b in itertools.pairwise(cuts)]
 
 
-def _single(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Its rows alone, with ``keep``: which of a row's places hold a token."""
-    rows = _cut(batch, len(_edges(batch)) - 1)
+def _single_rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each row as a batch, with ``keep`` [length]: True where there is a token and no padding."""
+    rows = _split_batch(batch, len(_row_boundaries(batch)) - 1)
     return [{**row, "keep": row["attention_mask"][0].bool() if "attention_mask" in row
              else torch.ones(row["input_ids"].shape[1], dtype=torch.bool)} for row in rows]
 
 
+# --- A run ---
+
+
 @dataclass(frozen=True, slots=True)
-class Feed:
-    """What is trained on, and how it goes through the model."""
+class TrainingData:
+    """The rows to train on, and how batches of them are laid out."""
 
     rows: Sequence[EncodedRow]
-    lines: Lines
+    layout: BatchLayout
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """What a run came to: a mapping per optimizer step; what is to be told of memory and of its end; looks at tasks."""
+class TrainingResult:
+    """The result of a run. steps: the metrics of each optimizer step; notes: on memory and on how it ended; points:
+    what was measured on watched tasks."""
 
     steps: tuple[dict[str, float], ...]
     notes: tuple[str, ...]
     points: tuple[WatchPoint, ...] = ()
 
 
-def train(model: Any, tokenizer: Any, feed: Feed, plan: TrainingPlan, checkpoints: Checkpoints,
-          hooks: Hooks) -> Trained:
-    """Train ``model`` in place, from the newest checkpoint on where there is one.
+def train(model: Any, tokenizer: Any, data: TrainingData, plan: TrainingPlan, checkpoints: Checkpoints,
+          hooks: Hooks) -> TrainingResult:
+    """Train ``model`` in place, from the newest checkpoint if there is one.
 
-    Raises AftertuneError, naming step and examples, where the loss is no longer a finite number; the last checkpoint
-    stays. Raises ResourceError where one example does not fit into memory, and KeyboardInterrupt after a checkpoint.
+    Raises AftertuneError, with step and examples, if the loss is not a finite number; the last checkpoint is kept.
+    Raises ResourceError if one example does not fit into memory, and KeyboardInterrupt after Ctrl-C.
     """
 
-    course = RunControl(plan, hooks, checkpoints)
+    control = RunControl(plan, hooks, checkpoints)
     trainer = CompletionTrainer(
-        list(feed.rows), feed.lines, course.after, lambda tokens: _short(plan, tokens), model=model,
-        args=_arguments(plan, checkpoints.folder), processing_class=tokenizer, callbacks=[course.callback()])
+        list(data.rows), data.layout, control.after_step, lambda tokens: _memory_error(plan, tokens), model=model,
+        args=_arguments(plan, checkpoints.folder), processing_class=tokenizer, callbacks=[control.callback()])
     trainer.own_loss = plan.backend == "unsloth" or not plan.device.startswith("cuda")
     for callback in ("PrinterCallback", "ProgressCallback"):
         trainer.callback_handler.callbacks = [
             c for c in trainer.callback_handler.callbacks if type(c).__name__ != callback]
     newest = checkpoints.newest()
-    course.join(trainer, newest)
-    with course.interruptible():
+    control.attach(trainer, newest)
+    with control.interruptible():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    course.end()
-    steps = tuple({"step": float(entry["step"]), **metrics_of(entry)} for entry in trainer.state.log_history
+    control.load_best_weights()
+    steps = tuple({"step": float(entry["step"]), **step_metrics(entry)} for entry in trainer.state.log_history
                   if "loss" in entry)
-    return Trained(steps, tuple(course.notes()), tuple(course.points))
+    return TrainingResult(steps, tuple(control.notes()), tuple(control.points))
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without the libraries' own warnings and notices meanwhile: errors still come through."""
+    """Hide the warnings and notices of the libraries; their errors are still shown."""
     loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "trl", "accelerate")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -258,7 +272,7 @@ def quiet_libraries() -> Iterator[None]:
 def _arguments(plan: TrainingPlan, folder: Path) -> Any:
     from trl import SFTConfig
 
-    mixed = plan.dtype if plan.device != "cpu" else ""  # on a CPU `lines` sees to the dtype
+    mixed = plan.dtype if plan.device != "cpu" else ""  # on a CPU the layout sets the dtype
     return SFTConfig(
         output_dir=str(folder), report_to=[], save_strategy="no", logging_steps=1,
         logging_nan_inf_filter=False, disable_tqdm=True, seed=plan.seed, data_seed=plan.seed,
@@ -274,13 +288,13 @@ def _arguments(plan: TrainingPlan, folder: Path) -> Any:
     )
 
 
-def _short(plan: TrainingPlan, tokens: int) -> ResourceError:
-    """The error of a run in which one example does not fit into memory."""
+def _memory_error(plan: TrainingPlan, tokens: int) -> ResourceError:
+    """The error for one example that does not fit into memory."""
     from aftertune.engine.devices import free_memory
 
-    ways = ["a smaller --max-length", "--method lora or qlora instead of full", "a smaller model"]
+    remedies = ["a smaller --max-length", "--method lora or qlora instead of full", "a smaller model"]
     if not plan.checkpointing:
-        ways.insert(0, "--gradient-checkpointing")
+        remedies.insert(0, "--gradient-checkpointing")
     return ResourceError(f"out of memory with one example of up to {tokens} tokens in a batch ("
                          f"{free_memory(plan.device) / 2**30:.1f} GiB are free on {plan.device}); try "
-                         f"{', '.join(ways)}")
+                         f"{', '.join(remedies)}")

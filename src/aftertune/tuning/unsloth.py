@@ -1,12 +1,11 @@
-"""Owns fine-tuning through unsloth, whose kernels make LoRA on a CUDA device faster and leaner: it loads the model and
-puts the adapter on; data, masks, loss, loop, checkpoints and record are those of every other tuning.
+"""Loads models and adds adapters with unsloth, whose kernels train LoRA on a CUDA device faster and in less memory.
 
-    backend_of(spec, source, "cuda")                 "unsloth", or "peft"; one line where what was asked for cannot be
+    backend_of(spec, source, "cuda")                 "unsloth" or "peft"
     model = load(source, spec, "bfloat16", "cuda", longest=512)
 
-Written against unsloth 2026.10. It reads the very files that the base's fingerprint is of, never a repository of its
-own with other weights; its statistics, a download that counts users, are off; what it compiles lies in our cache. It is
-imported after TRL, so that the loop's trainer is TRL's own.
+Data, masks, training loop, checkpoints and output are the same as for PEFT. Written for unsloth 2026.10. It reads the
+files that the base's fingerprint covers, and does not replace them by a repository of its own. Its usage statistics are
+off, and what it compiles goes into our cache. It is imported after TRL, so that it does not replace TRL's trainer.
 """
 
 from __future__ import annotations
@@ -27,62 +26,64 @@ if TYPE_CHECKING:
     from aftertune.study import Recipe, TuneSpec
 
 
-def backend_of(spec: TuneSpec, source: ModelSource, device: str) -> str:
-    """"unsloth" or "peft": what ``spec.backend`` comes to here. "auto" is unsloth wherever that can be.
+def choose_backend(spec: TuneSpec, source: ModelSource, device: str) -> str:
+    """Resolve ``spec.backend`` to "unsloth" or "peft". "auto" is unsloth if it can train this, else PEFT.
 
-    Raises InputError for what unsloth does not train, ResourceError where it cannot run.
+    Raises InputError for "unsloth" with what it cannot train, ResourceError if it cannot run here.
     """
     if spec.backend == "peft":
         return "peft"
-    wrong = _against(spec, source) or absent(device)
-    if wrong is None:
+    error = _unsupported(spec, source) or absent(device)
+    if error is None:
         return "unsloth"
     if spec.backend == "auto":
         return "peft"
-    raise wrong
+    raise error
 
 
-def _against(spec: Recipe, source: ModelSource) -> InputError | None:
-    """The error for what it does not train, if it is that."""
-    way_out = "leave out backend: unsloth (--backend)"
+def _unsupported(spec: Recipe, source: ModelSource) -> InputError | None:
+    """The error for what unsloth cannot train; None if it can."""
+    remedy = "leave out backend: unsloth (--backend)"
     if METHODS[spec.method].unsloth is None:
-        return InputError(f"backend unsloth trains {', '.join(unsloth_methods())}, not {spec.method}; {way_out}")
+        return InputError(f"backend unsloth trains {', '.join(unsloth_methods())}, not {spec.method}; {remedy}")
     if source.gguf_file is not None:
-        return InputError(f"backend unsloth reads safetensors, and {source.source} is a GGUF file; {way_out}, or name "
+        return InputError(f"backend unsloth reads safetensors, but {source.source} is a GGUF file; {remedy}, or name "
                           "the model's folder or Hub id")
     if spec.watch is not None:
-        return InputError(f"backend unsloth has layers that the watch cannot score; {way_out}, or watch")
+        return InputError("backend unsloth does not support watch, because the watch cannot score its layers; "
+                          f"{remedy}, or leave out watch")
     return None
 
 
 def absent(device: str) -> ResourceError | None:
-    """The error for a machine or an environment without it."""
-    lacks = [] if device.startswith("cuda") else [f"the device is {device}"]
-    lacks += [] if importlib.util.find_spec("unsloth") else ["the package unsloth is not installed"]
-    if not lacks:
+    """The error for a device or an environment in which unsloth cannot run; None if it can."""
+    reasons = [] if device.startswith("cuda") else [f"the device is {device}"]
+    reasons += [] if importlib.util.find_spec("unsloth") else ["the package unsloth is not installed"]
+    if not reasons:
         return None
-    return ResourceError(f"backend unsloth needs a CUDA device and the package unsloth, and {' and '.join(lacks)}; "
-                         "leave it out to train with peft, or, beside a CUDA device, pip install 'aftertune[unsloth]'")
+    return ResourceError(f"backend unsloth needs a CUDA device and the package unsloth, but {' and '.join(reasons)}; "
+                         "leave it out to train with peft, or run pip install 'aftertune[unsloth]' on a machine with a "
+                         "CUDA device")
 
 
 def version() -> str:
-    """Of the installed package: part of what a tuning is, for its kernels differ from one to the next."""
+    """The version of unsloth. It is part of a tuning's id, because its kernels change between versions."""
     return metadata.version("unsloth")
 
 
 def load(source: ModelSource, spec: TuneSpec, dtype: str, device: str, *, longest: int) -> Any:
-    """The model with a fresh adapter, as `aftertune.tuning.build.build` makes one. longest: of the rows, in tokens.
+    """The model with a new adapter, as from `aftertune.tuning.build.build`. longest: tokens of the longest row.
 
-    Raises SourceError where unsloth cannot load or adapt it, ResourceError where memory runs out.
+    Raises SourceError if unsloth cannot load or adapt it, ResourceError if memory runs out.
     """
     import torch
-    import transformers  # noqa: F401  # before unsloth, with TRL: see the head
+    import transformers  # noqa: F401  # before unsloth: see the module docstring
     import trl  # noqa: F401
 
     from aftertune.tuning.build import check_targets, linear_layers
 
     checkpointing = "unsloth" if spec.gradient_checkpointing else False
-    with _contained(), _told(source):
+    with _redirected(), _one_line_errors(source):
         from unsloth import FastLanguageModel
 
         model, _ = FastLanguageModel.from_pretrained(
@@ -93,17 +94,17 @@ def load(source: ModelSource, spec: TuneSpec, dtype: str, device: str, *, longes
         model.name_or_path = model.config._name_or_path = source.source
         targets = list(spec.lora.target_modules or linear_layers(model))
         check_targets(model, targets)
-        made = FastLanguageModel.get_peft_model(
+        peft_model = FastLanguageModel.get_peft_model(
             model, r=spec.lora.r, lora_alpha=spec.lora.alpha, lora_dropout=spec.lora.dropout, bias="none",
             target_modules=targets, use_gradient_checkpointing=checkpointing, random_state=spec.seed,
             max_seq_length=longest, **METHODS[spec.method].unsloth or {})
-    made.is_loaded_in_4bit = False  # else TRL casts the adapters to bfloat16, which loses small updates
-    return made
+    peft_model.is_loaded_in_4bit = False  # else TRL casts the adapters to bfloat16, which loses small updates
+    return peft_model
 
 
 @contextlib.contextmanager
-def _contained() -> Iterator[None]:
-    """What unsloth prints goes to the error stream, and what it writes into our cache."""
+def _redirected() -> Iterator[None]:
+    """Send what unsloth prints to stderr, and what it compiles into our cache."""
     from aftertune.sources.cache import cache_root
 
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
@@ -113,15 +114,15 @@ def _contained() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(source: ModelSource) -> Iterator[None]:
-    """Its errors as ours, in one line."""
+def _one_line_errors(source: ModelSource) -> Iterator[None]:
+    """Raise unsloth's errors as ours, in one line."""
     from aftertune.engine.memory import out_of_memory
 
     try:
         yield
     except (ImportError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError) as error:
         if out_of_memory(error):
-            raise ResourceError(f"{source.source}: out of memory while unsloth loaded it; try method qlora, or a "
-                                "smaller model") from error
-        raise SourceError(f"{source.source}: unsloth could not make it trainable "
+            raise ResourceError(f"{source.source}: out of memory while unsloth loaded the model; try method qlora, "
+                                "or a smaller model") from error
+        raise SourceError(f"{source.source}: unsloth cannot make this model trainable "
                           f"({' '.join(str(error).split())[:200]}); leave out backend: unsloth (--backend)") from error

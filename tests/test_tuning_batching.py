@@ -14,7 +14,7 @@ from aftertune.engine.cpu.lora import is_plain_lora
 from aftertune.methods import METHODS
 from aftertune.sources import load_model, resolve_model
 from aftertune.study import LoraSpec
-from aftertune.tuning.batching import EndToEnd, Padded, choose, per_token
+from aftertune.tuning.batching import EndToEnd, Padded, choose_layout, token_losses
 from aftertune.tuning.build import build
 from aftertune.tuning.tokenize import IGNORED, EncodedRow
 from tuning_cases import tiny_model
@@ -26,7 +26,7 @@ ROWS = [EncodedRow([9, 4, 7, 30, 31, 1], [IGNORED] * 3 + [30, 31, 1]), EncodedRo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return tiny_model(tmp_path_factory.mktemp("lines"))
+    return tiny_model(tmp_path_factory.mktemp("batching"))
 
 
 def model_of(folder: Any, method: str = "lora", dtype: str = "float32", dropout: float = 0.0) -> Any:
@@ -56,21 +56,21 @@ def gradients(model: Any) -> dict[str, Any]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def trained_with(model: Any, lines: Any, rows: list[EncodedRow]) -> tuple[Any, dict[str, Any]]:
+def trained_with(model: Any, layout: Any, rows: list[EncodedRow]) -> tuple[Any, dict[str, Any]]:
     """Loss (nats together) and gradients of a batch."""
     model.zero_grad()
-    batch = lines.collate(dicts(rows))
-    with lines.through(model, batch):
-        total, _, _ = lines.loss(model, batch)
+    batch = layout.collate(dicts(rows))
+    with layout.forward_context(model, batch):
+        total, _, _ = layout.loss(model, batch)
         total.backward()
     return total.detach(), gradients(model)
 
 
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.base != "nf4"])
-@pytest.mark.parametrize("lines", [EndToEnd(None), Padded(0, None)], ids=["end to end", "padded"])
-def test_loss_and_gradients_are_those_of_the_rows_alone(folder: Any, method: str, lines: Any) -> None:
+@pytest.mark.parametrize("layout", [EndToEnd(None), Padded(0, None)], ids=["end to end", "padded"])
+def test_loss_and_gradients_are_those_of_the_rows_alone(folder: Any, method: str, layout: Any) -> None:
     model = model_of(folder, method)
-    total, found = trained_with(model, lines, ROWS)
+    total, found = trained_with(model, layout, ROWS)
     model.zero_grad()
     expected = plain_nats(model, ROWS).sum()
     expected.backward()
@@ -95,24 +95,24 @@ def test_the_norms_of_dora_follow_the_weights(folder: Any) -> None:
 
 
 def test_a_row_does_not_see_its_neighbours(folder: Any) -> None:
-    model, lines = model_of(folder), EndToEnd(None)
-    alone = torch.cat([per_token(lines, model, [row])[0] for row in ROWS])
-    together, row_of = per_token(lines, model, ROWS)
+    model, layout = model_of(folder), EndToEnd(None)
+    alone = torch.cat([token_losses(layout, model, [row])[0] for row in ROWS])
+    together, row_of = token_losses(layout, model, ROWS)
     assert torch.allclose(alone, together, atol=1e-6)
     assert row_of.tolist() == [0] * 3 + [1] * 4 + [2] + [3]
     other = [ROWS[1], *ROWS[1:]]
-    assert torch.equal(per_token(lines, model, other)[0][-6:], together[-6:])
+    assert torch.equal(token_losses(layout, model, other)[0][-6:], together[-6:])
 
 
 def test_the_real_models_dtype_gives_the_same_within_its_rounding(folder: Any) -> None:
     model = model_of(folder, dtype="bfloat16")
-    nats = per_token(EndToEnd(None), model, ROWS)[0]
+    nats = token_losses(EndToEnd(None), model, ROWS)[0]
     exact = plain_nats(model_of(folder), ROWS)
     assert (nats - exact).abs().mean() < 0.05
     _, wanted = trained_with(model_of(folder), Padded(0, None), ROWS)
 
-    def errors(lines: Any) -> float:
-        _, found = trained_with(model, lines, ROWS)
+    def errors(layout: Any) -> float:
+        _, found = trained_with(model, layout, ROWS)
         return sum(float((found[n] - g).norm() / g.norm()) for n, g in wanted.items())
 
     assert errors(EndToEnd(None)) < 1.3 * errors(Padded(0, "bfloat16"))
@@ -120,19 +120,19 @@ def test_the_real_models_dtype_gives_the_same_within_its_rounding(folder: Any) -
 
 def test_the_way_is_chosen_by_config_and_by_what_two_rows_say(folder: Any) -> None:
     model = model_of(folder)
-    lines = choose(model, ROWS, pad=0, dtype="float32")
-    assert isinstance(lines, EndToEnd)
-    assert lines.note.startswith("rows end to end (verified: ")
+    layout = choose_layout(model, ROWS, pad=0, dtype="float32")
+    assert isinstance(layout, EndToEnd)
+    assert layout.note.startswith("rows end to end (verified: ")
     for method, autocast in {"ia3": "bfloat16", "lora": None, "dora": None}.items():
-        assert choose(model_of(folder, method, "bfloat16"), ROWS, pad=0, dtype="bfloat16").autocast == autocast
-    dropped = choose(model_of(folder, "dora", "bfloat16", dropout=0.1), ROWS, pad=0, dtype="bfloat16")
+        assert choose_layout(model_of(folder, method, "bfloat16"), ROWS, pad=0, dtype="bfloat16").autocast == autocast
+    dropped = choose_layout(model_of(folder, "dora", "bfloat16", dropout=0.1), ROWS, pad=0, dtype="bfloat16")
     assert dropped.autocast == "bfloat16", "DoRA with dropout is left to PEFT"
     model.config.attention_dropout = 0.1
-    assert choose(model, ROWS, pad=0, dtype="float32").note == "padded rows: the family drops attention weights"
+    assert choose_layout(model, ROWS, pad=0, dtype="float32").note == "padded rows: the model uses attention dropout"
     model.config.attention_dropout = 0.0
     capped = model.get_base_model().lm_head
     capped.register_forward_hook(lambda _module, _args, out: 3.0 * torch.tanh(out / 3.0))
-    assert "end to end a token's loss moved by" in choose(model, ROWS, pad=0, dtype="float32").note
+    assert "end to end the loss of a token differs by" in choose_layout(model, ROWS, pad=0, dtype="float32").note
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -260,8 +260,8 @@ def test_without_kernels_torch_does_the_attention(folder: Any, monkeypatch: pyte
 def test_nothing_stays_changed(folder: Any) -> None:
     model = model_of(folder)
     before = {n: vars(m).get("forward") for n, m in model.named_modules()}
-    lines = EndToEnd(None)
-    with pytest.raises(RuntimeError, match="broken"), lines.through(model, lines.collate(dicts(ROWS))):
+    layout = EndToEnd(None)
+    with pytest.raises(RuntimeError, match="broken"), layout.forward_context(model, layout.collate(dicts(ROWS))):
         raise RuntimeError("broken")
     assert {n: vars(m).get("forward") for n, m in model.named_modules()} == before
     assert model.config._attn_implementation != "aftertune"

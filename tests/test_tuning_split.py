@@ -10,7 +10,7 @@ from aftertune.errors import InputError
 from aftertune.study import DataSpec, ReplaySpec
 from aftertune.tuning.data import Example
 from aftertune.tuning.split import Corpus, prompt_hash, split_point
-from aftertune.tuning.tokenize import EncodedCorpus, Form
+from aftertune.tuning.tokenize import EncodedCorpus, EncodeOptions
 from tuning_cases import chat_tokenizer, rows, write_rows
 
 
@@ -86,7 +86,7 @@ def test_too_small_a_file_is_repeated_evenly_and_that_is_said(tmp_path):
     corpus = replayed(tmp_path, 0.6, other=5, examples=10)
     assert sorted(Counter(corpus.replay).values()) == [3] * 5
     assert (corpus.counts["replay_data"]["replayed"], corpus.counts["replay_data"]["not_drawn"]) == (15, 0)
-    assert corpus.notes[-1].startswith("replay: 15 examples are needed and 5 are there, so each is shown 3.0 times")
+    assert corpus.notes[-1].startswith("replay: 15 examples are needed but there are only 5, so each is used 3.0 times")
 
 
 def test_nothing_that_is_held_out_or_new_is_replayed(tmp_path):
@@ -100,14 +100,15 @@ def test_nothing_that_is_held_out_or_new_is_replayed(tmp_path):
     assert {e.completion for e in corpus.replay} == {"w0 again", "w1"}  # another answer to a new prompt is other data
     set_aside = corpus.counts["replay_data"]["set_aside"]
     assert set_aside == 40 + len(corpus.held_out) + len(corpus.validation)
-    with pytest.raises(InputError, match=r"none of its 40 examples is left beside the new data"):
+    with pytest.raises(InputError, match=r"each of its 40 examples is in the new data"):
         Corpus.load(DataSpec(file=path), 0, ReplaySpec(data=path, share=0.5))
 
 
 def test_replayed_rows_are_mixed_in_evenly_and_never_measured(tmp_path):
     corpus = replayed(tmp_path, 0.5)
-    rows_of = EncodedCorpus.of(corpus, chat_tokenizer(), Form("chat", 64), seed=0)
-    again, other = (EncodedCorpus.of(corpus, chat_tokenizer(), Form("chat", 64), seed=seed) for seed in (0, 1))
+    rows_of = EncodedCorpus.from_corpus(corpus, chat_tokenizer(), EncodeOptions("chat", 64), seed=0)
+    again, other = (EncodedCorpus.from_corpus(corpus, chat_tokenizer(), EncodeOptions("chat", 64), seed=seed)
+                    for seed in (0, 1))
     assert rows_of.training == again.training != other.training
     assert sorted(row.ids for row in rows_of.training) == sorted(row.ids for row in other.training)
     old = chat_tokenizer()("old")["input_ids"][0]
@@ -118,13 +119,13 @@ def test_replayed_rows_are_mixed_in_evenly_and_never_measured(tmp_path):
     counts = rows_of.counts
     assert sum(len(row.ids) for row in rows_of.training) == counts["training"]["tokens"] + counts["replay"]["tokens"]
     share = counts["replay"]["tokens"] / (counts["training"]["tokens"] + counts["replay"]["tokens"])
-    assert f"({share:.1%}) are replayed; that is {counts['replay']['tokens'] / counts['training']['tokens']:.1%} more" \
+    assert f"({share:.1%}) are replayed; this is {counts['replay']['tokens'] / counts['training']['tokens']:.1%} more" \
         in rows_of.notes[-1]
 
 
 def test_without_replay_the_rows_stay_in_the_order_of_the_file(tmp_path):
     corpus = load(write_rows(tmp_path / "d.jsonl", rows()))
-    found = EncodedCorpus.of(corpus, chat_tokenizer(), Form("chat", 64), seed=0)
+    found = EncodedCorpus.from_corpus(corpus, chat_tokenizer(), EncodeOptions("chat", 64), seed=0)
     assert [row.example for row in found.training] == list(range(1, len(corpus.training) + 1))
     assert found.validation == []
 
@@ -184,14 +185,14 @@ def test_subsets_are_nested_over_sizes_and_differ_between_seeds(tmp_path):
 
 
 def test_more_examples_than_there_are_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"examples: 400 asked for, but \d+ are left"):
+    with pytest.raises(InputError, match=r"examples is 400, but only \d+ are left"):
         load(write_rows(tmp_path / "d.jsonl", rows()), examples=400)
 
 
 def test_a_large_file_holds_out_no_more_than_enough(tmp_path, monkeypatch):
     path = write_rows(tmp_path / "d.jsonl", rows())
     usual = load(path)
-    monkeypatch.setattr("aftertune.tuning.split.MOST_HELD_OUT", 1)
+    monkeypatch.setattr("aftertune.tuning.split.MAX_HELD_OUT", 1)
     fewest = load(path, held_out=1 / 40)
     capped = load(path)
     assert set(capped.held_out) == set(fewest.held_out) < set(usual.held_out)
@@ -205,5 +206,5 @@ def test_training_examples_that_are_in_the_held_out_file_are_left_out(tmp_path):
 
 
 def test_a_file_too_small_to_split_is_refused(tmp_path):
-    with pytest.raises(InputError, match="each side needs one"):
+    with pytest.raises(InputError, match="each set needs at least one"):
         load(write_rows(tmp_path / "d.jsonl", rows(1)))

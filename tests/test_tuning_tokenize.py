@@ -6,12 +6,12 @@ import pytest
 
 from aftertune.errors import InputError
 from aftertune.tuning.data import Example
-from aftertune.tuning.template import Part, rows_of
-from aftertune.tuning.tokenize import IGNORED, Form, encode_all
+from aftertune.tuning.template import Segment, render_example
+from aftertune.tuning.tokenize import IGNORED, EncodeOptions, encode_all
 from tuning_cases import chat_tokenizer
 
 EXAMPLE = Example((("user", "say w3 twice"),), "w3 w3")
-CHAT, PLAIN, ALPACA = (Form(template, 64) for template in ("chat", "plain", "alpaca"))
+CHAT, PLAIN, ALPACA = (EncodeOptions(template, 64) for template in ("chat", "plain", "alpaca"))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def learned(tokenizer, row):
 
 def encoded(template, example=TALK, **settings):
     tokenizer = chat_tokenizer(template)
-    found = encode_all([example], tokenizer, Form("chat", 64, **settings))
+    found = encode_all([example], tokenizer, EncodeOptions("chat", 64, **settings))
     return [(decode(tokenizer, row.ids), learned(tokenizer, row)) for row in found.rows], found.notes
 
 
@@ -57,7 +57,8 @@ def test_every_answer_of_a_conversation_is_learned_with_its_end_of_turn(tokenize
 
 
 def test_the_last_answer_alone_or_all_of_it_can_be_learned(tokenizer):
-    [last], [whole] = (encode_all([TALK], tokenizer, Form("chat", 64, learn)).rows for learn in ("last", "all"))
+    [last], [whole] = (encode_all([TALK], tokenizer, EncodeOptions("chat", 64, learn)).rows
+                       for learn in ("last", "all"))
     assert learned(tokenizer, last) == "w6 <|end|>"
     assert whole.labels == whole.ids == last.ids
 
@@ -114,20 +115,20 @@ def test_where_earlier_turns_are_rewritten_each_answer_is_a_row_as_an_evaluation
     template, expected = REWRITING[name]
     rows, notes = encoded(template)
     assert rows == expected
-    assert notes == ("the chat template rewrites earlier turns, so each answer is a row of its own: 1 examples make 2 "
-                     "rows",)
+    assert notes == ("the chat template rewrites earlier turns, so each answer became a separate row: 1 examples "
+                     "gave 2 rows",)
 
 
 def test_rows_know_their_example_also_where_some_are_left_out(tokenizer):
     long = Example((("user", "say w1 w2 w3"),), "w4")
-    found = encode_all([long, EXAMPLE, long, EXAMPLE], tokenizer, Form("chat", 7))
+    found = encode_all([long, EXAMPLE, long, EXAMPLE], tokenizer, EncodeOptions("chat", 7))
     assert [row.example for row in found.rows] == [2, 4]
     assert (found.masked, found.cut, found.tokens) == (2, 2, 14)
     assert found.learned == 2 * 1
 
 
 def test_an_answer_that_the_template_rewrites_is_refused():
-    with pytest.raises(InputError, match=r"does not show an answer as it stands \('w3 w3'\)"):
+    with pytest.raises(InputError, match=r"changes the text of an answer \('w3 w3'\)"):
         encoded("{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] | upper }}{% endfor %}" + OPEN, EXAMPLE)
 
 
@@ -152,7 +153,7 @@ def test_a_template_without_end_of_turn_gets_the_end_of_sequence():
 
 
 def test_a_long_example_is_cut_at_its_end_and_counted(tokenizer):
-    encoded = encode_all([EXAMPLE, Example((("user", "w1"),), "w2")], tokenizer, Form("chat", 8))
+    encoded = encode_all([EXAMPLE, Example((("user", "w1"),), "w2")], tokenizer, EncodeOptions("chat", 8))
     assert len(encoded.rows[0].ids) == 8
     assert (encoded.cut, encoded.masked) == (1, 0)
     assert encode_all([EXAMPLE], tokenizer, CHAT).cut == 0
@@ -160,12 +161,12 @@ def test_a_long_example_is_cut_at_its_end_and_counted(tokenizer):
 
 def test_prompts_that_fill_the_window_are_left_out_and_counted_and_refused_where_all_do(tokenizer):
     short = Example((("user", "w1"),), "w2")
-    encoded = encode_all([EXAMPLE, short, EXAMPLE], tokenizer, Form("chat", 6))
+    encoded = encode_all([EXAMPLE, short, EXAMPLE], tokenizer, EncodeOptions("chat", 6))
     assert len(encoded.rows) == 1
-    assert encoded.notes == ("the prompts of 2 of 3 examples (66.7%) fill max_length 6 and were left out; the first is "
-                             "example 1 ('say w3 twice') of 6 tokens",)
+    assert encoded.notes == ("the prompts of 2 of 3 examples (66.7%) fill max_length 6, so they were left out; the "
+                             "first is example 1 ('say w3 twice') of 6 tokens",)
     with pytest.raises(InputError, match=r"all 1 examples fill max_length 6, .* example 1 \('say w3 twice'\)"):
-        encode_all([EXAMPLE], tokenizer, Form("chat", 6))
+        encode_all([EXAMPLE], tokenizer, EncodeOptions("chat", 6))
 
 
 def test_plain_text_is_learned_whole(tokenizer):
@@ -185,7 +186,7 @@ def test_the_alpaca_prompt_is_the_classic_one():
             shown.append(text)
             return {"input_ids": list(map(ord, text))}
 
-    form = Form("alpaca", 1024)
+    form = EncodeOptions("alpaca", 1024)
     encode_all([Example((("user", "Add."),), "3", "1 and 2"), Example((("user", "Add."),), "3")], Words(), form)
     prompts = [text for text in shown if text.endswith("### Response:\n")]
     assert prompts[0] == (
@@ -209,25 +210,25 @@ def test_a_model_without_chat_template_is_refused_with_the_way_out():
 
 def test_a_template_that_refuses_the_conversation_is_one_line():
     tokenizer = chat_tokenizer("{{ raise_exception('roles must\nalternate') }}")
-    with pytest.raises(InputError, match="the chat template refuses this conversation: roles must alternate"):
+    with pytest.raises(InputError, match="the chat template rejects this conversation: roles must alternate"):
         encode_all([EXAMPLE], tokenizer, CHAT)
 
 
 def test_several_turns_without_a_template_are_refused(tokenizer):
-    with pytest.raises(InputError, match="several turns need a chat template"):
+    with pytest.raises(InputError, match="several turns needs a chat template"):
         encode_all([Example((("user", "w1"), ("user", "w2")), "w3")], tokenizer, PLAIN)
-    with pytest.raises(InputError, match="its turns are user, user, assistant; the alpaca template takes a user"):
+    with pytest.raises(InputError, match="its turns are user, user, assistant; the alpaca template needs alt"):
         encode_all([Example((("user", "w1"), ("user", "w2")), "w3")], tokenizer, ALPACA)
 
 
 def test_the_alpaca_prompt_takes_a_system_prompt_and_earlier_turns():
     talk = Example((("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho"), ("user", "Add.")), "3", "1 and 2")
-    [parts] = rows_of(talk, None, "alpaca", "answers")
+    [parts] = render_example(talk, None, "alpaca", "answers")
     assert parts == [
-        Part("Be brief.\n\n### Instruction:\nHi\n\n### Response:\n", False), Part("Ho", True, end=True),
-        Part("\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n", False),
-        Part("3", True, end=True)]
-    [parts] = rows_of(talk, None, "alpaca", "last")
+        Segment("Be brief.\n\n### Instruction:\nHi\n\n### Response:\n", False), Segment("Ho", True, end=True),
+        Segment("\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n", False),
+        Segment("3", True, end=True)]
+    [parts] = render_example(talk, None, "alpaca", "last")
     assert [part.learned for part in parts] == [False, False, False, True]
 
 
@@ -266,7 +267,7 @@ def test_the_beginning_of_sequence_comes_once_from_the_template_or_the_tokenizer
 
 @pytest.mark.parametrize("template", ["plain", "alpaca"])
 def test_the_beginning_of_sequence_comes_once_without_a_template(template):
-    row = encode_all([Example((("user", "a"),), "b")], llama_tokenizer(), Form(template, 512)).rows[0]
+    row = encode_all([Example((("user", "a"),), "b")], llama_tokenizer(), EncodeOptions(template, 512)).rows[0]
     assert (row.ids[0], row.ids.count(1), row.ids[-1]) == (1, 1, 2)
 
 

@@ -9,10 +9,10 @@ import pytest
 from aftertune.errors import InputError
 from aftertune.sources import load_model, resolve_model
 from aftertune.study import LoraSpec
-from aftertune.tuning.build import base_dtype, build, linear_layers, trainable
+from aftertune.tuning.build import base_dtype, build, count_trainable, linear_layers
 from aftertune.tuning.data import Example
 from aftertune.tuning.held_out import Batching, by_example, compare_losses, completion_losses
-from aftertune.tuning.tokenize import IGNORED, Form, encode_all
+from aftertune.tuning.tokenize import IGNORED, EncodeOptions, encode_all
 from tuning_cases import chat_tokenizer, rows, tiny_model
 
 LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -32,7 +32,7 @@ def model(folder):
 def encoded():
     data = [*rows(9), {"prompt": "say w1 w2 w3 twice", "completion": "w1 w2 w3 w1 w2 w3"}]
     examples = [Example((("user", r["prompt"]),), r["completion"]) for r in data]
-    return encode_all(examples, chat_tokenizer(), Form(True, 64)).rows
+    return encode_all(examples, chat_tokenizer(), EncodeOptions(True, 64)).rows
 
 
 def slow_loss(model, row):
@@ -90,7 +90,7 @@ def test_lora_trains_every_linear_layer_but_the_head_on_a_frozen_base(model, enc
     tuned = build(model, "lora", LoraSpec(r=4), seed=0)
     names = {n.split(".lora_")[0].rpartition(".")[2] for n, p in tuned.named_parameters() if p.requires_grad}
     assert sorted(names) == LINEAR
-    assert trainable(tuned) == 2 * 4 * sum(i + o for i, o in (
+    assert count_trainable(tuned) == 2 * 4 * sum(i + o for i, o in (
         (32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)))
     after = completion_losses(tuned, encoded, Batching(pad=0, dtype="float32"))
     assert after == pytest.approx(before, abs=1e-6)
@@ -118,4 +118,4 @@ def test_full_trains_every_weight_in_float32(folder):
     assert base_dtype("full", "bfloat16") == "float32"
     assert base_dtype("lora", "bfloat16") == "bfloat16"
     model = build(load_model(resolve_model(str(folder)), "float32", "cpu"), "full", LoraSpec(), seed=0)
-    assert trainable(model) == sum(p.numel() for p in model.parameters())
+    assert count_trainable(model) == sum(p.numel() for p in model.parameters())
