@@ -212,7 +212,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
     model = _load_trainable(job, tokenizer, rows.longest)
     layout = choose_layout(model, [*rows.training, *rows.held_out], pad=tokenizer.pad_token_id, dtype=plan.dtype)
     batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype, layout=layout)
-    progress(0, 0, f"measuring the held-out loss before training, {len(rows.held_out)} examples")
+    progress(0, 0, f"held-out loss before training, {len(rows.held_out)} examples")
     before = example_losses(model, rows.held_out, batching)
 
     def on_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -230,7 +230,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
     trained = train(model, tokenizer, TrainingData(rows.training, layout), plan, checkpoints,
                     Hooks(on_step, validate, look))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
-    progress(len(steps), len(steps), f"measuring the held-out loss after training, {len(rows.held_out)} examples")
+    progress(len(steps), len(steps), f"held-out loss after training, {len(rows.held_out)} examples")
     after = example_losses(model, rows.held_out, batching)
     folder = Path(tuning.output)
     output.save(model, spec.method, tokenizer, folder)

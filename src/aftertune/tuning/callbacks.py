@@ -191,8 +191,8 @@ class RunControl:
         self.points += points
         forgotten = [point.task for point in points if point.verdict == "lower"]
         if watch.stop and forgotten and step < self.trainer.state.max_steps:
-            self.stopped = (f"stopped at step {step}: {', '.join(forgotten)} dropped by more than {watch.margin:g} "
-                            "points (proven); the weights are from this step")
+            self.stopped = (f"stopped at step {step}: {', '.join(forgotten)} is proven to be forgotten by more than "
+                            f"{watch.margin:g} points; the weights are those of this step")
         return {f"watch_{point.task}": point.delta for point in points}
 
     def _validate(self, step: int, patience: int) -> float:
