@@ -9,11 +9,11 @@ import pytest
 from aftertune.study import DataSpec, TuneSpec
 from aftertune.study.presets import PRESETS
 from aftertune.tuning import estimate_tuning, tune
-from aftertune.tuning.estimate import PROGRAM_BYTES, Load, Machine, estimate
+from aftertune.tuning.estimate import PROGRAM_BYTES, Machine, Workload, estimate
 from tuning_cases import rows, tiny_model, write_rows
 
 SMALL = PRESETS["smollm2-135m"].shape
-LOAD = Load(examples=320, tokens=19_200, longest=120, learned=9_600, held_out=2_000)
+LOAD = Workload(examples=320, tokens=19_200, longest=120, learned=9_600, held_out=2_000)
 CPU = Machine("cpu", "bfloat16", rate=4e11)
 
 
@@ -30,7 +30,7 @@ def test_steps_and_tokens_follow_the_recipe() -> None:
 
 def test_full_takes_sixteen_bytes_a_parameter_and_four_bits_take_less_than_sixteen() -> None:
     """Weights, gradients and two moments in float32; the rest is the same for a batch of one short row."""
-    row = Load(1, 10, 10, 5)
+    row = Workload(1, 10, 10, 5)
     need = {m: estimate(SMALL, spec(method=m, batch_size=1), row, CPU).memory - PROGRAM_BYTES
             for m in ("full", "lora", "qlora")}
     assert need["full"] == pytest.approx(16 * SMALL.parameters, rel=0.05)
@@ -39,7 +39,7 @@ def test_full_takes_sixteen_bytes_a_parameter_and_four_bits_take_less_than_sixte
 
 def test_time_is_products_over_the_rate_that_is_reached() -> None:
     """LoRA: twice two operations a weight and token; nothing held out, head and adapters apart."""
-    load = Load(320, 19_200, 120, 0)
+    load = Workload(320, 19_200, 120, 0)
     found = estimate(SMALL, spec(lora={"r": 1}), load, CPU)
     assert found.seconds == pytest.approx(4 * SMALL.linear * 19_200 / (CPU.rate * 0.5), rel=0.02)
     again = estimate(SMALL, spec(lora={"r": 1}, gradient_checkpointing=True), load, CPU)

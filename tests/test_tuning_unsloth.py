@@ -63,7 +63,7 @@ def present(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     module = types.ModuleType("unsloth")
     module.FastLanguageModel = FastLanguageModel  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "unsloth", module)
-    monkeypatch.setattr(unsloth, "absent", lambda device: None)
+    monkeypatch.setattr(unsloth, "unavailable_error", lambda device: None)
     monkeypatch.setattr(unsloth, "version", lambda: "2026.10.9")
     return given
 

@@ -38,8 +38,8 @@ from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, TaskSpec, TuneSpec, on_hub
 from aftertune.study.presets import ModelShape, known
 from aftertune.tasks.data import asked_from
-from aftertune.tuning.estimate import REACHED, SIZES, Load, Machine, estimate
-from aftertune.tuning.unsloth import absent
+from aftertune.tuning.estimate import DTYPE_BYTES, UTILIZATION, Machine, Workload, estimate
+from aftertune.tuning.unsloth import unavailable_error
 from aftertune.values import Tuning
 from aftertune.values.reported import plain_name
 
@@ -112,14 +112,14 @@ class Costs:
         if shape is None:
             return Cost(None, None, None, "its size is not known before its config is here", estimated=True)
         tasks = [t for t in self.study.tasks if t.asks(name)]
-        memory = int(SIZES[self.machine.dtype] * shape.parameters * 2) + PROGRAM
+        memory = int(DTYPE_BYTES[self.machine.dtype] * shape.parameters * 2) + PROGRAM
         disk = 2 * shape.parameters if guessed else 0
         like = self._like(shape, tasks)
         if like is not None:
             return Cost(like[0], memory, disk, like[1], guessed)
         tokens = sum(items_of(t, self.study.task_source) * _tokens(t) for t in tasks)
         assert self.machine.rate is not None
-        seconds = 2 * tokens * (shape.linear + shape.vocabulary * shape.hidden) / (self.machine.rate * REACHED)
+        seconds = 2 * tokens * (shape.linear + shape.vocabulary * shape.hidden) / (self.machine.rate * UTILIZATION)
         basis = f"{tokens:,} tokens at {self.machine.rate / 1e9:,.0f} G operations/s"
         return Cost(seconds, memory, disk, basis, guessed)
 
@@ -143,7 +143,7 @@ class Costs:
         if shape is None:
             return Cost(None, None, None, "its size is not known before its config is here", estimated=True)
         spec = recipe.spec(base, name=name, dtype="auto", device="auto", out=Path())
-        load = Load.guessed(_examples(spec), spec.max_length)
+        load = Workload.guessed(_examples(spec), spec.max_length)
         found = estimate(shape, spec, load, self.machine)
         for done in reversed(self.tunings):
             pace = _pace(done)
@@ -346,7 +346,8 @@ def _machine_missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
         choose_dtype(study.dtype, device)
     except AftertuneError as error:
         return [str(error)]
-    if cell.kind == "tuning" and study.tunings[cell.subject].backend == "unsloth" and (lack := absent(device)):
+    if cell.kind == "tuning" and study.tunings[cell.subject].backend == "unsloth" and (
+            lack := unavailable_error(device)):
         return [str(lack)]
     need, free = costs.of(cell).memory, free_memory(device)
     if need is not None and need > free:

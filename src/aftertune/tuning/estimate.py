@@ -1,7 +1,7 @@
 """Estimates the memory, disk and time of a tuning before it runs, and measures them while it runs.
 
     estimate_tuning(TuneSpec(model="tinyllama", data="alpaca"))      CostEstimate(memory=…, seconds=…)
-    estimate(PRESETS["smollm2-135m"].shape, spec, Load(examples=320, tokens=19_200, longest=120, learned=9_000),
+    estimate(PRESETS["smollm2-135m"].shape, spec, Workload(examples=320, tokens=19_200, longest=120, learned=9_000),
              Machine("cpu", "bfloat16", rate=4e11))
         CostEstimate(memory=1.6e9, disk=4e7, steps=40, tokens=19_200, seconds=45.0, basis="…")
     Meter(device).cost(estimate, steps=40)     {"memory": …, "seconds": …, "estimated_memory": …}
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 # --- The arithmetic ---
 
 #: Bytes of a weight.
-SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Bytes of a weight in NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314, section 3).
 NF4_BYTES = 0.5 + 0.127 / 8
 #: The share of the machine's peak rate that training achieves (benchmarks/tune_speed.py: half of it on a CPU).
-REACHED = 0.5
+UTILIZATION = 0.5
 #: Tokens of an example if the data cannot be read, and the share of them that is learned.
 ASSUMED_TOKENS, ASSUMED_LEARNED = 120, 0.5
 #: Bytes of the interpreter with its libraries.
@@ -45,7 +45,7 @@ LOGIT_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Workload:
     """The data of one epoch. tokens: of all examples; longest: tokens of the longest one; learned: tokens that count in
     the loss; held_out: tokens of the examples whose loss is measured before and after."""
 
@@ -56,8 +56,8 @@ class Load:
     held_out: int = 0
 
     @classmethod
-    def guessed(cls, examples: int, max_length: int) -> Load:
-        """The load of data that cannot be read, from the usual length of an example."""
+    def guessed(cls, examples: int, max_length: int) -> Workload:
+        """The workload of data that cannot be read, from the usual length of an example."""
         length = min(ASSUMED_TOKENS, max_length)
         return cls(examples, examples * length, min(4 * length, max_length), int(examples * length * ASSUMED_LEARNED),
                    min(examples // 9, 1000) * length)
@@ -87,20 +87,20 @@ class CostEstimate:
     basis: str
 
 
-def estimate(shape: ModelShape, recipe: Recipe, load: Load, machine: Machine) -> CostEstimate:
+def estimate(shape: ModelShape, recipe: Recipe, workload: Workload, machine: Machine) -> CostEstimate:
     """The cost of ``recipe`` for a model of this shape."""
     batch = recipe.batch_size * recipe.accumulation
-    steps = recipe.max_steps or max(math.ceil(load.examples / batch * recipe.epochs), 1)
-    passes = steps * batch / max(load.examples, 1)
-    tokens = int(load.tokens * passes)
+    steps = recipe.max_steps or max(math.ceil(workload.examples / batch * recipe.epochs), 1)
+    passes = steps * batch / max(workload.examples, 1)
+    tokens = int(workload.tokens * passes)
     seconds, rate = None, "no rate measured"
     if machine.rate:
-        seconds = _operations(shape, recipe, load, passes) / (machine.rate * REACHED)
-        rate = f"{machine.rate / 1e9:,.0f} G operations/s measured here, of which training achieves {REACHED:.0%}"
+        seconds = _operations(shape, recipe, workload, passes) / (machine.rate * UTILIZATION)
+        rate = f"{machine.rate / 1e9:,.0f} G operations/s measured here, of which training achieves {UTILIZATION:.0%}"
     return CostEstimate(
-        trainable=trained_parameters(shape, recipe), memory=int(peak_memory(shape, recipe, load, machine)),
+        trainable=trained_parameters(shape, recipe), memory=int(peak_memory(shape, recipe, workload, machine)),
         disk=int(_disk(shape, recipe, machine)), steps=steps, tokens=tokens, seconds=seconds,
-        basis=f"{shape.parameters / 1e6:,.0f}M parameters, {load.tokens:,} tokens per epoch, {rate}")
+        basis=f"{shape.parameters / 1e6:,.0f}M parameters, {workload.tokens:,} tokens per epoch, {rate}")
 
 
 def trained_parameters(shape: ModelShape, recipe: Recipe) -> int:
@@ -118,21 +118,21 @@ def _count(count: Count | None, shape: ModelShape, recipe: Recipe) -> int:
     return count(adapted_layers(shape.linears, recipe.lora.target_modules), recipe.lora) if count else 0
 
 
-def _operations(shape: ModelShape, recipe: Recipe, load: Load, passes: float) -> float:
+def _operations(shape: ModelShape, recipe: Recipe, workload: Workload, passes: float) -> float:
     """The operations of a run: the layers for every token, the head for every learned token."""
     method = METHODS[recipe.method]
     products = (2 if method.adapter else 3) + (1 if recipe.gradient_checkpointing else 0)  # per weight and token
     head, adapters = shape.vocabulary * shape.hidden, 0
     if method.adapter:
         adapters = _count(method.operations, shape, recipe) or 6 * trained_parameters(shape, recipe)
-    layers = (2 * products * shape.linear + adapters) * load.tokens * passes
-    heads = 2 * products * head * load.learned * passes
-    return layers + heads + 2 * 2 * (shape.linear * load.held_out + head * load.held_out * ASSUMED_LEARNED)
+    layers = (2 * products * shape.linear + adapters) * workload.tokens * passes
+    heads = 2 * products * head * workload.learned * passes
+    return layers + heads + 2 * 2 * (shape.linear * workload.held_out + head * workload.held_out * ASSUMED_LEARNED)
 
 
-def peak_memory(shape: ModelShape, recipe: Recipe, load: Load, machine: Machine) -> float:
+def peak_memory(shape: ModelShape, recipe: Recipe, workload: Workload, machine: Machine) -> float:
     """Bytes of memory at the peak of training."""
-    size, trained, method = SIZES[machine.dtype], trained_parameters(shape, recipe), METHODS[recipe.method]
+    size, trained, method = DTYPE_BYTES[machine.dtype], trained_parameters(shape, recipe), METHODS[recipe.method]
     weights: float
     if method.base == "nf4":
         weights = NF4_BYTES * shape.linear + size * (shape.parameters - shape.linear)
@@ -140,7 +140,7 @@ def peak_memory(shape: ModelShape, recipe: Recipe, load: Load, machine: Machine)
         weights = (4 if method.base == "float32" or machine.dtype == "float16" else size) * shape.parameters
     # float32: the weight of an adapter (that of a full fine-tune is counted above), its gradient and two moments
     states = 16 * trained + 4 * (_stored(shape, recipe) - trained) if method.adapter else 12 * trained
-    tokens = min(recipe.batch_size * load.longest, recipe.batch_size * recipe.max_length)
+    tokens = min(recipe.batch_size * workload.longest, recipe.batch_size * recipe.max_length)
     activations = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner) * size * method.kept
     layers = (shape.layers * shape.hidden * size + activations) if recipe.gradient_checkpointing else \
         shape.layers * activations
@@ -151,7 +151,7 @@ def peak_memory(shape: ModelShape, recipe: Recipe, load: Load, machine: Machine)
 
 def _disk(shape: ModelShape, recipe: Recipe, machine: Machine) -> float:
     """Bytes of the result, and of the two checkpoints with Adam's moments that exist during the run."""
-    merged = SIZES[machine.dtype] * shape.parameters if recipe.merge else 0
+    merged = DTYPE_BYTES[machine.dtype] * shape.parameters if recipe.merge else 0
     return 4 * _stored(shape, recipe) + merged + 2 * 12 * trained_parameters(shape, recipe)
 
 
@@ -172,14 +172,14 @@ def estimate_tuning(spec: TuneSpec) -> CostEstimate:
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     set_threads(spec.threads)
-    shape, load = _shape_and_load(spec)
+    shape, workload = _shape_and_workload(spec)
     if shape is None:
         raise InputError(f"{spec.model}: cannot estimate, because the config lacks some of hidden_size, "
                          "num_hidden_layers, num_attention_heads and vocab_size; tune without --dry-run")
-    return estimate(shape, spec, load, Machine(device, dtype, product_rate(device, dtype)))
+    return estimate(shape, spec, workload, Machine(device, dtype, product_rate(device, dtype)))
 
 
-def _shape_and_load(spec: TuneSpec) -> tuple[presets.ModelShape | None, Load]:
+def _shape_and_workload(spec: TuneSpec) -> tuple[presets.ModelShape | None, Workload]:
     """The model's shape, and the data of an epoch."""
     from aftertune.sources import load_tokenizer, resolve_model, shape_of, shape_on_hub
     from aftertune.sources.hub import offline_only
@@ -191,18 +191,18 @@ def _shape_and_load(spec: TuneSpec) -> tuple[presets.ModelShape | None, Load]:
             source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     except SourceError:
         shape = shape_on_hub(spec.model, spec.revision)
-        return shape, Load.guessed(spec.data.examples or ASSUMED_EXAMPLES, spec.max_length)
+        return shape, Workload.guessed(spec.data.examples or ASSUMED_EXAMPLES, spec.max_length)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay)
     options = EncodeOptions(spec.template, spec.max_length, spec.learn)
     rows = EncodedCorpus.from_corpus(corpus, load_tokenizer(source), options, spec.seed)
     return shape_of(source), workload_of(rows)
 
 
-def workload_of(rows: EncodedCorpus) -> Load:
-    """The load of encoded rows."""
+def workload_of(rows: EncodedCorpus) -> Workload:
+    """The workload of encoded rows."""
     counts = [rows.counts[name] for name in ("training", "replay") if name in rows.counts]
-    return Load(len(rows.training), sum(c["tokens"] for c in counts), rows.longest, sum(c["learned"] for c in counts),
-                rows.counts["held out"]["tokens"])
+    return Workload(examples=len(rows.training), tokens=sum(c["tokens"] for c in counts), longest=rows.longest,
+                    learned=sum(c["learned"] for c in counts), held_out=rows.counts["held out"]["tokens"])
 
 
 # --- Measuring a run ---

@@ -33,7 +33,7 @@ def choose_backend(spec: TuneSpec, source: ModelSource, device: str) -> str:
     """
     if spec.backend == "peft":
         return "peft"
-    error = _unsupported(spec, source) or absent(device)
+    error = _unsupported(spec, source) or unavailable_error(device)
     if error is None:
         return "unsloth"
     if spec.backend == "auto":
@@ -55,7 +55,7 @@ def _unsupported(spec: Recipe, source: ModelSource) -> InputError | None:
     return None
 
 
-def absent(device: str) -> ResourceError | None:
+def unavailable_error(device: str) -> ResourceError | None:
     """The error for a device or an environment in which unsloth cannot run; None if it can."""
     reasons = [] if device.startswith("cuda") else [f"the device is {device}"]
     reasons += [] if importlib.util.find_spec("unsloth") else ["the package unsloth is not installed"]
