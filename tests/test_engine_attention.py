@@ -11,7 +11,7 @@ import torch
 
 from aftertune.engine import attention
 from aftertune.engine.attention import Call, TorchPrefix, TorchRows, TorchSlots, TorchStep
-from aftertune.engine.packing import PackedRow, packed_row, path
+from aftertune.engine.packing import PackedRow, packed_row, prompt_row
 from aftertune.engine.tokenize import TokenSequence
 
 HEADS, SHARED, SIZE = 4, 2, 6
@@ -95,7 +95,7 @@ WINDOWS = [None, 1, 4, 30, 1000]
 @pytest.mark.parametrize("window", WINDOWS)
 def test_rows_attend_to_their_own_sequence(window: int | None, past: int, block: int,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "BLOCK", block)  # 1: sixteen queries at a time
+    monkeypatch.setattr(attention, "CPU_BLOCK", block)  # 1: sixteen queries at a time
     rows = tries(past)
     new = Tokens.random(sum(r.length for r in rows), seed=1)
     prefix = Tokens.random(past, seed=2) if past else None
@@ -124,7 +124,7 @@ def test_a_window_as_long_as_the_deepest_token_is_deep(over: int) -> None:
 def test_any_grouping_of_heads_and_any_order_in_memory(heads: int, one: int, past: int, first: bool, block: int,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """Few heads, rows and tokens, which leave some tensors as views of others; both layouts."""
-    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(attention, "CPU_BLOCK", block)
     prefix, call = Tokens.random(past, 21, heads=heads, shared=one) if past else None, Call(0.5)
     for rows in ([tries(past)[1]], [tries(past)[2]], tries(past)[:1], tries(past), [tries(past)[1]] * 2):
         new = Tokens.random(sum(r.length for r in rows), 22, heads=heads, shared=one)
@@ -216,7 +216,7 @@ class Texts:
     def fill(self, lengths: list[int], *, value: float | None = None) -> None:
         """Prompts of these lengths into the next slots, in one pass; the layer's attention is checked too."""
         past = len(self.prefix.k) if self.prefix else 0
-        rows = [path(tuple(range(n)), past) for n in lengths]
+        rows = [prompt_row(tuple(range(n)), past) for n in lengths]
         new = self.random(sum(lengths))
         if value is not None:
             for x in (new.k, new.v):
@@ -324,7 +324,7 @@ def test_a_slot_is_filled_to_its_room() -> None:
 def test_a_prefix_keeps_its_keys_and_values_heads_first() -> None:
     new = Tokens.random(5, seed=12)
     prefix = TorchPrefix(5)
-    TorchRows([path((1, 2, 3, 4, 5))], device=CPU, dtype=torch.float32, keep=prefix.keep).attend(
+    TorchRows([prompt_row((1, 2, 3, 4, 5))], device=CPU, dtype=torch.float32, keep=prefix.keep).attend(
         LAYER, new.q, new.k, new.v, Call(0.5))
     k, v = prefix.layers[LAYER]
     assert torch.equal(k, new.k.transpose(0, 1))

@@ -23,7 +23,7 @@ from aftertune.engine.cpu.linear import ROWS, PackedLinears, packable_layers
 from aftertune.engine.cpu.llama import FusedLayers
 from aftertune.engine.decoder import Decoder, Wave
 from aftertune.engine.engine import Engine
-from aftertune.engine.packing import packed_row, path
+from aftertune.engine.packing import packed_row, prompt_row
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
 from aftertune.engine.tokenize import Generation, Prompt, TokenSequence
@@ -247,7 +247,7 @@ def test_each_step_gives_the_probabilities_of_a_whole_pass() -> None:
         right = Scorer(model, packed=False).run([packed_row([(0, TokenSequence(tokens, 40))])])[0].logprobs
         backend = backend_for(model, ALL)
         with backend.computing():
-            stepped = Decoder(Scorer(model, packed=True, backend=backend), None, tokens=0).forced(tokens, 40)
+            stepped = Decoder(Scorer(model, packed=True, backend=backend), None, tokens=0).teacher_forced(tokens, 40)
         assert np.abs(stepped - right).max() < 1e-4
 
 
@@ -275,7 +275,7 @@ def test_an_error_within_a_fused_layer_passes_through() -> None:
     model = wide()
     backend = backend_for(model, ALL)
     model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(lambda *_: 1 / 0)
-    one = cpu_attention.CpuRows([path((1, 2))])
+    one = cpu_attention.CpuRows([prompt_row((1, 2))])
     one.attend = lambda *_: 1 / 0  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError), backend.computing(), attending(model, one):
         model(TOKENS)
@@ -420,7 +420,7 @@ def test_the_norms_of_dora_are_made_once(name: str, norms: int, monkeypatch: pyt
     for _ in range(2):
         right = plain(adapted.model)
         made.clear()
-        with backend.computing(alone=True):
+        with backend.computing(free_weights=True):
             first, second = (found(scorer.run(rows)) for _ in range(2))
         assert first.gap(second) == 0
         assert first.gap(right) < 1e-4
@@ -509,7 +509,7 @@ def test_the_kernels_take_whole_tiles_and_plain_softmax_only(kind: str, values: 
 
 def test_a_capped_score_is_refused_by_name() -> None:
     model = family("gemma2", head_dim=16, query_pre_attn_scalar=16)
-    one = cpu_attention.CpuRows([path((1, 2))])
+    one = cpu_attention.CpuRows([prompt_row((1, 2))])
     with pytest.raises(NotImplementedError, match="the kernels cap no scores"), attending(model, one):
         model(input_ids=torch.tensor([[1, 2]]), position_ids=torch.tensor([[0, 1]]), use_cache=False)
 
@@ -565,7 +565,7 @@ def requests() -> list[Request]:
 @pytest.mark.parametrize("name", MODELS)
 def test_an_evaluation_is_the_same_with_kernels_and_without(name: str, monkeypatch: pytest.MonkeyPatch,
                                                             calls: Counter[str]) -> None:
-    monkeypatch.setattr(packing, "LEAST", 60)
+    monkeypatch.setattr(packing, "MIN_SAVED", 60)
     model, answers, digests = wide(name), [], []
     for budget in (ALL, NONE):
         calls.clear()
@@ -637,7 +637,7 @@ def test_layers_that_an_adapter_has_changed_otherwise_are_not_fused() -> None:
 
 
 def test_what_the_kernels_are_not_made_for_does_not_reach_them() -> None:
-    rows = cpu_attention.CpuRows([path((1, 2, 3))])
+    rows = cpu_attention.CpuRows([prompt_row((1, 2, 3))])
     good = torch.randn(3, 2, 16)
     for query, key, value in ((torch.randn(3, 2, 8),) * 3, (good.half(),) * 3, (good, good, torch.randn(3, 2, 32)),
                               (good, good.bfloat16(), good)):

@@ -152,7 +152,7 @@ def test_weights_live_in_the_copies_alone_and_come_back_bit_for_bit(dtype: torch
         expected = model(TOKENS).logits
         with linears.packed():
             joined = linears.product(one.q_proj, one.k_proj, one.v_proj)
-        with linears.packed(alone=True):
+        with linears.packed(free_weights=True):
             assert not there(one.q_proj)  # packed before
             linears.product(one.o_proj)
             assert not there(one.o_proj)
@@ -169,7 +169,7 @@ def test_tied_weights_stay_for_the_embedding() -> None:
     model = byte_llama(hidden=2 * ROWS)
     model.lm_head.weight = model.model.embed_tokens.weight
     linears = PackedLinears(model)
-    with torch.inference_mode(), linears.packed(alone=True):
+    with torch.inference_mode(), linears.packed(free_weights=True):
         linears.product(model.lm_head)
         assert there(model.lm_head)
 
@@ -179,7 +179,7 @@ def test_weights_come_back_after_an_error_and_can_be_trained() -> None:
     linears, layer = PackedLinears(model), model.model.layers[0].mlp.up_proj
 
     def failing() -> None:
-        with linears.packed(alone=True):
+        with linears.packed(free_weights=True):
             linears.product(layer)
             assert not there(layer) or sys.platform != "linux"
             raise RuntimeError("stop")

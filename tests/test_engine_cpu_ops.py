@@ -18,7 +18,7 @@ import torch
 
 from aftertune.engine.cpu import availability, build, ops
 from aftertune.engine.cpu.ops import KVCache, RowShape
-from aftertune.engine.packing import PackedRow, packed_row, path
+from aftertune.engine.packing import PackedRow, packed_row, prompt_row
 from aftertune.engine.tokenize import TokenSequence
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -199,7 +199,7 @@ def test_long_rows_are_cut_into_blocks(size: int, dtype: torch.dtype) -> None:
     head, tail = tuple(range(past)), tuple(range(90))
     rows = [packed_row([(0, TokenSequence((*head, *tail, 1, 2, 3), 1)), (1, TokenSequence((*head, *tail[:50], 7, *tail,
                                                                                            3), 1))], past),
-            path(tuple(range(37)), past)]
+            prompt_row(tuple(range(37)), past)]
     new, before = like.tokens(sum(r.length for r in rows), 3), like.tokens(past, 4)
     k, v = torch.cat([before.k, new.k]), torch.cat([before.v, new.v])
     for window in (0, 60, 1450):
@@ -232,7 +232,7 @@ def alone(new: Tokens, rows: list[PackedRow], past: Tokens | None, window: int) 
 @pytest.mark.parametrize("size", [16, 32])
 def test_a_row_does_not_depend_on_its_neighbours(size: int, past: int, window: int, dtype: torch.dtype) -> None:
     """Bit for bit; a long neighbour also changes how queries are cut into blocks."""
-    like, rows = Heads(8, 1, size, dtype), [*tries(past), path(tuple(range(700)), past)]
+    like, rows = Heads(8, 1, size, dtype), [*tries(past), prompt_row(tuple(range(700)), past)]
     new, before = like.tokens(sum(r.length for r in rows), 6), like.tokens(past, 7) if past else None
     assert torch.equal(by_rows(new, rows, before, window), torch.cat(alone(new, rows, before, window)))
 
@@ -275,7 +275,7 @@ def test_nan_in_a_prefix_reaches_everyone_and_hidden_keys_no_one(name: str) -> N
 @pytest.mark.parametrize("scale", [1e3, 1e18])
 def test_large_scores_neither_overflow_nor_lose_the_first(scale: float) -> None:
     """Far apart, softmax is a choice: the largest score takes all."""
-    rows = [path(tuple(range(40)))]
+    rows = [prompt_row(tuple(range(40)))]
     new = Heads().tokens(40, 11)
     new = Tokens(new.q * scale, new.k, new.v)
     close(by_rows(new, rows, None, 0), attention(new.q, new.k, new.v, sees(rows, 0, 0)))
@@ -551,7 +551,7 @@ def test_low_ranks_are_added_in_place(dtype: torch.dtype, gained: bool, tokens: 
 def everything(dtype: torch.dtype) -> list[torch.Tensor]:
     """What each kernel makes of work that is large enough for several threads."""
     torch.manual_seed(0)
-    like, rows = Heads(6, 2, 80, dtype), [*tries(PAST), path(tuple(range(170)), PAST)]
+    like, rows = Heads(6, 2, 80, dtype), [*tries(PAST), prompt_row(tuple(range(170)), PAST)]
     new, before = like.tokens(sum(r.length for r in rows), 15), like.tokens(PAST, 16)
     texts = Texts(like, [3, 15, 1, 31, 20, 14, 48, 2] * 3, PAST)
     turned, logits = new.q.contiguous(), 4 * torch.randn(97, 1003).to(dtype)

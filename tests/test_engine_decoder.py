@@ -13,10 +13,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from aftertune.engine import packing
-from aftertune.engine.decoder import Decoder, Ending, Wave
+from aftertune.engine.decoder import Decoder, StopCriteria, Wave
 from aftertune.engine.engine import Engine
 from aftertune.engine.hf_generate import Generator
-from aftertune.engine.sampling import takes_slots
+from aftertune.engine.sampling import can_use_slots
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
 from aftertune.engine.tokenize import Encoder, Generation, Prompt
@@ -158,7 +158,7 @@ def test_several_stop_strings_and_the_end_of_text_among_them() -> None:
 def test_the_end_of_a_text_by_its_parts() -> None:
     tokenizer = byte_tokenizer()
     ids = {t: tokenizer.convert_tokens_to_ids(t) for t in ("a", "b", "Ġab", "c", "</s>", "<pad>")}
-    ending = Ending(byte_llama(), tokenizer, settings(max_gen_toks=4, until=["b", "cc"]))
+    ending = StopCriteria(byte_llama(), tokenizer, settings(max_gen_toks=4, until=["b", "cc"]))
 
     def end(*tokens: str) -> tuple[bool, Response]:
         text = [ids[t] for t in tokens]
@@ -228,7 +228,7 @@ def test_slots_stay_busy_until_nothing_waits() -> None:
 
 def test_forced_steps_are_one_forward_pass() -> None:
     model, tokens = byte_llama(), tuple(byte_tokenizer().encode(HEAD))
-    found = Decoder(Scorer(model, packed=True), None, tokens=0).forced(tokens, 7)
+    found = Decoder(Scorer(model, packed=True), None, tokens=0).teacher_forced(tokens, 7)
     with torch.inference_mode():
         logits = model(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)[-7:]
     right = logits.gather(1, torch.tensor(tokens[-7:])[:, None])[:, 0]
@@ -250,14 +250,14 @@ def asked(values: dict[str, Any]) -> Generation:
 @pytest.mark.parametrize("values", HARMLESS, ids=str)
 def test_greedy_texts_take_slots(values: dict[str, Any]) -> None:
     model = byte_llama()
-    assert takes_slots(model, asked(values))
+    assert can_use_slots(model, asked(values))
     for name, value in values.items():
         setattr(model.generation_config, name, value)
-    assert takes_slots(model, asked({}))
+    assert can_use_slots(model, asked({}))
     model.generation_config.do_sample = True  # lm-eval's rule: a task's settings decide that
     model.generation_config.update(temperature=0.6, top_p=0.9, max_length=4096, eos_token_id=[1, 5])
-    assert takes_slots(model, asked({}))
-    assert takes_slots(adapted(), asked({}))
+    assert can_use_slots(model, asked({}))
+    assert can_use_slots(adapted(), asked({}))
 
 
 def engine(model: Any, *, packed: bool = True, slots: int = 2) -> Engine:
@@ -291,7 +291,7 @@ def test_texts_share_the_tokens_that_a_budget_holds(packed: bool) -> None:
 @pytest.mark.parametrize("values", HARMFUL, ids=str)
 def test_other_rules_of_choice_go_through_generate(values: dict[str, Any]) -> None:
     model, one = byte_llama(), asked(values)
-    assert not takes_slots(model, one)
+    assert not can_use_slots(model, one)
     found, slots = texts(model, values)
     assert set(slots) == {0}
     tokenizer = byte_tokenizer()
@@ -302,7 +302,7 @@ def test_other_rules_of_choice_go_through_generate(values: dict[str, Any]) -> No
         assert found[n].text == tokenizer.decode(right[0, ids.shape[1]:], skip_special_tokens=True)
     for name, value in values.items():
         setattr(model.generation_config, name, value)
-    assert not takes_slots(model, asked({}))
+    assert not can_use_slots(model, asked({}))
     by_config, slots = texts(model, {})
     assert set(slots) == {0}
     assert by_config == found
@@ -313,7 +313,7 @@ def test_other_rules_of_choice_go_through_generate(values: dict[str, Any]) -> No
     {"temperature": 1.5, "min_p": 0.02}], ids=str)
 def test_sampled_texts_are_those_of_generate_whatever_they_sat_beside(values: dict[str, Any]) -> None:
     model, tokenizer = byte_llama(), byte_tokenizer()
-    assert takes_slots(model, asked(values))
+    assert can_use_slots(model, asked(values))
     found, slots = texts(model, values)
     assert set(slots) == {2}
     assert texts(model, values, slots=1)[0] == texts(model, values, slots=5)[0] == found
@@ -329,8 +329,8 @@ def test_sampled_texts_are_those_of_generate_whatever_they_sat_beside(values: di
 
 def test_draws_by_other_rules_go_through_generate() -> None:
     for values in ({"temperature": 0.8, "typical_p": 0.5}, {"temperature": 0.8, "eta_cutoff": 0.1}):
-        assert not takes_slots(byte_llama(), asked(values))
-    assert takes_slots(byte_llama(), asked({"typical_p": 0.5}))
+        assert not can_use_slots(byte_llama(), asked(values))
+    assert can_use_slots(byte_llama(), asked({"typical_p": 0.5}))
     found, slots = texts(byte_llama(), {"temperature": 0.8, "typical_p": 0.5})
     assert set(slots) == {0}
     assert len(slots) == len(found) == len(ENDS)
@@ -343,7 +343,7 @@ def test_the_engines_agree(values: dict[str, Any], monkeypatch: pytest.MonkeyPat
     right, none = texts(byte_llama(), values, packed=False)
     assert set(none) == {0}
     for least in (256, 10**6):
-        monkeypatch.setattr(packing, "LEAST", least)
+        monkeypatch.setattr(packing, "MIN_SAVED", least)
         for slots in (1, 3, 40):
             found, each = texts(byte_llama(), values, slots=slots)
             assert found == right

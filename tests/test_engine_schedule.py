@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aftertune.engine.budget import PROBE, measured, resolve
-from aftertune.engine.memory import split_on_oom, zeros
-from aftertune.engine.schedule import ROOM, Budget, batches, slots, waves
+from aftertune.engine.budget import PROBE, measure_token_memory, resolve
+from aftertune.engine.memory import lazy_zeros, split_on_oom
+from aftertune.engine.schedule import TOKENS_PER_SLOT, Budget, batches, slot_count, waves
 from aftertune.errors import ResourceError
 from eval_cases import byte_llama
 
@@ -88,12 +88,12 @@ def test_waves_hold_every_text_once_the_longest_first(lengths: list[int], size: 
 @given(st.integers(1, 200), st.integers(0, 50_000), st.integers(1, 20_000))
 def test_slots_of_more_room_are_fewer(count: int, keys: int, room: int) -> None:
     budget = Budget(tokens=1, logits=1, cells=1, slots=count, threads=1, keys=keys)
-    held = keys or count * ROOM  # a budget of an older release says nothing of keys
-    found = slots(budget, room)
+    held = keys or count * TOKENS_PER_SLOT  # a budget of an older release says nothing of keys
+    found = slot_count(budget, room)
     assert 1 <= found <= count
     assert found == 1 or found * room <= held
     assert found == count or (found + 1) * room > held
-    assert slots(budget, room + 1) <= found
+    assert slot_count(budget, room + 1) <= found
 
 
 def test_less_memory_never_allows_more() -> None:
@@ -115,7 +115,7 @@ def test_what_a_token_takes_is_measured_and_rounded_up(per_token: int, found: in
         run()
         return 10**6 + per_token * tokens[-1] + 7 * (len(tokens) == 1)
 
-    assert measured(byte_llama(), peak) == found
+    assert measure_token_memory(byte_llama(), peak) == found
     assert tokens == [PROBE, PROBE, 2 * PROBE, 2 * PROBE]
 
 
@@ -127,14 +127,14 @@ def resident() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="what is resident is read from /proc")
 def test_zeros_take_memory_when_they_are_written_to() -> None:
     before = resident()
-    held = zeros((64, 2**20), torch.float32)
+    held = lazy_zeros((64, 2**20), torch.float32)
     assert resident() - before < 2**26
     held[:32] = 1
     assert resident() - before > 2**26
     assert float(held.sum()) == 32 * 2**20
-    assert zeros((3, 0, 2), torch.bfloat16).shape == (3, 0, 2)
+    assert lazy_zeros((3, 0, 2), torch.bfloat16).shape == (3, 0, 2)
     with pytest.raises(MemoryError, match="not enough memory for"):
-        zeros((2**46, 2**10), torch.float32)
+        lazy_zeros((2**46, 2**10), torch.float32)
 
 
 @given(st.integers(1, 40), st.sets(st.integers(0, 30), max_size=6))

@@ -1,5 +1,10 @@
-"""The engine: text requests in, log-probabilities and texts out. Owns the torch side; nothing of lm-eval.
+"""Runs a model: requests in, log-likelihoods and generated texts out.
 
-encode (text to tokens) -> prefix, trie (what is shared is computed once) -> decide (may rows be packed?) -> schedule
-(batches, waves) -> scorer, decoder, generator -> runner (the whole, batch by batch). docs/architecture.md has the rest.
+    engine = Engine(model, tokenizer, packed=True, budget=budget)       # engine.py
+    plan = engine.plan(requests)                                        # tokens, packed rows, batches
+    for batch in engine.run(plan, done=set()):
+        print(batch.responses)
+
+In the order of the work: tokenize, packing, verify, budget and schedule, then scorer and decoder (or hf_generate).
+This package imports nothing of lm-eval. docs/architecture.md says more.
 """

@@ -1,17 +1,16 @@
-"""Attention over flat batches: rows end to end without padding, and a layout that says which keys each token sees.
+"""Computes attention over flat batches: concatenated rows without padding, and a layout of which keys each token sees.
 
     backend = TorchBackend(model)
     with attending(model, backend.rows(rows)):
         model(input_ids=tokens[None], position_ids=depths[None], use_cache=False)
 
-transformers calls a model's attention function by name. Ours gets the queries, keys and values of a flat batch
-[1, heads, tokens, size] and passes them to the current layout. So every linear layer of any model family computes each
-token once, and no mask of transformers is needed. No cache of transformers is involved either: layouts store keys and
-values by layer module.
+transformers calls a model's attention function by name. The one registered here gets the queries, keys and values of a
+flat batch [1, heads, tokens, size] and passes them to the current layout. So every linear layer of any model family
+computes each token once. Masks and caches of transformers are not used: layouts store keys and values by layer module.
 
 An `AttentionBackend` makes the layouts. `TorchBackend` makes them from torch operators and runs on every device. Its
-scores are plain batched products: on a CPU they take half the time of the fused kernel with a mask for rows of a few
-hundred tokens, and far less where few queries meet a long cache. engine/cpu has the backends of a CPU.
+scores are batched matrix products. On a CPU these take half the time of torch's fused attention with a mask for rows of
+a few hundred tokens, and far less for few queries over a long cache. engine/cpu has the backends for a CPU.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ import numpy as np
 import torch
 
 from aftertune.engine.dora import constant_gains
-from aftertune.engine.packing import PackedRow, sees
+from aftertune.engine.packing import PackedRow, attention_mask
 
-NAME = "aftertune"
+ATTENTION_NAME = "aftertune"
 #: Scores in one block of queries, at most, on a CPU: they stay in its cache.
-BLOCK = 2**20
-#: The same on an accelerator, where many small products cost more than memory.
-WIDE = 2**26
+CPU_BLOCK = 2**20
+#: The same on an accelerator, where many small products take more time than one large one.
+ACCELERATOR_BLOCK = 2**26
 
 #: Stores keys and values of a flat batch; called with the layer, keys and values [tokens, kv heads, size].
 Keep = Callable[[Any, torch.Tensor, torch.Tensor], None]
@@ -39,8 +38,11 @@ Keep = Callable[[Any, torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How a layer computes its scores. window: number of positions back that a token sees, None for all; softcap: tanh
-    limits scores to (-softcap, softcap)."""
+    """How a layer computes its attention scores.
+
+    scaling: factor of the products of queries and keys; window: number of positions that a token sees, counted back
+    from itself, None for all; softcap: tanh limits scores to (-softcap, softcap), None for no limit.
+    """
 
     scaling: float
     window: int | None = None
@@ -91,7 +93,7 @@ class StepLayout(Layout, Protocol):
 
 
 class AttentionBackend(Protocol):
-    """What computes packed rows for one model: the attention, and what else is faster this way.
+    """Computes packed rows for one model: the attention, and with the CPU kernels also other operators.
 
     name: "torch" or "cpu", as in `Budget.backend`.
     """
@@ -115,13 +117,13 @@ class AttentionBackend(Protocol):
         """For logits [rows, vocabulary]: log of the sum of exponentials, largest logit, index of the largest, each
         [rows]. None where the backend has nothing better than torch's operators."""
 
-    def computing(self, *, alone: bool = False) -> contextlib.AbstractContextManager[None]:
-        """While active, the model computes with the backend. alone: meanwhile the model's weights may exist only in
-        the backend's copies, so the model must not be changed or saved."""
+    def computing(self, *, free_weights: bool = False) -> contextlib.AbstractContextManager[None]:
+        """While active, the model computes with the backend. free_weights: weights that the backend copied are freed
+        meanwhile, so the model must not be changed or saved."""
 
 
 class TorchBackend:
-    """Packed rows by torch operators, on any device."""
+    """Computes packed rows with torch operators, on any device."""
 
     name = "torch"
 
@@ -144,8 +146,8 @@ class TorchBackend:
         return None
 
     @contextlib.contextmanager
-    def computing(self, *, alone: bool = False) -> Iterator[None]:
-        del alone  # no weights are copied
+    def computing(self, *, free_weights: bool = False) -> Iterator[None]:
+        del free_weights  # no weights are copied
         with constant_gains(self.model, lambda layer: layer.weight):
             yield
 
@@ -175,7 +177,7 @@ def tokens_read() -> torch.Tensor | None:
     return _read[-1] if _read else None
 
 
-def supported(base: Any) -> bool:
+def supports_custom_attention(base: Any) -> bool:
     """True where the model family calls its attention by name (Falcon, BLOOM and MPT do not)."""
     check = getattr(base, "_can_set_attn_implementation", None)
     return bool(check and check())
@@ -186,7 +188,7 @@ def attending(model: Any, layout: Layout) -> Iterator[None]:
     """While active, the model's attention uses ``layout``."""
     config = model.config
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = ATTENTION_NAME
     _layouts.append(layout)
     try:
         yield
@@ -210,19 +212,14 @@ def _attend(layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Ten
 def _register() -> None:
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, _attend)
+    AttentionInterface.register(ATTENTION_NAME, _attend)
 
 
 _register()
 
 
-def weights(scores: torch.Tensor) -> torch.Tensor:
-    """Softmax over the last dimension; in float32 inside, whatever the dtype."""
-    return torch.softmax(scores, dim=-1)
-
-
-def _exact(x: torch.Tensor) -> torch.Tensor:
-    """x in float32 on a CPU: scores rounded to bfloat16 change answers more than another batch size of lm-eval does."""
+def _float32_on_cpu(x: torch.Tensor) -> torch.Tensor:
+    """x, on a CPU in float32: scores rounded to bfloat16 change more answers than another batch size of lm-eval."""
     return x.float() if x.device.type == "cpu" else x
 
 
@@ -238,7 +235,7 @@ class TorchPrefix:
 
 
 class TorchRows:
-    """Packed rows (see trie.py) end to end. Depths of rows after a prefix start at its length."""
+    """Concatenated packed rows (see packing.py). Depths of rows after a prefix start at its length."""
 
     def __init__(self, rows: Sequence[PackedRow], *, device: torch.device, dtype: torch.dtype,
                  prefix: TorchPrefix | None = None, keep: Keep | None = None) -> None:
@@ -249,20 +246,20 @@ class TorchRows:
         self.keep = keep
         self.length = max(row.length for row in rows)
         self._masks: dict[tuple[int | None, bool], torch.Tensor] = {}
-        place = np.zeros((len(rows), self.length), dtype=np.int64)
+        index = np.zeros((len(rows), self.length), dtype=np.int64)
         start = 0
         for r, row in enumerate(rows):
-            place[r] = start + np.minimum(np.arange(self.length), row.length - 1)
+            index[r] = start + np.minimum(np.arange(self.length), row.length - 1)
             start += row.length
         inside = np.arange(self.length)[None, :] < np.array([row.length for row in rows])[:, None]
         self._even = bool(inside.all())
-        self._gather = torch.from_numpy(place.ravel()).to(device)
+        self._gather = torch.from_numpy(index.ravel()).to(device)
         self._inside = torch.from_numpy(np.flatnonzero(inside)).to(device)
 
     def attend(self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call
                ) -> torch.Tensor:
         """Attention of every token over its own row and the prefix."""
-        query, key, value = map(_exact, (query, key, value))
+        query, key, value = map(_float32_on_cpu, (query, key, value))
         if self.keep is not None:
             self.keep(layer, key, value)
         heads, shared, size = query.shape[1], key.shape[1], query.shape[2]
@@ -273,31 +270,31 @@ class TorchRows:
                 for x in (key, value))
         out = q.new_empty(shared, n, length, group, v.shape[-1])
         past = self.prefix.length if self.prefix else 0
-        limit = BLOCK if self.device.type == "cpu" else WIDE
+        limit = CPU_BLOCK if self.device.type == "cpu" else ACCELERATOR_BLOCK
         step = max(limit // (shared * n * group * (past + length)), 16)
         for start in range(0, length, step):
             end = min(start + step, length)
             block = q[:, :, start:end].reshape(shared * n, (end - start) * group, size)
             # in depth-first order a token sees no key after it
             scores = torch.bmm(block, k[:, :end].transpose(1, 2))
-            before = self._before(layer, block, shared)
-            seen = scores if before is None else torch.cat((before, scores), -1)
+            prefix_scores = self._prefix_scores(layer, block, shared)
+            seen = scores if prefix_scores is None else torch.cat((prefix_scores, scores), -1)
             call.scores(seen)
-            self._hide(seen.view(shared, n, end - start, group, -1), call.window, start, end)
-            share = weights(seen)
-            mixed = torch.bmm(share[..., past:], v[:, :end])
+            self._add_mask(seen.view(shared, n, end - start, group, -1), call.window, start, end)
+            weights = torch.softmax(seen, dim=-1)
+            mixed = torch.bmm(weights[..., past:], v[:, :end])
             if self.prefix is not None:
-                ahead = share[..., :past].reshape(shared, -1, past)
-                mixed += torch.bmm(ahead, self.prefix.layers[layer][1]).view_as(mixed)
+                prefix_weights = weights[..., :past].reshape(shared, -1, past)
+                mixed += torch.bmm(prefix_weights, self.prefix.layers[layer][1]).view_as(mixed)
             out[:, :, start:end] = mixed.view(shared, n, end - start, group, -1)
         flat = out.permute(1, 2, 0, 3, 4).reshape(n * length, heads, -1)
         return flat if self._even else flat.index_select(0, self._inside)
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
-        """[tokens, …] -> [rows * length, …]; padding repeats a row's last token; no other token sees it."""
+        """[tokens, …] -> [rows * length, …]. Padding repeats a row's last token; no other token sees it."""
         return x if self._even else x.index_select(0, self._gather)
 
-    def _before(self, layer: Any, block: torch.Tensor, shared: int) -> torch.Tensor | None:
+    def _prefix_scores(self, layer: Any, block: torch.Tensor, shared: int) -> torch.Tensor | None:
         """Products of a block of queries with the prefix [kv heads * rows, queries, prefix]."""
         if self.prefix is None:
             return None
@@ -305,15 +302,15 @@ class TorchRows:
         products = torch.bmm(block.reshape(shared, -1, block.shape[-1]), keys.transpose(1, 2))
         return products.view(*block.shape[:2], self.prefix.length)
 
-    def _hide(self, scores: torch.Tensor, window: int | None, start: int, end: int) -> None:
+    def _add_mask(self, scores: torch.Tensor, window: int | None, start: int, end: int) -> None:
         """Add the mask to scores [kv heads, rows, queries, group, prefix + keys]."""
         mask = self._mask(window, prefix=False)[:, start:end, None, :end]
         past = scores.shape[-1] - end
         scores[..., past:] += mask
-        if past and window is not None and window <= self._deepest():
+        if past and window is not None and window <= self._max_depth():
             scores[..., :past] += self._mask(window, prefix=True)[:, start:end, None]
 
-    def _deepest(self) -> int:
+    def _max_depth(self) -> int:
         return max(int(row.depth.max()) for row in self.rows)
 
     def _mask(self, window: int | None, *, prefix: bool) -> torch.Tensor:
@@ -327,7 +324,7 @@ class TorchRows:
                     depth[r, : row.length] = row.depth
                 seen = depth[:, :, None] - np.arange(self.prefix.length) < (window or 0)
             else:
-                seen = sees(list(self.rows), self.length, window)
+                seen = attention_mask(list(self.rows), self.length, window)
             mask = torch.full(seen.shape, torch.finfo(self.dtype).min, dtype=self.dtype, device=self.device)
             mask.masked_fill_(torch.from_numpy(seen).to(self.device), 0)
             self._masks[window, prefix] = mask
@@ -337,8 +334,8 @@ class TorchRows:
 class TorchSlots:
     """Keys and values of sequences that are being continued, one per slot, by layer: [slots, kv heads, room, size].
 
-    lengths: tokens in each slot, not counting a shared prefix. Beyond them a slot is zero: a weight of 0 does not hide
-    NaN, so neither fresh memory nor an earlier text may remain there.
+    lengths: tokens in each slot, not counting a shared prefix. The rest of a slot is zero, because a weight of 0 times
+    NaN is NaN: neither uninitialized memory nor an earlier text may remain there.
     """
 
     def __init__(self, count: int, room: int, *, device: torch.device) -> None:
@@ -390,27 +387,27 @@ class TorchStep:
     def attend(self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call
                ) -> torch.Tensor:
         """Attention of each new token over its slot and the prefix; stores its key and value in the slot."""
-        query, key, value = map(_exact, (query, key, value))
+        query, key, value = map(_float32_on_cpu, (query, key, value))
         n, (heads, size), shared = self.active, query.shape[1:], key.shape[1]
-        places = torch.arange(n, device=query.device)
+        index = torch.arange(n, device=query.device)
         k, v = self.slots.buffers(layer, key, value)
-        k[places, :, self.lengths] = key
-        v[places, :, self.lengths] = value
+        k[index, :, self.lengths] = key
+        v[index, :, self.lengths] = value
         k, v = (x[:n, :, : self.longest].flatten(0, 1) for x in (k, v))
         q = query.reshape(n * shared, heads // shared, size)
         scores = torch.bmm(q, k.transpose(1, 2))
         past = self.prefix.length if self.prefix else 0
         if self.prefix is not None:
-            ahead = q.view(n, shared, -1, size).transpose(0, 1).reshape(shared, -1, size)
-            products = torch.bmm(ahead, self.prefix.layers[layer][0].transpose(1, 2))
+            prefix_q = q.view(n, shared, -1, size).transpose(0, 1).reshape(shared, -1, size)
+            products = torch.bmm(prefix_q, self.prefix.layers[layer][0].transpose(1, 2))
             scores = torch.cat((_slots_first(products, n).reshape(n * shared, -1, past), scores), -1)
         call.scores(scores)
         scores.view(n, shared, -1, past + self.longest).add_(self._mask(call.window, past, scores.dtype))
-        share = weights(scores)
-        mixed = torch.bmm(share[..., past:], v)
+        weights = torch.softmax(scores, dim=-1)
+        mixed = torch.bmm(weights[..., past:], v)
         if self.prefix is not None:
-            ahead = share[..., :past].view(n, shared, -1, past).transpose(0, 1).reshape(shared, -1, past)
-            mixed += _slots_first(torch.bmm(ahead, self.prefix.layers[layer][1]), n).reshape(mixed.shape)
+            prefix_weights = weights[..., :past].view(n, shared, -1, past).transpose(0, 1).reshape(shared, -1, past)
+            mixed += _slots_first(torch.bmm(prefix_weights, self.prefix.layers[layer][1]), n).reshape(mixed.shape)
         return mixed.view(n, heads, -1)
 
     def _mask(self, window: int | None, past: int, dtype: torch.dtype) -> torch.Tensor:

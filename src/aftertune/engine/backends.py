@@ -1,9 +1,9 @@
-"""Chooses what computes packed rows: torch, or on a CPU the compiled kernels and packed weights of engine/cpu.
+"""Chooses the backend that computes packed rows: torch, or on a CPU the compiled kernels and packed weights.
 
-    budget.backend, budget.weights = choose(model, free)       # for a new run: what this machine can do
-    backend = backend_for(model, budget)                       # for any run: what its budget names
+    budget.backend, budget.weights = choose(model, free)       # a new run: the best one for this machine
+    backend = backend_for(model, budget)                       # any run: the one that its budget names
 
-This is the only module of the engine's core that imports engine/cpu, and only where a model is on a CPU.
+In the engine's core only this module imports engine/cpu, and only for a model on a CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def choose(model: Any, free: int) -> tuple[BackendName, WeightsName]:
 
 
 def backend_for(model: Any, budget: Budget) -> AttentionBackend:
-    """The backend that a budget names. Raises ResourceError where it is not available here."""
+    """The backend that a budget names. Raises ResourceError if it is not available on this machine."""
     if budget.backend == "torch" and budget.weights == "plain":
         return TorchBackend(model)
     from aftertune.engine.cpu import backend

@@ -1,4 +1,7 @@
-"""How much one batch may hold, from free memory and the model's shape; never by running out of memory."""
+"""Computes the limits of a batch from the free memory and the model's shape, before anything runs out of memory.
+
+    resolve(model, free=free_memory("cpu"), threads=4)      # Budget(tokens=1024, logits=…, slots=40, …)
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,22 @@ from aftertune.engine import backends
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer, config_number, text_config
 
-#: Tokens of one batch. On a CPU anything from 1,024 on is as fast (docs/log.md), and takes more memory.
+#: Tokens of one batch. On a CPU a larger batch is no faster (docs/log.md) and needs more memory.
 TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
-#: Tokens of the shorter pass of a probe.
+#: Tokens of the shorter forward pass that measures the memory of a token.
 PROBE = 256
 #: Sequences generated together, at most.
 SLOTS = {"cpu": 40, "mps": 32, "cuda": 128}
-#: Tokens that all slots together have room for, at most. On a CPU more slots for long prompts gain little: a step then
-#: waits for their keys and values rather than for the weights (docs/log.md).
+#: Tokens that all slots together have room for, at most. On a CPU more slots for long prompts gain little, because a
+#: step then spends its time on reading their keys and values instead of the weights (docs/log.md).
 KEYS = {"cpu": 12 * 1024, "mps": 64 * 1024, "cuda": 256 * 1024}
 
 
 def resolve(model: Any, *, free: int, threads: int) -> Budget:
     """The budget for ``free`` bytes: a quarter for logits, a quarter for masks, the rest for the layers.
 
-    What a token of a batch takes in a layer follows from the shapes; on CUDA it is measured, too, and the larger of the
-    two counts. Keys and values take most of a wave's memory: 2 x layers x heads x head size x bytes a token.
+    The memory of a batch's token in a layer is computed from the shapes. On CUDA it is also measured, and the larger
+    number is used. Most of a wave's memory is keys and values: 2 x layers x kv heads x head size x bytes per token.
     """
     config = text_config(model)
     device = str(model.device).split(":")[0]
@@ -39,7 +42,8 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
     shared = config_number(config, "num_key_value_heads") or heads
     vocabulary = config_number(config, "vocab_size") or 32000
     inner = config_number(config, "intermediate_size") or 4 * hidden
-    layer = max((6 * hidden + 3 * inner) * size, measured(model, probe_cuda) if device == "cuda" else 0)
+    measured = measure_token_memory(model, peak_cuda_memory) if device == "cuda" else 0
+    layer = max((6 * hidden + 3 * inner) * size, measured)
     tokens = min(TOKENS.get(device, 4096), max(free // 2 // layer, 128))
     logits = max(min(free // 4, 2**29) // (vocabulary * size), 16)
     cells = max(min(free // 4, 2**29) // (size * (heads + 2)), 2**16)
@@ -51,17 +55,20 @@ def resolve(model: Any, *, free: int, threads: int) -> Budget:
                   threads=threads, weights=weights, backend=backend, keys=int(keys))
 
 
-def measured(model: Any, peak: Callable[[Callable[[], Any]], int]) -> int:
-    """Bytes that one more token of a batch takes, from two short passes; as a power of two, so that another run of the
-    same model comes to the same. peak(run): the largest number of bytes in use while ``run`` runs."""
+def measure_token_memory(model: Any, peak: Callable[[Callable[[], Any]], int]) -> int:
+    """Bytes that one more token of a batch needs, measured with two short forward passes.
+
+    Rounded up to a power of two, so that another run with the same model gets the same number. peak(run): the largest
+    number of bytes in use while ``run`` runs.
+    """
     scorer, sizes = Scorer(model, packed=False), (PROBE, 2 * PROBE)
-    found = [peak(partial(scorer.forward, torch.ones(1, n, dtype=torch.long), torch.arange(n) == n - 1))
-             for n in sizes for _ in range(2)][1::2]  # the first pass of a size also fills caches
-    return int(2 ** np.ceil(np.log2(max((found[1] - found[0]) / PROBE, 1))))
+    peaks = [peak(partial(scorer.forward, torch.ones(1, n, dtype=torch.long), torch.arange(n) == n - 1))
+             for n in sizes for _ in range(2)][1::2]  # the first pass of each size also fills caches
+    return int(2 ** np.ceil(np.log2(max((peaks[1] - peaks[0]) / PROBE, 1))))
 
 
-def probe_cuda(run: Callable[[], Any]) -> int:
-    """The peak of a run on CUDA."""
+def peak_cuda_memory(run: Callable[[], Any]) -> int:
+    """The most bytes in use on CUDA while ``run`` runs."""
     torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode():
         run()

@@ -1,12 +1,12 @@
-"""Owns the choice of device, dtype and threads, from what the machine can do.
+"""Chooses device, dtype and number of threads, and measures free memory and speed.
 
     device = choose_device("auto")                  # "cuda", "mps" or "cpu"
     dtype = choose_dtype("auto", device)            # "bfloat16" where native, else "float16" or "float32"
 
-``auto`` takes bfloat16 only where the hardware computes it: on CUDA ``is_bf16_supported(
-including_emulation=False)`` (a T4 says no and takes float16), on a CPU AVX512-BF16, AMX-BF16, AVX10.2 or
-Arm's BF16, as torch's cpuinfo tells them. MPS takes float16. The facts come in as a ``Capabilities`` value,
-so the choice can be tested for machines that are not here.
+``auto`` chooses bfloat16 only if the hardware supports it. On CUDA that is ``is_bf16_supported(
+including_emulation=False)``, which is False on a T4, so it gets float16. On a CPU it is AVX512-BF16, AMX-BF16, AVX10.2
+or Arm's BF16, as torch's cpuinfo reports them. MPS gets float16. The choice is a function of a ``Capabilities`` value,
+so tests can make it for other machines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from aftertune.errors import ResourceError, nearest
 
-#: CPU flags, by torch's and by Linux's names, of matrix units that take bfloat16.
+#: CPU flags of native bfloat16, by the names of torch and of Linux.
 BF16_FLAGS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16", "svebf16")
 #: The same for float16.
 FP16_FLAGS = ("avx512_fp16", "amx_fp16", "avx10_2", "fp16_arith", "asimdhp")
@@ -31,10 +31,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What this machine computes natively.
+    """The devices of a machine and the dtypes that they support natively.
 
-    cuda: names of the CUDA devices, in order; cuda_bf16: whether each has native bfloat16; cpu_bf16 and
-    cpu_fp16: the CPU flag that brings that dtype, empty where there is none.
+    cuda: names of the CUDA devices, in order; cuda_bf16: whether each has native bfloat16; cpu: name of the processor;
+    cpu_bf16 and cpu_fp16: the CPU flag of that dtype, "" if it has none.
     """
 
     cuda: tuple[str, ...] = ()
@@ -47,14 +47,14 @@ class Capabilities:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices that can be asked for."""
+        """The names that `choose_device` accepts besides "auto"."""
         return (*(["cuda"] if self.cuda else []), *(f"cuda:{i}" for i in range(len(self.cuda))),
                 *(["mps"] if self.mps else []), "cpu")
 
 
 @lru_cache(maxsize=1)
 def probe() -> Capabilities:
-    """The capabilities of the machine that this runs on."""
+    """The capabilities of this machine."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -72,12 +72,12 @@ def probe() -> Capabilities:
 
 
 def cpu_flags() -> Mapping[str, Any]:
-    """CPU features by name: torch's cpuinfo, or /proc/cpuinfo for a torch that does not tell."""
+    """CPU features by name, from torch's cpuinfo or, in an older torch, from /proc/cpuinfo."""
     import torch
 
-    tell = getattr(torch.cpu, "get_capabilities", None)
-    if tell is not None:
-        flags: Mapping[str, Any] = tell()
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if get_capabilities is not None:
+        flags: Mapping[str, Any] = get_capabilities()
         return flags
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -93,7 +93,7 @@ def proc_flags(text: str) -> dict[str, bool]:
 
 
 def _mps_takes_bf16() -> bool:
-    """bfloat16 on MPS needs macOS 14; torch raises TypeError or RuntimeError before that."""
+    """True if MPS supports bfloat16, which needs macOS 14. Before that torch raises TypeError or RuntimeError."""
     import torch
 
     try:
@@ -104,46 +104,46 @@ def _mps_takes_bf16() -> bool:
 
 
 def choose_device(name: str = "auto", capabilities: Capabilities | None = None) -> str:
-    """The device to run on. Raises ResourceError for one that is not there, naming those that are."""
-    facts = capabilities or probe()
+    """The device to run on. Raises ResourceError, with the available devices, if this machine does not have it."""
+    machine = capabilities or probe()
     if name == "auto":
-        return "cuda" if facts.cuda else "mps" if facts.mps else "cpu"
-    if name in facts.devices:
+        return "cuda" if machine.cuda else "mps" if machine.mps else "cpu"
+    if name in machine.devices:
         return name
-    raise ResourceError(f"device {name!r} is not here{nearest(name, ['auto', *facts.devices])}; available: "
-                        f"{', '.join(facts.devices)} ({', '.join(facts.cuda) or facts.cpu})")
+    raise ResourceError(f"device {name!r} is not available{nearest(name, ['auto', *machine.devices])}; available: "
+                        f"{', '.join(machine.devices)} ({', '.join(machine.cuda) or machine.cpu})")
 
 
 def dtypes_of(device: str, capabilities: Capabilities | None = None) -> tuple[str, ...]:
-    """The dtypes that can be asked for on ``device``, the one that ``auto`` takes first.
+    """The dtypes that ``device`` supports. The first one is the choice of ``auto``.
 
-    A CPU computes bfloat16 rightly without native units too, only slowly, so it may be asked for there.
+    A CPU without native bfloat16 also computes it correctly, only slowly, so it is always in the list there.
     """
-    facts = capabilities or probe()
+    machine = capabilities or probe()
     kind, _, index = device.partition(":")
     if kind == "cuda":
-        native = bool(facts.cuda_bf16[int(index or 0)])
+        native = bool(machine.cuda_bf16[int(index or 0)])
         return ("bfloat16", "float16", "float32") if native else ("float16", "float32")
     if kind == "mps":
-        return ("float16", "float32", "bfloat16") if facts.mps_bf16 else ("float16", "float32")
-    half = ("float16",) if facts.cpu_fp16 else ()
-    return ("bfloat16", "float32", *half) if facts.cpu_bf16 else ("float32", "bfloat16", *half)
+        return ("float16", "float32", "bfloat16") if machine.mps_bf16 else ("float16", "float32")
+    float16 = ("float16",) if machine.cpu_fp16 else ()
+    return ("bfloat16", "float32", *float16) if machine.cpu_bf16 else ("float32", "bfloat16", *float16)
 
 
 def choose_dtype(name: str, device: str, capabilities: Capabilities | None = None) -> str:
-    """The dtype to compute in. Raises ResourceError for one that the device lacks, naming those it has."""
+    """The dtype to compute in. Raises ResourceError, with the dtypes of the device, if it does not support ``name``."""
     allowed = dtypes_of(device, capabilities)
     if name == "auto":
         return allowed[0]
     if name in allowed:
         return name
-    known = name in DTYPES
-    found = f"has no native {name}" if known else f"knows no such dtype{nearest(name, list(allowed))}"
-    raise ResourceError(f"dtype {name!r}: device {device} {found}; it takes auto, {', '.join(allowed)}")
+    reason = f"device {device} has no native {name}" if name in DTYPES else \
+        f"there is no such dtype{nearest(name, list(allowed))}"
+    raise ResourceError(f"dtype {name!r}: {reason}; device {device} supports auto, {', '.join(allowed)}")
 
 
 def free_memory(device: str) -> int:
-    """Bytes that can still be allocated on ``device``; on a CPU the container's limit counts too."""
+    """Free bytes on ``device``. On a CPU this is limited by the container's memory limit."""
     import torch
 
     if device.startswith("cuda"):
@@ -156,7 +156,7 @@ def free_memory(device: str) -> int:
 
 
 def cgroup_memory(root: Path) -> int:
-    """Bytes left below the memory limit of a cgroup (v2 or v1); a very large number where there is none."""
+    """Bytes left below the memory limit of a cgroup (v2 or v1); 2**63 - 1 if there is no limit."""
     for limit, used, cached in (("memory.max", "memory.current", "inactive_file"),
                                 ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes",
                                  "total_inactive_file")):
@@ -164,17 +164,20 @@ def cgroup_memory(root: Path) -> int:
             text = (root / limit).read_text().strip()
             if text == "max":
                 return 2**63 - 1
-            taken = int((root / used).read_text())
+            usage = int((root / used).read_text())
             lines = ((root / used).parent / "memory.stat").read_text().splitlines()
             stat = dict(line.split() for line in lines)
-            return max(0, int(text) - taken + int(stat.get(cached, 0)))
+            return max(0, int(text) - usage + int(stat.get(cached, 0)))
         except (OSError, ValueError):
             continue
     return 2**63 - 1
 
 
 def product_rate(device: str, dtype: str) -> float:
-    """Operations a second of large products in this dtype: 1,024 rows through 1,024 x 4,096 weights, best of four."""
+    """Floating-point operations per second of a large matrix product in this dtype.
+
+    Measured with [1024, 1024] times [1024, 4096], the best of four runs.
+    """
     import time
 
     import torch
@@ -183,15 +186,15 @@ def product_rate(device: str, dtype: str) -> float:
     best = float("inf")
     for _ in range(4):
         started = time.perf_counter()
-        float(torch.nn.functional.linear(rows, weight)[0, 0])  # waits for a device's end
+        float(torch.nn.functional.linear(rows, weight)[0, 0])  # waits until the device is done
         best = min(best, time.perf_counter() - started)
     return 2 * 1024 * 1024 * 4096 / best
 
 
 def set_threads(count: int | None = None) -> int:
-    """Set torch's CPU threads, and how its memory is freed, and return the number of threads in force.
+    """Set the number of torch's CPU threads and return it. Also makes the C library keep freed memory.
 
-    None: torch's own choice, but no more than the cores that this process may use.
+    count: None for torch's default, limited to the cores that this process may use. Raises ResourceError if it is < 1.
     """
     import torch
 
@@ -204,10 +207,10 @@ def set_threads(count: int | None = None) -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of handing them back to the system (mallopt(3)).
+    """Let glibc keep large freed blocks instead of returning them to the system (mallopt(3)).
 
-    torch asks for the same large temporaries in every batch; fresh pages for each of them cost a tenth of the time.
-    Does nothing where the C library has no mallopt.
+    torch allocates the same large temporaries in every batch, and new pages for them take a tenth of the time. Does
+    nothing if the C library has no mallopt.
     """
     import ctypes
 

@@ -53,15 +53,15 @@ class _ConstantGain:
 
     def __init__(self, layer: Any, weight: Weight) -> None:
         self.layer, self.weight = layer, weight
-        self.usual = layer.forward
+        self.original = layer.forward
         self.gain: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, *, lora_A: Any, lora_B: Any, scaling: float, base_layer: Any,  # noqa: N803
                  base_result: torch.Tensor | None = None, **others: Any) -> torch.Tensor:
         """What PEFT's function adds to ``base_result``. The arguments have PEFT's names."""
         if base_result is None or type(base_layer) is not torch.nn.Linear:  # training with dropout; four-bit weights
-            result: torch.Tensor = self.usual(x, lora_A=lora_A, lora_B=lora_B, scaling=scaling, base_layer=base_layer,
-                                              base_result=base_result, **others)
+            result: torch.Tensor = self.original(x, lora_A=lora_A, lora_B=lora_B, scaling=scaling,
+                                                 base_layer=base_layer, base_result=base_result, **others)
             return result
         if self.gain is None:
             self.gain = gain(self.layer, lora_A, lora_B, scaling, self.weight(base_layer))

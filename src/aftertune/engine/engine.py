@@ -1,12 +1,12 @@
-"""The engine: requests in, batches of responses out, in an order that depends on nothing but the plan.
+"""Plans the batches of an evaluation and runs them.
 
     engine = Engine(model, tokenizer, packed=True, budget=budget)
-    plan = engine.plan(requests)              # encode, decide, verify, cut into batches
+    plan = engine.plan(requests)              # tokenize, decide and verify packing, cut into batches
     for batch in engine.run(plan, done=set()):
         ledger.save_batch(evaluation, batch.index, batch.responses)
 
-Scoring batches come first, those that share a prefix together, then rolling ones (whole documents), then waves of
-generation.
+Scoring batches come first, grouped by the prefix that they share, then whole documents (rolling log-likelihood), then
+waves of generated texts. The order depends on the plan alone.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from typing import Any
 
 from aftertune.engine import schedule
 from aftertune.engine.backends import backend_for
-from aftertune.engine.decoder import Decoder, Ending, Wave
+from aftertune.engine.decoder import Decoder, StopCriteria, Wave
 from aftertune.engine.hf_generate import Generator
-from aftertune.engine.memory import one_row, split_on_oom
-from aftertune.engine.packing import PackedRow, PrefixGroup, common, packed_row, shared_prefixes
-from aftertune.engine.sampling import takes_slots
+from aftertune.engine.memory import oom_as_resource_error, split_on_oom
+from aftertune.engine.packing import PackedRow, PrefixGroup, common_prefix_length, packed_row, shared_prefixes
+from aftertune.engine.sampling import can_use_slots
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer, TokenScores, text_config
-from aftertune.engine.tokenize import Encoder, Generation, Prompt, window
-from aftertune.engine.tokenize import TokenSequence as Tokens
-from aftertune.engine.verify import Branches, PackingDecision, decide, verify
+from aftertune.engine.tokenize import Encoder, Generation, Prompt, TokenSequence, context_length
+from aftertune.engine.verify import ItemSequences, PackingDecision, decide, verify
 from aftertune.errors import InputError
 from aftertune.values import Request, Response
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseBatch:
-    """One finished batch. cost: tokens computed, for the ETA."""
+    """One finished batch. responses: by request position; cost: tokens computed, for the remaining time."""
 
     index: int
     responses: Mapping[int, Response]
@@ -46,8 +45,12 @@ class ResponseBatch:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One batch to run. prefix: tokens computed before it, once for all jobs that share them; rows: for scoring;
-    windows: row id -> its rolling request; prompts: a wave, continued in ``slots`` slots."""
+    """One batch to run.
+
+    cost: tokens to compute; positions: of its requests; prefix: tokens computed before it, once for all jobs that share
+    them; rows: to score; windows: row id -> position of its rolling request; prompts: of a wave, by position; settings:
+    of the wave; slots: KV cache slots of the wave, 0 for transformers' generate.
+    """
 
     cost: int
     positions: tuple[int, ...]
@@ -61,8 +64,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """Everything that decides the floating-point sums. digest: sha256 over the batches' tokens; longest: sequence that
-    the decision is known to hold for, in tokens."""
+    """Everything that decides the floating-point sums.
+
+    truncated: number of tokens cut off, by request position; digest: SHA-256 over the tokens of the batches; longest:
+    length in tokens up to which the decision holds.
+    """
 
     jobs: tuple[Job, ...]
     decision: PackingDecision
@@ -77,23 +83,27 @@ class EnginePlan:
 
 
 class Engine:
-    """Scores and generates with one transformers model, packed where that is exact."""
+    """Scores and generates with one transformers model, with packed rows where they give the numbers of plain ones.
+
+    packed: False uses plain rows. budget: the limits of a batch. Raises ResourceError if this machine does not have the
+    backend that the budget names.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, *, packed: bool, budget: Budget) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.packed = packed
         self.budget = budget
-        self.encoder = Encoder(tokenizer, window(text_config(model), tokenizer))
+        self.encoder = Encoder(tokenizer, context_length(text_config(model), tokenizer))
         self.backend = backend_for(model, budget)
 
-    def plan(self, requests: Sequence[Request], known: tuple[PackingDecision, int] | None = None) -> EnginePlan:
-        """Encode, decide whether rows may be packed, and cut into batches.
+    def plan(self, requests: Sequence[Request], earlier: tuple[PackingDecision, int] | None = None) -> EnginePlan:
+        """Tokenize the requests, decide whether rows may be packed, and cut them into batches.
 
-        known: decision and ``longest`` of an earlier plan of the same model: what it found holds for sequences that are
-        no longer, and plain rows stay plain.
+        earlier: decision and ``longest`` of an earlier plan of the same model. The decision is reused if no sequence is
+        longer, and plain rows stay plain. Raises InputError if only the token limit could end a text.
         """
-        groups: list[Branches] = []
+        groups: list[ItemSequences] = []
         for _, group in groupby((r for r in requests if r.kind == "score"), key=lambda r: r.item):
             groups.append([(r.position, self.encoder.score(r.context, r.continuation)) for r in group])
         rolling = {r.position: self.encoder.rolling(r.continuation) for r in requests if r.kind == "rolling"}
@@ -102,47 +112,49 @@ class Engine:
         lengths += [len(s.tokens) for windows in rolling.values() for s in windows]
         lengths += [len(t.prompt.tokens) + t.settings.max_tokens for t in texts]
         longest = max(lengths, default=0)
-        settled = known is not None and longest <= known[1]
-        allowed = known[0] if known and settled else decide(self.model, longest)
+        reuse = earlier is not None and longest <= earlier[1]
+        allowed = earlier[0] if earlier and reuse else decide(self.model, longest)
         if not self.packed:
-            allowed = PackingDecision(False, "plain rows, as asked for", allowed.alone)
-        elif known and not known[0].packed:
-            allowed = PackingDecision(False, known[0].note, allowed.alone)
-        shared = shared_prefixes([head(g) for g in groups]) if allowed.packed else [PrefixGroup((),
-                                                                                    tuple(range(len(groups))))]
+            allowed = PackingDecision(False, "plain rows, as requested", allowed.alone)
+        elif earlier and not earlier[0].packed:
+            allowed = PackingDecision(False, earlier[0].note, allowed.alone)
+        shared = [PrefixGroup((), tuple(range(len(groups))))]
+        if allowed.packed:
+            shared = shared_prefixes([shared_context(g) for g in groups])
         items = [(g.prefix, [groups[i] for i in g.members]) for g in shared if g.members]
-        whole = [s for windows in rolling.values() for s in windows]
-        with one_row():
-            decision = allowed if settled else verify(
-                self.model, [*items, ((), [[(-2 - n, s)] for n, s in enumerate(whole)])],
+        documents = [s for windows in rolling.values() for s in windows]
+        with oom_as_resource_error():
+            decision = allowed if reuse else verify(
+                self.model, [*items, ((), [[(-2 - n, s)] for n, s in enumerate(documents)])],
                 [t.prompt.tokens for t in texts], allowed, self.backend)
         jobs = [job for g in shared for job in self._scoring(g.prefix, [groups[i] for i in g.members], decision)]
         jobs += [*self._rolling(rolling), *self._waves(texts, decision)]
         truncated = {p: s.truncated for g in groups for p, s in g if s.truncated}
         truncated |= {p: q.truncated for j in jobs for p, q in j.prompts.items() if q.truncated}
         return EnginePlan(tuple(jobs), decision, self.budget, truncated, _digest(jobs),
-                    max(longest, known[1] if known else 0))
+                    max(longest, earlier[1] if earlier else 0))
 
-    def run(self, plan: EnginePlan, done: set[int], on_halving: Callable[[int, int], None] | None = None,
+    def run(self, plan: EnginePlan, done: set[int], on_split: Callable[[int, int], None] | None = None,
             tick: Callable[[int], None] | None = None) -> Iterator[ResponseBatch]:
-        """Run the jobs that are not wholly in ``done``.
+        """Run the jobs whose requests are not all in ``done``.
 
-        on_halving(batch, rows) reports each split; tick(cost) what of a long batch's cost is done. Between batches the
-        model is not to be changed or saved: its weights may be in packed copies.
+        on_split(batch, rows): called when memory runs out and the rows of a batch are split in two. tick(cost): called
+        with the cost of each text of a wave that has ended. The model must not be changed or saved between batches,
+        because its weights may exist only in packed copies. Raises ResourceError if one row does not fit into memory.
         """
-        runs = _Runs(self, plan, tick or (lambda _: None))
-        with self.backend.computing(alone=True) if plan.decision.packed else contextlib.nullcontext():
+        runner = _PlanRunner(self, plan, tick or (lambda _: None))
+        with self.backend.computing(free_weights=True) if plan.decision.packed else contextlib.nullcontext():
             for index, job in enumerate(plan.jobs):
                 if done.issuperset(job.positions):
                     continue
 
-                def halved(rows: int, index: int = index) -> None:
-                    if on_halving:
-                        on_halving(index, rows)
+                def split(rows: int, index: int = index) -> None:
+                    if on_split:
+                        on_split(index, rows)
 
-                yield ResponseBatch(index, runs.job(job, halved), job.cost)
+                yield ResponseBatch(index, runner.run(job, split), job.cost)
 
-    def _scoring(self, prefix: tuple[int, ...], groups: list[Branches], decision: PackingDecision) -> list[Job]:
+    def _scoring(self, prefix: tuple[int, ...], groups: list[ItemSequences], decision: PackingDecision) -> list[Job]:
         if decision.packed:
             rows = [packed_row(group, len(prefix)) for group in groups]
         else:
@@ -150,16 +162,16 @@ class Engine:
         return [Job(sum(r.length for r in batch), tuple(p for r in batch for p in r.positions), prefix, rows=batch)
                 for batch in self.cut(rows, decision, len(prefix))]
 
-    def _rolling(self, rolling: dict[int, list[Tokens]]) -> list[Job]:
-        """Whole documents together, until their windows fill the token budget."""
+    def _rolling(self, rolling: dict[int, list[TokenSequence]]) -> list[Job]:
+        """Jobs of whole documents: each takes documents until their windows fill the token budget."""
         jobs: list[Job] = []
         rows: list[PackedRow] = []
         owner: dict[int, int] = {}
         positions: list[int] = []
         for n, (position, windows) in enumerate(rolling.items(), 1):
-            for one in windows:
+            for sequence in windows:
                 owner[len(owner)] = position
-                rows.append(packed_row([(len(owner) - 1, one)]))
+                rows.append(packed_row([(len(owner) - 1, sequence)]))
             positions.append(position)
             cost = sum(r.length for r in rows)
             if cost >= self.budget.tokens or n == len(rolling):
@@ -168,7 +180,7 @@ class Engine:
         return jobs
 
     def cut(self, rows: list[PackedRow], decision: PackingDecision, past: int = 0) -> list[tuple[PackedRow, ...]]:
-        """Rows as batches within the budget; past: tokens of the prefix that each of them sees."""
+        """Cut rows into batches within the budget. past: tokens of the prefix that each row sees."""
         if decision.alone:
             return [(r,) for r in rows]
         shapes = [(r.length, len(r.keep)) for r in rows]
@@ -176,41 +188,41 @@ class Engine:
                 for batch in schedule.batches(shapes, self.budget, padded=not decision.packed, past=past)]
 
     def _texts(self, requests: Sequence[Request]) -> list[_PromptText]:
-        """Requests to generate, encoded. Raises InputError where nothing but the limit could end a text."""
+        """Tokenize the requests to generate. Raises InputError if only the token limit could end a text."""
         end = self.tokenizer.eos_token_id
         eos = "" if end is None else self.tokenizer.decode(end)
         settings = [Generation.resolve(r.generation, eos) for r in requests]
-        if any(not any(s.until) and not Ending(self.model, self.tokenizer, s).ends for s in settings):
-            raise InputError("the model has no end-of-sequence token and a task no stop string, so its texts would all "
-                             "run to their limit; say where one ends: --gen-kwargs until=TEXT")
+        if any(not any(s.until) and not StopCriteria(self.model, self.tokenizer, s).eos_token_ids for s in settings):
+            raise InputError("the model has no end-of-sequence token and a task has no stop string, so every text "
+                             "would run to its token limit: set a stop string with --gen-kwargs until=TEXT")
         return [_PromptText(r.position, self.encoder.prompt(r.context, s.max_tokens), s)
                 for r, s in zip(requests, settings, strict=True)]
 
     def _waves(self, texts: list[_PromptText], decision: PackingDecision) -> list[Job]:
         jobs: list[Job] = []
-        kinds: list[Generation] = []  # an option may be a list, which no dict takes as a key
+        distinct: list[Generation] = []  # not a dict: an option may be a list, which cannot be a key
         for text in texts:
-            if text.settings not in kinds:
-                kinds.append(text.settings)
-        for settings in kinds:
-            mine = [t for t in texts if t.settings == settings]
-            if not (decision.packed and takes_slots(self.model, settings)):
-                room = max(map(_length, mine)) + settings.max_tokens
-                slots = 1 if decision.alone or settings.do_sample else schedule.slots(self.budget, room)
-                jobs += [_wave(wave, settings) for wave in schedule.waves(mine, slots, _length)]
+            if text.settings not in distinct:
+                distinct.append(text.settings)
+        for settings in distinct:
+            same = [t for t in texts if t.settings == settings]
+            if not (decision.packed and can_use_slots(self.model, settings)):
+                room = max(map(_length, same)) + settings.max_tokens
+                slots = 1 if decision.alone or settings.do_sample else schedule.slot_count(self.budget, room)
+                jobs += [_wave(wave, settings) for wave in schedule.waves(same, slots, _length)]
                 continue
-            for group in shared_prefixes([t.prompt.tokens[:-1] for t in mine]):
-                chosen = [mine[i] for i in group.members]
-                room = max(map(_length, chosen)) - len(group.prefix) + settings.max_tokens
-                slots = schedule.slots(self.budget, room)
+            for group in shared_prefixes([t.prompt.tokens[:-1] for t in same]):
+                members = [same[i] for i in group.members]
+                room = max(map(_length, members)) - len(group.prefix) + settings.max_tokens
+                slots = schedule.slot_count(self.budget, room)
                 jobs += [_wave(wave, settings, group.prefix, slots)
-                         for wave in schedule.waves(chosen, schedule.WAVE * slots, _length)]
+                         for wave in schedule.waves(members, schedule.TEXTS_PER_SLOT * slots, _length)]
         return jobs
 
 
 @dataclass(frozen=True, slots=True)
 class _PromptText:
-    """A request to generate, encoded."""
+    """A tokenized request to generate."""
 
     position: int
     prompt: Prompt
@@ -228,19 +240,19 @@ def _wave(texts: Sequence[_PromptText], settings: Generation, prefix: tuple[int,
 
 
 def text_cost(prompt: Prompt, settings: Generation, prefix: tuple[int, ...]) -> int:
-    """Tokens that a text may take: those of its prompt that are not shared, and as many new ones as it may have."""
+    """Tokens that a text may need: those of its prompt after the prefix, and the most new ones it may get."""
     return len(prompt.tokens) - len(prefix) + settings.max_tokens
 
 
-def head(group: Branches) -> tuple[int, ...]:
-    """Tokens that all sequences of an item begin with and that predict none of its targets."""
+def shared_context(group: ItemSequences) -> tuple[int, ...]:
+    """The tokens that all sequences of an item begin with and that predict none of its targets."""
     first = group[0][1].tokens
-    shared = min(common(first, s.tokens) for _, s in group)
+    shared = min(common_prefix_length(first, s.tokens) for _, s in group)
     return first[: max(min(shared, *(len(s.tokens) - 1 - s.targets for _, s in group)), 0)]
 
 
-class _Runs:
-    """The parts of the engine that run one plan."""
+class _PlanRunner:
+    """Runs the jobs of one plan. It has the scorer, the decoder and the generator for them."""
 
     def __init__(self, engine: Engine, plan: EnginePlan, tick: Callable[[int], None]) -> None:
         self.engine = engine
@@ -250,35 +262,36 @@ class _Runs:
         self.generator = Generator(engine.model, engine.tokenizer)
         self.decoder = Decoder(self.scorer, engine.tokenizer, tokens=plan.budget.tokens)
 
-    def job(self, job: Job, halved: Callable[[int], None]) -> dict[int, Response]:
-        """The responses of one batch."""
+    def run(self, job: Job, on_split: Callable[[int], None]) -> dict[int, Response]:
+        """The responses of one batch, by request position."""
         if job.settings is not None:
             wave = partial(self._wave, job, job.settings, set())
-            return split_on_oom(list(job.prompts.items()), wave, halved)
+            return split_on_oom(list(job.prompts.items()), wave, on_split)
         scores: dict[int, TokenScores] = {}
-        for part in self.engine.cut(list(job.rows), self.plan.decision, len(job.prefix)):
-            scores |= split_on_oom(list(part), partial(self.scorer.run, prefix=job.prefix), halved)
-        return _scored(job, scores, self.plan.truncated)
+        for batch in self.engine.cut(list(job.rows), self.plan.decision, len(job.prefix)):
+            scores |= split_on_oom(list(batch), partial(self.scorer.run, prefix=job.prefix), on_split)
+        return _score_responses(job, scores, self.plan.truncated)
 
-    def _wave(self, job: Job, settings: Generation, told: set[int], part: list[tuple[int, Prompt]]
+    def _wave(self, job: Job, settings: Generation, ticked: set[int], prompts: list[tuple[int, Prompt]]
               ) -> dict[int, Response]:
-        """A wave, or where memory ran out a part of it in as large a part of its slots. told: texts ticked already."""
+        """Continue the prompts of a wave. After an OOM split they are a part of the wave, with the same part of its
+        slots. ticked: positions of the texts whose cost was passed to ``tick``."""
         if not job.slots:
-            texts: dict[int, Response] = self.generator.run(dict(part), settings)
+            texts: dict[int, Response] = self.generator.run(dict(prompts), settings)
             return texts
 
         def ended(position: int) -> None:
-            if position not in told:
-                told.add(position)
+            if position not in ticked:
+                ticked.add(position)
                 self.tick(text_cost(job.prompts[position], settings, job.prefix))
 
-        slots = max(job.slots * len(part) // len(job.prompts), 1)
-        responses: dict[int, Response] = self.decoder.run(dict(part), settings, Wave(slots, job.prefix, ended))
+        slots = max(job.slots * len(prompts) // len(job.prompts), 1)
+        responses: dict[int, Response] = self.decoder.run(dict(prompts), settings, Wave(slots, job.prefix, ended))
         return responses
 
 
-def _scored(job: Job, scores: dict[int, TokenScores], truncated: Mapping[int, int]) -> dict[int, Response]:
-    """Responses of a scoring job; the windows of a rolling request are added up."""
+def _score_responses(job: Job, scores: dict[int, TokenScores], truncated: Mapping[int, int]) -> dict[int, Response]:
+    """The responses of a scoring job. The log-likelihoods of a rolling request's windows are added."""
     if job.windows is None:
         return {p: Response(logprob=s.total, greedy=s.greedy, truncated=truncated.get(p, 0))
                 for p, s in scores.items()}
@@ -289,12 +302,12 @@ def _scored(job: Job, scores: dict[int, TokenScores], truncated: Mapping[int, in
 
 
 def _digest(jobs: list[Job]) -> str:
-    """sha256 over what each batch holds, in order."""
-    total = hashlib.sha256()
+    """SHA-256 over the contents of the batches, in order. A resume compares it, so what is hashed does not change."""
+    sha = hashlib.sha256()
     for job in jobs:
-        total.update(repr((job.positions, job.settings, job.prefix, job.slots)).encode())
-        for one in job.rows:
-            total.update(one.tokens.tobytes() + one.depth.tobytes() + one.keep.tobytes())
+        sha.update(repr((job.positions, job.settings, job.prefix, job.slots)).encode())
+        for row in job.rows:
+            sha.update(row.tokens.tobytes() + row.depth.tobytes() + row.keep.tobytes())
         for prompt in job.prompts.values():
-            total.update(repr(prompt.tokens).encode())
-    return total.hexdigest()
+            sha.update(repr(prompt.tokens).encode())
+    return sha.hexdigest()

@@ -1,7 +1,9 @@
-"""Text after prompts through transformers' own ``generate``: for models and settings that KV slots do not take.
+"""Generates texts with transformers' own ``generate``, for models and settings that KV slots do not support.
 
-Waves of left-padded prompts. Sampled generation runs one prompt at a time, seeded by its position, so that a result
-does not depend on the batch it sat in.
+    Generator(model, tokenizer).run(prompts, settings)      # {position: Response(text="…", tokens=3, finish="eos")}
+
+The prompts of a wave are padded on the left. Sampled texts are generated one prompt at a time, seeded with the position
+of the request, so that a text does not depend on the other texts of its batch.
 """
 
 from __future__ import annotations
@@ -11,28 +13,28 @@ from typing import Any
 
 import torch
 
-from aftertune.engine.decoder import Ending
+from aftertune.engine.decoder import StopCriteria
 from aftertune.engine.tokenize import Generation, Prompt
 from aftertune.errors import InputError
 from aftertune.values import Response
 
 
-class _Stops:
-    """A transformers stopping criterion with one flag per row: a stop string in the decoded tail.
+class _StopStrings:
+    """A stopping criterion for transformers: a prompt is done when its decoded tail contains a stop string.
 
-    The beams of a prompt are rows side by side; as in lm-eval, its first beam ends them all.
-    lengths: generated tokens at which each prompt met a stop string, None while it has not.
+    The beams of a prompt are adjacent rows. As in lm-eval, its first beam decides for all of them.
+    lengths: generated tokens at which each prompt reached a stop string; None until then.
     """
 
-    def __init__(self, ending: Ending, start: int, rows: int) -> None:
-        self.ending = ending
+    def __init__(self, stop: StopCriteria, start: int, rows: int) -> None:
+        self.stop = stop
         self.start = start
         self.lengths: list[int | None] = [None] * rows
 
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
         beams = len(input_ids) // len(self.lengths)
         generated = input_ids[::beams, self.start:]
-        for i, stopped in enumerate(self.ending.stopped(generated[:, -self.ending.tail:])):
+        for i, stopped in enumerate(self.stop.stopped(generated[:, -self.stop.tail:])):
             if stopped and self.lengths[i] is None:
                 self.lengths[i] = generated.shape[1]
         return torch.tensor([n is not None for n in self.lengths], device=input_ids.device).repeat_interleave(beams)
@@ -47,35 +49,38 @@ class Generator:
 
     @torch.inference_mode()
     def run(self, prompts: Mapping[int, Prompt], settings: Generation) -> dict[int, Response]:
-        """One wave: the response of each prompt, by request position."""
-        order = list(prompts)
-        width = max(len(prompts[p].tokens) for p in order)
+        """Continue the prompts of one wave; the response of each, by request position.
+
+        Raises InputError for settings that transformers rejects.
+        """
+        positions = list(prompts)
+        width = max(len(prompts[p].tokens) for p in positions)
         pad = self.tokenizer.pad_token_id
-        tokens = torch.full((len(order), width), pad, dtype=torch.long)
+        tokens = torch.full((len(positions), width), pad, dtype=torch.long)
         mask = torch.zeros_like(tokens)
-        for i, p in enumerate(order):
+        for i, p in enumerate(positions):
             n = len(prompts[p].tokens)
             tokens[i, width - n:] = torch.tensor(prompts[p].tokens)
             mask[i, width - n:] = 1
         if settings.do_sample:
-            torch.manual_seed(order[0])
-        ending = Ending(self.model, self.tokenizer, settings)
-        stops = _Stops(ending, width, len(tokens))
-        out = self._generate(tokens, mask, settings, stops)
-        return {p: ending.response(out[i, width:].tolist()[: stops.lengths[i]], prompts[p].truncated)
-                for i, p in enumerate(order)}
+            torch.manual_seed(positions[0])
+        stop = StopCriteria(self.model, self.tokenizer, settings)
+        stop_strings = _StopStrings(stop, width, len(tokens))
+        out = self._generate(tokens, mask, settings, stop_strings)
+        return {p: stop.response(out[i, width:].tolist()[: stop_strings.lengths[i]], prompts[p].truncated)
+                for i, p in enumerate(positions)}
 
     def _generate(self, tokens: torch.Tensor, mask: torch.Tensor, settings: Generation,
-                  stops: _Stops) -> torch.Tensor:
+                  stop_strings: _StopStrings) -> torch.Tensor:
         from transformers import StoppingCriteriaList
 
         try:
             out: torch.Tensor = self.model.generate(
                 input_ids=tokens.to(self.model.device), attention_mask=mask.to(self.model.device),
                 max_new_tokens=settings.max_tokens, do_sample=settings.do_sample,
-                stopping_criteria=StoppingCriteriaList([stops]), pad_token_id=self.tokenizer.pad_token_id,
+                stopping_criteria=StoppingCriteriaList([stop_strings]), pad_token_id=self.tokenizer.pad_token_id,
                 use_cache=True, **dict(settings.options))
         except ValueError as error:
-            raise InputError(f"generation settings {dict(settings.options)}: {' '.join(str(error).split())}"
-                             ) from error
+            raise InputError(f"transformers rejects the generation settings {dict(settings.options)}: "
+                             f"{' '.join(str(error).split())}") from error
         return out

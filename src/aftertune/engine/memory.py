@@ -1,5 +1,9 @@
-"""Memory: where it runs out the failing batch is halved, finished rows stay, and one row that does not fit is told;
-what is not needed is handed back; and how much was in use at most."""
+"""Handles out-of-memory errors, frees memory that is not needed, and measures peak memory.
+
+    split_on_oom(rows, score, on_split)     # score(rows); after an out-of-memory error each half separately, and so on
+    reset_peak_memory("cpu")
+    peak_memory("cpu")                      # bytes in use at most, since the reset
+"""
 
 from __future__ import annotations
 
@@ -17,52 +21,60 @@ import torch
 
 from aftertune.errors import ResourceError
 
+# --- Out of memory ---
 
-def split_on_oom(parts: list[Any], run: Callable[[list[Any]], dict[int, Any]],
-                 halved: Callable[[int], None]) -> dict[int, Any]:
-    """``run(parts)``; where memory runs out, its halves, one after the other, down to single parts."""
-    if not parts:
+
+def split_on_oom(rows: list[Any], run: Callable[[list[Any]], dict[int, Any]],
+                 on_split: Callable[[int], None]) -> dict[int, Any]:
+    """``run(rows)``. After an out-of-memory error the two halves run one after the other, down to single rows.
+
+    on_split is called with the number of rows before each split. Raises ResourceError if one row does not fit.
+    """
+    if not rows:
         return {}
     try:
-        return run(parts)
+        return run(rows)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        if len(parts) == 1:
-            raise _told() from error
-    halved(len(parts))
+        if len(rows) == 1:
+            raise _one_row_error() from error
+    on_split(len(rows))
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    middle = (len(parts) + 1) // 2
-    first = split_on_oom(parts[:middle], run, halved)
-    return first | split_on_oom(parts[middle:], run, halved)
+    middle = (len(rows) + 1) // 2
+    first = split_on_oom(rows[:middle], run, on_split)
+    return first | split_on_oom(rows[middle:], run, on_split)
 
 
 @contextlib.contextmanager
-def one_row() -> Iterator[None]:
-    """What runs out of memory in here cannot be halved."""
+def oom_as_resource_error() -> Iterator[None]:
+    """Raises ResourceError for an out-of-memory error inside, for work on one row, which cannot be split."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise _told() from error
+        raise _one_row_error() from error
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True for the ways in which torch says that memory ran out, on any device."""
+    """True for the errors that torch raises when memory runs out, on any device."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text \
         or "not enough memory" in text
 
 
-def _told() -> ResourceError:
-    return ResourceError("out of memory with one row in the batch: use a smaller dtype, another --device, or a shorter "
-                         "context (--num-fewshot); finished rows are kept")
+def _one_row_error() -> ResourceError:
+    return ResourceError("out of memory with only one row in the batch: use a smaller dtype, another --device or a "
+                         "shorter context (--num-fewshot); finished rows are saved")
+
+
+# --- Peak memory ---
 
 
 def forget_peak(device: str) -> None:
-    """Let `peak` count from here on, where the system can (CUDA, Linux)."""
+    """Restart the measurement of `peak` (CUDA and Linux; does nothing elsewhere)."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
@@ -71,35 +83,45 @@ def forget_peak(device: str) -> None:
 
 
 def peak(device: str) -> int:
-    """The most bytes in use since then: of torch on CUDA, else of this process (its largest resident set)."""
+    """The most bytes in use since `forget_peak`: torch's memory on CUDA, else this process's resident set."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
             for line in status.splitlines():
-                if line.startswith("VmHWM"):  # some sandboxes leave it out
+                if line.startswith("VmHWM"):  # missing in some sandboxes
                     return int(line.split()[1]) * 1024
     import resource
 
-    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * scale
 
 
-def unneeded(tensor: Any) -> None:
-    """Tell the system that a tensor on a CPU will not be read for a while: pages that a file backs leave memory, and
-    come back when they are read (madvise(2), MADV_PAGEOUT). Does nothing where the system has no such advice."""
+# --- Freeing memory ---
+
+
+def page_out(tensor: Any) -> None:
+    """Advise Linux that a CPU tensor will not be read for a while (madvise(2), MADV_PAGEOUT).
+
+    Pages backed by a file leave memory and are read again when needed. Does nothing on other systems.
+    """
     _advise(tensor, 21)
 
 
-def dropped(tensor: Any) -> bool:
-    """Let the memory of a tensor on a CPU go, and its numbers with it, but not its place: it may be written again
-    (madvise(2), MADV_DONTNEED). False where the system has no such advice."""
+def discard_pages(tensor: Any) -> bool:
+    """Free the memory of a CPU tensor and lose its numbers (madvise(2), MADV_DONTNEED).
+
+    Its address stays valid, so it can be written again. Returns False where the system cannot do this.
+    """
     return _advise(tensor, 4)
 
 
-def zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros on a CPU whose pages take memory from when they are first written to, and give it back with the tensor."""
+def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros on a CPU that take memory only once they are written, and free it with the tensor.
+
+    Raises MemoryError if the address range is not available.
+    """
     private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
     size = max(math.prod(shape), 1) * dtype.itemsize
     try:
@@ -109,20 +131,20 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(pages, dtype=dtype)[: math.prod(shape)].view(*shape)
 
 
-def trim() -> None:
-    """Hand freed memory back to the system (malloc_trim(3)), which devices.py tells the C library to keep."""
+def trim_heap() -> None:
+    """Return freed memory to the system (malloc_trim(3)). devices.set_threads makes the C library keep it."""
     with contextlib.suppress(AttributeError, OSError):
-        _system().malloc_trim(ctypes.c_size_t(0))
+        _c_library().malloc_trim(ctypes.c_size_t(0))
 
 
 @cache
-def _system() -> Any:
-    """The C library; ctypes makes a class for each time that it is opened, and a layer's weights are many."""
+def _c_library() -> Any:
+    """The C library. Cached, because ctypes creates a class each time, and a model has many weights."""
     return ctypes.CDLL(None)
 
 
 def _advise(tensor: Any, advice: int) -> bool:
-    """Advice of Linux about the whole pages of a tensor; False where there is none, or it is not taken."""
+    """Call madvise(2) on the whole pages of a tensor. Returns False if there are none or the call fails."""
     if sys.platform != "linux":
         return False
     first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -130,5 +152,5 @@ def _advise(tensor: Any, advice: int) -> bool:
     if length <= 0:
         return False
     with contextlib.suppress(AttributeError, OSError):
-        return not _system().madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), advice)
+        return not _c_library().madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), advice)
     return False

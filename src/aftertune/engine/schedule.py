@@ -1,7 +1,10 @@
-"""The schedule: which rows run together, as a pure function of the rows and the resolved budget.
+"""Cuts rows into batches and prompts into waves, from their lengths and the budget alone.
 
-Rows are sorted by length, longest first, and cut greedily so that no batch exceeds the budget. Because the
-result depends on nothing else, a resumed run makes the same batches, and so the same floating-point sums.
+    batches([(60, 1), (10, 1), (10, 1)], budget)        # [[0], [1, 2]]: indices of rows, the longest first
+    waves(prompts, 16, len)                             # lists of at most 16 prompts, the longest first
+
+Rows are sorted by length and cut greedily so that no batch exceeds the budget. The result depends on nothing else, so a
+resumed run has the same batches and the same floating-point sums.
 """
 
 from __future__ import annotations
@@ -11,24 +14,27 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 T = TypeVar("T")
-#: Tokens that each slot of a budget without ``keys`` has room for.
-ROOM = 2048
-#: Texts of a wave, for each slot: a wave that ends waits for its longest text with empty slots.
-WAVE = 4
-#: What computes packed rows: torch's operators, or the compiled CPU kernels. Ledgers store the index.
+#: Tokens per slot for a budget without ``keys`` (an older one).
+TOKENS_PER_SLOT = 2048
+#: Texts of a wave per slot. At the end of a wave slots stay empty until its longest text is done.
+TEXTS_PER_SLOT = 4
+#: What computes packed rows: torch's operators or the compiled CPU kernels. Ledgers store the index.
 BackendName = Literal["torch", "cpu"]
-#: How linear layers read their weights: as the model stores them, packed by oneDNN, or in tiles of the CPU kernels (for
-#: AMX). Ledgers store the index.
+#: How linear layers read their weights: as the model stores them, packed by oneDNN, or in the tiles of the CPU kernels
+#: for AMX. Ledgers store the index.
 WeightsName = Literal["plain", "onednn", "amx"]
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one batch may hold. tokens: padded tokens; logits: kept positions (each costs a row of the
-    vocabulary); cells: padded length squared times rows, the attention mask; slots: sequences generated
-    together, at most; threads: CPU threads; weights: how linear layers read their weights; backend: what computes
-    attention and the operators around it; keys: tokens whose keys and values all slots together have room for (0, in an
-    older budget: ROOM each)."""
+    """The limits of one batch. It is stored with the evaluation, so a resumed run has the same batches.
+
+    tokens: padded tokens; logits: positions whose logits are computed (each is a row of the vocabulary); cells: numbers
+    of the attention mask, padded length squared times rows; slots: sequences generated together, at most; threads: CPU
+    threads; weights: how linear layers read their weights; backend: what computes attention and the operators around
+    it; keys: tokens whose keys and values all slots together have room for (0 in an older budget: TOKENS_PER_SLOT for
+    each slot).
+    """
 
     tokens: int
     logits: int
@@ -40,42 +46,43 @@ class Budget:
     keys: int = 0
 
     def stored(self) -> dict[str, int]:
-        """The budget as ledgers store it: numbers only, ``weights`` as ``prepacked`` and ``backend`` as ``kernels``."""
+        """The budget as ledgers store it: only numbers; ``weights`` is ``prepacked``, ``backend`` is ``kernels``."""
         numbers = asdict(self) | {name: words.index(getattr(self, name)) for name, words in _WORDS.items()}
         return {_STORED.get(name, name): int(number) for name, number in numbers.items()}
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> Budget:
-        """The budget of a ledger; what an older one lacks is 0 there."""
+        """The budget stored in a ledger. A number that an older ledger does not have is 0."""
         numbers = {name: int(stored.get(_STORED.get(name, name), 0)) for name in cls.__dataclass_fields__}
         return cls(**numbers | {name: words[numbers[name]] for name, words in _WORDS.items()})
 
 
-#: The words of a budget, of which ledgers store the index, and the stored names of these fields.
+#: The fields whose values are stored as an index, and the stored names of these fields.
 _WORDS: dict[str, tuple[Any, ...]] = {"weights": get_args(WeightsName), "backend": get_args(BackendName)}
 _STORED = {"weights": "prepacked", "backend": "kernels"}
 
 
 def batches(shapes: list[tuple[int, int]], budget: Budget, *, padded: bool = True, past: int = 0
             ) -> list[list[int]]:
-    """Cut rows of ``(length, kept)`` into batches of row indices. A row over budget is a batch of its own.
+    """Cut rows, given as ``(length, number of logits)``, into batches of row indices.
 
-    padded: short rows cost as much as the longest one; past: tokens of a prefix that every row sees too.
+    A row that exceeds the budget is a batch by itself. padded: a short row costs as much as the longest one; past:
+    tokens of a prefix that every row also sees.
     """
     order = sorted(range(len(shapes)), key=lambda i: (-shapes[i][0], i))
     result: list[list[int]] = []
-    width = kept = tokens = 0
+    width = logits = tokens = 0
     for i in order:
-        length, keep = shapes[i]
+        length, row_logits = shapes[i]
         rows = len(result[-1]) + 1 if result else 1
         tokens = rows * width if padded else tokens + length
-        full = (not result or tokens > budget.tokens or kept + keep > budget.logits
+        full = (not result or tokens > budget.tokens or logits + row_logits > budget.logits
                 or rows * width * (past + width) > budget.cells)
         if full:
             result.append([])
-            width, kept, tokens = max(length, 1), 0, length
+            width, logits, tokens = max(length, 1), 0, length
         result[-1].append(i)
-        kept += keep
+        logits += row_logits
     return result
 
 
@@ -85,7 +92,7 @@ def waves(texts: Sequence[T], size: int, length: Callable[[T], int]) -> list[lis
     return [[texts[i] for i in order[start: start + size]] for start in range(0, len(order), size)]
 
 
-def slots(budget: Budget, room: int) -> int:
-    """Slots of ``room`` tokens each that the budget leaves space for."""
-    keys = budget.keys or budget.slots * ROOM
+def slot_count(budget: Budget, room: int) -> int:
+    """Number of slots of ``room`` tokens each that fit into the budget; at least 1."""
+    keys = budget.keys or budget.slots * TOKENS_PER_SLOT
     return max(min(keys // max(room, 1), budget.slots), 1)

@@ -1,10 +1,10 @@
-"""Log-probabilities of continuations: one forward pass over a batch of rows.
+"""Computes log-probabilities of continuations with one forward pass over a batch of rows.
 
-Packed rows lie end to end in one flat batch, with depths as position ids, and ours is the attention; plain rows are
-single sequences, padded on the right, with no mask, as lm-eval runs them. In both only the positions that predict a
-target go through the output head, and log-softmax is in float32.
+    Scorer(model, packed=True).run(rows)      # {position: TokenScores(logprobs=[targets], greedy=True)}
 
-    Scorer(model, packed=True).run(rows)   ->  {position: TokenScores(logprobs=[targets], greedy=True)}
+Packed rows are concatenated into one flat batch, with depths as position ids and the attention of attention.py. Plain
+rows are single sequences, padded on the right and without a mask, as in lm-eval. In both cases only the positions that
+predict a target go through the output head, and log-softmax is computed in float32.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ import torch
 from numpy.typing import NDArray
 
 from aftertune.engine.attention import AttentionBackend, Prefix, TorchBackend, attending, reading
-from aftertune.engine.packing import PackedRow, path
+from aftertune.engine.packing import PackedRow, prompt_row
 
-#: Rows of logits turned into float32 at a time, on a CPU.
+#: Rows of logits that are converted to float32 at a time, on a CPU.
 CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Natural log-probability of each target token [targets]; greedy: every one was the argmax; top: the largest
-    logit met on the way, which tells how coarse a low precision is here."""
+    """The scores of one request.
+
+    logprobs: natural log-probability of each target token [targets]; greedy: True if every target was the argmax; top:
+    the largest logit at these positions, from which `verify` computes the rounding error of a low precision.
+    """
 
     logprobs: NDArray[np.float32]
     greedy: bool
@@ -45,27 +48,27 @@ def unwrapped(model: Any) -> Any:
 
 
 def text_config(model: Any) -> Any:
-    """The config of the language model, inside a composite one too."""
+    """The config of the language model, also of one inside a composite model."""
     return unwrapped(model).config.get_text_config()
 
 
 def config_number(config: Any, name: str) -> int:
-    """A whole number of a config; 0 where it has none, or a different one for each layer."""
+    """An integer of a config; 0 if it is missing or differs between layers."""
     try:
         value = getattr(config, name, 0)
-    except RuntimeError:  # transformers raises it for what differs from layer to layer
+    except RuntimeError:  # raised by transformers for a value that differs between layers
         return 0
     return int(value) if isinstance(value, int | float) else 0
 
 
 class Scorer:
-    """Scores rows with one model, packed or plain. backend: what computes packed rows; torch, if not given."""
+    """Scores rows with one model, packed or plain. backend: computes packed rows; torch by default."""
 
     def __init__(self, model: Any, *, packed: bool, backend: AttentionBackend | None = None) -> None:
         self.model = model
         self.packed = packed
         self.backend: AttentionBackend = backend or TorchBackend(model)
-        self._keeps = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
+        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
         self._prefix: tuple[tuple[int, ...], Prefix] | None = None
 
     @property
@@ -76,39 +79,39 @@ class Scorer:
     def run(self, rows: Sequence[PackedRow], prefix: tuple[int, ...] = ()) -> dict[int, TokenScores]:
         """Scores of every branch of ``rows``, by request position. prefix: tokens before every row (packed only)."""
         if not self.packed:
-            return _read(self._padded(rows), rows, self.summary)
+            return _branch_scores(self._padded(rows), rows, self.summary)
         with attending(self.model, self.backend.rows(rows, prefix=self.prefix(prefix))):
-            return _read(self.flat(rows), rows, self.summary)
+            return _branch_scores(self.flat(rows), rows, self.summary)
 
     def summary(self, logits: torch.Tensor) -> Summary:
-        """What log-probabilities need of logits [kept, vocabulary]."""
-        found = self.backend.summarize(logits) if self.packed else None
-        return Summary(logits, *(found or _norms(logits)))
+        """The numbers of logits [kept, vocabulary] from which log-probabilities are computed."""
+        from_backend = self.backend.summarize(logits) if self.packed else None
+        return Summary(logits, *(from_backend or _log_norms(logits)))
 
     def flat(self, rows: Sequence[PackedRow]) -> torch.Tensor:
-        """Logits [kept positions of all rows, vocabulary] of rows that lie end to end, under a layout in force."""
+        """Logits [kept positions of all rows, vocabulary] of concatenated rows. Must run inside `attending`."""
         starts = np.cumsum([0, *(row.length for row in rows)])[:-1]
         keep = torch.from_numpy(np.concatenate([s + row.keep for s, row in zip(starts, rows, strict=True)]))
         with reading(keep):
             return self.forward(_joined(rows, "tokens"), keep, _joined(rows, "depth"))
 
     def prefix(self, tokens: tuple[int, ...]) -> Prefix | None:
-        """Keys and values of ``tokens``; the last ones asked for are kept."""
+        """Keys and values of ``tokens``; None for no tokens. The most recent prefix is cached."""
         if not tokens:
             return None
         if self._prefix is None or self._prefix[0] != tokens:
-            self._prefix = None  # let go of the old one before the new one is made
-            self._prefix = (tokens, self._compute(tokens))
+            self._prefix = None  # frees the old prefix before the new one is computed
+            self._prefix = (tokens, self._compute_prefix(tokens))
         return self._prefix[1]
 
-    def _compute(self, tokens: tuple[int, ...]) -> Prefix:
-        prefix, one = self.backend.prefix(len(tokens)), path(tokens)
-        with attending(self.model, self.backend.rows([one], keep=prefix.keep)):
-            self.flat([one])
+    def _compute_prefix(self, tokens: tuple[int, ...]) -> Prefix:
+        prefix, row = self.backend.prefix(len(tokens)), prompt_row(tokens)
+        with attending(self.model, self.backend.rows([row], keep=prefix.keep)):
+            self.flat([row])
         return prefix
 
     def _padded(self, rows: Sequence[PackedRow]) -> torch.Tensor:
-        """The same of single sequences, padded on the right, without a mask."""
+        """Logits [kept positions of all rows, vocabulary] of single sequences, padded on the right, without a mask."""
         length = max(row.length for row in rows)
         tokens = torch.zeros(len(rows), length, dtype=torch.long)
         keep = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -118,15 +121,18 @@ class Scorer:
         return self.forward(tokens, keep)
 
     def forward(self, tokens: torch.Tensor, keep: torch.Tensor, depth: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [kept, vocabulary]. keep: bool [rows, length], or indices into one flat row."""
+        """Logits [kept, vocabulary] of tokens [rows, length] or [length].
+
+        keep: bool [rows, length], or indices into one flat row; depth: position ids of a flat row [length].
+        """
         keep, tokens = keep.to(self.device), torch.atleast_2d(tokens).to(self.device)
         options: dict[str, Any] = {} if depth is None else {"position_ids": depth[None].to(self.device)}
-        if self._keeps and keep.ndim == 1:  # masks of two dimensions are younger than the releases that we take
+        if self._takes_logits_to_keep and keep.ndim == 1:  # older releases of transformers take no 2-D mask
             logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=keep, **options).logits
             return logits.reshape(-1, logits.shape[-1])
-        place = keep if keep.ndim == 2 else (slice(None), keep)
+        index = keep if keep.ndim == 2 else (slice(None), keep)
         head = unwrapped(self.model).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0][place].reshape(1, -1, args[0].shape[-1]),))
+        hook = head.register_forward_pre_hook(lambda _, args: (args[0][index].reshape(1, -1, args[0].shape[-1]),))
         try:
             logits = self.model(input_ids=tokens, use_cache=False, **options).logits
         finally:
@@ -140,8 +146,11 @@ def _joined(rows: Sequence[PackedRow], name: str) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Logits [kept, vocabulary] and what is known of each row [kept]: norm, the log of its sum of exponentials; top,
-    its largest logit; best, the index of that (float32, float32, int64), None where it was not looked for."""
+    """Logits [kept, vocabulary] and three numbers of each row [kept].
+
+    norm: log of the sum of exponentials (float32); top: the largest logit (float32); best: the index of the largest
+    logit (int64), None if the backend does not compute it.
+    """
 
     logits: torch.Tensor
     norm: torch.Tensor
@@ -149,9 +158,9 @@ class Summary:
     best: torch.Tensor | None = None
 
 
-def _read(logits: torch.Tensor, rows: Sequence[PackedRow], summary: Callable[[torch.Tensor], Summary]
-          ) -> dict[int, TokenScores]:
-    """Gather each branch's targets from the kept logits."""
+def _branch_scores(logits: torch.Tensor, rows: Sequence[PackedRow], summarize: Callable[[torch.Tensor], Summary]
+                   ) -> dict[int, TokenScores]:
+    """The scores of each branch, by request position, from logits [kept positions of all rows, vocabulary]."""
     flat: list[NDArray[np.int64]] = []
     offset = 0
     for row in rows:
@@ -160,11 +169,12 @@ def _read(logits: torch.Tensor, rows: Sequence[PackedRow], summary: Callable[[to
     branches = [b for row in rows for b in row.branches]
     index = torch.from_numpy(np.concatenate(flat)).to(logits.device)
     target = torch.from_numpy(np.concatenate([b.targets for b in branches])).to(logits.device)
-    known = summary(logits)
-    chosen = logits[index, target].float()
-    logprobs = (chosen - known.norm[index]).cpu().numpy()
+    summary = summarize(logits)
+    target_logits = logits[index, target].float()
+    logprobs = (target_logits - summary.norm[index]).cpu().numpy()
     sizes = [len(b.targets) for b in branches]
-    greedy, tops = _greedy(known, chosen, index, target, sizes).cpu().numpy(), known.top[index].cpu().numpy()
+    greedy = _is_argmax(summary, target_logits, index, target, sizes).cpu().numpy()
+    tops = summary.top[index].cpu().numpy()
     scores, start = {}, 0
     for branch in branches:
         end = start + len(branch.targets)
@@ -174,30 +184,33 @@ def _read(logits: torch.Tensor, rows: Sequence[PackedRow], summary: Callable[[to
     return scores
 
 
-def _greedy(known: Summary, chosen: torch.Tensor, index: torch.Tensor, target: torch.Tensor, sizes: list[int]
-            ) -> torch.Tensor:
-    """Was each target the argmax? Of equal logits the first one is; they are looked at only where it matters."""
-    if known.best is not None:
-        return known.best[index] == target
-    best = chosen == known.top[index]
-    ties = _whole(best, sizes)
-    if bool(ties.any()):
-        best[ties] = known.logits[index[ties]].argmax(-1) == target[ties]
-    return best
+def _is_argmax(summary: Summary, target_logits: torch.Tensor, index: torch.Tensor, target: torch.Tensor,
+               sizes: list[int]) -> torch.Tensor:
+    """bool [targets]: was each target the argmax? Of equal logits, the first one is.
+
+    Ties are resolved only for branches whose targets all have the largest logit; elsewhere they change no result.
+    """
+    if summary.best is not None:
+        return summary.best[index] == target
+    largest = target_logits == summary.top[index]
+    to_check = _all_in_segment(largest, sizes)
+    if bool(to_check.any()):
+        largest[to_check] = summary.logits[index[to_check]].argmax(-1) == target[to_check]
+    return largest
 
 
-def _whole(flags: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """``flags`` where all flags of a part are set, else False; the parts lie end to end, of these sizes."""
+def _all_in_segment(flags: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """For each flag: are all flags of its segment set? The segments are consecutive and have these sizes."""
     size = torch.tensor(sizes, device=flags.device)
-    part = torch.repeat_interleave(torch.arange(len(sizes), device=flags.device), size)
-    found = torch.zeros(len(sizes), dtype=torch.long, device=flags.device).index_add_(0, part, flags.long())
-    return (found == size)[part]
+    segment = torch.repeat_interleave(torch.arange(len(sizes), device=flags.device), size)
+    count = torch.zeros(len(sizes), dtype=torch.long, device=flags.device).index_add_(0, segment, flags.long())
+    return (count == size)[segment]
 
 
-def _norms(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log of the sum of exponentials, and the largest logit, of each row; float32 [rows].
+def _log_norms(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log of the sum of exponentials and largest logit of each row, both float32 [rows].
 
-    In chunks that stay in the cache, with one buffer: temporaries of this size cost more than the sums.
+    Computed in chunks that fit in the cache, with one buffer: large temporaries cost more time than the sums.
     """
     chunk = CHUNK if logits.device.type == "cpu" else 16 * CHUNK
     buffer = torch.empty(min(chunk, len(logits)), logits.shape[-1], dtype=torch.float32, device=logits.device)

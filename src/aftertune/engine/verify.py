@@ -1,13 +1,15 @@
-"""The spot check of Apple's MPS: a few rows are scored again on the CPU before anything is stored.
+"""Decides whether a model may run packed rows, and checks on real rows that they give the numbers of plain rows.
 
-MPS kernels have returned wrong numbers without a word (a known case: an accuracy of 0.54 against the CPU's
-0.41), so a disagreement stops the run.
+    decision = decide(model, longest=512)                   # from the config and the model's class
+    decision = verify(model, shared, prompts, decision)     # on the longest and a median item
+    decision.note                                           # "packed rows (verified: 5.7e-06 against plain rows, …)"
 
-Decide, then verify: may this model take packed rows?
+Packed rows give wrong numbers without an error for models with recurrent layers, with ALiBi distances counted by index,
+or with anything else that depends on where a token is in the row. The config rules out the known cases. `verify` finds
+the others: where packed and plain rows differ, the engine uses plain rows and the note says why.
 
-A flat batch is wrong, without a word, for ALiBi by index, a recurrent state, or whatever else counts places in the
-row. So the config decides first, and at load the longest and a median item of the real schedule are scored packed
-and plain, and a prompt is stepped through; where they differ the engine falls back to plain rows and says so.
+The module also has the spot check of Apple's MPS: a few rows are scored again on the CPU before anything is stored. MPS
+kernels have returned wrong numbers without an error (in one known case an accuracy of 0.54 instead of the CPU's 0.41).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aftertune.engine.attention import AttentionBackend, TorchBackend, supported
+from aftertune.engine.attention import AttentionBackend, TorchBackend, supports_custom_attention
 from aftertune.engine.decoder import Decoder
 from aftertune.engine.memory import out_of_memory
 from aftertune.engine.packing import PackedRow, packed_row
@@ -30,25 +32,32 @@ from aftertune.errors import ResourceError
 
 #: Largest difference of a token's log-probability between packed and plain rows, in float32.
 TOLERANCE = 1e-3
-#: In lower precision: this many times what plain rows themselves move between batch sizes 1 and 8 …
+#: In lower precision: this many times the difference of plain rows between batch sizes 1 and 8 …
 FACTOR = 3.0
-#: … or this many steps of the dtype at the largest logit: logits are rounded to it, and by chance plain rows may not
-#: move at all (16 has a step of 0.125 in bfloat16, and lm-eval moves by 0.5 between batch sizes there).
+#: … or this many steps of the dtype at the largest logit, whichever is larger. Logits are rounded to such a step, and
+#: plain rows may happen not to differ at all (at 16 the step of bfloat16 is 0.125, and lm-eval differs by 0.5 between
+#: batch sizes there).
 ROUNDING = 4
-#: Tokens of a prompt that are stepped through one by one.
+#: Tokens of a prompt that are decoded one by one for the check.
 STEPS = 6
 
 #: The sequences of one item, with the positions of their requests.
-Branches = list[tuple[int, TokenSequence]]
+ItemSequences = list[tuple[int, TokenSequence]]
 
 _SOFTMAX_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _ALIBI = {"bloom", "mpt"}
 _LENGTH_DEPENDENT_ROPE = {"longrope", "dynamic"}
 
 
+# --- Deciding from the config ---
+
+
 @dataclass(frozen=True, slots=True)
 class PackingDecision:
-    """packed: rows may share prefixes; note: what runs and why; alone: one sequence a forward pass."""
+    """packed: rows may share prefixes; note: what runs and why; alone: only one sequence per forward pass.
+
+    The ledger stores this value (a stage of an evaluation that stops early), so its field names do not change.
+    """
 
     packed: bool
     note: str
@@ -56,40 +65,40 @@ class PackingDecision:
 
 
 def decide(model: Any, longest: int) -> PackingDecision:
-    """What the config allows for sequences of up to ``longest`` tokens."""
+    """The decision by the model's class and config, for sequences of up to ``longest`` tokens."""
     config, base = text_config(model), unwrapped(model)
-    kind = getattr(config, "model_type", "")
+    family = getattr(config, "model_type", "")
     layers = set(getattr(config, "layer_types", None) or [])
     if getattr(base, "_is_stateful", False) or layers - _SOFTMAX_LAYERS:
-        return PackingDecision(False, f"plain rows: {kind} has recurrent or convolutional layers", alone=True)
-    if getattr(config, "alibi", False) or kind in _ALIBI:
-        return PackingDecision(False, f"plain rows: {kind} counts ALiBi distances by index")
-    if kind == "gpt_neo":
-        return PackingDecision(False, "plain rows: gpt_neo windows its attention by index inside the layer")
+        return PackingDecision(False, f"plain rows: {family} has recurrent or convolutional layers", alone=True)
+    if getattr(config, "alibi", False) or family in _ALIBI:
+        return PackingDecision(False, f"plain rows: {family} computes ALiBi distances from the index in the row")
+    if family == "gpt_neo":
+        return PackingDecision(False, "plain rows: gpt_neo applies its attention window by the index in the row")
     if _prompt_learning(model):
-        return PackingDecision(False, "plain rows: prompt-learning adapters put tokens of their own before every row")
-    if not supported(base):
-        return PackingDecision(False, f"plain rows: {kind} takes no attention but its own")
-    return _by_length(config, longest)
+        return PackingDecision(False, "plain rows: prompt-learning adapters put their own tokens before every row")
+    if not supports_custom_attention(base):
+        return PackingDecision(False, f"plain rows: {family} does not support a custom attention function")
+    return _decide_by_length(config, longest)
 
 
-def _by_length(config: Any, longest: int) -> PackingDecision:
-    """The rules that act only beyond some length."""
+def _decide_by_length(config: Any, longest: int) -> PackingDecision:
+    """The rules that apply only to sequences beyond some length."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    parts = [r for r in (rope, *rope.values()) if isinstance(r, dict)]
-    kinds = {str(r.get("rope_type", r.get("type", ""))) for r in parts}
-    limits = [r.get("original_max_position_embeddings") for r in parts]
+    ropes = [r for r in (rope, *rope.values()) if isinstance(r, dict)]
+    rope_types = {str(r.get("rope_type", r.get("type", ""))) for r in ropes}
+    limits = [r.get("original_max_position_embeddings") for r in ropes]
     limit = next((int(x) for x in limits if x), getattr(config, "original_max_position_embeddings", None)
                  or getattr(config, "max_position_embeddings", 0))
-    if kinds & _LENGTH_DEPENDENT_ROPE and limit and longest > limit:
-        return PackingDecision(False, f"plain rows, one at a time: its rotary frequencies change beyond {limit} "
+    if rope_types & _LENGTH_DEPENDENT_ROPE and limit and longest > limit:
+        return PackingDecision(False, f"plain rows, one at a time: the rotary frequencies change beyond {limit} "
                                "tokens", alone=True)
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk and longest > chunk:
-        return PackingDecision(False, f"plain rows: attention in chunks of {chunk} tokens")
+        return PackingDecision(False, f"plain rows: the model attends in chunks of {chunk} tokens")
     floor = getattr(config, "floor_scale", None)
     if getattr(config, "attn_temperature_tuning", False) and floor and longest >= floor:
-        return PackingDecision(False, f"plain rows: attention temperature changes from {floor} tokens on")
+        return PackingDecision(False, f"plain rows: the attention temperature changes from {floor} tokens on")
     return PackingDecision(True, "packed rows")
 
 
@@ -98,70 +107,74 @@ def _prompt_learning(model: Any) -> bool:
     return any(getattr(c, "is_prompt_learning", False) for c in dict(configs).values())
 
 
-def verify(model: Any, shared: list[tuple[tuple[int, ...], list[Branches]]], prompts: list[tuple[int, ...]],
-           decision: PackingDecision, backend: AttentionBackend | None = None) -> PackingDecision:
-    """Run the longest and a median item packed and plain, and step through the longest prompt's last tokens.
+# --- Verifying on real rows ---
 
-    shared: items by the prefix that is computed once for them. backend: what computes packed rows; torch, if not given.
-    Falls back to plain rows where the two differ.
+
+def verify(model: Any, shared: list[tuple[tuple[int, ...], list[ItemSequences]]], prompts: list[tuple[int, ...]],
+           decision: PackingDecision, backend: AttentionBackend | None = None) -> PackingDecision:
+    """Score the longest and a median item packed and plain, and decode the end of the longest prompt step by step.
+
+    shared: items by the prefix that is computed once for them. backend: computes packed rows; torch by default.
+    Returns a decision for plain rows if the log-probabilities differ by more than rounding explains.
     """
     if not decision.packed or not (any(items for _, items in shared) or prompts):
         return decision
     samples = _samples(shared)
-    tail = _tail(max(prompts, key=len)) if prompts else None
+    tail = _prompt_tail(max(prompts, key=len)) if prompts else None
     if not samples and tail is None:
         return decision
     plain = Scorer(model, packed=False)
-    singles = _singles(samples) + ([packed_row([tail])] if tail else [])
-    scores = {p: s for one in singles for p, s in plain.run([one]).items()}
+    singles = _single_rows(samples) + ([packed_row([tail])] if tail else [])
+    scores = {p: s for row in singles for p, s in plain.run([row]).items()}
     alone = {p: s.logprobs for p, s in scores.items()}
     try:
         backend = backend or TorchBackend(model)
-        with backend.computing(alone=True):
-            packed = _packed(Scorer(model, packed=True, backend=backend), samples, tail)
+        with backend.computing(free_weights=True):
+            packed = _packed_logprobs(Scorer(model, packed=True, backend=backend), samples, tail)
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         if out_of_memory(error):
-            raise  # says nothing of the model, and another time the plan would be another
+            raise  # this says nothing about the model, and the same run must get the same plan later
         reason = " ".join(str(error).split())[:120]
-        return PackingDecision(False, f"plain rows: this model does not take flat batches ({reason})")
-    gap, bound = _gap(alone, packed), TOLERANCE
+        return PackingDecision(False, f"plain rows: this model does not support packed rows ({reason})")
+    gap, bound = _largest_gap(alone, packed), TOLERANCE
     if str(model.dtype) != "torch.float32":
-        bound = max(ROUNDING * _step(model.dtype, max(abs(s.top) for s in scores.values())), TOLERANCE)
+        bound = max(ROUNDING * _dtype_step(model.dtype, max(abs(s.top) for s in scores.values())), TOLERANCE)
         if not gap <= bound:
             together = {p: s.logprobs for p, s in plain.run(singles).items()}
-            bound = max(FACTOR * _gap(alone, together), bound)
+            bound = max(FACTOR * _largest_gap(alone, together), bound)
     if not gap <= bound:
-        return PackingDecision(False, f"plain rows: packed rows moved a token's log-probability by {gap:.2g}, "
+        return PackingDecision(False, f"plain rows: packed rows changed a token's log-probability by {gap:.2g}, "
                                f"more than {bound:.2g}")
     return PackingDecision(True, f"packed rows (verified: {gap:.1e} against plain rows, {bound:.1e} allowed)")
 
 
-def _singles(samples: list[tuple[tuple[int, ...], Branches]]) -> list[PackedRow]:
-    """Plain rows of the samples' first and last branches; of those with the same input one is enough."""
-    found = {}
+def _single_rows(samples: list[tuple[tuple[int, ...], ItemSequences]]) -> list[PackedRow]:
+    """Plain rows of the first and last sequence of each sample, by distinct input."""
+    rows = {}
     for _, group in samples:
         by_input = {s.tokens[:-1]: (p, s) for p, s in group}
         for pair in (*by_input.values(),)[:: max(len(by_input) - 1, 1)]:
-            found[pair[0]] = packed_row([pair])
-    return list(found.values())
+            rows[pair[0]] = packed_row([pair])
+    return list(rows.values())
 
 
-def _packed(scorer: Scorer, samples: list[tuple[tuple[int, ...], Branches]], tail: tuple[int, TokenSequence] | None
-            ) -> dict[int, NDArray[np.float32]]:
-    """Log-probabilities by request position, packed; those of ``tail`` by the decoder, step by step."""
-    found: dict[int, NDArray[np.float32]] = {}
+def _packed_logprobs(scorer: Scorer, samples: list[tuple[tuple[int, ...], ItemSequences]],
+                     tail: tuple[int, TokenSequence] | None) -> dict[int, NDArray[np.float32]]:
+    """Log-probabilities of the targets, by request position: of the samples packed, of ``tail`` by the decoder."""
+    logprobs: dict[int, NDArray[np.float32]] = {}
     for prefix in dict.fromkeys(prefix for prefix, _ in samples):
-        rows = [packed_row(group, len(prefix)) for other, group in samples if other == prefix]
-        found |= {p: s.logprobs for p, s in scorer.run(rows, prefix).items()}
+        rows = [packed_row(group, len(prefix)) for p, group in samples if p == prefix]
+        logprobs |= {p: s.logprobs for p, s in scorer.run(rows, prefix).items()}
     if tail is not None:
-        found[tail[0]] = Decoder(scorer, None, tokens=0).forced(tail[1].tokens, tail[1].targets)
-    return found
+        logprobs[tail[0]] = Decoder(scorer, None, tokens=0).teacher_forced(tail[1].tokens, tail[1].targets)
+    return logprobs
 
 
-def _samples(shared: list[tuple[tuple[int, ...], list[Branches]]]) -> list[tuple[tuple[int, ...], Branches]]:
-    """The longest and a median item, with their prefixes; of those that branch, where there are any.
+def _samples(shared: list[tuple[tuple[int, ...], list[ItemSequences]]]
+             ) -> list[tuple[tuple[int, ...], ItemSequences]]:
+    """The longest and a median item with their prefixes, of the items that branch if there are any.
 
-    Two with the same prefix run together, as one flat batch: that is what single paths can go wrong in.
+    Two items with the same prefix run as one flat batch, which shows a row that sees tokens of the next one.
     """
     items = [(prefix, group) for prefix, groups in shared for group in groups]
     branching = [(p, g) for p, g in items if _branches(g)] or items
@@ -169,35 +182,37 @@ def _samples(shared: list[tuple[tuple[int, ...], list[Branches]]]) -> list[tuple
     return [by_length[i] for i in sorted({len(by_length) - 1, (len(by_length) - 1) // 2}, reverse=True) if i >= 0]
 
 
-def _tail(prompt: tuple[int, ...]) -> tuple[int, TokenSequence] | None:
-    """A prompt's last tokens as targets, to be stepped through; None for one that is too short."""
+def _prompt_tail(prompt: tuple[int, ...]) -> tuple[int, TokenSequence] | None:
+    """A prompt with its last tokens as targets, at position -1; None if it is too short."""
     targets = min(STEPS, len(prompt) - 1)
     return (-1, TokenSequence(prompt, targets)) if targets > 1 else None
 
 
-def _branches(group: Branches) -> bool:
-    """True where two inputs of the group part before the end of the shorter one."""
+def _branches(group: ItemSequences) -> bool:
+    """True if two inputs differ before the end of the shorter one."""
     inputs = [s.tokens[:-1] for _, s in group]
     longest = max(inputs, key=len)
     return any(longest[: len(i)] != i for i in inputs)
 
 
-def _step(dtype: Any, value: float) -> float:
-    """Distance between neighbouring numbers of ``dtype`` at ``value``."""
+def _dtype_step(dtype: Any, value: float) -> float:
+    """Distance between adjacent numbers of ``dtype`` at ``value``."""
     import torch
 
     return float(torch.finfo(dtype).eps * 2 ** math.floor(math.log2(max(value, 1e-9))))
 
 
-def _gap(a: dict[int, Any], b: dict[int, Any]) -> float:
-    """Largest absolute difference over the keys of ``a``; NaN where one is met (``max`` would pass over it)."""
+def _largest_gap(a: dict[int, Any], b: dict[int, Any]) -> float:
+    """Largest absolute difference over the keys of ``a``. NaN if there is one (Python's ``max`` would skip it)."""
     return float(np.max([np.abs(a[k].astype(np.float64) - b[k].astype(np.float64)).max() for k in a]))
 
 
-#: Rows scored twice.
-ROWS = 8
+# --- The spot check of MPS ---
+
+#: Rows that are scored again on the CPU.
+SPOT_CHECK_ROWS = 8
 #: Largest difference of a token's log-probability that rounding explains, by dtype of the device.
-ALLOWED = {"torch.float32": 1e-2, "torch.float16": 0.25, "torch.bfloat16": 0.5}
+SPOT_CHECK_TOLERANCE = {"torch.float32": 1e-2, "torch.float16": 0.25, "torch.bfloat16": 0.5}
 
 
 def needs_spot_check(device: str) -> bool:
@@ -207,15 +222,15 @@ def needs_spot_check(device: str) -> bool:
 def spot_check(model: Any, rows: list[PackedRow], *, packed: bool) -> float:
     """Largest difference of a token's log-probability between the device and the CPU in float32.
 
-    Raises ResourceError where it is more than rounding explains.
+    Raises ResourceError if it is more than rounding explains.
     """
-    chosen = rows[:: max(len(rows) // ROWS, 1)][:ROWS]
-    here = Scorer(model, packed=packed).run(chosen)
-    there = Scorer(copy.deepcopy(model).to("cpu").float(), packed=packed).run(chosen)
-    gaps = [np.abs(here[p].logprobs - there[p].logprobs).max() for p in here]
-    gap, allowed = float(np.max(gaps, initial=0.0)), ALLOWED[str(model.dtype)]  # max() would pass over NaN
+    sample = rows[:: max(len(rows) // SPOT_CHECK_ROWS, 1)][:SPOT_CHECK_ROWS]
+    on_device = Scorer(model, packed=packed).run(sample)
+    on_cpu = Scorer(copy.deepcopy(model).to("cpu").float(), packed=packed).run(sample)
+    gaps = [np.abs(on_device[p].logprobs - on_cpu[p].logprobs).max() for p in on_device]
+    gap, allowed = float(np.max(gaps, initial=0.0)), SPOT_CHECK_TOLERANCE[str(model.dtype)]  # max() would skip NaN
     if not gap <= allowed:
-        raise ResourceError(f"device {model.device.type} disagrees with the CPU by {gap:.2g} in a token's "
-                            f"log-probability ({allowed:.2g} is rounding): run with --device cpu, or with "
-                            "another version of torch or of the operating system")
+        raise ResourceError(f"device {model.device.type} gave a token's log-probability that differs from the CPU's by "
+                            f"{gap:.2g} (allowed: {allowed:.2g}): use --device cpu, or another version of torch or of "
+                            "the operating system")
     return gap

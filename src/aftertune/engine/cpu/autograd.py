@@ -1,6 +1,6 @@
-"""Autograd functions for training on a CPU: attention over rows end to end, LoRA beside a frozen layer, whole
-Llama-like layers, and the loss of the output head. Each stores less and passes over memory fewer times than the torch
-operators that it replaces.
+"""Autograd functions for training on a CPU: attention, LoRA, whole Llama-like layers and the loss of the output head.
+
+Each stores less and passes over memory fewer times than the torch operators that it replaces.
 
     with fused(model):                          PEFT's LoRA layers and Llama-like layers compute with these functions
         total, nats = head_loss(hidden, head, labels)       summed (differentiable), and of each token
@@ -158,29 +158,30 @@ class LoraLinear(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any, a: torch.Tensor, b: torch.Tensor, scale: float,
-                kept: torch.Tensor | None) -> torch.Tensor:
-        """x [tokens, columns], a [rank, columns], b [rows, rank]; kept [tokens, columns]: dropout's factors."""
+                dropout_mask: torch.Tensor | None) -> torch.Tensor:
+        """x [tokens, columns], a [rank, columns], b [rows, rank]; dropout_mask [tokens, columns]: 0, or 1 / (1 - rate).
+        """
         a, b = a.to(x.dtype), (b * scale).to(x.dtype)
-        inner = (x if kept is None else x * kept) @ a.t()
+        inner = (x if dropout_mask is None else x * dropout_mask) @ a.t()
         out = torch.nn.functional.linear(x, layer.weight, layer.bias)
         out.addmm_(inner, b.t())
-        ctx.save_for_backward(x, inner, a, b, kept)
+        ctx.save_for_backward(x, inner, a, b, dropout_mask)
         ctx.layer, ctx.scale = layer, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, inner, a, b, kept = ctx.saved_tensors
+        x, inner, a, b, dropout_mask = ctx.saved_tensors
         grad_inner = grad @ b
-        grad_a = grad_inner.t() @ (x if kept is None else x * kept)
+        grad_a = grad_inner.t() @ (x if dropout_mask is None else x * dropout_mask)
         grad_b = (grad.t() @ inner).float().mul_(ctx.scale)
         back = None
         if ctx.needs_input_grad[0]:
             back = grad @ ctx.layer.weight
-            if kept is None:
+            if dropout_mask is None:
                 back.addmm_(grad_inner, a)
             else:
-                back.add_((grad_inner @ a).mul_(kept))
+                back.add_((grad_inner @ a).mul_(dropout_mask))
         return back, None, grad_a.float(), grad_b, None, None
 
 
@@ -192,9 +193,9 @@ def _lora_forward(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tens
     name = active_names(layer)[0]
     rate = getattr(layer.lora_dropout[name], "p", 0.0)
     rows = x.reshape(-1, x.shape[-1])
-    kept = torch.nn.functional.dropout(torch.ones_like(rows), rate) if rate and layer.training else None
+    dropout_mask = torch.nn.functional.dropout(torch.ones_like(rows), rate) if rate and layer.training else None
     out: torch.Tensor = LoraLinear.apply(rows, layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight,
-                                         float(layer.scaling[name]), kept)
+                                         float(layer.scaling[name]), dropout_mask)
     if name in layer.lora_variant:
         out = (out * _gain(layer, name)).to(out.dtype)
     return out.view(*x.shape[:-1], out.shape[-1])
@@ -219,7 +220,7 @@ class _TrainedLayer:
     """The forward function of one Llama-like layer (see llama.py) in training, under a layout."""
 
     def __init__(self, layer: Any) -> None:
-        self.layer, self.usual = layer, layer.forward
+        self.layer, self.original = layer, layer.forward
         attention = layer.self_attn
         self.call = Call(attention.scaling, window_of(attention))
         self.norms = [getattr(attention, n, None) for n in ("q_norm", "k_norm")]
@@ -227,7 +228,7 @@ class _TrainedLayer:
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **others: Any) -> Any:
         layout = current_layout()
         if layout is None:
-            return self.usual(hidden_states, *args, **others)
+            return self.original(hidden_states, *args, **others)
         attention, mlp = self.layer.self_attn, self.layer.mlp
         x = hidden_states[0]
         n = _norm(self.layer.input_layernorm, x)
@@ -244,10 +245,8 @@ class _TrainedLayer:
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    if norm.weight.dtype != x.dtype or norm.weight.requires_grad:
-        usual: torch.Tensor = norm(x)
-        return usual
-    out: torch.Tensor = RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
+    fits = norm.weight.dtype == x.dtype and not norm.weight.requires_grad
+    out: torch.Tensor = RmsNorm.apply(x, norm.weight, norm.variance_epsilon) if fits else norm(x)
     return out
 
 

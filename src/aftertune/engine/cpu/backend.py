@@ -58,10 +58,10 @@ class PackedBackend(TorchBackend):
         self.linears = PackedLinears(model, amx=budget.weights == "amx")
 
     @contextlib.contextmanager
-    def computing(self, *, alone: bool = False) -> Iterator[None]:
+    def computing(self, *, free_weights: bool = False) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if self.budget.weights != "plain":
-                stack.enter_context(self.linears.packed(alone=alone))
+                stack.enter_context(self.linears.packed(free_weights=free_weights))
             stack.enter_context(constant_gains(self.model, self.linears.weight))
             yield
 
@@ -91,6 +91,6 @@ class KernelBackend(PackedBackend):
         return ops.summarize(logits) if logits.dtype in ops.DTYPES else None
 
     @contextlib.contextmanager
-    def computing(self, *, alone: bool = False) -> Iterator[None]:
-        with super().computing(alone=alone), self.layers.fused():
+    def computing(self, *, free_weights: bool = False) -> Iterator[None]:
+        with super().computing(free_weights=free_weights), self.layers.fused():
             yield

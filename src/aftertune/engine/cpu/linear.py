@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from aftertune.engine.cpu import ops
-from aftertune.engine.memory import dropped, trim, unneeded
+from aftertune.engine.memory import discard_pages, page_out, trim_heap
 
 #: Number of rows that oneDNN chooses the layout for; it works for any number.
 ROWS = 64
@@ -96,26 +96,26 @@ class PackedLinears:
         self.on = False
         self._uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
         self._copies: dict[tuple[Any, ...], PackedWeight] = {}
-        self._alone = False
+        self._free_weights = False
         #: Groups of layers whose weights only a product needs.
         self._products: set[tuple[Any, ...]] = set()
         #: Layers whose weights exist only in a copy, and the group that the copy is of.
         self._absent: dict[Any, tuple[Any, ...]] = {}
 
     @contextlib.contextmanager
-    def packed(self, *, alone: bool = False) -> Iterator[None]:
-        """While active, the model computes from the packed copies. alone: weights of products exist only in the copies
-        meanwhile; on leaving, the weights are restored from them."""
+    def packed(self, *, free_weights: bool = False) -> Iterator[None]:
+        """While active, the model computes from the packed copies. free_weights: weights of products exist only in
+        the copies meanwhile; on leaving, they are restored from them."""
         layers = packable_layers(self.model)
         for layer in layers:
             layer.forward = partial(self._forward, layer)
-        self.on, self._alone = True, alone
+        self.on, self._free_weights = True, free_weights
         try:
-            for group in self._products & self._copies.keys() if alone else ():
+            for group in self._products & self._copies.keys() if free_weights else ():
                 self._free(group)
             yield
         finally:
-            self.on = self._alone = False
+            self.on = self._free_weights = False
             for layer in layers:
                 del layer.forward
             self._restore()
@@ -139,8 +139,8 @@ class PackedLinears:
                 self._copies[group] = kind(weight, bias)
             for layer in group:
                 if layer not in self._absent:
-                    unneeded(layer.weight)
-        if self._alone and group in self._products:
+                    page_out(layer.weight)
+        if self._free_weights and group in self._products:
             self._free(group)
         return self._copies[group]
 
@@ -148,7 +148,7 @@ class PackedLinears:
         """Free the memory of weights that have a copy. Weights that a file backs leave memory by themselves."""
         for layer in group:
             if layer not in self._absent and layer.weight.untyped_storage().resizable() \
-                    and self._uses[id(layer.weight)] == 1 and dropped(layer.weight):
+                    and self._uses[id(layer.weight)] == 1 and discard_pages(layer.weight):
                 self._absent[layer] = group
 
     def weight(self, layer: Any) -> torch.Tensor:
@@ -164,7 +164,7 @@ class PackedLinears:
     def _restore(self) -> None:
         """Restore the weights that were freed and drop their copies, group by group, so that few exist twice."""
         if self._absent:
-            trim()
+            trim_heap()
         with torch.inference_mode(False), torch.no_grad():
             for n, group in enumerate(dict.fromkeys(self._absent.values())):
                 weights = self._copies.pop(group).dense().split([m.out_features for m in group])
@@ -173,4 +173,4 @@ class PackedLinears:
                         layer.weight.data.copy_(weight)
                         del self._absent[layer]
                 if n % 16 == 15:
-                    trim()
+                    trim_heap()

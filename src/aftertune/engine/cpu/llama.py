@@ -1,13 +1,13 @@
-"""Decoder layers of the Llama kind as a few fused calls: on a CPU much of their time goes into what lies between the
-matrix products.
+"""Runs decoder layers of Llama's kind as a few fused calls.
 
     layers = FusedLayers(model, linears)
     with linears.packed(), layers.fused():
-        model(…)                        # fused under a layout of ours; any other pass runs as in transformers
+        model(…)                        # fused inside `attending`; any other pass runs as in transformers
 
-The kind: RMS norm; queries, keys and values with rotary positions; attention; RMS norm; gated SiLU; each half with a
-residual sum. LoRA and DoRA on the projections are added to the packed products; any other adapter is called as it is.
-The engine's check of packed rows against plain rows also checks these layers.
+On a CPU much of a layer's time goes into the small operators between the matrix products. A layer of this kind has an
+RMS norm, attention with rotary positions, another RMS norm and a gated SiLU, with a residual sum after each half. LoRA
+and DoRA on the projections are added to the packed products; layers with any other adapter are called unchanged. The
+engine's check of packed rows against plain rows also checks these layers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _FusedLayer:
 
     def __init__(self, layer: Any, linears: PackedLinears, *, last: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.usual = layer.forward
+        self.original = layer.forward
         self.last = last
         self.attention = attention
         self.input_norm, self.post_norm = layer.input_layernorm, layer.post_attention_layernorm
@@ -74,7 +74,7 @@ class _FusedLayer:
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **others: Any) -> Any:
         layout = current_layout()
         if layout is None:
-            return self.usual(hidden_states, *args, **others)
+            return self.original(hidden_states, *args, **others)
         x = hidden_states[0]
         cosine, sine = (part[0] for part in others["position_embeddings"])
         if self.step and isinstance(layout, CpuStep):

@@ -1,11 +1,11 @@
-"""A whole decoder layer of the Llama kind in one call, for a step of decoding, where Python takes longer than the
-matrix products.
+"""Runs a whole decoder layer of Llama's kind in one call, for a decoding step.
 
     step = layer_step(layer, call)                      # None where a part is not what the kernel accepts
     step(x, cosine, sine, lengths, slots, past)         # the layer's output for x [slots, hidden]
 
-All linear layers must be in tiles of the kernels (AMX); LoRA and DoRA on them are added. The results are those of the
-kernels called one after the other. This path is frozen: it is kept, and no model family or method is added to it.
+In a decoding step Python takes more time than the matrix products. All linear layers must be in tiles of the kernels
+(AMX); LoRA and DoRA on them are added. The results equal those of the separate kernels. This path is frozen: no model
+family or method is added to it.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class _Layer(ctypes.Structure):
 
 
 class LayerStep:
-    """One layer as the kernel reads it. kept: the objects that its pointers refer to."""
+    """One layer as the kernel reads it. alive: the objects that its pointers refer to."""
 
-    def __init__(self, layer: _Layer, kept: list[Any], dtype: torch.dtype) -> None:
-        self.layer, self.kept, self.dtype = layer, kept, dtype
+    def __init__(self, layer: _Layer, alive: list[Any], dtype: torch.dtype) -> None:
+        self.layer, self.alive, self.dtype = layer, alive, dtype
         self.pointer = ctypes.addressof(layer)
 
     def __call__(self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, lengths: torch.Tensor, slots: KVCache,
@@ -68,40 +68,40 @@ def layer_step(layer: Any, call: Call) -> LayerStep | None:
     norms = {"input_norm": layer.input_norm, "post_norm": layer.post_norm}
     if layer.head_norms:
         norms |= dict(zip(("q_norm", "k_norm"), layer.head_norms, strict=True))
-    kept: list[Any] = []
-    linears = {name: _linear(part.product, part.delta, kept) for name, part in fused.items()
+    alive: list[Any] = []
+    linears = {name: _linear(part.product, part.delta, alive) for name, part in fused.items()
                if isinstance(part, FusedLinear) and isinstance(part.product, TiledWeight)}
     dtypes = {norm.weight.dtype for norm in norms.values()} | {fused[name].product.weight.dtype for name in linears}
-    sizes = [layer.size, *(len(norm.weight) for norm in norms.values()), *(one.depth for one in linears.values())]
+    sizes = [layer.size, *(len(norm.weight) for norm in norms.values()), *(linear.depth for linear in linears.values())]
     if len(linears) < len(fused) or len(dtypes) > 1 or any(size % TILE for size in sizes):
         return None
     struct = _Layer(**linears, scaling=call.scaling, heads=layer.heads, kv_heads=layer.rotated - layer.heads,
                     size=layer.size, window=call.window or 0)
     for name, norm in norms.items():
-        setattr(struct, name, _pointer(norm.weight.detach().contiguous(), kept))
+        setattr(struct, name, _pointer(norm.weight.detach().contiguous(), alive))
         setattr(struct, f"{name.removesuffix('_norm')}_epsilon", norm.variance_epsilon)
-    return LayerStep(struct, kept, dtypes.pop())
+    return LayerStep(struct, alive, dtypes.pop())
 
 
-def _linear(product: TiledWeight, delta: AdapterDelta, kept: list[Any]) -> _Linear:
+def _linear(product: TiledWeight, delta: AdapterDelta, alive: list[Any]) -> _Linear:
     columns, depth = len(product.weight) * TILE, product.weight[0].numel() // TILE
-    struct = _Linear(weight=_pointer(product.weight, kept), bias=_pointer(product.bias, kept), depth=depth,
+    struct = _Linear(weight=_pointer(product.weight, alive), bias=_pointer(product.bias, alive), depth=depth,
                      columns=columns)
     if delta.a is not None:
         ranks = -(-len(delta.a) // TILE) * TILE
         a = torch.nn.functional.pad(delta.a, (0, 0, 0, ranks - len(delta.a)))
-        start, pairs = 0, (_LoraPair * len(delta.parts))()
-        for n, (pair, first, last) in enumerate(delta.parts):
-            pairs[n] = _LoraPair(_pointer(pair.b, kept), _pointer(pair.gain, kept), start, len(pair.b), first,
+        start, pairs = 0, (_LoraPair * len(delta.pair_columns))()
+        for n, (pair, first, last) in enumerate(delta.pair_columns):
+            pairs[n] = _LoraPair(_pointer(pair.b, alive), _pointer(pair.gain, alive), start, len(pair.b), first,
                                  last - first, pair.scale)
             start += len(pair.b)
-        kept.append(pairs)
-        struct.a, struct.pairs = _pointer(ops.tile_weight(a), kept), ctypes.addressof(pairs)
+        alive.append(pairs)
+        struct.a, struct.pairs = _pointer(ops.tile_weight(a), alive), ctypes.addressof(pairs)
         struct.ranks, struct.count = ranks, len(pairs)
     return struct
 
 
-def _pointer(x: torch.Tensor | None, kept: list[Any]) -> int | None:
-    """The address of a tensor, which is kept alive; None for none."""
-    kept.append(x)
+def _pointer(x: torch.Tensor | None, alive: list[Any]) -> int | None:
+    """The address of a tensor, which is added to ``alive`` so that it is not freed. None for None."""
+    alive.append(x)
     return None if x is None else x.data_ptr()

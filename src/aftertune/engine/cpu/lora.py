@@ -81,14 +81,14 @@ class AdapterDelta:
     """What the adapters of several layers add to the layers' outputs, which are side by side. Sums are float32, as
     PEFT's are for adapters that it keeps in float32.
 
-    parts: each pair with its first column and the one after its last; a: all A matrices [sum of ranks, columns].
+    pair_columns: each pair with its first column and the one after its last; a: all A matrices [sum of ranks, columns].
     """
 
     def __init__(self, pairs: Sequence[LoraPair | None], widths: Sequence[int]) -> None:
         first = [sum(widths[:n]) for n in range(len(widths))]
-        self.parts = [(pair, start, start + width)
+        self.pair_columns = [(pair, start, start + width)
                       for pair, start, width in zip(pairs, first, widths, strict=True) if pair]
-        self.a = torch.cat([pair.a for pair, _, _ in self.parts]).detach() if self.parts else None
+        self.a = torch.cat([pair.a for pair, _, _ in self.pair_columns]).detach() if self.pair_columns else None
 
     def add_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``out`` [tokens, all widths] with the adapters of x [tokens, columns] added, in place."""
@@ -96,7 +96,7 @@ class AdapterDelta:
             return out
         inner = torch.nn.functional.linear(x.to(self.a.dtype), self.a)
         start = 0
-        for pair, first, last in self.parts:
+        for pair, first, last in self.pair_columns:
             end = start + len(pair.b)
             ops.add_lora(out[:, first:last], inner[:, start:end], pair.b, pair.scale, pair.gain)
             start = end
@@ -117,8 +117,8 @@ class FusedLinear:
 def fused_linear(linears: PackedLinears, *layers: Any) -> Function:
     """x [tokens, columns] -> the outputs of the layers side by side. Where one of them cannot be packed, or nothing is
     packed at the time, each layer is called on its own."""
-    parts = [split_lora(layer, linears.weight) for layer in layers] if linears.on else [None]
-    split = [part for part in parts if part]
+    splits = [split_lora(layer, linears.weight) for layer in layers] if linears.on else [None]
+    split = [layer for layer in splits if layer]
     if len(split) < len(layers) or len({base.bias is None for base, _ in split}) > 1:
         return lambda x: torch.cat([layer(x) for layer in layers], -1)
     return FusedLinear(linears.product(*(base for base, _ in split)),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from aftertune.engine.cpu import build
-from aftertune.engine.memory import zeros
+from aftertune.engine.memory import lazy_zeros
 
 #: Keys per tile. The size of a head is a multiple of it.
 TILE = 16
@@ -48,7 +48,7 @@ def attend_step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torc
 
 
 class RowShape:
-    """Where rows are in a flat batch: starts [rows + 1], end and depth [tokens] (see trie.py), all int64."""
+    """Where rows are in a flat batch: starts [rows + 1], end and depth [tokens] (see packing.py), all int64."""
 
     def __init__(self, starts: torch.Tensor, end: torch.Tensor, depth: torch.Tensor) -> None:
         self.starts, self.end, self.depth = starts, end, depth
@@ -62,8 +62,8 @@ class KVCache:
         """room: tokens per slot; key [tokens, kv heads, size]: an example of what will be stored."""
         kv_heads, size = key.shape[1:]
         self.room, self.length = room, room
-        self.keys = zeros((slots, kv_heads, -(-room // TILE), size, TILE), key.dtype)
-        self.values = zeros((slots, kv_heads, room, size), key.dtype)
+        self.keys = lazy_zeros((slots, kv_heads, -(-room // TILE), size, TILE), key.dtype)
+        self.values = lazy_zeros((slots, kv_heads, room, size), key.dtype)
 
     def store(self, slot: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store keys and values [tokens, kv heads, size] at the beginning of a slot. Raises IndexError where they do

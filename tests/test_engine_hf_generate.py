@@ -71,7 +71,7 @@ def test_sampled_texts_depend_on_the_position_alone() -> None:
     assert first[0].text != first[1].text
 
 
-def test_unusable_settings_are_told() -> None:
+def test_settings_that_transformers_rejects_are_an_error() -> None:
     with pytest.raises(InputError, match="generation settings"):
         texts(["a"], {"no_such_option": 3}, together=True)
 

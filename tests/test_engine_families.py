@@ -55,7 +55,7 @@ FAMILIES = {
     "gpt2": ("GPT2Config", {"max_position_embeddings": 160}, PACKED),
     "gpt2, long": ("GPT2Config", {}, PACKED),
     "falcon": ("FalconConfig", {"new_decoder_architecture": False},
-               "plain rows: falcon takes no attention but its own"),
+               "plain rows: falcon does not support a custom attention function"),
     "lfm2": ("Lfm2Config", {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"],
                             "block_auto_adjust_ff_dim": False},
              "plain rows: lfm2 has recurrent or convolutional layers"),

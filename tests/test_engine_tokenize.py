@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from transformers import LlamaConfig
 
-from aftertune.engine.tokenize import Encoder, Generation, window
+from aftertune.engine.tokenize import Encoder, Generation, context_length
 from aftertune.errors import InputError
 from eval_cases import byte_llama, byte_tokenizer
 from source_cases import tiny_tokenizer
@@ -68,12 +68,12 @@ def test_scored_pairs_are_lm_evals(pair: tuple[Encoder, Recorder], context: str,
     ours, theirs = pair
     try:
         sequence = ours.score(context, continuation)
-    except InputError as refused:
-        said = str(refused)
+    except InputError as error:
+        message = str(error)
     else:
-        said = ""
-    if said:
-        assert "no tokens" in said or "does not fit" in said
+        message = ""
+    if message:
+        assert "no tokens" in message or "context length" in message
         return
     if context and not context.strip(" \n") and not theirs._encode_pair(context, continuation)[0]:
         assert sequence.tokens[0] == ours.prefix_token  # lm-eval's own assertion fails here
@@ -108,7 +108,7 @@ def test_prompts_are_lm_evals(pair: tuple[Encoder, Recorder], context: str, room
     assert len(prompt.tokens) <= WINDOW - room
 
 
-def test_one_bos_whoever_writes_it() -> None:
+def test_there_is_one_bos_whether_text_or_tokenizer_adds_it() -> None:
     encoder = Encoder(byte_tokenizer(adds_bos=True), 100)
     for text in ("a b", "<s>a b"):
         for ids in (encoder.score(text, " c").tokens, encoder.prompt(text, 8).tokens,
@@ -132,11 +132,11 @@ def test_spaces_before_the_answer_belong_to_it() -> None:
     assert kept.targets == 1  # " ab" is one token of this tokenizer; "ab" after "zz " would be another
 
 
-def test_what_cannot_be_encoded_is_told() -> None:
+def test_a_text_that_cannot_be_tokenized_is_an_error() -> None:
     encoder = Encoder(byte_tokenizer(), 8)
-    with pytest.raises(InputError, match="no tokens after its context"):
+    with pytest.raises(InputError, match="adds no tokens to its context"):
         encoder.score("zz", "")
-    with pytest.raises(InputError, match="does not fit into the model's window of 8"):
+    with pytest.raises(InputError, match="more than the model's context length of 8"):
         encoder.score("z", "z" * 9)
     with pytest.raises(InputError, match="max_gen_toks is 8"):
         encoder.prompt("z", 8)
@@ -146,10 +146,10 @@ def test_what_cannot_be_encoded_is_told() -> None:
         Encoder(tokenizer, 8)
 
 
-def test_the_window_is_lm_evals(pair: tuple[Encoder, Recorder]) -> None:
+def test_the_context_length_is_lm_evals(pair: tuple[Encoder, Recorder]) -> None:
     tokenizer = pair[0].tokenizer
-    assert window(byte_llama(window=WINDOW).config, tokenizer) == pair[1].max_length == WINDOW
-    assert window(LlamaConfig(max_position_embeddings=77), tokenizer) == 77
+    assert context_length(byte_llama(window=WINDOW).config, tokenizer) == pair[1].max_length == WINDOW
+    assert context_length(LlamaConfig(max_position_embeddings=77), tokenizer) == 77
 
 
 SETTINGS = [

@@ -41,9 +41,9 @@ def built(kind: str, **values: Any) -> Any:
     ("bloom", {"n_head": 2, "n_layer": 1}, 8, "ALiBi", False),
     ("mpt", {"d_model": 16, "n_heads": 2, "n_layers": 1}, 8, "ALiBi", False),
     ("falcon", {"alibi": True, "new_decoder_architecture": False}, 8, "ALiBi", False),
-    ("falcon", {"alibi": False}, 8, "falcon takes no attention but its own", False),
+    ("falcon", {"alibi": False}, 8, "falcon does not support a custom attention function", False),
     ("gpt_neo", {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}, 8,
-     "windows its attention by index", False),
+     "attention window by the index", False),
     ("phi3", LONGROPE, 33, "rotary frequencies change beyond 32", True),
     ("llama4_text", {**TUNED, "attn_temperature_tuning": False}, 41, "chunks of 40", False),
     ("llama4_text", TUNED, 24, "temperature changes from 24", False),
@@ -173,9 +173,9 @@ def test_verify_keeps_every_ordinary_family_in_bfloat16(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "reason"), [
-    (Indexed, "moved a token's log-probability by"), (Shifted, "moved a token's log-probability by"),
-    (Refusing, "does not take flat batches (position ids are not supported)"),
-    (Broken, "moved a token's log-probability by nan")])
+    (Indexed, "changed a token's log-probability by"), (Shifted, "changed a token's log-probability by"),
+    (Refusing, "does not support packed rows (position ids are not supported)"),
+    (Broken, "changed a token's log-probability by nan")])
 @pytest.mark.parametrize("asked", ASKED[:3], ids=["items", "one prompt", "both"])
 def test_verify_falls_back_where_packed_rows_are_wrong(asked: Any, kind: Any, reason: str, dtype: torch.dtype) -> None:
     found = verify(byte_llama(kind).to(dtype), *asked, YES)
@@ -232,7 +232,7 @@ def test_an_engine_falls_back_whatever_it_is_asked(kind: Any) -> None:
             engine = Engine(model, byte_tokenizer(), packed=packed, budget=ENOUGH)
             plan = engine.plan(requests)
             assert plan.decision.note.startswith("plain rows")
-            assert "asked for" in plan.decision.note or packed
+            assert "as requested" in plan.decision.note or packed
             found.append([dict(b.responses) for b in engine.run(plan, set())])
         assert found[0] == found[1]
     right = Engine(byte_llama(), byte_tokenizer(), packed=True, budget=ENOUGH).plan(requests)
@@ -268,7 +268,7 @@ def test_the_spot_check_raises_on_a_device_that_disagrees(packed: bool) -> None:
     rows = [packed_row(g) for g in groups()] if packed else [packed_row([pair]) for g in groups() for pair in g]
     assert spot_check(byte_llama(), rows, packed=packed) < 1e-4
     assert 0 < spot_check(byte_llama().half(), rows, packed=packed) < 0.25
-    with pytest.raises(ResourceError, match="disagrees with the CPU by") as caught:
+    with pytest.raises(ResourceError, match="differs from the CPU's by") as caught:
         spot_check(byte_llama(TwoFaced), rows, packed=packed)
     assert "--device cpu" in str(caught.value)
 

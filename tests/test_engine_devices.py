@@ -56,10 +56,10 @@ def test_an_absent_device_is_an_error_that_names_what_is_there(name, facts, expe
 
 
 @pytest.mark.parametrize(("dtype", "device", "facts", "expected"), [
-    ("bfloat16", "cuda", T4, "no native bfloat16; it takes auto, float16, float32"),
-    ("bfloat16", "mps", OLD_MAC, "it takes auto, float16, float32"),
-    ("float16", "cpu", EPYC, "it takes auto, bfloat16, float32"),
-    ("float61", "cpu", EPYC, "did you mean"), ("int8", "cuda", H100, "knows no such dtype"),
+    ("bfloat16", "cuda", T4, "no native bfloat16; device cuda supports auto, float16, float32"),
+    ("bfloat16", "mps", OLD_MAC, "device mps supports auto, float16, float32"),
+    ("float16", "cpu", EPYC, "device cpu supports auto, bfloat16, float32"),
+    ("float61", "cpu", EPYC, "did you mean"), ("int8", "cuda", H100, "there is no such dtype"),
 ])
 def test_an_unsupported_dtype_names_those_of_the_device(dtype, device, facts, expected):
     with pytest.raises(ResourceError) as error:

@@ -11,7 +11,7 @@ import torch
 from aftertune.engine import packing
 from aftertune.engine.attention import TorchRows, attending
 from aftertune.engine.engine import Engine, EnginePlan
-from aftertune.engine.packing import path
+from aftertune.engine.packing import prompt_row
 from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer
 from aftertune.values import Request
@@ -36,8 +36,8 @@ def requests() -> list[Request]:
 
 @pytest.fixture
 def sharing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHORTEST", 8)
-    monkeypatch.setattr(packing, "LEAST", 60)
+    monkeypatch.setattr(packing, "MIN_PREFIX", 8)
+    monkeypatch.setattr(packing, "MIN_SAVED", 60)
 
 
 def tokens(text: str) -> list[int]:
@@ -53,11 +53,11 @@ def measured(model: Any, *, packed: bool = True, budget: Budget = SMALL) -> tupl
 @pytest.mark.parametrize("name", FAMILIES)
 def test_shared_prefixes_change_no_score(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = family(name)
-    monkeypatch.setattr(packing, "SHORTEST", 10**6)
+    monkeypatch.setattr(packing, "MIN_PREFIX", 10**6)
     apart, none = measured(model)
     plain, _ = measured(model, packed=False)
-    monkeypatch.setattr(packing, "SHORTEST", 8)
-    monkeypatch.setattr(packing, "LEAST", 60)
+    monkeypatch.setattr(packing, "MIN_PREFIX", 8)
+    monkeypatch.setattr(packing, "MIN_SAVED", 60)
     together, plan = measured(model)
     wide, one = measured(model, budget=Budget(tokens=10**6, logits=10**6, cells=10**9, slots=2, threads=1))
     assert plan.decision.note.startswith("packed rows (verified")
@@ -127,7 +127,7 @@ def test_another_prefix_takes_the_place_of_the_last() -> None:
 def test_the_logits_after_a_prefix_are_those_of_one_forward_pass(name: str) -> None:
     model = family(name)
     scorer, before, after = Scorer(model, packed=True), tuple(range(5, 45)), [(50, 51, 52), (60,), tuple(range(70, 99))]
-    rows = [path(a, len(before)) for a in after]
+    rows = [prompt_row(a, len(before)) for a in after]
     with torch.inference_mode():
         shared = scorer.prefix(before)
         with attending(model, TorchRows(rows, device=scorer.device, dtype=model.dtype, prefix=shared)):
@@ -141,7 +141,7 @@ def test_the_attention_of_a_model_is_its_own_again_afterwards() -> None:
     for name in ("sdpa", "eager"):
         model = byte_llama()
         model.set_attn_implementation(name)
-        layout = TorchRows([path((1, 2))], device=torch.device("cpu"), dtype=torch.float32)
+        layout = TorchRows([prompt_row((1, 2))], device=torch.device("cpu"), dtype=torch.float32)
         with attending(model, layout):
             assert model.config._attn_implementation == "aftertune"
         assert model.config._attn_implementation == name
