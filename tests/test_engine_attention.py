@@ -29,8 +29,8 @@ class Tokens:
 
     @classmethod
     def random(cls, count: int, seed: int, *, values: int = SIZE, heads: int = HEADS, shared: int = SHARED) -> Tokens:
-        made = torch.Generator().manual_seed(seed)
-        return cls(*(torch.randn(count, h, s, generator=made) * 2
+        rng = torch.Generator().manual_seed(seed)
+        return cls(*(torch.randn(count, h, s, generator=rng) * 2
                      for h, s in ((heads, SIZE), (shared, SIZE), (shared, values))))
 
     def heads_first(self) -> Tokens:
@@ -57,24 +57,24 @@ def expected(rows: list[PackedRow], new: Tokens, prefix: Tokens | None, call: Ca
     """The definition for every token of a flat batch of rows."""
     out, start = [], 0
     before = prefix or Tokens(new.q[:0], new.k[:0], new.v[:0])
-    for one in rows:
-        for node in range(one.length):
-            mine = [start + j for j in seen(one, node)]
+    for row in rows:
+        for node in range(row.length):
+            mine = [start + j for j in seen(row, node)]
             keys = torch.cat((before.k, new.k[mine]))
             values = torch.cat((before.v, new.v[mine]))
-            assert len(keys) == one.depth[node] + 1
+            assert len(keys) == row.depth[node] + 1
             last = slice(-min(call.window or len(keys), len(keys)), None)
             out.append(literal(new.q[start + node], keys[last], values[last], call))
-        start += one.length
+        start += row.length
     return torch.stack(out)
 
 
 def shared(prefix: Tokens | None) -> TorchPrefix | None:
     if prefix is None:
         return None
-    made = TorchPrefix(len(prefix.k))
-    made.keep(LAYER, prefix.k, prefix.v)
-    return made
+    results = TorchPrefix(len(prefix.k))
+    results.keep(LAYER, prefix.k, prefix.v)
+    return results
 
 
 def tries(past: int) -> list[PackedRow]:
@@ -102,8 +102,8 @@ def test_rows_attend_to_their_own_sequence(window: int | None, past: int, block:
     call = Call(SIZE ** -0.5, window)
     layout = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix))
     for _ in range(2):  # the second layer takes the masks of the first
-        found = layout.attend(LAYER, new.q, new.k, new.v, call)
-        torch.testing.assert_close(found, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
+        actual = layout.attend(LAYER, new.q, new.k, new.v, call)
+        torch.testing.assert_close(actual, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("over", [-1, 0, 1])
@@ -113,8 +113,8 @@ def test_a_window_as_long_as_the_deepest_token_is_deep(over: int) -> None:
     new, prefix = Tokens.random(sum(r.length for r in rows), 24), Tokens.random(past, 25)
     call = Call(0.1, deepest + over)
     layout = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix))
-    found = layout.attend(LAYER, new.q, new.k, new.v, call)
-    torch.testing.assert_close(found, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
+    actual = layout.attend(LAYER, new.q, new.k, new.v, call)
+    torch.testing.assert_close(actual, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("block", [2**20, 1])
@@ -136,14 +136,14 @@ def test_any_grouping_of_heads_and_any_order_in_memory(heads: int, one: int, pas
                                    expected(rows, new, prefix, call), atol=1e-5, rtol=0)
         step = Tokens.random(len(rows), 23, heads=heads, shared=one)
         step = step.heads_first() if first else step
-        found = TorchStep(slots, len(rows), shared(prefix)).attend(LAYER, step.q, step.k, step.v, call)
+        actual = TorchStep(slots, len(rows), shared(prefix)).attend(LAYER, step.q, step.k, step.v, call)
         ends = [0, *torch.tensor([r.length for r in rows]).cumsum(0).tolist()]
         for i in range(len(rows)):
             mine = slice(ends[i], ends[i + 1])
             before = [prefix] if prefix else []
             k = torch.cat([*(t.k for t in before), new.k[mine], step.k[i: i + 1]])
             v = torch.cat([*(t.v for t in before), new.v[mine], step.v[i: i + 1]])
-            torch.testing.assert_close(found[i], literal(step.q[i], k, v, call), atol=1e-5, rtol=0)
+            torch.testing.assert_close(actual[i], literal(step.q[i], k, v, call), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("window", [None, 5])
@@ -151,11 +151,11 @@ def test_rows_cap_their_scores_and_take_values_of_another_size(window: int | Non
     rows, past = tries(9), 9
     new = Tokens.random(sum(r.length for r in rows), seed=3, values=10)
     prefix, call = Tokens.random(past, seed=4, values=10), Call(0.7, window, softcap=2.0)
-    found = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix)).attend(
+    actual = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix)).attend(
         LAYER, new.q, new.k, new.v, call)
-    torch.testing.assert_close(found, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, expected(rows, new, prefix, call), atol=1e-5, rtol=0)
     free = Call(0.7, window)
-    assert (found - expected(rows, new, prefix, free)).abs().max() > 0.1
+    assert (actual - expected(rows, new, prefix, free)).abs().max() > 0.1
 
 
 def test_layers_of_different_windows_do_not_share_a_mask() -> None:
@@ -183,21 +183,21 @@ def test_nan_stays_in_its_row(past: int) -> None:
     rows = tries(past)
     new = Tokens.random(sum(r.length for r in rows), seed=7)
     prefix, call = Tokens.random(past, seed=8) if past else None, Call(0.5, 12)
-    right = expected(rows, new, prefix, call)
+    reference = expected(rows, new, prefix, call)
     ends = [0]
-    for one in rows:
-        ends.append(ends[-1] + one.length)
+    for row in rows:
+        ends.append(ends[-1] + row.length)
     for r in range(len(rows)):
         mine = slice(ends[r], ends[r + 1])
         broken = Tokens(new.q.clone(), new.k.clone(), new.v.clone())
         for x in (broken.q, broken.k, broken.v):
             x[mine] = math.nan
-        found = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix)).attend(
+        actual = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(prefix)).attend(
             LAYER, broken.q, broken.k, broken.v, call)
-        others = torch.ones(len(found), dtype=torch.bool)
+        others = torch.ones(len(actual), dtype=torch.bool)
         others[mine] = False
-        assert found[mine].isnan().all()
-        torch.testing.assert_close(found[others], right[others], atol=1e-5, rtol=0)
+        assert actual[mine].isnan().all()
+        torch.testing.assert_close(actual[others], reference[others], atol=1e-5, rtol=0)
 
 
 class Texts:
@@ -224,9 +224,9 @@ class Texts:
         first = len(self.held)
         keep = self.slots.fill(range(first, first + len(rows)), rows)
         layout = TorchRows(rows, device=CPU, dtype=torch.float32, prefix=shared(self.prefix), keep=keep)
-        found, call = layout.attend(LAYER, new.q, new.k, new.v, Call(0.5)), Call(0.5)
+        actual, call = layout.attend(LAYER, new.q, new.k, new.v, Call(0.5)), Call(0.5)
         if value is None:
-            torch.testing.assert_close(found, expected(rows, new, self.prefix, call), atol=1e-5, rtol=0)
+            torch.testing.assert_close(actual, expected(rows, new, self.prefix, call), atol=1e-5, rtol=0)
         start = 0
         for n in lengths:
             self.held.append(Tokens(new.q[start: start + n], new.k[start: start + n], new.v[start: start + n]))
@@ -236,17 +236,17 @@ class Texts:
         """One token for every slot: what the layout gives, and the definition."""
         new = self.random(len(self.held))
         layout = TorchStep(self.slots, len(self.held), shared(self.prefix))
-        found = layout.attend(LAYER, new.q, new.k, new.v, call)
+        actual = layout.attend(LAYER, new.q, new.k, new.v, call)
         self.slots.lengths[: len(self.held)] += 1
-        right = []
+        reference = []
         for i, one in enumerate(self.held):
             one.k, one.v = torch.cat((one.k, new.k[i: i + 1])), torch.cat((one.v, new.v[i: i + 1]))
             keys, values = one.k, one.v
             if self.prefix is not None:
                 keys, values = torch.cat((self.prefix.k, keys)), torch.cat((self.prefix.v, values))
             last = slice(-min(call.window or len(keys), len(keys)), None)
-            right.append(literal(new.q[i], keys[last], values[last], call))
-        return found, torch.stack(right)
+            reference.append(literal(new.q[i], keys[last], values[last], call))
+        return actual, torch.stack(reference)
 
     def leave(self, slot: int) -> None:
         """The text of a slot has ended; the last one takes its place."""
@@ -266,8 +266,8 @@ def test_slots_hold_each_text_alone(window: int | None, past: int, softcap: floa
     call = Call(0.5, window, softcap)
 
     def check() -> None:
-        found, right = texts.step(call)
-        torch.testing.assert_close(found, right, atol=1e-5, rtol=0)
+        actual, reference = texts.step(call)
+        torch.testing.assert_close(actual, reference, atol=1e-5, rtol=0)
 
     texts.fill([3, 17, 1])
     check()
@@ -294,8 +294,8 @@ def test_what_a_text_left_behind_does_not_reach_the_next_one(value: float) -> No
     texts.leave(0)
     texts.leave(0)
     texts.fill([2, 9])
-    found, right = texts.step(Call(0.5))
-    torch.testing.assert_close(found, right, atol=1e-5, rtol=0)
+    actual, reference = texts.step(Call(0.5))
+    torch.testing.assert_close(actual, reference, atol=1e-5, rtol=0)
 
 
 def test_a_text_of_nan_leaves_its_neighbours_alone() -> None:
@@ -303,20 +303,20 @@ def test_a_text_of_nan_leaves_its_neighbours_alone() -> None:
     texts.fill([6])
     texts.fill([9], value=math.nan)
     texts.fill([3])
-    found, right = texts.step(Call(0.5))
-    torch.testing.assert_close(found[[0, 2]], right[[0, 2]], atol=1e-5, rtol=0)
-    assert found[1].isnan().all()
+    actual, reference = texts.step(Call(0.5))
+    torch.testing.assert_close(actual[[0, 2]], reference[[0, 2]], atol=1e-5, rtol=0)
+    assert actual[1].isnan().all()
     texts.leave(0)  # the short text moves to where the first one was
-    found, right = texts.step(Call(0.5))
-    torch.testing.assert_close(found[0], right[0], atol=1e-5, rtol=0)
+    actual, reference = texts.step(Call(0.5))
+    torch.testing.assert_close(actual[0], reference[0], atol=1e-5, rtol=0)
 
 
 def test_a_slot_is_filled_to_its_room() -> None:
     texts = Texts(1, 6, None)
     texts.fill([3])
     for _ in range(3):
-        found, right = texts.step(Call(0.5))
-        torch.testing.assert_close(found, right, atol=1e-5, rtol=0)
+        actual, reference = texts.step(Call(0.5))
+        torch.testing.assert_close(actual, reference, atol=1e-5, rtol=0)
     with pytest.raises(IndexError):
         texts.step(Call(0.5))
 

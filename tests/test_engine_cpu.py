@@ -510,7 +510,7 @@ def test_the_kernels_take_whole_tiles_and_plain_softmax_only(kind: str, values: 
 def test_a_capped_score_is_refused_by_name() -> None:
     model = family("gemma2", head_dim=16, query_pre_attn_scalar=16)
     one = cpu_attention.CpuRows([prompt_row((1, 2))])
-    with pytest.raises(NotImplementedError, match="the kernels cap no scores"), attending(model, one):
+    with pytest.raises(NotImplementedError, match="the kernels do not support capped scores"), attending(model, one):
         model(input_ids=torch.tensor([[1, 2]]), position_ids=torch.tensor([[0, 1]]), use_cache=False)
 
 
@@ -641,7 +641,7 @@ def test_what_the_kernels_are_not_made_for_does_not_reach_them() -> None:
     good = torch.randn(3, 2, 16)
     for query, key, value in ((torch.randn(3, 2, 8),) * 3, (good.half(),) * 3, (good, good, torch.randn(3, 2, 32)),
                               (good, good.bfloat16(), good)):
-        with pytest.raises(NotImplementedError, match="the kernels take no heads"):
+        with pytest.raises(NotImplementedError, match="the kernels do not support heads"):
             rows.attend(None, query, key, value, Call(1.0))
     with pytest.raises(IndexError, match="do not fit"):
         ops.KVCache(2, 4, good).store(0, torch.randn(9, 2, 16), torch.randn(9, 2, 16))

@@ -474,7 +474,7 @@ def test_turning_is_that_of_transformers(tokens: int, size: int, turned: int) ->
 
 def test_turning_refuses_what_it_cannot_do_in_place() -> None:
     cosine, sine = angles(5, 16, torch.float32)
-    with pytest.raises(ValueError, match="heads of a token must lie together"):
+    with pytest.raises(ValueError, match="heads of a token must be contiguous"):
         ops.rotate(torch.zeros(4, 5, 16).transpose(0, 1), cosine, sine)
 
 
@@ -649,7 +649,7 @@ def copies(folder: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> C
 
 
 def libraries(cache: Path) -> list[Path]:
-    """Everything that lies in the cache of kernels."""
+    """All files in the cache of kernels."""
     return sorted((cache / "kernels").iterdir())
 
 
@@ -699,7 +699,7 @@ def test_two_pools_of_threads_are_refused(monkeypatch: pytest.MonkeyPatch, fresh
     maps = "7f00-7f01 r-xp 00000000 fe:00 1 /usr/lib/libgomp.so.1\n7f02-7f03 r-xp 0 fe:00 2 /torch/libiomp5.so\n"
     monkeypatch.setattr(Path, "read_text", lambda self, *a, _real=Path.read_text, **k:
                         maps if str(self) == "/proc/self/maps" else _real(self, *a, **k))
-    assert availability.why_unavailable() == "torch has an OpenMP library of its own"
+    assert availability.why_unavailable() == "torch uses another OpenMP library than the kernels"
 
 
 @linux
@@ -773,7 +773,7 @@ def of_linear_layers(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("nan_memory")
 def test_linear_layers_in_tiles(depth: int, columns: int, dtype: torch.dtype, near: float, share: float, biased: bool,
                                 threads: Callable[[int], None]) -> None:
-    """Within the rounding of float32 sums, or one of bfloat16, of float64; a row's numbers hang on the row alone."""
+    """Within the rounding of float32 sums, or one of bfloat16, of float64; a row's numbers depend on the row alone."""
     of_linear_layers(dtype)
     made = torch.Generator().manual_seed(depth)
     x, weight = (torch.randn(n, depth, generator=made).to(dtype) for n in (1100, columns))

@@ -36,19 +36,19 @@ def settings(**values: Any) -> Generation:
 def prompts(texts: list[str] | None = None) -> dict[int, Prompt]:
     """Prompts by request position; positions are not in order."""
     encoder = Encoder(byte_tokenizer(), 512)
-    made = texts if texts is not None else [HEAD + end for end in ENDS]
-    return {(7 * n + 3) % 100: encoder.prompt(text, 64) for n, text in enumerate(made)}
+    results = texts if texts is not None else [HEAD + end for end in ENDS]
+    return {(7 * n + 3) % 100: encoder.prompt(text, 64) for n, text in enumerate(results)}
 
 
 def decoded(model: Any, wave: dict[int, Prompt], one: Generation, *, slots: int, head: tuple[int, ...] = (),
             tokens: int = 128) -> Texts:
-    """The texts of one wave; each is told of exactly once."""
+    """The texts of one wave; `ended` is called once for each."""
     ended: list[int] = []
     decoder = Decoder(Scorer(model, packed=True), byte_tokenizer(), tokens=tokens)
-    found: Texts = decoder.run(wave, one, Wave(slots, head, ended.append))
+    actual: Texts = decoder.run(wave, one, Wave(slots, head, ended.append))
     assert Counter(ended) == Counter(list(wave))
-    assert list(found) == list(wave)
-    return found
+    assert list(actual) == list(wave)
+    return actual
 
 
 def generated(model: Any, wave: dict[int, Prompt], one: Generation) -> Texts:
@@ -60,31 +60,31 @@ def generated(model: Any, wave: dict[int, Prompt], one: Generation) -> Texts:
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_slots_give_the_texts_of_generate(name: str, shared: bool) -> None:
-    model, wave, one = family(name), prompts(), settings()
+    model, wave, generation = family(name), prompts(), settings()
     head = tuple(byte_tokenizer().encode(HEAD[:-1])) if shared else ()
     assert not shared or len(head) > SLIDING
-    right = generated(model, wave, one)
+    expected = generated(model, wave, generation)
     for slots in (1, 2, 5, 20):
-        assert decoded(model, wave, one, slots=slots, head=head) == right, slots
-    assert decoded(model, wave, one, slots=5, head=head, tokens=1) == right  # each prompt is a pass of its own
-    assert len({r.text for r in right.values()}) == len(right), "the texts differ"
+        assert decoded(model, wave, generation, slots=slots, head=head) == expected, slots
+    assert decoded(model, wave, generation, slots=5, head=head, tokens=1) == expected  # one prompt per pass
+    assert len({r.text for r in expected.values()}) == len(expected), "the texts differ"
 
 
 def test_prompts_of_one_token_and_of_hundreds_share_a_wave() -> None:
-    model, one = byte_llama(), settings()
+    model, generation = byte_llama(), settings()
     wave = prompts(["a", "b" * 400, "z", "c" * 37, "ab" * 150, " ab", "q"])
-    right = generated(model, wave, one)
+    expected = generated(model, wave, generation)
     for slots in (1, 2, 3, 7):
-        assert decoded(model, wave, one, slots=slots) == right
+        assert decoded(model, wave, generation, slots=slots) == expected
 
 
 @pytest.mark.parametrize("limit", [1, 2, 40])
 def test_the_limit_ends_a_text(limit: int) -> None:
-    model, wave, one = byte_llama(), prompts(), settings(max_gen_toks=limit)
-    right = generated(model, wave, one)
-    assert any(r.tokens == limit and r.finish == "length" for r in right.values())
+    model, wave, generation = byte_llama(), prompts(), settings(max_gen_toks=limit)
+    expected = generated(model, wave, generation)
+    assert any(r.tokens == limit and r.finish == "length" for r in expected.values())
     for slots in (1, 2, 5):
-        assert decoded(model, wave, one, slots=slots) == right
+        assert decoded(model, wave, generation, slots=slots) == expected
 
 
 def first_tokens(model: Any, wave: dict[int, Prompt], count: int) -> list[list[int]]:
@@ -96,30 +96,30 @@ def first_tokens(model: Any, wave: dict[int, Prompt], count: int) -> list[list[i
 @pytest.mark.parametrize("place", [0, 1, 4])
 def test_an_end_token_ends_a_text_even_the_first(place: int) -> None:
     """Every token that some text has at this place counts as the end, one or many of them."""
-    model, wave, one = byte_llama(), prompts(), settings()
+    model, wave, generation = byte_llama(), prompts(), settings()
     tokens = first_tokens(model, wave, 10)
     for ends in (tokens[0][place], sorted({t[place] for t in tokens})):
         model.generation_config.eos_token_id = ends
-        right = generated(model, wave, one)
-        stopped = [r for r in right.values() if r.finish == "eos"]
+        expected = generated(model, wave, generation)
+        stopped = [r for r in expected.values() if r.finish == "eos"]
         assert any(r.tokens == place + 1 for r in stopped)
         assert all(len(r.text or "") >= 1 for r in stopped), "an end token that is text is read, as lm-eval does"
         assert isinstance(ends, int) or len(stopped) == len(wave)
         for slots in (1, 2, 5):
-            assert decoded(model, wave, one, slots=slots) == right
+            assert decoded(model, wave, generation, slots=slots) == expected
         model.generation_config.eos_token_id = 1
 
 
 def test_the_end_of_text_may_come_first() -> None:
-    model, wave, one = byte_llama(), prompts(), settings()
+    model, wave, generation = byte_llama(), prompts(), settings()
     first = first_tokens(model, wave, 1)[2][0]
     with torch.no_grad():
         model.lm_head.weight[1] = 1.5 * model.lm_head.weight[first]
-    right = generated(model, wave, one)
-    assert Response(text="", tokens=1, finish="eos") in right.values()
-    assert any((r.tokens or 0) > 1 for r in right.values())
+    expected = generated(model, wave, generation)
+    assert Response(text="", tokens=1, finish="eos") in expected.values()
+    assert any((r.tokens or 0) > 1 for r in expected.values())
     for slots in (1, 2, 5):
-        assert decoded(model, wave, one, slots=slots) == right
+        assert decoded(model, wave, generation, slots=slots) == expected
 
 
 def talkative() -> Any:
@@ -139,20 +139,20 @@ def test_a_stop_string_ends_a_text_within_a_token_and_across_tokens() -> None:
     assert len(across) >= 5
     assert sum(" ab" in t for t in whole) >= 2
     for stop in ["b", " a", "ab", *sorted(across)[:4]]:
-        one = settings(max_gen_toks=24, until=[stop])
-        right = generated(model, wave, one)
+        generation = settings(max_gen_toks=24, until=[stop])
+        expected = generated(model, wave, generation)
         for slots in (1, 4, 20):
-            assert decoded(model, wave, one, slots=slots) == right, stop
-        for p, r in right.items():
+            assert decoded(model, wave, generation, slots=slots) == expected, stop
+        for p, r in expected.items():
             assert r.text == (free[p].text or "").split(stop)[0]
-        assert any(r.finish == "stop" for r in right.values()), stop
+        assert any(r.finish == "stop" for r in expected.values()), stop
 
 
 def test_several_stop_strings_and_the_end_of_text_among_them() -> None:
     model, wave = talkative(), prompts()
     for until in (["\n\n", "c", "</s>"], ["zzzz"], [], ["", "a"]):
-        one = settings(max_gen_toks=16, until=until)
-        assert decoded(model, wave, one, slots=3) == generated(model, wave, one)
+        generation = settings(max_gen_toks=16, until=until)
+        assert decoded(model, wave, generation, slots=3) == generated(model, wave, generation)
 
 
 def test_the_end_of_a_text_by_its_parts() -> None:
@@ -177,23 +177,23 @@ def adapted() -> Any:
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(byte_llama(), LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
-    made = torch.Generator().manual_seed(5)
+    rng = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=made) * 0.5)
+                weight.copy_(torch.randn(weight.shape, generator=rng) * 0.5)
     return model.eval()
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_an_adapter_writes_its_own_texts(shared: bool) -> None:
-    model, wave, one = adapted(), prompts(), settings()
+    model, wave, generation = adapted(), prompts(), settings()
     head = tuple(byte_tokenizer().encode(HEAD[:-1])) if shared else ()
-    right = generated(model, wave, one)
+    expected = generated(model, wave, generation)
     for slots in (1, 2, 5):
-        assert decoded(model, wave, one, slots=slots, head=head) == right
-    base = generated(byte_llama(), wave, one)
-    assert all(base[p].text != right[p].text for p in wave)
+        assert decoded(model, wave, generation, slots=slots, head=head) == expected
+    base = generated(byte_llama(), wave, generation)
+    assert all(base[p].text != expected[p].text for p in wave)
 
 
 class Counts:
@@ -209,30 +209,30 @@ class Counts:
 
 
 def test_slots_stay_busy_until_nothing_waits() -> None:
-    """Texts of very different lengths: a slot that falls free is taken at once."""
+    """Texts of very different lengths: a free slot is used again immediately."""
     model, wave = byte_llama(), prompts(["a", "b", "c", "d", "e", "f", "g", "h"])
     model.generation_config.eos_token_id = [t[n % len(t)] for n, t in enumerate(first_tokens(model, wave, 9))]
-    one = settings(max_gen_toks=30)
-    lengths = {p: r.tokens or 0 for p, r in generated(model, wave, one).items()}
+    generation = settings(max_gen_toks=30)
+    lengths = {p: r.tokens or 0 for p, r in generated(model, wave, generation).items()}
     assert len(set(lengths.values())) >= 3
     counts = Counts(model)
-    decoded(model, wave, one, slots=2)
+    decoded(model, wave, generation, slots=2)
     fills = sum(len(q.tokens) for q in wave.values())
     assert sum(counts.widths) == fills + sum(lengths.values()) - len(wave)  # no token is computed twice, none is idle
     assert max(counts.widths) == 2
     counts.widths.clear()
-    decoded(model, wave, one, slots=8)
+    decoded(model, wave, generation, slots=8)
     assert counts.widths[0] == fills
     assert counts.widths[1:] == [sum(n > k for n in lengths.values()) for k in range(1, max(lengths.values()))]
 
 
 def test_forced_steps_are_one_forward_pass() -> None:
     model, tokens = byte_llama(), tuple(byte_tokenizer().encode(HEAD))
-    found = Decoder(Scorer(model, packed=True), None, tokens=0).teacher_forced(tokens, 7)
+    actual = Decoder(Scorer(model, packed=True), None, tokens=0).teacher_forced(tokens, 7)
     with torch.inference_mode():
         logits = model(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)[-7:]
-    right = logits.gather(1, torch.tensor(tokens[-7:])[:, None])[:, 0]
-    assert found.tolist() == pytest.approx(right.tolist(), abs=1e-4)
+    expected = logits.gather(1, torch.tensor(tokens[-7:])[:, None])[:, 0]
+    assert actual.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 HARMLESS: list[dict[str, Any]] = [
@@ -267,12 +267,13 @@ def engine(model: Any, *, packed: bool = True, slots: int = 2) -> Engine:
 
 def texts(model: Any, values: dict[str, Any], *, packed: bool = True, slots: int = 2) -> tuple[Texts, list[int]]:
     """The texts of a whole engine, and the slots of each of its waves."""
-    one = engine(model, packed=packed, slots=slots)
+    packed_engine = engine(model, packed=packed, slots=slots)
     requests = [Request(position=n, kind="generate", context=HEAD + end, generation={"max_gen_toks": 8, **values},
                         item=n) for n, end in enumerate(ENDS)]
-    plan = one.plan(requests)
+    plan = packed_engine.plan(requests)
     assert plan.decision.packed == packed
-    return {p: r for b in one.run(plan, set()) for p, r in b.responses.items()}, [job.slots for job in plan.jobs]
+    responses = {p: r for b in packed_engine.run(plan, set()) for p, r in b.responses.items()}
+    return responses, [job.slots for job in plan.jobs]
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -292,20 +293,20 @@ def test_texts_share_the_tokens_that_a_budget_holds(packed: bool) -> None:
 def test_other_rules_of_choice_go_through_generate(values: dict[str, Any]) -> None:
     model, one = byte_llama(), asked(values)
     assert not can_use_slots(model, one)
-    found, slots = texts(model, values)
+    actual, slots = texts(model, values)
     assert set(slots) == {0}
     tokenizer = byte_tokenizer()
     for n, end in enumerate(ENDS):
         ids = tokenizer(HEAD + end, return_tensors="pt").input_ids
         with torch.inference_mode():
-            right = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=2, **values)
-        assert found[n].text == tokenizer.decode(right[0, ids.shape[1]:], skip_special_tokens=True)
+            expected = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=2, **values)
+        assert actual[n].text == tokenizer.decode(expected[0, ids.shape[1]:], skip_special_tokens=True)
     for name, value in values.items():
         setattr(model.generation_config, name, value)
     assert not can_use_slots(model, asked({}))
     by_config, slots = texts(model, {})
     assert set(slots) == {0}
-    assert by_config == found
+    assert by_config == actual
 
 
 @pytest.mark.parametrize("values", [
@@ -314,46 +315,46 @@ def test_other_rules_of_choice_go_through_generate(values: dict[str, Any]) -> No
 def test_sampled_texts_are_those_of_generate_whatever_they_sat_beside(values: dict[str, Any]) -> None:
     model, tokenizer = byte_llama(), byte_tokenizer()
     assert can_use_slots(model, asked(values))
-    found, slots = texts(model, values)
+    actual, slots = texts(model, values)
     assert set(slots) == {2}
-    assert texts(model, values, slots=1)[0] == texts(model, values, slots=5)[0] == found
+    assert texts(model, values, slots=1)[0] == texts(model, values, slots=5)[0] == actual
     settings = dict(asked(values).options)
     for n, end in enumerate(ENDS):
         ids = tokenizer(HEAD + end, return_tensors="pt").input_ids
         torch.manual_seed(n)
         with torch.inference_mode():
-            right = model.generate(ids, max_new_tokens=8, do_sample=True, pad_token_id=2, **settings)
-        assert found[n].text == tokenizer.decode(right[0, ids.shape[1]:], skip_special_tokens=True)
-    assert found != texts(model, {})[0]
+            expected = model.generate(ids, max_new_tokens=8, do_sample=True, pad_token_id=2, **settings)
+        assert actual[n].text == tokenizer.decode(expected[0, ids.shape[1]:], skip_special_tokens=True)
+    assert actual != texts(model, {})[0]
 
 
 def test_draws_by_other_rules_go_through_generate() -> None:
     for values in ({"temperature": 0.8, "typical_p": 0.5}, {"temperature": 0.8, "eta_cutoff": 0.1}):
         assert not can_use_slots(byte_llama(), asked(values))
     assert can_use_slots(byte_llama(), asked({"typical_p": 0.5}))
-    found, slots = texts(byte_llama(), {"temperature": 0.8, "typical_p": 0.5})
+    actual, slots = texts(byte_llama(), {"temperature": 0.8, "typical_p": 0.5})
     assert set(slots) == {0}
-    assert len(slots) == len(found) == len(ENDS)
+    assert len(slots) == len(actual) == len(ENDS)
 
 
 @pytest.mark.parametrize("values", [{}, {"until": ["a"]}, {"eos_token_id": [70, 90, 110, 130, 150, 170, 190, 210]}],
                          ids=str)
 def test_the_engines_agree(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed and plain, with the prefix shared and not, one slot or many: the same responses."""
-    right, none = texts(byte_llama(), values, packed=False)
+    expected, none = texts(byte_llama(), values, packed=False)
     assert set(none) == {0}
     for least in (256, 10**6):
         monkeypatch.setattr(packing, "MIN_SAVED", least)
         for slots in (1, 3, 40):
-            found, each = texts(byte_llama(), values, slots=slots)
-            assert found == right
+            actual, each = texts(byte_llama(), values, slots=slots)
+            assert actual == expected
             assert set(each) == {slots}
 
 
 def test_an_empty_prompt_is_continued() -> None:
     wave = {0: Encoder(byte_tokenizer(), 64).prompt("", 8), 1: Encoder(byte_tokenizer(), 64).prompt("ab", 8)}
-    right = generated(byte_llama(), wave, settings())
-    assert decoded(byte_llama(), wave, settings(), slots=2) == right
+    expected = generated(byte_llama(), wave, settings())
+    assert decoded(byte_llama(), wave, settings(), slots=2) == expected
 
 
 @pytest.mark.parametrize("values", [
@@ -367,23 +368,23 @@ def test_texts_are_lm_evals(values: dict[str, Any]) -> None:
         asked_of = [Instance(request_type="generate_until", doc={}, idx=n,
                              arguments=(HEAD + end, {"max_gen_toks": 8, "until": [], **values}))
                     for n, end in enumerate(ENDS)]
-        right = theirs.generate_until(asked_of, disable_tqdm=True)
+        expected = theirs.generate_until(asked_of, disable_tqdm=True)
     for packed in (True, False):
-        found, _ = texts(model, values, packed=packed)
-        assert [found[n].text for n in range(len(ENDS))] == right
-    assert len(set(right)) > 3
+        actual, _ = texts(model, values, packed=packed)
+        assert [actual[n].text for n in range(len(ENDS))] == expected
+    assert len(set(expected)) > 3
 
 
 def test_prompts_that_are_equal_keep_their_last_token() -> None:
     """All of them may share all but the last token, which predicts the first new one."""
     same = [Request(position=n, kind="generate", context=HEAD * 5 + ("" if n else "."), item=n,
                     generation={"max_gen_toks": 6}) for n in range(4)]
-    one = engine(byte_llama())
-    plan = one.plan(same)
+    packed_engine = engine(byte_llama())
+    plan = packed_engine.plan(same)
     assert [len(job.prefix) for job in plan.jobs] == [len(byte_tokenizer().encode(HEAD * 5)) - 1]
     plain = engine(byte_llama(), packed=False)
-    right = {p: r for b in plain.run(plain.plan(same), set()) for p, r in b.responses.items()}
-    assert {p: r for b in one.run(plan, set()) for p, r in b.responses.items()} == right
+    expected = {p: r for b in plain.run(plain.plan(same), set()) for p, r in b.responses.items()}
+    assert {p: r for b in packed_engine.run(plan, set()) for p, r in b.responses.items()} == expected
 
 
 class Starved:
@@ -401,12 +402,12 @@ class Starved:
 
 @pytest.mark.parametrize("at", [3, 12, 20])
 def test_each_text_counts_once_for_progress(at: int) -> None:
-    """Memory runs out when some texts have ended: they are written again, but told of once."""
+    """Memory runs out when some texts have ended: they are generated again, but counted once."""
     model = byte_llama()
     parts = engine(model)
     plan = parts.plan([Request(position=n, kind="generate", context="z" * n, generation={"max_gen_toks": 5}, item=n)
                        for n in range(1, 9)])
-    calls, ticks, halvings = [], [], []
+    calls, ticks, splits = [], [], []
 
     def once(*_: Any) -> None:
         calls.append(1)
@@ -414,30 +415,30 @@ def test_each_text_counts_once_for_progress(at: int) -> None:
             raise RuntimeError("out of memory")
 
     model.register_forward_pre_hook(once)
-    [batch] = parts.run(plan, set(), lambda _, rows: halvings.append(rows), ticks.append)
-    assert halvings == [8]
+    [batch] = parts.run(plan, set(), lambda _, rows: splits.append(rows), ticks.append)
+    assert splits == [8]
     assert len(ticks) == 8
     assert sum(ticks) == batch.cost == plan.cost
 
 
-def test_a_starved_wave_goes_on_in_fewer_slots() -> None:
-    """Each halving halves the slots too; what has ended is told of once, and every text is there."""
+def test_a_wave_continues_in_fewer_slots_after_an_oom_split() -> None:
+    """Each OOM split also halves the slots. An ended text is counted once, and no text is missing."""
     wave_of = [Request(position=n, kind="generate", context="z", generation={"max_gen_toks": 8}, item=n)
                for n in range(16)]
-    right, found, halvings, ticks = [], [], [], []
+    expected, actual, splits, ticks = [], [], [], []
     for most in (10**6, 2):
         model = byte_llama()
-        one = engine(model, slots=8)
-        plan = one.plan(wave_of)
+        packed_engine = engine(model, slots=8)
+        plan = packed_engine.plan(wave_of)
         assert [job.slots for job in plan.jobs] == [8]
         Starved(model, most)
-        into = right if most > 2 else found
+        into = expected if most > 2 else actual
         cost = 0
-        for batch in one.run(plan, set(), lambda b, rows: halvings.append((b, rows)), ticks.append):
+        for batch in packed_engine.run(plan, set(), lambda b, rows: splits.append((b, rows)), ticks.append):
             into.append(dict(batch.responses))
             cost += batch.cost
         assert sum(ticks) <= cost
         ticks.clear()
-    assert found == right
-    assert halvings[:2] == [(0, 16), (0, 8)]
-    assert len(halvings) == 3  # 16 texts in 8 slots, twice 8 in 4, and then 4 in 2 each time
+    assert actual == expected
+    assert splits[:2] == [(0, 16), (0, 8)]
+    assert len(splits) == 3  # 16 texts in 8 slots, twice 8 in 4, and then 4 in 2 each time

@@ -1,4 +1,4 @@
-"""Devices: the choice for machines that are not here, and the facts of the one that is."""
+"""Devices: the choice for other machines, and the facts of this one."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_containers_limit_bounds_the_memory(tmp_path):
     assert cgroup_memory(tmp_path) == 2**63 - 1
 
 
-def test_threads_are_set_and_told():
+def test_threads_are_set_and_returned():
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Every family of models gives lm-eval's numbers on real items, packed or by fall-back, and says which.
+"""Every family of models gives lm-eval's numbers on real items, with packed or plain rows, and the note says which.
 
 The items have examples before them, which packed families compute once, and more texts than slots to write them in.
 """
@@ -125,15 +125,15 @@ def scores(done):
 @pytest.fixture
 def plans(monkeypatch):
     """The plans that are made, with few slots."""
-    made, plan, resolve = [], Engine.plan, evaluation.budgets.resolve
+    results, plan, resolve = [], Engine.plan, evaluation.budgets.resolve
 
     def kept(self, requests, *known):
-        made.append(plan(self, requests, *known))
-        return made[-1]
+        results.append(plan(self, requests, *known))
+        return results[-1]
 
     monkeypatch.setattr(Engine, "plan", kept)
     monkeypatch.setattr(evaluation.budgets, "resolve", lambda *a, **k: replace(resolve(*a, **k), slots=SLOTS))
-    return made
+    return results
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -141,14 +141,14 @@ def test_a_family_equals_lm_eval(family, place, tokenizer, monkeypatch, plans):
     monkeypatch.setattr(evaluation, "HARNESS_BATCH", 1)  # recurrent layers see the padding of larger batches
     kind, settings, note = FAMILIES[family]
     folder = checkpoint(place / family, kind, settings, tokenizer)
-    mine, found = measured(folder, "packed")
+    mine, actual = measured(folder, "packed")
     theirs, reference = measured(folder, "lm-eval:hf")
 
     assert mine.engine_note.startswith(note)
     assert theirs.engine_note == "lm-eval's own hf model"
-    assert found.keys() == reference.keys()
-    assert sum(r.logprob is not None for r in found.values()) >= 46
-    assert sum(r.text is not None for r in found.values()) == TEXTS
+    assert actual.keys() == reference.keys()
+    assert sum(r.logprob is not None for r in actual.values()) >= 46
+    assert sum(r.text is not None for r in actual.values()) == TEXTS
     [plan] = plans
     waves = [job for job in plan.jobs if job.settings is not None]
     if note == PACKED:
@@ -161,13 +161,13 @@ def test_a_family_equals_lm_eval(family, place, tokenizer, monkeypatch, plans):
         assert any(len(job.prefix) > 100 for job in plan.jobs if job.rows)
         assert any(not job.prefix for job in plan.jobs if job.rows)
     for position, response in reference.items():
-        assert found[position].text == response.text
-        assert found[position].greedy == response.greedy
+        assert actual[position].text == response.text
+        assert actual[position].greedy == response.greedy
         if response.logprob is not None:
-            assert found[position].logprob == pytest.approx(response.logprob, abs=1e-3)
+            assert actual[position].logprob == pytest.approx(response.logprob, abs=1e-3)
     assert scores(mine) == scores(theirs)
     if family == "gpt2":  # its window of 160 tokens is shorter than some contexts
-        assert any(r.truncated for r in found.values())
+        assert any(r.truncated for r in actual.values())
         assert any("cut on the left" in w for w in mine.warnings)
 
 

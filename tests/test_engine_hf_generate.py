@@ -16,12 +16,12 @@ from eval_cases import byte_config, byte_llama, byte_tokenizer
 def texts(prompts: list[str], settings: dict[str, Any], *, together: bool, model: Any = None) -> dict[int, Any]:
     tokenizer = byte_tokenizer()
     generator = Generator(model or byte_llama(), tokenizer)
-    one = Generation.resolve({"max_gen_toks": 24, **settings}, "</s>")
+    generation = Generation.resolve({"max_gen_toks": 24, **settings}, "</s>")
     encoder = Encoder(tokenizer, 256)
-    wave = {n: encoder.prompt(p, one.max_tokens) for n, p in enumerate(prompts)}
+    wave = {n: encoder.prompt(p, generation.max_tokens) for n, p in enumerate(prompts)}
     if together:
-        return generator.run(wave, one)
-    return {p: r for n in wave for p, r in generator.run({n: wave[n]}, one).items()}
+        return generator.run(wave, generation)
+    return {p: r for n in wave for p, r in generator.run({n: wave[n]}, generation).items()}
 
 
 PROMPTS = ["a", "The sky is", "ab ab ab ab", "Q: 1+1? A:", "zz", "one two three four five six"]
@@ -56,12 +56,12 @@ def test_a_row_stops_at_a_stop_string_and_is_cut_there() -> None:
     stops = {n: r.text[5:7] for n, r in free.items() if r.finish == "length" and r.text[5:7].isascii()}
     assert stops
     for n, stop in stops.items():
-        found = texts(PROMPTS, {"until": [stop]}, together=True)
-        assert found[n].text == free[n].text.split(stop)[0]
-        assert found[n].finish == "stop"
-        assert found[n].tokens < 24
+        actual = texts(PROMPTS, {"until": [stop]}, together=True)
+        assert actual[n].text == free[n].text.split(stop)[0]
+        assert actual[n].finish == "stop"
+        assert actual[n].tokens < 24
         for other in set(free) - {n}:
-            assert found[other].text == free[other].text.split(stop)[0]
+            assert actual[other].text == free[other].text.split(stop)[0]
 
 
 def test_sampled_texts_depend_on_the_position_alone() -> None:

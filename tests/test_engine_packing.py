@@ -46,46 +46,46 @@ def visible(one: PackedRow, node: int, mask: np.ndarray) -> list[int]:
 
 
 def test_the_example_of_the_module() -> None:
-    one = packed_row([(0, TokenSequence((1, 5, 7, 4), 2)), (1, TokenSequence((1, 5, 8, 9, 4), 1))])
-    assert one.tokens.tolist() == [1, 5, 7, 8, 9]
-    assert one.depth.tolist() == [0, 1, 2, 2, 3]
-    assert one.end.tolist() == [5, 5, 3, 5, 5]
-    assert one.keep.tolist() == [1, 2, 4]
-    assert [b.nodes.tolist() for b in one.branches] == [[1, 2], [4]]
+    row = packed_row([(0, TokenSequence((1, 5, 7, 4), 2)), (1, TokenSequence((1, 5, 8, 9, 4), 1))])
+    assert row.tokens.tolist() == [1, 5, 7, 8, 9]
+    assert row.depth.tolist() == [0, 1, 2, 2, 3]
+    assert row.end.tolist() == [5, 5, 3, 5, 5]
+    assert row.keep.tolist() == [1, 2, 4]
+    assert [b.nodes.tolist() for b in row.branches] == [[1, 2], [4]]
 
 
 @given(groups)
 def test_every_target_sees_exactly_the_tokens_before_it(group: list[tuple[int, TokenSequence]]) -> None:
-    one = packed_row(group)
-    mask = attention_mask([one], one.length)[0]
-    assert one.positions == tuple(p for p, _ in group)
-    for branch, (_, sequence) in zip(one.branches, group, strict=True):
+    row = packed_row(group)
+    mask = attention_mask([row], row.length)[0]
+    assert row.positions == tuple(p for p, _ in group)
+    for branch, (_, sequence) in zip(row.branches, group, strict=True):
         assert branch.targets.tolist() == list(sequence.tokens[-sequence.targets:])
         assert len(branch.nodes) == sequence.targets
         for k, node in enumerate(branch.nodes):
             before = sequence.tokens[: len(sequence.tokens) - sequence.targets + k]
-            assert visible(one, int(node), mask) == list(before)
+            assert visible(row, int(node), mask) == list(before)
 
 
 @given(groups)
 def test_each_shared_prefix_is_computed_once(group: list[tuple[int, TokenSequence]]) -> None:
-    one = packed_row(group)
+    row = packed_row(group)
     inputs = [s.tokens[:-1] for _, s in group]
     prefixes = {tokens[: n + 1] for tokens in inputs for n in range(len(tokens))}
-    mask = attention_mask([one], one.length)[0]
-    assert one.length == len(prefixes)
-    assert {tuple(visible(one, node, mask)) for node in range(one.length)} == prefixes
-    assert one.keep.tolist() == sorted({int(n) for b in one.branches for n in b.nodes})
+    mask = attention_mask([row], row.length)[0]
+    assert row.length == len(prefixes)
+    assert {tuple(visible(row, node, mask)) for node in range(row.length)} == prefixes
+    assert row.keep.tolist() == sorted({int(n) for b in row.branches for n in b.nodes})
 
 
 @given(groups, st.integers(1, 6))
 def test_a_window_counts_depths(group: list[tuple[int, TokenSequence]], width: int) -> None:
-    one = packed_row(group)
-    mask = attention_mask([one], one.length, width)[0]
-    for branch, (_, sequence) in zip(one.branches, group, strict=True):
+    row = packed_row(group)
+    mask = attention_mask([row], row.length, width)[0]
+    for branch, (_, sequence) in zip(row.branches, group, strict=True):
         keys = np.flatnonzero(mask[branch.nodes[-1]])
-        ordered = sorted(keys, key=lambda k: one.depth[k])
-        assert [int(one.tokens[k]) for k in ordered] == list(sequence.tokens[:-1][-width:])
+        ordered = sorted(keys, key=lambda k: row.depth[k])
+        assert [int(row.tokens[k]) for k in ordered] == list(sequence.tokens[:-1][-width:])
 
 
 @given(groups, groups, st.integers(0, 4), st.sampled_from([None, 3]))
@@ -104,8 +104,8 @@ def test_padding_sees_itself_and_nothing_sees_padding(a: list[tuple[int, TokenSe
 
 @given(groups)
 def test_the_order_of_requests_does_not_matter(group: list[tuple[int, TokenSequence]]) -> None:
-    one, other = packed_row(group), packed_row(reversed(group))
-    assert (one.tokens.tolist(), one.end.tolist(), one.positions) == \
+    row, other = packed_row(group), packed_row(reversed(group))
+    assert (row.tokens.tolist(), row.end.tolist(), row.positions) == \
         (other.tokens.tolist(), other.end.tolist(), other.positions)
 
 
@@ -127,13 +127,13 @@ def test_a_row_after_a_prefix_is_the_rest_of_the_whole_row(head: list[int], grou
 
 
 def test_a_path_is_a_row_of_inputs_alone() -> None:
-    one = prompt_row((7, 8, 9), past=4)
-    assert (one.tokens.tolist(), one.depth.tolist(), one.keep.tolist()) == ([7, 8, 9], [4, 5, 6], [2])
-    assert one.branches == ()
-    assert attention_mask([one], 3)[0].tolist() == np.tri(3, dtype=bool).tolist()
+    row = prompt_row((7, 8, 9), past=4)
+    assert (row.tokens.tolist(), row.depth.tolist(), row.keep.tolist()) == ([7, 8, 9], [4, 5, 6], [2])
+    assert row.branches == ()
+    assert attention_mask([row], 3)[0].tolist() == np.tri(3, dtype=bool).tolist()
     same = packed_row([(0, TokenSequence((1, 2, 3, 4, 7, 8, 9, 0), 1))], past=4)
     assert (same.tokens.tolist(), same.depth.tolist(), same.end.tolist(), same.keep.tolist()) == \
-        (one.tokens.tolist(), one.depth.tolist(), one.end.tolist(), one.keep.tolist())
+        (row.tokens.tolist(), row.depth.tolist(), row.end.tolist(), row.keep.tolist())
 
 
 Tokens = tuple[int, ...]

@@ -89,21 +89,21 @@ def test_waves_hold_every_text_once_the_longest_first(lengths: list[int], size: 
 def test_slots_of_more_room_are_fewer(count: int, keys: int, room: int) -> None:
     budget = Budget(tokens=1, logits=1, cells=1, slots=count, threads=1, keys=keys)
     held = keys or count * TOKENS_PER_SLOT  # a budget of an older release says nothing of keys
-    found = slot_count(budget, room)
-    assert 1 <= found <= count
-    assert found == 1 or found * room <= held
-    assert found == count or (found + 1) * room > held
-    assert slot_count(budget, room + 1) <= found
+    actual = slot_count(budget, room)
+    assert 1 <= actual <= count
+    assert actual == 1 or actual * room <= held
+    assert actual == count or (actual + 1) * room > held
+    assert slot_count(budget, room + 1) <= actual
 
 
 def test_less_memory_never_allows_more() -> None:
     model = byte_llama()
-    found = [resolve(model, free=free, threads=2) for free in (0, 10**5, 10**6, 10**7, 10**8, 10**9, 10**12)]
-    for less, more in itertools.pairwise(found):
+    actual = [resolve(model, free=free, threads=2) for free in (0, 10**5, 10**6, 10**7, 10**8, 10**9, 10**12)]
+    for less, more in itertools.pairwise(actual):
         assert all(getattr(less, f) <= getattr(more, f) for f in ("tokens", "logits", "cells", "keys"))
-    assert all(b.tokens >= 1 and b.logits >= 1 and b.cells >= 1 and b.keys >= 1 for b in found)
-    assert found[0] != found[-1]
-    assert Budget.load(found[2].stored()) == found[2]
+    assert all(b.tokens >= 1 and b.logits >= 1 and b.cells >= 1 and b.keys >= 1 for b in actual)
+    assert actual[0] != actual[-1]
+    assert Budget.load(actual[2].stored()) == actual[2]
 
 
 @pytest.mark.parametrize(("per_token", "found"), [(1000, 1024), (1024, 1024), (1025, 2048), (0, 1)])
@@ -138,9 +138,9 @@ def test_zeros_take_memory_when_they_are_written_to() -> None:
 
 
 @given(st.integers(1, 40), st.sets(st.integers(0, 30), max_size=6))
-def test_out_of_memory_halves_until_all_is_done(count: int, fail: set[int]) -> None:
+def test_out_of_memory_splits_until_all_is_done(count: int, fail: set[int]) -> None:
     calls: list[int] = []
-    halved: list[int] = []
+    splits: list[int] = []
 
     def run(parts: list[int]) -> dict[int, int]:
         calls.append(len(parts))
@@ -148,8 +148,8 @@ def test_out_of_memory_halves_until_all_is_done(count: int, fail: set[int]) -> N
             raise RuntimeError("MPS backend out of memory")
         return {p: p * p for p in parts}
 
-    assert split_on_oom(list(range(count)), run, halved.append) == {p: p * p for p in range(count)}
-    assert len(halved) == sum(1 for n, size in enumerate(calls) if n in fail and size > 1)
+    assert split_on_oom(list(range(count)), run, splits.append) == {p: p * p for p in range(count)}
+    assert len(splits) == sum(1 for n, size in enumerate(calls) if n in fail and size > 1)
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:

@@ -27,11 +27,12 @@ def requests() -> list[Request]:
     """Items of three tasks in turn: two with their own beginnings, longer than any window, and one with none."""
     contexts = [text for n in range(4)
                 for text in (f"{SHOTS}Q: {n}{'b' * n}? A:", f"{OTHER}Moo {n * 'o'}:", n * "z" + "?")]
-    made = []
+    results = []
     for item, context in enumerate(contexts):
         for choice in CHOICES[: 2 + item % 3]:
-            made.append(Request(position=len(made), kind="score", context=context, continuation=choice, item=item))
-    return made
+            results.append(Request(position=len(results), kind="score", context=context, continuation=choice,
+                                   item=item))
+    return results
 
 
 @pytest.fixture
@@ -70,9 +71,9 @@ def test_shared_prefixes_change_no_score(name: str, monkeypatch: pytest.MonkeyPa
     assert len({plan.digest, none.digest, one.digest}) == 3
     assert together.keys() == apart.keys() == plain.keys() == wide.keys() == set(range(len(requests())))
     for position, response in plain.items():
-        for found in (apart, together, wide):
-            assert found[position].logprob == pytest.approx(response.logprob, abs=1e-4)
-            assert found[position].greedy == response.greedy
+        for actual in (apart, together, wide):
+            assert actual[position].logprob == pytest.approx(response.logprob, abs=1e-4)
+            assert actual[position].greedy == response.greedy
     assert len({round(r.logprob, 2) for r in plain.values()}) > len(plain) // 2, "the items differ"
 
 
@@ -131,10 +132,10 @@ def test_the_logits_after_a_prefix_are_those_of_one_forward_pass(name: str) -> N
     with torch.inference_mode():
         shared = scorer.prefix(before)
         with attending(model, TorchRows(rows, device=scorer.device, dtype=model.dtype, prefix=shared)):
-            found = scorer.flat(rows)
-        for logits, tail in zip(found, after, strict=True):
-            right = model(torch.tensor([before + tail])).logits[0, -1]
-            torch.testing.assert_close(logits, right, atol=1e-4, rtol=0)
+            actual = scorer.flat(rows)
+        for logits, tail in zip(actual, after, strict=True):
+            expected = model(torch.tensor([before + tail])).logits[0, -1]
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
 def test_the_attention_of_a_model_is_its_own_again_afterwards() -> None:

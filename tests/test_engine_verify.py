@@ -1,4 +1,4 @@
-"""What a model may do, and what it says: decide, verify, and the spot check."""
+"""Which models may run packed rows: `decide`, `verify` and the spot check of MPS."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def built(kind: str, **values: Any) -> Any:
 ])
 def test_families_that_packed_rows_would_break_run_plain(kind: str, values: dict[str, Any], longest: int,
                                                          reason: str, alone: bool) -> None:
-    found = decide(built(kind, **values), longest)
-    assert not found.packed
-    assert reason in found.note
-    assert found.alone == alone
+    actual = decide(built(kind, **values), longest)
+    assert not actual.packed
+    assert reason in actual.note
+    assert actual.alone == alone
 
 
 @pytest.mark.parametrize(("kind", "values", "longest"), [
@@ -80,14 +80,14 @@ def test_prompt_learning_runs_plain() -> None:
 
 
 class Indexed(LlamaForCausalLM):  # type: ignore[misc]
-    """Takes position ids and counts places in the row instead, as some families do without a word."""
+    """Takes position ids and counts places in the row instead, as some families do, without an error."""
 
     def forward(self, input_ids: Any = None, position_ids: Any = None, **values: Any) -> Any:
         return super().forward(input_ids=input_ids, **values)
 
 
 class Shifted(LlamaForCausalLM):  # type: ignore[misc]
-    """Mixes the token before into each one, whoever's it is, as a convolution does."""
+    """Mixes the previous token into each one, even that of another row, as a convolution does."""
 
     def forward(self, input_ids: Any = None, **values: Any) -> Any:
         each = self.model.embed_tokens(input_ids)
@@ -95,7 +95,7 @@ class Shifted(LlamaForCausalLM):  # type: ignore[misc]
 
 
 class Refusing(LlamaForCausalLM):  # type: ignore[misc]
-    """Raises on position ids, but for those of transformers' own generate."""
+    """Raises on position ids, except for those of transformers' own generate."""
 
     def forward(self, input_ids: Any = None, position_ids: Any = None, **values: Any) -> Any:
         if position_ids is not None and not values.get("use_cache"):
@@ -130,11 +130,11 @@ ENOUGH = Budget(tokens=10**6, logits=10**6, cells=10**9, slots=4, threads=1)
 def groups() -> list[list[tuple[int, TokenSequence]]]:
     """Three items of four choices each, which share their contexts."""
     encoder = Encoder(byte_tokenizer(), 256)
-    made = []
+    results = []
     for n, context in enumerate(("The sky", "A longer question, of which the answer is", "zz ab")):
-        made.append([(4 * n + k, encoder.score(context, end))
+        results.append([(4 * n + k, encoder.score(context, end))
                      for k, end in enumerate((" is blue", " ab", " isn't", " x"))])
-    return made
+    return results
 
 
 def prompt(text: str = "Once upon a time there was ab") -> tuple[int, ...]:
@@ -159,16 +159,16 @@ def test_verify_keeps_what_agrees(asked: Any, dtype: torch.dtype, attention: str
     """One prompt alone leaves plain rows nothing to move between batch sizes, and rounding is still allowed."""
     model = byte_llama().to(dtype)
     model.set_attn_implementation(attention)
-    found = verify(model, *asked, YES)
-    assert found.packed, found.note
-    assert found.note.startswith("packed rows (verified: ")
+    actual = verify(model, *asked, YES)
+    assert actual.packed, actual.note
+    assert actual.note.startswith("packed rows (verified: ")
     assert model.config._attn_implementation == attention
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_verify_keeps_every_ordinary_family_in_bfloat16(name: str) -> None:
-    found = verify(family(name).to(torch.bfloat16), [((), groups())], [prompt()], YES)
-    assert found.packed, found.note
+    actual = verify(family(name).to(torch.bfloat16), [((), groups())], [prompt()], YES)
+    assert actual.packed, actual.note
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -178,15 +178,15 @@ def test_verify_keeps_every_ordinary_family_in_bfloat16(name: str) -> None:
     (Broken, "changed a token's log-probability by nan")])
 @pytest.mark.parametrize("asked", ASKED[:3], ids=["items", "one prompt", "both"])
 def test_verify_falls_back_where_packed_rows_are_wrong(asked: Any, kind: Any, reason: str, dtype: torch.dtype) -> None:
-    found = verify(byte_llama(kind).to(dtype), *asked, YES)
-    assert not found.packed
-    assert found.note.startswith("plain rows: ")
-    assert reason in found.note
-    assert "\n" not in found.note
+    actual = verify(byte_llama(kind).to(dtype), *asked, YES)
+    assert not actual.packed
+    assert actual.note.startswith("plain rows: ")
+    assert reason in actual.note
+    assert "\n" not in actual.note
 
 
 def test_a_lack_of_memory_is_not_taken_for_the_model() -> None:
-    """A plan must not depend on what else runs: that would be another plan when the run goes on."""
+    """A plan must not depend on what else runs, because a resumed run needs the same plan."""
     asked_of = [Request(position=0, kind="score", context="ab", continuation=" zz")]
     for places in (True, False):
         model = byte_llama()
@@ -207,9 +207,9 @@ def test_verify_sees_one_row_reach_into_the_next() -> None:
 
 
 def test_nan_of_the_steps_alone_is_seen() -> None:
-    found = verify(byte_llama(BrokenSteps), [((), groups())], [prompt()], YES)
-    assert not found.packed
-    assert "by nan" in found.note
+    actual = verify(byte_llama(BrokenSteps), [((), groups())], [prompt()], YES)
+    assert not actual.packed
+    assert "by nan" in actual.note
     assert verify(byte_llama(BrokenSteps), [((), groups())], [], YES).packed
 
 
@@ -227,16 +227,16 @@ def test_an_engine_falls_back_whatever_it_is_asked(kind: Any) -> None:
     requests = [Request(position=n, kind=kind, context="" if kind == "rolling" else text, continuation=text, item=n,
                         generation={"max_gen_toks": 6}) for n, text in enumerate(texts)]
     for model in (byte_llama(Shifted), byte_llama(Refusing)):
-        found = []
+        actual = []
         for packed in (True, False):
             engine = Engine(model, byte_tokenizer(), packed=packed, budget=ENOUGH)
             plan = engine.plan(requests)
             assert plan.decision.note.startswith("plain rows")
             assert "as requested" in plan.decision.note or packed
-            found.append([dict(b.responses) for b in engine.run(plan, set())])
-        assert found[0] == found[1]
-    right = Engine(byte_llama(), byte_tokenizer(), packed=True, budget=ENOUGH).plan(requests)
-    assert "verified" in right.decision.note
+            actual.append([dict(b.responses) for b in engine.run(plan, set())])
+        assert actual[0] == actual[1]
+    expected = Engine(byte_llama(), byte_tokenizer(), packed=True, budget=ENOUGH).plan(requests)
+    assert "verified" in expected.decision.note
 
 
 def test_packed_and_plain_scores_are_those_of_a_literal_forward_pass() -> None:
@@ -258,9 +258,9 @@ class TwoFaced(LlamaForCausalLM):  # type: ignore[misc]
     """Its copy in float32, which the spot check makes on the CPU, has another output head."""
 
     def float(self) -> Any:
-        made = super().float()
-        made.lm_head.weight = torch.nn.Parameter(made.lm_head.weight * 1.5)
-        return made
+        results = super().float()
+        results.lm_head.weight = torch.nn.Parameter(results.lm_head.weight * 1.5)
+        return results
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -125,11 +125,12 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     if not (query.dtype == key.dtype == value.dtype and query.dtype in ops.DTYPES and key.shape == value.shape
             and query.shape[2] == key.shape[2] and key.shape[2] % ops.TILE == 0
             and query.shape[1] % key.shape[1] == 0 and query.device.type == "cpu"):
-        raise NotImplementedError(f"the kernels take no heads of {query.shape[2]} and {value.shape[2]}, {query.dtype}")
+        raise NotImplementedError(f"the kernels do not support heads of size {query.shape[2]} and {value.shape[2]} in "
+                                  f"{query.dtype}")
 
 
 def _scaling_and_window(call: Call) -> tuple[float, int]:
     """What the kernels need of a call; raises NotImplementedError for capped scores."""
     if call.softcap is not None:
-        raise NotImplementedError("the kernels cap no scores")
+        raise NotImplementedError("the kernels do not support capped scores (softcap)")
     return float(call.scaling), call.window or 0

@@ -53,11 +53,11 @@ def _why_not() -> str:
 
 
 def _check_threads() -> None:
-    """Raises RuntimeError where torch has other OpenMP threads: two pools on the same cores wait for each other."""
+    """Raises RuntimeError if torch has other OpenMP threads: two pools on the same cores block each other."""
     loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()
               if "libgomp" in line or "libomp" in line or "libiomp" in line}
     if len({Path(p).resolve() for p in loaded}) > 1:
-        raise RuntimeError("torch has an OpenMP library of its own")
+        raise RuntimeError("torch uses another OpenMP library than the kernels")
 
 
 @torch.autocast("cpu", enabled=False)  # the caller may be training under autocast

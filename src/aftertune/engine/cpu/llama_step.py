@@ -56,7 +56,7 @@ class LayerStep:
         cosine and sine: [slots, rotary dims], as for `ops.rotate`. Raises NotImplementedError for other shapes."""
         if not x.dtype == cosine.dtype == sine.dtype == self.dtype or len(x) != len(lengths) \
                 or x.shape[1] != self.layer.qkv.depth:
-            raise NotImplementedError(f"a step of {tuple(x.shape)} numbers in {x.dtype}")
+            raise NotImplementedError(f"no kernel for a step of {tuple(x.shape)} numbers in {x.dtype}")
         x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         ops.layer_step(self.pointer, x, out, cosine.contiguous(), sine.contiguous(), lengths, slots, past)
         return out

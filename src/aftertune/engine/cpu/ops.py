@@ -90,7 +90,7 @@ def add_norm(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, epsilon: fl
 def _norm(x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor, epsilon: float
           ) -> tuple[torch.Tensor, torch.Tensor]:
     if x.shape[-1] % TILE or x.dtype not in DTYPES or weight.dtype != x.dtype or len(weight) != x.shape[-1]:
-        raise NotImplementedError(f"an RMS norm of {x.shape[-1]} numbers in {x.dtype}")
+        raise NotImplementedError(f"no kernel for an RMS norm of {x.shape[-1]} numbers in {x.dtype}")
     x, weight = x.contiguous(), weight.contiguous()
     sums, out = x if y is None else torch.empty_like(x), torch.empty_like(x)
     build.call("rms_norm", _is_bf16(x), x, y, weight, sums, out, x.numel() // x.shape[-1], x.shape[-1], epsilon)
@@ -101,7 +101,7 @@ def gate(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """silu(x) * y (Shazeer 2020) of x and y [tokens, columns], rounded where transformers rounds. The number of columns
     is a multiple of 16."""
     if not can_gate(x, y):
-        raise NotImplementedError(f"a gate of {tuple(x.shape)} and {tuple(y.shape)} numbers in {x.dtype}")
+        raise NotImplementedError(f"no kernel for a gate of {tuple(x.shape)} and {tuple(y.shape)} numbers in {x.dtype}")
     x, y = (z if z.stride(1) == 1 else z.contiguous() for z in (x, y))
     out = x.new_empty(x.shape)
     build.call("gate", _is_bf16(x), x, x.stride(0), y, y.stride(0), out, *x.shape)
@@ -117,7 +117,7 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> None:
     """Rotary position embedding (Su et al. 2021), in place, of x [tokens, heads, size]. cosine and sine
     [tokens, rotary dims]: the first ``rotary dims`` numbers of each head rotate, their first half with the second."""
     if not _heads_together(x):
-        raise ValueError("the heads of a token must lie together")
+        raise ValueError("the heads of a token must be contiguous")
     build.call("rotate", _is_bf16(x), x, cosine.contiguous(), sine.contiguous(), *x.shape, cosine.shape[-1],
                x.stride(0))
 
@@ -168,7 +168,7 @@ def linear(x: torch.Tensor, tiles: torch.Tensor, bias: torch.Tensor | None = Non
     float32. A row's result does not depend on the number of rows. Raises NotImplementedError for other shapes."""
     x, columns, depth = x.contiguous(), len(tiles) * TILE, tiles[0].numel() // TILE
     if x.dtype != tiles.dtype or x.shape[-1] != depth or (bias is not None and bias.dtype != x.dtype):
-        raise NotImplementedError(f"a linear layer of {x.shape[-1]} numbers in {x.dtype}")
+        raise NotImplementedError(f"no kernel for a linear layer of {x.shape[-1]} numbers in {x.dtype}")
     out = x.new_empty(*x.shape[:-1], columns)
     build.call("linear", _is_bf16(x), x, x.numel() // depth, depth, tiles, columns, bias, out)
     return out
