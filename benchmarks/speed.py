@@ -93,12 +93,12 @@ class Side:
 
     def run(self, work: Work, items: int, batch: int, tokens: int | None) -> dict[str, Any]:
         """Seconds, peak bytes and answers of one run."""
-        from aftertune.engine.memory import forget_peak, peak
+        from aftertune.engine.memory import peak_memory, reset_peak_memory
 
         loaded = self._load(work, items, tokens)
-        forget_peak("cpu")
+        reset_peak_memory("cpu")
         found = self._ours(loaded) if self.name == "aftertune" else self._theirs(loaded, batch)
-        return {**found, "peak": peak("cpu"), "items": items * len(work.tasks)}
+        return {**found, "peak": peak_memory("cpu"), "items": items * len(work.tasks)}
 
     def _load(self, work: Work, items: int, tokens: int | None) -> list[Any]:
         from aftertune import tasks

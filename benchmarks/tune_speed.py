@@ -65,7 +65,7 @@ class Side:
         self.rows, self.held_out = (encode_all(part, self.tokenizer, EncodeOptions("chat", 1024)).rows
                                     for part in (training, held_out))
         longest = max(len(r.ids) for r in self.rows)
-        self.dtype = "bfloat16" if devices.dtypes_of("cpu")[0] == "bfloat16" else "float32"
+        self.dtype = "bfloat16" if devices.supported_dtypes("cpu")[0] == "bfloat16" else "float32"
         own = self.dtype if name != "trl" else "float32"
         attention = attention_implementation("cpu", longest) if name == "aftertune" else None
         self.model = sources.load_model(source, own, "cpu", tokenizer=self.tokenizer, attn_implementation=attention)
@@ -73,13 +73,13 @@ class Side:
 
     def run(self) -> dict[str, Any]:
         """Seconds and peak bytes of one epoch, its tokens, and the held-out loss after it."""
-        from aftertune.engine.memory import forget_peak, peak
+        from aftertune.engine.memory import peak_memory, reset_peak_memory
         from aftertune.tuning.trainer import quiet_libraries
 
-        forget_peak("cpu")
+        reset_peak_memory("cpu")
         with quiet_libraries(), contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
             model, seconds, note = (self._ours if self.name == "aftertune" else self._theirs)(Path(folder))
-        most = peak("cpu")
+        most = peak_memory("cpu")
         return {"seconds": seconds, "peak": most, "note": note, "tokens": sum(len(r.ids) for r in self.rows),
                 "learned": sum(x >= 0 for r in self.rows for x in r.labels[1:]), "loss": self._loss(model)}
 

@@ -12,11 +12,11 @@ from aftertune.engine.devices import (
     choose_device,
     choose_dtype,
     cpu_flags,
-    dtypes_of,
     free_memory,
     probe,
     proc_flags,
     set_threads,
+    supported_dtypes,
 )
 from aftertune.errors import ResourceError
 
@@ -96,7 +96,7 @@ def test_the_real_machine_gets_a_device_a_dtype_and_memory():
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
     assert device in probe().devices
-    assert dtype in dtypes_of(device)
+    assert dtype in supported_dtypes(device)
     matrix = torch.ones(4, 4, dtype=getattr(torch, dtype), device=device)
     assert float((matrix @ matrix)[0, 0]) == 4.0
     assert 2**20 < free_memory(device) < 2**50

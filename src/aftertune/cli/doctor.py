@@ -32,13 +32,13 @@ DoctorLine = tuple[str, str, str, str, str]
 
 def _machine() -> list[DoctorLine]:
     from aftertune.engine.cpu import availability
-    from aftertune.engine.devices import choose_device, dtypes_of, free_memory, probe
+    from aftertune.engine.devices import choose_device, free_memory, probe, supported_dtypes
     from aftertune.sources.hub import reachable
 
     facts = probe()
     device = choose_device("auto", facts)
     rows = [("machine", "device", f"{device} (available: {', '.join(facts.devices)})", "", ""),
-            ("machine", "dtypes", f"{', '.join(dtypes_of(device, facts))} (auto takes the first)", "", ""),
+            ("machine", "dtypes", f"{', '.join(supported_dtypes(device, facts))} (auto takes the first)", "", ""),
             ("machine", "memory", f"{free_memory(device) / 2**30:.1f} GiB free on {device}", "", "")]
     if device == "cpu":
         rows.append(_kernels(availability.why_unavailable(), amx=availability.amx_available()))

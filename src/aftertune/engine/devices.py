@@ -114,7 +114,7 @@ def choose_device(name: str = "auto", capabilities: Capabilities | None = None) 
                         f"{', '.join(machine.devices)} ({', '.join(machine.cuda) or machine.cpu})")
 
 
-def dtypes_of(device: str, capabilities: Capabilities | None = None) -> tuple[str, ...]:
+def supported_dtypes(device: str, capabilities: Capabilities | None = None) -> tuple[str, ...]:
     """The dtypes that ``device`` supports. The first one is the choice of ``auto``.
 
     A CPU without native bfloat16 also computes it correctly, only slowly, so it is always in the list there.
@@ -132,7 +132,7 @@ def dtypes_of(device: str, capabilities: Capabilities | None = None) -> tuple[st
 
 def choose_dtype(name: str, device: str, capabilities: Capabilities | None = None) -> str:
     """The dtype to compute in. Raises ResourceError, with the dtypes of the device, if it does not support ``name``."""
-    allowed = dtypes_of(device, capabilities)
+    allowed = supported_dtypes(device, capabilities)
     if name == "auto":
         return allowed[0]
     if name in allowed:
@@ -173,7 +173,7 @@ def cgroup_memory(root: Path) -> int:
     return 2**63 - 1
 
 
-def product_rate(device: str, dtype: str) -> float:
+def matmul_rate(device: str, dtype: str) -> float:
     """Floating-point operations per second of a large matrix product in this dtype.
 
     Measured with [1024, 1024] times [1024, 4096], the best of four runs.

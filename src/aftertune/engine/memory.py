@@ -35,7 +35,7 @@ def split_on_oom(rows: list[Any], run: Callable[[list[Any]], dict[int, Any]],
     try:
         return run(rows)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         if len(rows) == 1:
             raise _one_row_error() from error
@@ -53,12 +53,12 @@ def oom_as_resource_error() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise _one_row_error() from error
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """True for the errors that torch raises when memory runs out, on any device."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text \
@@ -73,8 +73,8 @@ def _one_row_error() -> ResourceError:
 # --- Peak memory ---
 
 
-def forget_peak(device: str) -> None:
-    """Restart the measurement of `peak` (CUDA and Linux; does nothing elsewhere)."""
+def reset_peak_memory(device: str) -> None:
+    """Restart the measurement of `peak_memory` (CUDA and Linux; does nothing elsewhere)."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
@@ -82,8 +82,8 @@ def forget_peak(device: str) -> None:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets VmHWM
 
 
-def peak(device: str) -> int:
-    """The most bytes in use since `forget_peak`: torch's memory on CUDA, else this process's resident set."""
+def peak_memory(device: str) -> int:
+    """The most bytes in use since `reset_peak_memory`: torch's memory on CUDA, else this process's resident set."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
     if sys.platform == "linux":

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from aftertune.engine.attention import AttentionBackend, TorchBackend, supports_custom_attention
 from aftertune.engine.decoder import Decoder
-from aftertune.engine.memory import out_of_memory
+from aftertune.engine.memory import is_out_of_memory
 from aftertune.engine.packing import PackedRow, packed_row
 from aftertune.engine.scorer import Scorer, text_config, unwrapped
 from aftertune.engine.tokenize import TokenSequence
@@ -132,7 +132,7 @@ def verify(model: Any, shared: list[tuple[tuple[int, ...], list[ItemSequences]]]
         with backend.computing(free_weights=True):
             packed = _packed_logprobs(Scorer(model, packed=True, backend=backend), samples, tail)
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise  # this says nothing about the model, and the same run must get the same plan later
         reason = " ".join(str(error).split())[:120]
         return PackingDecision(False, f"plain rows: this model does not support packed rows ({reason})")

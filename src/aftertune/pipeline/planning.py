@@ -94,7 +94,7 @@ class Costs:
     @cached_property
     def machine(self) -> Machine:
         """Where it would run; a device or dtype that is not here is taken as a CPU's float32."""
-        from aftertune.engine.devices import choose_device, choose_dtype, product_rate, set_threads
+        from aftertune.engine.devices import choose_device, choose_dtype, matmul_rate, set_threads
 
         set_threads()
         try:
@@ -103,7 +103,7 @@ class Costs:
         except AftertuneError:
             device = "cpu"
             dtype = choose_dtype("auto", device)
-        return Machine(device, dtype, product_rate(device, dtype))
+        return Machine(device, dtype, matmul_rate(device, dtype))
 
     def _evaluation(self, cell: Cell) -> Cost:
         name = cell.subject

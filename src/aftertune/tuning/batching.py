@@ -25,7 +25,7 @@ from aftertune.engine.attention import Call, attending
 from aftertune.engine.cpu import availability, ops
 from aftertune.engine.cpu.autograd import RowAttention, fused, head_loss
 from aftertune.engine.cpu.lora import is_plain_lora
-from aftertune.engine.memory import out_of_memory
+from aftertune.engine.memory import is_out_of_memory
 from aftertune.engine.scorer import text_config, unwrapped
 from aftertune.engine.verify import TOLERANCE, decide
 from aftertune.tuning.tokenize import IGNORED, EncodedRow
@@ -208,7 +208,7 @@ def choose_layout(model: Any, rows: Sequence[EncodedRow], *, pad: int, dtype: st
     try:
         together = token_losses(end_to_end, model, sample)[0]
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         return replace(padded, note=f"padded rows: {' '.join(str(error).split())[:120]}")
     differences = (alone - together).abs()

@@ -167,7 +167,7 @@ def estimate_tuning(spec: TuneSpec) -> CostEstimate:
     For a model that is not on this machine the shape comes from a preset or the config on the Hub, and examples have
     the usual length. Raises InputError if the config does not give the shape; SourceError and InputError as `tune`.
     """
-    from aftertune.engine.devices import choose_device, choose_dtype, product_rate, set_threads
+    from aftertune.engine.devices import choose_device, choose_dtype, matmul_rate, set_threads
 
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
@@ -176,7 +176,7 @@ def estimate_tuning(spec: TuneSpec) -> CostEstimate:
     if shape is None:
         raise InputError(f"{spec.model}: cannot estimate, because the config lacks some of hidden_size, "
                          "num_hidden_layers, num_attention_heads and vocab_size; tune without --dry-run")
-    return estimate(shape, spec, workload, Machine(device, dtype, product_rate(device, dtype)))
+    return estimate(shape, spec, workload, Machine(device, dtype, matmul_rate(device, dtype)))
 
 
 def _shape_and_workload(spec: TuneSpec) -> tuple[presets.ModelShape | None, Workload]:
@@ -213,11 +213,11 @@ class Meter:
     loading; seconds count from `begin`. On a CPU the memory is that of the whole process."""
 
     def __init__(self, device: str) -> None:
-        from aftertune.engine.memory import forget_peak
+        from aftertune.engine.memory import reset_peak_memory
 
         self.device = device
         self.started, self.steps_run = time.monotonic(), 0
-        forget_peak(device)
+        reset_peak_memory(device)
 
     def begin(self) -> None:
         """Training starts now."""
@@ -230,9 +230,9 @@ class Meter:
     def cost(self, expected: CostEstimate | None, steps: int) -> dict[str, float]:
         """"memory" (bytes at the peak) and "seconds" of training, and both as they were "estimated_". For a resumed run
         the seconds of all ``steps`` are extrapolated from those that it ran."""
-        from aftertune.engine.memory import peak
+        from aftertune.engine.memory import peak_memory
 
-        cost = {"memory": float(peak(self.device))}
+        cost = {"memory": float(peak_memory(self.device))}
         if self.steps_run:
             cost["seconds"] = (time.monotonic() - self.started) * steps / self.steps_run
         if expected is not None:
@@ -247,8 +247,8 @@ def estimate_run(source: Any, spec: TuneSpec, rows: EncodedCorpus, target: tuple
 
     target: device and dtype.
     """
-    from aftertune.engine.devices import product_rate
+    from aftertune.engine.devices import matmul_rate
     from aftertune.sources import shape_of
 
     shape = shape_of(source)
-    return None if shape is None else estimate(shape, spec, workload_of(rows), Machine(*target, product_rate(*target)))
+    return None if shape is None else estimate(shape, spec, workload_of(rows), Machine(*target, matmul_rate(*target)))

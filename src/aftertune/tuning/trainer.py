@@ -30,7 +30,7 @@ import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
-from aftertune.engine.memory import out_of_memory
+from aftertune.engine.memory import is_out_of_memory
 from aftertune.errors import AftertuneError, ResourceError
 from aftertune.tuning.batching import BatchLayout, Padded
 from aftertune.tuning.callbacks import Checkpoints, Hooks, RunControl, TrainingPlan, step_metrics
@@ -78,7 +78,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
             try:
                 return self._split_step(model, inputs, num_items_in_batch)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             rows = max(len(_split_batch(batch, len(self.rows))) for batch in self._step)
             if self.splits >= rows:

@@ -116,12 +116,12 @@ def _redirected() -> Iterator[None]:
 @contextlib.contextmanager
 def _one_line_errors(source: ModelSource) -> Iterator[None]:
     """Raise unsloth's errors as ours, in one line."""
-    from aftertune.engine.memory import out_of_memory
+    from aftertune.engine.memory import is_out_of_memory
 
     try:
         yield
     except (ImportError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise ResourceError(f"{source.source}: out of memory while unsloth loaded the model; try method qlora, "
                                 "or a smaller model") from error
         raise SourceError(f"{source.source}: unsloth cannot make this model trainable "
