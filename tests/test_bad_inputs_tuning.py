@@ -1,6 +1,6 @@
 """The catalogue of bad inputs, part two: training data (11 to 23), models and adapters (24 to 36), and a loss that is
-no number (37). Each number's answer, through the command line: one line that says what was found, where, and what to do
-next, with its exit code; or for what is accepted, the record of it."""
+not a finite number (37). Each case runs the command line. A refused input gives one line that says what was found,
+where, and what to do next, with its exit code. An accepted input is counted or noted."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _adapters(root: Path) -> None:
     (root / "pickled-adapter" / "adapter_model.safetensors").rename(root / "pickled-adapter" / "adapter_model.bin")
 
 
-#: Number and name -> command, exit code, and what its line must say.
+#: Number and name -> command, exit code, and parts of its message.
 REFUSED: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "11-missing": ("tune base --data nope.jsonl", 2, ("nope.jsonl: no such data file", "give a .jsonl")),
     "11-empty": ("tune base --data empty.jsonl", 2, ("empty.jsonl: no examples", "write one example per row")),
@@ -194,7 +194,7 @@ def test_four_bits_without_bitsandbytes_say_what_to_install_and_offer_lora(
         assert (call(monkeypatch, *words.split()), one_line(capfd, said)) == (4, "")
 
 
-#: Number and name -> what the libraries say of a data set of the Hub, and what is told.
+#: Number and name -> the error of the libraries for a data set of the Hub, and parts of our message.
 OF_THE_HUB: dict[str, tuple[Exception, tuple[str, ...]]] = {
     "21-split": (ValueError('Unknown split "tran". Should be one of [\'train\', \'test\'].'), (
         "acme/rows: has no split 'tran'; it has 'train', 'test'", "--split")),
@@ -245,7 +245,7 @@ def test_what_the_hub_does_not_give_of_models_is_told_apart(case: str, place: Pa
     assert (code, one_line(capfd, said)) == (2, "")
 
 
-#: Number and name -> what is given to a preview, and what it must count, by side and kind, and note.
+#: Number and name -> arguments of a preview, the counts that it must show, by set and kind, and a part of a note.
 ACCEPTED: dict[str, tuple[str, dict[str, dict[str, int]], str]] = {
     "13-marks": ("base --data windows.jsonl", {"data": {"rows": 40, "unreadable": 0}},
                  "windows.jsonl: has a byte order mark and CRLF line ends, which were removed"),

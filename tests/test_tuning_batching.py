@@ -1,4 +1,4 @@
-"""Rows end to end: the loss, its gradients and the fused layers against their plain definitions."""
+"""Rows end to end: the loss, its gradients and the fused layers, compared with their plain definitions."""
 
 from __future__ import annotations
 

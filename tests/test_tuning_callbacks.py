@@ -1,4 +1,4 @@
-"""Between the steps: validation, early stop, learning rates, less memory, and an end that loses nothing."""
+"""Validation, early stopping, learning rates, splitting a batch when memory runs out, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tuning_cases import base_and_data, timeless
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return base_and_data(tmp_path_factory.mktemp("course"))
+    return base_and_data(tmp_path_factory.mktemp("callbacks"))
 
 
 def spec(place: Path, out: str, *, validation: float | None = None, **settings: Any) -> TuneSpec:
@@ -46,7 +46,7 @@ def test_the_learning_rate_falls_along_its_schedule(place: Path) -> None:
     assert rates["cosine"][1] > rates["linear"][1]
 
 
-def test_training_ends_where_validation_gets_no_better_and_its_best_weights_come_out(place: Path) -> None:
+def test_training_stops_when_validation_stops_improving_and_keeps_the_best_weights(place: Path) -> None:
     # at this rate the loss falls and then breaks loose
     wild = {"learning_rate": 0.5, "max_steps": 30, "epochs": 30.0, "early_stop": {"every": 1, "patience": 3}}
     done = tune(spec(place, "early", validation=0.2, **wild))
@@ -61,7 +61,7 @@ def test_training_ends_where_validation_gets_no_better_and_its_best_weights_come
     assert done.settings["validation_examples"] > 0
 
 
-def test_a_broken_run_with_validation_goes_on_to_the_same_end(place: Path) -> None:
+def test_a_resumed_run_with_validation_ends_with_the_same_weights(place: Path) -> None:
     values = {"learning_rate": 0.5, "max_steps": 20, "epochs": 20.0, "checkpoint_minutes": 0,
               "early_stop": {"every": 2, "patience": 3}}
 
@@ -92,7 +92,7 @@ def test_gradient_checkpointing_changes_no_weight(place: Path) -> None:
     assert same(weights(place, "saving"), weights(place, "plain"), 1e-6)
 
 
-def test_where_memory_runs_out_a_step_is_made_in_parts_and_the_weights_stay(place: Path, monkeypatch: Any) -> None:
+def test_out_of_memory_splits_the_batch_and_the_weights_stay_the_same(place: Path, monkeypatch: Any) -> None:
     tune(spec(place, "plain"))
     loss = EndToEnd.loss
 
@@ -107,7 +107,7 @@ def test_where_memory_runs_out_a_step_is_made_in_parts_and_the_weights_stay(plac
     assert same(weights(place, "parts"), weights(place, "plain"), 1e-5)
 
 
-def test_one_example_that_does_not_fit_is_told_with_what_helps(place: Path, monkeypatch: Any) -> None:
+def test_one_example_that_does_not_fit_is_an_error_with_advice(place: Path, monkeypatch: Any) -> None:
     def short(*_: Any, **__: Any) -> Any:
         raise MemoryError("not enough memory")
 

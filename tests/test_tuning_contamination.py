@@ -1,4 +1,4 @@
-"""Evaluation items in training data: exact and 13-gram, against the slow definition, and without false alarms."""
+"""Evaluation items in training data: exact and 13-gram matches, compared with the slow definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading training examples: what is accepted, and that every refusal names file and line."""
+"""Reading training examples: the accepted forms and files, and errors that name file and line."""
 
 from __future__ import annotations
 

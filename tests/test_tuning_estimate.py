@@ -1,4 +1,4 @@
-"""What a tuning will take: arithmetic that grows as it must, told before anything runs, kept beside what it took."""
+"""The estimate of memory, disk and time: its arithmetic, and that it is stored beside what was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out loss and the methods, on a tiny real model."""
+"""The held-out loss, and making a model trainable, on a tiny real model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method on every family of the record: trained, saved, merged, loaded by plain transformers, evaluated."""
+"""Every method on every model family: trained, saved, merged, loaded by plain transformers, evaluated."""
 
 from __future__ import annotations
 

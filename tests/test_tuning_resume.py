@@ -1,4 +1,4 @@
-"""A broken fine-tune goes on from its newest whole checkpoint, and its weights come out as those of an unbroken one."""
+"""An interrupted fine-tune resumes from its newest complete checkpoint and ends with the same weights."""
 
 from __future__ import annotations
 

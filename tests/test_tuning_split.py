@@ -1,4 +1,4 @@
-"""Which examples are trained on: duplicates, the split by prompt, nested subsets, overlap."""
+"""Splitting the data: duplicates, the split by prompt, nested subsets and replay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding: the loss counts on the completion and its end, and on nothing else."""
+"""Templates and encoding: the loss counts only on the answers and their end."""
 
 from __future__ import annotations
 

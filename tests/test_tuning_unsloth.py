@@ -1,4 +1,4 @@
-"""The backend unsloth: refused in one line where it cannot run, and given what its API takes where it can."""
+"""The unsloth backend: one-line errors where it cannot run, and the arguments that it is called with."""
 
 from __future__ import annotations
 

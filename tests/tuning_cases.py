@@ -1,4 +1,4 @@
-"""A tiny real model with a chat template, and data that it can learn, for the tests of the tuning room."""
+"""A tiny model with a chat template, and data that it can learn, for the tests of fine-tuning."""
 
 from __future__ import annotations
 
