@@ -1,6 +1,6 @@
 """Loads models and adds adapters with unsloth, whose kernels train LoRA on a CUDA device faster and in less memory.
 
-    backend_of(spec, source, "cuda")                 "unsloth" or "peft"
+    choose_backend(spec, source, "cuda")             "unsloth" or "peft"
     model = load(source, spec, "bfloat16", "cuda", longest=512)
 
 Data, masks, training loop, checkpoints and output are the same as for PEFT. Written for unsloth 2026.10. It reads the
