@@ -98,7 +98,7 @@ def estimate(shape: ModelShape, recipe: Recipe, workload: Workload, machine: Mac
         seconds = _operations(shape, recipe, workload, passes) / (machine.rate * UTILIZATION)
         rate = f"{machine.rate / 1e9:,.0f} G operations/s measured here, of which training achieves {UTILIZATION:.0%}"
     return CostEstimate(
-        trainable=trained_parameters(shape, recipe), memory=int(peak_memory(shape, recipe, workload, machine)),
+        trainable=trained_parameters(shape, recipe), memory=int(estimate_memory(shape, recipe, workload, machine)),
         disk=int(_disk(shape, recipe, machine)), steps=steps, tokens=tokens, seconds=seconds,
         basis=f"{shape.parameters / 1e6:,.0f}M parameters, {workload.tokens:,} tokens per epoch, {rate}")
 
@@ -130,7 +130,7 @@ def _operations(shape: ModelShape, recipe: Recipe, workload: Workload, passes: f
     return layers + heads + 2 * 2 * (shape.linear * workload.held_out + head * workload.held_out * ASSUMED_LEARNED)
 
 
-def peak_memory(shape: ModelShape, recipe: Recipe, workload: Workload, machine: Machine) -> float:
+def estimate_memory(shape: ModelShape, recipe: Recipe, workload: Workload, machine: Machine) -> float:
     """Bytes of memory at the peak of training."""
     size, trained, method = DTYPE_BYTES[machine.dtype], trained_parameters(shape, recipe), METHODS[recipe.method]
     weights: float
