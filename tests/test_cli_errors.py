@@ -92,7 +92,7 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "run engine.yaml": (2, ("`engine`", "packed, plain or lm-eval:NAME", "'pakced'")),
     "run file.yaml": (2, ("`tunings.t.data.file`", "did you mean 'rows.jsonl'")),
     "run base.yaml": (2, ("tunings.t.base is 'bb'", "(b)")),
-    "run study.yaml --out bad.db/out": (5, ("cannot be made", "--out")),
+    "run study.yaml --out bad.db/out": (5, ("cannot be created", "--out")),
 }
 
 

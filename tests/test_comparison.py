@@ -10,7 +10,7 @@ from aftertune.comparison import compare, differences
 from aftertune.errors import InputError, NotComparable
 from aftertune.ledger import Ledger
 from aftertune.report.sentences import lineage_note
-from aftertune.report.table import explored_text
+from aftertune.report.table import exploratory_text
 from aftertune.stats import benjamini_hochberg, paired_evidence, stratified_mean, tango_interval
 from aftertune.values import (
     Answer,
@@ -469,7 +469,7 @@ def test_how_the_models_are_related(ledger):
     siblings = compare("a1", "full", ledger=ledger)
     assert (siblings.origin, siblings.lineage, siblings.rows[0].told) == ("base", False, "within")
     assert "a1 and full were both made from base" in lineage_note(siblings)
-    assert "stands second" in lineage_note(compare("full", "base", ledger=ledger))
+    assert "the base is the second one here" in lineage_note(compare("full", "base", ledger=ledger))
 
 
 def test_one_gate_or_question_may_look_at_some_tasks_alone(ledger):
@@ -501,8 +501,8 @@ def test_the_tasks_of_a_group_are_explored_by_benjamini_hochberg(ledger):
     assert [r.task for r in found.rows if r.primary] == ["mmlu"]
     assert {r.group for r in rows} == {"mmlu"}
     assert [r.q for r in rows] == pytest.approx(benjamini_hochberg([r.p_mid for r in rows]))
-    assert explored_text(found) == [
-        "MMLU: of its 12 tasks lower on MMLU 0, MMLU 1 (exploratory, Benjamini-Hochberg at 5 %)"]
+    assert exploratory_text(found) == [
+        "MMLU (12 tasks): lower on MMLU 0, MMLU 1 (exploratory, Benjamini-Hochberg at 5 %)"]
     mmlu = found.rows[0]
     assert any("by task (cluster-robust)" in d for d in mmlu.details)
     assert any("macro mean" in d for d in mmlu.details)

@@ -97,7 +97,7 @@ def test_choices_scores_and_margins(ledger: Ledger) -> None:
     text = write_flips(found)
     assert "Of 3 items, by Normalized Accuracy: 1 lost (right before, wrong after), 1 gained." in text
     assert "| ✓ | two big dogs | **−1.000** | −1.000 |" in text
-    assert "Margin of the right choice over the best other one: +1.000 (base) and −0.200 (tuned)." in text
+    assert "Margin of the right choice over the best other choice: +1.000 (base) and −0.200 (tuned)." in text
     assert "*1 more" not in text
 
 

@@ -136,7 +136,7 @@ def test_import_is_idempotent_and_marked_wherever_it_is_shown(
     text = call("record", "--out", "-")
     assert "## 1. Llama 3.2 Models (1.2B) (reported)" in text
     assert "| GSM8K | Flexible Extract | 33.51% | ±1.30% |" in text
-    assert text.count("not reproducible as k/n") == 6  # beside its figure, and among the departures
+    assert text.count("not reproducible as k/n") == 6  # beside its figure, and among the changes
     assert "planned with: `./scripts/run.sh small qlora true`" in text
     assert json.loads(call("audit", "record.md", "--json"))["ok"] is False
     monkeypatch.setattr(sys, "argv", ["aftertune", "audit", "record.md", "--strict"])
@@ -208,14 +208,14 @@ def test_a_record_shows_the_document_with_its_audit_and_says_where_it_departs(fi
     assert "| **33.51% ± 1.30%** | 2.81% ± 0.45% |" in text
     assert "| Accuracy | 45.23% ± 0.50% | 45.84% ± 0.50% |" in text
     assert f"HellaSwag, Accuracy: 45.84% ± 0.50% of {LORA} is not bold here" in text
-    assert text.count("stands as printed and is marked †") == 3
+    assert text.count("is shown as printed and marked †") == 3
     assert "the definition of Normalized Accuracy is wrong" in text
     assert "the definition of 'Accuracy' is replaced" in text
-    observed = text[text.index("### Key Observations"):text.index("### Departures")]
+    observed = text[text.index("### Key Observations"):text.index("### Changes from")]
     assert f"{TUNED} against Base Llama 3.2 1B: established by the summary alone: GSM8K, Flexible Extract" in observed
     assert "forgot" not in observed
     tiny = text[text.index("## 2. TinyLlama"):text.index("## 3. ")]
-    assert "*To be measured here with: `aftertune run s.yaml --only tinyllama-qlora`*" in tiny
+    assert "*Measure it here with: `aftertune run s.yaml --only tinyllama-qlora`*" in tiny
     assert "planned with: `aftertune run s.yaml --only tinyllama-base`" in tiny
     assert "other (reported)" not in text
     assert "### other-x (Not Evaluated)" in text[text.index("## 4. other"):]

@@ -96,7 +96,7 @@ def test_a_full_fine_tune_on_hub_data_and_a_model_without_a_past(tmp_path: Path)
     foreign = card(FOREIGN, (*EVALUATIONS, FOREIGN), comparisons=(MODELS,))
     data = loaded(foreign, tmp_path).data
     assert (data.base_model, data.get("base_model_relation"), data.datasets) == (None, None, None)
-    assert "How this model was made is not known here" in foreign.readme
+    assert "How this model was made is unknown" in foreign.readme
     assert "it is not proven that other-360m was made from smollm2" in foreign.readme
     assert "forgot" not in foreign.readme
 
@@ -109,7 +109,7 @@ def test_a_local_model_that_is_named_as_a_known_one_is_not_said_to_be_on_the_hub
 
 def test_verdicts_come_from_comparisons_and_from_nothing_else() -> None:
     careless = card(EVALUATIONS[2]).readme
-    assert "- **Forgetting**: Against smollm2, careless forgot on HellaSwag" in careless
+    assert "- **Forgetting**: Compared with smollm2, careless forgot on HellaSwag" in careless
     assert "| **forgot** |" in careless
     silent = card(EVALUATIONS[2], comparisons=()).readme
     forced = card(EVALUATIONS[2], comparisons=(FORCED,)).readme
@@ -134,7 +134,7 @@ def test_parts_of_a_task_and_early_stops_are_labelled(tmp_path: Path) -> None:
     names = [r.metric_name for r in loaded(made, tmp_path).data.eval_results]
     assert "Normalized Accuracy on ARC Easy (partial: random 300 of 570, seed 0)" in names
     assert "Accuracy on MMLU High School Computer Science" in names
-    assert "a part of the items, and so not scores of the whole benchmark:** ARC Easy (random 300 of" in made.readme
+    assert "a part of the items, not scores of the whole benchmark:** ARC Easy (random 300 of" in made.readme
 
 
 def test_a_group_of_parts_is_a_part_too() -> None:
@@ -197,7 +197,7 @@ def test_names_with_markup_stay_text_and_the_header_stays_yaml(tmp_path: Path) -
         found = loaded(made, tmp_path)
         assert found.data.model_name == name.replace("\u202e", "⟨U+202E⟩")
         assert len(found.data.eval_results) == 8
-        body = found.text.split("## Do it again")[0]
+        body = found.text.split("## Reproduce")[0]
         assert "# a\\|b &lt;script&gt; \\*x\\* \\`y\\`: {z} --- # top⟨U+202E⟩" in body
         assert "<script>" not in body
         assert "\n# top" not in body

@@ -18,7 +18,7 @@ from aftertune.report.factors import factors
 from aftertune.report.learned_vs_forgotten import LOSS, balances
 from aftertune.report.page.overview import overview
 from aftertune.report.page.views import costs, flips_views, provenance_view
-from aftertune.report.results import common_benchmarks, outcomes, whole_verdict
+from aftertune.report.results import common_benchmarks, outcomes, overall_verdict
 from aftertune.values import Contrast
 from page_outline import Outline
 
@@ -141,7 +141,7 @@ def test_a_section_is_there_only_with_something_in_it(small, change, gone):
 
 
 def test_the_overview_counts_what_the_verdicts_say(study):
-    whole = [whole_verdict([r for r in c.rows if not r.target]) for c in study.comparisons]
+    whole = [overall_verdict([r for r in c.rows if not r.target]) for c in study.comparisons]
     seen = overview(study.results())
     lost, kept = whole.count("lower"), whole.count("within") + whole.count("higher")
     assert lost
@@ -216,9 +216,9 @@ def test_curves_are_drawn_over_what_was_varied(tuning_outcomes):
     assert (size.name, size.ticks, size.labels) == ("training examples", (100.0, 1600.0), ("no replay", "replay 40 %"))
     assert (share.name, share.labels) == ("replay share", ("100 examples", "1,600 examples"))
     assert [share.tick(x) for x in share.ticks] == ["0 %", "40 %"]
-    assert [p.title for p in size.panels] == ["orders", "Fall of the held-out loss", "HellaSwag", "ARC Easy"]
+    assert [p.title for p in size.panels] == ["orders", "Drop in held-out loss", "HellaSwag", "ARC Easy"]
     assert [p.margin for p in size.panels] == [None, None, pytest.approx(5.0), pytest.approx(5.0)]
-    first = size.panels[2].curves[0].places[0]
+    first = size.panels[2].curves[0].points[0]
     assert first.mean == pytest.approx(100 * tuning_outcomes[0].benchmarks[0].delta)
     assert "no replay: " in factor_chart(size, 340)
 
@@ -228,7 +228,7 @@ def test_another_recipe_is_another_line_and_another_seed_is_not(tuning_outcomes)
                      comparison=replace(o.comparison, id=f"{o.comparison.id}x"))
              for o in tuning_outcomes[:1] for change in ({"seed": 1},)]
     size = factors([*tuning_outcomes, *twice])[0]
-    assert [len(p.spans) for p in size.panels[0].curves[0].places] == [2, 1]
+    assert [len(p.spans) for p in size.panels[0].curves[0].points] == [2, 1]
     faster = [replace(o, tuning=replace(o.tuning, id=f"{o.tuning.id}y",
                                         settings={**o.tuning.settings, "learning_rate": 1e-3}),
                       comparison=replace(o.comparison, id=f"{o.comparison.id}y"))

@@ -1,9 +1,9 @@
-"""Reports: the Markdown record, the HTML page, tables for the terminal, CSV, JSON and LaTeX, from values.
+"""Writes reports: the Markdown record, the HTML page, model cards, terminal tables, CSV, JSON and LaTeX.
 
     from aftertune.report import Results, write_page, write_record
     Path("record.md").write_text(write_record(Results.load(ledger), title="Orders study"))
 
-Nothing here computes a verdict; everything here shows one. The same input gives the same bytes.
+Reports show verdicts and never compute them. The same input gives the same bytes.
 """
 
 from aftertune.report.card import Card, write_card

@@ -1,10 +1,10 @@
-"""The badges of the verdicts: one symbol, one colour and one word for each, in every table, page and chart.
+"""Defines the badge of each verdict: its symbol, colour and word in every table, page and chart.
 
     badge("lower").symbol          "▼"
     legend()                       "▼ lower, ▲ higher, ● within the margin, ◆ undecided"
 
-A badge is never colour alone: its shape and its word say the same. The label of a verdict between a base and its own
-fine-tune ("forgot", "improved", "kept") is `aftertune.values.TOLD`.
+Colour is never the only cue: shape and word carry the same meaning. The labels for a base and its own fine-tune
+("forgot", "improved", "kept") are in `aftertune.values.TOLD`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from aftertune.values import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Badge:
-    """How one verdict looks.
+    """The appearance of one verdict.
 
-    symbol: in text. word: in the legend of a chart. colour: a CSS variable of the page, also the badge's CSS class.
-    style: colour on the terminal, for rich. marker, size: the same shape in a chart, for matplotlib; size makes all
-    shapes look equally large.
+    symbol: shown in text. word: shown in the legend of a chart. colour: a CSS variable of the page and the CSS class of
+    the badge. style: rich's style on the terminal. marker, size: the same shape for matplotlib; size makes all shapes
+    look equally large.
     """
 
     symbol: str
@@ -32,8 +32,8 @@ class Badge:
     size: float
 
 
-#: A chart fills its marks, so the symbols are the filled ones. In the chart of learned against forgotten a hollow mark
-#: has a meaning of its own.
+#: The symbols are filled, as the marks of the charts are. A hollow mark has another meaning in the chart of learned
+#: against forgotten.
 BADGES: Mapping[Verdict, Badge] = {
     "lower": Badge("▼", "lower", "lower", "bold red", "v", 1.22),
     "higher": Badge("▲", "higher", "higher", "bold green", "^", 1.22),
@@ -46,11 +46,11 @@ NO_VERDICT = Badge("■", "a secondary metric without a verdict", "muted", "", "
 
 
 def badge(verdict: Verdict | None) -> Badge:
-    """The badge of a verdict, or of a row without one."""
+    """The badge of a verdict, or `NO_VERDICT` for a row without one."""
     return NO_VERDICT if verdict is None else BADGES[verdict]
 
 
 def legend(words: Mapping[Verdict, str] | None = None) -> str:
-    """The symbols of a chart with what each means there, in the order of ``words``; without these, all verdicts."""
-    meaning = {v: b.word for v, b in BADGES.items()} if words is None else words
-    return ", ".join(f"{BADGES[v].symbol} {word}" for v, word in meaning.items())
+    """The legend of a chart: each symbol with its word, in the order of ``words`` (default: all verdicts)."""
+    meanings = {verdict: b.word for verdict, b in BADGES.items()} if words is None else words
+    return ", ".join(f"{BADGES[verdict].symbol} {word}" for verdict, word in meanings.items())

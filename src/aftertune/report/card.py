@@ -1,27 +1,17 @@
-"""A Hugging Face model card: README.md with its metadata, and the files of ``.eval_results`` beside it.
+"""Writes a Hugging Face model card: README.md with its YAML header, and the files of ``.eval_results``.
 
     card = write_card(tuning, results)
     card.readme                          ---\\nbase_model: …\\n---\\n\\n# careful …
     card.results["hellaswag.yaml"]       - dataset: {id: Rowan/hellaswag, task_id: hellaswag} …
 
-It is made for publishing: places of this machine are names in it, and a verdict stands in it only where a comparison
-of the ledger has one.
-
-What a model card is about: one model, where it came from, and what the ledger knows of it.
-
     subject = Subject.of(evaluation, results)
-    subject.base, subject.tuning         the model it was made from, and how
-    subject.evaluations                  this one; for a tuning all that were made of its model
-
-Everything in it is `published`: a path has become a name, and no secret is left.
-
-What the Hub reads of a model card: its YAML header with a ``model-index``, and the files of ``.eval_results``.
-
     header(subject).to_yaml()            base_model: Qwen/Qwen2.5-0.5B, library_name: peft, model-index: …
-    entries(subject)["hellaswag.yaml"]   one result for the benchmark's own page
+    entries(subject)["hellaswag.yaml"]   one result for the benchmark's page on the Hub
 
-Values are the ledger's, as fractions. A task that was stopped early has an estimate and no score, so that it has no
-place here; a part of a task is told as a part wherever its figure stands.
+A card is made for publishing: `published` replaces paths by names and removes secrets. It has a verdict only if a
+comparison in the ledger has one. Scores are the ledger's values, as fractions. A task that was stopped early has an
+estimate and no score, so it is left out of the header and of ``.eval_results``. A score of a part of a task is marked
+as partial everywhere.
 """
 
 from __future__ import annotations
@@ -50,10 +40,15 @@ from aftertune.values import Comparison, Evaluation, ModelIdentity, Score, TaskS
 from aftertune.values.reported import proven
 
 
+# --- The model ---
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """comparisons: of this model against others, none by force, the newest of each pair, those with proven lineage
-    first; others: the evaluations that it was compared with."""
+    """The model that a card describes, without paths and secrets.
+
+    evaluations: the evaluation that the card is about, or all evaluations of what a tuning made. comparisons: of this
+    model with others, without forced ones; the newest of each pair, those with proven lineage first. others: the
+    evaluations that it was compared with.
+    """
 
     name: str
     tuning: Tuning | None
@@ -63,73 +58,73 @@ class Subject:
 
     @classmethod
     def of(cls, about: Evaluation | Tuning, results: Results) -> Subject:
-        """Of an evaluation's model, or of what a tuning made. results: all that the ledger holds."""
+        """The model of an evaluation, or the one that a tuning made. results: everything in the ledger."""
         done, tunings = [e for e in results.evaluations if e.status == "done"], results.tunings
         if isinstance(about, Tuning):
             tuning: Tuning | None = about
-            own = [e for e in done if (made := tuning_of(e, tunings)) is not None and made.id == about.id]
+            own = [e for e in done if (source := tuning_of(e, tunings)) is not None and source.id == about.id]
         else:
             tuning, own = tuning_of(about, tunings), [about]
         ids = {e.id for e in own}
         newest = {(c.base, c.tuned): c for c in results.comparisons if c.tuned in ids and not c.forced}
-        against = sorted(newest.values(), key=lambda c: not c.lineage)
-        others = {c.base for c in against}
+        comparisons = sorted(newest.values(), key=lambda c: not c.lineage)
+        others = {c.base for c in comparisons}
         return cls(name=published(about.name), tuning=published(tuning), evaluations=published(tuple(own)),
-                   comparisons=published(tuple(against)),
+                   comparisons=published(tuple(comparisons)),
                    others=published(tuple(e for e in done if e.id in others - ids)))
 
     @property
     def model(self) -> ModelIdentity | None:
-        """The model as it was evaluated; None where it was not."""
+        """The model as it was evaluated, or None if it was not."""
         return self.evaluations[0].model if self.evaluations else None
 
     @property
     def adapter(self) -> bool:
-        """True for a model that is an adapter on its base."""
+        """True if the model is an adapter for its base."""
         if self.model is not None:
             return self.model.adapter is not None
         return self.tuning is not None and writes_adapter(self.tuning.method)
 
     @property
     def base(self) -> ModelIdentity | None:
-        """The model that it was made from, as far as the ledger knows."""
+        """The model that it was made from, or None if the ledger does not know it."""
         if self.tuning is not None:
             return self.tuning.base
         return self.model.stored if self.model is not None and self.adapter else None
 
     def scores(self) -> list[tuple[Evaluation, Score]]:
-        """Scores of all the items that were to be asked; of one that was measured twice that on more items, then the
-        newer one."""
-        found: dict[tuple[str, str, str], tuple[Evaluation, Score]] = {}
+        """The scores of tasks that ran to their end; of two measurements the one on more items, then the newer one."""
+        best: dict[tuple[str, str, str], tuple[Evaluation, Score]] = {}
         for evaluation in self.evaluations:
             for score in evaluation.scores:
                 key = (score.task, score.metric, score.filter)
-                known = found.get(key)
+                previous = best.get(key)
                 if evaluation.stopped(score.task) or not math.isfinite(score.value):
                     continue
-                if known is None or known[1].n <= score.n:
-                    found[key] = (evaluation, score)
-        return list(found.values())
+                if previous is None or previous[1].n <= score.n:
+                    best[key] = (evaluation, score)
+        return list(best.values())
 
     def left_out(self) -> list[str]:
-        """Tasks that were stopped early, and so have no score."""
+        """The tasks that were stopped early and therefore have no score."""
         return list(dict.fromkeys(s.task for e in self.evaluations for s in e.scores if e.stopped(s.task)))
 
 
 def base_on_hub(model: ModelIdentity) -> str | None:
-    """The Hub id of a model, or of the one that a pack holds; None where it is not proven to be from there."""
+    """The Hub id of a model, or of the model in a pack; None if it is not proven to be from the Hub."""
     packed = (preset.source for preset in presets.PRESETS.values() if preset.pack and preset.pack == model.source)
     return model.source if model.revision else next(packed, None)
 
 
 def data_on_hub(tuning: Tuning) -> str | None:
-    """The Hub data set that a fine-tune learned; None for a file."""
+    """The Hub data set that a fine-tune was trained on; None for a file."""
     name = HUB_NAMES.get(tuning.data_source, tuning.data_source)
     return name if "/" in name and on_hub(Path(name)) else None
 
 
+# --- The YAML that the Hub reads ---
 def header(subject: Subject) -> Any:
-    """The metadata as huggingface_hub's ModelCardData; what is not known is left out."""
+    """The metadata as huggingface_hub's ModelCardData; unknown fields are left out."""
     from huggingface_hub.repocard_data import ModelCardData
 
     base, tuning = subject.base, subject.tuning
@@ -153,62 +148,62 @@ def _result(evaluation: Evaluation, score: Score) -> dict[str, Any]:
     task = _settings(evaluation, score)
     data, part = _data(task, score.task)
     interval = score_interval(score)
-    known = {"task": score.task, "filter": score.filter, "n": score.n, "stderr": _number(score.stderr),
-             "low": interval and interval[0], "high": interval and interval[1],
-             "num_fewshot": task.num_fewshot if task else None, "evaluation": evaluation.id}
+    args = {"task": score.task, "filter": score.filter, "n": score.n, "stderr": _number(score.stderr),
+            "low": interval and interval[0], "high": interval and interval[1],
+            "num_fewshot": task.num_fewshot if task else None, "evaluation": evaluation.id}
     return {"task": {"type": "text-generation", "name": "Text Generation"},
             "dataset": {"type": data or score.task, "name": fmt.visible(task_title(score.task)), "config": part,
                         "split": task.split if task and data else None},
             "metrics": [{"type": score.metric, "value": score.value, "name": _metric(evaluation, score),
-                         "args": {k: v for k, v in known.items() if v is not None}}]}
+                         "args": {k: v for k, v in args.items() if v is not None}}]}
 
 
 def _metric(evaluation: Evaluation, score: Score) -> str:
-    """The metric with the task it is of, and with the part of it that was asked."""
+    """The metric with its task, and with the part of the task if not all items were asked."""
     part = score_part(evaluation, score.task)
     title = f"{metric_title(score.metric, score.filter)} on {task_title(score.task)}"
     return fmt.visible(f"{title} (partial: {part})" if part else title)
 
 
 def _settings(evaluation: Evaluation, score: Score) -> TaskSettings | None:
-    """The task of a score; of a group its first one."""
-    inside = (t for t in evaluation.tasks if score.task in t.groups)
-    return evaluation.task(score.task) or next(inside, None)
+    """The task of a score; for a group its first task."""
+    members = (t for t in evaluation.tasks if score.task in t.groups)
+    return evaluation.task(score.task) or next(members, None)
 
 
 def _data(task: TaskSettings | None, name: str) -> tuple[str | None, str | None]:
-    """The data set of the Hub that a task asks about, and its part; (None, None) for documents of the user's own."""
-    known = BENCHMARKS[name].hub if name in BENCHMARKS else None
+    """The Hub data set of a task and its configuration; (None, None) for the user's own data."""
+    listed = BENCHMARKS[name].hub if name in BENCHMARKS else None
     stated = task.data.removeprefix("hub:") if task is not None and task.data.startswith("hub:") else None
     if stated is not None:
-        return stated, known[1] if known and known[0] == stated else None
-    return known if known and task is not None and task.data.startswith("pack:") else (None, None)
+        return stated, listed[1] if listed and listed[0] == stated else None
+    return listed if listed and task is not None and task.data.startswith("pack:") else (None, None)
 
 
 def entries(subject: Subject) -> dict[str, str]:
-    """File name -> YAML of a result of a benchmark's primary metric, for tasks whose data set is on the Hub."""
+    """File name -> YAML with the score of the primary metric, for each task whose data set is on the Hub."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
     from huggingface_hub.utils import yaml_dump
 
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for evaluation, score in subject.scores():
         data, _ = _data(_settings(evaluation, score), score.task)
         if score.primary and data is not None and is_fraction(score.metric):
-            begun = evaluation.provenance.started if evaluation.provenance else None
+            started = evaluation.provenance.started if evaluation.provenance else None
             entry = EvalResultEntry(dataset_id=data, task_id=_page(score.task), value=score.value,
-                                    date=begun, notes="; ".join(_notes(evaluation, score)))
+                                    date=started, notes="; ".join(_notes(evaluation, score)))
             name = re.sub(r"[^\w.-]+", "_", score.task)
-            found[f"{name}.yaml"] = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
-    return found
+            files[f"{name}.yaml"] = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return files
 
 
 def _page(task: str) -> str:
-    """The benchmark under whose name the Hub lists results of a task."""
+    """The name under which the Hub lists the results of a task."""
     return BENCHMARKS[task].page or task if task in BENCHMARKS else task
 
 
 def _notes(evaluation: Evaluation, score: Score) -> Iterator[str]:
-    """How a result came to be; a part of a benchmark first of all."""
+    """How a score was measured; first of all whether it is partial."""
     task, part = _settings(evaluation, score), score_part(evaluation, score.task)
     yield f"partial: {part}" if part else f"all {fmt.count(score.n)} items"
     yield fmt.visible(f"lm-eval task {score.task}, {metric_title(score.metric, score.filter)}")
@@ -222,9 +217,10 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+# --- The text ---
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """results: name of a file of ``.eval_results`` -> its YAML. left_out: tasks stopped early, which have no score."""
+    """A model card. results: file name in ``.eval_results`` -> its YAML. left_out: tasks that were stopped early."""
 
     readme: str
     results: Mapping[str, str]
@@ -232,7 +228,7 @@ class Card:
 
 
 def write_card(about: Evaluation | Tuning, results: Results) -> Card:
-    """The card of a finished evaluation's model, or of a tuning's. results: all that the ledger holds."""
+    """The card of a finished evaluation's model, or of a tuning's model. results: everything in the ledger."""
     subject = Subject.of(about, results)
     blocks = [f"# {md.text(fmt.visible(subject.name))}", _summary(subject), *_results(subject), *_verdicts(subject),
               *_base(subject), *_training(subject), *_how(subject), *_commands(subject)]
@@ -242,24 +238,24 @@ def write_card(about: Evaluation | Tuning, results: Results) -> Card:
 
 
 def _summary(subject: Subject) -> str:
-    """What the model is, in a sentence or two."""
+    """One or two sentences on what the model is."""
     tuning, base, model = subject.tuning, subject.base, subject.model
     if tuning is not None and base is not None:
         hub = data_on_hub(tuning)
         data = _link(hub, f"datasets/{hub}") if hub else md.code(fmt.visible(tuning.data_source))
         kind = f"{md.text(method_text(tuning))} fine-tune" if writes_adapter(tuning.method) else "full fine-tune"
-        text = f"A {kind} of {_named(subject)} on {fmt.count(tuning.examples)} examples of {data}."
+        text = f"A {kind} of {_base_name(subject)} on {fmt.count(tuning.examples)} examples of {data}."
     elif base is not None:
-        text = f"An adapter on {_named(subject)}. How it was trained is not known here."
+        text = f"An adapter for {_base_name(subject)}. How it was trained is unknown."
     else:
-        text = "How this model was made is not known here."
+        text = "How this model was made is unknown."
     if model is not None and not proven(model):
-        return f"{text} Its results were imported: they name the weights, and nobody read those."
-    same = "" if base is None else ", which asks a model and its base the same questions"
-    return f"{text} Its figures were measured with aftertune{same}."
+        return f"{text} Its results were imported, and its weights were not read."
+    method = "" if base is None else ", which asks a model and its base the same questions"
+    return f"{text} Its scores were measured with aftertune{method}."
 
 
-def _named(subject: Subject) -> str:
+def _base_name(subject: Subject) -> str:
     assert subject.base is not None
     hub = base_on_hub(subject.base)
     return _link(hub, hub) if hub else md.text(fmt.visible(source_title(subject.base.source)))
@@ -270,7 +266,7 @@ def _link(name: str, path: str) -> str:
 
 
 def _results(subject: Subject) -> list[str]:
-    """A table for each evaluation, and what its figures do not say."""
+    """A table for each evaluation, with notes on partial scores."""
     if not subject.evaluations:
         return ["## Results", "*Not evaluated yet.*"]
     blocks = ["## Results"]
@@ -278,35 +274,35 @@ def _results(subject: Subject) -> list[str]:
         if len(subject.evaluations) > 1:
             blocks.append(f"### {md.text(fmt.visible(evaluation.name))} ({md.text(evaluation.id)})")
         blocks += [*score_blocks(evaluation), *_limits(evaluation)]
-    return [*blocks, "± is one standard error; the interval of a share is Wilson's. Bold: primary metrics."]
+    return [*blocks, "± is one standard error. Intervals of proportions are Wilson intervals. Bold: primary metrics."]
 
 
 def _limits(evaluation: Evaluation) -> list[str]:
-    """Which figures are not those of the whole benchmark."""
+    """Notes on scores that do not cover the whole benchmark."""
     names = list(dict.fromkeys(s.task for s in evaluation.scores))
     early = [n for n in names if evaluation.stopped(n)]
     partial = [n for n in names if n not in early and score_part(evaluation, n)]
-    said = [(early, "Stopped early: early estimates, not scores; the interval of their comparison is for the full run"),
-            (partial, "Measured on a part of the items, and so not scores of the whole benchmark")]
+    notes = ((early, "Stopped early: early estimates, not scores; intervals of comparisons are for the full run"),
+             (partial, "Measured on a part of the items, not scores of the whole benchmark"))
     return [f"**{text}:** " + "; ".join(md.text(f"{task_title(n)} ({score_part(evaluation, n)})") for n in tasks) + "."
-            for tasks, text in said if tasks]
+            for tasks, text in notes if tasks]
 
 
 def _verdicts(subject: Subject) -> list[str]:
-    """Sentences and tables of the comparisons; without any, that nothing is known."""
+    """The sentences and tables of the comparisons, or a note that there are none."""
     if not subject.comparisons:
         return [] if subject.base is None else [
-            "## Compared with its base", "*Not compared with its base, so that nothing is said here of what it "
+            "## Compared with its base", "*Not compared with its base: this card does not show what the model "
             "learned or forgot.*"]
     blocks = ["## Compared with its base" if subject.comparisons[0].lineage else "## Compared with other models"]
-    found = observations(subject.comparisons)
-    if found:
-        blocks.append("\n".join(f"- **{o.lead}**: {md.text(o.text)}" for o in found))
+    sentences = observations(subject.comparisons)
+    if sentences:
+        blocks.append("\n".join(f"- **{o.lead}**: {md.text(o.text)}" for o in sentences))
     for comparison in subject.comparisons:
         blocks += [f"### {md.text(fmt.visible(comparison.tuned_name))} against "
                    f"{md.text(fmt.visible(comparison.base_name))}", *comparison_blocks(comparison)]
-    return [*blocks, "Each row is paired: both models answered the same items. A verdict is proven at 5 % after Holm's "
-            "correction over the primary metrics; *undecided* is neither a loss nor its absence."]
+    return [*blocks, "In each row both models answered the same items. A verdict is proven at the 5 % level after "
+            "Holm's correction over the primary metrics. *undecided*: neither a loss nor its absence is proven."]
 
 
 def _base(subject: Subject) -> list[str]:
@@ -318,12 +314,12 @@ def _base(subject: Subject) -> list[str]:
 
 
 def _training(subject: Subject) -> list[str]:
-    """The data and the recipe of a fine-tune; words of its examples are left out."""
+    """The data and the recipe of a fine-tune, without text of its examples."""
     if subject.tuning is None:
         return []
     tuning = replace(subject.tuning, overlap=tuple(replace(o, found=()) for o in subject.tuning.overlap))
-    elsewhere = {"Output", "Training Command", *dict(model_facts(tuning.base))}
-    facts = [fact for fact in tuning_facts(tuning) if fact[0] not in elsewhere]
+    listed_elsewhere = {"Output", "Training Command", *dict(model_facts(tuning.base))}
+    facts = [fact for fact in tuning_facts(tuning) if fact[0] not in listed_elsewhere]
     data = [fact for fact in facts if fact[0].startswith(("Training Data", "Data "))]
     recipe = [fact for fact in facts if fact not in data]
     return ["## Training data", md.facts(data, CODE), "## Method and recipe", md.facts(recipe, CODE)]
@@ -332,23 +328,23 @@ def _training(subject: Subject) -> list[str]:
 def _how(subject: Subject) -> list[str]:
     blocks = ["## How it was evaluated"] if subject.evaluations else []
     for evaluation in subject.evaluations:
-        elsewhere = {"Evaluation Command", "Batch Plan", *dict(model_facts(evaluation.model))} - {"Quantization"}
-        facts: Facts = [fact for fact in evaluation_facts(evaluation, None) if fact[0] not in elsewhere]
+        listed_elsewhere = {"Evaluation Command", "Batch Plan", *dict(model_facts(evaluation.model))} - {"Quantization"}
+        facts: Facts = [fact for fact in evaluation_facts(evaluation, None) if fact[0] not in listed_elsewhere]
         blocks.append(md.facts(facts, CODE))
     return blocks
 
 
 def _commands(subject: Subject) -> list[str]:
-    """What was run, in its order, and the comparisons; files and folders by their names."""
-    made: list[Evaluation | Tuning] = [*subject.others, *subject.evaluations]
-    made += [subject.tuning] if subject.tuning is not None else []
-    runs = sorted((r.provenance.started, r.provenance.command) for r in made if r.provenance is not None)
+    """The commands that were run, in order, then the comparisons; paths are names only."""
+    steps: list[Evaluation | Tuning] = [*subject.others, *subject.evaluations]
+    steps += [subject.tuning] if subject.tuning is not None else []
+    runs = sorted((s.provenance.started, s.provenance.command) for s in steps if s.provenance is not None)
     lines = list(dict.fromkeys(fmt.visible(command) for _, command in runs if command))
     if not lines:
         return []
     if not all(re.match(r"aftertune (run|demo)\b", line) for line in lines):  # these compare by themselves
         lines += [_compare(c) for c in subject.comparisons]
-    return ["## Do it again", "Files and folders stand here by their names alone.", md.block("\n".join(lines))]
+    return ["## Reproduce", "Paths are shortened to the names of files and folders.", md.block("\n".join(lines))]
 
 
 def _compare(comparison: Comparison) -> str:

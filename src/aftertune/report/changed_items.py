@@ -1,18 +1,15 @@
-"""The items that changed, as Markdown: owns how a question and both answers stand side by side.
+"""Shows the items that changed, with the question and both answers, and counts format failures of generated answers.
 
-    Path("flips.md").write_text(write_flips(found, limit=20))
-
-Everything that a model or a data set wrote stands in fences longer than any it holds, with control characters shown
-by their code points: it is read, never rendered.
-
-What generated answers look like: format failures told apart from wrong answers, and texts side by side.
+    Path("flips.md").write_text(write_flips(flips, limit=20))
 
     format_table(evaluation, answers)[0]
         FormatLine(title="GSM8K (chain of thought)", n=8, cut_off=5, no_answer=2, other_form=4, no_end=8, empty=0)
 
-The counts are those of `aftertune.stats.answer_format`: *cut off* at the token limit, *no answer* to extract,
-*other form*
-(found, but not by a stricter filter), *no end* (the model did not write its end token), *empty*.
+The counts come from `aftertune.stats.answer_format`: *cut off* at the token limit, *no answer* to extract, *other form*
+(extracted, but not by a stricter filter), *no end* (the model did not write its end token), *empty*.
+
+Text of a model or a data set is in fences that are longer than any fence in it, and its control characters are shown by
+their code points, so that it is never rendered.
 """
 
 from __future__ import annotations
@@ -38,7 +35,8 @@ from aftertune.values import (
     FormShift,
 )
 
-#: Answers by evaluation id.
+# --- Format of generated answers ---
+#: Evaluation id -> its answers.
 TaskAnswers = Mapping[str, Sequence[Answer]]
 
 _EXAMPLES = 3
@@ -46,7 +44,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatLine:
-    """Counts over one generated task of one evaluation; an answer can be in more than one column."""
+    """The counts of one generated task of one evaluation; an answer can be in several columns."""
 
     title: str
     n: int
@@ -69,102 +67,105 @@ class Changed:
 
 
 def format_table(evaluation: Evaluation, answers: Sequence[Answer]) -> list[FormatLine]:
-    """Format failures of each generated task of an evaluation."""
+    """The format failures of each generated task of an evaluation."""
     lines = []
     for task in evaluation.tasks:
-        mine = [a for a in answers if a.task == task.task and generated(a)]
-        if mine:
+        own = [a for a in answers if a.task == task.task and generated(a)]
+        if own:
             lines.append(FormatLine(title=fmt.visible(task_title(task.task)),
-                                    **asdict(count_forms(mine, MetricKey(task.primary).filter))))
+                                    **asdict(count_forms(own, MetricKey(task.primary).filter))))
     return lines
 
 
 def form_text(counts: FormCounts) -> str:
-    """The form of generated answers in words: "of 8, 5 cut off at the token limit, 2 without an extractable answer"."""
-    parts = [(counts.cut_off, "cut off at the token limit"), (counts.no_answer, "without an extractable answer"),
-             (counts.other_form, "with an answer in another form only"),
-             (counts.no_end, "not ended by the model's own end token"), (counts.empty, "empty")]
-    said = ", ".join(f"{fmt.count(n)} {what}" for n, what in parts if n)
-    return f"of {fmt.count(counts.n)}, {said or 'all with an answer, ended by the model'}"
+    """The counts in words: "5 of 8 cut off at the token limit, 2 without an extractable answer"."""
+    failures = [(counts.cut_off, "cut off at the token limit"), (counts.no_answer, "without an extractable answer"),
+                (counts.other_form, "with an answer in another format only"),
+                (counts.no_end, "not ended by the model's own end token"), (counts.empty, "empty")]
+    texts = [f"{fmt.count(n)}{'' if at else f' of {fmt.count(counts.n)}'} {reason}"
+             for at, (n, reason) in enumerate(failure for failure in failures if failure[0])]
+    return ", ".join(texts) or f"all {fmt.count(counts.n)} complete and with an answer"
 
 
 def shift_text(shift: FormShift) -> str:
-    """What was lost with no answer to judge, "" where nothing was lost."""
+    """How many lost items have no answer to score; "" if no item was lost."""
     if not shift.lost:
         return ""
-    return (f"of {fmt.count(shift.lost)} lost items {fmt.count(shift.lost_by_form)} have no answer to judge "
+    return (f"{fmt.count(shift.lost_by_form)} of {fmt.count(shift.lost)} lost items have no answer to score "
             f"({fmt.percent(shift.lost_by_form / shift.lost)}, 95 % interval {fmt.percent(shift.low)} to "
             f"{fmt.percent(shift.high)}): {_CAUSES[shift.cause]}")
 
 
-_CAUSES = {"format": "the loss is mostly one of format", "skill": "the loss is mostly one of skill",
-           "mixed": "whether the loss is one of format or of skill is not decided"}
+_CAUSES = {"format": "the loss is mostly in format", "skill": "the loss is mostly in skill",
+           "mixed": "it is undecided whether the loss is in format or in skill"}
 
 
+# --- Items that changed ---
 def changed_items(comparison: Comparison, answers: TaskAnswers) -> list[Changed]:
-    """Up to three changed items per generated primary row: those that were lost first, then gained."""
-    found: list[Changed] = []
+    """Up to three changed items for each generated primary row, lost items first."""
+    items: list[Changed] = []
     for row in comparison.rows:
         if row.primary and row.kind == "binary":
-            found += _changed(row, answers.get(comparison.base, ()), answers.get(comparison.tuned, ()))
-    return found
+            items += _changed(row, answers.get(comparison.base, ()), answers.get(comparison.tuned, ()))
+    return items
 
 
 def _changed(row: ComparisonRow, base: Sequence[Answer], tuned: Sequence[Answer]) -> list[Changed]:
     key = MetricKey.of(row.metric, row.filter)
     before = {a.item: a for a in base if a.task == row.task}
-    found = []
-    for after in tuned:
-        first = before.get(after.item) if after.task == row.task else None
-        if first is None or first.metrics.get(key) == after.metrics.get(key):
+    items = []
+    for second in tuned:
+        first = before.get(second.item) if second.task == row.task else None
+        if first is None or first.metrics.get(key) == second.metrics.get(key):
             continue
-        texts = _text(first), _text(after)
+        texts = _text(first), _text(second)
         if None not in texts:
-            lost = (first.metrics.get(key) or 0) > (after.metrics.get(key) or 0)
-            found.append(Changed(title=fmt.visible(task_title(row.task)), index=after.index,
+            lost = (first.metrics.get(key) or 0) > (second.metrics.get(key) or 0)
+            items.append(Changed(title=fmt.visible(task_title(row.task)), index=second.index,
                                  direction="lost" if lost else "gained",
                                  base=texts[0] or "", tuned=texts[1] or ""))
-    return sorted(found, key=lambda c: (c.direction != "lost", c.index))[:_EXAMPLES]
+    return sorted(items, key=lambda c: (c.direction != "lost", c.index))[:_EXAMPLES]
 
 
 def _text(answer: Answer) -> str | None:
-    """The generated text of an answer's first response, made visible; None for scored answers."""
+    """The generated text of an answer's first response, made safe to display; None for log-likelihoods."""
     text = answer.responses[0].text if answer.responses else None
     return None if text is None else fmt.visible(text) if text.strip() else "(empty)"
 
 
+#: How a generated text ended -> in words.
 ENDS = {"length": "cut off at the token limit", "stop": "ended by a stop string", "eos": "ended by the model"}
 
 
-def write_flips(found: Flips, *, limit: int | None = None) -> str:
-    """The flips as one Markdown document; ``limit`` items of each direction at most."""
-    key = MetricKey(found.metric)
-    names = md.text(fmt.visible(found.base_name)), md.text(fmt.visible(found.tuned_name))
-    blocks = [f"# {md.text(task_title(found.task))}: what changed from {names[0]} to {names[1]}"]
-    if found.differences:
-        blocks.append(f"> **{md.text(forced_text(found.differences))}**")
-    blocks.append(f"Of {fmt.count(found.n)} items, by {md.text(metric_title(key.metric, key.filter))}: "
-                  f"{fmt.count(found.lost)} lost (right before, wrong after), {fmt.count(found.gained)} gained.")
+def write_flips(flips: Flips, *, limit: int | None = None) -> str:
+    """The flips as a Markdown document, with at most ``limit`` items of each direction."""
+    key = MetricKey(flips.metric)
+    names = md.text(fmt.visible(flips.base_name)), md.text(fmt.visible(flips.tuned_name))
+    blocks = [f"# {md.text(task_title(flips.task))}: what changed from {names[0]} to {names[1]}"]
+    if flips.differences:
+        blocks.append(f"> **{md.text(forced_text(flips.differences))}**")
+    blocks.append(f"Of {fmt.count(flips.n)} items, by {md.text(metric_title(key.metric, key.filter))}: "
+                  f"{fmt.count(flips.lost)} lost (right before, wrong after), {fmt.count(flips.gained)} gained.")
     for direction in ("lost", "gained"):
-        mine = [f for f in found.flips if f.direction == direction]
-        for flip in mine[:limit]:
+        matching = [f for f in flips.flips if f.direction == direction]
+        for flip in matching[:limit]:
             blocks += _flip(flip, names, score_unit(key.metric))
-        if limit is not None and len(mine) > limit:
-            blocks.append(f"*{fmt.count(len(mine) - limit)} more {direction} items are not shown.*")
+        if limit is not None and len(matching) > limit:
+            blocks.append(f"*{fmt.count(len(matching) - limit)} more {direction} items are not shown.*")
     return "\n\n".join(blocks) + "\n"
 
 
 def score_unit(metric: str) -> str:
-    """The unit of what a metric compares: log-likelihoods, perhaps divided by the length of the choice."""
+    """The unit of the log-likelihoods that a metric compares: "nats", or for example "nats per character"."""
     length = METRICS[metric].length if metric in METRICS else ""
     return f"nats per {length}" if length else "nats"
 
 
 def forced_text(differences: Sequence[Difference]) -> str:
-    """The watermark of what was compared by force."""
-    shown = "; ".join(f"{fmt.visible(d.field)}: {fmt.visible(d.left, 60)} against {fmt.visible(d.right, 60)}"
+    """The warning above a comparison of evaluations that are not comparable."""
+    fields = "; ".join(f"{fmt.visible(d.field)}: {fmt.visible(d.left, 60)} against {fmt.visible(d.right, 60)}"
                       for d in differences)
-    return f"FORCED COMPARISON: these evaluations are not comparable ({shown or 'compared with --force'})."
+    return f"FORCED COMPARISON: these evaluations are not comparable ({fields or 'compared with --force'})."
 
 
 def _flip(flip: Flip, names: tuple[str, str], unit: str) -> list[str]:
@@ -180,15 +181,15 @@ def _flip(flip: Flip, names: tuple[str, str], unit: str) -> list[str]:
 
 
 def _about(side: FlipSide) -> str:
-    """How the text ended, and what was taken from it."""
+    """How the text ended, and what the filters extracted from it."""
     ended = f", {ENDS[side.finish]}" if side.finish in ENDS else ""
-    taken = [f"{md.text(name)} {md.code(fmt.visible(value, 100) or '(nothing)')}"
-             for name, value in side.extracted.items() if value.strip() != side.chosen.strip()]
-    return f"{ended}, extracted: {', '.join(taken)}" if taken else ended
+    extracted = [f"{md.text(name)} {md.code(fmt.visible(value, 100) or '(nothing)')}"
+                 for name, value in side.extracted.items() if value.strip() != side.chosen.strip()]
+    return f"{ended}, extracted: {', '.join(extracted)}" if extracted else ended
 
 
 def _choices(flip: Flip, names: tuple[str, str], unit: str) -> list[str]:
-    """A table of the choices with both models' scores; what each took is bold."""
+    """A table of the choices with the scores of both models; the choice of each model is bold."""
     sides = (flip.base, flip.tuned)
     best = [max(range(len(s.scores)), key=s.scores.__getitem__) if s.scores else -1 for s in sides]
     rows = []
@@ -200,5 +201,5 @@ def _choices(flip: Flip, names: tuple[str, str], unit: str) -> list[str]:
     margins = " and ".join(f"{fmt.change(s.margin)} ({name})" for s, name in zip(sides, names, strict=True)
                            if s.margin is not None)
     return [md.table(["", "Choice", *names], rows),
-            f"Log-likelihoods in {unit}; bold: the choice taken."
-            + (f" Margin of the right choice over the best other one: {margins}." if margins else "")]
+            f"Log-likelihoods in {unit}. Bold: the choice of each model."
+            + (f" Margin of the right choice over the best other choice: {margins}." if margins else "")]

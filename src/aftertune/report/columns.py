@@ -1,4 +1,4 @@
-"""The columns of the verdict table: one list for the terminal, Markdown, the page, CSV, JSON and LaTeX.
+"""Defines the columns of the verdict table, once for the terminal, Markdown, the page, CSV, JSON and LaTeX.
 
     for column in columns("markdown"):
         column.heading, column.text(line)       "Adjusted p", "<0.001"
@@ -6,7 +6,7 @@
         column.key, column.value(row)           "p_adjusted", 0.0006
 
 To add a column, add a field to `ComparisonRow`, a line to `aftertune.comparison.rows.build_row`, and a line to COLUMNS.
-Every output reads the list, so nothing else changes; ``make docs`` writes docs/columns.md from it.
+Every output reads that list, so nothing else changes. ``make docs`` writes docs/columns.md from it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,19 @@ from typing import Literal
 from aftertune.catalog import is_fraction
 from aftertune.report import formatting as fmt
 from aftertune.report.names import metric_title, task_title
-from aftertune.report.table import items_of, note_text, part_of, row_details, row_label, shown_verdict, value_text
+from aftertune.report.table import (
+    items_text,
+    note_text,
+    partial_text,
+    row_details,
+    row_label,
+    shown_verdict,
+    value_text,
+)
 from aftertune.values import Comparison, ComparisonRow, Verdict
 
-#: Where a column appears. "seeds" and "seeds page": recipes over several seeds, in the record and on the page.
+#: Where a column appears. "seeds" and "seeds page": comparisons of recipes over several seeds, in the record
+#: and on the page.
 Output = Literal["terminal", "markdown", "page", "seeds", "seeds page", "csv", "json", "latex"]
 #: A plain value, for other programs.
 CellValue = str | int | float | bool | tuple[str, ...] | None
@@ -34,8 +43,10 @@ ALL: tuple[Output, ...] = (*TABLES, *LATEX)
 
 @dataclass(frozen=True, slots=True)
 class VerdictLine:
-    """One row as a reader sees it; ``line["delta"]`` is the text of a column. lineage: the tuned model was proven to be
-    made from the base, so that the labels are forgot, improved and kept."""
+    """One row as a reader sees it; ``line["delta"]`` is the text of a column.
+
+    lineage: the tuned model is proven to be made from the base, so the labels are forgot, improved and kept.
+    """
 
     row: ComparisonRow
     lineage: bool
@@ -65,10 +76,10 @@ class VerdictLine:
 class Column:
     """One column.
 
-    key: its name in JSON and CSV. heading: in the tables that people read. says: what it means, for docs/columns.md.
-    text: its cell for people. plain: its cell for programs, the row's field of that name where None. short: heading on
-    the terminal; narrow: heading on a narrow page, where rows are cards. wide: its cell takes a whole line of a card.
-    name: it names the row. beside: on a narrow terminal it moves beside the task's name.
+    key: its name in JSON and CSV. says: its meaning, for docs/columns.md. outputs: where it appears. heading: in tables
+    for people. text: its cell for people. plain: its cell for programs (None: the row's field named ``key``). short:
+    heading on the terminal. narrow: heading on a narrow page, where rows are cards. wide: its cell takes a whole line
+    of a card. name: it names the row. beside: on a narrow terminal it moves beside the task's name.
     """
 
     key: str
@@ -84,13 +95,13 @@ class Column:
     beside: bool = False
 
     def value(self, row: ComparisonRow) -> CellValue:
-        """The plain value of a row: fractions stay fractions."""
+        """The value of a row for programs; fractions stay fractions."""
         cell: CellValue = getattr(row, self.key) if self.plain is None else self.plain(row)
         return cell
 
 
 def scale(row: ComparisonRow) -> int:
-    """What a difference is multiplied by: 100 for shares, which are shown in points, else 1."""
+    """The factor for showing a difference: 100 for fractions, which are shown in points, else 1."""
     return 100 if is_fraction(row.metric) else 1
 
 
@@ -110,24 +121,25 @@ COLUMNS: tuple[Column, ...] = (
            text=lambda line: fmt.visible(metric_title(line.row.metric, line.row.filter))),
     Column(key="filter", outputs=LATEX, says="The filter that lm-eval applied to the answers before the metric."),
     Column(key="n", heading="n", outputs=("terminal", "seeds", *LATEX), says="Items that both models answered.",
-           text=lambda line: items_of(line.row)),
+           text=lambda line: items_text(line.row)),
     Column(key="part", heading="n", outputs=("markdown", "page"),
-           says="Items that both models answered; of how many, where these are not all of the task.",
-           text=lambda line: part_of(line.row) or items_of(line.row)),
+           says="Items that both models answered, with the task's total if they are only a part of it.",
+           text=lambda line: partial_text(line.row) or items_text(line.row)),
     Column(key="n_total", outputs=LATEX, says="Items of the whole task."),
     Column(key="base", heading="Base", outputs=ALL, says="Score of the base model on these items.",
            text=lambda line: value_text(line.row.metric, line.row.base)),
     Column(key="tuned", heading="Tuned", outputs=ALL, says="Score of the tuned model on these items.",
            text=lambda line: value_text(line.row.metric, line.row.tuned)),
     Column(key="delta", heading="Difference (points)", short="Points", narrow="Points", outputs=ALL,
-           says="Tuned minus base, turned round where lower is better: positive is always better.",
+           says="Tuned minus base, with the sign reversed where lower is better: positive is always better.",
            text=lambda line: fmt.points(line.row.delta, scale(line.row))),
     Column(key="interval", heading="95 % interval", wide=True, outputs=TABLES,
            says="95 % interval of the difference.",
            text=lambda line: fmt.points_interval(line.row.low, line.row.high, scale(line.row))),
     Column(key="low", outputs=LATEX, says="Lower end of the 95 % interval of the difference."),
     Column(key="high", outputs=LATEX, says="Upper end of the 95 % interval of the difference."),
-    Column(key="margin", heading="Margin", outputs=("markdown", *LATEX), says="The smallest loss that would matter.",
+    Column(key="margin", heading="Margin", outputs=("markdown", *LATEX),
+           says="The largest change that still counts as no change.",
            text=lambda line: margin_text(line.row) if line.row.primary else fmt.DASH),
     Column(key="gained", outputs=LATEX, says="Items that became right."),
     Column(key="lost", outputs=LATEX, says="Items that became wrong."),
@@ -149,9 +161,9 @@ COLUMNS: tuple[Column, ...] = (
     Column(key="p", outputs=DATA, says="The p-value before Holm's correction."),
     Column(key="q", outputs=DATA, says="Benjamini-Hochberg's q over the tasks of a group; exploratory."),
     Column(key="group", outputs=DATA, plain=lambda row: row.group or None,
-           says="The group that has a verdict in place of this task."),
+           says="The group that gets the verdict instead of this task."),
     Column(key="items_needed", outputs=DATA, says="Items that would decide an undecided row."),
-    Column(key="note", outputs=DATA, says="What the row cannot be read without."),
+    Column(key="note", outputs=DATA, says="What a reader must know about this row."),
     Column(key="details", outputs=DATA, says="Further intervals."),
 )
 
@@ -159,7 +171,7 @@ BY_KEY = {column.key: column for column in COLUMNS}
 
 
 def columns(output: Output) -> list[Column]:
-    """The columns of an output, in their order."""
+    """The columns of one output, in order."""
     return [column for column in COLUMNS if output in column.outputs]
 
 
@@ -174,7 +186,7 @@ def verdict_lines(rows: Sequence[ComparisonRow], *, lineage: bool) -> list[Verdi
 
 
 def reference() -> str:
-    """The list as Markdown: docs/columns.md."""
+    """The text of docs/columns.md."""
     names = {"terminal": "terminal", "markdown": "record", "page": "page", "csv": "CSV", "json": "JSON",
              "latex": "LaTeX"}
     rows = [f"| `{c.key}` | {c.heading} | {c.says} | {', '.join(n for o, n in names.items() if o in c.outputs)} |"
@@ -184,4 +196,4 @@ def reference() -> str:
         "Written by `make docs` from the program itself. CSV is `aftertune export ID --format csv`; JSON is "
         "`aftertune compare --json`", "and `aftertune export ID --format json`, which have the same keys. Scores and "
         "differences are fractions there, not points.", "",
-        "| key | heading | what it says | where |", "| --- | --- | --- | --- |", *rows]) + "\n"
+        "| key | heading | meaning | where |", "| --- | --- | --- | --- |", *rows]) + "\n"

@@ -1,16 +1,13 @@
-"""What is known about a run besides its scores, as (label, value) pairs: the metadata list of a report.
+"""Describes evaluations, fine-tunes and training data as (label, value) pairs: the metadata lists of a report.
 
     evaluation_facts(evaluation, tuning)
         [("Evaluation Date", "2026-11-23"), ("Model Path", "package:…"), ("Weights", "3f0c…"), …]
-
-Labels follow the form of model evaluation records (Evaluation Date, Model Path, Evaluation Command,
-Fine-tuning Method, Training Data Size, Device, Batch Plan, Data Type). Values are finished text, not escaped
-for a format; CODE names the labels whose values are code.
-
-What a fine-tune's data came to, as (label, value) pairs: what was left out, what is learned, what evaluations share.
-
     data_facts(tuning.counts, tuning.overlap)
         [("Data Rows", "999: 892 trained on, 93 held out; left out: 14 duplicates"), ("Data Learned", "135,902 …"), …]
+
+The labels follow model evaluation records (Evaluation Date, Model Path, Evaluation Command, Fine-tuning Method,
+Training Data Size, Device, Batch Plan, Data Type). The values are plain text that is not escaped yet. CODE lists the
+labels whose values are shown as code.
 """
 
 from __future__ import annotations
@@ -29,54 +26,59 @@ from aftertune.values.reported import proven
 
 Counts = Mapping[str, Mapping[str, int]]
 
+# --- Training data ---
 _USED = {"training": "trained on", "held_out": "held out", "validation": "for validation", "replayed": "replayed"}
-_LEFT_OUT = {"duplicates": "duplicates", "alike": "duplicates but for case, spaces or Unicode form",
-             "empty": "without a completion", "unreadable": "unreadable", "in_held_out_file":
-             "with a prompt of the held-out file", "set_aside": "new or held out themselves", "not_drawn": "not drawn"}
+_LEFT_OUT = {"duplicates": "duplicates", "alike": "duplicates except for case, spaces or Unicode form",
+             "empty": "without a completion", "unreadable": "unreadable",
+             "in_held_out_file": "with a prompt of the held-out file",
+             "set_aside": "in the new or held-out data", "not_drawn": "not drawn"}
 _FILES = {"data": "Data Rows", "replay_data": "Data Rows of Replay"}
 _SIDES = {"training": "Data Learned", "replay": "Data Learned of Replay", "held out": "Data Measured",
           "validation": "Data Validated"}
-#: So many indices of items are named.
+#: The number of item indices that are listed.
 NAMED = 12
 
 
 def data_facts(counts: Counts, overlap: Sequence[Overlap]) -> list[tuple[str, str]]:
-    """A line for each file, each side and each task that was looked for; nothing for a tuning without counts."""
-    files = [(label, _rows(counts[name])) for name, label in _FILES.items() if name in counts]
-    sides = [(label, _learned(counts[name])) for name, label in _SIDES.items() if name in counts]
+    """A line for each file, each part of the data and each task that was searched for; [] without counts."""
+    files = [(label, _rows_text(counts[name])) for name, label in _FILES.items() if name in counts]
+    sides = [(label, _learned_text(counts[name])) for name, label in _SIDES.items() if name in counts]
     return [*files, *sides, *((f"Data Overlap, {task_title(o.task)}", overlap_text(o)) for o in overlap)]
 
 
 def overlap_text(overlap: Overlap) -> str:
-    """How many of a task's items the training data shows, how, and which."""
+    """How many of a task's items are in the training data, by which match, and which ones."""
     count = len(overlap.items)
     if not count:
         return f"none of {fmt.count(overlap.n)} items is in the training data, exactly or with 13 words in a row"
-    named = ", ".join(map(str, overlap.items[:NAMED])) + (" …" if count > NAMED else "")
+    indices = ", ".join(map(str, overlap.items[:NAMED])) + (" …" if count > NAMED else "")
     first = next(iter(overlap.found), None)
-    where = f"; the first in {first['in']}: {fmt.visible(str(first['words']), 80)!r}" if first else ""
+    example = f"; the first in {first['in']}: {fmt.visible(str(first['words']), 80)!r}" if first else ""
     return (f"{fmt.count(count)} of {fmt.count(overlap.n)} items are in the training data "
-            f"({len(overlap.exact)} exactly, {len(overlap.ngram)} with 13 words in a row): {named}{where}")
+            f"({len(overlap.exact)} exactly, {len(overlap.ngram)} with 13 words in a row): {indices}{example}")
 
 
-def _rows(found: Mapping[str, int]) -> str:
-    used = ", ".join(_told(found, _USED))
-    left = ", ".join(_told(found, _LEFT_OUT)) or "nothing"
-    return f"{fmt.count(found['rows'])}: {used}; left out: {left}"
+def _rows_text(counts: Mapping[str, int]) -> str:
+    used = ", ".join(_counted(counts, _USED))
+    left_out = ", ".join(_counted(counts, _LEFT_OUT)) or "nothing"
+    return f"{fmt.count(counts['rows'])}: {used}; left out: {left_out}"
 
 
-def _learned(side: Mapping[str, int]) -> str:
+def _learned_text(side: Mapping[str, int]) -> str:
     share = fmt.percent(side["learned"] / max(side["tokens"], 1))
     learned, tokens, rows = (fmt.count(side[name]) for name in ("learned", "tokens", "rows"))
     text = f"{learned} of {tokens} tokens ({share}) in {rows} rows"
-    more = {"cut": "cut at the end, being too long", "masked": "left out, their prompt filling the length"}
-    return "; ".join([text, *_told(side, more)])
+    shortened = {"cut": "cut at the end because they are too long",
+                 "masked": "left out because the prompt alone fills the maximum length"}
+    return "; ".join([text, *_counted(side, shortened)])
 
 
-def _told(found: Mapping[str, int], words: Mapping[str, str]) -> Iterator[str]:
-    return (f"{fmt.count(found[name])} {text}" for name, text in words.items() if found.get(name))
+def _counted(counts: Mapping[str, int], words: Mapping[str, str]) -> Iterator[str]:
+    """"14 duplicates" and the like, for each count that is not zero."""
+    return (f"{fmt.count(counts[name])} {text}" for name, text in words.items() if counts.get(name))
 
 
+# --- Evaluations and fine-tunes ---
 Facts = list[tuple[str, str]]
 
 #: Labels whose values are shown as code.
@@ -86,7 +88,7 @@ CODE = frozenset({"Model Path", "Model Fingerprint", "Adapter Path", "Evaluation
 
 
 def evaluation_facts(evaluation: Evaluation, tuning: Tuning | None) -> Facts:
-    """Date, model, fingerprints, command, method, data, device, plan, type, engine, versions, tasks."""
+    """The date, model, command, method, device, batch plan, data type, engine, versions and tasks of an evaluation."""
     provenance = evaluation.provenance
     facts: Facts = [("Evaluation", evaluation.id)]
     if provenance is not None:
@@ -107,11 +109,11 @@ def evaluation_facts(evaluation: Evaluation, tuning: Tuning | None) -> Facts:
     if evaluation.early is not None:
         facts.append(("Early Stop", early_stop_text(evaluation.early)))
     facts += [("Warning", warning) for warning in evaluation.warnings]
-    return _shown(facts)
+    return _visible(facts)
 
 
 def tuning_facts(tuning: Tuning) -> Facts:
-    """Base, data, method, every resolved setting, versions and notes of one fine-tune."""
+    """The base, data, method, resolved settings, versions and notes of a fine-tune."""
     provenance = tuning.provenance
     facts: Facts = [("Tuning", tuning.id)]
     if provenance is not None:
@@ -134,30 +136,30 @@ def tuning_facts(tuning: Tuning) -> Facts:
     facts += [*watch_facts(tuning.watch), *cost_facts(tuning.cost), *data_facts(tuning.counts, tuning.overlap)]
     facts += [("Output", tuning.output), *run_facts(provenance)]
     facts += [("Note", note) for note in tuning.notes]
-    return _shown(facts)
+    return _visible(facts)
 
 
 def cost_facts(cost: Mapping[str, float]) -> Facts:
-    """What a tuning took, beside what was expected of it."""
-    def told(name: str) -> str:
+    """The memory and time that a fine-tune took, with the estimates."""
+    def amount(name: str) -> str:
         return f"{cost[name] / 2**30:.2f} GiB" if name.endswith("memory") else fmt.duration(cost[name])
 
     labels = {"memory": "Peak Memory", "seconds": "Training Time"}
-    return [(label, told(name) + (f" (estimated: {told(f'estimated_{name}')})" if f"estimated_{name}" in cost else ""))
-            for name, label in labels.items() if name in cost]
+    estimates = {name: f" (estimated: {amount(f'estimated_{name}')})" for name in labels if f"estimated_{name}" in cost}
+    return [(label, amount(name) + estimates.get(name, "")) for name, label in labels.items() if name in cost]
 
 
 def model_facts(model: ModelIdentity) -> Facts:
-    """Where a model came from and its fingerprints, each on its own."""
+    """The source of a model and its fingerprints."""
     facts: Facts = [("Model Path", model.source)]
     if model.revision:
         facts.append(("Revision", model.revision))
     if not proven(model):
-        return [*facts, ("Identity", "not proven: imported results name their weights, they do not show them")]
+        return [*facts, ("Identity", "not proven: these results were imported, and the weights were not read")]
     facts += [("Model Fingerprint", fmt.short(model.fingerprint)), ("Weights", fmt.short(model.weights)),
               ("Configuration", fmt.short(model.config)), ("Tokenizer", fmt.short(model.tokenizer))]
     if model.quantization:
-        facts.append(("Quantization", f"{model.quantization.upper()}, linear layers, when loaded"))
+        facts.append(("Quantization", f"{model.quantization.upper()}, linear layers, at load time"))
     if model.adapter_source:
         facts.append(("Adapter Path", model.adapter_source))
     if model.adapter:
@@ -168,7 +170,7 @@ def model_facts(model: ModelIdentity) -> Facts:
 
 
 def run_facts(provenance: Provenance | None) -> Facts:
-    """Versions, code state and duration of a run."""
+    """The versions, git commit and duration of a run."""
     if provenance is None:
         return []
     facts: Facts = []
@@ -183,29 +185,29 @@ def run_facts(provenance: Provenance | None) -> Facts:
 
 
 def method_text(tuning: Tuning) -> str:
-    """The method as people write it."""
+    """The title of the method, with its backend if there is one."""
     backend = tuning.settings.get("backend")
     return method_title(tuning.method) + (f" by {backend}" if backend else "")
 
 
 def kind_text(evaluation: Evaluation, home: Family, tuning: Tuning | None) -> str:
-    """What an evaluated model is in its family: "base", "LoRA, 600 examples", or "" where not known."""
+    """The role of a model in its family: "base", "LoRA, 600 examples", or "" if unknown."""
     if tuning is not None:
         return f"{method_text(tuning)}, {fmt.count(tuning.examples)} examples"
     return "base" if evaluation.model.fingerprint == home.root and home.has_tuned else ""
 
 
 def plan_text(schedule: Mapping[str, Any]) -> str:
-    """The batch plan that ran: budget, slots, threads and halvings, and its digest."""
-    told_elsewhere = ("note", "seconds", "torch", "transformers", "stages")
-    shown = {k: v for k, v in schedule.items() if k not in told_elsewhere}
-    if isinstance(shown.get("plan"), str):
-        shown["plan"] = fmt.short(shown["plan"])
-    return mapping_text(shown) or "not recorded"
+    """The batch plan that ran: budget, slots, threads, out-of-memory splits and its digest."""
+    in_other_facts = ("note", "seconds", "torch", "transformers", "stages")
+    plan = {k: v for k, v in schedule.items() if k not in in_other_facts}
+    if isinstance(plan.get("plan"), str):
+        plan["plan"] = fmt.short(plan["plan"])
+    return mapping_text(plan) or "not recorded"
 
 
 def mapping_text(values: Mapping[str, Any]) -> str:
-    """A mapping as ``key value`` pairs sorted by key; long lists by their count."""
+    """A mapping as ``key value`` pairs sorted by key; of a long list only the number of entries."""
     return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in sorted(values.items())
                      if value is not None)
 
@@ -217,31 +219,31 @@ def _plain(value: Any) -> str:
         if not value:
             return "none"
         short = len(value) <= 8 and all(isinstance(v, str | int | float) for v in value)
-        return "[" + ", ".join(map(_listed, value)) + "]" if short else f"{fmt.count(len(value))} entries"
+        return "[" + ", ".join(map(_list_item, value)) + "]" if short else f"{fmt.count(len(value))} entries"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _listed(value: Any) -> str:
+def _list_item(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else _plain(value)
 
 
 def early_stop_text(early: Early) -> str:
-    """How an evaluation was to be stopped early, and where each verdict fell."""
-    parts = [f"against evaluation {early.against}", f"random order of seed {early.seed}"]
+    """The rule of early stopping, and the number of items that each verdict needed."""
+    rules = [f"compared with evaluation {early.against}", f"random order, seed {early.seed}"]
     if early.min_items:
-        parts.append(f"{fmt.count(early.min_items)} items at least")
+        rules.append(f"at least {fmt.count(early.min_items)} items")
     if early.max_width is not None:
-        parts.append(f"interval at most {fmt.points(early.max_width).lstrip('+')} points wide")
-    units = [f"{task_title(u.name)}: {fmt.count(u.used)} of {fmt.count(u.items)} items, a look every {u.batch}, "
+        rules.append(f"interval at most {fmt.points(early.max_width).lstrip('+')} points wide")
+    units = [f"{task_title(u.name)}: {fmt.count(u.used)} of {fmt.count(u.items)} items, tested every {u.batch} items, "
              f"margin ±{fmt.points(early.margins.get(u.name)).lstrip('+')}, order {fmt.short(u.order)}"
              for u in early.units]
-    return "; ".join([", ".join(parts), *units])
+    return "; ".join([", ".join(rules), *units])
 
 
 def task_text(task: TaskSettings) -> str:
-    """How one task was run: version, items, examples, data, split, template, generation settings."""
+    """The settings of one task: version, items, examples, data, split, template and generation."""
     template = "chat template on" if task.chat_template else "chat template off"
     if task.chat_template and task.fewshot_as_multiturn:
         template += " (examples as turns)"
@@ -257,7 +259,7 @@ def task_text(task: TaskSettings) -> str:
 
 
 def device_text(device: str, provenance: Provenance | None) -> str:
-    """The device with what is known of the machine: "CPU (Xeon 8481C, 2 cores, 7.8 GiB)"."""
+    """The device and its hardware: "CPU (Xeon 8481C, 2 cores, 7.8 GiB)"."""
     hardware = provenance.hardware if provenance is not None else {}
     chips = hardware.get("gpus") if device != "cpu" else None
     parts = [", ".join(chips) if chips else hardware.get("cpu")]
@@ -265,10 +267,10 @@ def device_text(device: str, provenance: Provenance | None) -> str:
         parts.append(f"{hardware['cores']} cores")
     if hardware.get("memory"):
         parts.append(f"{hardware['memory'] / 2**30:.1f} GiB")
-    known = ", ".join(str(part) for part in (*parts, hardware.get("platform")) if part)
-    return f"{device.upper()} ({known})" if known else device.upper()
+    details = ", ".join(str(part) for part in (*parts, hardware.get("platform")) if part)
+    return f"{device.upper()} ({details})" if details else device.upper()
 
 
-def _shown(facts: Facts) -> Facts:
-    """Facts as they can be looked at; a command is of use only whole."""
+def _visible(facts: Facts) -> Facts:
+    """The facts made safe to display. Commands may be long, because a part of one is of no use."""
     return [(label, fmt.visible(value, 8000 if label.endswith("Command") else 600)) for label, value in facts if value]

@@ -1,4 +1,4 @@
-"""Every number and every foreign text of a report takes its form here, and only here.
+"""Formats every number and every foreign text of a report.
 
     percent(0.47)                  "47.00%"
     points(-0.11)                  "−11.00"          (percentage points, real minus sign, zero unsigned)
@@ -7,7 +7,7 @@
     count(10042)                   "10,042"
     visible("a\\u202eb")           "a⟨U+202E⟩b"
 
-A value that is missing or not finite is shown as a dash: no report ever prints NaN.
+A value that is missing or not finite is shown as a dash; no report prints NaN.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def _number(value: float | None, digits: int, *, signed: bool = False) -> str:
     return (MINUS if value < 0 else "+" if signed else "") + text
 
 
-def known(value: float | None) -> bool:
-    """True for a finite number."""
+def is_finite(value: float | None) -> bool:
+    """True for a finite number, False for None, NaN and infinities."""
     return value is not None and math.isfinite(value)
 
 
@@ -40,7 +40,7 @@ def percent(value: float | None) -> str:
 
 
 def raw(value: float | None, digits: int = 4) -> str:
-    """A number that is no fraction (a perplexity, a loss) with a fixed count of decimals."""
+    """A number that is not a fraction, such as a perplexity or a loss, with a fixed number of decimals."""
     return _number(value, digits)
 
 
@@ -51,7 +51,7 @@ def points(value: float | None, scale: float = 100) -> str:
 
 def points_interval(low: float, high: float, scale: float = 100) -> str:
     """An interval of a difference in percentage points: "−15.00 to −7.00"."""
-    return f"{points(low, scale)} to {points(high, scale)}" if known(low) and known(high) else DASH
+    return f"{points(low, scale)} to {points(high, scale)}" if is_finite(low) and is_finite(high) else DASH
 
 
 def change(value: float, digits: int = 3) -> str:
@@ -82,7 +82,7 @@ def compact(n: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 192.4 -> "3 min 12 s"."""
+    """Seconds for a reader: 192.4 -> "3 min 12 s"."""
     if seconds is None or not 0 <= seconds < math.inf:
         return DASH
     if seconds < 60:
@@ -99,12 +99,11 @@ def short(fingerprint: str) -> str:
 
 
 def visible(text: str, limit: int = 2000) -> str:
-    """Foreign text made safe to look at: control and direction-changing characters shown by their code
-    point, everything past ``limit`` characters cut off with a note. (Escaping is the document's business.)
-    """
-    rest = len(text) - limit
-    shown = "".join(_visible_character(c) for c in text[:limit])
-    return f"{shown} … ({count(rest)} more characters)" if rest > 0 else shown
+    """Foreign text made safe to display: control and direction-changing characters are replaced by their code point,
+    and text beyond ``limit`` characters is cut off with a note. Escaping is up to the document."""
+    excess = len(text) - limit
+    visible_text = "".join(_visible_character(c) for c in text[:limit])
+    return f"{visible_text} … ({count(excess)} more characters)" if excess > 0 else visible_text
 
 
 def _visible_character(c: str) -> str:

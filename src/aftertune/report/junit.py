@@ -1,9 +1,9 @@
-"""A gate in words and in JUnit XML, from its lines alone.
+"""Describes the result of a gate in sentences and as JUnit XML.
 
     gate_text(line)       "FAILED  hellaswag: a drop of more than 2.00 points is proven: −14.67 (…)"
     write_junit(lines, title="tuned against base")
 
-JUnit has a test case a limit: failed, passed, or skipped where the base is at the floor and nothing was required.
+JUnit has one test case for each limit: failed, passed, or skipped if the base is at the floor and no proof is required.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from xml.etree import ElementTree
 
 from aftertune.catalog import is_fraction
 from aftertune.report import formatting as fmt
-from aftertune.report.table import early_text, items_text
+from aftertune.report.table import early_text, items_needed_text
 from aftertune.values import GateLine
 
 
 def gate_text(line: GateLine) -> str:
-    """One line of a gate."""
-    word = "FAILED" if line.failed else {"held": "passed", "open": "passed", "floor": "skipped"}[line.outcome]
-    return f"{word:<8}{fmt.visible(line.task)}: {gate_reason(line)}"
+    """One line of a gate: passed, FAILED or skipped, with the reason."""
+    status = "FAILED" if line.failed else {"held": "passed", "open": "passed", "floor": "skipped"}[line.outcome]
+    return f"{status:<8}{fmt.visible(line.task)}: {gate_reason(line)}"
 
 
 def limit_text(line: GateLine) -> str:
     """The limit with its unit: "2.00 points"."""
-    share = is_fraction(line.row.metric)
-    return f"{fmt.raw((100 if share else 1) * line.limit, 2)}{' points' if share else ''}"
+    fraction = is_fraction(line.row.metric)
+    return f"{fmt.raw((100 if fraction else 1) * line.limit, 2)}{' points' if fraction else ''}"
 
 
 def gate_reason(line: GateLine) -> str:
-    """What is proven, and the figures that it stands on."""
+    """What is proven, with the figures that prove it."""
     row, scale = line.row, 100 if is_fraction(line.row.metric) else 1
     figures = (f"{fmt.points(row.delta, scale)}, 95 % interval {fmt.points_interval(row.low, row.high, scale)}, "
                f"n={fmt.count(row.n)}")
@@ -38,16 +38,14 @@ def gate_reason(line: GateLine) -> str:
     if row.stopped_of is not None:
         figures += f"; {early_text(row.n, row.stopped_of)}, the interval is for the full run"
     if line.outcome == "dropped":
-        said = f"{drop} {'in the full run ' if row.stopped_of else ''}is proven ({figures})"
-    elif line.outcome == "held":
-        where = " in the full run" if row.stopped_of else ""
-        said = f"proven: no drop of more than {limit_text(line)}{where} ({figures})"
-    elif line.outcome == "floor":
-        said = f"the base is at the floor: it has nothing to lose here, so this limit guards nothing ({figures})"
-    else:
-        plan = f"; {items_text(row)}" if items_text(row) else ""
-        said = f"neither {drop} nor its absence is proven ({figures}{plan})"
-    return said
+        return f"{drop} {'in the full run ' if row.stopped_of else ''}is proven ({figures})"
+    if line.outcome == "held":
+        scope = " in the full run" if row.stopped_of else ""
+        return f"proven: no drop of more than {limit_text(line)}{scope} ({figures})"
+    if line.outcome == "floor":
+        return f"the base is at the floor: it has nothing to lose, so this limit tests nothing ({figures})"
+    needed = f"; {items_needed_text(row)}" if items_needed_text(row) else ""
+    return f"neither {drop} nor its absence is proven ({figures}{needed})"
 
 
 def write_junit(lines: Sequence[GateLine], *, title: str) -> str:
@@ -66,7 +64,7 @@ def write_junit(lines: Sequence[GateLine], *, title: str) -> str:
 
 
 def write_junit_error(tasks: Sequence[str], message: str, *, title: str) -> str:
-    """The same where the two could not be compared: every limit is an error."""
+    """The document for two evaluations that could not be compared: every limit is an error."""
     suite = _suite(title, tests=len(tasks), failures=0, skipped=0, errors=len(tasks))
     for task in tasks:
         ElementTree.SubElement(_case(suite, task), "error", message=_xml(message), type="not comparable")
@@ -90,5 +88,5 @@ def _document(suite: ElementTree.Element) -> str:
 
 
 def _xml(text: str) -> str:
-    """Text that XML 1.0 can hold: control characters, lone surrogates and the two non-characters made visible."""
+    """Text that is valid in XML 1.0: control characters, lone surrogates and the two non-characters made visible."""
     return fmt.visible(text).replace("\ufffe", "⟨U+FFFE⟩").replace("\uffff", "⟨U+FFFF⟩")

@@ -1,10 +1,10 @@
-"""Learned against forgotten: what each fine-tune gained on what it was made for, beside what it changed elsewhere.
+"""Pairs what each fine-tune learned on its target task with what it changed on the benchmarks.
 
     balances(outcomes)[0].points[0]
         Point(number=1, learned=Span(63.8, 52.8, 73.4), changed=Span(0.9, -0.8, 2.7), verdict="within", front=True, …)
 
-The front holds the points that no other one beats on both sides. It is drawn through estimates: the intervals and the
-verdicts say how far it is to be trusted.
+The front consists of the points that no other point beats in both coordinates. It is computed from estimates, so
+read it together with the intervals and the verdicts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from aftertune.report.names import task_title
-from aftertune.report.results import Span, TuningOutcome, against, common_benchmarks, whole_verdict
+from aftertune.report.results import Span, TuningOutcome, by_base, common_benchmarks, overall_verdict
 from aftertune.report.table import shown_verdict
 from aftertune.stats.clustered import mean_interval
 from aftertune.values import ComparisonRow, Verdict
@@ -23,8 +23,12 @@ LOSS = "held-out loss"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One fine-tune. learned: in points of the target task, or nats per token; changed: in points. verdict: over the
-    benchmarks; proven: that it learned is; front: no other point is better on one side and as good on the other."""
+    """One fine-tune.
+
+    learned: in points on the target task, or in nats per token. changed: in points, the mean over the benchmarks.
+    verdict: over the benchmarks. proven: a gain in ``learned`` is proven. front: no other point is better in one
+    coordinate and at least as good in the other.
+    """
 
     number: int
     outcome: TuningOutcome
@@ -37,8 +41,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """The fine-tunes of one base. measure: a target task, or LOSS; tasks: the benchmarks; floor: those on which the
-    base had nothing to lose, left out; margin: in points, where all have the same."""
+    """The fine-tunes of one base.
+
+    measure: a target task, or LOSS. tasks: the benchmarks. floor: benchmarks that are left out because the base has
+    nothing to lose there. margin: in points, or None if the benchmarks have different ones.
+    """
 
     base: str
     base_name: str
@@ -50,30 +57,30 @@ class Balance:
 
     @property
     def learned(self) -> str:
-        """What stands to the right."""
+        """The title of the horizontal axis."""
         if self.measure == LOSS:
-            return "learned: fall of the held-out loss, nats per token"
+            return "learned: drop in held-out loss, nats per token"
         return f"learned: gain on {task_title(self.measure)}, points"
 
     @property
     def changed(self) -> str:
-        """What stands above."""
+        """The title of the vertical axis."""
         if len(self.tasks) == 1:
             return f"change on {task_title(self.tasks[0])}, points"
         return f"mean change on {len(self.tasks)} benchmarks, points"
 
     def on(self, task: str) -> Balance:
-        """The same with one benchmark alone, its own interval, verdict and front."""
+        """The balance with one benchmark only, and with the interval, verdict and front of that benchmark."""
         rows = [_row(p.outcome, task) for p in self.points]
-        points = [replace(p, changed=Span.of(r), verdict=shown_verdict(r)) for p, r in zip(self.points, rows,
-                                                                                          strict=True)]
-        return replace(self, tasks=(task,), margin=_margin(rows), points=_fronted(points))
+        points = [replace(point, changed=Span.of(row), verdict=shown_verdict(row))
+                  for point, row in zip(self.points, rows, strict=True)]
+        return replace(self, tasks=(task,), margin=_margin(rows), points=_with_front(points))
 
 
-def balances(found: Sequence[TuningOutcome]) -> list[Balance]:
-    """One for each base and measure of what was learned, where two fine-tunes or more can be set side by side."""
-    made = []
-    for family in against(found):
+def balances(outcomes: Sequence[TuningOutcome]) -> list[Balance]:
+    """One balance for each base and measure of learning that at least two fine-tunes have."""
+    comparable = []
+    for family in by_base(outcomes):
         covered: set[str] = set()
         measures = [*dict.fromkeys(r.task for o in family for r in o.targets), LOSS]
         for measure in measures:
@@ -82,8 +89,8 @@ def balances(found: Sequence[TuningOutcome]) -> list[Balance]:
                 continue
             if balance := _balance(members, measure):
                 covered |= {o.tuning.id for o in members}
-                made.append(balance)
-    return made
+                comparable.append(balance)
+    return comparable
 
 
 def _balance(members: Sequence[TuningOutcome], measure: str) -> Balance | None:
@@ -92,22 +99,22 @@ def _balance(members: Sequence[TuningOutcome], measure: str) -> Balance | None:
         return None
     points, rows = [], []
     for number, outcome in enumerate(members, start=1):
-        mine = [_row(outcome, task) for task in tasks]
+        own_rows = [_row(outcome, task) for task in tasks]
         learned = _learned(outcome, measure)
         assert learned is not None
-        spans = [Span.of(r) for r in mine]
+        spans = [Span.of(row) for row in own_rows]
         mean = Span(*mean_interval([(s.value, s.low, s.high) for s in spans]))
-        rows += mine
+        rows += own_rows
         points.append(Point(number=number, outcome=outcome, learned=learned[0], changed=mean, proven=learned[1],
-                            verdict=whole_verdict(mine)))
+                            verdict=overall_verdict(own_rows)))
     floor = [t for t in dict.fromkeys(r.task for o in members for r in o.benchmarks) if t not in tasks]
     first = members[0].comparison
     return Balance(base=first.base, base_name=first.base_name, measure=measure, tasks=tuple(tasks), floor=tuple(floor),
-                   margin=_margin(rows), points=_fronted(points))
+                   margin=_margin(rows), points=_with_front(points))
 
 
 def _learned(outcome: TuningOutcome, measure: str) -> tuple[Span, bool] | None:
-    """What was learned by this measure, and whether that it was is proven."""
+    """What was learned by this measure, and whether a gain is proven; None if it was not measured."""
     if measure == LOSS:
         drop = outcome.loss_drop
         return None if drop is None else (drop, drop.low > 0)
@@ -123,8 +130,8 @@ def _margin(rows: Sequence[ComparisonRow]) -> float | None:
     return margins.pop() if len(margins) == 1 else None
 
 
-def _fronted(points: Sequence[Point]) -> tuple[Point, ...]:
-    """The points with the front marked."""
-    at = [(p.learned.value, p.changed.value) for p in points]
-    return tuple(replace(p, front=not any(x >= here[0] and y >= here[1] and (x, y) != here for x, y in at))
-                 for p, here in zip(points, at, strict=True))
+def _with_front(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The points with ``front`` set."""
+    coordinates = [(p.learned.value, p.changed.value) for p in points]
+    return tuple(replace(p, front=not any(x >= own[0] and y >= own[1] and (x, y) != own for x, y in coordinates))
+                 for p, own in zip(points, coordinates, strict=True))

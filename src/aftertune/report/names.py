@@ -1,10 +1,10 @@
-"""Names for people: titles and descriptions of tasks and metrics, from `aftertune.catalog`.
+"""Gives tasks, metrics and models their titles and descriptions, from `aftertune.catalog`.
 
     task_title("mmlu_high_school_computer_science")     "MMLU High School Computer Science"
     metric_title("acc_norm", "none")                    "Normalized Accuracy"
     metric_title("exact_match", "strict-match")         "Strict Match"
 
-A task or metric that the catalog does not list keeps its own name.
+A task or metric that the catalog does not list keeps its name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from aftertune.catalog import BENCHMARKS, FILTERS, METRICS, NO_FILTER
 
 
 def task_title(task: str) -> str:
-    """The name of a task as a reader knows it; for a variant of a listed group (``mmlu_pro``) after the group."""
+    """The title of a task; an unlisted variant of a listed group (``mmlu_pro``) begins with the group's title."""
     if task in BENCHMARKS:
         return BENCHMARKS[task].title
     group = next((b for b in BENCHMARKS.values() if b.members and b.scored and task.startswith(f"{b.name}_")), None)
@@ -21,17 +21,17 @@ def task_title(task: str) -> str:
 
 
 def task_description(task: str, *, target: bool = False) -> str:
-    """What a task measures, in a sentence or two; empty where nothing is known beyond its name."""
+    """What a task measures, in a sentence or two; "" for a task that is not in the catalog."""
     if task in BENCHMARKS:
         return BENCHMARKS[task].measures
     if target:
-        return ("Target task: held-out prompts of the kind that the fine-tune was made for. The answer is "
-                "generated and matched against the reference.")
+        return ("Target task: held-out prompts that test the skill which the fine-tune teaches. The generated answer "
+                "is compared with the reference.")
     return ""
 
 
 def metric_title(metric: str, filter_: str) -> str:
-    """The name of a metric with its filter as a reader knows it."""
+    """The title of a metric, with its filter if there is one."""
     if metric == "exact_match" and filter_ in FILTERS:
         return FILTERS[filter_][0]
     title = METRICS[metric].title if metric in METRICS else metric
@@ -39,12 +39,12 @@ def metric_title(metric: str, filter_: str) -> str:
 
 
 def metric_description(metric: str, filter_: str) -> str:
-    """What a metric counts; empty where nothing is known beyond its name."""
+    """What a metric counts; "" for a metric that is not in the catalog."""
     if metric == "exact_match" and filter_ in FILTERS:
         return FILTERS[filter_][1]
     return METRICS[metric].description if metric in METRICS else ""
 
 
 def source_title(source: str) -> str:
-    """The telling part of a model source: ``package:x/SmolLM2.Q4_1.gguf`` -> ``SmolLM2.Q4_1``."""
+    """The last part of a model source: ``package:x/SmolLM2.Q4_1.gguf`` -> ``SmolLM2.Q4_1``."""
     return source.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".gguf") or source

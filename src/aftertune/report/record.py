@@ -1,15 +1,12 @@
-"""The record: everything that was run and found, as one Markdown document.
+"""Writes the record: one Markdown document with all evaluations, comparisons and verdicts.
 
     write_record(results, title="Model Evaluation Results Record")
+    score_blocks(evaluation)             [a pipe table], or [] without scores; for model cards too
+    comparison_blocks(comparison)        watermark, lineage, verdicts, held-out loss, answers' format; for cards too
 
-A numbered section per base model with a ``###`` per evaluation (its table, its metadata list), beside what others
-reported of it and what is planned; then Comparative Analysis, Key Observations, Task Descriptions and Future Work.
-The same input gives the same bytes.
-
-Markdown blocks that the record and a model card share: the scores of an evaluation, one comparison.
-
-    score_blocks(evaluation)             [a pipe table], or [] without scores
-    comparison_blocks(comparison)        watermark, lineage, verdicts, held-out loss, form of the answers
+Each base model has a numbered section with a ``###`` for each evaluation (its table and metadata list), and with the
+reported and planned models of its family. Comparative Analysis, Key Observations, Task Descriptions and Future Work
+follow. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -23,17 +20,17 @@ from aftertune.report.columns import columns, verdict_table
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
 from aftertune.report.reported import (
-    departures,
-    described,
+    changes_from,
+    models_by_section,
     open_points,
     reported_cells,
+    reported_metrics,
     reported_models,
     reported_observations,
     reported_sizes,
-    sections_of,
 )
 from aftertune.report.results import Family, Results, families, tuning_of
-from aftertune.report.sections import Sections, open_cells, put_planned
+from aftertune.report.sections import Sections, add_planned, open_cells
 from aftertune.report.sentences import lineage_note, observations, seed_observations, seeds_section, watermark
 from aftertune.report.table import (
     beyond_noise,
@@ -50,8 +47,9 @@ from aftertune.values import Comparison, Evaluation, Score
 from aftertune.values.reported import ScoreName, plain_name
 
 
+# --- Blocks that the record and a model card share ---
 def score_blocks(evaluation: Evaluation) -> list[str]:
-    """The scores as a table, primary ones in bold."""
+    """The scores as a table, with primary metrics in bold."""
     rows = []
     for line in score_table(evaluation):
         cells = [line.metric, line.result, line.error, line.interval,
@@ -64,7 +62,7 @@ def score_blocks(evaluation: Evaluation) -> list[str]:
 
 
 def comparison_blocks(comparison: Comparison) -> list[str]:
-    """What a comparison says, below a heading of the caller's."""
+    """The content of a comparison; the caller writes the heading."""
     blocks = []
     if mark := watermark(comparison):
         blocks.append(f"> **{md.text(mark)}**")
@@ -74,40 +72,41 @@ def comparison_blocks(comparison: Comparison) -> list[str]:
                                 "Difference (nats per token)", "95 % interval"],
                                [list(held_out_line(comparison.held_out))]))
     for shift in comparison.forms:
-        blocks.append(f"Form of the answers on {md.text(task_title(shift.task))}: {md.text(comparison.base_name)}: "
+        blocks.append(f"Format of the answers on {md.text(task_title(shift.task))}: {md.text(comparison.base_name)}: "
                       f"{form_text(shift.base)}; {md.text(comparison.tuned_name)}: {form_text(shift.tuned)}"
                       f"{'; ' + shift_text(shift) if shift.lost else ''}.")
-    others = [d for d in comparison.differences if not d.blocking]
-    if others:
+    minor = [d for d in comparison.differences if not d.blocking]
+    if minor:
         blocks.append("Also different: " + "; ".join(
             f"{md.text(d.field)} ({md.text(comparison.base_name)}: {md.text(fmt.visible(d.left, 80))}, "
-            f"{md.text(comparison.tuned_name)}: {md.text(fmt.visible(d.right, 80))})" for d in others) + ".")
+            f"{md.text(comparison.tuned_name)}: {md.text(fmt.visible(d.right, 80))})" for d in minor) + ".")
     return blocks
 
 
 def _verdicts(comparison: Comparison) -> str:
     """The verdict table; the label and its note share a cell."""
-    shown = columns("markdown")
+    table_columns = columns("markdown")
     rows = []
     for line in verdict_table(comparison):
-        cells = {c.key: md.text(line[c.key]) if c.name else line[c.key] for c in shown}
+        cells = {c.key: md.text(line[c.key]) if c.name else line[c.key] for c in table_columns}
         cells["task"] = f"**{cells['task']}**" if line.row.primary else cells["task"]
         cells["label"] = f"**{line.label}**" if line.label else fmt.DASH
         cells["label"] += f" ({md.text(line.note)})" if line.note else ""
         rows.append(list(cells.values()))
-    return md.table([c.heading for c in shown], rows)
+    return md.table([c.heading for c in table_columns], rows)
 
 
+# --- The record ---
 def write_record(results: Results, *, title: str) -> str:
     """The record as Markdown."""
     blocks = [f"# {md.text(title)}"]
     sections = Sections()
-    for home in families(results):
-        names = [e.name for e in home.evaluations] + [t.name for t in home.pending]
-        sections.put(home.title + _parameters(home), names, _family(home, results))
-    _others(sections, results)
+    for family in families(results):
+        names = [e.name for e in family.evaluations] + [t.name for t in family.pending]
+        sections.add(family.title + _parameters(family), names, _family(family, results))
+    _add_reported_and_planned(sections, results)
     blocks += sections.blocks()
-    if not sections.found:
+    if not sections.sections:
         blocks.append("*Nothing has been evaluated yet.*")
     reported = results.reported
     if results.evaluations or reported:
@@ -116,7 +115,7 @@ def write_record(results: Results, *, title: str) -> str:
             blocks += [f"### Comparison {md.text(comparison.id)}: {md.text(comparison.tuned_name)} against "
                        f"{md.text(comparison.base_name)}", *comparison_blocks(comparison)]
         blocks += [*seeds_section(results.contrasts), "### Key Observations", _observations(results)]
-        blocks += [block for document in reported for block in departures(document)]
+        blocks += [block for document in reported for block in changes_from(document)]
         blocks += ["---", "## Task Descriptions", _descriptions(results)]
     future = [*open_cells(results.planned), *(line for document in reported for line in open_points(document))]
     if future:
@@ -124,36 +123,36 @@ def write_record(results: Results, *, title: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _others(sections: Sections, results: Results) -> None:
-    """What others reported and what studies plan, each where its family is."""
+def _add_reported_and_planned(sections: Sections, results: Results) -> None:
+    """Adds reported and planned models, each to the section of its family."""
     commands = {plain_name(p.name): p.command for p in results.planned}
     shown: set[str] = set()
     for document in results.reported:
-        for section, models in sections_of(document).items():
+        for section, models in models_by_section(document).items():
             blocks = reported_models(document, section, lambda model: commands.get(plain_name(model), ""))
-            sections.put(section or document.source, models, blocks, note=" (reported)")
+            sections.add(section or document.source, models, blocks, note=" (reported)")
             shown |= set(map(plain_name, models))
-    put_planned(sections, results.planned, shown)
+    add_planned(sections, results.planned, shown)
 
 
-def _parameters(home: Family) -> str:
-    return f" ({fmt.compact(home.model.parameters)})" if home.model.parameters else ""
+def _parameters(family: Family) -> str:
+    return f" ({fmt.compact(family.model.parameters)})" if family.model.parameters else ""
 
 
-def _family(home: Family, results: Results) -> list[str]:
+def _family(family: Family, results: Results) -> list[str]:
     blocks: list[str] = []
-    for evaluation in home.evaluations:
-        blocks += _evaluation(evaluation, home, results)
-    for tuning in home.pending:
+    for evaluation in family.evaluations:
+        blocks += _evaluation(evaluation, family, results)
+    for tuning in family.pending:
         state = "Tuned, not yet evaluated." if tuning.status == "done" else f"Tuning {tuning.status}."
         blocks += [f"### {md.text(tuning.name)} (Not Evaluated)", f"*{state}*",
                    md.facts(tuning_facts(tuning), CODE)]
     return blocks
 
 
-def _evaluation(evaluation: Evaluation, home: Family, results: Results) -> list[str]:
+def _evaluation(evaluation: Evaluation, family: Family, results: Results) -> list[str]:
     tuning = tuning_of(evaluation, results.tunings)
-    kind = kind_text(evaluation, home, tuning)
+    kind = kind_text(evaluation, family, tuning)
     blocks = [f"### {md.text(evaluation.name)}{f' ({md.text(kind)})' if kind else ''}"]
     if evaluation.status != "done":
         blocks.append(f"*Not finished (status: {md.text(evaluation.status)}).*")
@@ -187,42 +186,42 @@ def _sizes(results: Results) -> list[str]:
 
 
 def _name(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
-    """The name of an evaluation, with its id where another one has the same name."""
-    several = sum(other.name == evaluation.name for other in evaluations) > 1
-    return f"{evaluation.name} ({evaluation.id})" if several else evaluation.name
+    """The name of an evaluation, with its id if another one has the same name."""
+    ambiguous = sum(e.name == evaluation.name for e in evaluations) > 1
+    return f"{evaluation.name} ({evaluation.id})" if ambiguous else evaluation.name
 
 
 def _performance(results: Results) -> list[str]:
-    """The table of all scores: a column for each evaluation, then for each model of the documents of others."""
+    """The table of all scores: a column for each evaluation, then one for each reported model."""
     evaluations = results.evaluations
     measured = performance(evaluations)
-    stated = [(document, reported_cells(document)) for document in results.reported]
+    reported = [(document, reported_cells(document)) for document in results.reported]
     better = beyond_noise(results.comparisons)
     rows = []
-    for key in dict.fromkeys([*measured, *(key for _, cells in stated for key in cells)]):
-        own = measured.get(key, {})
-        parts = {e.id: _part(e, key[0], own[e.id].n) for e in evaluations if e.id in own}
-        alike = len(set(parts.values())) == 1 and not stated and not any(e.stopped(key[0]) for e in evaluations)
-        shared = next(iter(parts.values())) if alike else ""
+    for key in dict.fromkeys([*measured, *(key for _, cells in reported for key in cells)]):
+        scores = measured.get(key, {})
+        parts = {e.id: _part(e, key[0], scores[e.id].n) for e in evaluations if e.id in scores}
+        same_part = len(set(parts.values())) == 1 and not reported and not any(e.stopped(key[0]) for e in evaluations)
+        shared_part = next(iter(parts.values())) if same_part else ""
         row = [f"**{md.text(fmt.visible(task_title(key[0]), 200))}**",
-               md.text(fmt.visible(metric_title(key[1], key[2]), 200)) + shared]
-        row += _measured(evaluations, key, own, better, {} if shared else parts)
-        row += [cells.get(key, {}).get(model, fmt.DASH) for document, cells in stated for model in document.columns]
+               md.text(fmt.visible(metric_title(key[1], key[2]), 200)) + shared_part]
+        row += _measured(evaluations, key, scores, better, {} if shared_part else parts)
+        row += [cells.get(key, {}).get(model, fmt.DASH) for document, cells in reported for model in document.columns]
         rows.append(row)
     head = ["Task", "Metric", *(md.text(_name(e, evaluations)) for e in evaluations),
-            *(f"{md.text(fmt.visible(m, 200))} (reported)" for document, _ in stated for m in document.columns)]
-    note = ("± is one standard error. Bold: better than every other column beyond the noise, by the verdicts "
-            "below; a row without bold has no proven best.")
-    if stated:
-        note = ("± is one standard error. Bold: better than every other column of its kind beyond the noise: of those "
-                "measured here by the verdicts below, of those reported by what their document's figures establish "
-                "alone; elsewhere there is no proven best. † cannot be a share of the stated items.")
+            *(f"{md.text(fmt.visible(m, 200))} (reported)" for document, _ in reported for m in document.columns)]
+    note = ("± is one standard error. Bold: proven better than every other column by the verdicts below. A row without "
+            "bold has no proven best.")
+    if reported:
+        note = ("± is one standard error. Bold: the proven best, among the measured columns by the verdicts below, and "
+                "among the reported columns by the figures of their document alone. A row without bold has no proven "
+                "best. †: no k of the stated number of items gives this figure.")
     return ["### Performance Comparison Table", md.table(head, rows), note]
 
 
 def _measured(evaluations: Sequence[Evaluation], key: ScoreName, scores: Mapping[str, Score],
               better: Mapping[ScoreName, set[tuple[str, str]]], parts: Mapping[str, str]) -> list[str]:
-    """The cells of one score, one an evaluation. parts: evaluation id -> the items that it stands on."""
+    """The cells of one score, one for each evaluation. parts: evaluation id -> the items that were used."""
     best = proven_best(key, scores, better)
     row = []
     for evaluation in evaluations:
@@ -232,14 +231,14 @@ def _measured(evaluations: Sequence[Evaluation], key: ScoreName, scores: Mapping
             continue
         cell = value_text(key[1], score.value)
         early = evaluation.stopped(score.task)
-        cell += f" {error_text(score).replace('±', '± ')}" if fmt.known(score.stderr) and not early else ""
+        cell += f" {error_text(score).replace('±', '± ')}" if fmt.is_finite(score.stderr) and not early else ""
         cell += parts.get(evaluation.id, "")
         row.append(f"**{cell}**" if best == evaluation.id else cell)
     return row
 
 
 def _part(evaluation: Evaluation, task: str, n: int) -> str:
-    """The items that a score stands on, "" for all of the task."""
+    """The items that a score is computed from, "" for all of the task."""
     early, total = evaluation.stopped(task), evaluation.total(task) or n
     if early:
         return f" ({early_text(*early)})"
@@ -247,18 +246,18 @@ def _part(evaluation: Evaluation, task: str, n: int) -> str:
 
 
 def _observations(results: Results) -> str:
-    found = [*observations(results.comparisons), *seed_observations(results.contrasts),
-             *(one for document in results.reported for one in reported_observations(document))]
-    if not found:
+    sentences = [*observations(results.comparisons), *seed_observations(results.contrasts),
+                 *(o for document in results.reported for o in reported_observations(document))]
+    if not sentences:
         return "*No comparison has a verdict yet.*"
     return "\n".join(f"{i}. **{o.lead}**: {md.text(o.text)} [{md.text(fmt.visible(o.comparison))}]"
-                     for i, o in enumerate(found, start=1))
+                     for i, o in enumerate(sentences, start=1))
 
 
 def _descriptions(results: Results) -> str:
     targets = {t.task for e in results.evaluations for t in e.tasks if t.target}
     lines = []
-    tasks = {**described(results.reported), **metrics_by_task(results.evaluations)}
+    tasks = {**reported_metrics(results.reported), **metrics_by_task(results.evaluations)}
     for number, (task, keys) in enumerate(tasks.items(), start=1):
         about = task_description(task, target=task in targets)
         title = md.text(fmt.visible(task_title(task), 200))

@@ -1,10 +1,9 @@
-"""What others reported, in a record of ours: its sections, its columns beside those that were measured, what its
-differences show, and where our record departs from the document.
+"""Shows scores that other documents report in the record: with their audit, and apart from measured scores.
 
-    reported_models(document, "TinyLlama (1.1B)", commands)      blocks, each figure with its audit mark
-    departures(document, shown)                                  "### Departures from record.md", and a list
+    reported_models(document, "TinyLlama (1.1B)", commands)      blocks, each figure with its audit result
+    changes_from(document)                                       "### Changes from record.md", and a list
 
-Nothing here was measured by this program, and every section says so.
+Nothing here was measured by aftertune, and every section says so.
 """
 
 from __future__ import annotations
@@ -18,86 +17,87 @@ from aftertune.report.names import metric_title, task_title
 from aftertune.report.sentences import Observation
 from aftertune.values.reported import Audited, AuditedDocument, Remark, ReportedDifference, ScoreName
 
-#: The audit's word for a figure that cannot be k of n.
+#: How the audit marks a figure that no k of n items gives.
 NOT_REPRODUCIBLE = "not reproducible"
-#: Name of a model -> the command that would measure it, "" where no study has it.
+#: Name of a model -> the command that measures it, "" if no study has it.
 Commands = Callable[[str], str]
 
 
-def sections_of(document: AuditedDocument) -> dict[str, list[str]]:
+def models_by_section(document: AuditedDocument) -> dict[str, list[str]]:
     """Heading -> names of the models below it, in the document's order."""
-    found: dict[str, list[str]] = {}
+    sections: dict[str, list[str]] = {}
     for row, _ in document.rows:
-        models = found.setdefault(row.section, [])
+        models = sections.setdefault(row.section, [])
         if row.model not in models:
             models.append(row.model)
-    return found
+    return sections
 
 
 def reported_models(document: AuditedDocument, section: str, commands: Commands) -> list[str]:
-    """Blocks for every model of a section: its table with marks and its metadata, or that it was not evaluated."""
-    blocks = [f"*Reported in {_shown(document.source)}, not measured here.*"]
-    for model in sections_of(document)[section]:
+    """The blocks of each model of a section: its table with the audit and its metadata, or that it is not evaluated."""
+    blocks = [f"*Reported in {_escaped(document.source)}, not measured here.*"]
+    for model in models_by_section(document)[section]:
         blocks += _model([r for r in document.rows if (r[0].section, r[0].model) == (section, model)], commands(model))
     return blocks
 
 
 def _model(rows: Sequence[Audited], command: str) -> list[str]:
     row = rows[0][0]
-    name = _shown(row.model)
+    name = _escaped(row.model)
     facts = md.facts([(k, fmt.visible(v, 600)) for k, v in row.facts.items()], CODE)
-    here = [f"*To be measured here with: {md.code(command)}*"] if command else []
+    hint = [f"*Measure it here with: {md.code(command)}*"] if command else []
     if row.planned is not None:
         planned = f", planned with: {md.code(fmt.visible(row.planned, 600))}" if row.planned else ""
-        return [f"### {name} (reported, Not Evaluated)", f"*Not evaluated{planned}*", *here, *filter(None, [facts])]
-    cells = [[_shown(task_title(r.task)), _shown(metric_title(r.metric, r.filter)), _shown(r.value_text, 40),
-              f"±{_shown(r.stderr_text, 40)}" if r.stderr_text else fmt.DASH,
-              f"{fmt.count(r.n)} ({r.n_source})" if r.n else fmt.DASH, _shown(text, 400)]
+        return [f"### {name} (reported, Not Evaluated)", f"*Not evaluated{planned}*", *hint, *filter(None, [facts])]
+    cells = [[_escaped(task_title(r.task)), _escaped(metric_title(r.metric, r.filter)), _escaped(r.value_text, 40),
+              f"±{_escaped(r.stderr_text, 40)}" if r.stderr_text else fmt.DASH,
+              f"{fmt.count(r.n)} ({r.n_source})" if r.n else fmt.DASH, _escaped(text, 400)]
              for r, text in rows]
     table = md.table(["Task", "Metric", "Reported", "Error range", "n", "Audit"], cells)
-    return [f"### {name} (reported)", table, *here, *([facts] if facts else [])]
+    return [f"### {name} (reported)", table, *hint, *([facts] if facts else [])]
 
 
 def reported_sizes(document: AuditedDocument) -> list[list[str]]:
-    """Rows of the table of sizes: model, parameters, trained parameters, training data, as the document has them."""
+    """Rows of the table of model sizes as the document states them: model, parameters, trained parameters, data."""
     rows = []
     for remark in document.remarks:
         if remark.kind == "size":
             facts = {key.lower(): value for key, value in remark.facts.items()}
             size = next((v for k, v in facts.items() if "param" in k), fmt.DASH)
             data = next((v for k, v in facts.items() if "data" in k or "train" in k), fmt.DASH)
-            rows.append([f"{_shown(remark.model)} (reported)", _shown(size, 80), fmt.DASH, _shown(data, 80)])
+            rows.append([f"{_escaped(remark.model)} (reported)", _escaped(size, 80), fmt.DASH, _escaped(data, 80)])
     return rows
 
 
 def reported_cells(document: AuditedDocument) -> dict[ScoreName, dict[str, str]]:
-    """Cells of the table of performance by score and model; bold where the summary alone proves the best."""
-    found: dict[ScoreName, dict[str, str]] = {}
-    for row, said in document.scores:
+    """Cells of the performance table by score and model. Bold: the figures alone prove that this model is the best."""
+    cells: dict[ScoreName, dict[str, str]] = {}
+    for row, audit in document.scores:
         if row.model in document.columns:
             name = (row.task, row.metric, row.filter)
-            cell = _shown(row.value_text, 40) + (f" ± {_shown(row.stderr_text, 40)}" if row.stderr_text else "")
+            cell = _escaped(row.value_text, 40) + (f" ± {_escaped(row.stderr_text, 40)}" if row.stderr_text else "")
             cell = f"**{cell}**" if document.best.get(name) == row.model else cell
-            found.setdefault(name, {})[row.model] = cell + (" †" if said.startswith(NOT_REPRODUCIBLE) else "")
-    return found
+            cells.setdefault(name, {})[row.model] = cell + (" †" if audit.startswith(NOT_REPRODUCIBLE) else "")
+    return cells
 
 
 def reported_observations(document: AuditedDocument) -> list[Observation]:
-    """A sentence for each pair of models: what the summary alone establishes of their differences, and what not."""
-    found = []
+    """A sentence for each pair of models: which of their differences the figures alone establish, and which not."""
+    sentences = []
     for base, tuned in dict.fromkeys((d.base, d.tuned) for d in document.differences):
         pair = [d for d in document.differences if (d.base, d.tuned) == (base, tuned)]
-        by = {words: [d for d in pair if d.told == told] for told, words in _TOLD.items()}
-        parts = [f"{words} {_list(rows)}" for words, rows in by.items() if rows]
-        kind = "" if pair[0].family else " (a comparison of two models, never forgetting)"
-        found.append(Observation(comparison=document.source, lead="Reported",
+        by_status = {words: [d for d in pair if d.told == status] for status, words in _STATUS_WORDS.items()}
+        parts = [f"{words}: {_list(rows)}" for words, rows in by_status.items() if rows]
+        kind = "" if pair[0].family else " (a comparison of two models, not forgetting)"
+        sentences.append(Observation(comparison=document.source, lead="Reported",
                                  text=f"{fmt.visible(tuned)} against {fmt.visible(base)}{kind}: {'; '.join(parts)}."))
-    return found
+    return sentences
 
 
-_TOLD = {"established": "established by the summary alone:",
-         "open": "not established, the paired answers would decide:", "not shown": "not established:",
-         "cannot be checked": "not established, a figure fails the check:"}
+#: Status of a difference (`ReportedDifference.told`) -> in words.
+_STATUS_WORDS = {"established": "established by the summary alone",
+                 "open": "not established (the paired answers would decide)", "not shown": "not established",
+                 "cannot be checked": "not established (a figure fails the audit)"}
 
 
 def _list(rows: Sequence[ReportedDifference]) -> str:
@@ -108,30 +108,30 @@ def _score(name: ScoreName) -> str:
     return f"{task_title(name[0])}, {metric_title(name[1], name[2])}"
 
 
-def departures(document: AuditedDocument) -> list[str]:
-    """Where the record departs from the document, each with its line; nothing where it says nothing else."""
-    lines = [*_figures(document), *_bold(document), *_words(document.remarks), *_also(document)]
+def changes_from(document: AuditedDocument) -> list[str]:
+    """What the record shows differently from the document, with line numbers; [] if nothing."""
+    lines = [*_figures(document), *_bold(document), *_texts(document.remarks), *_findings(document)]
     if not lines:
         return []
-    return [f"### Departures from {_shown(document.source)}", "\n".join(f"- {md.text(line)}" for line in lines)]
+    return [f"### Changes from {_escaped(document.source)}", "\n".join(f"- {md.text(line)}" for line in lines)]
 
 
 def _figures(document: AuditedDocument) -> Iterator[str]:
     """Figures that are marked, and the columns of the tables."""
-    for row, said in document.scores:
-        if said.startswith(NOT_REPRODUCIBLE):
+    for row, audit in document.scores:
+        if audit.startswith(NOT_REPRODUCIBLE):
             name = _score((row.task, row.metric, row.filter))
             error = f" ±{row.stderr_text}" if row.stderr_text else ""
             yield (f"{_line(row.line)}{fmt.visible(row.model)}, {fmt.visible(name)}: {fmt.visible(row.value_text, 40)}"
-                   f"{fmt.visible(error, 40)} stands as printed and is marked †: "
-                   f"{fmt.visible(said.removeprefix(NOT_REPRODUCIBLE + ': '), 400)}.")
+                   f"{fmt.visible(error, 40)} is shown as printed and marked †: "
+                   f"{fmt.visible(audit.removeprefix(NOT_REPRODUCIBLE + ': '), 400)}.")
     if document.scores:
-        yield ("Tables of a model: each score has its number of items and what the audit says of it; no name of a task "
-               "is bold.")
+        yield ("The tables of models also have the number of items and the audit of each score. Task names are not "
+               "bold.")
 
 
 def _bold(document: AuditedDocument) -> Iterator[str]:
-    """Figures that the document sets in bold and we do not, because nothing proves them the best."""
+    """Figures that are bold in the document and not here, because nothing proves them the best."""
     for remark in document.remarks:
         if remark.kind == "bold":
             row = next((r for r, _ in document.scores if remark.text.startswith(r.value_text) and
@@ -139,49 +139,52 @@ def _bold(document: AuditedDocument) -> Iterator[str]:
             name = (row.task, row.metric, row.filter) if row else (remark.task, remark.metric, remark.filter)
             if document.best.get(name) != remark.model:
                 yield (f"{_line(remark.line)}{fmt.visible(_score(name))}: {fmt.visible(remark.text, 60)} of "
-                       f"{fmt.visible(remark.model)} is not bold here; the summary does not prove it better than every "
-                       "other column.")
+                       f"{fmt.visible(remark.model)} is not bold here, because the summary does not prove it better "
+                       "than every other column.")
 
 
-def _words(remarks: Sequence[Remark]) -> Iterator[str]:
+def _texts(remarks: Sequence[Remark]) -> Iterator[str]:
+    """Names of columns, observations and descriptions that are replaced."""
     for remark in remarks:
         if remark.kind == "column" and remark.lead != remark.model:
-            yield f"The column {fmt.visible(remark.lead)!r} is named {fmt.visible(remark.model)!r}, as in its section."
+            yield (f"The column {fmt.visible(remark.lead)!r} is called {fmt.visible(remark.model)!r} here, as in its "
+                   "section.")
         if remark.kind == "observation":
             yield (f"{_line(remark.line)}the observation {fmt.visible(remark.lead)!r} is replaced by what the figures "
-                   "establish (Key Observations).")
+                   "establish (see Key Observations).")
         if remark.kind in ("description", "definition"):
             what = "description" if remark.kind == "description" else "definition"
-            yield (f"{_line(remark.line)}the {what} of {fmt.visible(remark.lead)!r} is replaced by what lm-eval does "
-                   "(Task Descriptions).")
+            yield (f"{_line(remark.line)}the {what} of {fmt.visible(remark.lead)!r} is replaced by what lm-eval "
+                   "computes (see Task Descriptions).")
 
 
-def _also(document: AuditedDocument) -> Iterator[str]:
-    for where, text in document.findings:
-        yield f"{fmt.visible(where, 300)}: {fmt.visible(text, 600)}."
+def _findings(document: AuditedDocument) -> Iterator[str]:
+    for location, text in document.findings:
+        yield f"{fmt.visible(location, 300)}: {fmt.visible(text, 600)}."
 
 
 def open_points(document: AuditedDocument) -> Iterator[str]:
-    """The document's own list of what is open."""
+    """The open points that the document lists."""
     for remark in document.remarks:
         if remark.kind == "future":
-            yield f"- [ ] {_shown(remark.text, 300)} *(open in {_shown(document.source)}, line {remark.line})*"
+            yield f"- [ ] {_escaped(remark.text, 300)} *(open in {_escaped(document.source)}, line {remark.line})*"
 
 
 def _line(number: int | None) -> str:
     return f"line {number}: " if number else ""
 
 
-def _shown(text: str, limit: int = 200) -> str:
+def _escaped(text: str, limit: int = 200) -> str:
+    """Text of the document, safe in Markdown."""
     return md.text(fmt.visible(text, limit))
 
 
-def described(documents: Sequence[AuditedDocument]) -> Mapping[str, list[tuple[str, str]]]:
+def reported_metrics(documents: Sequence[AuditedDocument]) -> Mapping[str, list[tuple[str, str]]]:
     """(metric, filter) of every reported score by task, in order of first appearance."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    metrics: dict[str, list[tuple[str, str]]] = {}
     for document in documents:
         for row, _ in document.scores:
-            keys = found.setdefault(row.task, [])
+            keys = metrics.setdefault(row.task, [])
             if (row.metric, row.filter) not in keys:
                 keys.append((row.metric, row.filter))
-    return found
+    return metrics

@@ -1,24 +1,16 @@
-"""What each fine-tune came to: a comparison with its proven base, together with the tuning that it is about.
-
-    outcomes(results)[0].benchmarks       the primary rows that tell what was forgotten
-
-Comparisons by force, and those whose lineage is not proven, are about nobody's forgetting and have no outcome.
-
-What a report is made of, as one value.
+"""Loads everything that a report shows from the ledger, and groups it by base model and by fine-tune.
 
     results = Results.load(ledger)                      everything that is finished in the ledger
     results = Results.load(ledger, ["base", "tuned"])   two evaluations and what belongs to them
     write_record(results, title="Orders study")
 
-A ledger holds evaluations, tunings, comparisons, answers and the cells of studies. The other parts are computed from
-these by rooms that this one may not import, because a report shows verdicts and computes none: `comparison` makes the
-contrasts and the changed items, `exchange` audits reported scores, `pipeline` knows what is planned. Whoever has them
-adds them with `dataclasses.replace`.
+    families(results)[0].evaluations                    a base model and all that was made from it
+    outcomes(results)[0].benchmarks                     the primary rows of one fine-tune against its base
 
-Which evaluations belong together: a base model, and all that was made from it.
-
-    families(results)
-        [Family(title="SmolLM2-135M-Instruct.Q4_1", evaluations=(base, careful, careless), pending=())]
+A ledger contains evaluations, tunings, comparisons, answers and the cells of studies. The other parts of `Results` come
+from rooms that this one may not import, because a report computes no verdict: `comparison` makes the contrasts and the
+changed items, `exchange` audits reported scores, and `pipeline` knows what is planned. The caller adds them with
+`dataclasses.replace`.
 """
 
 from __future__ import annotations
@@ -51,11 +43,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """All that a report shows; every part may be empty.
+    """Everything that a report shows; every part may be empty.
 
-    contrasts: recipes compared over seeds. answers: evaluation id -> its answers, for the form of generated ones.
-    flips: comparison id -> the items that changed, a value for each task. reported: documents of others with their
-    audit. planned: models of studies that are not evaluated yet. cells: of studies, in whatever state.
+    contrasts: recipes compared over seeds. answers: evaluation id -> its answers, for the format of generated ones.
+    flips: comparison id -> the items that changed, one entry for each task. reported: other people's documents with
+    their audit. planned: models of studies that are not evaluated yet. cells: of studies, in any state.
     """
 
     evaluations: Sequence[Evaluation] = ()
@@ -70,17 +62,17 @@ class Results:
 
     @classmethod
     def load(cls, ledger: Ledger, only: Sequence[str] = ()) -> Results:
-        """What the ledger holds: finished evaluations with their tunings, comparisons and answers, and the cells.
+        """The finished evaluations of the ledger with their tunings, comparisons and answers, and the cells.
 
-        only: ids or names of evaluations; with them only their own tunings and the comparisons among them, and no
-        cells. Raises InputError where one of them is unknown or not finished.
+        only: ids or names of evaluations. Then the result has these evaluations, their tunings and the comparisons
+        among them, but no cells. Raises InputError if one of them is unknown or not finished.
         """
         chosen = list({e.id: e for e in map(ledger.find_evaluation, only)}.values()) or ledger.evaluations()
         evaluations = tuple(e for e in chosen if e.status == "done")
         if only and len(evaluations) < len(chosen):
             first = next(e for e in chosen if e.status != "done")
-            raise InputError(f"evaluation {first.name} ({first.id}) is {first.status!r}; a report needs a finished "
-                             "one: run the same command again to finish it")
+            raise InputError(f"evaluation {first.name} ({first.id}) is {first.status!r}; a report needs finished "
+                             "evaluations; run the same command again to finish it")
         ids, used = {e.id for e in evaluations}, {e.tuning for e in evaluations}
         return cls(
             evaluations=evaluations,
@@ -90,9 +82,13 @@ class Results:
             cells=() if only else tuple(cell for study in ledger.studies() for cell in ledger.cells(study.name)))
 
 
+# --- Families: a base model and what was made from it ---
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A base model with its evaluations (the base's own first) and the tunings not yet evaluated."""
+    """A base model with its evaluations (those of the base first) and the tunings that are not evaluated yet.
+
+    root: the fingerprint of the base model.
+    """
 
     root: str
     model: ModelIdentity
@@ -105,25 +101,25 @@ class Family:
 
     @property
     def has_tuned(self) -> bool:
-        """True where something in the family was made from its base."""
+        """True if the family has a model that was made from its base."""
         return bool(self.pending) or any(e.model.fingerprint != self.root for e in self.evaluations)
 
 
 def tuning_of(evaluation: Evaluation, tunings: Sequence[Tuning]) -> Tuning | None:
-    """The fine-tune that an evaluation's model came from: by id, else by the model's fingerprint."""
+    """The fine-tune that made an evaluation's model: found by its id, else by the model's fingerprint."""
     by_id = (t for t in tunings if t.id == evaluation.tuning)
     by_result = (t for t in tunings if evaluation.model.fingerprint in t.results)
     return next(by_id, None) or next(by_result, None)
 
 
 def families(results: Results) -> list[Family]:
-    """Group evaluations by the base model they go back to, in order of first appearance."""
+    """Groups evaluations by their base model, in order of first appearance."""
     evaluations, tunings = results.evaluations, results.tunings
-    found: dict[str, Family] = {}
+    by_root: dict[str, Family] = {}
 
     def family(model: ModelIdentity) -> Family:
-        return found.setdefault(model.fingerprint, Family(root=model.fingerprint, model=model,
-                                                          evaluations=(), pending=()))
+        return by_root.setdefault(model.fingerprint, Family(root=model.fingerprint, model=model,
+                                                            evaluations=(), pending=()))
 
     evaluated: set[str] = set()
     for evaluation in evaluations:
@@ -131,13 +127,13 @@ def families(results: Results) -> list[Family]:
         if tuning is not None:
             evaluated.add(tuning.id)
         home = family(_root(evaluation.model, tuning, tunings))
-        found[home.root] = replace(home, evaluations=(*home.evaluations, evaluation))
+        by_root[home.root] = replace(home, evaluations=(*home.evaluations, evaluation))
     for tuning in tunings:
         if tuning.id not in evaluated:
             home = family(_root(tuning.base, None, tunings))
-            found[home.root] = replace(home, pending=(*home.pending, tuning))
+            by_root[home.root] = replace(home, pending=(*home.pending, tuning))
     return [replace(f, evaluations=tuple(sorted(f.evaluations, key=lambda e: e.model.fingerprint != f.root)))
-            for f in found.values()]
+            for f in by_root.values()]
 
 
 def _root(model: ModelIdentity, tuning: Tuning | None, tunings: Sequence[Tuning]) -> ModelIdentity:
@@ -150,6 +146,7 @@ def _root(model: ModelIdentity, tuning: Tuning | None, tunings: Sequence[Tuning]
     return model.base if model.adapter else model
 
 
+# --- Outcomes: one fine-tune against its base ---
 @dataclass(frozen=True, slots=True)
 class Span:
     """A value with its 95 % interval."""
@@ -160,13 +157,13 @@ class Span:
 
     @classmethod
     def of(cls, row: ComparisonRow) -> Span:
-        """A difference in points."""
+        """The difference of a row, in percentage points."""
         return cls(100 * row.delta, 100 * row.low, 100 * row.high)
 
 
 @dataclass(frozen=True, slots=True)
 class TuningOutcome:
-    """One fine-tune against its base."""
+    """One fine-tune compared with its base; the lineage is proven and the comparison is not forced."""
 
     comparison: Comparison
     tuning: Tuning
@@ -181,52 +178,55 @@ class TuningOutcome:
 
     @property
     def loss_drop(self) -> Span | None:
-        """How far the held-out loss fell, nats per token; positive is better."""
-        found = self.comparison.held_out or self.tuning.held_out
-        return None if found is None else Span(found.before - found.after, -found.high, -found.low)
+        """The drop in held-out loss, in nats per token; positive is better. None if it was not measured."""
+        loss = self.comparison.held_out or self.tuning.held_out
+        return None if loss is None else Span(loss.before - loss.after, -loss.high, -loss.low)
 
     @property
     def share(self) -> float:
-        """Replay in the training data, as a share of it."""
+        """The share of replay examples in the training data, from 0 to 1."""
         return float(self.tuning.settings.get("replay_share") or 0.0)
 
 
 def benchmarks(comparison: Comparison) -> list[ComparisonRow]:
-    """Primary rows of tasks that the tuning was not made for, where they are told in points."""
+    """Primary rows of the tasks that are not target tasks, where the metric is a fraction."""
     return [r for r in comparison.rows if r.primary and not r.target and is_fraction(r.metric)]
 
 
 def targets(comparison: Comparison) -> list[ComparisonRow]:
-    """Primary rows of tasks that the tuning was made for, where they are told in points."""
+    """Primary rows of the target tasks, where the metric is a fraction."""
     return [r for r in comparison.rows if r.primary and r.target and is_fraction(r.metric)]
 
 
 def outcomes(results: Results) -> list[TuningOutcome]:
-    """The outcomes, in the order of their comparisons; of several of one tuning against one base, the last."""
+    """The outcomes in the order of their comparisons; the newest one of each tuning and base."""
     by_id = {e.id: e for e in results.evaluations}
-    found: dict[tuple[str, str], TuningOutcome] = {}
+    newest: dict[tuple[str, str], TuningOutcome] = {}
     for comparison in results.comparisons:
         tuned = by_id.get(comparison.tuned)
         tuning = tuning_of(tuned, results.tunings) if tuned else None
         if tuning is not None and comparison.lineage and not comparison.forced:
-            found[comparison.base, tuning.id] = TuningOutcome(comparison, tuning)
-    return list(found.values())
+            newest[comparison.base, tuning.id] = TuningOutcome(comparison, tuning)
+    return list(newest.values())
 
 
-def against(found: Sequence[TuningOutcome]) -> list[list[TuningOutcome]]:
-    """The outcomes of each base evaluation together."""
-    return [[o for o in found if o.comparison.base == base] for base in dict.fromkeys(o.comparison.base for o in found)]
+def by_base(members: Sequence[TuningOutcome]) -> list[list[TuningOutcome]]:
+    """The outcomes grouped by base evaluation."""
+    bases = dict.fromkeys(o.comparison.base for o in members)
+    return [[o for o in members if o.comparison.base == base] for base in bases]
 
 
-def common_benchmarks(found: Sequence[TuningOutcome]) -> list[str]:
-    """Tasks that all of them have, and on which the base has something to lose."""
-    tasks = list(dict.fromkeys(r.task for r in found[0].benchmarks)) if found else []
-    return [t for t in tasks if all(any(r.task == t and not r.at_floor for r in o.benchmarks) for o in found)]
+def common_benchmarks(members: Sequence[TuningOutcome]) -> list[str]:
+    """Tasks that all outcomes have and on which the base is above the floor."""
+    tasks = list(dict.fromkeys(r.task for r in members[0].benchmarks)) if members else []
+    return [t for t in tasks if all(any(r.task == t and not r.at_floor for r in o.benchmarks) for o in members)]
 
 
-def whole_verdict(rows: Sequence[ComparisonRow]) -> Verdict | None:
-    """One verdict over several tasks: lower where any is, else undecided where any is, else higher where any is, else
-    within; None where the base had nothing to lose on any."""
-    told = [shown_verdict(r) for r in rows if not (r.at_floor and shown_verdict(r) == "undecided")]
+def overall_verdict(rows: Sequence[ComparisonRow]) -> Verdict | None:
+    """One verdict over several tasks: the first of lower, undecided, higher and within that a row has.
+
+    Rows at the floor count only if they have a proven verdict; None if no row counts.
+    """
+    verdicts = [shown_verdict(r) for r in rows if not (r.at_floor and shown_verdict(r) == "undecided")]
     order: tuple[Verdict, ...] = ("lower", "undecided", "higher", "within")
-    return next((v for v in order if v in told), None)
+    return next((v for v in order if v in verdicts), None)

@@ -1,19 +1,15 @@
-"""Looks at tasks while a model is trained, in words.
-
-Observations in words: sentences that stand on verdicts, and on nothing else.
+"""Turns verdicts into sentences: observations on comparisons, on recipes over several seeds and on forgetting watches.
 
     observations([comparison])[0]
         Observation(comparison="c-1f…", lead="Forgetting",
-                    text="Against smollm2, careless forgot on HellaSwag, Normalized Accuracy (−11.00 points, "
+                    text="Compared with smollm2, careless forgot on HellaSwag, Normalized Accuracy (−11.00 points, "
                          "95 % interval −16.10 to −6.20, margin ±5.00, n=300).")
-
-Nothing is said from a row at floor, from a secondary metric, or from a forced comparison; an undecided row
-gives a neutral sentence; without proven lineage no sentence speaks of forgetting.
-
-Recipes over several seeds, in words and tables.
-
     seeds_section(contrasts)            Markdown blocks: a table for each contrast
-    seed_observations(contrasts)        sentences that stand on their verdicts
+    seed_observations(contrasts)        a sentence for each verdict of the contrasts
+    watch_text(point)                   "watch, step 40: hellaswag 41.00% → 38.00%, …"
+
+Every sentence follows from a verdict. Rows at the floor, secondary metrics and forced comparisons give none, an
+undecided row gives a neutral one, and without proven lineage no sentence mentions forgetting.
 """
 
 from __future__ import annotations
@@ -27,13 +23,14 @@ from aftertune.report import formatting as fmt
 from aftertune.report.changed_items import forced_text
 from aftertune.report.columns import columns, margin_text, scale, verdict_lines
 from aftertune.report.names import metric_title, source_title, task_title
-from aftertune.report.table import items_of, items_text
+from aftertune.report.table import items_needed_text, items_text
 from aftertune.values import TOLD, Comparison, ComparisonRow, Contrast, Verdict, WatchPoint
 
 
+# --- Comparisons ---
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """One sentence with the comparison it stands on."""
+    """One sentence with the comparison that it is based on."""
 
     comparison: str
     lead: str
@@ -47,51 +44,51 @@ _LEADS: dict[Verdict, tuple[str, str]] = {
 
 
 def observations(comparisons: Sequence[Comparison]) -> list[Observation]:
-    """The sentences of all comparisons, in their order; lower, higher, within, undecided within each."""
-    return [found for comparison in comparisons for found in _of(comparison)]
+    """The sentences of all comparisons in order; of each comparison first lower, then higher, within and undecided."""
+    return [observation for comparison in comparisons for observation in _observations_of(comparison)]
 
 
-def _of(comparison: Comparison) -> list[Observation]:
+def _observations_of(comparison: Comparison) -> list[Observation]:
     if comparison.forced:
         return [Observation(
             comparison=comparison.id, lead="No observation",
-            text=f"{_pair(comparison)} were compared by force although they differ in "
-                 f"{_blocking(comparison)}; nothing is concluded from it.")]
-    found = []
+            text=f"{_pair(comparison)} were compared with --force although they differ in "
+                 f"{_blocking(comparison)}. This comparison supports no conclusion.")]
+    sentences = []
     for verdict, leads in _LEADS.items():
         rows = [r for r in comparison.rows if r.primary and r.verdict == verdict and not _floored(r)]
         if rows:
-            found.append(Observation(comparison=comparison.id, lead=leads[0 if comparison.lineage else 1],
-                                     text=_sentence(comparison, verdict, rows)))
-    return found
+            sentences.append(Observation(comparison=comparison.id, lead=leads[0 if comparison.lineage else 1],
+                                         text=_sentence(comparison, verdict, rows)))
+    return sentences
 
 
 def _floored(row: ComparisonRow) -> bool:
-    """True where a base at the floor had nothing to lose, so that "no loss" says nothing."""
+    """True if the base is at the floor and has nothing to lose, so that "no loss" means nothing."""
     return row.at_floor and row.verdict in ("within", "undecided")
 
 
 def _sentence(comparison: Comparison, verdict: Verdict, rows: list[ComparisonRow]) -> str:
     tuned, base = fmt.visible(comparison.tuned_name), fmt.visible(comparison.base_name)
-    shown = "; ".join(_evidence(row) for row in rows)
+    evidence = "; ".join(_evidence(row) for row in rows)
     if verdict == "undecided":
-        return f"Whether {tuned} differs from {base} beyond the margin is not decided on {shown}."
+        return f"It is undecided whether {tuned} differs from {base} beyond the margin on {evidence}."
     if comparison.lineage:
-        start = {"lower": "forgot", "higher": "improved", "within": "kept, within the margin,"}[verdict]
-        return f"Against {base}, {tuned} {start} on {shown}."
-    start = {"lower": f"{tuned} scores lower than {base}", "higher": f"{tuned} scores higher than {base}",
+        label = {"lower": "forgot", "higher": "improved", "within": "kept its score, within the margin,"}[verdict]
+        return f"Compared with {base}, {tuned} {label} on {evidence}."
+    result = {"lower": f"{tuned} scores lower than {base}", "higher": f"{tuned} scores higher than {base}",
              "within": f"{tuned} and {base} score the same within the margin"}[verdict]
-    return f"{start} (a model comparison, no proven lineage): {shown}."
+    return f"{result} (a model comparison without proven lineage): {evidence}."
 
 
 def _evidence(row: ComparisonRow) -> str:
     unit = "points, " if is_fraction(row.metric) else ""
     early = "" if row.stopped_of is None else ", stopped early; the interval is for the full run"
-    plan = f"; {items_text(row)}" if row.verdict == "undecided" and items_text(row) else ""
+    needed = f"; {items_needed_text(row)}" if row.verdict == "undecided" and items_needed_text(row) else ""
     return (f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))} "
             f"({fmt.points(row.delta, scale(row))} {unit}95 % interval "
-            f"{fmt.points_interval(row.low, row.high, scale(row))}, margin {margin_text(row)}, n={items_of(row)}{early}"
-            f"{plan})")
+            f"{fmt.points_interval(row.low, row.high, scale(row))}, margin {margin_text(row)}, n={items_text(row)}"
+            f"{early}{needed})")
 
 
 def _pair(comparison: Comparison) -> str:
@@ -104,70 +101,71 @@ def _blocking(comparison: Comparison) -> str:
 
 
 def watermark(comparison: Comparison) -> str:
-    """The line that a forced comparison carries wherever it is shown, or ""."""
+    """The warning above a forced comparison wherever it is shown; "" for any other one."""
     if not comparison.forced:
         return ""
     return forced_text([d for d in comparison.differences if d.blocking])
 
 
 def lineage_note(comparison: Comparison) -> str:
-    """What may be said about who was made from whom."""
+    """The lineage of the two models, and which labels the verdicts therefore have."""
     tuned, base = fmt.visible(comparison.tuned_name), fmt.visible(comparison.base_name)
-    words = "differences are told as lower, higher and within, never as forgetting."
+    labels = "the verdicts are lower, higher and within, and no difference is called forgetting."
     if comparison.lineage:
-        return f"{tuned} was made from {base}: differences are told as forgot, improved and kept."
+        return f"{tuned} was made from {base}, so the verdicts are forgot, improved and kept."
     if comparison.relation == "siblings":
-        return f"{base} and {tuned} were both made from {fmt.visible(source_title(comparison.origin))}: {words}"
+        return f"{base} and {tuned} were both made from {fmt.visible(source_title(comparison.origin))}, so {labels}"
     if comparison.relation == "same model":
-        return f"{base} and {tuned} are the same model, evaluated twice: {words}"
+        return f"{base} and {tuned} are the same model, evaluated twice, so {labels}"
     if comparison.relation == "reversed":
-        return f"{base} was made from {tuned}, so the base stands second: {words}"
-    return f"Model comparison: it is not proven that {tuned} was made from {base}, so {words}"
+        return f"{base} was made from {tuned} (the base is the second one here), so {labels}"
+    return f"Model comparison: it is not proven that {tuned} was made from {base}, so {labels}"
 
 
+# --- Recipes over several seeds ---
 _SEED_LEADS = {"method": "Method", "data size": "Data Size", "replay": "Replay"}
 _WORDS: dict[Verdict, str] = {"higher": "scores higher than", "lower": "scores lower than",
                               "within": "scores the same within the margin as"}
 
 
 def contrast_title(contrast: Contrast) -> str:
-    """Two recipes and what they differ in."""
+    """The title of a contrast: two recipes and the setting in which they differ."""
     return f"{fmt.visible(contrast.right)} against {fmt.visible(contrast.left)} ({fmt.visible(contrast.factor)})"
 
 
 def seeds_section(contrasts: Sequence[Contrast]) -> list[str]:
-    """A heading, what is shown, and a table for each contrast; nothing without one."""
+    """A heading, an explanation and a table for each contrast; [] without contrasts."""
     if not contrasts:
         return []
-    blocks = ["### Over Seeds", "Each recipe was trained with several seeds; the interval counts seeds and items as "
-              "samples, so that it speaks of the recipe and not of one model. All are comparisons between fine-tunes."]
+    blocks = ["### Over Seeds", "Each recipe was trained with several seeds. The intervals treat seeds and items as "
+              "samples, so they apply to the recipe and not to a single model. All comparisons are between fine-tunes."]
     for contrast in contrasts:
-        heads = {"base": contrast.left, "tuned": contrast.right}
-        shown = columns("seeds")
-        rows = [[line[c.key] for c in shown] for line in verdict_lines(contrast.rows, lineage=False)]
+        headings = {"base": contrast.left, "tuned": contrast.right}
+        seed_columns = columns("seeds")
+        rows = [[line[c.key] for c in seed_columns] for line in verdict_lines(contrast.rows, lineage=False)]
         settings = "; ".join(f"{name.replace('_', ' ')} {left} → {right}" for name, left, right in contrast.settings)
         blocks += [f"#### {md.text(contrast_title(contrast))}",
-                   md.table([heads.get(c.key, c.heading) for c in shown], rows),
+                   md.table([headings.get(c.key, c.heading) for c in seed_columns], rows),
                    md.text(f"Seeds {', '.join(map(str, contrast.seeds))}; {settings}.")]
     return blocks
 
 
 def seed_observations(contrasts: Sequence[Contrast]) -> list[Observation]:
-    """A sentence for each verdict of each contrast; undecided rows in one of their own."""
-    found = []
+    """A sentence for each verdict of each contrast, and one for its undecided rows."""
+    sentences = []
     for contrast in contrasts:
         lead = f"{_SEED_LEADS.get(contrast.factor, 'Recipe')} (over {len(contrast.seeds)} seeds)"
         left, right = fmt.visible(contrast.left), fmt.visible(contrast.right)
         for verdict, words in _WORDS.items():
             rows = [_seed_evidence(row) for row in contrast.rows if row.verdict == verdict]
             if rows:
-                found.append(Observation(comparison=contrast.id, lead=lead, text=f"{right} {words} {left} on "
-                                                                                 f"{'; '.join(rows)}."))
+                sentences.append(Observation(comparison=contrast.id, lead=lead,
+                                             text=f"{right} {words} {left} on {'; '.join(rows)}."))
         rows = [_seed_evidence(row) for row in contrast.rows if row.verdict == "undecided"]
         if rows:
-            found.append(Observation(comparison=contrast.id, lead=lead, text=(
-                f"Whether {right} differs from {left} beyond the margin is not decided on {'; '.join(rows)}.")))
-    return found
+            sentences.append(Observation(comparison=contrast.id, lead=lead, text=(
+                f"It is undecided whether {right} differs from {left} beyond the margin on {'; '.join(rows)}.")))
+    return sentences
 
 
 def _seed_evidence(row: ComparisonRow) -> str:
@@ -177,19 +175,20 @@ def _seed_evidence(row: ComparisonRow) -> str:
             f"{fmt.points_interval(row.low, row.high, scale(row))}, margin {margin_text(row)}, n={row.n})")
 
 
+# --- Forgetting watch ---
 def watch_text(point: WatchPoint) -> str:
-    """A look in one line; its model descends from the base, so the words of forgetting are right."""
+    """One look in one line. Its model is made from the base, so the labels are forgot, improved and kept."""
     return (f"watch, step {point.step}: {point.task} {fmt.percent(point.base)} → {fmt.percent(point.tuned)}, "
             f"{fmt.points(point.delta)} points ({fmt.points_interval(point.low, point.high)}) on {point.n} items: "
             f"{TOLD[point.verdict]}")
 
 
 def watch_facts(points: Sequence[WatchPoint]) -> list[tuple[str, str]]:
-    """Of each task the last look, and where it was first proven to be forgotten."""
+    """For each task the last look, and the step at which forgetting was first proven."""
     facts = []
     for task in dict.fromkeys(point.task for point in points):
         own = [point for point in points if point.task == task]
         last, lost = own[-1], next((p.step for p in own if p.verdict == "lower"), None)
-        first = "" if lost is None else f"; first proven forgotten at step {lost}"
+        first = "" if lost is None else f"; forgetting first proven at step {lost}"
         facts.append((f"Watch, {task}", f"{len(own)} looks; {watch_text(last).removeprefix('watch, ')}{first}"))
     return facts

@@ -1,4 +1,4 @@
-"""The score table as rows of finished text, and the words of a comparison row that every output shares.
+"""Builds the score table of an evaluation, and the texts of a comparison row that all outputs share.
 
     score_table(evaluation)[0]
         ScoreLine(title="HellaSwag", metric="Normalized Accuracy", result="41.00%", error="±2.84%",
@@ -37,8 +37,11 @@ _Z = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreLine:
-    """One score as text. part says which items were used ("" for all of them); certain: its standard error is 0,
-    because all items gave the same value, though the interval has a width."""
+    """One score as text.
+
+    part: which items were used, "" for all of them. certain: the standard error is 0 because all items have the same
+    value, but the 95 % interval has a width.
+    """
 
     task: str
     title: str
@@ -53,15 +56,16 @@ class ScoreLine:
 
 
 def score_interval(score: Score) -> tuple[float, float] | None:
-    """95 % interval of a score: Wilson where the value is k/n, else value ± 1.96 SE, None without an SE.
+    """The 95 % interval of a score: Wilson's if the value is k/n, else value ± 1.96 SE; None without an SE.
 
-    A mean of shares (field accuracy) may be k/n by chance; its SE is then not that of a proportion.
+    A mean of fractions (field accuracy) can be k/n by chance. Its SE is then not that of a proportion, so it gets the
+    second interval.
     """
     k, p = score.value * score.n, score.value
     if is_fraction(score.metric) and not score.group and 0 <= p <= 1 and score.n > 0:
-        usual = math.sqrt(p * (1 - p) / max(1, score.n - 1))
-        known = score.stderr if score.stderr is not None and math.isfinite(score.stderr) else usual
-        if abs(k - round(k)) < 1e-6 * max(1, score.n) and math.isclose(known, usual, rel_tol=0.01, abs_tol=1e-9):
+        binomial = math.sqrt(p * (1 - p) / max(1, score.n - 1))
+        stderr = score.stderr if score.stderr is not None and math.isfinite(score.stderr) else binomial
+        if abs(k - round(k)) < 1e-6 * max(1, score.n) and math.isclose(stderr, binomial, rel_tol=0.01, abs_tol=1e-9):
             return wilson(round(k), score.n)
     if score.stderr is None or not math.isfinite(score.stderr):
         return None
@@ -70,17 +74,17 @@ def score_interval(score: Score) -> tuple[float, float] | None:
 
 
 def value_text(metric: str, value: float | None) -> str:
-    """A metric's value: percent for fractions, four decimals for perplexities and the like."""
+    """The value of a metric: percent for fractions, four decimals for others such as perplexity."""
     return fmt.percent(value) if is_fraction(metric) else fmt.raw(value)
 
 
 def error_text(score: Score) -> str:
-    """±1 standard error of a score, as lm-eval computes it, or a dash."""
-    return f"±{value_text(score.metric, score.stderr)}" if fmt.known(score.stderr) else fmt.DASH
+    """±1 standard error of a score as lm-eval computes it, or a dash if there is none."""
+    return f"±{value_text(score.metric, score.stderr)}" if fmt.is_finite(score.stderr) else fmt.DASH
 
 
 def part_text(task: TaskSettings | None) -> str:
-    """Which items of a task were used: "random 300 of 10,042, seed 0", or "" for all of them."""
+    """Which items of a task were used: "random 300 of 10,042, seed 0"; "" for all of them."""
     if task is None:
         return ""
     if task.used is not None:
@@ -94,26 +98,26 @@ def part_text(task: TaskSettings | None) -> str:
 
 
 def score_part(evaluation: Evaluation, name: str) -> str:
-    """Which items a score stands on, "" for all of them: those of a task, or of the tasks of a group."""
+    """Which items of its task, or of the tasks of its group, a score is computed from; "" for all of them."""
     task, early = evaluation.task(name), evaluation.stopped(name)
     if task is not None:
         return part_text(task)
     if early is not None:
         return early_text(*early)
-    inside = [t for t in evaluation.tasks if name in t.groups]
-    if not any(t.partial for t in inside):
+    members = [t for t in evaluation.tasks if name in t.groups]
+    if not any(t.partial for t in members):
         return ""
-    of = f"{fmt.count(sum(t.n for t in inside))} of {fmt.count(sum(t.n_total for t in inside))}"
-    return f"{of} over its {len(inside)} tasks"
+    of = f"{fmt.count(sum(t.n for t in members))} of {fmt.count(sum(t.n_total for t in members))}"
+    return f"{of} over its {len(members)} tasks"
 
 
 def early_text(used: int, total: int) -> str:
-    """What is said of a figure from a task or group that was stopped early."""
+    """The note on a score of a task or group that was stopped early."""
     return f"stopped early after {fmt.count(used)} of {fmt.count(total)}: an early estimate, not the score"
 
 
 def score_table(evaluation: Evaluation) -> list[ScoreLine]:
-    """The scores of an evaluation in their order: Task, Metric, Result, Error range, interval, n."""
+    """The scores of an evaluation, in order."""
     lines = []
     for score in evaluation.scores:
         early = evaluation.stopped(score.task)
@@ -131,77 +135,77 @@ def score_table(evaluation: Evaluation) -> list[ScoreLine]:
 
 
 def shown_verdict(row: ComparisonRow) -> Verdict | None:
-    """The verdict that a report shows: at the floor there is nothing to keep, so "within" is undecided."""
+    """The verdict that a report shows: "within" at the floor is undecided, because there was nothing to keep."""
     return "undecided" if row.at_floor and row.verdict == "within" else row.verdict
 
 
 def row_label(row: ComparisonRow, lineage: bool) -> str:
-    """The verdict in words: forgot, improved, kept only where the lineage is proven; "" for a row without a verdict."""
+    """The label of the verdict: forgot, improved or kept only with proven lineage; "" for a row without a verdict."""
     verdict = shown_verdict(row)
     return "" if verdict is None else TOLD[verdict] if lineage else verdict
 
 
 def note_text(row: ComparisonRow) -> str:
-    """What stands beside the verdict: why it is undecided and how many items would decide it, then the note."""
+    """The note beside the verdict: why it is undecided, how many items would decide it, and the row's own note."""
     parts = []
     if shown_verdict(row) == "undecided":
         if row.at_floor:
             parts.append("at floor: nothing to forget")
-        elif plan := items_text(row):
-            parts.append(plan)
+        elif needed := items_needed_text(row):
+            parts.append(needed)
     if row.stopped_of is not None:
         parts.append(early_text(row.n, row.stopped_of) if row.primary else "an early estimate, not the score")
-        parts += ["the interval is for the full run and holds at every look"] if row.primary else []
+        parts += ["the interval is for the full run and valid at every look"] if row.primary else []
     if not is_fraction(row.metric):
         parts.append("in the metric's own unit, not points")
     return fmt.visible("; ".join([*parts, row.note] if row.note else parts))
 
 
-def items_text(row: ComparisonRow) -> str:
-    """How many items would decide an undecided row, and on what assumption; "" where no number is known."""
+def items_needed_text(row: ComparisonRow) -> str:
+    """How many items would decide an undecided row, and under which assumption; "" if no number is known."""
     if row.items_needed is None:
         return ""
-    at = "at this difference" if row.low > 0 or row.high < 0 else "if the models do not differ"
-    return f"about {fmt.count(row.items_needed)} items would decide it {at}"
+    assumption = "at this difference" if row.low > 0 or row.high < 0 else "if the models do not differ"
+    return f"about {fmt.count(row.items_needed)} items would decide it {assumption}"
 
 
-def items_of(row: ComparisonRow) -> str:
-    """The items of a row; where it was stopped early, of how many."""
+def items_text(row: ComparisonRow) -> str:
+    """The number of items of a row; with the number of the full run if it was stopped early."""
     return fmt.count(row.n) + ("" if row.stopped_of is None else f" of {fmt.count(row.stopped_of)}")
 
 
-def part_of(row: ComparisonRow) -> str:
-    """The items of a row and those of its task, "" where they are the same."""
+def partial_text(row: ComparisonRow) -> str:
+    """The number of items of a row and of its task; "" if the row has all of them."""
     return f"{fmt.count(row.n)} of {fmt.count(row.n_total)}" if row.n_total and row.n < row.n_total else ""
 
 
 def row_details(row: ComparisonRow) -> tuple[str, ...]:
-    """What stands behind a row: McNemar's p-values of "any difference", the task's q in its group, other intervals."""
-    found = []
+    """The details of a row: McNemar's p-values of "any difference", the task's q in its group, and other intervals."""
+    details = []
     if row.p_exact is not None:
-        found.append(f"any difference: McNemar exact p {fmt.p_value(row.p_exact)}, mid-p {fmt.p_value(row.p_mid)}")
+        details.append(f"any difference: McNemar exact p {fmt.p_value(row.p_exact)}, mid-p {fmt.p_value(row.p_mid)}")
     if row.q is not None:
-        found.append(f"q {fmt.p_value(row.q)} over the tasks of {row.group} (Benjamini-Hochberg, exploratory)")
-    return tuple(map(fmt.visible, (*found, *row.details)))
+        details.append(f"q {fmt.p_value(row.q)} over the tasks of {row.group} (Benjamini-Hochberg, exploratory)")
+    return tuple(map(fmt.visible, (*details, *row.details)))
 
 
-def explored_text(comparison: Comparison) -> list[str]:
-    """One line a group: which of the tasks that it speaks for stand out, by q below .05. Exploratory, no verdicts."""
-    said = []
+def exploratory_text(comparison: Comparison) -> list[str]:
+    """One line for each group: the tasks in it that differ, by q below 0.05. These are not verdicts."""
+    lines = []
     for group in dict.fromkeys(r.group for r in comparison.rows if r.group):
         rows = [r for r in comparison.rows if r.group == group]
         tasks = {r.task for r in rows}
         lower, higher = ([task_title(r.task) for r in rows if r.q is not None and r.q < 0.05 and sign * r.delta > 0]
                          for sign in (-1, 1))
-        found = "; ".join(f"{word} on {', '.join(names)}" for word, names in (("lower", lower), ("higher", higher))
-                          if names)
-        said.append(fmt.visible(f"{task_title(group)}: of its {len(tasks)} tasks {found or 'none stands out'} "
-                                "(exploratory, Benjamini-Hochberg at 5 %)"))
-    return said
+        differing = "; ".join(f"{direction} on {', '.join(names)}"
+                              for direction, names in (("lower", lower), ("higher", higher)) if names)
+        lines.append(fmt.visible(f"{task_title(group)} ({len(tasks)} tasks): {differing or 'no task differs'} "
+                                 "(exploratory, Benjamini-Hochberg at 5 %)"))
+    return lines
 
 
 def held_out_line(held_out: HeldOut) -> tuple[str, str, str, str, str]:
-    """Examples, loss before, loss after, difference, 95 % interval (nats per token)."""
+    """The examples, loss before, loss after, difference and 95 % interval, in nats per token."""
     return (fmt.count(held_out.n), fmt.raw(held_out.before, 3), fmt.raw(held_out.after, 3),
             fmt.change(held_out.after - held_out.before),
             f"{fmt.change(held_out.low)} to {fmt.change(held_out.high)}")
@@ -218,15 +222,16 @@ def performance(evaluations: Sequence[Evaluation]) -> dict[ScoreName, dict[str, 
 
 def metrics_by_task(evaluations: Sequence[Evaluation]) -> dict[str, list[tuple[str, str]]]:
     """(metric, filter) of every score by task, in order of first appearance."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    metrics: dict[str, list[tuple[str, str]]] = {}
     for task, metric, filter_ in performance(evaluations):
-        found.setdefault(task, []).append((metric, filter_))
-    return found
+        metrics.setdefault(task, []).append((metric, filter_))
+    return metrics
 
 
 def beyond_noise(comparisons: Sequence[Comparison]) -> Mapping[ScoreName, set[tuple[str, str]]]:
-    """Pairs (better, worse) of evaluation ids per score, by verdict, with what follows from them:
-    a better than b and b better than c gives a better than c. Forced comparisons prove nothing.
+    """Pairs (better, worse) of evaluation ids for each score, by verdict and transitively.
+
+    If a is better than b and b better than c, then a is better than c. Forced comparisons are left out.
     """
     better: dict[ScoreName, set[tuple[str, str]]] = {}
     for comparison in comparisons:
@@ -237,14 +242,14 @@ def beyond_noise(comparisons: Sequence[Comparison]) -> Mapping[ScoreName, set[tu
             pairs = better.setdefault((row.task, row.metric, row.filter), set())
             pairs.add(pair if row.verdict == "higher" else pair[::-1])
     for pairs in better.values():
-        while more := {(a, d) for a, b in pairs for c, d in pairs if b == c} - pairs:
-            pairs |= more
+        while implied := {(a, d) for a, b in pairs for c, d in pairs if b == c} - pairs:
+            pairs |= implied
     return better
 
 
 def proven_best(key: ScoreName, cells: Mapping[str, Score],
                 better: Mapping[ScoreName, set[tuple[str, str]]]) -> str | None:
-    """The evaluation that is better than every other one in its row beyond the noise, or None."""
+    """The evaluation that is proven better than every other one with this score, or None."""
     pairs = better.get(key, set())
     for candidate in cells:
         others = [other for other in cells if other != candidate]

@@ -1,13 +1,12 @@
-"""Tables for other programs: the scores of an evaluation, a comparison, the overview of several evaluations.
+"""Exports tables for other programs: scores, comparisons and overviews as CSV, JSON and LaTeX.
 
-    as_csv(scores_export(evaluation))                        one line a score, numbers as fractions
+    as_csv(scores_export(evaluation))                        one line for each score, as fractions
     as_latex(comparison_export(comparison, "latex"))         a tabular environment of booktabs
 
-These tables are views of results, as the record and the page are, and take their columns from the same list
-(`report.columns`). So they are here and not in `exchange`, which reads and writes the formats of other tools and may
-not import this room.
+The columns come from `report.columns`, as in the record and on the page. That is why this module is not in `exchange`,
+which reads and writes the formats of other tools and may not import this room.
 
-Text of others stays text: in CSV a cell that a spreadsheet would run as a formula gets an apostrophe before it, in
+Foreign text stays text: in CSV a cell that a spreadsheet would run as a formula gets an apostrophe in front, and in
 LaTeX every special character is escaped.
 """
 
@@ -34,7 +33,7 @@ _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"
 
 @dataclass(frozen=True, slots=True)
 class DataTable:
-    """A table of plain values under named columns. title: one line; fractions stay fractions."""
+    """A table of plain values with named columns. title: one line. Fractions stay fractions."""
 
     title: str
     head: tuple[str, ...]
@@ -42,7 +41,7 @@ class DataTable:
 
 
 def scores_export(evaluation: Evaluation) -> DataTable:
-    """The scores of an evaluation; stopped_of: items of the full run where a task was stopped early."""
+    """The scores of an evaluation. Its column stopped_of has the items of the full run if a task was stopped early."""
     rows = []
     for score in evaluation.scores:
         low, high = score_interval(score) or (None, None)
@@ -56,14 +55,15 @@ def scores_export(evaluation: Evaluation) -> DataTable:
 
 def comparison_export(comparison: Comparison, output: Output) -> DataTable:
     """The rows of a comparison with the columns of an output: "csv", "json" or "latex"."""
-    shown = columns(output)
+    exported = columns(output)
     forced = ", FORCED: not comparable" if comparison.forced else ""
     return DataTable(f"{comparison.tuned_name} against {comparison.base_name} ({comparison.id}{forced})",
-                     tuple(c.key for c in shown), tuple(tuple(c.value(r) for c in shown) for r in comparison.rows))
+                     tuple(c.key for c in exported),
+                     tuple(tuple(c.value(r) for c in exported) for r in comparison.rows))
 
 
 def overview_export(title: str, results: Results) -> DataTable:
-    """The primary scores of several evaluations, each beside the verdict of the newest comparison that has it."""
+    """The primary scores of several evaluations, each with the verdict of the newest comparison that includes it."""
     newest = {(c.tuned, r.task, r.metric, r.filter): (c.base_name, r) for c in results.comparisons if not c.forced
               for r in c.rows if r.primary}
     rows: list[tuple[CellValue, ...]] = []
@@ -71,15 +71,15 @@ def overview_export(title: str, results: Results) -> DataTable:
         for score in (s for s in evaluation.scores if s.primary):
             low, high = score_interval(score) or (None, None)
             base, row = newest.get((evaluation.id, score.task, score.metric, score.filter), ("", None))
-            beside = (base, row.delta, row.low, row.high, row.verdict, row.told) if row else (None,) * 6
+            verdict = (base, row.delta, row.low, row.high, row.verdict, row.told) if row else (None,) * 6
             rows.append((evaluation.name, evaluation.id, score.task, score.metric, score.filter, score.value, low, high,
-                         score.n, evaluation.total(score.task), *beside))
+                         score.n, evaluation.total(score.task), *verdict))
     return DataTable(title, ("evaluation", "id", "task", "metric", "filter", "value", "low", "high", "n", "n_total",
                              "base", "delta", "delta_low", "delta_high", "verdict", "label"), tuple(rows))
 
 
 def as_objects(table: DataTable) -> list[dict[str, Any]]:
-    """The rows as ``{column: value}``; a number that is not finite is null."""
+    """The rows as ``{column: value}``; a number that is not finite becomes None."""
     return [{key: _finite(cell) for key, cell in zip(table.head, row, strict=True)} for row in table.rows]
 
 
@@ -99,7 +99,7 @@ def as_csv(table: DataTable) -> str:
 
 
 def _inert(cell: CellValue) -> CellValue:
-    """A cell that no spreadsheet takes for a formula."""
+    """A cell that no spreadsheet runs as a formula."""
     if isinstance(cell, tuple):
         cell = "; ".join(cell) or None
     if isinstance(cell, bool):
@@ -115,7 +115,7 @@ def as_json(table: DataTable) -> str:
 
 
 def as_latex(table: DataTable) -> str:
-    """A ``tabular`` with the rules of booktabs; columns without any value are left out, numbers have four decimals."""
+    """A ``tabular`` with the rules of booktabs. Empty columns are left out; numbers have four decimals."""
     used = [i for i in range(len(table.head)) if any(row[i] is not None for row in table.rows)]
     numeric = {i for i in used if all(row[i] is None or (isinstance(row[i], int | float) and not
                                       isinstance(row[i], bool)) for row in table.rows)}
@@ -137,6 +137,6 @@ def _latex_cell(cell: CellValue) -> str:
 
 
 def _latex(text: str) -> str:
-    """Text with every character that TeX acts on escaped; control characters are dropped."""
+    """Text with every character escaped that is special in TeX; control characters are dropped."""
     flat = " ".join(text.split())
     return "".join(_LATEX.get(c, c) for c in flat if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))

@@ -1,10 +1,10 @@
-"""The tables of the terminal, built with rich.
+"""Prints scores and verdicts on the terminal as tables of rich.
 
-    Console().print(terminal_table(comparison, width=100))  a block a task: its verdict, its primary metric, and
-                                                            its other metrics in one dim line each
+    Console().print(terminal_table(comparison, width=100))  a block for each task: its verdict, its primary metric, and
+                                                            one dim line for each other metric
     Console().print(terminal_scores(evaluation))            Task, Metric, Result, Error range (±1 SE), n
 
-Foreign text goes in as Text, never as a string, so that a model named "[red]x" is shown as it is.
+Foreign text is passed as Text and never as a string, so that rich reads no markup in a model named "[red]x".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aftertune.report.badges import badge
 from aftertune.report.changed_items import form_text, shift_text
 from aftertune.report.columns import VerdictLine, columns, margin_text, verdict_table
 from aftertune.report.sentences import lineage_note, watermark
-from aftertune.report.table import explored_text, held_out_line, part_of, score_table
+from aftertune.report.table import exploratory_text, held_out_line, partial_text, score_table
 from aftertune.values import Comparison, Evaluation
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-#: The figures of a row. Those that every width has come first; where the others do not fit, they move beside the task's
-#: name.
+#: The figures of a row. The first ones are shown at every width; the others move beside the task's name if they do not
+#: fit.
 _FIGURES = sorted((c for c in columns("terminal") if not c.name), key=lambda c: c.beside)
 _ALWAYS = sum(not c.beside for c in _FIGURES)
-_NAME = 24  # characters that a metric's name has a right to before columns are given up for it
+_NAME = 24  # a metric's name gets up to this many characters before columns move to make room
 
 
 def terminal_scores(evaluation: Evaluation) -> Table:
-    """The scores of an evaluation; the caption says which tasks used a part of their items."""
+    """The scores of an evaluation. The caption names the tasks of which only a part of the items was used."""
     from rich.table import Table
     from rich.text import Text
 
@@ -48,17 +48,18 @@ def terminal_scores(evaluation: Evaluation) -> Table:
         table.add_row(Text(fmt.visible(line.task)), Text(line.metric), line.result, line.error, line.n,
                       style="bold" if line.primary else "")
     parts = dict.fromkeys(f"{fmt.visible(line.task)}: {line.part}" for line in lines if line.part)
-    parts |= dict.fromkeys(f"{fmt.visible(line.task)}, {line.metric}: an error of 0 at {line.result} is no certainty; "
-                           f"the 95 % interval is {line.interval}" for line in lines if line.certain)
+    parts |= dict.fromkeys(f"{fmt.visible(line.task)}, {line.metric}: the standard error is 0 because all "
+                           f"items have the same value; the 95 % interval is {line.interval}"
+                           for line in lines if line.certain)
     if parts:
         table.caption = Text("\n".join(parts))
     return table
 
 
 def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = False) -> Group:
-    """The verdict table of a comparison for a terminal ``width`` characters wide.
+    """The verdict table of a comparison for a terminal that is ``width`` characters wide.
 
-    details: the p-values and intervals behind each row, and every task that a group speaks for.
+    details: also show the p-values and intervals of each row, and each task of a group that has one verdict.
     """
     from rich.console import Group
     from rich.text import Text
@@ -72,8 +73,8 @@ def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = F
     parts.append(layout.row("", [c.short or c.heading for c in _FIGURES], "dim"))
     for task in dict.fromkeys(line.row.task for line in lines):
         parts += layout.block([line for line in lines if line.row.task == task], details=details)
-    parts += [Text(line) for line in (*explored_text(comparison), *_forms(comparison))]
-    parts.append(Text(_below(comparison, lines), style="dim"))
+    parts += [Text(line) for line in (*exploratory_text(comparison), *_formats(comparison))]
+    parts.append(Text(_footer(comparison, lines), style="dim"))
     if comparison.held_out is not None:
         n, before, after, difference, interval = held_out_line(comparison.held_out)
         parts.append(Text(f"Held-out loss {before} before, {after} after tuning ({difference} nats per token, 95 % "
@@ -82,7 +83,7 @@ def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = F
 
 
 def terminal_summary(comparisons: Sequence[Comparison]) -> Table:
-    """Several tuned models against one base, a line a task: the verdict of each and its difference in points."""
+    """Several tuned models against one base: each task is a line with the verdict and difference of each model."""
     from rich.table import Table
     from rich.text import Text
 
@@ -94,42 +95,42 @@ def terminal_summary(comparisons: Sequence[Comparison]) -> Table:
     cells = {(line.row.task, at): line for at, comparison in enumerate(comparisons)
              for line in verdict_table(comparison) if line.row.primary}
     for task in dict.fromkeys(task for task, _ in cells):
-        shown = [cells.get((task, at)) for at in range(len(comparisons))]
+        row = [cells.get((task, at)) for at in range(len(comparisons))]
         table.add_row(Text(fmt.visible(task)), *(
             Text.assemble((line.label, badge(line.verdict).style), f" {line['delta']}") if line
-            else Text(fmt.DASH) for line in shown))
+            else Text(fmt.DASH) for line in row))
     return table
 
 
-def _forms(comparison: Comparison) -> list[str]:
-    """How generated answers failed in form on both sides, where any did."""
-    said = []
+def _formats(comparison: Comparison) -> list[str]:
+    """The format failures of generated answers on both sides, for each task that has any."""
+    lines = []
     for form in comparison.forms:
         if any((c.cut_off, c.no_answer, c.empty) != (0, 0, 0) for c in (form.base, form.tuned)):
             cause = f"; {shift_text(form)}" if form.lost else ""
             before, after = fmt.visible(comparison.base_name), fmt.visible(comparison.tuned_name)
-            said.append(f"{fmt.visible(form.task)}: answers of {before}: {form_text(form.base)}; of {after}: "
-                        f"{form_text(form.tuned)}{cause}")
-    return said
+            lines.append(f"{fmt.visible(form.task)}: answers of {before}: {form_text(form.base)}; of {after}: "
+                         f"{form_text(form.tuned)}{cause}")
+    return lines
 
 
-def _below(comparison: Comparison, lines: list[VerdictLine]) -> str:
-    """What all verdicts rest on: the margins and the lineage."""
+def _footer(comparison: Comparison, lines: list[VerdictLine]) -> str:
+    """The line below the table: margins, items and lineage."""
     margins = {line.row.task: margin_text(line.row) for line in lines if line.row.primary}
-    said = [f"{fmt.visible(task)} {margin}" for task, margin in margins.items()]
+    shown = [f"{fmt.visible(task)} {margin}" for task, margin in margins.items()]
     if len(set(margins.values())) == 1:
-        said = [next(iter(margins.values()))]
-    parts = [f"{fmt.visible(line.row.task)} {part_of(line.row)}" for line in lines
-             if line.row.primary and part_of(line.row)]
-    items = f" Items used: {', '.join(parts)}." if parts else ""
-    return f"Margin in points: {', '.join(said) or fmt.DASH}.{items} {lineage_note(comparison)}"
+        shown = [next(iter(margins.values()))]
+    partial = [f"{fmt.visible(line.row.task)} {partial_text(line.row)}" for line in lines
+               if line.row.primary and partial_text(line.row)]
+    items = f" Items used: {', '.join(partial)}." if partial else ""
+    return f"Margin in points: {', '.join(shown) or fmt.DASH}.{items} {lineage_note(comparison)}"
 
 
 class _Layout:
-    """Columns of one width over all blocks of a comparison; figures are never cut, names fold.
+    """The column widths of a comparison, the same for all its tasks. Figures are never cut; names fold.
 
-    beside: p and verdict stand beside the task's name. gap: spaces between columns. name: characters of the
-    column of names, 0 where names stand on a line of their own.
+    beside: p-value and verdict are beside the task's name. gap: spaces between columns. name: width of the column of
+    names, 0 if each name gets a separate line.
     """
 
     def __init__(self, lines: list[VerdictLine], width: int) -> None:
@@ -146,20 +147,20 @@ class _Layout:
         self.name = min(names, room) if room >= 12 else 0
 
     def block(self, lines: list[VerdictLine], *, details: bool) -> list[RenderableType]:
-        """One task: its name, verdict and note, then a row per metric, the primary one first."""
+        """One task: its name, verdict and note, then one row for each metric, the primary one first."""
         from rich.padding import Padding
         from rich.text import Text
 
-        found: list[RenderableType] = [Text(), self._head(lines)]
+        block: list[RenderableType] = [Text(), self._head(lines)]
         for line in lines:
             figures = [line[c.key] or fmt.DASH for c in _FIGURES]
             style = "" if line.row.primary else "dim"
-            found.append(self.row(f"  {line['metric']}", figures, style, badge(line.verdict).style))
-        found += [Padding(Text(f"{line['metric']}: {line.note}", style="dim"), (0, 0, 0, 2))
+            block.append(self.row(f"  {line['metric']}", figures, style, badge(line.verdict).style))
+        block += [Padding(Text(f"{line['metric']}: {line.note}", style="dim"), (0, 0, 0, 2))
                   for line in lines if line.note and not line.row.primary]
-        found += [Padding(Text(f"{line['metric']}: {'; '.join(line.details)}", style="dim"), (0, 0, 0, 2))
+        block += [Padding(Text(f"{line['metric']}: {'; '.join(line.details)}", style="dim"), (0, 0, 0, 2))
                   for line in lines if details and line.details]
-        return found
+        return block
 
     def _head(self, lines: list[VerdictLine]) -> Text:
         from rich.text import Text
@@ -176,7 +177,7 @@ class _Layout:
         return head
 
     def row(self, name: str, figures: Sequence[str], style: str, label: str = "") -> RenderableType:
-        """One line of the table. label: the style of the verdict."""
+        """One line of the table. label: rich's style of the verdict."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -186,8 +187,8 @@ class _Layout:
             grid.add_column(width=self.name, overflow="fold")
         for column, width in zip(_FIGURES, self.widths, strict=False):
             grid.add_column(width=width, justify="left" if column.key == "label" else "right", no_wrap=True)
-        shown = [Text(figure, style=label if column.key == "label" else "")
+        texts = [Text(figure, style=label if column.key == "label" else "")
                  for column, figure in zip(_FIGURES, figures, strict=True)]
-        cells = [Text(name), *shown[:len(self.widths)]]
+        cells = [Text(name), *texts[:len(self.widths)]]
         grid.add_row(*(cells if self.name else cells[1:]), style=style)
         return grid if self.name else Group(Text(name, style=style), grid)

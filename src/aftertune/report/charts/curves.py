@@ -55,7 +55,7 @@ def loss_curve(tuning: Tuning, width: int) -> str:
 
 def watch_chart(tuning: Tuning, width: int) -> str:
     """A line for each watched task, with a mark for each verdict and its 95 % interval; "" without a watch."""
-    points = [p for p in tuning.watch if all(map(fmt.known, (p.delta, p.low, p.high)))]
+    points = [p for p in tuning.watch if all(map(fmt.is_finite, (p.delta, p.low, p.high)))]
     if not points:
         return ""
     height = 250
@@ -92,7 +92,7 @@ def downsampled(line: ChartPoints) -> ChartPoints:
 
 def _logged(tuning: Tuning, name: str) -> ChartPoints:
     """The logged steps that have a finite value of this name."""
-    return [(s["step"], s[name]) for s in tuning.steps if fmt.known(s.get("step")) and fmt.known(s.get(name))]
+    return [(s["step"], s[name]) for s in tuning.steps if fmt.is_finite(s.get("step")) and fmt.is_finite(s.get(name))]
 
 
 def _ends(line: ChartPoints) -> str:
@@ -166,7 +166,7 @@ def _panel(axes: Any, panel: Panel, dodge: _Dodge) -> None:
     axes.axhline(0, color=INK["muted"], linewidth=0.8, zorder=1)
     for curve in panel.curves:
         _curve(axes, curve, dodge)
-    values = [v for c in panel.curves for p in c.places for s in p.spans
+    values = [v for c in panel.curves for p in c.points for s in p.spans
               for v in ((s.low, s.high) if len(p.spans) == 1 else (s.value,))]
     values += [0.0, *((-panel.margin, panel.margin) if panel.margin is not None else ())]
     room = 0.07 * ((max(values) - min(values)) or 1.0)
@@ -178,20 +178,20 @@ def _panel(axes: Any, panel: Panel, dodge: _Dodge) -> None:
 def _curve(axes: Any, curve: Curve, dodge: _Dodge) -> None:
     """Draw a line through the means over the seeds, and at each x the seeds, or the interval of a single seed."""
     line = style(curve.style)
-    for place in curve.places:
-        x = dodge(place.x, curve.style)
-        if len(place.spans) == 1:
-            span = place.spans[0]
+    for point in curve.points:
+        x = dodge(point.x, curve.style)
+        if len(point.spans) == 1:
+            span = point.spans[0]
             axes.plot([x] * 2, [span.low, span.high], color=INK[line.ink], linewidth=1.0, alpha=0.7, zorder=2)
         else:
-            axes.plot([x] * len(place.spans), [s.value for s in place.spans], linewidth=0, marker=line.marker,
+            axes.plot([x] * len(point.spans), [s.value for s in point.spans], linewidth=0, marker=line.marker,
                       markersize=3.6, color=INK[line.ink], markeredgewidth=0, alpha=0.6, zorder=2)
-    axes.plot([dodge(p.x, curve.style) for p in curve.places], [p.mean for p in curve.places], marker=line.marker,
+    axes.plot([dodge(p.x, curve.style) for p in curve.points], [p.mean for p in curve.points], marker=line.marker,
               markersize=6.5, markeredgecolor=INK["paper"], markeredgewidth=0.8, zorder=3, **line.plot_options)
 
 
 def _description(factor: Factor, panel: Panel) -> str:
     """The means of a panel, as text for screen readers."""
-    lines = "; ".join(f"{c.label}: " + ", ".join(f"{fmt.change(p.mean, 2)} at {factor.tick(p.x)}" for p in c.places)
+    lines = "; ".join(f"{c.label}: " + ", ".join(f"{fmt.change(p.mean, 2)} at {factor.tick(p.x)}" for p in c.points)
                       for c in panel.curves)
     return f"{panel.title}, {panel.unit}: {lines}."

@@ -83,7 +83,7 @@ def task_forest(task: str, comparisons: Sequence[Comparison], width: int) -> str
 
 
 def _drawable(row: ComparisonRow) -> bool:
-    return is_fraction(row.metric) and fmt.known(row.low) and fmt.known(row.high) and fmt.known(row.delta)
+    return is_fraction(row.metric) and fmt.is_finite(row.low) and fmt.is_finite(row.high) and fmt.is_finite(row.delta)
 
 
 def _draw(name: str, title: str, panels: Sequence[Sequence[_Line]], width: int) -> str:

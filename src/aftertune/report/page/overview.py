@@ -18,7 +18,7 @@ from aftertune.report.names import task_title
 from aftertune.report.page.figures import ChartView, figure, recipe_text
 from aftertune.report.page.views import ReportedView
 from aftertune.report.reported import NOT_REPRODUCIBLE
-from aftertune.report.results import Results, TuningOutcome, benchmarks, outcomes, targets, whole_verdict
+from aftertune.report.results import Results, TuningOutcome, benchmarks, outcomes, overall_verdict, targets
 from aftertune.report.table import row_label
 from aftertune.values import TOLD, Comparison, Evaluation, Tuning
 
@@ -102,7 +102,7 @@ def _sentence(comparison: Comparison) -> str:
 
 def _summary(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """How many fine-tuned models forgot, kept, or are undecided."""
-    verdicts = [whole_verdict(benchmarks(c)) for c in comparisons]
+    verdicts = [overall_verdict(benchmarks(c)) for c in comparisons]
     counts = [(verdicts.count("lower"), ("forgot", "forgot"), "on at least one benchmark"),
               (verdicts.count("within") + verdicts.count("higher"), ("is", "are"),
                "proven to have kept every benchmark on which the base scores above chance"),
