@@ -62,7 +62,7 @@ REFUSED: dict[str, tuple[int, tuple[str, ...]]] = {
     f"45 {EVAL} void": (2, ("'void'", "item 1", "no choices")),
     f"45 {EVAL} blank": (2, ("'blank'", "item 1", "empty")),
     f"45 {EVAL} beyond": (2, ("'beyond'", "item 1", "5")),
-    f"47 {EVAL} ok --num-fewshot 9": (2, ("9 examples are asked for", "6 to draw from", "at most (--num-fewshot)")),
+    f"47 {EVAL} ok --num-fewshot 9": (2, ("num_fewshot is 9", "6 examples to draw from", "at most (--num-fewshot)")),
 }
 
 
@@ -95,7 +95,7 @@ def _shown(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words:
 def cut_contexts(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     _eval(patch, "short --tasks arc_easy --limit 3", "short")
     shown = _shown(patch, capfd, "show", "short")
-    assert re.search(r"arc_easy: \d+ contexts did not fit into the window and were cut on the left", shown)
+    assert re.search(r"arc_easy: \d+ contexts did not fit into the context window and were truncated on the left", shown)
     with Ledger() as ledger:
         answers = ledger.answers(ledger.find_evaluation("short").id)
     assert any(r.truncated for a in answers for r in a.responses)
@@ -103,11 +103,11 @@ def cut_contexts(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
 
 def repeated_documents(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     _eval(patch, "byte --include-path tasks --tasks twice", "twice")
-    assert "twice: 2 of 4 items repeat the document of an earlier one" in _shown(patch, capfd, "show", "twice")
+    assert "twice: 2 of 4 items repeat the document of an earlier item" in _shown(patch, capfd, "show", "twice")
 
 
 def slow_pattern(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    patch.setattr(scoring, "ANSWER", 0.2)
+    patch.setattr(scoring, "ANSWER_TIMEOUT", 0.2)
     (one,) = load((TaskSpec(name="slow"),), LoadOptions(include_path=Path("tasks")))
     texts = ["aac", "a" * 64 + "b", "aac"]
     responses = {r.position: Response(text=text, tokens=1, finish="stop")
@@ -115,8 +115,8 @@ def slow_pattern(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
     answers, _, scores = outcome((one,), responses)
     assert [a.extracted["get"] == "[out of time]" for a in answers] == [False, True, False]
     assert [s.n for s in scores] == [3]
-    assert "slow: 1 of 3 answers took the task's filters more than 0.2 s" in " ".join(answer_warnings((one,), responses,
-                                                                                                      answers))
+    [warning] = answer_warnings((one,), responses, answers)
+    assert "slow: the task's filters took more than 0.2 s on each of 1 of 3 answers" in warning
 
 
 def nothing_to_extract(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -143,19 +143,20 @@ REFUSED: dict[str, tuple[str, int, tuple[str, ...]]] = {
         "examples fill max_length 4", "the first is good.jsonl", "raise max_length")),
     "18-text": ("tune base --data text.jsonl --max-length 1", 2, ("fill max_length 1", "raise max_length")),
     "24-path": ("eval ./bse --tasks arc_easy", 2, ("./bse: no such file or folder", "did you mean 'base'")),
-    "24-id": ("eval org/bse --tasks arc_easy", 2, ("org/bse: this run is offline", "fetch it once online")),
+    "24-id": ("eval org/bse --tasks arc_easy", 2, ("org/bse: this run is offline", "download it once while online")),
     "25-model": ("eval pickled --tasks arc_easy", 2, ("only pickled weights (pytorch_model.bin)", "save_pretrained")),
     "25-adapter": ("eval base --adapter pickled-adapter --tasks arc_easy", 2, ("only pickled weights",
                                                                              "save_pretrained")),
     "26-cut": ("eval cut --tasks arc_easy", 2, ("cut/model.safetensors: truncated", "the header says", "the file has",
-                                                "fetch it again")),
-    "26-header": ("eval flipped --tasks arc_easy", 2, ("flipped/model.safetensors: ", "fetch")),
+                                                "download it again")),
+    "26-header": ("eval flipped --tasks arc_easy", 2, ("flipped/model.safetensors: ", "download")),
     "26-adapter": ("eval base --adapter spoilt --tasks arc_easy", 2, (
-        "spoilt/adapter_model.safetensors: damaged", "the fingerprint is", "aftertune.json says", "fetch it again")),
+        "spoilt/adapter_model.safetensors: ", "are damaged", "the fingerprint is", "aftertune.json says",
+        "tune or download again")),
     "26-full": ("eval full --tasks arc_easy", 2, ("full/model.safetensors: damaged", "aftertune.json says")),
     "27-shard": ("eval sharded --tasks arc_easy", 2, ("1 of 3 shards", "missing: model-00002-of-00003.safetensors")),
     "28-shape": ("eval wide --adapter foreign --tasks arc_easy", 2, (
-        "foreign: ", "has shape [4, 32]", "made for org/base @ c0ffee, the base given is wide")),
+        "foreign: ", "has shape [4, 32]", "trained on org/base @ c0ffee, the given base is wide")),
     "29-content": ("eval twin --adapter own --tasks arc_easy", 2, (
         "own: was trained on ", "base (fingerprint ", "twin (fingerprint ", "give the base that it was trained on")),
     "30-no-key": ("eval base --adapter stranger --tasks arc_easy", 2, ("none of its 8 tensors belongs to a module",
@@ -253,7 +254,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, dict[str, int]], str]] = {
                    "1 of 41 rows are unreadable and were left out; the first: torn.jsonl:41"),
     "18-partly": ("base --data long.jsonl --max-length 96", {"training": {"masked": 1}}, "fill max_length 96"),
     "19-duplicates": ("base --data twice.jsonl", {"data": {"rows": 44, "duplicates": 3, "alike": 1}}, ""),
-    "32-no-pad": ("padless --data good.jsonl", {}, "no pad token; its eos token '</s>' stands in, masked"),
+    "32-no-pad": ("padless --data good.jsonl", {}, "no pad token; padding uses its eos token '</s>' and is masked"),
     "33-no-eos": ("endless --data good.jsonl --template plain", {},
                   "no end-of-sequence token, so the model does not learn to end"),
 }
@@ -321,7 +322,7 @@ def recorded(place: Path) -> Tuning:
     ("14", {"data": {"rows": 46, "unreadable": 1}}, "1 of 46 rows are unreadable"),
     ("18", {"training": {"masked": 1}}, "the prompts of 1 of"),
     ("19", {"data": {"duplicates": 3}}, ""),
-    ("32", {}, "no pad token; its eos token '</s>' stands in, masked")])
+    ("32", {}, "no pad token; padding uses its eos token '</s>' and is masked")])
 def test_what_is_accepted_stands_in_the_ledger(case: str, counts: dict[str, dict[str, int]], note: str,
                                                recorded: Tuning) -> None:
     assert recorded.status == "done"

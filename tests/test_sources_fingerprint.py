@@ -88,7 +88,7 @@ def test_shards_that_contradict_each_other_are_refused(tmp_path):
     name = index["weight_map"]["model.norm.weight"]
     other = next(p for p in folder.glob("*.safetensors") if p.name != name)
     save_file({"model.norm.weight": np.ones(8, dtype=np.float32)}, other)
-    with pytest.raises(SourceError, match="other content than another shard"):
+    with pytest.raises(SourceError, match="other content than in another shard"):
         room.fingerprint_weights(sorted(folder.glob("*.safetensors")))
 
 
@@ -180,7 +180,7 @@ def count_reads(monkeypatch):
 
 
 def test_unchanged_files_are_read_once_and_changed_ones_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "GRAIN", -1.0)  # every file counts as settled
+    monkeypatch.setattr(cache, "MIN_AGE", -1.0)  # every file counts as settled
     folder = write_folder(tmp_path / "m")
     reads = count_reads(monkeypatch)
     first = identity(folder)
@@ -206,7 +206,7 @@ def test_a_fresh_file_is_not_remembered(tmp_path, monkeypatch, own_cache):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"k": 3}'])
 def test_a_corrupt_memory_is_ignored_and_mended(tmp_path, monkeypatch, own_cache, content):
-    monkeypatch.setattr(cache, "GRAIN", -1.0)
+    monkeypatch.setattr(cache, "MIN_AGE", -1.0)
     folder = write_folder(tmp_path / "m")
     first = identity(folder)
     (own_cache / "fingerprints.json").write_bytes(content)
@@ -215,7 +215,7 @@ def test_a_corrupt_memory_is_ignored_and_mended(tmp_path, monkeypatch, own_cache
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "GRAIN", -1.0)
+    monkeypatch.setattr(cache, "MIN_AGE", -1.0)
     (tmp_path / "blocked").write_text("a file where the cache folder should be")
     folder = write_folder(tmp_path / "m")
     first = identity(folder)
@@ -257,7 +257,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_memory_keeps_its_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "ENTRIES", 3)
+    monkeypatch.setattr(cache, "MAX_ENTRIES", 3)
     for i in range(5):
         cache.cache_value(f"k{i}", {"weights": str(i)})
     assert [cache.cached_value(f"k{i}") is not None for i in range(5)] == [False, False, True, True, True]

@@ -106,7 +106,7 @@ def test_the_unpacked_copy_equals_the_file_and_is_used_again(tmp_path, monkeypat
 
     source = resolve_model(str(write_gguf(tmp_path / "a.gguf", kind="Q8_0")))
     first = load_model(source, "float32", "cpu")
-    monkeypatch.setattr(loading, "LIMIT", 0)  # no copy: straight from the file
+    monkeypatch.setattr(loading, "MAX_COPY_BYTES", 0)  # no copy: straight from the file
     direct = load_model(source, "float32", "cpu")
     monkeypatch.undo()
     monkeypatch.setenv("AFTERTUNE_CACHE", str(tmp_path / "cache"))
@@ -120,7 +120,7 @@ def test_the_unpacked_copy_equals_the_file_and_is_used_again(tmp_path, monkeypat
     def not_again(out):
         raise AssertionError(f"unpacked once more into {out}")
 
-    assert loading.unpacked(source, "model", not_again).name == "model"
+    assert loading.cached_copy(source, "model", not_again).name == "model"
     assert loading.disk_use() >= 4 * identity(tmp_path / "a.gguf").parameters
 
 
@@ -152,7 +152,7 @@ def test_a_damaged_copy_is_made_again(tmp_path):
     shutil.rmtree(weights.parent)
     (weights.parent).mkdir()  # an empty folder in the way: a run that was killed
     assert all(torch.equal(t, good[n]) for n, t in load_model(source, "float32", "cpu").state_dict().items())
-    assert loading.whole(weights.parent)
+    assert loading.is_complete(weights.parent)
     assert [p.name for p in weights.parent.parent.iterdir() if p.name.startswith(".")] == []
 
 

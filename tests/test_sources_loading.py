@@ -193,14 +193,14 @@ def test_the_recorded_base_catches_another_base_of_equal_shape(home, tmp_path):
 
 
 @pytest.mark.parametrize(("base", "expected"), [
-    ("wide", r"has shape \[4, 32\], which cannot go with the base's model\.layers\.0\.self_attn\.q_proj"),
+    ("wide", r"has shape \[4, 32\], which does not fit the base's model\.layers\.0\.self_attn\.q_proj"),
     ("shallow", r"4 of its 8 tensors belong to no module of the base, first '.*layers\.1"),
 ])
 def test_an_adapter_of_other_shape_names_both_bases(home, base, expected):
     source, identity = resolved(home / base)
     with pytest.raises(SourceError, match=expected) as error:
         resolve_adapter(str(home / "adapter"), source, identity)
-    assert f"made for {home / 'base'}, the base given is {home / base}" in str(error.value)
+    assert f"trained on {home / 'base'}, the given base is {home / base}" in str(error.value)
 
 
 def rename_tensors(source, target, change):
@@ -213,7 +213,7 @@ def rename_tensors(source, target, change):
 
 def test_an_adapter_of_a_base_with_equal_shapes_is_refused_where_its_config_can_tell(home, tmp_path):
     twin, identity = resolved(home / "twin")
-    with pytest.raises(SourceError, match=r"was trained on .*/base, and the base given, .*/twin, has other weights"):
+    with pytest.raises(SourceError, match=r"was trained on .*/base, but the given base, .*/twin, has other weights"):
         resolve_adapter(str(home / "adapter"), twin, identity)
     shutil.copytree(home / "adapter", tmp_path / "moved")
     config = json.loads((home / "adapter" / "adapter_config.json").read_text())
@@ -236,12 +236,12 @@ def test_an_adapter_that_matches_nothing_is_an_error_not_a_warning(home, tmp_pat
     # The name fits a module, but PEFT has nothing to put there: its own warning becomes an error too.
     misnamed = rename_tensors(home / "adapter", tmp_path / "m", lambda n: n.replace("lora_", "lara_"))
     adapter = resolve_adapter(str(misnamed), base, identity)
-    error = pytest.raises(SourceError, match="none of the adapter's 8 tensors was taken up")
+    error = pytest.raises(SourceError, match="none of the adapter's 8 tensors was loaded into")
     with error:
         load_model(base, "float32", "cpu", adapter)
     partial = rename_tensors(home / "adapter", tmp_path / "p", lambda n: None if "layers.1" in n else n)
     adapter = resolve_adapter(str(partial), base, identity)
-    error = pytest.raises(SourceError, match="lacks 4 tensors that its config asks for")
+    error = pytest.raises(SourceError, match="lacks 4 tensors that its config requires")
     with error:
         load_model(base, "float32", "cpu", adapter)
 
@@ -287,7 +287,7 @@ def test_a_shared_tensor_that_the_config_does_not_ask_for_is_refused(home, tmp_p
     tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
     save_file({**tensors, "base_model.vera_A": next(iter(tensors.values()))},
               tmp_path / "a" / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SourceError, match=r"its config does not ask for 'base_model.vera_A'"):
+    with pytest.raises(SourceError, match=r"file has 'base_model.vera_A', which its config does not use"):
         load_model(base, "float32", "cpu", resolve_adapter(str(tmp_path / "a"), base, identity))
 
 
@@ -299,9 +299,9 @@ def test_folders_that_are_no_adapters_say_what_they_are(home, tmp_path):
             resolve_adapter(str(source), base, identity)
         return str(error.value)
 
-    assert "it holds a model" in refused(home / "base")
+    assert "it is a model" in refused(home / "base")
     assert "did you mean 'adapter'" in refused(home / "adaptor")
-    assert f"its folder is {home / 'adapter'}" in refused(home / "adapter" / "adapter_model.safetensors")
+    assert f"give the folder {home / 'adapter'}" in refused(home / "adapter" / "adapter_model.safetensors")
     shutil.copytree(home / "adapter", tmp_path / "a")
     weights = tmp_path / "a" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])

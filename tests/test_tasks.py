@@ -228,7 +228,7 @@ def test_a_task_whose_examples_may_be_the_question_itself_is_marked(tmp_path: Pa
     shown = one("foreign", options, num_fewshot=2)
     assert all(r.context.count("x") == 2 or r.context.count("y") == 2 for r in shown.requests), "it happens"
     [note] = count_of_items([shown])
-    assert "now and then the question itself" in note
+    assert "an example may be the question itself" in note
     assert list(count_of_items([one("foreign", options)])) == []
     (tmp_path / "b").mkdir()
     named = one("foreign", LoadOptions(include_path=foreign(tmp_path / "b", "doc_to_text: q\nfewshot_split: test")),
@@ -248,7 +248,7 @@ def test_a_file_s_own_rows_are_examples_of_each_other_and_never_of_themselves(tm
 
 
 def test_a_task_asked_for_twice_is_refused() -> None:
-    with pytest.raises(TaskError, match="'openbookqa' is asked for twice"):
+    with pytest.raises(TaskError, match="'openbookqa' is named twice"):
         load((TaskSpec(name="openbookqa", limit=1), TaskSpec(name="openbookqa", limit=2)), PACK)
 
 

@@ -1,6 +1,6 @@
-"""Where aftertune and lm-eval meet as programs: lm-eval's model classes as engines, and our engine as its model.
+"""Connects aftertune with lm-eval: its model classes as engines, and aftertune's engine as an lm-eval model.
 
-    HarnessEngine.make("hf", model=model, tokenizer=tokenizer, batch_size=8)      an engine of an evaluation
+    HarnessEngine.make("hf", model=model, tokenizer=tokenizer, batch_size=8)      an engine for an evaluation
     lm_eval.simple_evaluate(HarnessLM("HuggingFaceTB/SmolLM2-135M"), tasks=["hellaswag"])
 """
 
@@ -17,7 +17,7 @@ __all__ = ["HarnessEngine", "HarnessLM"]
 
 
 def __getattr__(name: str) -> Any:
-    """HarnessLM is a subclass of lm-eval's LM, so lm-eval is imported when it is first asked for."""
+    """Import HarnessLM on first use: it is a subclass of lm-eval's LM, which takes long to import."""
     if name == "HarnessLM":
         from aftertune.harness.model import HarnessLM
 

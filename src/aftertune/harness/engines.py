@@ -1,10 +1,10 @@
-"""lm-eval's own model classes as engines: ``lm-eval:hf``, ``lm-eval:vllm`` …, for cross-checks and servers.
+"""Runs requests with lm-eval's model classes (``lm-eval:hf``, ``lm-eval:vllm`` …), for cross-checks and servers.
 
     engine = HarnessEngine.make("hf", model=model, tokenizer=tokenizer, batch_size=8)
     for batch in engine.run(engine.plan(requests), done=set()): …
 
-Chunks of requests of one kind are one batch. ``hf`` gets the very model that the other engines would run;
-other classes load the source by themselves.
+A batch is up to 128 requests of one kind. ``hf`` runs the same loaded model as the other engines; other classes load
+the model by themselves.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from aftertune.engine.verify import PackingDecision
 from aftertune.errors import InputError, nearest
 from aftertune.values import Request, Response, digest
 
-#: Requests in one transaction.
+#: Largest number of requests in one batch, which is one transaction of the ledger.
 CHUNK = 128
 _TYPES = {"score": "loglikelihood", "rolling": "loglikelihood_rolling", "generate": "generate_until"}
 
 
 @dataclass(frozen=True, slots=True)
 class HarnessPlan:
-    """Requests in chunks, each of one kind."""
+    """Requests in chunks. Each chunk has requests of one kind."""
 
     chunks: tuple[tuple[Request, ...], ...]
     decision: PackingDecision
@@ -37,11 +37,12 @@ class HarnessPlan:
 
     @property
     def cost(self) -> int:
+        """Number of requests."""
         return sum(len(chunk) for chunk in self.chunks)
 
 
 class HarnessEngine:
-    """Runs requests through an lm-eval model object."""
+    """Runs requests with an lm-eval model object. name: the name of its class in lm-eval's registry."""
 
     def __init__(self, lm: Any, name: str) -> None:
         self.lm = lm
@@ -49,7 +50,7 @@ class HarnessEngine:
 
     @classmethod
     def make(cls, name: str, *, model: Any, tokenizer: Any, batch_size: int) -> HarnessEngine:
-        """The ``hf`` class around a loaded model."""
+        """The engine for lm-eval's ``hf`` class with a loaded model."""
         from lm_eval.models.huggingface import HFLM
 
         with contextlib.redirect_stderr(io.StringIO()):
@@ -58,16 +59,19 @@ class HarnessEngine:
 
     @classmethod
     def by_name(cls, name: str, arguments: dict[str, Any], *, batch_size: int, device: str) -> HarnessEngine:
-        """Any registered lm-eval model class, built from its own arguments."""
+        """The engine for any model class in lm-eval's registry.
+
+        arguments: the class's own arguments. Raises InputError if there is no such class.
+        """
         from lm_eval.api.registry import MODEL_REGISTRY, get_model
 
         try:
-            made = get_model(name)
+            model_class = get_model(name)
         except (KeyError, ValueError) as error:
-            known = sorted(str(k) for k in MODEL_REGISTRY.keys())  # noqa: SIM118 (lm-eval's own mapping type)
-            raise InputError(f"engine 'lm-eval:{name}': lm-eval has no such model class{nearest(name, known)}"
-                             ) from error
-        return cls(made.create_from_arg_obj(arguments, {"batch_size": batch_size, "device": device}), name)
+            names = sorted(str(k) for k in MODEL_REGISTRY.keys())  # noqa: SIM118 (lm-eval's own mapping type)
+            raise InputError(f"engine 'lm-eval:{name}': lm-eval has no model class {name!r}{nearest(name, names)}; "
+                             "`lm-eval:hf` runs transformers models") from error
+        return cls(model_class.create_from_arg_obj(arguments, {"batch_size": batch_size, "device": device}), name)
 
     def plan(self, requests: Sequence[Request], known: tuple[PackingDecision, int] | None = None) -> HarnessPlan:
         del known
@@ -80,7 +84,10 @@ class HarnessEngine:
 
     def run(self, plan: HarnessPlan, done: set[int], on_halving: Callable[[int, int], None] | None = None,
             tick: Callable[[int], None] | None = None) -> Iterator[ResponseBatch]:
-        """Run the chunks that are not wholly in ``done``. lm-eval halves its batches by itself, unrecorded."""
+        """Run the chunks with requests that are not in ``done``.
+
+        The callbacks are not used: if memory runs out, lm-eval makes its batches smaller by itself and does not say so.
+        """
         del on_halving, tick
         for index, chunk in enumerate(plan.chunks):
             if done.issuperset(r.position for r in chunk):

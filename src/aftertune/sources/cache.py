@@ -1,11 +1,11 @@
-"""Owns the memory of fingerprints: a small JSON file, so that unchanged weights are not hashed again.
+"""Caches fingerprints, so that unchanged weights are hashed only once, and writes files atomically.
 
-    key = stat_key([Path("model.safetensors")])      # path, device, inode, size, mtime_ns, ctime_ns
-    remembered(key) or remember(key, {"weights": "9f…"})
+    key = stat_key([Path("model.safetensors")], "safetensors-1")     # path, device, inode, size, mtime_ns, ctime_ns
+    cached_value(key) or cache_value(key, {"weights": "9f…"})
 
-The file is ``fingerprints.json`` under AFTERTUNE_CACHE (default ~/.cache/aftertune). It only saves time: a
-corrupt or unwritable one is ignored. A file changed within the last two seconds is not remembered, because a
-second change inside the clock's grain would go unseen.
+The file is ``fingerprints.json`` in AFTERTUNE_CACHE (default ~/.cache/aftertune). It only saves time: a damaged or
+unwritable one is ignored. A file that changed within the last two seconds is not cached, because a second change
+within the resolution of the file system's clock would not be noticed.
 """
 
 from __future__ import annotations
@@ -22,52 +22,56 @@ from typing import Any
 
 from aftertune.values import digest
 
-#: Seconds for which a fresh file is not trusted to be told apart by its times.
-GRAIN = 2.0
-#: Entries kept; the oldest go first.
-ENTRIES = 2000
+# --- Cached fingerprints ---
+
+#: Age in seconds from which the times of a file identify its content.
+MIN_AGE = 2.0
+#: Number of entries to keep; the oldest are removed first.
+MAX_ENTRIES = 2000
 
 
 def cache_root() -> Path:
-    """Folder of everything that can be made again: AFTERTUNE_CACHE, or ~/.cache/aftertune."""
+    """Folder for everything that can be computed again: AFTERTUNE_CACHE, or ~/.cache/aftertune."""
     return Path(os.environ.get("AFTERTUNE_CACHE") or Path.home() / ".cache" / "aftertune").expanduser()
 
 
 def stat_key(paths: Sequence[Path], purpose: str) -> str:
-    """Identity of unchanged files on this machine; ``purpose`` names what was computed, and how."""
+    """Key of these files for as long as they are unchanged. purpose: what is computed from them, with a version."""
     rows = []
     for path in sorted(p.resolve() for p in paths):
-        s = path.stat()
-        rows.append([str(path), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns])
+        status = path.stat()
+        rows.append([str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     return digest([purpose, rows])
 
 
 def settled(paths: Sequence[Path]) -> bool:
-    """True where no file changed within the last GRAIN seconds."""
+    """True if no file changed within the last MIN_AGE seconds."""
     newest = max((max(s.st_mtime, s.st_ctime) for s in (p.stat() for p in paths)), default=0.0)
-    return time.time() - newest > GRAIN
+    return time.time() - newest > MIN_AGE
 
 
 def cached_value(key: str) -> dict[str, Any] | None:
-    """What was stored under ``key``, or None."""
+    """The value stored under ``key``, or None."""
     value = _read().get(key)
     return value if isinstance(value, dict) else None
 
 
 def cache_value(key: str, value: dict[str, Any]) -> None:
-    """Store ``value``; failing to is no error."""
+    """Store ``value`` under ``key``. A cache that cannot be written is no error."""
     with contextlib.suppress(OSError):
         entries = _read()
         entries.pop(key, None)
         entries[key] = value
-        kept = dict(list(entries.items())[-ENTRIES:])
-        write_atomic(cache_root() / "fingerprints.json", json.dumps(kept))
+        newest = dict(list(entries.items())[-MAX_ENTRIES:])
+        write_atomic(cache_root() / "fingerprints.json", json.dumps(newest))
 
+
+# --- Atomic writes ---
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary beside it, flushed to disk, then renamed.
+    """Write a file completely or not at all: write a temporary file in its folder, flush it to disk, rename it.
 
-    Its mode is the umask's, as for any file that the user makes (``tempfile`` would give it to its owner alone).
+    The umask sets its mode, as for any new file (``tempfile`` would make it readable for its owner only).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
@@ -84,12 +88,12 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def beside(path: Path) -> Path:
-    """A name in the folder of ``path`` that nothing else takes, for what is renamed to ``path`` when it is whole."""
+    """A unique path in the folder of ``path``, to be renamed to ``path`` once it is complete."""
     return path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def usual_modes(folder: Path) -> None:
-    """Give the weights in ``folder`` the mode that a new file has (safetensors writes for the owner alone)."""
+    """Give the weights in ``folder`` the mode of a new file (safetensors makes them readable for their owner only)."""
     probe = beside(folder / "mode")
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)

@@ -1,20 +1,18 @@
-"""Owns the identity of models, adapters, tokenizers and data by content.
+"""Fingerprints models, adapters, tokenizers and data: SHA-256 hashes of their content.
 
     identity = fingerprint_model(resolve_model("./out/merged"))
-    identity.weights, identity.config, identity.tokenizer        three sha256, each shown on its own
+    identity.weights, identity.config, identity.tokenizer        three hashes
 
-Weights: every stored tensor as (name, dtype, shape, sha256 of its raw bytes), in name order, hashed; so the
-file's layout and its split into shards do not matter, and one changed bit does. A GGUF counts as stored,
-before dequantisation. Config: the fields of ``config.json`` that can change the forward pass. A field is
-dropped only where it is known not to; an unknown one counts. Values are taken as written: a default spelled
-out in a re-saved config gives another config fingerprint, though the weights' stays.
+Weights: the hash of (name, dtype, shape, sha256 of the raw bytes) of every stored tensor, in name order. The layout of
+the file and its shards do not matter; one changed bit does. A GGUF is hashed as stored, before dequantisation.
 
-Owns which fields of a config count towards a fingerprint, and why the others do not.
+Config: the hash of the fields of ``config.json`` that can change the forward pass.
 
     function_fields({"hidden_size": 32, "use_cache": True, "attention_dropout": 0.1})  ->  {"hidden_size": 32}
 
-A field is dropped only where it is known not to change what the model computes in evaluation; an unknown one
-counts, so that a new field can make two equal models look different but never two different ones look equal.
+A field is dropped only if it is known not to change what the model computes in evaluation. An unknown field counts, so
+a new one can make two equal models look different, but never two different models look equal. Values count as written:
+a default that a saved config spells out changes the config's fingerprint, though not that of the weights.
 """
 
 from __future__ import annotations
@@ -32,8 +30,10 @@ from aftertune.sources.resolve import AdapterSource, ModelSource, read_json
 from aftertune.sources.tensors import GgufContents, read_bytes, read_gguf, weight_files
 from aftertune.values import ModelIdentity, canonical, digest, json_ready
 
-#: config.json fields that name or describe the model, or say how it was saved, started or is trained.
-#: dtype: the tensors carry their own, and the run records the one that it computes in.
+# --- Which fields of a config count ---
+
+#: config.json fields that name or describe the model, or concern saving, initialisation and training.
+#: dtype: each tensor has its own, and the run records the one that it computes in.
 DESCRIBING = frozenset({
     "_name_or_path", "name_or_path", "_model_name_or_path", "_commit_hash", "transformers_version",
     "unsloth_version", "unsloth_fixed", "dtype", "torch_dtype", "use_cache", "_attn_implementation",
@@ -42,9 +42,9 @@ DESCRIBING = frozenset({
     "classifier_dropout", "summary_first_dropout", "id2label", "label2id", "num_labels", "problem_type",
     "finetuning_task", "task_specific_params", "tokenizer_class", "prefix",
 })
-#: Endings of dropout fields: dropout acts in training only.
+#: Endings of dropout fields: dropout is active in training only.
 DROPOUT = ("dropout", "dropout_prob", "_pdrop", "_drop", "layerdrop")
-#: Defaults of generation that old configs carry; aftertune takes its own from the task.
+#: Generation defaults in older configs; aftertune takes its generation settings from the task.
 GENERATION = frozenset({
     "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
     "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
@@ -52,14 +52,14 @@ GENERATION = frozenset({
     "output_scores", "remove_invalid_values", "forced_bos_token_id", "forced_eos_token_id",
     "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
 })
-#: Ids that mark text for the tokenizer or end generation. Others (image_token_id, mask_token_id) count.
+#: Ids that the tokenizer adds or that end generation. Other ids (image_token_id, mask_token_id) count.
 TOKEN_IDS = frozenset({"bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "cls_token_id"})
-#: Model types that compute positions or embeddings from pad_token_id; elsewhere it only marks padding.
+#: Model types that compute positions or embeddings from pad_token_id; in others it only marks padding.
 PAD_COUNTS = frozenset({
     "camembert", "data2vec-text", "fsmt", "kosmos-2", "kosmos-2.5", "m2m_100", "marian", "pegasus",
     "prophetnet", "roberta", "roformer", "trocr", "whisper", "xglm", "xlm-roberta",
 })
-#: tokenizer_config.json fields that say where and by what it was saved.
+#: tokenizer_config.json fields that describe where and how it was saved.
 TOKENIZER_SAVING = frozenset({
     "name_or_path", "tokenizer_file", "special_tokens_map_file", "transformers_version", "is_local",
     "local_files_only", "cache_dir", "processor_class", "device_map",
@@ -69,14 +69,14 @@ ADAPTER_DESCRIBING = frozenset({
     "base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type",
     "runtime_config", "lora_dropout", "module_dropout",
 })
-#: Starting points of LoRA that leave the base alone; pissa, olora and the like change it, and count.
-PLAIN_STARTS = (True, False, "gaussian")
+#: Values of init_lora_weights that leave the base weights unchanged; pissa, olora and others change them, and count.
+PLAIN_INITS = (True, False, "gaussian")
 
 
 def function_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config that can change the forward pass, nested configs included.
+    """The fields of a config that can change the forward pass, including those of nested configs.
 
-    A null stays: Mistral's ``sliding_window: null`` means none, its absence means 4096.
+    A null counts: Mistral's ``sliding_window: null`` means none, without the field it is 4096.
     """
     dropped = DESCRIBING | GENERATION | TOKEN_IDS
     if config.get("model_type") not in PAD_COUNTS:
@@ -86,16 +86,18 @@ def function_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def adapter_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an adapter's config that change what it computes; sets of names in one order."""
-    kept = {k: sorted(v) if isinstance(v, list) and all(isinstance(x, str) for x in v) else v
-            for k, v in config.items() if k not in ADAPTER_DESCRIBING and v not in (None, [], {})}
-    if kept.get("init_lora_weights") in PLAIN_STARTS:
-        kept.pop("init_lora_weights")
-    return kept
+    """The fields of an adapter's config that change what it computes, with lists of names sorted."""
+    fields = {k: sorted(v) if isinstance(v, list) and all(isinstance(x, str) for x in v) else v
+              for k, v in config.items() if k not in ADAPTER_DESCRIBING and v not in (None, [], {})}
+    if fields.get("init_lora_weights") in PLAIN_INITS:
+        fields.pop("init_lora_weights")
+    return fields
 
 
-#: What a tuning's folder says of itself.
-LINEAGE = "aftertune.json"
+# --- Models ---
+
+#: The manifest that a fine-tune writes into its output folder.
+MANIFEST_FILE = "aftertune.json"
 HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "token_embd.weight", "embed_in.weight",
               "word_embeddings.weight")
@@ -106,7 +108,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One stored tensor by content. sha: sha256 of its raw bytes."""
+    """The content of one stored tensor. sha: sha256 of its raw bytes."""
 
     name: str
     dtype: str
@@ -115,9 +117,9 @@ class StoredTensor:
 
 
 def fingerprint_model(source: ModelSource, adapter: AdapterSource | None = None) -> ModelIdentity:
-    """What a model is, by content; with ``adapter``, the base with it.
+    """Identity of a model by content; with ``adapter``, of the base with this adapter.
 
-    Reads every weight once; unchanged files are remembered. Raises SourceError for damaged files.
+    Reads all weights once and caches the result while the files are unchanged. Raises SourceError for damaged files.
     """
     facts = _gguf_facts(source.gguf_path) if source.gguf_path else _folder_facts(source.path)
     identity = ModelIdentity(
@@ -130,20 +132,21 @@ def fingerprint_model(source: ModelSource, adapter: AdapterSource | None = None)
     return identity
 
 
-def _check_result(source: ModelSource, found: str) -> None:
-    """Raises SourceError where a full tuning's folder holds another model than its record says was made."""
-    if source.gguf_file or not (source.path / LINEAGE).is_file():
+def _check_result(source: ModelSource, fingerprint: str) -> None:
+    """Raise SourceError if the weights of a full fine-tune differ from those that its manifest records."""
+    if source.gguf_file or not (source.path / MANIFEST_FILE).is_file():
         return
-    record = read_json(source.path / LINEAGE)
-    if record.get("method") == "full" and record.get("result") not in (None, found):
-        raise SourceError(changed(source.path / "model.safetensors", found, str(record["result"])))
+    manifest = read_json(source.path / MANIFEST_FILE)
+    if manifest.get("method") == "full" and manifest.get("result") not in (None, fingerprint):
+        raise SourceError(changed_weights_message(source.path / "model.safetensors", fingerprint,
+                                                  str(manifest["result"])))
 
 
-def changed(weights: Path, found: str, recorded: str) -> str:
-    """The error for weights that are not those that a tuning wrote. found, recorded: fingerprints."""
-    return (f"{weights}: damaged, or changed since it was made (or the config beside it): the fingerprint is "
-            f"{found[:12]}, {LINEAGE} says {recorded[:12]}; tune or fetch it again, or take {LINEAGE} away if the "
-            "change is meant")
+def changed_weights_message(weights: Path, fingerprint: str, recorded: str) -> str:
+    """Error message for weights with another fingerprint than the manifest of their fine-tune records."""
+    return (f"{weights}: the weights or their config are damaged or were changed after the fine-tune: the fingerprint "
+            f"is {fingerprint[:12]}, {MANIFEST_FILE} says {recorded[:12]}; tune or download again, or remove "
+            f"{MANIFEST_FILE} if the change is intended")
 
 
 def _folder_facts(folder: Path) -> dict[str, Any]:
@@ -153,20 +156,20 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
     names = config.get("architectures") or [config.get("model_type", "")]
     return {"weights": weights["weights"], "config": digest(json_ready(function_fields(config))),
             "tokenizer": fingerprint_tokenizer(folder), "architecture": str(names[0]),
-            # Packed 4-bit tensors do not tell how many parameters they hold.
+            # The shapes of packed 4-bit tensors do not give the number of parameters.
             "parameters": None if quantised else weights["parameters"]}
 
 
 def _gguf_facts(path: Path) -> dict[str, Any]:
     key = stat_key([path], "gguf-1")
-    if (known := cached_value(key)) is not None:
-        return known
+    if (cached := cached_value(key)) is not None:
+        return cached
     contents = read_gguf(path)
     tensors = list(_gguf_tensors(contents))
     facts = {"weights": digest_tensors(tensors), "config": digest(json_ready(contents.function_metadata())),
              "tokenizer": digest(json_ready(contents.tokenizer_metadata())),
              "architecture": contents.architecture, "parameters": count_parameters(tensors)}
-    _remember_if_unchanged(key, [path], "gguf-1", facts)
+    _cache_if_unchanged(key, [path], "gguf-1", facts)
     return facts
 
 
@@ -179,27 +182,27 @@ def _gguf_tensors(contents: GgufContents) -> Iterator[StoredTensor]:
 
 
 def fingerprint_weights(files: Iterable[Path]) -> dict[str, Any]:
-    """``{"weights": sha256, "parameters": count}`` of safetensors files, however the tensors are split."""
+    """``{"weights": sha256, "parameters": count}`` of safetensors files, however the tensors are split into shards."""
     paths = list(files)
     key = stat_key(paths, "safetensors-1")
-    if (known := cached_value(key)) is not None:
-        return known
-    found: dict[str, StoredTensor] = {}
+    if (cached := cached_value(key)) is not None:
+        return cached
+    by_name: dict[str, StoredTensor] = {}
     for path in paths:
         for info, data in read_bytes(path):
             tensor = StoredTensor(info.name, info.dtype, info.shape, hashlib.sha256(data).hexdigest())
-            if found.setdefault(info.name, tensor) != tensor:
-                raise SourceError(f"{path}: holds {info.name!r} with other content than another shard; fetch "
+            if by_name.setdefault(info.name, tensor) != tensor:
+                raise SourceError(f"{path}: {info.name!r} has other content than in another shard; download "
                                   "the model again")
-    tensors = list(found.values())
+    tensors = list(by_name.values())
     facts = {"weights": digest_tensors(tensors), "parameters": count_parameters(tensors)}
-    _remember_if_unchanged(key, paths, "safetensors-1", facts)
+    _cache_if_unchanged(key, paths, "safetensors-1", facts)
     return facts
 
 
-def _remember_if_unchanged(key: str, paths: list[Path], purpose: str, facts: dict[str, Any]) -> None:
+def _cache_if_unchanged(key: str, paths: list[Path], purpose: str, facts: dict[str, Any]) -> None:
     if stat_key(paths, purpose) != key:
-        raise SourceError(f"{paths[0]}: changed while it was read; wait until it is written and start again")
+        raise SourceError(f"{paths[0]}: the file changed while it was read; wait until it is written, then run again")
     if settled(paths):
         cache_value(key, facts)
 
@@ -210,26 +213,28 @@ def digest_tensors(tensors: Iterable[StoredTensor]) -> str:
 
 
 def count_parameters(tensors: Iterable[StoredTensor]) -> int:
-    """Numbers in all tensors; an output head stored as a copy of the token embedding is counted once."""
+    """Number of values in all tensors. An output head that is a copy of the token embedding is not counted again."""
     listed = list(tensors)
     embeddings = {(t.sha, t.shape) for t in listed if t.name.endswith(EMBEDDINGS)}
     return sum(math.prod(t.shape) for t in listed
                if not (t.name.endswith(HEADS) and (t.sha, t.shape) in embeddings))
 
 
-def fingerprint_tokenizer(folder: Path) -> str:
-    """sha256 of a folder's tokenizer files and chat template, whatever their formatting.
+# --- Tokenizers, adapters and data ---
 
-    The template counts the same in tokenizer_config.json and in chat_template.jinja; padding and truncation
-    that a tokenizer.json happened to be saved with do not count (every call sets its own).
+def fingerprint_tokenizer(folder: Path) -> str:
+    """sha256 of a folder's tokenizer files and chat template; their formatting does not matter.
+
+    A template gives the same hash in tokenizer_config.json and in chat_template.jinja. The padding and truncation saved
+    in tokenizer.json do not count, because every call sets its own.
     """
-    parts: dict[str, Any] = {}
-    extra = sorted(p for p in folder.glob("additional_chat_templates/*.jinja"))
-    for path in [*(folder / n for n in TOKENIZER_FILES), *extra]:
+    contents: dict[str, Any] = {}
+    templates = sorted(p for p in folder.glob("additional_chat_templates/*.jinja"))
+    for path in [*(folder / n for n in TOKENIZER_FILES), *templates]:
         if not path.is_file():
             continue
         if path.suffix != ".json":
-            parts[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            contents[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
             continue
         content = read_json(path)
         if path.name == "tokenizer.json":
@@ -238,12 +243,12 @@ def fingerprint_tokenizer(folder: Path) -> str:
             template = content.pop("chat_template", None)
             content = {k: v for k, v in content.items() if k not in TOKENIZER_SAVING}
             if isinstance(template, str):
-                parts["chat_template.jinja"] = hashlib.sha256(template.encode()).hexdigest()
+                contents["chat_template.jinja"] = hashlib.sha256(template.encode()).hexdigest()
             elif template is not None:
-                parts["chat_templates"] = template
+                contents["chat_templates"] = template
         if content:
-            parts[path.name] = content
-    return digest(json_ready(parts))
+            contents[path.name] = content
+    return digest(json_ready(contents))
 
 
 def fingerprint_adapter(folder: Path) -> str:
@@ -254,20 +259,20 @@ def fingerprint_adapter(folder: Path) -> str:
 
 
 def fingerprint_file(path: Path) -> str:
-    """sha256 of a file's bytes; remembered while the file is unchanged."""
+    """sha256 of a file's bytes, cached while the file is unchanged. Raises SourceError if there is no such file."""
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
     key = stat_key([path], "bytes-1")
-    if (known := cached_value(key)) is not None:
-        return str(known["sha256"])
+    if (cached := cached_value(key)) is not None:
+        return str(cached["sha256"])
     with path.open("rb") as file:
         sha = hashlib.file_digest(file, "sha256").hexdigest()
-    _remember_if_unchanged(key, [path], "bytes-1", {"sha256": sha})
+    _cache_if_unchanged(key, [path], "bytes-1", {"sha256": sha})
     return sha
 
 
 def fingerprint_rows(rows: Iterable[Mapping[str, Any]]) -> str:
-    """sha256 of training examples in their order, whatever the file's spacing or key order."""
+    """sha256 of training examples in their order; the spacing and key order in the file do not matter."""
     total = hashlib.sha256()
     for row in rows:
         total.update(canonical(row).encode("utf-8", "surrogatepass") + b"\n")

@@ -1,11 +1,10 @@
-"""Is the Hub there? One short probe a process, so that offline machines go on at once.
+"""Downloads models and adapters from the Hugging Face Hub, and checks whether the Hub can be reached.
 
-Owns fetching from the Hugging Face Hub: the local cache first, safetensors only, errors told apart.
+    folder, commit = snapshot("Qwen/Qwen2-0.5B", revision=None, patterns=MODEL, usable=has_weights)
 
-    folder, commit = snapshot("Qwen/Qwen2-0.5B", revision=None, what=MODEL, usable=has_weights)
-
-A cached snapshot that is complete is used without asking the Hub, so a branch stands still until another
-revision is asked for; the commit is always recorded. ``HF_HUB_OFFLINE=1`` forbids the network altogether.
+A complete snapshot in the local cache is used without a request to the Hub. So a branch keeps its cached commit until
+another revision is given; the commit is always recorded. Pickled weights are never downloaded.
+``HF_HUB_OFFLINE=1`` forbids all network access.
 """
 
 from __future__ import annotations
@@ -22,50 +21,50 @@ from urllib.parse import urlsplit
 
 from aftertune.errors import SourceError, nearest
 
-#: Files of a model; pickles are never asked for.
+#: Patterns of the files of a model, without pickles.
 MODEL = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 CODE = ("*.py",)
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "aftertune.json")
-#: Second copies of the weights in other layouts.
+#: Copies of the weights in other formats.
 IGNORED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*")
 
-
-_kept_offline = ContextVar("_kept_offline", default=False)
+_forced_offline = ContextVar("_forced_offline", default=False)
 
 
 @contextlib.contextmanager
 def offline_only() -> Iterator[None]:
-    """What is on this machine alone is looked at meanwhile."""
-    token = _kept_offline.set(True)
+    """Use only files on this machine inside this block."""
+    token = _forced_offline.set(True)
     try:
         yield
     finally:
-        _kept_offline.reset(token)
+        _forced_offline.reset(token)
 
 
 def offline() -> bool:
-    """True where the network is forbidden: by the environment (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE), or for now."""
-    return _kept_offline.get() or any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
-               for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    """True if network access is forbidden, by HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE or by `offline_only`."""
+    return _forced_offline.get() or any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
+                                      for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
-def snapshot(repo: str, *, revision: str | None, what: tuple[str, ...],
+def snapshot(repo: str, *, revision: str | None, patterns: tuple[str, ...],
              usable: Callable[[Path], bool]) -> tuple[Path, str]:
-    """Folder of a snapshot and its commit hash; ``usable`` says whether a cached one is complete.
+    """Folder of a snapshot and its commit hash, from the local cache or else from the Hub.
 
-    Raises SourceError that tells apart: malformed, unknown, gated or refused, unknown revision, offline and
-    not in the cache, unreachable.
+    patterns: which files to download. usable: whether a cached snapshot is complete.
+    Raises SourceError with its own message for each cause: malformed id, unknown model, gated or refused, unknown
+    revision, offline and not cached, unreachable.
     """
-    folder = _cached(repo, revision, what)
+    folder = _cached(repo, revision, patterns)
     if folder is not None and usable(folder):
         return folder, folder.name
     if offline():
         state = "is only partly in" if folder is not None else "is not in"
-        known = [*cached_repos(), *(p.name for p in sorted(Path().iterdir()) if p.is_dir())]
+        names = [*cached_repos(), *(p.name for p in sorted(Path().iterdir()) if p.is_dir())]
         raise SourceError(f"{repo}: this run is offline (HF_HUB_OFFLINE) and the model {state} the local "
-                          f"cache {_cache_root()}{nearest(repo, known)}; fetch it once online, or "
+                          f"cache {_cache_root()}{nearest(repo, names)}; download it once while online, or "
                           "give a folder, a .gguf file or package:NAME/FILE")
-    folder = _fetch(repo, revision, what)
+    folder = _fetch(repo, revision, patterns)
     return folder, folder.name
 
 
@@ -82,42 +81,42 @@ def _cache_root() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _download(repo: str, revision: str | None, what: tuple[str, ...], *, local: bool) -> Path:
+def _download(repo: str, revision: str | None, patterns: tuple[str, ...], *, local: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repo, revision=revision, allow_patterns=list(what), local_files_only=local,
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), local_files_only=local,
                                   ignore_patterns=list(IGNORED), cache_dir=_cache_root()))
 
 
-def _cached(repo: str, revision: str | None, what: tuple[str, ...]) -> Path | None:
+def _cached(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return _download(repo, revision, what, local=True)
+        return _download(repo, revision, patterns, local=True)
     except LocalEntryNotFoundError:
         return None
     except HFValidationError:
-        raise SourceError(f"{repo}: neither a path that exists nor a Hub id; a Hub id reads org/name, a path "
-                          "starts with ./ or /") from None
+        raise SourceError(f"{repo}: neither a path that exists nor a Hub id; a Hub id has the form org/name, a "
+                          "path starts with ./ or /") from None
 
 
-def _fetch(repo: str, revision: str | None, what: tuple[str, ...]) -> Path:
+def _fetch(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     try:
-        return _download(repo, revision, what, local=False)
+        return _download(repo, revision, patterns, local=False)
     except Exception as error:
-        raise SourceError(told(error, repo, revision)) from None
+        raise SourceError(download_error_message(error, repo, revision)) from None
 
 
-def told(error: BaseException, repo: str, revision: str | None) -> str:
-    """One line for a failed download; never the server's text, which may carry addresses or tokens."""
+def download_error_message(error: BaseException, repo: str, revision: str | None) -> str:
+    """Error message for a failed download. It never quotes the server, whose text may contain addresses or tokens."""
     from huggingface_hub import errors
 
     status = _status(error)
     if isinstance(error, errors.GatedRepoError):
-        return (f"{repo}: the Hub keeps this model behind a form; accept its terms at "
+        return (f"{repo}: this model is gated; accept its terms at "
                 f"https://huggingface.co/{repo} and set HF_TOKEN")
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo}: the Hub has this model but no revision {revision!r}; give its branch, tag or commit"
+        return f"{repo}: the Hub has this model but no revision {revision!r}; give a branch, tag or commit"
     if isinstance(error, errors.RepositoryNotFoundError) and status != 403:
         return (f"{repo}: the Hub has no such model (or it is private and no valid HF_TOKEN is set); check "
                 f"the spelling{nearest(repo, cached_repos())}, or start a path with ./")
@@ -127,41 +126,44 @@ def told(error: BaseException, repo: str, revision: str | None) -> str:
     if status is not None:
         return f"{repo}: the Hub answered HTTP {status}; try again later, or use a local folder"
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-        return (f"{repo}: cannot write the local cache {_cache_root()}: {error.strerror}; make room or set "
-                "HF_HOME")
+        return (f"{repo}: cannot write to the local cache {_cache_root()}: {error.strerror}; free some disk space or "
+                "set HF_HOME")
     return (f"{repo}: the Hub cannot be reached and the model is not in the local cache {_cache_root()}; "
             "check the network, or give a folder, a .gguf file or package:NAME/FILE")
 
 
 def _status(error: BaseException | None) -> int | None:
-    """HTTP status of an error or of what caused it."""
-    seen: Any = error
-    while seen is not None:
-        response = getattr(seen, "response", None)
+    """HTTP status of an error or of its cause; None if there is none."""
+    current: Any = error
+    while current is not None:
+        response = getattr(current, "response", None)
         if response is not None:
             return int(response.status_code)
-        seen = seen.__cause__
+        current = current.__cause__
     return None
 
 
-#: Seconds after which the Hub counts as not reached.
-PATIENCE = 3.0
+#: Seconds to wait for a connection to the Hub.
+CONNECT_TIMEOUT = 3.0
 
 
 @cache
 def reachable() -> bool:
-    """True where the Hub's host takes a connection; never asked in offline mode or behind a proxy."""
+    """True if the Hub's host accepts a connection. Tried once per process.
+
+    Without trying, it is False in offline mode and True behind a proxy.
+    """
     if offline():
         return False
     from urllib.request import getproxies
 
     from huggingface_hub import constants
 
-    parts = urlsplit(constants.ENDPOINT)
-    if getproxies().get(parts.scheme):
+    url = urlsplit(constants.ENDPOINT)
+    if getproxies().get(url.scheme):
         return True
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=PATIENCE):
+        with socket.create_connection((url.hostname or "", url.port or 443), timeout=CONNECT_TIMEOUT):
             return True
     except OSError:
         return False

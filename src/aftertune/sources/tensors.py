@@ -1,17 +1,15 @@
-"""Owns reading safetensors files by header and memory map, without torch.
+"""Reads tensors of safetensors and GGUF files through a memory map, without torch.
 
-    for tensor in stored_tensors([Path("model.safetensors")]):
-        tensor.name, tensor.dtype, tensor.shape, len(tensor.data)
-
-Format (https://github.com/huggingface/safetensors, "Format"): 8 bytes little-endian header length N, N bytes
-of JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}}, then the data, from whose start the offsets
-count.
-
-Owns reading a GGUF file's metadata and raw tensors (before any dequantisation), memory-mapped.
+    for info, data in read_bytes(Path("model.safetensors")):
+        info.name, info.dtype, info.shape, len(data)
 
     gguf = read_gguf(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
     gguf.metadata["general.architecture"]        # "llama"
     gguf.tensors[0].name, .dtype, .shape         # "blk.0.attn_k.weight", "Q4_1", (576, 192)
+
+Safetensors format (https://github.com/huggingface/safetensors, "Format"): 8 bytes with the little-endian header length
+N, N bytes of JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}}, then the data. The offsets count from the
+start of the data.
 """
 
 from __future__ import annotations
@@ -25,10 +23,11 @@ from typing import Any
 
 from aftertune.errors import SourceError
 
+# --- GGUF files ---
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufTensor:
-    """A stored tensor. shape: in the file's order (fastest first); data: its raw blocks."""
+    """A stored tensor. shape: in the file's order, fastest dimension first. data: raw blocks, not dequantised."""
 
     name: str
     dtype: str
@@ -38,7 +37,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufContents:
-    """All of a GGUF file. metadata: every key but the reader's own ``GGUF.*`` counts."""
+    """The content of a GGUF file. metadata: every key except the ``GGUF.*`` counts that the reader adds."""
 
     metadata: Mapping[str, Any]
     tensors: tuple[GgufTensor, ...]
@@ -48,13 +47,13 @@ class GgufContents:
         return str(self.metadata.get("general.architecture", ""))
 
     def function_metadata(self) -> dict[str, Any]:
-        """The keys that define the forward pass: the architecture and its own keys.
+        """The keys that define the forward pass: the architecture and the keys that begin with its name.
 
-        Names, authors, licence, ``general.file_type`` and ``general.quantization_version`` describe the file
-        (each tensor carries its own type); tokenizer keys are fingerprinted on their own.
+        Names, authors, licence, ``general.file_type`` and ``general.quantization_version`` describe the file (each
+        tensor has its own type). The tokenizer's keys have a fingerprint of their own.
         """
-        own = f"{self.architecture}."
-        return {k: v for k, v in self.metadata.items() if k == "general.architecture" or k.startswith(own)}
+        prefix = f"{self.architecture}."
+        return {k: v for k, v in self.metadata.items() if k == "general.architecture" or k.startswith(prefix)}
 
     def tokenizer_metadata(self) -> dict[str, Any]:
         """Tokens, merges, special ids and the chat template."""
@@ -64,7 +63,7 @@ class GgufContents:
 def read_gguf(path: Path) -> GgufContents:
     """Read a GGUF file; its tensors stay memory-mapped.
 
-    Raises SourceError for a truncated or damaged file. Takes seconds: the reader walks every token.
+    Raises SourceError for a truncated or damaged file. Takes seconds, because the reader goes through every token.
     """
     from gguf import GGUFReader
 
@@ -72,22 +71,25 @@ def read_gguf(path: Path) -> GgufContents:
         reader = GGUFReader(path)
         metadata = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, UnicodeDecodeError):
-        raise SourceError(f"{path}: truncated or damaged GGUF file ({path.stat().st_size} bytes); fetch it "
+        raise SourceError(f"{path}: truncated or damaged GGUF file ({path.stat().st_size} bytes); download it "
                           "again") from None
     tensors = tuple(GgufTensor(name=str(t.name), dtype=t.tensor_type.name, data=t.data,
                                shape=tuple(int(n) for n in t.shape))
                     for t in sorted(reader.tensors, key=lambda t: str(t.name)))
     if not tensors or "general.architecture" not in metadata:
-        raise SourceError(f"{path}: a GGUF file without weights or architecture (a vocabulary only?); give a "
-                          "whole model")
+        raise SourceError(f"{path}: a GGUF file without weights or architecture, perhaps only a vocabulary; give "
+                          "a complete model")
     return GgufContents(metadata=metadata, tensors=tensors)
 
 
-#: The format's own limit on the header, in bytes.
+# --- Safetensors files ---
+
+#: Limit of the format on the size of the header, in bytes.
 HEADER_LIMIT = 100_000_000
-#: PEFT's names of an adapter's tensors begin with PREFIX where they belong to a module of the base. SHARED alone is
-#: before those that all layers share (VeRA's ``base_model.vera_A``).
-PREFIX, SHARED = "base_model.model.", "base_model."
+#: PEFT's names of an adapter's tensors: MODULE_PREFIX begins the name of a tensor of one module of the base;
+#: SHARED_PREFIX alone begins that of a tensor that all layers share (VeRA's ``base_model.vera_A``).
+MODULE_PREFIX, SHARED_PREFIX = "base_model.model.", "base_model."
+#: The first bytes of a Git LFS pointer.
 LFS_MARK = b"version https://git-lfs"
 
 
@@ -103,25 +105,25 @@ class TensorInfo:
 
 
 def is_shared(name: str) -> bool:
-    """True for the name of an adapter's tensor that belongs to no layer alone."""
-    return name.startswith(SHARED) and not name.startswith(PREFIX)
+    """True if ``name`` is an adapter's tensor that all layers share."""
+    return name.startswith(SHARED_PREFIX) and not name.startswith(MODULE_PREFIX)
 
 
 def read_header(path: Path) -> tuple[TensorInfo, ...]:
-    """The tensors of a safetensors file, in name order; the file's size is checked against its header.
+    """The tensors of a safetensors file, in name order. The size of the file must agree with the header.
 
-    Raises SourceError for a truncated, foreign or damaged file.
+    Raises SourceError for a truncated or damaged file and for a file of another format.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(len(LFS_MARK))
         if head == LFS_MARK:
-            raise SourceError(f"{path}: found a Git LFS pointer instead of weights; fetch the file itself "
-                              "with `git lfs pull`")
+            raise SourceError(f"{path}: found a Git LFS pointer instead of weights; download the file with "
+                              "`git lfs pull`")
         length = int.from_bytes(head[:8], "little")
         if size < 8 or length > min(HEADER_LIMIT, size - 8):
             raise SourceError(f"{path}: truncated or not safetensors: its header claims {length} bytes, the "
-                              f"file has {size}; fetch it again")
+                              f"file has {size}; download it again")
         file.seek(8)
         raw = file.read(length)
     try:
@@ -129,7 +131,7 @@ def read_header(path: Path) -> tuple[TensorInfo, ...]:
         entries.pop("__metadata__", None)
         infos = tuple(_info(name, entry, 8 + length) for name, entry in sorted(entries.items()))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise SourceError(f"{path}: the safetensors header is damaged; fetch the file again") from None
+        raise SourceError(f"{path}: the safetensors header is damaged; download the file again") from None
     _check_extent(path, infos, 8 + length, size)
     return infos
 
@@ -144,25 +146,25 @@ def _check_extent(path: Path, infos: tuple[TensorInfo, ...], start: int, size: i
     expected = max((i.end for i in infos), default=start)
     if expected != size:
         raise SourceError(f"{path}: truncated or damaged: the header says {expected} bytes, the file has "
-                          f"{size}; fetch it again")
+                          f"{size}; download it again")
     if any(not start <= i.begin <= i.end for i in infos):
-        raise SourceError(f"{path}: the safetensors header has offsets outside the data; fetch the file "
+        raise SourceError(f"{path}: the safetensors header has offsets outside the data; download the file "
                           "again")
 
 
 def read_bytes(path: Path) -> Iterator[tuple[TensorInfo, memoryview]]:
-    """Each tensor of a safetensors file with its raw bytes (valid until the next step)."""
+    """Each tensor of a safetensors file with its raw bytes, which are valid until the next one is read."""
     infos = read_header(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for info in infos:
-            with memoryview(data) as whole, whole[info.begin:info.end] as part:
-                yield info, part
+            with memoryview(data) as view, view[info.begin:info.end] as raw:
+                yield info, raw
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a model folder: the shards its index lists, or ``model.safetensors``.
+    """The safetensors files of a model folder: ``model.safetensors``, or the shards that its index lists.
 
-    Empty where there are none. Raises SourceError for a shard that the index lists and the folder lacks.
+    Empty if there are none. Raises SourceError if a shard is missing or the index is damaged.
     """
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
@@ -173,24 +175,24 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         outside = [n for n in names if Path(n).name != n]
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise SourceError(f"{index}: not an index of shards; fetch it again") from None
+        raise SourceError(f"{index}: not an index of shards; download it again") from None
     if outside:
-        raise SourceError(f"{index}: lists {outside[0]!r}, which is not a plain file name")
+        raise SourceError(f"{index}: lists {outside[0]!r}, which is not a plain file name; download it again")
     missing = [n for n in names if not (folder / n).is_file()]
     if missing:
-        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-        raise SourceError(f"{folder}: {len(missing)} of {len(names)} shards that the index lists are "
-                          f"missing: {shown}; fetch them")
+        first = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise SourceError(f"{folder}: {len(missing)} of {len(names)} shards in the index are missing: {first}; "
+                          "download them")
     return tuple(folder / n for n in names)
 
 
 def check_index(folder: Path) -> None:
-    """Raises SourceError where the index promises tensors that its shards do not hold."""
+    """Raise SourceError if the index lists tensors that are in no shard."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return
-    promised = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    held = {info.name for path in weight_files(folder) for info in read_header(path)}
-    if promised - held:
-        raise SourceError(f"{index}: lists {len(promised - held)} tensors that no shard holds, first "
-                          f"{min(promised - held)!r}; fetch the shards again")
+    listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    stored = {info.name for path in weight_files(folder) for info in read_header(path)}
+    if listed - stored:
+        raise SourceError(f"{index}: lists {len(listed - stored)} tensors that are in no shard, first "
+                          f"{min(listed - stored)!r}; download the shards again")

@@ -1,10 +1,10 @@
-"""Tasks: lm-eval's tasks as items and requests, and model responses as answers and scores.
+"""Turns lm-eval's tasks into items and requests, and a model's responses into answers and scores.
 
-    loaded = load(specs, LoadOptions(...))       # LoadedTask each: settings, items, requests, instances
-    answers, scores = outcome(loaded, responses)
-    [few] = part(loaded, {"hellaswag": [0, 7, 31]})
+    loaded = load(specs, LoadOptions(...))       # a LoadedTask each: settings, items, requests
+    answers, positions, scores = outcome(loaded, responses)
+    [subset] = subset_tasks(loaded, {"hellaswag": [0, 7, 31]})
 
-Prompts, few-shot examples, filters and metrics are lm-eval's own, through its Python API.
+Prompts, few-shot examples, filters and metrics come from lm-eval, through its Python API.
 """
 
 from aftertune.tasks.loading import LoadedTask, LoadOptions, load, questions, subset_tasks

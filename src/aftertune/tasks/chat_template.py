@@ -1,4 +1,8 @@
-"""A tokenizer's chat template as lm-eval calls it, with its identity."""
+"""Renders chat messages with a tokenizer's chat template, as lm-eval does.
+
+    template = template_of(tokenizer)
+    template.render([{"role": "user", "content": "Hi"}]), template.hash
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,15 @@ from aftertune.errors import TaskError
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """hash: sha256 of the template's text. ``render`` takes messages and returns the prompt's text."""
+    """A tokenizer's chat template. hash: sha256 of the template's text."""
 
     tokenizer: Any
     hash: str
 
     def render(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As lm-eval's ``hf`` model: a template that refuses a system message gets the chat without it.
+        """The prompt of a chat. A template that refuses system messages gets the chat without them, as in lm-eval.
 
-        Raises TaskError for one that cannot be used.
+        Raises TaskError if the template fails.
         """
         import jinja2
 
@@ -28,9 +32,9 @@ class ChatTemplate:
                 return self._apply(chat_history, add_generation_prompt)
             except jinja2.exceptions.TemplateError:
                 return self._apply([m for m in chat_history if m["role"] != "system"], add_generation_prompt)
-        except Exception as error:  # a template is foreign code in a sandbox: it may raise anything
-            raise TaskError(f"{self.tokenizer.name_or_path}: its chat template cannot be used: {type(error).__name__}: "
-                            f"{' '.join(str(error).split())[:200]}; mend it, or evaluate without it "
+        except Exception as error:  # a template is code in a sandbox and may raise anything
+            raise TaskError(f"{self.tokenizer.name_or_path}: the chat template failed: {type(error).__name__}: "
+                            f"{' '.join(str(error).split())[:200]}; fix it, or evaluate without it "
                             "(apply_chat_template: false)") from error
 
     def _apply(self, chat: list[dict[str, str]], generation: bool) -> str:
@@ -39,7 +43,7 @@ class ChatTemplate:
 
 
 def template_of(tokenizer: Any) -> ChatTemplate | None:
-    """The tokenizer's template (its ``default`` where it has several), or None."""
+    """The tokenizer's chat template, or its ``default`` if it has several; None if it has none."""
     text = getattr(tokenizer, "chat_template", None)
     if isinstance(text, dict):
         text = text.get("default")

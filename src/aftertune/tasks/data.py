@@ -1,19 +1,17 @@
-"""Target tasks: did the model learn what it was tuned for? Held-out prompts with reference completions.
+"""Provides the documents of tasks that do not come from the Hub: offline packs, the user's files and target tasks.
 
-A target task is an lm-eval task made from a JSONL file, so it takes the same way as every other: few-shot
-examples, chat template, stop strings, filters, answers in the ledger.
+    pack_data("arc_easy").splits["validation"]()    the 570 documents of the pack instead of the Hub's 2,376
+
+Packs and files replace only the documents of an lm-eval task; its prompts, filters and metrics stay. Splits that the
+pack does not have are turned off. The split used is recorded and shown.
+
+A target task is an lm-eval task made from a JSONL file of held-out prompts and completions. It tests whether the model
+learned what it was tuned for, and is evaluated like every other task.
 
     {"prompt": "Turn this order into JSON: two red mugs", "completion": "{\\"item\\": \\"mug\\"}"}
 
-Matched as JSON: ``exact_match`` (the same object, wherever it stands in the answer), ``valid_json`` (the
-whole answer is JSON), ``field_accuracy`` (share of the reference's keys with the right value).
-
-Task data without the Hub: the offline packs of the catalog, and files that the user gives.
-
-A task of lm-eval keeps its prompts, filters and metrics; only its documents come from elsewhere, and splits
-that the pack does not have are switched off. The split used is recorded and shown.
-
-    pack_data("arc_easy").splits["validation"]()    the 570 documents of the pack, instead of the Hub's 2,376 ones
+Its metrics with ``match: json`` are ``exact_match`` (the first JSON object in the answer equals the reference),
+``valid_json`` (the whole answer is JSON) and ``field_accuracy`` (share of the reference's keys with the right value).
 """
 
 from __future__ import annotations
@@ -33,11 +31,16 @@ from aftertune.sources import installed_version, pack_holds, pack_path
 from aftertune.sources.hub import reachable
 from aftertune.study import TargetSpec, TaskSpec
 
+# --- Offline packs and the user's files ---
 
 @dataclass(frozen=True, slots=True)
 class LocalData:
-    """Documents of one task. splits: split -> function that reads it; config: overrides of the task's YAML;
-    label: where the documents come from, for the record."""
+    """Documents of one task.
+
+    label: where the documents come from, for the record.
+    splits: name of a split -> function that reads it.
+    config: values that replace those of the task's YAML file.
+    """
 
     label: str
     splits: Mapping[str, Callable[[], Any]]
@@ -45,40 +48,43 @@ class LocalData:
 
 
 def covered() -> list[str]:
-    """Names of the catalog whose every document an installed pack holds, groups first."""
-    whole = {b.name for b in BENCHMARKS.values() if _whole(b.pack)}
-    return [b.name for b in BENCHMARKS.values() if whole.issuperset(b.leaves)]
+    """Names of the benchmarks and groups of the catalog whose documents are all in an installed pack."""
+    complete = {b.name for b in BENCHMARKS.values() if _is_complete(b.pack)}
+    return [b.name for b in BENCHMARKS.values() if complete.issuperset(b.leaves)]
 
 
-def _whole(pack: Pack | None) -> bool:
-    """True where a pack is installed and has all splits that its task reads."""
+def _is_complete(pack: Pack | None) -> bool:
+    """True if a pack is installed and has all splits that its task reads."""
     return pack is not None and not pack.lacks and pack_holds(pack)
 
 
 def asked_from(name: str, source: str = "auto") -> Source:
-    """Whether a task's documents come from a pack or from the Hub; source: "auto", "hub" or "pack", as the user chose.
+    """Where a task's documents come from: "pack" or "hub". source: the user's choice, "auto", "hub" or "pack".
 
-    A pack is used where the user insists on it, or where the Hub is not reached, and only if it holds all of them.
+    A pack is used if the user chose it or the Hub cannot be reached, and only if it has all documents of the task.
     """
     if source == "hub" or name not in BENCHMARKS or \
-            not all(_whole(BENCHMARKS[leaf].pack) for leaf in BENCHMARKS[name].leaves):
+            not all(_is_complete(BENCHMARKS[leaf].pack) for leaf in BENCHMARKS[name].leaves):
         return "hub"
     return "pack" if source == "pack" or not reachable() else "hub"
 
 
 def pack_data(task: str) -> LocalData | None:
-    """The pack's documents for a task, None where no installed pack has all of them."""
+    """The documents of a task from its pack; None if no installed pack has all of them."""
     row = BENCHMARKS.get(task)
-    if row is None or row.pack is None or not _whole(row.pack):
+    if row is None or row.pack is None or not _is_complete(row.pack):
         return None
     names = {"training": "train", "validation": "validation", "test": "test"}
-    off = {f"{kind}_split": None for kind, split in names.items() if split not in row.pack.splits}
-    return LocalData(_label(row.pack), _readers(row.pack), off | dict(row.pack.config))
+    disabled = {f"{kind}_split": None for kind, split in names.items() if split not in row.pack.splits}
+    return LocalData(_label(row.pack), _readers(row.pack), disabled | dict(row.pack.config))
 
 
 def file_data(task: str, path: Path, config: Mapping[str, Any]) -> LocalData:
-    """A user's file as the documents that the task lacks: the split of examples that its pack lacks (``gsm8k``), else
-    its evaluation split. config: the task's own YAML values."""
+    """The documents of a task from a user's file.
+
+    The file replaces the split of few-shot examples if the task's pack lacks it (``gsm8k``), else the split that is
+    evaluated. config: the values of the task's YAML file. Raises TaskError if there is no such file.
+    """
     if not path.is_file():
         raise TaskError(f"--task-data {task}={path}: no such file")
     label = f"file:{path.name}"
@@ -87,9 +93,9 @@ def file_data(task: str, path: Path, config: Mapping[str, Any]) -> LocalData:
         return LocalData(f"{label} ({pack.lacks}) + {_label(pack)} ({', '.join(pack.splits)})",
                          {pack.lacks: partial(read_rows, path), **_readers(pack)})
     split = config.get("test_split") or config.get("validation_split") or "test"
-    off = {f"{s}_split": None for s in ("training", "validation", "test")}
+    disabled = {f"{s}_split": None for s in ("training", "validation", "test")}
     return LocalData(label, {split: partial(read_rows, path)},
-                     off | {"test_split": split, "fewshot_split": split, "dataset_name": None})
+                     disabled | {"test_split": split, "fewshot_split": split, "dataset_name": None})
 
 
 def _label(pack: Pack) -> str:
@@ -97,15 +103,15 @@ def _label(pack: Pack) -> str:
 
 
 def _readers(pack: Pack) -> dict[str, Callable[[], Any]]:
-    """Split -> function that reads it."""
+    """Name of a split -> function that reads it."""
     path = pack_path(pack.path, module=pack.module)
     if path.is_dir():
-        return {s: partial(_arrow, pack_path(pack.path, s, module=pack.module)) for s in pack.splits}
-    return {s: partial(_lines, path, pack) for s in pack.splits}
+        return {s: partial(_read_arrow, pack_path(pack.path, s, module=pack.module)) for s in pack.splits}
+    return {s: partial(_read_jsonl, path, pack) for s in pack.splits}
 
 
-def _arrow(folder: Path) -> Any:
-    """A saved split as an in-memory data set, so that nothing is ever written beside the pack's files."""
+def _read_arrow(folder: Path) -> Any:
+    """A saved split as an in-memory data set, so that nothing is written into the pack's folder."""
     import datasets
     import pyarrow as pa
 
@@ -114,12 +120,12 @@ def _arrow(folder: Path) -> Any:
         with pa.memory_map(str(file)) as source:
             tables.append(pa.ipc.open_stream(source).read_all())
     if not tables:
-        raise TaskError(f"{folder}: the pack holds no data-*.arrow file there")
+        raise TaskError(f"{folder}: the pack has no data-*.arrow file in this folder; install it again")
     return datasets.Dataset(pa.concat_tables(tables))
 
 
-def _lines(path: Path, pack: Pack) -> Any:
-    """The documents of a JSON Lines file, in order."""
+def _read_jsonl(path: Path, pack: Pack) -> Any:
+    """The documents of a pack's JSON Lines file, in order."""
     import datasets
 
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
@@ -129,21 +135,21 @@ def _lines(path: Path, pack: Pack) -> Any:
 
 
 def read_rows(path: Path) -> Any:
-    """A Parquet, JSONL, JSON or CSV file as a data set."""
+    """Read a Parquet, JSONL, JSON or CSV file as a data set. Raises TaskError if it cannot be read."""
     import datasets
 
     kinds = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
-        raise TaskError(f"{path}: unknown kind of data file; use one of {', '.join(kinds)}")
+        raise TaskError(f"{path}: unknown type of data file; use one of {', '.join(kinds)}")
     try:
         return datasets.load_dataset(kind, data_files=str(path), split="train")
-    except Exception as error:  # the readers of datasets raise many kinds
+    except Exception as error:  # datasets raises many types of errors
         raise TaskError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split())[:200]}") from error
 
 
 def local_task(sources: Mapping[str, LocalData]) -> type:
-    """A ConfigurableTask class that takes the documents of the named tasks from ``sources``."""
+    """A subclass of lm-eval's ConfigurableTask that reads the documents of tasks from ``sources``, by task name."""
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
@@ -151,13 +157,13 @@ def local_task(sources: Mapping[str, LocalData]) -> type:
         """An lm-eval task whose documents come from this machine."""
 
         def __init__(self, config: dict[str, Any]) -> None:
-            own = {k: v for k, v in config.items() if k != "class"}
-            self.local = sources.get(own["task"])
-            super().__init__(config=own | dict(self.local.config) if self.local else own)
+            values = {k: v for k, v in config.items() if k != "class"}
+            self.local = sources.get(values["task"])
+            super().__init__(config=values | dict(self.local.config) if self.local else values)
 
         @cached_property
         def eval_docs(self) -> Any:
-            """The processed documents, made once (lm-eval makes them at every look)."""
+            """The processed documents, cached because lm-eval would process them again at every access."""
             return super().eval_docs
 
         def download(self, dataset_kwargs: Any = None, **kwargs: Any) -> None:
@@ -169,15 +175,18 @@ def local_task(sources: Mapping[str, LocalData]) -> type:
     return LocalTask
 
 
+# --- Target tasks ---
+
 def target_config(spec: TaskSpec) -> dict[str, Any]:
-    """lm-eval's config of the target task ``spec``."""
+    """lm-eval's config for the target task ``spec``. Raises TaskError if its files are missing or wrong."""
     target = spec.target
     assert target is not None
     rows = read_pairs(target.file)
     shots = read_pairs(target.shots_file) if target.shots_file else []
     count = spec.num_fewshot if spec.num_fewshot is not None else 0
     if count > len(shots):
-        raise TaskError(f"task {spec.name}: {count} examples are asked for, but shots_file has {len(shots)}")
+        raise TaskError(f"task {spec.name}: num_fewshot is {count}, but shots_file has {len(shots)} examples; use "
+                        f"{len(shots)} at most")
     metrics = ("exact_match", "valid_json", "field_accuracy") if target.match == "json" else ("exact_match",)
     return {
         "task": spec.name,
@@ -187,7 +196,7 @@ def target_config(spec: TaskSpec) -> dict[str, Any]:
         "doc_to_text": "prompt",
         "doc_to_target": "completion",
         "target_delimiter": "",
-        "process_results": partial(_judge, target),
+        "process_results": partial(_process_results, target),
         "generation_kwargs": {"until": list(target.stop), "max_gen_toks": target.max_tokens,
                               "do_sample": False},
         "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in metrics],
@@ -198,7 +207,7 @@ def target_config(spec: TaskSpec) -> dict[str, Any]:
 
 
 def read_pairs(path: Path) -> list[dict[str, str]]:
-    """Rows with ``prompt`` and ``completion``; errors name file and line."""
+    """Read a JSONL file of rows with ``prompt`` and ``completion``. Raises TaskError with the file and line."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -213,13 +222,13 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
             row = json.loads(line)
             pair = {k: row[k] for k in ("prompt", "completion")}
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise TaskError(f"{path}:{number}: expected a JSON object with the texts `prompt` and "
+            raise TaskError(f"{path}:{number}: expected a JSON object with the strings `prompt` and "
                             "`completion`") from None
         if not all(isinstance(v, str) and v for v in pair.values()):
-            raise TaskError(f"{path}:{number}: `prompt` and `completion` must be texts that are not empty")
+            raise TaskError(f"{path}:{number}: `prompt` and `completion` must be strings that are not empty")
         rows.append(pair)
     if not rows:
-        raise TaskError(f"{path}: the target file has no rows")
+        raise TaskError(f"{path}: the target file has no rows; add one JSON object per line")
     return rows
 
 
@@ -229,37 +238,38 @@ def _dataset(rows: list[dict[str, str]], **_: Any) -> Any:
     return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
 
 
-def _judge(target: TargetSpec, doc: dict[str, str], results: list[str]) -> dict[str, float]:
-    """Metrics of one answer."""
+def _process_results(target: TargetSpec, doc: dict[str, str], results: list[str]) -> dict[str, float]:
+    """The metrics of one answer, as lm-eval's ``process_results`` returns them."""
     answer, reference = results[0], doc["completion"]
     if target.match == "json":
         return judge_json(answer, reference)
     if target.match == "regex":
         assert target.pattern is not None
-        found, wanted = (_extract(target.pattern, t) for t in (answer, reference))
-        return {"exact_match": float(found is not None and found == wanted)}
+        extracted, expected = (_extract(target.pattern, t) for t in (answer, reference))
+        return {"exact_match": float(extracted is not None and extracted == expected)}
     return {"exact_match": float(answer.strip() == reference.strip())}
 
 
 def judge_json(answer: str, reference: str) -> dict[str, float]:
-    """The three metrics of an answer that should be the JSON object ``reference``."""
-    wanted = json.loads(reference)
-    found = _object(answer)
-    fields = wanted if isinstance(wanted, dict) else {}
-    given = found if isinstance(found, dict) else {}
-    right = sum(k in given and _same(given[k], v) for k, v in fields.items())
-    return {"exact_match": float(_same(found, wanted)), "valid_json": float(_is_json(answer)),
-            "field_accuracy": right / len(fields) if fields else float(_same(found, wanted))}
+    """``exact_match``, ``valid_json`` and ``field_accuracy`` of an answer that should be the JSON ``reference``."""
+    expected = json.loads(reference)
+    answered = _first_object(answer)
+    expected_fields = expected if isinstance(expected, dict) else {}
+    answered_fields = answered if isinstance(answered, dict) else {}
+    correct = sum(k in answered_fields and _equal_json(answered_fields[k], v) for k, v in expected_fields.items())
+    exact = float(_equal_json(answered, expected))
+    return {"exact_match": exact, "valid_json": float(_is_json(answer)),
+            "field_accuracy": correct / len(expected_fields) if expected_fields else exact}
 
 
-def _same(a: Any, b: Any) -> bool:
+def _equal_json(a: Any, b: Any) -> bool:
     """Equal as JSON: true is not 1, but 2 is 2.0."""
     if isinstance(a, bool) != isinstance(b, bool):
         return False
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(_equal_json(a[k], b[k]) for k in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(_equal_json(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
 
 
@@ -271,8 +281,8 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _object(text: str) -> Any:
-    """The first JSON object in ``text``, or None."""
+def _first_object(text: str) -> Any:
+    """The JSON object that begins at the first brace in ``text``, or None."""
     start = text.find("{")
     try:
         return json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else None
@@ -281,6 +291,7 @@ def _object(text: str) -> Any:
 
 
 def _extract(pattern: str, text: str) -> str | None:
+    """The first group of the first match of ``pattern``, or the match if there is no group; None without a match."""
     match = re.search(pattern, text)
     if match is None:
         return None

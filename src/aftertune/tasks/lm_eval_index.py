@@ -1,7 +1,10 @@
-"""lm-eval's task index (some 14,000 names), remembered between runs because building it takes seconds.
+"""Looks up tasks in lm-eval's task index (some 14,000 names), which is cached because building it takes seconds.
 
-The index only maps names to YAML files; it is kept in the cache folder, keyed by lm-eval's version and the
-place and time of its task folder, and made anew where anything of that differs.
+    tasks = manager(Path("my_tasks"))
+    expand(tasks, "arc_*")                    # ["arc_challenge", "arc_easy", …]
+
+The index maps names to YAML files. The cached copy is used as long as lm-eval's version and the path and modification
+time of its task folder are the same.
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from aftertune.sources.cache import cache_root, write_atomic
 
 
 def manager(include_path: Path | None = None, *, allow_code: bool = False) -> Any:
-    """A TaskManager that knows lm-eval's tasks and those under ``include_path``.
+    """lm-eval's TaskManager for its own tasks and those in the folder ``include_path``.
 
-    Foreign task files may name Python functions (``!function``); they are refused unless ``allow_code``.
+    Raises TaskError if a task file in ``include_path`` runs Python code (``!function``) and ``allow_code`` is False.
     """
     from lm_eval.tasks import TaskManager
 
@@ -30,64 +33,68 @@ def manager(include_path: Path | None = None, *, allow_code: bool = False) -> An
     key = _key()
     entries = _load(key)
     if entries is None:
-        made = TaskManager()
+        tasks = TaskManager()
         with contextlib.suppress(OSError):
-            _save(key, made.task_index)
+            _save(key, tasks.task_index)
     else:
-        made = TaskManager(include_defaults=False)
-        made.task_index.update(entries)
+        tasks = TaskManager(include_defaults=False)
+        tasks.task_index.update(entries)
     if include_path is not None:
-        _check_foreign(include_path, allow_code)
-        made.task_index.update(TaskManager(include_path=include_path, include_defaults=False).task_index)
-    return made
+        _check_included(include_path, allow_code)
+        tasks.task_index.update(TaskManager(include_path=include_path, include_defaults=False).task_index)
+    return tasks
 
 
 def _sandbox_templates() -> None:
-    """Render the templates of task files in Jinja's sandbox: lm-eval's own environment lets them run code."""
+    """Make lm-eval render the templates of task files in Jinja's sandbox; in its own environment they can run code."""
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment
 
-    old = lm_eval.utils.env
-    if isinstance(old, SandboxedEnvironment):
+    environment = lm_eval.utils.env
+    if isinstance(environment, SandboxedEnvironment):
         return
-    new = SandboxedEnvironment(loader=old.loader, undefined=old.undefined,
-                               keep_trailing_newline=old.keep_trailing_newline)
-    new.filters.update(old.filters)
-    lm_eval.utils.env = new
+    sandbox = SandboxedEnvironment(loader=environment.loader, undefined=environment.undefined,
+                                   keep_trailing_newline=environment.keep_trailing_newline)
+    sandbox.filters.update(environment.filters)
+    lm_eval.utils.env = sandbox
 
 
-def expand(made: Any, name: str) -> list[str]:
-    """The index names that ``name`` stands for: itself, or all matches of a pattern such as ``arc_*``."""
-    known = made.task_index
-    if name in known:
+def expand(tasks: Any, name: str) -> list[str]:
+    """The names in the index that ``name`` matches: itself, or all matches of a pattern such as ``arc_*``.
+
+    tasks: a TaskManager. Raises TaskError if nothing matches.
+    """
+    index = tasks.task_index
+    if name in index:
         return [name]
     if any(c in name for c in "*?["):
-        found = sorted(fnmatch.filter(known, name))
-        if found:
-            return found
-    what = "no task matches" if "*" in name else "unknown task"
-    near = nearest(name.strip("*_"), list(known))
-    raise TaskError(f"{what} {name!r}{near}; any task or group of lm-eval "
-                    f"{metadata.version('lm_eval')} works, own ones with --include-path")
+        matches = sorted(fnmatch.filter(index, name))
+        if matches:
+            return matches
+    problem = "no task matches" if "*" in name else "unknown task"
+    near = nearest(name.strip("*_"), list(index))
+    raise TaskError(f"{problem} {name!r}{near}; use a task or group of lm-eval {metadata.version('lm_eval')}, or "
+                    "your own task files with --include-path")
 
 
-def config(made: Any, name: str, *, resolve: bool = True) -> dict[str, Any]:
-    """A task's own YAML values, includes merged; its functions imported where ``resolve``."""
+def config(tasks: Any, name: str, *, resolve: bool = True) -> dict[str, Any]:
+    """The values of a task's YAML file, with its includes. resolve: also import the functions that it names."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    path = made.task_index[name].yaml_path
+    path = tasks.task_index[name].yaml_path
     return dict(load_yaml(path, resolve_func=resolve)) if path else {}
 
 
-def localise(made: Any, names: list[str], task_class: type) -> None:
-    """Let the named tasks be built as ``task_class``, in groups too."""
+def set_task_class(tasks: Any, names: list[str], task_class: type) -> None:
+    """Make ``tasks`` (a TaskManager) build the named tasks as ``task_class``, also within groups."""
     from lm_eval.tasks._index import Entry, Kind
 
     for name in names:
-        entry = made.task_index[name]
-        own = config(made, name) if entry.yaml_path else dict(entry.cfg or {})  # asked for before: already local
-        made.task_index[name] = Entry(name=name, kind=Kind.PY_TASK, yaml_path=None, tags=entry.tags,
-                                      cfg=own | {"class": task_class})
+        entry = tasks.task_index[name]
+        # Without a YAML path, an earlier call has already replaced the entry.
+        values = config(tasks, name) if entry.yaml_path else dict(entry.cfg or {})
+        tasks.task_index[name] = Entry(name=name, kind=Kind.PY_TASK, yaml_path=None, tags=entry.tags,
+                                       cfg=values | {"class": task_class})
 
 
 def _key() -> list[Any]:
@@ -121,19 +128,19 @@ def _save(key: list[Any], index: dict[str, Any]) -> None:
     write_atomic(_file(), json.dumps({"key": key, "entries": rows}))
 
 
-def _check_foreign(folder: Path, allow_code: bool) -> None:
+def _check_included(folder: Path, allow_code: bool) -> None:
     if not folder.is_dir():
-        raise TaskError(f"--include-path {folder}: no such folder")
+        raise TaskError(f"--include-path {folder}: no such folder; give a folder with task files")
     for path in sorted(folder.rglob("*.yaml")):
         if not allow_code and _runs_code(path, set()):
-            raise TaskError(f"{path}: this task file runs Python code of its folder; read it, then pass "
-                            "--allow-task-code to run it")
+            raise TaskError(f"{path}: this task file runs Python code in its folder; read the code, then pass "
+                            "--allow-task-code to allow it")
 
 
 def _runs_code(path: Path, seen: set[Path]) -> bool:
-    """True where a task file, or one that it includes, names a function or a class.
+    """True if a task file, or one that it includes, names a Python function or class.
 
-    The parser's tokens are read, because a tag may be written with escapes (``!%66unction``).
+    The tags are read from the parser's events, because a tag may be written with escapes (``!%66unction``).
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -144,11 +151,11 @@ def _runs_code(path: Path, seen: set[Path]) -> bool:
     try:
         with path.open("rb") as file:
             events = list(yaml.parse(file, Loader=yaml.SafeLoader))
-        found = yaml.compose(path.read_bytes(), Loader=yaml.BaseLoader)
+        document = yaml.compose(path.read_bytes(), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise TaskError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
     tags = {getattr(event, "tag", None) for event in events}
-    keys = {k.value: v for k, v in found.value} if isinstance(found, yaml.MappingNode) else {}
+    keys = {k.value: v for k, v in document.value} if isinstance(document, yaml.MappingNode) else {}
     included = keys.get("include")
     names = included.value if isinstance(included, yaml.SequenceNode) else [included] if included else []
     return any(t and t.startswith("!") and len(t) > 1 for t in tags) or "class" in keys or any(

@@ -1,16 +1,13 @@
-"""What a reader has to know of a task's answers beside the scores: owns the counts of what was cut, late or alike.
+"""Scores responses with lm-eval's filters, metrics and aggregations, and warns about unusual items and answers.
 
-    list(notes(loaded, responses, answers))   ["gsm8k_cot: 2 contexts did not fit into the window and were cut …"]
+    answers, positions, scores = outcome(loaded, responses)
+    list(answer_warnings(loaded, responses, answers))
+        ["gsm8k_cot: 2 contexts did not fit into the context window and were truncated on the left"]
 
-How long others' filters and patterns may think about one answer: a regular expression can take for ever.
+Time limits for task filters and regular expressions: a pattern can take practically for ever on some answers.
 
-    with limited(5.0):          raises OutOfTime where the block takes longer
+    with time_limit(5.0):          raises OutOfTime if the block takes longer
         pattern.findall(text)
-
-The clock is a signal, which Python's and `regex`'s matchers look for; it runs in the main thread of a system that has
-interval timers, elsewhere the block takes its time. A timer of somebody else goes on afterwards.
-
-Responses in, answers and scores out, by lm-eval's own filters, metrics and aggregations.
 """
 
 from __future__ import annotations
@@ -30,160 +27,172 @@ from aftertune.tasks.loading import LoadedTask
 from aftertune.values import Answer, Item, Response, Score
 from aftertune.values.comparison import OUT_OF_TIME
 
-#: Seconds for one answer: a filter that does no harm takes less than a thousandth of it.
-ANSWER = 5.0
-#: Seconds more for each answer, where a filter takes all answers of a task at once.
-EACH = 0.01
+# --- Time limits for task filters and regular expressions ---
+
+#: Seconds for one answer. A normal filter takes less than a thousandth of it.
+ANSWER_TIMEOUT = 5.0
+#: Additional seconds for each answer if a filter is applied to all answers of a task at once.
+TIMEOUT_PER_ANSWER = 0.01
 
 
 class OutOfTime(Exception):
-    """The block took longer than it may."""
+    """The block took longer than its time limit."""
 
 
 @contextlib.contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Let the block run for so many seconds. Raises OutOfTime."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt the block after ``seconds``. Raises OutOfTime.
+
+    The timer is a signal, which the matchers of `re` and `regex` check for. So there is a limit only in the main thread
+    and on systems with interval timers. A timer that was already running is restored afterwards.
+    """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, begun = signal.signal(signal.SIGALRM, _ring), time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    previous_handler, start = signal.signal(signal.SIGALRM, _raise_out_of_time), time.monotonic()
+    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
-        signal.signal(signal.SIGALRM, before)
-        if left:
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begun), 0.001), interval)
+        signal.signal(signal.SIGALRM, previous_handler)
+        if remaining:
+            signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 0.001), interval)
 
 
-def _ring(*_: object) -> None:
+def _raise_out_of_time(*_: object) -> None:
     raise OutOfTime
 
 
-#: Draws of lm-eval's seeded bootstrap, for metrics that have no closed-form error.
-BOOTSTRAP = 1000
+# --- Answers and scores ---
+
+#: Resamples of lm-eval's seeded bootstrap, for metrics without a formula for the standard error.
+BOOTSTRAP_RESAMPLES = 1000
 
 
 def outcome(loaded: Sequence[LoadedTask], responses: Mapping[int, Response]
             ) -> tuple[list[Answer], list[tuple[int, ...]], list[Score]]:
-    """Answers of every item, the request positions of each answer, and the scores of tasks and groups.
+    """The answers of all items, the request positions of each answer, and the scores of tasks and groups.
 
-    ``responses`` holds every request position of ``loaded``.
+    responses: position -> response, for every request of ``loaded``.
     """
-    found: list[Answer] = []
+    all_answers: list[Answer] = []
     positions: list[tuple[int, ...]] = []
     scores: list[Score] = []
     table: dict[str, dict[str, Any]] = {}
     groups: dict[str, Any] = {}
-    for one in loaded:
-        values, own, own_positions = _answers(one, responses)
-        found += own
-        positions += own_positions
-        scores += _scores(one, values, table)
-        groups |= one.groups
-    return found, positions, scores + _group_scores(groups, table)
+    for task in loaded:
+        values, task_answers, task_positions = _answers(task, responses)
+        all_answers += task_answers
+        positions += task_positions
+        scores += _scores(task, values, table)
+        groups |= task.groups
+    return all_answers, positions, scores + _group_scores(groups, table)
 
 
-def answers(one: LoadedTask, responses: Mapping[int, Response]) -> list[Answer]:
-    """The answers of one task alone, in the order of its items."""
-    return _answers(one, responses)[1]
+def answers(loaded: LoadedTask, responses: Mapping[int, Response]) -> list[Answer]:
+    """The answers of one task, in the order of its items."""
+    return _answers(loaded, responses)[1]
 
 
 def _raw(response: Response, kind: str) -> Any:
-    """A response in lm-eval's form."""
+    """A response in the form of lm-eval's results. kind: lm-eval's request type."""
     if kind == "generate_until":
         return response.text
     return response.logprob if kind == "loglikelihood_rolling" else (response.logprob, response.greedy)
 
 
-def _answers(one: LoadedTask, responses: Mapping[int, Response]
+def _answers(loaded: LoadedTask, responses: Mapping[int, Response]
              ) -> tuple[dict[tuple[str, str], list[Any]], list[Answer], list[tuple[int, ...]]]:
-    """Per-metric values in item order, the answers, and their request positions."""
-    task, by_doc = one.task, defaultdict(list)
-    for instance, places in zip(task.instances, one.positions, strict=True):
-        instance.resps = [_raw(responses[p], instance.request_type) for p in places]
-        by_doc[instance.doc_id].append((instance, places))
-    late = _filter(task)
+    """(metric, filter) -> values in the order of the items; the answers; the request positions of each answer."""
+    task, by_doc = loaded.task, defaultdict(list)
+    for instance, repeats in zip(task.instances, loaded.positions, strict=True):
+        instance.resps = [_raw(responses[p], instance.request_type) for p in repeats]
+        by_doc[instance.doc_id].append((instance, repeats))
+    timed_out = _apply_filters(task)
     values: dict[tuple[str, str], list[Any]] = defaultdict(list)
-    found, positions = [], []
-    for item, pairs in zip(one.items, by_doc.values(), strict=True):
+    rows, positions = [], []
+    for item, pairs in zip(loaded.items, by_doc.values(), strict=True):
         pairs.sort(key=lambda pair: pair[0].idx)
         instances = [i for i, _ in pairs]
-        shown: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         extracted: dict[str, str] = {}
         for name in instances[0].filtered_resps:
             results = [i.filtered_resps[name] for i in instances]
-            judged, slow = _judged(task, item, instances[0].doc, results)
-            for metric, value in judged.items():
+            computed, metric_timed_out = _item_metrics(task, item, instances[0].doc, results)
+            for metric, value in computed.items():
                 values[metric, name].append(value)
-                number = _number(metric, value)
+                number = _as_number(metric, value)
                 if number is not None:
-                    shown[MetricKey.of(metric, name)] = number
+                    metrics[MetricKey.of(metric, name)] = number
             if isinstance(results[0], str):
-                extracted[name] = OUT_OF_TIME if slow or (instances[0].doc_id, name) in late else results[0]
-        places = tuple(p for _, ps in pairs for p in ps)
-        positions.append(places)
-        found.append(Answer(task=item.task, index=item.index, item=item.hash, metrics=shown,
-                              responses=tuple(responses[p] for p in places), extracted=extracted,
-                              cluster=item.cluster))
-    return values, found, positions
+                too_slow = metric_timed_out or (instances[0].doc_id, name) in timed_out
+                extracted[name] = OUT_OF_TIME if too_slow else results[0]
+        item_positions = tuple(p for _, repeats in pairs for p in repeats)
+        positions.append(item_positions)
+        rows.append(Answer(task=item.task, index=item.index, item=item.hash, metrics=metrics,
+                           responses=tuple(responses[p] for p in item_positions), extracted=extracted,
+                           cluster=item.cluster))
+    return values, rows, positions
 
 
-def _filter(task: Any) -> set[tuple[int, str]]:
-    """Apply the task's filters; (doc_id, filter) of the answers that took one too long, which are as empty ones."""
+def _apply_filters(task: Any) -> set[tuple[int, str]]:
+    """Apply the task's filters; return (doc_id, filter) of each answer that timed out and was scored as empty."""
     try:
-        with limited(ANSWER + EACH * len(task.instances)):
+        with time_limit(ANSWER_TIMEOUT + TIMEOUT_PER_ANSWER * len(task.instances)):
             task.apply_filters()
     except OutOfTime:
-        return {(i.doc_id, chain.name) for chain in task._filters for i in task.instances if _too_slow(chain, i)}
+        return {(i.doc_id, chain.name) for chain in task._filters for i in task.instances if _times_out(chain, i)}
     return set()
 
 
-def _too_slow(chain: Any, instance: Any) -> bool:
-    """Apply the filters of one name to one instance; True where that took too long, as it then does to empty texts."""
+def _times_out(chain: Any, instance: Any) -> bool:
+    """Apply the filters of one name to one instance; True if they timed out and were applied to empty texts instead."""
     try:
-        with limited(ANSWER):
+        with time_limit(ANSWER_TIMEOUT):
             chain.apply([instance])
     except OutOfTime:
-        given, instance.resps = instance.resps, [""] * len(instance.resps)
+        texts, instance.resps = instance.resps, [""] * len(instance.resps)
         chain.apply([instance])
-        instance.resps = given
+        instance.resps = texts
         return True
     return False
 
 
-def _judged(task: Any, item: Item, doc: Any, results: list[Any]) -> tuple[dict[str, Any], bool]:
-    """The metrics of one item; True where judging the text took too long: they are those of an empty one then."""
-    for given in [results, [""]] if isinstance(results[0], str) else [results]:
-        with contextlib.suppress(OutOfTime), limited(ANSWER):
-            return task.process_results(doc, given), given is not results
-    raise TaskError(f"task {item.task!r}, item {item.index}: judging its answer takes more than {ANSWER:g} s; "
-                    "mend the task's pattern or metric")
+def _item_metrics(task: Any, item: Item, doc: Any, results: list[Any]) -> tuple[dict[str, Any], bool]:
+    """The metrics of one item, and whether computing them timed out; then they are those of an empty answer.
+
+    Raises TaskError if an empty answer times out as well.
+    """
+    for attempt in [results, [""]] if isinstance(results[0], str) else [results]:
+        with contextlib.suppress(OutOfTime), time_limit(ANSWER_TIMEOUT):
+            return task.process_results(doc, attempt), attempt is not results
+    raise TaskError(f"task {item.task!r}, item {item.index}: scoring its answer takes more than {ANSWER_TIMEOUT:g} s; "
+                    "fix the task's pattern or metric")
 
 
-def _number(metric: str, value: Any) -> float | None:
-    """A metric of one item as a number; bits per byte of a document from its log-likelihood and size."""
+def _as_number(metric: str, value: Any) -> float | None:
+    """A metric of one item as a number, or None. bits_per_byte is computed from (log-likelihood, bytes)."""
     if metric == "bits_per_byte" and isinstance(value, tuple):
         logprob, size = value
         return -float(logprob) / (float(size) * math.log(2)) if size else None
     return float(value) if isinstance(value, bool | int | float) and math.isfinite(value) else None
 
 
-def _scores(one: LoadedTask, values: dict[tuple[str, str], list[Any]], table: dict[str, dict[str, Any]]
+def _scores(loaded: LoadedTask, values: dict[tuple[str, str], list[Any]], table: dict[str, dict[str, Any]]
             ) -> list[Score]:
-    """Aggregated metrics of one task; ``table`` gets them in the form that lm-eval's groups read."""
+    """The aggregated metrics of one task. They are also put into ``table``, which lm-eval's groups read."""
     from lm_eval.api.metrics import mean, stderr_for_metric
 
-    task, settings = one.task, one.settings
-    row: dict[str, Any] = {"alias": settings.task, "name": settings.task, "sample_len": len(one.items)}
+    task, settings = loaded.task, loaded.settings
+    row: dict[str, Any] = {"alias": settings.task, "name": settings.task, "sample_len": len(loaded.items)}
     scores = []
     for (metric, name), items in values.items():
         aggregate = task.aggregation().get(metric, mean)
         value = float(aggregate(items))
-        make = stderr_for_metric(metric=aggregate, bootstrap_iters=BOOTSTRAP)
+        make = stderr_for_metric(metric=aggregate, bootstrap_iters=BOOTSTRAP_RESAMPLES)
         error = float(make(items)) if make and len(items) > 1 else None
         key = MetricKey.of(metric, name)
         row[key] = value
@@ -196,7 +205,7 @@ def _scores(one: LoadedTask, values: dict[tuple[str, str], list[Any]], table: di
 
 
 def _group_scores(groups: Mapping[str, Any], table: dict[str, dict[str, Any]]) -> list[Score]:
-    """Scores of lm-eval's groups that aggregate, from the leaf tasks' scores."""
+    """The scores of the groups that lm-eval aggregates, from the scores of their tasks."""
     scores = []
     for name, group in groups.items():
         if not group.has_aggregation:
@@ -212,39 +221,40 @@ def _group_scores(groups: Mapping[str, Any], table: dict[str, dict[str, Any]]) -
     return scores
 
 
+# --- Warnings ---
+
 def answer_warnings(loaded: Sequence[LoadedTask], responses: Mapping[int, Response],
                     answers: Sequence[Answer]) -> Iterator[str]:
-    """Of each task: contexts that were cut off on the left, and answers that took a filter too long."""
-    for one in loaded:
-        name = one.settings.task
-        cut = sum(1 for places in one.positions for p in places if responses[p].truncated)
-        if cut:
-            yield f"{name}: {cut} contexts did not fit into the window and were cut on the left"
-        late = sum(a.task == name and OUT_OF_TIME in a.extracted.values() for a in answers)
-        if late:
-            yield (f"{name}: {late} of {len(one.items)} answers took the task's filters more than "
-                   f"{ANSWER:g} s each and were judged as empty ones; mend the filter's pattern")
+    """Warnings about each task: contexts that were truncated, and answers on which a filter timed out."""
+    for task in loaded:
+        name = task.settings.task
+        truncated = sum(1 for repeats in task.positions for p in repeats if responses[p].truncated)
+        if truncated:
+            yield f"{name}: {truncated} contexts did not fit into the context window and were truncated on the left"
+        timed_out = sum(a.task == name and OUT_OF_TIME in a.extracted.values() for a in answers)
+        if timed_out:
+            yield (f"{name}: the task's filters took more than {ANSWER_TIMEOUT:g} s on each of {timed_out} of "
+                   f"{len(task.items)} answers, which were scored as empty; fix the filter's pattern")
 
 
 def count_of_items(loaded: Sequence[LoadedTask]) -> Iterator[str]:
-    """Of each task, before it is asked: items that repeat the document of an earlier one, and examples that may be the
-    question itself."""
-    for one in loaded:
-        again = len(one.items) - len({i.hash for i in one.items})
-        if again:
-            yield (f"{one.settings.task}: {again} of {len(one.items)} items repeat the document of an earlier one; "
-                   "each is asked and counts")
-        if _exposed(one):
-            yield (f"{one.settings.task}: its {one.settings.num_fewshot} examples are drawn from the questions that "
-                   "are scored, now and then the question itself with its answer, since the task names no split for "
-                   "them; name one (fewshot_split), or ask without (--num-fewshot 0)")
+    """Warnings about each task before it runs: repeated documents, and few-shot examples that may be the question."""
+    for task in loaded:
+        name, total = task.settings.task, len(task.items)
+        repeated = total - len({i.hash for i in task.items})
+        if repeated:
+            yield f"{name}: {repeated} of {total} items repeat the document of an earlier item; all of them count"
+        if _may_show_the_question(task):
+            yield (f"{name}: its {task.settings.num_fewshot} examples are drawn from the scored questions, because the "
+                   "task has no split for examples; an example may be the question itself with its answer; set "
+                   "fewshot_split, or use no examples (--num-fewshot 0)")
 
 
-def _exposed(one: LoadedTask) -> bool:
-    """True where lm-eval draws examples from the scored documents without leaving out the one that is asked."""
-    task = one.task
-    if not one.settings.num_fewshot or not hasattr(task, "fewshot_cfg"):
+def _may_show_the_question(loaded: LoadedTask) -> bool:
+    """True if lm-eval draws few-shot examples from the scored documents without excluding the question itself."""
+    task = loaded.task
+    if not loaded.settings.num_fewshot or not hasattr(task, "fewshot_cfg"):
         return False
-    named = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples is not None
-    return not named and task.config.test_split is not None and not task.has_training_docs() \
+    has_examples = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples is not None
+    return not has_examples and task.config.test_split is not None and not task.has_training_docs() \
         and not task.has_validation_docs()
