@@ -153,27 +153,28 @@ REFUSED: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "26-adapter": ("eval base --adapter spoilt --tasks arc_easy", 2, (
         "spoilt/adapter_model.safetensors: ", "are damaged", "the fingerprint is", "aftertune.json says",
         "tune or download again")),
-    "26-full": ("eval full --tasks arc_easy", 2, ("full/model.safetensors: damaged", "aftertune.json says")),
+    "26-full": ("eval full --tasks arc_easy", 2, ("full/model.safetensors: ", "are damaged", "aftertune.json says")),
     "27-shard": ("eval sharded --tasks arc_easy", 2, ("1 of 3 shards", "missing: model-00002-of-00003.safetensors")),
     "28-shape": ("eval wide --adapter foreign --tasks arc_easy", 2, (
         "foreign: ", "has shape [4, 32]", "trained on org/base @ c0ffee, the given base is wide")),
     "29-content": ("eval twin --adapter own --tasks arc_easy", 2, (
-        "own: was trained on ", "base (fingerprint ", "twin (fingerprint ", "give the base that it was trained on")),
+        "own: the adapter was trained on ", "base (fingerprint ", "twin (fingerprint ",
+        "give the base that it was trained on")),
     "30-no-key": ("eval base --adapter stranger --tasks arc_easy", 2, ("none of its 8 tensors belongs to a module",
-                                                                      "made for org/base")),
+                                                                      "trained on org/base")),
     "31-targets": ("tune base --data good.jsonl --target-modules atention", 2, (
         "'atention' matches no layer", "linear layers: down_proj, gate_proj, k_proj")),
     "33-eval": ("eval endless --tasks gsm8k_cot --limit 1 --gen-kwargs until=[],max_gen_toks=4", 2, (
         "no end-of-sequence token", "--gen-kwargs until=TEXT")),
     "34-vocabulary": ("eval beyond --tasks arc_easy --limit 1", 2, (
-        "1 tokens beyond the model's 264 embedding rows, first 'further' = 264", "use the tokenizer that belongs")),
+        "1 tokens beyond the model's 264 embedding rows, first 'further' with id 264", "use the model's own")),
     "35-none-eval": ("eval raw --tasks arc_easy --limit 1 --apply-chat-template", 2, (
-        "'arc_easy' asks for the chat template, but the model's tokenizer has none", "set apply_chat_template")),
+        "'arc_easy' uses the chat template, but the model's tokenizer has none", "set apply_chat_template")),
     "35-none-tune": ("tune raw --data good.jsonl", 2, ("has no chat template", "--template")),
     "35-unsafe-tune": ("tune hostile --data good.jsonl", 2, ("the chat template rejects", "unsafe", "template: plain")),
     "35-unsafe-eval": ("eval hostile --tasks arc_easy --limit 1 --apply-chat-template", 2, ("chat template", "unsafe")),
     "35-broken-eval": ("eval half --tasks arc_easy --limit 1 --apply-chat-template", 2, ("chat template", "half")),
-    "36-encoder": ("eval encoder --tasks arc_easy", 2, ("BertForMaskedLM is an encoder", "works: causal models",
+    "36-encoder": ("eval encoder --tasks arc_easy", 2, ("BertForMaskedLM is an encoder", "use a causal model",
                                                         "LlamaForCausalLM")),
 }
 

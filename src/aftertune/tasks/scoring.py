@@ -84,8 +84,8 @@ def outcome(loaded: Sequence[LoadedTask], responses: Mapping[int, Response]
     table: dict[str, dict[str, Any]] = {}
     groups: dict[str, Any] = {}
     for task in loaded:
-        values, task_answers, task_positions = _answers(task, responses)
-        all_answers += task_answers
+        values, new_answers, task_positions = _answers(task, responses)
+        all_answers += new_answers
         positions += task_positions
         scores += _scores(task, values, table)
         groups |= task.groups
