@@ -3,7 +3,7 @@
     python benchmarks/parity.py --tasks hellaswag,arc_easy,gsm8k_cot,rolling --limit 40
 
 Both sides load the tasks, build the prompts and score by themselves: aftertune through its ``Engine`` and
-``tasks.outcome``, lm-eval through ``simple_evaluate`` with ``HFLM`` around the same loaded model. ``rolling``
+``tasks.score_responses``, lm-eval through ``simple_evaluate`` with ``HFLM`` around the same loaded model. ``rolling``
 is a ``loglikelihood_rolling`` task on a local file: the chapters of lm-eval's own manual, or those of --text.
 
 In float32 lm-eval runs at batch size 1, and these must hold, else the exit code is 1:
@@ -191,7 +191,7 @@ def ours(model: Any, tokenizer: Any, plan: Plan, threads: int) -> Side:
     requests = [r for one in loaded for r in one.requests]
     made = engine.plan(requests)
     responses = {p: r for batch in engine.run(made, set()) for p, r in batch.responses.items()}
-    answers, positions, scores = tasks.outcome(loaded, responses)
+    answers, positions, scores = tasks.score_responses(loaded, responses)
     by_position = {r.position: r for r in requests}
     samples: dict[str, list[Sample]] = {}
     for answer, places in zip(answers, positions, strict=True):

@@ -11,7 +11,7 @@ import pytest
 
 from aftertune.ledger import Ledger
 from aftertune.study import TaskSpec
-from aftertune.tasks import LoadOptions, answer_warnings, load, outcome, scoring
+from aftertune.tasks import LoadOptions, answer_warnings, load, score_responses, scoring
 from aftertune.values import Response
 from cli_cases import call, settle
 from eval_cases import byte_folder
@@ -112,7 +112,7 @@ def slow_pattern(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
     texts = ["aac", "a" * 64 + "b", "aac"]
     responses = {r.position: Response(text=text, tokens=1, finish="stop")
                  for r, text in zip(one.requests, texts, strict=True)}
-    answers, _, scores = outcome((one,), responses)
+    answers, _, scores = score_responses((one,), responses)
     assert [a.extracted["get"] == "[out of time]" for a in answers] == [False, True, False]
     assert [s.n for s in scores] == [3]
     [warning] = answer_warnings((one,), responses, answers)

@@ -184,12 +184,12 @@ def test_the_items_show_as_many_choices_as_the_row_says(row: Benchmark) -> None:
 @needs_pack
 def test_the_source_is_the_pack_where_the_hub_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "reachable", lambda: False)
-    assert {n: data.asked_from(n) for n in ("arc_easy", "mmlu", "gsm8k", "unheard")} == {
+    assert {n: data.choose_source(n) for n in ("arc_easy", "mmlu", "gsm8k", "unheard")} == {
         "arc_easy": "pack", "mmlu": "pack", "gsm8k": "hub", "unheard": "hub"}
-    assert data.asked_from("arc_easy", "hub") == "hub"
+    assert data.choose_source("arc_easy", "hub") == "hub"
     monkeypatch.setattr(data, "reachable", lambda: True)
-    assert data.asked_from("arc_easy") == "hub"
-    assert data.asked_from("arc_easy", "pack") == "pack"
+    assert data.choose_source("arc_easy") == "hub"
+    assert data.choose_source("arc_easy", "pack") == "pack"
 
 
 # Planning

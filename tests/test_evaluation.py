@@ -20,7 +20,7 @@ from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.study import TargetSpec, TaskSpec
 from aftertune.tasks import LoadOptions, load
-from aftertune.tasks.chat_template import template_of
+from aftertune.tasks.chat_template import get_chat_template
 from aftertune.values import Request
 from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer
 
@@ -240,7 +240,7 @@ def test_memory_caps_the_budget(folder: Path, ledger: Ledger) -> None:
 @pytest.mark.parametrize("template", [None, CHAT])
 def test_the_final_ids_hold_one_bos(template: str | None) -> None:
     model, tokenizer = byte_llama(window=4096), byte_tokenizer(adds_bos=True, template=template)
-    found = template_of(tokenizer)
+    found = get_chat_template(tokenizer)
     options = LoadOptions(source="pack", apply_chat_template=template is not None,
                           template=found.render if found else None)
     loaded = load((TaskSpec(name="arc_easy", limit=2), GSM), options)

@@ -140,7 +140,7 @@ def test_a_base_is_itself_again_after_its_adapters(tmp_path: Path) -> None:
     source = sources.resolve_model(str(base))
     identity = sources.fingerprint_model(source)
     found = sources.resolve_adapter(str(adapter(tmp_path / "a", base, 1)), source, identity)
-    bases, tokens = sources.Bases(), torch.arange(3, 12)[None]
+    bases, tokens = sources.BaseModelCache(), torch.arange(3, 12)[None]
     with torch.inference_mode():
         before = bases.load(source, "float32", "cpu")(tokens).logits.clone()
         adapted = bases.load(source, "float32", "cpu", found)(tokens).logits.clone()

@@ -66,8 +66,8 @@ def test_a_part_then_the_rest_then_nothing(file: Path, monkeypatch: pytest.Monke
     assert states() == {"evaluate b": "done", "tune lora": "done", "evaluate lora": "done", "tune ia3": "planned",
                         "evaluate ia3": "planned"}
     loaded: list[str] = []
-    real = running.Bases.load
-    monkeypatch.setattr(running.Bases, "load", lambda self, *a, **k: loaded.append("") or real(self, *a, **k))
+    real = running.BaseModelCache.load
+    monkeypatch.setattr(running.BaseModelCache, "load", lambda self, *a, **k: loaded.append("") or real(self, *a, **k))
     assert call(monkeypatch, "run", str(file), "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["comparisons"]) == 2
     assert set(states().values()) == {"done"}

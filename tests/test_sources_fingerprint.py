@@ -240,7 +240,7 @@ def test_files_for_the_user_have_the_mode_of_the_umask(tmp_path, umask, mode):
         cache.write_atomic(tmp_path / "record.md", "text")
         (tmp_path / "model.safetensors").touch(mode=0o600)
         (tmp_path / "private.key").touch(mode=0o600)
-        cache.usual_modes(tmp_path)
+        cache.set_default_mode(tmp_path)
     finally:
         os.umask(before)
     modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.iterdir()}

@@ -8,7 +8,7 @@ import pytest
 
 from aftertune.errors import SourceError
 from aftertune.sources import resolve_model
-from aftertune.sources.resolve import named
+from aftertune.sources.resolve import preset_source
 from aftertune.study import BaseSpec, DataSpec, StudyTuning, TuneSpec, presets
 from aftertune.study.presets import PRESETS, ModelShape
 
@@ -58,7 +58,7 @@ def test_a_folder_of_the_name_goes_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert presets.find("tinyllama") is PRESETS["tinyllama"]
     (tmp_path / "tinyllama").mkdir()
     assert presets.find("tinyllama") is None
-    assert named("tinyllama") == "tinyllama"
+    assert preset_source("tinyllama") == "tinyllama"
 
 
 def test_offline_the_name_leads_to_the_hubs_error() -> None:

@@ -17,9 +17,9 @@ from lm_eval.api.metrics import pooled_sample_stderr
 from aftertune.catalog import BENCHMARKS
 from aftertune.errors import TaskError
 from aftertune.study import TargetSpec, TaskSpec
-from aftertune.tasks import LoadedTask, LoadOptions, count_of_items, load, outcome
-from aftertune.tasks.data import covered, judge_json, read_pairs
-from aftertune.tasks.loading import primary
+from aftertune.tasks import LoadedTask, LoadOptions, item_warnings, load, score_responses
+from aftertune.tasks.data import covered_benchmarks, json_metrics, read_pairs
+from aftertune.tasks.loading import primary_metric
 from aftertune.values import Response
 
 PACK = LoadOptions(source="pack")
@@ -66,7 +66,7 @@ def test_every_covered_task_loads(name: str) -> None:
 
 
 def test_the_table_names_all_that_is_covered() -> None:
-    known = covered()
+    known = covered_benchmarks()
     assert len([n for n in known if BENCHMARKS[n].family == "mmlu"]) == 57
     assert set(PACKS) | {"mmlu", "mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities",
                          "ai2_arc"} <= set(known)
@@ -85,7 +85,7 @@ def test_an_oracle_is_always_right_and_its_opposite_never(name: str) -> None:
             seen.add(right)
             for n, request in enumerate(requests):
                 responses[request.position] = Response(logprob=best if n == right else worst, greedy=False)
-        answers, _, scores = outcome([loaded], responses)
+        answers, _, scores = score_responses([loaded], responses)
         assert {s.metric: s.value for s in scores if s.metric.startswith("acc")} == dict.fromkeys(
             [s.metric for s in scores if s.metric.startswith("acc")], expected)
         assert all(a.metrics["acc,none"] == expected for a in answers)
@@ -137,7 +137,7 @@ def test_an_items_hash_is_that_of_its_content() -> None:
      "bits_per_byte,none"),
     (["bleu", "rouge1"], ["none"], "generate_until", "bleu,none")])
 def test_the_primary_metric(metrics: list[str], filters: list[str], kind: str, expected: str) -> None:
-    assert primary(dict.fromkeys(metrics, True), filters, kind) == expected
+    assert primary_metric(dict.fromkeys(metrics, True), filters, kind) == expected
 
 
 @pytest.mark.parametrize(("answer", "exact", "valid", "fields"), [
@@ -147,7 +147,7 @@ def test_the_primary_metric(metrics: list[str], filters: list[str], kind: str, e
     ('{"item": "mug"', 0, 0, 0), ("", 0, 0, 0), ("[1, 2]", 0, 1, 0), ("{" * 5000, 0, 0, 0),
     ('{"item": {"item": "mug", "n": 2}}', 0, 1, 0)])
 def test_json_answers_are_judged(answer: str, exact: float, valid: float, fields: float) -> None:
-    assert judge_json(answer, '{"item": "mug", "n": 2}') == {
+    assert json_metrics(answer, '{"item": "mug", "n": 2}') == {
         "exact_match": exact, "valid_json": valid, "field_accuracy": fields}
 
 
@@ -162,7 +162,7 @@ def test_a_target_task_from_file_to_score(tmp_path: Path, match: Any, pattern: s
     assert loaded.settings.target
     assert loaded.requests[0].context == "p"
     assert loaded.requests[0].generation == {"until": ["\n\n"], "max_gen_toks": 9, "do_sample": False}
-    _, _, scores = outcome([loaded], {0: Response(text=answer, tokens=3, finish="eos")})
+    _, _, scores = score_responses([loaded], {0: Response(text=answer, tokens=3, finish="eos")})
     assert {s.metric: s.value for s in scores}["exact_match"] == score
     assert [s.metric for s in scores if s.primary] == ["exact_match"]
 
@@ -227,13 +227,13 @@ def test_a_task_whose_examples_may_be_the_question_itself_is_marked(tmp_path: Pa
     options = LoadOptions(include_path=foreign(tmp_path / "a", "doc_to_text: q"))
     shown = one("foreign", options, num_fewshot=2)
     assert all(r.context.count("x") == 2 or r.context.count("y") == 2 for r in shown.requests), "it happens"
-    [note] = count_of_items([shown])
+    [note] = item_warnings([shown])
     assert "an example may be the question itself" in note
-    assert list(count_of_items([one("foreign", options)])) == []
+    assert list(item_warnings([one("foreign", options)])) == []
     (tmp_path / "b").mkdir()
     named = one("foreign", LoadOptions(include_path=foreign(tmp_path / "b", "doc_to_text: q\nfewshot_split: test")),
                 num_fewshot=1)
-    assert list(count_of_items([named])) == []
+    assert list(item_warnings([named])) == []
     assert all({"x", "y"} <= set(r.context) for r in named.requests)
 
 
@@ -242,7 +242,7 @@ def test_a_file_s_own_rows_are_examples_of_each_other_and_never_of_themselves(tm
             for n in range(3)]
     (tmp_path / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     loaded = one("arc_easy", data=tmp_path / "arc.jsonl", num_fewshot=2)
-    assert list(count_of_items([loaded])) == []
+    assert list(item_warnings([loaded])) == []
     for request in loaded.requests:
         assert [request.context.count(f"q{n}") for n in range(3)] == [1, 1, 1]
 
@@ -258,7 +258,7 @@ def test_an_mmlu_group_is_pooled_as_lm_eval_pools() -> None:
     chance = random.Random(3)
     responses = {r.position: Response(logprob=-chance.random(), greedy=False)
                  for t in loaded for r in t.requests}
-    answers, _, scores = outcome(loaded, responses)
+    answers, _, scores = score_responses(loaded, responses)
     [group] = [s for s in scores if s.group and s.task == "mmlu_stem"]
     right = [a.metrics["acc,none"] for a in answers]
     leaves = [s for s in scores if not s.group and s.metric == "acc"]

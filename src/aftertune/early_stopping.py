@@ -88,7 +88,7 @@ class _Scored:
     def ask(self, chosen: Mapping[str, Sequence[int]], stage: int) -> Mapping[Key, Metrics]:
         parts = tasks.subset_tasks(self.run.loaded, chosen)
         self.run.answer([r for one in parts for r in one.requests], stage)
-        return {(a.task, a.index): a.metrics for one in parts for a in tasks.answers(one, self.run.found)}
+        return {(a.task, a.index): a.metrics for one in parts for a in tasks.task_answers(one, self.run.found)}
 
 
 class _Unit:

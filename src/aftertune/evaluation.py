@@ -31,7 +31,7 @@ from aftertune.ledger import Ledger
 from aftertune.stats.answer_format import generated, no_answer
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
-from aftertune.tasks.chat_template import ChatTemplate, template_of
+from aftertune.tasks.chat_template import ChatTemplate, get_chat_template
 from aftertune.values import Answer, Evaluation, ModelIdentity, Progress, Request, digest
 
 #: lm-eval batch size of the ``lm-eval:NAME`` engines.
@@ -66,7 +66,8 @@ class Runs(Protocol):
 
 
 def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *, ledger: Ledger | None = None,
-             progress: Progress | None = None, bases: sources.Bases | None = None, **settings: Any) -> Evaluation:
+             progress: Progress | None = None, bases: sources.BaseModelCache | None = None,
+             **settings: Any) -> Evaluation:
     """Evaluate a model and return the stored evaluation, from the ledger if it is done there already.
 
     model: a model source, or a whole EvalSpec; task_names: lm-eval names or TaskSpecs; settings: further
@@ -83,7 +84,7 @@ def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *
 def evaluate_adapters(spec: EvalSpec, adapters: Sequence[str], *, ledger: Ledger, progress: Progress | None = None
                       ) -> list[Evaluation]:
     """Evaluate several adapters of one base, which is loaded once; ``spec`` without adapter and name."""
-    bases = sources.Bases()
+    bases = sources.BaseModelCache()
     return [EvaluationRun(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases).whole()
             for adapter in adapters]
 
@@ -107,7 +108,7 @@ class EvaluationRun:
     """
 
     def __init__(self, spec: EvalSpec, ledger: Ledger, progress: Progress | None,
-                 bases: sources.Bases | None = None, *, sides: int = 1) -> None:
+                 bases: sources.BaseModelCache | None = None, *, sides: int = 1) -> None:
         self.spec = spec
         self.load = bases.load if bases else sources.load_model
         self.ledger = ledger
@@ -138,7 +139,7 @@ class EvaluationRun:
         like: a prepared run of the same tasks: they are not read again where both models have one chat template.
         """
         self._identify()
-        self.template = template_of(self.tokenizer)
+        self.template = get_chat_template(self.tokenizer)
         if like is not None and (like.template and like.template.hash) == (self.template and self.template.hash):
             self.loaded = like.loaded
         else:
@@ -212,7 +213,7 @@ class EvaluationRun:
         if self.adapter is not None and not self.adapter.proven and self._tuning() is None:
             yield (f"lineage not proven: no record says by content on which weights {self.adapter.source} was trained; "
                    f"its config names {self.adapter.trained_on or 'no base'}, the base here is {self.source.named}")
-        yield from tasks.count_of_items(self.loaded)
+        yield from tasks.item_warnings(self.loaded)
 
     def answer(self, requests: Sequence[Request], stage: int | None = None) -> None:
         """Answer what the ledger lacks of the requests. stage: its number, where there are several; a whole one costs
@@ -240,7 +241,7 @@ class EvaluationRun:
     def finish(self, loaded: Sequence[LoadedTask], value: Evaluation | None = None) -> Evaluation:
         """Aggregate and store. loaded: the tasks with the items that were asked; value: the evaluation with what was
         learned on the way."""
-        found = tasks.outcome(loaded, self.found)
+        found = tasks.score_responses(loaded, self.found)
         schedule = dict(self.schedule or {})
         schedule["seconds"] = round(time.monotonic() - self.started, 3)
         value = value or self.stored

@@ -50,7 +50,7 @@ class ForgettingWatch:
 
     def __call__(self, model: Any, step: int, looks: int) -> tuple[WatchPoint, ...]:
         """What the tasks come to at ``step``; at step 0 the base is taken, and nothing told."""
-        found = {one.settings.task: tasks.answers(one, self._responses(model)) for one in self.loaded}
+        found = {one.settings.task: tasks.task_answers(one, self._responses(model)) for one in self.loaded}
         if step == 0:
             self.base = found
             return ()

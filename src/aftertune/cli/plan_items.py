@@ -111,7 +111,7 @@ def _counts(text: str, ledger: Ledger | None) -> Iterator[ItemCount]:
     own scores gives each of the tasks.
     """
     from aftertune.catalog import BENCHMARKS
-    from aftertune.tasks.data import asked_from
+    from aftertune.tasks.data import choose_source
 
     name, equals, count = (part.strip() for part in text.partition("="))
     if equals:
@@ -126,7 +126,7 @@ def _counts(text: str, ledger: Ledger | None) -> Iterator[ItemCount]:
         if total is not None:
             yield ItemCount(task, total, "the ledger")
         elif task in BENCHMARKS:
-            source, items = asked_from(task), BENCHMARKS[task].items
+            source, items = choose_source(task), BENCHMARKS[task].items
             other = next((s for s in items if s != source and items[s] != items[source]), None)
             yield ItemCount(task, items[source], SOURCES[source],
                         f"{items[other]:,} in {SOURCES[other]}" if other else "")

@@ -23,7 +23,7 @@ from aftertune.errors import InputError
 from aftertune.exchange.lm_eval_files import LmEvalRun, Sample, read_results, read_samples, results_files, samples_name
 from aftertune.exchange.markdown_record import read_record
 from aftertune.redaction import redact
-from aftertune.tasks.loading import primary
+from aftertune.tasks.loading import primary_metric
 from aftertune.values import (
     Answer,
     Evaluation,
@@ -146,7 +146,7 @@ def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samp
         split=str(config.get("test_split") or config.get("validation_split") or "not stated"),
         data=f"hub:{config['dataset_path']}" if config.get("dataset_path") else "not stated",
         items=digest([s.item.hash for s in samples]), prompts=digest([list(a) for s in samples for a in s.asked]),
-        primary=primary(better, list(dict.fromkeys(f.filter for f in keys)), kind), higher_is_better=better,
+        primary=primary_metric(better, list(dict.fromkeys(f.filter for f in keys)), kind), higher_is_better=better,
         limit=len(samples) if len(samples) < total else None,
         chat_template=str(template) if template else None,
         system_instruction=run.value.get("system_instruction") or None,

@@ -16,7 +16,7 @@ from aftertune import sources
 from aftertune.engine import budget, devices
 from aftertune.engine.engine import Engine
 from aftertune.errors import SourceError
-from aftertune.tasks.chat_template import template_of
+from aftertune.tasks.chat_template import get_chat_template
 from aftertune.values import Request, Response
 
 
@@ -98,7 +98,7 @@ class HarnessLM(LM):  # type: ignore[misc]  # mypy does not read lm-eval
         return str(template)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        template = template_of(self.tokenizer)
+        template = get_chat_template(self.tokenizer)
         if template is None:
             raise SourceError("the tokenizer has no chat template; evaluate without one")
         return template.render(chat_history, add_generation_prompt)

@@ -37,7 +37,7 @@ from aftertune.sources import resolve_model, shape_of
 from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, TaskSpec, TuneSpec, on_hub
 from aftertune.study.presets import ModelShape, known
-from aftertune.tasks.data import asked_from
+from aftertune.tasks.data import choose_source
 from aftertune.tuning.estimate import DTYPE_BYTES, UTILIZATION, Machine, Workload, estimate
 from aftertune.tuning.unsloth import unavailable_error
 from aftertune.values import Tuning
@@ -160,7 +160,7 @@ def items_of(task: TaskSpec, source: str) -> int:
     if task.target is not None:
         return asked[0] if asked else _lines(task.target.file)
     row = closest(task.name)
-    return min([*asked, UNLISTED[0] if row is None else row.items[asked_from(task.name, source)]])
+    return min([*asked, UNLISTED[0] if row is None else row.items[choose_source(task.name, source)]])
 
 
 def _tokens(task: TaskSpec) -> int:

@@ -23,7 +23,7 @@ from aftertune.pipeline.alone import alone
 from aftertune.pipeline.cells import Cell, cells_of, changed, chosen
 from aftertune.pipeline.planning import unevaluated
 from aftertune.report import Results, make_folder, write_document, write_page, write_record
-from aftertune.sources import Bases
+from aftertune.sources import BaseModelCache
 from aftertune.study import EvalSpec, Study, TaskSpec
 from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
@@ -77,7 +77,7 @@ class _Run:
         self.asked: dict[str, list[Question]] = {}
         self.values: dict[str, Any] = {}
         self.failed: dict[str, str] = {}
-        self.shared: tuple[str, Bases] | None = None
+        self.shared: tuple[str, BaseModelCache] | None = None
 
     def whole(self, cells: list[Cell], choice: CellChoice) -> Result:
         self._save()
@@ -169,7 +169,7 @@ class _Run:
     def _evaluate(self, spec: EvalSpec, progress: Progress) -> Evaluation:
         """Adapters of one base, one after the other, load it once."""
         if self.shared is None or self.shared[0] != spec.model:
-            self.shared = (spec.model, Bases())
+            self.shared = (spec.model, BaseModelCache())
         return evaluate(spec, ledger=self.ledger, progress=progress, bases=self.shared[1])
 
     def _tune(self, name: str, progress: Progress) -> Tuning:

@@ -16,14 +16,14 @@ from aftertune.sources.fingerprint import (
     fingerprint_rows,
     fingerprint_tokenizer,
 )
-from aftertune.sources.loading import Bases, add_adapter, check_vocabulary, load_model, load_tokenizer
-from aftertune.sources.packs import InstalledPack, installed_version, pack_holds, pack_path, pack_root, packs
+from aftertune.sources.loading import BaseModelCache, add_adapter, check_vocabulary, load_model, load_tokenizer
+from aftertune.sources.packs import InstalledPack, installed_version, is_pack_installed, pack_path, pack_root, packs
 from aftertune.sources.quantize import require_nf4
 from aftertune.sources.resolve import AdapterSource, ModelSource, resolve_model, shape_of, shape_on_hub
 
 __all__ = [
     "AdapterSource",
-    "Bases",
+    "BaseModelCache",
     "InstalledPack",
     "ModelSource",
     "add_adapter",
@@ -34,9 +34,9 @@ __all__ = [
     "fingerprint_rows",
     "fingerprint_tokenizer",
     "installed_version",
+    "is_pack_installed",
     "load_model",
     "load_tokenizer",
-    "pack_holds",
     "pack_path",
     "pack_root",
     "packs",

@@ -74,7 +74,7 @@ def write_atomic(path: Path, text: str) -> None:
     The umask sets its mode, as for any new file (``tempfile`` would make it readable for its owner only).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(path)
+    temporary = temporary_path(path)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -87,14 +87,14 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
-def beside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A unique path in the folder of ``path``, to be renamed to ``path`` once it is complete."""
     return path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def usual_modes(folder: Path) -> None:
+def set_default_mode(folder: Path) -> None:
     """Give the weights in ``folder`` the mode of a new file (safetensors makes them readable for their owner only)."""
-    probe = beside(folder / "mode")
+    probe = temporary_path(folder / "mode")
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.errors import ResourceError, SourceError
-from aftertune.sources.cache import beside, cache_root, usual_modes
+from aftertune.sources.cache import cache_root, set_default_mode, temporary_path
 from aftertune.sources.fingerprint import fingerprint_file, fingerprint_model
 from aftertune.sources.quantize import require_nf4, to_nf4
 from aftertune.sources.resolve import AdapterSource, ModelSource
@@ -56,7 +56,7 @@ def cached_copy(source: ModelSource, part: str, make: Callable[[Path], None]) ->
     if size > MAX_COPY_BYTES or not _has_disk_space(size):
         return None
     try:
-        temporary = beside(folder)
+        temporary = temporary_path(folder)
         temporary.mkdir(parents=True)
     except OSError:
         return None
@@ -90,7 +90,7 @@ def disk_use() -> int:
 
 
 def _write_manifest(folder: Path) -> None:
-    usual_modes(folder)
+    set_default_mode(folder)
     files = {p.name: fingerprint_file(p) for p in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(files), encoding="utf-8")
 
@@ -243,7 +243,7 @@ def add_adapter(model: Any, adapter: AdapterSource, *, device: str, name: str = 
     return model.eval()
 
 
-class Bases:
+class BaseModelCache:
     """Keeps the last base model in memory, so that several adapters of one base load it only once.
 
     The previous adapter is unloaded without merging, which restores the original layers of the base.

@@ -75,7 +75,7 @@ def pack_path(*segments: str, module: str = TASK_DATA_MODULE) -> Path:
     return path
 
 
-def pack_holds(pack: catalog.Pack) -> bool:
+def is_pack_installed(pack: catalog.Pack) -> bool:
     """True if the documents of a benchmark are installed."""
     root = pack_root(pack.module)
     return root is not None and (root / pack.path).exists()

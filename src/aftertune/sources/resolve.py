@@ -238,7 +238,7 @@ def resolve_model(source: str, *, revision: str | None = None,
     """
     if not source.strip():
         raise SourceError("the model is empty; give a Hub id, a folder, a .gguf file or package:NAME/FILE")
-    source = named(source)
+    source = preset_source(source)
     if source.startswith(PACKAGE_SCHEME):
         return _local_source(package_file(source), source, "package", trust_remote_code)
     path = Path(source).expanduser()
@@ -253,7 +253,7 @@ def resolve_model(source: str, *, revision: str | None = None,
                        trust_remote_code=trust_remote_code)
 
 
-def named(source: str) -> str:
+def preset_source(source: str) -> str:
     """The model source of a preset (its installed package, otherwise its Hub id); any other ``source`` as it is."""
     preset = presets.find(source)
     if preset is None:

@@ -1,14 +1,23 @@
 """Turns lm-eval's tasks into items and requests, and a model's responses into answers and scores.
 
     loaded = load(specs, LoadOptions(...))       # a LoadedTask each: settings, items, requests
-    answers, positions, scores = outcome(loaded, responses)
+    answers, positions, scores = score_responses(loaded, responses)
     [subset] = subset_tasks(loaded, {"hellaswag": [0, 7, 31]})
 
 Prompts, few-shot examples, filters and metrics come from lm-eval, through its Python API.
 """
 
 from aftertune.tasks.loading import LoadedTask, LoadOptions, load, questions, subset_tasks
-from aftertune.tasks.scoring import answer_warnings, answers, count_of_items, outcome
+from aftertune.tasks.scoring import answer_warnings, item_warnings, score_responses, task_answers
 
-__all__ = ["LoadOptions", "LoadedTask", "answer_warnings", "answers", "count_of_items", "load", "outcome", "questions",
-           "subset_tasks"]
+__all__ = [
+    "LoadOptions",
+    "LoadedTask",
+    "answer_warnings",
+    "item_warnings",
+    "load",
+    "questions",
+    "score_responses",
+    "subset_tasks",
+    "task_answers",
+]

@@ -1,6 +1,6 @@
 """Renders chat messages with a tokenizer's chat template, as lm-eval does.
 
-    template = template_of(tokenizer)
+    template = get_chat_template(tokenizer)
     template.render([{"role": "user", "content": "Hi"}]), template.hash
 """
 
@@ -42,7 +42,7 @@ class ChatTemplate:
             chat, tokenize=False, add_generation_prompt=generation, continue_final_message=not generation))
 
 
-def template_of(tokenizer: Any) -> ChatTemplate | None:
+def get_chat_template(tokenizer: Any) -> ChatTemplate | None:
     """The tokenizer's chat template, or its ``default`` if it has several; None if it has none."""
     text = getattr(tokenizer, "chat_template", None)
     if isinstance(text, dict):

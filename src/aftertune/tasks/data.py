@@ -27,7 +27,7 @@ from typing import Any
 
 from aftertune.catalog import BENCHMARKS, Pack, Source
 from aftertune.errors import TaskError
-from aftertune.sources import installed_version, pack_holds, pack_path
+from aftertune.sources import installed_version, is_pack_installed, pack_path
 from aftertune.sources.hub import reachable
 from aftertune.study import TargetSpec, TaskSpec
 
@@ -47,7 +47,7 @@ class LocalData:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def covered() -> list[str]:
+def covered_benchmarks() -> list[str]:
     """Names of the benchmarks and groups of the catalog whose documents are all in an installed pack."""
     complete = {b.name for b in BENCHMARKS.values() if _is_complete(b.pack)}
     return [b.name for b in BENCHMARKS.values() if complete.issuperset(b.leaves)]
@@ -55,10 +55,10 @@ def covered() -> list[str]:
 
 def _is_complete(pack: Pack | None) -> bool:
     """True if a pack is installed and has all splits that its task reads."""
-    return pack is not None and not pack.lacks and pack_holds(pack)
+    return pack is not None and not pack.lacks and is_pack_installed(pack)
 
 
-def asked_from(name: str, source: str = "auto") -> Source:
+def choose_source(name: str, source: str = "auto") -> Source:
     """Where a task's documents come from: "pack" or "hub". source: the user's choice, "auto", "hub" or "pack".
 
     A pack is used if the user chose it or the Hub cannot be reached, and only if it has all documents of the task.
@@ -242,7 +242,7 @@ def _process_results(target: TargetSpec, doc: dict[str, str], results: list[str]
     """The metrics of one answer, as lm-eval's ``process_results`` returns them."""
     answer, reference = results[0], doc["completion"]
     if target.match == "json":
-        return judge_json(answer, reference)
+        return json_metrics(answer, reference)
     if target.match == "regex":
         assert target.pattern is not None
         extracted, expected = (_extract(target.pattern, t) for t in (answer, reference))
@@ -250,7 +250,7 @@ def _process_results(target: TargetSpec, doc: dict[str, str], results: list[str]
     return {"exact_match": float(answer.strip() == reference.strip())}
 
 
-def judge_json(answer: str, reference: str) -> dict[str, float]:
+def json_metrics(answer: str, reference: str) -> dict[str, float]:
     """``exact_match``, ``valid_json`` and ``field_accuracy`` of an answer that should be the JSON ``reference``."""
     expected = json.loads(reference)
     answered = _first_object(answer)

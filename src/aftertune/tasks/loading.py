@@ -209,11 +209,11 @@ def _local_sources(manager: Any, name: str, spec: TaskSpec, options: LoadOptions
     """Local documents of the tasks that ``name`` stands for, by task name; None if they come from the Hub."""
     if spec.data is not None:
         return {name: data.file_data(name, spec.data, lm_eval_index.config(manager, name, resolve=False))}
-    if data.asked_from(name, options.source) == "pack":
+    if data.choose_source(name, options.source) == "pack":
         return {n: file for n in catalog.leaves(name) if (file := data.pack_data(n)) is not None}
     if options.source == "pack":
         raise TaskError(f"task {name!r}: no installed pack has its data; installed packs have: "
-                        f"{_benchmark_list(data.covered())}")
+                        f"{_benchmark_list(data.covered_benchmarks())}")
     return None
 
 
@@ -246,7 +246,7 @@ def _unavailable(name: str, error: Exception) -> TaskError:
     text = " ".join(str(error).split())[:240]
     hint = ""
     if not reachable():
-        hint = f"; the Hub cannot be reached, and installed packs have: {_benchmark_list(data.covered())}"
+        hint = f"; the Hub cannot be reached, and installed packs have: {_benchmark_list(data.covered_benchmarks())}"
         row = catalog.BENCHMARKS.get(name)
         if row and row.pack and row.pack.lacks:
             hint += f"; {name} needs a {row.pack.lacks} file for its examples: --task-data {name}=FILE"
@@ -370,7 +370,7 @@ def _settings(spec: TaskSpec, task: Any, label: str, groups: tuple[str, ...], it
         "split": config.test_split if task.has_test_docs() else config.validation_split, "data": label,
         "items": digest([i.hash for i in items]),
         "prompts": digest([[r.context, r.continuation] for r in requests]),
-        "primary": primary(better, [f.name for f in task._filters], task.OUTPUT_TYPE),
+        "primary": primary_metric(better, [f.name for f in task._filters], task.OUTPUT_TYPE),
         "higher_is_better": better, "generation": generation,
         "limit": spec.limit if partial and spec.limit else None,
         "sample": spec.sample if partial and spec.sample else None,
@@ -380,7 +380,7 @@ def _settings(spec: TaskSpec, task: Any, label: str, groups: tuple[str, ...], it
     }
 
 
-def primary(metrics: Mapping[str, bool], filters: Sequence[str], output_type: str) -> MetricKey:
+def primary_metric(metrics: Mapping[str, bool], filters: Sequence[str], output_type: str) -> MetricKey:
     """The ``metric,filter`` that gets the verdict.
 
     metric: acc_norm, else acc; exact_match for generated answers; bits_per_byte for rolling tasks; else the first.

@@ -1,6 +1,6 @@
 """Scores responses with lm-eval's filters, metrics and aggregations, and warns about unusual items and answers.
 
-    answers, positions, scores = outcome(loaded, responses)
+    answers, positions, scores = score_responses(loaded, responses)
     list(answer_warnings(loaded, responses, answers))
         ["gsm8k_cot: 2 contexts did not fit into the context window and were truncated on the left"]
 
@@ -72,8 +72,8 @@ def _raise_out_of_time(*_: object) -> None:
 BOOTSTRAP_RESAMPLES = 1000
 
 
-def outcome(loaded: Sequence[LoadedTask], responses: Mapping[int, Response]
-            ) -> tuple[list[Answer], list[tuple[int, ...]], list[Score]]:
+def score_responses(loaded: Sequence[LoadedTask], responses: Mapping[int, Response]
+                    ) -> tuple[list[Answer], list[tuple[int, ...]], list[Score]]:
     """The answers of all items, the request positions of each answer, and the scores of tasks and groups.
 
     responses: position -> response, for every request of ``loaded``.
@@ -92,7 +92,7 @@ def outcome(loaded: Sequence[LoadedTask], responses: Mapping[int, Response]
     return all_answers, positions, scores + _group_scores(groups, table)
 
 
-def answers(loaded: LoadedTask, responses: Mapping[int, Response]) -> list[Answer]:
+def task_answers(loaded: LoadedTask, responses: Mapping[int, Response]) -> list[Answer]:
     """The answers of one task, in the order of its items."""
     return _answers(loaded, responses)[1]
 
@@ -237,7 +237,7 @@ def answer_warnings(loaded: Sequence[LoadedTask], responses: Mapping[int, Respon
                    f"{len(task.items)} answers, which were scored as empty; fix the filter's pattern")
 
 
-def count_of_items(loaded: Sequence[LoadedTask]) -> Iterator[str]:
+def item_warnings(loaded: Sequence[LoadedTask]) -> Iterator[str]:
     """Warnings about each task before it runs: repeated documents, and few-shot examples that may be the question."""
     for task in loaded:
         name, total = task.settings.task, len(task.items)

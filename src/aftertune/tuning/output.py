@@ -35,7 +35,7 @@ from aftertune.sources import (
     resolve_adapter,
     resolve_model,
 )
-from aftertune.sources.cache import beside, usual_modes
+from aftertune.sources.cache import set_default_mode, temporary_path
 from aftertune.sources.loading import quiet
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
@@ -58,11 +58,11 @@ def merge(base: ModelSource, adapter: AdapterSource, out: Path, *, dtype: str) -
     model = load_model(base, stored_dtype(base) or dtype, "cpu", adapter, tokenizer=tokenizer)
     with quiet():
         merged = _merge_layers(model, adapter)
-        temporary = beside(out)
+        temporary = temporary_path(out)
         try:
             merged.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-            usual_modes(temporary)
+            set_default_mode(temporary)
             shutil.rmtree(out, ignore_errors=True)
             temporary.rename(out)
         except OSError as error:
@@ -160,7 +160,7 @@ def save(model: Any, method: str, tokenizer: Any, folder: Path) -> None:
             else:
                 model.save_pretrained(folder, **options)
             tokenizer.save_pretrained(folder)
-        usual_modes(folder)
+        set_default_mode(folder)
     except OSError as error:
         raise StorageError(f"{folder}: the tuned model could not be written ({error.strerror or error}); "
                            "free some space and tune again") from error

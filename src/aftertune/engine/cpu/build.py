@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from aftertune.sources.cache import beside, cache_root
+from aftertune.sources.cache import cache_root, temporary_path
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
@@ -72,7 +72,7 @@ def library() -> Any:
 def _compile(compiler: str, path: Path) -> None:
     """Compile the kernels to ``path``, which appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = beside(path)
+    new = temporary_path(path)
     try:
         run = subprocess.run([compiler, *FLAGS, "-o", str(new), str(SOURCE), "-lm"], capture_output=True,
                              text=True, timeout=TIMEOUT, check=False)
