@@ -36,9 +36,9 @@ real_tasks = test_harness.tasks
 
 
 def single(path: Path, ledger: Ledger, name: str | None = None) -> Evaluation:
-    [arrival] = import_results(path, ledger=ledger, name=name)
-    assert arrival.evaluation is not None
-    return arrival.evaluation
+    [result] = import_results(path, ledger=ledger, name=name)
+    assert result.evaluation is not None
+    return result.evaluation
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["0.4.13", "0.4.5"])
@@ -93,9 +93,9 @@ def test_one_base_may_stand_behind_two_names(tmp_path: Path, ledger: Ledger) -> 
 def test_without_samples_the_scores_are_reported(tmp_path: Path, ledger: Ledger) -> None:
     folder = lm_eval_folder(tmp_path / "out", "org/base", BASE_RIGHT, samples=False)
     for _ in range(2):
-        [arrival] = import_results(folder, ledger=ledger)
-    assert arrival.evaluation is None
-    assert [(r.task, r.filter, r.n) for r in arrival.reported] == [
+        [result] = import_results(folder, ledger=ledger)
+    assert result.evaluation is None
+    assert [(r.task, r.filter, r.n) for r in result.reported] == [
         ("choose", "none", 12), ("write", "strict-match", 12), ("write", "flexible-extract", 12)]
     assert len(ledger.reported()) == 3
     assert audit(folder / RESULTS).ok
@@ -111,12 +111,12 @@ def test_part_of_the_tasks_may_have_samples_and_groups_need_all(tmp_path: Path, 
                          "half": {"alias": "half", "acc,none": 8 / 12, "acc_stderr,none": "N/A"}}}
     folder = lm_eval_folder(tmp_path / "out", "org/base", BASE_RIGHT, **groups)
     (folder / SAMPLES).unlink()
-    [arrival] = import_results(folder, ledger=ledger)
-    assert arrival.evaluation is not None
-    assert arrival.evaluation.tasks[0].groups == ("both", "half")
-    assert [(s.task, s.group, s.n, s.stderr is None) for s in arrival.evaluation.scores] == [
+    [result] = import_results(folder, ledger=ledger)
+    assert result.evaluation is not None
+    assert result.evaluation.tasks[0].groups == ("both", "half")
+    assert [(s.task, s.group, s.n, s.stderr is None) for s in result.evaluation.scores] == [
         ("choose", False, 12, False), ("half", True, 12, True)]
-    assert {r.task for r in arrival.reported} == {"write", "both"}
+    assert {r.task for r in result.reported} == {"write", "both"}
 
 
 def test_the_file_name_layout_with_a_json_output_path(tmp_path: Path, ledger: Ledger) -> None:
@@ -151,22 +151,22 @@ def with_first(lines: list[Any], **changes: Any) -> list[Any]:
     (RESULTS, lambda v: v | {"results": []}, "no object `results`"),
     (RESULTS, lambda v: v | {"configs": 3}, "`configs` is a int"),
     (RESULTS, lambda v: v | {"results": v["results"] | {"write": [1]}}, "`results.write` is a list"),
-    (RESULTS, lambda v: v | {"n-samples": {"write": {"effective": 13}}}, "12 documents, and .* was made of 13"),
+    (RESULTS, lambda v: v | {"n-samples": {"write": {"effective": 13}}}, "12 documents, but .* states 13"),
     (RESULTS, lambda v: v | {"results": {**v["results"], "write": {"alias": "write"}}}, "has more lines than|no score"),
     (SAMPLES, lambda lines: [], "has no lines"),
     (SAMPLES, lambda lines: lines[:-1], "has 1 lines and others 2"),
-    (SAMPLES, lambda lines: [*lines, lines[0]], "stands there twice"),
+    (SAMPLES, lambda lines: [*lines, lines[0]], "occurs twice"),
     (SAMPLES, lambda lines: with_first(lines, doc_id="x"), ":1: no `doc_id`"),
     (SAMPLES, lambda lines: with_first(lines, doc_id=2**70), ":1: no `doc_id`"),
     (SAMPLES, lambda lines: with_first(lines, arguments={}), ":1: no `arguments`"),
     (SAMPLES, lambda lines: with_first(lines, resps=[]), ":1: 1 requests .* and 0 responses"),
     (SAMPLES, lambda lines: with_first(lines, resps=None), "no responses"),
     (SAMPLES, lambda lines: [3], ":1: expected a JSON object, found int"),
-    (SAMPLES, lambda lines: [x | {"exact_match": 1.0} for x in lines], "do not belong together"),
+    (SAMPLES, lambda lines: [x | {"exact_match": 1.0} for x in lines], "give the two files of the same run"),
     (f"samples_choose_{STAMP}.jsonl", lambda lines: with_first(lines, resps=[[["x", "True"]], [["-1", "False"]]]),
-     "is no log-likelihood"),
+     "is not a log-likelihood"),
     (f"samples_choose_{STAMP}.jsonl", lambda lines: with_first(lines, resps=[[["nan", "True"]], [["-1", "False"]]]),
-     "is no log-likelihood"),
+     "is not a log-likelihood"),
 ])
 def test_broken_folders_are_one_line_and_leave_nothing(name: str, change: Any, said: str, tmp_path: Path,
                                                        ledger: Ledger) -> None:
@@ -187,8 +187,8 @@ def test_hostile_results_files(content: bytes, said: str | None, tmp_path: Path,
     path = tmp_path / RESULTS
     path.write_bytes(content)
     if said is None:
-        [arrival] = import_results(path, ledger=ledger)
-        assert (arrival.evaluation, arrival.reported) == (None, ())
+        [result] = import_results(path, ledger=ledger)
+        assert (result.evaluation, result.reported) == (None, ())
         return
     with pytest.raises(InputError, match=said):
         import_results(path, ledger=ledger)

@@ -78,8 +78,8 @@ def test_import_reads_an_export_back_to_the_same_answers(measured: Ledger, tmp_p
     source = measured.find_evaluation("first")
     exported(measured, "first", tmp_path, **rebuilt(source))
     with Ledger(tmp_path / "other.db") as other:
-        [arrival] = import_results(tmp_path, ledger=other)
-        found = arrival.evaluation
+        [result] = import_results(tmp_path, ledger=other)
+        found = result.evaluation
         assert found is not None
         assert found.tasks == source.tasks
         assert found.scores == source.scores
@@ -91,7 +91,7 @@ def test_import_reads_an_export_back_to_the_same_answers(measured: Ledger, tmp_p
         assert [json.loads(p.read_text().splitlines()[0])["resps"] for p in first] == [
             json.loads(p.read_text().splitlines()[0])["resps"] for p in second]
         assert len(again.samples) == 2
-    [arrival] = import_results(tmp_path / "first", ledger=measured, name="back")
+    [result] = import_results(tmp_path / "first", ledger=measured, name="back")
     comparison = compare("first", "back", ledger=measured)
     assert not any(d.blocking for d in comparison.differences)
     assert all(r.delta == 0 and r.gained == r.lost == 0 for r in comparison.rows)
@@ -160,9 +160,9 @@ def test_infinite_and_empty_answers_come_back(tmp_path: Path, measured: Ledger) 
                for a in measured.answers(source.id)]
     export_lm_eval(source, measured.items(source.id), answers, folder=tmp_path, prompts={})
     with Ledger(tmp_path / "other.db") as other:
-        [arrival] = import_results(tmp_path, ledger=other)
-        assert arrival.evaluation is not None
-        assert other.answers(arrival.evaluation.id) == answers
+        [result] = import_results(tmp_path, ledger=other)
+        assert result.evaluation is not None
+        assert other.answers(result.evaluation.id) == answers
 
 
 # Tables

@@ -12,8 +12,8 @@ import pytest
 
 from aftertune.errors import InputError, StorageError
 from aftertune.ledger import Ledger
-from aftertune.pipeline import cells_of, chosen, plan, running
-from aftertune.pipeline.alone import alone, held
+from aftertune.pipeline import cells_of, plan, running, select_cells
+from aftertune.pipeline.lock import folder_lock, try_folder_lock
 from aftertune.study import Study
 from eval_cases import CHAT, byte_folder
 from test_cli import call
@@ -51,12 +51,12 @@ def test_a_base_comes_first_and_its_tuned_models_are_evaluated_together(file: Pa
     (["lora"], ["evaluate b", "tune lora", "evaluate lora"]), (["tune *"], ["tune lora", "tune ia3"]),
     (["b"], ["evaluate b"]), ([], ["evaluate b", "tune lora", "tune ia3", "evaluate lora", "evaluate ia3"])])
 def test_only_names_cells_with_what_they_need(file: Path, only: list[str], names: list[str]) -> None:
-    assert [c.name for c in chosen(Study.load(file), only)] == names
+    assert [c.name for c in select_cells(Study.load(file), only)] == names
 
 
 def test_only_a_name_that_is_not_there_is_refused(file: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'lora'"):
-        chosen(Study.load(file), ["lorra"])
+        select_cells(Study.load(file), ["lorra"])
 
 
 def test_a_part_then_the_rest_then_nothing(file: Path, monkeypatch: pytest.MonkeyPatch,
@@ -145,7 +145,7 @@ def test_an_interrupted_cell_is_planned_again(file: Path, monkeypatch: pytest.Mo
 def test_a_second_process_is_refused_and_seen(file: Path) -> None:
     out = file.parent / "out"
     out.mkdir()
-    with alone(out), Ledger() as ledger:
+    with folder_lock(out), Ledger() as ledger:
         with pytest.raises(StorageError, match="another process"):
             running.run(Study.load(file), ledger=ledger, out=out)
         ledger.save_study("own", "h", Study.load(file).model_dump_json())
@@ -155,22 +155,22 @@ def test_a_second_process_is_refused_and_seen(file: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    code = ("import sys, time; from pathlib import Path; from aftertune.pipeline.alone import alone\n"
-            "with alone(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)")
+    code = ("import sys, time; from pathlib import Path; from aftertune.pipeline.lock import folder_lock\n"
+            "with folder_lock(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)")
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"locked\n"
-        with pytest.raises(StorageError, match="another process"), alone(tmp_path):
+        with pytest.raises(StorageError, match="another process"), folder_lock(tmp_path):
             pass
         child.kill()
-    with alone(tmp_path), held(tmp_path) as second:
+    with folder_lock(tmp_path), try_folder_lock(tmp_path) as second:
         assert not second
-    with held(tmp_path / "none") as free:  # a look at a folder that is not there makes none
+    with try_folder_lock(tmp_path / "none") as free:  # does not create a missing folder
         assert free
     assert not (tmp_path / "none").exists()
 
 
-def test_what_the_study_says_anew_is_planned_anew(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_cells_are_planned_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "run", str(file)) == 0
     other = Study.load(file, ["tunings.lora.learning_rate=1e-3"])
     with Ledger() as ledger:

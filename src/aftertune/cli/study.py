@@ -199,12 +199,12 @@ def run(
 def execute(study: Study, out: Path, choice: CellChoice | None = None) -> Result:
     """Run the study with progress on stderr."""
     from aftertune.ledger import Ledger
-    from aftertune.pipeline import chosen
     from aftertune.pipeline import run as run_study
+    from aftertune.pipeline import select_cells
 
-    names = [cell.name for cell in chosen(study, choice.only if choice else ())]
+    names = [cell.name for cell in select_cells(study, choice.only if choice else ())]
     with Ledger() as ledger, _live_table(names) as (update, turn):
-        return run_study(study, ledger=ledger, out=out, choice=choice, progress=update, turn=turn)
+        return run_study(study, ledger=ledger, out=out, choice=choice, progress=update, on_cell=turn)
 
 
 @contextlib.contextmanager

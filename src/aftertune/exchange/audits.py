@@ -1,16 +1,14 @@
-"""Owns what an audit makes of the documents in a ledger, for a record that shows them beside what was measured.
+"""Audits published scores: whether the printed values and errors are possible, and what their differences show.
 
-    for document in judged(ledger):
+    result = audit(Path("record.md"))
+    result.checks[15].text      "not reproducible as k/n at the stated n=100 (26 is 26.00% and 27 is 27.00%)"
+    result.claims[0].status     "open": the summary does not decide it, the paired answers would
+
+    for document in audited_documents(ledger):          every imported document with its audit
         document.best["gsm8k", "exact_match", "strict-match"]      "Base Llama 3.2 1B"
 
-Owns the audit of a published record: what its printed figures can be, and what its differences can show.
-
-    found = audit(Path("record.md"))
-    found.checks[15].text      "not reproducible as k/n at the stated n=100 (26 is 26.00% and 27 is 27.00%)"
-    found.claims[0].status     "open": the summary alone does not settle it, the paired answers would
-
-Only what the document prints is used. Within a section the first model called "base" stands against the others;
-where a section has none, the document's first base does, and that is a comparison of models, never forgetting.
+Only what the document prints is used. In each section the first model with "base" in its name is compared with the
+others. A section without one uses the first base of the document; that compares two models and never shows forgetting.
 """
 
 from __future__ import annotations
@@ -28,12 +26,14 @@ from aftertune.exchange.lm_eval_files import read_results
 from aftertune.exchange.markdown_record import Document, read_record
 from aftertune.ledger import Ledger
 from aftertune.stats import audit as checks
-from aftertune.stats.audit import Figure, Pairing, unpaired
+from aftertune.stats.audit import Figure, Pairing
 from aftertune.stats.verdict import holm
 from aftertune.values.reported import AuditedDocument, Remark, Reported, ReportedDifference, ScoreName
 
+#: Error level of the tests.
 ALPHA = 0.05
 ClaimStatus = Literal["established", "open", "not shown", "cannot be checked"]
+#: Facts that a base and its fine-tune should share.
 _SETTINGS = ("Device", "Batch Size", "Data Type")
 _LENGTH = re.compile(r"(?i)\blength|\bbytes?\b|\bcharacters?\b")
 _IDENTITY = re.compile(r"(?i)\b(sha|sha256|hash|revision|fingerprint|weights|commit)\b")
@@ -41,8 +41,11 @@ _IDENTITY = re.compile(r"(?i)\b(sha|sha256|hash|revision|fingerprint|weights|com
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One reported value. value_ok, stderr_ok: None where it cannot be checked. power: chance that a random
-    figure of as many digits would fail; 0 means that passing says nothing."""
+    """The check of one reported value.
+
+    value_ok, stderr_ok: None where it cannot be checked; counts: every k that fits the value; power: the chance that a
+    random figure with as many digits would fail, 0 where passing means nothing.
+    """
 
     row: Reported
     value_ok: bool | None
@@ -57,7 +60,7 @@ class Check:
 
     @property
     def mark(self) -> str:
-        """"ok", "ok*" where every figure of as many digits is some k/n, "not reproducible", "not checked"."""
+        """"ok", "ok*" (every figure with as many digits is some k/n), "not reproducible" or "not checked"."""
         if not self.ok:
             return "not reproducible"
         return "not checked" if self.value_ok is None else "ok" if self.power else "ok*"
@@ -65,9 +68,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A difference between two reported models on one metric. z, p: unpaired, from the printed errors; p_holm:
-    over the metrics of this pair; family: both stand in one section, so that the document may speak of forgetting.
-    pairing: bounds at 5 %; strict: the same at the level of the row's Holm step."""
+    """A difference between two reported models on one metric.
+
+    z, p: of the unpaired test with the printed errors; p_holm: adjusted over the metrics of this pair; family: both
+    models are in one section, so the document may call the difference forgetting; pairing: bounds at the 5 % level;
+    strict: bounds at the level of the row's Holm step.
+    """
 
     base: str
     tuned: str
@@ -85,7 +91,7 @@ class Claim:
 
     @property
     def status(self) -> ClaimStatus:
-        """What the summary alone carries."""
+        """What the printed summary shows without the answers."""
         if not self.inputs_ok:
             return "cannot be checked"
         if self.p_holm < ALPHA:
@@ -95,7 +101,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
-    """Something else that the reader of the document should know. where: model, metric or line."""
+    """Another problem of the document. where: model, metric or line."""
 
     where: str
     text: str
@@ -103,7 +109,7 @@ class AuditFinding:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Everything that was found in one document."""
+    """The audit of one document."""
 
     source: str
     checks: tuple[Check, ...]
@@ -112,7 +118,7 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """True where every value and error that could be checked is possible."""
+        """True if every value and error that could be checked is possible."""
         return all(c.ok for c in self.checks)
 
 
@@ -125,27 +131,30 @@ def audit(path: Path) -> Audit:
 
 
 def audit_document(document: Document) -> Audit:
-    """Audit what a document states."""
-    found = tuple(check(row) for row in document.scores)
+    """Audit the scores and statements of a document."""
+    results = tuple(check(row) for row in document.scores)
     pairs = list(_pairs(document.scores))
-    claims = tuple(claim for base, tuned, family in pairs for claim in _claims(base, tuned, found, family=family))
-    return Audit(document.source, found, claims, tuple(_findings(document, pairs)))
+    claims = tuple(claim for base, tuned, family in pairs for claim in _claims(base, tuned, results, family=family))
+    return Audit(document.source, results, claims, tuple(_findings(document, pairs)))
+
+
+# --- Values and errors ---
 
 
 def check(row: Reported) -> Check:
-    """Whether a reported value can be k/n, and its error that of such a share."""
+    """Check whether a reported value can be k/n, and its error the standard error of such a share."""
     value = _figure(row.value_text)
     if not is_share(row.metric) or value is None:
         return Check(row, None, None, (), 0.0, f"{row.metric} is not known to be a share of items")
     if row.n is None:
-        return Check(row, None, None, (), 0.0, "how many items it is made of is not stated")
+        return Check(row, None, None, (), 0.0, "the number of items is not stated")
     counts = checks.whole_counts(value, row.n)
     stderr = _figure(row.stderr_text)
     stderr_ok = None if stderr is None or row.n < 2 else checks.stderr_agrees(value, stderr, row.n)
-    said = [_value_text(row, value, counts)]
+    texts = [_value_text(row, value, counts)]
     if stderr is not None and stderr_ok is not None:
-        said.append(_stderr_text(row, value, stderr, ok=stderr_ok))
-    return Check(row, bool(counts), stderr_ok, counts, checks.power(value, row.n), "; ".join(said))
+        texts.append(_stderr_text(row, value, stderr, ok=stderr_ok))
+    return Check(row, bool(counts), stderr_ok, counts, checks.power(value, row.n), "; ".join(texts))
 
 
 def _figure(text: str) -> Figure | None:
@@ -158,35 +167,38 @@ def _figure(text: str) -> Figure | None:
 def _value_text(row: Reported, value: Figure, counts: Sequence[int]) -> str:
     assert row.n is not None
     if counts:
-        some = f"k={counts[0]}" if len(counts) == 1 else f"k={counts[0]} to {counts[-1]}"
-        return f"{some} of {row.n:,}"
-    near = [k for k in checks.neighbours(value, row.n) if 0 <= k <= row.n]
-    around = " and ".join(f"{k} is {_shown(k / row.n, value)}" for k in dict.fromkeys(near))
-    return f"not reproducible as k/n at the stated n={row.n:,} ({around})"
+        k_text = f"k={counts[0]}" if len(counts) == 1 else f"k={counts[0]} to {counts[-1]}"
+        return f"{k_text} of {row.n:,}"
+    nearest = [k for k in checks.neighbours(value, row.n) if 0 <= k <= row.n]
+    nearest_text = " and ".join(f"{k} is {_share_text(k / row.n, value)}" for k in dict.fromkeys(nearest))
+    return f"not reproducible as k/n at the stated n={row.n:,} ({nearest_text})"
 
 
 def _stderr_text(row: Reported, value: Figure, stderr: Figure, *, ok: bool) -> str:
     assert row.n is not None
-    low, high = (_shown(s, stderr, 1) for s in checks.stderr_span(value, row.n))
+    low, high = (_share_text(s, stderr, 1) for s in checks.stderr_span(value, row.n))
     if ok:
         return f"error {row.stderr_text} agrees"
     expected = low if low == high else f"{low} to {high}"
-    needs = checks.counts_of_stderr(stderr, row.n, value.fraction)
-    if needs is None:
-        would = "no k of this n gives it"
+    needed = checks.counts_of_stderr(stderr, row.n, value.fraction)
+    if needed is None:
+        reason = "no k of this n gives it"
     else:
-        shares = [_shown(k / row.n, value) for k in dict.fromkeys(needs)]
-        would = f"it needs k={'-'.join(map(str, dict.fromkeys(needs)))}, {' to '.join(shares)}"
-    return f"error {row.stderr_text} does not follow from the value (expected {expected}; {would})"
+        shares = [_share_text(k / row.n, value) for k in dict.fromkeys(needed)]
+        reason = f"it needs k={'-'.join(map(str, dict.fromkeys(needed)))}, {' to '.join(shares)}"
+    return f"error {row.stderr_text} does not follow from the value (expected {expected}; {reason})"
 
 
-def _shown(share: float, like: Figure, more: int = 0) -> str:
-    """A share in the unit and with the decimals of a printed figure, perhaps some more."""
+def _share_text(share: float, like: Figure, more: int = 0) -> str:
+    """A share in the unit and with the decimals of a printed figure. more: further decimals."""
     return f"{share * like.scale:.{min(like.decimals, 6) + more}f}{'%' if like.scale == 100 else ''}"
 
 
+# --- Differences ---
+
+
 def _pairs(rows: Sequence[Reported]) -> Iterator[tuple[str, str, bool]]:
-    """(base, other, whether they stand in one section) of what the document sets side by side."""
+    """(base, other model, whether both are in one section) of the models that the document compares."""
     sections: dict[str, list[str]] = {}
     for row in rows:
         models = sections.setdefault(row.section, [])
@@ -194,19 +206,19 @@ def _pairs(rows: Sequence[Reported]) -> Iterator[tuple[str, str, bool]]:
             models.append(row.model)
     bases = {section: base for section, models in sections.items()
              if (base := next((m for m in models if re.search(r"(?i)\bbase\b", m)), None)) is not None}
-    first = next(iter(bases.values()), None)
+    first_base = next(iter(bases.values()), None)
     for section, models in sections.items():
-        base = bases.get(section, first)
+        base = bases.get(section, first_base)
         for model in models:
             if base is not None and model != base and model not in bases.values():
                 yield base, model, section in bases
 
 
-def _claims(base: str, tuned: str, found: Sequence[Check], *, family: bool) -> Iterator[Claim]:
-    """The differences of two models on the metrics that both have with an error, Holm over them."""
-    ours = {(c.row.task, c.row.metric, c.row.filter): c for c in found if c.row.model == base}
-    both = [(ours[key], c) for c in found if c.row.model == tuned
-            and (key := (c.row.task, c.row.metric, c.row.filter)) in ours and _complete(c) and _complete(ours[key])]
+def _claims(base: str, tuned: str, results: Sequence[Check], *, family: bool) -> Iterator[Claim]:
+    """The differences of two models on the metrics that both have with an error, corrected with Holm's method."""
+    of_base = {_score_name(c): c for c in results if c.row.model == base}
+    both = [(of_base[name], c) for c in results if c.row.model == tuned
+            and (name := _score_name(c)) in of_base and _complete(c) and _complete(of_base[name])]
     tests = [checks.unpaired(_summary(a.row), _summary(b.row)) for a, b in both]
     adjusted = holm([t.p for t in tests])
     order = sorted(range(len(tests)), key=lambda i: tests[i].p)
@@ -218,8 +230,12 @@ def _claims(base: str, tuned: str, found: Sequence[Check], *, family: bool) -> I
                     strict=_bounds(before, after, step))
 
 
-def _complete(one: Check) -> bool:
-    return one.row.value is not None and one.row.stderr is not None and is_share(one.row.metric)
+def _score_name(result: Check) -> ScoreName:
+    return result.row.task, result.row.metric, result.row.filter
+
+
+def _complete(result: Check) -> bool:
+    return result.row.value is not None and result.row.stderr is not None and is_share(result.row.metric)
 
 
 def _summary(row: Reported) -> tuple[float, float]:
@@ -229,7 +245,7 @@ def _summary(row: Reported) -> tuple[float, float]:
 
 
 def _bounds(before: Check, after: Check, alpha: float) -> Pairing | None:
-    """What pairing could make of it; None unless both are one known k of the same n."""
+    """Bounds of the paired test; None unless the k of both is known and their n is the same."""
     n = before.row.n
     if n is None or n != after.row.n or len(before.counts) != 1 or len(after.counts) != 1:
         return None
@@ -237,20 +253,23 @@ def _bounds(before: Check, after: Check, alpha: float) -> Pairing | None:
 
 
 def pairing_text(claim: Claim) -> str:
-    """What the paired answers could make of a difference, in words."""
-    at, strict = claim.pairing, claim.strict
-    if at is None or strict is None:
-        return "the counts are not known, so nothing can be said of pairing"
+    """For which pairings of the answers a difference would be significant, in words."""
+    bounds, strict = claim.pairing, claim.strict
+    if bounds is None or strict is None:
+        return "the counts are not known, so a paired test cannot be bounded"
     if strict.always:
-        return (f"significant at every pairing ({at.low:,} to {at.high:,} of {at.n:,} items may differ), also after "
-                "Holm")
-    if at.never:
+        return (f"significant at every pairing ({bounds.low:,} to {bounds.high:,} of {bounds.n:,} items may differ), "
+                "also after Holm")
+    if bounds.never:
         return "significant at no pairing"
-    held = f"{at.mid:,} ({100 * (at.mid or 0) / at.n:.1f} %)"
-    step = "none" if strict.mid is None else f"{strict.mid:,} ({100 * strict.mid / at.n:.1f} %)"
-    return (f"from {at.low:,} to {at.high:,} of {at.n:,} items may differ: mid-p below .05 only if at most {held} do "
-            f"(exact: {at.exact or 0:,}), after Holm {step}; independent answers would differ on about "
-            f"{math.floor(at.independent + 0.5):,}")
+    most = f"{bounds.mid:,} ({100 * (bounds.mid or 0) / bounds.n:.1f} %)"
+    most_holm = "none" if strict.mid is None else f"{strict.mid:,} ({100 * strict.mid / bounds.n:.1f} %)"
+    return (f"from {bounds.low:,} to {bounds.high:,} of {bounds.n:,} items may differ: mid-p below .05 only if at most "
+            f"{most} do (exact: {bounds.exact or 0:,}), after Holm {most_holm}; independent answers would differ on "
+            f"about {math.floor(bounds.independent + 0.5):,}")
+
+
+# --- Other findings ---
 
 
 def _findings(document: Document, pairs: Sequence[tuple[str, str, bool]]) -> Iterator[AuditFinding]:
@@ -260,39 +279,40 @@ def _findings(document: Document, pairs: Sequence[tuple[str, str, bool]]) -> Ite
         differing = [f"{k} {facts[base][k]} | {facts[tuned][k]}" for k in _SETTINGS
                      if k in facts[base] and k in facts[tuned] and facts[base][k] != facts[tuned][k]]
         if differing:
-            yield AuditFinding(tuned, f"was not run as {base} was: {'; '.join(differing)}")
+            yield AuditFinding(tuned, f"was run with other settings than {base}: {'; '.join(differing)}")
     yield from _equal_filters(document.scores)
-    for said in document.remarks:
-        if said.kind == "definition" and said.metric == "acc_norm" and not _LENGTH.search(said.text):
-            yield AuditFinding(f"line {said.line}",
-                          f"the definition of {said.lead} is wrong ({said.text!r}): lm-eval divides the "
-                          "log-likelihood of each choice by the length of the choice (its documents say bytes, its "
-                          "code counts characters) before it takes the largest; no text is normalised")
-    unnamed = [m for m, known_facts in facts.items() if not any(map(_IDENTITY.search, known_facts))]
-    if unnamed and any(facts.values()):
-        yield AuditFinding(", ".join(unnamed), "no hash or revision says which weights were evaluated")
+    for remark in document.remarks:
+        if remark.kind == "definition" and remark.metric == "acc_norm" and not _LENGTH.search(remark.text):
+            yield AuditFinding(
+                f"line {remark.line}",
+                f"the definition of {remark.lead} is wrong ({remark.text!r}): lm-eval divides the log-likelihood of "
+                "each choice by the length of the choice (its documents say bytes, its code counts characters) before "
+                "it takes the largest; no text is normalised")
+    unidentified = [m for m, model_facts in facts.items() if not any(map(_IDENTITY.search, model_facts))]
+    if unidentified and any(facts.values()):
+        yield AuditFinding(", ".join(unidentified), "no hash or revision identifies the weights that were evaluated")
 
 
 def _dtypes(facts: Mapping[str, Mapping[str, str]]) -> Iterator[AuditFinding]:
-    """A stated data type that the stated command does not set."""
-    setting: list[str] = []
-    lacking: list[tuple[str, str]] = []
-    for model, known_facts in facts.items():
-        command, dtype = known_facts.get("Evaluation Command", ""), known_facts.get("Data Type", "")
+    """Models with a stated data type that the stated command does not set."""
+    with_dtype: list[str] = []
+    without: list[tuple[str, str]] = []
+    for model, model_facts in facts.items():
+        command, dtype = model_facts.get("Evaluation Command", ""), model_facts.get("Data Type", "")
         if not dtype or not re.search(r"\blm[_-]eval\b", command) or "model_args" not in command:
             continue
         if re.search(r"\bdtype=", command):
-            setting.append(model)
+            with_dtype.append(model)
         else:
-            lacking.append((model, dtype))
-    for model, dtype in lacking:
-        but = f", unlike that of {setting[0]}" if setting else ""
-        yield AuditFinding(model, f"{dtype} is stated, but the command sets no dtype{but}: lm-eval then takes the "
-                      "checkpoint's own")
+            without.append((model, dtype))
+    for model, dtype in without:
+        contrast = f", unlike that of {with_dtype[0]}" if with_dtype else ""
+        yield AuditFinding(model, f"{dtype} is stated, but the command sets no dtype{contrast}: lm-eval then uses the "
+                                  "checkpoint's dtype")
 
 
 def _equal_filters(rows: Sequence[Reported]) -> Iterator[AuditFinding]:
-    """One model with the same figure under a strict and a flexible filter."""
+    """Models with the same figure under a strict and a flexible filter."""
     for row in rows:
         if row.filter != "strict-match":
             continue
@@ -300,53 +320,49 @@ def _equal_filters(rows: Sequence[Reported]) -> Iterator[AuditFinding]:
                          (row.model, row.task, row.metric, "flexible-extract")), None)
         if flexible is not None and flexible.value_text == row.value_text:
             yield AuditFinding(f"{row.model}, {row.task}",
-                               f"strict match equals flexible extract ({row.value_text}): every "
-                          "right answer had the strict form, or one row repeats the other; the answers would tell")
+                               f"strict match equals flexible extract ({row.value_text}): either every right answer "
+                               "has the strict form, or one row repeats the other; only the answers can show which")
+
+
+# --- Imported documents ---
 
 
 def audited_documents(ledger: Ledger) -> list[AuditedDocument]:
-    """Every imported document with its audit, in the order of import."""
+    """Every imported document of a ledger with its audit, in the order of import."""
     rows = [Reported.of(row) for row in ledger.reported()]
     return [audit_reported(Document(source=source, rows=tuple(r for r in rows if r.source == source),
-                           remarks=tuple(map(Remark.of, ledger.remarks(source)))))
+                                    remarks=tuple(map(Remark.of, ledger.remarks(source)))))
             for source in dict.fromkeys(row.source for row in rows)]
 
 
 def audit_reported(document: Document) -> AuditedDocument:
     """One document with its audit."""
-    found = audit_document(document)
-    marks = {id(c.row): f"{c.mark}: {c.text}" for c in found.checks}
+    result = audit_document(document)
+    marks = {id(c.row): f"{c.mark}: {c.text}" for c in result.checks}
     models = tuple(dict.fromkeys(row.model for row in document.scores))
-    shown = {remark.model for remark in document.remarks if remark.kind == "column"}
-    columns = tuple(m for m in models if m in shown) or models
-    return AuditedDocument(source=document.source, rows=tuple((row, marks.get(id(row), "")) for row in document.rows),
-                  remarks=document.remarks, differences=tuple(_differences(found)),
-                  findings=tuple((f.where, f.text) for f in found.findings), columns=columns,
-                  best=dict(_best([c for c in found.checks if c.row.model in columns])))
+    compared = {remark.model for remark in document.remarks if remark.kind == "column"}
+    columns = tuple(m for m in models if m in compared) or models
+    return AuditedDocument(
+        source=document.source, rows=tuple((row, marks.get(id(row), "")) for row in document.rows),
+        remarks=document.remarks, differences=tuple(_differences(result)),
+        findings=tuple((f.where, f.text) for f in result.findings), columns=columns,
+        best=dict(_best([c for c in result.checks if c.row.model in columns])))
 
 
-def _differences(found: Audit) -> Iterator[ReportedDifference]:
-    for claim in found.claims:
-        yield ReportedDifference(base=claim.base, tuned=claim.tuned, score=(claim.task, claim.metric, claim.filter),
-                         points=100 * claim.difference, family=claim.family, told=claim.status)
+def _differences(result: Audit) -> Iterator[ReportedDifference]:
+    for claim in result.claims:
+        yield ReportedDifference(
+            base=claim.base, tuned=claim.tuned, score=(claim.task, claim.metric, claim.filter),
+            points=100 * claim.difference, family=claim.family, told=claim.status)
 
 
-def _best(checks: Sequence[Check]) -> Iterator[tuple[ScoreName, str]]:
-    """Of each score the model whose figure is better than every other one, unpaired, Holm over the others."""
-    names = dict.fromkeys((c.row.task, c.row.metric, c.row.filter) for c in checks)
-    for name in names:
-        row = [c for c in checks if (c.row.task, c.row.metric, c.row.filter) == name]
-        if len(row) < 2 or not is_share(name[1]) or not all(map(_usable, row)):
+def _best(results: Sequence[Check]) -> Iterator[tuple[ScoreName, str]]:
+    """(score, model) where one model is better than every other, by unpaired tests corrected with Holm's method."""
+    for name in dict.fromkeys(map(_score_name, results)):
+        row = [c for c in results if _score_name(c) == name]
+        if len(row) < 2 or not all(c.ok and _complete(c) for c in row):
             continue
-        first, *others = sorted(row, key=lambda c: -(c.row.value or 0))
-        tests = [unpaired(_document_summary(first), _document_summary(other)) for other in others]
+        best, *others = sorted(row, key=lambda c: -(c.row.value or 0))
+        tests = [checks.unpaired(_summary(best.row), _summary(other.row)) for other in others]
         if all(p < ALPHA for p in holm([t.p for t in tests])):
-            yield name, first.row.model
-
-
-def _usable(check: Check) -> bool:
-    return check.ok and check.row.value is not None and check.row.stderr is not None
-
-
-def _document_summary(check: Check) -> tuple[float, float]:
-    return check.row.value or 0.0, check.row.stderr or 0.0
+            yield name, best.row.model

@@ -1,19 +1,12 @@
-"""Owns writing an evaluation as lm-eval writes one, so that its readers and `import` take it.
+"""Exports an evaluation as files in lm-eval's format, which lm-eval's tools and `aftertune import` can read.
 
-    written = send(evaluation, items, answers, folder=Path("out"), prompts={"gsm8k": requests})
-    written.results        out/careful/results_2026-11-24T10-00-00.000000.json
+    prompts = rebuilt(evaluation)                    {"hellaswag": its requests in order, …}
+    files = export_lm_eval(evaluation, items, answers, folder=Path("out"), prompts=prompts)
+    files.results                                    out/careful/results_2026-11-24T10-00-00.000000.json
 
-The answers do not hold the prompts; where ``prompts`` gives those of a task (rebuilt and checked against the stored
-digest), they are written, else each is null. A key ``aftertune`` holds what lm-eval has no place for: settings and
-fingerprints. Paths, commands and hosts of this machine are not written.
-
-Owns the prompts of a stored evaluation: built again from its settings, and kept only where they are the same.
-
-    rebuilt(evaluation)["hellaswag"]        its requests in order; a task that cannot be built again is absent
-
-An answer does not hold its prompt. The digest of all prompts of a task does stand in its settings, so what is built
-again is proven to be what the model saw. Chat templates need the tokenizer and target tasks their file: both are
-left out.
+The ledger does not store prompts. `rebuilt` builds them again and keeps those whose digest equals the stored one, so
+they are proven to be what the model saw; a prompt that is not given is written as null. The key ``aftertune`` holds
+what lm-eval has no key for: settings and fingerprints. Local paths, commands and host names are not written.
 """
 
 from __future__ import annotations
@@ -37,10 +30,15 @@ from aftertune.study import TaskSpec
 from aftertune.tasks.loading import LoadOptions, load
 from aftertune.values import Answer, Evaluation, Item, Request, Response, Score, TaskSettings, digest
 
+# --- Prompts ---
+
 
 def rebuilt(evaluation: Evaluation) -> dict[str, tuple[Request, ...]]:
-    """The requests of each task whose prompts could be built again, each as the digest proves."""
-    found: dict[str, tuple[Request, ...]] = {}
+    """The requests, in order, of each task whose prompts can be built again and match the stored digest.
+
+    Tasks with a chat template (it needs the tokenizer) and tasks with a file of their own are left out.
+    """
+    requests: dict[str, tuple[Request, ...]] = {}
     for task in evaluation.tasks:
         if task.target or task.chat_template or task.data.startswith("file:"):
             continue
@@ -49,8 +47,8 @@ def rebuilt(evaluation: Evaluation) -> dict[str, tuple[Request, ...]]:
         except (AftertuneError, ValueError):
             continue
         if digest([[r.context, r.continuation] for r in loaded.requests]) == task.prompts:
-            found[task.task] = loaded.requests
-    return found
+            requests[task.task] = loaded.requests
+    return requests
 
 
 def _spec(task: TaskSettings) -> TaskSpec:
@@ -58,12 +56,15 @@ def _spec(task: TaskSettings) -> TaskSpec:
                     num_fewshot=task.num_fewshot)
 
 
-_FOLDER = re.compile(r"[\"<>:/|\\?*\[\]\x00-\x1f]+")  # as lm-eval's sanitize_model_name, and control characters
+# --- Files ---
+
+#: What a folder's name may not contain: as in lm-eval's sanitize_model_name, and control characters.
+_UNSAFE = re.compile(r"[\"<>:/|\\?*\[\]\x00-\x1f]+")
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedFiles:
-    """The files of one export. left_out: tasks that were stopped early, which have no score of the whole."""
+    """The files of one export. left_out: tasks that were stopped early and so have no score of all their items."""
 
     results: Path
     samples: tuple[Path, ...]
@@ -71,38 +72,39 @@ class ExportedFiles:
 
 
 def export_lm_eval(evaluation: Evaluation, items: Sequence[Item], answers: Sequence[Answer], *, folder: Path,
-         prompts: Mapping[str, Sequence[Request]]) -> ExportedFiles:
-    """Write a done evaluation below ``folder``; the same export again writes the same files.
+                   prompts: Mapping[str, Sequence[Request]]) -> ExportedFiles:
+    """Write a finished evaluation below ``folder``. Exporting it again writes the same files.
 
-    items, answers: of all its tasks. Raises InputError where no task has a score of all its items, StorageError
-    where the disk refuses.
+    items, answers: of all its tasks; prompts: by task, see `rebuilt`. Raises InputError if no task has a score of all
+    its items, and StorageError if a file cannot be written.
     """
     left_out = tuple(t.task for t in evaluation.tasks if evaluation.stopped(t.task))
-    whole = [t for t in evaluation.tasks if t.task not in left_out]
-    if evaluation.status != "done" or not whole:
+    complete = tuple(t for t in evaluation.tasks if t.task not in left_out)
+    if evaluation.status != "done" or not complete:
         raise InputError(f"evaluation {evaluation.name} ({evaluation.id}) has no task with a score of all its items; "
-                         "finish it by the same command, without --until-decided where it was stopped early")
-    kept = replace(evaluation, tasks=tuple(whole), scores=tuple(s for s in evaluation.scores if not
-                                                                evaluation.stopped(s.task)))
+                         "run the same command again to finish it, without --until-decided if it was stopped early")
+    exported = replace(evaluation, tasks=complete,
+                       scores=tuple(s for s in evaluation.scores if not evaluation.stopped(s.task)))
     stamp = _stamp(evaluation)
-    home = folder / (_FOLDER.sub("__", evaluation.name) or evaluation.id)
+    target = folder / (_UNSAFE.sub("__", evaluation.name) or evaluation.id)
     documents = {(i.task, i.index): i for i in items}
-    lines = {t.task: list(_lines(t, kept.scores, [a for a in answers if a.task == t.task], documents,
-                                 prompts.get(t.task, ()))) for t in whole}
-    results = _results(kept, lines)
+    lines = {t.task: list(_lines(t, exported.scores, [a for a in answers if a.task == t.task], documents,
+                                 prompts.get(t.task, ()))) for t in complete}
+    results = _results(exported, lines)
     try:
         paths = []
         for task, rows in lines.items():
-            paths.append(home / samples_name(task, stamp))
+            paths.append(target / samples_name(task, stamp))
             write_atomic(paths[-1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        path = home / f"results_{stamp}.json"
+        path = target / f"results_{stamp}.json"
         write_atomic(path, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
     except OSError as error:
-        raise StorageError(f"{home}: cannot be written ({error.strerror}); choose another place with --out") from None
+        raise StorageError(f"{target}: cannot be written ({error.strerror}); choose another folder with "
+                           "--out") from None
     return ExportedFiles(path, tuple(paths), left_out)
 
 
-def _begun(evaluation: Evaluation) -> datetime | None:
+def _started(evaluation: Evaluation) -> datetime | None:
     started = evaluation.provenance.started if evaluation.provenance else ""
     try:
         return datetime.fromisoformat(started)
@@ -111,22 +113,22 @@ def _begun(evaluation: Evaluation) -> datetime | None:
 
 
 def _stamp(evaluation: Evaluation) -> str:
-    """The time in the file names; without one the beginning of the epoch."""
-    begun = _begun(evaluation) or datetime(1970, 1, 1)
-    return begun.replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
+    """The start time as lm-eval writes it in file names; 1970-01-01 if the evaluation has none."""
+    started = _started(evaluation) or datetime(1970, 1, 1)
+    return started.replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
 
 
 def _results(evaluation: Evaluation, lines: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """The results file."""
+    """The JSON of the results file."""
     table: dict[str, dict[str, Any]] = {t.task: {"alias": t.task} for t in evaluation.tasks}
     groups: dict[str, dict[str, Any]] = {}
     for score in evaluation.scores:
         row = groups.setdefault(score.task, {"alias": score.task}) if score.group else table[score.task]
-        row[score.key] = _finite(score.value)
-        row[score.key.stderr] = "N/A" if score.stderr is None else _finite(score.stderr)
+        row[score.key] = _json_number(score.value)
+        row[score.key.stderr] = "N/A" if score.stderr is None else _json_number(score.stderr)
     children = {g: [t.task for t in evaluation.tasks if g in t.groups] for g in groups}
     provenance, model, first = evaluation.provenance, evaluation.model, evaluation.tasks[0]
-    begun = _begun(evaluation)
+    started = _started(evaluation)
     versions = provenance.versions if provenance else {}
     return {
         "results": table, **({"groups": groups} if groups else {}),
@@ -139,7 +141,7 @@ def _results(evaluation: Evaluation, lines: Mapping[str, Sequence[dict[str, Any]
         "config": {"model": "aftertune", "model_args": f"pretrained={public_source(model.source)}",
                    "model_num_parameters": model.parameters, "model_dtype": f"torch.{evaluation.dtype}",
                    "model_revision": model.revision, "device": evaluation.device, "limit": first.limit},
-        "date": begun.timestamp() if begun else None, "lm_eval_version": versions.get("lm-eval"),
+        "date": started.timestamp() if started else None, "lm_eval_version": versions.get("lm-eval"),
         "transformers_version": versions.get("transformers"),
         "task_hashes": {task: _hash("".join(str(r["doc_hash"]) + str(r["prompt_hash"]) + str(r["target_hash"])
                                             for r in rows)) for task, rows in lines.items()},
@@ -162,35 +164,35 @@ def _config(task: TaskSettings) -> dict[str, Any]:
 
 def _lines(task: TaskSettings, scores: Sequence[Score], answers: Sequence[Answer],
            documents: Mapping[tuple[str, int], Item], requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
-    """The samples of one task: every document under the first filter, then under the next."""
-    asked = _by_answer(answers, requests)
+    """The lines of one samples file: every document under the first filter, then under the next."""
+    prompts = _prompts(answers, requests)
     filters = dict.fromkeys(s.filter for s in scores if s.task == task.task)
     for name in filters:
-        for answer, texts in zip(answers, asked, strict=True):
+        for answer, texts in zip(answers, prompts, strict=True):
             yield _line(task, answer, documents[answer.task, answer.index], name, texts)
 
 
-def _by_answer(answers: Sequence[Answer], requests: Sequence[Request]) -> list[list[tuple[str, str] | None]]:
+def _prompts(answers: Sequence[Answer], requests: Sequence[Request]) -> list[list[tuple[str, str] | None]]:
     """The (context, continuation) of each response of each answer; None where the prompts are not known."""
     if len(requests) != sum(len(a.responses) for a in answers):
         return [[None] * len(a.responses) for a in answers]
-    left = iter(requests)
-    return [[(r.context, r.continuation) for r in (next(left) for _ in a.responses)] for a in answers]
+    remaining = iter(requests)
+    return [[(r.context, r.continuation) for r in (next(remaining) for _ in a.responses)] for a in answers]
 
 
 def _line(task: TaskSettings, answer: Answer, item: Item, name: str, texts: Sequence[tuple[str, str] | None]
           ) -> dict[str, Any]:
-    """One line of a samples file. lm-eval writes every response as text."""
+    """One line of a samples file. As in lm-eval's files, numbers in responses are written as text."""
     generated = task.output_type == "generate_until"
     rolling = task.output_type == "loglikelihood_rolling"
     pairs = [_pair(r) for r in answer.responses]
     metrics = {k.metric: v for k, v in ((MetricKey(k), v) for k, v in answer.metrics.items()) if k.filter == name}
     arguments: list[dict[str, Any]] = []
     for text in texts[:1] if generated else texts:
-        given: dict[str, Any] = {"arg_0": None if text is None else text[1] if rolling else text[0]}
+        request: dict[str, Any] = {"arg_0": None if text is None else text[1] if rolling else text[0]}
         if not rolling:
-            given["arg_1"] = dict(task.generation) if generated else text[1] if text else None
-        arguments.append(given)
+            request["arg_1"] = dict(task.generation) if generated else text[1] if text else None
+        arguments.append(request)
     prompt = arguments[0]["arg_0"] if arguments else None
     return {
         "doc_id": answer.index, "doc": dict(item.doc), "target": "",
@@ -205,13 +207,14 @@ def _line(task: TaskSettings, answer: Answer, item: Item, name: str, texts: Sequ
 
 
 def _pair(response: Response) -> list[str]:
-    found = [repr(response.logprob)]
-    return found if response.greedy is None else [*found, str(response.greedy)]
+    """[log-likelihood, is it the most likely text] as lm-eval writes it; without the second where it is not known."""
+    logprob = repr(response.logprob)
+    return [logprob] if response.greedy is None else [logprob, str(response.greedy)]
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _finite(value: float) -> float | str:
+def _json_number(value: float) -> float | str:
     return value if math.isfinite(value) else "N/A"

@@ -1,18 +1,17 @@
-"""Owns lm-eval's ``samples_*.jsonl``: every document once, with what was asked and answered.
-
-    samples = read_samples(path, task="gsm8k", output_type="generate_until", filters=["strict-match", …])
-    samples[0].item.hash, samples[0].metrics        the same hash and the same keys as an own evaluation gives
-
-A line is one document under one filter. Before 0.4.7 the lines name neither filter nor metrics: the k-th line of
-a document belongs to the k-th filter of the task, and every key that is not one of lm-eval's own is a metric.
-
-Owns lm-eval's ``results_*.json``: what it says of the run, of each task, and of the scores.
+"""Reads the files that lm-eval writes: ``results_*.json`` and ``samples_*.jsonl``.
 
     run = read_results(Path("out/org__model/results_2025-03-08T10-00-00.123456.json"))
-    run.model, run.leaves, run.scores("hellaswag")
+    run.model, run.leaves, list(run.scores("hellaswag"))
 
-Versions 0.4.5 to 0.4.13 write the same keys; later ones add some (``lm_eval_version`` since 0.4.9). Whatever is
-missing takes an empty value; what is there must have its type.
+    samples = read_samples(path, task="gsm8k", output_type="generate_until", filters=["strict-match", …])
+    samples[0].item.hash, samples[0].metrics        the same hash and keys as in an evaluation of our own
+
+Versions 0.4.5 to 0.4.13 of lm-eval write the same keys in a results file; later ones add some (``lm_eval_version``
+since 0.4.9). A missing key is read as an empty value; a present one must have the right type.
+
+A line of a samples file is one document under one filter. Before 0.4.7 the lines name neither the filter nor the
+metrics: the k-th line of a document belongs to the k-th filter of the task, and every key that lm-eval does not use
+itself is a metric.
 """
 
 from __future__ import annotations
@@ -30,13 +29,16 @@ from aftertune.errors import InputError
 from aftertune.exchange.files import MIB, json_lines, parse_json, read_text
 from aftertune.values import Item, Response, canonical, digest
 
+# --- Results files ---
+
+#: The largest results file, in bytes.
 LIMIT = 64 * MIB
 _STAMP = re.compile(r"(?:^|_)(\d{4}-\d{2}-\d{2}T[\d.\-]+)\.json$")
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """One score of the results file, under the name that it has there."""
+class LmEvalScore:
+    """One score of a results file. key: its name there, ``metric,filter``."""
 
     key: MetricKey
     value: float
@@ -58,18 +60,18 @@ class LmEvalRun:
     path: Path
     value: Mapping[str, Any]
 
-    def part(self, *keys: str) -> dict[str, Any]:
-        """The mapping below ``keys``; {} where it is absent. InputError where something else stands there."""
-        found: Any = self.value
+    def section(self, *keys: str) -> dict[str, Any]:
+        """The mapping at ``keys``; {} where it is missing. InputError where the value is not a mapping."""
+        node: Any = self.value
         for depth, key in enumerate(keys, start=1):
-            found = found.get(key)
-            if found is None:
+            node = node.get(key)
+            if node is None:
                 return {}
-            if not isinstance(found, dict):
-                place = ".".join(keys[:depth])
-                raise InputError(f"{self.path}: `{place}` is a {type(found).__name__}, and lm-eval writes an object "
-                                 "there; is it the results file of lm-eval?")
-        return dict(found)
+            if not isinstance(node, dict):
+                name = ".".join(keys[:depth])
+                raise InputError(f"{self.path}: `{name}` is a {type(node).__name__}, but lm-eval writes an object; "
+                                 "check that it is a results file of lm-eval")
+        return dict(node)
 
     @property
     def stamp(self) -> str:
@@ -79,23 +81,23 @@ class LmEvalRun:
 
     @property
     def model(self) -> str:
-        """The model as lm-eval was told it: a path or a Hub id (of the adapter where there is one)."""
-        config = self.part("config")
+        """The model as it was given to lm-eval: a path or a Hub id (the adapter's if there is an adapter)."""
+        config = self.section("config")
         args = config.get("model_args")
         pairs = args if isinstance(args, dict) else dict(
             p.split("=", 1) for p in str(args or "").split(",") if "=" in p)
-        named = [self.value.get("model_name"), *(pairs.get(k) for k in ("peft", "delta", "pretrained", "model")),
+        names = [self.value.get("model_name"), *(pairs.get(k) for k in ("peft", "delta", "pretrained", "model")),
                  config.get("model")]
-        return next((str(n) for n in named if n), self.path.parent.name)
+        return next((str(n) for n in names if n), self.path.parent.name)
 
     @property
     def dtype(self) -> str:
-        """The model's type as the run reports it, else as its arguments ask for it, else "not stated"."""
-        config = self.part("config")
+        """The model's data type as the run reports it, else as its arguments request it, else "not stated"."""
+        config = self.section("config")
         args = config.get("model_args")
-        asked = args.get("dtype") if isinstance(args, dict) else re.search(r"\bdtype=([\w.]+)", str(args or ""))
-        asked = asked[1] if isinstance(asked, re.Match) else asked
-        return str(config.get("model_dtype") or asked or "not stated").removeprefix("torch.")
+        requested = args.get("dtype") if isinstance(args, dict) else re.search(r"\bdtype=([\w.]+)", str(args or ""))
+        requested = requested[1] if isinstance(requested, re.Match) else requested
+        return str(config.get("model_dtype") or requested or "not stated").removeprefix("torch.")
 
     @property
     def version(self) -> str:
@@ -104,7 +106,7 @@ class LmEvalRun:
 
     @property
     def started(self) -> str:
-        """When the run began, ISO 8601 in UTC, or ""."""
+        """When the run started, ISO 8601 in UTC, or ""."""
         date = self.value.get("date")
         if not isinstance(date, int | float) or not 0 <= date < 2**33:
             return ""
@@ -113,17 +115,17 @@ class LmEvalRun:
     @property
     def groups(self) -> dict[str, list[str]]:
         """Group -> its direct children, for groups that have some."""
-        return {name: [str(c) for c in children] for name, children in self.part("group_subtasks").items()
+        return {name: [str(c) for c in children] for name, children in self.section("group_subtasks").items()
                 if isinstance(children, list) and children}
 
     @property
     def leaves(self) -> list[str]:
-        """The tasks with items of their own."""
-        return [t for t in self.part("results") if t not in self.groups and t not in self.part("groups")]
+        """The tasks that have items, without the groups."""
+        return [t for t in self.section("results") if t not in self.groups and t not in self.section("groups")]
 
     def leaves_of(self, group: str) -> list[str]:
         """The tasks below a group, at any depth."""
-        found: dict[str, None] = {}
+        leaves: dict[str, None] = {}
         todo, seen = [group], set()
         while todo:
             name = todo.pop()
@@ -133,21 +135,21 @@ class LmEvalRun:
             if name in self.groups:
                 todo += self.groups[name]
             else:
-                found[name] = None
-        return list(found)
+                leaves[name] = None
+        return list(leaves)
 
-    def scores(self, task: str) -> Iterator[Figures]:
+    def scores(self, task: str) -> Iterator[LmEvalScore]:
         """The scores of a task or group, in order."""
-        row = self.part("groups", task) or self.part("results", task)
+        row = self.section("groups", task) or self.section("results", task)
         for key, value in row.items():
             name = MetricKey(key)
-            if name.is_score and _finite(value):
+            if name.is_score and _is_finite(value):
                 error: Any = row.get(name.stderr)
-                yield Figures(name, float(value), float(error) if _finite(error) else None)
+                yield LmEvalScore(name, float(value), float(error) if _is_finite(error) else None)
 
     def counts(self, task: str) -> tuple[int | None, int | None]:
-        """(items used, items of the split), as far as they are stated."""
-        row = self.part("n-samples").get(task)
+        """(items used, items of the split); None where the file does not state it."""
+        row = self.section("n-samples").get(task)
         if not isinstance(row, dict):
             return None, None
         used, total = (row.get(k) for k in ("effective", "original"))
@@ -155,51 +157,59 @@ class LmEvalRun:
 
 
 def samples_name(task: str, stamp: str) -> str:
-    """The name of the samples file of a task, one part of a path whatever the task is called."""
+    """The name of a task's samples file: a single path component, whatever the task is called."""
     return re.sub(r"[/\\\x00-\x1f]", "_", f"samples_{task}_{stamp}.jsonl")
 
 
 def read_results(path: Path) -> LmEvalRun:
-    """Read one results file. Raises InputError where it is none."""
+    """Read one results file. Raises InputError where it is not one."""
     value = parse_json(read_text(path, limit=LIMIT), str(path))
     if not isinstance(value, dict) or not isinstance(value.get("results"), dict):
-        raise InputError(f"{path}: no results of lm-eval: the JSON has no object `results`; give a results_*.json or "
-                         "the folder that holds it")
+        raise InputError(f"{path}: not a results file of lm-eval: the JSON has no object `results`; give a "
+                         "results_*.json or the folder that contains it")
     run = LmEvalRun(path, value)
-    for task in run.part("results"):
-        run.part("results", task)
+    for task in run.section("results"):
+        run.section("results", task)
     return run
 
 
 def results_files(path: Path) -> list[Path]:
-    """The results files that ``path`` stands for: itself, or all below a folder, in order of their names."""
+    """``path`` itself if it is a file, else all results files below the folder, sorted by name. Raises InputError."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder")
-    found = sorted(p for p in path.rglob("*.json") if p.is_file() and _STAMP.search(p.name))
-    if not found:
-        raise InputError(f"{path}: no results_*.json of lm-eval in this folder or below it; give lm-eval "
-                         "--output_path, and --log_samples for the answers")
-    return found
+    files = sorted(p for p in path.rglob("*.json") if p.is_file() and _STAMP.search(p.name))
+    if not files:
+        raise InputError(f"{path}: no results_*.json of lm-eval in this folder or below it; run lm-eval with "
+                         "--output_path, and with --log_samples to import the answers too")
+    return files
 
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else None
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# --- Samples files ---
+
+#: The longest line of a samples file, in characters.
 LINE_LIMIT = 64 * MIB
-_OWN = frozenset({"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash",
-                  "prompt_hash", "target_hash", "aftertune"})
+#: Keys of a line that are not metrics.
+_LINE_KEYS = frozenset({"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics",
+                        "doc_hash", "prompt_hash", "target_hash", "aftertune"})
 
 
 @dataclass(slots=True)
 class Sample:
-    """One document. asked: (context, continuation) of each request, repeats included; responses: theirs."""
+    """One document with its answer.
+
+    asked: (context, continuation) of each request, once for each repeat; responses: one for each of them; metrics: by
+    ``metric,filter``; extracted: the answer by filter; seen: number of lines read so far.
+    """
 
     item: Item
     asked: list[tuple[str, str]]
@@ -211,125 +221,133 @@ class Sample:
 
 def read_samples(path: Path, *, task: str, output_type: str, filters: Sequence[str], cluster: str | None = None
                  ) -> list[Sample]:
-    """The documents of one samples file in their order. cluster: the field of the document that groups items.
+    """The documents of one samples file, in order.
 
-    Raises InputError with file and line.
+    filters: of the task, in order; cluster: the field of a document that groups items. Raises InputError with file
+    and line.
     """
-    found: dict[int, Sample] = {}
-    for place, line in json_lines(path, limit=LINE_LIMIT):
+    samples: dict[int, Sample] = {}
+    for location, line in json_lines(path, limit=LINE_LIMIT):
         index = line.get("doc_id")
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**31:
-            raise InputError(f"{place}: no `doc_id` that is a whole number; is it a samples file of lm-eval?")
-        sample = found.get(index)
+            raise InputError(f"{location}: no `doc_id` that is a whole number; check that it is a samples file of "
+                             "lm-eval")
+        sample = samples.get(index)
         if sample is None:
-            sample = found[index] = _sample(line, place, task, output_type, cluster)
-        _judge(sample, line, place, filters, output_type)
-    if not found:
-        raise InputError(f"{path}: the samples file has no lines; was the run broken off?")
-    wanted = max(s.seen for s in found.values())
-    short = next((i for i, s in found.items() if s.seen < wanted), None)
+            sample = samples[index] = _sample(line, location, task, output_type, cluster)
+        _add_metrics(sample, line, location, filters, output_type)
+    if not samples:
+        raise InputError(f"{path}: the samples file has no lines; the run may have been interrupted: run lm-eval again")
+    expected = max(s.seen for s in samples.values())
+    short = next((i for i, s in samples.items() if s.seen < expected), None)
     if short is not None:
-        raise InputError(f"{path}: document {short} has {found[short].seen} lines and others {wanted}, one per filter; "
-                         "the file was cut off")
-    return list(found.values())
+        raise InputError(f"{path}: document {short} has {samples[short].seen} lines and others {expected}, one per "
+                         "filter; the file is incomplete: copy it again")
+    return list(samples.values())
 
 
-def _sample(line: Mapping[str, Any], place: str, task: str, output_type: str, cluster: str | None) -> Sample:
+def _sample(line: Mapping[str, Any], location: str, task: str, output_type: str, cluster: str | None) -> Sample:
     doc = line.get("doc")
     document = doc if isinstance(doc, dict) else {"doc": doc}
     group = document.get(cluster) if cluster else None
     item = Item(task=task, index=line["doc_id"], hash=digest(document), doc=document,
                 cluster=None if group is None else str(group))
-    requests, answers = _arguments(line, place), line.get("resps")
+    requests, answers = _arguments(line, location), line.get("resps")
     if not isinstance(answers, list) or len(answers) != len(requests):
         count = len(answers) if isinstance(answers, list) else "no"
-        raise InputError(f"{place}: {len(requests)} requests (`arguments`) and {count} responses (`resps`); there "
-                         "must be one list of responses per request")
-    asked, responses = [], []
+        raise InputError(f"{location}: {len(requests)} requests (`arguments`) and {count} responses (`resps`); each "
+                         "request needs one list of responses")
+    prompts, responses = [], []
     for request, repeats in zip(requests, answers, strict=True):
         for response in repeats if isinstance(repeats, list) else [repeats]:
-            asked.append(_asked(request, output_type))
-            responses.append(_response(response, output_type, place))
-    return Sample(item, asked, _with_ends(responses, line.get("aftertune")))
+            prompts.append(_prompt(request, output_type))
+            responses.append(_response(response, output_type, location))
+    return Sample(item, prompts, _with_details(responses, line.get("aftertune")))
 
 
-def _arguments(line: Mapping[str, Any], place: str) -> list[list[Any]]:
-    """The arguments of each request: lm-eval writes ``{"gen_args_0": {"arg_0": …}}``."""
-    found = line.get("arguments")
-    if isinstance(found, dict):
-        found = [found[k] for k in sorted(found, key=_ordinal)]
-    rows = [[r[k] for k in sorted(r, key=_ordinal)] if isinstance(r, dict) else r for r in found or []] \
-        if isinstance(found, list) else None
-    if not rows or not all(isinstance(r, list) and r for r in rows):
-        raise InputError(f"{place}: no `arguments` of requests; lm-eval writes gen_args_0, gen_args_1 … there")
-    return rows
+def _arguments(line: Mapping[str, Any], location: str) -> list[list[Any]]:
+    """The arguments of each request, which lm-eval writes as ``{"gen_args_0": {"arg_0": …}}``."""
+    arguments = line.get("arguments")
+    if isinstance(arguments, dict):
+        arguments = [arguments[k] for k in sorted(arguments, key=_numbered)]
+    requests = [[r[k] for k in sorted(r, key=_numbered)] if isinstance(r, dict) else r for r in arguments or []] \
+        if isinstance(arguments, list) else None
+    if not requests or not all(isinstance(r, list) and r for r in requests):
+        raise InputError(f"{location}: no `arguments` of requests; lm-eval writes gen_args_0, gen_args_1 … there")
+    return requests
 
 
-def _ordinal(key: str) -> tuple[int, str]:
+def _numbered(key: str) -> tuple[int, str]:
+    """Sorts gen_args_10 after gen_args_9."""
     tail = key.rpartition("_")[2]
     return (int(tail) if tail.isascii() and tail.isdigit() and len(tail) < 10 else 0), key
 
 
-def _asked(request: list[Any], output_type: str) -> tuple[str, str]:
-    """Context and continuation of a request, as an own evaluation states them."""
+def _prompt(request: list[Any], output_type: str) -> tuple[str, str]:
+    """(context, continuation) of a request, as in an evaluation of our own."""
     texts = [a if isinstance(a, str) else canonical(a) for a in request[:2]]
     if output_type == "loglikelihood_rolling":
         return "", texts[0]
     return texts[0], "" if output_type == "generate_until" or len(texts) < 2 else texts[1]
 
 
-def _response(value: Any, output_type: str, place: str) -> Response:
-    """One response: a text, a log-likelihood, or a log-likelihood with "was it the most likely text"."""
+def _response(value: Any, output_type: str, location: str) -> Response:
+    """One response: a text, a log-likelihood, or a log-likelihood with whether it is the most likely text."""
     if output_type == "generate_until":
         return Response(text=value if isinstance(value, str) else canonical(value))
-    parts = value if isinstance(value, list) else [value]
+    pair = value if isinstance(value, list) else [value]
     try:
-        logprob = float(parts[0])
+        logprob = float(pair[0])
     except (ValueError, TypeError, IndexError):
         logprob = math.nan
     if math.isnan(logprob):
-        raise InputError(f"{place}: the response {str(value)[:60]!r} is no log-likelihood; in a task of type "
-                         f"{output_type} each is a number, perhaps with True or False")
-    greedy = str(parts[1]) == "True" if len(parts) > 1 else None
+        raise InputError(f"{location}: the response {str(value)[:60]!r} is not a log-likelihood; a task of type "
+                         f"{output_type} needs a number, optionally with True or False")
+    greedy = str(pair[1]) == "True" if len(pair) > 1 else None
     return Response(logprob=logprob, greedy=greedy)
 
 
-def _with_ends(responses: list[Response], extra: Any) -> tuple[Response, ...]:
-    """The responses with what our own export adds: how many tokens each has, why it ended, what was cut off."""
-    if not isinstance(extra, dict):
+def _with_details(responses: list[Response], details: Any) -> tuple[Response, ...]:
+    """The responses with what our own export adds: number of tokens, why the text ended, tokens cut off."""
+    if not isinstance(details, dict):
         return tuple(responses)
-    tokens, finish, cut = (_listed(extra.get(k)) for k in ("tokens", "finish", "truncated"))
+    tokens, finish, truncated = (_as_list(details.get(k)) for k in ("tokens", "finish", "truncated"))
     return tuple(replace(
-        r, tokens=_at(tokens, i, int), finish=_at(finish, i, str), truncated=_at(cut, i, int) or 0)
+        r, tokens=_count_at(tokens, i), finish=_finish_at(finish, i), truncated=_count_at(truncated, i) or 0)
         for i, r in enumerate(responses))
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _at(values: list[Any], place: int, kind: type) -> Any:
-    value = values[place] if place < len(values) else None
-    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-    return value if (whole if kind is int else value in ("stop", "eos", "length")) else None
+def _count_at(values: list[Any], index: int) -> int | None:
+    value = values[index] if index < len(values) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else None
 
 
-def _judge(sample: Sample, line: Mapping[str, Any], place: str, filters: Sequence[str], output_type: str) -> None:
+def _finish_at(values: list[Any], index: int) -> Any:
+    value = values[index] if index < len(values) else None
+    return value if value in ("stop", "eos", "length") else None
+
+
+def _add_metrics(sample: Sample, line: Mapping[str, Any], location: str, filters: Sequence[str], output_type: str
+                 ) -> None:
     """Add the metrics of one line under its filter."""
     name = line.get("filter")
     if name is None:
         name = filters[sample.seen] if sample.seen < len(filters) else None
     listed = line.get("metrics")
-    names = listed if isinstance(listed, list) else [k for k in line if k not in _OWN]
+    metrics = listed if isinstance(listed, list) else [k for k in line if k not in _LINE_KEYS]
     if not isinstance(name, str):
-        raise InputError(f"{place}: document {sample.item.index} has more lines than the task has filters "
-                         f"({', '.join(filters) or 'none'}); do the samples belong to these results?")
+        raise InputError(f"{location}: document {sample.item.index} has more lines than the task has filters "
+                         f"({', '.join(filters) or 'none'}); check that the samples belong to these results")
     sample.seen += 1
-    for metric in map(str, names):
+    for metric in map(str, metrics):
         number = _number(metric, line.get(metric))
         key = MetricKey.of(metric, name)
         if key in sample.metrics:
-            raise InputError(f"{place}: document {sample.item.index} stands there twice under the filter {name!r}; a "
+            raise InputError(f"{location}: document {sample.item.index} occurs twice under the filter {name!r}; a "
                              "samples file has each document once per filter")
         if number is not None:
             sample.metrics[key] = number

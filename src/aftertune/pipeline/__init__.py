@@ -1,28 +1,29 @@
-"""A study from file to findings: plan what each cell would cost, run what is missing, compare, write the record.
+"""Plans and runs studies: what each cell costs and needs, the cells that are missing, and the record of the results.
 
     study = Study.load("study.yaml")
-    plan(study, ledger=ledger, file="study.yaml")        a PlannedCell for every cell; nothing is run or fetched
+    plan(study, ledger=ledger, file="study.yaml")        a PlannedCell for each cell; nothing is run or downloaded
     result = run(study, ledger=ledger, out=Path("runs/orders"))
     result.record, result.page                           runs/orders/record.md, runs/orders/report.html
 
-A plan loads none of what a run needs.
+`plan` does not import what only `run` needs.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aftertune.pipeline.cells import Cell, cells_of, chosen
+from aftertune.pipeline.cells import Cell, cells_of, select_cells
 from aftertune.pipeline.planning import PlannedCell, plan, unevaluated
 
 if TYPE_CHECKING:
     from aftertune.pipeline.running import CellChoice, Result, run
 
-__all__ = ["Cell", "CellChoice", "PlannedCell", "Result", "cells_of", "chosen", "plan", "run", "unevaluated"]
+__all__ = ["Cell", "CellChoice", "PlannedCell", "Result", "cells_of", "plan", "run", "select_cells",
+           "unevaluated"]
 
 
 def __getattr__(name: str) -> Any:
-    """What a run needs is imported on first use (PEP 562)."""
+    """Imports what only `run` needs on first use (PEP 562)."""
     if name in ("CellChoice", "Result", "run"):
         from aftertune.pipeline import running
 

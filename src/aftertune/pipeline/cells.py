@@ -1,8 +1,9 @@
-"""The cells of a study and the order in which they are run: owns what needs what, and what names stand for.
+"""Splits a study into cells, orders them, and selects cells by name.
 
     [cell.name for cell in cells_of(study)]     ["evaluate smollm2", "tune careful", "evaluate careful"]
+    select_cells(study, ["careful"])            the cells of this tuning, and those that they need
 
-A base comes first, then all that is tuned from it, then their evaluations together, so that it is loaded once for them.
+The order is: a base, then its tunings, then the evaluations of these, so that the base is loaded once for all of them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ CellKind = Literal["base", "tuning", "tuned"]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One step of a study. subject: the base or tuning that it is of; needs: names of the cells before it; digest: of
-    all that the study says of it, so that a changed cell is told from a finished one."""
+    """One step of a study.
+
+    subject: name of the base or tuning; needs: names of the cells that must run before it; digest: of everything in the
+    study that affects the cell, so that a changed cell is run again.
+    """
 
     name: str
     kind: CellKind
@@ -33,68 +37,79 @@ class Cell:
 
 
 def cells_of(study: Study) -> list[Cell]:
-    """Every cell, in the order in which they are run."""
-    found: list[Cell] = []
+    """Every cell, in the order of a run."""
+    cells: list[Cell] = []
     for base in study.bases:
-        found.append(Cell(f"evaluate {base}", "base", base, digest=digest(_portable(_said_of_base(study, base)))))
+        cells.append(Cell(f"evaluate {base}", "base", base, digest=digest(_portable(_base_settings(study, base)))))
         names = [name for name, tuning in study.tunings.items() if tuning.base == base]
-        found += [Cell(f"tune {name}", "tuning", name, digest=digest(_portable(_said_of_tuning(study, name))))
+        cells += [Cell(f"tune {name}", "tuning", name, digest=digest(_portable(_tuning_settings(study, name))))
                   for name in names]
-        found += [Cell(f"evaluate {name}", "tuned", name, (f"tune {name}", f"evaluate {base}"),
-                       digest(_portable((_said_of_tuning(study, name), _asked(study, name))))) for name in names]
-    return found
+        cells += [Cell(f"evaluate {name}", "tuned", name, (f"tune {name}", f"evaluate {base}"),
+                       digest(_portable((_tuning_settings(study, name), _task_settings(study, name)))))
+                  for name in names]
+    return cells
 
 
-def chosen(study: Study, only: Sequence[str]) -> list[Cell]:
-    """The cells that ``only`` names (bases, tunings, cells such as "tune careful", or patterns), with what they need;
-    all of them where nothing is named. Raises InputError for a name that no cell has."""
+def select_cells(study: Study, only: Sequence[str]) -> list[Cell]:
+    """The cells that ``only`` names, and the cells that they need; all cells if ``only`` is empty.
+
+    only: bases, tunings, cells such as "tune careful", or patterns. Raises InputError for a name that no cell has.
+    """
     cells = cells_of(study)
     if not only:
         return cells
-    wanted: set[str] = set()
+    selected: set[str] = set()
     for pattern in only:
-        hits = [c.name for c in cells if fnmatchcase(c.name, pattern) or fnmatchcase(c.subject, pattern)]
-        if not hits:
-            known = [*study.bases, *study.tunings]
-            raise InputError(f"--only {pattern}: no cell of {study.study} has this name{nearest(pattern, known)}; its "
-                             f"bases and tunings: {', '.join(known)}")
-        wanted.update(hits)
+        matches = [c.name for c in cells if fnmatchcase(c.name, pattern) or fnmatchcase(c.subject, pattern)]
+        if not matches:
+            names = [*study.bases, *study.tunings]
+            raise InputError(f"--only {pattern}: no cell of {study.study} has this name{nearest(pattern, names)}; its "
+                             f"bases and tunings: {', '.join(names)}")
+        selected.update(matches)
     by_name = {c.name: c for c in cells}
-    todo = list(wanted)
+    todo = list(selected)
     while todo:
-        more = [n for n in by_name[todo.pop()].needs if n not in wanted]
-        wanted.update(more)
-        todo += more
-    return [c for c in cells if c.name in wanted]
+        needed = [n for n in by_name[todo.pop()].needs if n not in selected]
+        selected.update(needed)
+        todo += needed
+    return [c for c in cells if c.name in selected]
 
 
-def changed(then: Mapping[str, Any] | None, now: Sequence[Cell]) -> Iterator[str]:
-    """Names of the cells of which the study says something else than it did. then: digest by name."""
-    if then is not None:
-        yield from (cell.name for cell in now if then.get(cell.name, cell.digest) != cell.digest)
+def changed_cells(before: Mapping[str, Any] | None, cells: Sequence[Cell]) -> Iterator[str]:
+    """Names of the cells that the study now defines otherwise. before: digest by name; None: there is none."""
+    if before is not None:
+        yield from (cell.name for cell in cells if before.get(cell.name, cell.digest) != cell.digest)
 
 
-def _portable(said: Any) -> Any:
-    """What a study says, absolute paths by their last two parts: a study moved with its files is the same."""
-    if isinstance(said, dict):
-        return {key: _portable(value) for key, value in said.items()}
-    if isinstance(said, list | tuple):
-        return [_portable(value) for value in said]
-    if isinstance(said, str) and PurePath(said).is_absolute():
-        return "/".join(PurePath(said).parts[-2:])
-    return said
+def digests_of(stored_study: str) -> dict[str, str] | None:
+    """Digest of each cell of a study stored as JSON; None if this version cannot read it."""
+    try:
+        return {c.name: c.digest for c in cells_of(Study.model_validate_json(stored_study))}
+    except ValueError:
+        return None
 
 
-def _said_of_base(study: Study, name: str) -> list[Any]:
-    return [study.bases[name].model_dump(mode="json"), _asked(study, name)]
+def _portable(settings: Any) -> Any:
+    """Settings with absolute paths cut to their last two parts, so that a study may move together with its files."""
+    if isinstance(settings, dict):
+        return {key: _portable(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [_portable(value) for value in settings]
+    if isinstance(settings, str) and PurePath(settings).is_absolute():
+        return "/".join(PurePath(settings).parts[-2:])
+    return settings
 
 
-def _said_of_tuning(study: Study, name: str) -> list[Any]:
+def _base_settings(study: Study, name: str) -> list[Any]:
+    return [study.bases[name].model_dump(mode="json"), _task_settings(study, name)]
+
+
+def _tuning_settings(study: Study, name: str) -> list[Any]:
     tuning = study.tunings[name]
     return [study.bases[tuning.base].model_dump(mode="json"), tuning.model_dump(mode="json"), study.dtype, study.device]
 
 
-def _asked(study: Study, name: str) -> list[Any]:
-    """The tasks of a base or tuning, and how they are asked."""
+def _task_settings(study: Study, name: str) -> list[Any]:
+    """The tasks of a base or tuning, and the settings of their evaluation."""
     tasks = [t.model_dump(mode="json", exclude={"only", "margin"}) for t in study.tasks if t.asks(name)]
     return [tasks, study.dtype, study.device, study.engine, study.apply_chat_template, study.task_source]

@@ -1,18 +1,16 @@
-"""What a study would do here: every cell with its state, its cost, its command, and what is missing for it.
+"""Plans a study: the state, cost and command of every cell, and what is missing to run it.
 
     for cell in plan(study, ledger=ledger, file="study.yaml"):
         cell.name, cell.status, cell.cost.seconds, cell.command, cell.missing
 
-Nothing is fetched or run. A cell counts as done where the ledger has it as the study says it now; as reported where an
-imported document has scores of a model of its name.
+    Costs(study, ledger).of(cell)        Cost(seconds=…, memory=…, disk=…, basis="the pace of evaluation base")
 
-What the cells of a study would cost here: owns the arithmetic, from the ledger's own history where it has any.
+Nothing is downloaded or run. A cell is done if the ledger has its result for the study's present settings. It is
+reported if an imported document has scores of a model with its name.
 
-    Costs(study, ledger).of(cell)        Cost(seconds=…, memory=…, disk=…, basis="like evaluation e-…, 10,042 items")
-
-A cell that is like one that was run (same method or same tasks) takes its pace, in proportion to parameters and items.
-Else tokens are multiplied with the model's products at a rate that is measured on this machine in a moment. Shapes come
-from presets or from the configs of models that are here; nothing is fetched.
+Costs come from the ledger if it has a similar cell (same method, or same tasks): its time is scaled by parameters and
+items. Otherwise the cost is the number of tokens times the operations of the model, at a rate that is measured on this
+machine in a moment. Model sizes come from presets, or from the configs of models that are already here.
 """
 
 from __future__ import annotations
@@ -28,11 +26,10 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from aftertune.catalog import closest, leaves
 from aftertune.errors import AftertuneError
-from aftertune.ledger import Ledger
-from aftertune.ledger import StoredCell as Stored
+from aftertune.ledger import Ledger, StoredCell
 from aftertune.methods import METHODS
-from aftertune.pipeline.alone import held
-from aftertune.pipeline.cells import Cell, cells_of, changed
+from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of
+from aftertune.pipeline.lock import try_folder_lock
 from aftertune.sources import resolve_model, shape_of
 from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, TaskSpec, TuneSpec, on_hub
@@ -46,24 +43,32 @@ from aftertune.values.reported import plain_name
 if TYPE_CHECKING:
     from aftertune.report import Planned
 
-#: Items of a task that the catalog does not list, and tokens that the engine computes for one: a guess.
+# --- Costs ---
+
+#: Assumed for a task that the catalog does not list: number of items, and tokens that the engine computes for one.
 UNLISTED = (1000, 120)
-#: Rows of a file that is not here, or that is not counted.
+#: Assumed number of rows of a data file that is not here or whose lines are not counted.
 ROWS = 1000
-#: The interpreter with its libraries, and one batch, in bytes.
+#: Memory of the interpreter with its libraries and of one batch, in bytes.
 PROGRAM = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """seconds: None where nothing tells the model's size; memory, disk: bytes. estimated: the shape is a preset's, the
-    config was not seen."""
+    """The cost of one cell on this machine; None where the model's size is not known.
+
+    seconds: of its run; memory, disk: bytes; basis: what the seconds are based on; estimated: True if the model's
+    config was not read and its shape is a preset's.
+    """
 
     seconds: float | None
     memory: int | None
     disk: int | None
     basis: str
     estimated: bool = False
+
+
+_UNKNOWN_SIZE = "the model's size is not known until its config is downloaded"
 
 
 class Costs:
@@ -76,24 +81,24 @@ class Costs:
         self._shapes: dict[str, tuple[ModelShape | None, bool]] = {}
 
     def of(self, cell: Cell) -> Cost:
-        """What a cell would take."""
+        """The cost of a cell."""
         return self._tuning(cell.subject) if cell.kind == "tuning" else self._evaluation(cell)
 
     def shape(self, base: BaseSpec) -> tuple[ModelShape | None, bool]:
-        """A base's shape, and whether its config was not seen."""
+        """A base's shape, or None if it is not known, and whether it was taken without reading the config."""
         if base.model not in self._shapes:
             preset = known(base.model)
             try:
                 with offline_only():
-                    found, guessed = shape_of(resolve_model(base.model, revision=base.revision)), False
+                    shape, guessed = shape_of(resolve_model(base.model, revision=base.revision)), False
             except AftertuneError:
-                found, guessed = (preset.shape if preset else None), True
-            self._shapes[base.model] = found, guessed
+                shape, guessed = (preset.shape if preset else None), True
+            self._shapes[base.model] = shape, guessed
         return self._shapes[base.model]
 
     @cached_property
     def machine(self) -> Machine:
-        """Where it would run; a device or dtype that is not here is taken as a CPU's float32."""
+        """The device, dtype and speed of a run; a CPU if the study's device or dtype is not available here."""
         from aftertune.engine.devices import choose_device, choose_dtype, matmul_rate, set_threads
 
         set_threads()
@@ -110,24 +115,24 @@ class Costs:
         base = self.study.bases[name if cell.kind == "base" else self.study.tunings[name].base]
         shape, guessed = self.shape(base)
         if shape is None:
-            return Cost(None, None, None, "its size is not known before its config is here", estimated=True)
+            return Cost(None, None, None, _UNKNOWN_SIZE, estimated=True)
         tasks = [t for t in self.study.tasks if t.asks(name)]
         memory = int(DTYPE_BYTES[self.machine.dtype] * shape.parameters * 2) + PROGRAM
         disk = 2 * shape.parameters if guessed else 0
-        like = self._like(shape, tasks)
-        if like is not None:
-            return Cost(like[0], memory, disk, like[1], guessed)
+        similar = self._similar_evaluation(shape, tasks)
+        if similar is not None:
+            return Cost(similar[0], memory, disk, similar[1], guessed)
         tokens = sum(items_of(t, self.study.task_source) * _tokens(t) for t in tasks)
         assert self.machine.rate is not None
         seconds = 2 * tokens * (shape.linear + shape.vocabulary * shape.hidden) / (self.machine.rate * UTILIZATION)
         basis = f"{tokens:,} tokens at {self.machine.rate / 1e9:,.0f} G operations/s"
         return Cost(seconds, memory, disk, basis, guessed)
 
-    def _like(self, shape: ModelShape, tasks: list[TaskSpec]) -> tuple[float, str] | None:
-        """Seconds at the pace of the last evaluation of the same tasks on this device, and which that was."""
+    def _similar_evaluation(self, shape: ModelShape, tasks: list[TaskSpec]) -> tuple[float, str] | None:
+        """(seconds, basis) from the last evaluation of the same tasks on this device; None if there is none."""
         names = {task.name for task in tasks}
         for done in reversed(self.evaluations):
-            if {_asked_name(t.task, names) for t in done.tasks} == names and done.model.parameters \
+            if {_study_name(t.task, names) for t in done.tasks} == names and done.model.parameters \
                     and done.device.split()[0].split(":")[0] == self.machine.device.split(":")[0] \
                     and isinstance(done.schedule.get("seconds"), int | float):
                 items = sum(items_of(t, self.study.task_source) for t in tasks)
@@ -141,26 +146,26 @@ class Costs:
         base = self.study.bases[recipe.base]
         shape, guessed = self.shape(base)
         if shape is None:
-            return Cost(None, None, None, "its size is not known before its config is here", estimated=True)
+            return Cost(None, None, None, _UNKNOWN_SIZE, estimated=True)
         spec = recipe.spec(base, name=name, dtype="auto", device="auto", out=Path())
         load = Workload.guessed(_examples(spec), spec.max_length)
-        found = estimate(shape, spec, load, self.machine)
+        estimated = estimate(shape, spec, load, self.machine)
         for done in reversed(self.tunings):
             pace = _pace(done)
             if done.method == recipe.method and pace and done.base.parameters:
-                seconds = pace * found.steps * spec.batch_size * spec.accumulation * shape.parameters \
+                seconds = pace * estimated.steps * spec.batch_size * spec.accumulation * shape.parameters \
                     / done.base.parameters
-                return Cost(seconds, found.memory, found.disk, f"the pace of tuning {done.name}", guessed)
-        return Cost(found.seconds, found.memory, found.disk, found.basis, guessed)
+                return Cost(seconds, estimated.memory, estimated.disk, f"the pace of tuning {done.name}", guessed)
+        return Cost(estimated.seconds, estimated.memory, estimated.disk, estimated.basis, guessed)
 
 
 def items_of(task: TaskSpec, source: str) -> int:
-    """Items that a task will ask, as far as is known without reading it; source: the study's ``task_source``."""
-    asked = [n for n in (task.sample, task.limit) if n is not None]
+    """Number of items of a task, estimated without reading the task. source: the study's ``task_source``."""
+    limits = [n for n in (task.sample, task.limit) if n is not None]
     if task.target is not None:
-        return asked[0] if asked else _lines(task.target.file)
+        return limits[0] if limits else _rows(task.target.file)
     row = closest(task.name)
-    return min([*asked, UNLISTED[0] if row is None else row.items[choose_source(task.name, source)]])
+    return min([*limits, UNLISTED[0] if row is None else row.items[choose_source(task.name, source)]])
 
 
 def _tokens(task: TaskSpec) -> int:
@@ -171,18 +176,18 @@ def _tokens(task: TaskSpec) -> int:
     return UNLISTED[1] if row is None else row.tokens
 
 
-def _asked_name(task: str, names: set[str]) -> str:
-    """A task of a group by the group's name."""
+def _study_name(task: str, names: set[str]) -> str:
+    """The one of ``names`` that ``task`` belongs to: its own, or its group's."""
     return task if task in names else next((n for n in names if task in leaves(n) or task.startswith(f"{n}_")), task)
 
 
 def _examples(spec: TuneSpec) -> int:
-    """Examples that a tuning trains on, replay too, as far as a file's lines tell."""
-    found = spec.data.examples or (ROWS if on_hub(spec.data.file) else _lines(spec.data.file))
-    return int(found / (1 - spec.replay.share)) if spec.replay else found
+    """Number of examples that a tuning trains on, with replay, estimated from the lines of the file."""
+    examples = spec.data.examples or (ROWS if on_hub(spec.data.file) else _rows(spec.data.file))
+    return int(examples / (1 - spec.replay.share)) if spec.replay else examples
 
 
-def _lines(file: Path) -> int:
+def _rows(file: Path) -> int:
     try:
         with file.open("rb") as lines:
             return sum(1 for _ in lines) if file.suffix in (".jsonl", ".csv") else ROWS
@@ -191,10 +196,13 @@ def _lines(file: Path) -> int:
 
 
 def _pace(tuning: Tuning) -> float | None:
-    """Seconds an example took."""
+    """Seconds per example."""
     seconds, settings = tuning.cost.get("seconds"), tuning.settings
-    seen = len(tuning.steps) * settings.get("batch_size", 0) * settings.get("accumulation", 1)
-    return seconds / seen if seconds and seen else None
+    examples = len(tuning.steps) * settings.get("batch_size", 0) * settings.get("accumulation", 1)
+    return seconds / examples if seconds and examples else None
+
+
+# --- The plan ---
 
 
 CellStatus = Literal["planned", "running", "done", "failed", "reported"]
@@ -202,7 +210,10 @@ CellStatus = Literal["planned", "running", "done", "failed", "reported"]
 
 @dataclass(frozen=True, slots=True)
 class PlannedCell:
-    """One cell as it stands. why: of a failure, or of a plan that is not simply new; missing: what must be there."""
+    """The state of one cell.
+
+    command: runs it; missing: what must be there before it can run; why: why it failed or runs again, else "".
+    """
 
     name: str
     status: CellStatus
@@ -213,42 +224,47 @@ class PlannedCell:
 
 
 def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = None) -> list[PlannedCell]:
-    """Every cell of ``study`` in the order of a run. file: the study's, for the commands; out: of the run."""
+    """Every cell of ``study`` in the order of a run.
+
+    file: of the study, for the commands; out: folder of the run, to see whether another process is running it.
+    """
     cells = cells_of(study)
-    stored = {c.name: c for c in ledger.cells(study.study)} if ledger and _known(ledger, study) else {}
-    stale = set(changed(_before(ledger, study), cells))
+    stored = _stored_cells(ledger, study)
+    stale = set(changed_cells(_stored_digests(ledger, study), cells))
     reported = {plain_name(str(row["model"])) for row in ledger.reported()} if ledger else set()
     costs = Costs(study, ledger)
-    with held(out or Path("runs") / study.study) as free:
-        return [_planned(cell, stored.get(cell.name), _Facts(study, costs, file, stale, reported, running=not free))
-                for cell in cells]
+    with try_folder_lock(out or Path("runs") / study.study) as free:
+        context = _PlanContext(study, costs, file, stale, reported, running=not free)
+        return [_planned(cell, stored.get(cell.name), context) for cell in cells]
 
 
 def unevaluated(study: Study, *, ledger: Ledger, file: str = "") -> list[Planned]:
-    """The models of a study that the ledger has no evaluation of as the study says it now, for the record. file: the
-    study's, for the commands; where it is not known they have a word in its place."""
+    """The models of a study that have no evaluation in the ledger for its present settings, for the record.
+
+    file: of the study, for the commands; without it the commands name the study.
+    """
     from aftertune.report import Planned
 
     cells = cells_of(study)
-    stored = {c.name: c for c in ledger.cells(study.study)} if _known(ledger, study) else {}
-    stale = set(changed(_before(ledger, study), cells))
-    found = []
+    stored = _stored_cells(ledger, study)
+    stale = set(changed_cells(_stored_digests(ledger, study), cells))
+    models = []
     for cell in cells:
         state = stored.get(cell.name)
         if cell.kind == "tuning" or (state and state.status == "done" and cell.name not in stale):
             continue
         base = study.tunings[cell.subject].base if cell.kind == "tuned" else cell.subject
         failed = next((s for s in (state, stored.get(f"tune {cell.subject}")) if s and s.status == "failed"), None)
-        found.append(Planned(
+        models.append(Planned(
             study=study.study, name=cell.subject, base=base, model=study.bases[base].model,
             command=_command(file or f"the file of {study.study}", cell.subject),
             state=f"failed: {failed.error}" if failed else "planned"))
-    return found
+    return models
 
 
 @dataclass(frozen=True, slots=True)
-class _Facts:
-    """What all cells of a plan have in common."""
+class _PlanContext:
+    """What all cells of a plan share. stale: names of changed cells; reported: models of imported documents."""
 
     study: Study
     costs: Costs
@@ -258,58 +274,56 @@ class _Facts:
     running: bool
 
 
-def _planned(cell: Cell, stored: Stored | None, facts: _Facts) -> PlannedCell:
-    status, why = _status(cell, stored, facts)
+def _planned(cell: Cell, stored: StoredCell | None, context: _PlanContext) -> PlannedCell:
+    status, why = _status(cell, stored, context)
     done = status == "done"
-    missing = () if done else tuple(_missing(cell, facts.study, facts.costs))
-    return PlannedCell(cell.name, status, facts.costs.of(cell), _command(facts.file, cell.name), missing, why)
+    missing = () if done else tuple(_missing(cell, context.study, context.costs))
+    return PlannedCell(cell.name, status, context.costs.of(cell), _command(context.file, cell.name), missing, why)
 
 
 def _command(file: str, name: str) -> str:
-    """What runs a cell, or all that a name stands for."""
+    """The command that runs a cell, or all cells of a base or tuning."""
     return f"aftertune run {shlex.quote(file)} --only {shlex.quote(name)}"
 
 
-def _status(cell: Cell, stored: Stored | None, facts: _Facts) -> tuple[CellStatus, str]:
+def _status(cell: Cell, stored: StoredCell | None, context: _PlanContext) -> tuple[CellStatus, str]:
     status = cast(CellStatus, stored.status) if stored else "planned"
-    if cell.name in facts.stale:
-        return "planned", "the study says something else of it than when it was last run"
-    if status == "running" and not facts.running:
-        return "planned", "was interrupted; the next run goes on where it stopped"
-    if status == "planned" and cell.kind != "tuning" and plain_name(cell.subject) in facts.reported:
-        return "reported", "an imported document has scores of it"
+    if cell.name in context.stale:
+        return "planned", "its settings in the study have changed since the last run"
+    if status == "running" and not context.running:
+        return "planned", "the last run was interrupted; the next one continues it"
+    if status == "planned" and cell.kind != "tuning" and plain_name(cell.subject) in context.reported:
+        return "reported", "an imported document has scores of this model"
     return status, (stored.error if stored else None) or ""
 
 
-def _before(ledger: Ledger | None, study: Study) -> dict[str, str] | None:
-    """Digests of the cells as they were when the study was last run."""
-    for one in ledger.studies() if ledger else ():
-        if one.name == study.study:
-            try:
-                return {c.name: c.digest for c in cells_of(Study.model_validate_json(one.yaml))}
-            except ValueError:
-                return None
-    return None
+def _stored_digests(ledger: Ledger | None, study: Study) -> dict[str, str] | None:
+    """Digests of the cells as they were when the study was last run; None if it was not."""
+    stored = next((s for s in ledger.studies() if s.name == study.study), None) if ledger else None
+    return None if stored is None else digests_of(stored.yaml)
 
 
-def _known(ledger: Ledger, study: Study) -> bool:
-    return any(one.name == study.study for one in ledger.studies())
+def _stored_cells(ledger: Ledger | None, study: Study) -> dict[str, StoredCell]:
+    """The cells of a study in the ledger, by name."""
+    if ledger is None or all(s.name != study.study for s in ledger.studies()):
+        return {}
+    return {c.name: c for c in ledger.cells(study.study)}
 
 
 def _missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
-    """What must be there before the cell can be run."""
+    """What the cell needs and is not here."""
     tuning = study.tunings.get(cell.subject)
     base = study.bases[tuning.base if tuning else cell.subject]
-    found = _model_missing(base)
+    missing = _model_missing(base)
     if tuning is not None and cell.kind == "tuning":
         if METHODS[tuning.method].base == "nf4" and find_spec("bitsandbytes") is None:
-            found.append("package bitsandbytes (pip install bitsandbytes)")
+            missing.append("package bitsandbytes (pip install bitsandbytes)")
         files = [tuning.data.file, *([tuning.replay.data.file] if tuning.replay else [])]
-        found += [why for file in files for why in _data_missing(file)]
+        missing += [text for file in files for text in _data_missing(file)]
     if cell.kind != "tuning":
-        found += [f"task data {task.data}" for task in study.tasks
-                  if task.data and task.asks(cell.subject) and not task.data.is_file()]
-    return found + _machine_missing(cell, study, costs)
+        missing += [f"task data {task.data}" for task in study.tasks
+                    if task.data and task.asks(cell.subject) and not task.data.is_file()]
+    return missing + _machine_missing(cell, study, costs)
 
 
 def _model_missing(base: BaseSpec) -> list[str]:
@@ -320,12 +334,12 @@ def _model_missing(base: BaseSpec) -> list[str]:
     except AftertuneError as error:
         if preset is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", base.model):
             return [str(error)]
-        what = f"model {preset.source if preset else base.model}, fetched from the Hub when it is run"
+        text = f"model {preset.source if preset else base.model}, downloaded from the Hub during the run"
         if preset is not None:
-            what += f" ({2 * preset.shape.parameters / 2**30:.1f} GiB)"
+            text += f" ({2 * preset.shape.parameters / 2**30:.1f} GiB)"
             if preset.gated and not os.environ.get("HF_TOKEN"):
-                what += "; gated: accept its terms on the Hub and set HF_TOKEN"
-        return [what + ("; this machine is offline (HF_HUB_OFFLINE)" if offline() else "")]
+                text += "; gated: accept its terms on the Hub and set HF_TOKEN"
+        return [text + _offline_note()]
     return []
 
 
@@ -333,9 +347,12 @@ def _data_missing(file: Path) -> list[str]:
     if file.is_file():
         return []
     if on_hub(file):
-        state = "; this machine is offline (HF_HUB_OFFLINE)" if offline() else ""
-        return [f"data set {file}, fetched from the Hub when it is run{state}"]
+        return [f"data set {file}, downloaded from the Hub during the run{_offline_note()}"]
     return [f"data file {file}"]
+
+
+def _offline_note() -> str:
+    return "; this machine is offline (HF_HUB_OFFLINE)" if offline() else ""
 
 
 def _machine_missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
@@ -347,9 +364,9 @@ def _machine_missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
     except AftertuneError as error:
         return [str(error)]
     if cell.kind == "tuning" and study.tunings[cell.subject].backend == "unsloth" and (
-            lack := unavailable_error(device)):
-        return [str(lack)]
-    need, free = costs.of(cell).memory, free_memory(device)
-    if need is not None and need > free:
-        return [f"memory: about {need / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free on {device}"]
+            reason := unavailable_error(device)):
+        return [str(reason)]
+    needed, free = costs.of(cell).memory, free_memory(device)
+    if needed is not None and needed > free:
+        return [f"memory: about {needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free on {device}"]
     return []

@@ -1,6 +1,10 @@
-"""Runs the cells of a study that are missing, in an order that shares bases; then compares and writes.
+"""Runs the cells of a study that are missing, then compares the results and writes the record and the page.
 
-Every cell is looked up by content first, so a study that was interrupted goes on where it stopped.
+    result = run(study, ledger=ledger, out=Path("runs/orders"), choice=CellChoice(only=("careful",)))
+    result.results.comparisons, result.record, result.page, result.failed
+
+Every evaluation and fine-tune is first looked up in the ledger by its content, so an interrupted study continues where
+it stopped.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from aftertune.evaluation import evaluate
 from aftertune.forgetting_watch import ForgettingWatch
 from aftertune.ledger import Ledger
 from aftertune.methods import writes_adapter
-from aftertune.pipeline.alone import alone
-from aftertune.pipeline.cells import Cell, cells_of, changed, chosen
+from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of, select_cells
+from aftertune.pipeline.lock import folder_lock
 from aftertune.pipeline.planning import unevaluated
 from aftertune.report import Results, make_folder, write_document, write_page, write_record
 from aftertune.sources import BaseModelCache
@@ -29,14 +33,17 @@ from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
 from aftertune.values import Evaluation, Progress, Question, Tuning
 
-#: (cell, status): called when a cell begins ("running") and when it ends ("done", "failed", "skipped").
+#: (cell, status): called when a cell starts ("running") and when it ends ("done", "failed", "skipped").
 CellCallback = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class CellChoice:
-    """Which cells are run. only: names or patterns, all where empty; keep_going: a failed cell stops only what needs
-    it; file: the study's, for the commands of what is not run."""
+    """Which cells to run.
+
+    only: names or patterns, empty for all cells; keep_going: after a failure, skip only the cells that need the failed
+    one; file: of the study, for the commands of cells that are not run.
+    """
 
     only: tuple[str, ...] = ()
     keep_going: bool = False
@@ -45,7 +52,7 @@ class CellChoice:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a study came to, and where its record and page lie. failed: (cell, why) of those that could not be run."""
+    """The results of a study, and the paths of its record and page. failed: (cell, reason) for each cell not run."""
 
     results: Results
     record: Path
@@ -54,81 +61,82 @@ class Result:
 
 
 def run(study: Study, *, ledger: Ledger, out: Path, choice: CellChoice | None = None, progress: Progress | None = None,
-        turn: CellCallback | None = None) -> Result:
-    """Run what is missing of a study and write its record and page into ``out``.
+        on_cell: CellCallback | None = None) -> Result:
+    """Run the missing cells of a study, and write its record and page to ``out``.
 
-    Raises the error of the first cell that fails, once what is kept of the run is stored; with ``choice.keep_going``
-    only where nothing could be run. StorageError: another process runs this study into ``out``.
+    progress: called with (done, total, text) of the running cell; on_cell: called when a cell starts and ends.
+
+    Raises the error of the first cell that fails, after the finished cells are stored; with ``choice.keep_going`` only
+    if no cell could be run. Raises StorageError if another process is running a study into ``out``.
     """
     choice = choice or CellChoice()
-    cells = chosen(study, choice.only)
+    cells = select_cells(study, choice.only)
     study.check_files()
     make_folder(out)
-    with alone(out):
-        return _Run(study, ledger, out, progress or (lambda *_: None), turn or (lambda *_: None)).whole(cells, choice)
+    with folder_lock(out):
+        runner = _StudyRun(study, ledger, out, progress or (lambda *_: None), on_cell or (lambda *_: None))
+        return runner.run(cells, choice)
 
 
-class _Run:
-    """One study on its way through its cells."""
+class _StudyRun:
+    """One run of a study."""
 
-    def __init__(self, study: Study, ledger: Ledger, out: Path, progress: Progress, turn: CellCallback) -> None:
+    def __init__(self, study: Study, ledger: Ledger, out: Path, progress: Progress, on_cell: CellCallback) -> None:
         self.study, self.ledger, self.out = study, ledger, out
-        self.progress, self.turn = progress, turn
-        self.asked: dict[str, list[Question]] = {}
-        self.values: dict[str, Any] = {}
-        self.failed: dict[str, str] = {}
-        self.shared: tuple[str, BaseModelCache] | None = None
+        self.progress, self.on_cell = progress, on_cell
+        self.questions: dict[str, list[Question]] = {}  # by task
+        self.values: dict[str, Any] = {}  # evaluation or tuning by cell
+        self.failed: dict[str, str] = {}  # reason by cell
+        self.bases: tuple[str, BaseModelCache] | None = None  # the loaded base with its model source
 
-    def whole(self, cells: list[Cell], choice: CellChoice) -> Result:
-        self._save()
-        first: AftertuneError | None = None
-        for place, cell in enumerate(cells, 1):
+    def run(self, cells: list[Cell], choice: CellChoice) -> Result:
+        """Run the cells in order, then write the record and the page."""
+        self._save_study()
+        first_error: AftertuneError | None = None
+        for number, cell in enumerate(cells, 1):
             missing = [name for name in cell.needs if name in self.failed]
             if missing:
                 self._end(cell, "skipped", f"needs {missing[0]}, which failed")
                 continue
             try:
-                self._cell(cell, f"[{place}/{len(cells)}] {cell.name}")
+                self._run_cell(cell, f"[{number}/{len(cells)}] {cell.name}")
             except AftertuneError as error:
                 if not choice.keep_going:
                     raise
-                first = first or error
-        if first is not None and not self.values:
-            raise first
-        self._recall()
+                first_error = first_error or error
+        if first_error is not None and not self.values:
+            raise first_error
+        self._load_finished()
         return self._write(choice.file)
 
-    def _recall(self) -> None:
-        """What earlier runs made of the other cells."""
+    def _load_finished(self) -> None:
+        """Load the results of the other cells that earlier runs finished."""
         for cell in self.ledger.cells(self.study.study):
             if cell.status == "done" and cell.ref and cell.name not in self.values:
                 find = self.ledger.find_tuning if cell.name.startswith("tune ") else self.ledger.find_evaluation
                 with contextlib.suppress(InputError):  # deleted since
                     self.values[cell.name] = find(cell.ref)
 
-    def _save(self) -> None:
-        """The study as it is now; cells of which it says something else than before are planned again."""
+    def _save_study(self) -> None:
+        """Store the study; new cells and cells that have changed become planned."""
         study, name = self.study, self.study.study
-        now = cells_of(study)
-        before = next((s for s in self.ledger.studies() if s.name == name), None)
-        then: dict[str, str] | None = None
-        if before is not None:
-            with contextlib.suppress(ValueError):
-                then = {c.name: c.digest for c in cells_of(Study.model_validate_json(before.yaml))}
+        cells = cells_of(study)
+        stored = next((s for s in self.ledger.studies() if s.name == name), None)
+        before = None if stored is None else digests_of(stored.yaml)
         self.ledger.save_study(name, study.hash, study.model_dump_json())
-        known = {c.name for c in self.ledger.cells(name)}
-        for cell in {*changed(then, now)} | {c.name for c in now} - known:
+        stored_names = {c.name for c in self.ledger.cells(name)}
+        for cell in {*changed_cells(before, cells)} | {c.name for c in cells} - stored_names:
             self.ledger.save_cell(name, cell, "planned")
 
-    def _cell(self, cell: Cell, head: str) -> None:
-        """Run one cell and keep its state; its failure is kept too, and raised."""
-        def told(done: int, total: int, text: str) -> None:
-            self.progress(done, total, f"{head}: {text}")
+    def _run_cell(self, cell: Cell, title: str) -> None:
+        """Run one cell and store its state; a failure is stored and raised."""
+        def progress(done: int, total: int, text: str) -> None:
+            self.progress(done, total, f"{title}: {text}")
 
         self.ledger.save_cell(self.study.study, cell.name, "running")
-        self.turn(cell.name, "running")
+        self.on_cell(cell.name, "running")
         try:
-            value = self._work(cell, told)
+            value = self._evaluate_or_tune(cell, progress)
         except AftertuneError as error:
             self._end(cell, "failed", str(error))
             raise
@@ -137,16 +145,17 @@ class _Run:
             raise
         self.values[cell.name] = value
         self.ledger.save_cell(self.study.study, cell.name, "done", ref=value.id)
-        self.turn(cell.name, "done")
+        self.on_cell(cell.name, "done")
 
-    def _end(self, cell: Cell, status: str, why: str) -> None:
-        self.failed[cell.name] = why
-        self.ledger.save_cell(self.study.study, cell.name, "failed" if status == "failed" else "planned", error=why)
-        self.turn(cell.name, status)
+    def _end(self, cell: Cell, status: str, reason: str) -> None:
+        """Store that a cell failed or was skipped."""
+        self.failed[cell.name] = reason
+        self.ledger.save_cell(self.study.study, cell.name, "failed" if status == "failed" else "planned", error=reason)
+        self.on_cell(cell.name, status)
 
-    def _work(self, cell: Cell, progress: Progress) -> Evaluation | Tuning:
+    def _evaluate_or_tune(self, cell: Cell, progress: Progress) -> Evaluation | Tuning:
         if cell.kind == "tuning":
-            self.shared = None  # its memory is needed
+            self.bases = None  # a fine-tune needs the memory of the loaded base
             return self._tune(cell.subject, progress)
         if cell.kind == "base":
             return self._evaluate_base(cell.subject, progress)
@@ -167,25 +176,25 @@ class _Run:
             tasks=self._tasks(name), **self._settings()), progress)
 
     def _evaluate(self, spec: EvalSpec, progress: Progress) -> Evaluation:
-        """Adapters of one base, one after the other, load it once."""
-        if self.shared is None or self.shared[0] != spec.model:
-            self.shared = (spec.model, BaseModelCache())
-        return evaluate(spec, ledger=self.ledger, progress=progress, bases=self.shared[1])
+        """Evaluate a model; the base stays loaded for the next adapter of the same base."""
+        if self.bases is None or self.bases[0] != spec.model:
+            self.bases = (spec.model, BaseModelCache())
+        return evaluate(spec, ledger=self.ledger, progress=progress, bases=self.bases[1])
 
     def _tune(self, name: str, progress: Progress) -> Tuning:
         recipe, study = self.study.tunings[name], self.study
         spec = recipe.spec(study.bases[recipe.base], name=name, dtype=study.dtype, device=study.device,
                            out=self.out / "tunings" / name)
         progress(0, 0, "reading the tasks")
-        look = ForgettingWatch(spec, task_source=study.task_source) if spec.watch else None
-        return tune(spec, ledger=self.ledger, progress=progress, questions=self._questions(name), look=look)
+        watch = ForgettingWatch(spec, task_source=study.task_source) if spec.watch else None
+        return tune(spec, ledger=self.ledger, progress=progress, questions=self._questions(name), look=watch)
 
     def _questions(self, name: str) -> list[Question]:
-        """What the tasks of a tuning ask, read once each."""
+        """The questions of a tuning's tasks, to find them in its training data; each task is read once."""
         for task in self._tasks(name):
-            if task.name not in self.asked:
-                self.asked[task.name] = questions((task,), LoadOptions(source=self.study.task_source))
-        return [question for task in self._tasks(name) for question in self.asked[task.name]]
+            if task.name not in self.questions:
+                self.questions[task.name] = questions((task,), LoadOptions(source=self.study.task_source))
+        return [question for task in self._tasks(name) for question in self.questions[task.name]]
 
     def _tasks(self, name: str) -> tuple[TaskSpec, ...]:
         return tuple(t for t in self.study.tasks if t.asks(name))
@@ -196,15 +205,15 @@ class _Run:
                 "apply_chat_template": study.apply_chat_template, "task_source": study.task_source}
 
     def _write(self, file: str) -> Result:
-        """Compare what was evaluated, bases first in the order of the study, and write."""
+        """Compare the evaluations, bases first in the order of the study, and write the record and the page."""
         study = self.study
         bases = {name: self.values[f"evaluate {name}"] for name in study.bases if f"evaluate {name}" in self.values}
-        made = {name: self.values[f"tune {name}"] for name in study.tunings if f"tune {name}" in self.values}
+        tunings = tuple(self.values[f"tune {name}"] for name in study.tunings if f"tune {name}" in self.values)
         tuned = {name: self.values[f"evaluate {name}"] for name in study.tunings if f"evaluate {name}" in self.values}
         comparisons = tuple(compare(bases[study.tunings[name].base], after, margins=study.margins(),
                                     ledger=self.ledger)
                             for name, after in tuned.items() if study.tunings[name].base in bases)
-        evaluations, tunings = (*bases.values(), *tuned.values()), tuple(made.values())
+        evaluations = (*bases.values(), *tuned.values())
         answers = {e.id: self.ledger.answers(e.id) for e in evaluations}
         results = Results(
             evaluations=evaluations, tunings=tunings, comparisons=comparisons, answers=answers,
