@@ -157,7 +157,7 @@ def test_a_healthy_ledger_has_no_problems(path: Path) -> None:
 @pytest.mark.parametrize("content", [b"I am a text file\n" * 100, b"x", b"SQLite format 3", b"\x00" * 4096])
 def test_a_file_that_is_no_database_is_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(StorageError, match="not a SQLite database; the file was left as it is"):
+    with pytest.raises(StorageError, match="not a SQLite database; the file was not changed"):
         Ledger(path)
     assert path.read_bytes() == content
 
@@ -182,7 +182,7 @@ def test_a_newer_ledger_is_refused_untouched_with_both_revisions(path: Path) -> 
     with closing(sqlite3.connect(path)) as raw, raw:
         raw.execute("UPDATE alembic_version SET version_num = '0042'")
     before = fingerprint(path.parent)
-    with pytest.raises(StorageError, match=f"its schema is 0042, and this .* up to {HEAD}.*upgrade"):
+    with pytest.raises(StorageError, match=f"its schema is 0042, but this .* up to {HEAD}.*upgrade"):
         Ledger(path)
     assert fingerprint(path.parent) == before
 
@@ -226,7 +226,7 @@ def read_all(path: Path) -> None:
 
 def test_a_locked_ledger_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Ledger(path).close()
-    monkeypatch.setattr(database, "PATIENCE", 0.05)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.05)
     # The same library: two of them in one process do not see each other's locks.
     with Ledger(path) as ledger, closing(driver().connect(str(path), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -244,7 +244,7 @@ def test_every_failure_of_sqlite_is_one_line_with_a_next_step(path: Path) -> Non
 
     for name in ["NOTADB", "CORRUPT_INDEX", "FULL", "READONLY_DBMOVED", "CANTOPEN", "PERM", "BUSY_SNAPSHOT",
                  "LOCKED", "IOERR_WRITE", "TOOBIG"]:
-        message = str(faults.fault(path, Failure(f"SQLITE_{name}")))
+        message = str(faults.storage_error(path, Failure(f"SQLITE_{name}")))
         assert str(path) in message
         assert "\n" not in message
         assert "{" not in message
@@ -266,9 +266,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work() -> None:
         before = fingerprint(folder)
         said = [as_nobody(lambda name=name: Ledger(folder / name).close())
                 for name in ("new.db", "old.db", "sub/l.db")]
-        assert "cannot be read and written" in said[0]
-        assert "cannot be read and written" in said[1]
-        assert "folder cannot be made (Permission denied)" in said[2]
+        assert "no permission to read and write" in said[0]
+        assert "no permission to read and write" in said[1]
+        assert "folder cannot be created (Permission denied)" in said[2]
         assert fingerprint(folder) == before
     finally:
         folder.chmod(0o755)

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 import ledger_cases as cases
 from aftertune.errors import InputError, ResourceError, StorageError
 from aftertune.ledger import Ledger, StoredCell, database
-from aftertune.ledger.lease import SILENCE, Process, process_start
+from aftertune.ledger.lease import LEASE_TIMEOUT, Process, process_start
 from aftertune.ledger.schema import item, lease, metadata, model
 from aftertune.values import Answer, Comparison, Item, Response
 
@@ -107,8 +107,8 @@ def test_a_finish_that_does_not_fit_changes_nothing(ledger: Ledger) -> None:
     for faulty, at, finding in [
         (answers, positions, r"1 requests have no stored response \(the first: 11\)"),
         (answers[1:], positions[1:], "5 answers for 6 items"),
-        (answers[1:], positions, "5 answers came with 6 lists"),
-        ([other, *answers[1:]], positions, "belongs to no item"),
+        (answers[1:], positions, "5 answers, but 6 lists"),
+        ([other, *answers[1:]], positions, "does not belong to an item"),
         ([*answers[1:], answers[1]], positions, "6 answers for 6 items"),
     ]:
         with pytest.raises(StorageError, match=finding):
@@ -122,7 +122,7 @@ def test_finishing_again_is_nothing_with_the_same_scores_only(ledger: Ledger) ->
     answers, positions = cases.answered(cases.items(), cases.responses())
     again = ledger.finish_evaluation(cases.evaluation(scores=cases.scores()), answers, positions)
     assert again.status == "done"
-    with pytest.raises(StorageError, match="is done, with other scores"):
+    with pytest.raises(StorageError, match="is already done with other scores"):
         ledger.finish_evaluation(cases.evaluation(scores=cases.scores()[:1]), answers, positions)
 
 
@@ -170,7 +170,7 @@ def test_evaluations_are_found_by_id_name_and_beginning(ledger: Ledger) -> None:
     assert ledger.find_evaluation("abcd1111").id == "abcd1111"
     assert ledger.find_evaluation("base").id == "abcd2222"  # the newest of that name
     assert ledger.find_evaluation("ffff").name == "careful"
-    with pytest.raises(InputError, match="begins the ids of several"):
+    with pytest.raises(InputError, match="several ids in the ledger's table"):
         ledger.find_evaluation("abcd")
     with pytest.raises(InputError, match=r"no evaluation 'carful'.*did you mean 'careful'"):
         ledger.find_evaluation("carful")
@@ -180,7 +180,7 @@ def test_evaluations_are_found_by_id_name_and_beginning(ledger: Ledger) -> None:
 
 
 def test_an_empty_ledger_says_so(ledger: Ledger) -> None:
-    with pytest.raises(InputError, match="no tuning 'x' in the ledger, which holds none yet"):
+    with pytest.raises(InputError, match="no tuning 'x' in the ledger, which has none yet"):
         ledger.find_tuning("x")
     assert ledger.evaluations() == []
 
@@ -290,8 +290,8 @@ def hold(ledger: Ledger, holder: Process, silent: float = 0.0) -> None:
     ({"started": "1"}, 0.0, True),  # our pid, used again by us after the holder died
     ({"pid": 2**22 + 1, "started": "1"}, 0.0, True),  # no such process
     ({"boot": "another-boot/1"}, 0.0, True),  # the machine was started anew
-    ({"host": "elsewhere", "boot": "b/1"}, SILENCE - 5, False),
-    ({"host": "elsewhere", "boot": "b/1"}, SILENCE + 5, True),
+    ({"host": "elsewhere", "boot": "b/1"}, LEASE_TIMEOUT - 5, False),
+    ({"host": "elsewhere", "boot": "b/1"}, LEASE_TIMEOUT + 5, True),
     ({"host": "elsewhere", "boot": "b/1"}, -3600.0, False),  # the clock was moved back
 ])
 def test_who_counts_as_alive(ledger: Ledger, changes: dict[str, object], silent: float, free: bool) -> None:
@@ -336,7 +336,7 @@ def test_opening_the_ledger_again_keeps_the_locks_of_a_transaction(
     monkeypatch.setattr(database, "on_network", lambda _path: True)
     path = tmp_path / "ledger.db"
     Ledger(path).close()
-    write = ("import sys; from aftertune.ledger import database, Ledger; database.PATIENCE = 0.2; "
+    write = ("import sys; from aftertune.ledger import database, Ledger; database.LOCK_TIMEOUT = 0.2; "
              "database.on_network = lambda path: True; Ledger(sys.argv[1]).save_study('child', 'h', '')")
     with Ledger(path) as ledger:
         with ledger.database.write() as connection:

@@ -134,9 +134,9 @@ def test_a_base_or_tuning_may_be_named_like_a_key(file: Path, name: str) -> None
     (SMALL.replace("{model: gpt2}", "{model: gpt2, model: gpt3}"), "model", 3, 3),
     (SMALL.replace("  small: {model: gpt2}", "  small: {model: gpt2}\n  small: {model: gpt3}"), "small", 3, 4),
 ])
-def test_a_key_that_stands_twice_is_refused(file: Path, text: str, key: str, first: int, again: int) -> None:
-    assert refused(file, text) == (f"not valid YAML: line {again}: the key {key!r} stands twice, the first time on "
-                                   f"line {first}; keep one of the two")
+def test_a_key_that_occurs_twice_is_refused(file: Path, text: str, key: str, first: int, again: int) -> None:
+    assert refused(file, text) == (f"not valid YAML: line {again}: the key {key!r} occurs twice, first on "
+                                   f"line {first}; remove one of the two")
 
 
 @pytest.mark.parametrize("value", [
@@ -193,8 +193,8 @@ def test_the_refusal_of_margin_0_shows_what_was_found(file: Path) -> None:
 
 def test_limit_and_sample_exclude_each_other(file: Path) -> None:
     both = refused(file, SMALL.replace("{name: piqa}", "{name: piqa, limit: 3, sample: 3}"))
-    assert both == "`tasks.0`: `limit` (the first N) and `sample` (a random N) exclude each other"
-    with pytest.raises(ValueError, match="exclude each other"):
+    assert both == "`tasks.0`: `limit` (the first N) and `sample` (a random N) cannot be set together"
+    with pytest.raises(ValueError, match="cannot be set together"):
         TaskSpec(name="piqa", limit=3, sample=3)
     for one in ("limit", "sample"):
         assert getattr(read(file, SMALL.replace("piqa}", f"piqa, {one}: 3}}")).tasks[0], one) == 3

@@ -88,7 +88,7 @@ def test_a_template_names_them_and_must_tell_them_apart(tmp_path):
     ("  base: small\n  data: a.jsonl\n  sed: [0, 1]\n", "unknown axis 'sed' (did you mean 'seed'?)"),
     ("  base: small\n  data: a.jsonl\n  seed: [0, 0]\n", "each once"),
     ("  base: small\n  data: a.jsonl\n  seed: [0]\n  exclude: [{seed: 0}]\n", "leaves no combination"),
-    ("  base: small\n  data: a.jsonl\n  exclude: [{method: lora}]\n", "which is no axis"),
+    ("  base: small\n  data: a.jsonl\n  exclude: [{method: lora}]\n", "which is not an axis"),
     ("  base: tiny\n  data: a.jsonl\n", "not among the bases"),
     ("  base: small\n  data: a.jsonl\n  method: [lora, lola]\n", "lola"),
 ])
@@ -119,8 +119,8 @@ def test_changes_reach_every_place_and_its_hash(tmp_path):
 @pytest.mark.parametrize(("change", "said"), [
     ("margin", "write KEY=VALUE"), ("margn=3", "did you mean 'margin'"), ("margin=much", "found 'much'"),
     ("tasks.helaswag.limit=5", "did you mean 'hellaswag'"), ("tasks.hellaswag.limt=5", "did you mean 'limit'"),
-    ("tunings.own.lora.rank=4", "has no 'rank'"), ("tunings.none*.seed=1", "there are: own, s0, s1"),
-    ("margin.x=1", "is one value")])
+    ("tunings.own.lora.rank=4", "has no 'rank'"), ("tunings.none*.seed=1", "its entries: own, s0, s1"),
+    ("margin.x=1", "is a single value")])
 def test_changes_that_cannot_be_made_are_told(tmp_path, change, said):
     with pytest.raises(InputError) as error:
         load(tmp_path, MATRIX, change)

@@ -1,4 +1,4 @@
-"""The embedded study: ``study.yaml``, the data it trains and tests on, and the generator of that data.
+"""The embedded demo: a study file, its training and test data, and the program that generates the data.
 
     from aftertune.demo import folder
     Study.load(folder() / "study.yaml")
@@ -10,5 +10,5 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """Where the embedded study and its data lie."""
+    """The folder of the embedded study and its data."""
     return Path(__file__).parent

@@ -1,10 +1,10 @@
-"""The demo's data: free-text order messages, and the JSON object that each one asks for.
-
-One skill, honestly hard: many wordings, clauses in any order, typos, number words, corrections ("sorry, I meant
-three"), and noise that looks like an answer (prices, order numbers, other cities, things bought before).
-The held-out messages are worded with sentences that training never shows.
+"""Generates the demo's data: order messages in free text, each with the JSON object to extract from it.
 
     python -m aftertune.demo.orders [FOLDER]    writes orders_train, orders_test and orders_shots (.jsonl)
+
+The task is one skill, made hard on purpose: many wordings, clauses in any order, typos, number words, corrections
+("sorry, I meant three"), and noise that looks like an answer (prices, order numbers, other cities, earlier purchases).
+The held-out messages use sentences that do not occur in training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aftertune.demo import wordings as w
 T = TypeVar("T")
 
 INSTRUCTION = "Write the order as JSON with item (singular), quantity, color or null, city, day or null."
-#: Share of the held-out orders whose words are new too, not their sentences alone.
+#: Share of the held-out orders with new words as well as new sentences.
 NEW_SHARE = 0.25
 #: File name -> (examples, seed, wordings).
 FILES = {
@@ -33,7 +33,7 @@ FILES = {
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The answer: what the customer wants, once everything that was taken back is taken back."""
+    """The answer: what the customer wants after all corrections."""
 
     item: str
     quantity: int
@@ -55,13 +55,13 @@ class Words:
 
 def _things(simple: tuple[tuple[str, str], ...], before: tuple[str, ...], nouns: tuple[tuple[str, str], ...]
             ) -> tuple[tuple[str, str], ...]:
-    """(singular, plural): the simple things, and every noun with every word before it."""
-    return (*simple, *((f"{word} {one}", f"{word} {many}") for word in before for one, many in nouns))
+    """(singular, plural) of the simple things, and of every noun with every word of ``before`` in front of it."""
+    return (*simple, *((f"{word} {singular}", f"{word} {plural}") for word in before for singular, plural in nouns))
 
 
 _QUANTITIES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 20)
 _SEEN = Words(_things(w.THINGS, w.BEFORE, w.NOUNS), w.COLORS, w.CITIES, w.NAMES, _QUANTITIES)
-#: Part of the held-out orders is about things, colors, cities and names that training never shows.
+#: Things, colors, cities and names that do not occur in training, for a part of the held-out orders.
 _NEW = Words(_things((), w.NEW_BEFORE, w.NEW_NOUNS), w.NEW_COLORS, w.NEW_CITIES, w.NEW_NAMES,
              (2, 3, 4, 5, 7, 8, 9, 12, 14, 16, 18, 30))
 
@@ -90,7 +90,7 @@ def examples(count: int, seed: int, wordings: w.Wordings) -> list[dict[str, str]
 
 
 class Writer:
-    """Writes one message: draws an order, then says it in sentences of one set of wordings."""
+    """Writes messages: draws an order, then states it in sentences from one set of wordings."""
 
     def __init__(self, random: Random, wordings: w.Wordings, words: Words) -> None:
         self.random = random
@@ -98,56 +98,56 @@ class Writer:
         self.words = words
 
     def message(self) -> tuple[Order, str]:
-        """The order that is meant, and the message that says it."""
-        meant, other = self._two_orders()
-        fixed = self._pick(("quantity", "color", "city")) if self._chance(0.2) else None
-        if fixed == "color" and meant.color is None:
-            fixed = None
-        said = replace(meant, **{fixed: getattr(other, fixed)}) if fixed else meant
-        sentences = [s for block in self._blocks(meant, said, other, fixed) for s in block]
+        """A random order and its message. Sometimes the message states one value wrong and corrects it."""
+        order, other = self._two_orders()
+        corrected = self._pick(("quantity", "color", "city")) if self._chance(0.2) else None
+        if corrected == "color" and order.color is None:
+            corrected = None
+        stated = replace(order, **{corrected: getattr(other, corrected)}) if corrected else order
+        sentences = [s for block in self._blocks(order, stated, other, corrected) for s in block]
         if self._chance(0.5):
-            sentences.insert(0, self._say("greeting", meant, other))
+            sentences.insert(0, self._sentence("greeting", order, other))
         if self._chance(0.4):
-            sentences.append(self._say("closing", meant, other))
+            sentences.append(self._sentence("closing", order, other))
         text = " ".join(sentences)
-        return meant, text.lower() if self._chance(0.1) else text
+        return order, text.lower() if self._chance(0.1) else text
 
     def _two_orders(self) -> tuple[Order, Order]:
-        """The order that is meant and one that differs from it in every value, to take noise from."""
+        """An order, and another one that differs in every value, for corrections and noise."""
         r, words = self.random, self.words
         items, colors = r.sample(words.items, 2), r.sample(words.colors, 2)
         cities, days = r.sample(words.cities, 2), r.sample(w.DAYS, 2)
         quantities = r.sample(words.quantities, 2)
-        meant = Order(items[0][0], quantities[0], colors[0] if self._chance(0.7) else None, cities[0],
+        order = Order(items[0][0], quantities[0], colors[0] if self._chance(0.7) else None, cities[0],
                       days[0] if self._chance(0.6) else None)
-        return meant, Order(items[1][0], quantities[1], colors[1], cities[1], days[1])
+        return order, Order(items[1][0], quantities[1], colors[1], cities[1], days[1])
 
-    def _blocks(self, meant: Order, said: Order, other: Order, fixed: str | None) -> list[list[str]]:
-        """Sentences that stay together (a statement and its correction), in random order."""
+    def _blocks(self, order: Order, stated: Order, other: Order, corrected: str | None) -> list[list[str]]:
+        """Groups of sentences in random order; a statement and its correction are one group."""
         core_kind = "core_city" if self._chance(0.4) else "core"
         template = self._pick(getattr(self.wordings, core_kind))
-        color_inside = "{np}" in template and (fixed == "color" or self._chance(0.7))
-        core = [self._fill(template, said if color_inside else replace(said, color=None), other)]
-        if meant.color and not color_inside:
-            core.append(self._say("color", said, other))
-        if fixed and (fixed != "city" or core_kind == "core_city"):
-            core.append(self._say(f"fix_{fixed}", meant, other))
+        color_inside = "{np}" in template and (corrected == "color" or self._chance(0.7))
+        core = [self._fill(template, stated if color_inside else replace(stated, color=None), other)]
+        if order.color and not color_inside:
+            core.append(self._sentence("color", stated, other))
+        if corrected and (corrected != "city" or core_kind == "core_city"):
+            core.append(self._sentence(f"fix_{corrected}", order, other))
         blocks = [core]
         if core_kind == "core":
-            city = [self._say("city", said, other)]
-            blocks.append([*city, self._say("fix_city", meant, other)] if fixed == "city" else city)
-        if meant.day:
-            blocks.append([self._say("day", meant, other)])
+            city = [self._sentence("city", stated, other)]
+            blocks.append([*city, self._sentence("fix_city", order, other)] if corrected == "city" else city)
+        if order.day:
+            blocks.append([self._sentence("day", order, other)])
         noise = self.random.sample(self.wordings.noise, self._pick((0, 1, 1)))
-        blocks.extend([self._fill(sentence, meant, other)] for sentence in noise)
+        blocks.extend([self._fill(sentence, order, other)] for sentence in noise)
         self.random.shuffle(blocks)
         return blocks
 
-    def _say(self, kind: str, order: Order, other: Order) -> str:
+    def _sentence(self, kind: str, order: Order, other: Order) -> str:
         return self._fill(self._pick(getattr(self.wordings, kind)), order, other)
 
     def _fill(self, template: str, order: Order, other: Order) -> str:
-        """One sentence with its slots filled; sometimes with two letters swapped outside the slots."""
+        """A sentence with its slots filled, sometimes with a typo outside the slots."""
         r = self.random
         if self._chance(0.03):
             template = self._typo(template)
@@ -180,14 +180,15 @@ class Writer:
         return dict(self.words.items)[item]
 
     def _typo(self, template: str) -> str:
-        """The template with two neighbouring letters swapped in one longer word that is no slot."""
-        parts = template.split(" ")
-        long = [i for i, part in enumerate(parts) if len(part) > 4 and part.isalpha()]
+        """The template with two neighbouring letters swapped in one longer word that is not a slot."""
+        words = template.split(" ")
+        long = [i for i, word in enumerate(words) if len(word) > 4 and word.isalpha()]
         if long:
-            i, word = (chosen := self._pick(tuple(long))), parts[chosen]
+            index = self._pick(tuple(long))
+            word = words[index]
             at = self.random.randint(1, len(word) - 3)
-            parts[i] = word[:at] + word[at + 1] + word[at] + word[at + 2:]
-        return " ".join(parts)
+            words[index] = word[:at] + word[at + 1] + word[at] + word[at + 2:]
+        return " ".join(words)
 
     def _chance(self, share: float) -> bool:
         return self.random.random() < share

@@ -1,11 +1,11 @@
-"""The words of the demo's order messages: sentences for training, and other sentences for the held-out part.
-
-A ``Wordings`` holds, per kind of clause, sentences with slots in braces. The two sets share no sentence, and the
-held-out lists of things, cities, colors and names hold some that training never shows. The held-out sentences were
-written before any model had seen them, and are not changed after a look at its errors.
+"""Lists the words and sentences of the demo's order messages, with separate sentences for the held-out part.
 
     TRAINING.core_city[0]     "Please send {np} to {city}."
-    HELD_OUT.core_city[0]     "Please ship {np} to our place in {city}."
+    HELD_OUT.core_city[0]     "Have {np} sent to {city}, please."
+
+A `Wordings` has sentences with slots in braces for each kind of clause. The two sets share no sentence, and the
+held-out lists of things, cities, colors and names have some that do not occur in training. The held-out sentences were
+written before any model saw them, and they were not changed after its errors were known.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ NUMBER_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Wordings:
-    """Sentences per kind of clause.
+    """Sentences for each kind of clause.
 
-    Slots: np "three red mugs"; items, q, color, city, day; other_* is a value that is not wanted; name, id, price,
-    date, phone, house are noise.
+    Slots: np "three red mugs"; items, q, color, city, day; other_*: a value that the customer does not want; name, id,
+    price, date, phone, house: noise.
     """
 
     greeting: tuple[str, ...]

@@ -5,8 +5,8 @@
         ledger.save_batch(evaluation.id, 0, {0: Response(logprob=-3.2, greedy=False)})
         evaluation = ledger.finish_evaluation(evaluation, answers, positions)
 
-Only this package uses a database. Every write is one transaction: when the call returns it is on disk, and when it
-raises nothing was changed. A failed write is a StorageError in one line.
+Only this package uses a database. Every write is one transaction: when the call returns, it is on disk; when it raises,
+nothing was changed. A failed write raises a StorageError with a one-line message.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ import os
 from types import TracebackType
 from typing import Self
 
-from aftertune.ledger.check import LedgerProblem, findings
+from aftertune.ledger.check import LedgerFinding, findings
 from aftertune.ledger.database import Database, locate
 from aftertune.ledger.evaluations import Evaluations
 from aftertune.ledger.lease import Leases
 from aftertune.ledger.records import Comparisons, ReportedScores, StoredCell, StoredStudy, Studies, Tunings
 
-__all__ = ["Ledger", "LedgerProblem", "StoredCell", "StoredStudy", "locate"]
+__all__ = ["Ledger", "LedgerFinding", "StoredCell", "StoredStudy", "locate"]
 
 
 class Ledger(Evaluations, Leases, Tunings, Comparisons, ReportedScores, Studies):
-    """An open ledger; a missing one is created, an older one is migrated.
+    """An open ledger; a missing one is created, an older one is migrated. Threads and forked processes may share it.
 
-    where: a path or a ``sqlite:///PATH`` URL; None takes AFTERTUNE_LEDGER, else ``.aftertune/ledger.db``.
-    create: False makes a missing file an InputError. Threads and forked processes may share it.
+    where: a path or a ``sqlite:///PATH`` URL; None: AFTERTUNE_LEDGER, else ``.aftertune/ledger.db``. create: with False
+    a missing file is an InputError.
 
-    Raises StorageError where the file is not a ledger, is newer than this program, is locked or cannot be
-    written, and InputError for an address that names no SQLite file.
+    Raises StorageError if the file is not a ledger, is newer than this program, is locked or cannot be written, and
+    InputError for an address that does not name a SQLite file.
     """
 
     def __init__(self, where: str | os.PathLike[str] | None = None, *, create: bool = True) -> None:
         super().__init__(Database(where, create=create))
 
-    def check(self) -> list[LedgerProblem]:
-        """What the ledger is and what is wrong with it (`aftertune doctor`); reads the whole file."""
+    def check(self) -> list[LedgerFinding]:
+        """Facts and problems of the ledger, for `aftertune doctor`; reads the whole file."""
         return findings(self.database)
 
     def close(self) -> None:
-        """Close the file; with the last connection the write-ahead log is folded into it."""
+        """Close the file; the last connection merges the write-ahead log into it."""
         self.database.close()
 
     def __enter__(self) -> Self:

@@ -30,11 +30,12 @@ from sqlalchemy.exc import ArgumentError
 
 from aftertune.errors import InputError, StorageError
 from aftertune.ledger import migration
-from aftertune.ledger.faults import PATIENCE, explained, fault
+from aftertune.ledger.faults import LOCK_TIMEOUT, storage_error, storage_errors
 
 DEFAULT = Path(".aftertune/ledger.db")
 VARIABLE = "AFTERTUNE_LEDGER"
-SOUND = (3, 51, 3)
+#: The first version of SQLite without the WAL-reset bug, except for older patch releases.
+FIXED_SQLITE = (3, 51, 3)
 
 _NETWORK = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "glusterfs", "pvfs",
             "orangefs", "panfs", "virtiofs", "fuse.", "macfuse", "osxfuse", "afpfs", "webdav", "davfs")
@@ -56,7 +57,7 @@ class Database:
         state = migration.inspect_file(self.path, self.module)
         self.engine = self._engine()
         try:
-            with explained(self.path):
+            with storage_errors(self.path):
                 self.journal = self._choose_journal()
                 migration.migrate(migration.Target(self.path, self.module, self.migrate), state)
         except BaseException:
@@ -64,21 +65,21 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Close all connections; the last one folds the write-ahead log into the file."""
+        """Close all connections; the last one merges the write-ahead log into the file."""
         self.engine.dispose()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the ledger."""
         self._own_connections()
-        with explained(self.path), self.engine.connect() as connection, connection.begin():
+        with storage_errors(self.path), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is committed at the end of the block, or rolled back if the block raises."""
         self._own_connections()
-        with self._lock, explained(self.path), self.engine.connect() as connection:
+        with self._lock, storage_errors(self.path), self.engine.connect() as connection:
             connection.execution_options(aftertune_write=True)
             with connection.begin():
                 yield connection
@@ -87,7 +88,7 @@ class Database:
     def migrate(self) -> Iterator[Connection]:
         """A write transaction without checks of references: a migration that rebuilds a table drops the old one, and
         this must not delete the rows that refer to it."""
-        with self._lock, explained(self.path), self.engine.connect() as connection:
+        with self._lock, storage_errors(self.path), self.engine.connect() as connection:
             raw: Any = connection.connection.dbapi_connection
             raw.execute("PRAGMA foreign_keys=OFF")
             try:
@@ -111,7 +112,7 @@ class Database:
 
     def _prepare_folder(self, create: bool) -> None:
         if self.path.is_dir():
-            raise InputError(f"{self.path}: a folder, but the ledger is a file; name a file in it, "
+            raise InputError(f"{self.path}: is a folder, but the ledger is a file; give a file in it, "
                              f"for example {self.path / 'ledger.db'}")
         if not self.path.exists() and not create:
             raise InputError(f"{self.path}: no ledger here yet; run `aftertune eval` or `aftertune tune` "
@@ -119,18 +120,18 @@ class Database:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"{self.path.parent}: the ledger's folder cannot be made ({error.strerror}); "
+            raise StorageError(f"{self.path.parent}: the ledger's folder cannot be created ({error.strerror}); "
                                f"set {VARIABLE} to a path in a writable folder") from None
         blocked = next((p for p in (self.path.parent, self.path)
                         if p.exists() and not os.access(p, os.R_OK | os.W_OK)), None)
         if blocked is not None:
-            raise StorageError(f"{blocked}: cannot be read and written, and the ledger {self.path.name} must "
-                               f"be; change its permissions, or set {VARIABLE} to a path in a writable "
+            raise StorageError(f"{blocked}: no permission to read and write, which the ledger {self.path.name} "
+                               f"needs; change its permissions, or set {VARIABLE} to a path in a writable "
                                "folder")
 
     def _engine(self) -> Engine:
         engine = create_engine(URL.create("sqlite", database=str(self.path)), module=self.module,
-                               connect_args={"timeout": PATIENCE, "isolation_level": None})
+                               connect_args={"timeout": LOCK_TIMEOUT, "isolation_level": None})
 
         @event.listens_for(engine, "connect")
         def _settings(connection: Any, _record: Any) -> None:
@@ -147,13 +148,13 @@ class Database:
     def _choose_journal(self) -> str:
         """Set WAL where it is safe, else the rollback journal; returns the mode that the file is in.
 
-        A change needs the file for a moment alone: while others hold it the mode stays as it is.
+        A change needs exclusive access for a moment; the mode is not changed while other connections are open.
         """
         wanted = "wal" if not has_wal_reset_bug(self.library) and not on_network(self.path) else "delete"
         try:
-            raw = self.module.connect(str(self.path), timeout=PATIENCE, isolation_level=None)
+            raw = self.module.connect(str(self.path), timeout=LOCK_TIMEOUT, isolation_level=None)
         except self.module.Error as error:
-            raise fault(self.path, error) from None
+            raise storage_error(self.path, error) from None
         try:
             mode = str(raw.execute("PRAGMA journal_mode").fetchone()[0])
             raw.execute("PRAGMA busy_timeout=250")
@@ -168,7 +169,7 @@ class Database:
                     time.sleep(wait)
             return mode
         except self.module.Error as error:
-            raise fault(self.path, error) from None
+            raise storage_error(self.path, error) from None
         finally:
             raw.close()
 
@@ -192,27 +193,27 @@ def locate(where: str | os.PathLike[str] | None = None) -> Path:
 
 @cache
 def driver() -> ModuleType:
-    """The DBAPI module: pysqlite3 where it is installed and without the WAL-reset bug, else sqlite3."""
+    """The DBAPI module: pysqlite3 if it is installed and has no WAL-reset bug, else sqlite3."""
     try:
         module = import_module("pysqlite3.dbapi2")
     except ImportError:
         return sqlite3
-    return module if tuple(module.sqlite_version_info) >= SOUND else sqlite3
+    return module if tuple(module.sqlite_version_info) >= FIXED_SQLITE else sqlite3
 
 
 def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
     """True for the SQLite libraries that can corrupt a database in WAL mode."""
-    fixed = version >= SOUND or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+    fixed = version >= FIXED_SQLITE or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
     return version >= (3, 7) and not fixed
 
 
 def on_network(path: Path) -> bool:
-    """True where the folder of ``path`` lies on a file system without shared memory between processes."""
+    """True if ``path`` is on a network file system, which has no memory that processes can share."""
     return file_system(path).startswith(_NETWORK)
 
 
 def file_system(path: Path) -> str:
-    """Name of the file system that holds ``path`` ("ext4", "nfs4", "apfs"), or "" where it is unknown."""
+    """Name of the file system that holds ``path`` ("ext4", "nfs4", "apfs"), or "" if it is unknown."""
     import psutil
 
     folder = path.parent.resolve()

@@ -45,7 +45,7 @@ from aftertune.values import Answer, Asked, Evaluation, Item, Response
 _ELSEWHERE = ("id", "name", "status", "tuning", "model", "tasks", "scores", "schedule")
 _SCORE = ("task", "metric", "filter", "value", "stderr", "n", "higher_is_better", "primary", "group")
 _RESPONSE = ("logprob", "greedy", "text", "tokens", "finish", "truncated")
-#: The key of a stored document that holds what was asked.
+#: The key of a stored document for the question text.
 _ASKED = "aftertune:asked"
 
 
@@ -60,14 +60,14 @@ class Evaluations(Store):
         with self.database.write() as connection:
             row = connection.execute(select(evaluation).where(evaluation.c.id == value.id)).first()
             if row is None:
-                made = connection.execute(evaluation.insert().values(
+                primary_key = connection.execute(evaluation.insert().values(
                     id=value.id, **_columns(connection, value))).inserted_primary_key
-                assert made is not None
-                _write_parts(connection, made[0], value)
-                _ask(connection, made[0], items)
+                assert primary_key is not None
+                _write_parts(connection, primary_key[0], value)
+                _insert_items(connection, primary_key[0], items)
             elif not _same_items(connection, row.seq, items):
-                raise StorageError(f"evaluation {value.id} is stored with other items; its id must cover "
-                                   "them: start again with --fork")
+                raise StorageError(f"evaluation {value.id} is stored with other items; start a new run with "
+                                   "--fork")
             return _load_one(connection, value.id)
 
     def finish_evaluation(self, value: Evaluation, answers: Sequence[Answer],
@@ -83,15 +83,16 @@ class Evaluations(Store):
             if row.status == "done":
                 stored = _load_one(connection, row.id)
                 if stored.scores != value.scores:
-                    raise StorageError(f"evaluation {row.id} is done, with other scores; nothing was "
-                                       "changed: start again with --fork")
+                    raise StorageError(f"evaluation {row.id} is already done with other scores; nothing was "
+                                       "changed: start a new run with --fork")
                 return stored
             check_lease(connection, row.seq, row.id)
             done = replace(value, status="done")
             connection.execute(evaluation.update().where(evaluation.c.seq == row.seq)
                                .values(**_columns(connection, done)))
             _write_parts(connection, row.seq, done)
-            _fill(connection, row.seq, answers, positions, {t.task: t.used for t in value.tasks if t.used is not None})
+            used = {t.task: t.used for t in value.tasks if t.used is not None}
+            _store_answers(connection, row.seq, answers, positions, used)
             connection.execute(lease.delete().where(lease.c.evaluation == row.seq))
             return _load_one(connection, row.id)
 
@@ -148,11 +149,11 @@ class Evaluations(Store):
                        *_of_task(connection, seq, task))
                 .order_by(answer.c.position)).mappings().all()
             used = list(chain.from_iterable(r["responses"] for r in rows))
-            known = _load_responses(connection, seq, min(used), max(used)) if used else {}
-            return [_answer(row, known) for row in rows]
+            responses = _load_responses(connection, seq, min(used), max(used)) if used else {}
+            return [_answer(row, responses) for row in rows]
 
     def save_schedule(self, evaluation_id: str, value: Mapping[str, Any]) -> None:
-        """Store how the requests are cut into batches; a later one (a batch was halved) replaces it."""
+        """Store how the requests are cut into batches; a later one (a batch was split) replaces it."""
         with self.database.write() as connection:
             row = find(connection, evaluation, evaluation_id)
             beat(connection, row.seq, row.id)
@@ -174,17 +175,17 @@ class Evaluations(Store):
         """
         rows = [_response_row(batch, position, value) for position, value in sorted(responses.items())]
         with self.database.write() as connection:
-            found = find(connection, evaluation, evaluation_id)
-            beat(connection, found.seq, found.id)
-            stored = {r.position: r for r in _stored_batch(connection, found.seq, batch, responses)}
+            row = find(connection, evaluation, evaluation_id)
+            beat(connection, row.seq, row.id)
+            stored = {r.position: r for r in _stored_batch(connection, row.seq, batch, responses)}
             if not stored:
                 if rows:
-                    connection.execute(response.insert(), [{"evaluation": found.seq, **r} for r in rows])
+                    connection.execute(response.insert(), [{"evaluation": row.seq, **r} for r in rows])
                 return
             if [_row_content(r) for _, r in sorted(stored.items())] != [tuple(r.values()) for r in rows]:
-                raise StorageError(f"batch {batch} of evaluation {found.id} is stored with other content "
-                                   f"({_first_difference(stored, rows)}); the run is not the one that was "
-                                   "started: start again with --fork")
+                raise StorageError(f"batch {batch} of evaluation {row.id} is stored with other content "
+                                   f"({_first_difference(stored, rows)}); this is not the run that was started: "
+                                   "start a new one with --fork")
 
     def done_positions(self, evaluation_id: str) -> set[int]:
         """Positions whose response is stored."""
@@ -253,15 +254,15 @@ def _by_evaluation(connection: Connection, table: Any, seqs: list[int]) -> dict[
     return {seq: list(group) for seq, group in groupby(rows, key=lambda r: r.evaluation)}
 
 
-def _ask(connection: Connection, seq: int, items: Sequence[Item]) -> None:
+def _insert_items(connection: Connection, seq: int, items: Sequence[Item]) -> None:
     """Insert the empty answers of a new evaluation, and the documents that are not stored yet."""
-    known = _store_documents(connection, items)
+    documents = _store_documents(connection, items)
     rows = [{"evaluation": seq, "position": position, "task": i.task, "index": i.index,
-             "item": known[i.hash, _document_hash(i)], "cluster": i.cluster} for position, i in enumerate(items)]
-    twice = len(rows) - len({(i.task, i.index) for i in items})
-    if twice:
-        raise StorageError(f"{twice} items have the task and index of another; an index names one document "
-                           "of a task")
+             "item": documents[i.hash, _document_hash(i)], "cluster": i.cluster} for position, i in enumerate(items)]
+    repeated = len(rows) - len({(i.task, i.index) for i in items})
+    if repeated:
+        raise StorageError(f"{repeated} items have the same task and index as another item; an index must name one "
+                           "document of a task")
     if rows:
         connection.execute(answer.insert(), rows)
 
@@ -274,27 +275,27 @@ def _same_items(connection: Connection, seq: int, items: Sequence[Item]) -> bool
     return [tuple(r) for r in rows] == [(i.task, i.index, i.hash) for i in items]
 
 
-def _fill(connection: Connection, seq: int, answers: Sequence[Answer], positions: Sequence[Sequence[int]],
-         used: Mapping[str, int]) -> None:
+def _store_answers(connection: Connection, seq: int, answers: Sequence[Answer], positions: Sequence[Sequence[int]],
+                   used: Mapping[str, int]) -> None:
     """Store the answers; positions[k] are the requests of answers[k].
 
     used: tasks that were stopped early, with the number of their items that were asked; the others stay unanswered.
     StorageError where an answer has no item, an item no answer, or a request no stored response.
     """
     if len(answers) != len(positions):
-        raise StorageError(f"{len(answers)} answers came with {len(positions)} lists of positions; each "
-                           "answer has one")
+        raise StorageError(f"{len(answers)} answers, but {len(positions)} lists of positions; each answer needs "
+                           "one list")
     asked = {(task, index): (position, hash_) for task, index, position, hash_ in connection.execute(
         select(answer.c.task, answer.c.index, answer.c.position, item.c.hash)
         .join(item, item.c.seq == answer.c.item).where(answer.c.evaluation == seq))}
     stray = next((a for a in answers if asked.get((a.task, a.index), (0, ""))[1] != a.item), None)
     if stray is not None:
-        raise StorageError(f"the answer to {stray.task} {stray.index} (item {stray.item[:12]}) belongs to no item "
-                           "of the evaluation; nothing was stored")
+        raise StorageError(f"the answer to {stray.task} {stray.index} (item {stray.item[:12]}) does not belong to an "
+                           "item of the evaluation; nothing was stored")
     expected = sum(task not in used for task, _ in asked) + sum(used.values())
     if len({(a.task, a.index) for a in answers}) != expected or len(answers) != expected:
-        raise StorageError(f"{len(answers)} answers for {expected} items; every item has one answer, and "
-                           "nothing was stored")
+        raise StorageError(f"{len(answers)} answers for {expected} items; every item needs one answer; nothing "
+                           "was stored")
     missing = set(chain.from_iterable(positions)) - _positions_of(connection, seq)
     if missing:
         raise StorageError(f"{len(missing)} requests have no stored response (the first: {min(missing)}); "
@@ -314,21 +315,21 @@ def _of_task(connection: Connection, seq: int, task: str | None) -> list[Any]:
     if task is None:
         return []
     query = select(answer.c.task).where(answer.c.evaluation == seq).distinct()
-    known = sorted(connection.execute(query).scalars())
-    if task not in known:
-        raise InputError(f"the evaluation has no task {task!r}{nearest(task, known)}; its tasks: "
-                         f"{', '.join(known) or 'none'}")
+    names = sorted(connection.execute(query).scalars())
+    if task not in names:
+        raise InputError(f"the evaluation has no task {task!r}{nearest(task, names)}; its tasks: "
+                         f"{', '.join(names) or 'none'}")
     return [answer.c.task == task]
 
 
-def _answer(row: RowMapping, known: Mapping[int, Response]) -> Answer:
+def _answer(row: RowMapping, responses: Mapping[int, Response]) -> Answer:
     return Answer(task=row["task"], index=row["index"], item=row["hash"], metrics=row["metrics"],
                   extracted=row["extracted"], cluster=row["cluster"],
-                  responses=tuple(known[p] for p in row["responses"]))
+                  responses=tuple(responses[p] for p in row["responses"]))
 
 
 def _document(value: Item) -> dict[str, Any]:
-    """A document as it is stored: with what was asked, under a key of our own."""
+    """A document as it is stored, with the question text under a key of our own."""
     doc: dict[str, Any] = encode(value.doc)
     return doc if value.asked is None else {**doc, _ASKED: encode(value.asked)}
 
@@ -350,22 +351,22 @@ def _document_hash(value: Item) -> str:
 def _store_documents(connection: Connection, items: Sequence[Item]) -> dict[tuple[str, str], int]:
     """(hash, content) -> seq of every item's document; the missing ones are inserted."""
     documents = {(i.hash, _document_hash(i)): i for i in items}
-    known = _known_documents(connection, list(documents))
+    stored = _stored_documents(connection, list(documents))
     rows = [{"hash": hash_, "content": content, "doc": _document(i)}
-            for (hash_, content), i in documents.items() if (hash_, content) not in known]
+            for (hash_, content), i in documents.items() if (hash_, content) not in stored]
     if not rows:
-        return known
+        return stored
     connection.execute(item.insert(), rows)
-    return _known_documents(connection, list(documents))
+    return _stored_documents(connection, list(documents))
 
 
-def _known_documents(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    found: dict[tuple[str, str], int] = {}
+def _stored_documents(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    seqs: dict[tuple[str, str], int] = {}
     for start in range(0, len(keys), CHUNK):
         query = select(item.c.hash, item.c.content, item.c.seq).where(
             tuple_(item.c.hash, item.c.content).in_(keys[start:start + CHUNK]))
-        found.update({(r.hash, r.content): r.seq for r in connection.execute(query)})
-    return found
+        seqs.update({(r.hash, r.content): r.seq for r in connection.execute(query)})
+    return seqs
 
 
 def _store_schedule(connection: Connection, seq: int, value: Mapping[str, Any]) -> None:
@@ -407,13 +408,13 @@ def _response_row(batch: int, position: int, value: Response) -> dict[str, Any]:
 
 def _stored_batch(connection: Connection, seq: int, batch: int, positions: Iterable[int]) -> list[Row[Any]]:
     """What is stored of this batch, and at these positions by any batch."""
-    wanted, found = sorted(positions), {}
-    for start in range(0, max(1, len(wanted)), CHUNK):
-        part = wanted[start:start + CHUNK]
+    ordered, rows = sorted(positions), {}
+    for start in range(0, max(1, len(ordered)), CHUNK):
+        part = ordered[start:start + CHUNK]
         query = select(response).where(response.c.evaluation == seq,
                                        or_(response.c.batch == batch, response.c.position.in_(part)))
-        found.update({r.position: r for r in connection.execute(query)})
-    return list(found.values())
+        rows.update({r.position: r for r in connection.execute(query)})
+    return list(rows.values())
 
 
 def _row_content(row: Row[Any]) -> tuple[Any, ...]:
@@ -425,7 +426,7 @@ def _first_difference(stored: Mapping[int, Row[Any]], rows: list[dict[str, Any]]
     new = {r["position"]: tuple(r.values()) for r in rows}
     for position in sorted({*stored, *new}):
         if position not in new:
-            return f"position {position} is stored and not in the new one"
+            return f"position {position} is stored but not in the new batch"
         if position not in stored:
             return f"position {position} is new"
         if stored[position].batch != new[position][0]:

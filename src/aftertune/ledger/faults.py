@@ -1,6 +1,6 @@
-"""Turns an error of the database into one line that says what failed and what to do.
+"""Turns database errors into a StorageError whose one-line message says what failed and what to do.
 
-    with explained(path): …      sqlite3 "disk I/O error"  ->  StorageError("/data/ledger.db: …")
+    with storage_errors(path): …      sqlite3 "disk I/O error"  ->  StorageError("/data/ledger.db: …")
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from aftertune.errors import StorageError
 
-#: SQLite's result code, without its extension, -> what is wrong and what to do.
+#: SQLite's primary result code -> what is wrong and what to do.
 ADVICE = {
-    "NOTADB": "not a SQLite database; the file was left as it is: set AFTERTUNE_LEDGER to another path, or "
+    "NOTADB": "not a SQLite database; the file was not changed: set AFTERTUNE_LEDGER to another path, or "
               "move the file away",
     "CORRUPT": "the database file is malformed; nothing was written: restore a backup, or move the file away "
                "and save what `sqlite3 FILE .recover` finds",
@@ -28,39 +28,40 @@ ADVICE = {
                 "set AFTERTUNE_LEDGER to a path in a writable folder",
     "PERM": "the ledger cannot be opened (no permission); make it writable, or set AFTERTUNE_LEDGER to a "
             "path in a writable folder",
-    "BUSY": "another process has kept the ledger locked for more than {patience} seconds; run the command "
-            "again when it has ended",
+    "BUSY": "another process has kept the ledger locked for more than {seconds} seconds; run the command "
+            "again when that process has ended",
     "LOCKED": "another connection of this process keeps the ledger locked; close it and try again",
     "IOERR": "the disk refused a read or write ({detail}; {free} MiB free); what was saved before is intact: "
              "check space, quota and disk, and run the same command again",
 }
 
-PATIENCE = 30.0  # seconds that a transaction waits for another process's
+#: Seconds that a transaction waits for one of another process.
+LOCK_TIMEOUT = 30.0
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Turn errors of SQLAlchemy and of the driver into a StorageError that names the ledger."""
     try:
         yield
     except DBAPIError as error:
-        raise fault(path, error.orig or error) from error
+        raise storage_error(path, error.orig or error) from error
     except SQLAlchemyError as error:
-        raise fault(path, error) from error
+        raise storage_error(path, error) from error
 
 
-def fault(path: Path, error: BaseException) -> StorageError:
+def storage_error(path: Path, error: BaseException) -> StorageError:
     """The StorageError for a driver's ``error`` on the ledger at ``path``."""
     name = str(getattr(error, "sqlite_errorname", "")).removeprefix("SQLITE_").split("_")[0]
     detail = " ".join(str(error).split()) or type(error).__name__
     advice = ADVICE.get(name)
     if advice is None:
-        return StorageError(f"{path}: the ledger refused: {detail}; `aftertune doctor` checks it")
-    return StorageError(f"{path}: " + advice.format(detail=detail, free=_free(path), patience=int(PATIENCE)))
+        return StorageError(f"{path}: the database reports: {detail}; check the ledger with `aftertune doctor`")
+    return StorageError(f"{path}: " + advice.format(detail=detail, free=_free(path), seconds=int(LOCK_TIMEOUT)))
 
 
 def _free(path: Path) -> int:
-    """Free space where the ledger lies, in MiB; 0 where it cannot be asked."""
+    """Free space on the ledger's disk in MiB; 0 if it is not known."""
     try:
         return shutil.disk_usage(path.parent).free >> 20
     except OSError:

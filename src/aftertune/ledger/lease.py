@@ -1,11 +1,11 @@
-"""Lets one process at a time work on an evaluation: a lease, which another process takes when its holder is dead.
+"""Leases: only one process at a time works on an evaluation, and the lease of a dead process can be taken over.
 
-    ledger.acquire(id)        another live process holds it: ResourceError with its pid and host
-    ledger.beat(id)           "still at work"; save_batch says it too
+    ledger.acquire(id)        ResourceError with pid and host if another live process holds the lease
+    ledger.beat(id)           heartbeat; save_batch sends one too
     ledger.release(id)
 
-A process of this machine is alive when the kernel knows its pid with the same start time, so that a reused pid is not
-mistaken for it. One of another machine or container counts as dead after SILENCE seconds without a sign of life.
+A process of this machine is alive if a process with its pid and start time exists, so a reused pid is not mistaken for
+it. A process of another machine or container counts as dead after LEASE_TIMEOUT seconds without a heartbeat.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from aftertune.errors import ResourceError
 from aftertune.ledger.schema import evaluation, lease
 from aftertune.ledger.store import Store, find
 
-SILENCE = 15 * 60.0
+#: Seconds without a heartbeat after which a process of another machine counts as dead.
+LEASE_TIMEOUT = 15 * 60.0
 
 
 @dataclass(frozen=True)
 class Process:
-    """Who holds a lease. boot: machine boot / process namespace; started: in the kernel's own count."""
+    """Who holds a lease. boot: machine boot / process namespace; started: as `process_start` gives it."""
 
     pid: int
     host: str
@@ -43,19 +44,19 @@ class Process:
         return cls(pid, platform.node(), _boot(), process_start(pid) or "unknown")
 
     def alive(self, silent: float, here: Process) -> bool:
-        """Whether it still runs. silent: seconds since its last sign of life; here: who asks."""
+        """Whether it still runs. silent: seconds since its last heartbeat; here: the process that asks."""
         if (self.host, self.boot) == (here.host, here.boot):
             return process_start(self.pid) == self.started
         if self.host == here.host and self.boot.partition("/")[0] != here.boot.partition("/")[0]:
             return False  # the machine was restarted since
-        return silent < SILENCE
+        return silent < LEASE_TIMEOUT
 
 
 class Leases(Store):
     """Leases of evaluations."""
 
     def acquire(self, evaluation_id: str) -> None:
-        """Take the lease; again by its holder is fine. ResourceError where another live process has it."""
+        """Take the lease, or renew it. Raises ResourceError if another live process holds it."""
         with self.database.write() as connection:
             seq = find(connection, evaluation, evaluation_id).seq
             row = check_lease(connection, seq, evaluation_id)
@@ -67,12 +68,12 @@ class Leases(Store):
                 heartbeat=time.time()))
 
     def beat(self, evaluation_id: str) -> None:
-        """Say that this process is still at work on the evaluation."""
+        """Send a heartbeat: this process is still working on the evaluation."""
         with self.database.write() as connection:
             beat(connection, find(connection, evaluation, evaluation_id).seq, evaluation_id)
 
     def release(self, evaluation_id: str) -> None:
-        """Give the lease back; another process's lease is left alone."""
+        """Release the lease; another process's lease is not changed."""
         own = Process.own()
         with self.database.write() as connection:
             seq = find(connection, evaluation, evaluation_id).seq
@@ -96,9 +97,8 @@ def check_lease(connection: Connection, seq: int, evaluation_id: str) -> Row[Any
     holder, own = _holder(row), Process.own()
     silent = max(0.0, time.time() - row.heartbeat)
     if holder != own and holder.alive(silent, own):
-        raise ResourceError(f"evaluation {evaluation_id} is being worked on by process {holder.pid} on "
-                            f"{holder.host} (last sign of life {silent:.0f} s ago); wait for it, or stop it "
-                            "and run the command again")
+        raise ResourceError(f"evaluation {evaluation_id} is in use by process {holder.pid} on {holder.host} (last "
+                            f"heartbeat {silent:.0f} s ago); wait for it, or stop it and run the command again")
     return row
 
 
@@ -108,7 +108,7 @@ def _holder(row: Row[Any]) -> Process:
 
 @cache
 def _boot() -> str:
-    """Boot of this machine and the process namespace, in which pids mean something."""
+    """Boot of this machine, and the process namespace that pids belong to."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     if boot.is_file():
         inode = namespace.stat().st_ino if namespace.exists() else 0
@@ -119,10 +119,10 @@ def _boot() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """When process ``pid`` began, or None where there is no such process (or only its zombie).
+    """When process ``pid`` started, or None if there is no such process (or only its zombie).
 
-    On Linux in clock ticks since the boot, as /proc/PID/stat has it and as every lease says it: a correction of the
-    clock must not make a live process look like another. Elsewhere in seconds since 1970.
+    On Linux in clock ticks since the boot, as in /proc/PID/stat and in stored leases, so that an adjusted clock does
+    not make a live process look like another one. Elsewhere in seconds since 1970.
     """
     import psutil
 
@@ -132,7 +132,7 @@ def process_start(pid: int) -> str | None:
             return None
         if not psutil.LINUX:
             return f"{process.create_time():.0f}"
-        while True:  # psutil adds the time of the boot, which moves with the clock
+        while True:  # psutil adds the boot time, which changes with the clock
             before, started, after = psutil.boot_time(), process.create_time(), psutil.boot_time()
             if before == after:
                 return f"{(started - before) * os.sysconf('SC_CLK_TCK'):.0f}"

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, inspect, text
 
 from aftertune import __version__
 from aftertune.errors import StorageError
-from aftertune.ledger.faults import ADVICE, PATIENCE, fault
+from aftertune.ledger.faults import ADVICE, LOCK_TIMEOUT, storage_error
 from aftertune.ledger.schema import HEAD, metadata
 
 SCRIPTS = Path(__file__).parent / "migrations"
@@ -38,7 +38,7 @@ class State:
 
 
 def inspect_file(path: Path, module: ModuleType, head: str = HEAD) -> State:
-    """Look at a ledger without changing a byte of it; StorageError where this program must not touch it.
+    """Inspect a ledger without changing it. Raises StorageError if this program must not open it.
 
     SQLite alone opens the file: to open and close it by other means would drop the locks that another
     connection of this process holds (POSIX locks belong to the process).
@@ -50,17 +50,17 @@ def inspect_file(path: Path, module: ModuleType, head: str = HEAD) -> State:
     try:
         tables, revisions = _look(path, module)
     except module.Error as error:
-        raise fault(path, error) from None
+        raise storage_error(path, error) from None
     if not tables:
         return State(None)
     if "alembic_version" not in tables or not {"evaluation", "response"} <= tables:
         raise StorageError(f"{path}: a SQLite database of another program (its tables: "
-                           f"{', '.join(sorted(tables)[:4])}); it was left as it is: set AFTERTUNE_LEDGER to "
+                           f"{', '.join(sorted(tables)[:4])}); it was not changed: set AFTERTUNE_LEDGER to "
                            "another path")
     revision = revisions[0] if len(revisions) == 1 else "+".join(revisions) or "none"
     if revision not in known_revisions(head):
-        raise StorageError(f"{path}: written by a newer aftertune: its schema is {revision}, and this one "
-                           f"({__version__}) knows up to {head}; the file was left as it is: upgrade "
+        raise StorageError(f"{path}: written by a newer aftertune: its schema is {revision}, but this version "
+                           f"({__version__}) supports up to {head}; the file was not changed: upgrade "
                            "aftertune, or set AFTERTUNE_LEDGER to another path")
     return State(revision)
 
@@ -87,18 +87,18 @@ def migrate(target: Target, state: State, *, scripts: Path = SCRIPTS, head: str 
     backup = _back_up(target, state.revision) if state.revision is not None else None
     try:
         with target.transaction() as connection:
-            found = _revision(connection)
-            if found != head:  # another process may have been faster
-                if found is None:
+            revision = _revision(connection)
+            if revision != head:  # another process may have been faster
+                if revision is None:
                     metadata.create_all(connection)
-                _run(connection, scripts, head, stamp=found is None)
+                _run(connection, scripts, head, stamp=revision is None)
                 _verify(connection, head)
     except Exception as error:
         if backup is None:
             raise
         raise StorageError(f"{target.path}: the migration from schema {state.revision} to {head} failed "
-                           f"and was undone ({' '.join(str(error).split())[:200]}); the ledger is as before, "
-                           f"with a copy in {backup}") from error
+                           f"and was undone ({' '.join(str(error).split())[:200]}); the ledger is unchanged, "
+                           f"with a backup in {backup}") from error
 
 
 def _look(path: Path, module: ModuleType) -> tuple[set[str], list[str]]:
@@ -106,7 +106,7 @@ def _look(path: Path, module: ModuleType) -> tuple[set[str], list[str]]:
     hot = path.with_name(path.name + "-journal")  # left by a kill: only a writer may roll it back
     mode = "rw" if hot.exists() and hot.stat().st_size else "ro"
     uri = f"file:{quote(str(path))}?mode={mode}"
-    with closing(module.connect(uri, uri=True, timeout=PATIENCE)) as raw:
+    with closing(module.connect(uri, uri=True, timeout=LOCK_TIMEOUT)) as raw:
         rows = raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         tables = {str(row[0]) for row in rows if not str(row[0]).startswith("sqlite_")}
         if "alembic_version" not in tables:
@@ -140,9 +140,9 @@ def _run(connection: Connection, scripts: Path, head: str, *, stamp: bool) -> No
 def _verify(connection: Connection, head: str) -> None:
     """The file says ``head``, holds every table of the schema, and passes SQLite's own check."""
     missing = set(metadata.tables) - set(inspect(connection).get_table_names())
-    found = _revision(connection)
-    if missing or found != head:
-        raise StorageError(f"after the migration the schema is {found}, {head} was meant; tables missing: "
+    revision = _revision(connection)
+    if missing or revision != head:
+        raise StorageError(f"after the migration the schema is {revision}, expected {head}; missing tables: "
                            f"{', '.join(sorted(missing)) or 'none'}")
     problems = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(3)
     if problems:
@@ -157,11 +157,11 @@ def _back_up(target: Target, revision: str) -> Path:
         copy = target.path.with_name(f"{target.path.name}.{revision}.{number}.bak")
     module = target.module
     try:
-        with closing(module.connect(str(target.path), timeout=PATIENCE)) as source, \
+        with closing(module.connect(str(target.path), timeout=LOCK_TIMEOUT)) as source, \
                 closing(module.connect(str(copy))) as opened:
             source.backup(opened)
     except module.Error as error:
         copy.unlink(missing_ok=True)
-        raise StorageError(f"{copy}: the copy that precedes a migration failed ({error}); the ledger is as "
-                           "before: free some space and run the command again") from None
+        raise StorageError(f"{copy}: the backup before the migration failed ({error}); the ledger is "
+                           "unchanged: free some space and run the command again") from None
     return copy

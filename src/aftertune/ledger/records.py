@@ -1,4 +1,4 @@
-"""Stores what an evaluation is made of and leads to: fine-tunes, comparisons, reported scores, studies.
+"""Stores fine-tunes, comparisons, reported scores and studies.
 
     ledger.save_tuning(tuning)                               again with the same id: replaced
     ledger.save_step(tuning.id, 10, {"loss": 1.9})           one row of the training log
@@ -25,7 +25,8 @@ from aftertune.values import Comparison, Tuning
 #: Fields of a tuning that have a column or table of their own.
 _TUNING_ELSEWHERE = ("id", "name", "status", "result", "base", "steps")
 _REPORTED = ("model", "task", "metric", "value", "stderr", "n")
-_REMARK = "remark"  # marks a row that is no score
+#: The key that marks a row as a statement of a document instead of a score.
+_REMARK = "remark"
 STATES = ("planned", "running", "done", "failed")
 
 
@@ -116,7 +117,7 @@ class Comparisons(Store):
 
 
 class ReportedScores(Store):
-    """Scores that were read from a document: figures without answers, so without a paired comparison."""
+    """Scores that were read from a document; without answers, so they cannot be compared item by item."""
 
     def save_reported(self, source: str, rows: Sequence[Mapping[str, Any]],
                       remarks: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -126,9 +127,9 @@ class ReportedScores(Store):
         and whatever else the document says. remarks: its other statements, each with its "kind".
         """
         for number, row in enumerate(rows):
-            lacking = [k for k in _REPORTED[:3] if not isinstance(row.get(k), str)]
-            if lacking:
-                raise StorageError(f"{source}: reported score {number} has no {', '.join(lacking)}; each "
+            missing = [k for k in _REPORTED[:3] if not isinstance(row.get(k), str)]
+            if missing:
+                raise StorageError(f"{source}: reported score {number} has no {', '.join(missing)}; each score "
                                    "needs model, task and metric")
         stored = [*rows, *({**dict.fromkeys(_REPORTED[:3], ""), **remark, _REMARK: True} for remark in remarks)]
         with self.database.write() as connection:
@@ -193,7 +194,7 @@ class Studies(Store):
                   error: str | None = None) -> None:
         """Set the state of a cell; a new cell comes last. status: one of STATES, else StorageError."""
         if status not in STATES:
-            raise StorageError(f"cell {name!r} cannot be {status!r}; a cell is {', '.join(STATES)}")
+            raise StorageError(f"cell {name!r}: unknown state {status!r}; the states are {', '.join(STATES)}")
         with self.database.write() as connection:
             seq = _study_seq(connection, study_name)
             values = {"status": status, "ref": ref, "error": error}
@@ -217,6 +218,6 @@ def _study_seq(connection: Connection, name: str) -> int:
     """seq of a study; InputError with the nearest names where there is none."""
     seq = connection.execute(select(study.c.seq).where(study.c.name == name)).scalar()
     if seq is None:
-        known = list(connection.execute(select(study.c.name)).scalars())
-        raise InputError(f"no study {name!r} in the ledger{nearest(name, known)}; save it first")
+        names = list(connection.execute(select(study.c.name)).scalars())
+        raise InputError(f"no study {name!r} in the ledger{nearest(name, names)}; run it first")
     return int(seq)

@@ -102,7 +102,7 @@ tuning = Table(
     Column("id", Prose, nullable=False),
     Column("name", Prose, nullable=False, index=True),
     Column("status", Prose, nullable=False),
-    Column("result", Prose, index=True),  # fingerprint of the model that came out
+    Column("result", Prose, index=True),  # fingerprint of the fine-tuned model
     Column("model", Integer, nullable=False, index=True),
     Column("value", Json, nullable=False),
     _refers_to("model"), UniqueConstraint("id"),

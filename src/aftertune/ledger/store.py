@@ -1,6 +1,6 @@
-"""Gives every part of the ledger the same means: values as JSON, a row found by id or name, upserts.
+"""What all parts of the ledger share: values as JSON, finding a row by id or name, insert or update.
 
-    class Studies(Store): …        one noun a module; ``Ledger`` is all of them over one Database
+    class Studies(Store): …        a part of the ledger; ``Ledger`` combines all parts over one Database
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from aftertune.ledger.database import Database
 from aftertune.ledger.schema import model
 from aftertune.values import ModelIdentity, canonical, plain, restore
 
-_PREFIX = 4  # characters of an id that may stand for the whole of it
 T = TypeVar("T")
-CHUNK = 500  # values in one IN list: below every database's limit
+#: The fewest characters of an id by which a row is found.
+_MIN_PREFIX = 4
+#: The most values in an IN list, below every database's limit.
+CHUNK = 500
 
 
 class Store:
@@ -49,15 +51,15 @@ def upsert(connection: Connection, table: Table, key: Mapping[str, Any], values:
     matches = [table.c[name] == value for name, value in key.items()]
     seq = connection.execute(select(table.c.seq).where(*matches)).scalar()
     if seq is None:
-        made = connection.execute(table.insert().values(**key, **values)).inserted_primary_key
-        assert made is not None
-        return int(made[0])
+        primary_key = connection.execute(table.insert().values(**key, **values)).inserted_primary_key
+        assert primary_key is not None
+        return int(primary_key[0])
     connection.execute(table.update().where(table.c.seq == seq).values(**values))
     return int(seq)
 
 
 def store_model(connection: Connection, identity: ModelIdentity) -> int:
-    """seq of the model's row, made where it is missing."""
+    """seq of the model's row, inserted if it is missing."""
     value = encode(identity)
     key = sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()  # a path may be any bytes
     return upsert(connection, model, {"key": key},
@@ -65,9 +67,9 @@ def store_model(connection: Connection, identity: ModelIdentity) -> int:
 
 
 def find(connection: Connection, table: Table, word: str) -> Row[Any]:
-    """The row of ``table`` with this id, this name (the newest), or this beginning of an id.
+    """The row of ``table`` with this id, this name (the newest), or an id that starts with ``word``.
 
-    InputError with the nearest ids and names where there is none, or where a beginning fits several.
+    Raises InputError, with the nearest ids and names, if there is none or several ids start with ``word``.
     """
     exact = connection.execute(select(table).where(table.c.id == word)).first()
     if exact is not None:
@@ -78,21 +80,21 @@ def find(connection: Connection, table: Table, word: str) -> Row[Any]:
         newest = connection.execute(query).first()
         if newest is not None:
             return newest
-    if len(word) >= _PREFIX:
+    if len(word) >= _MIN_PREFIX:
         query = select(table).where(table.c.id.startswith(word, autoescape=True)).limit(3)
         rows = connection.execute(query).all()
         if len(rows) == 1:
             return rows[0]
         if rows:
-            raise InputError(f"{word!r} begins the ids of several rows of the ledger's table `{table.name}` "
+            raise InputError(f"several ids in the ledger's table `{table.name}` start with {word!r} "
                              f"({', '.join(r.id for r in rows)}); give more of the id")
     columns = [table.c.name, table.c.id] if named else [table.c.id]
-    known = list(dict.fromkeys(v for r in connection.execute(select(*columns).order_by(table.c.seq.desc()))
+    names = list(dict.fromkeys(v for r in connection.execute(select(*columns).order_by(table.c.seq.desc()))
                                for v in r))
-    raise InputError(f"no {table.name} {word!r} in the ledger{nearest(word, known) or _some(known)}")
+    raise InputError(f"no {table.name} {word!r} in the ledger{nearest(word, names) or _some(names)}")
 
 
-def _some(known: Sequence[str]) -> str:
-    if not known:
-        return ", which holds none yet"
-    return f"; it holds {', '.join(known[:6])}{', …' if len(known) > 6 else ''}"
+def _some(names: Sequence[str]) -> str:
+    if not names:
+        return ", which has none yet"
+    return f"; it has {', '.join(names[:6])}{', …' if len(names) > 6 else ''}"

@@ -15,7 +15,7 @@ are in percentage points.
     matrix: {base: smollm2, data: orders_train.jsonl, method: [lora, dora], seed: [0, 1, 2]}
 
 A field that is marked with `Flag` is also an option of the command line (`aftertune.cli.options`): its name, type, help
-and default stand here and nowhere else.
+and default are defined only here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from aftertune.errors import InputError, nearest
 from aftertune.methods import METHODS, MethodName, listed, ranks_text, rates_text, unsloth_methods
 from aftertune.study.matrix import matrix_schema
-from aftertune.study.overrides import edited_yaml, overrides, parse_yaml, read_yaml, whole
+from aftertune.study.overrides import edited_yaml, expanded, overrides, parse_yaml, read_yaml
 from aftertune.study.presets import with_defaults, with_method_defaults
 from aftertune.values import digest
 
@@ -143,12 +143,12 @@ class TaskSpec(Spec):
     @model_validator(mode="after")
     def _limit_or_sample(self) -> TaskSpec:
         if self.limit is not None and self.sample is not None:
-            raise ValueError("`limit` (the first N) and `sample` (a random N) exclude each other")
+            raise ValueError("`limit` (the first N) and `sample` (a random N) cannot be set together")
         return self
 
     def asks(self, name: str) -> bool:
         """Whether a base or tuning of this name is evaluated on it."""
-        return not self.only or any(fnmatchcase(name, one) for one in self.only)
+        return not self.only or any(fnmatchcase(name, pattern) for pattern in self.only)
 
 
 class EvalSpec(Spec):
@@ -187,7 +187,7 @@ class EarlySpec(Spec):
     min_items: Annotated[int, Flag("--min-items", "--min-docs"), Field(
         ge=0, description="Ask at least this many items of each task.")] = 0
     max_width: Annotated[Annotated[float, Field(gt=0, le=200)] | None, Flag(), Field(
-        description="Go on until the interval is at most this many points wide.")] = None
+        description="Continue until the interval is at most this many points wide.")] = None
 
 
 class DataSource(Spec):
@@ -260,8 +260,8 @@ class LoraSpec(Spec):
     alpha: Annotated[float, Flag(), Field(gt=0, description="Scale of LoRA.")] = 32
     dropout: Annotated[float, Flag(), Field(ge=0, lt=1, description="Dropout of the adapter.")] = 0.0
     target_modules: Annotated[tuple[str, ...] | None, Flag(), Field(
-        description="Layers to adapt, separated by commas. Default: all linear layers but the output head (ia3: those "
-                    "that PEFT chooses).")] = None
+        description="Layers to adapt, separated by commas. Default: all linear layers except the output head (ia3: "
+                    "those that PEFT chooses).")] = None
 
 
 class Recipe(Spec):
@@ -344,10 +344,10 @@ class StudyTuning(Recipe):
     base: Annotated[str, Field(description="One of the study's bases.")]
 
     def spec(self, base: BaseSpec, *, name: str, dtype: Dtype, device: str, out: Path) -> TuneSpec:
-        """This tuning as a TuneSpec of its own."""
-        own = self.model_dump(exclude_unset=True, exclude={"base"})
+        """This tuning as a TuneSpec."""
+        recipe = self.model_dump(exclude_unset=True, exclude={"base"})
         return TuneSpec(model=base.model, revision=base.revision, trust_remote_code=base.trust_remote_code,
-                        name=name, dtype=dtype, device=device, out=out, **own)
+                        name=name, dtype=dtype, device=device, out=out, **recipe)
 
 
 class Study(Spec):
@@ -374,15 +374,15 @@ class Study(Spec):
                                  f"({', '.join(self.bases)}){nearest(tuning.base, list(self.bases))}")
             if self.bases[tuning.base].quantize:
                 raise ValueError(f"tunings.{name}.base is {tuning.base!r}, a base in four bits; name its 16-bit base "
-                                 "(qlora quantises it by itself, and what it teaches is measured on that)")
+                                 "(qlora quantises it itself, and the fine-tune is compared with the 16-bit base)")
             if name in self.bases:
                 raise ValueError(f"{name!r} names both a base and a tuning; names must differ")
-        known = [*self.bases, *self.tunings]
+        names = [*self.bases, *self.tunings]
         for task in self.tasks:
-            for name in task.only:
-                if not any(fnmatchcase(one, name) for one in known):
-                    raise ValueError(f"tasks.{task.name}.only names {name!r}, which is neither a base nor a "
-                                     f"tuning{nearest(name, known)}")
+            for pattern in task.only:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise ValueError(f"tasks.{task.name}.only names {pattern!r}, which is neither a base nor a "
+                                     f"tuning{nearest(pattern, names)}")
         return self
 
     @property
@@ -392,17 +392,17 @@ class Study(Spec):
 
     def check_files(self) -> None:
         """Raises InputError if a data file of the study does not exist, before anything runs."""
-        named = [(f"tunings.{n}.data.{k}", getattr(t.data, k))
+        paths = [(f"tunings.{n}.data.{k}", getattr(t.data, k))
                  for n, t in self.tunings.items() for k in ("file", "held_out_file")]
-        named += [(f"tunings.{n}.replay.data.file", t.replay.data.file) for n, t in self.tunings.items() if t.replay]
-        named += [(f"tasks.{t.name}.data", t.data) for t in self.tasks]
-        named += [(f"tasks.{t.name}.target.{k}", getattr(t.target, k))
+        paths += [(f"tunings.{n}.replay.data.file", t.replay.data.file) for n, t in self.tunings.items() if t.replay]
+        paths += [(f"tasks.{t.name}.data", t.data) for t in self.tasks]
+        paths += [(f"tasks.{t.name}.target.{k}", getattr(t.target, k))
                   for t in self.tasks if t.target for k in ("file", "shots_file")]
-        for place, path in named:
-            if path is not None and not path.is_file() and not (".data." in place and on_hub(path)):
-                known = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-                raise InputError(f"study {self.study}: `{place}` is {path}, but there is no such file"
-                                 f"{nearest(path.name, known)}")
+        for field, path in paths:
+            if path is not None and not path.is_file() and not (".data." in field and on_hub(path)):
+                names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+                raise InputError(f"study {self.study}: `{field}` is {path}, but there is no such file"
+                                 f"{nearest(path.name, names)}")
 
     def margins(self) -> dict[str, float]:
         """Margin of each task as a fraction."""
@@ -412,8 +412,8 @@ class Study(Spec):
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema of a study file, for editors."""
         schema = cls.model_json_schema()
-        about = schema["properties"]["matrix"]["description"]
-        schema["properties"]["matrix"] = {"description": about, **matrix_schema(StudyTuning)}
+        description = schema["properties"]["matrix"]["description"]
+        schema["properties"]["matrix"] = {"description": description, **matrix_schema(StudyTuning)}
         return schema
 
     @classmethod
@@ -435,8 +435,8 @@ class Study(Spec):
         path, changes = Path(path), overrides(sets)
 
         def change(raw: Any) -> None:
-            for one in changes:
-                one.put(raw, cls)
+            for override in changes:
+                override.put(raw, cls)
 
         text = edited_yaml(path, change)
         return text, cls.parse(parse_yaml(text, path), where=str(path), folder=path.parent.resolve())
@@ -447,7 +447,7 @@ class Study(Spec):
         if not isinstance(raw, dict):
             raise InputError(f"{where}: a study is a mapping with the keys study, bases, tasks, tunings; "
                              f"found {type(raw).__name__}")
-        raw = whole(raw, sets, study=cls, tuning=StudyTuning, where=where)
+        raw = expanded(raw, sets, study=cls, tuning=StudyTuning, where=where)
         try:
             study = cls.model_validate(raw)
         except ValidationError as error:
@@ -503,31 +503,30 @@ def explain(error: ValidationError) -> str:
     lines = []
     problems = [p for p in error.errors() if not (p["type"] == "too_short" and p["input"])]  # follows from another
     for problem in problems[:3]:
-        place = ".".join(str(p) for p in problem["loc"]) or "study"
+        path = ".".join(str(p) for p in problem["loc"]) or "study"
         if problem["type"] == "extra_forbidden":
-            known = _fields_at(problem["loc"])
-            lines.append(f"unknown key `{place}`{nearest(str(problem['loc'][-1]), known)}; "
-                         f"known keys here: {', '.join(known)}")
+            keys = _fields_at(problem["loc"])
+            lines.append(f"unknown key `{path}`{nearest(str(problem['loc'][-1]), keys)}; "
+                         f"known keys here: {', '.join(keys)}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "string_pattern_mismatch":  # only names have a pattern
                 message = "a name has letters, digits and . _ @ + -, the first a letter or digit"
-            found = problem.get("input")
-            shown = f", found {found!r}" if isinstance(found, str | int | float | bool) else ""
-            lines.append(f"`{place}`: {message}{shown}")
+            value = problem.get("input")
+            value_text = f", found {value!r}" if isinstance(value, str | int | float | bool) else ""
+            lines.append(f"`{path}`: {message}{value_text}")
     return "; ".join(lines)
 
 
 _PARTS: dict[str, type[Spec]] = {
     "tasks": TaskSpec, "target": TargetSpec, "tunings": StudyTuning, "data": DataSpec, "lora": LoraSpec,
-    "early_stop": EarlyStop,
-    "bases": BaseSpec, "replay": ReplaySpec, "watch": WatchSpec,
+    "early_stop": EarlyStop, "bases": BaseSpec, "replay": ReplaySpec, "watch": WatchSpec,
 }
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     """Known keys of the part that has an unknown key: Study, ``bases.NAME``, ``tasks.0.target`` …"""
-    collection, inner = loc[:-1][:1], loc[2:-1]  # between them a name or an ordinal, whatever it reads
+    collection, inner = loc[:-1][:1], loc[2:-1]  # between them a name or a position
     parts = [_PARTS[p] for p in (*collection, *inner) if isinstance(p, str) and p in _PARTS]
     if inner[-2:] == ("replay", "data"):
         parts.append(DataSource)

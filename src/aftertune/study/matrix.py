@@ -9,7 +9,7 @@
       seed: [0, 1, 2]
       exclude: [{method: full, examples: 400}]       leaves combinations out
       include: [{method: full, learning_rate: 2e-5}]     adds to combinations, or adds one
-      name: "{method}-{examples}-{seed}"             in place of the names made here, such as lora-n100-replay30-s0
+      name: "{method}-{examples}-{seed}"             template for the names; by default such as lora-n100-replay30-s0
 
 An entry of ``include`` adds its keys to each combination that has the same values on the axes it names. If none has,
 the entry is a new combination. A list in ``include`` or ``exclude`` means each of its values.
@@ -29,14 +29,14 @@ from pydantic.fields import FieldInfo
 from aftertune.errors import InputError, nearest
 
 #: Keys of a matrix that are not axes.
-WORDS = ("name", "include", "exclude")
+KEYWORDS = ("name", "include", "exclude")
 #: Short names of axes.
-SHORT = {"examples": "data.examples"}
+SHORT_NAMES = {"examples": "data.examples"}
 #: Prefix of a value in a name; "" where the value is clear by itself.
 _LABELS = {"base": "", "method": "", "template": "", "learn": "", "data": "", "data.file": "", "replay.data": "",
            "replay.data.file": "", "data.examples": "n", "seed": "s", "learning_rate": "lr", "replay.share": "replay"}
-#: A matrix of more tunings than this is a mistake.
-MOST = 1000
+#: The most tunings of a matrix; more are taken for a mistake.
+MAX_TUNINGS = 1000
 
 Combination = dict[str, Any]
 
@@ -58,21 +58,21 @@ def matrix_schema(recipe: type[BaseModel]) -> dict[str, Any]:
                                              "exclude": entries}}
 
 
-def inner(annotation: Any) -> type[BaseModel] | None:
+def spec_of(annotation: Any) -> type[BaseModel] | None:
     """The specification that a field holds, or None."""
-    kinds = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-    return kinds[0] if kinds else None
+    specs = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+    return specs[0] if specs else None
 
 
 def paths(part: type[BaseModel], before: str = "") -> dict[str, FieldInfo]:
     """Every field of a specification and of its parts, by dotted path."""
-    found: dict[str, FieldInfo] = {}
+    fields: dict[str, FieldInfo] = {}
     for name, field in part.model_fields.items():
-        found[before + name] = field
-        within = inner(field.annotation)
+        fields[before + name] = field
+        within = spec_of(field.annotation)
         if within is not None:
-            found |= paths(within, f"{before}{name}.")
-    return found
+            fields |= paths(within, f"{before}{name}.")
+    return fields
 
 
 class _Matrix:
@@ -81,68 +81,69 @@ class _Matrix:
     def __init__(self, matrix: Mapping[str, Any], recipe: type[BaseModel]) -> None:
         self.fields = paths(recipe)
         self.template = matrix.get("name")
-        values = dict(self._flat({k: v for k, v in matrix.items() if k not in WORDS}))
+        values = dict(self._flat({k: v for k, v in matrix.items() if k not in KEYWORDS}))
         self.axes = {path: value for path, value in values.items() if self._varies(path, value)}
         self.common = {path: value for path, value in values.items() if path not in self.axes}
         self.include = list(self._entries(matrix, "include"))
         self.exclude = list(self._entries(matrix, "exclude"))
-        for path, found in self.axes.items():
-            if not found or any(found.count(value) > 1 for value in found):
-                raise InputError(f"`matrix.{path}`: an axis has one value or more, each once; found {found!r}")
+        for path, axis in self.axes.items():
+            if not axis or any(axis.count(value) > 1 for value in axis):
+                raise InputError(f"`matrix.{path}`: an axis needs one value or more, each only once; found {axis!r}")
         for entry in self.exclude:
             for path in entry.keys() - self.axes.keys():
-                raise InputError(f"`matrix.exclude` names {path!r}, which is no axis; axes are the keys with a list: "
-                                 f"{', '.join(self.axes) or 'none'}")
+                raise InputError(f"`matrix.exclude` names {path!r}, which is not an axis; axes are the keys with a "
+                                 f"list: {', '.join(self.axes) or 'none'}")
 
     def tunings(self) -> dict[str, dict[str, Any]]:
         if self.template is not None and not isinstance(self.template, str):
             raise InputError(f"`matrix.name`: a text such as '{{method}}-{{seed}}', found {self.template!r}")
-        made: list[Combination] = []
+        combinations: list[Combination] = []
         for combination in self._combinations():
-            if combination not in made:
-                made.append(combination)
-        if len(made) > MOST:
-            raise InputError(f"`matrix` makes {len(made):,} tunings; {MOST:,} at most")
-        if not made:
-            raise InputError("`matrix`: `exclude` leaves no combination")
-        return dict(zip(self._names(made), map(assembled, made), strict=True))
+            if combination not in combinations:
+                combinations.append(combination)
+        if len(combinations) > MAX_TUNINGS:
+            raise InputError(f"`matrix` makes {len(combinations):,} tunings, but at most {MAX_TUNINGS:,} are allowed; "
+                             "list fewer values")
+        if not combinations:
+            raise InputError("`matrix`: `exclude` leaves no combination; remove some of its entries")
+        return dict(zip(self._names(combinations), map(assembled, combinations), strict=True))
 
     def _combinations(self) -> Iterator[Combination]:
         crossed = [dict(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
         kept = [c for c in crossed if not any(self._agrees(c, entry) for entry in self.exclude)]
         added: list[Combination] = []
-        for entry in (one for many in self.include for one in _each(many, self._varies)):
+        for entry in (entry for lists in self.include for entry in _each(lists, self._varies)):
             on_axes = {path: value for path, value in entry.items() if path in self.axes}
-            met = [c for c in kept if self._agrees(c, on_axes)] if on_axes or not self.axes else []
-            for combination in met:
+            matches = [c for c in kept if self._agrees(c, on_axes)] if on_axes or not self.axes else []
+            for combination in matches:
                 combination |= entry
-            if not met:
+            if not matches:
                 added.append(entry)
         for combination in (*kept, *added):
-            whole = {**self.common, **combination}
-            unshared = "replay.share" in self.axes and not whole.get("replay.share")  # share 0 is no replay at all
-            yield {p: v for p, v in whole.items() if not (unshared and p.startswith("replay"))}
+            values = {**self.common, **combination}
+            no_replay = "replay.share" in self.axes and not values.get("replay.share")
+            yield {p: v for p, v in values.items() if not (no_replay and p.startswith("replay"))}
 
     def _agrees(self, combination: Combination, entry: Combination) -> bool:
         """Whether a combination has the values of an entry, or one of each list."""
         return all(combination.get(path) in (value if self._varies(path, value) else [value])
                    for path, value in entry.items())
 
-    def _entries(self, matrix: Mapping[str, Any], word: str) -> Iterator[Combination]:
-        entries = matrix.get(word) or []
+    def _entries(self, matrix: Mapping[str, Any], keyword: str) -> Iterator[Combination]:
+        entries = matrix.get(keyword) or []
         if not isinstance(entries, list) or not all(isinstance(e, Mapping) and e for e in entries):
-            raise InputError(f"`matrix.{word}`: a list of mappings such as [{{method: full}}], found {entries!r}")
+            raise InputError(f"`matrix.{keyword}`: a list of mappings such as [{{method: full}}], found {entries!r}")
         yield from (dict(self._flat(entry)) for entry in entries)
 
     def _flat(self, values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
         """(path, value) of each value of a mapping and of its parts."""
         for key, value in values.items():
-            path = before + SHORT.get(str(key), str(key)) if not before else f"{before}{key}"
+            path = before + SHORT_NAMES.get(str(key), str(key)) if not before else f"{before}{key}"
             if path not in self.fields:
-                known = sorted({*self.fields, *(SHORT if not before else ()), *(() if before else WORDS)})
-                raise InputError(f"`matrix` has an unknown axis {path!r}{nearest(path, known)}; known: "
-                                 f"{', '.join(k for k in known if '.' not in k)}, and dotted paths such as lora.r")
-            if isinstance(value, Mapping) and inner(self.fields[path].annotation) is not None:
+                keys = sorted({*self.fields, *(SHORT_NAMES if not before else ()), *(() if before else KEYWORDS)})
+                raise InputError(f"`matrix` has an unknown axis {path!r}{nearest(path, keys)}; known: "
+                                 f"{', '.join(k for k in keys if '.' not in k)}, and dotted paths such as lora.r")
+            if isinstance(value, Mapping) and spec_of(self.fields[path].annotation) is not None:
                 yield from self._flat(value, f"{path}.")
             else:
                 yield path, value
@@ -153,35 +154,35 @@ class _Matrix:
             return False
         annotation = self.fields[path].annotation
         if any(get_origin(a) is tuple for a in (annotation, *get_args(annotation))):
-            return all(isinstance(one, list) or one is None for one in value)
+            return all(isinstance(v, list) or v is None for v in value)
         return True
 
-    def _names(self, made: list[Combination]) -> list[str]:
+    def _names(self, combinations: list[Combination]) -> list[str]:
         if self.template is not None:
-            names = [self._filled(combination) for combination in made]
+            names = [self._filled(combination) for combination in combinations]
         else:
             parts = list(self.axes)
             further = [p for p in dict.fromkeys(p for entry in self.include for p in entry) if p not in parts]
-            names = [_name(combination, parts) for combination in made]
+            names = [_name(combination, parts) for combination in combinations]
             while len(set(names)) < len(names) and further:
                 parts.append(further.pop(0))
-                names = [_name(combination, parts) for combination in made]
+                names = [_name(combination, parts) for combination in combinations]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"`matrix` gives the name {name!r} to {names.count(name)} tunings; set "
-                                 "`matrix.name` to a template that tells them apart, such as '{method}-{seed}'")
+                                 "`matrix.name` to a template that gives each its own name, such as '{method}-{seed}'")
         return names
 
     def _filled(self, combination: Combination) -> str:
         """The template with this combination's values in it."""
         def value(match: re.Match[str]) -> str:
-            path = SHORT.get(match[1], match[1])
+            path = SHORT_NAMES.get(match[1], match[1])
             if path not in self.fields:
-                known = [*SHORT, *self.fields]
-                raise InputError(f"`matrix.name` uses {match[1]!r}{nearest(match[1], known)}; known are the axes "
-                                 "and the other keys of a tuning")
+                names = [*SHORT_NAMES, *self.fields]
+                raise InputError(f"`matrix.name` uses {match[1]!r}{nearest(match[1], names)}; use the axes or other "
+                                 "keys of a tuning")
             default = 0 if path == "replay.share" else self.fields[path].get_default(call_default_factory=True)
-            return shown(combination.get(path, default))
+            return _value_text(combination.get(path, default))
         return _fit(re.sub(r"\{([\w.]+)\}", value, str(self.template)))
 
 
@@ -196,12 +197,12 @@ def assembled(combination: Combination) -> dict[str, Any]:
     tuning: dict[str, Any] = {}
     for path in sorted(combination, key=lambda p: p.count(".")):
         *outer, last = path.split(".")
-        place = tuning
+        node = tuning
         for key in outer:
-            held = place.get(key)
-            place[key] = {"file": held} if isinstance(held, str) else dict(held or {})  # a file's name is a data source
-            place = place[key]
-        place[last] = combination[path]
+            value = node.get(key)
+            node[key] = {"file": value} if isinstance(value, str) else dict(value or {})  # a data source by its file
+            node = node[key]
+        node[last] = combination[path]
     return tuning
 
 
@@ -223,10 +224,10 @@ def _labelled(path: str, value: Any) -> str:
         value = round(100 * value, 2)
     if path == "data.examples" and isinstance(value, int) and value and value % 1000 == 0:
         return f"n{value // 1000}k"
-    return _LABELS.get(path, path.rpartition(".")[2]) + shown(value)
+    return _LABELS.get(path, path.rpartition(".")[2]) + _value_text(value)
 
 
-def shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     """A value as a part of a name: a file by its stem, a number in its shortest form."""
     if isinstance(value, Mapping):
         value = value.get("file", "-".join(str(v) for v in value.values()))

@@ -12,7 +12,7 @@ Changes:
     matrix.seed=[0,1]
 
 A value is read as YAML and checked against the field's type. Relative paths in it are taken from the file's folder.
-Nothing in a file is executed, and each key may stand once.
+Nothing in a file is executed, and a key may occur only once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from aftertune.errors import InputError, nearest
-from aftertune.study.matrix import SHORT, expand, inner
+from aftertune.study.matrix import SHORT_NAMES, expand, spec_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Override:
     @classmethod
     def of(cls, text: str) -> Override:
         """Parse KEY=VALUE; InputError without a path and "="."""
-        path, found, value = text.partition("=")
-        if not found or not path.strip():
+        path, separator, value = text.partition("=")
+        if not separator or not path.strip():
             raise InputError(f"--set {text}: write KEY=VALUE, for example tasks.hellaswag.limit=50")
         return cls(text, path.strip(), value.strip())
 
@@ -56,20 +56,23 @@ class Override:
 
     def put(self, study: dict[str, Any], schema: type[BaseModel]) -> None:
         """Make the change in a study's plain values; InputError for an unknown key or a value of the wrong type."""
-        for place in self._into(study, self.path, schema, ""):
-            place()
+        for assign in self._assignments(study, self.path, schema, ""):
+            assign()
 
-    def _refuse(self, what: str) -> InputError:
-        return InputError(f"--set {self.text}: {what}")
+    def _error(self, message: str) -> InputError:
+        return InputError(f"--set {self.text}: {message}")
 
-    def _into(self, node: Any, rest: str, part: type[BaseModel], before: str) -> Iterator[Any]:
-        """The assignments that ``rest`` means within a part, each as a call: all are checked before any is made."""
+    def _assignments(self, node: Any, rest: str, part: type[BaseModel], before: str) -> Iterator[Any]:
+        """The assignments to ``rest`` within a part, each as a call, so that all are checked before any is made.
+
+        before: the path of the part, for errors.
+        """
         key, _, further = rest.partition(".")
         field = part.model_fields.get(key)
         if field is None:
-            known = sorted(part.model_fields)
+            keys = sorted(part.model_fields)
             where = f"`{before.rstrip('.')}`" if before else "a study"
-            raise self._refuse(f"{where} has no {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+            raise self._error(f"{where} has no {key!r}{nearest(key, keys)}; known keys: {', '.join(keys)}")
         if key == "matrix" and further:
             yield from self._matrix(node, further)
         elif not further:
@@ -78,47 +81,47 @@ class Override:
         elif _entries(field) is not None:
             yield from self._entry(node.get(key) or {}, key, further, _entries(field), before)
         else:
-            within = inner(field.annotation)
+            within = spec_of(field.annotation)
             if within is None:
-                raise self._refuse(f"`{before}{key}` is one value and has no {further!r}")
-            held = node.get(key)
-            if not isinstance(held, dict):
-                held = {"file": held} if isinstance(held, str) else {}
-                node[key] = held
-            yield from self._into(held, further, within, f"{before}{key}.")
+                raise self._error(f"`{before}{key}` is a single value and has no {further!r}")
+            child = node.get(key)
+            if not isinstance(child, dict):
+                child = {"file": child} if isinstance(child, str) else {}
+                node[key] = child
+            yield from self._assignments(child, further, within, f"{before}{key}.")
 
     def _entry(self, entries: Any, key: str, rest: str, part: Any, before: str) -> Iterator[Any]:
         """Assignments within named entries: bases and tunings by their key, tasks by their name or position."""
         named = dict(_named(entries))
         head = max((n for n in named if rest == n or rest.startswith(f"{n}.")), key=len, default=rest.split(".")[0])
-        found = [n for n in named if n == head] or [n for n in named if fnmatchcase(n, head)]
+        matches = [n for n in named if n == head] or [n for n in named if fnmatchcase(n, head)]
         further = rest[len(head) + 1:]
-        if not found and isinstance(entries, list) and head.isdecimal() and int(head) < len(entries):
-            named, found = {head: entries[int(head)]}, [head]
-        if not found:
-            raise self._refuse(f"no entry of `{before}{key}` is called {head!r}{nearest(head, list(named))}; there "
-                               f"are: {', '.join(named) or 'none'}")
+        if not matches and isinstance(entries, list) and head.isdecimal() and int(head) < len(entries):
+            named, matches = {head: entries[int(head)]}, [head]
+        if not matches:
+            raise self._error(f"`{before}{key}` has no entry {head!r}{nearest(head, list(named))}; its entries: "
+                              f"{', '.join(named) or 'none'}")
         if not further:
-            raise self._refuse(f"`{before}{key}.{head}` is an entry; name a key of it: "
-                               f"{', '.join(sorted(part.model_fields))}")
-        further = SHORT.get(further, further) if key == "tunings" else further
-        for name in found:
-            yield from self._into(named[name], further, part, f"{before}{key}.{name}.")
+            raise self._error(f"`{before}{key}.{head}` is an entry; add one of its keys: "
+                              f"{', '.join(sorted(part.model_fields))}")
+        further = SHORT_NAMES.get(further, further) if key == "tunings" else further
+        for name in matches:
+            yield from self._assignments(named[name], further, part, f"{before}{key}.{name}.")
 
     def _matrix(self, node: Any, rest: str) -> Iterator[Any]:
         """The assignment to a key of the matrix; its type is checked when the matrix expands."""
-        place = node.get("matrix")
-        if not isinstance(place, dict):
-            raise self._refuse("the study has no `matrix`")
+        matrix = node.get("matrix")
+        if not isinstance(matrix, dict):
+            raise self._error("the study has no `matrix`")
         path = rest
-        while path not in place and (head := path.partition(".")[0]) in place and isinstance(place[head], dict):
-            place, path = place[head], path.partition(".")[2]
+        while path not in matrix and (head := path.partition(".")[0]) in matrix and isinstance(matrix[head], dict):
+            matrix, path = matrix[head], path.partition(".")[2]
         head = path.partition(".")[0]
-        if path != head and head in place and path not in place:  # data: a.jsonl, and data.examples is set
-            raise self._refuse(f"`matrix.{head}` is one value here; set all of it, for example "
-                               f"matrix.{head}={{{path.partition('.')[2]}: …}}")
-        value = self.value if path == "name" else _yaml(self.value)  # a template opens with a brace, as a mapping does
-        yield lambda: place.__setitem__(path, value)
+        if path != head and head in matrix and path not in matrix:  # data: a.jsonl, and data.examples is set
+            raise self._error(f"`matrix.{head}` is a single value here; set all of it, for example "
+                              f"matrix.{head}={{{path.partition('.')[2]}: …}}")
+        value = self.value if path == "name" else _yaml(self.value)  # a template starts with {, as a mapping does
+        yield lambda: matrix.__setitem__(path, value)
 
     def _typed(self, field: FieldInfo) -> Any:
         """The value as the field takes it: read as YAML, or else the text."""
@@ -132,13 +135,13 @@ class Override:
                 fault = fault or error.errors()[0]["msg"].removeprefix("Value error, ")
             else:
                 return candidate
-        raise self._refuse(f"{fault}, found {self.value!r}")
+        raise self._error(f"{fault}, found {self.value!r}")
 
 
 def _entries(field: FieldInfo) -> type[BaseModel] | None:
     """The specification of the entries of a collection; None for other fields."""
-    kinds = [a for a in (field.annotation, *get_args(field.annotation)) if get_origin(a) in (dict, tuple)]
-    return next((inner(k) for k in kinds if inner(k) is not None), None)
+    collections = [a for a in (field.annotation, *get_args(field.annotation)) if get_origin(a) in (dict, tuple)]
+    return next((spec_of(c) for c in collections if spec_of(c) is not None), None)
 
 
 def _named(entries: Any) -> Iterator[tuple[str, Any]]:
@@ -164,20 +167,20 @@ def overrides(texts: Sequence[str]) -> list[Override]:
     return [Override.of(text) for text in texts]
 
 
-def whole(raw: dict[str, Any], sets: Sequence[str], *, study: type[BaseModel], tuning: type[BaseModel], where: str
-          ) -> dict[str, Any]:
-    """A study's plain values with all changes, and with the tunings of its matrix."""
+def expanded(raw: dict[str, Any], sets: Sequence[str], *, study: type[BaseModel], tuning: type[BaseModel], where: str
+             ) -> dict[str, Any]:
+    """A study's plain values with the tunings of its matrix and all changes. where: names the file in errors."""
     raw, changes = deepcopy(raw), overrides(sets)
     for change in (c for c in changes if not c.late):
         change.put(raw, study)
     if raw.get("matrix") is not None:
         try:
-            made = expand(raw["matrix"], tuning)
+            tunings = expand(raw["matrix"], tuning)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        for name in made.keys() & (raw.get("tunings") or {}):
-            raise InputError(f"{where}: {name!r} is a tuning of its own and one that the matrix makes; rename one")
-        raw["tunings"] = {**(raw.get("tunings") or {}), **made}
+        for name in tunings.keys() & (raw.get("tunings") or {}):
+            raise InputError(f"{where}: the name {name!r} is used by `tunings` and by the matrix; rename one of them")
+        raw["tunings"] = {**(raw.get("tunings") or {}), **tunings}
     for change in (c for c in changes if c.late):
         change.put(raw, study)
     return raw
@@ -229,11 +232,11 @@ def _yaml_fault(error: Any, source: str) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return text
-    again = re.match(r'found duplicate key "(.*?)" with value', text)
-    if again is None:
+    duplicate = re.match(r'found duplicate key "(.*?)" with value', text)
+    if duplicate is None:
         return f"line {mark.line + 1}, column {mark.column + 1}: {text}"
-    key, lines = again[1], source.splitlines()
+    key, lines = duplicate[1], source.splitlines()
     first = [i for i, line in enumerate(lines[:mark.line + 1], start=1)
              if re.search(rf"""(?:^|[\s{{,])["']?{re.escape(key)}["']?\s*:""", line)]
-    where = f", the first time on line {first[0]}" if first else ""
-    return f"line {mark.line + 1}: the key {key!r} stands twice{where}; keep one of the two"
+    where = f", first on line {first[0]}" if first else ""
+    return f"line {mark.line + 1}: the key {key!r} occurs twice{where}; remove one of the two"

@@ -1,10 +1,11 @@
 """Models with a short name, and the settings that their communities train them with.
 
     PRESETS["tinyllama"].source             "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"
-    find("tiny").shape.parameters           1100048384
+    find_preset("tiny").shape.parameters    1100048384
 
 A preset's settings are defaults: a recipe or an option overrides them. Shapes and parameter counts are here so that
-`aftertune plan` works before anything is downloaded. A file or folder of the same name overrides a preset (`find`).
+`aftertune plan` works before anything is downloaded. A file or folder of the same name overrides a preset
+(`find_preset`).
 """
 
 from __future__ import annotations
@@ -73,10 +74,10 @@ class ModelShape:
         """The shape in a ``config.json``; None if it does not have these sizes."""
         text = config.get("text_config") or config
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-        found = [text.get(name) for name in names]
-        if not all(isinstance(value, int) and value > 0 for value in found):
+        sizes = [text.get(name) for name in names]
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
             return None
-        hidden, layers, heads, vocabulary = (int(value) for value in found if value)
+        hidden, layers, heads, vocabulary = (int(size) for size in sizes if size)
         plain = text.get("model_type") in ("phi", "gpt_neox", "gptj", "opt", "bloom")
         return cls(hidden=hidden, layers=layers, heads=heads, vocabulary=vocabulary,
                    kv_heads=text.get("num_key_value_heads") or heads,
