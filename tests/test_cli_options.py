@@ -27,7 +27,7 @@ from aftertune.study import (
     TaskSpec,
     TuneSpec,
 )
-from aftertune.study.matrix import paths
+from aftertune.study.matrix import field_paths
 from cli_cases import call
 
 
@@ -120,7 +120,7 @@ def test_each_option_of_a_verb_has_its_own_name_and_the_default_of_its_field(spe
 @pytest.mark.parametrize("spec", [Study, BaseSpec, TaskSpec, TargetSpec, EvalSpec, EarlySpec, DataSource, DataSpec,
                                   StudyTuning, TuneSpec])
 def test_every_field_has_a_description(spec: type[Spec]) -> None:
-    fields = paths(spec)
+    fields = field_paths(spec)
     assert [path for path, field in fields.items() if not field.description] == []
     assert [path for path, field in fields.items() if not str(field.description).endswith(".")] == []
 

@@ -16,7 +16,7 @@ from aftertune.cli import app
 from aftertune.cli.console import guarded
 from aftertune.cli.reference import reference
 from aftertune.study import BaseSpec, Study, StudyTuning, TargetSpec, TaskSpec
-from aftertune.study.matrix import paths
+from aftertune.study.matrix import field_paths
 from aftertune.study.overrides import parse_yaml
 from eval_cases import CHAT, byte_folder
 from exchange_cases import BASE_RIGHT, lm_eval_folder, record
@@ -114,7 +114,7 @@ def test_the_studies_of_the_documents_are_valid_and_every_key_is_documented(tmp_
     studies = [Study.parse(parse_yaml(block, Path("study.yaml")), where="", folder=tmp_path) for block in shown]
     assert [(study.study, len(study.tunings)) for study in studies] == [("levers", 12), ("orders", 1), ("crossed", 18)]
     keys = {name.rpartition(".")[2] for part in (Study, BaseSpec, TaskSpec, TargetSpec, StudyTuning)
-            for name in paths(part)}
+            for name in field_paths(part)}
     assert len(keys) > 60
     assert [key for key in sorted(keys) if not re.search(rf"`{key}\b", text)] == []
 

@@ -15,7 +15,7 @@ import pytest
 from aftertune.comparison import compare
 from aftertune.errors import InputError, StorageError
 from aftertune.evaluation import evaluate
-from aftertune.exchange import audit, export_lm_eval, import_results, rebuilt
+from aftertune.exchange import audit, export_lm_eval, import_results, rebuild_prompts
 from aftertune.ledger import Ledger
 from aftertune.redaction import public_source
 from aftertune.report import Results, as_csv, as_json, as_latex, comparison_export, overview_export, scores_export
@@ -76,7 +76,7 @@ def test_another_tool_reads_two_exports_and_finds_what_we_find(measured: Ledger,
 
 def test_import_reads_an_export_back_to_the_same_answers(measured: Ledger, tmp_path: Path) -> None:
     source = measured.find_evaluation("first")
-    exported(measured, "first", tmp_path, **rebuilt(source))
+    exported(measured, "first", tmp_path, **rebuild_prompts(source))
     with Ledger(tmp_path / "other.db") as other:
         [result] = import_results(tmp_path, ledger=other)
         found = result.evaluation
@@ -99,7 +99,7 @@ def test_import_reads_an_export_back_to_the_same_answers(measured: Ledger, tmp_p
 
 def test_prompts_are_built_again_and_proven(measured: Ledger, tmp_path: Path) -> None:
     source = measured.find_evaluation("first")
-    found = rebuilt(source)
+    found = rebuild_prompts(source)
     assert "arc_easy" in found
     written = exported(measured, "first", tmp_path, **found)
     line = json.loads(next(p for p in written.samples if "arc_easy" in p.name).read_text().splitlines()[0])
@@ -109,7 +109,7 @@ def test_prompts_are_built_again_and_proven(measured: Ledger, tmp_path: Path) ->
     line = json.loads(bare.samples[0].read_text().splitlines()[0])
     assert line["arguments"]["gen_args_0"]["arg_0"] is None
     changed = replace(source, tasks=tuple(replace(t, prompts="0" * 64) for t in source.tasks))
-    assert rebuilt(changed) == {}
+    assert rebuild_prompts(changed) == {}
 
 
 def test_an_export_names_no_place_of_this_machine_and_is_the_same_twice(measured: Ledger, tmp_path: Path) -> None:

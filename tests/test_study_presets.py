@@ -55,10 +55,10 @@ def test_a_study_takes_them_too() -> None:
 
 def test_a_folder_of_the_name_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert presets.find("tinyllama") is PRESETS["tinyllama"]
+    assert presets.find_preset("tinyllama") is PRESETS["tinyllama"]
     (tmp_path / "tinyllama").mkdir()
-    assert presets.find("tinyllama") is None
-    assert preset_source("tinyllama") == "tinyllama"
+    assert presets.find_preset("tinyllama") is None
+    assert named("tinyllama") == "tinyllama"
 
 
 def test_offline_the_name_leads_to_the_hubs_error() -> None:

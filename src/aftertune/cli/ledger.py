@@ -106,14 +106,14 @@ def _show_reported(source: str, rows: list[Reported], as_json: bool) -> None:
     from rich.text import Text
 
     from aftertune.cli.audit import values_table
-    from aftertune.exchange import check
+    from aftertune.exchange import check_score
 
     if as_json:
         emit({"source": source, "reported": rows})
         return
     console = Console()
     console.print(Text(f"reported in {source}, not measured here", style="bold"))
-    console.print(values_table([check(r) for r in rows if r.planned is None]))
+    console.print(values_table([check_score(r) for r in rows if r.planned is None]))
     for row in rows:
         if row.planned is not None:
             planned = f", planned with {row.planned}" if row.planned else ""
@@ -179,10 +179,10 @@ def export(
 
 def _export_lm_eval(ledger: Ledger, word: str, folder: Path, prompts: bool, as_json: bool) -> None:
     """Write results and samples as lm-eval does, and say what was left out."""
-    from aftertune.exchange import export_lm_eval, rebuilt
+    from aftertune.exchange import export_lm_eval, rebuild_prompts
 
     evaluation = ledger.find_evaluation(word)
-    texts = rebuilt(evaluation) if prompts else {}
+    texts = rebuild_prompts(evaluation) if prompts else {}
     export = export_lm_eval(evaluation, ledger.items(evaluation.id), ledger.answers(evaluation.id), folder=folder,
                              prompts=texts)
     without = [t.task for t in evaluation.tasks if t.task not in texts and t.task not in export.left_out]

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from aftertune.errors import InputError
 from aftertune.study import Flag, Spec, explain
-from aftertune.study.matrix import assembled
+from aftertune.study.matrix import nested
 
 S = TypeVar("S", bound=Spec)
 
@@ -118,7 +118,7 @@ class Given(Generic[S]):
                 raise InputError(f"{given[0].names[0]} and {missing.names[0]} go together; {missing.names[0]}: "
                                  f"{missing.help}")
         try:
-            return self.spec(**{**assembled(dict(self.values)), **further})
+            return self.spec(**{**nested(dict(self.values)), **further})
         except ValidationError as error:
             text = explain(error).replace("`study`: ", "")  # an error that belongs to no single field
             for option in options:

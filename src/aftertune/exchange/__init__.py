@@ -13,10 +13,10 @@ from aftertune.exchange.audits import (
     audit,
     audit_reported,
     audited_documents,
-    check,
+    check_score,
     pairing_text,
 )
-from aftertune.exchange.exporting import ExportedFiles, export_lm_eval, rebuilt
+from aftertune.exchange.exporting import ExportedFiles, export_lm_eval, rebuild_prompts
 from aftertune.exchange.importing import ImportedResult, import_results
 
 __all__ = [
@@ -29,9 +29,9 @@ __all__ = [
     "audit",
     "audit_reported",
     "audited_documents",
-    "check",
+    "check_score",
     "export_lm_eval",
     "import_results",
     "pairing_text",
-    "rebuilt",
+    "rebuild_prompts",
 ]

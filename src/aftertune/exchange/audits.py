@@ -132,7 +132,7 @@ def audit(path: Path) -> Audit:
 
 def audit_document(document: Document) -> Audit:
     """Audit the scores and statements of a document."""
-    results = tuple(check(row) for row in document.scores)
+    results = tuple(check_score(row) for row in document.scores)
     pairs = list(_pairs(document.scores))
     claims = tuple(claim for base, tuned, family in pairs for claim in _claims(base, tuned, results, family=family))
     return Audit(document.source, results, claims, tuple(_findings(document, pairs)))
@@ -141,7 +141,7 @@ def audit_document(document: Document) -> Audit:
 # --- Values and errors ---
 
 
-def check(row: Reported) -> Check:
+def check_score(row: Reported) -> Check:
     """Check whether a reported value can be k/n, and its error the standard error of such a share."""
     value = _figure(row.value_text)
     if not is_share(row.metric) or value is None:

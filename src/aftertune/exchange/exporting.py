@@ -1,10 +1,10 @@
 """Exports an evaluation as files in lm-eval's format, which lm-eval's tools and `aftertune import` can read.
 
-    prompts = rebuilt(evaluation)                    {"hellaswag": its requests in order, …}
+    prompts = rebuild_prompts(evaluation)            {"hellaswag": its requests in order, …}
     files = export_lm_eval(evaluation, items, answers, folder=Path("out"), prompts=prompts)
     files.results                                    out/careful/results_2026-11-24T10-00-00.000000.json
 
-The ledger does not store prompts. `rebuilt` builds them again and keeps those whose digest equals the stored one, so
+The ledger does not store prompts. `rebuild_prompts` builds them again and keeps those whose digest equals the stored one, so
 they are proven to be what the model saw; a prompt that is not given is written as null. The key ``aftertune`` holds
 what lm-eval has no key for: settings and fingerprints. Local paths, commands and host names are not written.
 """
@@ -33,7 +33,7 @@ from aftertune.values import Answer, Evaluation, Item, Request, Response, Score,
 # --- Prompts ---
 
 
-def rebuilt(evaluation: Evaluation) -> dict[str, tuple[Request, ...]]:
+def rebuild_prompts(evaluation: Evaluation) -> dict[str, tuple[Request, ...]]:
     """The requests, in order, of each task whose prompts can be built again and match the stored digest.
 
     Tasks with a chat template (it needs the tokenizer) and tasks with a file of their own are left out.
@@ -75,7 +75,7 @@ def export_lm_eval(evaluation: Evaluation, items: Sequence[Item], answers: Seque
                    prompts: Mapping[str, Sequence[Request]]) -> ExportedFiles:
     """Write a finished evaluation below ``folder``. Exporting it again writes the same files.
 
-    items, answers: of all its tasks; prompts: by task, see `rebuilt`. Raises InputError if no task has a score of all
+    items, answers: of all its tasks; prompts: by task, see `rebuild_prompts`. Raises InputError if no task has a score of all
     its items, and StorageError if a file cannot be written.
     """
     left_out = tuple(t.task for t in evaluation.tasks if evaluation.stopped(t.task))

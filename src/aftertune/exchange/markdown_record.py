@@ -419,7 +419,7 @@ class _Reader:
                            if i not in roles and _is_figure(cell)]
         percent = any(s.beyond_one for s in scores)
         content = self.contents[-1]
-        rows = [row for s in scores if (row := self._reported(s, percent)) is not None]
+        rows = [reported for s in scores if (reported := self._reported(s, percent)) is not None]
         if "result" in roles.values():
             content.rows += [replace(r, section=content.section) for r in rows]
         else:

@@ -38,7 +38,7 @@ from aftertune.ledger.schema import (
     task,
     tuning,
 )
-from aftertune.ledger.store import CHUNK, Store, decode, encode, find, store_model
+from aftertune.ledger.store import CHUNK, Store, decode, encode, find_row, store_model
 from aftertune.values import Answer, Asked, Evaluation, Item, Response
 
 #: Fields of an evaluation that have a column or table of their own.
@@ -79,7 +79,7 @@ class Evaluations(Store):
         StorageError. The lease is released.
         """
         with self.database.write() as connection:
-            row = find(connection, evaluation, value.id)
+            row = find_row(connection, evaluation, value.id)
             if row.status == "done":
                 stored = _load_one(connection, row.id)
                 if stored.scores != value.scores:
@@ -102,7 +102,7 @@ class Evaluations(Store):
         InputError with the nearest ids and names where there is none.
         """
         with self.database.read() as connection:
-            return _load(connection, [find(connection, evaluation, word)])[0]
+            return _load(connection, [find_row(connection, evaluation, word)])[0]
 
     def evaluations(self) -> list[Evaluation]:
         """All evaluations, the newest last."""
@@ -115,7 +115,7 @@ class Evaluations(Store):
         ResourceError where another live process works on it.
         """
         with self.database.write() as connection:
-            row = find(connection, evaluation, evaluation_id)
+            row = find_row(connection, evaluation, evaluation_id)
             check_lease(connection, row.seq, row.id)
             connection.execute(comparison.delete().where(
                 or_(comparison.c.base == row.id, comparison.c.tuned == row.id)))
@@ -130,7 +130,7 @@ class Evaluations(Store):
     def items(self, evaluation_id: str, task: str | None = None) -> list[Item]:
         """Items of one task, or of all, in the order in which they were asked; InputError: unknown task."""
         with self.database.read() as connection:
-            seq = find(connection, evaluation, evaluation_id).seq
+            seq = find_row(connection, evaluation, evaluation_id).seq
             rows = connection.execute(
                 select(answer.c.task, answer.c.index, item.c.hash, item.c.doc, answer.c.cluster)
                 .join(item, item.c.seq == answer.c.item)
@@ -142,7 +142,7 @@ class Evaluations(Store):
     def answers(self, evaluation_id: str, task: str | None = None) -> list[Answer]:
         """Answers to one task, or to all, in the order of the items; none before the evaluation is done."""
         with self.database.read() as connection:
-            seq = find(connection, evaluation, evaluation_id).seq
+            seq = find_row(connection, evaluation, evaluation_id).seq
             rows = connection.execute(
                 select(answer, item.c.hash).join(item, item.c.seq == answer.c.item)
                 .where(answer.c.evaluation == seq, answer.c.metrics.is_not(None),
@@ -155,14 +155,14 @@ class Evaluations(Store):
     def save_schedule(self, evaluation_id: str, value: Mapping[str, Any]) -> None:
         """Store how the requests are cut into batches; a later one (a batch was split) replaces it."""
         with self.database.write() as connection:
-            row = find(connection, evaluation, evaluation_id)
+            row = find_row(connection, evaluation, evaluation_id)
             beat(connection, row.seq, row.id)
             _store_schedule(connection, row.seq, value)
 
     def schedule(self, evaluation_id: str) -> dict[str, Any] | None:
         """The stored schedule, or None where there is none yet."""
         with self.database.read() as connection:
-            seq = find(connection, evaluation, evaluation_id).seq
+            seq = find_row(connection, evaluation, evaluation_id).seq
             value: dict[str, Any] | None = connection.execute(
                 select(schedule.c.value).where(schedule.c.evaluation == seq)).scalar()
             return value
@@ -175,7 +175,7 @@ class Evaluations(Store):
         """
         rows = [_response_row(batch, position, value) for position, value in sorted(responses.items())]
         with self.database.write() as connection:
-            row = find(connection, evaluation, evaluation_id)
+            row = find_row(connection, evaluation, evaluation_id)
             beat(connection, row.seq, row.id)
             stored = {r.position: r for r in _stored_batch(connection, row.seq, batch, responses)}
             if not stored:
@@ -190,12 +190,12 @@ class Evaluations(Store):
     def done_positions(self, evaluation_id: str) -> set[int]:
         """Positions whose response is stored."""
         with self.database.read() as connection:
-            return _positions_of(connection, find(connection, evaluation, evaluation_id).seq)
+            return _positions_of(connection, find_row(connection, evaluation, evaluation_id).seq)
 
     def responses(self, evaluation_id: str) -> dict[int, Response]:
         """Position -> response, for every stored one, in order of position."""
         with self.database.read() as connection:
-            return _load_responses(connection, find(connection, evaluation, evaluation_id).seq)
+            return _load_responses(connection, find_row(connection, evaluation, evaluation_id).seq)
 
 
 def _columns(connection: Connection, value: Evaluation) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _write_parts(connection: Connection, seq: int, value: Evaluation) -> None:
 
 
 def _load_one(connection: Connection, evaluation_id: str) -> Evaluation:
-    return _load(connection, [find(connection, evaluation, evaluation_id)])[0]
+    return _load(connection, [find_row(connection, evaluation, evaluation_id)])[0]
 
 
 def _load(connection: Connection, rows: Sequence[Row[Any]]) -> list[Evaluation]:

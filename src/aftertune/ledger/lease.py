@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Row, select
 
 from aftertune.errors import ResourceError
 from aftertune.ledger.schema import evaluation, lease
-from aftertune.ledger.store import Store, find
+from aftertune.ledger.store import Store, find_row
 
 #: Seconds without a heartbeat after which a process of another machine counts as dead.
 LEASE_TIMEOUT = 15 * 60.0
@@ -58,7 +58,7 @@ class Leases(Store):
     def acquire(self, evaluation_id: str) -> None:
         """Take the lease, or renew it. Raises ResourceError if another live process holds it."""
         with self.database.write() as connection:
-            seq = find(connection, evaluation, evaluation_id).seq
+            seq = find_row(connection, evaluation, evaluation_id).seq
             row = check_lease(connection, seq, evaluation_id)
             if row is not None:
                 connection.execute(lease.delete().where(lease.c.evaluation == seq))
@@ -70,13 +70,13 @@ class Leases(Store):
     def beat(self, evaluation_id: str) -> None:
         """Send a heartbeat: this process is still working on the evaluation."""
         with self.database.write() as connection:
-            beat(connection, find(connection, evaluation, evaluation_id).seq, evaluation_id)
+            beat(connection, find_row(connection, evaluation, evaluation_id).seq, evaluation_id)
 
     def release(self, evaluation_id: str) -> None:
         """Release the lease; another process's lease is not changed."""
         own = Process.own()
         with self.database.write() as connection:
-            seq = find(connection, evaluation, evaluation_id).seq
+            seq = find_row(connection, evaluation, evaluation_id).seq
             connection.execute(lease.delete().where(
                 lease.c.evaluation == seq, lease.c.pid == own.pid, lease.c.host == own.host,
                 lease.c.boot == own.boot, lease.c.started == own.started))

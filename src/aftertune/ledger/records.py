@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, func, select
 
 from aftertune.errors import InputError, StorageError, nearest
 from aftertune.ledger.schema import cell, comparison, model, reported_score, step, study, tuning
-from aftertune.ledger.store import CHUNK, Store, decode, encode, find, store_model, upsert
+from aftertune.ledger.store import CHUNK, Store, decode, encode, find_row, store_model, upsert
 from aftertune.values import Comparison, Tuning
 
 #: Fields of a tuning that have a column or table of their own.
@@ -48,7 +48,7 @@ class Tunings(Store):
                 connection.execute(step.insert(), [
                     {"tuning": seq, "number": n, "step": int(s.get("step", n)), "value": encode(s)}
                     for n, s in enumerate(value.steps)])
-            return _load_tunings(connection, [find(connection, tuning, value.id)])[0]
+            return _load_tunings(connection, [find_row(connection, tuning, value.id)])[0]
 
     def save_step(self, tuning_id: str, number: int, metrics: Mapping[str, float]) -> None:
         """Add a row to the training log; a row of the same step (the run was resumed) is replaced.
@@ -56,7 +56,7 @@ class Tunings(Store):
         number: the optimizer's step, stored with the metrics under "step".
         """
         with self.database.write() as connection:
-            seq = find(connection, tuning, tuning_id).seq
+            seq = find_row(connection, tuning, tuning_id).seq
             value = {"step": number, **encode(metrics)}
             here = (step.c.tuning == seq, step.c.step == number)
             if connection.execute(step.update().where(*here).values(value=value)).rowcount:
@@ -68,7 +68,7 @@ class Tunings(Store):
     def find_tuning(self, word: str) -> Tuning:
         """The tuning with this id, this name (the newest), or this beginning of an id; else InputError."""
         with self.database.read() as connection:
-            return _load_tunings(connection, [find(connection, tuning, word)])[0]
+            return _load_tunings(connection, [find_row(connection, tuning, word)])[0]
 
     def tunings(self) -> list[Tuning]:
         """All tunings, the newest last."""
@@ -103,7 +103,7 @@ class Comparisons(Store):
     def find_comparison(self, word: str) -> Comparison:
         """The comparison with this id or this beginning of an id (4 characters up); else InputError."""
         with self.database.read() as connection:
-            return decode(Comparison, find(connection, comparison, word).value)
+            return decode(Comparison, find_row(connection, comparison, word).value)
 
     def comparisons(self, *, base: str | None = None, tuned: str | None = None) -> list[Comparison]:
         """Comparisons of these evaluations (ids; None: any), the newest last."""

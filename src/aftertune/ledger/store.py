@@ -66,7 +66,7 @@ def store_model(connection: Connection, identity: ModelIdentity) -> int:
                   {"fingerprint": identity.fingerprint, "source": identity.source, "value": value})
 
 
-def find(connection: Connection, table: Table, word: str) -> Row[Any]:
+def find_row(connection: Connection, table: Table, word: str) -> Row[Any]:
     """The row of ``table`` with this id, this name (the newest), or an id that starts with ``word``.
 
     Raises InputError, with the nearest ids and names, if there is none or several ids start with ``word``.

@@ -33,8 +33,8 @@ from aftertune.pipeline.lock import try_folder_lock
 from aftertune.sources import resolve_model, shape_of
 from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, TaskSpec, TuneSpec, on_hub
-from aftertune.study.presets import ModelShape, known
-from aftertune.tasks.data import choose_source
+from aftertune.study.presets import ModelShape, preset_of
+from aftertune.tasks.data import asked_from
 from aftertune.tuning.estimate import DTYPE_BYTES, UTILIZATION, Machine, Workload, estimate
 from aftertune.tuning.unsloth import unavailable_error
 from aftertune.values import Tuning
@@ -87,7 +87,7 @@ class Costs:
     def shape(self, base: BaseSpec) -> tuple[ModelShape | None, bool]:
         """A base's shape, or None if it is not known, and whether it was taken without reading the config."""
         if base.model not in self._shapes:
-            preset = known(base.model)
+            preset = preset_of(base.model)
             try:
                 with offline_only():
                     shape, guessed = shape_of(resolve_model(base.model, revision=base.revision)), False
@@ -327,7 +327,7 @@ def _missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
 
 
 def _model_missing(base: BaseSpec) -> list[str]:
-    preset = known(base.model)
+    preset = preset_of(base.model)
     try:
         with offline_only():
             resolve_model(base.model, revision=base.revision)

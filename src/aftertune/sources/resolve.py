@@ -23,7 +23,7 @@ from aftertune.errors import SourceError, nearest
 from aftertune.sources import hub
 from aftertune.sources.tensors import LFS_MARK, check_index, read_header, weight_files
 from aftertune.study import presets
-from aftertune.study.presets import ModelShape, known
+from aftertune.study.presets import ModelShape, preset_of
 
 SourceKind = Literal["hub", "folder", "gguf", "package"]
 
@@ -253,9 +253,9 @@ def resolve_model(source: str, *, revision: str | None = None,
                        trust_remote_code=trust_remote_code)
 
 
-def preset_source(source: str) -> str:
-    """The model source of a preset (its installed package, otherwise its Hub id); any other ``source`` as it is."""
-    preset = presets.find(source)
+def named(source: str) -> str:
+    """Where a preset's model is, for a preset's name: in an installed package, or on the Hub."""
+    preset = presets.find_preset(source)
     if preset is None:
         return source
     return preset.pack if preset.pack and is_installed(preset.pack) else preset.source
@@ -318,8 +318,8 @@ def _has_weights(folder: Path) -> bool:
 
 
 def shape_of(source: ModelSource) -> ModelShape | None:
-    """Sizes of a model from its config or GGUF metadata; None if they do not state them."""
-    preset = known(source.source)
+    """The shape that a model's config (or GGUF metadata) tells; None where it names no such sizes."""
+    preset = preset_of(source.source)
     if preset is not None:
         return preset.shape
     if source.gguf_path is None:
@@ -335,7 +335,7 @@ def shape_on_hub(model: str, revision: str | None = None) -> ModelShape | None:
 
     No other file is downloaded. Raises SourceError as `resolve_model` does.
     """
-    preset = known(model)
+    preset = preset_of(model)
     if preset is not None:
         return preset.shape
     try:

@@ -64,14 +64,14 @@ def spec_of(annotation: Any) -> type[BaseModel] | None:
     return specs[0] if specs else None
 
 
-def paths(part: type[BaseModel], before: str = "") -> dict[str, FieldInfo]:
+def field_paths(part: type[BaseModel], before: str = "") -> dict[str, FieldInfo]:
     """Every field of a specification and of its parts, by dotted path."""
     fields: dict[str, FieldInfo] = {}
     for name, field in part.model_fields.items():
         fields[before + name] = field
         within = spec_of(field.annotation)
         if within is not None:
-            fields |= paths(within, f"{before}{name}.")
+            fields |= field_paths(within, f"{before}{name}.")
     return fields
 
 
@@ -79,7 +79,7 @@ class _Matrix:
     """One matrix: its axes, common values, and entries."""
 
     def __init__(self, matrix: Mapping[str, Any], recipe: type[BaseModel]) -> None:
-        self.fields = paths(recipe)
+        self.fields = field_paths(recipe)
         self.template = matrix.get("name")
         values = dict(self._flat({k: v for k, v in matrix.items() if k not in KEYWORDS}))
         self.axes = {path: value for path, value in values.items() if self._varies(path, value)}
@@ -88,7 +88,7 @@ class _Matrix:
         self.exclude = list(self._entries(matrix, "exclude"))
         for path, axis in self.axes.items():
             if not axis or any(axis.count(value) > 1 for value in axis):
-                raise InputError(f"`matrix.{path}`: an axis needs one value or more, each only once; found {axis!r}")
+                raise InputError(f"`matrix.{path}`: an axis needs one value or more, each once; found {axis!r}")
         for entry in self.exclude:
             for path in entry.keys() - self.axes.keys():
                 raise InputError(f"`matrix.exclude` names {path!r}, which is not an axis; axes are the keys with a "
@@ -106,7 +106,7 @@ class _Matrix:
                              "list fewer values")
         if not combinations:
             raise InputError("`matrix`: `exclude` leaves no combination; remove some of its entries")
-        return dict(zip(self._names(combinations), map(assembled, combinations), strict=True))
+        return dict(zip(self._names(combinations), map(nested, combinations), strict=True))
 
     def _combinations(self) -> Iterator[Combination]:
         crossed = [dict(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
@@ -192,7 +192,7 @@ def _each(entry: Combination, varies: Any) -> Iterator[Combination]:
                 for values in product(*(v if varies(p, v) else [v] for p, v in entry.items())))
 
 
-def assembled(combination: Combination) -> dict[str, Any]:
+def nested(combination: Combination) -> dict[str, Any]:
     """A combination as a nested mapping, as a file has it: {"lora.r": 8} becomes {"lora": {"r": 8}}."""
     tuning: dict[str, Any] = {}
     for path in sorted(combination, key=lambda p: p.count(".")):

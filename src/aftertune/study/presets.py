@@ -142,15 +142,15 @@ PRESETS: Mapping[str, Preset] = {
 ALIASES: Mapping[str, str] = {"tiny": "tinyllama", "small": "phi-2", "medium": "mistral-7b"}
 
 
-def find(model: str) -> Preset | None:
+def find_preset(model: str) -> Preset | None:
     """The preset of this name; None where there is none, or where a file or folder here has the name."""
     preset = PRESETS.get(ALIASES.get(model, model))
     return None if preset is None or Path(model).exists() else preset
 
 
-def known(model: str) -> Preset | None:
+def preset_of(model: str) -> Preset | None:
     """The preset of this name, or the one whose source this is."""
-    return find(model) or next((p for p in PRESETS.values() if model in (p.source, p.pack)), None)
+    return find_preset(model) or next((p for p in PRESETS.values() if model in (p.source, p.pack)), None)
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     learning rate and adapter settings.
     """
     model, method = values.get("model"), _method(values)
-    preset = find(model) if isinstance(model, str) else None
+    preset = find_preset(model) if isinstance(model, str) else None
     merged = dict(values)
     for key, value in (preset.settings if preset else {}).items():
         if key in ("learning_rate", "lora") and method is not None and not method.preset:
