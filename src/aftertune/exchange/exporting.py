@@ -4,9 +4,9 @@
     files = export_lm_eval(evaluation, items, answers, folder=Path("out"), prompts=prompts)
     files.results                                    out/careful/results_2026-11-24T10-00-00.000000.json
 
-The ledger does not store prompts. `rebuild_prompts` builds them again and keeps those whose digest equals the stored one, so
-they are proven to be what the model saw; a prompt that is not given is written as null. The key ``aftertune`` holds
-what lm-eval has no key for: settings and fingerprints. Local paths, commands and host names are not written.
+The ledger does not store prompts. `rebuild_prompts` builds them again and keeps those whose digest equals the stored
+one, so they are proven to be what the model saw; a prompt that is not given is written as null. The key ``aftertune``
+holds what lm-eval has no key for: settings and fingerprints. Local paths, commands and host names are not written.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def export_lm_eval(evaluation: Evaluation, items: Sequence[Item], answers: Seque
                    prompts: Mapping[str, Sequence[Request]]) -> ExportedFiles:
     """Write a finished evaluation below ``folder``. Exporting it again writes the same files.
 
-    items, answers: of all its tasks; prompts: by task, see `rebuild_prompts`. Raises InputError if no task has a score of all
-    its items, and StorageError if a file cannot be written.
+    items, answers: of all its tasks; prompts: by task, see `rebuild_prompts`. Raises InputError if no task has a score
+    of all its items, and StorageError if a file cannot be written.
     """
     left_out = tuple(t.task for t in evaluation.tasks if evaluation.stopped(t.task))
     complete = tuple(t for t in evaluation.tasks if t.task not in left_out)

@@ -150,7 +150,7 @@ def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samp
         num_fewshot=shots if isinstance(shots, int) else 0, n=len(samples), n_total=max(total, len(samples)),
         split=str(config.get("test_split") or config.get("validation_split") or "not stated"),
         data=f"hub:{config['dataset_path']}" if config.get("dataset_path") else "not stated",
-        items=digest([s.item.hash for s in samples]), prompts=digest([list(a) for s in samples for a in s.asked]),
+        items=digest([s.item.hash for s in samples]), prompts=digest([list(a) for s in samples for a in s.prompts]),
         primary=primary_metric(better, list(dict.fromkeys(s.filter for s in scores)), kind), higher_is_better=better,
         limit=len(samples) if len(samples) < total else None,
         chat_template=str(template) if template else None,
@@ -158,7 +158,7 @@ def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samp
         # lm-eval 0.4.13 turns it on by default; without a chat template it has no effect
         fewshot_as_multiturn=bool(template and run.value.get("fewshot_as_multiturn")),
         generation=json_ready(config.get("generation_kwargs") or {}) if kind == "generate_until" else {},
-        chance=1 / len(samples[0].asked) if kind == "multiple_choice" and samples[0].asked else None,
+        chance=1 / len(samples[0].prompts) if kind == "multiple_choice" and samples[0].prompts else None,
         cluster=catalog.cluster_field(task),
         groups=tuple(g for g in run.groups if task in run.leaves_of(g)))
 

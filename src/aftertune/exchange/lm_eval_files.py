@@ -207,12 +207,12 @@ _LINE_KEYS = frozenset({"doc_id", "doc", "target", "arguments", "resps", "filter
 class Sample:
     """One document with its answer.
 
-    asked: (context, continuation) of each request, once for each repeat; responses: one for each of them; metrics: by
-    ``metric,filter``; extracted: the answer by filter; seen: number of lines read so far.
+    prompts: (context, continuation) of each request, once for each repeat; responses: one for each of them; metrics:
+    by ``metric,filter``; extracted: the answer by filter; seen: number of lines read so far.
     """
 
     item: Item
-    asked: list[tuple[str, str]]
+    prompts: list[tuple[str, str]]
     responses: tuple[Response, ...]
     metrics: dict[str, float] = field(default_factory=dict)
     extracted: dict[str, str] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""The specifications of evaluations, fine-tunes and whole studies: strict, frozen, each field documented at the field.
+"""Defines the specifications of evaluations, fine-tunes and studies: strict, frozen models with documented fields.
 
-A study is one YAML file. Unknown keys are refused with the nearest known name. Nothing in the file is executed. Margins
-are in percentage points.
+A study is one YAML file. An unknown key is an error that names the nearest known key. Nothing in the file is executed.
+Margins are in percentage points.
 
     study: orders
     margin: 5
@@ -191,7 +191,7 @@ class EarlySpec(Spec):
 
 
 class DataSource(Spec):
-    """Examples: a file, or a data set of the Hub. A file's name alone stands for all of it."""
+    """Examples: a file, or a data set of the Hub. A string is short for its ``file``."""
 
     file: Annotated[Path, Flag("--data"), Field(
         description="A .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).")]
