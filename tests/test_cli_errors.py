@@ -111,7 +111,7 @@ def test_the_cases_cover_every_exit_code() -> None:
 
 @pytest.mark.parametrize(("where", "code", "expected"), [
     ("bad.db", 5, ("bad.db: not a SQLite database", "set AFTERTUNE_LEDGER")),
-    ("byte", 2, ("byte: a folder", "for example")),
+    ("byte", 2, ("byte: is a folder", "for example")),
     ("absent.db", 2, ("absent.db: no ledger here yet", "aftertune eval")),
     ("mysql://host/db", 2, ("mysql://", "sqlite:///PATH")),
 ])
