@@ -58,7 +58,7 @@ def test_a_folder_of_the_name_goes_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert presets.find_preset("tinyllama") is PRESETS["tinyllama"]
     (tmp_path / "tinyllama").mkdir()
     assert presets.find_preset("tinyllama") is None
-    assert named("tinyllama") == "tinyllama"
+    assert preset_source("tinyllama") == "tinyllama"
 
 
 def test_offline_the_name_leads_to_the_hubs_error() -> None:

@@ -34,7 +34,7 @@ from aftertune.sources import resolve_model, shape_of
 from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, TaskSpec, TuneSpec, on_hub
 from aftertune.study.presets import ModelShape, preset_of
-from aftertune.tasks.data import asked_from
+from aftertune.tasks.data import choose_source
 from aftertune.tuning.estimate import DTYPE_BYTES, UTILIZATION, Machine, Workload, estimate
 from aftertune.tuning.unsloth import unavailable_error
 from aftertune.values import Tuning

@@ -253,8 +253,8 @@ def resolve_model(source: str, *, revision: str | None = None,
                        trust_remote_code=trust_remote_code)
 
 
-def named(source: str) -> str:
-    """Where a preset's model is, for a preset's name: in an installed package, or on the Hub."""
+def preset_source(source: str) -> str:
+    """The model source of a preset (its installed package, otherwise its Hub id); any other ``source`` as it is."""
     preset = presets.find_preset(source)
     if preset is None:
         return source
@@ -318,7 +318,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def shape_of(source: ModelSource) -> ModelShape | None:
-    """The shape that a model's config (or GGUF metadata) tells; None where it names no such sizes."""
+    """Sizes of a model from its config or GGUF metadata; None if they do not state them."""
     preset = preset_of(source.source)
     if preset is not None:
         return preset.shape
