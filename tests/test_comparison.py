@@ -253,7 +253,7 @@ def test_nothing_shared_and_nothing_finished(ledger):
     evaluated(ledger, "two", BASE, [(settings("b", 4), right(3, 4))])
     with pytest.raises(NotComparable, match="they share no answered item; evaluate both"):
         compare("one", "two", ledger=ledger, force=True)
-    with pytest.raises(InputError, match="is 'running'; only a done one"):
+    with pytest.raises(InputError, match="is 'running', and only a finished one"):
         compare(one, replace(one, id="e-x", name="x", status="running"), ledger=ledger)
     with pytest.raises(InputError, match="nobody"):
         compare("one", "nobody", ledger=ledger)
@@ -278,8 +278,8 @@ def test_at_the_floor_the_note_says_how_many_items_would_show_the_base_above_it(
         evaluated(ledger, name, model, [(settings(task, 100, n_total=total, sample=100), right(27, 100))
                                         for task, total in (("large", 10_000), ("small", 570))])
     large, small = (row.note for row in compare("base", "tuned", ledger=ledger).rows)
-    assert large == "about 1,801 items would show the base above it, if its score stays"
-    assert small == "this task has too few items to show the base above it (1,801 needed, it has 570)"
+    assert large == "about 1,801 items would show that the base is above chance, if its score stays the same"
+    assert small == "this task has too few items to show that the base is above chance (1,801 needed, 570 exist)"
 
 
 def test_where_the_interval_rules_zero_out_the_plan_takes_the_observed_difference(ledger):
@@ -311,14 +311,14 @@ def test_floor_and_items_needed(ledger):
         assert (row.verdict, row.told) == ("undecided", "undecided (at floor: nothing to forget)")
         assert row.at_floor
         assert row.items_needed is None
-        assert row.note == "no number of items decides it while the base scores there"
+        assert row.note == "the base scores at chance, so no number of items can show a loss"
     assert rows["small"].told == "undecided"
     assert 100 < rows["small"].items_needed < 10_000
     assert rows["short"].items_needed is None
     assert "cannot be decided with this task (" in rows["short"].note
     assert "it has 100)" in rows["short"].note
     assert rows["near"].told == "undecided"
-    assert "near the margin" in rows["near"].note
+    assert "close to the margin" in rows["near"].note
 
 
 def test_real_values_and_whole_task_scores(ledger):
@@ -400,7 +400,7 @@ def test_clusters_stand_beside_tango(ledger):
     row, = compare("base", "tuned", ledger=ledger).rows
     assert row.told == "undecided"
     assert row.p_lower < .05 < row.p_adjusted
-    assert "item by item lower, by cluster undecided: the weaker verdict stands" in row.note
+    assert "the tests disagree: lower by the item-wise test, undecided by the cluster-robust test" in row.note
     assert (row.low, row.high) == tango_interval(0, 20, 400)
 
 
@@ -422,7 +422,7 @@ def test_common_items_are_paired_on_request_only(ledger):
     evaluated(ledger, "one", BASE, [(one, [1, 1, 0, 0, 1, 0])])
     moved = {"t": {0: "new a", 1: "new b", 2: "t item 1", 3: "t item 0"}}
     evaluated(ledger, "two", ADAPTED, [(two, [0, 0, 0, 1, 1, 1])], hashes=moved)
-    with pytest.raises(NotComparable, match=r"or compare those that both have \(--common\)") as raised:
+    with pytest.raises(NotComparable, match=r"or compare the items that both have \(--common\)") as raised:
         compare("one", "two", ledger=ledger)
     assert [d.field for d in raised.value.differences] == ["t.items", "t.sample_seed"]
     found = compare("one", "two", ledger=ledger, common=True)
@@ -441,7 +441,7 @@ def test_common_items_leave_other_differences_blocking_and_doubt_the_examples(le
     evaluated(ledger, "two", ADAPTED, [(replace(one, items="other", limit=5), [1, 1, 0, 0, 1])])
     evaluated(ledger, "three", ADAPTED, [(replace(one, items="other", version="2"), [1, 1, 0, 0, 1])])
     found = compare("one", "two", ledger=ledger, common=True)
-    assert any("not proven to be the same" in d.field for d in found.differences)
+    assert any("common items may differ" in d.field for d in found.differences)
     with pytest.raises(NotComparable, match=r"t\.version .*--force"):
         compare("one", "three", ledger=ledger, common=True)
 
@@ -508,4 +508,4 @@ def test_the_tasks_of_a_group_are_explored_by_benjamini_hochberg(ledger):
     assert any("macro mean" in d for d in mmlu.details)
     # a tenth is lost over all items, but in two of twelve tasks only: as a sample of tasks that proves nothing
     assert mmlu.verdict == "undecided"
-    assert "by cluster undecided" in mmlu.note
+    assert "undecided by the cluster-robust test" in mmlu.note

@@ -131,7 +131,7 @@ def test_hostile_texts_are_inert(ledger: Ledger) -> None:
 
 def test_metrics_and_tasks_that_have_no_flips(ledger: Ledger) -> None:
     choices(ledger, ASKED)
-    with pytest.raises(InputError, match=r"no metric 'acc' .* those that are: acc_norm,none"):
+    with pytest.raises(InputError, match=r"no metric 'acc' .* allowed: acc_norm,none"):
         flips("base", "tuned", "t", ledger=ledger, metric="acc")
     assert flips("base", "tuned", "t", ledger=ledger, metric="acc_norm").lost == 1
     with pytest.raises(InputError, match="no task 'tt'"):

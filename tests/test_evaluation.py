@@ -138,7 +138,7 @@ def test_a_chat_template_is_part_of_the_id_and_its_absence_is_said(tmp_path: Pat
     assert raw.id != talk.id
     assert raw.tasks[0].prompts != talk.tasks[0].prompts
     assert (raw.tasks[0].chat_template, talk.tasks[0].chat_template is None) == (None, False)
-    assert any("has a chat template; scored without it: sums" in w for w in raw.warnings)
+    assert any("has a chat template, but it is not used for sums" in w for w in raw.warnings)
     assert not any("without it" in w for w in talk.warnings)
 
 

@@ -119,7 +119,7 @@ def test_the_weaker_of_two_verdicts_stands():
     strong, weak = MarginTests(.001, 1.0, 1.0), MarginTests(.20, 1.0, .9)
     both, = decide([Case(tests=strong, clustered=weak)])
     assert (both.verdict, both.p, both.p_adjusted) == ("undecided", .20, .20)
-    assert "item by item lower, by cluster undecided" in both.note
+    assert "lower by the item-wise test, undecided by the cluster-robust test" in both.note
     other_way, = decide([Case(tests=weak, clustered=strong)])
     assert other_way.verdict == "undecided"
     agreed, = decide([Case(tests=strong, clustered=MarginTests(.03, 1.0, 1.0))])

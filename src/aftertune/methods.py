@@ -1,4 +1,4 @@
-"""The fine-tuning methods: one entry per method, with every fact that the program needs about it.
+"""Defines the fine-tuning methods: `METHODS` has one entry for each, with all facts about it.
 
     METHODS["dora"].title                    "DoRA"
     METHODS["ia3"].learning_rate             0.008
@@ -6,7 +6,7 @@
 
 To add a PEFT method, add one entry to `METHODS`. The study's specification, the help of ``--method``, docs/methods.md
 (``make docs``), the estimate of ``--dry-run``, the training, the output folder, the unsloth backend and the report read
-it from here. This module is imported by the light rooms too, so PEFT and torch are imported inside the functions.
+it from here. Rooms that must start quickly import this module too, so PEFT and torch are imported inside functions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-#: The version of the training loop. It is raised with every change that moves the weights, so that the result of an
-#: older loop is not taken for that of this one. A method has a number of its own where only that method changed.
+#: The version of the training loop. It is raised with every change that affects the weights, so that results of an
+#: older loop are not mixed with those of this one. A method has its own number where only that method changed.
 LOOP = 2
-#: Layers whose inputs IA3 scales; of the others it scales the outputs.
+#: Layers whose inputs IA3 scales. It scales the outputs of all others.
 FEEDFORWARD = ("down_proj", "fc2", "fc_out", "w2", "dense_4h_to_h")
-#: PEFT's name for PiSSA by 16 rounds of subspace iteration: seconds, where the whole decomposition takes minutes.
+#: PEFT's name for PiSSA with 16 rounds of subspace iteration: it takes seconds, and a full decomposition minutes.
 PISSA = "pissa_niter_16"
 
 
@@ -40,7 +40,7 @@ class Settings(Protocol):
 
 
 class Linear(NamedTuple):
-    """A linear layer of a model. names: what model families call it; inputs, outputs: columns and rows of its
+    """A linear layer of a model. names: its names in the model families; inputs, outputs: columns and rows of its
     weight."""
 
     names: tuple[str, ...]
@@ -48,7 +48,7 @@ class Linear(NamedTuple):
     outputs: int
 
 
-#: Numbers, or operations, of an adapter on these linear layers.
+#: Computes a number of parameters, or of operations, of an adapter on these linear layers.
 Count = Callable[[Sequence[Linear], Settings], int]
 
 
@@ -56,25 +56,25 @@ Count = Callable[[Sequence[Linear], Settings], int]
 class Method:
     """One fine-tuning method.
 
-    title: the name as people write it. trains: what is trained, in one sentence, with its source.
+    title: the name that people use. trains: what is trained, in one sentence, with its source.
     learning_rate: the default.
-    base: how the base is held while it is trained: "computing", in the dtype of the computation; "nf4", its linear
-    layers in four bits; "float32".
-    config: PEFT's config from the settings and the seed; None where the base's own weights are trained.
-    settings: the fields of ``lora`` that have an effect. defaults: of these, where they differ from the usual ones.
-    size: what ``lora.r`` is for the method.
-    parameters: numbers that are trained; None for all weights of the base. stored: numbers in the saved adapter, where
-    these are more. operations: of the adapter, for each token of training; None for six for each number that is
-    trained.
-    kept: how many times the activations of fused LoRA layers a step keeps for its backward pass (docs/log.md).
-    fused: on a CPU its layers run by the compiled LoRA kernels; other layers run as PEFT has them.
+    base: the weights of the base during training: "computing", in the dtype of the computation; "nf4", linear layers in
+    four bits; "float32".
+    config: makes PEFT's config from the settings and the seed; None where the weights of the base are trained.
+    settings: the fields of ``lora`` that have an effect. defaults: of these fields, where they differ from the usual
+    ones. size: what ``lora.r`` means for the method.
+    parameters: number of trained parameters; None for all weights of the base. stored: numbers in the saved adapter,
+    where there are more. operations: of the adapter, for each token of training; None for six for each trained
+    parameter.
+    kept: activations that a step stores for its backward pass, relative to those of fused LoRA layers (docs/log.md).
+    fused: on a CPU its layers run with the compiled LoRA kernels; those of other methods run in PEFT.
     unsloth: arguments of unsloth's ``get_peft_model``; None where that backend does not train it.
     preset: the learning rate and ``lora`` of a model preset apply. Presets publish them for LoRA.
-    not_merged: why there are no merged weights; "" where the adapter can be merged into its base.
-    saved_as: what the output folder holds.
-    begin: is called with the new PEFT model before the first step. save: from the trained model, tensors by their names
-    in the file and PEFT's config, where PEFT's own saving does not do.
-    notes: what a reader of the method's figures should know; they stand in the record of each tuning.
+    not_merged: why it has no merged weights; "" where the adapter can be merged into its base.
+    saved_as: what the output folder contains.
+    begin: called with the new PEFT model before the first step. save: returns the tensors, by their names in the file,
+    and PEFT's config of a trained model, where PEFT's own saving is not sufficient.
+    notes: what a reader of the method's results should know. They are part of the record of each tuning.
     loop: the version of the training loop for this method.
     """
 
@@ -102,25 +102,25 @@ class Method:
 
     @property
     def adapter(self) -> bool:
-        """True where an adapter on the base is trained, False where the base's own weights are."""
+        """True where an adapter on the base is trained, False where the weights of the base are."""
         return self.config is not None
 
 
 def method_title(name: str) -> str:
-    """A method's title; the name itself for a method of another version of this program."""
+    """The title of a method; the name itself for a method of another version of aftertune."""
     return METHODS[name].title if name in METHODS else name
 
 
 def writes_adapter(name: str) -> bool:
-    """True where a tuning by this method leaves an adapter, False where it leaves whole weights. A method of another
-    version of this program counts as one with an adapter."""
+    """True where a tuning by this method writes an adapter, False where it writes whole weights. An unknown method, of
+    another version of aftertune, is treated as one with an adapter."""
     return name not in METHODS or METHODS[name].adapter
 
 
-# LoRA and its variants
+# --- LoRA and its variants ---
 
 def _lora_config(**variant: Any) -> Callable[[Settings, int], Any]:
-    """A function that makes PEFT's LoraConfig with the arguments of a variant."""
+    """A function that makes PEFT's LoraConfig with the arguments of a LoRA variant."""
     def config(lora: Settings, _seed: int) -> Any:
         from peft import LoraConfig, TaskType
 
@@ -137,26 +137,26 @@ def _targets(lora: Settings) -> list[str] | None:
 
 
 def _lora_parameters(layers: Sequence[Linear], lora: Settings) -> int:
-    """A [r, inputs] and B [outputs, r] of each layer."""
+    """The matrices A [r, inputs] and B [outputs, r] of each layer."""
     return sum(lora.r * (layer.inputs + layer.outputs) for layer in layers)
 
 
 def _dora_parameters(layers: Sequence[Linear], lora: Settings) -> int:
-    """Those of LoRA, and a magnitude for each output."""
+    """The matrices of LoRA, and a magnitude for each output."""
     return _lora_parameters(layers, lora) + sum(layer.outputs for layer in layers)
 
 
-# PiSSA
+# --- PiSSA ---
 
 def _remember_pissa(model: Any) -> None:
-    """Keep the adapter's tensors as they are before the first step. The same seed makes the same again."""
+    """Keep the initial tensors of the adapter. With the same seed a resumed run makes the same ones."""
     model.pissa_start = {name: tensor.clone() for name, tensor in _adapter_tensors(model).items()}
 
 
 def _pissa_as_lora(model: Any) -> tuple[dict[str, Any], Any]:
-    """A plain LoRA of twice the rank, for the base as it is stored.
+    """The tensors and config of a plain LoRA of twice the rank, for the base as it is stored.
 
-    PiSSA starts from W = W' + s B0 A0, with W' in the place of the base's W. So what was learned is
+    PiSSA starts from W = W' + s B0 A0 and replaces the weights W of the base by W'. The learned change is therefore
     s (B A - B0 A0) = s [B, -B0] [A; A0].
     """
     import torch
@@ -181,26 +181,26 @@ def _adapter_tensors(model: Any) -> dict[str, Any]:
     return tensors
 
 
-# IA3
+# --- IA3 ---
 
 def _ia3_config(lora: Settings, _seed: int) -> Any:
     from peft import IA3Config, TaskType
 
     targets = _targets(lora)
-    inner = [t for t in targets or () if t in FEEDFORWARD]
+    feedforward = [t for t in targets or () if t in FEEDFORWARD]
     return IA3Config(task_type=TaskType.CAUSAL_LM, target_modules=targets,
-                     feedforward_modules=inner if targets else None)
+                     feedforward_modules=feedforward if targets else None)
 
 
 def _ia3_parameters(layers: Sequence[Linear], lora: Settings) -> int:
-    """A factor for each input of a feed-forward layer, and for each output of the others. Without targets PEFT takes
-    keys (some families: queries), values and the second feed-forward layer."""
+    """A factor for each input of a feed-forward layer, and for each output of the others. Without targets PEFT uses
+    keys (in some families queries), values and the second feed-forward layer."""
     targets = lora.target_modules or ("k_proj", "v_proj", *FEEDFORWARD)
     return sum(layer.inputs if set(layer.names) & set(FEEDFORWARD) else layer.outputs
                for layer in layers if set(layer.names) & {t.rpartition(".")[2] for t in targets})
 
 
-# OFT
+# --- OFT ---
 
 def _oft_config(lora: Settings, _seed: int) -> Any:
     from peft import OFTConfig, TaskType
@@ -210,8 +210,8 @@ def _oft_config(lora: Settings, _seed: int) -> Any:
 
 
 def _oft_block(inputs: int, size: int) -> int:
-    """The block size that PEFT takes for a layer: the divisor of the inputs that is nearest to ``size``, the smaller of
-    two."""
+    """The block size that PEFT uses for a layer: the divisor of the inputs that is nearest to ``size``, the smaller one
+    of two."""
     return min((n for n in range(1, inputs + 1) if inputs % n == 0), key=lambda n: (abs(n - size), n))
 
 
@@ -221,11 +221,11 @@ def _oft_parameters(layers: Sequence[Linear], lora: Settings) -> int:
 
 
 def _oft_operations(layers: Sequence[Linear], lora: Settings) -> int:
-    """A rotation of the inputs, block by block: forward, and the gradients of inputs and blocks."""
+    """A rotation of the inputs in blocks: the forward pass, and the gradients of inputs and blocks."""
     return sum(6 * layer.inputs * _oft_block(layer.inputs, lora.r) for layer in layers)
 
 
-# VeRA
+# --- VeRA ---
 
 def _vera_config(lora: Settings, seed: int) -> Any:
     from peft import TaskType, VeraConfig
@@ -240,15 +240,17 @@ def _vera_parameters(layers: Sequence[Linear], lora: Settings) -> int:
 
 
 def _vera_stored(layers: Sequence[Linear], lora: Settings) -> int:
-    """Also the two random matrices, once: PEFT makes them as large as the largest layer needs."""
+    """Also the two random matrices, once. PEFT makes them as large as the largest layer needs."""
     shared = lora.r * (max(layer.inputs for layer in layers) + max(layer.outputs for layer in layers))
     return _vera_parameters(layers, lora) + shared
 
 
 def _vera_operations(layers: Sequence[Linear], lora: Settings) -> int:
-    """The products with both random matrices, forward and for the gradient of the inputs."""
+    """The products with both random matrices, in the forward pass and for the gradient of the inputs."""
     return sum(4 * lora.r * (layer.inputs + layer.outputs) for layer in layers)
 
+
+# --- The methods ---
 
 METHODS: Mapping[str, Method] = MappingProxyType({
     "lora": Method(
@@ -257,17 +259,17 @@ METHODS: Mapping[str, Method] = MappingProxyType({
         config=_lora_config(), parameters=_lora_parameters),
     "qlora": Method(
         title="QLoRA", learning_rate=2e-4, base="nf4", kept=2, unsloth={"use_rslora": False}, loop=3,
-        trains="LoRA on a base whose linear layers are held in four bits (Dettmers et al. 2023, arXiv:2305.14314).",
+        trains="LoRA on a base whose linear layers are stored in four bits (Dettmers et al. 2023, arXiv:2305.14314).",
         config=_lora_config(), parameters=_lora_parameters,
-        notes=("held-out losses are those on the four-bit base that was trained on; evaluations and merges take the "
+        notes=("held-out losses are measured on the four-bit base of the training; evaluations and merges use the "
                "base as it is stored",)),
     "rslora": Method(
         title="rsLoRA", learning_rate=2e-4, fused=True, unsloth={"use_rslora": True},
-        trains="LoRA, scaled by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).",
+        trains="LoRA, scaled by the square root of the rank (Kalajdzievski 2023, arXiv:2312.03732).",
         config=_lora_config(use_rslora=True), parameters=_lora_parameters),
     "dora": Method(
         title="DoRA", learning_rate=2e-4, fused=True, loop=3,
-        trains="LoRA for the direction of each weight row, and its length apart (Liu et al. 2024, arXiv:2402.09353).",
+        trains="LoRA for the direction of each weight row, and its length (Liu et al. 2024, arXiv:2402.09353).",
         config=_lora_config(use_dora=True), parameters=_dora_parameters),
     "pissa": Method(
         title="PiSSA", learning_rate=2e-4, fused=True,
@@ -275,12 +277,12 @@ METHODS: Mapping[str, Method] = MappingProxyType({
         config=_lora_config(init_lora_weights=PISSA), parameters=_lora_parameters,
         stored=lambda layers, lora: 2 * _lora_parameters(layers, lora), saved_as="a LoRA adapter of twice the rank",
         begin=_remember_pissa, save=_pissa_as_lora,
-        notes=("the adapter is saved as a plain one of twice the rank, for the base as it is stored",)),
+        notes=("the adapter is saved as a LoRA adapter of twice the rank, for the base as it is stored",)),
     "ia3": Method(
         title="IA3", learning_rate=8e-3, loop=3,
         trains="A factor for each key, value and inner activation (Liu et al. 2022, arXiv:2205.05638).",
         config=_ia3_config, settings=("target_modules",), parameters=_ia3_parameters),
-    # At these rates the held-out loss of SmolLM2-135M on 48 orders fell from 0.90 in 12 steps of 4: to 0.21 (OFT), and
+    # At these rates the held-out loss of SmolLM2-135M on 48 orders fell in 12 steps of 4 from 0.90 to 0.21 (OFT), and
     # to 0.84 (VeRA, which trains a tenth of the parameters).
     "oft": Method(
         title="OFT", learning_rate=1e-3, kept=2, preset=False, size="block size", defaults={"r": 32},
@@ -288,8 +290,8 @@ METHODS: Mapping[str, Method] = MappingProxyType({
                "arXiv:2506.19847).",
         config=_oft_config, settings=("r", "dropout", "target_modules"), parameters=_oft_parameters,
         operations=_oft_operations,
-        notes=("a layer whose number of inputs is no multiple of the block size takes the nearest size that divides "
-               "it",)),
+        notes=("where the block size does not divide the number of inputs of a layer, the nearest size that does is "
+               "used",)),
     "vera": Method(
         title="VeRA", learning_rate=4e-3, kept=2, preset=False, defaults={"r": 256},
         trains="Two vectors for each layer, which scale random matrices that all layers share (Kopiczko et al. 2023, "
@@ -301,17 +303,17 @@ METHODS: Mapping[str, Method] = MappingProxyType({
         title="full fine-tune", learning_rate=2e-5, base="float32", kept=2, loop=3,
         trains="Every weight, in float32, because bfloat16 loses small updates.",
         config=None, settings=(), parameters=None, saved_as="whole weights",
-        not_merged="full writes whole weights by itself"),
+        not_merged="full writes whole weights, so there is nothing to merge"),
 })
 
 if TYPE_CHECKING:
     MethodName = str
-else:  # pydantic reads the names from it
+else:  # pydantic reads the allowed names from it
     MethodName = Literal[tuple(METHODS)]
 
 
 def adapted_layers(layers: Sequence[Linear], targets: Sequence[str] | None) -> list[Linear]:
-    """The layers that ``targets`` name. All of them without targets, and where a name is not known here."""
+    """The layers that ``targets`` name. All layers without targets, or if a name is unknown."""
     ends = {target.rpartition(".")[2] for target in targets or ()}
     if not ends or ends - {name for layer in layers for name in layer.names}:
         return list(layers)
@@ -319,13 +321,13 @@ def adapted_layers(layers: Sequence[Linear], targets: Sequence[str] | None) -> l
 
 
 def unused_settings(name: str, given: set[str]) -> str:
-    """A note on the ``lora`` settings that were given and have no effect on a method; "" where there are none."""
+    """A note on the given settings of ``lora`` that have no effect on a method; "" where there are none."""
     unused = [f"lora.{key}" for key in ("r", "alpha", "dropout", "target_modules")
               if key in given and key not in METHODS[name].settings]
     return f"{', '.join(unused)}: no effect on {name}" if unused else ""
 
 
-# What people read
+# --- Help texts and docs/methods.md ---
 
 def listed(names: Sequence[str], last: str = "or") -> str:
     """"lora, dora or full"."""
@@ -340,7 +342,7 @@ def rates_text() -> str:
 
 
 def ranks_text() -> str:
-    """What ``lora.r`` is, with the methods for which it is something else, or has another default."""
+    """What ``lora.r`` means, with the methods for which it means something else or has another default."""
     others = [f"{name}: {'' if m.size == 'rank' else f'{m.size}, '}default {m.defaults['r']}"
               for name, m in METHODS.items() if "r" in m.defaults]
     return f"Rank of the adapter ({'; '.join(others)})." if others else "Rank of the adapter."
@@ -358,14 +360,14 @@ def _rate(rate: float) -> str:
 
 
 def page() -> str:
-    """docs/methods.md: ``python -m aftertune.methods`` prints it, and ``make docs`` writes it."""
-    held = {"computing": "as it computes", "nf4": "four bits (NF4)", "float32": "float32"}
+    """The text of docs/methods.md. ``python -m aftertune.methods`` prints it, and ``make docs`` writes the file."""
+    base_dtypes = {"computing": "dtype of the computation", "nf4": "four bits (NF4)", "float32": "float32"}
     rows = [("method", "name", "learning rate", "settings of `lora`", "base in memory", "saved as", "merge", "unsloth",
              "CPU kernels"), ("---",) * 9]
     for name, m in METHODS.items():
         settings = [f"`{key}`" + (f" ({m.size}, {m.defaults[key]})" if key == "r" and "r" in m.defaults else "")
                     for key in m.settings]
-        rows.append((f"`{name}`", m.title, _rate(m.learning_rate), ", ".join(settings) or "none", held[m.base],
+        rows.append((f"`{name}`", m.title, _rate(m.learning_rate), ", ".join(settings) or "none", base_dtypes[m.base],
                      m.saved_as, "no" if m.not_merged else "yes", "yes" if m.unsloth is not None else "no",
                      "yes" if m.fused else "no"))
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -376,11 +378,11 @@ def page() -> str:
         "Written by `make docs` from `src/aftertune/methods.py`. Choose one with `--method`, or with `method:` in a "
         "study.", listing, table,
         "The learning rate is the default. Settings of `lora` that are not listed have no effect on the method, and "
-        "the record of the tuning says so. Without `target_modules` all linear layers but the output head are adapted "
-        "(ia3: those that PEFT names for the model family). `merge` writes whole weights beside the adapter. CPU "
-        "kernels: on a CPU the method's layers train by the compiled kernels; the other methods train as PEFT has "
-        "them. `aftertune tune … --dry-run` says how many parameters a method trains, and the memory, disk and time "
-        "that it takes."]) + "\n"
+        "the record of the tuning says so. Without `target_modules` all linear layers except the output head are "
+        "adapted (ia3: those that PEFT names for the model family). `merge` writes whole weights beside the adapter. "
+        "CPU kernels: on a CPU the layers of the method are trained with the compiled kernels; other methods are "
+        "trained with PEFT alone. `aftertune tune … --dry-run` shows how many parameters a method trains, and how much "
+        "memory, disk and time it needs."]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Owns how a result came to be: command, versions, hardware, git state, times; and keeps secrets out of it, and out of
-what is published the folders of this machine too.
+"""Records how a result was made: command, package versions, hardware, git commit and times.
 
     before = capture()                     # Provenance(command="aftertune eval gpt2 --token [redacted]", …)
     …
     after = finish(before)                 # the same with finished and seconds
-    published(evaluation)                  # every "/home/me/models/x" in it is "x"
 
-Nothing is imported to find its version, and the GPU is only asked where torch is already loaded.
+Secrets are removed from the command (`aftertune.redaction`). Versions come from the metadata of the packages, without
+importing them. GPU names are read only if torch is already loaded.
 """
 
 from __future__ import annotations
@@ -28,33 +27,33 @@ from aftertune.values import Provenance
 PACKAGES = ("aftertune", "torch", "transformers", "peft", "trl", "lm-eval", "datasets", "numpy")
 
 
-_clocks: dict[str, float] = {}  # Provenance.started -> monotonic seconds at that moment, in this process
+_clocks: dict[str, float] = {}  # Provenance.started -> time.monotonic() at that moment, in this process
 
 
 def capture(command: str | None = None) -> Provenance:
-    """What runs now, where and with what. ``command``: the command line, by default this process's own."""
-    shown = own_command(sys.argv) if command is None else given_command(command)
+    """The provenance of a run that starts now. command: its command line, by default that of this process."""
+    command_line = own_command(sys.argv) if command is None else given_command(command)
     commit, dirty = _git(Path.cwd())
     started = _now()
     while started in _clocks:
         started = _now()
     _clocks[started] = time.monotonic()
-    return Provenance(command=shown, started=started, versions=_versions(), hardware=_hardware(),
+    return Provenance(command=command_line, started=started, versions=_versions(), hardware=_hardware(),
                       git=commit, dirty=dirty)
 
 
 def finish(provenance: Provenance) -> Provenance:
-    """The same provenance with its end. seconds: by the monotonic clock, so never negative.
+    """The same provenance with ``finished`` and ``seconds``, which are measured with the monotonic clock.
 
-    Where the run was begun by another process only the wall clock is left, and a clock that was moved back
-    gives 0 seconds. finished is never earlier than started.
+    For a run that another process started only the wall clock is available; if it was set back, seconds is 0. finished
+    is never earlier than started.
     """
-    begun = datetime.fromisoformat(provenance.started)
+    started = datetime.fromisoformat(provenance.started)
     now = datetime.now(UTC)
     clock = _clocks.get(provenance.started)
-    seconds = time.monotonic() - clock if clock is not None else (now - begun).total_seconds()
+    seconds = time.monotonic() - clock if clock is not None else (now - started).total_seconds()
     seconds = max(0.0, seconds)
-    finished = max(now, begun + timedelta(seconds=seconds))
+    finished = max(now, started + timedelta(seconds=seconds))
     return replace(provenance, finished=finished.isoformat(timespec="microseconds"), seconds=seconds)
 
 
@@ -63,24 +62,24 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Versions by package metadata; a package that is not installed is left out."""
+    """Versions from the package metadata, without the packages that are not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    if "aftertune" not in found:
+    if "aftertune" not in versions:
         from aftertune import __version__
 
-        found["aftertune"] = __version__
-    return found
+        versions["aftertune"] = __version__
+    return versions
 
 
 def _hardware() -> dict[str, Any]:
-    """Platform, CPU model, cores this process may use, memory in bytes, GPU names (torch loaded only)."""
+    """Platform, CPU model, cores that this process may use, memory in bytes, and GPU names (if torch is loaded)."""
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -110,7 +109,7 @@ def _gpus() -> list[str]:
 
 
 def _git(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit and whether tracked files differ from it; (None, None) outside a repository or without git."""
+    """(commit, whether tracked files differ from it); (None, None) outside a repository or without git."""
     commit = _output(["git", "rev-parse", "--verify", "HEAD"], folder)
     if not commit:
         return None, None
@@ -119,10 +118,10 @@ def _git(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def _output(command: list[str], folder: Path) -> str | None:
-    """Standard output of a short command, or None where it is missing, fails or takes over five seconds."""
+    """Standard output of a short command; None if it is missing, fails or takes more than five seconds."""
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5, check=True,
-                              env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+        completed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5, check=True,
+                                   env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return completed.stdout.strip()

@@ -1,4 +1,9 @@
-"""Keeps secrets out of what is stored, and this machine's folders out of what is published."""
+"""Removes secrets from texts that are stored, and local paths from texts that are published.
+
+    redact("aftertune eval gpt2 --token hf_abc123def")     "aftertune eval gpt2 --token [redacted]"
+    public_text("weights in /home/me/models/x")            "weights in x"
+    published(evaluation)                                  the same for every text of a value
+"""
 
 from __future__ import annotations
 
@@ -8,82 +13,81 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 REDACTED = "[redacted]"
-_SHORTEST_SECRET = 6  # a shorter environment value ("1", "true", "user") would blank out half a command
+_SHORTEST_SECRET = 6  # shorter environment values ("1", "true", "user") would match ordinary words of a command
 _HARMLESS = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special", "image", "stop"}
 _SECRET_ENDS = ("password", "passwd", "passphrase", "secret", "apikey", "credential", "credentials")
 _PLAIN_VALUE = {"true", "false", "none", "null", "auto"}
-#: Tokens known by their look: Hugging Face (with a digit, or long: ``hf_datasets`` is a folder), OpenAI-like, GitHub,
-#: GitLab, AWS, Slack, Google, JWT.
-_LOOKS_SECRET = re.compile(
+#: Tokens recognized by their format: Hugging Face (with a digit, or long: ``hf_datasets`` is a folder), OpenAI,
+#: GitHub, GitLab, AWS, Slack, Google, JWT.
+_TOKEN = re.compile(
     r"\b(?:hf_|api_org_)(?=[A-Za-z]*[0-9]|[A-Za-z]{16})[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[opsur]_[A-Za-z0-9]{16,}"
     r"|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}|\bAKIA[A-Z0-9]{16}\b|\bxox[abprs]-[\w-]{10,}"
     r"|\bAIza[\w-]{30,}|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}")
 _USERINFO = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,40}://)[^/\s'\"]+@")
 _KEY = re.compile(r"""(?<![\w.-])(?P<key>[\w.-]++)["']?(?P<sep>\s*[=:]\s*|[ \t]+)""")
-#: A path that begins at the root, at a home or at a drive: in quotes it may hold spaces, and in plain text it has two
-#: parts at least ("/s" is none). Not one: the path of a URL, a closing tag.
+#: A path that begins at the root, a home folder or a drive. In quotes it may contain spaces; without quotes it has
+#: at least two parts ("/s" is not a path). The path of a URL and a closing tag are not matched.
 _PATH = re.compile(
     r"""(?P<quote>['"])(?:file://)?(?:~|/|[A-Za-z]:\\)[^'"]*[/\\](?P<quoted>[^'"/\\]+)[/\\]*(?P=quote)"""
     r"""|(?<![\w/.<~])(?:file://)?(?:~[\w.-]*/(?:[^\s/'",;=<>|()]+/+)*|/(?:[^\s/'",;=<>|()]+/+)+)"""
     r"""(?P<plain>[^\s/'",;=<>|()]*)"""
     r"""|\b[A-Za-z]:\\(?:[^\s\\'",;=<>|()]+\\)*(?P<drive>[^\s\\'",;=<>|()]+)""")
-#: Fields of values that hold one place each: a model, an adapter, a file, a folder.
-_PLACES = {"source", "adapter_source", "data_source", "output", "origin"}
-_VALUE = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s,;&'"])++""")  # one shell word, perhaps quoted in parts
+#: Fields of values that hold a source: a model, an adapter, a file or a folder.
+_SOURCE_FIELDS = {"source", "adapter_source", "data_source", "output", "origin"}
+_VALUE = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s,;&'"])++""")  # one shell word; parts of it may be quoted
 T = TypeVar("T")
 
 
 def redact(text: str) -> str:
-    """``text`` without secrets: known environment values, tokens by their look, URL logins, ``key=value``."""
+    """``text`` without secrets: values of environment variables, known token formats, URL logins, ``key=value``."""
     for value in _environment_secrets(os.environ):
         for form in {value, quote(value, safe=""), shlex.quote(value)}:
             text = text.replace(form, REDACTED)
-    text = _LOOKS_SECRET.sub(REDACTED, text)
+    text = _TOKEN.sub(REDACTED, text)
     text = _BEARER.sub(lambda m: f"{m[1]} {REDACTED}", text)
     text = _USERINFO.sub(lambda m: f"{m['scheme']}{REDACTED}@", text)
     return _redact_pairs(text)
 
 
 def public_source(source: str) -> str:
-    """A model source without the folders of this machine: a Hub id and a package file stay as they are."""
+    """A model source without local folders. Hub ids and package files are unchanged."""
     local = source.startswith(("/", ".", "~", "\\")) or re.match(r"[A-Za-z]:[\\/]", source) or source.count("/") > 1
     return redact(source if source.startswith("package:") or not local else Path(source.replace("\\", "/")).name)
 
 
 def public_text(text: str) -> str:
-    """``text`` without secrets, and with a name in the place of every path that begins at the root or at a home."""
-    return redact(_PATH.sub(_name_alone, text.replace(str(Path.home()), "~")))
+    """``text`` without secrets, and with the last part of every local path in place of the path."""
+    return redact(_PATH.sub(_last_part, text.replace(str(Path.home()), "~")))
 
 
-def _name_alone(match: re.Match[str]) -> str:
+def _last_part(match: re.Match[str]) -> str:
     quote = match["quote"] or ""
     return f"{quote}{match['quoted'] or match['plain'] or match['drive'] or Path(match[0]).name}{quote}"
 
 
 def published(value: T) -> T:
-    """A value of `aftertune.values` with `public_text` for every text in it, and `public_source` for every place."""
-    found: Any = value
-    if isinstance(found, str):
-        found = public_text(found)
-    elif is_dataclass(found) and not isinstance(found, type):
-        own = {f.name: getattr(found, f.name) for f in fields(found)}
-        found = replace(found, **{name: public_source(one) if name in _PLACES and isinstance(one, str) else
-                                  published(one) for name, one in own.items()})
-    elif isinstance(found, Mapping):
-        found = {key: published(one) for key, one in found.items()}
-    elif isinstance(found, list | tuple):
-        found = type(found)(published(one) for one in found)
-    kept: T = found
-    return kept
+    """A value of `aftertune.values` with `public_text` applied to its texts and `public_source` to its sources."""
+    result: Any = value
+    if isinstance(value, str):
+        result = public_text(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        content = {f.name: getattr(value, f.name) for f in fields(value)}
+        result = replace(value, **{name: public_source(v) if name in _SOURCE_FIELDS and isinstance(v, str) else
+                                   published(v) for name, v in content.items()})
+    elif isinstance(value, Mapping):
+        result = {key: published(v) for key, v in value.items()}
+    elif isinstance(value, list | tuple):
+        result = type(value)(published(v) for v in value)
+    return cast(T, result)
 
 
 def _redact_pairs(text: str) -> str:
-    """Blank the value after every secret-looking key: ``key=value``, ``"key": "value"``, ``--key value``."""
+    """Remove the value after every key that names a secret: ``key=value``, ``"key": "value"``, ``--key value``."""
     out, position = [], 0
     while match := _KEY.search(text, position):
         end = match.end("key")
@@ -100,13 +104,14 @@ def _redact_pairs(text: str) -> str:
 
 
 def _names_secret(match: re.Match[str]) -> bool:
-    """True where a match of _KEY is a secret's flag, or its key with ``=`` or ``:``."""
+    """True where a match of _KEY is the flag of a secret, or a key of one with ``=`` or ``:``."""
     return _is_secret_key(match["key"]) and (match["key"].startswith("-") or bool(match["sep"].strip()))
 
 
 def _is_plain(value: str) -> bool:
-    bare = value.strip("'\"").lower()
-    return bare in _PLAIN_VALUE or bare == REDACTED
+    """True for a value that is not a secret, such as "true"."""
+    unquoted = value.strip("'\"").lower()
+    return unquoted in _PLAIN_VALUE or unquoted == REDACTED
 
 
 def _is_secret_key(key: str) -> bool:
@@ -124,14 +129,14 @@ def _is_secret_key(key: str) -> bool:
 
 
 def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Values of secret-looking variables, the longest first (one may contain another)."""
+    """Values of the variables that name secrets, the longest first (one may contain another)."""
     values = {v.strip() for k, v in environment.items() if _is_secret_key(k)}
     return sorted((v for v in values if len(v) >= _SHORTEST_SECRET and v.lower() not in _PLAIN_VALUE),
                   key=len, reverse=True)
 
 
 def own_command(argv: Sequence[str]) -> str:
-    """This process's arguments as one shell line, the program by its name alone."""
+    """The arguments of this process as a shell line without secrets; the program by name, without its path."""
     if not argv:
         return ""
     program = Path(argv[0])
@@ -140,10 +145,10 @@ def own_command(argv: Sequence[str]) -> str:
 
 
 def given_command(command: str) -> str:
-    """A shell line without its secrets; as it was given where it has none."""
+    """A shell line without its secrets; unchanged where it has none."""
     try:
         words = shlex.split(command)
-    except ValueError:  # an open quote: where a value ends cannot be told, so all after a secret key goes
+    except ValueError:  # an open quote hides where a value ends, so everything after the key of a secret is removed
         keys = (m for m in _KEY.finditer(command) if _names_secret(m))
         end = next((m.end() for m in keys), None)
         return redact(command) if end is None else redact(command[:end]) + REDACTED
@@ -152,7 +157,7 @@ def given_command(command: str) -> str:
 
 
 def _clean(words: Sequence[str]) -> list[str]:
-    """Arguments without secrets; the value after a secret flag is blanked whole, whatever is in it."""
+    """Arguments without secrets. The whole value after the flag of a secret is removed."""
     out: list[str] = []
     secret_next = False
     for word in words:
@@ -168,5 +173,5 @@ def _clean(words: Sequence[str]) -> list[str]:
 
 
 def _quoted(words: Sequence[str]) -> list[str]:
-    """Words as a shell takes them; the mark of a redaction stays without quotes."""
+    """Words quoted for a shell; a redacted word without spaces is not quoted."""
     return [w if REDACTED in w and " " not in w else shlex.quote(w) for w in words]

@@ -1,13 +1,16 @@
-"""Two evaluations, question by question: owns the comparison of a base and a tuned model.
+"""Compares the evaluations of two models item by item.
 
     compare("smollm2", "careful", margins={"hellaswag": 0.05})
 
-Both answered the same items under the same settings, or the comparison is refused (guard); answers are paired
-by item (pairs); each metric becomes numbers per item (columns) and one row (rows); the primary metrics carry
-verdicts (rules: `aftertune.stats.verdict`; of tasks that were stopped early: early). "Forgot", "improved" and "kept"
-are said only where the ledger or an adapter proves that the tuned model was made from the base model (lineage). The
-form of generated answers (forms), the items that changed (flips), recipes over several seeds (contrasts) and a gate's
-limits (gate) stand on the same pairs.
+1. compatibility: refuses evaluations with different items or settings
+2. pairing: pairs the answers by item, and turns each metric into paired values
+3. rows: makes a row for each metric; the primary metrics get verdicts (`aftertune.stats.verdict`)
+4. early_rows: the same for tasks that were stopped early
+5. lineage: proves from the ledger or an adapter that the tuned model was made from the base; only then a row is called
+   "forgot", "improved" or "kept"
+
+The same pairs are used by flips (the items that changed), across_seeds (recipes over several seeds) and gate (limits in
+continuous integration).
 """
 
 from __future__ import annotations
@@ -34,58 +37,60 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Mapping
             tasks: Collection[str] = (), save: bool = True) -> Comparison:
     """Compare two finished evaluations item by item, store the comparison in the ledger and return it.
 
-    base, tuned: values, or ids or names in the ledger. margins: as fractions (0.02 is two points; in the
-    metric's own unit where it is no share), one for all or per task or group ("*": all others); without one a task
-    takes 0.02.
-    force: compare what items both have in spite of blocking differences, and mark the result. common: pair on the items
-    that both have where the samples differ. tasks: only these, or those of these groups; they are then the family.
-    Raises NotComparable (with each difference), InputError (margin, task, unknown or unfinished evaluation).
+    base, tuned: evaluations, or their ids or names in the ledger. margins: one for all, or one for each task or group
+    ("*" for all others); a fraction (0.02 is two points), or in the unit of the metric where it is not a share. The
+    default is 0.02. force: compare the items that both have in spite of blocking differences, and mark the result.
+    common: pair on the items that both have where the samples differ. tasks: only these tasks, or those of these
+    groups; they are then the family. Raises NotComparable (with its differences) and InputError (margin, task, unknown
+    or unfinished evaluation).
     """
     if ledger is None:
         from aftertune.ledger import Ledger
 
-        with Ledger() as own:
-            return compare(base, tuned, margins=margins, ledger=own, force=force, common=common, tasks=tasks, save=save)
+        with Ledger() as opened:
+            return compare(base, tuned, margins=margins, ledger=opened, force=force, common=common, tasks=tasks,
+                           save=save)
     left, right = find(base, ledger), find(tuned, ledger)
-    usable, found = align(left, right, ledger, force=force, common=common, tasks=tasks)
+    pairs, found = align(left, right, ledger, force=force, common=common, tasks=tasks)
     forced = any(d.blocking for d in found)
-    kin = find_relation(left, right, ledger)
-    units = early_units(left, right, usable)
-    whole = [p for p in usable if not is_stopped(left, right, p.settings.task)]
-    rows, without_rows = build_rows(left, right, whole, margins, lineage=kin.lineage, forced=forced, early=len(units))
-    rows = with_early_rows(rows, units, margins, lineage=kin.lineage, forced=forced)
-    used = {p.settings.task: margin_of(margins, p.settings.task, *p.settings.groups) for p in usable}
+    relation = find_relation(left, right, ledger)
+    stopped = early_units(left, right, pairs)
+    complete = [p for p in pairs if not is_stopped(left, right, p.settings.task)]
+    rows, without_rows = build_rows(left, right, complete, margins, lineage=relation.lineage, forced=forced,
+                                    early=len(stopped))
+    rows = with_early_rows(rows, stopped, margins, lineage=relation.lineage, forced=forced)
+    used = {p.settings.task: margin_of(margins, p.settings.task, *p.settings.groups) for p in pairs}
     used |= {r.task: r.margin for r in rows}
     comparison = Comparison(
         id="c-" + digest([left.id, right.id, used, *(["common"] if common else [])])[:10], base=left.id, tuned=right.id,
-        base_name=left.name, tuned_name=right.name, lineage=kin.lineage, rows=rows, differences=(*found, *without_rows),
-        forced=forced, held_out=kin.held_out, relation=kin.relation, origin=kin.origin, common=common,
-        forms=tuple(shifts(usable)))
+        base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
+        differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
+        origin=relation.origin, common=common, forms=tuple(shifts(pairs)))
     if save:
         ledger.save_comparison(comparison)
     return comparison
 
 
 def find(evaluation: Evaluation | str, ledger: Ledger) -> Evaluation:
-    """A finished evaluation, by value, id or name; InputError otherwise."""
-    found = ledger.find_evaluation(evaluation) if isinstance(evaluation, str) else evaluation
-    if found.status != "done":
-        raise InputError(f"evaluation {found.name} ({found.id}) is {found.status!r}; only a done one can be compared: "
-                         "run the same command again to finish it")
-    return found
+    """A finished evaluation, given as a value or by id or name. Raises InputError if it is unknown or unfinished."""
+    value = ledger.find_evaluation(evaluation) if isinstance(evaluation, str) else evaluation
+    if value.status != "done":
+        raise InputError(f"evaluation {value.name} ({value.id}) is {value.status!r}, and only a finished one can be "
+                         "compared: run the same command again to finish it")
+    return value
 
 
 def align(left: Evaluation, right: Evaluation, ledger: Ledger, *, force: bool = False, common: bool = False,
           tasks: Collection[str] = ()) -> tuple[list[Pair], tuple[Difference, ...]]:
-    """The tasks that both have with their answers paired, and the differences; NotComparable where these block."""
+    """The paired answers of the tasks that both have, and the differences. Raises NotComparable where these block."""
     if left.id == right.id:
-        raise InputError(f"both sides are the evaluation {left.name} ({left.id}); name the base first, then the "
-                         "tuned one")
-    known = {name for e in (left, right) for t in e.tasks for name in (t.task, *t.groups)}
+        raise InputError(f"base and tuned are the same evaluation, {left.name} ({left.id}); name the base first, then "
+                         "the tuned one")
+    names = {name for e in (left, right) for t in e.tasks for name in (t.task, *t.groups)}
     for name in tasks:
-        if name not in known:
-            raise InputError(f"{left.name} and {right.name} have no task {name!r}{nearest(name, sorted(known))}; "
-                             f"their tasks: {', '.join(sorted(known))}")
+        if name not in names:
+            raise InputError(f"{left.name} and {right.name} have no task {name!r}{nearest(name, sorted(names))}; "
+                             f"their tasks: {', '.join(sorted(names))}")
     pairs = [pair_up(t, ledger.answers(left.id, t.task), ledger.answers(right.id, t.task))
              for t in left.tasks if right.task(t.task) and (not tasks or {t.task, *t.groups} & set(tasks))]
     counts = {p.settings.task: p.counts for p in pairs if not is_stopped(left, right, p.settings.task)}

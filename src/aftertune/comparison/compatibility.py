@@ -1,11 +1,11 @@
-"""May these two be compared at all: owns the settings in which two evaluations must agree.
-
-Blocking: task version, metrics, items, few-shot, prompts, chat template, system instruction, generation settings, and
-a limit or sample that leads to other items. Not blocking, but told: dtype, device, engine, quantisation, library
-versions, and tasks that only one side has. Where a comparison on the common items is asked for, other items do not
-block.
+"""Checks whether two evaluations are comparable, and lists the settings in which they differ.
 
     differences(base, tuned)     (Difference("hellaswag.num_fewshot", left="0", right="5", blocking=True),)
+
+A difference blocks the comparison if it is in the task version, metrics, items, few-shot examples, prompts, chat
+template, system instruction or generation settings, or in a limit or sample that leads to other items. Dtype, device,
+engine, quantization, library versions and tasks of only one evaluation are listed, but do not block. Different items do
+not block a comparison on the common items.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 
 from aftertune.values import Difference, Evaluation, TaskSettings, canonical, digest
 
-#: Settings that must agree. Each changes the prompts too: those are compared only where these agree.
+#: Settings that must agree. Each also changes the prompts, so prompts are compared only where these agree.
 _SETTINGS = ("version", "primary", "num_fewshot", "chat_template", "system_instruction", "fewshot_as_multiturn")
 _LIBRARIES = ("torch", "transformers", "lm-eval")
-_OF_ITEMS = ("items", "limit", "sample", "sample_seed")
+_ITEM_FIELDS = ("items", "limit", "sample", "sample_seed")
+#: Differences that an error message lists.
 _LISTED = 8
 
 
-class _Found(NamedTuple):
+class _TaskDifference(NamedTuple):
     """A difference within one task."""
 
     field: str
@@ -32,25 +33,25 @@ class _Found(NamedTuple):
 
 
 def differences(base: Evaluation, tuned: Evaluation) -> tuple[Difference, ...]:
-    """Settings in which two evaluations differ, blocking ones first. Differing items are told by digest."""
+    """The settings in which two evaluations differ, blocking ones first. Items are compared by their digest."""
     return find_differences(base, tuned, {})
 
 
 def find_differences(left: Evaluation, right: Evaluation, counts: Mapping[str, tuple[int, int, int]], *,
                      common: bool = False, tasks: Collection[str] = ()) -> tuple[Difference, ...]:
-    """As `differences`; counts: per task the answered items of the left, of the right, and of both.
+    """As `differences`. counts: task -> number of answered items of the left, of the right, and of both.
 
-    common: that the items differ is no harm where some are shared. tasks: look at these (or these groups) only.
+    common: different items do not block where some are shared. tasks: only these tasks, or those of these groups.
     """
-    merged: dict[_Found, list[str]] = {}
+    merged: dict[_TaskDifference, list[str]] = {}
     ours, others = ([t for t in e.tasks if not tasks or {t.task, *t.groups} & set(tasks)] for e in (left, right))
     for mine in ours:
         theirs = right.task(mine.task)
         if theirs is not None:
-            for found in _task_differences(mine, theirs, counts.get(mine.task), common=common):
-                merged.setdefault(found, []).append(mine.task)
-    result = [Difference(field=_of_tasks(found.field, tasks), left=found.left, right=found.right,
-                         blocking=found.blocking) for found, tasks in merged.items()]
+            for difference in _task_differences(mine, theirs, counts.get(mine.task), common=common):
+                merged.setdefault(difference, []).append(mine.task)
+    result = [Difference(field=_field_name(d.field, names), left=d.left, right=d.right, blocking=d.blocking)
+              for d, names in merged.items()]
     result += [Difference(field=f"task {t.task}", left="evaluated", right="absent", blocking=False)
                for t in ours if right.task(t.task) is None]
     result += [Difference(field=f"task {t.task}", left="absent", right="evaluated", blocking=False)
@@ -61,20 +62,20 @@ def find_differences(left: Evaluation, right: Evaluation, counts: Mapping[str, t
 
 
 def refusal(left: Evaluation, right: Evaluation, blocking: Sequence[Difference], *, forcible: bool) -> str:
-    """Why a comparison is refused, in one line. forcible: there are shared items, so it can be forced."""
+    """The error message of a refused comparison, in one line. forcible: it can be forced, as some items are shared."""
     listed = [f"{d.field} ({d.left} | {d.right})" for d in blocking[:_LISTED]]
     more = f" and {len(blocking) - _LISTED} more" if len(blocking) > _LISTED else ""
-    what = f"they differ in {'; '.join(listed)}{more}" if listed else "they share no answered item"
+    reason = f"they differ in {'; '.join(listed)}{more}" if listed else "they share no answered item"
     remedy = "run both under the same settings, or force it (--force)"
-    if listed and all(d.field.split(" ")[0].rpartition(".")[2] in _OF_ITEMS for d in blocking):
-        remedy = "run both on the same items, or compare those that both have (--common)"
+    if listed and all(d.field.split(" ")[0].rpartition(".")[2] in _ITEM_FIELDS for d in blocking):
+        remedy = "run both on the same items, or compare the items that both have (--common)"
     if not forcible:
         remedy = "evaluate both on the same items"
-    return f"{left.name} and {right.name} cannot be compared: {what}; {remedy}"
+    return f"{left.name} and {right.name} cannot be compared: {reason}; {remedy}"
 
 
-def _of_tasks(field: str, tasks: Sequence[str]) -> str:
-    """One field name for the same difference in one or more tasks."""
+def _field_name(field: str, tasks: Sequence[str]) -> str:
+    """The name of a field that differs in the same way in one or more tasks."""
     if len(tasks) == 1:
         return f"{tasks[0]}.{field}"
     more = f" and {len(tasks) - 3} more" if len(tasks) > 3 else ""
@@ -82,52 +83,52 @@ def _of_tasks(field: str, tasks: Sequence[str]) -> str:
 
 
 def _task_differences(mine: TaskSettings, theirs: TaskSettings, counts: tuple[int, int, int] | None, *,
-                      common: bool) -> Iterator[_Found]:
+                      common: bool) -> Iterator[_TaskDifference]:
     yield from _item_differences(mine, theirs, counts, common=common)
     differing = [f for f in _SETTINGS if getattr(mine, f) != getattr(theirs, f)]
     for field in differing:
-        yield _Found(field, _short(getattr(mine, field)), _short(getattr(theirs, field)))
+        yield _TaskDifference(field, _short(getattr(mine, field)), _short(getattr(theirs, field)))
     if mine.higher_is_better.keys() != theirs.higher_is_better.keys():
-        yield _Found("metrics", ", ".join(mine.higher_is_better), ", ".join(theirs.higher_is_better))
+        yield _TaskDifference("metrics", ", ".join(mine.higher_is_better), ", ".join(theirs.higher_is_better))
     for key in sorted({*mine.generation, *theirs.generation}):
         a, b = mine.generation.get(key), theirs.generation.get(key)
         if canonical(a) != canonical(b):
-            yield _Found(f"generation.{key}", _short(a), _short(b))
+            yield _TaskDifference(f"generation.{key}", _short(a), _short(b))
     if mine.prompts != theirs.prompts and mine.items == theirs.items and not differing:
-        yield _Found("prompts", mine.prompts[:12], theirs.prompts[:12])
+        yield _TaskDifference("prompts", mine.prompts[:12], theirs.prompts[:12])
     if None not in (seeds := (mine.draw_seed, theirs.draw_seed)) and mine.draw_seed != theirs.draw_seed:
-        yield _Found("draw_seed", str(seeds[0]), str(seeds[1]))  # both stopped early, in orders of their own
+        yield _TaskDifference("draw_seed", str(seeds[0]), str(seeds[1]))  # both stopped early, in other random orders
     if common and mine.items != theirs.items and mine.num_fewshot and not differing:
-        said = f"{mine.num_fewshot} examples drawn in the order of its own items"
-        yield _Found("examples of the common items are not proven to be the same", said, said, blocking=False)
+        examples = f"{mine.num_fewshot} examples, drawn in the order of its items"
+        yield _TaskDifference("few-shot examples of the common items may differ", examples, examples, blocking=False)
 
 
 def _item_differences(mine: TaskSettings, theirs: TaskSettings, counts: tuple[int, int, int] | None, *,
-                      common: bool) -> Iterator[_Found]:
-    """Which items were asked. A limit on one side is no harm where the items are the same all the same."""
+                      common: bool) -> Iterator[_TaskDifference]:
+    """Differences in the items. A limit on one side does not block where the items are the same."""
     other_items = mine.items != theirs.items
     blocking = other_items and not (common and counts is not None and counts[2] > 0)
     if counts is not None and (other_items or counts[2] < max(counts[:2])):
         n, m, shared = counts
         order = ", in another order" if n == m == shared else ""
-        yield _Found("items", f"{n} items", f"{m} items, {shared} shared{order}", not common or not shared)
+        yield _TaskDifference("items", f"{n} items", f"{m} items, {shared} shared{order}", not common or not shared)
     elif other_items:
-        yield _Found("items", f"{mine.n} items {mine.items[:12]}", f"{theirs.n} items {theirs.items[:12]}")
+        yield _TaskDifference("items", f"{mine.n} items {mine.items[:12]}", f"{theirs.n} items {theirs.items[:12]}")
     for field in ("limit", "sample", "sample_seed"):
         a, b = getattr(mine, field), getattr(theirs, field)
         if a != b:
-            yield _Found(field, _short(a), _short(b), blocking=blocking)
+            yield _TaskDifference(field, _short(a), _short(b), blocking=blocking)
 
 
 def _short(value: Any) -> str:
-    """A setting for one line: long text (a chat template) by its digest."""
+    """A setting in one line; of a long text (a chat template) the start and the digest."""
     text = value if isinstance(value, str) else "none" if value is None else canonical(value)
     flat = " ".join(text.split())
     return flat if len(flat) <= 40 else f"{flat[:20]}… sha256 {digest(text)[:12]}"
 
 
 def _conditions(left: Evaluation, right: Evaluation) -> Iterator[tuple[str, str, str]]:
-    """What may move a score a little, but is no reason to refuse: (field, left, right), equal ones too."""
+    """Conditions that may change a score slightly, but do not block: (field, left, right), equal ones included."""
     for field in ("dtype", "device", "engine"):
         yield field, getattr(left, field), getattr(right, field)
     yield "quantization", left.model.quantization or "none", right.model.quantization or "none"

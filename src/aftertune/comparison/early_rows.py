@@ -1,11 +1,11 @@
-"""Rows of tasks that were stopped early: owns what may be claimed of a full run from a part in random order.
+"""Builds the rows of tasks that were stopped early.
 
-A side that was stopped asked its items in a random order that was fixed before the first one (`Early`). Whatever made
-it stop, the sequential test holds at every item, so the verdict is the same for every look at the same items, and for
-every margin. It speaks of the full run's difference; the early estimate is shown, and said to be one.
+    stopped = stopped_tests(left, right, pairs)
+    rows = with_early_rows(rows, stopped, 0.02, lineage=True, forced=False)
 
-    units = early_units(left, right, pairs)
-    rows = with_early_rows(rows, units, 0.02, lineage=True, forced=False)
+An evaluation that was stopped early asked its items in a random order that was fixed before the first one (`Early`).
+The sequential test is valid at every item, whatever the reason for stopping, so it can be repeated here with any
+margin. Its verdict is about the difference of the full run. The row shows the early estimate and marks it as one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from aftertune.values import ComparisonRow, Early, EarlyUnit, Evaluation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopped:
-    """A unit that a side stopped early. columns: paired values in drawn order by ``metric,filter``; base: all known
-    values of the base on the unit's own metric; share: of alpha, 1 / units."""
+    """A sequential test that stopped early in one of the evaluations.
+
+    columns: ``metric,filter`` -> paired values in random order. base: all known values of the base on the metric of the
+    test. chance: expected score of a guess. groups: of its first task. share: number of tests that share alpha.
+    """
 
     unit: EarlyUnit
     columns: dict[str, MetricValues]
@@ -41,50 +44,49 @@ class Stopped:
 
 
 def is_stopped(left: Evaluation, right: Evaluation, task: str) -> bool:
-    """True where a side was stopped before it had asked all items of the task."""
+    """True where one of the evaluations was stopped before it had asked all items of the task."""
     return any(t is not None and t.used is not None for t in (left.task(task), right.task(task)))
 
 
 def early_units(left: Evaluation, right: Evaluation, pairs: Sequence[Pair]) -> list[Stopped]:
-    """What was stopped early on a side, from the pairs of shared items; a unit without any is left out."""
+    """The tests that stopped early, with the values of the shared items. Tests without shared items are skipped."""
     plan = right.early or left.early
     if plan is None:
         return []
-    found = []
+    stopped = []
     for unit in plan.units:
-        mine = [p for p in pairs if p.settings.task in unit.tasks and is_stopped(left, right, p.settings.task)]
-        if mine:
-            found.append(_stopped(left, right, unit, mine, plan))
-    return found
+        unit_pairs = [p for p in pairs if p.settings.task in unit.tasks and is_stopped(left, right, p.settings.task)]
+        if unit_pairs:
+            stopped.append(_stopped_test(left, right, unit, unit_pairs, plan))
+    return stopped
 
 
-def _stopped(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Sequence[Pair], plan: Early) -> Stopped:
+def _stopped_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Sequence[Pair], plan: Early) -> Stopped:
     tables = [columns(left, right, p) for p in pairs]
     answers = [a for p in pairs for a in p.right]
     order = sorted(range(len(answers)), key=lambda i: draw_key(plan.seed, answers[i].task, answers[i].index,
                                                                answers[i].item))
     keys = list(tables[0]) if len(unit.tasks) == 1 else [unit.key]
-    kept = {}
+    pooled = {}
     for key in keys:
-        parts = [t.get(key) for t in tables]
-        known = [c for c in parts if c is not None]
-        if is_bounded(MetricKey(key).metric) and len(known) == len(parts):
-            base, tuned = (np.concatenate([getattr(c, side) for c in known])[order] for side in ("base", "tuned"))
-            kept[key] = MetricValues(base, tuned, known[0].higher_is_better, known[0].note)
+        values = [v for t in tables if (v := t.get(key)) is not None]
+        if is_bounded(MetricKey(key).metric) and len(values) == len(tables):
+            base, tuned = (np.concatenate([getattr(v, side) for v in values])[order] for side in ("base", "tuned"))
+            pooled[key] = MetricValues(base, tuned, values[0].higher_is_better, values[0].note)
     settings = [p.settings for p in pairs]
     chances = [s.chance for s in settings if s.chance is not None]
     return Stopped(
-        unit=unit, columns=kept, base=np.array([a.metrics[unit.key] for p in pairs for a in p.all_left]),
+        unit=unit, columns=pooled, base=np.array([a.metrics[unit.key] for p in pairs for a in p.all_left]),
         chance=sum(chances) / len(chances) if len(chances) == len(settings) else None,
         groups=settings[0].groups, share=len(plan.units), target=settings[0].target)
 
 
-def with_early_rows(rows: Sequence[ComparisonRow], units: Sequence[Stopped], margins: Margins, *, lineage: bool,
-                    forced: bool) -> tuple[ComparisonRow, ...]:
-    """The rows with those of what was stopped early, primary ones first."""
-    made = [_row(u, key, column, margin_of(margins, u.unit.name, *u.groups), lineage=lineage, forced=forced)
-            for u in units for key, column in u.columns.items()]
-    return tuple(sorted((*rows, *made), key=lambda r: not r.primary))
+def with_early_rows(rows: Sequence[ComparisonRow], stopped: Sequence[Stopped], margins: Margins, *,
+                    lineage: bool, forced: bool) -> tuple[ComparisonRow, ...]:
+    """``rows`` together with those of the tests that stopped early, primary ones first."""
+    early = [_row(u, key, column, margin_of(margins, u.unit.name, *u.groups), lineage=lineage, forced=forced)
+            for u in stopped for key, column in u.columns.items()]
+    return tuple(sorted((*rows, *early), key=lambda r: not r.primary))
 
 
 def _row(stopped: Stopped, key: str, column: MetricValues, margin: float, *, lineage: bool,
@@ -92,40 +94,40 @@ def _row(stopped: Stopped, key: str, column: MetricValues, margin: float, *, lin
     unit, primary = stopped.unit, key == stopped.unit.key
     metric = MetricKey(key).metric
     d = column.tuned - column.base if column.higher_is_better else column.base - column.tuned
-    watch = PairedSequential(unit.items, margin, alpha=ALPHA / stopped.share, whole=is_whole(metric, d))
-    verdict = watch.update(d) or "undecided"
-    low, high = watch.interval()
+    test = PairedSequential(unit.items, margin, alpha=ALPHA / stopped.share, whole=is_whole(metric, d))
+    verdict = test.update(d) or "undecided"
+    low, high = test.interval()
     floor = (primary and verdict in ("within", "undecided") and column.higher_is_better
              and at_floor(wilson(float(stopped.base.sum()), stopped.base.size)[0], stopped.chance))
-    notes, needed = [FORCED if forced else "", _about(stopped) if primary else ""], None
+    notes, needed = [FORCED if forced else "", _test_note(stopped) if primary else ""], None
     if floor:
         notes.append(off_the_floor(float(stopped.base.mean()), stopped.chance, unit.items))
     if primary and verdict == "undecided" and not floor:
-        at = 0.0 if low <= 0 <= high else float(d.mean())
+        true = 0.0 if low <= 0 <= high else float(d.mean())
         psi = discordance_bound(int((d != 0).sum()), d.size)
-        needed, why = settled_by(items_needed(max(psi, at**2), margin, at), d.size, unit.items)
-        notes.append(why)
-    decision = Decision(verdict="undecided" if floor else verdict, p=watch.p, at_floor=floor,
-                        p_adjusted=min(1.0, watch.p * stopped.share)) if primary else None
+        needed, reason = settled_by(items_needed(max(psi, true**2), margin, true), d.size, unit.items)
+        notes.append(reason)
+    decision = Decision(verdict="undecided" if floor else verdict, p=test.p, at_floor=floor,
+                        p_adjusted=min(1.0, test.p * stopped.share)) if primary else None
     draft = Draft(task=unit.name, key=key, evidence=_evidence(column, d, (low, high), is_whole(metric, d)),
                   margin=margin, primary=primary, target=stopped.target, stopped_of=unit.items)
     return build_row(draft, decision, lineage=lineage, notes=notes, items_needed=needed)
 
 
 def _evidence(column: MetricValues, d: Floats, interval: tuple[float, float], binary: bool) -> Evidence:
-    """The early estimate of one metric, with the interval for the full run. The sequential test has no p-values of its
-    own for "lower", "higher" and "within", so `tests` is empty here."""
+    """The early estimate of one metric, with the interval for the full run. A sequential test has no p-values for
+    "lower", "higher" and "within", so ``tests`` is empty."""
     return Evidence(
         n=d.size, base=float(column.base.mean()), tuned=float(column.tuned.mean()), delta=float(d.mean()),
         low=interval[0], high=interval[1], kind="binary" if binary else "real", tests=NO_EVIDENCE, items_needed=None,
         gained=int((d > 0).sum()) if binary else None, lost=int((d < 0).sum()) if binary else None)
 
 
-def _about(stopped: Stopped) -> str:
-    """What was done, beside the figures: level, and whose mean it is."""
-    parts = []
+def _test_note(stopped: Stopped) -> str:
+    """A note on the error level of the test, and on the pooled items of a group."""
+    sentences = []
     if stopped.share > 1:
-        parts.append(f"its share of the error rate is 1/{stopped.share}, one for each primary metric")
+        sentences.append(f"tested at 1/{stopped.share} of the error level, which {stopped.share} primary metrics share")
     if len(stopped.unit.tasks) > 1:
-        parts.append(f"mean over the items of {len(stopped.unit.tasks)} tasks, drawn from all of them together")
-    return "; ".join(parts)
+        sentences.append(f"mean over the items of {len(stopped.unit.tasks)} tasks, in one random order")
+    return "; ".join(sentences)

@@ -1,7 +1,7 @@
-"""The items that changed: owns what both models did on each item that one has right and the other wrong.
+"""Lists the items that one model answered right and the other wrong, with both answers.
 
     flips("smollm2", "careful", "hellaswag", ledger=ledger, direction="lost").flips[0].tuned.chosen
-    flips_of(comparisons, answers, ledger=ledger)["c-1f…"][0].lost      of every task, for a report
+    flips_by_comparison(comparisons, answers, ledger=ledger)["c-1f…"][0].lost      for every task, for a report
 """
 
 from __future__ import annotations
@@ -32,57 +32,59 @@ if TYPE_CHECKING:
 
 Direction = Literal["lost", "gained"]
 
-#: Where the question stands in a document that was stored without it.
+#: Fields of a document that may contain the question, where it was stored without one.
 _QUESTIONS = ("question", "query", "prompt", "problem", "question_stem", "goal", "sentence", "text")
 
 
 def flips(base: Evaluation | str, tuned: Evaluation | str, task: str, *, ledger: Ledger, metric: str | None = None,
           direction: Direction | None = None, force: bool = False, common: bool = False) -> Flips:
-    """The items of a task that changed on ``metric`` (``metric,filter`` or a metric's name; None: the primary).
+    """The items of a task that changed on ``metric`` (``metric,filter`` or a metric's name; None: the primary metric).
 
-    Raises NotComparable and InputError as `compare` does, and InputError for a metric that is not right or wrong.
+    direction: only these. Raises NotComparable and InputError as `compare` does, and InputError for a metric that is
+    not 0 or 1 on every item.
     """
     left, right = find(base, ledger), find(tuned, ledger)
     pairs, differences = align(left, right, ledger, force=force, common=common, tasks=[task])
     pair = next((p for p in pairs if p.settings.task == task), None)
     if pair is None:
         names = ", ".join(p.settings.task for p in pairs)
-        raise InputError(f"{task} is a group; its items are those of its tasks: name one of {names}")
+        raise InputError(f"{task} is a group of tasks; choose one of its tasks: {names}")
     key = _key(pair, left, right, metric)
     items = {i.hash: i for e in (right, left) for i in ledger.items(e.id, task)}
-    found = [_flip(key, items[a.item], a, b) for a, b in _changed(pair, key)]
-    shown = [f for f in found if direction in (None, f.direction)]
+    changed = [_flip(key, items[a.item], a, b) for a, b in _changed(pair, key)]
+    selected = [f for f in changed if direction in (None, f.direction)]
     return Flips(task=task, metric=key, base_name=left.name, tuned_name=right.name, n=len(pair.left),
-                 lost=sum(f.direction == "lost" for f in found), gained=sum(f.direction == "gained" for f in found),
-                 flips=tuple(sorted(shown, key=lambda f: (f.direction != "lost", f.index))),
+                 lost=sum(f.direction == "lost" for f in changed), gained=sum(f.direction == "gained" for f in changed),
+                 flips=tuple(sorted(selected, key=lambda f: (f.direction != "lost", f.index))),
                  differences=tuple(d for d in differences if d.blocking))
 
 
 def flips_of(comparisons: Sequence[Comparison], answers: Mapping[str, Sequence[Answer]], *, ledger: Ledger,
              each: int = 5) -> dict[str, tuple[Flips, ...]]:
-    """Comparison id -> the items that changed on the primary metric of each task, ``each`` of either direction at most.
+    """Comparison id -> the items that changed on the primary metric of each task, at most ``each`` in either direction.
 
     answers: evaluation id -> all its answers.
     """
-    asked: dict[tuple[str, str], dict[str, Item]] = {}
-    found = {}
+    items: dict[tuple[str, str], dict[str, Item]] = {}
+    result = {}
     for comparison in comparisons:
         base = ledger.find_evaluation(comparison.base)
-        made = []
+        task_flips = []
         for row in (r for r in comparison.rows if r.primary and r.gained is not None):
             settings = base.task(row.task)
             if settings is None:
-                continue  # a group: its items are those of its tasks
+                continue  # a group, whose items are listed under its tasks
             pair = pair_up(settings, *([a for a in answers[side] if a.task == row.task]
                                        for side in (comparison.base, comparison.tuned)))
-            if (base.id, row.task) not in asked:
-                asked[base.id, row.task] = {i.hash: i for i in ledger.items(base.id, row.task)}
-            made.append(_told(comparison, row, pair, asked[base.id, row.task], each))
-        found[comparison.id] = tuple(made)
-    return found
+            if (base.id, row.task) not in items:
+                items[base.id, row.task] = {i.hash: i for i in ledger.items(base.id, row.task)}
+            task_flips.append(_flips_of_row(comparison, row, pair, items[base.id, row.task], each))
+        result[comparison.id] = tuple(task_flips)
+    return result
 
 
-def _told(comparison: Comparison, row: ComparisonRow, pair: Pair, items: Mapping[str, Item], each: int) -> Flips:
+def _flips_of_row(comparison: Comparison, row: ComparisonRow, pair: Pair, items: Mapping[str, Item], each: int
+                  ) -> Flips:
     key = MetricKey.of(row.metric, row.filter)
     changed = sorted(_changed(pair, key), key=lambda both: both[0].index)
     sides = [[(a, b) for a, b in changed if (a.metrics[key] > b.metrics[key]) is lost] for lost in (True, False)]
@@ -93,18 +95,19 @@ def _told(comparison: Comparison, row: ComparisonRow, pair: Pair, items: Mapping
 
 
 def _key(pair: Pair, left: Evaluation, right: Evaluation, metric: str | None) -> str:
-    """The ``metric,filter`` to look at, which must be 0 or 1 on every item."""
+    """The ``metric,filter`` to use. Raises InputError unless it is 0 or 1 on every item."""
     table = columns(left, right, pair)
     binary = [k for k, c in table.items() if c is not None and {*c.base.tolist(), *c.tuned.tolist()} <= {0.0, 1.0}]
-    wanted = metric or pair.settings.primary
-    found = wanted if wanted in binary else next((k for k in binary if MetricKey(k).metric == wanted), None)
-    if found is None:
-        raise InputError(f"{pair.settings.task} has no metric {wanted!r} that is right or wrong on each item"
-                         f"{nearest(wanted, binary)}; those that are: {', '.join(binary) or 'none'}")
-    return found
+    name = metric or pair.settings.primary
+    key = name if name in binary else next((k for k in binary if MetricKey(k).metric == name), None)
+    if key is None:
+        raise InputError(f"{pair.settings.task} has no metric {name!r} that is right or wrong on each item"
+                         f"{nearest(name, binary)}; allowed: {', '.join(binary) or 'none'}")
+    return key
 
 
 def _changed(pair: Pair, key: str) -> Iterator[tuple[Answer, Answer]]:
+    """The answers of both models to the items on which the metric differs."""
     return ((a, b) for a, b in zip(pair.left, pair.right, strict=True) if a.metrics[key] != b.metrics[key])
 
 
@@ -117,19 +120,20 @@ def _flip(key: str, item: Item, before: Answer, after: Answer) -> Flip:
 
 
 def _from_document(item: Item) -> Asked:
-    """What can be told of an item that was stored without its question (an older ledger, or imported results)."""
+    """The question of an item that was stored without it (in an older ledger, or with imported results)."""
     doc = item.doc
     question = next((v for k in _QUESTIONS if isinstance(v := doc.get(k), str)), canonical(dict(doc)))
     choices = doc.get("choices")
     texts = choices.get("text") if isinstance(choices, dict) else choices
-    known = tuple(texts) if isinstance(texts, list) and all(isinstance(t, str) for t in texts) else ()
+    listed = tuple(texts) if isinstance(texts, list) and all(isinstance(t, str) for t in texts) else ()
     answer = doc.get("answer", doc.get("gold"))
-    gold = (answer,) if known and isinstance(answer, int) and 0 <= answer < len(known) else ()
+    gold = (answer,) if listed and isinstance(answer, int) and 0 <= answer < len(listed) else ()
     reference = "" if gold or answer is None else answer if isinstance(answer, str) else json.dumps(answer)
-    return Asked(question=question, choices=known, gold=gold, reference=reference)
+    return Asked(question=question, choices=listed, gold=gold, reference=reference)
 
 
 def _side(key: str, asked: Asked, answer: Answer) -> FlipSide:
+    """What one model answered to an item."""
     right = answer.metrics[key] > 0
     texts = [r.text for r in answer.responses if r.text is not None]
     if texts:
@@ -144,12 +148,12 @@ def _side(key: str, asked: Asked, answer: Answer) -> FlipSide:
 
 
 def _scores(metric: str, choices: Sequence[str], logprobs: Sequence[float | None]) -> tuple[float, ...]:
-    """What the metric compared, one a choice; () where that is not known."""
-    known = [p for p in logprobs if p is not None]
-    if len(known) != len(logprobs) or not known:
+    """The scores that the metric compared, one for each choice; () where they are not known."""
+    values = [p for p in logprobs if p is not None]
+    if len(values) != len(logprobs) or not values:
         return ()
     unit = METRICS[metric].length if metric in METRICS else ""
     if not unit:
-        return tuple(known[:len(choices)] if choices else known)
+        return tuple(values[:len(choices)] if choices else values)
     lengths = [len(c if unit == "character" else c.encode()) for c in choices]
-    return tuple(p / n for p, n in zip(known, lengths, strict=False)) if all(lengths) else ()
+    return tuple(p / n for p, n in zip(values, lengths, strict=False)) if all(lengths) else ()

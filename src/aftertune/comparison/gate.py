@@ -1,13 +1,13 @@
-"""A gate for a release: owns whether a drop beyond a limit is proven, or proven not to be there.
+"""Checks limits on drops: is a drop beyond a limit proven, or is its absence proven?
 
     comparison, lines = gate("base", "tuned", {"hellaswag": 0.02}, ledger=ledger)
     any(line.failed for line in lines)
 
-Each limit is the margin of its task, and the limits are the family of the tests: the gate declares its questions
-before it looks, so tasks that it does not name cost it nothing. A drop is proven by the verdict "lower" (Holm over the
-limits). Its absence is proven by the one-sided test of "the drop is the limit or more" at 5 %; to say that no limit is
-broken needs each of these tests and no correction (intersection-union test, Berger 1982, Technometrics 24:295).
-Of a task that was stopped early the verdict and the interval of the full run decide.
+Each limit is the margin of its task. The limits are the family of the tests: they are chosen before the comparison, so
+other tasks do not count in the correction. A drop is proven by the verdict "lower" (Holm's correction over the limits).
+Its absence is proven by the one-sided test of "the drop is the limit or more" at 5 %. The claim that no limit is broken
+needs all of these tests and no correction (intersection-union test, Berger 1982, Technometrics 24:295). For a task that
+was stopped early, the sequential verdict and its interval decide.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ GateOutcome = Literal["dropped", "held", "open", "floor"]
 
 def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, float], *, ledger: Ledger,
          require_proof: bool = False, common: bool = False) -> tuple[Comparison, tuple[GateLine, ...]]:
-    """Judge each limit (a fraction by task or group). The comparison is not stored: its family is the gate's own.
+    """Check each limit, given as a fraction by task or group. The comparison is not stored, because its family is not
+    that of a usual comparison.
 
-    require_proof: a limit also fails where it is not proven that it holds. Raises what `compare` raises, and InputError
-    for a limit whose task has no verdict of its own.
+    require_proof: a limit also fails unless it is proven that it holds. Raises what `compare` raises, and InputError
+    for a limit whose task has no verdict.
     """
-    found = compare(base, tuned, margins=limits, ledger=ledger, common=common, tasks=tuple(limits), save=False)
-    rows = {r.task: r for r in found.rows if r.primary}
+    comparison = compare(base, tuned, margins=limits, ledger=ledger, common=common, tasks=tuple(limits), save=False)
+    rows = {r.task: r for r in comparison.rows if r.primary}
     for task in limits:
         if task not in rows:
-            group = next((r.group for r in found.rows if r.task == task and r.group), None)
-            why = f"the group {group} speaks for it; set the limit for {group} alone" if group else \
+            group = next((r.group for r in comparison.rows if r.task == task and r.group), None)
+            reason = f"its group {group} has the verdict; set the limit for {group} instead" if group else \
                 "its primary metric cannot be compared item by item"
-            raise InputError(f"--max-drop {task}: it has no verdict of its own: {why}")
-    return found, tuple(_line(rows[task], limit, require_proof) for task, limit in limits.items())
+            raise InputError(f"--max-drop {task}: {task} has no verdict, because {reason}")
+    return comparison, tuple(_line(rows[task], limit, require_proof) for task, limit in limits.items())
 
 
 def _line(row: ComparisonRow, limit: float, require_proof: bool) -> GateLine:

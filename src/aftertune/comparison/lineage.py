@@ -1,9 +1,9 @@
-"""Who was made from whom: owns what the ledger proves about the models of two evaluations.
+"""Finds how the models of two evaluations are related, as far as the ledger proves it.
 
-    kinship(base, tuned, ledger).relation      "tuned"
+    find_relation(base, tuned, ledger).relation      "tuned"
 
-Proof is a done tuning of the ledger whose base and result are these models, or an adapter on the very same base.
-Names and paths prove nothing.
+The proof is a finished fine-tune of the ledger whose base and result are these models, or an adapter on exactly this
+base. Models are identified by fingerprint; names and paths prove nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelRelation:
-    """relation: of the right model to the left one; origin: source of the base that siblings share; held_out: loss
-    before and after the tuning that made the right one from the left one."""
+    """The relation of the right model to the left one.
+
+    origin: source of the base that "siblings" share. held_out: held-out loss of the fine-tune that made the right model
+    from the left one.
+    """
 
     relation: Relation = ""
     origin: str = ""
@@ -29,6 +32,7 @@ class ModelRelation:
 
     @property
     def lineage(self) -> bool:
+        """True where the right model was made from the left one."""
         return self.relation == "tuned"
 
 
@@ -37,10 +41,10 @@ def find_relation(left: Evaluation, right: Evaluation, ledger: Ledger) -> ModelR
     done = [t for t in ledger.tunings() if t.status == "done"]
     if left.model.fingerprint == right.model.fingerprint:
         return ModelRelation("same model")
-    made = [t for t in done if right.model.fingerprint in t.results and t.base.fingerprint == left.model.fingerprint]
-    if made or _adapts(left.model, right.model):
-        named = [t for t in made if t.id == right.tuning] or made
-        return ModelRelation("tuned", held_out=named[-1].held_out if named else None)
+    tunings = [t for t in done if right.model.fingerprint in t.results and t.base.fingerprint == left.model.fingerprint]
+    if tunings or _adapts(left.model, right.model):
+        preferred = [t for t in tunings if t.id == right.tuning] or tunings
+        return ModelRelation("tuned", held_out=preferred[-1].held_out if preferred else None)
     if _adapts(right.model, left.model) or any(
             left.model.fingerprint in t.results and t.base.fingerprint == right.model.fingerprint for t in done):
         return ModelRelation("reversed")
@@ -55,11 +59,11 @@ def _adapts(base: ModelIdentity, tuned: ModelIdentity) -> bool:
 
 
 def _origins(model: ModelIdentity, done: Sequence[Tuning]) -> list[ModelIdentity]:
-    """The models that this one goes back to, the nearest first."""
-    found: list[ModelIdentity] = []
+    """The models from which ``model`` was made, directly or through others, the nearest first."""
+    origins: list[ModelIdentity] = []
     while True:
-        made = next((t.base for t in done if model.fingerprint in t.results), model.base if model.adapter else None)
-        if made is None or made.fingerprint in {m.fingerprint for m in found}:
-            return found
-        found.append(made)
-        model = made
+        base = next((t.base for t in done if model.fingerprint in t.results), model.base if model.adapter else None)
+        if base is None or base.fingerprint in {m.fingerprint for m in origins}:
+            return origins
+        origins.append(base)
+        model = base

@@ -1,21 +1,16 @@
-"""Format failure against skill loss: owns the form of generated answers on both sides of a comparison.
+"""Pairs the answers of two evaluations by item, and turns them into paired values of each metric.
 
-    shifts([pair])[0].cause      "format": most lost items have no answer to judge (`aftertune.stats.answer_format`)
+    pair = pair_answers(settings, base_answers, tuned_answers)
+    pair.counts                           (300, 300, 300): left, right, shared
+    metric_values(left, right, pair)      {"acc,none": MetricValues(base=[1., 0.], tuned=[1., 1.]), "bleu,none": None, …}
+    next(form_shifts([pair])).cause       "format": most lost items have no answer to judge
 
-Which answers belong together: owns the pairing of two sides by item hash.
+Items are matched by their content, not by their index, so two evaluations of different samples can be paired on the
+items that they share. Equal items of one task are paired in order: first with first, second with second.
 
-An item is found by its content, not by its place, so that two runs over differing samples share what they
-share. Equal items within one task are paired in order: first with first, second with second.
-
-    pair_up(settings, base_answers, tuned_answers).counts      (300, 300, 300): left, right, shared
-
-From answers to numbers: owns which metrics have one value per item that a paired test may use.
-
-A metric qualifies if every answer has a finite number for it and the task's score is their mean. lm-eval's
-`perplexity` is exp(-mean) of per-item log-likelihoods: it qualifies as their negative, in nats. Scores of the
-whole task (corpus BLEU, F1 over all items, word perplexity) have no row.
-
-    columns(left, right, pair)      {"acc,none": Column(base=[1., 0.], tuned=[1., 1.], …), "bleu,none": None}
+A metric can be paired if every answer has a finite number for it and the score of the task is their mean. lm-eval's
+`perplexity` is exp(-mean) of the log-likelihoods of the items, so their negative is used, in nats. Scores of a whole
+task (corpus BLEU, F1 over all items, word perplexity) cannot be paired and have no row.
 """
 
 from __future__ import annotations
@@ -35,9 +30,10 @@ from aftertune.values import Answer, Evaluation, FormShift, Score, TaskSettings
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One task on both sides: all answers, and those to shared items in one order (left, right).
+    """The answers of both evaluations to one task.
 
-    settings: of the left side.
+    settings: of the left evaluation. all_left, all_right: all answers. left, right: those to shared items, in the same
+    order.
     """
 
     settings: TaskSettings
@@ -48,7 +44,7 @@ class Pair:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """How many items the left, the right, and both have."""
+        """Number of items of the left, of the right, and of both."""
         return len(self.all_left), len(self.all_right), len(self.left)
 
 
@@ -60,7 +56,7 @@ def pair_up(settings: TaskSettings, left: Sequence[Answer], right: Sequence[Answ
 
 
 def _numbered(answers: Iterable[Answer]) -> Iterator[tuple[tuple[str, int], Answer]]:
-    """Answers by (item hash, how many equal items came before)."""
+    """((item hash, number of equal items before it), answer) for each answer."""
     seen: Counter[str] = Counter()
     for answer in answers:
         yield (answer.item, seen[answer.item]), answer
@@ -69,7 +65,7 @@ def _numbered(answers: Iterable[Answer]) -> Iterator[tuple[tuple[str, int], Answ
 
 @dataclass(frozen=True, slots=True)
 class MetricValues:
-    """Paired values of one metric, float64 [n], and whether more is better."""
+    """Paired values of one metric, float64 [n]. note: what a reader must know about them."""
 
     base: Floats
     tuned: Floats
@@ -78,19 +74,19 @@ class MetricValues:
 
 
 def score_of(evaluation: Evaluation, task: str, key: str) -> Score | None:
-    """The evaluation's score of ``metric,filter`` key on a task or group, or None."""
+    """The score ``key`` (``metric,filter``) of a task or group, or None."""
     return next((s for s in evaluation.scores if s.task == task and s.key == key), None)
 
 
 def columns(left: Evaluation, right: Evaluation, pair: Pair) -> dict[str, MetricValues | None]:
-    """Every ``metric,filter`` key that both sides have, in the left's order; None where it has no row."""
+    """``metric,filter`` -> paired values, for every key that both evaluations have; None where it cannot be paired."""
     ours, theirs = (dict.fromkeys([*answers[0].metrics,
                                    *(s.key for s in e.scores if s.task == pair.settings.task)])
                     for e, answers in ((left, pair.all_left), (right, pair.all_right)))
-    return {key: _column(left, right, pair, key) for key in ours if key in theirs}
+    return {key: _paired_values(left, right, pair, key) for key in ours if key in theirs}
 
 
-def _column(left: Evaluation, right: Evaluation, pair: Pair, key: str) -> MetricValues | None:
+def _paired_values(left: Evaluation, right: Evaluation, pair: Pair, key: str) -> MetricValues | None:
     sign = _sign(left, pair.settings.task, pair.all_left, key)
     if sign is None or sign != _sign(right, pair.settings.task, pair.all_right, key):
         return None
@@ -103,7 +99,7 @@ def _column(left: Evaluation, right: Evaluation, pair: Pair, key: str) -> Metric
 
 
 def _sign(evaluation: Evaluation, task: str, answers: Sequence[Answer], key: str) -> int | None:
-    """1 where the score is the mean of the items' values, -1 where it is exp(-mean), None where neither."""
+    """1 if the score is the mean of the values of the items, -1 if it is exp(-mean), else None."""
     values: list[float] = []
     for answer in answers:
         value = answer.metrics.get(key)
@@ -120,7 +116,7 @@ def _sign(evaluation: Evaluation, task: str, answers: Sequence[Answer], key: str
 
 
 def shifts(pairs: Sequence[Pair]) -> Iterator[FormShift]:
-    """One a task with generated answers, over the items that both sides answered."""
+    """The form of the answers of each task with generated answers, over the items that both models answered."""
     for pair in pairs:
         if not all(generated(answer) for answer in (*pair.left, *pair.right)):
             continue
@@ -129,7 +125,7 @@ def shifts(pairs: Sequence[Pair]) -> Iterator[FormShift]:
         lost = [b for a, b in zip(pair.left, pair.right, strict=True)
                 if sign * (a.metrics.get(key) or 0) > sign * (b.metrics.get(key) or 0)]
         by_form = sum(unjudged(answer, key.filter) for answer in lost)
-        found, low, high = cause(len(lost), by_form)
+        loss, low, high = cause(len(lost), by_form)
         yield FormShift(task=pair.settings.task, base=count_forms(pair.left, key.filter),
                         tuned=count_forms(pair.right, key.filter), lost=len(lost), lost_by_form=by_form, low=low,
-                        high=high, cause=found)
+                        high=high, cause=loss)

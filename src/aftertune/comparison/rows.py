@@ -1,14 +1,14 @@
-"""The rows of a comparison: which rows carry a verdict, and the one builder of every row.
-
-There is one row per metric of a task, and one per metric of a group (mmlu) that has its own score. The primary rows
-form the family, come first, and get verdicts. A group whose metric is the primary one of its tasks replaces them in
-the family, so that MMLU asks one question and not 57.
+"""Builds the rows of a comparison and gives the primary ones their verdicts.
 
     rows, without_rows = build_rows(left, right, pairs, 0.02, lineage=True, forced=False)
 
-Every `ComparisonRow` comes from `build_row`: here, for tasks that stopped early (`comparison.early`), and for recipes
-over several seeds (`comparison.contrasts`). To add a column, add a field to `ComparisonRow`, a line to `build_row`, and
-a line to the list in `report.columns`.
+There is one row for each metric of a task, and one for each metric of a group (mmlu) that has a score. The primary rows
+are the family of the tests: they come first and get verdicts. A group whose metric is the primary metric of all its
+tasks replaces these tasks in the family, so that MMLU is one test and not 57.
+
+Every `ComparisonRow` is made by `build_row`: here, for tasks that stopped early (`comparison.early_rows`), and for
+recipes over several seeds (`comparison.across_seeds`). To add a column, add a field to `ComparisonRow`, a line to
+`build_row`, and a line to the list in `report.columns`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, 
 from aftertune.values import ComparisonRow, Difference, Evaluation, Score
 
 MARGIN = 0.02
-FORCED = "forced: the two evaluations differ in what must agree"
+FORCED = "forced: the evaluations differ in settings that must agree"
 
 Margins = Mapping[str, float] | float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A row before its verdict: what is compared, and the figures.
+    """A row before it has a verdict.
 
-    key: ``metric,filter``. chance: the score of guessing, None where answers cannot be guessed. n_total: items that the
-    task has, None where the row does not show them. note: what the figures cannot be read without. group: the group
-    that replaces this task in the family. stopped_of: items of the full run, where the task stopped early.
+    key: ``metric,filter``. chance: expected score of a guess, None where answers cannot be guessed. n_total: items that
+    the task has, None where the row does not show them. note: what a reader must know to read the figures. group: the
+    group that replaces this task in the family. stopped_of: items of the full run, where the task stopped early.
     """
 
     task: str
@@ -57,6 +57,7 @@ class Draft:
 
     @property
     def case(self) -> Case:
+        """The row as a member of the family."""
         low = self.evidence.base_low
         return Case(tests=self.evidence.tests, clustered=self.evidence.clustered, bootstrap=self.evidence.bootstrap,
                     at_floor=low is not None and at_floor(low, self.chance))
@@ -65,10 +66,10 @@ class Draft:
 def build_row(draft: Draft, decision: Decision | None, *, lineage: bool, notes: Sequence[str] = (),
               items_needed: int | None = None, tests: MarginTests | None = None, p_no_drop: float | None = None,
               q: float | None = None) -> ComparisonRow:
-    """The one builder of a row, whichever test it uses.
+    """Build a row. All rows are built here, whichever test they use.
 
-    decision: None for a row without a verdict. notes: sentences for the row's note; empty ones are left out. tests: the
-    unadjusted p-values that the row shows, None for a row that has none. For the rest see `ComparisonRow`.
+    decision: None for a row without a verdict. notes: sentences of the row's note; empty ones are skipped. tests: the
+    unadjusted p-values that the row shows, None for a row without them. For the others see `ComparisonRow`.
     """
     e = draft.evidence
     key = MetricKey(draft.key)
@@ -93,7 +94,7 @@ def build_row(draft: Draft, decision: Decision | None, *, lineage: bool, notes: 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A task group with a score of its own on both sides. members: (task, its column of the metric)."""
+    """A group of tasks that has a score in both evaluations. members: (task, its values of the metric)."""
 
     name: str
     key: str
@@ -105,7 +106,7 @@ class _Group:
         return {pair.settings.task for pair, _ in self.members}
 
     @property
-    def speaks(self) -> bool:
+    def replaces_tasks(self) -> bool:
         """True where its metric is the primary one of all its tasks."""
         return all(pair.settings.primary == self.key for pair, _ in self.members)
 
@@ -113,114 +114,117 @@ class _Group:
 def margin_of(margins: Margins, *names: str) -> float:
     """The margin of the first of ``names`` (a task, then its groups) that has one, else that of "*", else 0.02.
 
-    Raises InputError unless it is a fraction above 0, up to 1.
+    Raises InputError unless it is a fraction above 0 and at most 1.
     """
-    found = margins
+    margin = margins
     if isinstance(margins, Mapping):
-        found = next((margins[n] for n in (*names, "*") if n in margins), MARGIN)
-    if not isinstance(found, int | float) or not 0 < found <= 1:
-        raise InputError(f"margin of {names[0]} is {found!r}; allowed is a fraction above 0, up to 1 "
+        margin = next((margins[n] for n in (*names, "*") if n in margins), MARGIN)
+    if not isinstance(margin, int | float) or not 0 < margin <= 1:
+        raise InputError(f"margin of {names[0]} is {margin!r}; allowed is a fraction above 0, up to 1 "
                          f"(0.02 is two points)")
-    return float(found)
+    return float(margin)
 
 
 def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins, *, lineage: bool,
                forced: bool, early: int = 0) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
-    """Rows, primary ones first, each part in task order; and the metrics that can have no row.
+    """The rows, primary ones first and then the others, both in task order; and the metrics that cannot have a row.
 
-    early: primary metrics of the family that have sequential verdicts of their own (`comparison.early`). They count in
-    Holm's family as if nothing were known of them, so that the whole family keeps its level.
-    Raises InputError for a margin outside (0, 1].
+    early: number of primary metrics with a sequential verdict (`comparison.early_rows`). They are members of Holm's
+    family for which nothing is proven, so that the whole family keeps its error level. Raises InputError for a margin
+    outside (0, 1].
     """
     table = {p.settings.task: columns(left, right, p) for p in pairs}
     groups = _groups(left, right, pairs, table)
-    speaking = [g for g in groups if g.speaks and not any(o.speaks and g.tasks < o.tasks for o in groups)]
-    covered = {task: g for g in speaking for task in g.tasks}
+    replacing = [g for g in groups
+                 if g.replaces_tasks and not any(o.replaces_tasks and g.tasks < o.tasks for o in groups)]
+    replaced = {task: g for g in replacing for task in g.tasks}
     drafts: list[Draft] = []
     for pair in pairs:
-        drafts += [_group_draft(g, margins, primary=g in speaking) for g in groups if g.members[0][0] is pair]
-        drafts += [_task_draft(pair, key, column, margins, group=covered.get(pair.settings.task))
-                   for key, column in table[pair.settings.task].items() if column is not None]
+        drafts += [_group_draft(g, margins, primary=g in replacing) for g in groups if g.members[0][0] is pair]
+        drafts += [_task_draft(pair, key, values, margins, group=replaced.get(pair.settings.task))
+                   for key, values in table[pair.settings.task].items() if values is not None]
     family = [d for d in drafts if d.primary]
     decisions = decide([*(d.case for d in family), *[Case(tests=NO_EVIDENCE)] * early])[:len(family)]
     rows = [_row(d, e, lineage=lineage, forced=forced) for d, e in zip(family, decisions, strict=True)]
-    others = [d for d in drafts if not d.primary]
+    secondary = [d for d in drafts if not d.primary]
     rows += [_row(d, None, lineage=lineage, forced=forced, q=q)
-             for d, q in zip(others, _explored(others), strict=True)]
-    return tuple(rows), tuple(_without_row(left, right, task, key) for task, found in table.items()
-                              for key, column in found.items() if column is None)
+             for d, q in zip(secondary, _q_values(secondary), strict=True)]
+    return tuple(rows), tuple(_without_row(left, right, task, key) for task, metrics in table.items()
+                              for key, values in metrics.items() if values is None)
 
 
-def _explored(drafts: Sequence[Draft]) -> list[float | None]:
-    """Benjamini-Hochberg over the tasks that a group speaks for, metric by metric, on the mid-p of "any difference"."""
-    found: list[float | None] = [None] * len(drafts)
+def _q_values(drafts: Sequence[Draft]) -> list[float | None]:
+    """Benjamini and Hochberg's q for the tasks that a group replaces, for each metric, from the mid-p of "any
+    difference". None for all others."""
+    q_values: list[float | None] = [None] * len(drafts)
     for family in {(d.group, d.key) for d in drafts if d.group}:
-        tests = [(at, d.evidence.p_mid) for at, d in enumerate(drafts) if (d.group, d.key) == family]
-        known = [(at, p) for at, p in tests if p is not None]
-        for (at, _), q in zip(known, benjamini_hochberg([p for _, p in known]), strict=True):
-            found[at] = q
-    return found
+        members = [(i, d.evidence.p_mid) for i, d in enumerate(drafts) if (d.group, d.key) == family]
+        tests = [(i, p) for i, p in members if p is not None]
+        for (i, _), q in zip(tests, benjamini_hochberg([p for _, p in tests]), strict=True):
+            q_values[i] = q
+    return q_values
 
 
 def _without_row(left: Evaluation, right: Evaluation, task: str, key: str) -> Difference:
-    said = [f"{s.value:.6g} (of the whole task)" if s else "no score"
-            for s in (score_of(left, task, key), score_of(right, task, key))]
-    return Difference(field=f"{task}.{key} is no mean over items and has no row", left=said[0], right=said[1],
-                      blocking=False)
+    """The scores of a metric that is not a mean over items, for the list of differences."""
+    scores = [f"{s.value:.6g} (of the whole task)" if s else "no score"
+              for s in (score_of(left, task, key), score_of(right, task, key))]
+    return Difference(field=f"{task}.{key} is not a mean over items, so it has no row", left=scores[0],
+                      right=scores[1], blocking=False)
 
 
-def _task_draft(pair: Pair, key: str, column: MetricValues, margins: Margins, *, group: _Group | None) -> Draft:
-    """group: the group that speaks for the task, if any."""
+def _task_draft(pair: Pair, key: str, values: MetricValues, margins: Margins, *, group: _Group | None) -> Draft:
+    """The draft of one metric of a task. group: the group that replaces the task in the family, if any."""
     settings = pair.settings
     clusters = [a.cluster for a in pair.left] if settings.cluster else []
     margin = margin_of(margins, settings.task, *settings.groups)
-    evidence = paired_evidence(column.base, column.tuned, margin=margin,
-                               higher_is_better=column.higher_is_better,
+    evidence = paired_evidence(values.base, values.tuned, margin=margin, higher_is_better=values.higher_is_better,
                                clusters=clusters if clusters and None not in clusters else None)
-    return Draft(task=settings.task, key=key, evidence=evidence, margin=margin, note=column.note,
-                  primary=group is None and key == settings.primary, chance=settings.chance, n_total=settings.n_total,
-                  target=settings.target, group=group.name if group else "")
+    return Draft(task=settings.task, key=key, evidence=evidence, margin=margin, note=values.note,
+                 primary=group is None and key == settings.primary, chance=settings.chance, n_total=settings.n_total,
+                 target=settings.target, group=group.name if group else "")
 
 
 def _groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
             table: Mapping[str, Mapping[str, MetricValues | None]]) -> list[_Group]:
-    """Groups whose mean can be paired: each of their tasks is here on both sides, with values per item."""
-    found = []
+    """The groups whose mean can be paired: both evaluations have all their tasks, with values for each item."""
+    groups = []
     for name in dict.fromkeys(g for p in pairs for g in p.settings.groups):
-        inside = [p for p in pairs if name in p.settings.groups]
-        whole = all(sum(name in t.groups for t in e.tasks) == len(inside) for e in (left, right))
-        for score in (s for s in left.scores if whole and s.group and s.task == name):
-            parts = [(p, table[p.settings.task].get(score.key)) for p in inside]
-            members = tuple((p, c) for p, c in parts if c is not None)
-            if score_of(right, name, score.key) and len(members) == len(inside):
-                found.append(_Group(name, score.key, members, score))
-    return found
+        group_pairs = [p for p in pairs if name in p.settings.groups]
+        complete = all(sum(name in t.groups for t in e.tasks) == len(group_pairs) for e in (left, right))
+        for score in (s for s in left.scores if complete and s.group and s.task == name):
+            members = tuple((p, values) for p in group_pairs
+                            if (values := table[p.settings.task].get(score.key)) is not None)
+            if score_of(right, name, score.key) and len(members) == len(group_pairs):
+                groups.append(_Group(name, score.key, members, score))
+    return groups
 
 
 def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> Draft:
-    parts = [column for _, column in group.members]
+    """The draft of one metric of a group."""
+    values = [v for _, v in group.members]
     settings = [pair.settings for pair, _ in group.members]
     chances = [s.chance for s in settings if s.chance is not None]
     margin = margin_of(margins, group.name)
-    weighting = _weighting(group.score, [p.base for p in parts])
-    evidence = group_evidence([p.base for p in parts], [p.tuned for p in parts], margin=margin,
-                              higher_is_better=parts[0].higher_is_better, weighting=weighting)
-    how = "items" if weighting == "micro" else "tasks"
+    weighting = _weighting(group.score, [v.base for v in values])
+    evidence = group_evidence([v.base for v in values], [v.tuned for v in values], margin=margin,
+                              higher_is_better=values[0].higher_is_better, weighting=weighting)
+    averaged = "items" if weighting == "micro" else "tasks"
     return Draft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary,
-                  chance=sum(chances) / len(chances) if len(chances) == len(settings) else None,
-                  n_total=sum(s.n_total for s in settings),
-                  note=f"mean over the {how} of {len(parts)} tasks, errors within each")
+                 chance=sum(chances) / len(chances) if len(chances) == len(settings) else None,
+                 n_total=sum(s.n_total for s in settings),
+                 note=f"mean over the {averaged} of {len(values)} tasks, with errors stratified by task")
 
 
 def _weighting(score: Score | None, values: Sequence[Floats]) -> Weighting:
-    """How the group's stored score weighs its tasks: by items (lm-eval's way) unless only the other fits."""
+    """How the group's stored score weights its tasks: by items (lm-eval's default), unless only equal weights fit."""
     micro, macro = float(np.concatenate(list(values)).mean()), float(np.mean([v.mean() for v in values]))
     fits = score is not None and abs(score.value - macro) < 1e-9 < abs(score.value - micro)
     return "macro" if fits else "micro"
 
 
 def _items_needed(draft: Draft, decision: Decision) -> tuple[int | None, str]:
-    """Items that would decide an undecided row, or None with the reason why no number is given."""
+    """(items that would decide an undecided row, ""), or (None, the reason why there is no number)."""
     needed = draft.evidence.items_needed
     total = draft.evidence.n if draft.n_total is None else draft.n_total
     if decision.at_floor:
@@ -231,13 +235,14 @@ def _items_needed(draft: Draft, decision: Decision) -> tuple[int | None, str]:
 
 
 def off_the_floor(base: float, chance: float | None, total: int) -> str:
-    """How many items would show that the base is above the floor, where its score is. total: items of the task."""
+    """How many items would show that the base is above the floor, if its score stays the same. total: items of the
+    task."""
     needed = items_above(base, GENERATION_FLOOR if chance is None else chance)
     if needed is None:
-        return "no number of items decides it while the base scores there"
+        return "the base scores at chance, so no number of items can show a loss"
     if needed > total:
-        return f"this task has too few items to show the base above it ({needed:,} needed, it has {total:,})"
-    return f"about {needed:,} items would show the base above it, if its score stays"
+        return f"this task has too few items to show that the base is above chance ({needed:,} needed, {total:,} exist)"
+    return f"about {needed:,} items would show that the base is above chance, if its score stays the same"
 
 
 def _row(draft: Draft, decision: Decision | None, *, lineage: bool, forced: bool, q: float | None = None
@@ -252,5 +257,5 @@ def _row(draft: Draft, decision: Decision | None, *, lineage: bool, forced: bool
 
 
 def _no_drop(evidence: Evidence) -> float:
-    """The largest p, of all kinds of test, of "no drop beyond the margin is left"."""
+    """The largest p, of all kinds of test, against a drop beyond the margin."""
     return max(t.no_drop for t in (evidence.tests, evidence.clustered, evidence.bootstrap) if t)

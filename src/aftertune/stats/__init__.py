@@ -1,12 +1,18 @@
-"""What a comparison may claim: owns every formula between per-item values and a verdict (numpy, scipy only).
-
-paired: one metric at fixed n; bootstrap: few or skewed values; grouped: clusters and task groups; seeds: several
-trainings; multiplicity: Holm and BH; planning: items needed; form: wrong answer or none; evidence: which test applies
-to which values; verdict: lower, higher, within or undecided; sequential: the same at the
-first safe moment.
+"""Computes verdicts from per-item values, with NumPy and SciPy alone.
 
     evidence = paired_evidence(base, tuned, margin=0.02)
     decision, = decide([Case(tests=evidence.tests)])
+
+- evidence: chooses the test for the values of one metric and computes it
+- paired: one metric of two models on the same items
+- bootstrap: few or skewed values
+- clustered: clusters of items, and groups of tasks
+- across_seeds: several training seeds
+- verdict: lower, higher, within or undecided, with Holm's and Benjamini and Hochberg's corrections
+- sequential: the same verdicts before all items were asked
+- planning: how many items are needed
+- answer_format: answers without a usable format
+- audit: checks of published scores
 """
 
 from aftertune.stats.clustered import clustered_mean, stratified_mean

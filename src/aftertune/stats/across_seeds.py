@@ -1,17 +1,17 @@
-"""Several training seeds: owns what may be said of a method, a data size or replay, beyond two single models.
-
-Two recipes are trained with the same seeds and answer the same items. d[s, i] is the difference on item i between the
-two models of seed s. Both the seeds and the items are samples: another seed, or other questions of the kind, would
-have given another mean. The margin of error is sqrt(e_seeds**2 + e_items**2), each part Student's t times the standard
-error of the mean over seeds (S - 1 degrees of freedom) or over items (n - 1).
+"""Compares two recipes over several training seeds.
 
     seed_contrast(d).interval(0.95)        d: float64 [seeds, items]
 
-Either part holds the noise of single answers too, so it is counted twice and the interval is a little too wide, never
-too narrow (Owen 2007, Ann Appl Stat 1:386, on two-way random effects). Adding margins of error in squares: Zou & Donner
-2008 (Stat Med 27:1693); Satterthwaite's degrees of freedom, in their place, gave 7 % false differences at 3 seeds
-(tests/test_stats_seeds.py). Why seeds must count: Bouthillier et al. 2021 (MLSys), "Accounting for variance in machine
-learning benchmarks".
+Both recipes are trained with the same seeds and answer the same items. d[s, i] is the difference on item i between the
+two models of seed s. The seeds and the items are both samples: other seeds or other items would give another mean. The
+margin of error is sqrt(e_seeds**2 + e_items**2). Each part is a quantile of Student's t times the standard error of the
+mean, over seeds (S - 1 degrees of freedom) or over items (n - 1).
+
+The noise of single answers is in both parts. It is counted twice, so the interval is slightly too wide and never too
+narrow (Owen 2007, Ann Appl Stat 1:386, on two-way random effects). The margins of error are added in squares (Zou &
+Donner 2008, Stat Med 27:1693), because Satterthwaite's degrees of freedom gave 7 % false differences at 3 seeds
+(tests/test_stats_across_seeds.py). Why the variance between seeds must count: Bouthillier et al. 2021 (MLSys),
+"Accounting for variance in machine learning benchmarks".
 """
 
 from __future__ import annotations
@@ -26,40 +26,44 @@ from scipy.special import stdtrit
 
 from aftertune.stats.paired import NO_EVIDENCE, Floats, MarginTests, margin_tests, rounding
 
-#: Fewer training seeds than this say nothing of a method.
+#: With fewer training seeds than this, recipes are not compared.
 ENOUGH_SEEDS = 3
 _SMALLEST = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
 class SeedContrast:
-    """mean: over seeds and items; parts: (standard error, degrees of freedom) of each source of error."""
+    """A mean difference with its sources of error.
+
+    mean: over seeds and items. parts: (standard error, degrees of freedom) of the mean over seeds and over items.
+    """
 
     mean: float
     parts: tuple[tuple[float, int], ...]
 
     @property
     def degenerate(self) -> bool:
+        """True where nothing varies, so that no error can be estimated."""
         return all(se <= 0 for se, _ in self.parts)
 
     def error(self, tail: float) -> float:
-        """Margin of error that a share ``tail`` lies beyond, on one side."""
+        """Margin of error at a one-sided tail probability ``tail``."""
         return math.sqrt(sum((se * float(stdtrit(df, tail))) ** 2 for se, df in self.parts))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The mean itself, twice, where nothing varies."""
+        """Interval of the mean; the mean itself, twice, where nothing varies."""
         half = 0.0 if self.degenerate else self.error((1 - level) / 2)
         return self.mean - half, self.mean + half
 
     def tests(self, margin: float) -> MarginTests:
-        """Tests against +-margin that agree with the intervals; nothing is proven where nothing varies."""
+        """Tests against +-margin, which agree with the intervals. Where nothing varies, nothing is proven."""
         if self.degenerate:
             return NO_EVIDENCE
         low, high = self._below(-margin), self._below(margin)
         return margin_tests(1 - low, low, 1 - high, high)
 
     def _below(self, value: float) -> float:
-        """One-sided p of "the mean is ``value`` or less" where the mean is above it, else one minus its mirror."""
+        """One-sided p of "the true mean is ``value`` or less"."""
         distance = abs(self.mean - value)
         if distance >= self.error(_SMALLEST):
             tail = _SMALLEST
@@ -71,7 +75,7 @@ class SeedContrast:
 
 
 def seed_contrast(d: NDArray[np.float64]) -> SeedContrast:
-    """Mean difference over seeds and items, with both sources of error.
+    """Mean difference over seeds and items, with both sources of error. d: differences [seeds, items].
 
     Raises ValueError for fewer than three seeds, no item, or values that are not finite.
     """
@@ -85,5 +89,5 @@ def seed_contrast(d: NDArray[np.float64]) -> SeedContrast:
 
 
 def _error(means: Floats) -> float:
-    """Standard error of the mean of means; 0 where they are equal up to rounding."""
+    """Standard error of the mean of ``means``; 0 where they are equal up to rounding."""
     return 0.0 if float(np.ptp(means)) <= rounding(means) else float(means.std(ddof=1)) / math.sqrt(means.size)

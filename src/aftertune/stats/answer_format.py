@@ -1,12 +1,12 @@
-"""Wrong answer or no answer: owns the counts by which a loss of format is told apart from a loss of skill.
+"""Distinguishes a loss of answer format from a loss of skill.
 
     count_forms(answers, "flexible-extract")     FormCounts(n=8, no_answer=2, cut_off=5, …)
-    cause(lost=40, by_form=35)                   ("format", 0.739, 0.945)
+    loss_cause(lost=40, by_form=35)              ("format", 0.739, 0.945)
 
-An answer has *no answer* where the filter of the primary metric found nothing to extract (lm-eval writes
-``[invalid]``; ``[out of time]`` stands where it took too long) or where it should be JSON and is not. Of the items that
-became wrong, those without an answer to judge (none, cut off at the token limit, empty) are lost by form; the loss is
-one of format where Wilson's 95 % interval of their share lies above a half, one of skill where it lies below.
+A generated text has *no answer* if the filter of the primary metric extracted nothing (lm-eval then writes
+``[invalid]``, and aftertune ``[out of time]`` if the filter took too long), or if it should be JSON and is not. A
+wrong item without an answer to judge (none, cut off at the token limit, or empty text) is lost by form. The cause of
+a loss is "format" if Wilson's 95 % interval of the share of such items lies above a half, and "skill" if it lies below.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from aftertune.stats.paired import wilson
 from aftertune.values import Answer, FormCounts
 from aftertune.values.comparison import OUT_OF_TIME
 
+#: Extracted texts that stand for no answer.
 _NOTHING = frozenset({"", "[invalid]", OUT_OF_TIME})
 
 Cause = Literal["", "format", "skill", "mixed"]
 
 
 def generated(answer: Answer) -> bool:
-    """True where the answer is text that a model wrote."""
+    """True for a generated answer, False for one that was scored by log-likelihoods."""
     return any(r.text is not None for r in answer.responses)
 
 
-def no_answer(answer: Answer, chosen: str) -> bool:
-    """True where filter ``chosen`` found nothing, or where the answer should be JSON and is not."""
-    return answer.extracted.get(chosen, "-").strip() in _NOTHING or \
-        answer.metrics.get(MetricKey.of("valid_json", chosen)) == 0
+def no_answer(answer: Answer, filter_name: str) -> bool:
+    """True where ``filter_name`` extracted nothing, or where the answer should be JSON and is not."""
+    return answer.extracted.get(filter_name, "-").strip() in _NOTHING or \
+        answer.metrics.get(MetricKey.of("valid_json", filter_name)) == 0
 
 
 def cut_off(answer: Answer) -> bool:
@@ -41,29 +42,29 @@ def cut_off(answer: Answer) -> bool:
 
 
 def empty(answer: Answer) -> bool:
-    """True where no visible text came."""
+    """True where the text has no visible character."""
     return all(not (r.text or "").strip() for r in answer.responses)
 
 
-def unjudged(answer: Answer, chosen: str) -> bool:
-    """True where there is no whole answer to judge."""
-    return no_answer(answer, chosen) or cut_off(answer) or empty(answer)
+def unjudged(answer: Answer, filter_name: str) -> bool:
+    """True where there is no complete answer to judge."""
+    return no_answer(answer, filter_name) or cut_off(answer) or empty(answer)
 
 
-def count_forms(answers: Sequence[Answer], chosen: str) -> FormCounts:
-    """The form of generated answers; chosen: the filter of the primary metric."""
-    def other(answer: Answer) -> bool:
-        strict = any(v.strip() in _NOTHING for name, v in answer.extracted.items() if name != chosen)
-        return strict and not no_answer(answer, chosen)
+def count_forms(answers: Sequence[Answer], filter_name: str) -> FormCounts:
+    """Count the failures of form of generated answers. filter_name: the filter of the primary metric."""
+    def has_other_form(answer: Answer) -> bool:
+        missed = any(v.strip() in _NOTHING for name, v in answer.extracted.items() if name != filter_name)
+        return missed and not no_answer(answer, filter_name)
 
     return FormCounts(
-        n=len(answers), no_answer=sum(no_answer(a, chosen) for a in answers), cut_off=sum(map(cut_off, answers)),
-        no_end=sum(any(r.finish != "eos" for r in a.responses) for a in answers), other_form=sum(map(other, answers)),
-        empty=sum(map(empty, answers)))
+        n=len(answers), no_answer=sum(no_answer(a, filter_name) for a in answers), cut_off=sum(map(cut_off, answers)),
+        no_end=sum(any(r.finish != "eos" for r in a.responses) for a in answers),
+        other_form=sum(map(has_other_form, answers)), empty=sum(map(empty, answers)))
 
 
 def cause(lost: int, by_form: int) -> tuple[Cause, float, float]:
-    """What a loss of ``lost`` items is of, with the interval of the share lost by form; ("", 0, 1) for no loss."""
+    """(cause, low, high) of a loss, with the interval of the share lost by form; ("", 0, 1) for no loss."""
     if lost == 0:
         return "", 0.0, 1.0
     low, high = wilson(by_form, lost)

@@ -1,15 +1,15 @@
-"""What a published figure can and cannot be: owns the checks of reported scores, errors and differences.
-
-Only the printed figures are used, as strings, because trailing zeros say how far a figure was rounded.
+"""Checks whether published scores, standard errors and differences are arithmetically possible.
 
     whole_counts(Figure.parse("26.50%"), 100)       ()           no k/100 is printed as 26.50
     whole_counts(Figure.parse("47.00%"), 100)       (47,)
     stderr_agrees(value, Figure.parse("4.42%"), n)  False        100 sqrt(p (1 - p) / (n - 1)) is 4.44
-    pairing(47, 34, 100)                            Pairing(net=-13, low=13, high=81, mid=43, exact=37)
+    pairing_bounds(47, 34, 100)                     PairingBounds(net=-13, low=13, high=81, mid=43, exact=37)
 
-A share of n items is k/n; its printed form is accepted under half-up and half-even rounding, within half a unit
-of the last place (the GRIM test: Brown & Heathers 2017, Soc Psychol Personal Sci 8:363). lm-eval's standard
-error of such a share divides by n - 1. A failure means "not reproducible as k/n at the stated n", no more.
+Only the printed figures are used. They are strings, because trailing zeros show how far a figure was rounded.
+
+A share of n items is k/n. A printed figure is accepted if some k/n rounds to it, half-up or half-even (the GRIM test:
+Brown & Heathers 2017, Soc Psychol Personal Sci 8:363). lm-eval's standard error of such a share divides by n - 1. A
+failed check means only that the figure is not k/n at the stated n.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from scipy.special import ndtr
 from aftertune.stats.paired import mcnemar_exact, mcnemar_mid
 
 _FIGURE = re.compile(r"[+-]?(\d{1,12}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]?\d{1,3})?", re.ASCII)
-#: With more decimals than this a figure is a float written out, not a rounded one.
-_WRITTEN_OUT = 9
+#: A figure with more decimals than this is an unrounded float.
+_MOST_DECIMALS = 9
 _FLOAT_SLACK = Fraction(1, 10**9)
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A printed number: its value, and half a unit of its last place. scale: 100 for percent, 1 for a share."""
+    """A printed number. half: half a unit of its last place. scale: 100 for percent, 1 for a share."""
 
     value: Decimal
     half: Decimal
@@ -42,9 +42,9 @@ class Figure:
 
     @classmethod
     def parse(cls, text: str, *, percent: bool | None = None) -> Figure:
-        """The figure in ``text``; percent None: it is one where a percent sign stands there.
+        """The figure in ``text``. percent: whether it is in percent; None: if it has a percent sign.
 
-        Raises ValueError where the text is no number.
+        Raises ValueError where the text is not a number.
         """
         bare = text.strip().lstrip("±").strip()
         marked = bare.endswith("%")
@@ -68,8 +68,8 @@ class Figure:
 
     @property
     def slack(self) -> Fraction:
-        """Half a unit of the last place, exact; of a float written out, what its arithmetic may be off by."""
-        return Fraction(self.half) if self.decimals <= _WRITTEN_OUT else _FLOAT_SLACK * self.scale
+        """Half a unit of the last place, exact; for an unrounded float, a bound of its rounding error."""
+        return Fraction(self.half) if self.decimals <= _MOST_DECIMALS else _FLOAT_SLACK * self.scale
 
     @property
     def span(self) -> tuple[float, float]:
@@ -78,10 +78,10 @@ class Figure:
         return float((value - slack) / self.scale), float((value + slack) / self.scale)
 
     def shows(self, exact: Fraction) -> bool:
-        """True where ``exact`` (in the figure's own unit) is printed as this figure, half-up or half-even."""
+        """True where ``exact`` (in the unit of the figure) rounds to this figure, half-up or half-even."""
         distance = exact - Fraction(self.value)
-        if distance == self.slack:  # the tie above: half-up goes on, half-even stays where the last digit is even
-            return self.decimals > _WRITTEN_OUT or self._last_digit % 2 == 0
+        if distance == self.slack:  # a tie above the value: half-even rounds down to it if its last digit is even
+            return self.decimals > _MOST_DECIMALS or self._last_digit % 2 == 0
         return abs(distance) <= self.slack
 
     @property
@@ -90,7 +90,7 @@ class Figure:
 
 
 def whole_counts(value: Figure, n: int) -> tuple[int, ...]:
-    """All k from 0 to n whose share k/n is printed as ``value``; empty where none is. Raises ValueError: n < 1."""
+    """All k from 0 to n whose share k/n is printed as ``value``. Raises ValueError for n < 1."""
     if n < 1:
         raise ValueError(f"n={n}: need n >= 1")
     low = (Fraction(value.value) - value.slack) * n / value.scale
@@ -100,7 +100,7 @@ def whole_counts(value: Figure, n: int) -> tuple[int, ...]:
 
 
 def neighbours(value: Figure, n: int) -> tuple[int, int]:
-    """The two counts whose shares lie around a ``value`` that is no k/n."""
+    """The two counts whose shares are next to a ``value`` that is not k/n."""
     below = math.floor(Fraction(value.value) * n / value.scale)
     return max(0, min(n, below)), max(0, min(n, below + 1))
 
@@ -111,23 +111,23 @@ def stderr_of(share: float, n: int) -> float:
 
 
 def stderr_span(value: Figure, n: int) -> tuple[float, float]:
-    """Smallest and largest standard error (as a share) that the shares printed as ``value`` have."""
+    """Smallest and largest standard error (as a share) of all shares that are printed as ``value``."""
     counts = whole_counts(value, n)
     if counts:
-        found = [stderr_of(k / n, n) for k in (counts[0], counts[-1])]
+        errors = [stderr_of(k / n, n) for k in (counts[0], counts[-1])]
         ends = (counts[0] / n, counts[-1] / n)
     else:
         ends = tuple(min(1.0, max(0.0, end)) for end in value.span)  # type: ignore[assignment]
-        found = [stderr_of(end, n) for end in ends]
+        errors = [stderr_of(end, n) for end in ends]
     if ends[0] <= 0.5 <= ends[1]:
-        found.append(stderr_of(0.5, n))
-    return min(found), max(found)
+        errors.append(stderr_of(0.5, n))
+    return min(errors), max(errors)
 
 
 def stderr_agrees(value: Figure, stderr: Figure, n: int) -> bool:
     """True where ``stderr`` can be the printed standard error of a share printed as ``value``.
 
-    Where ``value`` is no k/n, its whole rounding interval is tried.
+    If ``value`` is not k/n, its whole rounding interval is used.
     """
     low, high = stderr_span(value, n)
     span = stderr.span
@@ -138,7 +138,7 @@ def stderr_agrees(value: Figure, stderr: Figure, n: int) -> bool:
 def counts_of_stderr(stderr: Figure, n: int, near: float) -> tuple[int, int] | None:
     """First and last k whose standard error is printed as ``stderr``, on the side of ``near`` (a share).
 
-    The error of k and n - k is the same; where both sides join at n/2 the whole run is given. None: no k has it.
+    k and n - k have the same error. Where both ranges meet at n/2, the joined range is returned. None: no k has it.
     """
     share = np.arange(n + 1) / n
     errors = np.sqrt(share * (1 - share) / max(1, n - 1))
@@ -152,12 +152,12 @@ def counts_of_stderr(stderr: Figure, n: int, near: float) -> tuple[int, int] | N
 
 
 def power(value: Figure, n: int) -> float:
-    """Chance that a random figure with as many decimals is no k/n: what passing the check is worth.
+    """Probability that a random figure with as many decimals fails the check, because it is not k/n.
 
-    0 where every figure is some k/n (10,042 items, two decimals), near 1 for a few items.
+    0 where every figure is some k/n (10,042 items, two decimals); near 1 for few items.
     """
     units = value.scale * 10**value.decimals
-    if value.decimals > _WRITTEN_OUT or units > 10**9:
+    if value.decimals > _MOST_DECIMALS or units > 10**9:
         return 1.0
     k = np.arange(n + 1, dtype=np.int64)
     printed = np.unique((2 * k * units + n) // (2 * n))
@@ -166,7 +166,7 @@ def power(value: Figure, n: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Unpaired:
-    """A difference from summaries alone: z with both standard errors, two-sided p. None: no error to divide by."""
+    """A difference between two scores with its z and two-sided p. z is None where both standard errors are 0."""
 
     difference: float
     z: float | None
@@ -174,7 +174,7 @@ class Unpaired:
 
 
 def unpaired(first: tuple[float, float], second: tuple[float, float]) -> Unpaired:
-    """Second minus first, each (share, standard error), as if from independent items."""
+    """Test second minus first, each (share, standard error), as if the items were independent."""
     difference = second[0] - first[0]
     error = math.hypot(first[1], second[1])
     if error == 0:
@@ -185,11 +185,11 @@ def unpaired(first: tuple[float, float], second: tuple[float, float]) -> Unpaire
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """What pairing the items could make of two counts: M items differ, M from ``low`` to ``high``.
+    """The possible results of a paired test, given only the two counts of right answers.
 
-    net: gained minus lost, known from the counts. mid, exact: the largest M with McNemar's mid-p and exact p
-    below alpha (None: at no feasible M). independent: the M to expect if the models' answers had nothing to do
-    with each other.
+    M is the number of items on which the models differ: from ``low`` to ``high``. net: gained minus lost, known from
+    the counts. mid, exact: the largest M with McNemar's mid-p and exact p below alpha (None: for no possible M).
+    independent: the expected M if the answers of the two models were independent.
     """
 
     n: int
@@ -202,20 +202,20 @@ class Pairing:
 
     @property
     def always(self) -> bool:
-        """True where the difference is significant (mid-p) whatever the pairing."""
+        """True where the difference is significant (mid-p) for every pairing."""
         return self.mid == self.high
 
     @property
     def never(self) -> bool:
-        """True where no pairing makes it significant."""
+        """True where the difference is significant for no pairing."""
         return self.mid is None
 
 
 def pairing(before: int, after: int, n: int, *, alpha: float = 0.05) -> Pairing:
     """Bounds of the paired test of two counts of right answers to the same n items.
 
-    M lies in [|net|, min(k1 + k2, 2 n - k1 - k2)] and has the parity of net. Raises ValueError for counts that
-    n items cannot have.
+    M is in [|net|, min(k1 + k2, 2 n - k1 - k2)] and has the parity of net. Raises ValueError for counts outside
+    [0, n].
     """
     if not (0 <= before <= n and 0 <= after <= n and n >= 1):
         raise ValueError(f"counts {before} and {after} of n={n}: need 0 <= count <= n and n >= 1")
@@ -228,7 +228,7 @@ def pairing(before: int, after: int, n: int, *, alpha: float = 0.05) -> Pairing:
 
 
 def _largest(grid: Sequence[int], net: int, alpha: float, *, exact: bool) -> int | None:
-    """The largest M of ``grid`` with p < alpha; p rises with M, so it is found by halving."""
+    """The largest M of ``grid`` with p < alpha, by binary search, since p rises with M."""
     test = mcnemar_exact if exact else mcnemar_mid
     low, high = -1, len(grid) - 1
     while low < high:

@@ -1,13 +1,13 @@
-"""The mean of few or skewed values: owns the BCa bootstrap of a mean difference.
+"""Computes the BCa bootstrap of a mean difference, for few or skewed values.
 
-Student's t needs many values or a symmetric distribution. Below a hundred values, or where n <= 25 skew**2
-(Cochran 1977, Sampling Techniques, section 2.15), its verdict needs the bootstrap's consent.
-
-    bca_mean(d)                       None where t is trusted, or where nothing can be resampled
+    bca_mean(d)                       None where the t test is sufficient, or where nothing can be resampled
     bca_mean(d).interval(0.95)        bias-corrected and accelerated (Efron 1987, JASA 82:171)
 
-For a mean the acceleration has a closed form, sum e**3 / (6 (sum e**2)**1.5), so no jackknife is needed. Draws are
-seeded: the same values give the same interval.
+Student's t needs many values or a symmetric distribution. With fewer than a hundred values, or where n <= 25 skew**2
+(Cochran 1977, Sampling Techniques, section 2.15), its verdict counts only if the bootstrap agrees.
+
+For a mean the acceleration has a closed form, sum e**3 / (6 (sum e**2)**1.5), so no jackknife is needed. The random
+draws are seeded, so the same values give the same interval.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from scipy.special import ndtr, ndtri
 
 from aftertune.stats.paired import Floats, MarginTests, margin_tests, paired_mean
 
-#: Below this many values the t interval is always checked.
+#: With fewer values than this, the t interval is always checked.
 FEW = 100
-#: Below this many values resampling them says nothing that t does not.
+#: With fewer values than this, a bootstrap adds nothing to the t test.
 TOO_FEW = 8
+#: Resamples: the usual and the smallest number, and the largest number of values in all of them.
 _DRAWS, _LEAST_DRAWS, _BUDGET = 10_000, 2_000, 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """Sorted resampled means, float64 [draws], with the bias correction z0 and the acceleration."""
+    """A bootstrap of a mean. means: the sorted resampled means, float64 [draws]; bias: the bias correction z0."""
 
     means: Floats
     bias: float
@@ -44,7 +45,7 @@ class Bootstrap:
         return ends[0], ends[1]
 
     def below(self, value: float) -> float:
-        """Confidence that the mean lies below ``value``: the level of the one-sided interval that ends there."""
+        """Confidence that the mean is below ``value``: the level of the one-sided interval that ends there."""
         left, right = (np.searchsorted(self.means, value, side=side) for side in ("left", "right"))
         share = float(left + right) / (2 * self.means.size)
         limit = 1 / (self.means.size + 1)
@@ -52,24 +53,24 @@ class Bootstrap:
         return float(ndtr(w / max(1e-9, 1 + self.acceleration * w) - self.bias))
 
     def tests(self, margin: float) -> MarginTests:
-        """Tests against +-margin that agree with the intervals."""
+        """Tests against +-margin, which agree with the intervals."""
         low, high = self.below(-margin), self.below(margin)
         return margin_tests(1 - low, low, 1 - high, high)
 
 
 def acceleration(d: Floats) -> float:
-    """The acceleration of a mean: a sixth of the skewness of its sum."""
+    """The acceleration of a mean: one sixth of the skewness of the sum."""
     e = d - d.mean()
     return float((e**3).sum() / (6 * (e**2).sum() ** 1.5))
 
 
 def doubtful(d: Floats) -> bool:
-    """True where the t interval needs a second opinion: n < 100, or n <= 25 skew**2."""
+    """True where the t interval must be checked: n < 100, or n <= 25 skew**2."""
     return d.size < FEW or d.size <= 25 * (6 * acceleration(d)) ** 2 * d.size
 
 
 def bca_mean(differences: Sequence[float] | Floats) -> Bootstrap | None:
-    """The bootstrap of the mean where it is called for, else None (also for equal values and fewer than 8)."""
+    """The bootstrap of the mean where t is doubtful; None elsewhere, for equal values, and for fewer than 8."""
     d = np.asarray(differences, dtype=np.float64)
     if d.size < TOO_FEW or paired_mean(d).degenerate or not doubtful(d):
         return None

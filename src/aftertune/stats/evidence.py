@@ -1,12 +1,12 @@
-"""From the paired values of one metric to all that a verdict needs: owns which test applies to which values.
+"""Chooses and computes the tests for the paired values of one metric.
 
-Values that are all 0 or 1 on both sides are binary (Tango), others real (paired t; few or skewed ones with a
-bootstrap beside it). The difference counts so that positive is better. A task with clusters gets cluster-robust tests
-beside its own; a group of tasks gets one mean with stratified errors, and where it has many tasks the tests that take
-these as a sample.
-
-    paired_evidence(base, tuned, margin=0.02)             base, tuned: float64 [n], aligned
+    paired_evidence(base, tuned, margin=0.02)             base, tuned: float64 [n], item by item
     group_evidence([base_a, base_b], [tuned_a, tuned_b], margin=0.02)
+
+Values that are all 0 or 1 are binary and get Tango's test. Others are real and get a paired t test, with a bootstrap
+beside it where they are few or skewed. The sign of a difference is such that positive is better. A task with clusters
+also gets cluster-robust tests. A group of tasks gets one mean with stratified errors; if it has many tasks, it also
+gets tests that treat the tasks as a sample.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ from aftertune.stats.paired import (
 )
 from aftertune.stats.planning import discordance_bound, items_needed, variance_bound
 
-#: A group of this many tasks is also looked at as a sample of tasks.
+#: From this many tasks on, the tasks of a group are also treated as a sample.
 MANY_TASKS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One metric, base against tuned. low, high: 95 % interval of delta (positive is better).
+    """The figures and tests of one metric of base and tuned model.
 
-    base_low: lower end of the base's own 95 % interval, None where the metric is no share (outside [0, 1], or
-    lower is better). items_needed: items that decide it if the models do not differ, or, where low and high
-    rule that out, if they differ as observed; None without a spread or where that difference is the margin.
-    clustered: cluster-robust tests, None without clusters; bootstrap: None where t is enough. gained, lost, p_exact,
-    p_mid: binary only. notes: what the verdict cannot be read without; details: further intervals.
+    base, tuned: means over n items. delta: tuned - base, with the sign turned so that positive is better. low, high:
+    95 % interval of delta. base_low: lower end of the 95 % interval of the base's mean; None where the metric is not a
+    share (outside [0, 1], or lower is better). tests: against the margin. clustered: cluster-robust tests, None without
+    clusters. bootstrap: bootstrap tests, None where t is sufficient. gained, lost, p_exact, p_mid: binary metrics only.
+    items_needed: items that would decide the verdict if the true difference were 0, or the observed one if the interval
+    excludes 0; None without variance, or where that difference equals the margin. notes: what a reader must know to
+    read the verdict. details: further intervals.
     """
 
     n: int
@@ -70,7 +72,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class _Core:
-    """Interval and tests of one difference; psi: upper bound of the variance of one item's difference."""
+    """Interval and tests of one difference. psi: upper bound of the variance of the difference on one item."""
 
     low: float
     high: float
@@ -81,7 +83,10 @@ class _Core:
 
 def paired_evidence(base: Floats, tuned: Floats, *, margin: float, higher_is_better: bool = True,
                     clusters: Sequence[Hashable] | None = None) -> Evidence:
-    """Evidence of one metric of one task. Raises ValueError for no items or unequal lengths."""
+    """Evidence on one metric of one task. base, tuned: float64 [n]; clusters: a label for each item.
+
+    Raises ValueError for no items or unequal lengths.
+    """
     d = _difference(base, tuned, higher_is_better)
     binary = _binary(base, tuned)
     if binary:
@@ -105,21 +110,21 @@ def paired_evidence(base: Floats, tuned: Floats, *, margin: float, higher_is_bet
 
 def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: float,
                    higher_is_better: bool = True, weighting: Weighting = "micro") -> Evidence:
-    """Evidence of the mean over a group of tasks, one array per task; errors are stratified by task.
+    """Evidence on the mean over a group of tasks, with errors stratified by task. base, tuned: an array for each task.
 
     Raises ValueError for no tasks, an empty task, or unequal lengths.
     """
     strata = [_difference(b, t, higher_is_better) for b, t in zip(base, tuned, strict=True)]
     estimate = stratified_mean(strata, weighting)
     level, after = stratified_mean(list(base), weighting), stratified_mean(list(tuned), weighting)
-    d, before, later = (np.concatenate(list(parts)) for parts in (strata, base, tuned))
+    d, before, later = (np.concatenate(list(arrays)) for arrays in (strata, base, tuned))
     sizes = [s.size for s in strata]
     effective = 1 / float((weights(sizes, weighting) ** 2 / np.asarray(sizes)).sum())  # N where micro
     core = _real(estimate, effective, margin, before, later)
     robust, details = _as_sample(strata, weighting, margin, shares=_shares(before, later))
     other: Weighting = "macro" if weighting == "micro" else "micro"
-    beside = stratified_mean(strata, other)
-    details += (_interval(f"{other} mean {_signed(beside.mean, _shares(before, later))},", beside.interval(),
+    alternative = stratified_mean(strata, other)
+    details += (_interval(f"{other} mean {_signed(alternative.mean, _shares(before, later))},", alternative.interval(),
                           _shares(before, later)),)
     binary = _binary(before, later)
     evidence = Evidence(
@@ -133,9 +138,9 @@ def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: f
 
 def _as_sample(strata: Sequence[Floats], weighting: Weighting, margin: float, *,
                shares: bool) -> tuple[MarginTests | None, tuple[str, ...]]:
-    """Tests that take a group's tasks as a sample of tasks (CR1 by task, or a t over the tasks' means).
+    """Tests that treat the tasks of a group as a sample (CR1 by task, or a t test over the means of the tasks).
 
-    None for fewer than MANY_TASKS: so few tasks are what they are, and no sample.
+    None for fewer than MANY_TASKS, which are not treated as a sample.
     """
     if len(strata) < MANY_TASKS:
         return None, ()
@@ -153,7 +158,7 @@ def _as_sample(strata: Sequence[Floats], weighting: Weighting, margin: float, *,
 
 def _difference(base: Floats, tuned: Floats, higher_is_better: bool) -> Floats:
     if base.shape != tuned.shape or base.ndim != 1 or base.size == 0:
-        raise ValueError(f"base {base.shape}, tuned {tuned.shape}: need two arrays [n] of one n >= 1")
+        raise ValueError(f"base {base.shape}, tuned {tuned.shape}: need two arrays of the same shape [n], n >= 1")
     return tuned - base if higher_is_better else base - tuned
 
 
@@ -167,7 +172,7 @@ def _shares(*values: Floats) -> bool:
 
 
 def _with_flips(evidence: Evidence, d: Floats) -> Evidence:
-    """The same with the counts of items that changed, and McNemar's p-values of "any difference"."""
+    """``evidence`` with the counts of items that changed and McNemar's p-values of "any difference"."""
     gained, lost = int((d > 0).sum()), int((d < 0).sum())
     return replace(evidence, gained=gained, lost=lost, p_exact=mcnemar_exact(gained, lost),
                    p_mid=mcnemar_mid(gained, lost))
@@ -179,16 +184,16 @@ def _tango(gained: int, lost: int, n: int, margin: float) -> _Core:
 
 
 def _needed(core: _Core, effect: float, margin: float, delta: float) -> int | None:
-    """Items that decide it, at a true difference of 0 where the interval has it, else at the one observed."""
-    at = 0.0 if core.low <= 0 <= core.high else delta
-    return None if core.psi is None else items_needed(core.psi * effect + at**2, margin, at)
+    """Items that decide the verdict if the true difference is 0, or the observed one if the interval excludes 0."""
+    true = 0.0 if core.low <= 0 <= core.high else delta
+    return None if core.psi is None else items_needed(core.psi * effect + true**2, margin, true)
 
 
 def _real(estimate: Estimate, n: float, margin: float, base: Floats, tuned: Floats) -> _Core:
-    """t interval and tests; where all differences are equal, what can still be said without an error.
+    """t interval and tests, or their replacement where all differences are equal.
 
-    If no item differs and values are shares, Tango's interval without discordant items bounds the mean.
-    Otherwise nothing is proven: the interval is the mean itself, and the verdict stays undecided.
+    If no item differs and the values are shares, Tango's interval without discordant items bounds the mean. Otherwise
+    nothing is proven: the interval is the mean itself, and the verdict is undecided.
     """
     if not estimate.degenerate:
         low, high = estimate.interval()
@@ -196,13 +201,13 @@ def _real(estimate: Estimate, n: float, margin: float, base: Floats, tuned: Floa
     if estimate.mean == 0 and int(n) > 1 and _shares(base, tuned):
         core = _tango(0, 0, int(n), margin)
         return _Core(core.low, core.high, core.tests, core.psi, ("no item differs",))
-    found = "only one item" if base.size == 1 else "all items differ by the same amount"
-    return _Core(estimate.mean, estimate.mean, NO_EVIDENCE, None, (f"{found}: no error can be estimated",))
+    reason = "only one item" if base.size == 1 else "all items differ by the same amount"
+    return _Core(estimate.mean, estimate.mean, NO_EVIDENCE, None, (f"{reason}: no error can be estimated",))
 
 
 def _robust(d: Floats, clusters: Sequence[Hashable] | None, margin: float, *,
             shares: bool) -> tuple[MarginTests | None, float, tuple[str, ...]]:
-    """Cluster-robust tests, the design effect (>= 1), and what a reader must know (shares: in points)."""
+    """Cluster-robust tests, the design effect (>= 1), and notes for the reader (shares: in percentage points)."""
     if clusters is None or len(set(clusters)) == d.size:
         return None, 1.0, ()
     groups = len(set(clusters))
@@ -211,14 +216,14 @@ def _robust(d: Floats, clusters: Sequence[Hashable] | None, margin: float, *,
         return None, 1.0, (f"no cluster-robust error ({groups} cluster{'s' * (groups > 1)})",)
     notes = [f"{_interval('cluster-robust', estimate.interval(), shares)} ({groups} clusters)"]
     if groups < FEW_CLUSTERS:
-        notes.append(f"fewer than {FEW_CLUSTERS} clusters: that interval is too narrow")
+        notes.append(f"fewer than {FEW_CLUSTERS} clusters, so this interval is too narrow")
     return estimate.tests(margin), max(1.0, (estimate.se / plain.se) ** 2), tuple(notes)
 
 
 def _signed(value: float, shares: bool) -> str:
-    """A difference as notes show it: in points for shares, else in the metric's own unit."""
+    """A difference as the notes show it: in percentage points for shares, else in the unit of the metric."""
     return (f"{100 * value:+.2f}" if shares else f"{value:+.4f}").replace("-", "\N{MINUS SIGN}")
 
 
-def _interval(what: str, ends: tuple[float, float], shares: bool) -> str:
-    return f"{what} 95 % interval {_signed(ends[0], shares)} to {_signed(ends[1], shares)}"
+def _interval(name: str, ends: tuple[float, float], shares: bool) -> str:
+    return f"{name} 95 % interval {_signed(ends[0], shares)} to {_signed(ends[1], shares)}"

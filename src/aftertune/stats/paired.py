@@ -1,12 +1,12 @@
-"""Paired comparison of two models on the same items: owns the formulas for one metric at a fixed n.
+"""Computes paired tests and intervals for one metric of two models on the same items.
 
-Per item d = tuned - base. Binary metrics (0 or 1 on both sides) use gained = #(d = +1), lost = #(d = -1) and
-Tango's score interval; real-valued metrics use the paired t. All values are fractions, all levels are
-two-sided confidence levels, and no function ever returns NaN.
-
-    tango_interval(6, 19, 100)          (-0.2296, -0.0343): the tuned model lost 13 points, give or take
+    tango_interval(6, 19, 100)          (-0.2296, -0.0343): a loss of 13 points, with its 95 % interval
     tango_tests(6, 19, 100, 0.02)       p-values for "lower", "higher", "within" a margin of two points
     paired_mean([-0.1, 0.0, -0.2]).interval(0.95)
+
+For each item d = tuned - base. Binary metrics (0 or 1 on both sides) use gained = #(d = +1), lost = #(d = -1) and
+Tango's score interval. Real-valued metrics use the paired t test. All values are fractions, all levels are two-sided
+confidence levels, and no function returns NaN.
 
 Sources: Tango 1998 (Stat Med 17:891), Fagerland, Lydersen & Laake 2013 (BMC MRM 13:91) for the mid-p,
 Schuirmann 1987 for the two one-sided tests, Wilson 1927.
@@ -25,15 +25,16 @@ from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit
 
 Floats = NDArray[np.float64]
 
-#: Stands for an infinite score statistic, so that the root finder always has finite ends.
+#: Replaces an infinite score statistic, because the root finder needs finite values.
 _HUGE = 1e150
 
 
 @dataclass(frozen=True, slots=True)
 class MarginTests:
-    """p-values against a margin m: lower (two-sided, H: delta >= -m), higher (its mirror), within (TOST).
+    """p-values of the tests against a margin m.
 
-    no_drop: one-sided, H: delta <= -m; where it is small, no drop beyond the margin is left (non-inferiority).
+    lower: two-sided, H: delta >= -m. higher: two-sided, H: delta <= m. within: two one-sided tests (TOST). no_drop:
+    one-sided, H: delta <= -m; a small value rules out a drop beyond the margin (non-inferiority).
     """
 
     lower: float
@@ -47,21 +48,21 @@ class MarginTests:
         return min(self.lower, self.higher)
 
 
-#: What is known when no error can be estimated: nothing.
+#: The tests where no error can be estimated: nothing is proven.
 NO_EVIDENCE = MarginTests(1.0, 1.0, 1.0)
 
 
 def _check_counts(gained: int, lost: int, n: int) -> None:
     if n < 1 or gained < 0 or lost < 0 or gained + lost > n:
-        raise ValueError(f"gained={gained}, lost={lost}, n={n}: need counts >= 0 that add up to n or less")
+        raise ValueError(f"gained={gained}, lost={lost}, n={n}: need counts >= 0 with a sum of at most n")
 
 
 def tango_statistic(gained: int, lost: int, n: int, delta: float) -> float:
-    """Tango's score statistic T(delta) of H: true difference = delta; falls as delta rises.
+    """Tango's score statistic T(delta) of H: true difference = delta, with delta in [-1, 1]. T falls as delta rises.
 
-    T = (b - c - n delta) / sqrt(n (2q + delta (1 - delta))) with q the restricted maximum-likelihood estimate
-    of the lost share. T(0)**2 is McNemar's (b - c)**2 / (b + c). Where the variance vanishes T is 0 if the
-    numerator does too, else +-1e150. delta lies in [-1, 1].
+    T = (b - c - n delta) / sqrt(n (2q + delta (1 - delta))), where b = gained, c = lost and q is the restricted
+    maximum-likelihood estimate of the lost share. T(0)**2 is McNemar's (b - c)**2 / (b + c). Where the variance is 0, T
+    is 0 if the numerator is 0 too, else +-1e150.
     """
     if delta < 0:  # T(b, c, delta) = -T(c, b, -delta); the branch delta >= 0 has no cancellation
         return -tango_statistic(lost, gained, n, -delta)
@@ -95,7 +96,7 @@ def tango_interval(gained: int, lost: int, n: int, level: float = 0.95) -> tuple
 
 
 def tango_tests(gained: int, lost: int, n: int, margin: float) -> MarginTests:
-    """Score tests against +-margin; agree with `tango_interval` at 95 % (lower, higher) and 90 % (within)."""
+    """Score tests against +-margin. They agree with `tango_interval` at 95 % (lower, higher) and 90 % (within)."""
     _check_counts(gained, lost, n)
     return margin_tests(float(ndtr(tango_statistic(gained, lost, n, -margin))),
                         float(ndtr(-tango_statistic(gained, lost, n, -margin))),
@@ -104,18 +105,18 @@ def tango_tests(gained: int, lost: int, n: int, margin: float) -> MarginTests:
 
 
 def margin_tests(below_low: float, above_low: float, below_high: float, above_high: float) -> MarginTests:
-    """Tail areas of the statistics at -m (low) and +m (high) as margin tests."""
+    """The tests from the tail areas of the statistics at -m (low) and +m (high)."""
     return MarginTests(lower=min(1.0, 2 * below_low), higher=min(1.0, 2 * above_high),
                        within=max(above_low, below_high), no_drop=above_low)
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:
-    """Exact two-sided McNemar p of "no difference": min(1, 2 F(min(gained, lost))); 1 if none differ."""
+    """Exact two-sided McNemar p of "no difference": min(1, 2 F(min(gained, lost))); 1 if no item differs."""
     return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def mcnemar_mid(gained: int, lost: int) -> float:
-    """Mid-p McNemar: 2 F(k) - f(k), and 1 - f(k) / 2 where gained = lost; 1 if none differ."""
+    """Mid-p McNemar: 2 F(k) - f(k), and 1 - f(k) / 2 where gained = lost; 1 if no item differs."""
     total, k = gained + lost, min(gained, lost)
     if total == 0:
         return 1.0
@@ -141,10 +142,7 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean difference, its standard error and degrees of freedom.
-
-    se 0 or df < 1 is degenerate: all items moved alike (or there is one item), and no error can be estimated.
-    """
+    """A mean difference with its standard error and degrees of freedom."""
 
     mean: float
     se: float
@@ -152,6 +150,7 @@ class Estimate:
 
     @property
     def degenerate(self) -> bool:
+        """True where no error can be estimated: all differences are equal, or there is only one item."""
         return self.se <= 0 or self.df < 1
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -163,13 +162,13 @@ class Estimate:
 
     @property
     def p(self) -> float:
-        """Two-sided p of "no difference"; degenerate: 0 where two or more items all moved alike, else 1."""
+        """Two-sided p of "no difference". Degenerate: 0 if several items all changed by the same amount, else 1."""
         if self.degenerate:
             return 1.0 if self.mean == 0 or self.df < 1 else 0.0
         return min(1.0, 2 * float(stdtr(self.df, -abs(self.mean) / self.se)))
 
     def tests(self, margin: float) -> MarginTests:
-        """t tests against +-margin; `within` is the TOST. Degenerate: 1 for all three (nothing is proven)."""
+        """t tests against +-margin; `within` is the TOST. Degenerate: 1 for all (nothing is proven)."""
         if self.degenerate:
             return NO_EVIDENCE
         at_low, at_high = (self.mean + margin) / self.se, (self.mean - margin) / self.se
@@ -178,12 +177,12 @@ class Estimate:
 
 
 def rounding(values: Floats) -> float:
-    """Spread up to which differences count as equal: float64 noise of subtracting values of this size."""
+    """Largest range of differences that count as equal: the float64 error of subtracting values of this size."""
     return 1e-12 * max(1.0, float(np.abs(values).max(initial=0.0)))
 
 
 def paired_mean(differences: Sequence[float] | Floats) -> Estimate:
-    """Paired t estimate over items: mean, s_d / sqrt(n) with n - 1, df = n - 1.
+    """Paired t estimate over items: mean, standard error s_d / sqrt(n), df = n - 1. differences: float64 [n].
 
     Raises ValueError for no item or a value that is not finite.
     """

@@ -1,23 +1,23 @@
-"""Stopping at the first safe moment: owns the sequential verdict on items in random order without replacement.
+"""Computes sequential verdicts on items in random order, so that an evaluation can stop early.
 
-A task has N items; after each one, "would the full run show a change beyond the margin?" is asked anew, and the
-answer may be given at any look without spending the error rate (a "mixture of scaled bets"). What is claimed is
-about the full run's mean difference, never about the early estimate.
+    test = PairedSequential(10_042, 0.02)
+    test.update([0, 0, -1, 0, …])        None, or "lower", "higher" or "within" as soon as it is proven
+    test.interval()                      (-0.113, -0.021): a 95 % interval for all interim analyses together
 
-    watch = PairedSequential(10_042, 0.02)
-    watch.update([0, 0, -1, 0, …])       None, or "lower", "higher", "within" at the first safe moment
-    watch.interval()                     (-0.113, -0.021): holds at every look at once, with 95 %
+A task has N items, drawn without replacement. After each item the test may ask whether the full run would show a change
+beyond the margin. Any number of interim analyses is allowed, and the error rate stays the same. The claim is about the
+mean difference of the full run, never about the early estimate.
 
 Four one-sided tests bet against a boundary b of the full-run mean: "up" against "at most b", "down" against "at
-least b" (which is up on -d, -b). Before item t with S = sum of the differences seen and R = N - t + 1 left,
+least b" (which is "up" on -d and -b). Before item t, with S = sum of the differences seen and R = N - t + 1 items left,
 
     mu = (N b - S) / R,   lambda_j = min(scale_j N / R, 0.95 / (mu - low)),   log K_j += log1p(lambda_j (d - mu))
 
-and b is rejected once the mean of the K_j over all scales has reached 2 / alpha, or once no continuation could bring
-the mean to b. If the full-run mean is b, mu is what item t is worth on average given the past, so each K_j is a
-martingale from 1, and Ville's inequality bounds the chance of ever reaching 2 / alpha by alpha / 2. The factors fall
-as b rises, so this holds for the whole one-sided hypothesis. Source: Waudby-Smith & Ramdas 2020 (arXiv 2006.04347),
-with fixed scales in the place of their predictable bets.
+and b is rejected once the mean of the K_j over all scales has reached 2 / alpha, or once the remaining items cannot
+bring the mean to b. If the full-run mean is b, mu is the expected value of item t given the past, so each K_j is a
+martingale that starts at 1, and by Ville's inequality it ever reaches 2 / alpha with a probability of at most
+alpha / 2. The factors fall as b rises, so this holds for the whole one-sided hypothesis. Source: Waudby-Smith & Ramdas
+2020 (arXiv 2006.04347), with a mixture of fixed scales instead of their predictable bets.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ from aftertune.catalog import METRICS
 from aftertune.stats.paired import Floats
 from aftertune.values import Verdict
 
-#: Eight bets, from cautious to bold, of equal weight; in units where differences lie in [-1, 1].
+#: Scales of eight bets of equal weight, from small to large, for differences in [-1, 1].
 SCALES: Floats = np.geomspace(0.05, 1, 8)
-#: No bet may lose more than this share of its stake on one item.
+#: No bet may lose more than this share of its wealth on one item.
 _MOST = 0.95
-#: Sums of differences are equal up to this.
+#: Sums of differences that differ by no more than this are equal.
 _NEAR = 1e-9
-#: Items of one step of arithmetic: bounds the memory of long updates.
+#: Items that are processed at once, to bound the memory of long updates.
 _CHUNK = 512
 
 
 def draw_key(seed: int, task: str, index: int, item: str) -> str:
-    """Place of an item in the drawn order: items sorted by this are in a random order that the seed decides.
+    """Sort key of an item: items sorted by it are in a random order that the seed decides.
 
-    It depends on the item alone (task, place in the task, content), so that any part of the items is in the order of
-    the whole.
+    It depends on the item alone (task, index in the task, content hash), so any subset of the items is in the same
+    order.
     """
     return hashlib.sha256(f"{seed}/{task}/{index}/{item}".encode()).hexdigest()
 
 
 def is_whole(metric: str, differences: Floats) -> bool:
-    """True where the full run's differences are whole numbers: a metric of right or wrong, and nothing else seen."""
+    """True where the differences of the full run are whole numbers: the metric is binary, and so are those so far."""
     return metric in METRICS and METRICS[metric].binary and bool((differences == np.round(differences)).all())
 
 
 @dataclass(frozen=True, slots=True)
 class Walls:
-    """Boundaries of one-sided tests, one each: sign +1 for "up", -1 for "down"; all float64 [tests]."""
+    """Boundaries of one-sided tests, float64 [tests]. sign: +1 for "up", -1 for "down"."""
 
     sign: Floats
     bound: Floats
@@ -73,16 +73,17 @@ class Walls:
 
 def log_factors(d: Floats, before: Floats, seen: int, items: int, walls: Walls,
                 low: float = -1.0, high: float = 1.0, scales: Floats = SCALES) -> Floats:
-    """What each bet gains on each item, as logarithms, float64 [..., items of d, tests, scales].
+    """Logarithm of the factor by which each bet grows on each item, float64 [..., k, tests, scales].
 
-    d: differences [..., k] in [low, high] in drawn order; before: sum of the ``seen`` ones before them [...].
+    d: differences [..., k] in [low, high], in their random order. before: sum of the ``seen`` differences before them,
+    [...]. items: of the full run.
     """
     left = items - seen - np.arange(d.shape[-1], dtype=np.float64)  # unseen items, this one included
     sums = before[..., None] + np.cumsum(d, axis=-1) - d
     signed = walls.sign * d[..., None]  # [..., k, tests]
     mean = (walls.sign * walls.bound * items - walls.sign * sums[..., None]) / left[:, None]
     lowest = np.where(walls.sign > 0, low, -high)
-    room = np.maximum(mean - lowest, 1e-300)  # at or below lowest the hypothesis is impossible: see `impossible`
+    room = np.maximum(mean - lowest, 1e-300)  # at or below ``lowest`` the boundary cannot be reached: see `unreachable`
     stakes = np.minimum(scales * (2 / (high - low) * items / left)[:, None, None], (_MOST / room)[..., None])
     factors = np.log1p(np.maximum(stakes * (signed - mean)[..., None], -_MOST))
     return np.where((mean > lowest)[..., None], factors, 0.0)
@@ -90,9 +91,9 @@ def log_factors(d: Floats, before: Floats, seen: int, items: int, walls: Walls,
 
 def impossible(sums: Floats, seen: NDArray[np.int64], items: int, walls: Walls,
                low: float = -1.0, high: float = 1.0) -> NDArray[np.bool_]:
-    """Which boundaries no continuation can reach, bool [..., k, tests].
+    """Boundaries that the remaining items cannot reach, bool [..., k, tests].
 
-    sums, seen: sum and number of the differences up to and with each item, [..., k] and [k].
+    sums, seen: sum and number of the differences up to and including each item, [..., k] and [k].
     """
     lowest = np.where(walls.sign > 0, low, -high)
     least = walls.sign * sums[..., None] + (items - seen)[:, None] * lowest
@@ -106,10 +107,10 @@ def log_mixture(log_wealth: Floats) -> Floats:
 
 
 class PairedSequential:
-    """The sequential verdict on one metric. Memory: the differences seen.
+    """A sequential test of one metric. It keeps the differences seen in memory.
 
-    items: N of the full run; margin: as in `aftertune.stats.verdict`; alpha: of this metric (alpha / #metrics where
-    there are several); low, high: bounds of a difference (shares: -1 and 1); whole: differences are whole numbers.
+    items: N of the full run. margin: a fraction. alpha: error level of this metric (alpha / number of metrics where
+    there are several). low, high: bounds of a difference (-1 and 1 for shares). whole: differences are whole numbers.
     Raises ValueError for no items, a margin that is not positive, or bounds without 0 between them.
     """
 
@@ -124,7 +125,7 @@ class PairedSequential:
         self.verdict: Verdict | None = None
         self.decided_at: int | None = None
         self._wealth: Floats = np.zeros((4, SCALES.size))
-        self._best: Floats = np.zeros(4)  # log of the largest mixture of each test so far (it starts at 1)
+        self._best: Floats = np.zeros(4)  # logarithm of the largest mixture of each test so far (it starts at 1)
         self._ruled_out = np.zeros(4, dtype=bool)
         self._d: Floats = np.empty(min(items, _CHUNK))
         self._seen = 0
@@ -132,47 +133,49 @@ class PairedSequential:
 
     @property
     def seen(self) -> int:
+        """Items so far."""
         return self._seen
 
     @property
     def mean(self) -> float:
-        """Mean difference of the items seen: an early estimate, biased outward at a stop."""
+        """Mean difference of the items so far: an early estimate, biased away from 0 when the test stops."""
         return self._sum / self._seen if self._seen else 0.0
 
     @property
     def p(self) -> float:
-        """Anytime-valid p of the claim that is nearest: 2 / (largest mixture), at most 1; of two for "within"."""
+        """Anytime-valid p of the claim that is closest to proof: 2 / (largest mixture), at most 1."""
         up_low, up_high, down_low, down_high = np.where(self._ruled_out, math.inf, self._best)
         return float(min(1.0, 2 * math.exp(-max(up_high, down_low, min(up_low, down_high)))))
 
     def update(self, differences: Sequence[float] | Floats) -> Verdict | None:
-        """Take the next items in drawn order; the verdict that stands, or None while it is not safe to say.
+        """Add the differences of the next items, in their random order. Returns the verdict, or None while undecided.
 
-        The verdict is the one that item by item looks would have given, at the end of this batch.
-        Raises ValueError for a value outside the bounds or more items than there are.
+        The verdict is the same as if each item had been added alone. Raises ValueError for a value outside the bounds
+        or for more items than the full run has.
         """
         d = np.asarray(differences, dtype=np.float64)
         if d.size and not (d.min() >= self.low and d.max() <= self.high):
             raise ValueError(f"differences from {d.min()} to {d.max()}: allowed are {self.low} to {self.high}")
         if self._seen + d.size > self.items:
-            raise ValueError(f"{self._seen + d.size} items of {self.items}")
-        self._keep(d)
+            raise ValueError(f"{self._seen + d.size} items, but the full run has {self.items}")
+        self._store(d)
         for start in range(0, d.size, _CHUNK):
-            self._look(d[start:start + _CHUNK])
+            self._analyze(d[start:start + _CHUNK])
         if self._seen == self.items and self.verdict is None:
             self.verdict, self.decided_at = _exact(self._sum / self.items, self.margin), self.items
         return self.verdict
 
-    def _keep(self, d: Floats) -> None:
+    def _store(self, d: Floats) -> None:
         """Append to the differences seen."""
-        need = self._seen + d.size
-        if need > self._d.size:
-            grown = np.empty(min(self.items, max(need, 2 * self._d.size)))
+        needed = self._seen + d.size
+        if needed > self._d.size:
+            grown = np.empty(min(self.items, max(needed, 2 * self._d.size)))
             grown[:self._seen] = self._d[:self._seen]
             self._d = grown
-        self._d[self._seen:need] = d
+        self._d[self._seen:needed] = d
 
-    def _look(self, d: Floats) -> None:
+    def _analyze(self, d: Floats) -> None:
+        """Update the bets with a chunk of differences, and set the verdict at the first item that decides."""
         factors = log_factors(d, np.asarray(self._sum), self._seen, self.items, self.walls, self.low, self.high)
         wealth = self._wealth + np.cumsum(factors, axis=0)
         best = np.maximum(self._best, np.maximum.accumulate(log_mixture(wealth), axis=0))
@@ -180,17 +183,17 @@ class PairedSequential:
         out = impossible(sums, self._seen + np.arange(1, d.size + 1), self.items, self.walls, self.low, self.high)
         out = self._ruled_out | np.logical_or.accumulate(out, axis=0)
         if self.verdict is None:
-            found = first_verdict((best >= self.threshold) | out)
-            if found is not None:
-                self.verdict, self.decided_at = found[0], self._seen + found[1] + 1
+            first = first_verdict((best >= self.threshold) | out)
+            if first is not None:
+                self.verdict, self.decided_at = first[0], self._seen + first[1] + 1
         self._wealth, self._best, self._ruled_out = wealth[-1], best[-1], out[-1]
         self._sum, self._seen = float(sums[-1]), self._seen + d.size
 
     def interval(self) -> tuple[float, float]:
-        """Interval of the full-run mean difference, valid at all looks at once: the means not rejected.
+        """Interval of the full-run mean difference, valid for all interim analyses together: the means not rejected.
 
-        On the lattice k / N, where whole differences put the full-run mean; with others each end is moved outward by
-        one step. Of two ends that have crossed (a chance below alpha), the order is put right.
+        Its ends are multiples of 1 / N, as the full-run mean of whole differences is; for other differences each end is
+        moved outward by one step. Ends in the wrong order (with a probability below alpha) are swapped.
         """
         n, step = self.items, 0 if self.whole else 1
         least, most = self._sum + (n - self._seen) * self.low, self._sum + (n - self._seen) * self.high
@@ -201,7 +204,7 @@ class PairedSequential:
         return min(ends), max(ends)
 
     def _edge(self, first: int, last: int, sign: float) -> int:
-        """The first k from below (sign +1) or from above (-1) for which the mean k / N is not rejected."""
+        """The first k, from below (sign +1) or from above (-1), whose mean k / N is not rejected."""
         inside, outside = (last, first - 1) if sign > 0 else (first, last + 1)
         while abs(inside - outside) > 1:
             middle = (inside + outside) // 2
@@ -212,7 +215,7 @@ class PairedSequential:
         return inside
 
     def _rejects(self, bound: float, sign: float) -> bool:
-        """Whether the test of ``bound`` from this side has ever reached the threshold."""
+        """True where the test of ``bound`` from this side has ever reached the threshold."""
         walls, wealth, total = Walls(np.array([sign]), np.array([bound])), np.zeros((1, SCALES.size)), 0.0
         for start in range(0, self._seen, _CHUNK):
             d = self._d[start:min(start + _CHUNK, self._seen)]
@@ -227,15 +230,15 @@ class PairedSequential:
 
 
 def first_verdict(rejected: NDArray[np.bool_]) -> tuple[Verdict, int] | None:
-    """The first verdict along the items and where it falls; rejected: bool [k, tests] of `Walls.around`."""
+    """The first verdict and the index of its item. rejected: bool [k, tests], the tests of `Boundaries.around`."""
     up_low, up_high, down_low, down_high = rejected[:, 0], rejected[:, 1], rejected[:, 2], rejected[:, 3]
     claims: dict[Verdict, NDArray[np.bool_]] = {"lower": down_low, "higher": up_high, "within": up_low & down_high}
-    found = [(int(claim.argmax()), verdict) for verdict, claim in claims.items() if claim.any()]
-    return (min(found)[1], min(found)[0]) if found else None
+    proven = [(int(claim.argmax()), verdict) for verdict, claim in claims.items() if claim.any()]
+    return (min(proven)[1], min(proven)[0]) if proven else None
 
 
 def _exact(mean: float, margin: float) -> Verdict:
-    """What the full run shows, once all of it is known."""
+    """The verdict once all items of the full run are known."""
     if abs(mean) <= margin + 1e-12:
         return "within"
     return "lower" if mean < 0 else "higher"

@@ -1,20 +1,17 @@
-"""From p-values to verdicts: owns the rules by which a comparison may say lower, higher or within.
-
-The family is the primary metrics of one base-tuned pair. Holm runs over min(lower, higher), and a second Holm
-over within; the verdict follows the adjusted p at .05. Where items come in clusters, or few
-or skewed values call for a bootstrap, those tests go through the same beside the item-wise ones, and the weaker
-verdict stands (undecided is weaker than any).
+"""Turns the p-values of a family of tests into verdicts: lower, higher, within or undecided.
 
     decide([Case(tests=tango_tests(6, 19, 100, 0.02))])    (Decision(verdict="lower", p=0.0256, …),)
-    tell("lower", lineage=True)                            "forgot"
+    label_of("lower", lineage=True)                        "forgot"
+    holm([0.01, 0.04, 0.03, 0.005])                        [0.03, 0.06, 0.06, 0.02]
+    benjamini_hochberg([0.01, 0.04, 0.03, 0.005])          [0.02, 0.04, 0.04, 0.02]
 
-Adjusts the p-values of several tests at once.
+The family is the primary metrics of one pair of base and tuned model. Holm's correction is applied to
+min(lower, higher), and apart from that to within. The verdict follows from the adjusted p at 0.05. If items come in
+clusters, or few or skewed values need a bootstrap, the cluster-robust and bootstrap tests are corrected in the same
+way; if they lead to another verdict, the verdict is undecided.
 
-Holm controls the chance of any false claim in a family, whatever the dependence, and carries the verdicts;
-Benjamini-Hochberg controls the share of false claims and is for exploring many subtasks only.
-
-    holm([0.01, 0.04, 0.03, 0.005])                 [0.03, 0.06, 0.06, 0.02]
-    benjamini_hochberg([0.01, 0.04, 0.03, 0.005])   [0.02, 0.04, 0.04, 0.02]
+Holm controls the probability of any false claim in a family, whatever the dependence of its tests. Benjamini and
+Hochberg's method controls the share of false claims; it is used only to explore the tasks of a group.
 """
 
 from __future__ import annotations
@@ -25,15 +22,16 @@ from dataclasses import dataclass
 from aftertune.stats.paired import MarginTests
 from aftertune.values import TOLD, Verdict
 
+# --- Corrections for several tests ---
 
 def _check(p: Sequence[float]) -> None:
-    wrong = [x for x in p if not 0 <= x <= 1]
-    if wrong:
-        raise ValueError(f"p-value {wrong[0]!r} is not in [0, 1]")
+    invalid = [x for x in p if not 0 <= x <= 1]
+    if invalid:
+        raise ValueError(f"p-value {invalid[0]!r} is not in [0, 1]")
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in given order (Holm 1979). Raises ValueError outside [0, 1]."""
+    """Holm's step-down adjusted p-values, in the order given (Holm 1979). Raises ValueError outside [0, 1]."""
     _check(p)
     adjusted, highest = [0.0] * len(p), 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=lambda j: p[j])):
@@ -53,9 +51,11 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     return [float(q) for q in false_discovery_control([float(x) for x in p])]
 
 
+# --- Verdicts ---
+
 ALPHA = 0.05
 
-#: A generated-answer score whose 95 % interval reaches below this is at the floor.
+#: A base with generated answers is at the floor if the 95 % interval of its score reaches below this.
 GENERATION_FLOOR = 0.02
 
 AT_FLOOR = "undecided (at floor: nothing to forget)"
@@ -63,10 +63,11 @@ AT_FLOOR = "undecided (at floor: nothing to forget)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One member of the family. clustered, bootstrap: the same tests with errors of another kind, where the items
-    come in clusters, or where few or skewed real values make the t interval doubtful.
+    """One member of the family.
 
-    at_floor: the base is at the floor (see `at_floor`), so that "no loss" says nothing.
+    clustered: cluster-robust tests, where the items come in clusters. bootstrap: bootstrap tests, where few or skewed
+    values make the t interval doubtful. at_floor: the base is at the floor (see `at_floor`), so that "no loss" has no
+    meaning.
     """
 
     tests: MarginTests
@@ -77,10 +78,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What one member of the family may claim.
+    """The verdict of one member of the family.
 
-    p, p_adjusted: of the test that the verdict stands on (of min(lower, higher) where undecided); of several
-    kinds of test the largest. at_floor: no loss was proven and the base had nothing to lose.
+    p, p_adjusted: of the test behind the verdict (of min(lower, higher) where undecided); the largest of all kinds of
+    test. at_floor: no loss is proven, and the base has nothing to lose.
     """
 
     verdict: Verdict
@@ -91,28 +92,28 @@ class Decision:
 
 
 def at_floor(base_low: float, chance: float | None) -> bool:
-    """True where the base's 95 % interval, lower end ``base_low``, does not lie wholly above the floor.
+    """True unless the whole 95 % interval of the base's score, with lower end ``base_low``, is above the floor.
 
-    The floor is ``chance`` (1/choices) where answers can be guessed, else 2 %. A base wholly below chance is
-    at the floor too.
+    The floor is ``chance`` (1/choices) where answers can be guessed, else 2 %. A base that scores below chance is at
+    the floor too.
     """
     return base_low < GENERATION_FLOOR if chance is None else base_low <= chance
 
 
 def tell(verdict: Verdict, *, lineage: bool, at_floor: bool = False) -> str:
-    """The verdict in words: forgot, improved, kept only where the lineage is proven."""
+    """The label of a verdict. "forgot", "improved" and "kept" need a proven lineage."""
     if at_floor:
         return AT_FLOOR
     return TOLD[verdict] if lineage else verdict
 
 
-#: How the tests of a case are called, in the order in which `decide` takes them.
-_VIEWS = ("item by item", "by cluster", "by bootstrap")
+#: Names of the kinds of test of a case, in the order of `decide`.
+_KINDS = ("item-wise", "cluster-robust", "bootstrap")
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
-    """One member of the family by one kind of test, with its adjusted p-values."""
+class _AdjustedTests:
+    """One kind of test of one member of the family, with its adjusted p-values."""
 
     tests: MarginTests
     moved: float
@@ -126,29 +127,30 @@ class _Judged:
 
 
 def decide(family: Sequence[Case]) -> tuple[Decision, ...]:
-    """Verdicts of a family, in its order."""
-    views = [_judge([case.tests for case in family]), _judge([case.clustered or case.tests for case in family]),
-             _judge([case.bootstrap or case.tests for case in family])]
-    return tuple(_weakest(case, judged) for case, judged in zip(family, zip(*views, strict=True), strict=True))
+    """The decisions of a family, in its order."""
+    kinds = [_adjust([case.tests for case in family]), _adjust([case.clustered or case.tests for case in family]),
+             _adjust([case.bootstrap or case.tests for case in family])]
+    return tuple(_combine(case, tests) for case, tests in zip(family, zip(*kinds, strict=True), strict=True))
 
 
-def _judge(family: Sequence[MarginTests]) -> list[_Judged]:
+def _adjust(family: Sequence[MarginTests]) -> list[_AdjustedTests]:
     """Both Holm corrections over one kind of test."""
     moved, within = holm([t.moved for t in family]), holm([t.within for t in family])
-    return [_Judged(*parts) for parts in zip(family, moved, within, strict=True)]
+    return [_AdjustedTests(*values) for values in zip(family, moved, within, strict=True)]
 
 
-def _weakest(case: Case, judged: Sequence[_Judged]) -> Decision:
+def _combine(case: Case, kinds: Sequence[_AdjustedTests]) -> Decision:
     """The decision of one member from all kinds of its tests."""
-    first, agreed = judged[0].verdict, len({j.verdict for j in judged}) == 1
+    first, agreed = kinds[0].verdict, len({k.verdict for k in kinds}) == 1
     verdict: Verdict = first if agreed else "undecided"
     if verdict == "within":
-        p, adjusted = max(j.tests.within for j in judged), max(j.within for j in judged)
+        p, adjusted = max(k.tests.within for k in kinds), max(k.within for k in kinds)
     else:
-        p, adjusted = max(j.tests.moved for j in judged), max(j.moved for j in judged)
+        p, adjusted = max(k.tests.moved for k in kinds), max(k.moved for k in kinds)
     note = ""
     if not agreed:
-        others = [f"{how} {j.verdict}" for how, j in zip(_VIEWS, judged, strict=True) if j.verdict != first]
-        note = f"{_VIEWS[0]} {first}, {', '.join(others)}: the weaker verdict stands"
+        others = [f"{k.verdict} by the {name} test" for name, k in zip(_KINDS, kinds, strict=True)
+                  if k.verdict != first]
+        note = f"undecided, because the tests disagree: {first} by the {_KINDS[0]} test, {', '.join(others)}"
     floor = case.at_floor and verdict in ("within", "undecided")
     return Decision(verdict="undecided" if floor else verdict, p=p, p_adjusted=adjusted, at_floor=floor, note=note)

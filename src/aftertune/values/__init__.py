@@ -1,9 +1,9 @@
-"""The frozen values that cross the borders between rooms.
+"""Defines the frozen dataclasses that the rooms pass to each other.
 
     from aftertune.values import Answer, Evaluation, Tuning, ComparisonRow
 
-Fractions, never percent: an accuracy of 47 % is 0.47 and a margin of two points is 0.02; only reports and
-the terminal multiply by 100. Times are ISO 8601 in UTC. Hashes are lower-case hex sha256.
+Values are fractions, never percent: an accuracy of 47 % is 0.47 and a margin of two points is 0.02. Only reports and
+the terminal multiply by 100. Times are ISO 8601 in UTC. Hashes are SHA-256 in lower-case hex.
 """
 
 from aftertune.values.comparison import (

@@ -1,6 +1,9 @@
-"""The values of a comparison: rows with their verdicts, changed items, answer formats, contrasts over seeds, gates.
+"""Defines the values of a comparison: rows with their verdicts, changed items, answer formats, recipes over several
+seeds, and gates.
 
-Fractions, never percent.
+    ComparisonRow(task="hellaswag", metric="acc_norm", base=0.41, tuned=0.36, delta=-0.05, verdict="lower", …)
+
+All values are fractions, never percent.
 """
 
 from __future__ import annotations
@@ -12,15 +15,15 @@ from typing import Literal
 from aftertune.values.evaluation import Verdict
 from aftertune.values.tuning import HeldOut
 
-#: How the models of two evaluations are related, as far as it is proven; "" for not at all.
+#: The proven relation of the models of two evaluations; "" where none is proven.
 Relation = Literal["", "tuned", "reversed", "siblings", "same model"]
-#: How a verdict is told where the lineage is proven (the tuned model was made from the base model).
+#: Verdict -> the label that a row shows where the lineage is proven (the tuned model was made from the base model).
 TOLD: dict[str, str] = {"lower": "forgot", "higher": "improved", "within": "kept", "undecided": "undecided"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A setting in which two evaluations differ. blocking: a paired comparison is refused."""
+    """A setting in which two evaluations differ. blocking: a paired comparison is refused because of it."""
 
     field: str
     left: str
@@ -30,19 +33,26 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
-    """Base against tuned on one metric of one task; all values are fractions.
+    """Base and tuned model on one metric of one task. All values are fractions.
 
-    delta = tuned - base, counted so that positive is better. low, high: its own 95 % interval. p: for
-    primary rows the p-value of the test that the verdict stands on (min of "lower" and "higher" where
-    undecided), p_adjusted after Holm over the family; for secondary rows both are None. p_exact, p_mid:
-    McNemar, "any difference". gained, lost: items that became right or wrong (binary metrics only).
-    items_needed: items that would decide an undecided row, None where this task cannot decide it or the
-    row is decided. stopped_of: items of the full run, where the row was stopped early after n of them: then low and
-    high hold for the full run's difference at every look at once, the p-values are anytime-valid, and base, tuned and
+    base, tuned: the scores. delta: tuned - base, with the sign turned so that positive is better. low, high: 95 %
+    interval of delta. n: items that both answered; n_total: items that the task has. gained, lost: items that became
+    right or wrong (binary metrics only).
+
+    p: p-value of the test behind the verdict (the smaller of p_lower and p_higher where undecided). p_adjusted: the
+    same after Holm's correction over the family. Both are None in secondary rows. p_lower, p_higher, p_within: the
+    tests against the margin, unadjusted. p_no_drop: one-sided p of "the drop, if any, is not beyond the margin".
+    p_exact, p_mid: McNemar's p of "any difference". group: the group that has the verdict in place of this task; then q
+    is p_mid after Benjamini-Hochberg over the tasks of the group.
+
+    told: the label, such as "forgot" (`VERDICT_LABELS`). note: what a reader must know beside the figures. details:
+    further intervals. items_needed: items that would decide an undecided row; None where the row is decided or the
+    task cannot decide it. at_floor: the base scores no better than a guess. target: the task tests the skill that the
+    fine-tune teaches.
+
+    stopped_of: items of the full run, where the row was stopped early after n of them. Then low and high hold for the
+    difference of the full run at every interim analysis at once, the p-values are anytime-valid, and base, tuned and
     delta are early estimates, not scores.
-    p_no_drop: one-sided p of "the drop, if any, is not beyond the margin". n_total: items that the task
-    has. group: the group that speaks for this task, whose metrics are explored: q is the p_mid after
-    Benjamini-Hochberg over the tasks of the group. details: further intervals, for who wants them.
     """
 
     task: str
@@ -80,16 +90,16 @@ class ComparisonRow:
     details: tuple[str, ...] = ()
 
 
-#: What stands for the extract of an answer that took a filter or a metric too long.
+#: The extracted text of an answer on which a filter or a metric ran out of time.
 OUT_OF_TIME = "[out of time]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormCounts:
-    """How many of n generated answers failed in form; an answer can be in more than one count.
+    """How many of n generated answers failed in form. An answer can be in more than one count.
 
-    no_answer: nothing to extract; cut_off: ended at the token limit; no_end: not ended by the model's own end token
-    (a stop string or the limit ended it); other_form: found, but not by a stricter filter; empty: no visible text.
+    no_answer: the filter extracted nothing. cut_off: ended at the token limit. no_end: ended by a stop string or the
+    limit, not by the model's end token. other_form: extracted, but not by a stricter filter. empty: no visible text.
     """
 
     n: int
@@ -104,9 +114,9 @@ class FormCounts:
 class FormShift:
     """The form of the generated answers of both models to the same items of one task.
 
-    lost: items that became wrong; lost_by_form: those of them without an answer to judge (none found, cut off, or
-    empty), low and high: Wilson's 95 % interval of their share. cause: of the loss, by that interval: "format" above a
-    half, "skill" below, else "mixed"; "" where nothing was lost.
+    lost: items that became wrong. lost_by_form: those of them without an answer to judge (none extracted, cut off, or
+    empty). low, high: Wilson's 95 % interval of the share lost_by_form / lost. cause: of the loss, by that interval:
+    "format" where it lies above a half, "skill" where it lies below, else "mixed"; "" where nothing was lost.
     """
 
     task: str
@@ -121,10 +131,12 @@ class FormShift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two evaluations aligned item by item. lineage: the tuned model was proven to be made from the base.
+    """Two evaluations compared item by item.
 
-    relation says more of how the two models are related, origin: the base model of "siblings". common: paired on the
-    items that both have, on request. forms: of the tasks with generated answers.
+    base, tuned: ids of the evaluations. lineage: it is proven that the tuned model was made from the base. relation:
+    how the two models are related; origin: the base model of "siblings". forced: compared in spite of blocking
+    differences. common: paired on the items that both have, where the samples differ. forms: one for each task with
+    generated answers.
     """
 
     id: str
@@ -144,16 +156,18 @@ class Comparison:
 
     @property
     def comparable(self) -> bool:
+        """True where no difference blocks a paired comparison."""
         return not any(d.blocking for d in self.differences)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """Two recipes of one base, trained with the same seeds, compared over seeds and items; left is the one named first.
+    """Two recipes of one base, trained with the same seeds and compared over seeds and items.
 
-    factor: what they differ in ("method", "data size", "replay", or "recipe" for more than one thing); left, right: how
-    each is called; settings: (name, left, right) of whatever differs. evaluations: ids, a pair for each seed. rows: one
-    a task, primary metrics only; base is the left recipe's mean, tuned the right one's, delta right minus left.
+    factor: what they differ in ("method", "data size", "replay", or "recipe" for more than one setting). left, right:
+    names of the recipes. settings: (name, left, right) of each setting that differs. evaluations: ids, a pair for each
+    seed. rows: one for each task, on its primary metric; base is the mean of the left recipe, tuned that of the right
+    one, delta right minus left.
     """
 
     id: str
@@ -169,10 +183,11 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlipSide:
-    """What one model did on an item that changed. chosen: the choice it took, or the text that it wrote.
+    """What one model answered to an item that changed.
 
-    scores: what the metric compared, one a choice (log-probabilities in nats, or nats per character); margin: the right
-    choice's score less the best other one. extracted: filter -> what was taken from the text.
+    chosen: the choice with the highest score, or the generated text. scores: what the metric compared, one for each
+    choice (log-probabilities in nats, or in nats per character or byte). margin: score of the right choice minus that
+    of the best wrong one. extracted: filter -> the text that it extracted.
     """
 
     right: bool
@@ -185,7 +200,7 @@ class FlipSide:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flip:
-    """An item that one model has right and the other wrong. gold: the right choice, or the reference answer."""
+    """An item that one model answered right and the other wrong. gold: the right choice, or the reference answer."""
 
     task: str
     index: int
@@ -200,8 +215,11 @@ class Flip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flips:
-    """The items of one task that changed. n: items that both answered; lost, gained: of all of them; flips: those that
-    were asked for. differences: what blocks, where the two were compared by force."""
+    """The items of one task that changed.
+
+    n: items that both answered. lost, gained: how many changed in each direction. flips: the items to show.
+    differences: the blocking ones, where the comparison was forced.
+    """
 
     task: str
     metric: str
@@ -216,10 +234,10 @@ class Flips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLine:
-    """One limit of a gate and what came of it. limit: largest drop allowed, in the unit of the row (a fraction).
+    """One limit of a gate and its outcome. limit: largest drop allowed, as a fraction.
 
     outcome: "dropped" (a drop beyond the limit is proven), "held" (its absence is proven), "open" (neither), "floor"
-    (the base scores at chance, nothing can be lost there). failed: this line fails the gate.
+    (the base scores at chance, so it has nothing to lose). failed: this limit fails the gate.
     """
 
     task: str

@@ -1,11 +1,11 @@
-"""Turns the frozen values into plain dicts and back, and into the JSON text that is hashed.
+"""Converts the frozen values to plain dicts and back, and to the JSON text that is hashed.
 
     plain(Score(task="arc_easy", …))             {"task": "arc_easy", …}        to store or to print
     restore(Score, {"task": "arc_easy", …})      Score(task="arc_easy", …)      checked against the field's types
     digest(["arc_easy", 3])                      sha256 of the canonical JSON
 
-Pydantic does both directions. A value may gain fields without a migration: what a stored dict lacks takes its default,
-and what it has beyond the fields is left out.
+Pydantic converts in both directions. A value may gain fields without a migration: a field that a stored dict lacks
+takes its default, and a key that is not a field is ignored.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ def canonical(value: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """sha256 of the canonical JSON of ``value``."""
+    """SHA-256 of the canonical JSON of ``value``, in hex."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:
-    """``value`` with every dataclass in it as a dict, in the order of its fields; all else stays as it is.
+    """``value`` with every dataclass in it as a dict, in the order of its fields. Everything else is unchanged.
 
-    Raises ValueError, in one line, where something in it is no JSON: an object, bytes, a set, or a key that is no
-    text. Tuples are allowed (JSON writes them as lists), and so are NaN, infinities and lone surrogates.
+    Raises ValueError, in one line, for anything that is not JSON: an object, bytes, a set, or a key that is not a
+    string. Tuples are allowed (JSON writes them as lists), and so are NaN, infinities and lone surrogates.
     """
     from pydantic import ValidationError
 
     # Not mode="json": it replaces a lone surrogate in a key, and it turns sets into lists and numbers into keys.
-    found = _adapter(Any).dump_python(value, warnings=False)
+    data = _adapter(Any).dump_python(value, warnings=False)
     try:
-        return _json_type().validate_python(found, strict=True)
+        return _json_type().validate_python(data, strict=True)
     except ValidationError as error:
         wrong = max(error.errors(), key=lambda e: len(e["loc"]))["input"]
-        raise ValueError(f"a value of type {type(wrong).__name__} ({str(wrong)[:60]!r}) is no JSON; allowed are "
+        raise ValueError(f"a value of type {type(wrong).__name__} ({str(wrong)[:60]!r}) is not JSON; allowed are "
                          "strings, numbers, booleans, None, lists, and mappings of these with string keys") from None
 
 
 def restore(cls: type[T], data: Any) -> T:
-    """The value of dataclass ``cls`` that ``plain`` made ``data`` from.
+    """Rebuild a value of dataclass ``cls`` from what ``plain`` returned.
 
     Raises ValueError, in one line, where ``data`` lacks a field without a default or a field has another type.
     """
@@ -67,17 +67,17 @@ def restore(cls: type[T], data: Any) -> T:
         value: T = _adapter(cast(Any, cls)).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, (cls.__name__, *first["loc"])))
-        raise ValueError(f"{place}: {first['msg']} (found {repr(first['input'])[:60]})") from None
+        path = ".".join(map(str, (cls.__name__, *first["loc"])))
+        raise ValueError(f"{path}: {first['msg']} (found {repr(first['input'])[:60]})") from None
     return value
 
 
 def json_ready(value: Any) -> Any:
-    """Foreign data (a document, a config) as `digest` takes it: infinities, NaN, bytes and numpy scalars as text or as
-    plain numbers.
+    """External data (a document, a config) in a form that `digest` accepts: infinities, NaN and bytes as strings, numpy
+    scalars as plain numbers.
 
-    The one conversion that is our own: pydantic writes "Infinity", and "true" for a key, where the digests of stored
-    items and models were made from "inf" and "True".
+    Pydantic is not used here: it writes "Infinity", and "true" for a key, but the digests of stored items and models
+    were made from "inf" and "True".
     """
     if isinstance(value, Mapping):
         return {str(k): json_ready(v) for k, v in value.items()}

@@ -1,7 +1,7 @@
-"""What a model was asked and answered: models, tasks, items, requests, responses, answers, scores and evaluations.
+"""Defines the values of an evaluation: models, tasks, items, requests, responses, answers and scores.
 
     Item(task="hellaswag", index=0, hash="9f…", doc={"query": …})
-    Response(logprob=-21.3, greedy=False)            four of them, one per choice
+    Response(logprob=-21.3, greedy=False)            one for each choice
     Answer(item=…, metrics={"acc,none": 1.0, "acc_norm,none": 0.0}, responses=(…))
     Score(task="hellaswag", metric="acc_norm", filter="none", value=0.41, stderr=0.028, n=300)
 """
@@ -16,7 +16,7 @@ from aftertune.catalog import MetricKey
 from aftertune.values.encoding import digest
 
 Verdict = Literal["lower", "higher", "within", "undecided"]
-#: Reports progress of long work: called with (done, total, what is being done).
+#: Called with (done, total, what is being done) to report the progress of long work.
 Progress = Callable[[int, int, str], None]
 
 Finish = Literal["stop", "eos", "length"]
@@ -24,12 +24,12 @@ Finish = Literal["stop", "eos", "length"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
-    """What a model is, by content. Each fingerprint is shown on its own.
+    """A model, identified by the fingerprints of its content.
 
-    source: as the user gave it; weights: stored tensors of the (base) model; config: the fields of
-    ``config.json`` that change the forward pass; tokenizer: tokenizer and chat template; adapter: PEFT
-    adapter weights and config, None for a plain model. quantization: how the linear layers were held once
-    loaded ("nf4"), None where as stored.
+    source: the model source that the user gave. weights: fingerprint of the stored tensors of the (base) model. config:
+    of the fields of ``config.json`` that change the forward pass. tokenizer: of tokenizer and chat template. adapter:
+    of the PEFT adapter's weights and config, None for a model without one. quantization: of the linear layers after
+    loading ("nf4"), None where the weights are used as stored.
     """
 
     source: str
@@ -46,9 +46,9 @@ class ModelIdentity:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the function that the model computes: weights, config, adapter and quantisation."""
-        parts = [self.weights, self.config, self.adapter]
-        return digest([*parts, self.quantization] if self.quantization else parts)
+        """Identity of the function that the model computes: weights, config, adapter and quantization."""
+        content = [self.weights, self.config, self.adapter]
+        return digest([*content, self.quantization] if self.quantization else content)
 
     @property
     def base(self) -> ModelIdentity:
@@ -57,21 +57,20 @@ class ModelIdentity:
 
     @property
     def stored(self) -> ModelIdentity:
-        """The base as its files have it: without adapter and quantisation."""
+        """The base as it is stored in its files: without adapter and quantization."""
         return replace(self.base, quantization=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSettings:
-    """One task as it was really run: everything that decides which prompts the model saw.
+    """One task as it was run: everything that decides which prompts the model saw.
 
-    items, prompts: digests over the item hashes and over the prompt texts, in order. n of n_total items
-    were used. chance: expected score of a guess (1/choices), None for generated answers. primary:
-    ``metric,filter`` that carries the verdict. cluster: name of the document field that groups items.
-    data: where the documents came from (``hub:…``, ``pack:…``, ``file:…``). group: the lm-eval group that
-    brought the task in, if any. used:
-    how many of the n items were asked before the task was stopped early, in the random order of draw_seed; None where
-    all of them were.
+    items, prompts: digests over the item hashes and over the prompt texts, in order. n: items of the evaluation;
+    n_total: items that the task has. chance: expected score of a guess (1/choices), None for generated answers.
+    primary: the ``metric,filter`` that gets the verdict. cluster: the document field that groups items. data: where the
+    documents come from (``hub:…``, ``pack:…``, ``file:…``). groups: the lm-eval groups that contain the task.
+    target: the task tests the skill that a fine-tune teaches. used: how many of the n items were asked
+    before the task was stopped early, in the random order of draw_seed; None where all were asked.
     """
 
     task: str
@@ -102,14 +101,16 @@ class TaskSettings:
 
     @property
     def partial(self) -> bool:
-        """True where a limit or a sample left items out."""
+        """True where a limit or a sample excludes items."""
         return self.n < self.n_total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A document as it was put to a model, without examples and template. gold: the right choices by number, or the
-    reference answer as text; empty where the task has none."""
+    """The question and answers of a document as text, without few-shot examples and chat template.
+
+    gold: indices of the right choices. reference: the reference answer as text. Both are empty where the task has none.
+    """
 
     question: str = ""
     choices: tuple[str, ...] = ()
@@ -119,7 +120,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One document of a task. index: position in the task's split; hash: sha256 of its content."""
+    """One document of a task. index: its position in the task's split; hash: SHA-256 of its content."""
 
     task: str
     index: int
@@ -131,12 +132,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One thing asked of a model, as text. position: its place in the evaluation's request list.
+    """One input of a model, as text. position: its index in the evaluation's list of requests.
 
-    "score": log-probability of ``continuation`` after ``context``; "rolling": log-probability of the whole
-    ``continuation`` in windows; "generate": text after ``context`` with the ``generation`` settings of lm-eval
-    (``until``, ``max_gen_toks``, ``do_sample``, ``temperature`` …). item: ordinal of the item asked about;
-    requests of one item share most of their text.
+    kind: "score" for the log-probability of ``continuation`` after ``context``; "rolling" for the log-probability of
+    the whole ``continuation`` in windows; "generate" for the text after ``context``, with the ``generation`` settings
+    of lm-eval (``until``, ``max_gen_toks``, ``do_sample``, ``temperature`` …). item: index of its item; the requests of
+    one item share most of their text.
     """
 
     position: int
@@ -151,8 +152,8 @@ class Request:
 class Response:
     """What the model returned for one request of an item (one choice, one text, one repeat).
 
-    logprob: natural log-probability of the continuation; greedy: every token of it was the argmax.
-    text: generated text, cut at the first stop string; tokens: how many were generated; finish: why it ended.
+    logprob: log-probability of the continuation, in nats. greedy: each of its tokens is the argmax. text: the generated
+    text, cut at the first stop string. tokens: how many were generated. finish: why generation ended.
     """
 
     logprob: float | None = None
@@ -160,12 +161,12 @@ class Response:
     text: str | None = None
     tokens: int | None = None
     finish: Finish | None = None
-    truncated: int = 0  # context tokens cut off on the left because the window was full
+    truncated: int = 0  # context tokens that were cut off on the left because the window was full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one model did on one item. metrics: ``metric,filter`` -> value of this item."""
+    """What one model answered to one item. metrics: ``metric,filter`` -> value on this item."""
 
     task: str
     index: int
@@ -178,7 +179,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """An aggregated metric of one task (or group). stderr is lm-eval's; None where it has none."""
+    """An aggregated metric of one task (or group). stderr: lm-eval's standard error; None where it has none."""
 
     task: str
     metric: str
@@ -192,12 +193,13 @@ class Score:
 
     @property
     def key(self) -> MetricKey:
+        """``metric,filter``."""
         return MetricKey.of(self.metric, self.filter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """How a result came to be: what was run, where, with what. No secret ever enters it."""
+    """How a result was made: command, versions, hardware, git commit and times. It contains no secrets."""
 
     command: str
     started: str
@@ -211,11 +213,11 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyUnit:
-    """What one sequential verdict is about: a task, or a group whose items are pooled.
+    """One sequential test: of a task, or of a group whose items are pooled.
 
-    key: ``metric,filter``; items: of the full run; batch: items between two looks; order: sha256 over the item hashes
-    in drawn order, fixed before the first was asked. used: how many were asked; verdict: what stopped it, None where
-    all items were used.
+    key: ``metric,filter``. items: of the full run. batch: items between two interim analyses. order: SHA-256 over the
+    item hashes in their random order, which is fixed before the first item is asked. used: items that were asked.
+    verdict: the one that stopped the test, None where all items were used.
     """
 
     name: str
@@ -230,10 +232,11 @@ class EarlyUnit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Early:
-    """How an evaluation stops at the first safe moment: its items are asked in a random order, batch by batch.
+    """The plan of an evaluation that stops early: its items are asked in a random order, batch by batch.
 
-    against: id of the evaluation on the other side; margins: of each unit, fractions. min_items, max_width: a verdict
-    stops a unit only after so many items, and only once its interval is this narrow (a fraction).
+    against: id of the evaluation of the other model. units: the sequential tests. margins: by name of the test, as
+    fractions. min_items, max_width: a test stops only after this many items, and only once its interval is no wider
+    than this (a fraction).
     """
 
     against: str
@@ -248,9 +251,10 @@ class Early:
 class Evaluation:
     """One model on a set of tasks under fixed settings.
 
-    engine: "packed", "plain" or "lm-eval:NAME"; engine_note says what really ran (packed, or why it fell
-    back). schedule: budget, slots, threads and every halving. status: "running" or "done". early: how it was to be
-    stopped early, None for one that asks all its items; the scores of a task that was stopped are early estimates.
+    engine: "packed", "plain" or "lm-eval:NAME". engine_note: what was used (packed rows, or why plain ones). schedule:
+    budget, slots, threads and every split after running out of memory. status: "running" or "done". early: the plan of
+    an evaluation that stops early, None for one that asks all items; the scores of a task that was stopped are early
+    estimates.
     """
 
     id: str
@@ -274,11 +278,11 @@ class Evaluation:
         return next((t for t in self.tasks if t.task == name), None)
 
     def total(self, name: str) -> int | None:
-        """Items that a task, or the tasks of a group, have in all; None where there is no such task."""
+        """Number of items of a task, or of all tasks of a group; None where there is no such task."""
         return sum(t.n_total for t in self.tasks if name in (t.task, *t.groups)) or None
 
     def stopped(self, name: str) -> tuple[int, int] | None:
-        """Items used and items in all of a task or group that was stopped early; None where all were used."""
+        """(items used, all items) of a task or group that was stopped early; None where all were used."""
         task = self.task(name)
         if task is not None:
             return None if task.used is None else (task.used, task.n)

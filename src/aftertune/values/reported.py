@@ -1,7 +1,7 @@
-"""The results of others: scores that a document states, and models that only a file's word stands for.
+"""Defines the values of results that others report: scores in a document, and what an audit finds in them.
 
     Reported(source="record.md", model="Llama 3.2 1B", task="gsm8k", metric="exact_match", value=0.3351, …)
-    proven(evaluation.model)        False for an evaluation that was imported
+    proven(evaluation.model)        False for an imported evaluation
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from aftertune.values.evaluation import ModelIdentity
 
 #: (task, metric, filter) of a score.
 ScoreName = tuple[str, str, str]
-#: Begins the place of a fingerprint where nobody read the weights.
+#: Prefix of a fingerprint that is not made from the weights, because nobody has read them.
 UNPROVEN = "unproven:"
 
 
 def plain_name(name: str) -> str:
-    """A name by its letters and digits, by which a document's models and ours are known to be the same: "TinyLlama +
-    QLoRA" is tinyllamaqlora."""
+    """A name reduced to its letters and digits, to match a document's models with ours: "TinyLlama + QLoRA" becomes
+    "tinyllamaqlora"."""
     return re.sub(r"[^a-z0-9]+", "", name.lower())
 
 
 def proven(model: ModelIdentity) -> bool:
-    """True where the weights were read, False where a foreign file only names them."""
+    """True where the fingerprint is made from the weights, False where a file only names the model."""
     return not model.weights.startswith(UNPROVEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reported:
-    """A score that a document states: a figure without answers, so without a paired comparison.
+    """A score that a document states. It has no answers, so it cannot be compared item by item.
 
-    source: the document; section: its heading above the model's; value, stderr: fractions where value_text is in
-    percent; value_text, stderr_text: as printed, since the digits say how far they were rounded. n: items, with
-    n_source "stated" or "known" (the task's size). facts: the model's metadata list. planned: the model is not
-    evaluated (task and metric are empty), and this is the command that would do it.
+    source: the document. section: the heading above the model's heading. value, stderr: fractions where value_text is
+    in percent. value_text, stderr_text: as printed, because the digits show how the figure was rounded. n: items, with
+    n_source "stated" or "known" (the task's size). facts: the model's metadata list. planned: the command that would
+    evaluate a model without scores; then task and metric are empty.
     """
 
     source: str
@@ -58,17 +58,17 @@ class Reported:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Reported:
-        """From a row of the ledger's reported scores; what else the row says is left out."""
+        """Make one from a row of the ledger's reported scores; other columns of the row are ignored."""
         return cls(**{k: row[k] for k in cls.__dataclass_fields__ if k in row})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remark:
-    """What a document says beside its scores.
+    """A statement of a document beside its scores.
 
-    kind: "size", a row of its table of models (model, facts); "column", a model that its comparison table has; "bold",
-    a figure set in bold there (model, task, metric, filter, text); "definition" of a metric, "description" of a task;
-    "observation" with its lead; "future", an open point of its list.
+    kind: "size", a row of its table of models (model, facts); "column", a model of its comparison table; "bold", a
+    figure in bold in that table (model, task, metric, filter, text); "definition" of a metric; "description" of a task;
+    "observation", with its lead; "future", an entry of its list of open points.
     """
 
     kind: Literal["size", "column", "bold", "definition", "description", "observation", "future"]
@@ -83,19 +83,22 @@ class Remark:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Remark:
-        """From a row of the ledger's remarks."""
+        """Make one from a row of the ledger's remarks."""
         return cls(**{k: row[k] for k in cls.__dataclass_fields__ if k in row})
 
 
-#: A reported score and what the audit says of it.
+#: A reported score and the text of the audit about it.
 Audited = tuple[Reported, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedDifference:
-    """A difference between two models of a document. points: in percent; family: both stand in one section, so that
-    the document may speak of forgetting; told: "established" by the summary alone, "open" where the paired answers
-    would decide, "not shown", or "cannot be checked"."""
+    """A difference between two models of a document.
+
+    points: tuned minus base, in percentage points. family: both models are in one section, so the document may call it
+    forgetting. told: "established" by the summary alone, "open" where the paired answers would decide, "not shown", or
+    "cannot be checked".
+    """
 
     base: str
     tuned: str
@@ -107,11 +110,11 @@ class ReportedDifference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditedDocument:
-    """A document of others with what an audit says of it.
+    """A document with the results of an audit.
 
-    rows: its scores and planned models, each with the audit's mark and text ("" for a planned model); columns: the
-    models that its table of performance has; best: of each score the model of these that the summary alone proves
-    better than every other; findings: (where, what) else the reader should know.
+    rows: its scores and planned models, each with the audit's mark and text ("" for a planned model). columns: the
+    models of its table of performance. best: score -> the model of these that the summary alone proves to be better
+    than all others. findings: (where, what) that a reader should know besides.
     """
 
     source: str
@@ -125,4 +128,4 @@ class AuditedDocument:
     @property
     def scores(self) -> tuple[Audited, ...]:
         """The rows with a figure."""
-        return tuple((row, said) for row, said in self.rows if row.planned is None)
+        return tuple((row, text) for row, text in self.rows if row.planned is None)

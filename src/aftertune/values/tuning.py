@@ -1,4 +1,7 @@
-"""One fine-tune: its data, settings, training log, held-out loss and what was seen of tasks on the way.
+"""Defines the values of a fine-tune: data, settings, training log, held-out loss, overlap and forgetting watch.
+
+    HeldOut(n=60, before=1.84, after=0.31, low=-1.61, high=-1.45)
+    Overlap(task="gsm8k", n=1319, exact=(17,), ngram=(17, 204)).items      (17, 204)
 """
 
 from __future__ import annotations
@@ -12,9 +15,9 @@ from aftertune.values.evaluation import ModelIdentity, Provenance, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """Completion loss (nats per token) on examples that training never saw, before and after.
+    """Completion loss, in nats per token, on n examples kept out of training, before and after the fine-tune.
 
-    low, high: 95 % paired-t interval of after minus before, over examples.
+    low, high: 95 % interval of after minus before, by a paired t test over the examples.
     """
 
     n: int
@@ -26,9 +29,10 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchPoint:
-    """A look at a task while a model is trained: its primary metric on a fixed subset, against the base on that.
+    """One interim analysis of a forgetting watch: the primary metric of a task on a fixed subset of its items.
 
-    base, tuned, delta, low, high: fractions, the interval one of 95 %. verdict: at the level of all looks together.
+    base, tuned: scores of the base and of the model after ``step`` steps. low, high: 95 % interval of delta. All are
+    fractions. verdict: corrected for the number of analyses and tasks of the watch.
     """
 
     step: int
@@ -45,8 +49,8 @@ class WatchPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What an evaluation item asks, to be looked for in training data. texts: its prompt without examples, and the
-    longer texts of its document."""
+    """The texts of an evaluation item that are searched for in training data. texts: its prompt without few-shot
+    examples, and the longer texts of its document."""
 
     task: str
     index: int
@@ -56,9 +60,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """Items of one task that training data shows; ``n`` of its items were looked for. exact, ngram: indices of those
-    whose text is an example's text, and of those that share 13 words in a row with one. found: of the first few the
-    item, where it was found, and the words."""
+    """Items of one task that occur in the training data.
+
+    n: items that were searched for. exact: indices of the items whose text equals an example's text. ngram: indices of
+    those that share 13 consecutive words with an example. found: for the first few, the item, where it was found, and
+    the words.
+    """
 
     task: str
     n: int
@@ -68,7 +75,7 @@ class Overlap:
 
     @property
     def items(self) -> tuple[int, ...]:
-        """Indices of all items that were found, either way."""
+        """Indices of all items that were found, in ascending order."""
         return tuple(sorted({*self.exact, *self.ngram}))
 
 
@@ -76,14 +83,13 @@ class Overlap:
 class Tuning:
     """One fine-tune: base + method + data + hyperparameters + seed -> a model.
 
-    base: fingerprint of the base model (ModelIdentity.fingerprint); result: fingerprint of what came out,
-    the base with the adapter or the new weights. data: fingerprint of the training examples actually used.
-    settings: every resolved hyperparameter. steps: (step, loss) of the training log. counts: what each file gave and
-    what was left out of it ("data", "replay_data"), and what each side came to in rows and tokens ("training",
-    "replay", …). merged: fingerprint of the weights in ``output``/merged, the adapter summed into the base; None where
-    they were not asked for. overlap: of the tasks that were looked for in the training data; without tasks nothing is
-    said. cost: "memory" (bytes at the peak) and "seconds" of training, and both as they were "estimated_" beforehand.
-    watch: what was seen of tasks on the way.
+    base: the base model. result: fingerprint of the fine-tuned model (the base with the adapter, or the new weights).
+    data: fingerprint of the training examples that were used. settings: all hyperparameters, with defaults resolved.
+    output: the output folder. steps: the training log, (step, loss). counts: examples of each file and how many were
+    left out ("data", "replay_data"), and rows and tokens of each set ("training", "replay", …). merged: fingerprint of
+    the weights in ``output``/merged, which are the adapter merged into the base; None without --merge. overlap: one for
+    each task that was searched for in the training data. cost: "memory" (peak, in bytes) and "seconds" of training, and
+    both as estimated before it ("estimated_…"). watch: the analyses of the forgetting watch.
     """
 
     id: str
@@ -111,5 +117,5 @@ class Tuning:
 
     @property
     def results(self) -> tuple[str, ...]:
-        """Fingerprints of the models that came out of it."""
+        """Fingerprints of the fine-tuned models: the result, and the merged weights."""
         return tuple(f for f in (self.result, self.merged) if f is not None)

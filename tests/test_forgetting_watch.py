@@ -46,7 +46,7 @@ def test_a_watched_run_ends_with_the_weights_of_an_unwatched_one(model: Path, me
     plain = tune(spec(model, "plain", **more))
     lines: list[str] = []
     watched = tune(spec(model, "watched", **more), look=ForgettingWatch(spec(model, "watched", **more),
-                                                                        told=lines.append))
+                                                                        report=lines.append))
     assert weights(watched) == weights(plain)
     assert watched.id == plain.id
     assert [p.step for p in watched.watch] == [2, 4]
@@ -60,7 +60,7 @@ def test_the_last_look_is_what_an_evaluation_of_both_says(model: Path, tmp_path:
     from aftertune.study import TaskSpec
 
     asked = spec(model, "out", method="full")
-    made = tune(asked, look=ForgettingWatch(asked, told=lambda _: None))
+    made = tune(asked, look=ForgettingWatch(asked, report=lambda _: None))
     with Ledger(tmp_path / "ledger.db") as ledger:
         task = TaskSpec(name="arc_easy", sample=12)
         base, after = (evaluate(str(m), [task], ledger=ledger, dtype="float32", threads=1)
@@ -74,7 +74,7 @@ def test_the_last_look_is_what_an_evaluation_of_both_says(model: Path, tmp_path:
 
 def test_a_broken_run_goes_on_with_its_looks(model: Path) -> None:
     asked = spec(model, "whole", checkpoint_minutes=0)
-    whole = tune(asked, look=ForgettingWatch(asked, told=lambda _: None))
+    whole = tune(asked, look=ForgettingWatch(asked, report=lambda _: None))
 
     class Broken(ForgettingWatch):
         def __call__(self, model: Any, step: int, looks: int) -> tuple[WatchPoint, ...]:
@@ -84,8 +84,8 @@ def test_a_broken_run_goes_on_with_its_looks(model: Path) -> None:
 
     again = spec(model, "broken", checkpoint_minutes=0)
     with pytest.raises(InputError):
-        tune(again, look=Broken(again, told=lambda _: None))
-    resumed = tune(again, look=ForgettingWatch(again, told=lambda _: None))
+        tune(again, look=Broken(again, report=lambda _: None))
+    resumed = tune(again, look=ForgettingWatch(again, report=lambda _: None))
     assert resumed.watch == whole.watch
     assert weights(resumed) == weights(whole)
     assert timeless(resumed.steps) == timeless(whole.steps)
@@ -96,7 +96,7 @@ def test_a_proven_loss_ends_the_run_where_that_is_asked_for(model: Path, monkeyp
 
     monkeypatch.setattr(forgetting_watch, "_verdict", lambda *_, **__: "lower")
     asked = spec(model, "out", watch=WatchSpec(tasks={"arc_easy": 4}, every=2, stop=True))
-    made = tune(asked, look=ForgettingWatch(asked, told=lambda _: None))
+    made = tune(asked, look=ForgettingWatch(asked, report=lambda _: None))
     assert [p.step for p in made.watch] == [2]
     assert len(made.steps) == 2
     assert any("stopped at step 2: arc_easy is proven to be forgotten" in note for note in made.notes)

@@ -77,7 +77,7 @@ def test_whole_and_stopped_tasks_share_one_family(ledger: Ledger) -> None:
     watch.update([a[1][i] - a[0][i] for _, i in drawn(["a"], 2000)[:512]])
     assert (rows["a"].low, rows["a"].high) == watch.interval()
     assert rows["a"].p_adjusted == pytest.approx(min(1, 2 * watch.p))
-    assert "1/2, one for each primary metric" in rows["a"].note
+    assert "at 1/2 of the error level" in rows["a"].note
 
 
 def test_a_group_is_pooled_and_its_tasks_have_no_rows_of_their_own(ledger: Ledger) -> None:
@@ -92,7 +92,7 @@ def test_a_group_is_pooled_and_its_tasks_have_no_rows_of_their_own(ledger: Ledge
     table = dict(zip(tasks, values, strict=True))
     assert row.delta == pytest.approx(np.mean([table[t][1][i] - table[t][0][i] for t, i in order]))
     assert row.verdict == "lower"
-    assert "drawn from all of them together" in row.note
+    assert "in one random order" in row.note
 
 
 def test_both_stopped_compare_what_both_were_asked(ledger: Ledger) -> None:

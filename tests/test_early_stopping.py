@@ -265,6 +265,6 @@ def test_a_mean_over_tasks_is_run_whole_and_that_is_said(made: dict[str, Any], t
                      task_source="auto")
     assert decided.tuned.stopped("pool") is None
     assert len(ledger.answers(decided.tuned.id)) == 160
-    assert any("pool: all items were asked, since an early stop does not cover it (its mean weighs tasks" in w
+    assert any("pool: all items were asked, because it cannot be stopped early (its mean weights tasks" in w
                for w in decided.tuned.warnings)
     assert all(r.stopped_of is None for r in decided.comparison.rows)
