@@ -25,7 +25,7 @@ from typing import Any
 
 import speed
 from aftertune.comparison import compare
-from aftertune.early_stopping import Decided, until_decided
+from aftertune.early_stopping import EarlyResult, until_decided
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.report import formatting as fmt
@@ -103,7 +103,7 @@ def told() -> Callable[[int, int, str], None]:
     return tell
 
 
-def decided(model: str, name: str, margin: float, ledger: Ledger) -> Decided:
+def decided(model: str, name: str, margin: float, ledger: Ledger) -> EarlyResult:
     """A copy against the base, which is scored alongside."""
     return until_decided(spec(model, name, sample_seed=SEED), speed.MODEL, EarlySpec(margin=margin), ledger=ledger,
                          progress=told())

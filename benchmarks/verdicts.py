@@ -23,14 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aftertune.stats.sequential import (
-    SCALES,
-    PairedSequential,
-    Walls,
-    impossible,
-    log_factors,
-    log_mixture,
-)
+from aftertune.stats.sequential import SCALES, Boundaries, PairedSequential, log_factors, log_mixture, unreachable
 from document import write_section
 
 ALPHA = 0.05
@@ -82,7 +75,7 @@ SCENARIOS = (
 class Streams:
     """Many orders of one task at once through the functions of `aftertune.stats.sequential`."""
 
-    def __init__(self, orders: Floats, walls: Walls) -> None:
+    def __init__(self, orders: Floats, walls: Boundaries) -> None:
         self.orders, self.walls = orders, walls
         self.wealth = np.zeros((len(orders), walls.bound.size, SCALES.size))
         self.sums = np.zeros(len(orders))
@@ -95,7 +88,7 @@ class Streams:
         items = self.orders.shape[1]
         wealth = self.wealth[:, None] + np.cumsum(log_factors(d, self.sums, self.seen, items, self.walls), axis=1)
         sums = self.sums[:, None] + np.cumsum(d, axis=1)
-        out = impossible(sums, self.seen + np.arange(1, d.shape[1] + 1), items, self.walls)
+        out = unreachable(sums, self.seen + np.arange(1, d.shape[1] + 1), items, self.walls)
         now = (log_mixture(wealth) >= math.log(2 / ALPHA)) | out | self.rejected[:, None]
         now = np.logical_or.accumulate(now, axis=1)
         self.wealth, self.sums, self.rejected = wealth[:, -1], sums[:, -1], now[:, -1]
@@ -109,7 +102,7 @@ class Streams:
 
 def verdicts(orders: Floats, margin: float) -> tuple[list[str], NDArray[np.int64]]:
     """Verdict of each order, and after how many items it fell."""
-    streams, waiting = Streams(orders, Walls.around(margin)), np.arange(len(orders))
+    streams, waiting = Streams(orders, Boundaries.around(margin)), np.arange(len(orders))
     items = orders.shape[1]
     totals = orders.sum(axis=1)
     exact = np.where(np.abs(totals) <= margin * items + 1e-9, 2, np.where(totals < 0, 0, 1))
@@ -130,7 +123,7 @@ def verdicts(orders: Floats, margin: float) -> tuple[list[str], NDArray[np.int64
 def missed(orders: Floats) -> int:
     """Orders in which the interval excludes the truth at any item."""
     truth = float(orders[0].mean())
-    streams = Streams(orders, Walls(np.array([1.0, -1.0]), np.full(2, truth)))
+    streams = Streams(orders, Boundaries(np.array([1.0, -1.0]), np.full(2, truth)))
     while len(streams.orders) and streams.seen < orders.shape[1]:
         streams.step()
         streams.keep(np.logical_not(streams.rejected.any(axis=1)))

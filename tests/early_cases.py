@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aftertune.ledger import Ledger
-from aftertune.stats.sequential import draw_key
+from aftertune.stats.sequential import random_order_key
 from aftertune.values import (
     Answer,
     Early,
@@ -41,7 +41,7 @@ def item(task: str, index: int) -> Item:
 def drawn(tasks: list[str], n: int, seed: int = 0) -> list[tuple[str, int]]:
     """(task, index) of all items of the tasks in the drawn order."""
     items = [item(t, i) for t in tasks for i in range(n)]
-    return [(i.task, i.index) for i in sorted(items, key=lambda i: draw_key(seed, i.task, i.index, i.hash))]
+    return [(i.task, i.index) for i in sorted(items, key=lambda i: random_order_key(seed, i.task, i.index, i.hash))]
 
 
 def store(ledger: Ledger, name: str, model: ModelIdentity, values: dict[str, Any], *,

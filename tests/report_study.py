@@ -15,7 +15,7 @@ import numpy as np
 
 import report_cases as cases
 from aftertune.report import Results
-from aftertune.stats import Case, at_floor, decide, paired_evidence, tell, wilson
+from aftertune.stats import Case, at_floor, decide, label_of, paired_evidence, wilson
 from aftertune.values import (
     Comparison,
     ComparisonRow,
@@ -109,7 +109,7 @@ def _comparison(name: str, base: Mapping[str, np.ndarray], tuned: Mapping[str, n
             task=task.task, metric=metric, filter=filter_, n=e.n, base=e.base, tuned=e.tuned, delta=e.delta, low=e.low,
             high=e.high, margin=MARGIN, primary=True, kind="binary", p=decision.p, p_adjusted=decision.p_adjusted,
             gained=e.gained, lost=e.lost, verdict=decision.verdict,
-            told=tell(decision.verdict, lineage=True, at_floor=decision.at_floor), at_floor=decision.at_floor,
+            told=label_of(decision.verdict, lineage=True, at_floor=decision.at_floor), at_floor=decision.at_floor,
             items_needed=e.items_needed if decision.verdict == "undecided" else None, target=task.target,
             n_total=task.n_total))
     return Comparison(id=f"c-{name}", base="e-base", tuned=f"e-{name}", base_name="smollm2", tuned_name=name,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aftertune.methods import METHODS, listed
+from aftertune.methods import METHODS, join_names
 from aftertune.redaction import redact
 from cli_cases import call, one_line, settle
 from eval_cases import byte_folder
@@ -68,7 +68,7 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "tune byte --data nope.jsonl": (2, ("nope.jsonl: no such data file",)),
     "tune byte --data broken.jsonl": (2, ("broken.jsonl:2: not valid JSON",)),
     "tune byte --data rows.jsonl --method lorra": (
-        2, ("`--method`", listed([repr(name) for name in METHODS]), "'lorra'")),
+        2, ("`--method`", join_names([repr(name) for name in METHODS]), "'lorra'")),
     "tune byte --data rows.jsonl --learning-rate -1": (2, ("`--learning-rate`", "found -1")),
     "compare base other": (3, ("arc_easy.limit (2 | 3)", "run both on the same items", "--common")),
     "compare base othr": (2, ("'othr'", "did you mean 'other'")),

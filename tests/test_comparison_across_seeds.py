@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aftertune.comparison.across_seeds import contrasts, recipes
+from aftertune.comparison.across_seeds import contrasts_across_seeds, group_by_recipe
 from aftertune.ledger import Ledger
 from aftertune.pipeline import run
 from aftertune.report import write_record
@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def test_recipes_are_fine_tunes_that_differ_in_their_seed_alone(place: tuple[Path, Any]) -> None:
     _, result = place
-    found = recipes(result.results.evaluations, result.results.tunings)
+    found = group_by_recipe(result.results.evaluations, result.results.tunings)
     assert [(r.name, list(r.members)) for r in found] == [("lr0.001", [0, 1, 2]), ("lr0.03", [0, 1, 2])]
 
 
@@ -64,7 +64,7 @@ def test_two_seeds_say_nothing_of_a_recipe(place: tuple[Path, Any]) -> None:
     folder, result = place
     with Ledger(folder / "ledger.db") as ledger:
         two = [t for t in result.results.tunings if t.seed < 2]
-        assert contrasts(result.results.evaluations, two, margins=0.02, ledger=ledger) == []
+        assert contrasts_across_seeds(result.results.evaluations, two, margins=0.02, ledger=ledger) == []
 
 
 def test_the_record_and_the_terminal_tell_it(place: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch,

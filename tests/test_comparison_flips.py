@@ -14,7 +14,7 @@ import pytest
 from aftertune.cli import app
 from aftertune.cli.console import guarded
 from aftertune.comparison import compare
-from aftertune.comparison.flips import flips, flips_of
+from aftertune.comparison.flips import flips, flips_by_comparison
 from aftertune.errors import InputError, NotComparable
 from aftertune.ledger import Ledger
 from aftertune.report import write_flips
@@ -77,10 +77,10 @@ def test_the_flips_of_whole_comparisons_are_those_of_each_task(ledger: Ledger) -
     comparison = compare("base", "tuned", ledger=ledger, save=False)
     answers = {e: ledger.answers(e) for e in ("e-base", "e-tuned")}
     whole = flips("base", "tuned", "t", ledger=ledger)
-    assert flips_of([comparison], answers, ledger=ledger) == {comparison.id: (whole,)}
-    none = flips_of([comparison], answers, ledger=ledger, each=0)[comparison.id][0]
+    assert flips_by_comparison([comparison], answers, ledger=ledger) == {comparison.id: (whole,)}
+    none = flips_by_comparison([comparison], answers, ledger=ledger, each=0)[comparison.id][0]
     assert (none.lost, none.gained, none.flips) == (1, 1, ())
-    assert flips_of([], answers, ledger=ledger) == {}
+    assert flips_by_comparison([], answers, ledger=ledger) == {}
 
 
 def test_choices_scores_and_margins(ledger: Ledger) -> None:

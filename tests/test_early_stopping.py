@@ -16,7 +16,7 @@ from aftertune.engine import engine
 from aftertune.errors import InputError, NotComparable, ResumeRefused
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
-from aftertune.stats.sequential import PairedSequential, draw_key
+from aftertune.stats.sequential import PairedSequential, random_order_key
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 from aftertune.values import Evaluation, plain
 from deciding_cases import QUIET, decide, models, own_task
@@ -71,7 +71,7 @@ def test_it_stops_at_the_first_safe_look_and_says_what_the_full_run_says(made: d
     [same] = compare(base, full, margins=0.05, ledger=ledger).rows
     assert same.verdict == row.verdict
     assert row.low <= same.delta <= row.high
-    order = sorted(ledger.items(base.id), key=lambda i: draw_key(0, i.task, i.index, i.hash))
+    order = sorted(ledger.items(base.id), key=lambda i: random_order_key(0, i.task, i.index, i.hash))
     assert {a.index for a in ledger.answers(decided.tuned.id)} == {i.index for i in order[:32]}
     known = [{a.index: a.metrics["exact_match,none"] for a in ledger.answers(e.id)} for e in (base, full)]
     watch = PairedSequential(unit.items, 0.05)

@@ -59,7 +59,7 @@ def test_the_names_are_those_of_the_specification_and_of_the_documents() -> None
     schema = Study.json_schema()["$defs"]["StudyTuning"]["properties"]["method"]
     assert schema["enum"] == list(METHODS)
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert page == methods.page(), "docs/methods.md is not what METHODS says now; run `make docs`"
+    assert page == methods.methods_page(), "docs/methods.md is not what METHODS says now; run `make docs`"
     commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     told = next(line for line in commands.splitlines() if line.startswith("| `--method`"))
     for name, method in METHODS.items():
@@ -131,5 +131,5 @@ def test_default_rates_and_ranks_are_told_in_one_line() -> None:
     assert text.endswith(", others 2e-4")
     assert "full 2e-5" in text
     assert methods.ranks_text().startswith("Rank of the adapter")
-    assert methods.listed(["a", "b", "c"]) == "a, b or c"
-    assert methods.listed(["a"]) == "a"
+    assert methods.join_names(["a", "b", "c"]) == "a, b or c"
+    assert methods.join_names(["a"]) == "a"

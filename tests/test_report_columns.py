@@ -29,7 +29,7 @@ from aftertune.report import (
 from aftertune.report.badges import BADGES, NO_VERDICT, legend
 from aftertune.report.columns import COLUMNS, columns, reference
 from aftertune.report.results import Results
-from aftertune.values import TOLD, ComparisonRow, Contrast
+from aftertune.values import VERDICT_LABELS, ComparisonRow, Contrast
 from page_outline import Outline
 
 SOURCE, ROOT = Path(aftertune.__file__).parent, Path(__file__).parents[1]
@@ -160,7 +160,7 @@ def test_badges_stand_in_one_place() -> None:
     symbols = [b.symbol for b in BADGES.values()]
     assert len({*symbols, NO_VERDICT.symbol}) == 5
     assert legend() == "▼ lower, ▲ higher, ● within the margin, ◆ undecided"
-    assert BADGES.keys() == TOLD.keys()
+    assert BADGES.keys() == VERDICT_LABELS.keys()
     texts = {path: path.read_text(encoding="utf-8") for path in SOURCE.rglob("*") if path.suffix in (".py", ".html")}
     # ■ and ◆ are also marks of the loss curve, in views.py
     assert {path.name for path, text in texts.items() if re.search("[▼▲●◇]", text)} == {"badges.py"}
@@ -169,7 +169,7 @@ def test_badges_stand_in_one_place() -> None:
     assert shown
     assert all(BADGES[verdict].symbol == symbol for verdict, symbol in shown)  # type: ignore[index]
     report = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
-    assert all(f"| {b.symbol} {TOLD[v]} |" in report for v, b in BADGES.items())
+    assert all(f"| {b.symbol} {VERDICT_LABELS[v]} |" in report for v, b in BADGES.items())
 
 
 def test_what_a_report_is_made_of_travels_as_one_value() -> None:

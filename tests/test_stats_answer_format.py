@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aftertune.stats.answer_format import cause, count_forms, unjudged
+from aftertune.stats.answer_format import cannot_be_judged, count_forms, loss_cause
 from aftertune.values import Answer, Response
 
 
@@ -20,17 +20,17 @@ def test_counts() -> None:
                answer("and then", finish="length", flex="7", strict=""), answer(" ", flex="", strict="")]
     found = count_forms(answers, "flex")
     assert (found.n, found.no_answer, found.cut_off, found.no_end, found.other_form, found.empty) == (5, 2, 1, 2, 2, 1)
-    assert [unjudged(a, "flex") for a in answers] == [False, False, True, True, True]
+    assert [cannot_be_judged(a, "flex") for a in answers] == [False, False, True, True, True]
 
 
 def test_text_that_should_be_json() -> None:
-    assert unjudged(answer("Sure!", valid=0.0, flex="Sure!"), "flex")
-    assert not unjudged(answer("{}", valid=1.0, flex="{}"), "flex")
+    assert cannot_be_judged(answer("Sure!", valid=0.0, flex="Sure!"), "flex")
+    assert not cannot_be_judged(answer("{}", valid=1.0, flex="{}"), "flex")
 
 
 @pytest.mark.parametrize(("lost", "by_form", "expected"), [
     (0, 0, ""), (40, 35, "format"), (40, 5, "skill"), (40, 22, "mixed"), (3, 3, "mixed"), (4, 4, "format")])
 def test_the_rule(lost: int, by_form: int, expected: str) -> None:
-    found, low, high = cause(lost, by_form)
+    found, low, high = loss_cause(lost, by_form)
     assert found == expected
     assert 0 <= low <= high <= 1

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from aftertune.stats.audit import (
     Figure,
     counts_of_stderr,
-    neighbours,
-    pairing,
-    power,
+    detection_power,
+    nearest_counts,
+    pairing_bounds,
     stderr_agrees,
     stderr_of,
     stderr_span,
-    unpaired,
+    unpaired_difference,
     whole_counts,
 )
 from aftertune.stats.paired import mcnemar_exact, mcnemar_mid
@@ -54,7 +54,7 @@ def test_trailing_zeros_and_ties_count() -> None:
     assert whole_counts(figure("0.47"), 100) == (47,)  # a share, not percent
     assert whole_counts(figure("0.3333333333333333"), 3) == (1,)  # a float written out
     assert whole_counts(figure("130%"), 10) == ()
-    assert neighbours(figure("26.50%"), 100) == (26, 27)
+    assert nearest_counts(figure("26.50%"), 100) == (26, 27)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1.2.3", "%", "1e999999", "١٢", "1" * 50, "nan", "--1"])
@@ -91,46 +91,46 @@ def test_the_error_divides_by_n_minus_1_and_names_the_counts_that_would_fit() ->
 @pytest.mark.parametrize(("text", "n", "expected"), [
     ("26.50%", 100, 0.9899), ("2.74%", 1319, 0.868), ("45.23%", 10042, 0.0), ("0.4523", 10042, 0.0)])
 def test_power_of_the_check(text: str, n: int, expected: float) -> None:
-    assert power(figure(text), n) == pytest.approx(expected, abs=5e-4)
+    assert detection_power(figure(text), n) == pytest.approx(expected, abs=5e-4)
 
 
 def test_power_is_the_share_of_figures_that_no_count_gives() -> None:
     fails = sum(not whole_counts(figure(f"{i / 10:.1f}%"), 37) for i in range(1001))
-    assert power(figure("1.0%"), 37) == pytest.approx(fails / 1001)
+    assert detection_power(figure("1.0%"), 37) == pytest.approx(fails / 1001)
 
 
 def test_differences_from_summaries_with_holm() -> None:
     base = [(.47, .0502), (.4523, .005), (.6077, .0049), (.3351, .013), (.3351, .013)]
     tuned = [(.34, .0476), (.4561, .005), (.6120, .0049), (.0371, .0052), (.0311, .0048)]
-    found = [unpaired(a, b) for a, b in zip(base, tuned, strict=True)]
+    found = [unpaired_difference(a, b) for a, b in zip(base, tuned, strict=True)]
     assert [round(f.p, 2) for f in found[:3]] == [.06, .59, .53]
     assert found[0].z == pytest.approx(-1.879, abs=1e-3)
     assert max(f.p for f in found[3:]) < 1e-99
     assert [round(p, 2) for p in holm([f.p for f in found])[:3]] == [.18, 1, 1]
-    assert unpaired((.5, 0), (.5, 0)).p == 1
-    assert unpaired((.5, 0), (.6, 0)).p == 0
+    assert unpaired_difference((.5, 0), (.5, 0)).p == 1
+    assert unpaired_difference((.5, 0), (.6, 0)).p == 0
 
 
 def test_what_pairing_could_make_of_the_published_differences() -> None:
-    mmlu = pairing(47, 34, 100)
+    mmlu = pairing_bounds(47, 34, 100)
     assert (mmlu.net, mmlu.low, mmlu.high, mmlu.mid, mmlu.exact) == (-13, 13, 81, 43, 37)
     assert mmlu.independent == pytest.approx(49.04)
-    third = pairing(47, 34, 100, alpha=.05 / 3)
+    third = pairing_bounds(47, 34, 100, alpha=.05 / 3)
     assert (third.mid, third.exact) == (29, 25)
-    assert [round(100 * (pairing(*k, 10042).mid or 0) / 10042, 1) for k in ((4542, 4580), (6103, 6146), (6103, 5951))
-            ] == [3.7, 4.8, 59.9]
-    gsm = pairing(442, 49, 1319)
+    assert [round(100 * (pairing_bounds(*k, 10042).mid or 0) / 10042, 1)
+            for k in ((4542, 4580), (6103, 6146), (6103, 5951))] == [3.7, 4.8, 59.9]
+    gsm = pairing_bounds(442, 49, 1319)
     assert gsm.always
     assert (round(gsm.low / 1319, 3), round(gsm.high / 1319, 3)) == (.298, .372)
-    assert pairing(5, 5, 10).never
-    assert pairing(0, 0, 10).high == 0
+    assert pairing_bounds(5, 5, 10).never
+    assert pairing_bounds(0, 0, 10).high == 0
 
 
 @given(st.integers(1, 30), st.data())
 def test_pairing_bounds_against_all_tables(n: int, data: st.DataObject) -> None:
     """Every 2x2 table with these margins, by enumeration."""
     before, after = data.draw(st.integers(0, n)), data.draw(st.integers(0, n))
-    found = pairing(before, after, n)
+    found = pairing_bounds(before, after, n)
     tables = [(after - both, before - both) for both in range(n + 1)
               if after - both >= 0 and before - both >= 0 and before + after - both <= n]
     assert {b + c for b, c in tables} == set(range(found.low, found.high + 1, 2))
@@ -141,7 +141,7 @@ def test_pairing_bounds_against_all_tables(n: int, data: st.DataObject) -> None:
 
 def test_impossible_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="0 <= count <= n"):
-        pairing(11, 3, 10)
+        pairing_bounds(11, 3, 10)
     with pytest.raises(ValueError, match="n >= 1"):
         whole_counts(figure("1%"), 0)
     assert math.isclose(figure("45.2%").fraction, 0.452)

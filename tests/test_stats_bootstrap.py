@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as oracle
 
 from aftertune.stats import Case, decide, paired_evidence, paired_mean
-from aftertune.stats.bootstrap import acceleration, bca_mean, doubtful
+from aftertune.stats.bootstrap import acceleration, bca_mean, needs_bootstrap
 
 SLEEP = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]) - np.array(
     [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
@@ -47,11 +47,11 @@ def test_tests_agree_with_the_intervals() -> None:
 
 def test_it_is_asked_for_where_t_is_doubtful() -> None:
     random = np.random.default_rng(0)
-    assert doubtful(random.normal(size=99))
-    assert not doubtful(random.normal(size=400))
+    assert needs_bootstrap(random.normal(size=99))
+    assert not needs_bootstrap(random.normal(size=400))
     rare = np.zeros(400)
     rare[:3] = 1.0  # three items of 400 moved: skewness 11.5, so 25 skew**2 is about 3,300
-    assert doubtful(rare)
+    assert needs_bootstrap(rare)
     assert 25 * oracle.skew(rare) ** 2 == pytest.approx(25 * (6 * acceleration(rare)) ** 2 * 400)
     assert bca_mean(random.normal(size=400)) is None
     assert bca_mean([.2] * 50) is None

@@ -15,7 +15,7 @@ from aftertune.stats import (
     tango_tests,
     wilson,
 )
-from aftertune.stats.planning import discordance_bound, items_above, items_beyond, need, variance_bound
+from aftertune.stats.planning import discordance_bound, items_above, items_beyond, items_for_verdicts, variance_bound
 
 DETECTABLE = {  # points at 80 % power, by n and psi = .02, .05, .10, .20, .30
     100: (None, None, 8.76, 12.38, 15.16), 1319: (1.09, 1.72, 2.44, 3.45, 4.22),
@@ -106,23 +106,23 @@ def test_impossible_plans_are_refused():
 
 def test_what_a_task_needs():
     """The golden sizes in one answer; all items show "kept" at the least margin, and not just below it."""
-    plan = need(.08, .02, total=10_042)
+    plan = items_for_verdicts(.08, .02, total=10_042)
     assert (plan.kept, plan.can_show_kept) == (1713, True)
     assert plan.smallest == smallest_difference(.08, 10_042)
     assert items_for_equivalence(.08, plan.kept_at) == pytest.approx(10_042, rel=1e-9)
     assert [loss for loss, _ in plan.lost] == pytest.approx([.03, .04, .06])
-    assert [n for _, n in need(.30, .05, total=1319, losses=(1.6,)).lost] == [2561]
+    assert [n for _, n in items_for_verdicts(.30, .05, total=1319, losses=(1.6,)).lost] == [2561]
 
 
 def test_a_task_that_cannot_show_kept():
-    plan = need(.10, .02, total=100)
+    plan = items_for_verdicts(.10, .02, total=100)
     assert not plan.can_show_kept
     assert plan.kept_at > .02
     assert 100 * plan.smallest == pytest.approx(8.76, abs=.0051)
-    assert need(.02, .02, total=100).smallest is None
+    assert items_for_verdicts(.02, .02, total=100).smallest is None
 
 
 @pytest.mark.parametrize("wrong", [{"psi": 0}, {"psi": 1.1}, {"margin": 0}, {"total": 0}, {"losses": (1.0,)}])
 def test_needs_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="need 0 < psi"):
-        need(**{"psi": .1, "margin": .02, "total": 100, **wrong})
+        items_for_verdicts(**{"psi": .1, "margin": .02, "total": 100, **wrong})

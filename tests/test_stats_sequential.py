@@ -12,18 +12,18 @@ import pytest
 
 from aftertune.stats.sequential import (
     SCALES,
+    Boundaries,
     PairedSequential,
-    Walls,
-    draw_key,
-    impossible,
     log_factors,
     log_mixture,
+    random_order_key,
+    unreachable,
 )
 
-ALL = Walls(np.array([1.0, -1.0]), np.zeros(2))
+ALL = Boundaries(np.array([1.0, -1.0]), np.zeros(2))
 
 
-def wealth(d: list[float], items: int, walls: Walls, low: float = -1.0, high: float = 1.0,
+def wealth(d: list[float], items: int, walls: Boundaries, low: float = -1.0, high: float = 1.0,
            scales: np.ndarray = SCALES) -> np.ndarray:
     """K of each test after all of ``d``, [tests, scales]."""
     values = np.asarray(d, dtype=np.float64)
@@ -44,14 +44,14 @@ def by_hand(d: list[float], items: int, bound: float, scale: float) -> float:
 
 def test_the_golden_stream_of_one_bet() -> None:
     stream = [-1.0, 0.0, -1.0]
-    found = np.log(wealth(stream, 1319, Walls.around(0.01), scales=np.array([0.5]))[:, 0])
+    found = np.log(wealth(stream, 1319, Boundaries.around(0.01), scales=np.array([0.5]))[:, 0])
     assert found == pytest.approx([-1.36400532, -1.41413234, 0.80036551, 0.82372554], abs=5e-9)
     assert by_hand([-x for x in stream], 1319, 0.01, 0.5) == pytest.approx(0.80036551, abs=5e-9)
 
 
 def test_the_golden_stream_of_the_mixture() -> None:
     stream = [-1, 0, -1, -1, 0, 0, -1, 0, -1, -1]
-    walls = Walls.around(0.1)
+    walls = Boundaries.around(0.1)
     found = log_mixture(np.log(wealth(stream, 20, walls)))
     assert found == pytest.approx([-1.640001, -2.002750, 3.276123, 5.668036], abs=1e-6)
     watch = PairedSequential(20, 0.1)
@@ -66,7 +66,7 @@ def test_the_golden_stream_of_the_mixture() -> None:
 def test_at_the_true_mean_every_bet_is_a_martingale_from_one(population: list[float]) -> None:
     """Over all 5,040 orders of seven items E[K_t] is 1 at every t, for both sides and every bet."""
     orders = np.array(list(permutations(population)), dtype=np.float64)
-    walls = Walls(ALL.sign, np.full(2, sum(population) / 7))
+    walls = Boundaries(ALL.sign, np.full(2, sum(population) / 7))
     factors = log_factors(orders, np.zeros(len(orders)), 0, 7, walls)
     mean = np.exp(np.cumsum(factors, axis=1)).mean(axis=0)
     assert mean == pytest.approx(np.ones_like(mean), abs=1e-12)
@@ -74,7 +74,7 @@ def test_at_the_true_mean_every_bet_is_a_martingale_from_one(population: list[fl
 
 def test_with_bounds_of_its_own_too() -> None:
     orders = np.array(list(permutations([2.0, -0.5, 0.0, 1.0, 0.3, -0.2, 0.0])))
-    walls = Walls(ALL.sign, np.full(2, float(orders[0].mean())))
+    walls = Boundaries(ALL.sign, np.full(2, float(orders[0].mean())))
     mean = np.exp(np.cumsum(log_factors(orders, np.zeros(len(orders)), 0, 7, walls, -0.5, 2.0), axis=1)).mean(axis=0)
     assert mean == pytest.approx(np.ones_like(mean), abs=1e-12)
     assert np.ptp(np.exp(log_factors(orders, np.zeros(len(orders)), 0, 7, walls, -0.5, 2.0))) > 0.1
@@ -86,7 +86,7 @@ def test_the_true_mean_is_rejected_by_few_of_all_orders(truth: Fraction) -> None
     population = [1] * max(truth.numerator, 0) + [-1] * max(-truth.numerator, 0)
     population += [1, -1] + [0] * (5 - len(population))
     orders = np.array(sorted(set(permutations(population[:7]))), dtype=np.float64)
-    walls = Walls(ALL.sign, np.full(2, float(orders[0].mean())))
+    walls = Boundaries(ALL.sign, np.full(2, float(orders[0].mean())))
     paths = log_mixture(np.cumsum(log_factors(orders, np.zeros(len(orders)), 0, 7, walls), axis=1))
     ever = (paths >= math.log(1 / 0.3)).any(axis=1)  # a level that seven items can reach
     assert ever.any(axis=0).any()
@@ -98,9 +98,9 @@ def test_the_wealth_falls_as_the_boundary_rises() -> None:
     for _ in range(20):
         d = rng.choice([-1.0, 0.0, 1.0], size=25, p=[0.3, 0.5, 0.2])
         for sign in (1.0, -1.0):  # "down" is "up" on the mirrored stream: its wealth falls as the boundary sinks
-            walls = Walls(np.full(25, sign), sign * np.linspace(-0.6, 0.6, 25))
+            walls = Boundaries(np.full(25, sign), sign * np.linspace(-0.6, 0.6, 25))
             paths = log_factors(d, np.asarray(0.0), 0, 40, walls).cumsum(axis=0)
-            reachable = ~impossible(np.cumsum(d), np.arange(1, 26), 40, walls)
+            reachable = ~unreachable(np.cumsum(d), np.arange(1, 26), 40, walls)
             both = reachable[:, :-1] & reachable[:, 1:]
             assert both.sum() > 100
             assert (np.diff(paths, axis=1)[both] <= 1e-12).all()
@@ -226,10 +226,11 @@ def test_a_look_costs_less_than_a_millisecond() -> None:
 
 def test_the_draw_is_a_seeded_order_that_keeps_in_parts() -> None:
     items = [("hellaswag", i, f"{i % 7:064x}") for i in range(500)]
-    order = sorted(items, key=lambda i: draw_key(0, *i))
+    order = sorted(items, key=lambda i: random_order_key(0, *i))
     assert order != items
-    assert order != sorted(items, key=lambda i: draw_key(1, *i))
+    assert order != sorted(items, key=lambda i: random_order_key(1, *i))
     part = [i for i in order if i[1] % 3 == 0]
-    assert part == sorted((i for i in items if i[1] % 3 == 0), key=lambda i: draw_key(0, *i))
-    firsts = np.mean([[i[1] for i in sorted(items, key=lambda i, s=s: draw_key(s, *i))[:50]] for s in range(200)])
+    assert part == sorted((i for i in items if i[1] % 3 == 0), key=lambda i: random_order_key(0, *i))
+    firsts = np.mean([[i[1] for i in sorted(items, key=lambda i, s=s: random_order_key(s, *i))[:50]]
+                      for s in range(200)])
     assert abs(firsts - 249.5) < 5  # 100 draws of 50 have an error of about 1.4

@@ -13,11 +13,11 @@ from aftertune.stats import (
     clustered_mean,
     decide,
     items_needed,
+    label_of,
     paired_evidence,
     paired_mean,
     tango_interval,
     tango_tests,
-    tell,
     wilson,
 )
 
@@ -93,7 +93,7 @@ def test_the_verdict_is_read_off_the_adjusted_p():
 def test_at_the_floor_nothing_is_kept():
     floor = one(0, 0, 300, at_floor=True)
     assert (floor.verdict, floor.at_floor) == ("undecided", True)
-    told = tell(floor.verdict, lineage=True, at_floor=floor.at_floor)
+    told = label_of(floor.verdict, lineage=True, at_floor=floor.at_floor)
     assert told == "undecided (at floor: nothing to forget)"
     assert one(60, 2, 300, at_floor=True).verdict == "higher"
     assert not one(60, 2, 300, at_floor=True).at_floor
@@ -111,8 +111,8 @@ def test_where_the_floor_is():
 @pytest.mark.parametrize(("verdict", "told"), [
     ("lower", "forgot"), ("higher", "improved"), ("within", "kept"), ("undecided", "undecided")])
 def test_words_need_lineage(verdict, told):
-    assert tell(verdict, lineage=True) == told
-    assert tell(verdict, lineage=False) == verdict
+    assert label_of(verdict, lineage=True) == told
+    assert label_of(verdict, lineage=False) == verdict
 
 
 def test_the_weaker_of_two_verdicts_stands():

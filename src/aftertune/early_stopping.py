@@ -21,7 +21,7 @@ from aftertune.comparison import compare, differences
 from aftertune.errors import InputError, NotComparable, SourceError
 from aftertune.evaluation import EvaluationRun
 from aftertune.ledger import Ledger
-from aftertune.stats.sequential import PairedSequential, draw_key
+from aftertune.stats.sequential import PairedSequential, random_order_key
 from aftertune.stats.verdict import ALPHA
 from aftertune.study import EarlySpec, EvalSpec
 from aftertune.tasks import LoadedTask
@@ -33,12 +33,12 @@ BATCH, SMALL_BATCH, FEW = 32, 8, 200
 _ANSWERING = "answering until every task is decided"
 
 #: An item, as (task, index), and its values by ``metric,filter``.
-Key = tuple[str, int]
-Metrics = Mapping[str, float]
+ItemKey = tuple[str, int]
+ItemMetrics = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decided:
+class EarlyResult:
     """Both evaluations and their comparison."""
 
     base: Evaluation
@@ -47,7 +47,7 @@ class Decided:
 
 
 def until_decided(spec: EvalSpec, against: str, early: EarlySpec, *, ledger: Ledger, progress: Progress | None = None
-                  ) -> Decided:
+                  ) -> EarlyResult:
     """Evaluate ``spec`` against a base until every primary metric has its verdict, or all items are used.
 
     against: id or name of a finished evaluation with the same items and settings. If it was stopped early, or if
@@ -60,7 +60,7 @@ def until_decided(spec: EvalSpec, against: str, early: EarlySpec, *, ledger: Led
 class Side(Protocol):
     """One of the two models, which answers items."""
 
-    def ask(self, chosen: Mapping[str, Sequence[int]], stage: int) -> Mapping[Key, Metrics]:
+    def ask(self, chosen: Mapping[str, Sequence[int]], stage: int) -> Mapping[ItemKey, ItemMetrics]:
         """The metrics of items, given as task -> indices in the list of its items. May return more items."""
 
 
@@ -68,12 +68,12 @@ class _StoredSide:
     """A base with all its answers in the ledger."""
 
     def __init__(self, evaluation: Evaluation, loaded: Sequence[LoadedTask], ledger: Ledger) -> None:
-        self.metrics: dict[Key, Metrics] = {}
+        self.metrics: dict[ItemKey, ItemMetrics] = {}
         for task in loaded:
             answers = ledger.answers(evaluation.id, task.settings.task)
             self.metrics |= {(i.task, i.index): a.metrics for i, a in zip(task.items, answers, strict=True)}
 
-    def ask(self, chosen: Mapping[str, Sequence[int]], stage: int) -> Mapping[Key, Metrics]:
+    def ask(self, chosen: Mapping[str, Sequence[int]], stage: int) -> Mapping[ItemKey, ItemMetrics]:
         del chosen, stage
         return self.metrics
 
@@ -84,7 +84,7 @@ class _RunningSide:
     def __init__(self, run: EvaluationRun) -> None:
         self.run = run
 
-    def ask(self, chosen: Mapping[str, Sequence[int]], stage: int) -> Mapping[Key, Metrics]:
+    def ask(self, chosen: Mapping[str, Sequence[int]], stage: int) -> Mapping[ItemKey, ItemMetrics]:
         subsets = tasks.subset_tasks(self.run.loaded, chosen)
         self.run.answer([request for task in subsets for request in task.requests], stage)
         return {(a.task, a.index): a.metrics for task in subsets for a in tasks.task_answers(task, self.run.responses)}
@@ -96,16 +96,16 @@ class _RunningTest:
     sequential: None for a metric that cannot be tested early; then all items are one batch.
     """
 
-    def __init__(self, unit: EarlyUnit, order: Sequence[tuple[str, int, Key]], sign: int,
+    def __init__(self, unit: EarlyUnit, order: Sequence[tuple[str, int, ItemKey]], sign: int,
                  sequential: PairedSequential | None, early: Early) -> None:
         self.unit, self.order, self.sign, self.sequential, self.early = unit, order, sign, sequential, early
         self.used = 0
         self.decided = False
 
-    def next_batch(self) -> Sequence[tuple[str, int, Key]]:
+    def next_batch(self) -> Sequence[tuple[str, int, ItemKey]]:
         return self.order[self.used:self.used + self.unit.batch]
 
-    def analyze(self, base: Mapping[Key, Metrics], tuned: Mapping[Key, Metrics]) -> None:
+    def analyze(self, base: Mapping[ItemKey, ItemMetrics], tuned: Mapping[ItemKey, ItemMetrics]) -> None:
         """Add the answers to the batch. ``decided`` becomes True once the verdict is safe or all items are used."""
         batch, key = self.next_batch(), self.unit.key
         if self.sequential is not None:
@@ -136,7 +136,7 @@ class _EarlyStopping:
     def __init__(self, spec: EvalSpec, against: str, early: EarlySpec, ledger: Ledger, progress: Progress) -> None:
         self.spec, self.against, self.early_spec, self.ledger, self.progress = spec, against, early, ledger, progress
 
-    def run(self) -> Decided:
+    def run(self) -> EarlyResult:
         given = self._stored_base()
         self.tuned = EvaluationRun(self.spec, self.ledger, self._tuned_progress,
                                    sides=2 if isinstance(given, EvalSpec) else 1)
@@ -160,7 +160,7 @@ class _EarlyStopping:
             runs = [r for r in (alongside, self.tuned) if r is not None and r.stored.status != "done"]
             base, tuned = self._decide(base, alongside, tests, runs)
         margins = {u.name: early.margins[u.name] for u in early.units}
-        return Decided(base=base, tuned=tuned, comparison=compare(base, tuned, margins=margins, ledger=self.ledger))
+        return EarlyResult(base=base, tuned=tuned, comparison=compare(base, tuned, margins=margins, ledger=self.ledger))
 
     def _id(self, prepared: Evaluation, content: list[object]) -> str:
         return self.tuned.fresh("e-" + digest(["until decided", prepared.id.partition(".")[0], content])[:10])
@@ -266,7 +266,7 @@ class _EarlyStopping:
 
 
 def _order_key(seed: int, item: Item) -> str:
-    return draw_key(seed, item.task, item.index, item.hash)
+    return random_order_key(seed, item.task, item.index, item.hash)
 
 
 def _pools(loaded: Sequence[LoadedTask]) -> Iterator[tuple[str, list[LoadedTask]]]:

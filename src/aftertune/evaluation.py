@@ -28,7 +28,7 @@ from aftertune.engine.verify import PackingDecision, needs_spot_check, spot_chec
 from aftertune.errors import InputError, ResumeRefused, nearest
 from aftertune.harness import HarnessEngine
 from aftertune.ledger import Ledger
-from aftertune.stats.answer_format import generated, no_answer
+from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.tasks.chat_template import ChatTemplate, get_chat_template
@@ -57,7 +57,7 @@ class EvaluationPlan(Protocol):
     def longest(self) -> int: ...
 
 
-class Runs(Protocol):
+class EvaluationEngine(Protocol):
     """An engine: it plans batches of requests and runs them."""
 
     def plan(self, requests: Sequence[Request], known: tuple[PackingDecision, int] | None = None) -> Any: ...
@@ -115,7 +115,7 @@ class EvaluationRun:
         self.progress = progress or (lambda *_: None)
         self.sides = sides
         self.provenance = provenance.capture()
-        self.engine: Runs | None = None
+        self.engine: EvaluationEngine | None = None
         self.known: tuple[PackingDecision, int] | None = None
         self.loaded: list[LoadedTask] = []
         self.template: ChatTemplate | None = None
@@ -232,7 +232,7 @@ class EvaluationRun:
         self.known = plan.decision, plan.longest
         self._run_batches(engine, plan, (stage or 0) * _STRIDE)
 
-    def _start(self) -> Runs:
+    def _start(self) -> EvaluationEngine:
         """Load the model, with the threads of the stored schedule if there is one."""
         self.threads = devices.set_threads(self.spec.threads or (self.schedule or {}).get("threads"))
         self.progress(0, 0, "loading the model")
@@ -256,7 +256,7 @@ class EvaluationRun:
                       *_unextracted(loaded, answers)),
             provenance=provenance.finish(self.provenance)), answers, positions)
 
-    def _engine(self, model: Any, threads: int, stored: dict[str, Any] | None) -> Runs:
+    def _engine(self, model: Any, threads: int, stored: dict[str, Any] | None) -> EvaluationEngine:
         name = self.spec.engine
         if name.startswith("lm-eval:"):
             kind = name.removeprefix("lm-eval:")
@@ -275,7 +275,7 @@ class EvaluationRun:
             budget = budgets.resolve(model, free=free // self.sides, threads=threads)
         return Engine(model, self.tokenizer, packed=name == "packed", budget=budget)
 
-    def _follow(self, engine: Runs, plan: Any, stage: int | None) -> None:
+    def _follow(self, engine: EvaluationEngine, plan: Any, stage: int | None) -> None:
         """Store the schedule before the first batch, or check that this process meets the stored one."""
         import torch
 
@@ -304,7 +304,7 @@ class EvaluationRun:
                 self.schedule["spot_check"] = spot_check(self.model, rows, packed=plan.decision.packed)
         self.ledger.save_schedule(self.stored.id, self.schedule)
 
-    def _run_batches(self, engine: Runs, plan: Any, first: int) -> None:
+    def _run_batches(self, engine: EvaluationEngine, plan: Any, first: int) -> None:
         """Run the batches that are not in the ledger. Each is stored before the next one starts. first: number of the
         first batch."""
         schedule = self.schedule
@@ -349,8 +349,8 @@ def _unextracted(loaded: Sequence[LoadedTask], answers: Sequence[Answer]) -> Ite
     """A warning for each task with texts from which no answer could be extracted."""
     for task in loaded:
         settings = task.settings
-        texts = [a for a in answers if a.task == settings.task and generated(a)]
-        count = sum(no_answer(a, MetricKey(settings.primary).filter) for a in texts)
+        texts = [a for a in answers if a.task == settings.task and is_generated(a)]
+        count = sum(has_no_answer(a, MetricKey(settings.primary).filter) for a in texts)
         if count:
             share = math.floor(1000 * count / len(texts)) / 10
             yield f"{settings.task}: {count} of {len(texts)} texts ({share:g} %) have no extractable answer"

@@ -49,8 +49,7 @@ class ForgettingWatch:
         self.base: Mapping[str, list[Answer]] = {}
 
     def __call__(self, model: Any, step: int, looks: int) -> tuple[WatchPoint, ...]:
-        """Evaluate the tasks at ``step``, in one of ``looks`` interim analyses. Step 0 keeps the answers of the base and
-        returns nothing."""
+        """Evaluate the tasks at ``step``, in one of ``looks`` analyses. Step 0 only stores the answers of the base."""
         answers = {task.settings.task: tasks.task_answers(task, self._responses(model)) for task in self.loaded}
         if step == 0:
             self.base = answers

@@ -329,7 +329,7 @@ def unused_settings(name: str, given: set[str]) -> str:
 
 # --- Help texts and docs/methods.md ---
 
-def listed(names: Sequence[str], last: str = "or") -> str:
+def join_names(names: Sequence[str], last: str = "or") -> str:
     """"lora, dora or full"."""
     return f"{', '.join(names[:-1])} {last} {names[-1]}" if len(names) > 1 else "".join(names)
 
@@ -359,7 +359,7 @@ def _rate(rate: float) -> str:
     return f"{float(digits):g}e{int(power)}"
 
 
-def page() -> str:
+def methods_page() -> str:
     """The text of docs/methods.md. ``python -m aftertune.methods`` prints it, and ``make docs`` writes the file."""
     base_dtypes = {"computing": "dtype of the computation", "nf4": "four bits (NF4)", "float32": "float32"}
     rows = [("method", "name", "learning rate", "settings of `lora`", "base in memory", "saved as", "merge", "unsloth",
@@ -386,4 +386,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(methods_page(), end="")

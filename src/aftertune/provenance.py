@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from aftertune.redaction import given_command, own_command
+from aftertune.redaction import clean_command, process_command
 from aftertune.values import Provenance
 
 PACKAGES = ("aftertune", "torch", "transformers", "peft", "trl", "lm-eval", "datasets", "numpy")
@@ -32,7 +32,7 @@ _clocks: dict[str, float] = {}  # Provenance.started -> time.monotonic() at that
 
 def capture(command: str | None = None) -> Provenance:
     """The provenance of a run that starts now. command: its command line, by default that of this process."""
-    command_line = own_command(sys.argv) if command is None else given_command(command)
+    command_line = process_command(sys.argv) if command is None else clean_command(command)
     commit, dirty = _git(Path.cwd())
     started = _now()
     while started in _clocks:

@@ -135,7 +135,7 @@ def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
                   key=len, reverse=True)
 
 
-def own_command(argv: Sequence[str]) -> str:
+def process_command(argv: Sequence[str]) -> str:
     """The arguments of this process as a shell line without secrets; the program by name, without its path."""
     if not argv:
         return ""
@@ -144,7 +144,7 @@ def own_command(argv: Sequence[str]) -> str:
     return " ".join([name, *_quoted(_clean(argv[1:]))])
 
 
-def given_command(command: str) -> str:
+def clean_command(command: str) -> str:
     """A shell line without its secrets; unchanged where it has none."""
     try:
         words = shlex.split(command)

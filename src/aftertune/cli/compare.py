@@ -177,14 +177,14 @@ def gate(
     as_json: JsonFlag = False,
 ) -> None:
     """Exit with 1 if a drop beyond a limit is proven (with --require-proof: if its absence is not proven)."""
-    from aftertune.comparison import find
+    from aftertune.comparison import find_finished
     from aftertune.comparison.gate import gate as run
     from aftertune.ledger import Ledger
     from aftertune.report import gate_text, write_document, write_junit, write_junit_error
 
     drops = _drops(max_drop)
     with Ledger(create=False) as ledger:
-        left, right = find(base, ledger), find(tuned, ledger)
+        left, right = find_finished(base, ledger), find_finished(tuned, ledger)
         title = f"{right.name} against {left.name}"
         limits = {task: points / _scale(left, task) for task, points in drops.items()}
         try:

@@ -19,7 +19,7 @@ from aftertune.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
-    from aftertune.stats.planning import Need
+    from aftertune.stats.planning import RequiredItems
 
 #: Share of items on which two models differ, if it is not given: typical for a light fine-tune.
 DEFAULT_DISCORDANCE = 0.1
@@ -54,7 +54,7 @@ def plan_items(
     All named tasks are one family: they share the level of 5 %, as in a comparison.
     """
     from aftertune.ledger import Ledger
-    from aftertune.stats.planning import need
+    from aftertune.stats.planning import items_for_verdicts
 
     _check(margin, discordance, power)
     if (base is None) != (tuned is None):
@@ -71,7 +71,7 @@ def plan_items(
         raise InputError("no task is given; name tasks, for example --task hellaswag, or two evaluations in the ledger")
     psi = {name: discordance / 100 if discordance is not None else observed.get(name, (DEFAULT_DISCORDANCE, 0))[0]
            for name in totals}
-    plans = {name: need(psi[name], margin / 100, total=total, alpha=0.05 / len(totals), power=power / 100)
+    plans = {name: items_for_verdicts(psi[name], margin / 100, total=total, alpha=0.05 / len(totals), power=power / 100)
              for name, total in totals.items()}
     origins = {count.task: count.origin for count in counts}
     if as_json:
@@ -135,7 +135,7 @@ def _counts(text: str, ledger: Ledger | None) -> Iterator[ItemCount]:
                              f"{nearest(name, list(BENCHMARKS))}; write --task {name}=ITEMS")
 
 
-def _show(plans: dict[str, Need], psi: dict[str, float], margin: float, power: float) -> None:
+def _show(plans: dict[str, RequiredItems], psi: dict[str, float], margin: float, power: float) -> None:
     """Print a table with one row for each task. psi: the discordance of each task, as a share."""
     from rich.console import Console
     from rich.table import Table

@@ -52,13 +52,13 @@ def report(
     as_json: JsonFlag = False,
 ) -> None:
     """Write the ledger as one self-contained HTML page."""
-    from aftertune.comparison.flips import flips_of
+    from aftertune.comparison.flips import flips_by_comparison
     from aftertune.ledger import Ledger
     from aftertune.report import write_page
 
     results = _results(only or [], [], published=published, plans=False)
     with Ledger(create=False) as ledger:
-        results = replace(results, flips=flips_of(results.comparisons, results.answers, ledger=ledger))
+        results = replace(results, flips=flips_by_comparison(results.comparisons, results.answers, ledger=ledger))
     _write(write_page(results, title=title), out, as_json)
 
 
@@ -88,10 +88,10 @@ def _results(only: list[str], files: list[Path], *, published: bool, plans: bool
 
 def _contrasts(results: Results, ledger: Ledger) -> list[Contrast]:
     """Comparisons of recipes over seeds, with the margins of the comparisons of their models."""
-    from aftertune.comparison.across_seeds import contrasts
+    from aftertune.comparison.across_seeds import contrasts_across_seeds
 
     margins = {row.task: row.margin for comparison in results.comparisons for row in comparison.rows}
-    return contrasts(results.evaluations, results.tunings, margins=margins, ledger=ledger)
+    return contrasts_across_seeds(results.evaluations, results.tunings, margins=margins, ledger=ledger)
 
 
 def _reported() -> list[AuditedDocument]:

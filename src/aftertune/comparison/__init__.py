@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from aftertune.comparison.compatibility import differences, find_differences, refusal
-from aftertune.comparison.early_rows import early_units, is_stopped, with_early_rows
+from aftertune.comparison.compatibility import differences, find_differences, refusal_message
+from aftertune.comparison.early_rows import is_stopped, stopped_tests, with_early_rows
 from aftertune.comparison.lineage import find_relation
-from aftertune.comparison.pairing import Pair, pair_up, shifts
+from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
 from aftertune.comparison.rows import MARGIN, build_rows, margin_of
 from aftertune.errors import InputError, NotComparable, nearest
 from aftertune.values import Comparison, Difference, Evaluation, digest
@@ -29,7 +29,7 @@ from aftertune.values import Comparison, Difference, Evaluation, digest
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
-__all__ = ["align", "compare", "differences", "find"]
+__all__ = ["compare", "differences", "find_finished", "pair_evaluations"]
 
 
 def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Mapping[str, float] | float = MARGIN,
@@ -50,11 +50,11 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Mapping
         with Ledger() as opened:
             return compare(base, tuned, margins=margins, ledger=opened, force=force, common=common, tasks=tasks,
                            save=save)
-    left, right = find(base, ledger), find(tuned, ledger)
-    pairs, found = align(left, right, ledger, force=force, common=common, tasks=tasks)
+    left, right = find_finished(base, ledger), find_finished(tuned, ledger)
+    pairs, found = pair_evaluations(left, right, ledger, force=force, common=common, tasks=tasks)
     forced = any(d.blocking for d in found)
     relation = find_relation(left, right, ledger)
-    stopped = early_units(left, right, pairs)
+    stopped = stopped_tests(left, right, pairs)
     complete = [p for p in pairs if not is_stopped(left, right, p.settings.task)]
     rows, without_rows = build_rows(left, right, complete, margins, lineage=relation.lineage, forced=forced,
                                     early=len(stopped))
@@ -65,13 +65,13 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Mapping
         id="c-" + digest([left.id, right.id, used, *(["common"] if common else [])])[:10], base=left.id, tuned=right.id,
         base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
-        origin=relation.origin, common=common, forms=tuple(shifts(pairs)))
+        origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)))
     if save:
         ledger.save_comparison(comparison)
     return comparison
 
 
-def find(evaluation: Evaluation | str, ledger: Ledger) -> Evaluation:
+def find_finished(evaluation: Evaluation | str, ledger: Ledger) -> Evaluation:
     """A finished evaluation, given as a value or by id or name. Raises InputError if it is unknown or unfinished."""
     value = ledger.find_evaluation(evaluation) if isinstance(evaluation, str) else evaluation
     if value.status != "done":
@@ -80,7 +80,7 @@ def find(evaluation: Evaluation | str, ledger: Ledger) -> Evaluation:
     return value
 
 
-def align(left: Evaluation, right: Evaluation, ledger: Ledger, *, force: bool = False, common: bool = False,
+def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, force: bool = False, common: bool = False,
           tasks: Collection[str] = ()) -> tuple[list[Pair], tuple[Difference, ...]]:
     """The paired answers of the tasks that both have, and the differences. Raises NotComparable where these block."""
     if left.id == right.id:
@@ -91,12 +91,12 @@ def align(left: Evaluation, right: Evaluation, ledger: Ledger, *, force: bool = 
         if name not in names:
             raise InputError(f"{left.name} and {right.name} have no task {name!r}{nearest(name, sorted(names))}; "
                              f"their tasks: {', '.join(sorted(names))}")
-    pairs = [pair_up(t, ledger.answers(left.id, t.task), ledger.answers(right.id, t.task))
+    pairs = [pair_answers(t, ledger.answers(left.id, t.task), ledger.answers(right.id, t.task))
              for t in left.tasks if right.task(t.task) and (not tasks or {t.task, *t.groups} & set(tasks))]
     counts = {p.settings.task: p.counts for p in pairs if not is_stopped(left, right, p.settings.task)}
     found = find_differences(left, right, counts, common=common, tasks=tasks)
     blocking = tuple(d for d in found if d.blocking)
     usable = [p for p in pairs if p.left]
     if (blocking and not force) or not usable:
-        raise NotComparable(refusal(left, right, blocking, forcible=bool(usable)), blocking)
+        raise NotComparable(refusal_message(left, right, blocking, forcible=bool(usable)), blocking)
     return usable, found

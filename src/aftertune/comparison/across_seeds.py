@@ -18,8 +18,8 @@ import numpy as np
 
 from aftertune.catalog import MetricKey
 from aftertune.comparison.compatibility import find_differences
-from aftertune.comparison.pairing import Pair, columns, pair_up
-from aftertune.comparison.rows import Draft, Margins, build_row, margin_of
+from aftertune.comparison.pairing import Pair, metric_values, pair_answers
+from aftertune.comparison.rows import Margins, RowDraft, build_row, margin_of
 from aftertune.stats.across_seeds import ENOUGH_SEEDS, SeedContrast, seed_contrast
 from aftertune.stats.evidence import Evidence
 from aftertune.stats.paired import Floats
@@ -53,7 +53,7 @@ class RecipeGroup:
         return "-".join(shared) or names[0]
 
 
-def recipes(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> list[RecipeGroup]:
+def group_by_recipe(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> list[RecipeGroup]:
     """Group the finished fine-tunes that have an evaluation by recipe, in their order."""
     groups: dict[str, tuple[dict[str, Any], dict[int, tuple[Tuning, Evaluation]]]] = {}
     for tuning in tunings:
@@ -65,10 +65,10 @@ def recipes(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]) -> lis
     return [RecipeGroup(settings, members) for settings, members in groups.values()]
 
 
-def contrasts(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning], *, margins: Margins, ledger: Ledger
-              ) -> list[Contrast]:
+def contrasts_across_seeds(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning], *, margins: Margins,
+                           ledger: Ledger) -> list[Contrast]:
     """Compare every two recipes of one base that have enough seeds in common and comparable evaluations."""
-    pairs = combinations(recipes(evaluations, tunings), 2)
+    pairs = combinations(group_by_recipe(evaluations, tunings), 2)
     return [c for left, right in pairs if (c := _contrast(left, right, margins, ledger)) is not None]
 
 
@@ -123,10 +123,10 @@ def _primary_values(left: Evaluation, right: Evaluation, task: str, ledger: Ledg
     ours, theirs = left.task(task), right.task(task)
     if ours is None or theirs is None or ours.used is not None or theirs.used is not None:
         return None
-    pair = pair_up(ours, ledger.answers(left.id, task), ledger.answers(right.id, task))
+    pair = pair_answers(ours, ledger.answers(left.id, task), ledger.answers(right.id, task))
     if not pair.left or any(d.blocking for d in find_differences(left, right, {task: pair.counts}, tasks=(task,))):
         return None
-    values = columns(left, right, pair).get(ours.primary)
+    values = metric_values(left, right, pair).get(ours.primary)
     return None if values is None else (pair, values.base, values.tuned)
 
 
@@ -144,8 +144,8 @@ def _row(pair: Pair, values: Sequence[tuple[Floats, Floats]], contrast: SeedCont
     tests = contrast.tests(margin)
     evidence = Evidence(n=len(pair.left), base=base, tuned=tuned, delta=contrast.mean, low=low, high=high, kind="real",
                         tests=tests, items_needed=None)
-    draft = Draft(task=pair.settings.task, key=pair.settings.primary, evidence=evidence, margin=margin, primary=True,
-                  target=pair.settings.target, n_total=pair.settings.n_total)
+    draft = RowDraft(task=pair.settings.task, key=pair.settings.primary, evidence=evidence, margin=margin, primary=True,
+                     target=pair.settings.target, n_total=pair.settings.n_total)
     return build_row(draft, decision, lineage=False, notes=[f"over {len(values)} seeds"], tests=tests)
 
 

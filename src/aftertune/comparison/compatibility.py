@@ -61,7 +61,7 @@ def find_differences(left: Evaluation, right: Evaluation, counts: Mapping[str, t
     return tuple(sorted(result, key=lambda d: not d.blocking))
 
 
-def refusal(left: Evaluation, right: Evaluation, blocking: Sequence[Difference], *, forcible: bool) -> str:
+def refusal_message(left: Evaluation, right: Evaluation, blocking: Sequence[Difference], *, forcible: bool) -> str:
     """The error message of a refused comparison, in one line. forcible: it can be forced, as some items are shared."""
     listed = [f"{d.field} ({d.left} | {d.right})" for d in blocking[:_LISTED]]
     more = f" and {len(blocking) - _LISTED} more" if len(blocking) > _LISTED else ""

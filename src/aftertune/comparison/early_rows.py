@@ -16,18 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from aftertune.catalog import MetricKey, is_bounded
-from aftertune.comparison.pairing import MetricValues, Pair, columns
-from aftertune.comparison.rows import FORCED, Draft, Margins, build_row, margin_of, off_the_floor
+from aftertune.comparison.pairing import MetricValues, Pair, metric_values
+from aftertune.comparison.rows import FORCED, Margins, RowDraft, build_row, floor_note, margin_of
 from aftertune.stats.evidence import Evidence
 from aftertune.stats.paired import NO_EVIDENCE, Floats, wilson
-from aftertune.stats.planning import discordance_bound, items_needed, settled_by
-from aftertune.stats.sequential import PairedSequential, draw_key, is_whole
+from aftertune.stats.planning import discordance_bound, items_needed, items_to_decide
+from aftertune.stats.sequential import PairedSequential, has_whole_differences, random_order_key
 from aftertune.stats.verdict import ALPHA, Decision, at_floor
 from aftertune.values import ComparisonRow, Early, EarlyUnit, Evaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stopped:
+class StoppedTest:
     """A sequential test that stopped early in one of the evaluations.
 
     columns: ``metric,filter`` -> paired values in random order. base: all known values of the base on the metric of the
@@ -48,7 +48,7 @@ def is_stopped(left: Evaluation, right: Evaluation, task: str) -> bool:
     return any(t is not None and t.used is not None for t in (left.task(task), right.task(task)))
 
 
-def early_units(left: Evaluation, right: Evaluation, pairs: Sequence[Pair]) -> list[Stopped]:
+def stopped_tests(left: Evaluation, right: Evaluation, pairs: Sequence[Pair]) -> list[StoppedTest]:
     """The tests that stopped early, with the values of the shared items. Tests without shared items are skipped."""
     plan = right.early or left.early
     if plan is None:
@@ -61,10 +61,11 @@ def early_units(left: Evaluation, right: Evaluation, pairs: Sequence[Pair]) -> l
     return stopped
 
 
-def _stopped_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Sequence[Pair], plan: Early) -> Stopped:
-    tables = [columns(left, right, p) for p in pairs]
+def _stopped_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Sequence[Pair], plan: Early
+                  ) -> StoppedTest:
+    tables = [metric_values(left, right, p) for p in pairs]
     answers = [a for p in pairs for a in p.right]
-    order = sorted(range(len(answers)), key=lambda i: draw_key(plan.seed, answers[i].task, answers[i].index,
+    order = sorted(range(len(answers)), key=lambda i: random_order_key(plan.seed, answers[i].task, answers[i].index,
                                                                answers[i].item))
     keys = list(tables[0]) if len(unit.tasks) == 1 else [unit.key]
     pooled = {}
@@ -75,13 +76,13 @@ def _stopped_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: S
             pooled[key] = MetricValues(base, tuned, values[0].higher_is_better, values[0].note)
     settings = [p.settings for p in pairs]
     chances = [s.chance for s in settings if s.chance is not None]
-    return Stopped(
+    return StoppedTest(
         unit=unit, columns=pooled, base=np.array([a.metrics[unit.key] for p in pairs for a in p.all_left]),
         chance=sum(chances) / len(chances) if len(chances) == len(settings) else None,
         groups=settings[0].groups, share=len(plan.units), target=settings[0].target)
 
 
-def with_early_rows(rows: Sequence[ComparisonRow], stopped: Sequence[Stopped], margins: Margins, *,
+def with_early_rows(rows: Sequence[ComparisonRow], stopped: Sequence[StoppedTest], margins: Margins, *,
                     lineage: bool, forced: bool) -> tuple[ComparisonRow, ...]:
     """``rows`` together with those of the tests that stopped early, primary ones first."""
     early = [_row(u, key, column, margin_of(margins, u.unit.name, *u.groups), lineage=lineage, forced=forced)
@@ -89,28 +90,29 @@ def with_early_rows(rows: Sequence[ComparisonRow], stopped: Sequence[Stopped], m
     return tuple(sorted((*rows, *early), key=lambda r: not r.primary))
 
 
-def _row(stopped: Stopped, key: str, column: MetricValues, margin: float, *, lineage: bool,
+def _row(stopped: StoppedTest, key: str, column: MetricValues, margin: float, *, lineage: bool,
          forced: bool) -> ComparisonRow:
     unit, primary = stopped.unit, key == stopped.unit.key
     metric = MetricKey(key).metric
     d = column.tuned - column.base if column.higher_is_better else column.base - column.tuned
-    test = PairedSequential(unit.items, margin, alpha=ALPHA / stopped.share, whole=is_whole(metric, d))
+    whole = has_whole_differences(metric, d)
+    test = PairedSequential(unit.items, margin, alpha=ALPHA / stopped.share, whole=whole)
     verdict = test.update(d) or "undecided"
     low, high = test.interval()
     floor = (primary and verdict in ("within", "undecided") and column.higher_is_better
              and at_floor(wilson(float(stopped.base.sum()), stopped.base.size)[0], stopped.chance))
     notes, needed = [FORCED if forced else "", _test_note(stopped) if primary else ""], None
     if floor:
-        notes.append(off_the_floor(float(stopped.base.mean()), stopped.chance, unit.items))
+        notes.append(floor_note(float(stopped.base.mean()), stopped.chance, unit.items))
     if primary and verdict == "undecided" and not floor:
         true = 0.0 if low <= 0 <= high else float(d.mean())
         psi = discordance_bound(int((d != 0).sum()), d.size)
-        needed, reason = settled_by(items_needed(max(psi, true**2), margin, true), d.size, unit.items)
+        needed, reason = items_to_decide(items_needed(max(psi, true**2), margin, true), d.size, unit.items)
         notes.append(reason)
     decision = Decision(verdict="undecided" if floor else verdict, p=test.p, at_floor=floor,
                         p_adjusted=min(1.0, test.p * stopped.share)) if primary else None
-    draft = Draft(task=unit.name, key=key, evidence=_evidence(column, d, (low, high), is_whole(metric, d)),
-                  margin=margin, primary=primary, target=stopped.target, stopped_of=unit.items)
+    draft = RowDraft(task=unit.name, key=key, evidence=_evidence(column, d, (low, high), whole), margin=margin,
+                     primary=primary, target=stopped.target, stopped_of=unit.items)
     return build_row(draft, decision, lineage=lineage, notes=notes, items_needed=needed)
 
 
@@ -123,7 +125,7 @@ def _evidence(column: MetricValues, d: Floats, interval: tuple[float, float], bi
         gained=int((d > 0).sum()) if binary else None, lost=int((d < 0).sum()) if binary else None)
 
 
-def _test_note(stopped: Stopped) -> str:
+def _test_note(stopped: StoppedTest) -> str:
     """A note on the error level of the test, and on the pooled items of a group."""
     sentences = []
     if stopped.share > 1:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from aftertune.catalog import METRICS, MetricKey
-from aftertune.comparison import align, find
-from aftertune.comparison.pairing import Pair, columns, pair_up
+from aftertune.comparison import find_finished, pair_evaluations
+from aftertune.comparison.pairing import Pair, metric_values, pair_answers
 from aftertune.errors import InputError, nearest
 from aftertune.values import (
     Answer,
@@ -43,8 +43,8 @@ def flips(base: Evaluation | str, tuned: Evaluation | str, task: str, *, ledger:
     direction: only these. Raises NotComparable and InputError as `compare` does, and InputError for a metric that is
     not 0 or 1 on every item.
     """
-    left, right = find(base, ledger), find(tuned, ledger)
-    pairs, differences = align(left, right, ledger, force=force, common=common, tasks=[task])
+    left, right = find_finished(base, ledger), find_finished(tuned, ledger)
+    pairs, differences = pair_evaluations(left, right, ledger, force=force, common=common, tasks=[task])
     pair = next((p for p in pairs if p.settings.task == task), None)
     if pair is None:
         names = ", ".join(p.settings.task for p in pairs)
@@ -59,7 +59,7 @@ def flips(base: Evaluation | str, tuned: Evaluation | str, task: str, *, ledger:
                  differences=tuple(d for d in differences if d.blocking))
 
 
-def flips_of(comparisons: Sequence[Comparison], answers: Mapping[str, Sequence[Answer]], *, ledger: Ledger,
+def flips_by_comparison(comparisons: Sequence[Comparison], answers: Mapping[str, Sequence[Answer]], *, ledger: Ledger,
              each: int = 5) -> dict[str, tuple[Flips, ...]]:
     """Comparison id -> the items that changed on the primary metric of each task, at most ``each`` in either direction.
 
@@ -74,7 +74,7 @@ def flips_of(comparisons: Sequence[Comparison], answers: Mapping[str, Sequence[A
             settings = base.task(row.task)
             if settings is None:
                 continue  # a group, whose items are listed under its tasks
-            pair = pair_up(settings, *([a for a in answers[side] if a.task == row.task]
+            pair = pair_answers(settings, *([a for a in answers[side] if a.task == row.task]
                                        for side in (comparison.base, comparison.tuned)))
             if (base.id, row.task) not in items:
                 items[base.id, row.task] = {i.hash: i for i in ledger.items(base.id, row.task)}
@@ -96,7 +96,7 @@ def _flips_of_row(comparison: Comparison, row: ComparisonRow, pair: Pair, items:
 
 def _key(pair: Pair, left: Evaluation, right: Evaluation, metric: str | None) -> str:
     """The ``metric,filter`` to use. Raises InputError unless it is 0 or 1 on every item."""
-    table = columns(left, right, pair)
+    table = metric_values(left, right, pair)
     binary = [k for k, c in table.items() if c is not None and {*c.base.tolist(), *c.tuned.tolist()} <= {0.0, 1.0}]
     name = metric or pair.settings.primary
     key = name if name in binary else next((k for k in binary if MetricKey(k).metric == name), None)

@@ -2,7 +2,7 @@
 
     pair = pair_answers(settings, base_answers, tuned_answers)
     pair.counts                           (300, 300, 300): left, right, shared
-    metric_values(left, right, pair)      {"acc,none": MetricValues(base=[1., 0.], tuned=[1., 1.]), "bleu,none": None, …}
+    metric_values(left, right, pair)      {"acc,none": MetricValues(base=[1., 0.], …), "bleu,none": None}
     next(form_shifts([pair])).cause       "format": most lost items have no answer to judge
 
 Items are matched by their content, not by their index, so two evaluations of different samples can be paired on the
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aftertune.catalog import MetricKey
-from aftertune.stats.answer_format import cause, count_forms, generated, unjudged
+from aftertune.stats.answer_format import cannot_be_judged, count_forms, is_generated, loss_cause
 from aftertune.stats.paired import Floats
 from aftertune.values import Answer, Evaluation, FormShift, Score, TaskSettings
 
@@ -48,7 +48,7 @@ class Pair:
         return len(self.all_left), len(self.all_right), len(self.left)
 
 
-def pair_up(settings: TaskSettings, left: Sequence[Answer], right: Sequence[Answer]) -> Pair:
+def pair_answers(settings: TaskSettings, left: Sequence[Answer], right: Sequence[Answer]) -> Pair:
     """Pair the answers of one task, in the order of the left side."""
     others = dict(_numbered(right))
     shared = [(a, others[key]) for key, a in _numbered(left) if key in others]
@@ -78,7 +78,7 @@ def score_of(evaluation: Evaluation, task: str, key: str) -> Score | None:
     return next((s for s in evaluation.scores if s.task == task and s.key == key), None)
 
 
-def columns(left: Evaluation, right: Evaluation, pair: Pair) -> dict[str, MetricValues | None]:
+def metric_values(left: Evaluation, right: Evaluation, pair: Pair) -> dict[str, MetricValues | None]:
     """``metric,filter`` -> paired values, for every key that both evaluations have; None where it cannot be paired."""
     ours, theirs = (dict.fromkeys([*answers[0].metrics,
                                    *(s.key for s in e.scores if s.task == pair.settings.task)])
@@ -115,17 +115,17 @@ def _sign(evaluation: Evaluation, task: str, answers: Sequence[Answer], key: str
     return None
 
 
-def shifts(pairs: Sequence[Pair]) -> Iterator[FormShift]:
+def form_shifts(pairs: Sequence[Pair]) -> Iterator[FormShift]:
     """The form of the answers of each task with generated answers, over the items that both models answered."""
     for pair in pairs:
-        if not all(generated(answer) for answer in (*pair.left, *pair.right)):
+        if not all(is_generated(answer) for answer in (*pair.left, *pair.right)):
             continue
         key = MetricKey(pair.settings.primary)
         sign = 1 if pair.settings.higher_is_better.get(key.metric, True) else -1
         lost = [b for a, b in zip(pair.left, pair.right, strict=True)
                 if sign * (a.metrics.get(key) or 0) > sign * (b.metrics.get(key) or 0)]
-        by_form = sum(unjudged(answer, key.filter) for answer in lost)
-        loss, low, high = cause(len(lost), by_form)
+        by_form = sum(cannot_be_judged(answer, key.filter) for answer in lost)
+        loss, low, high = loss_cause(len(lost), by_form)
         yield FormShift(task=pair.settings.task, base=count_forms(pair.left, key.filter),
                         tuned=count_forms(pair.right, key.filter), lost=len(lost), lost_by_form=by_form, low=low,
                         high=high, cause=loss)

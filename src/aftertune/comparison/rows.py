@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from aftertune.catalog import MetricKey
-from aftertune.comparison.pairing import MetricValues, Pair, columns, score_of
+from aftertune.comparison.pairing import MetricValues, Pair, metric_values, score_of
 from aftertune.errors import InputError
 from aftertune.stats.clustered import Weighting
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.paired import NO_EVIDENCE, Floats, MarginTests
-from aftertune.stats.planning import items_above, settled_by
-from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, benjamini_hochberg, decide, tell
+from aftertune.stats.planning import items_above, items_to_decide
+from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, benjamini_hochberg, decide, label_of
 from aftertune.values import ComparisonRow, Difference, Evaluation, Score
 
 MARGIN = 0.02
@@ -35,7 +35,7 @@ Margins = Mapping[str, float] | float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class RowDraft:
     """A row before it has a verdict.
 
     key: ``metric,filter``. chance: expected score of a guess, None where answers cannot be guessed. n_total: items that
@@ -63,7 +63,7 @@ class Draft:
                     at_floor=low is not None and at_floor(low, self.chance))
 
 
-def build_row(draft: Draft, decision: Decision | None, *, lineage: bool, notes: Sequence[str] = (),
+def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, notes: Sequence[str] = (),
               items_needed: int | None = None, tests: MarginTests | None = None, p_no_drop: float | None = None,
               q: float | None = None) -> ComparisonRow:
     """Build a row. All rows are built here, whichever test they use.
@@ -86,7 +86,7 @@ def build_row(draft: Draft, decision: Decision | None, *, lineage: bool, notes: 
         p_exact=e.p_exact, p_mid=e.p_mid, p_no_drop=p_no_drop, q=q,
         gained=e.gained, lost=e.lost,
         verdict=decision.verdict if decision else None,
-        told=tell(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else "",
+        told=label_of(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else "",
         at_floor=bool(decision and decision.at_floor),
         items_needed=items_needed,
         note="; ".join(note for note in notes if note), details=e.details)
@@ -133,12 +133,12 @@ def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margi
     family for which nothing is proven, so that the whole family keeps its error level. Raises InputError for a margin
     outside (0, 1].
     """
-    table = {p.settings.task: columns(left, right, p) for p in pairs}
+    table = {p.settings.task: metric_values(left, right, p) for p in pairs}
     groups = _groups(left, right, pairs, table)
     replacing = [g for g in groups
                  if g.replaces_tasks and not any(o.replaces_tasks and g.tasks < o.tasks for o in groups)]
     replaced = {task: g for g in replacing for task in g.tasks}
-    drafts: list[Draft] = []
+    drafts: list[RowDraft] = []
     for pair in pairs:
         drafts += [_group_draft(g, margins, primary=g in replacing) for g in groups if g.members[0][0] is pair]
         drafts += [_task_draft(pair, key, values, margins, group=replaced.get(pair.settings.task))
@@ -153,7 +153,7 @@ def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margi
                               for key, values in metrics.items() if values is None)
 
 
-def _q_values(drafts: Sequence[Draft]) -> list[float | None]:
+def _q_values(drafts: Sequence[RowDraft]) -> list[float | None]:
     """Benjamini and Hochberg's q for the tasks that a group replaces, for each metric, from the mid-p of "any
     difference". None for all others."""
     q_values: list[float | None] = [None] * len(drafts)
@@ -173,16 +173,16 @@ def _without_row(left: Evaluation, right: Evaluation, task: str, key: str) -> Di
                       right=scores[1], blocking=False)
 
 
-def _task_draft(pair: Pair, key: str, values: MetricValues, margins: Margins, *, group: _Group | None) -> Draft:
+def _task_draft(pair: Pair, key: str, values: MetricValues, margins: Margins, *, group: _Group | None) -> RowDraft:
     """The draft of one metric of a task. group: the group that replaces the task in the family, if any."""
     settings = pair.settings
     clusters = [a.cluster for a in pair.left] if settings.cluster else []
     margin = margin_of(margins, settings.task, *settings.groups)
     evidence = paired_evidence(values.base, values.tuned, margin=margin, higher_is_better=values.higher_is_better,
                                clusters=clusters if clusters and None not in clusters else None)
-    return Draft(task=settings.task, key=key, evidence=evidence, margin=margin, note=values.note,
-                 primary=group is None and key == settings.primary, chance=settings.chance, n_total=settings.n_total,
-                 target=settings.target, group=group.name if group else "")
+    return RowDraft(task=settings.task, key=key, evidence=evidence, margin=margin, note=values.note,
+                    primary=group is None and key == settings.primary, chance=settings.chance, n_total=settings.n_total,
+                    target=settings.target, group=group.name if group else "")
 
 
 def _groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
@@ -200,7 +200,7 @@ def _groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
     return groups
 
 
-def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> Draft:
+def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> RowDraft:
     """The draft of one metric of a group."""
     values = [v for _, v in group.members]
     settings = [pair.settings for pair, _ in group.members]
@@ -210,10 +210,10 @@ def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> Draft:
     evidence = group_evidence([v.base for v in values], [v.tuned for v in values], margin=margin,
                               higher_is_better=values[0].higher_is_better, weighting=weighting)
     averaged = "items" if weighting == "micro" else "tasks"
-    return Draft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary,
-                 chance=sum(chances) / len(chances) if len(chances) == len(settings) else None,
-                 n_total=sum(s.n_total for s in settings),
-                 note=f"mean over the {averaged} of {len(values)} tasks, with errors stratified by task")
+    return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary,
+                    chance=sum(chances) / len(chances) if len(chances) == len(settings) else None,
+                    n_total=sum(s.n_total for s in settings),
+                    note=f"mean over the {averaged} of {len(values)} tasks, with errors stratified by task")
 
 
 def _weighting(score: Score | None, values: Sequence[Floats]) -> Weighting:
@@ -223,18 +223,18 @@ def _weighting(score: Score | None, values: Sequence[Floats]) -> Weighting:
     return "macro" if fits else "micro"
 
 
-def _items_needed(draft: Draft, decision: Decision) -> tuple[int | None, str]:
+def _items_needed(draft: RowDraft, decision: Decision) -> tuple[int | None, str]:
     """(items that would decide an undecided row, ""), or (None, the reason why there is no number)."""
     needed = draft.evidence.items_needed
     total = draft.evidence.n if draft.n_total is None else draft.n_total
     if decision.at_floor:
-        return None, off_the_floor(draft.evidence.base, draft.chance, total)
+        return None, floor_note(draft.evidence.base, draft.chance, total)
     if decision.verdict != "undecided" or draft.evidence.tests == NO_EVIDENCE:
         return None, ""
-    return settled_by(needed, draft.evidence.n, total)
+    return items_to_decide(needed, draft.evidence.n, total)
 
 
-def off_the_floor(base: float, chance: float | None, total: int) -> str:
+def floor_note(base: float, chance: float | None, total: int) -> str:
     """How many items would show that the base is above the floor, if its score stays the same. total: items of the
     task."""
     needed = items_above(base, GENERATION_FLOOR if chance is None else chance)
@@ -245,7 +245,7 @@ def off_the_floor(base: float, chance: float | None, total: int) -> str:
     return f"about {needed:,} items would show that the base is above chance, if its score stays the same"
 
 
-def _row(draft: Draft, decision: Decision | None, *, lineage: bool, forced: bool, q: float | None = None
+def _row(draft: RowDraft, decision: Decision | None, *, lineage: bool, forced: bool, q: float | None = None
          ) -> ComparisonRow:
     e = draft.evidence
     notes = [FORCED if forced else "", draft.note, *e.notes]

@@ -26,7 +26,7 @@ from aftertune.exchange.lm_eval_files import read_results
 from aftertune.exchange.markdown_record import Document, read_record
 from aftertune.ledger import Ledger
 from aftertune.stats import audit as checks
-from aftertune.stats.audit import Figure, Pairing
+from aftertune.stats.audit import Figure, PairingBounds
 from aftertune.stats.verdict import holm
 from aftertune.values.reported import AuditedDocument, Remark, Reported, ReportedDifference, ScoreName
 
@@ -86,8 +86,8 @@ class Claim:
     p_holm: float
     family: bool
     inputs_ok: bool
-    pairing: Pairing | None
-    strict: Pairing | None
+    pairing: PairingBounds | None
+    strict: PairingBounds | None
 
     @property
     def status(self) -> ClaimStatus:
@@ -154,7 +154,7 @@ def check_score(row: Reported) -> Check:
     texts = [_value_text(row, value, counts)]
     if stderr is not None and stderr_ok is not None:
         texts.append(_stderr_text(row, value, stderr, ok=stderr_ok))
-    return Check(row, bool(counts), stderr_ok, counts, checks.power(value, row.n), "; ".join(texts))
+    return Check(row, bool(counts), stderr_ok, counts, checks.detection_power(value, row.n), "; ".join(texts))
 
 
 def _figure(text: str) -> Figure | None:
@@ -169,7 +169,7 @@ def _value_text(row: Reported, value: Figure, counts: Sequence[int]) -> str:
     if counts:
         k_text = f"k={counts[0]}" if len(counts) == 1 else f"k={counts[0]} to {counts[-1]}"
         return f"{k_text} of {row.n:,}"
-    nearest = [k for k in checks.neighbours(value, row.n) if 0 <= k <= row.n]
+    nearest = [k for k in checks.nearest_counts(value, row.n) if 0 <= k <= row.n]
     nearest_text = " and ".join(f"{k} is {_share_text(k / row.n, value)}" for k in dict.fromkeys(nearest))
     return f"not reproducible as k/n at the stated n={row.n:,} ({nearest_text})"
 
@@ -219,7 +219,7 @@ def _claims(base: str, tuned: str, results: Sequence[Check], *, family: bool) ->
     of_base = {_score_name(c): c for c in results if c.row.model == base}
     both = [(of_base[name], c) for c in results if c.row.model == tuned
             and (name := _score_name(c)) in of_base and _complete(c) and _complete(of_base[name])]
-    tests = [checks.unpaired(_summary(a.row), _summary(b.row)) for a, b in both]
+    tests = [checks.unpaired_difference(_summary(a.row), _summary(b.row)) for a, b in both]
     adjusted = holm([t.p for t in tests])
     order = sorted(range(len(tests)), key=lambda i: tests[i].p)
     for i, (before, after) in enumerate(both):
@@ -244,12 +244,12 @@ def _summary(row: Reported) -> tuple[float, float]:
     return row.value, row.stderr
 
 
-def _bounds(before: Check, after: Check, alpha: float) -> Pairing | None:
+def _bounds(before: Check, after: Check, alpha: float) -> PairingBounds | None:
     """Bounds of the paired test; None unless the k of both is known and their n is the same."""
     n = before.row.n
     if n is None or n != after.row.n or len(before.counts) != 1 or len(after.counts) != 1:
         return None
-    return checks.pairing(before.counts[0], after.counts[0], n, alpha=alpha)
+    return checks.pairing_bounds(before.counts[0], after.counts[0], n, alpha=alpha)
 
 
 def pairing_text(claim: Claim) -> str:
@@ -363,6 +363,6 @@ def _best(results: Sequence[Check]) -> Iterator[tuple[ScoreName, str]]:
         if len(row) < 2 or not all(c.ok and _complete(c) for c in row):
             continue
         best, *others = sorted(row, key=lambda c: -(c.row.value or 0))
-        tests = [checks.unpaired(_summary(best.row), _summary(other.row)) for other in others]
+        tests = [checks.unpaired_difference(_summary(best.row), _summary(other.row)) for other in others]
         if all(p < ALPHA for p in holm([t.p for t in tests])):
             yield name, best.row.model

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.comparison import compare
-from aftertune.comparison.across_seeds import contrasts
-from aftertune.comparison.flips import flips_of
+from aftertune.comparison.across_seeds import contrasts_across_seeds
+from aftertune.comparison.flips import flips_by_comparison
 from aftertune.errors import AftertuneError, InputError
 from aftertune.evaluation import evaluate
 from aftertune.forgetting_watch import ForgettingWatch
@@ -217,8 +217,8 @@ class _StudyRun:
         answers = {e.id: self.ledger.answers(e.id) for e in evaluations}
         results = Results(
             evaluations=evaluations, tunings=tunings, comparisons=comparisons, answers=answers,
-            contrasts=tuple(contrasts(evaluations, tunings, margins=study.margins(), ledger=self.ledger)),
-            flips=flips_of(comparisons, answers, ledger=self.ledger),
+            contrasts=tuple(contrasts_across_seeds(evaluations, tunings, margins=study.margins(), ledger=self.ledger)),
+            flips=flips_by_comparison(comparisons, answers, ledger=self.ledger),
             planned=unevaluated(study, ledger=self.ledger, file=file), cells=self.ledger.cells(study.study))
         title = f"Study: {study.study}"
         record, page = self.out / "record.md", self.out / "report.html"

@@ -4,7 +4,7 @@
     legend()                       "▼ lower, ▲ higher, ● within the margin, ◆ undecided"
 
 Colour is never the only cue: shape and word carry the same meaning. The labels for a base and its own fine-tune
-("forgot", "improved", "kept") are in `aftertune.values.TOLD`.
+("forgot", "improved", "kept") are in `aftertune.values.VERDICT_LABELS`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from aftertune.catalog import METRICS, MetricKey
 from aftertune.report import documents as md
 from aftertune.report import formatting as fmt
 from aftertune.report.names import metric_title, task_title
-from aftertune.stats.answer_format import count_forms, generated
+from aftertune.stats.answer_format import count_forms, is_generated
 from aftertune.values import (
     Answer,
     Comparison,
@@ -70,7 +70,7 @@ def format_table(evaluation: Evaluation, answers: Sequence[Answer]) -> list[Form
     """The format failures of each generated task of an evaluation."""
     lines = []
     for task in evaluation.tasks:
-        own = [a for a in answers if a.task == task.task and generated(a)]
+        own = [a for a in answers if a.task == task.task and is_generated(a)]
         if own:
             lines.append(FormatLine(title=fmt.visible(task_title(task.task)),
                                     **asdict(count_forms(own, MetricKey(task.primary).filter))))

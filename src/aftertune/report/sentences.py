@@ -24,7 +24,7 @@ from aftertune.report.changed_items import forced_text
 from aftertune.report.columns import columns, margin_text, scale, verdict_lines
 from aftertune.report.names import metric_title, source_title, task_title
 from aftertune.report.table import items_needed_text, items_text
-from aftertune.values import TOLD, Comparison, ComparisonRow, Contrast, Verdict, WatchPoint
+from aftertune.values import VERDICT_LABELS, Comparison, ComparisonRow, Contrast, Verdict, WatchPoint
 
 
 # --- Comparisons ---
@@ -180,7 +180,7 @@ def watch_text(point: WatchPoint) -> str:
     """One look in one line. Its model is made from the base, so the labels are forgot, improved and kept."""
     return (f"watch, step {point.step}: {point.task} {fmt.percent(point.base)} → {fmt.percent(point.tuned)}, "
             f"{fmt.points(point.delta)} points ({fmt.points_interval(point.low, point.high)}) on {point.n} items: "
-            f"{TOLD[point.verdict]}")
+            f"{VERDICT_LABELS[point.verdict]}")
 
 
 def watch_facts(points: Sequence[WatchPoint]) -> list[tuple[str, str]]:

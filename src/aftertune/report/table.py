@@ -21,7 +21,7 @@ from aftertune.report import formatting as fmt
 from aftertune.report.names import metric_title, task_title
 from aftertune.stats.paired import wilson
 from aftertune.values import (
-    TOLD,
+    VERDICT_LABELS,
     Comparison,
     ComparisonRow,
     Evaluation,
@@ -142,7 +142,7 @@ def shown_verdict(row: ComparisonRow) -> Verdict | None:
 def row_label(row: ComparisonRow, lineage: bool) -> str:
     """The label of the verdict: forgot, improved or kept only with proven lineage; "" for a row without a verdict."""
     verdict = shown_verdict(row)
-    return "" if verdict is None else TOLD[verdict] if lineage else verdict
+    return "" if verdict is None else VERDICT_LABELS[verdict] if lineage else verdict
 
 
 def note_text(row: ComparisonRow) -> str:

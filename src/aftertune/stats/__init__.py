@@ -35,7 +35,7 @@ from aftertune.stats.planning import (
     smallest_difference,
 )
 from aftertune.stats.sequential import PairedSequential
-from aftertune.stats.verdict import Case, Decision, at_floor, benjamini_hochberg, decide, holm, tell
+from aftertune.stats.verdict import Case, Decision, at_floor, benjamini_hochberg, decide, holm, label_of
 
 __all__ = [
     "Case",
@@ -53,6 +53,7 @@ __all__ = [
     "items_for_difference",
     "items_for_equivalence",
     "items_needed",
+    "label_of",
     "mcnemar_exact",
     "mcnemar_mid",
     "paired_evidence",
@@ -62,6 +63,5 @@ __all__ = [
     "tango_interval",
     "tango_statistic",
     "tango_tests",
-    "tell",
     "wilson",
 ]

@@ -25,45 +25,45 @@ _NOTHING = frozenset({"", "[invalid]", OUT_OF_TIME})
 Cause = Literal["", "format", "skill", "mixed"]
 
 
-def generated(answer: Answer) -> bool:
+def is_generated(answer: Answer) -> bool:
     """True for a generated answer, False for one that was scored by log-likelihoods."""
     return any(r.text is not None for r in answer.responses)
 
 
-def no_answer(answer: Answer, filter_name: str) -> bool:
+def has_no_answer(answer: Answer, filter_name: str) -> bool:
     """True where ``filter_name`` extracted nothing, or where the answer should be JSON and is not."""
     return answer.extracted.get(filter_name, "-").strip() in _NOTHING or \
         answer.metrics.get(MetricKey.of("valid_json", filter_name)) == 0
 
 
-def cut_off(answer: Answer) -> bool:
+def is_cut_off(answer: Answer) -> bool:
     """True where generation ended at the token limit."""
     return any(r.finish == "length" for r in answer.responses)
 
 
-def empty(answer: Answer) -> bool:
+def is_empty(answer: Answer) -> bool:
     """True where the text has no visible character."""
     return all(not (r.text or "").strip() for r in answer.responses)
 
 
-def unjudged(answer: Answer, filter_name: str) -> bool:
+def cannot_be_judged(answer: Answer, filter_name: str) -> bool:
     """True where there is no complete answer to judge."""
-    return no_answer(answer, filter_name) or cut_off(answer) or empty(answer)
+    return has_no_answer(answer, filter_name) or is_cut_off(answer) or is_empty(answer)
 
 
 def count_forms(answers: Sequence[Answer], filter_name: str) -> FormCounts:
     """Count the failures of form of generated answers. filter_name: the filter of the primary metric."""
     def has_other_form(answer: Answer) -> bool:
         missed = any(v.strip() in _NOTHING for name, v in answer.extracted.items() if name != filter_name)
-        return missed and not no_answer(answer, filter_name)
+        return missed and not has_no_answer(answer, filter_name)
 
     return FormCounts(
-        n=len(answers), no_answer=sum(no_answer(a, filter_name) for a in answers), cut_off=sum(map(cut_off, answers)),
-        no_end=sum(any(r.finish != "eos" for r in a.responses) for a in answers),
-        other_form=sum(map(has_other_form, answers)), empty=sum(map(empty, answers)))
+        n=len(answers), no_answer=sum(has_no_answer(a, filter_name) for a in answers),
+        cut_off=sum(map(is_cut_off, answers)), no_end=sum(any(r.finish != "eos" for r in a.responses) for a in answers),
+        other_form=sum(map(has_other_form, answers)), empty=sum(map(is_empty, answers)))
 
 
-def cause(lost: int, by_form: int) -> tuple[Cause, float, float]:
+def loss_cause(lost: int, by_form: int) -> tuple[Cause, float, float]:
     """(cause, low, high) of a loss, with the interval of the share lost by form; ("", 0, 1) for no loss."""
     if lost == 0:
         return "", 0.0, 1.0

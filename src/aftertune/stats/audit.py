@@ -99,7 +99,7 @@ def whole_counts(value: Figure, n: int) -> tuple[int, ...]:
     return tuple(k for k in range(start, stop + 1) if value.shows(Fraction(k * value.scale, n)))
 
 
-def neighbours(value: Figure, n: int) -> tuple[int, int]:
+def nearest_counts(value: Figure, n: int) -> tuple[int, int]:
     """The two counts whose shares are next to a ``value`` that is not k/n."""
     below = math.floor(Fraction(value.value) * n / value.scale)
     return max(0, min(n, below)), max(0, min(n, below + 1))
@@ -151,7 +151,7 @@ def counts_of_stderr(stderr: Figure, n: int, near: float) -> tuple[int, int] | N
     return int(run[0]), int(run[-1])
 
 
-def power(value: Figure, n: int) -> float:
+def detection_power(value: Figure, n: int) -> float:
     """Probability that a random figure with as many decimals fails the check, because it is not k/n.
 
     0 where every figure is some k/n (10,042 items, two decimals); near 1 for few items.
@@ -165,7 +165,7 @@ def power(value: Figure, n: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Unpaired:
+class UnpairedDifference:
     """A difference between two scores with its z and two-sided p. z is None where both standard errors are 0."""
 
     difference: float
@@ -173,18 +173,18 @@ class Unpaired:
     p: float
 
 
-def unpaired(first: tuple[float, float], second: tuple[float, float]) -> Unpaired:
+def unpaired_difference(first: tuple[float, float], second: tuple[float, float]) -> UnpairedDifference:
     """Test second minus first, each (share, standard error), as if the items were independent."""
     difference = second[0] - first[0]
     error = math.hypot(first[1], second[1])
     if error == 0:
-        return Unpaired(difference, None, 1.0 if difference == 0 else 0.0)
+        return UnpairedDifference(difference, None, 1.0 if difference == 0 else 0.0)
     z = difference / error
-    return Unpaired(difference, z, min(1.0, 2 * float(ndtr(-abs(z)))))
+    return UnpairedDifference(difference, z, min(1.0, 2 * float(ndtr(-abs(z)))))
 
 
 @dataclass(frozen=True, slots=True)
-class Pairing:
+class PairingBounds:
     """The possible results of a paired test, given only the two counts of right answers.
 
     M is the number of items on which the models differ: from ``low`` to ``high``. net: gained minus lost, known from
@@ -211,7 +211,7 @@ class Pairing:
         return self.mid is None
 
 
-def pairing(before: int, after: int, n: int, *, alpha: float = 0.05) -> Pairing:
+def pairing_bounds(before: int, after: int, n: int, *, alpha: float = 0.05) -> PairingBounds:
     """Bounds of the paired test of two counts of right answers to the same n items.
 
     M is in [|net|, min(k1 + k2, 2 n - k1 - k2)] and has the parity of net. Raises ValueError for counts outside
@@ -222,7 +222,7 @@ def pairing(before: int, after: int, n: int, *, alpha: float = 0.05) -> Pairing:
     net = after - before
     low, high = abs(net), min(before + after, 2 * n - before - after)
     grid = range(low, high + 1, 2)
-    return Pairing(n, net, low, grid[-1] if grid else low,
+    return PairingBounds(n, net, low, grid[-1] if grid else low,
                    _largest(grid, net, alpha, exact=False), _largest(grid, net, alpha, exact=True),
                    (before * (n - after) + after * (n - before)) / n)
 

@@ -64,7 +64,7 @@ def acceleration(d: Floats) -> float:
     return float((e**3).sum() / (6 * (e**2).sum() ** 1.5))
 
 
-def doubtful(d: Floats) -> bool:
+def needs_bootstrap(d: Floats) -> bool:
     """True where the t interval must be checked: n < 100, or n <= 25 skew**2."""
     return d.size < FEW or d.size <= 25 * (6 * acceleration(d)) ** 2 * d.size
 
@@ -72,7 +72,7 @@ def doubtful(d: Floats) -> bool:
 def bca_mean(differences: Sequence[float] | Floats) -> Bootstrap | None:
     """The bootstrap of the mean where t is doubtful; None elsewhere, for equal values, and for fewer than 8."""
     d = np.asarray(differences, dtype=np.float64)
-    if d.size < TOO_FEW or paired_mean(d).degenerate or not doubtful(d):
+    if d.size < TOO_FEW or paired_mean(d).degenerate or not needs_bootstrap(d):
         return None
     draws = max(_LEAST_DRAWS, min(_DRAWS, _BUDGET // d.size))
     random, means = np.random.default_rng(0), []

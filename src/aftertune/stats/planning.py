@@ -111,7 +111,7 @@ def items_above(share: float, floor: float, *, alpha: float = 0.05) -> int | Non
     return math.floor(_z(1 - alpha / 2) ** 2 * floor * (1 - floor) / (share - floor) ** 2) + 1
 
 
-def settled_by(needed: int | None, seen: int, total: int) -> tuple[int | None, str]:
+def items_to_decide(needed: int | None, seen: int, total: int) -> tuple[int | None, str]:
     """(items that would decide a row of ``seen`` items, ""), or (None, the reason why there is no number).
 
     needed: from `items_needed`. total: items that the task has.
@@ -124,7 +124,7 @@ def settled_by(needed: int | None, seen: int, total: int) -> tuple[int | None, s
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class RequiredItems:
     """What a task of ``total`` items can decide.
 
     kept: items that show "within the margin" if the models do not differ. lost: (true loss, items that show that it
@@ -144,8 +144,8 @@ class Need:
         return self.kept <= self.total
 
 
-def need(psi: float, margin: float, *, total: int, alpha: float = 0.05, power: float = 0.8,
-         losses: tuple[float, ...] = (1.5, 2.0, 3.0)) -> Need:
+def items_for_verdicts(psi: float, margin: float, *, total: int, alpha: float = 0.05, power: float = 0.8,
+         losses: tuple[float, ...] = (1.5, 2.0, 3.0)) -> RequiredItems:
     """Items needed for "kept" and for "forgot" at a discordance ``psi``. losses: true losses, as multiples of the
     margin.
 
@@ -159,5 +159,5 @@ def need(psi: float, margin: float, *, total: int, alpha: float = 0.05, power: f
     lost = tuple((loss, math.ceil(items_beyond(max(psi, loss**2), margin, -loss, alpha=alpha, power=power)))
                  for loss in true)
     z = _z(1 - alpha) + _z((1 + power) / 2)
-    return Need(total, math.ceil(items_for_equivalence(psi, margin, alpha=alpha, power=power)), lost,
+    return RequiredItems(total, math.ceil(items_for_equivalence(psi, margin, alpha=alpha, power=power)), lost,
                 smallest_difference(psi, total, alpha=alpha, power=power), z * math.sqrt(psi / total))

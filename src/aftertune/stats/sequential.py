@@ -44,7 +44,7 @@ _NEAR = 1e-9
 _CHUNK = 512
 
 
-def draw_key(seed: int, task: str, index: int, item: str) -> str:
+def random_order_key(seed: int, task: str, index: int, item: str) -> str:
     """Sort key of an item: items sorted by it are in a random order that the seed decides.
 
     It depends on the item alone (task, index in the task, content hash), so any subset of the items is in the same
@@ -53,25 +53,25 @@ def draw_key(seed: int, task: str, index: int, item: str) -> str:
     return hashlib.sha256(f"{seed}/{task}/{index}/{item}".encode()).hexdigest()
 
 
-def is_whole(metric: str, differences: Floats) -> bool:
+def has_whole_differences(metric: str, differences: Floats) -> bool:
     """True where the differences of the full run are whole numbers: the metric is binary, and so are those so far."""
     return metric in METRICS and METRICS[metric].binary and bool((differences == np.round(differences)).all())
 
 
 @dataclass(frozen=True, slots=True)
-class Walls:
+class Boundaries:
     """Boundaries of one-sided tests, float64 [tests]. sign: +1 for "up", -1 for "down"."""
 
     sign: Floats
     bound: Floats
 
     @classmethod
-    def around(cls, margin: float) -> Walls:
+    def around(cls, margin: float) -> Boundaries:
         """The four tests of a verdict: up(-m), up(+m), down(-m), down(+m)."""
         return cls(np.array([1.0, 1.0, -1.0, -1.0]), np.array([-margin, margin, -margin, margin]))
 
 
-def log_factors(d: Floats, before: Floats, seen: int, items: int, walls: Walls,
+def log_factors(d: Floats, before: Floats, seen: int, items: int, boundaries: Boundaries,
                 low: float = -1.0, high: float = 1.0, scales: Floats = SCALES) -> Floats:
     """Logarithm of the factor by which each bet grows on each item, float64 [..., k, tests, scales].
 
@@ -80,24 +80,24 @@ def log_factors(d: Floats, before: Floats, seen: int, items: int, walls: Walls,
     """
     left = items - seen - np.arange(d.shape[-1], dtype=np.float64)  # unseen items, this one included
     sums = before[..., None] + np.cumsum(d, axis=-1) - d
-    signed = walls.sign * d[..., None]  # [..., k, tests]
-    mean = (walls.sign * walls.bound * items - walls.sign * sums[..., None]) / left[:, None]
-    lowest = np.where(walls.sign > 0, low, -high)
+    signed = boundaries.sign * d[..., None]  # [..., k, tests]
+    mean = (boundaries.sign * boundaries.bound * items - boundaries.sign * sums[..., None]) / left[:, None]
+    lowest = np.where(boundaries.sign > 0, low, -high)
     room = np.maximum(mean - lowest, 1e-300)  # at or below ``lowest`` the boundary cannot be reached: see `unreachable`
     stakes = np.minimum(scales * (2 / (high - low) * items / left)[:, None, None], (_MOST / room)[..., None])
     factors = np.log1p(np.maximum(stakes * (signed - mean)[..., None], -_MOST))
     return np.where((mean > lowest)[..., None], factors, 0.0)
 
 
-def impossible(sums: Floats, seen: NDArray[np.int64], items: int, walls: Walls,
+def unreachable(sums: Floats, seen: NDArray[np.int64], items: int, boundaries: Boundaries,
                low: float = -1.0, high: float = 1.0) -> NDArray[np.bool_]:
     """Boundaries that the remaining items cannot reach, bool [..., k, tests].
 
     sums, seen: sum and number of the differences up to and including each item, [..., k] and [k].
     """
-    lowest = np.where(walls.sign > 0, low, -high)
-    least = walls.sign * sums[..., None] + (items - seen)[:, None] * lowest
-    return np.asarray(least > walls.sign * walls.bound * items + _NEAR)
+    lowest = np.where(boundaries.sign > 0, low, -high)
+    least = boundaries.sign * sums[..., None] + (items - seen)[:, None] * lowest
+    return np.asarray(least > boundaries.sign * boundaries.bound * items + _NEAR)
 
 
 def log_mixture(log_wealth: Floats) -> Floats:
@@ -121,7 +121,7 @@ class PairedSequential:
                              "margin > 0, 0 < alpha < 1 and low < 0 < high")
         self.items, self.margin, self.low, self.high, self.whole = items, margin, low, high, whole
         self.threshold = math.log(2 / alpha)
-        self.walls = Walls.around(margin)
+        self.boundaries = Boundaries.around(margin)
         self.verdict: Verdict | None = None
         self.decided_at: int | None = None
         self._wealth: Floats = np.zeros((4, SCALES.size))
@@ -176,11 +176,11 @@ class PairedSequential:
 
     def _analyze(self, d: Floats) -> None:
         """Update the bets with a chunk of differences, and set the verdict at the first item that decides."""
-        factors = log_factors(d, np.asarray(self._sum), self._seen, self.items, self.walls, self.low, self.high)
+        factors = log_factors(d, np.asarray(self._sum), self._seen, self.items, self.boundaries, self.low, self.high)
         wealth = self._wealth + np.cumsum(factors, axis=0)
         best = np.maximum(self._best, np.maximum.accumulate(log_mixture(wealth), axis=0))
         sums = self._sum + np.cumsum(d)
-        out = impossible(sums, self._seen + np.arange(1, d.size + 1), self.items, self.walls, self.low, self.high)
+        out = unreachable(sums, self._seen + np.arange(1, d.size + 1), self.items, self.boundaries, self.low, self.high)
         out = self._ruled_out | np.logical_or.accumulate(out, axis=0)
         if self.verdict is None:
             first = first_verdict((best >= self.threshold) | out)
@@ -216,13 +216,13 @@ class PairedSequential:
 
     def _rejects(self, bound: float, sign: float) -> bool:
         """True where the test of ``bound`` from this side has ever reached the threshold."""
-        walls, wealth, total = Walls(np.array([sign]), np.array([bound])), np.zeros((1, SCALES.size)), 0.0
+        boundaries, wealth, total = Boundaries(np.array([sign]), np.array([bound])), np.zeros((1, SCALES.size)), 0.0
         for start in range(0, self._seen, _CHUNK):
             d = self._d[start:min(start + _CHUNK, self._seen)]
-            path = wealth + np.cumsum(log_factors(d, np.asarray(total), start, self.items, walls, self.low, self.high),
-                                      axis=0)
+            factors = log_factors(d, np.asarray(total), start, self.items, boundaries, self.low, self.high)
+            path = wealth + np.cumsum(factors, axis=0)
             sums = total + np.cumsum(d)
-            out = impossible(sums, start + np.arange(1, d.size + 1), self.items, walls, self.low, self.high)
+            out = unreachable(sums, start + np.arange(1, d.size + 1), self.items, boundaries, self.low, self.high)
             if bool((log_mixture(path) >= self.threshold).any()) or bool(out[-1].any()):
                 return True
             wealth, total = path[-1], float(sums[-1])

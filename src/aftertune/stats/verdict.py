@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aftertune.stats.paired import MarginTests
-from aftertune.values import TOLD, Verdict
+from aftertune.values import VERDICT_LABELS, Verdict
 
 # --- Corrections for several tests ---
 
@@ -100,11 +100,11 @@ def at_floor(base_low: float, chance: float | None) -> bool:
     return base_low < GENERATION_FLOOR if chance is None else base_low <= chance
 
 
-def tell(verdict: Verdict, *, lineage: bool, at_floor: bool = False) -> str:
+def label_of(verdict: Verdict, *, lineage: bool, at_floor: bool = False) -> str:
     """The label of a verdict. "forgot", "improved" and "kept" need a proven lineage."""
     if at_floor:
         return AT_FLOOR
-    return TOLD[verdict] if lineage else verdict
+    return VERDICT_LABELS[verdict] if lineage else verdict
 
 
 #: Names of the kinds of test of a case, in the order of `decide`.

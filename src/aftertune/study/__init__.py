@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aftertune.errors import InputError, nearest
-from aftertune.methods import METHODS, MethodName, listed, ranks_text, rates_text, unsloth_methods
+from aftertune.methods import METHODS, MethodName, join_names, ranks_text, rates_text, unsloth_methods
 from aftertune.study.matrix import matrix_schema
 from aftertune.study.overrides import edited_yaml, expanded, overrides, parse_yaml, read_yaml
 from aftertune.study.presets import with_defaults, with_method_defaults
@@ -270,8 +270,8 @@ class Recipe(Spec):
     data: Annotated[DataSpec, Field(description="Training data: a file's name, or its parts.")]
     method: Annotated[MethodName, Flag(), Field(description="Fine-tuning method.")] = "lora"
     backend: Annotated[Literal["peft", "unsloth", "auto"], Flag(), Field(
-        description=f"peft, unsloth (faster, on CUDA, for {listed(unsloth_methods(), 'and')}) or auto (unsloth where "
-                    "it can run).")] = "peft"
+        description=f"peft, unsloth (faster, on CUDA, for {join_names(unsloth_methods(), 'and')}) or auto (unsloth "
+                    "where it can run).")] = "peft"
     early_stop: Annotated[EarlyStop, Field(description="Early stopping; needs `data.validation`.")] = EarlyStop()
     replay: Annotated[ReplaySpec | None, Field(description="Other data to mix in.")] = None
     watch: Annotated[WatchSpec | None, Field(description="Tasks to evaluate during training.")] = None

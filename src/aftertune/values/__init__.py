@@ -7,7 +7,7 @@ the terminal multiply by 100. Times are ISO 8601 in UTC. Hashes are SHA-256 in l
 """
 
 from aftertune.values.comparison import (
-    TOLD,
+    VERDICT_LABELS,
     Comparison,
     ComparisonRow,
     Contrast,
@@ -53,7 +53,7 @@ from aftertune.values.tuning import (
 )
 
 __all__ = [
-    "TOLD",
+    "VERDICT_LABELS",
     "Answer",
     "Asked",
     "Comparison",

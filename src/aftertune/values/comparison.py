@@ -18,7 +18,7 @@ from aftertune.values.tuning import HeldOut
 #: The proven relation of the models of two evaluations; "" where none is proven.
 Relation = Literal["", "tuned", "reversed", "siblings", "same model"]
 #: Verdict -> the label that a row shows where the lineage is proven (the tuned model was made from the base model).
-TOLD: dict[str, str] = {"lower": "forgot", "higher": "improved", "within": "kept", "undecided": "undecided"}
+VERDICT_LABELS: dict[str, str] = {"lower": "forgot", "higher": "improved", "within": "kept", "undecided": "undecided"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

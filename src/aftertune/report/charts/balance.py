@@ -18,7 +18,7 @@ from aftertune.report.badges import badge
 from aftertune.report.charts.svg import INK, WIDE, mark, sheet
 from aftertune.report.learned_vs_forgotten import LOSS, Balance, Point
 from aftertune.report.names import task_title
-from aftertune.values import TOLD
+from aftertune.values import VERDICT_LABELS
 
 #: With at least this many points the intervals are drawn lighter.
 _CROWD = 12
@@ -141,6 +141,6 @@ def _description(balance: Balance) -> str:
     points = "; ".join(
         f"{p.number} {p.outcome.comparison.tuned_name}: learned {fmt.change(p.learned.value, 2)} {unit}"
         f"{'' if p.proven else ' (not proven)'}, {'on the front, ' if p.front else ''}changed "
-        f"{fmt.change(p.changed.value, 2)} points, {TOLD[p.verdict] if p.verdict else 'nothing to forget'}"
+        f"{fmt.change(p.changed.value, 2)} points, {VERDICT_LABELS[p.verdict] if p.verdict else 'nothing to forget'}"
         for p in balance.points)
     return f"Horizontal axis: {balance.learned}. Vertical axis: {balance.changed}. {points}."

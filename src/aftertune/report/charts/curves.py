@@ -16,7 +16,7 @@ from aftertune.report import formatting as fmt
 from aftertune.report.charts.svg import INK, WIDE, Sheet, mark, sheet, short, style
 from aftertune.report.factors import Curve, Factor, Panel
 from aftertune.report.names import task_title
-from aftertune.values import TOLD, Tuning, WatchPoint
+from aftertune.values import VERDICT_LABELS, Tuning, WatchPoint
 
 _MAX_POINTS = 240  # of a line; a longer log is averaged over equal segments
 #: (step, value).
@@ -71,7 +71,7 @@ def watch_chart(tuning: Tuning, width: int) -> str:
             _watch_line(axes, task_points, number, (number - (len(tasks) - 1) / 2) * 0.008 * last)
         _format_axes(axes, s, last, "change against the base, points")
         description = " ".join(f"{task_title(t)}: " + "; ".join(
-            f"step {p.step} {fmt.points(p.delta)} ({fmt.points_interval(p.low, p.high)}), {TOLD[p.verdict]}"
+            f"step {p.step} {fmt.points(p.delta)} ({fmt.points_interval(p.low, p.high)}), {VERDICT_LABELS[p.verdict]}"
             for p in points if p.task == t) + "." for t in tasks)
         return s.svg(f"Forgetting watch of {tuning.name}", description)
 

@@ -24,7 +24,7 @@ from aftertune.report.learned_vs_forgotten import LOSS, Balance, Point, balances
 from aftertune.report.names import task_title
 from aftertune.report.results import TuningOutcome
 from aftertune.report.table import row_label
-from aftertune.values import TOLD
+from aftertune.values import VERDICT_LABELS
 
 #: (CSS class, width in px) that charts are drawn for; the page shows the one that fits the screen.
 _WIDTHS = (("wide", 760), ("narrow", 340))
@@ -139,7 +139,7 @@ def _balance_row(point: Point, balance: Balance) -> BalanceRow:
         learned_interval=f"{fmt.change(point.learned.low, digits)} to {fmt.change(point.learned.high, digits)}",
         changed=fmt.points(point.changed.value, 1),
         changed_interval=fmt.points_interval(point.changed.low, point.changed.high, 1),
-        verdict=point.verdict, label=TOLD[point.verdict] if point.verdict else fmt.DASH,
+        verdict=point.verdict, label=VERDICT_LABELS[point.verdict] if point.verdict else fmt.DASH,
         where="; ".join(f"{label} on {', '.join(tasks)}" for label, tasks in tasks_by_label.items()), front=point.front)
 
 

@@ -20,7 +20,7 @@ from aftertune.report.page.views import ReportedView
 from aftertune.report.reported import NOT_REPRODUCIBLE
 from aftertune.report.results import Results, TuningOutcome, benchmarks, outcomes, overall_verdict, targets
 from aftertune.report.table import row_label
-from aftertune.values import TOLD, Comparison, Evaluation, Tuning
+from aftertune.values import VERDICT_LABELS, Comparison, Evaluation, Tuning
 
 _FEW = 3  # up to this number, the headline has a sentence for each comparison
 
@@ -63,7 +63,8 @@ def overview(results: Results, reported: Sequence[ReportedView] = ()) -> Overvie
     comparisons = results.comparisons
     labels = [(line.verdict, line.label) for comparison in comparisons if not comparison.forced
               for line in verdict_table(comparison) if line.verdict]
-    counts = [(v, label, labels.count((v, label))) for v in BADGES for label in (TOLD[v], v) if (v, label) in labels]
+    counts = [(v, label, labels.count((v, label))) for v in BADGES for label in (VERDICT_LABELS[v], v)
+              if (v, label) in labels]
     outcome_by_comparison = {o.comparison.id: o for o in outcomes(results)}
     bases = dict.fromkeys(c.base for c in comparisons)
     return Overview(headline=list(_headline(results)),
@@ -95,7 +96,7 @@ def _sentence(comparison: Comparison) -> str:
     tasks: dict[str, list[str]] = {}
     for row in (*benchmarks(comparison), *targets(comparison)):
         tasks.setdefault(row_label(row, lineage=True), []).append(task_title(row.task))
-    labels = [label for label in (TOLD[v] for v in BADGES) if label in tasks]
+    labels = [label for label in (VERDICT_LABELS[v] for v in BADGES) if label in tasks]
     text = "; ".join(f"{label} on {', '.join(tasks[label])}" for label in labels) or "no verdict"
     return fmt.visible(f"{comparison.tuned_name}, made from {comparison.base_name}: {text}.")
 
