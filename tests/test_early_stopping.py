@@ -161,7 +161,7 @@ def test_a_run_that_is_broken_off_goes_on_to_the_same_numbers(made: dict[str, An
     monkeypatch.setattr(engine, "verify", lambda *a, **k: verified.append(1) or real(*a, **k))
 
     def progress(done: int, total: int, text: str) -> None:
-        if text.startswith("asking"):
+        if text.startswith("answering until"):
             asked.add(done)
             if broken and len(asked) > 3 * rounds:
                 raise Stopped
@@ -187,7 +187,7 @@ def test_a_run_that_is_broken_off_goes_on_to_the_same_numbers(made: dict[str, An
 
 def test_a_stage_of_another_plan_is_refused(made: dict[str, Any], ledger: Ledger) -> None:
     def progress(done: int, total: int, text: str) -> None:
-        if text.startswith("asking") and done > 40:
+        if text.startswith("answering until") and done > 40:
             raise Stopped
 
     with pytest.raises(Stopped):

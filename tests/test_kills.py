@@ -75,7 +75,7 @@ def work(tells: Connection, model: str, ledger: str, items: int) -> None:
 def work_until_decided(tells: Connection, folder: str, ledger: str, rows: int) -> None:
     """The same with an evaluation that stops early, both models in one go; it tells how far each round is."""
     def progress(done: int, total: int, text: str) -> None:
-        if text.startswith("asking"):
+        if text.startswith("answering until"):
             tells.send((done, total))
 
     place = Path(folder)
