@@ -80,7 +80,7 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "eval byte --tasks arc_easy --limit 3 --until-decided --against base": (3, ("arc_easy.items",)),
     "compare base other --margin 0": (2, ("--margin 0", "above 0, up to 100")),
     "compare base other --margin nan": (2, ("--margin nan", "above 0, up to 100")),
-    "compare base base": (2, ("both sides are the evaluation base", "name the base first")),
+    "compare base base": (2, ("base and tuned are the same evaluation", "name the base first")),
     "eval byte --tasks arc_easy --name [red]x": (2, ("`--name`", "letters, digits", "'[red]x'")),
     "compare base": (2, ("aftertune compare --help",)),
     "show e-0000": (2, ("'e-0000'", "base")),
