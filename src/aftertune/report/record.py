@@ -160,7 +160,7 @@ def _evaluation(evaluation: Evaluation, family: Family, results: Results) -> lis
     for form in format_table(evaluation, results.answers.get(evaluation.id, ())):
         blocks.append(f"Format of the generated answers on {md.text(form.title)}: of {form.n}, "
                       f"{form.cut_off} cut off at the token limit, {form.no_answer} without an extractable "
-                      f"answer, {form.other_form} with an answer in another form, {form.no_end} not ended by the "
+                      f"answer, {form.other_form} with an answer in another format, {form.no_end} not ended by the "
                       f"model's own end token, {form.empty} empty.")
     facts: Facts = evaluation_facts(evaluation, tuning)
     if tuning is not None:
