@@ -44,24 +44,11 @@ _STRIDE = 1_000_000
 _NOT_IN_ID = ("groups", "data", "used", "draw_seed")
 
 
-class EvaluationPlan(Protocol):
-    """The batches that an engine plans for a list of requests."""
-
-    @property
-    def decision(self) -> PackingDecision: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def cost(self) -> int: ...
-    @property
-    def longest(self) -> int: ...
-
-
 class EvaluationEngine(Protocol):
     """An engine: it plans batches of requests and runs them."""
 
     def plan(self, requests: Sequence[Request], known: tuple[PackingDecision, int] | None = None) -> Any: ...
-    def run(self, plan: Any, done: set[int], on_halving: Callable[[int, int], None] | None = None,
+    def run(self, plan: Any, done: set[int], on_split: Callable[[int, int], None] | None = None,
             tick: Callable[[int], None] | None = None) -> Iterator[ResponseBatch]: ...
 
 
@@ -310,7 +297,7 @@ class EvaluationRun:
         schedule = self.schedule
         assert schedule is not None
 
-        def on_halving(batch: int, rows: int) -> None:
+        def on_split(batch: int, rows: int) -> None:
             schedule["halvings"].append([first + batch, rows])
             self.ledger.save_schedule(self.stored.id, schedule)
 
@@ -325,7 +312,7 @@ class EvaluationRun:
         jobs = getattr(plan, "jobs", ())
         finished = sum(job.cost for job in jobs if done.issuperset(job.positions))
         self.progress(finished, plan.cost, "answering")
-        for batch in engine.run(plan, done, on_halving, tick):
+        for batch in engine.run(plan, done, on_split, tick):
             self.ledger.save_batch(self.stored.id, first + batch.index, batch.responses)
             self.responses |= batch.responses
             finished, partial = finished + batch.cost, 0

@@ -82,13 +82,13 @@ class HarnessEngine:
         text = digest([[r.position, r.context, r.continuation] for r in requests])
         return HarnessPlan(tuple(chunks), PackingDecision(False, f"lm-eval's own {self.name} model"), text)
 
-    def run(self, plan: HarnessPlan, done: set[int], on_halving: Callable[[int, int], None] | None = None,
+    def run(self, plan: HarnessPlan, done: set[int], on_split: Callable[[int, int], None] | None = None,
             tick: Callable[[int], None] | None = None) -> Iterator[ResponseBatch]:
         """Run the chunks with requests that are not in ``done``.
 
         The callbacks are not used: if memory runs out, lm-eval makes its batches smaller by itself and does not say so.
         """
-        del on_halving, tick
+        del on_split, tick
         for index, chunk in enumerate(plan.chunks):
             if done.issuperset(r.position for r in chunk):
                 continue

@@ -74,7 +74,7 @@ def _learned_text(side: Mapping[str, int]) -> str:
 
 
 def _counted(counts: Mapping[str, int], words: Mapping[str, str]) -> Iterator[str]:
-    """"14 duplicates" and the like, for each count that is not zero."""
+    """Yield a text such as "14 duplicates" for each count that is not zero."""
     return (f"{fmt.count(counts[name])} {text}" for name, text in words.items() if counts.get(name))
 
 
