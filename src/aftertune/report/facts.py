@@ -200,7 +200,7 @@ def kind_text(evaluation: Evaluation, home: Family, tuning: Tuning | None) -> st
 def plan_text(schedule: Mapping[str, Any]) -> str:
     """The batch plan that ran: budget, slots, threads, out-of-memory splits and its digest."""
     in_other_facts = ("note", "seconds", "torch", "transformers", "stages")
-    plan = {k: v for k, v in schedule.items() if k not in in_other_facts}
+    plan = {"OOM splits" if k == "halvings" else k: v for k, v in schedule.items() if k not in in_other_facts}
     if isinstance(plan.get("plan"), str):
         plan["plan"] = fmt.short(plan["plan"])
     return mapping_text(plan) or "not recorded"
