@@ -8,7 +8,7 @@ import pytest
 
 from aftertune.report import data_facts
 from aftertune.tuning.contamination import find_overlap, words
-from aftertune.tuning.data import Example
+from aftertune.tuning.example import Example
 from aftertune.values import Overlap, Question
 
 LONG = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."

@@ -10,7 +10,8 @@ import pytest
 
 from aftertune.errors import InputError, SourceError
 from aftertune.study import DATA_FILES
-from aftertune.tuning.data import KINDS, Example, ReadOptions, ReadReport, read_examples
+from aftertune.tuning.data import KINDS, ReadOptions, ReadReport, read_examples
+from aftertune.tuning.example import Example
 
 GOOD = '{"prompt": "a", "completion": "b"}'
 

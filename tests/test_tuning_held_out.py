@@ -10,7 +10,7 @@ from aftertune.errors import InputError
 from aftertune.sources import load_model, resolve_model
 from aftertune.study import LoraSpec
 from aftertune.tuning.build import base_dtype, build, count_trainable, linear_layers
-from aftertune.tuning.data import Example
+from aftertune.tuning.example import Example
 from aftertune.tuning.held_out import Batching, by_example, compare_losses, completion_losses
 from aftertune.tuning.tokenize import IGNORED, EncodeOptions, encode_all
 from tuning_cases import chat_tokenizer, rows, tiny_model

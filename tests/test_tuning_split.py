@@ -8,7 +8,7 @@ import pytest
 
 from aftertune.errors import InputError
 from aftertune.study import DataSpec, ReplaySpec
-from aftertune.tuning.data import Example
+from aftertune.tuning.example import Example
 from aftertune.tuning.split import Corpus, prompt_hash, split_point
 from aftertune.tuning.tokenize import EncodedCorpus, EncodeOptions
 from tuning_cases import chat_tokenizer, rows, write_rows

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from aftertune.errors import InputError
-from aftertune.tuning.data import Example
+from aftertune.tuning.example import Example
 from aftertune.tuning.template import Segment, render_example
 from aftertune.tuning.tokenize import IGNORED, EncodeOptions, encode_all
-from tuning_cases import chat_tokenizer
+from tuning_cases import TEMPLATE, chat_tokenizer
 
 EXAMPLE = Example((("user", "say w3 twice"),), "w3 w3")
 CHAT, PLAIN, ALPACA = (EncodeOptions(template, 64) for template in ("chat", "plain", "alpaca"))
@@ -212,6 +214,24 @@ def test_a_template_that_refuses_the_conversation_is_one_line():
     tokenizer = chat_tokenizer("{{ raise_exception('roles must\nalternate') }}")
     with pytest.raises(InputError, match="the chat template rejects this conversation: roles must alternate"):
         encode_all([EXAMPLE], tokenizer, CHAT)
+
+
+NO_W3 = TEMPLATE + "{% if 'w3' in messages[0]['content'] %}{{ raise_exception('no w3 here') }}{% endif %}"
+
+
+def test_a_refusal_of_the_template_names_file_and_line():
+    with pytest.raises(InputError, match=r"^d\.jsonl:2: 'say w3 twice': the chat template rejects .*no w3 here"):
+        encode_all([replace(EXAMPLE, where="d.jsonl:2")], chat_tokenizer(NO_W3), CHAT)
+
+
+def test_examples_that_the_template_refuses_are_left_out_and_counted():
+    good, bad = Example((("user", "w1"),), "w2", where="d.jsonl:1"), replace(EXAMPLE, where="d.jsonl:2")
+    encoded = encode_all([good, bad, good], chat_tokenizer(NO_W3), replace(CHAT, skip_bad=True))
+    assert [row.where for row in encoded.rows] == ["d.jsonl:1"] * 2
+    assert encoded.refused == 1
+    assert "template chat refuses 1 of 3 examples, so they were left out; the first: d.jsonl:2: " in encoded.notes[0]
+    with pytest.raises(InputError, match=r"template chat refuses all 1 examples; the first: d\.jsonl:2: "):
+        encode_all([bad], chat_tokenizer(NO_W3), replace(CHAT, skip_bad=True))
 
 
 def test_several_turns_without_a_template_are_refused(tokenizer):

@@ -205,7 +205,7 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
     spec, plan, tuning = job.spec, job.plan, job.tuning
     tokenizer = load_tokenizer(job.source)
     progress(0, 0, "encoding the examples")
-    options = EncodeOptions(spec.template, spec.max_length, spec.learn)
+    options = EncodeOptions.of(spec)
     rows = EncodedCorpus.from_corpus(job.corpus, tokenizer, options, spec.seed)
     progress(0, 0, "loading the model")
     meter = Meter(plan.device)

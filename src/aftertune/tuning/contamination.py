@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from aftertune.tuning.data import Example
+from aftertune.tuning.example import Example
 from aftertune.values import Overlap, Question
 
 #: Consecutive words that must match, and the fewest words of an item that is compared as a whole.

@@ -30,6 +30,7 @@ from typing import Any
 from aftertune.errors import InputError, SourceError, nearest
 from aftertune.sources.hub import offline
 from aftertune.study import HUB_NAMES, on_hub
+from aftertune.tuning.example import Example, Turns
 
 # --- Reading rows from a file or the Hub ---
 
@@ -206,43 +207,6 @@ ROLES = ("system", "user", "assistant", "tool")
 #: The values of ShareGPT's ``from``, and the role of each.
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
             "chatgpt": "assistant", "system": "system", "tool": "tool", "observation": "tool"}
-Turns = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One training example.
-
-    turns: (role, text) before the last answer. completion: the last answer. input: Alpaca's input to the instruction,
-    which is the last turn. context: the indices of answers among the turns that are not learned. where: file and line;
-    it does not count in comparisons of examples.
-    """
-
-    turns: Turns
-    completion: str
-    input: str = ""
-    context: tuple[int, ...] = ()
-    where: str = field(default="", compare=False)
-
-    def row(self) -> dict[str, Any]:
-        """The example as JSON-ready values, from which its fingerprint is computed."""
-        row: dict[str, Any] = {"turns": [list(turn) for turn in self.turns], "completion": self.completion}
-        row |= {"input": self.input} if self.input else {}
-        return row | ({"context": list(self.context)} if self.context else {})
-
-    @property
-    def answers(self) -> tuple[int, ...]:
-        """The indices of the answers that are learned; the completion counts as the turn after the last."""
-        earlier = (n for n, (role, _) in enumerate(self.turns) if role == "assistant" and n not in self.context)
-        return (*earlier, len(self.turns))
-
-    @property
-    def conversation(self) -> Turns:
-        """The turns, with Alpaca's input on a new line after its instruction."""
-        if not self.input:
-            return self.turns
-        role, text = self.turns[-1]
-        return (*self.turns[:-1], (role, f"{text}\n{self.input}"))
 
 
 @dataclass(slots=True)

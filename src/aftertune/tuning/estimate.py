@@ -193,7 +193,7 @@ def _shape_and_workload(spec: TuneSpec) -> tuple[presets.ModelShape | None, Work
         shape = shape_on_hub(spec.model, spec.revision)
         return shape, Workload.guessed(spec.data.examples or ASSUMED_EXAMPLES, spec.max_length)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay)
-    options = EncodeOptions(spec.template, spec.max_length, spec.learn)
+    options = EncodeOptions.of(spec)
     rows = EncodedCorpus.from_corpus(corpus, load_tokenizer(source), options, spec.seed)
     return shape_of(source), workload_of(rows)
 

@@ -54,7 +54,7 @@ def preview(spec: TuneSpec, count: int = 3, questions: Iterable[Question] = ()) 
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     tokenizer = load_tokenizer(source)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay)
-    options = EncodeOptions(spec.template, spec.max_length, spec.learn)
+    options = EncodeOptions.of(spec)
     rows = EncodedCorpus.from_corpus(corpus, tokenizer, options, spec.seed)
     replayed = {example.where for example in corpus.replay}
     ordered = sorted(rows.training, key=lambda row: row.example)

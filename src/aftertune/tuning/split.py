@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from aftertune.errors import InputError
 from aftertune.sources import fingerprint_rows
 from aftertune.study import DataSource, DataSpec, ReplaySpec
-from aftertune.tuning.data import Example, ReadOptions, ReadReport, Turns, read_examples
+from aftertune.tuning.data import ReadOptions, ReadReport, read_examples
+from aftertune.tuning.example import Example, Turns
 
 # --- Duplicates, and orders that depend on the text of an example ---
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aftertune.errors import InputError
-from aftertune.tuning.data import Example
+from aftertune.tuning.example import Example
 
 #: The classic prompt of Stanford Alpaca (Taori et al. 2023), without and with an input.
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -135,8 +135,10 @@ def _rendered(turns: TurnSequence, tokenizer: Any, example: Example, *, generati
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
     except Exception as error:  # a template is foreign code in a sandbox and may raise anything
+        plain = "set template: plain, " if len(example.turns) == 1 else ""
         raise InputError(f"{excerpt(example)}: the chat template rejects this conversation: "
-                         f"{' '.join(str(error).split())[:200]}; fix the roles, or set template: plain") from error
+                         f"{' '.join(str(error).split())[:200]}; fix the roles, {plain}or leave such rows out (data.skip_bad, "
+                         "--skip-bad)") from error
 
 
 def _alpaca(example: Example, learn: str) -> list[Segment]:

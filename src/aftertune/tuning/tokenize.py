@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import InputError
-from aftertune.tuning.data import Example
+from aftertune.tuning.example import Example
 from aftertune.tuning.split import Corpus
 from aftertune.tuning.template import Segment, excerpt, render_example
+
+if TYPE_CHECKING:
+    from aftertune.study import TuneSpec
 
 #: The label of a token that does not count in the loss; torch's cross-entropy ignores it.
 IGNORED = -100
@@ -33,11 +36,20 @@ IGNORED = -100
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
     """How examples become tokens. template: chat, alpaca or plain; max_length: most tokens of a row, prompt and
-    completion together; learn: answers, last or all."""
+    completion together; learn: answers, last or all. skip_bad, replay_skip_bad: leave out the new or replayed examples
+    that the template refuses, and count them."""
 
     template: str
     max_length: int
     learn: str = "answers"
+    skip_bad: bool = False
+    replay_skip_bad: bool = False
+
+    @classmethod
+    def of(cls, spec: TuneSpec) -> EncodeOptions:
+        """The options of a fine-tune."""
+        return cls(spec.template, spec.max_length, spec.learn, spec.data.skip_bad,
+                   spec.replay is not None and spec.replay.data.skip_bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +66,14 @@ class EncodedRow:
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """Encoded examples. cut: the number of rows whose end was cut off; masked: the number of rows left out, because
-    nothing is learned within max_length; notes: on both."""
+    nothing is learned within max_length; refused: the number of examples left out, because the template refuses them;
+    notes: on all of them."""
 
     rows: list[EncodedRow]
     notes: tuple[str, ...]
     cut: int = 0
     masked: int = 0
+    refused: int = 0
 
     @property
     def tokens(self) -> int:
@@ -76,13 +90,14 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptio
     """Encode examples.
 
     A row longer than max_length is cut at its end. A row whose prompt alone fills max_length has nothing to learn, so
-    it is left out. Both are counted. Raises InputError if there are examples but no row is left.
+    it is left out, and so is an example that the template refuses, with ``skip_bad``. All are counted. Raises
+    InputError, with file and line, for a refused example, and if there are examples but no row is left.
     """
     rows: list[EncodedRow] = []
     cut, masked, split, first = 0, 0, 0, ""
     encoder = _Encoder(tokenizer)
-    for number, example in enumerate(examples, 1):
-        texts = render_example(example, tokenizer, options.template, options.learn)
+    rendered, refused = _render_all(examples, tokenizer, options)
+    for number, example, texts in rendered:
         split += len(texts) > 1
         for segments in texts:
             ids, labels = encoder.encode(segments)
@@ -95,10 +110,13 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptio
             cut += len(ids) > options.max_length
             rows.append(EncodedRow(ids[:options.max_length], labels[:options.max_length], number, example.where))
     if examples and not rows:
-        raise InputError(f"the prompts of all {len(examples)} examples fill max_length {options.max_length}, so "
+        raise InputError(f"the prompts of all {len(rendered)} examples fill max_length {options.max_length}, so "
                          f"nothing can be learned; {first}; raise max_length, or shorten the prompts")
     total, notes = len(rows) + masked, []
     unit = "rows" if split else "examples"
+    if refused:
+        notes.append(f"template {options.template} refuses {len(refused)} of {len(examples)} examples, so they were "
+                     f"left out; the first: {refused[0]}")
     if split:
         notes.append("the chat template rewrites earlier turns, so each answer became a separate row: "
                      f"{len(examples)} examples gave {total} rows")
@@ -108,7 +126,24 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptio
     if encoder.lacks_end:
         notes.append("the tokenizer has no end-of-sequence token, so the model does not learn to end an answer and "
                      "generation needs a stop string; set eos_token in tokenizer_config.json")
-    return Encoded(rows, tuple(notes), cut, masked)
+    return Encoded(rows, tuple(notes), cut, masked, len(refused))
+
+
+def _render_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptions
+                ) -> tuple[list[tuple[int, Example, list[list[Segment]]]], list[str]]:
+    """The examples that the template renders, each with its number from 1 and its rows; and, with ``skip_bad``, why it
+    refuses the others. Raises InputError, with file and line, for the first refused one, or if all are refused."""
+    rendered, refused = [], []
+    for number, example in enumerate(examples, 1):
+        try:
+            rendered.append((number, example, render_example(example, tokenizer, options.template, options.learn)))
+        except InputError as error:
+            refused.append(f"{example.where}: {error}" if example.where else str(error))
+            if not options.skip_bad:
+                raise InputError(refused[0]) from error
+    if examples and not rendered:
+        raise InputError(f"template {options.template} refuses all {len(examples)} examples; the first: {refused[0]}")
+    return rendered, refused
 
 
 def text_spans(row: EncodedRow, tokenizer: Any) -> list[tuple[str, bool]]:
@@ -193,7 +228,9 @@ class EncodedCorpus:
         """Encode every set. Raises InputError if a set has examples but nothing to learn."""
         sets = {"training": corpus.training, "replay": corpus.replay, "held out": corpus.held_out,
                 "validation": corpus.validation}
-        encoded = {name: encode_all(examples, tokenizer, options) for name, examples in sets.items() if examples}
+        replayed = replace(options, skip_bad=options.replay_skip_bad)
+        encoded = {name: encode_all(examples, tokenizer, replayed if name == "replay" else options)
+                   for name, examples in sets.items() if examples}
         empty = Encoded([], ())
         training, replay = encoded["training"], encoded.get("replay", empty)
         notes = [f"{name}: {note}" for name, rows in encoded.items() for note in rows.notes]
@@ -211,4 +248,4 @@ class EncodedCorpus:
 
 def _counts(encoded: Encoded) -> dict[str, int]:
     return {"rows": len(encoded.rows), "cut": encoded.cut, "masked": encoded.masked, "tokens": encoded.tokens,
-            "learned": encoded.learned}
+            "learned": encoded.learned} | ({"refused": encoded.refused} if encoded.refused else {})
