@@ -137,8 +137,8 @@ def _rendered(turns: TurnSequence, tokenizer: Any, example: Example, *, generati
     except Exception as error:  # a template is foreign code in a sandbox and may raise anything
         plain = "set template: plain, " if len(example.turns) == 1 else ""
         raise InputError(f"{excerpt(example)}: the chat template rejects this conversation: "
-                         f"{' '.join(str(error).split())[:200]}; fix the roles, {plain}or leave such rows out (data.skip_bad, "
-                         "--skip-bad)") from error
+                         f"{' '.join(str(error).split())[:200]}; fix the roles, {plain}or leave such rows out "
+                         "(data.skip_bad, --skip-bad)") from error
 
 
 def _alpaca(example: Example, learn: str) -> list[Segment]:
