@@ -130,14 +130,22 @@ class Scorer:
         if self._takes_logits_to_keep and keep.ndim == 1:  # older releases of transformers take no 2-D mask
             logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=keep, **options).logits
             return logits.reshape(-1, logits.shape[-1])
-        index = keep if keep.ndim == 2 else (slice(None), keep)
         head = unwrapped(self.model).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0][index].reshape(1, -1, args[0].shape[-1]),))
+        hook = head.register_forward_pre_hook(lambda _, args: (_kept(args[0], keep, tokens.shape[1]),))
         try:
             logits = self.model(input_ids=tokens, use_cache=False, **options).logits
         finally:
             hook.remove()
         return logits.reshape(-1, logits.shape[-1])
+
+
+def _kept(hidden: torch.Tensor, keep: torch.Tensor, length: int) -> torch.Tensor:
+    """The hidden states at the kept positions [1, kept, width], from those of all positions [rows, length, width].
+
+    A prompt-learning adapter puts tokens of its own before the ``length`` tokens of a row; these are never kept.
+    """
+    own = hidden[:, hidden.shape[1] - length:]
+    return own[keep if keep.ndim == 2 else (slice(None), keep)].reshape(1, -1, hidden.shape[-1])
 
 
 def _joined(rows: Sequence[PackedRow], name: str) -> torch.Tensor:

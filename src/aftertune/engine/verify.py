@@ -76,7 +76,8 @@ def decide(model: Any, longest: int) -> PackingDecision:
     if family == "gpt_neo":
         return PackingDecision(False, "plain rows: gpt_neo applies its attention window by the index in the row")
     if _prompt_learning(model):
-        return PackingDecision(False, "plain rows: prompt-learning adapters put their own tokens before every row")
+        return PackingDecision(False, "plain rows, one at a time: prompt-learning adapters put their own tokens before "
+                               "every row", alone=True)
     if not supports_custom_attention(base):
         return PackingDecision(False, f"plain rows: {family} does not support a custom attention function")
     return _decide_by_length(config, longest)

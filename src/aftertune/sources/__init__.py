@@ -8,7 +8,9 @@
 Importing this package does not import torch, transformers or gguf; a function imports them when it is called.
 """
 
+from aftertune.sources.adapter_loading import add_adapter
 from aftertune.sources.adapters import resolve_adapter
+from aftertune.sources.base_cache import BaseModelCache
 from aftertune.sources.fingerprint import (
     fingerprint_adapter,
     fingerprint_file,
@@ -16,7 +18,7 @@ from aftertune.sources.fingerprint import (
     fingerprint_rows,
     fingerprint_tokenizer,
 )
-from aftertune.sources.loading import BaseModelCache, add_adapter, check_vocabulary, load_model, load_tokenizer
+from aftertune.sources.loading import check_vocabulary, load_model, load_tokenizer
 from aftertune.sources.packs import InstalledPack, installed_version, is_pack_installed, pack_path, pack_root, packs
 from aftertune.sources.quantize import require_nf4
 from aftertune.sources.resolve import AdapterSource, ModelSource, resolve_model, shape_of, shape_on_hub

@@ -33,7 +33,9 @@ from aftertune.sources.tensors import MODULE_PREFIX, TensorInfo, is_shared, read
 from aftertune.values import ModelIdentity, digest
 
 #: PEFT types with weights for the prompt and none for modules of the base.
-PROMPT_TYPES = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"})
+PROMPT_TYPES = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"})
+#: PEFT types all of whose weights are shared by the layers.
+SHARED_TYPES = frozenset({"UNILORA"})
 
 
 def resolve_adapter(source: str, base: ModelSource, base_identity: ModelIdentity, *,
@@ -162,6 +164,8 @@ def check_fit(adapter: AdapterSource, base: ModelSource, tensors: tuple[TensorIn
     trained_on = adapter.trained_on or "a base that it does not name"
     bases = f"the adapter was trained on {trained_on}, the given base is {base.named}"
     per_module = [t for t in tensors if not is_shared(t.name)]  # PEFT checks the shapes of the shared ones
+    if not per_module and adapter.peft_type in SHARED_TYPES:
+        return
     module_of = {t.name: _module_of(t.name, modules) for t in per_module}
     unmatched = sorted(name for name, module in module_of.items() if module is None)
     if len(unmatched) == len(per_module):
@@ -180,9 +184,15 @@ def check_fit(adapter: AdapterSource, base: ModelSource, tensors: tuple[TensorIn
 
 
 def _module_of(name: str, modules: set[str]) -> str | None:
-    """The longest prefix of a tensor's name that is a module of the base; None if there is none."""
+    """The module of the base that a tensor of the adapter belongs to; None if there is none.
+
+    modules: those with parameters. It is the longest prefix of the tensor's name among them, or the module that
+    contains some of them and has this tensor (an adaption prompt is added to a whole attention module).
+    """
     segments = name.removeprefix(MODULE_PREFIX).split(".")
-    prefixes = (".".join(segments[:n]) for n in range(len(segments) - 1, 0, -1))
+    prefixes = [".".join(segments[:n]) for n in range(len(segments) - 1, 0, -1)]
+    if prefixes and any(module.startswith(f"{prefixes[0]}.") for module in modules):
+        return prefixes[0]
     return next((p for p in prefixes if p in modules), None)
 
 

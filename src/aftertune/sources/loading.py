@@ -20,18 +20,18 @@ import contextlib
 import io
 import json
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aftertune.errors import ResourceError, SourceError
+from aftertune.errors import SourceError
+from aftertune.sources.adapter_loading import add_adapter
 from aftertune.sources.cache import cache_root, set_default_mode, temporary_path
 from aftertune.sources.fingerprint import fingerprint_file, fingerprint_model
+from aftertune.sources.library_errors import load_errors, memory_errors, quiet
 from aftertune.sources.quantize import require_nf4, to_nf4
 from aftertune.sources.resolve import AdapterSource, ModelSource
-from aftertune.sources.tensors import is_shared, read_header
 from aftertune.values import digest
 
 # --- Cached copies of dequantised GGUF files ---
@@ -140,7 +140,7 @@ def load_model(source: ModelSource, dtype: str, device: str, adapter: AdapterSou
 
     if source.quantization:
         require_nf4(device)
-    with quiet(), _memory_errors(source, device):
+    with quiet(), memory_errors(source, device):
         model = _build(source, getattr(torch, dtype), attn_implementation)
         if tokenizer is not None:
             check_vocabulary(tokenizer, model, source)
@@ -172,7 +172,7 @@ def _named(model: Any, source: ModelSource) -> Any:
 def _pretrained(source: ModelSource, folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with _load_errors(source):
+    with load_errors(source):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=source.trust_remote_code, local_files_only=True,
             output_loading_info=True, **options)
@@ -198,7 +198,7 @@ def _dequantised(source: ModelSource, **options: Any) -> Any:
         from transformers import GgufConfig
 
         options["quantization_config"] = GgufConfig(dequantize=True)
-    with quiet(), _load_errors(source), contextlib.redirect_stderr(io.StringIO()):
+    with quiet(), load_errors(source), contextlib.redirect_stderr(io.StringIO()):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.path, gguf_file=source.gguf_file, local_files_only=True, output_loading_info=True,
             **options)
@@ -212,65 +212,6 @@ def _dequantised(source: ModelSource, **options: Any) -> Any:
     return model
 
 
-# --- Adapters ---
-
-def add_adapter(model: Any, adapter: AdapterSource, *, device: str, name: str = "default") -> Any:
-    """Load the adapter under ``name``, make it active and return the model.
-
-    model: a transformers model, or a PEFT model, which takes several adapters by name.
-    Raises SourceError if tensors of the adapter were not loaded into the model.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    with quiet(), _load_errors(adapter):
-        if isinstance(model, PeftModel):
-            model.load_adapter(adapter.path, adapter_name=name, is_trainable=False, torch_device=device)
-        else:
-            model = PeftModel.from_pretrained(model, adapter.path, adapter_name=name, is_trainable=False,
-                                              torch_device=device)
-        model.set_adapter(name)
-        loaded = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
-    stored = {t.name for t in read_header(adapter.path / "adapter_model.safetensors")}
-    if not stored & loaded:
-        raise SourceError(f"{adapter.source}: none of the adapter's {len(stored)} tensors was loaded into "
-                          f"{adapter.base}; give the base that the adapter was trained on")
-    if unused := {name for name in stored - loaded if is_shared(name)}:
-        raise SourceError(f"{adapter.source}: the adapter's file has {min(unused)!r}, which its config does not use; "
-                          "save the adapter again")
-    if loaded - stored:
-        raise SourceError(f"{adapter.source}: the adapter lacks {len(loaded - stored)} tensors that its config "
-                          f"requires, first {min(loaded - stored)!r}; save the adapter again")
-    return model.eval()
-
-
-class BaseModelCache:
-    """Keeps the last base model in memory, so that several adapters of one base load it only once.
-
-    The previous adapter is unloaded without merging, which restores the original layers of the base.
-    """
-
-    def __init__(self) -> None:
-        self._key: tuple[Any, ...] | None = None
-        self._base: Any = None
-        self._adapted: Any = None
-
-    def load(self, source: ModelSource, dtype: str, device: str, adapter: AdapterSource | None = None, *,
-             tokenizer: Any = None) -> Any:
-        """As `load_model`; the returned model is valid until the next call."""
-        key = (source, dtype, device)
-        if self._adapted is not None:
-            self._base, self._adapted = self._adapted.unload(), None
-        if key != self._key:
-            self._key = self._base = None  # frees the memory of the previous base before the next one is loaded
-            self._base = load_model(source, dtype, device, tokenizer=tokenizer)
-            self._key = key
-        if adapter is None:
-            return self._base
-        with quiet(), _memory_errors(source, device):
-            self._adapted = add_adapter(self._base, adapter, device=device)
-        return self._adapted
-
-
 def base_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
     """Parameter name -> shape of the model as transformers builds it; no weights are loaded."""
     import torch
@@ -280,7 +221,7 @@ def base_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
     if source.gguf_file:
         folder = cached_copy(source, "model", lambda out: _save_dequantised(source, out))
     options = {"gguf_file": source.gguf_file} if folder is None else {}
-    with quiet(), _load_errors(source), torch.device("meta"):
+    with quiet(), load_errors(source), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder or source.path, trust_remote_code=source.trust_remote_code,
                                             local_files_only=True, **options)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
@@ -314,7 +255,7 @@ def _raw_tokenizer(source: ModelSource) -> Any:
 def _tokenizer_from(folder: Path, source: ModelSource, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
-    with quiet(), _load_errors(source):
+    with quiet(), load_errors(source):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code,
                                              local_files_only=True, **options)
 
@@ -330,56 +271,3 @@ def _ensure_pad(tokenizer: Any, source: ModelSource) -> tuple[str, ...]:
                     "masked",)
     raise SourceError(f"{source.named}: the tokenizer has no pad, unk, eos or bos token; add an eos token to "
                       "tokenizer_config.json")
-
-
-# --- Messages and errors of the libraries ---
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hide the libraries' progress bars and warnings inside this block, but not errors or warnings from aftertune.
-
-    The libraries warn about missing or unused tensors; this module checks for them and raises errors.
-    """
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(?!aftertune\b)")
-            yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _load_errors(source: ModelSource | AdapterSource) -> Iterator[None]:
-    """Turn the libraries' errors about the files into a SourceError of one line."""
-    try:
-        yield
-    except (ValueError, KeyError, OSError, AttributeError, ImportError, TypeError) as error:
-        text = " ".join(str(error).split())
-        hint = ("; the model comes with its own code: pass --trust-remote-code if you trust it"
-                if "trust_remote_code" in text else "")
-        raise SourceError(f"{source.source}: transformers cannot load it: {text[:300]}{hint}") from error
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):  # running out of memory, for example, is also a RuntimeError
-            raise
-        text = " ".join(str(error).split())
-        raise SourceError(f"{source.source}: its tensors do not fit the model: {text[:300]}") from error
-
-
-@contextlib.contextmanager
-def _memory_errors(source: ModelSource, device: str) -> Iterator[None]:
-    """Turn errors about too little memory into a ResourceError of one line."""
-    import torch
-
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not out_of_memory:
-            raise
-        raise ResourceError(f"{source.named}: the model does not fit into the memory of {device}; use a smaller "
-                            "dtype or model, or another device") from error

@@ -36,7 +36,7 @@ from aftertune.sources import (
     resolve_model,
 )
 from aftertune.sources.cache import set_default_mode, temporary_path
-from aftertune.sources.loading import quiet
+from aftertune.sources.library_errors import quiet
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
 from aftertune.values import ModelIdentity, Tuning, plain, restore

@@ -1,0 +1,84 @@
+"""Puts PEFT adapters on a loaded base, and removes them.
+
+    model = add_adapter(base, adapter, device="cpu")        # a PEFT model
+    base = remove_adapter(model)
+
+PEFT only warns if tensors of a file find no place in the model, and of a part of them it says nothing. Here an adapter
+is taken whole or not at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aftertune.errors import SourceError
+from aftertune.sources.library_errors import load_errors, quiet
+from aftertune.sources.resolve import AdapterSource
+from aftertune.sources.tensors import read_header
+
+
+def add_adapter(model: Any, adapter: AdapterSource, *, device: str, name: str = "default") -> Any:
+    """Load the adapter under ``name``, make it active and return the model.
+
+    model: a transformers model, or a PEFT model, which takes several adapters by name.
+    Raises SourceError if a tensor of the adapter has no place in the model, if the model needs one that the adapter
+    does not have, or if PEFT cannot run the adapter on a text alone.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    with quiet(), load_errors(adapter):
+        if isinstance(model, PeftModel):
+            model.load_adapter(adapter.path, adapter_name=name, is_trainable=False, torch_device=device)
+        else:
+            model = PeftModel.from_pretrained(model, adapter.path, adapter_name=name, is_trainable=False,
+                                              torch_device=device)
+        model.set_adapter(name)
+        loaded = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    _check_whole(adapter, loaded, set(model.state_dict()))
+    _check_runs(adapter, model.eval())
+    return model
+
+
+def _check_whole(adapter: AdapterSource, loaded: set[str], in_model: set[str]) -> None:
+    """Raise SourceError unless the adapter's file and the tensors that PEFT has for it are the same.
+
+    loaded: names of the adapter's tensors in the model. in_model: names of all its tensors; PEFT also takes those of
+    the base from an adapter's file, such as resized embeddings.
+    """
+    stored = {t.name for t in read_header(adapter.path / "adapter_model.safetensors")}
+    if not stored & loaded:
+        raise SourceError(f"{adapter.source}: none of the adapter's {len(stored)} tensors was loaded into "
+                          f"{adapter.base}; give the base that the adapter was trained on")
+    if unused := stored - loaded - in_model:
+        raise SourceError(f"{adapter.source}: {len(unused)} of the {len(stored)} tensors in its file have no place in "
+                          f"the model, first {min(unused)!r}, because adapter_config.json does not name them, so only "
+                          "a part of what was trained would be used; save the adapter again, with the config that it "
+                          "was trained with")
+    if loaded - stored:
+        raise SourceError(f"{adapter.source}: the adapter lacks {len(loaded - stored)} tensors that its config "
+                          f"requires, first {min(loaded - stored)!r}; save the adapter again")
+
+
+def _check_runs(adapter: AdapterSource, model: Any) -> None:
+    """Run four tokens. Raises SourceError if that fails: Poly, for example, needs a task id with every text."""
+    import torch
+
+    try:
+        with torch.inference_mode(), quiet():
+            model(input_ids=torch.zeros((1, 4), dtype=torch.long, device=model.device))
+    except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
+        raise SourceError(f"{adapter.source}: PEFT cannot run this adapter of type {adapter.peft_type} on a text alone"
+                          f": {' '.join(str(error).split())[:200]}; evaluate an adapter of another type, or a merged "
+                          "model") from error
+
+
+def remove_adapter(model: Any) -> Any:
+    """The transformers model inside a PEFT model, without the adapter's layers.
+
+    What the adapter replaced in the base (biases, embeddings, the rest of a PiSSA) may stay replaced.
+    """
+    if model.active_peft_config.is_prompt_learning:  # these have no layers in the base
+        base = model.get_base_model()
+        base.prepare_inputs_for_generation = model.base_model_prepare_inputs_for_generation
+        return base
+    return model.unload() if hasattr(model.base_model, "unload") else model.get_base_model()
