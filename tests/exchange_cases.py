@@ -122,3 +122,38 @@ def _line(index: int, doc: dict[str, Any], answers: Any, context: str, continuat
         "prompt_hash": hashlib.sha256(context.encode()).hexdigest(),
         "target_hash": hashlib.sha256(b"0").hexdigest()}
     return line | ({} if old else {"filter": name, "metrics": list(metrics)}) | metrics
+
+
+def one_task_folder(folder: Path, model: str, task: str, lines: list[dict[str, Any]], metric: str, *,
+                    kind: str = "multiple_choice", better: bool = True, config: Any = None) -> Path:
+    """What lm-eval leaves of one task. lines: the doc, arguments, resps, target and metric of each document."""
+    home = folder / model
+    home.mkdir(parents=True, exist_ok=True)
+    values = [line[metric] for line in lines]
+    results = {
+        "results": {task: {"alias": task, f"{metric},none": sum(values) / len(values)}},
+        "group_subtasks": {task: []},
+        "configs": {task: {"task": task, "output_type": kind, "test_split": "test", **(config or {})}},
+        "versions": {task: 1.0}, "n-shot": {task: 0}, "higher_is_better": {task: {metric: better}},
+        "n-samples": {task: {"original": len(lines), "effective": len(lines)}},
+        "config": {"model": "hf", "model_args": f"pretrained={model}", "model_dtype": "torch.float16"},
+        "date": 1741428000.0, "model_source": "hf", "model_name": model, "lm_eval_version": "0.4.13"}
+    (home / f"results_{STAMP}.json").write_text(json.dumps(results))
+    rows = [{"doc_id": i, "filter": "none", "metrics": [metric], "filtered_resps": [r[0] for r in line["resps"]],
+             **line} for i, line in enumerate(lines)]
+    (home / f"samples_{task}_{STAMP}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return home
+
+
+def choice_line(index: int, choices: int, right: bool) -> dict[str, Any]:
+    """The line of a multiple-choice document whose right choice differs from item to item."""
+    gold = index % choices
+    chosen = gold if right else (gold + 1) % choices
+    return {"doc": {"question": f"question {index}"}, "target": str(gold), "acc": float(right),
+            "arguments": [[f"question {index}", f" choice {k}"] for k in range(choices)],
+            "resps": [[[-1.0 if k == chosen else -5.0, "False"]] for k in range(choices)]}
+
+
+def text_line(doc: dict[str, Any], prompt: str, target: str, metric: str, value: float) -> dict[str, Any]:
+    """The line of a document whose answer is generated."""
+    return {"doc": doc, "target": target, metric: value, "arguments": [[prompt, {"until": []}]], "resps": [["text"]]}

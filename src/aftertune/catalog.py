@@ -205,6 +205,18 @@ def _rows() -> dict[str, Benchmark]:
 BENCHMARKS: Mapping[str, Benchmark] = _rows()
 
 
+#: Tasks whose score is no share of right answers, so that a guess has no level: truthfulqa_mc2 is the mean probability
+#: of the true answers, whose number differs from item to item.
+_NO_GUESS = re.compile(r"truthfulqa.*mc2|tinytruthfulqa", re.IGNORECASE)
+#: Tasks whose answer is generated and is one of a few: beginning of the name -> expected score of a guess. It is
+#: used where the documents do not list their options (`aftertune.tasks.chance`). mmlu_pro has up to ten, mostly ten.
+_GUESSES: tuple[tuple[re.Pattern[str], float], ...] = (
+    (re.compile(r"bbh_.*(boolean_expressions|causal_judgement|formal_fallacies|navigate|sports_understanding|"
+                r"web_of_lies)"), 1 / 2),
+    (re.compile(r"mmlu_pro"), 1 / 10), (re.compile(r"gpqa_"), 1 / 4), (re.compile(r"mmlu_.*_generative"), 1 / 4),
+    (re.compile(r"mmlu_(flan_cot|llama)"), 1 / 4), (re.compile(r"arc_challenge_(chat|llama)"), 1 / 4))
+
+
 # --- Metrics ---
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,6 +369,13 @@ def hub_items(task: str) -> int | None:
 def cluster_field(task: str) -> str | None:
     """The field of a document that groups the items of a task, or None."""
     return BENCHMARKS[task].cluster if task in BENCHMARKS else None
+
+
+def guessing_level(task: str, counted: float | None) -> float | None:
+    """The expected score of a guess: ``counted`` from the items, else what is known of the task; None for neither."""
+    if _NO_GUESS.search(task):
+        return None
+    return counted if counted is not None else next((g for name, g in _GUESSES if name.match(task)), None)
 
 
 def _plain(words: str) -> str:

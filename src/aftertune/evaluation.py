@@ -172,7 +172,8 @@ class EvaluationRun:
     def _evaluation(self, template: ChatTemplate | None) -> Evaluation:
         """The evaluation before it has results. Its id covers everything that decides them."""
         spec, settings = self.spec, tuple(task.settings for task in self.loaded)
-        hashed = [{k: v for k, v in asdict(s).items() if k not in _NOT_IN_ID} for s in settings]
+        hashed = [{k: v for k, v in asdict(s).items() if k not in _NOT_IN_ID} | {"chance": task.first_choice}
+                  for task, s in zip(self.loaded, settings, strict=True)]
         key = digest([self.identity.fingerprint, self.identity.tokenizer, hashed, self.dtype,
                       self.device.split(":")[0], spec.engine])
         return Evaluation(

@@ -17,7 +17,7 @@ import numpy as np
 
 from aftertune.catalog import MetricKey, is_bounded
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values
-from aftertune.comparison.rows import FORCED, Margins, RowDraft, build_row, floor_note, margin_of
+from aftertune.comparison.rows import FORCED, Margins, RowDraft, build_row, floor_note, group_chance, margin_of
 from aftertune.stats.evidence import Evidence
 from aftertune.stats.paired import NO_EVIDENCE, Floats, wilson
 from aftertune.stats.planning import discordance_bound, items_needed, items_to_decide
@@ -75,10 +75,9 @@ def _stopped_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: S
             base, tuned = (np.concatenate([getattr(v, side) for v in values])[order] for side in ("base", "tuned"))
             pooled[key] = MetricValues(base, tuned, values[0].higher_is_better, values[0].note)
     settings = [p.settings for p in pairs]
-    chances = [s.chance for s in settings if s.chance is not None]
     return StoppedTest(
         unit=unit, columns=pooled, base=np.array([a.metrics[unit.key] for p in pairs for a in p.all_left]),
-        chance=sum(chances) / len(chances) if len(chances) == len(settings) else None,
+        chance=group_chance(settings, [len(p.left) for p in pairs]),
         groups=settings[0].groups, share=len(plan.units), target=settings[0].target)
 
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aftertune.catalog import MetricKey
+from aftertune.catalog import MetricKey, guessing_level
 from aftertune.stats.answer_format import cannot_be_judged, count_forms, is_generated, loss_cause
 from aftertune.stats.paired import Floats
 from aftertune.values import Answer, Evaluation, FormShift, Score, TaskSettings
@@ -50,9 +50,24 @@ class Pair:
 
 def pair_answers(settings: TaskSettings, left: Sequence[Answer], right: Sequence[Answer]) -> Pair:
     """Pair the answers of one task, in the order of the left side."""
+    settings = replace(settings, chance=_chance(settings, left))
     others = dict(_numbered(right))
     shared = [(a, others[key]) for key, a in _numbered(left) if key in others]
     return Pair(settings, left, right, [a for a, _ in shared], [b for _, b in shared])
+
+
+def _chance(settings: TaskSettings, answers: Sequence[Answer]) -> float | None:
+    """The expected score of a guess, read again from the answers where it was once taken from the first item alone.
+
+    A metric that is not right or wrong on each item (the mean of probabilities of truthfulqa_mc2) has no such level.
+    """
+    if any(a.metrics.get(settings.primary, 0.0) not in (0, 1) for a in answers):
+        return None
+    counts = [len(a.responses) for a in answers]
+    if settings.output_type != "multiple_choice" or not all(counts) or settings.chance != 1 / counts[0]:
+        return guessing_level(settings.task, settings.chance)
+    twice = any(MetricKey(key).metric == "acc_mutual_info" for key in answers[0].metrics)  # each choice is asked twice
+    return guessing_level(settings.task, sum((2 if twice else 1) / count for count in counts) / len(counts))
 
 
 def _numbered(answers: Iterable[Answer]) -> Iterator[tuple[tuple[str, int], Answer]]:

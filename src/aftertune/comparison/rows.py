@@ -26,7 +26,7 @@ from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.paired import NO_EVIDENCE, Floats, MarginTests
 from aftertune.stats.planning import items_above, items_to_decide
 from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, benjamini_hochberg, decide, label_of
-from aftertune.values import ComparisonRow, Difference, Evaluation, Score
+from aftertune.values import ComparisonRow, Difference, Evaluation, Score, TaskSettings
 
 MARGIN = 0.02
 FORCED = "forced: the evaluations differ in settings that must agree"
@@ -204,16 +204,22 @@ def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> RowDraft:
     """The draft of one metric of a group."""
     values = [v for _, v in group.members]
     settings = [pair.settings for pair, _ in group.members]
-    chances = [s.chance for s in settings if s.chance is not None]
     margin = margin_of(margins, group.name)
     weighting = _weighting(group.score, [v.base for v in values])
     evidence = group_evidence([v.base for v in values], [v.tuned for v in values], margin=margin,
                               higher_is_better=values[0].higher_is_better, weighting=weighting)
     averaged = "items" if weighting == "micro" else "tasks"
     return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary,
-                    chance=sum(chances) / len(chances) if len(chances) == len(settings) else None,
+                    chance=group_chance(settings, [v.base.size if weighting == "micro" else 1 for v in values]),
                     n_total=sum(s.n_total for s in settings),
                     note=f"mean over the {averaged} of {len(values)} tasks, with errors stratified by task")
+
+
+def group_chance(members: Sequence[TaskSettings], weights: Sequence[int]) -> float | None:
+    """The expected score of a guess on a weighted mean over tasks; None where the answers of none can be guessed."""
+    if all(m.chance is None for m in members):
+        return None
+    return sum(w * (m.chance or 0.0) for m, w in zip(members, weights, strict=True)) / sum(weights)
 
 
 def _weighting(score: Score | None, values: Sequence[Floats]) -> Weighting:

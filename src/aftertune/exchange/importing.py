@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from aftertune import catalog
+from aftertune.catalog import MetricKey
 from aftertune.errors import InputError
 from aftertune.exchange.lm_eval_files import LmEvalRun, Sample, read_results, read_samples, results_files, samples_name
 from aftertune.exchange.markdown_record import read_record
 from aftertune.redaction import redact
+from aftertune.tasks import chance
 from aftertune.tasks.loading import primary_metric
 from aftertune.values import (
     Answer,
@@ -158,9 +160,22 @@ def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samp
         # lm-eval 0.4.13 turns it on by default; without a chat template it has no effect
         fewshot_as_multiturn=bool(template and run.value.get("fewshot_as_multiturn")),
         generation=json_ready(config.get("generation_kwargs") or {}) if kind == "generate_until" else {},
-        chance=1 / len(samples[0].prompts) if kind == "multiple_choice" and samples[0].prompts else None,
+        chance=_chance(task, kind, samples),
         cluster=catalog.cluster_field(task),
         groups=tuple(g for g in run.groups if task in run.leaves_of(g)))
+
+
+def _chance(task: str, kind: str, samples: Sequence[Sample]) -> float | None:
+    """The expected score of a guess, the mean over the documents; None where answers cannot be guessed."""
+    if kind == "generate_until":
+        levels = [chance.generated_guess(task, s.item.doc, s.prompts[0][0] if s.prompts else "", s.target)
+                  for s in samples]
+    elif kind == "multiple_choice":
+        mutual = any(MetricKey(key).metric == "acc_mutual_info" for key in samples[0].metrics)
+        levels = [chance.request_guess(s.prompts, chance.indices(s.target), mutual_info=mutual) for s in samples]
+    else:
+        return None
+    return chance.task_chance(task, levels)
 
 
 def _scores(run: LmEvalRun, settings: TaskSettings, n: int) -> list[Score]:

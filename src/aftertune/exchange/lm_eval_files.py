@@ -208,7 +208,8 @@ class Sample:
     """One document with its answer.
 
     prompts: (context, continuation) of each request, once for each repeat; responses: one for each of them; metrics:
-    by ``metric,filter``; extracted: the answer by filter; seen: number of lines read so far.
+    by ``metric,filter``; extracted: the answer by filter; seen: number of lines read so far; target: the right answer,
+    as text.
     """
 
     item: Item
@@ -217,6 +218,7 @@ class Sample:
     metrics: dict[str, float] = field(default_factory=dict)
     extracted: dict[str, str] = field(default_factory=dict)
     seen: int = 0
+    target: str = ""
 
 
 def read_samples(path: Path, *, task: str, output_type: str, filters: Sequence[str], cluster: str | None = None
@@ -262,7 +264,9 @@ def _sample(line: Mapping[str, Any], location: str, task: str, output_type: str,
         for response in repeats if isinstance(repeats, list) else [repeats]:
             prompts.append(_prompt(request, output_type))
             responses.append(_response(response, output_type, location))
-    return Sample(item, prompts, _with_details(responses, line.get("aftertune")))
+    target = line.get("target")
+    return Sample(item, prompts, _with_details(responses, line.get("aftertune")),
+                  target=target if isinstance(target, str) else canonical(target))
 
 
 def _arguments(line: Mapping[str, Any], location: str) -> list[list[Any]]:

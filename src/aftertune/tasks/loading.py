@@ -27,7 +27,7 @@ from aftertune.errors import TaskError
 from aftertune.sources import packs
 from aftertune.sources.hub import reachable
 from aftertune.study import TaskSpec
-from aftertune.tasks import data, lm_eval_index
+from aftertune.tasks import chance, data, lm_eval_index
 from aftertune.tasks.data import LocalData
 from aftertune.values import Asked, Item, Question, Request, TaskSettings, digest, json_ready
 
@@ -123,6 +123,13 @@ class LoadedTask:
     task: Any
     positions: tuple[tuple[int, ...], ...]
     groups: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def first_choice(self) -> float | None:
+        """1 / requests of the first item, for multiple choice. It was once taken for the level of a guess and is part
+        of the ids of evaluations, which must not change."""
+        first = sum(r.item == self.requests[0].item for r in self.requests) if self.requests else 0
+        return 1 / first if self.settings.output_type == "multiple_choice" and first else None
 
 
 def load(specs: Sequence[TaskSpec], options: LoadOptions) -> list[LoadedTask]:
@@ -363,7 +370,6 @@ def _settings(spec: TaskSpec, task: Any, label: str, groups: tuple[str, ...], it
     generation = json_ready(dict(config.generation_kwargs or {})) if generates else {}
     better = {str(k): bool(v) for k, v in task.higher_is_better().items()}
     partial = len(items) < total
-    choices = sum(1 for r in requests if r.item == requests[0].item) if requests else 0
     return {
         "task": name, "version": str(task.VERSION), "output_type": str(task.OUTPUT_TYPE),
         "num_fewshot": int(task.get_config("num_fewshot") or 0), "n": len(items), "n_total": total,
@@ -375,9 +381,33 @@ def _settings(spec: TaskSpec, task: Any, label: str, groups: tuple[str, ...], it
         "limit": spec.limit if partial and spec.limit else None,
         "sample": spec.sample if partial and spec.sample else None,
         "sample_seed": spec.sample_seed if partial and spec.sample else None,
-        "chance": 1 / choices if task.OUTPUT_TYPE == "multiple_choice" and choices else None,
+        "chance": _chance(task, items, requests),
         "cluster": catalog.cluster_field(name), "groups": groups, "target": spec.target is not None,
     }
+
+
+def _chance(task: Any, items: Sequence[Item], requests: Sequence[Request]) -> float | None:
+    """The expected score of a guess, the mean over the items; None where answers cannot be guessed."""
+    name, levels = task.config.task, []
+    prompts: dict[int, list[tuple[str, str]]] = {}
+    for request in requests:
+        prompts.setdefault(request.item, []).append((request.context, request.continuation))
+    for item, asked_prompts in zip(items, prompts.values(), strict=True):
+        asked = item.asked or Asked()
+        if task.OUTPUT_TYPE == "multiple_choice":
+            levels.append(chance.guess(asked.choices, asked.gold) if asked.choices else chance.request_guess(
+                asked_prompts, mutual_info="acc_mutual_info" in task.higher_is_better()))
+        elif task.OUTPUT_TYPE == "generate_until":
+            levels.append(chance.guess(_listed_choices(task, item)) or
+                          chance.generated_guess(name, item.doc, asked.question, asked.reference))
+    return chance.task_chance(name, levels) if levels else None
+
+
+def _listed_choices(task: Any, item: Item) -> tuple[str, ...]:
+    """The choices of a task that generates one of them; () where its task file lists none."""
+    if getattr(task.config, "doc_to_choice", None) is None:
+        return ()
+    return tuple(map(str, task.doc_to_choice(dict(item.doc))))
 
 
 def primary_metric(metrics: Mapping[str, bool], filters: Sequence[str], output_type: str) -> MetricKey:
