@@ -103,6 +103,15 @@ def test_scores_answers_and_labels_are_stored(folder: Path, ledger: Ledger) -> N
     assert all(r.text is not None and r.tokens is not None and r.tokens <= 8 and r.truncated > 0 for r in texts)
 
 
+def test_two_checkpoints_of_one_name_get_names_of_their_own(tmp_path: Path, ledger: Ledger) -> None:
+    for seed, place in enumerate(("a/checkpoint-500", "b/checkpoint-500", "x/a/checkpoint-500")):
+        byte_folder(tmp_path / place, seed=seed)
+    names = [run(tmp_path / place, ledger, TaskSpec(name="openbookqa", limit=1)).name
+             for place in ("a/checkpoint-500", "b/checkpoint-500", "x/a/checkpoint-500", "a/checkpoint-500")]
+    assert names == ["a-checkpoint-500", "b-checkpoint-500", "x-a-checkpoint-500", "a-checkpoint-500"]
+    assert [ledger.find_evaluation(name).name for name in names] == names
+
+
 def test_what_is_done_is_answered_from_the_ledger(folder: Path, ledger: Ledger) -> None:
     first = run(folder, ledger)
     again = Progress()

@@ -16,6 +16,8 @@ from aftertune.comparison import compare
 from aftertune.errors import InputError, NotComparable
 from aftertune.exchange import audit, import_results
 from aftertune.ledger import Ledger
+from aftertune.report import Results, write_record
+from aftertune.report.changed_items import form_text, format_table
 from aftertune.values import Evaluation
 from aftertune.values.reported import proven
 from eval_cases import byte_folder
@@ -258,6 +260,24 @@ def test_a_real_run_of_lm_eval_pairs_with_our_own(real_tasks: list[Any], tmp_pat
     assert [a.responses[0].text for a in ledger.answers(ours.id, "write")] == [
         a.responses[0].text for a in ledger.answers(theirs.id, "write")]
     assert not comparison.lineage
+
+
+def test_an_unknown_end_is_not_counted_as_one_without_end_token(tmp_path: Path, ledger: Ledger) -> None:
+    """lm-eval's files do not say how a text ended, nor whether a context was cut off."""
+    for model, right in (("org/base", BASE_RIGHT), ("org/tuned", TUNED_RIGHT)):
+        import_results(lm_eval_folder(tmp_path / "out", model, right), ledger=ledger)
+    comparison = compare("base", "tuned", ledger=ledger)
+    [form] = comparison.forms
+    assert (form.tuned.n, form.tuned.cut_off, form.tuned.no_end, form.tuned.unknown_end) == (12, 0, 0, 12)
+    assert (form.lost, form.lost_by_form, form.lost_unknown, form.cause) == (5, 0, 5, "mixed")
+    assert form_text(form.tuned) == "all 12 with an answer (how they ended is not known)"
+    answers = ledger.answers(ledger.find_evaluation("tuned").id)
+    assert {r.truncated for a in answers for r in a.responses} == {None}
+    [line] = format_table(ledger.find_evaluation("tuned"), answers)
+    assert (line.by_end(line.cut_off), line.by_end(line.no_end)) == ("not known", "not known")
+    record = write_record(Results.load(ledger), title="T")
+    assert "of 12, not known cut off" not in record
+    assert "how they ended is not known" in record
 
 
 def test_other_prompts_are_not_comparable(tmp_path: Path, ledger: Ledger) -> None:

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import func, select
 
 import ledger_cases as cases
-from aftertune.errors import InputError, ResourceError, StorageError
+from aftertune.errors import AmbiguousName, InputError, ResourceError, StorageError
 from aftertune.ledger import Ledger, StoredCell, database
 from aftertune.ledger.lease import LEASE_TIMEOUT, Process, process_start
 from aftertune.ledger.schema import item, lease, metadata, model
@@ -168,7 +168,11 @@ def test_evaluations_are_found_by_id_name_and_beginning(ledger: Ledger) -> None:
     for id, name in [("abcd1111", "base"), ("abcd2222", "base"), ("ffff3333", "careful")]:
         ledger.open_evaluation(cases.evaluation(id, name), [])
     assert ledger.find_evaluation("abcd1111").id == "abcd1111"
-    assert ledger.find_evaluation("base").id == "abcd2222"  # the newest of that name
+    with pytest.raises(AmbiguousName, match=r"^2 evaluations in the ledger are called 'base': "
+                                            r"abcd2222 \(package:llm/model\.gguf, 2026-01-01, running\), abcd1111 \(.*"
+                                            r"; give the id$"):
+        ledger.find_evaluation("base")
+    assert [ledger.word_for(e) for e in ledger.evaluations()] == ["abcd1111", "abcd2222", "careful"]
     assert ledger.find_evaluation("ffff").name == "careful"
     with pytest.raises(InputError, match="several ids in the ledger's table"):
         ledger.find_evaluation("abcd")
@@ -177,6 +181,15 @@ def test_evaluations_are_found_by_id_name_and_beginning(ledger: Ledger) -> None:
     for odd in ("a_c%", "abc\udcff", "\x00\x00\x00\x00"):
         with pytest.raises(InputError, match="no evaluation"):
             ledger.find_evaluation(odd)
+
+
+def test_tunings_of_one_name_are_told_apart_by_id(ledger: Ledger) -> None:
+    for number in range(8):
+        ledger.save_tuning(cases.tuning(f"t-{number}", "careful"))
+    with pytest.raises(AmbiguousName, match=r"^8 tunings .* t-7 \(.*t-2 .* and 2 more \(`aftertune runs` lists them\)"):
+        ledger.find_tuning("careful")
+    assert ledger.find_tuning("t-3").name == "careful"
+    ledger.save_tuning(ledger.find_tuning("t-3"))  # what is stored under an id is not looked for by name
 
 
 def test_an_empty_ledger_says_so(ledger: Ledger) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol
 from aftertune import tasks
 from aftertune.catalog import MetricKey, is_bounded
 from aftertune.comparison import compare, differences
-from aftertune.errors import InputError, NotComparable, SourceError
+from aftertune.errors import AmbiguousName, InputError, NotComparable, SourceError
 from aftertune.evaluation import EvaluationRun
 from aftertune.ledger import Ledger
 from aftertune.stats.sequential import PairedSequential, random_order_key
@@ -170,6 +170,8 @@ class _EarlyStopping:
         changes = {"adapter": None, "revision": None, "name": None}
         try:
             base = self.ledger.find_evaluation(self.against)
+        except AmbiguousName:
+            raise
         except InputError as error:
             self.reason = str(error)
             return self.spec.model_copy(update={**changes, "model": self.against})

@@ -4,6 +4,7 @@
     ├── GateFailed                   1   a gate found a proven drop beyond its limit
     ├── InputError                   2   bad input: a flag, a file, a study, a model source, a task
     │   ├── SourceError              2   a model, adapter, tokenizer or data source cannot be used
+    │   ├── AmbiguousName            2   several entries of the ledger have the name
     │   ├── TaskError                2   a task is unknown, or its data cannot be read
     │   └── ResumeRefused            2   a stored run was made under other conditions (--fork starts a new one)
     ├── NotComparable                3   two evaluations differ in a setting that must agree
@@ -38,6 +39,10 @@ class InputError(AftertuneError):
 
 class SourceError(InputError):
     """A model, adapter, tokenizer or data source cannot be used."""
+
+
+class AmbiguousName(InputError):
+    """Several entries of the ledger have the name; the message lists their ids."""
 
 
 class TaskError(InputError):

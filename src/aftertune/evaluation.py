@@ -10,6 +10,7 @@ from the ledger, and an interrupted one is resumed under the same id.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -177,7 +178,7 @@ class EvaluationRun:
         key = digest([self.identity.fingerprint, self.identity.tokenizer, hashed, self.dtype,
                       self.device.split(":")[0], spec.engine])
         return Evaluation(
-            id=self.fresh(f"e-{key[:10]}"), name=spec.name or _name(self.identity), model=self.identity,
+            id=self.fresh(f"e-{key[:10]}"), name=spec.name or self._name(), model=self.identity,
             tasks=settings, device=_device_name(self.device), dtype=self.dtype, engine=spec.engine,
             warnings=tuple(self._warnings(template)), tuning=self._tuning(), provenance=self.provenance)
 
@@ -187,6 +188,12 @@ class EvaluationRun:
             return key
         ids = {e.id for e in self.ledger.evaluations()}
         return next(name for n in range(2, 10_000) if (name := f"{key}.{n}") not in ids)
+
+    def _name(self) -> str:
+        """A short name that no evaluation of another model in the ledger has."""
+        taken = self.ledger.names_of_others(self.identity.fingerprint)
+        return next((name for name in _names(self.identity) if name not in taken),
+                    f"{next(_names(self.identity))}-{self.identity.fingerprint[:8]}")
 
     def _tuning(self) -> str | None:
         """Id of the last fine-tune that made this model, or None."""
@@ -344,11 +351,32 @@ def _unextracted(loaded: Sequence[LoadedTask], answers: Sequence[Answer]) -> Ite
             yield f"{settings.task}: {count} of {len(texts)} texts ({share:g} %) have no extractable answer"
 
 
-def _name(identity: ModelIdentity) -> str:
-    """A short name: the last part of the source, with that of the adapter's folder."""
-    name = Path(identity.source.removeprefix("package:")).name.removesuffix(".gguf")
-    name += f"@{identity.quantization}" if identity.quantization else ""
-    return f"{name}+{Path(identity.adapter_source).name}" if identity.adapter_source else name
+#: Last parts of a source that say nothing about the model, so that the folder above belongs to its name.
+_VAGUE = re.compile(r"(checkpoint|global_step|step|epoch)s?[-_]?\d*|final|last|best|merged")
+
+
+def _names(identity: ModelIdentity) -> Iterator[str]:
+    """Short names, the best first: the last part of the source, with that of the adapter's folder; then with more of
+    the folders above (``runs/a/checkpoint-500`` is ``a-checkpoint-500``)."""
+    source, adapter = (_parts(s) for s in (identity.source.removeprefix("package:"), identity.adapter_source or ""))
+    kind = f"@{identity.quantization}" if identity.quantization else ""
+    for more in range(max(len(source), len(adapter), 1)):
+        name = _joined(source, 0 if adapter else more).removesuffix(".gguf") + kind
+        yield f"{name}+{_joined(adapter, more)}" if adapter else name
+
+
+def _parts(source: str) -> list[str]:
+    """The parts of a path or Hub id; of a folder on this machine, with the folders above it."""
+    path = Path(source)
+    return [p for p in (path.absolute() if source and path.exists() else path).parts if p != path.anchor]
+
+
+def _joined(parts: Sequence[str], more: int) -> str:
+    """The last part, with the folders above it as long as it is vague, and with ``more`` further ones."""
+    start = len(parts) - 1
+    while start > 0 and _VAGUE.fullmatch(parts[start]):
+        start -= 1
+    return "-".join(parts[max(start - more, 0):])
 
 
 def _device_name(device: str) -> str:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,18 +43,21 @@ def compare(
     comparisons: list[Comparison] = []
     errors: list[NotComparable] = []
     objects: list[dict[str, object]] = []
+    words: dict[str, str] = {}
     with Ledger(create=False) as ledger:
         for name in dict.fromkeys(tuned):
             try:
                 comparisons.append(run(base, name, margins=margins, ledger=ledger, force=force, common=common))
                 objects.append(as_object(comparisons[-1]))
+                words |= {id_: ledger.word_for(ledger.find_evaluation(id_))
+                          for id_ in (comparisons[-1].base, comparisons[-1].tuned)}
             except NotComparable as error:
                 errors.append(error)
                 objects.append(refusal_object(error, base, name))
     if as_json:
         emit(objects[0] if len(objects) == 1 else {"comparisons": objects})
     else:
-        _show_all(comparisons, details)
+        _show_all(comparisons, details, words)
     if errors:
         raise errors[0]
 
@@ -78,8 +82,11 @@ def number(text: str) -> float:
         return math.nan
 
 
-def show(comparison: Comparison, details: bool = False) -> None:
-    """Print the verdict table, and the differences in settings that do not block a comparison."""
+def show(comparison: Comparison, details: bool = False, words: Mapping[str, str] | None = None) -> None:
+    """Print the verdict table, and the differences in settings that do not block a comparison.
+
+    words: id of an evaluation -> how a command line names it; its id where it is missing.
+    """
     from rich.console import Console
     from rich.text import Text
 
@@ -91,11 +98,11 @@ def show(comparison: Comparison, details: bool = False) -> None:
         console.print(Text.assemble(("differs", "yellow"), f" {difference.field}: {difference.left} in "
                                     f"{comparison.base_name}, {difference.right} in {comparison.tuned_name}"))
     if comparison.relation == "reversed":
-        console.print(Text.assemble(("hint", "yellow"), " give the base first: "
-                                    f"aftertune compare {comparison.tuned_name} {comparison.base_name}"))
+        sides = ((words or {}).get(side, side) for side in (comparison.tuned, comparison.base))
+        console.print(Text.assemble(("hint", "yellow"), f" give the base first: aftertune compare {' '.join(sides)}"))
 
 
-def _show_all(comparisons: list[Comparison], details: bool) -> None:
+def _show_all(comparisons: list[Comparison], details: bool, words: Mapping[str, str]) -> None:
     """Print every table; for several tuned models also a summary with one line for each task."""
     from rich.console import Console
     from rich.text import Text
@@ -105,7 +112,7 @@ def _show_all(comparisons: list[Comparison], details: bool) -> None:
     for i, comparison in enumerate(comparisons):
         if i:
             Console().print()
-        show(comparison, details)
+        show(comparison, details, words)
     if len(comparisons) > 1:
         Console().print(Text(), terminal_summary(comparisons))
 
@@ -189,6 +196,7 @@ def gate(
         limits = {task: points / _scale(left, task) for task, points in drops.items()}
         try:
             comparison, lines = run(left, right, limits, ledger=ledger, require_proof=require_proof, common=common)
+            words = f"{ledger.word_for(left)} {ledger.word_for(right)}"
         except NotComparable as error:
             if junit is not None:
                 write_document(junit, write_junit_error(tuple(limits), str(error), title=title))
@@ -205,7 +213,7 @@ def gate(
     failed = [line.task for line in lines if line.failed]
     if failed:
         raise GateFailed(f"the gate failed for {len(failed)} of {len(lines)} limits ({', '.join(failed)}); see the "
-                         f"items with `aftertune flips {left.name} {right.name} --task {failed[0]} --lost`")
+                         f"items with `aftertune flips {words} --task {failed[0]} --lost`")
 
 
 def _drops(texts: list[str]) -> dict[str, float]:

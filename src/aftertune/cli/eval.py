@@ -69,7 +69,9 @@ def _compare_hint(tuned: Evaluation, ledger: Ledger) -> str | None:
     roots = {t.base.fingerprint for t in ledger.tunings() if t.id == tuned.tuning}
     bases = [e for e in ledger.evaluations() if e.status == "done" and e.model.fingerprint in roots
              and [(t.task, t.items) for t in e.tasks] == [(t.task, t.items) for t in tuned.tasks]]
-    return f"compare with the base: aftertune compare {bases[-1].name} {tuned.name}" if bases else None
+    if not bases:
+        return None
+    return f"compare with the base: aftertune compare {ledger.word_for(bases[-1])} {ledger.word_for(tuned)}"
 
 
 def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapters: int, as_json: bool) -> None:

@@ -16,7 +16,7 @@ import typer
 
 from aftertune.cli.console import emit, jsonable
 from aftertune.cli.options import JsonFlag
-from aftertune.errors import InputError, nearest
+from aftertune.errors import AmbiguousName, InputError, nearest
 
 if TYPE_CHECKING:
     from aftertune.exchange import ImportedResult
@@ -121,7 +121,10 @@ def _show_reported(source: str, rows: list[Reported], as_json: bool) -> None:
 
 
 def find(ledger: Ledger, word: str) -> Evaluation | Tuning | Comparison:
-    """The evaluation, tuning or comparison of an id or name; InputError if there is none."""
+    """The evaluation, tuning or comparison of an id or name.
+
+    Raises InputError if there is none, and AmbiguousName if several evaluations, or several tunings, have the name.
+    """
     order = {"t-": 1, "c-": 2}.get(word[:2], 0)
     searches: list[Any] = [ledger.find_evaluation, ledger.find_tuning, ledger.find_comparison]
     searches = [searches[order], *(s for i, s in enumerate(searches) if i != order)]
@@ -130,6 +133,8 @@ def find(ledger: Ledger, word: str) -> Evaluation | Tuning | Comparison:
         try:
             entry: Evaluation | Tuning | Comparison = search(word)
             return entry
+        except AmbiguousName:
+            raise
         except InputError as error:
             first = first or error
     assert first is not None

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aftertune.catalog import MetricKey, guessing_level
-from aftertune.stats.answer_format import cannot_be_judged, count_forms, is_generated, loss_cause
+from aftertune.stats.answer_format import cannot_be_judged, count_forms, end_is_unknown, is_generated, loss_cause
 from aftertune.stats.paired import Floats
 from aftertune.values import Answer, Evaluation, FormShift, Score, TaskSettings
 
@@ -139,8 +139,9 @@ def form_shifts(pairs: Sequence[Pair]) -> Iterator[FormShift]:
         sign = 1 if pair.settings.higher_is_better.get(key.metric, True) else -1
         lost = [b for a, b in zip(pair.left, pair.right, strict=True)
                 if sign * (a.metrics.get(key) or 0) > sign * (b.metrics.get(key) or 0)]
-        by_form = sum(cannot_be_judged(answer, key.filter) for answer in lost)
-        loss, low, high = loss_cause(len(lost), by_form)
+        judged = [answer for answer in lost if not cannot_be_judged(answer, key.filter)]
+        by_form, unknown = len(lost) - len(judged), sum(map(end_is_unknown, judged))
+        loss, low, high = loss_cause(len(lost), by_form, unknown)
         yield FormShift(task=pair.settings.task, base=count_forms(pair.left, key.filter),
                         tuned=count_forms(pair.right, key.filter), lost=len(lost), lost_by_form=by_form, low=low,
-                        high=high, cause=loss)
+                        high=high, cause=loss, lost_unknown=unknown)

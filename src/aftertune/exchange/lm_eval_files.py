@@ -298,7 +298,7 @@ def _prompt(request: list[Any], output_type: str) -> tuple[str, str]:
 def _response(value: Any, output_type: str, location: str) -> Response:
     """One response: a text, a log-likelihood, or a log-likelihood with whether it is the most likely text."""
     if output_type == "generate_until":
-        return Response(text=value if isinstance(value, str) else canonical(value))
+        return Response(text=value if isinstance(value, str) else canonical(value), truncated=None)
     pair = value if isinstance(value, list) else [value]
     try:
         logprob = float(pair[0])
@@ -308,7 +308,7 @@ def _response(value: Any, output_type: str, location: str) -> Response:
         raise InputError(f"{location}: the response {str(value)[:60]!r} is not a log-likelihood; a task of type "
                          f"{output_type} needs a number, optionally with True or False")
     greedy = str(pair[1]) == "True" if len(pair) > 1 else None
-    return Response(logprob=logprob, greedy=greedy)
+    return Response(logprob=logprob, greedy=greedy, truncated=None)
 
 
 def _with_details(responses: list[Response], details: Any) -> tuple[Response, ...]:
@@ -317,7 +317,7 @@ def _with_details(responses: list[Response], details: Any) -> tuple[Response, ..
         return tuple(responses)
     tokens, finish, truncated = (_as_list(details.get(k)) for k in ("tokens", "finish", "truncated"))
     return tuple(replace(
-        r, tokens=_count_at(tokens, i), finish=_finish_at(finish, i), truncated=_count_at(truncated, i) or 0)
+        r, tokens=_count_at(tokens, i), finish=_finish_at(finish, i), truncated=_count_at(truncated, i))
         for i, r in enumerate(responses))
 
 

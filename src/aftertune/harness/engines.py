@@ -109,8 +109,9 @@ def _instance(request: Request) -> Any:
 
 
 def _response(request: Request, result: Any) -> Response:
+    # lm-eval's models say neither why a text ended nor how much of a context was cut off
     if request.kind == "generate":
-        return Response(text=str(result))
+        return Response(text=str(result), truncated=None)
     if request.kind == "rolling":
-        return Response(logprob=float(result))
-    return Response(logprob=float(result[0]), greedy=bool(result[1]))
+        return Response(logprob=float(result), truncated=None)
+    return Response(logprob=float(result[0]), greedy=bool(result[1]), truncated=None)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
@@ -45,6 +46,8 @@ from aftertune.values import Answer, Asked, Evaluation, Item, Response
 _ELSEWHERE = ("id", "name", "status", "tuning", "model", "tasks", "scores", "schedule")
 _SCORE = ("task", "metric", "filter", "value", "stderr", "n", "higher_is_better", "primary", "group")
 _RESPONSE = ("logprob", "greedy", "text", "tokens", "finish", "truncated")
+#: A stored number of truncated tokens that stands for None: the column takes no null.
+_UNKNOWN = -1
 #: The key of a stored document for the question text.
 _ASKED = "aftertune:asked"
 
@@ -97,12 +100,26 @@ class Evaluations(Store):
             return _load_one(connection, row.id)
 
     def find_evaluation(self, word: str) -> Evaluation:
-        """The evaluation with this id, this name (the newest), or this beginning of an id (4 characters up).
+        """The evaluation with this id, this name, or this beginning of an id (4 characters up).
 
-        InputError with the nearest ids and names where there is none.
+        AmbiguousName with the ids where several have this name; InputError with the nearest ids and names where there
+        is none.
         """
         with self.database.read() as connection:
             return _load(connection, [find_row(connection, evaluation, word)])[0]
+
+    def word_for(self, value: Evaluation) -> str:
+        """How a command line names this evaluation: by its name if no other one has it, else by its id."""
+        with self.database.read() as connection:
+            ids = set(connection.execute(select(evaluation.c.id).where(evaluation.c.name == value.name)).scalars())
+        return value.id if ids - {value.id} else shlex.quote(value.name)
+
+    def names_of_others(self, fingerprint: str) -> set[str]:
+        """The names of the evaluations of models that do not have this fingerprint."""
+        with self.database.read() as connection:
+            return set(connection.execute(
+                select(evaluation.c.name).join(model, model.c.seq == evaluation.c.model)
+                .where(model.c.fingerprint != fingerprint)).scalars())
 
     def evaluations(self) -> list[Evaluation]:
         """All evaluations, the newest last."""
@@ -389,7 +406,11 @@ def _load_responses(connection: Connection, seq: int, low: int | None = None,
     if high is not None:
         query = query.where(response.c.position <= high)
     rows = connection.execute(query.order_by(response.c.position))
-    return {row[0]: Response(**dict(zip(_RESPONSE, row[1:], strict=True))) for row in rows}
+    return {row[0]: _response(dict(zip(_RESPONSE, row[1:], strict=True))) for row in rows}
+
+
+def _response(fields: dict[str, Any]) -> Response:
+    return Response(**{**fields, "truncated": None if fields["truncated"] == _UNKNOWN else fields["truncated"]})
 
 
 def _refuse_nan(value: float | None, what: str) -> float | None:
@@ -403,7 +424,8 @@ def _refuse_nan(value: float | None, what: str) -> float | None:
 def _response_row(batch: int, position: int, value: Response) -> dict[str, Any]:
     logprob = _refuse_nan(value.logprob, f"the log-probability of request {position}")
     return {"batch": batch, "position": position, "logprob": None if logprob is None else float(logprob),
-            **{name: getattr(value, name) for name in _RESPONSE[1:]}}
+            **{name: getattr(value, name) for name in _RESPONSE[1:-1]},
+            "truncated": _UNKNOWN if value.truncated is None else value.truncated}
 
 
 def _stored_batch(connection: Connection, seq: int, batch: int, positions: Iterable[int]) -> list[Row[Any]]:

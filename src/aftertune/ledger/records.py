@@ -66,7 +66,7 @@ class Tunings(Store):
                 tuning=seq, number=0 if last is None else last + 1, step=number, value=value))
 
     def find_tuning(self, word: str) -> Tuning:
-        """The tuning with this id, this name (the newest), or this beginning of an id; else InputError."""
+        """The tuning with this id, this name, or this beginning of an id; else InputError or AmbiguousName."""
         with self.database.read() as connection:
             return _load_tunings(connection, [find_row(connection, tuning, word)])[0]
 

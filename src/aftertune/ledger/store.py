@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, Table, select
 
-from aftertune.errors import InputError, StorageError, nearest
+from aftertune.errors import AmbiguousName, InputError, StorageError, nearest
 from aftertune.ledger.database import Database
 from aftertune.ledger.schema import model
 from aftertune.values import ModelIdentity, canonical, plain, restore
@@ -19,6 +19,8 @@ from aftertune.values import ModelIdentity, canonical, plain, restore
 T = TypeVar("T")
 #: The fewest characters of an id by which a row is found.
 _MIN_PREFIX = 4
+#: The most ids that a message lists.
+_SHOWN = 6
 #: The most values in an IN list, below every database's limit.
 CHUNK = 500
 
@@ -67,19 +69,21 @@ def store_model(connection: Connection, identity: ModelIdentity) -> int:
 
 
 def find_row(connection: Connection, table: Table, word: str) -> Row[Any]:
-    """The row of ``table`` with this id, this name (the newest), or an id that starts with ``word``.
+    """The row of ``table`` with this id, this name, or an id that starts with ``word``.
 
-    Raises InputError, with the nearest ids and names, if there is none or several ids start with ``word``.
+    Raises AmbiguousName, with the ids, if several rows have this name; InputError, with the nearest ids and names, if
+    there is none or several ids start with ``word``.
     """
     exact = connection.execute(select(table).where(table.c.id == word)).first()
     if exact is not None:
         return exact
     named = "name" in table.c
     if named:
-        query = select(table).where(table.c.name == word).order_by(table.c.seq.desc())
-        newest = connection.execute(query).first()
-        if newest is not None:
-            return newest
+        rows = connection.execute(select(table).where(table.c.name == word).order_by(table.c.seq.desc())).all()
+        if len(rows) > 1:
+            raise AmbiguousName(_ambiguous(connection, table, word, rows))
+        if rows:
+            return rows[0]
     if len(word) >= _MIN_PREFIX:
         query = select(table).where(table.c.id.startswith(word, autoescape=True)).limit(3)
         rows = connection.execute(query).all()
@@ -92,6 +96,18 @@ def find_row(connection: Connection, table: Table, word: str) -> Row[Any]:
     names = list(dict.fromkeys(v for r in connection.execute(select(*columns).order_by(table.c.seq.desc()))
                                for v in r))
     raise InputError(f"no {table.name} {word!r} in the ledger{nearest(word, names) or _some(names)}")
+
+
+def _ambiguous(connection: Connection, table: Table, word: str, rows: Sequence[Row[Any]]) -> str:
+    """The message for a name that several rows have: their ids, the newest first, each with its model and time."""
+    shown = []
+    for row in rows[:_SHOWN]:
+        source = connection.execute(select(model.c.source).where(model.c.seq == row.model)).scalar()
+        started = str((row.value.get("provenance") or {}).get("started") or "")[:16].replace("T", " ")
+        facts = ", ".join(f for f in (source, started, row.status if row.status != "done" else "") if f)
+        shown.append(f"{row.id} ({facts})")
+    more = f" and {len(rows) - _SHOWN} more (`aftertune runs` lists them)" if len(rows) > _SHOWN else ""
+    return f"{len(rows)} {table.name}s in the ledger are called {word!r}: {', '.join(shown)}{more}; give the id"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -349,6 +349,8 @@ def _commands(subject: Subject) -> list[str]:
 
 def _compare(comparison: Comparison) -> str:
     margins = list(dict.fromkeys(r.margin for r in comparison.rows if r.primary))
-    names = f"{shlex.quote(fmt.visible(comparison.base_name))} {shlex.quote(fmt.visible(comparison.tuned_name))}"
+    same = comparison.base_name == comparison.tuned_name
+    sides = (comparison.base, comparison.tuned) if same else (comparison.base_name, comparison.tuned_name)
+    names = " ".join(shlex.quote(fmt.visible(side)) for side in sides)
     margin = f" --margin {100 * margins[0]:g}" if len(margins) == 1 else ""
     return f"aftertune compare {names}{margin}{' --common' if comparison.common else ''}"

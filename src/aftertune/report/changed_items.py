@@ -6,7 +6,8 @@
         FormatLine(title="GSM8K (chain of thought)", n=8, cut_off=5, no_answer=2, other_form=4, no_end=8, empty=0)
 
 The counts come from `aftertune.stats.answer_format`: *cut off* at the token limit, *no answer* to extract, *other form*
-(extracted, but not by a stricter filter), *no end* (the model did not write its end token), *empty*.
+(extracted, but not by a stricter filter), *no end* (the model did not write its end token), *empty*. Imported answers
+often do not say how they ended; that is shown as not known.
 
 Text of a model or a data set is in fences that are longer than any fence in it, and its control characters are shown by
 their code points, so that it is never rendered.
@@ -53,6 +54,25 @@ class FormatLine:
     other_form: int
     no_end: int
     empty: int
+    unknown_end: int = 0
+
+    @property
+    def text(self) -> str:
+        """All counts in one line."""
+        known, others = "", f"{self.no_answer} without an extractable answer, {self.other_form} with an answer in " \
+                            "another format"
+        if self.unknown_end == self.n:
+            return f"of {self.n}, {others}, {self.empty} empty; how they ended is not known"
+        if self.unknown_end:
+            known = f"; how {self.unknown_end} of them ended is not known"
+        return (f"of {self.n}, {self.cut_off} cut off at the token limit, {others}, {self.no_end} not ended by the "
+                f"model's own end token, {self.empty} empty{known}")
+
+    def by_end(self, count: int) -> str:
+        """A count of answers by their end: "5", "5 (2 not known)", or "not known" where no end is known."""
+        unknown = f"{fmt.count(self.unknown_end)} not known"
+        return "not known" if self.unknown_end == self.n else \
+            f"{fmt.count(count)} ({unknown})" if self.unknown_end else fmt.count(count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +104,19 @@ def form_text(counts: FormCounts) -> str:
                 (counts.no_end, "not ended by the model's own end token"), (counts.empty, "empty")]
     texts = [f"{fmt.count(n)}{'' if at else f' of {fmt.count(counts.n)}'} {reason}"
              for at, (n, reason) in enumerate(failure for failure in failures if failure[0])]
-    return ", ".join(texts) or f"all {fmt.count(counts.n)} complete and with an answer"
+    if not counts.unknown_end:
+        return ", ".join(texts) or f"all {fmt.count(counts.n)} complete and with an answer"
+    some = "how they ended is not known" if counts.unknown_end == counts.n else \
+        f"how {fmt.count(counts.unknown_end)} of them ended is not known"
+    return f"{', '.join(texts) or f'all {fmt.count(counts.n)} with an answer'} ({some})"
 
 
 def shift_text(shift: FormShift) -> str:
     """How many lost items have no answer to score; "" if no item was lost."""
     if not shift.lost:
         return ""
-    return (f"{fmt.count(shift.lost_by_form)} of {fmt.count(shift.lost)} lost items have no answer to score "
+    unknown = f", and {fmt.count(shift.lost_unknown)} more may have been cut off" if shift.lost_unknown else ""
+    return (f"{fmt.count(shift.lost_by_form)} of {fmt.count(shift.lost)} lost items have no answer to score{unknown} "
             f"({fmt.percent(shift.lost_by_form / shift.lost)}, 95 % interval {fmt.percent(shift.low)} to "
             f"{fmt.percent(shift.high)}): {_CAUSES[shift.cause]}")
 

@@ -158,10 +158,7 @@ def _evaluation(evaluation: Evaluation, family: Family, results: Results) -> lis
         blocks.append(f"*Not finished (status: {md.text(evaluation.status)}).*")
     blocks += score_blocks(evaluation)
     for form in format_table(evaluation, results.answers.get(evaluation.id, ())):
-        blocks.append(f"Format of the generated answers on {md.text(form.title)}: of {form.n}, "
-                      f"{form.cut_off} cut off at the token limit, {form.no_answer} without an extractable "
-                      f"answer, {form.other_form} with an answer in another format, {form.no_end} not ended by the "
-                      f"model's own end token, {form.empty} empty.")
+        blocks.append(f"Format of the generated answers on {md.text(form.title)}: {md.text(form.text)}.")
     facts: Facts = evaluation_facts(evaluation, tuning)
     if tuning is not None:
         facts += [(f"Fine-tune: {k}", v) for k, v in tuning_facts(tuning)

@@ -100,6 +100,8 @@ class FormCounts:
 
     no_answer: the filter extracted nothing. cut_off: ended at the token limit. no_end: ended by a stop string or the
     limit, not by the model's end token. other_form: extracted, but not by a stricter filter. empty: no visible text.
+    unknown_end: it is not known how the text ended (imported answers, and engines that do not say so); these are in
+    neither cut_off nor no_end.
     """
 
     n: int
@@ -108,6 +110,7 @@ class FormCounts:
     no_end: int
     other_form: int
     empty: int
+    unknown_end: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +118,10 @@ class FormShift:
     """The form of the generated answers of both models to the same items of one task.
 
     lost: items that became wrong. lost_by_form: those of them without an answer to judge (none extracted, cut off, or
-    empty). low, high: Wilson's 95 % interval of the share lost_by_form / lost. cause: of the loss, by that interval:
-    "format" where it lies above a half, "skill" where it lies below, else "mixed"; "" where nothing was lost.
+    empty). lost_unknown: the others of which it is not known whether they were cut off. low, high: Wilson's 95 %
+    interval of the share lost_by_form / lost; with unknown ends it begins at that of none of them and ends at that of
+    all. cause: of the loss, by that interval: "format" where it lies above a half, "skill" where it lies below, else
+    "mixed"; "" where nothing was lost.
     """
 
     task: str
@@ -127,6 +132,7 @@ class FormShift:
     low: float
     high: float
     cause: Literal["", "format", "skill", "mixed"]
+    lost_unknown: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

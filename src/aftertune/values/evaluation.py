@@ -153,7 +153,9 @@ class Response:
     """What the model returned for one request of an item (one choice, one text, one repeat).
 
     logprob: log-probability of the continuation, in nats. greedy: each of its tokens is the argmax. text: the generated
-    text, cut at the first stop string. tokens: how many were generated. finish: why generation ended.
+    text, cut at the first stop string. tokens: how many were generated. finish: why generation ended; None where that
+    is not known, and for a log-likelihood. truncated: context tokens that were cut off on the left because the window
+    was full; None where that is not known.
     """
 
     logprob: float | None = None
@@ -161,7 +163,7 @@ class Response:
     text: str | None = None
     tokens: int | None = None
     finish: Finish | None = None
-    truncated: int = 0  # context tokens that were cut off on the left because the window was full
+    truncated: int | None = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
