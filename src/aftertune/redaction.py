@@ -1,15 +1,19 @@
-"""Removes secrets from texts that are stored, and local paths from texts that are published.
+"""Removes secrets from texts that are stored or shown, local paths from texts that are published, and control
+characters from texts of other people.
 
     redact("aftertune eval gpt2 --token hf_abc123def")     "aftertune eval gpt2 --token [redacted]"
+    visible("a\\u202eb")                                    "a⟨U+202E⟩b"
     public_text("weights in /home/me/models/x")            "weights in x"
     published(evaluation)                                  the same for every text of a value
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -28,7 +32,13 @@ _TOKEN = re.compile(
     r"|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}|\bAKIA[A-Z0-9]{16}\b|\bxox[abprs]-[\w-]{10,}"
     r"|\bAIza[\w-]{30,}|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}")
-_USERINFO = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,40}://)[^/\s'\"]+@")
+#: The login of a URL; a path that was normalised has one slash. Without a host (``postgresql://user:password``) a part
+#: that is no port is a password.
+_USERINFO = re.compile(
+    r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,40}:/{1,3})(?:[^/\s'\"]+@"
+    r"|(?P<user>[^/\s'\":@]+):(?!\d{1,5}(?![^/?#\s'\",;)\]]))[^/\s'\"@]+)")
+#: The password of a URL, with or without a host after it.
+_PASSWORD = re.compile(r"://[^/\s'\":@]*:(?!\d{1,5}(?:[/?#]|$))(?P<password>[^\s'\"/?#]+?)(?=@[^@]*$|[/?#]|$)")
 _KEY = re.compile(r"""(?<![\w.-])(?P<key>[\w.-]++)["']?(?P<sep>\s*[=:]\s*|[ \t]+)""")
 #: A path that begins at the root, a home folder or a drive. In quotes it may contain spaces; without quotes it has
 #: at least two parts ("/s" is not a path). The path of a URL and a closing tag are not matched.
@@ -45,13 +55,22 @@ T = TypeVar("T")
 
 def redact(text: str) -> str:
     """``text`` without secrets: values of environment variables, known token formats, URL logins, ``key=value``."""
+    return _redact_pairs(_BEARER.sub(lambda m: f"{m[1]} {REDACTED}", redact_known(text)))
+
+
+def redact_known(text: str) -> str:
+    """``text`` without what is certainly a secret: values of environment variables, known token formats, URL logins."""
     for value in _environment_secrets(os.environ):
         for form in {value, quote(value, safe=""), shlex.quote(value)}:
             text = text.replace(form, REDACTED)
     text = _TOKEN.sub(REDACTED, text)
-    text = _BEARER.sub(lambda m: f"{m[1]} {REDACTED}", text)
-    text = _USERINFO.sub(lambda m: f"{m['scheme']}{REDACTED}@", text)
-    return _redact_pairs(text)
+    return _USERINFO.sub(_without_login, text) if ":/" in text else text
+
+
+def _without_login(match: re.Match[str]) -> str:
+    if match["user"]:
+        return f"{match['scheme']}{match['user']}:{REDACTED}"
+    return f"{match['scheme']}{REDACTED}@"
 
 
 def public_source(source: str) -> str:
@@ -129,8 +148,10 @@ def _is_secret_key(key: str) -> bool:
 
 
 def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Values of the variables that name secrets, the longest first (one may contain another)."""
+    """Values of the variables that name secrets and the passwords of URLs, the longest first (one may contain another).
+    """
     values = {v.strip() for k, v in environment.items() if _is_secret_key(k)}
+    values |= {m["password"] for v in environment.values() if "://" in v for m in _PASSWORD.finditer(v)}
     return sorted((v for v in values if len(v) >= _SHORTEST_SECRET and v.lower() not in _PLAIN_VALUE),
                   key=len, reverse=True)
 
@@ -175,3 +196,33 @@ def _clean(words: Sequence[str]) -> list[str]:
 def _quoted(words: Sequence[str]) -> list[str]:
     """Words quoted for a shell; a redacted word without spaces is not quoted."""
     return [w if REDACTED in w and " " not in w else shlex.quote(w) for w in words]
+
+
+# --- Control characters ---
+
+#: A character outside the common Latin ones, which are all visible.
+_UNUSUAL = re.compile(r"[^\n\t -~\xa0-\xac\xae-\u02ff]")
+
+
+def visible(text: str, limit: int = 2000) -> str:
+    """Foreign text made safe to display: control and direction-changing characters are replaced by their code point,
+    and text beyond ``limit`` characters is cut off with a note. Escaping is up to the document."""
+    excess = len(text) - limit
+    shown = visible_characters(text[:limit])
+    return f"{shown} … ({excess:,} more characters)" if excess > 0 else shown
+
+
+def visible_characters(text: str) -> str:
+    """The whole of ``text`` with every control and direction-changing character as its code point, except newline and
+    tab."""
+    return _UNUSUAL.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩" if _is_hidden(match[0]) else match[0], text)
+
+
+def escape_hidden(json_text: str) -> str:
+    """JSON with every such character in JSON's own escape; the value stays the same."""
+    return _UNUSUAL.sub(lambda match: json.dumps(match[0])[1:-1] if _is_hidden(match[0]) else match[0], json_text)
+
+
+def _is_hidden(character: str) -> bool:
+    """True for control, format (such as changes of direction), half and private characters."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")

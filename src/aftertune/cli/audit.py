@@ -13,6 +13,7 @@ import typer
 
 from aftertune.cli.console import emit, jsonable
 from aftertune.cli.options import JsonFlag
+from aftertune.cli.streams import rich_console
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -61,10 +62,9 @@ def as_object(result: Audit) -> dict[str, Any]:
 
 def show(result: Audit) -> None:
     """Print the audit."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    console = rich_console()
     failed_rows = sum(not c.ok for c in result.checks)
     failed_figures = sum((c.value_ok is False) + (c.stderr_ok is False) for c in result.checks)
     console.print(Text(f"{result.source}: {len(result.checks)} reported values; {failed_figures} figures of "

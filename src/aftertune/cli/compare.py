@@ -17,6 +17,7 @@ import typer
 
 from aftertune.cli.console import emit, jsonable, margin_error
 from aftertune.cli.options import Common, Force, JsonFlag, StoredEvaluation
+from aftertune.cli.streams import rich_console
 from aftertune.errors import GateFailed, InputError, NotComparable
 
 if TYPE_CHECKING:
@@ -87,12 +88,11 @@ def show(comparison: Comparison, details: bool = False, words: Mapping[str, str]
 
     words: id of an evaluation -> how a command line names it; its id where it is missing.
     """
-    from rich.console import Console
     from rich.text import Text
 
     from aftertune.report import terminal_table
 
-    console = Console()
+    console = rich_console()
     console.print(terminal_table(comparison, width=console.width, details=details))
     for difference in comparison.differences:
         console.print(Text.assemble(("differs", "yellow"), f" {difference.field}: {difference.left} in "
@@ -104,17 +104,16 @@ def show(comparison: Comparison, details: bool = False, words: Mapping[str, str]
 
 def _show_all(comparisons: list[Comparison], details: bool, words: Mapping[str, str]) -> None:
     """Print every table; for several tuned models also a summary with one line for each task."""
-    from rich.console import Console
     from rich.text import Text
 
     from aftertune.report import terminal_summary
 
     for i, comparison in enumerate(comparisons):
         if i:
-            Console().print()
+            rich_console().print()
         show(comparison, details, words)
     if len(comparisons) > 1:
-        Console().print(Text(), terminal_summary(comparisons))
+        rich_console().print(Text(), terminal_summary(comparisons))
 
 
 def as_object(comparison: Comparison) -> dict[str, object]:

@@ -11,38 +11,92 @@ Results go to stdout; progress and warnings go to stderr.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from aftertune.errors import AftertuneError, InputError
+from aftertune.cli.streams import discard, rich_console, safe_streams
+from aftertune.errors import AftertuneError, InputError, StorageError
+from aftertune.redaction import escape_hidden
 from aftertune.values import Progress
+
+#: Errors of the operating system that say that there is no room.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_LONGEST = 300  # characters of another library's message
+_MESSAGE = 2000  # characters of any message
 
 
 def guarded(app: Callable[..., Any]) -> int:
-    """Run the command line; expected errors become one line on stderr and their exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    """Run the command line; an error becomes one line on stderr and an exit code. With --debug, its traceback too."""
+    with safe_streams(), _interruptible():
+        try:
+            code = _run(app)
+        except BrokenPipeError:
+            discard(sys.stdout)
+            return 0
+        except KeyboardInterrupt as error:  # training raises it with a message
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            message = "stopped; finished batches of an evaluation are stored; run the same command again to continue"
+            code = _report(None, str(error) or message, 130)
+        except OSError as error:
+            code = _report(error, *_system_error(error))
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            code = _report(error, f"unexpected {type(error).__name__} in {Path(where.filename).name}:{where.lineno}: "
+                           f"{_short(error)}; this is a fault of aftertune: please report it with the traceback, which "
+                           "`aftertune --debug` and the same words show", 1)
+        return code
+
+
+def _run(app: Callable[..., Any]) -> int:
+    """Run the command line; expected errors and errors of usage are reported."""
     try:
         code = app(prog_name="aftertune", standalone_mode=False)
+        sys.stdout.flush()
     except AftertuneError as error:
         return _report(error, str(error), error.exit_code)
-    except KeyboardInterrupt as error:  # training raises it with a message
-        message = "stopped; finished batches of an evaluation are stored; run the same command again to continue"
-        return _report(None, str(error) or message, 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except Exception as error:
         return _report_usage(error)
     return code if isinstance(code, int) else 0
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Handle SIGTERM until the end of the block."""
+    before = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
 def _terminated(*_: Any) -> None:
-    """Handle SIGTERM like Ctrl-C, so that finished work is stored."""
+    """Handle SIGTERM like Ctrl-C, so that finished work is stored; a second one does not disturb that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _system_error(error: OSError) -> tuple[str, int]:
+    """Message and exit code for an error of the operating system that no part of the program expected."""
+    reason = error.strerror or _short(error)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    if error.errno in _FULL:
+        return (f"{where}cannot be written ({reason}); make room, then run the same command again: it continues",
+                StorageError.exit_code)
+    return f"{where}{reason}; check the path and its permissions, then run the same command again", InputError.exit_code
+
+
+def _short(error: BaseException) -> str:
+    """The message of an error of another library, on one line and not longer than a few."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 def _report_usage(error: Exception) -> int:
@@ -61,12 +115,10 @@ def _report_usage(error: Exception) -> int:
 
 
 def _report(error: BaseException | None, text: str, code: int) -> int:
-    """Print a message without secrets and return the exit code; raise ``error`` if tracebacks are wanted."""
+    """Print a message, after the traceback if it is wanted, and return the exit code. stderr removes secrets."""
     if error is not None and os.environ.get("AFTERTUNE_DEBUG"):
-        raise error
-    from aftertune.redaction import redact
-
-    print(f"aftertune: {redact(text)}", file=sys.stderr)
+        print("".join(traceback.format_exception(error)), file=sys.stderr, end="")
+    print(f"aftertune: {' '.join(text.splitlines())[:_MESSAGE]}", file=sys.stderr)
     return code
 
 
@@ -78,7 +130,7 @@ def margin_error(margin: str, alternative: str = "") -> InputError:
 
 def emit(value: Any) -> None:
     """Print one JSON object on stdout. Numbers that are not finite, such as an overflowed perplexity, become null."""
-    print(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False))
+    print(escape_hidden(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)))
 
 
 def jsonable(value: Any) -> Any:
@@ -101,7 +153,6 @@ def progress() -> Iterator[Progress]:
 @contextlib.contextmanager
 def _bar() -> Iterator[Progress]:
     """Show a progress bar of the current stage."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         Progress,
@@ -114,7 +165,7 @@ def _bar() -> Iterator[Progress]:
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
                TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("ETA"),
                TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=rich_console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)
         current_stage = ""
 

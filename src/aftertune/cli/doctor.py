@@ -13,6 +13,7 @@ import typer
 
 from aftertune.cli.console import emit
 from aftertune.cli.options import JsonFlag
+from aftertune.cli.streams import rich_console
 
 
 def doctor(as_json: JsonFlag = False) -> None:
@@ -92,7 +93,6 @@ def _ledger() -> list[DoctorLine]:
 
 
 def _show(rows: list[DoctorLine]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -101,4 +101,4 @@ def _show(rows: list[DoctorLine]) -> None:
         table.add_column(heading, overflow="fold")
     for area, name, value, problem, remedy in rows:
         table.add_row(area, name, Text(value), Text(problem, style="bold red"), Text(remedy))
-    Console().print(table)
+    rich_console().print(table)

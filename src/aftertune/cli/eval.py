@@ -13,6 +13,7 @@ import typer
 
 from aftertune.cli.console import emit, margin_error, progress
 from aftertune.cli.options import Given, JsonFlag, with_options
+from aftertune.cli.streams import rich_console
 from aftertune.errors import InputError
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 
@@ -125,17 +126,16 @@ def show(evaluations: list[Evaluation], as_json: bool) -> None:
         objects = [as_object(e) for e in evaluations]
         emit(objects[0] if len(objects) == 1 else {"evaluations": objects})
         return
-    import rich
     from rich.text import Text
 
     from aftertune.report import terminal_scores
 
     for evaluation in evaluations:
-        rich.print(terminal_scores(evaluation))
+        rich_console().print(terminal_scores(evaluation))
         run = f"  {evaluation.dtype} on {evaluation.device}, {evaluation.engine_note}"
-        rich.print(Text.assemble("evaluation ", (evaluation.id, "bold"), run))
+        rich_console().print(Text.assemble("evaluation ", (evaluation.id, "bold"), run))
         for warning in evaluation.warnings:
-            rich.print(Text.assemble(("note", "yellow"), f" {warning}"))
+            rich_console().print(Text.assemble(("note", "yellow"), f" {warning}"))
 
 
 def as_object(evaluation: Evaluation) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import typer
 
 from aftertune.cli.console import emit, jsonable
 from aftertune.cli.options import JsonFlag
+from aftertune.cli.streams import rich_console
 from aftertune.errors import AmbiguousName, InputError, nearest
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ def runs(as_json: JsonFlag = False) -> None:
               "reported": [{"source": source, "models": list(dict.fromkeys(r.model for r in rows)),
                             "scores": sum(r.planned is None for r in rows)} for source, rows in reported.items()]})
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -62,7 +62,7 @@ def runs(as_json: JsonFlag = False) -> None:
              for source, scores in reported.items()]
     for row in rows:
         table.add_row(*map(Text, row))  # Text: rich must not read a name as markup
-    Console().print(table)
+    rich_console().print(table)
 
 
 def _task_text(task: TaskSettings) -> str:
@@ -102,7 +102,6 @@ def documents(ledger: Ledger) -> dict[str, list[Reported]]:
 
 def _show_reported(source: str, rows: list[Reported], as_json: bool) -> None:
     """Print reported scores with the result of the audit for each."""
-    from rich.console import Console
     from rich.text import Text
 
     from aftertune.cli.audit import values_table
@@ -111,7 +110,7 @@ def _show_reported(source: str, rows: list[Reported], as_json: bool) -> None:
     if as_json:
         emit({"source": source, "reported": rows})
         return
-    console = Console()
+    console = rich_console()
     console.print(Text(f"reported in {source}, not measured here", style="bold"))
     console.print(values_table([check_score(r) for r in rows if r.planned is None]))
     for row in rows:
@@ -143,7 +142,6 @@ def find(ledger: Ledger, word: str) -> Evaluation | Tuning | Comparison:
 
 def _show_value(value: Any, fields: dict[str, Any]) -> None:
     """Print a comparison as a table, an evaluation as a table and its fields, and a tuning as its fields."""
-    import rich
 
     from aftertune.values import Comparison, Evaluation
 
@@ -156,7 +154,7 @@ def _show_value(value: Any, fields: dict[str, Any]) -> None:
         from aftertune.cli.eval import show as show_evaluation
 
         show_evaluation([value], as_json=False)
-    rich.print_json(data={k: v for k, v in fields.items() if k not in ("scores", "steps")})
+    rich_console().print_json(data={k: v for k, v in fields.items() if k not in ("scores", "steps")})
 
 
 def export(

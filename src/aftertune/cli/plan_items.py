@@ -15,6 +15,7 @@ import typer
 
 from aftertune.cli.console import emit
 from aftertune.cli.options import JsonFlag
+from aftertune.cli.streams import rich_console
 from aftertune.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -137,7 +138,6 @@ def _counts(text: str, ledger: Ledger | None) -> Iterator[ItemCount]:
 
 def _show(plans: dict[str, RequiredItems], psi: dict[str, float], margin: float, power: float) -> None:
     """Print a table with one row for each task. psi: the discordance of each task, as a share."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -150,7 +150,7 @@ def _show(plans: dict[str, RequiredItems], psi: dict[str, float], margin: float,
         table.add_row(name, f"{plan.total:,}", f"{psi[name]:.1%}", _items(plan.kept, plan.total),
                       *(_items(n, plan.total) for _, n in plan.lost),
                       "none" if plan.smallest is None else f"{100 * plan.smallest:.1f} points")
-    console = Console()
+    console = rich_console()
     console.print(table)
     for name, plan in plans.items():
         if not plan.can_show_kept:
@@ -161,7 +161,6 @@ def _show(plans: dict[str, RequiredItems], psi: dict[str, float], margin: float,
 
 def _show_counts(counts: Sequence[ItemCount]) -> None:
     """Print where the numbers of items come from, in one line."""
-    from rich.console import Console
     from rich.text import Text
 
     origins: dict[str, list[str]] = {}
@@ -169,7 +168,7 @@ def _show_counts(counts: Sequence[ItemCount]) -> None:
         name = f"{count.task} ({count.note})" if count.note else count.task
         origins.setdefault(count.origin, []).append(name)
     line = "; ".join(f"from {origin}: {', '.join(names)}" for origin, names in origins.items())
-    Console().print(Text(f"Numbers of items {line}"), soft_wrap=True)
+    rich_console().print(Text(f"Numbers of items {line}"), soft_wrap=True)
 
 
 def _items(count: int, total: int) -> str:

@@ -18,6 +18,7 @@ import typer
 
 from aftertune.cli.console import emit, jsonable, progress
 from aftertune.cli.options import JsonFlag, StudyFile
+from aftertune.cli.streams import rich_console
 from aftertune.errors import AftertuneError, InputError
 from aftertune.values import Progress
 
@@ -50,7 +51,7 @@ def study(
         raise InputError("no study file is given; name one, for example `aftertune study study.yaml`, or use --schema")
     if changes:
         text, loaded = Study.edited(file, changes)
-        write_document(file, text)
+        write_document(file, text, verbatim=True)
     else:
         loaded = Study.load(file)
     if as_json:
@@ -69,7 +70,6 @@ def _changed_settings(study: Study, name: str) -> dict[str, Any]:
 
 def _show_study(study: Study) -> None:
     """Print a table with one row for each tuning."""
-    from rich.console import Console
     from rich.table import Table
 
     counts = f"{len(study.bases)} bases, {len(study.tunings)} tunings, {len(study.tasks)} tasks"
@@ -80,7 +80,7 @@ def _show_study(study: Study) -> None:
         settings = _changed_settings(study, name)
         base, method = settings.pop("base"), settings.pop("method", study.tunings[name].method)
         table.add_row(name, base, method, ", ".join(_settings(settings)))
-    Console().print(table)
+    rich_console().print(table)
 
 
 def _settings(settings: dict[str, Any], prefix: str = "") -> list[str]:
@@ -123,7 +123,6 @@ def plan(
 
 def _show_plan(name: str, cells: list[PlannedCell]) -> None:
     """Print a line for each cell, what is missing, the total time and the commands."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -141,7 +140,7 @@ def _show_plan(name: str, cells: list[PlannedCell]) -> None:
             "?" if cell.cost.seconds is None else mark + duration_text(cell.cost.seconds)
         table.add_row(Text(cell.name), Text(cell.status, colours.get(cell.status, "")), Text(time),
                       Text(_gib(cell.cost.memory)), Text(_gib(cell.cost.disk)))
-    console = Console()
+    console = rich_console()
     console.print(table)
     for text in dict.fromkeys(f"{c.name}: {c.why}" for c in cells if c.why):
         console.print(Text(text), soft_wrap=True)
@@ -214,11 +213,10 @@ def _live_table(names: list[str]) -> Iterator[tuple[Progress, CellCallback]]:
         with progress() as update:
             yield update, lambda *_: None
         return
-    from rich.console import Console
     from rich.live import Live
 
     board = Board(names)
-    with Live(board, console=Console(stderr=True), refresh_per_second=4, transient=True):
+    with Live(board, console=rich_console(stderr=True), refresh_per_second=4, transient=True):
         yield board.update, board.turn
 
 

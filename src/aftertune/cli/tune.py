@@ -13,6 +13,7 @@ import typer
 
 from aftertune.cli.console import emit, jsonable, progress
 from aftertune.cli.options import Given, JsonFlag, option_of, with_options
+from aftertune.cli.streams import rich_console
 from aftertune.errors import GateFailed
 from aftertune.methods import writes_adapter
 from aftertune.study import EvalSpec, TaskSpec, TuneSpec
@@ -87,15 +88,14 @@ def show_preview(spec: TuneSpec, questions: list[Question], as_json: bool) -> No
                            for example in shown.examples],
               "counts": shown.counts, "overlap": shown.overlap, "notes": list(shown.notes)})
         return
-    import rich
     from rich.text import Text
 
     for number, example in enumerate(shown.examples, 1):
-        rich.print(Text.assemble((f"example {number}", "bold"), f"  {example.where}: {example.learned} of "
+        rich_console().print(Text.assemble((f"example {number}", "bold"), f"  {example.where}: {example.learned} of "
                                  f"{example.tokens} tokens are learned"))
-        rich.print(Text.assemble(*((f"⟦{text}⟧", "bold green") if learned else (text, "dim")
+        rich_console().print(Text.assemble(*((f"⟦{text}⟧", "bold green") if learned else (text, "dim")
                                    for text, learned in example.parts)), "")
-    rich.print(Text.assemble(("⟦learned⟧", "bold green"), "  ", ("context", "dim")))
+    rich_console().print(Text.assemble(("⟦learned⟧", "bold green"), "  ", ("context", "dim")))
     show_data(shown)
 
 
@@ -118,7 +118,6 @@ def show_estimate(spec: TuneSpec, as_json: bool) -> None:
 
 def show_data(data: Preview | Tuning) -> None:
     """Print how many rows were read, left out, learned, and shared with evaluations; then the notes."""
-    import rich
     from rich.table import Table
     from rich.text import Text
 
@@ -130,7 +129,7 @@ def show_data(data: Preview | Tuning) -> None:
         table.add_row(Text(label.removeprefix("Data ").lower(), "yellow" if shared else ""), Text(value))
     for note in data.notes:
         table.add_row(Text("note", "yellow"), Text(note))
-    rich.print(table)
+    rich_console().print(table)
 
 
 def show(tuning: Tuning, model: str, as_json: bool) -> None:
@@ -138,20 +137,19 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
     if as_json:
         emit({"tuning": tuning.id, **{k: v for k, v in jsonable(tuning).items() if k != "steps"}})
         return
-    import rich
     from rich.text import Text
 
     from aftertune.report import watch_text
 
     named = f" ({tuning.name})" if tuning.name != tuning.id else ""
-    rich.print(Text.assemble("tuning ", (tuning.id, "bold"), f"{named}: {tuning.method}, "
+    rich_console().print(Text.assemble("tuning ", (tuning.id, "bold"), f"{named}: {tuning.method}, "
                              f"{tuning.examples:,} examples"))
     if tuning.held_out:
         h = tuning.held_out
-        rich.print(Text(f"held-out loss {h.before:.3f} → {h.after:.3f} nats per token, 95 % interval of the change "
-                        f"{h.low:+.3f} to {h.high:+.3f} (n={h.n})"))
+        rich_console().print(Text(f"held-out loss {h.before:.3f} → {h.after:.3f} nats per token, 95 % interval of the "
+                                  f"change {h.low:+.3f} to {h.high:+.3f} (n={h.n})"))
     for point in tuning.watch:
-        rich.print(Text(watch_text(point)))
+        rich_console().print(Text(watch_text(point)))
     show_data(tuning)
     flag = f"{model} --adapter {tuning.output}" if writes_adapter(tuning.method) else tuning.output
     if tuning.merged:

@@ -182,7 +182,7 @@ def locate(where: str | os.PathLike[str] | None = None) -> Path:
     scheme = text.partition("://")[0]
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a ValueError shows the password of a URL without a host
         raise InputError(f"the ledger's address ({scheme}://…) is not a valid URL; give a path, or "
                          "sqlite:///PATH") from None
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":

@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from aftertune.errors import StorageError
+from aftertune.redaction import redact_known, visible_characters
 from aftertune.sources.cache import write_atomic
 
 # --- Markdown ---
@@ -64,9 +65,13 @@ def make_folder(folder: Path) -> None:
                            "--out") from None
 
 
-def write_document(path: Path, text: str) -> None:
-    """Write a document in UTF-8. Raises StorageError if that fails."""
+def write_document(path: Path, text: str, *, verbatim: bool = False) -> None:
+    """Write a document in UTF-8 without known secrets, and with visible control characters. Raises StorageError if that
+    fails.
+
+    verbatim: write the text as it is, for a file that the user wrote.
+    """
     try:
-        write_atomic(path, text)
+        write_atomic(path, text if verbatim else visible_characters(redact_known(text)))
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror}); choose another path with --out") from None

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aftertune.methods import method_title
+from aftertune.redaction import redact
 from aftertune.report import formatting as fmt
 from aftertune.report.names import task_title
 from aftertune.report.results import Family
@@ -250,9 +251,9 @@ def task_text(task: TaskSettings) -> str:
     parts = [part_text(task) or f"all {fmt.count(task.n)} items", f"{task.num_fewshot}-shot", template,
              f"data {task.data}, split {task.split}", f"version {task.version}"]
     if task.system_instruction:
-        parts.append(f"system instruction {task.system_instruction!r}")
+        parts.append(f"system instruction {redact(task.system_instruction)!r}")
     if task.generation:
-        parts.append(f"generation ({mapping_text(task.generation)})")
+        parts.append(f"generation ({redact(mapping_text(task.generation))})")
     if task.chance is not None:
         parts.append(f"chance {fmt.percent(task.chance)}")
     return ", ".join([*parts, f"items {fmt.short(task.items)}, prompts {fmt.short(task.prompts)}"])

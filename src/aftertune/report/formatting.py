@@ -13,7 +13,8 @@ A value that is missing or not finite is shown as a dash; no report prints NaN.
 from __future__ import annotations
 
 import math
-import unicodedata
+
+from aftertune.redaction import visible as visible
 
 MINUS = "−"
 DASH = "–"
@@ -96,17 +97,3 @@ def duration(seconds: float | None) -> str:
 def short(fingerprint: str) -> str:
     """The first twelve hex digits of a fingerprint."""
     return fingerprint[:12]
-
-
-def visible(text: str, limit: int = 2000) -> str:
-    """Foreign text made safe to display: control and direction-changing characters are replaced by their code point,
-    and text beyond ``limit`` characters is cut off with a note. Escaping is up to the document."""
-    excess = len(text) - limit
-    visible_text = "".join(_visible_character(c) for c in text[:limit])
-    return f"{visible_text} … ({count(excess)} more characters)" if excess > 0 else visible_text
-
-
-def _visible_character(c: str) -> str:
-    if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
-        return c
-    return f"⟨U+{ord(c):04X}⟩"
