@@ -249,3 +249,13 @@ def test_the_verb(measured: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert call("first", "--format", "csv", "--out", "t.csv")[1] == "written to t.csv\n"
     assert call("first", "--format", "xlsx")[0] == 2
     assert "no evaluation 'fist'" in call("fist")[2]
+
+
+@pytest.mark.parametrize("name", ["org/..", "..", "../../x"])
+def test_an_export_stays_in_its_folder_whatever_the_model_is_called(name: str, measured: Ledger, tmp_path: Path) -> None:
+    found = measured.find_evaluation("first")
+    written = export_lm_eval(replace(found, name=name), measured.items(found.id), measured.answers(found.id),
+                             folder=tmp_path / "out", prompts={})
+    inside = (tmp_path / "out").resolve()
+    assert all(inside in path.resolve().parents and path.parent.resolve() != inside
+               for path in (written.results, *written.samples))

@@ -276,3 +276,14 @@ def test_a_hub_that_does_not_answer_is_unreachable(fake_hub):
     fake_hub.shutdown()
     fake_hub.server_close()
     assert "cannot be reached" in refused("acme/tiny")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "org/..", "/etc/passwd", "a\x00b", "~", "C:\\x", "x" * 1000, "é" * 300,
+                                  "...", "..\\..", "\ud800", " ", "a/../../b"])
+def test_a_name_is_one_part_of_a_path_that_stays_in_its_folder(name: str, tmp_path: Path) -> None:
+    from aftertune.sources.cache import path_part
+
+    path = tmp_path / path_part(name)
+    path.mkdir()
+    assert path.resolve().parent == tmp_path.resolve()
+    assert path.resolve() != tmp_path.resolve()

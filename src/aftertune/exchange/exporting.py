@@ -25,7 +25,7 @@ from aftertune.catalog import MetricKey
 from aftertune.errors import AftertuneError, InputError, StorageError
 from aftertune.exchange.lm_eval_files import samples_name
 from aftertune.redaction import public_source
-from aftertune.sources.cache import write_atomic
+from aftertune.sources.cache import path_part, write_atomic
 from aftertune.study import TaskSpec
 from aftertune.tasks.loading import LoadOptions, load
 from aftertune.values import Answer, Evaluation, Item, Request, Response, Score, TaskSettings, digest
@@ -58,10 +58,6 @@ def _spec(task: TaskSettings) -> TaskSpec:
 
 # --- Files ---
 
-#: What a folder's name may not contain: as in lm-eval's sanitize_model_name, and control characters.
-_UNSAFE = re.compile(r"[\"<>:/|\\?*\[\]\x00-\x1f]+")
-
-
 @dataclass(frozen=True, slots=True)
 class ExportedFiles:
     """The files of one export. left_out: tasks that were stopped early and so have no score of all their items."""
@@ -86,7 +82,7 @@ def export_lm_eval(evaluation: Evaluation, items: Sequence[Item], answers: Seque
     exported = replace(evaluation, tasks=complete,
                        scores=tuple(s for s in evaluation.scores if not evaluation.stopped(s.task)))
     stamp = _stamp(evaluation)
-    target = folder / (_UNSAFE.sub("__", evaluation.name) or evaluation.id)
+    target = folder / path_part(evaluation.name)
     documents = {(i.task, i.index): i for i in items}
     lines = {t.task: list(_lines(t, exported.scores, [a for a in answers if a.task == t.task], documents,
                                  prompts.get(t.task, ()))) for t in complete}

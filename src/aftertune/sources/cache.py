@@ -1,7 +1,9 @@
-"""Caches fingerprints, so that unchanged weights are hashed only once, and writes files atomically.
+"""Caches fingerprints, so that unchanged weights are hashed only once; makes paths from names, and writes files
+atomically.
 
     key = stat_key([Path("model.safetensors")], "safetensors-1")     # path, device, inode, size, mtime_ns, ctime_ns
     cached_value(key) or cache_value(key, {"weights": "9f…"})
+    path_part("org/..")                                              "org____"
 
 The file is ``fingerprints.json`` in AFTERTUNE_CACHE (default ~/.cache/aftertune). It only saves time: a damaged or
 unwritable one is ignored. A file that changed within the last two seconds is not cached, because a second change
@@ -11,8 +13,10 @@ within the resolution of the file system's clock would not be noticed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 import time
@@ -66,7 +70,25 @@ def cache_value(key: str, value: dict[str, Any]) -> None:
         write_atomic(cache_root() / "fingerprints.json", json.dumps(newest))
 
 
-# --- Atomic writes ---
+# --- Paths and atomic writes ---
+
+#: What a file's name may not contain: as in lm-eval's ``sanitize_model_name``, and control characters.
+_UNSAFE = re.compile(r"[\"<>:/|\\?*\[\]\x00-\x1f\x7f-\x9f]+")
+_LONGEST_NAME = 150  # bytes; file systems allow 255, and names of files get a stamp and an ending
+
+
+def path_part(name: str) -> str:
+    """The name of a model or task as one part of a path, which cannot lead out of its folder.
+
+    "org/model" becomes "org__model", ".." becomes "__". A name that is too long is cut, with a hash of the whole.
+    """
+    part = _UNSAFE.sub("__", name.encode("utf-8", "backslashreplace").decode())
+    part = re.sub(r"^\.+", "__", part).strip() or "__"
+    if len(part.encode()) <= _LONGEST_NAME:
+        return part
+    cut = part.encode()[:_LONGEST_NAME - 9].decode("utf-8", "ignore")
+    return f"{cut}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file completely or not at all: write a temporary file in its folder, flush it to disk, rename it.
