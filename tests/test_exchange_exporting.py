@@ -252,7 +252,7 @@ def test_the_verb(measured: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["org/..", "..", "../../x"])
-def test_an_export_stays_in_its_folder_whatever_the_model_is_called(name: str, measured: Ledger, tmp_path: Path) -> None:
+def test_an_export_stays_in_its_folder_whatever_the_name(name: str, measured: Ledger, tmp_path: Path) -> None:
     found = measured.find_evaluation("first")
     written = export_lm_eval(replace(found, name=name), measured.items(found.id), measured.answers(found.id),
                              folder=tmp_path / "out", prompts={})
