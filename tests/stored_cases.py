@@ -179,11 +179,13 @@ def without_new_fields(text: str) -> str:
     known = VALUES.read_text(encoding="utf-8")
     for kind in vars(values).values():
         for field in dataclasses.fields(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else ():
-            if field.default is not dataclasses.MISSING and f"{field.name}=" not in known:
-                name, default = field.name, json.dumps(field.default)
-                text = text.replace(f", {name}={field.default!r}", "")
-                text = re.sub(rf', ?"{name}": ?{re.escape(default)}(?=[,}}])', "", text)
-                text = re.sub(rf'(?<={{)"{name}": ?{re.escape(default)}, ?', "", text)
+            made = field.default_factory
+            value = field.default if made is dataclasses.MISSING else made()
+            if value is not dataclasses.MISSING and not re.search(rf"\b{field.name}=", known):
+                name, default = field.name, json.dumps(value)
+                text = text.replace(f", {name}={value!r}", "")
+                text = re.sub(rf',\s*"{name}": ?{re.escape(default)}(?=\s*[,}}])', "", text)
+                text = re.sub(rf'(?<={{)(\s*)"{name}": ?{re.escape(default)},\s*', r"\1", text)
     return text
 
 

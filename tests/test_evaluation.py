@@ -25,9 +25,8 @@ from aftertune.values import Request
 from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer
 
 ARC = TaskSpec(name="arc_easy", sample=10)
-GSM = TaskSpec(name="gsm8k_cot", limit=2)
-SMALL: dict[str, Any] = {"device": "cpu", "dtype": "float32", "task_source": "pack", "threads": 1,
-                         "gen_kwargs": {"max_gen_toks": 8}}
+GSM = TaskSpec(name="gsm8k_cot", limit=2, gen_kwargs={"max_gen_toks": 8})
+SMALL: dict[str, Any] = {"device": "cpu", "dtype": "float32", "task_source": "pack", "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +182,7 @@ def test_bad_tasks_are_refused_before_anything_is_stored(folder: Path, ledger: L
 ])
 def test_bad_settings_are_one_line(folder: Path, ledger: Ledger, settings: Any, said: str) -> None:
     with pytest.raises(InputError) as caught:
-        run(folder, ledger, GSM, **settings)
+        run(folder, ledger, TaskSpec(name="gsm8k_cot", limit=2), **settings)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 

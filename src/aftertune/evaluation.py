@@ -9,6 +9,7 @@ from the ledger, and an interrupted one is resumed under the same id.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -29,6 +30,7 @@ from aftertune.engine.verify import PackingDecision, needs_spot_check, spot_chec
 from aftertune.errors import InputError, ResumeRefused, nearest
 from aftertune.harness import HarnessEngine
 from aftertune.ledger import Ledger
+from aftertune.sources.generation import LIMITS, generation_defaults, is_sampled
 from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
@@ -134,7 +136,26 @@ class EvaluationRun:
             self.progress(0, 0, "reading the tasks")
             self.loaded = tasks.load(self.spec.tasks, _options(self.spec, self.template))
         self.requests = [request for task in self.loaded for request in task.requests]
+        self._check_generation()
         return self._evaluation(self.template)
+
+    def _check_generation(self) -> None:
+        """Raise InputError for generation settings that reach no text, or that the model's own ones override."""
+        spec, generated = self.spec, [t.settings for t in self.loaded if t.settings.output_type == "generate_until"]
+        names = {name for settings in generated for name in (settings.task, *settings.groups)}
+        if spec.gen_kwargs and not generated:
+            raise InputError(f"gen_kwargs has {', '.join(spec.gen_kwargs)}, but no task here generates texts; leave it "
+                             "out")
+        idle = next((t for t in spec.tasks if t.gen_kwargs and t.name not in names), None)
+        if idle is not None:
+            raise InputError(f"task {idle.name!r} has gen_kwargs, but it generates no texts; leave them out")
+        self.defaults = self._defaults()
+        given = [*spec.gen_kwargs, *(name for t in spec.tasks for name in t.gen_kwargs)]
+        limit = next((name for name in given if name in (*LIMITS, "max_length")), None)
+        if limit is not None and "max_new_tokens" in self.defaults:
+            raise InputError(f"{limit!r} has no effect: the model's generation_config.json sets max_new_tokens to "
+                             f"{self.defaults['max_new_tokens']}, which lm-eval's hf model takes first; leave {limit} "
+                             "out, or remove max_new_tokens from that file")
 
     def _identify(self) -> None:
         """Resolve the model and the adapter, compute their fingerprint and load the tokenizer."""
@@ -148,6 +169,7 @@ class EvaluationRun:
             self._check_quantize(spec.quantize)
             self.source = replace(self.source, quantization=spec.quantize)
         self.identity = sources.fingerprint_model(self.source)
+        self.code_digest = sources.fingerprint_code(self.source)
         self.adapter = None
         if spec.adapter is not None:
             self.adapter = sources.resolve_adapter(spec.adapter, self.source, self.identity)
@@ -175,12 +197,21 @@ class EvaluationRun:
         spec, settings = self.spec, tuple(task.settings for task in self.loaded)
         hashed = [{k: v for k, v in asdict(s).items() if k not in _NOT_IN_ID} | {"chance": task.first_choice}
                   for task, s in zip(self.loaded, settings, strict=True)]
+        further = {k: v for k, v in {"defaults": self.defaults, "code": self.code_digest}.items() if v}
         key = digest([self.identity.fingerprint, self.identity.tokenizer, hashed, self.dtype,
-                      self.device.split(":")[0], spec.engine])
+                      self.device.split(":")[0], spec.engine, *([further] if further else [])])
         return Evaluation(
             id=self.fresh(f"e-{key[:10]}"), name=spec.name or self._name(), model=self.identity,
             tasks=settings, device=_device_name(self.device), dtype=self.dtype, engine=spec.engine,
-            warnings=tuple(self._warnings(template)), tuning=self._tuning(), provenance=self.provenance)
+            warnings=tuple(self._warnings(template)), tuning=self._tuning(), provenance=self.provenance,
+            defaults=self.defaults, code_digest=self.code_digest)
+
+    def _defaults(self) -> dict[str, Any]:
+        """The fields of the model's generation config that change the texts of these tasks."""
+        settings = [t.settings.generation for t in self.loaded if t.settings.output_type == "generate_until"]
+        if not settings:
+            return {}
+        return generation_defaults(self.source, self.tokenizer, sampled=any(map(is_sampled, settings)))
 
     def fresh(self, key: str) -> str:
         """``key``, or with --fork the first of key.2, key.3 … that is not in the ledger."""
@@ -201,6 +232,9 @@ class EvaluationRun:
         return ids[-1] if ids else None
 
     def _warnings(self, template: ChatTemplate | None) -> Iterator[str]:
+        if self.defaults:
+            fields = ", ".join(f"{name} {json.dumps(value)[:60]}" for name, value in self.defaults.items())
+            yield f"the model's generation_config.json changes its texts, as in lm-eval: {fields}"
         raw = [task.settings.task for task in self.loaded if task.settings.chat_template is None]
         if template is not None and raw:
             yield f"the model has a chat template, but it is not used for {_some(raw)} (lm-eval's default)"

@@ -127,11 +127,19 @@ def _short(value: Any) -> str:
     return flat if len(flat) <= 40 else f"{flat[:20]}… sha256 {digest(text)[:12]}"
 
 
+def _generates(value: Evaluation) -> bool:
+    return any(task.output_type == "generate_until" for task in value.tasks)
+
+
 def _conditions(left: Evaluation, right: Evaluation) -> Iterator[tuple[str, str, str]]:
     """Conditions that may change a score slightly, but do not block: (field, left, right), equal ones included."""
     for field in ("dtype", "device", "engine"):
         yield field, getattr(left, field), getattr(right, field)
     yield "quantization", left.model.quantization or "none", right.model.quantization or "none"
+    yield "code of the model", (left.code_digest or "none")[:12], (right.code_digest or "none")[:12]
+    if _generates(left) and _generates(right):
+        for name in sorted({*left.defaults, *right.defaults}):
+            yield f"generation_config.{name}", _short(left.defaults.get(name)), _short(right.defaults.get(name))
     ours, theirs = (dict(e.provenance.versions) if e.provenance else {} for e in (left, right))
     for library in _LIBRARIES:
         a, b = (v.get(library) or v.get(library.replace("-", "_")) for v in (ours, theirs))

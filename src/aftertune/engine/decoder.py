@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,13 +65,31 @@ class StopCriteria:
         cut = next((i for i, t in enumerate(tokens) if t in self.eos_token_ids), None)
         before_end = tokens if cut is None else tokens[:cut]
         decoded = tokens if cut is None else tokens[: cut + 1]  # as in lm-eval: an end token may be ordinary text
-        text = self.settings.cut(self.tokenizer.decode(decoded, skip_special_tokens=True))
+        reasoning, answer = self._without_trace(decoded)
         full_text = self.tokenizer.decode(before_end)
         finish: Finish = "length" if cut is None else "eos"
         if any(stop in full_text for stop in self.stop_strings):
             finish = "stop"
-        return Response(text=text, tokens=len(tokens) if cut is None else cut + 1, finish=finish,
-                        truncated=truncated)
+        return Response(text=self.settings.cut(answer), tokens=len(tokens) if cut is None else cut + 1, finish=finish,
+                        truncated=truncated, reasoning=reasoning)
+
+    def _without_trace(self, tokens: list[int]) -> tuple[str | None, str]:
+        """The reasoning trace, None where there is none, and the text after it.
+
+        As in lm-eval, the last ``think_end_token`` ends the trace, and a text without it is an answer as a whole. A
+        special token, which the decoded text does not show, is found by its id.
+        """
+        end = self.settings.think_end_token
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        if end is None:
+            return None, decode(tokens)
+        if end in self.tokenizer.all_special_tokens:
+            number = self.tokenizer.convert_tokens_to_ids(end)
+            last = max((i for i, token in enumerate(tokens) if token == number), default=None)
+            trace, answer = (None, tokens) if last is None else (decode(tokens[:last]), tokens[last + 1:])
+            return trace, decode(answer).lstrip()
+        trace, found, rest = decode(tokens).rpartition(end)
+        return (trace if found else None), rest.lstrip()
 
 
 # --- Decoding in slots ---

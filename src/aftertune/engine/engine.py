@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -195,8 +195,27 @@ class Engine:
         if any(not any(s.until) and not StopCriteria(self.model, self.tokenizer, s).eos_token_ids for s in settings):
             raise InputError("the model has no end-of-sequence token and a task has no stop string, so every text "
                              "would run to its token limit: set a stop string with --gen-kwargs until=TEXT")
-        return [_PromptText(r.position, self.encoder.prompt(r.context, s.max_tokens), s)
-                for r, s in zip(requests, settings, strict=True)]
+        rows = [(r, self.encoder.prompt(r.context, s.max_tokens), s) for r, s in zip(requests, settings, strict=True)]
+        return [_PromptText(r.position, prompt, self._limited(s, len(prompt.tokens))) for r, prompt, s in rows]
+
+    def _limited(self, settings: Generation, length: int) -> Generation:
+        """The settings of one text with the limit on new tokens that lm-eval's ``hf`` model gives it.
+
+        ``max_new_tokens`` of the model's generation config counts before ``max_length`` (of prompt and text together),
+        and that before ``max_gen_toks``. length: of the prompt in tokens. Raises InputError if the prompt is too long
+        for ``max_length``.
+        """
+        options = dict(settings.options)
+        total = options.pop("max_length", None)
+        limit = getattr(getattr(self.model, "generation_config", None), "max_new_tokens", None)
+        if limit is None and total is None:
+            return settings
+        if limit is None and total <= length:
+            raise InputError(f"max_length is {total}, which counts prompt and text together, but a prompt has {length} "
+                             "tokens; raise it, or use max_gen_toks, which counts the text alone")
+        limit = total - length if limit is None else limit
+        return replace(settings, max_tokens=min(limit, self.encoder.max_length - length),
+                       options=tuple(sorted(options.items())))
 
     def _waves(self, texts: list[_PromptText], decision: PackingDecision) -> list[Job]:
         jobs: list[Job] = []
@@ -206,10 +225,12 @@ class Engine:
                 distinct.append(text.settings)
         for settings in distinct:
             same = [t for t in texts if t.settings == settings]
-            if not (decision.packed and can_use_slots(self.model, settings)):
+            plain = can_use_slots(self.model, settings)
+            if not (decision.packed and plain):
                 room = max(map(_length, same)) + settings.max_tokens
                 slots = 1 if decision.alone or settings.do_sample else schedule.slot_count(self.budget, room)
-                jobs += [_wave(wave, settings) for wave in schedule.waves(same, slots, _length)]
+                by_length = [same] if plain else [list(g) for _, g in groupby(sorted(same, key=_length), key=_length)]
+                jobs += [_wave(w, settings) for group in by_length for w in schedule.waves(group, slots, _length)]
                 continue
             for group in shared_prefixes([t.prompt.tokens[:-1] for t in same]):
                 members = [same[i] for i in group.members]

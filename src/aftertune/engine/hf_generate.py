@@ -2,8 +2,10 @@
 
     Generator(model, tokenizer).run(prompts, settings)      # {position: Response(text="…", tokens=3, finish="eos")}
 
-The prompts of a wave are padded on the left. Sampled texts are generated one prompt at a time, seeded with the position
-of the request, so that a text does not depend on the other texts of its batch.
+The prompts of a wave are padded on the left. Where the settings look at the tokens of a text or at its length (a
+repetition penalty, ``min_length``), the engine puts only prompts of the same length into a wave, because lm-eval's
+batches of several would count the padding too. Sampled texts are generated one prompt at a time, seeded with the
+position of the request, so that a text does not depend on the other texts of its batch.
 """
 
 from __future__ import annotations
@@ -74,13 +76,14 @@ class Generator:
                   stop_strings: _StopStrings) -> torch.Tensor:
         from transformers import StoppingCriteriaList
 
+        options = {name: value for name, value in settings.options if name != "think_end_token"}
         try:
             out: torch.Tensor = self.model.generate(
                 input_ids=tokens.to(self.model.device), attention_mask=mask.to(self.model.device),
                 max_new_tokens=settings.max_tokens, do_sample=settings.do_sample,
                 stopping_criteria=StoppingCriteriaList([stop_strings]), pad_token_id=self.tokenizer.pad_token_id,
-                use_cache=True, **dict(settings.options))
+                use_cache=True, return_dict_in_generate=False, **options)
         except ValueError as error:
-            raise InputError(f"transformers rejects the generation settings {dict(settings.options)}: "
+            raise InputError(f"transformers rejects the generation settings {options or 'of the model'}: "
                              f"{' '.join(str(error).split())}") from error
         return out

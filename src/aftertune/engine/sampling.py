@@ -15,22 +15,16 @@ from typing import Any
 import torch
 
 from aftertune.engine.tokenize import Generation
+from aftertune.sources.generation import changed_fields, text_settings
 
-#: Fields of a generation config that change neither the argmax nor a sample, or that this module handles.
-_HARMLESS = frozenset({
-    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version",
-    "_from_model_config", "max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p",
-    "use_cache", "cache_implementation", "output_attentions", "output_hidden_states", "return_dict_in_generate",
-    "chat_format", "max_window_size", "trust_remote_code", "compile_config"})
-#: Other fields, with the values at which they have no effect.
-_NEUTRAL = {"repetition_penalty": 1.0, "num_beams": 1, "length_penalty": 1.0, "typical_p": 1.0}
+#: Settings that slots take into account, so that transformers' ``generate`` is not needed for them.
+_IN_SLOTS = frozenset({"eos_token_id", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "think_end_token"})
 
 
 def can_use_slots(model: Any, settings: Generation) -> bool:
     """True if the next token is the argmax or a plain sample: no beams, penalties or forced tokens."""
-    values = _generation_values(model, settings)
-    harmful = set(values) - _HARMLESS - (set() if settings.do_sample else {"typical_p"})
-    return all(values[name] in (_NEUTRAL.get(name), None) for name in harmful)
+    changing = text_settings(_generation_values(model, settings), sampled=settings.do_sample)
+    return _IN_SLOTS.issuperset(changing)
 
 
 class Sampler:
@@ -61,7 +55,7 @@ class Sampler:
 def _generation_values(model: Any, settings: Generation) -> dict[str, Any]:
     """The changed fields of the model's generation config, overridden by the options of the settings."""
     config = getattr(model, "generation_config", None)
-    changed = config.to_diff_dict() if config is not None else {}
+    changed = changed_fields(config) if config is not None else {}
     return {**changed, **dict(settings.options)}
 
 

@@ -165,6 +165,11 @@ class Generation:
             rest["temperature"] = temperature or 1.0
         return cls(tuple(until), max_tokens, do_sample, tuple(sorted(rest.items())))
 
+    @property
+    def think_end_token(self) -> str | None:
+        """The text that ends a reasoning trace, None where no trace is cut."""
+        return dict(self.options).get("think_end_token")
+
     def cut(self, text: str) -> str:
         """``text`` cut at the first occurrence of each stop string, in lm-eval's order."""
         for stop in self.until:

@@ -104,7 +104,7 @@ def _instance(request: Request) -> Any:
 
     arguments: dict[str, tuple[Any, ...]] = {
         "score": (request.context, request.continuation), "rolling": (request.continuation,),
-        "generate": (request.context, dict(request.generation))}
+        "generate": (request.context, {k: v for k, v in request.generation.items() if k != "think_end_token"})}
     return Instance(request_type=_TYPES[request.kind], doc={}, arguments=arguments[request.kind], idx=0)
 
 

@@ -409,8 +409,30 @@ def _load_responses(connection: Connection, seq: int, low: int | None = None,
     return {row[0]: _response(dict(zip(_RESPONSE, row[1:], strict=True))) for row in rows}
 
 
+#: Begins a stored text with a reasoning trace before it: the mark, the length of the trace, a colon, trace and text.
+_TRACE = "\x1a\x1a"
+
+
+def _with_trace(value: Response) -> str | None:
+    """The text of a response as it is stored: as it is, or after its reasoning trace."""
+    text, trace = value.text, value.reasoning
+    if text is None or (trace is None and not text.startswith(_TRACE)):
+        return text
+    return f"{_TRACE}{'' if trace is None else len(trace)}:{trace or ''}{text}"
+
+
 def _response(fields: dict[str, Any]) -> Response:
-    return Response(**{**fields, "truncated": None if fields["truncated"] == _UNKNOWN else fields["truncated"]})
+    """A response from its columns."""
+    text, fields = fields["text"], {**fields, "truncated": _known(fields["truncated"])}
+    if text is None or not text.startswith(_TRACE):
+        return Response(**fields)
+    length, _, rest = text.removeprefix(_TRACE).partition(":")
+    cut = int(length or 0)
+    return Response(**{**fields, "text": rest[cut:], "reasoning": rest[:cut] if length else None})
+
+
+def _known(count: int) -> int | None:
+    return None if count == _UNKNOWN else count
 
 
 def _refuse_nan(value: float | None, what: str) -> float | None:
@@ -424,7 +446,7 @@ def _refuse_nan(value: float | None, what: str) -> float | None:
 def _response_row(batch: int, position: int, value: Response) -> dict[str, Any]:
     logprob = _refuse_nan(value.logprob, f"the log-probability of request {position}")
     return {"batch": batch, "position": position, "logprob": None if logprob is None else float(logprob),
-            **{name: getattr(value, name) for name in _RESPONSE[1:-1]},
+            **{name: getattr(value, name) for name in _RESPONSE[1:-1]}, "text": _with_trace(value),
             "truncated": _UNKNOWN if value.truncated is None else value.truncated}
 
 

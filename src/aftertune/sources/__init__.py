@@ -13,6 +13,7 @@ from aftertune.sources.adapters import resolve_adapter
 from aftertune.sources.base_cache import BaseModelCache
 from aftertune.sources.fingerprint import (
     fingerprint_adapter,
+    fingerprint_code,
     fingerprint_file,
     fingerprint_model,
     fingerprint_rows,
@@ -31,6 +32,7 @@ __all__ = [
     "add_adapter",
     "check_vocabulary",
     "fingerprint_adapter",
+    "fingerprint_code",
     "fingerprint_file",
     "fingerprint_model",
     "fingerprint_rows",

@@ -44,7 +44,7 @@ DESCRIBING = frozenset({
 })
 #: Endings of dropout fields: dropout is active in training only.
 DROPOUT = ("dropout", "dropout_prob", "_pdrop", "_drop", "layerdrop")
-#: Generation defaults in older configs; aftertune takes its generation settings from the task.
+#: Generation defaults in older configs: they do not change the forward pass (`aftertune.sources.generation`).
 GENERATION = frozenset({
     "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
     "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
@@ -226,9 +226,13 @@ def fingerprint_tokenizer(folder: Path) -> str:
     """sha256 of a folder's tokenizer files and chat template; their formatting does not matter.
 
     A template gives the same hash in tokenizer_config.json and in chat_template.jinja. The padding and truncation saved
-    in tokenizer.json do not count, because every call sets its own.
+    in tokenizer.json do not count, because every call sets its own. The class that config.json names counts where
+    tokenizer_config.json names none.
     """
     contents: dict[str, Any] = {}
+    settings, config = folder / "tokenizer_config.json", folder / "config.json"
+    if config.is_file() and not (settings.is_file() and read_json(settings).get("tokenizer_class")):
+        contents |= {k: v for k, v in read_json(config).items() if k == "tokenizer_class" and v}
     templates = sorted(p for p in folder.glob("additional_chat_templates/*.jinja"))
     for path in [*(folder / n for n in TOKENIZER_FILES), *templates]:
         if not path.is_file():
@@ -249,6 +253,21 @@ def fingerprint_tokenizer(folder: Path) -> str:
         if content:
             contents[path.name] = content
     return digest(json_ready(contents))
+
+
+#: Endings of files that a model's own code may read beside weights and tokenizer.
+READ_BY_CODE = (".py", ".tiktoken", ".model", ".vocab", ".bpe")
+
+
+def fingerprint_code(source: ModelSource) -> str | None:
+    """sha256 of the Python files that run with a model, and of other files that they may read.
+
+    None if no code of the model runs, because it has none or is not trusted.
+    """
+    if not source.trust_remote_code or not any(source.path.rglob("*.py")):
+        return None
+    files = sorted(p for p in source.path.rglob("*") if p.suffix in READ_BY_CODE and p.name not in TOKENIZER_FILES)
+    return digest([[str(p.relative_to(source.path)), hashlib.sha256(p.read_bytes()).hexdigest()] for p in files])
 
 
 def fingerprint_adapter(folder: Path) -> str:

@@ -25,6 +25,7 @@ from aftertune import catalog
 from aftertune.catalog import METRICS, MetricKey
 from aftertune.errors import TaskError
 from aftertune.sources import packs
+from aftertune.sources.generation import check_settings
 from aftertune.sources.hub import reachable
 from aftertune.study import TaskSpec
 from aftertune.tasks import chance, data, lm_eval_index
@@ -94,6 +95,7 @@ class LoadOptions:
     template: renders chat messages; None if the model has no chat template.
     template_hash: sha256 of the template's text.
     source: "auto" uses the Hub if it can be reached, otherwise packs; "hub" and "pack" use only that.
+    check_generation: refuse generation settings that have no effect in transformers.
     """
 
     apply_chat_template: bool = False
@@ -105,6 +107,7 @@ class LoadOptions:
     include_path: Path | None = None
     allow_task_code: bool = False
     source: str = "auto"
+    check_generation: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +277,8 @@ def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
     generation = {**options.gen_kwargs, **spec.gen_kwargs}
     if task.OUTPUT_TYPE == "generate_until" and generation:
         task.set_config(key="generation_kwargs", value=generation, update=True)
+        if options.check_generation:
+            check_settings(generation, task.config.generation_kwargs, name)
     default = task.get_config("num_fewshot")  # as in lm-eval, a 0 in the task's YAML is not changed
     if spec.num_fewshot is not None and default != 0:
         task.set_config(key="num_fewshot", value=spec.num_fewshot)

@@ -153,9 +153,10 @@ class Response:
     """What the model returned for one request of an item (one choice, one text, one repeat).
 
     logprob: log-probability of the continuation, in nats. greedy: each of its tokens is the argmax. text: the generated
-    text, cut at the first stop string. tokens: how many were generated. finish: why generation ended; None where that
-    is not known, and for a log-likelihood. truncated: context tokens that were cut off on the left because the window
-    was full; None where that is not known.
+    text, without a reasoning trace and cut at the first stop string. tokens: how many were generated, the trace
+    included. finish: why generation ended; None where that is not known, and for a log-likelihood. truncated: context
+    tokens that were cut off on the left because the window was full; None where that is not known. reasoning: the
+    trace, which ended with the ``think_end_token`` of the settings; None where there is none.
     """
 
     logprob: float | None = None
@@ -164,6 +165,7 @@ class Response:
     tokens: int | None = None
     finish: Finish | None = None
     truncated: int | None = 0
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +258,8 @@ class Evaluation:
     engine: "packed", "plain" or "lm-eval:NAME". engine_note: what was used (packed rows, or why plain ones). schedule:
     budget, slots, threads and every split after running out of memory. status: "running" or "done". early: the plan of
     an evaluation that stops early, None for one that asks all items; the scores of a task that was stopped are early
-    estimates.
+    estimates. defaults: the fields of the model's generation config that changed its texts; empty where no text was
+    generated. code_digest: of the model's own Python files, None where none of them ran.
     """
 
     id: str
@@ -274,6 +277,8 @@ class Evaluation:
     tuning: str | None = None
     provenance: Provenance | None = None
     early: Early | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    code_digest: str | None = None
 
     def task(self, name: str) -> TaskSettings | None:
         """The settings of task ``name``, or None."""
