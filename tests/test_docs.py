@@ -16,8 +16,8 @@ from aftertune.cli import app
 from aftertune.cli.console import guarded
 from aftertune.cli.reference import reference
 from aftertune.study import BaseSpec, Study, StudyTuning, TargetSpec, TaskSpec
+from aftertune.study.files import parse_yaml
 from aftertune.study.matrix import field_paths
-from aftertune.study.overrides import parse_yaml
 from eval_cases import CHAT, byte_folder
 from exchange_cases import BASE_RIGHT, lm_eval_folder, record
 from tuning_cases import easy_rows, write_rows

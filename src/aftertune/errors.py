@@ -16,7 +16,10 @@ A message is one line. It says what was found, where, what is allowed, and what 
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
+
+_LONGEST_WORD = 200  # characters of a word whose nearest known words are looked for
 
 
 class AftertuneError(Exception):
@@ -75,10 +78,23 @@ class StorageError(AftertuneError):
     exit_code = 5
 
 
+def shown(value: object, limit: int = 80) -> str:
+    """A value of the user's as a message shows it: its repr, cut off where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = limit
+    try:
+        text = short.repr(value)
+    except ValueError:  # Python refuses to write a number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= limit + 20 else f"{text[:limit]} …"
+
+
 def nearest(word: str, known: list[str], n: int = 3) -> str:
     """The known words that are most similar to a mistyped one, as " (did you mean 'a', 'b'?)"; "" where there are
     none."""
     from difflib import get_close_matches
 
+    if len(word) > _LONGEST_WORD:
+        return ""
     matches = get_close_matches(word, known, n=n, cutoff=0.6)
     return f" (did you mean {', '.join(repr(m) for m in matches)}?)" if matches else ""

@@ -28,10 +28,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aftertune.errors import InputError, nearest
+from aftertune.errors import InputError, nearest, shown
 from aftertune.methods import METHODS, MethodName, join_names, ranks_text, rates_text, unsloth_methods
+from aftertune.study.files import edited_yaml, parse_yaml, read_yaml
 from aftertune.study.matrix import matrix_schema
-from aftertune.study.overrides import edited_yaml, expanded, overrides, parse_yaml, read_yaml
+from aftertune.study.overrides import expanded, overrides
 from aftertune.study.presets import with_defaults, with_method_defaults
 from aftertune.values import digest
 
@@ -78,7 +79,8 @@ def _engine_name(name: str) -> str:
     raise ValueError("Input should be packed, plain or lm-eval:NAME")
 
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no other
 Share = Annotated[float, Field(gt=0, lt=0.9)]
 Points = Annotated[float, Field(gt=0, le=100)]
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
@@ -125,7 +127,7 @@ class TaskSpec(Spec):
     name: Annotated[str, Field(min_length=1, description="lm-eval task or group, or the name of a target task.")]
     limit: Annotated[Positive | None, Flag(), Field(description="Use the first N items of each task.")] = None
     sample: Annotated[Positive | None, Flag(), Field(description="Use N random items of each task.")] = None
-    sample_seed: Annotated[int, Flag(), Field(
+    sample_seed: Annotated[Seed, Flag(), Field(
         description="Seed of the random sample, and of the random order of items for early stopping.")] = 0
     num_fewshot: Annotated[Annotated[int, Field(ge=0)] | None, Flag(), Field(
         description="Number of examples in the prompt.")] = None
@@ -275,8 +277,9 @@ class Recipe(Spec):
     early_stop: Annotated[EarlyStop, Field(description="Early stopping; needs `data.validation`.")] = EarlyStop()
     replay: Annotated[ReplaySpec | None, Field(description="Other data to mix in.")] = None
     watch: Annotated[WatchSpec | None, Field(description="Tasks to evaluate during training.")] = None
-    epochs: Annotated[float, Flag(), Field(gt=0, description="Passes over the data.")] = 1.0
-    max_steps: Annotated[Positive | None, Flag(), Field(description="Stop after this many steps.")] = None
+    epochs: Annotated[float, Flag(), Field(gt=0, le=10_000, description="Passes over the data.")] = 1.0
+    max_steps: Annotated[Annotated[int, Field(gt=0, le=10**7)] | None, Flag(), Field(
+        description="Stop after this many steps.")] = None
     learning_rate: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Flag(), Field(
         description=f"Peak learning rate. Default by method: {rates_text()}.")] = None
     batch_size: Annotated[Positive, Flag(), Field(description="Examples in a batch.")] = 8
@@ -288,7 +291,7 @@ class Recipe(Spec):
     gradient_checkpointing: Annotated[bool, Flag(), Field(description="Use less memory and more time.")] = False
     max_length: Annotated[Positive, Flag(), Field(description="Longest example in tokens.")] = 1024
     lora: Annotated[LoraSpec, Field(description="Rank, scale, dropout and layers of an adapter.")] = LoraSpec()
-    seed: Annotated[int, Flag(), Field(description="Random seed.")] = 0
+    seed: Annotated[Seed, Flag(), Field(description="Random seed.")] = 0
     template: Annotated[Literal["chat", "alpaca", "plain"], Flag(), Field(
         description="chat (the model's own template), alpaca (the classic instruction prompt) or plain (no template)."
     )] = "chat"
@@ -503,7 +506,7 @@ def explain(error: ValidationError) -> str:
     lines = []
     problems = [p for p in error.errors() if not (p["type"] == "too_short" and p["input"])]  # follows from another
     for problem in problems[:3]:
-        path = ".".join(str(p) for p in problem["loc"]) or "study"
+        path = ".".join(str(p) for p in problem["loc"])[:200] or "study"
         if problem["type"] == "extra_forbidden":
             keys = _fields_at(problem["loc"])
             lines.append(f"unknown key `{path}`{nearest(str(problem['loc'][-1]), keys)}; "
@@ -513,7 +516,7 @@ def explain(error: ValidationError) -> str:
             if problem["type"] == "string_pattern_mismatch":  # only names have a pattern
                 message = "a name has letters, digits and . _ @ + -, the first a letter or digit"
             value = problem.get("input")
-            value_text = f", found {value!r}" if isinstance(value, str | int | float | bool) else ""
+            value_text = f", found {shown(value)}" if isinstance(value, str | int | float | bool) else ""
             lines.append(f"`{path}`: {message}{value_text}")
     return "; ".join(lines)
 

@@ -17,7 +17,9 @@ the entry is a new combination. A list in ``include`` or ``exclude`` means each 
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import PurePath
@@ -26,7 +28,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from aftertune.errors import InputError, nearest
+from aftertune.errors import InputError, nearest, shown
 
 #: Keys of a matrix that are not axes.
 KEYWORDS = ("name", "include", "exclude")
@@ -35,8 +37,9 @@ SHORT_NAMES = {"examples": "data.examples"}
 #: Prefix of a value in a name; "" where the value is clear by itself.
 _LABELS = {"base": "", "method": "", "template": "", "learn": "", "data": "", "data.file": "", "replay.data": "",
            "replay.data.file": "", "data.examples": "n", "seed": "s", "learning_rate": "lr", "replay.share": "replay"}
-#: The most tunings of a matrix; more are taken for a mistake.
-MAX_TUNINGS = 1000
+#: The most tunings of a matrix; more are taken for a mistake. The product of its axes may be larger by this factor,
+#: because ``exclude`` removes combinations; that product times the entries of include and exclude is bounded as well.
+MAX_TUNINGS, CROSSED, MATCHED = 1000, 20, 2_000_000
 
 Combination = dict[str, Any]
 
@@ -44,7 +47,7 @@ Combination = dict[str, Any]
 def expand(matrix: Mapping[str, Any], recipe: type[BaseModel]) -> dict[str, dict[str, Any]]:
     """Name -> tuning (plain values of ``recipe``), in the order of the axes; InputError if the matrix is not valid."""
     if not isinstance(matrix, Mapping):
-        raise InputError(f"`matrix`: a mapping of axes such as {{method: [lora, full]}}, found {matrix!r}")
+        raise InputError(f"`matrix`: a mapping of axes such as {{method: [lora, full]}}, found {shown(matrix)}")
     return _Matrix(matrix, recipe).tunings()
 
 
@@ -86,21 +89,32 @@ class _Matrix:
         self.common = {path: value for path, value in values.items() if path not in self.axes}
         self.include = list(self._entries(matrix, "include"))
         self.exclude = list(self._entries(matrix, "exclude"))
+        self._check_sizes()
         for path, axis in self.axes.items():
             if not axis or any(axis.count(value) > 1 for value in axis):
-                raise InputError(f"`matrix.{path}`: an axis needs one value or more, each once; found {axis!r}")
+                raise InputError(f"`matrix.{path}`: an axis needs one value or more, each once; found {shown(axis)}")
         for entry in self.exclude:
             for path in entry.keys() - self.axes.keys():
                 raise InputError(f"`matrix.exclude` names {path!r}, which is not an axis; axes are the keys with a "
                                  f"list: {', '.join(self.axes) or 'none'}")
 
+    def _check_sizes(self) -> None:
+        """Raise InputError for a matrix that is too large, before anything is made of it."""
+        for path, axis in self.axes.items():
+            if len(axis) > MAX_TUNINGS:
+                raise InputError(f"`matrix.{path}` has {len(axis):,} values, but a matrix makes at most "
+                                 f"{MAX_TUNINGS:,} tunings; list fewer values")
+        crossed = math.prod(map(len, self.axes.values()))
+        entries = sum(math.prod(len(v) for p, v in entry.items() if self._varies(p, v))
+                      for entry in (*self.include, *self.exclude))
+        if crossed > CROSSED * MAX_TUNINGS or entries > MAX_TUNINGS or crossed * entries > MATCHED:
+            raise InputError(f"`matrix` has {shown(crossed)} combinations and {shown(entries)} entries of include and "
+                             f"exclude, but at most {MAX_TUNINGS:,} tunings are allowed; list fewer values")
+
     def tunings(self) -> dict[str, dict[str, Any]]:
         if self.template is not None and not isinstance(self.template, str):
-            raise InputError(f"`matrix.name`: a text such as '{{method}}-{{seed}}', found {self.template!r}")
-        combinations: list[Combination] = []
-        for combination in self._combinations():
-            if combination not in combinations:
-                combinations.append(combination)
+            raise InputError(f"`matrix.name`: a text such as '{{method}}-{{seed}}', found {shown(self.template)}")
+        combinations = list({repr(sorted(c.items())): c for c in self._combinations()}.values())
         if len(combinations) > MAX_TUNINGS:
             raise InputError(f"`matrix` makes {len(combinations):,} tunings, but at most {MAX_TUNINGS:,} are allowed; "
                              "list fewer values")
@@ -132,7 +146,8 @@ class _Matrix:
     def _entries(self, matrix: Mapping[str, Any], keyword: str) -> Iterator[Combination]:
         entries = matrix.get(keyword) or []
         if not isinstance(entries, list) or not all(isinstance(e, Mapping) and e for e in entries):
-            raise InputError(f"`matrix.{keyword}`: a list of mappings such as [{{method: full}}], found {entries!r}")
+            raise InputError(f"`matrix.{keyword}`: a list of mappings such as [{{method: full}}], found "
+                             f"{shown(entries)}")
         yield from (dict(self._flat(entry)) for entry in entries)
 
     def _flat(self, values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -167,9 +182,9 @@ class _Matrix:
             while len(set(names)) < len(names) and further:
                 parts.append(further.pop(0))
                 names = [_name(combination, parts) for combination in combinations]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"`matrix` gives the name {name!r} to {names.count(name)} tunings; set "
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise InputError(f"`matrix` gives the name {shown(name)} to {count} tunings; set "
                                  "`matrix.name` to a template that gives each its own name, such as '{method}-{seed}'")
         return names
 

@@ -1,9 +1,4 @@
-"""Reads study files (YAML) and changes them: ``KEY=VALUE`` with a dotted path into the file.
-
-    read_yaml(Path("study.yaml"))               {"study": "orders", "bases": {…}, …}
-    edited_yaml(Path("study.yaml"), change)     the text with the change made; comments and order are kept
-
-Changes:
+"""Changes a study: ``KEY=VALUE`` with a dotted path into it.
 
     margin=3
     tasks.hellaswag.limit=50            a task by its name or its position: tasks.0.limit
@@ -12,24 +7,21 @@ Changes:
     matrix.seed=[0,1]
 
 A value is read as YAML and checked against the field's type. Relative paths in it are taken from the file's folder.
-Nothing in a file is executed, and a key may occur only once.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from io import StringIO
-from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from aftertune.errors import InputError, nearest
+from aftertune.errors import InputError, nearest, shown
+from aftertune.study.files import parse_yaml
 from aftertune.study.matrix import SHORT_NAMES, expand, spec_of
 
 
@@ -46,7 +38,7 @@ class Override:
         """Parse KEY=VALUE; InputError without a path and "="."""
         path, separator, value = text.partition("=")
         if not separator or not path.strip():
-            raise InputError(f"--set {text}: write KEY=VALUE, for example tasks.hellaswag.limit=50")
+            raise InputError(f"--set {text[:200]}: write KEY=VALUE, for example tasks.hellaswag.limit=50")
         return cls(text, path.strip(), value.strip())
 
     @property
@@ -60,7 +52,7 @@ class Override:
             assign()
 
     def _error(self, message: str) -> InputError:
-        return InputError(f"--set {self.text}: {message}")
+        return InputError(f"--set {self.text[:200]}: {message}")
 
     def _assignments(self, node: Any, rest: str, part: type[BaseModel], before: str) -> Iterator[Any]:
         """The assignments to ``rest`` within a part, each as a call, so that all are checked before any is made.
@@ -135,7 +127,7 @@ class Override:
                 fault = fault or error.errors()[0]["msg"].removeprefix("Value error, ")
             else:
                 return candidate
-        raise self._error(f"{fault}, found {self.value!r}")
+        raise self._error(f"{fault}, found {shown(self.value)}")
 
 
 def _entries(field: FieldInfo) -> type[BaseModel] | None:
@@ -153,12 +145,9 @@ def _named(entries: Any) -> Iterator[tuple[str, Any]]:
 
 def _yaml(text: str) -> Any:
     """A value read as YAML; text that is not YAML stays text."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
+        return parse_yaml(text, "--set")
+    except InputError:
         return text
 
 
@@ -184,59 +173,3 @@ def expanded(raw: dict[str, Any], sets: Sequence[str], *, study: type[BaseModel]
     for change in (c for c in changes if c.late):
         change.put(raw, study)
     return raw
-
-
-def read_yaml(path: Path) -> Any:
-    """Parse a YAML 1.2 file into plain values; duplicate keys and tags that build objects are refused."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such study file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    return parse_yaml(text, path)
-
-
-def parse_yaml(text: str, path: Path) -> Any:
-    """The plain values of a text; ``path`` names it in errors."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {_yaml_fault(error, text)}") from None
-
-
-def edited_yaml(path: Path, change: Callable[[Any], None]) -> str:
-    """The text of a file whose values ``change`` has changed in place; comments, order and quotes are kept."""
-    from ruamel.yaml import YAML
-
-    read_yaml(path)  # raises InputError for a file that is not valid
-    text = path.read_text(encoding="utf-8-sig")
-    yaml = YAML(typ="rt")
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    if re.search(r"^ +- ", text, flags=re.M):
-        yaml.indent(mapping=2, sequence=4, offset=2)
-    values = yaml.load(text)
-    change(values)
-    out = StringIO()
-    yaml.dump(values, out)
-    return out.getvalue()
-
-
-def _yaml_fault(error: Any, source: str) -> str:
-    """The parser's problem and its line; for a duplicate key both lines."""
-    text = " ".join(str(getattr(error, "problem", None) or error).split())
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return text
-    duplicate = re.match(r'found duplicate key "(.*?)" with value', text)
-    if duplicate is None:
-        return f"line {mark.line + 1}, column {mark.column + 1}: {text}"
-    key, lines = duplicate[1], source.splitlines()
-    first = [i for i, line in enumerate(lines[:mark.line + 1], start=1)
-             if re.search(rf"""(?:^|[\s{{,])["']?{re.escape(key)}["']?\s*:""", line)]
-    where = f", first on line {first[0]}" if first else ""
-    return f"line {mark.line + 1}: the key {key!r} occurs twice{where}; remove one of the two"

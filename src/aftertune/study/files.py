@@ -1,0 +1,138 @@
+"""Reads study files (YAML), with limits, and changes them while comments and order are kept.
+
+    read_yaml(Path("study.yaml"))               {"study": "orders", "bases": {…}, …}
+    edited_yaml(Path("study.yaml"), change)     the text with the change made
+
+Nothing in a file is executed, a key may occur only once, and a date is text. Through aliases of aliases, a file of a
+few kilobytes can stand for billions of values: size, depth and number are bounded before any value is made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from aftertune.errors import InputError
+
+#: The largest study file, in characters, the deepest nesting, and the most values, with each alias counted as what it
+#: stands for.
+MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 2**18, 40, 50_000
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML 1.2 file into plain values; duplicate keys and tags that build objects are refused."""
+    return parse_yaml(_read(path), path)
+
+
+def _read(path: Path) -> str:
+    """The text of a study file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such study file")
+    if path.stat().st_size > 4 * MAX_LENGTH:
+        raise InputError(f"{path}: {path.stat().st_size:,} bytes; a study file has at most {MAX_LENGTH:,} characters; "
+                         "check that it is the right file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+
+
+def parse_yaml(text: str, where: Path | str) -> Any:
+    """The plain values of a text; ``where`` names it in errors."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import SafeConstructor
+    from ruamel.yaml.error import YAMLError
+
+    class PlainConstructor(SafeConstructor):
+        """Makes plain values; a date stays text."""
+
+    PlainConstructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = PlainConstructor
+    try:
+        _check_size(text)
+        return yaml.load(text)
+    except YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {_fault(error, text)}") from None
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+        detail = " ".join(str(error).split())[:120]
+        raise InputError(f"{where}: not valid YAML: a value or a tag cannot be read: {detail}; write plain values, "
+                         "texts in quotes") from None
+
+
+class _TooLarge(ValueError):
+    """A text that stands for more than the limits allow."""
+
+
+def _check_size(text: str) -> None:
+    """Raise a ValueError for a text beyond the limits; its values are counted in one pass, without making them."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
+
+    if len(text) > MAX_LENGTH:
+        raise _TooLarge(f"{len(text):,} characters, but at most {MAX_LENGTH:,} are allowed")
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []  # the anchor of each open collection, and the values before it
+    count = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_nodes):
+                raise _TooLarge(f"line {event.start_mark.line + 1}: the alias *{event.anchor[:40]} is inside of what "
+                                "it stands for")
+            count += sizes.get(event.anchor, 1)
+        elif isinstance(event, CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            if anchor is not None:
+                sizes[anchor] = count - before
+        elif isinstance(event, NodeEvent):
+            if isinstance(event, CollectionStartEvent):
+                open_nodes.append((event.anchor, count))
+            elif event.anchor is not None:
+                sizes[event.anchor] = 1
+            count += 1
+        if len(open_nodes) > MAX_DEPTH:
+            raise _TooLarge(f"line {event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
+        if count > MAX_VALUES:
+            raise _TooLarge(f"line {event.start_mark.line + 1}: more than {MAX_VALUES:,} values, with those that "
+                            "aliases repeat")
+
+
+def edited_yaml(path: Path, change: Callable[[Any], None]) -> str:
+    """The text of a file whose values ``change`` has changed in place; comments, order and quotes are kept."""
+    from ruamel.yaml import YAML
+
+    text = _read(path)
+    parse_yaml(text, path)  # raises InputError for a text that is not valid
+    yaml = YAML(typ="rt")
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    if re.search(r"^ +- ", text, flags=re.M):
+        yaml.indent(mapping=2, sequence=4, offset=2)
+    try:
+        values = yaml.load(text)
+    except ValueError as error:  # dates are read here, to be written as they were
+        raise InputError(f"{path}: a value cannot be kept as it is ({' '.join(str(error).split())[:120]}); put it in "
+                         "quotes") from None
+    change(values)
+    out = StringIO()
+    yaml.dump(values, out)
+    return out.getvalue()
+
+
+def _fault(error: Any, source: str) -> str:
+    """The parser's problem and its line; for a duplicate key both lines."""
+    text = " ".join(str(getattr(error, "problem", None) or error).split())
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return text
+    duplicate = re.match(r'found duplicate key "(.*?)" with value', text)
+    if duplicate is None:
+        return f"line {mark.line + 1}, column {mark.column + 1}: {text}"
+    key, lines = duplicate[1], source.splitlines()
+    first = [i for i, line in enumerate(lines[:mark.line + 1], start=1)
+             if re.search(rf"""(?:^|[\s{{,])["']?{re.escape(key)}["']?\s*:""", line)]
+    where = f", first on line {first[0]}" if first else ""
+    return f"line {mark.line + 1}: the key {key!r} occurs twice{where}; remove one of the two"
