@@ -183,15 +183,12 @@ def test_broken_folders_are_one_line_and_leave_nothing(name: str, change: Any, s
 
 @pytest.mark.parametrize(("content", "said"), [
     (b"{", "not valid JSON"), (b"\xff", "not UTF-8"), (b"[" * 100_000, "nested too deep"),
-    (b'{"results": {"a": {"acc,none": NaN}}}', None), (b'{"results": {"a": {"acc,none": 1' + b"0" * 400 + b"}}}", None),
+    (b'{"results": {"a": {"acc,none": NaN}}}', r"no score that can be read \(1 tasks: a\)"),
+    (b'{"results": {"a": {"acc,none": 1' + b"0" * 400 + b"}}}", "no score that can be read"),
     (b'{"results": {"\\ud800": {"acc,none": 0.5}}}', "half a character"), (b"", "not valid JSON")])
-def test_hostile_results_files(content: bytes, said: str | None, tmp_path: Path, ledger: Ledger) -> None:
+def test_hostile_results_files(content: bytes, said: str, tmp_path: Path, ledger: Ledger) -> None:
     path = tmp_path / RESULTS
     path.write_bytes(content)
-    if said is None:
-        [result] = import_results(path, ledger=ledger)
-        assert (result.evaluation, result.reported) == (None, ())
-        return
     with pytest.raises(InputError, match=said):
         import_results(path, ledger=ledger)
 

@@ -289,7 +289,8 @@ def _write_card(model_card: Card, out: Path, force: bool) -> list[Path]:
 
 
 def import_(
-    path: Annotated[Path, typer.Argument(help="Output folder or results_*.json of lm-eval, or a Markdown record.")],
+    path: Annotated[Path, typer.Argument(
+        help="Results of lm-eval, lighteval, inspect_ai or Every Eval Ever (file or folder), or a Markdown record.")],
     name: Annotated[str | None, typer.Option(help="Name of the evaluation, or of the record.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -299,25 +300,33 @@ def import_(
 
     with Ledger() as ledger:
         imports = import_results(path, ledger=ledger, name=name)
+    failed = [result for result in imports if result.error]
     if as_json:
         emit({"imported": [import_object(result) for result in imports]})
-        return
-    for result in imports:
-        _show_import(result)
+    else:
+        for result in imports:
+            _show_import(result)
+    if failed:
+        more = f" (and {len(failed) - 1} more, listed above)" if len(failed) > 1 else ""
+        raise InputError(f"{len(failed)} of {len(imports)} results files could not be read, the others were imported: "
+                         f"{failed[0].error}{more}")
 
 
 def import_object(result: ImportedResult) -> dict[str, Any]:
     """An import as ``import --json`` prints it."""
     evaluation = result.evaluation
     return {"source": result.source, "evaluation": evaluation.id if evaluation else None,
-            "name": evaluation.name if evaluation else None, "new": result.new,
+            "name": evaluation.name if evaluation else None, "new": result.new, "notes": list(result.notes),
+            "error": result.error or None,
             "reported": sum(r.planned is None for r in result.reported),
             "planned": sum(r.planned is not None for r in result.reported)}
 
 
 def _show_import(result: ImportedResult) -> None:
-    """Print what was imported."""
+    """Print what was imported, and what was left out."""
     evaluation = result.evaluation
+    if result.error:
+        typer.echo(f"not imported: {result.error}")
     if evaluation is not None:
         state = "" if result.new else " (already in the ledger)"
         tasks = ", ".join(f"{t.task} {t.n:,} of {t.n_total:,}" for t in evaluation.tasks)
@@ -331,3 +340,5 @@ def _show_import(result: ImportedResult) -> None:
         if row.planned is not None:
             planned = f", planned with {row.planned}" if row.planned else ""
             typer.echo(f"not evaluated in {result.source}: {row.model}{planned}")
+    for note in result.notes:
+        typer.echo(f"note: {note}")

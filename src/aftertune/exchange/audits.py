@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Literal
 
 from aftertune.catalog import is_share
-from aftertune.exchange.importing import reported_scores
-from aftertune.exchange.lm_eval_files import read_results
 from aftertune.exchange.markdown_record import Document, read_record
+from aftertune.exchange.reading import read_scores
 from aftertune.ledger import Ledger
 from aftertune.stats import audit as checks
 from aftertune.stats.audit import Figure, PairingBounds
@@ -123,10 +122,9 @@ class Audit:
 
 
 def audit(path: Path) -> Audit:
-    """Audit a Markdown record, or a results file of lm-eval (.json). Raises InputError."""
-    if path.suffix.lower() == ".json":
-        run = read_results(path)
-        return audit_document(Document(source=path.name, rows=reported_scores(run, path.name)))
+    """Audit a Markdown record, or the results of another tool (.json, .json.gz, .eval). Raises InputError."""
+    if path.suffix.lower() in (".json", ".gz", ".eval"):
+        return audit_document(Document(source=path.name, rows=read_scores(path)))
     return audit_document(read_record(path))
 
 

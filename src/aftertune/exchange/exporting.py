@@ -22,7 +22,7 @@ from typing import Any
 
 from aftertune.catalog import MetricKey
 from aftertune.errors import AftertuneError, InputError, StorageError
-from aftertune.exchange.lm_eval_files import samples_name
+from aftertune.exchange.lm_eval_versions import samples_name
 from aftertune.redaction import public_source
 from aftertune.sources.cache import path_part, write_atomic
 from aftertune.study import TaskSpec

@@ -2,37 +2,57 @@
 
     text = read_text(Path("record.md"), limit=16 * MIB)
     value = parse_json(text, "results_2025.json")
-    for location, row in json_lines(Path("samples.jsonl"), limit=64 * MIB): …      location: "samples.jsonl:3"
+    for location, row in json_rows(Path("samples.jsonl"), limit=64 * MIB): …       location: "samples.jsonl:3"
 
-Every error is an InputError that names the file, and the line if there is one.
+A file whose name ends in ``.gz`` is unpacked as it is read. Every error is an InputError that names the file, and the
+line if there is one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from aftertune.errors import InputError
 
 MIB = 2**20
 #: Integers with as many digits or more are read as None.
 _MAX_DIGITS = 300
+#: Characters that are read at once from a JSON array.
+_CHUNK = MIB
+#: What stands between two entries of a JSON array.
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 
 def read_text(path: Path, *, limit: int) -> str:
-    """The text of a UTF-8 file. limit: its largest size in bytes. Raises InputError."""
+    """The text of a UTF-8 file. limit: its largest size in bytes, unpacked. Raises InputError."""
+    with _readable(path, "rb") as file:
+        data: bytes = file.read(limit + 1)
+        if len(data) > limit:
+            raise InputError(f"{path}: the file has more than {limit:,} bytes; check that it is the right file")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
+@contextlib.contextmanager
+def _readable(path: Path, mode: str) -> Iterator[IO[Any]]:
+    """The open file, unpacked if it is compressed; errors of reading become an InputError."""
+    packed = path.suffix.lower() == ".gz"
+    text: dict[str, str] = {} if mode == "rb" else {"encoding": "utf-8-sig", "newline": "\n"}
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise InputError(f"{path}: the file has {size:,} bytes, but the limit is {limit:,}; check that it is the "
-                             "right file")
-        return path.read_text(encoding="utf-8-sig")
+        with (gzip.open(path, mode, **text) if packed else path.open(mode, **text)) as file:  # type: ignore[call-overload]
+            yield cast(IO[Any], file)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: cannot be unpacked ({error}); check that the file is complete") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -49,7 +69,7 @@ def parse_json(text: str, where: str) -> Any:
         raise InputError(f"{where}: a string contains half a character (a lone surrogate); save the file as "
                          "UTF-8") from None
     except RecursionError:
-        raise InputError(f"{where}: the JSON is nested too deep to be a result of lm-eval") from None
+        raise InputError(f"{where}: the JSON is nested too deep to be a result of an evaluation") from None
     except ValueError as error:
         detail = " ".join(str(error).split())[:120]
         raise InputError(f"{where}: not valid JSON: {detail}; check that the file is complete") from None
@@ -59,27 +79,53 @@ def _integer(digits: str) -> int | None:
     return int(digits) if len(digits) < _MAX_DIGITS else None
 
 
-def json_lines(path: Path, *, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(location, object) for each line of a JSON Lines file that is not blank; the location is ``file:line``.
+def json_rows(path: Path, *, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(location, object) for each object of a JSON Lines file, or of a file that is one JSON array of objects.
 
-    limit: the most characters of a line. Raises InputError.
+    The location is ``file:line``, or ``file, entry N`` in an array. limit: the most characters of an object. Raises
+    InputError.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as lines:
-            number = 0
-            while line := lines.readline(limit + 1):
-                number += 1
-                location = f"{path}:{number}"
-                if len(line) > limit:
-                    raise InputError(f"{location}: the line has more than {limit:,} characters; check that it is the "
-                                     "right file")
-                if not line.strip():
-                    continue
-                value = parse_json(line, location)
-                if not isinstance(value, dict):
-                    raise InputError(f"{location}: expected a JSON object, found {type(value).__name__}")
-                yield location, value
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    with _readable(path, "rt") as lines:
+        number = 0
+        while line := lines.readline(limit + 1):
+            number += 1
+            location = f"{path}:{number}"
+            if not line.strip():
+                continue
+            if number == 1 and line.lstrip().startswith("["):
+                yield from _entries(path, line.lstrip()[1:], lines, limit)
+                return
+            if len(line) > limit:
+                raise InputError(f"{location}: the line has more than {limit:,} characters; check that it is the "
+                                 "right file")
+            yield location, _object(parse_json(line, location), location)
+
+
+def _entries(path: Path, text: str, file: IO[str], limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON array, of which ``text`` was read after its opening bracket."""
+    decoder = json.JSONDecoder()
+    number, at, complete, wanted = 1, 0, False, _CHUNK
+    while True:
+        at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it matches everywhere
+        location = f"{path}, entry {number}"
+        if text.startswith("]", at):
+            return
+        try:
+            end = decoder.raw_decode(text, at)[1] if at < len(text) else 0
+        except (ValueError, RecursionError):
+            end = 0
+        if end or complete:  # where nothing more can come, parsing says what is wrong
+            yield location, _object(parse_json(text[at:end or None], location), location)
+            at, number, wanted = end, number + 1, _CHUNK
+            continue
+        if len(text) - at > limit:
+            raise InputError(f"{location}: the entry has more than {limit:,} characters, or is not valid JSON; check "
+                             "that it is the right file")
+        more = file.read(wanted)
+        text, at, complete, wanted = text[at:] + more, 0, not more, 2 * wanted
+
+
+def _object(value: Any, location: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{location}: expected a JSON object, found {type(value).__name__}")
+    return value

@@ -1,8 +1,9 @@
-"""Imports results of other tools into the ledger: lm-eval's output folders and Markdown records.
+"""Imports results of other tools into the ledger: lm-eval, lighteval, inspect_ai, Every Eval Ever, Markdown records.
 
     [result] = import_results(Path("out"), ledger=ledger)
-    result.evaluation       with answers, where lm-eval wrote samples
+    result.evaluation       with answers, where the tool wrote them
     result.reported         scores without answers
+    result.notes            what was left out
 
 Importing the same content again changes nothing: an evaluation's id is a digest of its content, and the scores of a
 document replace those stored from it before. Nothing proves which weights a foreign result came from. Its model
@@ -12,7 +13,8 @@ of another model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +24,10 @@ from pydantic import TypeAdapter, ValidationError
 from aftertune import catalog
 from aftertune.catalog import MetricKey
 from aftertune.errors import InputError
-from aftertune.exchange.lm_eval_files import LmEvalRun, Sample, read_results, read_samples, results_files, samples_name
+from aftertune.exchange.discovery import discover, unused
+from aftertune.exchange.lm_eval_files import LmEvalRun, Sample, read_samples
 from aftertune.exchange.markdown_record import read_record
+from aftertune.exchange.reading import read_run, reported_scores
 from aftertune.redaction import redact
 from aftertune.tasks import chance
 from aftertune.tasks.loading import primary_metric
@@ -44,7 +48,12 @@ from aftertune.values.reported import UNPROVEN, Reported
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
-_IMPORTED = "imported from lm-eval's files, which name the model but do not prove which weights gave these answers"
+#: The fields of settings that the id of an imported evaluation covers; a new field must not change stored ids.
+_IN_ID = frozenset((
+    "task", "version", "output_type", "num_fewshot", "n", "n_total", "split", "data", "items", "prompts", "primary",
+    "higher_is_better", "limit", "sample", "sample_seed", "chat_template", "system_instruction", "fewshot_as_multiturn",
+    "generation", "cluster", "groups", "target", "used", "draw_seed"))
+_IMPORTED = "imported from the files of {tool}, which name the model but do not prove which weights gave these answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +61,16 @@ class ImportedResult:
     """What was imported from one file.
 
     evaluation: stored with its answers, None if the file has none; new: False if it was already in the ledger;
-    reported: scores without answers.
+    reported: scores without answers; notes: what was left out, here or in the folder; error: why the file could not be
+    read, "" if it was.
     """
 
     source: str
     evaluation: Evaluation | None
     new: bool
     reported: tuple[Reported, ...]
+    notes: tuple[str, ...] = ()
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,57 +81,112 @@ class _TaskSamples:
     samples: list[Sample]
     scores: list[Score]
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """What of the settings is in the id of an evaluation: their fields of version 0.1, chance by the first item."""
+        first = self.samples[0].prompts
+        kind = self.settings.output_type
+        return {k: v for k, v in asdict(self.settings).items() if k in _IN_ID} | {
+            "chance": 1 / len(first) if kind == "multiple_choice" and first else None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A run that was read: its tasks with answers, and what was left out."""
+
+    run: LmEvalRun
+    tasks: list[_TaskSamples]
+    notes: tuple[str, ...]
+
 
 def import_results(path: Path, *, ledger: Ledger, name: str | None = None) -> list[ImportedResult]:
-    """Import an lm-eval folder or results file, or a Markdown record (.md), into the ledger.
+    """Import a results file, a folder of them, or a Markdown record (.md), into the ledger.
 
-    name: of the evaluation, or of the record. All files are read before anything is stored. Raises InputError.
+    name: of the evaluation, or of the record. All files are read before anything is stored. In a folder, a file that
+    cannot be read gives a result with its error, and the others are imported. Raises InputError where nothing can be
+    imported.
     """
     if path.suffix.lower() in (".md", ".markdown"):
         document = read_record(path, source=name)
         ledger.save_reported(document.source, [asdict(r) for r in document.rows], [asdict(r) for r in document.remarks])
         return [ImportedResult(document.source, None, True, document.rows)]
-    if path.suffix.lower() == ".jsonl":
-        raise InputError(f"{path}: a samples file alone does not state its model and settings; give the folder that "
-                         "contains it and the results_*.json of the same time")
-    files = results_files(path)
-    if name is not None and len(files) > 1:
-        raise InputError(f"--name {name} names one evaluation, but {path} has {len(files)} results files; import "
+    found = discover(path)
+    if name is not None and len(found.files) > 1:
+        raise InputError(f"--name {name} names one evaluation, but {path} has {len(found.files)} results files; import "
                          "them one at a time, or omit --name")
-    runs = [(run, _tasks_with_samples(run)) for run in map(read_results, files)]
-    return [_store(run, tasks, ledger, name) for run, tasks in runs]
+    read: list[_Read] = []
+    failed: list[ImportedResult] = []
+    for file, kind in found.files:
+        try:
+            read += [_read(run) for run in read_run(file, kind, root=path if path.is_dir() else None)]
+        except InputError as error:
+            if len(found.files) == 1:
+                raise
+            failed.append(ImportedResult(str(file), None, False, (), error=str(error)))
+    if not read:
+        raise InputError(f"none of the {len(failed)} results files could be read, the first for this reason: "
+                         f"{failed[0].error}")
+    taken = {e.name: e.id for e in ledger.evaluations()}
+    imported = [_store(r, ledger, name, taken) for r in read]
+    used = {p for r in read for t in r.tasks for p in r.run.files(t.settings.task)}
+    notes = (*found.notes, *(unused(found, used, path) if path.is_dir() else ()))
+    return [*imported[:-1], replace(imported[-1], notes=(*imported[-1].notes, *notes)), *failed]
 
 
-def _tasks_with_samples(run: LmEvalRun) -> list[_TaskSamples]:
-    """The tasks of a run that have a samples file beside the results file."""
-    tasks = []
+def _read(run: LmEvalRun) -> _Read:
+    """Read the answers of a run. Raises InputError where the run has no score."""
+    tasks: list[_TaskSamples] = []
+    notes = list(run.notes)
     for task in run.leaves:
-        path = run.path.with_name(samples_name(task, run.stamp))
-        if not run.stamp or not path.is_file():
+        answers = run.answers(task)
+        if answers is None:
             continue
-        config = run.section("configs", task)
-        kind = str(config.get("output_type") or "multiple_choice")
-        filters = list(dict.fromkeys(f.filter for f in run.scores(task)))
-        samples = read_samples(path, task=task, output_type=kind, filters=filters, cluster=catalog.cluster_field(task))
-        _check_samples(run, task, path, samples)
-        settings = _exported_settings(run, task, samples) or _settings(run, task, config, kind, samples)
-        tasks.append(_TaskSamples(settings, samples, _scores(run, settings, len(samples))))
-    return tasks
+        try:
+            tasks.append(_task(run, task, *answers))
+        except _OtherRun as error:
+            notes.append(f"{task}: {error}; its scores are imported without answers")
+    bare = [t for t in dict.fromkeys([*run.section("results"), *run.section("groups")])
+            if not any(True for _ in run.scores(t)) and not run.is_heading(t)]
+    if bare:
+        notes.append(f"no score that can be read: {', '.join(bare[:6])}"
+                     + (f" and {len(bare) - 6} more tasks" if len(bare) > 6 else ""))
+    if not any(True for t in (*run.section("results"), *run.section("groups")) for _ in run.scores(t)):
+        raise InputError(f"{run.path}: no score that can be read ({len(bare)} tasks: {', '.join(bare[:4]) or 'none'}); "
+                         "the run may have been interrupted: run it again")
+    return _Read(run, tasks, tuple(notes))
 
 
-def _check_samples(run: LmEvalRun, task: str, path: Path, samples: Sequence[Sample]) -> None:
+class _OtherRun(InputError):
+    """Answers beside the results that another run has written."""
+
+
+def _task(run: LmEvalRun, task: str, where: str, rows: Any) -> _TaskSamples:
+    """A task with its answers."""
+    config = run.section("configs", task)
+    kind = str(config.get("output_type") or "multiple_choice")
+    filters = list(dict.fromkeys(f.filter for f in run.scores(task)))
+    samples = read_samples(rows, where, task=task, output_type=kind, filters=filters,
+                           cluster=catalog.cluster_field(task))
+    _check_samples(run, task, where, samples)
+    settings = _exported_settings(run, task, samples) or _settings(run, task, config, kind, samples)
+    return _TaskSamples(settings, samples, _scores(run, settings, len(samples)))
+
+
+def _check_samples(run: LmEvalRun, task: str, where: str, samples: Sequence[Sample]) -> None:
     """Raises InputError where the samples do not agree with the results."""
+    shared = run.tool == "lm-eval" and not run.stamp  # one name for the answers of all runs in the folder
+    refusal = _OtherRun if shared else InputError
     used = run.counts(task)[0]
     if used is not None and used != len(samples):
-        raise InputError(f"{path}: {len(samples)} documents, but {run.path.name} states {used}; the samples file is "
-                         "incomplete or belongs to another run")
+        raise refusal(f"{where}: {len(samples)} documents, but {run.path.name} states {used}; the samples file is "
+                      "incomplete or belongs to another run")
     for score in run.scores(task):
         key = score.key
         values = [s.metrics[key] for s in samples if key in s.metrics]
         if catalog.is_share(score.metric) and len(values) == len(samples) and \
                 abs(sum(values) / len(values) - score.value) > 1e-6:
-            raise InputError(f"{path}: the mean of {key} is {sum(values) / len(values):.6f}, but {run.path.name} "
-                             f"states {score.value:.6f}; give the two files of the same run")
+            raise refusal(f"{where}: the mean of {key} is {sum(values) / len(values):.6f}, but {run.path.name} "
+                          f"states {score.value:.6f}; give the two files of the same run")
 
 
 def _exported_settings(run: LmEvalRun, task: str, samples: Sequence[Sample]) -> TaskSettings | None:
@@ -139,9 +206,8 @@ def _exported_settings(run: LmEvalRun, task: str, samples: Sequence[Sample]) -> 
 
 def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samples: Sequence[Sample]) -> TaskSettings:
     total = run.counts(task)[1] or len(samples)
-    better = {k: bool(v) for k, v in run.section("higher_is_better", task).items()}
+    better = run.higher_is_better(task)
     scores = list(run.scores(task))
-    better = better or {s.metric: True for s in scores}
     if not scores:
         raise InputError(f"{run.path}: `results.{task}` has no score; the run may have been interrupted: run lm-eval "
                          "again")
@@ -184,39 +250,72 @@ def _scores(run: LmEvalRun, settings: TaskSettings, n: int) -> list[Score]:
                   primary=f.key == settings.primary) for f in run.scores(settings.task)]
 
 
-def _store(run: LmEvalRun, tasks: list[_TaskSamples], ledger: Ledger, name: str | None) -> ImportedResult:
-    """Store the tasks with answers as an evaluation, and the other scores as reported scores."""
-    source = name or f"{run.path.parent.name}/{run.path.name}".lstrip("/")
+def _store(read: _Read, ledger: Ledger, name: str | None, taken: dict[str, str]) -> ImportedResult:
+    """Store the tasks with answers as an evaluation, and the other scores as reported scores.
+
+    taken: name -> id of the evaluations in the ledger; the new one is added.
+    """
+    run, tasks = read.run, read.tasks
     with_answers = {t.settings.task for t in tasks}
     groups = [g for g in run.groups if set(run.leaves_of(g)) <= with_answers]
-    rest = reported_scores(run, source, with_answers | set(groups))
+    rest = reported_scores(run, "", with_answers | set(groups))
+    source = name or _source(run, rest, ledger)
+    rest = tuple(replace(r, source=source) for r in rest)
     if rest:
         ledger.save_reported(source, [asdict(r) for r in rest])
     if not tasks:
-        return ImportedResult(source, None, True, rest)
+        return ImportedResult(source, None, True, rest, read.notes)
     scores = [s for t in tasks for s in t.scores]
     for group in groups:
         n = sum(len(t.samples) for t in tasks if group in t.settings.groups)
         scores += [Score(task=group, metric=f.metric, filter=f.filter, value=f.value, stderr=f.stderr, n=n,
                          group=True) for f in run.scores(group)]
     evaluation = _evaluation(run, tasks, tuple(scores), name)
-    new = all(e.id != evaluation.id or e.status != "done" for e in ledger.evaluations())
-    stored = _save(evaluation, tasks, ledger) if new else ledger.find_evaluation(evaluation.id)
-    return ImportedResult(source, stored, new, rest)
+    stored = next((e for e in ledger.evaluations() if e.id == evaluation.id), None)
+    new = stored is None or stored.status != "done"
+    if new and name is None:
+        evaluation = replace(evaluation, name=_free_name(run, evaluation, taken))
+    elif new and taken.get(evaluation.name, evaluation.id) != evaluation.id:
+        raise InputError(f"--name {name}: evaluation {taken[evaluation.name]} has this name; choose another one")
+    done = _save(evaluation, tasks, ledger) if new else ledger.find_evaluation(evaluation.id)
+    taken.setdefault(done.name, done.id)
+    return ImportedResult(source, done, new, rest, read.notes)
+
+
+def _free_name(run: LmEvalRun, evaluation: Evaluation, taken: Mapping[str, str]) -> str:
+    """A name that no other evaluation has: the last part of the model, then with more of it, the task and the day."""
+    parts = [p for p in re.split(r"[/\\]", redact(run.model)) if p] or [evaluation.name]
+    names = ["-".join(parts[-n:]) for n in range(1, min(len(parts), 4) + 1)]
+    details = [evaluation.tasks[0].task] if len(evaluation.tasks) == 1 else []
+    details += [run.started[:10], run.started[:16].replace("T", "-").replace(":", "")] if run.started else []
+    names += [f"{names[0]}-{detail}" for detail in details]
+    return next((n for n in names if taken.get(n, evaluation.id) == evaluation.id), f"{names[0]}-{evaluation.id[2:]}")
+
+
+def _source(run: LmEvalRun, rows: Sequence[Reported], ledger: Ledger) -> str:
+    """The name of a results file as a document: so many of its folders that no other document has it.
+
+    A file with scores of the same models under the same name is taken for a new version of the document.
+    """
+    parts = run.path.absolute().parts[1:]
+    names = ["/".join(parts[-n:]) for n in range(min(2, len(parts)), min(len(parts), 6) + 1)]
+    models = {r.model for r in rows}
+    return next((n for n in names if {r["model"] for r in ledger.reported(n)} <= models), names[-1])
 
 
 def _evaluation(run: LmEvalRun, tasks: Sequence[_TaskSamples], scores: tuple[Score, ...],
                 name: str | None) -> Evaluation:
     config = run.section("config")
     model = redact(run.model)
-    engine = f"lm-eval:{run.value.get('model_source') or config.get('model') or 'unknown'}"
+    source = run.value.get("model_source") or config.get("model") or "unknown"
+    engine = f"lm-eval:{source}" if run.tool == "lm-eval" else str(source)
     identity = [model, *(config.get(k) for k in ("model_sha", "peft_sha", "model_revision", "delta_sha"))]
     mark = UNPROVEN + digest(json_ready(identity))
     settings = tuple(t.settings for t in tasks)
-    content = digest([mark, run.started, run.dtype, [asdict(s) for s in settings],
+    content = digest([mark, run.started, run.dtype, [t.content for t in tasks],
                       [[s.metrics for s in t.samples] for t in tasks]])
     parameters = config.get("model_num_parameters")
-    versions = {"lm-eval": run.version, "transformers": str(run.value.get("transformers_version") or "")}
+    versions = {run.tool: run.version, "transformers": str(run.value.get("transformers_version") or "")}
     seconds = run.value.get("total_evaluation_time_seconds")
     return Evaluation(
         id=f"e-{content[:10]}", name=name or model.rstrip("/").rpartition("/")[2] or model, tasks=settings,
@@ -224,10 +323,18 @@ def _evaluation(run: LmEvalRun, tasks: Sequence[_TaskSamples], scores: tuple[Sco
                             parameters=parameters if isinstance(parameters, int) and 0 < parameters < 2**62 else None,
                             revision=str(config["model_revision"]) if config.get("model_revision") else None),
         device=str(config.get("device") or "not stated"), dtype=run.dtype, engine=engine,
-        engine_note=f"imported from {run.path.name}, lm-eval {run.version or '(version not stated)'}",
-        scores=scores, warnings=(_IMPORTED,),
-        provenance=Provenance(command=f"lm-eval, imported from {run.path.name}", started=run.started,
+        engine_note=f"imported from {run.path.name}, {run.tool} {run.version or '(version not stated)'}",
+        scores=scores, warnings=(_IMPORTED.format(tool=run.tool) + _unsaid(tasks),),
+        provenance=Provenance(command=f"{run.tool}, imported from {run.path.name}", started=run.started,
                               seconds=_seconds(seconds), versions={k: v for k, v in versions.items() if v}))
+
+
+def _unsaid(tasks: Sequence[_TaskSamples]) -> str:
+    """What the files do not say of the answers, as the end of a warning."""
+    responses = [r for t in tasks for s in t.samples for r in s.responses]
+    unsaid = ["how some texts ended"] * any(r.text is not None and r.finish is None for r in responses)
+    unsaid += ["whether some contexts were cut off"] * any(r.truncated is None for r in responses)
+    return f"; they do not say {' and '.join(unsaid)}" if unsaid else ""
 
 
 def _seconds(text: Any) -> float | None:
@@ -256,24 +363,3 @@ def _save(evaluation: Evaluation, tasks: Sequence[_TaskSamples], ledger: Ledger)
         return ledger.finish_evaluation(evaluation, answers, positions)
     finally:
         ledger.release(evaluation.id)
-
-
-def reported_scores(run: LmEvalRun, source: str, without: Collection[str] = ()) -> tuple[Reported, ...]:
-    """The scores of a results file as reported scores. without: tasks and groups to leave out."""
-    facts = {"Evaluation Date": run.started[:10], "Data Type": run.dtype,
-             "Device": str(run.section("config").get("device") or ""), "lm-eval": run.version}
-    scores: list[Reported] = []
-    for task in dict.fromkeys([*run.section("results"), *run.section("groups")]):
-        used = run.counts(task)[0]
-        n = used or catalog.hub_items(task)
-        scores += [Reported(
-            source=source, model=redact(run.model), task=task, metric=f.metric, filter=f.filter, value=f.value,
-            stderr=f.stderr, n=n, n_source="stated" if used else "known" if n else "", value_text=_digits(f.value),
-            stderr_text="" if f.stderr is None else _digits(f.stderr), facts={k: v for k, v in facts.items() if v})
-            for f in run.scores(task) if task not in without]
-    return tuple(scores)
-
-
-def _digits(value: float) -> str:
-    """A float with so many digits that the audit does not read it as a rounded figure."""
-    return f"{value:.12f}"

@@ -3,11 +3,12 @@
     run = read_results(Path("out/org__model/results_2025-03-08T10-00-00.123456.json"))
     run.model, run.leaves, list(run.scores("hellaswag"))
 
-    samples = read_samples(path, task="gsm8k", output_type="generate_until", filters=["strict-match", …])
+    samples = read_samples(rows, where, task="gsm8k", output_type="generate_until", filters=["strict-match", …])
     samples[0].item.hash, samples[0].metrics        the same hash and keys as in an evaluation of our own
 
 Versions 0.4.5 to 0.4.13 of lm-eval write the same keys in a results file; later ones add some (``lm_eval_version``
-since 0.4.9). A missing key is read as an empty value; a present one must have the right type.
+since 0.4.9). A missing key is read as an empty value; a present one must have the right type. Older versions are
+brought into this form by `aftertune.exchange.lm_eval_versions`.
 
 A line of a samples file is one document under one filter. Before 0.4.7 the lines name neither the filter nor the
 metrics: the k-th line of a document belongs to the k-th filter of the task, and every key that lm-eval does not use
@@ -18,22 +19,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from aftertune.catalog import MetricKey
+from aftertune.catalog import METRICS, MetricKey, hub_items
 from aftertune.errors import InputError
-from aftertune.exchange.files import MIB, json_lines, parse_json, read_text
+from aftertune.exchange.files import MIB, json_rows, parse_json, read_text
+from aftertune.exchange.lm_eval_versions import current_form, samples_names
 from aftertune.values import Item, Response, canonical, digest
 
 # --- Results files ---
 
-#: The largest results file, in bytes.
-LIMIT = 64 * MIB
-_STAMP = re.compile(r"(?:^|_)(\d{4}-\d{2}-\d{2}T[\d.\-]+)\.json$")
+#: The largest results file, in bytes; one with the answers in it is large.
+LIMIT = 512 * MIB
+_STAMP = re.compile(r"(?:^|_)(\d{4}-\d{2}-\d{2}T[\d.\-]+)\.jsonl?(?:\.gz)?$")
+
+
+#: (location, row) of each row of a file with answers.
+Rows = Iterable[tuple[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +61,17 @@ class LmEvalScore:
 
 @dataclass(frozen=True, slots=True)
 class LmEvalRun:
-    """One results file. value: its JSON."""
+    """One run of one model, in the form of lm-eval's results files; other tools' files are brought into it.
+
+    value: the JSON of a results file; tool: what wrote the file; rows: task -> (where, a function that gives the
+    answers) for answers that are in no file of lm-eval; notes: what of the file was left out.
+    """
 
     path: Path
     value: Mapping[str, Any]
+    tool: str = "lm-eval"
+    rows: Mapping[str, tuple[str, Callable[[], Rows]]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def section(self, *keys: str) -> dict[str, Any]:
         """The mapping at ``keys``; {} where it is missing. InputError where the value is not a mapping."""
@@ -76,8 +89,7 @@ class LmEvalRun:
     @property
     def stamp(self) -> str:
         """The time in the file's name, which the samples files share; "" where it has none."""
-        match = _STAMP.search(self.path.name)
-        return match[1] if match else ""
+        return stamp_in(self.path.name)
 
     @property
     def model(self) -> str:
@@ -88,7 +100,7 @@ class LmEvalRun:
             p.split("=", 1) for p in str(args or "").split(",") if "=" in p)
         names = [self.value.get("model_name"), *(pairs.get(k) for k in ("peft", "delta", "pretrained", "model")),
                  config.get("model")]
-        return next((str(n) for n in names if n), self.path.parent.name)
+        return next((str(n) for n in names if n), self.path.absolute().parent.name)
 
     @property
     def dtype(self) -> str:
@@ -108,6 +120,8 @@ class LmEvalRun:
     def started(self) -> str:
         """When the run started, ISO 8601 in UTC, or ""."""
         date = self.value.get("date")
+        if isinstance(date, str) and self.tool != "lm-eval":
+            return date
         if not isinstance(date, int | float) or not 0 <= date < 2**33:
             return ""
         return datetime.fromtimestamp(date, UTC).isoformat(timespec="seconds")
@@ -149,16 +163,87 @@ class LmEvalRun:
 
     def counts(self, task: str) -> tuple[int | None, int | None]:
         """(items used, items of the split); None where the file does not state it."""
+        if task in self.groups:
+            parts = [self.counts(leaf) for leaf in self.leaves_of(task)]
+            used, total = (None if None in column else sum(n or 0 for n in column)
+                           for column in zip(*parts, strict=True))
+            return used, total
         row = self.section("n-samples").get(task)
-        if not isinstance(row, dict):
-            return None, None
-        used, total = (row.get(k) for k in ("effective", "original"))
-        return _count(used), _count(total)
+        if isinstance(row, dict):
+            return _count(row.get("effective")), _count(row.get("original"))
+        limit, known = _count(self.limit), hub_items(task)
+        return (min(limit, known), known) if limit and known else (None, None)
+
+    def averages(self, group: str, key: str) -> Literal["items", "tasks", ""]:
+        """What the score of a group is the mean over: as the scores of its tasks show; "" where they do not."""
+        leaves = self.leaves_of(group)
+        value, means = self._score(group, key), [self._score(leaf, key) for leaf in leaves]
+        sizes = [self.counts(leaf)[0] or math.nan for leaf in leaves]
+        pooled = math.fsum(m * n for m, n in zip(means, sizes, strict=True)) / math.fsum(sizes)
+        if math.isclose(value, pooled, rel_tol=1e-9):
+            return "items"
+        children = [self._score(child, key) for child in self.groups.get(group, ())]
+        plain = (math.fsum(part) / len(part) for part in (means, children) if part)
+        return "tasks" if any(math.isclose(value, mean, rel_tol=1e-9) for mean in plain) else ""
+
+    def _score(self, task: str, key: str) -> float:
+        return next((s.value for s in self.scores(task) if s.key == key), math.nan)
+
+    def is_heading(self, task: str) -> bool:
+        """True for the row of a group that only names it (``{"alias": "mmlu", " ": " "}``)."""
+        row = self.section("groups", task) or self.section("results", task)
+        return not any(k.strip() and k != "alias" for k in row)
+
+    def files(self, task: str) -> tuple[Path, ...]:
+        """The files with the answers to a task."""
+        path = Path(self.rows[task][0]) if task in self.rows else self.answers_file(task)
+        return () if path is None else (path,)
+
+    @property
+    def limit(self) -> int | float | None:
+        """``--limit`` of the run: a number of items, or a fraction below 1; None for none."""
+        limit: Any = self.section("config").get("limit")
+        if not _is_finite(limit):
+            return None
+        return int(limit) if limit >= 1 and limit == int(limit) else float(limit)
+
+    def higher_is_better(self, task: str) -> dict[str, bool]:
+        """Metric -> whether higher is better, as the file, the task's configuration or the catalog says."""
+        stated = {k: v for k, v in self.section("higher_is_better", task).items() if isinstance(v, bool)}
+        listed = self.section("configs", task).get("metric_list")
+        configured = {m["metric"]: m["higher_is_better"] for m in listed if isinstance(m, dict)
+                      and isinstance(m.get("metric"), str) and isinstance(m.get("higher_is_better"), bool)} \
+            if isinstance(listed, list) else {}
+        return stated or {m: configured.get(m, METRICS[m].higher_is_better if m in METRICS else True)
+                          for m in dict.fromkeys(s.metric for s in self.scores(task))}
+
+    def answers(self, task: str) -> tuple[str, Rows] | None:
+        """(where, (location, row) of each document and filter) of the answers to a task; None where there are none.
+
+        They stand in the results file itself, or in a file beside it.
+        """
+        if task in self.rows:
+            where, rows = self.rows[task]
+            return where, rows()
+        inside = self.section("samples").get(task)
+        if isinstance(inside, list):
+            where = f"{self.path}: `samples.{task}`"
+            return where, ((f"{where}, entry {n}", row if isinstance(row, dict) else {})
+                           for n, row in enumerate(inside, 1))
+        path = self.answers_file(task)
+        return None if path is None else (str(path), json_rows(path, limit=LINE_LIMIT))
+
+    def answers_file(self, task: str) -> Path | None:
+        """The file with the answers to a task beside the results file, or None."""
+        args = self.section("config").get("model_args")
+        names = samples_names(task, stamp=self.stamp, model_args=args if isinstance(args, str) else "")
+        return next((path for name in names if len(name) < 256 and (path := self.path.with_name(name)).is_file()), None)
 
 
-def samples_name(task: str, stamp: str) -> str:
-    """The name of a task's samples file: a single path component, whatever the task is called."""
-    return re.sub(r"[/\\\x00-\x1f]", "_", f"samples_{task}_{stamp}.jsonl")
+def stamp_in(name: str) -> str:
+    """The time in the name of a results or samples file; "" where it has none."""
+    match = _STAMP.search(name)
+    return match[1] if match else ""
 
 
 def read_results(path: Path) -> LmEvalRun:
@@ -167,23 +252,10 @@ def read_results(path: Path) -> LmEvalRun:
     if not isinstance(value, dict) or not isinstance(value.get("results"), dict):
         raise InputError(f"{path}: not a results file of lm-eval: the JSON has no object `results`; give a "
                          "results_*.json or the folder that contains it")
-    run = LmEvalRun(path, value)
+    run = LmEvalRun(path, current_form(value))
     for task in run.section("results"):
         run.section("results", task)
     return run
-
-
-def results_files(path: Path) -> list[Path]:
-    """``path`` itself if it is a file, else all results files below the folder, sorted by name. Raises InputError."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder")
-    files = sorted(p for p in path.rglob("*.json") if p.is_file() and _STAMP.search(p.name))
-    if not files:
-        raise InputError(f"{path}: no results_*.json of lm-eval in this folder or below it; run lm-eval with "
-                         "--output_path, and with --log_samples to import the answers too")
-    return files
 
 
 def _count(value: Any) -> int | None:
@@ -221,15 +293,15 @@ class Sample:
     target: str = ""
 
 
-def read_samples(path: Path, *, task: str, output_type: str, filters: Sequence[str], cluster: str | None = None
-                 ) -> list[Sample]:
-    """The documents of one samples file, in order.
+def read_samples(rows: Rows, where: str, *, task: str, output_type: str,
+                 filters: Sequence[str], cluster: str | None = None) -> list[Sample]:
+    """The documents of a task's answers, in order.
 
-    filters: of the task, in order; cluster: the field of a document that groups items. Raises InputError with file
-    and line.
+    rows: (location, line); where: names the file in errors; filters: of the task, in order; cluster: the field of a
+    document that groups items. Raises InputError with file and line.
     """
     samples: dict[int, Sample] = {}
-    for location, line in json_lines(path, limit=LINE_LIMIT):
+    for location, line in rows:
         index = line.get("doc_id")
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**31:
             raise InputError(f"{location}: no `doc_id` that is a whole number; check that it is a samples file of "
@@ -239,11 +311,11 @@ def read_samples(path: Path, *, task: str, output_type: str, filters: Sequence[s
             sample = samples[index] = _sample(line, location, task, output_type, cluster)
         _add_metrics(sample, line, location, filters, output_type)
     if not samples:
-        raise InputError(f"{path}: the samples file has no lines; the run may have been interrupted: run lm-eval again")
+        raise InputError(f"{where}: the samples file has no lines; the run may have been interrupted: run it again")
     expected = max(s.seen for s in samples.values())
     short = next((i for i, s in samples.items() if s.seen < expected), None)
     if short is not None:
-        raise InputError(f"{path}: document {short} has {samples[short].seen} lines and others {expected}, one per "
+        raise InputError(f"{where}: document {short} has {samples[short].seen} lines and others {expected}, one per "
                          "filter; the file is incomplete: copy it again")
     return list(samples.values())
 

@@ -1,0 +1,71 @@
+"""Reads a results file of any tool that is known, as runs in one form, and the scores in it as reported scores.
+
+    [run] = read_run(path, "lighteval")         of the kind that `aftertune.exchange.discovery` found
+    read_scores(Path("results.json"))           for an audit: the scores of every run in the file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from aftertune import catalog
+from aftertune.exchange.discovery import Kind, discover
+from aftertune.exchange.files import parse_json, read_text
+from aftertune.exchange.lighteval_files import lighteval_run
+from aftertune.exchange.lm_eval_files import LIMIT, LmEvalRun, LmEvalScore, read_results
+from aftertune.redaction import redact
+from aftertune.values.reported import Reported
+
+
+def read_run(path: Path, kind: Kind, *, root: Path | None = None) -> list[LmEvalRun]:
+    """The runs of one results file. root: the folder in which to look for answers. Raises InputError."""
+    if kind == "lm-eval":
+        return [read_results(path)]
+    value = parse_json(read_text(path, limit=LIMIT), str(path))
+    return [lighteval_run(path, value, root)]
+
+
+def read_scores(path: Path) -> tuple[Reported, ...]:
+    """The scores of a results file (.json, .eval) of any known tool. Raises InputError."""
+    return tuple(score for file, kind in discover(path).files for run in read_run(file, kind)
+                 for score in reported_scores(run, path.name))
+
+
+def reported_scores(run: LmEvalRun, source: str, without: Collection[str] = ()) -> tuple[Reported, ...]:
+    """The scores of a run as reported scores. without: tasks and groups to leave out."""
+    facts = {"Evaluation Date": run.started[:10], "Data Type": run.dtype,
+             "Device": str(run.section("config").get("device") or ""), run.tool: run.version}
+    facts = {k: v for k, v in facts.items() if v}
+    return tuple(score for task in dict.fromkeys([*run.section("results"), *run.section("groups")])
+                 if task not in without for score in _scores(run, task, source, facts))
+
+
+def _scores(run: LmEvalRun, task: str, source: str, facts: dict[str, str]) -> Iterator[Reported]:
+    shots = run.section("n-shot").get(task)
+    own = {"Few-shot Examples": str(shots)} if isinstance(shots, int) and not isinstance(shots, bool) else {}
+    name = task if run.tool == "lm-eval" and not task.startswith("hendrycksTest") else catalog.task_named(task)
+    for score in run.scores(task):
+        n, origin = _items(run, task, name, score)
+        yield Reported(source=source, model=redact(run.model), task=name, metric=score.metric, filter=score.filter,
+                       value=score.value, stderr=score.stderr, n=n, n_source=origin, value_text=_digits(score.value),
+                       stderr_text="" if score.stderr is None else _digits(score.stderr), facts={**facts, **own})
+
+
+def _items(run: LmEvalRun, task: str, name: str, score: LmEvalScore) -> tuple[int | None, str]:
+    """(items, "stated" or "known") that a score is the share of; (None, "") where that is not known.
+
+    The mean over the tasks of a group is no share of its items.
+    """
+    if task in run.groups and run.averages(task, score.key) == "tasks":
+        return None, ""
+    used = run.counts(task)[0]
+    if used:
+        return used, "stated"
+    known = catalog.hub_items(name) if run.limit is None else None
+    return (known, "known") if known else (None, "")
+
+
+def _digits(value: float) -> str:
+    """A float with so many digits that the audit does not read it as a rounded figure."""
+    return f"{value:.12f}"
