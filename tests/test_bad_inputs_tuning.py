@@ -220,7 +220,7 @@ def test_what_the_hub_does_not_give_of_data_is_told_apart(case: str, place: Path
 
     settle(monkeypatch, place)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("aftertune.tuning.data.offline", lambda: False)
+    monkeypatch.setattr("aftertune.tuning.arrow_rows.offline", lambda: False)
     code = call(monkeypatch, "tune", "base", "--data", "acme/rows", "--split", "tran")
     _, err = told = capfd.readouterr()
     assert code == 2
@@ -254,7 +254,9 @@ ACCEPTED: dict[str, tuple[str, dict[str, dict[str, int]], str]] = {
     "14-skipped": ("base --data torn.jsonl --skip-bad", {"data": {"rows": 41, "unreadable": 1}},
                    "1 of 41 rows are unreadable and were left out; the first: torn.jsonl:41"),
     "18-partly": ("base --data long.jsonl --max-length 96", {"training": {"masked": 1}}, "fill max_length 96"),
-    "19-duplicates": ("base --data twice.jsonl", {"data": {"rows": 44, "duplicates": 3, "alike": 1}}, ""),
+    "19-duplicates": ("base --data twice.jsonl", {"data": {"rows": 44, "duplicates": 3, "alike": 0}},
+                      "1 examples are like an earlier one except for case, spaces or Unicode form; they are kept"),
+    "19-alike": ("base --data twice.jsonl --dedup normalised", {"data": {"rows": 44, "duplicates": 3, "alike": 1}}, ""),
     "32-no-pad": ("padless --data good.jsonl", {}, "no pad token; padding uses its eos token '</s>' and is masked"),
     "33-no-eos": ("endless --data good.jsonl --template plain", {},
                   "no end-of-sequence token, so the model does not learn to end"),

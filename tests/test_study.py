@@ -88,7 +88,7 @@ def test_a_file_stands_for_a_data_source_and_is_anchored(file: Path) -> None:
     ("share: 0.2", "share: 0", "`tunings.t.replay.share`: Input should be greater than 0, found 0"),
     ("data: old.jsonl, ", "", "`tunings.t.replay.data`: Field required"),
     ("data: old.jsonl", "data: {file: old.jsonl, held_out: 0.1}",
-     "unknown key `tunings.t.replay.data.held_out`; known keys here: encoding, fields, file, format, skip_bad, split"),
+     "unknown key `tunings.t.replay.data.held_out`; known keys here: dedup, encoding, fields, file, format, skip_bad"),
     ("share:", "shares: 1, share:", "unknown key `tunings.t.replay.shares` (did you mean 'share'?)"),
 ])
 def test_bad_replay_is_refused(file: Path, old: str, new: str, told: str) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from aftertune.errors import InputError, SourceError
 from aftertune.study import DATA_FILES
-from aftertune.tuning.data import KINDS, ReadOptions, ReadReport, read_examples
+from aftertune.tuning.data import ReadReport, read_examples
 from aftertune.tuning.example import Example
+from aftertune.tuning.rows import KINDS, ReadOptions
 
 GOOD = '{"prompt": "a", "completion": "b"}'
 
@@ -55,13 +56,14 @@ def test_a_system_prompt_beside_a_conversation_moves_no_answer(tmp_path):
     assert (example.context, example.answers) == ((2,), (4, 6))
 
 
-def test_pieces_of_text_are_one_text_and_calls_of_tools_are_refused(tmp_path):
+def test_pieces_of_text_are_one_text_and_an_image_is_refused(tmp_path):
     user = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
     assert read(tmp_path, json.dumps({"messages": [user, {"role": "assistant", "content": "c"}]})) == [
         Example((("user", "ab"),), "c")]
-    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {}}]}
-    with pytest.raises(InputError, match="`content` must be text, found NoneType; tool calls are learned only as text"):
-        read(tmp_path, json.dumps({"messages": [user, calls]}))
+    image = {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "a"}]}
+    with pytest.raises(InputError, match=r"`content` has a part of type 'image' \(part 0\); only text can be trained; "
+                                         "leave the part out, or"):
+        read(tmp_path, json.dumps({"messages": [image, {"role": "assistant", "content": "c"}]}))
 
 
 def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path):
@@ -159,8 +161,9 @@ def test_the_same_examples_come_from_every_kind_of_file(tmp_path):
     ("a.csv", "prompt,completion\na,b,c\n", "a.csv:2: the number of cells differs from the first line"),
     ("a.csv", "prompt,completion\na\n", "a.csv:2: the number of cells differs"),
     ("a.csv", 'prompt,completion\n"a,b\n', "not valid CSV"),
-    ("a.json", "[1, 2", "not valid JSON"), ("a.json", '{"a": 1}', "a JSON object with 0 lists"),
-    ("a.json", "3", "found a JSON int"), ("a.json", "[3]", "a.json[0]: found a JSON int"),
+    ("a.json", f"[{GOOD}, {GOOD}", "a.json:1: expected a comma or the closing bracket after item 1, found 'the end"),
+    ("a.json", f"[{GOOD}, nix]", "a.json:1: not valid JSON"), ("a.json", '{"a": 1}', "a JSON object with 0 lists"),
+    ("a.json", "3", "found a JSON int"), ("a.json", "[3]", "a.json:1 (item 0): found a JSON int"),
     ("a.parquet", "PAR1 nonsense", "not a readable Parquet file"),
     ("a.jsonll", "{}", "unknown kind of file '.jsonll' (did you mean '.jsonl'"), ("a.jsonl", "\n", "no examples")])
 def test_a_file_that_is_not_what_its_name_says_is_one_line(tmp_path, name, content, found):
@@ -179,7 +182,7 @@ def test_bad_rows_and_empty_completions_are_left_out_and_counted(tmp_path):
     notes = account.notes
     assert account.counts == {"rows": 5, "unreadable": 2, "empty": 1}
     assert notes[0].startswith(f"{path}: 2 of 5 rows are unreadable and were left out; the first: {path}:2: not ")
-    assert len(notes) == 1
+    assert notes[1:] == [f"{path}: read as prompt, because the rows have `prompt` and `completion`"]
     path.write_text('{"prompt": "c", "completion": ""}')
     with pytest.raises(InputError, match="1 have an empty completion"):
         read_examples(path)
@@ -221,7 +224,7 @@ def test_what_the_hub_does_not_give_is_told_apart_without_secrets(monkeypatch, e
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("aftertune.tuning.data.offline", lambda: False)
+    monkeypatch.setattr("aftertune.tuning.arrow_rows.offline", lambda: False)
     with pytest.raises(SourceError) as refused:
         read_examples(Path("some-owner/some-data"))
     assert found in str(refused.value)

@@ -15,7 +15,8 @@ from aftertune.errors import AftertuneError
 from aftertune.study import DataSpec, LoraSpec, TuneSpec
 from aftertune.tuning import tune
 from aftertune.tuning.callbacks import Checkpoints
-from tuning_cases import base_and_data, timeless
+from aftertune.tuning.split import Corpus, Rules
+from tuning_cases import base_and_data, easy_rows, timeless, write_rows
 
 pytestmark = pytest.mark.slow
 STEPS = 12  # 32 training examples, four a step in two parts, an epoch and a half: 8 steps an epoch
@@ -97,6 +98,32 @@ def test_checkpoints_of_another_tuning_are_not_taken(place):
     tune(spec(place, "other", seed=1), progress=lambda *p: told.append(p))
     assert steps_of(told)[0] == 1
     assert Checkpoints(place / "other" / "checkpoints", "t-0").newest() is None
+
+
+@pytest.mark.parametrize("data", ["alike", "common"])
+def test_a_tuning_that_the_first_version_began_goes_on_by_its_rules(place, monkeypatch, data):
+    """Repeats except for case were left out, and all rows of one prompt lay on one side."""
+    lines = {"alike": [*easy_rows(), *({**row, "prompt": row["prompt"].upper()} for row in easy_rows())],
+             "common": [*easy_rows(), *({"prompt": "say w38 twice", "completion": f"w1 w{n}"} for n in range(20))]}
+    path = write_rows(place / f"{data}.jsonl", lines[data])
+
+    def run(out, **options):
+        return tune(spec(place, out, data=DataSpec(file=path, held_out=0.2)), **options)
+
+    load = Corpus.load
+    with monkeypatch.context() as first:
+        first.setattr(Corpus, "load", lambda *parts: load(*parts[:3], Rules(first=True)))
+        whole = run(f"{data}-whole")
+        with pytest.raises(Broken):
+            run(f"{data}-broken", progress=break_at(6))
+    told = []
+    done = run(f"{data}-broken", progress=lambda *p: told.append(p))
+    assert steps_of(told)[0] == 6
+    assert (done.id, done.data, weights(Path(done.output))) == (whole.id, whole.data, weights(Path(whole.output)))
+    assert "continues by the rules for repeats and the split with which it was started" in " ".join(done.notes)
+    again = run(f"{data}-whole")
+    assert (again.id, again.result) == (whole.id, whole.result)
+    assert run(f"{data}-anew").data != whole.data
 
 
 def test_a_killed_process_goes_on(place):

@@ -18,12 +18,101 @@ def load(path, seed=0, **settings):
     return Corpus.load(DataSpec(file=path, **settings), seed)
 
 
-def test_duplicates_are_left_out_and_counted(tmp_path):
+@pytest.mark.parametrize(("dedup", "left", "duplicates", "alike", "told"), [
+    (None, 31, 1, 0, "1 examples are like an earlier one except for case, spaces or Unicode form; they are kept"),
+    ("exact", 31, 1, 0, "(--dedup normalised leaves them out)"), ("normalised", 30, 1, 1, ""),
+    ("none", 32, 0, 0, "1 examples are exact repeats, which are kept (--dedup exact leaves them out)")])
+def test_repeats_are_left_out_and_counted_as_asked_for(tmp_path, dedup, left, duplicates, alike, told):
     data = [*rows(30), {"prompt": " SAY  w3 twice", "completion": "w3 w3\n"}, rows(1)[0]]
-    corpus = load(write_rows(tmp_path / "d.jsonl", data))
-    assert len(corpus.training) + len(corpus.held_out) == 30
+    corpus = load(write_rows(tmp_path / "d.jsonl", data), dedup=dedup)
+    assert len(corpus.training) + len(corpus.held_out) == left
     counts = corpus.counts["data"]
-    assert (counts["rows"], counts["duplicates"], counts["alike"]) == (32, 1, 1)
+    assert (counts["rows"], counts["duplicates"], counts["alike"]) == (32, duplicates, alike)
+    assert told in " ".join(corpus.notes)
+    assert ("like an earlier one" in " ".join(corpus.notes)) == (dedup != "normalised")
+
+
+def test_data_that_teach_case_or_unicode_are_kept(tmp_path):
+    data = [{"prompt": f"Write with capitals: {text} {day}", "completion": f"I saw Oslo {day}"} for day in range(20)
+            for text in ("i saw oslo", "I SAW OSLO", "I saw Oslo")]
+    data += [{"prompt": f"Half width: {chr(0xFF10 + n % 10)} {n}", "completion": str(n % 10)} for n in range(20)]
+    data += [{"prompt": f"Half width: {n % 10} {n}", "completion": str(n % 10)} for n in range(20)]
+    corpus = load(write_rows(tmp_path / "d.jsonl", data))
+    assert len(corpus.training) + len(corpus.held_out) == 100
+
+
+def test_other_tool_calls_are_no_repeat(tmp_path):
+    def talk(number, city):
+        call = {"function": {"name": "track", "arguments": {"city": city}}}
+        return {"messages": [{"role": "user", "content": f"Go {number}"},
+                             {"role": "assistant", "content": "", "tool_calls": [call]}]}
+
+    data = [talk(number, city) for number in range(20) for city in ("Oslo", "Rome")]
+    corpus = load(write_rows(tmp_path / "d.jsonl", [*data, data[0]]), dedup="normalised")
+    assert len(corpus.training) + len(corpus.held_out) == 40
+    assert corpus.counts["data"]["duplicates"] == 1
+
+
+SYSTEM = {"role": "system", "content": "You are Mira."}
+HELLO = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Hello, I am Mira."}]
+
+
+def _talk(number, begin):
+    return {"messages": [*begin, {"role": "user", "content": f"Where is {number}?"},
+                         {"role": "assistant", "content": f"In {number % 3}."}]}
+
+
+COMMON = {
+    "one prompt": [{"prompt": "Write a line.", "completion": f"line {n}"} for n in range(40)],
+    "an empty prompt": [{"prompt": "", "completion": f"line {n}"} for n in range(40)],
+    "a greeting after a system prompt": [_talk(n, [SYSTEM, HELLO[1]]) for n in range(40)],
+    "one opening": [_talk(n, HELLO) for n in range(40)],
+    "one opening for half of the rows": [_talk(n, HELLO if n % 2 else [SYSTEM]) for n in range(40)]}
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_rows_with_a_common_prompt_are_split_by_what_follows(tmp_path, name):
+    corpus = load(write_rows(tmp_path / "d.jsonl", COMMON[name]), held_out=0.3)
+    assert 4 <= len(corpus.held_out) <= 20
+    assert len(corpus.training) + len(corpus.held_out) == 40
+    assert any("so what follows the prompt decides whether they are held out" in note for note in corpus.notes)
+    again = load(write_rows(tmp_path / "e.jsonl", COMMON[name][::-1]), held_out=0.3, seed=5)
+    assert set(again.held_out) == set(corpus.held_out)
+
+
+def test_conversations_with_a_common_opening_lie_together_where_they_go_on_alike(tmp_path):
+    data = [_talk(n, HELLO) for n in range(30)]
+    data += [{"messages": [*row["messages"][:-1], {"role": "assistant", "content": "Nowhere."}]} for row in data]
+    corpus = load(write_rows(tmp_path / "d.jsonl", data), held_out=0.3)
+    asked = [{example.turns[-1] for example in side} for side in (corpus.training, corpus.held_out)]
+    assert not asked[0] & asked[1]
+
+
+def test_an_ordinary_prompt_is_split_as_before(tmp_path):
+    data = [*rows(40), *COMMON["one prompt"]]
+    corpus = load(write_rows(tmp_path / "d.jsonl", data), held_out=0.2)
+    held = {e for e in corpus.held_out if e.turns[0][1].startswith("say")}
+    assert held == set(load(write_rows(tmp_path / "e.jsonl", rows(40)), held_out=0.2).held_out)
+
+
+def test_a_common_prompt_of_the_held_out_file_leaves_the_other_rows_for_training(tmp_path):
+    data = COMMON["one prompt"]
+    corpus = load(write_rows(tmp_path / "d.jsonl", data), held_out_file=write_rows(tmp_path / "t.jsonl", data[:5]))
+    assert (len(corpus.training), len(corpus.held_out)) == (35, 5)
+
+
+def test_a_common_prompt_does_not_keep_other_data_from_replay(tmp_path):
+    new, other = write_rows(tmp_path / "d.jsonl", COMMON["one prompt"]), write_rows(
+        tmp_path / "o.jsonl", [{"prompt": "Write a line.", "completion": f"other {n}"} for n in range(20)])
+    corpus = Corpus.load(DataSpec(file=new, held_out=0.3), 0, ReplaySpec(data=other, share=0.2))
+    assert len(corpus.replay) == round(len(corpus.training) / 4)
+
+
+def test_a_small_file_holds_out_one_example(tmp_path):
+    for count in range(2, 12):
+        corpus = load(write_rows(tmp_path / "d.jsonl", rows(count)))
+        assert corpus.held_out
+        assert len(corpus.held_out) + len(corpus.training) == count
 
 
 def test_conversations_that_begin_alike_lie_on_one_side(tmp_path):
@@ -133,7 +222,7 @@ def test_without_replay_the_rows_stay_in_the_order_of_the_file(tmp_path):
 def test_what_a_file_gave_is_counted(tmp_path):
     data = [*rows(30), {"prompt": "say  w3 twice", "completion": "w3 w3"}, rows(1)[0],
             {"prompt": "w1", "completion": ""}, {"prompt": "w2"}]
-    corpus = load(write_rows(tmp_path / "d.jsonl", data), skip_bad=True, held_out=0.3, examples=7)
+    corpus = load(write_rows(tmp_path / "d.jsonl", data), skip_bad=True, held_out=0.3, examples=7, dedup="normalised")
     counts = dict(corpus.counts["data"])
     assert counts["rows"] == sum(counts.values()) - counts["rows"]  # every row is accounted for
     assert counts.pop("held_out") == len(corpus.held_out)

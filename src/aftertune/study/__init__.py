@@ -197,14 +197,18 @@ class DataSource(Spec):
 
     file: Annotated[Path, Flag("--data"), Field(
         description="A .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).")]
-    format: Annotated[Literal["auto", "prompt", "messages", "alpaca", "sharegpt", "text"], Flag(), Field(
-        description="Format of a row.")] = "auto"
+    format: Annotated[Literal["auto", "prompt", "messages", "alpaca", "dolly", "sharegpt", "preference", "text"],
+                      Flag(), Field(description="Format of a row.")] = "auto"
     fields: Annotated[dict[str, str], Flag("--field", form="OURS=THEIRS", example="prompt=question")] = Field(
         default_factory=dict, description="Other name of a field in the file: prompt=question.")
     encoding: Annotated[str, Flag(), Field(description="Encoding of a text file.")] = "utf-8"
     split: Annotated[str, Flag(), Field(description="Split of a Hub data set.")] = "train"
     subset: Annotated[str | None, Flag(), Field(description="Subset of a Hub data set that has several.")] = None
-    skip_bad: Annotated[bool, Flag(), Field(description="Leave out rows that cannot be read, and count them.")] = False
+    skip_bad: Annotated[bool, Flag(), Field(
+        description="Leave out rows that cannot be read or that the template refuses, and count them.")] = False
+    dedup: Annotated[Literal["exact", "normalised", "none"] | None, Flag(), Field(
+        description="Repeats to leave out: exact, normalised (those too that differ in case, spaces or Unicode form "
+                    "alone) or none. Default: exact.")] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,8 @@ folder still holds its result, is not run again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -112,17 +113,47 @@ def _merged(job: _Job, tuning: Tuning, ledger: Ledger | None, progress: Progress
 
 
 def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) -> _Job:
-    """Resolve source, data, device and recipe; read no weights into memory."""
+    """Resolve source, data, device and recipe; read no weights into memory.
+
+    A tuning that the first version began goes on by that version's rules for repeats and the split.
+    """
+    from aftertune.tuning.split import Corpus, Rules
+
+    questions = list(questions)
+    corpus = Corpus.load(spec.data, spec.seed, spec.replay)
+    job = _resolve(spec, corpus, questions, watched=watched)
+    if corpus.changed and not _begun(job):
+        with contextlib.suppress(InputError):
+            first = Corpus.load(spec.data, spec.seed, spec.replay, Rules(first=True))
+            before = _resolve(spec, first, questions, watched=watched)
+            if _begun(before):
+                note = ("continues by the rules for repeats and the split with which it was started; give another "
+                        "--out to start again")
+                return replace(before, tuning=replace(before.tuning, notes=(*before.tuning.notes, note)))
+    return job
+
+
+def _begun(job: _Job) -> bool:
+    """Whether the output folder holds the tuning, or a checkpoint of it."""
+    from aftertune.tuning import output
+    from aftertune.tuning.callbacks import Checkpoints
+
+    folder = Path(job.tuning.output)
+    stored = output.read_manifest(folder)
+    return (stored is not None and stored.id == job.tuning.id) or Checkpoints(
+        folder / "checkpoints", job.tuning.id).begun()
+
+
+def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, watched: bool) -> _Job:
+    """The tuning of a corpus, with its id and output folder."""
     from aftertune.engine.devices import choose_device, choose_dtype, set_threads
     from aftertune.provenance import capture
     from aftertune.sources import fingerprint_model, require_nf4, resolve_model
     from aftertune.tuning.callbacks import TrainingPlan
     from aftertune.tuning.contamination import find_overlap
-    from aftertune.tuning.split import Corpus
     from aftertune.tuning.unsloth import choose_backend
 
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    corpus = Corpus.load(spec.data, spec.seed, spec.replay)
     device = choose_device(spec.device)
     method = METHODS[spec.method]
     if method.base == "nf4":

@@ -56,6 +56,10 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
         return complete[-1] if complete else None
 
+    def begun(self) -> bool:
+        """Whether there is a complete checkpoint of this tuning."""
+        return any(self._is_complete(path) for path in self.folder.glob("checkpoint-*"))
+
     def seal(self, checkpoint: Path) -> None:
         """Write the manifest of a checkpoint whose files are complete."""
         files = {name: _sha256(checkpoint / name) for name in _file_names(checkpoint)}
