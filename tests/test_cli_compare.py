@@ -11,6 +11,7 @@ import pytest
 from aftertune.cli.compare import parse_margins
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
+from aftertune.values import Margin
 from test_cli import call
 from test_comparison import ADAPTED, BASE, evaluated, right, settings
 
@@ -84,10 +85,10 @@ def test_details(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 
 def test_margins() -> None:
-    assert parse_margins(["5", "hellaswag=1.5"]) == {"*": .05, "hellaswag": .015}
+    assert parse_margins(["5", "hellaswag=1.5"]) == {"*": Margin(.05), "hellaswag": Margin(.015, 1.5)}
     assert parse_margins([]) == {}
-    for wrong in ("0", "x", "hellaswag=", "=3", "t=101", "t=nan"):
-        with pytest.raises(InputError, match="TASK=POINTS"):
+    for wrong in ("0", "x", "hellaswag=", "=3", "101", "t=inf", "t=nan"):
+        with pytest.raises(InputError, match="TASK=VALUE"):
             parse_margins([wrong])
 
 

@@ -175,7 +175,7 @@ def test_long_names_fold_and_leave_the_figures_whole():
 def test_a_metric_that_is_no_share_says_so():
     row = replace(cases.CAREFUL_ROWS[0], metric="word_perplexity", kind="real", gained=None, lost=None)
     line, = verdict_table(replace(cases.COMPARISONS[0], rows=(row,)))
-    assert (line["delta"], line["flips"]) == ("0.00", "–")
+    assert (line["delta"], line["flips"]) == ("+0.0033", "–")
     assert line.note == "in the metric's own unit, not points"
 
 

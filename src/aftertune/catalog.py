@@ -15,8 +15,9 @@ tokenizer (benchmarks/speed.py counts them). Metrics: ``lm_eval/api/metrics.py``
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from typing import Any, Literal
 Source = Literal["hub", "pack"]
 #: share: k of n items. mean of shares: an average of values from 0 to 1. percent: 0 to 100. unbounded: its own scale.
 Unit = Literal["share", "mean of shares", "percent", "unbounded"]
+#: The units that are shown in percent, with differences in percentage points.
+FRACTIONS: tuple[Unit, ...] = ("share", "mean of shares")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +228,8 @@ class Metric:
 
     counts: what it measures, for readers. binary: its value on an item is 0 or 1 (except `acc` and `em` in a few tasks,
     so code that needs this also checks the values). length: the log-likelihood of a choice is divided by this length;
-    "" for none. words: other names that documents use.
+    "" for none. percent_in: beginnings of the names of tasks in which it is 0 to 100. words: other names that documents
+    use.
     """
 
     name: str
@@ -235,17 +239,48 @@ class Metric:
     higher_is_better: bool = True
     binary: bool = False
     length: Literal["", "character", "byte"] = ""
+    percent_in: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 
     @property
     def fraction(self) -> bool:
-        """True where it is between 0 and 1."""
-        return self.unit in ("share", "mean of shares")
+        """True where it is between 0 and 1 (except in the tasks of ``percent_in``)."""
+        return self.unit in FRACTIONS
+
+    def unit_in(self, task: str) -> Unit:
+        """Its unit in a task."""
+        return "percent" if task.startswith(self.percent_in or ("\0",)) else self.unit
 
     @property
     def description(self) -> str:
         """What it measures, with a hint where lower is better."""
         return f"{self.counts}{'' if self.higher_is_better else '; lower is better'}."
+
+
+def _metric(name: str, title: str, unit: Unit, counts: str, **fields: Any) -> Metric:
+    return Metric(name=name, title=title, unit=unit, counts=counts, **fields)
+
+
+def _reference_metrics() -> Iterator[Metric]:
+    """The metrics of truthfulqa_gen: each text is compared with the right and with the wrong answers."""
+    for name, title in (("bleu", "BLEU"), ("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L")):
+        yield _metric(f"{name}_max", f"{title} Maximum", "percent", f"Mean {title} against the closest right answer, "
+                      "0 to 100")
+        yield _metric(f"{name}_diff", f"{title} Difference", "unbounded", f"Mean {title} against the closest right "
+                      "answer, less that against the closest wrong one, −100 to 100")
+        yield _metric(f"{name}_acc", f"{title} Accuracy", "share", f"Share of items on which the text is closer to a "
+                      f"right answer than to a wrong one, by {title}", binary=True)
+
+
+def _squad2_metrics() -> Iterator[Metric]:
+    """The metrics of squadv2, which its own script computes over the whole task."""
+    exact, f1 = "Answers that equal the reference", "F1 of the words of answer and reference"
+    for name, title, items in (("", "", "all items"), ("HasAns_", "Answerable ", "the items with an answer"),
+                               ("NoAns_", "Unanswerable ", "the items without an answer"),
+                               ("best_", "Best ", "all items at the best threshold for “no answer”")):
+        yield _metric(f"{name}exact", f"{title}Exact (SQuAD 2.0)", "percent", f"{exact}, over {items}, 0 to 100")
+        if name:
+            yield _metric(f"{name}f1", f"{title}F1 (SQuAD 2.0)", "percent", f"{f1}, over {items}, 0 to 100")
 
 
 _RIGHT = "Share of items on which the right choice has the highest log-likelihood"
@@ -260,9 +295,10 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
            counts="Share of items on which the answer equals the reference (for JSON: the same object, whatever the "
                   "order of its keys)"),
     # not k of n: it is 0 or 1 in DROP, but a mean over several references in CoQA
-    Metric(name="em", title="Exact Match (EM)", unit="mean of shares", binary=True,
+    Metric(name="em", title="Exact Match (EM)", unit="mean of shares", binary=True, percent_in=("scrolls_",),
            counts="Mean share of the references that the answer equals"),
-    Metric(name="f1", title="F1", unit="mean of shares", counts="Harmonic mean of precision and recall"),
+    Metric(name="f1", title="F1", unit="mean of shares", counts="Harmonic mean of precision and recall",
+           percent_in=("squadv2", "scrolls_")),
     Metric(name="valid_json", title="Valid JSON", unit="share", binary=True,
            counts="Share of items on which the whole answer is JSON, right or wrong"),
     Metric(name="field_accuracy", title="Field Accuracy", unit="mean of shares",
@@ -286,6 +322,40 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
            counts="F-score of character n-grams against the references, over all texts, 0 to 100"),
     Metric(name="ter", title="Translation Edit Rate", unit="percent", higher_is_better=False,
            counts="Edits that turn the text into a reference, per 100 words of the reference"),
+    _metric("chrf++", "chrF with Words (chrF++)", "percent", "F-score of character and word n-grams, 0 to 100"),
+    _metric("acc_mutual_info", "Mutual-information Accuracy", "share", "Share of items on which the question raises "
+            "the log-likelihood of the right choice most", binary=True),
+    _metric("acc_all", "Accuracy over All Answers", "mean of shares", "Share of questions whose answers are all judged "
+            "right"),
+    _metric("contains", "Contains the Answer", "share", "Share of items whose text contains the answer", binary=True),
+    _metric("math_verify", "Math-Verify", "share", "Share of items on which the answer equals the reference as a "
+            "formula", binary=True),
+    *(_metric(f"prompt_level_{kind}_acc", f"Prompt-level {title} Accuracy", "share",
+              f"Share of prompts of which the text follows every instruction{how}", binary=True)
+      for kind, title, how in (("strict", "Strict", ""), ("loose", "Loose", ", judged loosely"))),
+    *(_metric(f"inst_level_{kind}_acc", f"Instruction-level {title} Accuracy", "mean of shares",
+              f"Share of instructions that the texts follow{how}")
+      for kind, title, how in (("strict", "Strict", ""), ("loose", "Loose", ", judged loosely"))),
+    *(_metric(f"pct_{kind}", f"Preferred: {kind.replace('_', ' ')}", "share", f"Share of items answered so: "
+              f"{kind.replace('_', ' ')}", binary=True, higher_is_better=False)
+      for kind in ("stereotype", "male_preferred", "female_preferred", "invalid")),
+    *(_metric(f"rouge{kind}", f"ROUGE-{kind}", "mean of shares", "Mean F-score of overlapping words with the reference",
+              percent_in=("scrolls_",)) for kind in ("1", "2", "L", "Lsum")),
+    *_reference_metrics(), *_squad2_metrics(),
+    _metric("eqbench", "EQ-Bench", "percent", "Closeness of rated emotions to the reference, at most 100"),
+    _metric("percent_parseable", "Parseable Answers", "percent", "Answers that can be read, 0 to 100"),
+    *(_metric(name, title, "unbounded", f"{title}: similarity of the text to the reference by a language model")
+      for name, title in (("bert_score", "BERTScore"), ("bertscore_f1", "BERTScore F1"), ("bleurt", "BLEURT"),
+                          ("bertscore_precision", "BERTScore Precision"), ("bertscore_recall", "BERTScore Recall"))),
+    _metric("wer", "Word Error Rate", "unbounded", "Words to change, add or remove for each word of the reference; it "
+            "may exceed 1", higher_is_better=False),
+    _metric("likelihood_diff", "Likelihood Difference", "unbounded", "Mean difference of two log-likelihoods, in nats",
+            higher_is_better=False),
+    _metric("difference_male_female", "Male Less Female", "unbounded", "Male answers less female ones, −1 to 1",
+            higher_is_better=False),
+    _metric("pearsonr", "Pearson Correlation", "unbounded", "Correlation of answers and references, −1 to 1"),
+    _metric("bypass", "Not Judged (bypass)", "unbounded", "No score: lm-eval's constant 999 for answers that are not "
+            "judged"),
 )}
 
 #: The primary metric of a task is the first of these that it has.
@@ -339,14 +409,32 @@ def is_share(metric: str) -> bool:
     return metric in METRICS and METRICS[metric].unit == "share"
 
 
-def is_bounded(metric: str) -> bool:
-    """True for a metric that is known to be between 0 and 1 on every item."""
-    return metric in METRICS and METRICS[metric].fraction
+def is_bounded(metric: str, task: str = "") -> bool:
+    """True for a metric that is known to be between 0 and 1 on every item of a task."""
+    return metric in METRICS and METRICS[metric].unit_in(task) in FRACTIONS
 
 
-def is_fraction(metric: str) -> bool:
-    """True where a metric is shown in percent. A metric that is not listed is shown in percent too."""
-    return metric not in METRICS or METRICS[metric].fraction
+#: Unit of a score by lm-eval's function that makes it from the items. Others, such as mean, leave it to the values.
+_BY_AGGREGATION: Mapping[str, Unit] = {
+    **dict.fromkeys(("bleu", "chrf", "chrf++", "chrfpp", "ter"), "percent"), "f1": "mean of shares",
+    **dict.fromkeys(("perplexity", "weighted_perplexity", "bits_per_byte", "matthews_corrcoef", "brier_score",
+                     "bypass"), "unbounded")}
+
+
+def unit_of(metric: str, values: Iterable[float | None] = (), *, task: str = "", aggregation: str = "") -> Unit:
+    """The unit of a metric: from the catalog, else from the aggregation, else from the values.
+
+    values: scores and values of items. One outside [0, 1] shows that the metric is no share, whatever its name says.
+    aggregation: name of lm-eval's function that makes the score, "" where it is not known. BLEU, chrF and TER are 0 to
+    100 only if lm-eval's function of that name makes them; other libraries give shares.
+    """
+    row, unit = METRICS.get(metric), _BY_AGGREGATION.get(aggregation)
+    if row is not None and (row.unit != "percent" or aggregation in ("", metric) or metric not in _BY_AGGREGATION):
+        unit = row.unit_in(task)
+    if unit is not None and unit not in FRACTIONS:
+        return unit
+    inside = all(v is None or not math.isfinite(v) or -1e-9 <= v <= 1 + 1e-9 for v in values)
+    return (unit or "mean of shares") if inside else "unbounded"
 
 
 def leaves(name: str) -> tuple[str, ...]:
@@ -385,7 +473,8 @@ def _plain(words: str) -> str:
 
 #: Plain form of a title -> the key of the score.
 _KEYS: Mapping[str, MetricKey] = {
-    **{_plain(word): MetricKey.of(m.name) for m in METRICS.values() for word in (m.title, m.name, *m.words)},
+    **{_plain(word): MetricKey.of(m.name) for m in reversed(METRICS.values())  # the first of two (chrF, chrF++) counts
+       for word in (m.title, m.name, *m.words)},
     **{_plain(title): MetricKey.of("exact_match", name) for name, (title, _) in FILTERS.items()}}
 
 
@@ -399,7 +488,7 @@ def task_named(words: str) -> str:
 
 def metric_named(words: str, filter_: str = NO_FILTER) -> tuple[str, str]:
     """(metric, filter) that a document calls ``words``; unknown words are returned unchanged."""
-    key = _KEYS.get(_plain(words))
+    key = MetricKey.of(words) if words in METRICS else _KEYS.get(_plain(words))
     metric, default = (key.metric, key.filter) if key else (words.strip(), NO_FILTER)
     return metric, filter_ if filter_ != NO_FILTER else default
 

@@ -25,7 +25,7 @@ from aftertune.stats.sequential import PairedSequential, random_order_key
 from aftertune.stats.verdict import ALPHA
 from aftertune.study import EarlySpec, EvalSpec
 from aftertune.tasks import LoadedTask
-from aftertune.values import Comparison, Early, EarlyUnit, Evaluation, Item, Progress, digest
+from aftertune.values import Comparison, Early, EarlyUnit, Evaluation, Item, Margin, Progress, digest
 
 #: Items between two interim analyses: of a task with more than FEW items, and of a smaller one.
 BATCH, SMALL_BATCH, FEW = 32, 8, 200
@@ -101,13 +101,17 @@ class _RunningTest:
         self.unit, self.order, self.sign, self.sequential, self.early = unit, order, sign, sequential, early
         self.used = 0
         self.decided = False
+        self.no_share = False  # a value outside [0, 1] was met, so all items are asked
 
     def next_batch(self) -> Sequence[tuple[str, int, ItemKey]]:
-        return self.order[self.used:self.used + self.unit.batch]
+        batch = self.unit.items if self.sequential is None else self.unit.batch
+        return self.order[self.used:self.used + batch]
 
     def analyze(self, base: Mapping[ItemKey, ItemMetrics], tuned: Mapping[ItemKey, ItemMetrics]) -> None:
         """Add the answers to the batch. ``decided`` becomes True once the verdict is safe or all items are used."""
         batch, key = self.next_batch(), self.unit.key
+        if not all(0 <= side[k][key] <= 1 for _, _, k in batch for side in (base, tuned)) and self.sequential:
+            self.sequential, self.no_share = None, True
         if self.sequential is not None:
             self.sequential.update([self.sign * (tuned[k][key] - base[k][key]) for _, _, k in batch])
         self.used += len(batch)
@@ -159,7 +163,7 @@ class _EarlyStopping:
         if "running" in (base.status, tuned.status):
             runs = [r for r in (alongside, self.tuned) if r is not None and r.stored.status != "done"]
             base, tuned = self._decide(base, alongside, tests, runs)
-        margins = {u.name: early.margins[u.name] for u in early.units}
+        margins = {u.name: Margin(early.margins[u.name], self.given.get(u.name)) for u in early.units}
         return EarlyResult(base=base, tuned=tuned, comparison=compare(base, tuned, margins=margins, ledger=self.ledger))
 
     def _id(self, prepared: Evaluation, content: list[object]) -> str:
@@ -197,7 +201,8 @@ class _EarlyStopping:
         """The tests, each with its items in random order."""
         seed = self.spec.tasks[0].sample_seed
         pools = list(_pools(self.tuned.loaded))
-        margins = {name: self._margin(name, members) for name, members in pools}
+        self.given = {name: given for name, members in pools if (given := self._given(name, members)) is not None}
+        margins = {name: self.given.get(name, self.early_spec.margin) / 100 for name, _ in pools}
         early = Early(against=against, seed=seed, margins=margins, units=(), min_items=self.early_spec.min_items,
                       max_width=None if self.early_spec.max_width is None else self.early_spec.max_width / 100)
         tests = []
@@ -206,7 +211,7 @@ class _EarlyStopping:
             items.sort(key=lambda i: _order_key(seed, i[2]))
             first = members[0].settings
             metric = MetricKey(first.primary).metric
-            testable = is_bounded(metric) and _weighted_by_items(name, members)
+            testable = all(is_bounded(metric, t.settings.task) for t in members) and _weighted_by_items(name, members)
             batch = self.early_spec.batch or (BATCH if len(items) > FEW else SMALL_BATCH)
             unit = EarlyUnit(name=name, key=first.primary, tasks=tuple(t.settings.task for t in members),
                              items=len(items), batch=batch if testable else len(items),
@@ -217,10 +222,10 @@ class _EarlyStopping:
             tests.append(_RunningTest(unit, order, sign, sequential, early))
         return replace(early, units=tuple(t.unit for t in tests)), tests
 
-    def _margin(self, name: str, members: Sequence[LoadedTask]) -> float:
+    def _given(self, name: str, members: Sequence[LoadedTask]) -> float | None:
+        """The margin that the user gave for a test by name: in points, or in the unit of its metric."""
         names = {name, *(n for t in members for n in (t.settings.task, *t.settings.groups))}
-        given = [t.margin for t in self.spec.tasks if t.name in names and t.margin is not None]
-        return (given[0] if given else self.early_spec.margin) / 100
+        return next((t.margin for t in self.spec.tasks if t.name in names and t.margin is not None), None)
 
     def _decide(self, base: Evaluation, alongside: EvaluationRun | None, tests: list[_RunningTest],
                 runs: list[EvaluationRun]) -> tuple[Evaluation, Evaluation]:
@@ -311,6 +316,14 @@ def _warnings(tests: Sequence[_RunningTest]) -> Iterator[str]:
             yield f"{test.unit.name}: all items were asked, because it cannot be stopped early ({reason})"
 
 
+def _found_warnings(tests: Sequence[_RunningTest]) -> Iterator[str]:
+    """What became known only from the answers: a metric that was taken for a share and is none."""
+    for test in tests:
+        if test.no_share:
+            yield (f"{test.unit.name}: all items were asked, because it cannot be stopped early "
+                   f"({MetricKey(test.unit.key).metric} has values outside 0 to 1)")
+
+
 def _check(base: Evaluation, tuned: Evaluation) -> None:
     """Raise NotComparable unless both models get the same items under the same settings."""
     blocking = [d for d in differences(base, tuned) if d.blocking or (d.left, d.right) == ("absent", "evaluated")]
@@ -335,6 +348,7 @@ def _finish(run: EvaluationRun, tests: Sequence[_RunningTest]) -> Evaluation:
     assert early is not None
     value = replace(
         run.stored, early=replace(early, units=tuple(test.ended() for test in tests)),
+        warnings=(*run.stored.warnings, *_found_warnings(tests)),
         tasks=tuple(replace(t, used=len(asked[t.task]), draw_seed=early.seed) if t.task in stopped else t
                     for t in run.stored.tasks))
     return run.finish(subsets, value)

@@ -13,13 +13,13 @@ items; it does not replace the comparison of the finished model.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from aftertune import sources, tasks
-from aftertune.catalog import MetricKey
+from aftertune.catalog import FRACTIONS, MetricKey, unit_of
 from aftertune.engine import budget, devices
 from aftertune.engine.engine import Engine
 from aftertune.engine.verify import PackingDecision
@@ -44,6 +44,8 @@ class ForgettingWatch:
         self.tokenizer = sources.load_tokenizer(source)
         specs = [TaskSpec(name=name, sample=count) for name, count in spec.watch.tasks.items()]
         self.loaded = tasks.load(specs, LoadOptions(source=task_source))
+        for task in self.loaded:
+            self._refuse_own_unit(task)
         self.requests: list[Request] = [request for task in self.loaded for request in task.requests]
         self.known: tuple[PackingDecision, int] | None = None
         self.base: Mapping[str, list[Answer]] = {}
@@ -52,6 +54,8 @@ class ForgettingWatch:
         """Evaluate the tasks at ``step``, in one of ``looks`` analyses. Step 0 only stores the answers of the base."""
         answers = {task.settings.task: tasks.task_answers(task, self._responses(model)) for task in self.loaded}
         if step == 0:
+            for task in self.loaded:
+                self._refuse_own_unit(task, self._values(task, answers[task.settings.task]))
             self.base = answers
             return ()
         family = looks * len(self.loaded)
@@ -59,6 +63,19 @@ class ForgettingWatch:
         for point in points:
             self.report(watch_text(point))
         return points
+
+    @staticmethod
+    def _values(task: LoadedTask, answers: list[Answer]) -> list[float]:
+        return [a.metrics[task.settings.primary] for a in answers]
+
+    @staticmethod
+    def _refuse_own_unit(task: LoadedTask, values: Sequence[float] = ()) -> None:
+        """Raise InputError where the primary metric is no share: a margin in points means nothing there."""
+        name, metric = task.settings.task, MetricKey(task.settings.primary).metric
+        if unit_of(metric, values, task=name) not in FRACTIONS:
+            raise InputError(f"--watch {name}: {metric} is no share but has its own unit, in which a margin in points "
+                             f"means nothing; leave {name} out of --watch, and compare it after the fine-tune with "
+                             f"`aftertune compare BASE TUNED --margin {name}=VALUE`")
 
     def _responses(self, model: Any) -> dict[int, Any]:
         sizes = budget.resolve(model, free=devices.free_memory(str(model.device)) // 2,
@@ -71,14 +88,16 @@ class ForgettingWatch:
     def _point(self, task: LoadedTask, answers: list[Answer], step: int, family: int) -> WatchPoint:
         settings = task.settings
         key = MetricKey(settings.primary)
-        before, after = (np.array([a.metrics[key] for a in side], dtype=np.float64)
+        before, after = (np.array(self._values(task, side), dtype=np.float64)
                          for side in (self.base[settings.task], answers))
+        unit = unit_of(key.metric, [*before, *after], task=settings.task)
         better = settings.higher_is_better.get(key.metric, True)
         evidence = paired_evidence(before, after, margin=self.watch.margin / 100, higher_is_better=better)
         floor = evidence.base_low is not None and at_floor(evidence.base_low, settings.chance)
+        verdict = _verdict(evidence, ALPHA / family, floor=floor) if unit in FRACTIONS else "undecided"
         return WatchPoint(step=step, task=settings.task, metric=key.metric, n=evidence.n, base=evidence.base,
                           tuned=evidence.tuned, delta=evidence.delta, low=evidence.low, high=evidence.high,
-                          verdict=_verdict(evidence, ALPHA / family, floor=floor))
+                          verdict=verdict, unit=unit)
 
 
 def _print(line: str) -> None:

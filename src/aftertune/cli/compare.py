@@ -21,15 +21,15 @@ from aftertune.cli.streams import rich_console
 from aftertune.errors import GateFailed, InputError, NotComparable
 
 if TYPE_CHECKING:
-    from aftertune.values import Comparison, Evaluation, GateLine
+    from aftertune.values import Comparison, GateLine, Margin
 
 
 def compare(
     base: StoredEvaluation,
     tuned: Annotated[list[str], typer.Argument(help="Id or name of an evaluation. Several are compared one by one.")],
     margin: Annotated[list[str] | None, typer.Option(
-        help="Margin in points; a smaller loss counts as no loss. TASK=POINTS for one task. Repeatable. "
-             "Default: 2.")] = None,
+        help="Margin in points; a smaller loss counts as no loss. TASK=VALUE for one task, in points or in the unit of "
+             "its metric. Repeatable. Default: 2.")] = None,
     common: Common = False,
     force: Force = False,
     details: Annotated[bool, typer.Option(
@@ -63,15 +63,17 @@ def compare(
         raise errors[0]
 
 
-def parse_margins(texts: list[str]) -> dict[str, float]:
-    """``2`` and ``hellaswag=5`` (points) as fractions by task; the key "*" is for all other tasks."""
-    margins: dict[str, float] = {}
+def parse_margins(texts: list[str]) -> dict[str, Margin]:
+    """``2`` (points) and ``judge=5`` (points, or the unit of its metric) by task; "*" is for all other tasks."""
+    from aftertune.values import Margin
+
+    margins: dict[str, Margin] = {}
     for text in texts:
-        task, equals, points = text.rpartition("=")
-        value = number(points)
-        if not 0 < value <= 100 or (equals and not task):
-            raise margin_error(text, ", or TASK=POINTS")
-        margins[task or "*"] = value / 100
+        task, equals, number_text = text.rpartition("=")
+        value = number(number_text)
+        if not 0 < value <= (math.inf if task else 100) or math.isinf(value) or (equals and not task):
+            raise margin_error(text, ", or TASK=VALUE in points or in the unit of its metric")
+        margins[task or "*"] = Margin.given(value) if task else Margin(value / 100)
     return margins
 
 
@@ -175,7 +177,8 @@ def flips(
 def gate(
     base: StoredEvaluation,
     tuned: StoredEvaluation,
-    max_drop: Annotated[list[str], typer.Option(help="TASK=POINTS: the largest allowed drop. Repeatable.")],
+    max_drop: Annotated[list[str], typer.Option(
+        help="TASK=VALUE: the largest allowed drop, in points or in the unit of its metric. Repeatable.")],
     require_proof: Annotated[bool, typer.Option(
         "--require-proof", help="Also fail if it is not proven that a limit holds.")] = False,
     common: Common = False,
@@ -187,12 +190,13 @@ def gate(
     from aftertune.comparison.gate import gate as run
     from aftertune.ledger import Ledger
     from aftertune.report import gate_text, write_document, write_junit, write_junit_error
+    from aftertune.values import Margin
 
     drops = _drops(max_drop)
     with Ledger(create=False) as ledger:
         left, right = find_finished(base, ledger), find_finished(tuned, ledger)
         title = f"{right.name} against {left.name}"
-        limits = {task: points / _scale(left, task) for task, points in drops.items()}
+        limits = {task: Margin.given(value) for task, value in drops.items()}
         try:
             comparison, lines = run(left, right, limits, ledger=ledger, require_proof=require_proof, common=common)
             words = f"{ledger.word_for(left)} {ledger.word_for(right)}"
@@ -216,25 +220,18 @@ def gate(
 
 
 def _drops(texts: list[str]) -> dict[str, float]:
-    """``hellaswag=2`` as task and points; each task once."""
+    """``hellaswag=2`` as task and value, in points or in the unit of its metric; each task once."""
     drops: dict[str, float] = {}
     for text in texts:
         task, _, points = text.rpartition("=")
-        if not task or not 0 < number(points) <= 100:
-            raise InputError(f"--max-drop {text}: write TASK=POINTS with points above 0, up to 100, for example "
-                             "hellaswag=2; a drop of 0 can never be excluded, so use the smallest drop that matters")
+        if not task or not 0 < number(points) < math.inf:
+            raise InputError(f"--max-drop {text}: write TASK=VALUE, for example hellaswag=2, in points above 0, up to "
+                             "100, or in the unit of its metric; a drop of 0 can never be excluded, so use the "
+                             "smallest drop that matters")
         if task in drops:
             raise InputError(f"--max-drop {task}: given twice ({drops[task]:g} and {points}); each task has one limit")
         drops[task] = number(points)
     return drops
-
-
-def _scale(evaluation: Evaluation, task: str) -> int:
-    """100 if the primary metric of the task (or group) is shown in points, else 1."""
-    from aftertune.catalog import MetricKey, is_fraction
-
-    keys = [t.primary for t in evaluation.tasks if task in (t.task, *t.groups)]
-    return 100 if all(is_fraction(MetricKey(key).metric) for key in keys) else 1
 
 
 def gate_object(comparison: Comparison, lines: tuple[GateLine, ...]) -> dict[str, Any]:

@@ -89,8 +89,11 @@ def _results(only: list[str], files: list[Path], *, published: bool, plans: bool
 def _contrasts(results: Results, ledger: Ledger) -> list[Contrast]:
     """Comparisons of recipes over seeds, with the margins of the comparisons of their models."""
     from aftertune.comparison.across_seeds import contrasts_across_seeds
+    from aftertune.comparison.margins import MARGIN
+    from aftertune.values import Margin
 
-    margins = {row.task: row.margin for comparison in results.comparisons for row in comparison.rows}
+    margins = {row.task: Margin(row.margin) if row.fraction else Margin(MARGIN, row.margin)
+               for comparison in results.comparisons for row in comparison.rows if row.margin is not None}
     return contrasts_across_seeds(results.evaluations, results.tunings, margins=margins, ledger=ledger)
 
 

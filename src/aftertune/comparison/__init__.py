@@ -15,14 +15,15 @@ continuous integration).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from aftertune.comparison.compatibility import differences, find_differences, refusal_message
 from aftertune.comparison.early_rows import is_stopped, stopped_tests, with_early_rows
 from aftertune.comparison.lineage import find_relation
+from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
-from aftertune.comparison.rows import MARGIN, build_rows, margin_of
+from aftertune.comparison.rows import build_rows
 from aftertune.errors import InputError, NotComparable, nearest
 from aftertune.values import Comparison, Difference, Evaluation, digest
 
@@ -32,16 +33,17 @@ if TYPE_CHECKING:
 __all__ = ["compare", "differences", "find_finished", "pair_evaluations"]
 
 
-def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Mapping[str, float] | float = MARGIN,
+def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins = MARGIN,
             ledger: Ledger | None = None, force: bool = False, common: bool = False,
             tasks: Collection[str] = (), save: bool = True) -> Comparison:
     """Compare two finished evaluations item by item, store the comparison in the ledger and return it.
 
     base, tuned: evaluations, or their ids or names in the ledger. margins: one for all, or one for each task or group
-    ("*" for all others); a fraction (0.02 is two points), or in the unit of the metric where it is not a share. The
-    default is 0.02. force: compare the items that both have in spite of blocking differences, and mark the result.
-    common: pair on the items that both have where the samples differ. tasks: only these tasks, or those of these
-    groups; they are then the family. Raises NotComparable (with its differences) and InputError (margin, task, unknown
+    ("*" for all others). A margin is a fraction (0.02 is two points); for a task whose metric is no share it is in the
+    unit of the metric and must be given by the name of the task, else the task is not tested. The default is 0.02.
+    force: compare the items that both have in spite of blocking differences, and mark the result. common: pair on the
+    items that both have where the samples differ. tasks: only these tasks, or those of these groups; they are then the
+    family. Raises NotComparable (with its differences) and InputError (margin, task, unknown
     or unfinished evaluation).
     """
     if ledger is None:
@@ -59,8 +61,8 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Mapping
     rows, without_rows = build_rows(left, right, complete, margins, lineage=relation.lineage, forced=forced,
                                     early=len(stopped))
     rows = with_early_rows(rows, stopped, margins, lineage=relation.lineage, forced=forced)
-    used = {p.settings.task: margin_of(margins, p.settings.task, *p.settings.groups) for p in pairs}
-    used |= {r.task: r.margin for r in rows}
+    used = {p.settings.task: margin_of(margins, "share", p.settings.task, *p.settings.groups, primary=False)
+            for p in pairs} | {r.task: r.margin for r in rows if r.primary}
     comparison = Comparison(
         id="c-" + digest([left.id, right.id, used, *(["common"] if common else [])])[:10], base=left.id, tuned=right.id,
         base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aftertune.catalog import MetricKey
+from aftertune.catalog import FRACTIONS, MetricKey, Unit
 from aftertune.comparison.compatibility import find_differences
-from aftertune.comparison.pairing import Pair, metric_values, pair_answers
-from aftertune.comparison.rows import Margins, RowDraft, build_row, margin_of
+from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
+from aftertune.comparison.pairing import MetricValues, Pair, metric_values, pair_answers
+from aftertune.comparison.rows import RowDraft, build_row
 from aftertune.stats.across_seeds import ENOUGH_SEEDS, SeedContrast, seed_contrast
 from aftertune.stats.evidence import Evidence
-from aftertune.stats.paired import Floats
+from aftertune.stats.paired import NO_EVIDENCE
 from aftertune.stats.verdict import Case, Decision, decide
 from aftertune.values import ComparisonRow, Contrast, Evaluation, Tuning, digest
 
@@ -101,24 +102,29 @@ def _contrast(left: RecipeGroup, right: RecipeGroup, margins: Margins, ledger: L
 def _rows(sides: Sequence[tuple[Evaluation, Evaluation]], margins: Margins, ledger: Ledger
           ) -> tuple[ComparisonRow, ...]:
     """A row for each task whose primary metric has values of every seed on the same items. The rows are one family."""
-    tasks: list[tuple[Pair, list[tuple[Floats, Floats]], SeedContrast]] = []
+    tasks: list[tuple[Pair, list[MetricValues], SeedContrast]] = []
     for task in sides[0][0].tasks:
         per_seed = [_primary_values(a, b, task.task, ledger) for a, b in sides]
         available = [v for v in per_seed if v is not None]
-        if len(available) < len(sides) or len({tuple(a.item for a in pair.left) for pair, _, _ in available}) > 1:
+        if len(available) < len(sides) or len({tuple(a.item for a in pair.left) for pair, _ in available}) > 1:
             continue
-        pair = available[0][0]
-        values = [(base, tuned) for _, base, tuned in available]
+        pair, values = available[0][0], [v for _, v in available]
         sign = 1 if _higher_is_better(pair) else -1
-        tasks.append((pair, values, seed_contrast(np.array([sign * (t - b) for b, t in values]))))
-    margin = [margin_of(margins, pair.settings.task, *pair.settings.groups) for pair, _, _ in tasks]
-    decisions = decide([Case(tests=contrast.tests(m)) for (_, _, contrast), m in zip(tasks, margin, strict=True)])
-    return tuple(_row(pair, values, contrast, m, decision) for (pair, values, contrast), m, decision in
-                 zip(tasks, margin, decisions, strict=True))
+        tasks.append((pair, values, seed_contrast(np.array([sign * (v.tuned - v.base) for v in values]))))
+    margin = [margin_of(margins, _unit(values), pair.settings.task, *pair.settings.groups) for pair, values, _ in tasks]
+    tested = [contrast.tests(m) for (_, _, contrast), m in zip(tasks, margin, strict=True) if m is not None]
+    decisions = iter(decide([Case(tests=tests) for tests in tested]))
+    return tuple(_row(pair, values, contrast, m, None if m is None else next(decisions))
+                 for (pair, values, contrast), m in zip(tasks, margin, strict=True))
+
+
+def _unit(values: Sequence[MetricValues]) -> Unit:
+    """The unit of one metric over all seeds: no share if it is none with one seed."""
+    return next((v.unit for v in values if v.unit not in FRACTIONS), values[0].unit)
 
 
 def _primary_values(left: Evaluation, right: Evaluation, task: str, ledger: Ledger
-                    ) -> tuple[Pair, Floats, Floats] | None:
+                    ) -> tuple[Pair, MetricValues] | None:
     """One task of one seed: its pair and the values of its primary metric. None where it cannot be compared."""
     ours, theirs = left.task(task), right.task(task)
     if ours is None or theirs is None or ours.used is not None or theirs.used is not None:
@@ -127,7 +133,7 @@ def _primary_values(left: Evaluation, right: Evaluation, task: str, ledger: Ledg
     if not pair.left or any(d.blocking for d in find_differences(left, right, {task: pair.counts}, tasks=(task,))):
         return None
     values = metric_values(left, right, pair).get(ours.primary)
-    return None if values is None else (pair, values.base, values.tuned)
+    return None if values is None else (pair, values)
 
 
 def _higher_is_better(pair: Pair) -> bool:
@@ -137,16 +143,18 @@ def _higher_is_better(pair: Pair) -> bool:
     return bool(settings.higher_is_better.get(settings.primary, settings.higher_is_better.get(metric, True)))
 
 
-def _row(pair: Pair, values: Sequence[tuple[Floats, Floats]], contrast: SeedContrast, margin: float,
-         decision: Decision) -> ComparisonRow:
+def _row(pair: Pair, values: Sequence[MetricValues], contrast: SeedContrast, margin: float | None,
+         decision: Decision | None) -> ComparisonRow:
     low, high = contrast.interval()
-    base, tuned = (float(np.mean([sides[k] for sides in values])) for k in (0, 1))
-    tests = contrast.tests(margin)
+    base, tuned = (float(np.mean([getattr(v, side) for v in values])) for side in ("base", "tuned"))
+    tests = NO_EVIDENCE if margin is None else contrast.tests(margin)
     evidence = Evidence(n=len(pair.left), base=base, tuned=tuned, delta=contrast.mean, low=low, high=high, kind="real",
                         tests=tests, items_needed=None)
     draft = RowDraft(task=pair.settings.task, key=pair.settings.primary, evidence=evidence, margin=margin, primary=True,
-                     target=pair.settings.target, n_total=pair.settings.n_total)
-    return build_row(draft, decision, lineage=False, notes=[f"over {len(values)} seeds"], tests=tests)
+                     unit=_unit(values), target=pair.settings.target, n_total=pair.settings.n_total)
+    ask = missing_margin_note(draft.task) if margin is None else ""
+    return build_row(draft, decision, lineage=False, notes=[ask, f"over {len(values)} seeds"],
+                     tests=tests if decision else None)
 
 
 def _text(value: Any) -> str:

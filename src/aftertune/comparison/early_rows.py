@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aftertune.catalog import MetricKey, is_bounded
+from aftertune.catalog import FRACTIONS, MetricKey, is_bounded
+from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values
-from aftertune.comparison.rows import FORCED, Margins, RowDraft, build_row, floor_note, group_chance, margin_of
+from aftertune.comparison.rows import FORCED, RowDraft, build_row, floor_note, group_chance
 from aftertune.stats.evidence import Evidence
 from aftertune.stats.paired import NO_EVIDENCE, Floats, wilson
 from aftertune.stats.planning import discordance_bound, items_needed, items_to_decide
@@ -71,9 +72,10 @@ def _stopped_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: S
     pooled = {}
     for key in keys:
         values = [v for t in tables if (v := t.get(key)) is not None]
-        if is_bounded(MetricKey(key).metric) and len(values) == len(tables):
+        bounded = is_bounded(MetricKey(key).metric, unit.tasks[0]) and all(v.unit in FRACTIONS for v in values)
+        if bounded and len(values) == len(tables):
             base, tuned = (np.concatenate([getattr(v, side) for v in values])[order] for side in ("base", "tuned"))
-            pooled[key] = MetricValues(base, tuned, values[0].higher_is_better, values[0].note)
+            pooled[key] = MetricValues(base, tuned, values[0].higher_is_better, values[0].note, values[0].unit)
     settings = [p.settings for p in pairs]
     return StoppedTest(
         unit=unit, columns=pooled, base=np.array([a.metrics[unit.key] for p in pairs for a in p.all_left]),
@@ -84,8 +86,11 @@ def _stopped_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: S
 def with_early_rows(rows: Sequence[ComparisonRow], stopped: Sequence[StoppedTest], margins: Margins, *,
                     lineage: bool, forced: bool) -> tuple[ComparisonRow, ...]:
     """``rows`` together with those of the tests that stopped early, primary ones first."""
-    early = [_row(u, key, column, margin_of(margins, u.unit.name, *u.groups), lineage=lineage, forced=forced)
-            for u in stopped for key, column in u.columns.items()]
+    early = []
+    for u in stopped:
+        for key, column in u.columns.items():
+            margin = margin_of(margins, column.unit, u.unit.name, *u.groups, primary=key == u.unit.key)
+            early.append(_row(u, key, column, margin or MARGIN, lineage=lineage, forced=forced))
     return tuple(sorted((*rows, *early), key=lambda r: not r.primary))
 
 
@@ -111,7 +116,7 @@ def _row(stopped: StoppedTest, key: str, column: MetricValues, margin: float, *,
     decision = Decision(verdict="undecided" if floor else verdict, p=test.p, at_floor=floor,
                         p_adjusted=min(1.0, test.p * stopped.share)) if primary else None
     draft = RowDraft(task=unit.name, key=key, evidence=_evidence(column, d, (low, high), whole), margin=margin,
-                     primary=primary, target=stopped.target, stopped_of=unit.items)
+                     unit=column.unit, primary=primary, target=stopped.target, stopped_of=unit.items)
     return build_row(draft, decision, lineage=lineage, notes=notes, items_needed=needed)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from aftertune.comparison import compare
 from aftertune.errors import InputError
 from aftertune.stats.verdict import ALPHA
-from aftertune.values import Comparison, ComparisonRow, Evaluation, GateLine
+from aftertune.values import Comparison, ComparisonRow, Evaluation, GateLine, Margin
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 GateOutcome = Literal["dropped", "held", "open", "floor"]
 
 
-def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, float], *, ledger: Ledger,
+def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, float | Margin], *, ledger: Ledger,
          require_proof: bool = False, common: bool = False) -> tuple[Comparison, tuple[GateLine, ...]]:
-    """Check each limit, given as a fraction by task or group. The comparison is not stored, because its family is not
-    that of a usual comparison.
+    """Check each limit, given by task or group: a fraction, or a number in the unit of the metric where it is no share.
+    The comparison is not stored, because its family is not that of a usual comparison.
 
     require_proof: a limit also fails unless it is proven that it holds. Raises what `compare` raises, and InputError
     for a limit whose task has no verdict.
@@ -42,10 +42,12 @@ def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, f
             reason = f"its group {group} has the verdict; set the limit for {group} instead" if group else \
                 "its primary metric cannot be compared item by item"
             raise InputError(f"--max-drop {task}: {task} has no verdict, because {reason}")
-    return comparison, tuple(_line(rows[task], limit, require_proof) for task, limit in limits.items())
+    return comparison, tuple(_line(rows[task], require_proof) for task in limits)
 
 
-def _line(row: ComparisonRow, limit: float, require_proof: bool) -> GateLine:
+def _line(row: ComparisonRow, require_proof: bool) -> GateLine:
+    limit = row.margin
+    assert limit is not None  # each limit is the margin of its task
     outcome = _outcome(row, limit)
     failed = outcome == "dropped" or (require_proof and outcome != "held")
     return GateLine(task=row.task, limit=limit, row=row, outcome=outcome, failed=failed)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aftertune.catalog import MetricKey, guessing_level
+from aftertune.catalog import FRACTIONS, MetricKey, Unit, guessing_level, unit_of
 from aftertune.stats.answer_format import cannot_be_judged, count_forms, end_is_unknown, is_generated, loss_cause
 from aftertune.stats.paired import Floats
 from aftertune.values import Answer, Evaluation, FormShift, Score, TaskSettings
@@ -80,12 +80,13 @@ def _numbered(answers: Iterable[Answer]) -> Iterator[tuple[tuple[str, int], Answ
 
 @dataclass(frozen=True, slots=True)
 class MetricValues:
-    """Paired values of one metric, float64 [n]. note: what a reader must know about them."""
+    """Paired values of one metric, float64 [n]. note: what a reader must know about them. unit: of the values."""
 
     base: Floats
     tuned: Floats
     higher_is_better: bool
     note: str = ""
+    unit: Unit = "share"
 
 
 def score_of(evaluation: Evaluation, task: str, key: str) -> Score | None:
@@ -110,7 +111,19 @@ def _paired_values(left: Evaluation, right: Evaluation, pair: Pair, key: str) ->
                    for side in (pair.left, pair.right))
     better = pair.settings.higher_is_better
     note = "" if sign > 0 else f"negative log-likelihood per item, in nats; {metric} is exp of its mean"
-    return MetricValues(base, tuned, better.get(key, better.get(metric, True)), note)
+    scores = [s for e in (left, right) if (s := score_of(e, pair.settings.task, key))]
+    unit = _unit(scores, [*base, *tuned], task=pair.settings.task, metric=metric) if sign > 0 else "unbounded"
+    return MetricValues(base, tuned, better.get(key, better.get(metric, True)), note, unit)
+
+
+def _unit(scores: Sequence[Score], values: Sequence[float], *, task: str, metric: str) -> Unit:
+    """The unit that the scores were stored with, else that of the metric; a value outside [0, 1] is no share."""
+    stored = [s.unit for s in scores if s.unit]
+    own = next((u for u in stored if u not in FRACTIONS), None)
+    if own is not None:
+        return own
+    unit = unit_of("" if stored else metric, [*values, *(s.value for s in scores)], task=task)
+    return stored[0] if stored and unit in FRACTIONS else unit
 
 
 def _sign(evaluation: Evaluation, task: str, answers: Sequence[Answer], key: str) -> int | None:

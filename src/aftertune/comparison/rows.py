@@ -18,20 +18,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aftertune.catalog import MetricKey
+from aftertune.catalog import FRACTIONS, MetricKey, Unit
+from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values, score_of
-from aftertune.errors import InputError
 from aftertune.stats.clustered import Weighting
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.paired import NO_EVIDENCE, Floats, MarginTests
 from aftertune.stats.planning import items_above, items_to_decide
 from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, benjamini_hochberg, decide, label_of
-from aftertune.values import ComparisonRow, Difference, Evaluation, Score, TaskSettings
+from aftertune.values import ComparisonRow, Difference, Evaluation, Score, TaskSettings, Verdict
 
-MARGIN = 0.02
 FORCED = "forced: the evaluations differ in settings that must agree"
-
-Margins = Mapping[str, float] | float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +37,16 @@ class RowDraft:
 
     key: ``metric,filter``. chance: expected score of a guess, None where answers cannot be guessed. n_total: items that
     the task has, None where the row does not show them. note: what a reader must know to read the figures. group: the
-    group that replaces this task in the family. stopped_of: items of the full run, where the task stopped early.
+    group that replaces this task in the family. stopped_of: items of the full run, where the task stopped early. unit:
+    of the values. margin: None where none was given in this unit; then the row has no tests.
     """
 
     task: str
     key: str
     evidence: Evidence
-    margin: float
+    margin: float | None
     primary: bool
+    unit: Unit
     chance: float | None = None
     n_total: int | None = None
     target: bool = False
@@ -56,9 +55,14 @@ class RowDraft:
     stopped_of: int | None = None
 
     @property
+    def tested(self) -> bool:
+        """True for a member of the family."""
+        return self.primary and self.margin is not None
+
+    @property
     def case(self) -> Case:
         """The row as a member of the family."""
-        low = self.evidence.base_low
+        low = self.evidence.base_low if self.unit in FRACTIONS else None
         return Case(tests=self.evidence.tests, clustered=self.evidence.clustered, bootstrap=self.evidence.bootstrap,
                     at_floor=low is not None and at_floor(low, self.chance))
 
@@ -68,11 +72,13 @@ def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, note
               q: float | None = None) -> ComparisonRow:
     """Build a row. All rows are built here, whichever test they use.
 
-    decision: None for a row without a verdict. notes: sentences of the row's note; empty ones are skipped. tests: the
-    unadjusted p-values that the row shows, None for a row without them. For the others see `ComparisonRow`.
+    decision: None for a row that is not tested: a secondary one, or one without a margin in its unit. notes: sentences
+    of the row's note; empty ones are skipped. tests: the unadjusted p-values that the row shows, None for a row without
+    them. For the others see `ComparisonRow`.
     """
     e = draft.evidence
     key = MetricKey(draft.key)
+    untested: Verdict | None = "undecided" if draft.primary else None
     return ComparisonRow(
         task=draft.task, metric=key.metric, filter=key.filter,
         n=e.n, n_total=draft.n_total, stopped_of=draft.stopped_of,
@@ -85,11 +91,11 @@ def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, note
         p_within=tests.within if tests else None,
         p_exact=e.p_exact, p_mid=e.p_mid, p_no_drop=p_no_drop, q=q,
         gained=e.gained, lost=e.lost,
-        verdict=decision.verdict if decision else None,
-        told=label_of(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else "",
+        verdict=decision.verdict if decision else untested,
+        told=label_of(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else untested or "",
         at_floor=bool(decision and decision.at_floor),
         items_needed=items_needed,
-        note="; ".join(note for note in notes if note), details=e.details)
+        note="; ".join(note for note in notes if note), details=e.details, unit=draft.unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,27 +117,13 @@ class _Group:
         return all(pair.settings.primary == self.key for pair, _ in self.members)
 
 
-def margin_of(margins: Margins, *names: str) -> float:
-    """The margin of the first of ``names`` (a task, then its groups) that has one, else that of "*", else 0.02.
-
-    Raises InputError unless it is a fraction above 0 and at most 1.
-    """
-    margin = margins
-    if isinstance(margins, Mapping):
-        margin = next((margins[n] for n in (*names, "*") if n in margins), MARGIN)
-    if not isinstance(margin, int | float) or not 0 < margin <= 1:
-        raise InputError(f"margin of {names[0]} is {margin!r}; allowed is a fraction above 0, up to 1 "
-                         f"(0.02 is two points)")
-    return float(margin)
-
-
 def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins, *, lineage: bool,
                forced: bool, early: int = 0) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
     """The rows, primary ones first and then the others, both in task order; and the metrics that cannot have a row.
 
     early: number of primary metrics with a sequential verdict (`comparison.early_rows`). They are members of Holm's
     family for which nothing is proven, so that the whole family keeps its error level. Raises InputError for a margin
-    outside (0, 1].
+    that is not allowed.
     """
     table = {p.settings.task: metric_values(left, right, p) for p in pairs}
     groups = _groups(left, right, pairs, table)
@@ -143,10 +135,10 @@ def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margi
         drafts += [_group_draft(g, margins, primary=g in replacing) for g in groups if g.members[0][0] is pair]
         drafts += [_task_draft(pair, key, values, margins, group=replaced.get(pair.settings.task))
                    for key, values in table[pair.settings.task].items() if values is not None]
-    family = [d for d in drafts if d.primary]
+    family = [d for d in drafts if d.tested]
     decisions = decide([*(d.case for d in family), *[Case(tests=NO_EVIDENCE)] * early])[:len(family)]
     rows = [_row(d, e, lineage=lineage, forced=forced) for d, e in zip(family, decisions, strict=True)]
-    secondary = [d for d in drafts if not d.primary]
+    secondary = sorted((d for d in drafts if not d.tested), key=lambda d: not d.primary)
     rows += [_row(d, None, lineage=lineage, forced=forced, q=q)
              for d, q in zip(secondary, _q_values(secondary), strict=True)]
     return tuple(rows), tuple(_without_row(left, right, task, key) for task, metrics in table.items()
@@ -177,10 +169,11 @@ def _task_draft(pair: Pair, key: str, values: MetricValues, margins: Margins, *,
     """The draft of one metric of a task. group: the group that replaces the task in the family, if any."""
     settings = pair.settings
     clusters = [a.cluster for a in pair.left] if settings.cluster else []
-    margin = margin_of(margins, settings.task, *settings.groups)
-    evidence = paired_evidence(values.base, values.tuned, margin=margin, higher_is_better=values.higher_is_better,
+    margin = margin_of(margins, values.unit, settings.task, *settings.groups, primary=key == settings.primary)
+    evidence = paired_evidence(values.base, values.tuned, margin=margin or 1.0,
+                               higher_is_better=values.higher_is_better,
                                clusters=clusters if clusters and None not in clusters else None)
-    return RowDraft(task=settings.task, key=key, evidence=evidence, margin=margin, note=values.note,
+    return RowDraft(task=settings.task, key=key, evidence=evidence, margin=margin, note=values.note, unit=values.unit,
                     primary=group is None and key == settings.primary, chance=settings.chance, n_total=settings.n_total,
                     target=settings.target, group=group.name if group else "")
 
@@ -204,12 +197,13 @@ def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> RowDraft:
     """The draft of one metric of a group."""
     values = [v for _, v in group.members]
     settings = [pair.settings for pair, _ in group.members]
-    margin = margin_of(margins, group.name)
+    unit = next((v.unit for v in values if v.unit not in FRACTIONS), values[0].unit)
+    margin = margin_of(margins, unit, group.name, primary=primary)
     weighting = _weighting(group.score, [v.base for v in values])
-    evidence = group_evidence([v.base for v in values], [v.tuned for v in values], margin=margin,
+    evidence = group_evidence([v.base for v in values], [v.tuned for v in values], margin=margin or 1.0,
                               higher_is_better=values[0].higher_is_better, weighting=weighting)
     averaged = "items" if weighting == "micro" else "tasks"
-    return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary,
+    return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary, unit=unit,
                     chance=group_chance(settings, [v.base.size if weighting == "micro" else 1 for v in values]),
                     n_total=sum(s.n_total for s in settings),
                     note=f"mean over the {averaged} of {len(values)} tasks, with errors stratified by task")
@@ -255,6 +249,8 @@ def _row(draft: RowDraft, decision: Decision | None, *, lineage: bool, forced: b
          ) -> ComparisonRow:
     e = draft.evidence
     notes = [FORCED if forced else "", draft.note, *e.notes]
+    if draft.primary and draft.margin is None:
+        notes.insert(0, missing_margin_note(draft.task))
     if decision is None:
         return build_row(draft, None, lineage=lineage, notes=notes, q=q)
     needed, reason = _items_needed(draft, decision)

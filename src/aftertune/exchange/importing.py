@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from aftertune import catalog
-from aftertune.catalog import MetricKey
+from aftertune.catalog import MetricKey, unit_of
 from aftertune.errors import InputError
 from aftertune.exchange.discovery import discover, unused
 from aftertune.exchange.lm_eval_files import LmEvalRun, Sample, read_samples
@@ -41,6 +41,7 @@ from aftertune.values import (
     TaskSettings,
     canonical,
     digest,
+    group_unit,
     json_ready,
 )
 from aftertune.values.reported import UNPROVEN, Reported
@@ -169,7 +170,7 @@ def _task(run: LmEvalRun, task: str, where: str, rows: Any) -> _TaskSamples:
                            cluster=catalog.cluster_field(task))
     _check_samples(run, task, where, samples)
     settings = _exported_settings(run, task, samples) or _settings(run, task, config, kind, samples)
-    return _TaskSamples(settings, samples, _scores(run, settings, len(samples)))
+    return _TaskSamples(settings, samples, _scores(run, settings, samples))
 
 
 def _check_samples(run: LmEvalRun, task: str, where: str, samples: Sequence[Sample]) -> None:
@@ -244,10 +245,14 @@ def _chance(task: str, kind: str, samples: Sequence[Sample]) -> float | None:
     return chance.task_chance(task, levels)
 
 
-def _scores(run: LmEvalRun, settings: TaskSettings, n: int) -> list[Score]:
-    return [Score(task=settings.task, metric=f.metric, filter=f.filter, value=f.value, stderr=f.stderr, n=n,
-                  higher_is_better=settings.higher_is_better.get(f.metric, True),
-                  primary=f.key == settings.primary) for f in run.scores(settings.task)]
+def _scores(run: LmEvalRun, settings: TaskSettings, samples: Sequence[Sample]) -> list[Score]:
+    listed = run.section("configs", settings.task).get("metric_list")
+    aggregations = {str(m.get("metric")): str(m.get("aggregation") or "") for m in listed if isinstance(m, dict)} \
+        if isinstance(listed, list) else {}
+    return [Score(task=settings.task, metric=f.metric, filter=f.filter, value=f.value, stderr=f.stderr, n=len(samples),
+                  higher_is_better=settings.higher_is_better.get(f.metric, True), primary=f.key == settings.primary,
+                  unit=unit_of(f.metric, [f.value, *(s.metrics.get(f.key) for s in samples)], task=settings.task,
+                               aggregation=aggregations.get(f.metric, ""))) for f in run.scores(settings.task)]
 
 
 def _store(read: _Read, ledger: Ledger, name: str | None, taken: dict[str, str]) -> ImportedResult:
@@ -268,8 +273,9 @@ def _store(read: _Read, ledger: Ledger, name: str | None, taken: dict[str, str])
     scores = [s for t in tasks for s in t.scores]
     for group in groups:
         n = sum(len(t.samples) for t in tasks if group in t.settings.groups)
+        members = [s for t in tasks if group in t.settings.groups for s in t.scores]
         scores += [Score(task=group, metric=f.metric, filter=f.filter, value=f.value, stderr=f.stderr, n=n,
-                         group=True) for f in run.scores(group)]
+                         group=True, unit=group_unit(f.key, members)) for f in run.scores(group)]
     evaluation = _evaluation(run, tasks, tuple(scores), name)
     stored = next((e for e in ledger.evaluations() if e.id == evaluation.id), None)
     new = stored is None or stored.status != "done"

@@ -19,7 +19,7 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import chain, groupby, repeat
 from typing import Any
 
 from sqlalchemy import Connection, Row, RowMapping, bindparam, or_, select, tuple_
@@ -48,6 +48,8 @@ _SCORE = ("task", "metric", "filter", "value", "stderr", "n", "higher_is_better"
 _RESPONSE = ("logprob", "greedy", "text", "tokens", "finish", "truncated")
 #: A stored number of truncated tokens that stands for None: the column takes no null.
 _UNKNOWN = -1
+#: The key of a stored evaluation for the units of its scores, in their order. Older ones do not have it.
+_UNITS = "units"
 #: The key of a stored document for the question text.
 _ASKED = "aftertune:asked"
 
@@ -218,6 +220,8 @@ class Evaluations(Store):
 def _columns(connection: Connection, value: Evaluation) -> dict[str, Any]:
     """The row of an evaluation, less its id."""
     rest = {k: v for k, v in encode(value).items() if k not in _ELSEWHERE}
+    if any(s.unit for s in value.scores):
+        rest[_UNITS] = [s.unit for s in value.scores]
     return {"name": value.name, "status": value.status, "tuning": value.tuning,
             "model": store_model(connection, value.model), "value": rest}
 
@@ -258,11 +262,17 @@ def _load(connection: Connection, rows: Sequence[Row[Any]]) -> list[Evaluation]:
         tasks = _by_evaluation(connection, task, seqs)
         scores = _by_evaluation(connection, score, seqs)
         out += [decode(Evaluation, {
-            **r.value, "id": r.id, "name": r.name, "status": r.status, "tuning": r.tuning,
-            "model": models[r.model], "schedule": schedules.get(r.seq, {}),
+            **{k: v for k, v in r.value.items() if k != _UNITS}, "id": r.id, "name": r.name, "status": r.status,
+            "tuning": r.tuning, "model": models[r.model], "schedule": schedules.get(r.seq, {}),
             "tasks": [t.value for t in tasks.get(r.seq, [])],
-            "scores": [{f: s._mapping[f] for f in _SCORE} for s in scores.get(r.seq, [])]}) for r in part]
+            "scores": _scores(scores.get(r.seq, []), r.value.get(_UNITS))}) for r in part]
     return out
+
+
+def _scores(rows: Sequence[Row[Any]], units: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The scores with their units; "" where none are stored."""
+    return [{f: row._mapping[f] for f in _SCORE} | {"unit": unit}
+            for row, unit in zip(rows, units or repeat(""), strict=False)]
 
 
 def _by_evaluation(connection: Connection, table: Any, seqs: list[int]) -> dict[int, list[Row[Any]]]:

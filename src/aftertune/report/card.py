@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aftertune.catalog import BENCHMARKS, is_fraction
+from aftertune.catalog import BENCHMARKS
 from aftertune.methods import writes_adapter
 from aftertune.redaction import published
 from aftertune.report import documents as md
@@ -188,7 +188,7 @@ def entries(subject: Subject) -> dict[str, str]:
     files: dict[str, str] = {}
     for evaluation, score in subject.scores():
         data, _ = _data(_settings(evaluation, score), score.task)
-        if score.primary and data is not None and is_fraction(score.metric):
+        if score.primary and data is not None and score.fraction:
             started = evaluation.provenance.started if evaluation.provenance else None
             entry = EvalResultEntry(dataset_id=data, task_id=_page(score.task), value=score.value,
                                     date=started, notes="; ".join(_notes(evaluation, score)))
@@ -348,9 +348,13 @@ def _commands(subject: Subject) -> list[str]:
 
 
 def _compare(comparison: Comparison) -> str:
-    margins = list(dict.fromkeys(r.margin for r in comparison.rows if r.primary))
+    rows = [r for r in comparison.rows if r.primary and r.margin is not None]
+    shares = list(dict.fromkeys(100 * r.margin for r in rows if r.fraction and r.margin is not None))
+    given = [f"{shares[0]:g}"] if len(shares) == 1 else []
+    given += [f"{shlex.quote(fmt.visible(r.task))}={(100 if r.fraction else 1) * (r.margin or 0):g}" for r in rows
+              if not r.fraction or len(shares) > 1]
     same = comparison.base_name == comparison.tuned_name
     sides = (comparison.base, comparison.tuned) if same else (comparison.base_name, comparison.tuned_name)
     names = " ".join(shlex.quote(fmt.visible(side)) for side in sides)
-    margin = f" --margin {100 * margins[0]:g}" if len(margins) == 1 else ""
+    margin = "".join(f" --margin {text}" for text in given)
     return f"aftertune compare {names}{margin}{' --common' if comparison.common else ''}"

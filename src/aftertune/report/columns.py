@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aftertune.catalog import is_fraction
 from aftertune.report import formatting as fmt
 from aftertune.report.names import metric_title, task_title
 from aftertune.report.table import (
+    difference_text,
+    interval_text,
     items_text,
+    margin_text,
     note_text,
     partial_text,
     row_details,
@@ -27,7 +29,7 @@ from aftertune.report.table import (
     shown_verdict,
     value_text,
 )
-from aftertune.values import Comparison, ComparisonRow, Verdict
+from aftertune.values import Comparison, ComparisonRow, Score, Verdict
 
 #: Where a column appears. "seeds" and "seeds page": comparisons of recipes over several seeds, in the record
 #: and on the page.
@@ -100,18 +102,13 @@ class Column:
         return cell
 
 
-def scale(row: ComparisonRow) -> int:
-    """The factor for showing a difference: 100 for fractions, which are shown in points, else 1."""
-    return 100 if is_fraction(row.metric) else 1
-
-
-def margin_text(row: ComparisonRow) -> str:
-    """The margin of a row: "±5.00"."""
-    return f"±{fmt.points(row.margin, scale(row)).lstrip('+')}"
-
-
 def _flips(row: ComparisonRow) -> str:
     return fmt.DASH if row.gained is None or row.lost is None else f"{row.gained} / {row.lost}"
+
+
+def unit_name(value: ComparisonRow | Score) -> str:
+    """The unit of a row or score for programs: share (a fraction), percent (0 to 100) or own."""
+    return "share" if value.fraction else "percent" if value.unit == "percent" else "own"
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -120,6 +117,9 @@ COLUMNS: tuple[Column, ...] = (
     Column(key="metric", heading="Metric", outputs=ALL, name=True, says="The metric, as lm-eval names it.",
            text=lambda line: fmt.visible(metric_title(line.row.metric, line.row.filter))),
     Column(key="filter", outputs=LATEX, says="The filter that lm-eval applied to the answers before the metric."),
+    Column(key="unit", outputs=LATEX, plain=unit_name,
+           says="Unit of base, tuned, delta and margin: share (a fraction; tables for people show percent and points), "
+                "percent (0 to 100) or own."),
     Column(key="n", heading="n", outputs=("terminal", "seeds", *LATEX), says="Items that both models answered.",
            text=lambda line: items_text(line.row)),
     Column(key="part", heading="n", outputs=("markdown", "page"),
@@ -127,15 +127,15 @@ COLUMNS: tuple[Column, ...] = (
            text=lambda line: partial_text(line.row) or items_text(line.row)),
     Column(key="n_total", outputs=LATEX, says="Items of the whole task."),
     Column(key="base", heading="Base", outputs=ALL, says="Score of the base model on these items.",
-           text=lambda line: value_text(line.row.metric, line.row.base)),
+           text=lambda line: value_text(line.row, line.row.base)),
     Column(key="tuned", heading="Tuned", outputs=ALL, says="Score of the tuned model on these items.",
-           text=lambda line: value_text(line.row.metric, line.row.tuned)),
+           text=lambda line: value_text(line.row, line.row.tuned)),
     Column(key="delta", heading="Difference (points)", short="Points", narrow="Points", outputs=ALL,
            says="Tuned minus base, with the sign reversed where lower is better: positive is always better.",
-           text=lambda line: fmt.points(line.row.delta, scale(line.row))),
+           text=lambda line: difference_text(line.row, line.row.delta)),
     Column(key="interval", heading="95 % interval", wide=True, outputs=TABLES,
            says="95 % interval of the difference.",
-           text=lambda line: fmt.points_interval(line.row.low, line.row.high, scale(line.row))),
+           text=lambda line: interval_text(line.row)),
     Column(key="low", outputs=LATEX, says="Lower end of the 95 % interval of the difference."),
     Column(key="high", outputs=LATEX, says="Upper end of the 95 % interval of the difference."),
     Column(key="margin", heading="Margin", outputs=("markdown", *LATEX),
@@ -194,6 +194,6 @@ def reference() -> str:
     return "\n".join([
         "# The columns of the verdict table", "",
         "Written by `make docs` from the program itself. CSV is `aftertune export ID --format csv`; JSON is "
-        "`aftertune compare --json`", "and `aftertune export ID --format json`, which have the same keys. Scores and "
-        "differences are fractions there, not points.", "",
+        "`aftertune compare --json`", "and `aftertune export ID --format json`, which have the same keys. Shares and "
+        "their differences are fractions there, not percent and points; `unit` says what is a share.", "",
         "| key | heading | meaning | where |", "| --- | --- | --- | --- |", *rows]) + "\n"

@@ -122,7 +122,7 @@ def _panels(members: Sequence[TuningOutcome], curves: Sequence[tuple[str, int, l
     panels = []
     for task in (*targets, *common_benchmarks(members)):
         rows = {o.comparison.id: r for o in members for r in (*o.targets, *o.benchmarks) if r.task == task}
-        margins = {100 * r.margin for r in rows.values()}
+        margins = {100 * r.margin for r in rows.values() if r.margin is not None}
         panels.append(Panel(task_title(task), "points", None if task in targets or len(margins) > 1 else margins.pop(),
                             _curves(curves, axis, {i: Span.of(r) for i, r in rows.items()})))
     drops = {o.comparison.id: o.loss_drop for o in members}

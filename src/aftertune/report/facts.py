@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from aftertune.catalog import MetricKey, is_bounded
 from aftertune.methods import method_title
 from aftertune.redaction import redact
 from aftertune.report import formatting as fmt
@@ -22,7 +23,7 @@ from aftertune.report.names import task_title
 from aftertune.report.results import Family
 from aftertune.report.sentences import watch_facts
 from aftertune.report.table import held_out_line, part_text
-from aftertune.values import Early, Evaluation, ModelIdentity, Overlap, Provenance, TaskSettings, Tuning
+from aftertune.values import Early, EarlyUnit, Evaluation, ModelIdentity, Overlap, Provenance, TaskSettings, Tuning
 from aftertune.values.reported import proven
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -238,9 +239,15 @@ def early_stop_text(early: Early) -> str:
     if early.max_width is not None:
         rules.append(f"interval at most {fmt.points(early.max_width).lstrip('+')} points wide")
     units = [f"{task_title(u.name)}: {fmt.count(u.used)} of {fmt.count(u.items)} items, tested every {u.batch} items, "
-             f"margin ±{fmt.points(early.margins.get(u.name)).lstrip('+')}, order {fmt.short(u.order)}"
-             for u in early.units]
+             f"{_margin_text(early, u)}order {fmt.short(u.order)}" for u in early.units]
     return "; ".join([", ".join(rules), *units])
+
+
+def _margin_text(early: Early, unit: EarlyUnit) -> str:
+    """The margin of a sequential test; "" for a metric without bounds, which has no such test."""
+    if not is_bounded(MetricKey(unit.key).metric, unit.tasks[0]):
+        return ""
+    return f"margin ±{fmt.points(early.margins.get(unit.name)).lstrip('+')}, "
 
 
 def task_text(task: TaskSettings) -> str:

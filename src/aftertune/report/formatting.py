@@ -45,9 +45,14 @@ def raw(value: float | None, digits: int = 4) -> str:
     return _number(value, digits)
 
 
-def points(value: float | None, scale: float = 100) -> str:
+def own_digits(*values: float | None) -> int:
+    """Decimals of a metric in its own unit: two from 10 on (a BLEU of 34.56), else four (0.8712 bits per byte)."""
+    return 2 if any(value is not None and abs(value) >= 10 for value in values) else 4
+
+
+def points(value: float | None, scale: float = 100, digits: int = 2) -> str:
     """A signed difference of fractions in percentage points: -0.11 -> "−11.00"."""
-    return _number(None if value is None else scale * value, 2, signed=True)
+    return _number(None if value is None else scale * value, digits, signed=True)
 
 
 def points_interval(low: float, high: float, scale: float = 100) -> str:

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from aftertune.catalog import is_fraction
 from aftertune.report import formatting as fmt
-from aftertune.report.table import early_text, items_needed_text
+from aftertune.report.table import difference_text, early_text, interval_text, items_needed_text
 from aftertune.values import GateLine
 
 
@@ -25,15 +24,14 @@ def gate_text(line: GateLine) -> str:
 
 def limit_text(line: GateLine) -> str:
     """The limit with its unit: "2.00 points"."""
-    fraction = is_fraction(line.row.metric)
-    return f"{fmt.raw((100 if fraction else 1) * line.limit, 2)}{' points' if fraction else ''}"
+    limit = difference_text(line.row, line.limit).lstrip("+")
+    return f"{limit} points" if line.row.fraction else f"{limit} in the unit of {fmt.visible(line.row.metric)}"
 
 
 def gate_reason(line: GateLine) -> str:
     """What is proven, with the figures that prove it."""
-    row, scale = line.row, 100 if is_fraction(line.row.metric) else 1
-    figures = (f"{fmt.points(row.delta, scale)}, 95 % interval {fmt.points_interval(row.low, row.high, scale)}, "
-               f"n={fmt.count(row.n)}")
+    row = line.row
+    figures = f"{difference_text(row, row.delta)}, 95 % interval {interval_text(row)}, n={fmt.count(row.n)}"
     drop = f"a drop of more than {limit_text(line)}"
     if row.stopped_of is not None:
         figures += f"; {early_text(row.n, row.stopped_of)}, the interval is for the full run"

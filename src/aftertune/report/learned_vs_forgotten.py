@@ -126,7 +126,7 @@ def _row(outcome: TuningOutcome, task: str) -> ComparisonRow:
 
 
 def _margin(rows: Sequence[ComparisonRow]) -> float | None:
-    margins = {100 * r.margin for r in rows}
+    margins = {100 * r.margin for r in rows if r.margin is not None}
     return margins.pop() if len(margins) == 1 else None
 
 

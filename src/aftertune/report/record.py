@@ -41,7 +41,7 @@ from aftertune.report.table import (
     performance,
     proven_best,
     score_table,
-    value_text,
+    score_text,
 )
 from aftertune.values import Comparison, Evaluation, Score
 from aftertune.values.reported import ScoreName, plain_name
@@ -226,7 +226,7 @@ def _measured(evaluations: Sequence[Evaluation], key: ScoreName, scores: Mapping
         if score is None:
             row.append(fmt.DASH)
             continue
-        cell = value_text(key[1], score.value)
+        cell = score_text(score, score.value)
         early = evaluation.stopped(score.task)
         cell += f" {error_text(score).replace('±', '± ')}" if fmt.is_finite(score.stderr) and not early else ""
         cell += parts.get(evaluation.id, "")

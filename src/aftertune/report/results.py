@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from aftertune.catalog import is_fraction
 from aftertune.errors import InputError
 from aftertune.report.names import source_title
 from aftertune.report.sections import Planned
@@ -190,12 +189,12 @@ class TuningOutcome:
 
 def benchmarks(comparison: Comparison) -> list[ComparisonRow]:
     """Primary rows of the tasks that are not target tasks, where the metric is a fraction."""
-    return [r for r in comparison.rows if r.primary and not r.target and is_fraction(r.metric)]
+    return [r for r in comparison.rows if r.primary and not r.target and r.fraction]
 
 
 def targets(comparison: Comparison) -> list[ComparisonRow]:
     """Primary rows of the target tasks, where the metric is a fraction."""
-    return [r for r in comparison.rows if r.primary and r.target and is_fraction(r.metric)]
+    return [r for r in comparison.rows if r.primary and r.target and r.fraction]
 
 
 def outcomes(results: Results) -> list[TuningOutcome]:

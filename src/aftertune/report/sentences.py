@@ -17,13 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aftertune.catalog import is_fraction
 from aftertune.report import documents as md
 from aftertune.report import formatting as fmt
 from aftertune.report.changed_items import forced_text
-from aftertune.report.columns import columns, margin_text, scale, verdict_lines
+from aftertune.report.columns import columns, verdict_lines
 from aftertune.report.names import metric_title, source_title, task_title
-from aftertune.report.table import items_needed_text, items_text
+from aftertune.report.table import difference_text, interval_text, items_needed_text, items_text, margin_text
 from aftertune.values import VERDICT_LABELS, Comparison, ComparisonRow, Contrast, Verdict, WatchPoint
 
 
@@ -82,13 +81,16 @@ def _sentence(comparison: Comparison, verdict: Verdict, rows: list[ComparisonRow
 
 
 def _evidence(row: ComparisonRow) -> str:
-    unit = "points, " if is_fraction(row.metric) else ""
     early = "" if row.stopped_of is None else ", stopped early; the interval is for the full run"
     needed = f"; {items_needed_text(row)}" if row.verdict == "undecided" and items_needed_text(row) else ""
     return (f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))} "
-            f"({fmt.points(row.delta, scale(row))} {unit}95 % interval "
-            f"{fmt.points_interval(row.low, row.high, scale(row))}, margin {margin_text(row)}, n={items_text(row)}"
-            f"{early}{needed})")
+            f"({_figures(row)}, n={items_text(row)}{early}{needed})")
+
+
+def _figures(row: ComparisonRow) -> str:
+    """Difference, interval and margin of a row."""
+    unit = " points" if row.fraction else " in its own unit"
+    return (f"{difference_text(row, row.delta)}{unit}, 95 % interval {interval_text(row)}, margin {margin_text(row)}")
 
 
 def _pair(comparison: Comparison) -> str:
@@ -169,15 +171,19 @@ def seed_observations(contrasts: Sequence[Contrast]) -> list[Observation]:
 
 
 def _seed_evidence(row: ComparisonRow) -> str:
-    unit = "points, " if is_fraction(row.metric) else ""
     return (f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))} "
-            f"({fmt.points(row.delta, scale(row))} {unit}95 % interval "
-            f"{fmt.points_interval(row.low, row.high, scale(row))}, margin {margin_text(row)}, n={row.n})")
+            f"({_figures(row)}, n={row.n})")
 
 
 # --- Forgetting watch ---
 def watch_text(point: WatchPoint) -> str:
     """One look in one line. Its model is made from the base, so the labels are forgot, improved and kept."""
+    if not point.fraction:
+        digits = fmt.own_digits(point.base, point.tuned)
+        low, delta, high = (fmt.points(v, 1, digits) for v in (point.low, point.delta, point.high))
+        return (f"watch, step {point.step}: {point.task} {fmt.raw(point.base, digits)} → "
+                f"{fmt.raw(point.tuned, digits)}, {delta} in its own unit ({low} to {high}) on {point.n} items: not "
+                "tested, because a margin in points means nothing there")
     return (f"watch, step {point.step}: {point.task} {fmt.percent(point.base)} → {fmt.percent(point.tuned)}, "
             f"{fmt.points(point.delta)} points ({fmt.points_interval(point.low, point.high)}) on {point.n} items: "
             f"{VERDICT_LABELS[point.verdict]}")

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from aftertune.catalog import is_fraction
 from aftertune.report import formatting as fmt
 from aftertune.report.names import metric_title, task_title
 from aftertune.stats.paired import wilson
@@ -62,7 +61,7 @@ def score_interval(score: Score) -> tuple[float, float] | None:
     second interval.
     """
     k, p = score.value * score.n, score.value
-    if is_fraction(score.metric) and not score.group and 0 <= p <= 1 and score.n > 0:
+    if score.fraction and not score.group and 0 <= p <= 1 and score.n > 0:
         binomial = math.sqrt(p * (1 - p) / max(1, score.n - 1))
         stderr = score.stderr if score.stderr is not None and math.isfinite(score.stderr) else binomial
         if abs(k - round(k)) < 1e-6 * max(1, score.n) and math.isclose(stderr, binomial, rel_tol=0.01, abs_tol=1e-9):
@@ -70,17 +69,41 @@ def score_interval(score: Score) -> tuple[float, float] | None:
     if score.stderr is None or not math.isfinite(score.stderr):
         return None
     low, high = score.value - _Z * score.stderr, score.value + _Z * score.stderr
-    return (max(0.0, low), min(1.0, high)) if is_fraction(score.metric) else (low, high)
+    return (max(0.0, low), min(1.0, high)) if score.fraction else (low, high)
 
 
-def value_text(metric: str, value: float | None) -> str:
-    """The value of a metric: percent for fractions, four decimals for others such as perplexity."""
-    return fmt.percent(value) if is_fraction(metric) else fmt.raw(value)
+def score_text(score: Score, value: float | None) -> str:
+    """The value of a score, or an error of it: percent for shares, else in the metric's own unit."""
+    return fmt.percent(value) if score.fraction else fmt.raw(value, fmt.own_digits(score.value))
 
 
 def error_text(score: Score) -> str:
     """±1 standard error of a score as lm-eval computes it, or a dash if there is none."""
-    return f"±{value_text(score.metric, score.stderr)}" if fmt.is_finite(score.stderr) else fmt.DASH
+    return f"±{score_text(score, score.stderr)}" if fmt.is_finite(score.stderr) else fmt.DASH
+
+
+def value_text(row: ComparisonRow, value: float | None) -> str:
+    """A score of a row: percent for shares, else in the metric's own unit."""
+    return fmt.percent(value) if row.fraction else fmt.raw(value, fmt.own_digits(row.base, row.tuned))
+
+
+def difference_text(row: ComparisonRow, value: float | None) -> str:
+    """A difference of a row, with its sign: in percentage points for shares, else in the metric's own unit."""
+    return fmt.points(value) if row.fraction else fmt.points(value, 1, fmt.own_digits(row.base, row.tuned))
+
+
+def interval_text(row: ComparisonRow) -> str:
+    """The 95 % interval of the difference of a row: "−15.00 to −7.00"."""
+    if not (fmt.is_finite(row.low) and fmt.is_finite(row.high)):
+        return fmt.DASH
+    return f"{difference_text(row, row.low)} to {difference_text(row, row.high)}"
+
+
+def margin_text(row: ComparisonRow) -> str:
+    """The margin of a row: "±5.00"."""
+    if row.margin is None:
+        return "none in its unit"
+    return f"±{difference_text(row, row.margin).lstrip('+')}{'' if row.fraction else ' in its unit'}"
 
 
 def part_text(task: TaskSettings | None) -> str:
@@ -125,9 +148,9 @@ def score_table(evaluation: Evaluation) -> list[ScoreLine]:
         lines.append(ScoreLine(
             task=score.task, title=fmt.visible(task_title(score.task)),
             metric=fmt.visible(metric_title(score.metric, score.filter)),
-            result=("about " if early else "") + value_text(score.metric, score.value),
+            result=("about " if early else "") + score_text(score, score.value),
             error=fmt.DASH if early else error_text(score),
-            interval=" to ".join(value_text(score.metric, v) for v in interval) if interval else fmt.DASH,
+            interval=" to ".join(score_text(score, v) for v in interval) if interval else fmt.DASH,
             n=fmt.count(score.n), primary=score.primary,
             part=score_part(evaluation, score.task),
             certain=not early and score.stderr == 0 and interval is not None and interval[0] < interval[1]))
@@ -156,7 +179,7 @@ def note_text(row: ComparisonRow) -> str:
     if row.stopped_of is not None:
         parts.append(early_text(row.n, row.stopped_of) if row.primary else "an early estimate, not the score")
         parts += ["the interval is for the full run and valid at every look"] if row.primary else []
-    if not is_fraction(row.metric):
+    if not row.fraction:
         parts.append("in the metric's own unit, not points")
     return fmt.visible("; ".join([*parts, row.note] if row.note else parts))
 

@@ -20,7 +20,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from aftertune.report.columns import CellValue, Output, columns
+from aftertune.report.columns import CellValue, Output, columns, unit_name
 from aftertune.report.results import Results
 from aftertune.report.table import score_interval
 from aftertune.values import Comparison, Evaluation
@@ -47,10 +47,10 @@ def scores_export(evaluation: Evaluation) -> DataTable:
         low, high = score_interval(score) or (None, None)
         stopped = evaluation.stopped(score.task)
         rows.append((score.task, score.metric, score.filter, score.value, score.stderr, low, high, score.n,
-                     evaluation.total(score.task), stopped[1] if stopped else None, score.primary))
+                     evaluation.total(score.task), stopped[1] if stopped else None, score.primary, unit_name(score)))
     return DataTable(f"{evaluation.name} ({evaluation.id})",
                      ("task", "metric", "filter", "value", "stderr", "low", "high", "n", "n_total", "stopped_of",
-                      "primary"), tuple(rows))
+                      "primary", "unit"), tuple(rows))
 
 
 def comparison_export(comparison: Comparison, output: Output) -> DataTable:
@@ -73,9 +73,9 @@ def overview_export(title: str, results: Results) -> DataTable:
             base, row = newest.get((evaluation.id, score.task, score.metric, score.filter), ("", None))
             verdict = (base, row.delta, row.low, row.high, row.verdict, row.told) if row else (None,) * 6
             rows.append((evaluation.name, evaluation.id, score.task, score.metric, score.filter, score.value, low, high,
-                         score.n, evaluation.total(score.task), *verdict))
+                         score.n, evaluation.total(score.task), *verdict, unit_name(score)))
     return DataTable(title, ("evaluation", "id", "task", "metric", "filter", "value", "low", "high", "n", "n_total",
-                             "base", "delta", "delta_low", "delta_high", "verdict", "label"), tuple(rows))
+                             "base", "delta", "delta_low", "delta_high", "verdict", "label", "unit"), tuple(rows))
 
 
 def as_objects(table: DataTable) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
 from aftertune.report.changed_items import form_text, shift_text
-from aftertune.report.columns import VerdictLine, columns, margin_text, verdict_table
+from aftertune.report.columns import VerdictLine, columns, verdict_table
 from aftertune.report.sentences import lineage_note, watermark
-from aftertune.report.table import exploratory_text, held_out_line, partial_text, score_table
+from aftertune.report.table import exploratory_text, held_out_line, margin_text, partial_text, score_table
 from aftertune.values import Comparison, Evaluation
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ def _footer(comparison: Comparison, lines: list[VerdictLine]) -> str:
     partial = [f"{fmt.visible(line.row.task)} {partial_text(line.row)}" for line in lines
                if line.row.primary and partial_text(line.row)]
     items = f" Items used: {', '.join(partial)}." if partial else ""
-    return f"Margin in points: {', '.join(shown) or fmt.DASH}.{items} {lineage_note(comparison)}"
+    own = margins and not any(line.row.fraction for line in lines if line.row.primary)
+    return f"{'Margin:' if own else 'Margin in points:'} {', '.join(shown) or fmt.DASH}.{items} " \
+        f"{lineage_note(comparison)}"
 
 
 class _Layout:

@@ -28,13 +28,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from aftertune.catalog import BENCHMARKS
 from aftertune.errors import InputError, nearest, shown
 from aftertune.methods import METHODS, MethodName, join_names, ranks_text, rates_text, unsloth_methods
 from aftertune.study.files import edited_yaml, parse_yaml, read_yaml
 from aftertune.study.matrix import matrix_schema
 from aftertune.study.overrides import expanded, overrides
 from aftertune.study.presets import with_defaults, with_method_defaults
-from aftertune.values import digest
+from aftertune.values import Margin, digest
 
 #: Endings of data files; a name without one may be a data set of the Hub.
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -138,7 +139,8 @@ class TaskSpec(Spec):
     data: Annotated[Path | None, Field(
         description="Local file for a task whose data no pack has (gsm8k: its train split).")] = None
     target: Annotated[TargetSpec | None, Field(description="Makes this a target task of your own.")] = None
-    margin: Annotated[Points | None, Field(description="Margin of this task, in points.")] = None
+    margin: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, Field(
+        description="Margin of this task: in points, or in the unit of its metric where that is no share.")] = None
     only: Annotated[tuple[str, ...], Field(
         description="Evaluate it only on these bases and tunings; patterns such as lora-* are allowed.")] = ()
 
@@ -146,6 +148,9 @@ class TaskSpec(Spec):
     def _limit_or_sample(self) -> TaskSpec:
         if self.limit is not None and self.sample is not None:
             raise ValueError("`limit` (the first N) and `sample` (a random N) cannot be set together")
+        if self.margin is not None and self.margin > 100 and self.name in BENCHMARKS:
+            raise ValueError(f"`margin` of {self.name} is {self.margin:g}; its metric is a share, so allowed are "
+                             "points above 0, up to 100")
         return self
 
     def asks(self, name: str) -> bool:
@@ -366,7 +371,8 @@ class Study(Spec):
     tunings: dict[Name, StudyTuning] = Field(default_factory=dict, description="Fine-tunes, by name.")
     matrix: Annotated[dict[str, Any] | None, Field(
         exclude=True, description="Fine-tunes as all combinations of lists; they join `tunings`.")] = None
-    margin: Annotated[Points, Field(description="Points; a change within them is no loss.")] = 2.0
+    margin: Annotated[Points, Field(
+        description="Points; a change within them is no loss. For tasks whose metric is a share.")] = 2.0
     dtype: Dtype = "auto"
     device: Device = "auto"
     engine: EngineName = "packed"
@@ -411,9 +417,9 @@ class Study(Spec):
                 raise InputError(f"study {self.study}: `{field}` is {path}, but there is no such file"
                                  f"{nearest(path.name, names)}")
 
-    def margins(self) -> dict[str, float]:
-        """Margin of each task as a fraction."""
-        return {t.name: (t.margin or self.margin) / 100 for t in self.tasks}
+    def margins(self) -> dict[str, Margin]:
+        """Margin of each task. That of the study is in points, so it is for shares alone."""
+        return {t.name: Margin.given(t.margin) if t.margin else Margin(self.margin / 100) for t in self.tasks}
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:

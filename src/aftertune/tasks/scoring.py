@@ -21,10 +21,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from aftertune.catalog import MetricKey
+from aftertune.catalog import MetricKey, unit_of
 from aftertune.errors import TaskError
 from aftertune.tasks.loading import LoadedTask
-from aftertune.values import Answer, Item, Response, Score
+from aftertune.values import Answer, Item, Response, Score, group_unit
 from aftertune.values.comparison import OUT_OF_TIME
 
 # --- Time limits for task filters and regular expressions ---
@@ -89,7 +89,7 @@ def score_responses(loaded: Sequence[LoadedTask], responses: Mapping[int, Respon
         positions += task_positions
         scores += _scores(task, values, table)
         groups |= task.groups
-    return all_answers, positions, scores + _group_scores(groups, table)
+    return all_answers, positions, scores + _group_scores(groups, table, scores)
 
 
 def task_answers(loaded: LoadedTask, responses: Mapping[int, Response]) -> list[Answer]:
@@ -195,29 +195,41 @@ def _scores(loaded: LoadedTask, values: dict[tuple[str, str], list[Any]], table:
         make = stderr_for_metric(metric=aggregate, bootstrap_iters=BOOTSTRAP_RESAMPLES)
         error = float(make(items)) if make and len(items) > 1 else None
         key = MetricKey.of(metric, name)
+        numbers = [v for v in items if isinstance(v, bool | int | float)]
         row[key] = value
         row[key.stderr] = "N/A" if error is None else error
         scores.append(Score(task=settings.task, metric=metric, filter=name, value=value, stderr=error,
                             n=len(items), higher_is_better=settings.higher_is_better.get(metric, True),
-                            primary=key == settings.primary))
+                            primary=key == settings.primary,
+                            unit=unit_of(metric, [value, *numbers], task=settings.task,
+                                         aggregation=_aggregation_name(aggregate))))
     table[settings.task] = row
     return scores
 
 
-def _group_scores(groups: Mapping[str, Any], table: dict[str, dict[str, Any]]) -> list[Score]:
-    """The scores of the groups that lm-eval aggregates, from the scores of their tasks."""
+def _aggregation_name(function: Any) -> str:
+    """The name of lm-eval's own aggregation; "own" for a function of a task."""
+    known = getattr(function, "__module__", "") == "lm_eval.api.metrics"
+    return str(function.__name__) if known else "own"
+
+
+def _group_scores(groups: Mapping[str, Any], table: dict[str, dict[str, Any]], members: Sequence[Score]
+                  ) -> list[Score]:
+    """The scores of the groups that lm-eval aggregates, from the scores of their tasks (``members``)."""
     scores = []
     for name, group in groups.items():
         if not group.has_aggregation:
             continue
         row = group.aggregate(table)
+        tasks = {t.config.task for t in group.get_all_tasks()}
         for key, value in ((MetricKey(k), v) for k, v in row.items()):
             if not key.is_score:
                 continue
             error = row.get(key.stderr)
             scores.append(Score(task=name, metric=key.metric, filter=key.filter, value=float(value),
                                 stderr=float(error) if isinstance(error, int | float) else None,
-                                n=int(row["sample_len"]), group=True))
+                                n=int(row["sample_len"]), group=True,
+                                unit=group_unit(key, [m for m in members if m.task in tasks])))
     return scores
 
 

@@ -2,8 +2,9 @@
 
     from aftertune.values import Answer, Evaluation, Tuning, ComparisonRow
 
-Values are fractions, never percent: an accuracy of 47 % is 0.47 and a margin of two points is 0.02. Only reports and
-the terminal multiply by 100. Times are ISO 8601 in UTC. Hashes are SHA-256 in lower-case hex.
+Shares are fractions, never percent: an accuracy of 47 % is 0.47 and a margin of two points is 0.02. Only reports and
+the terminal multiply by 100. Metrics that are no shares (perplexity, BLEU) have their own unit. Times are ISO 8601 in
+UTC. Hashes are SHA-256 in lower-case hex.
 """
 
 from aftertune.values.comparison import (
@@ -18,6 +19,7 @@ from aftertune.values.comparison import (
     FormCounts,
     FormShift,
     GateLine,
+    Margin,
     Relation,
 )
 from aftertune.values.encoding import (
@@ -43,6 +45,7 @@ from aftertune.values.evaluation import (
     Score,
     TaskSettings,
     Verdict,
+    group_unit,
 )
 from aftertune.values.tuning import (
     HeldOut,
@@ -72,6 +75,7 @@ __all__ = [
     "GateLine",
     "HeldOut",
     "Item",
+    "Margin",
     "ModelIdentity",
     "Overlap",
     "Progress",
@@ -87,6 +91,7 @@ __all__ = [
     "WatchPoint",
     "canonical",
     "digest",
+    "group_unit",
     "json_ready",
     "plain",
     "restore",

@@ -3,7 +3,7 @@ seeds, and gates.
 
     ComparisonRow(task="hellaswag", metric="acc_norm", base=0.41, tuned=0.36, delta=-0.05, verdict="lower", …)
 
-All values are fractions, never percent.
+All shares are fractions, never percent. Other metrics have their own unit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aftertune.catalog import FRACTIONS, Unit, unit_of
 from aftertune.values.evaluation import Verdict
 from aftertune.values.tuning import HeldOut
 
@@ -33,7 +34,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
-    """Base and tuned model on one metric of one task. All values are fractions.
+    """Base and tuned model on one metric of one task. Shares are fractions; other metrics have their own unit.
 
     base, tuned: the scores. delta: tuned - base, with the sign turned so that positive is better. low, high: 95 %
     interval of delta. n: items that both answered; n_total: items that the task has. gained, lost: items that became
@@ -48,7 +49,8 @@ class ComparisonRow:
     told: the label, such as "forgot" (`VERDICT_LABELS`). note: what a reader must know beside the figures. details:
     further intervals. items_needed: items that would decide an undecided row; None where the row is decided or the
     task cannot decide it. at_floor: the base scores no better than a guess. target: the task tests the skill that the
-    fine-tune teaches.
+    fine-tune teaches. unit: of base, tuned, delta and margin, "" where an older version stored the row. margin: None
+    where the metric is no share and no margin in its unit was given; then nothing is tested.
 
     stopped_of: items of the full run, where the row was stopped early after n of them. Then low and high hold for the
     difference of the full run at every interim analysis at once, the p-values are anytime-valid, and base, tuned and
@@ -64,7 +66,7 @@ class ComparisonRow:
     delta: float
     low: float
     high: float
-    margin: float
+    margin: float | None
     primary: bool
     kind: Literal["binary", "real"]
     p: float | None = None
@@ -88,6 +90,26 @@ class ComparisonRow:
     group: str = ""
     q: float | None = None
     details: tuple[str, ...] = ()
+    unit: Unit | Literal[""] = ""
+
+    @property
+    def fraction(self) -> bool:
+        """True for a share, which is shown in percent and points; False for a metric in its own unit."""
+        return (self.unit or unit_of(self.metric, [self.base, self.tuned], task=self.task)) in FRACTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """The largest change of a task that counts as none. share: where its metric is a share, as a fraction; own: where
+    it is not, in the metric's own unit, None if it was not given in that unit."""
+
+    share: float
+    own: float | None = None
+
+    @classmethod
+    def given(cls, value: float) -> Margin:
+        """A margin as a user writes it for a task: in points, or in the metric's own unit."""
+        return cls(share=value / 100, own=value)
 
 
 #: The extracted text of an answer on which a filter or a metric ran out of time.
@@ -240,7 +262,7 @@ class Flips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLine:
-    """One limit of a gate and its outcome. limit: largest drop allowed, as a fraction.
+    """One limit of a gate and its outcome. limit: largest drop allowed, as a fraction or in the metric's own unit.
 
     outcome: "dropped" (a drop beyond the limit is proven), "held" (its absence is proven), "open" (neither), "floor"
     (the base scores at chance, so it has nothing to lose). failed: this limit fails the gate.

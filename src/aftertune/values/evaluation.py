@@ -8,11 +8,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from aftertune.catalog import MetricKey
+from aftertune.catalog import FRACTIONS, MetricKey, Unit, unit_of
 from aftertune.values.encoding import digest
 
 Verdict = Literal["lower", "higher", "within", "undecided"]
@@ -183,7 +183,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """An aggregated metric of one task (or group). stderr: lm-eval's standard error; None where it has none."""
+    """An aggregated metric of one task (or group). stderr: lm-eval's standard error; None where it has none. unit: of
+    the value, "" where an older version stored it."""
 
     task: str
     metric: str
@@ -194,11 +195,23 @@ class Score:
     higher_is_better: bool = True
     primary: bool = False
     group: bool = False
+    unit: Unit | Literal[""] = field(default="", compare=False)
+
+    @property
+    def fraction(self) -> bool:
+        """True for a share, which is shown in percent; False for a value in the metric's own unit."""
+        return (self.unit or unit_of(self.metric, [self.value], task=self.task)) in FRACTIONS
 
     @property
     def key(self) -> MetricKey:
         """``metric,filter``."""
         return MetricKey.of(self.metric, self.filter)
+
+
+def group_unit(key: str, members: Sequence[Score]) -> Unit | Literal[""]:
+    """The unit of a group's score ``metric,filter``: no share if it is none in a member; "" if no member has it."""
+    units = [m.unit for m in members if m.key == key]
+    return next((u for u in units if u not in FRACTIONS), units[0] if units else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from aftertune.catalog import FRACTIONS, Unit
 from aftertune.values.evaluation import ModelIdentity, Provenance, Verdict
 
 
@@ -32,7 +33,8 @@ class WatchPoint:
     """One interim analysis of a forgetting watch: the primary metric of a task on a fixed subset of its items.
 
     base, tuned: scores of the base and of the model after ``step`` steps. low, high: 95 % interval of delta. All are
-    fractions. verdict: corrected for the number of analyses and tasks of the watch.
+    fractions. verdict: corrected for the number of analyses and tasks of the watch. unit: of the values; where it is
+    no share, nothing is tested and the verdict is "undecided".
     """
 
     step: int
@@ -45,6 +47,12 @@ class WatchPoint:
     low: float
     high: float
     verdict: Verdict
+    unit: Unit = "share"
+
+    @property
+    def fraction(self) -> bool:
+        """True for a share, which is shown in percent and points."""
+        return self.unit in FRACTIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

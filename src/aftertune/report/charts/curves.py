@@ -55,7 +55,7 @@ def loss_curve(tuning: Tuning, width: int) -> str:
 
 def watch_chart(tuning: Tuning, width: int) -> str:
     """A line for each watched task, with a mark for each verdict and its 95 % interval; "" without a watch."""
-    points = [p for p in tuning.watch if all(map(fmt.is_finite, (p.delta, p.low, p.high)))]
+    points = [p for p in tuning.watch if p.fraction and all(map(fmt.is_finite, (p.delta, p.low, p.high)))]
     if not points:
         return ""
     height = 250

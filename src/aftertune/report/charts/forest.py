@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aftertune.catalog import is_fraction
 from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
 from aftertune.report.charts.svg import INK, WIDE, Sheet, mark, sheet, short
 from aftertune.report.names import metric_title, task_title
-from aftertune.report.table import row_label, shown_verdict
+from aftertune.report.table import difference_text, interval_text, row_label, shown_verdict
 from aftertune.values import Comparison, ComparisonRow, Contrast
 
 _WIDE_CHARS = 36  # characters of a name that fit beside the plot of a wide chart
@@ -42,8 +41,8 @@ class _Line:
 
     @property
     def numbers(self) -> str:
-        """Difference and interval in points."""
-        return f"{fmt.points(self.row.delta)} ({fmt.points_interval(self.row.low, self.row.high)})"
+        """Difference and interval, in points or in the metric's own unit."""
+        return f"{difference_text(self.row, self.row.delta)} ({interval_text(self.row)})"
 
     @property
     def description(self) -> str:
@@ -55,14 +54,21 @@ class _Line:
 def forest(comparison: Comparison, width: int) -> str:
     """The differences of a comparison, ``width`` px wide.
 
-    Target tasks have their own panel, because their differences are much larger. Metrics that are not fractions are
-    left out. Returns "" if nothing can be drawn.
+    Target tasks have their own panel, because their differences are much larger, and so has each metric in its own
+    unit. Returns "" if nothing can be drawn.
     """
     lines = [_Line(task_title(r.task), metric_title(r.metric, r.filter), r, row_label(r, comparison.lineage))
              for r in comparison.rows if _drawable(r)]
-    panels = [[x for x in lines if not x.row.target], [x for x in lines if x.row.target]]
+    panels = [p for side in (False, True) for p in _panels([x for x in lines if x.row.target is side])]
     return _draw(f"forest {comparison.id}", f"Differences of {comparison.tuned_name} against {comparison.base_name}",
-                 [p for p in panels if p], width)
+                 panels, width)
+
+
+def _panels(lines: Sequence[_Line]) -> list[list[_Line]]:
+    """The lines of shares, which have one scale, and those of each metric in its own unit."""
+    units = dict.fromkeys("" if x.row.fraction else x.row.metric for x in lines)
+    return [[x for x in lines if ("" if x.row.fraction else x.row.metric) == unit] for unit in
+            sorted(units, key=bool)]
 
 
 def contrast_forest(contrast: Contrast, width: int) -> str:
@@ -70,7 +76,7 @@ def contrast_forest(contrast: Contrast, width: int) -> str:
     lines = [_Line(task_title(r.task), metric_title(r.metric, r.filter), r, row_label(r, lineage=False))
              for r in contrast.rows if _drawable(r)]
     return _draw(f"contrast {contrast.id}", f"Differences of {contrast.right} against {contrast.left}",
-                 [lines] if lines else [], width)
+                 _panels(lines), width)
 
 
 def task_forest(task: str, comparisons: Sequence[Comparison], width: int) -> str:
@@ -79,11 +85,12 @@ def task_forest(task: str, comparisons: Sequence[Comparison], width: int) -> str
              for r in c.rows if r.task == task and r.primary and _drawable(r)]
     if len(lines) < 2:
         return ""
-    return _draw(f"task {task} {[c.id for c in comparisons]}", f"Differences on {task_title(task)}", [lines], width)
+    return _draw(f"task {task} {[c.id for c in comparisons]}", f"Differences on {task_title(task)}", _panels(lines),
+                 width)
 
 
 def _drawable(row: ComparisonRow) -> bool:
-    return is_fraction(row.metric) and fmt.is_finite(row.low) and fmt.is_finite(row.high) and fmt.is_finite(row.delta)
+    return fmt.is_finite(row.low) and fmt.is_finite(row.high) and fmt.is_finite(row.delta)
 
 
 def _draw(name: str, title: str, panels: Sequence[Sequence[_Line]], width: int) -> str:
@@ -100,14 +107,17 @@ def _draw(name: str, title: str, panels: Sequence[Sequence[_Line]], width: int) 
             axes = s.axes(left, top, right - left, row_height * len(panel))
             _panel(axes, s, panel)
             top += row_height * len(panel) + _AXIS_HEIGHT + 8
-        return s.svg(title, "Differences in percentage points with 95 % intervals. "
+        unit = "percentage points" if all(line.row.fraction for line in lines) else \
+            "percentage points, or in the metric's own unit,"
+        return s.svg(title, f"Differences in {unit} with 95 % intervals. "
                      + "; ".join(line.description for line in lines) + ".")
 
 
 def _panel(axes: Any, s: Sheet, lines: Sequence[_Line]) -> None:
-    """Draw the rows from top to bottom on one scale, in points."""
-    ends = [100 * v for x in lines for v in (x.row.low, x.row.high, -x.row.margin, x.row.margin)]
-    room = 0.05 * (max(ends) - min(ends))
+    """Draw the rows from top to bottom on one scale, in points or in the metric's own unit."""
+    scale = 100 if lines[0].row.fraction else 1
+    ends = [scale * v for x in lines for v in (x.row.low, x.row.high, -(x.row.margin or 0), x.row.margin or 0)]
+    room = 0.05 * ((max(ends) - min(ends)) or 1)
     axes.set_xlim(min(ends) - room, max(ends) + room)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.plot([0, 0], [-0.5, len(lines) - 0.5], color=INK["muted"], linewidth=0.8, zorder=1)
@@ -116,14 +126,16 @@ def _panel(axes: Any, s: Sheet, lines: Sequence[_Line]) -> None:
         verdict = shown_verdict(row)
         colour = INK[badge(verdict).colour]
         offset, half = (0.0, 0.51) if s.wide else (0.2, 0.15)
-        axes.fill_betweenx([y + offset - half, y + offset + half], -100 * row.margin, 100 * row.margin,
-                           color=INK["band"], linewidth=0, zorder=0)
-        axes.plot([100 * row.low, 100 * row.high], [y + offset] * 2, color=colour,
+        margin = scale * (row.margin or 0)
+        axes.fill_betweenx([y + offset - half, y + offset + half], -margin, margin, color=INK["band"],
+                           linewidth=0, zorder=0)
+        axes.plot([scale * row.low, scale * row.high], [y + offset] * 2, color=colour,
                   linewidth=2.4 if line.primary else 1.2, zorder=2)
-        axes.plot([100 * row.delta], [y + offset], color=colour, zorder=3, **mark(verdict, 8 if line.primary else 5))
+        axes.plot([scale * row.delta], [y + offset], color=colour, zorder=3, **mark(verdict, 8 if line.primary else 5))
         _labels(axes, s, line, y)
     axes.set_yticks([])
-    axes.set_xlabel("difference in percentage points (positive is better)", color=INK["muted"], fontsize=10)
+    unit = "percentage points" if scale == 100 else f"the unit of {metric_title(lines[0].row.metric, '')}"
+    axes.set_xlabel(f"difference in {unit} (positive is better)", color=INK["muted"], fontsize=10)
 
 
 def _labels(axes: Any, s: Sheet, line: _Line, y: int) -> None:

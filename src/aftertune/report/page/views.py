@@ -161,7 +161,8 @@ def _margins(lines: list[VerdictLine]) -> str:
     if not margins:
         return "No primary metric could be compared, so there is no verdict."
     if len(set(margins.values())) == 1:
-        return f"Margin: {next(iter(margins.values()))} points."
+        points = " points" if all(line.row.fraction for line in lines if line.row.primary) else ""
+        return f"Margin: {next(iter(margins.values()))}{points}."
     return "Margins in points: " + ", ".join(f"{title} {margin}" for title, margin in margins.items()) + "."
 
 
