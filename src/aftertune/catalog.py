@@ -414,11 +414,13 @@ def is_bounded(metric: str, task: str = "") -> bool:
     return metric in METRICS and METRICS[metric].unit_in(task) in FRACTIONS
 
 
-#: Unit of a score by lm-eval's function that makes it from the items. Others, such as mean, leave it to the values.
+#: Unit of a score by lm-eval's function that makes it from the items, under its name in a task file and in Python.
+#: Others, such as mean, leave it to the values.
 _BY_AGGREGATION: Mapping[str, Unit] = {
-    **dict.fromkeys(("bleu", "chrf", "chrf++", "chrfpp", "ter"), "percent"), "f1": "mean of shares",
+    **dict.fromkeys(("bleu", "chrf", "chrf++", "chrfpp", "ter"), "percent"),
+    **dict.fromkeys(("f1", "f1_score"), "mean of shares"),
     **dict.fromkeys(("perplexity", "weighted_perplexity", "bits_per_byte", "matthews_corrcoef", "brier_score",
-                     "bypass"), "unbounded")}
+                     "bypass", "bypass_agg"), "unbounded")}
 
 
 def unit_of(metric: str, values: Iterable[float | None] = (), *, task: str = "", aggregation: str = "") -> Unit:
@@ -473,7 +475,7 @@ def _plain(words: str) -> str:
 
 #: Plain form of a title -> the key of the score.
 _KEYS: Mapping[str, MetricKey] = {
-    **{_plain(word): MetricKey.of(m.name) for m in reversed(METRICS.values())  # the first of two (chrF, chrF++) counts
+    **{_plain(word): MetricKey.of(m.name) for m in reversed(list(METRICS.values()))  # the first of two (chrF, chrF++) counts
        for word in (m.title, m.name, *m.words)},
     **{_plain(title): MetricKey.of("exact_match", name) for name, (title, _) in FILTERS.items()}}
 
