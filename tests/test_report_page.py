@@ -120,7 +120,7 @@ def test_hostile_names_stay_text_in_charts():
 
 
 def test_nothing_to_draw_draws_nothing():
-    rows = (replace(cases.CARELESS_ROWS[0], metric="word_perplexity"),)
+    rows = (replace(cases.CARELESS_ROWS[0], low=float("-inf")),)
     assert forest(replace(cases.COMPARISONS[1], rows=rows), 760) == ""
     assert loss_curve(replace(cases.TUNINGS[0], steps=()), 760) == ""
     lost = ({"step": 1.0, "loss": math.nan}, {"step": 2.0})

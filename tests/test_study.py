@@ -11,6 +11,7 @@ import pytest
 
 from aftertune.errors import InputError
 from aftertune.study import EvalSpec, Study, TaskSpec, parse_memory
+from aftertune.values import Margin
 
 WHOLE = """\
 study: orders
@@ -64,7 +65,7 @@ def test_a_whole_study_is_read(file: Path) -> None:
     assert (study.study, list(study.bases), list(study.tunings)) == (
         "orders", ["smollm2", "gpt2"], ["careful", "careless"])
     assert study.bases["gpt2"].revision == "main"
-    assert study.margins() == {"hellaswag": 0.03, "gsm8k": 0.05, "orders": 0.05}
+    assert study.margins() == {"hellaswag": Margin(0.03, 3), "gsm8k": Margin(0.05), "orders": Margin(0.05)}
     assert study.tunings["careless"].learning_rate == 0.001
     assert study.tunings["careful"].lora.r == 8
     spec = study.tunings["careful"].spec(study.bases["smollm2"], name="careful", dtype="float32", device="cpu",
@@ -180,15 +181,16 @@ def test_a_margin_is_above_0_and_at_most_100(file: Path, margin: str) -> None:
     assert refused(file, SMALL + f"margin: {margin}\n").startswith("`margin`: Input should be ")
     task = SMALL.replace("{name: piqa}", f"{{name: piqa, margin: {margin}}}")
     if margin == "null":
-        assert read(file, task).margins() == {"piqa": 0.02}
+        assert read(file, task).margins() == {"piqa": Margin(0.02)}
     else:
-        assert refused(file, task).startswith("`tasks.0.margin`: Input should be ")
+        own = "`tasks.0`: `margin` of piqa is 100.5; its metric is a share"  # in its own unit a margin may exceed 100
+        assert refused(file, task).startswith(own if margin == "100.5" else "`tasks.0.margin`: Input should be ")
 
 
 def test_the_refusal_of_margin_0_shows_what_was_found(file: Path) -> None:
     assert refused(file, SMALL + "margin: 0\n") == "`margin`: Input should be greater than 0, found 0"
     assert read(file, SMALL + "margin: 100\n").margin == 100
-    assert read(file, SMALL + "margin: 0.01\n").margins() == {"piqa": 0.0001}
+    assert read(file, SMALL + "margin: 0.01\n").margins() == {"piqa": Margin(0.0001)}
 
 
 def test_limit_and_sample_exclude_each_other(file: Path) -> None:

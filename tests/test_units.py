@@ -318,7 +318,7 @@ def test_a_watch_refuses_a_metric_in_its_own_unit() -> None:
 
 def test_a_watch_point_in_its_own_unit_is_not_tested() -> None:
     point = WatchPoint(step=5, task="judge", metric="llm_judge", n=9, base=.9, tuned=4.5, delta=3.6, low=3.0, high=4.2,
-                       verdict="undecided", unit="unbounded")
+                       verdict="undecided")
     assert "judge 0.9000 → 4.5000, +3.6000 in its own unit (+3.0000 to +4.2000)" in watch_text(point)
     assert "not tested" in watch_text(point)
     watch = object.__new__(ForgettingWatch)
@@ -327,7 +327,7 @@ def test_a_watch_point_in_its_own_unit_is_not_tested() -> None:
     watch.watch = type("Watch", (), {"margin": 2.0})()  # type: ignore[assignment]
     task = type("Task", (), {"settings": settings})()
     point = watch._point(task, [_answer(i, v) for i, v in enumerate((0, 5, 5, 5))], 5, 1)
-    assert (point.unit, point.verdict) == ("unbounded", "undecided")
+    assert (point.fraction, point.verdict) == (False, "undecided")
 
 
 def _answer(index: int, value: float) -> Answer:

@@ -97,7 +97,7 @@ class ForgettingWatch:
         verdict = _verdict(evidence, ALPHA / family, floor=floor) if unit in FRACTIONS else "undecided"
         return WatchPoint(step=step, task=settings.task, metric=key.metric, n=evidence.n, base=evidence.base,
                           tuned=evidence.tuned, delta=evidence.delta, low=evidence.low, high=evidence.high,
-                          verdict=verdict, unit=unit)
+                          verdict=verdict)
 
 
 def _print(line: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aftertune.catalog import FRACTIONS, Unit
+from aftertune.catalog import FRACTIONS, unit_of
 from aftertune.values.evaluation import ModelIdentity, Provenance, Verdict
 
 
@@ -33,8 +33,8 @@ class WatchPoint:
     """One interim analysis of a forgetting watch: the primary metric of a task on a fixed subset of its items.
 
     base, tuned: scores of the base and of the model after ``step`` steps. low, high: 95 % interval of delta. All are
-    fractions. verdict: corrected for the number of analyses and tasks of the watch. unit: of the values; where it is
-    no share, nothing is tested and the verdict is "undecided".
+    fractions, unless the metric turned out to be no share; then nothing is tested and the verdict is "undecided".
+    verdict: corrected for the number of analyses and tasks of the watch.
     """
 
     step: int
@@ -47,12 +47,11 @@ class WatchPoint:
     low: float
     high: float
     verdict: Verdict
-    unit: Unit = "share"
 
     @property
     def fraction(self) -> bool:
         """True for a share, which is shown in percent and points."""
-        return self.unit in FRACTIONS
+        return unit_of(self.metric, [self.base, self.tuned], task=self.task) in FRACTIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
