@@ -475,7 +475,7 @@ def _plain(words: str) -> str:
 
 #: Plain form of a title -> the key of the score.
 _KEYS: Mapping[str, MetricKey] = {
-    **{_plain(word): MetricKey.of(m.name) for m in reversed(list(METRICS.values()))  # of chrF and chrF++ the first counts
+    **{_plain(word): MetricKey.of(m.name) for m in reversed(list(METRICS.values()))  # chrF, not chrF++
        for word in (m.title, m.name, *m.words)},
     **{_plain(title): MetricKey.of("exact_match", name) for name, (title, _) in FILTERS.items()}}
 
