@@ -72,10 +72,10 @@ def overview_export(title: str, results: Results) -> DataTable:
             low, high = score_interval(score) or (None, None)
             base, row = newest.get((evaluation.id, score.task, score.metric, score.filter), ("", None))
             verdict = (base, row.delta, row.low, row.high, row.verdict, row.told) if row else (None,) * 6
-            rows.append((evaluation.name, evaluation.id, score.task, score.metric, score.filter, score.value, low, high,
-                         score.n, evaluation.total(score.task), *verdict, unit_name(score)))
-    return DataTable(title, ("evaluation", "id", "task", "metric", "filter", "value", "low", "high", "n", "n_total",
-                             "base", "delta", "delta_low", "delta_high", "verdict", "label", "unit"), tuple(rows))
+            rows.append((evaluation.name, evaluation.id, score.task, score.metric, score.filter, unit_name(score),
+                         score.value, low, high, score.n, evaluation.total(score.task), *verdict))
+    return DataTable(title, ("evaluation", "id", "task", "metric", "filter", "unit", "value", "low", "high", "n",
+                             "n_total", "base", "delta", "delta_low", "delta_high", "verdict", "label"), tuple(rows))
 
 
 def as_objects(table: DataTable) -> list[dict[str, Any]]:
