@@ -64,10 +64,13 @@ def test_other_forms_of_tables_are_read(tmp_path: Path) -> None:
 
 
 def test_marks_escapes_and_indented_parts_are_read_as_before() -> None:
-    """Commit 6627cb2 wrote what it read of this record: a line for each row and remark."""
+    """Commit 6627cb2 wrote what it read of this record: a line for each row and remark. It did not read the table in a
+    code block, which is the row of `x`."""
     document = read_record(DATA / "record_6627cb2.md")
     expected = (DATA / "record_6627cb2.txt").read_text(encoding="utf-8").splitlines()
-    assert [repr(found) for found in (*document.rows, *document.remarks)] == expected
+    found = [repr(row).replace(", mean_of='', error_of='')", ")") for row in document.rows]
+    found += [repr(remark) for remark in document.remarks if remark.kind != "note"]
+    assert found == expected
 
 
 def test_code_keeps_its_asterisks(tmp_path: Path) -> None:
@@ -84,7 +87,9 @@ def test_the_audit_says_what_the_figures_can_be_and_show(file: Path) -> None:
     assert [(c.row.model, c.row.value_text, c.row.stderr_text) for c in bad] == [
         (QLORA, "26.50%", "4.42%"), (QLORA, "2.74%", "0.44%"), (QLORA, "2.15%", "0.39%")]
     assert all(c.value_ok is False and c.stderr_ok is False for c in bad)
-    assert "not reproducible as k/n at the stated n=100 (26 is 26.00% and 27 is 27.00%)" in bad[0].text
+    assert "not reproducible as k/n at the 100 items that lm-eval's task has (26 is 26.00% and 27 is 27.00%)" in \
+        bad[0].text
+    assert not any("stated" in c.text for c in found.checks)  # the record states no n
     assert "it needs k=34-35, 2.58% to 2.65%" in bad[1].text
     assert not any("fabricat" in c.text for c in found.checks)
     assert {c.mark for c in found.checks if c.row.task == "hellaswag"} == {"ok*"}  # passing says nothing there
@@ -95,7 +100,8 @@ def test_the_audit_says_what_the_figures_can_be_and_show(file: Path) -> None:
     assert (mmlu.status, mmlu.family, round(mmlu.p, 2), round(mmlu.p_holm, 2)) == ("open", True, .06, .18)
     assert "at most 43 (43.0 %) do (exact: 37), after Holm 29" in pairing_text(mmlu)
     assert not any(c.family for c in found.claims if c.tuned in (LORA, QLORA))
-    assert status[LORA, "mmlu_high_school_computer_science", "acc"].status == "established"
+    # 47 and 27 of 100: significant if the answers were independent, but not at every pairing after Holm
+    assert status[LORA, "mmlu_high_school_computer_science", "acc"].status == "open"
     assert status[LORA, "hellaswag", "acc_norm"].status == "open"
     assert {c.status for c in found.claims if c.tuned == QLORA and c.task != "hellaswag"} == {"cannot be checked"}
 
@@ -152,10 +158,9 @@ def _app() -> object:
 @pytest.mark.parametrize(("text", "said"), [
     ("", "no table of scores was found"),
     ("# A\n\njust words | and a pipe\n", "no table of scores was found"),
-    ("| Task | Result |\n|--|--|\n| hellaswag | <b>lots</b> |\n", "bad.md:3: the result of 'hellaswag'"),
-    ("| Task | Result | Error |\n|--|--|--|\n| hellaswag | 45% | ±x |\n", "bad.md:3"),
-    ("| Task | Result |\n|--|\n| hellaswag | 45% |\n", "bad.md:2: the line below a table's head has another number"),
-    ("| Task | Result |\n|--|--|\n| hellaswag |\n", "no table of scores was found"),
+    ("| Task | Result |\n|--|--|\n| hellaswag | <b>lots</b> |\n", "bad.md:3: no score was read: '<b>lots</b>' of"),
+    ("| Task | Result |\n|--|--|\n| hellaswag |\n", "bad.md:1: no score was read: the table has no figure"),
+    ("| Task | Status |\n|--|--|\n| hellaswag | done |\n", "bad.md:1: no score was read: the table has no figure"),
     ("\x00" * 50, "no table of scores was found"), ("|" * 10_000 + "\n|--|\n|1|\n", "no table of scores was found"),
 ])
 def test_a_broken_record_is_one_line(text: str, said: str, tmp_path: Path) -> None:

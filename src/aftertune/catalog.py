@@ -480,12 +480,63 @@ _KEYS: Mapping[str, MetricKey] = {
     **{_plain(title): MetricKey.of("exact_match", name) for name, (title, _) in FILTERS.items()}}
 
 
+#: Names of metrics in documents, in lower case without spaces and marks -> (metric, filter; "" for the default).
+METRIC_WORDS: Mapping[str, tuple[str, str]] = {
+    "acc": ("acc", ""), "accuracy": ("acc", ""), "accuracyscore": ("acc", ""), "top1": ("acc", ""),
+    "top1accuracy": ("acc", ""), "准确率": ("acc", ""), "genauigkeit": ("acc", ""), "accuracy%": ("acc", ""),
+    "accnorm": ("acc_norm", ""), "normacc": ("acc_norm", ""), "normalizedacc": ("acc_norm", ""),
+    "normalisedacc": ("acc_norm", ""), "accuracynorm": ("acc_norm", ""), "accn": ("acc_norm", ""),
+    "em": ("em", ""), "exactmatch": ("exact_match", ""), "exactmatchaccuracy": ("exact_match", ""),
+    "emstrict": ("exact_match", "strict-match"), "strictem": ("exact_match", "strict-match"),
+    "strict": ("exact_match", "strict-match"), "strictmatch": ("exact_match", "strict-match"),
+    "exactmatchstrict": ("exact_match", "strict-match"), "exactmatchflexible": ("exact_match", "flexible-extract"),
+    "exactmatchstrictmatch": ("exact_match", "strict-match"),
+    "exactmatchflexibleextract": ("exact_match", "flexible-extract"),
+    "emflexible": ("exact_match", "flexible-extract"), "flexible": ("exact_match", "flexible-extract"),
+    "flexibleem": ("exact_match", "flexible-extract"), "flexibleextract": ("exact_match", "flexible-extract"),
+    "ppl": ("perplexity", ""), "f1": ("f1", ""), "f1score": ("f1", ""), "macrof1": ("macro_f1", ""),
+    "microf1": ("micro_f1", ""), "bleu": ("bleu", ""), "sacrebleu": ("bleu", ""), "rouge1": ("rouge1", ""),
+    "rouge2": ("rouge2", ""), "rougel": ("rougeL", ""), "mc1": ("mc1", ""), "mc2": ("mc2", ""),
+    "pass@1": ("pass@1", ""), "pass1": ("pass@1", ""), "pass@10": ("pass@10", ""), "qem": ("qem", ""),
+    "winrate": ("win_rate", ""), "mcc": ("mcc", ""), "wer": ("wer", ""), "cer": ("cer", ""),
+    "multiplechoicegrade": ("multiple_choice_grade", ""), "bertscore": ("bertscore", ""),
+    "promptlevelstrictacc": ("prompt_level_strict_acc", ""), "instlevelstrictacc": ("inst_level_strict_acc", ""),
+    "promptlevellooseacc": ("prompt_level_loose_acc", ""), "instlevellooseacc": ("inst_level_loose_acc", "")}
+#: Task -> number of examples with which the Open LLM Leaderboard scores it by normalised accuracy.
+LEADERBOARD_SHOTS: Mapping[str, str] = {"arc_challenge": "25", "hellaswag": "10"}
+#: Other names of tasks in documents, without spaces and marks -> lm-eval's name.
+_TASK_WORDS: Mapping[str, str] = {
+    "ai2reasoningchallenge": "arc_challenge", "arcc": "arc_challenge", "arcchallange": "arc_challenge",
+    "arce": "arc_easy", "obqa": "openbookqa", "openbook": "openbookqa", "wino": "winogrande",
+    "winogrand": "winogrande", "winog": "winogrande", "hswag": "hellaswag", "hella": "hellaswag",
+    "hendryckstest": "mmlu", "mmluall": "mmlu",
+    **{re.sub(r"[^a-z0-9]", "", b.name): b.name for b in BENCHMARKS.values() if b.scored},
+    **{f"hendryckstest{re.sub(r'[^a-z0-9]', '', b.name.removeprefix('mmlu'))}": b.name
+       for b in BENCHMARKS.values() if b.family == "mmlu"}}
+#: Start of a task's name -> what the mean in place of right answers is taken over, so that the score is no k of n.
+_AVERAGED: Mapping[str, str] = {
+    "truthfulqa_mc2": "the probability of the true answers",
+    "tinyBenchmarks": "estimates for the whole benchmark", "tinyArc": "estimates for the whole benchmark",
+    "tinyGSM8k": "estimates for the whole benchmark", "tinyHellaswag": "estimates for the whole benchmark",
+    "tinyMMLU": "estimates for the whole benchmark", "tinyTruthfulQA": "estimates for the whole benchmark",
+    "tinyWinogrande": "estimates for the whole benchmark"}
+
+
 def task_named(words: str) -> str:
     """lm-eval's name of the task that a document calls ``words``; unknown words are returned unchanged."""
     for form in (words, re.sub(r"\([^()]*\)", "", words)):
         if hub_items(_plain(form)) is not None:
             return _plain(form)
+        if (name := _TASK_WORDS.get(re.sub(r"[^a-z0-9]", "", form.lower()))) is not None:
+            return name
     return words.strip()
+
+
+def averaged(task: str, metric: str) -> str:
+    """What the score of a task is the mean of where it is not the share of right answers; "" where it may be one."""
+    if metric == "mc2" or (task.startswith("truthfulqa") and task.endswith("mc2")):
+        return _AVERAGED["truthfulqa_mc2"]
+    return next((what for start, what in _AVERAGED.items() if task.startswith(start)), "")
 
 
 def metric_named(words: str, filter_: str = NO_FILTER) -> tuple[str, str]:

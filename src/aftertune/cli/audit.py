@@ -54,8 +54,9 @@ def as_object(result: Audit) -> dict[str, Any]:
                "mark": c.mark, "value_ok": c.value_ok, "stderr_ok": c.stderr_ok, "counts": c.counts[:20],
                "power": c.power, "text": c.text} for c in result.checks]
     claims = [{"base": c.base, "tuned": c.tuned, "task": c.task, "metric": c.metric, "filter": c.filter,
-               "difference": c.difference, "z": c.z, "p": c.p, "p_holm": c.p_holm, "same_section": c.family,
-               "status": c.status, "pairing": c.pairing, "pairing_text": pairing_text(c)} for c in result.claims]
+               "difference": c.difference, "z": c.z, "p": c.p, "p_holm": c.p_holm, "p_every_pairing": c.p_every,
+               "same_section": c.family, "status": c.status, "pairing": c.pairing, "pairing_text": pairing_text(c)}
+              for c in result.claims]
     return {"source": result.source, "ok": result.ok, "values": values, "claims": claims,
             "findings": jsonable(result.findings)}
 
@@ -68,7 +69,7 @@ def show(result: Audit) -> None:
     failed_rows = sum(not c.ok for c in result.checks)
     failed_figures = sum((c.value_ok is False) + (c.stderr_ok is False) for c in result.checks)
     console.print(Text(f"{result.source}: {len(result.checks)} reported values; {failed_figures} figures of "
-                       f"{failed_rows} rows are not reproducible at the stated n", style="bold"))
+                       f"{failed_rows} rows are not reproducible", style="bold"))
     console.print(values_table(result.checks))
     for pair in dict.fromkeys((c.base, c.tuned) for c in result.claims):
         _show_claims(console, [c for c in result.claims if (c.base, c.tuned) == pair])

@@ -105,14 +105,14 @@ def _show_reported(source: str, rows: list[Reported], as_json: bool) -> None:
     from rich.text import Text
 
     from aftertune.cli.audit import values_table
-    from aftertune.exchange import check_score
+    from aftertune.exchange import check_scores
 
     if as_json:
         emit({"source": source, "reported": rows})
         return
     console = rich_console()
     console.print(Text(f"reported in {source}, not measured here", style="bold"))
-    console.print(values_table([check_score(r) for r in rows if r.planned is None]))
+    console.print(values_table(check_scores([r for r in rows if r.planned is None])))
     for row in rows:
         if row.planned is not None:
             planned = f", planned with {row.planned}" if row.planned else ""

@@ -8,16 +8,15 @@
 from aftertune.exchange.audits import (
     Audit,
     AuditFinding,
-    Check,
     Claim,
     audit,
     audit_reported,
     audited_documents,
-    check_score,
     pairing_text,
 )
 from aftertune.exchange.exporting import ExportedFiles, export_lm_eval, rebuild_prompts
 from aftertune.exchange.importing import ImportedResult, import_results
+from aftertune.exchange.score_checks import Check, check_scores
 
 __all__ = [
     "Audit",
@@ -29,7 +28,7 @@ __all__ = [
     "audit",
     "audit_reported",
     "audited_documents",
-    "check_score",
+    "check_scores",
     "export_lm_eval",
     "import_results",
     "pairing_text",

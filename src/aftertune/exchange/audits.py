@@ -23,9 +23,10 @@ from typing import Literal
 from aftertune.catalog import is_share
 from aftertune.exchange.markdown_record import Document, read_record
 from aftertune.exchange.reading import read_scores
+from aftertune.exchange.score_checks import Check, check_scores
 from aftertune.ledger import Ledger
 from aftertune.stats import audit as checks
-from aftertune.stats.audit import Figure, PairingBounds
+from aftertune.stats.audit import PairingBounds
 from aftertune.stats.verdict import holm
 from aftertune.values.reported import AuditedDocument, Remark, Reported, ReportedDifference, ScoreName
 
@@ -39,39 +40,13 @@ _IDENTITY = re.compile(r"(?i)\b(sha|sha256|hash|revision|fingerprint|weights|com
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """The check of one reported value.
-
-    value_ok, stderr_ok: None where it cannot be checked; counts: every k that fits the value; power: the chance that a
-    random figure with as many digits would fail, 0 where passing means nothing.
-    """
-
-    row: Reported
-    value_ok: bool | None
-    stderr_ok: bool | None
-    counts: tuple[int, ...]
-    power: float
-    text: str
-
-    @property
-    def ok(self) -> bool:
-        return self.value_ok is not False and self.stderr_ok is not False
-
-    @property
-    def mark(self) -> str:
-        """"ok", "ok*" (every figure with as many digits is some k/n), "not reproducible" or "not checked"."""
-        if not self.ok:
-            return "not reproducible"
-        return "not checked" if self.value_ok is None else "ok" if self.power else "ok*"
-
-
-@dataclass(frozen=True, slots=True)
 class Claim:
     """A difference between two reported models on one metric.
 
-    z, p: of the unpaired test with the printed errors; p_holm: adjusted over the metrics of this pair; family: both
-    models are in one section, so the document may call the difference forgetting; pairing: bounds at the 5 % level;
-    strict: bounds at the level of the row's Holm step.
+    z, p: of the unpaired test with the printed errors; p_holm: adjusted over the metrics of this pair; p_every: the
+    largest p of a paired test over all pairings of the answers, adjusted likewise; family: both models are in one
+    section, so the document may call the difference forgetting; pairing: bounds at the 5 % level; strict: bounds at the
+    level of the row's Holm step.
     """
 
     base: str
@@ -83,6 +58,7 @@ class Claim:
     z: float | None
     p: float
     p_holm: float
+    p_every: float
     family: bool
     inputs_ok: bool
     pairing: PairingBounds | None
@@ -90,12 +66,14 @@ class Claim:
 
     @property
     def status(self) -> ClaimStatus:
-        """What the printed summary shows without the answers."""
+        """What the printed summary shows without the answers: "established" is significant at every pairing."""
         if not self.inputs_ok:
             return "cannot be checked"
-        if self.p_holm < ALPHA:
+        if self.p_every < ALPHA:
             return "established"
-        return "open" if self.strict is not None and not self.strict.never else "not shown"
+        if self.strict is None:  # no counts, so the pairings cannot be counted
+            return "open" if self.p_holm < ALPHA else "not shown"
+        return "not shown" if self.strict.never else "open"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,66 +108,10 @@ def audit(path: Path) -> Audit:
 
 def audit_document(document: Document) -> Audit:
     """Audit the scores and statements of a document."""
-    results = tuple(check_score(row) for row in document.scores)
+    results = check_scores(document.scores)
     pairs = list(_pairs(document.scores))
     claims = tuple(claim for base, tuned, family in pairs for claim in _claims(base, tuned, results, family=family))
     return Audit(document.source, results, claims, tuple(_findings(document, pairs)))
-
-
-# --- Values and errors ---
-
-
-def check_score(row: Reported) -> Check:
-    """Check whether a reported value can be k/n, and its error the standard error of such a share."""
-    value = _figure(row.value_text)
-    if not is_share(row.metric) or value is None:
-        return Check(row, None, None, (), 0.0, f"{row.metric} is not known to be a share of items")
-    if row.n is None:
-        return Check(row, None, None, (), 0.0, "the number of items is not stated")
-    counts = checks.whole_counts(value, row.n)
-    stderr = _figure(row.stderr_text)
-    stderr_ok = None if stderr is None or row.n < 2 else checks.stderr_agrees(value, stderr, row.n)
-    texts = [_value_text(row, value, counts)]
-    if stderr is not None and stderr_ok is not None:
-        texts.append(_stderr_text(row, value, stderr, ok=stderr_ok))
-    return Check(row, bool(counts), stderr_ok, counts, checks.detection_power(value, row.n), "; ".join(texts))
-
-
-def _figure(text: str) -> Figure | None:
-    try:
-        return Figure.parse(text)
-    except ValueError:
-        return None
-
-
-def _value_text(row: Reported, value: Figure, counts: Sequence[int]) -> str:
-    assert row.n is not None
-    if counts:
-        k_text = f"k={counts[0]}" if len(counts) == 1 else f"k={counts[0]} to {counts[-1]}"
-        return f"{k_text} of {row.n:,}"
-    nearest = [k for k in checks.nearest_counts(value, row.n) if 0 <= k <= row.n]
-    nearest_text = " and ".join(f"{k} is {_share_text(k / row.n, value)}" for k in dict.fromkeys(nearest))
-    return f"not reproducible as k/n at the stated n={row.n:,} ({nearest_text})"
-
-
-def _stderr_text(row: Reported, value: Figure, stderr: Figure, *, ok: bool) -> str:
-    assert row.n is not None
-    low, high = (_share_text(s, stderr, 1) for s in checks.stderr_span(value, row.n))
-    if ok:
-        return f"error {row.stderr_text} agrees"
-    expected = low if low == high else f"{low} to {high}"
-    needed = checks.counts_of_stderr(stderr, row.n, value.fraction)
-    if needed is None:
-        reason = "no k of this n gives it"
-    else:
-        shares = [_share_text(k / row.n, value) for k in dict.fromkeys(needed)]
-        reason = f"it needs k={'-'.join(map(str, dict.fromkeys(needed)))}, {' to '.join(shares)}"
-    return f"error {row.stderr_text} does not follow from the value (expected {expected}; {reason})"
-
-
-def _share_text(share: float, like: Figure, more: int = 0) -> str:
-    """A share in the unit and with the decimals of a printed figure. more: further decimals."""
-    return f"{share * like.scale:.{min(like.decimals, 6) + more}f}{'%' if like.scale == 100 else ''}"
 
 
 # --- Differences ---
@@ -218,13 +140,14 @@ def _claims(base: str, tuned: str, results: Sequence[Check], *, family: bool) ->
     both = [(of_base[name], c) for c in results if c.row.model == tuned
             and (name := _score_name(c)) in of_base and _complete(c) and _complete(of_base[name])]
     tests = [checks.unpaired_difference(_summary(a.row), _summary(b.row)) for a, b in both]
-    adjusted = holm([t.p for t in tests])
+    adjusted, every = holm([t.p for t in tests]), holm([_p_every(a, b) for a, b in both])
     order = sorted(range(len(tests)), key=lambda i: tests[i].p)
     for i, (before, after) in enumerate(both):
         step = ALPHA / (len(tests) - order.index(i))
         yield Claim(base=base, tuned=tuned, task=after.row.task, metric=after.row.metric, filter=after.row.filter,
-                    difference=tests[i].difference, z=tests[i].z, p=tests[i].p, p_holm=adjusted[i], family=family,
-                    inputs_ok=before.ok and after.ok, pairing=_bounds(before, after, ALPHA),
+                    difference=tests[i].difference, z=tests[i].z, p=tests[i].p, p_holm=adjusted[i],
+                    p_every=every[i], family=family, inputs_ok=before.ok and after.ok,
+                    pairing=_bounds(before, after, ALPHA),
                     strict=_bounds(before, after, step))
 
 
@@ -242,6 +165,14 @@ def _summary(row: Reported) -> tuple[float, float]:
     return row.value, row.stderr
 
 
+def _p_every(before: Check, after: Check) -> float:
+    """The largest p over all pairings: from the counts where both are known, else from the values and errors."""
+    n = before.row.n
+    if n is not None and n == after.row.n and before.counts and after.counts:
+        return checks.p_at_every_pairing(before.counts, after.counts, n)
+    return checks.p_at_any_correlation(_summary(before.row), _summary(after.row))
+
+
 def _bounds(before: Check, after: Check, alpha: float) -> PairingBounds | None:
     """Bounds of the paired test; None unless the k of both is known and their n is the same."""
     n = before.row.n
@@ -255,7 +186,7 @@ def pairing_text(claim: Claim) -> str:
     bounds, strict = claim.pairing, claim.strict
     if bounds is None or strict is None:
         return "the counts are not known, so a paired test cannot be bounded"
-    if strict.always:
+    if claim.status == "established":
         return (f"significant at every pairing ({bounds.low:,} to {bounds.high:,} of {bounds.n:,} items may differ), "
                 "also after Holm")
     if bounds.never:
@@ -286,6 +217,9 @@ def _findings(document: Document, pairs: Sequence[tuple[str, str, bool]]) -> Ite
                 f"the definition of {remark.lead} is wrong ({remark.text!r}): lm-eval divides the log-likelihood of "
                 "each choice by the length of the choice (its documents say bytes, its code counts characters) before "
                 "it takes the largest; no text is normalised")
+    for note in document.remarks:
+        if note.kind == "note":
+            yield AuditFinding(f"line {note.line}", note.text)
     unidentified = [m for m, model_facts in facts.items() if not any(map(_IDENTITY.search, model_facts))]
     if unidentified and any(facts.values()):
         yield AuditFinding(", ".join(unidentified), "no hash or revision identifies the weights that were evaluated")
@@ -336,7 +270,7 @@ def audited_documents(ledger: Ledger) -> list[AuditedDocument]:
 def audit_reported(document: Document) -> AuditedDocument:
     """One document with its audit."""
     result = audit_document(document)
-    marks = {id(c.row): f"{c.mark}: {c.text}" for c in result.checks}
+    marks = {id(row): f"{c.mark}: {c.text}" for row, c in zip(document.scores, result.checks, strict=True)}
     models = tuple(dict.fromkeys(row.model for row in document.scores))
     compared = {remark.model for remark in document.remarks if remark.kind == "column"}
     columns = tuple(m for m in models if m in compared) or models
@@ -355,12 +289,11 @@ def _differences(result: Audit) -> Iterator[ReportedDifference]:
 
 
 def _best(results: Sequence[Check]) -> Iterator[tuple[ScoreName, str]]:
-    """(score, model) where one model is better than every other, by unpaired tests corrected with Holm's method."""
+    """(score, model) where one model is better than every other at every pairing, corrected with Holm's method."""
     for name in dict.fromkeys(map(_score_name, results)):
         row = [c for c in results if _score_name(c) == name]
-        if len(row) < 2 or not all(c.ok and _complete(c) for c in row):
+        if len(row) < 2 or len({c.row.model for c in row}) < len(row) or not all(c.ok and _complete(c) for c in row):
             continue
         best, *others = sorted(row, key=lambda c: -(c.row.value or 0))
-        tests = [checks.unpaired_difference(_summary(best.row), _summary(other.row)) for other in others]
-        if all(p < ALPHA for p in holm([t.p for t in tests])):
+        if all(p < ALPHA for p in holm([_p_every(best, other) for other in others])):
             yield name, best.row.model

@@ -99,6 +99,37 @@ def whole_counts(value: Figure, n: int) -> tuple[int, ...]:
     return tuple(k for k in range(start, stop + 1) if value.shows(Fraction(k * value.scale, n)))
 
 
+def cut_counts(value: Figure, n: int) -> tuple[int, ...]:
+    """All k from 0 to n whose share k/n is printed as ``value`` if its further digits are cut off, not rounded."""
+    low = Fraction(value.value) * n / value.scale
+    high = (Fraction(value.value) + 2 * Fraction(value.half)) * n / value.scale
+    return tuple(k for k in range(max(0, math.ceil(low)), min(n, math.ceil(high) - 1) + 1))
+
+
+#: Numbers of items to which people limit a run.
+_LIMITS = (10, 16, 20, 25, 30, 32, 40, 50, 60, 64, 80, 100, 120, 128, 150, 200, 250, 256, 300, 400, 500, 512, 600, 700,
+           750, 800, 900, 1000, 1024, 1200, 1500, 2000, 2048, 2500, 3000, 4000, 5000, 10_000)
+
+
+def limit_of(value: Figure, stderr: Figure, most: int) -> tuple[int, int] | None:
+    """(k, n) with the smallest usual limit n below ``most`` items that gives both figures; None where none does.
+
+    0.3970 with an error of 0.0155 is 397 of 1,000.
+    """
+    for n in _LIMITS:
+        if n >= most:
+            break
+        fits = [k for k in whole_counts(value, n) if _shows_error(k / n, n, stderr)]
+        if fits:
+            return fits[0], n
+    return None
+
+
+def _shows_error(share: float, n: int, stderr: Figure) -> bool:
+    low, high = stderr.span
+    return low - 1e-9 <= stderr_of(share, n) <= high + 1e-9
+
+
 def nearest_counts(value: Figure, n: int) -> tuple[int, int]:
     """The two counts whose shares are next to a ``value`` that is not k/n."""
     below = math.floor(Fraction(value.value) * n / value.scale)
@@ -181,6 +212,31 @@ def unpaired_difference(first: tuple[float, float], second: tuple[float, float])
         return UnpairedDifference(difference, None, 1.0 if difference == 0 else 0.0)
     z = difference / error
     return UnpairedDifference(difference, z, min(1.0, 2 * float(ndtr(-abs(z)))))
+
+
+def p_at_every_pairing(before: Sequence[int], after: Sequence[int], n: int) -> float:
+    """The largest mid-p of McNemar's test over all pairings of two counts of right answers to the same n items.
+
+    before, after: the counts that are possible; the two that are nearest to each other are used. The p-value rises
+    with the number of items on which the models differ, so the largest number decides.
+    """
+    if max(before) >= min(after) and max(after) >= min(before):
+        return 1.0
+    pair = (max(before), min(after)) if max(before) < min(after) else (min(before), max(after))
+    bounds = pairing_bounds(*pair, n)
+    gained = (bounds.high + bounds.net) // 2
+    return mcnemar_mid(gained, bounds.high - gained)
+
+
+def p_at_any_correlation(first: tuple[float, float], second: tuple[float, float]) -> float:
+    """Two-sided p of second minus first, each (value, standard error), if the answers were as opposed as possible.
+
+    The standard error of a difference is at most the sum of the two.
+    """
+    difference, error = abs(second[0] - first[0]), first[1] + second[1]
+    if error == 0:
+        return 1.0 if difference == 0 else 0.0
+    return min(1.0, 2 * float(ndtr(-difference / error)))
 
 
 @dataclass(frozen=True, slots=True)

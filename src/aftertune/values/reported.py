@@ -55,6 +55,8 @@ class Reported:
     line: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     planned: str | None = None
+    mean_of: str = ""
+    error_of: str = ""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Reported:
@@ -68,10 +70,10 @@ class Remark:
 
     kind: "size", a row of its table of models (model, facts); "column", a model of its comparison table; "bold", a
     figure in bold in that table (model, task, metric, filter, text); "definition" of a metric; "description" of a task;
-    "observation", with its lead; "future", an entry of its list of open points.
+    "observation", with its lead; "future", an entry of its list of open points; "note", what was not read and why.
     """
 
-    kind: Literal["size", "column", "bold", "definition", "description", "observation", "future"]
+    kind: Literal["size", "column", "bold", "definition", "description", "observation", "future", "note"]
     model: str = ""
     task: str = ""
     metric: str = ""
