@@ -110,7 +110,8 @@ def import_results(path: Path, *, ledger: Ledger, name: str | None = None) -> li
     if path.suffix.lower() in (".md", ".markdown"):
         document = read_record(path, source=name)
         ledger.save_reported(document.source, [asdict(r) for r in document.rows], [asdict(r) for r in document.remarks])
-        return [ImportedResult(document.source, None, True, document.rows)]
+        notes = tuple(f"line {n.line}: {n.text}" if n.line else n.text for n in document.notes)
+        return [ImportedResult(document.source, None, True, document.rows, notes)]
     found = discover(path)
     if name is not None and len(found.files) > 1:
         raise InputError(f"--name {name} names one evaluation, but {path} has {len(found.files)} results files; import "

@@ -22,7 +22,7 @@ from aftertune.exchange.table_cells import is_absent, plain_text, read_cell
 Role = Literal["task", "filter", "metric", "error", "result", "n", "model"]
 #: list: one score in a row. models as columns: one column of scores for each model. metrics as columns: one column of
 #: scores for each metric. tasks as columns: one row for each model.
-Kind = Literal["list", "models as columns", "metrics as columns", "tasks as columns"]
+TableKind = Literal["list", "models as columns", "metrics as columns", "tasks as columns"]
 
 #: Why a column is left out whose cells may tell runs of one model apart.
 SETTING = "a setting or a count"
@@ -97,7 +97,7 @@ class TableLayout:
     left_out: column -> why it is not read; settings: columns that tell runs of one model apart.
     """
 
-    kind: Kind
+    kind: TableKind
     roles: Mapping[int, Role]
     columns: tuple[int, ...] = ()
     left_out: Mapping[int, str] = field(default_factory=dict)
@@ -252,7 +252,7 @@ def _tasks_as_columns(heads: Sequence[str], roles: dict[int, Role], rows: Sequen
     left_out = {i: why for i, why in _other_figures(heads, {**roles, model: "model"}, rows).items() if i not in columns}
     settings = tuple(i for i in range(len(heads)) if i != model and i not in columns
                      and left_out.get(i, SETTING) == SETTING and _is_setting_column(rows, i))
-    kind: Kind = "tasks as columns" if tasks else "metrics as columns"
+    kind: TableKind = "tasks as columns" if tasks else "metrics as columns"
     return TableLayout(kind, {model: "model"}, tuple(columns), left_out, settings)
 
 
