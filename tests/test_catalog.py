@@ -108,7 +108,7 @@ def test_a_variant_is_planned_like_its_benchmark() -> None:
 
 @pytest.mark.parametrize("row", LEAVES, ids=lambda b: b.name)
 def test_a_row_agrees_with_lm_eval(row: Benchmark, lm_eval: Any) -> None:
-    config = lm_eval_index.config(lm_eval, row.name, resolve=False)
+    config = lm_eval_index.config(lm_eval, row.name)
     assert (config["dataset_path"], config.get("dataset_name")) == row.hub
     assert (config["output_type"] == "multiple_choice") is (row.choices is not None)
     assert {m["metric"] for m in config["metric_list"]} <= METRICS.keys()
@@ -138,7 +138,7 @@ def test_a_group_has_the_members_that_lm_eval_gives_it(name: str, lm_eval: Any) 
         if entry.kind.name == "TAG":
             yield from entry.tags
         elif entry.kind.name == "GROUP":
-            for child in lm_eval_index.config(lm_eval, one, resolve=False)["task"]:
+            for child in lm_eval_index.config(lm_eval, one)["task"]:
                 yield from below(child)
         else:
             yield one

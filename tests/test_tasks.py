@@ -270,3 +270,86 @@ def test_an_mmlu_group_is_pooled_as_lm_eval_pools() -> None:
     squares = sum((n - 1) * e * e * n for n, e in zip(sizes, errors, strict=True))
     assert group.stderr == pytest.approx(math.sqrt(squares / (sum(sizes) - len(sizes)) / sum(sizes)), rel=1e-12)
     assert group.stderr == pytest.approx(float(pooled_sample_stderr(errors, sizes)), rel=1e-12)
+
+
+SHUFFLED = """import random
+
+
+def shuffled(dataset):
+    def one(doc):
+        choices = [doc["right"], doc["one"], doc["two"], doc["three"]]
+        random.shuffle(choices)
+        return {"options": choices, "gold": choices.index(doc["right"])}
+    return dataset.map(one)
+
+
+def listed(dataset):
+    rows = list(dataset)
+    random.shuffle(rows)
+    return dataset.from_list([{**r, "options": sorted(r.values()), "gold": 0} for r in rows])
+"""
+SHUFFLING = """task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}", train: "{data}"}}, cache_dir: "{cache}"}}
+test_split: test
+fewshot_split: train
+process_docs: !function utils.{function}
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}} {{{{options}}}}"
+doc_to_choice: ["A", "B", "C", "D"]
+doc_to_target: gold
+metric_list: [{{metric: acc}}]
+"""
+
+
+def shuffling(root: Path, cache: str) -> Path:
+    """A folder with two tasks that shuffle, whose data are cached in the folder ``cache``."""
+    folder = root / f"tasks-{cache}"
+    folder.mkdir(parents=True)
+    rows = [{"question": f"q{n}", "right": str(n), "one": f"{n}1", "two": f"{n}2", "three": f"{n}3"} for n in range(20)]
+    (root / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "utils.py").write_text(SHUFFLED)
+    for function in ("shuffled", "listed"):
+        (folder / f"{function}.yaml").write_text(SHUFFLING.format(
+            name=function, data=root / "docs.jsonl", cache=root / cache, function=function))
+    return folder
+
+
+def as_lm_eval(folder: Path, name: str) -> list[Any]:
+    """The prompts that lm-eval asks, alone and with its default seeds."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    result = simple_evaluate("dummy", tasks=[name], bootstrap_iters=0,
+                             task_manager=TaskManager(include_path=folder, include_defaults=False))
+    return [sample["arguments"][0][0] for sample in result["samples"][name]]
+
+
+def asked(loaded: LoadedTask) -> list[str]:
+    return list({r.item: r.context for r in loaded.requests}.values())
+
+
+@pytest.mark.parametrize("name", ["shuffled", "listed"])
+def test_a_task_that_shuffles_has_the_items_of_lm_eval_in_every_process(name: str, tmp_path: Path) -> None:
+    expected = as_lm_eval(shuffling(tmp_path, "theirs"), name)
+    first = LoadOptions(include_path=shuffling(tmp_path, "first"), allow_task_code=True)
+    second = LoadOptions(include_path=shuffling(tmp_path, "second"), allow_task_code=True)
+    random.seed(77)  # what another part of the process did before
+    before = random.getstate()
+    assert asked(one(name, first)) == expected
+    assert asked(one(name, first)) == expected, "read from the cache"
+    assert random.getstate() == before
+    random.seed(78)
+    both = load((TaskSpec(name="listed"), TaskSpec(name="shuffled")), second)
+    assert asked(next(t for t in both if t.settings.task == name)) == expected
+
+
+def test_the_cache_of_a_version_that_did_not_seed_is_not_used(tmp_path: Path) -> None:
+    from lm_eval.tasks import TaskManager
+
+    folder = shuffling(tmp_path, "cache")
+    expected = as_lm_eval(shuffling(tmp_path, "theirs"), "shuffled")
+    random.seed(5)
+    TaskManager(include_path=folder, include_defaults=False).load(["shuffled"])
+    loaded = one("shuffled", LoadOptions(include_path=folder, allow_task_code=True))
+    assert asked(loaded) == expected

@@ -6,6 +6,8 @@
     │   ├── SourceError              2   a model, adapter, tokenizer or data source cannot be used
     │   ├── AmbiguousName            2   several entries of the ledger have the name
     │   ├── TaskError                2   a task is unknown, or its data cannot be read
+    │   │   ├── UnknownTask          2   no task has this name
+    │   │   └── TasksFailed          2   some tasks of an evaluation failed; the others are stored
     │   └── ResumeRefused            2   a stored run was made under other conditions (--fork starts a new one)
     ├── NotComparable                3   two evaluations differ in a setting that must agree
     ├── ResourceError                4   out of memory or disk, or a device or package is missing
@@ -50,6 +52,18 @@ class AmbiguousName(InputError):
 
 class TaskError(InputError):
     """A task is unknown, or its data cannot be read."""
+
+
+class UnknownTask(TaskError):
+    """No task or group has this name."""
+
+
+class TasksFailed(TaskError):
+    """Some tasks of an evaluation failed; the others are stored. evaluations: what was stored."""
+
+    def __init__(self, message: str, evaluations: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.evaluations = evaluations
 
 
 class ResumeRefused(InputError):

@@ -195,7 +195,7 @@ class EvaluationRun:
     def _evaluation(self, template: ChatTemplate | None) -> Evaluation:
         """The evaluation before it has results. Its id covers everything that decides them."""
         spec, settings = self.spec, tuple(task.settings for task in self.loaded)
-        hashed = [{k: v for k, v in asdict(s).items() if k not in _NOT_IN_ID} | {"chance": task.first_choice}
+        hashed = [{k: v for k, v in s.hashed().items() if k not in _NOT_IN_ID} | {"chance": task.first_choice}
                   for task, s in zip(self.loaded, settings, strict=True)]
         further = {k: v for k, v in {"defaults": self.defaults, "code": self.code_digest}.items() if v}
         key = digest([self.identity.fingerprint, self.identity.tokenizer, hashed, self.dtype,

@@ -27,9 +27,13 @@ from aftertune.errors import TaskError
 from aftertune.sources import packs
 from aftertune.sources.generation import check_settings
 from aftertune.sources.hub import reachable
+from aftertune.sources.limits import template_fault
 from aftertune.study import TaskSpec
 from aftertune.tasks import chance, data, lm_eval_index
 from aftertune.tasks.data import LocalData
+from aftertune.tasks.data_faults import columns_hint, data_fault
+from aftertune.tasks.seeding import TaskRandomness, unchanged_randomness
+from aftertune.tasks.task_fields import LOADERS, refuse_generation_code
 from aftertune.values import Asked, Item, Question, Request, TaskSettings, digest, json_ready
 
 # --- The question text of an item ---
@@ -135,33 +139,71 @@ class LoadedTask:
         return 1 / first if self.settings.output_type == "multiple_choice" and first else None
 
 
-def load(specs: Sequence[TaskSpec], options: LoadOptions) -> list[LoadedTask]:
+@unchanged_randomness()
+def load(specs: Sequence[TaskSpec], options: LoadOptions, failed: dict[str, str] | None = None) -> list[LoadedTask]:
     """Load all tasks. The positions of their requests are numbered through all tasks.
 
-    Raises TaskError if a task is unknown, named twice, without data, or has items that cannot be scored.
+    failed: gets the reason for each task that cannot be loaded, by name, and the others are returned. Without it, the
+    first one raises TaskError: it has no data, or items that cannot be scored. A name that is unknown or given twice
+    always raises.
     """
-    start, loaded = 0, []
-    for spec, task, label, groups in find_tasks(specs, options):
-        built = _build(spec, task, label, groups, options, start)
+    start, loaded, incomplete = 0, [], set()
+    for spec, task, label, groups in find_tasks(specs, options, failed):
+        try:
+            built = _build(spec, task, label, groups, options, start)
+        except TaskError as error:
+            if failed is None:
+                raise
+            failed[task.config.task] = str(error)
+            incomplete |= groups.keys()
+            continue
         start += len(built.requests)
         loaded.append(built)
-    return loaded
+    return [without_groups(task, incomplete) for task in loaded]
 
 
-def find_tasks(specs: Sequence[TaskSpec], options: LoadOptions) -> list[tuple[TaskSpec, Any, str, dict[str, Any]]]:
+def without_groups(loaded: LoadedTask, names: Collection[str]) -> LoadedTask:
+    """The task without these groups: a group has no score where one of its tasks failed."""
+    if loaded.groups.keys().isdisjoint(names):
+        return loaded
+    groups = {name: group for name, group in loaded.groups.items() if name not in names}
+    return replace(loaded, groups=groups, settings=replace(loaded.settings, groups=tuple(groups)))
+
+
+def renumbered(loaded: Sequence[LoadedTask]) -> list[LoadedTask]:
+    """The tasks with the positions that they have where no other task was loaded."""
+    result, start = [], 0
+    for task in loaded:
+        shift = start - task.requests[0].position
+        result.append(task if not shift else replace(
+            task, requests=tuple(replace(r, position=r.position + shift, item=r.item + shift) for r in task.requests),
+            positions=tuple(tuple(p + shift for p in positions) for positions in task.positions)))
+        start += len(task.requests)
+    return result
+
+
+def find_tasks(specs: Sequence[TaskSpec], options: LoadOptions, failed: dict[str, str] | None = None
+               ) -> list[tuple[TaskSpec, Any, str, dict[str, Any]]]:
     """lm-eval's task objects for the names: (spec, task, origin of its documents, its groups) of each.
 
-    Raises TaskError if a task is unknown, named twice, or without data.
+    failed: as in `load`. Raises TaskError if a task is unknown, named twice, or without data.
     """
     manager = None
     rows: list[tuple[TaskSpec, Any, str, dict[str, Any]]] = []
+    names: list[tuple[TaskSpec, str]] = []
     for spec in specs:
         if spec.target is not None:
-            rows.append((spec, _target_task(spec), f"file:{spec.target.file.name}", {}))
+            names.append((spec, spec.name))
             continue
         manager = manager or lm_eval_index.manager(options.include_path, allow_code=options.allow_task_code)
-        for name in lm_eval_index.expand(manager, spec.name):
-            rows += _leaf_tasks(manager, name, spec, options)
+        names += [(spec, name) for name in lm_eval_index.expand(manager, spec.name)]
+    for spec, name in names:
+        try:
+            rows += _leaf_tasks(manager, name, spec, options) if spec.target is None else [_target_task(spec)]
+        except TaskError as error:
+            if failed is None:
+                raise
+            failed[name] = str(error)
     _check_unique([task.config.task for _, task, _, _ in rows])
     return rows
 
@@ -174,17 +216,20 @@ def _check_unique(names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def _target_task(spec: TaskSpec) -> Any:
+def _target_task(spec: TaskSpec) -> tuple[TaskSpec, Any, str, dict[str, Any]]:
+    """The row of `find_tasks` for a target task."""
     from lm_eval.api.task import ConfigurableTask
 
-    return ConfigurableTask(config=data.target_config(spec))
+    assert spec.target is not None
+    return spec, ConfigurableTask(config=data.target_config(spec)), f"file:{spec.target.file.name}", {}
 
 
 def _leaf_tasks(manager: Any, name: str, spec: TaskSpec, options: LoadOptions
                 ) -> list[tuple[TaskSpec, Any, str, dict[str, Any]]]:
     """The rows of `find_tasks` for one name in the index: a task, or all tasks of a group."""
     sources = _local_sources(manager, name, spec, options)
-    if lm_eval_index.config(manager, name, resolve=False).get("unsafe_code"):
+    config = lm_eval_index.config(manager, name)
+    if config.get("unsafe_code"):
         raise _unsafe(name)
     if not reachable():
         _stay_offline()
@@ -193,22 +238,23 @@ def _leaf_tasks(manager: Any, name: str, spec: TaskSpec, options: LoadOptions
             lm_eval_index.set_task_class(manager, list(sources), data.local_task(sources))
         with hide_progress():
             loaded = manager.load([name])
+        groups = loaded.get("groups", {})
+        return [_row(spec, task_name, task, sources or {}, groups) for task_name, task in loaded["tasks"].items()]
     except TaskError:
         raise
-    except Exception as error:  # lm-eval and datasets raise many types of errors here
-        raise _unavailable(name, error) from error
-    groups = loaded.get("groups", {})
-    rows = []
-    for task_name, task in loaded["tasks"].items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise _unsafe(task_name)
-        if getattr(task, "MULTIMODAL", False):
-            raise TaskError(f"task {task_name!r} needs images or sound; choose a text task")
-        source = (sources or {}).get(task_name)
-        label = source.label if source else f"hub:{task.config.dataset_path}"
-        own_groups = {n: g for n, g in groups.items() if any(t is task for t in g.get_all_tasks())}
-        rows.append((spec, task, label, own_groups))
-    return rows
+    except Exception as error:  # lm-eval, datasets and the code of tasks raise many types of errors here
+        raise _unavailable(name, error, config) from error
+
+
+def _row(spec: TaskSpec, name: str, task: Any, sources: Mapping[str, LocalData], groups: Mapping[str, Any]
+         ) -> tuple[TaskSpec, Any, str, dict[str, Any]]:
+    """The row of `find_tasks` for a task. Raises TaskError if it runs code or needs more than text."""
+    if getattr(task, "UNSAFE_CODE", False):
+        raise _unsafe(name)
+    if getattr(task, "MULTIMODAL", False):
+        raise TaskError(f"task {name!r} needs images or sound; choose a text task")
+    label = sources[name].label if name in sources else f"hub:{task.config.dataset_path}"
+    return spec, task, label, {n: g for n, g in groups.items() if any(t is task for t in g.get_all_tasks())}
 
 
 def _unsafe(name: str) -> TaskError:
@@ -218,7 +264,7 @@ def _unsafe(name: str) -> TaskError:
 def _local_sources(manager: Any, name: str, spec: TaskSpec, options: LoadOptions) -> dict[str, LocalData] | None:
     """Local documents of the tasks that ``name`` stands for, by task name; None if they come from the Hub."""
     if spec.data is not None:
-        return {name: data.file_data(name, spec.data, lm_eval_index.config(manager, name, resolve=False))}
+        return {name: data.file_data(name, spec.data, lm_eval_index.config(manager, name))}
     if data.choose_source(name, options.source) == "pack":
         return {n: file for n in catalog.leaves(name) if (file := data.pack_data(n)) is not None}
     if options.source == "pack":
@@ -251,24 +297,41 @@ def _benchmark_list(names: list[str]) -> str:
     return short + subjects or f"nothing (install with `{packs()[0].install}`)"
 
 
-def _unavailable(name: str, error: Exception) -> TaskError:
-    """The error for a task whose data cannot be loaded, with the reason in one line."""
-    text = " ".join(str(error).split())[:240]
+def _unavailable(name: str, error: Exception, config: Mapping[str, Any]) -> TaskError:
+    """The error for a task whose data cannot be loaded, with the reason in one line. config: of its file."""
+    fault = data_fault(config, error)
+    if fault is not None:
+        return TaskError(f"task {name!r} cannot be loaded: {fault}")
+    text = template_fault(error) + columns_hint(config, error)
     hint = ""
-    if not reachable():
+    if config.get("dataset_path") not in LOADERS and not reachable():
         hint = f"; the Hub cannot be reached, and installed packs have: {_benchmark_list(data.covered_benchmarks())}"
         row = catalog.BENCHMARKS.get(name)
         if row and row.pack and row.pack.lacks:
             hint += f"; {name} needs a {row.pack.lacks} file for its examples: --task-data {name}=FILE"
-    return TaskError(f"task {name!r} cannot be loaded: {type(error).__name__}: {text}{hint}")
+        if "data_files" in (config.get("dataset_kwargs") or {}):
+            hint = f"; for local files, set dataset_path to one of {', '.join(LOADERS)}"
+    return TaskError(f"task {name!r} cannot be loaded: {text}{hint}")
 
 
 def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], options: LoadOptions, start: int
            ) -> LoadedTask:
     """Apply the few-shot count, generation settings and template to a task, and build its items and requests.
 
-    start: position of the first request.
+    start: position of the first request. Raises TaskError, whatever the task raises.
     """
+    randomness = getattr(task, "randomness", None) or TaskRandomness()
+    try:
+        with hide_progress(), randomness.running():
+            return _built(spec, task, label, groups, options, start)
+    except TaskError:
+        raise
+    except Exception as error:  # lm-eval and the code of tasks raise many types of errors here
+        raise _prompt_error(task, error) from error
+
+
+def _built(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], options: LoadOptions, start: int
+           ) -> LoadedTask:
     name = task.config.task
     chat = options.apply_chat_template if spec.apply_chat_template is None else spec.apply_chat_template
     if chat and options.template is None:
@@ -279,6 +342,7 @@ def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
         task.set_config(key="generation_kwargs", value=generation, update=True)
         if options.check_generation:
             check_settings(generation, task.config.generation_kwargs, name)
+    refuse_generation_code(task.get_config("generation_kwargs") or {}, name)
     default = task.get_config("num_fewshot")  # as in lm-eval, a 0 in the task's YAML is not changed
     if spec.num_fewshot is not None and default != 0:
         task.set_config(key="num_fewshot", value=spec.num_fewshot)
@@ -286,24 +350,21 @@ def _build(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     multiturn = options.fewshot_as_multiturn or (chat and spec.target is not None)
-    with hide_progress():
-        total = len(task.eval_docs)
+    documents = getattr(task, "task_docs", None)  # reading eval_docs again can shuffle again
+    total = len(task.eval_docs if documents is None else documents)
     chosen = sample_indices(total, spec)
-    try:
-        with hide_progress():
-            task.build_all_requests(
-                limit=spec.limit, samples=chosen, rank=0, world_size=1, cache_requests=False,
-                system_instruction=options.system_instruction, apply_chat_template=chat,
-                fewshot_as_multiturn=multiturn, chat_template=options.template if chat else None)
-    except (AssertionError, ValueError, IndexError, KeyError) as error:
-        raise _prompt_error(task, error) from error
+    task.build_all_requests(
+        limit=spec.limit, samples=chosen, rank=0, world_size=1, cache_requests=False,
+        system_instruction=options.system_instruction, apply_chat_template=chat,
+        fewshot_as_multiturn=multiturn, chat_template=options.template if chat else None)
     order = sorted(chosen) if chosen is not None else None
     _check_complete(task, name, order or range(min(spec.limit or total, total)))
     items, requests, positions = _requests(task, name, order, start)
     settings = _settings(spec, task, label, tuple(groups), items, requests, total)
     if chat:
         settings = settings | {"chat_template": options.template_hash}
-    settings |= {"system_instruction": options.system_instruction, "fewshot_as_multiturn": multiturn}
+    settings |= {"system_instruction": options.system_instruction, "fewshot_as_multiturn": multiturn,
+                 "code": getattr(task, "code", {})}
     return LoadedTask(settings=TaskSettings(**settings), items=items, requests=requests, task=task,
                       positions=positions, groups=groups)
 
@@ -318,7 +379,9 @@ def _prompt_error(task: Any, error: Exception) -> TaskError:
         itself = ", including the question itself" if from_scored else ""
         return TaskError(f"task {name!r}: num_fewshot is {wanted}, but there are {pool} examples to draw from{itself}; "
                          f"use {max(pool - from_scored, 0)} at most (--num-fewshot)")
-    return TaskError(f"task {name!r}: its prompts cannot be built: {' '.join(str(error).split())[:240]}")
+    config = {key: getattr(task.config, key, None) for key in ("dataset_path", "dataset_name", "dataset_kwargs")}
+    return TaskError(f"task {name!r}: its prompts cannot be built: {template_fault(error)}"
+                     f"{columns_hint(config, error)}; fix the task file or its data")
 
 
 def _check_complete(task: Any, name: str, indices: Sequence[int]) -> None:
@@ -361,6 +424,11 @@ def _requests(task: Any, name: str, order: list[int] | None, start: int
 
 def _request(instance: Any, position: int, item: int) -> Request:
     kind, args = _KINDS[instance.request_type], instance.args
+    texts = args[:1] if kind in ("generate", "rolling") else args[:2]
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise TaskError(f"task {instance.task_name!r}: a prompt or an answer of document {instance.doc_id} is "
+                        f"{type(wrong).__name__}, not text; write doc_to_text and doc_to_target as templates")
     if kind == "rolling":
         return Request(position=position, kind="rolling", context="", continuation=args[0], item=item)
     if kind == "generate":
@@ -462,8 +530,9 @@ def questions(specs: Sequence[TaskSpec], options: LoadOptions) -> list[Question]
     """
     rows = []
     for spec, task, _, _ in find_tasks(specs, options):
+        documents = getattr(task, "task_docs", None)
         with hide_progress():
-            docs = task.eval_docs
+            docs = task.eval_docs if documents is None else documents
         chosen = sample_indices(len(docs), spec)
         indices = sorted(chosen) if chosen is not None else range(min(spec.limit or len(docs), len(docs)))
         for index in indices:

@@ -4,26 +4,22 @@
     list(answer_warnings(loaded, responses, answers))
         ["gsm8k_cot: 2 contexts did not fit into the context window and were truncated on the left"]
 
-Time limits for task filters and regular expressions: a pattern can take practically for ever on some answers.
-
-    with time_limit(5.0):          raises OutOfTime if the block takes longer
-        pattern.findall(text)
+A pattern can take practically for ever on some answers, so filters and metrics have a time limit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aftertune.catalog import MetricKey, unit_of
 from aftertune.errors import TaskError
+from aftertune.sources.limits import OutOfTime, template_fault, time_limit
 from aftertune.tasks.loading import LoadedTask
+from aftertune.tasks.seeding import TaskRandomness
 from aftertune.values import Answer, Item, Response, Score, group_unit
 from aftertune.values.comparison import OUT_OF_TIME
 
@@ -33,38 +29,6 @@ from aftertune.values.comparison import OUT_OF_TIME
 ANSWER_TIMEOUT = 5.0
 #: Additional seconds for each answer if a filter is applied to all answers of a task at once.
 TIMEOUT_PER_ANSWER = 0.01
-
-
-class OutOfTime(Exception):
-    """The block took longer than its time limit."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt the block after ``seconds``. Raises OutOfTime.
-
-    The timer is a signal, which the matchers of `re` and `regex` check for. So there is a limit only in the main thread
-    and on systems with interval timers. A timer that was already running is restored afterwards.
-    """
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous_handler, start = signal.signal(signal.SIGALRM, _raise_out_of_time), time.monotonic()
-    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.signal(signal.SIGALRM, previous_handler)
-        if remaining:
-            signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 0.001), interval)
-
-
-def _raise_out_of_time(*_: object) -> None:
-    raise OutOfTime
-
 
 # --- Answers and scores ---
 
@@ -84,17 +48,33 @@ def score_responses(loaded: Sequence[LoadedTask], responses: Mapping[int, Respon
     table: dict[str, dict[str, Any]] = {}
     groups: dict[str, Any] = {}
     for task in loaded:
-        values, new_answers, task_positions = _answers(task, responses)
+        with judging(task):
+            values, new_answers, task_positions = _answers(task, responses)
+            new_scores = _scores(task, values, table)
         all_answers += new_answers
         positions += task_positions
-        scores += _scores(task, values, table)
+        scores += new_scores
         groups |= task.groups
     return all_answers, positions, scores + _group_scores(groups, table, scores)
 
 
+@contextlib.contextmanager
+def judging(loaded: LoadedTask) -> Iterator[None]:
+    """Run filters and metrics from the same seeds for each task. Raises TaskError, whatever they raise."""
+    try:
+        with TaskRandomness().running():
+            yield
+    except TaskError:
+        raise
+    except Exception as error:  # filters and metrics are foreign code
+        raise TaskError(f"task {loaded.settings.task!r}: its answers cannot be scored: {template_fault(error)}; fix "
+                        "the task's filters or metrics") from error
+
+
 def task_answers(loaded: LoadedTask, responses: Mapping[int, Response]) -> list[Answer]:
     """The answers of one task, in the order of its items."""
-    return _answers(loaded, responses)[1]
+    with judging(loaded):
+        return _answers(loaded, responses)[1]
 
 
 def _raw(response: Response, kind: str) -> Any:

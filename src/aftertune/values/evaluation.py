@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from aftertune.catalog import FRACTIONS, MetricKey, Unit, unit_of
@@ -61,6 +61,10 @@ class ModelIdentity:
         return replace(self.base, quantization=None)
 
 
+#: Fields of TaskSettings that were added after ids were made of the others.
+_LATER_FIELDS = ("code",)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSettings:
     """One task as it was run: everything that decides which prompts the model saw.
@@ -70,7 +74,9 @@ class TaskSettings:
     primary: the ``metric,filter`` that gets the verdict. cluster: the document field that groups items. data: where the
     documents come from (``hub:…``, ``pack:…``, ``file:…``). groups: the lm-eval groups that contain the task.
     target: the task tests the skill that a fine-tune teaches. used: how many of the n items were asked
-    before the task was stopped early, in the random order of draw_seed; None where all were asked.
+    before the task was stopped early, in the random order of draw_seed; None where all were asked. code: the Python
+    files of the user's task folder that the task ran, with their SHA-256, and installed modules that its file names;
+    empty for lm-eval's own tasks and for tasks without code.
     """
 
     task: str
@@ -98,6 +104,11 @@ class TaskSettings:
     target: bool = False
     used: int | None = None
     draw_seed: int | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
+
+    def hashed(self) -> dict[str, Any]:
+        """The fields for the id of an evaluation. A later field is among them where it is set, so older ids stay."""
+        return {k: v for k, v in asdict(self).items() if v or k not in _LATER_FIELDS}
 
     @property
     def partial(self) -> bool:
