@@ -1,4 +1,4 @@
-"""A task folder's code never runs without --allow-task-code, in whatever way a file names it; with it, it is recorded."""
+"""A task folder's code never runs without --allow-task-code, however a file names it. With it, it is recorded."""
 
 from __future__ import annotations
 

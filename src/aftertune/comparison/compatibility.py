@@ -96,8 +96,9 @@ def _task_differences(mine: TaskSettings, theirs: TaskSettings, counts: tuple[in
             yield _TaskDifference(f"generation.{key}", _short(a), _short(b))
     if mine.code and theirs.code and mine.code != theirs.code:
         changed = sorted(name for name in {*mine.code, *theirs.code} if mine.code.get(name) != theirs.code.get(name))
-        yield _TaskDifference("code", *(_short(", ".join(f"{n} {s.code.get(n, 'absent')[:12]}" for n in changed))
-                                        for s in (mine, theirs)))
+        left, right = (_short(", ".join(f"{n} {s.code.get(n, 'absent')[:12]}" for n in changed))
+                       for s in (mine, theirs))
+        yield _TaskDifference("code", left, right)
     if mine.prompts != theirs.prompts and mine.items == theirs.items and not differing:
         yield _TaskDifference("prompts", mine.prompts[:12], theirs.prompts[:12])
     if None not in (seeds := (mine.draw_seed, theirs.draw_seed)) and mine.draw_seed != theirs.draw_seed:

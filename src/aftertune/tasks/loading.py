@@ -147,7 +147,8 @@ def load(specs: Sequence[TaskSpec], options: LoadOptions, failed: dict[str, str]
     first one raises TaskError: it has no data, or items that cannot be scored. A name that is unknown or given twice
     always raises.
     """
-    start, loaded, incomplete = 0, [], set()
+    start, loaded = 0, []
+    incomplete: set[str] = set()
     for spec, task, label, groups in find_tasks(specs, options, failed):
         try:
             built = _build(spec, task, label, groups, options, start)

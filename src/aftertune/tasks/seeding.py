@@ -3,7 +3,7 @@
     source = TaskRandomness()
     with source.running():               from lm-eval's seeds
         task = build(…)
-    with source.running():               goes on where the block before ended
+    with source.running():               continues where the block before ended
         task.build_all_requests(…)
 
 lm-eval seeds once, before it loads the first task. So its items depend on the tasks that were loaded before. Here each

@@ -4,7 +4,7 @@
         TaskError: tasks/mine.yaml: output_type is 'multiple'; allowed: …
 
 `refuse_code` is for a task folder whose code is not allowed. It allows what is known to be data, and refuses
-everything else. `Function` stands for a ``!function`` of the file, which was not imported.
+everything else. `NamedFunction` stands for a ``!function`` of the file, which was not imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aftertune.errors import TaskError, nearest
 
 
 @dataclass(frozen=True)
-class Function:
+class NamedFunction:
     """A Python function or class that a task file names. name: as written; folder: of the file."""
 
     name: str
@@ -49,9 +49,9 @@ _PLAIN = (str, int, float, bool, type(None), bytes, datetime.date, list, dict)
 _CODE_SETTINGS = ("custom_generate", "trust_remote_code")
 
 
-def functions(config: Any) -> Iterator[Function]:
+def functions(config: Any) -> Iterator[NamedFunction]:
     """The functions that a config names, anywhere in it."""
-    return (value for value in _values(config) if isinstance(value, Function))
+    return (value for value in _values(config) if isinstance(value, NamedFunction))
 
 
 def _values(config: Any) -> Iterator[Any]:
@@ -85,8 +85,8 @@ def refuse_code(config: Mapping[str, Any], where: Path) -> None:
         if part.get("use_prompt") is not None:
             raise TaskError(f"{where}: use_prompt {_short(part['use_prompt'])} is read by another program; write the "
                             f"prompt as doc_to_text, or {FLAG}")
-        for key in part.get("filter_list") or ():
-            for step in _mappings(key.get("filter") if isinstance(key, dict) else None):
+        for chain in _mappings(part.get("filter_list")):
+            for step in _mappings(chain.get("filter")):
                 if step.get("function") == "custom":
                     raise TaskError(f"{where}: the filter 'custom' runs Python code; {FLAG}")
 
@@ -115,7 +115,7 @@ def _refuse_metrics(config: Mapping[str, Any], where: Path | str) -> None:
         return  # lm-eval then loads no metric
     for entry in _mappings(config.get("metric_list")):
         name = entry.get("metric")
-        if isinstance(name, Function) or callable(name):
+        if isinstance(name, NamedFunction) or callable(name):
             continue
         if entry.get("hf_evaluate"):
             raise TaskError(f"{where}: hf_evaluate loads the metric {_short(name)} as Python code from a folder or the "
@@ -175,13 +175,14 @@ def refuse_generation_code(settings: Mapping[str, Any], name: str) -> None:
 # --- Fields ---
 
 _TEXT, _TEXTS = (str,), (str, list)
-_SOURCE = (str, int, list, dict, Function)
+_SOURCE = (str, int, list, dict, NamedFunction)
 #: Field -> allowed types of its value; every field may be empty (null).
 _TYPES: dict[str, tuple[type, ...]] = {
     "task": _TEXT, "task_alias": _TEXT, "tag": _TEXTS, "dataset_path": _TEXT, "dataset_name": (str, int),
     "dataset_kwargs": (dict,), "training_split": _TEXT, "validation_split": _TEXT, "test_split": _TEXT,
-    "fewshot_split": _TEXT, "process_docs": (Function,), "custom_dataset": (Function,), "doc_to_text": _SOURCE,
-    "doc_to_target": _SOURCE, "doc_to_choice": _SOURCE, "process_results": (Function,), "use_prompt": _TEXT,
+    "fewshot_split": _TEXT, "process_docs": (NamedFunction,), "custom_dataset": (NamedFunction,),
+    "doc_to_text": _SOURCE,
+    "doc_to_target": _SOURCE, "doc_to_choice": _SOURCE, "process_results": (NamedFunction,), "use_prompt": _TEXT,
     "description": _TEXT, "target_delimiter": _TEXT, "fewshot_delimiter": _TEXT, "fewshot_config": (dict,),
     "num_fewshot": (int,), "metric_list": (list,), "output_type": _TEXT, "generation_kwargs": (dict,),
     "repeats": (int,), "filter_list": (list,), "should_decontaminate": (bool,), "gen_prefix": _TEXT,
@@ -189,13 +190,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
 #: Fields of a file that are not those of a task.
 _OTHER_FIELDS = ("group", "task_list", "include", "class")
 _NAMES = {str: "text", list: "a list", dict: "a mapping", int: "a number", float: "a number", bool: "true or false",
-          Function: "a !function"}
+          NamedFunction: "a !function"}
 
 
 def check_config(config: Mapping[str, Any], where: Path) -> None:
     """Raise TaskError for a field that lm-eval does not know, or a value that it cannot use.
 
-    config: of a task, with its functions as `Function`.
+    config: of a task, with its functions as `NamedFunction`.
     """
     known = _known_fields()
     for key, value in config.items():
@@ -207,6 +208,7 @@ def check_config(config: Mapping[str, Any], where: Path) -> None:
                                               (isinstance(value, bool) and bool not in allowed)):
             raise _wrong(where, key, value, " or ".join(dict.fromkeys(_NAMES[t] for t in allowed)))
     _check_numbers(config, where)
+    _check_prompt(config, where)
     _check_metrics(config, where)
     _check_filters(config, where)
     _check_generation(config, where)
@@ -225,7 +227,7 @@ def _wrong(where: Path, field: str, value: Any, allowed: str) -> TaskError:
 
 def _short(value: Any) -> str:
     """A value in at most 60 characters; a structure by its type alone, because it may be very large."""
-    if isinstance(value, Function):
+    if isinstance(value, NamedFunction):
         return f"!function {value.name[:60]}"
     if isinstance(value, dict | list):
         return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
@@ -257,6 +259,22 @@ def _check_numbers(config: Mapping[str, Any], where: Path) -> None:
                         "dataset_kwargs, or to a data set of the Hub")
 
 
+def _check_prompt(config: Mapping[str, Any], where: Path) -> None:
+    if "class" in config or config.get("use_prompt") is not None:
+        return
+    kind = config.get("output_type") or "generate_until"
+    needed = ("doc_to_text", "doc_to_target", *(("doc_to_choice",) if kind == "multiple_choice" else ()))
+    missing = next((field for field in needed if config.get(field) is None), None)
+    if missing is not None:
+        raise TaskError(f"{where}: {missing} is missing, and {kind} tasks need it; set it to a column of the data or "
+                        "to a template")
+    choices = config.get("doc_to_choice")
+    listed = list(choices.values()) if isinstance(choices, dict) else choices
+    if isinstance(listed, int) or (isinstance(listed, list) and not all(isinstance(c, str) and c for c in listed)):
+        raise _wrong(where, "doc_to_choice", choices, "a column of the data, a template that gives a list, or a list "
+                                                      "of texts that are not empty")
+
+
 def _check_metrics(config: Mapping[str, Any], where: Path) -> None:
     from lm_eval.api.registry import aggregation_registry
 
@@ -267,10 +285,11 @@ def _check_metrics(config: Mapping[str, Any], where: Path) -> None:
         raise TaskError(f"{where}: metric_list is empty; name a metric, or leave metric_list out for lm-eval's default")
     for number, entry in enumerate(metrics, 1):
         field = f"metric_list, entry {number}"
-        if not isinstance(entry, dict) or not isinstance(entry.get("metric"), str | Function) or not entry["metric"]:
+        name = entry.get("metric") if isinstance(entry, dict) else None
+        if not isinstance(name, str | NamedFunction) or not name:
             raise _wrong(where, field, entry, "a mapping with the name of a metric, such as {metric: acc}")
         aggregation = entry.get("aggregation")
-        if aggregation is not None and not isinstance(aggregation, Function) and \
+        if aggregation is not None and not isinstance(aggregation, NamedFunction) and \
                 (not isinstance(aggregation, str) or aggregation not in aggregation_registry):
             raise _wrong(where, f"{field}: aggregation", aggregation, ", ".join(aggregation_registry))
         if not isinstance(entry.get("higher_is_better", True), bool):
@@ -292,7 +311,7 @@ def _check_filters(config: Mapping[str, Any], where: Path) -> None:
                 not isinstance(chain["filter"], list):
             raise _wrong(where, field, chain, "a mapping with name, and filter: a list of steps")
         for step in chain["filter"]:
-            if not isinstance(step, dict) or not isinstance(step.get("function"), str | Function):
+            if not isinstance(step, dict) or not isinstance(step.get("function"), str | NamedFunction):
                 raise _wrong(where, f"{field}: a step", step, "a mapping such as {function: take_first}")
             if isinstance(step["function"], str) and step["function"] not in filter_registry:
                 raise _wrong(where, f"{field}: function", step["function"], ", ".join(filter_registry))
@@ -338,11 +357,11 @@ def _check_examples(config: Mapping[str, Any], where: Path) -> None:
         raise TaskError(f"{where}: fewshot_config has the unknown field {_short(unknown)}"
                         f"{nearest(str(unknown), known)}; allowed: {', '.join(known)}")
     sampler = examples.get("sampler")
-    if sampler is not None and not isinstance(sampler, Function) and \
+    if sampler is not None and not isinstance(sampler, NamedFunction) and \
             (not isinstance(sampler, str) or sampler not in SAMPLER_REGISTRY):
         raise _wrong(where, "fewshot_config: sampler", sampler, ", ".join(SAMPLER_REGISTRY))
     samples = examples.get("samples")
-    if samples is not None and not isinstance(samples, Function) and \
+    if samples is not None and not isinstance(samples, NamedFunction) and \
             not (isinstance(samples, list) and samples and all(isinstance(s, dict) for s in samples)):
         raise _wrong(where, "fewshot_config: samples", samples, "a list of examples")
 
@@ -362,5 +381,5 @@ def check_group(config: Mapping[str, Any], where: Path) -> None:
     for entry in metrics if isinstance(metrics, list) else [metrics] if metrics is not None else []:
         if not isinstance(entry, dict) or not isinstance(entry.get("metric"), str):
             raise _wrong(where, "aggregate_metric_list", entry, "a list of mappings such as {metric: acc}")
-        if entry.get("aggregation", "mean") != "mean" and not isinstance(entry["aggregation"], Function):
+        if entry.get("aggregation", "mean") != "mean" and not isinstance(entry["aggregation"], NamedFunction):
             raise _wrong(where, "aggregate_metric_list: aggregation", entry["aggregation"], "mean")

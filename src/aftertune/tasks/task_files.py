@@ -20,7 +20,14 @@ from typing import Any
 from aftertune.errors import TaskError
 from aftertune.sources.limits import OutOfTime, memory_limit, template_fault, time_limit
 from aftertune.tasks.seeding import TaskRandomness
-from aftertune.tasks.task_fields import Function, check_config, check_group, functions, refuse_code, refuse_evaluate
+from aftertune.tasks.task_fields import (
+    NamedFunction,
+    check_config,
+    check_group,
+    functions,
+    refuse_code,
+    refuse_evaluate,
+)
 
 #: Bounds of one task file: bytes, and seconds and bytes of memory to read it with its includes.
 MAX_BYTES = 5_000_000
@@ -32,7 +39,7 @@ MAX_FILES = 50_000
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The values of a task file with those of its includes, as lm-eval merges them; functions as `Function`.
+    """The values of a task file with those of its includes, as lm-eval merges them; functions as `NamedFunction`.
 
     Raises TaskError in one line if it cannot be read.
     """
@@ -63,11 +70,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _functions_unresolved() -> Iterator[None]:
-    """Let lm-eval's loader return a `Function` for each ``!function`` inside the block."""
+    """Let lm-eval's loader return a `NamedFunction` for each ``!function`` inside the block."""
     from lm_eval.tasks import _yaml_loader
 
     def constructor_for(folder: Path, resolve: bool) -> Any:  # noqa: ARG001 (lm-eval's signature)
-        return lambda loader, node: Function(str(loader.construct_scalar(node)), folder)
+        return lambda loader, node: NamedFunction(str(loader.construct_scalar(node)), folder)
 
     constructor = _yaml_loader._mk_function_ctor
     _yaml_loader._mk_function_ctor = constructor_for
@@ -97,12 +104,25 @@ class TaskFolder:
                                 "your tasks")
             try:
                 config = read_config(path)
-                if not {"class", "group", "task"}.isdisjoint(config):  # others are there to be included
-                    TaskIndex.process_cfg(config, path, self.index)
+                if {"class", "group", "task"}.isdisjoint(config):
+                    continue  # it is there to be included
+                entries: dict[str, Any] = {}
+                TaskIndex.process_cfg(config, path, entries)
+                if not all(isinstance(name, str) and name for name in entries):
+                    raise TypeError
             except TaskError as error:
                 self.faults[path] = str(error)
             except (TypeError, ValueError, KeyError, AttributeError):
                 self.faults[path] = f"{path}: task, group and tag must be names"
+            else:
+                self._add(entries)
+
+    def _add(self, entries: Mapping[str, Any]) -> None:
+        """Add the entries of a file. As in lm-eval, the first file with a name has it, and a tag has all its tasks."""
+        for name, entry in entries.items():
+            first = self.index.setdefault(name, entry)
+            if first is not entry and first.yaml_path is None:
+                first.tags |= entry.tags
 
     def owns(self, entry: Any) -> bool:
         """True if lm-eval's entry comes from this folder."""
@@ -115,10 +135,8 @@ class TaskFolder:
         config = read_config(entry.yaml_path)
         if not self.allow_code:
             refuse_code(config, entry.yaml_path)
-        if "group" in config and not isinstance(config.get("task"), str):
-            check_group(config, entry.yaml_path)
-        else:
-            check_config(config, entry.yaml_path)
+        check = check_group if "group" in config and not isinstance(config.get("task"), str) else check_config
+        check(config, entry.yaml_path)
         return config
 
     def fault(self) -> str:
