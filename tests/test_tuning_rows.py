@@ -271,3 +271,12 @@ def test_a_packed_file_is_refused_at_once_with_what_to_do(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b" + b"\0" * 100)
     with pytest.raises(InputError, match=r"unknown kind of file '\.gz'; unpack it, and use one of \.jsonl"):
         read_examples(tmp_path / "a.jsonl.gz")
+
+
+@pytest.mark.parametrize("content", ["sep=;\nprompt;completion\n" + "a;b;\n" * 9, table(";").encode("utf-16")])
+def test_what_was_assumed_is_noted_also_where_few_rows_are_read(tmp_path, content):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert len(list(read_rows(path, ReadOptions(limit=1), notes := []))) == 1
+    assert "semicolons as delimiters" in notes[0]
+    assert notes[1:] == [f"{path}: only the first 1 rows were read"]

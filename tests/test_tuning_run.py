@@ -16,6 +16,7 @@ from aftertune.tuning.held_out import Batching, completion_losses
 from aftertune.tuning.output import MANIFEST, read_manifest
 from aftertune.tuning.split import Corpus
 from aftertune.tuning.tokenize import EncodeOptions, encode_all
+from aftertune.values import Question
 from tuning_cases import base_and_data, timeless, write_rows
 
 pytestmark = pytest.mark.slow
@@ -176,8 +177,18 @@ def test_a_preview_shows_text_and_mask_and_trains_nothing(place):
         assert [learned for _, learned in one.parts] == [False, True]
         assert one.parts[1][0].endswith("<|end|>")
         assert 0 < one.learned < one.tokens
-    assert found.notes == ()
+    assert found.notes == (f"{place / 'data.jsonl'}: read as prompt, because the rows have `prompt` and `completion`",)
     write_rows(place / "replayed.jsonl", [{"prompt": f"w{n}", "completion": "w3"} for n in range(30)])
     found = preview(spec(place, "none", replay={"data": place / "replayed.jsonl", "share": 0.5}), count=2)
     assert [one.where.rpartition("/")[2].partition(":")[0] for one in found.examples] == [
         "data.jsonl", "data.jsonl", "replayed.jsonl"]
+
+
+def test_a_preview_of_a_long_file_reads_its_first_rows_unless_something_is_searched_for(place, monkeypatch):
+    monkeypatch.setattr("aftertune.tuning.previews.PREVIEW_ROWS", 12)
+    shown = preview(spec(place, "none", data=DataSpec(file=place / "data.jsonl", examples=30)))
+    assert shown.counts["data"]["rows"] == 12
+    assert len(shown.examples) == 3
+    assert f"{place / 'data.jsonl'}: only the first 12 rows were read" in shown.notes
+    asked = [Question(task="t", index=0, hash="h", texts=("say w30 twice",))]
+    assert preview(spec(place, "none"), questions=asked).counts["data"]["rows"] == 40

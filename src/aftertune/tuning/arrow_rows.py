@@ -10,7 +10,7 @@ MAX_ROWS_PER_BYTE and MAX_VALUES bound what is unpacked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ MAX_ROWS_PER_BYTE = 16
 BATCH_ROWS, MAX_VALUES = 256, 1_000_000
 
 
-def read_parquet_rows(path: Path, notes: list[str]) -> Iterator[DataRow]:
+def read_parquet_rows(path: Path, notes: list[str]) -> Generator[DataRow]:
     """The rows of a Parquet file; notes receives the columns that cannot be read. Raises InputError for a damaged file
     and for one that claims more than data of its size can have."""
     import pyarrow
@@ -89,7 +89,7 @@ def without_none(value: Any) -> Any:
     return [without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
-def read_hub_rows(name: str, split: str, subset: str | None) -> Iterator[DataRow]:
+def read_hub_rows(name: str, split: str, subset: str | None) -> Generator[DataRow]:
     """The rows of a data set of the Hub, or from the local cache. Raises SourceError if there is none."""
     from datasets import load_dataset
 

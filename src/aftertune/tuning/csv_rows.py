@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical ba
 _QUOTE = "put cells that contain quotes, delimiters or line breaks in quotes"
 
 
-def read_csv_rows(path: Path, encoding: str, notes: list[str]) -> Iterator[DataRow]:
+def read_csv_rows(path: Path, encoding: str, notes: list[str]) -> Generator[DataRow]:
     """The rows, with file and line; notes receives what was assumed.
 
     Raises InputError if there are no distinct names, and for a quote that is not closed, which would hide the rows
@@ -42,21 +42,29 @@ def read_csv_rows(path: Path, encoding: str, notes: list[str]) -> Iterator[DataR
     except UnicodeError as error:
         raise InputError(f"{path}: not valid {code.name.upper()} ({' '.join(str(error).split())[:120]}); save the "
                          "file as UTF-8") from None
-    if code.skip:
-        notes.append(f"{path}: has {code.assumed[0]}, which was removed")
-    if table.assumed:
-        notes.append(f"{path}: read with {'; '.join(table.assumed)}")
+    finally:
+        if code.skip:
+            notes.append(f"{path}: has {code.assumed[0]}, which was removed")
+        if note := table.note():
+            notes.append(f"{path}: read with {note}")
 
 
 class _Table:
-    """The columns of one file. assumed: in what the file is not plain CSV, for the note."""
+    """The columns of one file. assumed: in what the file is not plain CSV, for the note; surplus: the number of lines
+    with empty cells at their end."""
 
     def __init__(self, path: Path, encoding: Encoding) -> None:
         self.path, self.encoding = path, encoding
         self.assumed = [] if encoding.skip else list(encoding.assumed)
         self.names: list[str] = []
+        self.surplus = 0
 
-    def rows(self, file: Iterable[str]) -> Iterator[DataRow]:
+    def note(self) -> str:
+        """What was assumed so far, in one line; "" for nothing."""
+        surplus = [f"empty cells at the end of {self.surplus:,} lines left out"] if self.surplus else []
+        return "; ".join([*self.assumed, *surplus])
+
+    def rows(self, file: Iterable[str]) -> Generator[DataRow]:
         """The rows of an open file."""
         lines, header, declared, skipped = iter(file), "", "", 0
         for header in lines:
@@ -80,10 +88,9 @@ class _Table:
                                 f"{', which the line sep= names' if declared else ''}")
         return found
 
-    def _records(self, reader: Any, skipped: int) -> Iterator[DataRow]:
+    def _records(self, reader: Any, skipped: int) -> Generator[DataRow]:
         """skipped: lines before the first that the reader has."""
         unnamed: set[int] = set()
-        surplus = 0
         while True:
             start = reader.line_num + skipped + 1
             try:
@@ -99,13 +106,13 @@ class _Table:
             if not self.names:
                 self.names = self._header(cells, start)
                 unnamed = {n for n, name in enumerate(self.names) if not name}
+                self._note_columns(unnamed)
                 continue
             if not cells:
                 continue
             width = len(self.names)
-            surplus += len(cells) > width and not any(cells[width:])
+            self.surplus += len(cells) > width and not any(cells[width:])
             yield self._record(cells, f"{self.path}:{start}", unnamed)
-        self._note_columns(unnamed, surplus)
 
     def _header(self, cells: list[str], line: int) -> list[str]:
         names = [cell.strip() for cell in cells]
@@ -127,11 +134,9 @@ class _Table:
         byte = next((b for cell in cells if (b := self.encoding.escaped_byte(cell)) is not None), None)
         return DataRow(where, row if byte is None else self.encoding.bad_byte(where, byte))
 
-    def _note_columns(self, unnamed: set[int], surplus: int) -> None:
+    def _note_columns(self, unnamed: set[int]) -> None:
         last = len(self.names) - 1
         for n in sorted(unnamed):
             which = "the first column" if n == 0 else "the last column" if n == last else f"column {n + 1}"
             self.assumed.append(f"{which} left out, because it has no name"
                                 f"{' (an index, as pandas writes it)' if n == 0 else ''}")
-        if surplus:
-            self.assumed.append(f"empty cells at the end of {surplus:,} lines left out")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +24,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _RULE = "a .json file must be a list of objects, or an object with one such list"
 
 
-def read_json_rows(path: Path, encoding: str, notes: list[str]) -> Iterator[DataRow]:
+def read_json_rows(path: Path, encoding: str, notes: list[str]) -> Generator[DataRow]:
     """The items of the list, with file and line. Raises InputError if the file is not such a list, with the line."""
     code = Encoding.of(path, encoding)
     with path.open("rb") as file:
@@ -33,13 +33,15 @@ def read_json_rows(path: Path, encoding: str, notes: list[str]) -> Iterator[Data
             raise InputError(f"{path}:2: not one JSON value: the file has one object per line; give it the ending "
                              ".jsonl")
         file.seek(code.skip)
-        yield from _items(_Text(file, code, path))
-    if code.assumed:
-        removed = f"has {code.assumed[0]}, which was removed" if code.skip else f"read with {code.assumed[0]}"
-        notes.append(f"{path}: {removed}")
+        try:
+            yield from _items(_Text(file, code, path))
+        finally:
+            if code.assumed:
+                removed = f"has {code.assumed[0]}, which was removed" if code.skip else f"read with {code.assumed[0]}"
+                notes.append(f"{path}: {removed}")
 
 
-def _items(text: _Text) -> Iterator[DataRow]:
+def _items(text: _Text) -> Generator[DataRow]:
     first = text.peek()
     if first == "[":
         yield from _list(text)
@@ -59,7 +61,7 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _list(text: _Text) -> Iterator[DataRow]:
+def _list(text: _Text) -> Generator[DataRow]:
     text.take("[")
     number = 0
     while text.peek() != "]":
@@ -81,7 +83,7 @@ def _list(text: _Text) -> Iterator[DataRow]:
     text.take("]")
 
 
-def _object(text: _Text) -> Iterator[DataRow]:
+def _object(text: _Text) -> Generator[DataRow]:
     """The items of the only list of an object. The list is read before it is known whether another one follows."""
     text.take("{")
     lists = 0

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from aftertune.tuning.tokenize import EncodedRow
 
 
+#: The most rows of a file that are read for a preview.
+PREVIEW_ROWS = 20_000
+
+
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
     """One row as it is trained.
@@ -44,16 +48,19 @@ class Preview:
 def preview(spec: TuneSpec, count: int = 3, questions: Iterable[Question] = ()) -> Preview:
     """The first ``count`` rows of the new data, and the first replayed row if there is replay; counts, overlap, notes.
 
-    No weights are loaded. Raises InputError (data, template) and SourceError (model, data).
+    Of a long file the first PREVIEW_ROWS rows are read, unless there are questions to search for. No weights are
+    loaded.
+    Raises InputError (data, template) and SourceError (model, data).
     """
     from aftertune.sources import load_tokenizer, resolve_model
     from aftertune.tuning.contamination import find_overlap
-    from aftertune.tuning.split import Corpus
+    from aftertune.tuning.split import Corpus, Rules
     from aftertune.tuning.tokenize import EncodedCorpus, EncodeOptions
 
     source = resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     tokenizer = load_tokenizer(source)
-    corpus = Corpus.load(spec.data, spec.seed, spec.replay)
+    questions = list(questions)
+    corpus = Corpus.load(spec.data, spec.seed, spec.replay, Rules(limit=None if questions else PREVIEW_ROWS))
     options = EncodeOptions.of(spec)
     rows = EncodedCorpus.from_corpus(corpus, tokenizer, options, spec.seed)
     replayed = {example.where for example in corpus.replay}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,11 +45,11 @@ class ReadOptions:
     limit: int | None = None
 
 
-def read_rows(path: Path, options: ReadOptions, notes: list[str]) -> Iterator[DataRow]:
+def read_rows(path: Path, options: ReadOptions, notes: list[str]) -> Generator[DataRow]:
     """The rows of a file in its order or, if there is no such file, of a data set of the Hub.
 
-    path: a file, or ``owner/name`` on the Hub, or one of HUB_NAMES. notes: receives what was assumed; it is complete
-    once all rows were read.
+    path: a file, or ``owner/name`` on the Hub, or one of HUB_NAMES. notes: receives what was assumed, at
+    the latest when all rows were read.
 
     Raises InputError for a missing or empty file, an unknown kind of file, an unknown encoding, and a file that is
     damaged as a whole; SourceError if the Hub does not give the data set.
@@ -66,12 +66,13 @@ def read_rows(path: Path, options: ReadOptions, notes: list[str]) -> Iterator[Da
         empty = False
         yield row
     if options.limit is not None and next(rows, None) is not None:
+        rows.close()
         notes.append(f"{path}: only the first {options.limit:,} rows were read")
     if empty:
         raise InputError(f"{path}: no examples: the file is empty; write one example per row")
 
 
-def _file_rows(path: Path, options: ReadOptions, notes: list[str]) -> Iterator[DataRow]:
+def _file_rows(path: Path, options: ReadOptions, notes: list[str]) -> Generator[DataRow]:
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         packed = path.suffix.lower() in _PACKED

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,25 +78,26 @@ class Encoding:
         return next((ord(c) - 0xDC00 for c in text if "\udc80" <= c <= "\udcff"), None)
 
 
-def read_line_rows(path: Path, name: str, notes: list[str]) -> Iterator[DataRow]:
+def read_line_rows(path: Path, name: str, notes: list[str]) -> Generator[DataRow]:
     """The rows of a JSON Lines file, with file and line. name: of the encoding; notes receives what was assumed."""
     encoding = Encoding.of(path, name)
     removed = [a for a in encoding.assumed if encoding.skip]
-    with path.open("rb") as file:
-        file.seek(encoding.skip)
-        crlf = False
-        for number, line in enumerate(_decoded_lines(file, encoding, path), 1):
-            crlf |= isinstance(line, str) and line.endswith("\r\n")
-            if isinstance(line, InputError):
-                yield DataRow(f"{path}:{number}", line)
-            elif line.strip():
-                yield _parse_line(line, f"{path}:{number}", first=number == 1)
-    if crlf:
-        removed.append("CRLF line ends")
-    if removed:
-        notes.append(f"{path}: has {' and '.join(removed)}, which were removed")
-    elif encoding.assumed:
-        notes.append(f"{path}: read with {encoding.assumed[0]}")
+    crlf = False
+    try:
+        with path.open("rb") as file:
+            file.seek(encoding.skip)
+            for number, line in enumerate(_decoded_lines(file, encoding, path), 1):
+                crlf |= isinstance(line, str) and line.endswith("\r\n")
+                if isinstance(line, InputError):
+                    yield DataRow(f"{path}:{number}", line)
+                elif line.strip():
+                    yield _parse_line(line, f"{path}:{number}", first=number == 1)
+    finally:
+        removed += ["CRLF line ends"] if crlf else []
+        if removed:
+            notes.append(f"{path}: has {' and '.join(removed)}, which were removed")
+        elif encoding.assumed:
+            notes.append(f"{path}: read with {encoding.assumed[0]}")
 
 
 def _decoded_lines(file: BinaryIO, encoding: Encoding, path: Path) -> Iterator[str | InputError]:
