@@ -46,7 +46,7 @@ CASES = {
     "deep mappings": (GOOD + "x: " + "{a: " * 3000 + "1" + "}" * 3000 + "\n", "nested deeper than 40 levels"),
     "many values": (GOOD + f"x: [{'1,' * (MAX_VALUES + 9)}1]\n", "more than 50,000 values"),
     "a long file": (GOOD + f"x: {'y' * 2**18}\n", "characters, but at most 262,144 are allowed"),
-    "a long number": (_tuning(f"seed: {'9' * 6000}"), "a value or a tag cannot be read"),
+    "a long number": (_tuning(f"seed: {'9' * 6000}"), "it has too many digits; write plain values"),
     "a number of 4,000 digits": (_tuning(f"seed: {'9' * 4000}"), "`tunings.small.seed`"),
     "a seed that numpy refuses": (_tuning("seed: -1"), "`tunings.small.seed`"),
     "a seed of 33 bits": (_tuning(f"seed: {2**32}"), "`tunings.small.seed`"),

@@ -57,8 +57,10 @@ def parse_yaml(text: str, where: Path | str) -> Any:
         return yaml.load(text)
     except YAMLError as error:
         raise InputError(f"{where}: not valid YAML: {_fault(error, text)}") from None
+    except _TooLarge as error:
+        raise InputError(f"{where}: {error}; check that it is the right file") from None
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
-        detail = " ".join(str(error).split())[:120]
+        detail = "it has too many digits" if "int_max_str_digits" in str(error) else " ".join(str(error).split())[:120]
         raise InputError(f"{where}: not valid YAML: a value or a tag cannot be read: {detail}; write plain values, "
                          "texts in quotes") from None
 
