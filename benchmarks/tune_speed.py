@@ -94,7 +94,8 @@ class Side:
         from aftertune.study import LoraSpec
         from aftertune.tuning.batching import choose_layout
         from aftertune.tuning.build import build
-        from aftertune.tuning.callbacks import Checkpoints, Hooks, TrainingPlan
+        from aftertune.tuning.callbacks import Hooks, TrainingPlan
+        from aftertune.tuning.checkpoints import Checkpoints
         from aftertune.tuning.trainer import TrainingData, train
 
         model = build(self.model, "lora", LoraSpec(r=RANK), seed=0)

@@ -19,7 +19,7 @@ from aftertune.ledger import Ledger
 from aftertune.sources import fingerprint_model, resolve_adapter, resolve_model
 from aftertune.study import DataSpec, TuneSpec
 from aftertune.tuning import tune
-from aftertune.tuning.callbacks import Checkpoints
+from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.values import Tuning, plain
 from cli_cases import call, one_line, settle
 from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer

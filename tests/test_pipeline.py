@@ -13,7 +13,7 @@ import pytest
 from aftertune.errors import InputError, StorageError
 from aftertune.ledger import Ledger
 from aftertune.pipeline import cells_of, plan, running, select_cells
-from aftertune.pipeline.lock import folder_lock, try_folder_lock
+from aftertune.sources.folder_lock import folder_lock, try_folder_lock
 from aftertune.study import Study
 from eval_cases import CHAT, byte_folder
 from test_cli import call
@@ -145,7 +145,7 @@ def test_an_interrupted_cell_is_planned_again(file: Path, monkeypatch: pytest.Mo
 def test_a_second_process_is_refused_and_seen(file: Path) -> None:
     out = file.parent / "out"
     out.mkdir()
-    with folder_lock(out), Ledger() as ledger:
+    with folder_lock(out, "runs a study"), Ledger() as ledger:
         with pytest.raises(StorageError, match="another process"):
             running.run(Study.load(file), ledger=ledger, out=out)
         ledger.save_study("own", "h", Study.load(file).model_dump_json())
@@ -155,15 +155,16 @@ def test_a_second_process_is_refused_and_seen(file: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    code = ("import sys, time; from pathlib import Path; from aftertune.pipeline.lock import folder_lock\n"
-            "with folder_lock(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)")
+    code = ("import sys, time; from pathlib import Path; from aftertune.sources.folder_lock import folder_lock\n"
+            "with folder_lock(Path(sys.argv[1]), 'runs a study'): print('locked', flush=True); time.sleep(60)")
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"locked\n"
-        with pytest.raises(StorageError, match="another process"), folder_lock(tmp_path):
+        with pytest.raises(StorageError, match=rf"another process \({child.pid} on "), \
+                folder_lock(tmp_path, "runs a study"):
             pass
         child.kill()
-    with folder_lock(tmp_path), try_folder_lock(tmp_path) as second:
+    with folder_lock(tmp_path, "runs a study"), try_folder_lock(tmp_path) as second:
         assert not second
     with try_folder_lock(tmp_path / "none") as free:  # does not create a missing folder
         assert free

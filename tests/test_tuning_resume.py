@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from aftertune.errors import AftertuneError
+from aftertune.errors import AftertuneError, ResumeRefused, StorageError
 from aftertune.study import DataSpec, LoraSpec, TuneSpec
 from aftertune.tuning import tune
-from aftertune.tuning.callbacks import Checkpoints
+from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.split import Corpus, Rules
 from tuning_cases import base_and_data, easy_rows, timeless, write_rows
 
@@ -168,3 +168,108 @@ def poison(_folder):
                     break
 
     return told
+
+
+def _no_room(patch, target, name, error):
+    """Every call of ``target.name`` fails as on a full disk."""
+    def full(*_args, **_settings):
+        raise error
+
+    patch.setattr(target, name, full)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("failing", ["weights", "manifest"])
+def test_a_full_disk_after_the_training_does_not_lose_it(place, method, failing, monkeypatch):
+    """safetensors raises an error of its own; the same command with room ends without another step."""
+    from safetensors import SafetensorError
+
+    from aftertune.tuning import output
+
+    whole = tune(spec(place, f"{method}-whole", method=method))
+    full = spec(place, f"{method}-full-{failing}", method=method)
+    with monkeypatch.context() as patch:
+        if failing == "weights":
+            save = output.save
+
+            def broken(model, *rest):
+                patch.setattr(type(model), "save_pretrained", lambda *_a, **_k: _raise(
+                    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")))
+                return save(model, *rest)
+
+            patch.setattr(output, "save", broken)
+        else:
+            _no_room(patch, output, "write_atomic", OSError(28, "No space left on device"))
+        with pytest.raises(StorageError, match=r"No space left.* free some space"):
+            tune(full)
+    assert not (full.out / "aftertune.json").exists()
+    told = []
+    done = tune(full, progress=lambda *p: told.append(p))
+    assert not steps_of(told)
+    assert weights(full.out) == weights(Path(whole.output))
+    assert timeless(done.steps) == timeless(whole.steps)
+    assert done.notes == whole.notes
+    assert not (full.out / "checkpoints").exists()
+
+
+def _raise(error):
+    raise error
+
+
+def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_run_goes_on_from_the_one_before(place, monkeypatch):
+    whole, broken = tune(spec(place, "lora-whole", method="lora")), spec(place, "checkpoint-full")
+    seal, sealed = Checkpoints.seal, []
+
+    def limited(self, checkpoint, device):
+        if len(sealed) == 5:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file")
+        sealed.append(checkpoint)
+        seal(self, checkpoint, device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "seal", limited)
+        with pytest.raises(StorageError, match="continues from its last checkpoint"):
+            tune(broken)
+    assert not list((broken.out / "checkpoints").glob(".reserved"))
+    told = []
+    done = tune(broken, progress=lambda *p: told.append(p))
+    assert steps_of(told) == list(range(6, STEPS + 1))
+    assert weights(Path(done.output)) == weights(Path(whole.output))
+
+
+def test_too_little_room_is_known_before_the_training(place, monkeypatch):
+    _no_room(monkeypatch, os, "posix_fallocate", OSError(28, "No space left on device"))
+    told = []
+    with pytest.raises(StorageError, match=r"MiB are needed for the tuned weights \(No space left"):
+        tune(spec(place, "no-room"), progress=lambda *p: told.append(p))
+    assert not steps_of(told)
+
+
+def test_a_checkpoint_of_other_conditions_is_refused_and_its_threads_are_taken_over(place, monkeypatch):
+    import torch
+
+    broken = spec(place, "conditions", threads=2)
+    with pytest.raises(Broken):
+        tune(broken, progress=break_at(5))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    with pytest.raises(ResumeRefused, match=r"cpu: .* then, OTHER now.*remove this folder"):
+        tune(broken)
+    monkeypatch.undo()
+    with pytest.raises(ResumeRefused, match="threads: 2 then, 1 now"):
+        tune(broken.model_copy(update={"threads": 1}))
+    told = []
+    done = tune(broken.model_copy(update={"threads": None}), progress=lambda *p: told.append(p))
+    assert steps_of(told) == list(range(5, STEPS + 1))
+    assert done.settings["threads"] == 2
+
+
+def test_two_tunings_into_one_folder_at_once_are_refused(place):
+    from aftertune.sources.folder_lock import folder_lock
+
+    whole = tune(spec(place, "lora-whole", method="lora"))
+    shared = spec(place, "shared")
+    shared.out.mkdir()
+    with folder_lock(shared.out, "trains"), pytest.raises(StorageError, match=rf"another process \({os.getpid()} on "):
+        tune(shared)
+    assert weights(Path(tune(shared).output)) == weights(Path(whole.output))
+    assert not (shared.out / ".running.json").exists()

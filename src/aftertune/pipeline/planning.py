@@ -29,8 +29,8 @@ from aftertune.errors import AftertuneError
 from aftertune.ledger import Ledger, StoredCell
 from aftertune.methods import METHODS
 from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of
-from aftertune.pipeline.lock import try_folder_lock
 from aftertune.sources import resolve_model, shape_of
+from aftertune.sources.folder_lock import try_folder_lock
 from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, TaskSpec, TuneSpec, on_hub
 from aftertune.study.presets import ModelShape, preset_of

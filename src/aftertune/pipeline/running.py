@@ -24,10 +24,10 @@ from aftertune.forgetting_watch import ForgettingWatch
 from aftertune.ledger import Ledger
 from aftertune.methods import writes_adapter
 from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of, select_cells
-from aftertune.pipeline.lock import folder_lock
 from aftertune.pipeline.planning import unevaluated
 from aftertune.report import Results, make_folder, write_document, write_page, write_record
 from aftertune.sources import BaseModelCache
+from aftertune.sources.folder_lock import folder_lock
 from aftertune.study import EvalSpec, Study, TaskSpec
 from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
@@ -73,7 +73,7 @@ def run(study: Study, *, ledger: Ledger, out: Path, choice: CellChoice | None = 
     cells = select_cells(study, choice.only)
     study.check_files()
     make_folder(out)
-    with folder_lock(out):
+    with folder_lock(out, "runs a study"):
         runner = _StudyRun(study, ledger, out, progress or (lambda *_: None), on_cell or (lambda *_: None))
         return runner.run(cells, choice)
 

@@ -9,9 +9,14 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
-from aftertune.errors import ResourceError, SourceError
+from aftertune.errors import ResourceError, SourceError, StorageError
 from aftertune.sources.resolve import AdapterSource, ModelSource
+
+#: How torch's own errors about writing a file begin or end (its writer does not pass on the system's error).
+_DISK_SIGNS = ("PytorchStreamWriter failed", "No space left", "Disk quota exceeded", "unexpected pos",
+               "basic_ios::clear")
 
 
 @contextlib.contextmanager
@@ -63,3 +68,20 @@ def memory_errors(source: ModelSource, device: str) -> Iterator[None]:
             raise
         raise ResourceError(f"{source.named}: the model does not fit into the memory of {device}; use a smaller "
                             "dtype or model, or another device") from error
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path, remedy: str) -> Iterator[None]:
+    """Turn errors of writing files into a StorageError of one line. safetensors and torch raise errors of their own.
+
+    remedy: what the user should do once there is room.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        if isinstance(error, RuntimeError) and not any(sign in reason for sign in _DISK_SIGNS):
+            raise
+        raise StorageError(f"{folder}: cannot be written ({reason}); free some space and {remedy}") from error

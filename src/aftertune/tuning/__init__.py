@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import InputError
 from aftertune.methods import METHODS, unused_settings
+from aftertune.sources.folder_lock import folder_lock
+from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.estimate import CostEstimate, estimate_tuning
 from aftertune.tuning.previews import Preview, preview
 from aftertune.values import ModelIdentity, Progress, Question, Tuning, digest
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from aftertune.study import TuneSpec
     from aftertune.tuning.callbacks import Look, TrainingPlan
     from aftertune.tuning.split import Corpus
+
+#: The folder of the checkpoints, in the output folder.
+CHECKPOINTS = "checkpoints"
 
 __all__ = ["CostEstimate", "Preview", "estimate_tuning", "preview", "read_tuning", "tune"]
 
@@ -56,30 +61,53 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
     (output, ledger) or AftertuneError (the loss is not a finite number).
     """
     from aftertune.tuning import output
-    from aftertune.tuning.trainer import quiet_libraries
 
     job, progress = _prepare(spec, questions, watched=look is not None), progress or (lambda *_: None)
+    tuning = _finished(job)
+    if tuning is None:
+        output.make(Path(job.tuning.output))
+        with folder_lock(Path(job.tuning.output), "trains"):
+            tuning = _finished(job) or _trained(job, ledger, progress, look)
+    return _merged(job, tuning, ledger, progress)
+
+
+def _finished(job: _Job) -> Tuning | None:
+    """The finished tuning that the output folder holds, or None."""
+    from aftertune.tuning import output
+
     folder = Path(job.tuning.output)
     done = output.finished(folder, job.tuning.id, job.source, job.tuning.base)
-    if done is not None:
-        overlap = job.tuning.overlap or done.overlap
-        if overlap != done.overlap:
-            output.write_manifest(folder, done := replace(done, overlap=overlap))
-        return _merged(job, replace(done, name=job.tuning.name, output=job.tuning.output), ledger, progress)
+    if done is None:
+        return None
+    overlap = job.tuning.overlap or done.overlap
+    if overlap != done.overlap:
+        output.write_manifest(folder, done := replace(done, overlap=overlap))
+    return replace(done, name=job.tuning.name, output=job.tuning.output)
+
+
+def _trained(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
+    """Fine-tune into a folder that no other process uses; the finished tuning is in its manifest and in the ledger."""
+    from aftertune.tuning import output
+    from aftertune.tuning.trainer import quiet_libraries
+
+    folder = Path(job.tuning.output)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, job.tuning.id)
+    checkpoints.check(job.plan.device)
     output.prepare(folder)
     if ledger:
         ledger.save_tuning(job.tuning)
     try:
         with quiet_libraries():
-            tuning = _run(job, ledger, progress, look)
+            tuning = _run(job, checkpoints, ledger, progress, look)
     except BaseException:
         if ledger:
             ledger.save_tuning(replace(job.tuning, status="failed"))
         raise
     output.write_manifest(folder, tuning)
+    checkpoints.remove()
     if ledger:  # before the merge, so that a failed merge does not lose the training
         ledger.save_tuning(tuning)
-    return _merged(job, tuning, ledger, progress)
+    return tuning
 
 
 def read_tuning(word: str, ledger: Ledger) -> Tuning:
@@ -136,12 +164,11 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
 def _begun(job: _Job) -> bool:
     """Whether the output folder holds the tuning, or a checkpoint of it."""
     from aftertune.tuning import output
-    from aftertune.tuning.callbacks import Checkpoints
 
     folder = Path(job.tuning.output)
     stored = output.read_manifest(folder)
     return (stored is not None and stored.id == job.tuning.id) or Checkpoints(
-        folder / "checkpoints", job.tuning.id).begun()
+        folder / CHECKPOINTS, job.tuning.id).begun()
 
 
 def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, watched: bool) -> _Job:
@@ -171,7 +198,8 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, w
     settings = _settings(spec, plan, corpus)
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
     out = (spec.out or Path(".aftertune") / "tunings" / tuning_id).expanduser()
-    settings = {**settings, "threads": set_threads(spec.threads), "device": device}
+    threads = set_threads(spec.threads or Checkpoints(out / CHECKPOINTS, tuning_id).threads())
+    settings = {**settings, "threads": threads, "device": device}
     return _Job(spec, source, corpus, plan, Tuning(
         id=tuning_id, name=spec.name or tuning_id, base=identity, method=spec.method, data=corpus.fingerprint,
         data_source=str(spec.data.file), examples=len(corpus.training), seed=spec.seed, settings=settings,
@@ -220,14 +248,14 @@ def _data_settings(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
 # --- The run: load, measure, train, measure, save ---
 
 
-def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
+def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
     """Load the model, measure, train, measure again and save; returns the finished tuning."""
     from aftertune.provenance import finish
     from aftertune.sources import load_tokenizer
     from aftertune.tuning import output
     from aftertune.tuning.batching import choose_layout
     from aftertune.tuning.build import count_trainable
-    from aftertune.tuning.callbacks import Checkpoints, Hooks
+    from aftertune.tuning.callbacks import Hooks
     from aftertune.tuning.estimate import Meter, estimate_run
     from aftertune.tuning.held_out import Batching, compare_losses, example_losses
     from aftertune.tuning.tokenize import EncodedCorpus, EncodeOptions
@@ -255,7 +283,6 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
     def validate(model: Any) -> float:
         return fmean(example_losses(model, rows.validation, batching))
 
-    checkpoints = Checkpoints(Path(tuning.output) / "checkpoints", tuning.id)
     estimate = estimate_run(job.source, spec, rows, (plan.device, plan.dtype))
     meter.begin()
     trained = train(model, tokenizer, TrainingData(rows.training, layout), plan, checkpoints,
@@ -265,7 +292,6 @@ def _run(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None
     after = example_losses(model, rows.held_out, batching)
     folder = Path(tuning.output)
     output.save(model, spec.method, tokenizer, folder)
-    checkpoints.remove()
     return replace(
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
         trainable_parameters=count_trainable(model), cost=cost, watch=trained.points, steps=steps,

@@ -6,91 +6,33 @@
     control.attach(trainer, checkpoints.newest())      # restores the state that a checkpoint holds
     with control.interruptible():
         trainer.train(…)
+    control.save_finished()
     control.load_best_weights()
 
-Each checkpoint has the trainer's files, the state of this module in ``course.json`` and, with validation, the best
-weights in ``best.safetensors``. A manifest with the SHA-256 of every file is written last. A checkpoint that does not
-agree with its manifest, because the process died or a file changed, is removed and not used.
+Each checkpoint (`aftertune.tuning.checkpoints`) has the trainer's files, the state of this module in ``course.json``
+and, with validation, the best weights in ``best.safetensors``. The last one has no state of the optimizer: a run that
+could not write its result, because the disk was full, takes the weights from there and does not train again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aftertune.sources.cache import write_atomic
+from aftertune.tuning.checkpoints import STATE, Checkpoints
 from aftertune.values import WatchPoint
 
 if TYPE_CHECKING:
     from aftertune.study import WatchSpec
-
-#: The manifest of a checkpoint, and the state of `RunControl` in it. Checkpoints of older versions have these names.
-MANIFEST, STATE = "sealed.json", "course.json"
-
-# --- Checkpoints ---
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoints:
-    """The checkpoints of one tuning. folder: holds ``checkpoint-STEP`` folders; tuning: its id."""
-
-    folder: Path
-    tuning: str
-
-    def newest(self) -> Path | None:
-        """The newest checkpoint that is complete; incomplete ones are removed."""
-        paths = sorted(self.folder.glob("checkpoint-*"), key=_step_of)
-        complete = [path for path in paths if self._is_complete(path)]
-        for path in paths:
-            if path not in complete:
-                shutil.rmtree(path, ignore_errors=True)
-        return complete[-1] if complete else None
-
-    def begun(self) -> bool:
-        """Whether there is a complete checkpoint of this tuning."""
-        return any(self._is_complete(path) for path in self.folder.glob("checkpoint-*"))
-
-    def seal(self, checkpoint: Path) -> None:
-        """Write the manifest of a checkpoint whose files are complete."""
-        files = {name: _sha256(checkpoint / name) for name in _file_names(checkpoint)}
-        write_atomic(checkpoint / MANIFEST, json.dumps({"tuning": self.tuning, "files": files}, indent=1))
-
-    def remove(self) -> None:
-        """Remove all checkpoints, once the tuning is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _is_complete(self, checkpoint: Path) -> bool:
-        try:
-            manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-            return bool(manifest["tuning"] == self.tuning and manifest["files"] == {
-                name: _sha256(checkpoint / name) for name in _file_names(checkpoint)})
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-
-def _file_names(checkpoint: Path) -> list[str]:
-    return sorted(str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
-
-
-def _step_of(checkpoint: Path) -> int:
-    suffix = checkpoint.name.rpartition("-")[2]
-    return int(suffix) if suffix.isdigit() else -1
-
 
 # --- Plan and hooks of a run ---
 
@@ -144,7 +86,11 @@ class Hooks:
 
 
 class RunControl:
-    """The state of one run between its steps. stopped: why it ended before its last step, else ""."""
+    """The state of one run between its steps.
+
+    stopped: why it ended before its last step, else "". finished: the checkpoint that it continues from is at the end
+    of the training.
+    """
 
     def __init__(self, plan: TrainingPlan, hooks: Hooks, checkpoints: Checkpoints) -> None:
         self.plan, self.hooks, self.checkpoints = plan, hooks, checkpoints
@@ -152,18 +98,19 @@ class RunControl:
         self.best: dict[str, Any] = {}
         self.best_loss, self.best_step, self.waited = float("inf"), 0, 0
         self.points: list[WatchPoint] = []
-        self.stopped, self.interrupted = "", False
+        self.stopped, self.interrupted, self.finished = "", False, False
         self._saved = time.monotonic()
 
     def attach(self, trainer: Any, checkpoint: Path | None) -> None:
         """Control ``trainer``, with the state that ``checkpoint`` holds if there is one."""
         self.trainer = trainer
-        if self.hooks.look is not None:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
+        self.finished, self.stopped = bool(state.get("finished")), str(state.get("stopped", ""))
+        if self.hooks.look is not None and not self.finished:
             with evaluation_mode(trainer.model):
                 self.hooks.look(trainer.model, 0, 0)
         if checkpoint is None:
             return
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         trainer.splits = state["parts"]
         self.best_loss = float("inf") if state["best_loss"] is None else state["best_loss"]
         self.best_step, self.waited = state["best_step"], state["waited"]
@@ -258,7 +205,21 @@ class RunControl:
 
         return BetweenSteps()
 
-    def save(self, checkpoint: Path) -> None:
+    def save_finished(self) -> None:
+        """Save the weights at the end of the training as a checkpoint, in the disk space that was kept for it."""
+        self.checkpoints.release()
+        self.trainer.args.save_only_model = True
+        self.trainer._save_checkpoint(self.trainer.model, trial=None)
+        self.save(self.checkpoints.folder / f"checkpoint-{self.trainer.state.global_step}", finished=True)
+
+    def restore_finished(self, checkpoint: Path) -> None:
+        """Take the weights and the history of the steps from a checkpoint at the end of the training."""
+        from transformers import TrainerState
+
+        self.trainer._load_from_checkpoint(str(checkpoint))
+        self.trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+    def save(self, checkpoint: Path, *, finished: bool = False) -> None:
         """Add the state of this object to a checkpoint of the trainer, and seal it."""
         from safetensors.torch import save_file
 
@@ -267,8 +228,8 @@ class RunControl:
         write_atomic(checkpoint / STATE, json.dumps({
             "parts": self.trainer.splits, "best_loss": self.best_loss if self.best else None,
             "best_step": self.best_step, "waited": self.waited,
-            "points": [asdict(point) for point in self.points]}))
-        self.checkpoints.seal(checkpoint)
+            "points": [asdict(point) for point in self.points], "finished": finished, "stopped": self.stopped}))
+        self.checkpoints.seal(checkpoint, self.plan.device)
         self._saved = time.monotonic()
 
     @contextlib.contextmanager

@@ -15,10 +15,11 @@ summed in float32 and rounded once. Weights that no adapter changes stay the sam
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -35,8 +36,8 @@ from aftertune.sources import (
     resolve_adapter,
     resolve_model,
 )
-from aftertune.sources.cache import set_default_mode, temporary_path
-from aftertune.sources.library_errors import quiet
+from aftertune.sources.cache import set_default_mode, temporary_path, write_atomic
+from aftertune.sources.library_errors import disk_errors, quiet
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
 from aftertune.values import ModelIdentity, Tuning, plain, restore
@@ -60,14 +61,12 @@ def merge(base: ModelSource, adapter: AdapterSource, out: Path, *, dtype: str) -
         merged = _merge_layers(model, adapter)
         temporary = temporary_path(out)
         try:
-            merged.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            set_default_mode(temporary)
-            shutil.rmtree(out, ignore_errors=True)
-            temporary.rename(out)
-        except OSError as error:
-            raise StorageError(f"{out}: the merged model could not be written ({error.strerror or error}); free some "
-                               "space and run the same command again") from error
+            with disk_errors(out, "run the same command again"):
+                merged.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+                set_default_mode(temporary)
+                shutil.rmtree(out, ignore_errors=True)
+                temporary.rename(out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return fingerprint_model(resolve_model(str(out))).fingerprint
@@ -125,20 +124,30 @@ def _refuse_tied(model: Any, layers: dict[str, Any], adapter: AdapterSource) -> 
 # --- The output folder ---
 
 MANIFEST = "aftertune.json"
+#: What to do after a full disk.
+AGAIN = "run the same command again: it continues from its last checkpoint"
 
 
-def prepare(folder: Path) -> None:
-    """Create the folder, and remove the manifest and merged weights of an earlier tuning.
-
-    Raises StorageError if the folder cannot be written, so that this is known before training.
-    """
-    try:
+def make(folder: Path) -> None:
+    """Create the output folder. Raises StorageError if it cannot be written, so that this is known before training."""
+    with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
+
+
+def prepare(folder: Path) -> None:
+    """Remove the manifest and merged weights of an earlier tuning. Raises StorageError."""
+    with _writable(folder):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StorageError(f"{folder}: cannot write the tuned model here ({error.strerror}); "
                            "choose another folder with --out") from error
@@ -150,20 +159,16 @@ def save(model: Any, method: str, tokenizer: Any, folder: Path) -> None:
 
     # An adapter never has embeddings here. This option keeps PEFT from asking the Hub about the base.
     options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
-    try:
-        with quiet():
-            save_method = METHODS[method].save
-            if save_method is not None:
-                tensors, config = save_method(model)
-                save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-                config.save_pretrained(folder)
-            else:
-                model.save_pretrained(folder, **options)
-            tokenizer.save_pretrained(folder)
+    with disk_errors(folder, AGAIN), quiet():
+        save_method = METHODS[method].save
+        if save_method is not None:
+            tensors, config = save_method(model)
+            save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            config.save_pretrained(folder)
+        else:
+            model.save_pretrained(folder, **options)
+        tokenizer.save_pretrained(folder)
         set_default_mode(folder)
-    except OSError as error:
-        raise StorageError(f"{folder}: the tuned model could not be written ({error.strerror or error}); "
-                           "free some space and tune again") from error
 
 
 def identify(folder: Path, method: str, base: ModelSource, identity: ModelIdentity) -> str:
@@ -198,17 +203,9 @@ def merged_fingerprint(folder: Path) -> str | None:
 
 def write_manifest(folder: Path, tuning: Tuning) -> None:
     """Write ``aftertune.json``, completely or not at all."""
-    part = folder / f"{MANIFEST}.part"
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(plain(tuning), file, indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(folder / MANIFEST)
-    except OSError as error:
-        raise StorageError(f"{folder / MANIFEST}: cannot be written ({error.strerror}); "
-                           "free some space and tune again") from error
+    text = json.dumps(plain(tuning), indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    with disk_errors(folder, AGAIN):
+        write_atomic(folder / MANIFEST, f"{text}\n")
 
 
 def read_manifest(folder: Path) -> Tuning | None:

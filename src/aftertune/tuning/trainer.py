@@ -32,8 +32,10 @@ from trl import SFTTrainer
 
 from aftertune.engine.memory import is_out_of_memory
 from aftertune.errors import AftertuneError, ResourceError
+from aftertune.sources.library_errors import disk_errors
 from aftertune.tuning.batching import BatchLayout, Padded
-from aftertune.tuning.callbacks import Checkpoints, Hooks, RunControl, TrainingPlan, step_metrics
+from aftertune.tuning.callbacks import Hooks, RunControl, TrainingPlan, step_metrics
+from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.tokenize import EncodedRow
 from aftertune.values import WatchPoint
 
@@ -231,10 +233,10 @@ def train(model: Any, tokenizer: Any, data: TrainingData, plan: TrainingPlan, ch
           hooks: Hooks) -> TrainingResult:
     """Train ``model`` in place, from the newest checkpoint if there is one.
 
-    Raises AftertuneError, with step and examples, if the loss is not a finite number; the last checkpoint is kept.
-    Raises ResourceError if one example does not fit into memory, and KeyboardInterrupt after Ctrl-C.
+    A run whose checkpoint is at the end of the training takes the weights from there. Raises AftertuneError, with step
+    and examples, if the loss is not a finite number; the last checkpoint is kept. Raises ResourceError if one example
+    does not fit into memory, StorageError if a checkpoint cannot be written, and KeyboardInterrupt after Ctrl-C.
     """
-
     control = RunControl(plan, hooks, checkpoints)
     trainer = CompletionTrainer(
         list(data.rows), data.layout, control.after_step, lambda tokens: _memory_error(plan, tokens), model=model,
@@ -245,8 +247,17 @@ def train(model: Any, tokenizer: Any, data: TrainingData, plan: TrainingPlan, ch
             c for c in trainer.callback_handler.callbacks if type(c).__name__ != callback]
     newest = checkpoints.newest()
     control.attach(trainer, newest)
-    with control.interruptible():
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if newest is not None and control.finished:
+        control.restore_finished(newest)
+    else:
+        with disk_errors(checkpoints.folder, "run the same command again: it continues from its last checkpoint"):
+            checkpoints.reserve(model, copies=2 if plan.early_stop else 1)
+            try:
+                with control.interruptible():
+                    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+                control.save_finished()
+            finally:
+                checkpoints.release()
     control.load_best_weights()
     steps = tuple({"step": float(entry["step"]), **step_metrics(entry)} for entry in trainer.state.log_history
                   if "loss" in entry)

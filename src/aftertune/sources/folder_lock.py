@@ -1,0 +1,71 @@
+"""Locks an output folder, so that only one process at a time writes into it.
+
+    with folder_lock(Path("runs/orders"), "runs a study"): …      StorageError, with pid and host, if it is locked
+    with try_folder_lock(Path("runs/orders")) as free: …          False if another process holds the lock
+
+It is a file lock, which the operating system releases when the process ends. The file ``.running.json`` beside it names
+the process for the message of others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+from aftertune.errors import StorageError
+from aftertune.sources.cache import write_atomic
+
+LOCK, HOLDER = ".running", ".running.json"
+
+
+@contextlib.contextmanager
+def folder_lock(out: Path, does: str) -> Iterator[None]:
+    """Hold the folder's lock. does: what its holder does, for the message. Raises StorageError if another process
+    holds it."""
+    with try_folder_lock(out) as free:
+        if not free:
+            raise StorageError(f"{out}: another process{_holder(out)} {does} in this folder; wait until it ends, or "
+                                "give another --out")
+        try:
+            with contextlib.suppress(OSError):  # it only makes a message better
+                write_atomic(out / HOLDER, json.dumps({"pid": os.getpid(), "host": platform.node()}))
+            yield
+        finally:
+            (out / HOLDER).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def try_folder_lock(out: Path) -> Iterator[bool]:
+    """Take the lock of ``out`` if it is free.
+
+    True: this process now holds it, or the folder does not exist. False: another process holds it, or the lock file
+    cannot be opened.
+    """
+    from filelock import FileLock, Timeout
+
+    if not out.exists():  # filelock would create it
+        yield True
+        return
+    lock = FileLock(out / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _holder(out: Path) -> str:
+    """ " (PID on HOST)" of the process that holds the lock; "" where that is not known."""
+    try:
+        holder = json.loads((out / HOLDER).read_text(encoding="utf-8"))
+        return f" ({int(holder['pid'])} on {str(holder['host'])[:80]})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
