@@ -191,6 +191,7 @@ def test_a_judge_is_shown_in_marks_everywhere(judge: Comparison, ledger: Ledger)
     assert "±2.00 in its unit" in texts["terminal"]
     assert "in its own unit, 95 % interval" in texts["sentence"]
     assert "the unit of llm_judge" in texts["chart"]
+    assert "or in the unit of a metric that is no share" in texts["page"]
     assert "--margin judge=2" in texts["card"]
     assert [r.unit for r in ledger.find_evaluation("base").scores] == ["unbounded"], "stored with the score"
     assert scores_export(first).rows[0][-1] == "own"
@@ -204,7 +205,7 @@ def test_without_a_margin_in_its_unit_it_is_asked_for(judge: Comparison, ledger:
         assert call(monkeypatch, "compare", "base", "tuned", "--json", *arguments) == 0
         [row] = json.loads(capsys.readouterr().out)["rows"]
         assert (row["verdict"], row["margin"], row["p"], row["unit"]) == ("undecided", None, None, "own")
-        advice = row["note"].split(": give one in this unit, ")[1].split(";")[0]
+        advice = row["note"].split(": give one in this unit, `aftertune compare` with ")[1].split(";")[0]
         assert advice == "--margin judge=VALUE"
     assert call(monkeypatch, "compare", "base", "tuned", "--json", *advice.replace("VALUE", "2").split()) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["verdict"] == "within"
@@ -286,6 +287,13 @@ def test_rows_and_scores_of_older_versions_have_no_unit() -> None:
     assert not Score(metric="bypass", value=999.0, **facts).fraction
     assert not Score(metric="own", value=37.0, **facts).fraction
     assert Score(metric="own", value=.37, **facts).fraction
+
+
+def test_the_page_states_a_verdict_in_its_own_unit() -> None:
+    rows = (replace(report_cases.CARELESS_ROWS[0], metric="word_perplexity"),)
+    comparison = replace(report_cases.COMPARISONS[1], rows=rows)
+    page = write_page(report_cases.results(report_cases.EVALUATIONS, report_cases.TUNINGS, [comparison]), title="t")
+    assert "careless, made from smollm2: forgot on HellaSwag." in page
 
 
 # --- Early stopping and the forgetting watch ---

@@ -236,11 +236,12 @@ def _drops(texts: list[str]) -> dict[str, float]:
 
 def gate_object(comparison: Comparison, lines: tuple[GateLine, ...]) -> dict[str, Any]:
     """A gate as ``gate --json`` prints it."""
-    from aftertune.report import gate_reason
+    from aftertune.report import gate_reason, unit_name
 
     return {"passed": not any(line.failed for line in lines), "base": comparison.base_name,
             "tuned": comparison.tuned_name, "comparable": True, "lineage": comparison.lineage,
-            "limits": [{"task": line.task, "limit": line.limit, "outcome": line.outcome, "failed": line.failed,
+            "limits": [{"task": line.task, "limit": line.limit, "unit": unit_name(line.row),
+                        "outcome": line.outcome, "failed": line.failed,
                         "n": line.row.n, "stopped_of": line.row.stopped_of, "delta": line.row.delta,
                         "ci": [line.row.low, line.row.high], "p_adjusted": line.row.p_adjusted,
                         "p_no_drop": line.row.p_no_drop, "reason": gate_reason(line)} for line in lines]}

@@ -53,4 +53,5 @@ def margin_of(margins: Margins, unit: Unit, *names: str, primary: bool = True) -
 
 def missing_margin_note(task: str) -> str:
     """What a reader must know of a row without a margin: what to give."""
-    return f"a margin in points means nothing here, so nothing is tested: give one in this unit, --margin {task}=VALUE"
+    return ("a margin in points means nothing here, so nothing is tested: give one in this unit, `aftertune compare` "
+            f"with --margin {task}=VALUE")

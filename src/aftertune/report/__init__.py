@@ -8,7 +8,7 @@ Reports show verdicts and never compute them. The same input gives the same byte
 
 from aftertune.report.card import Card, write_card
 from aftertune.report.changed_items import write_flips
-from aftertune.report.columns import VerdictLine, verdict_table
+from aftertune.report.columns import VerdictLine, unit_name, verdict_table
 from aftertune.report.documents import make_folder, write_document
 from aftertune.report.facts import data_facts
 from aftertune.report.formatting import duration as duration_text
@@ -56,6 +56,7 @@ __all__ = [
     "terminal_scores",
     "terminal_summary",
     "terminal_table",
+    "unit_name",
     "verdict_table",
     "watch_text",
     "watermark",

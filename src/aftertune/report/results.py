@@ -169,11 +169,13 @@ class TuningOutcome:
 
     @property
     def benchmarks(self) -> list[ComparisonRow]:
-        return benchmarks(self.comparison)
+        """Primary rows of the tasks that are not target tasks, where the metric is a fraction."""
+        return [r for r in self.comparison.rows if r.primary and not r.target and r.fraction]
 
     @property
     def targets(self) -> list[ComparisonRow]:
-        return targets(self.comparison)
+        """Primary rows of the target tasks, where the metric is a fraction."""
+        return [r for r in self.comparison.rows if r.primary and r.target and r.fraction]
 
     @property
     def loss_drop(self) -> Span | None:
@@ -185,16 +187,6 @@ class TuningOutcome:
     def share(self) -> float:
         """The share of replay examples in the training data, from 0 to 1."""
         return float(self.tuning.settings.get("replay_share") or 0.0)
-
-
-def benchmarks(comparison: Comparison) -> list[ComparisonRow]:
-    """Primary rows of the tasks that are not target tasks, where the metric is a fraction."""
-    return [r for r in comparison.rows if r.primary and not r.target and r.fraction]
-
-
-def targets(comparison: Comparison) -> list[ComparisonRow]:
-    """Primary rows of the target tasks, where the metric is a fraction."""
-    return [r for r in comparison.rows if r.primary and r.target and r.fraction]
 
 
 def outcomes(results: Results) -> list[TuningOutcome]:

@@ -18,7 +18,7 @@ from aftertune.report.names import task_title
 from aftertune.report.page.figures import ChartView, figure, recipe_text
 from aftertune.report.page.views import ReportedView
 from aftertune.report.reported import NOT_REPRODUCIBLE
-from aftertune.report.results import Results, TuningOutcome, benchmarks, outcomes, overall_verdict, targets
+from aftertune.report.results import Results, TuningOutcome, outcomes, overall_verdict
 from aftertune.report.table import row_label
 from aftertune.values import VERDICT_LABELS, Comparison, Evaluation, Tuning
 
@@ -94,7 +94,7 @@ def _headline(results: Results) -> Iterator[str]:
 def _sentence(comparison: Comparison) -> str:
     """The verdicts of one comparison."""
     tasks: dict[str, list[str]] = {}
-    for row in (*benchmarks(comparison), *targets(comparison)):
+    for row in sorted((r for r in comparison.rows if r.primary), key=lambda r: r.target):
         tasks.setdefault(row_label(row, lineage=True), []).append(task_title(row.task))
     labels = [label for label in (VERDICT_LABELS[v] for v in BADGES) if label in tasks]
     text = "; ".join(f"{label} on {', '.join(tasks[label])}" for label in labels) or "no verdict"
@@ -103,7 +103,7 @@ def _sentence(comparison: Comparison) -> str:
 
 def _summary(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """How many fine-tuned models forgot, kept, or are undecided."""
-    verdicts = [overall_verdict(benchmarks(c)) for c in comparisons]
+    verdicts = [overall_verdict([r for r in c.rows if r.primary and not r.target]) for c in comparisons]
     counts = [(verdicts.count("lower"), ("forgot", "forgot"), "on at least one benchmark"),
               (verdicts.count("within") + verdicts.count("higher"), ("is", "are"),
                "proven to have kept every benchmark on which the base scores above chance"),
@@ -112,8 +112,9 @@ def _summary(comparisons: Sequence[Comparison]) -> Iterator[str]:
               (verdicts.count(None), ("has", "have"), "no benchmark on which the base scores above chance")]
     text = "; ".join(f"{n} {one if n == 1 else several} {rest}" for n, (one, several), rest in counts if n)
     yield f"Of {_counted(len(verdicts), 'fine-tuned model')}, {text}."
-    with_target = [c for c in comparisons if targets(c)]
-    improved = sum(any(r.verdict == "higher" for r in targets(c)) for c in with_target)
+    targets = [[r for r in c.rows if r.primary and r.target] for c in comparisons]
+    with_target = [rows for rows in targets if rows]
+    improved = sum(any(r.verdict == "higher" for r in rows) for rows in with_target)
     if with_target:
         yield f"Improvement on a target task is proven for {improved} of {len(with_target)}."
 
