@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aftertune.values import Comparison, Evaluation, TaskSettings, Tuning
     from aftertune.values.reported import Reported
 
-FORMATS = ("lm-eval", "csv", "latex", "json")
+FORMATS = ("lm-eval", "every-eval-ever", "csv", "latex", "json")
 
 
 def runs(as_json: JsonFlag = False) -> None:
@@ -160,9 +160,10 @@ def _show_value(value: Any, fields: dict[str, Any]) -> None:
 def export(
     word: Annotated[str, typer.Argument(
         metavar="ID", help="Id or name of an evaluation, comparison or study, or `all`.")],
-    format_: Annotated[str, typer.Option("--format", help="Format: lm-eval, csv, latex or json.")] = "lm-eval",
+    format_: Annotated[str, typer.Option(
+        "--format", help="Format: lm-eval, every-eval-ever, csv, latex or json.")] = "lm-eval",
     out: Annotated[str | None, typer.Option(
-        help="Output folder for lm-eval, output file for a table; - for stdout.")] = None,
+        help="Output folder for lm-eval and every-eval-ever, output file for a table; - for stdout.")] = None,
     prompts: Annotated[bool, typer.Option(
         "--prompts/--no-prompts", help="Rebuild the prompts; they are written if they match the stored hash.")] = True,
     as_json: JsonFlag = False,
@@ -173,33 +174,37 @@ def export(
     from aftertune.ledger import Ledger
 
     with Ledger(create=False) as ledger:
-        if format_ == "lm-eval":
-            _export_lm_eval(ledger, word, Path(out or "exports"), prompts, as_json)
+        if format_ in FORMATS[:2]:
+            _export_files(ledger, word, format_, Path(out or "exports"), prompts, as_json)
             return
         table = _table_of(ledger, word, format_)
     _export_table(table, format_, out or "-", as_json)
 
 
-def _export_lm_eval(ledger: Ledger, word: str, folder: Path, prompts: bool, as_json: bool) -> None:
-    """Write results and samples as lm-eval does, and say what was left out."""
-    from aftertune.exchange import export_lm_eval, rebuild_prompts
+def _export_files(ledger: Ledger, word: str, format_: str, folder: Path, prompts: bool, as_json: bool) -> None:
+    """Write results and answers in the form of another tool, and say what was left out."""
+    from aftertune.exchange import export_every_eval_ever, export_lm_eval, rebuild_prompts
 
     evaluation = ledger.find_evaluation(word)
     texts = rebuild_prompts(evaluation) if prompts else {}
-    export = export_lm_eval(evaluation, ledger.items(evaluation.id), ledger.answers(evaluation.id), folder=folder,
-                             prompts=texts)
-    without = [t.task for t in evaluation.tasks if t.task not in texts and t.task not in export.left_out]
+    items, answers = ledger.items(evaluation.id), ledger.answers(evaluation.id)
+    if format_ == "lm-eval":
+        export = export_lm_eval(evaluation, items, answers, folder=folder, prompts=texts)
+        results, samples, left_out = [export.results], list(export.samples), export.left_out
+    else:
+        pairs, left_out = export_every_eval_ever(evaluation, items, answers, folder=folder, prompts=texts)
+        results, samples = [p.results for p in pairs], [p.samples for p in pairs]
+    without = [t.task for t in evaluation.tasks if t.task not in texts and t.task not in left_out]
     if as_json:
-        emit({"results": str(export.results), "samples": [str(p) for p in export.samples],
-              "without_prompts": without, "left_out": list(export.left_out)})
+        emit({"results": str(results[0]) if format_ == "lm-eval" else [str(p) for p in results],
+              "samples": [str(p) for p in samples], "without_prompts": without, "left_out": list(left_out)})
         return
-    for path in (export.results, *export.samples):
+    for path in (*results, *samples):
         typer.echo(f"written to {path}")
     if without:
         typer.echo(f"without prompts (they are not stored and could not be rebuilt): {', '.join(without)}")
-    if export.left_out:
-        typer.echo(f"left out, because they were stopped early and have no score of all items: "
-                   f"{', '.join(export.left_out)}")
+    if left_out:
+        typer.echo(f"left out, because they were stopped early and have no score of all items: {', '.join(left_out)}")
 
 
 def _table_of(ledger: Ledger, word: str, format_: str) -> DataTable:

@@ -14,6 +14,7 @@ from aftertune.exchange.audits import (
     audited_documents,
     pairing_text,
 )
+from aftertune.exchange.every_eval_ever_export import ExportedPair, export_every_eval_ever
 from aftertune.exchange.exporting import ExportedFiles, export_lm_eval, rebuild_prompts
 from aftertune.exchange.importing import ImportedResult, import_results
 from aftertune.exchange.score_checks import Check, check_scores
@@ -24,11 +25,13 @@ __all__ = [
     "Check",
     "Claim",
     "ExportedFiles",
+    "ExportedPair",
     "ImportedResult",
     "audit",
     "audit_reported",
     "audited_documents",
     "check_scores",
+    "export_every_eval_ever",
     "export_lm_eval",
     "import_results",
     "pairing_text",

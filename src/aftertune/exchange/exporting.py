@@ -73,18 +73,12 @@ def export_lm_eval(evaluation: Evaluation, items: Sequence[Item], answers: Seque
     items, answers: of all its tasks; prompts: by task, see `rebuild_prompts`. Raises InputError if no task has a score
     of all its items, and StorageError if a file cannot be written.
     """
-    left_out = tuple(t.task for t in evaluation.tasks if evaluation.stopped(t.task))
-    complete = tuple(t for t in evaluation.tasks if t.task not in left_out)
-    if evaluation.status != "done" or not complete:
-        raise InputError(f"evaluation {evaluation.name} ({evaluation.id}) has no task with a score of all its items; "
-                         "run the same command again to finish it, without --until-decided if it was stopped early")
-    exported = replace(evaluation, tasks=complete,
-                       scores=tuple(s for s in evaluation.scores if not evaluation.stopped(s.task)))
+    exported, left_out = complete_part(evaluation)
     stamp = _stamp(evaluation)
     target = folder / path_part(evaluation.name)
     documents = {(i.task, i.index): i for i in items}
     lines = {t.task: list(_lines(t, exported.scores, [a for a in answers if a.task == t.task], documents,
-                                 prompts.get(t.task, ()))) for t in complete}
+                                 prompts.get(t.task, ()))) for t in exported.tasks}
     results = _results(exported, lines)
     try:
         paths = []
@@ -99,7 +93,19 @@ def export_lm_eval(evaluation: Evaluation, items: Sequence[Item], answers: Seque
     return ExportedFiles(path, tuple(paths), left_out)
 
 
-def _started(evaluation: Evaluation) -> datetime | None:
+def complete_part(evaluation: Evaluation) -> tuple[Evaluation, tuple[str, ...]]:
+    """(the evaluation with the tasks that have a score of all their items, the other tasks); InputError if none has."""
+    left_out = tuple(t.task for t in evaluation.tasks if evaluation.stopped(t.task))
+    complete = tuple(t for t in evaluation.tasks if t.task not in left_out)
+    if evaluation.status != "done" or not complete:
+        raise InputError(f"evaluation {evaluation.name} ({evaluation.id}) has no task with a score of all its items; "
+                         "run the same command again to finish it, without --until-decided if it was stopped early")
+    scores = tuple(s for s in evaluation.scores if not evaluation.stopped(s.task))
+    return replace(evaluation, tasks=complete, scores=scores), left_out
+
+
+def started_at(evaluation: Evaluation) -> datetime | None:
+    """When the evaluation started; None where that is not known."""
     started = evaluation.provenance.started if evaluation.provenance else ""
     try:
         return datetime.fromisoformat(started)
@@ -109,7 +115,7 @@ def _started(evaluation: Evaluation) -> datetime | None:
 
 def _stamp(evaluation: Evaluation) -> str:
     """The start time as lm-eval writes it in file names; 1970-01-01 if the evaluation has none."""
-    started = _started(evaluation) or datetime(1970, 1, 1)
+    started = started_at(evaluation) or datetime(1970, 1, 1)
     return started.replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
 
 
@@ -123,7 +129,7 @@ def _results(evaluation: Evaluation, lines: Mapping[str, Sequence[dict[str, Any]
         row[score.key.stderr] = "N/A" if score.stderr is None else _json_number(score.stderr)
     children = {g: [t.task for t in evaluation.tasks if g in t.groups] for g in groups}
     provenance, model, first = evaluation.provenance, evaluation.model, evaluation.tasks[0]
-    started = _started(evaluation)
+    started = started_at(evaluation)
     versions = provenance.versions if provenance else {}
     return {
         "results": table, **({"groups": groups} if groups else {}),
@@ -160,14 +166,14 @@ def _config(task: TaskSettings) -> dict[str, Any]:
 def _lines(task: TaskSettings, scores: Sequence[Score], answers: Sequence[Answer],
            documents: Mapping[tuple[str, int], Item], requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
     """The lines of one samples file: every document under the first filter, then under the next."""
-    prompts = _prompts(answers, requests)
+    prompts = prompts_of(answers, requests)
     filters = dict.fromkeys(s.filter for s in scores if s.task == task.task)
     for name in filters:
         for answer, texts in zip(answers, prompts, strict=True):
-            yield _line(task, answer, documents[answer.task, answer.index], name, texts)
+            yield sample_line(task, answer, documents[answer.task, answer.index], name, texts)
 
 
-def _prompts(answers: Sequence[Answer], requests: Sequence[Request]) -> list[list[tuple[str, str] | None]]:
+def prompts_of(answers: Sequence[Answer], requests: Sequence[Request]) -> list[list[tuple[str, str] | None]]:
     """The (context, continuation) of each response of each answer; None where the prompts are not known."""
     if len(requests) != sum(len(a.responses) for a in answers):
         return [[None] * len(a.responses) for a in answers]
@@ -175,8 +181,8 @@ def _prompts(answers: Sequence[Answer], requests: Sequence[Request]) -> list[lis
     return [[(r.context, r.continuation) for r in (next(remaining) for _ in a.responses)] for a in answers]
 
 
-def _line(task: TaskSettings, answer: Answer, item: Item, name: str, texts: Sequence[tuple[str, str] | None]
-          ) -> dict[str, Any]:
+def sample_line(task: TaskSettings, answer: Answer, item: Item, name: str, texts: Sequence[tuple[str, str] | None]
+                ) -> dict[str, Any]:
     """One line of a samples file. As in lm-eval's files, numbers in responses are written as text."""
     generated = task.output_type == "generate_until"
     rolling = task.output_type == "loglikelihood_rolling"

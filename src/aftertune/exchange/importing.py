@@ -13,8 +13,9 @@ of another model.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from aftertune.errors import InputError
 from aftertune.exchange.discovery import discover, unused
 from aftertune.exchange.lm_eval_files import LmEvalRun, Sample, read_samples
 from aftertune.exchange.markdown_record import read_record
-from aftertune.exchange.reading import read_run, reported_scores
+from aftertune.exchange.reading import merged, read_run, reported_scores
 from aftertune.redaction import redact
 from aftertune.tasks import chance
 from aftertune.tasks.loading import primary_metric
@@ -118,13 +119,14 @@ def import_results(path: Path, *, ledger: Ledger, name: str | None = None) -> li
                          "them one at a time, or omit --name")
     read: list[_Read] = []
     failed: list[ImportedResult] = []
+
+    runs: list[LmEvalRun] = []
     for file, kind in found.files:
-        try:
-            read += [_read(run) for run in read_run(file, kind, root=path if path.is_dir() else None)]
-        except InputError as error:
-            if len(found.files) == 1:
-                raise
-            failed.append(ImportedResult(str(file), None, False, (), error=str(error)))
+        with _collecting(failed, file, alone=len(found.files) == 1):
+            runs += read_run(file, kind, root=path if path.is_dir() else None)
+    for run in merged(runs):
+        with _collecting(failed, run.path, alone=len(found.files) == 1):
+            read.append(_read(run))
     if not read:
         raise InputError(f"none of the {len(failed)} results files could be read, the first for this reason: "
                          f"{failed[0].error}")
@@ -133,6 +135,17 @@ def import_results(path: Path, *, ledger: Ledger, name: str | None = None) -> li
     used = {p for r in read for t in r.tasks for p in r.run.files(t.settings.task)}
     notes = (*found.notes, *(unused(found, used, path) if path.is_dir() else ()))
     return [*imported[:-1], replace(imported[-1], notes=(*imported[-1].notes, *notes)), *failed]
+
+
+@contextlib.contextmanager
+def _collecting(failed: list[ImportedResult], file: Path, *, alone: bool) -> Iterator[None]:
+    """Collect an InputError about a file in ``failed``; one about the only file is raised."""
+    try:
+        yield
+    except InputError as error:
+        if alone:
+            raise
+        failed.append(ImportedResult(str(file), None, False, (), error=str(error)))
 
 
 def _read(run: LmEvalRun) -> _Read:

@@ -6,16 +6,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from aftertune import catalog
 from aftertune.exchange.discovery import Kind, discover
+from aftertune.exchange.every_eval_ever import every_eval_ever_run
 from aftertune.exchange.files import parse_json, read_text
 from aftertune.exchange.lighteval_files import lighteval_run
 from aftertune.exchange.lm_eval_files import LIMIT, LmEvalRun, LmEvalScore, read_results
 from aftertune.redaction import redact
 from aftertune.values.reported import Reported
+
+#: Parts of a results file that have an entry for each task.
+_BY_TASK = frozenset(("results", "configs", "n-shot", "n-samples", "higher_is_better", "versions"))
 
 
 def read_run(path: Path, kind: Kind, *, root: Path | None = None) -> list[LmEvalRun]:
@@ -23,7 +29,35 @@ def read_run(path: Path, kind: Kind, *, root: Path | None = None) -> list[LmEval
     if kind == "lm-eval":
         return [read_results(path)]
     value = parse_json(read_text(path, limit=LIMIT), str(path))
+    if kind == "every-eval-ever":
+        return [every_eval_ever_run(path, value)]
     return [lighteval_run(path, value, root)]
+
+
+def merged(runs: Sequence[LmEvalRun]) -> list[LmEvalRun]:
+    """The runs, those that are parts of one run joined: some tools write a file for each task."""
+    parts: dict[Any, LmEvalRun] = {}
+    for number, run in enumerate(runs):
+        key: Any = (run.tool, run.value["run"]) if run.value.get("run") else number
+        first = parts.get(key)
+        if first is not None and set(first.section("results")) & set(run.section("results")):
+            key, first = number, None  # the same task twice is no part of one run
+        parts[key] = run if first is None else _joined(first, run)
+    return list(parts.values())
+
+
+def _joined(first: LmEvalRun, second: LmEvalRun) -> LmEvalRun:
+    value = {k: {**v, **other} if isinstance(v, dict) and isinstance(other := second.value.get(k), dict)
+             and k in _BY_TASK else v for k, v in first.value.items()}
+    tasks = [*_tasks(first), *_tasks(second)]
+    return replace(first, value={**value, **({"aftertune": {"tasks": tasks}} if tasks else {})},
+                   rows={**first.rows, **second.rows}, notes=(*first.notes, *second.notes))
+
+
+def _tasks(run: LmEvalRun) -> list[Any]:
+    """The settings that our own export wrote."""
+    tasks = run.section("aftertune").get("tasks")
+    return tasks if isinstance(tasks, list) else []
 
 
 def read_scores(path: Path) -> tuple[Reported, ...]:
@@ -67,5 +101,9 @@ def _items(run: LmEvalRun, task: str, name: str, score: LmEvalScore) -> tuple[in
 
 
 def _digits(value: float) -> str:
-    """A float with so many digits that the audit does not read it as a rounded figure."""
-    return f"{value:.12f}"
+    """A float as the audit should read it: one of 3 to 6 decimals was rounded, any other one is exact.
+
+    A share with so few decimals by chance (397 of 1,000) passes either way.
+    """
+    decimals = len(repr(value).partition(".")[2])
+    return repr(value) if 3 <= decimals <= 6 and "e" not in repr(value) else f"{value:.12f}"
