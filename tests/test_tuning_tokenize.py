@@ -8,7 +8,7 @@ import pytest
 
 from aftertune.errors import InputError
 from aftertune.tuning.example import Example
-from aftertune.tuning.template import Segment, render_example
+from aftertune.tuning.template import Renderer, Segment
 from aftertune.tuning.tokenize import IGNORED, EncodeOptions, encode_all
 from tuning_cases import TEMPLATE, chat_tokenizer
 
@@ -129,9 +129,12 @@ def test_rows_know_their_example_also_where_some_are_left_out(tokenizer):
     assert found.learned == 2 * 1
 
 
-def test_an_answer_that_the_template_rewrites_is_refused():
-    with pytest.raises(InputError, match=r"changes the text of an answer \('w3 w3'\)"):
-        encoded("{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] | upper }}{% endfor %}" + OPEN, EXAMPLE)
+def test_what_the_template_makes_of_an_answer_is_learned_and_said():
+    rows, notes = encoded("{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] | replace('w3', 'w5') }} <|end|>"
+                          "{% endfor %}" + OPEN, EXAMPLE)
+    assert rows == [("<|user|> say w5 twice <|end|> <|assistant|> w5 w5 <|end|>", "w5 w5 <|end|>")]
+    assert "template chat: the text of 1 answers is changed or left out by the template; what it writes is learned; " \
+        "the first is 'say w3 twice'" in notes
 
 
 def test_without_a_template_it_is_prompt_completion_and_end(tokenizer):
@@ -140,12 +143,12 @@ def test_without_a_template_it_is_prompt_completion_and_end(tokenizer):
     assert decode(tokenizer, [i for i in row.labels if i != IGNORED]) == "w3 w3 <|end|>"
 
 
-def test_a_template_that_opens_the_answer_otherwise_keeps_the_evaluation_prompt():
+def test_an_answer_that_the_template_opens_otherwise_than_it_asks_is_as_plain_transformers_write_it():
     template = ("{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} <|end|>\n{% endfor %}"
                 "{% if add_generation_prompt %}<|assistant|> w0 {% endif %}")
-    tokenizer = chat_tokenizer(template)
-    row = encode_all([EXAMPLE], tokenizer, CHAT).rows[0]
-    assert decode(tokenizer, row.ids) == "<|user|> say w3 twice <|end|> <|assistant|> w0 w3 w3 <|end|>"
+    [row], notes = encoded(template, EXAMPLE)
+    assert row == ("<|user|> say w3 twice <|end|> <|assistant|> w3 w3 <|end|>", "w3 w3 <|end|>")
+    assert "1 answers are written after another prompt than the generation prompt" in notes[0]
 
 
 def test_a_template_without_end_of_turn_gets_the_end_of_sequence():
@@ -243,12 +246,12 @@ def test_several_turns_without_a_template_are_refused(tokenizer):
 
 def test_the_alpaca_prompt_takes_a_system_prompt_and_earlier_turns():
     talk = Example((("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho"), ("user", "Add.")), "3", "1 and 2")
-    [parts] = render_example(talk, None, "alpaca", "answers")
+    [parts] = Renderer(None, "alpaca", "answers").rows(talk)
     assert parts == [
         Segment("Be brief.\n\n### Instruction:\nHi\n\n### Response:\n", False), Segment("Ho", True, end=True),
         Segment("\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n", False),
         Segment("3", True, end=True)]
-    [parts] = render_example(talk, None, "alpaca", "last")
+    [parts] = Renderer(None, "alpaca", "last").rows(talk)
     assert [part.learned for part in parts] == [False, False, False, True]
 
 

@@ -34,7 +34,7 @@ from aftertune.sources.generation import LIMITS, generation_defaults, is_sampled
 from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
-from aftertune.tasks.chat_template import ChatTemplate, get_chat_template
+from aftertune.tasks.chat_template import ChatTemplate, date_note, get_chat_template, template_date
 from aftertune.values import Answer, Evaluation, ModelIdentity, Progress, Request, digest
 
 #: Batch size of the ``lm-eval:NAME`` engines.
@@ -129,8 +129,8 @@ class EvaluationRun:
         like: a prepared run of the same tasks. If both models have the same chat template, its tasks are used.
         """
         self._identify()
-        self.template = get_chat_template(self.tokenizer)
-        if like is not None and (like.template and like.template.hash) == (self.template and self.template.hash):
+        self.template = get_chat_template(self.tokenizer, template_date(self.tokenizer, self.spec.template_date))
+        if like is not None and _written_alike(like.template, self.template):
             self.loaded = like.loaded
         else:
             self.progress(0, 0, "reading the tasks")
@@ -238,6 +238,8 @@ class EvaluationRun:
         raw = [task.settings.task for task in self.loaded if task.settings.chat_template is None]
         if template is not None and raw:
             yield f"the model has a chat template, but it is not used for {_some(raw)} (lm-eval's default)"
+        if template is not None and len(raw) < len(self.loaded):
+            yield from filter(None, [date_note(self.tokenizer, self.spec.template_date)])
         yield from getattr(self.tokenizer, "notes", ())
         if self.adapter is not None and not self.adapter.proven and self._tuning() is None:
             yield (f"lineage not proven: no record identifies the weights on which {self.adapter.source} was trained; "
@@ -369,9 +371,15 @@ def _decision(stage: dict[str, Any]) -> tuple[PackingDecision, int]:
 def _options(spec: EvalSpec, template: ChatTemplate | None) -> LoadOptions:
     return LoadOptions(
         apply_chat_template=spec.apply_chat_template, template=template.render if template else None,
-        template_hash=template.hash if template else None, system_instruction=spec.system_instruction,
+        template_hash=template.hash if template else None,
+        template_date=template.date if template else None, system_instruction=spec.system_instruction,
         fewshot_as_multiturn=spec.fewshot_as_multiturn, gen_kwargs=spec.gen_kwargs,
         include_path=spec.include_path, allow_task_code=spec.allow_task_code, source=spec.task_source)
+
+
+def _written_alike(left: ChatTemplate | None, right: ChatTemplate | None) -> bool:
+    """True if both templates write the same text, or both are missing."""
+    return left is right if left is None or right is None else (left.hash, left.date) == (right.hash, right.date)
 
 
 def _unextracted(loaded: Sequence[LoadedTask], answers: Sequence[Answer]) -> Iterator[str]:

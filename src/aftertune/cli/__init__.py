@@ -23,6 +23,7 @@ VERBS = {
     "eval": "eval:evaluate",
     "tune": "tune:tune",
     "check-merge": "tune:check_merge",
+    "templates": "tune:templates",
     "compare": "compare:compare",
     "flips": "compare:flips",
     "gate": "compare:gate",

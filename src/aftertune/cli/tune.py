@@ -1,7 +1,9 @@
-"""Implements ``tune``, which fine-tunes a model, and ``check-merge``, which compares merged weights with the adapter.
+"""Implements ``tune``, which fine-tunes a model, ``check-merge``, which compares merged weights with the adapter, and
+``templates``, which checks how chat templates are learned.
 
     aftertune tune Qwen/Qwen2.5-0.5B --data orders.jsonl --method lora --out runs/orders
     aftertune check-merge runs/orders
+    aftertune templates Qwen/Qwen2.5-0.5B-Instruct
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from aftertune.forgetting_watch import ForgettingWatch
     from aftertune.merge_check import Agreement, MergeCheck
     from aftertune.tuning import Preview
+    from aftertune.tuning.template_check import TemplateCheck
     from aftertune.values import Question, Tuning
 
 
@@ -201,3 +204,50 @@ def _show_check(check: MergeCheck) -> None:
                        f"{agreement.mean:.4f} nats on average ({agreement.share:.1%} of that change), "
                        f"{agreement.largest:.4f} at most; {agreement.discordant} of {check.items} items have a "
                        "different answer")
+
+
+def templates(
+    names: Annotated[list[str] | None, typer.Argument(
+        metavar="[MODEL|FILE]…", help="Models, or .jinja files. Default: every template that the installed TRL ships.",
+    )] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check how conversations are learned with chat templates, against plain transformers. Exit with 1 if one is wrong.
+
+    Each case is learned as plain transformers write it (ok), not written whole by the template (left out), refused by
+    the template, or wrong. `aftertune.tuning.template_check` lists the cases.
+    """
+    from aftertune.tuning.template_check import CASES, check_templates
+
+    with progress() as update:
+        checks = []
+        for check in check_templates(names or ()):
+            update(0, 0, f"checked {check.name}")
+            checks.append(check)
+    if as_json:
+        emit({"templates": [{"name": check.name, "wrong": check.wrong, **{
+            case: {"status": result.status, "details": list(result.details)}
+            for case, result in check.results.items()}} for check in checks]})
+    else:
+        _show_templates(checks, list(CASES))
+    if wrong := [check.name for check in checks if check.wrong]:
+        raise GateFailed(f"{len(wrong)} of {len(checks)} templates are learned in another way than plain transformers "
+                         f"write them: {', '.join(wrong)}; tell the project, or tune with --template plain")
+
+
+def _show_templates(checks: list[TemplateCheck], cases: list[str]) -> None:
+    """Print a table of templates and cases; what is not ok is explained below it where one template was checked."""
+    import rich
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    styles = {"ok": "green", "left out": "yellow", "refused": "yellow", "wrong": "bold red"}
+    table = Table(Column("template", no_wrap=True), *cases, box=None, pad_edge=False)
+    for check in checks:
+        table.add_row(Text(check.name), *(Text(check.results[c].status, styles[check.results[c].status])
+                                          for c in cases))
+    rich.print(table)
+    for check in checks:
+        for case, result in check.results.items():
+            for detail in dict.fromkeys(result.details if len(checks) == 1 or result.status == "wrong" else ()):
+                rich.print(Text(f"{check.name}, {case}: {detail}"))

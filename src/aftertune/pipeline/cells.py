@@ -106,10 +106,17 @@ def _base_settings(study: Study, name: str) -> list[Any]:
 
 def _tuning_settings(study: Study, name: str) -> list[Any]:
     tuning = study.tunings[name]
-    return [study.bases[tuning.base].model_dump(mode="json"), tuning.model_dump(mode="json"), study.dtype, study.device]
+    return [study.bases[tuning.base].model_dump(mode="json"), tuning.model_dump(mode="json"), study.dtype, study.device,
+            *_date(study)]
 
 
 def _task_settings(study: Study, name: str) -> list[Any]:
     """The tasks of a base or tuning, and the settings of their evaluation."""
     tasks = [t.model_dump(mode="json", exclude={"only", "margin"}) for t in study.tasks if t.asks(name)]
-    return [tasks, study.dtype, study.device, study.engine, study.apply_chat_template, study.task_source]
+    return [tasks, study.dtype, study.device, study.engine, study.apply_chat_template, study.task_source,
+            *_date(study)]
+
+
+def _date(study: Study) -> list[str]:
+    """The date of chat templates where the study sets one; so the digests of other studies stay the same."""
+    return [study.template_date] if study.template_date else []

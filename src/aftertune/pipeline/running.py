@@ -185,6 +185,8 @@ class _StudyRun:
         recipe, study = self.study.tunings[name], self.study
         spec = recipe.spec(study.bases[recipe.base], name=name, dtype=study.dtype, device=study.device,
                            out=self.out / "tunings" / name)
+        if spec.template_date is None and study.template_date is not None:
+            spec = spec.model_copy(update={"template_date": study.template_date})
         progress(0, 0, "reading the tasks")
         watch = ForgettingWatch(spec, task_source=study.task_source) if spec.watch else None
         return tune(spec, ledger=self.ledger, progress=progress, questions=self._questions(name), look=watch)
@@ -202,7 +204,8 @@ class _StudyRun:
     def _settings(self) -> dict[str, Any]:
         study = self.study
         return {"dtype": study.dtype, "device": study.device, "engine": study.engine,
-                "apply_chat_template": study.apply_chat_template, "task_source": study.task_source}
+                "apply_chat_template": study.apply_chat_template, "template_date": study.template_date,
+                "task_source": study.task_source}
 
     def _write(self, file: str) -> Result:
         """Compare the evaluations, bases first in the order of the study, and write the record and the page."""

@@ -255,6 +255,8 @@ def task_text(task: TaskSettings) -> str:
     template = "chat template on" if task.chat_template else "chat template off"
     if task.chat_template and task.fewshot_as_multiturn:
         template += " (examples as turns)"
+    if task.template_date:
+        template += f" (with the date {task.template_date})"
     parts = [part_text(task) or f"all {fmt.count(task.n)} items", f"{task.num_fewshot}-shot", template,
              f"data {task.data}, split {task.split}", f"version {task.version}"]
     if task.system_instruction:

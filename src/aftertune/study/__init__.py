@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from aftertune.catalog import BENCHMARKS
 from aftertune.errors import InputError, nearest, shown
@@ -80,6 +81,16 @@ def _engine_name(name: str) -> str:
     raise ValueError("Input should be packed, plain or lm-eval:NAME")
 
 
+def _day(value: Any) -> Any:
+    """A day as YYYY-MM-DD; YAML reads such a text as a date."""
+    if isinstance(value, date):
+        return value.isoformat()[:10]
+    try:
+        return date.fromisoformat(value).isoformat()
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not a day; write it as YYYY-MM-DD, for example 2025-01-31") from None
+
+
 Positive = Annotated[int, Field(gt=0, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no other
 Share = Annotated[float, Field(gt=0, lt=0.9)]
@@ -96,6 +107,9 @@ Revision = Annotated[str | None, Field(description="Branch, tag or commit of a m
 RemoteCode = Annotated[bool, Field(description="Run the Python code that comes with the model.")]
 Threads = Annotated[Positive | None, Field(description="Number of CPU threads.")]
 Chat = Annotated[bool, Field(description="Format prompts with the model's chat template.")]
+TemplateDate = Annotated[str | None, BeforeValidator(lambda value: value if value is None else _day(value)), Field(
+    description="Date that the chat template writes, if it writes one, as YYYY-MM-DD. Default: 2024-07-26 for a "
+                "template that asks for the date of the day, else its own.")]
 TaskSource = Annotated[Literal["auto", "hub", "pack"], Field(
     description="Where tasks take their documents from: the Hub, an offline pack, or auto.")]
 
@@ -168,6 +182,7 @@ class EvalSpec(Spec):
     device: Annotated[Device, Flag()] = "auto"
     engine: Annotated[EngineName, Flag()] = "packed"
     apply_chat_template: Annotated[Chat, Flag()] = False
+    template_date: Annotated[TemplateDate, Flag()] = None
     system_instruction: Annotated[str | None, Flag(), Field(description="Text before every prompt.")] = None
     fewshot_as_multiturn: Annotated[bool, Flag(), Field(description="Show examples as turns of the chat.")] = False
     gen_kwargs: Annotated[dict[str, Any], Flag()] = Field(
@@ -304,6 +319,7 @@ class Recipe(Spec):
     template: Annotated[Literal["chat", "alpaca", "plain"], Flag(), Field(
         description="chat (the model's own template), alpaca (the classic instruction prompt) or plain (no template)."
     )] = "chat"
+    template_date: Annotated[TemplateDate, Flag()] = None
     learn: Annotated[Literal["answers", "last", "all"], Flag(), Field(
         description="Tokens that the loss counts: answers (every answer), last (the last answer) or all (prompts too)."
     )] = "answers"
@@ -377,6 +393,7 @@ class Study(Spec):
     device: Device = "auto"
     engine: EngineName = "packed"
     apply_chat_template: Chat = False
+    template_date: TemplateDate = None
     task_source: TaskSource = "auto"
 
     @model_validator(mode="after")

@@ -97,7 +97,7 @@ class LoadOptions:
     """The options that decide the prompts, together with the task itself.
 
     template: renders chat messages; None if the model has no chat template.
-    template_hash: sha256 of the template's text.
+    template_hash: sha256 of the template's text. template_date: the date that it writes, as YYYY-MM-DD.
     source: "auto" uses the Hub if it can be reached, otherwise packs; "hub" and "pack" use only that.
     check_generation: refuse generation settings that have no effect in transformers.
     """
@@ -105,6 +105,7 @@ class LoadOptions:
     apply_chat_template: bool = False
     template: TemplateFunction | None = None
     template_hash: str | None = None
+    template_date: str | None = None
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = False
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -363,7 +364,7 @@ def _built(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
     items, requests, positions = _requests(task, name, order, start)
     settings = _settings(spec, task, label, tuple(groups), items, requests, total)
     if chat:
-        settings = settings | {"chat_template": options.template_hash}
+        settings = settings | {"chat_template": options.template_hash, "template_date": options.template_date}
     settings |= {"system_instruction": options.system_instruction, "fewshot_as_multiturn": multiturn,
                  "code": getattr(task, "code", {})}
     return LoadedTask(settings=TaskSettings(**settings), items=items, requests=requests, task=task,

@@ -44,6 +44,7 @@ class _Job:
 
     spec: TuneSpec
     source: ModelSource
+    tokenizer: Any
     corpus: Corpus
     plan: TrainingPlan
     tuning: Tuning
@@ -175,7 +176,8 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, w
     """The tuning of a corpus, with its id and output folder."""
     from aftertune.engine.devices import choose_device, choose_dtype, set_threads
     from aftertune.provenance import capture
-    from aftertune.sources import fingerprint_model, require_nf4, resolve_model
+    from aftertune.sources import fingerprint_model, load_tokenizer, require_nf4, resolve_model
+    from aftertune.tasks.chat_template import date_note
     from aftertune.tuning.callbacks import TrainingPlan
     from aftertune.tuning.contamination import find_overlap
     from aftertune.tuning.unsloth import choose_backend
@@ -194,13 +196,15 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, w
         save_seconds=60 * spec.checkpoint_minutes, watch=spec.watch if watched else None,
         backend=choose_backend(spec, source, device))
     identity = fingerprint_model(source)
-    unused = filter(None, [unused_settings(spec.method, spec.lora.model_fields_set)])
-    settings = _settings(spec, plan, corpus)
+    tokenizer = load_tokenizer(source)
+    dated = date_note(tokenizer, spec.template_date) if spec.template == "chat" else None
+    unused = filter(None, [unused_settings(spec.method, spec.lora.model_fields_set), dated])
+    settings = _settings(spec, plan, corpus) | _date_setting(spec, tokenizer)
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
     out = (spec.out or Path(".aftertune") / "tunings" / tuning_id).expanduser()
     threads = set_threads(spec.threads or Checkpoints(out / CHECKPOINTS, tuning_id).threads())
     settings = {**settings, "threads": threads, "device": device}
-    return _Job(spec, source, corpus, plan, Tuning(
+    return _Job(spec, source, tokenizer, corpus, plan, Tuning(
         id=tuning_id, name=spec.name or tuning_id, base=identity, method=spec.method, data=corpus.fingerprint,
         data_source=str(spec.data.file), examples=len(corpus.training), seed=spec.seed, settings=settings,
         output=str(out), counts=corpus.counts, notes=(*corpus.notes, *method.notes, *unused),
@@ -231,6 +235,14 @@ def _backend_settings(plan: TrainingPlan) -> dict[str, str]:
     return {} if plan.backend == "peft" else {"backend": plan.backend, "backend_version": version()}
 
 
+def _date_setting(spec: TuneSpec, tokenizer: Any) -> dict[str, str]:
+    """The date in the training text; empty where the template writes none, so that such ids stay valid."""
+    from aftertune.tuning.tokenize import EncodeOptions
+
+    day = EncodeOptions.of(spec, tokenizer).day
+    return {"template_date": day} if day else {}
+
+
 def _data_settings(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
     """Fingerprints and sizes of the held-out, validation and replayed examples, with the settings that use them."""
     settings = {"held_out": corpus.held_out_fingerprint, "held_out_examples": len(corpus.held_out)}
@@ -251,7 +263,6 @@ def _data_settings(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
 def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
     """Load the model, measure, train, measure again and save; returns the finished tuning."""
     from aftertune.provenance import finish
-    from aftertune.sources import load_tokenizer
     from aftertune.tuning import output
     from aftertune.tuning.batching import choose_layout
     from aftertune.tuning.build import count_trainable
@@ -262,10 +273,9 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
     from aftertune.tuning.trainer import TrainingData, train
 
     spec, plan, tuning = job.spec, job.plan, job.tuning
-    tokenizer = load_tokenizer(job.source)
+    tokenizer = job.tokenizer
     progress(0, 0, "encoding the examples")
-    options = EncodeOptions.of(spec)
-    rows = EncodedCorpus.from_corpus(job.corpus, tokenizer, options, spec.seed)
+    rows = EncodedCorpus.from_corpus(job.corpus, tokenizer, EncodeOptions.of(spec, tokenizer), spec.seed)
     progress(0, 0, "loading the model")
     meter = Meter(plan.device)
     model = _load_trainable(job, tokenizer, rows.longest)

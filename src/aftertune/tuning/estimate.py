@@ -193,8 +193,8 @@ def _shape_and_workload(spec: TuneSpec) -> tuple[presets.ModelShape | None, Work
         shape = shape_on_hub(spec.model, spec.revision)
         return shape, Workload.guessed(spec.data.examples or ASSUMED_EXAMPLES, spec.max_length)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay)
-    options = EncodeOptions.of(spec)
-    rows = EncodedCorpus.from_corpus(corpus, load_tokenizer(source), options, spec.seed)
+    tokenizer = load_tokenizer(source)
+    rows = EncodedCorpus.from_corpus(corpus, tokenizer, EncodeOptions.of(spec, tokenizer), spec.seed)
     return shape_of(source), workload_of(rows)
 
 

@@ -53,6 +53,7 @@ def preview(spec: TuneSpec, count: int = 3, questions: Iterable[Question] = ()) 
     Raises InputError (data, template) and SourceError (model, data).
     """
     from aftertune.sources import load_tokenizer, resolve_model
+    from aftertune.tasks.chat_template import date_note
     from aftertune.tuning.contamination import find_overlap
     from aftertune.tuning.split import Corpus, Rules
     from aftertune.tuning.tokenize import EncodedCorpus, EncodeOptions
@@ -61,15 +62,17 @@ def preview(spec: TuneSpec, count: int = 3, questions: Iterable[Question] = ()) 
     tokenizer = load_tokenizer(source)
     questions = list(questions)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay, Rules(limit=None if questions else PREVIEW_ROWS))
-    options = EncodeOptions.of(spec)
+    options = EncodeOptions.of(spec, tokenizer)
     rows = EncodedCorpus.from_corpus(corpus, tokenizer, options, spec.seed)
+    note = date_note(tokenizer, spec.template_date) if spec.template == "chat" else None
+    dated = [note] if note else []
     replayed = {example.where for example in corpus.replay}
     ordered = sorted(rows.training, key=lambda row: row.example)
     chosen = [row for row in ordered if row.where not in replayed][:count]
     chosen += [row for row in ordered if row.where in replayed][:1]
     return Preview(tuple(_preview_row(row, tokenizer) for row in chosen), {**corpus.counts, **rows.counts},
                    find_overlap((*corpus.training, *corpus.replay), questions),
-                   (*corpus.notes, *tokenizer.notes, *rows.notes))
+                   (*corpus.notes, *tokenizer.notes, *dated, *rows.notes))
 
 
 def _preview_row(row: EncodedRow, tokenizer: Any) -> PreviewRow:

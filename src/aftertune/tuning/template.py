@@ -1,14 +1,16 @@
 """Renders examples as text with a template, and marks which segments of the text are learned.
 
-    render_example(example, tokenizer, "chat", "answers")
-        [[Segment("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n", False),
-          Segment("Hello.<|im_end|>", True)]]
+    renderer = Renderer(tokenizer, "chat", "answers")
+    renderer.rows(example)      [[Segment("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n", False),
+                                  Segment("Hello.<|im_end|>", True)]]
+    renderer.notes()            what the template left out, with counts
 
-Chat template: the prompt of each answer is exactly what an evaluation shows at that turn, the conversation so far with
-the generation prompt. The answer is learned up to the template's end of turn. It is found by rendering the conversation
-up to each answer, so a template needs no ``{% generation %}`` block. Some templates render earlier turns differently
-once more turns follow (Qwen3 drops their thinking, some Mistral templates move the system prompt). Then no single text
-contains every answer as an evaluation asks for it, so each answer becomes a row of its own.
+Chat template: a row is what plain ``apply_chat_template`` writes for the conversation up to an answer, without the line
+breaks after its end. `aftertune.tuning.chat_turns` finds the answers in it. Some templates render earlier turns
+differently once more turns follow (Qwen3 drops their thinking, some Mistral templates move the system prompt). Then no
+single text contains every answer as an evaluation asks for it, so each answer becomes a row of its own. Where the
+template writes no end of turn, the end-of-sequence token follows the answer. What the template leaves out (a key that
+it does not know, reasoning that it drops) is not learned, and `Renderer.notes` says so.
 
 Alpaca: the prompt of Taori et al. (2023). A system prompt replaces its first paragraph, and earlier turns come first in
 the same form, as in LLaMA-Factory and FastChat. In this template and in ``plain`` the end-of-sequence token follows
@@ -20,19 +22,19 @@ An example without turns is plain text. It is learned as a whole with every temp
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aftertune.errors import InputError
-from aftertune.tuning.example import Example
+from aftertune.tuning.chat_turns import REASONING_KEYS, ChatWriter, Conversation, TextPart, WrittenTurn
+from aftertune.tuning.example import LEARNED_KEYS, Example
 
 #: The classic prompt of Stanford Alpaca (Taori et al. 2023), without and with an input.
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 ALPACA_INPUT = ("Below is an instruction that describes a task, paired with an input that provides further context. "
                 "Write a response that appropriately completes the request.")
-TurnSequence = Sequence[tuple[str, str]]
-
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -44,23 +46,128 @@ class Segment:
     end: bool = False
 
 
-def render_example(example: Example, tokenizer: Any, template: str, learn: str) -> list[list[Segment]]:
-    """The rows of an example, each as a list of segments. It is one row, unless the template rewrites earlier turns.
+class Renderer:
+    """Renders examples with one template and counts what it leaves out.
 
-    template: chat, alpaca or plain. learn: answers (every answer), last (only the last answer) or all (prompts too).
-    Raises InputError if the template cannot render the example.
+    template: chat, alpaca or plain. learn: answers (every answer), last (only the last answer) or all (prompts too, but
+    no answer that the data mark as context). day: the date that a chat template writes, as YYYY-MM-DD.
     """
-    if not example.turns:
-        rows = [[Segment(example.completion, True, end=True)]]
-    elif template == "chat":
-        rows = _chat(example, tokenizer, example.answers if learn == "answers" else example.answers[-1:])
-    elif template == "alpaca":
-        rows = [_alpaca(example, learn)]
-    else:
-        rows = [_plain(example)]
-    if learn == "all":
-        rows = [[Segment(s.text, True, s.end) for s in row] for row in rows]
-    return rows
+
+    def __init__(self, tokenizer: Any, template: str, learn: str, day: str | None = None) -> None:
+        self.tokenizer, self.template, self.learn, self.day = tokenizer, template, learn, day
+        self._writer: ChatWriter | None = None
+        self._left_out: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def rows(self, example: Example) -> list[list[Segment]]:
+        """The rows of an example, each as a list of segments. It is one row, unless the template rewrites earlier
+        turns. Raises InputError if the template cannot render the example."""
+        if not example.turns and not example.extra:
+            return [[Segment(example.completion, True, end=True)]]
+        if self.template == "chat":
+            return self._chat(example)
+        self._check_texts(example)
+        row = _alpaca(example, self.learn) if self.template == "alpaca" else _plain(example)
+        return [[Segment(s.text, True, s.end) for s in row] if self.learn == "all" else row]
+
+    def notes(self) -> list[str]:
+        """What the template left out of the examples, each with its count and the first example."""
+        return [f"template {self.template}: {what.replace('#', f'{count:,}', 1)}; the first is {self._first[what]}"
+                for what, count in self._left_out.items()]
+
+    def _note(self, what: str, example: Example) -> None:
+        """Count something that is left out. what: a sentence with # in the place of the count."""
+        self._left_out[what] += 1
+        self._first.setdefault(what, f"{example.where} ({excerpt(example)})" if example.where else excerpt(example))
+
+    def _check_texts(self, example: Example) -> None:
+        """Note the keys that only a chat template writes."""
+        keys = {key for turn in example.extra.values() for key in turn if key in LEARNED_KEYS}
+        for key in sorted(keys | ({"tools"} if example.tools else set())):
+            self._note(f"{key} of # examples are not written; set template: chat", example)
+        if not example.completion.strip():
+            raise InputError(f"{excerpt(example)}: its last answer has no text, only {', '.join(sorted(keys))}; set "
+                             "template: chat")
+
+    # --- With a chat template ---
+
+    def _chat(self, example: Example) -> list[list[Segment]]:
+        try:
+            if self._writer is None:
+                self._writer = ChatWriter(self.tokenizer, self.day)
+            return self._chat_rows(example, self._writer)
+        except InputError as error:
+            if getattr(self.tokenizer, "chat_template", None):
+                raise InputError(f"{excerpt(example)}: {error}") from error
+            raise
+
+    def _chat_rows(self, example: Example, writer: ChatWriter) -> list[list[Segment]]:
+        conversation = Conversation(example.messages, example.tools, example.template_arguments)
+        last = len(conversation.messages) - 1
+        turns = []
+        for number in example.answers if self.learn == "answers" else (last,):
+            try:
+                turn = writer.turn(conversation, number)
+            except InputError:
+                if number == last:
+                    raise
+                self._note("# answers are context, because the template refuses a conversation that ends with them",
+                           example)
+                continue
+            conversation, turn = self._checked(example, writer, conversation, turn)
+            turns.append(turn)
+        _check_dropped_turns(conversation, turns[-1].text, lambda what: self._note(what, example))
+        if self.learn == "all":
+            return [_all_but_context(example, writer, conversation, turns[-1])]
+        joined = _joined(turns, self.tokenizer.eos_token or "")
+        return [joined] if joined else [_segments(turn, turn.spans) for turn in turns]
+
+    def _checked(self, example: Example, writer: ChatWriter, conversation: Conversation, turn: WrittenTurn
+                 ) -> tuple[Conversation, WrittenTurn]:
+        """An answer with its reasoning, and the conversation in which it is so. Notes what is left out of it.
+
+        Raises InputError if nothing of the answer is written, or an empty thought in the place of its reasoning.
+        """
+        number = turn.number
+        message = conversation.messages[number]
+        reasoning = next((str(message[key]) for key in REASONING_KEYS if message.get(key)), "").strip()
+        if reasoning and reasoning not in turn.said and turn.core.strip():
+            if turn.teaches_empty_thought:
+                conversation = _with_thought(conversation, number, reasoning)
+                turn = writer.turn(conversation, number)
+                if reasoning not in turn.said or turn.teaches_empty_thought:
+                    raise InputError("the chat template writes an empty thought in the place of this answer's "
+                                     "reasoning; write the reasoning into the content, as the template's model does, "
+                                     "or leave such rows out (data.skip_bad, --skip-bad)")
+                self._note("the reasoning of # answers is written into their content as <think>…</think>, because "
+                           "the template does not know its key", example)
+            else:
+                self._note("the reasoning of # answers is not written by the template, so it is not learned", example)
+        self._check_said(example, message, turn)
+        if not turn.asked:
+            self._note("# answers are written after another prompt than the generation prompt, with which an "
+                       "evaluation asks", example)
+        return conversation, turn
+
+    def _check_said(self, example: Example, message: dict[str, Any], turn: WrittenTurn) -> None:
+        """Note the parts of an answer that the template leaves out or changes. Raises InputError if it writes none."""
+        calls = [str(call.get("function", call).get("name")) for call in message.get("tool_calls") or ()]
+        missing = [name for name in calls if name not in turn.said]
+        thought, content = _thought_and_answer(message.get("content"))
+        if not turn.core.strip():
+            kind = "its tool calls" if calls else "its text" if content or thought else "its reasoning"
+            raise InputError(f"the chat template writes nothing of an answer: it leaves out {kind}; use a model whose "
+                             "template writes them, or leave such rows out (data.skip_bad, --skip-bad)")
+        if missing:
+            self._note("the tool calls of # answers are not written by the template, so they are not learned", example)
+        if thought and thought not in turn.said:
+            self._note("the reasoning in # answers is left out by the template, so it is not learned", example)
+        elif thought and turn.teaches_empty_thought:
+            self._note("the template writes an empty thought before the reasoning in # answers; give it as "
+                       "reasoning_content", example)
+        if content and content not in turn.said:
+            self._note("the text of # answers is changed or left out by the template; what it writes is learned",
+                       example)
 
 
 def excerpt(example: Example) -> str:
@@ -69,76 +176,78 @@ def excerpt(example: Example) -> str:
     return repr(text[:40] + "…" if len(text) > 40 else text)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """One answer as the template renders it. prompt: everything before it; end: the special tokens after its text."""
-
-    prompt: str
-    text: str
-    end: str
-
-
-def _chat(example: Example, tokenizer: Any, answer_turns: tuple[int, ...]) -> list[list[Segment]]:
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the model's tokenizer has no chat template; set template: alpaca, or plain for the "
-                         "unchanged prompt and completion (--template)")
-    turns = (*example.conversation, ("assistant", example.completion))
-    answers = [_answer(turns[:turn + 1], tokenizer, example) for turn in answer_turns]
-    joined = _joined(answers, _rendered(turns, tokenizer, example)) if len(answers) > 1 else None
-    return [joined] if joined else [[Segment(a.prompt, False), Segment(a.text + a.end, True, end=not a.end)]
-                                    for a in answers]
+def _segments(turn: WrittenTurn, spans: tuple[TextPart, ...]) -> list[Segment]:
+    """The text up to the end of an answer as segments, of which the spans are learned."""
+    segments, at = [], 0
+    for span in spans:
+        segments += [Segment(turn.text[at:span.start], False), Segment(turn.text[span.start:span.end], True)]
+        at = span.end
+    segments = [s for s in (*segments, Segment(turn.text[at:turn.stop], False)) if s.text]
+    return segments if turn.closed else [*segments[:-1], replace(segments[-1], end=True)]
 
 
-def _joined(answers: list[_Answer], conversation: str) -> list[Segment] | None:
-    """One row for several answers; None if the rendered conversation does not contain each of them as it was rendered
-    on its own."""
-    segments: list[Segment] = []
-    at = 0
-    for answer in answers:
-        learned = answer.text + answer.end
-        if answer is not answers[-1] and not conversation.startswith(answer.prompt + learned):
-            # some templates add a token at the end of the conversation (Phi-3)
-            learned = answer.text + answer.end[:_first_token_end(answer.end)]
-            if learned == answer.text or not conversation.startswith(answer.prompt + learned):
+def _joined(turns: list[WrittenTurn], end: str) -> list[Segment] | None:
+    """One row for several answers; None if the whole conversation does not contain each of them as it is written at the
+    end of a conversation. end: the end-of-sequence token."""
+    last, spans = turns[-1], []
+    for turn in turns[:-1]:
+        closing = turn.text[:turn.end] + ("" if turn.closed else end)
+        if not (closing and last.text.startswith(closing)) or (not turn.closed and not end):
+            closing = turn.text[:turn.short]  # some templates add a token at the end of the conversation (Phi-3)
+            if not turn.closed or not last.text.startswith(closing):
                 return None
-        if not conversation.startswith(answer.prompt):
-            return None
-        segments += [Segment(conversation[at:len(answer.prompt)], False), Segment(learned, True)]
-        at = len(answer.prompt) + len(learned)
-    return segments
+        spans += [TextPart(span.start, min(span.end, len(closing))) for span in turn.spans if span.start < len(closing)]
+        spans[-1] = TextPart(spans[-1].start, len(closing))
+    return _segments(last, (*spans, *last.spans))
 
 
-def _first_token_end(end: str) -> int:
-    """Where the first special token after an answer ends: at white space."""
-    match = re.match(r"\s*\S+", end)
-    return match.end() if match else 0
+def _all_but_context(example: Example, writer: ChatWriter, conversation: Conversation, last: WrittenTurn
+                     ) -> list[Segment]:
+    """The whole conversation as learned, except answers with text that the data mark as context."""
+    segments, at = [], 0
+    for number in (n for n in example.context if example.turns[n][1].strip()):
+        turn = writer.turn(conversation, number)
+        end = turn.end if last.text.startswith(turn.text[:turn.end]) else turn.short
+        if not last.text.startswith(turn.text[:end]):
+            raise InputError("an answer that is context cannot be kept out of the loss, because the chat template "
+                             "writes it in another way once more turns follow; set learn: answers (--learn)")
+        for span in turn.spans:
+            segments += [Segment(last.text[at:span.start], True), Segment(last.text[span.start:min(span.end, end)],
+                                                                          False)]
+            at = min(span.end, end)
+    segments.append(Segment(last.text[at:last.end], True, end=not last.closed))
+    return [s for s in segments if s.text]
 
 
-def _answer(turns: TurnSequence, tokenizer: Any, example: Example) -> _Answer:
-    """The last turn, with the conversation so far and the generation prompt before it."""
-    prompt = _rendered(turns[:-1], tokenizer, example, generation=True)
-    rendered, text = _rendered(turns, tokenizer, example), turns[-1][1].strip()
-    if rendered.startswith(prompt):
-        start, at = len(prompt), rendered.find(text, len(prompt))
-    else:  # the generation prompt differs, for example by a thinking tag: the evaluation's prompt is used
-        start = at = rendered.rfind(text)
-    if at < 0:
-        raise InputError(f"{excerpt(example)}: the chat template changes the text of an answer ({text[:40]!r}); set "
-                         "template: plain, or fix the answer")
-    end = at + len(text)
-    end_of_turn = rendered[end:].rstrip()  # line breaks after the end of turn are not learned
-    return _Answer(prompt, rendered[start:end], end_of_turn or tokenizer.eos_token or "")
+def _with_thought(conversation: Conversation, number: int, reasoning: str) -> Conversation:
+    """The conversation with the reasoning of an answer in its content."""
+    message = {key: value for key, value in conversation.messages[number].items() if key not in REASONING_KEYS}
+    message["content"] = f"<think>\n{reasoning}\n</think>\n\n{message.get('content') or ''}"
+    return replace(conversation, messages=[*conversation.messages[:number], message,
+                                           *conversation.messages[number + 1:]])
 
 
-def _rendered(turns: TurnSequence, tokenizer: Any, example: Example, *, generation: bool = False) -> str:
-    messages = [{"role": role, "content": text} for role, text in turns]
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-    except Exception as error:  # a template is foreign code in a sandbox and may raise anything
-        plain = "set template: plain, " if len(example.turns) == 1 else ""
-        raise InputError(f"{excerpt(example)}: the chat template rejects this conversation: "
-                         f"{' '.join(str(error).split())[:200]}; fix the roles, {plain}or leave such rows out "
-                         "(data.skip_bad, --skip-bad)") from error
+def _thought_and_answer(content: Any) -> tuple[str, str]:
+    """The reasoning in a content, and the text after it, both without white space around them."""
+    if not isinstance(content, str):
+        return "", ""
+    thought, mark, answer = content.rpartition("</think>")
+    return (thought.partition("<think>")[2] or thought).strip() if mark else "", answer.strip()
+
+
+def _check_dropped_turns(conversation: Conversation, text: str, note: Callable[[str], None]) -> None:
+    """Note turns and tools of a conversation that its text does not have."""
+    for message in conversation.messages[:-1]:
+        content, role = message.get("content"), message["role"]
+        if role != "assistant" and isinstance(content, str) and content.strip() and not _shown(content, text):
+            note(f"# turns of the role {role} are changed or left out by the template")
+    if any(str(tool.get("function", tool).get("name")) not in text for tool in conversation.tools):
+        note("the tools of # examples are not written by the template")
+
+
+def _shown(content: str, text: str) -> bool:
+    """True if the text has the content, or all words of it: templates write JSON in several ways."""
+    return content.strip() in text or all(word in text for word in re.findall(r"\w+", content))
 
 
 def _alpaca(example: Example, learn: str) -> list[Segment]:

@@ -5,10 +5,12 @@
     rows.training[0].ids, rows.training[0].labels      [1, 9690, …, 2], [-100, …, 104, …, 2]
     rows.counts["training"]         {"rows": 320, "cut": 3, "masked": 0, "tokens": 61204, "learned": 40511}
 
-`aftertune.tuning.template` says which text is learned. A row has the tokens of its whole text, as long as each prompt
-in it has the same tokens that it has alone, as in an evaluation. Where a token would cross the border between prompt
-and answer, both are encoded separately. There is one beginning-of-sequence token: from the template or, if that writes
-none, by the tokenizer's own rule, as in an evaluation.
+`aftertune.tuning.template` says which text is learned. A row has the tokens of its whole text. With a chat template
+these are the tokens of plain ``apply_chat_template``, and a token that crosses the border between prompt and answer is
+learned, as in transformers' mask. With another template, where a token would cross that border, both sides are encoded
+separately, so that the prompt has the tokens that it has alone. There is one beginning-of-sequence token: from the
+template or, if that writes none, by the tokenizer's own rule, as in an evaluation. A text that ends with the
+end-of-sequence token gets no second one.
 
 Replayed rows are mixed into the training rows. The held-out and validation rows come from the new data only.
 """
@@ -22,9 +24,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import InputError
+from aftertune.tasks.chat_template import template_date
 from aftertune.tuning.example import Example
 from aftertune.tuning.split import Corpus
-from aftertune.tuning.template import Segment, excerpt, render_example
+from aftertune.tuning.template import Renderer, Segment, excerpt
 
 if TYPE_CHECKING:
     from aftertune.study import TuneSpec
@@ -37,19 +40,22 @@ IGNORED = -100
 class EncodeOptions:
     """How examples become tokens. template: chat, alpaca or plain; max_length: most tokens of a row, prompt and
     completion together; learn: answers, last or all. skip_bad, replay_skip_bad: leave out the new or replayed examples
-    that the template refuses, and count them."""
+    that the template refuses, and count them. day: the date that a chat template writes, as YYYY-MM-DD; None for the
+    date of the day."""
 
     template: str
     max_length: int
     learn: str = "answers"
     skip_bad: bool = False
     replay_skip_bad: bool = False
+    day: str | None = None
 
     @classmethod
-    def of(cls, spec: TuneSpec) -> EncodeOptions:
-        """The options of a fine-tune."""
+    def of(cls, spec: TuneSpec, tokenizer: Any) -> EncodeOptions:
+        """The options of a fine-tune. tokenizer: of its model; its template may write a date."""
         return cls(spec.template, spec.max_length, spec.learn, spec.data.skip_bad,
-                   spec.replay is not None and spec.replay.data.skip_bad)
+                   spec.replay is not None and spec.replay.data.skip_bad,
+                   template_date(tokenizer, spec.template_date) if spec.template == "chat" else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +101,9 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptio
     """
     rows: list[EncodedRow] = []
     cut, masked, split, first = 0, 0, 0, ""
-    encoder = _Encoder(tokenizer)
-    rendered, refused = _render_all(examples, tokenizer, options)
+    encoder = _Encoder(tokenizer, whole=options.template == "chat")
+    renderer = Renderer(tokenizer, options.template, options.learn, options.day)
+    rendered, refused = _render_all(examples, renderer, options)
     for number, example, texts in rendered:
         split += len(texts) > 1
         for segments in texts:
@@ -117,6 +124,7 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptio
     if refused:
         notes.append(f"template {options.template} refuses {len(refused)} of {len(examples)} examples, so they were "
                      f"left out; the first: {refused[0]}")
+    notes += renderer.notes()
     if split:
         notes.append("the chat template rewrites earlier turns, so each answer became a separate row: "
                      f"{len(examples)} examples gave {total} rows")
@@ -129,14 +137,14 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptio
     return Encoded(rows, tuple(notes), cut, masked, len(refused))
 
 
-def _render_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptions
+def _render_all(examples: Sequence[Example], renderer: Renderer, options: EncodeOptions
                 ) -> tuple[list[tuple[int, Example, list[list[Segment]]]], list[str]]:
     """The examples that the template renders, each with its number from 1 and its rows; and, with ``skip_bad``, why it
     refuses the others. Raises InputError, with file and line, for the first refused one, or if all are refused."""
     rendered, refused = [], []
     for number, example in enumerate(examples, 1):
         try:
-            rendered.append((number, example, render_example(example, tokenizer, options.template, options.learn)))
+            rendered.append((number, example, renderer.rows(example)))
         except InputError as error:
             refused.append(f"{example.where}: {error}" if example.where else str(error))
             if not options.skip_bad:
@@ -153,11 +161,12 @@ def text_spans(row: EncodedRow, tokenizer: Any) -> list[tuple[str, bool]]:
 
 
 class _Encoder:
-    """Encodes segments with one tokenizer. lacks_end: a segment should end with an end-of-sequence token, but the
-    tokenizer has none."""
+    """Encodes segments with one tokenizer. whole: a row has the tokens of its whole text also where one crosses the
+    border of a segment, if the tokenizer knows which characters a token stands for. lacks_end: a segment should end
+    with an end-of-sequence token, but the tokenizer has none."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, *, whole: bool = False) -> None:
+        self.tokenizer, self.whole = tokenizer, whole
         self.bos, self.end = getattr(tokenizer, "bos_token", None), tokenizer.eos_token_id
         self.lacks_end = False
         self.closes = self.end is not None and self._plain("a")[-1:] != [self.end] == self._default("a")[-1:]
@@ -166,20 +175,51 @@ class _Encoder:
         """Ids and labels of a row. Encoding starts again after each end-of-sequence token that is added to the text."""
         ids: list[int] = []
         labels: list[int] = []
-        text, start = "", 0  # the text since the last such token, and the index of its first id
+        while segments:
+            last = next((n for n, segment in enumerate(segments) if segment.end), len(segments) - 1)
+            part, segments = segments[:last + 1], segments[last + 1:]
+            new, learned = self._part([self._without_space_after_end(s) for s in part], first=not ids)
+            if part[-1].end:
+                self.lacks_end |= self.end is None
+                if self.end is not None and new[-1:] != [self.end]:
+                    new, learned = [*new, self.end], [*learned, part[-1].learned]
+            ids += new
+            labels += [i if wanted else IGNORED for i, wanted in zip(new, learned, strict=True)]
+        return ids, labels
+
+    def _part(self, segments: Sequence[Segment], *, first: bool) -> tuple[list[int], list[bool]]:
+        """Ids of segments, and which of them are learned. first: the row starts with them."""
+        encode = self._from_start if first else self._plain
+        text = "".join(segment.text for segment in segments)
+        if self.whole and (letters := self._letters(text, ids := encode(text))):
+            learned = _learned_letters(segments)
+            return ids, [any(learned[start:end]) for start, end in letters]
+        ids, text = [], ""
+        wanted: list[bool] = []
         for segment in segments:
             text += segment.text
-            text_ids = self._plain(text) if start else self._from_start(text)
-            head = ids[start:]
-            new = text_ids[len(head):] if text_ids[:len(head)] == head else self._plain(segment.text)
-            if segment.end and self.end is not None:
-                new = [*new, self.end]
-            self.lacks_end |= segment.end and self.end is None
-            ids += new
-            labels += new if segment.learned else [IGNORED] * len(new)
-            if segment.end:
-                text, start = "", len(ids)
-        return ids, labels
+            so_far = encode(text)
+            ids += so_far[len(ids):] if so_far[:len(ids)] == ids else self._plain(segment.text)
+            wanted += [segment.learned] * (len(ids) - len(wanted))
+        return ids, wanted
+
+    def _letters(self, text: str, ids: list[int]) -> list[tuple[int, int]]:
+        """The part of the text that each of its tokens stands for, as (start, end) of characters; empty for a tokenizer
+        that does not know."""
+        for special in (False, True) if getattr(self.tokenizer, "is_fast", False) else ():
+            found = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+            if list(found["input_ids"])[:len(ids)] == ids:
+                at, letters = 0, []
+                for start, end in found["offset_mapping"][:len(ids)]:
+                    letters.append((min(start, at), end))  # some tokenizers leave white space out
+                    at = max(at, end)
+                return letters
+        return []
+
+    def _without_space_after_end(self, segment: Segment) -> Segment:
+        """The segment without the white space after an end-of-sequence token that its text has at its end."""
+        end, text = getattr(self.tokenizer, "eos_token", None), segment.text.rstrip()
+        return replace(segment, text=text) if segment.end and end and text.endswith(end) else segment
 
     def _from_start(self, text: str) -> list[int]:
         """The ids of a row's first text, with the tokenizer's special tokens unless the text has them. An end that some
@@ -194,6 +234,11 @@ class _Encoder:
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _learned_letters(segments: Sequence[Segment]) -> bytes:
+    """For each character of the segments' text, 1 if it is learned."""
+    return b"".join((b"\1" if segment.learned else b"\0") * len(segment.text) for segment in segments)
 
 
 def mix_replay(new: Sequence[EncodedRow], replayed: Sequence[EncodedRow], seed: int) -> list[EncodedRow]:

@@ -62,7 +62,7 @@ class ModelIdentity:
 
 
 #: Fields of TaskSettings that were added after ids were made of the others.
-_LATER_FIELDS = ("code",)
+_LATER_FIELDS = ("code", "template_date")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,8 @@ class TaskSettings:
     before the task was stopped early, in the random order of draw_seed; None where all were asked. code: the Python
     files of the user's task folder that the task ran, with their SHA-256, and installed modules that its file names;
     empty for lm-eval's own tasks and for tasks without code.
+    template_date: the date that the chat template wrote, as YYYY-MM-DD; None for a template without a date, or with its
+    own. An evaluation from before there was this field has None too, with the date of the day on which it ran.
     """
 
     task: str
@@ -105,6 +107,7 @@ class TaskSettings:
     used: int | None = None
     draw_seed: int | None = None
     code: Mapping[str, str] = field(default_factory=dict)
+    template_date: str | None = None
 
     def hashed(self) -> dict[str, Any]:
         """The fields for the id of an evaluation. A later field is among them where it is set, so older ids stay."""
