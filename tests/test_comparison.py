@@ -101,13 +101,15 @@ def test_the_whole_way(ledger):
 
 
 def test_holm_runs_over_the_primary_rows(ledger):
+    """Over those on which something can be lost: the target task is a question of its own."""
     careful(ledger)
     rows = [r for r in compare("base", "careful", ledger=ledger).rows if r.primary]
-    moved = sorted(min(r.p_lower, r.p_higher) for r in rows)
-    assert rows[2].p_adjusted == pytest.approx(max(3 * moved[0], 2 * moved[1] if rows[2].p > moved[0] else 0))
+    assert [r.family_size for r in rows] == [2, 2, 1]
+    assert rows[0].p_adjusted == pytest.approx(2 * rows[0].p)
+    assert rows[2].p_adjusted == rows[2].p
     within = rows[1]
     assert within.p == within.p_within
-    assert within.p_adjusted == pytest.approx(3 * within.p_within)
+    assert within.p_adjusted == pytest.approx(2 * within.p_within)
     assert benjamini_hochberg([r.p for r in rows]) != [r.p_adjusted for r in rows]
 
 
@@ -314,9 +316,10 @@ def test_floor_and_items_needed(ledger):
         assert row.note == "the base scores at chance, so no number of items can show a loss"
     assert rows["small"].told == "undecided"
     assert 100 < rows["small"].items_needed < 10_000
+    assert (rows["small"].items_needed_at, rows["small"].items_needed_power) == (0.0, 0.8)
     assert rows["short"].items_needed is None
     assert "cannot be decided with this task (" in rows["short"].note
-    assert "it has 100)" in rows["short"].note
+    assert "if the models do not differ, it has 100)" in rows["short"].note
     assert rows["near"].told == "undecided"
     assert "close to the margin" in rows["near"].note
 
@@ -377,7 +380,9 @@ def test_a_group_speaks_for_its_tasks(ledger, macro):
     mmlu = found.rows[0]
     expected = stratified_mean([tuned[t.task] - base[t.task] for t in every], "macro" if macro else "micro")
     assert (mmlu.n, mmlu.delta) == (300, pytest.approx(expected.mean))
-    assert (mmlu.low, mmlu.high) == pytest.approx(expected.interval())
+    low, high = expected.interval()
+    assert low - .01 < mmlu.low <= low + 1e-12  # wider by the bound on losses that were not seen
+    assert high - 1e-12 <= mmlu.high < high + .02
     assert (mmlu.told, mmlu.kind) == ("forgot", "binary")
     assert f"mean over the {'tasks' if macro else 'items'} of 3 tasks" in mmlu.note
 

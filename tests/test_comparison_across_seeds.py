@@ -55,7 +55,9 @@ def test_a_contrast_is_the_paired_difference_over_seeds_and_items(place: tuple[P
             values = [[[a.metrics[key] for a in ledger.answers(e, row.task)] for e in pair] for pair in one.evaluations]
             right = seed_contrast(np.array([np.subtract(b, a) for a, b in values]))
             assert row.delta == pytest.approx(right.mean)
-            assert (row.low, row.high) == pytest.approx(right.interval())
+            low, high = right.interval()  # the row's is at least as wide as the bound on losses that were not seen
+            assert row.low <= low + 1e-12
+            assert row.high >= high - 1e-12
             assert row.margin == 0.05
     assert [row.task for row in one.rows] == ["arc_easy", "sciq"]
 

@@ -15,7 +15,15 @@ from aftertune.stats import (
     tango_tests,
     wilson,
 )
-from aftertune.stats.planning import discordance_bound, items_above, items_beyond, items_for_verdicts, variance_bound
+from aftertune.stats.planning import (
+    discordance_bound,
+    items_above,
+    items_beyond,
+    items_for_verdicts,
+    items_to_decide,
+    items_without_failure,
+    variance_bound,
+)
 
 DETECTABLE = {  # points at 80 % power, by n and psi = .02, .05, .10, .20, .30
     100: (None, None, 8.76, 12.38, 15.16), 1319: (1.09, 1.72, 2.44, 3.45, 4.22),
@@ -126,3 +134,44 @@ def test_a_task_that_cannot_show_kept():
 def test_needs_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="need 0 < psi"):
         items_for_verdicts(**{"psi": .1, "margin": .02, "total": 100, **wrong})
+
+
+def test_items_to_decide_says_for_which_true_difference():
+    psi = .1
+    zero = items_to_decide(psi, .02, -.003, includes_zero=True, seen=500, total=10_042)
+    assert (zero.at, zero.power, zero.items) == (0.0, .8, items_needed(psi, .02))
+    after_holm = items_to_decide(psi, .02, -.003, includes_zero=True, seen=500, total=10_042, alpha=.05 / 5)
+    assert after_holm.items > 1.3 * zero.items
+    assert items_to_decide(psi, .02, -.003, includes_zero=True, seen=100, total=1319).items is None
+    lost = items_to_decide(psi, .02, -.06, includes_zero=False, seen=100, total=1319)
+    assert (lost.at, lost.items, lost.near_margin) == (-.06, items_needed(psi + .06**2, .02, -.06), False)
+
+
+def test_near_the_margin_no_affordable_number_decides():
+    near = items_to_decide(.1, .02, -.018, includes_zero=True, seen=500, total=10_042)
+    assert (near.items, near.at, near.near_margin) == (None, -.018, True)
+    assert near.needed > 100_000
+    assert near.if_equal == items_needed(.1, .02)
+    assert items_to_decide(.1, .02, -.02, includes_zero=False, seen=500, total=10_042).needed is None
+
+
+def test_the_number_decides_as_often_as_it_says():
+    """At the stated true difference, after Holm over four tests; exact over the multinomial would say the same."""
+    rng, psi, alpha = np.random.default_rng(3), .1, .05 / 4
+    for delta in (0.0, -.012, -.05):
+        found = items_to_decide(psi, .02, delta, includes_zero=delta > -.03, seen=1, total=10**6, alpha=alpha)
+        assert found.at == delta
+        decided = 0
+        for _ in range(400):
+            gained, lost, _ = rng.multinomial(found.items, [(psi + delta) / 2, (psi - delta) / 2, 1 - psi])
+            tests = tango_tests(int(gained), int(lost), found.items, .02)
+            decided += tests.within < alpha if abs(delta) < .02 else tests.lower < alpha
+        assert decided / 400 > .74
+
+
+def test_few_changes_do_not_make_items_needless():
+    """With less than ln(20) / margin items a few complete failures are unseen, however seldom the models differ."""
+    assert items_without_failure(.02) == 149
+    assert items_to_decide(.001, .02, 0.0, includes_zero=True, seen=8, total=1319).items == 149
+    assert items_for_verdicts(.001, .02, total=1319).kept == 149
+    assert items_to_decide(.001, .02, 0.0, includes_zero=True, seen=1, total=1319, shares=False).items < 40

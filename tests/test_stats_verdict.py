@@ -12,7 +12,6 @@ from aftertune.stats import (
     at_floor,
     clustered_mean,
     decide,
-    items_needed,
     label_of,
     paired_evidence,
     paired_mean,
@@ -20,6 +19,8 @@ from aftertune.stats import (
     tango_tests,
     wilson,
 )
+from aftertune.stats.bounded import bounded_interval, bounded_tests
+from aftertune.stats.paired import weakest
 
 NOTHING = MarginTests(1.0, 1.0, 1.0)
 
@@ -139,7 +140,7 @@ def test_clusters_that_move_together_weaken_a_verdict():
     decision, = decide([Case(tests=evidence.tests, clustered=evidence.clustered)])
     assert decision.verdict == "undecided"
     assert any("40 clusters" in note for note in evidence.notes)
-    assert evidence.items_needed > paired_evidence(base, tuned, margin=.02).items_needed
+    assert evidence.psi > paired_evidence(base, tuned, margin=.02).psi
 
 
 def test_cluster_intervals_are_told_in_points_for_shares_only():
@@ -147,19 +148,25 @@ def test_cluster_intervals_are_told_in_points_for_shares_only():
     clusters = [i % 30 for i in range(60)]
     note, = paired_evidence(base, tuned, margin=.02, clusters=clusters).notes
     low, high = clustered_mean(tuned - base, clusters).interval()
+    ends = bounded_interval([(tuned - base)[k::30].mean() for k in range(30)])
+    low, high = min(low, ends[0]), max(high, ends[1])
     assert note == (f"cluster-robust 95 % interval {100 * low:+.2f} to {100 * high:+.2f} (30 clusters)"
                     .replace("-", "−").replace("cluster−", "cluster-"))
+    low, high = clustered_mean(tuned - base, clusters).interval()
     note, = paired_evidence(2 * base, 2 * tuned, margin=.02, clusters=clusters).notes
     assert f"to {2 * high:+.4f} (30 clusters)" in note
 
 
 def test_few_clusters_warn_and_one_cluster_has_no_error():
     base, tuned = pair(9, 6, 20, 25)
-    few = paired_evidence(base, tuned, margin=.02, clusters=[i % 7 for i in range(60)])
+    few = paired_evidence(2 * base, 2 * tuned, margin=.02, clusters=[i % 7 for i in range(60)])
     assert any("fewer than 20 clusters" in note for note in few.notes)
     single = paired_evidence(base, tuned, margin=.02, clusters=["one"] * 60)
-    assert single.clustered is None
-    assert single.notes == ("no cluster-robust error (1 cluster)",)
+    assert single.clustered == NOTHING
+    assert single.notes == ("all items are one cluster, so no error can be estimated and nothing is proven",)
+    unknown = paired_evidence(base, tuned, margin=.02, clusters=[None, *range(59)])
+    assert unknown.clustered == NOTHING
+    assert unknown.notes[0].startswith("the clusters of 1 of 60 items are not known")
     assert paired_evidence(base, tuned, margin=.02, clusters=range(60)).clustered is None
 
 
@@ -171,9 +178,7 @@ def test_binary_evidence():
     assert (evidence.low, evidence.high) == pytest.approx((-.229610, -.034313), abs=6e-7)
     assert evidence.p_mid == pytest.approx(.009355, abs=6e-7)
     assert evidence.base_low == wilson(69, 100)[0]
-    assert evidence.items_needed == items_needed(wilson(25, 100)[1] + .13**2, .02, -.13)
-    alike = paired_evidence(*pair(9, 9, 50, 32), margin=.02)
-    assert alike.items_needed == items_needed(wilson(18, 100)[1], .02)
+    assert (evidence.psi, evidence.shares) == (wilson(25, 100)[1], True)
     with pytest.raises(FrozenInstanceError):
         evidence.n = 5
 
@@ -192,10 +197,13 @@ def test_real_evidence():
     tuned = np.clip(base + rng.normal(-.05, .1, 80), 0, 1)
     evidence, estimate = paired_evidence(base, tuned, margin=.02), paired_mean(tuned - base)
     assert (evidence.kind, evidence.gained, evidence.lost, evidence.p_exact) == ("real", None, None, None)
-    assert (evidence.low, evidence.high) == estimate.interval()
-    assert evidence.tests == estimate.tests(.02)
+    low, high = bounded_interval(tuned - base)
+    assert evidence.low == min(low, estimate.interval()[0])
+    assert evidence.high == max(high, estimate.interval()[1])
+    assert evidence.tests == weakest(estimate.tests(.02), bounded_tests(tuned - base, .02))
     assert evidence.base_low == paired_mean(base).interval()[0]
-    assert evidence.items_needed > 80
+    outside, estimate = paired_evidence(3 * base, 3 * tuned, margin=.02), paired_mean(3 * (tuned - base))
+    assert (outside.low, outside.high, outside.tests) == (*estimate.interval(), estimate.tests(.02))
 
 
 def test_real_values_that_all_move_alike_prove_nothing():
@@ -204,7 +212,7 @@ def test_real_values_that_all_move_alike_prove_nothing():
         evidence = paired_evidence(base, tuned, margin=.02)
         assert evidence.tests == NOTHING
         assert (evidence.low, evidence.high) == (evidence.delta, evidence.delta)
-        assert evidence.items_needed is None
+        assert evidence.psi is None
         assert note in evidence.notes[0]
     assert "only one item" in paired_evidence(base[:1], base[:1] + 1, margin=.02).notes[0]
 
@@ -213,7 +221,8 @@ def test_shares_that_do_not_move_are_bounded_by_their_number():
     for n, verdict in ((50, "undecided"), (300, "within")):
         values = np.linspace(.2, .9, n)
         evidence = paired_evidence(values, values, margin=.02)
-        assert (evidence.low, evidence.high) == tango_interval(0, 0, n)
+        assert (evidence.low, evidence.high) == pytest.approx(tango_interval(0, 0, n))
+        assert evidence.tests.within == pytest.approx(.98**n, rel=.03)
         assert decide([Case(tests=evidence.tests)])[0].verdict == verdict
         assert all(math.isfinite(x) for x in (evidence.low, evidence.high, evidence.delta))
 
@@ -223,3 +232,16 @@ def test_arrays_that_do_not_match_are_refused():
     for base, tuned in ((np.ones(3), np.ones(4)), (np.ones(0), np.ones(0)), (square, square)):
         with pytest.raises(ValueError, match="need two arrays"):
             paired_evidence(base, tuned, margin=.02)
+
+
+def test_what_cannot_be_lost_is_no_member_of_the_family():
+    """A loss at p .02 beside a task at the floor and the tuning's own target: it is a family of one."""
+    lost = MarginTests(.02, 1.0, 1.0)
+    cases = [Case(tests=lost), Case(tests=NOTHING, at_floor=True), Case(tests=NOTHING, target=True),
+             Case(tests=NOTHING, target=True)]
+    first, floor, *targets = decide(cases)
+    assert (first.verdict, first.p_adjusted, first.members) == ("lower", .02, 1)
+    assert (floor.at_floor, floor.members) == (True, 1)
+    assert [t.members for t in targets] == [2, 2]
+    two_floors = decide([Case(tests=MarginTests(1.0, .03, 1.0), at_floor=True), Case(tests=NOTHING, at_floor=True)])
+    assert two_floors[0].p_adjusted == .06  # a gain at the floor is corrected over the tasks at the floor

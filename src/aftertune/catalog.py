@@ -15,6 +15,8 @@ tokenizer (benchmarks/speed.py counts them). Metrics: ``lm_eval/api/metrics.py``
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,9 +60,8 @@ class Benchmark:
     measures: what it measures, in one or two sentences. items: source -> number of items of the split that is
     evaluated. choices: answers to choose from (the usual number where it varies); None for generated answers. tokens:
     tokens that the engine computes for one item, shared parts once. hub: the Hub's data set and its configuration.
-    cluster: the field of a document that groups related items. page: the benchmark under whose name the Hub lists
-    results. family: the group of which it is a subject. members: the tasks of a group. scored: False for a tag, which
-    is a group without a score.
+    page: the benchmark under whose name the Hub lists results. family: the group of which it is a subject. members: the
+    tasks of a group. scored: False for a tag, which is a group without a score.
     """
 
     name: str
@@ -71,7 +72,6 @@ class Benchmark:
     tokens: int
     hub: tuple[str, str | None]
     pack: Pack | None = None
-    cluster: str | None = None
     page: str = ""
     family: str = ""
     members: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ _LEAVES = (
         name="hellaswag", title="HellaSwag", items={"hub": 10_042, "pack": 10_042}, choices=4, tokens=172,
         measures="Commonsense: which of four endings continues a short description of an everyday scene. Each ending "
                  "is scored by its log-likelihood after the description.",
-        hub=("Rowan/hellaswag", None), pack=Pack(path="hf_datasets/hellaswag/none"), cluster="source_id"),
+        hub=("Rowan/hellaswag", None), pack=Pack(path="hf_datasets/hellaswag/none")),
     Benchmark(
         name="piqa", title="PIQA", items={"hub": 1838, "pack": 1838}, choices=2, tokens=35,
         measures="Physical commonsense: which of two solutions reaches a practical goal.",
@@ -218,6 +218,48 @@ _GUESSES: tuple[tuple[re.Pattern[str], float], ...] = (
                 r"web_of_lies)"), 1 / 2),
     (re.compile(r"mmlu_pro"), 1 / 10), (re.compile(r"gpqa_"), 1 / 4), (re.compile(r"mmlu_.*_generative"), 1 / 4),
     (re.compile(r"mmlu_(flan_cot|llama)"), 1 / 4), (re.compile(r"arc_challenge_(chat|llama)"), 1 / 4))
+
+
+# --- Items that belong together ---
+
+#: Name of a task, or its start and a star -> the field of a document that items of one origin share (several questions
+#: on one passage, endings from one video). "a+b": the two fields in any order, as the two options of a pair of
+#: sentences. A document is what lm-eval 0.4.13 gives to its prompts.
+_CLUSTERS: Mapping[str, str] = {
+    "hellaswag": "source_id", "race": "article", "belebele_*": "flores_passage", "drop": "passage",
+    "squadv2": "context", "xquad_*": "context", "multirc": "paragraph", "super_glue-multirc-t5-prompt": "paragraph",
+    "boolq": "passage", "boolq-seq2seq": "passage", "super_glue-boolq-t5-prompt": "passage", "record": "passage",
+    "qa4mre_*": "document_str", "mc_taco": "sentence", "winogrande": "option1+option2",
+    "xwinograd_*": "option1+option2", "wsc273": "options", "blimp": "linguistics_term", "blimp_*": "linguistics_term",
+}
+#: Tasks of which each is one cluster (a paradigm of BLiMP tests one phenomenon): they have clusters only as a group.
+_CLUSTERED_AS_GROUP = ("blimp_*",)
+#: A longer value of a cluster field, such as a passage, is replaced by the beginning of its digest.
+_LONGEST_LABEL = 64
+
+
+def _matches(task: str, pattern: str) -> bool:
+    return task == pattern or (pattern.endswith("*") and task.startswith(pattern[:-1]))
+
+
+def cluster_field(task: str) -> str | None:
+    """The field of a document that groups the items of a task or group, or None."""
+    return next((field for pattern, field in _CLUSTERS.items() if _matches(task, pattern)), None)
+
+
+def has_clusters(task: str) -> bool:
+    """False for a task that has clusters only together with the other tasks of its group."""
+    return not any(_matches(task, pattern) for pattern in _CLUSTERED_AS_GROUP)
+
+
+def cluster_label(field: str | None, document: Mapping[str, Any]) -> str | None:
+    """The cluster of an item, from its document; None where the document lacks the field, or there is no field."""
+    values = [document.get(name) for name in field.split("+")] if field else [None]
+    if any(value is None for value in values):
+        return None
+    single = values[0] if len(values) == 1 else values
+    text = json.dumps(sorted(map(str, single)), ensure_ascii=False) if isinstance(single, list) else str(single)
+    return text if len(text) <= _LONGEST_LABEL else f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 # --- Metrics ---
@@ -454,11 +496,6 @@ def hub_items(task: str) -> int | None:
     """Items of the split that lm-eval evaluates; None where unknown, and for a group without a score."""
     row = BENCHMARKS.get(task)
     return row.items["hub"] if row and row.scored else None
-
-
-def cluster_field(task: str) -> str | None:
-    """The field of a document that groups the items of a task, or None."""
-    return BENCHMARKS[task].cluster if task in BENCHMARKS else None
 
 
 def guessing_level(task: str, counted: float | None) -> float | None:

@@ -18,11 +18,13 @@ from typing import Protocol
 from aftertune import tasks
 from aftertune.catalog import MetricKey, is_bounded
 from aftertune.comparison import compare, differences
+from aftertune.comparison.rows import group_chance
 from aftertune.errors import AmbiguousName, InputError, NotComparable, SourceError
 from aftertune.evaluation import EvaluationRun
 from aftertune.ledger import Ledger
+from aftertune.stats.paired import NO_EVIDENCE, wilson
 from aftertune.stats.sequential import PairedSequential, random_order_key
-from aftertune.stats.verdict import ALPHA
+from aftertune.stats.verdict import ALPHA, Case, at_floor
 from aftertune.study import EarlySpec, EvalSpec
 from aftertune.tasks import LoadedTask
 from aftertune.values import Comparison, Early, EarlyUnit, Evaluation, Item, Margin, Progress, digest
@@ -149,22 +151,32 @@ class _EarlyStopping:
                                                                              sides=2)
         base = given if isinstance(given, Evaluation) else self._prepared(alongside)
         _check(base, prepared)
-        early, tests = self._plan(base.id)
-        settings = [early.seed, early.min_items, early.max_width,
-                    [[u.name, u.batch, early.margins[u.name], u.order] for u in early.units]]
-        if alongside is not None:  # both models decide when it stops, so both are part of its identity
-            base = replace(base, id=self._id(base, [prepared.id, settings]), name=f"{base.name}-alongside")
-        early = replace(early, against=base.id)
-        evaluation = replace(prepared, id=self._id(prepared, [base.id, settings]), early=early,
-                             warnings=(*prepared.warnings, *_warnings(tests)))
+        pools = list(_pools(self.tuned.loaded))
+        early, tests = self._plan(base.id, pools, {})
+        base_id, tuned_id = self._ids(base, prepared, early, alone=alongside is None)
+        if all(e.id != tuned_id for e in self.ledger.evaluations()):  # not begun by a version without families
+            early, tests = self._plan(base.id, pools, self._shares(pools, base))
+            base_id, tuned_id = self._ids(base, prepared, early, alone=alongside is None)
+        early = replace(early, against=base_id)
+        evaluation = replace(prepared, id=tuned_id, early=early, warnings=(*prepared.warnings, *_warnings(tests)))
         if alongside is not None:
-            base = alongside.open(replace(base, early=replace(early, against=evaluation.id)))
+            base = alongside.open(replace(base, id=base_id, name=f"{base.name}-alongside",
+                                          early=replace(early, against=evaluation.id)))
         tuned = self.tuned.open(evaluation)
         if "running" in (base.status, tuned.status):
             runs = [r for r in (alongside, self.tuned) if r is not None and r.stored.status != "done"]
             base, tuned = self._decide(base, alongside, tests, runs)
         margins = {u.name: Margin(early.margins[u.name], self.given.get(u.name)) for u in early.units}
         return EarlyResult(base=base, tuned=tuned, comparison=compare(base, tuned, margins=margins, ledger=self.ledger))
+
+    def _ids(self, base: Evaluation, tuned: Evaluation, early: Early, *, alone: bool) -> tuple[str, str]:
+        """The ids of both evaluations. alone: the base is finished and has its id."""
+        settings = [early.seed, early.min_items, early.max_width,
+                    [[u.name, u.batch, early.margins[u.name], u.order, *([u.share] if u.share else [])]
+                     for u in early.units]]
+        # both models decide when it stops, so both are part of its identity
+        base_id = base.id if alone else self._id(base, [tuned.id, settings])
+        return base_id, self._id(tuned, [base_id, settings])
 
     def _id(self, prepared: Evaluation, content: list[object]) -> str:
         return self.tuned.fresh("e-" + digest(["until decided", prepared.id.partition(".")[0], content])[:10])
@@ -197,10 +209,11 @@ class _EarlyStopping:
             raise InputError(f"--against {self.against!r} is neither a finished evaluation ({self.reason}) nor a "
                              f"model that can be evaluated ({error})") from None
 
-    def _plan(self, against: str) -> tuple[Early, list[_RunningTest]]:
-        """The tests, each with its items in random order."""
+    def _plan(self, against: str, pools: Sequence[tuple[str, list[LoadedTask]]], shares: Mapping[str, int]
+              ) -> tuple[Early, list[_RunningTest]]:
+        """The tests, each with its items in random order. shares: see `_shares`; without them all tests are one family.
+        """
         seed = self.spec.tasks[0].sample_seed
-        pools = list(_pools(self.tuned.loaded))
         self.given = {name: given for name, members in pools if (given := self._given(name, members)) is not None}
         margins = {name: self.given.get(name, self.early_spec.margin) / 100 for name, _ in pools}
         early = Early(against=against, seed=seed, margins=margins, units=(), min_items=self.early_spec.min_items,
@@ -216,11 +229,29 @@ class _EarlyStopping:
             unit = EarlyUnit(name=name, key=first.primary, tasks=tuple(t.settings.task for t in members),
                              items=len(items), batch=batch if testable else len(items),
                              order=digest([item.hash for _, _, item in items]))
-            sequential = PairedSequential(len(items), margins[name], alpha=ALPHA / len(pools)) if testable else None
+            share = shares.get(name, len(pools))
+            unit = replace(unit, share=share if share != len(pools) else None)
+            sequential = PairedSequential(len(items), margins[name], alpha=ALPHA / share) if testable else None
             sign = 1 if first.higher_is_better.get(metric, True) else -1
             order = [(task, index, (item.task, item.index)) for task, index, item in items]
             tests.append(_RunningTest(unit, order, sign, sequential, early))
         return replace(early, units=tuple(t.unit for t in tests)), tests
+
+    def _shares(self, pools: Sequence[tuple[str, list[LoadedTask]]], base: Evaluation) -> dict[str, int]:
+        """Number of tests that share the error level with each test: those of its family (`stats.verdict.Case`).
+
+        Whether the base is at the floor is known only where its answers are in the ledger.
+        """
+        families, stored = {}, any(e.id == base.id for e in self.ledger.evaluations())
+        for name, members in pools:
+            first = members[0].settings
+            answers = [a for t in members if stored for a in self.ledger.answers(base.id, t.settings.task)]
+            values = [a.metrics[first.primary] for a in answers]
+            known = bool(values) and is_bounded(MetricKey(first.primary).metric)
+            chance = group_chance([t.settings for t in members], [len(t.items) for t in members])
+            floor = known and at_floor(wilson(sum(values), len(values))[0], chance)
+            families[name] = Case(tests=NO_EVIDENCE, target=first.target, at_floor=floor).family
+        return {name: list(families.values()).count(family) for name, family in families.items()}
 
     def _given(self, name: str, members: Sequence[LoadedTask]) -> float | None:
         """The margin that the user gave for a test by name: in points, or in the unit of its metric."""

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from aftertune import provenance, sources, tasks
-from aftertune.catalog import MetricKey
+from aftertune.catalog import MetricKey, cluster_field
 from aftertune.engine import budget as budgets
 from aftertune.engine import devices
 from aftertune.engine.engine import Engine, ResponseBatch
@@ -35,7 +35,7 @@ from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.tasks.chat_template import ChatTemplate, date_note, get_chat_template, template_date
-from aftertune.values import Answer, Evaluation, ModelIdentity, Progress, Request, digest
+from aftertune.values import Answer, Evaluation, ModelIdentity, Progress, Request, TaskSettings, digest
 
 #: Batch size of the ``lm-eval:NAME`` engines.
 HARNESS_BATCH = 8
@@ -45,6 +45,11 @@ _CONDITIONS = ("plan", "threads", "torch", "transformers", "cpu")
 _STRIDE = 1_000_000
 #: Fields of the settings of a task that do not affect its results, so they are not part of the id of an evaluation.
 _NOT_IN_ID = ("groups", "data", "used", "draw_seed")
+
+
+def _cluster_in_id(settings: TaskSettings) -> str | None:
+    """The cluster field, as far as the id depends on it. It changes no result; HellaSwag's was always in the id."""
+    return settings.cluster if settings.cluster == cluster_field("hellaswag") else None
 
 
 class EvaluationEngine(Protocol):
@@ -195,7 +200,8 @@ class EvaluationRun:
     def _evaluation(self, template: ChatTemplate | None) -> Evaluation:
         """The evaluation before it has results. Its id covers everything that decides them."""
         spec, settings = self.spec, tuple(task.settings for task in self.loaded)
-        hashed = [{k: v for k, v in s.hashed().items() if k not in _NOT_IN_ID} | {"chance": task.first_choice}
+        hashed = [{k: v for k, v in s.hashed().items() if k not in _NOT_IN_ID}
+                  | {"chance": task.first_choice, "cluster": _cluster_in_id(s)}
                   for task, s in zip(self.loaded, settings, strict=True)]
         further = {k: v for k, v in {"defaults": self.defaults, "code": self.code_digest}.items() if v}
         key = digest([self.identity.fingerprint, self.identity.tokenizer, hashed, self.dtype,

@@ -3,7 +3,7 @@
     compare("smollm2", "careful", margins={"hellaswag": 0.05})
 
 1. compatibility: refuses evaluations with different items or settings
-2. pairing: pairs the answers by item, and turns each metric into paired values
+2. pairing: pairs the answers by item, and turns each metric into paired values; clusters: which items belong together
 3. rows: makes a row for each metric; the primary metrics get verdicts (`aftertune.stats.verdict`)
 4. early_rows: the same for tasks that were stopped early
 5. lineage: proves from the ledger or an adapter that the tuned model was made from the base; only then a row is called
@@ -16,8 +16,10 @@ continuous integration).
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from aftertune.comparison.clusters import with_clusters
 from aftertune.comparison.compatibility import differences, find_differences, refusal_message
 from aftertune.comparison.early_rows import is_stopped, stopped_tests, with_early_rows
 from aftertune.comparison.lineage import find_relation
@@ -25,18 +27,21 @@ from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
 from aftertune.comparison.rows import build_rows
 from aftertune.errors import InputError, NotComparable, nearest
-from aftertune.values import Comparison, Difference, Evaluation, digest
+from aftertune.values import RULES, Comparison, Difference, Evaluation, digest
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
-__all__ = ["compare", "differences", "find_finished", "pair_evaluations"]
+__all__ = ["compare", "compare_again", "differences", "find_finished", "pair_evaluations"]
 
 
 def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins = MARGIN,
             ledger: Ledger | None = None, force: bool = False, common: bool = False,
             tasks: Collection[str] = (), save: bool = True) -> Comparison:
     """Compare two finished evaluations item by item, store the comparison in the ledger and return it.
+
+    A comparison that was stored under an earlier version of the rules for verdicts is returned as it is (see
+    `compare_again`).
 
     base, tuned: evaluations, or their ids or names in the ledger. margins: one for all, or one for each task or group
     ("*" for all others). A margin is a fraction (0.02 is two points); for a task whose metric is no share it is in the
@@ -59,18 +64,37 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     stopped = stopped_tests(left, right, pairs)
     complete = [p for p in pairs if not is_stopped(left, right, p.settings.task)]
     rows, without_rows = build_rows(left, right, complete, margins, lineage=relation.lineage, forced=forced,
-                                    early=len(stopped))
+                                    early=[s.case for s in stopped])
     rows = with_early_rows(rows, stopped, margins, lineage=relation.lineage, forced=forced)
     used = {p.settings.task: margin_of(margins, "share", p.settings.task, *p.settings.groups, primary=False)
             for p in pairs} | {r.task: r.margin for r in rows if r.primary}
     comparison = Comparison(
-        id="c-" + digest([left.id, right.id, used, *(["common"] if common else [])])[:10], base=left.id, tuned=right.id,
-        base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
+        id="c-" + digest([left.id, right.id, used, *(["common"] if common else [])])[:10], base=left.id,
+        tuned=right.id, base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
-        origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)))
-    if save:
-        ledger.save_comparison(comparison)
-    return comparison
+        origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)), rules=RULES)
+    return _save(comparison, ledger) if save else comparison
+
+
+def compare_again(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins = MARGIN,
+                  ledger: Ledger, force: bool = False, common: bool = False) -> Comparison:
+    """As `compare`, but by the current rules also where an earlier version stored the comparison, which is kept."""
+    comparison = compare(base, tuned, margins=margins, ledger=ledger, force=force, common=common, save=False)
+    return _save(comparison, ledger, again=True)
+
+
+def _save(comparison: Comparison, ledger: Ledger, *, again: bool = False) -> Comparison:
+    """Store a comparison. One that was stored under earlier rules stays as it is, and is returned.
+
+    again: then the new one is stored beside it, with an id of its own.
+    """
+    stored = ledger.comparisons(base=comparison.base, tuned=comparison.tuned)
+    earlier = next((c for c in stored if c.id == comparison.id and c.rules < RULES), None)
+    if earlier is not None and not again:
+        return earlier
+    if earlier is not None:
+        comparison = replace(comparison, id="c-" + digest([comparison.id, {"rules": RULES}])[:10])
+    return ledger.save_comparison(comparison)
 
 
 def find_finished(evaluation: Evaluation | str, ledger: Ledger) -> Evaluation:
@@ -93,7 +117,8 @@ def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, for
         if name not in names:
             raise InputError(f"{left.name} and {right.name} have no task {name!r}{nearest(name, sorted(names))}; "
                              f"their tasks: {', '.join(sorted(names))}")
-    pairs = [pair_answers(t, ledger.answers(left.id, t.task), ledger.answers(right.id, t.task))
+    pairs = [with_clusters(pair_answers(t, ledger.answers(left.id, t.task), ledger.answers(right.id, t.task)),
+                           left, right, ledger)
              for t in left.tasks if right.task(t.task) and (not tasks or {t.task, *t.groups} & set(tasks))]
     counts = {p.settings.task: p.counts for p in pairs if not is_stopped(left, right, p.settings.task)}
     found = find_differences(left, right, counts, common=common, tasks=tasks)

@@ -4,27 +4,30 @@
         contrast.factor, contrast.left, contrast.right, contrast.rows[0].verdict
 
 Fine-tunes of one base that differ only in their seed are one recipe. Two recipes with at least three seeds in common
-are compared on the same items (`aftertune.stats.across_seeds`). Two with fewer are not compared.
+are compared on the same items (`aftertune.stats.across_seeds`). Two with fewer are not compared. The rules are those of
+a comparison of two models: a group is one test, clusters count, and two recipes at the floor are undecided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aftertune.catalog import FRACTIONS, MetricKey, Unit
+from aftertune.catalog import FRACTIONS, Unit
+from aftertune.comparison.clusters import group_clusters, task_clusters, with_clusters
 from aftertune.comparison.compatibility import find_differences
 from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values, pair_answers
-from aftertune.comparison.rows import RowDraft, build_row
-from aftertune.stats.across_seeds import ENOUGH_SEEDS, SeedContrast, seed_contrast
-from aftertune.stats.evidence import Evidence
-from aftertune.stats.paired import NO_EVIDENCE
-from aftertune.stats.verdict import Case, Decision, decide
+from aftertune.comparison.rows import RowDraft, TaskGroup, build_row, group_note, paired_groups, replacing_groups
+from aftertune.stats.across_seeds import ENOUGH_SEEDS, SeedErrors, seed_errors
+from aftertune.stats.clustered import stratified_mean
+from aftertune.stats.evidence import Evidence, cluster_notes, is_shares
+from aftertune.stats.paired import NO_EVIDENCE, Floats
+from aftertune.stats.verdict import Case, Decision, at_floor, decide
 from aftertune.values import ComparisonRow, Contrast, Evaluation, Tuning, digest
 
 if TYPE_CHECKING:
@@ -99,62 +102,121 @@ def _contrast(left: RecipeGroup, right: RecipeGroup, margins: Margins, ledger: L
                     settings=settings, seeds=tuple(seeds), evaluations=ids, rows=rows)
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One test: a task, or a group that replaces its tasks. seeds: its paired values of each seed, task by task.
+
+    names: of the task and its groups, for the margin.
+    """
+
+    group: TaskGroup
+    seeds: Sequence[TaskGroup]
+    names: tuple[str, ...]
+    is_group: bool
+
+    @property
+    def unit(self) -> Unit:
+        """Of the values: no share if they are none with one seed."""
+        return next((g.unit for g in self.seeds if g.unit not in FRACTIONS), self.group.unit)
+
+    @property
+    def errors(self) -> SeedErrors:
+        """Of the right recipe's mean minus the left one's, with the sign turned so that positive is better."""
+        return self._of(lambda v: v.tuned - v.base if v.higher_is_better else v.base - v.tuned)
+
+    @property
+    def at_floor(self) -> bool:
+        """True where neither recipe is above the floor, so that equal scores mean nothing."""
+        if not (self.unit in FRACTIONS and self.shares and self.group.members[0][1].higher_is_better):
+            return False
+        lows = [self._of(side).interval()[0] for side in (lambda v: v.base, lambda v: v.tuned)]
+        return all(at_floor(low, self.group.chance) for low in lows)
+
+    @property
+    def shares(self) -> bool:
+        """True where all values are in [0, 1]."""
+        return is_shares(*(a for g in self.seeds for _, v in g.members for a in (v.base, v.tuned)))
+
+    def _of(self, value: Callable[[MetricValues], Floats]) -> SeedErrors:
+        strata = [np.array([value(g.members[k][1]) for g in self.seeds]) for k in range(len(self.group.members))]
+        clusters = group_clusters(self.group.pairs) if self.is_group else \
+            None if (labels := task_clusters(self.group.pairs[0])) is None else [labels]
+        return seed_errors(strata, weighting=self.group.weighting, clusters=clusters, bounded=self.shares)
+
+
 def _rows(sides: Sequence[tuple[Evaluation, Evaluation]], margins: Margins, ledger: Ledger
           ) -> tuple[ComparisonRow, ...]:
-    """A row for each task whose primary metric has values of every seed on the same items. The rows are one family."""
-    tasks: list[tuple[Pair, list[MetricValues], SeedContrast]] = []
+    """A row for each primary metric, as for two models, where every seed has values on the same items."""
+    questions = _questions(sides, ledger)
+    errors = [q.errors for q in questions]
+    given = [margin_of(margins, q.unit, *q.names) for q in questions]
+    cases = [Case(tests=e.tests(margin), clustered=e.robust_tests(margin), at_floor=q.at_floor,
+                  target=q.group.pairs[0].settings.target)
+             for q, e, margin in zip(questions, errors, given, strict=True) if margin is not None]
+    decisions = iter(decide(cases))
+    return tuple(_row(q, e, margin, None if margin is None else next(decisions))
+                 for q, e, margin in zip(questions, errors, given, strict=True))
+
+
+def _questions(sides: Sequence[tuple[Evaluation, Evaluation]], ledger: Ledger) -> list[_Question]:
+    """The primary metrics that can be tested over all seeds, in the order of their tasks."""
+    pairs = _common_pairs(sides, ledger)
+    tables = [{p.settings.task: metric_values(*evaluations, p) for p in own}
+              for evaluations, own in zip(sides, pairs, strict=True)]
+    found = [{(g.name, g.key): g for g in paired_groups(*evaluations, own, table)}
+             for evaluations, own, table in zip(sides, pairs, tables, strict=True)]
+    shared = [g for key, g in found[0].items() if all(key in groups for groups in found)]
+    questions = [_Question(g, [groups[g.name, g.key] for groups in found], (g.name,), True)
+                 for g in replacing_groups(shared)]
+    replaced = {task for q in questions for task in q.group.tasks}
+    for k, pair in enumerate(pairs[0]):
+        task, key = pair.settings.task, pair.settings.primary
+        values = [v for table in tables if (v := table[task].get(key)) is not None]
+        if task not in replaced and len(values) == len(sides):
+            seeds = [TaskGroup(task, key, ((own[k], v),), None) for own, v in zip(pairs, values, strict=True)]
+            questions.append(_Question(seeds[0], seeds, (task, *pair.settings.groups), False))
+    order = [p.settings.task for p in pairs[0]]
+    return sorted(questions, key=lambda q: order.index(q.group.pairs[0].settings.task))
+
+
+def _common_pairs(sides: Sequence[tuple[Evaluation, Evaluation]], ledger: Ledger) -> list[list[Pair]]:
+    """For each seed the pairs of the tasks that every seed has on the same items, in the same order."""
+    kept: list[list[Pair]] = [[] for _ in sides]
     for task in sides[0][0].tasks:
-        per_seed = [_primary_values(a, b, task.task, ledger) for a, b in sides]
-        available = [v for v in per_seed if v is not None]
-        if len(available) < len(sides) or len({tuple(a.item for a in pair.left) for pair, _ in available}) > 1:
-            continue
-        pair, values = available[0][0], [v for _, v in available]
-        sign = 1 if _higher_is_better(pair) else -1
-        tasks.append((pair, values, seed_contrast(np.array([sign * (v.tuned - v.base) for v in values]))))
-    margin = [margin_of(margins, _unit(values), pair.settings.task, *pair.settings.groups) for pair, values, _ in tasks]
-    tested = [contrast.tests(m) for (_, _, contrast), m in zip(tasks, margin, strict=True) if m is not None]
-    decisions = iter(decide([Case(tests=tests) for tests in tested]))
-    return tuple(_row(pair, values, contrast, m, None if m is None else next(decisions))
-                 for (pair, values, contrast), m in zip(tasks, margin, strict=True))
+        pairs = [_pair(a, b, task.task, ledger) for a, b in sides]
+        available = [p for p in pairs if p is not None]
+        if len(available) == len(sides) and len({tuple(a.item for a in p.left) for p in available}) == 1:
+            available[0] = with_clusters(available[0], *sides[0], ledger)
+            for own, pair in zip(kept, available, strict=True):
+                own.append(pair)
+    return kept
 
 
-def _unit(values: Sequence[MetricValues]) -> Unit:
-    """The unit of one metric over all seeds: no share if it is none with one seed."""
-    return next((v.unit for v in values if v.unit not in FRACTIONS), values[0].unit)
-
-
-def _primary_values(left: Evaluation, right: Evaluation, task: str, ledger: Ledger
-                    ) -> tuple[Pair, MetricValues] | None:
-    """One task of one seed: its pair and the values of its primary metric. None where it cannot be compared."""
+def _pair(left: Evaluation, right: Evaluation, task: str, ledger: Ledger) -> Pair | None:
+    """The paired answers to one task of one seed. None where they cannot be compared."""
     ours, theirs = left.task(task), right.task(task)
     if ours is None or theirs is None or ours.used is not None or theirs.used is not None:
         return None
     pair = pair_answers(ours, ledger.answers(left.id, task), ledger.answers(right.id, task))
-    if not pair.left or any(d.blocking for d in find_differences(left, right, {task: pair.counts}, tasks=(task,))):
-        return None
-    values = metric_values(left, right, pair).get(ours.primary)
-    return None if values is None else (pair, values)
+    differences = find_differences(left, right, {task: pair.counts}, tasks=(task,))
+    return None if not pair.left or any(d.blocking for d in differences) else pair
 
 
-def _higher_is_better(pair: Pair) -> bool:
-    """True where a higher value of the primary metric is better."""
-    settings = pair.settings
-    metric = MetricKey(settings.primary).metric
-    return bool(settings.higher_is_better.get(settings.primary, settings.higher_is_better.get(metric, True)))
-
-
-def _row(pair: Pair, values: Sequence[MetricValues], contrast: SeedContrast, margin: float | None,
-         decision: Decision | None) -> ComparisonRow:
-    low, high = contrast.interval()
-    base, tuned = (float(np.mean([getattr(v, side) for v in values])) for side in ("base", "tuned"))
-    tests = NO_EVIDENCE if margin is None else contrast.tests(margin)
-    evidence = Evidence(n=len(pair.left), base=base, tuned=tuned, delta=contrast.mean, low=low, high=high, kind="real",
-                        tests=tests, items_needed=None)
-    draft = RowDraft(task=pair.settings.task, key=pair.settings.primary, evidence=evidence, margin=margin, primary=True,
-                     unit=_unit(values), target=pair.settings.target, n_total=pair.settings.n_total)
-    ask = missing_margin_note(draft.task) if margin is None else ""
-    return build_row(draft, decision, lineage=False, notes=[ask, f"over {len(values)} seeds"],
-                     tests=tests if decision else None)
+def _row(question: _Question, errors: SeedErrors, margin: float | None, decision: Decision | None) -> ComparisonRow:
+    group, settings = question.group, question.group.pairs[0].settings
+    low, high = errors.interval()
+    base, tuned = (float(np.mean([stratified_mean([getattr(v, side) for _, v in seed.members], group.weighting).mean
+                                  for seed in question.seeds])) for side in ("base", "tuned"))
+    tests = NO_EVIDENCE if margin is None else errors.tests(margin)
+    evidence = Evidence(n=sum(len(p.left) for p in group.pairs), base=base, tuned=tuned, delta=errors.mean, low=low,
+                        high=high, kind="real", tests=tests, shares=question.shares)
+    draft = RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=True, unit=question.unit,
+                     target=settings.target, n_total=sum(p.settings.n_total for p in group.pairs))
+    notes = [missing_margin_note(group.name) if margin is None else "", f"over {len(question.seeds)} seeds",
+             group_note(group.weighting, len(group.members)) if question.is_group else "",
+             *cluster_notes(errors.items, question.shares), decision.note if decision else "",
+             "both recipes score no better than a guess" if decision and decision.at_floor else ""]
+    return build_row(draft, decision, lineage=False, notes=notes, tests=tests if decision else None)
 
 
 def _text(value: Any) -> str:

@@ -18,12 +18,19 @@ import numpy as np
 from aftertune.catalog import FRACTIONS, MetricKey, is_bounded
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values
-from aftertune.comparison.rows import FORCED, RowDraft, build_row, floor_note, group_chance
+from aftertune.comparison.rows import (
+    FORCED,
+    RowDraft,
+    build_row,
+    floor_note,
+    group_chance,
+    items_note,
+)
 from aftertune.stats.evidence import Evidence
 from aftertune.stats.paired import NO_EVIDENCE, Floats, wilson
-from aftertune.stats.planning import discordance_bound, items_needed, items_to_decide
+from aftertune.stats.planning import DecidingItems, discordance_bound, items_to_decide
 from aftertune.stats.sequential import PairedSequential, has_whole_differences, random_order_key
-from aftertune.stats.verdict import ALPHA, Decision, at_floor
+from aftertune.stats.verdict import ALPHA, Case, Decision, at_floor
 from aftertune.values import ComparisonRow, Early, EarlyUnit, Evaluation
 
 
@@ -42,6 +49,17 @@ class StoppedTest:
     groups: tuple[str, ...]
     share: int
     target: bool
+
+    @property
+    def at_floor(self) -> bool:
+        """True where the base has nothing to lose on the metric of the test."""
+        return self.columns[self.unit.key].higher_is_better and at_floor(
+            wilson(float(self.base.sum()), self.base.size)[0], self.chance)
+
+    @property
+    def case(self) -> Case:
+        """The test as a member of Holm's family: one for which nothing is proven at a fixed number of items."""
+        return Case(tests=NO_EVIDENCE, target=self.target, at_floor=self.at_floor)
 
 
 def is_stopped(left: Evaluation, right: Evaluation, task: str) -> bool:
@@ -80,7 +98,7 @@ def _stopped_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: S
     return StoppedTest(
         unit=unit, columns=pooled, base=np.array([a.metrics[unit.key] for p in pairs for a in p.all_left]),
         chance=group_chance(settings, [len(p.left) for p in pairs]),
-        groups=settings[0].groups, share=len(plan.units), target=settings[0].target)
+        groups=settings[0].groups, share=unit.share or len(plan.units), target=settings[0].target)
 
 
 def with_early_rows(rows: Sequence[ComparisonRow], stopped: Sequence[StoppedTest], margins: Margins, *,
@@ -103,21 +121,21 @@ def _row(stopped: StoppedTest, key: str, column: MetricValues, margin: float, *,
     test = PairedSequential(unit.items, margin, alpha=ALPHA / stopped.share, whole=whole)
     verdict = test.update(d) or "undecided"
     low, high = test.interval()
-    floor = (primary and verdict in ("within", "undecided") and column.higher_is_better
-             and at_floor(wilson(float(stopped.base.sum()), stopped.base.size)[0], stopped.chance))
-    notes, needed = [FORCED if forced else "", _test_note(stopped) if primary else ""], None
+    floor = primary and verdict in ("within", "undecided") and stopped.at_floor
+    needed: DecidingItems | None = None
+    notes = [FORCED if forced else "", _test_note(stopped) if primary else ""]
     if floor:
         notes.append(floor_note(float(stopped.base.mean()), stopped.chance, unit.items))
     if primary and verdict == "undecided" and not floor:
-        true = 0.0 if low <= 0 <= high else float(d.mean())
-        psi = discordance_bound(int((d != 0).sum()), d.size)
-        needed, reason = items_to_decide(items_needed(max(psi, true**2), margin, true), d.size, unit.items)
-        notes.append(reason)
+        needed = items_to_decide(discordance_bound(int((d != 0).sum()), d.size), margin, float(d.mean()),
+                                 includes_zero=low <= 0 <= high, seen=d.size, total=unit.items,
+                                 alpha=ALPHA / stopped.share)
+        notes.append(items_note(needed, unit.items, shares=True))
     decision = Decision(verdict="undecided" if floor else verdict, p=test.p, at_floor=floor,
-                        p_adjusted=min(1.0, test.p * stopped.share)) if primary else None
+                        p_adjusted=min(1.0, test.p * stopped.share), members=stopped.share) if primary else None
     draft = RowDraft(task=unit.name, key=key, evidence=_evidence(column, d, (low, high), whole), margin=margin,
                      unit=column.unit, primary=primary, target=stopped.target, stopped_of=unit.items)
-    return build_row(draft, decision, lineage=lineage, notes=notes, items_needed=needed)
+    return build_row(draft, decision, lineage=lineage, notes=notes, needed=needed)
 
 
 def _evidence(column: MetricValues, d: Floats, interval: tuple[float, float], binary: bool) -> Evidence:
@@ -125,7 +143,7 @@ def _evidence(column: MetricValues, d: Floats, interval: tuple[float, float], bi
     "lower", "higher" and "within", so ``tests`` is empty."""
     return Evidence(
         n=d.size, base=float(column.base.mean()), tuned=float(column.tuned.mean()), delta=float(d.mean()),
-        low=interval[0], high=interval[1], kind="binary" if binary else "real", tests=NO_EVIDENCE, items_needed=None,
+        low=interval[0], high=interval[1], kind="binary" if binary else "real", tests=NO_EVIDENCE,
         gained=int((d > 0).sum()) if binary else None, lost=int((d < 0).sum()) if binary else None)
 
 

@@ -27,13 +27,16 @@ from aftertune.stats.answer_format import cannot_be_judged, count_forms, end_is_
 from aftertune.stats.paired import Floats
 from aftertune.values import Answer, Evaluation, FormShift, Score, TaskSettings
 
+#: The cluster of an item: (the field of its document, or "item", and the value of the field, or the item's hash).
+Label = tuple[str, str]
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """The answers of both evaluations to one task.
 
     settings: of the left evaluation. all_left, all_right: all answers. left, right: those to shared items, in the same
-    order.
+    order. clusters: of the shared items (`comparison.clusters`); None where no two items belong together.
     """
 
     settings: TaskSettings
@@ -41,6 +44,7 @@ class Pair:
     all_right: Sequence[Answer]
     left: Sequence[Answer]
     right: Sequence[Answer]
+    clusters: Sequence[Label | None] | None = None
 
     @property
     def counts(self) -> tuple[int, int, int]:

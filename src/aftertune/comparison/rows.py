@@ -3,8 +3,8 @@
     rows, without_rows = build_rows(left, right, pairs, 0.02, lineage=True, forced=False)
 
 There is one row for each metric of a task, and one for each metric of a group (mmlu) that has a score. The primary rows
-are the family of the tests: they come first and get verdicts. A group whose metric is the primary metric of all its
-tasks replaces these tasks in the family, so that MMLU is one test and not 57.
+are tested: they come first and get verdicts. Their families are those of `stats.verdict`. A group whose metric is the
+primary metric of all its tasks replaces these tasks in the family, so that MMLU is one test and not 57.
 
 Every `ComparisonRow` is made by `build_row`: here, for tasks that stopped early (`comparison.early_rows`), and for
 recipes over several seeds (`comparison.across_seeds`). To add a column, add a field to `ComparisonRow`, a line to
@@ -19,13 +19,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from aftertune.catalog import FRACTIONS, MetricKey, Unit
+from aftertune.comparison.clusters import group_clusters, task_clusters
 from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values, score_of
 from aftertune.stats.clustered import Weighting
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
-from aftertune.stats.paired import NO_EVIDENCE, Floats, MarginTests
-from aftertune.stats.planning import items_above, items_to_decide
-from aftertune.stats.verdict import GENERATION_FLOOR, Case, Decision, at_floor, benjamini_hochberg, decide, label_of
+from aftertune.stats.paired import NO_EVIDENCE, MarginTests
+from aftertune.stats.planning import DecidingItems, items_above, items_to_decide
+from aftertune.stats.verdict import (
+    ALPHA,
+    GENERATION_FLOOR,
+    Case,
+    Decision,
+    at_floor,
+    benjamini_hochberg,
+    decide,
+    label_of,
+)
 from aftertune.values import ComparisonRow, Difference, Evaluation, Score, TaskSettings, Verdict
 
 FORCED = "forced: the evaluations differ in settings that must agree"
@@ -64,16 +74,17 @@ class RowDraft:
         """The row as a member of the family."""
         low = self.evidence.base_low if self.unit in FRACTIONS else None
         return Case(tests=self.evidence.tests, clustered=self.evidence.clustered, bootstrap=self.evidence.bootstrap,
-                    at_floor=low is not None and at_floor(low, self.chance))
+                    at_floor=low is not None and at_floor(low, self.chance), target=self.target)
 
 
 def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, notes: Sequence[str] = (),
-              items_needed: int | None = None, tests: MarginTests | None = None, p_no_drop: float | None = None,
+              needed: DecidingItems | None = None, tests: MarginTests | None = None, p_no_drop: float | None = None,
               q: float | None = None) -> ComparisonRow:
     """Build a row. All rows are built here, whichever test they use.
 
     decision: None for a row that is not tested: a secondary one, or one without a margin in its unit. notes: sentences
-    of the row's note; empty ones are skipped. tests: the unadjusted p-values that the row shows, None for a row without
+    of the row's note; empty ones are skipped. needed: how many items would decide an undecided row. tests: the
+    unadjusted p-values that the row shows, None for a row without
     them. For the others see `ComparisonRow`.
     """
     e = draft.evidence
@@ -94,12 +105,15 @@ def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, note
         verdict=decision.verdict if decision else untested,
         told=label_of(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else untested or "",
         at_floor=bool(decision and decision.at_floor),
-        items_needed=items_needed,
+        items_needed=needed.items if needed else None,
+        items_needed_at=needed.at if needed and needed.items else None,
+        items_needed_power=needed.power if needed and needed.items else None,
+        family_size=decision.members if decision else None,
         note="; ".join(note for note in notes if note), details=e.details, unit=draft.unit)
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class TaskGroup:
     """A group of tasks that has a score in both evaluations. members: (task, its values of the metric)."""
 
     name: str
@@ -112,23 +126,47 @@ class _Group:
         return {pair.settings.task for pair, _ in self.members}
 
     @property
+    def pairs(self) -> list[Pair]:
+        """The paired answers of each task."""
+        return [pair for pair, _ in self.members]
+
+    @property
+    def unit(self) -> Unit:
+        """Of its mean: no share if the values of one task are none."""
+        return next((v.unit for _, v in self.members if v.unit not in FRACTIONS), self.members[0][1].unit)
+
+    @property
+    def chance(self) -> float | None:
+        """The expected score of a guess on the group's mean."""
+        weighting = self.weighting
+        return group_chance([pair.settings for pair in self.pairs],
+                            [v.base.size if weighting == "micro" else 1 for _, v in self.members])
+
+    @property
+    def weighting(self) -> Weighting:
+        """How its stored score weights its tasks: by items (lm-eval's default), unless only equal weights fit."""
+        values = [v.base for _, v in self.members]
+        micro, macro = float(np.concatenate(values).mean()), float(np.mean([v.mean() for v in values]))
+        fits = self.score is not None and abs(self.score.value - macro) < 1e-9 < abs(self.score.value - micro)
+        return "macro" if fits else "micro"
+
+    @property
     def replaces_tasks(self) -> bool:
         """True where its metric is the primary one of all its tasks."""
         return all(pair.settings.primary == self.key for pair, _ in self.members)
 
 
 def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins, *, lineage: bool,
-               forced: bool, early: int = 0) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
+               forced: bool, early: Sequence[Case] = ()) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
     """The rows, primary ones first and then the others, both in task order; and the metrics that cannot have a row.
 
-    early: number of primary metrics with a sequential verdict (`comparison.early_rows`). They are members of Holm's
-    family for which nothing is proven, so that the whole family keeps its error level. Raises InputError for a margin
-    that is not allowed.
+    early: the primary metrics with a sequential verdict (`comparison.early_rows`). They are members of Holm's families
+    for which nothing is proven, so that each whole family keeps its error level. Raises InputError for a margin that is
+    not allowed.
     """
     table = {p.settings.task: metric_values(left, right, p) for p in pairs}
-    groups = _groups(left, right, pairs, table)
-    replacing = [g for g in groups
-                 if g.replaces_tasks and not any(o.replaces_tasks and g.tasks < o.tasks for o in groups)]
+    groups = paired_groups(left, right, pairs, table)
+    replacing = replacing_groups(groups)
     replaced = {task: g for g in replacing for task in g.tasks}
     drafts: list[RowDraft] = []
     for pair in pairs:
@@ -136,7 +174,7 @@ def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margi
         drafts += [_task_draft(pair, key, values, margins, group=replaced.get(pair.settings.task))
                    for key, values in table[pair.settings.task].items() if values is not None]
     family = [d for d in drafts if d.tested]
-    decisions = decide([*(d.case for d in family), *[Case(tests=NO_EVIDENCE)] * early])[:len(family)]
+    decisions = decide([*(d.case for d in family), *early])[:len(family)]
     rows = [_row(d, e, lineage=lineage, forced=forced) for d, e in zip(family, decisions, strict=True)]
     secondary = sorted((d for d in drafts if not d.tested), key=lambda d: not d.primary)
     rows += [_row(d, None, lineage=lineage, forced=forced, q=q)
@@ -165,21 +203,25 @@ def _without_row(left: Evaluation, right: Evaluation, task: str, key: str) -> Di
                       right=scores[1], blocking=False)
 
 
-def _task_draft(pair: Pair, key: str, values: MetricValues, margins: Margins, *, group: _Group | None) -> RowDraft:
+def _task_draft(pair: Pair, key: str, values: MetricValues, margins: Margins, *, group: TaskGroup | None) -> RowDraft:
     """The draft of one metric of a task. group: the group that replaces the task in the family, if any."""
     settings = pair.settings
-    clusters = [a.cluster for a in pair.left] if settings.cluster else []
     margin = margin_of(margins, values.unit, settings.task, *settings.groups, primary=key == settings.primary)
     evidence = paired_evidence(values.base, values.tuned, margin=margin or 1.0,
                                higher_is_better=values.higher_is_better,
-                               clusters=clusters if clusters and None not in clusters else None)
+                               clusters=task_clusters(pair))
     return RowDraft(task=settings.task, key=key, evidence=evidence, margin=margin, note=values.note, unit=values.unit,
                     primary=group is None and key == settings.primary, chance=settings.chance, n_total=settings.n_total,
                     target=settings.target, group=group.name if group else "")
 
 
-def _groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
-            table: Mapping[str, Mapping[str, MetricValues | None]]) -> list[_Group]:
+def replacing_groups(groups: Sequence[TaskGroup]) -> list[TaskGroup]:
+    """The groups that are tested in place of their tasks: the largest whose metric is primary in all their tasks."""
+    return [g for g in groups if g.replaces_tasks and not any(o.replaces_tasks and g.tasks < o.tasks for o in groups)]
+
+
+def paired_groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
+                  table: Mapping[str, Mapping[str, MetricValues | None]]) -> list[TaskGroup]:
     """The groups whose mean can be paired: both evaluations have all their tasks, with values for each item."""
     groups = []
     for name in dict.fromkeys(g for p in pairs for g in p.settings.groups):
@@ -189,24 +231,27 @@ def _groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
             members = tuple((p, values) for p in group_pairs
                             if (values := table[p.settings.task].get(score.key)) is not None)
             if score_of(right, name, score.key) and len(members) == len(group_pairs):
-                groups.append(_Group(name, score.key, members, score))
+                groups.append(TaskGroup(name, score.key, members, score))
     return groups
 
 
-def _group_draft(group: _Group, margins: Margins, *, primary: bool) -> RowDraft:
+def _group_draft(group: TaskGroup, margins: Margins, *, primary: bool) -> RowDraft:
     """The draft of one metric of a group."""
     values = [v for _, v in group.members]
-    settings = [pair.settings for pair, _ in group.members]
-    unit = next((v.unit for v in values if v.unit not in FRACTIONS), values[0].unit)
-    margin = margin_of(margins, unit, group.name, primary=primary)
-    weighting = _weighting(group.score, [v.base for v in values])
+    margin = margin_of(margins, group.unit, group.name, primary=primary)
+    weighting = group.weighting
     evidence = group_evidence([v.base for v in values], [v.tuned for v in values], margin=margin or 1.0,
-                              higher_is_better=values[0].higher_is_better, weighting=weighting)
+                              higher_is_better=values[0].higher_is_better, weighting=weighting,
+                              clusters=group_clusters(group.pairs))
+    return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary, unit=group.unit,
+                    chance=group.chance, n_total=sum(pair.settings.n_total for pair in group.pairs),
+                    note=group_note(weighting, len(values)))
+
+
+def group_note(weighting: Weighting, tasks: int) -> str:
+    """What the mean of a group is."""
     averaged = "items" if weighting == "micro" else "tasks"
-    return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary, unit=unit,
-                    chance=group_chance(settings, [v.base.size if weighting == "micro" else 1 for v in values]),
-                    n_total=sum(s.n_total for s in settings),
-                    note=f"mean over the {averaged} of {len(values)} tasks, with errors stratified by task")
+    return f"mean over the {averaged} of {tasks} tasks, with errors stratified by task"
 
 
 def group_chance(members: Sequence[TaskSettings], weights: Sequence[int]) -> float | None:
@@ -216,22 +261,34 @@ def group_chance(members: Sequence[TaskSettings], weights: Sequence[int]) -> flo
     return sum(w * (m.chance or 0.0) for m, w in zip(members, weights, strict=True)) / sum(weights)
 
 
-def _weighting(score: Score | None, values: Sequence[Floats]) -> Weighting:
-    """How the group's stored score weights its tasks: by items (lm-eval's default), unless only equal weights fit."""
-    micro, macro = float(np.concatenate(list(values)).mean()), float(np.mean([v.mean() for v in values]))
-    fits = score is not None and abs(score.value - macro) < 1e-9 < abs(score.value - micro)
-    return "macro" if fits else "micro"
-
-
-def _items_needed(draft: RowDraft, decision: Decision) -> tuple[int | None, str]:
-    """(items that would decide an undecided row, ""), or (None, the reason why there is no number)."""
-    needed = draft.evidence.items_needed
-    total = draft.evidence.n if draft.n_total is None else draft.n_total
+def _items_needed(draft: RowDraft, decision: Decision) -> tuple[DecidingItems | None, str]:
+    """(how many items would decide an undecided row, the reason why there is no such number or "")."""
+    e = draft.evidence
+    total = e.n if draft.n_total is None else draft.n_total
     if decision.at_floor:
-        return None, floor_note(draft.evidence.base, draft.chance, total)
-    if decision.verdict != "undecided" or draft.evidence.tests == NO_EVIDENCE:
+        return None, floor_note(e.base, draft.chance, total)
+    if decision.verdict != "undecided" or NO_EVIDENCE in (e.tests, e.clustered) or not e.psi or not draft.margin:
         return None, ""
-    return items_to_decide(needed, draft.evidence.n, total)
+    needed = items_to_decide(e.psi, draft.margin, e.delta, includes_zero=e.low <= 0 <= e.high, seen=e.n, total=total,
+                             alpha=ALPHA / decision.members, shares=e.shares)
+    return needed, items_note(needed, total, draft.unit in FRACTIONS)
+
+
+def items_note(needed: DecidingItems, total: int, shares: bool) -> str:
+    """Why no number of items decides a row; "" if one does. total: items of the task; shares: shown in points."""
+    if needed.items is not None:
+        return ""
+    unit = (f"{100 * needed.at:+.2f} points" if shares else f"{needed.at:+.4g}").replace("-", "\N{MINUS SIGN}")
+    truth = f"if the true difference is {unit}" if needed.at else "if the models do not differ"
+    if needed.needed is None:
+        return f"the difference is close to the margin, and no number of items decides it {truth}"
+    if needed.needed <= total:
+        return f"as many items as this decide {needed.power:.0%} of such rows {truth}; more may not decide this one"
+    reason = f"cannot be decided with this task ({needed.needed:,} items needed {truth}, it has {total:,})"
+    if not needed.near_margin:
+        return reason
+    equal = f"; if the models do not differ, about {needed.if_equal:,} items would" if needed.if_equal else ""
+    return f"{reason}: the difference is close to the margin, so no affordable number of items decides it{equal}"
 
 
 def floor_note(base: float, chance: float | None, total: int) -> str:
@@ -254,7 +311,7 @@ def _row(draft: RowDraft, decision: Decision | None, *, lineage: bool, forced: b
     if decision is None:
         return build_row(draft, None, lineage=lineage, notes=notes, q=q)
     needed, reason = _items_needed(draft, decision)
-    return build_row(draft, decision, lineage=lineage, notes=[*notes, decision.note, reason], items_needed=needed,
+    return build_row(draft, decision, lineage=lineage, notes=[*notes, decision.note, reason], needed=needed,
                      tests=e.tests, p_no_drop=_no_drop(e))
 
 

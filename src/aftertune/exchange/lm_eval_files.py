@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from aftertune.catalog import METRICS, MetricKey, hub_items
+from aftertune.catalog import METRICS, MetricKey, cluster_label, hub_items
 from aftertune.errors import InputError
 from aftertune.exchange.files import MIB, json_rows, parse_json, read_text
 from aftertune.exchange.lm_eval_versions import current_form, samples_names
@@ -323,9 +323,8 @@ def read_samples(rows: Rows, where: str, *, task: str, output_type: str,
 def _sample(line: Mapping[str, Any], location: str, task: str, output_type: str, cluster: str | None) -> Sample:
     doc = line.get("doc")
     document = doc if isinstance(doc, dict) else {"doc": doc}
-    group = document.get(cluster) if cluster else None
     item = Item(task=task, index=line["doc_id"], hash=digest(document), doc=document,
-                cluster=None if group is None else str(group))
+                cluster=cluster_label(cluster, document))
     requests, answers = _arguments(line, location), line.get("resps")
     if not isinstance(answers, list) or len(answers) != len(requests):
         count = len(answers) if isinstance(answers, list) else "no"

@@ -188,8 +188,17 @@ def items_needed_text(row: ComparisonRow) -> str:
     """How many items would decide an undecided row, and under which assumption; "" if no number is known."""
     if row.items_needed is None:
         return ""
-    assumption = "at this difference" if row.low > 0 or row.high < 0 else "if the models do not differ"
-    return f"about {fmt.count(row.items_needed)} items would decide it {assumption}"
+    needed = f"about {fmt.count(row.items_needed)} items would decide it"
+    if row.items_needed_at is None or row.items_needed_power is None:  # stored by version 1 of the rules
+        return f"{needed} {'at this difference' if row.low > 0 or row.high < 0 else 'if the models do not differ'}"
+    truth = "if the models do not differ" if row.items_needed_at == 0 else \
+        f"if the true difference is {_difference_text(row, row.items_needed_at)}"
+    return f"{needed} with power {fmt.raw(100 * row.items_needed_power, 0)} % {truth}"
+
+
+def _difference_text(row: ComparisonRow, value: float) -> str:
+    """A difference with its unit: "−1.50 points"."""
+    return f"{fmt.points(value)} points" if row.fraction else fmt.points(value, 1)
 
 
 def items_text(row: ComparisonRow) -> str:

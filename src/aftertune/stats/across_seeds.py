@@ -1,11 +1,15 @@
 """Compares two recipes over several training seeds.
 
-    seed_contrast(d).interval(0.95)        d: float64 [seeds, items]
+    seed_contrast(d).interval(0.95)                      d: float64 [seeds, items]
+    seed_errors([d], clusters=[passages]).tests(0.02)    with the clusters and groups of the items
 
 Both recipes are trained with the same seeds and answer the same items. d[s, i] is the difference on item i between the
 two models of seed s. The seeds and the items are both samples: other seeds or other items would give another mean. The
 margin of error is sqrt(e_seeds**2 + e_items**2). Each part is a quantile of Student's t times the standard error of the
 mean, over seeds (S - 1 degrees of freedom) or over items (n - 1).
+
+Over items the error is that of one comparison (`aftertune.stats.item_errors`), for the means over the seeds: stratified
+by task, cluster-robust, and bounded where the values are in [0, 1].
 
 The noise of single answers is in both parts. It is counted twice, so the interval is slightly too wide and never too
 narrow (Owen 2007, Ann Appl Stat 1:386, on two-way random effects). The margins of error are added in squares (Zou &
@@ -17,6 +21,7 @@ Donner 2008, Stat Med 27:1693), because Satterthwaite's degrees of freedom gave 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +29,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from aftertune.stats.paired import NO_EVIDENCE, Floats, MarginTests, margin_tests, rounding
+from aftertune.stats.clustered import Weighting, stratified_mean
+from aftertune.stats.item_errors import Clusters, ItemErrors, item_errors
+from aftertune.stats.paired import NO_EVIDENCE, Estimate, Floats, MarginTests, margin_tests, rounding
 
 #: With fewer training seeds than this, recipes are not compared.
 ENOUGH_SEEDS = 3
@@ -39,7 +46,7 @@ class SeedContrast:
     """
 
     mean: float
-    parts: tuple[tuple[float, int], ...]
+    parts: tuple[tuple[float, float], ...]
 
     @property
     def degenerate(self) -> bool:
@@ -82,7 +89,7 @@ def seed_contrast(d: NDArray[np.float64]) -> SeedContrast:
     if d.ndim != 2 or d.shape[0] < ENOUGH_SEEDS or d.shape[1] < 1 or not np.isfinite(d).all():
         raise ValueError(f"differences {d.shape}: need finite values [seeds, items] of {ENOUGH_SEEDS} seeds or more")
     seeds, items = d.shape
-    parts = [(_error(d.mean(axis=1)), seeds - 1)]
+    parts: list[tuple[float, float]] = [(_error(d.mean(axis=1)), seeds - 1)]
     if items > 1:
         parts.append((_error(d.mean(axis=0)), items - 1))
     return SeedContrast(float(d.mean()), tuple(parts))
@@ -91,3 +98,52 @@ def seed_contrast(d: NDArray[np.float64]) -> SeedContrast:
 def _error(means: Floats) -> float:
     """Standard error of the mean of ``means``; 0 where they are equal up to rounding."""
     return 0.0 if float(np.ptp(means)) <= rounding(means) else float(means.std(ddof=1)) / math.sqrt(means.size)
+
+
+@dataclass(frozen=True, slots=True)
+class SeedErrors:
+    """A mean difference over seeds and items, with each kind of error of its items.
+
+    seeds: (standard error of the mean over seeds, degrees of freedom). items: of the means over seeds.
+    """
+
+    seeds: tuple[float, float]
+    items: ItemErrors
+
+    @property
+    def mean(self) -> float:
+        """Over seeds and items."""
+        return self.items.plain.mean
+
+    def contrast(self, estimate: Estimate) -> SeedContrast:
+        """The contrast with one kind of error over items."""
+        return SeedContrast(estimate.mean, (self.seeds, (estimate.se, max(1.0, estimate.df))))
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Interval of the mean, with independent items."""
+        ends = self.contrast(self.items.plain).interval(level)
+        return ends if self.items.seen is None else self.items.seen.widened(ends, level)
+
+    def tests(self, margin: float) -> MarginTests:
+        """Tests against +-margin, with independent items."""
+        return self.items.tests(margin, lambda estimate: self.contrast(estimate).tests(margin))
+
+    def robust_tests(self, margin: float) -> MarginTests | None:
+        """Tests with clusters, and with the tasks of a group as a sample; None if there is neither."""
+        return self.items.robust_tests(margin, lambda estimate: self.contrast(estimate).tests(margin))
+
+
+def seed_errors(strata: Sequence[NDArray[np.float64]], *, weighting: Weighting = "micro",
+                clusters: Clusters | None = None, bounded: bool = False) -> SeedErrors:
+    """Mean difference over seeds and items of one task, or of a group of tasks. strata: float64 [seeds, items] each.
+
+    For the others see `item_errors`. Raises ValueError as `seed_contrast` does, and for unequal numbers of seeds.
+    """
+    for d in strata:
+        seed_contrast(d)  # checks its shape and values
+    if len({len(d) for d in strata}) != 1:
+        raise ValueError(f"numbers of seeds {[len(d) for d in strata]}: need the same for each task")
+    seeds = len(strata[0])
+    means = np.array([stratified_mean([d[s] for d in strata], weighting).mean for s in range(seeds)])
+    items = item_errors([d.mean(axis=0) for d in strata], weighting=weighting, clusters=clusters, bounded=bounded)
+    return SeedErrors((_error(means), seeds - 1), items)

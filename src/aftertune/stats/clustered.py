@@ -2,6 +2,7 @@
 
     clustered_mean(d, sources)                  Estimate with CR1 errors, df = clusters - 1
     stratified_mean([d_math, d_law], "micro")   mean over all items, paired error within each subject
+    stratified_clustered_mean(…)                both: strata, and clusters of items within or across them
     mean_interval([(0.01, -0.02, 0.04), …])     mean of tasks of which only the intervals are known
 
 The items of a cluster (HellaSwag items from one source, questions on one passage) are correlated, so that treating them
@@ -16,6 +17,7 @@ from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aftertune.stats.paired import Estimate, Floats, paired_mean, rounding
 
@@ -23,6 +25,26 @@ Weighting = Literal["micro", "macro"]
 
 #: With fewer clusters than this, cluster-robust errors are unreliable.
 FEW_CLUSTERS = 20
+
+
+def codes_of(clusters: Sequence[Hashable]) -> NDArray[np.intp]:
+    """The clusters as numbers from 0, in the order in which they first occur, intp [n]."""
+    number: dict[Hashable, int] = {}
+    return np.fromiter((number.setdefault(c, len(number)) for c in clusters), dtype=np.intp, count=len(clusters))
+
+
+def cluster_totals(values: Floats, clusters: Sequence[Hashable], weight: Floats) -> tuple[Floats, float]:
+    """(one value for each cluster, the size of its worst value), for tests that take clusters as the observations.
+
+    values: float64 [n]. weight: of each item, with mean 1. The values of the clusters are sums of weight * values,
+    scaled so that their mean is that of weight * values. If every item of a cluster changes by 1, its value is about
+    the second result: 1 for clusters of one size, else G sum s_g**2 / (sum s_g)**2, where s_g is the sum of the weights
+    of cluster g, so that they count as fewer clusters of one size (Kish 1965, Survey Sampling).
+    """
+    codes = codes_of(clusters)
+    sizes = np.bincount(codes, weights=weight)
+    totals = np.bincount(codes, weights=weight * values) * sizes.size / values.size
+    return totals, float(sizes.size * (sizes @ sizes) / sizes.sum() ** 2)
 
 
 def clustered_mean(differences: Sequence[float] | Floats, clusters: Sequence[Hashable]) -> Estimate:
@@ -34,9 +56,8 @@ def clustered_mean(differences: Sequence[float] | Floats, clusters: Sequence[Has
     d = np.asarray(differences, dtype=np.float64)
     if len(clusters) != d.size:
         raise ValueError(f"{d.size} differences but {len(clusters)} cluster labels: need one per item")
-    number: dict[Hashable, int] = {}
-    codes = np.fromiter((number.setdefault(c, len(number)) for c in clusters), dtype=np.intp, count=d.size)
-    plain, groups = paired_mean(d), len(number)
+    codes = codes_of(clusters)
+    plain, groups = paired_mean(d), int(codes.max()) + 1
     if plain.degenerate or groups < 2:
         return Estimate(plain.mean, 0.0, groups - 1)
     sums = np.bincount(codes, weights=d - plain.mean, minlength=groups)
@@ -67,6 +88,29 @@ def stratified_mean(strata: Sequence[Floats], weighting: Weighting = "micro") ->
     mean = float(share @ np.array([e.mean for e in estimates]))
     within = sum(sizes) - len(sizes)
     return Estimate(mean, float(np.sqrt(((share * errors) ** 2).sum())), within or pooled.df)
+
+
+def stratified_clustered_mean(strata: Sequence[Floats], clusters: Sequence[Sequence[Hashable]],
+                              weighting: Weighting = "micro") -> Estimate:
+    """As `stratified_mean`, where the items also come in clusters, which may have items in several strata.
+
+    clusters: a label for each item of each stratum. SE**2 = sum_g (sum_k c_k w_k / n_k sum_{i in g, k} e_i)**2 with
+    c_k**2 = G_k / (G_k - 1), so that clusters within one stratum give the sum of the strata's CR1 errors. df = the
+    number of clusters in the strata less the number of strata, and at most the number of clusters less 1. Degenerate
+    if a stratum has one cluster.
+    """
+    mean, sizes = stratified_mean(strata, weighting).mean, [len(s) for s in strata]
+    counts = [len(set(labels)) for labels in clusters]
+    labels = [c for stratum in clusters for c in stratum]
+    codes = codes_of(labels)
+    df = min(sum(counts) - len(counts), int(codes.max()))
+    if min(counts) < 2:
+        return Estimate(mean, 0.0, df)
+    parts = [math.sqrt(g / (g - 1)) * share / n * (s - s.mean()) for s, n, g, share in
+             zip(strata, sizes, counts, weights(sizes, weighting), strict=True)]
+    sums = np.bincount(codes, weights=np.concatenate(parts))
+    se = math.sqrt(float(sums @ sums))
+    return Estimate(mean, se if se * sum(sizes) > rounding(np.concatenate(list(strata))) else 0.0, df)
 
 
 def mean_interval(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:

@@ -4,9 +4,10 @@
     group_evidence([base_a, base_b], [tuned_a, tuned_b], margin=0.02)
 
 Values that are all 0 or 1 are binary and get Tango's test. Others are real and get a paired t test, with a bootstrap
-beside it where they are few or skewed. The sign of a difference is such that positive is better. A task with clusters
-also gets cluster-robust tests. A group of tasks gets one mean with stratified errors; if it has many tasks, it also
-gets tests that treat the tasks as a sample.
+beside it where they are few or skewed. Where they are in [0, 1], the t test counts only as far as the bound on failures
+that were not seen allows (`aftertune.stats.bounded`). The sign of a difference is such that positive is better. A task
+with clusters also gets cluster-robust tests. A group of tasks gets one mean with stratified errors and the same bound;
+if it has many tasks, it also gets tests that treat the tasks as a sample.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Literal
 import numpy as np
 
 from aftertune.stats.bootstrap import bca_mean
-from aftertune.stats.clustered import FEW_CLUSTERS, Weighting, clustered_mean, stratified_mean, weights
+from aftertune.stats.clustered import FEW_CLUSTERS, Weighting, stratified_mean, weights
+from aftertune.stats.item_errors import Clusters, ItemErrors, Observations, item_errors
 from aftertune.stats.paired import (
     NO_EVIDENCE,
     Estimate,
@@ -31,10 +33,7 @@ from aftertune.stats.paired import (
     tango_tests,
     wilson,
 )
-from aftertune.stats.planning import discordance_bound, items_needed, variance_bound
-
-#: From this many tasks on, the tasks of a group are also treated as a sample.
-MANY_TASKS = 10
+from aftertune.stats.planning import discordance_bound, variance_bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +44,9 @@ class Evidence:
     95 % interval of delta. base_low: lower end of the 95 % interval of the base's mean; None where the metric is not a
     share (outside [0, 1], or lower is better). tests: against the margin. clustered: cluster-robust tests, None without
     clusters. bootstrap: bootstrap tests, None where t is sufficient. gained, lost, p_exact, p_mid: binary metrics only.
-    items_needed: items that would decide the verdict if the true difference were 0, or the observed one if the interval
-    excludes 0; None without variance, or where that difference equals the margin. notes: what a reader must know to
-    read the verdict. details: further intervals.
+    psi: upper bound of the variance of the difference on one item if the true difference is 0, with the effect of
+    clusters; None if nothing varies. shares: all values are in [0, 1]. notes: what a reader must know to read the
+    verdict. details: further intervals.
     """
 
     n: int
@@ -58,7 +57,8 @@ class Evidence:
     high: float
     kind: Literal["binary", "real"]
     tests: MarginTests
-    items_needed: int | None
+    psi: float | None = None
+    shares: bool = False
     base_low: float | None = None
     clustered: MarginTests | None = None
     bootstrap: MarginTests | None = None
@@ -82,78 +82,81 @@ class _Core:
 
 
 def paired_evidence(base: Floats, tuned: Floats, *, margin: float, higher_is_better: bool = True,
-                    clusters: Sequence[Hashable] | None = None) -> Evidence:
-    """Evidence on one metric of one task. base, tuned: float64 [n]; clusters: a label for each item.
+                    clusters: Sequence[Hashable | None] | None = None) -> Evidence:
+    """Evidence on one metric of one task. base, tuned: float64 [n]. clusters: a label for each item, None for an item
+    whose cluster is not known; then nothing is proven.
 
     Raises ValueError for no items or unequal lengths.
     """
     d = _difference(base, tuned, higher_is_better)
-    binary = _binary(base, tuned)
-    if binary:
-        core = _tango(int((d > 0).sum()), int((d < 0).sum()), d.size, margin)
-    else:
-        core = _real(paired_mean(d), d.size, margin, base, tuned)
-    robust, effect, notes = _robust(d, clusters, margin, shares=_shares(base, tuned))
+    binary, shares = is_binary(base, tuned), is_shares(base, tuned)
+    errors = item_errors([d], clusters=None if clusters is None else [clusters], bounded=shares)
+    core = _tango(d, margin) if binary else _real(errors, d.size, margin)
     base_low = None
-    if higher_is_better and _shares(base):
+    if higher_is_better and is_shares(base):
         base_low = wilson(float(base.sum()), d.size)[0] if binary else paired_mean(base).interval()[0]
     resampled = None if binary else bca_mean(d)
     evidence = Evidence(
         n=d.size, base=float(base.mean()), tuned=float(tuned.mean()), delta=float(d.mean()),
         low=core.low, high=core.high, kind="binary" if binary else "real", tests=core.tests,
-        items_needed=_needed(core, effect, margin, float(d.mean())),
-        base_low=base_low, clustered=robust, bootstrap=resampled.tests(margin) if resampled else None,
-        notes=core.notes + notes,
-        details=(_interval("bootstrap (BCa)", resampled.interval(), _shares(base, tuned)),) if resampled else ())
+        psi=None if core.psi is None else core.psi * errors.effect, shares=shares,
+        base_low=base_low, clustered=errors.robust_tests(margin),
+        bootstrap=resampled.tests(margin) if resampled else None, notes=core.notes + cluster_notes(errors, shares),
+        details=(_interval("bootstrap (BCa)", resampled.interval(), shares),) if resampled else ())
     return _with_flips(evidence, d) if binary else evidence
 
 
-def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: float,
-                   higher_is_better: bool = True, weighting: Weighting = "micro") -> Evidence:
-    """Evidence on the mean over a group of tasks, with errors stratified by task. base, tuned: an array for each task.
+def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: float, higher_is_better: bool = True,
+                   weighting: Weighting = "micro", clusters: Clusters | None = None) -> Evidence:
+    """Evidence on the mean over a group of tasks, with errors stratified by task. base, tuned: an array for each task;
+    clusters: a label for each item of each task, as in `paired_evidence`. Items of several tasks may share a cluster.
 
     Raises ValueError for no tasks, an empty task, or unequal lengths.
     """
     strata = [_difference(b, t, higher_is_better) for b, t in zip(base, tuned, strict=True)]
-    estimate = stratified_mean(strata, weighting)
-    level, after = stratified_mean(list(base), weighting), stratified_mean(list(tuned), weighting)
     d, before, later = (np.concatenate(list(arrays)) for arrays in (strata, base, tuned))
+    shares, binary = is_shares(before, later), is_binary(before, later)
+    errors = item_errors(strata, weighting=weighting, clusters=clusters, bounded=shares)
+    level, after = stratified_mean(list(base), weighting), stratified_mean(list(tuned), weighting)
     sizes = [s.size for s in strata]
     effective = 1 / float((weights(sizes, weighting) ** 2 / np.asarray(sizes)).sum())  # N where micro
-    core = _real(estimate, effective, margin, before, later)
-    robust, details = _as_sample(strata, weighting, margin, shares=_shares(before, later))
+    core = _real(errors, effective, margin)
     other: Weighting = "macro" if weighting == "micro" else "micro"
     alternative = stratified_mean(strata, other)
-    details += (_interval(f"{other} mean {_signed(alternative.mean, _shares(before, later))},", alternative.interval(),
-                          _shares(before, later)),)
-    binary = _binary(before, later)
     evidence = Evidence(
-        n=d.size, base=level.mean, tuned=after.mean, delta=estimate.mean, low=core.low, high=core.high,
-        kind="binary" if binary else "real", tests=core.tests,
-        items_needed=_needed(core, d.size / effective, margin, estimate.mean), clustered=robust,
-        base_low=level.interval()[0] if higher_is_better and _shares(before) else None, notes=core.notes,
-        details=details)
+        n=d.size, base=level.mean, tuned=after.mean, delta=errors.plain.mean, low=core.low, high=core.high,
+        kind="binary" if binary else "real", tests=core.tests, shares=shares,
+        psi=None if core.psi is None else core.psi * errors.effect * d.size / effective,
+        clustered=errors.robust_tests(margin), notes=core.notes + cluster_notes(errors, shares),
+        base_low=level.interval()[0] if higher_is_better and is_shares(before) else None,
+        details=(*_task_details(errors, len(strata), shares),
+                 _interval(f"{other} mean {_signed(alternative.mean, shares)},", alternative.interval(), shares)))
     return _with_flips(evidence, d) if binary else evidence
 
 
-def _as_sample(strata: Sequence[Floats], weighting: Weighting, margin: float, *,
-               shares: bool) -> tuple[MarginTests | None, tuple[str, ...]]:
-    """Tests that treat the tasks of a group as a sample (CR1 by task, or a t test over the means of the tasks).
+def _task_details(errors: ItemErrors, tasks: int, shares: bool) -> tuple[str, ...]:
+    """The interval of a group with its tasks as a sample."""
+    if errors.by_task is None or errors.by_task.degenerate:
+        return ()
+    few = f"; fewer than {FEW_CLUSTERS}, so it is too narrow" if tasks < FEW_CLUSTERS else ""
+    return (f"{_interval('by task (cluster-robust)', errors.by_task.interval(), shares)} ({tasks} tasks{few})",)
 
-    None for fewer than MANY_TASKS, which are not treated as a sample.
-    """
-    if len(strata) < MANY_TASKS:
-        return None, ()
-    sizes = [s.size for s in strata]
-    if weighting == "micro":
-        estimate = clustered_mean(np.concatenate(list(strata)), np.repeat(range(len(strata)), sizes).tolist())
-    else:
-        estimate = paired_mean([float(s.mean()) for s in strata])
-    if estimate.degenerate:
-        return None, ()
-    few = f"; fewer than {FEW_CLUSTERS}, so it is too narrow" if len(strata) < FEW_CLUSTERS else ""
-    return estimate.tests(margin), (
-        f"{_interval('by task (cluster-robust)', estimate.interval(), shares)} ({len(strata)} tasks{few})",)
+
+def cluster_notes(errors: ItemErrors, shares: bool) -> tuple[str, ...]:
+    """What a reader must know about the clusters. shares: in percentage points."""
+    if errors.problem:
+        return (f"{errors.problem}, so no error can be estimated and nothing is proven",)
+    if errors.clustered is None:
+        return ()
+    ends = errors.clustered.interval()
+    if errors.seen_clusters is not None:
+        ends = errors.seen_clusters.widened(ends)
+    elif errors.clustered.degenerate:
+        return (f"no cluster-robust error ({errors.clusters} clusters)",)
+    notes = [f"{_interval('cluster-robust', ends, shares)} ({errors.clusters:,} clusters)"]
+    if errors.clusters < FEW_CLUSTERS and errors.seen_clusters is None:
+        notes.append(f"fewer than {FEW_CLUSTERS} clusters, so this interval is too narrow")
+    return tuple(notes)
 
 
 def _difference(base: Floats, tuned: Floats, higher_is_better: bool) -> Floats:
@@ -162,11 +165,12 @@ def _difference(base: Floats, tuned: Floats, higher_is_better: bool) -> Floats:
     return tuned - base if higher_is_better else base - tuned
 
 
-def _binary(base: Floats, tuned: Floats) -> bool:
-    return all(bool(((v == 0) | (v == 1)).all()) for v in (base, tuned))
+def is_binary(*values: Floats) -> bool:
+    """True where all values are 0 or 1."""
+    return all(bool(((v == 0) | (v == 1)).all()) for v in values)
 
 
-def _shares(*values: Floats) -> bool:
+def is_shares(*values: Floats) -> bool:
     """True where all values lie in [0, 1]."""
     return all(bool(((v >= 0) & (v <= 1)).all()) for v in values)
 
@@ -178,46 +182,31 @@ def _with_flips(evidence: Evidence, d: Floats) -> Evidence:
                    p_mid=mcnemar_mid(gained, lost))
 
 
-def _tango(gained: int, lost: int, n: int, margin: float) -> _Core:
-    low, high = tango_interval(gained, lost, n)
-    return _Core(low, high, tango_tests(gained, lost, n, margin), discordance_bound(gained + lost, n))
+def _tango(d: Floats, margin: float) -> _Core:
+    gained, lost = int((d > 0).sum()), int((d < 0).sum())
+    low, high = tango_interval(gained, lost, d.size)
+    return _Core(low, high, tango_tests(gained, lost, d.size, margin), discordance_bound(gained + lost, d.size))
 
 
-def _needed(core: _Core, effect: float, margin: float, delta: float) -> int | None:
-    """Items that decide the verdict if the true difference is 0, or the observed one if the interval excludes 0."""
-    true = 0.0 if core.low <= 0 <= core.high else delta
-    return None if core.psi is None else items_needed(core.psi * effect + true**2, margin, true)
+def _real(errors: ItemErrors, n: float, margin: float) -> _Core:
+    """t interval and tests; those of shares as far as the bound on unseen failures allows. n: effective items.
 
-
-def _real(estimate: Estimate, n: float, margin: float, base: Floats, tuned: Floats) -> _Core:
-    """t interval and tests, or their replacement where all differences are equal.
-
-    If no item differs and the values are shares, Tango's interval without discordant items bounds the mean. Otherwise
-    nothing is proven: the interval is the mean itself, and the verdict is undecided.
+    If no item differs and the values are shares, the bound remains. Without it, nothing is proven if all differences
+    are equal: the interval is the mean itself, and the verdict is undecided.
     """
+    estimate, seen = errors.plain, errors.seen
     if not estimate.degenerate:
-        low, high = estimate.interval()
-        return _Core(low, high, estimate.tests(margin), variance_bound(estimate.se**2 * n, estimate.df))
-    if estimate.mean == 0 and int(n) > 1 and _shares(base, tuned):
-        core = _tango(0, 0, int(n), margin)
-        return _Core(core.low, core.high, core.tests, core.psi, ("no item differs",))
-    reason = "only one item" if base.size == 1 else "all items differ by the same amount"
+        low, high = _widened(estimate, seen)
+        return _Core(low, high, errors.tests(margin), variance_bound(estimate.se**2 * n, estimate.df))
+    if estimate.mean == 0 and n > 1 and seen is not None:
+        low, high = _widened(estimate, seen)
+        return _Core(low, high, errors.tests(margin), discordance_bound(0, int(n)), ("no item differs",))
+    reason = "only one item" if n == 1 else "all items differ by the same amount"
     return _Core(estimate.mean, estimate.mean, NO_EVIDENCE, None, (f"{reason}: no error can be estimated",))
 
 
-def _robust(d: Floats, clusters: Sequence[Hashable] | None, margin: float, *,
-            shares: bool) -> tuple[MarginTests | None, float, tuple[str, ...]]:
-    """Cluster-robust tests, the design effect (>= 1), and notes for the reader (shares: in percentage points)."""
-    if clusters is None or len(set(clusters)) == d.size:
-        return None, 1.0, ()
-    groups = len(set(clusters))
-    estimate, plain = clustered_mean(d, clusters), paired_mean(d)
-    if estimate.degenerate:
-        return None, 1.0, (f"no cluster-robust error ({groups} cluster{'s' * (groups > 1)})",)
-    notes = [f"{_interval('cluster-robust', estimate.interval(), shares)} ({groups} clusters)"]
-    if groups < FEW_CLUSTERS:
-        notes.append(f"fewer than {FEW_CLUSTERS} clusters, so this interval is too narrow")
-    return estimate.tests(margin), max(1.0, (estimate.se / plain.se) ** 2), tuple(notes)
+def _widened(estimate: Estimate, seen: Observations | None) -> tuple[float, float]:
+    return estimate.interval() if seen is None else seen.widened(estimate.interval())
 
 
 def _signed(value: float, shares: bool) -> str:

@@ -52,6 +52,15 @@ class MarginTests:
 NO_EVIDENCE = MarginTests(1.0, 1.0, 1.0)
 
 
+def weakest(*tests: MarginTests | None) -> MarginTests:
+    """The largest p of each test: what all of ``tests`` prove. None is skipped; no test at all proves nothing."""
+    given = [t for t in tests if t is not None]
+    if not given:
+        return NO_EVIDENCE
+    return MarginTests(lower=max(t.lower for t in given), higher=max(t.higher for t in given),
+                       within=max(t.within for t in given), no_drop=max(t.no_drop for t in given))
+
+
 def _check_counts(gained: int, lost: int, n: int) -> None:
     if n < 1 or gained < 0 or lost < 0 or gained + lost > n:
         raise ValueError(f"gained={gained}, lost={lost}, n={n}: need counts >= 0 with a sum of at most n")

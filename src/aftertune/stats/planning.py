@@ -90,7 +90,16 @@ def items_beyond(psi: float, margin: float, delta: float, *, alpha: float = 0.05
     return float(z**2 * (psi - delta**2) / (abs(delta) - margin) ** 2)
 
 
-def items_needed(psi: float, margin: float, delta: float = 0.0) -> int | None:
+def items_without_failure(margin: float, alpha: float = 0.05) -> int:
+    """Items without any loss that show "within the margin" for values in [0, 1]: ln(alpha) / ln(1 - margin).
+
+    With fewer, a share ``margin`` of complete failures is unseen with a probability above alpha.
+    """
+    return math.ceil(math.log(alpha) / math.log1p(-margin)) if margin < 1 else 1
+
+
+def items_needed(psi: float, margin: float, delta: float = 0.0, *, alpha: float = 0.05, power: float = 0.8
+                 ) -> int | None:
     """Items that decide a row at a true difference ``delta``. psi: an upper bound of the discordance or variance.
 
     None where the difference equals the margin, because then no number of items shows on which side of it it is.
@@ -98,7 +107,7 @@ def items_needed(psi: float, margin: float, delta: float = 0.0) -> int | None:
     if math.isclose(abs(delta), margin, rel_tol=1e-9):
         return None
     rule = items_for_equivalence if abs(delta) < margin else items_beyond
-    return math.ceil(rule(psi, margin, delta))
+    return math.ceil(rule(psi, margin, delta, alpha=alpha, power=power))
 
 
 def items_above(share: float, floor: float, *, alpha: float = 0.05) -> int | None:
@@ -111,16 +120,55 @@ def items_above(share: float, floor: float, *, alpha: float = 0.05) -> int | Non
     return math.floor(_z(1 - alpha / 2) ** 2 * floor * (1 - floor) / (share - floor) ** 2) + 1
 
 
-def items_to_decide(needed: int | None, seen: int, total: int) -> tuple[int | None, str]:
-    """(items that would decide a row of ``seen`` items, ""), or (None, the reason why there is no number).
+#: Power for which the number of items is given that would decide a row.
+POWER = 0.8
 
-    needed: from `items_needed`. total: items that the task has.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecidingItems:
+    """How many items would decide an undecided row, and for which true difference.
+
+    items: the number; None where the task cannot decide the row. at: the true difference for which it holds, and for
+    which ``needed`` holds; power: how often it then decides. needed: the number even where the task has fewer; None
+    where no number decides. near_margin: the observed difference is so close to the margin that ``at`` is that
+    difference. if_equal: the number if the models do not differ, where it is another one that the task has.
     """
-    if needed is not None and needed > total:
-        return None, f"cannot be decided with this task ({needed:,} items needed, it has {total:,})"
-    if needed is None or needed <= seen:
-        return None, "the difference is close to the margin, so more items may not decide it"
-    return needed, ""
+
+    items: int | None
+    at: float
+    needed: int | None
+    power: float = POWER
+    near_margin: bool = False
+    if_equal: int | None = None
+
+
+def items_to_decide(psi: float, margin: float, observed: float, *, includes_zero: bool, seen: int, total: int,
+                    alpha: float = 0.05, shares: bool = True) -> DecidingItems:
+    """How many items would decide a row, for a stated true difference and with a power of 80 %.
+
+    psi: upper bound of the discordance or variance at a true difference of 0. observed: the observed difference;
+    includes_zero: its interval includes 0. seen: items of the row; total: items of the task. alpha: the level after
+    Holm's correction (0.05 / number of tests: its first and strictest step). shares: differences of values in [0, 1].
+
+    The true difference is 0 if the interval includes 0 and the observed difference is at most half the margin, else the
+    observed one: with the number for 0, a row whose true difference is half the margin is decided in about half of the
+    cases, and one near the margin hardly ever (tests/test_stats_planning.py).
+    """
+    def needed_at(delta: float) -> int | None:
+        needed = items_needed(psi + delta**2, margin, delta, alpha=alpha)
+        unseen = items_without_failure(margin, alpha) if shares and abs(delta) < margin else 0
+        return None if needed is None else max(needed, unseen)
+
+    def usable(needed: int | None) -> int | None:
+        return needed if needed is not None and seen < needed <= total else None
+
+    equal = needed_at(0.0)
+    if includes_zero and abs(observed) <= margin / 2:
+        return DecidingItems(items=usable(equal), at=0.0, needed=equal)
+    needed = needed_at(observed)
+    return DecidingItems(items=usable(needed), at=observed, needed=needed,
+                         near_margin=abs(abs(observed) - margin) <= margin / 2,
+                         if_equal=usable(equal) if includes_zero else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,5 +207,7 @@ def items_for_verdicts(psi: float, margin: float, *, total: int, alpha: float = 
     lost = tuple((loss, math.ceil(items_beyond(max(psi, loss**2), margin, -loss, alpha=alpha, power=power)))
                  for loss in true)
     z = _z(1 - alpha) + _z((1 + power) / 2)
-    return RequiredItems(total, math.ceil(items_for_equivalence(psi, margin, alpha=alpha, power=power)), lost,
-                smallest_difference(psi, total, alpha=alpha, power=power), z * math.sqrt(psi / total))
+    kept = max(math.ceil(items_for_equivalence(psi, margin, alpha=alpha, power=power)),
+               items_without_failure(margin, alpha))
+    return RequiredItems(total, kept, lost, smallest_difference(psi, total, alpha=alpha, power=power),
+                         max(z * math.sqrt(psi / total), 1 - alpha ** (1 / total)))

@@ -5,10 +5,11 @@
     holm([0.01, 0.04, 0.03, 0.005])                        [0.03, 0.06, 0.06, 0.02]
     benjamini_hochberg([0.01, 0.04, 0.03, 0.005])          [0.02, 0.04, 0.04, 0.02]
 
-The family is the primary metrics of one pair of base and tuned model. Holm's correction is applied to
-min(lower, higher), and apart from that to within. The verdict follows from the adjusted p at 0.05. If items come in
-clusters, or few or skewed values need a bootstrap, the cluster-robust and bootstrap tests are corrected in the same
-way; if they lead to another verdict, the verdict is undecided.
+The family is the primary metrics of one pair of base and tuned model on which something can be lost. Where the base is
+at the floor nothing can be lost, and the tuning's own target asks what it learned: those are families of their own.
+Holm's correction is applied to min(lower, higher), and apart from that to within. The verdict follows from the adjusted
+p at 0.05. If items come in clusters, or few or skewed values need a bootstrap, the cluster-robust and bootstrap tests
+are corrected in the same way; if they lead to another verdict, the verdict is undecided.
 
 Holm controls the probability of any false claim in a family, whatever the dependence of its tests. Benjamini and
 Hochberg's method controls the share of false claims; it is used only to explore the tasks of a group.
@@ -17,7 +18,8 @@ Hochberg's method controls the share of false claims; it is used only to explore
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from aftertune.stats.paired import MarginTests
 from aftertune.values import VERDICT_LABELS, Verdict
@@ -67,13 +69,19 @@ class Case:
 
     clustered: cluster-robust tests, where the items come in clusters. bootstrap: bootstrap tests, where few or skewed
     values make the t interval doubtful. at_floor: the base is at the floor (see `at_floor`), so that "no loss" has no
-    meaning.
+    meaning. target: the task tests the skill that the fine-tune teaches.
     """
 
     tests: MarginTests
     clustered: MarginTests | None = None
     bootstrap: MarginTests | None = None
     at_floor: bool = False
+    target: bool = False
+
+    @property
+    def family(self) -> Literal["forgetting", "target", "at floor"]:
+        """The question that it belongs to. The base alone decides what is at the floor, not the outcome of the test."""
+        return "target" if self.target else "at floor" if self.at_floor else "forgetting"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +89,8 @@ class Decision:
     """The verdict of one member of the family.
 
     p, p_adjusted: of the test behind the verdict (of min(lower, higher) where undecided); the largest of all kinds of
-    test. at_floor: no loss is proven, and the base has nothing to lose.
+    test. at_floor: no loss is proven, and the base has nothing to lose. members: tests of its family, over which p is
+    adjusted.
     """
 
     verdict: Verdict
@@ -89,6 +98,7 @@ class Decision:
     p_adjusted: float
     at_floor: bool = False
     note: str = ""
+    members: int = 1
 
 
 def at_floor(base_low: float, chance: float | None) -> bool:
@@ -126,11 +136,21 @@ class _AdjustedTests:
         return "within" if self.within < ALPHA else "undecided"
 
 
-def decide(family: Sequence[Case]) -> tuple[Decision, ...]:
-    """The decisions of a family, in its order."""
+def decide(cases: Sequence[Case]) -> tuple[Decision, ...]:
+    """The decisions of all cases, in their order; each family (`Case.family`) is corrected apart from the others."""
+    decisions: dict[int, Decision] = {}
+    for name in dict.fromkeys(case.family for case in cases):
+        members = [i for i, case in enumerate(cases) if case.family == name]
+        decisions |= zip(members, _decide_family([cases[i] for i in members]), strict=True)
+    return tuple(decisions[i] for i in range(len(cases)))
+
+
+def _decide_family(family: Sequence[Case]) -> tuple[Decision, ...]:
+    """The decisions of one family, in its order."""
     kinds = [_adjust([case.tests for case in family]), _adjust([case.clustered or case.tests for case in family]),
              _adjust([case.bootstrap or case.tests for case in family])]
-    return tuple(_combine(case, tests) for case, tests in zip(family, zip(*kinds, strict=True), strict=True))
+    return tuple(replace(_combine(case, tests), members=len(family))
+                 for case, tests in zip(family, zip(*kinds, strict=True), strict=True))
 
 
 def _adjust(family: Sequence[MarginTests]) -> list[_AdjustedTests]:

@@ -126,6 +126,9 @@ class TargetSpec(Spec):
                     "the answer and from the completion.")] = None
     shots_file: Annotated[Path | None, Field(
         description="Rows to show as examples (`num_fewshot`); never the held-out file.")] = None
+    cluster: Annotated[str | None, Field(min_length=1, description=(
+        "Field of a row that rows of one origin share, such as several questions on one text. The verdict accounts for "
+        "it."))] = None
     max_tokens: Annotated[Positive, Field(description="Longest answer in tokens.")] = 128
     stop: Annotated[tuple[str, ...], Field(description="Texts that end an answer.")] = ()
 

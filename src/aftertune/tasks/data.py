@@ -181,7 +181,7 @@ def target_config(spec: TaskSpec) -> dict[str, Any]:
     """lm-eval's config for the target task ``spec``. Raises TaskError if its files are missing or wrong."""
     target = spec.target
     assert target is not None
-    rows = read_pairs(target.file)
+    rows = read_pairs(target.file, target.cluster)
     shots = read_pairs(target.shots_file) if target.shots_file else []
     count = spec.num_fewshot if spec.num_fewshot is not None else 0
     if count > len(shots):
@@ -206,8 +206,11 @@ def target_config(spec: TaskSpec) -> dict[str, Any]:
     }
 
 
-def read_pairs(path: Path) -> list[dict[str, str]]:
-    """Read a JSONL file of rows with ``prompt`` and ``completion``. Raises TaskError with the file and line."""
+def read_pairs(path: Path, cluster: str | None = None) -> list[dict[str, str]]:
+    """Read a JSONL file of rows with ``prompt`` and ``completion``. Raises TaskError with the file and line.
+
+    cluster: a field that every row must have too, a text or a number; it becomes a text.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -226,6 +229,12 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
                             "`completion`") from None
         if not all(isinstance(v, str) and v for v in pair.values()):
             raise TaskError(f"{path}:{number}: `prompt` and `completion` must be strings that are not empty")
+        if cluster is not None:
+            value = row.get(cluster)
+            if not isinstance(value, str | int | float):
+                raise TaskError(f"{path}:{number}: `{cluster}`, which the task's `cluster` names, must be a text or a "
+                                "number; add it to every row, or leave `cluster` out")
+            pair[cluster] = str(value)
         rows.append(pair)
     if not rows:
         raise TaskError(f"{path}: the target file has no rows; add one JSON object per line")

@@ -361,8 +361,9 @@ def _built(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
         fewshot_as_multiturn=multiturn, chat_template=options.template if chat else None)
     order = sorted(chosen) if chosen is not None else None
     _check_complete(task, name, order or range(min(spec.limit or total, total)))
-    items, requests, positions = _requests(task, name, order, start)
-    settings = _settings(spec, task, label, tuple(groups), items, requests, total)
+    cluster_field = spec.target.cluster if spec.target else catalog.cluster_field(name)
+    items, requests, positions = _requests(task, cluster_field, order, start)
+    settings = _settings(spec, task, label, tuple(groups), items, requests, total) | {"cluster": cluster_field}
     if chat:
         settings = settings | {"chat_template": options.template_hash, "template_date": options.template_date}
     settings |= {"system_instruction": options.system_instruction, "fewshot_as_multiturn": multiturn,
@@ -401,20 +402,18 @@ def sample_indices(total: int, spec: TaskSpec) -> set[int] | None:
     return set(random.Random(spec.sample_seed).sample(range(total), spec.sample))
 
 
-def _requests(task: Any, name: str, order: list[int] | None, start: int
+def _requests(task: Any, cluster_field: str | None, order: list[int] | None, start: int
               ) -> tuple[tuple[Item, ...], tuple[Request, ...], tuple[tuple[int, ...], ...]]:
     """Items, requests and the request positions of each instance. order: item index of each doc_id; None if equal."""
     items: dict[int, Item] = {}
     requests: list[Request] = []
     positions = []
-    cluster_field = catalog.cluster_field(name)
     for instance in task.instances:
         doc_id = instance.doc_id
         if doc_id not in items:
             doc = json_ready(dict(instance.doc))
-            cluster = doc.get(cluster_field) if cluster_field else None
-            items[doc_id] = Item(task=name, index=order[doc_id] if order else doc_id, hash=digest(doc),
-                                 doc=doc, cluster=None if cluster is None else str(cluster),
+            items[doc_id] = Item(task=task.config.task, index=order[doc_id] if order else doc_id, hash=digest(doc),
+                                 doc=doc, cluster=catalog.cluster_label(cluster_field, doc),
                                  asked=question_of(task, instance.doc, order[doc_id] if order else doc_id))
         repeats = []
         for _ in range(instance.repeats or 1):
@@ -457,7 +456,7 @@ def _settings(spec: TaskSpec, task: Any, label: str, groups: tuple[str, ...], it
         "sample": spec.sample if partial and spec.sample else None,
         "sample_seed": spec.sample_seed if partial and spec.sample else None,
         "chance": _chance(task, items, requests),
-        "cluster": catalog.cluster_field(name), "groups": groups, "target": spec.target is not None,
+        "groups": groups, "target": spec.target is not None,
     }
 
 

@@ -8,6 +8,7 @@ UTC. Hashes are SHA-256 in lower-case hex.
 """
 
 from aftertune.values.comparison import (
+    RULES,
     VERDICT_LABELS,
     Comparison,
     ComparisonRow,
@@ -56,6 +57,7 @@ from aftertune.values.tuning import (
 )
 
 __all__ = [
+    "RULES",
     "VERDICT_LABELS",
     "Answer",
     "Asked",

@@ -16,6 +16,10 @@ from aftertune.catalog import FRACTIONS, Unit, unit_of
 from aftertune.values.evaluation import Verdict
 from aftertune.values.tuning import HeldOut
 
+#: The version of the rules by which verdicts are made; docs/changes.md says what each version changed. A value that was
+#: stored before there was a version has 1.
+RULES = 2
+
 #: The proven relation of the models of two evaluations; "" where none is proven.
 Relation = Literal["", "tuned", "reversed", "siblings", "same model"]
 #: Verdict -> the label that a row shows where the lineage is proven (the tuned model was made from the base model).
@@ -47,10 +51,12 @@ class ComparisonRow:
     is p_mid after Benjamini-Hochberg over the tasks of the group.
 
     told: the label, such as "forgot" (`VERDICT_LABELS`). note: what a reader must know beside the figures. details:
-    further intervals. items_needed: items that would decide an undecided row; None where the row is decided or the
-    task cannot decide it. at_floor: the base scores no better than a guess. target: the task tests the skill that the
-    fine-tune teaches. unit: of base, tuned, delta and margin, "" where an older version stored the row. margin: None
-    where the metric is no share and no margin in its unit was given; then nothing is tested.
+    further intervals. items_needed: items that would decide an undecided row; None where the row is decided or the task
+    cannot decide it. items_needed_at: the true difference for which they do, with the power items_needed_power; None in
+    rows by version 1 of the rules. family_size: number of tests over which p_adjusted is corrected. at_floor: the base
+    scores no better than a guess. target: the task tests the skill that the fine-tune teaches. unit: of base, tuned,
+    delta and margin, "" where an older version stored the row. margin: None where the metric is no share and no margin
+    in its unit was given; then nothing is tested.
 
     stopped_of: items of the full run, where the row was stopped early after n of them. Then low and high hold for the
     difference of the full run at every interim analysis at once, the p-values are anytime-valid, and base, tuned and
@@ -90,6 +96,9 @@ class ComparisonRow:
     group: str = ""
     q: float | None = None
     details: tuple[str, ...] = ()
+    items_needed_at: float | None = None
+    items_needed_power: float | None = None
+    family_size: int | None = None
     unit: Unit | Literal[""] = ""
 
     @property
@@ -164,7 +173,7 @@ class Comparison:
     base, tuned: ids of the evaluations. lineage: it is proven that the tuned model was made from the base. relation:
     how the two models are related; origin: the base model of "siblings". forced: compared in spite of blocking
     differences. common: paired on the items that both have, where the samples differ. forms: one for each task with
-    generated answers.
+    generated answers. rules: the version of the rules by which the verdicts were made (`RULES`).
     """
 
     id: str
@@ -181,6 +190,7 @@ class Comparison:
     origin: str = ""
     common: bool = False
     forms: tuple[FormShift, ...] = ()
+    rules: int = 1
 
     @property
     def comparable(self) -> bool:

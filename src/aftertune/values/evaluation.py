@@ -248,7 +248,8 @@ class EarlyUnit:
 
     key: ``metric,filter``. items: of the full run. batch: items between two interim analyses. order: SHA-256 over the
     item hashes in their random order, which is fixed before the first item is asked. used: items that were asked.
-    verdict: the one that stopped the test, None where all items were used.
+    verdict: the one that stopped the test, None where all items were used. share: number of tests that share the error
+    level with it; None: all tests of the plan do.
     """
 
     name: str
@@ -259,6 +260,7 @@ class EarlyUnit:
     order: str
     used: int = 0
     verdict: Verdict | None = None
+    share: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
