@@ -15,7 +15,7 @@ import numpy as np
 
 import report_cases as cases
 from aftertune.report import Results
-from aftertune.stats import Case, at_floor, decide, label_of, paired_evidence, wilson
+from aftertune.stats import Case, at_floor, decide, items_needed, label_of, paired_evidence, wilson
 from aftertune.values import (
     Comparison,
     ComparisonRow,
@@ -110,7 +110,8 @@ def _comparison(name: str, base: Mapping[str, np.ndarray], tuned: Mapping[str, n
             high=e.high, margin=MARGIN, primary=True, kind="binary", p=decision.p, p_adjusted=decision.p_adjusted,
             gained=e.gained, lost=e.lost, verdict=decision.verdict,
             told=label_of(decision.verdict, lineage=True, at_floor=decision.at_floor), at_floor=decision.at_floor,
-            items_needed=e.items_needed if decision.verdict == "undecided" else None, target=task.target,
+            items_needed=items_needed(e.psi, MARGIN) if decision.verdict == "undecided" and e.psi else None,
+            target=task.target,
             n_total=task.n_total))
     return Comparison(id=f"c-{name}", base="e-base", tuned=f"e-{name}", base_name="smollm2", tuned_name=name,
                       lineage=True, rows=tuple(rows), held_out=held_out, relation="tuned")

@@ -105,7 +105,7 @@ def test_a_proven_loss_ends_the_run_where_that_is_asked_for(model: Path, monkeyp
 
 def evidence(gained: int, lost: int, n: int) -> Evidence:
     return Evidence(n=n, base=0.5, tuned=0.5, delta=(gained - lost) / n, low=0, high=0, kind="binary",
-                    tests=tango_tests(gained, lost, n, 0.02), items_needed=None)
+                    tests=tango_tests(gained, lost, n, 0.02))
 
 
 def test_all_looks_share_the_level() -> None:

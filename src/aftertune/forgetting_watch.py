@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from aftertune import sources, tasks
-from aftertune.catalog import FRACTIONS, MetricKey, unit_of
+from aftertune.catalog import FRACTIONS, MetricKey, has_clusters, unit_of
 from aftertune.engine import budget, devices
 from aftertune.engine.engine import Engine
 from aftertune.engine.verify import PackingDecision
@@ -92,7 +92,8 @@ class ForgettingWatch:
                          for side in (self.base[settings.task], answers))
         unit = unit_of(key.metric, [*before, *after], task=settings.task)
         better = settings.higher_is_better.get(key.metric, True)
-        evidence = paired_evidence(before, after, margin=self.watch.margin / 100, higher_is_better=better)
+        evidence = paired_evidence(before, after, margin=self.watch.margin / 100, higher_is_better=better,
+                                   clusters=_clusters(task))
         floor = evidence.base_low is not None and at_floor(evidence.base_low, settings.chance)
         verdict = _verdict(evidence, ALPHA / family, floor=floor) if unit in FRACTIONS else "undecided"
         return WatchPoint(step=step, task=settings.task, metric=key.metric, n=evidence.n, base=evidence.base,
@@ -104,9 +105,16 @@ def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _clusters(task: LoadedTask) -> list[str | None]:
+    """The clusters of its items: by the task's field, else those of equal items."""
+    if task.settings.cluster is None or not has_clusters(task.settings.task):
+        return [item.hash for item in task.items]
+    return [item.cluster for item in task.items]
+
+
 def _verdict(evidence: Evidence, alpha: float, *, floor: bool) -> Verdict:
-    """The verdict at this level. Where few values need a bootstrap, both tests must agree."""
-    tests = [evidence.tests, *([evidence.bootstrap] if evidence.bootstrap else [])]
+    """The verdict at this level. Where items come in clusters or few values need a bootstrap, all tests must agree."""
+    tests = [t for t in (evidence.tests, evidence.clustered, evidence.bootstrap) if t is not None]
     if all(t.lower < alpha for t in tests):
         return "lower"
     if all(t.higher < alpha for t in tests):

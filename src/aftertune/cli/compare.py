@@ -34,12 +34,16 @@ def compare(
     force: Force = False,
     details: Annotated[bool, typer.Option(
         "--details", help="Also show McNemar's p-values and every task of a group.")] = False,
+    again: Annotated[bool, typer.Option(
+        "--again", help="Judge by the current rules what an earlier version of aftertune stored.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare evaluations question by question: what was forgotten, what was kept, what improved."""
     from aftertune.comparison import compare as run
+    from aftertune.comparison import compare_again
     from aftertune.ledger import Ledger
 
+    judge = compare_again if again else run
     margins = parse_margins(margin or [])
     comparisons: list[Comparison] = []
     errors: list[NotComparable] = []
@@ -48,7 +52,7 @@ def compare(
     with Ledger(create=False) as ledger:
         for name in dict.fromkeys(tuned):
             try:
-                comparisons.append(run(base, name, margins=margins, ledger=ledger, force=force, common=common))
+                comparisons.append(judge(base, name, margins=margins, ledger=ledger, force=force, common=common))
                 objects.append(as_object(comparisons[-1]))
                 words |= {id_: ledger.word_for(ledger.find_evaluation(id_))
                           for id_ in (comparisons[-1].base, comparisons[-1].tuned)}
@@ -93,12 +97,15 @@ def show(comparison: Comparison, details: bool = False, words: Mapping[str, str]
     from rich.text import Text
 
     from aftertune.report import terminal_table
+    from aftertune.report.sentences import rules_note
 
     console = rich_console()
     console.print(terminal_table(comparison, width=console.width, details=details))
     for difference in comparison.differences:
         console.print(Text.assemble(("differs", "yellow"), f" {difference.field}: {difference.left} in "
                                     f"{comparison.base_name}, {difference.right} in {comparison.tuned_name}"))
+    if note := rules_note(comparison):
+        console.print(Text.assemble(("hint", "yellow"), f" {note} `aftertune compare --again` judges by it."))
     if comparison.relation == "reversed":
         sides = ((words or {}).get(side, side) for side in (comparison.tuned, comparison.base))
         console.print(Text.assemble(("hint", "yellow"), f" give the base first: aftertune compare {' '.join(sides)}"))
@@ -126,7 +133,7 @@ def as_object(comparison: Comparison) -> dict[str, object]:
             for row, r in zip(as_objects(comparison_export(comparison, "json")), comparison.rows, strict=True)]
     return {"comparison": comparison.id, "base": comparison.base_name, "tuned": comparison.tuned_name,
             "comparable": comparison.comparable, "forced": comparison.forced,
-            "watermark": watermark(comparison) or None,
+            "watermark": watermark(comparison) or None, "rules": comparison.rules,
             "lineage": comparison.lineage, "relation": comparison.relation or None, "common": comparison.common,
             "rows": rows, "held_out": jsonable(comparison.held_out), "forms": jsonable(comparison.forms),
             "differences": jsonable(comparison.differences)}

@@ -52,7 +52,8 @@ def plan_items(
 ) -> None:
     """Show how many items the verdicts kept and forgot need, and the smallest difference that a task can show.
 
-    All named tasks are one family: they share the level of 5 %, as in a comparison.
+    All named tasks are one family: they share the level of 5 %, as in a comparison. With two evaluations and no --task,
+    the families are those of their comparison: tasks at the floor and target tasks do not count for the others.
     """
     from aftertune.ledger import Ledger
     from aftertune.stats.planning import items_for_verdicts
@@ -66,14 +67,15 @@ def plan_items(
             ledger = stack.enter_context(Ledger(create=False))
         observed = _observed(base, tuned, ledger) if base and tuned else {}
         counts = [count for text in task or () for count in _counts(text, ledger)] or \
-            [ItemCount(name, total, "both evaluations") for name, (_, total) in observed.items()]
+            [ItemCount(name, seen.items, "both evaluations") for name, seen in observed.items()]
     totals = {count.task: count.items for count in counts}
     if not totals:
         raise InputError("no task is given; name tasks, for example --task hellaswag, or two evaluations in the ledger")
-    psi = {name: discordance / 100 if discordance is not None else observed.get(name, (DEFAULT_DISCORDANCE, 0))[0]
-           for name in totals}
-    plans = {name: items_for_verdicts(psi[name], margin / 100, total=total, alpha=0.05 / len(totals), power=power / 100)
-             for name, total in totals.items()}
+    psi = {name: discordance / 100 if discordance is not None else
+           observed[name].discordance if name in observed else DEFAULT_DISCORDANCE for name in totals}
+    families = {name: len(totals) if task else observed[name].family for name in totals}
+    plans = {name: items_for_verdicts(psi[name], margin / 100, total=total, alpha=0.05 / families[name],
+                                      power=power / 100) for name, total in totals.items()}
     origins = {count.task: count.origin for count in counts}
     if as_json:
         emit({"margin": margin, "power": power, "tasks": [{
@@ -92,8 +94,17 @@ def _check(margin: float, discordance: float | None, power: float) -> None:
             raise InputError(f"{flag} {value:g}: allowed are numbers above 0 and below 100")
 
 
-def _observed(base: str, tuned: str, ledger: Ledger | None) -> dict[str, tuple[float, int]]:
-    """Task -> (upper bound of the discordance, number of items), for each task that both evaluations have."""
+@dataclass(frozen=True, slots=True)
+class ObservedTask:
+    """A task of two evaluations. discordance: its upper bound; family: tests that share the level with it."""
+
+    discordance: float
+    items: int
+    family: int
+
+
+def _observed(base: str, tuned: str, ledger: Ledger | None) -> dict[str, ObservedTask]:
+    """What each task that both evaluations have shows."""
     from aftertune.comparison import compare
     from aftertune.stats.planning import discordance_bound
 
@@ -101,7 +112,8 @@ def _observed(base: str, tuned: str, ledger: Ledger | None) -> dict[str, tuple[f
         raise InputError("there is no ledger yet; evaluate both models first")
     rows = [r for r in compare(base, tuned, ledger=ledger, save=False, common=True).rows
             if r.primary and r.gained is not None and r.lost is not None]
-    return {r.task: (discordance_bound((r.gained or 0) + (r.lost or 0), r.n), r.n_total or r.n) for r in rows}
+    return {r.task: ObservedTask(discordance_bound((r.gained or 0) + (r.lost or 0), r.n), r.n_total or r.n,
+                                 r.family_size or len(rows)) for r in rows}
 
 
 def _counts(text: str, ledger: Ledger | None) -> Iterator[ItemCount]:
@@ -144,7 +156,7 @@ def _show(plans: dict[str, RequiredItems], psi: dict[str, float], margin: float,
     losses = [f"forgot, if −{100 * loss:g}" for loss, _ in next(iter(plans.values())).lost]
     table = Table(box=None, pad_edge=False, title_justify="left",
                   title=f"items for a verdict, margin ±{margin:g} points, power {power:g} %")
-    for column in ("task", "items", "differ", f"kept (±{margin:g})", *losses, "smallest difference"):
+    for column in ("task", "items", "differ", "kept, if ±0", *losses, "smallest difference"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for name, plan in plans.items():
         table.add_row(name, f"{plan.total:,}", f"{psi[name]:.1%}", _items(plan.kept, plan.total),

@@ -53,7 +53,8 @@ class StoppedTest:
     @property
     def at_floor(self) -> bool:
         """True where the base has nothing to lose on the metric of the test."""
-        return self.columns[self.unit.key].higher_is_better and at_floor(
+        column = self.columns.get(self.unit.key)
+        return column is not None and column.higher_is_better and at_floor(
             wilson(float(self.base.sum()), self.base.size)[0], self.chance)
 
     @property

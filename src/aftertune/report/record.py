@@ -31,7 +31,14 @@ from aftertune.report.reported import (
 )
 from aftertune.report.results import Family, Results, families, tuning_of
 from aftertune.report.sections import Sections, add_planned, open_cells
-from aftertune.report.sentences import lineage_note, observations, seed_observations, seeds_section, watermark
+from aftertune.report.sentences import (
+    lineage_note,
+    observations,
+    rules_note,
+    seed_observations,
+    seeds_section,
+    watermark,
+)
 from aftertune.report.table import (
     beyond_noise,
     early_text,
@@ -66,7 +73,8 @@ def comparison_blocks(comparison: Comparison) -> list[str]:
     blocks = []
     if mark := watermark(comparison):
         blocks.append(f"> **{md.text(mark)}**")
-    blocks += [md.text(lineage_note(comparison)), _verdicts(comparison)]
+    notes = " ".join(filter(None, (lineage_note(comparison), rules_note(comparison))))
+    blocks += [md.text(notes), _verdicts(comparison)]
     if comparison.held_out is not None:
         blocks.append(md.table(["Held-out examples", "Loss before", "Loss after",
                                 "Difference (nats per token)", "95 % interval"],

@@ -23,7 +23,7 @@ from aftertune.report.changed_items import forced_text
 from aftertune.report.columns import columns, verdict_lines
 from aftertune.report.names import metric_title, source_title, task_title
 from aftertune.report.table import difference_text, interval_text, items_needed_text, items_text, margin_text
-from aftertune.values import VERDICT_LABELS, Comparison, ComparisonRow, Contrast, Verdict, WatchPoint
+from aftertune.values import RULES, VERDICT_LABELS, Comparison, ComparisonRow, Contrast, Verdict, WatchPoint
 
 
 # --- Comparisons ---
@@ -122,6 +122,13 @@ def lineage_note(comparison: Comparison) -> str:
     if comparison.relation == "reversed":
         return f"{base} was made from {tuned} (the base is the second one here), so {labels}"
     return f"Model comparison: it is not proven that {tuned} was made from {base}, so {labels}"
+
+
+def rules_note(comparison: Comparison) -> str:
+    """By which rules the verdicts were made, where they are not the current ones; "" where they are."""
+    if comparison.rules >= RULES:
+        return ""
+    return f"Judged by version {comparison.rules} of the rules for verdicts; the current version is {RULES}."
 
 
 # --- Recipes over several seeds ---

@@ -38,7 +38,7 @@ from aftertune.report.names import metric_title, task_title
 from aftertune.report.page.figures import ChartView, figure
 from aftertune.report.reported import reported_observations
 from aftertune.report.results import Family, Results, tuning_of
-from aftertune.report.sentences import lineage_note, watermark
+from aftertune.report.sentences import lineage_note, rules_note, watermark
 from aftertune.report.table import ScoreLine, exploratory_text, held_out_line, part_text, score_table
 from aftertune.values import (
     Comparison,
@@ -145,7 +145,8 @@ def comparison_view(comparison: Comparison, results: Results, flips: list[FlipsV
     return ComparisonView(
         id=comparison.id, base=fmt.visible(comparison.base_name), tuned=fmt.visible(comparison.tuned_name),
         summary=", ".join(counts) or "no verdict", watermark=watermark(comparison),
-        lineage=lineage_note(comparison), lines=lines, margins=_margins(lines), explored=exploratory_text(comparison),
+        lineage=" ".join(filter(None, (lineage_note(comparison), rules_note(comparison)))), lines=lines,
+        margins=_margins(lines), explored=exploratory_text(comparison),
         figure=figure(partial(forest, comparison), _FOREST, many=many),
         held_out=held_out_line(comparison.held_out) if comparison.held_out else None,
         others=[(fmt.visible(d.field), fmt.visible(d.left, 80), fmt.visible(d.right, 80))
