@@ -192,13 +192,8 @@ def items_needed_text(row: ComparisonRow) -> str:
     if row.items_needed_at is None or row.items_needed_power is None:  # stored by version 1 of the rules
         return f"{needed} {'at this difference' if row.low > 0 or row.high < 0 else 'if the models do not differ'}"
     truth = "if the models do not differ" if row.items_needed_at == 0 else \
-        f"if the true difference is {_difference_text(row, row.items_needed_at)}"
+        f"if the true difference is {difference_text(row, row.items_needed_at)}{' points' if row.fraction else ''}"
     return f"{needed} with power {fmt.raw(100 * row.items_needed_power, 0)} % {truth}"
-
-
-def _difference_text(row: ComparisonRow, value: float) -> str:
-    """A difference with its unit: "−1.50 points"."""
-    return f"{fmt.points(value)} points" if row.fraction else fmt.points(value, 1)
 
 
 def items_text(row: ComparisonRow) -> str:
