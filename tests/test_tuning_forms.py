@@ -247,6 +247,40 @@ def test_what_an_example_does_not_have_is_not_in_its_fingerprint(tmp_path):
     assert one(tmp_path, row).row() == {"turns": [["user", "a"]], "completion": "b"}
 
 
+FUNCTIONS = json.dumps(TRACK["function"], indent=4) + "\n\n" + json.dumps({"name": "other"})
+GLAIVE = {
+    "system": "SYSTEM: You are a helpful assistant with access to the following functions. Use them if required -\n"
+              + FUNCTIONS,
+    "chat": "USER: a\n\n\nASSISTANT: Let me look. <functioncall> "
+            """{"name": "track", "arguments": '{"order": 1}'} <|endoftext|>\n\n\n"""
+            'FUNCTION RESPONSE: {"city": "Oslo"}\n\n\nASSISTANT: It is in Oslo.\nUSER is no speaker. <|endoftext|>\n'}
+
+
+def test_glaives_text_becomes_tools_calls_and_results(tmp_path):
+    [example], notes = read(tmp_path, GLAIVE)
+    assert notes == ["read as glaive, because the rows have `chat`, a text with lines that begin with USER:"]
+    assert example.tools == (TRACK, {"type": "function", "function": {"name": "other"}})
+    assert example.messages == [
+        {"role": "system", "content": "You are a helpful assistant"}, {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "Let me look.", "tool_calls": [CALL]},
+        {"role": "tool", "content": '{"city": "Oslo"}'},
+        {"role": "assistant", "content": "It is in Oslo.\nUSER is no speaker."}]
+    assert example.answers == (2, 4)
+    plain = {"system": "SYSTEM: You have no access to functions.\n", "chat": "USER: a\n\n\nASSISTANT: b <|endoftext|>"}
+    assert one(tmp_path, plain).turns[0] == ("system", "You have no access to functions.")
+    assert one(tmp_path, {"chat": plain["chat"]}) == PAIR
+
+
+@pytest.mark.parametrize(("row", "found"), [
+    ({**GLAIVE, "chat": GLAIVE["chat"].replace('"track"', "track")}, "`chat` has a call that is not JSON"),
+    ({**GLAIVE, "system": GLAIVE["system"].replace('"other"', "other")}, "`system` has a function that is not JSON"),
+    ({"chat": "a USER: b"}, "`chat` has no lines that begin with USER:")])
+def test_glaives_text_that_is_not_whole_is_refused(tmp_path, row, found):
+    with pytest.raises(InputError) as refused:
+        read(tmp_path, row)
+    assert f"data.jsonl:1: {found}" in str(refused.value)
+
+
 # --- Hints ---
 
 HINTED = [

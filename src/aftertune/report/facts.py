@@ -71,7 +71,8 @@ def _learned_text(side: Mapping[str, int]) -> str:
     learned, tokens, rows = (fmt.count(side[name]) for name in ("learned", "tokens", "rows"))
     text = f"{learned} of {tokens} tokens ({share}) in {rows} rows"
     shortened = {"cut": "cut at the end because they are too long",
-                 "masked": "left out because the prompt alone fills the maximum length"}
+                 "masked": "left out because the prompt alone fills the maximum length",
+                 "refused": "left out because the template refuses them"}
     return "; ".join([text, *_counted(side, shortened)])
 
 

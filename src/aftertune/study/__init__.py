@@ -220,8 +220,9 @@ class DataSource(Spec):
 
     file: Annotated[Path, Flag("--data"), Field(
         description="A .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).")]
-    format: Annotated[Literal["auto", "prompt", "messages", "alpaca", "dolly", "sharegpt", "preference", "text"],
-                      Flag(), Field(description="Format of a row.")] = "auto"
+    format: Annotated[
+        Literal["auto", "prompt", "messages", "alpaca", "dolly", "sharegpt", "glaive", "preference", "text"], Flag(),
+        Field(description="Format of a row.")] = "auto"
     fields: Annotated[dict[str, str], Flag("--field", form="OURS=THEIRS", example="prompt=question")] = Field(
         default_factory=dict, description="Other name of a field in the file: prompt=question.")
     encoding: Annotated[str, Flag(), Field(description="Encoding of a text file.")] = "utf-8"

@@ -10,6 +10,7 @@
     alpaca      {"instruction", "input", "output", "history"?: [[question, answer], …]}
     dolly       {"instruction", "context", "response"}
     sharegpt    {"conversations": [{"from", "value"}, …]}
+    glaive      {"system", "chat"}                           "USER: …", "ASSISTANT: <functioncall> …"
     preference  {"prompt", "chosen", "rejected"}             chosen is learned
     text        {"text"}                                     all of it is learned
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from aftertune.errors import InputError
 from aftertune.tuning.example import Example
+from aftertune.tuning.glaive import read_glaive
 from aftertune.tuning.turns import (
     Place,
     Turn,
@@ -228,6 +229,11 @@ def _openai_preference(row: Row, place: Place) -> Example:
     return replace(example, tools=read_functions(given, place))
 
 
+def _glaive(row: Row, place: Place) -> Example:
+    turns, tools = read_glaive(row, place)
+    return replace(read_conversation(turns, "chat", place), tools=tools)
+
+
 def _plain(row: Row, place: Place) -> Example:
     return Example((), _text(row, "text", place))
 
@@ -267,6 +273,9 @@ FORMS: dict[str, Form] = {
     "dolly": Form('{"instruction", "context", "response"}', "rows have `instruction` and `response`",
                   lambda row: "instruction" in row and "response" in row and "completion" not in row, _dolly,
                   frozenset({"instruction", "context", "response", "history", "system"})),
+    "glaive": Form('{"system", "chat"}', "rows have `chat`, a text with lines that begin with USER:",
+                   lambda row: isinstance(row.get("chat"), str) and "USER:" in row["chat"] and not (
+                       {"text", "prompt", "completion"} & set(row)), _glaive, frozenset({"system", "chat"})),
     "text": Form('{"text"}', "rows have `text`, and no prompt and completion",
                  lambda row: "text" in row and not {"prompt", "completion"} & set(row), _plain, frozenset({"text"})),
     "prompt": Form('{"prompt", "completion"}', "rows have `prompt` and `completion`", _has("prompt", "completion"),
