@@ -43,10 +43,11 @@ from aftertune.report import (
 from aftertune.report.charts import forest
 from aftertune.report.results import Results
 from aftertune.report.sentences import observations
+from aftertune.stats.evidence import paired_evidence
 from aftertune.stats.sequential import PairedSequential
 from aftertune.study import Study, TaskSpec
 from aftertune.tasks.scoring import _aggregation_name
-from aftertune.values import Answer, Comparison, Early, EarlyUnit, Evaluation, Margin, Score, WatchPoint
+from aftertune.values import Answer, Comparison, Early, EarlyUnit, Evaluation, Item, Margin, Score, WatchPoint
 from exchange_cases import choice_line, one_task_folder
 
 # --- Where the unit comes from ---
@@ -278,6 +279,28 @@ def test_lower_is_better_in_its_own_unit(ledger: Ledger, tmp_path: Path) -> None
     assert row.delta == pytest.approx(-.2, abs=.05)
 
 
+def test_intervals_in_the_notes_are_in_the_unit_of_the_metric(ledger: Ledger, tmp_path: Path) -> None:
+    """Error rates that happen to lie in [0, 1] are no shares: no points in the notes, and no bound that shares have."""
+    draw = random.Random(2)
+    base = [draw.uniform(0, .8) for _ in range(12)]
+    for name, shift in (("base", 0.0), ("tuned", .05)):
+        judged(ledger, tmp_path, name, [b + shift + draw.uniform(0, .1) for b in base], metric="wer", task="speech",
+               better=False)
+    [row] = compare("base", "tuned", margins={"speech": .1}, ledger=ledger).rows
+    [interval] = [d for d in row.details if d.startswith("bootstrap")]
+    ends = [float(word.replace("−", "-")) for word in interval.split() if word[0] in "+−"]
+    assert ends == pytest.approx([row.low, row.high], abs=.03)
+
+
+def test_a_share_may_exceed_1_by_rounding() -> None:
+    test = PairedSequential(4, .02)
+    test.update([1 + 2e-16, -1.0, 0.0])
+    with pytest.raises(ValueError, match="allowed are"):
+        test.update([1.1])
+    evidence = paired_evidence(np.array([1 + 2e-16, .5, .2]), np.array([1.0, .5, .1]), margin=.02)
+    assert evidence.shares
+
+
 def test_rows_and_scores_of_older_versions_have_no_unit() -> None:
     """They are shown by the catalog and by their figures; the verdicts stay."""
     row = replace(report_cases.CAREFUL_ROWS[0], metric="llm_judge", base=89.2, tuned=88.9, delta=-.3)
@@ -330,10 +353,11 @@ def test_a_watch_point_in_its_own_unit_is_not_tested() -> None:
     assert "judge 0.9000 → 4.5000, +3.6000 in its own unit (+3.0000 to +4.2000)" in watch_text(point)
     assert "not tested" in watch_text(point)
     watch = object.__new__(ForgettingWatch)
-    settings = report_cases.settings("judge", 3, 3, primary="llm_judge,none")
+    settings = report_cases.settings("judge", 4, 4, primary="llm_judge,none")
     watch.base = {"judge": [_answer(i, v) for i, v in enumerate((0, 1, 1, 0))]}
     watch.watch = type("Watch", (), {"margin": 2.0})()  # type: ignore[assignment]
-    task = type("Task", (), {"settings": settings})()
+    items = [Item(task="judge", index=i, hash=str(i), doc={}) for i in range(4)]
+    task: Any = type("Task", (), {"settings": settings, "items": items})()
     point = watch._point(task, [_answer(i, v) for i, v in enumerate((0, 5, 5, 5))], 5, 1)
     assert (point.fraction, point.verdict) == (False, "undecided")
 

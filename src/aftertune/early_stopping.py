@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from aftertune import tasks
-from aftertune.catalog import MetricKey, is_bounded
+from aftertune.catalog import FRACTIONS, MetricKey, is_bounded, unit_of
 from aftertune.comparison import compare, differences
 from aftertune.comparison.rows import group_chance
 from aftertune.errors import AmbiguousName, InputError, NotComparable, SourceError
@@ -112,7 +112,8 @@ class _RunningTest:
     def analyze(self, base: Mapping[ItemKey, ItemMetrics], tuned: Mapping[ItemKey, ItemMetrics]) -> None:
         """Add the answers to the batch. ``decided`` becomes True once the verdict is safe or all items are used."""
         batch, key = self.next_batch(), self.unit.key
-        if not all(0 <= side[k][key] <= 1 for _, _, k in batch for side in (base, tuned)) and self.sequential:
+        values = [side[k][key] for _, _, k in batch for side in (base, tuned)]
+        if self.sequential is not None and unit_of("", values) not in FRACTIONS:
             self.sequential, self.no_share = None, True
         if self.sequential is not None:
             self.sequential.update([self.sign * (tuned[k][key] - base[k][key]) for _, _, k in batch])

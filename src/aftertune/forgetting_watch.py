@@ -93,7 +93,7 @@ class ForgettingWatch:
         unit = unit_of(key.metric, [*before, *after], task=settings.task)
         better = settings.higher_is_better.get(key.metric, True)
         evidence = paired_evidence(before, after, margin=self.watch.margin / 100, higher_is_better=better,
-                                   clusters=_clusters(task))
+                                   clusters=_clusters(task), bounded=unit in FRACTIONS)
         floor = evidence.base_low is not None and at_floor(evidence.base_low, settings.chance)
         verdict = _verdict(evidence, ALPHA / family, floor=floor) if unit in FRACTIONS else "undecided"
         return WatchPoint(step=step, task=settings.task, metric=key.metric, n=evidence.n, base=evidence.base,

@@ -209,7 +209,7 @@ def _task_draft(pair: Pair, key: str, values: MetricValues, margins: Margins, *,
     margin = margin_of(margins, values.unit, settings.task, *settings.groups, primary=key == settings.primary)
     evidence = paired_evidence(values.base, values.tuned, margin=margin or 1.0,
                                higher_is_better=values.higher_is_better,
-                               clusters=task_clusters(pair))
+                               clusters=task_clusters(pair), bounded=values.unit in FRACTIONS)
     return RowDraft(task=settings.task, key=key, evidence=evidence, margin=margin, note=values.note, unit=values.unit,
                     primary=group is None and key == settings.primary, chance=settings.chance, n_total=settings.n_total,
                     target=settings.target, group=group.name if group else "")
@@ -242,7 +242,7 @@ def _group_draft(group: TaskGroup, margins: Margins, *, primary: bool) -> RowDra
     weighting = group.weighting
     evidence = group_evidence([v.base for v in values], [v.tuned for v in values], margin=margin or 1.0,
                               higher_is_better=values[0].higher_is_better, weighting=weighting,
-                              clusters=group_clusters(group.pairs))
+                              clusters=group_clusters(group.pairs), bounded=group.unit in FRACTIONS)
     return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary, unit=group.unit,
                     chance=group.chance, n_total=sum(pair.settings.n_total for pair in group.pairs),
                     note=group_note(weighting, len(values)))

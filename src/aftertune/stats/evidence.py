@@ -82,18 +82,19 @@ class _Core:
 
 
 def paired_evidence(base: Floats, tuned: Floats, *, margin: float, higher_is_better: bool = True,
-                    clusters: Sequence[Hashable | None] | None = None) -> Evidence:
+                    clusters: Sequence[Hashable | None] | None = None, bounded: bool = True) -> Evidence:
     """Evidence on one metric of one task. base, tuned: float64 [n]. clusters: a label for each item, None for an item
-    whose cluster is not known; then nothing is proven.
+    whose cluster is not known; then nothing is proven. bounded: False for a metric that is no share, although these
+    values may lie in [0, 1].
 
     Raises ValueError for no items or unequal lengths.
     """
     d = _difference(base, tuned, higher_is_better)
-    binary, shares = is_binary(base, tuned), is_shares(base, tuned)
+    binary, shares = is_binary(base, tuned), bounded and is_shares(base, tuned)
     errors = item_errors([d], clusters=None if clusters is None else [clusters], bounded=shares)
     core = _tango(d, margin) if binary else _real(errors, d.size, margin)
     base_low = None
-    if higher_is_better and is_shares(base):
+    if higher_is_better and bounded and is_shares(base):
         base_low = wilson(float(base.sum()), d.size)[0] if binary else paired_mean(base).interval()[0]
     resampled = None if binary else bca_mean(d)
     evidence = Evidence(
@@ -107,15 +108,16 @@ def paired_evidence(base: Floats, tuned: Floats, *, margin: float, higher_is_bet
 
 
 def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: float, higher_is_better: bool = True,
-                   weighting: Weighting = "micro", clusters: Clusters | None = None) -> Evidence:
+                   weighting: Weighting = "micro", clusters: Clusters | None = None, bounded: bool = True) -> Evidence:
     """Evidence on the mean over a group of tasks, with errors stratified by task. base, tuned: an array for each task;
-    clusters: a label for each item of each task, as in `paired_evidence`. Items of several tasks may share a cluster.
+    clusters: a label for each item of each task, and bounded, as in `paired_evidence`. Items of several tasks may share
+    a cluster.
 
     Raises ValueError for no tasks, an empty task, or unequal lengths.
     """
     strata = [_difference(b, t, higher_is_better) for b, t in zip(base, tuned, strict=True)]
     d, before, later = (np.concatenate(list(arrays)) for arrays in (strata, base, tuned))
-    shares, binary = is_shares(before, later), is_binary(before, later)
+    shares, binary = bounded and is_shares(before, later), is_binary(before, later)
     errors = item_errors(strata, weighting=weighting, clusters=clusters, bounded=shares)
     level, after = stratified_mean(list(base), weighting), stratified_mean(list(tuned), weighting)
     sizes = [s.size for s in strata]
@@ -128,7 +130,7 @@ def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: f
         kind="binary" if binary else "real", tests=core.tests, shares=shares,
         psi=None if core.psi is None else core.psi * errors.effect * d.size / effective,
         clustered=errors.robust_tests(margin), notes=core.notes + cluster_notes(errors, shares),
-        base_low=level.interval()[0] if higher_is_better and is_shares(before) else None,
+        base_low=level.interval()[0] if higher_is_better and bounded and is_shares(before) else None,
         details=(*_task_details(errors, len(strata), shares),
                  _interval(f"{other} mean {_signed(alternative.mean, shares)},", alternative.interval(), shares)))
     return _with_flips(evidence, d) if binary else evidence
@@ -171,8 +173,8 @@ def is_binary(*values: Floats) -> bool:
 
 
 def is_shares(*values: Floats) -> bool:
-    """True where all values lie in [0, 1]."""
-    return all(bool(((v >= 0) & (v <= 1)).all()) for v in values)
+    """True where all values lie in [0, 1], up to rounding."""
+    return all(bool(((v >= -1e-9) & (v <= 1 + 1e-9)).all()) for v in values)
 
 
 def _with_flips(evidence: Evidence, d: Floats) -> Evidence:

@@ -154,8 +154,9 @@ class PairedSequential:
         or for more items than the full run has.
         """
         d = np.asarray(differences, dtype=np.float64)
-        if d.size and not (d.min() >= self.low and d.max() <= self.high):
+        if d.size and not (d.min() >= self.low - _NEAR and d.max() <= self.high + _NEAR):
             raise ValueError(f"differences from {d.min()} to {d.max()}: allowed are {self.low} to {self.high}")
+        d = d.clip(self.low, self.high)  # a mean of probabilities may be 1 + 2e-16
         if self._seen + d.size > self.items:
             raise ValueError(f"{self._seen + d.size} items, but the full run has {self.items}")
         self._store(d)
