@@ -273,7 +273,7 @@ class _EarlyStopping:
             ended = {run: _finish(run, tests) for run in runs}
         finally:
             for run in leased:
-                self.ledger.release(run.stored.id)
+                run.leave()
         return (ended.get(alongside, base) if alongside else base), ended.get(self.tuned, self.tuned.stored)
 
     def _rounds(self, left: Side, right: Side, tests: list[_RunningTest]) -> None:

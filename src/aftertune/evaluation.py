@@ -29,13 +29,16 @@ from aftertune.engine.schedule import Budget
 from aftertune.engine.verify import PackingDecision, needs_spot_check, spot_check
 from aftertune.errors import InputError, ResumeRefused, nearest
 from aftertune.harness import HarnessEngine
+from aftertune.harness.checks import check_tasks, model_defaults
+from aftertune.harness.engines import ServerTemplate
+from aftertune.harness.evaluated import TRANSPORT, EvaluatedModel, identify
 from aftertune.ledger import Ledger
-from aftertune.sources.generation import LIMITS, generation_defaults, is_sampled
 from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
-from aftertune.tasks.chat_template import ChatTemplate, date_note, get_chat_template, template_date
+from aftertune.tasks.chat_template import ChatTemplate, date_note
 from aftertune.values import Answer, Evaluation, ModelIdentity, Progress, Request, TaskSettings, digest
+from aftertune.values.reported import identity_note
 
 #: Batch size of the ``lm-eval:NAME`` engines.
 HARNESS_BATCH = 8
@@ -113,7 +116,7 @@ class EvaluationRun:
         self.engine: EvaluationEngine | None = None
         self.known: tuple[PackingDecision, int] | None = None
         self.loaded: list[LoadedTask] = []
-        self.template: ChatTemplate | None = None
+        self.template: ChatTemplate | ServerTemplate | None = None
         self.started = time.monotonic()
 
     def run(self) -> Evaluation:
@@ -126,6 +129,14 @@ class EvaluationRun:
             self.answer(self.requests)
             return self.finish(self.loaded)
         finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Release the lease. An evaluation that failed before its first answer is removed: there is nothing to resume.
+        """
+        if self.is_new and not self.responses:
+            self.ledger.delete_evaluation(self.stored.id)
+        else:
             self.ledger.release(self.stored.id)
 
     def prepare(self, like: EvaluationRun | None = None) -> Evaluation:
@@ -133,91 +144,45 @@ class EvaluationRun:
 
         like: a prepared run of the same tasks. If both models have the same chat template, its tasks are used.
         """
-        self._identify()
-        self.template = get_chat_template(self.tokenizer, template_date(self.tokenizer, self.spec.template_date))
+        self.progress(0, 0, "identifying the model")
+        self.evaluated = identify(self.spec)
+        self.identity, self.template = self.evaluated.identity, self.evaluated.template
         if like is not None and _written_alike(like.template, self.template):
             self.loaded = like.loaded
         else:
             self.progress(0, 0, "reading the tasks")
-            self.loaded = tasks.load(self.spec.tasks, _options(self.spec, self.template))
+            self.loaded = tasks.load(self.spec.tasks, _options(self.spec, self.evaluated))
         self.requests = [request for task in self.loaded for request in task.requests]
-        self._check_generation()
-        return self._evaluation(self.template)
-
-    def _check_generation(self) -> None:
-        """Raise InputError for generation settings that reach no text, or that the model's own ones override."""
-        spec, generated = self.spec, [t.settings for t in self.loaded if t.settings.output_type == "generate_until"]
-        names = {name for settings in generated for name in (settings.task, *settings.groups)}
-        if spec.gen_kwargs and not generated:
-            raise InputError(f"gen_kwargs has {', '.join(spec.gen_kwargs)}, but no task here generates texts; leave it "
-                             "out")
-        idle = next((t for t in spec.tasks if t.gen_kwargs and t.name not in names), None)
-        if idle is not None:
-            raise InputError(f"task {idle.name!r} has gen_kwargs, but it generates no texts; leave them out")
-        self.defaults = self._defaults()
-        given = [*spec.gen_kwargs, *(name for t in spec.tasks for name in t.gen_kwargs)]
-        limit = next((name for name in given if name in (*LIMITS, "max_length")), None)
-        if limit is not None and "max_new_tokens" in self.defaults:
-            raise InputError(f"{limit!r} has no effect: the model's generation_config.json sets max_new_tokens to "
-                             f"{self.defaults['max_new_tokens']}, which lm-eval's hf model takes first; leave {limit} "
-                             "out, or remove max_new_tokens from that file")
-
-    def _identify(self) -> None:
-        """Resolve the model and the adapter, compute their fingerprint and load the tokenizer."""
-        spec = self.spec
-        self.device = devices.choose_device(spec.device)
-        self.dtype = devices.choose_dtype(spec.dtype, self.device)
-        self.progress(0, 0, "identifying the model")
-        self.source = sources.resolve_model(spec.model, revision=spec.revision,
-                                            trust_remote_code=spec.trust_remote_code)
-        if spec.quantize is not None:
-            self._check_quantize(spec.quantize)
-            self.source = replace(self.source, quantization=spec.quantize)
-        self.identity = sources.fingerprint_model(self.source)
-        self.code_digest = sources.fingerprint_code(self.source)
-        self.adapter = None
-        if spec.adapter is not None:
-            self.adapter = sources.resolve_adapter(spec.adapter, self.source, self.identity)
-            self.identity = sources.fingerprint_model(self.source, self.adapter)
-        self.tokenizer = sources.load_tokenizer(self.source)
+        self.defaults = model_defaults(self.evaluated, self.loaded)
+        check_tasks(self.spec, self.evaluated, self.loaded, self.defaults)
+        return self._evaluation()
 
     def open(self, evaluation: Evaluation) -> Evaluation:
         """Store the evaluation if it is new, and read its responses and schedule from the ledger."""
         items = [item for task in self.loaded for item in task.items]
+        self.is_new = all(e.id != evaluation.id for e in self.ledger.evaluations())
         stored = self.ledger.open_evaluation(evaluation, items)
         self.stored = stored if stored.status == "done" else replace(stored, name=evaluation.name)
         self.responses = self.ledger.responses(self.stored.id)
         self.schedule = self.ledger.schedule(self.stored.id)
         return self.stored
 
-    def _check_quantize(self, kind: str) -> None:
-        engine = self.spec.engine
-        if engine.startswith("lm-eval:") and engine != "lm-eval:hf":
-            raise InputError(f"--quantize {kind}: {engine} loads the model itself and cannot quantize it; use the "
-                             "engine packed, plain or lm-eval:hf")
-        sources.require_nf4(self.device)
-
-    def _evaluation(self, template: ChatTemplate | None) -> Evaluation:
+    def _evaluation(self) -> Evaluation:
         """The evaluation before it has results. Its id covers everything that decides them."""
-        spec, settings = self.spec, tuple(task.settings for task in self.loaded)
+        spec, model, settings = self.spec, self.evaluated, tuple(task.settings for task in self.loaded)
         hashed = [{k: v for k, v in s.hashed().items() if k not in _NOT_IN_ID}
                   | {"chance": task.first_choice, "cluster": _cluster_in_id(s)}
                   for task, s in zip(self.loaded, settings, strict=True)]
-        further = {k: v for k, v in {"defaults": self.defaults, "code": self.code_digest}.items() if v}
-        key = digest([self.identity.fingerprint, self.identity.tokenizer, hashed, self.dtype,
-                      self.device.split(":")[0], spec.engine, *([further] if further else [])])
+        arguments = {k: v for k, v in spec.engine_args.items() if k not in TRANSPORT}
+        further = {"defaults": self.defaults, "code": model.code_digest, "engine_args": arguments}
+        added = {k: v for k, v in further.items() if v}  # only what is set, so that ids of other evaluations stay
+        key = digest([self.identity.fingerprint, self.identity.tokenizer, hashed, model.dtype,
+                      model.device.split(":")[0], spec.engine, *([added] if added else [])])
         return Evaluation(
             id=self.fresh(f"e-{key[:10]}"), name=spec.name or self._name(), model=self.identity,
-            tasks=settings, device=_device_name(self.device), dtype=self.dtype, engine=spec.engine,
-            warnings=tuple(self._warnings(template)), tuning=self._tuning(), provenance=self.provenance,
-            defaults=self.defaults, code_digest=self.code_digest)
-
-    def _defaults(self) -> dict[str, Any]:
-        """The fields of the model's generation config that change the texts of these tasks."""
-        settings = [t.settings.generation for t in self.loaded if t.settings.output_type == "generate_until"]
-        if not settings:
-            return {}
-        return generation_defaults(self.source, self.tokenizer, sampled=any(map(is_sampled, settings)))
+            tasks=settings, device=_device_name(model.device), dtype=model.dtype, engine=spec.engine,
+            warnings=tuple(self._warnings()), tuning=self._tuning(), provenance=self.provenance,
+            defaults=self.defaults, code_digest=model.code_digest, stated=model.stated)
 
     def fresh(self, key: str) -> str:
         """``key``, or with --fork the first of key.2, key.3 … that is not in the ledger."""
@@ -237,19 +202,23 @@ class EvaluationRun:
         ids = [t.id for t in self.ledger.tunings() if self.identity.fingerprint in t.results]
         return ids[-1] if ids else None
 
-    def _warnings(self, template: ChatTemplate | None) -> Iterator[str]:
+    def _warnings(self) -> Iterator[str]:
+        model = self.evaluated
+        if note := identity_note(self.identity):
+            yield f"the identity of {self.identity.source} is {note}; use --fork to ask again"
         if self.defaults:
             fields = ", ".join(f"{name} {json.dumps(value)[:60]}" for name, value in self.defaults.items())
             yield f"the model's generation_config.json changes its texts, as in lm-eval: {fields}"
         raw = [task.settings.task for task in self.loaded if task.settings.chat_template is None]
-        if template is not None and raw:
+        if isinstance(self.template, ChatTemplate) and raw:
             yield f"the model has a chat template, but it is not used for {_some(raw)} (lm-eval's default)"
-        if template is not None and len(raw) < len(self.loaded):
-            yield from filter(None, [date_note(self.tokenizer, self.spec.template_date)])
-        yield from getattr(self.tokenizer, "notes", ())
-        if self.adapter is not None and not self.adapter.proven and self._tuning() is None:
-            yield (f"lineage not proven: no record identifies the weights on which {self.adapter.source} was trained; "
-                   f"its config names {self.adapter.trained_on or 'no base'}, and the base here is {self.source.named}")
+        if isinstance(self.template, ChatTemplate) and len(raw) < len(self.loaded):
+            yield from filter(None, [date_note(model.tokenizer, self.spec.template_date)])
+        yield from getattr(model.tokenizer, "notes", ())
+        if model.source and model.adapter and not model.adapter.proven and self._tuning() is None:
+            yield (f"lineage not proven: no record identifies the weights on which {model.adapter.source} was trained; "
+                   f"its config names {model.adapter.trained_on or 'no base'}, and the base here is "
+                   f"{model.source.named}")
         yield from tasks.item_warnings(self.loaded)
 
     def answer(self, requests: Sequence[Request], stage: int | None = None) -> None:
@@ -273,9 +242,12 @@ class EvaluationRun:
         """Load the model, with the threads of the stored schedule if there is one."""
         self.threads = devices.set_threads(self.spec.threads or (self.schedule or {}).get("threads"))
         self.progress(0, 0, "loading the model")
-        self.model = self.load(self.source, self.dtype, self.device, self.adapter, tokenizer=self.tokenizer)
+        model = self.evaluated
+        if model.facts.kind == "own":
+            assert model.source is not None
+            self.model = self.load(model.source, model.dtype, model.device, model.adapter, tokenizer=model.tokenizer)
         self.started = time.monotonic()
-        self.engine = self._engine(self.model, self.threads, self.schedule)
+        self.engine = model.engine or self._engine(self.threads, self.schedule)
         return self.engine
 
     def finish(self, loaded: Sequence[LoadedTask], value: Evaluation | None = None) -> Evaluation:
@@ -293,24 +265,23 @@ class EvaluationRun:
                       *_unextracted(loaded, answers)),
             provenance=provenance.finish(self.provenance)), answers, positions)
 
-    def _engine(self, model: Any, threads: int, stored: dict[str, Any] | None) -> EvaluationEngine:
-        name = self.spec.engine
-        if name.startswith("lm-eval:"):
-            kind = name.removeprefix("lm-eval:")
-            if kind == "hf":
-                return HarnessEngine.make(kind, model=model, tokenizer=self.tokenizer, batch_size=HARNESS_BATCH)
-            arguments = {"pretrained": str(self.source.gguf_path or self.source.path), "dtype": self.dtype}
-            return HarnessEngine.by_name(kind, arguments, batch_size=HARNESS_BATCH, device=self.device)
+    def _engine(self, threads: int, stored: dict[str, Any] | None) -> EvaluationEngine:
+        spec, model = self.spec, self.evaluated
+        name, kind = spec.engine, spec.engine.removeprefix("lm-eval:")
+        if model.facts.kind == "loads":
+            device = model.device if "device" in model.facts.takes else None
+            return HarnessEngine.by_name(kind, model.arguments, batch_size=HARNESS_BATCH, device=device)
         if name not in ("packed", "plain"):
-            raise InputError(f"unknown engine {name!r}; use packed, plain or lm-eval:NAME")
+            return HarnessEngine.make(kind, model=self.model, tokenizer=model.tokenizer, batch_size=HARNESS_BATCH,
+                                      think_end_token=spec.think_end_token)
         if stored:
             budget = Budget.load(stored["budget"])
         else:
-            free = devices.free_memory(self.device)
-            if self.spec.memory is not None:
-                free = min(free, parse_memory(self.spec.memory))
-            budget = budgets.resolve(model, free=free // self.sides, threads=threads)
-        return Engine(model, self.tokenizer, packed=name == "packed", budget=budget)
+            free = devices.free_memory(model.device)
+            if spec.memory is not None:
+                free = min(free, parse_memory(spec.memory))
+            budget = budgets.resolve(self.model, free=free // self.sides, threads=threads)
+        return Engine(self.model, model.tokenizer, packed=name == "packed", budget=budget)
 
     def _follow(self, engine: EvaluationEngine, plan: Any, stage: int | None) -> None:
         """Store the schedule before the first batch, or check that this process meets the stored one."""
@@ -335,7 +306,7 @@ class EvaluationRun:
             raise ResumeRefused(f"evaluation {self.stored.id} was started under other conditions "
                                 f"({'; '.join(changed)}), so its results would be mixed; resume it under the same "
                                 "conditions, or start a new one with --fork")
-        if needs_spot_check(self.device) and isinstance(engine, Engine) and "spot_check" not in self.schedule:
+        if needs_spot_check(self.evaluated.device) and isinstance(engine, Engine) and "spot_check" not in self.schedule:
             rows = [row for job in plan.jobs for row in job.rows]
             if rows:
                 self.schedule["spot_check"] = spot_check(self.model, rows, packed=plan.decision.packed)
@@ -374,18 +345,23 @@ def _decision(stage: dict[str, Any]) -> tuple[PackingDecision, int]:
     return PackingDecision(**stage["decision"]), int(stage["longest"])
 
 
-def _options(spec: EvalSpec, template: ChatTemplate | None) -> LoadOptions:
+def _options(spec: EvalSpec, model: EvaluatedModel) -> LoadOptions:
+    template = model.template
+    ending = {} if spec.think_end_token is None else {"think_end_token": spec.think_end_token}
     return LoadOptions(
         apply_chat_template=spec.apply_chat_template, template=template.render if template else None,
-        template_hash=template.hash if template else None,
-        template_date=template.date if template else None, system_instruction=spec.system_instruction,
-        fewshot_as_multiturn=spec.fewshot_as_multiturn, gen_kwargs=spec.gen_kwargs,
-        include_path=spec.include_path, allow_task_code=spec.allow_task_code, source=spec.task_source)
+        template_hash=template.hash if template else None, template_date=template.date if template else None,
+        template_arguments=template.arguments if template else {},
+        system_instruction=spec.system_instruction, fewshot_as_multiturn=spec.fewshot_as_multiturn,
+        gen_kwargs={**ending, **spec.gen_kwargs}, include_path=spec.include_path, allow_task_code=spec.allow_task_code,
+        source=spec.task_source, check_generation=model.facts.kind == "own")
 
 
-def _written_alike(left: ChatTemplate | None, right: ChatTemplate | None) -> bool:
+def _written_alike(left: ChatTemplate | ServerTemplate | None, right: ChatTemplate | ServerTemplate | None) -> bool:
     """True if both templates write the same text, or both are missing."""
-    return left is right if left is None or right is None else (left.hash, left.date) == (right.hash, right.date)
+    if left is None or right is None:
+        return left is right
+    return (left.hash, left.date, left.arguments) == (right.hash, right.date, right.arguments)
 
 
 def _unextracted(loaded: Sequence[LoadedTask], answers: Sequence[Answer]) -> Iterator[str]:

@@ -32,13 +32,14 @@ FORMATS = ("lm-eval", "every-eval-ever", "csv", "latex", "json")
 def runs(as_json: JsonFlag = False) -> None:
     """List evaluations, tunings and comparisons, newest last."""
     from aftertune.ledger import Ledger
-    from aftertune.values.reported import proven
+    from aftertune.values.reported import identity_note, proven
 
     with Ledger(create=False) as ledger:
         evaluations, tunings, comparisons = ledger.evaluations(), ledger.tunings(), ledger.comparisons()
         reported = documents(ledger)
     if as_json:
-        emit({"evaluations": [{"id": e.id, "name": e.name, "status": e.status, "imported": not proven(e.model),
+        emit({"evaluations": [{"id": e.id, "name": e.name, "status": e.status,
+                               "imported": identity_note(e.model).startswith("not proven"), "verified": proven(e.model),
                                "tasks": [t.task for t in e.tasks]} for e in evaluations],
               "tunings": [{"id": t.id, "name": t.name, "status": t.status, "method": t.method} for t in tunings],
               "comparisons": [{"id": c.id, "base": c.base, "tuned": c.tuned} for c in comparisons],
@@ -52,7 +53,7 @@ def runs(as_json: JsonFlag = False) -> None:
     table.add_column("id", no_wrap=True)
     for heading in ("kind", "name", "status", "what"):
         table.add_column(heading, overflow="fold")
-    rows = [(e.id, "evaluation" if proven(e.model) else "evaluation, imported", e.name, e.status,
+    rows = [(e.id, _kind(e), e.name, e.status,
              ", ".join(_task_text(t) for t in e.tasks)) for e in evaluations]
     rows += [(t.id, "tuning", t.name, t.status, f"{t.method}, {t.examples:,} examples") for t in tunings]
     rows += [(c.id, "comparison", f"{c.tuned_name} against {c.base_name}", "forced" if c.forced else "",
@@ -63,6 +64,16 @@ def runs(as_json: JsonFlag = False) -> None:
     for row in rows:
         table.add_row(*map(Text, row))  # Text: rich must not read a name as markup
     rich_console().print(table)
+
+
+def _kind(evaluation: Evaluation) -> str:
+    """What an evaluation is in the list, with a doubt about its model."""
+    from aftertune.values.reported import identity_note
+
+    note = identity_note(evaluation.model)
+    if not note:
+        return "evaluation"
+    return "evaluation, imported" if note.startswith("not proven") else "evaluation, not verified"
 
 
 def _task_text(task: TaskSettings) -> str:

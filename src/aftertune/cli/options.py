@@ -72,7 +72,8 @@ class SpecOption:
         if not isinstance(default, str | int | float | Path | type):
             default = None
         names = self.names
-        if default is True:
+        switch = default is True or (default is None and _kind(self.field.annotation) is bool)
+        if switch:
             names = (f"{names[0]}/--no-{names[0].removeprefix('--')}", *names[1:])
         info = typer.Option(*names, help=self.help, metavar=self.flag.form or None) if names[0].startswith("--") else \
             typer.Argument(metavar=names[0], help=self.help)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from aftertune.values import Difference, Evaluation, TaskSettings, canonical, digest
 
 #: Settings that must agree. Each also changes the prompts, so prompts are compared only where these agree.
-_SETTINGS = ("version", "primary", "num_fewshot", "chat_template", "template_date", "system_instruction",
-             "fewshot_as_multiturn")
+_SETTINGS = ("version", "primary", "num_fewshot", "chat_template", "template_date", "template_arguments",
+             "system_instruction", "fewshot_as_multiturn")
 _LIBRARIES = ("torch", "transformers", "lm-eval")
 _ITEM_FIELDS = ("items", "limit", "sample", "sample_seed")
 #: Differences that an error message lists.

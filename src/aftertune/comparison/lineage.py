@@ -39,6 +39,8 @@ class ModelRelation:
 def find_relation(left: Evaluation, right: Evaluation, ledger: Ledger) -> ModelRelation:
     """How the model of ``right`` is related to that of ``left``."""
     done = [t for t in ledger.tunings() if t.status == "done"]
+    if left.stated or right.stated:  # the same name proves nothing: a server may have changed its model
+        return ModelRelation()
     if left.model.fingerprint == right.model.fingerprint:
         return ModelRelation("same model")
     tunings = [t for t in done if right.model.fingerprint in t.results and t.base.fingerprint == left.model.fingerprint]

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from aftertune.engine.engine import ResponseBatch
 from aftertune.engine.verify import PackingDecision
-from aftertune.errors import InputError, nearest
+from aftertune.errors import AftertuneError, InputError, ResourceError
 from aftertune.values import Request, Response, digest
 
 #: Largest number of requests in one batch, which is one transaction of the ledger.
 CHUNK = 128
+#: Names of lm-eval's class that runs on the loaded model.
+OURS = ("hf", "hf-auto", "huggingface")
 _TYPES = {"score": "loglikelihood", "rolling": "loglikelihood_rolling", "generate": "generate_until"}
 
 
@@ -47,31 +49,36 @@ class HarnessEngine:
     def __init__(self, lm: Any, name: str) -> None:
         self.lm = lm
         self.name = name
+        self.as_messages = False  # prompts are chats in JSON, for the server's own template
 
     @classmethod
-    def make(cls, name: str, *, model: Any, tokenizer: Any, batch_size: int) -> HarnessEngine:
-        """The engine for lm-eval's ``hf`` class with a loaded model."""
+    def make(cls, name: str, *, model: Any, tokenizer: Any, batch_size: int, think_end_token: str | None = None
+             ) -> HarnessEngine:
+        """The engine for lm-eval's ``hf`` class with a loaded model. think_end_token: ends a reasoning trace."""
         from lm_eval.models.huggingface import HFLM
 
+        end: str | int | None = think_end_token
+        if end is not None and end in tokenizer.all_special_tokens:  # decoded texts do not show it
+            end = int(tokenizer.convert_tokens_to_ids(end))
         with contextlib.redirect_stderr(io.StringIO()):
             return cls(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, dtype=str(model.dtype)
-                            .removeprefix("torch.")), name)
+                            .removeprefix("torch."), think_end_token=end), name)
 
     @classmethod
-    def by_name(cls, name: str, arguments: dict[str, Any], *, batch_size: int, device: str) -> HarnessEngine:
+    def by_name(cls, name: str, arguments: Mapping[str, Any], *, batch_size: int, device: str | None) -> HarnessEngine:
         """The engine for any model class in lm-eval's registry.
 
-        arguments: the class's own arguments. Raises InputError if there is no such class.
+        arguments: the class's own arguments. Raises ResourceError if the class cannot start.
         """
-        from lm_eval.api.registry import MODEL_REGISTRY, get_model
+        from lm_eval.api.registry import get_model
 
         try:
-            model_class = get_model(name)
-        except (KeyError, ValueError) as error:
-            names = sorted(str(k) for k in MODEL_REGISTRY.keys())  # noqa: SIM118 (lm-eval's own mapping type)
-            raise InputError(f"engine 'lm-eval:{name}': lm-eval has no model class {name!r}{nearest(name, names)}; "
-                             "`lm-eval:hf` runs transformers models") from error
-        return cls(model_class.create_from_arg_obj(arguments, {"batch_size": batch_size, "device": device}), name)
+            further = {"batch_size": batch_size, **({} if device is None else {"device": device})}
+            further = {k: v for k, v in further.items() if k not in arguments}
+            with contextlib.redirect_stderr(io.StringIO()):
+                return cls(get_model(name).create_from_arg_obj(dict(arguments), further), name)
+        except Exception as error:  # every class raises errors of its own
+            raise _failed(name, error) from error
 
     def plan(self, requests: Sequence[Request], known: tuple[PackingDecision, int] | None = None) -> HarnessPlan:
         del known
@@ -93,25 +100,69 @@ class HarnessEngine:
             if done.issuperset(r.position for r in chunk):
                 continue
             method = getattr(self.lm, _TYPES[chunk[0].kind])
-            with contextlib.redirect_stderr(io.StringIO()):
-                results = method([_instance(r) for r in chunk])
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    results = list(method([self._instance(r) for r in chunk]))
+            except AftertuneError:
+                raise
+            except Exception as error:  # a server may be gone, and every class raises errors of its own
+                if self.name in OURS:
+                    raise
+                raise _failed(self.name, error) from error
             responses = {r.position: _response(r, x) for r, x in zip(chunk, results, strict=True)}
             yield ResponseBatch(index, responses, len(chunk))
 
+    def _instance(self, request: Request) -> Any:
+        from lm_eval.api.instance import Instance
 
-def _instance(request: Request) -> Any:
-    from lm_eval.api.instance import Instance
+        context: Any = request.context
+        if self.as_messages:
+            from lm_eval.models.api_models import JsonChatStr
 
-    arguments: dict[str, tuple[Any, ...]] = {
-        "score": (request.context, request.continuation), "rolling": (request.continuation,),
-        "generate": (request.context, {k: v for k, v in request.generation.items() if k != "think_end_token"})}
-    return Instance(request_type=_TYPES[request.kind], doc={}, arguments=arguments[request.kind], idx=0)
+            context = JsonChatStr(context)
+        settings = {k: v for k, v in request.generation.items() if k != "think_end_token"}
+        arguments: dict[str, tuple[Any, ...]] = {
+            "score": (context, request.continuation), "rolling": (request.continuation,),
+            "generate": (context, settings)}
+        return Instance(request_type=_TYPES[request.kind], doc={}, arguments=arguments[request.kind], idx=0)
+
+
+class ServerTemplate:
+    """The chat template of a model behind a name: lm-eval's class applies it, or leaves it to the server.
+
+    hash: of the engine's name, because nobody has read the template.
+    """
+
+    def __init__(self, engine: HarnessEngine) -> None:
+        self.engine = engine
+        self.hash = digest(["template of the engine", engine.name])
+        self.date: str | None = None
+        self.arguments: Mapping[str, Any] = {}
+
+    def render(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt of a chat, or its messages as JSON. Raises InputError if lm-eval's class makes neither."""
+        made = self.engine.lm.apply_chat_template(chat_history, add_generation_prompt)
+        if isinstance(made, str):
+            return made
+        if not hasattr(made, "prompt"):
+            raise InputError(f"the engine lm-eval:{self.engine.name} makes no prompt of a chat with a remote tokenizer"
+                             "; set tokenizer_backend=huggingface and a tokenizer (--engine-args)")
+        self.engine.as_messages = True
+        return str(made.prompt)
+
+
+def _failed(name: str, error: Exception) -> ResourceError:
+    """The error for a class of lm-eval that failed, in one line."""
+    cause = error.last_attempt.exception() if hasattr(error, "last_attempt") else error  # tenacity's RetryError
+    text = " ".join(str(cause).split())[:300]
+    return ResourceError(f"the engine lm-eval:{name} failed: {type(cause).__name__}{f': {text}' if text else ''}; "
+                         "finished batches are kept: run the same command again once its cause is gone")
 
 
 def _response(request: Request, result: Any) -> Response:
     # lm-eval's models say neither why a text ended nor how much of a context was cut off
     if request.kind == "generate":
-        return Response(text=str(result), truncated=None)
+        return Response(text="" if result is None else str(result), truncated=None)
     if request.kind == "rolling":
         return Response(logprob=float(result), truncated=None)
     return Response(logprob=float(result[0]), greedy=bool(result[1]), truncated=None)

@@ -37,7 +37,7 @@ from aftertune.report.sentences import observations
 from aftertune.report.table import score_interval, score_part
 from aftertune.study import HUB_NAMES, on_hub, presets
 from aftertune.values import Comparison, Evaluation, ModelIdentity, Score, TaskSettings, Tuning
-from aftertune.values.reported import proven
+from aftertune.values.reported import STATED, proven
 
 
 # --- The model ---
@@ -250,7 +250,8 @@ def _summary(subject: Subject) -> str:
     else:
         text = "How this model was made is unknown."
     if model is not None and not proven(model):
-        return f"{text} Its results were imported, and its weights were not read."
+        asked = "It was asked under a name" if model.weights.startswith(STATED) else "Its results were imported"
+        return f"{text} {asked}, and its weights were not read."
     method = "" if base is None else ", which asks a model and its base the same questions"
     return f"{text} Its scores were measured with aftertune{method}."
 

@@ -24,7 +24,7 @@ from aftertune.report.results import Family
 from aftertune.report.sentences import watch_facts
 from aftertune.report.table import held_out_line, part_text
 from aftertune.values import Early, EarlyUnit, Evaluation, ModelIdentity, Overlap, Provenance, TaskSettings, Tuning
-from aftertune.values.reported import proven
+from aftertune.values.reported import identity_note
 
 Counts = Mapping[str, Mapping[str, int]]
 
@@ -105,6 +105,8 @@ def evaluation_facts(evaluation: Evaluation, tuning: Tuning | None) -> Facts:
     facts.append(("Device", device_text(evaluation.device, provenance)))
     facts.append(("Batch Plan", plan_text(evaluation.schedule)))
     facts.append(("Data Type", evaluation.dtype))
+    if evaluation.stated:
+        facts.append(("Stated to the Engine", mapping_text(evaluation.stated)))
     note = f", ran as {evaluation.engine_note}" if evaluation.engine_note else ""
     facts.append(("Engine", f"{evaluation.engine}{note}"))
     facts += run_facts(provenance)
@@ -157,8 +159,8 @@ def model_facts(model: ModelIdentity) -> Facts:
     facts: Facts = [("Model Path", model.source)]
     if model.revision:
         facts.append(("Revision", model.revision))
-    if not proven(model):
-        return [*facts, ("Identity", "not proven: these results were imported, and the weights were not read")]
+    if note := identity_note(model):
+        return [*facts, ("Identity", note)]
     facts += [("Model Fingerprint", fmt.short(model.fingerprint)), ("Weights", fmt.short(model.weights)),
               ("Configuration", fmt.short(model.config)), ("Tokenizer", fmt.short(model.tokenizer))]
     if model.quantization:

@@ -188,10 +188,20 @@ class EvalSpec(Spec):
     template_date: Annotated[TemplateDate, Flag()] = None
     system_instruction: Annotated[str | None, Flag(), Field(description="Text before every prompt.")] = None
     fewshot_as_multiturn: Annotated[bool, Flag(), Field(description="Show examples as turns of the chat.")] = False
+    enable_thinking: Annotated[bool | None, Flag(), Field(
+        description="Tell the chat template to let the model think, or not to. Default: as the template does.")] = None
+    think_end_token: Annotated[str | None, Flag(), Field(
+        min_length=1, description="Text that ends a reasoning trace, such as </think>; what is before it is cut off "
+                                  "before the answer is judged.")] = None
     gen_kwargs: Annotated[dict[str, Any], Flag()] = Field(
         default_factory=dict, description="Generation settings: a=1,b=2 or JSON.")
     quantize: Annotated[Quantize, Flag()] = None
     revision: Annotated[Revision, Flag()] = None
+    tokenizer: Annotated[str | None, Flag(), Field(
+        description="Another tokenizer than the model's: a folder, or adapter for that of its folder.")] = None
+    engine_args: Annotated[dict[str, Any], Flag()] = Field(
+        default_factory=dict, description="Arguments of lm-eval's model class, for engines that load or serve a model "
+                                          "by themselves: base_url=URL,num_concurrent=4 or JSON.")
     include_path: Annotated[Path | None, Flag(), Field(description="Folder with your own lm-eval task files.")] = None
     allow_task_code: Annotated[bool, Flag(), Field(description="Let those task files run Python code.")] = False
     memory: Annotated[Memory | None, Flag(), Field(description="Memory limit, for example 8GiB.")] = None

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
 from typing import Any
 
-from aftertune.errors import TaskError
+from aftertune.errors import InputError, TaskError
 
 #: The date that a template writes where none is chosen: the one that the templates of Llama 3.1 and 3.2 contain.
 DEFAULT_DATE = "2024-07-26"
@@ -32,11 +32,13 @@ _DIRECTIVES = [f"%{flag}{letter}" for letter in "aAbBcdDeFgGhHIjmMnpPrRSTuUVwWxX
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """A tokenizer's chat template. hash: sha256 of the template's text. date: that it writes, as YYYY-MM-DD; None for a
-    template that writes none, and for the date of the day."""
+    template that writes none, and for the date of the day. arguments: further variables of the template, such as
+    ``enable_thinking``."""
 
     tokenizer: Any
     hash: str
     date: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def render(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt of a chat. A template that refuses system messages gets the chat without them, as in lm-eval.
@@ -57,16 +59,23 @@ class ChatTemplate:
 
     def _apply(self, chat: list[dict[str, str]], generation: bool) -> str:
         return apply_template(self.tokenizer, chat, generation=generation, continue_final=not generation,
-                              day=self.date)
+                              day=self.date, arguments=self.arguments)
 
 
-def get_chat_template(tokenizer: Any, day: str | None = None) -> ChatTemplate | None:
-    """The tokenizer's chat template, or its ``default`` if it has several; None if it has none. day: as in
-    `apply_template`."""
+def get_chat_template(tokenizer: Any, day: str | None = None, **arguments: Any) -> ChatTemplate | None:
+    """The tokenizer's chat template, or its ``default`` if it has several; None if it has none.
+
+    day, arguments: as in `apply_template`. Raises InputError for an argument that the template does not read.
+    """
     text = getattr(tokenizer, "chat_template", None)
     if isinstance(text, dict):
         text = text.get("default")
-    return ChatTemplate(tokenizer, hashlib.sha256(text.encode()).hexdigest(), day) if text else None
+    if not text:
+        return None
+    if unread := next((name for name in arguments if name not in text), None):
+        raise InputError(f"{tokenizer.name_or_path}: its chat template does not read {unread!r}, so it would have no "
+                         "effect; leave it out")
+    return ChatTemplate(tokenizer, hashlib.sha256(text.encode()).hexdigest(), day, arguments)
 
 
 def template_date(tokenizer: Any, chosen: str | None) -> str | None:

@@ -98,6 +98,7 @@ class LoadOptions:
 
     template: renders chat messages; None if the model has no chat template.
     template_hash: sha256 of the template's text. template_date: the date that it writes, as YYYY-MM-DD.
+    template_arguments: further variables of the template.
     source: "auto" uses the Hub if it can be reached, otherwise packs; "hub" and "pack" use only that.
     check_generation: refuse generation settings that have no effect in transformers.
     """
@@ -106,6 +107,7 @@ class LoadOptions:
     template: TemplateFunction | None = None
     template_hash: str | None = None
     template_date: str | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = False
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -365,7 +367,8 @@ def _built(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
     items, requests, positions = _requests(task, cluster_field, order, start)
     settings = _settings(spec, task, label, tuple(groups), items, requests, total) | {"cluster": cluster_field}
     if chat:
-        settings = settings | {"chat_template": options.template_hash, "template_date": options.template_date}
+        settings = settings | {"chat_template": options.template_hash, "template_date": options.template_date,
+                               "template_arguments": options.template_arguments}
     settings |= {"system_instruction": options.system_instruction, "fewshot_as_multiturn": multiturn,
                  "code": getattr(task, "code", {})}
     return LoadedTask(settings=TaskSettings(**settings), items=items, requests=requests, task=task,

@@ -62,7 +62,7 @@ class ModelIdentity:
 
 
 #: Fields of TaskSettings that were added after ids were made of the others.
-_LATER_FIELDS = ("code", "template_date")
+_LATER_FIELDS = ("code", "template_date", "template_arguments")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,8 @@ class TaskSettings:
     target: the task tests the skill that a fine-tune teaches. used: how many of the n items were asked
     before the task was stopped early, in the random order of draw_seed; None where all were asked. code: the Python
     files of the user's task folder that the task ran, with their SHA-256, and installed modules that its file names;
-    empty for lm-eval's own tasks and for tasks without code.
+    empty for lm-eval's own tasks and for tasks without code. template_arguments: further variables of the chat
+    template, such as ``enable_thinking``.
     template_date: the date that the chat template wrote, as YYYY-MM-DD; None for a template without a date, or with its
     own. An evaluation from before there was this field has None too, with the date of the day on which it ran.
     """
@@ -108,6 +109,7 @@ class TaskSettings:
     draw_seed: int | None = None
     code: Mapping[str, str] = field(default_factory=dict)
     template_date: str | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def hashed(self) -> dict[str, Any]:
         """The fields for the id of an evaluation. A later field is among them where it is set, so older ids stay."""
@@ -288,7 +290,8 @@ class Evaluation:
     budget, slots, threads and every split after running out of memory. status: "running" or "done". early: the plan of
     an evaluation that stops early, None for one that asks all items; the scores of a task that was stopped are early
     estimates. defaults: the fields of the model's generation config that changed its texts; empty where no text was
-    generated. code_digest: of the model's own Python files, None where none of them ran.
+    generated. code_digest: of the model's own Python files, None where none of them ran. stated: what the user
+    states about a model that the engine knows by a name only (a server); its fingerprint is then not that of weights.
     """
 
     id: str
@@ -308,6 +311,7 @@ class Evaluation:
     early: Early | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     code_digest: str | None = None
+    stated: Mapping[str, Any] = field(default_factory=dict)
 
     def task(self, name: str) -> TaskSettings | None:
         """The settings of task ``name``, or None."""

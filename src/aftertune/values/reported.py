@@ -17,6 +17,8 @@ from aftertune.values.evaluation import ModelIdentity
 ScoreName = tuple[str, str, str]
 #: Prefix of a fingerprint that is not made from the weights, because nobody has read them.
 UNPROVEN = "unproven:"
+#: Of a model that an engine knows by a name only: a server, files of another format.
+STATED = f"{UNPROVEN}stated:"
 
 
 def plain_name(name: str) -> str:
@@ -28,6 +30,13 @@ def plain_name(name: str) -> str:
 def proven(model: ModelIdentity) -> bool:
     """True where the fingerprint is made from the weights, False where a file only names the model."""
     return not model.weights.startswith(UNPROVEN)
+
+
+def identity_note(model: ModelIdentity) -> str:
+    """Why the identity of a model is not certain, in one sentence; "" where it is made from the weights."""
+    if model.weights.startswith(STATED):
+        return "not verified: the engine knows the model by this name only, and its weights were not read"
+    return "" if proven(model) else "not proven: these results were imported, and the weights were not read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ from aftertune.values import (
     TaskSettings,
     Tuning,
 )
-from aftertune.values.reported import Audited, AuditedDocument, proven
+from aftertune.values.reported import Audited, AuditedDocument, identity_note, proven
 
 if TYPE_CHECKING:
     from aftertune.ledger import StoredCell
@@ -485,7 +485,7 @@ def _models(results: Results) -> list[tuple[str, ...]]:
     for model in (*(e.model for e in results.evaluations), *(t.base for t in results.tunings)):
         models.setdefault((model.fingerprint, model.tokenizer), model)
     return [(fmt.visible(m.adapter_source or m.source, 120),
-             *((fmt.short(digest) if digest else fmt.DASH) if proven(m) else "not proven"
+             *((fmt.short(digest) if digest else fmt.DASH) if proven(m) else identity_note(m).partition(":")[0]
                for digest in (m.weights, m.config, m.tokenizer, m.adapter))) for m in models.values()]
 
 
