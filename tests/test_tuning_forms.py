@@ -329,6 +329,9 @@ CURED = [
      {"instruction": "a", "output": "b", "history": [["q", "r"]]}),
     ({"preferred_output": [REPLY]}, "write the form of OpenAI's preference data",
      {"input": {"messages": [ASK]}, "preferred_output": [REPLY], "non_preferred_output": [REPLY]}),
+    ({"conversations": 3, "chosen": {"from": "gpt", "value": "b"}, "rejected": ""}, "write one",
+     {"conversations": [ASK], "chosen": {"from": "gpt", "value": "b"}, "rejected": ""}),
+    ({"chosen": [ASK, ["b"]], "rejected": []}, "a turn must be an object", {"chosen": [ASK, REPLY], "rejected": []}),
     ({"prompt": "a"}, '{"prompt", "completion"}', {"prompt": "a", "completion": "b"})]
 
 

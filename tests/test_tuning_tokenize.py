@@ -332,3 +332,26 @@ def test_padding_never_counts_and_the_end_always_does_also_where_they_are_one_to
         assert row.labels[-1] == tokenizer.pad_token_id
         assert labels == row.labels + [IGNORED] * (len(labels) - len(row.ids))
     assert batch["input_ids"][1][-1] == tokenizer.pad_token_id
+
+
+def test_of_a_very_long_text_only_what_is_needed_is_encoded(monkeypatch):
+    """The rows are those of the whole text, whatever is encoded at first, and a text of 10 MB is not."""
+    tokenizer, seen = llama_tokenizer("{% for m in messages %}[{{ m['role'][:1] }}]{{ m['content'] }}</s>{% endfor %}"
+                                      "{% if add_generation_prompt %}[a]{% endif %}"), []
+    text = " ".join(f"{n * 7919 % 1000}abc, d" for n in range(4000))
+    examples = [Example((("user", text[:300]),), text), Example((("user", text),), "b"),
+                Example((("user", "a"), ("assistant", text[:90]), ("user", text[:50])), text), Example((), text)]
+    short, options = Example((("user", "a"),), "b"), [EncodeOptions("chat", length) for length in (16, 200, 500)]
+    monkeypatch.setattr("aftertune.tuning.tokenize.CHARACTERS", 10**9)
+    whole = [encode_all([example, short], tokenizer, option) for example in examples for option in options]
+    monkeypatch.undo()
+    plain = tokenizer.__class__.__call__
+    monkeypatch.setattr(tokenizer.__class__, "__call__",
+                        lambda self, text, **more: (seen.append(len(text)), plain(self, text, **more))[1])
+    start = [encode_all([example, short], tokenizer, option) for example in examples for option in options]
+    assert [encoded.rows for encoded in start] == [encoded.rows for encoded in whole]
+    assert [(e.cut, e.masked) for e in start] == [(e.cut, e.masked) for e in whole]
+    assert any("more than" in note for encoded in start for note in encoded.notes)
+    seen.clear()
+    encode_all([Example((("user", "a"),), "0abc, d" * 1_500_000)], tokenizer, EncodeOptions("chat", 128))
+    assert max(seen) <= 4 * 32 * 128

@@ -197,7 +197,8 @@ def _preference(row: Row, place: Place) -> Example:
             prompt = [*_system(row, place), *read_turns(row[key], key, place)]
             answer = [chosen] if isinstance(chosen, dict) else chosen
             return read_conversation(answer, "chosen", place, prompt=prompt)
-    if _is_turns(chosen) and any(turn.get("role", turn.get("from")) in ("user", "human") for turn in chosen):
+    if _is_turns(chosen) and any(isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human")
+                                 for turn in chosen):
         return _implicit_prompt(chosen, row.get("rejected"), place)
     if "instruction" in row:
         return _instruction(row, "input", "chosen", place)

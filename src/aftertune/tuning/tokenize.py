@@ -32,6 +32,9 @@ from aftertune.tuning.template import Renderer, Segment, excerpt
 if TYPE_CHECKING:
     from aftertune.study import TuneSpec
 
+#: Of a long text, so many characters for each token of max_length are encoded at first; and the tokens before the cut
+#: that must be left over, because the last tokens of a cut text are not those of the whole one.
+CHARACTERS, MARGIN = 32, 32
 #: The label of a token that does not count in the loss; torch's cross-entropy ignores it.
 IGNORED = -100
 
@@ -107,11 +110,11 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptio
     for number, example, texts in rendered:
         split += len(texts) > 1
         for segments in texts:
-            ids, labels = encoder.encode(segments)
+            ids, labels, longer = _encode_start(encoder, segments, options.max_length)
             if all(label == IGNORED for label in labels[1:options.max_length]):  # the first token is not predicted
                 prompt = next((n for n, label in enumerate(labels) if label != IGNORED), len(labels))
                 first = first or (f"the first is {example.where or f'example {number}'} ({excerpt(example)}) of "
-                                  f"{prompt} tokens")
+                                  f"{'more than ' if longer else ''}{prompt} tokens")
                 masked += 1
                 continue
             cut += len(ids) > options.max_length
@@ -152,6 +155,29 @@ def _render_all(examples: Sequence[Example], renderer: Renderer, options: Encode
     if examples and not rendered:
         raise InputError(f"template {options.template} refuses all {len(examples)} examples; the first: {refused[0]}")
     return rendered, refused
+
+
+def _encode_start(encoder: _Encoder, segments: Sequence[Segment], max_length: int) -> tuple[list[int], list[int], bool]:
+    """Ids and labels of a row; of a very long text only those of a start that has more than max_length tokens. Also
+    whether the row is longer. A row is cut at max_length, and to encode 10 MB takes seconds and gigabytes."""
+    size = CHARACTERS * max_length
+    while 2 * size < sum(len(segment.text) for segment in segments):
+        ids, labels = encoder.encode(_first_characters(segments, size))
+        if len(ids) > max_length + MARGIN:
+            return ids, labels, True
+        size *= 4
+    return *encoder.encode(segments), False
+
+
+def _first_characters(segments: Sequence[Segment], size: int) -> list[Segment]:
+    """The segments of the first ``size`` characters; the last of them is cut."""
+    first: list[Segment] = []
+    for segment in segments:
+        if len(segment.text) > size:
+            return [*first, replace(segment, text=segment.text[:size], end=False)]
+        first.append(segment)
+        size -= len(segment.text)
+    return first
 
 
 def text_spans(row: EncodedRow, tokenizer: Any) -> list[tuple[str, bool]]:

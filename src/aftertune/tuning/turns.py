@@ -107,8 +107,10 @@ def conversation(turns: Sequence[Turn], key: str, place: Place, *, first: int = 
                    extra=extra)
 
 
-def read_turns(turns: Sequence[Any], key: str, place: Place) -> Iterator[Turn]:
+def read_turns(turns: Any, key: str, place: Place) -> Iterator[Turn]:
     """The turns of a list. key: of the list in the row. Raises InputError for one that cannot be read."""
+    if not isinstance(turns, list):
+        raise InputError(f"{place.where}: `{key}` must be a list of turns, found {_kind(turns)}; write one, {SKIP}")
     for number, turn in enumerate(turns):
         here = place.at(f": {key}[{number}]")
         if not isinstance(turn, dict):
