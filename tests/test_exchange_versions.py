@@ -152,6 +152,23 @@ def test_the_direction_of_a_metric_without_a_statement_is_that_of_the_catalog(tm
     assert single(tmp_path / "r.json", ledger).tasks[0].higher_is_better == {"word_perplexity": False, "acc": True}
 
 
+def test_the_audit_is_told_what_is_no_share_of_items(tmp_path: Path) -> None:
+    """Unweighted groups, tasks with an aggregation of their own, and truthfulqa_mc2; a pooled group is one."""
+    rows = {"a": 0.5, "b": 0.3, "pooled": 0.45, "plain": 0.4, "odd": 0.1234567, "truthfulqa_mc2": 0.4066123}
+    value = old_results("org/m", BASE_RIGHT, results={t: {"acc,none": v, "acc_stderr,none": 0.01} for t, v in rows.items()},
+                        group_subtasks={"pooled": ["a", "b"], "plain": ["a", "b"]},
+                        configs={"odd": {"metric_list": [{"metric": "acc", "aggregation": "def mine(x): ..."}]}},
+                        **{"n-samples": {t: {"effective": n, "original": n} for t, n in
+                                         (("a", 300), ("b", 100), ("odd", 100), ("truthfulqa_mc2", 817))}})
+    (tmp_path / "r.json").write_text(json.dumps(value))
+    checks = {c.row.task: c for c in audit(tmp_path / "r.json").checks}
+    assert {t: (c.row.mean_of, c.row.n) for t, c in checks.items() if c.row.mean_of} == {
+        "plain": ("the scores of tasks", 400), "odd": ("the task's own aggregation", 100),
+        "truthfulqa_mc2": ("the probability of the true answers", 817)}
+    assert (checks["pooled"].row.n, checks["pooled"].value_ok, checks["pooled"].stderr_ok) == (400, True, None)
+    assert all(c.value_ok is None for t, c in checks.items() if t in ("plain", "odd", "truthfulqa_mc2"))
+
+
 # Folders
 
 def test_a_folder_is_read_whole_and_what_is_left_is_said(tmp_path: Path, ledger: Ledger) -> None:

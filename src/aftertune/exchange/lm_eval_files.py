@@ -217,6 +217,13 @@ class LmEvalRun:
         return stated or {m: configured.get(m, METRICS[m].higher_is_better if m in METRICS else True)
                           for m in dict.fromkeys(s.metric for s in self.scores(task))}
 
+    def aggregation(self, task: str, metric: str) -> str:
+        """How the values of the items became the score, as the task's configuration says; "" where it does not."""
+        listed = self.section("configs", task).get("metric_list")
+        stated = [m.get("aggregation") for m in listed if isinstance(m, dict) and m.get("metric") == metric] \
+            if isinstance(listed, list) else []
+        return stated[0] if stated and isinstance(stated[0], str) else ""
+
     def answers(self, task: str) -> tuple[str, Rows] | None:
         """(where, (location, row) of each document and filter) of the answers to a task; None where there are none.
 

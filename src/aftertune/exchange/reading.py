@@ -20,6 +20,8 @@ from aftertune.exchange.lm_eval_files import LIMIT, LmEvalRun, LmEvalScore, read
 from aftertune.redaction import redact
 from aftertune.values.reported import Reported
 
+#: Names of aggregations that average the items; "" where the file names none.
+_MEANS = frozenset(("", "mean", "nanmean"))
 #: Parts of a results file that have an entry for each task.
 _BY_TASK = frozenset(("results", "configs", "n-shot", "n-samples", "higher_is_better", "versions"))
 
@@ -80,19 +82,25 @@ def _scores(run: LmEvalRun, task: str, source: str, facts: dict[str, str]) -> It
     own = {"Few-shot Examples": str(shots)} if isinstance(shots, int) and not isinstance(shots, bool) else {}
     name = task if run.tool == "lm-eval" and not task.startswith("hendrycksTest") else catalog.task_named(task)
     for score in run.scores(task):
-        n, origin = _items(run, task, name, score)
+        n, origin = _items(run, task, name)
+        group = task in run.groups
         yield Reported(source=source, model=redact(run.model), task=name, metric=score.metric, filter=score.filter,
                        value=score.value, stderr=score.stderr, n=n, n_source=origin, value_text=_digits(score.value),
-                       stderr_text="" if score.stderr is None else _digits(score.stderr), facts={**facts, **own})
+                       stderr_text="" if score.stderr is None else _digits(score.stderr), facts={**facts, **own},
+                       mean_of=_mean_of(run, task, name, score),
+                       error_of="pooled over the tasks of the group" if group else "")
 
 
-def _items(run: LmEvalRun, task: str, name: str, score: LmEvalScore) -> tuple[int | None, str]:
-    """(items, "stated" or "known") that a score is the share of; (None, "") where that is not known.
+def _mean_of(run: LmEvalRun, task: str, name: str, score: LmEvalScore) -> str:
+    """What a score is the mean of where it is no share of items, as the file or the catalog says; else ""."""
+    if task in run.groups:
+        return "the scores of tasks" if run.averages(task, score.key) == "tasks" else ""
+    how = run.aggregation(task, score.metric)
+    return catalog.averaged(name, score.metric) or ("" if how in _MEANS else "the task's own aggregation")
 
-    The mean over the tasks of a group is no share of its items.
-    """
-    if task in run.groups and run.averages(task, score.key) == "tasks":
-        return None, ""
+
+def _items(run: LmEvalRun, task: str, name: str) -> tuple[int | None, str]:
+    """(items, "stated" or "known") of a task or group; (None, "") where that is not known."""
     used = run.counts(task)[0]
     if used:
         return used, "stated"
