@@ -155,7 +155,8 @@ def test_the_direction_of_a_metric_without_a_statement_is_that_of_the_catalog(tm
 def test_the_audit_is_told_what_is_no_share_of_items(tmp_path: Path) -> None:
     """Unweighted groups, tasks with an aggregation of their own, and truthfulqa_mc2; a pooled group is one."""
     rows = {"a": 0.5, "b": 0.3, "pooled": 0.45, "plain": 0.4, "odd": 0.1234567, "truthfulqa_mc2": 0.4066123}
-    value = old_results("org/m", BASE_RIGHT, results={t: {"acc,none": v, "acc_stderr,none": 0.01} for t, v in rows.items()},
+    results = {t: {"acc,none": v, "acc_stderr,none": 0.01} for t, v in rows.items()}
+    value = old_results("org/m", BASE_RIGHT, results=results,
                         group_subtasks={"pooled": ["a", "b"], "plain": ["a", "b"]},
                         configs={"odd": {"metric_list": [{"metric": "acc", "aggregation": "def mine(x): ..."}]}},
                         **{"n-samples": {t: {"effective": n, "original": n} for t, n in

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from aftertune import catalog
 from aftertune.catalog import MetricKey, unit_of
-from aftertune.errors import InputError
+from aftertune.errors import InputError, ResourceError
 from aftertune.exchange.discovery import discover, unused
 from aftertune.exchange.lm_eval_files import LmEvalRun, Sample, read_samples
 from aftertune.exchange.markdown_record import read_record
@@ -139,10 +139,10 @@ def import_results(path: Path, *, ledger: Ledger, name: str | None = None) -> li
 
 @contextlib.contextmanager
 def _collecting(failed: list[ImportedResult], file: Path, *, alone: bool) -> Iterator[None]:
-    """Collect an InputError about a file in ``failed``; one about the only file is raised."""
+    """Collect an error about a file in ``failed``; one about the only file is raised."""
     try:
         yield
-    except InputError as error:
+    except (InputError, ResourceError) as error:
         if alone:
             raise
         failed.append(ImportedResult(str(file), None, False, (), error=str(error)))
@@ -189,8 +189,9 @@ def _task(run: LmEvalRun, task: str, where: str, rows: Any) -> _TaskSamples:
 
 def _check_samples(run: LmEvalRun, task: str, where: str, samples: Sequence[Sample]) -> None:
     """Raises InputError where the samples do not agree with the results."""
-    shared = run.tool == "lm-eval" and not run.stamp  # one name for the answers of all runs in the folder
-    refusal = _OtherRun if shared else InputError
+    # one name for the answers of all runs in the folder; or a scorer may convert scores in its own way
+    unsure = (run.tool == "lm-eval" and not run.stamp) or run.tool == "inspect_ai"
+    refusal = _OtherRun if unsure else InputError
     used = run.counts(task)[0]
     if used is not None and used != len(samples):
         raise refusal(f"{where}: {len(samples)} documents, but {run.path.name} states {used}; the samples file is "
