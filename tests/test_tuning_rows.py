@@ -226,6 +226,26 @@ def test_a_parquet_list_of_repeated_values_is_refused(tmp_path, monkeypatch):
         read_examples(path)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parquet_file_of_a_repeated_long_value_is_refused_before_it_fills_the_memory(tmp_path, nested):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "bomb.parquet"
+    text = pyarrow.DictionaryArray.from_arrays(pyarrow.nulls(400, pyarrow.int32()).fill_null(0), ["a" * 1_000_000])
+    if nested:
+        text = pyarrow.ListArray.from_arrays(pyarrow.array(range(401), pyarrow.int32()), text)
+    parquet.write_table(pyarrow.table({"prompt": text, "completion": ["b"] * 400}), path, compression="zstd")
+    assert path.stat().st_size < 10_000  # and 400 MB of text
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"row \d\d: the file unpacks to more than 6\d,\d+,\d+ characters"):
+        list(read_rows(path, ReadOptions(), []))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 250_000_000
+    assert pyarrow.default_memory_pool().max_memory() < 600_000_000
+
+
 def test_a_long_value_that_a_parquet_file_repeats_is_unpacked_once(tmp_path):
     import pyarrow
     from pyarrow import parquet

@@ -5,7 +5,7 @@
     next(read_hub_rows("yahma/alpaca-cleaned", "train", None)).where         "yahma/alpaca-cleaned: row 0"
 
 A Parquet file says how many rows it has before they are read. Some hundred bytes can claim 10^9 of them, so MAX_ROWS,
-MAX_ROWS_PER_BYTE and MAX_VALUES bound what is unpacked.
+MAX_ROWS_PER_BYTE, MAX_VALUES, MAX_TEXT and MAX_TEXT_PER_BYTE bound what is unpacked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from aftertune.tuning.text_rows import MAX_ROW, DataRow, too_long
 MAX_ROWS = 100_000_000
 #: Rows for each byte of a Parquet file. Real texts need some bytes each.
 MAX_ROWS_PER_BYTE = 16
+#: Characters that a Parquet file may unpack to: so many, and so many more for each of its bytes.
+MAX_TEXT, MAX_TEXT_PER_BYTE = 2**26, 1000
 #: Rows of a Parquet file that are unpacked at once, and values of a column in one row of it.
 BATCH_ROWS, MAX_VALUES = 256, 1_000_000
 
@@ -33,24 +35,29 @@ def read_parquet_rows(path: Path, notes: list[str]) -> Generator[DataRow]:
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
+    number, size, allowed = 0, 0, MAX_TEXT + MAX_TEXT_PER_BYTE * path.stat().st_size
     lost: dict[str, str] = {}
     try:
         flat = [f.name for f in parquet.read_schema(path) if pyarrow.types.is_string(f.type)]
         # dictionary arrays: a value that is repeated is unpacked once
         with parquet.ParquetFile(path, read_dictionary=flat) as file:
             _refuse_bomb(path, file.metadata)
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            for batch in file.iter_batches(batch_size=_batch_rows(file.metadata, allowed)):
                 columns = {}
                 for name, column in zip(batch.schema.names, batch.columns, strict=True):
                     try:
-                        columns[name] = column.to_pylist()
+                        columns[name] = _values(column)
                     except Exception as error:  # dates out of range, unknown time zones, text that is not UTF-8 …
                         lost.setdefault(name, type(error).__name__)
                 for at in range(batch.num_rows):
                     row = {name: without_none(values[at]) for name, values in columns.items()}
-                    where = f"{path}: row {number}"
-                    yield DataRow(where, too_long(where) if _text_size(row) > MAX_ROW else row)
+                    where, length = f"{path}: row {number}", _text_size(row)
+                    size += length
+                    if size > allowed:
+                        raise InputError(f"{where}: the file unpacks to more than {allowed:,} characters, which is too "
+                                         f"much for {path.stat().st_size:,} bytes; write it again without repeated "
+                                         "rows")
+                    yield DataRow(where, too_long(where) if length > MAX_ROW else row)
                     number += 1
     except (pyarrow.ArrowException, OSError, MemoryError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:120]}); write "
@@ -72,6 +79,22 @@ def _refuse_bomb(path: Path, metadata: Any) -> None:
             if values > MAX_VALUES * max(group.num_rows, 1) or values > MAX_ROWS:
                 raise InputError(f"{path}: a column claims {values:,} values in {group.num_rows:,} rows; write the "
                                  "file again with shorter lists and smaller row groups")
+
+
+def _batch_rows(metadata: Any, allowed: int) -> int:
+    """Rows that may be unpacked at once, if each of them had the longest value that the file can have."""
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    longest = max((group.column(n).total_uncompressed_size for group in groups for n in range(group.num_columns)),
+                  default=1)
+    return max(1, min(BATCH_ROWS, allowed // max(longest, 1)))
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of a column; repeated ones of a dictionary array are one object."""
+    if not hasattr(column, "dictionary"):
+        return list(column.to_pylist())
+    values = column.dictionary.to_pylist()
+    return [None if index is None else values[index] for index in column.indices.to_pylist()]
 
 
 def _text_size(value: Any) -> int:
