@@ -31,7 +31,7 @@ _OTHERS = frozenset((
     "belebele", "bfcl", "bigbench", "bigbenchhard", "bigcodebench", "blimp", "bustm", "c3", "c4", "cb", "ceval",
     "cevalval", "cevalvalid", "chartqa", "chid", "cluewsc", "cmath", "cmmlu", "cmnli", "cmrc", "cnndm", "cola",
     "commonsenseqa", "copa", "coqa", "crowspairs", "cruxeval", "csl", "csqa", "docvqa", "drop", "ds1000", "ethics",
-    "evalplus", "flores", "flores101", "flores200", "gaokao", "gaokaobench", "global_mmlu", "glue", "gpqa",
+    "evalplus", "flores", "flores101", "flores200", "gaokao", "gaokaobench", "gpt4all", "global_mmlu", "glue", "gpqa",
     "gpqacot", "gpqadiamond", "gpqaextended", "gpqamain", "gsm", "gsm8kcot", "gsm8kplatinum", "gsmplus", "haerae",
     "headqa", "hendrycksmath", "hle", "hotpotqa", "humaneval", "humanevalplus", "humanevalx", "humanevalfix",
     "humanitieslastexam", "ifbench", "ifeval", "infinitebench", "jcommonsenseqa", "jmmlu", "kmmlu", "kobest",

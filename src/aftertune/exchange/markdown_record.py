@@ -262,7 +262,7 @@ def _is_generic(title: str) -> bool:
     words = [compact(word) for word in re.split(r"[\s/&+,;:|()\[\]_-]{1,20}", plain_text(title[:400]))]
     words = [word for word in words if word and not word.isdigit()]
     return (all(word in _GENERIC for word in words) and [len(w) for w in words] != [1]) or is_shots(title) or \
-        is_benchmark(title[:400])
+        is_benchmark(title[:400]) or _benchmark_in(title) is not None
 
 
 def _benchmark_in(title: str) -> TaskName | None:

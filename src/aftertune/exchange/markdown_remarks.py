@@ -89,6 +89,8 @@ def _column_remarks(column: int, title: str, titles: Sequence[str], rows: Sequen
     repeated = (m for m in dict.fromkeys(s.model for s in scores)
                 if figures & {(s.metric, s.filter, s.value_text) for s in scores if s.model == m} == figures)
     model = next(repeated, title)
+    if model == title and all(s.model != title for s in scores):
+        return  # a column that is no model, such as a difference
     yield Remark(kind="column", model=model, lead=title)
     for number, task, metric, filter_, cell in cells:
         if cell.bold:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from aftertune import catalog
+from aftertune.exchange.computed import how_computed, is_rounded, items_of, printed
 from aftertune.exchange.discovery import Kind, discover
 from aftertune.exchange.every_eval_ever import every_eval_ever_run
 from aftertune.exchange.files import parse_json, read_text
 from aftertune.exchange.inspect_logs import inspect_run, read_eval
 from aftertune.exchange.lighteval_files import lighteval_run
-from aftertune.exchange.lm_eval_files import LIMIT, LmEvalRun, LmEvalScore, read_results
+from aftertune.exchange.lm_eval_files import LIMIT, LmEvalRun, read_results
 from aftertune.redaction import redact
 from aftertune.values.reported import Reported
 
@@ -77,45 +78,20 @@ def reported_scores(run: LmEvalRun, source: str, without: Collection[str] = ()) 
     facts = {"Evaluation Date": run.started[:10], "Data Type": run.dtype,
              "Device": str(run.section("config").get("device") or ""), run.tool: run.version}
     facts = {k: v for k, v in facts.items() if v}
+    rounded = is_rounded(run)
     return tuple(score for task in dict.fromkeys([*run.section("results"), *run.section("groups")])
-                 if task not in without for score in _scores(run, task, source, facts))
+                 if task not in without for score in _scores(run, task, source, facts, rounded=rounded))
 
 
-def _scores(run: LmEvalRun, task: str, source: str, facts: dict[str, str]) -> Iterator[Reported]:
+def _scores(run: LmEvalRun, task: str, source: str, facts: dict[str, str], *, rounded: bool) -> Iterator[Reported]:
     shots = run.section("n-shot").get(task)
     own = {"Few-shot Examples": str(shots)} if isinstance(shots, int) and not isinstance(shots, bool) else {}
     name = task if run.tool == "lm-eval" and not task.startswith("hendrycksTest") else catalog.task_named(task)
     for score in run.scores(task):
-        n, origin = _items(run, task, name)
-        group = task in run.groups
+        n, origin = items_of(run, task, name, score.key)
+        how = how_computed(run, task, name, score.key)
         yield Reported(source=source, model=redact(run.model), task=name, metric=score.metric, filter=score.filter,
-                       value=score.value, stderr=score.stderr, n=n, n_source=origin, value_text=_digits(score.value),
-                       stderr_text="" if score.stderr is None else _digits(score.stderr), facts={**facts, **own},
-                       mean_of=_mean_of(run, task, name, score),
-                       error_of="pooled over the tasks of the group" if group else "")
-
-
-def _mean_of(run: LmEvalRun, task: str, name: str, score: LmEvalScore) -> str:
-    """What a score is the mean of where it is no share of items, as the file or the catalog says; else ""."""
-    if task in run.groups:
-        return "the scores of tasks" if run.averages(task, score.key) == "tasks" else ""
-    how = run.aggregation(task, score.metric)
-    return catalog.averaged(name, score.metric) or ("" if how in _MEANS else "the task's own aggregation")
-
-
-def _items(run: LmEvalRun, task: str, name: str) -> tuple[int | None, str]:
-    """(items, "stated" or "known") of a task or group; (None, "") where that is not known."""
-    used = run.counts(task)[0]
-    if used:
-        return used, "stated"
-    known = catalog.hub_items(name) if run.limit is None else None
-    return (known, "known") if known else (None, "")
-
-
-def _digits(value: float) -> str:
-    """A float as the audit should read it: one of 3 to 6 decimals was rounded, any other one is exact.
-
-    A share with so few decimals by chance (397 of 1,000) passes either way.
-    """
-    decimals = len(repr(value).partition(".")[2])
-    return repr(value) if 3 <= decimals <= 6 and "e" not in repr(value) else f"{value:.12f}"
+                       value=score.value, stderr=score.stderr, n=n, n_source=origin,
+                       value_text=printed(score.value, rounded=rounded),
+                       stderr_text="" if score.stderr is None else printed(score.stderr, rounded=rounded),
+                       facts={**facts, **own}, mean_of=how.mean_of, error_of=how.error_of)

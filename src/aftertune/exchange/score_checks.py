@@ -24,6 +24,8 @@ from aftertune.values.reported import Reported
 MIN_POWER = 0.3
 #: The guess is right where the figures that fit would all fit by chance with at most this probability.
 MAX_CHANCE = 0.01
+#: Digits after the point of a float that nobody rounded. Then the file's program computed the score.
+UNROUNDED = 10
 #: An error this near to that of a share of n items supports n.
 NEAR_ERROR = 0.15
 
@@ -152,6 +154,8 @@ def check_score(row: Reported) -> Check:
     if row.n is None:
         return Check(row, None, None, (), 0.0, "the number of items is not stated")
     counts = checks.whole_counts(value, row.n)
+    if not counts and value.decimals >= UNROUNDED and row.task not in BENCHMARKS and not _too_large(value, row):
+        return Check(row, None, None, (), 0.0, f"no k of {row.n:,}: a mean of items that are not all 0 or 1")
     plain_error = stderr is not None and row.n > 1 and not row.error_of
     stderr_ok = checks.stderr_agrees(value, stderr, row.n) if plain_error and stderr is not None else None
     if row.n_source == "known" and stderr is not None and plain_error and not (counts and stderr_ok) and \
@@ -175,6 +179,13 @@ def _limited(row: Reported, value: Figure, k: int, n: int) -> Check:
             "have been limited")
     limited = replace(row, n=n, n_source="fits the error")
     return Check(limited, True, True, (k,), checks.detection_power(value, n), text)
+
+
+def _too_large(value: Figure, row: Reported) -> bool:
+    """True for an error above that of a share, which is the largest of all values between 0 and 1."""
+    stderr = _figure(row.stderr_text)
+    most = checks.stderr_of(value.fraction, row.n or 0)
+    return stderr is not None and not row.error_of and stderr.fraction > most * 1.000_1
 
 
 def _other_error(value: Figure, stderr: Figure, n: int) -> str:

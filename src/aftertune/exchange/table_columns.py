@@ -108,10 +108,11 @@ class TableLayout:
         return next((i for i, r in self.roles.items() if r == role), None)
 
 
-def read_layout(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> TableLayout | None:
+def read_layout(heads: Sequence[str], rows: Sequence[Sequence[str]], *, one_task: bool = False) -> TableLayout | None:
     """What the columns of a table are, or None where it is no table of scores of benchmarks.
 
-    heads: the heads as text; rows: the cells as text, as many in each row as heads.
+    heads: the heads as text; rows: the cells as text, as many in each row as heads. one_task: a heading names the one
+    benchmark of the table.
     """
     heads = [plain_text(head) for head in heads]
     roles = _roles(heads)
@@ -120,7 +121,7 @@ def read_layout(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> TableLay
     named = next((i for i, role in roles.items() if role == "task"), None)
     if (better := _task_column(heads, roles, rows, named)) is not None:
         roles = {**{i: r for i, r in roles.items() if i not in (better, named)}, better: "task"}
-    if "task" in roles.values():
+    if "task" in roles.values() or (one_task and _names_metrics(roles, rows)):
         return _with_tasks(heads, roles, rows)
     return _tasks_as_columns(heads, roles, rows)
 
@@ -189,6 +190,13 @@ def _names_tasks(heads: Sequence[str], roles: Mapping[int, Role], rows: Sequence
         return True
     return any(is_benchmark(plain_text(row[column])) for row in rows) or \
         ("result" in roles.values() and "metric" in roles.values())
+
+
+def _names_metrics(roles: Mapping[int, Role], rows: Sequence[Sequence[str]]) -> bool:
+    """True where a column has metrics, most of them known ones."""
+    column = next((i for i, role in roles.items() if role == "metric"), None)
+    cells = [] if column is None else [row[column] for row in rows if row[column].strip()]
+    return bool(cells) and 2 * sum(read_metric(plain_text(cell)).known for cell in cells) >= len(cells)
 
 
 def _task_column(heads: Sequence[str], roles: Mapping[int, Role], rows: Sequence[Sequence[str]],

@@ -120,7 +120,8 @@ class _TableReader:
         self.context = context
         self.heads = [plain_text(cell.text) for cell in table.head]
         self.rows = [(line, [cell.text for cell in cells]) for line, cells in table.rows]
-        self.layout: TableLayout | None = read_layout(self.heads, [cells for _, cells in self.rows])
+        self.layout: TableLayout | None = read_layout(self.heads, [cells for _, cells in self.rows],
+                                                       one_task=bool(context.task))
         self.own = is_lm_eval_table(self.heads)  # of lm-eval
         self.comma = uses_comma(cell for _, cells in self.rows for cell in cells)
         self.notes: list[Remark] = []
@@ -281,7 +282,8 @@ class _TableReader:
         stderr = Figure.parse(score.cell.error, percent=figure.scale == 100) if score.cell.error else None
         if stderr is not None and stderr.value < 0:
             stderr = None
-        known = catalog.hub_items(task)
+        limited = self.own and context.run is not None and context.run.limit is not None
+        known = None if limited else catalog.hub_items(task)
         group = "pooled over the tasks of the group" if score.group else ""
         return Reported(
             source=context.source, model=score.model, task=task, metric=score.metric, filter=score.filter,
