@@ -201,7 +201,7 @@ def test_a_leaderboard_with_rounded_figures_is_not_called_impossible(tmp_path: P
          "score_details": {"score": 12.5}}])
     result = one(path, ledger)
     assert [(r.task, r.metric, r.value_text) for r in result.reported] == [
-        ("hellaswag", "score", "0.4484"), ("Speed", "seconds; per item", "12.500000000000")]
+        ("hellaswag", "score", "0.4484"), ("Speed", "seconds; per item", "12.5")]
     assert audit(path).ok
 
 
