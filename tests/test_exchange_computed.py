@@ -37,7 +37,7 @@ def test_a_mean_of_probabilities_is_no_share(tmp_path: Path) -> None:
     found = results(tmp_path, {"truthfulqa_mc1": share(207, 817), "truthfulqa_mc2": (0.4066, 0.0141)},
                     n={"truthfulqa_mc1": 817, "truthfulqa_mc2": 817})
     assert [c.mark for c in found.checks] == ["ok", "not checked"]
-    assert found.checks[1].text == "a mean of the probability of the true answers is no k of n"
+    assert found.checks[1].text == "a mean (the probability of the true answers) is no k of n"
 
 
 def _subjects() -> tuple[dict[str, tuple[float, float]], dict[str, int]]:
@@ -63,7 +63,7 @@ def test_groups_by_size_and_of_equal_weight(weighted: bool, tmp_path: Path) -> N
     first = next(c for c in found.checks if c.row.task == "own_group")
     assert first.row.error_of == ("pooled over the tasks of the group" if weighted else
                                   "that of a mean of tasks of equal weight")
-    assert first.row.mean_of == ("" if weighted else "3 tasks of equal weight")
+    assert first.row.mean_of == ("" if weighted else "the scores of tasks")
     assert {c.mark for c in found.checks if c is not first} == {"ok"}
 
 
@@ -74,8 +74,8 @@ def test_the_files_own_aggregation_and_repeats(tmp_path: Path) -> None:
                     n=dict.fromkeys(configs, 50))
     assert found.ok
     texts = {c.row.task: c.text for c in found.checks}
-    assert texts["own_f"] == "a mean of items by the aggregation 'weighted_mean' is no k of n"
-    assert texts["own_r"] == "a mean of 5 answers to each item is no k of n"
+    assert texts["own_f"] == "a mean (the task's own aggregation) is no k of n"
+    assert texts["own_r"] == "a mean (5 answers to each item) is no k of n"
     assert texts["own_p"] == "no k of 50: a mean of items that are not all 0 or 1"
 
 
@@ -98,3 +98,12 @@ def test_a_limit_gives_the_number_of_items(limit: float, k: int, n: int, tmp_pat
 def test_floats_of_32_bits_are_shares(tmp_path: Path) -> None:
     found = results(tmp_path, {"piqa": (0.6077257990837097, 0.011391846463084221)}, n={"piqa": 1838})
     assert [(c.mark, c.counts) for c in found.checks] == [("ok", (1117,))]
+
+
+def test_a_group_that_its_tasks_do_not_explain_is_not_called_impossible(tmp_path: Path) -> None:
+    scores, sizes = _subjects()
+    found = results(tmp_path, {"own_group": (0.5012345678, 0.02), **scores}, n=sizes,
+                    groups={"own_group": {"acc,none": 0.5012345678}}, group_subtasks={"own_group": list(sizes)})
+    assert found.ok
+    assert "weighted in a way that the file does not show" in next(
+        c.text for c in found.checks if c.row.task == "own_group")

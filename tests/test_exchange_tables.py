@@ -273,7 +273,7 @@ def test_a_figure_that_nothing_confirms_is_not_called_impossible(tmp_path: Path)
     assert check.mark == "not checked"
     assert "the document does not state n" in check.text
     path.write_text("Means of three seeds:\n\n" + ROW.format("55.25"), encoding="utf-8")
-    assert {c.text for c in audit(path).checks} == {"a mean of several runs is no k of n"}
+    assert {c.text for c in audit(path).checks} == {"a mean (several runs) is no k of n"}
 
 
 def test_established_is_significant_at_every_pairing(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
     how_computed(run, "truthfulqa_mc2", "truthfulqa_mc2", key)    HowComputed(mean_of="the probability of the true …")
     how_computed(run, "mmlu", "mmlu", key).error_of               "pooled over the tasks of the group"
-    items_of(run, "piqa", "piqa", score)                          (50, "stated"): the run had --limit 50
+    items_of(run, "piqa", "piqa")                                 (50, "stated"): the run had --limit 50
 
 The audit needs it: only the share of right answers to n items is k of n, and only its error is
 sqrt(p (1 - p) / (n - 1)). The file's own aggregation and its groups decide, then the catalog.
@@ -11,7 +11,6 @@ sqrt(p (1 - p) / (n - 1)). The file's own aggregation and its groups decide, the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from aftertune import catalog
 from aftertune.catalog import MetricKey
@@ -22,7 +21,7 @@ from aftertune.exchange.lm_eval_tables import items_used
 #: Digits after the point from which a number is a float that nobody rounded.
 _UNROUNDED = 10
 #: Aggregations of lm-eval that are the mean of the items.
-_MEANS = (None, "mean", "nanmean")
+_MEANS = ("", "mean", "nanmean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +39,25 @@ def how_computed(run: LmEvalRun, task: str, name: str, key: MetricKey) -> HowCom
     if what := catalog.averaged(name, key.metric):
         return HowComputed(what)
     if task in run.groups or task in run.section("groups"):
-        children = run.groups.get(task, [])
-        if children and run.averages(task, key) == "tasks":
-            return HowComputed(f"{len(children)} tasks of equal weight", "that of a mean of tasks of equal weight")
+        kind = run.averages(task, key) if run.groups.get(task) else ""
+        if kind == "tasks":
+            return HowComputed("the scores of tasks", "that of a mean of tasks of equal weight")
+        if not kind and run.counts(task)[0] is not None:
+            return HowComputed("its tasks, weighted in a way that the file does not show", "that of a group")
         return HowComputed("", "pooled over the tasks of the group")
-    config = run.section("configs", task)
-    aggregation = _aggregation(config, key.metric)
-    if aggregation not in _MEANS:
-        return HowComputed(f"items by the aggregation {str(aggregation)[:60]!r}", "that of this aggregation")
-    repeats = config.get("repeats")
+    if run.aggregation(task, key.metric) not in _MEANS:
+        return HowComputed("the task's own aggregation", "that of the task's own aggregation")
+    repeats = run.section("configs", task).get("repeats")
     if isinstance(repeats, int) and not isinstance(repeats, bool) and repeats > 1:
         return HowComputed(f"{repeats} answers to each item", "that of repeated answers")
     return HowComputed()
 
 
-def _aggregation(config: dict[str, Any], metric: str) -> Any:
-    """The aggregation that a task's configuration names for a metric; None for none."""
-    listed = config.get("metric_list")
-    rows = listed if isinstance(listed, list) else []
-    return next((m.get("aggregation") for m in rows if isinstance(m, dict) and m.get("metric") == metric), None)
-
-
-def items_of(run: LmEvalRun, task: str, name: str, key: MetricKey) -> tuple[int | None, str]:
-    """(items, "stated" or "known") that a score is about; (None, "") where that is not known.
+def items_of(run: LmEvalRun, task: str, name: str) -> tuple[int | None, str]:
+    """(items, "stated" or "known") of a task or group; (None, "") where that is not known.
 
     The file's own number, else what its limit leaves of lm-eval's task, else the size of that task.
     """
-    if task in run.groups and run.averages(task, key) == "tasks":
-        return None, ""
     used = run.counts(task)[0]
     if used:
         return used, "stated"

@@ -22,8 +22,6 @@ from aftertune.exchange.lm_eval_files import LIMIT, LmEvalRun, read_results
 from aftertune.redaction import redact
 from aftertune.values.reported import Reported
 
-#: Names of aggregations that average the items; "" where the file names none.
-_MEANS = frozenset(("", "mean", "nanmean"))
 #: Parts of a results file that have an entry for each task.
 _BY_TASK = frozenset(("results", "configs", "n-shot", "n-samples", "higher_is_better", "versions"))
 
@@ -88,7 +86,7 @@ def _scores(run: LmEvalRun, task: str, source: str, facts: dict[str, str], *, ro
     own = {"Few-shot Examples": str(shots)} if isinstance(shots, int) and not isinstance(shots, bool) else {}
     name = task if run.tool == "lm-eval" and not task.startswith("hendrycksTest") else catalog.task_named(task)
     for score in run.scores(task):
-        n, origin = items_of(run, task, name, score.key)
+        n, origin = items_of(run, task, name)
         how = how_computed(run, task, name, score.key)
         yield Reported(source=source, model=redact(run.model), task=name, metric=score.metric, filter=score.filter,
                        value=score.value, stderr=score.stderr, n=n, n_source=origin,

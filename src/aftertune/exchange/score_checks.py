@@ -148,7 +148,7 @@ def check_score(row: Reported) -> Check:
     """Check one reported score by itself; a guessed number of items is taken for right."""
     value, stderr = _figure(row.value_text), _figure(row.stderr_text)
     if row.mean_of:
-        return Check(row, None, None, (), 0.0, f"a mean of {row.mean_of} is no k of n")
+        return Check(row, None, None, (), 0.0, f"a mean ({row.mean_of}) is no k of n")
     if not is_share(row.metric) or value is None:
         return Check(row, None, None, (), 0.0, f"{row.metric} is not known to be a share of items")
     if row.n is None:
