@@ -154,7 +154,8 @@ def _check_case(talks: Sequence[Sequence[Mapping[str, Any]]], tokenizer: Any) ->
         except InputError as error:
             refused.append(str(error))
             continue
-        left_out += [note for note in found.notes if "left out" in note or "not written" in note]
+        left_out += [note.removeprefix("template chat: ").partition("; the first is")[0] for note in found.notes
+                     if "left out" in note or "not written" in note]
         wrong += [f"{messages[-1]['content']!r}: {fault}" for fault in _faults(found.rows, messages, example, tokenizer,
                                                                               complete=not left_out)]
     if wrong:
