@@ -1,12 +1,14 @@
-"""Simulate the sequential verdict: how often it is wrong, how many items it takes, and the time of an interim look.
+"""Simulate verdicts: how often they are wrong, how many items they take, and the time of an interim look.
 
     python benchmarks/verdicts.py                      1,000 permutations of each scenario; writes docs/benchmarks.md
     python benchmarks/verdicts.py --permutations 4000
+    python benchmarks/verdicts.py --part fixed         only the verdicts at a fixed number of items (fixed_verdicts.py)
 
-A scenario is a task of N items with given numbers of gained and lost items; each permutation is one order in which they
-may be drawn. A verdict is wrong if the full run would not give it. The reference is the median of an earlier simulation
-of the same method (2,243 items on hellaswag, and so on); ours must be within 15 % of it. "Interval ever wrong" is how
-often the anytime-valid interval excludes the truth at any point up to the last item. Exits with 1 if a bar is missed.
+Sequential verdicts: a scenario is a task of N items with given numbers of gained and lost items; each permutation is
+one order in which they may be drawn. A verdict is wrong if the full run would not give it. The reference is the median
+of an earlier simulation of the same method (2,243 items on hellaswag, and so on); ours must be within 15 % of it.
+"Interval ever wrong" is how often the anytime-valid interval excludes the truth at any point up to the last item. Exits
+with 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 
 from aftertune.stats.sequential import SCALES, Boundaries, PairedSequential, log_factors, log_mixture, unreachable
 from document import write_section
+from fixed_verdicts import FIXED, PLANS, broken_fixed, fixed_lines, run_fixed, run_plan
 
 ALPHA = 0.05
 BATCH = 32
@@ -194,25 +197,58 @@ def lines(results: Sequence[dict[str, Any]], look: float) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="the sequential verdict on simulated tasks")
+    parser = argparse.ArgumentParser(description="verdicts on simulated tasks")
     parser.add_argument("--permutations", type=int, default=1000)
+    parser.add_argument("--comparisons", type=int, default=1000, help="of each scenario with a fixed number of items")
+    parser.add_argument("--part", choices=("all", "sequential", "fixed"), default="all")
     given = parser.parse_args(argv)
+    faults: list[str] = []
+    if given.part != "fixed":
+        faults += sequential(given.permutations)
+    if given.part != "sequential":
+        faults += fixed(given.comparisons)
+    print("\n".join(faults) or "all bars are met")
+    return 1 if faults else 0
+
+
+def sequential(permutations: int) -> list[str]:
+    """Simulate the sequential verdicts and write their section; returns the bars that were missed."""
     results: list[dict[str, Any]] = []
     faults: list[str] = []
     for scenario in SCENARIOS:
         begun = time.monotonic()
-        found = run(scenario, given.permutations)
+        found = run(scenario, permutations)
         results.append(found)
         faults += broken(scenario, found)
         print(f"{scenario.name} ({scenario.items:,} items): {found}, {time.monotonic() - begun:.0f} s", flush=True)
     look = look_seconds()
     if look > 0.001:
         faults.append(f"a look takes {1e3 * look:.2f} ms")
-    text = "\n".join(lines(results, look)) + "\n"
-    write_section("verdicts", text)
+    write("verdicts", lines(results, look))
+    return faults
+
+
+def fixed(comparisons: int) -> list[str]:
+    """Simulate the verdicts at a fixed number of items and write their section; returns the bars that were missed."""
+    results: list[dict[str, Any]] = []
+    faults: list[str] = []
+    for scenario in FIXED:
+        begun = time.monotonic()
+        results.append(run_fixed(scenario, comparisons))
+        faults += broken_fixed(scenario.name, results[-1])
+        print(f"{scenario.part}, {scenario.name}: {results[-1]}, {time.monotonic() - begun:.0f} s", flush=True)
+    plans = [run_plan(*plan, 10 * comparisons) for plan in PLANS]
+    for plan, found in zip(PLANS, plans, strict=True):
+        faults += broken_fixed(f"items for {plan}", found)
+    write("fixed verdicts", fixed_lines(results, plans))
+    return faults
+
+
+def write(name: str, section: Iterator[str]) -> None:
+    """Write a section of docs/benchmarks.md, and print it."""
+    text = "\n".join(section) + "\n"
+    write_section(name, text)
     print(text)
-    print("\n".join(faults) or "all bars are met")
-    return 1 if faults else 0
 
 
 if __name__ == "__main__":

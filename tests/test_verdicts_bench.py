@@ -1,16 +1,18 @@
-"""The simulation of the sequential verdict: many orders at once say what one order says, and sections stay apart."""
+"""The simulations of verdicts: many orders at once say what one order says, and sections stay apart."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aftertune.stats.sequential import PairedSequential
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import fixed_verdicts
 import verdicts
 from document import write_section
 
@@ -42,6 +44,26 @@ def test_the_truth_one_item_beyond_the_margin_is_lower() -> None:
     beyond, inside = verdicts.SCENARIOS[-2:]
     assert (beyond.truth, inside.truth) == ("lower", "within")
     assert beyond.lost - beyond.gained == inside.lost - inside.gained + 1
+
+
+@pytest.mark.parametrize("scenario", fixed_verdicts.FIXED, ids=lambda s: f"{s.part}, {s.name}")
+def test_a_fixed_scenario_gives_verdicts_of_the_program(scenario: fixed_verdicts.FixedScenario) -> None:
+    found = fixed_verdicts.run_fixed(scenario, 8)
+    assert found == fixed_verdicts.run_fixed(scenario, 8)
+    assert 0 <= found["within"] + found["moved"] <= 2 * 8
+    assert {len(scenario.judge(np.random.default_rng(k))) for k in range(2)} == {3 if scenario.part == "family" else 1}
+
+
+def test_a_fixed_scenario_that_is_wrong_is_told() -> None:
+    scenario = fixed_verdicts.FIXED[0]
+    always = fixed_verdicts.FixedScenario("shares", "always kept", lambda _: ["within"])
+    assert not list(fixed_verdicts.broken_fixed(scenario.name, fixed_verdicts.run_fixed(scenario, 20)))
+    assert len(list(fixed_verdicts.broken_fixed(always.name, fixed_verdicts.run_fixed(always, 100)))) == 1
+    plan = fixed_verdicts.run_plan(0.0, 0.1, 5, 200)
+    assert not list(fixed_verdicts.broken_fixed("plan", plan))
+    assert len(list(fixed_verdicts.broken_fixed("plan", {**plan, "decided": 100}))) == 1
+    page = "\n".join(fixed_verdicts.fixed_lines([fixed_verdicts.run_fixed(scenario, 20)], [plan]))
+    assert "| shares | rare complete failures, 8 items | 0.0% ± 4.9% |" in page
 
 
 def test_a_section_leaves_the_others_alone(tmp_path: Path) -> None:

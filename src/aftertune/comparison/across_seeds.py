@@ -103,7 +103,7 @@ def _contrast(left: RecipeGroup, right: RecipeGroup, margins: Margins, ledger: L
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class SeedQuestion:
     """One test: a task, or a group that replaces its tasks. seeds: its paired values of each seed, task by task.
 
     names: of the task and its groups, for the margin.
@@ -147,18 +147,23 @@ class _Question:
 def _rows(sides: Sequence[tuple[Evaluation, Evaluation]], margins: Margins, ledger: Ledger
           ) -> tuple[ComparisonRow, ...]:
     """A row for each primary metric, as for two models, where every seed has values on the same items."""
-    questions = _questions(sides, ledger)
+    return tuple(_row(*values) for values in judge_questions(_questions(sides, ledger), margins))
+
+
+def judge_questions(questions: Sequence[SeedQuestion], margins: Margins
+                    ) -> list[tuple[SeedQuestion, SeedErrors, float | None, Decision | None]]:
+    """Each question with its errors, its margin and its decision; None for a metric without a margin in its unit."""
     errors = [q.errors for q in questions]
     given = [margin_of(margins, q.unit, *q.names) for q in questions]
     cases = [Case(tests=e.tests(margin), clustered=e.robust_tests(margin), at_floor=q.at_floor,
                   target=q.group.pairs[0].settings.target)
              for q, e, margin in zip(questions, errors, given, strict=True) if margin is not None]
     decisions = iter(decide(cases))
-    return tuple(_row(q, e, margin, None if margin is None else next(decisions))
-                 for q, e, margin in zip(questions, errors, given, strict=True))
+    return [(q, e, margin, None if margin is None else next(decisions))
+            for q, e, margin in zip(questions, errors, given, strict=True)]
 
 
-def _questions(sides: Sequence[tuple[Evaluation, Evaluation]], ledger: Ledger) -> list[_Question]:
+def _questions(sides: Sequence[tuple[Evaluation, Evaluation]], ledger: Ledger) -> list[SeedQuestion]:
     """The primary metrics that can be tested over all seeds, in the order of their tasks."""
     pairs = _common_pairs(sides, ledger)
     tables = [{p.settings.task: metric_values(*evaluations, p) for p in own}
@@ -166,7 +171,7 @@ def _questions(sides: Sequence[tuple[Evaluation, Evaluation]], ledger: Ledger) -
     found = [{(g.name, g.key): g for g in paired_groups(*evaluations, own, table)}
              for evaluations, own, table in zip(sides, pairs, tables, strict=True)]
     shared = [g for key, g in found[0].items() if all(key in groups for groups in found)]
-    questions = [_Question(g, [groups[g.name, g.key] for groups in found], (g.name,), True)
+    questions = [SeedQuestion(g, [groups[g.name, g.key] for groups in found], (g.name,), True)
                  for g in replacing_groups(shared)]
     replaced = {task for q in questions for task in q.group.tasks}
     for k, pair in enumerate(pairs[0]):
@@ -174,7 +179,7 @@ def _questions(sides: Sequence[tuple[Evaluation, Evaluation]], ledger: Ledger) -
         values = [v for table in tables if (v := table[task].get(key)) is not None]
         if task not in replaced and len(values) == len(sides):
             seeds = [TaskGroup(task, key, ((own[k], v),), None) for own, v in zip(pairs, values, strict=True)]
-            questions.append(_Question(seeds[0], seeds, (task, *pair.settings.groups), False))
+            questions.append(SeedQuestion(seeds[0], seeds, (task, *pair.settings.groups), False))
     order = [p.settings.task for p in pairs[0]]
     return sorted(questions, key=lambda q: order.index(q.group.pairs[0].settings.task))
 
@@ -202,7 +207,7 @@ def _pair(left: Evaluation, right: Evaluation, task: str, ledger: Ledger) -> Pai
     return None if not pair.left or any(d.blocking for d in differences) else pair
 
 
-def _row(question: _Question, errors: SeedErrors, margin: float | None, decision: Decision | None) -> ComparisonRow:
+def _row(question: SeedQuestion, errors: SeedErrors, margin: float | None, decision: Decision | None) -> ComparisonRow:
     group, settings = question.group, question.group.pairs[0].settings
     low, high = errors.interval()
     base, tuned = (float(np.mean([stratified_mean([getattr(v, side) for _, v in seed.members], group.weighting).mean
