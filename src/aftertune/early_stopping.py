@@ -250,7 +250,7 @@ class _EarlyStopping:
             values = [a.metrics[first.primary] for a in answers]
             known = bool(values) and is_bounded(MetricKey(first.primary).metric)
             chance = group_chance([t.settings for t in members], [len(t.items) for t in members])
-            floor = known and at_floor(wilson(sum(values), len(values))[0], chance)
+            floor = known and at_floor(wilson(min(sum(values), len(values)), len(values))[0], chance)
             families[name] = Case(tests=NO_EVIDENCE, target=first.target, at_floor=floor).family
         return {name: list(families.values()).count(family) for name, family in families.items()}
 

@@ -122,26 +122,28 @@ class SeedQuestion:
     @property
     def errors(self) -> SeedErrors:
         """Of the right recipe's mean minus the left one's, with the sign turned so that positive is better."""
-        return self._of(lambda v: v.tuned - v.base if v.higher_is_better else v.base - v.tuned)
+        return self._of(lambda v: v.tuned - v.base if v.higher_is_better else v.base - v.tuned, bounded=self.shares)
 
     @property
     def at_floor(self) -> bool:
         """True where neither recipe is above the floor, so that equal scores mean nothing."""
-        if not (self.unit in FRACTIONS and self.shares and self.group.members[0][1].higher_is_better):
+        if not (self.shares and self.group.members[0][1].higher_is_better):
             return False
         lows = [self._of(side).interval()[0] for side in (lambda v: v.base, lambda v: v.tuned)]
         return all(at_floor(low, self.group.chance) for low in lows)
 
     @property
     def shares(self) -> bool:
-        """True where all values are in [0, 1]."""
-        return is_shares(*(a for g in self.seeds for _, v in g.members for a in (v.base, v.tuned)))
+        """True where the metric is a share, and all values are in [0, 1]."""
+        values = (side for g in self.seeds for _, v in g.members for side in (v.base, v.tuned))
+        return self.unit in FRACTIONS and is_shares(*values)
 
-    def _of(self, value: Callable[[MetricValues], Floats]) -> SeedErrors:
+    def _of(self, value: Callable[[MetricValues], Floats], *, bounded: bool = False) -> SeedErrors:
+        """The errors of a mean over seeds and items. bounded: of differences of shares."""
         strata = [np.array([value(g.members[k][1]) for g in self.seeds]) for k in range(len(self.group.members))]
         clusters = group_clusters(self.group.pairs) if self.is_group else \
             None if (labels := task_clusters(self.group.pairs[0])) is None else [labels]
-        return seed_errors(strata, weighting=self.group.weighting, clusters=clusters, bounded=self.shares)
+        return seed_errors(strata, weighting=self.group.weighting, clusters=clusters, bounded=bounded)
 
 
 def _rows(sides: Sequence[tuple[Evaluation, Evaluation]], margins: Margins, ledger: Ledger

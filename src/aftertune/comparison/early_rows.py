@@ -55,7 +55,7 @@ class StoppedTest:
         """True where the base has nothing to lose on the metric of the test."""
         column = self.columns.get(self.unit.key)
         return column is not None and column.higher_is_better and at_floor(
-            wilson(float(self.base.sum()), self.base.size)[0], self.chance)
+            wilson(float(self.base.clip(0, 1).sum()), self.base.size)[0], self.chance)
 
     @property
     def case(self) -> Case:
