@@ -363,6 +363,8 @@ class TuneSpec(Recipe):
     name: Annotated[Name | None, Flag(), Field(description="Name of the tuning in the ledger.")] = None
     trust_remote_code: Annotated[RemoteCode, Flag()] = False
     threads: Threads = None
+    save_dtype: Annotated[Dtype, Flag(), Field(
+        description="Data type of whole weights that are written; auto: that of the base.")] = "auto"
     checkpoint_minutes: Annotated[float, Field(ge=0, description="Minutes between two checkpoints.")] = 5.0
 
     @model_validator(mode="before")

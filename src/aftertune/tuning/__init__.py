@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import InputError
-from aftertune.methods import METHODS, unused_settings
+from aftertune.methods import METHODS, unused_settings, writes_adapter
 from aftertune.sources.folder_lock import folder_lock
 from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.estimate import CostEstimate, estimate_tuning
@@ -178,6 +178,7 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, w
     from aftertune.provenance import capture
     from aftertune.sources import fingerprint_model, load_tokenizer, require_nf4, resolve_model
     from aftertune.tasks.chat_template import date_note
+    from aftertune.tuning.build import fitting_length
     from aftertune.tuning.callbacks import TrainingPlan
     from aftertune.tuning.contamination import find_overlap
     from aftertune.tuning.unsloth import choose_backend
@@ -187,6 +188,9 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, w
     method = METHODS[spec.method]
     if method.base == "nf4":
         require_nf4(device)
+    _check_base(source, spec)
+    length, length_note = fitting_length(source, spec.max_length, explicit="max_length" in spec.model_fields_set)
+    spec = spec.model_copy(update={"max_length": length})
     plan = TrainingPlan(
         device=device, dtype=choose_dtype(spec.dtype, device), seed=spec.seed, epochs=spec.epochs,
         max_steps=spec.max_steps, learning_rate=spec.learning_rate or method.learning_rate,
@@ -198,7 +202,7 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, w
     identity = fingerprint_model(source)
     tokenizer = load_tokenizer(source)
     dated = date_note(tokenizer, spec.template_date) if spec.template == "chat" else None
-    unused = filter(None, [unused_settings(spec.method, spec.lora.model_fields_set), dated])
+    unused = filter(None, [unused_settings(spec.method, spec.lora.model_fields_set), dated, length_note])
     settings = _settings(spec, plan, corpus) | _date_setting(spec, tokenizer)
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
     out = (spec.out or Path(".aftertune") / "tunings" / tuning_id).expanduser()
@@ -209,6 +213,19 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, w
         data_source=str(spec.data.file), examples=len(corpus.training), seed=spec.seed, settings=settings,
         output=str(out), counts=corpus.counts, notes=(*corpus.notes, *method.notes, *unused),
         overlap=find_overlap((*corpus.training, *corpus.replay), questions), provenance=capture()))
+
+
+def _check_base(source: ModelSource, spec: TuneSpec) -> None:
+    """Raise InputError for whole weights of a base that is stored quantised, and for --save-dtype with an adapter."""
+    from aftertune.sources.resolve import read_json
+
+    if writes_adapter(spec.method):
+        if spec.save_dtype != "auto":
+            raise InputError(f"--save-dtype {spec.save_dtype} is for whole weights (--method full), but {spec.method} "
+                             "writes an adapter in float32; leave it out")
+    elif source.gguf_file is None and read_json(source.path / "config.json").get("quantization_config"):
+        raise InputError(f"{source.named} is stored quantised, and rounded weights cannot be trained; use its 16-bit "
+                         "base, or an adapter (--method lora)")
 
 
 def identify_tuning(base: ModelIdentity, data: str, recipe: Mapping[str, Any], seed: int) -> str:
@@ -223,6 +240,8 @@ def _settings(spec: TuneSpec, plan: TrainingPlan, corpus: Corpus) -> dict[str, A
         "template", "learn", "schedule", "gradient_checkpointing"})
     if METHODS[spec.method].adapter:
         recipe["lora"] = spec.lora.model_dump(mode="json")
+    if spec.save_dtype != "auto":
+        recipe["save_dtype"] = spec.save_dtype
     return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "loop": METHODS[spec.method].loop,
             "optimizer": "adamw", "max_grad_norm": plan.max_grad_norm, **_backend_settings(plan),
             **_data_settings(spec, corpus)}
@@ -299,15 +318,22 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
                     Hooks(on_step, validate, look))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
     progress(len(steps), len(steps), f"held-out loss after training, {len(rows.held_out)} examples")
-    after = example_losses(model, rows.held_out, batching)
     folder = Path(tuning.output)
-    output.save(model, spec.method, tokenizer, folder)
+    dtype = None if writes_adapter(spec.method) else output.whole_dtype(job.source, spec.save_dtype)
+    if dtype is not None:
+        output.round_weights(model, dtype)
+    after = example_losses(model, rows.held_out, batching)
+    if dtype is None:
+        output.save(model, spec.method, tokenizer, folder)
+    else:
+        output.save_whole(model, tokenizer, folder, job.source, dtype)
     return replace(
         tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
         trainable_parameters=count_trainable(model), cost=cost, watch=trained.points, steps=steps,
         held_out=compare_losses(before, after),
         counts={**tuning.counts, **rows.counts},
-        notes=(*tuning.notes, *tokenizer.notes, *rows.notes, layout.note, *trained.notes),
+        notes=(*tuning.notes, *tokenizer.notes, *rows.notes, layout.note, *trained.notes,
+               *([f"whole weights are written in {dtype}"] if dtype else [])),
         provenance=finish(tuning.provenance) if tuning.provenance else None)
 
 

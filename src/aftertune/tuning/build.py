@@ -19,6 +19,8 @@ from aftertune.errors import InputError, nearest
 from aftertune.methods import METHODS
 from aftertune.sources import ModelSource
 from aftertune.sources.quantize import NF4
+from aftertune.sources.resolve import read_json
+from aftertune.sources.tensors import read_header, weight_files
 from aftertune.study import LoraSpec
 
 
@@ -33,6 +35,31 @@ def base_dtype(method: str, compute: str) -> str:
 def source_for_method(source: ModelSource, method: str) -> ModelSource:
     """The source with the quantization that the method needs while it trains."""
     return replace(source, quantization=NF4) if METHODS[method].base == "nf4" else source
+
+
+#: How the names of learned position embeddings end: a row cannot be longer than they are.
+_POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight", "positions_embed.weight")
+
+
+def fitting_length(source: ModelSource, wanted: int, *, explicit: bool) -> tuple[int, str]:
+    """The longest row in tokens: not more than the learned positions of a model such as GPT-2 or OPT; and a note if it
+    is not ``wanted``.
+
+    explicit: the user gave ``wanted``, so that more than the positions is an InputError. Other models compute their
+    positions, and take rows of any length.
+    """
+    if source.gguf_file is not None:
+        return wanted, ""
+    config = read_json(source.path / "config.json")
+    positions = next((config[key] for key in ("max_position_embeddings", "n_positions")
+                      if isinstance(config.get(key), int) and config[key] > 0), wanted)
+    if wanted <= positions or not any(
+            tensor.name.endswith(_POSITIONS) for path in weight_files(source.path) for tensor in read_header(path)):
+        return wanted, ""
+    if explicit:
+        raise InputError(f"--max-length {wanted}: {source.named} has {positions} positions; use --max-length "
+                         f"{positions} or less")
+    return positions, f"rows have at most {positions} tokens, the model's number of positions"
 
 
 def attention_implementation(device: str, longest: int) -> str | None:
@@ -64,8 +91,9 @@ def build(model: Any, method: str, lora: LoraSpec, seed: int) -> Any:
         _convert_norms(model)
     try:
         peft_model = get_peft_model(model, facts.config(lora, seed))
-        if facts.base == "nf4":  # with this attribute TRL casts the adapters to bfloat16, which loses small updates
-            del model.is_loaded_in_4bit
+        for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # TRL casts adapters of such a base to bfloat16
+            if getattr(model, mark, False):
+                setattr(model, mark, False)
         if facts.begin is not None:
             facts.begin(peft_model)
         return peft_model

@@ -1,6 +1,7 @@
 """Writes and reads the output folder of a tuning: adapter or weights, tokenizer, manifest and merged weights.
 
     save(model, "lora", tokenizer, folder)
+    save_whole(model, tokenizer, folder, base, "bfloat16")
     result = identify(folder, "lora", base, identity)       fingerprint of the tuned model
     write_manifest(folder, tuning)                          aftertune.json, written last
     finished(folder, tuning_id, base, identity)             the Tuning, if the folder still holds it
@@ -37,6 +38,7 @@ from aftertune.sources import (
     resolve_model,
 )
 from aftertune.sources.cache import set_default_mode, temporary_path, write_atomic
+from aftertune.sources.fingerprint import TOKENIZER_FILES
 from aftertune.sources.library_errors import disk_errors, quiet
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
@@ -153,12 +155,58 @@ def _writable(folder: Path) -> Iterator[None]:
                            "choose another folder with --out") from error
 
 
+def whole_dtype(base: ModelSource, wanted: str) -> str:
+    """The dtype in which whole weights are handed on: the base's, unless ``wanted`` is not "auto".
+
+    That of a GGUF, whose weights are quantised, is float32, in which they are trained.
+    """
+    return wanted if wanted != "auto" else stored_dtype(base) or "float32"
+
+
+def round_weights(model: Any, dtype: str) -> None:
+    """Round the weights to ``dtype``, in place and in their present dtype: what is measured is what is handed on."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.copy_(parameter.to(getattr(torch, dtype)).to(parameter.dtype))
+
+
+def save_whole(model: Any, tokenizer: Any, folder: Path, base: ModelSource, dtype: str) -> None:
+    """Write whole weights in ``dtype``. All other files are the base's, so that only what was trained differs.
+
+    Raises StorageError (disk full).
+    """
+    import torch
+
+    model.config.use_cache = True  # off while training
+    with disk_errors(folder, AGAIN), quiet():
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        if base.gguf_file is not None:
+            tokenizer.save_pretrained(folder)
+        else:
+            _keep_files(base.path, folder, dtype)
+        set_default_mode(folder)
+
+
+def _keep_files(base: Path, folder: Path, dtype: str) -> None:
+    """Write the base's config, generation settings and tokenizer to ``folder`` in place of those that were saved."""
+    config = read_json(base / "config.json")
+    named = [key for key in ("dtype", "torch_dtype") if key in config]
+    write_atomic(folder / "config.json", json.dumps({**config, **dict.fromkeys(named, dtype)}, indent=2) + "\n")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    templates = [str(p.relative_to(base)) for p in base.glob("additional_chat_templates/*.jinja")]
+    for name in ("generation_config.json", *TOKENIZER_FILES, *templates):
+        if (base / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(base / name, folder / name)
+
+
 def save(model: Any, method: str, tokenizer: Any, folder: Path) -> None:
-    """Write adapter or weights as safetensors, and the tokenizer files. Raises StorageError (disk full)."""
+    """Write an adapter as safetensors, and the tokenizer files. Raises StorageError (disk full)."""
     from safetensors.torch import save_file
 
-    # An adapter never has embeddings here. This option keeps PEFT from asking the Hub about the base.
-    options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     with disk_errors(folder, AGAIN), quiet():
         save_method = METHODS[method].save
         if save_method is not None:
@@ -166,7 +214,8 @@ def save(model: Any, method: str, tokenizer: Any, folder: Path) -> None:
             save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
             config.save_pretrained(folder)
         else:
-            model.save_pretrained(folder, **options)
+            # An adapter never has embeddings here. This option keeps PEFT from asking the Hub about the base.
+            model.save_pretrained(folder, save_embedding_layers=False)
         tokenizer.save_pretrained(folder)
         set_default_mode(folder)
 
