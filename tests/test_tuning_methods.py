@@ -167,7 +167,7 @@ def test_full_keeps_updates_that_bfloat16_weights_would_lose(place):
     import torch
 
     tuning = tune(spec(place, "mistral", "full", out=place / "small", learning_rate=1e-5, dtype="bfloat16", max_steps=4,
-                       warmup=0.0))
+                       warmup=0.0, save_dtype="float32"))
     before = load_model(resolve_model(str(place / "mistral")), "float32", "cpu").state_dict()
     after = load_model(resolve_model(tuning.output), "float32", "cpu").state_dict()
     weights = [n for n in before if n.endswith("proj.weight")]

@@ -190,14 +190,15 @@ def test_a_full_disk_after_the_training_does_not_lose_it(place, method, failing,
     full = spec(place, f"{method}-full-{failing}", method=method)
     with monkeypatch.context() as patch:
         if failing == "weights":
-            save = output.save
+            name = "save" if method == "lora" else "save_whole"
+            save = getattr(output, name)
 
             def broken(model, *rest):
                 patch.setattr(type(model), "save_pretrained", lambda *_a, **_k: _raise(
                     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")))
                 return save(model, *rest)
 
-            patch.setattr(output, "save", broken)
+            patch.setattr(output, name, broken)
         else:
             _no_room(patch, output, "write_atomic", OSError(28, "No space left on device"))
         with pytest.raises(StorageError, match=r"No space left.* free some space"):
