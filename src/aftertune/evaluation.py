@@ -262,8 +262,22 @@ class EvaluationRun:
         return self.ledger.finish_evaluation(replace(
             value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(scores),
             warnings=(*value.warnings, *tasks.answer_warnings(loaded, self.responses, answers),
-                      *_unextracted(loaded, answers)),
+                      *_unextracted(loaded, answers), *self._reasoning(loaded)),
             provenance=provenance.finish(self.provenance)), answers, positions)
+
+    def _reasoning(self, loaded: Sequence[LoadedTask]) -> Iterator[str]:
+        """A warning for each task: how many texts began with a reasoning trace, which was cut off."""
+        end = self.spec.think_end_token
+        for task in loaded if end is not None else ():
+            texts = [self.responses[p] for repeats in task.positions for p in repeats]
+            if task.settings.output_type != "generate_until":
+                continue
+            if self.spec.engine not in ("packed", "plain"):
+                yield f"{task.settings.task}: {self.spec.engine} cuts reasoning traces off at {end} and drops them"
+                continue
+            count = sum(r.reasoning is not None for r in texts)
+            yield (f"{task.settings.task}: {count} of {len(texts)} texts had a reasoning trace, which was cut off at "
+                   f"{end} before the answer was judged; the other {len(texts) - count} were judged whole")
 
     def _engine(self, threads: int, stored: dict[str, Any] | None) -> EvaluationEngine:
         spec, model = self.spec, self.evaluated

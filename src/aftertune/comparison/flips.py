@@ -137,7 +137,9 @@ def _side(key: str, asked: Asked, answer: Answer) -> FlipSide:
     right = answer.metrics[key] > 0
     texts = [r.text for r in answer.responses if r.text is not None]
     if texts:
-        return FlipSide(right=right, chosen=texts[0], extracted=answer.extracted, finish=answer.responses[0].finish)
+        first = answer.responses[0]
+        return FlipSide(right=right, chosen=texts[0], extracted=answer.extracted, finish=first.finish,
+                        reasoning=first.reasoning)
     scores = _scores(MetricKey(key).metric, asked.choices, [r.logprob for r in answer.responses])
     if not scores:
         return FlipSide(right=right, chosen="")

@@ -23,6 +23,7 @@ from aftertune.harness.engines import HarnessEngine, ServerTemplate
 from aftertune.harness.table import OPTIONS, EngineFacts, check_engine
 from aftertune.sources.hub import offline_only
 from aftertune.sources.resolve import AdapterSource, ModelSource, looks_like_path, read_json
+from aftertune.sources.tokenizers import choose_tokenizer, tokenizer_note
 from aftertune.study import EvalSpec
 from aftertune.tasks.chat_template import ChatTemplate, get_chat_template, template_date
 from aftertune.values import ModelIdentity, digest
@@ -95,16 +96,27 @@ def _local(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
         sources.require_nf4(device)
     dtype = devices.choose_dtype(spec.dtype, device)
     source = _source(spec, facts)
-    identity = sources.fingerprint_model(source)
+    identity, stated = sources.fingerprint_model(source), {}
+    if spec.tokenizer is None:
+        tokenizer = sources.load_tokenizer(source)
+    else:
+        folder = sources.adapter_folder(spec.adapter)[0] if spec.adapter else None
+        tokenizer, where, source = choose_tokenizer(spec.tokenizer, source, spec.adapter, folder)
+        stated = {facts.takes["tokenizer"]: str(where)} if facts.takes["tokenizer"] else {}
     adapter = None
     if spec.adapter is not None:
         adapter = sources.resolve_adapter(spec.adapter, source, identity)
         identity = sources.fingerprint_model(source, adapter)
-    tokenizer = sources.load_tokenizer(source)
+        if spec.tokenizer is None and (note := tokenizer_note(adapter, tokenizer, source)):
+            tokenizer.notes = (*tokenizer.notes, note)
+    if spec.tokenizer is not None:
+        identity = replace(identity, tokenizer=sources.fingerprint_tokenizer(where))
+        tokenizer.notes = (*tokenizer.notes, f"the tokenizer is that of {spec.tokenizer}"
+                           + (f", with {source.rows} embedding rows" if source.rows else ""))
     return EvaluatedModel(
         identity=identity, facts=facts, device=device, dtype=dtype, template=_template(spec, tokenizer),
         source=source, adapter=adapter, tokenizer=tokenizer, code_digest=sources.fingerprint_code(source),
-        arguments=_load_arguments(spec, facts, source, adapter, dtype) if facts.kind == "loads" else {})
+        arguments=_load_arguments(spec, facts, source, adapter, dtype) | stated if facts.kind == "loads" else {})
 
 
 def _template(spec: EvalSpec, tokenizer: Any) -> ChatTemplate | None:

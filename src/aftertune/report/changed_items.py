@@ -202,6 +202,9 @@ def _flip(flip: Flip, names: tuple[str, str], unit: str) -> list[str]:
     for name, side in zip(names, (flip.base, flip.tuned), strict=True):
         blocks += [f"**{name}**, {'right' if side.right else 'wrong'}{_about(side)}:",
                    md.block(fmt.visible(side.chosen) if side.chosen.strip() else "(empty)")]
+        if side.reasoning is not None:
+            blocks += [f"Reasoning of {name} before it, which was not judged:",
+                       md.block(fmt.visible(side.reasoning) if side.reasoning.strip() else "(empty)")]
     return blocks
 
 

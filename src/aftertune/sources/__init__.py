@@ -9,7 +9,7 @@ Importing this package does not import torch, transformers or gguf; a function i
 """
 
 from aftertune.sources.adapter_loading import add_adapter
-from aftertune.sources.adapters import resolve_adapter
+from aftertune.sources.adapters import adapter_folder, resolve_adapter
 from aftertune.sources.base_cache import BaseModelCache
 from aftertune.sources.fingerprint import (
     fingerprint_adapter,
@@ -29,6 +29,7 @@ __all__ = [
     "BaseModelCache",
     "InstalledPack",
     "ModelSource",
+    "adapter_folder",
     "add_adapter",
     "check_vocabulary",
     "fingerprint_adapter",

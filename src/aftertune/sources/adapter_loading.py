@@ -72,6 +72,25 @@ def _check_runs(adapter: AdapterSource, model: Any) -> None:
                           "model") from error
 
 
+def add_rows(model: Any, rows: int | None) -> None:
+    """Give the embeddings of a model at least ``rows`` rows, as PEFT does for an adapter with a larger tokenizer.
+
+    The new rows are the mean of the others, so that they are the same every time; an adapter that was trained with the
+    new tokens brings its own.
+    """
+    import torch
+
+    stored = int(model.get_input_embeddings().weight.shape[0])
+    if rows is None or rows <= stored:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None:
+                weight = layer.weight
+                weight[stored:] = weight[:stored].float().mean(0).to(weight.dtype)
+
+
 def remove_adapter(model: Any) -> Any:
     """The transformers model inside a PEFT model, without the adapter's layers.
 

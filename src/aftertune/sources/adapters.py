@@ -44,17 +44,7 @@ def resolve_adapter(source: str, base: ModelSource, base_identity: ModelIdentity
 
     Raises SourceError for missing, pickled or damaged files, and for an adapter of another base.
     """
-    path = Path(source).expanduser()
-    commit = None
-    if path.is_dir():
-        folder = path.resolve()
-    elif path.exists():
-        raise SourceError(f"{source}: found a file; an adapter is a folder with adapter_config.json and "
-                          f"adapter_model.safetensors; give the folder {path.parent}")
-    elif looks_like_path(source):
-        raise SourceError(missing_path_message(source))
-    else:
-        folder, commit = hub.snapshot(source, revision=revision, patterns=hub.ADAPTER_FILES, usable=_is_complete)
+    folder, commit = adapter_folder(source, revision)
     config = check_adapter_files(folder, source)
     trained_on = " @ ".join(str(config[k]) for k in ("base_model_name_or_path", "revision") if config.get(k))
     adapter = AdapterSource(source=source, path=folder, revision=commit, base=base.source,
@@ -66,6 +56,25 @@ def resolve_adapter(source: str, base: ModelSource, base_identity: ModelIdentity
         check_fit(adapter, base, read_header(folder / "adapter_model.safetensors"), base_shapes(base))
     check_named_base(adapter, base, base_identity)
     return adapter
+
+
+def adapter_folder(source: str, revision: str | None = None) -> tuple[Path, str | None]:
+    """The folder of an adapter, given as a folder or Hub id, and its commit hash on the Hub.
+
+    Raises SourceError if there is none.
+    """
+    path = Path(source).expanduser()
+    commit = None
+    if path.is_dir():
+        folder = path.resolve()
+    elif path.exists():
+        raise SourceError(f"{source}: found a file; an adapter is a folder with adapter_config.json and "
+                          f"adapter_model.safetensors; give the folder {path.parent}")
+    elif looks_like_path(source):
+        raise SourceError(missing_path_message(source))
+    else:
+        folder, commit = hub.snapshot(source, revision=revision, patterns=hub.ADAPTER_FILES, usable=_is_complete)
+    return folder, commit
 
 
 def _is_complete(folder: Path) -> bool:

@@ -24,7 +24,8 @@ from aftertune.errors import SourceError, nearest
 #: Patterns of the files of a model, without pickles.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 CODE_FILES = ("*.py",)
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "aftertune.json")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "aftertune.json", "tokenizer*", "*.jinja",
+                 "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 #: Copies of the weights in other formats.
 IGNORED_FILES = ("consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*")
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.errors import SourceError
-from aftertune.sources.adapter_loading import add_adapter
+from aftertune.sources.adapter_loading import add_adapter, add_rows
 from aftertune.sources.cache import cache_root, set_default_mode, temporary_path
 from aftertune.sources.fingerprint import fingerprint_file, fingerprint_model
 from aftertune.sources.library_errors import load_errors, memory_errors, quiet
@@ -112,14 +112,22 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", 
                 "sentencepiece.bpe.model", "tiktoken.model")
 
 
-def load_tokenizer(source: ModelSource) -> Any:
-    """Load the model's tokenizer.
+def has_tokenizer(folder: Path) -> bool:
+    """True if the folder has the vocabulary of a tokenizer."""
+    return any((folder / name).is_file() for name in VOCABULARIES)
+
+
+def load_tokenizer(source: ModelSource, folder: Path | None = None) -> Any:
+    """Load the model's tokenizer, or the one in ``folder``.
 
     If it has no pad token, one is chosen as lm-eval does: unk, else eos, else bos. Its attribute ``notes``, a tuple of
     sentences, says which. Raises SourceError if the model has no usable tokenizer.
     """
-    folder = cached_copy(source, "tokenizer", lambda out: _raw_tokenizer(source).save_pretrained(out)) \
-        if source.gguf_file else None
+    if folder is not None and not has_tokenizer(folder):
+        raise SourceError(f"{folder}: no tokenizer there; expected tokenizer.json or tokenizer.model; give a folder "
+                          "that has one")
+    if folder is None and source.gguf_file:
+        folder = cached_copy(source, "tokenizer", lambda out: _raw_tokenizer(source).save_pretrained(out))
     tokenizer = _tokenizer_from(folder, source) if folder else _raw_tokenizer(source)
     tokenizer.notes = _ensure_pad(tokenizer, source)
     return tokenizer
@@ -142,6 +150,7 @@ def load_model(source: ModelSource, dtype: str, device: str, adapter: AdapterSou
         require_nf4(device)
     with quiet(), memory_errors(source, device):
         model = _build(source, getattr(torch, dtype), attn_implementation)
+        add_rows(model, source.rows)
         if tokenizer is not None:
             check_vocabulary(tokenizer, model, source)
         model = to_nf4(model, getattr(torch, dtype), device) if source.quantization else model.to(device)
@@ -225,6 +234,7 @@ def base_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
         config = AutoConfig.from_pretrained(folder or source.path, trust_remote_code=source.trust_remote_code,
                                             local_files_only=True, **options)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
+        add_rows(model, source.rows)
     return {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
@@ -244,7 +254,7 @@ def check_vocabulary(tokenizer: Any, model: Any, source: ModelSource) -> None:
 
 def _raw_tokenizer(source: ModelSource) -> Any:
     if source.gguf_file is None:
-        if not source.trust_remote_code and not any((source.path / n).is_file() for n in VOCABULARIES):
+        if not source.trust_remote_code and not has_tokenizer(source.path):
             raise SourceError(f"{source.named}: no tokenizer in {source.path}; expected tokenizer.json or "
                               "tokenizer.model; copy the base model's tokenizer files there")
         return _tokenizer_from(source.path, source)

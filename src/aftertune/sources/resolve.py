@@ -37,6 +37,7 @@ class ModelSource:
     gguf_file: name of the GGUF file in ``path``; None for safetensors.
     revision: commit hash of a Hub snapshot.
     quantization: "nf4" quantises the linear layers on loading; None loads them as stored.
+    rows: the embeddings get at least so many rows on loading; None leaves them as stored.
     """
 
     source: str
@@ -46,6 +47,7 @@ class ModelSource:
     revision: str | None = None
     trust_remote_code: bool = False
     quantization: str | None = None
+    rows: int | None = None
 
     @property
     def gguf_path(self) -> Path | None:

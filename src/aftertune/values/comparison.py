@@ -225,7 +225,8 @@ class FlipSide:
 
     chosen: the choice with the highest score, or the generated text. scores: what the metric compared, one for each
     choice (log-probabilities in nats, or in nats per character or byte). margin: score of the right choice minus that
-    of the best wrong one. extracted: filter -> the text that it extracted.
+    of the best wrong one. extracted: filter -> the text that it extracted. reasoning: the trace before a generated
+    text.
     """
 
     right: bool
@@ -234,6 +235,7 @@ class FlipSide:
     margin: float | None = None
     extracted: Mapping[str, str] = field(default_factory=dict)
     finish: str | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -327,7 +327,8 @@ def _choices(flip: Flip) -> list[ChoiceView]:
 def _about(side: FlipSide) -> str:
     extracted = [f"{'' if name == 'none' else f'{name} '}{value.strip() or '(nothing)'}"
                  for name, value in side.extracted.items() if value.strip() != side.chosen.strip()]
-    notes = [ENDS.get(side.finish or "", ""), f"extracted: {', '.join(extracted)}" if extracted else ""]
+    trace = "" if side.reasoning is None else f"reasoning, not judged: {side.reasoning.strip() or '(empty)'}"
+    notes = [ENDS.get(side.finish or "", ""), f"extracted: {', '.join(extracted)}" if extracted else "", trace]
     return fmt.visible("; ".join(filter(None, notes)), 200)
 
 
