@@ -192,6 +192,10 @@ def test_columns_that_are_no_models_are_left_out_with_a_note(table: str, columns
     ("| Benchmark |  | A | B |\n|---|---|---|---|\n| General | MMLU | 76.6 | 71.8 |\n|  | CMMLU | 83.1 | 53.9 |\n",
      [("A", "mmlu", "acc", "76.6%"), ("A", "CMMLU", "score", "83.1%"), ("B", "mmlu", "acc", "71.8%"),
       ("B", "CMMLU", "score", "53.9%")]),
+    ("| Step | loss | PIQA | Sciq |\n|---|---|---|---|\n| 1000 | 3.41 | 0.61 | 0.7 |\n",
+     [("Step 1000", "piqa", "acc", "0.61"), ("Step 1000", "sciq", "acc", "0.7")]),
+    ("| Benchmark | Metric | A |\n|---|---|---|\n| PIQA | 0-shot | 77.3 |\n| BoolQ | – | 69.4 |\n",
+     [("A", "piqa", "acc", "77.3%"), ("A", "boolq", "acc", "69.4%")]),
     ("| Aufgabe | Modell A |\n|---|---|\n| PIQA | 61,26 % |\n", [("Modell A", "piqa", "acc", "61.26%")]),
     ("| Model | Task | acc | stderr | acc_norm | stderr |\n|---|---|---|---|---|---|\n"
      "| a | piqa | .7 | .01 | .71 | .02 |\n",

@@ -213,6 +213,9 @@ class _TableReader:
         head = self.heads[column]
         model = row.get("model", "") or self.context.title
         task_text = full_name(row.get("task", ""), self.root(row)) if "task" in row else self.context.task
+        named = layout.column("model")
+        if named is not None and model.replace(",", "").replace(".", "").isdigit():
+            model = f"{self.heads[named]} {model}".strip()  # a step of a training run
         if layout.kind == "tasks as columns":
             return (model, read_task(head), MetricName("")) if row.get("model") and not is_mean(model) else None
         if is_mean(task_text) or (not task_text and layout.kind != "list"):
@@ -226,7 +229,8 @@ class _TableReader:
             model = f"{self.context.title} ({head})" if is_shots(head) else head
         metric = read_metric(head) if layout.kind == "metrics as columns" else MetricName("")
         if row.get("metric") and not metric.metric and layout.column("metric") != layout.column("task"):
-            metric = read_metric(row["metric"])
+            told = row["metric"]
+            metric = metric if is_shots(told) or is_absent(told) or is_mean(told) else read_metric(told)
         return model, task, metric
 
     def root(self, row: Mapping[str, str]) -> str:
