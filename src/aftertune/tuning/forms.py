@@ -65,12 +65,10 @@ def read_form(name: str, row: Row, place: Place, sources: Mapping[str, str]) -> 
     form = FORMS[name]
     example = form.read(row, place)
     used = {*form.used, *sources.values()}
-    if example.turns:
-        used |= {"chat_template_kwargs"}
-        example = replace(example, template_arguments=_template_arguments(row, place))
+    if example.turns and not {"chat_template_kwargs", "tools", "functions"}.isdisjoint(row):
         functions = example.tools or read_functions(row, place, strict=name in ("messages", "sharegpt"))
-        used |= {"tools", "functions"} if functions else set()
-        example = replace(example, tools=functions)
+        used |= {"chat_template_kwargs", *(("tools", "functions") if functions else ())}
+        example = replace(example, tools=functions, template_arguments=_template_arguments(row, place))
     place.found.extend(("column", str(key)) for key, value in row.items()
                        if key not in used and value not in (None, "", [], {}))
     return example
@@ -98,6 +96,8 @@ def _template_arguments(row: Row, place: Place) -> Row:
 
 
 def _text(row: Row, key: str, place: Place) -> str:
+    if key in row:
+        return text_of(row, key, place, "")
     rule = f"each row must be {ACCEPTED_FORMS}; map other names with data.fields ({_field_hint(row, key)})"
     return text_of(row, key, place, rule)
 
