@@ -151,6 +151,18 @@ def test_a_full_stdout_is_one_line_and_exit_code_five(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
+    text = "# A\n\n| Task | Metric | Value |\n|---|---|---|\n" + "| hellaswag | acc | 45.23% |\n" * 3
+    (tmp_path / "a.md").write_text(text, encoding="utf-8")
+    with subprocess.Popen([sys.executable, "-m", "aftertune", "audit", "a.md"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, cwd=tmp_path) as child:
+        assert child.stdout is not None
+        child.stdout.close()
+        assert child.stderr is not None
+        assert child.stderr.read() == b""
+    assert child.returncode == 0
+
+
 def test_a_terminal_without_unicode_and_a_very_long_path_are_no_traceback(tmp_path: Path) -> None:
     settings = {**os.environ, "PYTHONIOENCODING": "ascii", "AFTERTUNE_LEDGER": str(tmp_path / ("é" * 3000))}
     done = subprocess.run([sys.executable, "-m", "aftertune", "runs"], capture_output=True, text=True, cwd=tmp_path,

@@ -14,7 +14,7 @@ from aftertune.errors import InputError
 from aftertune.exchange import audit, audit_reported, audited_documents, import_results, pairing_text
 from aftertune.exchange.markdown_record import read_record
 from aftertune.ledger import Ledger
-from exchange_cases import record
+from exchange_cases import BASE_RIGHT, lm_eval_folder, record
 
 DATA = Path(__file__).parent / "data"
 QLORA = "TinyLlama + QLoRA"
@@ -235,3 +235,10 @@ def test_where_the_best_figure_cannot_be_checked_nothing_is_bold(file: Path) -> 
     every = audit_reported(replace(document, remarks=()))
     assert QLORA in every.columns
     assert ("gsm8k", "exact_match", "strict-match") not in every.best
+
+
+def test_a_folder_of_results_is_audited(tmp_path: Path) -> None:
+    lm_eval_folder(tmp_path, "org/base", BASE_RIGHT)
+    found = audit(tmp_path)
+    assert found.ok
+    assert {check.row.task for check in found.checks} == {"choose", "write"}

@@ -29,7 +29,8 @@ _STATUS = {"open": "not established (the paired answers would decide)", "not sho
 
 
 def audit(
-    file: Annotated[Path, typer.Argument(help="Markdown record, or results_*.json of lm-eval.")],
+    file: Annotated[Path, typer.Argument(
+        help="Markdown record, or results of lm-eval, lighteval or inspect: a file or a folder.")],
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a figure fails the check.")] = False,
     as_json: JsonFlag = False,
 ) -> None:

@@ -110,6 +110,10 @@ def rich_console(*, stderr: bool = False) -> Console:
             for text, style, control in super().render(renderable, options):
                 yield Segment(text if control else visible_characters(redact_known(text)), style, control)
 
+        def on_broken_pipe(self) -> None:
+            """Pass the error on; rich would end the process with exit code 1."""
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
     raw = stream.raw if isinstance(stream, SafeStream) else stream
     return SafeConsole(file=cast(TextIO, CheckedStream(raw)), stderr=stderr)

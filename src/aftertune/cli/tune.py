@@ -237,7 +237,6 @@ def templates(
 
 def _show_templates(checks: list[TemplateCheck], cases: list[str]) -> None:
     """Print a table of templates and cases; what is not ok is explained below it where one template was checked."""
-    import rich
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -246,8 +245,8 @@ def _show_templates(checks: list[TemplateCheck], cases: list[str]) -> None:
     for check in checks:
         table.add_row(Text(check.name), *(Text(check.results[c].status, styles[check.results[c].status])
                                           for c in cases))
-    rich.print(table)
+    rich_console().print(table)
     for check in checks:
         for case, result in check.results.items():
             for detail in dict.fromkeys(result.details if len(checks) == 1 or result.status == "wrong" else ()):
-                rich.print(Text(f"{check.name}, {case}: {detail}"))
+                rich_console().print(Text(f"{check.name}, {case}: {detail}"))

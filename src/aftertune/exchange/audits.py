@@ -100,8 +100,9 @@ class Audit:
 
 
 def audit(path: Path) -> Audit:
-    """Audit a Markdown record, or the results of another tool (.json, .json.gz, .eval). Raises InputError."""
-    if path.suffix.lower() in (".json", ".gz", ".eval"):
+    """Audit a Markdown record, or the results of another tool (.json, .json.gz, .eval, or a folder). Raises InputError.
+    """
+    if path.is_dir() or path.suffix.lower() in (".json", ".gz", ".eval"):
         return audit_document(Document(source=path.name, rows=read_scores(path)))
     return audit_document(read_record(path))
 
