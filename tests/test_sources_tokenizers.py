@@ -223,3 +223,16 @@ def test_a_template_that_does_not_read_it_is_refused(home: Path) -> None:
     (home / "base" / "chat_template.jinja").write_text(CHAT)
     with pytest.raises(InputError, match="its chat template does not read 'enable_thinking'"):
         run(home, "write", apply_chat_template=True, enable_thinking=False)
+
+
+def test_a_base_beside_an_adapter_with_its_own_tokenizer_keeps_its_own(home: Path) -> None:
+    from aftertune.early_stopping import until_decided
+    from aftertune.study import EarlySpec, EvalSpec
+
+    folder = adapter(home, "tuned", ["<call>", "<result>"], embeddings=True)
+    spec = EvalSpec(model=str(home / "base"), adapter=str(folder), tokenizer="adapter", tasks=(TaskSpec(name="pick"),),
+                    device="cpu", dtype="float32", threads=1, include_path=home / "tasks")
+    with Ledger(home / "ledger.db") as ledger:
+        decided = until_decided(spec, str(home / "base"), EarlySpec(), ledger=ledger)
+        base = ledger.find_evaluation(decided.comparison.base)
+    assert base.model.tokenizer != decided.tuned.model.tokenizer

@@ -184,7 +184,8 @@ class _EarlyStopping:
 
     def _stored_base(self) -> Evaluation | EvalSpec:
         """The finished evaluation of the base in the ledger, or the spec to evaluate its model in the same rounds."""
-        changes = {"adapter": None, "revision": None, "name": None}
+        own = self.spec.tokenizer == "adapter"  # the base has no adapter whose tokenizer it could take
+        changes = {"adapter": None, "revision": None, "name": None, "tokenizer": None if own else self.spec.tokenizer}
         try:
             base = self.ledger.find_evaluation(self.against)
         except AmbiguousName:
