@@ -149,7 +149,8 @@ def test_a_healthy_ledger_has_no_problems(path: Path) -> None:
     assert found["path"].value == str(path)
     assert found["schema"].value == HEAD
     assert found["evaluations"].value == "1"
-    assert set(found) == {"path", "size", "sqlite", "journal", "schema", "integrity", "evaluations"}
+    assert set(found) == {"path", "size", "sqlite", "journal", "schema", "integrity", "entries",
+                          "evaluations"}
 
 
 # Files that are not ours

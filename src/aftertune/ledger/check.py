@@ -1,19 +1,28 @@
-"""Checks a ledger for `aftertune doctor`: file, SQLite library, journal mode and integrity.
+"""Checks a ledger for `aftertune doctor`: file, SQLite library, journal mode, integrity, and every entry.
 
     for finding in ledger.check(): …       LedgerFinding(name="journal", value="wal on ext4", problem="", remedy="")
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Column, func, select
 
-from aftertune.errors import StorageError
+from aftertune.errors import AftertuneError, StorageError
 from aftertune.ledger.database import Database, file_system, has_wal_reset_bug, on_network
-from aftertune.ledger.schema import HEAD, evaluation
+from aftertune.ledger.evaluations import Evaluations
+from aftertune.ledger.records import Comparisons, ReportedScores, Studies, Tunings
+from aftertune.ledger.schema import HEAD, comparison, evaluation, study, tuning
 
 _LARGE = 4 << 30  # bytes
+#: The most damaged entries that are named.
+_NAMED = 20
+#: What to do about an entry that cannot be read.
+_REMEDY = ("restore a backup of the ledger; without one, remove a damaged evaluation with `python -c \"from aftertune "
+           "import Ledger; Ledger().delete_evaluation('ID')\"` and evaluate again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +47,7 @@ def findings(database: Database) -> list[LedgerFinding]:
         _journal(database),
         LedgerFinding(name="schema", value=HEAD),
         _integrity(database),
+        *_entries(database),
         LedgerFinding(name="evaluations", value=str(_count(database))),
     ]
 
@@ -78,6 +88,50 @@ def _integrity(database: Database) -> LedgerFinding:
     problem = "; ".join(messages if messages != ["ok"] else [f"broken reference {tuple(b)}" for b in broken])
     return LedgerFinding(name="integrity", value="damaged", problem=" ".join(problem.split()),
                          remedy="restore a backup, or save what `sqlite3 FILE .recover` finds")
+
+
+def _entries(database: Database) -> list[LedgerFinding]:
+    """Reads every entry as the other verbs do. One finding for each that is damaged, or one that all are whole."""
+    damaged = list(_unreadable(database))
+    if not damaged:
+        return [LedgerFinding(name="entries", value="ok")]
+    more = f"{len(damaged)} damaged entries; the first {_NAMED} are listed" if len(damaged) > _NAMED else "damaged"
+    return [LedgerFinding(name="entries", value=more, problem=problem, remedy=_REMEDY) for problem in damaged[:_NAMED]]
+
+
+def _unreadable(database: Database) -> Iterator[str]:
+    """Each entry that cannot be read, and why."""
+    evaluations = Evaluations(database)
+    comparisons, tunings, studies = Comparisons(database), Tunings(database), Studies(database)
+    readers: list[tuple[Column[Any], list[Callable[[str], object]]]] = [
+        (evaluation.c.id, [evaluations.find_evaluation, evaluations.items, evaluations.answers,
+                           evaluations.responses]),
+        (tuning.c.id, [tunings.find_tuning]),
+        (comparison.c.id, [comparisons.find_comparison]),
+        (study.c.name, [studies.cells])]
+    for column, functions in readers:
+        for key in _keys(database, column):
+            for read in functions:
+                try:
+                    read(key)
+                except AftertuneError as error:
+                    name = f"{column.table.name} {key}"
+                    yield str(error) if name in str(error) else f"{name}: {error}"
+                    break
+    for name, read_all in (("reported scores", ReportedScores(database).reported), ("studies", studies.studies)):
+        try:
+            read_all()
+        except AftertuneError as error:
+            yield f"{name}: {error}"
+
+
+def _keys(database: Database, column: Column[Any]) -> list[str]:
+    """The values of a column of ids or names; none where the file is too damaged to list them (`_integrity`)."""
+    try:
+        with database.read() as connection:
+            return list(connection.execute(select(column).order_by(column)).scalars())
+    except StorageError:
+        return []
 
 
 def _count(database: Database) -> int:

@@ -39,7 +39,7 @@ from aftertune.ledger.schema import (
     task,
     tuning,
 )
-from aftertune.ledger.store import CHUNK, Store, decode, encode, find_row, store_model
+from aftertune.ledger.store import CHUNK, Store, decode, encode, find_key, find_row, model_of, reading, store_model
 from aftertune.values import Answer, Asked, Evaluation, Item, Response
 
 #: Fields of an evaluation that have a column or table of their own.
@@ -134,7 +134,7 @@ class Evaluations(Store):
         ResourceError where another live process works on it.
         """
         with self.database.write() as connection:
-            row = find_row(connection, evaluation, evaluation_id)
+            row = find_key(connection, evaluation, evaluation_id)
             check_lease(connection, row.seq, row.id)
             connection.execute(comparison.delete().where(
                 or_(comparison.c.base == row.id, comparison.c.tuned == row.id)))
@@ -149,27 +149,28 @@ class Evaluations(Store):
     def items(self, evaluation_id: str, task: str | None = None) -> list[Item]:
         """Items of one task, or of all, in the order in which they were asked; InputError: unknown task."""
         with self.database.read() as connection:
-            seq = find_row(connection, evaluation, evaluation_id).seq
-            rows = connection.execute(
-                select(answer.c.task, answer.c.index, item.c.hash, item.c.doc, answer.c.cluster)
-                .join(item, item.c.seq == answer.c.item)
-                .where(answer.c.evaluation == seq, *_of_task(connection, seq, task))
-                .order_by(answer.c.position))
-            return [Item(task=name, index=index, hash=hash_, cluster=cluster, **_item_fields(doc))
-                    for name, index, hash_, doc, cluster in rows]
+            row = find_row(connection, evaluation, evaluation_id)
+            query = (select(answer.c.task, answer.c.index, item.c.hash, item.c.doc, answer.c.cluster)
+                     .join(item, item.c.seq == answer.c.item, isouter=True)
+                     .where(answer.c.evaluation == row.seq, *_of_task(connection, row.seq, task))
+                     .order_by(answer.c.position))
+            with reading(f"evaluation {row.id}, its items"):
+                return [Item(task=name, index=index, hash=hash_, cluster=cluster, **_item_fields(doc))
+                        for name, index, hash_, doc, cluster in connection.execute(query)]
 
     def answers(self, evaluation_id: str, task: str | None = None) -> list[Answer]:
         """Answers to one task, or to all, in the order of the items; none before the evaluation is done."""
         with self.database.read() as connection:
-            seq = find_row(connection, evaluation, evaluation_id).seq
-            rows = connection.execute(
-                select(answer, item.c.hash).join(item, item.c.seq == answer.c.item)
-                .where(answer.c.evaluation == seq, answer.c.metrics.is_not(None),
-                       *_of_task(connection, seq, task))
-                .order_by(answer.c.position)).mappings().all()
-            used = list(chain.from_iterable(r["responses"] for r in rows))
-            responses = _load_responses(connection, seq, min(used), max(used)) if used else {}
-            return [_answer(row, responses) for row in rows]
+            row = find_row(connection, evaluation, evaluation_id)
+            query = (select(answer, item.c.hash).join(item, item.c.seq == answer.c.item, isouter=True)
+                     .where(answer.c.evaluation == row.seq, answer.c.metrics.is_not(None),
+                            *_of_task(connection, row.seq, task))
+                     .order_by(answer.c.position))
+            with reading(f"evaluation {row.id}, its answers"):
+                rows = connection.execute(query).mappings().all()
+                used = list(chain.from_iterable(r["responses"] for r in rows))
+                responses = _load_responses(connection, row.seq, min(used), max(used)) if used else {}
+                return [_answer(r, responses) for r in rows]
 
     def save_schedule(self, evaluation_id: str, value: Mapping[str, Any]) -> None:
         """Store how the requests are cut into batches; a later one (a batch was split) replaces it."""
@@ -261,11 +262,13 @@ def _load(connection: Connection, rows: Sequence[Row[Any]]) -> list[Evaluation]:
             select(schedule).where(schedule.c.evaluation.in_(seqs)))}
         tasks = _by_evaluation(connection, task, seqs)
         scores = _by_evaluation(connection, score, seqs)
-        out += [decode(Evaluation, {
-            **{k: v for k, v in r.value.items() if k != _UNITS}, "id": r.id, "name": r.name, "status": r.status,
-            "tuning": r.tuning, "model": models[r.model], "schedule": schedules.get(r.seq, {}),
-            "tasks": [t.value for t in tasks.get(r.seq, [])],
-            "scores": _scores(scores.get(r.seq, []), r.value.get(_UNITS))}) for r in part]
+        for r in part:
+            with reading(f"evaluation {r.id}"):
+                out.append(decode(Evaluation, {
+                    **{k: v for k, v in r.value.items() if k != _UNITS}, "id": r.id, "name": r.name,
+                    "status": r.status, "tuning": r.tuning, "model": model_of(models, r.model),
+                    "schedule": schedules.get(r.seq, {}), "tasks": [t.value for t in tasks.get(r.seq, [])],
+                    "scores": _scores(scores.get(r.seq, []), r.value.get(_UNITS))}))
     return out
 
 
@@ -350,9 +353,18 @@ def _of_task(connection: Connection, seq: int, task: str | None) -> list[Any]:
 
 
 def _answer(row: RowMapping, responses: Mapping[int, Response]) -> Answer:
+    """An answer from its row. KeyError where the row of its item or of a response is missing."""
+    if row["hash"] is None:
+        raise KeyError(f"the row {row['item']} of the table `item`")
     return Answer(task=row["task"], index=row["index"], item=row["hash"], metrics=row["metrics"],
                   extracted=row["extracted"], cluster=row["cluster"],
-                  responses=tuple(responses[p] for p in row["responses"]))
+                  responses=tuple(_at(responses, p) for p in row["responses"]))
+
+
+def _at(responses: Mapping[int, Response], position: int) -> Response:
+    if position not in responses:
+        raise KeyError(f"the response at position {position}")
+    return responses[position]
 
 
 def _document(value: Item) -> dict[str, Any]:
@@ -361,8 +373,10 @@ def _document(value: Item) -> dict[str, Any]:
     return doc if value.asked is None else {**doc, _ASKED: encode(value.asked)}
 
 
-def _item_fields(doc: Mapping[str, Any]) -> dict[str, Any]:
+def _item_fields(doc: Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields ``doc`` and ``asked`` of an item from its stored document; older ones have no ``asked``."""
+    if doc is None:
+        raise KeyError("the row of an item")
     own = {k: v for k, v in doc.items() if k != _ASKED}
     return {"doc": own, "asked": decode(Asked, doc[_ASKED]) if _ASKED in doc else None}
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, func, select
 
 from aftertune.errors import InputError, StorageError, nearest
 from aftertune.ledger.schema import cell, comparison, model, reported_score, step, study, tuning
-from aftertune.ledger.store import CHUNK, Store, decode, encode, find_row, store_model, upsert
+from aftertune.ledger.store import CHUNK, Store, decode, encode, find_row, model_of, reading, store_model, upsert
 from aftertune.values import Comparison, Tuning
 
 #: Fields of a tuning that have a column or table of their own.
@@ -85,8 +85,11 @@ def _load_tunings(connection: Connection, rows: Sequence[Row[Any]]) -> list[Tuni
         log = connection.execute(select(step).where(step.c.tuning.in_([r.seq for r in part]))
                                  .order_by(step.c.tuning, step.c.number))
         steps = {seq: [r.value for r in group] for seq, group in groupby(log, key=lambda r: r.tuning)}
-        out += [decode(Tuning, {**r.value, "id": r.id, "name": r.name, "status": r.status, "result": r.result,
-                                "base": models[r.model], "steps": steps.get(r.seq, [])}) for r in part]
+        for r in part:
+            with reading(f"tuning {r.id}"):
+                out.append(decode(Tuning, {**r.value, "id": r.id, "name": r.name, "status": r.status,
+                                           "result": r.result, "base": model_of(models, r.model),
+                                           "steps": steps.get(r.seq, [])}))
     return out
 
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -48,6 +49,26 @@ def decode(cls: type[T], data: Mapping[str, Any]) -> T:
         raise StorageError(f"a stored value cannot be read: {error}; `aftertune doctor` checks the ledger") from None
 
 
+@contextmanager
+def reading(entry: str) -> Iterator[None]:
+    """Around the code that makes a value from stored rows: StorageError that names ``entry`` where they do not fit."""
+    try:
+        yield
+    except StorageError as error:
+        raise StorageError(f"{entry}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        detail = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise StorageError(f"{entry} is damaged in the ledger ({detail[:200]}); `aftertune doctor` says what to "
+                           "do") from error
+
+
+def model_of(models: Mapping[int, Any], seq: int) -> Any:
+    """The stored value of a model. KeyError where its row is missing."""
+    if seq not in models:
+        raise KeyError(f"its row {seq} of the table `model`")
+    return models[seq]
+
+
 def upsert(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     """Update the row that has ``key``, or insert it; returns its seq. Only inside a write transaction."""
     matches = [table.c[name] == value for name, value in key.items()]
@@ -72,21 +93,32 @@ def find_row(connection: Connection, table: Table, word: str) -> Row[Any]:
     """The row of ``table`` with this id, this name, or an id that starts with ``word``.
 
     Raises AmbiguousName, with the ids, if several rows have this name; InputError, with the nearest ids and names, if
-    there is none or several ids start with ``word``.
+    there is none or several ids start with ``word``; StorageError if the row is damaged.
     """
-    exact = connection.execute(select(table).where(table.c.id == word)).first()
+    return row_at(connection, table, find_key(connection, table, word))
+
+
+def row_at(connection: Connection, table: Table, key: Row[Any, Any]) -> Row[Any]:
+    """The whole row of ``table`` with this seq and id. StorageError that names it if it is damaged."""
+    with reading(f"{table.name} {key.id}"):
+        return connection.execute(select(table).where(table.c.seq == key.seq)).one()
+
+
+def find_key(connection: Connection, table: Table, word: str) -> Row[Any, Any]:
+    """As `find_row`, but only seq and id: also of a row whose value is damaged."""
+    query = select(table.c.seq, table.c.id)
+    exact = connection.execute(query.where(table.c.id == word)).first()
     if exact is not None:
         return exact
     named = "name" in table.c
     if named:
-        rows = connection.execute(select(table).where(table.c.name == word).order_by(table.c.seq.desc())).all()
+        rows = connection.execute(query.where(table.c.name == word).order_by(table.c.seq.desc())).all()
         if len(rows) > 1:
             raise AmbiguousName(_ambiguous(connection, table, word, rows))
         if rows:
             return rows[0]
     if len(word) >= _MIN_PREFIX:
-        query = select(table).where(table.c.id.startswith(word, autoescape=True)).limit(3)
-        rows = connection.execute(query).all()
+        rows = connection.execute(query.where(table.c.id.startswith(word, autoescape=True)).limit(3)).all()
         if len(rows) == 1:
             return rows[0]
         if rows:
@@ -98,16 +130,16 @@ def find_row(connection: Connection, table: Table, word: str) -> Row[Any]:
     raise InputError(f"no {table.name} {word!r} in the ledger{nearest(word, names) or _some(names)}")
 
 
-def _ambiguous(connection: Connection, table: Table, word: str, rows: Sequence[Row[Any]]) -> str:
+def _ambiguous(connection: Connection, table: Table, word: str, keys: Sequence[Row[Any, Any]]) -> str:
     """The message for a name that several rows have: their ids, the newest first, each with its model and time."""
     shown = []
-    for row in rows[:_SHOWN]:
+    for row in (row_at(connection, table, key) for key in keys[:_SHOWN]):
         source = connection.execute(select(model.c.source).where(model.c.seq == row.model)).scalar()
         started = str((row.value.get("provenance") or {}).get("started") or "")[:16].replace("T", " ")
         facts = ", ".join(f for f in (source, started, row.status if row.status != "done" else "") if f)
         shown.append(f"{row.id} ({facts})")
-    more = f" and {len(rows) - _SHOWN} more (`aftertune runs` lists them)" if len(rows) > _SHOWN else ""
-    return f"{len(rows)} {table.name}s in the ledger are called {word!r}: {', '.join(shown)}{more}; give the id"
+    more = f" and {len(keys) - _SHOWN} more (`aftertune runs` lists them)" if len(keys) > _SHOWN else ""
+    return f"{len(keys)} {table.name}s in the ledger are called {word!r}: {', '.join(shown)}{more}; give the id"
 
 
 def _some(names: Sequence[str]) -> str:
