@@ -98,7 +98,7 @@ def _gathered(notes: Sequence[Remark]) -> Iterator[Remark]:
     for note in notes:
         lines.setdefault(note.text, []).append(note.line)
     for text, where in list(lines.items())[:MAX_NOTES]:
-        more = f" (and {len(where) - 1} more times)" if len(where) > 1 else ""
+        more = f" ({len(where)} times)" if len(where) > 1 else ""
         yield Remark(kind="note", text=text + more, line=where[0])
     if len(lines) > MAX_NOTES:
         yield Remark(kind="note", text=f"{len(lines) - MAX_NOTES} further notes are not listed")

@@ -19,6 +19,8 @@ from aftertune.values.reported import Audited, AuditedDocument, Remark, Reported
 
 #: How the audit marks a figure that no k of n items gives.
 NOT_REPRODUCIBLE = "not reproducible"
+#: Where a number of items comes from (`Reported.n_source`) -> in words.
+N_SOURCES = {"known": "lm-eval's task, not stated"}
 #: Name of a model -> the command that measures it, "" if no study has it.
 Commands = Callable[[str], str]
 
@@ -51,7 +53,7 @@ def _model(rows: Sequence[Audited], command: str) -> list[str]:
         return [f"### {name} (reported, Not Evaluated)", f"*Not evaluated{planned}*", *hint, *filter(None, [facts])]
     cells = [[_escaped(task_title(r.task)), _escaped(metric_title(r.metric, r.filter)), _escaped(r.value_text, 40),
               f"±{_escaped(r.stderr_text, 40)}" if r.stderr_text else fmt.DASH,
-              f"{fmt.count(r.n)} ({r.n_source})" if r.n else fmt.DASH, _escaped(text, 400)]
+              f"{fmt.count(r.n)} ({N_SOURCES.get(r.n_source, r.n_source)})" if r.n else fmt.DASH, _escaped(text, 400)]
              for r, text in rows]
     table = md.table(["Task", "Metric", "Reported", "Error range", "n", "Audit"], cells)
     return [f"### {name} (reported)", table, *hint, *([facts] if facts else [])]
