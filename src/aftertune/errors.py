@@ -8,6 +8,7 @@
     │   ├── TaskError                2   a task is unknown, or its data cannot be read
     │   │   ├── UnknownTask          2   no task has this name
     │   │   └── TasksFailed          2   some tasks of an evaluation failed; the others are stored
+    │   ├── RequestError             2   a request of a task cannot be run
     │   └── ResumeRefused            2   a stored run was made under other conditions (--fork starts a new one)
     ├── NotComparable                3   two evaluations differ in a setting that must agree
     ├── ResourceError                4   out of memory or disk, or a device or package is missing
@@ -64,6 +65,14 @@ class TasksFailed(TaskError):
     def __init__(self, message: str, evaluations: tuple[Any, ...] = ()) -> None:
         super().__init__(message)
         self.evaluations = evaluations
+
+
+class RequestError(InputError):
+    """A request of a task cannot be run. position: of the request."""
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
 
 
 class ResumeRefused(InputError):

@@ -20,14 +20,14 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from aftertune import provenance, sources, tasks
+from aftertune import failed_tasks, provenance, sources, tasks
 from aftertune.catalog import MetricKey, cluster_field
 from aftertune.engine import budget as budgets
 from aftertune.engine import devices
 from aftertune.engine.engine import Engine, ResponseBatch
 from aftertune.engine.schedule import Budget
 from aftertune.engine.verify import PackingDecision, needs_spot_check, spot_check
-from aftertune.errors import InputError, ResumeRefused, nearest
+from aftertune.errors import InputError, RequestError, ResumeRefused, TasksFailed, nearest
 from aftertune.harness import HarnessEngine
 from aftertune.harness.checks import check_tasks, model_defaults
 from aftertune.harness.engines import ServerTemplate
@@ -44,8 +44,9 @@ from aftertune.values.reported import identity_note
 HARNESS_BATCH = 8
 #: Conditions of a stored schedule that must be the same on resume, so that floating-point sums are the same.
 _CONDITIONS = ("plan", "threads", "torch", "transformers", "cpu")
-#: Batch numbers of a stage start at a multiple of this.
+#: Batch numbers of a stage start at a multiple of this, and those of answers from another evaluation at _REUSED.
 _STRIDE = 1_000_000
+_REUSED = 1_000 * _STRIDE
 #: Fields of the settings of a task that do not affect its results, so they are not part of the id of an evaluation.
 _NOT_IN_ID = ("groups", "data", "used", "draw_seed")
 
@@ -81,10 +82,23 @@ def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *
 
 def evaluate_adapters(spec: EvalSpec, adapters: Sequence[str], *, ledger: Ledger, progress: Progress | None = None
                       ) -> list[Evaluation]:
-    """Evaluate several adapters of one base, which is loaded once. spec: without adapter and name."""
+    """Evaluate several adapters of one base, which is loaded once. spec: without adapter and name.
+
+    Raises TasksFailed at the end if a task failed.
+    """
     bases = sources.BaseModelCache()
-    return [EvaluationRun(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases).run()
-            for adapter in adapters]
+    evaluations: list[Evaluation] = []
+    failures: dict[str, None] = {}
+    for adapter in adapters:
+        run = EvaluationRun(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases)
+        try:
+            evaluations.append(run.run())
+        except TasksFailed as error:
+            evaluations += error.evaluations
+            failures[str(error)] = None
+    if failures:
+        raise TasksFailed("; ".join(failures)[:900], tuple(evaluations))
+    return evaluations
 
 
 def _spec(model: str, task_names: Iterable[str | TaskSpec], settings: dict[str, Any]) -> EvalSpec:
@@ -118,16 +132,40 @@ class EvaluationRun:
         self.loaded: list[LoadedTask] = []
         self.template: ChatTemplate | ServerTemplate | None = None
         self.started = time.monotonic()
+        self.failed: dict[str, str] | None = None  # task -> reason; None where the first failure is raised
+        self.reused: set[str] = set()
 
     def run(self) -> Evaluation:
-        """Run everything that is not in the ledger yet, in one stage."""
-        self.open(self.prepare())
-        if self.stored.status == "done":
+        """Run everything that is not in the ledger yet, in one stage.
+
+        A task that fails is left out. Raises TasksFailed at the end, when the others are stored.
+        """
+        self.failed = {}
+        done = self._run(self.prepare())
+        while done is None:
+            done = self._run(self._without_failed())
+        if self.failed:
+            raise failed_tasks.failure(self.failed, done)
+        failed_tasks.remove_replaced(self.ledger, done)
+        return done
+
+    def _run(self, evaluation: Evaluation) -> Evaluation | None:
+        """The finished evaluation. None if a task cannot be tokenized or scored; then ``failed`` has the reason."""
+        assert self.failed is not None
+        if self.open(evaluation).status == "done":
             return self.stored
         self.ledger.acquire(self.stored.id)
         try:
-            self.answer(self.requests)
-            return self.finish(self.loaded)
+            self._reuse()
+            self.answer([r for t in self.loaded if t.settings.task not in self.reused for r in t.requests])
+            failed: dict[str, str] = {}
+            tasks.score_responses(self.loaded, self.responses, failed)
+            self.failed |= failed
+            return None if failed else self.finish(self.loaded)
+        except RequestError as error:
+            of_task = {r.position: t.settings.task for t in self.loaded for r in t.requests}
+            self.failed[of_task[error.position]] = str(error)
+            return None
         finally:
             self.leave()
 
@@ -139,10 +177,48 @@ class EvaluationRun:
         else:
             self.ledger.release(self.stored.id)
 
+    def _reuse(self) -> None:
+        """Take the answers of tasks that an evaluation with failed tasks already has. ``reused`` names the tasks."""
+        if self.schedule is not None:
+            self.reused = set(self.schedule.get("reused", ()))
+            return
+        if not self.spec.fork:
+            earlier, notes = failed_tasks.earlier_answers(self.ledger, self.stored, self.loaded)
+            for number, responses in enumerate(earlier.values()):
+                self.ledger.save_batch(self.stored.id, _REUSED + number, responses)
+                self.responses |= responses
+            self.stored = replace(self.stored, warnings=(*self.stored.warnings, *notes))
+        self.reused = {t.settings.task for t in self.loaded if all(r.position in self.responses for r in t.requests)}
+
+    def _without_failed(self) -> Evaluation:
+        """The evaluation of the tasks that have not failed. It gets the answers, if all are there.
+
+        One for which nothing was computed is removed. Raises TaskError if all tasks have failed.
+        """
+        assert self.failed is not None
+        loaded, responses, schedule = self.loaded, self.responses, self.schedule
+        if schedule is None and (responses or not self.is_new):  # otherwise `leave` has removed it
+            self.ledger.delete_evaluation(self.stored.id)
+        self.loaded = tasks.tasks_without(loaded, self.failed)
+        if not self.loaded:
+            raise failed_tasks.failure(self.failed, None)
+        self.requests = [request for task in self.loaded for request in task.requests]
+        evaluation = self._evaluation()
+        if responses.keys() >= {r.position for task in loaded for r in task.requests}:
+            self.open(evaluation)
+            if self.stored.status != "done" and not self.responses:
+                moved = failed_tasks.moved_responses(loaded, self.loaded, responses)
+                self.ledger.save_batch(self.stored.id, _REUSED, moved)
+                alone = failed_tasks.moved_positions(loaded, self.loaded, (schedule or {}).get("encoded_alone", ()))
+                self.ledger.save_schedule(self.stored.id, {
+                    **(schedule or {}), "reused": [t.settings.task for t in self.loaded], "encoded_alone": alone})
+        return evaluation
+
     def prepare(self, like: EvaluationRun | None = None) -> Evaluation:
         """Identify the model, read the tasks and return the evaluation, which has no results yet.
 
-        like: a prepared run of the same tasks. If both models have the same chat template, its tasks are used.
+        like: a prepared run of the same tasks. If both models have the same chat template, its tasks are used. Raises
+        TaskError if a task cannot be loaded; in `run`, if none can.
         """
         self.progress(0, 0, "identifying the model")
         self.evaluated = identify(self.spec)
@@ -151,10 +227,12 @@ class EvaluationRun:
             self.loaded = like.loaded
         else:
             self.progress(0, 0, "reading the tasks")
-            self.loaded = tasks.load(self.spec.tasks, _options(self.spec, self.evaluated))
+            self.loaded = tasks.load(self.spec.tasks, _options(self.spec, self.evaluated), self.failed)
+            if not self.loaded:
+                raise failed_tasks.failure(self.failed or {}, None)
         self.requests = [request for task in self.loaded for request in task.requests]
         self.defaults = model_defaults(self.evaluated, self.loaded)
-        check_tasks(self.spec, self.evaluated, self.loaded, self.defaults)
+        check_tasks(self.spec, self.evaluated, self.loaded, self.defaults, self.failed or ())
         return self._evaluation()
 
     def open(self, evaluation: Evaluation) -> Evaluation:
@@ -162,7 +240,8 @@ class EvaluationRun:
         items = [item for task in self.loaded for item in task.items]
         self.is_new = all(e.id != evaluation.id for e in self.ledger.evaluations())
         stored = self.ledger.open_evaluation(evaluation, items)
-        self.stored = stored if stored.status == "done" else replace(stored, name=evaluation.name)
+        self.stored = stored if stored.status == "done" else replace(stored, name=evaluation.name,
+                                                                           failed=evaluation.failed)
         self.responses = self.ledger.responses(self.stored.id)
         self.schedule = self.ledger.schedule(self.stored.id)
         return self.stored
@@ -182,7 +261,8 @@ class EvaluationRun:
             id=self.fresh(f"e-{key[:10]}"), name=spec.name or self._name(), model=self.identity,
             tasks=settings, device=_device_name(model.device), dtype=model.dtype, engine=spec.engine,
             warnings=tuple(self._warnings()), tuning=self._tuning(), provenance=self.provenance,
-            defaults=self.defaults, code_digest=model.code_digest, stated=model.stated)
+            defaults=self.defaults, code_digest=model.code_digest, stated=model.stated,
+            failed=dict(self.failed or {}))
 
     def fresh(self, key: str) -> str:
         """``key``, or with --fork the first of key.2, key.3 … that is not in the ledger."""
@@ -219,6 +299,8 @@ class EvaluationRun:
             yield (f"lineage not proven: no record identifies the weights on which {model.adapter.source} was trained; "
                    f"its config names {model.adapter.trained_on or 'no base'}, and the base here is "
                    f"{model.source.named}")
+        yield from (f"task {name} failed and is not part of this evaluation: {reason}"
+                    for name, reason in (self.failed or {}).items())
         yield from tasks.item_warnings(self.loaded)
 
     def answer(self, requests: Sequence[Request], stage: int | None = None) -> None:
@@ -230,6 +312,8 @@ class EvaluationRun:
         stages = (self.schedule or {}).get("stages", [])
         if stage is not None and self.responses.keys() >= {r.position for r in requests}:
             self.known = _decision(stages[stage])
+            return
+        if stage is None and self.schedule is not None and self.responses.keys() >= {r.position for r in requests}:
             return
         engine = self.engine or self._start()
         self.progress(0, 0, "planning the batches")
@@ -262,6 +346,7 @@ class EvaluationRun:
         return self.ledger.finish_evaluation(replace(
             value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(scores),
             warnings=(*value.warnings, *tasks.answer_warnings(loaded, self.responses, answers),
+                      *_encoded_alone(loaded, schedule.get("encoded_alone", ())),
                       *_unextracted(loaded, answers), *self._reasoning(loaded)),
             provenance=provenance.finish(self.provenance)), answers, positions)
 
@@ -308,6 +393,11 @@ class EvaluationRun:
         if self.schedule is None:
             budget = engine.budget.stored() if isinstance(engine, Engine) else {}
             self.schedule = {**now, "budget": budget, "note": plan.decision.note, "halvings": []}
+            if self.reused:
+                self.schedule["reused"] = sorted(self.reused)
+            alone = getattr(plan, "alone", ())
+            if alone:
+                self.schedule["encoded_alone"] = sorted(alone)
         then = self.schedule
         if stage is not None:
             stages = self.schedule.setdefault("stages", [])
@@ -376,6 +466,18 @@ def _written_alike(left: ChatTemplate | ServerTemplate | None, right: ChatTempla
     if left is None or right is None:
         return left is right
     return (left.hash, left.date, left.arguments) == (right.hash, right.date, right.arguments)
+
+
+def _encoded_alone(loaded: Sequence[LoadedTask], positions: Sequence[int]) -> Iterator[str]:
+    """A warning for each task with answers that were encoded without their context. positions: of their requests."""
+    for task in loaded:
+        item_of = {p: item.index for item, ps in zip(task.items, tasks.positions_of_items(task), strict=True)
+                   for p in ps}
+        items = sorted({item_of[p] for p in positions if p in item_of})
+        if items:
+            listed = ", ".join(map(str, items[:20])) + (f" and {len(items) - 20} more" if len(items) > 20 else "")
+            yield (f"{task.settings.task}: in {len(items)} of {len(task.items)} items a token spans the context and an "
+                   f"answer, which was therefore encoded alone (lm-eval 0.4.13 stops there): items {listed}")
 
 
 def _unextracted(loaded: Sequence[LoadedTask], answers: Sequence[Answer]) -> Iterator[str]:

@@ -14,7 +14,7 @@ import typer
 from aftertune.cli.console import emit, margin_error, progress
 from aftertune.cli.options import Given, JsonFlag, with_options
 from aftertune.cli.streams import rich_console
-from aftertune.errors import InputError
+from aftertune.errors import InputError, TasksFailed
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 
 if TYPE_CHECKING:
@@ -55,14 +55,20 @@ def evaluate(
     from aftertune.ledger import Ledger
 
     with Ledger() as ledger, progress() as update:
-        if len(adapters) > 1:
-            evaluations = evaluate_adapters(spec, adapters, ledger=ledger, progress=update)
-        else:
-            evaluations = [run(spec, ledger=ledger, progress=update)]
+        failure = None
+        try:
+            if len(adapters) > 1:
+                evaluations = evaluate_adapters(spec, adapters, ledger=ledger, progress=update)
+            else:
+                evaluations = [run(spec, ledger=ledger, progress=update)]
+        except TasksFailed as error:
+            failure, evaluations = error, list(error.evaluations)
         hints = [hint for evaluation in evaluations if (hint := _compare_hint(evaluation, ledger))]
     show(evaluations, as_json)
     for hint in hints if not as_json else ():
         typer.echo(hint)
+    if failure is not None:
+        raise failure
 
 
 def _compare_hint(tuned: Evaluation, ledger: Ledger) -> str | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from aftertune.engine import schedule
 from aftertune.engine.backends import backend_for
@@ -30,8 +30,10 @@ from aftertune.engine.schedule import Budget
 from aftertune.engine.scorer import Scorer, TokenScores, text_config
 from aftertune.engine.tokenize import Encoder, Generation, Prompt, TokenSequence, context_length
 from aftertune.engine.verify import ItemSequences, PackingDecision, decide, verify
-from aftertune.errors import InputError
+from aftertune.errors import InputError, RequestError
 from aftertune.values import Request, Response
+
+Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ class EnginePlan:
     """Everything that decides the floating-point sums.
 
     truncated: number of tokens cut off, by request position; digest: SHA-256 over the tokens of the batches; longest:
-    length in tokens up to which the decision holds.
+    length in tokens up to which the decision holds; alone: positions of the requests whose continuation was encoded
+    without its context.
     """
 
     jobs: tuple[Job, ...]
@@ -76,6 +79,7 @@ class EnginePlan:
     truncated: Mapping[int, int]
     digest: str
     longest: int
+    alone: tuple[int, ...] = ()
 
     @property
     def cost(self) -> int:
@@ -101,12 +105,15 @@ class Engine:
         """Tokenize the requests, decide whether rows may be packed, and cut them into batches.
 
         earlier: decision and ``longest`` of an earlier plan of the same model. The decision is reused if no sequence is
-        longer, and plain rows stay plain. Raises InputError if only the token limit could end a text.
+        longer, and plain rows stay plain. Raises RequestError for a request that cannot be run: its text cannot be
+        tokenized or does not fit, or only the token limit could end its text.
         """
         groups: list[ItemSequences] = []
         for _, group in groupby((r for r in requests if r.kind == "score"), key=lambda r: r.item):
-            groups.append([(r.position, self.encoder.score(r.context, r.continuation)) for r in group])
-        rolling = {r.position: self.encoder.rolling(r.continuation) for r in requests if r.kind == "rolling"}
+            groups.append([(r.position, _encoded(r, lambda r: self.encoder.score(r.context, r.continuation)))
+                           for r in group])
+        rolling = {r.position: _encoded(r, lambda r: self.encoder.rolling(r.continuation))
+                   for r in requests if r.kind == "rolling"}
         texts = self._texts([r for r in requests if r.kind == "generate"])
         lengths = [len(s.tokens) for g in groups for _, s in g]
         lengths += [len(s.tokens) for windows in rolling.values() for s in windows]
@@ -132,7 +139,8 @@ class Engine:
         truncated = {p: s.truncated for g in groups for p, s in g if s.truncated}
         truncated |= {p: q.truncated for j in jobs for p, q in j.prompts.items() if q.truncated}
         return EnginePlan(tuple(jobs), decision, self.budget, truncated, _digest(jobs),
-                    max(longest, earlier[1] if earlier else 0))
+                    max(longest, earlier[1] if earlier else 0),
+                    tuple(p for g in groups for p, s in g if s.alone))
 
     def run(self, plan: EnginePlan, done: set[int], on_split: Callable[[int, int], None] | None = None,
             tick: Callable[[int], None] | None = None) -> Iterator[ResponseBatch]:
@@ -188,15 +196,18 @@ class Engine:
                 for batch in schedule.batches(shapes, self.budget, padded=not decision.packed, past=past)]
 
     def _texts(self, requests: Sequence[Request]) -> list[_PromptText]:
-        """Tokenize the requests to generate. Raises InputError if only the token limit could end a text."""
+        """Tokenize the requests to generate. Raises RequestError if only the token limit could end a text."""
         end = self.tokenizer.eos_token_id
         eos = "" if end is None else self.tokenizer.decode(end)
-        settings = [Generation.resolve(r.generation, eos) for r in requests]
-        if any(not any(s.until) and not StopCriteria(self.model, self.tokenizer, s).eos_token_ids for s in settings):
+        return [_encoded(r, lambda r: self._text(r, eos)) for r in requests]
+
+    def _text(self, request: Request, eos: str) -> _PromptText:
+        settings = Generation.resolve(request.generation, eos)
+        if not any(settings.until) and not StopCriteria(self.model, self.tokenizer, settings).eos_token_ids:
             raise InputError("the model has no end-of-sequence token and a task has no stop string, so every text "
                              "would run to its token limit: set a stop string with --gen-kwargs until=TEXT")
-        rows = [(r, self.encoder.prompt(r.context, s.max_tokens), s) for r, s in zip(requests, settings, strict=True)]
-        return [_PromptText(r.position, prompt, self._limited(s, len(prompt.tokens))) for r, prompt, s in rows]
+        prompt = self.encoder.prompt(request.context, settings.max_tokens)
+        return _PromptText(request.position, prompt, self._limited(settings, len(prompt.tokens)))
 
     def _limited(self, settings: Generation, length: int) -> Generation:
         """The settings of one text with the limit on new tokens that lm-eval's ``hf`` model gives it.
@@ -248,6 +259,17 @@ class _PromptText:
     position: int
     prompt: Prompt
     settings: Generation
+
+
+def _encoded(request: Request, encode: Callable[[Request], Encoded]) -> Encoded:
+    """The request as tokens. Raises RequestError, whatever the tokenizer raises."""
+    try:
+        return encode(request)
+    except InputError as error:
+        raise RequestError(str(error), request.position) from error
+    except Exception as error:  # tokenizers raise many types of errors
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise RequestError(f"a text cannot be tokenized ({reason}); fix the task's data", request.position) from error
 
 
 def _length(text: _PromptText) -> int:

@@ -7,6 +7,8 @@ The rules (lm-eval 0.4.13, ``TemplateLM._encode_pair``, ``HFLM.tok_encode`` and 
 - Trailing spaces of a context move to the continuation.
 - Context and continuation are split by the token count of the context alone.
 - An empty context becomes the prefix token (BOS, else EOS).
+- Where a token spans context and continuation, so that nothing is left for the continuation, the continuation is
+  encoded alone, as in lm-eval's pull request 4055. lm-eval 0.4.13 stops there.
 - The tokenizer adds special tokens by its own default, but not if the text already starts with the prefix token.
 - Tokens that do not fit into the context length are cut off on the left.
 """
@@ -14,7 +16,7 @@ The rules (lm-eval 0.4.13, ``TemplateLM._encode_pair``, ``HFLM.tok_encode`` and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aftertune.errors import InputError
@@ -28,11 +30,13 @@ DEFAULT_MAX_GEN_TOKS = 256
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """Tokens to run. The last ``targets`` tokens are scored. truncated: number of context tokens cut off."""
+    """Tokens to run. The last ``targets`` tokens are scored. truncated: number of context tokens cut off. alone: the
+    continuation was encoded without its context."""
 
     tokens: tuple[int, ...]
     targets: int
     truncated: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class Encoder:
 
     def score(self, context: str, continuation: str) -> TokenSequence:
         """The sequence whose last tokens are ``continuation``. Raises InputError if it is empty or does not fit."""
+        alone = False
         if context == "":
             target = list(self.tokenizer.encode(continuation, add_special_tokens=False))
             head = [self.prefix_token]
@@ -86,10 +91,12 @@ class Encoder:
         else:
             head, target = self._pair(context, continuation)
             head = head or [self.prefix_token]  # a context of only spaces; lm-eval raises AssertionError here
+            if not target:  # a token spans the two; lm-eval raises AssertionError here
+                target, alone = list(self.tokenizer.encode(continuation, add_special_tokens=False)), True
         if not target:
-            raise InputError(f"the continuation {continuation[:60]!r} adds no tokens to its context: an answer "
-                             "choice must not be empty")
-        return self._fit(head, target)
+            raise InputError(f"the continuation {continuation[:60]!r} has no tokens: an answer choice must not be "
+                             "empty")
+        return replace(self._fit(head, target), alone=alone)
 
     def rolling(self, text: str) -> list[TokenSequence]:
         """Windows that together score every token of ``text`` once (lm-eval's rolling windows, context_len 1)."""

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from aftertune.errors import InputError
@@ -28,23 +28,28 @@ def model_defaults(model: EvaluatedModel, loaded: Sequence[LoadedTask]) -> dict[
     return generation_defaults(model.source, model.tokenizer, sampled=any(map(is_sampled, settings)))
 
 
-def check_tasks(spec: EvalSpec, model: EvaluatedModel, loaded: Sequence[LoadedTask], defaults: Mapping[str, Any]
-                ) -> None:
-    """Raise InputError for a task that the engine cannot answer, and for a setting that no task can use."""
+def check_tasks(spec: EvalSpec, model: EvaluatedModel, loaded: Sequence[LoadedTask], defaults: Mapping[str, Any],
+                failed: Collection[str] = ()) -> None:
+    """Raise InputError for a task that the engine cannot answer, and for a setting that no task can use.
+
+    failed: names of tasks that could not be loaded, which may use a setting.
+    """
     settings = [t.settings for t in loaded]
     check_requests(spec.engine, {s.task: _KINDS.get(s.output_type, "score") for s in settings})
     only_chats = "score" not in model.facts.requests and "apply_chat_template" in model.facts.takes
     raw = next((s.task for s in settings if s.chat_template is None), None)
     if only_chats and raw is not None:
         raise InputError(f"task {raw!r}: the engine {spec.engine} answers chats only; add --apply-chat-template")
-    _check_generation(spec, settings, defaults)
-    _check_thinking(spec, settings)
+    _check_generation(spec, settings, defaults, failed)
+    if not failed:
+        _check_thinking(spec, settings)
 
 
-def _check_generation(spec: EvalSpec, settings: Sequence[TaskSettings], defaults: Mapping[str, Any]) -> None:
+def _check_generation(spec: EvalSpec, settings: Sequence[TaskSettings], defaults: Mapping[str, Any],
+                      failed: Collection[str]) -> None:
     generated = [s for s in settings if s.output_type == "generate_until"]
-    names = {name for s in generated for name in (s.task, *s.groups)}
-    if spec.gen_kwargs and not generated:
+    names = {name for s in generated for name in (s.task, *s.groups)} | set(failed)
+    if spec.gen_kwargs and not generated and not failed:
         raise InputError(f"gen_kwargs has {', '.join(spec.gen_kwargs)}, but no task here generates texts; leave it out")
     idle = next((t for t in spec.tasks if t.gen_kwargs and t.name not in names), None)
     if idle is not None:

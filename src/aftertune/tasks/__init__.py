@@ -7,8 +7,14 @@
 Prompts, few-shot examples, filters and metrics come from lm-eval, through its Python API.
 """
 
-from aftertune.tasks.loading import LoadedTask, LoadOptions, load, questions, subset_tasks
-from aftertune.tasks.scoring import answer_warnings, item_warnings, score_responses, task_answers
+from aftertune.tasks.loading import LoadedTask, LoadOptions, load, questions, subset_tasks, tasks_without
+from aftertune.tasks.scoring import (
+    answer_warnings,
+    item_warnings,
+    positions_of_items,
+    score_responses,
+    task_answers,
+)
 
 __all__ = [
     "LoadOptions",
@@ -16,8 +22,10 @@ __all__ = [
     "answer_warnings",
     "item_warnings",
     "load",
+    "positions_of_items",
     "questions",
     "score_responses",
     "subset_tasks",
     "task_answers",
+    "tasks_without",
 ]

@@ -174,10 +174,11 @@ def without_groups(loaded: LoadedTask, names: Collection[str]) -> LoadedTask:
     return replace(loaded, groups=groups, settings=replace(loaded.settings, groups=tuple(groups)))
 
 
-def renumbered(loaded: Sequence[LoadedTask]) -> list[LoadedTask]:
-    """The tasks with the positions that they have where no other task was loaded."""
+def tasks_without(loaded: Sequence[LoadedTask], failed: Collection[str]) -> list[LoadedTask]:
+    """The tasks without the failed ones, with the positions that they have where only they are loaded."""
+    incomplete = {name for task in loaded if task.settings.task in failed for name in task.groups}
     result, start = [], 0
-    for task in loaded:
+    for task in [without_groups(t, incomplete) for t in loaded if t.settings.task not in failed]:
         shift = start - task.requests[0].position
         result.append(task if not shift else replace(
             task, requests=tuple(replace(r, position=r.position + shift, item=r.item + shift) for r in task.requests),

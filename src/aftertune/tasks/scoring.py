@@ -36,11 +36,13 @@ TIMEOUT_PER_ANSWER = 0.01
 BOOTSTRAP_RESAMPLES = 1000
 
 
-def score_responses(loaded: Sequence[LoadedTask], responses: Mapping[int, Response]
+def score_responses(loaded: Sequence[LoadedTask], responses: Mapping[int, Response],
+                    failed: dict[str, str] | None = None
                     ) -> tuple[list[Answer], list[tuple[int, ...]], list[Score]]:
     """The answers of all items, the request positions of each answer, and the scores of tasks and groups.
 
-    responses: position -> response, for every request of ``loaded``.
+    responses: position -> response, for every request of ``loaded``. failed: gets the reason for each task whose
+    answers cannot be scored, by name; without it, the first one raises TaskError.
     """
     all_answers: list[Answer] = []
     positions: list[tuple[int, ...]] = []
@@ -48,13 +50,21 @@ def score_responses(loaded: Sequence[LoadedTask], responses: Mapping[int, Respon
     table: dict[str, dict[str, Any]] = {}
     groups: dict[str, Any] = {}
     for task in loaded:
-        with judging(task):
-            values, new_answers, task_positions = _answers(task, responses)
-            new_scores = _scores(task, values, table)
+        try:
+            with judging(task):
+                values, new_answers, task_positions = _answers(task, responses)
+                new_scores = _scores(task, values, table)
+        except TaskError as error:
+            if failed is None:
+                raise
+            failed[task.settings.task] = str(error)
+            continue
         all_answers += new_answers
         positions += task_positions
         scores += new_scores
         groups |= task.groups
+    if failed:  # they are scored again without these tasks and their groups
+        return all_answers, positions, scores
     return all_answers, positions, scores + _group_scores(groups, table, scores)
 
 
@@ -69,6 +79,15 @@ def judging(loaded: LoadedTask) -> Iterator[None]:
     except Exception as error:  # filters and metrics are foreign code
         raise TaskError(f"task {loaded.settings.task!r}: its answers cannot be scored: {template_fault(error)}; fix "
                         "the task's filters or metrics") from error
+
+
+def positions_of_items(loaded: LoadedTask) -> list[tuple[int, ...]]:
+    """The positions of each item's requests, in the order in which its answer has the responses."""
+    by_doc = defaultdict(list)
+    for instance, repeats in zip(loaded.task.instances, loaded.positions, strict=True):
+        by_doc[instance.doc_id].append((instance.idx, repeats))
+    return [tuple(p for _, repeats in sorted(pairs, key=lambda pair: pair[0]) for p in repeats)
+            for pairs in by_doc.values()]
 
 
 def task_answers(loaded: LoadedTask, responses: Mapping[int, Response]) -> list[Answer]:
