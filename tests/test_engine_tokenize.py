@@ -81,6 +81,12 @@ def test_scored_pairs_are_lm_evals(pair: tuple[Encoder, Recorder], context: str,
         return
     if context:
         head, target = theirs._encode_pair(context, continuation)
+        assert sequence.alone == (not target)
+        if not target:  # a token spans the two, and lm-eval's own assertion fails; see its pull request 4055
+            target = theirs.tok_encode(continuation, add_special_tokens=False)
+            assert sequence.tokens == tuple((head + target)[-(WINDOW + 1):])
+            assert sequence.targets == len(target)
+            return
         assert sequence.tokens == tuple((head + target)[-(WINDOW + 1):])
         assert sequence.targets == len(target)
         assert sequence.truncated == max(len(head) + len(target) - WINDOW - 1, 0)
@@ -134,7 +140,7 @@ def test_spaces_before_the_answer_belong_to_it() -> None:
 
 def test_a_text_that_cannot_be_tokenized_is_an_error() -> None:
     encoder = Encoder(byte_tokenizer(), 8)
-    with pytest.raises(InputError, match="adds no tokens to its context"):
+    with pytest.raises(InputError, match="has no tokens"):
         encoder.score("zz", "")
     with pytest.raises(InputError, match="more than the model's context length of 8"):
         encoder.score("z", "z" * 9)

@@ -33,7 +33,7 @@ from aftertune.engine.verify import ItemSequences, PackingDecision, decide, veri
 from aftertune.errors import InputError, RequestError
 from aftertune.values import Request, Response
 
-Encoded = TypeVar("Encoded")
+EncodedRequest = TypeVar("EncodedRequest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +261,7 @@ class _PromptText:
     settings: Generation
 
 
-def _encoded(request: Request, encode: Callable[[Request], Encoded]) -> Encoded:
+def _encoded(request: Request, encode: Callable[[Request], EncodedRequest]) -> EncodedRequest:
     """The request as tokens. Raises RequestError, whatever the tokenizer raises."""
     try:
         return encode(request)
