@@ -11,9 +11,12 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from aftertune.errors import TaskError
+from aftertune.sources import limits
 from aftertune.study import TaskSpec
 from aftertune.tasks import LoadOptions, load, score_responses
 from aftertune.values import Response
+from cli_cases import call, settle
+from eval_cases import byte_folder
 
 CHOICE: dict[str, Any] = {
     "task": "own", "dataset_path": "json", "output_type": "multiple_choice", "test_split": "test",
@@ -133,3 +136,40 @@ def test_what_a_metric_raises_is_reported(tmp_path: Path) -> None:
     responses = {r.position: Response(text="a", tokens=1, finish="stop") for r in loaded.requests}
     with pytest.raises(TaskError, match="task 'own': its answers cannot be scored"):
         score_responses([loaded], responses)
+
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}" \
+        "{% endfor %}"
+DOUBLED = "{% set n = namespace(s='aaaaaaaaaa') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}" \
+          "{{ n.s }}"
+
+
+@pytest.mark.parametrize(("template", "said"), [(LOOPS, "it takes more than 0.5 s"),
+                                                (DOUBLED, "it needs more than 512 MB of memory")])
+@pytest.mark.parametrize("words", ["eval byte --tasks arc_easy,openbookqa --limit 2 --apply-chat-template",
+                                   "tune byte --data rows.jsonl --preview"])
+def test_a_chat_template_has_limits(template: str, said: str, words: str, tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    byte_folder(tmp_path / "byte", template=template)
+    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settle(monkeypatch, tmp_path)
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "l.db"))
+    monkeypatch.setattr("aftertune.sources.limits.RENDER_TIMEOUT", 0.5)
+    start = time.monotonic()
+    assert call(monkeypatch, *words.split()) == 2
+    error = capfd.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert time.monotonic() - start < 60
+
+
+def test_the_limits_leave_the_process_as_it_was() -> None:
+    import resource
+    import signal
+
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
+    with pytest.raises(limits.TemplateLimit, match="512 MB"):
+        limits.limited("x", lambda: "a" * 10**11)
+    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)) == before
+    assert limits.limited("x", lambda: "text") == "text"

@@ -37,7 +37,7 @@ from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.tasks.chat_template import ChatTemplate, date_note
-from aftertune.values import Answer, Evaluation, ModelIdentity, Progress, Request, TaskSettings, digest
+from aftertune.values import Answer, Evaluation, ModelIdentity, Progress, Request, Response, TaskSettings, digest
 from aftertune.values.reported import identity_note
 
 #: Batch size of the ``lm-eval:NAME`` engines.
@@ -134,6 +134,9 @@ class EvaluationRun:
         self.started = time.monotonic()
         self.failed: dict[str, str] | None = None  # task -> reason; None where the first failure is raised
         self.reused: set[str] = set()
+        self.stored: Evaluation
+        self.responses: dict[int, Response] = {}
+        self.schedule: dict[str, Any] | None = None
 
     def run(self) -> Evaluation:
         """Run everything that is not in the ledger yet, in one stage.

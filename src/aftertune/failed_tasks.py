@@ -51,7 +51,8 @@ def earlier_answers(ledger: Ledger, evaluation: Evaluation, loaded: Sequence[Loa
 
 
 def _same_model(a: Evaluation, b: Evaluation) -> bool:
-    return all(getattr(a, name) == getattr(b, name) for name in ("dtype", "device", "engine", "code_digest", "stated")) and \
+    names = ("dtype", "device", "engine", "code_digest", "stated")
+    return all(getattr(a, name) == getattr(b, name) for name in names) and \
         (a.model.fingerprint, a.model.tokenizer) == (b.model.fingerprint, b.model.tokenizer)
 
 

@@ -3,8 +3,10 @@
     with time_limit(5.0):                raises OutOfTime if the block takes longer
         pattern.findall(text)
 
-    with template_limits():              raises OutOfTime, MemoryError or TooLong instead of running for ever
+    with template_limits():              raises OutOfTime or MemoryError instead of running for ever
         text = checked_size(template.render(messages=messages))
+
+    limited(source, lambda: tokenizer.apply_chat_template(messages, tokenize=False))       all of it, for chat templates
 
 A template runs in Jinja's sandbox, which keeps it from running code, but three nested loops never end, and a text that
 is doubled 40 times has 10 TB. A rendering therefore has a time limit and may take a limited amount of new memory.
@@ -19,9 +21,11 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+Rendered = TypeVar("Rendered")
 #: Seconds for one rendering. A normal one takes less than a thousandth of it.
 RENDER_TIMEOUT = 5.0
 #: Bytes of new memory for one rendering.
@@ -38,6 +42,10 @@ class OutOfTime(Exception):
 
 class TooLong(Exception):
     """A rendered text is longer than RENDER_LENGTH."""
+
+
+class TemplateLimit(Exception):
+    """A chat template went beyond the limits of a rendering. The message says which one."""
 
 
 @contextlib.contextmanager
@@ -121,6 +129,26 @@ def template_limits() -> Iterator[None]:
         yield
 
 
+#: Templates that took too long once. They are not tried again in another form of the same conversation.
+_slow: set[str] = set()
+
+
+def limited(template: str, render: Callable[[], Rendered]) -> Rendered:
+    """The result of ``render``, which renders the template. Raises TemplateLimit."""
+    try:
+        if template in _slow:
+            raise OutOfTime
+        with template_limits():
+            result = render()
+        if isinstance(result, str):
+            checked_size(result)
+        return result
+    except (OutOfTime, MemoryError, TooLong) as error:
+        if isinstance(error, OutOfTime):
+            _slow.add(template)
+        raise TemplateLimit(template_fault(error)) from None
+
+
 def checked_size(text: str) -> str:
     """The rendered text. Raises TooLong."""
     if len(text) > RENDER_LENGTH:
@@ -134,6 +162,8 @@ def template_fault(error: BaseException) -> str:
         return f"it takes more than {RENDER_TIMEOUT:g} s"
     if isinstance(error, MemoryError):
         return f"it needs more than {RENDER_MEMORY // 2**20} MB of memory"
+    if isinstance(error, TemplateLimit):
+        return str(error)
     if isinstance(error, TooLong):
         return f"its text has {error}, and {RENDER_LENGTH:,} are allowed"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from aftertune.errors import InputError, TaskError
+from aftertune.sources.limits import limited, template_fault
 
 #: The date that a template writes where none is chosen: the one that the templates of Llama 3.1 and 3.2 contain.
 DEFAULT_DATE = "2024-07-26"
@@ -53,9 +54,8 @@ class ChatTemplate:
             except jinja2.exceptions.TemplateError:
                 return self._apply([m for m in chat_history if m["role"] != "system"], add_generation_prompt)
         except Exception as error:  # a template is code in a sandbox and may raise anything
-            raise TaskError(f"{self.tokenizer.name_or_path}: the chat template failed: {type(error).__name__}: "
-                            f"{' '.join(str(error).split())[:200]}; fix it, or evaluate without it "
-                            "(apply_chat_template: false)") from error
+            raise TaskError(f"{self.tokenizer.name_or_path}: the chat template failed: {template_fault(error)}; fix "
+                            "it, or evaluate without it (apply_chat_template: false)") from error
 
     def _apply(self, chat: list[dict[str, str]], generation: bool) -> str:
         return apply_template(self.tokenizer, chat, generation=generation, continue_final=not generation,
@@ -108,11 +108,12 @@ def apply_template(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *,
 
     generation: end with the start of an answer. continue_final: leave the last message open. day: the date that the
     template writes, as YYYY-MM-DD; None for the date of the day. arguments: other variables of the template. A template
-    is code in a sandbox and may raise anything.
+    is code in a sandbox and may raise anything; it raises TemplateLimit beyond the limits of a rendering.
     """
-    return str(tokenizer.apply_chat_template(
+    variables = template_variables(tokenizer, tools, day, arguments)
+    return limited(str(getattr(tokenizer, "chat_template", None)), lambda: str(tokenizer.apply_chat_template(
         list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=generation,
-        continue_final_message=continue_final, **template_variables(tokenizer, tools, day, arguments)))
+        continue_final_message=continue_final, **variables)))
 
 
 def template_variables(tokenizer: Any, tools: Sequence[Mapping[str, Any]], day: str | None,

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aftertune.errors import InputError
+from aftertune.sources.limits import TemplateLimit, limited
 from aftertune.tasks.chat_template import apply_template, template_variables
 
 #: Stand-ins for an answer. They begin with different letters, so a template's text is what both have in common.
@@ -131,6 +132,9 @@ class ChatWriter:
             try:
                 text = apply_template(self.tokenizer, messages, tools=conversation.tools, generation=generation,
                                       day=self.day, arguments=conversation.arguments)
+            except TemplateLimit as failure:
+                raise InputError(f"the chat template was stopped: {failure}; fix the template, or set template: "
+                                 "alpaca or plain (--template)") from failure
             except Exception as failure:  # a template is foreign code in a sandbox and may raise anything
                 error = error or failure
                 continue
@@ -239,8 +243,8 @@ class ChatWriter:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         given = [{key: value for key, value in m.items() if value is not None} for m in messages]  # as transformers
-        _, blocks = render_jinja_template(conversations=[given], tools=tools, return_assistant_tokens_mask=True,
-                                          **settings)
+        _, blocks = limited(settings["chat_template"], lambda: render_jinja_template(
+            conversations=[given], tools=tools, return_assistant_tokens_mask=True, **settings))
         return list(blocks[0])
 
 

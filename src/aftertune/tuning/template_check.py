@@ -17,11 +17,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from aftertune.errors import InputError
+from aftertune.sources.limits import limited
 from aftertune.tuning.chat_turns import marks_answers, message_forms
 from aftertune.tuning.example import Example
 from aftertune.tuning.tokenize import IGNORED, EncodedRow, EncodeOptions, encode_all
@@ -213,8 +215,9 @@ def _plain(messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]], t
     for in_parts in (False, True):
         for form in message_forms(messages, in_parts):
             try:
-                found = tokenizer.apply_chat_template(form, tools=list(tools) or None, return_dict=True,
-                                                      return_assistant_tokens_mask=marked)
+                found = limited(str(tokenizer.chat_template), partial(
+                    tokenizer.apply_chat_template, form, tools=list(tools) or None, return_dict=True,
+                    return_assistant_tokens_mask=marked))
             except Exception:  # a template may raise anything; this form is not for it
                 continue
             yield found["input_ids"], found["assistant_masks"] if marked else []

@@ -291,8 +291,8 @@ class Evaluation:
     an evaluation that stops early, None for one that asks all items; the scores of a task that was stopped are early
     estimates. defaults: the fields of the model's generation config that changed its texts; empty where no text was
     generated. code_digest: of the model's own Python files, None where none of them ran. stated: what the user
-    states about a model that the engine knows by a name only (a server); its fingerprint is then not that of weights. failed:
-    tasks of the same command that could not be evaluated, with the reasons.
+    states about a model that the engine knows by a name only (a server); its fingerprint is then not that of weights.
+    failed: tasks of the same command that could not be evaluated, with the reasons.
     """
 
     id: str
