@@ -79,6 +79,17 @@ def _integer(digits: str) -> int | None:
     return int(digits) if len(digits) < _MAX_DIGITS else None
 
 
+@contextlib.contextmanager
+def in_the_form_of(tool: str, where: str) -> Iterator[None]:
+    """Turn an error about a value of another type than ``tool`` writes into an InputError. where: names the file."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        detail = " ".join(str(error).split())[:100]
+        raise InputError(f"{where}: not in the form that {tool} writes ({type(error).__name__}: {detail}); check that "
+                         "it is the right file") from None
+
+
 def json_rows(path: Path, *, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """(location, object) for each object of a JSON Lines file, or of a file that is one JSON array of objects.
 

@@ -26,6 +26,7 @@ from aftertune import catalog
 from aftertune.catalog import MetricKey, unit_of
 from aftertune.errors import InputError, ResourceError
 from aftertune.exchange.discovery import discover, unused
+from aftertune.exchange.files import in_the_form_of
 from aftertune.exchange.lm_eval_files import LmEvalRun, Sample, read_samples
 from aftertune.exchange.markdown_record import read_record
 from aftertune.exchange.reading import merged, read_run, reported_scores
@@ -44,6 +45,8 @@ from aftertune.values import (
     digest,
     group_unit,
     json_ready,
+    plain,
+    restore,
 )
 from aftertune.values.reported import UNPROVEN, Reported
 
@@ -157,7 +160,8 @@ def _read(run: LmEvalRun) -> _Read:
         if answers is None:
             continue
         try:
-            tasks.append(_task(run, task, *answers))
+            with in_the_form_of(run.tool, answers[0]):
+                tasks.append(_task(run, task, *answers))
         except _OtherRun as error:
             notes.append(f"{task}: {error}; its scores are imported without answers")
     bare = [t for t in dict.fromkeys([*run.section("results"), *run.section("groups")])
@@ -184,6 +188,7 @@ def _task(run: LmEvalRun, task: str, where: str, rows: Any) -> _TaskSamples:
                            cluster=catalog.cluster_field(task))
     _check_samples(run, task, where, samples)
     settings = _exported_settings(run, task, samples) or _settings(run, task, config, kind, samples)
+    restore(TaskSettings, plain(settings))  # a value of another type could be stored, but not be read again
     return _TaskSamples(settings, samples, _scores(run, settings, samples))
 
 

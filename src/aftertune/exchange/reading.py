@@ -15,7 +15,7 @@ from aftertune import catalog
 from aftertune.exchange.computed import how_computed, is_rounded, items_of, printed
 from aftertune.exchange.discovery import Kind, discover
 from aftertune.exchange.every_eval_ever import every_eval_ever_run
-from aftertune.exchange.files import parse_json, read_text
+from aftertune.exchange.files import in_the_form_of, parse_json, read_text
 from aftertune.exchange.inspect_logs import inspect_run, read_eval
 from aftertune.exchange.lighteval_files import lighteval_run
 from aftertune.exchange.lm_eval_files import LIMIT, LmEvalRun, read_results
@@ -30,13 +30,14 @@ def read_run(path: Path, kind: Kind, *, root: Path | None = None) -> list[LmEval
     """The runs of one results file. root: the folder in which to look for answers. Raises InputError."""
     if kind == "lm-eval":
         return [read_results(path)]
-    if kind == "inspect":
-        packed = path.name.lower().endswith(".eval")
-        return [inspect_run(path, read_eval(path) if packed else parse_json(read_text(path, limit=LIMIT), str(path)))]
-    value = parse_json(read_text(path, limit=LIMIT), str(path))
-    if kind == "every-eval-ever":
-        return [every_eval_ever_run(path, value)]
-    return [lighteval_run(path, value, root)]
+    packed = path.name.lower().endswith(".eval")
+    value = read_eval(path) if packed else parse_json(read_text(path, limit=LIMIT), str(path))
+    with in_the_form_of(kind, str(path)):
+        if kind == "inspect":
+            return [inspect_run(path, value)]
+        if kind == "every-eval-ever":
+            return [every_eval_ever_run(path, value)]
+        return [lighteval_run(path, value, root)]
 
 
 def merged(runs: Sequence[LmEvalRun]) -> list[LmEvalRun]:
