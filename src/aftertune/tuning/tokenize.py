@@ -18,7 +18,7 @@ Replayed rows are mixed into the training rows. The held-out and validation rows
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -106,8 +106,8 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptio
     cut, masked, split, first = 0, 0, 0, ""
     encoder = _Encoder(tokenizer, whole=options.template == "chat")
     renderer = Renderer(tokenizer, options.template, options.learn, options.day)
-    rendered, refused = _render_all(examples, renderer, options)
-    for number, example, texts in rendered:
+    refused: list[str] = []
+    for number, example, texts in _render_all(examples, renderer, options, refused):
         split += len(texts) > 1
         for segments in texts:
             ids, labels, longer = _encode_start(encoder, segments, options.max_length)
@@ -120,8 +120,9 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptio
             cut += len(ids) > options.max_length
             rows.append(EncodedRow(ids[:options.max_length], labels[:options.max_length], number, example.where))
     if examples and not rows:
-        raise InputError(f"the prompts of all {len(rendered)} examples fill max_length {options.max_length}, so "
-                         f"nothing can be learned; {first}; raise max_length, or shorten the prompts")
+        raise InputError(f"the prompts of all {len(examples) - len(refused)} examples fill max_length "
+                         f"{options.max_length}, so nothing can be learned; {first}; raise max_length, or shorten the "
+                         "prompts")
     total, notes = len(rows) + masked, []
     unit = "rows" if split else "examples"
     if refused:
@@ -140,21 +141,24 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, options: EncodeOptio
     return Encoded(rows, tuple(notes), cut, masked, len(refused))
 
 
-def _render_all(examples: Sequence[Example], renderer: Renderer, options: EncodeOptions
-                ) -> tuple[list[tuple[int, Example, list[list[Segment]]]], list[str]]:
-    """The examples that the template renders, each with its number from 1 and its rows; and, with ``skip_bad``, why it
-    refuses the others. Raises InputError, with file and line, for the first refused one, or if all are refused."""
-    rendered, refused = [], []
+def _render_all(examples: Sequence[Example], renderer: Renderer, options: EncodeOptions, refused: list[str]
+                ) -> Iterator[tuple[int, Example, list[list[Segment]]]]:
+    """The examples that the template renders, each with its number from 1 and its rows.
+
+    refused: receives, with ``skip_bad``, why the template refuses the others. Raises InputError, with file and line,
+    for the first refused one, or if all are refused.
+    """
     for number, example in enumerate(examples, 1):
         try:
-            rendered.append((number, example, renderer.rows(example)))
+            rows = renderer.rows(example)
         except InputError as error:
             refused.append(f"{example.where}: {error}" if example.where else str(error))
             if not options.skip_bad:
                 raise InputError(refused[0]) from error
-    if examples and not rendered:
+        else:
+            yield number, example, rows
+    if examples and len(refused) == len(examples):
         raise InputError(f"template {options.template} refuses all {len(examples)} examples; the first: {refused[0]}")
-    return rendered, refused
 
 
 def _encode_start(encoder: _Encoder, segments: Sequence[Segment], max_length: int) -> tuple[list[int], list[int], bool]:
