@@ -318,6 +318,37 @@ def test_who_counts_as_alive(ledger: Ledger, changes: dict[str, object], silent:
             ledger.acquire("e1")
 
 
+def test_a_lease_of_another_machine_whose_clock_was_ahead_can_be_taken(ledger: Ledger) -> None:
+    """Nothing can say whether its process runs; one of this machine is known to run and keeps its lease."""
+    ledger.open_evaluation(cases.evaluation(), [])
+    hold(ledger, dataclasses.replace(Process.own(), host="elsewhere", boot="b/1"), silent=-7200.0)
+    with pytest.raises(ResourceError, match=r"heartbeat 7\d{3} s in the future: the clock there was ahead.* add "
+                                            r"--take-over"):
+        ledger.acquire("e1")
+    with Ledger(ledger.database.path, take_over=True) as other:
+        other.acquire("e1")
+        other.save_batch("e1", 0, {0: Response(logprob=-1.0)})
+        hold(ledger, dataclasses.replace(Process.own(), pid=os.getppid(),
+                                         started=process_start(os.getppid()) or ""), silent=-7200.0)
+        with pytest.raises(ResourceError, match="in the future") as caught:
+            other.acquire("e1")
+    assert "--take-over" not in str(caught.value)
+
+
+@pytest.mark.parametrize("silent", [0.0, LEASE_TIMEOUT + 5])
+def test_who_lost_the_lease_stops_at_the_next_batch(ledger: Ledger, silent: float) -> None:
+    """Also where this clock is so far ahead that the new holder looks dead."""
+    ledger.open_evaluation(cases.evaluation(), [])
+    ledger.acquire("e1")
+    ledger.save_batch("e1", 0, {0: Response(logprob=-1.0)})
+    hold(ledger, dataclasses.replace(Process.own(), host="elsewhere", boot="b/1"), silent)
+    for write in (lambda: ledger.save_batch("e1", 1, {1: Response(logprob=-1.0)}),
+                  lambda: ledger.finish_evaluation(cases.evaluation(), [], [])):
+        with pytest.raises(ResourceError, match="on elsewhere"):
+            write()
+    assert ledger.done_positions("e1") == {0}
+
+
 def test_a_zombie_is_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, margin_error, progress
-from aftertune.cli.options import Given, JsonFlag, with_options
+from aftertune.cli.options import Given, JsonFlag, TakeOver, with_options
 from aftertune.cli.streams import rich_console
 from aftertune.errors import InputError, TasksFailed
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
@@ -36,6 +36,7 @@ def evaluate(
     against: Annotated[str | None, typer.Option(
         help="The base: an evaluation in the ledger, or a model to evaluate at the same time.")] = None,
     early: Given[EarlySpec],
+    take_over: TakeOver = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate MODEL on tasks. Finished batches are kept, so a stopped run continues where it stopped."""
@@ -45,7 +46,7 @@ def evaluate(
                          "leave --name out, and each evaluation is named after the folder of its adapter")
     spec = model.make(tasks=_tasks(tasks, task_data or [], task), adapter=adapters[0] if len(adapters) == 1 else None)
     if until_decided or against is not None:
-        _decide(spec, against if until_decided else None, early, len(adapters), as_json)
+        _decide(spec, against if until_decided else None, early, len(adapters), take_over, as_json)
         return
     if early.values:
         raise InputError(f"{early.names()[0]} goes with --until-decided --against BASE; add both, or leave "
@@ -54,7 +55,7 @@ def evaluate(
     from aftertune.evaluation import evaluate_adapters
     from aftertune.ledger import Ledger
 
-    with Ledger() as ledger, progress() as update:
+    with Ledger(take_over=take_over) as ledger, progress() as update:
         failure = None
         try:
             if len(adapters) > 1:
@@ -81,7 +82,8 @@ def _compare_hint(tuned: Evaluation, ledger: Ledger) -> str | None:
     return f"compare with the base: aftertune compare {ledger.word_for(bases[-1])} {ledger.word_for(tuned)}"
 
 
-def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapters: int, as_json: bool) -> None:
+def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapters: int, take_over: bool,
+            as_json: bool) -> None:
     """Run ``--until-decided`` and show the evaluation and its comparison with the base."""
     if against is None:
         raise InputError("--until-decided and --against go together: name the base's evaluation or model, for example "
@@ -97,7 +99,7 @@ def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapte
     from aftertune.early_stopping import until_decided
     from aftertune.ledger import Ledger
 
-    with Ledger() as ledger, progress() as update:
+    with Ledger(take_over=take_over) as ledger, progress() as update:
         decided = until_decided(spec, against, stopping, ledger=ledger, progress=update)
     if as_json:
         emit({**as_object(decided.tuned), "comparison": compare.as_object(decided.comparison)})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, jsonable
-from aftertune.cli.options import JsonFlag
+from aftertune.cli.options import JsonFlag, TakeOver
 from aftertune.cli.streams import rich_console
 from aftertune.errors import AmbiguousName, InputError, nearest
 
@@ -308,13 +308,14 @@ def import_(
     path: Annotated[Path, typer.Argument(
         help="Results of lm-eval, lighteval, inspect_ai or Every Eval Ever (file or folder), or a Markdown record.")],
     name: Annotated[str | None, typer.Option(help="Name of the evaluation, or of the record.")] = None,
+    take_over: TakeOver = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Import results of others. With samples they can be compared; without samples they are reported scores."""
     from aftertune.exchange import import_results
     from aftertune.ledger import Ledger
 
-    with Ledger() as ledger:
+    with Ledger(take_over=take_over) as ledger:
         imports = import_results(path, ledger=ledger, name=name)
     failed = [result for result in imports if result.error]
     if as_json:

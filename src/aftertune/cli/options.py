@@ -33,6 +33,8 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")
 StoredEvaluation = Annotated[str, typer.Argument(help="Id or name of an evaluation.")]
 Common = Annotated[bool, typer.Option("--common", help="Compare on the items that both have.")]
 Force = Annotated[bool, typer.Option("--force", help="Compare despite different settings; the result is marked.")]
+TakeOver = Annotated[bool, typer.Option(
+    "--take-over", help="Take over evaluations that a process of another machine holds and that has ended.")]
 StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).")]
 
 

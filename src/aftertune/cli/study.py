@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, jsonable, progress
-from aftertune.cli.options import JsonFlag, StudyFile
+from aftertune.cli.options import JsonFlag, StudyFile, TakeOver
 from aftertune.cli.streams import rich_console
 from aftertune.errors import AftertuneError, InputError
 from aftertune.values import Progress
@@ -180,6 +180,7 @@ def run(
         "--keep-going", help="Continue after a cell fails; cells that need it are skipped.")] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the tunings, the record and the page.")] = None,
+    take_over: TakeOver = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a study. What the ledger already has is not run again."""
@@ -187,7 +188,8 @@ def run(
     from aftertune.study import Study
 
     loaded = Study.load(study, sets or ())
-    result = execute(loaded, out or Path("runs") / loaded.study, CellChoice(tuple(only or ()), keep_going, str(study)))
+    choice = CellChoice(tuple(only or ()), keep_going, str(study))
+    result = execute(loaded, out or Path("runs") / loaded.study, choice, take_over=take_over)
     _show_result(result, as_json)
     if result.failed:
         cells = "; ".join(f"{name}: {why}" for name, why in result.failed)
@@ -195,14 +197,14 @@ def run(
                              "cause and run the same command again")
 
 
-def execute(study: Study, out: Path, choice: CellChoice | None = None) -> Result:
+def execute(study: Study, out: Path, choice: CellChoice | None = None, *, take_over: bool = False) -> Result:
     """Run the study with progress on stderr."""
     from aftertune.ledger import Ledger
     from aftertune.pipeline import run as run_study
     from aftertune.pipeline import select_cells
 
     names = [cell.name for cell in select_cells(study, choice.only if choice else ())]
-    with Ledger() as ledger, _live_table(names) as (update, turn):
+    with Ledger(take_over=take_over) as ledger, _live_table(names) as (update, turn):
         return run_study(study, ledger=ledger, out=out, choice=choice, progress=update, on_cell=turn)
 
 

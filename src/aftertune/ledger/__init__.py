@@ -28,14 +28,17 @@ class Ledger(Evaluations, Leases, Tunings, Comparisons, ReportedScores, Studies)
     """An open ledger; a missing one is created, an older one is migrated. Threads and forked processes may share it.
 
     where: a path or a ``sqlite:///PATH`` URL; None: AFTERTUNE_LEDGER, else ``.aftertune/ledger.db``. create: with False
-    a missing file is an InputError.
+    a missing file is an InputError. take_over: take evaluations from processes of other machines, which must have ended
+    (only their leases' age says whether they run).
 
     Raises StorageError if the file is not a ledger, is newer than this program, is locked or cannot be written, and
     InputError for an address that does not name a SQLite file.
     """
 
-    def __init__(self, where: str | os.PathLike[str] | None = None, *, create: bool = True) -> None:
+    def __init__(self, where: str | os.PathLike[str] | None = None, *, create: bool = True,
+                 take_over: bool = False) -> None:
         super().__init__(Database(where, create=create))
+        self.take_over = take_over
 
     def check(self) -> list[LedgerFinding]:
         """Facts and problems of the ledger, for `aftertune doctor`; reads the whole file."""

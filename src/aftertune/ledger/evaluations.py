@@ -91,7 +91,7 @@ class Evaluations(Store):
                     raise StorageError(f"evaluation {row.id} is already done with other scores; nothing was "
                                        "changed: start a new run with --fork")
                 return stored
-            check_lease(connection, row.seq, row.id)
+            beat(connection, row.seq, row.id)
             done = replace(value, status="done")
             connection.execute(evaluation.update().where(evaluation.c.seq == row.seq)
                                .values(**_columns(connection, done)))

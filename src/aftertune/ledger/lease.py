@@ -5,7 +5,9 @@
     ledger.release(id)
 
 A process of this machine is alive if a process with its pid and start time exists, so a reused pid is not mistaken for
-it. A process of another machine or container counts as dead after LEASE_TIMEOUT seconds without a heartbeat.
+it. A process of another machine or container counts as dead after LEASE_TIMEOUT seconds without a heartbeat; its lease
+can be taken before, with `Ledger(take_over=True)` (``--take-over``), for example where its clock was ahead. The process
+that lost its lease is refused at its next batch.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from aftertune.ledger.store import Store, find_row
 
 #: Seconds without a heartbeat after which a process of another machine counts as dead.
 LEASE_TIMEOUT = 15 * 60.0
+#: Seconds by which the clocks of two machines may differ before a message says so.
+_CLOCKS = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,13 @@ class Process:
         pid = os.getpid()
         return cls(pid, platform.node(), _boot(), process_start(pid) or "unknown")
 
+    def same_machine(self, here: Process) -> bool:
+        """Whether it runs, or ran, on this machine and in this process namespace, where its end is known."""
+        return (self.host, self.boot) == (here.host, here.boot)
+
     def alive(self, silent: float, here: Process) -> bool:
         """Whether it still runs. silent: seconds since its last heartbeat; here: the process that asks."""
-        if (self.host, self.boot) == (here.host, here.boot):
+        if self.same_machine(here):
             return process_start(self.pid) == self.started
         if self.host == here.host and self.boot.partition("/")[0] != here.boot.partition("/")[0]:
             return False  # the machine was restarted since
@@ -53,13 +61,15 @@ class Process:
 
 
 class Leases(Store):
-    """Leases of evaluations."""
+    """Leases of evaluations. take_over: whether `acquire` takes the lease of a process of another machine at once."""
+
+    take_over: bool = False
 
     def acquire(self, evaluation_id: str) -> None:
         """Take the lease, or renew it. Raises ResourceError if another live process holds it."""
         with self.database.write() as connection:
             seq = find_row(connection, evaluation, evaluation_id).seq
-            row = check_lease(connection, seq, evaluation_id)
+            row = check_lease(connection, seq, evaluation_id, take_over=self.take_over)
             if row is not None:
                 connection.execute(lease.delete().where(lease.c.evaluation == seq))
             own = Process.own()
@@ -83,23 +93,39 @@ class Leases(Store):
 
 
 def beat(connection: Connection, seq: int, evaluation_id: str) -> None:
-    """Renew this process's lease, if there is one; ResourceError where another live process took it."""
+    """Renew this process's lease, if there is one; ResourceError where another process took it, alive or not."""
     row = check_lease(connection, seq, evaluation_id)
-    if row is not None and _holder(row) == Process.own():
-        connection.execute(lease.update().where(lease.c.evaluation == seq).values(heartbeat=time.time()))
+    if row is None:
+        return
+    holder = _holder(row)
+    if holder != Process.own():
+        raise ResourceError(f"evaluation {evaluation_id} was taken over by process {holder.pid} on {holder.host}; what "
+                            "this process stored before is kept: let the other one finish, or run the command again "
+                            "when it has ended")
+    connection.execute(lease.update().where(lease.c.evaluation == seq).values(heartbeat=time.time()))
 
 
-def check_lease(connection: Connection, seq: int, evaluation_id: str) -> Row[Any] | None:
-    """The lease on an evaluation, or None; ResourceError where another live process holds it."""
+def check_lease(connection: Connection, seq: int, evaluation_id: str, *, take_over: bool = False) -> Row[Any] | None:
+    """The lease on an evaluation, or None; ResourceError where another live process holds it.
+
+    take_over: a process of another machine counts as dead.
+    """
     row = connection.execute(select(lease).where(lease.c.evaluation == seq)).first()
     if row is None:
         return None
     holder, own = _holder(row), Process.own()
-    silent = max(0.0, time.time() - row.heartbeat)
-    if holder != own and holder.alive(silent, own):
-        raise ResourceError(f"evaluation {evaluation_id} is in use by process {holder.pid} on {holder.host} (last "
-                            f"heartbeat {silent:.0f} s ago); wait for it, or stop it and run the command again")
-    return row
+    silent = time.time() - row.heartbeat
+    if holder == own or not holder.alive(silent, own) or (take_over and not holder.same_machine(own)):
+        return row
+    when = f"last heartbeat {max(0.0, silent):.0f} s ago"
+    if silent < -_CLOCKS:
+        when = f"last heartbeat {-silent:.0f} s in the future: the clock there was ahead, or the one here is behind"
+    advice = "wait for it, or stop it and run the command again"
+    if not holder.same_machine(own):
+        advice += ("; if you know that it has ended, add --take-over (`aftertune eval`, `run` and `import` have it; "
+                   "Ledger(take_over=True) in Python)")
+    raise ResourceError(f"evaluation {evaluation_id} is in use by process {holder.pid} on {holder.host} ({when}); "
+                        f"{advice}")
 
 
 def _holder(row: Row[Any]) -> Process:
