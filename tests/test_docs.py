@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -201,6 +202,13 @@ def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
         assert part in shown, part
 
 
+def _template(name: str) -> str:
+    """A chat template that TRL ships."""
+    import trl
+
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_first_run_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                               capfd: pytest.CaptureFixture[str]) -> None:
@@ -209,8 +217,17 @@ def test_the_first_run_works_as_it_is_written(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "ledger.db"))
     byte_folder(tmp_path / "Qwen" / "Qwen2.5-0.5B", template=CHAT, window=4096)
+    byte_folder(tmp_path / "Qwen" / "Qwen3-0.6B", template=_template("qwen3"), window=4096)
     write_rows(tmp_path / "orders.jsonl", easy_rows())
+    [shown] = re.findall(r"^```json\n(\{\"conversations.*?)^```", page, flags=re.M | re.S)
+    write_rows(tmp_path / "support.jsonl", [json.loads(shown.replace("17", str(k))) for k in range(20, 32)])
     for words in (*fenced(page, "aftertune"), *inline(page, "aftertune")):
         assert call(monkeypatch, *(STAND_INS.get(word, word) for word in words[1:])) == 0, capfd.readouterr().err
     shown = capfd.readouterr().out
-    assert all(part in shown for part in ("tuned against base", "written to card/README.md", "example 1  "))
+    assert all(part in shown for part in (
+        "tuned against base", "written to card/README.md", "example 1  ", "support.jsonl: read as sharegpt",
+        "qwen3-support against qwen3"))
+    plain = " ".join(shown.split())
+    assert re.search(r"⟦[^⟧]*<think> Order \d+ was sent. </think> Order \d+ is on its way.<\|im_end\|>⟧", plain)
+    assert re.search(r"⟦[^⟧]*\"name\": \"find_order\", \"arguments\": \{\"id\": \d+\}\} </tool_call>", plain)
+    assert not re.search(r"⟦[^⟧]*\"state\": \"sent\"[^⟧]*⟧", plain)
