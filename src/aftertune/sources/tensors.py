@@ -15,13 +15,15 @@ start of the data.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aftertune.errors import SourceError
+from aftertune.errors import SourceError, shown
+from aftertune.sources.gguf_header import check_gguf
 
 # --- GGUF files ---
 
@@ -67,6 +69,7 @@ def read_gguf(path: Path) -> GgufContents:
     """
     from gguf import GGUFReader
 
+    check_gguf(path)
     try:
         reader = GGUFReader(path)
         metadata = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")}
@@ -86,6 +89,10 @@ def read_gguf(path: Path) -> GgufContents:
 
 #: Limit of the format on the size of the header, in bytes.
 HEADER_LIMIT = 100_000_000
+#: Bits of one value by dtype, as in the safetensors library.
+_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+         "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32,
+         "F32": 32, "C64": 64, "U64": 64, "I64": 64, "F64": 64}
 #: PEFT's names of an adapter's tensors: MODULE_PREFIX begins the name of a tensor of one module of the base;
 #: SHARED_PREFIX alone begins that of a tensor that all layers share (VeRA's ``base_model.vera_A``).
 MODULE_PREFIX, SHARED_PREFIX = "base_model.model.", "base_model."
@@ -130,8 +137,9 @@ def read_header(path: Path) -> tuple[TensorInfo, ...]:
         entries: dict[str, Any] = json.loads(raw)
         entries.pop("__metadata__", None)
         infos = tuple(_info(name, entry, 8 + length) for name, entry in sorted(entries.items()))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise SourceError(f"{path}: the safetensors header is damaged; download the file again") from None
+    _check_sizes(path, infos)
     _check_extent(path, infos, 8 + length, size)
     return infos
 
@@ -140,6 +148,18 @@ def _info(name: str, entry: dict[str, Any], start: int) -> TensorInfo:
     begin, end = (int(n) for n in entry["data_offsets"])
     return TensorInfo(name=name, dtype=str(entry["dtype"]), shape=tuple(int(n) for n in entry["shape"]),
                       begin=start + begin, end=start + end)
+
+
+def _check_sizes(path: Path, infos: tuple[TensorInfo, ...]) -> None:
+    """Raise SourceError unless each tensor has as many bytes as its dtype and shape say."""
+    for info in infos:
+        bits = _BITS.get(info.dtype)
+        if bits is None:
+            raise SourceError(f"{path}: the tensor {shown(info.name)} has the unknown dtype {shown(info.dtype)}; known "
+                              f"are {', '.join(_BITS)}; download the file again")
+        if min(info.shape, default=0) < 0 or math.prod(info.shape) * bits != 8 * (info.end - info.begin):
+            raise SourceError(f"{path}: the tensor {shown(info.name)} has {shown(info.end - info.begin)} bytes, which "
+                              f"is not {info.dtype} of shape {shown(list(info.shape))}; download the file again")
 
 
 def _check_extent(path: Path, infos: tuple[TensorInfo, ...], start: int, size: int) -> None:
