@@ -21,9 +21,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+
 import ledger_cases as cases
 from aftertune import values
-from aftertune.ledger import Ledger
+from aftertune.ledger import Ledger, schema
+from aftertune.ledger.digests import seal
 from aftertune.values import (
     Answer,
     Asked,
@@ -48,8 +51,9 @@ from aftertune.values import (
 SQL = Path(__file__).parent / "data" / "ledger_6627cb2.sql"
 VALUES = SQL.with_suffix(".txt")
 MANIFEST = SQL.with_suffix(".json")
-#: Rows that depend on the process that writes, and alembic's own table.
-_CHANGING = ('INSERT INTO "lease"', 'INSERT INTO "alembic_version"', "CREATE TABLE alembic_version")
+#: Rows that depend on the process that writes, the digests, which came with 0002, and alembic's own table.
+_CHANGING = ('INSERT INTO "lease"', 'INSERT INTO "checksum"', "CREATE TABLE checksum",
+             'INSERT INTO "alembic_version"', "CREATE TABLE alembic_version")
 
 UNIT = EarlyUnit(name="arc_easy", key="acc,none", tasks=("arc_easy",), items=6, batch=2, order="o" * 64, used=4,
                  verdict="lower")
@@ -169,6 +173,9 @@ def fill(path: Path) -> None:
                     del row[name]
             raw.execute(f"UPDATE {table} SET value = ? WHERE id = ?",
                         (json.dumps(value, separators=(",", ":")), id_))
+    with Ledger(path) as ledger, ledger.database.write() as connection:
+        for table in (schema.tuning, schema.comparison):
+            seal(connection, table, list(connection.execute(select(table.c.seq)).scalars()))
 
 
 def without_new_fields(text: str) -> str:

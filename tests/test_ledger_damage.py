@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import stored_cases as stored
+from aftertune.errors import StorageError
 from aftertune.ledger import Ledger
 from cli_cases import call, one_line, settle
 
@@ -17,7 +19,7 @@ DAMAGES = {
     "UPDATE evaluation SET value = '{' WHERE id = 'e-full'": ("e-full", ("runs", "show e-full", "show full")),
     "UPDATE evaluation SET value = '3' WHERE id = 'e-full'": ("e-full", ("runs", "show full")),
     "UPDATE task SET value = '{' WHERE position = 0": ("e-full", ("runs", "show full")),
-    "UPDATE model SET value = '{'": ("e-full", ("runs", "show full", "show careful")),
+    "UPDATE model SET value = '{'": ("model", ("runs", "show full", "show careful")),
     "UPDATE schedule SET value = '['": ("e-full", ("runs", "show full")),
     "UPDATE tuning SET value = '{' WHERE id = 't-full'": ("t-full", ("runs", "show careful")),
     "UPDATE step SET value = ''": ("t-full", ("runs", "show careful")),
@@ -28,10 +30,12 @@ DAMAGES = {
     "UPDATE answer SET responses = NULL": ("e-full", ("export full --no-prompts",)),
     "UPDATE answer SET responses = '[99]' WHERE metrics IS NOT NULL": ("e-full", ("export full --no-prompts",)),
     "UPDATE item SET doc = '{'": ("e-full", ("export full --no-prompts",)),
-    "DELETE FROM model": ("e-full", ("runs", "show full", "show careful")),
+    "DELETE FROM model": ("model", ("runs", "show full", "show careful")),
     "DELETE FROM item": ("e-full", ("export full --no-prompts",)),
     "DELETE FROM response": ("e-full", ("export full --no-prompts",)),
 }
+#: Bits that are flipped, one at a time.
+FLIPS = 120
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_damage_is_one_line_from_every_verb_and_doctor_names_it(
     entry, verbs = DAMAGES[damage]
     for verb in verbs:
         assert call(monkeypatch, *verb.split()) == 5, verb
-        assert one_line(capfd, ("aftertune doctor",)) == "", verb
+        assert one_line(capfd, (entry, "aftertune doctor")) == "", verb
     with Ledger(path) as ledger:
         problems = [f.problem for f in ledger.check() if f.name == "entries"]
     assert all(problems)
@@ -65,3 +69,29 @@ def test_a_damaged_evaluation_can_be_removed(path: Path) -> None:
         ledger.delete_evaluation("e-full")
         assert [e.id for e in ledger.evaluations()] == ["e-open"]
         assert [f.problem for f in ledger.check() if f.name == "entries"] == [""]
+
+
+def test_a_flipped_bit_is_detected_or_changes_nothing_that_is_read(path: Path) -> None:
+    """Bits of the file's used space, drawn with a fixed seed. Detected: a StorageError, or a finding of doctor."""
+    whole, draw, silent = path.read_bytes(), random.Random(21), []
+    expected = list(stored.read(path))
+    used = [place for place, byte in enumerate(whole) if byte]
+    for place in draw.sample(used, FLIPS):
+        bit = 1 << draw.randrange(8)
+        for old in path.parent.glob("ledger.db*"):
+            old.unlink()
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1:])
+        if not _detected(path, expected):
+            silent.append((place, bit))
+    assert silent == []
+
+
+def _detected(path: Path, expected: list[str]) -> bool:
+    """Whether the flip was noticed, or what is read is as before."""
+    try:
+        with Ledger(path) as ledger:
+            if any(f.problem for f in ledger.check() if f.name in ("integrity", "entries", "journal")):
+                return True
+        return list(stored.read(path)) == expected
+    except StorageError:
+        return True

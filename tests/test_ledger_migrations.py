@@ -40,7 +40,7 @@ def test_new_and_migrated_ledgers_have_the_tables_of_the_schema(path: Path) -> N
             assert context.get_current_revision() == HEAD
             assert compare_metadata(context, metadata) == []
     assert columns(path) == columns(old)
-    assert len(metadata.tables) == 15
+    assert len(metadata.tables) == 16
 
 
 def columns(path: Path) -> dict[str, list[tuple[object, ...]]]:
@@ -67,10 +67,10 @@ def next_release(tmp_path: Path) -> Path:
     """The migrations of a program one schema further: evaluations get a column, in a rebuilt table."""
     scripts = tmp_path / "migrations"
     shutil.copytree(migration.SCRIPTS, scripts)
-    (scripts / "versions" / "0002_note.py").write_text(textwrap.dedent("""
+    (scripts / "versions" / "0003_note.py").write_text(textwrap.dedent("""
         import sqlalchemy as sa
         from alembic import op
-        revision, down_revision = "0002", "0001"
+        revision, down_revision = "0003", "0002"
         def upgrade():
             with op.batch_alter_table("evaluation", recreate="always") as batch:
                 batch.add_column(sa.Column("note", sa.Text()))
@@ -90,40 +90,40 @@ def ready(path: Path) -> None:
 
 def test_an_older_ledger_is_copied_and_migrated_with_all_its_rows(path: Path, next_release: Path) -> None:
     ready(path)
-    for name in ("ledger.db.0001.bak", "ledger.db.0001.1.bak"):
+    for name in ("ledger.db.0002.bak", "ledger.db.0002.1.bak"):
         with closing(Database(path)) as opened:
             with opened.write() as connection:
-                connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+                connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
                 if "note" in [r[1] for r in connection.exec_driver_sql("PRAGMA table_info(evaluation)")]:
                     connection.exec_driver_sql("ALTER TABLE evaluation DROP COLUMN note")
-            migration.migrate(target(opened), migration.State("0001"), scripts=next_release, head="0002")
+            migration.migrate(target(opened), migration.State("0002"), scripts=next_release, head="0003")
         with closing(sqlite3.connect(path)) as raw:
-            assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
+            assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0003",)
             assert raw.execute("SELECT id, note FROM evaluation").fetchall() == [("e1", None)]
             # The responses did not go with the old table, although they refer to it.
             assert raw.execute("SELECT count(*) FROM response").fetchone() == (12,)
         with closing(sqlite3.connect(path)) as raw, raw:
-            raw.execute("UPDATE alembic_version SET version_num = '0001'")
+            raw.execute("UPDATE alembic_version SET version_num = '0002'")
         with Ledger(path.with_name(name)) as copy:
             assert copy.responses("e1") == cases.responses()
 
 
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, next_release: Path) -> None:
     ready(path)
-    script = next_release / "versions" / "0002_note.py"
+    script = next_release / "versions" / "0003_note.py"
     script.write_text(script.read_text() + "    op.execute('UPDATE nowhere SET a = 1')\n")
-    message = r"0001 to 0002 failed.*ledger\.db\.0001\.bak"
+    message = r"0002 to 0003 failed.*ledger\.db\.0002\.bak"
     with closing(Database(path)) as opened, pytest.raises(StorageError, match=message):
-        migration.migrate(target(opened), migration.State("0001"), scripts=next_release, head="0002")
+        migration.migrate(target(opened), migration.State("0002"), scripts=next_release, head="0003")
     with Ledger(path) as ledger:
         assert ledger.responses("e1") == cases.responses()
         assert ledger.find_evaluation("e1") == cases.evaluation()
     with closing(sqlite3.connect(path)) as raw:
-        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
 
 
 def test_a_new_ledger_is_made_at_the_newest_revision_and_runs_no_script(path: Path, next_release: Path) -> None:
-    """At revision 0002 the schema has the new column already: to add it once more would fail."""
+    """At revision 0003 the schema has the new column already: to add it once more would fail."""
     for script in (next_release / "versions").glob("*.py"):
         text = script.read_text()
         script.write_text(text.replace("def upgrade()", "def upgrade(): raise AssertionError\ndef _old()"))
@@ -131,7 +131,7 @@ def test_a_new_ledger_is_made_at_the_newest_revision_and_runs_no_script(path: Pa
         with opened.write() as connection:
             metadata.drop_all(connection)
             connection.exec_driver_sql("DROP TABLE alembic_version")
-        migration.migrate(target(opened), migration.State(None), scripts=next_release, head="0002")
+        migration.migrate(target(opened), migration.State(None), scripts=next_release, head="0003")
     with closing(sqlite3.connect(path)) as raw:
-        assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0003",)]
         assert raw.execute("SELECT count(*) FROM evaluation").fetchone() == (0,)

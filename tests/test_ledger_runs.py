@@ -17,8 +17,9 @@ from sqlalchemy import func, select
 import ledger_cases as cases
 from aftertune.errors import AmbiguousName, InputError, ResourceError, StorageError
 from aftertune.ledger import Ledger, StoredCell, database
+from aftertune.ledger.digests import seal
 from aftertune.ledger.lease import LEASE_TIMEOUT, Process, process_start
-from aftertune.ledger.schema import item, lease, metadata, model
+from aftertune.ledger.schema import item, lease, metadata, model, study
 from aftertune.values import Answer, Comparison, Item, Response
 
 
@@ -385,6 +386,7 @@ def test_opening_the_ledger_again_keeps_the_locks_of_a_transaction(
     with Ledger(path) as ledger:
         with ledger.database.write() as connection:
             connection.exec_driver_sql("INSERT INTO study (name, hash, yaml) VALUES ('mine', 'h', '')")
+            seal(connection, study, [1])
             Ledger(path).close()
             child = subprocess.run([sys.executable, "-c", write, str(path)], capture_output=True, text=True,
                                    timeout=60, check=False)

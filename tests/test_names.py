@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 import ledger_cases as cases
 from aftertune.ledger import Ledger
+from aftertune.ledger.digests import seal
+from aftertune.ledger.schema import evaluation as stored_evaluation
 from cli_cases import call, one_line, settle
 from test_comparison import ADAPTED, BASE, evaluated, right, settings
 
@@ -25,6 +28,8 @@ def two_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             done = evaluated(ledger, f"twin-{number}", ADAPTED, [(task, right(size, 40))])
             with ledger.database.write() as connection:
                 connection.exec_driver_sql("UPDATE evaluation SET name = 'twin' WHERE id = ?", (done.id,))
+                seal(connection, stored_evaluation, list(connection.execute(
+                    select(stored_evaluation.c.seq)).scalars()))
             ledger.save_tuning(cases.tuning(f"t-{number}", "twin"))
 
 

@@ -13,11 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 import stored_cases as stored
 from aftertune.cli.console import jsonable
+from aftertune.errors import StorageError
 from aftertune.ledger import Ledger
+from aftertune.ledger.digests import SEALED, seal
 from aftertune.ledger.lease import process_start
+from aftertune.ledger.schema import HEAD, metadata
 from aftertune.tuning.output import read_manifest, write_manifest
 from aftertune.values import Tuning, canonical, digest, json_ready, plain, restore
 
@@ -29,14 +33,55 @@ def test_every_value_of_an_old_ledger_reads_the_same(tmp_path: Path) -> None:
     assert [stored.without_new_fields(line) for line in stored.read(path)] == lines
 
 
-def test_opening_an_old_ledger_changes_nothing_in_it(tmp_path: Path) -> None:
+def test_opening_an_old_ledger_adds_digests_and_changes_nothing_else_in_it(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     stored.load(path)
     Ledger(path).close()
     assert stored.dump(path) == stored.SQL.read_text(encoding="utf-8")
-    assert list(tmp_path.glob("*.bak")) == []
-    with closing(sqlite3.connect(path)) as raw:
-        assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+    copy = path.with_name("ledger.db.0001.bak")
+    assert list(tmp_path.glob("*.bak")) == [copy]
+    assert stored.dump(copy) == stored.SQL.read_text(encoding="utf-8")
+    for file, revision in ((path, HEAD), (copy, "0001")):
+        with closing(sqlite3.connect(file)) as raw:
+            assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [(revision,)]
+    Ledger(path).close()
+    assert list(tmp_path.glob("*.bak")) == [copy]  # migrated once
+
+
+def test_a_migrated_ledger_has_the_digests_that_a_new_one_has(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    stored.load(old)
+    Ledger(old).close()
+    Ledger(new).close()
+    with closing(sqlite3.connect(new)) as raw, raw:  # the old rows, byte for byte, and digests as they are written now
+        raw.execute("ATTACH DATABASE ? AS old", (str(old),))
+        for table in metadata.sorted_tables:
+            if table.name != "checksum":
+                raw.execute(f"INSERT INTO main.{table.name} SELECT * FROM old.{table.name}")
+    with Ledger(new) as ledger, ledger.database.write() as connection:
+        for table, (owner, _, _) in SEALED.items():
+            seal(connection, table, list(connection.execute(select(table.c[owner]).distinct()).scalars()))
+    rows = []
+    for path in (old, new):
+        with closing(sqlite3.connect(path)) as raw:
+            rows.append(raw.execute("SELECT * FROM checksum ORDER BY 1, 2, 3").fetchall())
+    assert rows[0] == rows[1]
+    assert {row[0] for row in rows[0]} == {table.name for table in SEALED}
+    with Ledger(old) as ledger:
+        assert [f.problem for f in ledger.check() if f.name == "entries"] == [""]
+
+
+@pytest.mark.parametrize(("damage", "entry"), [("UPDATE evaluation SET value = '{' WHERE id = 'e-full'", "e-full"),
+                                               ("UPDATE tuning SET name = CAST(x'ff' AS TEXT)", "tuning")])
+def test_an_old_ledger_with_damage_opens_and_says_what_is_damaged(tmp_path: Path, damage: str, entry: str) -> None:
+    path = tmp_path / "ledger.db"
+    stored.load(path)
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute(damage)
+    with Ledger(path) as ledger:
+        with pytest.raises(StorageError, match=entry):
+            [ledger.evaluations(), ledger.tunings()]
+        assert any(entry in f.problem for f in ledger.check())
 
 
 def test_tables_and_rows_are_written_as_before(tmp_path: Path) -> None:

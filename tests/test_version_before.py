@@ -27,6 +27,8 @@ from aftertune import Ledger, compare, evaluate, tune
 from aftertune.early_stopping import EarlySpec, until_decided
 from aftertune.errors import ResumeRefused
 from aftertune.forgetting_watch import ForgettingWatch
+from aftertune.ledger.digests import seal
+from aftertune.ledger.schema import schedule as schedule_table
 from aftertune.study import EvalSpec, TaskSpec, TuneSpec
 from cli_cases import call, settle
 
@@ -243,6 +245,9 @@ def adopt(project: Path, here: dict[str, Any]) -> None:
             schedule = {**json.loads(text), **{key: here["schedule"][key] for key in taken}}
             connection.execute(f"UPDATE schedule SET value = ? WHERE evaluation = {where}",
                                [json.dumps(schedule), IDS[name]])
+        seqs = [seq for (seq,) in connection.execute("SELECT evaluation FROM schedule")]
+    with Ledger(project / "ledger.db") as ledger, ledger.database.write() as opened:
+        seal(opened, schedule_table, seqs)
 
 
 def assert_scores(then: list[dict[str, Any]], now: Any, exact: bool) -> None:

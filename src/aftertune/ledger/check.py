@@ -13,6 +13,7 @@ from sqlalchemy import Column, func, select
 
 from aftertune.errors import AftertuneError, StorageError
 from aftertune.ledger.database import Database, file_system, has_wal_reset_bug, on_network
+from aftertune.ledger.digests import orphans
 from aftertune.ledger.evaluations import Evaluations
 from aftertune.ledger.records import Comparisons, ReportedScores, Studies, Tunings
 from aftertune.ledger.schema import HEAD, comparison, evaluation, study, tuning
@@ -110,7 +111,12 @@ def _unreadable(database: Database) -> Iterator[str]:
         (comparison.c.id, [comparisons.find_comparison]),
         (study.c.name, [studies.cells])]
     for column, functions in readers:
-        for key in _keys(database, column):
+        try:
+            keys = _keys(database, column)
+        except StorageError as error:
+            yield f"table {column.table.name}: {error}"
+            continue
+        for key in keys:
             for read in functions:
                 try:
                     read(key)
@@ -118,6 +124,11 @@ def _unreadable(database: Database) -> Iterator[str]:
                     name = f"{column.table.name} {key}"
                     yield str(error) if name in str(error) else f"{name}: {error}"
                     break
+    try:
+        with database.read() as connection:
+            yield from orphans(connection)
+    except AftertuneError as error:
+        yield str(error)
     for name, read_all in (("reported scores", ReportedScores(database).reported), ("studies", studies.studies)):
         try:
             read_all()
@@ -126,12 +137,12 @@ def _unreadable(database: Database) -> Iterator[str]:
 
 
 def _keys(database: Database, column: Column[Any]) -> list[str]:
-    """The values of a column of ids or names; none where the file is too damaged to list them (`_integrity`)."""
-    try:
-        with database.read() as connection:
-            return list(connection.execute(select(column).order_by(column)).scalars())
-    except StorageError:
-        return []
+    """The values of a column of ids or names. StorageError where one of them is no text."""
+    with database.read() as connection:
+        keys = connection.execute(select(column).order_by(column)).scalars().all()
+    if None in keys:
+        raise StorageError(f"a row has no {column.name}")
+    return list(keys)
 
 
 def _count(database: Database) -> int:

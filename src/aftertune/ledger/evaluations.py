@@ -22,11 +22,13 @@ from dataclasses import replace
 from itertools import chain, groupby, repeat
 from typing import Any
 
-from sqlalchemy import Connection, Row, RowMapping, bindparam, or_, select, tuple_
+from sqlalchemy import Connection, Row, RowMapping, bindparam, or_, select, tuple_, type_coerce
 
 from aftertune.errors import InputError, StorageError, nearest
+from aftertune.ledger.digests import OF_EVALUATION, check, forget, seal
 from aftertune.ledger.lease import beat, check_lease
 from aftertune.ledger.schema import (
+    Prose,
     answer,
     comparison,
     evaluation,
@@ -39,7 +41,18 @@ from aftertune.ledger.schema import (
     task,
     tuning,
 )
-from aftertune.ledger.store import CHUNK, Store, decode, encode, find_key, find_row, model_of, reading, store_model
+from aftertune.ledger.store import (
+    CHUNK,
+    Store,
+    all_rows,
+    decode,
+    encode,
+    find_key,
+    find_row,
+    model_of,
+    reading,
+    store_model,
+)
 from aftertune.values import Answer, Asked, Evaluation, Item, Response
 
 #: Fields of an evaluation that have a column or table of their own.
@@ -70,6 +83,7 @@ class Evaluations(Store):
                 assert primary_key is not None
                 _write_parts(connection, primary_key[0], value)
                 _insert_items(connection, primary_key[0], items)
+                _seal(connection, primary_key[0])
             elif not _same_items(connection, row.seq, items):
                 raise StorageError(f"evaluation {value.id} is stored with other items; start a new run with "
                                    "--fork")
@@ -92,12 +106,14 @@ class Evaluations(Store):
                                        "changed: start a new run with --fork")
                 return stored
             beat(connection, row.seq, row.id)
+            check(connection, answer, {row.seq: f"evaluation {row.id}"})
             done = replace(value, status="done")
             connection.execute(evaluation.update().where(evaluation.c.seq == row.seq)
                                .values(**_columns(connection, done)))
             _write_parts(connection, row.seq, done)
             used = {t.task: t.used for t in value.tasks if t.used is not None}
             _store_answers(connection, row.seq, answers, positions, used)
+            _seal(connection, row.seq)
             connection.execute(lease.delete().where(lease.c.evaluation == row.seq))
             return _load_one(connection, row.id)
 
@@ -126,7 +142,7 @@ class Evaluations(Store):
     def evaluations(self) -> list[Evaluation]:
         """All evaluations, the newest last."""
         with self.database.read() as connection:
-            return _load(connection, connection.execute(select(evaluation).order_by(evaluation.c.seq)).all())
+            return _load(connection, all_rows(connection, evaluation))
 
     def delete_evaluation(self, evaluation_id: str) -> None:
         """Remove an evaluation with its answers and scores, and the comparisons that use it.
@@ -136,32 +152,39 @@ class Evaluations(Store):
         with self.database.write() as connection:
             row = find_key(connection, evaluation, evaluation_id)
             check_lease(connection, row.seq, row.id)
-            connection.execute(comparison.delete().where(
-                or_(comparison.c.base == row.id, comparison.c.tuned == row.id)))
+            with_it = or_(comparison.c.base == row.id, comparison.c.tuned == row.id)
+            forget(connection, comparison, connection.execute(select(comparison.c.seq).where(with_it)).scalars().all())
+            connection.execute(comparison.delete().where(with_it))
             for part in (response, answer, score, task, schedule, lease):
                 connection.execute(part.delete().where(part.c.evaluation == row.seq))
+            for table in (*OF_EVALUATION, response):
+                forget(connection, table, [row.seq])
             connection.execute(evaluation.delete().where(evaluation.c.seq == row.seq))
             connection.execute(item.delete().where(
                 ~select(answer.c.item).where(answer.c.item == item.c.seq).exists()))
             used = [~select(t.c.model).where(t.c.model == model.c.seq).exists() for t in (evaluation, tuning)]
+            forget(connection, model, connection.execute(select(model.c.seq).where(*used)).scalars().all())
             connection.execute(model.delete().where(*used))
 
     def items(self, evaluation_id: str, task: str | None = None) -> list[Item]:
         """Items of one task, or of all, in the order in which they were asked; InputError: unknown task."""
         with self.database.read() as connection:
             row = find_row(connection, evaluation, evaluation_id)
-            query = (select(answer.c.task, answer.c.index, item.c.hash, item.c.doc, answer.c.cluster)
+            self._check_answers(connection, row)
+            text = type_coerce(item.c.doc, Prose())
+            query = (select(answer.c.task, answer.c.index, item.c.hash, item.c.content, text, answer.c.cluster)
                      .join(item, item.c.seq == answer.c.item, isouter=True)
                      .where(answer.c.evaluation == row.seq, *_of_task(connection, row.seq, task))
                      .order_by(answer.c.position))
             with reading(f"evaluation {row.id}, its items"):
-                return [Item(task=name, index=index, hash=hash_, cluster=cluster, **_item_fields(doc))
-                        for name, index, hash_, doc, cluster in connection.execute(query)]
+                return [Item(task=name, index=index, hash=hash_, cluster=cluster, **_item_fields(content, doc))
+                        for name, index, hash_, content, doc, cluster in connection.execute(query)]
 
     def answers(self, evaluation_id: str, task: str | None = None) -> list[Answer]:
         """Answers to one task, or to all, in the order of the items; none before the evaluation is done."""
         with self.database.read() as connection:
             row = find_row(connection, evaluation, evaluation_id)
+            self._check_answers(connection, row)
             query = (select(answer, item.c.hash).join(item, item.c.seq == answer.c.item, isouter=True)
                      .where(answer.c.evaluation == row.seq, answer.c.metrics.is_not(None),
                             *_of_task(connection, row.seq, task))
@@ -171,6 +194,14 @@ class Evaluations(Store):
                 used = list(chain.from_iterable(r["responses"] for r in rows))
                 responses = _load_responses(connection, row.seq, min(used), max(used)) if used else {}
                 return [_answer(r, responses) for r in rows]
+
+    def _check_answers(self, connection: Connection, row: Row[Any]) -> None:
+        """StorageError where answers or responses are damaged; those of a finished evaluation are checked once."""
+        if row.seq not in self.checked:
+            for table in (answer, response):
+                check(connection, table, {row.seq: f"evaluation {row.id}"})
+        if row.status == "done":
+            self.checked.add(row.seq)
 
     def save_schedule(self, evaluation_id: str, value: Mapping[str, Any]) -> None:
         """Store how the requests are cut into batches; a later one (a batch was split) replaces it."""
@@ -182,9 +213,10 @@ class Evaluations(Store):
     def schedule(self, evaluation_id: str) -> dict[str, Any] | None:
         """The stored schedule, or None where there is none yet."""
         with self.database.read() as connection:
-            seq = find_row(connection, evaluation, evaluation_id).seq
+            row = find_row(connection, evaluation, evaluation_id)
+            check(connection, schedule, {row.seq: f"evaluation {row.id}"})
             value: dict[str, Any] | None = connection.execute(
-                select(schedule.c.value).where(schedule.c.evaluation == seq)).scalar()
+                select(schedule.c.value).where(schedule.c.evaluation == row.seq)).scalar()
             return value
 
     def save_batch(self, evaluation_id: str, batch: int, responses: Mapping[int, Response]) -> None:
@@ -201,6 +233,7 @@ class Evaluations(Store):
             if not stored:
                 if rows:
                     connection.execute(response.insert(), [{"evaluation": row.seq, **r} for r in rows])
+                    seal(connection, response, [row.seq], batch)
                 return
             if [_row_content(r) for _, r in sorted(stored.items())] != [tuple(r.values()) for r in rows]:
                 raise StorageError(f"batch {batch} of evaluation {row.id} is stored with other content "
@@ -215,7 +248,15 @@ class Evaluations(Store):
     def responses(self, evaluation_id: str) -> dict[int, Response]:
         """Position -> response, for every stored one, in order of position."""
         with self.database.read() as connection:
-            return _load_responses(connection, find_row(connection, evaluation, evaluation_id).seq)
+            row = find_row(connection, evaluation, evaluation_id)
+            self._check_answers(connection, row)
+            return _load_responses(connection, row.seq)
+
+
+def _seal(connection: Connection, seq: int) -> None:
+    """Store the digests of everything of an evaluation but its responses, which have theirs by batch."""
+    for table in OF_EVALUATION:
+        seal(connection, table, [seq])
 
 
 def _columns(connection: Connection, value: Evaluation) -> dict[str, Any]:
@@ -256,6 +297,10 @@ def _load(connection: Connection, rows: Sequence[Row[Any]]) -> list[Evaluation]:
     for start in range(0, len(rows), CHUNK):
         part = rows[start:start + CHUNK]
         seqs = [r.seq for r in part]
+        names = {r.seq: f"evaluation {r.id}" for r in part}
+        for table in (task, score, schedule):
+            check(connection, table, names)
+        check(connection, model, {r.model: f"the model of evaluation {r.id}" for r in part})
         models = {r.seq: r.value for r in connection.execute(
             select(model).where(model.c.seq.in_({r.model for r in part})))}
         schedules = {r.evaluation: r.value for r in connection.execute(
@@ -373,10 +418,16 @@ def _document(value: Item) -> dict[str, Any]:
     return doc if value.asked is None else {**doc, _ASKED: encode(value.asked)}
 
 
-def _item_fields(doc: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The fields ``doc`` and ``asked`` of an item from its stored document; older ones have no ``asked``."""
-    if doc is None:
+def _item_fields(content: str | None, text: str | None) -> dict[str, Any]:
+    """The fields ``doc`` and ``asked`` of an item from its stored document; older ones have no ``asked``.
+
+    content: the digest of the document; ValueError where it is that of another text.
+    """
+    if text is None:
         raise KeyError("the row of an item")
+    if _sha256(text) != content:
+        raise ValueError("a document in the table `item` is not what was stored")
+    doc = json.loads(text)
     own = {k: v for k, v in doc.items() if k != _ASKED}
     return {"doc": own, "asked": decode(Asked, doc[_ASKED]) if _ASKED in doc else None}
 
@@ -386,7 +437,11 @@ def _text(value: Item) -> str:
 
 
 def _document_hash(value: Item) -> str:
-    return hashlib.sha256(_text(value).encode("utf-8", "surrogatepass")).hexdigest()
+    return _sha256(_text(value))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _store_documents(connection: Connection, items: Sequence[Item]) -> dict[tuple[str, str], int]:
@@ -414,6 +469,7 @@ def _store_schedule(connection: Connection, seq: int, value: Mapping[str, Any]) 
     """Replace the evaluation's schedule by ``value``."""
     connection.execute(schedule.delete().where(schedule.c.evaluation == seq))
     connection.execute(schedule.insert().values(evaluation=seq, value=encode(value)))
+    seal(connection, schedule, [seq])
 
 
 def _positions_of(connection: Connection, seq: int) -> set[int]:

@@ -42,14 +42,17 @@ LOCK_TIMEOUT = 30.0
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn errors of SQLAlchemy and of the driver, and stored text that is not JSON, into a StorageError that names the
-    ledger."""
+    """Turn errors of SQLAlchemy and of the driver, and stored text that is not UTF-8 or JSON, into a StorageError that
+    names the ledger."""
     try:
         yield
     except DBAPIError as error:
         raise storage_error(path, error.orig or error) from error
     except SQLAlchemyError as error:
         raise storage_error(path, error) from error
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{path}: a stored text is damaged, it is not UTF-8 ({error}); `aftertune doctor` names its "
+                           "entry and says what to do") from error
     except json.JSONDecodeError as error:
         raise StorageError(f"{path}: a stored value is damaged, it is not JSON ({error}); `aftertune doctor` names its "
                            "entry and says what to do") from error

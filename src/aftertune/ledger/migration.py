@@ -49,7 +49,7 @@ def inspect_file(path: Path, module: ModuleType, head: str = HEAD) -> State:
         raise StorageError(f"{path}: {ADVICE['NOTADB']}")
     try:
         tables, revisions = _look(path, module)
-    except module.Error as error:
+    except (module.Error, UnicodeDecodeError) as error:
         raise storage_error(path, error) from None
     if not tables:
         return State(None)

@@ -18,8 +18,20 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from aftertune.errors import InputError, StorageError, nearest
+from aftertune.ledger.digests import check, seal
 from aftertune.ledger.schema import cell, comparison, model, reported_score, step, study, tuning
-from aftertune.ledger.store import CHUNK, Store, decode, encode, find_row, model_of, reading, store_model, upsert
+from aftertune.ledger.store import (
+    CHUNK,
+    Store,
+    all_rows,
+    decode,
+    encode,
+    find_row,
+    model_of,
+    reading,
+    store_model,
+    upsert,
+)
 from aftertune.values import Comparison, Tuning
 
 #: Fields of a tuning that have a column or table of their own.
@@ -48,6 +60,7 @@ class Tunings(Store):
                 connection.execute(step.insert(), [
                     {"tuning": seq, "number": n, "step": int(s.get("step", n)), "value": encode(s)}
                     for n, s in enumerate(value.steps)])
+                seal(connection, step, [seq])
             return _load_tunings(connection, [find_row(connection, tuning, value.id)])[0]
 
     def save_step(self, tuning_id: str, number: int, metrics: Mapping[str, float]) -> None:
@@ -59,11 +72,11 @@ class Tunings(Store):
             seq = find_row(connection, tuning, tuning_id).seq
             value = {"step": number, **encode(metrics)}
             here = (step.c.tuning == seq, step.c.step == number)
-            if connection.execute(step.update().where(*here).values(value=value)).rowcount:
-                return
-            last = connection.execute(select(func.max(step.c.number)).where(step.c.tuning == seq)).scalar()
-            connection.execute(step.insert().values(
-                tuning=seq, number=0 if last is None else last + 1, step=number, value=value))
+            if not connection.execute(step.update().where(*here).values(value=value)).rowcount:
+                last = connection.execute(select(func.max(step.c.number)).where(step.c.tuning == seq)).scalar()
+                connection.execute(step.insert().values(
+                    tuning=seq, number=0 if last is None else last + 1, step=number, value=value))
+            seal(connection, step, [seq], number)
 
     def find_tuning(self, word: str) -> Tuning:
         """The tuning with this id, this name, or this beginning of an id; else InputError or AmbiguousName."""
@@ -73,13 +86,15 @@ class Tunings(Store):
     def tunings(self) -> list[Tuning]:
         """All tunings, the newest last."""
         with self.database.read() as connection:
-            return _load_tunings(connection, connection.execute(select(tuning).order_by(tuning.c.seq)).all())
+            return _load_tunings(connection, all_rows(connection, tuning))
 
 
 def _load_tunings(connection: Connection, rows: Sequence[Row[Any]]) -> list[Tuning]:
     out: list[Tuning] = []
     for start in range(0, len(rows), CHUNK):
         part = rows[start:start + CHUNK]
+        check(connection, model, {r.model: f"the base of tuning {r.id}" for r in part})
+        check(connection, step, {r.seq: f"tuning {r.id}" for r in part})
         models = {r.seq: r.value for r in connection.execute(
             select(model).where(model.c.seq.in_({r.model for r in part})))}
         log = connection.execute(select(step).where(step.c.tuning.in_([r.seq for r in part]))
@@ -106,17 +121,19 @@ class Comparisons(Store):
     def find_comparison(self, word: str) -> Comparison:
         """The comparison with this id or this beginning of an id (4 characters up); else InputError."""
         with self.database.read() as connection:
-            return decode(Comparison, find_row(connection, comparison, word).value)
+            return _comparison(find_row(connection, comparison, word))
 
     def comparisons(self, *, base: str | None = None, tuned: str | None = None) -> list[Comparison]:
         """Comparisons of these evaluations (ids; None: any), the newest last."""
-        query = select(comparison.c.value).order_by(comparison.c.seq)
-        if base is not None:
-            query = query.where(comparison.c.base == base)
-        if tuned is not None:
-            query = query.where(comparison.c.tuned == tuned)
+        wanted = [column == value for column, value in ((comparison.c.base, base), (comparison.c.tuned, tuned))
+                  if value is not None]
         with self.database.read() as connection:
-            return [decode(Comparison, v) for v in connection.execute(query).scalars()]
+            return [_comparison(row) for row in all_rows(connection, comparison, *wanted)]
+
+
+def _comparison(row: Row[Any]) -> Comparison:
+    with reading(f"comparison {row.id}"):
+        return decode(Comparison, row.value)
 
 
 class ReportedScores(Store):
@@ -141,6 +158,7 @@ class ReportedScores(Store):
                 connection.execute(reported_score.insert(), [
                     {"source": source, **{k: row.get(k) for k in _REPORTED},
                      "extra": encode({k: v for k, v in row.items() if k not in _REPORTED})} for row in stored])
+            seal(connection, reported_score, [source])
 
     def reported(self, source: str | None = None) -> list[dict[str, Any]]:
         """Reported scores of one document, or of all, in their order; each with its ``source``."""
@@ -151,10 +169,13 @@ class ReportedScores(Store):
         return [row for row in self._stored(source) if _REMARK in row]
 
     def _stored(self, source: str | None) -> list[dict[str, Any]]:
-        query = select(reported_score).order_by(reported_score.c.seq)
+        query, sources = select(reported_score).order_by(reported_score.c.seq), select(reported_score.c.source)
         if source is not None:
             query = query.where(reported_score.c.source == source)
+            sources = sources.where(reported_score.c.source == source)
         with self.database.read() as connection:
+            check(connection, reported_score, {s: f"the scores reported in {s}"
+                                               for s in connection.execute(sources.distinct()).scalars()})
             return [{"source": r.source, **{k: r._mapping[k] for k in _REPORTED}, **r.extra}
                     for r in connection.execute(query)]
 
@@ -190,6 +211,8 @@ class Studies(Store):
     def studies(self) -> list[StoredStudy]:
         """All studies, the newest last."""
         with self.database.read() as connection:
+            names = connection.execute(select(study.c.seq, study.c.name)).all()
+            check(connection, study, {r.seq: f"study {r.name}" for r in names})
             return [StoredStudy(name=r.name, hash=r.hash, yaml=r.yaml)
                     for r in connection.execute(select(study).order_by(study.c.seq))]
 
@@ -202,16 +225,20 @@ class Studies(Store):
             seq = _study_seq(connection, study_name)
             values = {"status": status, "ref": ref, "error": error}
             here = (cell.c.study == seq, cell.c.name == name)
-            if connection.execute(cell.update().where(*here).values(**values)).rowcount:
-                return
-            last = connection.execute(select(func.max(cell.c.position)).where(cell.c.study == seq)).scalar()
-            connection.execute(cell.insert().values(
-                study=seq, position=0 if last is None else last + 1, name=name, **values))
+            position = connection.execute(select(cell.c.position).where(*here)).scalar()
+            if position is not None:
+                connection.execute(cell.update().where(*here).values(**values))
+            else:
+                last = connection.execute(select(func.max(cell.c.position)).where(cell.c.study == seq)).scalar()
+                position = 0 if last is None else last + 1
+                connection.execute(cell.insert().values(study=seq, position=position, name=name, **values))
+            seal(connection, cell, [seq], position)
 
     def cells(self, study_name: str) -> list[StoredCell]:
         """Cells of a study in the order in which they were first saved; InputError: unknown study."""
         with self.database.read() as connection:
             seq = _study_seq(connection, study_name)
+            check(connection, cell, {seq: f"study {study_name}"})
             rows = connection.execute(select(cell).where(cell.c.study == seq).order_by(cell.c.position))
             return [StoredCell(study=study_name, name=r.name, status=r.status, ref=r.ref, error=r.error)
                     for r in rows]

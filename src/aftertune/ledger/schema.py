@@ -1,7 +1,7 @@
 """Defines the tables of the ledger in SQLAlchemy Core, for SQLite today and PostgreSQL later.
 
     model ─< evaluation ─< task, answer >─ item        evaluation ─ schedule, lease; ─< response, score
-    model ─< tuning ─< step                            study ─< cell        comparison, reported_score
+    model ─< tuning ─< step                            study ─< cell        comparison, reported_score, checksum
 
 Columns hold what is queried; ``value`` holds the rest of a value as JSON. ``seq`` counts insertions and gives
 the order (not the clock, which can be set back). The document of an item is stored once, whatever the
@@ -30,8 +30,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
+from aftertune.errors import StorageError
+
 #: The newest schema revision that this program knows; the id of the last file in migrations/versions.
-HEAD = "0001"
+HEAD = "0002"
 
 _ESCAPE = "\x1a"
 _UNSAFE = re.compile("[\x00\x1a\ud800-\udfff]")
@@ -48,7 +50,12 @@ class Prose(TypeDecorator[str]):
         return None if value is None else _UNSAFE.sub(lambda m: f"{_ESCAPE}{ord(m[0]):04x}", value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        if value is None or _ESCAPE not in value:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise StorageError(f"a stored text is damaged ({type(value).__name__} instead of text); `aftertune doctor` "
+                               "names its entry and says what to do")
+        if _ESCAPE not in value:
             return value
         return _ESCAPED.sub(lambda m: chr(int(m[1], 16)), value)
 
@@ -231,3 +238,10 @@ cell = Table(
     Column("error", Prose),
     _part_of("study"),
     UniqueConstraint("study", "name"))
+
+checksum = Table(
+    "checksum", metadata,
+    Column("table", Prose, primary_key=True, nullable=False),
+    Column("owner", Prose, primary_key=True, nullable=False),  # seq of the row that the rows belong to; or a source
+    Column("part", Integer, primary_key=True, nullable=False, autoincrement=False),  # `digests.SEALED`
+    Column("sha256", Prose, nullable=False))

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, Table, select
 
 from aftertune.errors import AmbiguousName, InputError, StorageError, nearest
 from aftertune.ledger.database import Database
+from aftertune.ledger.digests import check, seal
 from aftertune.ledger.schema import model
 from aftertune.values import ModelIdentity, canonical, plain, restore
 
@@ -31,6 +32,8 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        #: Finished evaluations whose answers and responses were checked; they are checked once.
+        self.checked: set[int] = set()
 
 
 def encode(value: Any) -> Any:
@@ -76,8 +79,10 @@ def upsert(connection: Connection, table: Table, key: Mapping[str, Any], values:
     if seq is None:
         primary_key = connection.execute(table.insert().values(**key, **values)).inserted_primary_key
         assert primary_key is not None
-        return int(primary_key[0])
-    connection.execute(table.update().where(table.c.seq == seq).values(**values))
+        seq = primary_key[0]
+    else:
+        connection.execute(table.update().where(table.c.seq == seq).values(**values))
+    seal(connection, table, [seq])
     return int(seq)
 
 
@@ -100,8 +105,20 @@ def find_row(connection: Connection, table: Table, word: str) -> Row[Any]:
 
 def row_at(connection: Connection, table: Table, key: Row[Any, Any]) -> Row[Any]:
     """The whole row of ``table`` with this seq and id. StorageError that names it if it is damaged."""
-    with reading(f"{table.name} {key.id}"):
-        return connection.execute(select(table).where(table.c.seq == key.seq)).one()
+    entry = f"{table.name} {key.id}"
+    check(connection, table, {key.seq: entry})
+    with reading(entry):
+        row = connection.execute(select(table).where(table.c.seq == key.seq)).one()
+        if row.id != key.id:
+            raise ValueError("the index of the ids does not agree with the rows")
+        return row
+
+
+def all_rows(connection: Connection, table: Table, *conditions: Any) -> list[Row[Any]]:
+    """The rows of ``table`` with ids, the newest last. StorageError that names the first damaged one."""
+    keys = connection.execute(select(table.c.seq, table.c.id).where(*conditions).order_by(table.c.seq)).all()
+    check(connection, table, {k.seq: f"{table.name} {k.id}" for k in keys})
+    return list(connection.execute(select(table).where(*conditions).order_by(table.c.seq)))
 
 
 def find_key(connection: Connection, table: Table, word: str) -> Row[Any, Any]:
