@@ -83,7 +83,7 @@ def test_the_study_reads_and_its_files_are_there():
     study = Study.load(folder() / "study.yaml")
     assert set(study.tunings) == {"careful", "careless"}
     assert {t.method for t in study.tunings.values()} == {"lora", "full"}
-    assert set(study.margins().values()) == {0.05}
+    assert {margin.share for margin in study.margins().values()} == {0.05}
     for tuning in study.tunings.values():
         assert tuning.data.file.is_file()
     targets = [t.target for t in study.tasks if t.target]

@@ -112,9 +112,10 @@ def checkpoint(folder: Path, kind: str, settings: dict, tokenizer) -> Path:
 
 def measured(folder: Path, engine: str, tasks=TASKS):
     """(evaluation, responses by request position)"""
+    texts = {"gen_kwargs": {"max_gen_toks": 12}} if tasks == TASKS else {}  # refused where no task generates texts
     with Ledger(folder / f"{engine.replace(':', '-')}.db") as ledger:
         done = evaluation.evaluate(str(folder), tasks, ledger=ledger, engine=engine, dtype="float32", device="cpu",
-                                   threads=1, task_source="pack", gen_kwargs={"max_gen_toks": 12})
+                                   threads=1, task_source="pack", **texts)
         return done, ledger.responses(done.id)
 
 
