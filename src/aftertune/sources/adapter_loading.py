@@ -26,7 +26,7 @@ def add_adapter(model: Any, adapter: AdapterSource, *, device: str, name: str = 
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    with quiet(), load_errors(adapter):
+    with quiet(), load_errors(adapter, "its adapter (adapter_config.json)"):
         if isinstance(model, PeftModel):
             model.load_adapter(adapter.path, adapter_name=name, is_trainable=False, torch_device=device)
         else:

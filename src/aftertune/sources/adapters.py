@@ -15,6 +15,7 @@ from typing import Any
 
 from aftertune.errors import SourceError
 from aftertune.sources import hub
+from aftertune.sources.config_check import check_adapter_sizes
 from aftertune.sources.fingerprint import (
     MANIFEST_FILE,
     changed_weights_message,
@@ -26,6 +27,7 @@ from aftertune.sources.resolve import (
     ModelSource,
     looks_like_path,
     missing_path_message,
+    read_fields,
     read_json,
     resolve_model,
 )
@@ -95,9 +97,12 @@ def check_adapter_files(folder: Path, source: str) -> dict[str, Any]:
                               "when loaded; if you trust it, load it with PEFT and call save_pretrained(OUT), which "
                               "writes safetensors")
         raise SourceError(f"{source}: no adapter_model.safetensors in {folder}; save the adapter again")
-    if not read_header(folder / "adapter_model.safetensors"):
+    tensors = read_header(folder / "adapter_model.safetensors")
+    if not tensors:
         raise SourceError(f"{source}: adapter_model.safetensors has no tensors; save the adapter again")
-    return read_json(folder / "adapter_config.json")
+    config = read_fields(folder / "adapter_config.json")
+    check_adapter_sizes(config, folder / "adapter_config.json", tensors)
+    return config
 
 
 def check_lineage(adapter: AdapterSource, base: ModelSource, identity: ModelIdentity) -> bool:

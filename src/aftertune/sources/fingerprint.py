@@ -27,7 +27,7 @@ from typing import Any
 from aftertune.errors import SourceError
 from aftertune.sources.cache import cache_value, cached_value, settled, stat_key
 from aftertune.sources.resolve import AdapterSource, ModelSource, read_json
-from aftertune.sources.tensors import GgufContents, read_bytes, read_gguf, weight_files
+from aftertune.sources.tensors import EMBEDDINGS, GgufContents, read_bytes, read_gguf, weight_files
 from aftertune.values import ModelIdentity, canonical, digest, json_ready
 
 # --- Which fields of a config count ---
@@ -99,8 +99,6 @@ def adapter_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 #: The manifest that a fine-tune writes into its output folder.
 MANIFEST_FILE = "aftertune.json"
 HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "token_embd.weight", "embed_in.weight",
-              "word_embeddings.weight")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt",
                    "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json",
                    "added_tokens.json", "tiktoken.model", "chat_template.jinja", "chat_template.json")

@@ -16,7 +16,7 @@ from typing import Any
 
 from aftertune.errors import InputError, nearest
 from aftertune.sources.library_errors import load_errors, quiet
-from aftertune.sources.resolve import ModelSource, read_json
+from aftertune.sources.resolve import ModelSource, read_fields
 
 FILE = "generation_config.json"
 #: lm-eval's names of the token limit, in its order of precedence.
@@ -75,9 +75,9 @@ def _generation_config(source: ModelSource | None) -> Any:
 
     if source is None or (source.gguf_file and not (source.path / FILE).is_file()):
         return GenerationConfig()
-    with quiet(), load_errors(source):
+    with quiet(), load_errors(source, f"its generation settings ({FILE})"):
         if (source.path / FILE).is_file():
-            read_json(source.path / FILE)  # transformers takes a damaged file for none
+            read_fields(source.path / FILE)  # transformers takes a damaged file for none
             return GenerationConfig.from_pretrained(source.path, local_files_only=True)
         return GenerationConfig.from_pretrained(source.path, config_file_name="config.json", local_files_only=True,
                                                 _from_model_config=True)

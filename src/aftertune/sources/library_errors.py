@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from aftertune.errors import ResourceError, SourceError, StorageError
+from aftertune.errors import AftertuneError, InputError, ResourceError, SourceError, StorageError
 from aftertune.sources.resolve import AdapterSource, ModelSource
 
 #: How torch's own errors about writing a file begin or end (its writer does not pass on the system's error).
@@ -39,32 +41,88 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def load_errors(source: ModelSource | AdapterSource) -> Iterator[None]:
-    """Turn the libraries' errors about the files into a SourceError of one line."""
+def load_errors(source: ModelSource | AdapterSource, part: str = "it", remedy: str = "") -> Iterator[None]:
+    """Turn whatever the libraries raise about the files into a SourceError of one line.
+
+    part: what is loaded, with its file, such as "its tokenizer (tokenizer.json)". remedy: what to do.
+    Out of memory is left to `memory_errors`; aftertune's own errors and Ctrl-C pass. The block must hold calls of
+    libraries alone, so that no fault of aftertune is taken for one of the files.
+    """
     try:
         yield
-    except (ValueError, KeyError, OSError, AttributeError, ImportError, TypeError) as error:
-        text = " ".join(str(error).split())
-        hint = ("; the model comes with its own code: pass --trust-remote-code if you trust it"
-                if "trust_remote_code" in text else "")
-        raise SourceError(f"{source.source}: transformers cannot load it: {text[:300]}{hint}") from error
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):  # running out of memory, for example, is also a RuntimeError
+    except AftertuneError:
+        raise
+    except BaseException as error:  # the Rust code of tokenizers and safetensors raises some that are no Exception
+        if not _is_library_fault(error):
             raise
-        text = " ".join(str(error).split())
-        raise SourceError(f"{source.source}: its tensors do not fit the model: {text[:300]}") from error
+        remedy = remedy or "download or save the files again"
+        if "trust_remote_code" in str(error):
+            remedy = "the model comes with its own code: pass --trust-remote-code if you trust it"
+        raise SourceError(f"{source.source}: {library_of(error)} cannot load {part}: {_described(error)}; "
+                          f"{remedy}") from error
+
+
+@contextlib.contextmanager
+def training_errors(what: str) -> Iterator[None]:
+    """Turn what the libraries raise while a model is built and trained into an InputError or ResourceError of one line.
+
+    what: for the message, such as "training model byte with lora". An error raised in aftertune's own code passes, and
+    so ends as an unexpected one.
+    """
+    try:
+        yield
+    except (AftertuneError, OSError):
+        raise
+    except BaseException as error:
+        if is_memory_error(error):
+            raise ResourceError(f"{what}: out of memory; use a smaller --max-length, --batch-size or model, or "
+                                "--gradient-checkpointing") from error
+        if not _is_library_fault(error) or library_of(error) == "aftertune":
+            raise
+        raise InputError(f"{what}: {library_of(error)} failed: {_described(error)}; use another method, model or "
+                         "setting; `aftertune --debug` and the same words show where") from error
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """True for the errors that Python and torch raise when memory runs out, on any device."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("out of memory", "not enough memory", "allocate memory")))
+
+
+def _is_library_fault(error: BaseException) -> bool:
+    """True unless the error is a request to stop or says that memory ran out."""
+    return (isinstance(error, Exception) or type(error).__name__ == "PanicException") and not is_memory_error(error)
+
+
+def library_of(error: BaseException) -> str:
+    """The package whose code raised the error, such as "transformers"; "aftertune" for our own.
+
+    Python's own modules do not count: the error belongs to the package that called them.
+    """
+    module = type(error).__module__.partition(".")[0]
+    if module in ("tokenizers", "safetensors", "pyo3_runtime"):
+        return "tokenizers" if module == "pyo3_runtime" else module
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package and package not in sys.stdlib_module_names:
+            return package
+    return "aftertune"
+
+
+def _described(error: BaseException) -> str:
+    """The kind of an error and its message, on one line and not longer than a few."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{' …' if len(text) > 300 else ''}" if text else type(error).__name__
 
 
 @contextlib.contextmanager
 def memory_errors(source: ModelSource, device: str) -> Iterator[None]:
     """Turn errors about too little memory into a ResourceError of one line."""
-    import torch
-
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not out_of_memory:
+        if not is_memory_error(error):
             raise
         raise ResourceError(f"{source.named}: the model does not fit into the memory of {device}; use a smaller "
                             "dtype or model, or another device") from error

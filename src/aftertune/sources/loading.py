@@ -21,6 +21,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ from typing import Any
 from aftertune.errors import SourceError
 from aftertune.sources.adapter_loading import add_adapter, add_rows
 from aftertune.sources.cache import cache_root, set_default_mode, temporary_path
+from aftertune.sources.config_check import FIELDS, check_shapes
 from aftertune.sources.fingerprint import fingerprint_file, fingerprint_model
 from aftertune.sources.library_errors import load_errors, memory_errors, quiet
 from aftertune.sources.quantize import require_nf4, to_nf4
-from aftertune.sources.resolve import AdapterSource, ModelSource
+from aftertune.sources.resolve import AdapterSource, ModelSource, read_fields, read_json
+from aftertune.sources.tensors import read_header, weight_files
 from aftertune.values import digest
 
 # --- Cached copies of dequantised GGUF files ---
@@ -108,6 +111,7 @@ def _has_disk_space(size: int) -> bool:
 # --- Tokenizers and models ---
 
 #: Files of which a tokenizer has at least one.
+_TOKENIZER_FILES = tuple(name for name in FIELDS if name.startswith(("tokenizer", "special_tokens")))
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
                 "sentencepiece.bpe.model", "tiktoken.model")
 
@@ -181,7 +185,9 @@ def _named(model: Any, source: ModelSource) -> Any:
 def _pretrained(source: ModelSource, folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with load_errors(source):
+    if source.gguf_file is None and not source.trust_remote_code:
+        _check_shapes(source)
+    with load_errors(source, "its weights"):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=source.trust_remote_code, local_files_only=True,
             output_loading_info=True, **options)
@@ -221,8 +227,25 @@ def _dequantised(source: ModelSource, **options: Any) -> Any:
     return model
 
 
+def _check_shapes(source: ModelSource) -> None:
+    """Raise SourceError if the weights have other shapes than the config says; transformers would take the memory
+    for the config's first."""
+    config = source.path / "config.json"
+    tensors = [info for path in weight_files(source.path) for info in read_header(path)]
+    model = _empty_model(replace(source, rows=None))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    check_shapes(shapes, sum(p.numel() for p in model.parameters()), config, tensors,
+                 packed="quantization_config" in read_json(config))
+
+
 def base_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
     """Parameter name -> shape of the model as transformers builds it; no weights are loaded."""
+    model = _empty_model(source)
+    return {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _empty_model(source: ModelSource) -> Any:
+    """The model as transformers builds it from the config, without memory for its weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -230,12 +253,13 @@ def base_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
     if source.gguf_file:
         folder = cached_copy(source, "model", lambda out: _save_dequantised(source, out))
     options = {"gguf_file": source.gguf_file} if folder is None else {}
-    with quiet(), load_errors(source), torch.device("meta"):
+    with quiet(), load_errors(source, "its config (config.json)", "correct config.json, or download it again"), \
+            torch.device("meta"):
         config = AutoConfig.from_pretrained(folder or source.path, trust_remote_code=source.trust_remote_code,
                                             local_files_only=True, **options)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
         add_rows(model, source.rows)
-    return {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    return model
 
 
 def check_vocabulary(tokenizer: Any, model: Any, source: ModelSource) -> None:
@@ -265,9 +289,16 @@ def _raw_tokenizer(source: ModelSource) -> Any:
 def _tokenizer_from(folder: Path, source: ModelSource, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
-    with quiet(), load_errors(source):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code,
-                                             local_files_only=True, **options)
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file():
+            read_fields(folder / name)
+    with quiet(), load_errors(source, f"its tokenizer ({folder / 'tokenizer.json'}, tokenizer_config.json)",
+                              "download or save the tokenizer's files again, or copy those of the base model"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code,
+                                                  local_files_only=True, **options)
+        ids = tokenizer("A word.", add_special_tokens=False)["input_ids"]
+        tokenizer.decode(ids)
+    return tokenizer
 
 
 def _ensure_pad(tokenizer: Any, source: ModelSource) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from aftertune.errors import SourceError, nearest
 from aftertune.sources import hub
+from aftertune.sources.config_check import check_against_tensors, check_fields
 from aftertune.sources.tensors import LFS_MARK, check_index, read_header, weight_files
 from aftertune.study import presets
 from aftertune.study.presets import ModelShape, preset_of
@@ -168,22 +169,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_fields(path: Path) -> dict[str, Any]:
+    """Read one of the files of `aftertune.sources.config_check.FIELDS`. Raises SourceError for a wrong type in it."""
+    values = read_json(path)
+    check_fields(values, path)
+    return values
+
+
 def check_folder(folder: Path, source: str) -> dict[str, Any]:
     """Check the folder of a causal language model and return its config.
 
-    Raises SourceError for a missing config.json, missing or pickled weights, truncated or missing shards, and
-    architectures that are not causal language models.
+    Raises SourceError for a missing config.json, missing or pickled weights, truncated or missing shards,
+    architectures that are not causal language models, and a config that does not fit the weights.
     """
     if not (folder / "config.json").is_file():
         raise SourceError(_no_config(folder, source))
-    config = read_json(folder / "config.json")
+    config = read_fields(folder / "config.json")
     check_causal(config, source)
     files = weight_files(folder)
     if not files:
         raise SourceError(_no_weights(folder, source))
-    for path in files:
-        read_header(path)
+    tensors = [info for path in files for info in read_header(path)]
     check_index(folder)
+    check_against_tensors(config, folder / "config.json", tensors)
     return config
 
 
@@ -325,7 +333,7 @@ def shape_of(source: ModelSource) -> ModelShape | None:
     if preset is not None:
         return preset.shape
     if source.gguf_path is None:
-        return ModelShape.of(read_json(source.path / "config.json"))
+        return ModelShape.of(read_fields(source.path / "config.json"))
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(source.path), gguf_file=source.gguf_file)
@@ -346,4 +354,4 @@ def shape_on_hub(model: str, revision: str | None = None) -> ModelShape | None:
     except SourceError:
         resolve_model(model, revision=revision)  # raises the better error if the source is a path
         raise
-    return ModelShape.of(read_json(folder / "config.json"))
+    return ModelShape.of(read_fields(folder / "config.json"))

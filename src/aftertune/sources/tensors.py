@@ -96,6 +96,8 @@ _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, 
 #: PEFT's names of an adapter's tensors: MODULE_PREFIX begins the name of a tensor of one module of the base;
 #: SHARED_PREFIX alone begins that of a tensor that all layers share (VeRA's ``base_model.vera_A``).
 MODULE_PREFIX, SHARED_PREFIX = "base_model.model.", "base_model."
+#: How the names of token embeddings end.
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "token_embd.weight", "embed_in.weight", "word_embeddings.weight")
 #: The first bytes of a Git LFS pointer.
 LFS_MARK = b"version https://git-lfs"
 
