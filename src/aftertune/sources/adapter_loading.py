@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from aftertune.errors import SourceError
-from aftertune.sources.library_errors import load_errors, quiet
+from aftertune.sources.library_errors import is_memory_error, load_errors, quiet
 from aftertune.sources.resolve import AdapterSource
 from aftertune.sources.tensors import read_header
 
@@ -66,7 +66,9 @@ def _check_runs(adapter: AdapterSource, model: Any) -> None:
     try:
         with torch.inference_mode(), quiet():
             model(input_ids=torch.zeros((1, 4), dtype=torch.long, device=model.device))
-    except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
+    except Exception as error:
+        if is_memory_error(error):
+            raise
         raise SourceError(f"{adapter.source}: PEFT cannot run this adapter of type {adapter.peft_type} on a text alone"
                           f": {' '.join(str(error).split())[:200]}; evaluate an adapter of another type, or a merged "
                           "model") from error

@@ -29,13 +29,15 @@ def quiet() -> Iterator[None]:
     """
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
+    enabled, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(?!aftertune\b)")
             yield
     finally:
+        logging.set_verbosity(level)
         if enabled:
             logging.enable_progress_bar()
 

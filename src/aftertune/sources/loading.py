@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +35,7 @@ from aftertune.sources.fingerprint import fingerprint_file, fingerprint_model
 from aftertune.sources.library_errors import load_errors, memory_errors, quiet
 from aftertune.sources.quantize import require_nf4, to_nf4
 from aftertune.sources.resolve import AdapterSource, ModelSource, read_fields, read_json
-from aftertune.sources.tensors import read_header, weight_files
+from aftertune.sources.tensors import read_bytes, read_header, weight_files
 from aftertune.values import digest
 
 # --- Cached copies of dequantised GGUF files ---
@@ -196,7 +197,29 @@ def _pretrained(source: ModelSource, folder: Path, **options: Any) -> Any:
         raise SourceError(f"{source.named}: its weights lack {len(missing)} tensors that "
                           f"{type(model).__name__} needs, first {missing[0]!r}, which would be random; download "
                           "or save the complete model")
+    if not hasattr(model.config, "quantization_config"):
+        _check_unused(source, model, info["unexpected_keys"])
     return model
+
+
+def _check_unused(source: ModelSource, model: Any, unused: set[str]) -> None:
+    """Raise SourceError if the config leaves out layers or biases that the weights have.
+
+    unused: names of stored tensors that have no place in the model. Other ones are parts that a text does not need,
+    such as vision towers and heads for drafts (``num_nextn_predict_layers``).
+    """
+    names = set(model.state_dict())
+    kinds = {re.sub(r"\.\d+\.", ".N.", name, count=1) for name in names}
+    if getattr(model.config, "num_nextn_predict_layers", None):
+        unused = {name for name in unused if name.endswith(".bias")}
+    layers = {name for name in unused if re.sub(r"\.\d+\.", ".N.", name, count=1) in kinds}
+    biases = {name for name in unused if name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in names}
+    for path in weight_files(source.path) if biases - layers else ():
+        biases -= {info.name for info, data in read_bytes(path) if info.name in biases and not any(bytes(data))}
+    if dropped := sorted(layers | biases):
+        raise SourceError(f"{source.path / 'config.json'}: it leaves out {len(dropped)} tensors of the weights, first "
+                          f"{dropped[0]!r} (layers or biases), so a part of the model would not be used; use the "
+                          "config that the weights were saved with")
 
 
 def _save_dequantised(source: ModelSource, out: Path) -> None:

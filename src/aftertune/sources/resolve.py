@@ -186,6 +186,8 @@ def check_folder(folder: Path, source: str) -> dict[str, Any]:
         raise SourceError(_no_config(folder, source))
     config = read_fields(folder / "config.json")
     check_causal(config, source)
+    if (folder / "generation_config.json").is_file():
+        read_fields(folder / "generation_config.json")
     files = weight_files(folder)
     if not files:
         raise SourceError(_no_weights(folder, source))

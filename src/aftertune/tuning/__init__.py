@@ -88,6 +88,7 @@ def _finished(job: _Job) -> Tuning | None:
 
 def _trained(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
     """Fine-tune into a folder that no other process uses; the finished tuning is in its manifest and in the ledger."""
+    from aftertune.sources.library_errors import training_errors
     from aftertune.tuning import output
     from aftertune.tuning.trainer import quiet_libraries
 
@@ -98,7 +99,7 @@ def _trained(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | 
     if ledger:
         ledger.save_tuning(job.tuning)
     try:
-        with quiet_libraries():
+        with quiet_libraries(), training_errors(f"{job.spec.method} of {job.source.named}"):
             tuning = _run(job, checkpoints, ledger, progress, look)
     except BaseException:
         if ledger:
