@@ -64,7 +64,8 @@ def test_name_dtype_and_shape_count(tmp_path):
     weights = tensors()
     base = identity(write_folder(tmp_path / "m")).weights
     renamed = {("model.norm.bias" if n == "model.norm.weight" else n): t for n, t in weights.items()}
-    reshaped = {**weights, "model.layers.0.self_attn.q_proj.weight": weights["model.layers.0.self_attn.q_proj.weight"].reshape(4, 16)}
+    query = "model.layers.0.self_attn.q_proj.weight"
+    reshaped = {**weights, query: weights[query].reshape(4, 16)}
     retyped = {n: t.view(np.int32) for n, t in weights.items()}
     others = [identity(write_folder(tmp_path / f"o{i}", weights=w)).weights
               for i, w in enumerate((renamed, reshaped, retyped))]
