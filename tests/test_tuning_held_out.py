@@ -9,9 +9,10 @@ import pytest
 from aftertune.errors import InputError
 from aftertune.sources import load_model, resolve_model
 from aftertune.study import LoraSpec
-from aftertune.tuning.build import base_dtype, build, count_trainable, linear_layers
+from aftertune.tuning.build import base_dtype, build, count_trainable
 from aftertune.tuning.example import Example
 from aftertune.tuning.held_out import Batching, by_example, compare_losses, completion_losses
+from aftertune.tuning.targets import linear_layers
 from aftertune.tuning.tokenize import IGNORED, EncodeOptions, encode_all
 from tuning_cases import chat_tokenizer, rows, tiny_model
 

@@ -379,7 +379,9 @@ def methods_page() -> str:
         "study.", listing, table,
         "The learning rate is the default. Settings of `lora` that are not listed have no effect on the method, and "
         "the record of the tuning says so. Without `target_modules` all linear layers except the output head are "
-        "adapted (ia3: those that PEFT names for the model family). `merge` writes whole weights beside the adapter. "
+        "adapted (ia3: those that PEFT names for the model family; in other families keys, values and the second "
+        "feed-forward layer). [Model families](families.md) says what differs in mixtures of experts and state-space "
+        "models. `merge` writes whole weights beside the adapter. "
         "CPU kernels: on a CPU the layers of the method are trained with the compiled kernels; other methods are "
         "trained with PEFT alone. `aftertune tune … --dry-run` shows how many parameters a method trains, and how much "
         "memory, disk and time it needs."]) + "\n"

@@ -204,7 +204,7 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, w
     tokenizer = load_tokenizer(source)
     dated = date_note(tokenizer, spec.template_date) if spec.template == "chat" else None
     unused = filter(None, [unused_settings(spec.method, spec.lora.model_fields_set), dated, length_note])
-    settings = _settings(spec, plan, corpus) | _date_setting(spec, tokenizer)
+    settings = _settings(spec, plan, corpus) | _date_setting(spec, tokenizer) | _target_setting(spec, source)
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
     out = (spec.out or Path(".aftertune") / "tunings" / tuning_id).expanduser()
     threads = set_threads(spec.threads or Checkpoints(out / CHECKPOINTS, tuning_id).threads())
@@ -263,6 +263,16 @@ def _date_setting(spec: TuneSpec, tokenizer: Any) -> dict[str, str]:
     return {"template_date": day} if day else {}
 
 
+def _target_setting(spec: TuneSpec, source: ModelSource) -> dict[str, int]:
+    """The version of the default layers of an adapter; empty where there was only one, so that such ids stay valid."""
+    from aftertune.sources.resolve import read_json
+    from aftertune.tuning.targets import default_version
+
+    if spec.lora.target_modules or not METHODS[spec.method].adapter or source.gguf_file is not None:
+        return {}
+    return default_version(read_json(source.path / "config.json"))
+
+
 def _data_settings(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
     """Fingerprints and sizes of the held-out, validation and replayed examples, with the settings that use them."""
     settings = {"held_out": corpus.held_out_fingerprint, "held_out_examples": len(corpus.held_out)}
@@ -289,6 +299,7 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
     from aftertune.tuning.callbacks import Hooks
     from aftertune.tuning.estimate import Meter, estimate_run
     from aftertune.tuning.held_out import Batching, compare_losses, example_losses
+    from aftertune.tuning.targets import target_notes
     from aftertune.tuning.tokenize import EncodedCorpus, EncodeOptions
     from aftertune.tuning.trainer import TrainingData, train
 
@@ -334,7 +345,7 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
         held_out=compare_losses(before, after),
         counts={**tuning.counts, **rows.counts},
         notes=(*tuning.notes, *tokenizer.notes, *rows.notes, layout.note, *trained.notes,
-               *([f"whole weights are written in {dtype}"] if dtype else [])),
+               *([f"whole weights are written in {dtype}"] if dtype else target_notes(model))),
         provenance=finish(tuning.provenance) if tuning.provenance else None)
 
 
@@ -343,10 +354,14 @@ def _load_trainable(job: _Job, tokenizer: Any, longest: int) -> Any:
     from aftertune.sources import load_model
     from aftertune.tuning import unsloth
     from aftertune.tuning.build import attention_implementation, base_dtype, build, source_for_method
+    from aftertune.tuning.targets import merge_refusal
 
     spec, plan = job.spec, job.plan
     if plan.backend == "unsloth":
         return unsloth.load(job.source, spec, plan.dtype, plan.device, longest=longest)
     base = load_model(source_for_method(job.source, spec.method), base_dtype(spec.method, plan.dtype), plan.device,
                       tokenizer=tokenizer, attn_implementation=attention_implementation(plan.device, longest))
-    return build(base, spec.method, spec.lora, plan.seed)
+    model = build(base, spec.method, spec.lora, plan.seed)
+    if spec.merge and (reason := merge_refusal(model)):
+        raise InputError(f"--merge: the adapter {reason}; leave out --merge and use the adapter unmerged")
+    return model

@@ -15,13 +15,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from aftertune.errors import InputError, nearest
+from aftertune.errors import InputError
 from aftertune.methods import METHODS
 from aftertune.sources import ModelSource
 from aftertune.sources.quantize import NF4
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
 from aftertune.study import LoraSpec
+from aftertune.tuning.targets import linear_layers, with_targets
 
 
 def base_dtype(method: str, compute: str) -> str:
@@ -85,12 +86,11 @@ def build(model: Any, method: str, lora: LoraSpec, seed: int) -> Any:
         return model.requires_grad_(True)
     from peft import get_peft_model
 
-    if lora.target_modules:
-        check_targets(model, list(lora.target_modules))
+    config, names = with_targets(facts.config(lora, seed), model), linear_layers(model)
     if facts.base == "nf4":
         _convert_norms(model)
     try:
-        peft_model = get_peft_model(model, facts.config(lora, seed))
+        peft_model = get_peft_model(model, config)
         for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # TRL casts adapters of such a base to bfloat16
             if getattr(model, mark, False):
                 setattr(model, mark, False)
@@ -99,7 +99,7 @@ def build(model: Any, method: str, lora: LoraSpec, seed: int) -> Any:
         return peft_model
     except ValueError as error:
         raise InputError(f"method {method}: {' '.join(str(error).split())[:200]}; name layers as lora.target_modules "
-                         f"(--target-modules): {', '.join(linear_layers(model))}") from None
+                         f"(--target-modules): {', '.join(names)}") from None
 
 
 def _convert_norms(model: Any) -> None:
@@ -114,31 +114,3 @@ def _convert_norms(model: Any) -> None:
 def count_trainable(model: Any) -> int:
     """The number of parameters that are trained."""
     return sum(int(p.numel()) for p in model.parameters() if p.requires_grad)
-
-
-def linear_layers(model: Any) -> list[str]:
-    """Last names of the linear layers without the output head: the names that ``target_modules`` may use."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules()
-                   if isinstance(module, torch.nn.Linear | Conv1D) and module is not head})
-
-
-def check_targets(model: Any, targets: list[str]) -> None:
-    """Check that each target is the last name, or the end of the dotted path, of a layer other than the output head.
-
-    The head cannot be adapted because the loss is computed from its plain weight. Raises InputError.
-    """
-    head = model.get_output_embeddings()
-    modules = dict(model.named_modules())
-    for target in targets:
-        matches = [m for name, m in modules.items() if name == target or name.endswith(f".{target}")]
-        names = linear_layers(model)
-        if head in matches:
-            raise InputError(f"lora.target_modules: {target!r} is the output head, which cannot be adapted; choose "
-                             f"from the other linear layers: {', '.join(names)}")
-        if not matches:
-            raise InputError(f"lora.target_modules: {target!r} matches no layer of {type(model).__name__}"
-                             f"{nearest(target, names)}; its linear layers: {', '.join(names)}")

@@ -42,6 +42,7 @@ from aftertune.sources.fingerprint import TOKENIZER_FILES
 from aftertune.sources.library_errors import disk_errors, quiet
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
+from aftertune.tuning.targets import merge_refusal
 from aftertune.values import ModelIdentity, Tuning, plain, restore
 
 # --- Merging an adapter into its base ---
@@ -96,31 +97,17 @@ def _merge_layers(model: Any, adapter: AdapterSource) -> Any:
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    if not layers:
-        raise InputError(f"{adapter.source}: an adapter of type {adapter.peft_type} cannot be added to the weights of "
-                         "the base; use it unmerged")
-    _refuse_tied(model, layers, adapter)
+    if reason := merge_refusal(model):
+        raise InputError(f"{adapter.source}: the adapter, of type {adapter.peft_type}, {reason}; use it unmerged")
+    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     with torch.no_grad():
-        for layer in layers.values():
+        for layer in layers:
             base = layer.get_base_layer()
-            dtype = base.weight.dtype
+            dtype = next(base.parameters()).dtype  # fused experts have no ``weight``
             base.float()
             layer.merge(safe_merge=True)
             base.to(dtype)
     return model.unload()
-
-
-def _refuse_tied(model: Any, layers: dict[str, Any], adapter: AdapterSource) -> None:
-    """Raise InputError if the merge would also change a weight that the adapter does not adapt."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    ends = [getattr(end, "base_layer", end) for end in (embedding, head) if end is not None]
-    if len({id(end.weight) for end in ends}) == len(ends):
-        return
-    for name, layer in layers.items():
-        if layer.get_base_layer() in ends:
-            raise InputError(f"{adapter.source}: adapts {name.removeprefix('base_model.model.')}, whose weight is "
-                             "both embedding and output head; a merge would change both; use the adapter unmerged")
 
 
 # --- The output folder ---

@@ -58,6 +58,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
                  memory_error: Callable[[int], AftertuneError], **options: Any) -> None:
         from datasets import Dataset
 
+        count_experts(options["model"].config.get_text_config())
         data = Dataset.from_list([{"input_ids": r.ids, "labels": r.labels} for r in rows])
         super().__init__(train_dataset=data, data_collator=layout.collate, **options)
         self.rows, self.layout, self.after_step, self.memory_error = rows, layout, after_step, memory_error
@@ -163,6 +164,13 @@ class EpochOrder(torch.utils.data.Sampler):  # type: ignore[misc]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+
+def count_experts(config: Any) -> None:
+    """Give the config of a mixture of experts the name by which TRL's load-balancing loss reads their number."""
+    for other in ("num_local_experts", "n_routed_experts"):
+        if getattr(config, "num_experts", None) is None and getattr(config, other, None) is not None:
+            config.num_experts = getattr(config, other)
 
 
 def failure_advice(arguments: Any) -> str:

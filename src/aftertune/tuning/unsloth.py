@@ -80,7 +80,7 @@ def load(source: ModelSource, spec: TuneSpec, dtype: str, device: str, *, longes
     import transformers  # noqa: F401  # before unsloth: see the module docstring
     import trl  # noqa: F401
 
-    from aftertune.tuning.build import check_targets, linear_layers
+    from aftertune.tuning.targets import check_targets, linear_layers
 
     checkpointing = "unsloth" if spec.gradient_checkpointing else False
     with _redirected(), _one_line_errors(source):
