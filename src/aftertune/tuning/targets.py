@@ -161,7 +161,7 @@ def check_targets(model: Any, targets: list[str], fused: Collection[str] = ()) -
             raise InputError(f"lora.target_modules: {target!r} matches {bypassed[0]}, whose weight "
                              f"{read[bypassed[0]]}, or its CUDA kernel, reads without calling the layer, so that "
                              "an adapter on it would have no effect; choose from "
-                             f" the other linear layers: {', '.join(names)}")
+                             f"the other linear layers: {', '.join(names)}")
         if not matches:
             raise InputError(f"lora.target_modules: {target!r} matches no layer of {type(model).__name__}"
                              f"{nearest(target, names)}; its linear layers: {', '.join(names)}")
