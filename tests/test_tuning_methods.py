@@ -144,9 +144,15 @@ def test_a_finished_tuning_is_merged_without_training_again_and_its_lineage_is_k
 
 def test_a_merge_that_would_change_the_embedding_too_is_refused(place):
     settings = {"max_steps": 1, "lora": LoraSpec(r=4, target_modules=("q_proj", "embed_tokens"))}
-    with pytest.raises(InputError, match="embed_tokens, whose weight is both embedding and output head"):
-        tune(spec(place, "llama-3.2", "lora", out=place / "tied", **settings))
-    assert (place / "tied" / "aftertune.json").exists(), "the adapter itself is done"
+    tied = spec(place, "llama-3.2", "lora", out=place / "tied", **settings)
+    refusal = "embed_tokens, whose weight is both embedding and output head"
+    with pytest.raises(InputError, match=f"^--merge: .*{refusal}"):
+        tune(tied)
+    assert not (place / "tied" / "aftertune.json").exists(), "refused before training"
+    tune(tied.model_copy(update={"merge": False}))
+    with pytest.raises(InputError, match=f"{refusal}.*; use it unmerged"):
+        tune(tied)
+    assert (place / "tied" / "aftertune.json").exists(), "the adapter that is done stays"
     assert not (place / "tied" / "merged").exists()
     assert tune(spec(place, "tinyllama", "lora", out=place / "untied", **settings)).merged
 
