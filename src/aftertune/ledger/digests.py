@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
-from sqlalchemy import Connection, Table, literal, select, type_coerce
+from sqlalchemy import Column, ColumnElement, Connection, Integer, Table, literal, select, type_coerce
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import NullType
 
@@ -121,25 +121,38 @@ def _damaged(connection: Connection, table: Table, owners: Sequence[Any]) -> tup
     return next(iter(stored), None)
 
 
+def without_index(column: Column[str]) -> ColumnElement[str]:
+    """A text column in a condition, so that SQLite reads the rows themselves and not an index.
+
+    What a damaged index says about a row is not what the row says. Rows are checked and read in the same way: by seq,
+    or by the primary key in its order.
+    """
+    return column.concat("")
+
+
 def _digests(connection: Connection, table: Table, owners: Sequence[Any],
              part: int | None = None) -> Iterator[tuple[tuple[str, int], str]]:
-    """(owner, part) and digest of the rows of ``owners``, in order; ``part``: of this one alone."""
+    """(owner, part) and digest of the rows of ``owners``; ``part``: of this one alone."""
     owner, part_column, order = SEALED[table]
     number = table.c[part_column] if part_column else literal(0)
+    mine: Any = table.c[owner] if isinstance(table.c[owner].type, Integer) else without_index(table.c[owner])
     columns = [type_coerce(c, NullType()) for c in table.c]  # as the database has them
-    query = select(table.c[owner], number, *columns).where(table.c[owner].in_(owners))
+    query = select(mine, number, *columns)
     if table is answer:  # what is asked belongs to the answer; a missing item changes the digest
-        query = select(table.c[owner], number, *columns, item.c.hash, item.c.content).where(
-            table.c[owner].in_(owners)).join_from(answer, item, item.c.seq == answer.c.item, isouter=True)
-    if part is not None:
-        query = query.where(table.c[part_column] == part)
-    rows = connection.execute(query.order_by(table.c[owner], number, table.c[order]) if part_column else
-                              query.order_by(table.c[owner], table.c[order]))
+        query = query.add_columns(item.c.hash, item.c.content).join_from(
+            answer, item, item.c.seq == answer.c.item, isouter=True)
+    query = query.where(mine.in_(owners))
+    if part is None:
+        query = query.order_by(mine, table.c[order])
+    else:  # + 0: SQLite finds a batch by its index, and does not read the whole evaluation in order
+        query = query.where(table.c[part_column] == part).order_by(table.c[order] + 0)
+    rows = connection.execute(query)
+    digests: dict[tuple[str, int], Any] = {}
     for key, group in groupby(rows, key=lambda row: (str(row[0]), row[1])):
-        digest = hashlib.sha256()
+        digest = digests.setdefault(key, hashlib.sha256())
         while some := [tuple(row)[2:] for row in islice(group, _ROWS)]:
             digest.update(_to_json(some)[1:-1].encode() + b",")
-        yield key, digest.hexdigest()
+    yield from ((key, digest.hexdigest()) for key, digest in digests.items())
 
 
 def _chunks(owners: Iterable[Any]) -> Iterator[list[Any]]:

@@ -25,7 +25,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, RowMapping, bindparam, or_, select, tuple_, type_coerce
 
 from aftertune.errors import InputError, StorageError, nearest
-from aftertune.ledger.digests import OF_EVALUATION, check, forget, seal
+from aftertune.ledger.digests import OF_EVALUATION, check, forget, seal, without_index
 from aftertune.ledger.lease import beat, check_lease
 from aftertune.ledger.schema import (
     Prose,
@@ -394,7 +394,7 @@ def _of_task(connection: Connection, seq: int, task: str | None) -> list[Any]:
     if task not in names:
         raise InputError(f"the evaluation has no task {task!r}{nearest(task, names)}; its tasks: "
                          f"{', '.join(names) or 'none'}")
-    return [answer.c.task == task]
+    return [without_index(answer.c.task) == task]
 
 
 def _answer(row: RowMapping, responses: Mapping[int, Response]) -> Answer:

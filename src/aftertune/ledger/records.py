@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from aftertune.errors import InputError, StorageError, nearest
-from aftertune.ledger.digests import check, seal
+from aftertune.ledger.digests import check, seal, without_index
 from aftertune.ledger.schema import cell, comparison, model, reported_score, step, study, tuning
 from aftertune.ledger.store import (
     CHUNK,
@@ -125,8 +125,8 @@ class Comparisons(Store):
 
     def comparisons(self, *, base: str | None = None, tuned: str | None = None) -> list[Comparison]:
         """Comparisons of these evaluations (ids; None: any), the newest last."""
-        wanted = [column == value for column, value in ((comparison.c.base, base), (comparison.c.tuned, tuned))
-                  if value is not None]
+        given = ((comparison.c.base, base), (comparison.c.tuned, tuned))
+        wanted = [without_index(column) == value for column, value in given if value is not None]
         with self.database.read() as connection:
             return [_comparison(row) for row in all_rows(connection, comparison, *wanted)]
 
@@ -169,13 +169,13 @@ class ReportedScores(Store):
         return [row for row in self._stored(source) if _REMARK in row]
 
     def _stored(self, source: str | None) -> list[dict[str, Any]]:
-        query, sources = select(reported_score).order_by(reported_score.c.seq), select(reported_score.c.source)
+        stored_source = without_index(reported_score.c.source)
+        query, sources = select(reported_score).order_by(reported_score.c.seq), select(stored_source).distinct()
         if source is not None:
-            query = query.where(reported_score.c.source == source)
-            sources = sources.where(reported_score.c.source == source)
+            query, sources = query.where(stored_source == source), sources.where(stored_source == source)
         with self.database.read() as connection:
-            check(connection, reported_score, {s: f"the scores reported in {s}"
-                                               for s in connection.execute(sources.distinct()).scalars()})
+            check(connection, reported_score,
+                  {s: f"the scores reported in {s}" for s in connection.execute(sources).scalars()})
             return [{"source": r.source, **{k: r._mapping[k] for k in _REPORTED}, **r.extra}
                     for r in connection.execute(query)]
 
