@@ -91,7 +91,7 @@ def test_an_evaluation_in_four_bits_is_packed_recorded_and_told_apart(base, tmp_
         tuned = run(quantize="nf4", adapter=str(adapter))
         assert comparison.compare(four, tuned, ledger=ledger).lineage
         assert not comparison.compare(plain, tuned, ledger=ledger).lineage
-        with pytest.raises(InputError, match="not possible with the engine lm-eval:vllm, which loads and runs the model itself"):
+        with pytest.raises(InputError, match="not possible with the engine lm-eval:vllm, which loads and runs"):
             run(quantize="nf4", engine="lm-eval:vllm")
 
 

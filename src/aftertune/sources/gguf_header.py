@@ -118,4 +118,4 @@ def _tensor(header: _Header) -> int:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
         raise _Damaged(f"a tensor has the unknown type {kind}") from None
-    return offset + elements // block * size
+    return offset + elements // int(block) * int(size)

@@ -20,6 +20,10 @@ from aftertune.sources.resolve import AdapterSource, ModelSource
 _DISK_SIGNS = ("PytorchStreamWriter failed", "No space left", "Disk quota exceeded", "unexpected pos",
                "basic_ios::clear")
 
+#: The packages that build and train a model.
+_TRAINING = frozenset({"accelerate", "bitsandbytes", "datasets", "numpy", "peft", "safetensors", "tokenizers", "torch",
+                       "transformers", "trl", "unsloth", "unsloth_zoo"})
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -68,8 +72,8 @@ def load_errors(source: ModelSource | AdapterSource, part: str = "it", remedy: s
 def training_errors(what: str) -> Iterator[None]:
     """Turn what the libraries raise while a model is built and trained into an InputError or ResourceError of one line.
 
-    what: for the message, such as "training model byte with lora". An error raised in aftertune's own code passes, and
-    so ends as an unexpected one.
+    what: for the message, such as "training model byte with lora". An error raised in aftertune's own code, or in a
+    callback of the caller, passes.
     """
     try:
         yield
@@ -79,7 +83,7 @@ def training_errors(what: str) -> Iterator[None]:
         if is_memory_error(error):
             raise ResourceError(f"{what}: out of memory; use a smaller --max-length, --batch-size or model, or "
                                 "--gradient-checkpointing") from error
-        if not _is_library_fault(error) or library_of(error) == "aftertune":
+        if not _is_library_fault(error) or library_of(error) not in _TRAINING:
             raise
         raise InputError(f"{what}: {library_of(error)} failed: {_described(error)}; use another method, model or "
                          "setting; `aftertune --debug` and the same words show where") from error
