@@ -35,7 +35,9 @@ def folder_lock(out: Path, does: str) -> Iterator[None]:
                 write_atomic(out / HOLDER, json.dumps({"pid": os.getpid(), "host": platform.node()}))
             yield
         finally:
-            (out / HOLDER).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the work is done, so that another process may take the folder
+                (out / HOLDER).unlink(missing_ok=True)
+                (out / LOCK).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
