@@ -228,11 +228,11 @@ def run_plan(delta: float, psi: float, members: int, comparisons: int) -> dict[s
     return {"items": plan.items, "decided": decided, "comparisons": comparisons}
 
 
-def share(count: float, of: float) -> str:
+def share(count: float, of: float, digits: int = 1) -> str:
     """A share with its Monte Carlo standard error (of one in ``of`` where none was seen)."""
     p = count / of
     spread = max(p, 1 / of)
-    return f"{p:.1%} ± {math.sqrt(spread * (1 - spread) / of):.1%}"
+    return f"{p:.{digits}%} ± {math.sqrt(spread * (1 - spread) / of):.{digits}%}"
 
 
 def broken_fixed(name: str, found: dict[str, Any]) -> Iterator[str]:

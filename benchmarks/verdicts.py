@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from aftertune.stats.sequential import SCALES, Boundaries, PairedSequential, log_factors, log_mixture, unreachable
 from document import write_section
-from fixed_verdicts import FIXED, PLANS, broken_fixed, fixed_lines, run_fixed, run_plan
+from fixed_verdicts import FIXED, PLANS, broken_fixed, fixed_lines, run_fixed, run_plan, share
 
 ALPHA = 0.05
 BATCH = 32
@@ -160,19 +160,12 @@ def look_seconds() -> float:
     return statistics.median(times)
 
 
-def share(count: int, of: int) -> str:
-    """A share with its Monte Carlo standard error (of one in ``of`` where none was seen)."""
-    p = count / of
-    spread = max(p, 1 / of)
-    return f"{p:.2%} ± {math.sqrt(spread * (1 - spread) / of):.2%}"
-
-
 def broken(scenario: Scenario, found: dict[str, Any]) -> Iterator[str]:
     """The bars that a scenario misses; a share may exceed 5 % by twice its Monte Carlo error."""
     n = found["permutations"]
     for what in ("wrong", "missed"):
         if found[what] / n > ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / n):
-            yield f"{scenario.name}: {what} {share(found[what], n)}"
+            yield f"{scenario.name}: {what} {share(found[what], n, 2)}"
     if scenario.reference and abs(found["median"] / scenario.reference - 1) > 0.15:
         yield f"{scenario.name}: median {found['median']:g} is not within 15 % of {scenario.reference}"
 
@@ -189,7 +182,7 @@ def lines(results: Sequence[dict[str, Any]], look: float) -> Iterator[str]:
     for scenario, found in zip(SCENARIOS, results, strict=False):
         n = found["permutations"]
         yield (f"| {scenario.name} | {scenario.items:,} | {100 * scenario.margin:g} | {scenario.truth} "
-               f"| {share(found['wrong'], n)} | {share(found['missed'], n)} | **{found['median']:,.0f}** "
+               f"| {share(found['wrong'], n, 2)} | {share(found['missed'], n, 2)} | **{found['median']:,.0f}** "
                f"| {scenario.reference or '–'} | {found['q90']:,.0f} | {found['batches']:,.0f} |")
     yield ""
     yield (f"{results[0]['permutations']:,} permutations each; ± is the Monte Carlo standard error; the level is 5 % "

@@ -3,12 +3,30 @@ reads any text, and random Llamas that know it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 #: A chat template that writes the BOS itself, as those of Llama 3 and Gemma do.
 CHAT = ("{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}")
+
+_TASK = """\
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: {kind}
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+{more}
+"""
+
+
+def write_task(folder: Path, name: str, kind: str, file: Path, more: str) -> None:
+    """A task file in ``folder`` whose documents, in ``file``, have a question and an answer. more: further lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(_TASK.format(name=name, kind=kind, file=json.dumps(str(file)), more=more))
 
 
 #: Merges of the byte tokenizer: with them a word's tokens depend on the space before it.

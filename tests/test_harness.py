@@ -15,18 +15,7 @@ from aftertune.evaluation import evaluate, evaluate_adapters
 from aftertune.harness import HarnessLM
 from aftertune.ledger import Ledger
 from aftertune.study import EvalSpec, TaskSpec
-from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer
-
-TASKS = """\
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-output_type: {kind}
-test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
-{more}
-"""
+from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer, write_task
 
 
 @pytest.fixture
@@ -43,11 +32,10 @@ def tasks(tmp_path: Path) -> list[Any]:
             ("whole", "loglikelihood_rolling", "metric_list: [{metric: bits_per_byte}]"),
             ("write", "generate_until", "generation_kwargs: {until: [\"b\"], max_gen_toks: 9}\n"
                                         "metric_list: [{metric: exact_match}]")):
-        text = TASKS.format(name=name, file=json.dumps(str(file)), kind=kind, more=more)
-        if name == "whole":
-            text = text.replace('doc_to_text: "{{question}}"', 'doc_to_text: ""').replace(
-                'doc_to_target: "{{answer}}"', 'doc_to_target: "{{question}}"')
-        (tmp_path / f"{name}.yaml").write_text(text)
+        write_task(tmp_path, name, kind, file, more)
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(whole.read_text().replace('doc_to_text: "{{question}}"', 'doc_to_text: ""').replace(
+        'doc_to_target: "{{answer}}"', 'doc_to_target: "{{question}}"'))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     return [manager, ["pick", "whole", "write"]]
 

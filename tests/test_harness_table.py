@@ -17,7 +17,7 @@ from aftertune.harness import table
 from aftertune.harness.table import ENGINES, OPTIONS, EngineFacts, check_engine, engine_facts
 from aftertune.ledger import Ledger
 from aftertune.study import EvalSpec, TaskSpec
-from eval_cases import byte_folder
+from eval_cases import byte_folder, write_task
 
 USABLE = sorted(name for name, facts in ENGINES.items() if facts.kind != "refused")
 REFUSED = sorted(ENGINES.keys() - set(USABLE))
@@ -118,14 +118,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     file = tmp_path / "docs.jsonl"
     file.write_text("".join(json.dumps({"question": f"After {n}?", "answer": n % 2}) + "\n" for n in range(3)))
-    (tmp_path / "tasks").mkdir()
     for name, kind, more in (("pick", "multiple_choice", 'doc_to_choice: ["ab", "1"]\nmetric_list: [{metric: acc}]'),
                              ("write", "generate_until", "generation_kwargs: {max_gen_toks: 9}\n"
                                                          "metric_list: [{metric: exact_match}]")):
-        (tmp_path / "tasks" / f"{name}.yaml").write_text(
-            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {json.dumps(str(file))}}}}}\n"
-            f"output_type: {kind}\ntest_split: test\ndoc_to_text: '{{{{question}}}}'\n"
-            f"doc_to_target: '{{{{answer}}}}'\n{more}\n")
+        write_task(tmp_path / "tasks", name, kind, file, more)
     base = byte_folder(tmp_path / "base")
     for name, settings in (("lora", {}), ("dora", {"use_dora": True})):
         get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(

@@ -16,7 +16,7 @@ from aftertune.ledger import Ledger
 from aftertune.sources import load_tokenizer, resolve_model
 from aftertune.sources.generation import check_settings, generation_defaults
 from aftertune.study import TaskSpec
-from eval_cases import CHAT, byte_folder
+from eval_cases import CHAT, byte_folder, write_task
 
 PROMPTS = ["a", "The sky is", "ab ab ab ab", "Q: 1+1? A:", "zz", "one two three four five six"]
 
@@ -75,16 +75,6 @@ def test_a_prompt_beyond_max_length_is_one_line() -> None:
         texts(byte_llama(), {"max_length": 14})
 
 
-TASK = """\
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-output_type: {kind}
-test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
-{more}
-"""
 PICK = 'doc_to_choice: ["ab", "1"]\nmetric_list: [{metric: acc}]'
 WRITE = "generation_kwargs: {max_gen_toks: 9}\nmetric_list: [{metric: exact_match}]"
 
@@ -94,10 +84,8 @@ def home(tmp_path: Path) -> Path:
     """A model folder, and a task that is scored and one that is generated."""
     file = tmp_path / "docs.jsonl"
     file.write_text("".join(json.dumps({"question": f"After {n}?", "answer": n % 2}) + "\n" for n in range(3)))
-    (tmp_path / "tasks").mkdir()
     for name, kind, more in (("pick", "multiple_choice", PICK), ("write", "generate_until", WRITE)):
-        text = TASK.format(name=name, kind=kind, file=json.dumps(str(file)), more=more)
-        (tmp_path / "tasks" / f"{name}.yaml").write_text(text)
+        write_task(tmp_path / "tasks", name, kind, file, more)
     byte_folder(tmp_path / "model", template=CHAT)
     return tmp_path
 

@@ -14,7 +14,7 @@ from aftertune.errors import InputError, SourceError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.study import TaskSpec
-from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer
+from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer, write_task
 
 THINKING = CHAT + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
 
@@ -24,14 +24,10 @@ def home(tmp_path: Path) -> Path:
     """A base, two tasks, and an adapter that was trained with two tokens more."""
     file = tmp_path / "docs.jsonl"
     file.write_text("".join(json.dumps({"question": f"After {n} <call>?", "answer": n % 2}) + "\n" for n in range(4)))
-    (tmp_path / "tasks").mkdir()
     for name, kind, more in (("pick", "multiple_choice", 'doc_to_choice: ["ab", "1"]\nmetric_list: [{metric: acc}]'),
                              ("write", "generate_until", "generation_kwargs: {max_gen_toks: 12, until: []}\n"
                                                          "metric_list: [{metric: exact_match}]")):
-        (tmp_path / "tasks" / f"{name}.yaml").write_text(
-            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {json.dumps(str(file))}}}}}\n"
-            f"output_type: {kind}\ntest_split: test\ndoc_to_text: '{{{{question}}}}'\n"
-            f"doc_to_target: '{{{{answer}}}}'\n{more}\n")
+        write_task(tmp_path / "tasks", name, kind, file, more)
     byte_folder(tmp_path / "base", template=THINKING)
     return tmp_path
 

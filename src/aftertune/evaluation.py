@@ -175,7 +175,7 @@ class EvaluationRun:
     def leave(self) -> None:
         """Release the lease. An evaluation that failed before its first answer is removed: there is nothing to resume.
         """
-        if self.is_new and not self.responses:
+        if self.is_new and not self.ledger.done_positions(self.stored.id):
             self.ledger.delete_evaluation(self.stored.id)
         else:
             self.ledger.release(self.stored.id)

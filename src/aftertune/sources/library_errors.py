@@ -144,6 +144,8 @@ def disk_errors(folder: Path, remedy: str) -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:  # of the terminal, not of the disk
+        raise
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         if isinstance(error, RuntimeError) and not any(sign in reason for sign in _DISK_SIGNS):

@@ -87,12 +87,6 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
-def disk_use() -> int:
-    """Size of all copies, in bytes."""
-    root = cache_root() / "gguf"
-    return sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) if root.is_dir() else 0
-
-
 def _write_manifest(folder: Path) -> None:
     set_default_mode(folder)
     files = {p.name: fingerprint_file(p) for p in sorted(folder.iterdir())}

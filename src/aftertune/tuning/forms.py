@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aftertune.errors import InputError
+from aftertune.errors import InputError, shown
 from aftertune.tuning.example import Example
 from aftertune.tuning.glaive import read_glaive
 from aftertune.tuning.turns import (
@@ -25,7 +25,6 @@ from aftertune.tuning.turns import (
     read_conversation,
     read_tools,
     read_turns,
-    shown,
     text_of,
 )
 

@@ -18,9 +18,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from aftertune.errors import InputError
+from aftertune.errors import InputError, shown
 from aftertune.tuning.text_rows import SKIP
-from aftertune.tuning.turns import Place, read_tools, shown, text_of
+from aftertune.tuning.turns import Place, read_tools, text_of
 
 _SPEAKER = re.compile(r"^[ \t]*(USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*", re.MULTILINE)
 _ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}

@@ -26,13 +26,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aftertune.errors import InputError
+from aftertune.errors import InputError, shown
 from aftertune.sources import fingerprint_rows
 from aftertune.study import DataSource, DataSpec, ReplaySpec
 from aftertune.tuning.data import ReadReport, read_examples
 from aftertune.tuning.example import Example, Turns
 from aftertune.tuning.rows import ReadOptions
-from aftertune.tuning.turns import shown
 
 #: The most answers that a prompt may get as its continuation before all of the example decides.
 _MAX_ANSWERS = 16

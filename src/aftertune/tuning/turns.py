@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aftertune.errors import InputError, nearest
+from aftertune.errors import InputError, nearest, shown
 from aftertune.tuning.example import LEARNED_KEYS, TURN_KEYS, Example
 from aftertune.tuning.text_rows import SKIP
 
@@ -275,12 +275,6 @@ def _joined(parts: list[Any], key: str, place: Place) -> Any:
             raise InputError(f"{place.where}: `{key}` has a part of type {shown(kind)} (part {number}); only text can "
                              f"be trained; leave the part out, {SKIP}")
     return parts
-
-
-def shown(value: Any) -> str:
-    """A value of the data in a message, at most 80 characters of it."""
-    text = repr(value if not isinstance(value, str) else value[:80])
-    return text if len(text) <= 90 else f"{text[:80]}…"
 
 
 def keys_of(row: Mapping[str, Any]) -> str:
