@@ -382,3 +382,20 @@ def test_one_row_that_does_not_fit_is_a_resource_error() -> None:
     model.register_forward_pre_hook(starve)
     with pytest.raises(ResourceError, match="one row in the batch"):
         list(engine.run(plan, set()))
+
+
+def test_a_stop_right_after_the_first_batch_was_stored_keeps_it(folder: Path, ledger: Ledger, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ledger.save_batch
+
+    def stopped(*values: Any) -> None:
+        store(*values)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "save_batch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, ledger, target(tmp_path))
+    [kept] = ledger.evaluations()
+    assert ledger.done_positions(kept.id)
+    assert run(folder, ledger, target(tmp_path)).id == kept.id
