@@ -146,7 +146,7 @@ def test_a_killed_process_goes_on(place):
 
 def test_a_loss_that_is_no_number_names_its_examples_and_keeps_the_checkpoint(place):
     with pytest.raises(AftertuneError) as error:
-        tune(spec(place, "nan", method="full", learning_rate=1.0, lora=LoraSpec()), progress=poison(place / "nan"))
+        tune(spec(place, "nan", method="full", learning_rate=1.0, lora=LoraSpec()), progress=poison())
     message = str(error.value)
     assert "the loss at step" in message
     assert "is nan, in training examples " in message
@@ -154,20 +154,29 @@ def test_a_loss_that_is_no_number_names_its_examples_and_keeps_the_checkpoint(pl
     assert list((place / "nan" / "checkpoints").glob("checkpoint-*/sealed.json"))
 
 
-def poison(_folder):
-    """Once some steps are done, every weight that is trained becomes NaN."""
+def poison():
+    """A progress function that makes every weight in training NaN once three steps are done.
+
+    Weights that exist already, of other tests in this process, are left alone.
+    """
+    before = _weights_in_memory()
+
+    def told(done, _total, text):
+        if text.startswith("loss") and done == 3:
+            others = {id(weight) for weight in before}
+            for weight in _weights_in_memory():
+                if id(weight) not in others:
+                    weight.data.fill_(float("nan"))
+
+    return told
+
+
+def _weights_in_memory():
     import gc
 
     import torch
 
-    def told(done, _total, text):
-        if text.startswith("loss") and done == 3:
-            for thing in gc.get_objects():
-                if isinstance(thing, torch.nn.Parameter) and thing.requires_grad:
-                    thing.data.fill_(float("nan"))
-                    break
-
-    return told
+    return [thing for thing in gc.get_objects() if isinstance(thing, torch.nn.Parameter) and thing.requires_grad]
 
 
 def _no_room(patch, target, name, error):
