@@ -24,7 +24,7 @@ from aftertune.comparison.margins import margin_of
 from aftertune.early_stopping import _RunningTest
 from aftertune.errors import InputError
 from aftertune.exchange import import_results
-from aftertune.forgetting_watch import ForgettingWatch
+from aftertune.forgetting_watch import refuse_own_unit, watch_point
 from aftertune.ledger import Ledger
 from aftertune.report import (
     as_csv,
@@ -340,11 +340,11 @@ def test_a_watch_refuses_a_metric_in_its_own_unit() -> None:
         settings = report_cases.settings("speech", 10, 10, primary="wer,none")
 
     with pytest.raises(InputError, match=r"--watch speech: wer is no share .* --margin speech=VALUE"):
-        ForgettingWatch._refuse_own_unit(Task())  # type: ignore[arg-type]
+        refuse_own_unit(Task())  # type: ignore[arg-type]
     Task.settings = report_cases.settings("judge", 10, 10, primary="llm_judge,none")
-    ForgettingWatch._refuse_own_unit(Task(), [.0, 1.0])  # type: ignore[arg-type]
+    refuse_own_unit(Task(), [.0, 1.0])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="leave judge out of --watch"):
-        ForgettingWatch._refuse_own_unit(Task(), [.0, 5.0])  # type: ignore[arg-type]
+        refuse_own_unit(Task(), [.0, 5.0])  # type: ignore[arg-type]
 
 
 def test_a_watch_point_in_its_own_unit_is_not_tested() -> None:
@@ -352,13 +352,11 @@ def test_a_watch_point_in_its_own_unit_is_not_tested() -> None:
                        verdict="undecided")
     assert "judge 0.9000 → 4.5000, +3.6000 in its own unit (+3.0000 to +4.2000)" in watch_text(point)
     assert "not tested" in watch_text(point)
-    watch = object.__new__(ForgettingWatch)
     settings = report_cases.settings("judge", 4, 4, primary="llm_judge,none")
-    watch.base = {"judge": [_answer(i, v) for i, v in enumerate((0, 1, 1, 0))]}
-    watch.watch = type("Watch", (), {"margin": 2.0})()  # type: ignore[assignment]
     items = [Item(task="judge", index=i, hash=str(i), doc={}) for i in range(4)]
     task: Any = type("Task", (), {"settings": settings, "items": items})()
-    point = watch._point(task, [_answer(i, v) for i, v in enumerate((0, 5, 5, 5))], 5, 1)
+    base, tuned = ([_answer(i, v) for i, v in enumerate(values)] for values in ((0, 1, 1, 0), (0, 5, 5, 5)))
+    point = watch_point(task, base, tuned, step=5, margin=2.0, family=1)
     assert (point.fraction, point.verdict) == (False, "undecided")
 
 

@@ -7,7 +7,7 @@
 Each interim analysis compares the model with itself before the first step, which is the base in the same dtype, on the
 same device and with the same quantization. All analyses of all tasks are one family (Bonferroni's correction), so that
 "forgot" is wrong in at most 5 % of runs. The interval of an analysis is not corrected. The watch is a warning on few
-items; it does not replace the comparison of the finished model.
+items; it does not replace the comparison of the finished model. `watch_point` is one analysis of one task.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class ForgettingWatch:
                  task_source: str = "auto") -> None:
         if spec.watch is None:
             raise InputError("no tasks to watch; give tasks with a number of items, for example --watch hellaswag=200")
-        self.watch, self.threads, self.report = spec.watch, spec.threads, report or _print
+        self.watch, self.threads, self.report = spec.watch, spec.threads, report or print_line
         source = sources.resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
         self.tokenizer = sources.load_tokenizer(source)
         specs = [TaskSpec(name=name, sample=count) for name, count in spec.watch.tasks.items()]
         self.loaded = tasks.load(specs, LoadOptions(source=task_source))
         for task in self.loaded:
-            self._refuse_own_unit(task)
+            refuse_own_unit(task)
         self.requests: list[Request] = [request for task in self.loaded for request in task.requests]
         self.known: tuple[PackingDecision, int] | None = None
         self.base: Mapping[str, list[Answer]] = {}
@@ -55,27 +55,15 @@ class ForgettingWatch:
         answers = {task.settings.task: tasks.task_answers(task, self._responses(model)) for task in self.loaded}
         if step == 0:
             for task in self.loaded:
-                self._refuse_own_unit(task, self._values(task, answers[task.settings.task]))
+                refuse_own_unit(task, primary_values(task, answers[task.settings.task]))
             self.base = answers
             return ()
         family = looks * len(self.loaded)
-        points = tuple(self._point(task, answers[task.settings.task], step, family) for task in self.loaded)
+        points = tuple(watch_point(task, self.base[task.settings.task], answers[task.settings.task], step=step,
+                                   margin=self.watch.margin, family=family) for task in self.loaded)
         for point in points:
             self.report(watch_text(point))
         return points
-
-    @staticmethod
-    def _values(task: LoadedTask, answers: list[Answer]) -> list[float]:
-        return [a.metrics[task.settings.primary] for a in answers]
-
-    @staticmethod
-    def _refuse_own_unit(task: LoadedTask, values: Sequence[float] = ()) -> None:
-        """Raise InputError where the primary metric is no share: a margin in points means nothing there."""
-        name, metric = task.settings.task, MetricKey(task.settings.primary).metric
-        if unit_of(metric, values, task=name) not in FRACTIONS:
-            raise InputError(f"--watch {name}: {metric} is no share but has its own unit, in which a margin in points "
-                             f"means nothing; leave {name} out of --watch, and compare it after the fine-tune with "
-                             f"`aftertune compare BASE TUNED --margin {name}=VALUE`")
 
     def _responses(self, model: Any) -> dict[int, Any]:
         sizes = budget.resolve(model, free=devices.free_memory(str(model.device)) // 2,
@@ -85,23 +73,43 @@ class ForgettingWatch:
         self.known = plan.decision, plan.longest
         return {p: r for batch in engine.run(plan, set()) for p, r in batch.responses.items()}
 
-    def _point(self, task: LoadedTask, answers: list[Answer], step: int, family: int) -> WatchPoint:
-        settings = task.settings
-        key = MetricKey(settings.primary)
-        before, after = (np.array(self._values(task, side), dtype=np.float64)
-                         for side in (self.base[settings.task], answers))
-        unit = unit_of(key.metric, [*before, *after], task=settings.task)
-        better = settings.higher_is_better.get(key.metric, True)
-        evidence = paired_evidence(before, after, margin=self.watch.margin / 100, higher_is_better=better,
-                                   clusters=_clusters(task), bounded=unit in FRACTIONS)
-        floor = evidence.base_low is not None and at_floor(evidence.base_low, settings.chance)
-        verdict = _verdict(evidence, ALPHA / family, floor=floor) if unit in FRACTIONS else "undecided"
-        return WatchPoint(step=step, task=settings.task, metric=key.metric, n=evidence.n, base=evidence.base,
-                          tuned=evidence.tuned, delta=evidence.delta, low=evidence.low, high=evidence.high,
-                          verdict=verdict)
+
+def watch_point(task: LoadedTask, base: Sequence[Answer], tuned: Sequence[Answer], *, step: int, margin: float,
+                family: int) -> WatchPoint:
+    """One analysis of a task: the answers of the base and of the model after ``step`` steps, paired by item.
+
+    margin: in points. family: number of all analyses of the run, over all steps and tasks, for Bonferroni's correction.
+    """
+    settings = task.settings
+    key = MetricKey(settings.primary)
+    before, after = (np.array(primary_values(task, side), dtype=np.float64) for side in (base, tuned))
+    unit = unit_of(key.metric, [*before, *after], task=settings.task)
+    better = settings.higher_is_better.get(key.metric, True)
+    evidence = paired_evidence(before, after, margin=margin / 100, higher_is_better=better,
+                               clusters=_clusters(task), bounded=unit in FRACTIONS)
+    floor = evidence.base_low is not None and at_floor(evidence.base_low, settings.chance)
+    verdict = _verdict(evidence, ALPHA / family, floor=floor) if unit in FRACTIONS else "undecided"
+    return WatchPoint(step=step, task=settings.task, metric=key.metric, n=evidence.n, base=evidence.base,
+                      tuned=evidence.tuned, delta=evidence.delta, low=evidence.low, high=evidence.high,
+                      verdict=verdict)
 
 
-def _print(line: str) -> None:
+def primary_values(task: LoadedTask, answers: Sequence[Answer]) -> list[float]:
+    """The primary metric of each answer."""
+    return [a.metrics[task.settings.primary] for a in answers]
+
+
+def refuse_own_unit(task: LoadedTask, values: Sequence[float] = ()) -> None:
+    """Raise InputError where the primary metric is no share: a margin in points means nothing there."""
+    name, metric = task.settings.task, MetricKey(task.settings.primary).metric
+    if unit_of(metric, values, task=name) not in FRACTIONS:
+        raise InputError(f"--watch {name}: {metric} is no share but has its own unit, in which a margin in points "
+                         f"means nothing; leave {name} out of --watch, and compare it after the fine-tune with "
+                         f"`aftertune compare BASE TUNED --margin {name}=VALUE`")
+
+
+def print_line(line: str) -> None:
+    """Print a line on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
