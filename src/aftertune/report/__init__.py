@@ -8,6 +8,13 @@ Reports show verdicts and never compute them. The same input gives the same byte
 
 from aftertune.report.card import Card, write_card
 from aftertune.report.changed_items import write_flips
+from aftertune.report.checkpoints import (
+    CheckpointRow,
+    checkpoint_rows,
+    checkpoint_table,
+    choice_lines,
+    tuning_checkpoints,
+)
 from aftertune.report.columns import VerdictLine, unit_name, verdict_table
 from aftertune.report.documents import make_folder, write_document
 from aftertune.report.facts import data_facts
@@ -33,6 +40,7 @@ from aftertune.report.terminal import terminal_scores, terminal_summary, termina
 
 __all__ = [
     "Card",
+    "CheckpointRow",
     "DataTable",
     "Planned",
     "Results",
@@ -42,6 +50,9 @@ __all__ = [
     "as_json",
     "as_latex",
     "as_objects",
+    "checkpoint_rows",
+    "checkpoint_table",
+    "choice_lines",
     "comparison_export",
     "data_facts",
     "duration_text",
@@ -56,6 +67,7 @@ __all__ = [
     "terminal_scores",
     "terminal_summary",
     "terminal_table",
+    "tuning_checkpoints",
     "unit_name",
     "verdict_table",
     "watch_text",

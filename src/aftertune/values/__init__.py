@@ -49,7 +49,9 @@ from aftertune.values.evaluation import (
     group_unit,
 )
 from aftertune.values.tuning import (
+    CheckpointChoice,
     HeldOut,
+    KeptCheckpoint,
     Overlap,
     Question,
     Tuning,
@@ -61,6 +63,7 @@ __all__ = [
     "VERDICT_LABELS",
     "Answer",
     "Asked",
+    "CheckpointChoice",
     "Comparison",
     "ComparisonRow",
     "Contrast",
@@ -77,6 +80,7 @@ __all__ = [
     "GateLine",
     "HeldOut",
     "Item",
+    "KeptCheckpoint",
     "Margin",
     "ModelIdentity",
     "Overlap",

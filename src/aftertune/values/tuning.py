@@ -1,4 +1,5 @@
-"""Defines the values of a fine-tune: data, settings, training log, held-out loss, overlap and forgetting watch.
+"""Defines the values of a fine-tune: data, settings, training log, held-out loss, overlap, forgetting watch and kept
+checkpoints.
 
     HeldOut(n=60, before=1.84, after=0.31, low=-1.61, high=-1.45)
     Overlap(task="gsm8k", n=1319, exact=(17,), ngram=(17, 204)).items      (17, 204)
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from aftertune.catalog import FRACTIONS, unit_of
 from aftertune.values.evaluation import ModelIdentity, Provenance, Verdict
@@ -34,7 +35,9 @@ class WatchPoint:
 
     base, tuned: scores of the base and of the model after ``step`` steps. low, high: 95 % interval of delta. All are
     fractions, unless the metric turned out to be no share; then nothing is tested and the verdict is "undecided".
-    verdict: corrected for the number of analyses and tasks of the watch.
+    verdict: corrected for the number of analyses and tasks of the watch. half: with --keep-best, the half of the items
+    that it is measured on: the one that chooses a checkpoint, or the one that reports on it. target: it is the target
+    task, which shows what was learned.
     """
 
     step: int
@@ -47,11 +50,45 @@ class WatchPoint:
     low: float
     high: float
     verdict: Verdict
+    half: Literal["all", "choice", "report"] = "all"
+    target: bool = False
 
     @property
     def fraction(self) -> bool:
         """True for a share, which is shown in percent and points."""
         return unit_of(self.metric, [self.base, self.tuned], task=self.task) in FRACTIONS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptCheckpoint:
+    """The tuned weights of one step, kept in a folder of their own.
+
+    folder: in the output folder, such as "kept/step-50". result: fingerprint of the model with these weights. files:
+    SHA-256 of each file; size: bytes of all of them. held_out: the held-out loss with these weights.
+    """
+
+    step: int
+    folder: str
+    result: str
+    files: Mapping[str, str]
+    size: int
+    held_out: HeldOut | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointChoice:
+    """The checkpoint that a rule (--keep-best) chose, on one half of the items.
+
+    rule: as it is written. met: whether a checkpoint meets all conditions; if none does, this one comes nearest.
+    reason: a sentence with the numbers of the choice. report: its analyses on the other half of the items, which had no
+    part in the choice, corrected for the number of tasks.
+    """
+
+    rule: str
+    step: int
+    met: bool
+    reason: str
+    report: tuple[WatchPoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +133,9 @@ class Tuning:
     left out ("data", "replay_data"), and rows and tokens of each set ("training", "replay", …). merged: fingerprint of
     the weights in ``output``/merged, which are the adapter merged into the base; None without --merge. overlap: one for
     each task that was searched for in the training data. cost: "memory" (peak, in bytes) and "seconds" of training, and
-    both as estimated before it ("estimated_…"). watch: the analyses of the forgetting watch.
+    both as estimated before it ("estimated_…"). watch: the analyses of the forgetting watch; with --keep-best those on
+    the half of the items that chooses. checkpoints: those that were kept; choice: which one --keep-best chose. step:
+    of the weights in ``output``; None in tunings of older versions.
     """
 
     id: str
@@ -121,8 +160,17 @@ class Tuning:
     merged: str | None = None
     cost: Mapping[str, int | float] = field(default_factory=dict)
     watch: tuple[WatchPoint, ...] = ()
+    checkpoints: tuple[KeptCheckpoint, ...] = ()
+    choice: CheckpointChoice | None = None
+    step: int | None = None
 
     @property
     def results(self) -> tuple[str, ...]:
-        """Fingerprints of the fine-tuned models: the result, and the merged weights."""
+        """Fingerprints of the models that are handed on: the result, and the merged weights."""
         return tuple(f for f in (self.result, self.merged) if f is not None)
+
+    def checkpoint_of(self, fingerprint: str) -> KeptCheckpoint | None:
+        """The kept checkpoint with this fingerprint; None for the model that is handed on, and for other models."""
+        if fingerprint in self.results:
+            return None
+        return next((c for c in self.checkpoints if c.result == fingerprint), None)

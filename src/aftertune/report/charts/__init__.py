@@ -9,9 +9,9 @@ The second argument is the width in px. A function returns "" if there is nothin
 """
 
 from aftertune.report.charts.balance import balance_chart, balance_panels
-from aftertune.report.charts.curves import factor_chart, loss_curve, watch_chart, watched
+from aftertune.report.charts.curves import LookCurves, checkpoint_chart, factor_chart, loss_curve, watch_chart, watched
 from aftertune.report.charts.forest import contrast_forest, forest, task_forest
 from aftertune.report.charts.svg import STYLES, swatch
 
-__all__ = ["STYLES", "balance_chart", "balance_panels", "contrast_forest", "factor_chart", "forest", "loss_curve",
-           "swatch", "task_forest", "watch_chart", "watched"]
+__all__ = ["STYLES", "LookCurves", "balance_chart", "balance_panels", "checkpoint_chart", "contrast_forest",
+           "factor_chart", "forest", "loss_curve", "swatch", "task_forest", "watch_chart", "watched"]

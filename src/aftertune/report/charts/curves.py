@@ -2,12 +2,13 @@
 
     loss_curve(tuning, 760)         training loss, validation loss, held-out loss before and after
     watch_chart(tuning, 760)        the forgetting watch: the change of each task against the base at each step
+    checkpoint_chart("orders", LookCurves(points=points, losses={50: 0.31}), 760)      the same from plain values
     factor_chart(factor, 760)       a panel for each measure, a line for each recipe, a small mark for each seed
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -54,31 +55,76 @@ def loss_curve(tuning: Tuning, width: int) -> str:
 
 
 def watch_chart(tuning: Tuning, width: int) -> str:
-    """A line for each watched task, with a mark for each verdict and its 95 % interval; "" without a watch."""
-    points = [p for p in tuning.watch if p.fraction and all(map(fmt.is_finite, (p.delta, p.low, p.high)))]
+    """The forgetting watch of a fine-tune as a `checkpoint_chart`; "" without a watch."""
+    return checkpoint_chart(tuning.name, LookCurves(
+        points=tuning.watch, losses={int(step): loss for step, loss in _logged(tuning, "validation_loss")},
+        last=max((int(step) for step, _ in _logged(tuning, "loss")), default=0), final=tuning.step,
+        margin=(tuning.settings.get("watch") or {}).get("margin")), width, key=tuning.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookCurves:
+    """What was measured at the steps of a training. losses: step -> validation loss; last: the last step; final: the
+    step whose weights are handed on; margin: in points, drawn as a band."""
+
+    points: Sequence[WatchPoint]
+    losses: Mapping[int, float]
+    last: int = 0
+    final: int | None = None
+    margin: float | None = None
+
+
+def checkpoint_chart(name: str, curves: LookCurves, width: int, *, key: str = "") -> str:
+    """What was learned and forgotten at each step, in up to three panels over the same steps: the validation loss, the
+    target tasks, and the watched tasks. Each task has a line, with a mark for each verdict and its 95 % interval.
+
+    key: makes the ids of the chart unique in a page; by default the name. "" without points.
+    """
+    points = [p for p in curves.points if p.fraction and all(map(fmt.is_finite, (p.delta, p.low, p.high)))]
     if not points:
         return ""
-    height = 250
-    tasks = watched(tuning)
-    last = max([p.step for p in points] + [int(step) for step, _ in _logged(tuning, "loss")])
-    with sheet(f"watch {tuning.id}", width, height) as s:
-        axes = s.axes(56, 14, width - 72, height - 60)
-        axes.axhline(0, color=INK["muted"], linewidth=0.8, zorder=1)
-        if margin := (tuning.settings.get("watch") or {}).get("margin"):
-            axes.axhspan(-margin, margin, color=INK["band"], linewidth=0, zorder=0)
-        for number, task in enumerate(tasks):
-            task_points = [p for p in points if p.task == task]
-            _watch_line(axes, task_points, number, (number - (len(tasks) - 1) / 2) * 0.008 * last)
-        _format_axes(axes, s, last, "change against the base, points")
-        description = " ".join(f"{task_title(t)}: " + "; ".join(
-            f"step {p.step} {fmt.points(p.delta)} ({fmt.points_interval(p.low, p.high)}), {VERDICT_LABELS[p.verdict]}"
-            for p in points if p.task == t) + "." for t in tasks)
-        return s.svg(f"Forgetting watch of {tuning.name}", description)
+    tasks = watched(curves.points)
+    panels = [(90, "validation loss", None)] if curves.losses else []
+    for height, label, target in ((130, "learned, points", True), (190, "change against the base, points", False)):
+        own = [p for p in points if p.target == target]
+        panels += [(height, label, own)] if own else []
+    last = max([p.step for p in points] + [curves.last])
+    total = sum(height + 14 for height, _, _ in panels) + 46
+    with sheet(f"watch {key or name}", width, total) as s:
+        top = 14
+        for height, label, own in panels:
+            axes = s.axes(56, top, width - 72, height)
+            if own is None:
+                axes.plot(*zip(*sorted(curves.losses.items()), strict=True), color=INK["c2"], linewidth=1.4,
+                          linestyle=(0, (5, 2.5)), marker="s", markersize=4.5)
+            else:
+                _task_lines(axes, own, tasks, curves.margin, last)
+            if curves.final is not None:
+                axes.axvline(curves.final, color=INK["accent"], linewidth=1, linestyle=(0, (3, 2)), zorder=0.5)
+            _format_axes(axes, s, last, label)
+            top += height + 14
+            if top < total - 46:  # only the lowest panel names the steps
+                axes.set_xlabel("")
+                axes.tick_params(axis="x", labelbottom=False)
+        return s.svg(f"Forgetting watch of {name}", _looks_text(curves, points, tasks))
 
 
-def watched(tuning: Tuning) -> list[str]:
-    """The tasks of a fine-tune's forgetting watch, in the order of their lines."""
-    return list(dict.fromkeys(p.task for p in tuning.watch))
+def _looks_text(curves: LookCurves, points: Sequence[WatchPoint], tasks: Sequence[str]) -> str:
+    """All figures of a chart of looks, for screen readers."""
+    sentences = [f"{task_title(t)}: " + "; ".join(
+        f"step {p.step} {fmt.points(p.delta)} ({fmt.points_interval(p.low, p.high)}), {VERDICT_LABELS[p.verdict]}"
+        for p in points if p.task == t) + "." for t in tasks]
+    if curves.losses:
+        sentences.append("Validation loss: " + "; ".join(
+            f"step {step} {fmt.raw(loss, 3)}" for step, loss in sorted(curves.losses.items())) + ".")
+    if curves.final is not None:
+        sentences.append(f"The weights that are handed on are those of step {curves.final}.")
+    return " ".join(sentences)
+
+
+def watched(points: Sequence[WatchPoint]) -> list[str]:
+    """The tasks of a forgetting watch, in the order of their lines."""
+    return list(dict.fromkeys(p.task for p in points))
 
 
 def downsampled(line: ChartPoints) -> ChartPoints:
@@ -107,6 +153,19 @@ def _format_axes(axes: Any, s: Sheet, last: float, label: str) -> None:
     axes.set_xlabel("step", color=INK["muted"], fontsize=10)
     axes.set_ylabel(label, color=INK["muted"], fontsize=10)
     axes.tick_params(axis="y", length=0)
+
+
+def _task_lines(axes: Any, points: Sequence[WatchPoint], tasks: Sequence[str], margin: float | None, last: float
+                ) -> None:
+    """Draw the zero line, the margin as a band, and a line for each task that has points. tasks: of all panels, in the
+    order of their styles."""
+    axes.axhline(0, color=INK["muted"], linewidth=0.8, zorder=1)
+    if margin:
+        axes.axhspan(-margin, margin, color=INK["band"], linewidth=0, zorder=0)
+    for number, task in enumerate(tasks):
+        own = [p for p in points if p.task == task]
+        if own:
+            _watch_line(axes, own, number, (number - (len(tasks) - 1) / 2) * 0.008 * last)
 
 
 def _watch_line(axes: Any, points: Sequence[WatchPoint], number: int, shift: float) -> None:

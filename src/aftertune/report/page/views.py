@@ -187,7 +187,7 @@ def tuning_view(tuning: Tuning, *, many: bool) -> TuningView:
         id=tuning.id, name=fmt.visible(tuning.name), status=tuning.status,
         about=f"{method_text(tuning)}, {fmt.count(tuning.examples)} examples, seed {tuning.seed}",
         loss=figure(partial(loss_curve, tuning), caption, many=many),
-        watch=figure(partial(watch_chart, tuning), _WATCH, [task_title(t) for t in watched(tuning)],
+        watch=figure(partial(watch_chart, tuning), _WATCH, [task_title(t) for t in watched(tuning.watch)],
                      marked=False, many=many),
         held_out=held_out_line(tuning.held_out) if tuning.held_out else None, facts=tuning_facts(tuning))
 
