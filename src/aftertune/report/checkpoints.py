@@ -49,8 +49,8 @@ def tuning_checkpoints(tuning: Tuning) -> list[CheckpointRow]:
 
 
 def checkpoint_table(rows: Sequence[CheckpointRow]) -> tuple[list[str], list[list[str]]]:
-    """Heading and cells, as texts. There is a column for the validation loss if one was measured, one for each task (the
-    target first), and one for the weights if any are saved or handed on."""
+    """Heading and cells, as texts. There is a column for the validation loss if one was measured, one for each task
+    (the target first), and one for the weights if any are saved or handed on."""
     tasks = {p.task: p.target for target in (True, False) for row in rows for p in row.points if p.target == target}
     validated = any(row.validation_loss is not None for row in rows)
     weights = any(row.saved or row.final for row in rows)

@@ -100,10 +100,8 @@ class KeepBest:
         """(largest excess over a limit in points, 0 if all are met; the goal, lower is better) of one step."""
         if any(task not in measured for task in self.limits):
             return None
-        if self.goal == VALIDATION_LOSS:
-            goal = loss
-        else:
-            goal = -measured[self.goal].delta if self.goal in measured else None
+        goals = {VALIDATION_LOSS: loss, **{task: -point.delta for task, point in measured.items()}}
+        goal = goals.get(self.goal)
         if goal is None:
             return None
         excess = max((_loss(measured[task]) - limit for task, limit in self.limits.items()), default=0.0)

@@ -84,7 +84,7 @@ def checkpoint_chart(name: str, curves: LookCurves, width: int, *, key: str = ""
     if not points:
         return ""
     tasks = watched(curves.points)
-    panels = [(90, "validation loss", None)] if curves.losses else []
+    panels: list[tuple[int, str, list[WatchPoint]]] = [(90, "validation loss", [])] if curves.losses else []
     for height, label, target in ((130, "learned, points", True), (190, "change against the base, points", False)):
         own = [p for p in points if p.target == target]
         panels += [(height, label, own)] if own else []
@@ -94,7 +94,7 @@ def checkpoint_chart(name: str, curves: LookCurves, width: int, *, key: str = ""
         top = 14
         for height, label, own in panels:
             axes = s.axes(56, top, width - 72, height)
-            if own is None:
+            if not own:
                 axes.plot(*zip(*sorted(curves.losses.items()), strict=True), color=INK["c2"], linewidth=1.4,
                           linestyle=(0, (5, 2.5)), marker="s", markersize=4.5)
             else:
