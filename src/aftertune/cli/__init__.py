@@ -27,6 +27,7 @@ VERBS = {
     "compare": "compare:compare",
     "flips": "compare:flips",
     "gate": "compare:gate",
+    "drift": "drift:drift",
     "study": "study:study",
     "plan": "study:plan",
     "plan-items": "plan_items:plan_items",

@@ -1,0 +1,95 @@
+"""Implements ``drift``, which measures how far a fine-tune moved a model, without a benchmark.
+
+    aftertune drift HuggingFaceTB/SmolLM2-135M-Instruct runs/orders
+    aftertune drift base tuned --data questions.jsonl --json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aftertune.cli.console import emit, jsonable, progress
+from aftertune.cli.options import JsonFlag, option_of
+from aftertune.cli.streams import rich_console
+from aftertune.study import EvalSpec
+
+if TYPE_CHECKING:
+    from aftertune.drift import Drift, DriftText
+
+#: Texts shown of each group, and letters of each.
+_SHOWN, _LETTERS = 3, 160
+
+
+def drift(
+    base: Annotated[str, typer.Argument(
+        help="The base model: Hub id, folder, .gguf file, package:NAME/FILE or preset.")],
+    tuned: Annotated[str, typer.Argument(
+        help="The tuned model: an adapter of the base, a whole model, or a fine-tune by folder, id or name.")],
+    prompts: Annotated[int, typer.Option(min=8, max=1000, help="The most prompts of each kind.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, max=2048, help="The most tokens of each continuation.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampled continuations.")] = 0,
+    data: Annotated[Path | None, typer.Option(
+        help="Examples whose prompts are used instead of the fine-tune's held-out prompts.")] = None,
+    chat_template: Annotated[bool | None, typer.Option(
+        "--apply-chat-template/--no-apply-chat-template",
+        help="Format the general prompts with the model's chat template. Default: where it has one.")] = None,
+    dtype: Annotated[str, option_of(EvalSpec, "dtype")] = "auto",
+    device: Annotated[str, option_of(EvalSpec, "device")] = "auto",
+    threads: Annotated[int | None, option_of(EvalSpec, "threads")] = None,
+    trust_remote_code: Annotated[bool, option_of(EvalSpec, "trust_remote_code")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure how far TUNED moved from BASE: the KL divergence on the base's own texts. No benchmark is needed."""
+    from aftertune.drift import DriftOptions, measure_drift
+    from aftertune.ledger import Ledger
+
+    options = DriftOptions(prompts, tokens, seed, data, chat_template, dtype, device, threads, trust_remote_code)
+    with Ledger() as ledger, progress() as update:
+        measured = measure_drift(base, tuned, options, ledger=ledger, progress=update)
+    if as_json:
+        emit({"base": measured.base.source, "tuned": tuned, "dtype": measured.dtype, "device": measured.device,
+              "prompts": prompts, "tokens": tokens, "seed": seed, "notes": list(measured.notes),
+              "groups": [{"name": group.name, "n": len(group.texts), "tokens": group.tokens, "kl": group.kl,
+                          "low": group.low, "high": group.high, "moved": group.moved, "changed": group.changed,
+                          "texts": jsonable(group.texts)} for group in measured.groups]})
+    else:
+        show_drift(measured, tuned)
+
+
+def show_drift(measured: Drift, tuned: str) -> None:
+    """Print the divergence on each kind of prompts, and the texts that moved most."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = rich_console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("prompts")
+    for heading in ("n", "KL(base || tuned)", "95 % interval", "other top token"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for group in measured.groups:
+        table.add_row(group.name, str(len(group.texts)), f"{group.kl:.4f}", f"{group.low:.4f} to {group.high:.4f}",
+                      f"{group.changed:.1%}", Text("moved", "bold") if group.moved else Text("not seen to move", "dim"))
+    console.print(Text(f"{tuned} against {measured.base.source}, in {measured.dtype} on {measured.device}"))
+    console.print(table)
+    console.print(Text("KL in nats per token, on texts that the base wrote; 0 is the same model. It shows that a model "
+                       "moved, not that it forgot: for that, compare answers (aftertune eval, aftertune compare).",
+                       "dim"))
+    for group in measured.groups:
+        if group.moved:
+            console.print(Text(f"\n{group.name} that moved most", "bold"))
+            for text in group.texts[:_SHOWN]:
+                console.print(_shown(text))
+    for note in measured.notes:
+        console.print(Text.assemble(("note", "yellow"), f" {note}"))
+
+
+def _shown(text: DriftText) -> str:
+    """One text on two lines: its divergence with the prompt, and what the base wrote."""
+    from rich.markup import escape
+
+    prompt, continuation = (" ".join(part.split()) for part in (text.prompt, text.text))
+    return escape(f"  {text.kl:.3f}  {prompt[-_LETTERS:]}\n         → {continuation[:_LETTERS]}")

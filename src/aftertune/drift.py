@@ -1,0 +1,423 @@
+"""Measures how far a fine-tune moved a model, without a benchmark.
+
+    drift = measure_drift("HuggingFaceTB/SmolLM2-135M-Instruct", "runs/orders", DriftOptions(prompts=64))
+    drift.groups[0].kl, drift.groups[0].low, drift.groups[0].high      0.21, 0.17, 0.26 nats per token
+    drift.groups[0].moved                                              True
+
+The base continues general prompts, and the held-out prompts of the fine-tune, by sampling from its own probabilities.
+On each token of these texts, the base's distribution P is compared with that of the tuned model, Q:
+KL(P || Q) = sum of P log(P / Q), in nats. It is zero for equal models. Its mean over the new prompts is what predicts
+forgetting in Shenfeld, Pari and Agrawal (2025), "RL's Razor: Why Online Reinforcement Learning Forgets Less",
+arXiv 2509.04259. It says that a model moved, not whether it became worse: only answers that are right or wrong can say
+that.
+
+Both models read the same tokens, one text at a time. Only one of them is in memory. Of the base's distribution the
+4,096 most likely tokens are kept, and all others count as one, so that the KL of a larger vocabulary is a lower bound
+(by the data processing inequality), in practice an exact one. Rows of the embeddings that belong to no token of the
+tokenizer do not count.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from aftertune import sources
+from aftertune.engine import devices
+from aftertune.engine.verify import decide
+from aftertune.errors import AftertuneError, AmbiguousName, InputError, SourceError
+from aftertune.sources.library_errors import memory_errors
+from aftertune.sources.resolve import looks_like_path
+from aftertune.stats.bootstrap import TOO_FEW, bca_mean
+from aftertune.stats.paired import paired_mean
+from aftertune.values import ModelIdentity, Progress, Tuning
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
+    from aftertune.sources import AdapterSource, ModelSource
+    from aftertune.tuning.example import Example
+
+#: The names of the two groups of prompts.
+GENERAL, HELD_OUT = "general prompts", "held-out prompts"
+#: A model has moved if the interval of its mean KL is above this, in nats per token: more than rounding moves it.
+ROUNDING = 1e-3
+#: Tokens of the base's distribution that are kept at each position.
+TOP = 4096
+#: Prompts that are continued together.
+_BATCH = 16
+#: The most tokens of a prompt; longer held-out prompts are left out.
+_LONGEST = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DriftOptions:
+    """How drift is measured.
+
+    prompts: the most prompts of each group; tokens: the most tokens of a continuation; seed: of the sampling. data: a
+    file of examples whose prompts stand for the held-out ones of the fine-tune. chat: format general prompts with the
+    chat template; None for doing so if there is one.
+    """
+
+    prompts: int = 64
+    tokens: int = 64
+    seed: int = 0
+    data: Path | None = None
+    chat: bool | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DriftText:
+    """One prompt with the base's continuation. kl: mean over its tokens, in nats; changed: share of its tokens at which
+    the two models have different most likely tokens."""
+
+    prompt: str
+    text: str
+    tokens: int
+    kl: float
+    changed: float
+
+
+@dataclass(frozen=True, slots=True)
+class DriftGroup:
+    """The drift on one kind of prompts.
+
+    kl: mean over the texts, in nats per token, with its 95 % interval (``low``, ``high``; BCa bootstrap over texts, or
+    Student's t from 100 texts on); changed: mean share of tokens at which the most likely token is another; texts:
+    those that moved most come first.
+    """
+
+    name: str
+    kl: float
+    low: float
+    high: float
+    changed: float
+    texts: tuple[DriftText, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all continuations."""
+        return sum(text.tokens for text in self.texts)
+
+    @property
+    def moved(self) -> bool:
+        """Whether the model is proven to have moved by more than rounding; fewer than 8 texts prove nothing."""
+        return len(self.texts) >= TOO_FEW and self.low > ROUNDING
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far ``tuned`` moved from ``base``. dtype, device: of the computation; notes: what was not measured, and
+    why."""
+
+    base: ModelIdentity
+    tuned: ModelIdentity
+    dtype: str
+    device: str
+    groups: tuple[DriftGroup, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A prompt as token ids, and the question in it as text."""
+
+    ids: list[int]
+    question: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A prompt and the token ids of its continuation."""
+
+    prompt: _Prompt
+    continuation: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Distribution:
+    """The base's log-probabilities at the positions of a text. ids, values: [positions, top]; rest: [positions], of all
+    other tokens together (-inf for none)."""
+
+    ids: Any
+    values: Any
+    rest: Any
+
+
+def measure_drift(base: str, tuned: str, options: DriftOptions | None = None, *, ledger: Ledger | None = None,
+                  progress: Progress | None = None) -> Drift:
+    """Compare the distributions of a model and its fine-tune on the base's own texts.
+
+    base: as for an evaluation. tuned: an adapter of the base, a whole model, or a fine-tune by its id or name in
+    ``ledger``. Raises SourceError (models), InputError (options, data, other vocabulary) or ResourceError (memory).
+    """
+    options, progress = options or DriftOptions(), progress or (lambda *_: None)
+    source = sources.resolve_model(base, trust_remote_code=options.trust_remote_code)
+    identity = sources.fingerprint_model(source)
+    target, adapter, tuning = _resolve_tuned(tuned, source, identity, options, ledger)
+    device = devices.choose_device(options.device)
+    dtype = devices.choose_dtype(options.dtype, device)
+    devices.set_threads(options.threads)
+    tokenizer = sources.load_tokenizer(source)
+    notes: list[str] = []
+    prompts = {GENERAL: _general_prompts(tokenizer, options)}
+    if held_out := _held_out_prompts(tuning, tokenizer, options, notes):
+        prompts[HELD_OUT] = held_out
+    tuned_identity = sources.fingerprint_model(target, adapter)
+    if tuned_identity.tokenizer != identity.tokenizer and adapter is None:
+        notes.append("the tuned model has another tokenizer; both models read the base's tokens")
+
+    progress(0, 0, "loading the base")
+    model = sources.load_model(source, dtype, device, tokenizer=tokenizer)
+    vocabulary = min(len(tokenizer), _rows(model))
+    texts: dict[str, list[_Text]] = {}
+    with memory_errors(source, device):
+        for name, group in prompts.items():
+            texts[name] = list(_continue_prompts(model, tokenizer, group, options, progress, name))
+        every = [text for group in texts.values() for text in group]
+        stored = [_distribution(logits[:, :vocabulary])
+                  for logits in _logits(model, every, progress, "the base reads the texts")]
+    del model
+    gc.collect()
+    progress(0, 0, "loading the tuned model")
+    model = sources.load_model(target, dtype, device, adapter)
+    if _rows(model) < vocabulary:
+        raise InputError(f"the tuned model has {_rows(model):,} tokens, but the base's tokenizer has {vocabulary:,}, so "
+                         "their distributions cannot be compared; give the base that it was tuned from")
+    with memory_errors(target, device):
+        measured = [_differences(before, logits[:, :vocabulary]) for before, logits in zip(
+            stored, _logits(model, every, progress, "the tuned model reads the texts"), strict=True)]
+    values = iter(measured)
+    return Drift(identity, tuned_identity, dtype, device, tuple(
+        _group(name, group, list(islice(values, len(group))), tokenizer) for name, group in texts.items()),
+        tuple(notes))
+
+
+# --- Models and prompts ---
+
+
+def _resolve_tuned(word: str, base: ModelSource, identity: ModelIdentity, options: DriftOptions, ledger: Ledger | None
+                   ) -> tuple[ModelSource, AdapterSource | None, Tuning | None]:
+    """The model that has the tuned weights, the adapter on it, and the fine-tune if it is one of ours."""
+    from aftertune.tuning import read_tuning
+    from aftertune.tuning.output import read_manifest
+
+    folder, tuning = Path(word).expanduser(), None
+    if folder.is_dir():
+        tuning = read_manifest(folder)
+    elif ledger is not None and _is_tuning(word, ledger):
+        tuning = read_tuning(word, ledger)
+        folder = Path(tuning.output)
+    place = str(folder) if folder.is_dir() else word
+    if (folder / "adapter_config.json").is_file():
+        return base, sources.resolve_adapter(place, base, identity), tuning
+    try:
+        return sources.resolve_model(place, trust_remote_code=options.trust_remote_code), None, tuning
+    except SourceError as error:
+        if Path(place).exists() or looks_like_path(place):
+            raise
+        try:
+            return base, sources.resolve_adapter(place, base, identity), tuning  # an adapter on the Hub
+        except SourceError:
+            raise error from None
+
+
+def _is_tuning(word: str, ledger: Ledger) -> bool:
+    """Whether the ledger has one fine-tune with this id or name. Raises AmbiguousName for several."""
+    try:
+        ledger.find_tuning(word)
+    except AmbiguousName:
+        raise
+    except InputError:
+        return False
+    return True
+
+
+def general_prompts() -> list[str]:
+    """The general prompts that come with the package, one a line."""
+    text = files("aftertune").joinpath("drift_prompts.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _general_prompts(tokenizer: Any, options: DriftOptions) -> list[_Prompt]:
+    """The general prompts, as user messages of a chat where the tokenizer has a template."""
+    from aftertune.tasks.chat_template import get_chat_template, template_date
+
+    template = None
+    if options.chat is not False:
+        template = get_chat_template(tokenizer, template_date(tokenizer, None))
+        if template is None and options.chat:
+            raise InputError(f"{tokenizer.name_or_path}: it has no chat template; leave out --apply-chat-template")
+    prompts = general_prompts()[:options.prompts]
+    if template is None:
+        return [_Prompt(tokenizer(prompt).input_ids, prompt) for prompt in prompts]
+    return [_Prompt(tokenizer(template.render([{"role": "user", "content": prompt}]),
+                              add_special_tokens=False).input_ids, prompt) for prompt in prompts]
+
+
+def _held_out_prompts(tuning: Tuning | None, tokenizer: Any, options: DriftOptions, notes: list[str]
+                      ) -> list[_Prompt]:
+    """The prompts of the held-out examples; none, with a note, where they cannot be read again."""
+    from aftertune.study import TuneSpec
+    from aftertune.tuning.data import read_examples
+    from aftertune.tuning.split import seeded_order
+    from aftertune.tuning.tokenize import EncodeOptions, encode_all
+
+    if options.data is not None:
+        examples: Sequence[Example] = read_examples(options.data)
+    elif tuning is None:
+        notes.append("held-out prompts: the tuned model has no record of its data; give a file with --data")
+        return []
+    else:
+        examples = _held_out_examples(tuning, notes)
+    chosen = [examples[n] for n in seeded_order(examples, options.seed)[:options.prompts]]
+    settings = tuning.settings if tuning else {}
+    default = TuneSpec.model_fields["template"].default
+    template = settings.get("template", default)
+    rows = encode_all(chosen, tokenizer, EncodeOptions(template, _LONGEST, "last", skip_bad=True,
+                                                      day=settings.get("template_date"))).rows
+    prompts = [_Prompt(ids, _question(chosen[row.example - 1])) for row in rows
+               if (ids := row.ids[:_first_learned(row.labels)])]
+    if chosen and not prompts:
+        notes.append("held-out prompts: the examples have no prompts (plain texts), so there is nothing to continue")
+    return prompts
+
+
+def _question(example: Example) -> str:
+    """The last text before the completion."""
+    return example.conversation[-1][1] if example.conversation else ""
+
+
+def _first_learned(labels: Sequence[int]) -> int:
+    """The index of the first token that is learned."""
+    from aftertune.tuning.tokenize import IGNORED
+
+    return next(n for n, label in enumerate(labels) if label != IGNORED)
+
+
+def _held_out_examples(tuning: Tuning, notes: list[str]) -> Sequence[Example]:
+    """The held-out examples of a fine-tune, from its data file; none, with a note, if that no longer gives them."""
+    from aftertune.study import DataSpec
+    from aftertune.tuning.split import Corpus
+
+    file = Path(tuning.data_source)
+    remedy = "give the examples with --data FILE"
+    try:
+        corpus = Corpus.load(DataSpec(file=file), tuning.seed)
+    except (AftertuneError, ValidationError):
+        notes.append(f"held-out prompts: {file} can no longer be read as the fine-tune read it; {remedy}")
+        return ()
+    if corpus.held_out_fingerprint != tuning.settings.get("held_out"):
+        notes.append(f"held-out prompts: {file} has other held-out examples now, or was read with other options; "
+                     f"{remedy}")
+        return ()
+    return corpus.held_out
+
+
+# --- Texts and distributions ---
+
+
+def _continue_prompts(model: Any, tokenizer: Any, prompts: Sequence[_Prompt], options: DriftOptions,
+                      progress: Progress, name: str) -> Iterator[_Text]:
+    """Continue each prompt by sampling at temperature 1. The samples depend on the seed, the batches and the dtype."""
+    import torch
+    from transformers import GenerationConfig
+
+    ends = _end_ids(model, tokenizer)
+    settings = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=options.tokens,
+                                eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True,
+                                suppress_tokens=list(range(len(tokenizer), _rows(model))) or None)
+    size = 1 if decide(model, _LONGEST).alone else _BATCH
+    for start in range(0, len(prompts), size):
+        batch = prompts[start:start + size]
+        progress(start, len(prompts), f"the base continues the {name}")
+        width = max(len(prompt.ids) for prompt in batch)
+        ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(batch):
+            ids[row, width - len(prompt.ids):] = torch.tensor(prompt.ids)
+            mask[row, width - len(prompt.ids):] = 1
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode():
+            torch.manual_seed(options.seed + start)
+            out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+                                 generation_config=settings)
+        for prompt, tokens in zip(batch, out[:, width:].tolist(), strict=True):
+            end = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
+            yield _Text(prompt, tokens[:end])
+
+
+def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The ids of the tokens that end a text, by the generation config and the tokenizer."""
+    config = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {*(config if isinstance(config, list) else [config]), tokenizer.eos_token_id}
+    return sorted(ends - {None})
+
+
+def _rows(model: Any) -> int:
+    """The number of tokens that the model has embeddings for."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _logits(model: Any, texts: Sequence[_Text], progress: Progress, stage: str) -> Iterator[Any]:
+    """The logits that predict each token of a continuation: float32 [tokens, vocabulary], one text at a time."""
+    import torch
+
+    for number, text in enumerate(texts):
+        progress(number, len(texts), stage)
+        ids = torch.tensor([text.prompt.ids + text.continuation], device=model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False).logits[0, -len(text.continuation) - 1:-1]
+        yield logits.float()
+
+
+def _distribution(logits: Any) -> _Distribution:
+    """The most likely tokens of the base at each position."""
+    import torch
+
+    logprobs = torch.log_softmax(logits, dim=-1)
+    values, ids = logprobs.topk(min(TOP, logprobs.shape[-1]), dim=-1)
+    return _Distribution(ids.to("cpu", torch.int32), values.to("cpu"), _rest(logprobs, ids).to("cpu"))
+
+
+def _rest(logprobs: Any, ids: Any) -> Any:
+    """The log-probability of all tokens but ``ids``, at each position."""
+    return logprobs.scatter(-1, ids, float("-inf")).logsumexp(dim=-1)
+
+
+def _differences(base: _Distribution, logits: Any) -> tuple[Any, Any]:
+    """KL(base || tuned) in nats at each position, and whether the most likely token is another."""
+    import torch
+
+    ids = base.ids.to(logits.device, torch.int64)
+    values, rest = base.values.to(logits.device), base.rest.to(logits.device)
+    logprobs = torch.log_softmax(logits, dim=-1)
+    kept = (values.exp() * (values - logprobs.gather(-1, ids))).sum(dim=-1)
+    gap = rest - _rest(logprobs, ids)
+    others = torch.where(rest.isinf(), torch.zeros_like(rest), rest.exp() * gap)
+    return (kept + others).clamp(min=0).to("cpu"), (ids[:, 0] != logprobs.argmax(dim=-1)).to("cpu")
+
+
+def _group(name: str, texts: Sequence[_Text], measured: Sequence[tuple[Any, Any]], tokenizer: Any) -> DriftGroup:
+    """The result on one kind of prompts."""
+    rows = [DriftText(text.prompt.question, tokenizer.decode(text.continuation, skip_special_tokens=True),
+                      len(text.continuation), float(kl.mean()), float(changed.float().mean()))
+            for text, (kl, changed) in zip(texts, measured, strict=True)]
+    values = np.array([row.kl for row in rows])
+    if not np.isfinite(values).all():
+        raise AftertuneError(f"{name}: the models' probabilities are not finite numbers; compute in float32 (--dtype), "
+                             "or check the weights")
+    low, high = (bca_mean(values) or paired_mean(values)).interval()
+    return DriftGroup(name, float(values.mean()), max(0.0, low), high, fmean(row.changed for row in rows),
+                      tuple(sorted(rows, key=lambda row: -row.kl)))

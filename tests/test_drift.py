@@ -1,0 +1,153 @@
+"""Drift: the KL divergence of a base and its fine-tune on texts that the base wrote."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from cli_cases import call, settle
+from tuning_cases import base_and_data, easy_rows, tiny_model, write_rows
+
+from aftertune import drift as drifting
+from aftertune.drift import GENERAL, HELD_OUT, DriftOptions, general_prompts, measure_drift
+from aftertune.errors import InputError, SourceError
+from aftertune.study import TuneSpec
+from aftertune.tuning import tune
+
+FEW = DriftOptions(prompts=8, tokens=6, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A base, its data, and a LoRA fine-tune of it in ``tuned``."""
+    place = base_and_data(tmp_path_factory.mktemp("drift"))
+    tune(TuneSpec.model_validate({
+        "model": str(place / "base"), "data": {"file": str(place / "data.jsonl"), "held_out": 0.3},
+        "out": str(place / "tuned"), "max_steps": 12, "learning_rate": 0.02, "batch_size": 4, "dtype": "float32",
+        "device": "cpu"}))
+    return place
+
+
+def test_a_model_has_not_moved_from_itself(place):
+    drift = measure_drift(str(place / "base"), str(place / "base"), FEW)
+    [group] = drift.groups
+    assert (group.name, group.kl, group.low, group.high, group.changed) == (GENERAL, 0.0, 0.0, 0.0, 0.0)
+    assert not group.moved
+    assert len(group.texts) == 8
+    assert "no record of its data" in " ".join(drift.notes)
+
+
+def test_the_divergence_is_that_of_the_two_models_on_the_texts_of_the_base(place):
+    """Against torch's kl_div on the logits of plain transformers and PEFT."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    drift = measure_drift(str(place / "base"), str(place / "tuned"), replace(FEW, data=place / "data.jsonl"))
+    general, held_out = drift.groups
+    assert [general.name, held_out.name] == [GENERAL, HELD_OUT]
+    assert general.moved
+    assert held_out.moved
+    assert held_out.low < held_out.kl < held_out.high
+    assert [t.kl for t in held_out.texts] == sorted((t.kl for t in held_out.texts), reverse=True)
+
+    from transformers import AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(place / "base").eval()
+    tokenizer = AutoTokenizer.from_pretrained(place / "base")
+    text = held_out.texts[0]
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": text.prompt}], tokenize=False,
+                                           add_generation_prompt=True)
+    ids = tokenizer(prompt + text.text, add_special_tokens=False, return_tensors="pt").input_ids
+    ends = ids.shape[1] - len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    if ends < text.tokens:  # the text ended with the end token, which the decoded text does not show
+        ids = torch.cat([ids, torch.tensor([[tokenizer.eos_token_id]])], dim=1)
+    with torch.inference_mode():
+        before = base(ids).logits[0, -text.tokens - 1:-1, :len(tokenizer)].log_softmax(-1)
+        tuned = PeftModel.from_pretrained(base, place / "tuned").eval()
+        after = tuned(ids).logits[0, -text.tokens - 1:-1, :len(tokenizer)].log_softmax(-1)
+    expected = torch.nn.functional.kl_div(after, before, log_target=True, reduction="sum") / text.tokens
+    assert text.kl == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_few_tokens_of_the_distribution_give_a_lower_bound(place, monkeypatch):
+    whole = measure_drift(str(place / "base"), str(place / "tuned"), FEW).groups[0]
+    monkeypatch.setattr(drifting, "TOP", 8)
+    part = measure_drift(str(place / "base"), str(place / "tuned"), FEW).groups[0]
+    by_text = {t.prompt: t.kl for t in whole.texts}
+    assert all(0 < t.kl <= by_text[t.prompt] + 1e-6 for t in part.texts)
+    assert part.kl > 0.3 * whole.kl
+
+
+def test_the_seed_decides_the_texts(place):
+    def texts(seed):
+        [group, *_] = measure_drift(str(place / "base"), str(place / "tuned"), replace(FEW, seed=seed)).groups
+        return [(t.prompt, t.text, t.kl) for t in group.texts]
+
+    assert texts(1) == texts(1)
+    assert texts(1) != texts(2)
+
+
+def test_the_held_out_prompts_of_a_fine_tune_are_found_again(tmp_path):
+    place = base_and_data(tmp_path)
+    tune(TuneSpec.model_validate({
+        "model": str(place / "base"), "data": {"file": str(place / "data.jsonl")}, "out": str(place / "tuned"),
+        "max_steps": 1, "dtype": "float32", "device": "cpu"}))
+    drift = measure_drift(str(place / "base"), str(place / "tuned"), FEW)
+    held_out = drift.groups[1]
+    questions = {row["prompt"] for row in easy_rows()}
+    assert held_out.texts
+    assert {t.prompt for t in held_out.texts} <= questions
+    write_rows(place / "data.jsonl", easy_rows()[::2])
+    drift = measure_drift(str(place / "base"), str(place / "tuned"), FEW)
+    assert [g.name for g in drift.groups] == [GENERAL]
+    assert "give the examples with --data FILE" in " ".join(drift.notes)
+    (place / "data.jsonl").unlink()
+    assert "can no longer be read" in " ".join(measure_drift(str(place / "base"), str(place / "tuned"), FEW).notes)
+
+
+def test_a_model_with_fewer_tokens_is_refused(place, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    tiny_model(tmp_path / "small")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "small")
+    model.resize_token_embeddings(40)
+    model.save_pretrained(tmp_path / "small")
+    with pytest.raises(InputError, match="has 40 tokens, but the base's tokenizer has 4"):
+        measure_drift(str(place / "base"), str(tmp_path / "small"), FEW)
+
+
+def test_rows_of_no_token_do_not_count(place, tmp_path):
+    """A fine-tune saved without the padding of the base's embeddings is the same model."""
+    from transformers import LlamaForCausalLM
+
+    tiny_model(tmp_path / "cut")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "cut")
+    model.resize_token_embeddings(50)
+    model.save_pretrained(tmp_path / "cut")
+    drift = measure_drift(str(place / "base"), str(tmp_path / "cut"), FEW)
+    assert drift.groups[0].kl == pytest.approx(0, abs=1e-6)
+
+
+def test_a_tuned_model_that_is_not_there_is_refused(place):
+    with pytest.raises(SourceError, match="nowhere"):
+        measure_drift(str(place / "base"), str(place / "nowhere"), FEW)
+
+
+def test_general_prompts_are_distinct_lines():
+    prompts = general_prompts()
+    assert len(prompts) == len({*prompts}) == 64
+
+
+def test_the_verb_prints_a_table_and_one_json_object(place, tmp_path, monkeypatch, capfd):
+    settle(monkeypatch, tmp_path)
+    flags = ["--prompts", "8", "--tokens", "4", "--dtype", "float32", "--data", str(place / "data.jsonl")]
+    assert call(monkeypatch, "drift", str(place / "base"), str(place / "tuned"), *flags) == 0
+    out = capfd.readouterr().out
+    for word in ("general prompts", "held-out prompts", "moved", "not that it forgot", "→"):
+        assert word in out
+    assert call(monkeypatch, "drift", str(place / "base"), str(place / "tuned"), *flags, "--json") == 0
+    value = json.loads(capfd.readouterr().out)
+    assert [group["name"] for group in value["groups"]] == [GENERAL, HELD_OUT]
+    assert all(group["moved"] and 0 < group["low"] < group["kl"] < group["high"] for group in value["groups"])
