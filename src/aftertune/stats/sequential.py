@@ -163,7 +163,7 @@ class PairedSequential:
         for start in range(0, d.size, _CHUNK):
             self._analyze(d[start:start + _CHUNK])
         if self._seen == self.items and self.verdict is None:
-            self.verdict, self.decided_at = _exact(self._sum / self.items, self.margin), self.items
+            self.verdict, self.decided_at = exact_verdict(self._sum / self.items, self.margin), self.items
         return self.verdict
 
     def _store(self, d: Floats) -> None:
@@ -238,7 +238,7 @@ def first_verdict(rejected: NDArray[np.bool_]) -> tuple[Verdict, int] | None:
     return (min(proven)[1], min(proven)[0]) if proven else None
 
 
-def _exact(mean: float, margin: float) -> Verdict:
+def exact_verdict(mean: float, margin: float) -> Verdict:
     """The verdict once all items of the full run are known."""
     if abs(mean) <= margin + 1e-12:
         return "within"
