@@ -17,7 +17,7 @@ from lm_eval.api.metrics import pooled_sample_stderr
 from aftertune.catalog import BENCHMARKS
 from aftertune.errors import TaskError
 from aftertune.study import TargetSpec, TaskSpec
-from aftertune.tasks import LoadedTask, LoadOptions, item_warnings, load, score_responses
+from aftertune.tasks import LoadedTask, LoadOptions, item_warnings, lm_eval_index, load, score_responses
 from aftertune.tasks.data import covered_benchmarks, json_metrics, read_pairs
 from aftertune.tasks.loading import primary_metric
 from aftertune.values import Response
@@ -245,6 +245,15 @@ def test_a_file_s_own_rows_are_examples_of_each_other_and_never_of_themselves(tm
     assert list(item_warnings([loaded])) == []
     for request in loaded.requests:
         assert [request.context.count(f"q{n}") for n in range(3)] == [1, 1, 1]
+
+
+def test_the_index_is_read_once_and_no_task_of_one_evaluation_is_in_that_of_another() -> None:
+    lm_eval_index.manager()
+    first, second = lm_eval_index.manager(), lm_eval_index.manager()  # by now the cached copy is there
+    assert first.task_index["piqa"] is second.task_index["piqa"]
+    lm_eval_index.set_task_class(first, ["piqa"], object)
+    assert second.task_index["piqa"].yaml_path
+    assert lm_eval_index.manager().task_index["piqa"] is second.task_index["piqa"]
 
 
 def test_a_task_asked_for_twice_is_refused() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import json
 import logging
 from importlib import metadata
@@ -89,23 +90,34 @@ def set_task_class(tasks: Any, names: list[str], task_class: type) -> None:
                                        cfg=values | {"class": task_class})
 
 
-def _key() -> list[Any]:
+def _key() -> tuple[str, str, int]:
     import lm_eval.tasks
 
     folder = Path(lm_eval.tasks.__file__).parent
-    return [metadata.version("lm_eval"), str(folder), folder.stat().st_mtime_ns]
+    return metadata.version("lm_eval"), str(folder), folder.stat().st_mtime_ns
 
 
 def _file() -> Path:
     return cache_root() / "lm_eval_tasks.json"
 
 
-def _load(key: list[Any]) -> dict[str, Any] | None:
+def _load(key: tuple[str, str, int]) -> dict[str, Any] | None:
+    """The entries of the cached copy, None if there is none for ``key``. Nobody changes an entry."""
+    try:
+        state = _file().stat()
+    except OSError:
+        return None
+    return _read(_file(), (state.st_ino, state.st_size, state.st_mtime_ns), key)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(file: Path, _state: tuple[int, ...], key: tuple[str, str, int]) -> dict[str, Any] | None:
+    """The entries of a file in this state: read once in a process, not for each evaluation."""
     from lm_eval.tasks._index import Entry, Kind
 
     try:
-        stored = json.loads(_file().read_text(encoding="utf-8"))
-        if stored["key"] != key:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["key"] != list(key):
             return None
         return {name: Entry(name=name, kind=Kind[kind], yaml_path=Path(path) if path else None,
                             tags=set(tags))
@@ -114,7 +126,7 @@ def _load(key: list[Any]) -> dict[str, Any] | None:
         return None
 
 
-def _save(key: list[Any], index: dict[str, Any]) -> None:
+def _save(key: tuple[str, str, int], index: dict[str, Any]) -> None:
     rows = {name: [e.kind.name, str(e.yaml_path) if e.yaml_path else None, sorted(e.tags)]
             for name, e in index.items()}
     write_atomic(_file(), json.dumps({"key": key, "entries": rows}))
