@@ -13,6 +13,7 @@ from aftertune.engine.devices import (
     choose_dtype,
     cpu_flags,
     free_memory,
+    matmul_rate,
     probe,
     proc_flags,
     set_threads,
@@ -122,5 +123,25 @@ def test_threads_are_set_and_returned():
         assert set_threads(None) <= max(1, len(os.sched_getaffinity(0)))
         with pytest.raises(ResourceError, match="at least 1"):
             set_threads(0)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_speed_of_a_dtype_is_measured_once_for_each_number_of_threads(monkeypatch):
+    import torch
+
+    products = []
+    real = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *a: products.append(1) or real(*a))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        rate = matmul_rate("cpu", "bfloat16")
+        products.clear()
+        assert matmul_rate("cpu", "bfloat16") == rate > 0
+        assert not products
+        torch.set_num_threads(3)
+        assert matmul_rate("cpu", "bfloat16") > 0
+        assert len(products) == 4
     finally:
         torch.set_num_threads(before)
