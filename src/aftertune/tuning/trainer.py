@@ -133,6 +133,17 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
             self._tokens, self._started = 0, time.monotonic()
         super().log(logs, start_time)
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """No card of TRL in a checkpoint: nobody publishes it, and the card's template is compiled each time."""
+
+    def _save(self, *arguments: Any, **settings: Any) -> None:
+        """The files of a checkpoint, without PEFT's card for the same reason."""
+        self.model.create_or_update_model_card = lambda *_: None
+        try:
+            super()._save(*arguments, **settings)
+        finally:
+            del self.model.create_or_update_model_card
+
     def _get_train_sampler(self, *_: Any) -> Any:
         return EpochOrder([len(row.ids) for row in self.rows], self.args, grouped=isinstance(self.layout, Padded))
 
