@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,15 +27,25 @@ from test_comparison import ADAPTED, BASE, evaluated, right, settings
 DOCUMENT = Path(__file__).parent.parent / "docs" / "gate.md"
 
 
-@pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tasks of which one lost, one held, one gained, one is too small, and one is at the floor."""
-    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "l.db"))
     tasks = {"lost": (400, 300, 200), "held": (2000, 1000, 1000), "gained": (400, 200, 300), "small": (40, 30, 29),
              "floor": (300, 75, 75)}
-    with Ledger() as opened:
+    path = tmp_path_factory.mktemp("gate") / "l.db"
+    with Ledger(path) as opened:
         for side, (name, model) in enumerate((("base", BASE), ("tuned", ADAPTED)), start=1):
             evaluated(opened, name, model, [(settings(t, v[0]), right(v[side], v[0])) for t, v in tasks.items()])
+    return path
+
+
+@pytest.fixture
+def ledger(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    """A copy of the stored ledger for each test."""
+    for file in stored.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "l.db"))
+    with Ledger() as opened:
         yield opened
 
 

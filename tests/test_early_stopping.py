@@ -153,36 +153,41 @@ class Stopped(Exception):
     """The run is broken off, as by Ctrl-C."""
 
 
-@pytest.mark.parametrize("rounds", [pytest.param(1, marks=pytest.mark.slow), 2,
-                                    pytest.param(4, marks=pytest.mark.slow)])
-def test_a_run_that_is_broken_off_goes_on_to_the_same_numbers(made: dict[str, Any], tmp_path: Path, rounds: int,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def unbroken(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[TaskSpec], Any, list[str]]:
+    """Tasks, and what a run over them that is not broken off comes to: its outcome and all its content."""
     tasks = [made["own"], TaskSpec(name="arc_easy", sample=60)]
     verified: list[int] = []
     real = engine.verify
-    monkeypatch.setattr(engine, "verify", lambda *a, **k: verified.append(1) or real(*a, **k))
-
-    def progress(done: int, total: int, text: str) -> None:
-        if text.startswith("answering until"):
-            asked.add(done)
-            if broken and len(asked) > 3 * rounds:
-                raise Stopped
-
-    asked: set[int] = set()
-    broken = False
-    with Ledger(tmp_path / "whole.db") as ledger:
-        expected = decide(made["near"], made["base"], tasks, ledger, progress)
+    with pytest.MonkeyPatch.context() as patch, \
+            Ledger(tmp_path_factory.mktemp("unbroken") / "whole.db") as ledger:
+        patch.setattr(engine, "verify", lambda *a, **k: verified.append(1) or real(*a, **k))
+        expected = decide(made["near"], made["base"], tasks, ledger)
         texts = [content(ledger, e) for e in (expected.base, expected.tuned)]
     looks = len(expected.tuned.schedule["stages"])
     assert looks >= 4
     assert len(verified) < 2 * looks  # what was found of the model holds for rows that are no longer
+    return tasks, expected, texts
+
+
+@pytest.mark.parametrize("rounds", [pytest.param(1, marks=pytest.mark.slow), 2,
+                                    pytest.param(4, marks=pytest.mark.slow)])
+def test_a_run_that_is_broken_off_goes_on_to_the_same_numbers(made: dict[str, Any], unbroken: Any, tmp_path: Path,
+                                                              rounds: int) -> None:
+    tasks, expected, texts = unbroken
+    asked: set[int] = set()
+
+    def stop(done: int, total: int, text: str) -> None:
+        if text.startswith("answering until"):
+            asked.add(done)
+            if len(asked) > 3 * rounds:
+                raise Stopped
+
     with Ledger(tmp_path / "broken.db") as ledger:
-        broken, asked = True, set()
         with pytest.raises(Stopped):
-            decide(made["near"], made["base"], tasks, ledger, progress)
+            decide(made["near"], made["base"], tasks, ledger, stop)
         assert len(ledger.responses(expected.tuned.id)) > 0
-        broken = False
-        found = decide(made["near"], made["base"], tasks, ledger, progress)
+        found = decide(made["near"], made["base"], tasks, ledger)
         assert [content(ledger, e) for e in (found.base, found.tuned)] == texts
         assert found.comparison.rows == expected.comparison.rows
 
