@@ -27,9 +27,10 @@ lint: $(READY)
 quick: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not slow and not soak'
 
-# Two processes on two cores; waiting threads of one must not spin on the other's.
+# Two processes on two cores; waiting threads of one must not spin on the other's. The order is tests/conftest.py's.
 test: lint
-	$(OFFLINE) GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -q -m 'not soak' -n 2 --dist loadfile --durations=10
+	$(OFFLINE) GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -q -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder \
+		--durations=10
 
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m soak --durations=0 --timeout=7200

@@ -1,0 +1,45 @@
+"""The order of the test files, and garbage collection that stays cheap once the large libraries are loaded."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+#: The files that take longest, by CPU time: they start first, so that no process of `make test` ends with one alone.
+LONGEST = ("parity", "methods_run", "tuning_resume", "peft_study", "engine_families", "early_stopping", "pipeline",
+           "evaluation", "sources_gguf", "tuning_families", "report_study", "version_before", "forgetting_watch",
+           "engine_decoder", "docs", "comparison_across_seeds", "kills")
+_PLACE = {f"test_{name}.py": n for n, name in enumerate(LONGEST)}
+#: A run of more tests than this needs the libraries in any case.
+MANY = 1000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _PLACE.get(item.path.name, len(LONGEST)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Load the libraries before the first test, so that `_freeze` takes them too."""
+    if len(session.items) > MANY:
+        for name in ("trl", "peft", "lm_eval.evaluator", "lm_eval.models.huggingface"):
+            importlib.import_module(name)
+        _freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
+    result = yield
+    if nextitem is not None and nextitem.path != item.path:
+        _freeze()
+    return result
+
+
+def _freeze() -> None:
+    """No later collection searches what is alive now, mostly the libraries: each training asks for two, a quarter of a
+    second each."""
+    gc.collect()
+    gc.freeze()
