@@ -338,6 +338,45 @@ def test_many_rows_are_read_in_a_moment(tmp_path: Path) -> None:
     assert len(read(tmp_path, "| Task | Value |\n|---|---|\n" + rows + rows).scores) == 5_000
 
 
+def test_a_huge_number_of_items_is_audited_at_once(tmp_path: Path) -> None:
+    """The audit counted up to the number of items, and made an array of it."""
+    rows = "".join(f"| base m{i} | own | {n} | {40 + i} | 0.0011 |\n" for i, n in enumerate((2**31 - 1, 10**18, 100)))
+    path = tmp_path / "record.md"
+    path.write_text("| Model | Task | n | Value | Stderr |\n|---|---|---|---|---|\n" + rows, encoding="utf-8")
+    huge, unreadable, plain = audit(path).checks
+    assert (huge.row.n, unreadable.row.n, plain.row.n) == (2**31 - 1, None, 100)
+    assert (huge.value_ok, huge.counts[0], plain.counts) == (True, 848_256_041, range(41, 43)[1:])
+
+
+def test_what_is_beyond_a_bound_is_said(tmp_path: Path) -> None:
+    scores = "| Task | Value |\n|---|---|\n| piqa | 0.5 |\n"
+    document = read(tmp_path, f"{'x' * 30_000}\n\n{''.join(f'- f{i}: {i}{chr(10)}' for i in range(150))}\n{scores}")
+    notes = " ".join(note.text for note in document.notes)
+    assert "a line of 30,000 characters was left out; at most 20,000 are read" in notes
+    assert "more than 100 facts below one heading" in notes
+    assert len(document.scores[0].facts) == 100
+    long = "<table>" + "<tr><td>a</td></tr>\n" * 60_000 + "</table>"
+    assert "an HTML table of 1,2" in read(tmp_path, f"{long}\n\n{scores}").notes[0].text
+    for text, said in (("|" * 100_001, "has 100,001 cells of tables"),
+                       ("".join(f"{scores.replace('0.5', f'0.{i:04}')}\n" for i in range(600)),
+                        "more than 500 tables have other scores of the model")):
+        with pytest.raises(InputError, match=rf"^[^\n]*{said}[^\n]*$"):
+            read(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", [
+    "".join(f"| m{i} | 0.{i:05} |\n" for i in range(3_000)).join(("| Model | piqa |\n|---|---|\n", "")) * 2,
+    "| Task | Filter | Metric | Value |\n|---|---|---|---|\n" + "".join(
+        f"| own_{i // 2} | {('strict-match', 'flexible-extract')[i % 2]} | exact_match | 0.5 |\n" for i in range(4_000)),
+    "| Task | " + " | ".join(f"m{i}" for i in range(250)) + " |\n" + "|---" * 251 + "|\n" + (
+        "| own | " + "| **5**" * 250 + " |\n") * 40])
+def test_many_models_columns_and_filters_are_audited_in_a_moment(text: str, tmp_path: Path) -> None:
+    """Each took a time that grew with the square of its models, columns or rows."""
+    path = tmp_path / "record.md"
+    path.write_text(text, encoding="utf-8")
+    assert audit(path).checks
+
+
 @pytest.mark.parametrize(("text", "expected"), [
     ("## GSM8K\n\n| Metric | Base | Tuned |\n|---|---|---|\n| strict-match | 33.51% | 3.11% |\n",
      [("Base", "gsm8k", "exact_match", "33.51%"), ("Tuned", "gsm8k", "exact_match", "3.11%")]),

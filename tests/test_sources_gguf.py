@@ -18,7 +18,9 @@ from aftertune.sources import (
     loading,
     resolve_adapter,
     resolve_model,
+    shape_of,
 )
+from aftertune.sources.gguf_child import ChildLimits, facts_from_child
 from aftertune.sources.tensors import read_gguf, read_header
 from source_cases import flip_byte, tiny_adapter
 
@@ -283,3 +285,52 @@ def test_a_safetensors_header_agrees_with_itself(change, expected, tmp_path):
         assert expected in str(caught.value)
         if "[4]" not in json.dumps({"a": entry}):
             return
+
+
+def write_vocabulary(path, tokens):
+    """A GGUF header with so many tokens, whose reading takes a few microseconds for each."""
+    text = b"".join(struct.pack("<Q", 6) + b"%06d" % i for i in range(tokens))
+    key = b"tokenizer.ggml.tokens"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(key)) + key
+                     + struct.pack("<IIQ", 9, 8, tokens) + text)
+    return path
+
+
+@pytest.mark.parametrize(("memory", "seconds", "said"), [
+    (4 * 2**30, 1, "the time limit was reached while this GGUF file of 2,800,069 bytes was read"),
+    (300 * 2**20, 100, "reading it needs more than 300 MiB of memory")])
+def test_a_gguf_is_read_by_a_child_with_limits(tmp_path, memory, seconds, said):
+    path = write_vocabulary(tmp_path / "large.gguf", 200_000)
+    with pytest.raises(SourceError, match=said) as caught:
+        facts_from_child(path, ChildLimits(memory, seconds))
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_crash_of_the_reader_ends_the_child_alone(tmp_path, monkeypatch):
+    home = tmp_path / "aftertune" / "sources"
+    home.mkdir(parents=True)
+    for folder in (home, home.parent):
+        (folder / "__init__.py").touch()
+    (home / "gguf_child.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SourceError, match="the reading process was ended by SIGSEGV while"):
+        facts_from_child(write_gguf(tmp_path / "m.gguf"))
+
+
+def test_the_child_imports_nothing_from_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "gguf.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    assert facts_from_child(write_gguf(tmp_path / "m.gguf"))["architecture"] == "llama"
+
+
+def test_the_sizes_of_a_damaged_gguf_are_one_line(tmp_path):
+    """transformers raised what its reader did: a traceback from `plan`."""
+    path = write_vocabulary(tmp_path / "m.gguf", 3)
+    with pytest.raises(SourceError, match="without weights or architecture"):
+        shape_of(resolve_model(str(path)))
+    path = write_gguf(tmp_path / "n.gguf")
+    assert shape_of(resolve_model(str(path))).layers == LAYERS
+    path.write_bytes(path.read_bytes().replace(b"llama", b"llamb"))
+    with pytest.raises(SourceError, match=r"cannot load its metadata"):
+        shape_of(resolve_model(str(path)))

@@ -15,6 +15,7 @@ from aftertune.stats.audit import (
     counts_of_stderr,
     detection_power,
     nearest_counts,
+    p_at_every_pairing,
     pairing_bounds,
     stderr_agrees,
     stderr_of,
@@ -42,18 +43,18 @@ def test_counts_are_those_that_round_to_the_figure(n: int, decimals: int, data: 
     by_rounding = tuple(
         k for k in range(n + 1)
         if value in {exactly(Fraction(100 * k, n)).quantize(ulp, rounding=r) for r in (ROUND_HALF_UP, ROUND_HALF_EVEN)})
-    assert whole_counts(figure(f"{value:.{decimals}f}%"), n) == by_rounding
+    assert tuple(whole_counts(figure(f"{value:.{decimals}f}%"), n)) == by_rounding
 
 
 def test_trailing_zeros_and_ties_count() -> None:
-    assert whole_counts(figure("47%"), 150) == (70, 71)  # 46.67 and 47.33
-    assert whole_counts(figure("47.00%"), 150) == ()
-    assert whole_counts(figure("12.5%"), 8) == (1,)
-    assert whole_counts(figure("12%"), 8) == (1,)  # half-even
-    assert whole_counts(figure("13%"), 8) == (1,)  # half-up
-    assert whole_counts(figure("0.47"), 100) == (47,)  # a share, not percent
-    assert whole_counts(figure("0.3333333333333333"), 3) == (1,)  # a float written out
-    assert whole_counts(figure("130%"), 10) == ()
+    assert tuple(whole_counts(figure("47%"), 150)) == (70, 71)  # 46.67 and 47.33
+    assert tuple(whole_counts(figure("47.00%"), 150)) == ()
+    assert tuple(whole_counts(figure("12.5%"), 8)) == (1,)
+    assert tuple(whole_counts(figure("12%"), 8)) == (1,)  # half-even
+    assert tuple(whole_counts(figure("13%"), 8)) == (1,)  # half-up
+    assert tuple(whole_counts(figure("0.47"), 100)) == (47,)  # a share, not percent
+    assert tuple(whole_counts(figure("0.3333333333333333"), 3)) == (1,)  # a float written out
+    assert tuple(whole_counts(figure("130%"), 10)) == ()
     assert nearest_counts(figure("26.50%"), 100) == (26, 27)
 
 
@@ -73,7 +74,7 @@ def test_what_is_no_number_is_refused(text: str) -> None:
     ("2.81%", "0.45%", 1319, 37, True), ("2.74%", "0.44%", 1319, None, False), ("3.11%", "0.48%", 1319, 41, True),
     ("2.20%", "0.40%", 1319, 29, True), ("2.15%", "0.39%", 1319, None, False)])
 def test_the_published_figures(value: str, stderr: str, n: int, k: int | None, agrees: bool) -> None:
-    assert whole_counts(figure(value), n) == (() if k is None else (k,))
+    assert tuple(whole_counts(figure(value), n)) == (() if k is None else (k,))
     assert stderr_agrees(figure(value), figure(stderr), n) is agrees
 
 
@@ -145,3 +146,26 @@ def test_impossible_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="n >= 1"):
         whole_counts(figure("1%"), 0)
     assert math.isclose(figure("45.2%").fraction, 0.452)
+
+
+@pytest.mark.timeout(20)
+def test_a_huge_number_of_items_is_not_counted_up_to() -> None:
+    """Each of these took gigabytes or hours with a list of all counts, an array of n, or whole numbers of n digits."""
+    n = 2**31 - 1
+    counts = whole_counts(figure("50%"), n)
+    assert (counts[0], counts[-1]) == (1_063_004_406, 1_084_479_241)
+    assert detection_power(figure("50%"), n) == 0
+    assert counts_of_stderr(figure("0.0011%"), n, 0.5) is not None
+    bounds = pairing_bounds(n // 2, n // 2 + 50_000, n)
+    assert bounds.mid is not None
+    assert bounds.low <= bounds.mid < bounds.high
+    assert p_at_every_pairing(counts, whole_counts(figure("60%"), n), n) < 1e-9
+
+
+def test_probabilities_of_many_trials_are_those_of_the_exact_ones() -> None:
+    for gained, lost in ((1_050, 1_000), (1_005, 1_005), (900, 1_200)):
+        total, k = gained + lost, min(gained, lost)
+        mass = Fraction(math.comb(total, k), 2**total)
+        below = Fraction(sum(math.comb(total, i) for i in range(k + 1)), 2**total)
+        exact = 1 - mass / 2 if gained == lost else 2 * below - mass
+        assert mcnemar_mid(gained, lost) == pytest.approx(float(exact), rel=1e-10)

@@ -52,7 +52,7 @@ def as_object(result: Audit) -> dict[str, Any]:
 
     values = [{"model": c.row.model, "task": c.row.task, "metric": c.row.metric, "filter": c.row.filter,
                "value": c.row.value_text, "stderr": c.row.stderr_text, "n": c.row.n, "n_source": c.row.n_source,
-               "mark": c.mark, "value_ok": c.value_ok, "stderr_ok": c.stderr_ok, "counts": c.counts[:20],
+               "mark": c.mark, "value_ok": c.value_ok, "stderr_ok": c.stderr_ok, "counts": list(c.counts[:20]),
                "power": c.power, "text": c.text} for c in result.checks]
     claims = [{"base": c.base, "tuned": c.tuned, "task": c.task, "metric": c.metric, "filter": c.filter,
                "difference": c.difference, "z": c.z, "p": c.p, "p_holm": c.p_holm, "p_every_pairing": c.p_every,

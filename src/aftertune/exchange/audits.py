@@ -111,7 +111,11 @@ def audit_document(document: Document) -> Audit:
     """Audit the scores and statements of a document."""
     results = check_scores(document.scores)
     pairs = list(_pairs(document.scores))
-    claims = tuple(claim for base, tuned, family in pairs for claim in _claims(base, tuned, results, family=family))
+    of_model: dict[str, list[Check]] = {}
+    for check in results:
+        of_model.setdefault(check.row.model, []).append(check)
+    claims = tuple(claim for base, tuned, family in pairs
+                   for claim in _claims(of_model[base], of_model[tuned], family=family))
     return Audit(document.source, results, claims, tuple(_findings(document, pairs)))
 
 
@@ -120,32 +124,32 @@ def audit_document(document: Document) -> Audit:
 
 def _pairs(rows: Sequence[Reported]) -> Iterator[tuple[str, str, bool]]:
     """(base, other model, whether both are in one section) of the models that the document compares."""
-    sections: dict[str, list[str]] = {}
+    sections: dict[str, dict[str, None]] = {}
     for row in rows:
-        models = sections.setdefault(row.section, [])
-        if row.model not in models:
-            models.append(row.model)
+        sections.setdefault(row.section, {})[row.model] = None
     bases = {section: base for section, models in sections.items()
              if (base := next((m for m in models if re.search(r"(?i)\bbase\b", m)), None)) is not None}
-    first_base = next(iter(bases.values()), None)
+    first_base, all_bases = next(iter(bases.values()), None), set(bases.values())
     for section, models in sections.items():
         base = bases.get(section, first_base)
         for model in models:
-            if base is not None and model != base and model not in bases.values():
+            if base is not None and model != base and model not in all_bases:
                 yield base, model, section in bases
 
 
-def _claims(base: str, tuned: str, results: Sequence[Check], *, family: bool) -> Iterator[Claim]:
+def _claims(base: Sequence[Check], tuned: Sequence[Check], *, family: bool) -> Iterator[Claim]:
     """The differences of two models on the metrics that both have with an error, corrected with Holm's method."""
-    of_base = {_score_name(c): c for c in results if c.row.model == base}
-    both = [(of_base[name], c) for c in results if c.row.model == tuned
-            and (name := _score_name(c)) in of_base and _complete(c) and _complete(of_base[name])]
+    of_base = {_score_name(c): c for c in base}
+    both = [(of_base[name], c) for c in tuned
+            if (name := _score_name(c)) in of_base and _complete(c) and _complete(of_base[name])]
     tests = [checks.unpaired_difference(_summary(a.row), _summary(b.row)) for a, b in both]
     adjusted, every = holm([t.p for t in tests]), holm([_p_every(a, b) for a, b in both])
     order = sorted(range(len(tests)), key=lambda i: tests[i].p)
+    rank = {i: place for place, i in enumerate(order)}
     for i, (before, after) in enumerate(both):
-        step = ALPHA / (len(tests) - order.index(i))
-        yield Claim(base=base, tuned=tuned, task=after.row.task, metric=after.row.metric, filter=after.row.filter,
+        step = ALPHA / (len(tests) - rank[i])
+        row = after.row
+        yield Claim(base=before.row.model, tuned=row.model, task=row.task, metric=row.metric, filter=row.filter,
                     difference=tests[i].difference, z=tests[i].z, p=tests[i].p, p_holm=adjusted[i],
                     p_every=every[i], family=family, inputs_ok=before.ok and after.ok,
                     pairing=_bounds(before, after, ALPHA),
@@ -246,11 +250,14 @@ def _dtypes(facts: Mapping[str, Mapping[str, str]]) -> Iterator[AuditFinding]:
 
 def _equal_filters(rows: Sequence[Reported]) -> Iterator[AuditFinding]:
     """Models with the same figure under a strict and a flexible filter."""
+    all_flexible: dict[tuple[str, str, str], Reported] = {}
+    for row in rows:
+        if row.filter == "flexible-extract":
+            all_flexible.setdefault((row.model, row.task, row.metric), row)
     for row in rows:
         if row.filter != "strict-match":
             continue
-        flexible = next((r for r in rows if (r.model, r.task, r.metric, r.filter) ==
-                         (row.model, row.task, row.metric, "flexible-extract")), None)
+        flexible = all_flexible.get((row.model, row.task, row.metric))
         if flexible is not None and flexible.value_text == row.value_text:
             yield AuditFinding(f"{row.model}, {row.task}",
                                f"strict match equals flexible extract ({row.value_text}): either every right answer "
@@ -262,10 +269,12 @@ def _equal_filters(rows: Sequence[Reported]) -> Iterator[AuditFinding]:
 
 def audited_documents(ledger: Ledger) -> list[AuditedDocument]:
     """Every imported document of a ledger with its audit, in the order of import."""
-    rows = [Reported.of(row) for row in ledger.reported()]
-    return [audit_reported(Document(source=source, rows=tuple(r for r in rows if r.source == source),
+    by_source: dict[str, list[Reported]] = {}
+    for row in map(Reported.of, ledger.reported()):
+        by_source.setdefault(row.source, []).append(row)
+    return [audit_reported(Document(source=source, rows=tuple(rows),
                                     remarks=tuple(map(Remark.of, ledger.remarks(source)))))
-            for source in dict.fromkeys(row.source for row in rows)]
+            for source, rows in by_source.items()]
 
 
 def audit_reported(document: Document) -> AuditedDocument:
@@ -291,8 +300,10 @@ def _differences(result: Audit) -> Iterator[ReportedDifference]:
 
 def _best(results: Sequence[Check]) -> Iterator[tuple[ScoreName, str]]:
     """(score, model) where one model is better than every other at every pairing, corrected with Holm's method."""
-    for name in dict.fromkeys(map(_score_name, results)):
-        row = [c for c in results if _score_name(c) == name]
+    by_name: dict[ScoreName, list[Check]] = {}
+    for check in results:
+        by_name.setdefault(_score_name(check), []).append(check)
+    for name, row in by_name.items():
         if len(row) < 2 or len({c.row.model for c in row}) < len(row) or not all(c.ok and _complete(c) for c in row):
             continue
         best, *others = sorted(row, key=lambda c: -(c.row.value or 0))

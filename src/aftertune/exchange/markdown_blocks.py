@@ -92,13 +92,21 @@ class RunLine:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A part of the document that was not read. reason: what it is, for a note."""
+
+    line: int
+    reason: str
+
+
 #: A part of a document.
-Block = Heading | Table | Text | RunLine
+Block = Heading | Table | Text | RunLine | LeftOut
 
 _ANSI = re.compile(r"\x1b\[[0-9;:?]{0,40}[A-Za-z]")
 _QUOTED_ROW = re.compile(r"[\s>#]{1,20}(?=\|)")
-#: The most characters of one HTML table.
-_MAX_HTML = 2**20
+#: The most characters of one line, and of one HTML table.
+MAX_LINE, MAX_HTML = 20_000, 2**20
 
 
 def read_blocks(text: str) -> list[Block]:
@@ -110,7 +118,7 @@ def read_blocks(text: str) -> list[Block]:
     [Table(line=1, head=[…], rows=[(3, [InlineText((("strong", "GSM8K"),)), InlineText((("", "33.51%"),))])])]
     """
     lines = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    blocks: list[Block] = [*_code_blocks(lines), *_html_tables(lines)]
+    blocks: list[Block] = [*_long_lines(lines), *_code_blocks(lines), *_html_tables(lines)]
     for i, line in enumerate(lines):
         if "|" in line and (quoted := _QUOTED_ROW.match(line)):
             lines[i] = line[quoted.end():]
@@ -133,6 +141,14 @@ def _fence_parser() -> MarkdownIt:
     return MarkdownIt("commonmark").disable(["inline", "text_join", "code", "html_block", "table"])
 
 
+def _long_lines(lines: list[str]) -> Iterator[LeftOut]:
+    """The lines that are longer than MAX_LINE, which become blank."""
+    for i, line in enumerate(lines):
+        if len(line) > MAX_LINE:
+            yield LeftOut(i + 1, f"a line of {len(line):,} characters was left out; at most {MAX_LINE:,} are read")
+            lines[i] = ""
+
+
 def _code_blocks(lines: list[str]) -> Iterator[Table | RunLine]:
     """The tables and lm-eval's lines in code blocks, whose lines become blank."""
     for token in _fence_parser().parse("\n".join(lines)):
@@ -150,7 +166,7 @@ def _code_blocks(lines: list[str]) -> Iterator[Table | RunLine]:
             lines[i] = ""
 
 
-def _html_tables(lines: list[str]) -> Iterator[Table]:
+def _html_tables(lines: list[str]) -> Iterator[Table | LeftOut]:
     """The tables that are written in HTML, whose lines become blank."""
     start: int | None = None
     for i, line in enumerate(lines):
@@ -159,7 +175,10 @@ def _html_tables(lines: list[str]) -> Iterator[Table]:
             start = i
         if start is not None and "</table" in lower:
             text = "\n".join(lines[start:i + 1])
-            if len(text) <= _MAX_HTML:
+            if len(text) > MAX_HTML:
+                yield LeftOut(start + 1, f"an HTML table of {len(text):,} characters was left out; at most "
+                                         f"{MAX_HTML:,} are read")
+            else:
                 for grid in html_grids(text[max(0, text.lower().find("<table")):], start + 1):
                     yield _grid_table(grid)
             lines[start:i + 1] = [""] * (i + 1 - start)
@@ -250,7 +269,7 @@ def _lines(children: Sequence[Token]) -> Iterator[InlineText]:
 
 def _inline(children: Sequence[Token], depth: int = 0) -> InlineText:
     """The text of some tokens. depth: number of bold spans that are open before the first token."""
-    spans: list[tuple[str, str]] = []
+    spans: list[tuple[str, list[str]]] = []
     for token in children:
         depth += {"strong_open": 1, "strong_close": -1}.get(token.type, 0)
         if token.type == "text":  # a mark without a partner is not text: "45.2%*"
@@ -261,10 +280,10 @@ def _inline(children: Sequence[Token], depth: int = 0) -> InlineText:
             continue
         kind = "strong" if depth else "code" if token.type == "code_inline" else ""
         if spans and spans[-1][0] == kind:
-            spans[-1] = (kind, spans[-1][1] + text)
+            spans[-1][1].append(text)
         elif text:
-            spans.append((kind, text))
-    return InlineText(tuple(spans))
+            spans.append((kind, [text]))
+    return InlineText(tuple((kind, "".join(texts)) for kind, texts in spans))
 
 
 def _joined(spans: Sequence[tuple[str, str]]) -> str:

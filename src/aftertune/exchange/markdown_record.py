@@ -14,25 +14,27 @@ code on that line is its command.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aftertune import catalog
-from aftertune.errors import InputError
+from aftertune.errors import InputError, shown
 from aftertune.exchange.benchmark_names import TaskName, compact, is_benchmark, is_shots, read_task
 from aftertune.exchange.files import MIB, read_text
 from aftertune.exchange.lm_eval_tables import RunSettings, read_run_line
-from aftertune.exchange.markdown_blocks import Block, Heading, RunLine, Table, Text, read_blocks
+from aftertune.exchange.markdown_blocks import Block, Heading, LeftOut, RunLine, Table, Text, read_blocks
 from aftertune.exchange.markdown_remarks import read_remarks
 from aftertune.exchange.table_cells import plain_text
 from aftertune.exchange.table_scores import TableContext, read_scores
 from aftertune.values.reported import Remark, Reported
 
 #: The largest record, in bytes.
-LIMIT = 16 * MIB
-#: The most notes that are kept of a document.
-MAX_NOTES = 200
+LIMIT = 4 * MIB
+#: The most cells of all its tables, or marks between cells in its text.
+MAX_CELLS = 100_000
+#: The most notes that are kept of a document, facts below one heading, runs of one model, and characters of a heading.
+MAX_NOTES, MAX_FACTS, MAX_RUNS, MAX_TITLE = 200, 100, 500, 400
 
 _FACT = re.compile(r"(?!\[[ xX]\])([^:]{1,80}?)\s*:\s*(\S.*)")
 _NOT_EVALUATED = re.compile(r"(?i)\bnot\b[^.|]{0,12}\bevaluated\b")
@@ -85,7 +87,11 @@ def read_record(path: Path, *, source: str | None = None) -> Document:
     Raises InputError with the file, and the line if there is one, also if the record has no table of scores.
     """
     reader = _Reader(path, source or path.name)
-    blocks = read_blocks(read_text(path, limit=LIMIT))
+    text = read_text(path, limit=LIMIT)
+    if (cells := text.count("|")) > MAX_CELLS:
+        raise InputError(f"{path}: has {cells:,} cells of tables (marks |), but at most {MAX_CELLS:,} are read; give "
+                         "the tables in several files")
+    blocks = read_blocks(text)
     for block in blocks:
         reader.read(block)
     document = reader.document()
@@ -141,11 +147,13 @@ class _Reader:
             self.above, self.code, self.caption, self.run = [], [], "", None
         elif isinstance(block, RunLine):
             self.run = read_run_line(block.text)
+        elif isinstance(block, LeftOut):
+            self.notes.append(Remark(kind="note", text=block.reason, line=block.line))
         else:
             self._text(block)
 
     def _heading(self, heading: Heading) -> None:
-        title = _NUMBERED.sub("", heading.content.text, count=1)
+        title = _NUMBERED.sub("", heading.content.text[:MAX_TITLE], count=1)
         self.headings = [h for h in self.headings if h[0] < heading.depth] + [(heading.depth, title)]
         above = [t for d, t in self.headings[:-1] if d > 1]
         self.contents.append(_HeadingContent(title, above[-1] if above else title))
@@ -154,7 +162,10 @@ class _Reader:
         content = self.contents[-1]
         text = line.content.text
         if line.item == "bullet" and (fact := _FACT.fullmatch(text[:4000])):
-            if not catalog.is_metric(fact[1]):  # that is a definition
+            if len(content.facts) >= MAX_FACTS:
+                self.notes.append(Remark(kind="note", line=line.line, text=f"more than {MAX_FACTS} facts below one "
+                                                                           "heading: the rest was left out"))
+            elif not catalog.is_metric(fact[1]):  # that is a definition
                 content.facts[fact[1]] = fact[2]
         elif _NOT_EVALUATED.search(text[:4000]):
             content.planned = (line.content.code, line.line)
@@ -207,12 +218,12 @@ class _Reader:
     def _as_runs(self, rows: Sequence[Reported], line: int) -> list[Reported]:
         """The scores of a table that earlier tables do not have; a model with other figures is another run."""
         fresh: list[Reported] = []
-        by_model: dict[str, list[Reported]] = {}
-        for row in rows:
-            by_model.setdefault(row.model, []).append(row)
-        for model, of_model in by_model.items():
+        for model, of_model in _by_model(rows).items():
             figures = {(r.task, r.metric, r.filter): r.value for r in of_model}
             runs = self.runs.setdefault(model, {})
+            if len(runs) > MAX_RUNS:
+                raise InputError(f"{self.path}:{line}: more than {MAX_RUNS} tables have other scores of the model "
+                                 f"{shown(model)}; name the models in the tables or in the headings above them")
             fits = [name for name, run in runs.items() if all(run.get(k, v) == v for k, v in figures.items())]
             repeats = [name for name in fits if runs[name].keys() & figures.keys()]
             name = next(iter([*repeats, *fits[-1:]]), "") or (model if not runs else self._other_name(model, line))
@@ -283,11 +294,37 @@ def _not_repeated(wide: Sequence[Reported], rows: Sequence[Reported]) -> Iterato
     def figures(scores: Sequence[Reported]) -> set[tuple[object, ...]]:
         return {(r.task, r.metric, r.filter, r.value) for r in scores if r.planned is None}
 
-    models = dict.fromkeys(r.model for r in rows)
-    with_task = [figures([r for r in rows if r.model == model]) for model in models]
-    without_task = [figures([replace(r, task="") for r in rows if r.model == model]) for model in models]
-    for model in dict.fromkeys(r.model for r in wide):
-        column = [r for r in wide if r.model == model]
-        taskless = figures([replace(r, task="") for r in column])
-        if not any(figures(column) <= own for own in with_task) and not any(taskless <= own for own in without_task):
+    def taskless(scores: Set[tuple[object, ...]]) -> set[tuple[object, ...]]:
+        return {("", *figure[1:]) for figure in scores}
+
+    own = [figures(scores) for scores in _by_model(rows).values()]
+    with_task, without_task = _Supersets(own), _Supersets([taskless(scores) for scores in own])
+    for column in _by_model(wide).values():
+        scores = figures(column)
+        if scores not in with_task and taskless(scores) not in without_task:
             yield from column
+
+
+class _Supersets:
+    """Sets of which some may contain all of another: ``{1} in _Supersets([{1, 2}])``."""
+
+    def __init__(self, sets: Sequence[Set[tuple[object, ...]]]) -> None:
+        self.sets = sets
+        self.having: dict[tuple[object, ...], list[int]] = {}  # element -> the sets that have it
+        for i, elements in enumerate(sets):
+            for element in elements:
+                self.having.setdefault(element, []).append(i)
+
+    def __contains__(self, elements: Set[tuple[object, ...]]) -> bool:
+        if not elements:
+            return bool(self.sets)
+        rarest = min((self.having.get(e, []) for e in elements), key=len)
+        return any(elements <= self.sets[i] for i in rarest)
+
+
+def _by_model(rows: Iterable[Reported]) -> dict[str, list[Reported]]:
+    """Model -> its rows, in order of first appearance."""
+    out: dict[str, list[Reported]] = {}
+    for row in rows:
+        out.setdefault(row.model, []).append(row)
+    return out

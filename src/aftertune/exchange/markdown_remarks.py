@@ -9,10 +9,11 @@ metrics, descriptions of tasks, observations, and open points (``- [ ] …``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from aftertune import catalog
 from aftertune.exchange.markdown_blocks import Block, Heading, InlineText, Table, Text
+from aftertune.exchange.table_grids import MAX_COLUMNS
 from aftertune.values.reported import Remark, Reported
 
 _OPEN_POINT = re.compile(r"\[ \]\s+(\S.*)")
@@ -23,16 +24,24 @@ _PLUS_MINUS = re.compile(r"\s*(?:±|\+/-)\s*")
 _MAX_REMARKS = 200
 _MAX_LEAD = 120
 
+#: (metric, filter, printed value) of a score.
+_Figure = tuple[str, str, str]
+#: (line, task, metric, filter, cells) of a row.
+_NamedRow = tuple[int, str, str, str, Sequence[InlineText]]
+
 
 def read_remarks(blocks: Sequence[Block], scores: Sequence[Reported]) -> tuple[Remark, ...]:
     """The remarks of a document, in order within each kind. scores: of the document, to name the models of columns."""
     remarks: list[Remark] = []
+    of_models: dict[str, set[_Figure]] = {}
+    for s in scores:
+        of_models.setdefault(s.model, set()).add((s.metric, s.filter, s.value_text))
     heading = ""
     for block in blocks:
         if isinstance(block, Heading):
             heading = block.content.text
         elif isinstance(block, Table):
-            remarks += _table_remarks(block, scores)
+            remarks += _table_remarks(block, of_models)
         elif isinstance(block, Text) and block.item:
             remarks += _item_remarks(block, heading)
     return tuple(r for kind in dict.fromkeys(r.kind for r in remarks)
@@ -55,7 +64,7 @@ def _item_remarks(item: Text, heading: str) -> Iterator[Remark]:
             yield Remark(kind="description", task=catalog.task_named(lead), lead=lead, text=rest, line=item.line)
 
 
-def _table_remarks(table: Table, scores: Sequence[Reported]) -> Iterator[Remark]:
+def _table_remarks(table: Table, of_models: Mapping[str, Set[_Figure]]) -> Iterator[Remark]:
     """Sizes from a table of models; columns and bold figures from a table with one column per model."""
     titles = [cell.text for cell in table.head]
     lower = [t.lower() for t in titles]
@@ -66,30 +75,35 @@ def _table_remarks(table: Table, scores: Sequence[Reported]) -> Iterator[Remark]
             if cells[model_column]:
                 facts = {t: c for i, (t, c) in enumerate(zip(titles, cells, strict=True)) if i != model_column and c}
                 yield Remark(kind="size", model=cells[model_column], facts=facts, line=line)
-    elif "task" in lower and not {"result", "value", "score", "model"} & set(lower):
+    elif len(titles) <= MAX_COLUMNS and "task" in lower and not {"result", "value", "score", "model"} & set(lower):
+        rows = list(_named_rows(lower, table.rows))
         for column, title in enumerate(titles):
             if lower[column] not in ("task", "metric", "filter", "n"):
-                yield from _column_remarks(column, title, lower, table.rows, scores)
+                yield from _column_remarks(column, title, rows, of_models)
 
 
-def _column_remarks(column: int, title: str, titles: Sequence[str], rows: Sequence[tuple[int, Sequence[InlineText]]],
-                    scores: Sequence[Reported]) -> Iterator[Remark]:
-    """A model's column of a comparison table: which model it repeats, and which of its figures are bold.
-
-    titles: of all columns, in lower case.
-    """
-    cells = []
+def _named_rows(titles: Sequence[str], rows: Sequence[tuple[int, Sequence[InlineText]]]) -> Iterator[_NamedRow]:
+    """The rows of a comparison table with what they are about. titles: of all columns, in lower case."""
     task = ""
     for number, row in rows:
         by_title = {name: row[i].text for i, name in enumerate(titles)}
         task = catalog.task_named(by_title.get("task") or task)
         metric, filter_ = catalog.metric_named(by_title.get("metric") or "accuracy", by_title.get("filter") or "none")
+        yield number, task, metric, filter_, row
+
+
+def _column_remarks(column: int, title: str, rows: Sequence[_NamedRow], of_models: Mapping[str, Set[_Figure]]
+                    ) -> Iterator[Remark]:
+    """A model's column of a comparison table: which model it repeats, and which of its figures are bold.
+
+    of_models: model -> its scores in the whole document.
+    """
+    cells = []
+    for number, task, metric, filter_, row in rows:
         cells.append((number, task, metric, filter_, row[column]))
     figures = {(metric, filter_, _PLUS_MINUS.split(cell.text)[0]) for _, _, metric, filter_, cell in cells}
-    repeated = (m for m in dict.fromkeys(s.model for s in scores)
-                if figures & {(s.metric, s.filter, s.value_text) for s in scores if s.model == m} == figures)
-    model = next(repeated, title)
-    if model == title and all(s.model != title for s in scores):
+    model = next((m for m, own in of_models.items() if figures <= own), title)
+    if model == title and title not in of_models:
         return  # a column that is no model, such as a difference
     yield Remark(kind="column", model=model, lead=title)
     for number, task, metric, filter_, cell in cells:

@@ -41,7 +41,7 @@ class Check:
     row: Reported
     value_ok: bool | None
     stderr_ok: bool | None
-    counts: tuple[int, ...]
+    counts: Sequence[int]
     power: float
     text: str
 
@@ -81,12 +81,14 @@ def check_scores(rows: Sequence[Reported]) -> tuple[Check, ...]:
     """Check each reported score of a document, in the light of the others."""
     first = [check_score(row) for row in rows]
     fits = [_fit(check) for check in first]
-    by_task: dict[object, list[int]] = {}
-    by_model: dict[object, list[int]] = {}
-    for i, row in enumerate(rows):
-        if fits[i] is not None:
-            by_task.setdefault((row.task, row.n), []).append(i)
-            by_model.setdefault(row.model, []).append(i)
+    of_task: dict[object, _Tally] = {}
+    of_model: dict[object, _Tally] = {}
+    of_both: dict[object, _Tally] = {}
+    for row, fit in zip(rows, fits, strict=True):
+        if fit is not None:
+            for tallies, key in ((of_task, (row.task, row.n)), (of_model, row.model),
+                                 (of_both, (row.task, row.n, row.model))):
+                tallies.setdefault(key, _Tally()).add(*fit)
     errors = [c.stderr_ok for c in first if c.row.n_source == "known" and c.stderr_ok is not None]
     errors_hold = errors.count(True) >= max(2, 4 * errors.count(False))
     results = []
@@ -94,9 +96,12 @@ def check_scores(rows: Sequence[Reported]) -> tuple[Check, ...]:
         if check.row.n_source != "known" or check.ok:
             results.append(check)
             continue
-        same_task = [j for j in by_task.get((check.row.task, check.row.n), []) if rows[j].model != check.row.model]
-        same_model = [j for j in by_model.get(check.row.model, []) if j != i]
-        neighbours = _neighbours(same_task, same_model, fits)
+        row, own = rows[i], _Tally()
+        if (fit := fits[i]) is not None:
+            own.add(*fit)
+        both = of_both.get((row.task, row.n, row.model), _Tally())
+        others = of_task.get((row.task, row.n), _Tally()).without(both)
+        neighbours = _neighbours(others, of_model.get(row.model, _Tally()).without(own))
         results.append(_decided(check, neighbours, errors_hold=errors_hold))
     return tuple(results)
 
@@ -110,14 +115,37 @@ def _fit(check: Check) -> tuple[bool, float] | None:
     return check.value_ok, 1 - check.power
 
 
-def _neighbours(same_task: Sequence[int], same_model: Sequence[int], fits: Sequence[tuple[bool, float] | None]
-                ) -> _Neighbours:
-    def count(indices: Sequence[int], fit: bool) -> int:
-        return sum(found is not None and found[0] is fit for i in indices if (found := fits[i]) is not None)
+@dataclass(slots=True)
+class _Tally:
+    """Some figures: how many fit their guessed numbers of items and how many do not.
 
-    chance = math.prod(found[1] for i in {*same_task, *same_model} if (found := fits[i]) is not None and found[0])
-    return _Neighbours(count(same_task, True), count(same_task, False), count(same_model, True),
-                       count(same_model, False), chance)
+    chance_log: logarithm of the chance that all that fit would, less those that no chance explains (certain).
+    """
+
+    fit: int = 0
+    against: int = 0
+    certain: int = 0
+    chance_log: float = 0.0
+
+    def add(self, fits: bool, chance: float) -> None:
+        """Count one figure. chance: that a random one fits, in [0, 1)."""
+        self.fit += fits
+        self.against += not fits
+        if fits:
+            self.certain += chance <= 0
+            self.chance_log += math.log(chance) if chance > 0 else 0.0
+
+    def without(self, part: _Tally) -> _Tally:
+        """The other figures, where ``part`` are some of these."""
+        return _Tally(self.fit - part.fit, self.against - part.against, self.certain - part.certain,
+                      self.chance_log - part.chance_log)
+
+
+def _neighbours(same_task: _Tally, same_model: _Tally) -> _Neighbours:
+    """same_task: figures of other models; same_model: of the same one. So no figure is in both."""
+    certain = same_task.certain + same_model.certain > 0
+    chance = 0.0 if certain else math.exp(min(0.0, same_task.chance_log + same_model.chance_log))
+    return _Neighbours(same_task.fit, same_task.against, same_model.fit, same_model.against, chance)
 
 
 def _decided(check: Check, neighbours: _Neighbours, *, errors_hold: bool) -> Check:
@@ -153,7 +181,7 @@ def check_score(row: Reported) -> Check:
         return Check(row, None, None, (), 0.0, f"{row.metric} is not known to be a share of items")
     if row.n is None:
         return Check(row, None, None, (), 0.0, "the number of items is not stated")
-    counts = checks.whole_counts(value, row.n)
+    counts: Sequence[int] = checks.whole_counts(value, row.n)
     if not counts and value.decimals >= UNROUNDED and row.task not in BENCHMARKS and not _too_large(value, row):
         return Check(row, None, None, (), 0.0, f"no k of {row.n:,}: a mean of items that are not all 0 or 1")
     plain_error = stderr is not None and row.n > 1 and not row.error_of

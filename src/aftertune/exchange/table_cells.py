@@ -143,6 +143,6 @@ def _decimal(number: str, comma: bool) -> str | None:
 
 def read_count(text: str) -> int | None:
     """The number of items that a cell states: 400 for "400 (random 400 of 10,042)"; None for none."""
-    digits = re.match(r"\s*(?:n\s?=\s?)?(\d{1,3}(?:[,.' ]\d{3}){1,3}(?!\d)|\d{1,12})", plain_text(text), re.ASCII)
+    digits = re.match(r"\s*(?:n\s?=\s?)?(\d{1,3}(?:[,.' ]\d{3}){1,3}(?!\d)|\d{1,12}(?!\d))", plain_text(text), re.ASCII)
     number = int(re.sub(r"\D", "", digits[1])) if digits else 0
     return number if 0 < number < 2**31 else None

@@ -234,8 +234,9 @@ def _with_tasks(heads: Sequence[str], roles: dict[int, Role], rows: Sequence[Seq
     if has_model:
         left_out |= dict.fromkeys(candidates, "not a score: another column names the model")
         return TableLayout("list", roles, left_out=left_out, settings=settings)
+    fractions = [i for i in candidates if any("." in f or "%" in f for f in _figures(rows, i))]
     for i in candidates:
-        if reason := _no_scores(heads, rows, i, [c for c in candidates if c != i]):
+        if reason := _no_scores(heads, rows, i, beside_shares=bool(set(fractions[:2]) - {i})):
             left_out[i] = reason
     models = tuple(i for i in candidates if i not in left_out)
     return TableLayout("models as columns", roles, models, left_out, settings)
@@ -292,11 +293,13 @@ def _other_figures(heads: Sequence[str], roles: Mapping[int, Role], rows: Sequen
             for i, head in enumerate(heads) if i not in roles and _has_figures(rows, i)}
 
 
-def _no_scores(heads: Sequence[str], rows: Sequence[Sequence[str]], column: int, others: Sequence[int]) -> str:
-    """Why the cells of a column are no scores of a model, beside those of other columns; "" where they may be."""
-    def figures(i: int) -> list[str]:
-        return [cell.value for row in rows if (cell := read_cell(row[i])) is not None]
+def _figures(rows: Sequence[Sequence[str]], column: int) -> list[str]:
+    return [cell.value for row in rows if (cell := read_cell(row[column])) is not None]
 
+
+def _no_scores(heads: Sequence[str], rows: Sequence[Sequence[str]], column: int, *, beside_shares: bool) -> str:
+    """Why the cells of a column are no scores of a model; "" where they may be. beside_shares: another column has
+    figures with decimals or percent signs."""
     def signed(i: int) -> bool:
         cells = [cell for row in rows if (cell := read_cell(row[i])) is not None]
         return any(c.signed for c in cells) and all(
@@ -306,8 +309,8 @@ def _no_scores(heads: Sequence[str], rows: Sequence[Sequence[str]], column: int,
         return "a column without a head"
     if signed(column):
         return "differences, by their signs"
-    whole = [f for f in figures(column) if f.rstrip("%").lstrip("+-").isdigit()]
-    fractions = any("." in f or "%" in f for i in others for f in figures(i))
-    if fractions and len(whole) == len(figures(column)) and len(whole) > 1 and not any("%" in f for f in whole):
+    figures = _figures(rows, column)
+    whole = [f for f in figures if f.rstrip("%").lstrip("+-").isdigit()]
+    if beside_shares and len(whole) == len(figures) and len(whole) > 1 and not any("%" in f for f in whole):
         return "whole numbers beside shares"
     return ""

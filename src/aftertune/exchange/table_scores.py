@@ -126,6 +126,7 @@ class _TableReader:
         self.comma = uses_comma(cell for _, cells in self.rows for cell in cells)
         self.notes: list[Remark] = []
         self.beside: dict[str, int] = {}  # text beside figures -> its line
+        self.has_means = False  # and a note says so
         self._root = ""  # the last row that is no "- part"
 
     def note(self, line: int, text: str) -> None:
@@ -219,7 +220,8 @@ class _TableReader:
         if layout.kind == "tasks as columns":
             return (model, read_task(head), MetricName("")) if row.get("model") and not is_mean(model) else None
         if is_mean(task_text) or (not task_text and layout.kind != "list"):
-            if task_text and not any("means of several" in note.text for note in self.notes):
+            if task_text and not self.has_means:
+                self.has_means = True
                 self.note(self.table.line, "means of several benchmarks were left out")
             return None
         if not task_text:

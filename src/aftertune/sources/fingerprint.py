@@ -26,6 +26,7 @@ from typing import Any
 
 from aftertune.errors import SourceError
 from aftertune.sources.cache import cache_value, cached_value, settled, stat_key
+from aftertune.sources.gguf_child import facts_from_child
 from aftertune.sources.resolve import AdapterSource, ModelSource, read_json
 from aftertune.sources.tensors import EMBEDDINGS, GgufContents, read_bytes, read_gguf, weight_files
 from aftertune.values import ModelIdentity, canonical, digest, json_ready
@@ -162,13 +163,21 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
     key = stat_key([path], "gguf-1")
     if (cached := cached_value(key)) is not None:
         return cached
-    contents = read_gguf(path)
-    tensors = list(_gguf_tensors(contents))
-    facts = {"weights": digest_tensors(tensors), "config": digest(json_ready(contents.function_metadata())),
-             "tokenizer": digest(json_ready(contents.tokenizer_metadata())),
-             "architecture": contents.architecture, "parameters": count_parameters(tensors)}
+    facts = facts_from_child(path)
     _cache_if_unchanged(key, [path], "gguf-1", facts)
     return facts
+
+
+def read_gguf_facts(path: Path) -> dict[str, Any]:
+    """The hashes, the architecture and the number of parameters of a GGUF file. Raises SourceError if it is damaged.
+
+    It is called in a process with limits (`aftertune.sources.gguf_child`).
+    """
+    contents = read_gguf(path)
+    tensors = list(_gguf_tensors(contents))
+    return {"weights": digest_tensors(tensors), "config": digest(json_ready(contents.function_metadata())),
+            "tokenizer": digest(json_ready(contents.tokenizer_metadata())),
+            "architecture": contents.architecture, "parameters": count_parameters(tensors)}
 
 
 def _gguf_tensors(contents: GgufContents) -> Iterator[StoredTensor]:

@@ -11,6 +11,8 @@ Files inside an installed package are found without importing the package, so no
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -330,7 +332,10 @@ def _has_weights(folder: Path) -> bool:
 
 
 def shape_of(source: ModelSource) -> ModelShape | None:
-    """Sizes of a model from its config or GGUF metadata; None if they do not state them."""
+    """Sizes of a model from its config or GGUF metadata; None if they do not state them.
+
+    Raises SourceError for a damaged GGUF file.
+    """
     preset = preset_of(source.source)
     if preset is not None:
         return preset.shape
@@ -338,8 +343,13 @@ def shape_of(source: ModelSource) -> ModelShape | None:
         return ModelShape.of(read_fields(source.path / "config.json"))
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(source.path), gguf_file=source.gguf_file)
-    return ModelShape.of(config.to_dict())
+    from aftertune.sources.fingerprint import fingerprint_model
+    from aftertune.sources.library_errors import load_errors, quiet
+
+    fingerprint_model(source)  # the first reading has limits
+    with quiet(), load_errors(source, "its metadata"), contextlib.redirect_stderr(io.StringIO()):
+        fields = AutoConfig.from_pretrained(str(source.path), gguf_file=source.gguf_file).to_dict()
+    return ModelShape.of(fields)
 
 
 def shape_on_hub(model: str, revision: str | None = None) -> ModelShape | None:

@@ -62,6 +62,10 @@ class GgufContents:
         return {k: v for k, v in self.metadata.items() if k.startswith("tokenizer.")}
 
 
+#: Characters of the name of an architecture.
+_LONGEST_NAME = 100
+
+
 def read_gguf(path: Path) -> GgufContents:
     """Read a GGUF file; its tensors stay memory-mapped.
 
@@ -73,13 +77,16 @@ def read_gguf(path: Path) -> GgufContents:
     try:
         reader = GGUFReader(path)
         metadata = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")}
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, UnicodeDecodeError):
-        raise SourceError(f"{path}: truncated or damaged GGUF file ({path.stat().st_size} bytes); download it "
-                          "again") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # of numpy and gguf, of many kinds
+        raise SourceError(f"{path}: truncated or damaged GGUF file ({path.stat().st_size} bytes, "
+                          f"{type(error).__name__}); download it again") from error
     tensors = tuple(GgufTensor(name=str(t.name), dtype=t.tensor_type.name, data=t.data,
                                shape=tuple(int(n) for n in t.shape))
                     for t in sorted(reader.tensors, key=lambda t: str(t.name)))
-    if not tensors or "general.architecture" not in metadata:
+    name = metadata.get("general.architecture")
+    if not tensors or not isinstance(name, str) or len(name) > _LONGEST_NAME:
         raise SourceError(f"{path}: a GGUF file without weights or architecture, perhaps only a vocabulary; give "
                           "a complete model")
     return GgufContents(metadata=metadata, tensors=tensors)

@@ -1,7 +1,7 @@
 """Checks whether published scores, standard errors and differences are arithmetically possible.
 
-    whole_counts(Figure.parse("26.50%"), 100)       ()           no k/100 is printed as 26.50
-    whole_counts(Figure.parse("47.00%"), 100)       (47,)
+    whole_counts(Figure.parse("26.50%"), 100)       range(26, 26): no k/100 is printed as 26.50
+    whole_counts(Figure.parse("47.00%"), 100)       range(47, 48)
     stderr_agrees(value, Figure.parse("4.42%"), n)  False        100 sqrt(p (1 - p) / (n - 1)) is 4.44
     pairing_bounds(47, 34, 100)                     PairingBounds(net=-13, low=13, high=81, mid=43, exact=37)
 
@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-import numpy as np
 from scipy.special import ndtr
 
 from aftertune.stats.paired import mcnemar_exact, mcnemar_mid
@@ -89,21 +89,25 @@ class Figure:
         return self.value.as_tuple().digits[-1]
 
 
-def whole_counts(value: Figure, n: int) -> tuple[int, ...]:
+def whole_counts(value: Figure, n: int) -> range:
     """All k from 0 to n whose share k/n is printed as ``value``. Raises ValueError for n < 1."""
     if n < 1:
         raise ValueError(f"n={n}: need n >= 1")
     low = (Fraction(value.value) - value.slack) * n / value.scale
     high = (Fraction(value.value) + value.slack) * n / value.scale
     start, stop = max(0, math.ceil(low)), min(n, math.floor(high))
-    return tuple(k for k in range(start, stop + 1) if value.shows(Fraction(k * value.scale, n)))
+    # between the two ends every share is printed as the value; at an end it depends on how ties are rounded
+    start += start <= stop and not value.shows(Fraction(start * value.scale, n))
+    stop -= start <= stop and not value.shows(Fraction(stop * value.scale, n))
+    return range(start, max(start, stop + 1))
 
 
-def cut_counts(value: Figure, n: int) -> tuple[int, ...]:
+def cut_counts(value: Figure, n: int) -> range:
     """All k from 0 to n whose share k/n is printed as ``value`` if its further digits are cut off, not rounded."""
     low = Fraction(value.value) * n / value.scale
     high = (Fraction(value.value) + 2 * Fraction(value.half)) * n / value.scale
-    return tuple(k for k in range(max(0, math.ceil(low)), min(n, math.ceil(high) - 1) + 1))
+    start = max(0, math.ceil(low))
+    return range(start, max(start, min(n, math.ceil(high) - 1) + 1))
 
 
 #: Numbers of items to which people limit a run.
@@ -171,15 +175,18 @@ def counts_of_stderr(stderr: Figure, n: int, near: float) -> tuple[int, int] | N
 
     k and n - k have the same error. Where both ranges meet at n/2, the joined range is returned. None: no k has it.
     """
-    share = np.arange(n + 1) / n
-    errors = np.sqrt(share * (1 - share) / max(1, n - 1))
+    half = range(n // 2 + 1)  # where the error rises with k
+
+    def error(k: int) -> float:
+        return math.sqrt(k / n * (1 - k / n) / max(1, n - 1))
+
     low, high = stderr.span
-    fits = np.flatnonzero((errors >= low - 1e-12) & (errors <= high + 1e-12))
-    if fits.size == 0:
+    first = bisect_left(half, low - 1e-12, key=error)
+    last = bisect_right(half, high + 1e-12, key=error) - 1
+    if first > last:
         return None
-    runs = np.split(fits, np.flatnonzero(np.diff(fits) > 1) + 1)
-    run = min(runs, key=lambda r: abs((r[0] + r[-1]) / 2 / n - near))
-    return int(run[0]), int(run[-1])
+    runs = [(first, n - first)] if n - last <= last + 1 else [(first, last), (n - last, n - first)]
+    return min(runs, key=lambda run: abs((run[0] + run[1]) / 2 / n - near))
 
 
 def detection_power(value: Figure, n: int) -> float:
@@ -187,12 +194,11 @@ def detection_power(value: Figure, n: int) -> float:
 
     0 where every figure is some k/n (10,042 items, two decimals); near 1 for few items.
     """
-    units = value.scale * 10**value.decimals
+    units: int = value.scale * 10**value.decimals
     if value.decimals > _MOST_DECIMALS or units > 10**9:
         return 1.0
-    k = np.arange(n + 1, dtype=np.int64)
-    printed = np.unique((2 * k * units + n) // (2 * n))
-    return float(1 - printed.size / (units + 1))
+    # with n < units every k is printed as another figure; else every figure is that of some k
+    return 1.0 - (min(n, units) + 1) / (units + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +223,12 @@ def unpaired_difference(first: tuple[float, float], second: tuple[float, float])
 def p_at_every_pairing(before: Sequence[int], after: Sequence[int], n: int) -> float:
     """The largest mid-p of McNemar's test over all pairings of two counts of right answers to the same n items.
 
-    before, after: the counts that are possible; the two that are nearest to each other are used. The p-value rises
-    with the number of items on which the models differ, so the largest number decides.
+    before, after: the counts that are possible, in order; the two that are nearest to each other are used. The p-value
+    rises with the number of items on which the models differ, so the largest number decides.
     """
-    if max(before) >= min(after) and max(after) >= min(before):
+    if before[-1] >= after[0] and after[-1] >= before[0]:
         return 1.0
-    pair = (max(before), min(after)) if max(before) < min(after) else (min(before), max(after))
+    pair = (before[-1], after[0]) if before[-1] < after[0] else (before[0], after[-1])
     bounds = pairing_bounds(*pair, n)
     gained = (bounds.high + bounds.net) // 2
     return mcnemar_mid(gained, bounds.high - gained)
