@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cli_cases import call, settle
-from tuning_cases import base_and_data, easy_rows, tiny_model, write_rows
 
-from aftertune import drift as drifting
 from aftertune.drift import GENERAL, HELD_OUT, DriftOptions, general_prompts, measure_drift
+from aftertune.engine import divergence
 from aftertune.errors import InputError, SourceError
 from aftertune.study import TuneSpec
 from aftertune.tuning import tune
+from cli_cases import call, settle
+from tuning_cases import base_and_data, easy_rows, tiny_model, write_rows
 
 FEW = DriftOptions(prompts=8, tokens=6, dtype="float32", device="cpu")
 
@@ -73,7 +73,7 @@ def test_the_divergence_is_that_of_the_two_models_on_the_texts_of_the_base(place
 
 def test_few_tokens_of_the_distribution_give_a_lower_bound(place, monkeypatch):
     whole = measure_drift(str(place / "base"), str(place / "tuned"), FEW).groups[0]
-    monkeypatch.setattr(drifting, "TOP", 8)
+    monkeypatch.setattr(divergence, "TOP", 8)
     part = measure_drift(str(place / "base"), str(place / "tuned"), FEW).groups[0]
     by_text = {t.prompt: t.kl for t in whole.texts}
     assert all(0 < t.kl <= by_text[t.prompt] + 1e-6 for t in part.texts)

@@ -11,19 +11,16 @@ forgetting in Shenfeld, Pari and Agrawal (2025), "RL's Razor: Why Online Reinfor
 arXiv 2509.04259. It says that a model moved, not whether it became worse: only answers that are right or wrong can say
 that.
 
-Both models read the same tokens, one text at a time. Only one of them is in memory. Of the base's distribution the
-4,096 most likely tokens are kept, and all others count as one, so that the KL of a larger vocabulary is a lower bound
-(by the data processing inequality), in practice an exact one. Rows of the embeddings that belong to no token of the
-tokenizer do not count.
+`aftertune.engine.divergence` makes the texts and compares the distributions. Only one model is in memory at a time.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -33,7 +30,14 @@ from pydantic import ValidationError
 
 from aftertune import sources
 from aftertune.engine import devices
-from aftertune.engine.verify import decide
+from aftertune.engine.divergence import (
+    Continuation,
+    TextDivergence,
+    continue_prompts,
+    distributions,
+    divergences,
+    token_rows,
+)
 from aftertune.errors import AftertuneError, AmbiguousName, InputError, SourceError
 from aftertune.sources.library_errors import memory_errors
 from aftertune.sources.resolve import looks_like_path
@@ -50,10 +54,6 @@ if TYPE_CHECKING:
 GENERAL, HELD_OUT = "general prompts", "held-out prompts"
 #: A model has moved if the interval of its mean KL is above this, in nats per token: more than rounding moves it.
 ROUNDING = 1e-3
-#: Tokens of the base's distribution that are kept at each position.
-TOP = 4096
-#: Prompts that are continued together.
-_BATCH = 16
 #: The most tokens of a prompt; longer held-out prompts are left out.
 _LONGEST = 1024
 
@@ -138,24 +138,6 @@ class _Prompt:
     question: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """A prompt and the token ids of its continuation."""
-
-    prompt: _Prompt
-    continuation: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Distribution:
-    """The base's log-probabilities at the positions of a text. ids, values: [positions, top]; rest: [positions], of all
-    other tokens together (-inf for none)."""
-
-    ids: Any
-    values: Any
-    rest: Any
-
-
 def measure_drift(base: str, tuned: str, options: DriftOptions | None = None, *, ledger: Ledger | None = None,
                   progress: Progress | None = None) -> Drift:
     """Compare the distributions of a model and its fine-tune on the base's own texts.
@@ -179,30 +161,47 @@ def measure_drift(base: str, tuned: str, options: DriftOptions | None = None, *,
     if tuned_identity.tokenizer != identity.tokenizer and adapter is None:
         notes.append("the tuned model has another tokenizer; both models read the base's tokens")
 
+    measured = _measure((source, target, adapter), tokenizer, prompts, options, (dtype, device), progress)
+    return Drift(identity, tuned_identity, dtype, device, tuple(
+        _group(name, prompts[name], group, tokenizer) for name, group in measured.items()), tuple(notes))
+
+
+def _measure(models: tuple[ModelSource, ModelSource, AdapterSource | None], tokenizer: Any,
+             prompts: Mapping[str, Sequence[_Prompt]], options: DriftOptions, where: tuple[str, str],
+             progress: Progress) -> dict[str, list[tuple[Continuation, TextDivergence]]]:
+    """The continuation of each prompt by the base, and how the tuned model diverges on it.
+
+    models: the base, the model with the tuned weights and the adapter on it; where: dtype and device.
+    """
+    source, target, adapter = models
+    dtype, device = where
     progress(0, 0, "loading the base")
     model = sources.load_model(source, dtype, device, tokenizer=tokenizer)
-    vocabulary = min(len(tokenizer), _rows(model))
-    texts: dict[str, list[_Text]] = {}
+    vocabulary = min(len(tokenizer), token_rows(model))
+    texts: dict[str, list[Continuation]] = {}
     with memory_errors(source, device):
         for name, group in prompts.items():
-            texts[name] = list(_continue_prompts(model, tokenizer, group, options, progress, name))
+            texts[name] = continue_prompts(model, tokenizer, [prompt.ids for prompt in group], tokens=options.tokens,
+                                           seed=options.seed, progress=partial(_staged, progress,
+                                                                               f"the base continues the {name}"))
         every = [text for group in texts.values() for text in group]
-        stored = [_distribution(logits[:, :vocabulary])
-                  for logits in _logits(model, every, progress, "the base reads the texts")]
+        stored = list(distributions(model, every, vocabulary, partial(_staged, progress, "the base reads the texts")))
     del model
     gc.collect()
     progress(0, 0, "loading the tuned model")
     model = sources.load_model(target, dtype, device, adapter)
-    if _rows(model) < vocabulary:
-        raise InputError(f"the tuned model has {_rows(model):,} tokens, but the base's tokenizer has {vocabulary:,}, so "
-                         "their distributions cannot be compared; give the base that it was tuned from")
+    if (rows := token_rows(model)) < vocabulary:
+        raise InputError(f"the tuned model has {rows:,} tokens, but the base's tokenizer has {vocabulary:,}, so their "
+                         "distributions cannot be compared; give the base that it was tuned from")
     with memory_errors(target, device):
-        measured = [_differences(before, logits[:, :vocabulary]) for before, logits in zip(
-            stored, _logits(model, every, progress, "the tuned model reads the texts"), strict=True)]
-    values = iter(measured)
-    return Drift(identity, tuned_identity, dtype, device, tuple(
-        _group(name, group, list(islice(values, len(group))), tokenizer) for name, group in texts.items()),
-        tuple(notes))
+        values = iter(list(divergences(model, every, stored, partial(_staged, progress,
+                                                                     "the tuned model reads the texts"))))
+    return {name: [(text, next(values)) for text in group] for name, group in texts.items()}
+
+
+def _staged(progress: Progress, stage: str, done: int, total: int) -> None:
+    """Report the progress of a stage."""
+    progress(done, total, stage)
 
 
 # --- Models and prompts ---
@@ -326,94 +325,12 @@ def _held_out_examples(tuning: Tuning, notes: list[str]) -> Sequence[Example]:
     return corpus.held_out
 
 
-# --- Texts and distributions ---
-
-
-def _continue_prompts(model: Any, tokenizer: Any, prompts: Sequence[_Prompt], options: DriftOptions,
-                      progress: Progress, name: str) -> Iterator[_Text]:
-    """Continue each prompt by sampling at temperature 1. The samples depend on the seed, the batches and the dtype."""
-    import torch
-    from transformers import GenerationConfig
-
-    ends = _end_ids(model, tokenizer)
-    settings = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=options.tokens,
-                                eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True,
-                                suppress_tokens=list(range(len(tokenizer), _rows(model))) or None)
-    size = 1 if decide(model, _LONGEST).alone else _BATCH
-    for start in range(0, len(prompts), size):
-        batch = prompts[start:start + size]
-        progress(start, len(prompts), f"the base continues the {name}")
-        width = max(len(prompt.ids) for prompt in batch)
-        ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(batch):
-            ids[row, width - len(prompt.ids):] = torch.tensor(prompt.ids)
-            mask[row, width - len(prompt.ids):] = 1
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode():
-            torch.manual_seed(options.seed + start)
-            out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-                                 generation_config=settings)
-        for prompt, tokens in zip(batch, out[:, width:].tolist(), strict=True):
-            end = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
-            yield _Text(prompt, tokens[:end])
-
-
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The ids of the tokens that end a text, by the generation config and the tokenizer."""
-    config = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {*(config if isinstance(config, list) else [config]), tokenizer.eos_token_id}
-    return sorted(ends - {None})
-
-
-def _rows(model: Any) -> int:
-    """The number of tokens that the model has embeddings for."""
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
-def _logits(model: Any, texts: Sequence[_Text], progress: Progress, stage: str) -> Iterator[Any]:
-    """The logits that predict each token of a continuation: float32 [tokens, vocabulary], one text at a time."""
-    import torch
-
-    for number, text in enumerate(texts):
-        progress(number, len(texts), stage)
-        ids = torch.tensor([text.prompt.ids + text.continuation], device=model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits[0, -len(text.continuation) - 1:-1]
-        yield logits.float()
-
-
-def _distribution(logits: Any) -> _Distribution:
-    """The most likely tokens of the base at each position."""
-    import torch
-
-    logprobs = torch.log_softmax(logits, dim=-1)
-    values, ids = logprobs.topk(min(TOP, logprobs.shape[-1]), dim=-1)
-    return _Distribution(ids.to("cpu", torch.int32), values.to("cpu"), _rest(logprobs, ids).to("cpu"))
-
-
-def _rest(logprobs: Any, ids: Any) -> Any:
-    """The log-probability of all tokens but ``ids``, at each position."""
-    return logprobs.scatter(-1, ids, float("-inf")).logsumexp(dim=-1)
-
-
-def _differences(base: _Distribution, logits: Any) -> tuple[Any, Any]:
-    """KL(base || tuned) in nats at each position, and whether the most likely token is another."""
-    import torch
-
-    ids = base.ids.to(logits.device, torch.int64)
-    values, rest = base.values.to(logits.device), base.rest.to(logits.device)
-    logprobs = torch.log_softmax(logits, dim=-1)
-    kept = (values.exp() * (values - logprobs.gather(-1, ids))).sum(dim=-1)
-    gap = rest - _rest(logprobs, ids)
-    others = torch.where(rest.isinf(), torch.zeros_like(rest), rest.exp() * gap)
-    return (kept + others).clamp(min=0).to("cpu"), (ids[:, 0] != logprobs.argmax(dim=-1)).to("cpu")
-
-
-def _group(name: str, texts: Sequence[_Text], measured: Sequence[tuple[Any, Any]], tokenizer: Any) -> DriftGroup:
+def _group(name: str, prompts: Sequence[_Prompt], measured: Sequence[tuple[Continuation, TextDivergence]],
+           tokenizer: Any) -> DriftGroup:
     """The result on one kind of prompts."""
-    rows = [DriftText(text.prompt.question, tokenizer.decode(text.continuation, skip_special_tokens=True),
-                      len(text.continuation), float(kl.mean()), float(changed.float().mean()))
-            for text, (kl, changed) in zip(texts, measured, strict=True)]
+    rows = [DriftText(prompt.question, tokenizer.decode(text.tokens, skip_special_tokens=True), len(text.tokens),
+                      divergence.kl, divergence.changed)
+            for prompt, (text, divergence) in zip(prompts, measured, strict=True)]
     values = np.array([row.kl for row in rows])
     if not np.isfinite(values).all():
         raise AftertuneError(f"{name}: the models' probabilities are not finite numbers; compute in float32 (--dtype), "
