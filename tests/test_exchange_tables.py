@@ -367,7 +367,8 @@ def test_what_is_beyond_a_bound_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [
     "".join(f"| m{i} | 0.{i:05} |\n" for i in range(3_000)).join(("| Model | piqa |\n|---|---|\n", "")) * 2,
     "| Task | Filter | Metric | Value |\n|---|---|---|---|\n" + "".join(
-        f"| own_{i // 2} | {('strict-match', 'flexible-extract')[i % 2]} | exact_match | 0.5 |\n" for i in range(4_000)),
+        f"| own_{i // 2} | {('strict-match', 'flexible-extract')[i % 2]} | exact_match | 0.5 |\n"
+        for i in range(4_000)),
     "| Task | " + " | ".join(f"m{i}" for i in range(250)) + " |\n" + "|---" * 251 + "|\n" + (
         "| own | " + "| **5**" * 250 + " |\n") * 40])
 def test_many_models_columns_and_filters_are_audited_in_a_moment(text: str, tmp_path: Path) -> None:
