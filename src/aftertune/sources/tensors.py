@@ -14,16 +14,18 @@ start of the data.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aftertune.errors import SourceError, shown
 from aftertune.sources.gguf_header import check_gguf
+from aftertune.values import digest, json_ready
 
 # --- GGUF files ---
 
@@ -225,3 +227,52 @@ def check_index(folder: Path) -> None:
     if listed - stored:
         raise SourceError(f"{index}: lists {len(listed - stored)} tensors that are in no shard, first "
                           f"{min(listed - stored)!r}; download the shards again")
+
+
+# --- What the tensors of a model are ---
+
+#: Endings of the names of output heads.
+HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """The content of one stored tensor. sha: sha256 of its raw bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha: str
+
+
+def digest_tensors(tensors: Iterable[StoredTensor]) -> str:
+    """sha256 over (name, dtype, shape, sha256 of the bytes) in name order."""
+    return digest([[t.name, t.dtype, list(t.shape), t.sha] for t in sorted(tensors, key=lambda t: t.name)])
+
+
+def count_parameters(tensors: Iterable[StoredTensor]) -> int:
+    """Number of values in all tensors. An output head that is a copy of the token embedding is not counted again."""
+    listed = list(tensors)
+    embeddings = {(t.sha, t.shape) for t in listed if t.name.endswith(EMBEDDINGS)}
+    return sum(math.prod(t.shape) for t in listed
+               if not (t.name.endswith(HEADS) and (t.sha, t.shape) in embeddings))
+
+
+def read_gguf_facts(path: Path) -> dict[str, Any]:
+    """The hashes, the architecture and the number of parameters of a GGUF file. Raises SourceError if it is damaged.
+
+    It is called in a process with limits (`aftertune.sources.gguf_child`).
+    """
+    contents = read_gguf(path)
+    tensors = list(_gguf_tensors(contents))
+    return {"weights": digest_tensors(tensors), "config": digest(json_ready(contents.function_metadata())),
+            "tokenizer": digest(json_ready(contents.tokenizer_metadata())),
+            "architecture": contents.architecture, "parameters": count_parameters(tensors)}
+
+
+def _gguf_tensors(contents: GgufContents) -> Iterator[StoredTensor]:
+    import numpy as np
+
+    for t in contents.tensors:
+        sha = hashlib.sha256(np.ascontiguousarray(t.data).data).hexdigest()
+        yield StoredTensor(t.name, t.dtype, t.shape, sha)
