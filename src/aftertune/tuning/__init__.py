@@ -134,8 +134,10 @@ def _merged(job: _Job, tuning: Tuning, ledger: Ledger | None, progress: Progress
 
     if job.spec.merge:
         progress(0, 0, "merging the adapter into the base")
-        tuning = output.with_merged(tuning, job.source)
-        output.write_manifest(Path(tuning.output), tuning)
+        merged = output.with_merged(tuning, job.source)
+        if merged != tuning:  # else what is there stays as it was written
+            output.write_manifest(Path(tuning.output), merged)
+        tuning = merged
     return ledger.save_tuning(tuning) if ledger else tuning
 
 
