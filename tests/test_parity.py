@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import parity
 
 SCORED = ("hellaswag", "mmlu_high_school_computer_science", "arc_easy", "winogrande", "boolq")
-LIMITS = {**dict.fromkeys((*SCORED, "rolling"), 12), "gsm8k_cot": 4}
+LIMITS = {**dict.fromkeys(SCORED, 8), "rolling": 4, "gsm8k_cot": 4}
 
 
 @pytest.fixture(scope="module")
