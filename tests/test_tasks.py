@@ -20,6 +20,7 @@ from aftertune.study import TargetSpec, TaskSpec
 from aftertune.tasks import LoadedTask, LoadOptions, item_warnings, lm_eval_index, load, score_responses
 from aftertune.tasks.data import covered_benchmarks, json_metrics, read_pairs
 from aftertune.tasks.loading import primary_metric
+from aftertune.tasks.seeding import TaskRandomness
 from aftertune.values import Response
 
 PACK = LoadOptions(source="pack")
@@ -351,6 +352,27 @@ def test_a_task_that_shuffles_has_the_items_of_lm_eval_in_every_process(name: st
     random.seed(78)
     both = load((TaskSpec(name="listed"), TaskSpec(name="shuffled")), second)
     assert asked(next(t for t in both if t.settings.task == name)) == expected
+
+
+def test_documents_in_memory_are_processed_once_unless_that_draws_random_numbers() -> None:
+    from datasets import Dataset
+    from lm_eval.tasks.gpqa.zeroshot.utils import process_docs as drawing
+    from lm_eval.tasks.hellaswag.utils import process_docs as steady
+
+    def documents(label: str) -> Any:
+        answers = {f"Incorrect Answer {n}": f"w{n}" for n in (1, 2, 3)}
+        return Dataset.from_list([{"activity_label": label, "ctx_a": "He", "ctx_b": "runs", "endings": ["a", "b"],
+                                   "label": "1", "Correct Answer": "r", **answers}] * 9)
+
+    first, second = documents("Sport"), documents("Art")
+    with TaskRandomness().running():
+        kept = steady(first)
+    with TaskRandomness().running():  # another evaluation
+        assert steady(first) is kept
+        assert [steady(d)["query"][0] for d in (first, second)] == ["Sport: He Runs", "Art: He Runs"]
+        assert list(drawing(first)["answer"]) != list(drawing(first)["answer"])
+        own = lambda doc: {"query": doc["label"]}  # noqa: E731
+        assert first.map(own) is not first.map(own), "the code of a user's task is run each time"
 
 
 def test_the_cache_of_a_version_that_did_not_seed_is_not_used(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,10 @@ def _readers(pack: Pack) -> dict[str, Callable[[], Any]]:
     return {s: partial(_read_jsonl, path, pack) for s in pack.splits}
 
 
+@lru_cache(maxsize=8)
 def _read_arrow(folder: Path) -> Any:
-    """A saved split as an in-memory data set, so that nothing is written into the pack's folder."""
+    """A saved split as an in-memory data set, so that nothing is written into the pack's folder. The same object again
+    for a further evaluation, for which `seeding` has its processed documents."""
     import datasets
     import pyarrow as pa
 
@@ -165,6 +167,12 @@ def local_task(sources: Mapping[str, LocalData]) -> type:
         def eval_docs(self) -> Any:
             """The processed documents, cached because lm-eval would process them again at every access."""
             return super().eval_docs
+
+        def doc_iterator(self, *, samples: Collection[int] | None = None, **options: Any) -> Any:
+            """lm-eval reads all documents to choose some; here only the chosen ones are read."""
+            if not samples or options.get("world_size", 1) > 1:
+                return super().doc_iterator(samples=samples, **options)
+            return ((n, self.eval_docs[index]) for n, index in enumerate(sorted(set(samples))))
 
         def download(self, dataset_kwargs: Any = None, **kwargs: Any) -> None:
             if self.local is None:

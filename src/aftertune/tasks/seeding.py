@@ -12,7 +12,8 @@ the generators are again in the state in which the caller left them.
 
 A task that shuffles in ``Dataset.map`` has a second problem: `datasets` keeps the result in its cache folder, under a
 name that says nothing about the seeds, and a result from the cache leaves the generators where they were. Inside
-`running` the name includes the states of the generators, and their states after the work are kept with the result.
+`running` the name includes the states of the generators, and their states after the work are kept with the result. A
+result of lm-eval's own code over a data set in memory is used again if it drew no random numbers.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ class RandomStates:
         np.random.set_state(self.numpy)
         if self.torch is not None:
             sys.modules["torch"].set_rng_state(self.torch)
+
+    def equal(self, other: RandomStates) -> bool:
+        """Nothing was drawn between the two."""
+        if self.torch is None or other.torch is None:
+            return self.torch is other.torch and self.stored() == other.stored()
+        return bool((self.torch == other.torch).all()) and self.stored() == other.stored()
 
     def stored(self) -> str:
         """The states of Python's and NumPy's generators as JSON."""
@@ -124,10 +131,15 @@ class TaskRandomness:
 
         @functools.wraps(map_of)
         def mapped(dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            known = set(self.paths)
+            key = _memory_key(dataset, args, kwargs)
+            if key in _IN_MEMORY:
+                return _IN_MEMORY[key][1]
+            known, before = set(self.paths), RandomStates.now()
             result = map_of(dataset, *args, **kwargs)
             for fingerprint in self.paths.keys() - known:
                 _keep_states(self.paths[fingerprint])
+            if key is not None and before.equal(RandomStates.now()):
+                _keep_in_memory(key, dataset, result)
             return result
 
         Dataset._get_cache_file_path, Dataset.map = cache_file_path, mapped
@@ -145,6 +157,36 @@ class TaskRandomness:
                 path.unlink()  # its writer was interrupted
             self.paths[fingerprint] = path
         return self.paths[fingerprint]
+
+
+#: The last results of maps over data sets in memory: (id of the data set, function) -> (data set, result).
+_IN_MEMORY: dict[tuple[int, str], tuple[Any, Any]] = {}
+MOST_IN_MEMORY = 8
+
+
+def _memory_key(dataset: Any, args: Any, kwargs: Any) -> tuple[int, str] | None:
+    """Names the result of a map over a data set in memory by a function of lm-eval's own tasks, else None.
+
+    lm-eval processes a split for the items, and again for the examples, in each evaluation; `datasets` keeps only the
+    results of data sets in files. The code of a user's task is run each time: it may have changed.
+    """
+    import lm_eval
+    from datasets.fingerprint import Hasher
+
+    code = getattr(args[0] if args else kwargs.get("function"), "__code__", None)
+    if dataset.cache_files or code is None or Path(lm_eval.__file__).parent not in Path(code.co_filename).parents:
+        return None
+    try:
+        return id(dataset), Hasher.hash([args, kwargs])
+    except Exception:  # pickling may raise anything
+        return None
+
+
+def _keep_in_memory(key: tuple[int, str], dataset: Any, result: Any) -> None:
+    """Keep a result that drew no random number, with its data set, whose id is then no other's."""
+    _IN_MEMORY[key] = dataset, result
+    while len(_IN_MEMORY) > MOST_IN_MEMORY:
+        del _IN_MEMORY[next(iter(_IN_MEMORY))]
 
 
 def _states_file(path: Path) -> Path:
