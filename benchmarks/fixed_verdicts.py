@@ -22,6 +22,7 @@ from aftertune.comparison.across_seeds import SeedQuestion, judge_questions
 from aftertune.comparison.pairing import MetricValues, Pair
 from aftertune.comparison.rows import TaskGroup, build_rows
 from aftertune.stats import Case, Evidence, decide, group_evidence, paired_evidence, tango_tests
+from aftertune.stats.across_seeds import pooled_spread, seed_errors
 from aftertune.stats.planning import items_to_decide
 from aftertune.values import Answer, Evaluation, ModelIdentity, TaskSettings
 
@@ -157,6 +158,59 @@ def rare_recipes(n: int) -> Judge:
             slips.append(TaskGroup("t", one.key, ((one.members[0][0], MetricValues(values.base, tuned, True)),), None))
         return [d.verdict for _, _, _, d in judge_questions([SeedQuestion(one, slips, ("t",), False)], MARGIN) if d]
     return judge
+
+
+@dataclass(frozen=True, slots=True)
+class SeedWidth:
+    """How wide the 95 % interval between two recipes is. recipes: of the study over which the error is pooled; 0: not
+    pooled. correlation: of the recipes' losses at a common seed. largest: spread of one recipe, if it is another."""
+
+    recipes: int
+    correlation: float = 0.0
+    largest: float | None = None
+
+    def interval(self, random: Random, *, items: int = 1000, spread: float = 0.02, changed: float = 0.1, seeds: int = 3
+                 ) -> tuple[float, float]:
+        """The interval of a difference that is 0. spread: standard deviation of a model's score between seeds."""
+        count, base = max(2, self.recipes), random.random(items) < 0.6
+        common = random.normal(0, 1, seeds)
+        values = np.empty((count, seeds, items))
+        for r in range(count):
+            own = math.sqrt(1 - self.correlation) * random.normal(0, 1, seeds)
+            width = self.largest if r == 0 and self.largest is not None else spread
+            for s, shift in enumerate(width * (math.sqrt(self.correlation) * common + own)):
+                moved = random.random(items) < np.where(base, (changed - shift) / 1.2, (changed + shift) / 0.8)
+                values[r, s] = np.where(moved, ~base, base)
+        scores = list(values.mean(axis=2))
+        pooled = pooled_spread(scores[:2], scores[2:]) if self.recipes else None
+        return seed_errors([values[1] - values[0]], bounded=True, spread=pooled).interval()
+
+
+SEED_WIDTHS = (*(SeedWidth(r) for r in (0, 2, 4, 6)), SeedWidth(4, 0.5), SeedWidth(4, 0.9),
+               SeedWidth(4, largest=0.06))
+
+
+def run_width(width: SeedWidth, comparisons: int) -> dict[str, float]:
+    """Mean width of the interval, and how often it covers the truth."""
+    random = np.random.default_rng(5)
+    ends = np.array([width.interval(random) for _ in range(comparisons)])
+    missed = int(((ends[:, 0] > 0) | (ends[:, 1] < 0)).sum())
+    return {"width": float((ends[:, 1] - ends[:, 0]).mean()), "missed": missed, "comparisons": comparisons}
+
+
+def width_lines(found: Sequence[dict[str, float]]) -> Iterator[str]:
+    """The table of the widths."""
+    yield "| error between seeds | 95 % interval, points | covers the truth |"
+    yield "|---|---|---|"
+    for width, result in zip(SEED_WIDTHS, found, strict=True):
+        name = f"pooled over {width.recipes} recipes" if width.recipes else "of the two recipes, seed by seed"
+        name += f", correlation {width.correlation:g}" if width.correlation else ""
+        name += f", one recipe varies by {100 * width.largest:g} points" if width.largest else ""
+        n = result["comparisons"]
+        yield f"| {name} | {100 * result['width']:.1f} | {share(n - result['missed'], n)} |"
+    yield ""
+    yield ("Two recipes that do not differ, with 3 seeds each, whose score varies by 2 points (standard deviation); "
+           "1,000 items, 10 % of the answers differ from the base's.")
 
 
 # --- The family, through the rows of a comparison ---

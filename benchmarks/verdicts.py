@@ -27,7 +27,18 @@ from numpy.typing import NDArray
 
 from aftertune.stats.sequential import SCALES, Boundaries, PairedSequential, log_factors, log_mixture, unreachable
 from document import write_section
-from fixed_verdicts import FIXED, PLANS, broken_fixed, fixed_lines, run_fixed, run_plan, share
+from fixed_verdicts import (
+    FIXED,
+    PLANS,
+    SEED_WIDTHS,
+    broken_fixed,
+    fixed_lines,
+    run_fixed,
+    run_plan,
+    run_width,
+    share,
+    width_lines,
+)
 
 ALPHA = 0.05
 BATCH = 32
@@ -233,7 +244,11 @@ def fixed(comparisons: int) -> list[str]:
     plans = [run_plan(*plan, 10 * comparisons) for plan in PLANS]
     for plan, found in zip(PLANS, plans, strict=True):
         faults += broken_fixed(f"items for {plan}", found)
-    write("fixed verdicts", fixed_lines(results, plans))
+    widths = [run_width(width, comparisons) for width in SEED_WIDTHS]
+    for width, found in zip(SEED_WIDTHS, widths, strict=True):
+        if width.largest is None:
+            faults += broken_fixed(f"seeds {width}", {"moved": found["missed"], "comparisons": comparisons})
+    write("fixed verdicts", iter([*fixed_lines(results, plans), "", *width_lines(widths)]))
     return faults
 
 

@@ -13,7 +13,7 @@ from aftertune.comparison.across_seeds import contrasts_across_seeds, group_by_r
 from aftertune.ledger import Ledger
 from aftertune.pipeline import run
 from aftertune.report import write_record
-from aftertune.stats.across_seeds import seed_contrast
+from aftertune.stats.across_seeds import pooled_spread, seed_contrast, seed_errors
 from aftertune.study import Study
 from eval_cases import CHAT, byte_folder
 from test_cli import call
@@ -53,9 +53,11 @@ def test_a_contrast_is_the_paired_difference_over_seeds_and_items(place: tuple[P
         for row in one.rows:
             key = f"{row.metric},{row.filter}"
             values = [[[a.metrics[key] for a in ledger.answers(e, row.task)] for e in pair] for pair in one.evaluations]
-            right = seed_contrast(np.array([np.subtract(b, a) for a, b in values]))
-            assert row.delta == pytest.approx(right.mean)
-            low, high = right.interval()  # the row's is at least as wide as the bound on losses that were not seen
+            d = np.array([np.subtract(b, a) for a, b in values])
+            assert row.delta == pytest.approx(seed_contrast(d).mean)
+            spread = pooled_spread([np.array([np.mean(pair[k]) for pair in values]) for k in (0, 1)])
+            # the row's interval is at least as wide as the bound on losses that were not seen
+            low, high = seed_errors([d], spread=spread).interval()
             assert row.low <= low + 1e-12
             assert row.high >= high - 1e-12
             assert row.margin == 0.05

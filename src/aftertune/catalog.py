@@ -333,6 +333,9 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
            words=("normalised_accuracy",)),
     Metric(name="acc_bytes", title="Byte-normalized Accuracy", unit="share", binary=True, length="byte",
            counts="As normalized accuracy, with the length of the choice in UTF-8 bytes"),
+    Metric(name="prob", title="Expected Accuracy", unit="mean of shares",
+           counts="Mean share of the right choice in a softmax over the log-likelihoods of the choices (for tasks with "
+                  "normalized accuracy: per character, times the mean length of the choices)"),
     Metric(name="exact_match", title="Exact Match", unit="share", binary=True,
            counts="Share of items on which the answer equals the reference (for JSON: the same object, whatever the "
                   "order of its keys)"),
@@ -400,6 +403,8 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
             "judged"),
 )}
 
+#: Our own metric of multiple-choice tasks: comparisons compute it from the stored log-likelihoods of the choices.
+EXPECTED_ACCURACY = "prob"
 #: The primary metric of a task is the first of these that it has.
 PRIMARY = ("acc_norm", "acc", "exact_match", "bits_per_byte")
 #: The name of lm-eval's default filter, which has no effect.

@@ -21,7 +21,8 @@ from aftertune.cli.streams import rich_console
 from aftertune.errors import GateFailed, InputError, NotComparable
 
 if TYPE_CHECKING:
-    from aftertune.values import Comparison, GateLine, Margin
+    from aftertune.ledger import Ledger
+    from aftertune.values import Comparison, Evaluation, GateLine, Margin
 
 
 def compare(
@@ -30,6 +31,9 @@ def compare(
     margin: Annotated[list[str] | None, typer.Option(
         help="Margin in points; a smaller loss counts as no loss. TASK=VALUE for one task, in points or in the unit of "
              "its metric. Repeatable. Default: 2.")] = None,
+    primary: Annotated[list[str] | None, typer.Option(
+        help="Metric that gets the verdict, such as prob (expected accuracy). TASK=METRIC for one task. Repeatable.")
+    ] = None,
     common: Common = False,
     force: Force = False,
     details: Annotated[bool, typer.Option(
@@ -52,7 +56,8 @@ def compare(
     with Ledger(create=False) as ledger:
         for name in dict.fromkeys(tuned):
             try:
-                comparisons.append(judge(base, name, margins=margins, ledger=ledger, force=force, common=common))
+                sides = (_by_metrics(side, primary or [], ledger) for side in (base, name))
+                comparisons.append(judge(*sides, margins=margins, ledger=ledger, force=force, common=common))
                 objects.append(as_object(comparisons[-1]))
                 words |= {id_: ledger.word_for(ledger.find_evaluation(id_))
                           for id_ in (comparisons[-1].base, comparisons[-1].tuned)}
@@ -65,6 +70,17 @@ def compare(
         _show_all(comparisons, details, words)
     if errors:
         raise errors[0]
+
+
+def _by_metrics(name: str, primary: list[str], ledger: Ledger) -> Evaluation:
+    """A finished evaluation with the primary metrics that ``METRIC`` and ``TASK=METRIC`` choose."""
+    from aftertune.comparison import choose_primary, find_finished
+
+    value = find_finished(name, ledger)
+    for text in primary:
+        task, _, metric = text.rpartition("=")
+        value = choose_primary(value, metric, task)
+    return value
 
 
 def parse_margins(texts: list[str]) -> dict[str, Margin]:

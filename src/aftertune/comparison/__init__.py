@@ -3,10 +3,11 @@
     compare("smollm2", "careful", margins={"hellaswag": 0.05})
 
 1. compatibility: refuses evaluations with different items or settings
-2. pairing: pairs the answers by item, and turns each metric into paired values; clusters: which items belong together
-3. rows: makes a row for each metric; the primary metrics get verdicts (`aftertune.stats.verdict`)
-4. early_rows: the same for tasks that were stopped early
-5. lineage: proves from the ledger or an adapter that the tuned model was made from the base; only then a row is called
+2. expected_accuracy: computes the metric `prob` of multiple-choice tasks from the stored log-likelihoods
+3. pairing: pairs the answers by item, and turns each metric into paired values; clusters: which items belong together
+4. rows: makes a row for each metric; the primary metrics get verdicts (`aftertune.stats.verdict`)
+5. early_rows: the same for tasks that were stopped early
+6. lineage: proves from the ledger or an adapter that the tuned model was made from the base; only then a row is called
    "forgot", "improved" or "kept"
 
 The same pairs are used by flips (the items that changed), across_seeds (recipes over several seeds) and gate (limits in
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from aftertune.comparison.clusters import with_clusters
 from aftertune.comparison.compatibility import differences, find_differences, refusal_message
 from aftertune.comparison.early_rows import is_stopped, stopped_tests, with_early_rows
+from aftertune.comparison.expected_accuracy import choose_primary, chosen_metrics, expected_accuracies
 from aftertune.comparison.lineage import find_relation
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
@@ -32,7 +34,7 @@ from aftertune.values import RULES, Comparison, Difference, Evaluation, digest
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
-__all__ = ["compare", "compare_again", "differences", "find_finished", "pair_evaluations"]
+__all__ = ["choose_primary", "compare", "compare_again", "differences", "find_finished", "pair_evaluations"]
 
 
 def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins = MARGIN,
@@ -69,7 +71,8 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     used = {p.settings.task: margin_of(margins, "share", p.settings.task, *p.settings.groups, primary=False)
             for p in pairs} | {r.task: r.margin for r in rows if r.primary}
     comparison = Comparison(
-        id="c-" + digest([left.id, right.id, used, *(["common"] if common else [])])[:10], base=left.id,
+        id="c-" + digest([left.id, right.id, used, *(["common"] if common else []),
+                          *chosen_metrics(left, pairs, ledger)])[:10], base=left.id,
         tuned=right.id, base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
         origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)), rules=RULES)
@@ -117,8 +120,7 @@ def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, for
         if name not in names:
             raise InputError(f"{left.name} and {right.name} have no task {name!r}{nearest(name, sorted(names))}; "
                              f"their tasks: {', '.join(sorted(names))}")
-    pairs = [with_clusters(pair_answers(t, ledger.answers(left.id, t.task), ledger.answers(right.id, t.task)),
-                           left, right, ledger)
+    pairs = [with_clusters(pair_answers(t, *expected_accuracies(left, right, t, ledger)), left, right, ledger)
              for t in left.tasks if right.task(t.task) and (not tasks or {t.task, *t.groups} & set(tasks))]
     counts = {p.settings.task: p.counts for p in pairs if not is_stopped(left, right, p.settings.task)}
     found = find_differences(left, right, counts, common=common, tasks=tasks)

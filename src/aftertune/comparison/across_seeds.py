@@ -11,7 +11,7 @@ a comparison of two models: a group is one test, clusters count, and two recipes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ from aftertune.catalog import FRACTIONS, Unit
 from aftertune.comparison.clusters import group_clusters, task_clusters, with_clusters
 from aftertune.comparison.compatibility import find_differences
 from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
-from aftertune.comparison.pairing import MetricValues, Pair, metric_values, pair_answers
+from aftertune.comparison.pairing import MetricValues, Pair, metric_values, pair_answers, score_of
 from aftertune.comparison.rows import RowDraft, TaskGroup, build_row, group_note, paired_groups, replacing_groups
-from aftertune.stats.across_seeds import ENOUGH_SEEDS, SeedErrors, seed_errors
+from aftertune.stats.across_seeds import ENOUGH_SEEDS, SeedErrors, SeedSpread, pooled_spread, seed_errors
 from aftertune.stats.clustered import stratified_mean
 from aftertune.stats.evidence import Evidence, cluster_notes, is_shares
 from aftertune.stats.paired import NO_EVIDENCE, Floats
@@ -72,8 +72,9 @@ def group_by_recipe(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]
 def contrasts_across_seeds(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning], *, margins: Margins,
                            ledger: Ledger) -> list[Contrast]:
     """Compare every two recipes of one base that have enough seeds in common and comparable evaluations."""
-    pairs = combinations(group_by_recipe(evaluations, tunings), 2)
-    return [c for left, right in pairs if (c := _contrast(left, right, margins, ledger)) is not None]
+    recipes = group_by_recipe(evaluations, tunings)
+    return [c for left, right in combinations(recipes, 2)
+            if (c := _contrast(left, right, recipes, margins, ledger)) is not None]
 
 
 def _recipe_settings(tuning: Tuning) -> dict[str, Any]:
@@ -83,12 +84,15 @@ def _recipe_settings(tuning: Tuning) -> dict[str, Any]:
             "examples": tuning.examples, **settings}
 
 
-def _contrast(left: RecipeGroup, right: RecipeGroup, margins: Margins, ledger: Ledger) -> Contrast | None:
+def _contrast(left: RecipeGroup, right: RecipeGroup, recipes: Sequence[RecipeGroup], margins: Margins, ledger: Ledger
+              ) -> Contrast | None:
     seeds = [seed for seed in left.members if seed in right.members]
     if left.settings["base"] != right.settings["base"] or len(seeds) < ENOUGH_SEEDS:
         return None
     pairs = [(left.members[seed][1], right.members[seed][1]) for seed in seeds]
-    rows = _rows(pairs, margins, ledger)
+    others = [[e for _, e in r.members.values()] for r in recipes
+              if r not in (left, right) and r.settings["base"] == left.settings["base"]]
+    rows = _rows(pairs, others, margins, ledger)
     if not rows:
         return None
     names = dict.fromkeys([*left.settings, *right.settings])
@@ -106,13 +110,14 @@ def _contrast(left: RecipeGroup, right: RecipeGroup, margins: Margins, ledger: L
 class SeedQuestion:
     """One test: a task, or a group that replaces its tasks. seeds: its paired values of each seed, task by task.
 
-    names: of the task and its groups, for the margin.
+    names: of the task and its groups, for the margin. spread: between the seeds of a recipe, pooled over the study.
     """
 
     group: TaskGroup
     seeds: Sequence[TaskGroup]
     names: tuple[str, ...]
     is_group: bool
+    spread: SeedSpread | None = None
 
     @property
     def unit(self) -> Unit:
@@ -122,7 +127,8 @@ class SeedQuestion:
     @property
     def errors(self) -> SeedErrors:
         """Of the right recipe's mean minus the left one's, with the sign turned so that positive is better."""
-        return self._of(lambda v: v.tuned - v.base if v.higher_is_better else v.base - v.tuned, bounded=self.shares)
+        return self._of(lambda v: v.tuned - v.base if v.higher_is_better else v.base - v.tuned, bounded=self.shares,
+                        spread=self.spread)
 
     @property
     def at_floor(self) -> bool:
@@ -138,18 +144,42 @@ class SeedQuestion:
         values = (side for g in self.seeds for _, v in g.members for side in (v.base, v.tuned))
         return self.unit in FRACTIONS and is_shares(*values)
 
-    def _of(self, value: Callable[[MetricValues], Floats], *, bounded: bool = False) -> SeedErrors:
+    def _of(self, value: Callable[[MetricValues], Floats], *, bounded: bool = False, spread: SeedSpread | None = None
+            ) -> SeedErrors:
         """The errors of a mean over seeds and items. bounded: of differences of shares."""
         strata = [np.array([value(g.members[k][1]) for g in self.seeds]) for k in range(len(self.group.members))]
         clusters = group_clusters(self.group.pairs) if self.is_group else \
             None if (labels := task_clusters(self.group.pairs[0])) is None else [labels]
-        return seed_errors(strata, weighting=self.group.weighting, clusters=clusters, bounded=bounded)
+        return seed_errors(strata, weighting=self.group.weighting, clusters=clusters, bounded=bounded,
+                           spread=spread)
 
 
-def _rows(sides: Sequence[tuple[Evaluation, Evaluation]], margins: Margins, ledger: Ledger
-          ) -> tuple[ComparisonRow, ...]:
-    """A row for each primary metric, as for two models, where every seed has values on the same items."""
-    return tuple(_row(*values) for values in judge_questions(_questions(sides, ledger), margins))
+def _rows(sides: Sequence[tuple[Evaluation, Evaluation]], others: Sequence[Sequence[Evaluation]], margins: Margins,
+          ledger: Ledger) -> tuple[ComparisonRow, ...]:
+    """A row for each primary metric, as for two models, where every seed has values on the same items.
+
+    others: the evaluations of each other recipe, over its seeds.
+    """
+    questions = [replace(q, spread=_spread(q, sides, others)) for q in _questions(sides, ledger)]
+    return tuple(_row(*values) for values in judge_questions(questions, margins))
+
+
+def _spread(question: SeedQuestion, sides: Sequence[tuple[Evaluation, Evaluation]],
+            others: Sequence[Sequence[Evaluation]]) -> SeedSpread | None:
+    """The variance between seeds of a share, pooled over all recipes that answered the same items."""
+    group = question.group
+    if not question.shares:
+        return None
+
+    def scores(evaluations: Sequence[Evaluation]) -> Floats:
+        """Of the seeds of one recipe that have this task on the same items."""
+        found = [score_of(e, group.name, group.key) for e in evaluations
+                 if all((t := e.task(p.settings.task)) and t.items == p.settings.items and t.used is None
+                        for p in group.pairs)]
+        return np.array([s.value for s in found if s is not None])
+
+    pair = [scores([side[k] for side in sides]) for k in (0, 1)]
+    return pooled_spread(pair, [scores(recipe) for recipe in others])
 
 
 def judge_questions(questions: Sequence[SeedQuestion], margins: Margins
@@ -220,10 +250,16 @@ def _row(question: SeedQuestion, errors: SeedErrors, margin: float | None, decis
     draft = RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=True, unit=question.unit,
                      target=settings.target, n_total=sum(p.settings.n_total for p in group.pairs))
     notes = [missing_margin_note(group.name) if margin is None else "", f"over {len(question.seeds)} seeds",
+             spread_note(question.spread),
              group_note(group.weighting, len(group.members)) if question.is_group else "",
              *cluster_notes(errors.items, question.shares), decision.note if decision else "",
              "both recipes score no better than a guess" if decision and decision.at_floor else ""]
     return build_row(draft, decision, lineage=False, notes=notes, tests=tests if decision else None)
+
+
+def spread_note(spread: SeedSpread | None) -> str:
+    """Where the error between seeds is from, if other recipes are part of it."""
+    return f"error between seeds pooled over {spread.recipes} recipes" if spread and spread.recipes > 2 else ""
 
 
 def _text(value: Any) -> str:

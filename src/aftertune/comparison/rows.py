@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aftertune.catalog import FRACTIONS, MetricKey, Unit
+from aftertune.catalog import EXPECTED_ACCURACY, FRACTIONS, MetricKey, Unit
 from aftertune.comparison.clusters import group_clusters, task_clusters
 from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values, score_of
@@ -227,11 +227,15 @@ def paired_groups(left: Evaluation, right: Evaluation, pairs: Sequence[Pair],
     for name in dict.fromkeys(g for p in pairs for g in p.settings.groups):
         group_pairs = [p for p in pairs if name in p.settings.groups]
         complete = all(sum(name in t.groups for t in e.tasks) == len(group_pairs) for e in (left, right))
-        for score in (s for s in left.scores if complete and s.group and s.task == name):
+        scores: dict[str, Score | None] = {s.key: s for s in left.scores if complete and s.group and s.task == name
+                                           and score_of(right, name, s.key)}
+        if scores:
+            scores |= {MetricKey.of(EXPECTED_ACCURACY): None}  # no evaluation stores it
+        for key, score in scores.items():
             members = tuple((p, values) for p in group_pairs
-                            if (values := table[p.settings.task].get(score.key)) is not None)
-            if score_of(right, name, score.key) and len(members) == len(group_pairs):
-                groups.append(TaskGroup(name, score.key, members, score))
+                            if (values := table[p.settings.task].get(key)) is not None)
+            if len(members) == len(group_pairs):
+                groups.append(TaskGroup(name, key, members, score))
     return groups
 
 

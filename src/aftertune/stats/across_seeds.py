@@ -11,6 +11,11 @@ mean, over seeds (S - 1 degrees of freedom) or over items (n - 1).
 Over items the error is that of one comparison (`aftertune.stats.item_errors`), for the means over the seeds: stratified
 by task, cluster-robust, and bounded where the values are in [0, 1].
 
+Seeds are few, so their error is pooled over the recipes of a study where it can be (`pooled_spread`): the standard
+error is sqrt(2 v / S), with v the mean variance between the seeds of a recipe, and R (S - 1) degrees of freedom in
+place of S - 1. With positive correlation between recipes that share a seed this is too wide, never too narrow. It
+assumes that seeds move all recipes alike, so two recipes that vary more than the others keep their own error.
+
 The noise of single answers is in both parts. It is counted twice, so the interval is slightly too wide and never too
 narrow (Owen 2007, Ann Appl Stat 1:386, on two-way random effects). The margins of error are added in squares (Zou &
 Donner 2008, Stat Med 27:1693), because Satterthwaite's degrees of freedom gave 7 % false differences at 3 seeds
@@ -27,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import stdtrit
+from scipy.special import fdtrc, stdtrit
 
 from aftertune.stats.clustered import Weighting, stratified_mean
 from aftertune.stats.item_errors import Clusters, ItemErrors, item_errors
@@ -36,6 +41,8 @@ from aftertune.stats.paired import NO_EVIDENCE, Estimate, Floats, MarginTests, m
 #: With fewer training seeds than this, recipes are not compared.
 ENOUGH_SEEDS = 3
 _SMALLEST = 1e-12
+#: Two recipes are pooled with others unless this p says that they vary more. It is large, because the test is weak.
+_UNEQUAL = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,33 @@ def _error(means: Floats) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedSpread:
+    """How much the score of a recipe varies between seeds, pooled over recipes. variance: of one model's score. df: its
+    degrees of freedom."""
+
+    variance: float
+    df: int
+    recipes: int
+
+
+def pooled_spread(pair: Sequence[Floats], others: Sequence[Floats] = ()) -> SeedSpread | None:
+    """The variance between seeds, pooled over two recipes that are compared and others of the same study.
+
+    pair, others: scores of each recipe, one for each seed, [S] each; recipes with one seed are left out. None where the
+    pair varies more than the others (one-sided F test, p < 0.1), or where there is no variance to pool.
+    """
+    own, rest = ([np.asarray(scores) for scores in group if len(scores) > 1] for group in (pair, others))
+    if len(own) < 2:
+        return None
+    (a, df_a), (b, df_b) = ((sum(s.size * (s.size - 1) * _error(s) ** 2 for s in group), sum(s.size - 1 for s in group))
+                            for group in (own, rest))
+    if rest and (b <= 0 < a or (b > 0 and float(fdtrc(df_a, df_b, (a / df_a) / (b / df_b))) < _UNEQUAL)):
+        return None
+    variance = (a + b) / (df_a + df_b)
+    return SeedSpread(variance, df_a + df_b, len(own) + len(rest)) if variance > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
 class SeedErrors:
     """A mean difference over seeds and items, with each kind of error of its items.
 
@@ -134,10 +168,12 @@ class SeedErrors:
 
 
 def seed_errors(strata: Sequence[NDArray[np.float64]], *, weighting: Weighting = "micro",
-                clusters: Clusters | None = None, bounded: bool = False) -> SeedErrors:
+                clusters: Clusters | None = None, bounded: bool = False, spread: SeedSpread | None = None
+                ) -> SeedErrors:
     """Mean difference over seeds and items of one task, or of a group of tasks. strata: float64 [seeds, items] each.
 
-    For the others see `item_errors`. Raises ValueError as `seed_contrast` does, and for unequal numbers of seeds.
+    spread: of the recipes of the study; None takes the error from the differences alone. For the others see
+    `item_errors`. Raises ValueError as `seed_contrast` does, and for unequal numbers of seeds.
     """
     for d in strata:
         seed_contrast(d)  # checks its shape and values
@@ -146,4 +182,6 @@ def seed_errors(strata: Sequence[NDArray[np.float64]], *, weighting: Weighting =
     seeds = len(strata[0])
     means = np.array([stratified_mean([d[s] for d in strata], weighting).mean for s in range(seeds)])
     items = item_errors([d.mean(axis=0) for d in strata], weighting=weighting, clusters=clusters, bounded=bounded)
+    if spread is not None:
+        return SeedErrors((math.sqrt(2 * spread.variance / seeds), spread.df), items)
     return SeedErrors((_error(means), seeds - 1), items)
