@@ -148,7 +148,7 @@ def lines(found: Sequence[Found], given: argparse.Namespace) -> Iterator[str]:
         early = row.stopped_of is not None
         yield (f"| {one.pair} | {one.how} | **{row.n:,}** | {row.stopped_of or row.n_total:,} "
                f"| {row.gained} / {row.lost} | {'about ' if early else ''}{fmt.points(row.delta)} "
-               f"| {fmt.points_interval(row.low, row.high)}{' (full run)' if early else ''} | {row.told} |")
+               f"| {fmt.points_interval(row.low, row.high)}{' (all looks)' if early else ''} | {row.told} |")
 
 
 def trial(given: argparse.Namespace, copies: dict[str, str], ledger: Ledger) -> int:

@@ -3,12 +3,13 @@
     python benchmarks/verdicts.py                      1,000 permutations of each scenario; writes docs/benchmarks.md
     python benchmarks/verdicts.py --permutations 4000
     python benchmarks/verdicts.py --part fixed         only the verdicts at a fixed number of items (fixed_verdicts.py)
+    python benchmarks/verdicts.py --part words         only each word, also with early stopping (word_verdicts.py)
 
-Sequential verdicts: a scenario is a task of N items with given numbers of gained and lost items; each permutation is
-one order in which they may be drawn. A verdict is wrong if the full run would not give it. The reference is the median
-of an earlier simulation of the same method (2,243 items on hellaswag, and so on); ours must be within 15 % of it.
-"Interval ever wrong" is how often the anytime-valid interval excludes the truth at any point up to the last item. Exits
-with 1 if a bar is missed.
+Sequential verdicts on the full run: a scenario is a task of N items with given numbers of gained and lost items; each
+permutation is one order in which they may be drawn. A verdict is wrong if the full run would not give it. The reference
+is the median of an earlier simulation of the same method (2,243 items on hellaswag, and so on); ours must be within
+15 % of it. "Interval ever wrong" is how often the anytime-valid interval excludes the truth at any point up to the last
+item. Exits with 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from fixed_verdicts import (
     share,
     width_lines,
 )
+from word_verdicts import EARLY_WORDS, FIXED_WORDS, WordScenario, broken_words, run_words, word_lines
 
 ALPHA = 0.05
 BATCH = 32
@@ -183,7 +185,7 @@ def broken(scenario: Scenario, found: dict[str, Any]) -> Iterator[str]:
 
 def lines(results: Sequence[dict[str, Any]], look: float) -> Iterator[str]:
     """The section of docs/benchmarks.md."""
-    yield "## Sequential verdicts"
+    yield "## Sequential verdicts on the full run"
     yield ""
     yield "Written by `python benchmarks/verdicts.py`; its docstring explains the simulation. No model is used."
     yield ""
@@ -204,13 +206,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="verdicts on simulated tasks")
     parser.add_argument("--permutations", type=int, default=1000)
     parser.add_argument("--comparisons", type=int, default=1000, help="of each scenario with a fixed number of items")
-    parser.add_argument("--part", choices=("all", "sequential", "fixed"), default="all")
+    parser.add_argument("--part", choices=("all", "sequential", "fixed", "words"), default="all")
     given = parser.parse_args(argv)
     faults: list[str] = []
-    if given.part != "fixed":
+    if given.part in ("all", "sequential"):
         faults += sequential(given.permutations)
-    if given.part != "sequential":
+    if given.part in ("all", "fixed"):
         faults += fixed(given.comparisons)
+    if given.part in ("all", "words"):
+        faults += words(given.comparisons)
     print("\n".join(faults) or "all bars are met")
     return 1 if faults else 0
 
@@ -249,6 +253,20 @@ def fixed(comparisons: int) -> list[str]:
         if width.largest is None:
             faults += broken_fixed(f"seeds {width}", {"moved": found["missed"], "comparisons": comparisons})
     write("fixed verdicts", iter([*fixed_lines(results, plans), "", *width_lines(widths)]))
+    return faults
+
+
+def words(comparisons: int) -> list[str]:
+    """Simulate each word of a verdict and write the section; returns the bars that were missed."""
+    results: list[tuple[WordScenario, dict[str, Any]]] = []
+    faults: list[str] = []
+    for scenario in (*FIXED_WORDS, *EARLY_WORDS):
+        begun = time.monotonic()
+        found = run_words(scenario, comparisons * (1 if scenario.early else 20))
+        results.append((scenario, found))
+        faults += broken_words(scenario, found)
+        print(f"{scenario}: {found}, {time.monotonic() - begun:.0f} s", flush=True)
+    write("words", word_lines(results))
     return faults
 
 

@@ -34,19 +34,21 @@ def settings(task: str, n: int, **more: Any) -> TaskSettings:
     return TaskSettings(task=task, **{**values, **more})
 
 
-def item(task: str, index: int) -> Item:
-    return Item(task=task, index=index, hash=digest([task, index]), doc={"q": index})
+def item(task: str, index: int, twice: bool = False) -> Item:
+    """An item. twice: two items in a row have the same content."""
+    content = index // 2 if twice else index
+    return Item(task=task, index=index, hash=digest([task, content]), doc={"q": content})
 
 
-def drawn(tasks: list[str], n: int, seed: int = 0) -> list[tuple[str, int]]:
+def drawn(tasks: list[str], n: int, seed: int = 0, twice: bool = False) -> list[tuple[str, int]]:
     """(task, index) of all items of the tasks in the drawn order."""
-    items = [item(t, i) for t in tasks for i in range(n)]
+    items = [item(t, i, twice) for t in tasks for i in range(n)]
     return [(i.task, i.index) for i in sorted(items, key=lambda i: random_order_key(seed, i.task, i.index, i.hash))]
 
 
 def store(ledger: Ledger, name: str, model: ModelIdentity, values: dict[str, Any], *,
           used: dict[str, int] | None = None, seed: int = 0, units: dict[str, list[str]] | None = None,
-          **more: Any) -> Evaluation:
+          twice: bool = False, **more: Any) -> Evaluation:
     """A done evaluation. values: task -> acc of each item; used: unit -> items asked of it in the drawn order (all of
     the others are); units: group -> its tasks."""
     pools = units or {t: [t] for t in values}
@@ -54,7 +56,7 @@ def store(ledger: Ledger, name: str, model: ModelIdentity, values: dict[str, Any
     asked = {(t, i) for t, n in sizes.items() for i in range(n)}
     made = []
     for unit, members in pools.items():
-        order = drawn(members, sizes[members[0]], seed)
+        order = drawn(members, sizes[members[0]], seed, twice)
         if used and unit in used:
             asked -= set(order[used[unit]:])
         made.append(EarlyUnit(name=unit, key="acc,none", tasks=tuple(members), items=len(order), batch=32,
@@ -71,8 +73,8 @@ def store(ledger: Ledger, name: str, model: ModelIdentity, values: dict[str, Any
                for u, m in pools.items() if len(m) > 1]
     evaluation = Evaluation(id=f"e-{name}", name=name, model=model, tasks=tasks, device="cpu", dtype="float32",
                             engine="packed", early=early if used else None)
-    ledger.open_evaluation(evaluation, [item(t, i) for t, n in sizes.items() for i in range(n)])
-    answers = [Answer(task=t, index=i, item=item(t, i).hash, metrics={"acc,none": float(values[t][i])})
+    ledger.open_evaluation(evaluation, [item(t, i, twice) for t, n in sizes.items() for i in range(n)])
+    answers = [Answer(task=t, index=i, item=item(t, i, twice).hash, metrics={"acc,none": float(values[t][i])})
                for t, n in sizes.items() for i in range(n) if (t, i) in asked]
     return ledger.finish_evaluation(replace(evaluation, scores=tuple(scores)), answers, [()] * len(answers))
 

@@ -10,7 +10,7 @@ from aftertune.comparison import compare, differences
 from aftertune.errors import InputError, NotComparable
 from aftertune.ledger import Ledger
 from aftertune.report.sentences import lineage_note
-from aftertune.report.table import exploratory_text
+from aftertune.report.table import exploratory_text, note_text
 from aftertune.stats import benjamini_hochberg, paired_evidence, stratified_mean, tango_interval
 from aftertune.values import (
     Answer,
@@ -292,7 +292,8 @@ def test_where_the_interval_rules_zero_out_the_plan_takes_the_observed_differenc
     evaluated(ledger, "base", BASE, [(task, base)])
     evaluated(ledger, "tuned", ADAPTED, [(task, tuned)])
     row, = compare("base", "tuned", ledger=ledger, margins=.05).rows
-    assert (row.told, row.high < 0, row.items_needed) == ("undecided", True, 4099)
+    assert (row.told, row.high < 0, row.items_needed) == ("worse", True, 4099)
+    assert "about 4,099 items would decide whether it is beyond the margin" in note_text(row)
 
 
 def test_floor_and_items_needed(ledger):
@@ -320,7 +321,7 @@ def test_floor_and_items_needed(ledger):
     assert rows["short"].items_needed is None
     assert "cannot be decided with this task (" in rows["short"].note
     assert "if the models do not differ, it has 100)" in rows["short"].note
-    assert rows["near"].told == "undecided"
+    assert rows["near"].told == "worse"
     assert "close to the margin" in rows["near"].note
 
 

@@ -15,7 +15,8 @@ from aftertune.comparison import compare
 from aftertune.errors import NotComparable, StorageError
 from aftertune.ledger import Ledger
 from aftertune.report import Results, terminal_scores, terminal_table, write_page, write_record
-from aftertune.stats.sequential import PairedSequential
+from aftertune.report.table import full_run_text
+from aftertune.stats.sequential import LOOKS, PairedSequential
 from aftertune.values import Answer
 from early_cases import ADAPTED, BASE, STRANGER, changed, drawn, item, store
 
@@ -32,10 +33,10 @@ def told(renderable: object) -> str:
     return " ".join(console.export_text().split())
 
 
-def test_the_verdict_is_that_of_the_stream_and_its_interval_is_of_the_full_run(ledger: Ledger) -> None:
+def test_verdict_and_interval_are_about_the_models_and_the_full_run_has_its_own(ledger: Ledger) -> None:
     base, tuned = changed(2000, 0.6, 60, 260)
     d = np.array([tuned[i] - base[i] for _, i in drawn(["t"], 2000)])
-    watch = PairedSequential(2000, 0.02)
+    watch = PairedSequential(None, 0.02, alpha=0.05)
     used = 32
     while watch.update(d[used - 32:used]) is None:
         used += 32
@@ -47,8 +48,16 @@ def test_the_verdict_is_that_of_the_stream_and_its_interval_is_of_the_full_run(l
     assert row.low <= -0.1 <= row.high < -0.02
     assert row.delta == pytest.approx(d[:used].mean())
     assert (row.gained, row.lost) == (int((d[:used] > 0).sum()), int((d[:used] < 0).sum()))
-    assert row.p == row.p_adjusted == pytest.approx(watch.p)
-    assert row.p <= 0.05
+    assert row.p == pytest.approx(watch.p)
+    assert row.p_adjusted == pytest.approx(watch.p / LOOKS)
+    assert row.p_adjusted <= 0.05
+    whole = PairedSequential(2000, 0.02)
+    whole.update(d[:used])
+    assert (row.full_low, row.full_high) == whole.interval()
+    assert (row.full_verdict, row.full_base) == ("lower", 0.6)
+    assert (row.full_tuned_low, row.full_tuned_high) == pytest.approx((0.6 + row.full_low, 0.6 + row.full_high))
+    low, high = 100 * row.full_tuned_low, 100 * row.full_tuned_high
+    assert full_run_text(row) == f"{low:.1f} to {high:.1f} %, below the base's by more than 2 points"
     assert row.p_mid is row.p_exact is row.p_within is None
     assert ledger.find_comparison(compare("base", "tuned", ledger=ledger).id).rows == (row,)
 
@@ -75,10 +84,11 @@ def test_whole_and_stopped_tasks_share_one_family(ledger: Ledger) -> None:
     assert rows["a"].stopped_of == 2000
     assert rows["b"].stopped_of is None
     assert rows["b"].p_adjusted == pytest.approx(2 * rows["b"].p)
-    watch = PairedSequential(2000, 0.02, alpha=0.025)
+    watch = PairedSequential(None, 0.02, alpha=0.025)
     watch.update([a[1][i] - a[0][i] for _, i in drawn(["a"], 2000)[:512]])
     assert (rows["a"].low, rows["a"].high) == watch.interval()
-    assert rows["a"].p_adjusted == pytest.approx(min(1, 2 * watch.p))
+    assert rows["a"].p_adjusted == pytest.approx(min(1, 2 * watch.p / LOOKS))
+    assert "after interim analyses" in rows["b"].note
     assert "at 1/2 of the error level" in rows["a"].note
 
 
@@ -143,13 +153,17 @@ def test_every_table_says_that_it_is_an_early_estimate(ledger: Ledger) -> None:
     assert said not in told(terminal_scores(first))
     table = told(terminal_table(comparison, width=200))
     assert said in table
+    assert "the interval is for the models and valid at every look full run: " in table
     assert "352 of 2,000" in table
     made = Results(evaluations=[first, second], comparisons=[comparison])
     for document in (write_record(made, title="x"),
                      write_page(made, title="x")):
         assert document.count("early estimate, not the score") >= 2
         assert "352 of 2,000" in document
-        assert "stopped early; the interval is for the full run" in document
+        assert "stopped early; the interval is for the models" in document
+        assert "Full run" in document
+        assert document.count("below the base&#39;s by more than 2 points") + document.count(
+            "below the base's by more than 2 points") >= 2
         assert "Early Stop" in document
 
 
@@ -163,3 +177,72 @@ def test_the_ledger_takes_what_was_used_and_no_less(ledger: Ledger) -> None:
     ledger.open_evaluation(whole, [item("t", i) for i in range(100)])
     with pytest.raises(StorageError, match="1 answers for 100 items"):
         ledger.finish_evaluation(whole, [Answer(task="t", index=0, item=item("t", 0).hash, metrics={})], [()])
+
+
+def test_the_full_run_may_be_decided_where_the_models_are_not(ledger: Ledger) -> None:
+    """Of 100 items, 96 without a change: the full run is nearly known, the next 100 questions are not."""
+    base, tuned = changed(100, 0.6, 0, 0)
+    store(ledger, "base", BASE, {"t": base})
+    store(ledger, "tuned", ADAPTED, {"t": tuned}, used={"t": 99})
+    [row] = compare("base", "tuned", margins=0.02, ledger=ledger).rows
+    assert (row.verdict, row.full_verdict) == ("undecided", "within")
+    assert full_run_text(row) == "59.0 to 61.0 %, within 2 points of the base's"
+    assert row.low < -0.02 < row.full_low == -0.01
+
+
+def test_a_base_that_was_stopped_too_has_no_full_score(ledger: Ledger) -> None:
+    base, tuned = changed(2000, 0.6, 60, 260)
+    store(ledger, "base", BASE, {"t": base}, used={"t": 480})
+    store(ledger, "tuned", ADAPTED, {"t": tuned}, used={"t": 480})
+    [row] = compare("base", "tuned", ledger=ledger).rows
+    assert row.full_base is row.full_tuned_low is None
+    assert full_run_text(row).endswith(" points against the base's, below the base's by more than 2 points")
+    assert full_run_text(replace(row, full_low=None)) == ""  # as versions before stored it
+
+
+def test_of_items_that_belong_together_one_counts(ledger: Ledger) -> None:
+    """Each item twice: a verdict on 2,000 items is one on 1,000 of them; the full run has all of them."""
+    base, tuned = (np.repeat(v, 2) for v in changed(1000, 0.6, 5, 8))
+    for name, model, values, used in (("base", BASE, base, None), ("tuned", ADAPTED, tuned, {"t": 1800})):
+        store(ledger, name, model, {"t": values}, used=used, twice=True)
+    [row] = compare("base", "tuned", ledger=ledger).rows
+    assert row.n == 1800
+    counted = int(row.note.split("the first one (")[1].split(" of ")[0].replace(",", ""))
+    assert 900 < counted <= 1000
+    order = drawn(["t"], 2000, twice=True)[:1800]
+    seen: set[int] = set()
+    d = [tuned[i] - base[i] for _, i in order if i // 2 not in seen and not seen.add(i // 2)]
+    watch = PairedSequential(None, 0.02, alpha=0.05)
+    watch.update(d)
+    assert len(d) == counted
+    assert (row.low, row.high) == watch.interval()
+
+
+def test_where_all_items_were_asked_looks_and_end_share_the_level(ledger: Ledger) -> None:
+    """A p of .04 is proven of a run without looks, and not at the end of one with looks."""
+    base, tuned = changed(400, 0.6, 12, 35)
+    store(ledger, "base", BASE, {"t": base})
+    plain = store(ledger, "plain", ADAPTED, {"t": tuned})
+    looked = store(ledger, "looked", ADAPTED, {"t": tuned}, used={"other": 1})
+    [free], [ended] = (compare("base", e, ledger=ledger).rows for e in (plain, looked))
+    assert 0.01 < free.p_lower < 0.05
+    assert (free.verdict, ended.verdict, ended.stopped_of) == ("lower", "worse", None)
+    assert 0.05 < ended.p_lower <= free.p_lower / (1 - LOOKS) * (1 + 1e-9)
+    assert "after interim analyses" in ended.note
+    assert "after interim analyses" not in free.note
+
+
+def test_looking_again_with_more_items_is_said(ledger: Ledger) -> None:
+    values = {n: changed(n, 0.6, 10, 20) for n in (300, 1000)}
+    for n, (base, tuned) in values.items():
+        store(ledger, f"base{n}", BASE, {"t": base})
+        store(ledger, f"tuned{n}", ADAPTED, {"t": tuned})
+    said = "compared before on 300 items of this task"
+    [first] = compare("base300", "tuned300", ledger=ledger).rows
+    [again] = compare("base1000", "tuned1000", ledger=ledger).rows
+    assert said not in first.note
+    assert said in again.note
+    [same] = compare("base300", "tuned300", ledger=ledger).rows
+    assert same == first
+    store(ledger, "strange", STRANGER, {"t": values[1000][1]})
+    assert said not in compare("base1000", "strange", ledger=ledger).rows[0].note

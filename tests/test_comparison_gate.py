@@ -101,14 +101,15 @@ def test_junit_is_valid_and_escaped(ledger: Ledger) -> None:
     assert [child.tag for case in suite for child in case] == ["failure", "system-out", "skipped"]
 
 
-def test_a_task_that_was_stopped_early_is_judged_for_the_full_run(ledger: Ledger) -> None:
+def test_a_task_that_was_stopped_early_is_judged_by_its_test_about_the_models(ledger: Ledger) -> None:
     """64 of 1,000 items show a drop beyond 2 points; whether it is beyond 40 they do not, nor that it is not."""
     base, tuned = early_cases.changed(1000, .8, 10, 400)
     early_cases.store(ledger, "whole", early_cases.BASE, {"t": base})
     early_cases.store(ledger, "part", early_cases.ADAPTED, {"t": tuned}, used={"t": 64})
     _, (line,) = gate("whole", "part", {"t": .02}, ledger=ledger)
     assert line.outcome == "dropped"
-    assert "in the full run is proven" in gate_text(line)
+    assert "a drop of more than 2.00 points is proven" in gate_text(line)
+    assert "the interval is for the models" in gate_text(line)
     assert "stopped early after 64 of 1,000: an early estimate, not the score" in gate_text(line)
     assert gate("whole", "part", {"t": .40}, ledger=ledger)[1][0].outcome == "open"
     held = gate("whole", "part", {"t": .70}, ledger=ledger)[1][0]

@@ -4,30 +4,38 @@
     decided.comparison.rows[0].told, decided.comparison.rows[0].n          "forgot", 352 (of 10,042)
 
 The items of each task are put into a random order before the first one is asked. A group whose mean is over items is
-one test on the pooled items of its tasks. In each round every undecided test gets its next batch of items, both models
-answer them (the base from the ledger, if its answers are there), and the test makes an interim analysis. A round is a
-stage of the evaluation with its own schedule, so a resumed run gives the same results as an uninterrupted one.
+one test on the pooled items of its tasks. A task stops once its verdict about the models is proven; with the target
+"full-run", once it is proven what asking all items would show. In each round every undecided test gets its next batch
+of items, both models answer them (the base from the ledger, if its answers are there), and the test makes an interim
+analysis. A round is a stage of the evaluation with its own schedule, so a resumed run gives the same results as an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from aftertune import tasks
-from aftertune.catalog import FRACTIONS, MetricKey, is_bounded, unit_of
+from aftertune.catalog import FRACTIONS, MetricKey, has_clusters, is_bounded, unit_of
 from aftertune.comparison import compare, differences
 from aftertune.comparison.rows import group_chance
 from aftertune.errors import AmbiguousName, InputError, NotComparable, SourceError
 from aftertune.evaluation import EvaluationRun
 from aftertune.ledger import Ledger
 from aftertune.stats.paired import NO_EVIDENCE, wilson
-from aftertune.stats.sequential import PairedSequential, random_order_key
+from aftertune.stats.sequential import PairedSequential, first_of_clusters, random_order_key
 from aftertune.stats.verdict import ALPHA, Case, at_floor
 from aftertune.study import EarlySpec, EvalSpec
 from aftertune.tasks import LoadedTask
 from aftertune.values import Comparison, Early, EarlyUnit, Evaluation, Item, Margin, Progress, digest
+
+_Pools = Sequence[tuple[str, list[LoadedTask]]]
+Target = Literal["", "models", "full-run"]
 
 #: Items between two interim analyses: of a task with more than FEW items, and of a smaller one.
 BATCH, SMALL_BATCH, FEW = 32, 8, 200
@@ -95,12 +103,13 @@ class _RunningSide:
 class _RunningTest:
     """A sequential test in progress. order: (task, index in its list of items, key) of each item, in random order.
 
-    sequential: None for a metric that cannot be tested early; then all items are one batch.
+    counted: which items the test counts, in this order. sequential: None for a metric that cannot be tested early; then
+    all items are one batch.
     """
 
     def __init__(self, unit: EarlyUnit, order: Sequence[tuple[str, int, ItemKey]], sign: int,
-                 sequential: PairedSequential | None, early: Early) -> None:
-        self.unit, self.order, self.sign, self.sequential, self.early = unit, order, sign, sequential, early
+                 counted: NDArray[np.bool_], sequential: PairedSequential | None) -> None:
+        self.unit, self.order, self.sign, self.counted, self.sequential = unit, order, sign, counted, sequential
         self.used = 0
         self.decided = False
         self.no_share = False  # a value outside [0, 1] was met, so all items are asked
@@ -109,23 +118,24 @@ class _RunningTest:
         batch = self.unit.items if self.sequential is None else self.unit.batch
         return self.order[self.used:self.used + batch]
 
-    def analyze(self, base: Mapping[ItemKey, ItemMetrics], tuned: Mapping[ItemKey, ItemMetrics]) -> None:
+    def analyze(self, base: Mapping[ItemKey, ItemMetrics], tuned: Mapping[ItemKey, ItemMetrics], early: Early) -> None:
         """Add the answers to the batch. ``decided`` becomes True once the verdict is safe or all items are used."""
         batch, key = self.next_batch(), self.unit.key
         values = [side[k][key] for _, _, k in batch for side in (base, tuned)]
         if self.sequential is not None and unit_of("", values) not in FRACTIONS:
             self.sequential, self.no_share = None, True
         if self.sequential is not None:
-            self.sequential.update([self.sign * (tuned[k][key] - base[k][key]) for _, _, k in batch])
+            differences = np.array([self.sign * (tuned[k][key] - base[k][key]) for _, _, k in batch])
+            self.sequential.update(differences[self.counted[self.used:self.used + len(batch)]])
         self.used += len(batch)
-        self.decided = self.used == self.unit.items or self._is_safe()
+        self.decided = self.used == self.unit.items or self._is_safe(early)
 
-    def _is_safe(self) -> bool:
+    def _is_safe(self, early: Early) -> bool:
         """True once there is a verdict, on enough items and with an interval that is narrow enough."""
-        if self.sequential is None or self.sequential.verdict is None or self.used < self.early.min_items:
+        if self.sequential is None or self.sequential.verdict is None or self.used < early.min_items:
             return False
-        low, high = self.sequential.interval() if self.early.max_width is not None else (0.0, 0.0)
-        return high - low <= (self.early.max_width or 0.0)
+        low, high = self.sequential.interval() if early.max_width is not None else (0.0, 0.0)
+        return high - low <= (early.max_width or 0.0)
 
     @property
     def stopped(self) -> bool:
@@ -153,11 +163,12 @@ class _EarlyStopping:
         base = given if isinstance(given, Evaluation) else self._prepared(alongside)
         _check(base, prepared)
         pools = list(_pools(self.tuned.loaded))
-        early, tests = self._plan(base.id, pools, {})
-        base_id, tuned_id = self._ids(base, prepared, early, alone=alongside is None)
-        if all(e.id != tuned_id for e in self.ledger.evaluations()):  # not begun by a version without families
-            early, tests = self._plan(base.id, pools, self._shares(pools, base))
+        stored = {e.id for e in self.ledger.evaluations()}
+        for shares, target in self._rules(pools, base):
+            early, tests = self._plan(base.id, pools, shares, target)
             base_id, tuned_id = self._ids(base, prepared, early, alone=alongside is None)
+            if tuned_id in stored:
+                break
         early = replace(early, against=base_id)
         evaluation = replace(prepared, id=tuned_id, early=early, warnings=(*prepared.warnings, *_warnings(tests)))
         if alongside is not None:
@@ -170,11 +181,22 @@ class _EarlyStopping:
         margins = {u.name: Margin(early.margins[u.name], self.given.get(u.name)) for u in early.units}
         return EarlyResult(base=base, tuned=tuned, comparison=compare(base, tuned, margins=margins, ledger=self.ledger))
 
+    def _rules(self, pools: _Pools, base: Evaluation) -> Iterator[tuple[Mapping[str, int], Target]]:
+        """(shares of the error level, target) of the plans of earlier versions, the oldest first, then of this one.
+
+        An evaluation that an earlier version began goes on by the rules of that version.
+        """
+        shares = self._shares(pools, base)
+        yield {}, ""
+        yield shares, ""
+        if any(_testable(name, members) for name, members in pools):
+            yield shares, self.early_spec.target
+
     def _ids(self, base: Evaluation, tuned: Evaluation, early: Early, *, alone: bool) -> tuple[str, str]:
         """The ids of both evaluations. alone: the base is finished and has its id."""
         settings = [early.seed, early.min_items, early.max_width,
                     [[u.name, u.batch, early.margins[u.name], u.order, *([u.share] if u.share else [])]
-                     for u in early.units]]
+                     for u in early.units], *([early.target] if early.target else [])]
         # both models decide when it stops, so both are part of its identity
         base_id = base.id if alone else self._id(base, [tuned.id, settings])
         return base_id, self._id(tuned, [base_id, settings])
@@ -211,35 +233,40 @@ class _EarlyStopping:
             raise InputError(f"--against {self.against!r} is neither a finished evaluation ({self.reason}) nor a "
                              f"model that can be evaluated ({error})") from None
 
-    def _plan(self, against: str, pools: Sequence[tuple[str, list[LoadedTask]]], shares: Mapping[str, int]
+    def _plan(self, against: str, pools: _Pools, shares: Mapping[str, int], target: Target
               ) -> tuple[Early, list[_RunningTest]]:
-        """The tests, each with its items in random order. shares: see `_shares`; without them all tests are one family.
-        """
+        """The tests, each with its items in random order. shares, target: see `_rules`; without shares all tests are
+        one family."""
         seed = self.spec.tasks[0].sample_seed
         self.given = {name: given for name, members in pools if (given := self._given(name, members)) is not None}
         margins = {name: self.given.get(name, self.early_spec.margin) / 100 for name, _ in pools}
         early = Early(against=against, seed=seed, margins=margins, units=(), min_items=self.early_spec.min_items,
-                      max_width=None if self.early_spec.max_width is None else self.early_spec.max_width / 100)
+                      max_width=None if self.early_spec.max_width is None else self.early_spec.max_width / 100,
+                      target=target)
         tests = []
         for name, members in pools:
             items = [(t.settings.task, index, item) for t in members for index, item in enumerate(t.items)]
             items.sort(key=lambda i: _order_key(seed, i[2]))
             first = members[0].settings
             metric = MetricKey(first.primary).metric
-            testable = all(is_bounded(metric, t.settings.task) for t in members) and _weighted_by_items(name, members)
+            testable = _testable(name, members)
             batch = self.early_spec.batch or (BATCH if len(items) > FEW else SMALL_BATCH)
             unit = EarlyUnit(name=name, key=first.primary, tasks=tuple(t.settings.task for t in members),
                              items=len(items), batch=batch if testable else len(items),
                              order=digest([item.hash for _, _, item in items]))
             share = shares.get(name, len(pools))
             unit = replace(unit, share=share if share != len(pools) else None)
-            sequential = PairedSequential(len(items), margins[name], alpha=ALPHA / share) if testable else None
+            of_models = target == "models"
+            sequential = PairedSequential(None if of_models else len(items), margins[name],
+                                          alpha=ALPHA / share) if testable else None
+            counted = first_of_clusters(_clusters(members, [item for _, _, item in items]) if of_models else None,
+                                        len(items))
             sign = 1 if first.higher_is_better.get(metric, True) else -1
             order = [(task, index, (item.task, item.index)) for task, index, item in items]
-            tests.append(_RunningTest(unit, order, sign, sequential, early))
+            tests.append(_RunningTest(unit, order, sign, counted, sequential))
         return replace(early, units=tuple(t.unit for t in tests)), tests
 
-    def _shares(self, pools: Sequence[tuple[str, list[LoadedTask]]], base: Evaluation) -> dict[str, int]:
+    def _shares(self, pools: _Pools, base: Evaluation) -> dict[str, int]:
         """Number of tests that share the error level with each test: those of its family (`stats.verdict.Case`).
 
         Whether the base is at the floor is known only where its answers are in the ledger.
@@ -270,14 +297,16 @@ class _EarlyStopping:
                 leased.append(run)
             left: Side = (_StoredSide(base, self.tuned.loaded, self.ledger) if alongside is None
                           else _RunningSide(alongside))
-            self._rounds(left, _RunningSide(self.tuned), tests)
+            early = self.tuned.stored.early
+            assert early is not None
+            self._rounds(left, _RunningSide(self.tuned), tests, early)
             ended = {run: _finish(run, tests) for run in runs}
         finally:
             for run in leased:
                 run.leave()
         return (ended.get(alongside, base) if alongside else base), ended.get(self.tuned, self.tuned.stored)
 
-    def _rounds(self, left: Side, right: Side, tests: list[_RunningTest]) -> None:
+    def _rounds(self, left: Side, right: Side, tests: list[_RunningTest], early: Early) -> None:
         stage, total = 0, sum(t.unit.items for t in tests)
         while undecided := [t for t in tests if not t.decided]:
             used = sum(t.used for t in tests)
@@ -289,7 +318,7 @@ class _EarlyStopping:
                     chosen.setdefault(task, []).append(index)
             base, tuned = left.ask(chosen, stage), right.ask(chosen, stage)
             for test in undecided:
-                test.analyze(base, tuned)
+                test.analyze(base, tuned, early)
             stage += 1
 
     def _base_progress(self, done: int, total: int, text: str) -> None:
@@ -325,6 +354,23 @@ def _pools(loaded: Sequence[LoadedTask]) -> Iterator[tuple[str, list[LoadedTask]
         members = complete.get(name, [task])
         pooled |= {t.settings.task for t in members}
         yield name, members
+
+
+def _testable(name: str, members: Sequence[LoadedTask]) -> bool:
+    """True where the primary metric can be tested before all items were asked."""
+    metric = MetricKey(members[0].settings.primary).metric
+    return all(is_bounded(metric, t.settings.task) for t in members) and _weighted_by_items(name, members)
+
+
+def _clusters(members: Sequence[LoadedTask], items: Sequence[Item]) -> list[Hashable | None] | None:
+    """The clusters of items in their random order, as a comparison finds them; None where no two belong together."""
+    fields = {t.settings.task: t.settings.cluster for t in members}
+    alone = len(members) == 1 and not has_clusters(members[0].settings.task) and not members[0].settings.target
+    labels: list[Hashable | None] = []
+    for item in items:
+        field = None if alone else fields[item.task]
+        labels.append(("item", item.hash) if field is None else None if item.cluster is None else (field, item.cluster))
+    return labels if None in labels or len(set(labels)) < len(labels) else None
 
 
 def _has_score(group: object, primary: str) -> bool:

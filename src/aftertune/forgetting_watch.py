@@ -26,7 +26,7 @@ from aftertune.engine.verify import PackingDecision
 from aftertune.errors import InputError
 from aftertune.report import watch_text
 from aftertune.stats.evidence import Evidence, paired_evidence
-from aftertune.stats.verdict import ALPHA, at_floor
+from aftertune.stats.verdict import ALPHA, QUESTIONS, at_floor, first_claim, floored
 from aftertune.study import TaskSpec, TuneSpec
 from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.values import Answer, Request, Verdict, WatchPoint
@@ -123,8 +123,6 @@ def _clusters(task: LoadedTask) -> list[str | None]:
 def _verdict(evidence: Evidence, alpha: float, *, floor: bool) -> Verdict:
     """The verdict at this level. Where items come in clusters or few values need a bootstrap, all tests must agree."""
     tests = [t for t in (evidence.tests, evidence.clustered, evidence.bootstrap) if t is not None]
-    if all(t.lower < alpha for t in tests):
-        return "lower"
-    if all(t.higher < alpha for t in tests):
-        return "higher"
-    return "within" if not floor and all(t.within < alpha for t in tests) else "undecided"
+    claims = [claim for question in QUESTIONS for claim in question]
+    verdict = first_claim([c for c in claims if all(getattr(t, c) < alpha for t in tests)])
+    return "undecided" if floored(verdict, floor) else verdict

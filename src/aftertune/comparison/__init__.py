@@ -16,20 +16,25 @@ continuous integration).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aftertune.comparison.clusters import with_clusters
 from aftertune.comparison.compatibility import differences, find_differences, refusal_message
+<<<<<<< HEAD
 from aftertune.comparison.early_rows import is_stopped, stopped_tests, with_early_rows
 from aftertune.comparison.expected_accuracy import choose_primary, chosen_metrics, expected_accuracies
 from aftertune.comparison.lineage import find_relation
+=======
+from aftertune.comparison.early_rows import early_tests, is_stopped, with_early_rows
+from aftertune.comparison.lineage import earlier_looks, find_relation
+>>>>>>> 937ab05 (Verdicts say worse, better and no loss, and always speak of the models; the full run has its own statement; --target)
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
 from aftertune.comparison.rows import build_rows
 from aftertune.errors import InputError, NotComparable, nearest
-from aftertune.values import RULES, Comparison, Difference, Evaluation, digest
+from aftertune.values import RULES, Comparison, ComparisonRow, Difference, Evaluation, digest
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -63,11 +68,14 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     pairs, found = pair_evaluations(left, right, ledger, force=force, common=common, tasks=tasks)
     forced = any(d.blocking for d in found)
     relation = find_relation(left, right, ledger)
-    stopped = stopped_tests(left, right, pairs)
+    stopped, ended = early_tests(left, right, pairs)
     complete = [p for p in pairs if not is_stopped(left, right, p.settings.task)]
     rows, without_rows = build_rows(left, right, complete, margins, lineage=relation.lineage, forced=forced,
-                                    early=[s.case for s in stopped])
+                                    early=[s.case for s in stopped],
+                                    looks={e.unit.name: looks for e in ended if (looks := e.looks(margins))})
     rows = with_early_rows(rows, stopped, margins, lineage=relation.lineage, forced=forced)
+    looked = earlier_looks(left, right, ledger)
+    rows = tuple(replace(r, note="; ".join(filter(None, (r.note, _looked_note(r, looked))))) for r in rows)
     used = {p.settings.task: margin_of(margins, "share", p.settings.task, *p.settings.groups, primary=False)
             for p in pairs} | {r.task: r.margin for r in rows if r.primary}
     comparison = Comparison(
@@ -77,6 +85,16 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
         origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)), rules=RULES)
     return _save(comparison, ledger) if save else comparison
+
+
+def _looked_note(row: ComparisonRow, looked: Mapping[str, Collection[int]]) -> str:
+    """What a reader must know of earlier comparisons of the two models on fewer items."""
+    fewer = sorted(n for n in looked.get(row.task, ()) if n < row.n)
+    if not row.primary or not fewer:
+        return ""
+    counts = ", ".join(f"{n:,}" for n in fewer)
+    return (f"the two models were compared before on {counts} items of this task; looking again with more items makes "
+            "a false verdict more likely than 5 % (--until-decided allows many looks)")
 
 
 def compare_again(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins = MARGIN,

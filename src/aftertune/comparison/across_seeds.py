@@ -246,7 +246,8 @@ def _row(question: SeedQuestion, errors: SeedErrors, margin: float | None, decis
                                   for seed in question.seeds])) for side in ("base", "tuned"))
     tests = NO_EVIDENCE if margin is None else errors.tests(margin)
     evidence = Evidence(n=sum(len(p.left) for p in group.pairs), base=base, tuned=tuned, delta=errors.mean, low=low,
-                        high=high, kind="real", tests=tests, shares=question.shares)
+                        high=high, kind="real", tests=tests, shares=question.shares,
+                        clustered=None if margin is None else errors.robust_tests(margin))
     draft = RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=True, unit=question.unit,
                      target=settings.target, n_total=sum(p.settings.n_total for p in group.pairs))
     notes = [missing_margin_note(group.name) if margin is None else "", f"over {len(question.seeds)} seeds",

@@ -1,6 +1,7 @@
-"""Finds how the models of two evaluations are related, as far as the ledger proves it.
+"""Finds how the models of two evaluations are related, and how often they were compared before, from the ledger.
 
     find_relation(base, tuned, ledger).relation      "tuned"
+    earlier_looks(base, tuned, ledger)               {"hellaswag": {300}}: the items of earlier comparisons of the two
 
 The proof is a finished fine-tune of the ledger whose base and result are these models, or an adapter on exactly this
 base. Models are identified by fingerprint; names and paths prove nothing.
@@ -8,11 +9,11 @@ base. Models are identified by fingerprint; names and paths prove nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aftertune.values import Evaluation, HeldOut, ModelIdentity, Relation, Tuning
+from aftertune.values import Evaluation, HeldOut, ModelIdentity, Relation, TaskSettings, Tuning
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -69,3 +70,30 @@ def _origins(model: ModelIdentity, done: Sequence[Tuning]) -> list[ModelIdentity
             return origins
         origins.append(base)
         model = base
+
+
+def earlier_looks(left: Evaluation, right: Evaluation, ledger: Ledger) -> Mapping[str, set[int]]:
+    """By task: on how many items each stored comparison of other evaluations of the same two models was made.
+
+    A task counts as the same if its prompts are made in the same way; its items may be another part of it.
+    """
+    sides = {e.id: e for e in ledger.evaluations() if e.status == "done"}
+    looks: dict[str, set[int]] = {}
+    for comparison in ledger.comparisons():
+        base, tuned = sides.get(comparison.base), sides.get(comparison.tuned)
+        if base is None or tuned is None or (base.id, tuned.id) == (left.id, right.id):
+            continue
+        if (base.model.fingerprint, tuned.model.fingerprint) != (left.model.fingerprint, right.model.fingerprint):
+            continue
+        for row in comparison.rows:
+            if row.primary and _question(left, row.task) == _question(base, row.task):
+                looks.setdefault(row.task, set()).add(row.n)
+    return looks
+
+
+def _question(evaluation: Evaluation, task: str) -> list[tuple[object, ...]]:
+    """What is the same in two evaluations of a task, or of the tasks of a group, that differ only in their items."""
+    def settings(t: TaskSettings) -> tuple[object, ...]:
+        return (t.task, t.version, t.num_fewshot, t.split, t.data, t.chat_template, t.system_instruction, t.primary)
+
+    return [settings(t) for t in evaluation.tasks if task in (t.task, *t.groups)]

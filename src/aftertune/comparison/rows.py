@@ -14,7 +14,7 @@ recipes over several seeds (`comparison.across_seeds`). To add a column, add a f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,9 +26,11 @@ from aftertune.stats.clustered import Weighting
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.paired import NO_EVIDENCE, MarginTests
 from aftertune.stats.planning import DecidingItems, items_above, items_to_decide
+from aftertune.stats.sequential import after_looks
 from aftertune.stats.verdict import (
     ALPHA,
     GENERATION_FLOOR,
+    SETTLED,
     Case,
     Decision,
     at_floor,
@@ -47,8 +49,9 @@ class RowDraft:
 
     key: ``metric,filter``. chance: expected score of a guess, None where answers cannot be guessed. n_total: items that
     the task has, None where the row does not show them. note: what a reader must know to read the figures. group: the
-    group that replaces this task in the family. stopped_of: items of the full run, where the task stopped early. unit:
-    of the values. margin: None where none was given in this unit; then the row has no tests.
+    group that replaces this task in the family. stopped_of: items of the full run, where the task stopped early. looks:
+    the p-values of its interim analyses, where all items were asked after them. unit: of the values. margin: None where
+    none was given in this unit; then the row has no tests.
     """
 
     task: str
@@ -57,6 +60,7 @@ class RowDraft:
     margin: float | None
     primary: bool
     unit: Unit
+    looks: MarginTests | None = None
     chance: float | None = None
     n_total: int | None = None
     target: bool = False
@@ -73,20 +77,48 @@ class RowDraft:
     def case(self) -> Case:
         """The row as a member of the family."""
         low = self.evidence.base_low if self.unit in FRACTIONS else None
-        return Case(tests=self.evidence.tests, clustered=self.evidence.clustered, bootstrap=self.evidence.bootstrap,
+        tests, clustered, bootstrap = (
+            after_looks(self.looks, fixed) if self.looks and fixed else fixed
+            for fixed in (self.evidence.tests, self.evidence.clustered, self.evidence.bootstrap))
+        assert tests is not None
+        return Case(tests=tests, clustered=clustered, bootstrap=bootstrap,
                     at_floor=low is not None and at_floor(low, self.chance), target=self.target)
 
 
+@dataclass(frozen=True, slots=True)
+class FullRun:
+    """What the full run of a task that was stopped early would show.
+
+    low, high: interval of its difference, positive is better. verdict: what is proven of it. base: the base's score on
+    it, None where it is not known. sign: -1 where a lower score is better.
+    """
+
+    low: float
+    high: float
+    verdict: Verdict
+    base: float | None
+    sign: int = 1
+
+    @property
+    def tuned(self) -> tuple[float, float] | None:
+        """The interval of the tuned model's score on the full run."""
+        if self.base is None:
+            return None
+        ends = sorted(self.base + self.sign * end for end in (self.low, self.high))
+        return max(0.0, ends[0]), min(1.0, ends[1])
+
+
 def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, notes: Sequence[str] = (),
-              needed: DecidingItems | None = None, tests: MarginTests | None = None, p_no_drop: float | None = None,
-              q: float | None = None) -> ComparisonRow:
+              needed: DecidingItems | None = None, tests: MarginTests | None = None, q: float | None = None,
+              full: FullRun | None = None) -> ComparisonRow:
     """Build a row. All rows are built here, whichever test they use.
 
     decision: None for a row that is not tested: a secondary one, or one without a margin in its unit. notes: sentences
-    of the row's note; empty ones are skipped. needed: how many items would decide an undecided row. tests: the
+    of the row's note; empty ones are skipped. needed: how many items would decide a row that is not settled. tests: the
     unadjusted p-values that the row shows, None for a row without
-    them. For the others see `ComparisonRow`.
+    them. full: what the full run would show, of a task that was stopped early. For the others see `ComparisonRow`.
     """
+    ends = full.tuned if full else None
     e = draft.evidence
     key = MetricKey(draft.key)
     untested: Verdict | None = "undecided" if draft.primary else None
@@ -100,7 +132,9 @@ def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, note
         p_lower=tests.lower if tests else None,
         p_higher=tests.higher if tests else None,
         p_within=tests.within if tests else None,
-        p_exact=e.p_exact, p_mid=e.p_mid, p_no_drop=p_no_drop, q=q,
+        p_worse=tests.worse if tests else None,
+        p_better=tests.better if tests else None,
+        p_exact=e.p_exact, p_mid=e.p_mid, p_no_drop=_no_drop(draft.case) if tests and decision else None, q=q,
         gained=e.gained, lost=e.lost,
         verdict=decision.verdict if decision else untested,
         told=label_of(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else untested or "",
@@ -109,7 +143,10 @@ def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, note
         items_needed_at=needed.at if needed and needed.items else None,
         items_needed_power=needed.power if needed and needed.items else None,
         family_size=decision.members if decision else None,
-        note="; ".join(note for note in notes if note), details=e.details, unit=draft.unit)
+        note="; ".join(note for note in notes if note), details=e.details, unit=draft.unit,
+        full_low=full.low if full else None, full_high=full.high if full else None,
+        full_verdict=full.verdict if full else None, full_base=full.base if full else None,
+        full_tuned_low=ends[0] if ends else None, full_tuned_high=ends[1] if ends else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +194,13 @@ class TaskGroup:
 
 
 def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins, *, lineage: bool,
-               forced: bool, early: Sequence[Case] = ()) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
+               forced: bool, early: Sequence[Case] = (), looks: Mapping[str, MarginTests] | None = None
+               ) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
     """The rows, primary ones first and then the others, both in task order; and the metrics that cannot have a row.
 
     early: the primary metrics with a sequential verdict (`comparison.early_rows`). They are members of Holm's families
-    for which nothing is proven, so that each whole family keeps its error level. Raises InputError for a margin that is
+    for which nothing is proven, so that each whole family keeps its error level. looks: by task or group, the p-values
+    of interim analyses after which all items were asked. Raises InputError for a margin that is
     not allowed.
     """
     table = {p.settings.task: metric_values(left, right, p) for p in pairs}
@@ -173,6 +212,7 @@ def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margi
         drafts += [_group_draft(g, margins, primary=g in replacing) for g in groups if g.members[0][0] is pair]
         drafts += [_task_draft(pair, key, values, margins, group=replaced.get(pair.settings.task))
                    for key, values in table[pair.settings.task].items() if values is not None]
+    drafts = [replace(d, looks=(looks or {}).get(d.task)) if d.tested and d.unit in FRACTIONS else d for d in drafts]
     family = [d for d in drafts if d.tested]
     decisions = decide([*(d.case for d in family), *early])[:len(family)]
     rows = [_row(d, e, lineage=lineage, forced=forced) for d, e in zip(family, decisions, strict=True)]
@@ -266,12 +306,12 @@ def group_chance(members: Sequence[TaskSettings], weights: Sequence[int]) -> flo
 
 
 def _items_needed(draft: RowDraft, decision: Decision) -> tuple[DecidingItems | None, str]:
-    """(how many items would decide an undecided row, the reason why there is no such number or "")."""
+    """(how many items would decide a row that is not settled, the reason why there is no such number or "")."""
     e = draft.evidence
     total = e.n if draft.n_total is None else draft.n_total
     if decision.at_floor:
         return None, floor_note(e.base, draft.chance, total)
-    if decision.verdict != "undecided" or NO_EVIDENCE in (e.tests, e.clustered) or not e.psi or not draft.margin:
+    if decision.verdict in SETTLED or NO_EVIDENCE in (e.tests, e.clustered) or not e.psi or not draft.margin:
         return None, ""
     needed = items_to_decide(e.psi, draft.margin, e.delta, includes_zero=e.low <= 0 <= e.high, seen=e.n, total=total,
                              alpha=ALPHA / decision.members, shares=e.shares)
@@ -315,10 +355,12 @@ def _row(draft: RowDraft, decision: Decision | None, *, lineage: bool, forced: b
     if decision is None:
         return build_row(draft, None, lineage=lineage, notes=notes, q=q)
     needed, reason = _items_needed(draft, decision)
-    return build_row(draft, decision, lineage=lineage, notes=[*notes, decision.note, reason], needed=needed,
-                     tests=e.tests, p_no_drop=_no_drop(e))
+    looked = "all items were asked after interim analyses, which share the error level with the test" \
+        if draft.looks else ""
+    return build_row(draft, decision, lineage=lineage, notes=[*notes, looked, decision.note, reason], needed=needed,
+                     tests=draft.case.tests)
 
 
-def _no_drop(evidence: Evidence) -> float:
+def _no_drop(case: Case) -> float:
     """The largest p, of all kinds of test, against a drop beyond the margin."""
-    return max(t.no_drop for t in (evidence.tests, evidence.clustered, evidence.bootstrap) if t)
+    return max(t.no_drop for t in (case.tests, case.clustered, case.bootstrap) if t)

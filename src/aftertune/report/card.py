@@ -283,7 +283,7 @@ def _limits(evaluation: Evaluation) -> list[str]:
     names = list(dict.fromkeys(s.task for s in evaluation.scores))
     early = [n for n in names if evaluation.stopped(n)]
     partial = [n for n in names if n not in early and score_part(evaluation, n)]
-    notes = ((early, "Stopped early: early estimates, not scores; intervals of comparisons are for the full run"),
+    notes = ((early, "Stopped early: early estimates, not scores; the comparisons have valid intervals"),
              (partial, "Measured on a part of the items, not scores of the whole benchmark"))
     return [f"**{text}:** " + "; ".join(md.text(f"{task_title(n)} ({score_part(evaluation, n)})") for n in tasks) + "."
             for tasks, text in notes if tasks]
@@ -303,7 +303,8 @@ def _verdicts(subject: Subject) -> list[str]:
         blocks += [f"### {md.text(fmt.visible(comparison.tuned_name))} against "
                    f"{md.text(fmt.visible(comparison.base_name))}", *comparison_blocks(comparison)]
     return [*blocks, "In each row both models answered the same items. A verdict is proven at the 5 % level after "
-            "Holm's correction over the primary metrics. *undecided*: neither a loss nor its absence is proven."]
+            "Holm's correction over the primary metrics. *worse*: a loss is proven, but not that it exceeds the "
+            "margin. *no loss*: it is proven that no more than the margin was lost. *undecided*: nothing is proven."]
 
 
 def _base(subject: Subject) -> list[str]:

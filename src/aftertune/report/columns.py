@@ -19,6 +19,7 @@ from aftertune.report import formatting as fmt
 from aftertune.report.names import metric_title, task_title
 from aftertune.report.table import (
     difference_text,
+    full_run_text,
     interval_text,
     items_text,
     margin_text,
@@ -82,6 +83,7 @@ class Column:
     for people. text: its cell for people. plain: its cell for programs (None: the row's field named ``key``). short:
     heading on the terminal. narrow: heading on a narrow page, where rows are cards. wide: its cell takes a whole line
     of a card. name: it names the row. beside: on a narrow terminal it moves beside the task's name.
+    optional: tables for people have it only if a row has a text for it.
     """
 
     key: str
@@ -95,6 +97,7 @@ class Column:
     wide: bool = False
     name: bool = False
     beside: bool = False
+    optional: bool = False
 
     def value(self, row: ComparisonRow) -> CellValue:
         """The value of a row for programs; fractions stay fractions."""
@@ -150,20 +153,32 @@ COLUMNS: tuple[Column, ...] = (
     Column(key="p_mid", outputs=LATEX, says="McNemar's mid-p-value of \"any difference\"."),
     Column(key="flips", heading="Gained / lost", short="Gained/lost", outputs=("terminal", "markdown", "page"),
            says="Items that became right, and items that became wrong.", text=lambda line: _flips(line.row)),
-    Column(key="verdict", outputs=DATA, says="lower, higher, within or undecided; empty for a secondary metric."),
+    Column(key="verdict", outputs=DATA,
+           says="lower, higher, within, worse, better, no_loss or undecided; empty for a secondary metric."),
     Column(key="label", heading="Verdict", beside=True, outputs=ALL, text=lambda line: line.label,
            plain=lambda row: row.told or None,
-           says="The verdict in words: forgot, improved or kept where the tuned model is proven to be made from the "
-                "base, else lower, higher or within; or undecided."),
+           says="The verdict in words: forgot, improved, kept or no loss where the tuned model is proven to be made "
+                "from the base, else lower, higher, within or not lower; or worse, better or undecided."),
     Column(key="stopped_of", outputs=LATEX,
            says="Items of the full run, where the task stopped early: the scores are then early estimates."),
+    Column(key="full_run", heading="Full run", outputs=("markdown", "page"), wide=True, optional=True,
+           text=lambda line: full_run_text(line.row),
+           says="What asking all items would show, of a task that was stopped early: the tuned model's score, and how "
+                "it is proven to compare with the base's. Valid at every look. On the terminal it is beside the name."),
+    Column(key="full_low", outputs=DATA, says="Lower end of the 95 % interval of the full run's difference."),
+    Column(key="full_high", outputs=DATA, says="Upper end of the 95 % interval of the full run's difference."),
+    Column(key="full_base", outputs=DATA, says="Score of the base model on the full run, where it is known."),
+    Column(key="full_tuned_low", outputs=DATA, says="Lower end of the interval of the tuned model's full-run score."),
+    Column(key="full_tuned_high", outputs=DATA, says="Upper end of the interval of the tuned model's full-run score."),
+    Column(key="full_verdict", outputs=DATA, says="What is proven of the full run, in the words of `verdict`."),
     Column(key="primary", outputs=LATEX, says="Whether the metric is the primary one of its task."),
     Column(key="p", outputs=DATA, says="The p-value before Holm's correction."),
     Column(key="q", outputs=DATA, says="Benjamini-Hochberg's q over the tasks of a group; exploratory."),
     Column(key="group", outputs=DATA, plain=lambda row: row.group or None,
            says="The group that gets the verdict instead of this task."),
     Column(key="family_size", outputs=DATA, says="Number of tests over which the adjusted p is corrected."),
-    Column(key="items_needed", outputs=DATA, says="Items that would decide an undecided row."),
+    Column(key="items_needed", outputs=DATA, says="Items that would decide on which side of the margin the "
+           "difference is, where that is not proven."),
     Column(key="items_needed_at", outputs=DATA, says="The true difference for which they would."),
     Column(key="items_needed_power", outputs=DATA, says="How often they then would, as a share of such rows."),
     Column(key="note", outputs=DATA, says="What a reader must know about this row."),
@@ -173,9 +188,11 @@ COLUMNS: tuple[Column, ...] = (
 BY_KEY = {column.key: column for column in COLUMNS}
 
 
-def columns(output: Output) -> list[Column]:
-    """The columns of one output, in order."""
-    return [column for column in COLUMNS if output in column.outputs]
+def columns(output: Output, lines: Sequence[VerdictLine] = ()) -> list[Column]:
+    """The columns of one output, in order. lines: the rows of the table; optional columns without a text are left out.
+    """
+    return [column for column in COLUMNS if output in column.outputs
+            and not (column.optional and all(not line[column.key] for line in lines))]
 
 
 def verdict_table(comparison: Comparison) -> list[VerdictLine]:

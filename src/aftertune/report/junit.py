@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from aftertune.report import formatting as fmt
-from aftertune.report.table import difference_text, early_text, interval_text, items_needed_text
+from aftertune.report.table import difference_text, early_text, interval_text, items_needed_text, stopped_target
 from aftertune.values import GateLine
 
 
@@ -34,12 +34,12 @@ def gate_reason(line: GateLine) -> str:
     figures = f"{difference_text(row, row.delta)}, 95 % interval {interval_text(row)}, n={fmt.count(row.n)}"
     drop = f"a drop of more than {limit_text(line)}"
     if row.stopped_of is not None:
-        figures += f"; {early_text(row.n, row.stopped_of)}, the interval is for the full run"
+        figures += f"; {early_text(row.n, row.stopped_of)}, the interval is for {stopped_target(row)}"
+    scope = "in the full run " if row.stopped_of and row.full_low is None else ""
     if line.outcome == "dropped":
-        return f"{drop} {'in the full run ' if row.stopped_of else ''}is proven ({figures})"
+        return f"{drop} {scope}is proven ({figures})"
     if line.outcome == "held":
-        scope = " in the full run" if row.stopped_of else ""
-        return f"proven: no drop of more than {limit_text(line)}{scope} ({figures})"
+        return f"proven: no drop of more than {limit_text(line)}{scope and ' ' + scope.rstrip()} ({figures})"
     if line.outcome == "floor":
         return f"the base is at the floor: it has nothing to lose, so this limit tests nothing ({figures})"
     needed = f"; {items_needed_text(row)}" if items_needed_text(row) else ""

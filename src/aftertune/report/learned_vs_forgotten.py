@@ -118,7 +118,7 @@ def _learned(outcome: TuningOutcome, measure: str) -> tuple[Span, bool] | None:
     if measure == LOSS:
         drop = outcome.loss_drop
         return None if drop is None else (drop, drop.low > 0)
-    return next(((Span.of(r), r.verdict == "higher") for r in outcome.targets if r.task == measure), None)
+    return next(((Span.of(r), r.verdict in ("higher", "better")) for r in outcome.targets if r.task == measure), None)
 
 
 def _row(outcome: TuningOutcome, task: str) -> ComparisonRow:

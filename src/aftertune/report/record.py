@@ -93,10 +93,11 @@ def comparison_blocks(comparison: Comparison) -> list[str]:
 
 def _verdicts(comparison: Comparison) -> str:
     """The verdict table; the label and its note share a cell."""
-    table_columns = columns("markdown")
+    lines = verdict_table(comparison)
+    table_columns = columns("markdown", lines)
     rows = []
-    for line in verdict_table(comparison):
-        cells = {c.key: md.text(line[c.key]) if c.name else line[c.key] for c in table_columns}
+    for line in lines:
+        cells = {c.key: md.text(line[c.key]) if c.name else line[c.key] or fmt.DASH for c in table_columns}
         cells["task"] = f"**{cells['task']}**" if line.row.primary else cells["task"]
         cells["label"] = f"**{line.label}**" if line.label else fmt.DASH
         cells["label"] += f" ({md.text(line.note)})" if line.note else ""

@@ -214,10 +214,11 @@ def common_benchmarks(members: Sequence[TuningOutcome]) -> list[str]:
 
 
 def overall_verdict(rows: Sequence[ComparisonRow]) -> Verdict | None:
-    """One verdict over several tasks: the first of lower, undecided, higher and within that a row has.
+    """One verdict over several tasks: the first of lower, worse, undecided, no_loss, higher, better and within that a
+    row has.
 
     Rows at the floor count only if they have a proven verdict; None if no row counts.
     """
     verdicts = [shown_verdict(r) for r in rows if not (r.at_floor and shown_verdict(r) == "undecided")]
-    order: tuple[Verdict, ...] = ("lower", "undecided", "higher", "within")
+    order: tuple[Verdict, ...] = ("lower", "worse", "undecided", "no_loss", "higher", "better", "within")
     return next((v for v in order if v in verdicts), None)

@@ -22,7 +22,16 @@ from aftertune.report import formatting as fmt
 from aftertune.report.changed_items import forced_text
 from aftertune.report.columns import columns, verdict_lines
 from aftertune.report.names import metric_title, source_title, task_title
-from aftertune.report.table import difference_text, interval_text, items_needed_text, items_text, margin_text
+from aftertune.report.table import (
+    difference_text,
+    full_run_text,
+    interval_text,
+    items_needed_text,
+    items_text,
+    margin_text,
+    stopped_target,
+)
+from aftertune.stats.verdict import floored
 from aftertune.values import RULES, VERDICT_LABELS, Comparison, ComparisonRow, Contrast, Verdict, WatchPoint
 
 
@@ -38,12 +47,13 @@ class Observation:
 
 _LEADS: dict[Verdict, tuple[str, str]] = {
     "lower": ("Forgetting", "Lower"), "higher": ("Improvement", "Higher"),
-    "within": ("Kept", "No difference beyond the margin"), "undecided": ("Undecided", "Undecided"),
+    "within": ("Kept", "No difference beyond the margin"), "worse": ("Worse", "Worse"), "better": ("Better", "Better"),
+    "no_loss": ("No loss", "Not lower"), "undecided": ("Undecided", "Undecided"),
 }
 
 
 def observations(comparisons: Sequence[Comparison]) -> list[Observation]:
-    """The sentences of all comparisons in order; of each comparison first lower, then higher, within and undecided."""
+    """The sentences of all comparisons in order; those of each comparison in the order of the verdicts of _LEADS."""
     return [observation for comparison in comparisons for observation in _observations_of(comparison)]
 
 
@@ -64,7 +74,19 @@ def _observations_of(comparison: Comparison) -> list[Observation]:
 
 def _floored(row: ComparisonRow) -> bool:
     """True if the base is at the floor and has nothing to lose, so that "no loss" means nothing."""
-    return row.at_floor and row.verdict in ("within", "undecided")
+    return floored(row.verdict, row.at_floor) if row.verdict else False
+
+
+#: What a verdict says of a tuned model and its base.
+_TUNED: dict[Verdict, str] = {
+    "lower": "forgot", "higher": "improved", "within": "kept its score, within the margin,",
+    "worse": "is worse (not proven beyond the margin)", "better": "is better (not proven beyond the margin)",
+    "no_loss": "lost no more than the margin"}
+#: What a verdict says of two models or recipes.
+_WORDS: dict[Verdict, str] = {
+    "higher": "scores higher than", "lower": "scores lower than", "within": "scores the same within the margin as",
+    "worse": "scores worse (not proven beyond the margin) than",
+    "better": "scores better (not proven beyond the margin) than", "no_loss": "scores no lower, up to the margin, than"}
 
 
 def _sentence(comparison: Comparison, verdict: Verdict, rows: list[ComparisonRow]) -> str:
@@ -73,16 +95,16 @@ def _sentence(comparison: Comparison, verdict: Verdict, rows: list[ComparisonRow
     if verdict == "undecided":
         return f"It is undecided whether {tuned} differs from {base} beyond the margin on {evidence}."
     if comparison.lineage:
-        label = {"lower": "forgot", "higher": "improved", "within": "kept its score, within the margin,"}[verdict]
-        return f"Compared with {base}, {tuned} {label} on {evidence}."
-    result = {"lower": f"{tuned} scores lower than {base}", "higher": f"{tuned} scores higher than {base}",
-             "within": f"{tuned} and {base} score the same within the margin"}[verdict]
+        return f"Compared with {base}, {tuned} {_TUNED[verdict]} on {evidence}."
+    result = f"{tuned} and {base} score the same within the margin" if verdict == "within" else \
+        f"{tuned} {_WORDS[verdict]} {base}"
     return f"{result} (a model comparison without proven lineage): {evidence}."
 
 
 def _evidence(row: ComparisonRow) -> str:
-    early = "" if row.stopped_of is None else ", stopped early; the interval is for the full run"
-    needed = f"; {items_needed_text(row)}" if row.verdict == "undecided" and items_needed_text(row) else ""
+    early = "" if row.stopped_of is None else f", stopped early; the interval is for {stopped_target(row)}"
+    early += f"; full run: {full}" if (full := full_run_text(row)) else ""
+    needed = f"; {items_needed_text(row)}" if items_needed_text(row) else ""
     return (f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))} "
             f"({_figures(row)}, n={items_text(row)}{early}{needed})")
 
@@ -133,8 +155,6 @@ def rules_note(comparison: Comparison) -> str:
 
 # --- Recipes over several seeds ---
 _SEED_LEADS = {"method": "Method", "data size": "Data Size", "replay": "Replay"}
-_WORDS: dict[Verdict, str] = {"higher": "scores higher than", "lower": "scores lower than",
-                              "within": "scores the same within the margin as"}
 
 
 def contrast_title(contrast: Contrast) -> str:

@@ -20,7 +20,6 @@ from aftertune.report import formatting as fmt
 from aftertune.report.names import metric_title, task_title
 from aftertune.stats.paired import wilson
 from aftertune.values import (
-    VERDICT_LABELS,
     Comparison,
     ComparisonRow,
     Evaluation,
@@ -28,6 +27,7 @@ from aftertune.values import (
     Score,
     TaskSettings,
     Verdict,
+    verdict_label,
 )
 from aftertune.values.reported import ScoreName
 
@@ -92,11 +92,12 @@ def difference_text(row: ComparisonRow, value: float | None) -> str:
     return fmt.points(value) if row.fraction else fmt.points(value, 1, fmt.own_digits(row.base, row.tuned))
 
 
-def interval_text(row: ComparisonRow) -> str:
-    """The 95 % interval of the difference of a row: "−15.00 to −7.00"."""
-    if not (fmt.is_finite(row.low) and fmt.is_finite(row.high)):
+def interval_text(row: ComparisonRow, low: float | None = None, high: float | None = None) -> str:
+    """The 95 % interval of the difference of a row: "−15.00 to −7.00". low, high: of another difference of the row."""
+    low, high = (row.low, row.high) if low is None or high is None else (low, high)
+    if not (fmt.is_finite(low) and fmt.is_finite(high)):
         return fmt.DASH
-    return f"{difference_text(row, row.low)} to {difference_text(row, row.high)}"
+    return f"{difference_text(row, low)} to {difference_text(row, high)}"
 
 
 def margin_text(row: ComparisonRow) -> str:
@@ -163,32 +164,61 @@ def shown_verdict(row: ComparisonRow) -> Verdict | None:
 
 
 def row_label(row: ComparisonRow, lineage: bool) -> str:
-    """The label of the verdict: forgot, improved or kept only with proven lineage; "" for a row without a verdict."""
+    """The label of the verdict: forgot, improved, kept and no loss only with proven lineage; "" without a verdict."""
     verdict = shown_verdict(row)
-    return "" if verdict is None else VERDICT_LABELS[verdict] if lineage else verdict
+    return "" if verdict is None else verdict_label(verdict, lineage=lineage)
 
 
 def note_text(row: ComparisonRow) -> str:
     """The note beside the verdict: why it is undecided, how many items would decide it, and the row's own note."""
     parts = []
-    if shown_verdict(row) == "undecided":
-        if row.at_floor:
-            parts.append("at floor: nothing to forget")
-        elif needed := items_needed_text(row):
-            parts.append(needed)
+    if shown_verdict(row) == "undecided" and row.at_floor:
+        parts.append("at floor: nothing to forget")
+    elif needed := items_needed_text(row):
+        parts.append(needed)
     if row.stopped_of is not None:
         parts.append(early_text(row.n, row.stopped_of) if row.primary else "an early estimate, not the score")
-        parts += ["the interval is for the full run and valid at every look"] if row.primary else []
+        if row.primary:
+            parts.append(f"the interval is for {stopped_target(row)} and valid at every look")
     if not row.fraction:
         parts.append("in the metric's own unit, not points")
     return fmt.visible("; ".join([*parts, row.note] if row.note else parts))
 
 
+def stopped_target(row: ComparisonRow) -> str:
+    """What the interval and the verdict of a row that was stopped early are about. Rows by version 2 of the rules and
+    before were about the full run."""
+    return "the full run" if row.full_low is None else "the models"
+
+
+#: What is proven of the full run, with the margin in place of {}.
+_FULL_RUN: dict[Verdict, str] = {
+    "lower": "below the base's by more than {}", "higher": "above the base's by more than {}",
+    "within": "within {} of the base's", "worse": "below the base's", "better": "above the base's",
+    "no_loss": "not below the base's by more than {}"}
+
+
+def full_run_text(row: ComparisonRow) -> str:
+    """What the full run would show: "40.1 to 42.3 %, not below the base's by more than 2 points"; "" if all was asked.
+
+    Without the base's score on the full run it is the difference: "−0.4 to +1.8 points against the base's, …".
+    """
+    if row.full_low is None:
+        return ""
+    if row.full_tuned_low is None or row.full_tuned_high is None:
+        ends = f"{interval_text(row, row.full_low, row.full_high)} points against the base's"
+    else:
+        ends = f"{fmt.raw(100 * row.full_tuned_low, 1)} to {fmt.raw(100 * row.full_tuned_high, 1)} %"
+    proven = _FULL_RUN.get(row.full_verdict or "undecided", "").format(f"{100 * (row.margin or 0):g} points")
+    return f"{ends}, {proven}" if proven else ends
+
+
 def items_needed_text(row: ComparisonRow) -> str:
-    """How many items would decide an undecided row, and under which assumption; "" if no number is known."""
+    """How many items would decide a row, and under which assumption; "" if it is settled or no number is known."""
     if row.items_needed is None:
         return ""
-    needed = f"about {fmt.count(row.items_needed)} items would decide it"
+    decide = "it" if row.verdict == "undecided" else "whether it is beyond the margin"
+    needed = f"about {fmt.count(row.items_needed)} items would decide {decide}"
     if row.items_needed_at is None or row.items_needed_power is None:  # stored by version 1 of the rules
         return f"{needed} {'at this difference' if row.low > 0 or row.high < 0 else 'if the models do not differ'}"
     truth = "if the models do not differ" if row.items_needed_at == 0 else \

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
 from aftertune.report.changed_items import form_text, shift_text
-from aftertune.report.columns import VerdictLine, columns, verdict_table
+from aftertune.report.columns import BY_KEY, VerdictLine, columns, verdict_table
 from aftertune.report.sentences import lineage_note, watermark
 from aftertune.report.table import exploratory_text, held_out_line, margin_text, partial_text, score_table
 from aftertune.values import Comparison, Evaluation
@@ -176,6 +176,8 @@ class _Layout:
                 head.append(f"  {column.heading.lower()} {first[column.key]}", style="not bold")
         if primary and first.note:
             head.append(f"  {first.note}", style="not bold dim")
+        if full := first["full_run"]:
+            head.append(f"  {BY_KEY['full_run'].heading.lower()}: {full}", style="not bold")
         return head
 
     def row(self, name: str, figures: Sequence[str], style: str, label: str = "") -> RenderableType:

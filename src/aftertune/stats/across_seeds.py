@@ -70,11 +70,10 @@ class SeedContrast:
         return self.mean - half, self.mean + half
 
     def tests(self, margin: float) -> MarginTests:
-        """Tests against +-margin, which agree with the intervals. Where nothing varies, nothing is proven."""
+        """Tests against +-margin and 0, which agree with the intervals. Where nothing varies, nothing is proven."""
         if self.degenerate:
             return NO_EVIDENCE
-        low, high = self._below(-margin), self._below(margin)
-        return margin_tests(1 - low, low, 1 - high, high)
+        return margin_tests(lambda value: (1 - self._below(value), self._below(value)), margin)
 
     def _below(self, value: float) -> float:
         """One-sided p of "the true mean is ``value`` or less"."""

@@ -53,9 +53,8 @@ class Bootstrap:
         return float(ndtr(w / max(1e-9, 1 + self.acceleration * w) - self.bias))
 
     def tests(self, margin: float) -> MarginTests:
-        """Tests against +-margin, which agree with the intervals."""
-        low, high = self.below(-margin), self.below(margin)
-        return margin_tests(1 - low, low, 1 - high, high)
+        """Tests against +-margin and 0, which agree with the intervals."""
+        return margin_tests(lambda value: (1 - self.below(value), self.below(value)), margin)
 
 
 def acceleration(d: Floats) -> float:

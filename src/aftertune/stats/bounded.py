@@ -39,10 +39,9 @@ def p_at_most(values: Sequence[float] | Floats, mean: float, low: float = -1.0) 
 
 
 def bounded_tests(differences: Sequence[float] | Floats, margin: float, *, most: float = 1.0) -> MarginTests:
-    """Tests against +-margin for differences in [-most, most]. differences: float64 [n]."""
+    """Tests against +-margin and 0 for differences in [-most, most]. differences: float64 [n]."""
     lowest, highest = _sides(differences, most)
-    return margin_tests(_p_at_most(*highest, margin), _p_at_most(*lowest, -margin), _p_at_most(*highest, -margin),
-                        _p_at_most(*lowest, margin))
+    return margin_tests(lambda value: (_p_at_most(*highest, -value), _p_at_most(*lowest, value)), margin)
 
 
 def bounded_interval(differences: Sequence[float] | Floats, level: float = 0.95, *, most: float = 1.0

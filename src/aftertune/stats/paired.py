@@ -15,8 +15,8 @@ Schuirmann 1987 for the two one-sided tests, Wilson 1927.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +31,24 @@ _HUGE = 1e150
 
 @dataclass(frozen=True, slots=True)
 class MarginTests:
-    """p-values of the tests against a margin m.
+    """p-values of the tests against a margin m and against 0.
 
     lower: two-sided, H: delta >= -m. higher: two-sided, H: delta <= m. within: two one-sided tests (TOST). no_drop:
-    one-sided, H: delta <= -m; a small value rules out a drop beyond the margin (non-inferiority).
+    one-sided, H: delta <= -m; a small value rules out a drop beyond the margin (non-inferiority). worse: two-sided,
+    H: delta >= 0. better: two-sided, H: delta <= 0.
     """
 
     lower: float
     higher: float
     within: float
     no_drop: float = 1.0
+    worse: float = 1.0
+    better: float = 1.0
+
+    @property
+    def no_loss(self) -> float:
+        """Two-sided p of H: delta <= -m. It is below 0.05 where the 95 % interval begins above -m."""
+        return min(1.0, 2 * self.no_drop)
 
     @property
     def moved(self) -> float:
@@ -57,8 +65,7 @@ def weakest(*tests: MarginTests | None) -> MarginTests:
     given = [t for t in tests if t is not None]
     if not given:
         return NO_EVIDENCE
-    return MarginTests(lower=max(t.lower for t in given), higher=max(t.higher for t in given),
-                       within=max(t.within for t in given), no_drop=max(t.no_drop for t in given))
+    return MarginTests(**{f.name: max(getattr(t, f.name) for t in given) for f in fields(MarginTests)})
 
 
 def _check_counts(gained: int, lost: int, n: int) -> None:
@@ -105,18 +112,24 @@ def tango_interval(gained: int, lost: int, n: int, level: float = 0.95) -> tuple
 
 
 def tango_tests(gained: int, lost: int, n: int, margin: float) -> MarginTests:
-    """Score tests against +-margin. They agree with `tango_interval` at 95 % (lower, higher) and 90 % (within)."""
+    """Score tests against +-margin and 0. They agree with `tango_interval` at 95 %, and at 90 % for within."""
     _check_counts(gained, lost, n)
-    return margin_tests(float(ndtr(tango_statistic(gained, lost, n, -margin))),
-                        float(ndtr(-tango_statistic(gained, lost, n, -margin))),
-                        float(ndtr(tango_statistic(gained, lost, n, margin))),
-                        float(ndtr(-tango_statistic(gained, lost, n, margin))))
+
+    def tails(value: float) -> tuple[float, float]:
+        statistic = tango_statistic(gained, lost, n, value)
+        return float(ndtr(statistic)), float(ndtr(-statistic))
+
+    return margin_tests(tails, margin)
 
 
-def margin_tests(below_low: float, above_low: float, below_high: float, above_high: float) -> MarginTests:
-    """The tests from the tail areas of the statistics at -m (low) and +m (high)."""
+def margin_tests(tails: Callable[[float], tuple[float, float]], margin: float) -> MarginTests:
+    """The tests of one difference. tails(value): the one-sided p of "the true difference is ``value`` or more", and of
+    "it is ``value`` or less".
+    """
+    (below_low, above_low), (below_zero, above_zero), (below_high, above_high) = map(tails, (-margin, 0.0, margin))
     return MarginTests(lower=min(1.0, 2 * below_low), higher=min(1.0, 2 * above_high),
-                       within=max(above_low, below_high), no_drop=above_low)
+                       within=max(above_low, below_high), no_drop=above_low,
+                       worse=min(1.0, 2 * below_zero), better=min(1.0, 2 * above_zero))
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:
@@ -190,12 +203,15 @@ class Estimate:
         return min(1.0, 2 * float(stdtr(self.df, -abs(self.mean) / self.se)))
 
     def tests(self, margin: float) -> MarginTests:
-        """t tests against +-margin; `within` is the TOST. Degenerate: 1 for all (nothing is proven)."""
+        """t tests against +-margin and 0; `within` is the TOST. Degenerate: 1 for all (nothing is proven)."""
         if self.degenerate:
             return NO_EVIDENCE
-        at_low, at_high = (self.mean + margin) / self.se, (self.mean - margin) / self.se
-        return margin_tests(float(stdtr(self.df, at_low)), float(stdtr(self.df, -at_low)),
-                            float(stdtr(self.df, at_high)), float(stdtr(self.df, -at_high)))
+
+        def tails(value: float) -> tuple[float, float]:
+            t = (self.mean - value) / self.se
+            return float(stdtr(self.df, t)), float(stdtr(self.df, -t))
+
+        return margin_tests(tails, margin)
 
 
 def rounding(values: Floats) -> float:

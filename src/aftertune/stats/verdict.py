@@ -1,15 +1,22 @@
-"""Turns the p-values of a family of tests into verdicts: lower, higher, within or undecided.
+"""Turns the p-values of a family of tests into verdicts.
 
     decide([Case(tests=tango_tests(6, 19, 100, 0.02))])    (Decision(verdict="lower", p=0.0256, …),)
     label_of("lower", lineage=True)                        "forgot"
     holm([0.01, 0.04, 0.03, 0.005])                        [0.03, 0.06, 0.06, 0.02]
     benjamini_hochberg([0.01, 0.04, 0.03, 0.005])          [0.02, 0.04, 0.04, 0.02]
 
+A row can prove six claims about the true difference, with m for the margin: lower (below -m), higher (above m), within
+(between them), worse (below 0), better (above 0) and no_loss (above -m). Its verdict is the first one in this order
+that is proven, or "undecided". All of them except "within" are readings of one 95 % interval: if the interval contains
+the true difference, none of them is false. "within" is the test of equivalence (TOST), which takes the 90 % interval.
+
 The family is the primary metrics of one pair of base and tuned model on which something can be lost. Where the base is
 at the floor nothing can be lost, and the tuning's own target asks what it learned: those are families of their own.
-Holm's correction is applied to min(lower, higher), and apart from that to within. The verdict follows from the adjusted
-p at 0.05. If items come in clusters, or few or skewed values need a bootstrap, the cluster-robust and bootstrap tests
-are corrected in the same way; if they lead to another verdict, the verdict is undecided.
+Holm's correction is applied over the family, for each question apart: is a change beyond the margin (lower or higher),
+is it within the margin, is there a change (worse or better), is a loss beyond the margin ruled out (no_loss). So for
+each question the probability of any false claim in the family is at most 5 %. A claim is proven if its adjusted p is
+below 0.05. If items come in clusters, or few or skewed values need a bootstrap, the cluster-robust and bootstrap tests
+are corrected in the same way, and a claim is proven if all kinds of test prove it.
 
 Holm controls the probability of any false claim in a family, whatever the dependence of its tests. Benjamini and
 Hochberg's method controls the share of false claims; it is used only to explore the tasks of a group.
@@ -17,12 +24,12 @@ Hochberg's method controls the share of false claims; it is used only to explore
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from aftertune.stats.paired import MarginTests
-from aftertune.values import VERDICT_LABELS, Verdict
+from aftertune.values import Verdict, verdict_label
 
 # --- Corrections for several tests ---
 
@@ -62,6 +69,14 @@ GENERATION_FLOOR = 0.02
 
 AT_FLOOR = "undecided (at floor: nothing to forget)"
 
+#: The questions that are corrected over a family, each apart, and their claims. A row's verdict is the first claim here
+#: that is proven.
+QUESTIONS: tuple[tuple[Verdict, ...], ...] = (("lower", "higher"), ("within",), ("worse", "better"), ("no_loss",))
+#: Verdicts on which side of the margin a difference is. More items can still decide the others.
+SETTLED: frozenset[Verdict] = frozenset({"lower", "higher", "within"})
+#: Verdicts that say nothing where the base has nothing to lose.
+_FLOORED: frozenset[Verdict] = frozenset({"within", "no_loss", "undecided"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -89,8 +104,8 @@ class Decision:
     """The verdict of one member of the family.
 
     p, p_adjusted: of the test behind the verdict (of min(lower, higher) where undecided); the largest of all kinds of
-    test. at_floor: no loss is proven, and the base has nothing to lose. members: tests of its family, over which p is
-    adjusted.
+    test. at_floor: no change is proven, and the base has nothing to lose. members: tests of its family, over which p
+    is adjusted.
     """
 
     verdict: Verdict
@@ -111,10 +126,13 @@ def at_floor(base_low: float, chance: float | None) -> bool:
 
 
 def label_of(verdict: Verdict, *, lineage: bool, at_floor: bool = False) -> str:
-    """The label of a verdict. "forgot", "improved" and "kept" need a proven lineage."""
-    if at_floor:
-        return AT_FLOOR
-    return VERDICT_LABELS[verdict] if lineage else verdict
+    """The label of a verdict (`verdict_label`), with the reason at the floor."""
+    return AT_FLOOR if at_floor else verdict_label(verdict, lineage=lineage)
+
+
+def floored(verdict: Verdict, floor: bool) -> bool:
+    """True for a verdict that means nothing because the base has nothing to lose. floor: the base is at the floor."""
+    return floor and verdict in _FLOORED
 
 
 #: Names of the kinds of test of a case, in the order of `decide`.
@@ -123,17 +141,19 @@ _KINDS = ("item-wise", "cluster-robust", "bootstrap")
 
 @dataclass(frozen=True, slots=True)
 class _AdjustedTests:
-    """One kind of test of one member of the family, with its adjusted p-values."""
+    """One kind of test of one member of the family. adjusted: claim -> its adjusted p-value."""
 
     tests: MarginTests
-    moved: float
-    within: float
+    adjusted: Mapping[Verdict, float]
 
     @property
     def verdict(self) -> Verdict:
-        if self.moved < ALPHA:
-            return "lower" if self.tests.lower < self.tests.higher else "higher"
-        return "within" if self.within < ALPHA else "undecided"
+        return first_claim({claim for claim, p in self.adjusted.items() if p < ALPHA})
+
+
+def first_claim(proven: Collection[Verdict]) -> Verdict:
+    """The verdict of a row of which these claims are proven: the first one in the order of `QUESTIONS`."""
+    return next((claim for question in QUESTIONS for claim in question if claim in proven), "undecided")
 
 
 def decide(cases: Sequence[Case]) -> tuple[Decision, ...]:
@@ -154,23 +174,35 @@ def _decide_family(family: Sequence[Case]) -> tuple[Decision, ...]:
 
 
 def _adjust(family: Sequence[MarginTests]) -> list[_AdjustedTests]:
-    """Both Holm corrections over one kind of test."""
-    moved, within = holm([t.moved for t in family]), holm([t.within for t in family])
-    return [_AdjustedTests(*values) for values in zip(family, moved, within, strict=True)]
+    """Holm's correction over one kind of test, for each question. Of the two sides of a question, the one with the
+    larger p is never proven."""
+    adjusted: list[dict[Verdict, float]] = [{} for _ in family]
+    for question in QUESTIONS:
+        nearest = [min(((float(getattr(tests, claim)), claim) for claim in question), key=lambda side: side[0])
+                   for tests in family]
+        for row, (_, side), value in zip(adjusted, nearest, holm([p for p, _ in nearest]), strict=True):
+            row |= {claim: value if claim == side else 1.0 for claim in question}
+    return [_AdjustedTests(tests, row) for tests, row in zip(family, adjusted, strict=True)]
 
 
 def _combine(case: Case, kinds: Sequence[_AdjustedTests]) -> Decision:
-    """The decision of one member from all kinds of its tests."""
-    first, agreed = kinds[0].verdict, len({k.verdict for k in kinds}) == 1
-    verdict: Verdict = first if agreed else "undecided"
-    if verdict == "within":
-        p, adjusted = max(k.tests.within for k in kinds), max(k.within for k in kinds)
+    """The decision of one member from all kinds of its tests: what all of them prove."""
+    claims = [claim for question in QUESTIONS for claim in question]
+    verdict = first_claim([c for c in claims if all(k.adjusted[c] < ALPHA for k in kinds)])
+    if verdict == "undecided":
+        p = max(k.tests.moved for k in kinds)
+        adjusted = max(min(k.adjusted["lower"], k.adjusted["higher"]) for k in kinds)
     else:
-        p, adjusted = max(k.tests.moved for k in kinds), max(k.moved for k in kinds)
-    note = ""
-    if not agreed:
-        others = [f"{k.verdict} by the {name} test" for name, k in zip(_KINDS, kinds, strict=True)
+        p, adjusted = max(float(getattr(k.tests, verdict)) for k in kinds), max(k.adjusted[verdict] for k in kinds)
+    note, first = "", kinds[0].verdict
+    if len({k.verdict for k in kinds}) > 1:
+        others = [f"{_word(k.verdict)} by the {name} test" for name, k in zip(_KINDS, kinds, strict=True)
                   if k.verdict != first]
-        note = f"undecided, because the tests disagree: {first} by the {_KINDS[0]} test, {', '.join(others)}"
-    floor = case.at_floor and verdict in ("within", "undecided")
+        note = (f"{_word(verdict)}, because the tests disagree: {_word(first)} by the {_KINDS[0]} test, "
+                f"{', '.join(others)}")
+    floor = floored(verdict, case.at_floor)
     return Decision(verdict="undecided" if floor else verdict, p=p, p_adjusted=adjusted, at_floor=floor, note=note)
+
+
+def _word(verdict: Verdict) -> str:
+    return verdict_label(verdict, lineage=False)

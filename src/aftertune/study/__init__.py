@@ -217,6 +217,9 @@ class EarlySpec(Spec):
 
     margin: Annotated[Points, Flag(), Field(
         description="Points; a change within them is no change. For --until-decided.")] = 2.0
+    target: Annotated[Literal["models", "full-run"], Flag(), Field(
+        description="What must be proven before a task stops: something about the models, as a verdict is, or about "
+                    "what asking all items would show. For --until-decided.")] = "models"
     batch: Annotated[Positive | None, Flag(), Field(
         description="Items between two interim analyses. Default: 32, or 8 for a small task.")] = None
     min_items: Annotated[int, Flag("--min-items", "--min-docs"), Field(

@@ -22,6 +22,7 @@ from aftertune.values.comparison import (
     GateLine,
     Margin,
     Relation,
+    verdict_label,
 )
 from aftertune.values.encoding import (
     canonical,
@@ -101,4 +102,5 @@ __all__ = [
     "json_ready",
     "plain",
     "restore",
+    "verdict_label",
 ]

@@ -18,12 +18,21 @@ from aftertune.values.tuning import HeldOut
 
 #: The version of the rules by which verdicts are made; docs/changes.md says what each version changed. A value that was
 #: stored before there was a version has 1.
-RULES = 2
+RULES = 3
 
 #: The proven relation of the models of two evaluations; "" where none is proven.
 Relation = Literal["", "tuned", "reversed", "siblings", "same model"]
 #: Verdict -> the label that a row shows where the lineage is proven (the tuned model was made from the base model).
-VERDICT_LABELS: dict[str, str] = {"lower": "forgot", "higher": "improved", "within": "kept", "undecided": "undecided"}
+VERDICT_LABELS: dict[Verdict, str] = {"lower": "forgot", "higher": "improved", "within": "kept", "worse": "worse",
+                                      "better": "better", "no_loss": "no loss", "undecided": "undecided"}
+#: Verdict -> the label of any other comparison. No word of it is about forgetting.
+NEUTRAL_LABELS: dict[Verdict, str] = {"lower": "lower", "higher": "higher", "within": "within", "worse": "worse",
+                                      "better": "better", "no_loss": "not lower", "undecided": "undecided"}
+
+
+def verdict_label(verdict: Verdict, *, lineage: bool) -> str:
+    """The word that a row shows for a verdict. "forgot", "improved", "kept" and "no loss" need a proven lineage."""
+    return (VERDICT_LABELS if lineage else NEUTRAL_LABELS)[verdict]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,21 +55,25 @@ class ComparisonRow:
 
     p: p-value of the test behind the verdict (the smaller of p_lower and p_higher where undecided). p_adjusted: the
     same after Holm's correction over the family. Both are None in secondary rows. p_lower, p_higher, p_within: the
-    tests against the margin, unadjusted. p_no_drop: one-sided p of "the drop, if any, is not beyond the margin".
+    tests against the margin, unadjusted. p_worse, p_better: those against 0, two-sided; None in rows by version 2 of
+    the rules or before. p_no_drop: one-sided p of "the drop, if any, is not beyond the margin".
     p_exact, p_mid: McNemar's p of "any difference". group: the group that has the verdict in place of this task; then q
     is p_mid after Benjamini-Hochberg over the tasks of the group.
 
     told: the label, such as "forgot" (`VERDICT_LABELS`). note: what a reader must know beside the figures. details:
-    further intervals. items_needed: items that would decide an undecided row; None where the row is decided or the task
-    cannot decide it. items_needed_at: the true difference for which they do, with the power items_needed_power; None in
-    rows by version 1 of the rules. family_size: number of tests over which p_adjusted is corrected. at_floor: the base
-    scores no better than a guess. target: the task tests the skill that the fine-tune teaches. unit: of base, tuned,
-    delta and margin, "" where an older version stored the row. margin: None where the metric is no share and no margin
-    in its unit was given; then nothing is tested.
+    further intervals. items_needed: items that would decide on which side of the margin the difference is; None where
+    that is decided or the task cannot decide it. items_needed_at: the true difference for which they do, with the power
+    items_needed_power; None in rows by version 1 of the rules. family_size: number of tests over which p_adjusted is
+    corrected. at_floor: the base scores no better than a guess. target: the task tests the skill that the fine-tune
+    teaches. unit: of base, tuned, delta and margin, "" where an older version stored the row. margin: None where the
+    metric is no share and no margin in its unit was given; then nothing is tested.
 
-    stopped_of: items of the full run, where the row was stopped early after n of them. Then low and high hold for the
-    difference of the full run at every interim analysis at once, the p-values are anytime-valid, and base, tuned and
-    delta are early estimates, not scores.
+    stopped_of: items of the full run, where the row was stopped early after n of them. Then low and high hold at every
+    interim analysis at once, the p-values are anytime-valid, and base, tuned and delta are early estimates, not scores.
+    full_low, full_high: 95 % interval of the difference that the full run would show, at every analysis at once;
+    full_verdict: what is proven of it; full_base: the base's score on the full run, None where it is not known;
+    full_tuned_low, full_tuned_high: the tuned model's score there, None with full_base. In a row that was stopped early
+    by version 2 of the rules or before, low, high and verdict are about the full run, and these are None.
     """
 
     task: str
@@ -100,6 +113,14 @@ class ComparisonRow:
     items_needed_power: float | None = None
     family_size: int | None = None
     unit: Unit | Literal[""] = ""
+    p_worse: float | None = None
+    p_better: float | None = None
+    full_low: float | None = None
+    full_high: float | None = None
+    full_verdict: Verdict | None = None
+    full_base: float | None = None
+    full_tuned_low: float | None = None
+    full_tuned_high: float | None = None
 
     @property
     def fraction(self) -> bool:

@@ -15,7 +15,9 @@ from typing import Any, Literal
 from aftertune.catalog import FRACTIONS, MetricKey, Unit, unit_of
 from aftertune.values.encoding import digest
 
-Verdict = Literal["lower", "higher", "within", "undecided"]
+#: What is proven of a row, as it is stored. The first three are about the margin: below it, above it, within it.
+#: "worse" and "better" are about 0, and "no_loss" is "not below the margin". `VERDICT_LABELS` has their words.
+Verdict = Literal["lower", "higher", "within", "worse", "better", "no_loss", "undecided"]
 #: Called with (done, total, what is being done) to report the progress of long work.
 Progress = Callable[[int, int, str], None]
 
@@ -271,7 +273,8 @@ class Early:
 
     against: id of the evaluation of the other model. units: the sequential tests. margins: by name of the test, as
     fractions. min_items, max_width: a test stops only after this many items, and only once its interval is no wider
-    than this (a fraction).
+    than this (a fraction). target: which test ends a task, that about the models or that about the full run; "" in
+    plans of versions that had only the second one, and where no task can stop early.
     """
 
     against: str
@@ -280,6 +283,7 @@ class Early:
     units: tuple[EarlyUnit, ...]
     min_items: int = 0
     max_width: float | None = None
+    target: Literal["", "models", "full-run"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,8 +31,10 @@ _WIDTHS = (("wide", 760), ("narrow", 340))
 #: The only width if a page has many charts; it fits every screen.
 _SINGLE_WIDTH = (("any", 340),)
 _CSS_MARK = "/* charts */\n"  # replaced by the styles of all charts
-_MARKS = legend({"lower": "forgot on at least one", "within": "kept on all",
-                 "higher": "improved on at least one and kept on the others", "undecided": "undecided on at least one"})
+_MARKS = legend({"lower": "forgot on at least one", "worse": "worse on at least one", "within": "kept on all",
+                 "higher": "improved on at least one and kept on the others",
+                 "better": "better on at least one and kept on the others",
+                 "no_loss": "no loss beyond the margin on any", "undecided": "undecided on at least one"})
 #: Factor -> what a comparison over seeds would test.
 _CAUSES = {"training examples": "the number of examples", "replay share": "the replay share"}
 

@@ -20,7 +20,7 @@ from aftertune.report.page.views import ReportedView
 from aftertune.report.reported import NOT_REPRODUCIBLE
 from aftertune.report.results import Results, TuningOutcome, outcomes, overall_verdict
 from aftertune.report.table import row_label
-from aftertune.values import VERDICT_LABELS, Comparison, Evaluation, Tuning
+from aftertune.values import VERDICT_LABELS, Comparison, Evaluation, Tuning, verdict_label
 
 _FEW = 3  # up to this number, the headline has a sentence for each comparison
 
@@ -63,8 +63,8 @@ def overview(results: Results, reported: Sequence[ReportedView] = ()) -> Overvie
     comparisons = results.comparisons
     labels = [(line.verdict, line.label) for comparison in comparisons if not comparison.forced
               for line in verdict_table(comparison) if line.verdict]
-    counts = [(v, label, labels.count((v, label))) for v in BADGES for label in (VERDICT_LABELS[v], v)
-              if (v, label) in labels]
+    counts = [(v, label, labels.count((v, label))) for v in BADGES for lineage in (True, False)
+              for label in (verdict_label(v, lineage=lineage),) if (v, label) in labels]
     outcome_by_comparison = {o.comparison.id: o for o in outcomes(results)}
     bases = dict.fromkeys(c.base for c in comparisons)
     return Overview(headline=list(_headline(results)),
@@ -102,11 +102,15 @@ def _sentence(comparison: Comparison) -> str:
 
 
 def _summary(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """How many fine-tuned models forgot, kept, or are undecided."""
+    """How many fine-tuned models have which verdict over all benchmarks."""
     verdicts = [overall_verdict([r for r in c.rows if r.primary and not r.target]) for c in comparisons]
     counts = [(verdicts.count("lower"), ("forgot", "forgot"), "on at least one benchmark"),
-              (verdicts.count("within") + verdicts.count("higher"), ("is", "are"),
+              (verdicts.count("worse"), ("is", "are"),
+               "worse on at least one benchmark, without a proven loss beyond the margin on any"),
+              (verdicts.count("within") + verdicts.count("higher") + verdicts.count("better"), ("is", "are"),
                "proven to have kept every benchmark on which the base scores above chance"),
+              (verdicts.count("no_loss"), ("is", "are"),
+               "proven to have lost no more than the margin on any benchmark on which the base scores above chance"),
               (verdicts.count("undecided"), ("is", "are"),
                "undecided on at least one benchmark, without a proven loss on any"),
               (verdicts.count(None), ("has", "have"), "no benchmark on which the base scores above chance")]

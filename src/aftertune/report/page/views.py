@@ -41,6 +41,7 @@ from aftertune.report.results import Family, Results, tuning_of
 from aftertune.report.sentences import lineage_note, rules_note, watermark
 from aftertune.report.table import ScoreLine, exploratory_text, held_out_line, part_text, score_table
 from aftertune.values import (
+    VERDICT_LABELS,
     Comparison,
     Contrast,
     Evaluation,
@@ -62,7 +63,7 @@ _FOREST = ("Mark: the difference. Line: its 95 % interval. Shaded: the margin; a
            f"change. {legend()}, {NO_VERDICT.symbol} {NO_VERDICT.word}.")
 _CONTRAST = ("Mark: the difference between the means over all seeds. Line: its 95 % interval over seeds and items. "
              f"Shaded: the margin. {legend()}.")
-_WATCH_MARKS = legend({"lower": "forgot (proven)", "higher": "improved", "within": "kept", "undecided": "undecided"})
+_WATCH_MARKS = legend({**VERDICT_LABELS, "lower": "forgot (proven)"})
 _WATCH = ("Evaluated during training: the same part of each task for the base and for the model, with 95 % intervals. "
           f"{_WATCH_MARKS}. The 5 % error level covers all tasks and all of these evaluations together.")
 
