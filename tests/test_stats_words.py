@@ -119,19 +119,19 @@ def test_words_with_and_without_lineage() -> None:
 
 def test_the_models_are_the_full_run_of_endlessly_many_items() -> None:
     d = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], 400, p=[.09, .86, .05])
-    models, endless = PairedSequential(None, M), PairedSequential(10**9, M)
+    models, endless = PairedSequential(None, M), PairedSequential(10**9, M, alpha=LOOKS * .05)
     models.update(d)
     endless.update(d)
     assert np.allclose(models._wealth, endless._wealth, atol=1e-4)
     assert np.allclose(models.interval(), endless.interval(), atol=3e-6)
-    assert models.claims == endless.claims
+    assert models.claims - {"within"} == endless.claims - {"within"}
 
 
 def test_claims_are_readings_of_the_anytime_interval() -> None:
     rng = np.random.default_rng(5)
     seen = set()
-    for shift in (-.12, -.05, 0, .04, .12):
-        d = rng.choice([-1.0, 0.0, 1.0], 3000, p=[.07 - shift / 2, .86, .07 + shift / 2])
+    for shift, psi in ((-.12, .14), (-.05, .14), (0, .14), (0, .04), (.04, .14), (.12, .14)):
+        d = rng.choice([-1.0, 0.0, 1.0], 3000, p=[(psi - shift) / 2, 1 - psi, (psi + shift) / 2])
         for items in (None, 3000):
             test = PairedSequential(items, M)
             test.update(d[:2000])

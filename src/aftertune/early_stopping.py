@@ -35,7 +35,7 @@ from aftertune.tasks import LoadedTask
 from aftertune.values import Comparison, Early, EarlyUnit, Evaluation, Item, Margin, Progress, digest
 
 _Pools = Sequence[tuple[str, list[LoadedTask]]]
-Target = Literal["", "models", "full-run"]
+StopTarget = Literal["", "models", "full-run"]
 
 #: Items between two interim analyses: of a task with more than FEW items, and of a smaller one.
 BATCH, SMALL_BATCH, FEW = 32, 8, 200
@@ -181,7 +181,7 @@ class _EarlyStopping:
         margins = {u.name: Margin(early.margins[u.name], self.given.get(u.name)) for u in early.units}
         return EarlyResult(base=base, tuned=tuned, comparison=compare(base, tuned, margins=margins, ledger=self.ledger))
 
-    def _rules(self, pools: _Pools, base: Evaluation) -> Iterator[tuple[Mapping[str, int], Target]]:
+    def _rules(self, pools: _Pools, base: Evaluation) -> Iterator[tuple[Mapping[str, int], StopTarget]]:
         """(shares of the error level, target) of the plans of earlier versions, the oldest first, then of this one.
 
         An evaluation that an earlier version began goes on by the rules of that version.
@@ -233,7 +233,7 @@ class _EarlyStopping:
             raise InputError(f"--against {self.against!r} is neither a finished evaluation ({self.reason}) nor a "
                              f"model that can be evaluated ({error})") from None
 
-    def _plan(self, against: str, pools: _Pools, shares: Mapping[str, int], target: Target
+    def _plan(self, against: str, pools: _Pools, shares: Mapping[str, int], target: StopTarget
               ) -> tuple[Early, list[_RunningTest]]:
         """The tests, each with its items in random order. shares, target: see `_rules`; without shares all tests are
         one family."""

@@ -8,7 +8,7 @@
 - bootstrap: few or skewed values
 - clustered: clusters of items, and groups of tasks
 - across_seeds: several training seeds
-- verdict: lower, higher, within or undecided, with Holm's and Benjamini and Hochberg's corrections
+- verdict: what is proven of a row, with Holm's and Benjamini and Hochberg's corrections
 - sequential: the same verdicts before all items were asked
 - planning: how many items are needed
 - answer_format: answers without a usable format

@@ -328,7 +328,7 @@ def after_looks(looks: MarginTests, fixed: MarginTests) -> MarginTests:
 def first_of_clusters(labels: Sequence[Hashable | None] | None, n: int) -> NDArray[np.bool_]:
     """Which of n items the models' test may count, bool [n]: the first one of each cluster, in their random order.
 
-    Items of one cluster are not independent. A bet on the first one of each is fair; a second one could be foreseen
+    Items of one cluster are not independent. A bet on the first one of each is fair; a second one could be predicted
     from it. labels: of the items; None where no two of them belong together. Where one label is not known, none counts.
     """
     if labels is None:
