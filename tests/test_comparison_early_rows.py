@@ -180,12 +180,16 @@ def test_the_ledger_takes_what_was_used_and_no_less(ledger: Ledger) -> None:
 
 
 def test_the_full_run_may_be_decided_where_the_models_are_not(ledger: Ledger) -> None:
-    """90 of 100 items without a change: the full run is nearly known, the next 100 questions are not."""
+    """100 items without a change: the full run is known before the end, the next 100 questions are not."""
+    watch = PairedSequential(100, 0.02)
+    while watch.update([0.0]) is None:
+        pass
     base, tuned = changed(100, 0.6, 0, 0)
     store(ledger, "base", BASE, {"t": base})
-    store(ledger, "tuned", ADAPTED, {"t": tuned}, used={"t": 90})
+    store(ledger, "tuned", ADAPTED, {"t": tuned}, used={"t": watch.seen})
     [row] = compare("base", "tuned", margins=0.02, ledger=ledger).rows
-    assert (row.verdict, row.full_verdict) == ("undecided", "within")
+    assert (row.n, row.verdict, row.full_verdict) == (watch.seen, "undecided", "within")
+    assert row.n < 100
     low, high = 60 + 100 * row.full_low, 60 + 100 * row.full_high
     assert full_run_text(row) == f"{low:.1f} to {high:.1f} %, within 2 points of the base's"
     assert row.low < -0.02 < row.full_low <= 0 <= row.full_high < 0.02 < row.high

@@ -159,7 +159,7 @@ def test_the_target_says_what_ends_a_task(made: dict[str, Any], ledger: Ledger) 
     models = decide(made["near"], "base", [made["own"]], ledger, early=EarlySpec(margin=6))
     full = decide(made["near"], "base", [made["own"]], ledger, early=EarlySpec(margin=6, target="full-run"))
     assert models.tuned.id != full.tuned.id
-    assert [d.tuned.early.target for d in (models, full)] == ["models", "full-run"]
+    assert [d.tuned.early.stop_target for d in (models, full)] == ["models", "full-run"]
     used = [d.tuned.early.units[0].used for d in (models, full)]
     assert used[1] < used[0]
     [row] = full.comparison.rows
@@ -176,7 +176,7 @@ def test_what_an_earlier_version_began_goes_on_by_its_rule(made: dict[str, Any],
     with monkeypatch.context() as patch:
         patch.setattr(early_stopping._EarlyStopping, "_rules", lambda *_: iter([({}, "")]))
         old = decide(made["near"], "base", [made["own"]], ledger, early=EarlySpec(margin=6))
-    assert old.tuned.early.target == ""
+    assert old.tuned.early.stop_target == ""
     count = len(ledger.evaluations())
     now = decide(made["near"], "base", [made["own"]], ledger, early=EarlySpec(margin=6))
     assert now.tuned == old.tuned

@@ -158,8 +158,9 @@ def test_a_row_is_built_in_one_place() -> None:
 
 def test_badges_stand_in_one_place() -> None:
     symbols = [b.symbol for b in BADGES.values()]
-    assert len({*symbols, NO_VERDICT.symbol}) == 5
-    assert legend() == "▼ lower, ▲ higher, ● within the margin, ◆ undecided"
+    assert len({*symbols, NO_VERDICT.symbol}) == 8
+    assert legend() == ("▼ lower, ▲ higher, ● within the margin, ◣ worse (below 0), ◢ better (above 0), ◗ not lower, "
+                        "◆ undecided")
     assert BADGES.keys() == VERDICT_LABELS.keys()
     texts = {path: path.read_text(encoding="utf-8") for path in SOURCE.rglob("*") if path.suffix in (".py", ".html")}
     # ■ and ◆ are also marks of the loss curve, in views.py; table_cells.py removes the arrows of other people's tables

@@ -143,10 +143,12 @@ def test_a_section_is_there_only_with_something_in_it(small, change, gone):
 def test_the_overview_counts_what_the_verdicts_say(study):
     whole = [overall_verdict([r for r in c.rows if not r.target]) for c in study.comparisons]
     seen = overview(study.results())
-    lost, kept = whole.count("lower"), whole.count("within") + whole.count("higher")
+    lost, worse, kept = whole.count("lower"), whole.count("worse"), whole.count("within") + whole.count("higher")
     assert lost
+    assert worse == 1
     assert seen.headline[0].startswith(
-        f"Of 5 fine-tuned models, {lost} forgot on at least one benchmark; {kept} ")
+        f"Of 5 fine-tuned models, {lost} forgot on at least one benchmark; 1 is worse on at least one benchmark, "
+        f"without a proven loss beyond the margin on any; {kept} ")
     assert seen.headline[1:] == ["Improvement on a target task is proven for 5 of 5.",
                                  "1 fine-tune is not finished."]
     assert ("lower", "forgot", 2) in seen.counts

@@ -196,7 +196,7 @@ class _EarlyStopping:
         """The ids of both evaluations. alone: the base is finished and has its id."""
         settings = [early.seed, early.min_items, early.max_width,
                     [[u.name, u.batch, early.margins[u.name], u.order, *([u.share] if u.share else [])]
-                     for u in early.units], *([early.target] if early.target else [])]
+                     for u in early.units], *([early.stop_target] if early.stop_target else [])]
         # both models decide when it stops, so both are part of its identity
         base_id = base.id if alone else self._id(base, [tuned.id, settings])
         return base_id, self._id(tuned, [base_id, settings])
@@ -242,7 +242,7 @@ class _EarlyStopping:
         margins = {name: self.given.get(name, self.early_spec.margin) / 100 for name, _ in pools}
         early = Early(against=against, seed=seed, margins=margins, units=(), min_items=self.early_spec.min_items,
                       max_width=None if self.early_spec.max_width is None else self.early_spec.max_width / 100,
-                      target=target)
+                      stop_target=target)
         tests = []
         for name, members in pools:
             items = [(t.settings.task, index, item) for t in members for index, item in enumerate(t.items)]

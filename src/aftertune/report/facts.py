@@ -237,7 +237,7 @@ def _list_item(value: Any) -> str:
 def early_stop_text(early: Early) -> str:
     """The rule of early stopping, and the number of items that each verdict needed."""
     rules = [f"compared with evaluation {early.against}", f"random order, seed {early.seed}"]
-    rules.append(f"until something is proven about {'the models' if early.target == 'models' else 'the full run'}")
+    rules.append(f"until something is proven about {'the models' if early.stop_target == 'models' else 'the full run'}")
     if early.min_items:
         rules.append(f"at least {fmt.count(early.min_items)} items")
     if early.max_width is not None:

@@ -273,7 +273,7 @@ class Early:
 
     against: id of the evaluation of the other model. units: the sequential tests. margins: by name of the test, as
     fractions. min_items, max_width: a test stops only after this many items, and only once its interval is no wider
-    than this (a fraction). target: which test ends a task, that about the models or that about the full run; "" in
+    than this (a fraction). stop_target: which test ends a task, that about the models or that about the full run; "" in
     plans of versions that had only the second one, and where no task can stop early.
     """
 
@@ -283,7 +283,7 @@ class Early:
     units: tuple[EarlyUnit, ...]
     min_items: int = 0
     max_width: float | None = None
-    target: Literal["", "models", "full-run"] = ""
+    stop_target: Literal["", "models", "full-run"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
