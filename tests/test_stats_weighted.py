@@ -52,7 +52,7 @@ def test_with_equal_weights_and_no_predictions_the_uniform_test_comes_out(items:
         uniform.update(batch)
         weighted.update(weighted.draw(rng.random(batch.size)), batch)
         assert np.logaddexp.reduce(weighted.bets.wealth[0], axis=-1) == pytest.approx(
-            log_mixture(uniform._wealth), abs=1e-10)
+            log_mixture(uniform._wealth[:4]), abs=1e-10)
         assert (weighted.verdict, weighted.decided_at) == (uniform.verdict, uniform.decided_at)
         assert weighted.interval() == pytest.approx(uniform.interval(), abs=1e-12)
 

@@ -318,12 +318,17 @@ def test_a_stopped_early_evaluation_goes_on_to_the_same_verdicts(project: Path, 
     if exact:
         assert_scores(then["scores"], decided.tuned.scores, exact)
         assert_same(then["early"], decided.tuned.early)
-        now = as_json(decided.comparison)  # which has rows for expected accuracy, too
-        assert_same(without_words(WHOLE["comparison"]),
-                    without_words({**now, "rows": [r for r in now["rows"] if r["metric"] != "prob"]}))
-    else:
-        assert {(r["task"], r["verdict"]) for r in WHOLE["comparison"]["rows"] if r["primary"]} == {
-            (r.task, r.verdict) for r in decided.comparison.rows if r.primary}
+    # it stopped by the rule of its version, about the full run; the words of a new comparison are about the models
+    assert [(u["name"], u["used"], u["verdict"]) for u in then["early"]["units"]] == [
+        (u.name, u.used, u.verdict) for u in decided.tuned.early.units]
+    close = 1e-12 if exact else SCORES
+    rows = [r for r in decided.comparison.rows if r.metric != "prob"]  # there are rows for expected accuracy, too
+    for old, new in zip(WHOLE["comparison"]["rows"], rows, strict=True):
+        assert (old["task"], old["metric"], old["n"], old["stopped_of"]) == (new.task, new.metric, new.n, new.stopped_of)
+        assert (new.base, new.tuned, new.delta) == pytest.approx((old["base"], old["tuned"], old["delta"]), abs=close)
+        if new.stopped_of is None or new.primary:
+            ends = (new.low, new.high) if new.stopped_of is None else (new.full_low, new.full_high)
+            assert ends == pytest.approx((old["low"], old["high"]), abs=close)
 
 
 def tune_spec(out: str) -> TuneSpec:
