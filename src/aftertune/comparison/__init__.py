@@ -22,14 +22,9 @@ from typing import TYPE_CHECKING
 
 from aftertune.comparison.clusters import with_clusters
 from aftertune.comparison.compatibility import differences, find_differences, refusal_message
-<<<<<<< HEAD
-from aftertune.comparison.early_rows import is_stopped, stopped_tests, with_early_rows
-from aftertune.comparison.expected_accuracy import choose_primary, chosen_metrics, expected_accuracies
-from aftertune.comparison.lineage import find_relation
-=======
 from aftertune.comparison.early_rows import early_tests, is_stopped, with_early_rows
+from aftertune.comparison.expected_accuracy import choose_primary, chosen_metrics, expected_accuracies
 from aftertune.comparison.lineage import earlier_looks, find_relation
->>>>>>> 937ab05 (Verdicts say worse, better and no loss, and always speak of the models; the full run has its own statement; --target)
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
 from aftertune.comparison.rows import build_rows
@@ -72,7 +67,8 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     complete = [p for p in pairs if not is_stopped(left, right, p.settings.task)]
     rows, without_rows = build_rows(left, right, complete, margins, lineage=relation.lineage, forced=forced,
                                     early=[s.case for s in stopped],
-                                    looks={e.unit.name: looks for e in ended if (looks := e.looks(margins))})
+                                    looks={(e.unit.name, e.unit.key): looks for e in ended
+                                           if (looks := e.looks(margins))})
     rows = with_early_rows(rows, stopped, margins, lineage=relation.lineage, forced=forced)
     looked = earlier_looks(left, right, ledger)
     rows = tuple(replace(r, note="; ".join(filter(None, (r.note, _looked_note(r, looked))))) for r in rows)

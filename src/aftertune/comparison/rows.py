@@ -194,14 +194,13 @@ class TaskGroup:
 
 
 def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins, *, lineage: bool,
-               forced: bool, early: Sequence[Case] = (), looks: Mapping[str, MarginTests] | None = None
+               forced: bool, early: Sequence[Case] = (), looks: Mapping[tuple[str, str], MarginTests] | None = None
                ) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
     """The rows, primary ones first and then the others, both in task order; and the metrics that cannot have a row.
 
     early: the primary metrics with a sequential verdict (`comparison.early_rows`). They are members of Holm's families
-    for which nothing is proven, so that each whole family keeps its error level. looks: by task or group, the p-values
-    of interim analyses after which all items were asked. Raises InputError for a margin that is
-    not allowed.
+    for which nothing is proven, so that each whole family keeps its error level. looks: by (task or group, metric), the
+    p-values of interim analyses after which all items were asked. Raises InputError for a margin that is not allowed.
     """
     table = {p.settings.task: metric_values(left, right, p) for p in pairs}
     groups = paired_groups(left, right, pairs, table)
@@ -212,7 +211,8 @@ def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margi
         drafts += [_group_draft(g, margins, primary=g in replacing) for g in groups if g.members[0][0] is pair]
         drafts += [_task_draft(pair, key, values, margins, group=replaced.get(pair.settings.task))
                    for key, values in table[pair.settings.task].items() if values is not None]
-    drafts = [replace(d, looks=(looks or {}).get(d.task)) if d.tested and d.unit in FRACTIONS else d for d in drafts]
+    drafts = [replace(d, looks=(looks or {}).get((d.task, d.key))) if d.tested and d.unit in FRACTIONS else d
+              for d in drafts]
     family = [d for d in drafts if d.tested]
     decisions = decide([*(d.case for d in family), *early])[:len(family)]
     rows = [_row(d, e, lineage=lineage, forced=forced) for d, e in zip(family, decisions, strict=True)]
