@@ -141,4 +141,4 @@ def test_early_stopping_options_alone_are_refused(tmp_path: Path, monkeypatch: p
     assert call(monkeypatch, "eval", "m", "--tasks", "arc_easy", "--margin", "3") == 2
     assert "--margin goes with --until-decided --against BASE" in capsys.readouterr().err
     assert call(monkeypatch, "tune", "m", "--data", "x.jsonl", "--watch-every", "3") == 2
-    assert "--watch-every and --watch go together" in capsys.readouterr().err
+    assert "there is nothing to watch; name tasks (--watch TASK=N" in capsys.readouterr().err

@@ -21,7 +21,7 @@ def point(step: int, task: str, delta: float, *, n: int = 100, **changes: object
 
 def looks(*steps: tuple[float, float]) -> list[WatchPoint]:
     """Points at steps 10, 20 … of (change of the target, change of hellaswag)."""
-    return [point(10 * n, task, delta, target=task == "orders") for n, deltas in enumerate(steps, 1)
+    return [point(10 * n, task, delta, is_target=task == "orders") for n, deltas in enumerate(steps, 1)
             for task, delta in zip(TASKS, deltas, strict=True)]
 
 
@@ -49,9 +49,9 @@ def test_none_meets_the_rule_so_the_nearest_is_taken_and_said() -> None:
     choice = choose("orders, no loss > 2 on hellaswag", looks((0.2, -0.04), (0.5, -0.08), (0.3, -0.04)))
     assert (choice.step, choice.met) == (30, False)
     assert choice_lines(choice)[0] == (
-        'NO CHECKPOINT MEETS "orders, no loss > 2 on hellaswag"; the weights are those of step 30: none of 3 '
-        "checkpoints meets the rule, and this one comes nearest (orders +30.0 points on 100 items, hellaswag -4.0 on "
-        "100 items)")
+        'NO CHECKPOINT MEETS "orders, no loss > 2 on hellaswag"; step 30 was taken: none of 3 checkpoints '
+        "meets the rule, and this one comes nearest (orders +30.0 points on 100 items, hellaswag -4.0 on 100 "
+        "items)")
 
 
 def test_the_validation_loss_as_a_goal() -> None:

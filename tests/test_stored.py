@@ -100,7 +100,7 @@ def test_a_fine_tunes_manifest_is_written_and_read_as_before(tmp_path: Path) -> 
     assert canonical(plain(back)) == canonical(plain(stored.finite_tuning()))  # a whole number is no float
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_manifest(tmp_path, stored.tuning())
-    assert (tmp_path / "aftertune.json").read_text(encoding="utf-8") == text
+    assert stored.without_new_fields((tmp_path / "aftertune.json").read_text(encoding="utf-8")) == text
 
 
 def test_a_manifest_that_does_not_fit_is_none(tmp_path: Path) -> None:

@@ -37,6 +37,17 @@ def test_full_takes_sixteen_bytes_a_parameter_and_four_bits_take_less_than_sixte
     assert need["qlora"] < need["lora"] < need["full"] / 4
 
 
+def test_kept_checkpoints_are_part_of_the_disk() -> None:
+    def disk(**values: object) -> int:
+        return estimate(SMALL, spec(batch_size=8, epochs=5, watch={"tasks": {"arc_easy": 8}}, **values), LOAD, CPU).disk
+
+    none = disk()  # 200 steps, a look every 50
+    adapter = (disk(keep_checkpoints="all") - none) / 4
+    assert disk(keep_checkpoints=1) - none == adapter
+    assert disk(keep_checkpoints=1, keep_best="arc_easy") - none == 2 * adapter
+    assert disk(method="full", keep_checkpoints=3) - disk(method="full") == 3 * 2 * SMALL.parameters
+
+
 def test_time_is_products_over_the_rate_that_is_reached() -> None:
     """LoRA: twice two operations a weight and token; nothing held out, head and adapters apart."""
     load = Workload(320, 19_200, 120, 0)

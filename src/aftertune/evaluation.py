@@ -282,7 +282,7 @@ class EvaluationRun:
 
     def _tuning(self) -> str | None:
         """Id of the last fine-tune that made this model, or None."""
-        ids = [t.id for t in self.ledger.tunings() if self.identity.fingerprint in t.results]
+        ids = [t.id for t in self.ledger.tunings() if t.made(self.identity.fingerprint)]
         return ids[-1] if ids else None
 
     def _warnings(self) -> Iterator[str]:

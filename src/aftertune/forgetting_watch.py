@@ -3,17 +3,25 @@
     watch = ForgettingWatch(spec)                prints a line on stderr after each interim analysis
     tuning = tune(spec, look=watch)              the analyses are in tuning.watch
     watch(model, 50, looks=4)                    (WatchPoint(step=50, task="hellaswag", delta=-0.035, …),)
+    watch.report(model, 50)                      the same on the other half of the items, with --keep-best
 
 Each interim analysis compares the model with itself before the first step, which is the base in the same dtype, on the
 same device and with the same quantization. All analyses of all tasks are one family (Bonferroni's correction), so that
 "forgot" is wrong in at most 5 % of runs. The interval of an analysis is not corrected. The watch is a warning on few
 items; it does not replace the comparison of the finished model. `watch_point` is one analysis of one task.
+
+The target task is asked in the form in which the model is trained: with the chat template, or as an Alpaca prompt.
+
+With --keep-best the items of each task are split in two halves (`aftertune.study.keep_best.split_halves`). The interim
+analyses use one half, which chooses a checkpoint. The chosen one is measured on the other half, in one analysis, so its
+family is the number of tasks. There, a task with a limit is tested with its limit as the margin.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +35,15 @@ from aftertune.errors import InputError
 from aftertune.report import watch_text
 from aftertune.stats.evidence import Evidence, paired_evidence
 from aftertune.stats.verdict import ALPHA, QUESTIONS, at_floor, first_claim, floored
-from aftertune.study import TaskSpec, TuneSpec
+from aftertune.study import TargetSpec, TaskSpec, TuneSpec, WatchedTarget
+from aftertune.study.keep_best import VALIDATION_LOSS, KeepBest, split_halves
 from aftertune.tasks import LoadedTask, LoadOptions
-from aftertune.values import Answer, Request, Verdict, WatchPoint
+from aftertune.tasks.chat_template import get_chat_template, template_date
+from aftertune.tuning.template import alpaca_prompt
+from aftertune.values import Answer, Half, Request, Verdict, WatchPoint, digest
+
+#: The seed of the halves; the same in every run, so that runs may be compared.
+HALVES_SEED = 0
 
 
 class ForgettingWatch:
@@ -39,39 +53,104 @@ class ForgettingWatch:
                  task_source: str = "auto") -> None:
         if spec.watch is None:
             raise InputError("no tasks to watch; give tasks with a number of items, for example --watch hellaswag=200")
-        self.watch, self.threads, self.report = spec.watch, spec.threads, report or print_line
+        self.watch, self.threads, self.say = spec.watch, spec.threads, report or print_line
         source = sources.resolve_model(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
         self.tokenizer = sources.load_tokenizer(source)
         specs = [TaskSpec(name=name, sample=count) for name, count in spec.watch.tasks.items()]
-        self.loaded = tasks.load(specs, LoadOptions(source=task_source))
-        for task in self.loaded:
+        target = [] if spec.watch.target is None else [_target_task(spec.watch.target, spec.template)]
+        self.targets = {task.name for task in target}
+        loaded = tasks.load([*target, *specs], _options(spec, self.tokenizer, task_source))
+        for task in loaded:
             refuse_own_unit(task)
-        self.requests: list[Request] = [request for task in self.loaded for request in task.requests]
-        self.known: tuple[PackingDecision, int] | None = None
-        self.base: Mapping[str, list[Answer]] = {}
+        self.rule = None if spec.keep_best is None else KeepBest.parse(
+            spec.keep_best, tasks=spec.watch.names, validated=spec.data.validation is not None)
+        #: The tasks with the items of each half; of the looks comes first.
+        self.halves: dict[Half, list[LoadedTask]] = {"all": loaded} if self.rule is None else _halves(loaded, self.rule)
+        self.known: dict[Half, tuple[PackingDecision, int]] = {}
+        self.base: dict[Half, dict[str, list[Answer]]] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """The items of each task and half, by their content."""
+        items: dict[str, Any] = {
+            half: {task.settings.task: {"items": len(task.items), "digest": digest([i.hash for i in task.items])}
+                   for task in loaded} for half, loaded in self.halves.items()}
+        return items | ({"halves_seed": HALVES_SEED} if self.rule else {})
 
     def __call__(self, model: Any, step: int, looks: int) -> tuple[WatchPoint, ...]:
         """Evaluate the tasks at ``step``, in one of ``looks`` analyses. Step 0 only stores the answers of the base."""
-        answers = {task.settings.task: tasks.task_answers(task, self._responses(model)) for task in self.loaded}
         if step == 0:
-            for task in self.loaded:
-                refuse_own_unit(task, primary_values(task, answers[task.settings.task]))
-            self.base = answers
+            for half, loaded in self.halves.items():
+                self.base[half] = self._answers(model, half)
+                for task in loaded:
+                    refuse_own_unit(task, primary_values(task, self.base[half][task.settings.task]))
             return ()
-        family = looks * len(self.loaded)
-        points = tuple(watch_point(task, self.base[task.settings.task], answers[task.settings.task], step=step,
-                                   margin=self.watch.margin, family=family) for task in self.loaded)
+        half = next(iter(self.halves))
+        points = self._points(model, step, half, looks * len(self.halves[half]))
         for point in points:
-            self.report(watch_text(point))
+            self.say(watch_text(point))
         return points
 
-    def _responses(self, model: Any) -> dict[int, Any]:
+    def report(self, model: Any, step: int) -> tuple[WatchPoint, ...]:
+        """Evaluate the tasks on the half of the items that has no part in the choice; nothing without halves."""
+        return () if self.rule is None else self._points(model, step, "report", len(self.halves["report"]))
+
+    def _points(self, model: Any, step: int, half: Half, family: int) -> tuple[WatchPoint, ...]:
+        answers = self._answers(model, half)
+        limits = self.rule.limits if self.rule and half == "report" else {}
+        points = [watch_point(task, self.base[half][name := task.settings.task], answers[name], step=step,
+                              margin=limits.get(name, self.watch.margin), family=family) for task in self.halves[half]]
+        return tuple(replace(point, half=half, is_target=point.task in self.targets) for point in points)
+
+    def _answers(self, model: Any, half: Half) -> dict[str, list[Answer]]:
+        """The answers of the model to the items of one half, by task."""
+        requests: list[Request] = [request for task in self.halves[half] for request in task.requests]
         sizes = budget.resolve(model, free=devices.free_memory(str(model.device)) // 2,
                                threads=devices.set_threads(self.threads))
         engine = Engine(model, self.tokenizer, packed=True, budget=sizes)
-        plan = engine.plan(self.requests, self.known)
-        self.known = plan.decision, plan.longest
-        return {p: r for batch in engine.run(plan, set()) for p, r in batch.responses.items()}
+        plan = engine.plan(requests, self.known.get(half))
+        self.known[half] = plan.decision, plan.longest
+        responses = {p: r for batch in engine.run(plan, set()) for p, r in batch.responses.items()}
+        return {task.settings.task: tasks.task_answers(task, responses) for task in self.halves[half]}
+
+
+def _halves(loaded: Sequence[LoadedTask], rule: KeepBest) -> dict[Half, list[LoadedTask]]:
+    """The tasks with the items that choose, and with those that report. Raises InputError where a task has too few, or
+    where the rule names a group of tasks."""
+    names = {task.settings.task for task in loaded}
+    for task in ({rule.goal, *rule.limits} - {VALIDATION_LOSS}) - names:
+        members = sorted(t.settings.task for t in loaded if task in t.groups)
+        raise InputError(f"--keep-best: {task} is a group of {len(members)} tasks, and the rule needs a single one; "
+                         f"watch a task of it and name that, for example --watch {(members or ['hellaswag'])[0]}=100")
+    chosen: dict[Half, dict[str, list[int]]] = {"choice": {}, "report": {}}
+    for loaded_task in loaded:
+        name = loaded_task.settings.task
+        try:
+            chosen["choice"][name], chosen["report"][name] = split_halves(item_clusters(loaded_task), HALVES_SEED)
+        except ValueError as error:
+            raise InputError(f"--keep-best: {name} cannot choose and report: {error}; use more items") from None
+    return {half: tasks.subset_tasks(loaded, indices) for half, indices in chosen.items()}
+
+
+def _target_task(target: WatchedTarget, template: str) -> TaskSpec:
+    """The target as a task. template: of the training, which its prompts get too."""
+    answers = TargetSpec.model_validate(target.model_dump(exclude={"name", "items"}))
+    return TaskSpec(name=target.name, sample=target.items, target=answers, apply_chat_template=template != "plain")
+
+
+def _options(spec: TuneSpec, tokenizer: Any, task_source: str) -> LoadOptions:
+    """How prompts are written: those of the watched tasks without a template, those of the target as in training."""
+    if spec.template == "alpaca":
+        return LoadOptions(source=task_source, template=_alpaca, template_hash=digest("alpaca"))
+    day = template_date(tokenizer, spec.template_date)
+    template = get_chat_template(tokenizer, day) if spec.watch and spec.watch.target else None
+    return LoadOptions(source=task_source, template=template.render if template else None,
+                       template_hash=template.hash if template else None, template_date=day if template else None)
+
+
+def _alpaca(chat: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+    """The last message of a chat as an Alpaca prompt."""
+    del add_generation_prompt
+    return alpaca_prompt(chat[-1]["content"])
 
 
 def watch_point(task: LoadedTask, base: Sequence[Answer], tuned: Sequence[Answer], *, step: int, margin: float,
@@ -86,7 +165,7 @@ def watch_point(task: LoadedTask, base: Sequence[Answer], tuned: Sequence[Answer
     unit = unit_of(key.metric, [*before, *after], task=settings.task)
     better = settings.higher_is_better.get(key.metric, True)
     evidence = paired_evidence(before, after, margin=margin / 100, higher_is_better=better,
-                               clusters=_clusters(task), bounded=unit in FRACTIONS)
+                               clusters=item_clusters(task), bounded=unit in FRACTIONS)
     floor = evidence.base_low is not None and at_floor(evidence.base_low, settings.chance)
     verdict = _verdict(evidence, ALPHA / family, floor=floor) if unit in FRACTIONS else "undecided"
     return WatchPoint(step=step, task=settings.task, metric=key.metric, n=evidence.n, base=evidence.base,
@@ -113,9 +192,9 @@ def print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _clusters(task: LoadedTask) -> list[str | None]:
+def item_clusters(task: LoadedTask) -> list[str | None]:
     """The clusters of its items: by the task's field, else those of equal items."""
-    if task.settings.cluster is None or not has_clusters(task.settings.task):
+    if task.settings.cluster is None or not (task.settings.target or has_clusters(task.settings.task)):
         return [item.hash for item in task.items]
     return [item.cluster for item in task.items]
 

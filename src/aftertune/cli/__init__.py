@@ -22,6 +22,7 @@ VERBS = {
     "demo": "study:demo",
     "eval": "eval:evaluate",
     "tune": "tune:tune",
+    "rollback": "tune:rollback",
     "check-merge": "tune:check_merge",
     "templates": "tune:templates",
     "compare": "compare:compare",

@@ -142,7 +142,7 @@ def options_of(spec: type[BaseModel], before: str = "", part: str = "", required
         if flag is not None:
             yield SpecOption(path, field, flag, part, needed)
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            optional = part or (path if field.default is None else "")
+            optional = path if field.default is None else part
             yield from options_of(kind, f"{path}.", optional, needed)
 
 

@@ -1,7 +1,9 @@
-"""Implements ``tune``, which fine-tunes a model, ``check-merge``, which compares merged weights with the adapter, and
-``templates``, which checks how chat templates are learned.
+"""Implements ``tune``, which fine-tunes a model, ``rollback``, which hands on another of its checkpoints,
+``check-merge``, which compares merged weights with the adapter, and ``templates``, which checks how chat templates are
+learned.
 
     aftertune tune Qwen/Qwen2.5-0.5B --data orders.jsonl --method lora --out runs/orders
+    aftertune rollback runs/orders --to 50
     aftertune check-merge runs/orders
     aftertune templates Qwen/Qwen2.5-0.5B-Instruct
 """
@@ -47,7 +49,7 @@ def tune(
     """
     spec = recipe.make()
     if preview:
-        return show_preview(spec, _questions(tasks), as_json)
+        return show_preview(spec, _questions(tasks, spec), as_json)
     if dry_run:
         return show_estimate(spec, as_json)
     from aftertune.ledger import Ledger
@@ -55,7 +57,7 @@ def tune(
 
     with Ledger() as ledger, progress() as update:
         update(0, 0, "reading the data")
-        tuning = run(spec, ledger=ledger, progress=update, questions=_questions(tasks), look=_watch(spec))
+        tuning = run(spec, ledger=ledger, progress=update, questions=_questions(tasks, spec), look=_watch(spec))
     return show(tuning, spec.model, as_json)
 
 
@@ -68,16 +70,19 @@ def _watch(spec: TuneSpec) -> ForgettingWatch | None:
     return ForgettingWatch(spec)
 
 
-def _questions(names: str | None) -> list[Question]:
-    """The questions of the tasks; a .jsonl file of prompts and completions counts as a task."""
-    if not names:
-        return []
-    from aftertune.study import TargetSpec, TaskSpec
+def _questions(names: str | None, spec: TuneSpec) -> list[Question]:
+    """The questions of the tasks, and of the target that is measured during training; a .jsonl file of prompts and
+    completions counts as a task."""
+    from aftertune.study import TargetSpec
     from aftertune.tasks import LoadOptions, questions
 
-    tasks = [name.strip() for name in names.split(",") if name.strip()]
-    return questions([TaskSpec(name=Path(name).name, target=TargetSpec(file=Path(name))) if name.endswith(".jsonl")
-                      else TaskSpec(name=name) for name in tasks], LoadOptions())
+    tasks = [name.strip() for name in (names or "").split(",") if name.strip()]
+    specs = [TaskSpec(name=Path(name).name, target=TargetSpec(file=Path(name))) if name.endswith(".jsonl")
+             else TaskSpec(name=name) for name in tasks]
+    if spec.watch and spec.watch.target:
+        target = spec.watch.target
+        specs.append(TaskSpec(name=target.name, target=TargetSpec(file=target.file)))
+    return questions(specs, LoadOptions()) if specs else []
 
 
 def show_preview(spec: TuneSpec, questions: list[Question], as_json: bool) -> None:
@@ -137,12 +142,13 @@ def show_data(data: Preview | Tuning) -> None:
 
 def show(tuning: Tuning, model: str, as_json: bool) -> None:
     """Print the held-out loss before and after, the notes, and the command that measures forgetting."""
+    from aftertune.report import tuning_checkpoints
+
     if as_json:
-        emit({"tuning": tuning.id, **{k: v for k, v in jsonable(tuning).items() if k != "steps"}})
+        emit({"tuning": tuning.id, **{k: v for k, v in jsonable(tuning).items() if k != "steps"},
+              "by_step": jsonable(tuning_checkpoints(tuning))})
         return
     from rich.text import Text
-
-    from aftertune.report import watch_text
 
     named = f" ({tuning.name})" if tuning.name != tuning.id else ""
     rich_console().print(Text.assemble("tuning ", (tuning.id, "bold"), f"{named}: {tuning.method}, "
@@ -151,13 +157,62 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
         h = tuning.held_out
         rich_console().print(Text(f"held-out loss {h.before:.3f} → {h.after:.3f} nats per token, 95 % interval of the "
                                   f"change {h.low:+.3f} to {h.high:+.3f} (n={h.n})"))
-    for point in tuning.watch:
-        rich_console().print(Text(watch_text(point)))
+    show_checkpoints(tuning)
     show_data(tuning)
+    model = model or tuning.base.source
     flag = f"{model} --adapter {tuning.output}" if writes_adapter(tuning.method) else tuning.output
     if tuning.merged:
         typer.echo(f"merged weights: {tuning.output}/merged")
     typer.echo(f"written to {tuning.output}\nmeasure forgetting: aftertune eval {flag} --tasks …")
+
+
+def show_checkpoints(tuning: Tuning) -> None:
+    """Print what was learned and forgotten at each step, and which checkpoint a rule chose and why."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from aftertune.report import checkpoint_table, choice_lines, tuning_checkpoints
+
+    rows = tuning_checkpoints(tuning)
+    if rows:
+        head, cells = checkpoint_table(rows)
+        table = Table(*(Column(name, justify="right" if n == 0 else "left") for n, name in enumerate(head)), box=None,
+                      pad_edge=False)
+        for row_cells in cells:
+            table.add_row(*map(Text, row_cells))
+        rich_console().print(table)
+        if any(row.points for row in rows):
+            half = ", on the half of the items that chooses" if tuning.choice else ""
+            rich_console().print(Text(f"changes against the base in points, with 95 % intervals{half}", style="dim"))
+    if tuning.choice is not None:
+        for line in choice_lines(tuning.choice):
+            rich_console().print(Text(line, style="" if tuning.choice.met else "yellow"))
+    if tuning.checkpoints:
+        size = sum(c.size for c in tuning.checkpoints) / 2**20
+        rich_console().print(Text(f"{len(tuning.checkpoints)} checkpoints are kept in {tuning.output}/kept "
+                                  f"({size:,.1f} MiB); to hand on another one: aftertune rollback {tuning.output} "
+                                  "--to STEP"))
+
+
+def rollback(
+    tuning: Annotated[str, typer.Argument(help="Tuning that kept checkpoints: folder, id or name.")],
+    to: Annotated[int, typer.Option("--to", metavar="STEP", help="Step of a kept checkpoint.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Hand on another kept checkpoint of a fine-tune: the weights in its folder become those of a step.
+
+    The weights that were final are kept as a checkpoint too, so that the same command goes back to them. `tune
+    --keep-checkpoints` keeps the checkpoints.
+    """
+    from aftertune.ledger import Ledger
+    from aftertune.tuning.rollback import roll_back
+
+    with Ledger() as ledger:
+        result = roll_back(tuning, to, ledger)
+    if not as_json:
+        typer.echo(f"{result.output} now holds the weights of step {to} of {result.name}; evaluations of other weights "
+                   "stay with their checkpoint")
+    show(result, "", as_json)
 
 
 def check_merge(

@@ -44,12 +44,13 @@ def find_relation(left: Evaluation, right: Evaluation, ledger: Ledger) -> ModelR
         return ModelRelation()
     if left.model.fingerprint == right.model.fingerprint:
         return ModelRelation("same model")
-    tunings = [t for t in done if right.model.fingerprint in t.results and t.base.fingerprint == left.model.fingerprint]
+    tunings = [t.at(right.model.fingerprint) for t in done
+               if t.made(right.model.fingerprint) and t.base.fingerprint == left.model.fingerprint]
     if tunings or _adapts(left.model, right.model):
         preferred = [t for t in tunings if t.id == right.tuning] or tunings
         return ModelRelation("tuned", held_out=preferred[-1].held_out if preferred else None)
     if _adapts(right.model, left.model) or any(
-            left.model.fingerprint in t.results and t.base.fingerprint == right.model.fingerprint for t in done):
+            t.made(left.model.fingerprint) and t.base.fingerprint == right.model.fingerprint for t in done):
         return ModelRelation("reversed")
     shared = {m.fingerprint: m.source for m in _origins(left.model, done)}
     origin = next((shared[m.fingerprint] for m in _origins(right.model, done) if m.fingerprint in shared), None)
@@ -65,7 +66,7 @@ def _origins(model: ModelIdentity, done: Sequence[Tuning]) -> list[ModelIdentity
     """The models from which ``model`` was made, directly or through others, the nearest first."""
     origins: list[ModelIdentity] = []
     while True:
-        base = next((t.base for t in done if model.fingerprint in t.results), model.base if model.adapter else None)
+        base = next((t.base for t in done if t.made(model.fingerprint)), model.base if model.adapter else None)
         if base is None or base.fingerprint in {m.fingerprint for m in origins}:
             return origins
         origins.append(base)

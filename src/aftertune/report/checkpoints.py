@@ -45,13 +45,14 @@ def tuning_checkpoints(tuning: Tuning) -> list[CheckpointRow]:
     """The rows of a fine-tune; none if it was neither watched nor kept checkpoints."""
     losses = {int(step["step"]): float(step["validation_loss"]) for step in tuning.steps
               if fmt.is_finite(step.get("validation_loss"))}
-    return checkpoint_rows(tuning.watch, losses, saved={c.step for c in tuning.checkpoints}, final=tuning.step)
+    return checkpoint_rows(tuning.watch, losses, saved={c.step for c in tuning.checkpoints}, final=tuning.final_step)
 
 
 def checkpoint_table(rows: Sequence[CheckpointRow]) -> tuple[list[str], list[list[str]]]:
     """Heading and cells, as texts. There is a column for the validation loss if one was measured, one for each task
     (the target first), and one for the weights if any are saved or handed on."""
-    tasks = {p.task: p.target for target in (True, False) for row in rows for p in row.points if p.target == target}
+    tasks = {p.task: target for target in (True, False) for row in rows for p in row.points
+             if p.is_target == target}
     validated = any(row.validation_loss is not None for row in rows)
     weights = any(row.saved or row.final for row in rows)
     head = ["step", *(["validation loss"] if validated else []),
@@ -82,5 +83,5 @@ def choice_lines(choice: CheckpointChoice) -> list[str]:
     if choice.met:
         first = f'chosen by "{choice.rule}": step {choice.step}, {choice.reason}'
     else:
-        first = f'NO CHECKPOINT MEETS "{choice.rule}"; the weights are those of step {choice.step}: {choice.reason}'
+        first = f'NO CHECKPOINT MEETS "{choice.rule}"; step {choice.step} was taken: {choice.reason}'
     return [first, *(f"on the other half of the items, {watch_text(p).removeprefix('watch, ')}" for p in choice.report)]

@@ -19,6 +19,7 @@ from aftertune.catalog import MetricKey, is_bounded
 from aftertune.methods import method_title
 from aftertune.redaction import redact
 from aftertune.report import formatting as fmt
+from aftertune.report.checkpoints import choice_lines
 from aftertune.report.names import task_title
 from aftertune.report.results import Family
 from aftertune.report.sentences import watch_facts
@@ -138,10 +139,23 @@ def tuning_facts(tuning: Tuning) -> Facts:
         n, before, after, difference, interval = held_out_line(tuning.held_out)
         facts.append(("Held-out Loss", f"{before} before, {after} after ({difference} nats per token, 95 % "
                                        f"interval {interval}, {n} examples)"))
-    facts += [*watch_facts(tuning.watch), *cost_facts(tuning.cost), *data_facts(tuning.counts, tuning.overlap)]
+    facts += [*watch_facts(tuning.watch), *checkpoint_facts(tuning), *cost_facts(tuning.cost)]
+    facts += data_facts(tuning.counts, tuning.overlap)
     facts += [("Output", tuning.output), *run_facts(provenance)]
     facts += [("Note", note) for note in tuning.notes]
     return _visible(facts)
+
+
+def checkpoint_facts(tuning: Tuning) -> Facts:
+    """The kept checkpoints, which of them is handed on, and how it was chosen."""
+    facts: Facts = []
+    if tuning.choice is not None:
+        facts += [("Checkpoint Choice", line) for line in choice_lines(tuning.choice)]
+    if tuning.checkpoints and tuning.final_step is not None:
+        facts.append(("Final Weights", f"of step {fmt.count(tuning.final_step)}"))
+    facts += [("Kept Checkpoint", f"step {fmt.count(c.step)}: {c.folder}, fingerprint {fmt.short(c.result)}, "
+               f"{c.size / 2**20:,.1f} MiB") for c in tuning.checkpoints]
+    return facts
 
 
 def cost_facts(cost: Mapping[str, float]) -> Facts:
@@ -198,7 +212,8 @@ def method_text(tuning: Tuning) -> str:
 def kind_text(evaluation: Evaluation, home: Family, tuning: Tuning | None) -> str:
     """The role of a model in its family: "base", "LoRA, 600 examples", or "" if unknown."""
     if tuning is not None:
-        return f"{method_text(tuning)}, {fmt.count(tuning.examples)} examples"
+        step = f", step {fmt.count(tuning.final_step)}" if tuning.checkpoints else ""
+        return f"{method_text(tuning)}, {fmt.count(tuning.examples)} examples{step}"
     return "base" if evaluation.model.fingerprint == home.root and home.has_tuned else ""
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from aftertune.report import documents as md
 from aftertune.report import formatting as fmt
 from aftertune.report.changed_items import form_text, format_table, shift_text
+from aftertune.report.checkpoints import checkpoint_table, tuning_checkpoints
 from aftertune.report.columns import columns, verdict_table
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
@@ -50,7 +51,7 @@ from aftertune.report.table import (
     score_table,
     score_text,
 )
-from aftertune.values import Comparison, Evaluation, Score
+from aftertune.values import Comparison, Evaluation, Score, Tuning
 from aftertune.values.reported import ScoreName, plain_name
 
 
@@ -154,7 +155,7 @@ def _family(family: Family, results: Results) -> list[str]:
         blocks += _evaluation(evaluation, family, results)
     for tuning in family.pending:
         state = "Tuned, not yet evaluated." if tuning.status == "done" else f"Tuning {tuning.status}."
-        blocks += [f"### {md.text(tuning.name)} (Not Evaluated)", f"*{state}*",
+        blocks += [f"### {md.text(tuning.name)} (Not Evaluated)", f"*{state}*", *checkpoint_blocks(tuning),
                    md.facts(tuning_facts(tuning), CODE)]
     return blocks
 
@@ -172,9 +173,22 @@ def _evaluation(evaluation: Evaluation, family: Family, results: Results) -> lis
     if tuning is not None:
         facts += [(f"Fine-tune: {k}", v) for k, v in tuning_facts(tuning)
                   if k in ("Training Data", "Training Data Fingerprint", "Seed", "Settings",
-                           "Trainable Parameters", "Held-out Loss", "Training Command", "Note")
+                           "Trainable Parameters", "Held-out Loss", "Training Command", "Note", "Checkpoint Choice",
+                           "Final Weights")
                   or k.startswith("Data ")]
+        blocks += checkpoint_blocks(tuning)
     return [*blocks, md.facts(facts, CODE)]
+
+
+def checkpoint_blocks(tuning: Tuning) -> list[str]:
+    """What was learned and forgotten at each step of a fine-tune, as a table; [] if nothing was measured there."""
+    rows = tuning_checkpoints(tuning)
+    if not rows:
+        return []
+    head, cells = checkpoint_table(rows)
+    return [f"Checkpoints of the fine-tune {md.text(tuning.name)} (points, with 95 % intervals"
+            f"{', on the half of the items that chooses' if tuning.choice else ''}):",
+            md.table([md.text(h) for h in head], [[md.text(c) for c in row] for row in cells])]
 
 
 def _sizes(results: Results) -> list[str]:

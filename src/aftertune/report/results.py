@@ -105,10 +105,12 @@ class Family:
 
 
 def tuning_of(evaluation: Evaluation, tunings: Sequence[Tuning]) -> Tuning | None:
-    """The fine-tune that made an evaluation's model: found by its id, else by the model's fingerprint."""
+    """The fine-tune that made an evaluation's model, as it made this model: found by its id, else by the model's
+    fingerprint."""
     by_id = (t for t in tunings if t.id == evaluation.tuning)
-    by_result = (t for t in tunings if evaluation.model.fingerprint in t.results)
-    return next(by_id, None) or next(by_result, None)
+    by_result = (t for t in tunings if t.made(evaluation.model.fingerprint))
+    tuning = next(by_id, None) or next(by_result, None)
+    return None if tuning is None else tuning.at(evaluation.model.fingerprint)
 
 
 def families(results: Results) -> list[Family]:
@@ -141,7 +143,7 @@ def _root(model: ModelIdentity, tuning: Tuning | None, tunings: Sequence[Tuning]
     while tuning is not None and tuning.id not in seen:
         seen.add(tuning.id)
         model = tuning.base
-        tuning = next((t for t in tunings if model.fingerprint in t.results), None)
+        tuning = next((t for t in tunings if t.made(model.fingerprint)), None)
     return model.base if model.adapter else model
 
 

@@ -22,121 +22,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from aftertune.catalog import BENCHMARKS
 from aftertune.errors import InputError, nearest, shown
 from aftertune.methods import METHODS, MethodName, join_names, ranks_text, rates_text, unsloth_methods
+from aftertune.study.fields import (
+    Chat,
+    Device,
+    Dtype,
+    EngineName,
+    Memory,
+    Name,
+    Points,
+    Positive,
+    Quantize,
+    RemoteCode,
+    Revision,
+    Seed,
+    Share,
+    TaskSource,
+    TemplateDate,
+    Threads,
+)
+from aftertune.study.fields import Flag as Flag
+from aftertune.study.fields import Spec as Spec
+from aftertune.study.fields import parse_memory as parse_memory
 from aftertune.study.files import edited_yaml, parse_yaml, read_yaml
+from aftertune.study.keep_best import VALIDATION_LOSS, KeepBest
 from aftertune.study.matrix import matrix_schema
 from aftertune.study.overrides import expanded, overrides
 from aftertune.study.presets import with_defaults, with_method_defaults
+from aftertune.study.watch import TargetSpec as TargetSpec
+from aftertune.study.watch import WatchedTarget as WatchedTarget
+from aftertune.study.watch import WatchSpec as WatchSpec
 from aftertune.values import Margin, digest
 
 #: Endings of data files; a name without one may be a data set of the Hub.
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 #: Data sets of the Hub that have a short name here.
 HUB_NAMES = {"alpaca": "tatsu-lab/alpaca", "alpaca-cleaned": "yahma/alpaca-cleaned"}
-_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
-
-
-class Flag:
-    """Marks a field that is an option of the command line.
-
-    names: of the option; none for the field's own name with dashes. A name without dashes is an argument.
-    form, example: how one KEY=VALUE of a mapping is written, for the help and for errors.
-    """
-
-    def __init__(self, *names: str, form: str = "", example: str = "") -> None:
-        self.names, self.form, self.example = names, form, example
-
-
-class Spec(BaseModel):
-    """A strict, frozen part of a study."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of "8GiB", "500MB" or "1000000"; raises ValueError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
-    if not match:
-        raise ValueError(f"{text!r} is not a size; write for example 8GiB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-def _memory(text: str) -> str:
-    parse_memory(text)
-    return text
-
-
-def _engine_name(name: str) -> str:
-    if name in ("packed", "plain") or (name.startswith("lm-eval:") and len(name) > len("lm-eval:")):
-        return name
-    raise ValueError("Input should be packed, plain or lm-eval:NAME")
-
-
-def _day(value: Any) -> Any:
-    """A day as YYYY-MM-DD; YAML reads such a text as a date."""
-    if isinstance(value, date):
-        return value.isoformat()[:10]
-    try:
-        return date.fromisoformat(value).isoformat()
-    except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is not a day; write it as YYYY-MM-DD, for example 2025-01-31") from None
-
-
-Positive = Annotated[int, Field(gt=0, le=10**9)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no other
-Share = Annotated[float, Field(gt=0, lt=0.9)]
-Points = Annotated[float, Field(gt=0, le=100)]
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
-Memory = Annotated[str, AfterValidator(_memory)]
-# Fields that several specifications have, with their descriptions.
-Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Field(description="Data type of the weights.")]
-Device = Annotated[str, Field(description="Device: auto, cuda, cuda:N, mps or cpu.")]
-EngineName = Annotated[str, AfterValidator(_engine_name), Field(description="Engine: packed, plain or lm-eval:NAME.")]
-Quantize = Annotated[Literal["nf4"] | None, Field(
-    description="nf4: load the linear layers of the base in 4 bits, as qlora does. Default: as they are stored.")]
-Revision = Annotated[str | None, Field(description="Branch, tag or commit of a model on the Hub.")]
-RemoteCode = Annotated[bool, Field(description="Run the Python code that comes with the model.")]
-Threads = Annotated[Positive | None, Field(description="Number of CPU threads.")]
-Chat = Annotated[bool, Field(description="Format prompts with the model's chat template.")]
-TemplateDate = Annotated[str | None, BeforeValidator(lambda value: value if value is None else _day(value)), Field(
-    description="Date that the chat template writes, if it writes one, as YYYY-MM-DD. Default: 2024-07-26 for a "
-                "template that asks for the date of the day, else its own.")]
-TaskSource = Annotated[Literal["auto", "hub", "pack"], Field(
-    description="Where tasks take their documents from: the Hub, an offline pack, or auto.")]
-
-
-class TargetSpec(Spec):
-    """A held-out target task: JSONL rows ``{"prompt": …, "completion": …}`` and how an answer is matched."""
-
-    file: Annotated[Path, Field(description="JSONL file of rows that training never sees.")]
-    match: Annotated[Literal["json", "exact", "regex"], Field(
-        description="json: the same object (valid JSON and accuracy by field are shown too). exact: the same text "
-                    "without outer spaces. regex: the same match of `pattern`.")] = "exact"
-    pattern: Annotated[str | None, Field(
-        description="Regular expression for `match: regex`. Its first group, or else its whole match, is taken from "
-                    "the answer and from the completion.")] = None
-    shots_file: Annotated[Path | None, Field(
-        description="Rows to show as examples (`num_fewshot`); never the held-out file.")] = None
-    cluster: Annotated[str | None, Field(min_length=1, description=(
-        "Field of a row that rows of one origin share, such as several questions on one text. The verdict accounts for "
-        "it."))] = None
-    max_tokens: Annotated[Positive, Field(description="Longest answer in tokens.")] = 128
-    stop: Annotated[tuple[str, ...], Field(description="Texts that end an answer.")] = ()
-
-    @model_validator(mode="after")
-    def _pattern_goes_with_regex(self) -> TargetSpec:
-        if (self.match == "regex") != (self.pattern is not None):
-            raise ValueError("`pattern` goes with `match: regex`, and only with it")
-        return self
 
 
 class TaskSpec(Spec):
@@ -284,16 +213,15 @@ class EarlyStop(Spec):
         description="Stop training after this many validations without a lower loss.")] = 3
 
 
-class WatchSpec(Spec):
-    """Tasks that are evaluated during training, every so many steps and at the end, on random items."""
-
-    tasks: Annotated[dict[str, Positive], Flag("--watch", form="TASK=N", example="hellaswag=200"), Field(
-        min_length=1, description="Evaluate N items of a task during training and compare with the base: TASK=N.")]
-    every: Annotated[Positive, Flag("--watch-every"), Field(description="Steps between two such evaluations.")] = 50
-    margin: Annotated[Points, Flag("--watch-margin"), Field(
-        description="Points; a drop within them is no forgetting.")] = 2.0
-    stop: Annotated[bool, Flag("--stop-when-forgot"), Field(
-        description="Stop training when a watched task is proven to be forgotten.")] = False
+def _kept(value: Any) -> Any:
+    """A number of checkpoints in text, as the command line gives it, as a number."""
+    if isinstance(value, bool):
+        raise ValueError("it is neither all nor a number of checkpoints; write all, or a number above 0")
+    if isinstance(value, str) and value != "all":
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"{value!r} is neither all nor a number of checkpoints; write all, or a number above 0")
+        return int(value)
+    return value
 
 
 class LoraSpec(Spec):
@@ -318,6 +246,14 @@ class Recipe(Spec):
     early_stop: Annotated[EarlyStop, Field(description="Early stopping; needs `data.validation`.")] = EarlyStop()
     replay: Annotated[ReplaySpec | None, Field(description="Other data to mix in.")] = None
     watch: Annotated[WatchSpec | None, Field(description="Tasks to evaluate during training.")] = None
+    keep_checkpoints: Annotated[Literal["all"] | Positive | None, BeforeValidator(_kept), Flag(form="all|N"), Field(
+        description="Keep the tuned weights at each step where tasks are watched (without a watch: at each validation) "
+                    "in OUT/kept/step-N: all of them, or the last N and the one that --keep-best chooses.")] = None
+    keep_best: Annotated[str | None, Flag(form="RULE"), Field(
+        description="Write the weights of the checkpoint that is best by a rule: GOAL, no loss > POINTS on TASK. The "
+                    "goal is the target, a watched task or validation loss; any number of conditions may follow. "
+                    'Example: "orders, no loss > 2 on hellaswag". One half of the items chooses, the other half '
+                    "reports.")] = None
     epochs: Annotated[float, Flag(), Field(gt=0, le=10_000, description="Passes over the data.")] = 1.0
     max_steps: Annotated[Annotated[int, Field(gt=0, le=10**7)] | None, Flag(), Field(
         description="Stop after this many steps.")] = None
@@ -346,6 +282,24 @@ class Recipe(Spec):
     def _merge_goes_with_an_adapter(self) -> Recipe:
         if self.merge and (reason := METHODS[self.method].not_merged):
             raise ValueError(f"`merge` goes with an adapter; {reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_are_measured(self) -> Recipe:
+        given = [name for name in ("keep_best", "keep_checkpoints") if getattr(self, name) is not None]
+        if given and self.watch is None and self.data.validation is None:
+            raise ValueError(f"`{given[0]}` needs steps at which the model is measured; watch tasks (--watch TASK=N), "
+                             "or keep a share of the data for validation (--validation 0.05)")
+        if self.keep_best is not None:
+            try:
+                rule = KeepBest.parse(self.keep_best, tasks=self.watch.names if self.watch else [],
+                                      validated=self.data.validation is not None)
+            except ValueError as error:
+                raise ValueError(f"`keep_best`: {error}") from None
+            if rule.goal == VALIDATION_LOSS and self.watch and self.watch.every % self.early_stop.every:
+                raise ValueError(f"`keep_best`: checkpoints are kept every {self.watch.every} steps (--watch-every), "
+                                 f"but the validation loss is measured every {self.early_stop.every} "
+                                 "(--validate-every); make the first a multiple of the second")
         return self
 
     @model_validator(mode="before")
@@ -444,6 +398,8 @@ class Study(Spec):
         paths = [(f"tunings.{n}.data.{k}", getattr(t.data, k))
                  for n, t in self.tunings.items() for k in ("file", "held_out_file")]
         paths += [(f"tunings.{n}.replay.data.file", t.replay.data.file) for n, t in self.tunings.items() if t.replay]
+        paths += [(f"tunings.{n}.watch.target.file", t.watch.target.file)
+                  for n, t in self.tunings.items() if t.watch and t.watch.target]
         paths += [(f"tasks.{t.name}.data", t.data) for t in self.tasks]
         paths += [(f"tasks.{t.name}.target.{k}", getattr(t.target, k))
                   for t in self.tasks if t.target for k in ("file", "shots_file")]
@@ -504,7 +460,8 @@ class Study(Spec):
         return study.model_copy(update={
             "tasks": tuple(anchored_task(t, folder) for t in study.tasks),
             "tunings": {n: t.model_copy(update={"data": anchored_data(t.data, folder),
-                                                "replay": anchored_replay(t.replay, folder)})
+                                                "replay": anchored_replay(t.replay, folder),
+                                                "watch": anchored_watch(t.watch, folder)})
                         for n, t in study.tunings.items()},
         })
 
@@ -547,6 +504,14 @@ def anchored_replay(replay: ReplaySpec | None, folder: Path) -> ReplaySpec | Non
     return replay.model_copy(update={"data": data})
 
 
+def anchored_watch(watch: WatchSpec | None, folder: Path) -> WatchSpec | None:
+    """The watch with the target's file taken from ``folder``."""
+    if watch is None or watch.target is None:
+        return watch
+    target = watch.target.model_copy(update={"file": anchored(watch.target.file, folder)})
+    return watch.model_copy(update={"target": target})
+
+
 def explain(error: ValidationError) -> str:
     """The first problems of a pydantic error in one line each, with the nearest known key."""
     lines = []
@@ -579,4 +544,6 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     parts = [_PARTS[p] for p in (*collection, *inner) if isinstance(p, str) and p in _PARTS]
     if inner[-2:] == ("replay", "data"):
         parts.append(DataSource)
+    if loc[-3:-1] == ("watch", "target"):
+        parts.append(WatchedTarget)
     return sorted((parts[-1] if parts else Study).model_fields)

@@ -32,7 +32,7 @@ def manager(include_path: Path | None = None, *, allow_code: bool = False) -> An
     """
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    hide_warnings()
     limit_templates()
     key = _key()
     entries = _load(key)
@@ -48,6 +48,11 @@ def manager(include_path: Path | None = None, *, allow_code: bool = False) -> An
         tasks.task_index.update(tasks.folder.index)
     tasks._factory = task_factory(tasks.folder, allow_code=allow_code)
     return tasks
+
+
+def hide_warnings() -> None:
+    """Hide lm-eval's own warnings; its errors are still shown."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 def expand(tasks: Any, name: str) -> list[str]:

@@ -193,6 +193,7 @@ def find_tasks(specs: Sequence[TaskSpec], options: LoadOptions, failed: dict[str
 
     failed: as in `load`. Raises TaskError if a task is unknown, named twice, or without data.
     """
+    lm_eval_index.hide_warnings()  # before a target task is made, which needs no manager
     manager = None
     rows: list[tuple[TaskSpec, Any, str, dict[str, Any]]] = []
     names: list[tuple[TaskSpec, str]] = []

@@ -11,7 +11,7 @@ folder still holds its result, is not run again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -23,13 +23,14 @@ from aftertune.sources.folder_lock import folder_lock
 from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.estimate import CostEstimate, estimate_tuning
 from aftertune.tuning.previews import Preview, preview
-from aftertune.values import ModelIdentity, Progress, Question, Tuning, digest
+from aftertune.values import CheckpointChoice, HeldOut, ModelIdentity, Progress, Question, Tuning, digest
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
     from aftertune.sources import ModelSource
     from aftertune.study import TuneSpec
     from aftertune.tuning.callbacks import Look, TrainingPlan
+    from aftertune.tuning.kept import KeepPlan, KeptCheckpoints
     from aftertune.tuning.split import Corpus
 
 #: The folder of the checkpoints, in the output folder.
@@ -62,12 +63,14 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
     (output, ledger) or AftertuneError (the loss is not a finite number).
     """
     from aftertune.tuning import output
+    from aftertune.tuning.rollback import finish_rollback
 
-    job, progress = _prepare(spec, questions, watched=look is not None), progress or (lambda *_: None)
+    job, progress = _prepare(spec, questions, look), progress or (lambda *_: None)
     tuning = _finished(job)
     if tuning is None:
         output.make(Path(job.tuning.output))
         with folder_lock(Path(job.tuning.output), "trains"):
+            finish_rollback(Path(job.tuning.output))
             tuning = _finished(job) or _trained(job, ledger, progress, look)
     return _merged(job, tuning, ledger, progress)
 
@@ -90,12 +93,14 @@ def _trained(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | 
     """Fine-tune into a folder that no other process uses; the finished tuning is in its manifest and in the ledger."""
     from aftertune.sources.library_errors import training_errors
     from aftertune.tuning import output
+    from aftertune.tuning.kept import remove_checkpoints
     from aftertune.tuning.trainer import quiet_libraries
 
     folder = Path(job.tuning.output)
     checkpoints = Checkpoints(folder / CHECKPOINTS, job.tuning.id)
     checkpoints.check(job.plan.device)
     output.prepare(folder)
+    remove_checkpoints(folder, except_of=job.tuning.id)
     if ledger:
         ledger.save_tuning(job.tuning)
     try:
@@ -107,6 +112,8 @@ def _trained(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | 
         raise
     output.write_manifest(folder, tuning)
     checkpoints.remove()
+    if not tuning.checkpoints:
+        remove_checkpoints(folder)
     if ledger:  # before the merge, so that a failed merge does not lose the training
         ledger.save_tuning(tuning)
     return tuning
@@ -144,7 +151,7 @@ def _merged(job: _Job, tuning: Tuning, ledger: Ledger | None, progress: Progress
 # --- Before training: resolve everything, compute the id ---
 
 
-def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) -> _Job:
+def _prepare(spec: TuneSpec, questions: Iterable[Question], look: Look | None) -> _Job:
     """Resolve source, data, device and recipe; read no weights into memory.
 
     A tuning that the first version began goes on by that version's rules for repeats and the split.
@@ -153,11 +160,11 @@ def _prepare(spec: TuneSpec, questions: Iterable[Question], *, watched: bool) ->
 
     questions = list(questions)
     corpus = Corpus.load(spec.data, spec.seed, spec.replay)
-    job = _resolve(spec, corpus, questions, watched=watched)
+    job = _resolve(spec, corpus, questions, look)
     if corpus.changed and not _begun(job):
         with contextlib.suppress(InputError):
             first = Corpus.load(spec.data, spec.seed, spec.replay, Rules(first=True))
-            before = _resolve(spec, first, questions, watched=watched)
+            before = _resolve(spec, first, questions, look)
             if _begun(before):
                 note = ("continues by the rules for repeats and the split with which it was started; give another "
                         "--out to start again")
@@ -175,7 +182,7 @@ def _begun(job: _Job) -> bool:
         folder / CHECKPOINTS, job.tuning.id).begun()
 
 
-def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, watched: bool) -> _Job:
+def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], look: Look | None) -> _Job:
     """The tuning of a corpus, with its id and output folder."""
     from aftertune.engine.devices import choose_device, choose_dtype, set_threads
     from aftertune.provenance import capture
@@ -200,13 +207,14 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], *, w
         batch_size=spec.batch_size, accumulation=spec.accumulation, warmup=spec.warmup,
         weight_decay=spec.weight_decay, schedule=spec.schedule, checkpointing=spec.gradient_checkpointing,
         early_stop=(spec.early_stop.every, spec.early_stop.patience) if corpus.validation else None,
-        save_seconds=60 * spec.checkpoint_minutes, watch=spec.watch if watched else None,
-        backend=choose_backend(spec, source, device))
+        save_seconds=60 * spec.checkpoint_minutes, watch=spec.watch if look is not None else None,
+        keep=_keep_plan(spec, corpus, look), backend=choose_backend(spec, source, device))
     identity = fingerprint_model(source)
     tokenizer = load_tokenizer(source)
     dated = date_note(tokenizer, spec.template_date) if spec.template == "chat" else None
     unused = filter(None, [unused_settings(spec.method, spec.lora.model_fields_set), dated, length_note])
-    settings = _settings(spec, plan, corpus) | _date_setting(spec, tokenizer) | _target_setting(spec, source)
+    settings = (_settings(spec, plan, corpus) | _date_setting(spec, tokenizer) | _target_setting(spec, source)
+                | _watch_settings(spec, plan, look))
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
     out = (spec.out or Path(".aftertune") / "tunings" / tuning_id).expanduser()
     threads = set_threads(spec.threads or Checkpoints(out / CHECKPOINTS, tuning_id).threads())
@@ -250,6 +258,41 @@ def _settings(spec: TuneSpec, plan: TrainingPlan, corpus: Corpus) -> dict[str, A
             **_data_settings(spec, corpus)}
 
 
+def _keep_plan(spec: TuneSpec, corpus: Corpus, look: Look | None) -> KeepPlan | None:
+    """Which checkpoints are kept; None for none. Raises InputError where nothing measures them."""
+    from aftertune.study.keep_best import KeepBest
+    from aftertune.tuning.kept import KeepPlan
+
+    if spec.keep_checkpoints is None and spec.keep_best is None:
+        return None
+    names = spec.watch.names if spec.watch else []
+    if names and look is None:
+        raise InputError("keep_checkpoints and keep_best need the watch, which measures the checkpoints: call "
+                         "tune(spec, look=ForgettingWatch(spec)), from aftertune.forgetting_watch")
+    if not names and not corpus.validation:
+        raise InputError("there are no validation examples, so nothing measures the checkpoints; raise --validation, "
+                         "or watch tasks (--watch TASK=N)")
+    rule = None if spec.keep_best is None else KeepBest.parse(spec.keep_best, tasks=names,
+                                                              validated=bool(corpus.validation))
+    count = None if spec.keep_checkpoints == "all" else spec.keep_checkpoints or 0
+    return KeepPlan(count, rule)
+
+
+def _watch_settings(spec: TuneSpec, plan: TrainingPlan, look: Look | None) -> dict[str, Any]:
+    """What is watched, where the weights that are handed on, or those that are kept, depend on it; empty where they do
+    not, so that such ids stay valid. Items are described by their content."""
+    settings: dict[str, Any] = {}
+    if spec.watch and (spec.watch.stop or (plan.keep and look is not None)):
+        settings["watch"] = spec.watch.model_dump(exclude={"target"})
+    if "watch" in settings and look is not None and (plan.keep or (spec.watch and spec.watch.target)):
+        settings["watched"] = look.settings()
+    if plan.keep:
+        settings["keep_checkpoints"] = spec.keep_checkpoints
+    if plan.keep and plan.keep.rule:
+        settings["keep_best"] = str(plan.keep.rule)
+    return settings
+
+
 def _backend_settings(plan: TrainingPlan) -> dict[str, str]:
     """The backend and its version; empty for PEFT, the default, so that ids from before backends stay valid."""
     from aftertune.tuning.unsloth import version
@@ -281,8 +324,6 @@ def _data_settings(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
     if corpus.validation:
         settings |= {"validation": corpus.validation_fingerprint, "validation_examples": len(corpus.validation),
                      "early_stop": spec.early_stop.model_dump()}
-    if spec.watch and spec.watch.stop:
-        settings |= {"watch": spec.watch.model_dump()}
     if spec.replay:
         settings |= {"replay": corpus.replay_fingerprint, "replay_examples": len(corpus.replay),
                      "replay_share": spec.replay.share}
@@ -295,13 +336,11 @@ def _data_settings(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
 def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
     """Load the model, measure, train, measure again and save; returns the finished tuning."""
     from aftertune.provenance import finish
-    from aftertune.tuning import output
     from aftertune.tuning.batching import choose_layout
     from aftertune.tuning.build import count_trainable
     from aftertune.tuning.callbacks import Hooks
     from aftertune.tuning.estimate import Meter, estimate_run
-    from aftertune.tuning.held_out import Batching, compare_losses, example_losses
-    from aftertune.tuning.targets import target_notes
+    from aftertune.tuning.held_out import Batching, example_losses
     from aftertune.tuning.tokenize import EncodedCorpus, EncodeOptions
     from aftertune.tuning.trainer import TrainingData, train
 
@@ -315,7 +354,7 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
     layout = choose_layout(model, [*rows.training, *rows.held_out], pad=tokenizer.pad_token_id, dtype=plan.dtype)
     batching = Batching(pad=tokenizer.pad_token_id, dtype=plan.dtype, layout=layout)
     progress(0, 0, f"held-out loss before training, {len(rows.held_out)} examples")
-    before = example_losses(model, rows.held_out, batching)
+    writing = _Writing(job, lambda: example_losses(model, rows.held_out, batching))
 
     def on_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
         meter.step()
@@ -328,27 +367,89 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
 
     estimate = estimate_run(job.source, spec, rows, (plan.device, plan.dtype))
     meter.begin()
+    kept = writing.checkpoints(progress)
     trained = train(model, tokenizer, TrainingData(rows.training, layout), plan, checkpoints,
-                    Hooks(on_step, validate, look))
+                    Hooks(on_step, validate, look, kept))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
     progress(len(steps), len(steps), f"held-out loss after training, {len(rows.held_out)} examples")
-    folder = Path(tuning.output)
-    dtype = None if writes_adapter(spec.method) else output.whole_dtype(job.source, spec.save_dtype)
-    if dtype is not None:
-        output.round_weights(model, dtype)
-    after = example_losses(model, rows.held_out, batching)
-    if dtype is None:
-        output.save(model, spec.method, tokenizer, folder)
-    else:
-        output.save_whole(model, tokenizer, folder, job.source, dtype)
+    result, held_out = writing.hand_on(model, kept, trained.choice)
     return replace(
-        tuning, status="done", result=output.identify(folder, spec.method, job.source, tuning.base),
-        trainable_parameters=count_trainable(model), cost=cost, watch=trained.points, steps=steps,
-        held_out=compare_losses(before, after),
+        tuning, status="done", result=result, held_out=held_out, trainable_parameters=count_trainable(model), cost=cost,
+        watch=trained.points, steps=steps, choice=trained.choice, final_step=trained.step,
+        checkpoints=kept.checkpoints() if kept and spec.keep_checkpoints else (),
         counts={**tuning.counts, **rows.counts},
-        notes=(*tuning.notes, *tokenizer.notes, *rows.notes, layout.note, *trained.notes,
-               *([f"whole weights are written in {dtype}"] if dtype else target_notes(model))),
+        notes=(*tuning.notes, *tokenizer.notes, *rows.notes, layout.note, *trained.notes, *writing.notes(model)),
         provenance=finish(tuning.provenance) if tuning.provenance else None)
+
+
+class _Writing:
+    """Writes the tuned weights of a job and measures their held-out loss: at the end, and at each kept checkpoint.
+
+    losses: measures the held-out examples with the model in its present state, at first before the training.
+    """
+
+    def __init__(self, job: _Job, losses: Callable[[], list[float]]) -> None:
+        from aftertune.tuning import output
+
+        self.job, self.losses, self.before = job, losses, losses()
+        #: dtype of whole weights in the file; None for an adapter.
+        self.dtype = None if writes_adapter(job.spec.method) else output.whole_dtype(job.source, job.spec.save_dtype)
+
+    def checkpoints(self, progress: Progress) -> KeptCheckpoints | None:
+        """What keeps the checkpoints; None if none are kept."""
+        from aftertune.tuning.estimate import DTYPE_BYTES
+        from aftertune.tuning.kept import CheckpointWriter, KeptCheckpoints, Origin
+
+        job = self.job
+        if job.plan.keep is None:
+            return None
+        stored = DTYPE_BYTES[self.dtype] if self.dtype else 4 if METHODS[job.spec.method].save is None else 8
+        return KeptCheckpoints(
+            Path(job.tuning.output), Origin(job.tuning.id, job.spec.method, job.tuning.base), job.plan.keep,
+            CheckpointWriter(self._checkpoint, stored, lambda text: progress(0, 0, text)))
+
+    def _checkpoint(self, model: Any, folder: Path) -> HeldOut:
+        """Write the weights of a model in training, and measure what is written."""
+        from aftertune.tuning import output
+        from aftertune.tuning.held_out import compare_losses
+
+        self._save(model, folder)
+        with output.rounded_weights(model, self.dtype) if self.dtype else contextlib.nullcontext():
+            return compare_losses(self.before, self.losses())
+
+    def hand_on(self, model: Any, kept: KeptCheckpoints | None, choice: CheckpointChoice | None
+                ) -> tuple[str, HeldOut | None]:
+        """Write the final weights: those of the model, or of the checkpoint that a rule chose. Returns the fingerprint
+        of the result and its held-out loss."""
+        from aftertune.tuning import output
+        from aftertune.tuning.held_out import compare_losses
+        from aftertune.tuning.kept import hand_on
+
+        job, folder = self.job, Path(self.job.tuning.output)
+        if kept is not None and choice is not None:
+            checkpoint = kept.find(choice.step)
+            hand_on(folder, checkpoint)
+            return output.identify(folder, job.spec.method, job.source, job.tuning.base), checkpoint.held_out
+        if self.dtype is not None:
+            output.round_weights(model, self.dtype)
+        after = self.losses()
+        self._save(model, folder)
+        return (output.identify(folder, job.spec.method, job.source, job.tuning.base),
+                compare_losses(self.before, after))
+
+    def _save(self, model: Any, folder: Path) -> None:
+        from aftertune.tuning import output
+
+        if self.dtype is None:
+            output.save(model, self.job.spec.method, self.job.tokenizer, folder)
+        else:
+            output.save_whole(model, self.job.tokenizer, folder, self.job.source, self.dtype)
+
+    def notes(self, model: Any) -> list[str]:
+        """Notes on the weights that were written."""
+        from aftertune.tuning.targets import target_notes
+
+        return [f"whole weights are written in {self.dtype}"] if self.dtype else list(target_notes(model))
 
 
 def _load_trainable(job: _Job, tokenizer: Any, longest: int) -> Any:

@@ -23,13 +23,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aftertune.sources.cache import write_atomic
 from aftertune.tuning.checkpoints import STATE, Checkpoints
-from aftertune.values import WatchPoint
+from aftertune.tuning.kept import KeepPlan, KeptCheckpoints
+from aftertune.values import CheckpointChoice, WatchPoint, restore
 
 if TYPE_CHECKING:
     from aftertune.study import WatchSpec
@@ -40,9 +41,21 @@ if TYPE_CHECKING:
 StepCallback = Callable[[int, int, Mapping[str, float]], None]
 #: Called with the model in training; returns its mean validation loss.
 Validate = Callable[[Any], float]
-#: Called with the model, the step and the number of all looks; returns one point per task. The call at step 0, when the
-#: model is still the base, returns nothing: it measures what the later looks are compared with.
-Look = Callable[[Any, int, int], tuple[WatchPoint, ...]]
+class Look(Protocol):
+    """Evaluates the watched tasks with the model in training (`aftertune.forgetting_watch.ForgettingWatch`)."""
+
+    def __call__(self, model: Any, step: int, looks: int) -> tuple[WatchPoint, ...]:
+        """One point for each task at ``step``, one of ``looks`` looks. The call at step 0, when the model is still the
+        base, returns nothing: it measures what the later looks are compared with."""
+        ...
+
+    def report(self, model: Any, step: int) -> tuple[WatchPoint, ...]:
+        """One point for each task on the half of the items that has no part in the choice of a checkpoint."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the points: tasks, items and halves. It is part of a tuning's id if its weights depend on it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +64,8 @@ class TrainingPlan:
 
     dtype: of the computation. warmup: share of the steps. save_seconds: the least time between two checkpoints.
     early_stop: (steps between validations, validations without a better loss before the run stops). watch: tasks to
-    evaluate during training. backend: the package whose layers the model has, "peft" or "unsloth".
+    evaluate during training. keep: which checkpoints are kept. backend: the package whose layers the model has, "peft"
+    or "unsloth".
     """
 
     device: str
@@ -70,16 +84,24 @@ class TrainingPlan:
     checkpointing: bool = False
     early_stop: tuple[int, int] | None = None
     watch: WatchSpec | None = None
+    keep: KeepPlan | None = None
     backend: str = "peft"
+
+    @property
+    def look_every(self) -> int | None:
+        """Steps between two kept checkpoints: as the tasks are watched, else as the loss is validated."""
+        return self.watch.every if self.watch else self.early_stop[0] if self.early_stop else None
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Functions that a run calls: after each step, for a validation, and to evaluate tasks."""
+    """Functions that a run calls: after each step, for a validation, and to evaluate tasks. kept: writes the
+    checkpoints that are kept."""
 
     on_step: StepCallback
     validate: Validate | None = None
     look: Look | None = None
+    kept: KeptCheckpoints | None = None
 
 
 # --- Control between steps ---
@@ -89,7 +111,7 @@ class RunControl:
     """The state of one run between its steps.
 
     stopped: why it ended before its last step, else "". finished: the checkpoint that it continues from is at the end
-    of the training.
+    of the training. losses: step -> validation loss. choice: the checkpoint that the plan's rule chose so far.
     """
 
     def __init__(self, plan: TrainingPlan, hooks: Hooks, checkpoints: Checkpoints) -> None:
@@ -98,6 +120,8 @@ class RunControl:
         self.best: dict[str, Any] = {}
         self.best_loss, self.best_step, self.waited = float("inf"), 0, 0
         self.points: list[WatchPoint] = []
+        self.losses: dict[int, float] = {}
+        self.choice: CheckpointChoice | None = None
         self.stopped, self.interrupted, self.finished = "", False, False
         self._saved = time.monotonic()
 
@@ -109,12 +133,16 @@ class RunControl:
         if self.hooks.look is not None and not self.finished:
             with evaluation_mode(trainer.model):
                 self.hooks.look(trainer.model, 0, 0)
+        if self.hooks.kept is not None:
+            self.hooks.kept.restore(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
         if checkpoint is None:
             return
         trainer.splits = state["parts"]
         self.best_loss = float("inf") if state["best_loss"] is None else state["best_loss"]
         self.best_step, self.waited = state["best_step"], state["waited"]
-        self.points = [WatchPoint(**point) for point in state.get("points", ())]
+        self.points = [restore(WatchPoint, point) for point in state.get("points", ())]
+        self.losses = {int(step): loss for step, loss in state.get("losses", {}).items()}
+        self.choice = restore(CheckpointChoice, state["choice"]) if state.get("choice") else None
         if (checkpoint / "best.safetensors").exists():
             from safetensors.torch import load_file
 
@@ -129,6 +157,9 @@ class RunControl:
         watch = self.plan.watch
         if watch is not None and (step % watch.every == 0 or step >= self.trainer.state.max_steps):
             metrics |= self._look(step, watch)
+        every = self.plan.look_every
+        if every is not None and (step % every == 0 or step >= self.trainer.state.max_steps):
+            self._keep(step)
         if self.stopped:
             self.trainer.control.should_training_stop = True
             self.trainer.control.should_save = False  # the next run would resume from a checkpoint here
@@ -140,17 +171,45 @@ class RunControl:
         with evaluation_mode(self.trainer.model):
             points = self.hooks.look(self.trainer.model, step, -(-self.trainer.state.max_steps // watch.every))
         self.points += points
-        forgotten = [point.task for point in points if point.verdict == "lower"]
+        forgotten = [point.task for point in points if point.verdict == "lower" and not point.is_target]
         if watch.stop and forgotten and step < self.trainer.state.max_steps:
             self.stopped = (f"stopped at step {step}: {', '.join(forgotten)} is proven to be forgotten by more than "
-                            f"{watch.margin:g} points; the weights are those of this step")
+                            f"{watch.margin:g} points")
         return {f"watch_{point.task}": point.delta for point in points}
+
+    def _keep(self, step: int) -> None:
+        """Keep the weights of this step, if the plan says so, and choose among all that were measured. A new choice is
+        measured on the other half of the items at once, while its weights are in memory."""
+        plan, kept = self.plan.keep, self.hooks.kept
+        if plan is None or kept is None:
+            return
+        with evaluation_mode(self.trainer.model):
+            if plan.rule is not None and (choice := plan.rule.choose(self.points, self.losses)):
+                report = self.choice.report if self.choice else ()
+                if choice.step == step and self.hooks.look is not None:
+                    report = self.hooks.look.report(self.trainer.model, step)
+                self.choice = replace(choice, report=report)
+            kept.add(self.trainer.model, step)
+        kept.prune(self.choice.step if self.choice else None)
+
+    def reserve(self) -> None:
+        """Take the disk space of all checkpoints that are still to come. Raises StorageError if there is not enough."""
+        plan, kept, every = self.plan.keep, self.hooks.kept, self.plan.look_every
+        if plan is not None and kept is not None and every is not None:
+            kept.reserve(self.trainer.model, plan.most(-(-self.trainer.state.max_steps // every)))
+        self.checkpoints.reserve(self.trainer.model, copies=2 if self.plan.early_stop else 1)
+
+    def release(self) -> None:
+        """Give the reserved disk space back."""
+        if self.hooks.kept is not None:
+            self.hooks.kept.release()
+        self.checkpoints.release()
 
     def _validate(self, step: int, patience: int) -> float:
         """The validation loss. Keeps a copy of the best weights, and stops the run after ``patience`` rounds without a
         better loss."""
         assert self.hooks.validate is not None
-        loss = self.hooks.validate(self.trainer.model)
+        loss = self.losses[step] = self.hooks.validate(self.trainer.model)
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.waited = loss, step, 0
             self.best = {n: p.detach().cpu().clone() for n, p in self.trainer.model.named_parameters()
@@ -158,12 +217,21 @@ class RunControl:
         else:
             self.waited += 1
         if self.waited >= patience and step < self.trainer.state.max_steps:
-            self.stopped = (f"stopped early at step {step}: the validation loss did not fall in {patience} rounds; the "
-                            f"weights are those of step {self.best_step}")
+            self.stopped = f"stopped early at step {step}: the validation loss did not fall in {patience} rounds"
         return loss
 
+    @property
+    def step(self) -> int:
+        """The step of the weights that are handed on."""
+        if self.choice is not None:
+            return self.choice.step
+        return self.best_step if self.best else int(self.trainer.state.global_step)
+
     def load_best_weights(self) -> None:
-        """Copy the weights with the best validation loss into the model, if there was a validation."""
+        """Copy the weights with the best validation loss into the model, if there was a validation.
+
+        The weights that a rule chose are in the folder of their checkpoint.
+        """
         import torch
 
         with torch.no_grad():
@@ -176,8 +244,12 @@ class RunControl:
         if self.trainer.splits > 1:
             yield (f"out of memory: each batch was split in {self.trainer.splits}; the effective batch size is "
                    "unchanged")
-        if self.stopped:
-            yield self.stopped
+        if self.choice is not None:
+            if self.stopped:
+                yield self.stopped
+        elif self.stopped:  # a run of an older version says it already
+            yield self.stopped if "the weights are" in self.stopped else \
+                f"{self.stopped}; the weights are those of step {self.step}"
         elif self.best and self.best_step < self.trainer.state.global_step:
             yield f"the weights are those of step {self.best_step}, which had the lowest validation loss"
 
@@ -189,6 +261,9 @@ class RunControl:
 
         class BetweenSteps(TrainerCallback):  # type: ignore[misc]
             """Requests and seals checkpoints, and calls the step hook."""
+
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                control.reserve()
 
             def on_step_end(self, _arguments: Any, state: Any, flags: Any, **_: Any) -> None:
                 due = time.monotonic() - control._saved >= control.plan.save_seconds
@@ -207,7 +282,7 @@ class RunControl:
 
     def save_finished(self) -> None:
         """Save the weights at the end of the training as a checkpoint, in the disk space that was kept for it."""
-        self.checkpoints.release()
+        self.release()
         self.trainer.args.save_only_model = True
         self.trainer._save_checkpoint(self.trainer.model, trial=None)
         self.save(self.checkpoints.folder / f"checkpoint-{self.trainer.state.global_step}", finished=True)
@@ -228,7 +303,8 @@ class RunControl:
         write_atomic(checkpoint / STATE, json.dumps({
             "parts": self.trainer.splits, "best_loss": self.best_loss if self.best else None,
             "best_step": self.best_step, "waited": self.waited,
-            "points": [asdict(point) for point in self.points], "finished": finished, "stopped": self.stopped}))
+            "points": [asdict(point) for point in self.points], "finished": finished, "stopped": self.stopped,
+            "losses": self.losses, "choice": asdict(self.choice) if self.choice else None}))
         self.checkpoints.seal(checkpoint, self.plan.device)
         self._saved = time.monotonic()
 

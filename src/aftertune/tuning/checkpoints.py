@@ -28,7 +28,7 @@ from aftertune.sources.cache import write_atomic
 MANIFEST, STATE = "sealed.json", "course.json"
 _RESERVED = ".reserved"
 #: Bytes of the last checkpoint beside its weights: tokenizer, configs and the history of the steps.
-_BESIDES = 16 * 2**20
+BESIDES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Checkpoints:
 
     def seal(self, checkpoint: Path, device: str) -> None:
         """Write the manifest of a checkpoint whose files are complete."""
-        files = {name: _sha256(checkpoint / name) for name in _file_names(checkpoint)}
+        files = {name: sha256(checkpoint / name) for name in file_names(checkpoint, MANIFEST)}
         write_atomic(checkpoint / MANIFEST, json.dumps(
             {"tuning": self.tuning, "files": files, "conditions": conditions(device)}, indent=1))
 
@@ -81,17 +81,8 @@ class Checkpoints:
 
         Raises StorageError where there is not enough, so that this is known before the training.
         """
-        if not hasattr(os, "posix_fallocate"):
-            return
-        size = copies * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) + _BESIDES
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / _RESERVED).open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            self.release()
-            raise StorageError(f"{self.folder}: {size / 2**20:,.0f} MiB are needed for the tuned weights "
-                               f"({error.strerror}); free some space, or choose another folder with --out") from error
+        size = copies * trainable_bytes(model) + BESIDES
+        reserve_space(self.folder / _RESERVED, size, "for the tuned weights", "")
 
     def release(self) -> None:
         """Give the reserved disk space back."""
@@ -117,7 +108,7 @@ class Checkpoints:
         manifest = _manifest(checkpoint)
         try:
             return bool(manifest.get("tuning") == self.tuning and manifest.get("files") == {
-                name: _sha256(checkpoint / name) for name in _file_names(checkpoint)})
+                name: sha256(checkpoint / name) for name in file_names(checkpoint, MANIFEST)})
         except OSError:
             return False
 
@@ -141,13 +132,37 @@ def _manifest(checkpoint: Path) -> Mapping[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def _file_names(checkpoint: Path) -> list[str]:
-    return sorted(str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
+def file_names(folder: Path, manifest: str) -> list[str]:
+    """The names of all files in a folder and its folders, except its manifest."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != manifest)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def trainable_bytes(model: Any) -> int:
+    """Bytes of the weights of a model that are trained."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def reserve_space(file: Path, size: int, what: str, remedy: str) -> None:
+    """Take ``size`` bytes of disk space with a file that has no content. what, remedy: for the error.
+
+    Raises StorageError where there is not enough. Systems that cannot reserve space have no such file.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as opened:
+            os.posix_fallocate(opened.fileno(), 0, size)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise StorageError(f"{file.parent}: {size / 2**20:,.0f} MiB are needed {what} ({error.strerror}); free some "
+                           f"space, {remedy + ', ' if remedy else ''}or choose another folder with --out") from error
 
 
 def _step_of(checkpoint: Path) -> int:

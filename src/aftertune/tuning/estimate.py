@@ -99,7 +99,8 @@ def estimate(shape: ModelShape, recipe: Recipe, workload: Workload, machine: Mac
         rate = f"{machine.rate / 1e9:,.0f} G operations/s measured here, of which training achieves {UTILIZATION:.0%}"
     return CostEstimate(
         trainable=trained_parameters(shape, recipe), memory=int(estimate_memory(shape, recipe, workload, machine)),
-        disk=int(_disk(shape, recipe, machine)), steps=steps, tokens=tokens, seconds=seconds,
+        disk=int(_disk(shape, recipe, machine)) + _kept_disk(shape, recipe, machine, steps), steps=steps, tokens=tokens,
+        seconds=seconds,
         basis=f"{shape.parameters / 1e6:,.0f}M parameters, {workload.tokens:,} tokens per epoch, {rate}")
 
 
@@ -153,6 +154,17 @@ def _disk(shape: ModelShape, recipe: Recipe, machine: Machine) -> float:
     """Bytes of the result, and of the two checkpoints with Adam's moments that exist during the run."""
     merged = DTYPE_BYTES[machine.dtype] * shape.parameters if recipe.merge else 0
     return 4 * _stored(shape, recipe) + merged + 2 * 12 * trained_parameters(shape, recipe)
+
+
+def _kept_disk(shape: ModelShape, recipe: Recipe, machine: Machine, steps: int) -> int:
+    """Bytes of the checkpoints that are kept after the run."""
+    if recipe.keep_checkpoints is None:
+        return 0
+    every = recipe.watch.every if recipe.watch else recipe.early_stop.every
+    looks = math.ceil(steps / every)
+    count = looks if recipe.keep_checkpoints == "all" else min(looks, recipe.keep_checkpoints + bool(recipe.keep_best))
+    size = 4 if METHODS[recipe.method].adapter else DTYPE_BYTES[machine.dtype]
+    return count * size * _stored(shape, recipe)
 
 
 # --- The estimate of a specification ---

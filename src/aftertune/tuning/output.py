@@ -38,7 +38,7 @@ from aftertune.sources import (
     resolve_model,
 )
 from aftertune.sources.cache import set_default_mode, temporary_path, write_atomic
-from aftertune.sources.fingerprint import TOKENIZER_FILES
+from aftertune.sources.fingerprint import TOKENIZER_FILES, fingerprint_adapter
 from aftertune.sources.library_errors import disk_errors, quiet
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
@@ -160,21 +160,56 @@ def round_weights(model: Any, dtype: str) -> None:
                 parameter.copy_(parameter.to(getattr(torch, dtype)).to(parameter.dtype))
 
 
+@contextlib.contextmanager
+def rounded_weights(model: Any, dtype: str) -> Iterator[None]:
+    """As `round_weights`, but the weights are restored at the end, bit by bit, so that a training can continue."""
+    import torch
+
+    weights = {} if dtype == "float32" else {n: p.detach().cpu().clone() for n, p in model.named_parameters()}
+    round_weights(model, dtype)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in weights:
+                    parameter.copy_(weights[name])
+
+
 def save_whole(model: Any, tokenizer: Any, folder: Path, base: ModelSource, dtype: str) -> None:
-    """Write whole weights in ``dtype``. All other files are the base's, so that only what was trained differs.
+    """Write whole weights in ``dtype``. All other files are the base's, so that only what was trained differs. The
+    model stays as it is.
 
     Raises StorageError (disk full).
     """
+    use_cache, model.config.use_cache = model.config.use_cache, True  # off while training
+    try:
+        with disk_errors(folder, AGAIN), quiet():
+            model.save_pretrained(folder, state_dict=_state_in(model, dtype))
+            if base.gguf_file is not None:
+                config = read_json(folder / "config.json")
+                write_atomic(folder / "config.json", json.dumps({**config, "dtype": dtype}, indent=2) + "\n")
+                tokenizer.save_pretrained(folder)
+            else:
+                _keep_files(base.path, folder, dtype)
+            set_default_mode(folder)
+    finally:
+        model.config.use_cache = use_cache
+
+
+def _state_in(model: Any, dtype: str) -> dict[str, Any]:
+    """The state of a model with its floating-point tensors in ``dtype``, in the memory of the CPU. Tied weights stay
+    one tensor."""
     import torch
 
-    model.config.use_cache = True  # off while training
-    with disk_errors(folder, AGAIN), quiet():
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
-        if base.gguf_file is not None:
-            tokenizer.save_pretrained(folder)
-        else:
-            _keep_files(base.path, folder, dtype)
-        set_default_mode(folder)
+    copies: dict[tuple[int, Any, Any], Any] = {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            tensor = copies.setdefault(key, tensor.to("cpu", getattr(torch, dtype)))
+        state[name] = tensor
+    return state
 
 
 def _keep_files(base: Path, folder: Path, dtype: str) -> None:
@@ -212,6 +247,14 @@ def identify(folder: Path, method: str, base: ModelSource, identity: ModelIdenti
     if not writes_adapter(method):
         return fingerprint_model(resolve_model(str(folder))).fingerprint
     return fingerprint_model(base, resolve_adapter(str(folder), base, identity)).fingerprint
+
+
+def result_of(folder: Path, method: str, base: ModelIdentity) -> str:
+    """The fingerprint of the tuned model in a folder, from the identity of its base. It does not check that an adapter
+    fits the base."""
+    if not writes_adapter(method):
+        return fingerprint_model(resolve_model(str(folder))).fingerprint
+    return replace(base.stored, adapter=fingerprint_adapter(folder)).fingerprint
 
 
 def with_merged(tuning: Tuning, base: ModelSource) -> Tuning:

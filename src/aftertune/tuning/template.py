@@ -250,6 +250,11 @@ def _shown(content: str, text: str) -> bool:
     return content.strip() in text or all(word in text for word in re.findall(r"\w+", content))
 
 
+def alpaca_prompt(instruction: str, head: str = ALPACA, addition: str = "") -> str:
+    """The Alpaca prompt of one instruction. head: its first paragraph; addition: the paragraph of its input."""
+    return f"{head}\n\n### Instruction:\n{instruction}\n\n{addition}### Response:\n"
+
+
 def _alpaca(example: Example, learn: str) -> list[Segment]:
     turns = (*example.turns, ("assistant", example.completion))
     first = int(turns[0][0] == "system")
@@ -262,7 +267,7 @@ def _alpaca(example: Example, learn: str) -> list[Segment]:
     segments = []
     for turn in range(first, len(turns), 2):
         addition = f"### Input:\n{example.input}\n\n" if example.input and turn == len(turns) - 2 else ""
-        segments += [Segment(f"{head}\n\n### Instruction:\n{turns[turn][1]}\n\n{addition}### Response:\n", False),
+        segments += [Segment(alpaca_prompt(turns[turn][1], head, addition), False),
                      Segment(turns[turn + 1][1], turn + 1 in learned, end=True)]
         head = ""
     return segments

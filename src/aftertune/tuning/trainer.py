@@ -37,7 +37,7 @@ from aftertune.tuning.batching import BatchLayout, Padded
 from aftertune.tuning.callbacks import Hooks, RunControl, TrainingPlan, step_metrics
 from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.tokenize import EncodedRow
-from aftertune.values import WatchPoint
+from aftertune.values import CheckpointChoice, WatchPoint
 
 #: Called after each optimizer step with its number and metrics; returns further metrics of that step.
 AfterStep = Callable[[int, Mapping[str, float]], Mapping[str, float]]
@@ -241,11 +241,14 @@ class TrainingData:
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
     """The result of a run. steps: the metrics of each optimizer step; notes: on memory and on how it ended; points:
-    what was measured on watched tasks."""
+    what was measured on watched tasks; choice: the checkpoint that the plan's rule chose; step: of the weights to hand
+    on."""
 
     steps: tuple[dict[str, float], ...]
     notes: tuple[str, ...]
     points: tuple[WatchPoint, ...] = ()
+    choice: CheckpointChoice | None = None
+    step: int | None = None
 
 
 def train(model: Any, tokenizer: Any, data: TrainingData, plan: TrainingPlan, checkpoints: Checkpoints,
@@ -270,17 +273,16 @@ def train(model: Any, tokenizer: Any, data: TrainingData, plan: TrainingPlan, ch
         control.restore_finished(newest)
     else:
         with disk_errors(checkpoints.folder, "run the same command again: it continues from its last checkpoint"):
-            checkpoints.reserve(model, copies=2 if plan.early_stop else 1)
             try:
                 with control.interruptible():
                     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
                 control.save_finished()
             finally:
-                checkpoints.release()
+                control.release()
     control.load_best_weights()
     steps = tuple({"step": float(entry["step"]), **step_metrics(entry)} for entry in trainer.state.log_history
                   if "loss" in entry)
-    return TrainingResult(steps, tuple(control.notes()), tuple(control.points))
+    return TrainingResult(steps, tuple(control.notes()), tuple(control.points), control.choice, control.step)
 
 
 @contextlib.contextmanager

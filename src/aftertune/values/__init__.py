@@ -51,6 +51,7 @@ from aftertune.values.evaluation import (
 )
 from aftertune.values.tuning import (
     CheckpointChoice,
+    Half,
     HeldOut,
     KeptCheckpoint,
     Overlap,
@@ -79,6 +80,7 @@ __all__ = [
     "FormCounts",
     "FormShift",
     "GateLine",
+    "Half",
     "HeldOut",
     "Item",
     "KeptCheckpoint",

@@ -8,11 +8,14 @@ checkpoints.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aftertune.catalog import FRACTIONS, unit_of
 from aftertune.values.evaluation import ModelIdentity, Provenance, Verdict
+
+#: The items of an analysis: all of a task, or the half that chooses a checkpoint, or the half that reports on it.
+Half = Literal["all", "choice", "report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +39,8 @@ class WatchPoint:
     base, tuned: scores of the base and of the model after ``step`` steps. low, high: 95 % interval of delta. All are
     fractions, unless the metric turned out to be no share; then nothing is tested and the verdict is "undecided".
     verdict: corrected for the number of analyses and tasks of the watch. half: with --keep-best, the half of the items
-    that it is measured on: the one that chooses a checkpoint, or the one that reports on it. target: it is the target
-    task, which shows what was learned.
+    that it is measured on: the one that chooses a checkpoint, or the one that reports on it. is_target: it is the
+    target task, which shows what was learned.
     """
 
     step: int
@@ -50,8 +53,8 @@ class WatchPoint:
     low: float
     high: float
     verdict: Verdict
-    half: Literal["all", "choice", "report"] = "all"
-    target: bool = False
+    half: Half = "all"
+    is_target: bool = False
 
     @property
     def fraction(self) -> bool:
@@ -134,8 +137,8 @@ class Tuning:
     the weights in ``output``/merged, which are the adapter merged into the base; None without --merge. overlap: one for
     each task that was searched for in the training data. cost: "memory" (peak, in bytes) and "seconds" of training, and
     both as estimated before it ("estimated_…"). watch: the analyses of the forgetting watch; with --keep-best those on
-    the half of the items that chooses. checkpoints: those that were kept; choice: which one --keep-best chose. step:
-    of the weights in ``output``; None in tunings of older versions.
+    the half of the items that chooses. checkpoints: those that were kept; choice: which one --keep-best chose.
+    final_step: of the weights in ``output``; None in tunings of older versions.
     """
 
     id: str
@@ -162,15 +165,22 @@ class Tuning:
     watch: tuple[WatchPoint, ...] = ()
     checkpoints: tuple[KeptCheckpoint, ...] = ()
     choice: CheckpointChoice | None = None
-    step: int | None = None
+    final_step: int | None = None
 
     @property
     def results(self) -> tuple[str, ...]:
         """Fingerprints of the models that are handed on: the result, and the merged weights."""
         return tuple(f for f in (self.result, self.merged) if f is not None)
 
-    def checkpoint_of(self, fingerprint: str) -> KeptCheckpoint | None:
-        """The kept checkpoint with this fingerprint; None for the model that is handed on, and for other models."""
+    def made(self, fingerprint: str) -> bool:
+        """Whether it made the model with this fingerprint: the one that is handed on, or a kept checkpoint."""
+        return fingerprint in self.results or any(c.result == fingerprint for c in self.checkpoints)
+
+    def at(self, fingerprint: str) -> Tuning:
+        """The tuning as it made the model with this fingerprint: with the step and the held-out loss of a kept
+        checkpoint, if it is one."""
         if fingerprint in self.results:
-            return None
-        return next((c for c in self.checkpoints if c.result == fingerprint), None)
+            return self
+        found = next((c for c in self.checkpoints if c.result == fingerprint), None)
+        return self if found is None else replace(self, result=found.result, final_step=found.step, merged=None,
+                                                  held_out=found.held_out)

@@ -58,7 +58,7 @@ def watch_chart(tuning: Tuning, width: int) -> str:
     """The forgetting watch of a fine-tune as a `checkpoint_chart`; "" without a watch."""
     return checkpoint_chart(tuning.name, LookCurves(
         points=tuning.watch, losses={int(step): loss for step, loss in _logged(tuning, "validation_loss")},
-        last=max((int(step) for step, _ in _logged(tuning, "loss")), default=0), final=tuning.step,
+        last=max((int(step) for step, _ in _logged(tuning, "loss")), default=0), final=tuning.final_step,
         margin=(tuning.settings.get("watch") or {}).get("margin")), width, key=tuning.id)
 
 
@@ -86,7 +86,7 @@ def checkpoint_chart(name: str, curves: LookCurves, width: int, *, key: str = ""
     tasks = watched(curves.points)
     panels: list[tuple[int, str, list[WatchPoint]]] = [(90, "validation loss", [])] if curves.losses else []
     for height, label, target in ((130, "learned, points", True), (190, "change against the base, points", False)):
-        own = [p for p in points if p.target == target]
+        own = [p for p in points if p.is_target == target]
         panels += [(height, label, own)] if own else []
     last = max([p.step for p in points] + [curves.last])
     total = sum(height + 14 for height, _, _ in panels) + 46

@@ -32,6 +32,7 @@ from aftertune.report.changed_items import (
     shift_text,
 )
 from aftertune.report.charts import contrast_forest, forest, loss_curve, watch_chart, watched
+from aftertune.report.checkpoints import checkpoint_table, tuning_checkpoints
 from aftertune.report.columns import VerdictLine, verdict_lines, verdict_table
 from aftertune.report.facts import Facts, device_text, evaluation_facts, kind_text, method_text, run_facts, tuning_facts
 from aftertune.report.names import metric_title, task_title
@@ -66,6 +67,7 @@ _CONTRAST = ("Mark: the difference between the means over all seeds. Line: its 9
 _WATCH_MARKS = legend({**VERDICT_LABELS, "lower": "forgot (proven)"})
 _WATCH = ("Evaluated during training: the same part of each task for the base and for the model, with 95 % intervals. "
           f"{_WATCH_MARKS}. The 5 % error level covers all tasks and all of these evaluations together.")
+_HALVES = " The items are the half that chooses a checkpoint; the facts say how it does on the other half."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +113,8 @@ class EvaluationView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningView:
-    """One fine-tune. about: method, examples and seed; watch: the chart of the forgetting watch."""
+    """One fine-tune. about: method, examples and seed; watch: the chart of the forgetting watch; checkpoints: heading
+    and cells of its table."""
 
     id: str
     name: str
@@ -119,6 +122,7 @@ class TuningView:
     status: str
     loss: ChartView | None
     watch: ChartView | None
+    checkpoints: tuple[list[str], list[list[str]]] | None
     held_out: tuple[str, str, str, str, str] | None
     facts: Facts
 
@@ -188,9 +192,17 @@ def tuning_view(tuning: Tuning, *, many: bool) -> TuningView:
         id=tuning.id, name=fmt.visible(tuning.name), status=tuning.status,
         about=f"{method_text(tuning)}, {fmt.count(tuning.examples)} examples, seed {tuning.seed}",
         loss=figure(partial(loss_curve, tuning), caption, many=many),
-        watch=figure(partial(watch_chart, tuning), _WATCH, [task_title(t) for t in watched(tuning.watch)],
-                     marked=False, many=many),
+        checkpoints=checkpoint_table(rows) if (rows := tuning_checkpoints(tuning)) else None,
+        watch=figure(partial(watch_chart, tuning), _watch_caption(tuning, validated=validated),
+                     [task_title(t) for t in watched(tuning.watch)], marked=False, many=many),
         held_out=held_out_line(tuning.held_out) if tuning.held_out else None, facts=tuning_facts(tuning))
+
+
+def _watch_caption(tuning: Tuning, *, validated: bool) -> str:
+    """The caption of the forgetting watch, for the parts that its chart has."""
+    loss = " ■ validation loss." if validated else ""
+    final = "" if tuning.final_step is None else " Vertical line: the step whose weights are handed on."
+    return f"{_WATCH}{loss}{final}{_HALVES if tuning.choice else ''}"
 
 
 def contrast_view(contrast: Contrast) -> ContrastView:

@@ -1,0 +1,86 @@
+"""Defines what all specifications share: the base class `Spec`, the marker `Flag`, and types of fields.
+
+    class Part(Spec):
+        every: Annotated[Positive, Flag("--every"), Field(description="Steps between two of them.")] = 50
+
+    parse_memory("8GiB")        8589934592
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+
+class Flag:
+    """Marks a field that is an option of the command line.
+
+    names: of the option; none for the field's own name with dashes. A name without dashes is an argument.
+    form, example: how one KEY=VALUE of a mapping is written, for the help and for errors.
+    """
+
+    def __init__(self, *names: str, form: str = "", example: str = "") -> None:
+        self.names, self.form, self.example = names, form, example
+
+
+class Spec(BaseModel):
+    """A strict, frozen part of a study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of "8GiB", "500MB" or "1000000"; raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write for example 8GiB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def _memory(text: str) -> str:
+    parse_memory(text)
+    return text
+
+
+def _engine_name(name: str) -> str:
+    if name in ("packed", "plain") or (name.startswith("lm-eval:") and len(name) > len("lm-eval:")):
+        return name
+    raise ValueError("Input should be packed, plain or lm-eval:NAME")
+
+
+def _day(value: Any) -> Any:
+    """A day as YYYY-MM-DD; YAML reads such a text as a date."""
+    if isinstance(value, date):
+        return value.isoformat()[:10]
+    try:
+        return date.fromisoformat(value).isoformat()
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not a day; write it as YYYY-MM-DD, for example 2025-01-31") from None
+
+
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no other
+Share = Annotated[float, Field(gt=0, lt=0.9)]
+Points = Annotated[float, Field(gt=0, le=100)]
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
+Memory = Annotated[str, AfterValidator(_memory)]
+# Fields that several specifications have, with their descriptions.
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Field(description="Data type of the weights.")]
+Device = Annotated[str, Field(description="Device: auto, cuda, cuda:N, mps or cpu.")]
+EngineName = Annotated[str, AfterValidator(_engine_name), Field(description="Engine: packed, plain or lm-eval:NAME.")]
+Quantize = Annotated[Literal["nf4"] | None, Field(
+    description="nf4: load the linear layers of the base in 4 bits, as qlora does. Default: as they are stored.")]
+Revision = Annotated[str | None, Field(description="Branch, tag or commit of a model on the Hub.")]
+RemoteCode = Annotated[bool, Field(description="Run the Python code that comes with the model.")]
+Threads = Annotated[Positive | None, Field(description="Number of CPU threads.")]
+Chat = Annotated[bool, Field(description="Format prompts with the model's chat template.")]
+TemplateDate = Annotated[str | None, BeforeValidator(lambda value: value if value is None else _day(value)), Field(
+    description="Date that the chat template writes, if it writes one, as YYYY-MM-DD. Default: 2024-07-26 for a "
+                "template that asks for the date of the day, else its own.")]
+TaskSource = Annotated[Literal["auto", "hub", "pack"], Field(
+    description="Where tasks take their documents from: the Hub, an offline pack, or auto.")]

@@ -1,0 +1,102 @@
+"""Defines what is measured during a training: watched tasks, and a target task for what is learned.
+
+    WatchSpec(tasks={"hellaswag": 200}, target={"file": "orders_test.jsonl", "name": "orders", "match": "json"})
+    WatchSpec(tasks={"hellaswag": 200}, target="orders=orders_test.jsonl")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from aftertune.study.fields import Flag, Name, Points, Positive, Spec
+
+
+class TargetRows(Spec):
+    """Held-out JSONL rows ``{"prompt": …, "completion": …}`` and how an answer is matched."""
+
+    file: Annotated[Path, Field(description="JSONL file of rows that training never sees.")]
+    match: Annotated[Literal["json", "exact", "regex"], Field(
+        description="json: the same object (valid JSON and accuracy by field are shown too). exact: the same text "
+                    "without outer spaces. regex: the same match of `pattern`.")] = "exact"
+    pattern: Annotated[str | None, Field(
+        description="Regular expression for `match: regex`. Its first group, or else its whole match, is taken from "
+                    "the answer and from the completion.")] = None
+    cluster: Annotated[str | None, Field(min_length=1, description=(
+        "Field of a row that rows of one origin share, such as several questions on one text. The verdict accounts for "
+        "it."))] = None
+    max_tokens: Annotated[Positive, Field(description="Longest answer in tokens.")] = 128
+    stop: Annotated[tuple[str, ...], Field(description="Texts that end an answer.")] = ()
+
+    @model_validator(mode="after")
+    def _pattern_goes_with_regex(self) -> TargetRows:
+        if (self.match == "regex") != (self.pattern is not None):
+            raise ValueError("`pattern` goes with `match: regex`, and only with it")
+        return self
+
+
+class TargetSpec(TargetRows):
+    """A target task of an evaluation."""
+
+    shots_file: Annotated[Path | None, Field(
+        description="Rows to show as examples (`num_fewshot`); never the held-out file.")] = None
+
+
+class WatchedTarget(TargetRows):
+    """A target task that is measured during a training. A string is short for its ``file``, or NAME=FILE."""
+
+    file: Annotated[Path, Flag("--target", form="[NAME=]FILE"), Field(
+        description="JSONL file of held-out prompts and completions: also measure what is learned on it, at the same "
+                    "steps. The name is that of the file by default.")]
+    match: Annotated[Literal["json", "exact", "regex"], Flag("--target-match"), Field(
+        description="An answer is right if it is the same object (json), the same text without outer spaces (exact) or "
+                    "has the same match of --target-pattern (regex).")] = "exact"
+    pattern: Annotated[str | None, Flag("--target-pattern"), Field(
+        description="Regular expression for --target-match regex.")] = None
+    max_tokens: Annotated[Positive, Flag("--target-tokens"), Field(description="Longest answer in tokens.")] = 128
+    name: Annotated[Name, Field(description="Name of the task. Default: that of the file.")] = "target"
+    items: Annotated[Positive | None, Flag("--target-items"), Field(
+        description="Use N random rows of the target's file. Default: all.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_text_is_a_file(cls, value: Any) -> Any:
+        value = {"file": value} if isinstance(value, str | Path) else value
+        if not isinstance(value, dict) or "file" not in value:
+            return value
+        text = str(value["file"])
+        name, equals, file = text.partition("=")
+        if equals and "name" not in value and not Path(text).exists():
+            return {**value, "name": name.strip(), "file": Path(file.strip())}
+        return {"name": Path(text).stem, **value}
+
+
+class WatchSpec(Spec):
+    """Tasks that are evaluated during training, every so many steps and at the end, on random items."""
+
+    tasks: Annotated[dict[str, Positive], Flag("--watch", form="TASK=N", example="hellaswag=200")] = Field(
+        default_factory=dict,
+        description="Evaluate N items of a task during training and compare with the base: TASK=N.")
+    target: Annotated[WatchedTarget | None, Field(description="Target task that shows what is learned.")] = None
+    every: Annotated[Positive, Flag("--watch-every"), Field(description="Steps between two such evaluations.")] = 50
+    margin: Annotated[Points, Flag("--watch-margin"), Field(
+        description="Points; a drop within them is no forgetting.")] = 2.0
+    stop: Annotated[bool, Flag("--stop-when-forgot"), Field(
+        description="Stop training when a watched task is proven to be forgotten.")] = False
+
+    @model_validator(mode="after")
+    def _something_is_watched(self) -> WatchSpec:
+        if not self.tasks and self.target is None:
+            raise ValueError("there is nothing to watch; name tasks (--watch TASK=N, for example --watch "
+                             "hellaswag=200), or a target task (--target FILE)")
+        if self.target is not None and self.target.name in self.tasks:
+            raise ValueError(f"{self.target.name!r} names both a watched task and the target; give the target another "
+                             "name (--target NAME=FILE)")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tasks that are measured, the target first."""
+        return [*([self.target.name] if self.target else []), *self.tasks]
