@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from aftertune.comparison import compare, differences
+from aftertune.comparison.rows import over_fine_tunes
 from aftertune.errors import InputError, NotComparable
 from aftertune.ledger import Ledger
 from aftertune.report.sentences import lineage_note
@@ -515,3 +516,23 @@ def test_the_tasks_of_a_group_are_explored_by_benjamini_hochberg(ledger):
     # a tenth is lost over all items, but in two of twelve tasks only: as a sample of tasks that proves nothing
     assert mmlu.verdict == "undecided"
     assert "undecided by the cluster-robust test" in mmlu.note
+
+
+# --- Several fine-tunes together ---
+
+def test_as_a_study_each_fine_tune_is_judged_at_its_part_of_the_level(ledger):
+    """One comparison that is proven, and one that is proven only if it is judged alone."""
+    base = evaluated(ledger, "base", BASE, [(settings("a", 400), right(300, 400))])
+    clear = evaluated(ledger, "clear", ADAPTED, [(settings("a", 400), right(200, 400))])
+    narrow = evaluated(ledger, "narrow", FULL, [(settings("a", 400), right(291, 400))])
+    alone = [compare(base, tuned, margins=.01, ledger=ledger) for tuned in (clear, narrow)]
+    assert [c.rows[0].verdict for c in alone] == ["lower", "lower"]
+    p = [c.rows[0].p_adjusted for c in alone]
+    assert .025 < p[1] < .05
+    both = over_fine_tunes(alone)
+    assert [c.rows[0].verdict for c in both] == ["lower", "undecided"]
+    assert [c.rows[0].p_adjusted for c in both] == pytest.approx([2 * x for x in p])
+    assert [c.rows[0].family_size for c in both] == [2, 2]
+    assert "not proven over 2 fine-tunes" in both[1].rows[0].note
+    assert over_fine_tunes(alone[:1]) == alone[:1]
+    assert [c.rows[0].verdict for c in ledger.comparisons()] == ["lower", "lower"]  # stored as they are one by one

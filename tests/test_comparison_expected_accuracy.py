@@ -131,3 +131,22 @@ def test_the_command_takes_it_as_an_option(ledger: Ledger, monkeypatch: pytest.M
     assert result.exit_code == 0, result.output
     rows = json.loads(result.output)["rows"]
     assert [(r["metric"], r["primary"]) for r in rows] == [("prob", True), ("acc_norm", False)]
+
+
+def test_the_command_judges_all_its_fine_tunes_together_on_request(ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+                                                                   ) -> None:
+    from typer.testing import CliRunner
+
+    from aftertune.cli import app
+
+    base, _ = both(ledger)
+    answered(ledger, "other", replace(ADAPTED, adapter="another"), np.zeros((300, 3)) - 5)
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(ledger.database.path))
+    sizes = []
+    for family in ("pair", "study"):
+        result = CliRunner().invoke(app, ["compare", "base", "tuned", "other", "--family", family, "--json"])
+        assert result.exit_code == 0, result.output
+        sizes.append([c["rows"][0]["family_size"] for c in json.loads(result.output)["comparisons"]])
+    assert sizes == [[1, 1], [2, 2]]
+    result = CliRunner().invoke(app, ["compare", base.id, "tuned", "--family", "all"])
+    assert isinstance(result.exception, InputError)

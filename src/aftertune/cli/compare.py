@@ -34,6 +34,9 @@ def compare(
     primary: Annotated[list[str] | None, typer.Option(
         help="Metric that gets the verdict, such as prob (expected accuracy). TASK=METRIC for one task. Repeatable.")
     ] = None,
+    family: Annotated[str, typer.Option(
+        help="What the error level of 5 % covers together: pair (the tasks of one fine-tune) or study (all fine-tunes "
+             "of this command).")] = "pair",
     common: Common = False,
     force: Force = False,
     details: Annotated[bool, typer.Option(
@@ -45,27 +48,35 @@ def compare(
     """Compare evaluations question by question: what was forgotten, what was kept, what improved."""
     from aftertune.comparison import compare as run
     from aftertune.comparison import compare_again
+    from aftertune.comparison.rows import over_fine_tunes
     from aftertune.ledger import Ledger
 
     judge = compare_again if again else run
     margins = parse_margins(margin or [])
+    if family not in ("pair", "study"):
+        raise InputError(f"--family {family}: allowed are pair (the tasks of one fine-tune) and study (all fine-tunes "
+                         "of this command)")
     comparisons: list[Comparison] = []
     errors: list[NotComparable] = []
-    objects: list[dict[str, object]] = []
+    objects: list[dict[str, object] | None] = []  # None: of the next comparison
     words: dict[str, str] = {}
     with Ledger(create=False) as ledger:
         for name in dict.fromkeys(tuned):
             try:
                 sides = (_by_metrics(side, primary or [], ledger) for side in (base, name))
                 comparisons.append(judge(*sides, margins=margins, ledger=ledger, force=force, common=common))
-                objects.append(as_object(comparisons[-1]))
+                objects.append(None)
                 words |= {id_: ledger.word_for(ledger.find_evaluation(id_))
                           for id_ in (comparisons[-1].base, comparisons[-1].tuned)}
             except NotComparable as error:
                 errors.append(error)
                 objects.append(refusal_object(error, base, name))
+    if family == "study":
+        comparisons = over_fine_tunes(comparisons)
     if as_json:
-        emit(objects[0] if len(objects) == 1 else {"comparisons": objects})
+        shown = iter(comparisons)
+        values = [as_object(next(shown)) if value is None else value for value in objects]
+        emit(values[0] if len(values) == 1 else {"comparisons": values})
     else:
         _show_all(comparisons, details, words)
     if errors:

@@ -38,7 +38,7 @@ from aftertune.stats.verdict import (
     decide,
     label_of,
 )
-from aftertune.values import ComparisonRow, Difference, Evaluation, Score, TaskSettings, Verdict
+from aftertune.values import Comparison, ComparisonRow, Difference, Evaluation, Score, TaskSettings, Verdict
 
 FORCED = "forced: the evaluations differ in settings that must agree"
 
@@ -364,3 +364,24 @@ def _row(draft: RowDraft, decision: Decision | None, *, lineage: bool, forced: b
 def _no_drop(case: Case) -> float:
     """The largest p, of all kinds of test, against a drop beyond the margin."""
     return max(t.no_drop for t in (case.tests, case.clustered, case.bootstrap) if t)
+
+
+def over_fine_tunes(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons as one family: the error level of 5 % covers the verdicts of all of them together.
+
+    A comparison's adjusted p-values keep any level, so with T comparisons each of them is judged at 0.05 / T
+    (Bonferroni): its adjusted p-values are multiplied by T, and what is then not below 0.05 is undecided.
+    """
+    count = len(comparisons)
+    return [replace(c, rows=tuple(_over_fine_tunes(r, count) for r in c.rows)) for c in comparisons]
+
+
+def _over_fine_tunes(row: ComparisonRow, count: int) -> ComparisonRow:
+    if row.p_adjusted is None or count < 2:
+        return row
+    p = min(1.0, count * row.p_adjusted)
+    row = replace(row, p_adjusted=p, family_size=None if row.family_size is None else count * row.family_size)
+    if row.verdict in (None, "undecided") or p < ALPHA:
+        return row
+    note = f"{row.told} if this fine-tune is judged alone, but not proven over {count} fine-tunes"
+    return replace(row, verdict="undecided", told="undecided", note="; ".join(n for n in (row.note, note) if n))
