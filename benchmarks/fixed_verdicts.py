@@ -210,7 +210,8 @@ def width_lines(found: Sequence[dict[str, float]]) -> Iterator[str]:
         yield f"| {name} | {100 * result['width']:.1f} | {share(n - result['missed'], n)} |"
     yield ""
     yield ("Two recipes that do not differ, with 3 seeds each, whose score varies by 2 points (standard deviation); "
-           "1,000 items, 10 % of the answers differ from the base's.")
+           "1,000 items, 10 % of the answers differ from the base's. "
+           f"{found[0]['comparisons']:,} comparisons each; ± is the Monte Carlo standard error.")
 
 
 # --- The family, through the rows of a comparison ---

@@ -1,0 +1,344 @@
+"""Replay early stopping on real answers: items drawn at random, and drawn where the base was unsure.
+
+    python benchmarks/active.py                 1,000 draws of each population; writes a section of docs/benchmarks.md
+    python benchmarks/active.py --draws 200
+    python benchmarks/active.py collect --work active       makes data/active.npz again (hours on two cores; resumable)
+
+The answers are those of SmolLM2-135M-Instruct and of three of its tunings (data/active.yaml) to real benchmarks
+(active_answers.py). A population is the differences of one tuning on one benchmark. Where fewer items were asked than
+the benchmark has, its items are drawn from them with replacement. "Truth 0" moves the sum to 0 by undoing changes at
+random. In "at the margin" the margin is moved to just below the true difference, so that `within` is wrong and hardly
+anything can be proven; these runs use only the items that were asked, once each.
+
+Uniform is `aftertune.stats.sequential`, weighted is `aftertune.stats.weighted`; both claim what the full run would
+show. "Models" is the claim of weighted drawing about the models: there each draw has a benchmark of its own, drawn from
+the items with replacement. Exits with 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import verdicts
+from active_answers import BASE, FILE, TUNINGS, collect, load
+from aftertune.stats import weighted as w
+from aftertune.stats.sequential import Boundaries, exact_verdict
+from document import write_section
+from fixed_verdicts import share
+
+MARGIN, ALPHA, BATCH = 0.02, 0.05, 32
+SIZES = {"hellaswag": 10_042, "arc_easy": 2376}
+TITLES = {"hellaswag": "HellaSwag", "arc_easy": "ARC Easy"}
+#: Of uniform's items, at most: weighted drawing on HellaSwag until `within`, and anywhere until `lower`.
+KEPT_BAR, LOWER_BAR, SHARE_BAR = 0.4, 1.1, 400
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Population:
+    """A tuning on a benchmark. base: value of each item; confidence: |margin| of the base; d: differences."""
+
+    name: str
+    base: Floats
+    confidence: Floats
+    d: Floats
+    margin: float = MARGIN
+    share: bool = False
+    edge: bool = False
+
+    @property
+    def truth(self) -> str:
+        return str(exact_verdict(float(self.d.mean()), self.margin))
+
+    @property
+    def strata(self) -> w.Strata:
+        return w.Strata.of(self.base, self.confidence)
+
+    def resampled(self, items: int, seed: int) -> Population:
+        """Another benchmark of ``items`` items, drawn from these with replacement."""
+        at = np.random.default_rng(seed).integers(0, self.d.size, items)
+        return Population(name=self.name, base=self.base[at], confidence=self.confidence[at], d=self.d[at],
+                          margin=self.margin, share=self.share, edge=self.edge)
+
+    def at_zero(self, seed: int = 0) -> Population:
+        """With changes undone at random until as many are gained as lost."""
+        d, rng = self.d.copy(), np.random.default_rng(seed)
+        surplus = round(float(d.sum()))
+        if surplus:
+            d[rng.choice(np.flatnonzero(d == np.sign(surplus)), abs(surplus), replace=False)] = 0
+        return Population(name=f"{self.name}, truth 0", base=self.base, confidence=self.confidence, d=d)
+
+    def at_margin(self) -> Population:
+        """With the margin half an item below the true difference."""
+        margin = max(abs(float(self.d.sum())) - 0.5, 0.25) / self.d.size
+        return Population(name=f"{self.name}, at the margin", base=self.base, confidence=self.confidence, d=self.d,
+                          margin=margin, share=self.share, edge=True)
+
+
+def populations() -> Iterator[Population]:
+    """All populations, of the kept answers."""
+    for task, everything in load().items():
+        items = SIZES[task]
+        for tuning in (t for t in TUNINGS if t in everything.loglikelihoods):
+            answers = everything.of(tuning)
+            sure = np.abs(answers.margin(BASE))
+            title = f"{TITLES[task]}, {tuning}"
+            base = answers.outcome(BASE)
+            asked = Population(name=title, base=base, confidence=sure, d=answers.outcome(tuning) - base)
+            full = asked if asked.d.size >= items else asked.resampled(items, 1)
+            yield full
+            if tuning == "careful":
+                yield full.at_zero()
+            yield asked.at_margin()
+            share = answers.share(BASE)
+            asked = Population(name=f"{title}, expected accuracy", base=share, confidence=sure,
+                               d=answers.share(tuning) - share, share=True)
+            yield asked if asked.d.size >= items else asked.resampled(items, 1)
+
+
+# --- Many runs at once ---
+
+@dataclass(slots=True)
+class Replay:
+    """Runs of weighted drawing on one population. said: verdict of each run ("" if open); at: items that it took."""
+
+    population: Population
+    runs: int
+    seed: int
+    models: bool = False
+    said: list[str] = field(default_factory=list)
+    at: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def play(self, most: int | None = None) -> Replay:
+        """Draw until every run has its verdict, or ``most`` items were drawn."""
+        strata, rng = self.population.strata, np.random.default_rng(self.seed)
+        d, items = self.population.d, self.population.d.size
+        sizes = strata.sizes.astype(np.int64)
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        rows = np.tile(d[np.argsort(strata.of_item, kind="stable")], (self.runs, 1))
+        for start, size in zip(starts, sizes, strict=True):
+            rows[:, start:start + size] = rng.permuted(rows[:, start:start + size], axis=1)
+        draws, tests = w.WeightedDraws(strata, self.population.margin, runs=self.runs), self._tests(items)
+        alive, sums, seen = np.arange(self.runs), np.zeros(self.runs), 0
+        self.said, self.at = [""] * self.runs, np.full(self.runs, items, dtype=np.int64)
+        rejected = np.zeros((self.runs, 4), dtype=bool)
+        while alive.size and seen < min(items, most or items):
+            design = draws.design(rejected)
+            chosen = draws.choose(design, rng.random((alive.size, min(BATCH, items - seen))))
+            values = self._values(rows[alive], starts + sizes - draws.unseen.astype(np.int64), chosen)
+            done, rejected = self._look(tests, draws, design, sums, chosen, values, alive, seen)
+            sums, seen = sums + values.sum(axis=1), seen + chosen.shape[1]
+            keep = ~done
+            alive, sums, rejected = alive[keep], sums[keep], rejected[keep]
+            draws.keep(keep)
+            tests.keep(keep)
+        if seen == items and not self.models:
+            for run in alive:
+                self.said[run] = self.population.truth
+        return self
+
+    def _tests(self, items: int) -> w.Bets | w.ModelBets:
+        if self.models:
+            return w.ModelBets(items, self.population.margin, self.runs, ALPHA, w.FITTED_SCALES)
+        return w.Bets(items, Boundaries.around(self.population.margin), self.runs, ALPHA, w.FITTED_SCALES)
+
+    @staticmethod
+    def _values(rows: Floats, pointers: NDArray[np.int64], chosen: w.Ints) -> Floats:
+        """The next difference of each chosen stratum."""
+        pointers, values, runs = pointers.copy(), np.empty(chosen.shape), np.arange(len(chosen))
+        for t in range(chosen.shape[1]):
+            k = chosen[:, t]
+            values[:, t] = rows[runs, pointers[runs, k]]
+            pointers[runs, k] += 1
+        return values
+
+    def _look(self, tests: w.Bets | w.ModelBets, draws: w.WeightedDraws, design: w.Design, sums: Floats,
+              chosen: w.Ints, values: Floats, alive: NDArray[np.int64], seen: int
+              ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Bet on a batch, and note the runs with a verdict. Returns those, and which tests have rejected."""
+        strata, done = draws.strata, np.zeros(alive.size, dtype=bool)
+        if isinstance(tests, w.ModelBets):
+            for draw in w.model_draws_of(strata, design, draws.unseen, chosen, values):
+                tests.add(draw)
+            draws.take(chosen, values)
+            rejected = tests.rejected(w.composition_error(strata, draws.memory))
+            return self._note(rejected, done, alive, seen + chosen.shape[1]), rejected
+        for t, draw in enumerate(w.draws_of(strata, design, draws.unseen, sums, chosen, values)):
+            rejected = tests.add(draw)
+            done = self._note(rejected, done, alive, seen + t + 1)
+        draws.take(chosen, values)
+        return done, rejected
+
+    def _note(self, rejected: NDArray[np.bool_], done: NDArray[np.bool_], alive: NDArray[np.int64], at: int
+              ) -> NDArray[np.bool_]:
+        up_low, up_high, down_low, down_high = rejected.T
+        fresh = (down_low | up_high | (up_low & down_high)) & ~done
+        for i in np.flatnonzero(fresh):
+            self.said[alive[i]] = "lower" if down_low[i] else "higher" if up_high[i] else "within"
+            self.at[alive[i]] = at
+        return np.asarray(done | fresh)
+
+
+# --- Results ---
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """wrong: verdicts that the full run (or the population) would not give. Medians are in items."""
+
+    population: Population
+    runs: int
+    wrong: int
+    median: float
+    q90: float
+    uniform: float
+    uniform_q90: float
+    uniform_wrong: int
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        return self.median / self.uniform
+
+
+def replayed(population: Population, runs: int) -> Result:
+    """Both kinds of drawing on one population."""
+    begun = time.monotonic()
+    play = Replay(population, runs, seed=1).play()
+    said: list[str] = []
+    at: list[int] = []
+    for block in range(0, runs, verdicts.BLOCK):
+        orders = np.random.default_rng(block).permuted(
+            np.tile(population.d, (min(verdicts.BLOCK, runs - block), 1)), axis=1)
+        these, when = verdicts.verdicts(orders, population.margin)
+        said += these
+        at += when.tolist()
+    truth = population.truth
+    return Result(population=population, runs=runs, wrong=sum(v != truth for v in play.said),
+                  median=float(np.median(play.at)), q90=float(np.quantile(play.at, 0.9)), uniform=float(np.median(at)),
+                  uniform_q90=float(np.quantile(at, 0.9)), uniform_wrong=sum(v != truth for v in said),
+                  seconds=time.monotonic() - begun)
+
+
+def tilted(population: Population, mean: float) -> Floats:
+    """Probabilities of the items with which a draw has this mean difference."""
+    low, high = -40.0, 40.0
+    for _ in range(100):
+        tilt = (low + high) / 2
+        chance = np.exp(tilt * population.d)
+        chance /= chance.sum()
+        low, high = (tilt, high) if float(chance @ population.d) < mean else (low, tilt)
+    return np.asarray(chance)
+
+
+def models(population: Population, mean: float, benchmarks: int, each: int = 10, most: int = 3000
+           ) -> tuple[int, int, float]:
+    """Claims about the models on benchmarks drawn from a population whose true mean difference is ``mean``.
+
+    Returns the false verdicts, the runs, and the median items (of those that ended within ``most`` items).
+    """
+    chance, wrong, at = tilted(population, mean), 0, []
+    truth = "open" if abs(abs(mean) - MARGIN) < 1e-9 else exact_verdict(mean, MARGIN)
+    for seed in range(benchmarks):
+        items = np.random.default_rng(seed).choice(population.d.size, SIZES["hellaswag"], p=chance)
+        own = Population(name=population.name, base=population.base[items], confidence=population.confidence[items],
+                         d=population.d[items])
+        play = Replay(own, each, seed, models=True).play(most)
+        wrong += sum(v not in ("", truth) for v in play.said)
+        at += play.at.tolist()
+    return wrong, benchmarks * each, float(np.median(at))
+
+
+def broken(result: Result) -> Iterator[str]:
+    """The bars that a population misses; a share of false verdicts may exceed 5 % by twice its Monte Carlo error."""
+    name = result.population.name
+    if result.wrong / result.runs > ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / result.runs):
+        yield f"{name}: {result.wrong} of {result.runs} verdicts are false"
+    if result.population.edge:
+        return
+    truth = result.population.truth
+    if truth == "lower" and result.ratio > LOWER_BAR:
+        yield f"{name}: {result.median:g} items until lower, uniform {result.uniform:g}"
+    if result.population.share and truth == "within" and result.median > SHARE_BAR:
+        yield f"{name}: {result.median:g} items"
+    if not result.population.share and truth == "within" and name.startswith("HellaSwag") and result.ratio > KEPT_BAR:
+        yield f"{name}: {result.ratio:.2f} of uniform's items until within"
+
+
+def lines(results: Sequence[Result], about: Sequence[tuple[str, float, tuple[int, int, float]]]) -> Iterator[str]:
+    """The section of docs/benchmarks.md."""
+    yield "## Drawing items where the base was unsure"
+    yield ""
+    yield "Written by `python benchmarks/active.py`; its docstring explains the populations and the claims."
+    yield ""
+    kept = "; ".join(f"{TITLES[t]} " + ", ".join(f"{m} {a.of(m).items:,}" for m in a.loglikelihoods)
+                     for t, a in load().items())
+    yield f"Items asked: {kept}. Margin 2 points, except at the margin."
+    yield ""
+    yield ("| population | items | truth, points | changed | verdict | uniform: median (9 in 10), false "
+           "| weighted: median (9 in 10), false | ratio |")
+    yield "|---|---|---|---|---|---|---|---|"
+    for r in results:
+        p = r.population
+        yield (f"| {p.name} | {p.d.size:,} | {100 * p.d.mean():+.2f} | {100 * np.mean(p.d != 0):.1f} % | {p.truth} "
+               f"| {r.uniform:,.0f} ({r.uniform_q90:,.0f}), {share(r.uniform_wrong, r.runs, 2)} "
+               f"| **{r.median:,.0f}** ({r.q90:,.0f}), {share(r.wrong, r.runs, 2)} | {r.ratio:.2f} |")
+    yield ""
+    if about:
+        yield "| claim about the models | true difference | false verdicts | median items |"
+        yield "|---|---|---|---|"
+    for name, mean, (wrong, runs, median) in about:
+        yield f"| {name} | {100 * mean:+g} | {share(wrong, runs, 2)} | {median:,.0f} |"
+    if about:
+        yield ""
+    yield f"{results[0].runs:,} draws of each population; ± is the Monte Carlo standard error; the level is 5 %."
+    if missed := [fault for r in results for fault in broken(r)]:
+        yield ""
+        yield f"Bars that are missed: {'; '.join(missed)}."
+
+
+def run(draws: int) -> int:
+    """Replay all populations, and write the section."""
+    results: list[Result] = []
+    faults: list[str] = []
+    for population in populations():
+        results.append(replayed(population, draws))
+        faults += broken(results[-1])
+        r = results[-1]
+        print(f"{population.name}: uniform {r.uniform:g}, weighted {r.median:g} ({r.q90:g}), false {r.wrong}, "
+              f"ratio {r.ratio:.2f}, {r.seconds:.0f} s", flush=True)
+    gentle = next(r.population for r in results if r.population.name == "HellaSwag, careful")
+    about = [("HellaSwag, careful", mean, models(gentle, mean, max(1, draws // 10))) for mean in (0.0, -MARGIN)]
+    for _, mean, (wrong, runs, _) in about:
+        if wrong / runs > ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / runs):
+            faults.append(f"claims about the models at {100 * mean:g}: {wrong} of {runs} are false")
+    text = "\n".join(lines(results, about)) + "\n"
+    write_section("active", text)
+    print(text)
+    print("\n".join(faults) or "all bars are met")
+    return 1 if faults else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="early stopping on real answers")
+    parser.add_argument("command", nargs="?", choices=("replay", "collect"), default="replay")
+    parser.add_argument("--draws", type=int, default=1000, help="of each population")
+    parser.add_argument("--work", type=Path, default=Path("active"), help="folder of the study's ledger and tunings")
+    given = parser.parse_args(argv)
+    if given.command == "collect":
+        given.work.mkdir(parents=True, exist_ok=True)
+        collect(given.work, FILE)
+        return 0
+    return run(given.draws)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Real answers for benchmarks/active.py: a base and three of its tunings on two benchmarks, kept as a small file.
+
+    answers = load()
+    answers["hellaswag"].outcome("careful")         0.0 or 1.0 for each item
+    answers["hellaswag"].margin("smollm2")          log-likelihood of the right choice less that of the best other one
+
+``python benchmarks/active.py collect`` runs the study data/active.yaml and writes data/active.npz: the log-likelihood
+of each choice, its length in characters and the right choice. Everything else is computed from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aftertune.tasks.scoring import expected_accuracy
+
+DATA = Path(__file__).parent / "data"
+STUDY, FILE = DATA / "active.yaml", DATA / "active.npz"
+BASE, TUNINGS = "smollm2", ("careful", "replay", "careless")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAnswers:
+    """Of one task. loglikelihoods: model -> [items, choices], -inf where an item has fewer choices, NaN where the model
+    was not asked. lengths: of the choices in characters. gold: the right choice of each item."""
+
+    loglikelihoods: dict[str, Floats]
+    lengths: Floats
+    gold: NDArray[np.int64]
+
+    @property
+    def items(self) -> int:
+        return self.gold.size
+
+    def of(self, model: str) -> TaskAnswers:
+        """Only the items that ``model`` was asked."""
+        asked = ~np.isnan(self.loglikelihoods[model]).any(axis=1)
+        return TaskAnswers({m: v[asked] for m, v in self.loglikelihoods.items()}, self.lengths[asked], self.gold[asked])
+
+    def _per_character(self, model: str) -> tuple[Floats, Floats]:
+        """Log-likelihood per character of all choices, and of the right one."""
+        values = self.loglikelihoods[model] / self.lengths
+        return values, values[np.arange(self.items), self.gold]
+
+    def outcome(self, model: str) -> Floats:
+        """Normalized accuracy of each item."""
+        return np.asarray(self._per_character(model)[0].argmax(axis=1) == self.gold, dtype=np.float64)
+
+    def margin(self, model: str) -> Floats:
+        """Log-likelihood per character of the right choice less that of the best other one."""
+        values, right = self._per_character(model)
+        others = values.copy()
+        others[np.arange(self.items), self.gold] = -np.inf
+        return np.asarray(right - others.max(axis=1))
+
+    def share(self, model: str) -> Floats:
+        """Expected accuracy of each item (`aftertune.tasks.scoring.expected_accuracy`)."""
+        values = np.array(self.loglikelihoods[model])
+        return np.array([expected_accuracy(row[np.isfinite(row)], gold=(int(right),), lengths=size[np.isfinite(row)])
+                         for row, right, size in zip(values, self.gold, self.lengths, strict=True)])
+
+
+def load(file: Path = FILE) -> dict[str, TaskAnswers]:
+    """The kept answers of each task."""
+    with np.load(file, allow_pickle=False) as stored:
+        tasks = [str(name) for name in stored["tasks"]]
+        return {task: TaskAnswers({m: stored[f"{task}/{m}"].astype(np.float64) for m in (BASE, *TUNINGS)
+                                   if f"{task}/{m}" in stored},
+                                  np.maximum(stored[f"{task}/lengths"].astype(np.float64), 1),
+                                  stored[f"{task}/gold"].astype(np.int64)) for task in tasks}
+
+
+def collect(work: Path, file: Path = FILE) -> None:
+    """Run the study with its ledger in ``work``, and keep the answers."""
+    from aftertune.ledger import Ledger
+    from aftertune.pipeline import run
+    from aftertune.study import Study
+
+    with Ledger(work / "ledger.db") as ledger:
+        run(Study.load(STUDY), ledger=ledger, out=work / "out", progress=_print_progress())
+        keep(ledger, file)
+
+
+def keep(ledger: Any, file: Path) -> None:
+    """Write the answers of the finished evaluations of the study: named as the model, or as "MODEL-…" for a part."""
+    arrays: dict[str, Any] = {}
+    done = [e for e in ledger.evaluations() if e.status == "done"]
+    tasks = [t.task for t in next(e for e in done if e.name == BASE).tasks]
+    for task in tasks:
+        evaluations = {m: e for m in (BASE, *TUNINGS) for e in reversed(done)
+                       if e.name.split("-")[0] == m and e.task(task)}
+        items = ledger.items(evaluations[BASE].id, task)
+        widest = max(len(i.asked.choices) for i in items)
+        lengths = np.ones((len(items), widest), dtype=np.int16)
+        for sizes, item in zip(lengths, items, strict=True):
+            sizes[:len(item.asked.choices)] = [len(choice) for choice in item.asked.choices]
+        arrays[f"{task}/lengths"] = lengths
+        arrays[f"{task}/gold"] = np.array([i.asked.gold[0] for i in items], dtype=np.int8)
+        for model in evaluations:
+            values = np.full(lengths.shape, -np.inf, dtype=np.float32)
+            answers = {a.index: a for a in ledger.answers(evaluations[model].id, task)}
+            for row, item in zip(values, items, strict=True):
+                answer = answers.get(item.index)
+                row[:len(item.asked.choices)] = [r.logprob for r in answer.responses] if answer else np.nan
+            arrays[f"{task}/{model}"] = values
+    np.savez_compressed(file, tasks=np.array(tasks), **arrays)
+
+
+def _print_progress() -> Any:
+    """Progress, one line for each text."""
+    seen: set[str] = set()
+
+    def tell(done: int, total: int, text: str) -> None:
+        del done, total
+        if text not in seen:
+            seen.add(text)
+            print(text, flush=True)
+
+    return tell
