@@ -32,8 +32,10 @@ test: lint
 	$(OFFLINE) GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -q -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder \
 		--durations=10
 
+# Tests of every method on a real model, then every kind of work interrupted at random moments (see its docstring).
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m soak --durations=0 --timeout=7200
+	$(BIN)/python benchmarks/soak.py --write
 
 # GSM8K's train split, for its five shots, is in no pack: make bench GSM8K_TRAIN=gsm8k_train.parquet
 bench: $(READY)

@@ -1,7 +1,7 @@
 """An evaluation that is killed with SIGKILL again and again ends with the numbers of an unbroken one.
 
 The children come from a fork server that has the heavy libraries loaded already, so a restart costs what
-reading the tasks and loading the model cost, not the imports.
+reading the tasks and loading the model cost, not the imports. `benchmarks/soak.py` kills more often, and commands.
 """
 
 from __future__ import annotations
@@ -194,9 +194,3 @@ def test_kills_change_nothing_where_a_run_stops_early(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_five_kills_change_nothing(tmp_path: Path) -> None:
     killed_and_whole(tmp_path, kills=5, items=20, seed=5)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
-    killed_and_whole(tmp_path, kills=50, items=90, seed=50)

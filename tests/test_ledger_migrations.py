@@ -122,6 +122,33 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, next_rel
         assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
 
 
+def test_a_backup_has_its_name_only_once_it_is_complete_and_is_made_once(path: Path, next_release: Path) -> None:
+    """A process that is killed in the backup leaves no file that looks like one; in the migration, no second one."""
+    ready(path)
+    script = (next_release / "versions" / "0003_note.py")
+    script.write_text(script.read_text() + "    raise KeyboardInterrupt\n")
+    names: list[set[str]] = []
+
+    class Slow:
+        """The driver; it notes the files in the folder while a copy is written."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(sqlite3, name)
+
+        def connect(self, file: str, **settings: object) -> sqlite3.Connection:
+            names.append({p.name for p in path.parent.iterdir()})
+            return sqlite3.connect(file, **settings)  # type: ignore[call-overload, no-any-return]
+
+    for _ in range(2):
+        with closing(Database(path)) as opened, pytest.raises(KeyboardInterrupt):
+            migration.migrate(migration.Target(path, Slow(), opened.migrate),  # type: ignore[arg-type]
+                              migration.State("0002"), scripts=next_release, head="0003")
+    assert not any(name.endswith(".bak") for seen in names[:2] for name in seen)
+    assert [p.name for p in path.parent.glob("*.bak*")] == ["ledger.db.0002.bak"]
+    with Ledger(path.with_name("ledger.db.0002.bak")) as copy:
+        assert copy.responses("e1") == cases.responses()
+
+
 def test_a_new_ledger_is_made_at_the_newest_revision_and_runs_no_script(path: Path, next_release: Path) -> None:
     """At revision 0003 the schema has the new column already: to add it once more would fail."""
     for script in (next_release / "versions").glob("*.py"):

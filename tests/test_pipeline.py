@@ -153,6 +153,15 @@ def test_a_second_process_is_refused_and_seen(file: Path) -> None:
         assert plan(Study.load(file), ledger=ledger, file="f", out=out)[0].status == "running"
 
 
+def test_cells_are_stored_in_the_order_of_the_study(file: Path) -> None:
+    """The page lists them in this order, in every process."""
+    study = Study.load(file)
+    with Ledger() as ledger:
+        running._StudyRun(study, ledger, file.parent, lambda *_: None, lambda *_: None)._save_study()
+        assert [c.name for c in ledger.cells(study.study)] == [c.name for c in cells_of(study)]
+    assert len(cells_of(study)) > 2
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = ("import sys, time; from pathlib import Path; from aftertune.sources.folder_lock import folder_lock\n"
@@ -169,6 +178,30 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     with try_folder_lock(tmp_path / "none") as free:  # does not create a missing folder
         assert free
     assert not (tmp_path / "none").exists()
+
+
+def test_a_lock_file_that_its_holder_removes_meanwhile_locks_nothing(tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process locks a new file while this one has opened the old one."""
+    import filelock
+
+    acquire, others = filelock.FileLock.acquire, []
+
+    def slow(lock: filelock.FileLock, *words: Any, **settings: Any) -> Any:
+        result = acquire(lock, *words, **settings)
+        if not others:
+            others.append(lock)
+            (tmp_path / ".running").unlink()
+            others.append(filelock.FileLock(tmp_path / ".running", blocking=False))
+            acquire(others[1])
+        return result
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", slow)
+    with try_folder_lock(tmp_path) as free:
+        assert not free
+    others[1].release()
+    with try_folder_lock(tmp_path) as free:
+        assert free
 
 
 def test_changed_cells_are_planned_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

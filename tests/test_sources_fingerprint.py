@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -232,6 +234,32 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypat
         cache.write_atomic(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.glob(".f.json*")) == []
+
+
+def test_what_a_killed_process_left_of_a_write_is_removed_by_the_next_one(tmp_path):
+    """Temporary files and folders of dead processes of this machine alone."""
+    target = tmp_path / "record.md"
+    left = cache.temporary_path(target)
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True,
+                          check=True).stdout.strip()
+    names = {name: left.name.replace(f"-{os.getpid()}-", f"-{pid}-") for name, pid in (
+        ("dead", dead), ("alive", os.getppid()))}
+    names["elsewhere"] = names["dead"].replace(left.name.split(".")[-1].split("-")[0], "000000")
+    for name in names.values():
+        (tmp_path / name).write_text("half")
+    folder = tmp_path / names["dead"].replace("record.md", "merged")
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("half")
+    cache.write_atomic(target, "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"record.md", names["alive"], names["elsewhere"], folder.name}
+    cache.temporary_path(tmp_path / "merged")
+    assert not folder.exists()
+
+
+def test_a_temporary_name_fits_where_the_name_fits(tmp_path):
+    target = tmp_path / f"{'記' * 80}.md"
+    cache.write_atomic(target, "text")
+    assert target.read_text() == "text"
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])

@@ -11,6 +11,7 @@ same when the schema has moved on; a test compares a migrated ledger with a new 
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -150,18 +151,30 @@ def _verify(connection: Connection, head: str) -> None:
 
 
 def _back_up(target: Target, revision: str) -> Path:
-    """A consistent copy beside the ledger, with what the write-ahead log holds; never over another file."""
-    number, copy = 0, target.path.with_name(f"{target.path.name}.{revision}.bak")
-    while copy.exists():
-        number += 1
-        copy = target.path.with_name(f"{target.path.name}.{revision}.{number}.bak")
-    module = target.module
+    """A consistent copy beside the ledger, with what the write-ahead log holds; never over another file.
+
+    It has its name once it is complete. A copy of the same content, which a migration that was killed has left, is used
+    again.
+    """
+    from aftertune.sources.cache import remove_path, temporary_path
+
+    first = target.path.with_name(f"{target.path.name}.{revision}.bak")
+    temporary, module = temporary_path(first), target.module
     try:
         with closing(module.connect(str(target.path), timeout=LOCK_TIMEOUT)) as source, \
-                closing(module.connect(str(copy))) as opened:
+                closing(module.connect(str(temporary))) as opened:
             source.backup(opened)
-    except module.Error as error:
-        copy.unlink(missing_ok=True)
-        raise StorageError(f"{copy}: the backup before the migration failed ({error}); the ledger is "
+        number, copy = 0, first
+        while copy.exists():
+            if filecmp.cmp(temporary, copy, shallow=False):
+                return copy
+            number += 1
+            copy = target.path.with_name(f"{target.path.name}.{revision}.{number}.bak")
+        temporary.rename(copy)
+    except (module.Error, OSError) as error:
+        raise StorageError(f"{first}: the backup before the migration failed ({error}); the ledger is "
                            "unchanged: free some space and run the command again") from None
+    finally:
+        for name in (temporary.name, f"{temporary.name}-journal"):
+            remove_path(temporary.with_name(name))
     return copy

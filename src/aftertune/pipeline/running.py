@@ -125,8 +125,10 @@ class _StudyRun:
         before = None if stored is None else digests_of(stored.yaml)
         self.ledger.save_study(name, study.hash, study.model_dump_json())
         stored_names = {c.name for c in self.ledger.cells(name)}
-        for cell in {*changed_cells(before, cells)} | {c.name for c in cells} - stored_names:
-            self.ledger.save_cell(name, cell, "planned")
+        changed = {*changed_cells(before, cells)}
+        for cell in cells:  # their order is that of the page
+            if cell.name in changed or cell.name not in stored_names:
+                self.ledger.save_cell(name, cell.name, "planned")
 
     def _run_cell(self, cell: Cell, title: str) -> None:
         """Run one cell and store its state; a failure is stored and raised."""

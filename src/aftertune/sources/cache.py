@@ -13,11 +13,14 @@ within the resolution of the file system's clock would not be noticed.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Sequence
@@ -110,8 +113,38 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """A unique path in the folder of ``path``, to be renamed to ``path`` once it is complete."""
-    return path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}")
+    """A unique path in the folder of ``path``, to be renamed to ``path`` once it is complete.
+
+    Those of earlier calls for ``path`` are removed if their process, of this machine, was killed.
+    """
+    name = os.fsdecode(os.fsencode(path.name)[:100])  # file systems count bytes
+    start = f".{name}.{_machine()}-"
+    for old in path.parent.glob(f"{glob.escape(start)}*"):
+        pid = old.name.removeprefix(start).partition("-")[0]
+        if pid.isdigit() and not _is_running(int(pid)):
+            remove_path(old)
+    return path.with_name(f"{start}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    import psutil
+
+    return bool(psutil.pid_exists(pid))
+
+
+def _machine() -> str:
+    """Six hex digits that differ between machines and containers, which may share a folder but not their processes."""
+    namespace = Path("/proc/self/ns/pid")
+    return digest([platform.node(), namespace.stat().st_ino if namespace.exists() else 0])[:6]
 
 
 def set_default_mode(folder: Path) -> None:

@@ -15,9 +15,13 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aftertune.errors import StorageError
 from aftertune.sources.cache import write_atomic
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 LOCK, HOLDER = ".running", ".running.json"
 
@@ -47,20 +51,41 @@ def try_folder_lock(out: Path) -> Iterator[bool]:
     True: this process now holds it, or the folder does not exist. False: another process holds it, or the lock file
     cannot be opened.
     """
-    from filelock import FileLock, Timeout
-
     if not out.exists():  # filelock would create it
         yield True
         return
-    lock = FileLock(out / LOCK, blocking=False)
+    lock = _acquire(out / LOCK)
     try:
-        lock.acquire()
-    except (Timeout, OSError):
-        yield False
-        return
-    try:
-        yield True
+        yield lock is not None
     finally:
+        if lock is not None:
+            lock.release()
+
+
+def _acquire(path: Path) -> FileLock | None:
+    """The acquired lock, or None.
+
+    Its last holder may have removed the file after this process opened it, and another process may have locked a new
+    file since. While a file is open, no other file has its inode, so the same inode before and after means that the
+    file that is locked is the one that others find.
+    """
+    from filelock import FileLock, Timeout
+
+    while True:
+        lock = FileLock(path, blocking=False)
+        try:
+            path.touch()
+            before = path.stat().st_ino
+            lock.acquire()
+        except FileNotFoundError:  # removed after the touch
+            if not path.parent.exists():
+                return None
+            continue
+        except (Timeout, OSError):
+            return None
+        with contextlib.suppress(OSError):
+            if path.stat().st_ino == before:
+                return lock
         lock.release()
 
 

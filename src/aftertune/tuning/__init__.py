@@ -66,12 +66,14 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
     from aftertune.tuning.rollback import finish_rollback
 
     job, progress = _prepare(spec, questions, look), progress or (lambda *_: None)
+    folder = Path(job.tuning.output)
     tuning = _finished(job)
-    if tuning is None:
-        output.make(Path(job.tuning.output))
-        with folder_lock(Path(job.tuning.output), "trains"):
-            finish_rollback(Path(job.tuning.output))
+    if tuning is None or (folder / CHECKPOINTS).exists():  # a process that was killed at the end has left checkpoints
+        output.make(folder)
+        with folder_lock(folder, "trains"):
+            finish_rollback(folder)
             tuning = _finished(job) or _trained(job, ledger, progress, look)
+            Checkpoints(folder / CHECKPOINTS, job.tuning.id).remove()
     return _merged(job, tuning, ledger, progress)
 
 
