@@ -253,6 +253,9 @@ def signals(soak: Soak, number: int) -> None:
                 child.send(kind)
             child.wait()
             late = max(late, time.monotonic() - sent)
+            after = sum(ack["at"] > sent for ack in child.acknowledged())
+            if after > 5:
+                soak.wrong(f"`{job.name}` stored {after} things after {kind.name}")
             children.append(child)
             soak.interrupted()
             if child.code not in (0, STOPPED):

@@ -159,7 +159,7 @@ def _command(words: tuple[str, ...], place: Path, fault: Fault, stem: Path) -> i
     acks = os.open(f"{stem}.acks", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def tell(**value: Any) -> None:
-        os.write(acks, (json.dumps(value) + "\n").encode())
+        os.write(acks, (json.dumps({**value, "at": time.monotonic()}) + "\n").encode())
 
     _observe(tell)
     sys.argv = ["aftertune", *words]

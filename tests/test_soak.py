@@ -102,7 +102,7 @@ def test_a_difference_in_the_ledger_or_in_a_file_is_found(tmp_path: Path) -> Non
         ledger.save_batch("e1", 0, cases.responses())
     found = list(soak_content.differences(before, soak_content.content(tmp_path)))
     assert [f.partition(":")[0] for f in found] == [
-        ".ledger.responses.e1", ".files..record.md.1 is new", ".files.record.md"]
+        ".ledger.responses.e1", ".files.record.md", ".files..record.md.1 is new"]
 
 
 class Ended:
