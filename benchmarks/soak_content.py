@@ -121,10 +121,13 @@ def lost(place: Path, acknowledged: Sequence[dict[str, Any]]) -> list[str]:
         path = Path(folder) / _LEDGER[0]
         if not path.exists():
             return [f"{place}: no ledger"] if acknowledged else []
-        with closing(sqlite3.connect(path)) as raw:
-            if raw.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:
-                return [f"{path}: the database is damaged"]
-            return [text for ack in acknowledged for text in _missing(raw, ack)]
+        try:
+            with closing(sqlite3.connect(path)) as raw:
+                if raw.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:
+                    return [f"{place}: the database is damaged"]
+                return [text for ack in acknowledged for text in _missing(raw, ack)]
+        except sqlite3.DatabaseError as error:
+            return [f"{place}: {error}"]
 
 
 def _missing(raw: sqlite3.Connection, ack: dict[str, Any]) -> Iterator[str]:
