@@ -43,16 +43,13 @@ from typing import Any
 
 import soak_child
 from document import write_section
-from soak_child import AFTER, BEFORE, FULL, TORN, Child, Fault, other_host
+from soak_child import AFTER, BEFORE, FULL, TORN, Child, Fault, message, one_line, other_host
 from soak_content import content, differences, lost
 from soak_jobs import Job, make_jobs, writers
 
 FAKETIME = [f"/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1" for machine in ("x86_64", "aarch64")]
 #: Exit codes.
 RESOURCES, STORAGE, STOPPED = 4, 5, 130
-#: How a progress line of a command begins.
-PROGRESS = ("identifying", "reading", "loading", "planning", "answering", "encoding", "[", "held-out", "loss ",
-            "merging", "SIGTERM:", "SIGINT:", "saving", "evaluating", "aligning")
 
 
 @dataclass(slots=True)
@@ -150,7 +147,7 @@ class Soak:
         before = [step for child in children for step in _steps(child)]
         last = self.start(job)
         if last.wait() != 0:
-            self.wrong(f"`{job.name}` ends with {last.code} afterwards: {_message(last)}")
+            self.wrong(f"`{job.name}` ends with {last.code} afterwards: {message(last)}")
             return
         self.check_stored([*children, last])
         sealed = [_step_of(a["checkpoint"]) for child in children for a in child.acknowledged() if "checkpoint" in a]
@@ -186,19 +183,6 @@ def _step_of(checkpoint: str) -> int:
     return int(checkpoint.rpartition("-")[2])
 
 
-def _message(child: Child) -> str:
-    """The last lines on stderr."""
-    return " | ".join(child.errors().splitlines()[-6:])
-
-
-def _one_line(child: Child) -> str:
-    """What is wrong with the message of a child that stopped; "" if it is one line."""
-    lines = [line for line in child.errors().splitlines() if not line.startswith(PROGRESS)]
-    if len(lines) == 1 and lines[0].startswith("aftertune: ") and "fault of aftertune" not in lines[0]:
-        return ""
-    return f"exit code {child.code}, {len(lines)} lines on stderr: {' | '.join(lines[-8:])[-1200:]}"
-
-
 # --- The parts ---
 
 
@@ -225,7 +209,7 @@ def killed(soak: Soak, names: Sequence[str], kills: int) -> None:
             if child.code == -signal.SIGKILL:
                 soak.interrupted()
             elif child.code != 0:
-                soak.wrong(f"`{job.name}` ended with {child.code} before the kill: {_message(child)}")
+                soak.wrong(f"`{job.name}` ended with {child.code} before the kill: {message(child)}")
             soak.check_stored(children)
             if child.code != -signal.SIGKILL:
                 break
@@ -259,9 +243,9 @@ def signals(soak: Soak, number: int) -> None:
             children.append(child)
             soak.interrupted()
             if child.code not in (0, STOPPED):
-                soak.wrong(f"`{job.name}` ended with {child.code} after {kind.name}: {_message(child)}")
-            elif child.code == STOPPED and _one_line(child):
-                soak.wrong(f"`{job.name}` after {kind.name}: {_one_line(child)}")
+                soak.wrong(f"`{job.name}` ended with {child.code} after {kind.name}: {message(child)}")
+            elif child.code == STOPPED and one_line(child):
+                soak.wrong(f"`{job.name}` after {kind.name}: {one_line(child)}")
             soak.check_stored(children)
             if child.code == 0:
                 break
@@ -277,44 +261,49 @@ def stopped(soak: Soak, number: int) -> None:
     foreign = os.geteuid() == 0
     if not foreign:
         soak.figures.notes.append("no take-over from another host: only root can have another host name")
+    locked = 0
     for turn in range(number):
         job = jobs[turn % len(jobs)]
         first = soak.start(job, fresh=True)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not any("batch" in a or "step" in a for a in first.acknowledged()) and first.poll() is None:
-            assert time.monotonic() < deadline, _message(first)
+            assert time.monotonic() < deadline, message(first)
             time.sleep(0.005)
         time.sleep(soak.chance.uniform(0, 0.1))
         first.send(signal.SIGSTOP)
         held = first.poll() is None
         second = soak.start(job)
+        if held and second.wait() == STORAGE and "kept the ledger locked" in message(second):
+            held, locked = False, locked + 1  # it stopped in the middle of a transaction, which is waited for for 30 s
         if held and second.wait() not in (RESOURCES, STORAGE, 0):
-            soak.wrong(f"`{job.name}` beside a stopped one: {_message(second)}")
-        elif held and second.code != 0 and (_one_line(second) or f" {first.pid} on " not in _message(second)):
-            soak.wrong(f"`{job.name}` beside a stopped one: {_one_line(second) or _message(second)}")
+            soak.wrong(f"`{job.name}` beside a stopped one: {message(second)}")
+        elif held and second.code != 0 and (one_line(second) or f"{first.pid} on " not in message(second)):
+            soak.wrong(f"`{job.name}` beside a stopped one: {one_line(second) or message(second)}")
         others = [second]
-        if foreign and job.name == "eval":
-            others += _taken_over(soak, job, held)
+        if foreign and held and job.name == "eval":
+            others += _taken_over(soak, job)
         first.send(signal.SIGCONT)
         if first.wait() not in (0, RESOURCES):
-            soak.wrong(f"`{job.name}` after SIGCONT: {_message(first)}")
+            soak.wrong(f"`{job.name}` after SIGCONT: {message(first)}")
         soak.interrupted()
         for other in others:
             other.wait()
         last = soak.start(job)
         if last.wait() != 0:
-            soak.wrong(f"`{job.name}` ends with {last.code} afterwards: {_message(last)}")
+            soak.wrong(f"`{job.name}` ends with {last.code} afterwards: {message(last)}")
         soak.compare(job)
+    if locked:
+        soak.figures.notes.append(f"{locked} of {number} stopped in a transaction, for which others wait 30 s")
 
 
-def _taken_over(soak: Soak, job: Job, held: bool) -> list[Child]:
+def _taken_over(soak: Soak, job: Job) -> list[Child]:
     """The command on another host: refused, and with --take-over done."""
     refused = soak.start(job, before=other_host)
-    if (refused.wait() == 0 or "--take-over" not in _message(refused)) and held:
-        soak.wrong(f"`{job.name}` on another host is not refused: {refused.code}, {_message(refused)}")
+    if refused.wait() == 0 or "--take-over" not in message(refused):
+        soak.wrong(f"`{job.name}` on another host is not refused: {refused.code}, {message(refused)}")
     taking = Child(soak.place, *job.words, "--take-over", before=other_host)
     if taking.wait() != 0:
-        soak.wrong(f"`{job.name} --take-over` ends with {taking.code}: {_message(taking)}")
+        soak.wrong(f"`{job.name} --take-over` ends with {taking.code}: {message(taking)}")
     return [refused, taking]
 
 
@@ -346,7 +335,7 @@ def several(soak: Soak, kills: int) -> None:
                     running[words] = Child(soak.place, *words)
         for child in done:
             if child.code not in (0, -signal.SIGKILL):
-                soak.wrong(f"one of eight ended with {child.code}: {_message(child)}")
+                soak.wrong(f"one of eight ended with {child.code}: {message(child)}")
         gone = lost(soak.place, [a for child in done for a in child.acknowledged()])
         soak.figures.acknowledged += sum(len(child.acknowledged()) for child in done)
         unlike = [*gone, *differences(expected, content(soak.place))]
@@ -385,8 +374,8 @@ def full(soak: Soak, number: int) -> None:
                 how = f"full from call {at} on"
             soak.interrupted()
             reached += child.code == STORAGE
-            if child.code not in (0, STORAGE) or (child.code and _one_line(child)):
-                soak.wrong(f"`{job.name}` {how}: {_one_line(child) or _message(child)}")
+            if child.code not in (0, STORAGE) or (child.code and one_line(child)):
+                soak.wrong(f"`{job.name}` {how}: {one_line(child) or message(child)}")
             soak.check_stored([child])
             soak.finish(job, [child])
     soak.figures.notes.append(f"{reached} of {number} commands ended for want of space, the others had just enough")
@@ -439,7 +428,7 @@ def clock(soak: Soak, number: int) -> None:
                 child.kill()
             children.append(child)
             if child.wait() not in (0, -signal.SIGKILL):
-                soak.wrong(f"`{job.name}` with a jumping clock: {_message(child)}")
+                soak.wrong(f"`{job.name}` with a jumping clock: {message(child)}")
             soak.check_stored(children)
         file.write_text("+0\n", encoding="utf-8")
         soak.finish(job, children)
@@ -460,7 +449,7 @@ def _lease_time(soak: Soak, file: Path) -> None:
         file.write_text(f"+{seconds}\n", encoding="utf-8")
         child = soak.start(job)
         if child.wait() not in codes:
-            soak.wrong(f"{seconds} s after the last heartbeat of another host: {child.code}, {_message(child)}")
+            soak.wrong(f"{seconds} s after the last heartbeat of another host: {child.code}, {message(child)}")
     file.write_text("+0\n", encoding="utf-8")
     soak.compare(job)
 

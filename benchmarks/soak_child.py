@@ -40,6 +40,9 @@ _MODULES = ("torch", "transformers.models.llama.modeling_llama", "transformers.m
             "aftertune.evaluation", "aftertune.tuning.trainer", "aftertune.tuning.output", "aftertune.pipeline",
             "aftertune.exchange", "aftertune.report.page", "aftertune.ledger", "aftertune.merge_check")
 _number = count()
+#: How a progress line of a command begins.
+PROGRESS = ("identifying", "reading", "loading", "planning", "answering", "encoding", "[", "held-out", "loss ",
+            "merging", "SIGTERM:", "SIGINT:", "saving", "evaluating", "aligning")
 #: Folder for what the commands print, outside of their place.
 LOGS = Path(os.environ.get("SOAK_LOGS", "/tmp"))
 
@@ -226,3 +229,16 @@ def other_host() -> None:
     if libc.unshare(0x04000000) or libc.sethostname(b"elsewhere", 9):
         raise OSError(ctypes.get_errno(), "no host name of its own")
     platform._uname_cache = None  # type: ignore[attr-defined]
+
+
+def message(child: Child) -> str:
+    """The last lines on stderr."""
+    return " | ".join(child.errors().splitlines()[-6:])
+
+
+def one_line(child: Child) -> str:
+    """What is wrong with the message of a child that stopped; "" if it is one line."""
+    lines = [line for line in child.errors().splitlines() if not line.startswith(PROGRESS)]
+    if len(lines) == 1 and lines[0].startswith("aftertune: ") and "fault of aftertune" not in lines[0]:
+        return ""
+    return f"exit code {child.code}, {len(lines)} lines on stderr: {' | '.join(lines[-8:])[-1200:]}"

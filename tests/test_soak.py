@@ -14,7 +14,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import ledger_cases as cases
-import soak
 import soak_child
 import soak_content
 from aftertune.ledger import Ledger
@@ -119,7 +118,7 @@ class Ended:
     ("loading the model\naftertune: stopped\n", True), ("Traceback\naftertune: stopped\n", False),
     ("loading the model\n", False), ("aftertune: unexpected KeyError; this is a fault of aftertune\n", False)])
 def test_a_stopped_command_prints_one_line(text: str, fine: bool) -> None:
-    assert (soak._one_line(Ended(130, text)) == "") == fine  # type: ignore[arg-type]
+    assert (soak_child.one_line(Ended(130, text)) == "") == fine  # type: ignore[arg-type]
 
 
 def test_a_damaged_database_is_found(tmp_path: Path) -> None:

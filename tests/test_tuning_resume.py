@@ -144,18 +144,18 @@ def test_a_killed_process_goes_on(place):
     assert weights(Path(done.output)) == weights(Path(whole.output))
 
 
-def test_checkpoints_that_a_kill_after_the_manifest_left_are_removed(place, monkeypatch):
+def test_what_a_kill_at_the_very_end_left_is_removed(place, monkeypatch):
     killed = spec(place, "killed-at-the-end")
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "remove", lambda _self: _raise(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             tune(killed)
     assert (killed.out / "checkpoints").exists()
-    told = []
-    tune(killed, progress=lambda *p: told.append(p))
-    assert not steps_of(told)
-    assert not (killed.out / "checkpoints").exists()
-    assert not list(killed.out.glob(".running*"))
+    for left in ("checkpoints", ".running"):
+        (killed.out / ".running").touch()
+        assert tune(killed).status == "done"
+        assert not (killed.out / left).exists()
+        assert not list(killed.out.glob(".running*"))
 
 
 def test_a_loss_that_is_no_number_names_its_examples_and_keeps_the_checkpoint(place):

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from aftertune.errors import InputError
+from aftertune.errors import InputError, StorageError
 from aftertune.methods import METHODS, unused_settings, writes_adapter
-from aftertune.sources.folder_lock import folder_lock
+from aftertune.sources.folder_lock import LOCK, folder_lock
 from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.estimate import CostEstimate, estimate_tuning
 from aftertune.tuning.previews import Preview, preview
@@ -68,12 +68,13 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
     job, progress = _prepare(spec, questions, look), progress or (lambda *_: None)
     folder = Path(job.tuning.output)
     tuning = _finished(job)
-    if tuning is None or (folder / CHECKPOINTS).exists():  # a process that was killed at the end has left checkpoints
+    if tuning is not None:
+        _tidy(folder, job.tuning.id)
+    else:
         output.make(folder)
         with folder_lock(folder, "trains"):
             finish_rollback(folder)
             tuning = _finished(job) or _trained(job, ledger, progress, look)
-            Checkpoints(folder / CHECKPOINTS, job.tuning.id).remove()
     return _merged(job, tuning, ledger, progress)
 
 
@@ -89,6 +90,13 @@ def _finished(job: _Job) -> Tuning | None:
     if overlap != done.overlap:
         output.write_manifest(folder, done := replace(done, overlap=overlap))
     return replace(done, name=job.tuning.name, output=job.tuning.output)
+
+
+def _tidy(folder: Path, tuning_id: str) -> None:
+    """Remove the checkpoints and the lock that a process has left that was killed when its tuning was finished."""
+    if any((folder / name).exists() for name in (CHECKPOINTS, LOCK)):
+        with contextlib.suppress(StorageError), folder_lock(folder, "trains"):  # its process may be at its end
+            Checkpoints(folder / CHECKPOINTS, tuning_id).remove()
 
 
 def _trained(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
