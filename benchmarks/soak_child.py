@@ -100,6 +100,7 @@ class Child:
 
     def _prepare(self, variables: Mapping[str, str]) -> None:
         os.chdir(self.place)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
         for stream, suffix in ((1, "out"), (2, "err")):
             file = os.open(f"{self._stem}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(file, stream)

@@ -186,6 +186,25 @@ def test_a_second_sigterm_does_not_disturb_the_end(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith("aftertune: stopped; finished batches")
 
 
+@pytest.mark.parametrize(("error", "code", "message"), [
+    (KeyboardInterrupt(), 130, "aftertune: stopped; finished batches of an evaluation are stored; run the same command "
+                               "again to continue\n"),
+    (KeyboardInterrupt("stopped after step 3 of 8"), 130, "aftertune: stopped after step 3 of 8\n"),
+    (BrokenPipeError(32, "Broken pipe"), 0, "")])
+def test_a_verb_that_is_stopped_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                        capfd: pytest.CaptureFixture[str], error: BaseException, code: int,
+                                        message: str) -> None:
+    """typer ends a program without a word on Ctrl-C, and with 1 where the reader of a pipe has gone."""
+    def stopped(*_: object, **__: object) -> None:
+        raise error
+
+    settle(monkeypatch, tmp_path)
+    monkeypatch.setattr("aftertune.ledger.Ledger.__init__", stopped)
+    monkeypatch.setattr("aftertune.cli.console.discard", lambda _: None)
+    assert call(monkeypatch, "runs") == code
+    assert capfd.readouterr().err == message
+
+
 def test_visible_characters() -> None:
     assert visible_characters(EVIL) == ("m⟨U+001B⟩[31m⟨U+001B⟩]0;title⟨U+0007⟩⟨U+009B⟩1m⟨U+202E⟩abc⟨U+D800⟩⟨U+2028⟩x")
     assert visible_characters("soft\xadhyphen é ß 日本 🙂\n\t") == "soft⟨U+00AD⟩hyphen é ß 日本 🙂\n\t"

@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from aftertune import __version__
-from aftertune.cli.console import guarded
+from aftertune.cli.console import Passed, guarded
 
 #: Verb -> "module:function".
 VERBS = {
@@ -72,6 +72,13 @@ class _VerbGroup(typer.core.TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands = cast(Any, _Commands())
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            raise Passed(error) from error
 
 
 app = typer.Typer(

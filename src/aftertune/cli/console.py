@@ -32,6 +32,14 @@ _LONGEST = 300  # characters of another library's message
 _MESSAGE = 2000  # characters of any message
 
 
+class Passed(BaseException):
+    """Carries Ctrl-C, or a closed pipe, past typer, which would end without a message. error: the exception."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def guarded(app: Callable[..., Any]) -> int:
     """Run the command line; an error becomes one line on stderr and an exit code. With --debug, its traceback too."""
     with safe_streams(), _interruptible():
@@ -59,6 +67,8 @@ def _run(app: Callable[..., Any]) -> int:
     try:
         code = app(prog_name="aftertune", standalone_mode=False)
         sys.stdout.flush()
+    except Passed as passed:
+        raise passed.error from None
     except AftertuneError as error:
         return _report(error, str(error), error.exit_code)
     except Exception as error:

@@ -32,7 +32,7 @@ from trl import SFTTrainer
 
 from aftertune.engine.memory import is_out_of_memory
 from aftertune.errors import AftertuneError, ResourceError
-from aftertune.sources.library_errors import disk_errors
+from aftertune.sources.library_errors import disk_errors, quiet
 from aftertune.tuning.batching import BatchLayout, Padded
 from aftertune.tuning.callbacks import Hooks, RunControl, TrainingPlan, step_metrics
 from aftertune.tuning.checkpoints import Checkpoints
@@ -287,10 +287,10 @@ def train(model: Any, tokenizer: Any, data: TrainingData, plan: TrainingPlan, ch
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hide the warnings and notices of the libraries; their errors are still shown."""
+    """Hide the warnings, notices and progress bars of the libraries; their errors are still shown."""
     loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "trl", "accelerate")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:
