@@ -25,11 +25,12 @@ from aftertune.ledger.schema import Prose
 
 #: Fields of stored values that hold times, speeds and costs.
 _TIMES = frozenset({"provenance", "cost", "seconds", "tokens_per_second", "started", "finished", "tuned_at"})
-#: Times, durations, speeds and memory in records and pages.
+#: Times, durations, speeds and memory in records and pages; the time of a training is unknown where another process
+#: has done its last step.
 _TEXT_TIMES = re.compile(
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\.\d+)?(Z|\+00:00)?( UTC)?|\d[\d,.]* (tokens/s|items/s)"
     r"|(?<![\w.])[\d.,]+ (s|min|h|GiB|MiB)\b|\d+ min \d+ s|\d+ h \d+ min"
-    r'|Measured / estimated">[\d,]+ %')
+    r'|<div><dt>Training Time</dt>.*?</div>|(?<=easured">)[^<]*|(?<=easured / estimated">)[^<]*', re.DOTALL)
 #: The ledger and what SQLite keeps beside it.
 _LEDGER = ("ledger.db", "ledger.db-journal", "ledger.db-wal", "ledger.db-shm")
 

@@ -158,6 +158,15 @@ def test_what_a_kill_at_the_very_end_left_is_removed(place, monkeypatch):
         assert not list(killed.out.glob(".running*"))
 
 
+def test_temporary_files_of_safetensors_that_a_kill_left_are_removed(tmp_path):
+    from aftertune.tuning import output
+
+    for name in (".tmpk7wC62", "aftertune.json", "config.json"):
+        (tmp_path / name).touch()
+    output.prepare(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_a_loss_that_is_no_number_names_its_examples_and_keeps_the_checkpoint(place):
     with pytest.raises(AftertuneError) as error:
         tune(spec(place, "nan", method="full", learning_rate=1.0, lora=LoraSpec()), progress=poison())

@@ -37,7 +37,7 @@ from aftertune.sources import (
     resolve_adapter,
     resolve_model,
 )
-from aftertune.sources.cache import set_default_mode, temporary_path, write_atomic
+from aftertune.sources.cache import remove_path, set_default_mode, temporary_path, write_atomic
 from aftertune.sources.fingerprint import TOKENIZER_FILES, fingerprint_adapter
 from aftertune.sources.library_errors import disk_errors, quiet
 from aftertune.sources.resolve import read_json
@@ -127,9 +127,12 @@ def make(folder: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Remove the manifest and merged weights of an earlier tuning. Raises StorageError."""
+    """Remove the manifest and merged weights of an earlier tuning, and the temporary files of safetensors that a process
+    has left that was killed. Raises StorageError."""
     with _writable(folder):
         (folder / MANIFEST).unlink(missing_ok=True)
+        for path in folder.glob(".tmp??????"):
+            remove_path(path)
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
