@@ -127,8 +127,8 @@ def make(folder: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Remove the manifest and merged weights of an earlier tuning, and the temporary files of safetensors that a process
-    has left that was killed. Raises StorageError."""
+    """Remove the manifest and merged weights of an earlier tuning, and temporary files of safetensors that a killed
+    process has left. Raises StorageError."""
     with _writable(folder):
         (folder / MANIFEST).unlink(missing_ok=True)
         for path in folder.glob(".tmp??????"):
