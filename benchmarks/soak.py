@@ -467,7 +467,7 @@ PARTS: dict[str, tuple[int, Callable[[Soak, int], None]]] = {
     "stop": (6, stopped),
     "writers": (40, several),
     "full": (60, full),
-    "clock": (60, clock),
+    "clock": (300, clock),
 }
 
 
