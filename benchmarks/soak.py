@@ -457,7 +457,7 @@ def _lease_time(soak: Soak, file: Path) -> None:
 #: Part -> (interruptions at scale 1, what does them).
 PARTS: dict[str, tuple[int, Callable[[Soak, int], None]]] = {
     "evaluation": (200, lambda soak, n: killed(soak, ["eval", "eval", "eval until decided"], n)),
-    "tuning": (60, lambda soak, n: killed(soak, ["tune lora", "tune full", "tune early"], n)),
+    "tuning": (60, lambda soak, n: killed(soak, ["tune kept", "tune lora", "tune full", "tune early"], n)),
     "run": (40, lambda soak, n: killed(soak, ["run"], n)),
     "import": (20, lambda soak, n: killed(soak, ["import"], n)),
     "migration": (20, lambda soak, n: killed(soak, ["migration"], n)),

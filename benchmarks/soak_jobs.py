@@ -107,6 +107,8 @@ def make_jobs(root: Path, place: Path) -> dict[str, Job]:
         Job("tune full", (*_TUNE, "--method", "full"), base),
         Job("tune early", (*_TUNE, "--rank", "4", "--validation", "0.2", "--validate-every", "2", "--patience", "3"),
             base),
+        Job("tune kept", (*_TUNE, "--rank", "4", "--validation", "0.2", "--validate-every", "4", "--keep-checkpoints",
+                          "all"), base),
         Job("run", ("run", "study.yaml", "--out", "runs"), base),
     ]
     stored = _stored(root, place, base, decide, evaluate, second)
