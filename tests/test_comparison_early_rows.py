@@ -69,7 +69,7 @@ def test_another_margin_is_read_off_the_same_items_and_may_be_undecided(ledger: 
     [strict] = compare("base", "tuned", margins=0.095, ledger=ledger).rows
     assert strict.verdict == strict.told == "worse"
     assert strict.items_needed is None
-    assert strict.note.startswith("cannot be decided with this task (")
+    assert strict.note.startswith("whether it is beyond the margin cannot be decided with this task (")
     assert "close to the margin, so no affordable number of items decides it" in strict.note
     [loose] = compare("base", "tuned", margins=0.01, ledger=ledger).rows
     assert loose.verdict == loose.told == "lower"

@@ -169,7 +169,7 @@ def _row(stopped: EarlyTest, key: str, margin: float, *, lineage: bool, forced: 
         needed = items_to_decide(discordance_bound(int((d != 0).sum()), d.size), margin, float(d.mean()),
                                  includes_zero=low <= 0 <= high, seen=d.size, total=unit.items,
                                  alpha=ALPHA / stopped.share)
-        notes.append(items_note(needed, unit.items, shares=True))
+        notes.append(items_note(needed, unit.items, shares=True, undecided=verdict == "undecided"))
     nearest: Verdict = min(sorted(SETTLED), key=test.level_p) if verdict == "undecided" else verdict
     decision = Decision(verdict="undecided" if floor else verdict, p=test.p_of(nearest), at_floor=floor,
                         p_adjusted=min(1.0, test.level_p(nearest) * stopped.share),

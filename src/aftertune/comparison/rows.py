@@ -315,11 +315,12 @@ def _items_needed(draft: RowDraft, decision: Decision) -> tuple[DecidingItems | 
         return None, ""
     needed = items_to_decide(e.psi, draft.margin, e.delta, includes_zero=e.low <= 0 <= e.high, seen=e.n, total=total,
                              alpha=ALPHA / decision.members, shares=e.shares)
-    return needed, items_note(needed, total, draft.unit in FRACTIONS)
+    return needed, items_note(needed, total, draft.unit in FRACTIONS, undecided=decision.verdict == "undecided")
 
 
-def items_note(needed: DecidingItems, total: int, shares: bool) -> str:
-    """Why no number of items decides a row; "" if one does. total: items of the task; shares: shown in points."""
+def items_note(needed: DecidingItems, total: int, shares: bool, *, undecided: bool = True) -> str:
+    """Why no number of items decides a row; "" if one does. total: items of the task; shares: shown in points.
+    undecided: nothing is proven; else it is open only whether the difference is beyond the margin."""
     if needed.items is not None:
         return ""
     unit = (f"{100 * needed.at:+.2f} points" if shares else f"{needed.at:+.4g}").replace("-", "\N{MINUS SIGN}")
@@ -328,7 +329,8 @@ def items_note(needed: DecidingItems, total: int, shares: bool) -> str:
         return f"the difference is close to the margin, and no number of items decides it {truth}"
     if needed.needed <= total:
         return f"as many items as this decide {needed.power:.0%} of such rows {truth}; more may not decide this one"
-    reason = f"cannot be decided with this task ({needed.needed:,} items needed {truth}, it has {total:,})"
+    what = "" if undecided else "whether it is beyond the margin "
+    reason = f"{what}cannot be decided with this task ({needed.needed:,} items needed {truth}, it has {total:,})"
     if not needed.near_margin:
         return reason
     equal = f"; if the models do not differ, about {needed.if_equal:,} items would" if needed.if_equal else ""
