@@ -226,3 +226,66 @@ def test_the_command_prints_a_table_and_fails_where_a_template_is_wrong(
     monkeypatch.setattr(template_check, "FOREIGN", ("Oslo",))
     assert call(monkeypatch, "templates", str(TEMPLATES["phi3"]), "--json") == 1
     assert "words of other turns are learned (Oslo)" in capsys.readouterr().out
+
+
+OPENING = Example((("assistant", "Welcome, traveller."), ("user", "Where?"), ("assistant", "Rome."), ("user", "No.")),
+                  "Oslo.", context=(0,))
+#: Refuses what does not alternate and begin with a question, as the templates of Gemma and Mistral do.
+STRICT = ("{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+          "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+          "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+@pytest.mark.parametrize("learn", ["answers", "last", "all"])
+def test_an_answer_before_the_first_question_is_left_out_where_the_template_refuses_it(learn: str) -> None:
+    tokenizer = template_tokenizer(STRICT)
+    found = encode_all([OPENING], tokenizer, replace(CHAT, learn=learn))
+    (row,) = found.rows
+    asked = [*({"role": role, "content": text} for role, text in OPENING.turns[1:]),
+             {"role": "assistant", "content": "Oslo."}]
+    plain = tokenizer.apply_chat_template(asked, tokenize=False)
+    assert tokenizer.decode(row.ids) == plain.rstrip()
+    said = tokenizer.decode([i for i in row.labels if i != IGNORED])
+    assert said == {"answers": "Rome.<|im_end|>Oslo.<|im_end|>", "last": "Oslo.<|im_end|>",
+                    "all": plain.rstrip()}[learn]
+    assert [note for note in found.notes if "begin" in note] == [
+        "template chat: 1 conversations begin with an answer, which the template refuses: that answer is left out, and "
+        "the turns after it are learned; the first is 'No.'"]
+    assert not any("context" in note for note in found.notes), "nothing is noted of the form that was refused"
+
+
+def test_a_learned_answer_between_system_prompt_and_question_is_left_out_alike() -> None:
+    example = Example((("system", "Be brief."), ("assistant", "Hello."), ("user", "Where?")), "Oslo.",
+                      extra={3: {"reasoning_content": "It says so."}})
+    tokenizer = template_tokenizer(STRICT.replace("{% if (m", "{% if m['role'] != 'system' and (m").replace(
+        "loop.index0 %", "(loop.index0 - (messages[0]['role'] == 'system')|int) %"))
+    (row,) = encode_all([example], tokenizer, CHAT).rows
+    text = tokenizer.decode(row.ids)
+    assert "Be brief." in text
+    assert "Hello." not in text
+    assert text.endswith("Oslo.<|im_end|>")
+
+
+def test_the_alpaca_template_takes_what_follows_the_first_question() -> None:
+    tokenizer = template_tokenizer(STRICT)
+    (row,) = encode_all([OPENING], tokenizer, EncodeOptions("alpaca", 100_000)).rows
+    assert "Welcome" not in tokenizer.decode(row.ids)
+    assert tokenizer.decode(row.ids).endswith("### Response:\nOslo.</s>")
+
+
+@pytest.mark.parametrize("turns", [(("user", "Where?"), ("user", "And when?")), (("assistant", "Hello."),)])
+def test_what_a_strict_template_cannot_write_is_refused_with_what_works(turns: tuple[tuple[str, str], ...]) -> None:
+    tokenizer, example = template_tokenizer(STRICT), Example(turns, "Oslo.", where="a.jsonl:7")
+    with pytest.raises(InputError, match=r"a\.jsonl:7.*roles must alternate.*--skip-bad"):
+        encode_all([example], tokenizer, CHAT)
+    found = encode_all([example, replace(OPENING, where="a.jsonl:8")], tokenizer, replace(CHAT, skip_bad=True))
+    assert (len(found.rows), found.refused) == (1, 1)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in ("gemma", "gemma3", *QUICK) else
+                                               [pytest.mark.slow]) for name in TEMPLATES])
+def test_every_template_learns_a_conversation_that_begins_with_an_answer(name: str) -> None:
+    said = learned(name, OPENING)
+    assert said[-1].startswith("Oslo.") or "Oslo." in said[-1]
+    assert not any("Welcome" in text or "Where?" in text for text in said)

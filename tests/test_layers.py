@@ -24,8 +24,8 @@ SOURCE = Path(aftertune.__file__).parent
 #: The only rooms that may import a library, where it is not free to all. ``methods`` holds one entry per method, with
 #: the functions that make PEFT's config and convert what was trained. It imports PEFT and torch inside these functions.
 HOMES = {
-    "torch": {"engine", "tuning", "sources", "harness", "evaluation", "methods"},
-    "transformers": {"engine", "tuning", "sources", "harness", "evaluation"},
+    "torch": {"engine", "tuning", "sources", "harness", "evaluation", "methods", "callbacks"},
+    "transformers": {"engine", "tuning", "sources", "harness", "evaluation", "callbacks"},
     "peft": {"tuning", "sources", "methods"},
     "trl": {"tuning"},
     "lm_eval": {"tasks", "harness"},

@@ -265,3 +265,43 @@ def test_every_study_that_is_shipped_is_right(path: Path) -> None:
     study = Study.load(path)
     study.check_files()
     assert cells_of(study)
+
+
+LATER = ("enable_thinking: false\nthink_end_token: </think>\nengine_args: {base_url: 'http://localhost:1/v1'}\n")
+
+
+def test_every_setting_of_eval_is_a_field_of_a_study(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def evaluated(spec: Any, **_: Any) -> Any:
+        seen.append(spec)
+        raise InputError("seen")
+
+    monkeypatch.setattr(running, "evaluate", evaluated)
+    text = file.read_text(encoding="utf-8").replace("./base}", "./base, tokenizer: other}")
+    file.write_text(text + LATER, encoding="utf-8")
+    with Ledger() as ledger, pytest.raises(InputError, match="seen"):
+        running.run(Study.load(file), ledger=ledger, out=file.parent / "out")
+    assert [(s.enable_thinking, s.think_end_token, s.tokenizer, s.engine_args) for s in seen[:1]] == [
+        (False, "</think>", str(file.parent / "other"), {"base_url": "http://localhost:1/v1"})]
+
+
+def test_ids_of_studies_without_the_later_fields_stay(tmp_path: Path) -> None:
+    """The hash and the digests are those of the version before these fields."""
+    raw = {"study": "s", "bases": {"a": {"model": "gpt2"}}, "tasks": [{"name": "piqa", "limit": 3}],
+           "tunings": {"t": {"base": "a", "data": "alpaca"}}}
+    study = Study.parse(raw, where="x", folder=tmp_path)
+    assert study.hash == "ca6c7b836c2ffb4fce5c5929327fcda26934df08ad467c30b9cd08cd717615f9"
+    before = {c.name: c.digest for c in cells_of(study)}
+    assert [digest[:12] for digest in before.values()] == ["48222dd47a3f", "5e5231c5d518", "7e4a0eb46f8c"]
+    for change, changed in (({"think_end_token": "</think>"}, {"evaluate a", "evaluate t"}),
+                            ({"bases": {"a": {"model": "gpt2", "tokenizer": "/x"}}}, {"evaluate a", "evaluate t"})):
+        other = Study.parse({**raw, **change}, where="x", folder=tmp_path)
+        assert other.hash != study.hash
+        assert {c.name for c in cells_of(other) if c.digest != before[c.name]} == changed
+
+
+def test_a_base_cannot_take_the_tokenizer_of_an_adapter(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`tokenizer` names a folder"):
+        Study.parse({"study": "s", "bases": {"a": {"model": "gpt2", "tokenizer": "adapter"}},
+                     "tasks": [{"name": "piqa"}]}, where="x", folder=tmp_path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aftertune.study import DataSpec, TuneSpec
-from aftertune.study.presets import PRESETS
+from aftertune.study.presets import PRESETS, ModelShape
 from aftertune.tuning import estimate_tuning, tune
 from aftertune.tuning.estimate import PROGRAM_BYTES, Machine, Workload, estimate
 from tuning_cases import rows, tiny_model, write_rows
@@ -74,3 +76,58 @@ def test_nothing_is_fetched_for_a_preset(tmp_path: Path) -> None:
     assert found.steps == 50000 // 8
     assert 2**30 < found.memory < 16 * 2**30
     assert not list(tmp_path.iterdir())
+
+
+MIXTURES = {
+    "MixtralConfig": {"num_local_experts": 4, "intermediate_size": 48},
+    "Qwen3MoeConfig": {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16},
+    "Qwen2MoeConfig": {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
+    "OlmoeConfig": {"num_experts": 4, "intermediate_size": 24},
+    "DeepseekV3Config": {"n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 24, "n_group": 1,
+                         "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": None, "kv_lora_rank": 8,
+                         "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+}
+
+
+def mixture(name: str) -> Any:
+    import transformers
+
+    return getattr(transformers, name)(**{
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_experts_per_tok": 2, "tie_word_embeddings": False, **MIXTURES[name]})
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_experts_of_a_mixture_count(name: str) -> None:
+    """All of them in the weights, those of a token in the products, and those that PEFT adapts in the adapter."""
+    import torch
+    import transformers
+
+    config = mixture(name)
+    shape = ModelShape.of(json.loads(config.to_json_string()))
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert shape is not None
+    assert shape.parameters == pytest.approx(model.num_parameters(), rel=0.08)
+    experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    assert shape.parameters - shape.products > 0.45 * experts, "two of four experts compute a token"
+    full = estimate(shape, spec(method="full", batch_size=1), Workload(1, 10, 10, 5), CPU)
+    assert full.trainable == shape.parameters
+    assert full.memory - PROGRAM_BYTES > 16 * experts
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("MixtralConfig", {}), ("OlmoeConfig", {}), ("Qwen3MoeConfig", {}), ("MixtralConfig", {"method": "dora"}),
+    ("OlmoeConfig", {"lora": {"dropout": 0.1}}), ("MixtralConfig", {"lora": {"target_modules": ("q_proj",)}})])
+def test_the_trained_parameters_of_a_mixture_are_those_that_peft_makes(name: str, values: dict[str, Any]) -> None:
+    import torch
+    import transformers
+
+    from aftertune.tuning.build import build, count_trainable
+
+    recipe, config = spec(**values), mixture(name)
+    shape = ModelShape.of(json.loads(config.to_json_string()))
+    torch.manual_seed(0)
+    model = build(transformers.AutoModelForCausalLM.from_config(config), recipe.method, recipe.lora, 0)
+    assert shape is not None
+    assert estimate(shape, recipe, LOAD, CPU).trainable == count_trainable(model)

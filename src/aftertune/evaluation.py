@@ -31,7 +31,7 @@ from aftertune.errors import InputError, RequestError, ResumeRefused, TasksFaile
 from aftertune.harness import HarnessEngine
 from aftertune.harness.checks import check_tasks, model_defaults
 from aftertune.harness.engines import ServerTemplate
-from aftertune.harness.evaluated import TRANSPORT, EvaluatedModel, identify
+from aftertune.harness.evaluated import TRANSPORT, EvaluatedModel, LiveModel, identify
 from aftertune.ledger import Ledger
 from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
@@ -116,16 +116,18 @@ def _spec(model: str, task_names: Iterable[str | TaskSpec], settings: dict[str, 
 class EvaluationRun:
     """An evaluation in progress: prepare, open, answer (all requests at once, or in stages), finish.
 
-    sides: number of models that share the memory.
+    sides: number of models that share the memory. live: a model in memory, which is evaluated in place of the one that
+    ``spec`` names.
     """
 
     def __init__(self, spec: EvalSpec, ledger: Ledger, progress: Progress | None,
-                 bases: sources.BaseModelCache | None = None, *, sides: int = 1) -> None:
+                 bases: sources.BaseModelCache | None = None, *, sides: int = 1, live: LiveModel | None = None) -> None:
         self.spec = spec
         self.load = bases.load if bases else sources.load_model
         self.ledger = ledger
         self.progress = progress or (lambda *_: None)
         self.sides = sides
+        self.live = live
         self.provenance = provenance.capture()
         self.engine: EvaluationEngine | None = None
         self.known: tuple[PackingDecision, int] | None = None
@@ -138,13 +140,13 @@ class EvaluationRun:
         self.responses: dict[int, Response] = {}
         self.schedule: dict[str, Any] | None = None
 
-    def run(self) -> Evaluation:
+    def run(self, like: EvaluationRun | None = None) -> Evaluation:
         """Run everything that is not in the ledger yet, in one stage.
 
-        A task that fails is left out. Raises TasksFailed at the end, when the others are stored.
+        A task that fails is left out. Raises TasksFailed at the end, when the others are stored. like: as in `prepare`.
         """
         self.failed = {}
-        done = self._run(self.prepare())
+        done = self._run(self.prepare(like))
         while done is None:
             done = self._run(self._without_failed())
         if self.failed:
@@ -224,7 +226,7 @@ class EvaluationRun:
         TaskError if a task cannot be loaded; in `run`, if none can.
         """
         self.progress(0, 0, "identifying the model")
-        self.evaluated = identify(self.spec)
+        self.evaluated = identify(self.spec) if self.live is None else self.live.evaluated
         self.identity, self.template = self.evaluated.identity, self.evaluated.template
         if like is not None and _written_alike(like.template, self.template):
             self.loaded = like.loaded
@@ -331,11 +333,14 @@ class EvaluationRun:
         self.progress(0, 0, "loading the model")
         model = self.evaluated
         if model.facts.kind == "own":
-            assert model.source is not None
-            self.model = self.load(model.source, model.dtype, model.device, model.adapter, tokenizer=model.tokenizer)
+            self.model = self.live.model if self.live else self._load(model)
         self.started = time.monotonic()
         self.engine = model.engine or self._engine(self.threads, self.schedule)
         return self.engine
+
+    def _load(self, model: EvaluatedModel) -> Any:
+        assert model.source is not None
+        return self.load(model.source, model.dtype, model.device, model.adapter, tokenizer=model.tokenizer)
 
     def finish(self, loaded: Sequence[LoadedTask], value: Evaluation | None = None) -> Evaluation:
         """Compute the scores and store the finished evaluation.

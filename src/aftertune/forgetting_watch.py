@@ -65,7 +65,7 @@ class ForgettingWatch:
         self.rule = None if spec.keep_best is None else KeepBest.parse(
             spec.keep_best, tasks=spec.watch.names, validated=spec.data.validation is not None)
         #: The tasks with the items of each half; of the looks comes first.
-        self.halves: dict[Half, list[LoadedTask]] = {"all": loaded} if self.rule is None else _halves(loaded, self.rule)
+        self.halves: dict[Half, list[LoadedTask]] = task_halves(loaded, self.rule) if self.rule else {"all": loaded}
         self.known: dict[Half, tuple[PackingDecision, int]] = {}
         self.base: dict[Half, dict[str, list[Answer]]] = {}
 
@@ -113,7 +113,7 @@ class ForgettingWatch:
         return {task.settings.task: tasks.task_answers(task, responses) for task in self.halves[half]}
 
 
-def _halves(loaded: Sequence[LoadedTask], rule: KeepBest) -> dict[Half, list[LoadedTask]]:
+def task_halves(loaded: Sequence[LoadedTask], rule: KeepBest) -> dict[Half, list[LoadedTask]]:
     """The tasks with the items that choose, and with those that report. Raises InputError where a task has too few, or
     where the rule names a group of tasks."""
     names = {task.settings.task for task in loaded}
@@ -125,7 +125,7 @@ def _halves(loaded: Sequence[LoadedTask], rule: KeepBest) -> dict[Half, list[Loa
     for loaded_task in loaded:
         name = loaded_task.settings.task
         try:
-            chosen["choice"][name], chosen["report"][name] = split_halves(item_clusters(loaded_task), HALVES_SEED)
+            chosen["choice"][name], chosen["report"][name] = split_halves(_clusters(loaded_task), HALVES_SEED)
         except ValueError as error:
             raise InputError(f"--keep-best: {name} cannot choose and report: {error}; use more items") from None
     return {half: tasks.subset_tasks(loaded, indices) for half, indices in chosen.items()}
@@ -165,7 +165,7 @@ def watch_point(task: LoadedTask, base: Sequence[Answer], tuned: Sequence[Answer
     unit = unit_of(key.metric, [*before, *after], task=settings.task)
     better = settings.higher_is_better.get(key.metric, True)
     evidence = paired_evidence(before, after, margin=margin / 100, higher_is_better=better,
-                               clusters=item_clusters(task), bounded=unit in FRACTIONS)
+                               clusters=_clusters(task), bounded=unit in FRACTIONS)
     floor = evidence.base_low is not None and at_floor(evidence.base_low, settings.chance)
     verdict = _verdict(evidence, ALPHA / family, floor=floor) if unit in FRACTIONS else "undecided"
     return WatchPoint(step=step, task=settings.task, metric=key.metric, n=evidence.n, base=evidence.base,
@@ -192,7 +192,7 @@ def print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def item_clusters(task: LoadedTask) -> list[str | None]:
+def _clusters(task: LoadedTask) -> list[str | None]:
     """The clusters of its items: by the task's field, else those of equal items."""
     if task.settings.cluster is None or not (task.settings.target or has_clusters(task.settings.task)):
         return [item.hash for item in task.items]

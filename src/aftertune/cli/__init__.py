@@ -23,6 +23,7 @@ VERBS = {
     "eval": "eval:evaluate",
     "tune": "tune:tune",
     "rollback": "tune:rollback",
+    "checkpoints": "checkpoints:checkpoints",
     "check-merge": "tune:check_merge",
     "templates": "tune:templates",
     "compare": "compare:compare",

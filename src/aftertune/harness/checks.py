@@ -23,9 +23,10 @@ _KINDS = {"generate_until": "generate", "loglikelihood_rolling": "rolling"}
 def model_defaults(model: EvaluatedModel, loaded: Sequence[LoadedTask]) -> dict[str, Any]:
     """The fields of the model's generation config that change the texts of these tasks; {} where none is written."""
     settings = [t.settings.generation for t in loaded if t.settings.output_type == "generate_until"]
-    if not settings or model.source is None:
+    if not settings or (model.source is None and model.generation is None):
         return {}
-    return generation_defaults(model.source, model.tokenizer, sampled=any(map(is_sampled, settings)))
+    return generation_defaults(model.source, model.tokenizer, sampled=any(map(is_sampled, settings)),
+                               config=model.generation)
 
 
 def check_tasks(spec: EvalSpec, model: EvaluatedModel, loaded: Sequence[LoadedTask], defaults: Mapping[str, Any],

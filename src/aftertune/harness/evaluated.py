@@ -22,6 +22,7 @@ from aftertune.errors import InputError, SourceError
 from aftertune.harness.engines import HarnessEngine, ServerTemplate
 from aftertune.harness.table import OPTIONS, EngineFacts, check_engine
 from aftertune.sources.hub import offline_only
+from aftertune.sources.live import LiveBase, dtype_name
 from aftertune.sources.resolve import AdapterSource, ModelSource, looks_like_path, read_json
 from aftertune.sources.tokenizers import choose_tokenizer, tokenizer_note
 from aftertune.study import EvalSpec
@@ -42,6 +43,7 @@ class EvaluatedModel:
 
     source, adapter, tokenizer: None where the engine has the model behind a name. stated: what the user states about
     such a model. arguments: of lm-eval's class. code_digest: of the model's own Python files, None where none run.
+    generation: the generation config of a model in memory, None where it is read from the files.
     """
 
     identity: ModelIdentity
@@ -56,6 +58,23 @@ class EvaluatedModel:
     stated: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     engine: HarnessEngine | None = None
+    generation: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModel:
+    """A model in memory, and what an evaluation must know about it."""
+
+    model: Any
+    evaluated: EvaluatedModel
+
+
+def live_model(spec: EvalSpec, model: Any, base: LiveBase, identity: ModelIdentity) -> LiveModel:
+    """A model in memory, such as one in training, as the model of an evaluation. identity: of what it is now."""
+    return LiveModel(model, EvaluatedModel(
+        identity=identity, facts=check_engine(spec.engine, ()), device=str(model.device).removesuffix(":0"),
+        dtype=dtype_name(model), template=_template(spec, base.tokenizer), source=base.source,
+        tokenizer=base.tokenizer, generation=model.generation_config))
 
 
 def identify(spec: EvalSpec) -> EvaluatedModel:

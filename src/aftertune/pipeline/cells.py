@@ -45,7 +45,8 @@ def cells_of(study: Study) -> list[Cell]:
         cells += [Cell(f"tune {name}", "tuning", name, digest=digest(_portable(_tuning_settings(study, name))))
                   for name in names]
         cells += [Cell(f"evaluate {name}", "tuned", name, (f"tune {name}", f"evaluate {base}"),
-                       digest(_portable((_tuning_settings(study, name), _task_settings(study, name)))))
+                       digest(_portable((_tuning_settings(study, name), _task_settings(study, name),
+                                         *_tokenizer(study, name)))))
                   for name in names]
     return cells
 
@@ -101,20 +102,32 @@ def _portable(settings: Any) -> Any:
 
 
 def _base_settings(study: Study, name: str) -> list[Any]:
-    return [study.bases[name].model_dump(mode="json"), _task_settings(study, name)]
+    return [study.bases[name].settings(), _task_settings(study, name)]
 
 
 def _tuning_settings(study: Study, name: str) -> list[Any]:
     tuning = study.tunings[name]
-    return [study.bases[tuning.base].model_dump(mode="json"), tuning.model_dump(mode="json"), study.dtype, study.device,
-            *_date(study)]
+    return [study.bases[tuning.base].model_dump(mode="json", exclude={"tokenizer"}), tuning.model_dump(mode="json"),
+            study.dtype, study.device, *_date(study)]
 
 
 def _task_settings(study: Study, name: str) -> list[Any]:
     """The tasks of a base or tuning, and the settings of their evaluation."""
     tasks = [t.model_dump(mode="json", exclude={"only", "margin"}) for t in study.tasks if t.asks(name)]
     return [tasks, study.dtype, study.device, study.engine, study.apply_chat_template, study.task_source,
-            *_date(study)]
+            *_date(study), *_later(study)]
+
+
+def _tokenizer(study: Study, tuning: str) -> list[str]:
+    """The tokenizer that a base has beside its own; it counts for evaluations alone."""
+    other = study.bases[study.tunings[tuning].base].tokenizer
+    return [other] if other else []
+
+
+def _later(study: Study) -> list[Any]:
+    """The settings that older versions did not have, where the study sets one; so other digests stay the same."""
+    later = study.later_settings()
+    return [later] if later else []
 
 
 def _date(study: Study) -> list[str]:

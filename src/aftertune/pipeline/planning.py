@@ -124,7 +124,7 @@ class Costs:
             return Cost(similar[0], memory, disk, similar[1], guessed)
         tokens = sum(items_of(t, self.study.task_source) * _tokens(t) for t in tasks)
         assert self.machine.rate is not None
-        seconds = 2 * tokens * (shape.linear + shape.vocabulary * shape.hidden) / (self.machine.rate * UTILIZATION)
+        seconds = 2 * tokens * (shape.products + shape.vocabulary * shape.hidden) / (self.machine.rate * UTILIZATION)
         basis = f"{tokens:,} tokens at {self.machine.rate / 1e9:,.0f} G operations/s"
         return Cost(seconds, memory, disk, basis, guessed)
 

@@ -167,7 +167,7 @@ class _StudyRun:
         base = self.study.bases[name]
         return self._evaluate(EvalSpec(
             model=base.model, revision=base.revision, trust_remote_code=base.trust_remote_code, name=name,
-            quantize=base.quantize, tasks=self._tasks(name), **self._settings()), progress)
+            quantize=base.quantize, tokenizer=base.tokenizer, tasks=self._tasks(name), **self._settings()), progress)
 
     def _evaluate_tuned(self, name: str, tuning: Tuning, progress: Progress) -> Evaluation:
         base = self.study.bases[self.study.tunings[name].base]
@@ -175,7 +175,7 @@ class _StudyRun:
         return self._evaluate(EvalSpec(
             model=base.model if adapter else tuning.output, adapter=tuning.output if adapter else None,
             revision=base.revision if adapter else None, trust_remote_code=base.trust_remote_code, name=name,
-            tasks=self._tasks(name), **self._settings()), progress)
+            tokenizer=base.tokenizer, tasks=self._tasks(name), **self._settings()), progress)
 
     def _evaluate(self, spec: EvalSpec, progress: Progress) -> Evaluation:
         """Evaluate a model; the base stays loaded for the next adapter of the same base."""
@@ -207,7 +207,7 @@ class _StudyRun:
         study = self.study
         return {"dtype": study.dtype, "device": study.device, "engine": study.engine,
                 "apply_chat_template": study.apply_chat_template, "template_date": study.template_date,
-                "task_source": study.task_source}
+                "task_source": study.task_source, **study.later_settings()}
 
     def _write(self, file: str) -> Result:
         """Compare the evaluations, bases first in the order of the study, and write the record and the page."""

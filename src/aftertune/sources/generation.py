@@ -48,17 +48,19 @@ def text_settings(values: Mapping[str, Any], *, sampled: bool) -> dict[str, Any]
     return {k: v for k, v in values.items() if k not in unused and v not in (None, [], NEUTRAL.get(k))}
 
 
-def generation_defaults(source: ModelSource, tokenizer: Any, *, sampled: bool = False) -> dict[str, Any]:
+def generation_defaults(source: ModelSource | None, tokenizer: Any, *, sampled: bool = False, config: Any = None
+                        ) -> dict[str, Any]:
     """The fields of the model's generation config that change its texts.
 
-    sampled: whether a text is sampled. ``eos_token_id`` has the end tokens beside the tokenizer's own, sorted.
-    Raises SourceError for a file that cannot be read.
+    sampled: whether a text is sampled. config: the generation config of a model in memory; None: that of the files.
+    ``eos_token_id`` has the end tokens beside the tokenizer's own, sorted. Raises SourceError for a file that cannot be
+    read.
     """
     known = vars(_generation_config(None))
-    values = changed_fields(_generation_config(source))
+    values = changed_fields(_generation_config(source) if config is None else config)
     ends = values.get("eos_token_id")
     values["eos_token_id"] = sorted({*(ends if isinstance(ends, list) else [ends])} - {None, tokenizer.eos_token_id})
-    own_code = source.trust_remote_code  # which may read fields of its own
+    own_code = source is not None and source.trust_remote_code  # which may read fields of its own
     return {k: v for k, v in text_settings(values, sampled=sampled).items() if k in known or own_code}
 
 

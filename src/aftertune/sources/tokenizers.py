@@ -82,12 +82,12 @@ def tokenizer_note(adapter: AdapterSource, tokenizer: Any, source: ModelSource) 
         own = load_tokenizer(source, adapter.path)
     except SourceError as error:
         return f"the tokenizer in the folder of {adapter.source} cannot be read and is not used: {error}"
-    different = ", ".join(_differences(tokenizer, own))
+    different = ", ".join(differences(tokenizer, own))
     return different and (f"the folder of {adapter.source} has a tokenizer of its own, which differs in {different}; "
                           "it is not used: pass --tokenizer adapter to use it")
 
 
-def _differences(base: Any, own: Any) -> Iterator[str]:
+def differences(base: Any, own: Any) -> Iterator[str]:
     """What differs between two tokenizers in the tokens of a text or in the text of a chat."""
     ours, theirs = base.get_vocab(), own.get_vocab()
     if added := sorted((i, t) for t, i in theirs.items() if t not in ours):

@@ -35,6 +35,7 @@ from aftertune.study.fields import (
     Chat,
     Device,
     Dtype,
+    EngineArgs,
     EngineName,
     Memory,
     Name,
@@ -47,6 +48,8 @@ from aftertune.study.fields import (
     Share,
     TaskSource,
     TemplateDate,
+    ThinkEnd,
+    Thinking,
     Threads,
 )
 from aftertune.study.fields import Flag as Flag
@@ -117,20 +120,15 @@ class EvalSpec(Spec):
     template_date: Annotated[TemplateDate, Flag()] = None
     system_instruction: Annotated[str | None, Flag(), Field(description="Text before every prompt.")] = None
     fewshot_as_multiturn: Annotated[bool, Flag(), Field(description="Show examples as turns of the chat.")] = False
-    enable_thinking: Annotated[bool | None, Flag(), Field(
-        description="Tell the chat template to let the model think, or not to. Default: as the template does.")] = None
-    think_end_token: Annotated[str | None, Flag(), Field(
-        min_length=1, description="Text that ends a reasoning trace, such as </think>; what is before it is cut off "
-                                  "before the answer is judged.")] = None
+    enable_thinking: Annotated[Thinking, Flag()] = None
+    think_end_token: Annotated[ThinkEnd, Flag()] = None
     gen_kwargs: Annotated[dict[str, Any], Flag()] = Field(
         default_factory=dict, description="Generation settings: a=1,b=2 or JSON.")
     quantize: Annotated[Quantize, Flag()] = None
     revision: Annotated[Revision, Flag()] = None
     tokenizer: Annotated[str | None, Flag(), Field(
         description="Another tokenizer than the model's: a folder, or adapter for that of its folder.")] = None
-    engine_args: Annotated[dict[str, Any], Flag()] = Field(
-        default_factory=dict, description="Arguments of lm-eval's model class, for engines that load or serve a model "
-                                          "by themselves: base_url=URL,num_concurrent=4 or JSON.")
+    engine_args: Annotated[EngineArgs, Flag()] = Field(default_factory=dict)
     include_path: Annotated[Path | None, Flag(), Field(description="Folder with your own lm-eval task files.")] = None
     allow_task_code: Annotated[bool, Flag(), Field(description="Let those task files run Python code.")] = False
     memory: Annotated[Memory | None, Flag(), Field(description="Memory limit, for example 8GiB.")] = None
@@ -337,6 +335,26 @@ class BaseSpec(Spec):
     revision: Revision = None
     quantize: Quantize = None
     trust_remote_code: RemoteCode = False
+    tokenizer: Annotated[str | None, Field(
+        description="Folder with another tokenizer than the model's, for the evaluations of the base and of the "
+                    "fine-tunes made from it.")] = None
+
+    @model_validator(mode="after")
+    def _the_tokenizer_is_a_folder(self) -> BaseSpec:
+        if self.tokenizer == "adapter":
+            raise ValueError("`tokenizer` names a folder; a base has no adapter, and a fine-tune keeps the tokenizer "
+                             "of its base")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON values, for ids. A later field is among them where it is set, so older ids stay."""
+        dumped = self.model_dump(mode="json")
+        return {k: v for k, v in dumped.items() if v is not None or k not in _LATER_BASE_FIELDS}
+
+
+#: Fields that were added after ids of studies and their cells were made of the others.
+_LATER_BASE_FIELDS = ("tokenizer",)
+_LATER_FIELDS = ("enable_thinking", "think_end_token", "engine_args")
 
 
 class StudyTuning(Recipe):
@@ -368,6 +386,9 @@ class Study(Spec):
     apply_chat_template: Chat = False
     template_date: TemplateDate = None
     task_source: TaskSource = "auto"
+    enable_thinking: Thinking = None
+    think_end_token: ThinkEnd = None
+    engine_args: EngineArgs = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Study:
@@ -390,8 +411,15 @@ class Study(Spec):
 
     @property
     def hash(self) -> str:
-        """Identity of the study: sha256 of its canonical JSON."""
-        return digest(self.model_dump(mode="json"))
+        """Identity of the study: sha256 of its canonical JSON. A later field counts where it is set."""
+        dumped = {k: v for k, v in self.model_dump(mode="json").items() if k not in _LATER_FIELDS}
+        return digest(dumped | {"bases": {name: base.settings() for name, base in self.bases.items()}}
+                      | self.later_settings())
+
+    def later_settings(self) -> dict[str, Any]:
+        """The settings of evaluations that older versions did not have, where they are set."""
+        values = {name: getattr(self, name) for name in _LATER_FIELDS}
+        return {name: value for name, value in values.items() if value not in (None, {})}
 
     def check_files(self) -> None:
         """Raises InputError if a data file of the study does not exist, before anything runs."""
@@ -458,6 +486,7 @@ class Study(Spec):
         except ValidationError as error:
             raise InputError(f"{where}: {explain(error)}") from None
         return study.model_copy(update={
+            "bases": {n: anchored_base(b, folder) for n, b in study.bases.items()},
             "tasks": tuple(anchored_task(t, folder) for t in study.tasks),
             "tunings": {n: t.model_copy(update={"data": anchored_data(t.data, folder),
                                                 "replay": anchored_replay(t.replay, folder),
@@ -479,6 +508,13 @@ def on_hub(path: Path) -> bool:
 def _data_file(path: Path | None, folder: Path) -> Path | None:
     """As `anchored`, but a data set of the Hub keeps its name."""
     return path if path is not None and on_hub(path) and not (folder / path).exists() else anchored(path, folder)
+
+
+def anchored_base(base: BaseSpec, folder: Path) -> BaseSpec:
+    """The base with the folder of its tokenizer taken from ``folder``."""
+    if base.tokenizer is None:
+        return base
+    return base.model_copy(update={"tokenizer": str(anchored(Path(base.tokenizer).expanduser(), folder))})
 
 
 def anchored_task(task: TaskSpec, folder: Path) -> TaskSpec:

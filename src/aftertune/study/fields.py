@@ -82,5 +82,13 @@ Chat = Annotated[bool, Field(description="Format prompts with the model's chat t
 TemplateDate = Annotated[str | None, BeforeValidator(lambda value: value if value is None else _day(value)), Field(
     description="Date that the chat template writes, if it writes one, as YYYY-MM-DD. Default: 2024-07-26 for a "
                 "template that asks for the date of the day, else its own.")]
+Thinking = Annotated[bool | None, Field(
+    description="Tell the chat template to let the model think, or not to. Default: as the template does.")]
+ThinkEnd = Annotated[str | None, Field(
+    min_length=1, description="Text that ends a reasoning trace, such as </think>; what is before it is cut off "
+                              "before the answer is judged.")]
+EngineArgs = Annotated[dict[str, Any], Field(
+    description="Arguments of lm-eval's model class, for engines that load or serve a model by themselves: "
+                "base_url=URL,num_concurrent=4 or JSON.")]
 TaskSource = Annotated[Literal["auto", "hub", "pack"], Field(
     description="Where tasks take their documents from: the Hub, an offline pack, or auto.")]

@@ -10,7 +10,7 @@ A preset's settings are defaults: a recipe or an option overrides them. Shapes a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,13 @@ from aftertune.methods import METHODS, Linear, Method
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """The sizes of a decoder. inner: size of the feed-forward layer; gated: it has a gate beside it, and RMS
-    norms (Llama); else one norm for each layer, and every layer a bias (Phi)."""
+    norms (Llama); else one norm for each layer, and every layer a bias (Phi). head: columns of one attention head, 0
+    for hidden / heads.
+
+    A mixture of experts has ``experts`` of the size ``expert_inner`` in each of ``sparse`` layers, of which ``active``
+    compute a token, and a router; its other layers have one feed-forward layer. shared: size of the experts of such a
+    layer that compute every token.
+    """
 
     hidden: int
     layers: int
@@ -33,27 +39,68 @@ class ModelShape:
     vocabulary: int
     tied: bool = False
     gated: bool = True
+    head: int = 0
+    experts: int = 0
+    active: int = 0
+    expert_inner: int = 0
+    sparse: int = 0
+    shared: int = 0
+
+    @property
+    def queries(self) -> int:
+        """Columns of the queries."""
+        return (self.head or self.hidden // self.heads) * self.heads
 
     @property
     def kv(self) -> int:
         """Columns of the keys, and of the values."""
-        return self.hidden // self.heads * self.kv_heads
+        return (self.head or self.hidden // self.heads) * self.kv_heads
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """The linear layers, the output head left out."""
-        hidden, kv, inner = self.hidden, self.kv, self.inner
-        gate = (Linear(("gate_proj",), hidden, inner),) if self.gated else ()
+        """The linear layers, without the output head and without experts."""
+        hidden, kv, queries = self.hidden, self.kv, self.queries
         return self.layers * (
-            Linear(("q_proj",), hidden, hidden), Linear(("k_proj",), hidden, kv), Linear(("v_proj",), hidden, kv),
-            Linear(("o_proj", "dense", "out_proj"), hidden, hidden), *gate,
-            Linear(("up_proj", "fc1", "fc_in", "dense_h_to_4h"), hidden, inner),
-            Linear(("down_proj", "fc2", "fc_out", "dense_4h_to_h"), inner, hidden))
+            Linear(("q_proj",), hidden, queries), Linear(("k_proj",), hidden, kv), Linear(("v_proj",), hidden, kv),
+            Linear(("o_proj", "dense", "out_proj"), queries, hidden),
+        ) + (self.layers - self.sparse) * self._feed_forward(self.inner) + self.sparse * self._feed_forward(self.shared)
+
+    def _feed_forward(self, inner: int) -> tuple[Linear, ...]:
+        gate = (Linear(("gate_proj",), self.hidden, inner),) if self.gated else ()
+        return (*gate, Linear(("up_proj", "fc1", "fc_in", "dense_h_to_4h"), self.hidden, inner),
+                Linear(("down_proj", "fc2", "fc_out", "dense_4h_to_h"), inner, self.hidden)) if inner else ()
+
+    @property
+    def expert_layers(self) -> tuple[Linear, ...]:
+        """The routers and the experts, whose gates are joined with their first layers as in transformers 5."""
+        return self.sparse * (Linear(("gate",), self.hidden, self.experts), *self.experts * self._expert)
+
+    @property
+    def expert_adapters(self) -> tuple[Linear, ...]:
+        """The same as PEFT adapts them: a gate that is joined with a layer gets twice the rank."""
+        gate_up, down = self._expert
+        return self.sparse * (Linear(("gate",), self.hidden, self.experts), *self.experts * (gate_up, gate_up, down))
+
+    @property
+    def _expert(self) -> tuple[Linear, Linear]:
+        return (Linear(("gate_up_proj",), self.hidden, 2 * self.expert_inner),
+                Linear(("down_proj",), self.expert_inner, self.hidden))
 
     @property
     def linear(self) -> int:
-        """Weights of the linear layers, the output head left out: the matrix products of a token."""
-        return sum(layer.inputs * layer.outputs for layer in self.linears)
+        """Weights of the linear layers, without the output head and without experts."""
+        return _weights(self.linears)
+
+    @property
+    def products(self) -> int:
+        """Weights that a token is multiplied with, without the output head: of the experts, those that compute it."""
+        return self.linear + self.sparse * (self.hidden * self.experts + self.active * _weights(self._expert))
+
+    @property
+    def inner_of_token(self) -> int:
+        """Size of the feed-forward layers that a token passes in one layer, the largest over the layers."""
+        sparse = self.active * self.expert_inner + self.shared if self.sparse else 0
+        return max(self.inner if self.sparse < self.layers else 0, sparse)
 
     @property
     def embeddings(self) -> int:
@@ -64,7 +111,7 @@ class ModelShape:
     def parameters(self) -> int:
         """Number of all weights."""
         if self.gated:
-            return self.linear + self.embeddings + (2 * self.layers + 1) * self.hidden
+            return self.linear + _weights(self.expert_layers) + self.embeddings + (2 * self.layers + 1) * self.hidden
         biases = 2 * (self.hidden + self.kv) + self.inner + self.hidden
         return self.linear + self.embeddings + self.layers * (biases + 2 * self.hidden) \
             + self.vocabulary + 2 * self.hidden
@@ -79,10 +126,36 @@ class ModelShape:
             return None
         hidden, layers, heads, vocabulary = (int(size) for size in sizes if size)
         plain = text.get("model_type") in ("phi", "gpt_neox", "gptj", "opt", "bloom")
+        inner = text.get("intermediate_size") or 4 * hidden
         return cls(hidden=hidden, layers=layers, heads=heads, vocabulary=vocabulary,
-                   kv_heads=text.get("num_key_value_heads") or heads,
-                   inner=text.get("intermediate_size") or 4 * hidden,
-                   tied=bool(text.get("tie_word_embeddings", False)), gated=not plain)
+                   kv_heads=text.get("num_key_value_heads") or heads, inner=inner, head=text.get("head_dim") or 0,
+                   tied=bool(text.get("tie_word_embeddings", False)), gated=not plain,
+                   **_experts(text, layers, inner))
+
+
+#: Names of the number of experts in the configs of transformers.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def _experts(config: Mapping[str, Any], layers: int, inner: int) -> dict[str, int]:
+    """The fields of a mixture of experts in a config; empty for a dense model."""
+    experts = next((config[name] for name in _EXPERTS if isinstance(config.get(name), int) and config[name] > 1), 0)
+    if not experts:
+        return {}
+    own = config.get("moe_intermediate_size") or inner
+    step, dense = config.get("decoder_sparse_step") or 1, config.get("mlp_only_layers") or ()
+    sparse = [n for n in range(config.get("first_k_dense_replace") or 0, layers)
+              if n not in dense and (n + 1) % step == 0]
+    shared = config.get("shared_expert_intermediate_size") or config.get("shared_intermediate_size") or \
+        own * (config.get("n_shared_experts") or config.get("num_shared_experts") or 0)
+    active = next((config[name] for name in ("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_k")
+                   if isinstance(config.get(name), int)), 1)
+    return {"experts": experts, "active": min(active, experts), "expert_inner": own, "sparse": len(sparse),
+            "shared": shared}
+
+
+def _weights(layers: Iterable[Linear]) -> int:
+    return sum(layer.inputs * layer.outputs for layer in layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -340,19 +340,21 @@ class RunControl:
 
 @contextlib.contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
-    """Put the model in evaluation mode; its mode and the state of all random number generators are restored."""
+    """Put the model in evaluation mode; the mode of each module and the state of all random number generators are
+    restored."""
     import random
 
     import numpy as np
     import torch
 
-    training, python, numbers = model.training, random.getstate(), np.random.get_state()
+    modes, python, numbers = [(m, m.training) for m in model.modules()], random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             model.eval()
             yield
         finally:
-            model.train(training)
+            for module, training in modes:
+                module.training = training
             random.setstate(python)
             np.random.set_state(numbers)
 

@@ -116,7 +116,14 @@ def _stored(shape: ModelShape, recipe: Recipe) -> int:
 
 def _count(count: Count | None, shape: ModelShape, recipe: Recipe) -> int:
     """A count of the method over the layers that it adapts; 0 if the method has no such count."""
-    return count(adapted_layers(shape.linears, recipe.lora.target_modules), recipe.lora) if count else 0
+    layers = (*shape.linears, *shape.expert_adapters) if _adapts_experts(recipe) else shape.linears
+    return count(adapted_layers(layers, recipe.lora.target_modules), recipe.lora) if count else 0
+
+
+def _adapts_experts(recipe: Recipe) -> bool:
+    """Whether the default layers have experts and routers among them, as PEFT's parameters (`tuning.targets`)."""
+    return recipe.method in ("lora", "qlora", "rslora") and not recipe.lora.dropout \
+        and not recipe.lora.target_modules
 
 
 def _operations(shape: ModelShape, recipe: Recipe, workload: Workload, passes: float) -> float:
@@ -126,9 +133,9 @@ def _operations(shape: ModelShape, recipe: Recipe, workload: Workload, passes: f
     head, adapters = shape.vocabulary * shape.hidden, 0
     if method.adapter:
         adapters = _count(method.operations, shape, recipe) or 6 * trained_parameters(shape, recipe)
-    layers = (2 * products * shape.linear + adapters) * workload.tokens * passes
+    layers = (2 * products * shape.products + adapters) * workload.tokens * passes
     heads = 2 * products * head * workload.learned * passes
-    return layers + heads + 2 * 2 * (shape.linear * workload.held_out + head * workload.held_out * ASSUMED_LEARNED)
+    return layers + heads + 2 * 2 * (shape.products * workload.held_out + head * workload.held_out * ASSUMED_LEARNED)
 
 
 def estimate_memory(shape: ModelShape, recipe: Recipe, workload: Workload, machine: Machine) -> float:
@@ -142,7 +149,7 @@ def estimate_memory(shape: ModelShape, recipe: Recipe, workload: Workload, machi
     # float32: the weight of an adapter (that of a full fine-tune is counted above), its gradient and two moments
     states = 16 * trained + 4 * (_stored(shape, recipe) - trained) if method.adapter else 12 * trained
     tokens = min(recipe.batch_size * workload.longest, recipe.batch_size * recipe.max_length)
-    activations = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner) * size * method.kept
+    activations = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner_of_token) * size * method.kept
     layers = (shape.layers * shape.hidden * size + activations) if recipe.gradient_checkpointing else \
         shape.layers * activations
     logits = 2 * 4 * shape.vocabulary * min(tokens, LOGIT_ROWS)

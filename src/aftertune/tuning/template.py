@@ -9,8 +9,9 @@ Chat template: a row is what plain ``apply_chat_template`` writes for the conver
 breaks after its end. `aftertune.tuning.chat_turns` finds the answers in it. Some templates render earlier turns
 differently once more turns follow (Qwen3 drops their thinking, some Mistral templates move the system prompt). Then no
 single text contains every answer as an evaluation asks for it, so each answer becomes a row of its own. Where the
-template writes no end of turn, the end-of-sequence token follows the answer. What the template leaves out (a key that
-it does not know, reasoning that it drops) is not learned, and `Renderer.notes` says so.
+template writes no end of turn, the end-of-sequence token follows the answer. Some templates refuse a conversation that
+begins with an answer (Gemma, Mistral); that answer is left out, as in FastChat. What the template leaves out (a key
+that it does not know, reasoning that it drops) is not learned, and `Renderer.notes` says so.
 
 Alpaca: the prompt of Taori et al. (2023). A system prompt replaces its first paragraph, and earlier turns come first in
 the same form, as in LLaMA-Factory and FastChat. In this template and in ``plain`` the end-of-sequence token follows
@@ -64,6 +65,25 @@ class Renderer:
         turns. Raises InputError if the template cannot render the example."""
         if not example.turns and not example.extra:
             return [[Segment(example.completion, True, end=True)]]
+        noted, first = Counter(self._left_out), dict(self._first)
+        try:
+            return self._rows(example)
+        except InputError:
+            self._left_out, self._first = noted, first  # what is refused has no part that is left out
+            asked = _from_first_question(example)
+            if asked is None:
+                raise
+            try:
+                rows = self._rows(asked)
+            except InputError:
+                self._left_out, self._first = noted, first
+            else:
+                self._note("# conversations begin with an answer, which the template refuses: that answer is left out, "
+                           "and the turns after it are learned", example)
+                return rows
+            raise
+
+    def _rows(self, example: Example) -> list[list[Segment]]:
         if self.template == "chat":
             return self._chat(example)
         self._check_texts(example)
@@ -168,6 +188,18 @@ class Renderer:
         if content and content not in turn.said:
             self._note("the text of # answers is changed or left out by the template; what it writes is learned",
                        example)
+
+
+def _from_first_question(example: Example) -> Example | None:
+    """The example without the answers before its first question; None if it has none of these, or no question."""
+    roles = [role for role, _ in example.turns]
+    if "user" not in roles or "assistant" not in roles[:roles.index("user")]:
+        return None
+    kept = [n for n, role in enumerate(roles) if role != "assistant" or n > roles.index("user")]
+    place = {old: new for new, old in enumerate([*kept, len(roles)])}
+    return replace(example, turns=tuple(example.turns[n] for n in kept),
+                   context=tuple(place[n] for n in example.context if n in place),
+                   extra={place[n]: keys for n, keys in example.extra.items() if n in place})
 
 
 def excerpt(example: Example) -> str:

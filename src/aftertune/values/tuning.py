@@ -138,7 +138,8 @@ class Tuning:
     each task that was searched for in the training data. cost: "memory" (peak, in bytes) and "seconds" of training, and
     both as estimated before it ("estimated_…"). watch: the analyses of the forgetting watch; with --keep-best those on
     the half of the items that chooses. checkpoints: those that were kept; choice: which one --keep-best chose.
-    final_step: of the weights in ``output``; None in tunings of older versions.
+    final_step: of the weights in ``output``; None in tunings of older versions. states: fingerprints of the
+    model at steps whose evaluations are in the ledger, where another trainer made them.
     """
 
     id: str
@@ -166,6 +167,7 @@ class Tuning:
     checkpoints: tuple[KeptCheckpoint, ...] = ()
     choice: CheckpointChoice | None = None
     final_step: int | None = None
+    states: tuple[str, ...] = ()
 
     @property
     def results(self) -> tuple[str, ...]:
@@ -174,7 +176,7 @@ class Tuning:
 
     def made(self, fingerprint: str) -> bool:
         """Whether it made the model with this fingerprint: the one that is handed on, or a kept checkpoint."""
-        return fingerprint in self.results or any(c.result == fingerprint for c in self.checkpoints)
+        return fingerprint in (*self.results, *self.states) or any(c.result == fingerprint for c in self.checkpoints)
 
     def at(self, fingerprint: str) -> Tuning:
         """The tuning as it made the model with this fingerprint: with the step and the held-out loss of a kept
