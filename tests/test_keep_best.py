@@ -35,8 +35,8 @@ def test_the_best_target_among_those_that_lose_little() -> None:
     points = looks((0.1, 0.0), (0.3, -0.02), (0.4, -0.021), (0.2, 0.01))
     choice = choose("orders, no loss > 2 on hellaswag", points)
     assert (choice.step, choice.met) == (20, True), "a loss of exactly the limit is allowed"
-    assert choice.reason == ("the best of the 3 of 4 checkpoints that meet the rule (orders +30.0 points on 100 items, "
-                             "hellaswag -2.0 on 100 items)")
+    assert choice.reason == ("the best of 3 checkpoints that meet the rule, of 4 (orders +30.0 points on 100 items, "
+                             "hellaswag −2.0 on 100 items)")
     assert choose("orders", points).step == 30
     assert choose("hellaswag", points).step == 40
 
@@ -50,7 +50,7 @@ def test_none_meets_the_rule_so_the_nearest_is_taken_and_said() -> None:
     assert (choice.step, choice.met) == (30, False)
     assert choice_lines(choice)[0] == (
         'NO CHECKPOINT MEETS "orders, no loss > 2 on hellaswag"; step 30 was taken: none of 3 checkpoints '
-        "meets the rule, and this one comes nearest (orders +30.0 points on 100 items, hellaswag -4.0 on 100 "
+        "meets the rule, and this one comes nearest (orders +30.0 points on 100 items, hellaswag −4.0 on 100 "
         "items)")
 
 

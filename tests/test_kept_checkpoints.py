@@ -16,7 +16,7 @@ from aftertune.errors import InputError, StorageError
 from aftertune.evaluation import evaluate
 from aftertune.forgetting_watch import ForgettingWatch
 from aftertune.ledger import Ledger
-from aftertune.study import DataSpec, LoraSpec, TaskSpec, TuneSpec, WatchSpec
+from aftertune.study import BaseSpec, DataSpec, LoraSpec, Study, TaskSpec, TuneSpec, WatchSpec
 from aftertune.tuning import _prepare, kept, output, read_tuning, tune
 from aftertune.tuning.rollback import roll_back
 from aftertune.tuning.template import alpaca_prompt
@@ -313,6 +313,28 @@ def test_wrong_flags_are_one_line(place: Path, flags: list[str], fault: str, mon
 def test_python_without_the_watch_is_refused(place: Path) -> None:
     with pytest.raises(InputError, match=r"tune\(spec, look=ForgettingWatch\(spec\)\)"):
         tune(spec(place, "unwatched"))
+
+
+def test_a_study_takes_the_same_settings(tmp_path: Path) -> None:
+    raw: dict[str, Any] = {
+        "study": "kept", "bases": {"b": {"model": "org/b"}}, "tasks": [{"name": "arc_easy"}], "tunings": {"t": {
+            "base": "b", "data": "rows.jsonl", "keep_checkpoints": 2, "keep_best": RULE,
+            "watch": {"tasks": {"arc_easy": 8}, "target": "say=rows/say.jsonl"}}}}
+    tuning = Study.parse(raw, where="s", folder=tmp_path).tunings["t"]
+    asked = tuning.spec(BaseSpec(model="org/b"), name="t", dtype="auto", device="cpu", out=tmp_path)
+    assert (asked.keep_checkpoints, asked.keep_best) == (2, RULE)
+    assert asked.watch is not None
+    assert asked.watch.target is not None
+    assert (asked.watch.target.name, asked.watch.target.file) == ("say", tmp_path / "rows" / "say.jsonl")
+    write_rows(tmp_path / "rows.jsonl", easy_rows())
+    with pytest.raises(InputError, match=r"`tunings.t.watch.target.file` is .*say.jsonl, but there is no such file"):
+        Study.parse(raw, where="s", folder=tmp_path).model_copy(update={"tasks": ()}).check_files()
+    raw["tunings"]["t"]["watch"]["target"] = {"file": "say.jsonl", "itmes": 3}
+    with pytest.raises(InputError, match=r"unknown key `tunings.t.watch.target.itmes` \(did you mean 'items'\?\)"):
+        Study.parse(raw, where="s", folder=tmp_path)
+    raw["tunings"]["t"] |= {"keep_checkpoints": True, "watch": {"tasks": {"arc_easy": 8}}, "keep_best": "arc_easy"}
+    with pytest.raises(InputError, match="it is neither all nor a number of checkpoints"):
+        Study.parse(raw, where="s", folder=tmp_path)
 
 
 # --- Resuming ---

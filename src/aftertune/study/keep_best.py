@@ -113,16 +113,20 @@ class KeepBest:
             goal = f"validation loss {loss:.4f}"
         else:
             point = measured[self.goal]
-            goal = f"{self.goal} {100 * point.delta:+.1f} points on {point.n} items"
-        numbers = [goal, *(f"{task} {100 * measured[task].delta:+.1f} on {measured[task].n} items"
+            goal = f"{self.goal} {_points(point)} points on {point.n} items"
+        numbers = [goal, *(f"{task} {_points(measured[task])} on {measured[task].n} items"
                            for task in self.limits if task != self.goal)]
         if not self.limits:
             how = f"the best of {steps} checkpoints"
         elif met:
-            how = f"the best of the {met} of {steps} checkpoints that meet the rule"
+            how = f"the best of {met} checkpoints that meet the rule, of {steps}"
         else:
             how = f"none of {steps} checkpoints meets the rule, and this one comes nearest"
         return f"{how} ({', '.join(numbers)})"
+
+
+def _points(point: WatchPoint) -> str:
+    return f"{100 * point.delta:+.1f}".replace("-", "−")
 
 
 def _loss(point: WatchPoint) -> float:
