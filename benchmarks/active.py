@@ -316,7 +316,7 @@ def run(draws: int) -> int:
         print(f"{population.name}: uniform {r.uniform:g}, weighted {r.median:g} ({r.q90:g}), false {r.wrong}, "
               f"ratio {r.ratio:.2f}, {r.seconds:.0f} s", flush=True)
     gentle = next(r.population for r in results if r.population.name == "HellaSwag, careful")
-    about = [("HellaSwag, careful", mean, models(gentle, mean, max(1, draws // 10))) for mean in (0.0, -MARGIN)]
+    about = [("HellaSwag, careful", mean, models(gentle, mean, max(1, draws // 25))) for mean in (0.0, -MARGIN)]
     for _, mean, (wrong, runs, _) in about:
         if wrong / runs > ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / runs):
             faults.append(f"claims about the models at {100 * mean:g}: {wrong} of {runs} are false")
