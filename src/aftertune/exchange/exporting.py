@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -77,20 +77,29 @@ def export_lm_eval(evaluation: Evaluation, items: Sequence[Item], answers: Seque
     stamp = _stamp(evaluation)
     target = folder / path_part(evaluation.name)
     documents = {(i.task, i.index): i for i in items}
-    lines = {t.task: list(_lines(t, exported.scores, [a for a in answers if a.task == t.task], documents,
-                                 prompts.get(t.task, ()))) for t in exported.tasks}
-    results = _results(exported, lines)
+    hashes: dict[str, str] = {}
     try:
         paths = []
-        for task, rows in lines.items():
-            paths.append(target / samples_name(task, stamp))
-            write_atomic(paths[-1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        for task in exported.tasks:
+            paths.append(target / samples_name(task.task, stamp))
+            own = [a for a in answers if a.task == task.task]
+            lines, hashed = _lines(task, exported.scores, own, documents, prompts.get(task.task, ())), hashlib.sha256()
+            write_atomic(paths[-1], _written(lines, hashed))
+            hashes[task.task] = hashed.hexdigest()
+        results = _results(exported, hashes)
         path = target / f"results_{stamp}.json"
         write_atomic(path, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"{target}: cannot be written ({error.strerror}); choose another folder with "
                            "--out") from None
     return ExportedFiles(path, tuple(paths), left_out)
+
+
+def _written(lines: Iterable[dict[str, Any]], hashed: Any) -> Iterator[str]:
+    """The lines of a samples file as text. hashed: receives the hashes of each, as lm-eval's ``task_hashes``."""
+    for line in lines:
+        hashed.update((str(line["doc_hash"]) + str(line["prompt_hash"]) + str(line["target_hash"])).encode())
+        yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def complete_part(evaluation: Evaluation) -> tuple[Evaluation, tuple[str, ...]]:
@@ -119,7 +128,7 @@ def _stamp(evaluation: Evaluation) -> str:
     return started.replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
 
 
-def _results(evaluation: Evaluation, lines: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+def _results(evaluation: Evaluation, hashes: Mapping[str, str]) -> dict[str, Any]:
     """The JSON of the results file."""
     table: dict[str, dict[str, Any]] = {t.task: {"alias": t.task} for t in evaluation.tasks}
     groups: dict[str, dict[str, Any]] = {}
@@ -144,8 +153,7 @@ def _results(evaluation: Evaluation, lines: Mapping[str, Sequence[dict[str, Any]
                    "model_revision": model.revision, "device": evaluation.device, "limit": first.limit},
         "date": started.timestamp() if started else None, "lm_eval_version": versions.get("lm-eval"),
         "transformers_version": versions.get("transformers"),
-        "task_hashes": {task: _hash("".join(str(r["doc_hash"]) + str(r["prompt_hash"]) + str(r["target_hash"])
-                                            for r in rows)) for task, rows in lines.items()},
+        "task_hashes": hashes,
         "model_source": "aftertune", "model_name": evaluation.name,
         "system_instruction": first.system_instruction, "chat_template_sha": first.chat_template,
         "fewshot_as_multiturn": first.fewshot_as_multiturn,

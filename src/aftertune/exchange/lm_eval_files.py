@@ -337,10 +337,13 @@ def _sample(line: Mapping[str, Any], location: str, task: str, output_type: str,
         count = len(answers) if isinstance(answers, list) else "no"
         raise InputError(f"{location}: {len(requests)} requests (`arguments`) and {count} responses (`resps`); each "
                          "request needs one list of responses")
-    prompts, responses = [], []
+    prompts: list[tuple[str, str]] = []
+    responses: list[Response] = []
+    texts: dict[str, str] = {}  # so that the context that all choices have is stored once
     for request, repeats in zip(requests, answers, strict=True):
         for response in repeats if isinstance(repeats, list) else [repeats]:
-            prompts.append(_prompt(request, output_type))
+            context, continuation = _prompt(request, output_type)
+            prompts.append((texts.setdefault(context, context), continuation))
             responses.append(_response(response, output_type, location))
     target = line.get("target")
     return Sample(item, prompts, _with_details(responses, line.get("aftertune")),

@@ -106,8 +106,7 @@ def _unreadable(database: Database) -> Iterator[str]:
     evaluations = Evaluations(database)
     comparisons, tunings, studies = Comparisons(database), Tunings(database), Studies(database)
     readers: list[tuple[Column[Any], list[Callable[[str], object]]]] = [
-        (evaluation.c.id, [evaluations.find_evaluation, evaluations.items, evaluations.answers,
-                           evaluations.responses]),
+        (evaluation.c.id, [evaluations.find_evaluation, evaluations.check_answers]),
         (tuning.c.id, [tunings.find_tuning]),
         (comparison.c.id, [comparisons.find_comparison]),
         (study.c.name, [studies.cells])]

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, groupby, repeat
 from typing import Any
@@ -168,6 +168,10 @@ class Evaluations(Store):
 
     def items(self, evaluation_id: str, task: str | None = None) -> list[Item]:
         """Items of one task, or of all, in the order in which they were asked; InputError: unknown task."""
+        return list(self.each_item(evaluation_id, task))
+
+    def each_item(self, evaluation_id: str, task: str | None = None) -> Iterator[Item]:
+        """As `items`, one after another. The ledger is read until the last one was taken."""
         with self.database.read() as connection:
             row = find_row(connection, evaluation, evaluation_id)
             self._check_answers(connection, row)
@@ -177,11 +181,15 @@ class Evaluations(Store):
                      .where(answer.c.evaluation == row.seq, *_of_task(connection, row.seq, task))
                      .order_by(answer.c.position))
             with reading(f"evaluation {row.id}, its items"):
-                return [Item(task=name, index=index, hash=hash_, cluster=cluster, **_item_fields(content, doc))
-                        for name, index, hash_, content, doc, cluster in connection.execute(query)]
+                for name, index, hash_, content, doc, cluster in connection.execute(query):
+                    yield Item(task=name, index=index, hash=hash_, cluster=cluster, **_item_fields(content, doc))
 
     def answers(self, evaluation_id: str, task: str | None = None) -> list[Answer]:
         """Answers to one task, or to all, in the order of the items; none before the evaluation is done."""
+        return list(self.each_answer(evaluation_id, task))
+
+    def each_answer(self, evaluation_id: str, task: str | None = None) -> Iterator[Answer]:
+        """As `answers`, one after another. The ledger is read until the last one was taken."""
         with self.database.read() as connection:
             row = find_row(connection, evaluation, evaluation_id)
             self._check_answers(connection, row)
@@ -190,10 +198,10 @@ class Evaluations(Store):
                             *_of_task(connection, row.seq, task))
                      .order_by(answer.c.position))
             with reading(f"evaluation {row.id}, its answers"):
-                rows = connection.execute(query).mappings().all()
-                used = list(chain.from_iterable(r["responses"] for r in rows))
-                responses = _load_responses(connection, row.seq, min(used), max(used)) if used else {}
-                return [_answer(r, responses) for r in rows]
+                for rows in connection.execute(query).mappings().partitions(CHUNK):
+                    used = sorted(set(chain.from_iterable(r["responses"] for r in rows)))
+                    responses = _load_responses(connection, row.seq, used)
+                    yield from (_answer(r, responses) for r in rows)
 
     def _check_answers(self, connection: Connection, row: Row[Any]) -> None:
         """StorageError where answers or responses are damaged; those of a finished evaluation are checked once."""
@@ -251,6 +259,16 @@ class Evaluations(Store):
             row = find_row(connection, evaluation, evaluation_id)
             self._check_answers(connection, row)
             return _load_responses(connection, row.seq)
+
+    def check_answers(self, evaluation_id: str) -> None:
+        """Read every item, answer and response of an evaluation, some at a time. StorageError where one is damaged."""
+        for each in (self.each_item, self.each_answer):
+            for _ in each(evaluation_id):
+                pass
+        with self.database.read() as connection:
+            row = find_row(connection, evaluation, evaluation_id)
+            if row.status != "done":
+                _load_responses(connection, row.seq)
 
 
 def _seal(connection: Connection, seq: int) -> None:
@@ -477,15 +495,19 @@ def _positions_of(connection: Connection, seq: int) -> set[int]:
     return set(connection.execute(select(response.c.position).where(response.c.evaluation == seq)).scalars())
 
 
-def _load_responses(connection: Connection, seq: int, low: int | None = None,
-                   high: int | None = None) -> dict[int, Response]:
-    """Responses at positions from ``low`` to ``high``, both included; None is no bound."""
+def _load_responses(connection: Connection, seq: int, positions: Sequence[int] | None = None) -> dict[int, Response]:
+    """Responses at these positions, which are in order; None: at all."""
     query = select(response.c.position, *(response.c[f] for f in _RESPONSE)).where(response.c.evaluation == seq)
-    if low is not None:
-        query = query.where(response.c.position >= low)
-    if high is not None:
-        query = query.where(response.c.position <= high)
-    rows = connection.execute(query.order_by(response.c.position))
+    rows: Iterable[Row[Any]] = ()
+    if positions is None:
+        rows = connection.execute(query.order_by(response.c.position))
+    elif positions and positions[-1] - positions[0] < 2 * len(positions):  # they follow one another
+        within = response.c.position.between(positions[0], positions[-1])
+        rows = connection.execute(query.where(within).order_by(response.c.position))
+    elif positions:
+        rows = chain.from_iterable(
+            connection.execute(query.where(response.c.position.in_(positions[start:start + CHUNK]))
+                               .order_by(response.c.position)) for start in range(0, len(positions), CHUNK))
     return {row[0]: _response(dict(zip(_RESPONSE, row[1:], strict=True))) for row in rows}
 
 

@@ -25,7 +25,7 @@ from aftertune.ledger import Ledger
 from aftertune.methods import writes_adapter
 from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of, select_cells
 from aftertune.pipeline.planning import unevaluated
-from aftertune.report import Results, make_folder, write_document, write_page, write_record
+from aftertune.report import Results, StoredAnswers, make_folder, write_document, write_page, write_record
 from aftertune.sources import BaseModelCache
 from aftertune.sources.folder_lock import folder_lock
 from aftertune.study import EvalSpec, Study, TaskSpec
@@ -219,7 +219,7 @@ class _StudyRun:
                                     ledger=self.ledger)
                             for name, after in tuned.items() if study.tunings[name].base in bases)
         evaluations = (*bases.values(), *tuned.values())
-        answers = {e.id: self.ledger.answers(e.id) for e in evaluations}
+        answers = StoredAnswers(self.ledger.database.path, [e.id for e in evaluations])
         results = Results(
             evaluations=evaluations, tunings=tunings, comparisons=comparisons, answers=answers,
             contrasts=tuple(contrasts_across_seeds(evaluations, tunings, margins=study.margins(), ledger=self.ledger)),

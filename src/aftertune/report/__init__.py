@@ -22,7 +22,7 @@ from aftertune.report.formatting import duration as duration_text
 from aftertune.report.junit import gate_reason, gate_text, write_junit, write_junit_error
 from aftertune.report.page import write_page
 from aftertune.report.record import write_record
-from aftertune.report.results import Results
+from aftertune.report.results import Results, StoredAnswers
 from aftertune.report.sections import Planned
 from aftertune.report.sentences import seed_observations, watch_text, watermark
 from aftertune.report.table import ScoreLine, score_interval, score_table
@@ -44,6 +44,7 @@ __all__ = [
     "DataTable",
     "Planned",
     "Results",
+    "StoredAnswers",
     "ScoreLine",
     "VerdictLine",
     "as_csv",

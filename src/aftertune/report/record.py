@@ -167,7 +167,7 @@ def _evaluation(evaluation: Evaluation, family: Family, results: Results) -> lis
     if evaluation.status != "done":
         blocks.append(f"*Not finished (status: {md.text(evaluation.status)}).*")
     blocks += score_blocks(evaluation)
-    for form in format_table(evaluation, results.answers.get(evaluation.id, ())):
+    for form in format_table(evaluation, results.generated(evaluation)):
         blocks.append(f"Format of the generated answers on {md.text(form.title)}: {md.text(form.text)}.")
     facts: Facts = evaluation_facts(evaluation, tuning)
     if tuning is not None:

@@ -15,8 +15,9 @@ changed items, `exchange` audits reported scores, and `pipeline` knows what is p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aftertune.errors import InputError
@@ -77,8 +78,47 @@ class Results:
             evaluations=evaluations,
             tunings=tuple(t for t in ledger.tunings() if not only or t.id in used),
             comparisons=tuple(c for c in ledger.comparisons() if {c.base, c.tuned} <= ids),
-            answers={e.id: ledger.answers(e.id) for e in evaluations},
+            answers=StoredAnswers(ledger.database.path, [e.id for e in evaluations]),
             cells=() if only else tuple(cell for study in ledger.studies() for cell in ledger.cells(study.name)))
+
+    def generated(self, evaluation: Evaluation) -> Sequence[Answer]:
+        """The answers of an evaluation if a task of it has generated texts; () where none has."""
+        has_texts = any(task.output_type == "generate_until" for task in evaluation.tasks)
+        return self.answers.get(evaluation.id, ()) if has_texts else ()
+
+
+class StoredAnswers(Mapping[str, Sequence[Answer]]):
+    """Evaluation id -> its answers, which are read from the ledger when they are asked for.
+
+    Those of the last few evaluations are kept, so that a report of many does not need the memory for all.
+    """
+
+    _KEPT = 3
+
+    def __init__(self, path: Path, ids: Sequence[str]) -> None:
+        self.path = path
+        self.ids = dict.fromkeys(ids)
+        self.kept: dict[str, Sequence[Answer]] = {}
+
+    def __getitem__(self, evaluation: str) -> Sequence[Answer]:
+        if evaluation not in self.ids:
+            raise KeyError(evaluation)
+        answers = self.kept.pop(evaluation, None)
+        if answers is None:
+            from aftertune.ledger import Ledger
+
+            while len(self.kept) >= self._KEPT:
+                del self.kept[next(iter(self.kept))]
+            with Ledger(self.path, create=False) as ledger:
+                answers = ledger.answers(evaluation)
+        self.kept[evaluation] = answers
+        return answers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 # --- Families: a base model and what was made from it ---

@@ -23,7 +23,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,10 @@ def path_part(name: str) -> str:
     return f"{cut}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str | Iterable[str]) -> None:
     """Write a file completely or not at all: write a temporary file in its folder, flush it to disk, rename it.
+
+    text: the whole of it, or its parts one after another.
 
     The umask sets its mode, as for any new file (``tempfile`` would make it readable for its owner only).
     """
@@ -103,7 +105,7 @@ def write_atomic(path: Path, text: str) -> None:
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

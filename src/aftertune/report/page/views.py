@@ -178,7 +178,7 @@ def evaluation_view(evaluation: Evaluation, family: Family, results: Results) ->
     return EvaluationView(
         id=evaluation.id, name=fmt.visible(evaluation.name), about=kind_text(evaluation, family, tuning),
         status=evaluation.status, lines=score_table(evaluation),
-        formats=format_table(evaluation, results.answers.get(evaluation.id, ())),
+        formats=format_table(evaluation, results.generated(evaluation)),
         warnings=evaluation.warnings,
         facts=[(k, v) for k, v in evaluation_facts(evaluation, tuning) if k != "Warning"])
 
