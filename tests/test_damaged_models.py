@@ -15,7 +15,7 @@ import pytest
 from aftertune.errors import AftertuneError, InputError, ResourceError, SourceError
 from aftertune.sources import fingerprint_model, load_model, load_tokenizer, resolve_adapter, resolve_model
 from aftertune.sources.generation import generation_defaults
-from aftertune.sources.library_errors import load_errors, training_errors
+from aftertune.sources.library_errors import forward_errors, load_errors, training_errors
 from aftertune.sources.resolve import ModelSource
 from cli_cases import call, one_line, settle
 from eval_cases import CHAT, byte_folder, byte_llama
@@ -257,3 +257,17 @@ def test_a_tuning_in_which_a_library_fails_is_one_line(home: Path, tmp_path: Pat
     words = f"tune {home / 'base'} --data {home / 'rows.jsonl'} --method lora --max-steps 1 --device cpu"
     assert call(monkeypatch, *words.split()) == 2
     assert one_line(capfd, ("trl failed: IndexError: no such row",)) == ""
+
+
+def test_what_a_library_raises_in_a_forward_pass_is_one_line() -> None:
+    """A model whose parts do not fit together was a traceback of torch."""
+    import torch
+
+    with pytest.raises(SourceError, match=r"^org/m: torch failed while the model computed: [^\n]*finished batches are "
+                                          r"kept[^\n]*$") as caught, forward_errors("org/m"):
+        torch.nn.functional.embedding(torch.tensor([9]), torch.zeros(4, 2))
+    assert isinstance(caught.value.__cause__, IndexError)
+    with pytest.raises(ZeroDivisionError), forward_errors("org/m"):
+        _ = 1 / 0
+    with pytest.raises(RuntimeError, match="out of memory"), forward_errors("org/m"):
+        raise RuntimeError("CUDA out of memory")

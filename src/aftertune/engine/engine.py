@@ -31,6 +31,7 @@ from aftertune.engine.scorer import Scorer, TokenScores, text_config
 from aftertune.engine.tokenize import Encoder, Generation, Prompt, TokenSequence, context_length
 from aftertune.engine.verify import ItemSequences, PackingDecision, decide, verify
 from aftertune.errors import InputError, RequestError
+from aftertune.sources.library_errors import forward_errors
 from aftertune.values import Request, Response
 
 EncodedRequest = TypeVar("EncodedRequest")
@@ -306,7 +307,11 @@ class _PlanRunner:
         self.decoder = Decoder(self.scorer, engine.tokenizer, tokens=plan.budget.tokens)
 
     def run(self, job: Job, on_split: Callable[[int], None]) -> dict[int, Response]:
-        """The responses of one batch, by request position."""
+        """The responses of one batch, by request position. Raises SourceError if a library fails."""
+        with forward_errors(str(getattr(self.engine.model, "name_or_path", "") or "the model")):
+            return self._responses(job, on_split)
+
+    def _responses(self, job: Job, on_split: Callable[[int], None]) -> dict[int, Response]:
         if job.settings is not None:
             wave = partial(self._wave, job, job.settings, set())
             return split_on_oom(list(job.prompts.items()), wave, on_split)

@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from aftertune import bounds
 from aftertune.errors import InputError
 
 MIB = 2**20
 #: Integers with as many digits or more are read as None.
-_MAX_DIGITS = 300
+_MAX_DIGITS = bounds.RESULTS_DIGITS
 #: Characters that are read at once from a JSON array.
 _CHUNK = MIB
 #: What stands between two entries of a JSON array.

@@ -18,14 +18,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.catalog import NO_FILTER, MetricKey
 from aftertune.errors import InputError, ResourceError
-from aftertune.exchange.files import MIB
 from aftertune.exchange.lm_eval_files import LmEvalRun
 from aftertune.values import canonical, json_ready
 
 #: The largest content of a packed log, in bytes.
-_LIMIT = 4096 * MIB
+_LIMIT = bounds.RESULTS_LOG
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 #: Metrics that measure a spread, so that they are no scores.
 _SPREADS = frozenset(("std", "var", "bootstrap_std"))

@@ -25,16 +25,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from aftertune import bounds
 from aftertune.catalog import METRICS, MetricKey, cluster_label, hub_items
 from aftertune.errors import InputError
-from aftertune.exchange.files import MIB, json_rows, parse_json, read_text
+from aftertune.exchange.files import json_rows, parse_json, read_text
 from aftertune.exchange.lm_eval_versions import current_form, samples_names
 from aftertune.values import Item, Response, canonical, digest
 
 # --- Results files ---
 
 #: The largest results file, in bytes; one with the answers in it is large.
-LIMIT = 512 * MIB
+LIMIT = bounds.RESULTS_BYTES
 _STAMP = re.compile(r"(?:^|_)(\d{4}-\d{2}-\d{2}T[\d.\-]+)\.jsonl?(?:\.gz)?$")
 
 
@@ -276,7 +277,7 @@ def _is_finite(value: Any) -> bool:
 # --- Samples files ---
 
 #: The longest line of a samples file, in characters.
-LINE_LIMIT = 64 * MIB
+LINE_LIMIT = bounds.RESULTS_LINE
 #: Keys of a line that are not metrics.
 _LINE_KEYS = frozenset({"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics",
                         "doc_hash", "prompt_hash", "target_hash", "aftertune"})

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from aftertune import bounds
 from aftertune.exchange.table_grids import GridRow, html_grids, printed_grids
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ Block = Heading | Table | Text | RunLine | LeftOut
 _ANSI = re.compile(r"\x1b\[[0-9;:?]{0,40}[A-Za-z]")
 _QUOTED_ROW = re.compile(r"[\s>#]{1,20}(?=\|)")
 #: The most characters of one line, and of one HTML table.
-MAX_LINE, MAX_HTML = 20_000, 2**20
+MAX_LINE, MAX_HTML = bounds.RECORD_LINE, bounds.RECORD_HTML
 
 
 def read_blocks(text: str) -> list[Block]:

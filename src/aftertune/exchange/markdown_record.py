@@ -18,23 +18,25 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from aftertune import catalog
+from aftertune import bounds, catalog
 from aftertune.errors import InputError, shown
 from aftertune.exchange.benchmark_names import TaskName, compact, is_benchmark, is_shots, read_task
-from aftertune.exchange.files import MIB, read_text
+from aftertune.exchange.files import read_text
 from aftertune.exchange.lm_eval_tables import RunSettings, read_run_line
 from aftertune.exchange.markdown_blocks import Block, Heading, LeftOut, RunLine, Table, Text, read_blocks
 from aftertune.exchange.markdown_remarks import read_remarks
 from aftertune.exchange.table_cells import plain_text
 from aftertune.exchange.table_scores import TableContext, read_scores
+from aftertune.sources.limits import OutOfTime, time_limit
 from aftertune.values.reported import Remark, Reported
 
 #: The largest record, in bytes.
-LIMIT = 4 * MIB
+LIMIT = bounds.RECORD_BYTES
 #: The most cells of all its tables, or marks between cells in its text.
-MAX_CELLS = 100_000
+MAX_CELLS = bounds.RECORD_CELLS
 #: The most notes that are kept of a document, facts below one heading, runs of one model, and characters of a heading.
-MAX_NOTES, MAX_FACTS, MAX_RUNS, MAX_TITLE = 200, 100, 500, 400
+MAX_NOTES, MAX_FACTS = bounds.RECORD_NOTES, bounds.RECORD_FACTS
+MAX_RUNS, MAX_TITLE = bounds.RECORD_RUNS, bounds.RECORD_TITLE
 
 _FACT = re.compile(r"(?!\[[ xX]\])([^:]{1,80}?)\s*:\s*(\S.*)")
 _NOT_EVALUATED = re.compile(r"(?i)\bnot\b[^.|]{0,12}\bevaluated\b")
@@ -86,7 +88,16 @@ def read_record(path: Path, *, source: str | None = None) -> Document:
 
     Raises InputError with the file, and the line if there is one, also if the record has no table of scores.
     """
-    reader = _Reader(path, source or path.name)
+    try:
+        with time_limit(bounds.RECORD_SECONDS):
+            return _read(path, source or path.name)
+    except OutOfTime:
+        raise InputError(f"{path}: reading it takes more than {bounds.RECORD_SECONDS:g} s; give its tables in several "
+                         "files") from None
+
+
+def _read(path: Path, source: str) -> Document:
+    reader = _Reader(path, source)
     text = read_text(path, limit=LIMIT)
     if (cells := text.count("|")) > MAX_CELLS:
         raise InputError(f"{path}: has {cells:,} cells of tables (marks |), but at most {MAX_CELLS:,} are read; give "

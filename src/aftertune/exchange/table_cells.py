@@ -16,13 +16,15 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from aftertune import bounds
+
 #: Cells that say that there is no figure.
 _ABSENT = frozenset((
     "", "-", "--", "---", "–", "—", "n/a", "na", "nan", "none", "null", "?", "tbd", "todo", "oom", "x", "✗", "✘",
     "❌", "×", "/", "\\", "...", "…", "n.a.", "not available", "not reported", "pending", "not tested", "-%", "wip",
     "skipped", "–%", "nr", "n/r", "**", "*", "_", "unknown"))
 #: The most characters of a cell that holds a figure.
-_MAX_CELL = 300
+_MAX_CELL = bounds.RECORD_CELL
 
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]{0,15})(?:\s[^<>]{0,200})?/?>")
 _FOOTNOTE = re.compile(r"<sup>[^<>±]{0,40}</sup>|\[\^[^\[\]]{1,20}\]|\^\{?[a-z0-9*†‡]{1,3}\}?")

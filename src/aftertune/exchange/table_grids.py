@@ -15,12 +15,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from html.parser import HTMLParser
 
+from aftertune import bounds
+
 #: A row of a table: its line number and its cells.
 GridRow = tuple[int, list[str]]
 
 #: A table with more columns, or a cell over more rows or columns, is no table of results.
-MAX_COLUMNS = 300
-MAX_SPAN = 60
+MAX_COLUMNS = bounds.RECORD_COLUMNS
+MAX_SPAN = bounds.RECORD_SPAN
 #: What may stand before a table in a quotation, a comment or a shell's output.
 _PREFIX = re.compile(r"[\s>#;*/]{0,40}(?=[|+│┃║┏┌╒╔┡├╞╠└╘╚┗])")
 _BARS = str.maketrans({"│": "|", "┃": "|", "║": "|"})

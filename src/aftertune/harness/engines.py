@@ -19,6 +19,7 @@ from typing import Any
 from aftertune.engine.engine import ResponseBatch
 from aftertune.engine.verify import PackingDecision
 from aftertune.errors import AftertuneError, InputError, ResourceError
+from aftertune.sources.library_errors import forward_errors
 from aftertune.values import Request, Response, digest
 
 #: Largest number of requests in one batch, which is one transaction of the ledger.
@@ -99,18 +100,24 @@ class HarnessEngine:
         for index, chunk in enumerate(plan.chunks):
             if done.issuperset(r.position for r in chunk):
                 continue
-            method = getattr(self.lm, _TYPES[chunk[0].kind])
-            try:
-                with contextlib.redirect_stderr(io.StringIO()):
-                    results = list(method([self._instance(r) for r in chunk]))
-            except AftertuneError:
-                raise
-            except Exception as error:  # a server may be gone, and every class raises errors of its own
-                if self.name in OURS:
-                    raise
-                raise _failed(self.name, error) from error
-            responses = {r.position: _response(r, x) for r, x in zip(chunk, results, strict=True)}
+            responses = self._run(chunk)
             yield ResponseBatch(index, responses, len(chunk))
+
+    def _run(self, chunk: Sequence[Request]) -> dict[int, Response]:
+        """The responses to one chunk. Raises ResourceError, or SourceError for a model in this process, where lm-eval's
+        class or the model fails."""
+        method = getattr(self.lm, _TYPES[chunk[0].kind])
+        try:
+            with forward_errors(f"the engine lm-eval:{self.name}") if self.name in OURS else contextlib.nullcontext(), \
+                    contextlib.redirect_stderr(io.StringIO()):
+                results = list(method([self._instance(r) for r in chunk]))
+            return {r.position: _response(r, x) for r, x in zip(chunk, results, strict=True)}
+        except AftertuneError:
+            raise
+        except Exception as error:  # a server may be gone, and every class raises errors of its own
+            if self.name in OURS:
+                raise
+            raise _failed(self.name, error) from error
 
     def _instance(self, request: Request) -> Any:
         from lm_eval.api.instance import Instance
@@ -141,7 +148,12 @@ class ServerTemplate:
 
     def render(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt of a chat, or its messages as JSON. Raises InputError if lm-eval's class makes neither."""
-        made = self.engine.lm.apply_chat_template(chat_history, add_generation_prompt)
+        try:
+            made = self.engine.lm.apply_chat_template(chat_history, add_generation_prompt)
+        except AftertuneError:
+            raise
+        except Exception as error:  # the template may be a server's
+            raise _failed(self.engine.name, error) from error
         if isinstance(made, str):
             return made
         if not hasattr(made, "prompt"):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.errors import SourceError, shown
 from aftertune.sources.tensors import EMBEDDINGS, TensorInfo
 
@@ -62,7 +63,7 @@ _NAME: Rule = (lambda value: isinstance(value, str) and "\0" not in value and le
 _LONGEST_NAME = 4096
 
 #: Largest sizes that are believed. Real models stay far below them.
-LAYERS, WIDTH, LABELS, POSITIONS, VOCABULARY = 10_000, 2**22, 100_000, 2**27, 2**26
+LAYERS, WIDTH, LABELS, POSITIONS, VOCABULARY = bounds.MODEL_LAYERS, 2**22, 100_000, 2**27, 2**26
 
 _TOKENS = {f"{kind}_token": _TOKEN for kind in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
 _TOKEN_IDS = {f"{kind}_token_id": _IDS for kind in ("bos", "eos", "pad", "unk", "decoder_start", "sep", "cls")}

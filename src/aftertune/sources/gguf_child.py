@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.errors import AftertuneError, SourceError
 
 #: Bytes of memory besides those of the file, and seconds of processor time besides those for each byte of it.
-MEMORY, SECONDS = 4 * 2**30, 120
+MEMORY, SECONDS = bounds.GGUF_MEMORY, bounds.GGUF_SECONDS
 #: Bytes that are read and hashed in a second even on a slow machine.
-BYTES_PER_SECOND = 20_000_000
+BYTES_PER_SECOND = bounds.GGUF_BYTES_PER_SECOND
 _ADVICE = "it is damaged or made to do harm: download it again from a source that you trust"
 
 

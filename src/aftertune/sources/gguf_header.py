@@ -13,13 +13,15 @@ import mmap
 import struct
 from pathlib import Path
 
+from aftertune import bounds
 from aftertune.errors import SourceError
 
 #: Bytes of a metadata value by its type; a string (8) and an array (9) have their own length.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 #: Limits of a header: its tensors, its metadata keys, the values of all its arrays, dimensions, and nested arrays.
-MAX_TENSORS, MAX_KEYS, MAX_VALUES, MAX_DIMENSIONS, MAX_NESTED = 100_000, 10_000, 5_000_000, 4, 2
+MAX_TENSORS, MAX_KEYS, MAX_VALUES = bounds.GGUF_TENSORS, bounds.GGUF_KEYS, bounds.GGUF_VALUES
+MAX_DIMENSIONS, MAX_NESTED = bounds.GGUF_DIMENSIONS, bounds.GGUF_NESTED
 
 
 class _Damaged(ValueError):

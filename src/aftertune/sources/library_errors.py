@@ -89,6 +89,25 @@ def training_errors(what: str) -> Iterator[None]:
                          "setting; `aftertune --debug` and the same words show where") from error
 
 
+@contextlib.contextmanager
+def forward_errors(model: str) -> Iterator[None]:
+    """Turn what the libraries raise while a model computes into a SourceError of one line.
+
+    model: its name, for the message. Out of memory is left to those who can split a batch; an error raised in
+    aftertune's own code passes.
+    """
+    try:
+        yield
+    except (AftertuneError, OSError):
+        raise
+    except BaseException as error:
+        if not _is_library_fault(error) or library_of(error) not in _TRAINING | {"transformers_modules"}:
+            raise
+        raise SourceError(f"{model}: {library_of(error)} failed while the model computed: {_described(error)}; "
+                          "finished batches are kept; check that weights, config and tokenizer belong together; "
+                          "`aftertune --debug` and the same words show where") from error
+
+
 def is_memory_error(error: BaseException) -> bool:
     """True for the errors that Python and torch raise when memory runs out, on any device."""
     text = str(error).lower()

@@ -25,13 +25,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from aftertune import bounds
+
 Rendered = TypeVar("Rendered")
 #: Seconds for one rendering. A normal one takes less than a thousandth of it.
-RENDER_TIMEOUT = 5.0
+RENDER_TIMEOUT = bounds.TEMPLATE_SECONDS
 #: Bytes of new memory for one rendering.
-RENDER_MEMORY = 512 * 2**20
+RENDER_MEMORY = bounds.TEMPLATE_MEMORY
 #: Characters of a rendered text. A context of ten million tokens is shorter.
-RENDER_LENGTH = 20_000_000
+RENDER_LENGTH = bounds.TEMPLATE_CHARACTERS
 #: Seconds after which an interruption is repeated, because a library may swallow the first one.
 _REPEAT = 0.5
 

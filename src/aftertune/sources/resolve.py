@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from aftertune import bounds
 from aftertune.errors import SourceError, nearest
 from aftertune.sources import hub
 from aftertune.sources.config_check import check_against_tensors, check_fields
@@ -158,6 +159,9 @@ ENCODERS = frozenset({
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file. Raises SourceError if the file has anything else."""
+    if (size := path.stat().st_size) > bounds.MODEL_JSON:
+        raise SourceError(f"{path}: {size:,} bytes, but such a file has at most {bounds.MODEL_JSON:,}; check that it "
+                          "is the right file, or download it again")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):

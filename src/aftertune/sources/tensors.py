@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.errors import SourceError, shown
 from aftertune.sources.gguf_header import check_gguf
 from aftertune.values import digest, json_ready
@@ -97,7 +98,7 @@ def read_gguf(path: Path) -> GgufContents:
 # --- Safetensors files ---
 
 #: Limit of the format on the size of the header, in bytes.
-HEADER_LIMIT = 100_000_000
+HEADER_LIMIT = bounds.SAFETENSORS_HEADER
 #: Bits of one value by dtype, as in the safetensors library.
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
          "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32,

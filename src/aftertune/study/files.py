@@ -15,11 +15,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.errors import InputError
 
 #: The largest study file, in characters, the deepest nesting, and the most values, with each alias counted as what it
 #: stands for.
-MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 2**18, 40, 50_000
+MAX_LENGTH, MAX_DEPTH, MAX_VALUES = bounds.STUDY_CHARACTERS, bounds.STUDY_DEPTH, bounds.STUDY_VALUES
 
 
 def read_yaml(path: Path) -> Any:

@@ -28,6 +28,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from aftertune import bounds
 from aftertune.errors import InputError, nearest, shown
 
 #: Keys of a matrix that are not axes.
@@ -39,7 +40,7 @@ _LABELS = {"base": "", "method": "", "template": "", "learn": "", "data": "", "d
            "replay.data.file": "", "data.examples": "n", "seed": "s", "learning_rate": "lr", "replay.share": "replay"}
 #: The most tunings of a matrix; more are taken for a mistake. The product of its axes may be larger by this factor,
 #: because ``exclude`` removes combinations; that product times the entries of include and exclude is bounded as well.
-MAX_TUNINGS, CROSSED, MATCHED = 1000, 20, 2_000_000
+MAX_TUNINGS, CROSSED, MATCHED = bounds.STUDY_TUNINGS, bounds.STUDY_CROSSED, bounds.STUDY_MATCHED
 
 Combination = dict[str, Any]
 

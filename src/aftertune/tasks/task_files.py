@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.errors import TaskError
 from aftertune.sources.limits import OutOfTime, memory_limit, template_fault, time_limit
 from aftertune.tasks.seeding import TaskRandomness
@@ -30,12 +31,12 @@ from aftertune.tasks.task_fields import (
 )
 
 #: Bounds of one task file: bytes, and seconds and bytes of memory to read it with its includes.
-MAX_BYTES = 5_000_000
-READ_TIMEOUT, READ_MEMORY = 5.0, 256 * 2**20
+MAX_BYTES = bounds.TASK_BYTES
+READ_TIMEOUT, READ_MEMORY = bounds.TASK_SECONDS, bounds.TASK_MEMORY
 #: How often lm-eval reads the name of a task that it loads alone. Each time it draws from Python's generator.
 _NAME_READINGS = 3
 #: Files of a folder.
-MAX_FILES = 50_000
+MAX_FILES = bounds.TASK_FILES
 
 
 def read_config(path: Path) -> dict[str, Any]:

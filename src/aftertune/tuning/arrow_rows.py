@@ -14,19 +14,20 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.errors import InputError, SourceError
 from aftertune.sources.hub import offline
 from aftertune.study import DATA_FILES
 from aftertune.tuning.text_rows import MAX_ROW, DataRow, too_long
 
 #: Rows of a Parquet file.
-MAX_ROWS = 100_000_000
+MAX_ROWS = bounds.PARQUET_ROWS
 #: Rows for each byte of a Parquet file. Real texts need some bytes each.
-MAX_ROWS_PER_BYTE = 16
+MAX_ROWS_PER_BYTE = bounds.PARQUET_ROWS_PER_BYTE
 #: Characters that a Parquet file may unpack to: so many, and so many more for each of its bytes.
-MAX_TEXT, MAX_TEXT_PER_BYTE = 2**26, 1000
+MAX_TEXT, MAX_TEXT_PER_BYTE = bounds.PARQUET_TEXT, bounds.PARQUET_TEXT_PER_BYTE
 #: Rows of a Parquet file that are unpacked at once, and values of a column in one row of it.
-BATCH_ROWS, MAX_VALUES = 256, 1_000_000
+BATCH_ROWS, MAX_VALUES = bounds.PARQUET_BATCH, bounds.PARQUET_VALUES
 
 
 def read_parquet_rows(path: Path, notes: list[str]) -> Generator[DataRow]:

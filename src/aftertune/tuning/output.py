@@ -39,7 +39,7 @@ from aftertune.sources import (
 )
 from aftertune.sources.cache import remove_path, set_default_mode, temporary_path, write_atomic
 from aftertune.sources.fingerprint import TOKENIZER_FILES, fingerprint_adapter
-from aftertune.sources.library_errors import disk_errors, quiet
+from aftertune.sources.library_errors import disk_errors, load_errors, memory_errors, quiet
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
 from aftertune.tuning.targets import merge_refusal
@@ -60,8 +60,9 @@ def merge(base: ModelSource, adapter: AdapterSource, out: Path, *, dtype: str) -
     """
     tokenizer = load_tokenizer(base)
     model = load_model(base, stored_dtype(base) or dtype, "cpu", adapter, tokenizer=tokenizer)
-    with quiet():
-        merged = _merge_layers(model, adapter)
+    with quiet(), memory_errors(base, "cpu"):
+        with load_errors(adapter, "it for merging (adapter_model.safetensors)", "tune again, or use it unmerged"):
+            merged = _merge_layers(model, adapter)
         temporary = temporary_path(out)
         try:
             with disk_errors(out, "run the same command again"):

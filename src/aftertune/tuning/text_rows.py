@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from aftertune import bounds
 from aftertune.errors import InputError
 
 #: Bytes of one row, or characters where a row is text.
-MAX_ROW = 32 * 2**20
+MAX_ROW = bounds.DATA_ROW
 #: The end of a refusal of one row.
 SKIP = "or leave such rows out (data.skip_bad, --skip-bad)"
 

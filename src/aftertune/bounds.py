@@ -1,0 +1,122 @@
+"""The bounds of everything that is read: one number for each, and the table of them in SECURITY.md.
+
+    bounds.STUDY_CHARACTERS          262144
+    print(bounds.table())            `python -m aftertune.bounds`: the table in Markdown
+
+What exceeds a bound is refused in one line, or left out with a note that says so. A number stands here and nowhere
+else; the module that reads takes it from here. Where a row has no bound of memory or time of its own, both follow from
+its size and number, because reading takes time and memory in proportion to them (`benchmarks/hostile.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+Number = TypeVar("Number", int, float)
+#: The columns of the table: how much text or how many bytes; how deep and how many; memory and processor time.
+Kind = Literal["size", "number", "memory and time"]
+KINDS: tuple[Kind, ...] = ("size", "number", "memory and time")
+MIB, GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One bound. reader: what is read; text: the bound in words, with its number."""
+
+    reader: str
+    kind: Kind
+    value: float
+    text: str
+
+
+#: Every bound, in the order of the table.
+BOUNDS: list[Bound] = []
+
+
+def _bound(value: Number, reader: str, kind: Kind, words: str) -> Number:
+    """Add a bound to the table and return its number. words: with {} where the number belongs."""
+    size = f"{value // GIB:,} GiB" if value % GIB == 0 and value else f"{value // MIB:,} MiB" \
+        if value % MIB == 0 and value else f"{value:,} bytes"
+    number = size if "bytes" in words else f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    BOUNDS.append(Bound(reader, kind, value, words.replace("{} bytes", "{}").format(number)))
+    return value
+
+
+_STUDY = "study file (YAML)"
+STUDY_CHARACTERS = _bound(2**18, _STUDY, "size", "{} characters")
+STUDY_DEPTH = _bound(40, _STUDY, "number", "{} levels")
+STUDY_VALUES = _bound(50_000, _STUDY, "number", "{} values, each alias counted as what it stands for")
+STUDY_TUNINGS = _bound(1000, _STUDY, "number", "{} tunings of a matrix")
+STUDY_CROSSED = _bound(20, _STUDY, "number", "{} times as many combinations before `exclude`")
+STUDY_MATCHED = _bound(2_000_000, _STUDY, "number", "{} comparisons of combinations with `include` and `exclude`")
+
+_DATA = "training data"
+DATA_ROW = _bound(32 * MIB, _DATA, "size", "{} bytes of a row")
+PARQUET_TEXT = _bound(2**26, _DATA, "size", "Parquet: {} characters unpacked")
+PARQUET_TEXT_PER_BYTE = _bound(1000, _DATA, "size", "and {} for each byte of the file")
+PARQUET_ROWS = _bound(100_000_000, _DATA, "number", "Parquet: {} rows")
+PARQUET_ROWS_PER_BYTE = _bound(16, _DATA, "number", "{} rows for each byte of the file")
+PARQUET_VALUES = _bound(1_000_000, _DATA, "number", "{} values of a column in one row")
+PARQUET_BATCH = _bound(256, _DATA, "memory and time", "Parquet: {} rows unpacked at once")
+
+_TASK = "task file of lm-eval (YAML)"
+TASK_BYTES = _bound(5_000_000, _TASK, "size", "{} bytes")
+TASK_FILES = _bound(50_000, _TASK, "number", "{} files in a folder")
+TASK_MEMORY = _bound(256 * MIB, _TASK, "memory and time", "{} bytes with its includes")
+TASK_SECONDS = _bound(5.0, _TASK, "memory and time", "{} s")
+
+_TEMPLATE = "chat template, template of a task"
+TEMPLATE_CHARACTERS = _bound(20_000_000, _TEMPLATE, "size", "{} characters of a rendered text")
+TEMPLATE_MEMORY = _bound(512 * MIB, _TEMPLATE, "memory and time", "{} bytes for a rendering")
+TEMPLATE_SECONDS = _bound(5.0, _TEMPLATE, "memory and time", "{} s for a rendering")
+
+_MODEL = "model folder (JSON files)"
+MODEL_JSON = _bound(256 * MIB, _MODEL, "size", "{} bytes of a file")
+MODEL_LAYERS = _bound(10_000, _MODEL, "number", "{} layers, and no more than the weights have")
+
+_SAFETENSORS = "safetensors"
+SAFETENSORS_HEADER = _bound(100_000_000, _SAFETENSORS, "size", "{} bytes of a header, and no more than the file has")
+
+_GGUF = "GGUF"
+GGUF_TENSORS = _bound(100_000, _GGUF, "number", "{} tensors")
+GGUF_KEYS = _bound(10_000, _GGUF, "number", "{} keys")
+GGUF_VALUES = _bound(5_000_000, _GGUF, "number", "{} values in arrays, and no more than the file can hold")
+GGUF_DIMENSIONS = _bound(4, _GGUF, "number", "{} dimensions of a tensor")
+GGUF_NESTED = _bound(2, _GGUF, "number", "{} nested arrays")
+GGUF_MEMORY = _bound(4 * GIB, _GGUF, "memory and time", "{} bytes besides the file, in a process of its own")
+GGUF_SECONDS = _bound(120, _GGUF, "memory and time", "{} s of processor time")
+GGUF_BYTES_PER_SECOND = _bound(20_000_000, _GGUF, "memory and time", "and 1 s for each {} bytes of the file")
+
+_RECORD = "Markdown record"
+RECORD_BYTES = _bound(4 * MIB, _RECORD, "size", "{} bytes")
+RECORD_LINE = _bound(20_000, _RECORD, "size", "{} characters of a line")
+RECORD_HTML = _bound(2**20, _RECORD, "size", "{} characters of an HTML table")
+RECORD_TITLE = _bound(400, _RECORD, "size", "{} characters of a heading")
+RECORD_CELL = _bound(300, _RECORD, "size", "{} characters of a cell with a figure")
+RECORD_CELLS = _bound(100_000, _RECORD, "number", "{} cells")
+RECORD_COLUMNS = _bound(300, _RECORD, "number", "{} columns of a table")
+RECORD_SPAN = _bound(60, _RECORD, "number", "{} rows or columns that a cell spans")
+RECORD_RUNS = _bound(500, _RECORD, "number", "{} tables with other scores of one model")
+RECORD_FACTS = _bound(100, _RECORD, "number", "{} facts below a heading")
+RECORD_NOTES = _bound(200, _RECORD, "number", "{} notes")
+RECORD_SECONDS = _bound(300.0, _RECORD, "memory and time", "{} s")
+
+_RESULTS = "results of other tools (JSON)"
+RESULTS_BYTES = _bound(512 * MIB, _RESULTS, "size", "{} bytes unpacked")
+RESULTS_LINE = _bound(64 * MIB, _RESULTS, "size", "{} characters of a line of samples")
+RESULTS_DIGITS = _bound(300, _RESULTS, "size", "{} digits of a number")
+RESULTS_LOG = _bound(4 * GIB, _RESULTS, "size", "{} bytes of a packed log of inspect_ai")
+
+
+def table() -> str:
+    """The table of all bounds in Markdown, with a row for each thing that is read."""
+    lines = ["| what is read | size | depth and number | memory and time |", "|---|---|---|---|"]
+    for reader in dict.fromkeys(bound.reader for bound in BOUNDS):
+        cells = ["; ".join(b.text for b in BOUNDS if b.reader == reader and b.kind == kind) for kind in KINDS]
+        lines.append(f"| {reader} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
