@@ -15,8 +15,8 @@ from typing import Literal, TypeVar
 
 Number = TypeVar("Number", int, float)
 #: The columns of the table: how much text or how many bytes; how deep and how many; memory and processor time.
-Kind = Literal["size", "number", "memory and time"]
-KINDS: tuple[Kind, ...] = ("size", "number", "memory and time")
+BoundKind = Literal["size", "number", "memory and time"]
+KINDS: tuple[BoundKind, ...] = ("size", "number", "memory and time")
 MIB, GIB = 2**20, 2**30
 
 
@@ -25,7 +25,7 @@ class Bound:
     """One bound. reader: what is read; text: the bound in words, with its number."""
 
     reader: str
-    kind: Kind
+    kind: BoundKind
     value: float
     text: str
 
@@ -34,7 +34,7 @@ class Bound:
 BOUNDS: list[Bound] = []
 
 
-def _bound(value: Number, reader: str, kind: Kind, words: str) -> Number:
+def _bound(value: Number, reader: str, kind: BoundKind, words: str) -> Number:
     """Add a bound to the table and return its number. words: with {} where the number belongs."""
     size = f"{value // GIB:,} GiB" if value % GIB == 0 and value else f"{value // MIB:,} MiB" \
         if value % MIB == 0 and value else f"{value:,} bytes"
