@@ -189,6 +189,8 @@ def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     for words in runs:
         if "gsm8k" in words:
             words += ["--limit", "1", "--gen-kwargs", "max_gen_toks=4"]
+        if words[0] == "drift":
+            words += ["--prompts", "8", "--tokens", "4"]
         if "tinyllama" in words:
             words.append("--dry-run")
         assert call(monkeypatch, *words) == 0, (words, capfd.readouterr().err)

@@ -28,6 +28,7 @@ from aftertune.values import CheckpointChoice, WatchPoint
 #: The goal that takes the checkpoint with the lowest validation loss.
 VALIDATION_LOSS = "validation loss"
 GRAMMAR = "GOAL, no loss > POINTS on TASK"
+_SEPARATOR = re.compile(",")
 _CONDITION = re.compile(r"no loss > (\d+(?:\.\d+)?)(?: points?)? on (\S+)")
 #: A loss in points within this of its limit meets it: sums of floating-point numbers are not exact.
 _ROUNDING = 1e-9
@@ -51,7 +52,7 @@ class KeepBest:
         example = f'for example "{(goals or ["orders"])[0]}, no loss > 2 on {(list(tasks) or ["hellaswag"])[-1]}"'
         allowed = (f"write {GRAMMAR}, {example}; goals here: {', '.join(goals) or 'none'}; tasks here: "
                    f"{', '.join(tasks) or 'none'}")
-        goal, *conditions = (" ".join(part.split()) for part in text.split(","))
+        goal, *conditions = (" ".join(part.split()) for part in _SEPARATOR.split(text))
         if goal not in goals:
             what = f"the goal {goal!r} is not measured{nearest(goal, goals)}" if goal else "it has no goal"
             missing = "; --validation gives a validation loss" if goal in (VALIDATION_LOSS, "loss") else ""
