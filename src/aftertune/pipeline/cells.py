@@ -107,7 +107,7 @@ def _base_settings(study: Study, name: str) -> list[Any]:
 
 def _tuning_settings(study: Study, name: str) -> list[Any]:
     tuning = study.tunings[name]
-    return [study.bases[tuning.base].model_dump(mode="json", exclude={"tokenizer"}), tuning.model_dump(mode="json"),
+    return [study.bases[tuning.base].model_dump(mode="json", exclude={"tokenizer"}), tuning.settings(),
             study.dtype, study.device, *_date(study)]
 
 

@@ -354,6 +354,7 @@ class BaseSpec(Spec):
 
 #: Fields that were added after ids of studies and their cells were made of the others.
 _LATER_BASE_FIELDS = ("tokenizer",)
+_LATER_RECIPE_FIELDS = ("keep_checkpoints", "keep_best")
 _LATER_FIELDS = ("enable_thinking", "think_end_token", "engine_args")
 
 
@@ -361,6 +362,14 @@ class StudyTuning(Recipe):
     """A fine-tune of a study: a recipe for one of the study's bases."""
 
     base: Annotated[str, Field(description="One of the study's bases.")]
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON values, for ids. A later field is among them where it is set, so older ids stay."""
+        dumped = {k: v for k, v in self.model_dump(mode="json").items()
+                  if v is not None or k not in _LATER_RECIPE_FIELDS}
+        if dumped.get("watch"):
+            dumped["watch"] = {k: v for k, v in dumped["watch"].items() if v is not None or k != "target"}
+        return dumped
 
     def spec(self, base: BaseSpec, *, name: str, dtype: Dtype, device: str, out: Path) -> TuneSpec:
         """This tuning as a TuneSpec."""
@@ -413,7 +422,8 @@ class Study(Spec):
     def hash(self) -> str:
         """Identity of the study: sha256 of its canonical JSON. A later field counts where it is set."""
         dumped = {k: v for k, v in self.model_dump(mode="json").items() if k not in _LATER_FIELDS}
-        return digest(dumped | {"bases": {name: base.settings() for name, base in self.bases.items()}}
+        return digest(dumped | {"bases": {name: base.settings() for name, base in self.bases.items()},
+                                "tunings": {name: tuning.settings() for name, tuning in self.tunings.items()}}
                       | self.later_settings())
 
     def later_settings(self) -> dict[str, Any]:
