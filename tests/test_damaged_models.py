@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import shutil
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,10 @@ from aftertune.sources.library_errors import forward_errors, load_errors, traini
 from aftertune.sources.resolve import ModelSource
 from cli_cases import call, one_line, settle
 from eval_cases import CHAT, byte_folder, byte_llama
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from mutations import changed_value
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -139,32 +142,6 @@ def test_a_damaged_adapter_is_one_line(field: str, value: Any, said: str, home: 
 
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
          "generation_config.json", "adapter_config.json")
-VALUES: tuple[Any, ...] = (
-    None, "x", "", 7, -1, 0, 10**9, 10**30, -10**30, 1.5, True, [], ["x"], {}, {"a": 1}, [[1]], [None], {"type": "x"},
-    [{}], [10**9], "a" * 5000, {"a": {"b": [1]}})
-
-
-def damaged(value: Any, choices: random.Random) -> Any:
-    """A copy with a value of another kind in one place, or without the field there."""
-    value = copy.deepcopy(value)
-    *above, last = choices.choice(list(_places(value)))
-    parent = value
-    for key in above:
-        parent = parent[key]
-    if choices.random() < 0.05:
-        del parent[last]
-    else:
-        parent[last] = choices.choice(VALUES)
-    return value
-
-
-def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    if path:
-        yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    if len(inner if not isinstance(inner, enumerate) else value) < 60:  # not each entry of a vocabulary
-        for key, part in inner:
-            yield from _places(part, (*path, key))
 
 
 def refusal(folder: Path, base: ModelSource | None) -> str:
@@ -190,7 +167,7 @@ def test_random_damage_is_one_short_line_or_harmless(file: str, home: Path, tmp_
     for seed in range(30):
         folder = tmp_path / str(seed)
         shutil.copytree(home / ("adapter" if file.startswith("adapter") else "base"), folder)
-        values = damaged(json.loads((folder / file).read_text()), random.Random(f"{file} {seed}"))
+        values = changed_value(json.loads((folder / file).read_text()), random.Random(f"{file} {seed}"))
         (folder / file).write_text(json.dumps(values))
         said = refusal(folder, base if file.startswith("adapter") else None)
         assert "\n" not in said

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aftertune.errors import InputError, nearest, shown
+from aftertune.paths import exists, expanded, is_dir, is_file
 from aftertune.study import Study
 from aftertune.study.files import MAX_VALUES, parse_yaml
 
@@ -62,6 +63,9 @@ CASES = {
     "an axis of 30,000": (_matrix(f"seed: [{','.join(map(str, range(30_000)))}]"), "`matrix.seed` has 30,000 values"),
     "an include of 1e6": (_matrix(f"seed: [1, 2], include: [{{epochs: {NUMBERS}, batch_size: {NUMBERS}}}]"),
                           "at most 1,000 tunings are allowed"),
+    "a field of a number": (_matrix("lora: 1.5, lora.r: [2, 4]"), "`matrix` sets lora.r, but lora is 1.5"),
+    "tunings beside a matrix are a text": (f"{HEAD}tunings: x\nmatrix: {{base: tiny, data: t.jsonl, seed: [0, 1]}}\n",
+                                           "`tunings`: a mapping of names to tunings, found 'x'"),
     "no matrix": (GOOD + f"matrix: {'m' * 9000}\n", "`matrix`: a mapping of axes"),
 }
 
@@ -90,6 +94,17 @@ def test_a_date_is_text_and_a_good_study_with_aliases_is_read(tmp_path: Path) ->
     assert Study.load(path).study == "2001-99-99"
     assert parse_yaml("a: &a [1, 2]\nb: [*a, *a]\nc: 2026-11-29\nd: {<<: {e: 1}}", "x") == {
         "a": [1, 2], "b": [[1, 2], [1, 2]], "c": "2026-11-29", "d": {"e": 1}}
+
+
+@pytest.mark.parametrize("name", ["n" * 5000 + ".jsonl", "~nobody/x.jsonl", "a\\0b.jsonl"])
+def test_a_name_that_no_file_can_have_is_that_of_no_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(GOOD.replace("t.jsonl", name), encoding="utf-8")
+    with pytest.raises(InputError, match=r"no such file|null|\\0"):
+        Study.load(tmp_path / "study.yaml").check_files()
+    path = expanded(name.replace("\\0", "\0"))
+    assert not exists(path)
+    assert not is_file(path)
+    assert not is_dir(path)
 
 
 def test_a_change_with_a_bomb_is_text(tmp_path: Path) -> None:

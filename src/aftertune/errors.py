@@ -14,14 +14,19 @@
     ├── ResourceError                4   out of memory or disk, or a device or package is missing
     └── StorageError                 5   the ledger cannot be read or written
 
-A message is one line. It says what was found, where, what is allowed, and what to do next.
+A message is one line. It says what was found, where, what is allowed, and what to do next. It quotes names, values and
+messages of other programs, so every error makes its message one line without control characters, of bounded length.
 """
 
 from __future__ import annotations
 
+import re
 import reprlib
+import unicodedata
 from typing import Any
 
+#: Characters of a message. Of a longer one, the start and the end are kept.
+LONGEST_MESSAGE = 1000
 _LONGEST_WORD = 200  # characters of a word whose nearest known words are looked for
 
 
@@ -29,6 +34,9 @@ class AftertuneError(Exception):
     """Base class of all expected errors. The command line prints the message without a traceback."""
 
     exit_code: int = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class GateFailed(AftertuneError):
@@ -121,3 +129,39 @@ def nearest(word: str, known: list[str], n: int = 3) -> str:
         return ""
     matches = get_close_matches(word, known, n=n, cutoff=0.6)
     return f" (did you mean {', '.join(repr(m) for m in matches)}?)" if matches else ""
+
+
+# --- Messages that quote what other people wrote ---
+
+_LINE_ENDS = re.compile(r"[ \t]*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
+#: A character outside the common Latin ones, which are all visible.
+UNUSUAL = re.compile(r"[^\n\t -~\xa0-\xac\xae-\u02ff]")
+
+
+def one_line(text: str) -> str:
+    """A message as one line without control characters. Of a long one, the middle is left out: the start says where,
+    the end what to do."""
+    if len(text) > LONGEST_MESSAGE:
+        text = _without_middle(text, LONGEST_MESSAGE, LONGEST_MESSAGE)  # so that a megabyte takes no time
+    line = visible_characters(_LINE_ENDS.sub(" ", text))
+    return line if len(line) <= LONGEST_MESSAGE else _without_middle(line, LONGEST_MESSAGE - 303, 300)
+
+
+def _without_middle(text: str, head: int, tail: int) -> str:
+    """At most ``head`` characters of the start and ``tail`` of the end. A word is not cut, unless it is very long: the
+    half of a token could not be recognised as a secret."""
+    start, end = text[:head], text[max(len(text) - tail, head):]
+    whole_start, whole_end = start.rpartition(" ")[0], end.partition(" ")[2]
+    start = whole_start if head - len(whole_start) < _LONGEST_WORD else start
+    return f"{start} … {whole_end if tail - len(whole_end) < _LONGEST_WORD else end}"
+
+
+def visible_characters(text: str) -> str:
+    """The whole of ``text`` with every control and direction-changing character as its code point, except newline and
+    tab."""
+    return UNUSUAL.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩" if is_hidden(match[0]) else match[0], text)
+
+
+def is_hidden(character: str) -> bool:
+    """True for control, format (such as changes of direction), half and private characters."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")

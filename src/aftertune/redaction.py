@@ -13,12 +13,13 @@ import json
 import os
 import re
 import shlex
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
+
+from aftertune.errors import UNUSUAL, is_hidden, visible_characters
 
 REDACTED = "[redacted]"
 _SHORTEST_SECRET = 6  # shorter environment values ("1", "true", "user") would match ordinary words of a command
@@ -200,10 +201,6 @@ def _quoted(words: Sequence[str]) -> list[str]:
 
 # --- Control characters ---
 
-#: A character outside the common Latin ones, which are all visible.
-_UNUSUAL = re.compile(r"[^\n\t -~\xa0-\xac\xae-\u02ff]")
-
-
 def visible(text: str, limit: int = 2000) -> str:
     """Foreign text made safe to display: control and direction-changing characters are replaced by their code point,
     and text beyond ``limit`` characters is cut off with a note. Escaping is up to the document."""
@@ -212,17 +209,6 @@ def visible(text: str, limit: int = 2000) -> str:
     return f"{shown} … ({excess:,} more characters)" if excess > 0 else shown
 
 
-def visible_characters(text: str) -> str:
-    """The whole of ``text`` with every control and direction-changing character as its code point, except newline and
-    tab."""
-    return _UNUSUAL.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩" if _is_hidden(match[0]) else match[0], text)
-
-
 def escape_hidden(json_text: str) -> str:
     """JSON with every such character in JSON's own escape; the value stays the same."""
-    return _UNUSUAL.sub(lambda match: json.dumps(match[0])[1:-1] if _is_hidden(match[0]) else match[0], json_text)
-
-
-def _is_hidden(character: str) -> bool:
-    """True for control, format (such as changes of direction), half and private characters."""
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    return UNUSUAL.sub(lambda match: json.dumps(match[0])[1:-1] if is_hidden(match[0]) else match[0], json_text)

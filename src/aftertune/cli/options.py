@@ -10,7 +10,6 @@ and default of an option are those of the field.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
@@ -25,6 +24,7 @@ from pydantic.fields import FieldInfo
 from aftertune.errors import InputError
 from aftertune.study import Flag, Spec, explain
 from aftertune.study.matrix import nested
+from aftertune.values import from_json
 
 S = TypeVar("S", bound=Spec)
 
@@ -180,7 +180,7 @@ def parse_settings(flag: str, text: str) -> dict[str, Any]:
     """``a=1,b=[2]`` or a JSON object as a mapping. Values are parsed as JSON; if that fails, they are text."""
     if text.lstrip().startswith("{"):
         try:
-            return dict(json.loads(text))
+            return dict(from_json(text))
         except ValueError as error:
             raise InputError(f"{flag} is not valid JSON: {error}") from None
     result: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def parse_settings(flag: str, text: str) -> dict[str, Any]:
         if not equals:
             raise InputError(f"{flag} {part!r}: write NAME=VALUE, with commas between them")
         try:
-            result[key.strip()] = json.loads(value.lower() if value in ("True", "False") else value)
+            result[key.strip()] = from_json(value.lower() if value in ("True", "False") else value)
         except ValueError:
             result[key.strip()] = value
     return result

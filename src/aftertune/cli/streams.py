@@ -19,8 +19,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from aftertune.errors import StorageError
-from aftertune.redaction import redact, redact_known, visible_characters
+from aftertune.errors import StorageError, visible_characters
+from aftertune.redaction import redact, redact_known
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,6 +20,7 @@ from aftertune.errors import InputError
 from aftertune.exchange.files import parse_json, read_text
 from aftertune.exchange.lighteval_files import is_lighteval
 from aftertune.exchange.lm_eval_files import LIMIT
+from aftertune.paths import is_dir, is_file
 
 Kind = Literal["lm-eval", "lighteval", "inspect", "every-eval-ever"]
 #: What can be imported, for messages.
@@ -55,9 +56,9 @@ def kind_of(value: Any) -> Kind | None:
 
 def discover(path: Path) -> Found:
     """The results in ``path``: the file itself, or all below the folder. Raises InputError where there are none."""
-    if path.is_file():
+    if is_file(path):
         return Found(((path, _kind(path)),))
-    if not path.is_dir():
+    if not is_dir(path):
         raise InputError(f"{path}: no such file or folder")
     files: list[tuple[Path, Kind]] = []
     unread: list[tuple[Path, str]] = []

@@ -28,6 +28,7 @@ from aftertune.catalog import closest, leaves
 from aftertune.errors import AftertuneError
 from aftertune.ledger import Ledger, StoredCell
 from aftertune.methods import METHODS
+from aftertune.paths import is_file
 from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of
 from aftertune.sources import resolve_model, shape_of
 from aftertune.sources.folder_lock import try_folder_lock
@@ -322,7 +323,7 @@ def _missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
         missing += [text for file in files for text in _data_missing(file)]
     if cell.kind != "tuning":
         missing += [f"task data {task.data}" for task in study.tasks
-                    if task.data and task.asks(cell.subject) and not task.data.is_file()]
+                    if task.data and task.asks(cell.subject) and not is_file(task.data)]
     return missing + _machine_missing(cell, study, costs)
 
 
@@ -344,7 +345,7 @@ def _model_missing(base: BaseSpec) -> list[str]:
 
 
 def _data_missing(file: Path) -> list[str]:
-    if file.is_file():
+    if is_file(file):
         return []
     if on_hub(file):
         return [f"data set {file}, downloaded from the Hub during the run{_offline_note()}"]

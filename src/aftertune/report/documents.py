@@ -14,8 +14,8 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from aftertune.errors import StorageError
-from aftertune.redaction import redact_known, visible_characters
+from aftertune.errors import StorageError, visible_characters
+from aftertune.redaction import redact_known
 from aftertune.sources.cache import write_atomic
 
 # --- Markdown ---

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.errors import SourceError
+from aftertune.paths import exists, expanded, is_dir
 from aftertune.sources import hub
 from aftertune.sources.config_check import check_adapter_sizes
 from aftertune.sources.fingerprint import (
@@ -32,7 +33,7 @@ from aftertune.sources.resolve import (
     resolve_model,
 )
 from aftertune.sources.tensors import MODULE_PREFIX, TensorInfo, is_shared, read_header, weight_files
-from aftertune.values import ModelIdentity, digest
+from aftertune.values import ModelIdentity, digest, json_ready
 
 #: PEFT types with weights for the prompt and none for modules of the base.
 PROMPT_TYPES = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"})
@@ -65,11 +66,11 @@ def adapter_folder(source: str, revision: str | None = None) -> tuple[Path, str 
 
     Raises SourceError if there is none.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     commit = None
-    if path.is_dir():
+    if is_dir(path):
         folder = path.resolve()
-    elif path.exists():
+    elif exists(path):
         raise SourceError(f"{source}: found a file; an adapter is a folder with adapter_config.json and "
                           f"adapter_model.safetensors; give the folder {path.parent}")
     elif looks_like_path(source):
@@ -134,7 +135,7 @@ def check_named_base(adapter: AdapterSource, base: ModelSource, identity: ModelI
     Weights are compared only if both store the same tensors with the same dtypes and shapes: a base in another dtype
     or in a GGUF may be the same model.
     """
-    if not Path(adapter.trained_on).expanduser().is_dir():
+    if not is_dir(expanded(adapter.trained_on)):
         return
     try:
         named = resolve_model(adapter.trained_on)
@@ -163,7 +164,7 @@ def recorded_base(manifest: Mapping[str, Any]) -> tuple[str, str] | None:
     base = manifest.get("base")
     if not isinstance(base, Mapping) or not base.get("weights"):
         return None
-    fingerprint = digest([base["weights"], base.get("config"), base.get("adapter")])
+    fingerprint = digest(json_ready([base["weights"], base.get("config"), base.get("adapter")]))
     revision = f" (revision {str(base['revision'])[:12]})" if base.get("revision") else ""
     return fingerprint, f"{base.get('source', 'another base')}{revision}"
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from aftertune.errors import StorageError
 from aftertune.sources.cache import write_atomic
+from aftertune.values import from_json
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -92,7 +93,7 @@ def _acquire(path: Path) -> FileLock | None:
 def _holder(out: Path) -> str:
     """ " (PID on HOST)" of the process that holds the lock; "" where that is not known."""
     try:
-        holder = json.loads((out / HOLDER).read_text(encoding="utf-8"))
+        holder = from_json((out / HOLDER).read_bytes())
         return f" ({int(holder['pid'])} on {str(holder['host'])[:80]})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return ""

@@ -39,7 +39,7 @@ from aftertune.sources.quantize import require_nf4, to_nf4
 from aftertune.sources.resolve import AdapterSource, ModelSource, read_fields, read_json, resolve_model
 from aftertune.sources.tensors import read_bytes, read_header, weight_files
 from aftertune.study.presets import ModelShape, preset_of
-from aftertune.values import digest
+from aftertune.values import digest, from_json
 
 # --- Cached copies of dequantised GGUF files ---
 
@@ -84,7 +84,7 @@ def cached_copy(source: ModelSource, part: str, make: Callable[[Path], None]) ->
 def is_complete(folder: Path) -> bool:
     """True if the folder has a manifest and every file in it has the sha256 that the manifest states."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = from_json((folder / MANIFEST).read_bytes())
         return bool(files) and all(fingerprint_file(folder / name) == sha for name, sha in files.items())
     except (OSError, ValueError, AttributeError, SourceError):
         return False

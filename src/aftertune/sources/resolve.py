@@ -10,7 +10,6 @@ Files inside an installed package are found without importing the package, so no
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,10 +19,12 @@ from typing import Any, Literal
 
 from aftertune import bounds
 from aftertune.errors import SourceError, nearest
+from aftertune.paths import exists, expanded, is_dir
 from aftertune.sources import hub
 from aftertune.sources.config_check import check_against_tensors, check_fields
 from aftertune.sources.tensors import LFS_MARK, check_index, read_header, weight_files
 from aftertune.study import presets
+from aftertune.values import from_json
 
 SourceKind = Literal["hub", "folder", "gguf", "package"]
 
@@ -163,8 +164,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise SourceError(f"{path}: {size:,} bytes, but such a file has at most {bounds.MODEL_JSON:,}; check that it "
                           "is the right file, or download it again")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        value = from_json(path.read_bytes())
+    except ValueError:
         raise SourceError(f"{path}: not valid JSON; download or write the file again") from None
     if not isinstance(value, dict):
         raise SourceError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -255,8 +256,8 @@ def resolve_model(source: str, *, revision: str | None = None,
     source = preset_source(source)
     if source.startswith(PACKAGE_SCHEME):
         return _local_source(package_file(source), source, "package", trust_remote_code)
-    path = Path(source).expanduser()
-    if path.exists():
+    path = expanded(source)
+    if exists(path):
         return _local_source(path, source, "gguf" if path.is_file() else "folder", trust_remote_code)
     if looks_like_path(source):
         raise SourceError(missing_path_message(source))
@@ -310,14 +311,14 @@ def looks_like_path(source: str) -> bool:
         return True
     if Path(source).suffix.lower() in FILE_SUFFIXES or source.endswith("/") or source.count("/") > 1:
         return True
-    return "/" in source and Path(source).parent.is_dir()
+    return "/" in source and is_dir(Path(source).parent)
 
 
 def missing_path_message(source: str) -> str:
     """Error message for a path that does not exist, with the most similar name that does."""
-    path = Path(source).expanduser()
-    if not path.parent.is_dir():
-        parent = next((p for p in path.parents if p.is_dir()), Path())
+    path = expanded(source)
+    if not is_dir(path.parent):
+        parent = next((p for p in path.parents if is_dir(p)), Path())
         return f"{source}: no such file or folder; the path exists only as far as {parent.absolute()}"
     siblings = sorted(p.name for p in path.parent.iterdir())
     return (f"{source}: no such file or folder in {path.parent.absolute()}{nearest(path.name, siblings)}; "

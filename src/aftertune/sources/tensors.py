@@ -15,7 +15,6 @@ start of the data.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,8 +24,9 @@ from typing import Any
 
 from aftertune import bounds
 from aftertune.errors import SourceError, shown
+from aftertune.paths import is_file
 from aftertune.sources.gguf_header import check_gguf
-from aftertune.values import digest, json_ready
+from aftertune.values import digest, from_json, json_ready
 
 # --- GGUF files ---
 
@@ -146,10 +146,10 @@ def read_header(path: Path) -> tuple[TensorInfo, ...]:
         file.seek(8)
         raw = file.read(length)
     try:
-        entries: dict[str, Any] = json.loads(raw)
+        entries: dict[str, Any] = from_json(raw)
         entries.pop("__metadata__", None)
         infos = tuple(_info(name, entry, 8 + length) for name, entry in sorted(entries.items()))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         raise SourceError(f"{path}: the safetensors header is damaged; download the file again") from None
     _check_sizes(path, infos)
     _check_extent(path, infos, 8 + length, size)
@@ -204,13 +204,13 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if not index.is_file():
         return ()
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(from_json(index.read_bytes())["weight_map"].values()))
         outside = [n for n in names if Path(n).name != n]
     except (ValueError, KeyError, AttributeError, TypeError):
         raise SourceError(f"{index}: not an index of shards; download it again") from None
     if outside:
         raise SourceError(f"{index}: lists {outside[0]!r}, which is not a plain file name; download it again")
-    missing = [n for n in names if not (folder / n).is_file()]
+    missing = [n for n in names if not is_file(folder / n)]
     if missing:
         first = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise SourceError(f"{folder}: {len(missing)} of {len(names)} shards in the index are missing: {first}; "
@@ -223,7 +223,7 @@ def check_index(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return
-    listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    listed = set(from_json(index.read_bytes())["weight_map"])
     stored = {info.name for path in weight_files(folder) for info in read_header(path)}
     if listed - stored:
         raise SourceError(f"{index}: lists {len(listed - stored)} tensors that are in no shard, first "

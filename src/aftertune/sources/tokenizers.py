@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.errors import SourceError
+from aftertune.paths import expanded, is_dir
 from aftertune.sources.loading import base_shapes, has_tokenizer, load_tokenizer
 from aftertune.sources.resolve import AdapterSource, ModelSource, read_json
 from aftertune.sources.tensors import read_header
@@ -39,8 +40,8 @@ def choose_tokenizer(choice: str, source: ModelSource, adapter: str | None, fold
     if choice == ADAPTER and folder is None:
         raise SourceError("--tokenizer adapter takes the tokenizer in the folder of an adapter; add --adapter, or name "
                           "the folder of a tokenizer")
-    where = folder if choice == ADAPTER and folder is not None else Path(choice).expanduser()
-    if not where.is_dir():
+    where = folder if choice == ADAPTER and folder is not None else expanded(choice)
+    if not is_dir(where):
         raise SourceError(f"--tokenizer {choice}: no such folder; give a folder with tokenizer.json or tokenizer.model")
     if choice == ADAPTER and not has_tokenizer(where):
         raise SourceError(f"{adapter}: no tokenizer in its folder {where}; leave --tokenizer out, or name a folder")

@@ -31,6 +31,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from aftertune.catalog import BENCHMARKS
 from aftertune.errors import InputError, nearest, shown
 from aftertune.methods import METHODS, MethodName, join_names, ranks_text, rates_text, unsloth_methods
+from aftertune.paths import exists, is_dir, is_file
 from aftertune.study.fields import (
     Chat,
     Device,
@@ -442,8 +443,8 @@ class Study(Spec):
         paths += [(f"tasks.{t.name}.target.{k}", getattr(t.target, k))
                   for t in self.tasks if t.target for k in ("file", "shots_file")]
         for field, path in paths:
-            if path is not None and not path.is_file() and not (".data." in field and on_hub(path)):
-                names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+            if path is not None and not is_file(path) and not (".data." in field and on_hub(path)):
+                names = sorted(p.name for p in path.parent.iterdir()) if is_dir(path.parent) else []
                 raise InputError(f"study {self.study}: `{field}` is {path}, but there is no such file"
                                  f"{nearest(path.name, names)}")
 
@@ -517,7 +518,7 @@ def on_hub(path: Path) -> bool:
 
 def _data_file(path: Path | None, folder: Path) -> Path | None:
     """As `anchored`, but a data set of the Hub keeps its name."""
-    return path if path is not None and on_hub(path) and not (folder / path).exists() else anchored(path, folder)
+    return path if path is not None and on_hub(path) and not exists(folder / path) else anchored(path, folder)
 
 
 def anchored_base(base: BaseSpec, folder: Path) -> BaseSpec:

@@ -209,13 +209,18 @@ def _each(entry: Combination, varies: Any) -> Iterator[Combination]:
 
 
 def nested(combination: Combination) -> dict[str, Any]:
-    """A combination as a nested mapping, as a file has it: {"lora.r": 8} becomes {"lora": {"r": 8}}."""
+    """A combination as a nested mapping, as a file has it: {"lora.r": 8} becomes {"lora": {"r": 8}}.
+
+    Raises InputError for a field of something that has no fields, such as lora.r beside ``lora: 3``.
+    """
     tuning: dict[str, Any] = {}
     for path in sorted(combination, key=lambda p: p.count(".")):
         *outer, last = path.split(".")
         node = tuning
         for key in outer:
             value = node.get(key)
+            if not isinstance(value, Mapping | str | None):
+                raise InputError(f"`matrix` sets {path}, but {key} is {shown(value)}; write {key} as a mapping")
             node[key] = {"file": value} if isinstance(value, str) else dict(value or {})  # a data source by its file
             node = node[key]
         node[last] = combination[path]

@@ -167,9 +167,12 @@ def expanded(raw: dict[str, Any], sets: Sequence[str], *, study: type[BaseModel]
             tunings = expand(raw["matrix"], tuning)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        for name in tunings.keys() & (raw.get("tunings") or {}):
+        written = raw.get("tunings") or {}
+        if not isinstance(written, dict):
+            raise InputError(f"{where}: `tunings`: a mapping of names to tunings, found {shown(written)}")
+        for name in tunings.keys() & written:
             raise InputError(f"{where}: the name {name!r} is used by `tunings` and by the matrix; rename one of them")
-        raw["tunings"] = {**(raw.get("tunings") or {}), **tunings}
+        raw["tunings"] = {**written, **tunings}
     for change in (c for c in changes if c.late):
         change.put(raw, study)
     return raw

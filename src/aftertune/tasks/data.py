@@ -27,6 +27,7 @@ from typing import Any
 
 from aftertune.catalog import BENCHMARKS, Pack, Source
 from aftertune.errors import TaskError
+from aftertune.paths import is_file
 from aftertune.sources import installed_version, is_pack_installed, pack_path
 from aftertune.sources.hub import reachable
 from aftertune.study import TargetSpec, TaskSpec
@@ -85,7 +86,7 @@ def file_data(task: str, path: Path, config: Mapping[str, Any]) -> LocalData:
     The file replaces the split of few-shot examples if the task's pack lacks it (``gsm8k``), else the split that is
     evaluated. config: the values of the task's YAML file. Raises TaskError if there is no such file.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise TaskError(f"--task-data {task}={path}: no such file")
     label = f"file:{path.name}"
     pack = BENCHMARKS[task].pack if task in BENCHMARKS else None

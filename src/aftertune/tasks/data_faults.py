@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aftertune.paths import exists, expanded, is_file
 from aftertune.sources.limits import template_fault
 from aftertune.tasks.task_fields import LOADERS
 
@@ -33,7 +34,7 @@ def data_fault(config: Mapping[str, Any], error: BaseException) -> str | None:
     if not files:
         return "dataset_kwargs names no data_files; write data_files: {test: FILE}"
     for split, file in files:
-        if not any(c in file for c in "*?[") and not Path(file).expanduser().exists():
+        if not any(c in file for c in "*?[") and not exists(expanded(file)):
             return f"{file}: no such file (data_files, split {split!r}); check the path"
     error = _root(error)
     if isinstance(error, KeyError) and error.args and error.args[0] in {config.get(s) for s in _SPLITS}:
@@ -42,7 +43,7 @@ def data_fault(config: Mapping[str, Any], error: BaseException) -> str | None:
     if _module(error).startswith(("jinja2", "lm_eval")):
         return None
     for _, file in files:
-        found = _json_fault(Path(file).expanduser()) if config["dataset_path"] == "json" else None
+        found = _json_fault(expanded(file)) if config["dataset_path"] == "json" else None
         if found:
             return f"{file}{found}"
     if _module(error).startswith(("datasets", "pyarrow", "pandas")) or isinstance(error, UnicodeError):
@@ -92,7 +93,7 @@ def _files(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _json_fault(path: Path) -> str | None:
     """Where a JSON Lines file is damaged or a column changes its type, as ``:LINE: …``; None if it is right."""
-    if not path.is_file() or path.suffix.lower() in (".gz", ".zst", ".xz", ".bz2"):
+    if not is_file(path) or path.suffix.lower() in (".gz", ".zst", ".xz", ".bz2"):
         return None
     types: dict[str, tuple[str, int]] = {}
     size = 0

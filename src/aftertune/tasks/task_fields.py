@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aftertune.errors import TaskError, nearest
+from aftertune.paths import exists, expanded, is_dir
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class NamedFunction:
         """The Python file that lm-eval would run, or None for a module that is installed."""
         module = self.name.rpartition(".")[0].replace(".", "/")
         file = (self.folder / f"{module}.py").resolve()
-        return file if file.exists() else None
+        return file if exists(file) else None
 
 
 FLAG = "read the code, then pass --allow-task-code to allow it"
@@ -149,14 +150,14 @@ def _is_hub_id(path: str) -> bool:
     """True for a name on the Hub that is no folder, no file and none of the other loaders of `datasets`."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-    return _HUB_ID.fullmatch(path) is not None and path not in _PACKAGED_DATASETS_MODULES and not Path(path).exists() \
+    return _HUB_ID.fullmatch(path) is not None and path not in _PACKAGED_DATASETS_MODULES and not exists(Path(path)) \
         and not path.endswith(".py")
 
 
 def _is_data(path: str) -> bool:
     """True for a folder that has data files alone, by their names."""
-    folder = Path(path).expanduser()
-    return folder.is_dir() and all(f.suffix.lower() in _DATA_FILES for f in folder.rglob("*") if not f.is_dir())
+    folder = expanded(path)
+    return is_dir(folder) and all(f.suffix.lower() in _DATA_FILES for f in folder.rglob("*") if not f.is_dir())
 
 
 def refuse_evaluate(config: Mapping[str, Any], name: str) -> None:

@@ -60,7 +60,7 @@ def read_parquet_rows(path: Path, notes: list[str]) -> Generator[DataRow]:
                                          "rows")
                     yield DataRow(where, too_long(where) if length > MAX_ROW else row)
                     number += 1
-    except (pyarrow.ArrowException, OSError, MemoryError) as error:
+    except (pyarrow.ArrowException, OSError, MemoryError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:120]}); write "
                          "the file again") from None
     for name, reason in list(lost.items())[:8]:

@@ -20,6 +20,7 @@ taken and why, and what of the rows is not used.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from aftertune.errors import InputError
 from aftertune.tuning.example import LEARNED_KEYS, Example
 from aftertune.tuning.forms import ACCEPTED_FORMS, FORMS, form_of, read_form
 from aftertune.tuning.rows import ReadOptions, read_rows
-from aftertune.tuning.text_rows import DataRow
+from aftertune.tuning.text_rows import SKIP, DataRow
 from aftertune.tuning.turns import Place, keys_of
 
 #: The most names that a note lists, and that are counted.
@@ -96,8 +97,23 @@ def _example(row: DataRow, options: ReadOptions, findings: _Findings) -> Example
     form = options.form if options.form != "auto" else form_of(value)
     place = Place(row.where)
     example = replace(read_form(form, value, place, options.fields), where=row.where)
+    _check_characters(example)
     findings.add(form, place)
     return example
+
+
+def _check_characters(example: Example) -> None:
+    """Raise InputError for half of a surrogate pair, anywhere: no tokenizer reads it, and no file can hold it."""
+    others = (example.extra, example.tools, example.template_arguments)
+    parts = [*(text for turn in example.turns for text in turn), example.completion, example.input,
+             *(json.dumps(part, ensure_ascii=False, default=str) for part in others if part)]
+    try:
+        for part in parts:
+            part.encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise InputError(f"{example.where}: a text contains half of a surrogate pair (U+{half:04X}), which is not "
+                         f"valid text; write the whole character, {SKIP}") from None
 
 
 class _Findings:

@@ -43,7 +43,7 @@ from aftertune.sources.library_errors import disk_errors, load_errors, memory_er
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
 from aftertune.tuning.targets import merge_refusal
-from aftertune.values import ModelIdentity, Tuning, plain, restore
+from aftertune.values import ModelIdentity, Tuning, from_json, plain, restore
 
 # --- Merging an adapter into its base ---
 
@@ -304,7 +304,7 @@ def write_manifest(folder: Path, tuning: Tuning) -> None:
 def read_manifest(folder: Path) -> Tuning | None:
     """The tuning in the manifest of a folder; None if there is no readable manifest."""
     try:
-        return restore(Tuning, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        return restore(Tuning, from_json((folder / MANIFEST).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aftertune.errors import InputError, nearest
+from aftertune.paths import is_dir, is_file
 from aftertune.study import HUB_NAMES, on_hub
 from aftertune.tuning.arrow_rows import read_hub_rows, read_parquet_rows
 from aftertune.tuning.csv_rows import read_csv_rows
@@ -54,8 +55,8 @@ def read_rows(path: Path, options: ReadOptions, notes: list[str]) -> Generator[D
     Raises InputError for a missing or empty file, an unknown kind of file, an unknown encoding, and a file that is
     damaged as a whole; SourceError if the Hub does not give the data set.
     """
-    if not path.is_file():
-        if not on_hub(path) or not (str(path) in HUB_NAMES or ("/" in str(path) and not path.parent.is_dir())):
+    if not is_file(path):
+        if not on_hub(path) or not (str(path) in HUB_NAMES or ("/" in str(path) and not is_dir(path.parent))):
             raise InputError(f"{path}: no such data file; give a .jsonl, .json, .csv or .parquet file, a Hub data set "
                              f"(owner/name), or one of {', '.join(HUB_NAMES)}")
         rows = read_hub_rows(HUB_NAMES.get(str(path), str(path)), options.split, options.subset)

@@ -217,7 +217,8 @@ def read_tools(value: Any, place: Place) -> tuple[Mapping[str, Any], ...]:
     frame. Raises InputError for anything else."""
     tools = _from_json(value)
     tools = [tools] if isinstance(tools, dict) else tools or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    if not isinstance(tools, list) or not all(
+            isinstance(tool, dict) and isinstance(tool.get("function", tool), dict) for tool in tools):
         raise InputError(f"{place.where} must be a list of functions or its JSON text, found {shown(value)}; write "
                          f"[{{\"type\": \"function\", \"function\": {{\"name\": …}}}}], {SKIP}")
     return tuple(tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}

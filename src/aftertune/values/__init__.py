@@ -27,6 +27,7 @@ from aftertune.values.comparison import (
 from aftertune.values.encoding import (
     canonical,
     digest,
+    from_json,
     json_ready,
     plain,
     restore,
@@ -100,6 +101,7 @@ __all__ = [
     "WatchPoint",
     "canonical",
     "digest",
+    "from_json",
     "group_unit",
     "json_ready",
     "plain",

@@ -72,6 +72,22 @@ def restore(cls: type[T], data: Any) -> T:
     return value
 
 
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text, in UTF-8 where it is bytes.
+
+    Raises ValueError where it is not JSON, is nested too deeply to be read, or has half a character (a lone surrogate),
+    which no other program could read.
+    """
+    text = text.decode() if isinstance(text, bytes) else text
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
 def json_ready(value: Any) -> Any:
     """External data (a document, a config) in a form that `digest` accepts: infinities, NaN and bytes as strings, numpy
     scalars as plain numbers.
