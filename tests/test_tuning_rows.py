@@ -202,6 +202,13 @@ def test_a_limit_reads_no_more_and_says_so(tmp_path, name):
     assert notes == []
 
 
+def test_a_parquet_file_whose_metadata_end_the_process_is_one_line():
+    """A mutated file: the sizes of a column's statistics contradict each other, and pyarrow aborts."""
+    path = Path(__file__).parent / "data" / "damaged_statistics.parquet"
+    with pytest.raises(InputError, match=r"not a readable Parquet file \(the reading process was ended by SIGABRT"):
+        read_examples(path)
+
+
 def test_a_parquet_file_of_repeated_values_is_refused_before_it_is_unpacked(tmp_path):
     import pyarrow
     from pyarrow import parquet

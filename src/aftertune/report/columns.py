@@ -48,7 +48,7 @@ ALL: tuple[Output, ...] = (*TABLES, *LATEX)
 class VerdictLine:
     """One row as a reader sees it; ``line["delta"]`` is the text of a column.
 
-    lineage: the tuned model is proven to be made from the base, so the labels are forgot, improved and kept.
+    lineage: the tuned model is proven to be made from the base, so a proven loss is called forgetting.
     """
 
     row: ComparisonRow

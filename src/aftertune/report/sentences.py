@@ -134,9 +134,9 @@ def watermark(comparison: Comparison) -> str:
 def lineage_note(comparison: Comparison) -> str:
     """The lineage of the two models, and which labels the verdicts therefore have."""
     tuned, base = fmt.visible(comparison.tuned_name), fmt.visible(comparison.base_name)
-    labels = "the verdicts are lower, higher and within, and no difference is called forgetting."
+    labels = "no difference is called forgetting: the verdicts say lower, higher, within and not lower."
     if comparison.lineage:
-        return f"{tuned} was made from {base}, so the verdicts are forgot, improved and kept."
+        return f"{tuned} was made from {base}, so a proven loss is called forgetting."
     if comparison.relation == "siblings":
         return f"{base} and {tuned} were both made from {fmt.visible(source_title(comparison.origin))}, so {labels}"
     if comparison.relation == "same model":
@@ -204,7 +204,7 @@ def _seed_evidence(row: ComparisonRow) -> str:
 
 # --- Forgetting watch ---
 def watch_text(point: WatchPoint) -> str:
-    """One look in one line. Its model is made from the base, so the labels are forgot, improved and kept."""
+    """One look in one line. Its model is made from the base, so a proven loss is called forgetting."""
     if not point.fraction:
         digits = fmt.own_digits(point.base, point.tuned)
         low, delta, high = (fmt.points(v, 1, digits) for v in (point.low, point.delta, point.high))

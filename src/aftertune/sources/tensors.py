@@ -80,8 +80,8 @@ def read_gguf(path: Path) -> GgufContents:
     try:
         reader = GGUFReader(path)
         metadata = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")}
-    except MemoryError:
-        raise
+    except (MemoryError, SystemError) as error:  # numpy and Python's own C code raise the second one without memory
+        raise MemoryError from error
     except Exception as error:  # of numpy and gguf, of many kinds
         raise SourceError(f"{path}: truncated or damaged GGUF file ({path.stat().st_size} bytes, "
                           f"{type(error).__name__}); download it again") from error

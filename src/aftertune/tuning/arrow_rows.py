@@ -5,7 +5,8 @@
     next(read_hub_rows("yahma/alpaca-cleaned", "train", None)).where         "yahma/alpaca-cleaned: row 0"
 
 A Parquet file says how many rows it has before they are read. Some hundred bytes can claim 10^9 of them, so MAX_ROWS,
-MAX_ROWS_PER_BYTE, MAX_VALUES, MAX_TEXT and MAX_TEXT_PER_BYTE bound what is unpacked.
+MAX_ROWS_PER_BYTE, MAX_VALUES, MAX_TEXT and MAX_TEXT_PER_BYTE bound what is unpacked. Damaged metadata can end the
+process that reads them, so a child process reads them first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from aftertune import bounds
 from aftertune.errors import InputError, SourceError
+from aftertune.sources.child_process import ChildLimits, arguments, ending, run_child, set_limits
 from aftertune.sources.hub import offline
 from aftertune.study import DATA_FILES
 from aftertune.tuning.text_rows import MAX_ROW, DataRow, too_long
@@ -36,6 +38,7 @@ def read_parquet_rows(path: Path, notes: list[str]) -> Generator[DataRow]:
     import pyarrow
     from pyarrow import parquet
 
+    _check_in_child(path)
     number, size, allowed = 0, 0, MAX_TEXT + MAX_TEXT_PER_BYTE * path.stat().st_size
     lost: dict[str, str] = {}
     try:
@@ -65,6 +68,26 @@ def read_parquet_rows(path: Path, notes: list[str]) -> Generator[DataRow]:
                          "the file again") from None
     for name, reason in list(lost.items())[:8]:
         notes.append(f"{path}: the column {name[:80]!r} cannot be read ({reason}), so it was left out")
+
+
+def _check_in_child(path: Path) -> None:
+    """Raise InputError if pyarrow crashes where it reads the metadata of a damaged file. Other faults are left to this
+    process, which says what is wrong."""
+    code, _ = run_child("aftertune.tuning.arrow_rows", path, ChildLimits.of(path.stat().st_size))
+    if code < 0:
+        raise InputError(f"{path}: not a readable Parquet file ({ending(code)}); write the file again")
+
+
+def _read_metadata(path: Path, limits: ChildLimits) -> None:
+    """Read the metadata of every column. pyarrow ends the process for some damaged files."""
+    from pyarrow import parquet
+
+    set_limits(limits)
+    metadata = parquet.ParquetFile(path).metadata
+    for number in range(min(metadata.num_row_groups, MAX_ROWS_PER_BYTE * path.stat().st_size)):
+        group = metadata.row_group(number)
+        for at in range(group.num_columns):
+            group.column(at)
 
 
 def _refuse_bomb(path: Path, metadata: Any) -> None:
@@ -148,3 +171,7 @@ def _hub_error(error: Exception, name: str, split: str) -> str:
         return f"{name}: the Hub refused access; set HF_TOKEN to a token that may read this data set"
     return (f"{name}: no such file here, and the Hub has no readable data set of this name; check the spelling, "
             f"or give a file that ends in one of {', '.join(DATA_FILES)}")
+
+
+if __name__ == "__main__":
+    _read_metadata(*arguments())
