@@ -84,7 +84,7 @@ def test_what_cannot_be_is_found_in_a_file_too(tmp_path: Path) -> None:
     assert not found.ok
     assert "at the stated n=2,376" in found.checks[0].text
     rounded = results(tmp_path, {"arc_easy": (0.5526, 0.0102)}, n={"arc_easy": 2376})
-    assert [(c.mark, c.counts) for c in rounded.checks] == [("ok", (1313,))]
+    assert [(c.mark, tuple(c.counts)) for c in rounded.checks] == [("ok", (1313,))]
 
 
 @pytest.mark.parametrize(("limit", "k", "n"), [(50.0, 33, 50), (0.5, 600, 919)])
@@ -92,12 +92,12 @@ def test_a_limit_gives_the_number_of_items(limit: float, k: int, n: int, tmp_pat
     """lm-eval 0.4.2 and before wrote no n-samples."""
     config = {"model": "hf", "model_args": "pretrained=org/m", "limit": limit}
     [check] = results(tmp_path, {"piqa": share(k, n)}, config=config).checks
-    assert (check.mark, check.counts, check.row.n, check.row.n_source) == ("ok", (k,), n, "stated")
+    assert (check.mark, tuple(check.counts), check.row.n, check.row.n_source) == ("ok", (k,), n, "stated")
 
 
 def test_floats_of_32_bits_are_shares(tmp_path: Path) -> None:
     found = results(tmp_path, {"piqa": (0.6077257990837097, 0.011391846463084221)}, n={"piqa": 1838})
-    assert [(c.mark, c.counts) for c in found.checks] == [("ok", (1117,))]
+    assert [(c.mark, tuple(c.counts)) for c in found.checks] == [("ok", (1117,))]
 
 
 def test_a_group_that_its_tasks_do_not_explain_is_not_called_impossible(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, jsonable, progress
-from aftertune.cli.options import JsonFlag, option_of
+from aftertune.cli.options import JsonFlag, comma_separated, option_of
 from aftertune.cli.streams import rich_console
 from aftertune.errors import InputError
 from aftertune.study import EvalSpec, TargetSpec, TaskSpec, WatchSpec
@@ -53,7 +53,7 @@ def checkpoints(
 
     aims = [_counted("--target", target, match)] if target else []
     specs = [*aims, *(_counted("--watch", text) for text in watch or ()),
-             *(TaskSpec(name=name.strip()) for name in (tasks or "").split(",") if name.strip())]
+             *(TaskSpec(name=name) for name in comma_separated(tasks))]
     if not specs:
         raise InputError("no tasks to evaluate; add for example --watch hellaswag=200, or --tasks hellaswag")
     if not 0 < margin <= 100:
@@ -89,7 +89,7 @@ def _counted(option: str, text: str, match: str = "exact") -> TaskSpec:
 
 
 def _steps(text: str | None) -> tuple[int, ...]:
-    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    parts = comma_separated(text)
     for part in parts:
         if not part.isdecimal():
             raise InputError(f"--steps {text}: {part!r} is no step; write numbers with commas, for example 100,200")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aftertune.cli.console import emit, margin_error, progress
-from aftertune.cli.options import Given, JsonFlag, TakeOver, with_options
+from aftertune.cli.options import Given, JsonFlag, TakeOver, comma_separated, with_options
 from aftertune.cli.streams import rich_console
 from aftertune.errors import InputError, TasksFailed
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
@@ -110,7 +110,7 @@ def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapte
 
 def _tasks(names: str, data: list[str], given: Given[TaskSpec]) -> tuple[TaskSpec, ...]:
     """The tasks, each with the shared settings and its own data."""
-    task_names = [n.strip() for n in names.split(",") if n.strip()]
+    task_names = comma_separated(names)
     if not task_names:
         raise InputError("--tasks is empty; name one or more tasks of lm-eval, for example --tasks arc_easy,hellaswag")
     files = dict(_task_file(text) for text in data)

@@ -38,6 +38,11 @@ TakeOver = Annotated[bool, typer.Option(
 StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).")]
 
 
+def comma_separated(text: str | None) -> list[str]:
+    """The parts of a text between commas, without spaces around them and without empty ones."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
 @dataclass(frozen=True, slots=True)
 class SpecOption:
     """One option. path: of its field, with dots; part: path of the optional part that contains the field, "" for none;
@@ -87,7 +92,7 @@ class SpecOption:
         """The value for the field, from the value that typer parsed. InputError if its form is wrong."""
         kind = _kind(self.field.annotation)
         if get_origin(kind) is tuple:
-            return tuple(name.strip() for name in value.split(",") if name.strip()) or None
+            return tuple(comma_separated(value)) or None
         if get_origin(kind) is dict:
             values = get_args(kind)[1]
             return parse_settings(self.names[0], value) if values is Any else self._pairs(value, values is not str)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit, jsonable, progress
-from aftertune.cli.options import Given, JsonFlag, option_of, with_options
+from aftertune.cli.options import Given, JsonFlag, comma_separated, option_of, with_options
 from aftertune.cli.streams import rich_console
 from aftertune.errors import GateFailed
 from aftertune.methods import writes_adapter
@@ -76,7 +76,7 @@ def _questions(names: str | None, spec: TuneSpec) -> list[Question]:
     from aftertune.study import TargetSpec
     from aftertune.tasks import LoadOptions, questions
 
-    tasks = [name.strip() for name in (names or "").split(",") if name.strip()]
+    tasks = comma_separated(names)
     specs = [TaskSpec(name=Path(name).name, target=TargetSpec(file=Path(name))) if name.endswith(".jsonl")
              else TaskSpec(name=name) for name in tasks]
     if spec.watch and spec.watch.target:
@@ -229,7 +229,7 @@ def check_merge(
     from aftertune.ledger import Ledger
     from aftertune.merge_check import check_merge as run
 
-    specs = [TaskSpec(name=name.strip(), sample=sample) for name in tasks.split(",") if name.strip()]
+    specs = [TaskSpec(name=name, sample=sample) for name in comma_separated(tasks)]
     with Ledger() as ledger, progress() as update:
         check = run(tuning, tasks=specs, ledger=ledger, nf4=nf4, dtype=dtype, device=device, progress=update)
     if as_json:
