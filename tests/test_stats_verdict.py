@@ -95,6 +95,8 @@ def test_the_verdict_is_read_off_the_adjusted_p():
 def test_at_the_floor_nothing_is_kept():
     floor = one(0, 0, 300, at_floor=True)
     assert (floor.verdict, floor.at_floor) == ("undecided", True)
+    assert one(0, 0, 300).verdict == "within"
+    assert floor.p_adjusted > .05, "the p of what is not said would contradict the word"
     told = label_of(floor.verdict, lineage=True, at_floor=floor.at_floor)
     assert told == "undecided (at floor: nothing to forget)"
     assert one(60, 2, 300, at_floor=True).verdict == "higher"

@@ -189,7 +189,8 @@ def _combine(case: Case, kinds: Sequence[_AdjustedTests]) -> Decision:
     """The decision of one member from all kinds of its tests: what all of them prove."""
     claims = [claim for question in QUESTIONS for claim in question]
     verdict = first_claim([c for c in claims if all(k.adjusted[c] < ALPHA for k in kinds)])
-    if verdict == "undecided":
+    floor = floored(verdict, case.at_floor)
+    if floor or verdict == "undecided":
         p = max(k.tests.moved for k in kinds)
         adjusted = max(min(k.adjusted["lower"], k.adjusted["higher"]) for k in kinds)
     else:
@@ -200,7 +201,6 @@ def _combine(case: Case, kinds: Sequence[_AdjustedTests]) -> Decision:
                   if k.verdict != first]
         note = (f"{_word(verdict)}, because the tests disagree: {_word(first)} by the {_KINDS[0]} test, "
                 f"{', '.join(others)}")
-    floor = floored(verdict, case.at_floor)
     return Decision(verdict="undecided" if floor else verdict, p=p, p_adjusted=adjusted, at_floor=floor, note=note)
 
 
