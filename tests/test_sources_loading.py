@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import warnings
 
@@ -325,3 +326,10 @@ def test_gpt2s_transposed_layers_take_their_adapter(tmp_path):
     adapter = resolve_adapter(str(tmp_path / "a"), base, identity)
     tuned, plain_model = load_model(base, "float32", "cpu", adapter), load_model(base, "float32", "cpu")
     assert not torch.equal(logits(tuned), logits(plain_model))
+
+
+def test_a_package_that_is_not_needed_is_not_asked_for():
+    """On processors with AVX-512 BF16, bitsandbytes wrote on stderr that `kernels` is missing, in every fine-tune."""
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.isEnabledFor(logging.ERROR)

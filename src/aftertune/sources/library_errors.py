@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import traceback
 import warnings
@@ -25,25 +26,29 @@ _TRAINING = frozenset({"accelerate", "bitsandbytes", "datasets", "numpy", "peft"
                        "transformers", "trl", "unsloth", "unsloth_zoo"})
 
 
+#: On some processors bitsandbytes asks for another package whenever it is imported. Nothing here needs that package.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hide the libraries' progress bars and warnings inside this block, but not errors or warnings from aftertune.
 
     The libraries warn about missing or unused tensors; this module checks for them and raises errors.
     """
-    from transformers.utils import logging
+    from transformers.utils import logging as progress
 
-    enabled, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    enabled, level = progress.is_progress_bar_enabled(), progress.get_verbosity()
+    progress.disable_progress_bar()
+    progress.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(?!aftertune\b)")
             yield
     finally:
-        logging.set_verbosity(level)
+        progress.set_verbosity(level)
         if enabled:
-            logging.enable_progress_bar()
+            progress.enable_progress_bar()
 
 
 @contextlib.contextmanager
