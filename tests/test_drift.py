@@ -107,6 +107,15 @@ def test_the_held_out_prompts_of_a_fine_tune_are_found_again(tmp_path):
     assert "can no longer be read" in " ".join(measure_drift(str(place / "base"), str(place / "tuned"), FEW).notes)
 
 
+def test_another_held_out_share_is_found_by_the_number_of_its_examples(place):
+    drift = measure_drift(str(place / "base"), str(place / "tuned"), FEW)
+    count = json.loads((place / "tuned" / "aftertune.json").read_text())["settings"]["held_out_examples"]
+    assert count > 4, "the default share of 40 examples"
+    assert [g.name for g in drift.groups] == [GENERAL, HELD_OUT]
+    assert len(drift.groups[1].texts) == min(count, FEW.prompts)
+    assert not drift.notes
+
+
 def test_a_model_with_fewer_tokens_is_refused(place, tmp_path):
     from transformers import LlamaForCausalLM
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from aftertune.ledger import Ledger
     from aftertune.sources import AdapterSource, ModelSource
     from aftertune.tuning.example import Example
+    from aftertune.tuning.split import Corpus
 
 #: The names of the two groups of prompts.
 GENERAL, HELD_OUT = "general prompts", "held-out prompts"
@@ -315,6 +316,9 @@ def _held_out_examples(tuning: Tuning, notes: list[str]) -> Sequence[Example]:
     remedy = "give the examples with --data FILE"
     try:
         corpus = Corpus.load(DataSpec(file=file), tuning.seed)
+        if corpus.held_out_fingerprint != tuning.settings.get("held_out"):
+            share = _share(corpus, int(tuning.settings.get("held_out_examples", 0)))
+            corpus = Corpus.load(DataSpec(file=file, held_out=share), tuning.seed)
     except (AftertuneError, ValidationError):
         notes.append(f"held-out prompts: {file} can no longer be read as the fine-tune read it; {remedy}")
         return ()
@@ -323,6 +327,14 @@ def _held_out_examples(tuning: Tuning, notes: list[str]) -> Sequence[Example]:
                      f"{remedy}")
         return ()
     return corpus.held_out
+
+
+def _share(corpus: Corpus, count: int) -> float:
+    """The held-out share by which ``count`` examples are held out: a split holds out those with the lowest points."""
+    from aftertune.tuning.split import split_point
+
+    points = sorted(split_point(example) for example in (*corpus.training, *corpus.held_out))
+    return points[min(count, len(points) - 1)]
 
 
 def _group(name: str, prompts: Sequence[_Prompt], measured: Sequence[tuple[Continuation, TextDivergence]],

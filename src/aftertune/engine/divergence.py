@@ -13,12 +13,14 @@ to no token of the tokenizer do not count.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from aftertune.engine.scorer import unwrapped
 from aftertune.engine.verify import decide
 
 #: Tokens of the base's distribution that are kept at each position.
@@ -131,12 +133,14 @@ def divergences(model: Any, texts: Sequence[Continuation], base: Sequence[Distri
 def _logits(model: Any, texts: Sequence[Continuation], vocabulary: int, progress: Done | None
             ) -> Iterator[torch.Tensor]:
     """The logits that predict each token of a continuation: float32 [tokens, vocabulary], one text at a time."""
+    options = inspect.signature(unwrapped(model).forward).parameters
     for number, text in enumerate(texts):
         if progress is not None:
             progress(number, len(texts))
+        few = {"logits_to_keep": len(text.tokens) + 1} if "logits_to_keep" in options else {}
         ids = torch.tensor([text.prompt + text.tokens], device=model.device)
         with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits[0, -len(text.tokens) - 1:-1, :vocabulary]
+            logits = model(input_ids=ids, use_cache=False, **few).logits[0, -len(text.tokens) - 1:-1, :vocabulary]
         yield logits.float()
 
 
