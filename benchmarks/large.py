@@ -142,16 +142,17 @@ def measure(size: int, folder: Path, only: Sequence[str]) -> dict[str, Measured]
             out[title] = run(words, ledger, folder)
             print(f"{title}, {size:,}: {out[title].seconds:.1f} s, {out[title].mebibytes:.0f} MiB", file=sys.stderr)
 
-    if not only or any("one evaluation" in o or o in ONE for o in only):
+    if not only or any("one evaluation" in o or o in ("import", *ONE) for o in only):
         results = samples_folder(folder / "results", size, seed=1)
         out["one evaluation: import"] = run(["import", str(results), "--name", "large"], one, folder)
         taken = out["one evaluation: import"]
         print(f"import, {size:,}: {taken.seconds:.1f} s, {taken.mebibytes:.0f} MiB", file=sys.stderr)
         for title, words in ONE.items():
             take(f"one evaluation: {title}", words, one)
-    many_evaluations(many, size, seed=2)
-    for title, words in MANY.items():
-        take(f"many evaluations: {title}", words, many)
+    if not only or any("many evaluations" in o or o in MANY for o in only):
+        many_evaluations(many, size, seed=2)
+        for title, words in MANY.items():
+            take(f"many evaluations: {title}", words, many)
     return out
 
 
