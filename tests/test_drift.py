@@ -10,11 +10,11 @@ import torch
 
 from aftertune.drift import GENERAL, HELD_OUT, DriftOptions, general_prompts, measure_drift
 from aftertune.engine import divergence
-from aftertune.errors import InputError, SourceError
+from aftertune.errors import AftertuneError, InputError, SourceError
 from aftertune.study import TuneSpec
 from aftertune.tuning import tune
 from cli_cases import call, settle
-from tuning_cases import base_and_data, easy_rows, tiny_model, write_rows
+from tuning_cases import base_and_data, chat_tokenizer, easy_rows, tiny_model, write_rows
 
 FEW = DriftOptions(prompts=8, tokens=6, dtype="float32", device="cpu")
 
@@ -137,6 +137,37 @@ def test_rows_of_no_token_do_not_count(place, tmp_path):
     model.save_pretrained(tmp_path / "cut")
     drift = measure_drift(str(place / "base"), str(tmp_path / "cut"), FEW)
     assert drift.groups[0].kl == pytest.approx(0, abs=1e-6)
+
+
+def test_damaged_weights_are_one_line(place, tmp_path):
+    """Probabilities that are no numbers ended in a traceback of torch."""
+    from transformers import LlamaForCausalLM
+
+    tiny_model(tmp_path / "broken")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "broken")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(SourceError, match="broken: transformers failed while the model computed: RuntimeError"):
+        measure_drift(str(tmp_path / "broken"), str(place / "base"), FEW)
+    with pytest.raises(AftertuneError, match="general prompts: the models' probabilities are not finite numbers"):
+        measure_drift(str(place / "base"), str(tmp_path / "broken"), FEW)
+
+
+def test_prompts_that_the_model_cannot_read_are_left_out_with_a_note(tmp_path):
+    """GPT-2 and OPT have a row for each position: a longer text ended in an IndexError."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    base_and_data(tmp_path)
+    tokenizer = chat_tokenizer()
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=1,
+                               eos_token_id=1, pad_token_id=0)).save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    drift = measure_drift(str(tmp_path / "short"), str(tmp_path / "short"), replace(FEW, prompts=64))
+    assert 0 < len(drift.groups[0].texts) < 64
+    assert "are longer than 10 tokens and were left out" in " ".join(drift.notes)
+    with pytest.raises(InputError, match=r"--tokens 16: .* reads at most 16 tokens"):
+        measure_drift(str(tmp_path / "short"), str(tmp_path / "short"), replace(FEW, tokens=16))
 
 
 def test_a_tuned_model_that_is_not_there_is_refused(place):

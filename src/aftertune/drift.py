@@ -39,10 +39,11 @@ from aftertune.engine.divergence import (
     token_rows,
 )
 from aftertune.errors import AftertuneError, AmbiguousName, InputError, SourceError
-from aftertune.sources.library_errors import memory_errors
+from aftertune.sources.library_errors import forward_errors, memory_errors
 from aftertune.sources.resolve import looks_like_path
 from aftertune.stats.bootstrap import TOO_FEW, bca_mean
 from aftertune.stats.paired import paired_mean
+from aftertune.tuning.build import fitting_length
 from aftertune.values import ModelIdentity, Progress, Tuning
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 GENERAL, HELD_OUT = "general prompts", "held-out prompts"
 #: A model has moved if the interval of its mean KL is above this, in nats per token: more than rounding moves it.
 ROUNDING = 1e-3
-#: The most tokens of a prompt; longer held-out prompts are left out.
+#: The most tokens of a prompt and its continuation; longer prompts are left out.
 _LONGEST = 1024
 
 
@@ -155,8 +156,13 @@ def measure_drift(base: str, tuned: str, options: DriftOptions | None = None, *,
     devices.set_threads(options.threads)
     tokenizer = sources.load_tokenizer(source)
     notes: list[str] = []
-    prompts = {GENERAL: _general_prompts(tokenizer, options)}
-    if held_out := _held_out_prompts(tuning, tokenizer, options, notes):
+    positions, _ = fitting_length(source, _LONGEST, explicit=False)
+    prompts = {GENERAL: _fitting(_general_prompts(tokenizer, options), GENERAL, positions - options.tokens, notes)}
+    if not prompts[GENERAL]:
+        raise InputError(f"--tokens {options.tokens}: {source.named} reads at most {positions:,} tokens, prompt and "
+                         "continuation together; use fewer")
+    if held_out := _fitting(_held_out_prompts(tuning, tokenizer, options, notes), HELD_OUT,
+                            positions - options.tokens, notes):
         prompts[HELD_OUT] = held_out
     tuned_identity = sources.fingerprint_model(target, adapter)
     if tuned_identity.tokenizer != identity.tokenizer and adapter is None:
@@ -180,7 +186,7 @@ def _measure(models: tuple[ModelSource, ModelSource, AdapterSource | None], toke
     model = sources.load_model(source, dtype, device, tokenizer=tokenizer)
     vocabulary = min(len(tokenizer), token_rows(model))
     texts: dict[str, list[Continuation]] = {}
-    with memory_errors(source, device):
+    with memory_errors(source, device), forward_errors(source.named, kept=""):
         for name, group in prompts.items():
             texts[name] = continue_prompts(model, tokenizer, [prompt.ids for prompt in group], tokens=options.tokens,
                                            seed=options.seed, progress=partial(_staged, progress,
@@ -194,7 +200,7 @@ def _measure(models: tuple[ModelSource, ModelSource, AdapterSource | None], toke
     if (rows := token_rows(model)) < vocabulary:
         raise InputError(f"the tuned model has {rows:,} tokens, but the base's tokenizer has {vocabulary:,}, so their "
                          "distributions cannot be compared; give the base that it was tuned from")
-    with memory_errors(target, device):
+    with memory_errors(target, device), forward_errors(target.named, kept=""):
         values = iter(list(divergences(model, every, stored, partial(_staged, progress,
                                                                      "the tuned model reads the texts"))))
     return {name: [(text, next(values)) for text in group] for name, group in texts.items()}
@@ -206,6 +212,15 @@ def _staged(progress: Progress, stage: str, done: int, total: int) -> None:
 
 
 # --- Models and prompts ---
+
+
+def _fitting(prompts: list[_Prompt], name: str, room: int, notes: list[str]) -> list[_Prompt]:
+    """The prompts of at most ``room`` tokens; a note says how many are left out."""
+    fitting = [prompt for prompt in prompts if len(prompt.ids) <= room]
+    if len(fitting) < len(prompts):
+        notes.append(f"{name}: {len(prompts) - len(fitting)} of {len(prompts)} are longer than {max(room, 0):,} tokens "
+                     "and were left out")
+    return fitting
 
 
 def _resolve_tuned(word: str, base: ModelSource, identity: ModelIdentity, options: DriftOptions, ledger: Ledger | None
@@ -286,11 +301,18 @@ def _held_out_prompts(tuning: Tuning | None, tokenizer: Any, options: DriftOptio
     settings = tuning.settings if tuning else {}
     default = TuneSpec.model_fields["template"].default
     template = settings.get("template", default)
-    rows = encode_all(chosen, tokenizer, EncodeOptions(template, _LONGEST, "last", skip_bad=True,
-                                                      day=settings.get("template_date"))).rows
-    prompts = [_Prompt(ids, _question(chosen[row.example - 1])) for row in rows
+    try:
+        encoded = encode_all(chosen, tokenizer, EncodeOptions(template, _LONGEST, "last", skip_bad=True,
+                                                             day=settings.get("template_date")))
+    except InputError as error:
+        notes.append(f"held-out prompts: none can be used: {error}")
+        return []
+    if left_out := encoded.masked + encoded.refused:
+        notes.append(f"held-out prompts: {left_out} of {len(chosen)} were left out, because the template refuses them "
+                     f"or they have more than {_LONGEST:,} tokens")
+    prompts = [_Prompt(ids, _question(chosen[row.example - 1])) for row in encoded.rows
                if (ids := row.ids[:_first_learned(row.labels)])]
-    if chosen and not prompts:
+    if encoded.rows and not prompts:
         notes.append("held-out prompts: the examples have no prompts (plain texts), so there is nothing to continue")
     return prompts
 

@@ -95,11 +95,11 @@ def training_errors(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def forward_errors(model: str) -> Iterator[None]:
+def forward_errors(model: str, *, kept: str = "finished batches are kept; ") -> Iterator[None]:
     """Turn what the libraries raise while a model computes into a SourceError of one line.
 
-    model: its name, for the message. Out of memory is left to those who can split a batch; an error raised in
-    aftertune's own code passes.
+    model: its name, for the message; kept: what of the work is not lost. Out of memory is left to those who can split
+    a batch; an error raised in aftertune's own code passes.
     """
     try:
         yield
@@ -109,7 +109,7 @@ def forward_errors(model: str) -> Iterator[None]:
         if not _is_library_fault(error) or library_of(error) not in _TRAINING | {"transformers_modules"}:
             raise
         raise SourceError(f"{model}: {library_of(error)} failed while the model computed: {_described(error)}; "
-                          "finished batches are kept; check that weights, config and tokenizer belong together; "
+                          f"{kept}check that weights, config and tokenizer belong together; "
                           "`aftertune --debug` and the same words show where") from error
 
 
