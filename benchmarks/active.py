@@ -243,7 +243,8 @@ def models(population: Population, mean: float, benchmarks: int, each: int = 10,
            ) -> tuple[int, int, float]:
     """Claims about the models on benchmarks drawn from a population whose true mean difference is ``mean``.
 
-    Returns the false verdicts, the runs, and the median items (of those that ended within ``most`` items).
+    Returns the false verdicts, the runs, and the median items; a run that was still open after ``most`` items counts
+    with all items of the benchmark.
     """
     chance, wrong, at = tilted(population, mean), 0, []
     truth = "open" if abs(abs(mean) - MARGIN) < 1e-9 else exact_verdict(mean, MARGIN)

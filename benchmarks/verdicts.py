@@ -26,7 +26,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aftertune.stats.sequential import SCALES, Boundaries, PairedSequential, log_factors, log_mixture, unreachable
+from aftertune.stats.sequential import (
+    SCALES,
+    Boundaries,
+    PairedSequential,
+    exact_verdict,
+    log_factors,
+    log_mixture,
+    unreachable,
+)
 from document import write_section
 from fixed_verdicts import (
     FIXED,
@@ -63,8 +71,7 @@ class Scenario:
 
     @property
     def truth(self) -> str:
-        mean = (self.gained - self.lost) / self.items
-        return "within" if abs(mean) <= self.margin else "lower" if mean < 0 else "higher"
+        return str(exact_verdict((self.gained - self.lost) / self.items, self.margin))
 
     def orders(self, permutations: int, seed: int) -> Floats:
         """Differences in random order, [permutations, items]."""

@@ -117,6 +117,17 @@ def test_a_task_that_was_stopped_early_is_judged_by_its_test_about_the_models(le
     assert held.row.low > -.70
 
 
+def test_what_was_stopped_because_it_was_kept_holds_its_limit(ledger: Ledger) -> None:
+    """"within" is proven at half of the error level on each side, and the interval at 0.4 of it."""
+    base, tuned = early_cases.changed(4000, .6, 60, 60, seed=3)
+    early_cases.store(ledger, "whole", early_cases.BASE, {"t": base})
+    early_cases.store(ledger, "part", early_cases.ADAPTED, {"t": tuned}, used={"t": 1287})
+    _, (line,) = gate("whole", "part", {"t": .02}, ledger=ledger, require_proof=True)
+    assert line.row.verdict == "within"
+    assert line.row.low < -.02
+    assert (line.outcome, line.failed) == ("held", False)
+
+
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["aftertune", "gate", "base", *words])
     return guarded(app)

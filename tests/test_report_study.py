@@ -156,6 +156,13 @@ def test_the_overview_counts_what_the_verdicts_say(study):
     assert dict(seen.runs)["Fine-tunes"] == "5 of 6"
 
 
+def test_better_on_the_target_task_is_a_proven_improvement(study):
+    comparisons = [replace(c, rows=tuple(replace(r, verdict="better") if r.target else r for r in c.rows))
+                   for c in study.comparisons]
+    seen = overview(replace(study.results(), comparisons=comparisons))
+    assert "Improvement on a target task is proven for 5 of 5." in seen.headline
+
+
 def test_the_overview_has_a_sentence_for_each_of_few_comparisons_and_none_for_forced_ones():
     seen = overview(cases.results(cases.EVALUATIONS, cases.TUNINGS, ALL))
     assert seen.headline == [

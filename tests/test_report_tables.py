@@ -114,10 +114,11 @@ def test_best_needs_a_verdict_against_every_other_column():
     assert proven_best(orders, table[orders], better) is None  # nothing compares careless on it
 
 
-def test_better_than_is_transitive_but_never_from_a_forced_comparison():
-    up = replace(cases.CAREFUL_ROWS[0], verdict="higher")
+@pytest.mark.parametrize(("gain", "loss"), [("higher", "lower"), ("better", "worse")])
+def test_better_than_is_transitive_but_never_from_a_forced_comparison(gain, loss):
+    up = replace(cases.CAREFUL_ROWS[0], verdict=gain)
     first = replace(cases.COMPARISONS[0], rows=(up,))
-    second = replace(cases.COMPARISONS[1], rows=(replace(up, verdict="lower"),))
+    second = replace(cases.COMPARISONS[1], rows=(replace(up, verdict=loss),))
     key = ("hellaswag", "acc_norm", "none")
     cells = performance(cases.EVALUATIONS)[key]
     assert proven_best(key, cells, beyond_noise([first, second])) == "e-careful001"

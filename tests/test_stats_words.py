@@ -22,7 +22,7 @@ from aftertune.stats import (
 from aftertune.stats.across_seeds import seed_contrast
 from aftertune.stats.bootstrap import bca_mean
 from aftertune.stats.bounded import bounded_interval, bounded_tests
-from aftertune.stats.sequential import CLAIMS, LOOKS, after_looks, first_of_clusters
+from aftertune.stats.sequential import CLAIMS, LOOKS, after_looks, first_of_clusters, no_drop_after_looks
 from aftertune.stats.verdict import QUESTIONS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -164,6 +164,15 @@ def test_asking_everything_can_only_add() -> None:
     late = PairedSequential(None, M, alpha=.05)
     late.update(np.zeros(60))
     assert after_looks(late.tests, nothing).within > .05
+
+
+def test_what_is_kept_after_looks_passes_a_gate() -> None:
+    """The end proves "within", and not "no loss", which has less of the level there."""
+    nothing, fixed = MarginTests(1, 1, 1), MarginTests(1, 1, .02, no_drop=.02)
+    both = after_looks(nothing, fixed)
+    assert both.within == no_drop_after_looks(nothing, .02) == .04
+    assert both.no_loss > .05
+    assert no_drop_after_looks(MarginTests(1, 1, 1, no_drop=.02), 1.0) == .04
 
 
 def test_the_end_after_looks_is_a_p_value() -> None:

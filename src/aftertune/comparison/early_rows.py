@@ -191,8 +191,8 @@ def _full_run(stopped: EarlyTest, column: MetricValues, d: Floats, margin: float
 
 
 def _evidence(column: MetricValues, d: Floats, interval: tuple[float, float], binary: bool) -> Evidence:
-    """The early estimate of one metric, with the interval for the models. A sequential test has no p-values for
-    "lower", "higher" and "within", so ``tests`` is empty."""
+    """The early estimate of one metric, with the interval for the models. ``tests`` are those of a fixed number
+    of items, so it is empty."""
     return Evidence(
         n=d.size, base=float(column.base.mean()), tuned=float(column.tuned.mean()), delta=float(d.mean()),
         low=interval[0], high=interval[1], kind="binary" if binary else "real", tests=NO_EVIDENCE,

@@ -7,7 +7,7 @@ Each limit is the margin of its task. The limits are the family of the tests: th
 other tasks do not count in the correction. A drop is proven by the verdict "lower" (Holm's correction over the limits).
 Its absence is proven by the one-sided test of "the drop is the limit or more" at 5 %. The claim that no limit is broken
 needs all of these tests and no correction (intersection-union test, Berger 1982, Technometrics 24:295). For a task that
-was stopped early, the sequential verdict and its interval decide.
+was stopped early, the verdict of its sequential test decides, and its interval.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Literal
 from aftertune.comparison import compare
 from aftertune.errors import InputError
 from aftertune.stats.verdict import ALPHA
-from aftertune.values import Comparison, ComparisonRow, Evaluation, GateLine, Margin
+from aftertune.values import Comparison, ComparisonRow, Evaluation, GateLine, Margin, Verdict
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
 GateOutcome = Literal["dropped", "held", "open", "floor"]
+
+#: The verdicts that rule out a drop beyond the margin.
+_NO_DROP: frozenset[Verdict] = frozenset({"higher", "within", "better", "no_loss"})
 
 
 def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, float | Margin], *, ledger: Ledger,
@@ -59,5 +62,6 @@ def _outcome(row: ComparisonRow, limit: float) -> GateOutcome:
     if row.verdict == "lower":
         return "dropped"
     if row.stopped_of is not None:
-        return "held" if row.low > -limit else "open"
+        # "within" is proven at another level than the interval has, so the interval may reach beyond the limit
+        return "held" if row.verdict in _NO_DROP or row.low > -limit else "open"
     return "held" if row.p_no_drop is not None and row.p_no_drop < ALPHA else "open"

@@ -26,7 +26,7 @@ from aftertune.stats.clustered import Weighting
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.paired import NO_EVIDENCE, MarginTests
 from aftertune.stats.planning import DecidingItems, items_above, items_to_decide
-from aftertune.stats.sequential import after_looks
+from aftertune.stats.sequential import after_looks, no_drop_after_looks
 from aftertune.stats.verdict import (
     ALPHA,
     GENERATION_FLOOR,
@@ -84,6 +84,12 @@ class RowDraft:
         return Case(tests=tests, clustered=clustered, bootstrap=bootstrap,
                     at_floor=low is not None and at_floor(low, self.chance), target=self.target)
 
+    @property
+    def p_no_drop(self) -> float:
+        """The largest one-sided p, of all kinds of test, against a drop beyond the margin."""
+        fixed = max(t.no_drop for t in (self.evidence.tests, self.evidence.clustered, self.evidence.bootstrap) if t)
+        return no_drop_after_looks(self.looks, fixed) if self.looks else fixed
+
 
 @dataclass(frozen=True, slots=True)
 class FullRun:
@@ -115,8 +121,8 @@ def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, note
 
     decision: None for a row that is not tested: a secondary one, or one without a margin in its unit. notes: sentences
     of the row's note; empty ones are skipped. needed: how many items would decide a row that is not settled. tests: the
-    unadjusted p-values that the row shows, None for a row without
-    them. full: what the full run would show, of a task that was stopped early. For the others see `ComparisonRow`.
+    unadjusted p-values that the row shows, None for a row without them. full: what the full run would show, of a task
+    that was stopped early. For the others see `ComparisonRow`.
     """
     ends = full.tuned if full else None
     e = draft.evidence
@@ -134,7 +140,7 @@ def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, note
         p_within=tests.within if tests else None,
         p_worse=tests.worse if tests else None,
         p_better=tests.better if tests else None,
-        p_exact=e.p_exact, p_mid=e.p_mid, p_no_drop=_no_drop(draft.case) if tests and decision else None, q=q,
+        p_exact=e.p_exact, p_mid=e.p_mid, p_no_drop=draft.p_no_drop if tests and decision else None, q=q,
         gained=e.gained, lost=e.lost,
         verdict=decision.verdict if decision else untested,
         told=label_of(decision.verdict, lineage=lineage, at_floor=decision.at_floor) if decision else untested or "",
@@ -361,11 +367,6 @@ def _row(draft: RowDraft, decision: Decision | None, *, lineage: bool, forced: b
         if draft.looks else ""
     return build_row(draft, decision, lineage=lineage, notes=[*notes, looked, decision.note, reason], needed=needed,
                      tests=draft.case.tests)
-
-
-def _no_drop(case: Case) -> float:
-    """The largest p, of all kinds of test, against a drop beyond the margin."""
-    return max(t.no_drop for t in (case.tests, case.clustered, case.bootstrap) if t)
 
 
 def over_fine_tunes(comparisons: Sequence[Comparison]) -> list[Comparison]:

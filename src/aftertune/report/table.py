@@ -293,11 +293,11 @@ def beyond_noise(comparisons: Sequence[Comparison]) -> Mapping[ScoreName, set[tu
     better: dict[ScoreName, set[tuple[str, str]]] = {}
     for comparison in comparisons:
         for row in comparison.rows:
-            if comparison.forced or row.verdict not in ("higher", "lower"):
+            if comparison.forced or row.verdict not in ("higher", "better", "lower", "worse"):
                 continue
             pair = (comparison.tuned, comparison.base)
             pairs = better.setdefault((row.task, row.metric, row.filter), set())
-            pairs.add(pair if row.verdict == "higher" else pair[::-1])
+            pairs.add(pair if row.verdict in ("higher", "better") else pair[::-1])
     for pairs in better.values():
         while implied := {(a, d) for a, b in pairs for c, d in pairs if b == c} - pairs:
             pairs |= implied

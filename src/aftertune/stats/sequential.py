@@ -320,9 +320,20 @@ def after_looks(looks: MarginTests, fixed: MarginTests) -> MarginTests:
     """
     def combined(name: str) -> float:
         share = _LOOKS_WITHIN if name == "within" else LOOKS
-        return float(min(1.0, getattr(looks, name) / share, getattr(fixed, name) / (1 - share)))
+        return _either(float(getattr(looks, name)), float(getattr(fixed, name)), share)
 
     return MarginTests(**{field.name: combined(field.name) for field in fields(MarginTests)})
+
+
+def no_drop_after_looks(looks: MarginTests, fixed: float) -> float:
+    """The one-sided p against a drop beyond the margin, as a gate takes it at 5 %. It has the shares of "within", so
+    whatever proves a verdict without such a drop proves this too. fixed: p of the test of all items."""
+    return _either(looks.no_drop, fixed, _LOOKS_WITHIN)
+
+
+def _either(looks: float, fixed: float, share: float) -> float:
+    """p of what one of two tests proves, which have ``share`` of the error level and the rest of it."""
+    return min(1.0, looks / share, fixed / (1 - share))
 
 
 def first_of_clusters(labels: Sequence[Hashable | None] | None, n: int) -> NDArray[np.bool_]:

@@ -118,7 +118,7 @@ def _summary(comparisons: Sequence[Comparison]) -> Iterator[str]:
     yield f"Of {_counted(len(verdicts), 'fine-tuned model')}, {text}."
     targets = [[r for r in c.rows if r.primary and r.target] for c in comparisons]
     with_target = [rows for rows in targets if rows]
-    improved = sum(any(r.verdict == "higher" for r in rows) for rows in with_target)
+    improved = sum(any(r.verdict in ("higher", "better") for r in rows) for rows in with_target)
     if with_target:
         yield f"Improvement on a target task is proven for {improved} of {len(with_target)}."
 
