@@ -98,7 +98,9 @@ def try_case(kind: Kind, target: Target, data: bytes) -> Result:
     except AftertuneError as error:
         refused = True
         faults += _message_faults(error)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         faults.append(_unexpected(error))
     else:
         faults += [Fault("a note of more than 1,000 characters", text[:300])
@@ -121,7 +123,7 @@ def _message_faults(error: Exception) -> Iterator[Fault]:
         yield Fault(f"a control character in a message, {where}", ascii(text[:400]))
 
 
-def _unexpected(error: Exception) -> Fault:
+def _unexpected(error: BaseException) -> Fault:
     """An error of another library or of Python, by its type and the place in aftertune."""
     return Fault(f"{type(error).__name__}, {_place(error)}", ascii(" ".join(str(error).split())[:300]))
 
@@ -316,6 +318,8 @@ class Fuzzer:
             finally:
                 for run in self.running.values():
                     run.kill()
+                    while not self._note(run):  # what it found before it ended
+                        pass
                     run.wait()
                     self.summaries[run.name].add(run.shared)
 
@@ -326,11 +330,7 @@ class Fuzzer:
 
     def _read(self, run: _Run, folder: Path, selector: selectors.BaseSelector) -> None:
         summary = self.summaries[run.name]
-        lines, ended = run.lines()
-        for number, place, text in lines:
-            if summary.add_fault(number, place, text):
-                self.say(f"fault: {run.name}:{self.seed}:{number}  {place}  {text[:300]}")
-        if not ended:
+        if not self._note(run):
             return
         selector.unregister(run.output)
         code = run.wait()
@@ -347,6 +347,14 @@ class Fuzzer:
         summary.done = number + 1
         if summary.done < self.count:
             self._begin(run.name, folder, selector)
+
+    def _note(self, run: _Run) -> bool:
+        """Count the faults that have come; True if the child has ended."""
+        lines, ended = run.lines()
+        for number, place, text in lines:
+            if self.summaries[run.name].add_fault(number, place, text):
+                self.say(f"fault: {run.name}:{self.seed}:{number}  {place}  {text[:300]}")
+        return ended
 
     def _watch(self) -> None:
         """End children that are stuck, or all of them at the end of the time; show the progress."""

@@ -94,9 +94,10 @@ def measure(text: str, folder: Path) -> tuple[float, float, str]:
     results: multiprocessing.Queue[tuple[float, float, str]] = context.Queue()
     process = context.Process(target=_audit, args=(str(path), results))
     process.start()
-    measured = results.get()
     process.join()
-    return measured
+    if process.exitcode:
+        sys.exit(f"the audit ended with {process.exitcode}, which is a fault of aftertune; its record: {text[:200]!r}")
+    return results.get()
 
 
 def main(sizes: Sequence[int], only: Sequence[str]) -> None:

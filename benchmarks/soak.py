@@ -1,6 +1,6 @@
 """Interrupts every kind of work at random moments, and checks that nothing is lost and the results are the same.
 
-    python benchmarks/soak.py                               everything, in about an hour; writes docs/benchmarks.md
+    python benchmarks/soak.py                               everything, in 90 minutes; --write: to docs/benchmarks.md
     python benchmarks/soak.py --only evaluation --kills 200 --seed 3
     python benchmarks/soak.py --scale 0.05                  a twentieth of everything
 
@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,6 +118,16 @@ class Soak:
             print(f"{figures.part}: {figures.interrupted} of {self.total}, {figures.rounds} results compared, "
                   f"{len(figures.wrong)} wrong, about {left / 60:.0f} min left", file=sys.stderr, flush=True)
 
+    def turns(self, number: int, *names: str) -> Iterator[Job]:
+        """These jobs in turn, each in a new place, until there are ``number`` interruptions."""
+        jobs = [self.jobs[name] for name in names]
+        for job in jobs:
+            self.undisturbed(job)
+        while self.figures.interrupted < number:
+            job = jobs[self.figures.rounds % len(jobs)]
+            job.reset(self.place)
+            yield job
+
     def wrong(self, text: str) -> None:
         """Note what is wrong, and keep the place."""
         self.figures.wrong.append(text)
@@ -188,13 +198,8 @@ def _step_of(checkpoint: str) -> int:
 
 def killed(soak: Soak, names: Sequence[str], kills: int) -> None:
     """SIGKILL at random moments, several to a result."""
-    jobs = [soak.jobs[name] for name in names]
-    for job in jobs:
-        soak.undisturbed(job)
-    while soak.figures.interrupted < kills:
-        job = jobs[soak.figures.rounds % len(jobs)]
-        _, seconds, _ = soak.undisturbed(job)
-        job.reset(soak.place)
+    for job in soak.turns(kills, *names):
+        _, seconds, _ = soak.whole[job.name]
         children: list[Child] = []
         for _ in range(min(soak.chance.randint(1, 9), kills - soak.figures.interrupted)):
             again = bool(children)
@@ -218,14 +223,9 @@ def killed(soak: Soak, names: Sequence[str], kills: int) -> None:
 
 def signals(soak: Soak, number: int) -> None:
     """SIGTERM and SIGINT at random moments, some of them twice within 50 ms."""
-    jobs = [soak.jobs[name] for name in ("eval", "tune lora", "run", "eval until decided", "tune full")]
-    for job in jobs:
-        soak.undisturbed(job)
     late = 0.0
-    while soak.figures.interrupted < number:
-        job = jobs[soak.figures.rounds % len(jobs)]
-        _, seconds, _ = soak.undisturbed(job)
-        job.reset(soak.place)
+    for job in soak.turns(number, "eval", "tune lora", "run", "eval until decided", "tune full"):
+        _, seconds, _ = soak.whole[job.name]
         children: list[Child] = []
         for _ in range(min(soak.chance.randint(1, 4), number - soak.figures.interrupted)):
             child = soak.start(job)
@@ -355,10 +355,8 @@ def full(soak: Soak, number: int) -> None:
         if disk is None:
             soak.figures.notes.append("the full disk was simulated in system calls: this process may not mount")
         needed = {job.name: _needed(job, disk) for job in jobs} if disk else {}
-        while soak.figures.interrupted < number:
-            job = jobs[soak.figures.rounds % len(jobs)]
+        for job in soak.turns(number, *(job.name for job in jobs)):
             _, _, calls = soak.whole[job.name]
-            job.reset(soak.place)
             if disk is not None and soak.chance.random() < 0.6:
                 room = soak.chance.randint(0, needed[job.name] // 4096) * 4096
                 ballast = disk / "ballast"
@@ -410,14 +408,9 @@ def _needed(job: Job, disk: Path) -> int:
 def clock(soak: Soak, number: int) -> None:
     """Jumps of the clock, forwards and back, with kills; the lease of a dead process of another host ends after its
     time."""
-    jobs = [soak.jobs[name] for name in ("eval", "tune lora", "run", "tune full", "eval until decided")]
     file = Path(os.environ["FAKETIME_TIMESTAMP_FILE"])
-    for job in jobs:
-        soak.undisturbed(job)
-    while soak.figures.interrupted < number:
-        job = jobs[soak.figures.rounds % len(jobs)]
+    for job in soak.turns(number, "eval", "tune lora", "run", "tune full", "eval until decided"):
         children = []
-        job.reset(soak.place)
         for last in (False, True):
             child = soak.start(job)
             until = time.monotonic() + soak.chance.uniform(0.2, soak.whole[job.name][1])
@@ -487,10 +480,10 @@ def main(words: Sequence[str] | None = None) -> int:
     done = _stored(options.figures)
     for figures in _soak(work, here, options):
         done[figures.part] = figures
-        if options.figures:
-            options.figures.write_text(json.dumps([asdict(f) for f in done.values()], indent=1), encoding="utf-8")
+        _store(options.figures, done)
     if here != parts:
-        done |= _clock_figures(work, options)
+        done["clock"] = _clock_figures(work, options)
+        _store(options.figures, done)
     text = _table([done[part] for part in PARTS if part in done])
     print(text)
     if options.write:
@@ -508,10 +501,17 @@ def _stored(file: Path | None) -> dict[str, Figures]:
     return {value["part"]: Figures(**value) for value in json.loads(file.read_text(encoding="utf-8"))}
 
 
+def _store(file: Path | None, done: Mapping[str, Figures]) -> None:
+    """Write the figures to a file, if there is one."""
+    if file is not None:
+        file.write_text(json.dumps([asdict(f) for f in done.values()], indent=1), encoding="utf-8")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", help=f"parts, separated by commas: {', '.join(PARTS)}; \"\" for the table alone")
-    parser.add_argument("--kills", type=int, help="interruptions of each part; default: as in the docstring's table")
+    default = ", ".join(f"{part} {number}" for part, (number, _) in PARTS.items())
+    parser.add_argument("--kills", type=int, help=f"interruptions of each part; default: {default}")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the default interruptions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder to work in; default: a temporary one")
@@ -559,9 +559,9 @@ def _soak(work: Path, parts: Sequence[str], options: argparse.Namespace) -> Iter
         yield soak.figures
 
 
-def _clock_figures(work: Path, options: argparse.Namespace) -> dict[str, Figures]:
+def _clock_figures(work: Path, options: argparse.Namespace) -> Figures:
     """The part clock, in a process of its own with libfaketime."""
-    file = options.figures or work / "clock.json"
+    file = work / "clock.json"  # not that of --figures, which may hold the figures of an earlier run
     variables = {k: v for k, v in os.environ.items() if k not in ("SOAK_WORK", "LD_PRELOAD")}
     command = [sys.executable, __file__, "--only", "clock", "--figures", str(file), "--seed", str(options.seed),
                "--scale", str(options.scale), "--work", str(work)]
@@ -569,7 +569,7 @@ def _clock_figures(work: Path, options: argparse.Namespace) -> dict[str, Figures
         command += ["--kills", str(options.kills)]
     subprocess.run(command, env=variables, check=False, stdout=subprocess.DEVNULL)
     failed = Figures("clock", wrong=["the part did not end; its messages are above"])
-    return {"clock": _stored(file).get("clock", failed)}
+    return _stored(file).get("clock", failed)
 
 
 def _table(figures: Sequence[Figures]) -> str:

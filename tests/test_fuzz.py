@@ -89,24 +89,34 @@ def _unread(data: bytes) -> Any:
         start = time.process_time()
         while time.process_time() - start < 0.3:
             pass
+    if case == 8:
+        raise SystemExit(0)
     return []
+
+
+def _fails(data: bytes) -> Any:
+    raise ValueError
+
+
+#: Every file of this kind is a fault.
+FAULTY = fuzz_kinds.Kind("toy", "bytes", lambda _: fuzz_kinds.Target([SEED], _fails))
 
 
 def test_every_way_of_failing_is_found_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz, "HARD_CLOCK", 3.0)
     monkeypatch.setattr(fuzz, "MEMORY", 40 * 2**20)
     toy = fuzz_kinds.Kind("toy", "bytes", lambda _: fuzz_kinds.Target([SEED], _unread), seconds=0.2)
-    for kinds in (fuzz.KINDS, fuzz_kinds.KINDS):
-        monkeypatch.setitem(kinds, "toy", toy)
-        monkeypatch.setitem(kinds, "toy too", toy)
+    monkeypatch.setitem(fuzz_kinds.KINDS, "toy", toy)
+    monkeypatch.setitem(fuzz_kinds.KINDS, "toy too", toy)
     summaries: dict[str, fuzz.Summary] = {}
     said: list[str] = []
     fuzz.Fuzzer(["toy", "toy too"], 50, 0, summaries, say=said.append).run(tmp_path)
     toys = summaries["toy"]
     assert [s.done for s in summaries.values()] == [50, 50]
     found = {place.partition(",")[0] for place in toys.faults}
-    assert found == {"ValueError", "a message of more than 1", "a control character in a message", "endless",
-                     "the process ended with SIGKILL", "a note of more than 1", "more than 500 MB", "more than 0.2 s"}
+    assert found == {"ValueError", "SystemExit", "a message of more than 1", "a control character in a message",
+                     "endless", "the process ended with SIGKILL", "a note of more than 1", "more than 500 MB",
+                     "more than 0.2 s"}
     assert toys.refused >= 2
     assert toys.slowest[0] >= 0.3
     assert toys.largest[0] > 40 * 2**20
@@ -117,7 +127,26 @@ def test_every_way_of_failing_is_found_and_the_run_goes_on(tmp_path: Path, monke
     assert fuzz.load_state(state, 0) == {"toy too": replace(toys, faults={})}, "a kind with a fault starts again"
 
 
-def test_the_command_shows_a_table_and_ends_with_1_where_there_is_a_fault(tmp_path: Path, capfd: Any) -> None:
+def test_a_fault_that_was_found_before_ctrl_c_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fuzz.Fuzzer, "_read", stop)
+    monkeypatch.setitem(fuzz_kinds.KINDS, "toy", FAULTY)
+    summaries: dict[str, fuzz.Summary] = {}
+    with pytest.raises(KeyboardInterrupt):
+        fuzz.Fuzzer(["toy"], 50, 0, summaries).run(tmp_path)
+    assert summaries["toy"].faults
+
+
+def test_the_command_ends_with_1_where_there_is_a_fault(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setitem(fuzz_kinds.KINDS, "toy", FAULTY)
+    assert fuzz.main(["--only", "toy", "--count", "5"]) == 1
+    assert "toy:0:0  5 times  ValueError" in capfd.readouterr().out
+
+
+def test_the_command_shows_a_table_and_continues(tmp_path: Path, capfd: Any) -> None:
     state = tmp_path / "state.json"
     words = ["--only", "checkpoint", "--count", "40", "--jobs", "1", "--state", str(state)]
     assert fuzz.main(words) == 0

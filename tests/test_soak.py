@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import ledger_cases as cases
+import soak
 import soak_child
 import soak_content
 from aftertune.ledger import Ledger
@@ -119,6 +120,14 @@ class Ended:
     ("loading the model\n", False), ("aftertune: unexpected KeyError; this is a fault of aftertune\n", False)])
 def test_a_stopped_command_prints_one_line(text: str, fine: bool) -> None:
     assert (soak_child.one_line(Ended(130, text)) == "") == fine  # type: ignore[arg-type]
+
+
+def test_a_part_that_did_not_end_does_not_show_the_figures_of_an_earlier_run(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    figures.write_text('[{"part": "clock", "seed": 1, "interrupted": 84}]')
+    options = soak._parser().parse_args(["--kills", "1", "--figures", str(figures)])
+    missing = tmp_path / "no such folder"
+    assert soak._clock_figures(missing, options).wrong
 
 
 def test_a_damaged_database_is_found(tmp_path: Path) -> None:
