@@ -36,6 +36,8 @@ from document import write_section
 from fixed_verdicts import share
 
 MARGIN, ALPHA, BATCH = 0.02, 0.05, 32
+#: Items after which a run on a claim about the models is given up.
+MOST = 3000
 SIZES = {"hellaswag": 10_042, "arc_easy": 2376}
 TITLES = {"hellaswag": "HellaSwag", "arc_easy": "ARC Easy"}
 #: Of uniform's items, at most: weighted drawing on HellaSwag until `within`, and anywhere until `lower`.
@@ -239,12 +241,12 @@ def tilted(population: Population, mean: float) -> Floats:
     return np.asarray(chance)
 
 
-def models(population: Population, mean: float, benchmarks: int, each: int = 10, most: int = 3000
+def models(population: Population, mean: float, benchmarks: int, each: int = 10, most: int = MOST
            ) -> tuple[int, int, float]:
     """Claims about the models on benchmarks drawn from a population whose true mean difference is ``mean``.
 
     Returns the false verdicts, the runs, and the median items; a run that was still open after ``most`` items counts
-    with all items of the benchmark.
+    with so many.
     """
     chance, wrong, at = tilted(population, mean), 0, []
     truth = "open" if abs(abs(mean) - MARGIN) < 1e-9 else exact_verdict(mean, MARGIN)
@@ -254,7 +256,7 @@ def models(population: Population, mean: float, benchmarks: int, each: int = 10,
                          d=population.d[items])
         play = Replay(own, each, seed, models=True).play(most)
         wrong += sum(v not in ("", truth) for v in play.said)
-        at += play.at.tolist()
+        at += np.minimum(play.at, most).tolist()
     return wrong, benchmarks * each, float(np.median(at))
 
 
@@ -294,7 +296,7 @@ def lines(results: Sequence[Result], about: Sequence[tuple[str, float, tuple[int
                f"| **{r.median:,.0f}** ({r.q90:,.0f}), {share(r.wrong, r.runs, 2)} | {r.ratio:.2f} |")
     yield ""
     if about:
-        yield "| claim about the models | true difference | false verdicts | median items |"
+        yield f"| claim about the models | true difference | false verdicts | median items ({MOST:,}: still open) |"
         yield "|---|---|---|---|"
     for name, mean, (wrong, runs, median) in about:
         yield f"| {name} | {100 * mean:+g} | {share(wrong, runs, 2)} | {median:,.0f} |"
