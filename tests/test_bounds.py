@@ -4,7 +4,6 @@ note."""
 from __future__ import annotations
 
 import gzip
-import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +109,7 @@ EXCEEDED: dict[str, tuple[Callable[[Path], object], str]] = {
     "STUDY_DEPTH": (study("a: " + "[" * 50 + "]" * 50), "nested"),
     "STUDY_VALUES": (study("a: &a [" + "1," * 300 + "]\nb: [" + "*a," * 300 + "]\n"), "values"),
     "DATA_ROW": (rows(b'{"text": "' + b"a" * bounds.DATA_ROW + b'"}\n'), "longer than 32 MiB"),
-    "TASK_BYTES": (task_file, "5,000,000|5 MB|bytes"),
+    "TASK_BYTES": (task_file, "and 5,000,000 are allowed"),
     "TEMPLATE_CHARACTERS": (rendering("{% for i in range(300) %}{{ 'a' * 70000 }}{% endfor %}"),
                             "20,000,000 are allowed"),
     "TEMPLATE_MEMORY": (rendering("{{ 'a' * 2000000000 }}"), "512 MB of memory"),
@@ -180,4 +179,4 @@ def test_reading_a_record_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.M
 
 def test_every_number_of_the_table_is_of_a_known_kind() -> None:
     assert {bound.kind for bound in bounds.BOUNDS} == set(bounds.KINDS)
-    assert json.dumps([bound.value for bound in bounds.BOUNDS])
+    assert all(bound.value > 0 for bound in bounds.BOUNDS)

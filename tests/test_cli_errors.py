@@ -84,6 +84,8 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "eval byte --tasks arc_easy --name [red]x": (2, ("`--name`", "letters, digits", "'[red]x'")),
     "compare base": (2, ("aftertune compare --help",)),
     "show e-0000": (2, ("'e-0000'", "base")),
+    "rollback ~nobody-here/out --to 1": (2, ("'~nobody-here/out'",)),
+    f"rollback {'x' * 300} --to 1": (2, ("no tuning",)),
     "record --only othr": (2, ("'othr'", "did you mean 'other'")),
     "record --out bad.db/record.md": (5, ("record.md: cannot be written", "--out")),
     "run absent.yaml": (2, ("absent.yaml: no such study file",)),
@@ -113,6 +115,7 @@ def test_the_cases_cover_every_exit_code() -> None:
     ("bad.db", 5, ("bad.db: not a SQLite database", "set AFTERTUNE_LEDGER")),
     ("byte", 2, ("byte: is a folder", "for example")),
     ("absent.db", 2, ("absent.db: no ledger here yet", "aftertune eval")),
+    ("~nobody-here/l.db", 2, ("~nobody-here/l.db: no ledger here yet", "aftertune eval")),
     ("mysql://host/db", 2, ("mysql://", "sqlite:///PATH")),
 ])
 def test_a_ledger_that_cannot_be_used_is_one_line(where: str, code: int, expected: tuple[str, ...], workspace: Path,

@@ -199,6 +199,9 @@ def test_the_message_of_an_error_is_one_short_line() -> None:
     assert len(long) <= LONGEST_MESSAGE
     assert long.startswith("where: xxx")
     assert long.endswith("; do this")
+    for words in range(110, 420, 7):  # nothing of the end is lost, however long the message is
+        advice = " ".join(f"w{n:03}" for n in range(50)) + "; do this"
+        assert one_line("where " * words + advice).endswith(advice)
 
 
 def test_a_word_at_the_cut_of_a_long_message_is_whole_or_left_out() -> None:

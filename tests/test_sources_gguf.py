@@ -318,6 +318,12 @@ def test_a_crash_of_the_reader_ends_the_child_alone(tmp_path, monkeypatch):
         facts_from_child(write_gguf(tmp_path / "m.gguf"))
 
 
+def test_a_gguf_that_cannot_be_opened_is_not_called_damaged(tmp_path):
+    with pytest.raises(SourceError, match=r"cannot be read \(Is a directory\); check the file") as caught:
+        facts_from_child(tmp_path)
+    assert "damaged" not in str(caught.value)
+
+
 def test_the_child_imports_nothing_from_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "gguf.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)

@@ -54,7 +54,7 @@ STUDY_MATCHED = _bound(2_000_000, _STUDY, "number", "{} comparisons of combinati
 _DATA = "training data"
 DATA_ROW = _bound(32 * MIB, _DATA, "size", "{} bytes of a row")
 PARQUET_TEXT = _bound(2**26, _DATA, "size", "Parquet: {} characters unpacked")
-PARQUET_TEXT_PER_BYTE = _bound(1000, _DATA, "size", "and {} for each byte of the file")
+PARQUET_TEXT_PER_BYTE = _bound(1000, _DATA, "size", "and {} more for each byte of the file")
 PARQUET_ROWS = _bound(100_000_000, _DATA, "number", "Parquet: {} rows")
 PARQUET_ROWS_PER_BYTE = _bound(16, _DATA, "number", "{} rows for each byte of the file")
 PARQUET_VALUES = _bound(1_000_000, _DATA, "number", "{} values of a column in one row")
@@ -84,9 +84,10 @@ GGUF_KEYS = _bound(10_000, _GGUF, "number", "{} keys")
 GGUF_VALUES = _bound(5_000_000, _GGUF, "number", "{} values in arrays, and no more than the file can hold")
 GGUF_DIMENSIONS = _bound(4, _GGUF, "number", "{} dimensions of a tensor")
 GGUF_NESTED = _bound(2, _GGUF, "number", "{} nested arrays")
-GGUF_MEMORY = _bound(4 * GIB, _GGUF, "memory and time", "{} bytes besides the file, in a process of its own")
+GGUF_MEMORY = _bound(4 * GIB, _GGUF, "memory and time",
+                     "{} bytes and twice the size of the file, in a process of its own")
 GGUF_SECONDS = _bound(120, _GGUF, "memory and time", "{} s of processor time")
-GGUF_BYTES_PER_SECOND = _bound(20_000_000, _GGUF, "memory and time", "and 1 s for each {} bytes of the file")
+GGUF_BYTES_PER_SECOND = _bound(20_000_000, _GGUF, "memory and time", "and 1 s more for each {} bytes of the file")
 
 _RECORD = "Markdown record"
 RECORD_BYTES = _bound(4 * MIB, _RECORD, "size", "{} bytes")

@@ -39,6 +39,7 @@ from aftertune.engine.divergence import (
     token_rows,
 )
 from aftertune.errors import AftertuneError, AmbiguousName, InputError, SourceError
+from aftertune.paths import expanded, is_dir, is_file
 from aftertune.sources.library_errors import forward_errors, memory_errors
 from aftertune.sources.resolve import looks_like_path
 from aftertune.stats.bootstrap import TOO_FEW, bca_mean
@@ -229,14 +230,14 @@ def _resolve_tuned(word: str, base: ModelSource, identity: ModelIdentity, option
     from aftertune.tuning import read_tuning
     from aftertune.tuning.output import read_manifest
 
-    folder, tuning = Path(word).expanduser(), None
-    if folder.is_dir():
+    folder, tuning = expanded(word), None
+    if is_dir(folder):
         tuning = read_manifest(folder)
     elif ledger is not None and _is_tuning(word, ledger):
         tuning = read_tuning(word, ledger)
         folder = Path(tuning.output)
-    place = str(folder) if folder.is_dir() else word
-    if (folder / "adapter_config.json").is_file():
+    place = str(folder) if is_dir(folder) else word
+    if is_file(folder / "adapter_config.json"):
         return base, sources.resolve_adapter(place, base, identity), tuning
     try:
         return sources.resolve_model(place, trust_remote_code=options.trust_remote_code), None, tuning

@@ -141,7 +141,7 @@ UNUSUAL = re.compile(r"[^\n\t -~\xa0-\xac\xae-\u02ff]")
 def one_line(text: str) -> str:
     """A message as one line without control characters. Of a long one, the middle is left out: the start says where,
     the end what to do."""
-    if len(text) > LONGEST_MESSAGE:
+    if len(text) > 2 * LONGEST_MESSAGE:
         text = _without_middle(text, LONGEST_MESSAGE, LONGEST_MESSAGE)  # so that a megabyte takes no time
     line = visible_characters(_LINE_ENDS.sub(" ", text))
     return line if len(line) <= LONGEST_MESSAGE else _without_middle(line, LONGEST_MESSAGE - 303, 300)

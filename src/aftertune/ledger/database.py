@@ -31,6 +31,7 @@ from sqlalchemy.exc import ArgumentError
 from aftertune.errors import InputError, StorageError
 from aftertune.ledger import migration
 from aftertune.ledger.faults import LOCK_TIMEOUT, storage_error, storage_errors
+from aftertune.paths import expanded
 
 DEFAULT = Path(".aftertune/ledger.db")
 VARIABLE = "AFTERTUNE_LEDGER"
@@ -178,7 +179,7 @@ def locate(where: str | os.PathLike[str] | None = None) -> Path:
     """The ledger's file: ``where`` (a path or ``sqlite:///PATH``), else AFTERTUNE_LEDGER, else DEFAULT."""
     text = os.fspath(where) if where is not None else os.environ.get(VARIABLE, "")
     if "://" not in text:
-        return (Path(text).expanduser() if text else DEFAULT).absolute()
+        return (expanded(text) if text else DEFAULT).absolute()
     scheme = text.partition("://")[0]
     try:
         url = make_url(text)
@@ -188,7 +189,7 @@ def locate(where: str | os.PathLike[str] | None = None) -> Path:
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         raise InputError(f"the ledger's address ({scheme}://…) does not name a SQLite file; give a path, or "
                          "sqlite:///PATH")
-    return Path(url.database).expanduser().absolute()
+    return expanded(url.database).absolute()
 
 
 @cache

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from aftertune.paths import expanded
 from aftertune.values import digest
 
 # --- Cached fingerprints ---
@@ -39,7 +40,7 @@ MAX_ENTRIES = 2000
 
 def cache_root() -> Path:
     """Folder for everything that can be computed again: AFTERTUNE_CACHE, or ~/.cache/aftertune."""
-    return Path(os.environ.get("AFTERTUNE_CACHE") or Path.home() / ".cache" / "aftertune").expanduser()
+    return expanded(os.environ.get("AFTERTUNE_CACHE") or Path.home() / ".cache" / "aftertune")
 
 
 def stat_key(paths: Sequence[Path], purpose: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aftertune import bounds
 
-#: Bytes of memory besides those of the file, and seconds of processor time besides those for each byte of it.
+#: Bytes of memory besides twice those of the file, and seconds of processor time besides those for its bytes.
 MEMORY, SECONDS = bounds.GGUF_MEMORY, bounds.GGUF_SECONDS
 #: Bytes that are read and hashed in a second even on a slow machine.
 BYTES_PER_SECOND = bounds.GGUF_BYTES_PER_SECOND

@@ -53,6 +53,9 @@ def main(path: Path, limits: ChildLimits) -> None:
             answer = {"facts": read_gguf_facts(path)}
         except AftertuneError as error:
             answer = {"error": str(error)}
+        except OSError as error:  # which says nothing about the content
+            answer = {"error": f"{path}: cannot be read ({error.strerror or type(error).__name__}); check the file and "
+                               "its permissions"}
     # here what was read is gone, so there is memory for the message
     size, most = path.stat().st_size, limits.memory // 2**20
     print(json.dumps(answer or {"error": f"{path}: reading it needs more than {most:,} MiB of memory, and the file has "

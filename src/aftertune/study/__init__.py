@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from aftertune import paths
 from aftertune.catalog import BENCHMARKS
 from aftertune.errors import InputError, nearest, shown
 from aftertune.methods import METHODS, MethodName, join_names, ranks_text, rates_text, unsloth_methods
@@ -525,7 +526,7 @@ def anchored_base(base: BaseSpec, folder: Path) -> BaseSpec:
     """The base with the folder of its tokenizer taken from ``folder``."""
     if base.tokenizer is None:
         return base
-    return base.model_copy(update={"tokenizer": str(anchored(Path(base.tokenizer).expanduser(), folder))})
+    return base.model_copy(update={"tokenizer": str(anchored(paths.expanded(base.tokenizer), folder))})
 
 
 def anchored_task(task: TaskSpec, folder: Path) -> TaskSpec:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import InputError, StorageError
 from aftertune.methods import METHODS, unused_settings, writes_adapter
+from aftertune.paths import expanded, is_file
 from aftertune.sources.folder_lock import LOCK, folder_lock
 from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.estimate import CostEstimate, estimate_tuning
@@ -136,8 +137,8 @@ def read_tuning(word: str, ledger: Ledger) -> Tuning:
     """
     from aftertune.tuning import output
 
-    folder = Path(word).expanduser()
-    if not (folder / output.MANIFEST).is_file():
+    folder = expanded(word)
+    if not is_file(folder / output.MANIFEST):
         folder = Path(ledger.find_tuning(word).output)
     tuning = output.read_manifest(folder)
     if tuning is None or tuning.status != "done":
@@ -226,7 +227,7 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], look
     settings = (_settings(spec, plan, corpus) | _date_setting(spec, tokenizer) | _target_setting(spec, source)
                 | _watch_settings(spec, plan, look))
     tuning_id = identify_tuning(identity, corpus.fingerprint, settings, spec.seed)
-    out = (spec.out or Path(".aftertune") / "tunings" / tuning_id).expanduser()
+    out = expanded(spec.out or Path(".aftertune") / "tunings" / tuning_id)
     threads = set_threads(spec.threads or Checkpoints(out / CHECKPOINTS, tuning_id).threads())
     settings = {**settings, "threads": threads, "device": device}
     return _Job(spec, source, tokenizer, corpus, plan, Tuning(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aftertune.errors import AftertuneError, InputError
+from aftertune.paths import expanded, is_file
 from aftertune.sources.folder_lock import folder_lock
 from aftertune.tuning import kept, output
 from aftertune.values import KeptCheckpoint, Tuning
@@ -39,8 +40,8 @@ def roll_back(word: str, step: int, ledger: Ledger) -> Tuning:
     Raises InputError if there is no such checkpoint or it is damaged, StorageError if the disk is full or another
     process works in the folder.
     """
-    folder = Path(word).expanduser()
-    if not (folder / output.MANIFEST).is_file():
+    folder = expanded(word)
+    if not is_file(folder / output.MANIFEST):
         folder = Path(ledger.find_tuning(word).output)
     with folder_lock(folder, "works"):
         finish_rollback(folder)
