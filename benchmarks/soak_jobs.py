@@ -13,24 +13,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from eval_cases import write_task
 from families import make_data, make_model
 from soak_child import Child
 
-_TASK = """\
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-output_type: {kind}
-test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
-{more}
-"""
 _QUIET = ("--device", "cpu", "--dtype", "float32")
 _EVAL = ("--include-path", "tasks", *_QUIET, "--threads", "1", "--memory", "1MB")
 _TUNE = ("tune", "model", "--data", "train.jsonl", "--out", "out", "--max-steps", "12", "--epochs", "4",
@@ -168,6 +162,4 @@ def _write_tasks(folder: Path, place: Path) -> None:
     for name, rows, kind, more in (("quiz", quiz, "multiple_choice", "doc_to_choice: choices"),
                                    ("say", say, "generate_until", generated)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        file = json.dumps(str(place / "tasks" / f"{name}.jsonl"))
-        (folder / f"{name}.yaml").write_text(_TASK.format(name=name, file=file, kind=kind, more=more),
-                                             encoding="utf-8")
+        write_task(folder, name, kind, place / "tasks" / f"{name}.jsonl", more)
