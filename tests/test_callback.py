@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from aftertune.callbacks import ForgettingCallback
 from aftertune.comparison import compare
-from aftertune.errors import InputError
+from aftertune.errors import InputError, StorageError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.study import TaskSpec
@@ -248,11 +248,41 @@ def test_an_analysis_that_fails_does_not_end_the_training(base: Path, tmp_path: 
         assert ledger.tunings()[0].status == "done"
 
 
+def test_a_ledger_that_cannot_be_written_does_not_end_the_training(base: Path, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    trainer = watched(plain(base, tmp_path / "out"), tmp_path / "l.db", lines)
+    save = Ledger.save_tuning
+
+    def broken(ledger: Ledger, tuning: Any) -> Any:
+        if trainer.state.global_step:
+            raise StorageError("the disk is full")
+        return save(ledger, tuning)
+
+    monkeypatch.setattr(Ledger, "save_tuning", broken)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert [line for line in lines if "stored" in line] == [
+        "watch, step 2 is not stored yet: the disk is full", "watch, step 4 is not stored yet: the disk is full",
+        f"watch: tuning {trainer.callback_handler.callbacks[-1].tuning.id} is not stored as done: the disk is full"]
+
+
+def test_the_log_has_what_was_lost() -> None:
+    from aftertune.callbacks.forgetting import _lost
+    from aftertune.values import WatchPoint
+
+    point = WatchPoint(step=1, task="t", metric="acc", n=8, base=0.5, tuned=0.25, delta=-0.25, low=-0.5, high=0.125,
+                       verdict="undecided")
+    assert _lost(point) == {"forgetting/t": 25.0, "forgetting/t/low": -12.5, "forgetting/t/high": 50.0}
+
+
 @pytest.mark.parametrize(("tasks", "values", "message"), [
     (None, {}, "no tasks to watch; give names"), (TASKS, {"every": 0}, 'every is 0; allowed are a number of steps'),
     (TASKS, {"every": "epoch"}, 'every is .epoch.; allowed'), (TASKS, {"margin": 0}, "margin is 0; allowed"),
     (TASKS, {"chat_template": True}, "unknown setting 'chat_template'.*allowed: apply_chat_template"),
     (TASKS, {"engine": "lm-eval:vllm"}, "with packed or plain"),
+    ({"arc_easy": 0}, {}, "`sample`: Input should be greater than 0"),
+    (TASKS, {"memory": "much"}, "`memory`: 'much' is not a size"),
 ])
 def test_wrong_arguments_are_refused_in_one_line(base: Path, tmp_path: Path, tasks: Any, values: Any,
                                                  message: str) -> None:

@@ -62,6 +62,12 @@ def test_the_validation_loss_as_a_goal() -> None:
     assert KeepBest.parse("orders", tasks=TASKS, validated=False).choose([], {}) is None
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_never_the_best(bad: float) -> None:
+    assert choose("validation loss", [], {10: bad, 20: 0.4, 30: bad}).step == 20
+    assert KeepBest.parse("validation loss", tasks=[], validated=True).choose([], {10: bad}) is None
+
+
 def test_the_best_so_far_never_comes_back() -> None:
     """So its weights may be deleted once a better checkpoint is found."""
     numbers = np.random.default_rng(0).normal(size=(30, 2)) * 0.03

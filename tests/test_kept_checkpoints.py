@@ -127,6 +127,30 @@ def test_the_last_n_stay_and_all_numbers_with_them(place: Path) -> None:
     assert made.choice is None
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
+def test_the_last_n_stay_while_there_are_fewer(tmp_path: Path, whole: Tuning, count: int) -> None:
+    writer = kept.CheckpointWriter(lambda *_: None, 4, print)
+    origin = kept.Origin("t-1", "lora", whole.base)
+    copies = kept.KeptCheckpoints(tmp_path, origin, kept.KeepPlan(count), writer)
+    for n, checkpoint in enumerate(whole.checkpoints, 1):
+        shutil.copytree(Path(whole.output) / checkpoint.folder, copies.folder / f"step-{checkpoint.step}")
+        kept.seal(copies.folder / f"step-{checkpoint.step}", origin, checkpoint.step, None)
+        copies.prune(None)
+        assert [c.step for c in copies.checkpoints()] == steps(whole)[max(n - count, 0):n]
+
+
+def test_what_a_killed_process_left_of_a_choice_is_removed_by_the_next_run(place: Path) -> None:
+    asked = spec(place, "left", keep_best=RULE, keep_checkpoints=None)
+    made = run(asked)
+    assert not (place / "left" / "kept").exists()
+    left = place / "left" / "kept" / "step-2"
+    left.mkdir(parents=True)
+    (left / "aftertune.json").write_text(json.dumps({"tuning": made.id}), encoding="utf-8")
+    (place / "left" / "checkpoints").mkdir()
+    assert run(asked).id == made.id
+    assert not (place / "left" / "kept").exists()
+
+
 def test_without_a_watch_each_validation_is_kept(place: Path) -> None:
     data = DataSpec(file=place / "rows.jsonl", validation=0.2)
     made = run(spec(place, "validated", watch=None, data=data, early_stop={"every": 3, "patience": 9},

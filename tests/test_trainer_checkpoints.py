@@ -116,6 +116,8 @@ def test_what_is_not_there_is_said_with_what_was_looked_for(runs: Path, tmp_path
     (("--target", "none.jsonl=4"), "--target none.jsonl: no such file"),
     (("--watch", "arc_easy=4", "--steps", "1,x"), "'x' is no step"),
     (("--watch", "arc_easy=4", "--watch-margin", "0"), "--watch-margin is 0"),
+    (("--watch", "arc_easy=4", "--dtype", "float8"), "`dtype`: Input should be 'auto', 'float32'"),
+    (("--watch", f"arc_easy={10**14}"), "`sample`: Input should be less than"),
 ])
 def test_wrong_options_are_one_line(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
                                     words: tuple[str, ...], message: str) -> None:

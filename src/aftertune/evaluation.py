@@ -140,6 +140,14 @@ class EvaluationRun:
         self.responses: dict[int, Response] = {}
         self.schedule: dict[str, Any] | None = None
 
+    def answers(self, evaluation: Evaluation) -> dict[str, list[Answer]]:
+        """The stored answers of each task, in the order of its items."""
+        answers = {}
+        for task in self.loaded:
+            of_item = {a.index: a for a in self.ledger.answers(evaluation.id, task.settings.task)}
+            answers[task.settings.task] = [of_item[item.index] for item in task.items]
+        return answers
+
     def run(self, like: EvaluationRun | None = None) -> Evaluation:
         """Run everything that is not in the ledger yet, in one stage.
 

@@ -15,6 +15,7 @@ reports on it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from aftertune.provenance import capture, finish
 from aftertune.sources import BaseModelCache, resolve_model
 from aftertune.sources.loading import has_tokenizer
 from aftertune.sources.resolve import read_json
-from aftertune.study import EvalSpec, TaskSpec
+from aftertune.study import EvalSpec, TaskSpec, checked
 from aftertune.study.keep_best import KeepBest
 from aftertune.tasks import LoadedTask
 from aftertune.values import Answer, Evaluation, Half, Progress, Tuning, WatchPoint, digest
@@ -96,11 +97,11 @@ def evaluate_checkpoints(request: CheckpointRequest, *, ledger: Ledger, progress
     """
     checkpoints, provenance = find_checkpoints(request.folder, request.steps), capture()
     cache = BaseModelCache()
-    spec = EvalSpec(model=request.base, tasks=request.tasks, **request.settings)
+    spec = checked(EvalSpec, model=request.base, tasks=request.tasks, **request.settings)
     rule = None if request.rule is None else _rule(request)
     first = EvaluationRun(spec, ledger, progress, cache)
     base = first.run()
-    base_answers = _answers(first, base)
+    base_answers = first.answers(base)
     for task in first.loaded:
         refuse_own_unit(task, primary_values(task, base_answers[task.settings.task]))
     halves: dict[Half, list[LoadedTask]] = task_halves(first.loaded, rule) if rule else {"all": first.loaded}
@@ -111,7 +112,7 @@ def evaluate_checkpoints(request: CheckpointRequest, *, ledger: Ledger, progress
         try:
             run = EvaluationRun(_spec(spec, folder), ledger, progress, cache)
             evaluations[step] = run.run(first)
-            answers[step] = _answers(run, evaluations[step])
+            answers[step] = run.answers(evaluations[step])
         except TasksFailed:
             raise
         except AftertuneError as error:
@@ -160,15 +161,6 @@ def _spec(spec: EvalSpec, folder: Path) -> EvalSpec:
     return spec.model_copy(update={"model": str(folder), "revision": None, "tokenizer": tokenizer})
 
 
-def _answers(run: EvaluationRun, evaluation: Evaluation) -> dict[str, list[Answer]]:
-    """The answers of each task, in the order of its items."""
-    answers = {}
-    for task in run.loaded:
-        of_item = {a.index: a for a in run.ledger.answers(evaluation.id, task.settings.task)}
-        answers[task.settings.task] = [of_item[item.index] for item in task.items]
-    return answers
-
-
 @dataclass(frozen=True, slots=True)
 class _Looks:
     """Analyses of checkpoints. family: of all steps and tasks."""
@@ -212,8 +204,9 @@ def _log(checkpoints: Mapping[int, Path]) -> list[dict[str, Any]]:
 
 
 def _validation_losses(checkpoints: Mapping[int, Path]) -> dict[int, float]:
+    """Step -> validation loss, without those of a training that diverged (NaN)."""
     return {entry["step"]: float(entry["eval_loss"]) for entry in _log(checkpoints)
-            if isinstance(entry.get("eval_loss"), int | float)}
+            if isinstance(entry.get("eval_loss"), int | float) and math.isfinite(entry["eval_loss"])}
 
 
 def _steps(checkpoints: Mapping[int, Path]) -> Iterator[dict[str, float]]:

@@ -35,7 +35,7 @@ from aftertune.forgetting_watch import primary_values, print_line, refuse_own_un
 from aftertune.ledger import Ledger
 from aftertune.provenance import finish
 from aftertune.report import watch_text
-from aftertune.study import EvalSpec, TaskSpec
+from aftertune.study import EvalSpec, TaskSpec, checked
 from aftertune.tuning.callbacks import evaluation_mode, step_metrics
 from aftertune.values import Tuning, WatchPoint
 
@@ -77,12 +77,12 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             raise InputError(f"unknown setting {name!r}{nearest(name, list(SETTINGS))}; allowed: {', '.join(SETTINGS)}")
         if settings.get("engine", "packed") not in ("packed", "plain"):
             raise InputError(f"engine is {settings['engine']!r}; a model in memory is evaluated with packed or plain")
-        specs = tuple(TaskSpec(name=name, sample=count) for name, count in tasks.items()) if isinstance(
+        specs = tuple(checked(TaskSpec, name=name, sample=count) for name, count in tasks.items()) if isinstance(
             tasks, Mapping) else tuple(tasks)
         self.trainer, self.every, self.margin, self.stop = trainer, every, margin, stop
         self.report = report or print_line
         self.ledger = None if ledger is None else Path(ledger)
-        self.spec = EvalSpec(model="the model in training", tasks=specs, **settings)
+        self.spec = checked(EvalSpec, model="the model in training", tasks=specs, **settings)
         self.steps: list[int] = []
         self.looks = 0
         self.evaluations: LiveEvaluations
@@ -119,7 +119,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         best = args.load_best_model_at_end and state.best_model_checkpoint is not None
         step = (state.best_global_step if best else None) or state.global_step
         self._look(step, control)
-        self._on_first_process(lambda: self._finish(step))
+        self._on_first_process(lambda: self._end(step))
 
     # --- What they do ---
 
@@ -172,13 +172,16 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             self.report(f"watch, step {step}: not tested, because all {self.looks} planned analyses were made before")
         for point in points:
             self.report(watch_text(point))
-        self._log({name: value for point in points for name, value in self._metrics(point).items()})
+        self._log({name: value for point in points for name, value in _lost(point).items()})
         forgotten = [point.task for point in points if point.verdict == "lower"]
         notes = [f"stopped at step {step}: {', '.join(forgotten)} is proven to be forgotten by more than "
                  f"{self.margin:g} points"] if self.stop and forgotten and step < trainer.state.max_steps else []
         self.tuning = replace(self.tuning, watch=(*self.tuning.watch, *points), notes=(*self.tuning.notes, *notes),
                               states=(*self.tuning.states, self.last.identity.fingerprint))
-        self._save()
+        try:
+            self._save()
+        except AftertuneError as error:  # the next analysis, or the end, stores this one too
+            self.report(f"watch, step {step} is not stored yet: {error}")
         return forgotten
 
     def _log(self, metrics: dict[str, float]) -> None:
@@ -187,13 +190,12 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         Trainer.log(self.trainer, metrics)  # SFTTrainer.log would add its averages so far and start new ones
         self.trainer.control.should_log = due
 
-    def _metrics(self, point: WatchPoint) -> dict[str, float]:
-        """What the trainer's log gets of an analysis: the points that were lost, with the ends of the interval."""
-        task = next(t for t in self.evaluations.tasks if t.settings.task == point.task)
-        sign = -100 if task.settings.higher_is_better.get(point.metric, True) else 100
-        low, high = sorted((sign * point.low, sign * point.high))
-        name = f"forgetting/{point.task}"
-        return {name: sign * point.delta + 0.0, f"{name}/low": low, f"{name}/high": high}
+    def _end(self, step: int) -> None:
+        """Finish the tuning. A failure is reported: the weights are not saved yet, and must not be lost by it."""
+        try:
+            self._finish(step)
+        except AftertuneError as error:
+            self.report(f"watch: tuning {self.tuning.id} is not stored as done: {error}")
 
     def _finish(self, step: int) -> None:
         """Store the tuning as done, with the fingerprint of the weights at the end."""
@@ -236,6 +238,13 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         if shared[1] is not None:
             raise AftertuneError(f"the first process failed ({shared[1][0]}): {shared[1][1]}")
         return shared[0]
+
+
+def _lost(point: WatchPoint) -> dict[str, float]:
+    """What the trainer's log gets of an analysis: the points that were lost, with the ends of the interval. A change
+    below 0 is a loss, also of a metric whose lower values are better."""
+    name = f"forgetting/{point.task}"
+    return {name: -100 * point.delta + 0.0, f"{name}/low": -100 * point.high, f"{name}/high": -100 * point.low}
 
 
 def planned_looks(trainer: Any, every: When) -> int:

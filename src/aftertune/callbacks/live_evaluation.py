@@ -103,11 +103,7 @@ class LiveEvaluations:
             finally:
                 torch.set_num_threads(threads)
             self.first = self.first or run
-            answers = {}
-            for task in self.tasks:
-                of_item = {a.index: a for a in ledger.answers(evaluation.id, task.settings.task)}
-                answers[task.settings.task] = [of_item[item.index] for item in task.items]
-        return LiveAnswers(evaluation.id, identity, answers)
+            return LiveAnswers(evaluation.id, identity, run.answers(evaluation))
 
     def _require_stored(self, evaluation: str, ledger: Ledger) -> None:
         if not any(e.id == evaluation and e.status == "done" for e in ledger.evaluations()):

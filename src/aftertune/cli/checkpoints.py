@@ -15,7 +15,7 @@ from aftertune.cli.console import emit, jsonable, progress
 from aftertune.cli.options import JsonFlag, comma_separated, option_of
 from aftertune.cli.streams import rich_console
 from aftertune.errors import InputError
-from aftertune.study import EvalSpec, TargetSpec, TaskSpec, WatchSpec
+from aftertune.study import EvalSpec, TargetSpec, TaskSpec, WatchSpec, checked
 
 if TYPE_CHECKING:
     from aftertune.trainer_checkpoints import CheckpointSeries
@@ -79,13 +79,13 @@ def _counted(option: str, text: str, match: str = "exact") -> TaskSpec:
     if not name or not count.isdecimal() or not int(count):
         raise InputError(f"{option} {text!r}: write TASK=N, for example {option} hellaswag=200")
     if not name.endswith(".jsonl"):
-        return TaskSpec(name=name, sample=int(count))
+        return checked(TaskSpec, name=name, sample=int(count))
     if match not in ("exact", "json"):
         raise InputError(f"--match is {match!r}; allowed are exact and json")
     if not Path(name).is_file():
         raise InputError(f"{option} {name}: no such file; give rows of prompt and completion, or an lm-eval task")
     judged: Any = match
-    return TaskSpec(name=Path(name).stem, sample=int(count), target=TargetSpec(file=Path(name), match=judged))
+    return checked(TaskSpec, name=Path(name).stem, sample=int(count), target=TargetSpec(file=Path(name), match=judged))
 
 
 def _steps(text: str | None) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Shows what was learned and forgotten at each checkpoint of a fine-tune, as a table and in sentences.
 
     rows = checkpoint_rows(points, {50: 0.31, 100: 0.28}, saved=[50, 100], final=50)
-    head, cells = checkpoint_table(rows)        ["step", "validation loss", "orders (learned)", "hellaswag", "weights"]
+    head, cells = checkpoint_table(rows)        ["step", "validation loss", "orders (learned)", "hellaswag (change)",
+                                                 "weights"]
     choice_lines(choice)                        which checkpoint --keep-best chose, why, and how it does elsewhere
 
 The points may come from any training: a step, a task and its change against the base are all that is read.

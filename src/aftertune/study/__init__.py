@@ -24,7 +24,7 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -66,6 +66,8 @@ from aftertune.study.watch import TargetSpec as TargetSpec
 from aftertune.study.watch import WatchedTarget as WatchedTarget
 from aftertune.study.watch import WatchSpec as WatchSpec
 from aftertune.values import Margin, digest
+
+S = TypeVar("S", bound=Spec)
 
 #: Endings of data files; a name without one may be a data set of the Hub.
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -558,6 +560,14 @@ def anchored_watch(watch: WatchSpec | None, folder: Path) -> WatchSpec | None:
         return watch
     target = watch.target.model_copy(update={"file": anchored(watch.target.file, folder)})
     return watch.model_copy(update={"target": target})
+
+
+def checked(kind: type[S], **values: Any) -> S:
+    """A specification of these values. Raises InputError for a wrong one."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
 
 
 def explain(error: ValidationError) -> str:

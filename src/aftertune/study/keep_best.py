@@ -16,6 +16,7 @@ best step so far never comes back after a better one was found, and its weights 
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -55,7 +56,8 @@ class KeepBest:
         goal, *conditions = (" ".join(part.split()) for part in _SEPARATOR.split(text))
         if goal not in goals:
             what = f"the goal {goal!r} is not measured{nearest(goal, goals)}" if goal else "it has no goal"
-            missing = "; --validation gives a validation loss" if goal in (VALIDATION_LOSS, "loss") else ""
+            missing = "; --validation gives a validation loss" if goal in (VALIDATION_LOSS, "loss") and \
+                not validated else ""
             raise ValueError(f"{what}{missing}; {allowed}")
         limits: dict[str, float] = {}
         for condition in conditions:
@@ -103,7 +105,7 @@ class KeepBest:
             return None
         goals = {VALIDATION_LOSS: loss, **{task: -point.delta for task, point in measured.items()}}
         goal = goals.get(self.goal)
-        if goal is None:
+        if goal is None or not math.isfinite(goal):  # a training that diverged
             return None
         excess = max((_loss(measured[task]) - limit for task, limit in self.limits.items()), default=0.0)
         return (excess if excess > _ROUNDING else 0.0), goal

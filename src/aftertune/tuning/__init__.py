@@ -70,7 +70,7 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
     folder = Path(job.tuning.output)
     tuning = _finished(job)
     if tuning is not None:
-        _tidy(folder, job.tuning.id)
+        _tidy(folder, tuning)
     else:
         output.make(folder)
         with folder_lock(folder, "trains"):
@@ -93,11 +93,15 @@ def _finished(job: _Job) -> Tuning | None:
     return replace(done, name=job.tuning.name, output=job.tuning.output)
 
 
-def _tidy(folder: Path, tuning_id: str) -> None:
+def _tidy(folder: Path, tuning: Tuning) -> None:
     """Remove the checkpoints and the lock that a process has left that was killed when its tuning was finished."""
+    from aftertune.tuning.kept import remove_checkpoints
+
     if any((folder / name).exists() for name in (CHECKPOINTS, LOCK)):
         with contextlib.suppress(StorageError), folder_lock(folder, "trains"):  # its process may be at its end
-            Checkpoints(folder / CHECKPOINTS, tuning_id).remove()
+            Checkpoints(folder / CHECKPOINTS, tuning.id).remove()
+            if not tuning.checkpoints:
+                remove_checkpoints(folder)
 
 
 def _trained(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:

@@ -23,6 +23,7 @@ from typing import Any
 
 from aftertune.errors import ResumeRefused, StorageError
 from aftertune.sources.cache import write_atomic
+from aftertune.values import from_json
 
 #: The manifest of a checkpoint, and the state of `callbacks.RunControl` in it. Older versions have the same names.
 MANIFEST, STATE = "sealed.json", "course.json"
@@ -98,14 +99,14 @@ class Checkpoints:
     def _conditions(self) -> Mapping[str, Any]:
         """The conditions of the newest checkpoint of this tuning; empty where there is none, or it has none."""
         for path in reversed(self._paths()):
-            manifest = _manifest(path)
+            manifest = manifest_in(path / MANIFEST)
             if manifest.get("tuning") == self.tuning:
                 found = manifest.get("conditions")
                 return found if isinstance(found, dict) else {}
         return {}
 
     def _is_complete(self, checkpoint: Path) -> bool:
-        manifest = _manifest(checkpoint)
+        manifest = manifest_in(checkpoint / MANIFEST)
         try:
             return bool(manifest.get("tuning") == self.tuning and manifest.get("files") == {
                 name: sha256(checkpoint / name) for name in file_names(checkpoint, MANIFEST)})
@@ -123,11 +124,11 @@ def conditions(device: str) -> dict[str, Any]:
             "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
-def _manifest(checkpoint: Path) -> Mapping[str, Any]:
+def manifest_in(file: Path) -> Mapping[str, Any]:
     """The manifest of a checkpoint; empty where there is none that can be read."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        manifest = from_json(file.read_bytes())
+    except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 

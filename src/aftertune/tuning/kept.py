@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from aftertune.errors import StorageError
 from aftertune.sources.cache import temporary_path, write_atomic
 from aftertune.sources.library_errors import disk_errors
 from aftertune.study.keep_best import KeepBest
-from aftertune.tuning.checkpoints import BESIDES, file_names, reserve_space, sha256
+from aftertune.tuning.checkpoints import BESIDES, file_names, manifest_in, reserve_space, sha256
 from aftertune.tuning.output import AGAIN, MANIFEST, result_of
 from aftertune.values import HeldOut, KeptCheckpoint, ModelIdentity, plain, restore
 
@@ -126,7 +126,7 @@ class KeptCheckpoints:
         if self.plan.count is None:
             return
         steps = [c.step for c in self.checkpoints()]
-        stay = {*steps[len(steps) - self.plan.count:], chosen}
+        stay = {*steps[max(len(steps) - self.plan.count, 0):], chosen}
         for step in steps:
             if step not in stay:
                 shutil.rmtree(self.folder / f"step-{step}", ignore_errors=True)
@@ -148,7 +148,7 @@ class KeptCheckpoints:
 def remove_checkpoints(out: Path, *, except_of: str | None = None) -> None:
     """Remove the kept checkpoints in an output folder, except those of the tuning ``except_of``. Other files stay."""
     for path in _folders(out / FOLDER):
-        manifest = _manifest(path)
+        manifest = manifest_in(path / MANIFEST)
         if "tuning" in manifest and manifest["tuning"] != except_of:
             shutil.rmtree(path, ignore_errors=True)
     (out / FOLDER / _RESERVED).unlink(missing_ok=True)
@@ -167,7 +167,7 @@ def seal(folder: Path, origin: Origin, step: int, held_out: HeldOut | None) -> N
 
 def read_checkpoint(folder: Path, tuning: str) -> KeptCheckpoint | None:
     """The checkpoint in a folder; None if it has no manifest of this tuning."""
-    manifest = _manifest(folder)
+    manifest = manifest_in(folder / MANIFEST)
     if manifest.get("tuning") != tuning:
         return None
     try:
@@ -232,11 +232,3 @@ def _folders(folder: Path) -> list[Path]:
     """The folders ``step-N``, in the order of their steps."""
     paths = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdecimal()]
     return sorted(paths, key=lambda p: int(p.name.removeprefix("step-")))
-
-
-def _manifest(folder: Path) -> Mapping[str, Any]:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
