@@ -26,7 +26,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from aftertune import paths
 from aftertune.catalog import BENCHMARKS
@@ -39,6 +39,7 @@ from aftertune.study.fields import (
     Dtype,
     EngineArgs,
     EngineName,
+    KeptCount,
     Memory,
     Name,
     Points,
@@ -215,17 +216,6 @@ class EarlyStop(Spec):
         description="Stop training after this many validations without a lower loss.")] = 3
 
 
-def _kept(value: Any) -> Any:
-    """A number of checkpoints in text, as the command line gives it, as a number."""
-    if isinstance(value, bool):
-        raise ValueError("it is neither all nor a number of checkpoints; write all, or a number above 0")
-    if isinstance(value, str) and value != "all":
-        if not value.isdecimal() or int(value) < 1:
-            raise ValueError(f"{value!r} is neither all nor a number of checkpoints; write all, or a number above 0")
-        return int(value)
-    return value
-
-
 class LoraSpec(Spec):
     """Settings of an adapter. docs/methods.md lists which of them each method uses."""
 
@@ -248,7 +238,7 @@ class Recipe(Spec):
     early_stop: Annotated[EarlyStop, Field(description="Early stopping; needs `data.validation`.")] = EarlyStop()
     replay: Annotated[ReplaySpec | None, Field(description="Other data to mix in.")] = None
     watch: Annotated[WatchSpec | None, Field(description="Tasks to evaluate during training.")] = None
-    keep_checkpoints: Annotated[Literal["all"] | Positive | None, BeforeValidator(_kept), Flag(form="all|N"), Field(
+    keep_checkpoints: Annotated[KeptCount, Flag(form="all|N"), Field(
         description="Keep the tuned weights at each step where tasks are watched (without a watch: at each validation) "
                     "in OUT/kept/step-N: all of them, or the last N and the one that --keep-best chooses.")] = None
     keep_best: Annotated[str | None, Flag(form="RULE"), Field(

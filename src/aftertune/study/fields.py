@@ -63,12 +63,24 @@ def _day(value: Any) -> Any:
         raise ValueError(f"{value!r} is not a day; write it as YYYY-MM-DD, for example 2025-01-31") from None
 
 
+def _kept(value: Any) -> Any:
+    """A number of checkpoints in text, as the command line gives it, as a number."""
+    if isinstance(value, bool):
+        raise ValueError("it is neither all nor a number of checkpoints; write all, or a number above 0")
+    if isinstance(value, str) and value != "all":
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"{value!r} is neither all nor a number of checkpoints; write all, or a number above 0")
+        return int(value)
+    return value
+
+
 Positive = Annotated[int, Field(gt=0, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no other
 Share = Annotated[float, Field(gt=0, lt=0.9)]
 Points = Annotated[float, Field(gt=0, le=100)]
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
 Memory = Annotated[str, AfterValidator(_memory)]
+KeptCount = Annotated[Literal["all"] | Positive | None, BeforeValidator(_kept)]
 # Fields that several specifications have, with their descriptions.
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Field(description="Data type of the weights.")]
 Device = Annotated[str, Field(description="Device: auto, cuda, cuda:N, mps or cpu.")]
