@@ -98,21 +98,17 @@ def _steps(text: str | None) -> tuple[int, ...]:
 
 def _show(series: CheckpointSeries) -> None:
     """Print the table, the choice, the notes and what to do next."""
-    from rich.table import Column, Table
     from rich.text import Text
 
-    from aftertune.report import checkpoint_rows, checkpoint_table, choice_lines
+    from aftertune.cli.tune import print_steps
+    from aftertune.report import checkpoint_rows
 
     tuning = series.tuning
     choice = tuning.choice
-    head, cells = checkpoint_table(checkpoint_rows(
-        tuning.watch, series.losses, saved=set(series.evaluations), final=choice.step if choice else None))
-    table = Table(*(Column(name) for name in head), box=None, pad_edge=False)
-    for row in cells:
-        table.add_row(*map(Text, row))
-    rich_console().print(table)
-    for line in [*(choice_lines(choice) if choice else ()), *(f"note: {note}" for note in series.notes)]:
-        rich_console().print(Text(line))
+    print_steps(checkpoint_rows(tuning.watch, series.losses, saved=set(series.evaluations),
+                                final=choice.step if choice else None), choice)
+    for note in series.notes:
+        rich_console().print(Text(f"note: {note}"))
     if series.failed:
         typer.echo(f"{len(series.failed)} of {len(series.failed) + len(series.evaluations)} checkpoints were left out")
     typer.echo(f"stored as tuning {tuning.id} ({tuning.name}); `aftertune report --out report.html` draws the chart")

@@ -10,6 +10,7 @@ learned.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,9 +26,10 @@ from aftertune.study import EvalSpec, TaskSpec, TuneSpec
 if TYPE_CHECKING:
     from aftertune.forgetting_watch import ForgettingWatch
     from aftertune.merge_check import Agreement, MergeCheck
+    from aftertune.report.checkpoints import CheckpointRow
     from aftertune.tuning import Preview
     from aftertune.tuning.template_check import TemplateCheck
-    from aftertune.values import Question, Tuning
+    from aftertune.values import CheckpointChoice, Question, Tuning
 
 
 @with_options
@@ -167,13 +169,26 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
 
 
 def show_checkpoints(tuning: Tuning) -> None:
-    """Print what was learned and forgotten at each step, and which checkpoint a rule chose and why."""
+    """Print what was learned and forgotten at each step, which checkpoint a rule chose, and which are kept."""
+    from rich.text import Text
+
+    from aftertune.report import tuning_checkpoints
+
+    print_steps(tuning_checkpoints(tuning), tuning.choice)
+    if tuning.checkpoints:
+        size = sum(c.size for c in tuning.checkpoints) / 2**20
+        rich_console().print(Text(f"{len(tuning.checkpoints)} checkpoints are kept in {tuning.output}/kept "
+                                  f"({size:,.1f} MiB); to hand on another one: aftertune rollback {tuning.output} "
+                                  "--to STEP"))
+
+
+def print_steps(rows: Sequence[CheckpointRow], choice: CheckpointChoice | None) -> None:
+    """Print the table of what was learned and forgotten at each step, and which step a rule chose and why."""
     from rich.table import Column, Table
     from rich.text import Text
 
-    from aftertune.report import checkpoint_table, choice_lines, tuning_checkpoints
+    from aftertune.report import checkpoint_table, choice_lines
 
-    rows = tuning_checkpoints(tuning)
     if rows:
         head, cells = checkpoint_table(rows)
         table = Table(*(Column(name, justify="right" if n == 0 else "left") for n, name in enumerate(head)), box=None,
@@ -182,16 +197,11 @@ def show_checkpoints(tuning: Tuning) -> None:
             table.add_row(*map(Text, row_cells))
         rich_console().print(table)
         if any(row.points for row in rows):
-            half = ", on the half of the items that chooses" if tuning.choice else ""
+            half = ", on the half of the items that chooses" if choice else ""
             rich_console().print(Text(f"changes against the base in points, with 95 % intervals{half}", style="dim"))
-    if tuning.choice is not None:
-        for line in choice_lines(tuning.choice):
-            rich_console().print(Text(line, style="" if tuning.choice.met else "yellow"))
-    if tuning.checkpoints:
-        size = sum(c.size for c in tuning.checkpoints) / 2**20
-        rich_console().print(Text(f"{len(tuning.checkpoints)} checkpoints are kept in {tuning.output}/kept "
-                                  f"({size:,.1f} MiB); to hand on another one: aftertune rollback {tuning.output} "
-                                  "--to STEP"))
+    if choice is not None:
+        for line in choice_lines(choice):
+            rich_console().print(Text(line, style="" if choice.met else "yellow"))
 
 
 def rollback(
