@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 import signal
@@ -84,7 +85,10 @@ def _unread(data: bytes) -> Any:
     if case == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     if case == 6:
-        return ["a note " * 500, (bytearray(b"1") * (80 * 2**20))[:9].decode()]
+        with mmap.mmap(-1, 80 * 2**20) as pages:  # new memory, never what the heap of this process has left over
+            for at in range(0, len(pages), mmap.PAGESIZE):
+                pages[at] = 1
+        return ["a note " * 500]
     if case == 7:
         start = time.process_time()
         while time.process_time() - start < 0.3:
