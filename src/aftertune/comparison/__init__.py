@@ -7,7 +7,8 @@
 3. pairing: pairs the answers by item, and turns each metric into paired values; clusters: which items belong together
 4. rows: makes a row for each metric; the primary metrics get verdicts (`aftertune.stats.verdict`)
 5. early_rows: the same for tasks that were stopped early
-6. lineage: proves from the ledger or an adapter that the tuned model was made from the base; only then a row is called
+6. collapse: finds signs that the tuned model is broken, in its scores and in how its answers changed (answer_changes)
+7. lineage: proves from the ledger or an adapter that the tuned model was made from the base; only then a row is called
    "forgot", "improved" or "kept"
 
 The same pairs are used by flips (the items that changed), across_seeds (recipes over several seeds) and gate (limits in
@@ -21,15 +22,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aftertune.comparison.clusters import with_clusters
+from aftertune.comparison.collapse import find_signs
 from aftertune.comparison.compatibility import differences, find_differences, refusal_message
 from aftertune.comparison.early_rows import early_tests, is_stopped, with_early_rows
-from aftertune.comparison.expected_accuracy import choose_primary, chosen_metrics, expected_accuracies
+from aftertune.comparison.expected_accuracy import answers_and_questions, choose_primary, chosen_metrics
 from aftertune.comparison.lineage import earlier_looks, find_relation
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
 from aftertune.comparison.rows import build_rows
 from aftertune.errors import InputError, NotComparable, nearest
-from aftertune.values import RULES, Comparison, ComparisonRow, Difference, Evaluation, digest
+from aftertune.values import RULES, Comparison, ComparisonRow, Difference, Evaluation, TaskSettings, digest
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -79,7 +81,8 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
                           *chosen_metrics(left, pairs, ledger)])[:10], base=left.id,
         tuned=right.id, base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
-        origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)), rules=RULES)
+        origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)), rules=RULES,
+        signs=() if forced else find_signs(rows, pairs, left, right))
     return _save(comparison, ledger) if save else comparison
 
 
@@ -134,7 +137,7 @@ def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, for
         if name not in names:
             raise InputError(f"{left.name} and {right.name} have no task {name!r}{nearest(name, sorted(names))}; "
                              f"their tasks: {', '.join(sorted(names))}")
-    pairs = [with_clusters(pair_answers(t, *expected_accuracies(left, right, t, ledger)), left, right, ledger)
+    pairs = [with_clusters(_pair(left, right, t, ledger), left, right, ledger)
              for t in left.tasks if right.task(t.task) and (not tasks or {t.task, *t.groups} & set(tasks))]
     counts = {p.settings.task: p.counts for p in pairs if not is_stopped(left, right, p.settings.task)}
     found = find_differences(left, right, counts, common=common, tasks=tasks)
@@ -143,3 +146,9 @@ def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, for
     if (blocking and not force) or not usable:
         raise NotComparable(refusal_message(left, right, blocking, forcible=bool(usable)), blocking)
     return usable, found
+
+
+def _pair(left: Evaluation, right: Evaluation, settings: TaskSettings, ledger: Ledger) -> Pair:
+    """The paired answers to one task, with its questions."""
+    ours, theirs, questions = answers_and_questions(left, right, settings, ledger)
+    return replace(pair_answers(settings, ours, theirs), questions=questions)

@@ -1,6 +1,6 @@
 """Computes the expected accuracy (metric ``prob``) of multiple-choice tasks from what the ledger has stored.
 
-    ours, theirs = expected_accuracies(left, right, settings, ledger)
+    ours, theirs, questions = answers_and_questions(left, right, settings, ledger)
     ours[0].metrics                            {"acc,none": 1.0, "acc_norm,none": 0.0, "prob,none": 0.4312}
     compare(choose_primary(base, "prob"), choose_primary(tuned, "prob"), margins=0.02)
 
@@ -27,26 +27,29 @@ if TYPE_CHECKING:
 KEY = MetricKey.of(EXPECTED_ACCURACY)
 
 
-def expected_accuracies(left: Evaluation, right: Evaluation, settings: TaskSettings, ledger: Ledger
-                        ) -> tuple[list[Answer], list[Answer]]:
-    """The answers of both evaluations to a task, with expected accuracy where both have what it needs.
+def answers_and_questions(left: Evaluation, right: Evaluation, settings: TaskSettings, ledger: Ledger
+                          ) -> tuple[list[Answer], list[Answer], dict[str, Asked]]:
+    """The answers of both evaluations to a task, with expected accuracy where both have what it needs; and item hash ->
+    the choices and the reference of each item (the questions are left out, to save memory).
 
-    A task that was stopped early has none: it was stopped by its accuracy.
+    A task that was stopped early has no expected accuracy: it was stopped by its accuracy.
     """
     ours, theirs = ledger.answers(left.id, settings.task), ledger.answers(right.id, settings.task)
+    questions: dict[str, Asked] = {}
+    for evaluation, others in ((left, ours), (right, theirs)):
+        if any(a.item not in questions for a in others):
+            questions |= {i.hash: replace(i.asked, question="") for i in ledger.each_item(evaluation.id, settings.task)
+                          if i.asked}
     stopped = any(t is not None and t.used is not None for t in (left.task(settings.task), right.task(settings.task)))
     if settings.output_type != "multiple_choice" or stopped or any(KEY in a.metrics for a in (*ours[:1], *theirs[:1])):
-        return ours, theirs
-    questions = {i.hash: i.asked for i in ledger.items(left.id, settings.task) if i.asked}
-    if any(a.item not in questions for a in theirs):
-        questions |= {i.hash: i.asked for i in ledger.items(right.id, settings.task) if i.asked}
+        return ours, theirs, questions
     computed = list(_with_metric(ours, questions)), list(_with_metric(theirs, questions))
     complete = all(KEY in a.metrics for side in computed for a in side)
     if not complete and settings.primary == KEY:
         raise InputError(f"task {settings.task}: {left.name} or {right.name} has no log-likelihoods of the choices, so "
                          f"there is no {EXPECTED_ACCURACY}; evaluate both with this version, or compare by another "
                          "metric")
-    return computed if complete else (ours, theirs)
+    return (*computed, questions) if complete else (ours, theirs, questions)
 
 
 def _with_metric(answers: Sequence[Answer], questions: Mapping[str, Asked]) -> Iterator[Answer]:

@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from aftertune.catalog import METRICS, MetricKey
+from aftertune.catalog import MetricKey
 from aftertune.comparison import find_finished, pair_evaluations
+from aftertune.comparison.answer_changes import choice_scores
 from aftertune.comparison.pairing import Pair, metric_values, pair_answers
 from aftertune.errors import InputError, nearest
 from aftertune.values import (
@@ -140,22 +141,10 @@ def _side(key: str, asked: Asked, answer: Answer) -> FlipSide:
         first = answer.responses[0]
         return FlipSide(right=right, chosen=texts[0], extracted=answer.extracted, finish=first.finish,
                         reasoning=first.reasoning)
-    scores = _scores(MetricKey(key).metric, asked.choices, [r.logprob for r in answer.responses])
+    scores = choice_scores(MetricKey(key).metric, asked.choices, [r.logprob for r in answer.responses])
     if not scores:
         return FlipSide(right=right, chosen="")
     best = max(range(len(scores)), key=scores.__getitem__)
     others = [s for i, s in enumerate(scores) if i not in asked.gold]
     margin = max(scores[g] for g in asked.gold) - max(others) if asked.gold and others else None
     return FlipSide(right=right, chosen=asked.choices[best] if asked.choices else "", scores=scores, margin=margin)
-
-
-def _scores(metric: str, choices: Sequence[str], logprobs: Sequence[float | None]) -> tuple[float, ...]:
-    """The scores that the metric compared, one for each choice; () where they are not known."""
-    values = [p for p in logprobs if p is not None]
-    if len(values) != len(logprobs) or not values:
-        return ()
-    unit = METRICS[metric].length if metric in METRICS else ""
-    if not unit:
-        return tuple(values[:len(choices)] if choices else values)
-    lengths = [len(c if unit == "character" else c.encode()) for c in choices]
-    return tuple(p / n for p, n in zip(values, lengths, strict=False)) if all(lengths) else ()

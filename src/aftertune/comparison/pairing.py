@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from aftertune.catalog import FRACTIONS, MetricKey, Unit, guessing_level, unit_of
 from aftertune.stats.answer_format import cannot_be_judged, count_forms, end_is_unknown, is_generated, loss_cause
 from aftertune.stats.paired import Floats
-from aftertune.values import Answer, Evaluation, FormShift, Score, TaskSettings
+from aftertune.values import Answer, Asked, Evaluation, FormShift, Score, TaskSettings
 
 #: The cluster of an item: (the field of its document, or "item", and the value of the field, or the item's hash).
 Label = tuple[str, str]
@@ -36,7 +36,8 @@ class Pair:
     """The answers of both evaluations to one task.
 
     settings: of the left evaluation. all_left, all_right: all answers. left, right: those to shared items, in the same
-    order. clusters: of the shared items (`comparison.clusters`); None where no two items belong together.
+    order. clusters: of the shared items (`comparison.clusters`); None where no two items belong together. questions:
+    item hash -> its choices and reference; without the items for which they are not stored.
     """
 
     settings: TaskSettings
@@ -45,6 +46,7 @@ class Pair:
     left: Sequence[Answer]
     right: Sequence[Answer]
     clusters: Sequence[Label | None] | None = None
+    questions: Mapping[str, Asked] = field(default_factory=dict)
 
     @property
     def counts(self) -> tuple[int, int, int]:

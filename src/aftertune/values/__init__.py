@@ -7,6 +7,7 @@ the terminal multiply by 100. Metrics that are no shares (perplexity, BLEU) have
 UTC. Hashes are SHA-256 in lower-case hex.
 """
 
+from aftertune.values.answer_changes import PairedCount, PositionTable
 from aftertune.values.comparison import (
     RULES,
     VERDICT_LABELS,
@@ -50,6 +51,7 @@ from aftertune.values.evaluation import (
     Verdict,
     group_unit,
 )
+from aftertune.values.headline import CollapseKind, CollapseSign, Headline, HeadlineState
 from aftertune.values.tuning import (
     CheckpointChoice,
     Half,
@@ -67,6 +69,8 @@ __all__ = [
     "Answer",
     "Asked",
     "CheckpointChoice",
+    "CollapseKind",
+    "CollapseSign",
     "Comparison",
     "ComparisonRow",
     "Contrast",
@@ -82,12 +86,16 @@ __all__ = [
     "FormShift",
     "GateLine",
     "Half",
+    "Headline",
+    "HeadlineState",
     "HeldOut",
     "Item",
     "KeptCheckpoint",
     "Margin",
     "ModelIdentity",
     "Overlap",
+    "PairedCount",
+    "PositionTable",
     "Progress",
     "Provenance",
     "Question",

@@ -14,6 +14,7 @@ from typing import Literal
 
 from aftertune.catalog import FRACTIONS, Unit, unit_of
 from aftertune.values.evaluation import Verdict
+from aftertune.values.headline import CollapseSign
 from aftertune.values.tuning import HeldOut
 
 #: The version of the rules by which verdicts are made; docs/changes.md says what each version changed. A value that was
@@ -194,7 +195,8 @@ class Comparison:
     base, tuned: ids of the evaluations. lineage: it is proven that the tuned model was made from the base. relation:
     how the two models are related; origin: the base model of "siblings". forced: compared in spite of blocking
     differences. common: paired on the items that both have, where the samples differ. forms: one for each task with
-    generated answers. rules: the version of the rules by which the verdicts were made (`RULES`).
+    generated answers. rules: the version of the rules by which the verdicts were made (`RULES`). signs: of collapse;
+    versions that did not look for them stored none.
     """
 
     id: str
@@ -212,6 +214,7 @@ class Comparison:
     common: bool = False
     forms: tuple[FormShift, ...] = ()
     rules: int = 1
+    signs: tuple[CollapseSign, ...] = ()
 
     @property
     def comparable(self) -> bool:
