@@ -75,6 +75,20 @@ def test_a_broken_run_ends_with_the_weights_of_an_unbroken_one(place, method, at
     assert not (Path(done.output) / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(("method", "anchor", "at"), [
+    ("lora", "kl:1", 5), ("lora", "kl:1", 9), ("pissa", "kl:1", 5), ("full", "kl:1", 9), ("full", "l2:1", 5)])
+def test_a_broken_anchored_run_ends_with_the_weights_of_an_unbroken_one(place, method, anchor, at):
+    """The anchor's base is that of the start, not that of the checkpoint."""
+    whole = tune(spec(place, f"{method}-{anchor}-whole", method=method, anchor=anchor))
+    broken = spec(place, f"{method}-{anchor}-{at}", method=method, anchor=anchor)
+    with pytest.raises(Broken):
+        tune(broken, progress=break_at(at))
+    done = tune(broken)
+    assert done.steps[-1]["anchor"] > 0
+    assert weights(Path(done.output)) == weights(Path(whole.output))
+    assert timeless(done.steps) == timeless(whole.steps)
+
+
 def test_a_damaged_or_half_written_checkpoint_is_passed_over(place):
     whole, broken = tune(spec(place, "lora-whole", method="lora")), spec(place, "damaged")
     with pytest.raises(Broken):

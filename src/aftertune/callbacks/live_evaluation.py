@@ -24,6 +24,7 @@ from aftertune.errors import InputError
 from aftertune.evaluation import EvaluationRun
 from aftertune.harness.evaluated import live_model
 from aftertune.ledger import Ledger
+from aftertune.sources.adapter_loading import without_adapter
 from aftertune.sources.live import LiveBase, is_peft, live_base, live_identity, restores_the_base
 from aftertune.study import EvalSpec
 from aftertune.tasks import LoadedTask
@@ -122,19 +123,6 @@ def text_tokenizer(processing: Any) -> Any:
         raise InputError("the trainer has no tokenizer, which the watch needs to ask its questions; give it one: "
                          "Trainer(…, processing_class=tokenizer)")
     return tokenizer
-
-
-@contextlib.contextmanager
-def without_adapter(model: Any) -> Iterator[None]:
-    """Disable the adapter of a PEFT model. PEFT marks all its parameters as trained when it is enabled again, so the
-    marks from before are put back."""
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for parameter, flag in trained:
-            parameter.requires_grad_(flag)
 
 
 @contextlib.contextmanager

@@ -143,8 +143,9 @@ def show_data(data: Preview | Tuning) -> None:
 
 
 def show(tuning: Tuning, model: str, as_json: bool) -> None:
-    """Print the held-out loss before and after, the notes, and the command that measures forgetting."""
-    from aftertune.report import tuning_checkpoints
+    """Print the held-out loss before and after, how near the model stayed to its base with an anchor, the notes, and
+    the command that measures forgetting."""
+    from aftertune.report import anchor_facts, tuning_checkpoints
 
     if as_json:
         emit({"tuning": tuning.id, **{k: v for k, v in jsonable(tuning).items() if k != "steps"},
@@ -159,6 +160,8 @@ def show(tuning: Tuning, model: str, as_json: bool) -> None:
         h = tuning.held_out
         rich_console().print(Text(f"held-out loss {h.before:.3f} → {h.after:.3f} nats per token, 95 % interval of the "
                                   f"change {h.low:+.3f} to {h.high:+.3f} (n={h.n})"))
+    for _, text in anchor_facts(tuning):
+        rich_console().print(Text(f"anchor {text}"))
     show_checkpoints(tuning)
     show_data(tuning)
     model = model or tuning.base.source

@@ -17,7 +17,7 @@ from aftertune.report.checkpoints import (
 )
 from aftertune.report.columns import VerdictLine, unit_name, verdict_table
 from aftertune.report.documents import make_folder, write_document
-from aftertune.report.facts import data_facts
+from aftertune.report.facts import anchor_facts, data_facts
 from aftertune.report.formatting import duration as duration_text
 from aftertune.report.junit import gate_reason, gate_text, write_junit, write_junit_error
 from aftertune.report.page import write_page
@@ -47,6 +47,7 @@ __all__ = [
     "ScoreLine",
     "StoredAnswers",
     "VerdictLine",
+    "anchor_facts",
     "as_csv",
     "as_json",
     "as_latex",

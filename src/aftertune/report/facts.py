@@ -83,6 +83,8 @@ def _counted(counts: Mapping[str, int], words: Mapping[str, str]) -> Iterator[st
 
 
 # --- Evaluations and fine-tunes ---
+#: Steps over which the anchor's term is averaged.
+ANCHORED_STEPS = 10
 Facts = list[tuple[str, str]]
 
 #: Labels whose values are shown as code.
@@ -139,11 +141,32 @@ def tuning_facts(tuning: Tuning) -> Facts:
         n, before, after, difference, interval = held_out_line(tuning.held_out)
         facts.append(("Held-out Loss", f"{before} before, {after} after ({difference} nats per token, 95 % "
                                        f"interval {interval}, {n} examples)"))
-    facts += [*watch_facts(tuning.watch), *checkpoint_facts(tuning), *cost_facts(tuning.cost)]
+    facts += [*anchor_facts(tuning), *watch_facts(tuning.watch), *checkpoint_facts(tuning), *cost_facts(tuning.cost)]
     facts += data_facts(tuning.counts, tuning.overlap)
     facts += [("Output", tuning.output), *run_facts(provenance)]
     facts += [("Note", note) for note in tuning.notes]
     return _visible(facts)
+
+
+def anchor_facts(tuning: Tuning) -> Facts:
+    """What kept the model near its base while it trained, how far it was from it at the end, and what that added to the
+    loss; [] without an anchor."""
+    setting = tuning.settings.get("anchor")
+    if not setting:
+        return []
+    where = "" if str(setting).startswith("l2") else \
+        " on the replayed rows" if "replay" in tuning.settings else " on the prompts"
+    last = [step for step in tuning.steps if "anchor_kl" in step or "anchor_distance" in step][-ANCHORED_STEPS:]
+    if not last:
+        return [("Anchor", f"{setting}{where}")]
+    term, loss = (sum(step[key] for step in last) / len(last) for key in ("anchor", "loss"))
+    if "anchor_kl" in last[0]:
+        mean = sum(step["anchor_kl"] for step in last) / len(last)
+        distance = f"{mean:.4f} nats per token from the base"
+    else:
+        distance = f"the weights are {last[-1]['anchor_distance']:.3g} from those of the base"
+    span = f"the last {len(last)} steps" if len(last) > 1 else "the last step"
+    return [("Anchor", f"{setting}{where}: {distance}; over {span} it added {term:.4f} to a loss of {loss:.4f}")]
 
 
 def checkpoint_facts(tuning: Tuning) -> Facts:

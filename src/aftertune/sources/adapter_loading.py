@@ -9,6 +9,8 @@ is taken whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from aftertune.errors import SourceError
@@ -103,3 +105,16 @@ def remove_adapter(model: Any) -> Any:
         base.prepare_inputs_for_generation = model.base_model_prepare_inputs_for_generation
         return base
     return model.unload() if hasattr(model.base_model, "unload") else model.get_base_model()
+
+
+@contextlib.contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """Disable the adapter of a PEFT model. PEFT marks all its parameters as trained when it is enabled again, so the
+    marks from before are put back."""
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)

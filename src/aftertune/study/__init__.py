@@ -20,19 +20,26 @@ and default are defined only here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from aftertune import paths
 from aftertune.catalog import BENCHMARKS
 from aftertune.errors import InputError, nearest, shown
 from aftertune.methods import METHODS, MethodName, join_names, ranks_text, rates_text, unsloth_methods
 from aftertune.paths import exists, is_dir, is_file
+from aftertune.study.anchor import AnchorSetting
+from aftertune.study.anchor import normalized as normalized_anchor
+from aftertune.study.data import DATA_FILES as DATA_FILES
+from aftertune.study.data import HUB_NAMES as HUB_NAMES
+from aftertune.study.data import DataSource as DataSource
+from aftertune.study.data import DataSpec as DataSpec
+from aftertune.study.data import ReplaySpec as ReplaySpec
+from aftertune.study.data import on_hub as on_hub
 from aftertune.study.fields import (
     Chat,
     Device,
@@ -48,7 +55,6 @@ from aftertune.study.fields import (
     RemoteCode,
     Revision,
     Seed,
-    Share,
     TaskSource,
     TemplateDate,
     ThinkEnd,
@@ -69,11 +75,6 @@ from aftertune.study.watch import WatchSpec as WatchSpec
 from aftertune.values import Margin, digest
 
 S = TypeVar("S", bound=Spec)
-
-#: Endings of data files; a name without one may be a data set of the Hub.
-DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-#: Data sets of the Hub that have a short name here.
-HUB_NAMES = {"alpaca": "tatsu-lab/alpaca", "alpaca-cleaned": "yahma/alpaca-cleaned"}
 
 
 class TaskSpec(Spec):
@@ -160,51 +161,6 @@ class EarlySpec(Spec):
         description="Continue until the interval is at most this many points wide.")] = None
 
 
-class DataSource(Spec):
-    """Examples: a file, or a data set of the Hub. A string is short for its ``file``."""
-
-    file: Annotated[Path, Flag("--data"), Field(
-        description="A .jsonl, .json, .csv or .parquet file, or a data set of the Hub (owner/name, alpaca).")]
-    format: Annotated[
-        Literal["auto", "prompt", "messages", "alpaca", "dolly", "sharegpt", "glaive", "preference", "text"], Flag(),
-        Field(description="Format of a row.")] = "auto"
-    fields: Annotated[dict[str, str], Flag("--field", form="OURS=THEIRS", example="prompt=question")] = Field(
-        default_factory=dict, description="Other name of a field in the file: prompt=question.")
-    encoding: Annotated[str, Flag(), Field(description="Encoding of a text file.")] = "utf-8"
-    split: Annotated[str, Flag(), Field(description="Split of a Hub data set.")] = "train"
-    subset: Annotated[str | None, Flag(), Field(description="Subset of a Hub data set that has several.")] = None
-    skip_bad: Annotated[bool, Flag(), Field(
-        description="Leave out rows that cannot be read or that the template refuses, and count them.")] = False
-    dedup: Annotated[Literal["exact", "normalised", "none"] | None, Flag(), Field(
-        description="Repeats to leave out: exact, normalised (those too that differ in case, spaces or Unicode form "
-                    "alone) or none. Default: exact.")] = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_name_is_a_file(cls, value: Any) -> Any:
-        return {"file": value} if isinstance(value, str | Path) else value
-
-
-class DataSpec(DataSource):
-    """Training data. Held-out and validation rows are chosen by the hash of the normalised prompt."""
-
-    examples: Annotated[Positive | None, Flag(), Field(description="Train on a random subset of N examples.")] = None
-    held_out: Annotated[Share | None, Flag(), Field(
-        description="Share kept out of training to measure the loss before and after. Default: 0.1, about 1,000 rows "
-                    "at most.")] = None
-    held_out_file: Annotated[Path | None, Field(description="File of held-out rows, instead of a share.")] = None
-    validation: Annotated[Share | None, Flag(), Field(
-        description="Further share kept out of training, for early stopping.")] = None
-
-
-class ReplaySpec(Spec):
-    """Other data that is mixed into the training data, against forgetting. All new examples are kept."""
-
-    data: Annotated[DataSource, Flag("--replay"), Field(description="Other data to mix in, against forgetting.")]
-    share: Annotated[float, Flag("--replay-share"), Field(
-        gt=0, lt=1, description="Share of the other data in the final mixture, for example 0.2.")]
-
-
 class EarlyStop(Spec):
     """When training ends before its last step: the loss on the validation set did not fall ``patience`` times.
 
@@ -237,6 +193,10 @@ class Recipe(Spec):
                     "where it can run).")] = "peft"
     early_stop: Annotated[EarlyStop, Field(description="Early stopping; needs `data.validation`.")] = EarlyStop()
     replay: Annotated[ReplaySpec | None, Field(description="Other data to mix in.")] = None
+    anchor: Annotated[Annotated[str, AfterValidator(normalized_anchor)] | None, Flag(form="kl:WEIGHT|l2:WEIGHT"), Field(
+        description="Stay near the base: add WEIGHT times the divergence from the base's token probabilities to the "
+                    "loss (kl: on replayed rows, without replay on the prompts), or, for the method full, half of "
+                    "WEIGHT times the squared distance from the base's weights (l2).")] = None
     watch: Annotated[WatchSpec | None, Field(description="Tasks to evaluate during training.")] = None
     keep_checkpoints: Annotated[KeptCount, Flag(form="all|N"), Field(
         description="Keep the tuned weights at each step where tasks are watched (without a watch: at each validation) "
@@ -274,6 +234,16 @@ class Recipe(Spec):
     def _merge_goes_with_an_adapter(self) -> Recipe:
         if self.merge and (reason := METHODS[self.method].not_merged):
             raise ValueError(f"`merge` goes with an adapter; {reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_anchor_goes_with_the_method(self) -> Recipe:
+        if self.anchor is not None:
+            if reason := AnchorSetting.parse(self.anchor).refusal(self.method):
+                raise ValueError(f"`anchor`: {reason}")
+            if self.anchor.startswith("kl") and self.learn == "all" and self.replay is None:
+                raise ValueError("`anchor`: kl without replay counts on the prompts, but `learn: all` learns them; add "
+                                 "replay, or learn the answers alone")
         return self
 
     @model_validator(mode="after")
@@ -348,7 +318,7 @@ class BaseSpec(Spec):
 
 #: Fields that were added after ids of studies and their cells were made of the others.
 _LATER_BASE_FIELDS = ("tokenizer",)
-_LATER_RECIPE_FIELDS = ("keep_checkpoints", "keep_best")
+_LATER_RECIPE_FIELDS = ("keep_checkpoints", "keep_best", "anchor")
 _LATER_FIELDS = ("enable_thinking", "think_end_token", "engine_args")
 
 
@@ -502,11 +472,6 @@ class Study(Spec):
 def anchored(path: Path | None, folder: Path) -> Path | None:
     """The path; a relative one is taken from ``folder``."""
     return None if path is None else (path if path.is_absolute() else folder / path)
-
-
-def on_hub(path: Path) -> bool:
-    """Whether a path looks like the name of a data set of the Hub: ``alpaca``, ``owner/name``."""
-    return path.suffix not in DATA_FILES and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path)) is not None
 
 
 def _data_file(path: Path | None, folder: Path) -> Path | None:

@@ -202,6 +202,7 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], look
     from aftertune.engine.devices import choose_device, choose_dtype, set_threads
     from aftertune.provenance import capture
     from aftertune.sources import fingerprint_model, load_tokenizer, require_nf4, resolve_model
+    from aftertune.study.anchor import AnchorSetting
     from aftertune.tasks.chat_template import date_note
     from aftertune.tuning.build import fitting_length
     from aftertune.tuning.callbacks import TrainingPlan
@@ -223,7 +224,8 @@ def _resolve(spec: TuneSpec, corpus: Corpus, questions: Sequence[Question], look
         weight_decay=spec.weight_decay, schedule=spec.schedule, checkpointing=spec.gradient_checkpointing,
         early_stop=(spec.early_stop.every, spec.early_stop.patience) if corpus.validation else None,
         save_seconds=60 * spec.checkpoint_minutes, watch=spec.watch if look is not None else None,
-        keep=_keep_plan(spec, corpus, look), backend=choose_backend(spec, source, device))
+        keep=_keep_plan(spec, corpus, look), backend=choose_backend(spec, source, device),
+        anchor=AnchorSetting.active(spec.anchor))
     identity = fingerprint_model(source)
     tokenizer = load_tokenizer(source)
     dated = date_note(tokenizer, spec.template_date) if spec.template == "chat" else None
@@ -268,6 +270,8 @@ def _settings(spec: TuneSpec, plan: TrainingPlan, corpus: Corpus) -> dict[str, A
         recipe["lora"] = spec.lora.model_dump(mode="json")
     if spec.save_dtype != "auto":
         recipe["save_dtype"] = spec.save_dtype
+    if plan.anchor is not None:
+        recipe["anchor"] = str(plan.anchor)
     return {**recipe, "learning_rate": plan.learning_rate, "dtype": plan.dtype, "loop": METHODS[spec.method].loop,
             "optimizer": "adamw", "max_grad_norm": plan.max_grad_norm, **_backend_settings(plan),
             **_data_settings(spec, corpus)}
@@ -351,6 +355,7 @@ def _data_settings(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
 def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
     """Load the model, measure, train, measure again and save; returns the finished tuning."""
     from aftertune.provenance import finish
+    from aftertune.tuning.anchor import make_anchor
     from aftertune.tuning.batching import choose_layout
     from aftertune.tuning.build import count_trainable
     from aftertune.tuning.callbacks import Hooks
@@ -375,7 +380,7 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
         meter.step()
         if ledger:
             ledger.save_step(tuning.id, step, metrics)
-        progress(step, total, f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s")
+        progress(step, total, step_text(metrics))
 
     def validate(model: Any) -> float:
         return fmean(example_losses(model, rows.validation, batching))
@@ -383,7 +388,8 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
     estimate = estimate_run(job.source, spec, rows, (plan.device, plan.dtype))
     meter.begin()
     kept = writing.checkpoints(progress)
-    trained = train(model, tokenizer, TrainingData(rows.training, layout), plan, checkpoints,
+    anchor = make_anchor(plan.anchor, model, spec.method, rows.training)
+    trained = train(model, tokenizer, TrainingData(rows.training, layout, anchor), plan, checkpoints,
                     Hooks(on_step, validate, look, kept))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
     progress(len(steps), len(steps), f"held-out loss after training, {len(rows.held_out)} examples")
@@ -395,6 +401,16 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
         counts={**tuning.counts, **rows.counts},
         notes=(*tuning.notes, *tokenizer.notes, *rows.notes, layout.note, *trained.notes, *writing.notes(model)),
         provenance=finish(tuning.provenance) if tuning.provenance else None)
+
+
+def step_text(metrics: Mapping[str, float]) -> str:
+    """The metrics of a step in words: the loss, the anchor's term beside it, and the speed."""
+    anchor = f", anchor {metrics['anchor']:.4f}" if "anchor" in metrics else ""
+    if "anchor_kl" in metrics:
+        anchor += f" (KL {metrics['anchor_kl']:.3f} nats per token)"
+    if "anchor_distance" in metrics:
+        anchor += f" (weights {metrics['anchor_distance']:.3g} from the base)"
+    return f"loss {metrics['loss']:.3f}{anchor}, {metrics['tokens_per_second']:,.0f} tokens/s"
 
 
 class _Writing:

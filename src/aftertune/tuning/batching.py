@@ -4,6 +4,7 @@
     batch = layout.collate([{"input_ids": …, "labels": …}, …])
     with layout.forward_context(model, batch):                      covers the backward pass too
         total, nats, row_of = layout.loss(model, batch)
+        predictions = layout.predict(model, batch, wanted)           of the tokens that ``wanted`` marks
 
 "End to end" is what TRL calls padding-free: all rows of a batch form one sequence, positions start at 0 with every row,
 attention stays within a row, and the head computes logits only where a token is learned. It is used on a CPU. The
@@ -36,6 +37,9 @@ HALF_PRECISION_TOLERANCE = 0.1
 
 Batch = Mapping[str, Any]
 
+#: The part of a batch that marks the tokens whose prediction an anchor keeps near the base's, where there is one.
+ANCHORED = "anchored"
+
 
 class BatchLayout(Protocol):
     """How the rows of a batch are laid out in tensors.
@@ -48,6 +52,81 @@ class BatchLayout(Protocol):
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]: ...
     def forward_context(self, model: Any, batch: Batch, /) -> contextlib.AbstractContextManager[Any]: ...
     def loss(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+    def predict(self, model: Any, batch: Batch, wanted: torch.Tensor) -> Predictions: ...
+
+
+class Predictions(Protocol):
+    """What a model predicts for some tokens of a batch, in their order.
+
+    nll: the sum of the nats of labels [tokens], with gradient, and each of them [tokens], without. select: the
+    predictions that a mask [tokens] marks. logits: float32 [tokens, vocabulary] of a range of them. detach: the same
+    without gradient; they stay what they are when the weights change.
+    """
+
+    def __len__(self) -> int: ...
+    def nll(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def select(self, mask: torch.Tensor) -> Predictions: ...
+    def logits(self, start: int, end: int) -> torch.Tensor: ...
+    def detach(self) -> Predictions: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """Predictions as logits. values: float32 [tokens, vocabulary]."""
+
+    values: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def nll(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Predictions`."""
+        nats = torch.nn.functional.cross_entropy(self.values, labels, reduction="none")
+        return nats.sum(), nats.detach()
+
+    def select(self, mask: torch.Tensor) -> Logits:
+        """As `Predictions`."""
+        return Logits(self.values[mask])
+
+    def logits(self, start: int, end: int) -> torch.Tensor:
+        """As `Predictions`."""
+        return self.values[start:end]
+
+    def detach(self) -> Logits:
+        """As `Predictions`."""
+        return Logits(self.values.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """Predictions as the inputs of a linear head, so that not all logits are in memory at once. hidden [tokens,
+    columns]; weight [vocabulary, columns] and bias of the head."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def nll(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Predictions`; in chunks."""
+        return head_loss(self.hidden, self, labels)
+
+    def select(self, mask: torch.Tensor) -> HiddenStates:
+        """As `Predictions`."""
+        return replace(self, hidden=self.hidden[mask])
+
+    def logits(self, start: int, end: int) -> torch.Tensor:
+        """As `Predictions`."""
+        dtype = self.hidden.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return torch.nn.functional.linear(self.hidden[start:end], self.weight.to(dtype), bias).float()
+
+    def detach(self) -> HiddenStates:
+        """As `Predictions`. The weight is that of now, also where the parameter gets other data later."""
+        return HiddenStates(self.hidden.detach(), self.weight.detach(),
+                            None if self.bias is None else self.bias.detach())
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +139,16 @@ class Padded:
     note: str = "padded rows"
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """input_ids, labels and attention_mask [rows, longest]."""
+        """input_ids, labels, attention_mask and, where the rows have it, anchored [rows, longest]."""
         longest = max(len(r["input_ids"]) for r in rows)
 
         def padded(values: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
             return torch.tensor([[*v, *[fill] * (longest - len(v))] for v in values])
 
-        return {"input_ids": padded([r["input_ids"] for r in rows], self.pad),
-                "labels": padded([[IGNORED, *r["labels"][1:]] for r in rows], IGNORED),
-                "attention_mask": padded([[1] * len(r["input_ids"]) for r in rows], 0)}
+        batch = {"input_ids": padded([r["input_ids"] for r in rows], self.pad),
+                 "labels": padded([[IGNORED, *r["labels"][1:]] for r in rows], IGNORED),
+                 "attention_mask": padded([[1] * len(r["input_ids"]) for r in rows], 0)}
+        return batch | ({ANCHORED: padded([r[ANCHORED] for r in rows], 0)} if ANCHORED in rows[0] else {})
 
     def forward_context(self, _model: Any, _batch: Batch) -> contextlib.AbstractContextManager[Any]:
         """Nothing has to be set up."""
@@ -77,9 +157,16 @@ class Padded:
     def loss(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The sum over all learned tokens in nats, with gradient; the nats of each [learned tokens], without; and the
         row of each [learned tokens]."""
+        learned = batch["labels"] != IGNORED
+        total, nats = self.predict(model, batch, learned).nll(batch["labels"][learned])
+        return total, nats, learned.nonzero()[:, 0]
+
+    def predict(self, model: Any, batch: Batch, wanted: torch.Tensor) -> Logits:
+        """The logits of the tokens that ``wanted`` [rows, longest] marks, of which none is the first of its row."""
+        keep = torch.zeros_like(wanted)
+        keep[:, :-1] = wanted[:, 1:]
         with autocast_context(model.device.type, self.autocast):
-            nats, row_of = completion_nll(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
-        return nats.sum(), nats.detach(), row_of
+            return Logits(selected_logits(model, batch["input_ids"], batch["attention_mask"], keep))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +177,12 @@ class EndToEnd:
     note: str = "rows end to end"
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """input_ids, labels and position_ids [1, tokens of all rows]."""
-        return {"input_ids": torch.tensor([[i for r in rows for i in r["input_ids"]]]),
-                "labels": torch.tensor([[i for r in rows for i in (IGNORED, *r["labels"][1:])]]),
-                "position_ids": torch.tensor([[i for r in rows for i in range(len(r["input_ids"]))]])}
+        """input_ids, labels, position_ids and, where the rows have it, anchored [1, tokens of all rows]."""
+        batch = {"input_ids": torch.tensor([[i for r in rows for i in r["input_ids"]]]),
+                 "labels": torch.tensor([[i for r in rows for i in (IGNORED, *r["labels"][1:])]]),
+                 "position_ids": torch.tensor([[i for r in rows for i in range(len(r["input_ids"]))]])}
+        return batch | ({ANCHORED: torch.tensor([[i for r in rows for i in r[ANCHORED]]])} if ANCHORED in rows[0]
+                        else {})
 
     @contextlib.contextmanager
     def forward_context(self, model: Any, batch: Batch) -> Iterator[None]:
@@ -104,8 +193,14 @@ class EndToEnd:
 
     def loss(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `Padded.loss`; the head's loss is computed in chunks, so that not all logits are in memory at once."""
-        labels, positions = batch["labels"][0], batch["position_ids"][0]
-        keep = (labels[1:] != IGNORED).nonzero()[:, 0]
+        learned = batch["labels"] != IGNORED
+        total, nats = self.predict(model, batch, learned).nll(batch["labels"][learned])
+        return total, nats, (batch["position_ids"][0] == 0).cumsum(0)[learned[0]] - 1
+
+    def predict(self, model: Any, batch: Batch, wanted: torch.Tensor) -> HiddenStates:
+        """The inputs of the head for the tokens that ``wanted`` [1, tokens] marks, of which none is the first of its
+        row."""
+        keep = wanted[0, 1:].nonzero()[:, 0]
         head = unwrapped(model).get_output_embeddings()
         captured: list[torch.Tensor] = []
 
@@ -120,8 +215,7 @@ class EndToEnd:
         finally:
             del head.forward
         hidden = captured[0] if self.autocast is None else captured[0].to(getattr(torch, self.autocast))
-        total, nats = head_loss(hidden, head, labels[1:][keep])
-        return total, nats, (positions == 0).cumsum(0)[keep] - 1
+        return HiddenStates(hidden, head.weight, head.bias)
 
 
 class _RowLayout:
@@ -160,6 +254,26 @@ class _RowLayout:
         return output[0].transpose(0, 1)
 
 
+def loss_and_predictions(layout: BatchLayout, model: Any, batch: Batch, wanted: torch.Tensor
+                         ) -> tuple[tuple[torch.Tensor, torch.Tensor], Predictions]:
+    """`Predictions.nll` of the learned tokens of a batch, and the predictions of the tokens that ``wanted`` marks, from
+    one forward pass."""
+    learned = batch["labels"] != IGNORED
+    either = learned | wanted
+    predictions = layout.predict(model, batch, either)
+    return predictions.select(learned[either]).nll(batch["labels"][learned]), predictions.select(wanted[either])
+
+
+def rows_with(batch: Batch, name: str) -> dict[str, torch.Tensor]:
+    """The rows of a batch in which ``batch[name]`` marks a token, as a batch of the same layout."""
+    marks = batch[name].bool()
+    if "position_ids" not in batch:
+        return {key: part[marks.any(1)] for key, part in batch.items()}
+    row_of = (batch["position_ids"][0] == 0).cumsum(0)
+    keep = torch.isin(row_of, row_of[marks[0]])
+    return {key: part[:, keep] for key, part in batch.items()}
+
+
 def autocast_context(device: str, dtype: str | None) -> contextlib.AbstractContextManager[Any]:
     """Autocast to ``dtype`` if it is below float32; nothing for float32, and for None, the model's own dtype."""
     if dtype in (None, "float32"):
@@ -168,22 +282,18 @@ def autocast_context(device: str, dtype: str | None) -> contextlib.AbstractConte
     return context
 
 
-def completion_nll(model: Any, ids: Any, mask: Any, labels: Any) -> tuple[Any, Any]:
-    """Tensors [rows, length] -> nats of each learned token [N], row by row, and the row of each [N].
+def selected_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Token ids [rows, length] -> the logits at the positions that ``keep`` marks, row by row: float32 [N, vocabulary].
 
-    Only positions whose next label counts reach the head. A hook before the head selects them, which keeps the logits
-    small for every architecture, also under PEFT.
+    Only these positions reach the head. A hook before the head selects them, which keeps the logits small for every
+    architecture, also under PEFT.
     """
-    targets = labels[:, 1:]
-    keep = torch.zeros_like(labels, dtype=torch.bool)
-    keep[:, :-1] = targets != IGNORED
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][keep][None],))
     try:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()  # [N, vocabulary]
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
     finally:
         hook.remove()
-    nll = torch.nn.functional.cross_entropy(logits, targets[targets != IGNORED], reduction="none")
-    return nll, keep.nonzero()[:, 0]
+    return logits
 
 
 # --- Choosing the layout ---

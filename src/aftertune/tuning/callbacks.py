@@ -34,6 +34,7 @@ from aftertune.values import CheckpointChoice, WatchPoint, restore
 
 if TYPE_CHECKING:
     from aftertune.study import WatchSpec
+    from aftertune.study.anchor import AnchorSetting
 
 # --- Plan and hooks of a run ---
 
@@ -65,7 +66,7 @@ class TrainingPlan:
     dtype: of the computation. warmup: share of the steps. save_seconds: the least time between two checkpoints.
     early_stop: (steps between validations, validations without a better loss before the run stops). watch: tasks to
     evaluate during training. keep: which checkpoints are kept. backend: the package whose layers the model has, "peft"
-    or "unsloth".
+    or "unsloth". anchor: what keeps the model near its base; None for nothing.
     """
 
     device: str
@@ -86,6 +87,7 @@ class TrainingPlan:
     watch: WatchSpec | None = None
     keep: KeepPlan | None = None
     backend: str = "peft"
+    anchor: AnchorSetting | None = None
 
     @property
     def look_every(self) -> int | None:

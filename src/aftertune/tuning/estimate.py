@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from aftertune.errors import InputError, SourceError
 from aftertune.methods import METHODS, Count, adapted_layers
 from aftertune.study import presets
+from aftertune.study.anchor import AnchorSetting
 
 if TYPE_CHECKING:
     from aftertune.study import Recipe, TuneSpec
@@ -47,13 +48,15 @@ LOGIT_ROWS = 512
 @dataclass(frozen=True, slots=True)
 class Workload:
     """The data of one epoch. tokens: of all examples; longest: tokens of the longest one; learned: tokens that count in
-    the loss; held_out: tokens of the examples whose loss is measured before and after."""
+    the loss; held_out: tokens of the examples whose loss is measured before and after; replayed: tokens of the replayed
+    examples."""
 
     examples: int
     tokens: int
     longest: int
     learned: int
     held_out: int = 0
+    replayed: int = 0
 
     @classmethod
     def guessed(cls, examples: int, max_length: int) -> Workload:
@@ -135,7 +138,19 @@ def _operations(shape: ModelShape, recipe: Recipe, workload: Workload, passes: f
         adapters = _count(method.operations, shape, recipe) or 6 * trained_parameters(shape, recipe)
     layers = (2 * products * shape.products + adapters) * workload.tokens * passes
     heads = 2 * products * head * workload.learned * passes
+    layers += _anchor_operations(shape, recipe, workload, products + 2) * passes
     return layers + heads + 2 * 2 * (shape.products * workload.held_out + head * workload.held_out * ASSUMED_LEARNED)
+
+
+def _anchor_operations(shape: ModelShape, recipe: Recipe, workload: Workload, products: int) -> float:
+    """The operations that an anchor adds to an epoch: the base reads the rows with anchored tokens, and both heads
+    compute the logits of these tokens, those of the model twice. products: of the head, for each weight and token."""
+    setting = AnchorSetting.active(recipe.anchor)
+    if setting is None or setting.kind == "l2":
+        return 0.0
+    rows, tokens = (workload.replayed, workload.replayed) if workload.replayed else (
+        workload.tokens, workload.tokens - workload.learned)
+    return 2.0 * shape.products * rows + 2.0 * products * shape.vocabulary * shape.hidden * tokens
 
 
 def estimate_memory(shape: ModelShape, recipe: Recipe, workload: Workload, machine: Machine) -> float:
@@ -148,6 +163,8 @@ def estimate_memory(shape: ModelShape, recipe: Recipe, workload: Workload, machi
         weights = (4 if method.base == "float32" or machine.dtype == "float16" else size) * shape.parameters
     # float32: the weight of an adapter (that of a full fine-tune is counted above), its gradient and two moments
     states = 16 * trained + 4 * (_stored(shape, recipe) - trained) if method.adapter else 12 * trained
+    if AnchorSetting.active(recipe.anchor) is not None and (not method.adapter or method.begin is not None):
+        states += 4 * trained  # the weights of the base, or the adapter as it started
     tokens = min(recipe.batch_size * workload.longest, recipe.batch_size * recipe.max_length)
     activations = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner_of_token) * size * method.kept
     layers = (shape.layers * shape.hidden * size + activations) if recipe.gradient_checkpointing else \
@@ -221,7 +238,8 @@ def workload_of(rows: EncodedCorpus) -> Workload:
     """The workload of encoded rows."""
     counts = [rows.counts[name] for name in ("training", "replay") if name in rows.counts]
     return Workload(examples=len(rows.training), tokens=sum(c["tokens"] for c in counts), longest=rows.longest,
-                    learned=sum(c["learned"] for c in counts), held_out=rows.counts["held out"]["tokens"])
+                    learned=sum(c["learned"] for c in counts), held_out=rows.counts["held out"]["tokens"],
+                    replayed=rows.counts["replay"]["tokens"] if "replay" in rows.counts else 0)
 
 
 # --- Measuring a run ---

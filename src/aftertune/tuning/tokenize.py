@@ -64,12 +64,13 @@ class EncodeOptions:
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
     """One encoded row. labels: the ids, or IGNORED where the loss does not count. example: the number of its example,
-    from 1; where: file and line of the example."""
+    from 1; where: file and line of the example; replayed: it is a replayed example."""
 
     ids: list[int]
     labels: list[int]
     example: int = 0
     where: str = ""
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +312,8 @@ class EncodedCorpus:
         notes = [f"{name}: {note}" for name, rows in encoded.items() for note in rows.notes]
         if replay.rows:
             notes.append(replay_note(training, replay))
-        return cls(mix_replay(training.rows, replay.rows, seed), encoded["held out"].rows,
+        replayed_rows = [replace(row, replayed=True) for row in replay.rows]
+        return cls(mix_replay(training.rows, replayed_rows, seed), encoded["held out"].rows,
                    encoded.get("validation", empty).rows, {name: _counts(rows) for name, rows in encoded.items()},
                    tuple(notes))
 

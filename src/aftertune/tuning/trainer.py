@@ -33,7 +33,8 @@ from trl import SFTTrainer
 from aftertune.engine.memory import is_out_of_memory
 from aftertune.errors import AftertuneError, ResourceError
 from aftertune.sources.library_errors import disk_errors, quiet
-from aftertune.tuning.batching import BatchLayout, Padded
+from aftertune.tuning.anchor import Anchor
+from aftertune.tuning.batching import ANCHORED, BatchLayout, Padded, Predictions, loss_and_predictions
 from aftertune.tuning.callbacks import Hooks, RunControl, TrainingPlan, step_metrics
 from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.tokenize import EncodedRow
@@ -49,29 +50,40 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on encoded rows.
 
     splits: the number of parts of a micro-batch, 1 until memory runs out. own_loss: the loss is the layout's, not
-    TRL's. memory_error: makes the error for one row that does not fit, from its number of tokens.
+    TRL's. memory_error: makes the error for one row that does not fit, from its number of tokens. anchor: keeps the
+    model near its base; its term is logged apart from the loss.
     """
 
     own_loss = True
 
-    def __init__(self, rows: Sequence[EncodedRow], layout: BatchLayout, after_step: AfterStep,
-                 memory_error: Callable[[int], AftertuneError], **options: Any) -> None:
+    def __init__(self, data: TrainingData, after_step: AfterStep, memory_error: Callable[[int], AftertuneError],
+                 anchor: Anchor | None = None, **options: Any) -> None:
         from datasets import Dataset
 
         count_experts(options["model"].config.get_text_config())
-        data = Dataset.from_list([{"input_ids": r.ids, "labels": r.labels} for r in rows])
-        super().__init__(train_dataset=data, data_collator=layout.collate, **options)
-        self.rows, self.layout, self.after_step, self.memory_error = rows, layout, after_step, memory_error
+        examples = Dataset.from_list([{"input_ids": r.ids, "labels": r.labels, **(anchor.row(r) if anchor else {})}
+                                      for r in data.rows])
+        super().__init__(train_dataset=examples, data_collator=data.layout.collate, **options)
+        self.rows, self.layout, self.after_step, self.memory_error = data.rows, data.layout, after_step, memory_error
         self.model_accepts_loss_kwargs = True  # our loss is divided by the learned tokens of the whole step
-        self.splits = 1
+        self.splits, self.anchor = 1, anchor
         self._step: list[Any] = []
+        self._anchored, self._terms = 0, dict[int, float]()
+        self._base: Predictions | None = None
+        self._parts: tuple[Any, Any] = (None, None)
         self._tokens, self._started = 0, time.monotonic()
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if ANCHORED not in self._signature_columns:
+            self._signature_columns.append(ANCHORED)
 
     def get_batch_samples(self, *arguments: Any) -> Any:
         """The micro-batches of one step, and the number of learned tokens in all of them."""
         samples = super().get_batch_samples(*arguments)
         self._step, self._done = list(samples[0]), 0
         self._tokens += sum(_token_count(batch) for batch in self._step)
+        self._anchored, self._terms = sum(int(batch[ANCHORED].sum()) for batch in self._step if ANCHORED in batch), {}
         return samples
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -79,7 +91,11 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         self._done += 1
         while True:
             try:
-                return self._split_step(model, inputs, num_items_in_batch)
+                loss, self._terms[self._done] = self._split_step(model, inputs, num_items_in_batch)
+                if self.anchor is not None and self._done == len(self._step):
+                    scaler = self.accelerator.scaler
+                    self._terms[0] = self.anchor.after_backward(model, scaler.get_scale() if scaler else 1.0)
+                return loss
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -89,12 +105,18 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
             self.splits *= 2
             self._recompute_gradients(model, num_items_in_batch)
 
-    def _split_step(self, model: Any, inputs: Any, items: Any) -> Any:
-        losses = []
+    def _split_step(self, model: Any, inputs: Any, items: Any) -> tuple[Any, float]:
+        """The loss of a micro-batch, and the anchor's term beside it."""
+        losses, term = [], 0.0
         for part in _split_batch(inputs, self.splits):
+            self._base = self.anchor.base(model, self.layout, part) if self.anchor is not None else None
             with self.layout.forward_context(model, part):
-                losses.append(super().training_step(model, part, items))
-        return torch.stack(losses).sum()
+                loss = super().training_step(model, part, items)
+            if self._base is not None:
+                loss, term = self._parts[0], term + float(self._parts[1])
+            losses.append(loss)
+        self._base = None
+        return torch.stack(losses).sum(), term
 
     def _recompute_gradients(self, model: Any, items: Any) -> None:
         """Compute the gradient of this step's finished micro-batches again: the failed one may have added to it."""
@@ -104,15 +126,28 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False,
                      num_items_in_batch: Any = None) -> Any:
-        """Nats of the learned tokens, divided by the learned tokens of the whole step.
+        """Nats of the learned tokens, divided by the learned tokens of the whole step; with an anchor, its term is
+        added.
 
         Raises AftertuneError if that is not a finite number.
         """
+        inputs = dict(inputs)
+        marks = inputs.pop(ANCHORED, None)
+        tuned = None
         if return_outputs or self.aux_loss_enabled or not self.own_loss:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        else:
+            if self._base is not None:
+                tuned = self.layout.predict(model, inputs, marks.bool())
+        elif self._base is None:
             total, nats, _ = self.layout.loss(model, inputs)
             result = total / (len(nats) if num_items_in_batch is None else num_items_in_batch)
+        else:
+            (total, nats), tuned = loss_and_predictions(self.layout, model, inputs, marks.bool())
+            result = total / (len(nats) if num_items_in_batch is None else num_items_in_batch)
+        if tuned is not None and self.anchor is not None:
+            term = self.anchor.term(self._base, tuned, self._anchored)
+            self._parts = result.detach(), term.detach()
+            result = result + term
         loss = float(result[0] if return_outputs else result)
         if not math.isfinite(loss):
             raise AftertuneError(f"the loss at step {self.state.global_step + 1} of {self.state.max_steps} is "
@@ -129,6 +164,8 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
                 raise AftertuneError(f"the loss at step {self.state.global_step} of {self.state.max_steps} is "
                                      f"{logs['loss']} (gradient norm {norm}), in {self._example_names(self._step)}; "
                                      f"{failure_advice(self.args)}")
+            if self.anchor is not None:
+                logs |= self.anchor.metrics(sum(self._terms.values()), self._anchored)
             logs |= self.after_step(self.state.global_step, logs)
             self._tokens, self._started = 0, time.monotonic()
         super().log(logs, start_time)
@@ -232,10 +269,11 @@ def _single_rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """The rows to train on, and how batches of them are laid out."""
+    """The rows to train on, how batches of them are laid out, and what keeps the model near its base."""
 
     rows: Sequence[EncodedRow]
     layout: BatchLayout
+    anchor: Anchor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +299,7 @@ def train(model: Any, tokenizer: Any, data: TrainingData, plan: TrainingPlan, ch
     """
     control = RunControl(plan, hooks, checkpoints)
     trainer = CompletionTrainer(
-        list(data.rows), data.layout, control.after_step, lambda tokens: _memory_error(plan, tokens), model=model,
+        data, control.after_step, lambda tokens: _memory_error(plan, tokens), data.anchor, model=model,
         args=_arguments(plan, checkpoints.folder), processing_class=tokenizer, callbacks=[control.callback()])
     trainer.own_loss = plan.backend == "unsloth" or not plan.device.startswith("cuda")
     for callback in ("PrinterCallback", "ProgressCallback"):

@@ -49,6 +49,8 @@ def _unsupported(spec: Recipe, source: ModelSource) -> InputError | None:
     if source.gguf_file is not None:
         return InputError(f"backend unsloth reads safetensors, but {source.source} is a GGUF file; {remedy}, or name "
                           "the model's folder or Hub id")
+    if spec.anchor is not None:
+        return InputError(f"backend unsloth computes its own loss, to which no anchor can be added; {remedy}")
     if spec.watch is not None:
         return InputError("backend unsloth does not support watch, because the watch cannot score its layers; "
                           f"{remedy}, or leave out watch")
