@@ -43,6 +43,7 @@ from aftertune.paths import expanded, is_dir, is_file
 from aftertune.sources.library_errors import forward_errors, memory_errors
 from aftertune.sources.resolve import looks_like_path
 from aftertune.stats.bootstrap import TOO_FEW, bca_mean
+from aftertune.stats.log_probability import ROUNDING
 from aftertune.stats.paired import paired_mean
 from aftertune.tuning.build import fitting_length
 from aftertune.values import ModelIdentity, Progress, Tuning
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
 
 #: The names of the two groups of prompts.
 GENERAL, HELD_OUT = "general prompts", "held-out prompts"
-#: A model has moved if the interval of its mean KL is above this, in nats per token: more than rounding moves it.
-ROUNDING = 1e-3
 #: The most tokens of a prompt and its continuation; longer prompts are left out.
 _LONGEST = 1024
 
@@ -116,7 +115,8 @@ class DriftGroup:
 
     @property
     def moved(self) -> bool:
-        """Whether the model is proven to have moved by more than rounding; fewer than 8 texts prove nothing."""
+        """Whether the model is proven to have moved by more than rounding, in nats per token; fewer than 8 texts prove
+        nothing."""
         return len(self.texts) >= TOO_FEW and self.low > ROUNDING
 
 

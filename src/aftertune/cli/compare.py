@@ -40,7 +40,8 @@ def compare(
     common: Common = False,
     force: Force = False,
     details: Annotated[bool, typer.Option(
-        "--details", help="Also show McNemar's p-values and every task of a group.")] = False,
+        "--details", help="Also show McNemar's p-values, every task of a group, and what changed beside right and "
+                          "wrong: log-probabilities, calibration, positions, lengths and ends.")] = False,
     again: Annotated[bool, typer.Option(
         "--again", help="Judge by the current rules what an earlier version of aftertune stored.")] = False,
     as_json: JsonFlag = False,
@@ -163,7 +164,15 @@ def as_object(comparison: Comparison) -> dict[str, object]:
             "watermark": watermark(comparison) or None, "rules": comparison.rules,
             "lineage": comparison.lineage, "relation": comparison.relation or None, "common": comparison.common,
             "rows": rows, "held_out": jsonable(comparison.held_out), "forms": jsonable(comparison.forms),
-            "differences": jsonable(comparison.differences)}
+            "changes": changes_object(comparison), "differences": jsonable(comparison.differences)}
+
+
+def changes_object(comparison: Comparison) -> dict[str, Any] | None:
+    """What changed beside right and wrong, as ``compare --json`` prints it; None where it was not computed."""
+    changes = comparison.changes
+    if changes is None:
+        return None
+    return {**jsonable(changes), "no_effect": changes.no_effect or None, "moved": changes.moved, "tests": changes.tests}
 
 
 def refusal_object(error: NotComparable, base: str, tuned: str) -> dict[str, object]:
@@ -223,7 +232,7 @@ def gate(
     from aftertune.comparison import find_finished
     from aftertune.comparison.gate import gate as run
     from aftertune.ledger import Ledger
-    from aftertune.report import gate_text, write_document, write_junit, write_junit_error
+    from aftertune.report import gate_text, no_effect_text, write_document, write_junit, write_junit_error
     from aftertune.values import Margin
 
     drops = _drops(max_drop)
@@ -247,6 +256,8 @@ def gate(
     else:
         for line in lines:
             typer.echo(gate_text(line))
+        if sentence := no_effect_text(comparison):
+            typer.echo(sentence)
     failed = [line.task for line in lines if line.failed]
     if failed:
         raise GateFailed(f"the gate failed for {len(failed)} of {len(lines)} limits ({', '.join(failed)}); see the "
@@ -274,6 +285,7 @@ def gate_object(comparison: Comparison, lines: tuple[GateLine, ...]) -> dict[str
 
     return {"passed": not any(line.failed for line in lines), "base": comparison.base_name,
             "tuned": comparison.tuned_name, "comparable": True, "lineage": comparison.lineage,
+            "no_effect": (comparison.changes and comparison.changes.no_effect) or None,
             "limits": [{"task": line.task, "limit": line.limit, "unit": unit_name(line.row),
                         "outcome": line.outcome, "failed": line.failed,
                         "n": line.row.n, "stopped_of": line.row.stopped_of, "delta": line.row.delta,

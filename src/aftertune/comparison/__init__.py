@@ -8,7 +8,8 @@
 4. rows: makes a row for each metric; the primary metrics get verdicts (`aftertune.stats.verdict`)
 5. early_rows: the same for tasks that were stopped early
 6. collapse: finds signs that the tuned model is broken, in its scores and in how its answers changed (answer_changes)
-7. lineage: proves from the ledger or an adapter that the tuned model was made from the base; only then a row is called
+7. changes: what changed beside right and wrong; log_probability, answer_changes, no_effect: its parts
+8. lineage: proves from the ledger or an adapter that the tuned model was made from the base; only then a row is called
    "forgot", "improved" or "kept"
 
 The same pairs are used by flips (the items that changed), across_seeds (recipes over several seeds) and gate (limits in
@@ -21,6 +22,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from aftertune.comparison.changes import find_changes
 from aftertune.comparison.clusters import with_clusters
 from aftertune.comparison.collapse import find_signs
 from aftertune.comparison.compatibility import differences, find_differences, refusal_message
@@ -31,7 +33,17 @@ from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
 from aftertune.comparison.rows import build_rows
 from aftertune.errors import InputError, NotComparable, nearest
-from aftertune.values import RULES, Comparison, ComparisonRow, Difference, Evaluation, TaskSettings, digest
+from aftertune.values import (
+    NO_EFFECT,
+    RULES,
+    Changes,
+    Comparison,
+    ComparisonRow,
+    Difference,
+    Evaluation,
+    TaskSettings,
+    digest,
+)
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -73,7 +85,9 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
                                            if (looks := e.looks(margins))})
     rows = with_early_rows(rows, stopped, margins, lineage=relation.lineage, forced=forced)
     looked = earlier_looks(left, right, ledger)
-    rows = tuple(replace(r, note="; ".join(filter(None, (r.note, _looked_note(r, looked))))) for r in rows)
+    changes = find_changes(left, right, pairs, rows, ledger)
+    rows = tuple(replace(r, note="; ".join(filter(None, (
+        _no_effect_note(r, changes), r.note, _looked_note(r, looked))))) for r in rows)
     used = {p.settings.task: margin_of(margins, "share", p.settings.task, *p.settings.groups, primary=False)
             for p in pairs} | {r.task: r.margin for r in rows if r.primary}
     comparison = Comparison(
@@ -82,8 +96,13 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
         tuned=right.id, base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
         origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)), rules=RULES,
-        signs=() if forced else find_signs(rows, pairs, left, right))
+        signs=() if forced else find_signs(rows, pairs, left, right), changes=changes)
     return _save(comparison, ledger) if save else comparison
+
+
+def _no_effect_note(row: ComparisonRow, changes: Changes) -> str:
+    """That the fine-tune had no effect on the answers, so that a verdict such as "kept" is nothing it earned."""
+    return f"no effect seen: {NO_EFFECT[changes.no_effect]}" if row.primary and changes.no_effect else ""
 
 
 def _looked_note(row: ComparisonRow, looked: Mapping[str, Collection[int]]) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from aftertune.report import documents as md
 from aftertune.report import formatting as fmt
 from aftertune.report.changed_items import form_text, format_table, shift_text
+from aftertune.report.changes import TITLE, change_lines, change_tables, missing_lines
 from aftertune.report.checkpoints import checkpoint_table, tuning_checkpoints
 from aftertune.report.columns import columns, verdict_table
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
@@ -84,12 +85,26 @@ def comparison_blocks(comparison: Comparison) -> list[str]:
         blocks.append(f"Format of the answers on {md.text(task_title(shift.task))}: {md.text(comparison.base_name)}: "
                       f"{form_text(shift.base)}; {md.text(comparison.tuned_name)}: {form_text(shift.tuned)}"
                       f"{'; ' + shift_text(shift) if shift.lost else ''}.")
+    blocks += change_blocks(comparison)
     minor = [d for d in comparison.differences if not d.blocking]
     if minor:
         blocks.append("Also different: " + "; ".join(
             f"{md.text(d.field)} ({md.text(comparison.base_name)}: {md.text(fmt.visible(d.left, 80))}, "
             f"{md.text(comparison.tuned_name)}: {md.text(fmt.visible(d.right, 80))})" for d in minor) + ".")
     return blocks
+
+
+def change_blocks(comparison: Comparison) -> list[str]:
+    """What changed beside right and wrong: a line and its tables; [] where it was not computed."""
+    lines = change_lines(comparison)
+    if not lines:
+        return []
+    blocks = [f"**{TITLE}.** {md.text(' '.join(lines))}"]
+    for table in change_tables(comparison):
+        blocks += [f"*{table.title}*", md.table([md.text(h) for h in table.heads],
+                                                [[md.text(cell) for cell in row] for row in table.rows]),
+                   md.text(table.note)]
+    return [*blocks, *map(md.text, missing_lines(comparison))]
 
 
 def _verdicts(comparison: Comparison) -> str:

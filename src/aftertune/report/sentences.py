@@ -8,8 +8,9 @@
     seed_observations(contrasts)        a sentence for each verdict of the contrasts
     watch_text(point)                   "watch, step 40: hellaswag 41.00% → 38.00%, …"
 
-Every sentence follows from a verdict. Rows at the floor, secondary metrics and forced comparisons give none, an
-undecided row gives a neutral one, and without proven lineage no sentence mentions forgetting.
+Every sentence follows from a verdict, or says that the fine-tune had no effect. Rows at the floor, secondary metrics
+and forced comparisons give none, an undecided row gives a neutral one, and without proven lineage no sentence mentions
+forgetting.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from aftertune.report import documents as md
 from aftertune.report import formatting as fmt
 from aftertune.report.changed_items import forced_text
+from aftertune.report.changes import no_effect_text
 from aftertune.report.columns import columns, verdict_lines
 from aftertune.report.names import metric_title, source_title, task_title
 from aftertune.report.table import (
@@ -63,7 +65,8 @@ def _observations_of(comparison: Comparison) -> list[Observation]:
             comparison=comparison.id, lead="No observation",
             text=f"{_pair(comparison)} were compared with --force although they differ in "
                  f"{_blocking(comparison)}. This comparison supports no conclusion.")]
-    sentences = []
+    effect = no_effect_text(comparison)
+    sentences = [Observation(comparison=comparison.id, lead="No effect", text=effect)] if effect else []
     for verdict, leads in _LEADS.items():
         rows = [r for r in comparison.rows if r.primary and r.verdict == verdict and not _floored(r)]
         if rows:

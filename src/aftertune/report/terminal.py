@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
 from aftertune.report.changed_items import form_text, shift_text
+from aftertune.report.changes import TITLE, change_lines, change_tables, missing_lines
 from aftertune.report.columns import BY_KEY, VerdictLine, columns, verdict_table
 from aftertune.report.sentences import lineage_note, watermark
 from aftertune.report.table import exploratory_text, held_out_line, margin_text, partial_text, score_table
@@ -59,7 +60,8 @@ def terminal_scores(evaluation: Evaluation) -> Table:
 def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = False) -> Group:
     """The verdict table of a comparison for a terminal that is ``width`` characters wide.
 
-    details: also show the p-values and intervals of each row, and each task of a group that has one verdict.
+    details: also show the p-values and intervals of each row, each task of a group that has one verdict, and what
+    changed beside right and wrong.
     """
     from rich.console import Group
     from rich.text import Text
@@ -73,7 +75,9 @@ def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = F
     parts.append(layout.row("", [c.short or c.heading for c in _FIGURES], "dim"))
     for task in dict.fromkeys(line.row.task for line in lines):
         parts += layout.block([line for line in lines if line.row.task == task], details=details)
-    parts += [Text(line) for line in (*exploratory_text(comparison), *_formats(comparison))]
+    parts += [Text(line) for line in (*exploratory_text(comparison), *_formats(comparison), *change_lines(comparison))]
+    if details:
+        parts += _changes(comparison)
     parts.append(Text(_footer(comparison, lines), style="dim"))
     if comparison.held_out is not None:
         n, before, after, difference, interval = held_out_line(comparison.held_out)
@@ -112,6 +116,23 @@ def _formats(comparison: Comparison) -> list[str]:
             lines.append(f"{fmt.visible(form.task)}: answers of {before}: {form_text(form.base)}; of {after}: "
                          f"{form_text(form.tuned)}{cause}")
     return lines
+
+
+def _changes(comparison: Comparison) -> list[RenderableType]:
+    """The tables of what changed beside right and wrong, each with how to read it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    blocks: list[RenderableType] = []
+    for table in change_tables(comparison):
+        shown = Table(box=None, pad_edge=False, header_style="dim", title=Text(f"{TITLE}: {table.title.lower()}"),
+                      title_justify="left", title_style="bold")
+        for head in table.heads:
+            shown.add_column(Text(head), overflow="fold")
+        for row in table.rows:
+            shown.add_row(*map(Text, row))
+        blocks += [Text(), shown, Text(table.note, style="dim")]
+    return [*blocks, *(Text(line, style="dim") for line in missing_lines(comparison))]
 
 
 def _footer(comparison: Comparison, lines: list[VerdictLine]) -> str:

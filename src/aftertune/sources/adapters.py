@@ -32,7 +32,7 @@ from aftertune.sources.resolve import (
     read_json,
     resolve_model,
 )
-from aftertune.sources.tensors import MODULE_PREFIX, TensorInfo, is_shared, read_header, weight_files
+from aftertune.sources.tensors import MODULE_PREFIX, TensorInfo, is_shared, read_bytes, read_header, weight_files
 from aftertune.values import ModelIdentity, digest, json_ready
 
 #: PEFT types with weights for the prompt and none for modules of the base.
@@ -219,3 +219,19 @@ def _fits(tensor: TensorInfo, module: str, weight: tuple[int, ...]) -> bool:
     if kind in {"lora_B", "lora_embedding_B"} and len(tensor.shape) == 2:
         return tensor.shape[0] in weight
     return kind != "weight" or tensor.shape == weight
+
+
+def has_zero_matrices(folder: Path) -> bool | None:
+    """Whether all B matrices of a LoRA adapter are zero, so that it changes nothing.
+
+    None for an adapter with other tensors than A and B, which may change something too. Raises SourceError for a
+    damaged file.
+    """
+    zero, found = True, False
+    for info, data in read_bytes(folder / "adapter_model.safetensors"):
+        kind = info.name.removeprefix(MODULE_PREFIX)
+        if "lora_B" in kind or "lora_embedding_B" in kind:
+            zero, found = zero and bytes(data).count(0) == len(data), True
+        elif "lora_A" not in kind and "lora_embedding_A" not in kind:
+            return None
+    return zero if found else None

@@ -137,28 +137,44 @@ def _answers(loaded: LoadedTask, responses: Mapping[int, Response]
     return values, rows, positions
 
 
-def expected_accuracy(logprobs: Sequence[float], *, gold: Sequence[int], lengths: Sequence[float] | None = None
-                      ) -> float | None:
-    """The share of the right choices in a softmax over the log-likelihoods of all choices; None where it has no value.
+def choice_log_shares(logprobs: Sequence[float], lengths: Sequence[float] | None = None) -> list[float] | None:
+    """The logarithms of a softmax over the log-likelihoods of all choices of an item; None where it has no value.
 
-    logprobs: log-likelihood of each choice as a text. gold: the right choices. lengths: of the choices in characters,
-    for tasks with normalized accuracy: then each log-likelihood is divided by the choice's length and multiplied by the
-    mean length of the item's choices. So the most likely choice is the one of `acc_norm`, and the shares are as far
-    apart as those of whole texts; per character alone, all shares would be close to 1 / choices, and no loss could be
-    seen. lm-eval has no such metric.
+    logprobs: log-likelihood of each choice as a text. lengths: of the choices in characters, for tasks with normalized
+    accuracy: then each log-likelihood is divided by the choice's length and multiplied by the mean length of the item's
+    choices. So the most likely choice is the one of `acc_norm`, and the shares are as far apart as those of whole
+    texts; per character alone, all shares would be close to 1 / choices, and no loss could be seen.
     """
+    values = _above_top(logprobs, lengths)
+    if values is None:
+        return None
+    total = math.log(sum(map(math.exp, values)))
+    return [v - total for v in values]
+
+
+def _above_top(logprobs: Sequence[float], lengths: Sequence[float] | None) -> list[float] | None:
+    """The log-likelihoods of `choice_log_shares` less the largest one, before they are normalized."""
     values = [float(v) for v in logprobs]
     if lengths is not None:
         mean = sum(lengths) / max(len(lengths), 1)
         values = [v / size * mean if size else -math.inf for v, size in zip(values, lengths, strict=True)]
-    right = [k for k in gold if 0 <= k < len(values)]
-    if not right or len(right) != len(gold) or any(math.isnan(v) or v == math.inf for v in values):
+    if any(math.isnan(v) or v == math.inf for v in values):
         return None
-    top = max(values)
-    if top == -math.inf:
+    top = max(values, default=-math.inf)
+    return None if top == -math.inf else [v - top for v in values]
+
+
+def expected_accuracy(logprobs: Sequence[float], *, gold: Sequence[int], lengths: Sequence[float] | None = None
+                      ) -> float | None:
+    """The share of the right choices in a softmax over all choices (`choice_log_shares`); None where it has no value.
+
+    gold: the right choices. lm-eval has no such metric.
+    """
+    values = _above_top(logprobs, lengths)
+    if values is None or not gold or not all(0 <= k < len(values) for k in gold):
         return None
-    weights = [math.exp(v - top) for v in values]
-    return sum(weights[k] for k in right) / sum(weights)
+    weights = [math.exp(v) for v in values]
+    return sum(weights[k] for k in gold) / sum(weights)
 
 
 def _apply_filters(task: Any) -> set[tuple[int, str]]:

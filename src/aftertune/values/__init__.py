@@ -8,6 +8,19 @@ UTC. Hashes are SHA-256 in lower-case hex.
 """
 
 from aftertune.values.answer_changes import PairedCount, PositionTable
+from aftertune.values.changes import (
+    NO_EFFECT,
+    Calibration,
+    CalibrationError,
+    CalibrationShift,
+    Changes,
+    LogProbabilityMove,
+    MeanChange,
+    NoEffect,
+    TaskChange,
+    TextForm,
+    TextShift,
+)
 from aftertune.values.comparison import (
     RULES,
     VERDICT_LABELS,
@@ -64,10 +77,15 @@ from aftertune.values.tuning import (
 )
 
 __all__ = [
+    "NO_EFFECT",
     "RULES",
     "VERDICT_LABELS",
     "Answer",
     "Asked",
+    "Calibration",
+    "CalibrationError",
+    "CalibrationShift",
+    "Changes",
     "CheckpointChoice",
     "CollapseKind",
     "CollapseSign",
@@ -91,8 +109,11 @@ __all__ = [
     "HeldOut",
     "Item",
     "KeptCheckpoint",
+    "LogProbabilityMove",
     "Margin",
+    "MeanChange",
     "ModelIdentity",
+    "NoEffect",
     "Overlap",
     "PairedCount",
     "PositionTable",
@@ -103,7 +124,10 @@ __all__ = [
     "Request",
     "Response",
     "Score",
+    "TaskChange",
     "TaskSettings",
+    "TextForm",
+    "TextShift",
     "Tuning",
     "Verdict",
     "WatchPoint",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aftertune.catalog import FRACTIONS, Unit, unit_of
+from aftertune.values.changes import Changes
 from aftertune.values.evaluation import Verdict
 from aftertune.values.headline import CollapseSign
 from aftertune.values.tuning import HeldOut
@@ -196,7 +197,8 @@ class Comparison:
     how the two models are related; origin: the base model of "siblings". forced: compared in spite of blocking
     differences. common: paired on the items that both have, where the samples differ. forms: one for each task with
     generated answers. rules: the version of the rules by which the verdicts were made (`RULES`). signs: of collapse;
-    versions that did not look for them stored none.
+    versions that did not look for them stored none. changes: what changed beside right and wrong; None where an older
+    version stored the comparison.
     """
 
     id: str
@@ -215,6 +217,7 @@ class Comparison:
     forms: tuple[FormShift, ...] = ()
     rules: int = 1
     signs: tuple[CollapseSign, ...] = ()
+    changes: Changes | None = None
 
     @property
     def comparable(self) -> bool:

@@ -4,6 +4,7 @@
     balance_chart(balance, 760)         learned against forgotten
     factor_chart(factor, 760)           curves over data size or replay share
     loss_curve(tuning, 760)             the loss during training
+    position_bars("MMLU", positions, names, 340)      how often each choice was taken
 
 The second argument is the width in px. A function returns "" if there is nothing to draw.
 """
@@ -11,7 +12,9 @@ The second argument is the width in px. A function returns "" if there is nothin
 from aftertune.report.charts.balance import balance_chart, balance_panels
 from aftertune.report.charts.curves import LookCurves, checkpoint_chart, factor_chart, loss_curve, watch_chart, watched
 from aftertune.report.charts.forest import contrast_forest, forest, task_forest
-from aftertune.report.charts.svg import STYLES, swatch
+from aftertune.report.charts.positions import position_bars
+from aftertune.report.charts.svg import STYLES, patch, swatch
 
 __all__ = ["STYLES", "LookCurves", "balance_chart", "balance_panels", "checkpoint_chart", "contrast_forest",
-           "factor_chart", "forest", "loss_curve", "swatch", "task_forest", "watch_chart", "watched"]
+           "factor_chart", "forest", "loss_curve", "patch", "position_bars", "swatch", "task_forest", "watch_chart",
+           "watched"]

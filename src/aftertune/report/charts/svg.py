@@ -175,6 +175,13 @@ def style(number: int) -> Style:
 
 
 @cache
+def patch(ink: str) -> str:
+    """A small square in a colour of `INK`, as inline SVG, for the key of a chart with bars."""
+    return (f'<svg class="swatch patch" aria-hidden="true" viewBox="0 0 12 12" style="color: var(--{ink})">'
+            '<path d="M0 0h12v12h-12z" fill="currentColor"/></svg>')
+
+
+@cache
 def swatch(number: int, *, marked: bool = True) -> str:
     """A short piece of the line, as inline SVG. marked: with its marker, if the markers in the chart are those of the
     line and not those of verdicts."""

@@ -3,6 +3,7 @@
     figure(lambda width: forest(comparison, width), "Mark: the difference. …")      a ChartView; None if it is empty
     balance_views(outcomes(results))                                               "Learned against forgotten"
     factor_views(outcomes(results))                                                "Data size and replay"
+    position_views(comparison)                                                     the bars of each task's positions
     with_classes(html)                                                             styles of all charts as CSS classes
 """
 
@@ -17,14 +18,16 @@ from markupsafe import Markup
 
 from aftertune.report import formatting as fmt
 from aftertune.report.badges import legend
-from aftertune.report.charts import STYLES, balance_chart, balance_panels, factor_chart, swatch
+from aftertune.report.changes import positions_of
+from aftertune.report.charts import STYLES, balance_chart, balance_panels, factor_chart, patch, swatch
+from aftertune.report.charts.positions import BARS, position_bars
 from aftertune.report.factors import Factor, factors
 from aftertune.report.facts import method_text
 from aftertune.report.learned_vs_forgotten import LOSS, Balance, Point, balances
 from aftertune.report.names import task_title
 from aftertune.report.results import TuningOutcome
 from aftertune.report.table import row_label
-from aftertune.values import VERDICT_LABELS
+from aftertune.values import VERDICT_LABELS, Comparison
 
 #: (CSS class, width in px) that charts are drawn for; the page shows the one that fits the screen.
 _WIDTHS = (("wide", 760), ("narrow", 340))
@@ -167,6 +170,16 @@ def _factor_figure(factor: Factor) -> ChartView | None:
         "over the seeds; a vertical bar is the 95 % interval of a value with a single seed. Shaded: the margin. The "
         f"curves describe what was measured. Whether {_CAUSES[factor.name]} caused the difference can only be shown by "
         "comparing recipes over three or more seeds.", factor.labels)
+
+
+def position_views(comparison: Comparison) -> list[tuple[str, ChartView]]:
+    """(task, chart) of the positions of the chosen answers, for each task that has them."""
+    names = fmt.visible(comparison.base_name), fmt.visible(comparison.tuned_name)
+    key = tuple((Markup(patch(ink)), name) for ink, name in zip(BARS, ("right answers", *names), strict=True))
+    return [(title, ChartView(tuple((css, Markup(position_bars(title, positions, names, width)))
+                                    for css, width in _SINGLE_WIDTH),
+                              "", key))
+            for title, positions in positions_of(comparison)]
 
 
 def with_classes(page: str) -> str:

@@ -31,12 +31,13 @@ from aftertune.report.changed_items import (
     score_unit,
     shift_text,
 )
+from aftertune.report.changes import TITLE, ChangeTable, change_lines, change_tables, missing_lines
 from aftertune.report.charts import contrast_forest, forest, loss_curve, watch_chart, watched
 from aftertune.report.checkpoints import checkpoint_table, tuning_checkpoints
 from aftertune.report.columns import VerdictLine, verdict_lines, verdict_table
 from aftertune.report.facts import Facts, device_text, evaluation_facts, kind_text, method_text, run_facts, tuning_facts
 from aftertune.report.names import metric_title, task_title
-from aftertune.report.page.figures import ChartView, figure
+from aftertune.report.page.figures import ChartView, figure, position_views
 from aftertune.report.reported import reported_observations
 from aftertune.report.results import Family, Results, tuning_of
 from aftertune.report.sentences import lineage_note, rules_note, watermark
@@ -76,8 +77,8 @@ class ComparisonView:
 
     summary: the number of rows of each label. margins, explored: sentences. held_out: a row of the loss table. others:
     (setting, in the base, in the tuned model) of settings that differ and do not block the comparison. forms: (task,
-    form of the base's answers, of the tuned model's, effect on the score). changed: examples of changed texts, shown
-    only if there are no flips.
+    form of the base's answers, of the tuned model's, effect on the score). changes: what changed beside right and
+    wrong, None where it was not computed. changed: examples of changed texts, shown only if there are no flips.
     """
 
     id: str
@@ -93,8 +94,20 @@ class ComparisonView:
     held_out: tuple[str, str, str, str, str] | None
     others: list[tuple[str, str, str]]
     forms: list[tuple[str, str, str, str]]
+    changes: ChangesView | None
     flips: list[FlipsView]
     changed: list[Changed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangesView:
+    """What changed beside right and wrong. lines: always shown; tables, positions (task, chart), missing: folded."""
+
+    title: str
+    lines: list[str]
+    tables: list[ChangeTable]
+    positions: list[tuple[str, ChartView]]
+    missing: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +171,15 @@ def comparison_view(comparison: Comparison, results: Results, flips: list[FlipsV
                 for d in comparison.differences if not d.blocking],
         forms=[(fmt.visible(task_title(f.task)), form_text(f.base), form_text(f.tuned), shift_text(f))
                for f in comparison.forms],
-        flips=flips, changed=[] if flips else changed_items(comparison, results.answers))
+        changes=_changes_view(comparison), flips=flips,
+        changed=[] if flips else changed_items(comparison, results.answers))
+
+
+def _changes_view(comparison: Comparison) -> ChangesView | None:
+    if comparison.changes is None:
+        return None
+    return ChangesView(title=TITLE, lines=change_lines(comparison), tables=change_tables(comparison),
+                       positions=position_views(comparison), missing=missing_lines(comparison))
 
 
 def _margins(lines: list[VerdictLine]) -> str:
