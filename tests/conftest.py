@@ -1,9 +1,10 @@
-"""The order of the test files, and garbage collection that stays cheap once the large libraries are loaded."""
+"""The order of the test files, their environment, and garbage collection that stays cheap once the large libraries are loaded."""
 
 from __future__ import annotations
 
 import gc
 import importlib
+import os
 from collections.abc import Generator
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 LONGEST = ("parity", "methods_run", "tuning_resume", "peft_study", "engine_families", "early_stopping", "pipeline",
            "evaluation", "sources_gguf", "tuning_families", "report_study", "version_before", "forgetting_watch",
            "engine_decoder", "docs", "comparison_across_seeds", "kills")
+#: Variables of a CI that change what commands print.
+for variable in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+    os.environ.pop(variable, None)
 _PLACE = {f"test_{name}.py": n for n, name in enumerate(LONGEST)}
 #: A run of more tests than this needs the libraries in any case.
 MANY = 1000

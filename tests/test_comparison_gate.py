@@ -21,7 +21,7 @@ from aftertune.comparison import compare
 from aftertune.comparison.gate import gate
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
-from aftertune.report import gate_text, write_junit
+from aftertune.report import annotation, gate_text, write_junit
 from test_comparison import ADAPTED, BASE, evaluated, right, settings
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "gate.md"
@@ -167,14 +167,65 @@ def test_what_is_not_comparable_is_no_pass(ledger: Ledger, tmp_path: Path, monke
     assert "num_fewshot" in suite[0][0].attrib["message"]
 
 
-def test_the_actions_snippet_of_the_document() -> None:
-    """It parses, and each of its commands is one that the command line knows."""
-    block, = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.S)
-    found = YAML(typ="safe").load(block)
-    steps = found["jobs"]["gate"]["steps"]
-    runs = [s["run"] for s in steps if "run" in s]
-    assert len(runs) == 4
-    assert all("uses" in s or "run" in s for s in steps)
-    last = runs[-1].split()
+def test_the_workflows_of_the_document() -> None:
+    """They parse, each of their commands is one that the command line knows, and both use one key of the cache."""
+    base, gated, step = (YAML(typ="safe").load(block) for block in
+                         re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.S))
+    steps = {"base": base["jobs"]["base"]["steps"], "gate": gated["jobs"]["gate"]["steps"]}
+    assert all("uses" in s or "run" in s for job in steps.values() for s in job)
+    keys = {s["with"]["key"] for job in steps.values() for s in job if "actions/cache" in s.get("uses", "")}
+    assert len(keys) == 1
+    assert [s["uses"] for s in steps["base"] if "cache" in s.get("uses", "")] == ["actions/cache/restore@v4",
+                                                                                 "actions/cache/save@v4"]
+    asked = [[s["run"] for s in job if s.get("run", "").startswith("aftertune eval")] for job in steps.values()]
+    assert asked[0][0] == asked[1][0]
+    last = [s["run"] for s in steps["gate"] if "run" in s][-1].split()
     assert last[:3] == ["aftertune", "gate", "base"]
-    assert any(s.get("with", {}).get("path") == last[last.index("--junit") + 1] for s in steps)
+    assert any(s.get("with", {}).get("path") == last[last.index("--junit") + 1] for s in steps["gate"])
+    action = YAML(typ="safe").load((DOCUMENT.parents[1] / "action.yml").read_text(encoding="utf-8"))
+    given = step[0]["with"]
+    assert set(given) <= set(action["inputs"])
+    assert {name for name, value in action["inputs"].items() if value["required"]} <= set(given)
+    assert action["inputs"]["cache-key"]["default"] in keys
+
+
+def test_a_limit_without_proof_is_skipped_in_junit(ledger: Ledger) -> None:
+    _, lines = gate("base", "tuned", {"held": .02, "small": .02}, ledger=ledger)
+    suite = ElementTree.fromstring(write_junit(lines, title="t").encode())[0]
+    assert [child.tag for case in suite for child in case] == ["system-out", "skipped"]
+    assert suite.attrib["skipped"] == "1"
+    _, strict = gate("base", "tuned", {"small": .02}, ledger=ledger, require_proof=True)
+    suite = ElementTree.fromstring(write_junit(strict, title="t").encode())[0]
+    assert (suite.attrib["failures"], suite.attrib["skipped"]) == ("1", "0")
+
+
+def test_github_shows_what_failed_and_what_is_open(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n", encoding="utf-8")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    limits = ["--max-drop", "lost=2", "--max-drop", "held=2", "--max-drop", "small=2"]
+    assert call(monkeypatch, "tuned", *limits) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert [line.partition("::")[2].split()[0] for line in out if line.startswith("::")] == ["error", "warning"]
+    assert out[0].startswith("::error title=lost%3A at most 2.00 points lost::a drop of more than 2.00 points is ")
+    assert "95 %25 interval" in out[0]
+    text = summary.read_text(encoding="utf-8")
+    assert text.startswith("before\n### aftertune gate: failed for 1 of 3 limits\n")
+    assert [line.split("|")[3].strip() for line in text.splitlines() if line.startswith("| ")][1:] == [
+        "---", "**failed**", "**passed**", "**passed, not proven**"]
+    assert call(monkeypatch, "tuned", *limits, "--json") == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["passed"] is False
+    assert err.count("::error title=lost") == 1
+    assert call(monkeypatch, "tuned", *limits, "--no-github") == 1
+    assert "::" not in capsys.readouterr().out
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    assert call(monkeypatch, "tuned", "--max-drop", "held=2") == 0
+    assert "GITHUB_STEP_SUMMARY" in capsys.readouterr().err
+
+
+def test_an_annotation_stays_one_command() -> None:
+    assert annotation("error", "a: b, 5 %", "x\n::error::y 5 %") == (
+        "::error title=a%3A b%2C 5 %25::x%0A::error::y 5 %25")

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -226,16 +227,29 @@ def gate(
         "--require-proof", help="Also fail if it is not proven that a limit holds.")] = False,
     common: Common = False,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML file to write.")] = None,
+    github: Annotated[bool | None, typer.Option(
+        "--github/--no-github", help="Write annotations and the summary of a GitHub Actions run. Default: in such runs.",
+        show_default=False)] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Exit with 1 if a drop beyond a limit is proven (with --require-proof: if its absence is not proven)."""
     from aftertune.comparison import find_finished
     from aftertune.comparison.gate import gate as run
     from aftertune.ledger import Ledger
-    from aftertune.report import gate_text, no_effect_text, write_document, write_junit, write_junit_error
+    from aftertune.report import (
+        annotation,
+        gate_annotations,
+        gate_summary,
+        gate_text,
+        no_effect_text,
+        write_document,
+        write_junit,
+        write_junit_error,
+    )
     from aftertune.values import Margin
 
     drops = _drops(max_drop)
+    on_github = github if github is not None else os.environ.get("GITHUB_ACTIONS") == "true"
     with Ledger(create=False) as ledger:
         left, right = find_finished(base, ledger), find_finished(tuned, ledger)
         title = f"{right.name} against {left.name}"
@@ -248,9 +262,13 @@ def gate(
                 write_document(junit, write_junit_error(tuple(limits), str(error), title=title))
             if as_json:
                 emit({"passed": False, **refusal_object(error, base, tuned)})
+            if on_github:
+                show_on_github([annotation("error", "not comparable", str(error))], "", to_stderr=as_json)
             raise
     if junit is not None:
         write_document(junit, write_junit(lines, title=title))
+    if on_github:
+        show_on_github(gate_annotations(lines), gate_summary(comparison, lines), to_stderr=as_json)
     if as_json:
         emit(gate_object(comparison, lines))
     else:
@@ -262,6 +280,23 @@ def gate(
     if failed:
         raise GateFailed(f"the gate failed for {len(failed)} of {len(lines)} limits ({', '.join(failed)}); see the "
                          f"items with `aftertune flips {words} --task {failed[0]} --lost`")
+
+
+def show_on_github(annotations: Sequence[str], summary: str, *, to_stderr: bool) -> None:
+    """Print annotations, and append the summary to the file that GitHub Actions names.
+
+    A summary that cannot be written is a warning: the gate itself goes on.
+    """
+    for line in annotations:
+        typer.echo(line, err=to_stderr)
+    file = os.environ.get("GITHUB_STEP_SUMMARY")
+    if file and summary:
+        try:
+            with Path(file).open("a", encoding="utf-8") as opened:
+                opened.write(summary)
+        except OSError as error:
+            typer.echo(f"note: the summary of the run could not be written to the file that GITHUB_STEP_SUMMARY names: "
+                       f"{error.strerror}", err=True)
 
 
 def _drops(texts: list[str]) -> dict[str, float]:

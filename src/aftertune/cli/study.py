@@ -303,6 +303,8 @@ def demo(
 ) -> None:
     """Evaluate a small model, fine-tune it carefully and carelessly, and compare what each learned and forgot."""
     from aftertune.demo import folder
+    from aftertune.sources import check_packs_installed
     from aftertune.study import Study
 
+    check_packs_installed("the demo")
     _show_result(execute(Study.load(folder() / "study.yaml"), out), as_json)

