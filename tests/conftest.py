@@ -1,4 +1,4 @@
-"""The order of the test files, their environment, and garbage collection that stays cheap once the large libraries are loaded."""
+"""The order of the test files, their environment, and cheap garbage collection once the large libraries are loaded."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def gate(
     common: Common = False,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML file to write.")] = None,
     github: Annotated[bool | None, typer.Option(
-        "--github/--no-github", help="Write annotations and the summary of a GitHub Actions run. Default: in such runs.",
+        "--github/--no-github", help="Write annotations and a summary for GitHub Actions. Default: in such runs.",
         show_default=False)] = None,
     as_json: JsonFlag = False,
 ) -> None:
