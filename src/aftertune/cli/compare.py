@@ -236,16 +236,7 @@ def gate(
     from aftertune.comparison import find_finished
     from aftertune.comparison.gate import gate as run
     from aftertune.ledger import Ledger
-    from aftertune.report import (
-        annotation,
-        gate_annotations,
-        gate_summary,
-        gate_text,
-        no_effect_text,
-        write_document,
-        write_junit,
-        write_junit_error,
-    )
+    from aftertune.report import gate_text, no_effect_text, write_document, write_junit, write_junit_error
     from aftertune.values import Margin
 
     drops = _drops(max_drop)
@@ -263,12 +254,12 @@ def gate(
             if as_json:
                 emit({"passed": False, **refusal_object(error, base, tuned)})
             if on_github:
-                show_on_github([annotation("error", "not comparable", str(error))], "", to_stderr=as_json)
+                show_on_github(error, to_stderr=as_json)
             raise
     if junit is not None:
         write_document(junit, write_junit(lines, title=title))
     if on_github:
-        show_on_github(gate_annotations(lines), gate_summary(comparison, lines), to_stderr=as_json)
+        show_on_github((comparison, lines), to_stderr=as_json)
     if as_json:
         emit(gate_object(comparison, lines))
     else:
@@ -282,12 +273,17 @@ def gate(
                          f"items with `aftertune flips {words} --task {failed[0]} --lost`")
 
 
-def show_on_github(annotations: Sequence[str], summary: str, *, to_stderr: bool) -> None:
+def show_on_github(result: tuple[Comparison, Sequence[GateLine]] | NotComparable, *, to_stderr: bool) -> None:
     """Print annotations, and append the summary to the file that GitHub Actions names.
 
-    A summary that cannot be written is a warning: the gate itself goes on.
+    A summary that cannot be written is a note: the gate itself goes on.
     """
-    for line in annotations:
+    from aftertune.report import annotation, gate_annotations, gate_summary
+
+    refused = isinstance(result, NotComparable)
+    lines = [annotation("error", "not comparable", str(result))] if refused else gate_annotations(result[1])
+    summary = "" if refused else gate_summary(*result)
+    for line in lines:
         typer.echo(line, err=to_stderr)
     file = os.environ.get("GITHUB_STEP_SUMMARY")
     if file and summary:
