@@ -280,9 +280,10 @@ def show_on_github(result: tuple[Comparison, Sequence[GateLine]] | NotComparable
     """
     from aftertune.report import annotation, gate_annotations, gate_summary
 
-    refused = isinstance(result, NotComparable)
-    lines = [annotation("error", "not comparable", str(result))] if refused else gate_annotations(result[1])
-    summary = "" if refused else gate_summary(*result)
+    if isinstance(result, NotComparable):
+        lines, summary = [annotation("error", "not comparable", str(result))], ""
+    else:
+        lines, summary = gate_annotations(result[1]), gate_summary(*result)
     for line in lines:
         typer.echo(line, err=to_stderr)
     file = os.environ.get("GITHUB_STEP_SUMMARY")
