@@ -20,8 +20,15 @@ from aftertune.report.columns import VerdictLine, unit_name, verdict_table
 from aftertune.report.documents import make_folder, write_document
 from aftertune.report.facts import anchor_facts, data_facts
 from aftertune.report.formatting import duration as duration_text
-from aftertune.report.github import annotation, gate_annotations, gate_summary
-from aftertune.report.junit import gate_reason, gate_text, write_junit, write_junit_error
+from aftertune.report.gate_results import (
+    annotation,
+    gate_annotations,
+    gate_reason,
+    gate_summary,
+    gate_text,
+    write_junit,
+    write_junit_error,
+)
 from aftertune.report.page import write_page
 from aftertune.report.record import write_record
 from aftertune.report.results import Results, StoredAnswers
