@@ -139,13 +139,17 @@ def test_the_verb(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert capsys.readouterr().out.count("passed") == 2
     assert call(monkeypatch, "tuned", "--max-drop", "small=2", "--require-proof") == 1
     out, err = capsys.readouterr()
-    assert out.startswith("FAILED  small")
+    assert out.splitlines()[0] == "Whether tuned is fit to ship is not known: small is undecided."
+    assert out.splitlines()[1].startswith("FAILED  small")
     assert "aftertune flips base tuned --task small --lost" in err
     xml = tmp_path / "gate.xml"
     assert call(monkeypatch, "tuned", "--max-drop", "lost=2", "--junit", str(xml), "--json") == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["passed"], found["limits"][0]["outcome"]) == (False, "dropped")
-    assert ElementTree.parse(xml).getroot()[0].attrib["failures"] == "1"
+    assert (found["headline"]["state"], found["headline"]["lost"]) == ("lost", ["lost"])
+    suite = ElementTree.parse(xml).getroot()[0]
+    assert suite.attrib["failures"] == "1"
+    assert suite[0][0].attrib == {"name": "headline", "value": " ".join(found["headline"]["sentences"])}
 
 
 @pytest.mark.parametrize("limit", ["held", "held=0", "held=x", "=2", "held=101", "held=nan"])

@@ -50,6 +50,7 @@ def test_rows_data_and_terminal(compared: tuple[Results, dict[str, Comparison], 
     console = Console(width=160, record=True, file=StringIO())
     console.print(terminal_table(comparison, width=160))
     lines = console.export_text().splitlines()
+    lines = lines[next(i for i, line in enumerate(lines) if comparison.id in line):]
     for verdict, word in labels.items():
         start = next(i for i, line in enumerate(lines) if line.startswith(f"t_{verdict}"))
         block = lines[start + 1:start + 5]  # a long note takes more than one line

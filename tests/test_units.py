@@ -316,7 +316,7 @@ def test_the_page_states_a_verdict_in_its_own_unit() -> None:
     rows = (replace(report_cases.CARELESS_ROWS[0], metric="word_perplexity"),)
     comparison = replace(report_cases.COMPARISONS[1], rows=rows)
     page = write_page(report_cases.results(report_cases.EVALUATIONS, report_cases.TUNINGS, [comparison]), title="t")
-    assert "careless, made from smollm2: forgot on HellaSwag." in page
+    assert "careless forgot on HellaSwag (−0.1100 in its own unit)." in page
 
 
 # --- Early stopping and the forgetting watch ---

@@ -119,7 +119,7 @@ def number(text: str) -> float:
 
 
 def show(comparison: Comparison, details: bool = False, words: Mapping[str, str] | None = None) -> None:
-    """Print the verdict table, and the differences in settings that do not block a comparison.
+    """Print the headline, the verdict table, and the differences in settings that do not block a comparison.
 
     words: id of an evaluation -> how a command line names it; its id where it is missing.
     """
@@ -141,27 +141,29 @@ def show(comparison: Comparison, details: bool = False, words: Mapping[str, str]
 
 
 def _show_all(comparisons: list[Comparison], details: bool, words: Mapping[str, str]) -> None:
-    """Print every table; for several tuned models also a summary with one line for each task."""
+    """Print every table; for several tuned models also a line for each of them and a summary of all tasks."""
     from rich.text import Text
 
-    from aftertune.report import terminal_summary
+    from aftertune.report import Results, study_lines, terminal_summary
 
     for i, comparison in enumerate(comparisons):
         if i:
             rich_console().print()
         show(comparison, details, words)
     if len(comparisons) > 1:
-        rich_console().print(Text(), terminal_summary(comparisons))
+        lines = (Text(line) for line in study_lines(Results(comparisons=comparisons)))
+        rich_console().print(Text(), *lines, Text(), terminal_summary(comparisons), sep="\n")
 
 
 def as_object(comparison: Comparison) -> dict[str, object]:
     """The comparison as ``compare --json`` prints it."""
-    from aftertune.report import as_objects, comparison_export, watermark
+    from aftertune.report import as_objects, comparison_export, headline, watermark
 
     rows = [{**row, "told": r.told, "ci": [r.low, r.high]}  # the names of version 0.1 for label, and for low and high
             for row, r in zip(as_objects(comparison_export(comparison, "json")), comparison.rows, strict=True)]
     return {"comparison": comparison.id, "base": comparison.base_name, "tuned": comparison.tuned_name,
-            "comparable": comparison.comparable, "forced": comparison.forced,
+            "headline": jsonable(headline(comparison)), "comparable": comparison.comparable,
+            "forced": comparison.forced,
             "watermark": watermark(comparison) or None, "rules": comparison.rules,
             "lineage": comparison.lineage, "relation": comparison.relation or None, "common": comparison.common,
             "rows": rows, "held_out": jsonable(comparison.held_out), "forms": jsonable(comparison.forms),
@@ -236,7 +238,7 @@ def gate(
     from aftertune.comparison import find_finished
     from aftertune.comparison.gate import gate as run
     from aftertune.ledger import Ledger
-    from aftertune.report import gate_text, no_effect_text, write_document, write_junit, write_junit_error
+    from aftertune.report import gate_text, headline, no_effect_text, write_document, write_junit, write_junit_error
     from aftertune.values import Margin
 
     drops = _drops(max_drop)
@@ -257,12 +259,13 @@ def gate(
                 show_on_github(error, to_stderr=as_json)
             raise
     if junit is not None:
-        write_document(junit, write_junit(lines, title=title))
+        write_document(junit, write_junit(lines, title=title, headline=" ".join(headline(comparison).sentences)))
     if on_github:
         show_on_github((comparison, lines), to_stderr=as_json)
     if as_json:
         emit(gate_object(comparison, lines))
     else:
+        typer.echo(" ".join(headline(comparison).sentences))
         for line in lines:
             typer.echo(gate_text(line))
         if sentence := no_effect_text(comparison):
@@ -313,11 +316,11 @@ def _drops(texts: list[str]) -> dict[str, float]:
 
 def gate_object(comparison: Comparison, lines: tuple[GateLine, ...]) -> dict[str, Any]:
     """A gate as ``gate --json`` prints it."""
-    from aftertune.report import gate_reason, unit_name
+    from aftertune.report import gate_reason, headline, unit_name
 
     return {"passed": not any(line.failed for line in lines), "base": comparison.base_name,
-            "tuned": comparison.tuned_name, "comparable": True, "lineage": comparison.lineage,
-            "no_effect": (comparison.changes and comparison.changes.no_effect) or None,
+            "tuned": comparison.tuned_name, "headline": jsonable(headline(comparison)), "comparable": True,
+            "lineage": comparison.lineage, "no_effect": (comparison.changes and comparison.changes.no_effect) or None,
             "limits": [{"task": line.task, "limit": line.limit, "unit": unit_name(line.row),
                         "outcome": line.outcome, "failed": line.failed,
                         "n": line.row.n, "stopped_of": line.row.stopped_of, "delta": line.row.delta,

@@ -279,21 +279,24 @@ class Board:
 
 
 def _show_result(result: Result, as_json: bool) -> None:
-    """Print the verdict tables and the paths of the record and the page."""
+    """Print the verdict tables, a line for each fine-tune or recipe, and the paths of the record and the page."""
     from aftertune.cli.compare import as_object
     from aftertune.cli.compare import show as show_comparison
-    from aftertune.report import seed_observations
+    from aftertune.report import seed_observations, study_lines
 
     results = result.results
+    lines = study_lines(results)
     if as_json:
-        emit({"comparisons": [as_object(c) for c in results.comparisons], "contrasts": jsonable(results.contrasts),
-              "record": str(result.record), "report": str(result.page),
+        emit({"headlines": lines, "comparisons": [as_object(c) for c in results.comparisons],
+              "contrasts": jsonable(results.contrasts), "record": str(result.record), "report": str(result.page),
               "failed": [{"cell": name, "why": why} for name, why in result.failed]})
         return
     for comparison in results.comparisons:
         show_comparison(comparison)
     for observation in seed_observations(results.contrasts):
         typer.echo(f"{observation.lead}: {observation.text}")
+    for line in lines if len(results.comparisons) > 1 else ():
+        typer.echo(line)
     typer.echo(f"record  {result.record}\nreport  {result.page}")
 
 

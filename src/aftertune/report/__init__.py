@@ -29,6 +29,7 @@ from aftertune.report.gate_results import (
     write_junit,
     write_junit_error,
 )
+from aftertune.report.headline import headline, study_lines
 from aftertune.report.page import write_page
 from aftertune.report.record import write_record
 from aftertune.report.results import Results, StoredAnswers
@@ -72,6 +73,7 @@ __all__ = [
     "gate_reason",
     "gate_summary",
     "gate_text",
+    "headline",
     "make_folder",
     "no_effect_text",
     "overview_export",
@@ -79,6 +81,7 @@ __all__ = [
     "score_table",
     "scores_export",
     "seed_observations",
+    "study_lines",
     "terminal_scores",
     "terminal_summary",
     "terminal_table",

@@ -31,7 +31,7 @@ from aftertune.report import documents as md
 from aftertune.report import formatting as fmt
 from aftertune.report.facts import CODE, Facts, evaluation_facts, method_text, model_facts, tuning_facts
 from aftertune.report.names import metric_title, source_title, task_title
-from aftertune.report.record import comparison_blocks, score_blocks
+from aftertune.report.record import comparison_blocks, headline_blocks, score_blocks
 from aftertune.report.results import Results, tuning_of
 from aftertune.report.sentences import observations
 from aftertune.report.table import score_interval, score_part
@@ -230,8 +230,9 @@ class Card:
 def write_card(about: Evaluation | Tuning, results: Results) -> Card:
     """The card of a finished evaluation's model, or of a tuning's model. results: everything in the ledger."""
     subject = Subject.of(about, results)
-    blocks = [f"# {md.text(fmt.visible(subject.name))}", _summary(subject), *_results(subject), *_verdicts(subject),
-              *_base(subject), *_training(subject), *_how(subject), *_commands(subject)]
+    own = Results(comparisons=[c for c in subject.comparisons if c.lineage])
+    blocks = [f"# {md.text(fmt.visible(subject.name))}", *headline_blocks(own), _summary(subject), *_results(subject),
+              *_verdicts(subject), *_base(subject), *_training(subject), *_how(subject), *_commands(subject)]
     yaml = header(subject).to_yaml()
     return Card(readme=f"---\n{yaml}\n---\n\n" + "\n\n".join(blocks) + "\n", results=entries(subject),
                 left_out=tuple(subject.left_out()))

@@ -53,10 +53,13 @@ def gate_reason(line: GateLine) -> str:
     return f"neither {drop} nor its absence is proven ({figures}{needed})"
 
 
-def write_junit(lines: Sequence[GateLine], *, title: str) -> str:
-    """The gate as a JUnit XML document."""
+def write_junit(lines: Sequence[GateLine], *, title: str, headline: str = "") -> str:
+    """The gate as a JUnit XML document. headline: of the comparison; it becomes a property of the test suite."""
     suite = _suite(title, tests=len(lines), failures=sum(line.failed for line in lines),
                    skipped=sum(_skipped(line) for line in lines), errors=0)
+    if headline:
+        properties = ElementTree.SubElement(suite, "properties")
+        ElementTree.SubElement(properties, "property", name="headline", value=_xml(headline))
     for line in lines:
         case = _case(suite, f"{line.task}: at most {limit_text(line)} lost")
         if line.failed:

@@ -20,6 +20,7 @@ from aftertune.report.changes import TITLE, change_lines, change_tables, missing
 from aftertune.report.checkpoints import checkpoint_table, tuning_checkpoints
 from aftertune.report.columns import columns, verdict_table
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
+from aftertune.report.headline import FEW, headline, study_lines
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
 from aftertune.report.reported import (
     changes_from,
@@ -57,6 +58,15 @@ from aftertune.values.reported import ScoreName, plain_name
 
 
 # --- Blocks that the record and a model card share ---
+def headline_blocks(results: Results) -> list[str]:
+    """The headline of each comparison; of many, one line for each fine-tune or recipe. [] without comparisons."""
+    if not results.comparisons:
+        return []
+    texts = study_lines(results) if len(results.comparisons) > FEW else \
+        [" ".join(headline(c).sentences) for c in results.comparisons]
+    return ["\n".join(f"- {md.text(text)}" for text in texts)]
+
+
 def score_blocks(evaluation: Evaluation) -> list[str]:
     """The scores as a table, with primary metrics in bold."""
     rows = []
@@ -75,6 +85,8 @@ def comparison_blocks(comparison: Comparison) -> list[str]:
     blocks = []
     if mark := watermark(comparison):
         blocks.append(f"> **{md.text(mark)}**")
+    else:
+        blocks.append(f"**{md.text(headline(comparison).line)}**")
     notes = " ".join(filter(None, (lineage_note(comparison), rules_note(comparison))))
     blocks += [md.text(notes), _verdicts(comparison)]
     if comparison.held_out is not None:
@@ -124,7 +136,7 @@ def _verdicts(comparison: Comparison) -> str:
 # --- The record ---
 def write_record(results: Results, *, title: str) -> str:
     """The record as Markdown."""
-    blocks = [f"# {md.text(title)}"]
+    blocks = [f"# {md.text(title)}", *headline_blocks(results)]
     sections = Sections()
     for family in families(results):
         names = [e.name for e in family.evaluations] + [t.name for t in family.pending]

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from aftertune.report.columns import CellValue, Output, columns, unit_name
+from aftertune.report.headline import headline
 from aftertune.report.results import Results
 from aftertune.report.table import score_interval
-from aftertune.values import Comparison, Evaluation
+from aftertune.values import Comparison, Evaluation, Headline, plain
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
@@ -33,11 +34,13 @@ _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"
 
 @dataclass(frozen=True, slots=True)
 class DataTable:
-    """A table of plain values with named columns. title: one line. Fractions stay fractions."""
+    """A table of plain values with named columns. title: one line. headline: of a comparison, for JSON and LaTeX.
+    Fractions stay fractions."""
 
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[CellValue, ...], ...]
+    headline: Headline | None = None
 
 
 def scores_export(evaluation: Evaluation) -> DataTable:
@@ -59,7 +62,7 @@ def comparison_export(comparison: Comparison, output: Output) -> DataTable:
     forced = ", FORCED: not comparable" if comparison.forced else ""
     return DataTable(f"{comparison.tuned_name} against {comparison.base_name} ({comparison.id}{forced})",
                      tuple(c.key for c in exported),
-                     tuple(tuple(c.value(r) for c in exported) for r in comparison.rows))
+                     tuple(tuple(c.value(r) for c in exported) for r in comparison.rows), headline(comparison))
 
 
 def overview_export(title: str, results: Results) -> DataTable:
@@ -110,8 +113,9 @@ def _inert(cell: CellValue) -> CellValue:
 
 
 def as_json(table: DataTable) -> str:
-    """``{"title": …, "rows": [{column: value}]}``."""
-    return json.dumps({"title": table.title, "rows": as_objects(table)}, ensure_ascii=False, indent=2) + "\n"
+    """``{"title": …, "headline": …, "rows": [{column: value}]}``; only a comparison has a headline."""
+    said = {} if table.headline is None else {"headline": plain(table.headline)}
+    return json.dumps({"title": table.title, **said, "rows": as_objects(table)}, ensure_ascii=False, indent=2) + "\n"
 
 
 def as_latex(table: DataTable) -> str:
@@ -119,7 +123,9 @@ def as_latex(table: DataTable) -> str:
     used = [i for i in range(len(table.head)) if any(row[i] is not None for row in table.rows)]
     numeric = {i for i in used if all(row[i] is None or (isinstance(row[i], int | float) and not
                                       isinstance(row[i], bool)) for row in table.rows)}
-    lines = [f"% {_latex(table.title)}; needs \\usepackage{{booktabs}}",
+    said = () if table.headline is None else table.headline.sentences
+    lines = [*(f"% {_latex(sentence)}" for sentence in said),
+             f"% {_latex(table.title)}; needs \\usepackage{{booktabs}}",
              f"\\begin{{tabular}}{{{''.join('r' if i in numeric else 'l' for i in used)}}}", "\\toprule",
              " & ".join(_latex(table.head[i].replace("_", " ")) for i in used) + r" \\", "\\midrule"]
     lines += [" & ".join(_latex_cell(row[i]) for i in used) + r" \\" for row in table.rows]

@@ -16,12 +16,13 @@ from aftertune.report.badges import badge
 from aftertune.report.changed_items import form_text, shift_text
 from aftertune.report.changes import TITLE, change_lines, change_tables, missing_lines
 from aftertune.report.columns import BY_KEY, VerdictLine, columns, verdict_table
+from aftertune.report.headline import headline
 from aftertune.report.sentences import lineage_note, watermark
 from aftertune.report.table import exploratory_text, held_out_line, margin_text, partial_text, score_table
-from aftertune.values import Comparison, Evaluation
+from aftertune.values import Comparison, Evaluation, HeadlineState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Group, RenderableType
     from rich.table import Table
@@ -57,8 +58,22 @@ def terminal_scores(evaluation: Evaluation) -> Table:
     return table
 
 
+def terminal_headline(comparison: Comparison) -> Text:
+    """The headline, its first sentence in the colour of what it says."""
+    from rich.text import Text
+
+    said = headline(comparison)
+    style = f"bold {_STATES.get(said.state, '')}".strip()
+    return Text.assemble((said.line, style), *(f" {sentence}" for sentence in said.sentences[1:]))
+
+
+#: Rich's colour of a headline's first sentence.
+_STATES: Mapping[HeadlineState, str] = {"broken": "red", "lost": "red", "fit": "green", "open": "yellow",
+                                        "not learned": "yellow", "nothing": "yellow"}
+
+
 def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = False) -> Group:
-    """The verdict table of a comparison for a terminal that is ``width`` characters wide.
+    """The headline and the verdict table of a comparison for a terminal that is ``width`` characters wide.
 
     details: also show the p-values and intervals of each row, each task of a group that has one verdict, and what
     changed beside right and wrong.
@@ -68,7 +83,7 @@ def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = F
 
     lines = [line for line in verdict_table(comparison) if details or not line.row.group]
     title = fmt.visible(f"{comparison.tuned_name} against {comparison.base_name} ({comparison.id})")
-    parts: list[RenderableType] = [Text(title, style="bold")]
+    parts: list[RenderableType] = [terminal_headline(comparison), Text(title, style="bold")]
     if mark := watermark(comparison):
         parts.append(Text(mark, style="bold red"))
     layout = _Layout(lines, width)

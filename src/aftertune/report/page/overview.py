@@ -7,22 +7,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from aftertune.report import formatting as fmt
 from aftertune.report.badges import BADGES, legend
 from aftertune.report.charts import task_forest
 from aftertune.report.columns import VerdictLine, verdict_table
-from aftertune.report.names import task_title
+from aftertune.report.headline import FEW, headline, study_lines
 from aftertune.report.page.figures import ChartView, figure, recipe_text
 from aftertune.report.page.views import ReportedView
 from aftertune.report.reported import NOT_REPRODUCIBLE
 from aftertune.report.results import Results, TuningOutcome, outcomes, overall_verdict
-from aftertune.report.table import row_label
-from aftertune.values import VERDICT_LABELS, Comparison, Evaluation, Tuning, verdict_label
-
-_FEW = 3  # up to this number, the headline has a sentence for each comparison
+from aftertune.values import Comparison, Evaluation, Tuning, verdict_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +46,11 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """headline: sentences; runs: (label, value) of each tile; counts: (verdict, label, number) over the primary
-    metrics."""
+    """headline: paragraphs; lines: of many comparisons, one for each fine-tune or recipe; runs: (label, value) of each
+    tile; counts: (verdict, label, number) over the primary metrics."""
 
     headline: list[str]
+    lines: list[str]
     runs: list[tuple[str, str]]
     counts: list[tuple[str, str, int]]
     matrices: list[Matrix]
@@ -67,7 +65,9 @@ def overview(results: Results, reported: Sequence[ReportedView] = ()) -> Overvie
               for label in (verdict_label(v, lineage=lineage),) if (v, label) in labels]
     outcome_by_comparison = {o.comparison.id: o for o in outcomes(results)}
     bases = dict.fromkeys(c.base for c in comparisons)
+    proven = _proven(comparisons)
     return Overview(headline=list(_headline(results)),
+                    lines=study_lines(replace(results, comparisons=proven)) if len(proven) > FEW else [],
                     runs=[*_runs(results), *_reported(reported)],
                     counts=list(dict.fromkeys(counts)),
                     matrices=[_matrix([c for c in comparisons if c.base == b], outcome_by_comparison) for b in bases])
@@ -76,9 +76,9 @@ def overview(results: Results, reported: Sequence[ReportedView] = ()) -> Overvie
 def _headline(results: Results) -> Iterator[str]:
     """The verdicts in sentences; no sentence is based on anything else."""
     comparisons, tunings = results.comparisons, results.tunings
-    proven = [c for c in comparisons if c.lineage and not c.forced]
-    if len(proven) <= _FEW:
-        yield from map(_sentence, proven)
+    proven = _proven(comparisons)
+    if len(proven) <= FEW:
+        yield from (" ".join(headline(c).sentences) for c in proven)
     else:
         yield from _summary(proven)
     if unproven := sum(not c.lineage and not c.forced for c in comparisons):
@@ -91,14 +91,9 @@ def _headline(results: Results) -> Iterator[str]:
         yield f"{_counted(unfinished, 'fine-tune')} {'is' if unfinished == 1 else 'are'} not finished."
 
 
-def _sentence(comparison: Comparison) -> str:
-    """The verdicts of one comparison."""
-    tasks: dict[str, list[str]] = {}
-    for row in sorted((r for r in comparison.rows if r.primary), key=lambda r: r.target):
-        tasks.setdefault(row_label(row, lineage=True), []).append(task_title(row.task))
-    labels = [label for label in (VERDICT_LABELS[v] for v in BADGES) if label in tasks]
-    text = "; ".join(f"{label} on {', '.join(tasks[label])}" for label in labels) or "no verdict"
-    return fmt.visible(f"{comparison.tuned_name}, made from {comparison.base_name}: {text}.")
+def _proven(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those of a model that was made from the base, and not forced."""
+    return [c for c in comparisons if c.lineage and not c.forced]
 
 
 def _summary(comparisons: Sequence[Comparison]) -> Iterator[str]:

@@ -36,6 +36,7 @@ from aftertune.report.charts import contrast_forest, forest, loss_curve, watch_c
 from aftertune.report.checkpoints import checkpoint_table, tuning_checkpoints
 from aftertune.report.columns import VerdictLine, verdict_lines, verdict_table
 from aftertune.report.facts import Facts, device_text, evaluation_facts, kind_text, method_text, run_facts, tuning_facts
+from aftertune.report.headline import headline
 from aftertune.report.names import metric_title, task_title
 from aftertune.report.page.figures import ChartView, figure, position_views
 from aftertune.report.reported import reported_observations
@@ -75,15 +76,17 @@ _HALVES = " The items are the half that chooses a checkpoint; the facts say how 
 class ComparisonView:
     """One comparison.
 
-    summary: the number of rows of each label. margins, explored: sentences. held_out: a row of the loss table. others:
-    (setting, in the base, in the tuned model) of settings that differ and do not block the comparison. forms: (task,
-    form of the base's answers, of the tuned model's, effect on the score). changes: what changed beside right and
-    wrong, None where it was not computed. changed: examples of changed texts, shown only if there are no flips.
+    headline: its sentences, () for a forced one. summary: the number of rows of each label. margins, explored:
+    sentences. held_out: a row of the loss table. others: (setting, in the base, in the tuned model) of settings that
+    differ and do not block the comparison. forms: (task, form of the base's answers, of the tuned model's, effect on
+    the score). changes: what changed beside right and wrong, None where it was not computed. changed: examples of
+    changed texts, shown only if there are no flips.
     """
 
     id: str
     base: str
     tuned: str
+    headline: tuple[str, ...]
     summary: str
     watermark: str
     lineage: str
@@ -162,6 +165,7 @@ def comparison_view(comparison: Comparison, results: Results, flips: list[FlipsV
     counts = [f"{labels.count(label)} {label}" for label in dict.fromkeys(labels)]
     return ComparisonView(
         id=comparison.id, base=fmt.visible(comparison.base_name), tuned=fmt.visible(comparison.tuned_name),
+        headline=() if comparison.forced else headline(comparison).sentences,
         summary=", ".join(counts) or "no verdict", watermark=watermark(comparison),
         lineage=" ".join(filter(None, (lineage_note(comparison), rules_note(comparison)))), lines=lines,
         margins=_margins(lines), explored=exploratory_text(comparison),
