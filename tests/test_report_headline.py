@@ -25,7 +25,7 @@ from aftertune.report import (
     write_record,
 )
 from aftertune.report.page.overview import overview
-from aftertune.values import CollapseSign, Comparison, Contrast, HeldOut, Verdict
+from aftertune.values import Changes, CollapseSign, Comparison, Contrast, HeldOut, Verdict
 from demo_cases import FILE, demo_evaluations
 
 WORDS: dict[Verdict, str] = {"lower": "forgot", "higher": "improved", "within": "kept", "worse": "worse",
@@ -188,6 +188,13 @@ def test_without_lineage_nothing_is_fit_broken_or_forgotten():
     assert not {"forgot", "fit", "broken", "kept", "lost"} & set(" ".join(sentences).replace(",", "").split())
     assert said(row(HELLASWAG, "undecided"), lineage=False)[1] == (
         "No difference between tuned and base is proven or ruled out.")
+
+
+@pytest.mark.parametrize("lineage", [True, False])
+def test_a_fine_tune_without_an_effect_is_not_fit(lineage):
+    changes = Changes(identical=9, answered=9, text=None, no_effect="zero adapter", tasks=())
+    assert said(row(HELLASWAG, "within"), changes=changes, lineage=lineage) == (
+        "no effect", "tuned shows no effect: all B matrices of its adapter are zero.")
 
 
 def test_forced_and_empty_comparisons_say_nothing():

@@ -238,7 +238,7 @@ def gate(
     from aftertune.comparison import find_finished
     from aftertune.comparison.gate import gate as run
     from aftertune.ledger import Ledger
-    from aftertune.report import gate_text, headline, no_effect_text, write_document, write_junit, write_junit_error
+    from aftertune.report import gate_text, headline, write_document, write_junit, write_junit_error
     from aftertune.values import Margin
 
     drops = _drops(max_drop)
@@ -268,8 +268,6 @@ def gate(
         typer.echo(" ".join(headline(comparison).sentences))
         for line in lines:
             typer.echo(gate_text(line))
-        if sentence := no_effect_text(comparison):
-            typer.echo(sentence)
     failed = [line.task for line in lines if line.failed]
     if failed:
         raise GateFailed(f"the gate failed for {len(failed)} of {len(lines)} limits ({', '.join(failed)}); see the "

@@ -8,7 +8,6 @@ Reports show verdicts and never compute them. The same input gives the same byte
 
 from aftertune.report.card import Card, write_card
 from aftertune.report.changed_items import write_flips
-from aftertune.report.changes import no_effect_text
 from aftertune.report.checkpoints import (
     CheckpointRow,
     checkpoint_rows,
@@ -75,7 +74,6 @@ __all__ = [
     "gate_text",
     "headline",
     "make_folder",
-    "no_effect_text",
     "overview_export",
     "score_interval",
     "score_table",

@@ -11,10 +11,11 @@ were all computed before. Without proven lineage no sentence mentions forgetting
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from aftertune.report import formatting as fmt
+from aftertune.report.changes import no_effect_text
 from aftertune.report.names import task_title
 from aftertune.report.results import Results
 from aftertune.report.table import difference_text, shown_verdict
@@ -44,9 +45,10 @@ _OTHER: Mapping[Verdict, str] = {
     "within": "scores the same within the margin on", "no_loss": "scores no lower, up to the margin, on"}
 #: State -> the words for a model in the line of a recipe.
 STATE_WORDS: Mapping[HeadlineState, str] = {
-    "broken": "broken", "lost": "with a proven loss", "fit": "fit to ship on what was asked",
-    "not learned": "without a proven gain", "open": "undecided", "nothing": "asked nothing that can show a loss",
-    "difference": "of unproven lineage", "none": "without a conclusion"}
+    "no effect": "without any effect", "broken": "broken", "lost": "with a proven loss",
+    "fit": "fit to ship on what was asked", "not learned": "without a proven gain", "open": "undecided",
+    "nothing": "asked nothing that can show a loss", "difference": "of unproven lineage",
+    "none": "without a conclusion"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class _Facts:
 
     @property
     def state(self) -> HeadlineState:
+        if no_effect_text(self.comparison):
+            return "no effect"
         if not self.comparison.lineage:
             return "difference"
         if self.signs:
@@ -134,8 +138,7 @@ def headline(comparison: Comparison) -> Headline:
         return Headline(state="nothing", sentences=(
             f"Nothing is known about {facts.tuned}: no metric could be compared with {facts.base}.",))
     state = facts.state
-    sentences = {"broken": _broken, "lost": _lost, "fit": _fit, "not learned": _not_learned, "open": _open,
-                 "nothing": _nothing, "difference": _difference}[state](facts)
+    sentences = _SENTENCES[state](facts)
     return Headline(
         state=state, sentences=tuple(_sentence(text) for text in sentences if text),
         learned=_tasks(facts.having(_GAINS, target=True)), lost=_tasks(facts.having(["lower"])),
@@ -157,6 +160,10 @@ def _tasks(rows: Sequence[ComparisonRow]) -> tuple[str, ...]:
 
 
 # --- The sentences of each state ---
+def _no_effect(facts: _Facts) -> Iterator[str]:
+    yield no_effect_text(facts.comparison).removesuffix(".")
+
+
 def _broken(facts: _Facts) -> Iterator[str]:
     shown = {s.task for s in facts.signs if s.kind == "guessing"}
     yield f"{facts.tuned} is broken: {_signs(facts)}"
@@ -222,6 +229,12 @@ def _held_out(facts: _Facts) -> str:
     assert loss is not None
     change = "rose" if facts.loss_rose else "fell"
     return f"its held-out loss {change} from {fmt.raw(loss.before, 3)} to {fmt.raw(loss.after, 3)}"
+
+
+#: State -> the function that makes its sentences.
+_SENTENCES: Mapping[HeadlineState, Callable[[_Facts], Iterator[str]]] = {
+    "no effect": _no_effect, "broken": _broken, "lost": _lost, "fit": _fit, "not learned": _not_learned, "open": _open,
+    "nothing": _nothing, "difference": _difference}
 
 
 # --- Parts of sentences ---

@@ -68,8 +68,9 @@ def terminal_headline(comparison: Comparison) -> Text:
 
 
 #: Rich's colour of a headline's first sentence.
-_STATES: Mapping[HeadlineState, str] = {"broken": "red", "lost": "red", "fit": "green", "open": "yellow",
-                                        "not learned": "yellow", "nothing": "yellow"}
+_STATES: Mapping[HeadlineState, str] = {
+    "no effect": "red", "broken": "red", "lost": "red", "fit": "green", "open": "yellow", "not learned": "yellow",
+    "nothing": "yellow"}
 
 
 def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = False) -> Group:

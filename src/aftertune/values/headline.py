@@ -15,11 +15,12 @@ from typing import Literal
 #: multiple-choice task. empty: no visible text. one_answer: always the same generated answer.
 CollapseKind = Literal["guessing", "endless", "one_choice", "empty", "one_answer"]
 
-#: broken: a sign of collapse. lost: a loss is proven. fit: a loss beyond the margin is ruled out on all benchmarks that
-#: were asked and can show one, and a gain is proven if there was a test of it. not learned: the same without a proven
-#: gain. open: on a benchmark neither a loss nor its absence is proven. nothing: no benchmark that was asked can show a
-#: loss. difference: two models without proven lineage. none: a forced comparison, which supports no conclusion.
-HeadlineState = Literal["broken", "lost", "fit", "not learned", "open", "nothing", "difference", "none"]
+#: no effect: every answer is the base's. broken: a sign of collapse. lost: a loss is proven. fit: a loss beyond the
+#: margin is ruled out on all benchmarks that were asked and can show one, and a gain is proven if there was a test of
+#: it. not learned: the same without a proven gain. open: on a benchmark neither a loss nor its absence is proven.
+#: nothing: no benchmark that was asked can show a loss. difference: two models without proven lineage. none: a forced
+#: comparison, which supports no conclusion.
+HeadlineState = Literal["no effect", "broken", "lost", "fit", "not learned", "open", "nothing", "difference", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
