@@ -259,7 +259,7 @@ def gate(
                 show_on_github(error, to_stderr=as_json)
             raise
     if junit is not None:
-        write_document(junit, write_junit(lines, title=title, headline=" ".join(headline(comparison).sentences)))
+        write_document(junit, write_junit(lines, title=title, said=" ".join(headline(comparison).sentences)))
     if on_github:
         show_on_github((comparison, lines), to_stderr=as_json)
     if as_json:

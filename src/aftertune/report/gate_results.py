@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 from aftertune.report import documents as md
 from aftertune.report import formatting as fmt
+from aftertune.report.headline import headline
 from aftertune.report.table import difference_text, early_text, interval_text, items_needed_text, stopped_target
 from aftertune.values import Comparison, GateLine
 
@@ -53,13 +54,13 @@ def gate_reason(line: GateLine) -> str:
     return f"neither {drop} nor its absence is proven ({figures}{needed})"
 
 
-def write_junit(lines: Sequence[GateLine], *, title: str, headline: str = "") -> str:
-    """The gate as a JUnit XML document. headline: of the comparison; it becomes a property of the test suite."""
+def write_junit(lines: Sequence[GateLine], *, title: str, said: str = "") -> str:
+    """The gate as a JUnit XML document. said: the headline; it becomes a property of the test suite."""
     suite = _suite(title, tests=len(lines), failures=sum(line.failed for line in lines),
                    skipped=sum(_skipped(line) for line in lines), errors=0)
-    if headline:
+    if said:
         properties = ElementTree.SubElement(suite, "properties")
-        ElementTree.SubElement(properties, "property", name="headline", value=_xml(headline))
+        ElementTree.SubElement(properties, "property", name="headline", value=_xml(said))
     for line in lines:
         case = _case(suite, f"{line.task}: at most {limit_text(line)} lost")
         if line.failed:
@@ -124,7 +125,7 @@ def _escaped(text: str) -> str:
 
 
 def gate_summary(comparison: Comparison, lines: Sequence[GateLine]) -> str:
-    """The gate as Markdown: a heading and a table with one row for each limit."""
+    """The gate as Markdown: a heading, the headline, and a table with one row for each limit."""
     failed = sum(line.failed for line in lines)
     verdict = f"failed for {failed} of {len(lines)} limits" if failed else "passed"
     rows = [[_foreign(line.task), _foreign(limit_text(line)),
@@ -132,7 +133,8 @@ def gate_summary(comparison: Comparison, lines: Sequence[GateLine]) -> str:
             for line in lines]
     models = f"{md.code(fmt.visible(comparison.tuned_name))} against {md.code(fmt.visible(comparison.base_name))}"
     table = md.table(["task", "largest drop allowed", "result", "what is proven"], rows)
-    return f"### aftertune gate: {verdict}\n\n{models}\n\n{table}\n\n"
+    said = md.text(" ".join(headline(comparison).sentences))
+    return f"### aftertune gate: {verdict}\n\n{said}\n\n{models}\n\n{table}\n\n"
 
 
 def _foreign(text: str) -> str:
