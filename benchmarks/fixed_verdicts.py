@@ -1,10 +1,10 @@
 """Simulate verdicts at a fixed number of items, and how often they are false. `benchmarks/verdicts.py` runs it.
 
 A scenario makes the answers of two models (or of two recipes with three seeds each) whose true difference is on the
-margin, and judges them with the functions of the program: `paired_evidence`, `group_evidence`, `judge_questions`,
-`build_rows` and `decide`. There neither "within" nor "lower" may be said in more than 5 % of the comparisons. Where the
-base only guesses, no verdict is right. The power of the number of items that an undecided row names is simulated in the
-same way.
+margin, and judges them with the functions of the program: `paired_evidence`, `group_evidence`, `judge_drafts`,
+`judge_questions` and `decide`. There neither "within" nor "lower" may be said in more than 5 % of the comparisons.
+Where the base only guesses, no verdict is right. The power of the number of items that an undecided row names is
+simulated in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from aftertune.catalog import MetricKey
 from aftertune.comparison.across_seeds import SeedQuestion, judge_questions
 from aftertune.comparison.pairing import MetricValues, Pair
-from aftertune.comparison.rows import TaskGroup, build_rows
+from aftertune.comparison.rows import TaskGroup, build_drafts, judge_drafts
 from aftertune.stats import Case, Evidence, decide, group_evidence, paired_evidence, tango_tests
 from aftertune.stats.across_seeds import pooled_spread, seed_errors
 from aftertune.stats.planning import items_to_decide
@@ -227,7 +227,8 @@ def family(random: Random) -> list[str]:
     pairs.append(pair_of(settings("own", 60, target=True), np.zeros(60), hits(random, 60, 0.9)))
     sides = [Evaluation(id=name, name=name, model=model, tasks=tuple(p.settings for p in pairs), device="cpu",
                         dtype="float32", engine="packed") for name in ("base", "tuned")]
-    rows, _ = build_rows(sides[0], sides[1], pairs, MARGIN, lineage=True, forced=False)
+    drafts, _ = build_drafts(sides[0], sides[1], pairs, MARGIN)
+    rows = judge_drafts(drafts, lineage=True, forced=False)
     return [str(row.verdict) for row in rows if row.task.startswith("known")]
 
 

@@ -82,7 +82,7 @@ def test_the_whole_way(ledger):
     assert found.comparable
     assert [(r.task, r.metric, r.told) for r in found.rows] == [
         ("lost", "acc", "forgot"), ("kept", "acc", "kept"), ("orders", "acc", "improved"),
-        ("lost", "acc_norm", ""), ("kept", "acc_norm", ""), ("orders", "acc_norm", "")]
+        ("average", "mean", "forgot"), ("lost", "acc_norm", ""), ("kept", "acc_norm", ""), ("orders", "acc_norm", "")]
     lost = found.rows[0]
     assert (lost.n, lost.base, lost.tuned, lost.delta, lost.gained, lost.lost) == (400, .75, .5, -.25, 0, 100)
     assert (lost.low, lost.high) == tango_interval(0, 100, 400)
@@ -90,7 +90,7 @@ def test_the_whole_way(ledger):
     assert (lost.kind, lost.margin, lost.filter, lost.items_needed) == ("binary", .02, "none", None)
     assert found.rows[2].target
     assert not found.rows[2].at_floor
-    for row in found.rows[3:]:
+    for row in found.rows[4:]:
         assert (row.p, row.p_adjusted, row.verdict, row.primary) == (None, None, None, False)
         assert row.p_mid is not None
     assert ledger.find_comparison(found.id) == found
@@ -105,7 +105,7 @@ def test_holm_runs_over_the_primary_rows(ledger):
     """Over those on which something can be lost: the target task is a question of its own."""
     careful(ledger)
     rows = [r for r in compare("base", "careful", ledger=ledger).rows if r.primary]
-    assert [r.family_size for r in rows] == [2, 2, 1]
+    assert [(r.task, r.family_size) for r in rows] == [("lost", 2), ("kept", 2), ("orders", 1), ("average", 1)]
     assert rows[0].p_adjusted == pytest.approx(2 * rows[0].p)
     assert rows[2].p_adjusted == rows[2].p
     within = rows[1]
@@ -117,7 +117,7 @@ def test_holm_runs_over_the_primary_rows(ledger):
 def test_margins_per_task_and_what_is_no_margin(ledger):
     careful(ledger)
     found = compare("base", "careful", margins={"lost": .5, "elsewhere": .1}, ledger=ledger)
-    assert {r.task: r.margin for r in found.rows} == {"lost": .5, "kept": .02, "orders": .02}
+    assert {r.task: r.margin for r in found.rows} == {"lost": .5, "kept": .02, "orders": .02, "average": .02}
     assert found.rows[0].verdict == "within"
     for wrong in (0, -1, 2, {"lost": 0.0}, float("nan")):
         with pytest.raises(InputError, match=r"margin of lost is .*fraction above 0"):
@@ -269,7 +269,7 @@ def test_one_item_and_items_that_all_agree_decide_nothing_and_crash_nothing(ledg
                                         (real, {"acc,none": [0.5] * 30, "f1,none": [0.25] * 30})])
     found = compare("base", "tuned", ledger=ledger, margins=.02)
     rows = {(r.task, r.metric): r for r in found.rows}
-    assert [r.told for r in found.rows if r.primary] == ["undecided"] * 3
+    assert [r.told for r in found.rows if r.primary] == ["undecided"] * 4  # and the average
     assert all(-1 <= r.low <= 0 <= r.high <= 1 and r.delta == 0 for r in rows.values())
     assert "cannot be decided with this task" in rows["one", "acc"].note
     assert "no item differs" in rows["real", "f1"].note
@@ -377,7 +377,7 @@ def test_a_group_speaks_for_its_tasks(ledger, macro):
             group_scores(every, values, "mmlu", macro=macro), group_scores(stem, values, "mmlu_stem")))
     found = compare("base", "tuned", margins={"mmlu": .05}, ledger=ledger)
     assert [(r.task, r.primary, r.margin) for r in found.rows] == [
-        ("mmlu", True, .05), ("arc", True, .02), ("law", False, .05), ("mmlu_stem", False, .02),
+        ("mmlu", True, .05), ("arc", True, .02), ("average", True, .02), ("law", False, .05), ("mmlu_stem", False, .02),
         ("maths", False, .05), ("physics", False, .05)]
     mmlu = found.rows[0]
     expected = stratified_mean([tuned[t.task] - base[t.task] for t in every], "macro" if macro else "micro")
@@ -492,7 +492,7 @@ def test_one_gate_or_question_may_look_at_some_tasks_alone(ledger):
 def test_a_margin_for_all_others(ledger):
     careful(ledger)
     found = compare("base", "careful", margins={"lost": .5, "*": .1}, ledger=ledger)
-    assert {r.task: r.margin for r in found.rows} == {"lost": .5, "kept": .1, "orders": .1}
+    assert {r.task: r.margin for r in found.rows} == {"lost": .5, "kept": .1, "orders": .1, "average": .1}
 
 
 def test_the_tasks_of_a_group_are_explored_by_benjamini_hochberg(ledger):

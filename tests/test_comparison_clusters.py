@@ -18,7 +18,7 @@ from aftertune.ledger import Ledger
 from aftertune.report.table import note_text
 from aftertune.study import TargetSpec, TaskSpec
 from aftertune.tasks import LoadOptions, load
-from aftertune.values import Answer, Evaluation, Item, ModelIdentity, Score, TaskSettings, Tuning, digest
+from aftertune.values import RULES, Answer, Evaluation, Item, ModelIdentity, Score, TaskSettings, Tuning, digest
 from early_cases import ADAPTED, BASE, settings
 
 Documents = Callable[[str, int], dict[str, Any]]
@@ -202,12 +202,12 @@ def test_a_stored_comparison_keeps_what_it_said(ledger: Ledger) -> None:
     for name, model, values in zip(("base", "tuned"), (BASE, ADAPTED), changed(400, 60), strict=True):
         evaluated(ledger, name, model, [(task, values)])
     now = compare("base", "tuned", ledger=ledger, save=False)
-    assert now.rules == 3
+    assert now.rules == RULES
     earlier = replace(now, rules=1, rows=(replace(now.rows[0], told="as it was", family_size=None),))
     ledger.save_comparison(earlier)
     assert compare("base", "tuned", ledger=ledger) == earlier
     again = compare_again("base", "tuned", ledger=ledger)
-    assert (again.rules, again.id != earlier.id, again.rows) == (3, True, now.rows)
+    assert (again.rules, again.id != earlier.id, again.rows) == (RULES, True, now.rows)
     assert ledger.find_comparison(earlier.id) == earlier
     assert compare_again("base", "tuned", ledger=ledger) == again
 

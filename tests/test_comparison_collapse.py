@@ -6,7 +6,7 @@ import pytest
 
 from aftertune.comparison.collapse import find_signs
 from aftertune.comparison.pairing import Pair
-from aftertune.comparison.rows import build_rows
+from aftertune.comparison.rows import build_drafts, judge_drafts
 from aftertune.stats.collapse import below_guess, guesses
 from aftertune.values import Answer, Asked, Early, EarlyUnit, Evaluation, PairedCount, Response, Score
 from early_cases import ADAPTED, BASE, settings
@@ -51,7 +51,7 @@ def evaluation(name, model, pairs, side):
 
 def signs(*pairs, margin=0.02, rows=None):
     left, right = evaluation("base", BASE, pairs, "left"), evaluation("tuned", ADAPTED, pairs, "right")
-    made, _ = build_rows(left, right, pairs, margin, lineage=True, forced=False)
+    made = judge_drafts(build_drafts(left, right, pairs, margin)[0], lineage=True, forced=False)
     return find_signs(made if rows is None else rows(made), pairs, left, right)
 
 
@@ -210,7 +210,7 @@ def test_a_group_is_looked_at_as_one():
         task="g", metric="acc", filter="none", n=80, stderr=None, group=True,
         value=sum(s.value for s in e.scores) / 4))) for e in (
             evaluation("base", BASE, pairs, "left"), evaluation("tuned", ADAPTED, pairs, "right")))
-    rows, _ = build_rows(left, right, pairs, 0.02, lineage=True, forced=False)
+    rows = judge_drafts(build_drafts(left, right, pairs, 0.02)[0], lineage=True, forced=False)
     found = find_signs(rows, pairs, left, right)
     assert {(s.kind, s.task, s.n) for s in found} == {("guessing", "g", 80), ("one_choice", "g", 80)}
 
@@ -221,7 +221,7 @@ def test_a_look_at_a_time_chosen_by_the_data_needs_more():
     unit = EarlyUnit(name="t", key="acc,none", tasks=("t",), items=1000, batch=32, order="o", used=64, verdict="lower")
     plan = Early(against="e-base", seed=0, margins={"t": 0.02}, units=(unit,))
     left, right = evaluation("base", BASE, [one], "left"), evaluation("tuned", ADAPTED, [one], "right")
-    rows, _ = build_rows(left, right, [one], 0.02, lineage=True, forced=False)
+    rows = judge_drafts(build_drafts(left, right, [one], 0.02)[0], lineage=True, forced=False)
     assert [s.kind for s in find_signs(rows, [one], left, right)] == ["guessing"]
     stopped = [replace(r, stopped_of=1000) for r in rows]
     assert find_signs(stopped, [one], left, replace(right, early=plan)) == ()

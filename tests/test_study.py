@@ -65,7 +65,8 @@ def test_a_whole_study_is_read(file: Path) -> None:
     assert (study.study, list(study.bases), list(study.tunings)) == (
         "orders", ["smollm2", "gpt2"], ["careful", "careless"])
     assert study.bases["gpt2"].revision == "main"
-    assert study.margins() == {"hellaswag": Margin(0.03, 3), "gsm8k": Margin(0.05), "orders": Margin(0.05)}
+    assert study.margins() == {"*": Margin(0.05), "hellaswag": Margin(0.03, 3), "gsm8k": Margin(0.05),
+                               "orders": Margin(0.05)}
     assert study.tunings["careless"].learning_rate == 0.001
     assert study.tunings["careful"].lora.r == 8
     spec = study.tunings["careful"].spec(study.bases["smollm2"], name="careful", dtype="float32", device="cpu",
@@ -181,7 +182,7 @@ def test_a_margin_is_above_0_and_at_most_100(file: Path, margin: str) -> None:
     assert refused(file, SMALL + f"margin: {margin}\n").startswith("`margin`: Input should be ")
     task = SMALL.replace("{name: piqa}", f"{{name: piqa, margin: {margin}}}")
     if margin == "null":
-        assert read(file, task).margins() == {"piqa": Margin(0.02)}
+        assert read(file, task).margins() == {"*": Margin(0.02), "piqa": Margin(0.02)}
     else:
         own = "`tasks.0`: `margin` of piqa is 100.5; its metric is a share"  # in its own unit a margin may exceed 100
         assert refused(file, task).startswith(own if margin == "100.5" else "`tasks.0.margin`: Input should be ")
@@ -190,7 +191,7 @@ def test_a_margin_is_above_0_and_at_most_100(file: Path, margin: str) -> None:
 def test_the_refusal_of_margin_0_shows_what_was_found(file: Path) -> None:
     assert refused(file, SMALL + "margin: 0\n") == "`margin`: Input should be greater than 0, found 0"
     assert read(file, SMALL + "margin: 100\n").margin == 100
-    assert read(file, SMALL + "margin: 0.01\n").margins() == {"piqa": Margin(0.0001)}
+    assert read(file, SMALL + "margin: 0.01\n").margins() == {"*": Margin(0.0001), "piqa": Margin(0.0001)}
 
 
 def test_limit_and_sample_exclude_each_other(file: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_margin_in_points_is_for_shares_alone() -> None:
 def test_the_margins_of_a_study() -> None:
     base: dict[str, Any] = {"study": "s", "bases": {"b": {"model": "m"}}, "tunings": {}}
     study = Study.model_validate(base | {"margin": 3, "tasks": [{"name": "judge", "margin": 250}, {"name": "piqa"}]})
-    assert study.margins() == {"judge": Margin(2.5, 250), "piqa": Margin(.03)}
+    assert study.margins() == {"*": Margin(.03), "judge": Margin(2.5, 250), "piqa": Margin(.03)}
     with pytest.raises(ValueError, match="allowed are points above 0, up to 100"):
         TaskSpec(name="piqa", margin=250)
 

@@ -31,7 +31,7 @@ def compare(
     tuned: Annotated[list[str], typer.Argument(help="Id or name of an evaluation. Several are compared one by one.")],
     margin: Annotated[list[str] | None, typer.Option(
         help="Margin in points; a smaller loss counts as no loss. TASK=VALUE for one task, in points or in the unit of "
-             "its metric. Repeatable. Default: 2.")] = None,
+             "its metric, and average=VALUE for the average over the tasks. Repeatable. Default: 2.")] = None,
     primary: Annotated[list[str] | None, typer.Option(
         help="Metric that gets the verdict, such as prob (expected accuracy). TASK=METRIC for one task. Repeatable.")
     ] = None,
@@ -224,7 +224,8 @@ def gate(
     base: StoredEvaluation,
     tuned: StoredEvaluation,
     max_drop: Annotated[list[str], typer.Option(
-        help="TASK=VALUE: the largest allowed drop, in points or in the unit of its metric. Repeatable.")],
+        help="TASK=VALUE: the largest allowed drop, in points or in the unit of its metric; average=VALUE for the "
+             "average over the tasks. Repeatable.")],
     require_proof: Annotated[bool, typer.Option(
         "--require-proof", help="Also fail if it is not proven that a limit holds.")] = False,
     common: Common = False,

@@ -6,7 +6,7 @@
 2. expected_accuracy: computes the metric `prob` of multiple-choice tasks from the stored log-likelihoods
 3. pairing: pairs the answers by item, and turns each metric into paired values; clusters: which items belong together
 4. rows: makes a row for each metric; the primary metrics get verdicts (`aftertune.stats.verdict`)
-5. early_rows: the same for tasks that were stopped early
+5. early_rows: the same for tasks that were stopped early; average: a row for the average over the tasks
 6. collapse: finds signs that the tuned model is broken, in its scores and in how its answers changed (answer_changes)
 7. changes: what changed beside right and wrong; log_probability, answer_changes, no_effect: its parts
 8. lineage: proves from the ledger or an adapter that the tuned model was made from the base; only then a row is called
@@ -22,16 +22,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from aftertune.comparison.average import all_rows, average_name
 from aftertune.comparison.changes import find_changes
 from aftertune.comparison.clusters import with_clusters
 from aftertune.comparison.collapse import find_signs
 from aftertune.comparison.compatibility import differences, find_differences, refusal_message
-from aftertune.comparison.early_rows import early_tests, is_stopped, with_early_rows
+from aftertune.comparison.early_rows import is_stopped
 from aftertune.comparison.expected_accuracy import answers_and_questions, choose_primary, chosen_metrics
 from aftertune.comparison.lineage import earlier_looks, find_relation
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
-from aftertune.comparison.rows import build_rows
 from aftertune.errors import InputError, NotComparable, nearest
 from aftertune.values import (
     NO_EFFECT,
@@ -64,8 +64,8 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     unit of the metric and must be given by the name of the task, else the task is not tested. The default is 0.02.
     force: compare the items that both have in spite of blocking differences, and mark the result. common: pair on the
     items that both have where the samples differ. tasks: only these tasks, or those of these groups; they are then the
-    family. Raises NotComparable (with its differences) and InputError (margin, task, unknown
-    or unfinished evaluation).
+    family. "average" among them is the average over all tasks (`comparison.average`). Raises NotComparable (with its
+    differences) and InputError (margin, task, unknown or unfinished evaluation).
     """
     if ledger is None:
         from aftertune.ledger import Ledger
@@ -74,29 +74,29 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
             return compare(base, tuned, margins=margins, ledger=opened, force=force, common=common, tasks=tasks,
                            save=save)
     left, right = find_finished(base, ledger), find_finished(tuned, ledger)
-    pairs, found = pair_evaluations(left, right, ledger, force=force, common=common, tasks=tasks)
+    average = average_name(_names(left, right))
+    _check_tasks(left, right, [t for t in tasks if t != average])
+    pairs, found = pair_evaluations(left, right, ledger, force=force, common=common,
+                                    tasks=() if average in tasks else tasks)
     forced = any(d.blocking for d in found)
     relation = find_relation(left, right, ledger)
-    stopped, ended = early_tests(left, right, pairs)
-    complete = [p for p in pairs if not is_stopped(left, right, p.settings.task)]
-    rows, without_rows = build_rows(left, right, complete, margins, lineage=relation.lineage, forced=forced,
-                                    early=[s.case for s in stopped],
-                                    looks={(e.unit.name, e.unit.key): looks for e in ended
-                                           if (looks := e.looks(margins))})
-    rows = with_early_rows(rows, stopped, margins, lineage=relation.lineage, forced=forced)
+    rows, without_rows = all_rows(left, right, pairs, margins, name=average, tasks=tasks, lineage=relation.lineage,
+                                  forced=forced)
+    of_tasks = [r for r in rows if not r.average_of]
     looked = earlier_looks(left, right, ledger)
-    changes = find_changes(left, right, pairs, rows, ledger)
+    changes = find_changes(left, right, pairs, of_tasks, ledger)
     rows = tuple(replace(r, note="; ".join(filter(None, (
         _no_effect_note(r, changes), r.note, _looked_note(r, looked))))) for r in rows)
     used = {p.settings.task: margin_of(margins, "share", p.settings.task, *p.settings.groups, primary=False)
-            for p in pairs} | {r.task: r.margin for r in rows if r.primary}
+            for p in pairs} | {r.task: r.margin for r in rows if r.primary and (not r.average_of or (
+                isinstance(margins, Mapping) and r.task in margins))}  # an id without a margin for it stays
     comparison = Comparison(
         id="c-" + digest([left.id, right.id, used, *(["common"] if common else []),
                           *chosen_metrics(left, pairs, ledger)])[:10], base=left.id,
         tuned=right.id, base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
         origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)), rules=RULES,
-        signs=() if forced else find_signs(rows, pairs, left, right), changes=changes)
+        signs=() if forced else find_signs(of_tasks, pairs, left, right), changes=changes)
     return _save(comparison, ledger) if save else comparison
 
 
@@ -105,13 +105,14 @@ def _no_effect_note(row: ComparisonRow, changes: Changes) -> str:
     return f"no effect seen: {NO_EFFECT[changes.no_effect]}" if row.primary and changes.no_effect else ""
 
 
-def _looked_note(row: ComparisonRow, looked: Mapping[str, Collection[int]]) -> str:
+def _looked_note(row: ComparisonRow, looked: Mapping[tuple[str, ...], Collection[int]]) -> str:
     """What a reader must know of earlier comparisons of the two models on fewer items."""
-    fewer = sorted(n for n in looked.get(row.task, ()) if n < row.n)
+    fewer = sorted(n for n in looked.get(row.average_of or (row.task,), ()) if n < row.n)
     if not row.primary or not fewer:
         return ""
     counts = ", ".join(f"{n:,}" for n in fewer)
-    return (f"the two models were compared before on {counts} items of this task; looking again with more items makes "
+    of = "these tasks" if row.average_of else "this task"
+    return (f"the two models were compared before on {counts} items of {of}; looking again with more items makes "
             "a false verdict more likely than 5 % (--until-decided allows many looks)")
 
 
@@ -145,17 +146,26 @@ def find_finished(evaluation: Evaluation | str, ledger: Ledger) -> Evaluation:
     return value
 
 
+def _names(left: Evaluation, right: Evaluation) -> set[str]:
+    """The tasks and groups of both evaluations."""
+    return {name for e in (left, right) for t in e.tasks for name in (t.task, *t.groups)}
+
+
+def _check_tasks(left: Evaluation, right: Evaluation, tasks: Collection[str]) -> None:
+    names = _names(left, right)
+    for name in tasks:
+        if name not in names:
+            raise InputError(f"{left.name} and {right.name} have no task {name!r}{nearest(name, sorted(names))}; "
+                             f"their tasks: {', '.join(sorted(names))}")
+
+
 def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, force: bool = False, common: bool = False,
           tasks: Collection[str] = ()) -> tuple[list[Pair], tuple[Difference, ...]]:
     """The paired answers of the tasks that both have, and the differences. Raises NotComparable where these block."""
     if left.id == right.id:
         raise InputError(f"base and tuned are the same evaluation, {left.name} ({left.id}); name the base first, then "
                          "the tuned one")
-    names = {name for e in (left, right) for t in e.tasks for name in (t.task, *t.groups)}
-    for name in tasks:
-        if name not in names:
-            raise InputError(f"{left.name} and {right.name} have no task {name!r}{nearest(name, sorted(names))}; "
-                             f"their tasks: {', '.join(sorted(names))}")
+    _check_tasks(left, right, tasks)
     pairs = [with_clusters(_pair(left, right, t, ledger), left, right, ledger)
              for t in left.tasks if right.task(t.task) and (not tasks or {t.task, *t.groups} & set(tasks))]
     counts = {p.settings.task: p.counts for p in pairs if not is_stopped(left, right, p.settings.task)}

@@ -5,7 +5,8 @@
 
 Fine-tunes of one base that differ only in their seed are one recipe. Two recipes with at least three seeds in common
 are compared on the same items (`aftertune.stats.across_seeds`). Two with fewer are not compared. The rules are those of
-a comparison of two models: a group is one test, clusters count, and two recipes at the floor are undecided.
+a comparison of two models: a group is one test, clusters count, two recipes at the floor are undecided, and the average
+over the tasks is a question of its own (`comparison.average`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aftertune.catalog import FRACTIONS, Unit
-from aftertune.comparison.clusters import group_clusters, task_clusters, with_clusters
+from aftertune.comparison.average import average_group, average_name, average_note, why_left_out
+from aftertune.comparison.clusters import average_clusters, group_clusters, task_clusters, with_clusters
 from aftertune.comparison.compatibility import find_differences
 from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values, pair_answers, score_of
@@ -26,6 +28,7 @@ from aftertune.comparison.rows import RowDraft, TaskGroup, build_row, group_note
 from aftertune.stats.across_seeds import ENOUGH_SEEDS, SeedErrors, SeedSpread, pooled_spread, seed_errors
 from aftertune.stats.clustered import stratified_mean
 from aftertune.stats.evidence import Evidence, cluster_notes, is_shares
+from aftertune.stats.item_errors import Clusters
 from aftertune.stats.paired import NO_EVIDENCE, Floats
 from aftertune.stats.verdict import Case, Decision, at_floor, decide
 from aftertune.values import ComparisonRow, Contrast, Evaluation, Tuning, digest
@@ -108,9 +111,11 @@ def _contrast(left: RecipeGroup, right: RecipeGroup, recipes: Sequence[RecipeGro
 
 @dataclass(frozen=True, slots=True)
 class SeedQuestion:
-    """One test: a task, or a group that replaces its tasks. seeds: its paired values of each seed, task by task.
+    """One test: a task, a group that replaces its tasks, or an average. seeds: its paired values of each seed, task by
+    task.
 
     names: of the task and its groups, for the margin. spread: between the seeds of a recipe, pooled over the study.
+    average_of: the tasks and groups of an average; left_out: (name, why) of the others.
     """
 
     group: TaskGroup
@@ -118,6 +123,8 @@ class SeedQuestion:
     names: tuple[str, ...]
     is_group: bool
     spread: SeedSpread | None = None
+    average_of: tuple[SeedQuestion, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def unit(self) -> Unit:
@@ -133,7 +140,7 @@ class SeedQuestion:
     @property
     def at_floor(self) -> bool:
         """True where neither recipe is above the floor, so that equal scores mean nothing."""
-        if not (self.shares and self.group.members[0][1].higher_is_better):
+        if self.average_of or not (self.shares and self.group.members[0][1].higher_is_better):
             return False
         lows = [self._of(side).interval()[0] for side in (lambda v: v.base, lambda v: v.tuned)]
         return all(at_floor(low, self.group.chance) for low in lows)
@@ -148,10 +155,21 @@ class SeedQuestion:
             ) -> SeedErrors:
         """The errors of a mean over seeds and items. bounded: of differences of shares."""
         strata = [np.array([value(g.members[k][1]) for g in self.seeds]) for k in range(len(self.group.members))]
-        clusters = group_clusters(self.group.pairs) if self.is_group else \
-            None if (labels := task_clusters(self.group.pairs[0])) is None else [labels]
-        return seed_errors(strata, weighting=self.group.weighting, clusters=clusters, bounded=bounded,
-                           spread=spread)
+        return seed_errors(strata, weighting=self.group.weighting, clusters=self._clusters(), bounded=bounded,
+                           spread=spread, members=self.group.sizes)
+
+    def _clusters(self) -> Clusters | None:
+        if self.average_of:
+            return average_clusters([q.group.pairs for q in self.average_of])
+        if self.is_group:
+            return group_clusters(self.group.pairs)
+        labels = task_clusters(self.group.pairs[0])
+        return None if labels is None else [labels]
+
+    @property
+    def case(self) -> Case:
+        """The test without its p-values, for its family."""
+        return Case(tests=NO_EVIDENCE, at_floor=self.at_floor, target=self.group.pairs[0].settings.target)
 
 
 def _rows(sides: Sequence[tuple[Evaluation, Evaluation]], others: Sequence[Sequence[Evaluation]], margins: Margins,
@@ -160,8 +178,23 @@ def _rows(sides: Sequence[tuple[Evaluation, Evaluation]], others: Sequence[Seque
 
     others: the evaluations of each other recipe, over its seeds.
     """
-    questions = [replace(q, spread=_spread(q, sides, others)) for q in _questions(sides, ledger)]
-    return tuple(_row(*values) for values in judge_questions(questions, margins))
+    questions = _questions(sides, ledger)
+    names = {name for side in sides for e in side for t in e.tasks for name in (t.task, *t.groups)}
+    average = average_over_seeds(questions, average_name(names))
+    judged = [judge_questions([replace(q, spread=_spread(q, sides, others)) for q in family], margins)
+              for family in (questions, average)]
+    return tuple(_row(*values) for family in judged for values in family)
+
+
+def average_over_seeds(questions: Sequence[SeedQuestion], name: str) -> list[SeedQuestion]:
+    """The average over the questions on which something can be lost, as one question; [] for fewer than two."""
+    reasons = [why_left_out(q.unit, q.shares, q.case) for q in questions]
+    members = tuple(q for q, why in zip(questions, reasons, strict=True) if not why)
+    if len(members) < 2:
+        return []
+    seeds = [average_group(name, [q.seeds[s] for q in members]) for s in range(len(members[0].seeds))]
+    return [SeedQuestion(seeds[0], seeds, (name,), True, average_of=members, left_out=tuple(
+        (q.group.name, why) for q, why in zip(questions, reasons, strict=True) if why))]
 
 
 def _spread(question: SeedQuestion, sides: Sequence[tuple[Evaluation, Evaluation]],
@@ -173,13 +206,23 @@ def _spread(question: SeedQuestion, sides: Sequence[tuple[Evaluation, Evaluation
 
     def scores(evaluations: Sequence[Evaluation]) -> Floats:
         """Of the seeds of one recipe that have this task on the same items."""
-        found = [score_of(e, group.name, group.key) for e in evaluations
+        found = [_score(e, question) for e in evaluations
                  if all((t := e.task(p.settings.task)) and t.items == p.settings.items and t.used is None
                         for p in group.pairs)]
-        return np.array([s.value for s in found if s is not None])
+        return np.array([s for s in found if s is not None])
 
     pair = [scores([side[k] for side in sides]) for k in (0, 1)]
     return pooled_spread(pair, [scores(recipe) for recipe in others])
+
+
+def _score(evaluation: Evaluation, question: SeedQuestion) -> float | None:
+    """The stored score of a question, or the average of those of its members; None where one is missing."""
+    if not question.average_of:
+        score = score_of(evaluation, question.group.name, question.group.key)
+        return None if score is None else score.value
+    values = [(_score(evaluation, q), q.group.members[0][1].higher_is_better) for q in question.average_of]
+    known = [v if better else 1 - v for v, better in values if v is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def judge_questions(questions: Sequence[SeedQuestion], margins: Margins
@@ -187,8 +230,7 @@ def judge_questions(questions: Sequence[SeedQuestion], margins: Margins
     """Each question with its errors, its margin and its decision; None for a metric without a margin in its unit."""
     errors = [q.errors for q in questions]
     given = [margin_of(margins, q.unit, *q.names) for q in questions]
-    cases = [Case(tests=e.tests(margin), clustered=e.robust_tests(margin), at_floor=q.at_floor,
-                  target=q.group.pairs[0].settings.target)
+    cases = [replace(q.case, tests=e.tests(margin), clustered=e.robust_tests(margin))
              for q, e, margin in zip(questions, errors, given, strict=True) if margin is not None]
     decisions = iter(decide(cases))
     return [(q, e, margin, None if margin is None else next(decisions))
@@ -241,7 +283,8 @@ def _pair(left: Evaluation, right: Evaluation, task: str, ledger: Ledger) -> Pai
 
 def _row(question: SeedQuestion, errors: SeedErrors, margin: float | None, decision: Decision | None) -> ComparisonRow:
     group, settings = question.group, question.group.pairs[0].settings
-    low, high = errors.interval()
+    low, high = errors.widest_interval() if question.average_of else errors.interval()
+    names = tuple(q.group.name for q in question.average_of)
     base, tuned = (float(np.mean([stratified_mean([getattr(v, side) for _, v in seed.members], group.weighting).mean
                                   for seed in question.seeds])) for side in ("base", "tuned"))
     tests = NO_EVIDENCE if margin is None else errors.tests(margin)
@@ -249,9 +292,10 @@ def _row(question: SeedQuestion, errors: SeedErrors, margin: float | None, decis
                         high=high, kind="real", tests=tests, shares=question.shares,
                         clustered=None if margin is None else errors.robust_tests(margin))
     draft = RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=True, unit=question.unit,
-                     target=settings.target, n_total=sum(p.settings.n_total for p in group.pairs))
+                     target=settings.target, n_total=sum(p.settings.n_total for p in group.pairs), average_of=names)
     notes = [missing_margin_note(group.name) if margin is None else "", f"over {len(question.seeds)} seeds",
              spread_note(question.spread),
+             average_note(names, question.left_out) if names else
              group_note(group.weighting, len(group.members)) if question.is_group else "",
              *cluster_notes(errors.items, question.shares), decision.note if decision else "",
              "both recipes score no better than a guess" if decision and decision.at_floor else ""]

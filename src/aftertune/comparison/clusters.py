@@ -65,6 +65,19 @@ def group_clusters(pairs: Sequence[Pair]) -> list[Labels] | None:
     return labels if None in every or len(set(every)) < len(every) else None
 
 
+def average_clusters(groups: Sequence[Sequence[Pair]]) -> list[Labels]:
+    """The clusters for an average, for each task. groups: the tasks of each of its members.
+
+    Within a member they are those of its own verdict. The same document in two tasks is one cluster.
+    """
+    labels: list[Labels] = []
+    for pairs in groups:
+        own = group_clusters(pairs) if len(pairs) > 1 else \
+            None if (task := task_clusters(pairs[0])) is None else [task]
+        labels += own if own is not None else [_item_labels(pair) for pair in pairs]
+    return labels
+
+
 def _item_labels(pair: Pair) -> Labels:
     return [("item", answer.item) for answer in pair.left]
 

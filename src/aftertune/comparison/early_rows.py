@@ -65,6 +65,11 @@ class EarlyTest:
     target: bool
 
     @property
+    def name(self) -> str:
+        """Its task or group."""
+        return self.unit.name
+
+    @property
     def at_floor(self) -> bool:
         """True where the base has nothing to lose on the metric of the test."""
         column = self.columns.get(self.unit.key)
@@ -86,6 +91,12 @@ class EarlyTest:
         test = PairedSequential(None, margin, alpha=ALPHA / self.share)
         test.update(differences_of(self.columns[key])[self.counted])
         return test
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """The interval for the models at the error level ``alpha``, valid at every look."""
+        test = PairedSequential(None, MARGIN, alpha=alpha)
+        test.update(differences_of(self.columns[self.unit.key])[self.counted])
+        return test.interval()
 
     def looks(self, margins: Margins) -> MarginTests | None:
         """The p-values of the interim analyses of a task of which all items were asked; None for one without them."""

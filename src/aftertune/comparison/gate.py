@@ -8,6 +8,10 @@ other tasks do not count in the correction. A drop is proven by the verdict "low
 Its absence is proven by the one-sided test of "the drop is the limit or more" at 5 %. The claim that no limit is broken
 needs all of these tests and no correction (intersection-union test, Berger 1982, Technometrics 24:295). For a task that
 was stopped early, the verdict of its sequential test decides, and its interval.
+
+The limit `average` is for the average over all tasks of the two evaluations on which something can be lost
+(`comparison.average`), whichever other tasks have limits. Beside other limits it is a member of their family. That it
+holds says nothing about any one task.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from aftertune.comparison import compare
+from aftertune.comparison.average import AVERAGE
 from aftertune.errors import InputError
 from aftertune.stats.verdict import ALPHA
 from aftertune.values import Comparison, ComparisonRow, Evaluation, GateLine, Margin, Verdict
@@ -41,6 +46,9 @@ def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, f
     rows = {r.task: r for r in comparison.rows if r.primary}
     for task in limits:
         if task not in rows:
+            if task == AVERAGE:
+                raise InputError(f"--max-drop {task}: the two evaluations have fewer than two tasks on which something "
+                                 "can be lost, so there is no average; set limits for tasks instead")
             group = next((r.group for r in comparison.rows if r.task == task and r.group), None)
             reason = f"its group {group} has the verdict; set the limit for {group} instead" if group else \
                 "its primary metric cannot be compared item by item"

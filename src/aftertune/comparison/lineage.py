@@ -1,7 +1,7 @@
 """Finds how the models of two evaluations are related, and how often they were compared before, from the ledger.
 
     find_relation(base, tuned, ledger).relation      "tuned"
-    earlier_looks(base, tuned, ledger)               {"hellaswag": {300}}: the items of earlier comparisons of the two
+    earlier_looks(base, tuned, ledger)               {("hellaswag",): {300}}: items of earlier comparisons of the two
 
 The proof is a finished fine-tune of the ledger whose base and result are these models, or an adapter on exactly this
 base. Models are identified by fingerprint; names and paths prove nothing.
@@ -73,13 +73,15 @@ def _origins(model: ModelIdentity, done: Sequence[Tuning]) -> list[ModelIdentity
         model = base
 
 
-def earlier_looks(left: Evaluation, right: Evaluation, ledger: Ledger) -> Mapping[str, set[int]]:
-    """By task: on how many items each stored comparison of other evaluations of the same two models was made.
+def earlier_looks(left: Evaluation, right: Evaluation, ledger: Ledger) -> Mapping[tuple[str, ...], set[int]]:
+    """By task, and by the tasks of an average: on how many items each stored comparison of other evaluations of the
+    same two models was made.
 
-    A task counts as the same if its prompts are made in the same way; its items may be another part of it.
+    A task counts as the same if its prompts are made in the same way; its items may be another part of it. A test that
+    stopped early counts as no look: its error level covers all of its looks, and it stopped because it had decided.
     """
     sides = {e.id: e for e in ledger.evaluations() if e.status == "done"}
-    looks: dict[str, set[int]] = {}
+    looks: dict[tuple[str, ...], set[int]] = {}
     for comparison in ledger.comparisons():
         base, tuned = sides.get(comparison.base), sides.get(comparison.tuned)
         if base is None or tuned is None or (base.id, tuned.id) == (left.id, right.id):
@@ -87,8 +89,9 @@ def earlier_looks(left: Evaluation, right: Evaluation, ledger: Ledger) -> Mappin
         if (base.model.fingerprint, tuned.model.fingerprint) != (left.model.fingerprint, right.model.fingerprint):
             continue
         for row in comparison.rows:
-            if row.primary and _question(left, row.task) == _question(base, row.task):
-                looks.setdefault(row.task, set()).add(row.n)
+            names = row.average_of or (row.task,)
+            if row.primary and row.stopped_of is None and all(_question(left, n) == _question(base, n) for n in names):
+                looks.setdefault(names, set()).add(row.n)
     return looks
 
 

@@ -1,14 +1,15 @@
 """Builds the rows of a comparison and gives the primary ones their verdicts.
 
-    rows, without_rows = build_rows(left, right, pairs, 0.02, lineage=True, forced=False)
+    drafts, without_rows = build_drafts(left, right, pairs, 0.02)
+    rows = judge_drafts(drafts, lineage=True, forced=False)
 
 There is one row for each metric of a task, and one for each metric of a group (mmlu) that has a score. The primary rows
 are tested: they come first and get verdicts. Their families are those of `stats.verdict`. A group whose metric is the
 primary metric of all its tasks replaces these tasks in the family, so that MMLU is one test and not 57.
 
-Every `ComparisonRow` is made by `build_row`: here, for tasks that stopped early (`comparison.early_rows`), and for
-recipes over several seeds (`comparison.across_seeds`). To add a column, add a field to `ComparisonRow`, a line to
-`build_row`, and a line to the list in `report.columns`.
+Every `ComparisonRow` is made by `build_row`: here, for the average over the tasks (`comparison.average`), for tasks
+that stopped early (`comparison.early_rows`), and for recipes over several seeds (`comparison.across_seeds`). To add a
+column, add a field to `ComparisonRow`, a line to `build_row`, and a line to the list in `report.columns`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from aftertune.catalog import EXPECTED_ACCURACY, FRACTIONS, MetricKey, Unit
 from aftertune.comparison.clusters import group_clusters, task_clusters
 from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values, score_of
-from aftertune.stats.clustered import Weighting
+from aftertune.stats.clustered import Weighting, weights
 from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.paired import NO_EVIDENCE, MarginTests
 from aftertune.stats.planning import DecidingItems, items_above, items_to_decide
@@ -51,7 +52,8 @@ class RowDraft:
     the task has, None where the row does not show them. note: what a reader must know to read the figures. group: the
     group that replaces this task in the family. stopped_of: items of the full run, where the task stopped early. looks:
     the p-values of its interim analyses, where all items were asked after them. unit: of the values. margin: None where
-    none was given in this unit; then the row has no tests.
+    none was given in this unit; then the row has no tests. values: the paired values, of each task of a group; None
+    where the row is not made from them. average_of: the tasks and groups whose average the row is.
     """
 
     task: str
@@ -67,6 +69,8 @@ class RowDraft:
     note: str = ""
     group: str = ""
     stopped_of: int | None = None
+    values: TaskGroup | None = None
+    average_of: tuple[str, ...] = ()
 
     @property
     def tested(self) -> bool:
@@ -133,6 +137,7 @@ def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, note
         n=e.n, n_total=draft.n_total, stopped_of=draft.stopped_of,
         base=e.base, tuned=e.tuned, delta=e.delta, low=e.low, high=e.high, kind=e.kind,
         margin=draft.margin, primary=draft.primary, target=draft.target, group=draft.group,
+        average_of=draft.average_of,
         p=decision.p if decision else None,
         p_adjusted=decision.p_adjusted if decision else None,
         p_lower=tests.lower if tests else None,
@@ -157,12 +162,18 @@ def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, note
 
 @dataclass(frozen=True, slots=True)
 class TaskGroup:
-    """A group of tasks that has a score in both evaluations. members: (task, its values of the metric)."""
+    """A group of tasks that has a score in both evaluations; or one task, or an average over tasks and groups.
+
+    members: (task, its values of the metric). sizes, weights: of an average: how many tasks each of its members has,
+    and the weight of each task.
+    """
 
     name: str
     key: str
     members: tuple[tuple[Pair, MetricValues], ...]
     score: Score | None
+    sizes: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @property
     def tasks(self) -> set[str]:
@@ -181,13 +192,14 @@ class TaskGroup:
     @property
     def chance(self) -> float | None:
         """The expected score of a guess on the group's mean."""
-        weighting = self.weighting
         return group_chance([pair.settings for pair in self.pairs],
-                            [v.base.size if weighting == "micro" else 1 for _, v in self.members])
+                            weights([v.base.size for _, v in self.members], self.weighting).tolist())
 
     @property
     def weighting(self) -> Weighting:
         """How its stored score weights its tasks: by items (lm-eval's default), unless only equal weights fit."""
+        if self.weights:
+            return np.array(self.weights)
         values = [v.base for _, v in self.members]
         micro, macro = float(np.concatenate(values).mean()), float(np.mean([v.mean() for v in values]))
         fits = self.score is not None and abs(self.score.value - macro) < 1e-9 < abs(self.score.value - micro)
@@ -199,14 +211,13 @@ class TaskGroup:
         return all(pair.settings.primary == self.key for pair, _ in self.members)
 
 
-def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins, *, lineage: bool,
-               forced: bool, early: Sequence[Case] = (), looks: Mapping[tuple[str, str], MarginTests] | None = None
-               ) -> tuple[tuple[ComparisonRow, ...], tuple[Difference, ...]]:
-    """The rows, primary ones first and then the others, both in task order; and the metrics that cannot have a row.
+def build_drafts(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins, *,
+                 looks: Mapping[tuple[str, str], MarginTests] | None = None
+                 ) -> tuple[list[RowDraft], tuple[Difference, ...]]:
+    """The rows before they have verdicts, in task order; and the metrics that cannot have a row.
 
-    early: the primary metrics with a sequential verdict (`comparison.early_rows`). They are members of Holm's families
-    for which nothing is proven, so that each whole family keeps its error level. looks: by (task or group, metric), the
-    p-values of interim analyses after which all items were asked. Raises InputError for a margin that is not allowed.
+    looks: by (task or group, metric), the p-values of interim analyses after which all items were asked. Raises
+    InputError for a margin that is not allowed.
     """
     table = {p.settings.task: metric_values(left, right, p) for p in pairs}
     groups = paired_groups(left, right, pairs, table)
@@ -219,14 +230,24 @@ def build_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margi
                    for key, values in table[pair.settings.task].items() if values is not None]
     drafts = [replace(d, looks=(looks or {}).get((d.task, d.key))) if d.tested and d.unit in FRACTIONS else d
               for d in drafts]
+    return drafts, tuple(_without_row(left, right, task, key) for task, metrics in table.items()
+                         for key, values in metrics.items() if values is None)
+
+
+def judge_drafts(drafts: Sequence[RowDraft], *, lineage: bool, forced: bool, early: Sequence[Case] = ()
+                 ) -> tuple[ComparisonRow, ...]:
+    """The rows, primary ones first and then the others, both in the order of ``drafts``.
+
+    early: the primary metrics with a sequential verdict (`comparison.early_rows`). They are members of Holm's families
+    for which nothing is proven, so that each whole family keeps its error level.
+    """
     family = [d for d in drafts if d.tested]
     decisions = decide([*(d.case for d in family), *early])[:len(family)]
     rows = [_row(d, e, lineage=lineage, forced=forced) for d, e in zip(family, decisions, strict=True)]
     secondary = sorted((d for d in drafts if not d.tested), key=lambda d: not d.primary)
     rows += [_row(d, None, lineage=lineage, forced=forced, q=q)
              for d, q in zip(secondary, _q_values(secondary), strict=True)]
-    return tuple(rows), tuple(_without_row(left, right, task, key) for task, metrics in table.items()
-                              for key, values in metrics.items() if values is None)
+    return tuple(rows)
 
 
 def _q_values(drafts: Sequence[RowDraft]) -> list[float | None]:
@@ -258,7 +279,8 @@ def _task_draft(pair: Pair, key: str, values: MetricValues, margins: Margins, *,
                                clusters=task_clusters(pair), bounded=values.unit in FRACTIONS)
     return RowDraft(task=settings.task, key=key, evidence=evidence, margin=margin, note=values.note, unit=values.unit,
                     primary=group is None and key == settings.primary, chance=settings.chance, n_total=settings.n_total,
-                    target=settings.target, group=group.name if group else "")
+                    target=settings.target, group=group.name if group else "",
+                    values=TaskGroup(settings.task, key, ((pair, values),), None))
 
 
 def replacing_groups(groups: Sequence[TaskGroup]) -> list[TaskGroup]:
@@ -295,20 +317,20 @@ def _group_draft(group: TaskGroup, margins: Margins, *, primary: bool) -> RowDra
                               clusters=group_clusters(group.pairs), bounded=group.unit in FRACTIONS)
     return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary, unit=group.unit,
                     chance=group.chance, n_total=sum(pair.settings.n_total for pair in group.pairs),
-                    note=group_note(weighting, len(values)))
+                    note=group_note(weighting, len(values)), values=group)
 
 
 def group_note(weighting: Weighting, tasks: int) -> str:
     """What the mean of a group is."""
-    averaged = "items" if weighting == "micro" else "tasks"
+    averaged = "items" if isinstance(weighting, str) and weighting == "micro" else "tasks"
     return f"mean over the {averaged} of {tasks} tasks, with errors stratified by task"
 
 
-def group_chance(members: Sequence[TaskSettings], weights: Sequence[int]) -> float | None:
+def group_chance(members: Sequence[TaskSettings], weight: Sequence[float]) -> float | None:
     """The expected score of a guess on a weighted mean over tasks; None where the answers of none can be guessed."""
     if all(m.chance is None for m in members):
         return None
-    return sum(w * (m.chance or 0.0) for m, w in zip(members, weights, strict=True)) / sum(weights)
+    return sum(w * (m.chance or 0.0) for m, w in zip(members, weight, strict=True)) / sum(weight)
 
 
 def _items_needed(draft: RowDraft, decision: Decision) -> tuple[DecidingItems | None, str]:
@@ -321,12 +343,15 @@ def _items_needed(draft: RowDraft, decision: Decision) -> tuple[DecidingItems | 
         return None, ""
     needed = items_to_decide(e.psi, draft.margin, e.delta, includes_zero=e.low <= 0 <= e.high, seen=e.n, total=total,
                              alpha=ALPHA / decision.members, shares=e.shares)
-    return needed, items_note(needed, total, draft.unit in FRACTIONS, undecided=decision.verdict == "undecided")
+    return needed, items_note(needed, total, draft.unit in FRACTIONS, undecided=decision.verdict == "undecided",
+                              average=bool(draft.average_of))
 
 
-def items_note(needed: DecidingItems, total: int, shares: bool, *, undecided: bool = True) -> str:
+def items_note(needed: DecidingItems, total: int, shares: bool, *, undecided: bool = True, average: bool = False
+               ) -> str:
     """Why no number of items decides a row; "" if one does. total: items of the task; shares: shown in points.
-    undecided: nothing is proven; else it is open only whether the difference is beyond the margin."""
+    undecided: nothing is proven; else it is open only whether the difference is beyond the margin. average: over tasks.
+    """
     if needed.items is not None:
         return ""
     unit = (f"{100 * needed.at:+.2f} points" if shares else f"{needed.at:+.4g}").replace("-", "\N{MINUS SIGN}")
@@ -336,7 +361,8 @@ def items_note(needed: DecidingItems, total: int, shares: bool, *, undecided: bo
     if needed.needed <= total:
         return f"as many items as this decide {needed.power:.0%} of such rows {truth}; more may not decide this one"
     what = "" if undecided else "whether it is beyond the margin "
-    reason = f"{what}cannot be decided with this task ({needed.needed:,} items needed {truth}, it has {total:,})"
+    where = ("these tasks", "they have") if average else ("this task", "it has")
+    reason = f"{what}cannot be decided with {where[0]} ({needed.needed:,} items needed {truth}, {where[1]} {total:,})"
     if not needed.near_margin:
         return reason
     equal = f"; if the models do not differ, about {needed.if_equal:,} items would" if needed.if_equal else ""

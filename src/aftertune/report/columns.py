@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aftertune.report import formatting as fmt
-from aftertune.report.names import metric_title, task_title
 from aftertune.report.table import (
     difference_text,
     full_run_text,
@@ -27,6 +26,8 @@ from aftertune.report.table import (
     partial_text,
     row_details,
     row_label,
+    row_metric,
+    row_title,
     shown_verdict,
     value_text,
 )
@@ -115,10 +116,12 @@ def unit_name(value: ComparisonRow | Score) -> str:
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column(key="task", heading="Task", outputs=ALL, name=True, says="The task, or the group of tasks.",
-           text=lambda line: fmt.visible(task_title(line.row.task))),
-    Column(key="metric", heading="Metric", outputs=ALL, name=True, says="The metric, as lm-eval names it.",
-           text=lambda line: fmt.visible(metric_title(line.row.metric, line.row.filter))),
+    Column(key="task", heading="Task", outputs=ALL, name=True,
+           says="The task, or the group of tasks; average for the average over the tasks.",
+           text=lambda line: fmt.visible(row_title(line.row))),
+    Column(key="metric", heading="Metric", outputs=ALL, name=True,
+           says="The metric, as lm-eval names it; mean for the average over the tasks.",
+           text=lambda line: fmt.visible(row_metric(line.row))),
     Column(key="filter", outputs=LATEX, says="The filter that lm-eval applied to the answers before the metric."),
     Column(key="unit", outputs=LATEX, plain=unit_name,
            says="Unit of base, tuned, delta and margin: share (a fraction; tables for people show percent and points), "
@@ -176,6 +179,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(key="q", outputs=DATA, says="Benjamini-Hochberg's q over the tasks of a group; exploratory."),
     Column(key="group", outputs=DATA, plain=lambda row: row.group or None,
            says="The group that gets the verdict instead of this task."),
+    Column(key="average_of", outputs=DATA, says="The tasks and groups of which the row is the average, with equal "
+           "weights; empty in other rows."),
     Column(key="family_size", outputs=DATA, says="Number of tests over which the adjusted p is corrected."),
     Column(key="items_needed", outputs=DATA, says="Items that would decide on which side of the margin the "
            "difference is, where that is not proven."),

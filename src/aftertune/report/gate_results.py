@@ -43,7 +43,7 @@ def gate_reason(line: GateLine) -> str:
     drop = f"a drop of more than {limit_text(line)}"
     if row.stopped_of is not None:
         figures += f"; {early_text(row.n, row.stopped_of)}, the interval is for {stopped_target(row)}"
-    scope = "in the full run " if row.stopped_of and row.full_low is None else ""
+    scope = "in the full run " if row.stopped_of and stopped_target(row) == "the full run" else ""
     if line.outcome == "dropped":
         return f"{drop} {scope}is proven ({figures})"
     if line.outcome == "held":

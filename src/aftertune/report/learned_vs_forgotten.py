@@ -103,7 +103,8 @@ def _balance(members: Sequence[TuningOutcome], measure: str) -> Balance | None:
         learned = _learned(outcome, measure)
         assert learned is not None
         spans = [Span.of(row) for row in own_rows]
-        mean = Span(*mean_interval([(s.value, s.low, s.high) for s in spans]))
+        average = outcome.average(tasks)
+        mean = Span.of(average) if average else Span(*mean_interval([(s.value, s.low, s.high) for s in spans]))
         rows += own_rows
         points.append(Point(number=number, outcome=outcome, learned=learned[0], changed=mean, proven=learned[1],
                             verdict=overall_verdict(own_rows)))

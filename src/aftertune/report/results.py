@@ -211,8 +211,12 @@ class TuningOutcome:
 
     @property
     def benchmarks(self) -> list[ComparisonRow]:
-        """Primary rows of the tasks that are not target tasks, where the metric is a fraction."""
-        return [r for r in self.comparison.rows if r.primary and not r.target and r.fraction]
+        """Primary rows of the tasks that are not target tasks, where the metric is a fraction; not the average."""
+        return [r for r in self.comparison.rows if r.primary and not r.target and r.fraction and not r.average_of]
+
+    def average(self, tasks: Sequence[str]) -> ComparisonRow | None:
+        """The row of the average of exactly these tasks; None without one."""
+        return next((r for r in self.comparison.rows if r.average_of and set(r.average_of) == set(tasks)), None)
 
     @property
     def targets(self) -> list[ComparisonRow]:

@@ -108,8 +108,14 @@ def _evidence(row: ComparisonRow) -> str:
     early = "" if row.stopped_of is None else f", stopped early; the interval is for {stopped_target(row)}"
     early += f"; full run: {full}" if (full := full_run_text(row)) else ""
     needed = f"; {items_needed_text(row)}" if items_needed_text(row) else ""
-    return (f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))} "
-            f"({_figures(row)}, n={items_text(row)}{early}{needed})")
+    return f"{_question(row)} ({_figures(row)}, n={items_text(row)}{early}{needed})"
+
+
+def _question(row: ComparisonRow) -> str:
+    """What a row is about: a metric of a task, or the average."""
+    if row.average_of:
+        return f"the average of {len(row.average_of)} tasks"
+    return f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))}"
 
 
 def _figures(row: ComparisonRow) -> str:
@@ -201,8 +207,7 @@ def seed_observations(contrasts: Sequence[Contrast]) -> list[Observation]:
 
 
 def _seed_evidence(row: ComparisonRow) -> str:
-    return (f"{fmt.visible(task_title(row.task))}, {fmt.visible(metric_title(row.metric, row.filter))} "
-            f"({_figures(row)}, n={row.n})")
+    return f"{_question(row)} ({_figures(row)}, n={row.n})"
 
 
 # --- Forgetting watch ---

@@ -3,6 +3,7 @@
     score_table(evaluation)[0]
         ScoreLine(title="HellaSwag", metric="Normalized Accuracy", result="41.00%", error="±2.84%",
                   interval="35.57% to 46.66%", n="300", primary=True, …)
+    row_title(row)                          "HellaSwag"
     row_label(row, lineage=True)            "forgot"
     note_text(row)                          "about 752 items would decide it if the models do not differ"
 
@@ -163,6 +164,16 @@ def shown_verdict(row: ComparisonRow) -> Verdict | None:
     return "undecided" if row.at_floor and row.verdict == "within" else row.verdict
 
 
+def row_title(row: ComparisonRow) -> str:
+    """The title of the task of a row; that of an average says over how many tasks it is."""
+    return f"Average of {len(row.average_of)} Tasks" if row.average_of else task_title(row.task)
+
+
+def row_metric(row: ComparisonRow) -> str:
+    """The title of the metric of a row."""
+    return "Primary Metrics" if row.average_of else metric_title(row.metric, row.filter)
+
+
 def row_label(row: ComparisonRow, lineage: bool) -> str:
     """The label of the verdict: forgot, improved, kept and no loss only with proven lineage; "" without a verdict."""
     verdict = shown_verdict(row)
@@ -188,7 +199,7 @@ def note_text(row: ComparisonRow) -> str:
 def stopped_target(row: ComparisonRow) -> str:
     """What the interval and the verdict of a row that was stopped early are about. Rows by version 2 of the rules and
     before were about the full run."""
-    return "the full run" if row.full_low is None else "the models"
+    return "the full run" if row.full_low is None and not row.average_of else "the models"
 
 
 #: What is proven of the full run, with the margin in place of {}.
@@ -218,7 +229,8 @@ def items_needed_text(row: ComparisonRow) -> str:
     if row.items_needed is None:
         return ""
     decide = "it" if row.verdict == "undecided" else "whether it is beyond the margin"
-    needed = f"about {fmt.count(row.items_needed)} items would decide {decide}"
+    in_all = " in all" if row.average_of else ""
+    needed = f"about {fmt.count(row.items_needed)} items{in_all} would decide {decide}"
     if row.items_needed_at is None or row.items_needed_power is None:  # stored by version 1 of the rules
         return f"{needed} {'at this difference' if row.low > 0 or row.high < 0 else 'if the models do not differ'}"
     truth = "if the models do not differ" if row.items_needed_at == 0 else \

@@ -112,11 +112,12 @@ def terminal_summary(comparisons: Sequence[Comparison]) -> Table:
     table.add_column("", overflow="fold")
     for comparison in comparisons:
         table.add_column(Text(fmt.visible(comparison.tuned_name)), overflow="fold")
-    cells = {(line.row.task, at): line for at, comparison in enumerate(comparisons)
+    cells = {((line.row.task, line.row.average_of), at): line for at, comparison in enumerate(comparisons)
              for line in verdict_table(comparison) if line.row.primary}
     for task in dict.fromkeys(task for task, _ in cells):
         row = [cells.get((task, at)) for at in range(len(comparisons))]
-        table.add_row(Text(fmt.visible(task)), *(
+        name = f"{task[0]} ({len(task[1])} tasks)" if task[1] else task[0]
+        table.add_row(Text(fmt.visible(name)), *(
             Text.assemble((line.label, badge(line.verdict).style), f" {line['delta']}") if line
             else Text(fmt.DASH) for line in row))
     return table

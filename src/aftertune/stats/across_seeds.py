@@ -157,6 +157,12 @@ class SeedErrors:
         ends = self.contrast(self.items.plain).interval(level)
         return ends if self.items.seen is None else self.items.seen.widened(ends, level)
 
+    def widest_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Interval of the mean that covers those of all kinds of error, so that it agrees with what all tests prove."""
+        ends = [self.interval(level),
+                *self.items.robust_intervals(level, lambda estimate: self.contrast(estimate).interval(level))]
+        return min(low for low, _ in ends), max(high for _, high in ends)
+
     def tests(self, margin: float) -> MarginTests:
         """Tests against +-margin, with independent items."""
         return self.items.tests(margin, lambda estimate: self.contrast(estimate).tests(margin))
@@ -167,9 +173,10 @@ class SeedErrors:
 
 
 def seed_errors(strata: Sequence[NDArray[np.float64]], *, weighting: Weighting = "micro",
-                clusters: Clusters | None = None, bounded: bool = False, spread: SeedSpread | None = None
-                ) -> SeedErrors:
-    """Mean difference over seeds and items of one task, or of a group of tasks. strata: float64 [seeds, items] each.
+                clusters: Clusters | None = None, bounded: bool = False, spread: SeedSpread | None = None,
+                members: Sequence[int] = ()) -> SeedErrors:
+    """Mean difference over seeds and items of one task, of a group of tasks, or of an average over both. strata:
+    float64 [seeds, items] each.
 
     spread: of the recipes of the study; None takes the error from the differences alone. For the others see
     `item_errors`. Raises ValueError as `seed_contrast` does, and for unequal numbers of seeds.
@@ -180,7 +187,8 @@ def seed_errors(strata: Sequence[NDArray[np.float64]], *, weighting: Weighting =
         raise ValueError(f"numbers of seeds {[len(d) for d in strata]}: need the same for each task")
     seeds = len(strata[0])
     means = np.array([stratified_mean([d[s] for d in strata], weighting).mean for s in range(seeds)])
-    items = item_errors([d.mean(axis=0) for d in strata], weighting=weighting, clusters=clusters, bounded=bounded)
+    items = item_errors([d.mean(axis=0) for d in strata], weighting=weighting, clusters=clusters, bounded=bounded,
+                        members=members)
     if spread is not None:
         return SeedErrors((math.sqrt(2 * spread.variance / seeds), spread.df), items)
     return SeedErrors((_error(means), seeds - 1), items)

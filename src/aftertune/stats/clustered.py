@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from aftertune.stats.paired import Estimate, Floats, paired_mean, rounding
 
-Weighting = Literal["micro", "macro"]
+#: How strata are weighted: by their items ("micro", lm-eval's default), all alike ("macro"), or by given weights with
+#: the sum 1, float64 [strata].
+Weighting = Literal["micro", "macro"] | Floats
 
 #: With fewer clusters than this, cluster-robust errors are unreliable.
 FEW_CLUSTERS = 20
@@ -66,16 +68,22 @@ def clustered_mean(differences: Sequence[float] | Floats, clusters: Sequence[Has
 
 
 def weights(sizes: Sequence[int], weighting: Weighting) -> Floats:
-    """Weight of each stratum: its share of the items (micro, lm-eval's default) or 1/K (macro)."""
+    """Weight of each stratum: its share of the items (micro), 1/K (macro), or as given. Raises ValueError unless there
+    is one given weight for each stratum."""
     n = np.asarray(sizes, dtype=np.float64)
+    if not isinstance(weighting, str):
+        if weighting.shape != n.shape:
+            raise ValueError(f"{weighting.size} weights for {n.size} strata: need one for each")
+        return weighting
     return n / n.sum() if weighting == "micro" else np.full(n.size, 1 / n.size)
 
 
 def stratified_mean(strata: Sequence[Floats], weighting: Weighting = "micro") -> Estimate:
     """sum_k w_k mean_k with SE**2 = sum_k w_k**2 SE_k**2, each SE_k from the paired values of stratum k.
 
-    df = N - K. A stratum of one item has no error, so the variance of all items is used for it (df = N - 1 if all
-    strata have one item). Raises ValueError for no stratum or an empty one.
+    df = N - K with micro weights, else Welch and Satterthwaite's, because a small stratum with a large weight can be
+    most of the error. A stratum of one item has no error, so the variance of all items is used for it (df = N - 1 if
+    all strata have one item). Raises ValueError for no stratum or an empty one.
     """
     if not strata:
         raise ValueError("no strata: a group mean needs at least one task")
@@ -86,8 +94,24 @@ def stratified_mean(strata: Sequence[Floats], weighting: Weighting = "micro") ->
     deviation = pooled.se * math.sqrt(sum(sizes))  # standard deviation of one item, for strata of one
     errors = np.array([deviation if n == 1 else e.se for n, e in zip(sizes, estimates, strict=True)])
     mean = float(share @ np.array([e.mean for e in estimates]))
-    within = sum(sizes) - len(sizes)
-    return Estimate(mean, float(np.sqrt(((share * errors) ** 2).sum())), within or pooled.df)
+    within = (sum(sizes) - len(sizes)) or pooled.df
+    parts = (share * errors) ** 2
+    df = _df(parts, [n - 1 or pooled.df for n in sizes], within, weighting)
+    return Estimate(mean, float(np.sqrt(parts.sum())), df)
+
+
+def _df(parts: Floats, df: Sequence[float], most: float, weighting: Weighting) -> float:
+    """The degrees of freedom of a sum of variances ``parts``: at most ``most``, which holds with micro weights."""
+    return most if isinstance(weighting, str) and weighting == "micro" else min(most, satterthwaite(parts, df))
+
+
+def satterthwaite(parts: Sequence[float] | Floats, df: Sequence[float] | Floats) -> float:
+    """Degrees of freedom of a sum of independent variances, each with its own (Satterthwaite 1946, Biometrics 2:110).
+
+    (sum v)**2 / sum(v**2 / df), Welch's for two means; the sum of all df where every part is 0. parts, df: [k].
+    """
+    v, own = np.asarray(parts, dtype=np.float64), np.asarray(df, dtype=np.float64)
+    return float(v.sum() ** 2 / (v**2 / own).sum()) if v.any() else float(own.sum())
 
 
 def stratified_clustered_mean(strata: Sequence[Floats], clusters: Sequence[Sequence[Hashable]],
@@ -96,20 +120,23 @@ def stratified_clustered_mean(strata: Sequence[Floats], clusters: Sequence[Seque
 
     clusters: a label for each item of each stratum. SE**2 = sum_g (sum_k c_k w_k / n_k sum_{i in g, k} e_i)**2 with
     c_k**2 = G_k / (G_k - 1), so that clusters within one stratum give the sum of the strata's CR1 errors. df = the
-    number of clusters in the strata less the number of strata, and at most the number of clusters less 1. Degenerate
-    if a stratum has one cluster.
+    number of clusters in the strata less the number of strata, and at most the number of clusters less 1; with other
+    than micro weights also at most Satterthwaite's from the errors of the strata. Degenerate if a stratum has one
+    cluster.
     """
     mean, sizes = stratified_mean(strata, weighting).mean, [len(s) for s in strata]
     counts = [len(set(labels)) for labels in clusters]
     labels = [c for stratum in clusters for c in stratum]
     codes = codes_of(labels)
-    df = min(sum(counts) - len(counts), int(codes.max()))
+    df: float = min(sum(counts) - len(counts), int(codes.max()))
     if min(counts) < 2:
         return Estimate(mean, 0.0, df)
     parts = [math.sqrt(g / (g - 1)) * share / n * (s - s.mean()) for s, n, g, share in
              zip(strata, sizes, counts, weights(sizes, weighting), strict=True)]
     sums = np.bincount(codes, weights=np.concatenate(parts))
     se = math.sqrt(float(sums @ sums))
+    own = [np.bincount(codes_of(c), weights=p) for c, p in zip(clusters, parts, strict=True)]
+    df = _df(np.array([float(s @ s) for s in own]), [g - 1 for g in counts], df, weighting)
     return Estimate(mean, se if se * sum(sizes) > rounding(np.concatenate(list(strata))) else 0.0, df)
 
 

@@ -2,12 +2,15 @@
 
     paired_evidence(base, tuned, margin=0.02)             base, tuned: float64 [n], item by item
     group_evidence([base_a, base_b], [tuned_a, tuned_b], margin=0.02)
+    average_evidence([base_a, base_b], [tuned_a, tuned_b], [0.5, 0.5], margin=0.02, clusters=labels, members=[1, 1])
 
 Values that are all 0 or 1 are binary and get Tango's test. Others are real and get a paired t test, with a bootstrap
 beside it where they are few or skewed. Where they are in [0, 1], the t test counts only as far as the bound on failures
 that were not seen allows (`aftertune.stats.bounded`). The sign of a difference is such that positive is better. A task
 with clusters also gets cluster-robust tests. A group of tasks gets one mean with stratified errors and the same bound;
-if it has many tasks, it also gets tests that treat the tasks as a sample.
+if it has many tasks, it also gets tests that treat the tasks as a sample. The average over the tasks and groups of a
+comparison is such a mean with other weights. Its interval is the widest of all its kinds of test, so that it agrees
+with the verdict.
 """
 
 from __future__ import annotations
@@ -123,7 +126,7 @@ def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: f
     sizes = [s.size for s in strata]
     effective = 1 / float((weights(sizes, weighting) ** 2 / np.asarray(sizes)).sum())  # N where micro
     core = _real(errors, effective, margin)
-    other: Weighting = "macro" if weighting == "micro" else "micro"
+    other: Weighting = "micro" if isinstance(weighting, str) and weighting == "macro" else "macro"
     alternative = stratified_mean(strata, other)
     evidence = Evidence(
         n=d.size, base=level.mean, tuned=after.mean, delta=errors.plain.mean, low=core.low, high=core.high,
@@ -134,6 +137,48 @@ def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: f
         details=(*_task_details(errors, len(strata), shares),
                  _interval(f"{other} mean {_signed(alternative.mean, shares)},", alternative.interval(), shares)))
     return _with_flips(evidence, d) if binary else evidence
+
+
+def average_evidence(base: Sequence[Floats], tuned: Sequence[Floats], weight: Sequence[float], *, margin: float,
+                     clusters: Clusters, members: Sequence[int]) -> Evidence:
+    """Evidence on the average over tasks and groups. base, tuned: values in [0, 1] of which more is better, an array
+    for each task; weight: of each task, with the sum 1. clusters: a label for each item of each task. members: how
+    many tasks each task or group has.
+
+    Raises ValueError as `group_evidence` does.
+    """
+    shares, sizes = np.asarray(weight, dtype=np.float64), np.array([b.size for b in base])
+    errors = _average_errors(base, tuned, shares, clusters, members)
+    effective = 1 / float((shares**2 / sizes).sum())
+    core = _real(errors, effective, margin)
+    low, high = _widest(errors, 0.95)
+    return Evidence(
+        n=int(sizes.sum()), base=stratified_mean(list(base), shares).mean,
+        tuned=stratified_mean(list(tuned), shares).mean, delta=errors.plain.mean, low=low, high=high, kind="real",
+        tests=core.tests, shares=True, clustered=errors.robust_tests(margin),
+        psi=None if core.psi is None else core.psi * errors.effect * int(sizes.sum()) / effective,
+        notes=core.notes + cluster_notes(errors, True))
+
+
+def average_interval(base: Sequence[Floats], tuned: Sequence[Floats], weight: Sequence[float], *, level: float,
+                     clusters: Clusters, members: Sequence[int]) -> tuple[float, float]:
+    """The interval of `average_evidence` at another level; -1 to 1 where nothing can be proven."""
+    errors = _average_errors(base, tuned, np.asarray(weight, dtype=np.float64), clusters, members)
+    unproven = NO_EVIDENCE in (errors.tests(1.0), errors.robust_tests(1.0))
+    return (-1.0, 1.0) if unproven else _widest(errors, level)
+
+
+def _average_errors(base: Sequence[Floats], tuned: Sequence[Floats], weight: Floats, clusters: Clusters,
+                    members: Sequence[int]) -> ItemErrors:
+    strata = [_difference(b, t, True) for b, t in zip(base, tuned, strict=True)]
+    return item_errors(strata, weighting=weight, clusters=clusters, bounded=True, members=members)
+
+
+def _widest(errors: ItemErrors, level: float) -> tuple[float, float]:
+    """The interval that covers those of all kinds of error, so that it agrees with what all tests prove."""
+    plain = errors.plain.interval(level)
+    ends = [plain if errors.seen is None else errors.seen.widened(plain, level), *errors.robust_intervals(level)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _task_details(errors: ItemErrors, tasks: int, shares: bool) -> tuple[str, ...]:

@@ -7,6 +7,10 @@ The items of a task are independent, or come in clusters. A group has a stratum 
 it has many tasks, they are also treated as a sample. Differences of values in [0, 1] are bounded, so that failures
 which were not seen can be bounded too (`aftertune.stats.bounded`): for items, and for clusters as a whole. One pair of
 models (`aftertune.stats.evidence`) and recipes over several seeds (`aftertune.stats.across_seeds`) use the same errors.
+
+The average over the tasks of a comparison gives each of its members, a task or a group, the same weight. Its strata are
+the tasks, with the weights that follow from this. A member that is a group of many tasks is also treated as a sample of
+tasks, as in its own row.
 """
 
 from __future__ import annotations
@@ -22,11 +26,12 @@ from aftertune.stats.clustered import (
     Weighting,
     cluster_totals,
     clustered_mean,
+    satterthwaite,
     stratified_clustered_mean,
     stratified_mean,
     weights,
 )
-from aftertune.stats.paired import NO_EVIDENCE, Estimate, Floats, MarginTests, paired_mean, weakest
+from aftertune.stats.paired import NO_EVIDENCE, Estimate, Floats, MarginTests, paired_mean, rounding, weakest
 
 #: From this many tasks on, the tasks of a group are also treated as a sample.
 MANY_TASKS = 10
@@ -92,6 +97,14 @@ class ItemErrors:
             kinds.append(test(self.by_task) if test else self.by_task.tests(margin))
         return weakest(*kinds) if kinds else None
 
+    def robust_intervals(self, level: float = 0.95, interval: Callable[[Estimate], tuple[float, float]] | None = None
+                         ) -> list[tuple[float, float]]:
+        """The intervals that agree with `robust_tests`. interval: of an estimate, in place of its t interval."""
+        kinds = [(e, seen) for e, seen in ((self.clustered, self.seen_clusters), (self.by_task, None))
+                 if e is not None and not e.degenerate]
+        ends = [(interval(e) if interval else e.interval(level), seen) for e, seen in kinds]
+        return [seen.widened(pair, level) if seen else pair for pair, seen in ends]
+
     @staticmethod
     def _guarded(estimate: Estimate, seen: Observations | None, margin: float,
                  test: Callable[[Estimate], MarginTests] | None) -> MarginTests:
@@ -103,8 +116,9 @@ class ItemErrors:
 
 
 def item_errors(strata: Sequence[Floats], *, weighting: Weighting = "micro", clusters: Clusters | None = None,
-                bounded: bool = False) -> ItemErrors:
+                bounded: bool = False, members: Sequence[int] = ()) -> ItemErrors:
     """The errors of the mean over ``strata``, float64 [n] for each task. bounded: the differences are in [-1, 1].
+    members: of an average over tasks and groups, with given weights: how many strata each of them has, in order.
 
     Raises ValueError for no stratum or an empty one.
     """
@@ -113,7 +127,7 @@ def item_errors(strata: Sequence[Floats], *, weighting: Weighting = "micro", clu
     d = np.concatenate(list(strata))
     weight = np.repeat(weights(sizes, weighting) / np.asarray(sizes) * d.size, sizes)
     seen = Observations(weight * d, float(weight.max())) if bounded else None
-    by_task = _by_task(strata, weighting)
+    by_task = _by_task(strata, weighting, members)
     labels = [label for stratum in clusters or () for label in stratum]
     count = len(set(labels))
     if clusters is None or (count == d.size and None not in labels):
@@ -137,11 +151,40 @@ def _problem(labels: Sequence[Hashable | None]) -> str:
     return "all items are one cluster" if len(set(labels)) == 1 else ""
 
 
-def _by_task(strata: Sequence[Floats], weighting: Weighting) -> Estimate | None:
-    """The tasks of a group as a sample: CR1 by task, or a t test over the means of the tasks. None for few tasks."""
-    if len(strata) < MANY_TASKS:
+def _by_task(strata: Sequence[Floats], weighting: Weighting, members: Sequence[int]) -> Estimate | None:
+    """The tasks of a group as a sample: CR1 by task, or a t test over the means of the tasks. None for few tasks.
+
+    members: of an average, as in `item_errors`. Each that has many tasks is such a sample; the others are strata.
+    """
+    if isinstance(weighting, str):
+        if len(strata) < MANY_TASKS:
+            return None
+        if weighting == "macro":
+            return paired_mean([float(s.mean()) for s in strata])
+        tasks = np.repeat(np.arange(len(strata)), [s.size for s in strata])
+        return clustered_mean(np.concatenate(list(strata)), tasks.tolist())
+    if max(members, default=0) < MANY_TASKS:
         return None
-    if weighting == "macro":
-        return paired_mean([float(s.mean()) for s in strata])
-    tasks = np.repeat(np.arange(len(strata)), [s.size for s in strata])
-    return clustered_mean(np.concatenate(list(strata)), tasks.tolist())
+    estimates, shares, start = [], [], 0
+    for count in members:
+        own, weight = strata[start:start + count], weighting[start:start + count]
+        shares.append(float(weight.sum()))
+        estimates.append(_as_sample(own, weight / shares[-1]) if count >= MANY_TASKS
+                         else stratified_mean(own, weight / shares[-1]))
+        start += count
+    parts = [(w * e.se) ** 2 for w, e in zip(shares, estimates, strict=True)]
+    mean = sum(w * e.mean for w, e in zip(shares, estimates, strict=True))
+    return Estimate(mean, float(np.sqrt(sum(parts))), satterthwaite(parts, [max(1.0, e.df) for e in estimates]))
+
+
+def _as_sample(strata: Sequence[Floats], weight: Floats) -> Estimate:
+    """Mean over tasks that are a sample: SE**2 = K/(K-1) sum_k (w_k (mean_k - mean))**2 with df = K - 1.
+
+    weight: float64 [K] with the sum 1. With the tasks' shares of the items it is CR1 by task, with 1/K the t test over
+    their means.
+    """
+    means = np.array([float(s.mean()) for s in strata])
+    mean, k = float(weight @ means), len(strata)
+    deviations = weight * (means - mean)
+    se = float(np.sqrt(k / (k - 1) * (deviations @ deviations)))
+    return Estimate(mean, se if se > rounding(means) else 0.0, k - 1)

@@ -412,8 +412,9 @@ class Study(Spec):
                                  f"{nearest(path.name, names)}")
 
     def margins(self) -> dict[str, Margin]:
-        """Margin of each task. That of the study is in points, so it is for shares alone."""
-        return {t.name: Margin.given(t.margin) if t.margin else Margin(self.margin / 100) for t in self.tasks}
+        """Margin of each task, and of all others ("*"). That of the study is in points, so it is for shares alone."""
+        usual = Margin(self.margin / 100)
+        return {"*": usual} | {t.name: Margin.given(t.margin) if t.margin else usual for t in self.tasks}
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from aftertune.values.tuning import HeldOut
 
 #: The version of the rules by which verdicts are made; docs/changes.md says what each version changed. A value that was
 #: stored before there was a version has 1.
-RULES = 3
+RULES = 4
 
 #: The proven relation of the models of two evaluations; "" where none is proven.
 Relation = Literal["", "tuned", "reversed", "siblings", "same model"]
@@ -76,6 +76,8 @@ class ComparisonRow:
     full_verdict: what is proven of it; full_base: the base's score on the full run, None where it is not known;
     full_tuned_low, full_tuned_high: the tuned model's score there, None with full_base. In a row that was stopped early
     by version 2 of the rules or before, low, high and verdict are about the full run, and these are None.
+
+    average_of: the tasks and groups of which the row is the average, with equal weights; () in all other rows.
     """
 
     task: str
@@ -123,6 +125,7 @@ class ComparisonRow:
     full_base: float | None = None
     full_tuned_low: float | None = None
     full_tuned_high: float | None = None
+    average_of: tuple[str, ...] = ()
 
     @property
     def fraction(self) -> bool:

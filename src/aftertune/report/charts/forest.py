@@ -16,8 +16,15 @@ from typing import Any
 from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
 from aftertune.report.charts.svg import INK, WIDE, Sheet, mark, sheet, short
-from aftertune.report.names import metric_title, task_title
-from aftertune.report.table import difference_text, interval_text, row_label, shown_verdict
+from aftertune.report.names import metric_title
+from aftertune.report.table import (
+    difference_text,
+    interval_text,
+    row_label,
+    row_metric,
+    row_title,
+    shown_verdict,
+)
 from aftertune.values import Comparison, ComparisonRow, Contrast
 
 _WIDE_CHARS = 36  # characters of a name that fit beside the plot of a wide chart
@@ -57,7 +64,7 @@ def forest(comparison: Comparison, width: int) -> str:
     Target tasks have their own panel, because their differences are much larger, and so has each metric in its own
     unit. Returns "" if nothing can be drawn.
     """
-    lines = [_Line(task_title(r.task), metric_title(r.metric, r.filter), r, row_label(r, comparison.lineage))
+    lines = [_Line(row_title(r), row_metric(r), r, row_label(r, comparison.lineage))
              for r in comparison.rows if _drawable(r)]
     panels = [p for side in (False, True) for p in _panels([x for x in lines if x.row.target is side])]
     return _draw(f"forest {comparison.id}", f"Differences of {comparison.tuned_name} against {comparison.base_name}",
@@ -73,20 +80,21 @@ def _panels(lines: Sequence[_Line]) -> list[list[_Line]]:
 
 def contrast_forest(contrast: Contrast, width: int) -> str:
     """The differences between two recipes over all their seeds; "" if nothing can be drawn."""
-    lines = [_Line(task_title(r.task), metric_title(r.metric, r.filter), r, row_label(r, lineage=False))
+    lines = [_Line(row_title(r), row_metric(r), r, row_label(r, lineage=False))
              for r in contrast.rows if _drawable(r)]
     return _draw(f"contrast {contrast.id}", f"Differences of {contrast.right} against {contrast.left}",
                  _panels(lines), width)
 
 
-def task_forest(task: str, comparisons: Sequence[Comparison], width: int) -> str:
-    """One task's primary metric over several comparisons; "" if fewer than two can be drawn."""
+def task_forest(task: str, comparisons: Sequence[Comparison], width: int, average_of: tuple[str, ...] = ()) -> str:
+    """One task's primary metric, or the average of these tasks, over several comparisons; "" if fewer than two can be
+    drawn."""
     lines = [_Line(c.tuned_name, "", r, row_label(r, c.lineage)) for c in comparisons
-             for r in c.rows if r.task == task and r.primary and _drawable(r)]
+             for r in c.rows if r.task == task and r.average_of == average_of and r.primary and _drawable(r)]
     if len(lines) < 2:
         return ""
-    return _draw(f"task {task} {[c.id for c in comparisons]}", f"Differences on {task_title(task)}", _panels(lines),
-                 width)
+    return _draw(f"task {task} {[c.id for c in comparisons]}", f"Differences on {row_title(lines[0].row)}",
+                 _panels(lines), width)
 
 
 def _drawable(row: ComparisonRow) -> bool:

@@ -98,7 +98,8 @@ def _proven(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def _summary(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """How many fine-tuned models have which verdict over all benchmarks."""
-    verdicts = [overall_verdict([r for r in c.rows if r.primary and not r.target]) for c in comparisons]
+    verdicts = [overall_verdict([r for r in c.rows if r.primary and not r.target and not r.average_of])
+                for c in comparisons]
     counts = [(verdicts.count("lower"), ("forgot", "forgot"), "on at least one benchmark"),
               (verdicts.count("worse"), ("is", "are"),
                "worse on at least one benchmark, without a proven loss beyond the margin on any"),
@@ -145,7 +146,8 @@ def _reported(reported: Sequence[ReportedView]) -> Iterator[tuple[str, str]]:
 
 def _matrix(comparisons: Sequence[Comparison], outcome_by_comparison: dict[str, TuningOutcome]) -> Matrix:
     """comparisons: all with the same base."""
-    cells = {c.id: {line.row.task: line for line in verdict_table(c) if line.row.primary} for c in comparisons}
+    cells = {c.id: {(line.row.task, line.row.average_of): line for line in verdict_table(c) if line.row.primary}
+             for c in comparisons}
     tasks = {task: line for lines in cells.values() for task, line in lines.items()}
     order = sorted(tasks, key=lambda task: not tasks[task].row.target)
     rows = [MatrixRow(
@@ -154,7 +156,7 @@ def _matrix(comparisons: Sequence[Comparison], outcome_by_comparison: dict[str, 
         cells=[cells[c.id].get(task) for task in order]) for c in comparisons]
     unforced = [c for c in comparisons if not c.forced]
     forests = [(tasks[task]["task"], view) for task in order
-               if (view := figure(partial(task_forest, task, unforced), _FOREST))]
+               if (view := figure(partial(task_forest, task[0], unforced, average_of=task[1]), _FOREST))]
     titles = [(tasks[task]["task"], tasks[task].row.target) for task in order]
     return Matrix(fmt.visible(comparisons[0].base_name), titles, rows, forests)
 
