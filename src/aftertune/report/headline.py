@@ -53,14 +53,15 @@ STATE_WORDS: Mapping[HeadlineState, str] = {
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """The primary rows of a comparison by what they say. open: undecided above the floor; floor: nothing to lose."""
+    """The primary rows of the tasks of a comparison by what they say. open: undecided above the floor; floor: nothing to
+    lose."""
 
     comparison: Comparison
     rows: tuple[ComparisonRow, ...]
 
     @classmethod
     def of(cls, comparison: Comparison) -> _Facts:
-        return cls(comparison, tuple(r for r in comparison.rows if r.primary))
+        return cls(comparison, tuple(r for r in comparison.rows if r.primary and not r.average_of))
 
     @property
     def tuned(self) -> str:
