@@ -53,8 +53,8 @@ STATE_WORDS: Mapping[HeadlineState, str] = {
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """The primary rows of the tasks of a comparison by what they say. open: undecided above the floor; floor: nothing to
-    lose."""
+    """The primary rows of the tasks of a comparison, by what they say. open: undecided above the floor; floor: nothing
+    to lose."""
 
     comparison: Comparison
     rows: tuple[ComparisonRow, ...]
