@@ -96,6 +96,14 @@ def results(folder: Path) -> object:
     return read_results(folder / "results.json")
 
 
+def prompts(folder: Path) -> object:
+    from aftertune.tuning.general_prompts import PromptList
+
+    with (folder / "prompts.txt").open("wb") as file:
+        file.truncate(bounds.PROMPTS_BYTES + 1)
+    return PromptList.read(folder / "prompts.txt")
+
+
 def task_file(folder: Path) -> object:
     from aftertune.tasks.task_files import read_config
 
@@ -109,6 +117,7 @@ EXCEEDED: dict[str, tuple[Callable[[Path], object], str]] = {
     "STUDY_DEPTH": (study("a: " + "[" * 50 + "]" * 50), "nested"),
     "STUDY_VALUES": (study("a: &a [" + "1," * 300 + "]\nb: [" + "*a," * 300 + "]\n"), "values"),
     "DATA_ROW": (rows(b'{"text": "' + b"a" * bounds.DATA_ROW + b'"}\n'), "longer than 32 MiB"),
+    "PROMPTS_BYTES": (prompts, "at most 16,777,216"),
     "TASK_BYTES": (task_file, "and 5,000,000 are allowed"),
     "TEMPLATE_CHARACTERS": (rendering("{% for i in range(300) %}{{ 'a' * 70000 }}{% endfor %}"),
                             "20,000,000 are allowed"),

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aftertune.drift import GENERAL, HELD_OUT, DriftOptions, general_prompts, measure_drift
+from aftertune.drift import GENERAL, HELD_OUT, DriftOptions, measure_drift
 from aftertune.engine import divergence
 from aftertune.errors import AftertuneError, InputError, SourceError
 from aftertune.study import TuneSpec
 from aftertune.tuning import tune
+from aftertune.tuning.general_prompts import drift_prompts
 from cli_cases import call, settle
 from tuning_cases import base_and_data, chat_tokenizer, easy_rows, tiny_model, write_rows
 
@@ -176,7 +177,7 @@ def test_a_tuned_model_that_is_not_there_is_refused(place):
 
 
 def test_general_prompts_are_distinct_lines():
-    prompts = general_prompts()
+    prompts = drift_prompts()
     assert len(prompts) == len({*prompts}) == 64
 
 

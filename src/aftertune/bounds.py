@@ -60,6 +60,9 @@ PARQUET_ROWS_PER_BYTE = _bound(16, _DATA, "number", "{} rows for each byte of th
 PARQUET_VALUES = _bound(1_000_000, _DATA, "number", "{} values of a column in one row")
 PARQUET_BATCH = _bound(256, _DATA, "memory and time", "Parquet: {} rows unpacked at once")
 
+_PROMPTS = "list of prompts (replay from the base)"
+PROMPTS_BYTES = _bound(16 * MIB, _PROMPTS, "size", "{} bytes")
+
 _TASK = "task file of lm-eval (YAML)"
 TASK_BYTES = _bound(5_000_000, _TASK, "size", "{} bytes")
 TASK_FILES = _bound(50_000, _TASK, "number", "{} files in a folder")

@@ -20,7 +20,6 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -46,6 +45,7 @@ from aftertune.stats.bootstrap import TOO_FEW, bca_mean
 from aftertune.stats.log_probability import ROUNDING
 from aftertune.stats.paired import paired_mean
 from aftertune.tuning.build import fitting_length
+from aftertune.tuning.general_prompts import drift_prompts
 from aftertune.values import ModelIdentity, Progress, Tuning
 
 if TYPE_CHECKING:
@@ -261,12 +261,6 @@ def _is_tuning(word: str, ledger: Ledger) -> bool:
     return True
 
 
-def general_prompts() -> list[str]:
-    """The general prompts that come with the package, one a line."""
-    text = files("aftertune").joinpath("drift_prompts.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line.strip()]
-
-
 def _general_prompts(tokenizer: Any, options: DriftOptions) -> list[_Prompt]:
     """The general prompts, as user messages of a chat where the tokenizer has a template."""
     from aftertune.tasks.chat_template import get_chat_template, template_date
@@ -276,7 +270,7 @@ def _general_prompts(tokenizer: Any, options: DriftOptions) -> list[_Prompt]:
         template = get_chat_template(tokenizer, template_date(tokenizer, None))
         if template is None and options.chat:
             raise InputError(f"{tokenizer.name_or_path}: it has no chat template; leave out --apply-chat-template")
-    prompts = general_prompts()[:options.prompts]
+    prompts = drift_prompts()[:options.prompts]
     if template is None:
         return [_Prompt(tokenizer(prompt).input_ids, prompt) for prompt in prompts]
     return [_Prompt(tokenizer(template.render([{"role": "user", "content": prompt}]),

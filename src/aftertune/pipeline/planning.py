@@ -34,9 +34,18 @@ from aftertune.sources import resolve_model, shape_of
 from aftertune.sources.folder_lock import try_folder_lock
 from aftertune.sources.hub import offline, offline_only
 from aftertune.study import BaseSpec, Study, TaskSpec, TuneSpec, on_hub
+from aftertune.study.anchor import AnchorSetting
 from aftertune.study.presets import ModelShape, preset_of
 from aftertune.tasks.data import choose_source
-from aftertune.tuning.estimate import DTYPE_BYTES, UTILIZATION, Machine, Workload, estimate
+from aftertune.tuning.estimate import (
+    DTYPE_BYTES,
+    UTILIZATION,
+    Machine,
+    Workload,
+    estimate,
+    with_writing,
+    writing_seconds,
+)
 from aftertune.tuning.unsloth import unavailable_error
 from aftertune.values import Tuning
 from aftertune.values.reported import plain_name
@@ -149,15 +158,33 @@ class Costs:
         if shape is None:
             return Cost(None, None, None, _UNKNOWN_SIZE, estimated=True)
         spec = recipe.spec(base, name=name, dtype="auto", device="auto", out=Path())
-        load = Workload.guessed(_examples(spec), spec.max_length)
-        estimated = estimate(shape, spec, load, self.machine)
+        examples = _examples(spec)
+        load = Workload.guessed(examples, spec.max_length, examples - _new_examples(spec))
+        estimated, writing = estimate(shape, spec, load, self.machine), 0.0
+        if count := self._answers_to_write(name):
+            estimated = with_writing(estimated, shape, count, self.machine)
+            writing = writing_seconds(shape, count, self.machine)
+        anchor = AnchorSetting.active(recipe.anchor)
         for done in reversed(self.tunings):
             pace = _pace(done)
-            if done.method == recipe.method and pace and done.base.parameters:
-                seconds = pace * estimated.steps * spec.batch_size * spec.accumulation * shape.parameters \
+            alike = done.method == recipe.method and done.settings.get("anchor") == (str(anchor) if anchor else None)
+            if alike and pace and done.base.parameters:
+                seconds = writing + pace * estimated.steps * spec.batch_size * spec.accumulation * shape.parameters \
                     / done.base.parameters
                 return Cost(seconds, estimated.memory, estimated.disk, f"the pace of tuning {done.name}", guessed)
         return Cost(estimated.seconds, estimated.memory, estimated.disk, estimated.basis, guessed)
+
+
+    def _answers_to_write(self, name: str) -> int:
+        """How many answers the base writes for the replay of a tuning: of several tunings with the same base and
+        prompts, the first writes them for all."""
+        recipe = self.study.tunings[name]
+        if recipe.replay is None or recipe.replay.base is None:
+            return 0
+        alike = [(other, tuning.replay.base.count) for other, tuning in self.study.tunings.items()
+                 if tuning.base == recipe.base and tuning.template == recipe.template and tuning.replay
+                 and tuning.replay.base and tuning.replay.base.file == recipe.replay.base.file]
+        return max(count for _, count in alike) if alike[0][0] == name else 0
 
 
 def items_of(task: TaskSpec, source: str) -> int:
@@ -184,8 +211,14 @@ def _study_name(task: str, names: set[str]) -> str:
 
 def _examples(spec: TuneSpec) -> int:
     """Number of examples that a tuning trains on, with replay, estimated from the lines of the file."""
-    examples = spec.data.examples or (ROWS if on_hub(spec.data.file) else _rows(spec.data.file))
-    return int(examples / (1 - spec.replay.share)) if spec.replay else examples
+    examples = _new_examples(spec)
+    if spec.replay is None:
+        return examples
+    return examples + spec.replay.base.count if spec.replay.base else int(examples / (1 - (spec.replay.share or 0)))
+
+
+def _new_examples(spec: TuneSpec) -> int:
+    return spec.data.examples or (ROWS if on_hub(spec.data.file) else _rows(spec.data.file))
 
 
 def _rows(file: Path) -> int:
@@ -319,7 +352,7 @@ def _missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
     if tuning is not None and cell.kind == "tuning":
         if METHODS[tuning.method].base == "nf4" and find_spec("bitsandbytes") is None:
             missing.append("package bitsandbytes (pip install bitsandbytes)")
-        files = [tuning.data.file, *([tuning.replay.data.file] if tuning.replay else [])]
+        files = [tuning.data.file, *([tuning.replay.data.file] if tuning.replay and not tuning.replay.base else [])]
         missing += [text for file in files for text in _data_missing(file)]
     if cell.kind != "tuning":
         missing += [f"task data {task.data}" for task in study.tasks

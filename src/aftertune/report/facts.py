@@ -32,7 +32,8 @@ Counts = Mapping[str, Mapping[str, int]]
 # --- Training data ---
 _USED = {"training": "trained on", "held_out": "held out", "validation": "for validation", "replayed": "replayed"}
 _LEFT_OUT = {"duplicates": "duplicates", "alike": "duplicates except for case, spaces or Unicode form",
-             "empty": "without a completion", "unreadable": "unreadable",
+             "empty": "without a completion", "unfinished": "without an end", "loops": "that repeat themselves",
+             "unreadable": "unreadable",
              "in_held_out_file": "with a prompt of the held-out file",
              "set_aside": "in the new or held-out data", "not_drawn": "not drawn"}
 _FILES = {"data": "Data Rows", "replay_data": "Data Rows of Replay"}

@@ -399,7 +399,8 @@ class Study(Spec):
         """Raises InputError if a data file of the study does not exist, before anything runs."""
         paths = [(f"tunings.{n}.data.{k}", getattr(t.data, k))
                  for n, t in self.tunings.items() for k in ("file", "held_out_file")]
-        paths += [(f"tunings.{n}.replay.data.file", t.replay.data.file) for n, t in self.tunings.items() if t.replay]
+        paths += [(f"tunings.{n}.replay.data.file", t.replay.data.file if t.replay.base is None else t.replay.base.file)
+                  for n, t in self.tunings.items() if t.replay]
         paths += [(f"tunings.{n}.watch.target.file", t.watch.target.file)
                   for n, t in self.tunings.items() if t.watch and t.watch.target]
         paths += [(f"tasks.{t.name}.data", t.data) for t in self.tasks]
@@ -464,7 +465,7 @@ class Study(Spec):
             "bases": {n: anchored_base(b, folder) for n, b in study.bases.items()},
             "tasks": tuple(anchored_task(t, folder) for t in study.tasks),
             "tunings": {n: t.model_copy(update={"data": anchored_data(t.data, folder),
-                                                "replay": anchored_replay(t.replay, folder),
+                                                "replay": t.replay and t.replay.from_folder(folder, _data_file),
                                                 "watch": anchored_watch(t.watch, folder)})
                         for n, t in study.tunings.items()},
         })
@@ -475,9 +476,9 @@ def anchored(path: Path | None, folder: Path) -> Path | None:
     return None if path is None else (path if path.is_absolute() else folder / path)
 
 
-def _data_file(path: Path | None, folder: Path) -> Path | None:
+def _data_file(path: Path, folder: Path) -> Path:
     """As `anchored`, but a data set of the Hub keeps its name."""
-    return path if path is not None and on_hub(path) and not exists(folder / path) else anchored(path, folder)
+    return path if path.is_absolute() or (on_hub(path) and not exists(folder / path)) else folder / path
 
 
 def anchored_base(base: BaseSpec, folder: Path) -> BaseSpec:
@@ -499,15 +500,7 @@ def anchored_task(task: TaskSpec, folder: Path) -> TaskSpec:
 def anchored_data(data: DataSpec, folder: Path) -> DataSpec:
     """The training data with every path taken from ``folder``."""
     return data.model_copy(update={"file": _data_file(data.file, folder),
-                                   "held_out_file": _data_file(data.held_out_file, folder)})
-
-
-def anchored_replay(replay: ReplaySpec | None, folder: Path) -> ReplaySpec | None:
-    """The replay data with every path taken from ``folder``."""
-    if replay is None:
-        return None
-    data = replay.data.model_copy(update={"file": _data_file(replay.data.file, folder)})
-    return replay.model_copy(update={"data": data})
+                                   "held_out_file": data.held_out_file and _data_file(data.held_out_file, folder)})
 
 
 def anchored_watch(watch: WatchSpec | None, folder: Path) -> WatchSpec | None:

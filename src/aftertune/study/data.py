@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,9 +64,66 @@ class DataSpec(DataSource):
         description="Further share kept out of training, for early stopping.")] = None
 
 
-class ReplaySpec(Spec):
-    """Other data that is mixed into the training data, against forgetting. All new examples are kept."""
+class BaseReplay(Spec):
+    """Replay of the base's own answers: how many, and to which prompts (None: those that come with the package)."""
 
-    data: Annotated[DataSource, Flag("--replay"), Field(description="Other data to mix in, against forgetting.")]
-    share: Annotated[float, Flag("--replay-share"), Field(
-        gt=0, lt=1, description="Share of the other data in the final mixture, for example 0.2.")]
+    count: Positive
+    file: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> BaseReplay:
+        """``base:400`` or ``base:400:FILE``. Raises ValueError, in one line with what is allowed, for another form."""
+        number, _, file = text.removeprefix(_BASE).partition(":")
+        if not number.strip().isdecimal() or len(number) > 9 or not 0 < int(number) <= 100_000:
+            raise ValueError(f"{text[:80]!r} is no number of answers; write base:N, for example base:400, or "
+                             "base:N:FILE with a file of prompts, and N from 1 to 100,000")
+        return cls(count=int(number), file=Path(file) if file else None)
+
+
+#: The start of a replay source that is the base itself.
+_BASE = "base:"
+
+
+class ReplaySpec(Spec):
+    """Other data that is mixed into the training data, against forgetting. All new examples are kept. A string is short
+    for its ``data``."""
+
+    data: Annotated[DataSource, Flag("--replay"), Field(
+        description="Other data to mix in, against forgetting: a file, or base:N for N answers that the base itself "
+                    "writes to general prompts (base:N:FILE: to those in a file, one a line).")]
+    share: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Flag("--replay-share"), Field(
+        description="Share of the other data in the final mixture, for example 0.2. Not for base:N.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_text_is_its_data(cls, value: Any) -> Any:
+        return {"data": value} if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _a_share_goes_with_a_file(self) -> ReplaySpec:
+        if self.base is None and self.share is None:
+            raise ValueError("`share` is missing: the share of the other data in the final mixture (--replay-share), "
+                             "for example 0.2")
+        if self.base is not None and self.share is not None:
+            raise ValueError(f"`share` (--replay-share) does not go with base:{self.base.count}, which is the number "
+                             "of answers; leave one of them out")
+        if self.base is not None and (unused := sorted(self.data.model_fields_set - {"file"})):
+            raise ValueError(f"`{unused[0]}` is for a file of data and has no effect on base:{self.base.count}; leave "
+                             "it out")
+        return self
+
+    @property
+    def base(self) -> BaseReplay | None:
+        """The base's own answers that are replayed; None for the data of a file."""
+        text = str(self.data.file)
+        return BaseReplay.parse(text) if text.startswith(_BASE) else None
+
+    def from_folder(self, folder: Path, data_file: Callable[[Path, Path], Path]) -> ReplaySpec:
+        """The same with relative paths taken from ``folder``. data_file: does it for a data file."""
+        if self.base is None:
+            file = data_file(self.data.file, folder)
+        elif self.base.file is None or self.base.file.is_absolute():
+            return self
+        else:
+            file = Path(f"{_BASE}{self.base.count}:{folder / self.base.file}")
+        return self.model_copy(update={"data": self.data.model_copy(update={"file": file})})

@@ -251,7 +251,9 @@ def _labelled(path: str, value: Any) -> str:
 def _value_text(value: Any) -> str:
     """A value as a part of a name: a file by its stem, a number in its shortest form."""
     if isinstance(value, Mapping):
-        value = value.get("file", "-".join(str(v) for v in value.values()))
+        value = value.get("file", "-".join(_value_text(v) for v in value.values()))
+    if value is None:
+        return "none"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:g}" if abs(value) < 1e6 else str(value)
     text = "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aftertune.ledger import Ledger
     from aftertune.sources import ModelSource
     from aftertune.study import TuneSpec
+    from aftertune.tuning.base_answers import BaseAnswers
     from aftertune.tuning.callbacks import Look, TrainingPlan
     from aftertune.tuning.kept import KeepPlan, KeptCheckpoints
     from aftertune.tuning.split import Corpus
@@ -66,7 +67,8 @@ def tune(spec: TuneSpec, *, ledger: Ledger | None = None, progress: Progress | N
     from aftertune.tuning import output
     from aftertune.tuning.rollback import finish_rollback
 
-    job, progress = _prepare(spec, questions, look), progress or (lambda *_: None)
+    progress = progress or (lambda *_: None)
+    job = _prepare(spec, questions, look, _base_answers(spec, ledger, progress))
     folder = Path(job.tuning.output)
     tuning = _finished(job)
     if tuning is not None:
@@ -166,19 +168,34 @@ def _merged(job: _Job, tuning: Tuning, ledger: Ledger | None, progress: Progress
 # --- Before training: resolve everything, compute the id ---
 
 
-def _prepare(spec: TuneSpec, questions: Iterable[Question], look: Look | None) -> _Job:
-    """Resolve source, data, device and recipe; read no weights into memory.
+def _base_answers(spec: TuneSpec, ledger: Ledger | None, progress: Progress) -> BaseAnswers | None:
+    """What writes the base's own answers, if they are replayed. They are stored beside the ledger."""
+    from aftertune.tuning.base_answers import BaseAnswers
+
+    if spec.replay is None or spec.replay.base is None:
+        return None
+    return BaseAnswers(spec, answers_folder(ledger), progress)
+
+
+def answers_folder(ledger: Ledger | None) -> Path:
+    """The folder of the answers that bases wrote for replay: beside the ledger."""
+    return (Path(".aftertune") if ledger is None else ledger.database.path.parent) / "replay"
+
+
+def _prepare(spec: TuneSpec, questions: Iterable[Question], look: Look | None, answers: BaseAnswers | None) -> _Job:
+    """Resolve source, data, device and recipe; read no weights into memory, except for the answers of the base that are
+    replayed and not stored yet.
 
     A tuning that the first version began goes on by that version's rules for repeats and the split.
     """
     from aftertune.tuning.split import Corpus, Rules
 
     questions = list(questions)
-    corpus = Corpus.load(spec.data, spec.seed, spec.replay)
+    corpus = Corpus.load(spec.data, spec.seed, spec.replay, None, answers)
     job = _resolve(spec, corpus, questions, look)
     if corpus.changed and not _begun(job):
         with contextlib.suppress(InputError):
-            first = Corpus.load(spec.data, spec.seed, spec.replay, Rules(first=True))
+            first = Corpus.load(spec.data, spec.seed, spec.replay, Rules(first=True), answers)
             before = _resolve(spec, first, questions, look)
             if _begun(before):
                 note = ("continues by the rules for repeats and the split with which it was started; give another "
@@ -344,8 +361,10 @@ def _data_settings(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
         settings |= {"validation": corpus.validation_fingerprint, "validation_examples": len(corpus.validation),
                      "early_stop": spec.early_stop.model_dump()}
     if spec.replay:
-        settings |= {"replay": corpus.replay_fingerprint, "replay_examples": len(corpus.replay),
-                     "replay_share": spec.replay.share}
+        share = spec.replay.share or round(len(corpus.replay) / (len(corpus.replay) + len(corpus.training)), 4)
+        settings |= {"replay": corpus.replay_fingerprint, "replay_examples": len(corpus.replay), "replay_share": share}
+    if corpus.replay_settings:
+        settings["replay_base"] = dict(corpus.replay_settings)
     return settings
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import InputError, SourceError
@@ -41,6 +41,9 @@ UTILIZATION = 0.5
 ASSUMED_TOKENS, ASSUMED_LEARNED = 120, 0.5
 #: Bytes of the interpreter with its libraries.
 PROGRAM_BYTES = 700 * 2**20
+#: Tokens that a base generates for an answer that is replayed, the share of its answers that are kept, and the share of
+#: the machine's peak rate at which it generates (SmolLM2 135M, one thread: 100, 70 % and 17 %).
+ANSWER_TOKENS, ANSWERS_KEPT, WRITING = 100, 0.7, 0.15
 #: Rows of logits that are in memory at once, in float32 and with their gradient.
 LOGIT_ROWS = 512
 
@@ -59,11 +62,19 @@ class Workload:
     replayed: int = 0
 
     @classmethod
-    def guessed(cls, examples: int, max_length: int) -> Workload:
-        """The workload of data that cannot be read, from the usual length of an example."""
+    def guessed(cls, examples: int, max_length: int, replayed: int = 0) -> Workload:
+        """The workload of data that cannot be read, from the usual length of an example. replayed: how many of the
+        examples are replayed."""
         length = min(ASSUMED_TOKENS, max_length)
         return cls(examples, examples * length, min(4 * length, max_length), int(examples * length * ASSUMED_LEARNED),
-                   min(examples // 9, 1000) * length)
+                   min(examples // 9, 1000) * length, replayed * length)
+
+    def with_answers(self, count: int, max_length: int) -> Workload:
+        """The workload with so many answers of the base, which are not written yet."""
+        length = min(ASSUMED_TOKENS, max_length)
+        return replace(self, examples=self.examples + count, tokens=self.tokens + count * length,
+                       learned=self.learned + int(count * length * ASSUMED_LEARNED),
+                       replayed=self.replayed + count * length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,21 @@ def estimate(shape: ModelShape, recipe: Recipe, workload: Workload, machine: Mac
         disk=int(_disk(shape, recipe, machine)) + _kept_disk(shape, recipe, machine, steps), steps=steps, tokens=tokens,
         seconds=seconds,
         basis=f"{shape.parameters / 1e6:,.0f}M parameters, {workload.tokens:,} tokens per epoch, {rate}")
+
+
+def with_writing(cost: CostEstimate, shape: ModelShape, count: int, machine: Machine) -> CostEstimate:
+    """The cost with the time in which the base writes ``count`` answers for replay."""
+    if cost.seconds is None or not machine.rate:
+        return cost
+    seconds = writing_seconds(shape, count, machine)
+    return replace(cost, seconds=cost.seconds + seconds,
+                   basis=f"{cost.basis}; {seconds:,.0f} s for {count:,} answers of the base, unless they are stored")
+
+
+def writing_seconds(shape: ModelShape, count: int, machine: Machine) -> float:
+    """The time in which the base writes ``count`` answers for replay; 0 without a rate."""
+    operations = 2 * (count / ANSWERS_KEPT * ANSWER_TOKENS) * (shape.products + shape.vocabulary * shape.hidden)
+    return operations / (machine.rate * WRITING) if machine.rate else 0.0
 
 
 def trained_parameters(shape: ModelShape, recipe: Recipe) -> int:
@@ -212,7 +238,12 @@ def estimate_tuning(spec: TuneSpec) -> CostEstimate:
     if shape is None:
         raise InputError(f"{spec.model}: cannot estimate, because the config lacks some of hidden_size, "
                          "num_hidden_layers, num_attention_heads and vocab_size; tune without --dry-run")
-    return estimate(shape, spec, workload, Machine(device, dtype, matmul_rate(device, dtype)))
+    machine = Machine(device, dtype, matmul_rate(device, dtype))
+    if spec.replay is None or spec.replay.base is None:
+        return estimate(shape, spec, workload, machine)
+    count = spec.replay.base.count
+    cost = estimate(shape, spec, workload.with_answers(count, spec.max_length), machine)
+    return with_writing(cost, shape, count, machine)
 
 
 def _shape_and_workload(spec: TuneSpec) -> tuple[presets.ModelShape | None, Workload]:

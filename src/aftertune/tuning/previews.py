@@ -66,6 +66,9 @@ def preview(spec: TuneSpec, count: int = 3, questions: Iterable[Question] = ()) 
     rows = EncodedCorpus.from_corpus(corpus, tokenizer, options, spec.seed)
     note = date_note(tokenizer, spec.template_date) if spec.template == "chat" else None
     dated = [note] if note else []
+    if spec.replay is not None and spec.replay.base is not None:
+        dated.append("the answers of the base are not shown: it writes them when the tuning runs, if they are not "
+                     "stored")
     replayed = {example.where for example in corpus.replay}
     ordered = sorted(rows.training, key=lambda row: row.example)
     chosen = [row for row in ordered if row.where not in replayed][:count]

@@ -13,8 +13,9 @@ The order of the steps:
    have the same prompt, what follows the prompt decides too.
 3. ``examples`` takes a seeded subset of the training examples. Smaller subsets are contained in larger ones.
 4. Replay mixes other data in, so that the model forgets less (rehearsal: Robins 1995, Connection Science 7(2)). The
-   share is that of the final mixture: all new examples stay, and other examples are added. An example whose prompt is
-   held out or used for validation is never replayed.
+   share is that of the final mixture: all new examples stay, and other examples are added; or it is a number of
+   answers that the base writes (`aftertune.tuning.base_answers`). An example whose prompt is held out or used for
+   validation is never replayed.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from aftertune.errors import InputError, shown
 from aftertune.sources import fingerprint_rows
@@ -184,6 +186,23 @@ def choose_replay(examples: Sequence[Example], count: int, seed: int, notes: lis
     return [examples[order[n % len(order)]] for n in range(count)]
 
 
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The answers that are replayed. counts: of all answers that were looked at, and of those left out, by reason;
+    notes: on both; settings: how they were made, for the record of the tuning."""
+
+    examples: tuple[Example, ...]
+    counts: Mapping[str, int]
+    notes: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+class AnswerWriter(Protocol):
+    """Writes the base's own answers (`aftertune.tuning.base_answers.BaseAnswers`)."""
+
+    def examples(self, allowed: Callable[[Example], bool]) -> Replayed: ...
+
+
 # --- The corpus ---
 
 #: The held-out share if the specification names none.
@@ -207,7 +226,7 @@ class Corpus:
 
     validation: for early stopping; empty without it. replay: other examples, trained on with the new ones. counts: of
     the rows of each file ("data", "replay_data"). notes: on what was left out. changed: the sets differ from those that
-    the first version made of the same data.
+    the first version made of the same data. replay_settings: how the base wrote the replayed examples.
     """
 
     training: tuple[Example, ...]
@@ -217,10 +236,15 @@ class Corpus:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     changed: bool = False
+    replay_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, spec: DataSpec, seed: int, replay: ReplaySpec | None = None, rules: Rules | None = None) -> Corpus:
-        """Read, deduplicate, split, subset and mix. Raises InputError if too few examples are left."""
+    def load(cls, spec: DataSpec, seed: int, replay: ReplaySpec | None = None, rules: Rules | None = None,
+             base_answers: AnswerWriter | None = None) -> Corpus:
+        """Read, deduplicate, split, subset and mix. Raises InputError if too few examples are left.
+
+        base_answers: writes the examples where the base's own answers are replayed; None leaves them out.
+        """
         rules = rules or Rules()
         report = ReadReport()
         examples, changed = _distinct(spec, report, rules)
@@ -230,15 +254,22 @@ class Corpus:
         report.counts |= {"training": len(drawn), "not_drawn": len(training) - len(drawn),
                            "validation": len(validation), "held_out": len(held_out)}
         counts, notes, replayed = {"data": report.counts}, report.notes, []
-        changed = changed or keys != SplitKeys()
-        if replay is not None:
+        changed, settings = changed or keys != SplitKeys(), dict[str, Any]()
+        if replay is not None and replay.base is not None:
+            if base_answers is not None:
+                used, new = {keys.key(e) for e in (*held_out, *validation)}, {example_key(e) for e in drawn}
+                made = base_answers.examples(lambda e: keys.key(e) not in used and example_key(e) not in new)
+                replayed, settings = list(made.examples), dict(made.settings)
+                counts["replay_data"], notes = dict(made.counts), [*notes, *made.notes]
+        elif replay is not None:
             replay_report = ReadReport()
             others, others_changed = _distinct(replay.data, replay_report, rules)
             used = {keys.key(e) for e in (*held_out, *validation)}
             replayed = _replayed(replay, others, drawn, (used, keys), seed, replay_report)
             counts["replay_data"] = replay_report.counts
             notes, changed = [*notes, *replay_report.notes], changed or others_changed
-        return cls(tuple(drawn), tuple(held_out), tuple(validation), tuple(replayed), counts, tuple(notes), changed)
+        return cls(tuple(drawn), tuple(held_out), tuple(validation), tuple(replayed), counts, tuple(notes), changed,
+                   settings)
 
     @property
     def fingerprint(self) -> str:
@@ -331,6 +362,7 @@ def _replayed(spec: ReplaySpec, examples: list[Example], training: list[Example]
     if not usable:
         raise InputError(f"replay {spec.data.file}: each of its {len(examples)} examples is in the new data or has a "
                          "held-out prompt; give other data")
+    assert spec.share is not None
     replayed = choose_replay(usable, replay_count(spec.share, len(training)), seed, report.notes)
     report.counts |= {"set_aside": len(examples) - len(usable), "replayed": len(replayed),
                        "not_drawn": max(len(usable) - len(replayed), 0)}
