@@ -49,13 +49,14 @@ def parameters(classes: dict[str, tuple[list[str], list[str]]], name: str) -> It
 def test_the_table_has_every_engine_of_lm_eval_and_no_other() -> None:
     from lm_eval.models import MODEL_MAPPING
 
-    assert {"packed", "plain", *(f"lm-eval:{name}" for name in MODEL_MAPPING)} == ENGINES.keys()
+    assert {"packed", "plain", "openai:URL", *(f"lm-eval:{name}" for name in MODEL_MAPPING)} == ENGINES.keys()
     assert OPTIONS.keys() <= EvalSpec.model_fields.keys()
+    assert engine_facts("openai:http://127.0.0.1:1/v1") is ENGINES["openai:URL"]
     assert all(facts.takes.keys() <= OPTIONS.keys() for facts in ENGINES.values())
     assert all(facts.reason for facts in ENGINES.values() if facts.kind == "refused")
 
 
-@pytest.mark.parametrize("name", [n for n in USABLE if ENGINES[n].kind != "own"])
+@pytest.mark.parametrize("name", [n for n in USABLE if n.startswith("lm-eval:") and ENGINES[n].kind != "own"])
 def test_the_arguments_of_a_row_are_those_of_lm_evals_class(name: str) -> None:
     from lm_eval.models import MODEL_MAPPING
 

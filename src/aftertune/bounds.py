@@ -106,6 +106,9 @@ RECORD_FACTS = _bound(100, _RECORD, "number", "{} facts below a heading")
 RECORD_NOTES = _bound(200, _RECORD, "number", "{} notes")
 RECORD_SECONDS = _bound(300.0, _RECORD, "memory and time", "{} s")
 
+_SERVER = "answer of a model's server"
+SERVER_ANSWER = _bound(64 * MIB, _SERVER, "size", "{} bytes of an answer")
+
 _RESULTS = "results of other tools (JSON)"
 RESULTS_BYTES = _bound(512 * MIB, _RESULTS, "size", "{} bytes unpacked")
 RESULTS_LINE = _bound(64 * MIB, _RESULTS, "size", "{} characters of a line of samples")

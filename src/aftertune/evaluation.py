@@ -31,6 +31,7 @@ from aftertune.errors import InputError, RequestError, ResumeRefused, TasksFaile
 from aftertune.harness import HarnessEngine
 from aftertune.harness.checks import check_tasks, model_defaults
 from aftertune.harness.engines import ServerTemplate
+from aftertune.harness.server import MessagesTemplate, is_server
 from aftertune.harness.evaluated import TRANSPORT, EvaluatedModel, LiveModel, identify
 from aftertune.ledger import Ledger
 from aftertune.stats.answer_format import has_no_answer, is_generated
@@ -132,7 +133,7 @@ class EvaluationRun:
         self.engine: EvaluationEngine | None = None
         self.known: tuple[PackingDecision, int] | None = None
         self.loaded: list[LoadedTask] = []
-        self.template: ChatTemplate | ServerTemplate | None = None
+        self.template: ChatTemplate | ServerTemplate | MessagesTemplate | None = None
         self.started = time.monotonic()
         self.failed: dict[str, str] | None = None  # task -> reason; None where the first failure is raised
         self.reused: set[str] = set()
@@ -373,7 +374,7 @@ class EvaluationRun:
             texts = [self.responses[p] for repeats in task.positions for p in repeats]
             if task.settings.output_type != "generate_until":
                 continue
-            if self.spec.engine not in ("packed", "plain"):
+            if self.spec.engine not in ("packed", "plain") and not is_server(self.spec.engine):
                 yield f"{task.settings.task}: {self.spec.engine} cuts reasoning traces off at {end} and drops them"
                 continue
             count = sum(r.reasoning is not None for r in texts)
@@ -477,7 +478,8 @@ def _options(spec: EvalSpec, model: EvaluatedModel) -> LoadOptions:
         source=spec.task_source, check_generation=model.facts.kind == "own")
 
 
-def _written_alike(left: ChatTemplate | ServerTemplate | None, right: ChatTemplate | ServerTemplate | None) -> bool:
+def _written_alike(left: ChatTemplate | ServerTemplate | MessagesTemplate | None,
+                   right: ChatTemplate | ServerTemplate | MessagesTemplate | None) -> bool:
     """True if both templates write the same text, or both are missing."""
     if left is None or right is None:
         return left is right

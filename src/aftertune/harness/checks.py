@@ -11,7 +11,7 @@ from typing import Any
 
 from aftertune.errors import InputError
 from aftertune.harness.evaluated import EvaluatedModel
-from aftertune.harness.table import check_requests
+from aftertune.harness.table import check_requests, engine_facts
 from aftertune.sources.generation import LIMITS, generation_defaults, is_sampled
 from aftertune.study import EvalSpec
 from aftertune.tasks import LoadedTask
@@ -36,8 +36,9 @@ def check_tasks(spec: EvalSpec, model: EvaluatedModel, loaded: Sequence[LoadedTa
     failed: names of tasks that could not be loaded, which may use a setting.
     """
     settings = [t.settings for t in loaded]
-    check_requests(spec.engine, {s.task: _KINDS.get(s.output_type, "score") for s in settings})
-    only_chats = "score" not in model.facts.requests and "apply_chat_template" in model.facts.takes
+    check_requests(spec.engine, model.facts, {s.task: _KINDS.get(s.output_type, "score") for s in settings})
+    row = engine_facts(spec.engine)
+    only_chats = "score" not in row.requests and "apply_chat_template" in row.takes
     raw = next((s.task for s in settings if s.chat_template is None), None)
     if only_chats and raw is not None:
         raise InputError(f"task {raw!r}: the engine {spec.engine} answers chats only; add --apply-chat-template")

@@ -20,6 +20,7 @@ from aftertune import sources
 from aftertune.engine import devices
 from aftertune.errors import InputError, SourceError
 from aftertune.harness.engines import HarnessEngine, ServerTemplate
+from aftertune.harness.server import MessagesTemplate, ServerEngine, is_server, server_address
 from aftertune.harness.table import OPTIONS, EngineFacts, check_engine
 from aftertune.sources.hub import offline_only
 from aftertune.sources.live import LiveBase, dtype_name
@@ -50,14 +51,14 @@ class EvaluatedModel:
     facts: EngineFacts
     device: str = NOT_STATED
     dtype: str = NOT_STATED
-    template: ChatTemplate | ServerTemplate | None = None
+    template: ChatTemplate | ServerTemplate | MessagesTemplate | None = None
     source: ModelSource | None = None
     adapter: AdapterSource | None = None
     tokenizer: Any = None
     code_digest: str | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    engine: HarnessEngine | None = None
+    engine: HarnessEngine | ServerEngine | None = None
     generation: Any = None
 
 
@@ -87,6 +88,8 @@ def identify(spec: EvalSpec) -> EvaluatedModel:
     given = {n for n in OPTIONS if getattr(spec, n) != fields[n].get_default(call_default_factory=True)}
     facts = check_engine(spec.engine, given)
     _check_arguments(spec)
+    if is_server(spec.engine):
+        return _served(spec, facts)
     if facts.kind == "names":
         return _stated(spec, facts)
     try:
@@ -191,6 +194,17 @@ def _stated(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
         identity=ModelIdentity(source=spec.model, weights=mark, config=mark, tokenizer=mark, revision=spec.revision),
         facts=facts, stated=stated, arguments=arguments, engine=engine,
         template=ServerTemplate(engine) if "apply_chat_template" in facts.takes else None)
+
+
+def _served(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
+    """A model of a server with OpenAI's API: what is stated, and what the server reports of itself."""
+    engine = ServerEngine(server_address(spec.engine), spec.model, spec.engine_args)
+    stated = {"model": spec.model, "base_url": engine.client.url, **({"reported": engine.facts} if engine.facts else {})}
+    mark = STATED + digest(["openai", stated])
+    able = facts.requests if engine.scores else facts.requests - {"score"}
+    return EvaluatedModel(
+        identity=ModelIdentity(source=spec.model, weights=mark, config=mark, tokenizer=mark, revision=spec.revision),
+        facts=replace(facts, requests=able), stated=stated, engine=engine, template=engine.template)
 
 
 def _address(url: str) -> str:

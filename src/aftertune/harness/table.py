@@ -93,11 +93,15 @@ _ANTHROPIC = _server(_TEXTS, _CHAT, packages=("anthropic", *_API), install="pip 
                      variable="ANTHROPIC_API_KEY")
 _LLAMA_CPP = _server(_SHORT, {}, model="", packages=("requests",), install="pip install requests")
 
+#: A server with OpenAI's API. ``engine_facts`` has it for every address. What it answers depends on the server.
+_OPENAI = EngineFacts(kind="names", takes={"engine_args": "", "apply_chat_template": "", "think_end_token": ""},
+                      requests=_SHORT)
+
 _NO_CLASS = "lm-eval 0.4.13 names a class for it that it does not have"
 
 #: Every engine by its name. The names after ``lm-eval:`` are lm-eval's.
 ENGINES: dict[str, EngineFacts] = {
-    "packed": _own(), "plain": _own(), "lm-eval:hf": _HF, "lm-eval:hf-auto": _HF, "lm-eval:huggingface": _HF,
+    "packed": _own(), "plain": _own(), "openai:URL": _OPENAI, "lm-eval:hf": _HF, "lm-eval:hf-auto": _HF, "lm-eval:huggingface": _HF,
     "lm-eval:vllm": _VLLM,
     "lm-eval:sglang": _loads("sglang", "pip install 'sglang[all]'", dtype="dtype", device="device",
                              tokenizer="tokenizer_path", trust_remote_code="trust_remote_code",
@@ -140,7 +144,7 @@ ENGINES: dict[str, EngineFacts] = {
 
 def engine_facts(name: str) -> EngineFacts:
     """The facts of an engine. Raises InputError for an unknown name and for an engine that is refused."""
-    facts = ENGINES.get(name)
+    facts = ENGINES.get("openai:URL" if name.startswith("openai:") else name)
     if facts is None:
         names = list(ENGINES)
         short = name.removeprefix("lm-eval:")
@@ -187,9 +191,8 @@ def _installed(package: str) -> bool:
         return False
 
 
-def check_requests(name: str, kinds: Mapping[str, str]) -> None:
+def check_requests(name: str, facts: EngineFacts, kinds: Mapping[str, str]) -> None:
     """Raise InputError for a task that the engine cannot answer. kinds: task -> kind of its requests."""
-    facts = engine_facts(name)
     texts = {"score": "log-likelihoods of given answers", "rolling": "log-likelihoods of whole documents",
              "generate": "generated texts"}
     for task, kind in kinds.items():

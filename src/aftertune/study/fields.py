@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from datetime import date
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -50,7 +51,30 @@ def _memory(text: str) -> str:
 def _engine_name(name: str) -> str:
     if name in ("packed", "plain") or (name.startswith("lm-eval:") and len(name) > len("lm-eval:")):
         return name
-    raise ValueError("Input should be packed, plain or lm-eval:NAME")
+    if name.startswith("openai:"):
+        return f"openai:{server_url(name.removeprefix('openai:'))}"
+    raise ValueError("Input should be packed, plain, openai:URL or lm-eval:NAME")
+
+
+def server_url(text: str) -> str:
+    """The address of a server's API, such as ``http://127.0.0.1:8080/v1``, from any form that people write.
+
+    Raises ValueError for what is no address, and for one with a login or a query, which would be stored.
+    """
+    try:
+        parts = urlsplit(text)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        parts, port = urlsplit(""), ""
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("The address of a server must not have a login or a query, because it is stored with the "
+                         "results; set the key in the environment variable OPENAI_API_KEY")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("Input should be openai: and the address of a server, for example "
+                         "openai:http://127.0.0.1:8080/v1")
+    path = parts.path.rstrip("/").removesuffix("/completions").removesuffix("/chat")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}{port}{path or '/v1'}"
 
 
 def _day(value: Any) -> Any:
@@ -84,7 +108,7 @@ KeptCount = Annotated[Literal["all"] | Positive | None, BeforeValidator(_kept)]
 # Fields that several specifications have, with their descriptions.
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Field(description="Data type of the weights.")]
 Device = Annotated[str, Field(description="Device: auto, cuda, cuda:N, mps or cpu.")]
-EngineName = Annotated[str, AfterValidator(_engine_name), Field(description="Engine: packed, plain or lm-eval:NAME.")]
+EngineName = Annotated[str, AfterValidator(_engine_name), Field(description="Engine: packed, plain, openai:URL (a server) or lm-eval:NAME.")]
 Quantize = Annotated[Literal["nf4"] | None, Field(
     description="nf4: load the linear layers of the base in 4 bits, as qlora does. Default: as they are stored.")]
 Revision = Annotated[str | None, Field(description="Branch, tag or commit of a model on the Hub.")]

@@ -1,0 +1,230 @@
+"""Evaluations of a model on a server with OpenAI's API, against the same model in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aftertune.errors import InputError, ResourceError
+from aftertune.evaluation import evaluate
+from aftertune.harness import server_client
+from aftertune.harness.server import ServerEngine, checked_arguments
+from aftertune.ledger import Ledger
+from aftertune.study import EvalSpec, TaskSpec
+from aftertune.study.fields import server_url
+from eval_cases import byte_folder, write_task
+from server_cases import ModelServer, served
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a chat template, and two tasks."""
+    home = tmp_path_factory.mktemp("server")
+    file = home / "docs.jsonl"
+    file.write_text("".join(json.dumps({"question": f"After {n} comes ", "answer": n % 2}) + "\n" for n in range(6)))
+    write_task(home / "tasks", "pick", "multiple_choice", file,
+               'doc_to_choice: ["ab", "1"]\nmetric_list: [{metric: acc}]')
+    write_task(home / "tasks", "write", "generate_until", file,
+               'generation_kwargs: {max_gen_toks: 9, until: ["e"]}\nmetric_list: [{metric: exact_match}]')
+    byte_folder(home / "base", template=TEMPLATE)
+    return home
+
+
+@pytest.fixture(params=["vllm"])
+def server(home: Path, request: pytest.FixtureRequest) -> Iterator[ModelServer]:
+    with served(home / "base", request.param) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_client, "_FIRST_WAIT", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def run(home: Path, ledger: Ledger, model: str, *tasks: str, **settings: Any) -> Any:
+    return evaluate(model, [TaskSpec(name=name) for name in tasks], ledger=ledger, include_path=home / "tasks",
+                    **settings)
+
+
+def answers(ledger: Ledger, evaluation: Any, task: str) -> list[Any]:
+    return sorted(ledger.answers(evaluation.id, task), key=lambda a: a.index)
+
+
+def test_a_server_answers_as_the_model_in_this_process(home: Path, server: ModelServer, tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        here = run(home, ledger, str(home / "base"), "pick", "write", engine="plain", dtype="float32")
+        there = run(home, ledger, "tiny", "pick", "write", engine=f"openai:{server.url}")
+        for left, right in zip(answers(ledger, here, "pick"), answers(ledger, there, "pick"), strict=True):
+            assert [r.logprob for r in right.responses] == pytest.approx([r.logprob for r in left.responses], abs=1e-4)
+            assert [r.greedy for r in right.responses] == [r.greedy for r in left.responses]
+        for left, right in zip(answers(ledger, here, "write"), answers(ledger, there, "write"), strict=True):
+            assert [r.text for r in right.responses] == [r.text for r in left.responses]
+            assert {r.finish for r in right.responses} <= {"stop", "length"}
+        assert [s.value for s in there.scores] == pytest.approx([s.value for s in here.scores])
+    assert there.stated["reported"] == {"api": "vllm", "server": "vLLM", "build": "0.99"}
+    assert "answered by vLLM 0.99 at http://127.0.0.1:" in there.engine_note
+    assert any("not verified" in warning for warning in there.warnings)
+
+
+def test_without_tokenize_the_answer_is_found_by_its_text(home: Path, server: ModelServer, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServerEngine, "_tokens", lambda self, text: None)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        here = run(home, ledger, str(home / "base"), "pick", engine="plain", dtype="float32")
+        there = run(home, ledger, "tiny", "pick", engine=f"openai:{server.url}")
+        for left, right in zip(answers(ledger, here, "pick"), answers(ledger, there, "pick"), strict=True):
+            assert [r.logprob for r in right.responses] == pytest.approx([r.logprob for r in left.responses], abs=1e-4)
+
+
+def test_a_chat_goes_to_the_server_as_messages(home: Path, server: ModelServer, tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        here = run(home, ledger, str(home / "base"), "write", engine="plain", dtype="float32", apply_chat_template=True)
+        there = run(home, ledger, "tiny", "write", engine=f"openai:{server.url}", apply_chat_template=True)
+        assert [a.responses[0].text for a in answers(ledger, there, "write")] == [
+            a.responses[0].text for a in answers(ledger, here, "write")]
+    asked = [body for path, body, _ in server.asked if path == "/v1/chat/completions"]
+    assert len(asked) == 6
+    assert asked[0]["messages"][-1]["role"] == "user"
+    assert (asked[0]["temperature"], asked[0]["max_tokens"], asked[0]["stop"]) == (0, 9, ["e"])
+
+
+def test_a_server_without_logprobs_of_prompts_is_refused_before_it_answers(home: Path, tmp_path: Path) -> None:
+    with served(home / "base", "llamacpp") as server, Ledger(tmp_path / "ledger.db") as ledger:
+        with pytest.raises(InputError, match="task 'pick' needs log-likelihoods of given answers, which the engine"):
+            run(home, ledger, "tiny", "pick", engine=f"openai:{server.url}")
+        assert ledger.evaluations() == []
+        there = run(home, ledger, "tiny", "write", engine=f"openai:{server.url}")
+    reported = there.stated["reported"]
+    assert (reported["server"], reported["build"], reported["file"]) == ("llama.cpp", "b6123-abc", "tiny-q8_0.gguf")
+    assert (reported["context"], reported["default_temperature"]) == (1024, 0.8)
+
+
+def test_an_interrupted_evaluation_continues_with_the_first_item_without_an_answer(
+        home: Path, server: ModelServer, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"engine": f"openai:{server.url}", "engine_args": {"num_concurrent": 1, "max_retries": 0}}
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        ServerEngine(server.url, "tiny")
+        before = len(server.asked)
+        server.after = before + 3  # the questions about the server, then three answers
+        with pytest.raises(ResourceError, match="did not answer and was asked once: .*the same command continues"):
+            run(home, ledger, "tiny", "write", **settings)
+        server.after = -1
+        half, = ledger.evaluations()
+        assert half.status != "done"
+        stored = len(ledger.done_positions(half.id))
+        assert 0 < stored < 6
+        server.asked.clear()
+        done = run(home, ledger, "tiny", "write", **settings)
+        assert done.id == half.id
+        texts = [body for path, body, _ in server.asked if path == "/v1/completions" and not body.get("echo")]
+        assert len(texts) == 6 - stored
+
+
+def test_what_is_busy_is_asked_again_and_what_is_refused_is_one_line(home: Path, server: ModelServer) -> None:
+    engine = ServerEngine(server.url, "tiny", {"max_retries": 2})
+    server.fails = [503, 429]
+    assert engine.client.post("completions", {"prompt": "a", "max_tokens": 1})["choices"]
+    server.fails = [500, 500, 500]
+    with pytest.raises(ResourceError, match=r"did not answer after 3 tries: HTTP 500: failed with 500"):
+        engine.client.post("completions", {"prompt": "a", "max_tokens": 1})
+    server.fails = [400]
+    before = len(server.asked)
+    with pytest.raises(server_client.Refused, match="HTTP 400: failed with 400"):
+        engine.client.post("completions", {"prompt": "a", "max_tokens": 1})
+    assert len(server.asked) == before + 1
+
+
+@pytest.mark.parametrize("raw", [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+    b"HTTP/1.1 302 Found\r\nLocation: http://example.com/\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n{\"choices\": []}", b"nonsense\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n" + b"[" * 60000])
+def test_a_server_that_answers_nonsense_is_one_line(home: Path, server: ModelServer, raw: bytes, tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        engine = ServerEngine(server.url, "tiny", {"max_retries": 0})
+        server.raw = raw
+        plan = engine.plan([request("a")])
+        with pytest.raises(ResourceError, match="the server http") as error:
+            list(engine.run(plan, set()))
+        assert len(str(error.value)) < 600
+        assert ledger.evaluations() == []
+
+
+def request(context: str, **generation: Any) -> Any:
+    from aftertune.values import Request
+
+    return Request(position=0, kind="generate", context=context, generation={"max_gen_toks": 2, **generation})
+
+
+def test_an_answer_without_end_is_not_read(home: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ServerEngine(server.url, "tiny", {"max_retries": 0})
+    monkeypatch.setattr("aftertune.bounds.SERVER_ANSWER", 1000)
+    server.raw = b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + b"x" * 99999
+    with pytest.raises(ResourceError, match="more than 1,000 bytes in one answer"):
+        list(engine.run(engine.plan([request("a")]), set()))
+
+
+def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"did not answer and was asked once: connection refused; check that it"):
+        ServerEngine("http://127.0.0.1:9/v1", "tiny", {"max_retries": 0})
+
+
+def test_an_unknown_model_names_those_of_the_server(server: ModelServer) -> None:
+    with pytest.raises(InputError, match=r"has no model 'tinny'.*it has: tiny"):
+        ServerEngine(server.url, "tinny")
+
+
+def test_the_key_comes_from_the_environment_and_is_stored_nowhere(
+        home: Path, server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-123456")
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        run(home, ledger, "tiny", "write", engine=f"openai:{server.url}")
+    assert {key for _, _, key in server.asked} == {"Bearer sk-canary-123456"}
+    assert b"sk-canary" not in b"".join(p.read_bytes() for p in tmp_path.iterdir() if p.is_file())
+
+
+@pytest.mark.parametrize(("written", "found"), [
+    ("http://127.0.0.1:8080", "http://127.0.0.1:8080/v1"), ("http://h/v1/", "http://h/v1"),
+    ("https://h/v1/chat/completions", "https://h/v1"), ("http://h:1/v1/completions", "http://h:1/v1"),
+    ("http://[::1]:8000/api/v1", "http://[::1]:8000/api/v1")])
+def test_addresses(written: str, found: str) -> None:
+    assert server_url(written) == found
+    assert EvalSpec(model="m", tasks=(TaskSpec(name="t"),), engine=f"openai:{written}").engine == f"openai:{found}"
+
+
+@pytest.mark.parametrize("text", ["", "8080", "ftp://h", "http://", "http://me:secret@h/v1", "http://h/v1?key=secret",
+                                  "http://h:99999/v1", "http://[::1"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError) as error:
+        EvalSpec(model="m", tasks=(TaskSpec(name="t"),), engine=f"openai:{text}")
+    assert "secret" not in str(error.value).partition("input_value")[0]
+
+
+@pytest.mark.parametrize(("arguments", "what"), [({"batch": 3}, "takes num_concurrent, max_retries, timeout"),
+                                                 ({"num_concurrent": 0}, "a whole number from 1"),
+                                                 ({"timeout": "x"}, "a whole number from 1")])
+def test_arguments_without_meaning_are_refused(arguments: dict[str, Any], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        checked_arguments(arguments)
+
+
+def test_a_setting_that_the_api_does_not_have_is_refused(server: ModelServer) -> None:
+    engine = ServerEngine(server.url, "tiny")
+    with pytest.raises(InputError, match="does not take the generation setting 'num_beams'"):
+        engine.plan([request("a", num_beams=4)])
+
+
+def test_a_changed_server_is_another_model(home: Path, server: ModelServer, tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        first = run(home, ledger, "tiny", "write", engine=f"openai:{server.url}")
+        again = run(home, ledger, "tiny", "write", engine=f"openai:{server.url}", engine_args={"num_concurrent": 2})
+        server.version = "1.0"
+        other = run(home, ledger, "tiny", "write", engine=f"openai:{server.url}")
+    assert (again.id == first.id, other.id == first.id) == (True, False)
