@@ -97,7 +97,7 @@ def test_a_chat_goes_to_the_server_as_messages(home: Path, server: ModelServer, 
 
 def test_a_server_without_logprobs_of_prompts_is_refused_before_it_answers(home: Path, tmp_path: Path) -> None:
     with served(home / "base", "llamacpp") as server, Ledger(tmp_path / "ledger.db") as ledger:
-        with pytest.raises(InputError, match="task 'pick' needs log-likelihoods of given answers, which the engine"):
+        with pytest.raises(InputError, match="task 'pick' needs log-likelihoods of given answers, for which this server would"):
             run(home, ledger, "tiny", "pick", engine=f"openai:{server.url}")
         assert ledger.evaluations() == []
         there = run(home, ledger, "tiny", "write", engine=f"openai:{server.url}")

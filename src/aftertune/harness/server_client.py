@@ -197,12 +197,13 @@ def _listed(client: ServerClient, model: str) -> Mapping[str, Any]:
         return {}
     rows = found.get("data") if isinstance(found, dict) else None
     entries = {str(row.get("id")): row for row in rows or () if isinstance(row, dict)}
+    files = {name.replace("\\", "/").rpartition("/")[2]: row for name, row in entries.items()}  # llama.cpp names paths
     for name in (model, f"{model}:latest"):  # Ollama adds the tag
-        if name in entries:
-            return dict(entries[name])
+        if found_entry := entries.get(name) or files.get(name):
+            return dict(found_entry)
     if entries:
-        names = ", ".join(list(entries)[:5])
-        raise InputError(f"the server {client.url} has no model {model!r}{nearest(model, list(entries))}; it has: {names}")
+        raise InputError(f"the server {client.url} has no model {model!r}{nearest(model, list(files))}; it has: "
+                         f"{', '.join(list(files)[:5])}")
     return {}
 
 

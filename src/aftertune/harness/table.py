@@ -196,6 +196,10 @@ def check_requests(name: str, facts: EngineFacts, kinds: Mapping[str, str]) -> N
     texts = {"score": "log-likelihoods of given answers", "rolling": "log-likelihoods of whole documents",
              "generate": "generated texts"}
     for task, kind in kinds.items():
+        if kind not in facts.requests and name.startswith("openai:"):
+            raise InputError(f"task {task!r} needs {texts[kind]}, for which this server would have to give the "
+                             "log-probabilities of a prompt (vLLM does); leave the task out, or evaluate the model's "
+                             "files with packed")
         if kind not in facts.requests:
             others = [other for other, row in ENGINES.items() if kind in row.requests and row.kind == facts.kind]
             raise InputError(f"task {task!r} needs {texts[kind]}, which the engine {name} does not give; leave the "
