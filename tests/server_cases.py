@@ -106,7 +106,8 @@ class Handler(BaseHTTPRequestHandler):
                                                               add_generation_prompt=True)
                 found = server.completion({**body, "prompt": prompt})
             choice = found["choices"][0]
-            self.reply({"choices": [{"message": {"content": choice["text"]}, "finish_reason": choice["finish_reason"]}]})
+            self.reply({"choices": [{"message": {"content": choice["text"]},
+                                     "finish_reason": choice["finish_reason"]}]})
         else:
             self.reply(None)
 

@@ -153,7 +153,8 @@ ELSEWHERE = {
     "GGUF_BYTES_PER_SECOND": "test_sources_gguf.py", "RECORD_TITLE": "test_exchange_tables.py",
     "RECORD_SPAN": "test_exchange_tables.py", "RECORD_FACTS": "test_exchange_tables.py",
     "RECORD_NOTES": "test_exchange_tables.py", "RECORD_SECONDS": "test_bounds.py",
-    "SERVER_ANSWER": "test_server_engine.py", "RESULTS_DIGITS": "test_exchange_importing.py", "RESULTS_LOG": "test_exchange_inspect.py"}
+    "SERVER_ANSWER": "test_server_engine.py",
+    "RESULTS_DIGITS": "test_exchange_importing.py", "RESULTS_LOG": "test_exchange_inspect.py"}
 
 
 def test_security_md_shows_the_table_of_all_bounds() -> None:

@@ -97,7 +97,7 @@ def test_a_chat_goes_to_the_server_as_messages(home: Path, server: ModelServer, 
 
 def test_a_server_without_logprobs_of_prompts_is_refused_before_it_answers(home: Path, tmp_path: Path) -> None:
     with served(home / "base", "llamacpp") as server, Ledger(tmp_path / "ledger.db") as ledger:
-        with pytest.raises(InputError, match="task 'pick' needs log-likelihoods of given answers, for which this server would"):
+        with pytest.raises(InputError, match="task 'pick' needs log-likelihoods of given answers, for which this"):
             run(home, ledger, "tiny", "pick", engine=f"openai:{server.url}")
         assert ledger.evaluations() == []
         there = run(home, ledger, "tiny", "write", engine=f"openai:{server.url}")
@@ -108,12 +108,13 @@ def test_a_server_without_logprobs_of_prompts_is_refused_before_it_answers(home:
 
 def test_an_interrupted_evaluation_continues_with_the_first_item_without_an_answer(
         home: Path, server: ModelServer, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"engine": f"openai:{server.url}", "engine_args": {"num_concurrent": 1, "max_retries": 0}}
+    settings: dict[str, Any] = {"engine": f"openai:{server.url}",
+                                "engine_args": {"num_concurrent": 1, "max_retries": 0}}
     with Ledger(tmp_path / "ledger.db") as ledger:
         ServerEngine(server.url, "tiny")
         before = len(server.asked)
         server.after = before + 3  # the questions about the server, then three answers
-        with pytest.raises(ResourceError, match="did not answer and was asked once: .*the same command continues"):
+        with pytest.raises(ResourceError, match=r"did not answer and was asked once: .*the same command continues"):
             run(home, ledger, "tiny", "write", **settings)
         server.after = -1
         half, = ledger.evaluations()
@@ -146,7 +147,7 @@ def test_what_is_busy_is_asked_again_and_what_is_refused_is_one_line(home: Path,
     b"HTTP/1.1 302 Found\r\nLocation: http://example.com/\r\nContent-Length: 0\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n{\"choices\": []}", b"nonsense\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n" + b"[" * 60000])
-def test_a_server_that_answers_nonsense_is_one_line(home: Path, server: ModelServer, raw: bytes, tmp_path: Path) -> None:
+def test_a_server_that_answers_nonsense_is_one_line(server: ModelServer, raw: bytes, tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.db") as ledger:
         engine = ServerEngine(server.url, "tiny", {"max_retries": 0})
         server.raw = raw

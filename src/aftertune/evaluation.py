@@ -31,8 +31,8 @@ from aftertune.errors import InputError, RequestError, ResumeRefused, TasksFaile
 from aftertune.harness import HarnessEngine
 from aftertune.harness.checks import check_tasks, model_defaults
 from aftertune.harness.engines import ServerTemplate
-from aftertune.harness.server import MessagesTemplate, is_server
 from aftertune.harness.evaluated import TRANSPORT, EvaluatedModel, LiveModel, identify
+from aftertune.harness.server import MessagesTemplate, is_server
 from aftertune.ledger import Ledger
 from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory

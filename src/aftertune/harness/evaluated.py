@@ -199,7 +199,9 @@ def _stated(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
 def _served(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
     """A model of a server with OpenAI's API: what is stated, and what the server reports of itself."""
     engine = ServerEngine(server_address(spec.engine), spec.model, spec.engine_args)
-    stated = {"model": spec.model, "base_url": engine.client.url, **({"reported": engine.facts} if engine.facts else {})}
+    stated: dict[str, Any] = {"model": spec.model, "base_url": engine.client.url}
+    if engine.facts:
+        stated["reported"] = engine.facts
     mark = STATED + digest(["openai", stated])
     able = facts.requests if engine.scores else facts.requests - {"score"}
     return EvaluatedModel(

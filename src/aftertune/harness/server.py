@@ -183,8 +183,8 @@ class ServerEngine:
         body: dict[str, Any] = {"model": self.model, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
         scores = self._prompt_scores({**body, "prompt": whole or context + continuation})
         if whole is not None:
-            count = len(whole) - len(self._tokens(context) or ())
-            if count < 1:
+            count: int | None = len(whole) - len(self._tokens(context) or ())
+            if count is None or count < 1:
                 raise RequestError("a token spans the context and the answer", request.position)
         else:
             count = _last_tokens([t for t, _, _ in scores], continuation)
@@ -207,8 +207,9 @@ class ServerEngine:
         tops = tops if isinstance(tops, list) and len(tops) == len(tokens) else [None] * len(tokens)
         rows = []
         for token, value, top in zip(tokens, values, tops, strict=True):
-            best = isinstance(value, int | float) and isinstance(top, dict) and value >= max(top.values(), default=value)
-            rows.append((str(token), float(value) if isinstance(value, int | float) else None, best))
+            number = float(value) if isinstance(value, int | float) else None
+            best = number is not None and isinstance(top, dict) and number >= max(top.values(), default=number)
+            rows.append((str(token), number, best))
         return rows[:-1]  # the last token is the one that was generated
 
     def _tokens(self, text: str) -> list[int] | None:
@@ -263,7 +264,7 @@ def _choice(found: Any) -> dict[str, Any]:
 
 
 def _finish(choice: Mapping[str, Any], settings: Generation, *, was_cut: bool) -> Finish | None:
-    """Why a text ended. ``stop`` of the API is the end token or a stop string; without stop strings it is the former."""
+    """Why a text ended. The API's ``stop`` is the end token or a stop string; without stop strings it is the former."""
     if was_cut:
         return "stop"
     reason = choice.get("finish_reason")

@@ -101,7 +101,8 @@ _NO_CLASS = "lm-eval 0.4.13 names a class for it that it does not have"
 
 #: Every engine by its name. The names after ``lm-eval:`` are lm-eval's.
 ENGINES: dict[str, EngineFacts] = {
-    "packed": _own(), "plain": _own(), "openai:URL": _OPENAI, "lm-eval:hf": _HF, "lm-eval:hf-auto": _HF, "lm-eval:huggingface": _HF,
+    "packed": _own(), "plain": _own(), "openai:URL": _OPENAI,
+    "lm-eval:hf": _HF, "lm-eval:hf-auto": _HF, "lm-eval:huggingface": _HF,
     "lm-eval:vllm": _VLLM,
     "lm-eval:sglang": _loads("sglang", "pip install 'sglang[all]'", dtype="dtype", device="device",
                              tokenizer="tokenizer_path", trust_remote_code="trust_remote_code",

@@ -108,7 +108,8 @@ KeptCount = Annotated[Literal["all"] | Positive | None, BeforeValidator(_kept)]
 # Fields that several specifications have, with their descriptions.
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Field(description="Data type of the weights.")]
 Device = Annotated[str, Field(description="Device: auto, cuda, cuda:N, mps or cpu.")]
-EngineName = Annotated[str, AfterValidator(_engine_name), Field(description="Engine: packed, plain, openai:URL (a server) or lm-eval:NAME.")]
+EngineName = Annotated[str, AfterValidator(_engine_name), Field(
+    description="Engine: packed, plain, openai:URL (a server) or lm-eval:NAME.")]
 Quantize = Annotated[Literal["nf4"] | None, Field(
     description="nf4: load the linear layers of the base in 4 bits, as qlora does. Default: as they are stored.")]
 Revision = Annotated[str | None, Field(description="Branch, tag or commit of a model on the Hub.")]
