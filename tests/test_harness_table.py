@@ -49,7 +49,8 @@ def parameters(classes: dict[str, tuple[list[str], list[str]]], name: str) -> It
 def test_the_table_has_every_engine_of_lm_eval_and_no_other() -> None:
     from lm_eval.models import MODEL_MAPPING
 
-    assert {"packed", "plain", "openai:URL", *(f"lm-eval:{name}" for name in MODEL_MAPPING)} == ENGINES.keys()
+    ours = {"packed", "plain", "openai:URL", "llamacpp"}
+    assert {*ours, *(f"lm-eval:{name}" for name in MODEL_MAPPING)} == ENGINES.keys()
     assert OPTIONS.keys() <= EvalSpec.model_fields.keys()
     assert engine_facts("openai:http://127.0.0.1:1/v1") is ENGINES["openai:URL"]
     assert all(facts.takes.keys() <= OPTIONS.keys() for facts in ENGINES.values())

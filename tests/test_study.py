@@ -330,7 +330,7 @@ def test_a_data_set_of_the_hub_keeps_its_name(file: Path) -> None:
 
 def test_an_unknown_engine_is_refused(file: Path) -> None:
     assert refused(file, SMALL + "engine: pakced\n") == (
-        "`engine`: Input should be packed, plain, openai:URL or lm-eval:NAME, found 'pakced'")
+        "`engine`: Input should be packed, plain, llamacpp, openai:URL or lm-eval:NAME, found 'pakced'")
     assert read(file, SMALL + "engine: lm-eval:hf\n").engine == "lm-eval:hf"
 
 

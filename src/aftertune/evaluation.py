@@ -32,7 +32,7 @@ from aftertune.harness import HarnessEngine
 from aftertune.harness.checks import check_tasks, model_defaults
 from aftertune.harness.engines import ServerTemplate
 from aftertune.harness.evaluated import TRANSPORT, EvaluatedModel, LiveModel, identify
-from aftertune.harness.server import MessagesTemplate, is_server
+from aftertune.harness.server import MessagesTemplate
 from aftertune.ledger import Ledger
 from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
@@ -374,7 +374,7 @@ class EvaluationRun:
             texts = [self.responses[p] for repeats in task.positions for p in repeats]
             if task.settings.output_type != "generate_until":
                 continue
-            if self.spec.engine not in ("packed", "plain") and not is_server(self.spec.engine):
+            if self.spec.engine.startswith("lm-eval:"):
                 yield f"{task.settings.task}: {self.spec.engine} cuts reasoning traces off at {end} and drops them"
                 continue
             count = sum(r.reasoning is not None for r in texts)

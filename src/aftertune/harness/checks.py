@@ -11,7 +11,7 @@ from typing import Any
 
 from aftertune.errors import InputError
 from aftertune.harness.evaluated import EvaluatedModel
-from aftertune.harness.table import check_requests, engine_facts
+from aftertune.harness.table import check_requests
 from aftertune.sources.generation import LIMITS, generation_defaults, is_sampled
 from aftertune.study import EvalSpec
 from aftertune.tasks import LoadedTask
@@ -23,7 +23,7 @@ _KINDS = {"generate_until": "generate", "loglikelihood_rolling": "rolling"}
 def model_defaults(model: EvaluatedModel, loaded: Sequence[LoadedTask]) -> dict[str, Any]:
     """The fields of the model's generation config that change the texts of these tasks; {} where none is written."""
     settings = [t.settings.generation for t in loaded if t.settings.output_type == "generate_until"]
-    if not settings or (model.source is None and model.generation is None):
+    if not settings or model.tokenizer is None:
         return {}
     return generation_defaults(model.source, model.tokenizer, sampled=any(map(is_sampled, settings)),
                                config=model.generation)
@@ -37,10 +37,8 @@ def check_tasks(spec: EvalSpec, model: EvaluatedModel, loaded: Sequence[LoadedTa
     """
     settings = [t.settings for t in loaded]
     check_requests(spec.engine, model.facts, {s.task: _KINDS.get(s.output_type, "score") for s in settings})
-    row = engine_facts(spec.engine)
-    only_chats = "score" not in row.requests and "apply_chat_template" in row.takes
     raw = next((s.task for s in settings if s.chat_template is None), None)
-    if only_chats and raw is not None:
+    if model.facts.chats_only and raw is not None:
         raise InputError(f"task {raw!r}: the engine {spec.engine} answers chats only; add --apply-chat-template")
     _check_generation(spec, settings, defaults, failed)
     if not failed:

@@ -20,6 +20,7 @@ from aftertune import sources
 from aftertune.engine import devices
 from aftertune.errors import InputError, SourceError
 from aftertune.harness.engines import HarnessEngine, ServerTemplate
+from aftertune.harness.llama_cpp import LlamaCppEngine, check_file
 from aftertune.harness.server import MessagesTemplate, ServerEngine, is_server, server_address
 from aftertune.harness.table import OPTIONS, EngineFacts, check_engine
 from aftertune.sources.hub import offline_only
@@ -58,7 +59,7 @@ class EvaluatedModel:
     code_digest: str | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    engine: HarnessEngine | ServerEngine | None = None
+    engine: HarnessEngine | ServerEngine | LlamaCppEngine | None = None
     generation: Any = None
 
 
@@ -90,6 +91,8 @@ def identify(spec: EvalSpec) -> EvaluatedModel:
     _check_arguments(spec)
     if is_server(spec.engine):
         return _served(spec, facts)
+    if spec.engine == "llamacpp":
+        return _gguf(spec, facts)
     if facts.kind == "names":
         return _stated(spec, facts)
     try:
@@ -207,6 +210,14 @@ def _served(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
     return EvaluatedModel(
         identity=ModelIdentity(source=spec.model, weights=mark, config=mark, tokenizer=mark, revision=spec.revision),
         facts=replace(facts, requests=able), stated=stated, engine=engine, template=engine.template)
+
+
+def _gguf(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
+    """A GGUF file that llama.cpp runs in this process. Its identity is that of its content."""
+    source = sources.resolve_model(spec.model, revision=spec.revision)
+    engine = LlamaCppEngine(check_file(source.gguf_path, spec.model), spec.engine_args, threads=spec.threads)
+    return EvaluatedModel(identity=sources.fingerprint_model(source), facts=facts, device="cpu", dtype="as stored",
+                          source=source, engine=engine, template=engine.template)
 
 
 def _address(url: str) -> str:

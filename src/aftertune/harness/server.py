@@ -80,7 +80,7 @@ class ServerEngine:
     """
 
     def __init__(self, url: str, model: str, arguments: Mapping[str, Any] | None = None) -> None:
-        values = {**ARGUMENTS, **checked_arguments(arguments or {})}
+        values = {**ARGUMENTS, **check_numbers("openai:URL", arguments or {}, ARGUMENTS)}
         self.client = ServerClient(url, retries=int(values["max_retries"]), timeout=float(values["timeout"]))
         self.concurrent = int(values["num_concurrent"])
         self.model = model
@@ -230,14 +230,14 @@ class ServerEngine:
             token for token, _, _ in rows).replace("▁", " ").replace("Ġ", " ")
 
 
-def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """``--engine-args`` of a server. Raises InputError for a name or a value that has no meaning here."""
+def check_numbers(engine: str, arguments: Mapping[str, Any], allowed: Mapping[str, int]) -> dict[str, Any]:
+    """``--engine-args`` that are numbers. Raises InputError for a name or a value that has no meaning here."""
     for name, value in arguments.items():
-        if name not in ARGUMENTS:
-            raise InputError(f"--engine-args {name}: the engine openai:URL takes {', '.join(ARGUMENTS)}")
+        if name not in allowed:
+            raise InputError(f"--engine-args {name}: the engine {engine} takes {', '.join(allowed)}")
         least = 0 if name == "max_retries" else 1
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 10_000:
-            raise InputError(f"--engine-args {name}={value!r}: a whole number from {least} to 10,000 is needed")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1_000_000:
+            raise InputError(f"--engine-args {name}={value!r}: a whole number from {least} to 1,000,000 is needed")
     return dict(arguments)
 
 

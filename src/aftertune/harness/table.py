@@ -44,7 +44,8 @@ class EngineFacts:
 
     takes: setting -> argument of lm-eval's class, "" where the class does not need to know it. model: the argument for
     the model. requests: kinds of requests that it answers. packages, install: what must be installed, and the command
-    for it. variable: environment variable with the key of the server. reason: why it is refused.
+    for it. variable: environment variable with the key of the server. reason: why it is refused. chats_only: whether
+    it takes messages and no plain prompts.
     """
 
     kind: EngineKind
@@ -55,6 +56,7 @@ class EngineFacts:
     install: str = ""
     variable: str = ""
     reason: str = ""
+    chats_only: bool = False
 
 
 def _own(**without: str) -> EngineFacts:
@@ -69,7 +71,8 @@ def _loads(package: str, install: str, **takes: str) -> EngineFacts:
 def _server(requests: Collection[str], takes: Mapping[str, str], *, model: str = "model",
             packages: tuple[str, ...] = _API, install: str = _PIP_API, variable: str = "") -> EngineFacts:
     return EngineFacts(kind="names", takes={"engine_args": "", **takes}, model=model, requests=frozenset(requests),
-                       packages=packages, install=install, variable=variable)
+                       packages=packages, install=install, variable=variable,
+                       chats_only="score" not in requests and "apply_chat_template" in takes)
 
 
 def _files(package: str, install: str, model: str = "pretrained") -> EngineFacts:
@@ -93,6 +96,10 @@ _ANTHROPIC = _server(_TEXTS, _CHAT, packages=("anthropic", *_API), install="pip 
                      variable="ANTHROPIC_API_KEY")
 _LLAMA_CPP = _server(_SHORT, {}, model="", packages=("requests",), install="pip install requests")
 
+#: llama.cpp in this process; it has the tokenizer and the chat template of the file.
+_GGUF = EngineFacts(kind="loads", takes={"engine_args": "", "threads": "", "apply_chat_template": "",
+                                         "think_end_token": ""}, requests=_TEXTS, packages=("xllamacpp",),
+                    install="pip install 'aftertune[llamacpp]'")
 #: A server with OpenAI's API. ``engine_facts`` has it for every address. What it answers depends on the server.
 _OPENAI = EngineFacts(kind="names", takes={"engine_args": "", "apply_chat_template": "", "think_end_token": ""},
                       requests=_SHORT)
@@ -101,7 +108,7 @@ _NO_CLASS = "lm-eval 0.4.13 names a class for it that it does not have"
 
 #: Every engine by its name. The names after ``lm-eval:`` are lm-eval's.
 ENGINES: dict[str, EngineFacts] = {
-    "packed": _own(), "plain": _own(), "openai:URL": _OPENAI,
+    "packed": _own(), "plain": _own(), "openai:URL": _OPENAI, "llamacpp": _GGUF,
     "lm-eval:hf": _HF, "lm-eval:hf-auto": _HF, "lm-eval:huggingface": _HF,
     "lm-eval:vllm": _VLLM,
     "lm-eval:sglang": _loads("sglang", "pip install 'sglang[all]'", dtype="dtype", device="device",

@@ -49,11 +49,11 @@ def _memory(text: str) -> str:
 
 
 def _engine_name(name: str) -> str:
-    if name in ("packed", "plain") or (name.startswith("lm-eval:") and len(name) > len("lm-eval:")):
+    if name in ("packed", "plain", "llamacpp") or (name.startswith("lm-eval:") and len(name) > len("lm-eval:")):
         return name
     if name.startswith("openai:"):
         return f"openai:{server_url(name.removeprefix('openai:'))}"
-    raise ValueError("Input should be packed, plain, openai:URL or lm-eval:NAME")
+    raise ValueError("Input should be packed, plain, llamacpp, openai:URL or lm-eval:NAME")
 
 
 def server_url(text: str) -> str:
@@ -109,7 +109,7 @@ KeptCount = Annotated[Literal["all"] | Positive | None, BeforeValidator(_kept)]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Field(description="Data type of the weights.")]
 Device = Annotated[str, Field(description="Device: auto, cuda, cuda:N, mps or cpu.")]
 EngineName = Annotated[str, AfterValidator(_engine_name), Field(
-    description="Engine: packed, plain, openai:URL (a server) or lm-eval:NAME.")]
+    description="Engine: packed, plain, llamacpp (a GGUF file), openai:URL (a server) or lm-eval:NAME.")]
 Quantize = Annotated[Literal["nf4"] | None, Field(
     description="nf4: load the linear layers of the base in 4 bits, as qlora does. Default: as they are stored.")]
 Revision = Annotated[str | None, Field(description="Branch, tag or commit of a model on the Hub.")]
