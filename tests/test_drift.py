@@ -8,13 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from aftertune import sources
+from aftertune.comparison import compare
 from aftertune.drift import GENERAL, HELD_OUT, DriftOptions, measure_drift
 from aftertune.engine import divergence
 from aftertune.errors import AftertuneError, InputError, SourceError
+from aftertune.ledger import Ledger
+from aftertune.report import Results, write_page, write_record
 from aftertune.study import TuneSpec
 from aftertune.tuning import tune
 from aftertune.tuning.general_prompts import drift_prompts
 from cli_cases import call, settle
+from early_cases import ADAPTED, store
 from tuning_cases import base_and_data, chat_tokenizer, easy_rows, tiny_model, write_rows
 
 FEW = DriftOptions(prompts=8, tokens=6, dtype="float32", device="cpu")
@@ -186,9 +191,76 @@ def test_the_verb_prints_a_table_and_one_json_object(place, tmp_path, monkeypatc
     flags = ["--prompts", "8", "--tokens", "4", "--dtype", "float32", "--data", str(place / "data.jsonl")]
     assert call(monkeypatch, "drift", str(place / "base"), str(place / "tuned"), *flags) == 0
     out = capfd.readouterr().out
-    for word in ("general prompts", "held-out prompts", "moved", "not that it forgot", "→"):
+    for word in ("general prompts", "held-out prompts", "moved", "not that it forgot", "→",
+                 "moves the model more than a random"):
         assert word in out
     assert call(monkeypatch, "drift", str(place / "base"), str(place / "tuned"), *flags, "--json") == 0
     value = json.loads(capfd.readouterr().out)
     assert [group["name"] for group in value["groups"]] == [GENERAL, HELD_OUT]
     assert all(group["moved"] and 0 < group["low"] < group["kl"] < group["high"] for group in value["groups"])
+
+
+# --- What the ledger keeps of it ---
+def test_the_same_question_is_answered_from_the_ledger(place, tmp_path, monkeypatch):
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        first = measure_drift(str(place / "base"), str(place / "tuned"), FEW, ledger=ledger)
+        assert ledger.find_drift(first.id) == ledger.drifts()[0] == first
+        monkeypatch.setattr("aftertune.drift._measure", None)
+        assert measure_drift(str(place / "base"), str(place / "tuned"), FEW, ledger=ledger) == first
+        assert ledger.find_drift("d-0") is None
+    for other in (replace(FEW, seed=1), replace(FEW, tokens=5), replace(FEW, prompts=9),
+                  replace(FEW, data=place / "data.jsonl")):
+        with Ledger(tmp_path / "ledger.db") as ledger, pytest.raises(TypeError, match="NoneType"):
+            measure_drift(str(place / "base"), str(place / "tuned"), other, ledger=ledger)
+
+
+def test_the_line_is_on_record_and_page_of_the_comparison_of_the_same_models(place, tmp_path):
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        drift = measure_drift(str(place / "base"), str(place / "tuned"), FEW, ledger=ledger)
+        for name, model in (("base", drift.base), ("tuned", drift.tuned), ("other", ADAPTED)):
+            store(ledger, name, model, {"quiz": [1.0] * 30 + [0.0] * 10})
+        found = [compare("base", tuned, ledger=ledger) for tuned in ("tuned", "other")]
+        loaded = Results.load(ledger)
+    assert [loaded.drift(c) for c in found] == [drift, None]
+    line = f"Drift (KL divergence on texts that the base wrote, with 95 % intervals): {drift.groups[0].kl:.4f} nats per"
+    assert write_record(loaded, title="x").count(line) == 1
+    assert write_page(loaded, title="x").count(line) == 1
+
+
+# --- A random adapter of the same size ---
+def test_a_random_adapter_has_updates_of_the_same_size(place):
+    from peft.tuners.lora import LoraLayer
+
+    base = sources.resolve_model(str(place / "base"))
+    adapter = sources.resolve_adapter(str(place / "tuned"), base, sources.fingerprint_model(base))
+
+    def updates(model):
+        return [layer.get_delta_weight("default") for layer in model.modules() if isinstance(layer, LoraLayer)]
+
+    model = sources.load_model(base, "float32", "cpu", adapter)
+    before = updates(model)
+    assert sources.randomize_adapter(model, 0)
+    after = updates(model)
+    assert len(after) > 2
+    for a, b in zip(before, after, strict=True):
+        assert float(b.norm()) == pytest.approx(float(a.norm()), rel=1e-4)
+        assert abs(float((a * b).sum() / (a.norm() * b.norm()))) < .5
+    model.active_peft_config.use_dora = True
+    assert not sources.randomize_adapter(model, 1)
+    assert all(torch.equal(a, b) for a, b in zip(after, updates(model), strict=True))
+
+
+def test_a_trained_adapter_moves_further_than_a_random_one_and_a_random_one_does_not(place, tmp_path):
+    trained = measure_drift(str(place / "base"), str(place / "tuned"), FEW).groups[1]
+    assert 0 < trained.random_kl < trained.low
+    assert trained.beyond_random
+    base = sources.resolve_model(str(place / "base"))
+    adapter = sources.resolve_adapter(str(place / "tuned"), base, sources.fingerprint_model(base))
+    model = sources.load_model(base, "float32", "cpu", adapter)
+    assert sources.randomize_adapter(model, 5)
+    model.save_pretrained(tmp_path / "random")
+    noise = measure_drift(str(place / "base"), str(tmp_path / "random"), replace(FEW, prompts=64)).groups[0]
+    assert noise.random_kl > 0
+    assert not noise.beyond_random
+    whole = measure_drift(str(place / "base"), str(place / "base"), FEW).groups[0]
+    assert (whole.random_kl, whole.beyond_random) == (None, False)

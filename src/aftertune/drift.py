@@ -9,16 +9,17 @@ On each token of these texts, the base's distribution P is compared with that of
 KL(P || Q) = sum of P log(P / Q), in nats. It is zero for equal models. Its mean over the new prompts is what predicts
 forgetting in Shenfeld, Pari and Agrawal (2025), "RL's Razor: Why Online Reinforcement Learning Forgets Less",
 arXiv 2509.04259. It says that a model moved, not whether it became worse: only answers that are right or wrong can say
-that.
+that. For comparison, a random LoRA adapter is measured whose update of each layer has the size of the tuned one's.
 
-`aftertune.engine.divergence` makes the texts and compares the distributions. Only one model is in memory at a time.
+`aftertune.engine.divergence` makes the texts and compares the distributions. Only one model is in memory at a time. The
+ledger stores the result; the same question is answered from it.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +31,7 @@ from pydantic import ValidationError
 from aftertune import sources
 from aftertune.engine import devices
 from aftertune.engine.divergence import (
+    TOP,
     Continuation,
     TextDivergence,
     continue_prompts,
@@ -43,10 +45,10 @@ from aftertune.sources.library_errors import forward_errors, memory_errors
 from aftertune.sources.resolve import looks_like_path
 from aftertune.stats.bootstrap import TOO_FEW, bca_mean
 from aftertune.stats.log_probability import ROUNDING
-from aftertune.stats.paired import paired_mean
+from aftertune.stats.paired import Floats, paired_mean
 from aftertune.tuning.build import fitting_length
 from aftertune.tuning.general_prompts import drift_prompts
-from aftertune.values import ModelIdentity, Progress, Tuning
+from aftertune.values import Drift, DriftGroup, DriftText, ModelIdentity, Progress, Tuning, digest
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -81,56 +83,12 @@ class DriftOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class DriftText:
-    """One prompt with the base's continuation. kl: mean over its tokens, in nats; changed: share of its tokens at which
-    the two models have different most likely tokens."""
+class _Measured:
+    """A continuation, how the tuned model diverges on it, and how a random adapter does, None without one."""
 
-    prompt: str
-    text: str
-    tokens: int
-    kl: float
-    changed: float
-
-
-@dataclass(frozen=True, slots=True)
-class DriftGroup:
-    """The drift on one kind of prompts.
-
-    kl: mean over the texts, in nats per token, with its 95 % interval (``low``, ``high``; BCa bootstrap over texts, or
-    Student's t from 100 texts on); changed: mean share of tokens at which the most likely token is another; texts:
-    those that moved most come first.
-    """
-
-    name: str
-    kl: float
-    low: float
-    high: float
-    changed: float
-    texts: tuple[DriftText, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all continuations."""
-        return sum(text.tokens for text in self.texts)
-
-    @property
-    def moved(self) -> bool:
-        """Whether the model is proven to have moved by more than rounding, in nats per token; fewer than 8 texts prove
-        nothing."""
-        return len(self.texts) >= TOO_FEW and self.low > ROUNDING
-
-
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """How far ``tuned`` moved from ``base``. dtype, device: of the computation; notes: what was not measured, and
-    why."""
-
-    base: ModelIdentity
-    tuned: ModelIdentity
-    dtype: str
-    device: str
-    groups: tuple[DriftGroup, ...]
-    notes: tuple[str, ...] = ()
+    text: Continuation
+    tuned: TextDivergence
+    random: TextDivergence | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +104,8 @@ def measure_drift(base: str, tuned: str, options: DriftOptions | None = None, *,
     """Compare the distributions of a model and its fine-tune on the base's own texts.
 
     base: as for an evaluation. tuned: an adapter of the base, a whole model, or a fine-tune by its id or name in
-    ``ledger``. Raises SourceError (models), InputError (options, data, other vocabulary) or ResourceError (memory).
+    ``ledger``, where the result is stored; one that is already there is not measured again. Raises SourceError
+    (models), InputError (options, data, other vocabulary) or ResourceError (memory).
     """
     options, progress = options or DriftOptions(), progress or (lambda *_: None)
     source = sources.resolve_model(base, trust_remote_code=options.trust_remote_code)
@@ -169,17 +128,24 @@ def measure_drift(base: str, tuned: str, options: DriftOptions | None = None, *,
     if tuned_identity.tokenizer != identity.tokenizer and adapter is None:
         notes.append("the tuned model has another tokenizer; both models read the base's tokens")
 
+    id_ = "d-" + digest([identity.fingerprint, identity.tokenizer, tuned_identity.fingerprint, dtype, device,
+                         options.tokens, options.seed, TOP,
+                         {name: [p.ids for p in group] for name, group in prompts.items()}])[:10]
+    if ledger is not None and (stored := ledger.find_drift(id_)) is not None:
+        return replace(stored, notes=tuple(notes))
     measured = _measure((source, target, adapter), tokenizer, prompts, options, (dtype, device), progress)
-    return Drift(identity, tuned_identity, dtype, device, tuple(
+    drift = Drift(id_, identity, tuned_identity, dtype, device, options.prompts, options.tokens, options.seed, tuple(
         _group(name, prompts[name], group, tokenizer) for name, group in measured.items()), tuple(notes))
+    return drift if ledger is None else ledger.save_drift(drift)
 
 
 def _measure(models: tuple[ModelSource, ModelSource, AdapterSource | None], tokenizer: Any,
              prompts: Mapping[str, Sequence[_Prompt]], options: DriftOptions, where: tuple[str, str],
-             progress: Progress) -> dict[str, list[tuple[Continuation, TextDivergence]]]:
+             progress: Progress) -> dict[str, list[_Measured]]:
     """The continuation of each prompt by the base, and how the tuned model diverges on it.
 
-    models: the base, the model with the tuned weights and the adapter on it; where: dtype and device.
+    models: the base, the model with the tuned weights and the adapter on it; where: dtype and device. With a LoRA
+    adapter, a random one of the same size is measured too.
     """
     source, target, adapter = models
     dtype, device = where
@@ -202,9 +168,13 @@ def _measure(models: tuple[ModelSource, ModelSource, AdapterSource | None], toke
         raise InputError(f"the tuned model has {rows:,} tokens, but the base's tokenizer has {vocabulary:,}, so their "
                          "distributions cannot be compared; give the base that it was tuned from")
     with memory_errors(target, device), forward_errors(target.named, kept=""):
-        values = iter(list(divergences(model, every, stored, partial(_staged, progress,
-                                                                     "the tuned model reads the texts"))))
-    return {name: [(text, next(values)) for text in group] for name, group in texts.items()}
+        tuned = list(divergences(model, every, stored, partial(_staged, progress, "the tuned model reads the texts")))
+        random: Sequence[TextDivergence | None] = [None] * len(every)
+        if adapter is not None and sources.randomize_adapter(model, options.seed):
+            random = list(divergences(model, every, stored,
+                                      partial(_staged, progress, "a random adapter of the same size reads the texts")))
+    values = zip(every, tuned, random, strict=True)
+    return {name: [_Measured(*next(values)) for _ in group] for name, group in texts.items()}
 
 
 def _staged(progress: Progress, stage: str, done: int, total: int) -> None:
@@ -354,16 +324,24 @@ def _share(corpus: Corpus, count: int) -> float:
     return points[min(count, len(points) - 1)]
 
 
-def _group(name: str, prompts: Sequence[_Prompt], measured: Sequence[tuple[Continuation, TextDivergence]],
-           tokenizer: Any) -> DriftGroup:
+def _group(name: str, prompts: Sequence[_Prompt], measured: Sequence[_Measured], tokenizer: Any) -> DriftGroup:
     """The result on one kind of prompts."""
-    rows = [DriftText(prompt.question, tokenizer.decode(text.tokens, skip_special_tokens=True), len(text.tokens),
-                      divergence.kl, divergence.changed)
-            for prompt, (text, divergence) in zip(prompts, measured, strict=True)]
+    rows = [DriftText(prompt.question, tokenizer.decode(m.text.tokens, skip_special_tokens=True), len(m.text.tokens),
+                      m.tuned.kl, m.tuned.changed)
+            for prompt, m in zip(prompts, measured, strict=True)]
     values = np.array([row.kl for row in rows])
     if not np.isfinite(values).all():
         raise AftertuneError(f"{name}: the models' probabilities are not finite numbers; compute in float32 (--dtype), "
                              "or check the weights")
-    low, high = (bca_mean(values) or paired_mean(values)).interval()
-    return DriftGroup(name, float(values.mean()), max(0.0, low), high, fmean(row.changed for row in rows),
-                      tuple(sorted(rows, key=lambda row: -row.kl)))
+    low, high = _interval(values)
+    random = np.array([m.random.kl for m in measured if m.random is not None])
+    beyond = random.size >= TOO_FEW and _interval(values - random)[0] > 0
+    moved = len(rows) >= TOO_FEW and low > ROUNDING  # fewer than 8 texts prove nothing
+    return DriftGroup(name, float(values.mean()), max(0.0, low), high, fmean(row.changed for row in rows), moved,
+                      tuple(sorted(rows, key=lambda row: -row.kl)), float(random.mean()) if random.size else None,
+                      beyond)
+
+
+def _interval(values: Floats) -> tuple[float, float]:
+    """The 95 % interval of a mean over texts."""
+    return (bca_mean(values) or paired_mean(values)).interval()

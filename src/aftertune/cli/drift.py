@@ -17,7 +17,7 @@ from aftertune.cli.streams import rich_console
 from aftertune.study import EvalSpec
 
 if TYPE_CHECKING:
-    from aftertune.drift import Drift, DriftText
+    from aftertune.values import Drift, DriftText
 
 #: Texts shown of each group, and letters of each.
 _SHOWN, _LETTERS = 3, 160
@@ -50,10 +50,12 @@ def drift(
     with Ledger() as ledger, progress() as update:
         measured = measure_drift(base, tuned, options, ledger=ledger, progress=update)
     if as_json:
-        emit({"base": measured.base.source, "tuned": tuned, "dtype": measured.dtype, "device": measured.device,
-              "prompts": prompts, "tokens": tokens, "seed": seed, "notes": list(measured.notes),
+        emit({"id": measured.id, "base": measured.base.source, "tuned": tuned, "dtype": measured.dtype,
+              "device": measured.device, "prompts": prompts, "tokens": tokens, "seed": seed,
+              "notes": list(measured.notes),
               "groups": [{"name": group.name, "n": len(group.texts), "tokens": group.tokens, "kl": group.kl,
                           "low": group.low, "high": group.high, "moved": group.moved, "changed": group.changed,
+                          "random_kl": group.random_kl, "beyond_random": group.beyond_random,
                           "texts": jsonable(group.texts)} for group in measured.groups]})
     else:
         show_drift(measured, tuned)
@@ -75,6 +77,11 @@ def show_drift(measured: Drift, tuned: str) -> None:
                       f"{group.changed:.1%}", Text("moved", "bold") if group.moved else Text("not seen to move", "dim"))
     console.print(Text(f"{tuned} against {measured.base.source}, in {measured.dtype} on {measured.device}"))
     console.print(table)
+    for group in measured.groups:
+        if group.random_kl is not None:
+            word = "moves the model more than" if group.beyond_random else "is not shown to move the model more than"
+            console.print(Text(f"On {group.name} the adapter {word} a random adapter of its size "
+                               f"({group.random_kl:.4f})."))
     console.print(Text("KL in nats per token, on texts that the base wrote; 0 is the same model. It shows that a model "
                        "moved, not that it forgot: for that, compare answers (aftertune eval, aftertune compare).",
                        "dim"))

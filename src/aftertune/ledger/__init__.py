@@ -1,4 +1,4 @@
-"""Stores every result: models, tunings, items, evaluations, answers, scores, comparisons, studies.
+"""Stores every result: models, tunings, items, evaluations, answers, scores, comparisons, drift, studies.
 
     with Ledger() as ledger:                                    # .aftertune/ledger.db, or AFTERTUNE_LEDGER
         evaluation = ledger.open_evaluation(evaluation, items)
@@ -19,12 +19,12 @@ from aftertune.ledger.check import LedgerFinding, findings
 from aftertune.ledger.database import Database, locate
 from aftertune.ledger.evaluations import Evaluations
 from aftertune.ledger.lease import Leases
-from aftertune.ledger.records import Comparisons, ReportedScores, StoredCell, StoredStudy, Studies, Tunings
+from aftertune.ledger.records import Comparisons, Drifts, ReportedScores, StoredCell, StoredStudy, Studies, Tunings
 
 __all__ = ["Ledger", "LedgerFinding", "StoredCell", "StoredStudy", "locate"]
 
 
-class Ledger(Evaluations, Leases, Tunings, Comparisons, ReportedScores, Studies):
+class Ledger(Evaluations, Leases, Tunings, Comparisons, Drifts, ReportedScores, Studies):
     """An open ledger; a missing one is created, an older one is migrated. Threads and forked processes may share it.
 
     where: a path or a ``sqlite:///PATH`` URL; None: AFTERTUNE_LEDGER, else ``.aftertune/ledger.db``. create: with False

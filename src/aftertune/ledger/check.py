@@ -15,8 +15,8 @@ from aftertune.errors import AftertuneError, StorageError
 from aftertune.ledger.database import Database, file_system, has_wal_reset_bug, on_network
 from aftertune.ledger.digests import orphans
 from aftertune.ledger.evaluations import Evaluations
-from aftertune.ledger.records import Comparisons, ReportedScores, Studies, Tunings
-from aftertune.ledger.schema import HEAD, comparison, evaluation, study, tuning
+from aftertune.ledger.records import Comparisons, Drifts, ReportedScores, Studies, Tunings
+from aftertune.ledger.schema import HEAD, comparison, drift, evaluation, study, tuning
 
 _LARGE = 4 << 30  # bytes
 #: The most damaged entries that are named.
@@ -109,6 +109,7 @@ def _unreadable(database: Database) -> Iterator[str]:
         (evaluation.c.id, [evaluations.find_evaluation, evaluations.check_answers]),
         (tuning.c.id, [tunings.find_tuning]),
         (comparison.c.id, [comparisons.find_comparison]),
+        (drift.c.id, [Drifts(database).find_drift]),
         (study.c.name, [studies.cells])]
     for column, functions in readers:
         try:

@@ -30,6 +30,7 @@ from aftertune.ledger.schema import (
     cell,
     checksum,
     comparison,
+    drift,
     evaluation,
     item,
     model,
@@ -48,8 +49,9 @@ SEALED: dict[Table, tuple[str, str, str]] = {
     model: ("seq", "", "seq"), tuning: ("seq", "", "seq"), step: ("tuning", "step", "number"),
     evaluation: ("seq", "", "seq"), task: ("evaluation", "", "position"), score: ("evaluation", "", "position"),
     schedule: ("evaluation", "", "evaluation"), answer: ("evaluation", "", "position"),
-    response: ("evaluation", "batch", "position"), comparison: ("seq", "", "seq"), study: ("seq", "", "seq"),
-    cell: ("study", "position", "position"), reported_score: ("source", "", "seq")}
+    response: ("evaluation", "batch", "position"), comparison: ("seq", "", "seq"),
+    drift: ("seq", "", "seq"), study: ("seq", "", "seq"), cell: ("study", "position", "position"),
+    reported_score: ("source", "", "seq")}
 #: The tables that are written together with an evaluation.
 OF_EVALUATION = (evaluation, task, score, schedule, answer)
 #: Rows that are encoded at once.

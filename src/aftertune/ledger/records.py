@@ -1,8 +1,9 @@
-"""Stores fine-tunes, comparisons, reported scores and studies.
+"""Stores fine-tunes, comparisons, drift measurements, reported scores and studies.
 
     ledger.save_tuning(tuning)                               again with the same id: replaced
     ledger.save_step(tuning.id, 10, {"loss": 1.9})           one row of the training log
     ledger.save_comparison(comparison)                       again with the same id: replaced
+    ledger.save_drift(drift)                                 again with the same id: replaced
     ledger.save_reported("record.md", [{"model": "Llama 3.2 1B", "task": "hellaswag", "metric": "acc",
                                         "value": 0.4523, "stderr": 0.005, "date": "2025-03-08"}])
     ledger.save_cell("orders", "evaluate careful", "done", ref=evaluation.id)
@@ -19,7 +20,7 @@ from sqlalchemy import Connection, Row, func, select
 
 from aftertune.errors import InputError, StorageError, nearest
 from aftertune.ledger.digests import check, seal, without_index
-from aftertune.ledger.schema import cell, comparison, model, reported_score, step, study, tuning
+from aftertune.ledger.schema import cell, comparison, drift, model, reported_score, step, study, tuning
 from aftertune.ledger.store import (
     CHUNK,
     Store,
@@ -32,7 +33,7 @@ from aftertune.ledger.store import (
     store_model,
     upsert,
 )
-from aftertune.values import Comparison, Tuning
+from aftertune.values import Comparison, Drift, Tuning
 
 #: Fields of a tuning that have a column or table of their own.
 _TUNING_ELSEWHERE = ("id", "name", "status", "result", "base", "steps")
@@ -134,6 +135,32 @@ class Comparisons(Store):
 def _comparison(row: Row[Any]) -> Comparison:
     with reading(f"comparison {row.id}"):
         return decode(Comparison, row.value)
+
+
+class Drifts(Store):
+    """Measurements of how far a fine-tune moved a model."""
+
+    def save_drift(self, value: Drift) -> Drift:
+        """Insert a measurement, or replace the one with its id; returns it."""
+        with self.database.write() as connection:
+            upsert(connection, drift, {"id": value.id}, {
+                "base": value.base.fingerprint, "tuned": value.tuned.fingerprint, "value": encode(value)})
+        return value
+
+    def find_drift(self, id_: str) -> Drift | None:
+        """The measurement with this id, or None."""
+        with self.database.read() as connection:
+            return next((_drift(row) for row in all_rows(connection, drift, without_index(drift.c.id) == id_)), None)
+
+    def drifts(self) -> list[Drift]:
+        """All measurements, the newest last."""
+        with self.database.read() as connection:
+            return [_drift(row) for row in all_rows(connection, drift)]
+
+
+def _drift(row: Row[Any]) -> Drift:
+    with reading(f"drift {row.id}"):
+        return decode(Drift, row.value)
 
 
 class ReportedScores(Store):

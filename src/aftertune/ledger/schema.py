@@ -1,7 +1,7 @@
 """Defines the tables of the ledger in SQLAlchemy Core, for SQLite today and PostgreSQL later.
 
     model ─< evaluation ─< task, answer >─ item        evaluation ─ schedule, lease; ─< response, score
-    model ─< tuning ─< step                            study ─< cell        comparison, reported_score, checksum
+    model ─< tuning ─< step                            study ─< cell        comparison, drift, reported_score, checksum
 
 Columns hold what is queried; ``value`` holds the rest of a value as JSON. ``seq`` counts insertions and gives
 the order (not the clock, which can be set back). The document of an item is stored once, whatever the
@@ -33,7 +33,7 @@ from sqlalchemy.engine import Dialect
 from aftertune.errors import StorageError
 
 #: The newest schema revision that this program knows; the id of the last file in migrations/versions.
-HEAD = "0002"
+HEAD = "0003"
 
 _ESCAPE = "\x1a"
 _UNSAFE = re.compile("[\x00\x1a\ud800-\udfff]")
@@ -217,6 +217,15 @@ comparison = Table(
     "comparison", metadata, _seq(),
     Column("id", Prose, nullable=False),
     Column("base", Prose, nullable=False, index=True),
+    Column("tuned", Prose, nullable=False, index=True),
+    Column("value", Json, nullable=False),
+    UniqueConstraint("id"),
+    sqlite_autoincrement=True)
+
+drift = Table(
+    "drift", metadata, _seq(),
+    Column("id", Prose, nullable=False),
+    Column("base", Prose, nullable=False, index=True),  # fingerprints of the models
     Column("tuned", Prose, nullable=False, index=True),
     Column("value", Json, nullable=False),
     UniqueConstraint("id"),

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from aftertune.report import formatting as fmt
+from aftertune.report.columns import BY_KEY
 from aftertune.report.names import task_title
 from aftertune.values import (
     NO_EFFECT,
@@ -20,6 +21,8 @@ from aftertune.values import (
     CalibrationShift,
     Changes,
     Comparison,
+    Drift,
+    DriftGroup,
     LogProbabilityMove,
     MeanChange,
     PositionTable,
@@ -69,6 +72,23 @@ def change_lines(comparison: Comparison) -> list[str]:
     return [line for line in (no_effect_text(comparison), " ".join(sentences)) if line]
 
 
+def drift_line(drift: Drift | None) -> str:
+    """A drift measurement in one line; "" without one."""
+    if drift is None:
+        return ""
+    groups = "; ".join(f"{fmt.raw(g.kl)} nats per token on {len(g.texts)} {fmt.visible(g.name)} ({fmt.raw(g.low)} to "
+                       f"{fmt.raw(g.high)}): {MOVED if g.moved else NOT_MOVED}{_random_text(g)}" for g in drift.groups)
+    return f"Drift (KL divergence on texts that the base wrote, with 95 % intervals): {groups}."
+
+
+def _random_text(group: DriftGroup) -> str:
+    """How the drift compares with that of a random adapter."""
+    if group.random_kl is None:
+        return ""
+    more = "more than" if group.beyond_random else "not shown to be more than"
+    return f", {more} by a random adapter of its size ({fmt.raw(group.random_kl)})"
+
+
 def _nats(move: LogProbabilityMove) -> str:
     interval = f"{fmt.change(move.low)} to {fmt.change(move.high)}"
     return f"{fmt.change(move.mean)} nats ({interval}, n={fmt.count(move.n)})"
@@ -111,7 +131,8 @@ def _moves(changes: Changes) -> ChangeTable:
             for task in changes.tasks for move in task.moves]
     return ChangeTable(
         "moves", "Log-probabilities",
-        ["Task", "Log-probability of the", "Mean change (nats)", "95 % interval", "z", "Adjusted p", "n", "Model"],
+        ["Task", "Log-probability of the", "Mean change (nats)", "95 % interval", "z", BY_KEY["p_adjusted"].heading,
+         "n", "Model"],
         rows, "Right choice: the logarithm of its share among all choices, as in expected accuracy. Right text: its "
               "own log-likelihood. p is of the hypothesis that the mean changed by at most 0.001 nats, and is adjusted "
               f"(Holm) over the {fmt.count(changes.tests)} rows of this table. A model that moved need not be worse.")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from aftertune.report import documents as md
 from aftertune.report import formatting as fmt
 from aftertune.report.changed_items import form_text, format_table, shift_text
-from aftertune.report.changes import TITLE, change_lines, change_tables, missing_lines
+from aftertune.report.changes import TITLE, change_lines, change_tables, drift_line, missing_lines
 from aftertune.report.checkpoints import checkpoint_table, tuning_checkpoints
 from aftertune.report.columns import columns, verdict_table
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
@@ -53,7 +53,7 @@ from aftertune.report.table import (
     score_table,
     score_text,
 )
-from aftertune.values import Comparison, Evaluation, Score, Tuning
+from aftertune.values import Comparison, Drift, Evaluation, Score, Tuning
 from aftertune.values.reported import ScoreName, plain_name
 
 
@@ -80,8 +80,8 @@ def score_blocks(evaluation: Evaluation) -> list[str]:
     return [md.table(head, rows)] if rows else []
 
 
-def comparison_blocks(comparison: Comparison) -> list[str]:
-    """The content of a comparison; the caller writes the heading."""
+def comparison_blocks(comparison: Comparison, drift: Drift | None = None) -> list[str]:
+    """The content of a comparison; the caller writes the heading. drift: of its models, where it was measured."""
     blocks = []
     if mark := watermark(comparison):
         blocks.append(f"> **{md.text(mark)}**")
@@ -97,7 +97,7 @@ def comparison_blocks(comparison: Comparison) -> list[str]:
         blocks.append(f"Format of the answers on {md.text(task_title(shift.task))}: {md.text(comparison.base_name)}: "
                       f"{form_text(shift.base)}; {md.text(comparison.tuned_name)}: {form_text(shift.tuned)}"
                       f"{'; ' + shift_text(shift) if shift.lost else ''}.")
-    blocks += change_blocks(comparison)
+    blocks += [*change_blocks(comparison), *([md.text(drift_line(drift))] if drift else [])]
     minor = [d for d in comparison.differences if not d.blocking]
     if minor:
         blocks.append("Also different: " + "; ".join(
@@ -150,7 +150,8 @@ def write_record(results: Results, *, title: str) -> str:
         blocks += ["## Comparative Analysis", *_sizes(results), *_performance(results)]
         for comparison in results.comparisons:
             blocks += [f"### Comparison {md.text(comparison.id)}: {md.text(comparison.tuned_name)} against "
-                       f"{md.text(comparison.base_name)}", *comparison_blocks(comparison)]
+                       f"{md.text(comparison.base_name)}",
+                       *comparison_blocks(comparison, results.drift(comparison))]
         blocks += [*seeds_section(results.contrasts), "### Key Observations", _observations(results)]
         blocks += [block for document in reported for block in changes_from(document)]
         blocks += ["---", "## Task Descriptions", _descriptions(results)]

@@ -29,6 +29,7 @@ from aftertune.values import (
     Comparison,
     ComparisonRow,
     Contrast,
+    Drift,
     Evaluation,
     Flips,
     ModelIdentity,
@@ -48,6 +49,7 @@ class Results:
     contrasts: recipes compared over seeds. answers: evaluation id -> its answers, for the format of generated ones.
     flips: comparison id -> the items that changed, one entry for each task. reported: other people's documents with
     their audit. planned: models of studies that are not evaluated yet. cells: of studies, in any state.
+    drifts: measurements without a benchmark of how far fine-tunes moved their bases.
     """
 
     evaluations: Sequence[Evaluation] = ()
@@ -59,6 +61,7 @@ class Results:
     reported: Sequence[AuditedDocument] = ()
     planned: Sequence[Planned] = ()
     cells: Sequence[StoredCell] = ()
+    drifts: Sequence[Drift] = ()
 
     @classmethod
     def load(cls, ledger: Ledger, only: Sequence[str] = ()) -> Results:
@@ -78,8 +81,15 @@ class Results:
             evaluations=evaluations,
             tunings=tuple(t for t in ledger.tunings() if not only or t.id in used),
             comparisons=tuple(c for c in ledger.comparisons() if {c.base, c.tuned} <= ids),
+            drifts=tuple(ledger.drifts()),
             answers=StoredAnswers(ledger.database.path, [e.id for e in evaluations]),
             cells=() if only else tuple(cell for study in ledger.studies() for cell in ledger.cells(study.name)))
+
+    def drift(self, comparison: Comparison) -> Drift | None:
+        """The newest drift measurement of the two models of a comparison; None without one."""
+        models = {e.id: e.model.fingerprint for e in self.evaluations}
+        sides = models.get(comparison.base), models.get(comparison.tuned)
+        return next((d for d in reversed(self.drifts) if (d.base.fingerprint, d.tuned.fingerprint) == sides), None)
 
     def generated(self, evaluation: Evaluation) -> Sequence[Answer]:
         """The answers of an evaluation if a task of it has generated texts; () where none has."""

@@ -8,7 +8,7 @@
 Importing this package does not import torch, transformers or gguf; a function imports them when it is called.
 """
 
-from aftertune.sources.adapter_loading import add_adapter
+from aftertune.sources.adapter_loading import add_adapter, randomize_adapter
 from aftertune.sources.adapters import adapter_folder, resolve_adapter
 from aftertune.sources.base_cache import BaseModelCache
 from aftertune.sources.fingerprint import (
@@ -54,6 +54,7 @@ __all__ = [
     "pack_path",
     "pack_root",
     "packs",
+    "randomize_adapter",
     "require_nf4",
     "resolve_adapter",
     "resolve_model",

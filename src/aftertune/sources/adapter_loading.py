@@ -2,6 +2,7 @@
 
     model = add_adapter(base, adapter, device="cpu")        # a PEFT model
     base = remove_adapter(model)
+    randomize_adapter(model, seed=0)                        another adapter of the same size that learned nothing
 
 PEFT only warns if tensors of a file find no place in the model, and of a part of them it says nothing. Here an adapter
 is taken whole or not at all.
@@ -74,6 +75,39 @@ def _check_runs(adapter: AdapterSource, model: Any) -> None:
         raise SourceError(f"{adapter.source}: PEFT cannot run this adapter of type {adapter.peft_type} on a text alone"
                           f": {' '.join(str(error).split())[:200]}; evaluate an adapter of another type, or a merged "
                           "model") from error
+
+
+def randomize_adapter(model: Any, seed: int) -> bool:
+    """Replace the update B A of each layer of a LoRA adapter by a random one with the same Frobenius norm.
+
+    model: a PEFT model with one adapter. A and B have normal entries before they are scaled. False, and nothing is
+    changed, for an adapter that trains more than plain A and B (DoRA, embeddings, whole modules).
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    config = model.active_peft_config
+    plain = config.peft_type == "LORA" and not (config.use_dora or config.modules_to_save or config.lora_bias) \
+        and config.bias == "none" and config.init_lora_weights in (True, False, "gaussian")
+    layers = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for layer in model.modules()
+              if isinstance(layer, LoraLayer) for name in layer.active_adapters if name in layer.lora_A]
+    if not plain or not layers or any(len(layer.lora_embedding_A) for layer in model.modules()
+                                      if isinstance(layer, LoraLayer)) or any(a.dim() != 2 for a, _ in layers):
+        return False
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for a, b in layers:
+            size = _update_norm(a, b)
+            for matrix in (a, b):
+                matrix.copy_(torch.randn(matrix.shape, generator=random))
+            b.mul_(size / _update_norm(a, b))
+    return True
+
+
+def _update_norm(a: Any, b: Any) -> float:
+    """The Frobenius norm of B A, from the small products: trace((B' B) (A A'))**0.5. a: [r, in]; b: [out, r]."""
+    a, b = a.double(), b.double()
+    return float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
 
 
 def add_rows(model: Any, rows: int | None) -> None:

@@ -38,6 +38,7 @@ from aftertune.values.comparison import (
     Relation,
     verdict_label,
 )
+from aftertune.values.drift import Drift, DriftGroup, DriftText
 from aftertune.values.encoding import (
     canonical,
     digest,
@@ -93,6 +94,9 @@ __all__ = [
     "ComparisonRow",
     "Contrast",
     "Difference",
+    "Drift",
+    "DriftGroup",
+    "DriftText",
     "Early",
     "EarlyUnit",
     "Evaluation",

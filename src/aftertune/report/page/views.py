@@ -31,7 +31,7 @@ from aftertune.report.changed_items import (
     score_unit,
     shift_text,
 )
-from aftertune.report.changes import TITLE, ChangeTable, change_lines, change_tables, missing_lines
+from aftertune.report.changes import TITLE, ChangeTable, change_lines, change_tables, drift_line, missing_lines
 from aftertune.report.charts import contrast_forest, forest, loss_curve, watch_chart, watched
 from aftertune.report.checkpoints import checkpoint_table, tuning_checkpoints
 from aftertune.report.columns import VerdictLine, verdict_lines, verdict_table
@@ -175,14 +175,15 @@ def comparison_view(comparison: Comparison, results: Results, flips: list[FlipsV
                 for d in comparison.differences if not d.blocking],
         forms=[(fmt.visible(task_title(f.task)), form_text(f.base), form_text(f.tuned), shift_text(f))
                for f in comparison.forms],
-        changes=_changes_view(comparison), flips=flips,
+        changes=_changes_view(comparison, results), flips=flips,
         changed=[] if flips else changed_items(comparison, results.answers))
 
 
-def _changes_view(comparison: Comparison) -> ChangesView | None:
-    if comparison.changes is None:
+def _changes_view(comparison: Comparison, results: Results) -> ChangesView | None:
+    lines = [line for line in (*change_lines(comparison), drift_line(results.drift(comparison))) if line]
+    if not lines:
         return None
-    return ChangesView(title=TITLE, lines=change_lines(comparison), tables=change_tables(comparison),
+    return ChangesView(title=TITLE, lines=lines, tables=change_tables(comparison),
                        positions=position_views(comparison), missing=missing_lines(comparison))
 
 
