@@ -230,6 +230,32 @@ def test_a_log_likelihood_that_is_not_finite_is_left_out_and_counted(ledger: Led
     assert entry.missing == ("the log-probabilities of 1 of 40 items: a log-likelihood is not finite",)
 
 
+def test_other_dtypes_and_forced_comparisons_prove_no_move(ledger: Ledger) -> None:
+    for name, model, shift in (("base", BASE, 0.0), ("half", ADAPTED, -1.0)):
+        value = stored(ledger, name, model, [scored("quiz", noise(60) + shift)])
+    half = replace(value, dtype="bfloat16")
+    move = compare(ledger.find_evaluation("base"), half, ledger=ledger, save=False).changes.tasks[0].moves[1]
+    assert (move.moved, move.problem) == (False, "computed in float32 and bfloat16")
+    other = replace(value, tasks=(replace(value.tasks[0], prompts="other"),))
+    forced = compare(ledger.find_evaluation("base"), other, ledger=ledger, force=True, save=False)
+    assert forced.forced
+    assert forced.changes.tasks[0].moves[1].problem == "forced: the evaluations differ in settings that must agree"
+    assert "not seen to move (forced" in write_record(replace(results(ledger, compare(
+        "base", "half", ledger=ledger)), comparisons=(forced,)), title="x")
+
+
+def test_choices_that_are_asked_twice_count_once(ledger: Ledger) -> None:
+    """As for `acc_mutual_info`: the second half is without the question."""
+    before, after = noise(40), noise(40) - .5
+    sides = []
+    for values in (before, after):
+        task, texts, right = scored("quiz", values)
+        sides.append([(replace(task, primary="acc_mutual_info,none"),
+                       [[*row, *(Response(logprob=-50.0, greedy=False) for _ in row)] for row in texts], right)])
+    entry, = changes(ledger, *sides).changes.tasks
+    assert [(m.n, m.mean) for m in entry.moves] == [(40, pytest.approx(0, abs=1e-9)), (40, pytest.approx(-.5))]
+
+
 # --- Fine-tunes without an effect ---
 def adapter(folder: Path, *, zero: bool, extra: bool = False) -> ModelIdentity:
     folder.mkdir()

@@ -84,7 +84,7 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
                                   forced=forced)
     of_tasks = [r for r in rows if not r.average_of]
     looked = earlier_looks(left, right, ledger)
-    changes = find_changes(left, right, pairs, of_tasks, ledger)
+    changes = find_changes(left, right, pairs, of_tasks, ledger, forced=forced)
     rows = tuple(replace(r, note="; ".join(filter(None, (
         _no_effect_note(r, changes), r.note, _looked_note(r, looked))))) for r in rows)
     used = {p.settings.task: margin_of(margins, "share", p.settings.task, *p.settings.groups, primary=False)

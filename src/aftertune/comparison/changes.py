@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aftertune.catalog import MetricKey
-from aftertune.comparison.answer_changes import chosen_position, position_table
+from aftertune.comparison.answer_changes import chosen_position, position_table, text_lengths
 from aftertune.comparison.clusters import group_clusters, task_clusters
 from aftertune.comparison.early_rows import is_stopped
 from aftertune.comparison.log_probability import (
@@ -32,6 +32,7 @@ from aftertune.comparison.log_probability import (
 )
 from aftertune.comparison.no_effect import find_no_effect
 from aftertune.comparison.pairing import Pair
+from aftertune.comparison.rows import FORCED
 from aftertune.stats.answer_format import is_empty, is_generated
 from aftertune.stats.log_probability import adjusted_moves, log_probability_move
 from aftertune.values import (
@@ -53,13 +54,17 @@ STOPPED = "the task was stopped early"
 
 
 def find_changes(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], rows: Sequence[ComparisonRow],
-                 ledger: Ledger) -> Changes:
-    """What changed on all tasks of a comparison. rows: of the comparison; they say which groups have one verdict."""
+                 ledger: Ledger, *, forced: bool = False) -> Changes:
+    """What changed on all tasks of a comparison. rows: of the comparison; they say which groups have one verdict.
+    forced: compared in spite of settings that must agree, so nothing is proven.
+    """
+    doubt = FORCED if forced else "" if left.dtype == right.dtype else \
+        f"computed in {left.dtype} and {right.dtype}"  # their rounding differs
     drafts: list[TaskChange] = []
     texts: list[Differences] = []
     for name, members in _units(pairs, rows):
-        problem = STOPPED if any(is_stopped(left, right, p.settings.task) for p in members) else ""
-        change, strata = _task_change(name, members, problem)
+        stopped = any(is_stopped(left, right, p.settings.task) for p in members)
+        change, strata = _task_change(name, members, doubt or (STOPPED if stopped else ""))
         drafts.append(change)
         texts += [strata] if strata else []
     adjusted = iter(adjusted_moves([move for draft in drafts for move in draft.moves]))
@@ -164,16 +169,20 @@ def _text_shift(members: Sequence[Pair]) -> TextShift | None:
             if is_generated(a) and is_generated(b)]
     if not both:
         return None
-    in_tokens = all(r.tokens is not None for items in both for answer in items for r in answer.responses)
-    base, tuned = (_text_form([items[side] for items in both], in_tokens=in_tokens) for side in (0, 1))
-    return TextShift(n=len(both), unit="tokens" if in_tokens else "characters", base=base, tuned=tuned)
+    tokens = [known for pair in members if (known := text_lengths(pair))]
+    in_tokens = sum(len(base) for base, _ in tokens) == len(both)
+    forms: list[TextForm] = []
+    for side in (0, 1):
+        answers = [items[side] for items in both]
+        lengths = [n for known in tokens for n in known[side]] if in_tokens else \
+            [len(a.responses[0].text or "") for a in answers]
+        forms.append(_text_form(answers, lengths))
+    return TextShift(n=len(both), unit="tokens" if in_tokens else "characters", base=forms[0], tuned=forms[1])
 
 
-def _text_form(answers: Sequence[Answer], *, in_tokens: bool) -> TextForm:
+def _text_form(answers: Sequence[Answer], lengths: Sequence[int]) -> TextForm:
     """The texts of one model; an answer with several texts counts by its first one."""
-    first = [answer.responses[0] for answer in answers]
-    lengths = [r.tokens or 0 if in_tokens else len(r.text or "") for r in first]
-    ends = Counter(r.finish for r in first)
+    ends = Counter(answer.responses[0].finish for answer in answers)
     return TextForm(median=float(np.median(lengths)), long=float(np.quantile(lengths, 0.9)), ended=ends["eos"],
                     cut_off=ends["length"], stopped=ends["stop"], unknown=ends[None],
                     empty=sum(map(is_empty, answers)))

@@ -94,10 +94,13 @@ def _add_choice(values: TaskValues, asked: Asked | None, answers: tuple[Answer, 
 
 def _choice_side(answer: Answer, asked: Asked) -> ChoiceSide | None:
     """What a model made of the choices of an item; None where that is not stored."""
-    known = [r.logprob for r in answer.responses if r.logprob is not None]
-    if len(known) != len(asked.choices) or len(known) != len(answer.responses):
+    metrics = {MetricKey(key).metric for key in answer.metrics}
+    twice = "acc_mutual_info" in metrics and len(answer.responses) == 2 * len(asked.choices)  # then without a question
+    responses = answer.responses[:len(asked.choices)] if twice else answer.responses
+    known = [r.logprob for r in responses if r.logprob is not None]
+    if len(known) != len(asked.choices) or len(known) != len(responses):
         return None
-    normalized = any(MetricKey(key).metric == "acc_norm" for key in answer.metrics)
+    normalized = "acc_norm" in metrics
     shares = choice_log_shares(known, [len(choice) for choice in asked.choices] if normalized else None)
     chosen = chosen_position(answer, asked, EXPECTED_ACCURACY)
     if shares is None or chosen is None:
