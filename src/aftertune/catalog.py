@@ -242,8 +242,14 @@ def _matches(task: str, pattern: str) -> bool:
     return task == pattern or (pattern.endswith("*") and task.startswith(pattern[:-1]))
 
 
+#: Ending of the name of a multiple-choice task that is asked by letter (`tasks.letters`).
+LETTERS = "_letters"
+
+
 def cluster_field(task: str) -> str | None:
     """The field of a document that groups the items of a task or group, or None."""
+    if task.endswith(LETTERS):
+        return cluster_field(task.removesuffix(LETTERS)) and "cluster"
     return next((field for pattern, field in _CLUSTERS.items() if _matches(task, pattern)), None)
 
 

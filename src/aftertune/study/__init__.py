@@ -89,6 +89,9 @@ class TaskSpec(Spec):
         description="Number of examples in the prompt.")] = None
     apply_chat_template: Annotated[bool | None, Field(
         description="As the evaluation's; overrides it for this task.")] = None
+    letters: Annotated[bool, Flag(), Field(
+        description="List the choices of multiple-choice tasks as A, B, C …; the model writes a letter. For engines "
+                    "without log-likelihoods.")] = False
     gen_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Generation settings of this task; they override the evaluation's.")
     data: Annotated[Path | None, Field(

@@ -32,6 +32,7 @@ from aftertune.study import TaskSpec
 from aftertune.tasks import chance, data, lm_eval_index
 from aftertune.tasks.data import LocalData
 from aftertune.tasks.data_faults import columns_hint, data_fault
+from aftertune.tasks.letters import letters_task
 from aftertune.tasks.seeding import TaskRandomness, unchanged_randomness
 from aftertune.tasks.task_fields import LOADERS, refuse_generation_code
 from aftertune.values import Asked, Item, Question, Request, TaskSettings, digest, json_ready
@@ -245,7 +246,8 @@ def _leaf_tasks(manager: Any, name: str, spec: TaskSpec, options: LoadOptions
         with hide_progress():
             loaded = manager.load([name])
         groups = loaded.get("groups", {})
-        return [_row(spec, task_name, task, sources or {}, groups) for task_name, task in loaded["tasks"].items()]
+        rows = [_row(spec, task_name, task, sources or {}, groups) for task_name, task in loaded["tasks"].items()]
+        return [_by_letter(row) for row in rows] if spec.letters else rows
     except TaskError:
         raise
     except Exception as error:  # lm-eval, datasets and the code of tasks raise many types of errors here
@@ -261,6 +263,13 @@ def _row(spec: TaskSpec, name: str, task: Any, sources: Mapping[str, LocalData],
         raise TaskError(f"task {name!r} needs images or sound; choose a text task")
     label = sources[name].label if name in sources else f"hub:{task.config.dataset_path}"
     return spec, task, label, {n: g for n, g in groups.items() if any(t is task for t in g.get_all_tasks())}
+
+
+def _by_letter(row: tuple[TaskSpec, Any, str, dict[str, Any]]) -> tuple[TaskSpec, Any, str, dict[str, Any]]:
+    """The row with its task asked by letter. It belongs to no group, whose score has another meaning."""
+    spec, task, label, _ = row
+    with (getattr(task, "randomness", None) or TaskRandomness()).running():
+        return spec, letters_task(task, _choice), label, {}
 
 
 def _unsafe(name: str) -> TaskError:

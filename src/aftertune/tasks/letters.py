@@ -1,0 +1,108 @@
+"""Multiple choice by letter: the choices are listed as A, B, C …, and the model writes the letter of one.
+
+    task = letters_task(arc_easy)
+    task.config.task                    "arc_easy_letters"
+    task.doc_to_text(doc)               "Question: Which … ?\\nA. wood\\nB. iron\\nAnswer:"
+
+For engines that write texts and give no log-likelihoods of given answers: servers and llama.cpp. It is another task than
+the one that it is made from: its items and prompts differ, so a score is compared with scores of the same kind alone.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from aftertune import catalog
+from aftertune.errors import TaskError
+from aftertune.values import Asked
+
+#: Tokens that an answer may have: a letter, or a short sentence with it.
+MAX_TOKENS = 16
+#: The letter at the start of an answer ("B", "(B) iron", "**B**", but not the article "A metal"), or after "answer is".
+PATTERN = (r"""^[\s(\[*"'`]*([A-Z])(?=$|[\s)\].,:;*"'`-])(?!(?<=A) [a-z])"""
+           r"""|(?i:answer|option|choice)(?i: is)?:?[\s*("'`]*([A-Z])(?![A-Za-z'])""")
+#: How a text ends with what a prompt by letter writes itself.
+_ENDING = "answer:"
+
+#: What ends an answer: the letter stands before it.
+STOPS = ("\n", ".", ",", ")")
+#: Few-shot examples that are kept: the first ones of the split.
+MAX_EXAMPLES = 64
+
+AskedOf = Callable[[Any, Mapping[str, Any], int], Asked]
+
+
+def letters_task(task: Any, asked: AskedOf) -> Any:
+    """The task by letter. asked: gives question, choices and right answers of a document.
+
+    Raises TaskError for a task that is no multiple choice, or has items with more choices than letters.
+    """
+    from lm_eval.api.task import ConfigurableTask
+
+    name = task.config.task
+    if task.OUTPUT_TYPE != "multiple_choice":
+        raise TaskError(f"task {name!r} is no multiple choice, so it cannot be asked by letter; leave --letters out for it")
+    documents = getattr(task, "task_docs", None)
+    rows = [_row(task, doc, index, asked) for index, doc in enumerate(task.eval_docs if documents is None else documents)]
+    shots = [_row(task, doc, index, asked) for index, doc in enumerate(_examples(task))]
+    return ConfigurableTask(config={
+        "task": f"{name}{catalog.LETTERS}", "custom_dataset": partial(_dataset, rows), "output_type": "generate_until",
+        "test_split": "test", "doc_to_text": "prompt", "doc_to_target": "letter", "target_delimiter": " ",
+        "description": task.config.description or "", "process_results": _process_results,
+        "generation_kwargs": {"until": list(STOPS), "max_gen_toks": MAX_TOKENS, "do_sample": False},
+        "filter_list": [{"name": "letter", "filter": [{"function": "regex", "regex_pattern": PATTERN},
+                                                      {"function": "take_first"}]}],
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "num_fewshot": task.get_config("num_fewshot"), "metadata": {"version": 1.0},
+        **({"fewshot_config": {"sampler": "first_n", "samples": shots}} if shots else {})})
+
+
+def _examples(task: Any) -> Sequence[Any]:
+    """The documents for few-shot examples, where these are others than the scored ones."""
+    split = getattr(getattr(task, "fewshot_cfg", None), "split", None) or task.config.fewshot_split
+    if split is not None and split == (task.config.test_split or task.config.validation_split):
+        return ()
+    if not (task.has_training_docs() or task.config.fewshot_split):
+        return ()
+    return list(task.fewshot_docs() or ())[:MAX_EXAMPLES]
+
+
+def _row(task: Any, doc: Mapping[str, Any], index: int, asked: AskedOf) -> dict[str, Any]:
+    """One item: its prompt, its choices, the right letter, and its cluster where the task has one."""
+    item = asked(task, doc, index)
+    choices = [c.strip() for c in item.choices]
+    if not 2 <= len(choices) <= len(string.ascii_uppercase) or len(item.gold) != 1:
+        raise TaskError(f"task {task.config.task!r}, item {index}: {len(choices)} choices with {len(item.gold)} right ones "
+                        f"cannot be asked by letter; 2 to {len(string.ascii_uppercase)} choices with one right one can")
+    cluster = catalog.cluster_label(catalog.cluster_field(task.config.task), doc)
+    return {"prompt": prompt(item.question, choices, before=bool(getattr(task, "multiple_input", 0))), "choices": choices,
+            "letter": string.ascii_uppercase[item.gold[0]], **({"cluster": cluster} if cluster is not None else {})}
+
+
+def prompt(question: str, choices: Sequence[str], *, before: bool = False) -> str:
+    """The question with lettered choices. before: the choices are what stands before ``question`` (WinoGrande).
+
+    A question that lists its choices already (MMLU) stays as it is.
+    """
+    text = question.strip()
+    letters = string.ascii_uppercase[:len(choices)]
+    if before:
+        choices, text = [f"{choice} {text}" for choice in choices], "Which sentence is right?"
+    if text.lower().endswith(_ENDING):
+        text = text[:-len(_ENDING)].rstrip()
+    if tuple(choices) != tuple(letters):
+        text = "\n".join([text, *(f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))])
+    return f"{text}\nAnswer:"
+
+
+def _dataset(rows: list[dict[str, Any]], **_: Any) -> Any:
+    import datasets
+
+    return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
+
+
+def _process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    return {"exact_match": float(results[0] == doc["letter"])}

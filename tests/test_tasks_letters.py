@@ -1,0 +1,91 @@
+"""Multiple choice by letter: prompts, the letter in an answer, and an evaluation of such a task."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from aftertune.errors import TaskError
+from aftertune.evaluation import evaluate
+from aftertune.ledger import Ledger
+from aftertune.study import TaskSpec
+from aftertune.tasks import LoadOptions, load
+from aftertune.tasks.letters import PATTERN, prompt
+from eval_cases import byte_folder, write_task
+
+
+@pytest.mark.parametrize(("question", "choices", "before", "text"), [
+    ("Question: Which floats?\nAnswer:", ["wood", "iron"], False,
+     "Question: Which floats?\nA. wood\nB. iron\nAnswer:"),
+    ("Which?\nA. x\nB. y\nAnswer:", ["A", "B"], False, "Which?\nA. x\nB. y\nAnswer:"),
+    ("fell.", ["The cup", "The saucer"], True,
+     "Which sentence is right?\nA. The cup fell.\nB. The saucer fell.\nAnswer:")])
+def test_prompts(question: str, choices: list[str], before: bool, text: str) -> None:
+    assert prompt(question, choices, before=before) == text
+
+
+@pytest.mark.parametrize(("text", "letter"), [
+    (" B", "B"), ("(C", "C"), ("**B**", "B"), ("A", "A"), ("D. iron", "D"), ("B because it floats", "B"),
+    ("The answer is C", "C"), ("The correct option: D", "D"), ("answer is (A", "A"), ("A metal sinks", None),
+    ("Because", None), ("", None), ("I think wood", "I"), ("the answer is Because", None), ("b", None)])
+def test_the_letter_of_an_answer(text: str, letter: str | None) -> None:
+    found = re.findall(PATTERN, text)
+    assert (next(filter(None, found[0])) if found else None) == letter
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    file = tmp_path / "docs.jsonl"
+    file.write_text("".join(json.dumps({"question": f"Which is {n}?", "answer": n % 3}) + "\n" for n in range(6)))
+    write_task(tmp_path / "tasks", "pick", "multiple_choice", file,
+               'doc_to_choice: ["none", "one", "two"]\nmetric_list: [{metric: acc}]')
+    write_task(tmp_path / "tasks", "write", "generate_until", file, "metric_list: [{metric: exact_match}]")
+    return tmp_path
+
+
+def test_a_task_by_letter(home: Path) -> None:
+    task, = load([TaskSpec(name="pick", letters=True, limit=4)], LoadOptions(include_path=home / "tasks"))
+    assert (task.settings.task, task.settings.output_type, task.settings.n) == ("pick_letters", "generate_until", 4)
+    assert task.settings.chance == pytest.approx(1 / 3)
+    assert str(task.settings.primary) == "exact_match,letter"
+    assert task.requests[1].context == "Which is 1?\nA. none\nB. one\nC. two\nAnswer:"
+    assert [item.asked.reference for item in task.items if item.asked] == ["A", "B", "C", "A"]
+    whole, = load([TaskSpec(name="pick")], LoadOptions(include_path=home / "tasks"))
+    assert not {i.hash for i in whole.items} & {i.hash for i in task.items}
+
+
+def test_a_sample_has_the_same_items_as_the_task_itself(home: Path) -> None:
+    specs = [TaskSpec(name="pick", sample=3, sample_seed=5, letters=letters) for letters in (False, True)]
+    plain, by_letter = (load([spec], LoadOptions(include_path=home / "tasks"))[0] for spec in specs)
+    assert [i.index for i in plain.items] == [i.index for i in by_letter.items]
+
+
+def test_texts_have_no_letters(home: Path) -> None:
+    with pytest.raises(TaskError, match="task 'write' is no multiple choice, so it cannot be asked by letter"):
+        load([TaskSpec(name="write", letters=True)], LoadOptions(include_path=home / "tasks"))
+
+
+def test_an_evaluation_by_letter_is_stored_beside_the_other(home: Path) -> None:
+    base = byte_folder(home / "base")
+    with Ledger(home / "ledger.db") as ledger:
+        both = evaluate(str(base), [TaskSpec(name="pick"), TaskSpec(name="pick", letters=True)], ledger=ledger,
+                        include_path=home / "tasks", dtype="float32")
+    assert [t.task for t in both.tasks] == ["pick", "pick_letters"]
+    assert {s.task for s in both.scores} == {"pick", "pick_letters"}
+
+
+@pytest.mark.slow
+def test_real_benchmarks_by_letter() -> None:
+    specs = [TaskSpec(name=name, letters=True, limit=2)
+             for name in ("arc_easy", "hellaswag", "winogrande", "mmlu_high_school_computer_science")]
+    tasks = {t.settings.task: t for t in load(specs, LoadOptions(source="pack"))}
+    arc = tasks["arc_easy_letters"].requests[0].context
+    assert re.fullmatch(r"Question: .*\nA\. .*\nB\. .*\nC\. .*\nD\. .*\nAnswer:", arc, flags=re.S)
+    assert tasks["hellaswag_letters"].settings.cluster == "cluster"
+    assert tasks["hellaswag_letters"].items[0].cluster
+    assert "Which sentence is right?" in tasks["winogrande_letters"].requests[0].context
+    mmlu = tasks["mmlu_high_school_computer_science_letters"].requests[0].context
+    assert mmlu.count("\nA. ") == 1
