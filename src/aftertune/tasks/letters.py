@@ -4,8 +4,8 @@
     task.config.task                    "arc_easy_letters"
     task.doc_to_text(doc)               "Question: Which … ?\\nA. wood\\nB. iron\\nAnswer:"
 
-For engines that write texts and give no log-likelihoods of given answers: servers and llama.cpp. It is another task than
-the one that it is made from: its items and prompts differ, so a score is compared with scores of the same kind alone.
+For engines that write texts and give no log-likelihoods of given answers: servers and llama.cpp. It is another task
+than the one that it is made from: its items and prompts differ, so a score is compared with scores by letter alone.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ def letters_task(task: Any, asked: AskedOf) -> Any:
 
     name = task.config.task
     if task.OUTPUT_TYPE != "multiple_choice":
-        raise TaskError(f"task {name!r} is no multiple choice, so it cannot be asked by letter; leave --letters out for it")
+        raise TaskError(f"task {name!r} is no multiple choice, so it cannot be asked by letter; leave --letters "
+                        "out for it")
     documents = getattr(task, "task_docs", None)
-    rows = [_row(task, doc, index, asked) for index, doc in enumerate(task.eval_docs if documents is None else documents)]
+    documents = task.eval_docs if documents is None else documents
+    rows = [_row(task, doc, index, asked) for index, doc in enumerate(documents)]
     shots = [_row(task, doc, index, asked) for index, doc in enumerate(_examples(task))]
     return ConfigurableTask(config={
         "task": f"{name}{catalog.LETTERS}", "custom_dataset": partial(_dataset, rows), "output_type": "generate_until",
@@ -75,10 +77,12 @@ def _row(task: Any, doc: Mapping[str, Any], index: int, asked: AskedOf) -> dict[
     item = asked(task, doc, index)
     choices = [c.strip() for c in item.choices]
     if not 2 <= len(choices) <= len(string.ascii_uppercase) or len(item.gold) != 1:
-        raise TaskError(f"task {task.config.task!r}, item {index}: {len(choices)} choices with {len(item.gold)} right ones "
-                        f"cannot be asked by letter; 2 to {len(string.ascii_uppercase)} choices with one right one can")
+        raise TaskError(f"task {task.config.task!r}, item {index}: {len(choices)} choices with {len(item.gold)} right "
+                        f"ones cannot be asked by letter; 2 to {len(string.ascii_uppercase)} choices with one right "
+                        "one can")
     cluster = catalog.cluster_label(catalog.cluster_field(task.config.task), doc)
-    return {"prompt": prompt(item.question, choices, before=bool(getattr(task, "multiple_input", 0))), "choices": choices,
+    text = prompt(item.question, choices, before=bool(getattr(task, "multiple_input", 0)))
+    return {"prompt": text, "choices": choices,
             "letter": string.ascii_uppercase[item.gold[0]], **({"cluster": cluster} if cluster is not None else {})}
 
 
