@@ -9,6 +9,9 @@ results are never exactly equal. Merged weights count as the same model if their
 the adapter by at most a tenth of the change by the fine-tune, on average, or by at most 1e-3 nats on every item. The
 default dtype is float32, because in bfloat16 the rounding in the forward pass would hide that of the weights. The
 evaluations are stored in the ledger.
+
+This check sees what changes the results by more than that. One layer of many that was not merged may change them by
+less: `aftertune.deploy.merged_weights` compares the weights themselves.
 """
 
 from __future__ import annotations
@@ -71,13 +74,7 @@ def check_merge(word: str, *, tasks: Sequence[TaskSpec], ledger: Ledger, nf4: bo
 
     Raises InputError if there are no merged weights, or if the tasks have no log-likelihoods to compare.
     """
-    tuning = read_tuning(word, ledger)
-    merged_folder = Path(tuning.output) / "merged"
-    if not writes_adapter(tuning.method):
-        raise InputError(f"{tuning.name}: a {tuning.method} tuning writes whole weights, so there is no merge to check")
-    if tuning.merged is None or not merged_folder.is_dir():
-        raise InputError(f"{tuning.name}: no merged weights in {tuning.output}; run its tune command again with "
-                         "--merge (nothing is trained again)")
+    tuning, merged_folder = merged_tuning(word, ledger)
     base = tuning.base
 
     def answers(model: str, **settings: object) -> list[Answer]:
@@ -94,6 +91,18 @@ def check_merge(word: str, *, tasks: Sequence[TaskSpec], ledger: Ledger, nf4: bo
                            moved) if nf4 else None
     return MergeCheck(tuning, tuple(t.name for t in tasks), len(of_adapter), len(_scores(of_adapter)), moved, merged,
                       quantized)
+
+
+def merged_tuning(word: str, ledger: Ledger) -> tuple[Tuning, Path]:
+    """A tuning, and the folder of its merged weights. Raises InputError if there are none."""
+    tuning = read_tuning(word, ledger)
+    folder = Path(tuning.output) / "merged"
+    if not writes_adapter(tuning.method):
+        raise InputError(f"{tuning.name}: a {tuning.method} tuning writes whole weights, so there is no merge to check")
+    if tuning.merged is None or not folder.is_dir():
+        raise InputError(f"{tuning.name}: no merged weights in {tuning.output}; run its tune command again with "
+                         "--merge (nothing is trained again)")
+    return tuning, folder
 
 
 def _scores(answers: Sequence[Answer]) -> list[float]:

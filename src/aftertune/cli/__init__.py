@@ -24,7 +24,7 @@ VERBS = {
     "tune": "tune:tune",
     "rollback": "tune:rollback",
     "checkpoints": "checkpoints:checkpoints",
-    "check-merge": "tune:check_merge",
+    "check-merge": "deploy:check_merge",
     "templates": "tune:templates",
     "compare": "compare:compare",
     "flips": "compare:flips",

@@ -3,6 +3,7 @@
     aftertune runs                            list the ledger
     aftertune show base                       everything about one entry
     aftertune export all --format csv         scores for other programs
+    aftertune export orders --format gguf     weights for other programs
     aftertune card tuned --out card           a model card
     aftertune import lm_eval_output           results of lm-eval, or a Markdown record
 """
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from aftertune.values import Comparison, Evaluation, TaskSettings, Tuning
     from aftertune.values.reported import Reported
 
-FORMATS = ("lm-eval", "every-eval-ever", "csv", "latex", "json")
+#: Formats of ``export``: for results, and for the weights of a tuning.
+FORMATS = ("lm-eval", "every-eval-ever", "csv", "latex", "json", "gguf")
 
 
 def runs(as_json: JsonFlag = False) -> None:
@@ -170,18 +172,31 @@ def _show_value(value: Any, fields: dict[str, Any]) -> None:
 
 def export(
     word: Annotated[str, typer.Argument(
-        metavar="ID", help="Id or name of an evaluation, comparison or study, or `all`.")],
+        metavar="ID", help="Id or name of an evaluation, comparison or study, or `all`; for gguf, a tuning.")],
     format_: Annotated[str, typer.Option(
-        "--format", help="Format: lm-eval, every-eval-ever, csv, latex or json.")] = "lm-eval",
+        "--format", help="Format: lm-eval, every-eval-ever, csv, latex or json; or gguf, the tuned weights for "
+                         "llama.cpp and Ollama.")] = "lm-eval",
     out: Annotated[str | None, typer.Option(
-        help="Output folder for lm-eval and every-eval-ever, output file for a table; - for stdout.")] = None,
+        help="Output folder for lm-eval, every-eval-ever and gguf, output file for a table; - for stdout.")] = None,
+    quant: Annotated[str | None, typer.Option(
+        help="Types of the GGUF files, separated by commas, such as f16,q8_0,q4_k_m. Default: q8_0.")] = None,
     prompts: Annotated[bool, typer.Option(
         "--prompts/--no-prompts", help="Rebuild the prompts; they are written if they match the stored hash.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write results for other programs, without paths of this machine and without secrets."""
+    """Write results for other programs, without paths of this machine and without secrets; or a tuned model.
+
+    A GGUF is written from the merged weights, with the tokenizer and its chat template, beside an Ollama Modelfile.
+    """
     if format_ not in FORMATS:
         raise InputError(f"--format {format_!r}: allowed are {', '.join(FORMATS)}{nearest(format_, list(FORMATS))}")
+    if format_ == "gguf":
+        from aftertune.cli.deploy import export_weights
+
+        export_weights(word, quant or "q8_0", out, as_json)
+        return
+    if quant is not None:
+        raise InputError("--quant is for --format gguf; add it, or leave --quant out")
     from aftertune.ledger import Ledger
 
     with Ledger(create=False) as ledger:

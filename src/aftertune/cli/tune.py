@@ -1,10 +1,8 @@
-"""Implements ``tune``, which fine-tunes a model, ``rollback``, which hands on another of its checkpoints,
-``check-merge``, which compares merged weights with the adapter, and ``templates``, which checks how chat templates are
-learned.
+"""Implements ``tune``, which fine-tunes a model, ``rollback``, which hands on another of its checkpoints, and
+``templates``, which checks how chat templates are learned.
 
     aftertune tune Qwen/Qwen2.5-0.5B --data orders.jsonl --method lora --out runs/orders
     aftertune rollback runs/orders --to 50
-    aftertune check-merge runs/orders
     aftertune templates Qwen/Qwen2.5-0.5B-Instruct
 """
 
@@ -17,15 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit, jsonable, progress
-from aftertune.cli.options import Given, JsonFlag, comma_separated, option_of, with_options
+from aftertune.cli.options import Given, JsonFlag, comma_separated, with_options
 from aftertune.cli.streams import rich_console
 from aftertune.errors import GateFailed
 from aftertune.methods import writes_adapter
-from aftertune.study import EvalSpec, TaskSpec, TuneSpec
+from aftertune.study import TaskSpec, TuneSpec
 
 if TYPE_CHECKING:
     from aftertune.forgetting_watch import ForgettingWatch
-    from aftertune.merge_check import Agreement, MergeCheck
     from aftertune.report.checkpoints import CheckpointRow
     from aftertune.tuning import Preview
     from aftertune.tuning.template_check import TemplateCheck
@@ -226,52 +223,6 @@ def rollback(
         typer.echo(f"{result.output} now holds the weights of step {to} of {result.name}; evaluations of other weights "
                    "stay with their checkpoint")
     show(result, "", as_json)
-
-
-def check_merge(
-    tuning: Annotated[str, typer.Argument(help="Tuning with merged weights: folder, id or name.")],
-    tasks: Annotated[str, typer.Option(
-        help="Tasks that are scored by log-likelihoods, separated by commas.")] = "hellaswag",
-    sample: Annotated[int, typer.Option(min=1, help="Random items of each task.")] = 32,
-    nf4: Annotated[bool, typer.Option("--nf4", help="Also check the merged weights in 4 bits.")] = False,
-    dtype: Annotated[str, typer.Option(help="Data type; float32 shows the rounding of the weights alone.")] = "float32",
-    device: Annotated[str, option_of(EvalSpec, "device")] = "auto",
-    as_json: JsonFlag = False,
-) -> None:
-    """Score the adapter and the merged weights on the same items. Exit with 1 if they are not the same model."""
-    from aftertune.ledger import Ledger
-    from aftertune.merge_check import check_merge as run
-
-    specs = [TaskSpec(name=name, sample=sample) for name in comma_separated(tasks)]
-    with Ledger() as ledger, progress() as update:
-        check = run(tuning, tasks=specs, ledger=ledger, nf4=nf4, dtype=dtype, device=device, progress=update)
-    if as_json:
-        emit({"tuning": check.tuning.id, "tasks": list(check.tasks), "items": check.items, "scores": check.scores,
-              "moved": check.moved, "merged": _agreement_object(check.merged), "nf4": _agreement_object(check.nf4)})
-    else:
-        _show_check(check)
-    if not check.merged.same:
-        raise GateFailed(f"{check.tuning.name}: the merged weights differ from the base with the adapter; use the "
-                         "adapter unmerged, or merge into a base with a wider dtype, such as float32")
-
-
-def _agreement_object(agreement: Agreement | None) -> dict[str, object] | None:
-    """The agreement with the adapter as ``check-merge --json`` prints it."""
-    return None if agreement is None else {
-        "same": agreement.same, "mean": agreement.mean, "largest": agreement.largest, "share": agreement.share,
-        "discordant": agreement.discordant}
-
-
-def _show_check(check: MergeCheck) -> None:
-    """Print one line for each form of the merged weights."""
-    typer.echo(f"{check.tuning.name}: {check.items} items of {', '.join(check.tasks)}, {check.scores} log-likelihoods; "
-               f"the fine-tune changed them by {check.moved:.4f} nats on average")
-    for label, agreement in (("merged", check.merged), ("merged, in 4 bits", check.nf4)):
-        if agreement is not None:
-            typer.echo(f"{label}: {'the same model' if agreement.same else 'a different model'}; differs by "
-                       f"{agreement.mean:.4f} nats on average ({agreement.share:.1%} of that change), "
-                       f"{agreement.largest:.4f} at most; {agreement.discordant} of {check.items} items have a "
-                       "different answer")
 
 
 def templates(

@@ -52,7 +52,9 @@ def _check_whole(adapter: AdapterSource, loaded: set[str], in_model: set[str]) -
     if not stored & loaded:
         raise SourceError(f"{adapter.source}: none of the adapter's {len(stored)} tensors was loaded into "
                           f"{adapter.base}; give the base that the adapter was trained on")
-    if unused := stored - loaded - in_model:
+    # With resized embeddings PEFT stores what is in modules_to_save under a second name too.
+    twice = {name for name in stored if name.replace(".modules_to_save.", ".") in loaded}
+    if unused := stored - loaded - in_model - twice:
         raise SourceError(f"{adapter.source}: {len(unused)} of the {len(stored)} tensors in its file have no place in "
                           f"the model, first {min(unused)!r}, because adapter_config.json does not name them, so only "
                           "a part of what was trained would be used; save the adapter again, with the config that it "

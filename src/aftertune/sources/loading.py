@@ -34,6 +34,7 @@ from aftertune.sources.adapter_loading import add_adapter, add_rows
 from aftertune.sources.cache import cache_root, set_default_mode, temporary_path
 from aftertune.sources.config_check import FIELDS, check_shapes
 from aftertune.sources.fingerprint import fingerprint_file, fingerprint_model
+from aftertune.sources.gguf_rope import scaled_rope
 from aftertune.sources.library_errors import load_errors, memory_errors, quiet
 from aftertune.sources.quantize import require_nf4, to_nf4
 from aftertune.sources.resolve import AdapterSource, ModelSource, read_fields, read_json, resolve_model
@@ -54,7 +55,7 @@ def cached_copy(source: ModelSource, part: str, make: Callable[[Path], None]) ->
     None if no copy can be kept: it is too large, the disk is too full, or the cache cannot be written.
     """
     identity = fingerprint_model(source)
-    key = digest([1, identity.weights, identity.config, identity.tokenizer,
+    key = digest([2 if scaled_rope(source) else 1, identity.weights, identity.config, identity.tokenizer,
                   version("transformers"), version("gguf")])[:32]
     folder = cache_root() / "gguf" / key / part
     if is_complete(folder):
@@ -233,10 +234,13 @@ def _dequantised(source: ModelSource, **options: Any) -> Any:
         from transformers import GgufConfig
 
         options["quantization_config"] = GgufConfig(dequantize=True)
-    with quiet(), load_errors(source), contextlib.redirect_stderr(io.StringIO()):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source.path, gguf_file=source.gguf_file, local_files_only=True, output_loading_info=True,
-            **options)
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        if (rope := scaled_rope(source)) is not None:
+            options["config"] = _gguf_config(source)
+            options["config"].rope_parameters = rope
+        with load_errors(source):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source.path, gguf_file=source.gguf_file, local_files_only=True, output_loading_info=True, **options)
     if info["missing_keys"]:
         raise SourceError(f"{source.named}: transformers found no weights for {min(info['missing_keys'])!r} "
                           "in this GGUF; use the model's safetensors instead")
@@ -347,12 +351,33 @@ def shape_of(source: ModelSource) -> ModelShape | None:
         return preset.shape
     if source.gguf_path is None:
         return ModelShape.of(read_fields(source.path / "config.json"))
+    fingerprint_model(source)  # the first reading has limits
+    return ModelShape.of(_gguf_config(source).to_dict())
+
+
+def load_config(source: ModelSource) -> dict[str, Any]:
+    """The config of a model with the defaults that its files leave out. Raises SourceError if it cannot be read."""
     from transformers import AutoConfig
 
-    fingerprint_model(source)  # the first reading has limits
+    folder = source.path if source.gguf_file is None else cached_copy(
+        source, "model", lambda out: _save_dequantised(source, out))
+    if folder is None:
+        config = _gguf_config(source)
+        config.rope_parameters = scaled_rope(source) or config.rope_parameters
+    else:
+        with quiet(), load_errors(source, "its config (config.json)", "correct config.json, or download it again"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True,
+                                                trust_remote_code=source.trust_remote_code)
+    values: dict[str, Any] = config.to_dict()
+    return values
+
+
+def _gguf_config(source: ModelSource) -> Any:
+    """The config that transformers makes of a GGUF's metadata."""
+    from transformers import AutoConfig
+
     with quiet(), load_errors(source, "its metadata"), contextlib.redirect_stderr(io.StringIO()):
-        fields = AutoConfig.from_pretrained(str(source.path), gguf_file=source.gguf_file).to_dict()
-    return ModelShape.of(fields)
+        return AutoConfig.from_pretrained(source.path, gguf_file=source.gguf_file, local_files_only=True)
 
 
 def shape_on_hub(model: str, revision: str | None = None) -> ModelShape | None:

@@ -193,6 +193,26 @@ def read_bytes(path: Path) -> Iterator[tuple[TensorInfo, memoryview]]:
                 yield info, raw
 
 
+#: Floating-point dtypes that `as_float32` reads, as numpy names their bytes. BF16 has the upper half of a float32.
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+def as_float32(info: TensorInfo, raw: memoryview) -> Any:
+    """A copy of the values of a stored floating-point tensor, as a numpy array in float32.
+
+    raw: its bytes, as `read_bytes` gives them. Raises SourceError for another dtype.
+    """
+    import numpy as np
+
+    if info.dtype not in _FLOATS:
+        raise SourceError(f"the tensor {shown(info.name)} is stored as {info.dtype}; allowed are "
+                          f"{', '.join(_FLOATS)}; use weights that are not quantised")
+    values = np.frombuffer(raw, dtype=_FLOATS[info.dtype]).reshape(info.shape)
+    if info.dtype == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of a model folder: ``model.safetensors``, or the shards that its index lists.
 
@@ -218,6 +238,36 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / n for n in names)
 
 
+class TensorFolder:
+    """The tensors of a model folder by name. Each is read when it is asked for. Raises SourceError for damaged files.
+
+    infos: name -> the stored tensor. used: the names that were found.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.infos: dict[str, TensorInfo] = {}
+        self._files: dict[str, Path] = {}
+        self.used: set[str] = set()
+        for path in weight_files(folder):
+            for info in read_header(path):
+                self.infos[info.name], self._files[info.name] = info, path
+
+    def find(self, parameter: str) -> str | None:
+        """The name in the files of a parameter of the model; files may leave out or add the prefix of its body."""
+        found = parameter if parameter in self.infos else next(
+            (n for n in self.infos if parameter.endswith(f".{n}") or n.endswith(f".{parameter}")), None)
+        if found is not None:
+            self.used.add(found)
+        return found
+
+    def read(self, name: str) -> Any:
+        """The values of a tensor in float32."""
+        info = self.infos[name]
+        with self._files[name].open("rb") as file:
+            file.seek(info.begin)
+            return as_float32(info, memoryview(file.read(info.end - info.begin)))
+
+
 def check_index(folder: Path) -> None:
     """Raise SourceError if the index lists tensors that are in no shard."""
     index = folder / "model.safetensors.index.json"
@@ -234,6 +284,11 @@ def check_index(folder: Path) -> None:
 
 #: Endings of the names of output heads.
 HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor has the token embeddings."""
+    return name.endswith(EMBEDDINGS)
 
 
 @dataclass(frozen=True, slots=True)

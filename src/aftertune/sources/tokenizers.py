@@ -19,11 +19,12 @@ from typing import Any
 
 from aftertune.errors import SourceError
 from aftertune.paths import expanded, is_dir
+from aftertune.sources.adapters import adapter_folder
 from aftertune.sources.loading import base_shapes, has_tokenizer, load_tokenizer
 from aftertune.sources.resolve import AdapterSource, ModelSource, read_json
 from aftertune.sources.tensors import read_header
 
-ADAPTER = "adapter"
+ADAPTER, ADAPTER_FILE = "adapter", "adapter_model.safetensors"
 #: Parts of a fast tokenizer that decide which tokens a text becomes, with their names in a sentence.
 _PARTS = {"normalizer": "the normalizer", "pre_tokenizer": "the splitting into words", "model": "the merges",
           "post_processor": "the tokens around a text"}
@@ -57,6 +58,16 @@ def choose_tokenizer(choice: str, source: ModelSource, adapter: str | None, fold
                           f"beyond the {rows} embedding rows of {source.named}, and no adapter here has embeddings for "
                           "them; save the adapter with its embeddings (PEFT: save_embedding_layers=True)")
     return tokenizer, where, replace(source, rows=max(beyond) + 1)
+
+
+def with_rows(source: ModelSource, adapter: str) -> ModelSource:
+    """The source with as many embedding rows as an adapter was trained with, if it has embeddings with more rows."""
+    folder, _ = adapter_folder(adapter)
+    if not (folder / ADAPTER_FILE).is_file():
+        return source
+    rows = max((t.shape[0] for t in read_header(folder / ADAPTER_FILE)
+                if t.name.endswith("weight") and t.name.split(".")[-2] in _EMBEDDINGS), default=0)
+    return replace(source, rows=rows) if rows > _rows(source) else source
 
 
 def _rows(source: ModelSource) -> int:

@@ -20,11 +20,11 @@ import contextlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import AftertuneError, InputError, StorageError
 from aftertune.methods import METHODS, writes_adapter
@@ -39,11 +39,15 @@ from aftertune.sources import (
 )
 from aftertune.sources.cache import remove_path, set_default_mode, temporary_path, write_atomic
 from aftertune.sources.fingerprint import TOKENIZER_FILES, fingerprint_adapter
+from aftertune.sources.folder_lock import folder_lock
 from aftertune.sources.library_errors import disk_errors, load_errors, memory_errors, quiet
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
 from aftertune.tuning.targets import merge_refusal
-from aftertune.values import ModelIdentity, Tuning, from_json, plain, restore
+from aftertune.values import ExportedModel, ModelIdentity, Tuning, from_json, plain, restore
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
 
 # --- Merging an adapter into its base ---
 
@@ -307,6 +311,18 @@ def read_manifest(folder: Path) -> Tuning | None:
         return restore(Tuning, from_json((folder / MANIFEST).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def record_exports(tuning: Tuning, exported: Sequence[ExportedModel], ledger: Ledger) -> None:
+    """Add exported models to the tuning in the manifest of its folder and in the ledger. tuning: as `read_tuning`
+    returns it. Raises StorageError if another process works in the folder, or if it cannot be written."""
+    folder = Path(tuning.output)
+    with _writable(folder), folder_lock(folder, "works"):
+        current = read_manifest(folder) or tuning
+        exports = tuple({e.fingerprint: e for e in (*current.exports, *exported)}.values())
+        if exports != current.exports:
+            write_manifest(folder, replace(current, exports=exports))
+    ledger.save_tuning(replace(current, exports=exports, output=tuning.output))
 
 
 def finished(folder: Path, tuning_id: str, base: ModelSource, identity: ModelIdentity) -> Tuning | None:

@@ -68,6 +68,7 @@ from aftertune.values.evaluation import (
 from aftertune.values.headline import CollapseKind, CollapseSign, Headline, HeadlineState
 from aftertune.values.tuning import (
     CheckpointChoice,
+    ExportedModel,
     Half,
     HeldOut,
     KeptCheckpoint,
@@ -100,6 +101,7 @@ __all__ = [
     "Early",
     "EarlyUnit",
     "Evaluation",
+    "ExportedModel",
     "Finish",
     "Flip",
     "FlipSide",

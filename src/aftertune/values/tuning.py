@@ -127,6 +127,18 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedModel:
+    """A model that was written from the result of a tuning for another program.
+
+    fingerprint: of the written model. kind: such as "gguf q8_0". result: fingerprint of the result that was exported.
+    """
+
+    fingerprint: str
+    kind: str
+    result: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
     """One fine-tune: base + method + data + hyperparameters + seed -> a model.
 
@@ -139,7 +151,8 @@ class Tuning:
     both as estimated before it ("estimated_…"). watch: the analyses of the forgetting watch; with --keep-best those on
     the half of the items that chooses. checkpoints: those that were kept; choice: which one --keep-best chose.
     final_step: of the weights in ``output``; None in tunings of older versions. states: fingerprints of the
-    model at steps whose evaluations are in the ledger, where another trainer made them.
+    model at steps whose evaluations are in the ledger, where another trainer made them. exports: what `aftertune
+    export` wrote of it.
     """
 
     id: str
@@ -168,6 +181,7 @@ class Tuning:
     choice: CheckpointChoice | None = None
     final_step: int | None = None
     states: tuple[str, ...] = ()
+    exports: tuple[ExportedModel, ...] = ()
 
     @property
     def results(self) -> tuple[str, ...]:
@@ -175,12 +189,15 @@ class Tuning:
         return tuple(f for f in (self.result, self.merged) if f is not None)
 
     def made(self, fingerprint: str) -> bool:
-        """Whether it made the model with this fingerprint: the one that is handed on, or a kept checkpoint."""
-        return fingerprint in (*self.results, *self.states) or any(c.result == fingerprint for c in self.checkpoints)
+        """Whether it made the model with this fingerprint: the one that is handed on, a kept checkpoint, or an export
+        of one of them."""
+        return fingerprint in (*self.results, *self.states, *(e.fingerprint for e in self.exports)) or any(
+            c.result == fingerprint for c in self.checkpoints)
 
     def at(self, fingerprint: str) -> Tuning:
         """The tuning as it made the model with this fingerprint: with the step and the held-out loss of a kept
         checkpoint, if it is one."""
+        fingerprint = next((e.result for e in self.exports if e.fingerprint == fingerprint), fingerprint)
         if fingerprint in self.results:
             return self
         found = next((c for c in self.checkpoints if c.result == fingerprint), None)
