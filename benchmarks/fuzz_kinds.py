@@ -83,6 +83,7 @@ def _imports(folder: Path, path: Path, file: Path | None = None) -> Callable[[by
     from aftertune.exchange.discovery import discover
     from aftertune.exchange.markdown_record import read_record
     from aftertune.exchange.reading import merged, read_run
+    from aftertune.ledger import Staging
 
     ledgers = _Ledgers(folder)
 
@@ -91,8 +92,9 @@ def _imports(folder: Path, path: Path, file: Path | None = None) -> Callable[[by
             return [n for r in import_results(path, ledger=ledgers.current()) for n in (*r.notes, r.error)]
         if path.suffix == ".md":
             return [remark.text for remark in read_record(path).notes]
-        runs = [run for found, kind in discover(path).files for run in read_run(found, kind)]
-        return [note for run in merged(runs) for note in importing._read(run).notes]
+        with Staging() as staging:
+            runs = [run for found, kind in discover(path).files for run in read_run(found, kind, staging)]
+            return [note for run in merged(runs) for note in importing._read(run, staging).notes]
 
     def read(data: bytes) -> Iterable[str]:
         (file or path).write_bytes(data)

@@ -2,6 +2,7 @@
 
     python benchmarks/large.py                            100,000 and 1,000,000; prints a table
     python benchmarks/large.py --sizes 10000 100000       quicker
+    python benchmarks/large.py --only import --write      also writes the section of docs/benchmarks.md
 
 Two ledgers are made for each size. In the first, one lm-eval samples file of N rows is imported. The second has N
 answers in evaluations of 10,000 items, of a base model and of models made from it, as a project leaves behind; there
@@ -25,9 +26,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from document import write_section
+
 #: Items of an evaluation in the second ledger.
 ITEMS = 10_000
 STAMP = "2025-03-08T10-00-00.123456"
+IMPORT = "one evaluation: import"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +152,10 @@ def measure(size: int, folder: Path, only: Sequence[str]) -> dict[str, Measured]
 
     of_one = {f"one evaluation: {t}": words for t, words in ONE.items()}
     of_many = {f"many evaluations: {t}": words for t, words in MANY.items()}
-    importing = "one evaluation: import"
-    if chosen := wanted({importing: (), **of_one}):
+    if chosen := wanted({IMPORT: (), **of_one}):
         results = samples_folder(folder / "results", size, seed=1)
-        take(importing, ["import", str(results), "--name", "large"], one)
-        chosen.pop(importing, None)
+        take(IMPORT, ["import", str(results), "--name", "large"], one)
+        chosen.pop(IMPORT, None)
         for title, words in chosen.items():
             take(title, words, one)
     if chosen := wanted(of_many):
@@ -190,16 +193,30 @@ def table(sizes: Sequence[int], measured: Sequence[dict[str, Measured]]) -> str:
     return "\n".join(lines)
 
 
+def section(sizes: Sequence[int], measured: Sequence[dict[str, Measured]]) -> str:
+    """The section of docs/benchmarks.md: the table, and a sentence about the import where it was measured."""
+    text = ["## Large results\n", "Written by `python benchmarks/large.py --write`; its docstring explains the "
+            "commands. Processor time, and the largest resident memory of the command.\n", table(sizes, measured)]
+    if all(IMPORT in m for m in measured):
+        small, large = measured[0][IMPORT], measured[-1][IMPORT]
+        text.append(f"\nImporting {sizes[-1]:,} samples takes {large.seconds:.0f} s and {large.mebibytes:.0f} MiB, and "
+                    f"{sizes[0]:,} samples take {small.seconds:.0f} s and {small.mebibytes:.0f} MiB.")
+    return "\n".join(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--only", nargs="+", default=[], help="only the commands whose title has one of these words")
+    parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     given = parser.parse_args()
     measured = []
     for size in given.sizes:
         with tempfile.TemporaryDirectory(prefix="aftertune-large-") as folder:
             measured.append(measure(size, Path(folder), given.only))
     print(table(given.sizes, measured))
+    if given.write:
+        write_section("large results", section(given.sizes, measured))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from aftertune.sources import BaseModelCache, resolve_model
 from aftertune.sources.loading import has_tokenizer
 from aftertune.sources.resolve import read_json
 from aftertune.study import EvalSpec, TaskSpec, checked
-from aftertune.study.keep_best import KeepBest
+from aftertune.study.keep_best import VALIDATION_LOSS, KeepBest
 from aftertune.tasks import LoadedTask
 from aftertune.values import Answer, Evaluation, Half, Progress, Tuning, WatchPoint, digest
 
@@ -98,7 +98,8 @@ def evaluate_checkpoints(request: CheckpointRequest, *, ledger: Ledger, progress
     checkpoints, provenance = find_checkpoints(request.folder, request.steps), capture()
     cache = BaseModelCache()
     spec = checked(EvalSpec, model=request.base, tasks=request.tasks, **request.settings)
-    rule = None if request.rule is None else _rule(request)
+    losses = _validation_losses(checkpoints)
+    rule = None if request.rule is None else _rule(request, checkpoints, losses)
     first = EvaluationRun(spec, ledger, progress, cache)
     base = first.run()
     base_answers = first.answers(base)
@@ -122,11 +123,10 @@ def evaluate_checkpoints(request: CheckpointRequest, *, ledger: Ledger, progress
                           f"{next(iter(failed.values()))}")
     looks = _Looks(request, base_answers, answers, len(answers) * len(first.loaded))
     points = looks.points(next(iter(halves.values())), "choice" if rule else "all")
-    losses = _validation_losses(checkpoints)
     choice = rule.choose(points, {step: loss for step, loss in losses.items() if step in answers}) if rule else None
     if rule and choice is None:
-        raise InputError(f'--keep-best "{request.rule}": no checkpoint has all numbers that the rule reads; '
-                         "trainer_state.json has no eval_loss for these steps, so name a task as the goal")
+        raise InputError(f'--keep-best "{request.rule}": no checkpoint that could be evaluated has all numbers that '
+                         "the rule reads; name a task as the goal")
     if choice is not None:
         limits = rule.limits if rule else {}
         choice = replace(choice, report=looks.report(halves["report"], choice.step, limits))
@@ -139,12 +139,18 @@ def evaluate_checkpoints(request: CheckpointRequest, *, ledger: Ledger, progress
                             evaluations=evaluations, losses=losses, failed=failed, notes=notes)
 
 
-def _rule(request: CheckpointRequest) -> KeepBest:
+def _rule(request: CheckpointRequest, checkpoints: Mapping[int, Path], losses: Mapping[int, float]) -> KeepBest:
+    """The rule that chooses. Raises InputError, also where it reads a loss that no checkpoint has."""
     names = sorted((t.name for t in request.tasks), key=lambda name: name not in request.targets)
     try:
-        return KeepBest.parse(request.rule or "", tasks=names, validated=True)
+        rule = KeepBest.parse(request.rule or "", tasks=names, validated=True)
     except ValueError as error:
         raise InputError(f"--keep-best: {error}") from None
+    if rule.goal == VALIDATION_LOSS and not losses.keys() & checkpoints.keys():
+        raise InputError(f'--keep-best "{request.rule}": {_STATE} has no eval_loss of the steps '
+                         f"{', '.join(map(str, checkpoints))}, so no checkpoint has a validation loss; name a task as "
+                         "the goal, or train with eval_strategy")
+    return rule
 
 
 def _spec(spec: EvalSpec, folder: Path) -> EvalSpec:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from aftertune.errors import InputError
 from aftertune.ledger import Ledger
 from aftertune.provenance import capture
 from aftertune.sources.live import is_peft
@@ -54,7 +55,13 @@ def begun_tuning(trainer: Any, base: ModelIdentity, resumed: Tuning | None, watc
 
 def stored_tuning(ledger: Ledger, tuning_id: str | None) -> Tuning | None:
     """The tuning with this id, or None."""
-    return next((t for t in ledger.tunings() if t.id == tuning_id), None)
+    if not tuning_id:
+        return None
+    try:
+        tuning = ledger.find_tuning(tuning_id)
+    except InputError:
+        return None
+    return tuning if tuning.id == tuning_id else None
 
 
 def data_fingerprint(data: Any) -> str:

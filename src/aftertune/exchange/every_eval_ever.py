@@ -13,19 +13,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from aftertune import bounds
 from aftertune.catalog import NO_FILTER, MetricKey, metric_named
 from aftertune.errors import InputError
-from aftertune.exchange.files import MIB, json_rows
+from aftertune.exchange.files import json_rows
 from aftertune.exchange.lm_eval_files import LmEvalRun
 from aftertune.values import json_ready
 
-#: The longest row of answers, in characters.
-_ROW = 64 * MIB
+if TYPE_CHECKING:
+    from aftertune.ledger import StagedRows, Staging
+
 #: The longest description that is taken for the name of a metric.
 _NAME = 40
 #: The key of a row's metadata under which our own export keeps what the schema has no field for.
@@ -43,17 +45,8 @@ class _Result:
     key: MetricKey
 
 
-@dataclass(slots=True)
-class _Sample:
-    """The rows of one sample. scores: filter -> metric -> score."""
-
-    row: Mapping[str, Any]
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    extracted: dict[str, str] = field(default_factory=dict)
-
-
-def every_eval_ever_run(path: Path, value: Mapping[str, Any]) -> LmEvalRun:
-    """The run of one file, with its answers where they are found. Raises InputError."""
+def every_eval_ever_run(path: Path, value: Mapping[str, Any], staging: Staging) -> LmEvalRun:
+    """The run of one file, with its answers where they are found; they are put into ``staging``. Raises InputError."""
     results = [_result(path, n, entry) for n, entry in enumerate(value["evaluation_results"], 1)]
     current: dict[str, Any] = {
         "results": {}, "configs": {}, "n-shot": {}, "n-samples": {}, "higher_is_better": {}, "versions": {},
@@ -76,12 +69,12 @@ def every_eval_ever_run(path: Path, value: Mapping[str, Any]) -> LmEvalRun:
         missing = ("the file with its answers is not beside it, so only its scores are imported",) \
             if value.get("detailed_evaluation_results") else ()
         return LmEvalRun(path, current, tool="every-eval-ever", notes=missing)
-    samples, notes = _samples(answers, results)
-    for task, listed in samples.items():
-        own = _own(next(iter(listed), None))
+    samples, notes = _samples(answers, results, staging)
+    for task, rows in samples.items():
+        own = _own(next(rows.values()))
         current["configs"][task]["output_type"] = own.get("output_type", "generate_until")
-    rows = {task: (str(answers), lambda listed=listed: _lines(answers, listed)) for task, listed in samples.items()}
-    return LmEvalRun(path, current, tool="every-eval-ever", rows=rows, notes=tuple(notes))
+    lines = {task: (str(answers), lambda rows=rows: _lines(answers, rows)) for task, rows in samples.items()}
+    return LmEvalRun(path, current, tool="every-eval-ever", rows=lines, notes=tuple(notes))
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -159,16 +152,20 @@ def _answers_file(path: Path, value: Mapping[str, Any]) -> Path | None:
     return next((p for n in names if n and len(n) < 256 and (p := path.with_name(n)).is_file()), None)
 
 
-def _samples(path: Path, results: list[_Result]) -> tuple[dict[str, list[_Sample]], list[str]]:
-    """(task -> its samples in order, notes on rows that belong to no result)."""
+def _samples(path: Path, results: list[_Result], staging: Staging) -> tuple[dict[str, StagedRows], list[str]]:
+    """(task -> its samples in order, notes on rows that belong to no result).
+
+    The value of a sample is its first row; its state is filter -> metric -> score, and the answer by filter. A row with
+    a score that the sample has already is the next sample with this id.
+    """
     by_id = {(r.name, r.id): r for r in results}
     by_name: dict[str, list[_Result]] = {}
     for r in results:
         by_name.setdefault(r.name, []).append(r)
-    samples: dict[str, dict[tuple[str, int], _Sample]] = {}
-    seen: dict[tuple[str, str, str], int] = {}
+    samples: dict[str, StagedRows] = {}
+    turns = staging.part()
     stray = 0
-    for location, row in json_rows(path, limit=_ROW):
+    for location, row in json_rows(path, limit=bounds.RESULTS_LINE):
         name, own = str(row.get("evaluation_name")), by_name.get(str(row.get("evaluation_name")), [])
         result = by_id.get((name, str(row.get("evaluation_result_id") or "")))
         result = result or (own[0] if len(own) == 1 else results[0] if len(results) == 1 else None)
@@ -179,20 +176,38 @@ def _samples(path: Path, results: list[_Result]) -> tuple[dict[str, list[_Sample
             stray += 1
             continue
         id_ = str(row["sample_id"])
-        turn = seen[result.task, id_, result.key] = seen.get((result.task, id_, result.key), -1) + 1
-        sample = samples.setdefault(result.task, {}).setdefault((id_, turn), _Sample(row))
-        sample.scores.setdefault(result.key.filter, {})[result.key.metric] = float(score)
-        for found in row.get("answer_attribution") or ():
-            if isinstance(found, dict) and found.get("is_terminal", True) and "extracted_value" in found:
-                sample.extracted.setdefault(result.key.filter, str(found["extracted_value"]))
+        if result.task not in samples:
+            samples[result.task] = staging.part()
+        rows, key = samples[result.task], json.dumps([id_, _next(turns, json.dumps([result.task, id_, result.key]))])
+        there = rows.find(key)
+        scores, extracted = there[1] if there else ({}, {})
+        scores.setdefault(result.key.filter, {})[result.key.metric] = float(score)
+        for answer in row.get("answer_attribution") or ():
+            if isinstance(answer, dict) and answer.get("is_terminal", True) and "extracted_value" in answer:
+                extracted.setdefault(result.key.filter, str(answer["extracted_value"]))
+        if there:
+            rows.change(there[0], [scores, extracted])
+        else:
+            rows.add(key, row, [scores, extracted])
     notes = [f"{path.name}: {stray} rows belong to no score of the results, or have no score, and were left out"] \
         if stray else []
-    return {task: list(found.values()) for task, found in samples.items()}, notes
+    return samples, notes
 
 
-def _own(sample: _Sample | None) -> dict[str, Any]:
+def _next(counts: StagedRows, key: str) -> int:
+    """How often ``key`` was asked for before."""
+    there = counts.find(key)
+    if there is None:
+        counts.add(key, None, 0)
+        return 0
+    count: int = there[1] + 1
+    counts.change(there[0], count)
+    return count
+
+
+def _own(row: Mapping[str, Any]) -> dict[str, Any]:
     """What our own export keeps in the metadata of a row; {} for a row of another tool."""
-    return _parsed(_mapping(sample.row.get("metadata")).get(OWN)) if sample else {}
+    return _parsed(_mapping(row.get("metadata")).get(OWN))
 
 
 def _parsed(text: Any) -> dict[str, Any]:
@@ -203,25 +218,24 @@ def _parsed(text: Any) -> dict[str, Any]:
         return {}
 
 
-def _lines(path: Path, samples: list[_Sample]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lines(path: Path, samples: StagedRows) -> Iterator[tuple[str, dict[str, Any]]]:
     """The samples in the form of lm-eval's, one line for each filter."""
-    for number, sample in enumerate(samples):
-        base = _own_line(sample) or _line(number, sample)
-        for name, scores in sample.scores.items():
-            yield f"{path}, sample {sample.row['sample_id']}", {
-                **base, "filter": name, "metrics": list(scores), **scores,
-                "filtered_resps": [sample.extracted[name]] if name in sample.extracted else []}
+    for number, (row, (scores, extracted)) in enumerate(samples):
+        base = _own_line(row) or _line(number, row)
+        for name, values in scores.items():
+            yield f"{path}, sample {row['sample_id']}", {
+                **base, "filter": name, "metrics": list(values), **values,
+                "filtered_resps": [extracted[name]] if name in extracted else []}
 
 
-def _own_line(sample: _Sample) -> dict[str, Any] | None:
+def _own_line(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """The line of a row that our own export wrote, with its document and responses."""
-    own = _own(sample)
+    own = _own(row)
     return {k: own[k] for k in ("doc_id", "doc", "target", "arguments", "resps", "aftertune") if k in own} \
         if {"doc_id", "doc", "arguments", "resps"} <= own.keys() else None
 
 
-def _line(number: int, sample: _Sample) -> dict[str, Any]:
-    row = sample.row
+def _line(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     asked = {k: json_ready(v) for k in ("raw", "reference", "choices") if (v := row["input"].get(k))}
     reference = row["input"].get("reference")
     texts = _mapping(row.get("output")).get("raw")

@@ -6,9 +6,10 @@
     result.notes            what was left out
 
 Importing the same content again changes nothing: an evaluation's id is a digest of its content, and the scores of a
-document replace those stored from it before. Nothing proves which weights a foreign result came from. Its model
-therefore gets an `UNPROVEN` mark instead of a fingerprint, so that no comparison treats it as the base or the fine-tune
-of another model.
+document replace those stored from it before. An evaluation is stored in one transaction, so an interrupted import
+leaves nothing of it. While files are read, their answers are on disk (`aftertune.ledger.Staging`), so memory does not
+grow with a file. Nothing proves which weights a foreign result came from. Its model therefore gets an `UNPROVEN` mark
+instead of a fingerprint, so that no comparison treats it as the base or the fine-tune of another model.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from aftertune import catalog
-from aftertune.catalog import MetricKey, unit_of
+from aftertune.catalog import unit_of
 from aftertune.errors import InputError, ResourceError
 from aftertune.exchange.discovery import discover, unused
 from aftertune.exchange.files import in_the_form_of
-from aftertune.exchange.lm_eval_files import LmEvalRun, Sample, read_samples
+from aftertune.exchange.lm_eval_files import LmEvalRun
+from aftertune.exchange.lm_eval_samples import MetricValues, Samples, TaskKind, read_samples
 from aftertune.exchange.markdown_record import read_record
 from aftertune.exchange.reading import merged, read_run, reported_scores
 from aftertune.redaction import redact
 from aftertune.tasks import chance
 from aftertune.tasks.loading import primary_metric
 from aftertune.values import (
-    Answer,
     Evaluation,
+    ListDigest,
     ModelIdentity,
     Provenance,
-    Response,
     Score,
     TaskSettings,
     canonical,
@@ -51,7 +53,7 @@ from aftertune.values import (
 from aftertune.values.reported import UNPROVEN, Reported
 
 if TYPE_CHECKING:
-    from aftertune.ledger import Ledger
+    from aftertune.ledger import Ledger, Staging
 
 #: The fields of settings that the id of an imported evaluation covers; a new field must not change stored ids.
 _IN_ID = frozenset((
@@ -83,16 +85,16 @@ class _TaskSamples:
     """A task with its samples and scores."""
 
     settings: TaskSettings
-    samples: list[Sample]
+    samples: Samples
     scores: list[Score]
 
     @property
     def content(self) -> dict[str, Any]:
         """What of the settings is in the id of an evaluation: their fields of version 0.1, chance by the first item."""
-        first = self.samples[0].prompts
+        first = self.samples.prompts_of_first
         kind = self.settings.output_type
         return {k: v for k, v in asdict(self.settings).items() if k in _IN_ID} | {
-            "chance": 1 / len(first) if kind == "multiple_choice" and first else None}
+            "chance": 1 / first if kind == "multiple_choice" and first else None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ def import_results(path: Path, *, ledger: Ledger, name: str | None = None) -> li
     cannot be read gives a result with its error, and the others are imported. Raises InputError where nothing can be
     imported.
     """
+    from aftertune.ledger import Staging
+
     if path.suffix.lower() in (".md", ".markdown"):
         document = read_record(path, source=name)
         ledger.save_reported(document.source, [asdict(r) for r in document.rows], [asdict(r) for r in document.remarks])
@@ -120,23 +124,24 @@ def import_results(path: Path, *, ledger: Ledger, name: str | None = None) -> li
     if name is not None and len(found.files) > 1:
         raise InputError(f"--name {name} names one evaluation, but {path} has {len(found.files)} results files; import "
                          "them one at a time, or omit --name")
+    alone, root = len(found.files) == 1, path if path.is_dir() else None
     read: list[_Read] = []
     failed: list[ImportedResult] = []
-
-    runs: list[LmEvalRun] = []
-    for file, kind in found.files:
-        with _collecting(failed, file, alone=len(found.files) == 1):
-            runs += read_run(file, kind, root=path if path.is_dir() else None)
-    for run in merged(runs):
-        with _collecting(failed, run.path, alone=len(found.files) == 1):
-            read.append(_read(run))
-    if not read:
-        raise InputError(f"none of the {len(failed)} results files could be read, the first for this reason: "
-                         f"{failed[0].error}")
-    taken = {e.name: e.id for e in ledger.evaluations()}
-    imported = [_store(r, ledger, name, taken) for r in read]
+    with Staging() as staging:
+        runs: list[LmEvalRun] = []
+        for file, kind in found.files:
+            with _collecting(failed, file, alone=alone):
+                runs += read_run(file, kind, staging, root=root)
+        for run in merged(runs):
+            with _collecting(failed, run.path, alone=alone):
+                read.append(_read(run, staging))
+        if not read:
+            raise InputError(f"none of the {len(failed)} results files could be read, the first for this reason: "
+                             f"{failed[0].error}")
+        taken = {e.name: e.id for e in ledger.evaluations()}
+        imported = [_store(r, ledger, name, taken) for r in read]
     used = {p for r in read for t in r.tasks for p in r.run.files(t.settings.task)}
-    notes = (*found.notes, *(unused(found, used, path) if path.is_dir() else ()))
+    notes = (*found.notes, *(unused(found, used, path) if root else ()))
     return [*imported[:-1], replace(imported[-1], notes=(*imported[-1].notes, *notes)), *failed]
 
 
@@ -151,7 +156,7 @@ def _collecting(failed: list[ImportedResult], file: Path, *, alone: bool) -> Ite
         failed.append(ImportedResult(str(file), None, False, (), error=str(error)))
 
 
-def _read(run: LmEvalRun) -> _Read:
+def _read(run: LmEvalRun, staging: Staging) -> _Read:
     """Read the answers of a run. Raises InputError where the run has no score."""
     tasks: list[_TaskSamples] = []
     notes = list(run.notes)
@@ -161,7 +166,7 @@ def _read(run: LmEvalRun) -> _Read:
             continue
         try:
             with in_the_form_of(run.tool, answers[0]):
-                tasks.append(_task(run, task, *answers))
+                tasks.append(_task(run, task, *answers, staging))
         except _OtherRun as error:
             notes.append(f"{task}: {error}; its scores are imported without answers")
     bare = [t for t in dict.fromkeys([*run.section("results"), *run.section("groups")])
@@ -179,20 +184,19 @@ class _OtherRun(InputError):
     """Answers beside the results that another run has written."""
 
 
-def _task(run: LmEvalRun, task: str, where: str, rows: Any) -> _TaskSamples:
+def _task(run: LmEvalRun, task: str, where: str, rows: Any, staging: Staging) -> _TaskSamples:
     """A task with its answers."""
     config = run.section("configs", task)
     kind = str(config.get("output_type") or "multiple_choice")
     filters = list(dict.fromkeys(f.filter for f in run.scores(task)))
-    samples = read_samples(rows, where, task=task, output_type=kind, filters=filters,
-                           cluster=catalog.cluster_field(task))
+    samples = read_samples(rows, where, TaskKind(task, kind, filters), staging)
     _check_samples(run, task, where, samples)
     settings = _exported_settings(run, task, samples) or _settings(run, task, config, kind, samples)
     restore(TaskSettings, plain(settings))  # a value of another type could be stored, but not be read again
     return _TaskSamples(settings, samples, _scores(run, settings, samples))
 
 
-def _check_samples(run: LmEvalRun, task: str, where: str, samples: Sequence[Sample]) -> None:
+def _check_samples(run: LmEvalRun, task: str, where: str, samples: Samples) -> None:
     """Raises InputError where the samples do not agree with the results."""
     # one name for the answers of all runs in the folder; or a scorer may convert scores in its own way
     unsure = (run.tool == "lm-eval" and not run.stamp) or run.tool == "inspect_ai"
@@ -203,14 +207,13 @@ def _check_samples(run: LmEvalRun, task: str, where: str, samples: Sequence[Samp
                       "incomplete or belongs to another run")
     for score in run.scores(task):
         key = score.key
-        values = [s.metrics[key] for s in samples if key in s.metrics]
-        if catalog.is_share(score.metric) and len(values) == len(samples) and \
-                abs(sum(values) / len(values) - score.value) > 1e-6:
-            raise refusal(f"{where}: the mean of {key} is {sum(values) / len(values):.6f}, but {run.path.name} "
+        values = samples.values.get(key, MetricValues())
+        if catalog.is_share(score.metric) and values.count == len(samples) and abs(values.mean - score.value) > 1e-6:
+            raise refusal(f"{where}: the mean of {key} is {values.mean:.6f}, but {run.path.name} "
                           f"states {score.value:.6f}; give the two files of the same run")
 
 
-def _exported_settings(run: LmEvalRun, task: str, samples: Sequence[Sample]) -> TaskSettings | None:
+def _exported_settings(run: LmEvalRun, task: str, samples: Samples) -> TaskSettings | None:
     """The settings that our own export wrote, if they match the items; None for files of lm-eval."""
     stored = run.section("aftertune").get("tasks")
     row = next((r for r in stored if isinstance(r, dict) and r.get("task") == task), None) \
@@ -222,10 +225,10 @@ def _exported_settings(run: LmEvalRun, task: str, samples: Sequence[Sample]) -> 
     except ValidationError:
         raise InputError(f"{run.path}: `aftertune.tasks` has no valid settings of {task}; export the evaluation "
                          "again") from None
-    return settings if (settings.items, settings.n) == (digest([s.item.hash for s in samples]), len(samples)) else None
+    return settings if (settings.items, settings.n) == (samples.items, len(samples)) else None
 
 
-def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samples: Sequence[Sample]) -> TaskSettings:
+def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samples: Samples) -> TaskSettings:
     total = run.counts(task)[1] or len(samples)
     better = run.higher_is_better(task)
     scores = list(run.scores(task))
@@ -239,7 +242,7 @@ def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samp
         num_fewshot=shots if isinstance(shots, int) else 0, n=len(samples), n_total=max(total, len(samples)),
         split=str(config.get("test_split") or config.get("validation_split") or "not stated"),
         data=f"hub:{config['dataset_path']}" if config.get("dataset_path") else "not stated",
-        items=digest([s.item.hash for s in samples]), prompts=digest([list(a) for s in samples for a in s.prompts]),
+        items=samples.items, prompts=samples.prompts,
         primary=primary_metric(better, list(dict.fromkeys(s.filter for s in scores)), kind), higher_is_better=better,
         limit=len(samples) if len(samples) < total else None,
         chat_template=str(template) if template else None,
@@ -247,31 +250,25 @@ def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samp
         # lm-eval 0.4.13 turns it on by default; without a chat template it has no effect
         fewshot_as_multiturn=bool(template and run.value.get("fewshot_as_multiturn")),
         generation=json_ready(config.get("generation_kwargs") or {}) if kind == "generate_until" else {},
-        chance=_chance(task, kind, samples),
+        chance=_chance(task, samples),
         cluster=catalog.cluster_field(task),
         groups=tuple(g for g in run.groups if task in run.leaves_of(g)))
 
 
-def _chance(task: str, kind: str, samples: Sequence[Sample]) -> float | None:
+def _chance(task: str, samples: Samples) -> float | None:
     """The expected score of a guess, the mean over the documents; None where answers cannot be guessed."""
-    if kind == "generate_until":
-        levels = [chance.generated_guess(task, s.item.doc, s.prompts[0][0] if s.prompts else "", s.target)
-                  for s in samples]
-    elif kind == "multiple_choice":
-        mutual = any(MetricKey(key).metric == "acc_mutual_info" for key in samples[0].metrics)
-        levels = [chance.request_guess(s.prompts, chance.indices(s.target), mutual_info=mutual) for s in samples]
-    else:
-        return None
-    return chance.task_chance(task, levels)
+    kind = samples.kind.output_type
+    return chance.task_chance(task, samples.levels()) if kind in ("generate_until", "multiple_choice") else None
 
 
-def _scores(run: LmEvalRun, settings: TaskSettings, samples: Sequence[Sample]) -> list[Score]:
+def _scores(run: LmEvalRun, settings: TaskSettings, samples: Samples) -> list[Score]:
     listed = run.section("configs", settings.task).get("metric_list")
     aggregations = {str(m.get("metric")): str(m.get("aggregation") or "") for m in listed if isinstance(m, dict)} \
         if isinstance(listed, list) else {}
+    extremes = {key: (v.low, v.high) for key, v in samples.values.items()}
     return [Score(task=settings.task, metric=f.metric, filter=f.filter, value=f.value, stderr=f.stderr, n=len(samples),
                   higher_is_better=settings.higher_is_better.get(f.metric, True), primary=f.key == settings.primary,
-                  unit=unit_of(f.metric, [f.value, *(s.metrics.get(f.key) for s in samples)], task=settings.task,
+                  unit=unit_of(f.metric, [f.value, *extremes.get(f.key, ())], task=settings.task,
                                aggregation=aggregations.get(f.metric, ""))) for f in run.scores(settings.task)]
 
 
@@ -303,7 +300,8 @@ def _store(read: _Read, ledger: Ledger, name: str | None, taken: dict[str, str])
         evaluation = replace(evaluation, name=_free_name(run, evaluation, taken))
     elif new and taken.get(evaluation.name, evaluation.id) != evaluation.id:
         raise InputError(f"--name {name}: evaluation {taken[evaluation.name]} has this name; choose another one")
-    done = _save(evaluation, tasks, ledger) if new else ledger.find_evaluation(evaluation.id)
+    done = ledger.store_evaluation(evaluation, chain.from_iterable(t.samples for t in tasks)) if new \
+        else ledger.find_evaluation(evaluation.id)
     taken.setdefault(done.name, done.id)
     return ImportedResult(source, done, new, rest, read.notes)
 
@@ -338,13 +336,14 @@ def _evaluation(run: LmEvalRun, tasks: Sequence[_TaskSamples], scores: tuple[Sco
     identity = [model, *(config.get(k) for k in ("model_sha", "peft_sha", "model_revision", "delta_sha"))]
     mark = UNPROVEN + digest(json_ready(identity))
     settings = tuple(t.settings for t in tasks)
-    content = digest([mark, run.started, run.dtype, [t.content for t in tasks],
-                      [[s.metrics for s in t.samples] for t in tasks]])
+    content = ListDigest()
+    for part in (mark, run.started, run.dtype, [t.content for t in tasks], (t.samples.metrics() for t in tasks)):
+        content.add(part)
     parameters = config.get("model_num_parameters")
     versions = {run.tool: run.version, "transformers": str(run.value.get("transformers_version") or "")}
     seconds = run.value.get("total_evaluation_time_seconds")
     return Evaluation(
-        id=f"e-{content[:10]}", name=name or model.rstrip("/").rpartition("/")[2] or model, tasks=settings,
+        id=f"e-{content.hexdigest()[:10]}", name=name or model.rstrip("/").rpartition("/")[2] or model, tasks=settings,
         model=ModelIdentity(source=model, weights=mark, config=mark, tokenizer=mark,
                             parameters=parameters if isinstance(parameters, int) and 0 < parameters < 2**62 else None,
                             revision=str(config["model_revision"]) if config.get("model_revision") else None),
@@ -357,9 +356,8 @@ def _evaluation(run: LmEvalRun, tasks: Sequence[_TaskSamples], scores: tuple[Sco
 
 def _unsaid(tasks: Sequence[_TaskSamples]) -> str:
     """What the files do not say of the answers, as the end of a warning."""
-    responses = [r for t in tasks for s in t.samples for r in s.responses]
-    unsaid = ["how some texts ended"] * any(r.text is not None and r.finish is None for r in responses)
-    unsaid += ["whether some contexts were cut off"] * any(r.truncated is None for r in responses)
+    unsaid = ["how some texts ended"] * any(t.samples.unknown_end for t in tasks)
+    unsaid += ["whether some contexts were cut off"] * any(t.samples.unknown_cut for t in tasks)
     return f"; they do not say {' and '.join(unsaid)}" if unsaid else ""
 
 
@@ -369,23 +367,3 @@ def _seconds(text: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return seconds if 0 <= seconds < 1e9 else None
-
-
-def _save(evaluation: Evaluation, tasks: Sequence[_TaskSamples], ledger: Ledger) -> Evaluation:
-    """Store items, responses and answers; after an interruption the same call completes them."""
-    samples = [s for t in tasks for s in t.samples]
-    responses: dict[int, Response] = {}
-    positions: list[list[int]] = []
-    for sample in samples:
-        start = len(responses)
-        responses |= dict(enumerate(sample.responses, start))
-        positions.append(list(range(start, len(responses))))
-    answers = [Answer(task=s.item.task, index=s.item.index, item=s.item.hash, metrics=s.metrics,
-                      extracted=s.extracted, cluster=s.item.cluster) for s in samples]
-    ledger.open_evaluation(replace(evaluation, scores=()), [s.item for s in samples])
-    ledger.acquire(evaluation.id)
-    try:
-        ledger.save_batch(evaluation.id, 0, responses)
-        return ledger.finish_evaluation(evaluation, answers, positions)
-    finally:
-        ledger.release(evaluation.id)

@@ -1,6 +1,6 @@
 """Reads a results file of any tool that is known, as runs in one form, and the scores in it as reported scores.
 
-    [run] = read_run(path, "lighteval")         of the kind that `aftertune.exchange.discovery` found
+    [run] = read_run(path, "lighteval", staging)      of the kind that `aftertune.exchange.discovery` found
     read_scores(Path("results.json"))           for an audit: the scores of every run in the file
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aftertune import catalog
 from aftertune.exchange.computed import how_computed, is_rounded, items_of, printed
@@ -22,12 +22,18 @@ from aftertune.exchange.lm_eval_files import LIMIT, LmEvalRun, read_results
 from aftertune.redaction import redact
 from aftertune.values.reported import Reported
 
+if TYPE_CHECKING:
+    from aftertune.ledger import Staging
+
 #: Parts of a results file that have an entry for each task.
 _BY_TASK = frozenset(("results", "configs", "n-shot", "n-samples", "higher_is_better", "versions"))
 
 
-def read_run(path: Path, kind: Kind, *, root: Path | None = None) -> list[LmEvalRun]:
-    """The runs of one results file. root: the folder in which to look for answers. Raises InputError."""
+def read_run(path: Path, kind: Kind, staging: Staging, *, root: Path | None = None) -> list[LmEvalRun]:
+    """The runs of one results file. root: the folder in which to look for answers. Raises InputError.
+
+    Their answers may be in ``staging``, and must be read before it is closed.
+    """
     if kind == "lm-eval":
         return [read_results(path)]
     packed = path.name.lower().endswith(".eval")
@@ -36,7 +42,7 @@ def read_run(path: Path, kind: Kind, *, root: Path | None = None) -> list[LmEval
         if kind == "inspect":
             return [inspect_run(path, value)]
         if kind == "every-eval-ever":
-            return [every_eval_ever_run(path, value)]
+            return [every_eval_ever_run(path, value, staging)]
         return [lighteval_run(path, value, root)]
 
 
@@ -68,8 +74,11 @@ def _tasks(run: LmEvalRun) -> list[Any]:
 
 def read_scores(path: Path) -> tuple[Reported, ...]:
     """The scores of a results file (.json, .eval) of any known tool. Raises InputError."""
-    return tuple(score for file, kind in discover(path).files for run in read_run(file, kind)
-                 for score in reported_scores(run, path.name))
+    from aftertune.ledger import Staging
+
+    with Staging() as staging:
+        return tuple(score for file, kind in discover(path).files for run in read_run(file, kind, staging)
+                     for score in reported_scores(run, path.name))
 
 
 def reported_scores(run: LmEvalRun, source: str, without: Collection[str] = ()) -> tuple[Reported, ...]:

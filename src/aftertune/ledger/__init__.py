@@ -18,13 +18,14 @@ from typing import Self
 from aftertune.ledger.check import LedgerFinding, findings
 from aftertune.ledger.database import Database, locate
 from aftertune.ledger.evaluations import Evaluations
-from aftertune.ledger.lease import Leases
+from aftertune.ledger.finished import FinishedEvaluations
 from aftertune.ledger.records import Comparisons, Drifts, ReportedScores, StoredCell, StoredStudy, Studies, Tunings
+from aftertune.ledger.staging import StagedRows, Staging
 
-__all__ = ["Ledger", "LedgerFinding", "StoredCell", "StoredStudy", "locate"]
+__all__ = ["Ledger", "LedgerFinding", "StagedRows", "Staging", "StoredCell", "StoredStudy", "locate"]
 
 
-class Ledger(Evaluations, Leases, Tunings, Comparisons, Drifts, ReportedScores, Studies):
+class Ledger(Evaluations, FinishedEvaluations, Tunings, Comparisons, Drifts, ReportedScores, Studies):
     """An open ledger; a missing one is created, an older one is migrated. Threads and forked processes may share it.
 
     where: a path or a ``sqlite:///PATH`` URL; None: AFTERTUNE_LEDGER, else ``.aftertune/ledger.db``. create: with False

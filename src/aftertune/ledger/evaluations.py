@@ -79,15 +79,15 @@ class Evaluations(Store):
             row = connection.execute(select(evaluation).where(evaluation.c.id == value.id)).first()
             if row is None:
                 primary_key = connection.execute(evaluation.insert().values(
-                    id=value.id, **_columns(connection, value))).inserted_primary_key
+                    id=value.id, **columns_of(connection, value))).inserted_primary_key
                 assert primary_key is not None
-                _write_parts(connection, primary_key[0], value)
+                write_parts(connection, primary_key[0], value)
                 _insert_items(connection, primary_key[0], items)
-                _seal(connection, primary_key[0])
+                seal_evaluation(connection, primary_key[0])
             elif not _same_items(connection, row.seq, items):
                 raise StorageError(f"evaluation {value.id} is stored with other items; start a new run with "
                                    "--fork")
-            return _load_one(connection, value.id)
+            return load_evaluation(connection, value.id)
 
     def finish_evaluation(self, value: Evaluation, answers: Sequence[Answer],
                           positions: Sequence[Sequence[int]]) -> Evaluation:
@@ -100,7 +100,7 @@ class Evaluations(Store):
         with self.database.write() as connection:
             row = find_row(connection, evaluation, value.id)
             if row.status == "done":
-                stored = _load_one(connection, row.id)
+                stored = load_evaluation(connection, row.id)
                 if stored.scores != value.scores:
                     raise StorageError(f"evaluation {row.id} is already done with other scores; nothing was "
                                        "changed: start a new run with --fork")
@@ -109,13 +109,13 @@ class Evaluations(Store):
             check(connection, answer, {row.seq: f"evaluation {row.id}"})
             done = replace(value, status="done")
             connection.execute(evaluation.update().where(evaluation.c.seq == row.seq)
-                               .values(**_columns(connection, done)))
-            _write_parts(connection, row.seq, done)
+                               .values(**columns_of(connection, done)))
+            write_parts(connection, row.seq, done)
             used = {t.task: t.used for t in value.tasks if t.used is not None}
             _store_answers(connection, row.seq, answers, positions, used)
-            _seal(connection, row.seq)
+            seal_evaluation(connection, row.seq)
             connection.execute(lease.delete().where(lease.c.evaluation == row.seq))
-            return _load_one(connection, row.id)
+            return load_evaluation(connection, row.id)
 
     def find_evaluation(self, word: str) -> Evaluation:
         """The evaluation with this id, this name, or this beginning of an id (4 characters up).
@@ -152,19 +152,7 @@ class Evaluations(Store):
         with self.database.write() as connection:
             row = find_key(connection, evaluation, evaluation_id)
             check_lease(connection, row.seq, row.id)
-            with_it = or_(comparison.c.base == row.id, comparison.c.tuned == row.id)
-            forget(connection, comparison, connection.execute(select(comparison.c.seq).where(with_it)).scalars().all())
-            connection.execute(comparison.delete().where(with_it))
-            for part in (response, answer, score, task, schedule, lease):
-                connection.execute(part.delete().where(part.c.evaluation == row.seq))
-            for table in (*OF_EVALUATION, response):
-                forget(connection, table, [row.seq])
-            connection.execute(evaluation.delete().where(evaluation.c.seq == row.seq))
-            connection.execute(item.delete().where(
-                ~select(answer.c.item).where(answer.c.item == item.c.seq).exists()))
-            used = [~select(t.c.model).where(t.c.model == model.c.seq).exists() for t in (evaluation, tuning)]
-            forget(connection, model, connection.execute(select(model.c.seq).where(*used)).scalars().all())
-            connection.execute(model.delete().where(*used))
+            delete_rows(connection, row)
 
     def items(self, evaluation_id: str, task: str | None = None) -> list[Item]:
         """Items of one task, or of all, in the order in which they were asked; InputError: unknown task."""
@@ -233,7 +221,7 @@ class Evaluations(Store):
         Saving the same batch with the same content again changes nothing; with other content, or at a position that
         another batch has filled, it is a StorageError. ResourceError where another process has the lease.
         """
-        rows = [_response_row(batch, position, value) for position, value in sorted(responses.items())]
+        rows = [response_row(batch, position, value) for position, value in sorted(responses.items())]
         with self.database.write() as connection:
             row = find_row(connection, evaluation, evaluation_id)
             beat(connection, row.seq, row.id)
@@ -271,13 +259,30 @@ class Evaluations(Store):
                 _load_responses(connection, row.seq)
 
 
-def _seal(connection: Connection, seq: int) -> None:
+def delete_rows(connection: Connection, row: Row[Any, Any]) -> None:
+    """Delete an evaluation with everything that belongs to it alone, and the comparisons that use it."""
+    with_it = or_(comparison.c.base == row.id, comparison.c.tuned == row.id)
+    forget(connection, comparison, connection.execute(select(comparison.c.seq).where(with_it)).scalars().all())
+    connection.execute(comparison.delete().where(with_it))
+    for part in (response, answer, score, task, schedule, lease):
+        connection.execute(part.delete().where(part.c.evaluation == row.seq))
+    for table in (*OF_EVALUATION, response):
+        forget(connection, table, [row.seq])
+    connection.execute(evaluation.delete().where(evaluation.c.seq == row.seq))
+    connection.execute(item.delete().where(
+        ~select(answer.c.item).where(answer.c.item == item.c.seq).exists()))
+    used = [~select(t.c.model).where(t.c.model == model.c.seq).exists() for t in (evaluation, tuning)]
+    forget(connection, model, connection.execute(select(model.c.seq).where(*used)).scalars().all())
+    connection.execute(model.delete().where(*used))
+
+
+def seal_evaluation(connection: Connection, seq: int) -> None:
     """Store the digests of everything of an evaluation but its responses, which have theirs by batch."""
     for table in OF_EVALUATION:
         seal(connection, table, [seq])
 
 
-def _columns(connection: Connection, value: Evaluation) -> dict[str, Any]:
+def columns_of(connection: Connection, value: Evaluation) -> dict[str, Any]:
     """The row of an evaluation, less its id."""
     rest = {k: v for k, v in encode(value).items() if k not in _ELSEWHERE}
     if any(s.unit for s in value.scores):
@@ -286,7 +291,7 @@ def _columns(connection: Connection, value: Evaluation) -> dict[str, Any]:
             "model": store_model(connection, value.model), "value": rest}
 
 
-def _write_parts(connection: Connection, seq: int, value: Evaluation) -> None:
+def write_parts(connection: Connection, seq: int, value: Evaluation) -> None:
     """Replace the stored tasks, scores and (if it has one) schedule."""
     for table in (task, score):
         connection.execute(table.delete().where(table.c.evaluation == seq))
@@ -305,7 +310,7 @@ def _write_parts(connection: Connection, seq: int, value: Evaluation) -> None:
         _store_schedule(connection, seq, value.schedule)
 
 
-def _load_one(connection: Connection, evaluation_id: str) -> Evaluation:
+def load_evaluation(connection: Connection, evaluation_id: str) -> Evaluation:
     return _load(connection, [find_row(connection, evaluation, evaluation_id)])[0]
 
 
@@ -349,9 +354,10 @@ def _by_evaluation(connection: Connection, table: Any, seqs: list[int]) -> dict[
 
 def _insert_items(connection: Connection, seq: int, items: Sequence[Item]) -> None:
     """Insert the empty answers of a new evaluation, and the documents that are not stored yet."""
-    documents = _store_documents(connection, items)
+    documents = store_documents(connection, items)
     rows = [{"evaluation": seq, "position": position, "task": i.task, "index": i.index,
-             "item": documents[i.hash, _document_hash(i)], "cluster": i.cluster} for position, i in enumerate(items)]
+             "item": document, "cluster": i.cluster}
+            for position, (i, document) in enumerate(zip(items, documents, strict=True))]
     repeated = len(rows) - len({(i.task, i.index) for i in items})
     if repeated:
         raise StorageError(f"{repeated} items have the same task and index as another item; an index must name one "
@@ -462,16 +468,17 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _store_documents(connection: Connection, items: Sequence[Item]) -> dict[tuple[str, str], int]:
-    """(hash, content) -> seq of every item's document; the missing ones are inserted."""
-    documents = {(i.hash, _document_hash(i)): i for i in items}
+def store_documents(connection: Connection, items: Sequence[Item]) -> list[int]:
+    """seq of the document of each item; the missing ones are inserted."""
+    keys = [(i.hash, _document_hash(i)) for i in items]
+    documents: dict[tuple[str, str], Item] = dict(zip(keys, items, strict=True))
     stored = _stored_documents(connection, list(documents))
     rows = [{"hash": hash_, "content": content, "doc": _document(i)}
             for (hash_, content), i in documents.items() if (hash_, content) not in stored]
-    if not rows:
-        return stored
-    connection.execute(item.insert(), rows)
-    return _stored_documents(connection, list(documents))
+    if rows:
+        connection.execute(item.insert(), rows)
+        stored |= _stored_documents(connection, [key for key in documents if key not in stored])
+    return [stored[key] for key in keys]
 
 
 def _stored_documents(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
@@ -545,7 +552,7 @@ def _refuse_nan(value: float | None, what: str) -> float | None:
     return value
 
 
-def _response_row(batch: int, position: int, value: Response) -> dict[str, Any]:
+def response_row(batch: int, position: int, value: Response) -> dict[str, Any]:
     logprob = _refuse_nan(value.logprob, f"the log-probability of request {position}")
     return {"batch": batch, "position": position, "logprob": None if logprob is None else float(logprob),
             **{name: getattr(value, name) for name in _RESPONSE[1:-1]}, "text": _with_trace(value),

@@ -72,6 +72,7 @@ from aftertune.study.presets import with_defaults, with_method_defaults
 from aftertune.study.watch import TargetSpec as TargetSpec
 from aftertune.study.watch import WatchedTarget as WatchedTarget
 from aftertune.study.watch import WatchSpec as WatchSpec
+from aftertune.study.watch import with_named_targets
 from aftertune.values import Margin, digest
 
 S = TypeVar("S", bound=Spec)
@@ -365,6 +366,8 @@ class Study(Spec):
     enable_thinking: Thinking = None
     think_end_token: ThinkEnd = None
     engine_args: EngineArgs = Field(default_factory=dict)
+
+    _named_targets = model_validator(mode="before")(with_named_targets)
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Study:

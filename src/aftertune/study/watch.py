@@ -2,6 +2,8 @@
 
     WatchSpec(tasks={"hellaswag": 200}, target={"file": "orders_test.jsonl", "name": "orders", "match": "json"})
     WatchSpec(tasks={"hellaswag": 200}, target="orders=orders_test.jsonl")
+
+In a study, the target may be the name of one of its target tasks (`with_named_targets`).
 """
 
 from __future__ import annotations
@@ -100,3 +102,34 @@ class WatchSpec(Spec):
     def names(self) -> list[str]:
         """Names of all tasks that are measured, the target first."""
         return [*([self.target.name] if self.target else []), *self.tasks]
+
+
+def with_named_targets(study: Any) -> Any:
+    """A study before it is checked, where each watch whose target names a target task of the study has its rows.
+
+    The name may be the target itself, or its field ``name`` where there is no ``file``. Raises ValueError for a target
+    task with examples (``shots_file``), which a watch does not show.
+    """
+    tunings = study.get("tunings") if isinstance(study, dict) else None
+    tasks = study.get("tasks") if isinstance(study, dict) else None
+    rows = {task["name"]: task["target"] for task in (tasks if isinstance(tasks, list | tuple) else ())
+            if isinstance(task, dict) and isinstance(task.get("name"), str) and isinstance(task.get("target"), dict)}
+    if not rows or not isinstance(tunings, dict):
+        return study
+    return {**study, "tunings": {name: _with_rows(name, tuning, rows) for name, tuning in tunings.items()}}
+
+
+def _with_rows(tuning: Any, value: Any, rows: dict[str, dict[str, Any]]) -> Any:
+    """A tuning whose watched target has the rows of the target task that it names. rows: by name of the task."""
+    watch = value.get("watch") if isinstance(value, dict) else None
+    target = watch.get("target") if isinstance(watch, dict) else None
+    given = {"name": target} if isinstance(target, str) else target
+    if not isinstance(watch, dict) or not isinstance(given, dict) or "file" in given:
+        return value
+    named = rows.get(str(given.get("name")))
+    if named is None:
+        return value
+    if named.get("shots_file"):
+        raise ValueError(f"tunings.{tuning}.watch.target names {given['name']!r}, which shows examples (shots_file); a "
+                         "watch shows none: give its file, or a task without examples")
+    return {**value, "watch": {**watch, "target": {**named, **given}}}

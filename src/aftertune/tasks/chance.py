@@ -13,7 +13,7 @@ one (`aftertune.catalog.guessing_level`).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aftertune import catalog
@@ -92,12 +92,22 @@ def generated_guess(task: str, doc: Mapping[str, Any], question: str, reference:
     return catalog.guessing_level(task, 1 / count if count else None)
 
 
-def task_chance(task: str, levels: Sequence[float | None]) -> float | None:
+def task_chance(task: str, levels: Iterable[float | None]) -> float | None:
     """The expected score of a guess on a task, from the levels of its items; None where it cannot be guessed.
 
     An item without a level counts as one that no guess gets right. Where most items have none, the task has none.
     """
-    known = [level for level in levels if level is not None]
-    if not known or 2 * len(known) < len(levels):
+    items = known = 0
+
+    def stated() -> Iterator[float]:
+        nonlocal items, known
+        for level in levels:
+            items += 1
+            if level is not None:
+                known += 1
+                yield level
+
+    total = sum(stated())
+    if not known or 2 * known < items:
         return catalog.guessing_level(task, None)
-    return catalog.guessing_level(task, sum(known) / len(levels))
+    return catalog.guessing_level(task, total / items)

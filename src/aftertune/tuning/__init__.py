@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import InputError, StorageError
 from aftertune.methods import METHODS, unused_settings, writes_adapter
-from aftertune.paths import expanded, is_file
+from aftertune.paths import expanded
 from aftertune.sources.folder_lock import LOCK, folder_lock
 from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.estimate import CostEstimate, estimate_tuning
@@ -143,9 +143,7 @@ def read_tuning(word: str, ledger: Ledger) -> Tuning:
     """
     from aftertune.tuning import output
 
-    folder = expanded(word)
-    if not is_file(folder / output.MANIFEST):
-        folder = Path(ledger.find_tuning(word).output)
+    folder = output.folder_of(word, ledger)
     tuning = output.read_manifest(folder)
     if tuning is None or tuning.status != "done":
         raise InputError(f"{word}: no finished tuning in {folder}; tune again, or name another folder")

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import AftertuneError, InputError, StorageError
 from aftertune.methods import METHODS, writes_adapter
+from aftertune.paths import expanded, is_file
 from aftertune.sources import (
     AdapterSource,
     ModelSource,
@@ -45,6 +46,9 @@ from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
 from aftertune.tuning.targets import merge_refusal
 from aftertune.values import ExportedModel, ModelIdentity, Tuning, from_json, plain, restore
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -296,6 +300,12 @@ def merged_fingerprint(folder: Path) -> str | None:
         return fingerprint_model(resolve_model(str((folder / FOLDER).resolve()))).fingerprint
     except AftertuneError:
         return None
+
+
+def folder_of(word: str, ledger: Ledger) -> Path:
+    """The output folder of a tuning: ``word``, or that of the tuning with this id or name. InputError for neither."""
+    folder = expanded(word)
+    return folder if is_file(folder / MANIFEST) else Path(ledger.find_tuning(word).output)
 
 
 def write_manifest(folder: Path, tuning: Tuning) -> None:

@@ -4,8 +4,8 @@
     tuning = roll_back("orders", 200, ledger)         and those of step 200 again
 
 The weights that were final are kept as a checkpoint first, so nothing is lost. While files are replaced, the manifest
-says so, and a process that is killed then leaves a folder that no command takes for finished; `roll_back` and `tune`
-complete it.
+says so, and a process that is killed then leaves a folder that no command takes for finished; `roll_back` completes it
+with the step that it gets, and `tune` with the one that was begun.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aftertune.errors import AftertuneError, InputError
-from aftertune.paths import expanded, is_file
 from aftertune.sources.folder_lock import folder_lock
 from aftertune.tuning import kept, output
 from aftertune.values import KeptCheckpoint, Tuning
@@ -40,25 +39,32 @@ def roll_back(word: str, step: int, ledger: Ledger) -> Tuning:
     Raises InputError if there is no such checkpoint or it is damaged, StorageError if the disk is full or another
     process works in the folder.
     """
-    folder = expanded(word)
-    if not is_file(folder / output.MANIFEST):
-        folder = Path(ledger.find_tuning(word).output)
+    folder = output.folder_of(word, ledger)
     with folder_lock(folder, "works"):
-        finish_rollback(folder)
         tuning = output.read_manifest(folder)
-        if tuning is None or tuning.status != "done":
+        if tuning is None or tuning.status not in ("done", ROLLING_BACK):
             raise InputError(f"{word}: no finished tuning in {folder}; tune again, or name another folder")
         checkpoint = _find(tuning, step)
-        if tuning.final_step != step or tuning.result != checkpoint.result:
+        if tuning.status == ROLLING_BACK or tuning.final_step != step or tuning.result != checkpoint.result:
             tuning = _replace_weights(folder, tuning, checkpoint)
     return ledger.save_tuning(replace(tuning, output=str(folder)))
 
 
 def finish_rollback(folder: Path) -> None:
-    """Complete a rollback that was interrupted. The folder must be locked."""
+    """Complete a rollback that was interrupted. The folder must be locked.
+
+    Raises InputError if the checkpoint is damaged, with the command that completes the rollback with another one.
+    """
     tuning = output.read_manifest(folder)
-    if tuning is not None and tuning.status == ROLLING_BACK:
-        _complete(folder, tuning)
+    if tuning is None or tuning.status != ROLLING_BACK:
+        return
+    checkpoint = _find(tuning, tuning.final_step or 0)
+    if fault := kept.damage(folder, checkpoint):
+        steps = _intact(folder, tuning)
+        advice = f"complete it with another step: aftertune rollback {folder} --to {steps[-1]}" if steps else \
+            f"no other step is intact: remove {folder} and tune again"
+        raise InputError(f"{folder}: the rollback to step {checkpoint.step} was interrupted, and {fault}; {advice}")
+    _complete(folder, tuning)
 
 
 def _find(tuning: Tuning, step: int) -> KeptCheckpoint:
@@ -73,15 +79,30 @@ def _find(tuning: Tuning, step: int) -> KeptCheckpoint:
     raise InputError(f"{tuning.name}: no kept checkpoint of step {step}; there are those of the steps {steps}")
 
 
+def _intact(folder: Path, tuning: Tuning) -> list[int]:
+    """The steps of the kept checkpoints that are as they were written."""
+    return [c.step for c in tuning.checkpoints if not kept.damage(folder, c)]
+
+
 def _replace_weights(folder: Path, tuning: Tuning, checkpoint: KeptCheckpoint) -> Tuning:
-    """Keep the final weights, note in the manifest what happens, then replace them."""
+    """Keep the final weights, note in the manifest what happens, then replace them.
+
+    Where a rollback was interrupted they are kept already, and this one takes its place.
+    """
     if fault := kept.damage(folder, checkpoint):
-        raise InputError(f"{tuning.name}: step {checkpoint.step} cannot be used, because {fault}; choose another step, "
-                         "or tune again")
-    tuning = _with_final_kept(folder, tuning, checkpoint)
+        steps = _intact(folder, tuning)
+        advice = f"choose another step ({', '.join(map(str, steps))})" if steps else \
+            f"no kept checkpoint is intact: remove {folder} and tune again" if tuning.status == ROLLING_BACK else \
+            "no kept checkpoint is intact: the weights in the folder stay as they are"
+        raise InputError(f"{tuning.name}: step {checkpoint.step} cannot be used, because {fault}; {advice}")
+    begun = next((note for note in tuning.notes if note.startswith(_NOTE)), "") \
+        if tuning.status == ROLLING_BACK else ""
+    if not begun:
+        tuning = _with_final_kept(folder, tuning, checkpoint)
     notes = [note.partition(f"; {_WEIGHTS}")[0] for note in tuning.notes
              if not note.startswith((_WEIGHTS, _NOTE, _MERGED))]
-    notes.append(f"{_NOTE}{tuning.final_step}: {_WEIGHTS}{checkpoint.step}")
+    origin = begun.removeprefix(_NOTE).partition(":")[0] or tuning.final_step
+    notes.append(f"{_NOTE}{origin}: {_WEIGHTS}{checkpoint.step}")
     if tuning.merged:
         notes.append(f"{_MERGED}; the same tune command with --merge writes those of this step, without training")
     rolling = replace(tuning, status=ROLLING_BACK, final_step=checkpoint.step, notes=tuple(notes))

@@ -40,6 +40,7 @@ from aftertune.values.comparison import (
 )
 from aftertune.values.drift import Drift, DriftGroup, DriftText
 from aftertune.values.encoding import (
+    ListDigest,
     canonical,
     digest,
     from_json,
@@ -115,6 +116,7 @@ __all__ = [
     "HeldOut",
     "Item",
     "KeptCheckpoint",
+    "ListDigest",
     "LogProbabilityMove",
     "Margin",
     "MeanChange",

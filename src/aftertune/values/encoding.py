@@ -3,6 +3,7 @@
     plain(Score(task="arc_easy", …))             {"task": "arc_easy", …}        to store or to print
     restore(Score, {"task": "arc_easy", …})      Score(task="arc_easy", …)      checked against the field's types
     digest(["arc_easy", 3])                      sha256 of the canonical JSON
+    hashed = ListDigest(); hashed.add("arc_easy"); hashed.add(3)       the same of a list that is never whole in memory
 
 Pydantic converts in both directions. A value may gain fields without a migration: a field that a stored dict lacks
 takes its default, and a key that is not a field is ignored.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -36,6 +37,38 @@ def canonical(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of ``value``, in hex."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+class ListDigest:
+    """The digest of a list whose elements come one after another: the same as `digest` of the whole list."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256(b"[")
+        self._count = 0
+
+    def add(self, value: Any) -> None:
+        """Add an element. An iterator stands for the list of what it gives, at any depth."""
+        if self._count:
+            self._sha.update(b",")
+        self._count += 1
+        self._update(value)
+
+    def _update(self, value: Any) -> None:
+        if not isinstance(value, Iterator):
+            self._sha.update(canonical(value).encode())
+            return
+        between = b"["
+        for element in value:
+            self._sha.update(between)
+            self._update(element)
+            between = b","
+        self._sha.update(b"]" if between == b"," else b"[]")
+
+    def hexdigest(self) -> str:
+        """The digest of the elements so far."""
+        whole = self._sha.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
 
 
 def plain(value: Any) -> Any:
