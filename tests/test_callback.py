@@ -184,6 +184,17 @@ def test_a_training_that_goes_on_from_a_checkpoint_has_the_same_analyses(base: P
     assert (found.status, found.result) == ("done", expected.result)
 
 
+def test_a_stored_tuning_is_found_by_its_whole_id_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ledger_cases
+    from aftertune.callbacks.training_record import stored_tuning
+
+    with Ledger(tmp_path / "l.db") as ledger:
+        made = ledger.save_tuning(ledger_cases.tuning("t-123456"))
+        monkeypatch.setattr(Ledger, "tunings", None)  # the others are not read
+        assert stored_tuning(ledger, made.id) == made
+        assert [stored_tuning(ledger, word) for word in (None, "", made.name + "x", made.id[:5], "none")] == [None] * 5
+
+
 def test_a_full_training_that_goes_on_without_its_ledger_is_refused(base: Path, tmp_path: Path) -> None:
     values = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
     watched(plain(base, tmp_path / "out", **values), tmp_path / "l.db", []).train()

@@ -182,7 +182,7 @@ def test_broken_folders_are_one_line_and_leave_nothing(name: str, change: Any, s
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (b"{", "not valid JSON"), (b"\xff", "not UTF-8"), (b"[" * 100_000, "nested too deep"),
+    (b"{", "not valid JSON"), (b"\xff", "not UTF-8"), (b"[" * 100_000, "nested deeper than 100 levels"),
     (b'{"results": {"a": {"acc,none": NaN}}}', r"no score that can be read \(1 tasks: a\)"),
     (b'{"results": {"a": {"acc,none": 1' + b"0" * 400 + b"}}}", "no score that can be read"),
     (b'{"results": {"\\ud800": {"acc,none": 0.5}}}', "half a character"), (b"", "not valid JSON")])

@@ -514,6 +514,48 @@ def test_a_rollback_that_is_killed_is_not_taken_for_whole_and_is_completed(
         assert roll_back(made.output, 4, ledger).final_step == 4
 
 
+def test_a_rollback_whose_step_is_damaged_in_the_middle_goes_on_with_another(
+        place: Path, rolled: tuple[Tuning, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice of each message works: it is followed here."""
+    made, path = rolled
+    out = Path(made.output)
+
+    def killed(*_: Any) -> None:
+        raise Broken
+
+    def damage_step(step: int) -> None:
+        file = out / f"kept/step-{step}/adapter_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+    with Ledger(path) as ledger:
+        ledger.save_tuning(made)
+        with monkeypatch.context() as patch:
+            patch.setattr(kept, "hand_on", killed)
+            with pytest.raises(Broken):
+                roll_back(made.output, 2, ledger)
+        damage_step(2)
+        with pytest.raises(InputError, match=rf"was interrupted, .* aftertune rollback {out} --to 6$"):
+            run(spec(place, made.output))
+        with pytest.raises(InputError, match=r"step 2 cannot be used, .*; choose another step \(4, 6\)"):
+            roll_back(made.output, 2, ledger)
+        back = roll_back(made.output, 4, ledger)
+        assert (back.status, back.final_step, back.result) == ("done", 4, made.checkpoints[1].result)
+        assert weights_of(back) == made.checkpoints[1].files["adapter_model.safetensors"]
+        assert [n for n in back.notes if "rolled back" in n] == [
+            "rolled back from step 6: the weights are those of step 4"]
+        with monkeypatch.context() as patch:
+            patch.setattr(kept, "hand_on", killed)
+            with pytest.raises(Broken):
+                roll_back(made.output, 6, ledger)
+        damage_step(4)
+        damage_step(6)
+        for again in (lambda: roll_back(made.output, 6, ledger), lambda: run(spec(place, made.output))):
+            with pytest.raises(InputError, match=rf"intact: remove {out} and tune again"):
+                again()
+    shutil.rmtree(out)
+    assert run(spec(place, made.output)).result == made.result
+
+
 def test_a_full_disk_in_a_rollback_changes_nothing(rolled: tuple[Tuning, Path],
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     made, path = rolled

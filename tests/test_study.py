@@ -346,3 +346,35 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_memory(text)
     with pytest.raises(ValueError, match="is not a size"):
         EvalSpec(model="m", tasks=(TaskSpec(name="t"),), memory=text)
+
+
+WATCHED = """
+study: s
+bases: {b: {model: m}}
+tasks:
+  - {name: orders, target: {file: test.jsonl, match: json, cluster: origin, max_tokens: 9}}
+  - {name: shown, num_fewshot: 1, target: {file: test.jsonl, shots_file: shots.jsonl}}
+tunings:
+  t: {base: b, data: rows.jsonl, keep_best: "NAME, no loss > 2 on piqa", watch: {tasks: {piqa: 9}, target: TARGET}}
+"""
+
+
+@pytest.mark.parametrize(("target", "items"), [
+    ("orders", None), ("{name: orders}", None), ("{name: orders, items: 5}", 5)])
+def test_a_watch_may_name_a_target_task_of_the_study(file: Path, target: str, items: int | None) -> None:
+    named = read(file, WATCHED.replace("TARGET", target).replace("NAME", "orders"))
+    rows = f"{{name: orders, file: test.jsonl, match: json, cluster: origin, max_tokens: 9, items: {items or 'null'}}}"
+    assert named == read(file, WATCHED.replace("TARGET", rows).replace("NAME", "orders"))
+    watch = named.tunings["t"].watch
+    assert watch is not None
+    assert watch.target is not None
+    assert watch.target.file == file.parent / "test.jsonl"
+
+
+def test_a_watched_target_may_still_be_a_file_and_one_with_examples_is_refused(file: Path) -> None:
+    watch = read(file, WATCHED.replace("TARGET", "other.jsonl").replace("NAME", "other")).tunings["t"].watch
+    assert watch is not None
+    assert watch.target is not None
+    assert (watch.target.name, watch.target.file) == ("other", file.parent / "other.jsonl")
+    assert "`study`: tunings.t.watch.target names 'shown', which shows examples" in refused(
+        file, WATCHED.replace("TARGET", "shown").replace("NAME", "shown"))

@@ -72,6 +72,19 @@ def test_a_rule_chooses_on_one_half_and_reports_on_the_other(runs: Path, tmp_pat
             evaluate_checkpoints(request(runs, "whole", rule="orders"), ledger=ledger)
 
 
+def test_a_rule_without_its_loss_is_refused_before_anything_is_evaluated(
+        runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluated(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(trainer_checkpoints.EvaluationRun, "run", evaluated)
+    with Ledger(tmp_path / "l.db") as ledger:
+        with pytest.raises(InputError, match=r"has no eval_loss of the steps 1, 2, .* name a task as the goal"):
+            evaluate_checkpoints(request(runs, "adapter", rule="validation loss"), ledger=ledger)
+        with pytest.raises(AssertionError):
+            evaluate_checkpoints(request(runs, "whole", rule="validation loss"), ledger=ledger)
+
+
 def test_a_damaged_checkpoint_is_left_out_and_counted(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                       capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(runs / "adapter", tmp_path / "out")

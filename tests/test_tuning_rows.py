@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aftertune.errors import InputError
-from aftertune.tuning.arrow_rows import MAX_ROWS_PER_BYTE
+from aftertune.sources.parquet_check import MAX_ROWS_PER_BYTE
 from aftertune.tuning.data import ReadReport, read_examples
 from aftertune.tuning.rows import ReadOptions, read_rows
 
@@ -226,7 +226,7 @@ def test_a_parquet_list_of_repeated_values_is_refused(tmp_path, monkeypatch):
     import pyarrow
     from pyarrow import parquet
 
-    monkeypatch.setattr("aftertune.tuning.arrow_rows.MAX_VALUES", 1000)
+    monkeypatch.setattr("aftertune.sources.parquet_check.MAX_VALUES", 1000)
     path = tmp_path / "bomb.parquet"
     parquet.write_table(pyarrow.table({"prompt": [["a"] * 5000]}), path)
     with pytest.raises(InputError, match=r"a column claims 5,000 values in 1 rows"):

@@ -59,6 +59,12 @@ PARQUET_ROWS = _bound(100_000_000, _DATA, "number", "Parquet: {} rows")
 PARQUET_ROWS_PER_BYTE = _bound(16, _DATA, "number", "{} rows for each byte of the file")
 PARQUET_VALUES = _bound(1_000_000, _DATA, "number", "{} values of a column in one row")
 PARQUET_BATCH = _bound(256, _DATA, "memory and time", "Parquet: {} rows unpacked at once")
+CSV_COLUMNS = _bound(10_000, _DATA, "number", "CSV: {} columns")
+
+_PARQUET = "metadata of a Parquet file"
+PARQUET_MEMORY = _bound(4 * GIB, _PARQUET, "memory and time",
+                        "{} bytes and twice the size of the file, in a process of its own")
+PARQUET_SECONDS = _bound(60, _PARQUET, "memory and time", "{} s of processor time")
 
 _PROMPTS = "list of prompts (replay from the base)"
 PROMPTS_BYTES = _bound(16 * MIB, _PROMPTS, "size", "{} bytes")
@@ -69,6 +75,18 @@ TASK_FILES = _bound(50_000, _TASK, "number", "{} files in a folder")
 TASK_MEMORY = _bound(256 * MIB, _TASK, "memory and time", "{} bytes with its includes")
 TASK_SECONDS = _bound(5.0, _TASK, "memory and time", "{} s")
 
+TASK_FAULT_LINES = _bound(1_000_000, _TASK, "number", "{} lines of a data file that are searched for a fault")
+TASK_FAULT_BYTES = _bound(200_000_000, _TASK, "size", "{} bytes of a data file that are searched for a fault")
+
+_TARGET = "rows of a target task"
+TARGET_ROW = _bound(32 * MIB, _TARGET, "size", "{} bytes of a row")
+TARGET_ROWS = _bound(1_000_000, _TARGET, "number", "{} rows")
+
+_ANSWER = "answer of a model (filters and metrics of a task)"
+ANSWER_SECONDS = _bound(5.0, _ANSWER, "memory and time", "{} s for an answer")
+ANSWER_SECONDS_EACH = _bound(0.01, _ANSWER, "memory and time",
+                             "and {} s more for each answer where a filter takes all answers of a task at once")
+
 _TEMPLATE = "chat template, template of a task"
 TEMPLATE_CHARACTERS = _bound(20_000_000, _TEMPLATE, "size", "{} characters of a rendered text")
 TEMPLATE_MEMORY = _bound(512 * MIB, _TEMPLATE, "memory and time", "{} bytes for a rendering")
@@ -77,6 +95,11 @@ TEMPLATE_SECONDS = _bound(5.0, _TEMPLATE, "memory and time", "{} s for a renderi
 _MODEL = "model folder (JSON files)"
 MODEL_JSON = _bound(256 * MIB, _MODEL, "size", "{} bytes of a file")
 MODEL_LAYERS = _bound(10_000, _MODEL, "number", "{} layers, and no more than the weights have")
+MODEL_WIDTH = _bound(2**22, _MODEL, "number", "{} units of a layer, and heads")
+MODEL_LABELS = _bound(100_000, _MODEL, "number", "{} labels or experts")
+MODEL_POSITIONS = _bound(2**27, _MODEL, "number", "{} positions")
+MODEL_VOCABULARY = _bound(2**26, _MODEL, "number", "{} tokens of the vocabulary")
+MODEL_NAME = _bound(4096, _MODEL, "size", "{} characters of a name or path in it")
 
 _SAFETENSORS = "safetensors"
 SAFETENSORS_HEADER = _bound(100_000_000, _SAFETENSORS, "size", "{} bytes of a header, and no more than the file has")
@@ -104,6 +127,10 @@ RECORD_SPAN = _bound(60, _RECORD, "number", "{} rows or columns that a cell span
 RECORD_RUNS = _bound(500, _RECORD, "number", "{} tables with other scores of one model")
 RECORD_FACTS = _bound(100, _RECORD, "number", "{} facts below a heading")
 RECORD_NOTES = _bound(200, _RECORD, "number", "{} notes")
+RECORD_REMARKS = _bound(200, _RECORD, "number", "{} remarks of a kind")
+RECORD_LEAD = _bound(120, _RECORD, "size", "{} characters of the first words of a remark")
+RECORD_FACT = _bound(4000, _RECORD, "size", "{} characters of a line that are searched for facts")
+RECORD_CONTEXT = _bound(20_000, _RECORD, "size", "{} characters above a table that say how it was made")
 RECORD_SECONDS = _bound(300.0, _RECORD, "memory and time", "{} s")
 
 _SERVER = "answer of a model's server"
@@ -113,7 +140,19 @@ _RESULTS = "results of other tools (JSON)"
 RESULTS_BYTES = _bound(512 * MIB, _RESULTS, "size", "{} bytes unpacked")
 RESULTS_LINE = _bound(64 * MIB, _RESULTS, "size", "{} characters of a line of samples")
 RESULTS_DIGITS = _bound(300, _RESULTS, "size", "{} digits of a number")
-RESULTS_LOG = _bound(4 * GIB, _RESULTS, "size", "{} bytes of a packed log of inspect_ai")
+RESULTS_VALUES = _bound(30_000_000, _RESULTS, "number", "{} commas and brackets, which separate values")
+RESULTS_DEPTH = _bound(100, _RESULTS, "number", "{} levels")
+RESULTS_TASKS = _bound(10_000, _RESULTS, "number", "{} tasks and groups")
+RESULTS_MEMORY = _bound(6 * GIB, _RESULTS, "memory and time", "{} bytes for a file, without its samples")
+RESULTS_SECONDS = _bound(120.0, _RESULTS, "memory and time", "{} s for a file, without its samples")
+
+_LOG = "packed log of inspect_ai"
+LOG_BYTES = _bound(4 * GIB, _LOG, "size", "{} bytes unpacked")
+
+_DETAILS = "details of lighteval (Parquet)"
+DETAILS_ROWS = _bound(10_000_000, _DETAILS, "number", "{} rows")
+DETAILS_CELL = _bound(MIB, _DETAILS, "size", "{} characters of a cell that are read as a Python value")
+DETAILS_TEXT = _bound(2**26, _DETAILS, "memory and time", "{} characters unpacked at once")
 
 
 def table() -> str:

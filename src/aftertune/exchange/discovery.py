@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aftertune.errors import InputError
-from aftertune.exchange.files import parse_json, read_text
+from aftertune.exchange.files import parse_json, read_text, results_limits
 from aftertune.exchange.lighteval_files import is_lighteval
 from aftertune.exchange.lm_eval_files import LIMIT
 from aftertune.paths import is_dir, is_file
@@ -93,7 +93,8 @@ def _kind(path: Path) -> Kind:
                          f"folder that contains it and the results of the same time{_beside(path)}")
     if not name.endswith(_JSON):
         raise InputError(f"{path}: not a file that can be imported; allowed are {READABLE}")
-    value = parse_json(read_text(path, limit=LIMIT), str(path))
+    with results_limits(str(path)):
+        value = parse_json(read_text(path, limit=LIMIT), str(path))
     kind = kind_of(value)
     if kind is None and isinstance(value, list) and value and isinstance(value[0], dict) and "doc_id" in value[0]:
         raise InputError(f"{path}: a samples file alone does not state its model and settings; give the folder that "

@@ -1,6 +1,6 @@
 """Reads Every Eval Ever's files: one JSON of results, with a JSON Lines file of answers beside it.
 
-    run = every_eval_ever_run(path, value)       the same kind of value as for lm-eval's files
+    run, with_answers = every_eval_ever_run(path, value)       the same kind of value as for lm-eval's files
     list(run.scores("gsm8k"))                    from ``evaluation_results``
 
 The schema (evaleval, versions 0.0.1 to 0.3.0) has one entry for each metric of each benchmark, and one row of answers
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from aftertune import bounds
 from aftertune.catalog import NO_FILTER, MetricKey, metric_named
 from aftertune.errors import InputError
-from aftertune.exchange.files import json_rows
+from aftertune.exchange.files import json_rows, parse_json
 from aftertune.exchange.lm_eval_files import LmEvalRun
 from aftertune.values import json_ready
 
@@ -45,8 +45,11 @@ class _Result:
     key: MetricKey
 
 
-def every_eval_ever_run(path: Path, value: Mapping[str, Any], staging: Staging) -> LmEvalRun:
-    """The run of one file, with its answers where they are found; they are put into ``staging``. Raises InputError."""
+def every_eval_ever_run(path: Path, value: Mapping[str, Any]) -> tuple[LmEvalRun, Callable[[Staging], LmEvalRun]]:
+    """The run of one file without its answers, and what puts these into a staging table and returns the run with them.
+
+    Raises InputError.
+    """
     results = [_result(path, n, entry) for n, entry in enumerate(value["evaluation_results"], 1)]
     current: dict[str, Any] = {
         "results": {}, "configs": {}, "n-shot": {}, "n-samples": {}, "higher_is_better": {}, "versions": {},
@@ -68,13 +71,18 @@ def every_eval_ever_run(path: Path, value: Mapping[str, Any], staging: Staging) 
     if answers is None:
         missing = ("the file with its answers is not beside it, so only its scores are imported",) \
             if value.get("detailed_evaluation_results") else ()
-        return LmEvalRun(path, current, tool="every-eval-ever", notes=missing)
-    samples, notes = _samples(answers, results, staging)
-    for task, rows in samples.items():
-        own = _own(next(rows.values()))
-        current["configs"][task]["output_type"] = own.get("output_type", "generate_until")
-    lines = {task: (str(answers), lambda rows=rows: _lines(answers, rows)) for task, rows in samples.items()}
-    return LmEvalRun(path, current, tool="every-eval-ever", rows=lines, notes=tuple(notes))
+        run = LmEvalRun(path, current, tool="every-eval-ever", notes=missing)
+        return run, lambda _: run
+
+    def with_answers(staging: Staging) -> LmEvalRun:
+        samples, notes = _samples(answers, results, staging)
+        for task, rows in samples.items():
+            own = _own(next(rows.values()))
+            current["configs"][task]["output_type"] = own.get("output_type", "generate_until")
+        lines = {task: (str(answers), lambda rows=rows: _lines(answers, rows)) for task, rows in samples.items()}
+        return LmEvalRun(path, current, tool="every-eval-ever", rows=lines, notes=tuple(notes))
+
+    return LmEvalRun(path, current, tool="every-eval-ever"), with_answers
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -213,8 +221,8 @@ def _own(row: Mapping[str, Any]) -> dict[str, Any]:
 def _parsed(text: Any) -> dict[str, Any]:
     """The JSON object that our own export wrote as text; {} where there is none."""
     try:
-        return _mapping(json.loads(text)) if isinstance(text, str) else {}
-    except (ValueError, RecursionError):
+        return _mapping(parse_json(text, OWN)) if isinstance(text, str) else {}
+    except InputError:
         return {}
 
 

@@ -3,9 +3,10 @@
     text = read_text(Path("record.md"), limit=16 * MIB)
     value = parse_json(text, "results_2025.json")
     for location, row in json_rows(Path("samples.jsonl"), limit=64 * MIB): …       location: "samples.jsonl:3"
+    with results_limits("results_2025.json"): …          InputError for what takes too much time or memory
 
 A file whose name ends in ``.gz`` is unpacked as it is read. Every error is an InputError that names the file, and the
-line if there is one.
+line if there is one. JSON is bounded in its size, its number of values and its depth (`aftertune.bounds`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import IO, Any, cast
 
 from aftertune import bounds
 from aftertune.errors import InputError
+from aftertune.sources.limits import OutOfTime, memory_limit, time_limit
 
 MIB = 2**20
 #: Integers with as many digits or more are read as None.
@@ -59,21 +61,53 @@ def _readable(path: Path, mode: str) -> Iterator[IO[Any]]:
 def parse_json(text: str, where: str) -> Any:
     """Parse JSON; NaN, infinities and integers of 300 digits or more become None, because no result can be one.
 
-    where: names the file in errors. Raises InputError.
+    where: names the file in errors. Raises InputError, also for more values or levels than `aftertune.bounds` allows.
     """
+    brackets = text.count("[") + text.count("{")
+    if brackets + text.count(",") > bounds.RESULTS_VALUES:
+        raise InputError(f"{where}: more than {bounds.RESULTS_VALUES:,} commas and brackets are more values than a "
+                         "file of results has; check that it is the right file")
     try:
         value = json.loads(text, parse_constant=lambda _: None, parse_int=_integer)
         if "\\ud" in text.lower():  # an escaped surrogate: without its partner it cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
+        if brackets > bounds.RESULTS_DEPTH and _is_deeper(value, bounds.RESULTS_DEPTH):
+            raise RecursionError
         return value
     except UnicodeEncodeError:
         raise InputError(f"{where}: a string contains half a character (a lone surrogate); save the file as "
                          "UTF-8") from None
     except RecursionError:
-        raise InputError(f"{where}: the JSON is nested too deep to be a result of an evaluation") from None
+        raise InputError(f"{where}: the JSON is nested deeper than {bounds.RESULTS_DEPTH} levels, too deep to be a "
+                         "result of an evaluation") from None
     except ValueError as error:
         detail = " ".join(str(error).split())[:120]
         raise InputError(f"{where}: not valid JSON: {detail}; check that the file is complete") from None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """True where lists and objects are in one another deeper than so many levels."""
+    layer = [value] if isinstance(value, dict | list) else []
+    for _ in range(levels):
+        layer = [child for node in layer for child in (node.values() if isinstance(node, dict) else node)
+                 if isinstance(child, dict | list)]
+        if not layer:
+            return False
+    return bool(layer)
+
+
+@contextlib.contextmanager
+def results_limits(where: str) -> Iterator[None]:
+    """Limits in time and memory for reading a file of results, without its samples. where: names it. InputError."""
+    try:
+        with memory_limit(bounds.RESULTS_MEMORY), time_limit(bounds.RESULTS_SECONDS):
+            yield
+    except OutOfTime:
+        raise InputError(f"{where}: reading it takes more than {bounds.RESULTS_SECONDS:g} s; check that it is a file "
+                         "of results") from None
+    except MemoryError:
+        raise InputError(f"{where}: reading it needs more than {bounds.RESULTS_MEMORY // MIB:,} MiB of memory; check "
+                         "that it is a file of results") from None
 
 
 def _integer(digits: str) -> int | None:

@@ -28,9 +28,9 @@ from aftertune import catalog
 from aftertune.catalog import unit_of
 from aftertune.errors import InputError, ResourceError
 from aftertune.exchange.discovery import discover, unused
-from aftertune.exchange.files import in_the_form_of
+from aftertune.exchange.files import in_the_form_of, results_limits
 from aftertune.exchange.lm_eval_files import LmEvalRun
-from aftertune.exchange.lm_eval_samples import MetricValues, Samples, TaskKind, read_samples
+from aftertune.exchange.lm_eval_samples import MetricSummary, Samples, TaskKind, read_samples
 from aftertune.exchange.markdown_record import read_record
 from aftertune.exchange.reading import merged, read_run, reported_scores
 from aftertune.redaction import redact
@@ -169,12 +169,19 @@ def _read(run: LmEvalRun, staging: Staging) -> _Read:
                 tasks.append(_task(run, task, *answers, staging))
         except _OtherRun as error:
             notes.append(f"{task}: {error}; its scores are imported without answers")
-    bare = [t for t in dict.fromkeys([*run.section("results"), *run.section("groups")])
-            if not any(True for _ in run.scores(t)) and not run.is_heading(t)]
+    with results_limits(str(run.path)):
+        return _with_scores(run, tasks, notes)
+
+
+def _with_scores(run: LmEvalRun, tasks: list[_TaskSamples], notes: list[str]) -> _Read:
+    """A run with scores, and a note on tasks without. Raises InputError where there is no score."""
+    named = dict.fromkeys([*run.section("results"), *run.section("groups")])
+    scored = {t for t in named if any(True for _ in run.scores(t))}
+    bare = [t for t in named if t not in scored and not run.is_heading(t)]
     if bare:
         notes.append(f"no score that can be read: {', '.join(bare[:6])}"
                      + (f" and {len(bare) - 6} more tasks" if len(bare) > 6 else ""))
-    if not any(True for t in (*run.section("results"), *run.section("groups")) for _ in run.scores(t)):
+    if not scored:
         raise InputError(f"{run.path}: no score that can be read ({len(bare)} tasks: {', '.join(bare[:4]) or 'none'}); "
                          "the run may have been interrupted: run it again")
     return _Read(run, tasks, tuple(notes))
@@ -207,7 +214,7 @@ def _check_samples(run: LmEvalRun, task: str, where: str, samples: Samples) -> N
                       "incomplete or belongs to another run")
     for score in run.scores(task):
         key = score.key
-        values = samples.values.get(key, MetricValues())
+        values = samples.values.get(key, MetricSummary())
         if catalog.is_share(score.metric) and values.count == len(samples) and abs(values.mean - score.value) > 1e-6:
             raise refusal(f"{where}: the mean of {key} is {values.mean:.6f}, but {run.path.name} "
                           f"states {score.value:.6f}; give the two files of the same run")
@@ -252,7 +259,7 @@ def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samp
         generation=json_ready(config.get("generation_kwargs") or {}) if kind == "generate_until" else {},
         chance=_chance(task, samples),
         cluster=catalog.cluster_field(task),
-        groups=tuple(g for g in run.groups if task in run.leaves_of(g)))
+        groups=run.groups_with(task))
 
 
 def _chance(task: str, samples: Samples) -> float | None:
@@ -279,8 +286,9 @@ def _store(read: _Read, ledger: Ledger, name: str | None, taken: dict[str, str])
     """
     run, tasks = read.run, read.tasks
     with_answers = {t.settings.task for t in tasks}
-    groups = [g for g in run.groups if set(run.leaves_of(g)) <= with_answers]
-    rest = reported_scores(run, "", with_answers | set(groups))
+    with results_limits(str(run.path)):
+        groups = [g for g in run.groups if set(run.leaves_of(g)) <= with_answers]
+        rest = reported_scores(run, "", with_answers | set(groups))
     source = name or _source(run, rest, ledger)
     rest = tuple(replace(r, source=source) for r in rest)
     if rest:

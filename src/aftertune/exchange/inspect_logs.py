@@ -25,7 +25,7 @@ from aftertune.exchange.lm_eval_files import LmEvalRun
 from aftertune.values import canonical, json_ready
 
 #: The largest content of a packed log, in bytes.
-_LIMIT = bounds.RESULTS_LOG
+_LIMIT = bounds.LOG_BYTES
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 #: Metrics that measure a spread, so that they are no scores.
 _SPREADS = frozenset(("std", "var", "bootstrap_std"))
@@ -54,6 +54,8 @@ def read_eval(path: Path) -> dict[str, Any]:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             log = read_eval_log(str(path))
             value = log.model_dump(mode="json", exclude={"samples": {"__all__": {"events", "store", "events_data"}}})
+    except MemoryError:
+        raise
     except Exception as error:  # the reader's own errors have no common class
         raise InputError(f"{path}: inspect_ai cannot read this log ({' '.join(str(error).split())[:150]})") from None
     return dict(value)

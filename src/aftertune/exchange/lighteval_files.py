@@ -18,14 +18,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.catalog import MetricKey
 from aftertune.errors import InputError
 from aftertune.exchange.lm_eval_files import LmEvalRun, stamp_in
+from aftertune.sources.parquet_check import batch_rows, check_parquet
 from aftertune.values import canonical, json_ready
 
 _DETAILS = re.compile(r"details_(.+)_(\d{4}-\d{2}-\d{2}T[\d.:\-]+)\.parquet$", re.DOTALL)
 #: The most rows of a details file, and the longest text of a Python value in it.
-_ROWS, _TEXT = 10_000_000, 16 * 2**20
+_ROWS, _TEXT = bounds.DETAILS_ROWS, bounds.DETAILS_CELL
 #: Columns that hold text in every version.
 _TEXTS = frozenset({"example", "full_prompt", "instruction"})
 #: The row of results over all tasks, which belongs to no benchmark.
@@ -204,13 +206,14 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     from pyarrow import ArrowException, parquet
 
     try:
+        metadata = check_parquet(path)
+        if metadata.num_rows > _ROWS:
+            raise InputError(f"{path}: {metadata.num_rows:,} rows, but the limit is {_ROWS:,}; check that it is the "
+                             "right file")
         with parquet.ParquetFile(path) as file:
-            if file.metadata.num_rows > _ROWS:
-                raise InputError(f"{path}: {file.metadata.num_rows:,} rows, but the limit is {_ROWS:,}; check that it "
-                                 "is the right file")
-            for batch in file.iter_batches(batch_size=256):
+            for batch in file.iter_batches(batch_size=batch_rows(metadata, bounds.DETAILS_TEXT)):
                 yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise InputError(f"{path}: not a Parquet file that can be read ({' '.join(str(error).split())[:120]}); copy it "
                          "again") from None
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +54,7 @@ class LmEvalScore:
         return self.key.filter
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LmEvalRun:
     """One run of one model, in the form of lm-eval's results files; other tools' files are brought into it.
 
@@ -120,16 +121,29 @@ class LmEvalRun:
             return ""
         return datetime.fromtimestamp(date, UTC).isoformat(timespec="seconds")
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, list[str]]:
         """Group -> its direct children, for groups that have some."""
         return {name: [str(c) for c in children] for name, children in self.section("group_subtasks").items()
                 if isinstance(children, list) and children}
 
-    @property
+    @cached_property
     def leaves(self) -> list[str]:
         """The tasks that have items, without the groups."""
-        return [t for t in self.section("results") if t not in self.groups and t not in self.section("groups")]
+        scored = self.section("groups")
+        return [t for t in self.section("results") if t not in self.groups and t not in scored]
+
+    def groups_with(self, task: str) -> tuple[str, ...]:
+        """The groups that have the task below them, at any depth."""
+        return self._groups_by_task.get(task, ())
+
+    @cached_property
+    def _groups_by_task(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {}
+        for group in self.groups:
+            for task in self.leaves_of(group):
+                found.setdefault(task, []).append(group)
+        return {task: tuple(groups) for task, groups in found.items()}
 
     def leaves_of(self, group: str) -> list[str]:
         """The tasks below a group, at any depth."""

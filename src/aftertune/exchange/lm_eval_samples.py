@@ -9,8 +9,8 @@ A line of a samples file is one document under one filter. Before 0.4.7 the line
 metrics: the k-th line of a document belongs to the k-th filter of the task, and every key that lm-eval does not use
 itself is a metric.
 
-The lines of a document may be far apart, and a file may have millions. So the documents are on disk, and what is to be
-known of all of them (digests, means, chance levels) is computed while they pass by.
+The lines of a document may be far apart, and a file may have millions. So the documents are on disk, and what
+concerns all of them (digests, means, chance levels) is computed while they pass by.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TaskKind:
 
 
 @dataclass(slots=True)
-class MetricValues:
+class MetricSummary:
     """What is known of the values of one metric: how many, their sum, the least and the greatest."""
 
     count: int = 0
@@ -82,7 +82,7 @@ class Samples:
 
     def __init__(self, kind: TaskKind, staging: Staging) -> None:
         self.kind = kind
-        self.values: dict[str, MetricValues] = {}
+        self.values: dict[str, MetricSummary] = {}
         self.prompts_of_first = 0
         self._cluster = cluster_field(kind.task)
         self.unknown_end = self.unknown_cut = False
@@ -196,7 +196,7 @@ class Samples:
                                  "samples file has each document once per filter")
             if number is not None:
                 state.metrics[key] = number
-                self.values.setdefault(key, MetricValues()).add(number)
+                self.values.setdefault(key, MetricSummary()).add(number)
         answers = line.get("filtered_resps")
         if self.kind.output_type == "generate_until" and isinstance(answers, list) and answers \
                 and isinstance(answers[0], str):

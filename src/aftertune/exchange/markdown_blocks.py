@@ -17,7 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from aftertune import bounds
-from aftertune.exchange.table_grids import GridRow, html_grids, printed_grids
+from aftertune.exchange.table_grids import MAX_SPAN, GridRow, html_grids, printed_grids, widest_span
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -179,6 +179,9 @@ def _html_tables(lines: list[str]) -> Iterator[Table | LeftOut]:
             if len(text) > MAX_HTML:
                 yield LeftOut(start + 1, f"an HTML table of {len(text):,} characters was left out; at most "
                                          f"{MAX_HTML:,} are read")
+            elif (span := widest_span(text)) > MAX_SPAN:
+                yield LeftOut(start + 1, f"an HTML table with a cell over {span:,} rows or columns was left out; at "
+                                         f"most {MAX_SPAN} are read")
             else:
                 for grid in html_grids(text[max(0, text.lower().find("<table")):], start + 1):
                     yield _grid_table(grid)

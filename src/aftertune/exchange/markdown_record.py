@@ -37,6 +37,8 @@ MAX_CELLS = bounds.RECORD_CELLS
 #: The most notes that are kept of a document, facts below one heading, runs of one model, and characters of a heading.
 MAX_NOTES, MAX_FACTS = bounds.RECORD_NOTES, bounds.RECORD_FACTS
 MAX_RUNS, MAX_TITLE = bounds.RECORD_RUNS, bounds.RECORD_TITLE
+#: Characters of a line that are searched for facts.
+MAX_FACT = bounds.RECORD_FACT
 
 _FACT = re.compile(r"(?!\[[ xX]\])([^:]{1,80}?)\s*:\s*(\S.*)")
 _NOT_EVALUATED = re.compile(r"(?i)\bnot\b[^.|]{0,12}\bevaluated\b")
@@ -159,11 +161,16 @@ class _Reader:
         elif isinstance(block, RunLine):
             self.run = read_run_line(block.text)
         elif isinstance(block, LeftOut):
-            self.notes.append(Remark(kind="note", text=block.reason, line=block.line))
+            self._note(block.line, block.reason)
         else:
             self._text(block)
 
+    def _note(self, line: int, text: str) -> None:
+        self.notes.append(Remark(kind="note", line=line, text=text))
+
     def _heading(self, heading: Heading) -> None:
+        if len(heading.content.text) > MAX_TITLE:
+            self._note(heading.line, f"a heading of {len(heading.content.text):,} characters was cut at {MAX_TITLE}")
         title = _NUMBERED.sub("", heading.content.text[:MAX_TITLE], count=1)
         self.headings = [h for h in self.headings if h[0] < heading.depth] + [(heading.depth, title)]
         above = [t for d, t in self.headings[:-1] if d > 1]
@@ -172,15 +179,16 @@ class _Reader:
     def _text(self, line: Text) -> None:
         content = self.contents[-1]
         text = line.content.text
-        if line.item == "bullet" and (fact := _FACT.fullmatch(text[:4000])):
+        if line.item == "bullet" and (fact := _FACT.fullmatch(text[:MAX_FACT])):
             if len(content.facts) >= MAX_FACTS:
-                self.notes.append(Remark(kind="note", line=line.line, text=f"more than {MAX_FACTS} facts below one "
-                                                                           "heading: the rest was left out"))
+                self._note(line.line, f"more than {MAX_FACTS} facts below one heading: the rest was left out")
             elif not catalog.is_metric(fact[1]):  # that is a definition
                 content.facts[fact[1]] = fact[2]
-        elif _NOT_EVALUATED.search(text[:4000]):
+                if len(text) > MAX_FACT:
+                    self._note(line.line, f"a fact of {len(text):,} characters was cut at {MAX_FACT:,}")
+        elif _NOT_EVALUATED.search(text[:MAX_FACT]):
             content.planned = (line.content.code, line.line)
-        bare = plain_text(text[:4000])
+        bare = plain_text(text[:MAX_FACT])
         self.code = [*self.code[-20:], *(span for kind, span in line.content.spans if kind == "code")]
         self.caption = bare.rstrip(": ") if not line.item and len(bare) <= 100 and \
             (line.content.bold or bare.endswith(":")) else "" if bare else self.caption
@@ -204,7 +212,7 @@ class _Reader:
 
     def _context(self) -> TableContext:
         """What is above the table that comes next."""
-        told = " ".join([*(t for _, t in self.headings[-1:]), *self.above])[:20_000]
+        told = " ".join([*(t for _, t in self.headings[-1:]), *self.above])[:bounds.RECORD_CONTEXT]
         over_runs = _OVER_RUNS.search(told) or any(_OVER_RUNS.search(title) for _, title in self.headings)
         mean_of = "several runs" if over_runs else ""
         intervals = "a 95 % interval" if _INTERVAL.search(told) else ""
@@ -223,7 +231,7 @@ class _Reader:
             return self.run.model
         titles = [self.caption, *(title for _, title in self.headings[::-1])]
         title = next((title for title in titles if title and not _is_generic(title)), self.source)
-        name = _HUB_NAME.search(title[:400])  # "Evaluation results of org/model"
+        name = _HUB_NAME.search(title[:MAX_TITLE])  # "Evaluation results of org/model"
         return name[0] if name and _is_generic(title.replace(name[0], "")) else title
 
     def _as_runs(self, rows: Sequence[Reported], line: int) -> list[Reported]:
@@ -281,10 +289,10 @@ def _is_list(table: Table) -> bool:
 
 def _is_generic(title: str) -> bool:
     """True for a heading that names no model: "Evaluation results", "GPT4All:", "5-shot", "MMLU"."""
-    words = [compact(word) for word in re.split(r"[\s/&+,;:|()\[\]_-]{1,20}", plain_text(title[:400]))]
+    words = [compact(word) for word in re.split(r"[\s/&+,;:|()\[\]_-]{1,20}", plain_text(title[:MAX_TITLE]))]
     words = [word for word in words if word and not word.isdigit()]
     return (all(word in _GENERIC for word in words) and [len(w) for w in words] != [1]) or is_shots(title) or \
-        is_benchmark(title[:400]) or _benchmark_in(title) is not None
+        is_benchmark(title[:MAX_TITLE]) or _benchmark_in(title) is not None
 
 
 def _benchmark_in(title: str) -> TaskName | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 
-from aftertune import catalog
+from aftertune import bounds, catalog
 from aftertune.exchange.markdown_blocks import Block, Heading, InlineText, Table, Text
 from aftertune.exchange.table_grids import MAX_COLUMNS
 from aftertune.values.reported import Remark, Reported
@@ -21,8 +21,7 @@ _OBSERVATIONS = re.compile(r"(?i)\b(observations?|findings?|conclusions?|takeawa
 _DESCRIPTIONS = re.compile(r"(?i)\b(descriptions?|definitions?|tasks|metrics)\b")
 _PLUS_MINUS = re.compile(r"\s*(?:±|\+/-)\s*")
 #: The most remarks of each kind, and the most characters of a lead.
-_MAX_REMARKS = 200
-_MAX_LEAD = 120
+_MAX_REMARKS, _MAX_LEAD = bounds.RECORD_REMARKS, bounds.RECORD_LEAD
 
 #: (metric, filter, printed value) of a score.
 _Figure = tuple[str, str, str]
@@ -44,8 +43,12 @@ def read_remarks(blocks: Sequence[Block], scores: Sequence[Reported]) -> tuple[R
             remarks += _table_remarks(block, of_models)
         elif isinstance(block, Text) and block.item:
             remarks += _item_remarks(block, heading)
-    return tuple(r for kind in dict.fromkeys(r.kind for r in remarks)
-                 for r in [r for r in remarks if r.kind == kind][:_MAX_REMARKS])
+    kinds: dict[str, list[Remark]] = {}
+    for r in remarks:
+        kinds.setdefault(r.kind, []).append(r)
+    notes = (Remark(kind="note", text=f"{len(listed)} remarks of the kind {kind!r}: only the first {_MAX_REMARKS} were "
+                                      "read") for kind, listed in kinds.items() if len(listed) > _MAX_REMARKS)
+    return (*(r for listed in kinds.values() for r in listed[:_MAX_REMARKS]), *notes)
 
 
 def _item_remarks(item: Text, heading: str) -> Iterator[Remark]:

@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aftertune import catalog
+from aftertune import bounds, catalog
+from aftertune.errors import InputError
 from aftertune.exchange.computed import how_computed, is_rounded, items_of, printed
 from aftertune.exchange.discovery import Kind, discover
 from aftertune.exchange.every_eval_ever import every_eval_ever_run
-from aftertune.exchange.files import in_the_form_of, parse_json, read_text
+from aftertune.exchange.files import in_the_form_of, parse_json, read_text, results_limits
 from aftertune.exchange.inspect_logs import inspect_run, read_eval
 from aftertune.exchange.lighteval_files import lighteval_run
 from aftertune.exchange.lm_eval_files import LIMIT, LmEvalRun, read_results
@@ -34,16 +35,28 @@ def read_run(path: Path, kind: Kind, staging: Staging, *, root: Path | None = No
 
     Their answers may be in ``staging``, and must be read before it is closed.
     """
+    with results_limits(str(path)):
+        run, with_answers = _without_answers(path, kind, root)
+        tasks = len(run.section("results")) + len(run.section("groups")) + len(run.section("group_subtasks"))
+        if tasks > bounds.RESULTS_TASKS:
+            raise InputError(f"{path}: {tasks:,} tasks and groups, but at most {bounds.RESULTS_TASKS:,} are read; "
+                             "check that it is the right file")
+    with in_the_form_of(kind, str(path)):
+        return [run if with_answers is None else with_answers(staging)]
+
+
+def _without_answers(path: Path, kind: Kind, root: Path | None
+                     ) -> tuple[LmEvalRun, Callable[[Staging], LmEvalRun] | None]:
+    """The run of one results file without answers that are in another file, and what adds these; None where they are
+    read later."""
     if kind == "lm-eval":
-        return [read_results(path)]
+        return read_results(path), None
     packed = path.name.lower().endswith(".eval")
     value = read_eval(path) if packed else parse_json(read_text(path, limit=LIMIT), str(path))
     with in_the_form_of(kind, str(path)):
-        if kind == "inspect":
-            return [inspect_run(path, value)]
         if kind == "every-eval-ever":
-            return [every_eval_ever_run(path, value, staging)]
-        return [lighteval_run(path, value, root)]
+            return every_eval_ever_run(path, value)
+        return inspect_run(path, value) if kind == "inspect" else lighteval_run(path, value, root), None
 
 
 def merged(runs: Sequence[LmEvalRun]) -> list[LmEvalRun]:
@@ -77,8 +90,9 @@ def read_scores(path: Path) -> tuple[Reported, ...]:
     from aftertune.ledger import Staging
 
     with Staging() as staging:
-        return tuple(score for file, kind in discover(path).files for run in read_run(file, kind, staging)
-                     for score in reported_scores(run, path.name))
+        runs = [run for file, kind in discover(path).files for run in read_run(file, kind, staging)]
+    with results_limits(str(path)):
+        return tuple(score for run in runs for score in reported_scores(run, path.name))
 
 
 def reported_scores(run: LmEvalRun, source: str, without: Collection[str] = ()) -> tuple[Reported, ...]:

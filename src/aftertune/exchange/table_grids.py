@@ -23,6 +23,7 @@ GridRow = tuple[int, list[str]]
 #: A table with more columns, or a cell over more rows or columns, is no table of results.
 MAX_COLUMNS = bounds.RECORD_COLUMNS
 MAX_SPAN = bounds.RECORD_SPAN
+_SPAN = re.compile(r"(?i)\b(?:row|col)span\s{0,9}=\s{0,9}[\"']?\s{0,9}([0-9]{1,20})")
 #: What may stand before a table in a quotation, a comment or a shell's output.
 _PREFIX = re.compile(r"[\s>#;*/]{0,40}(?=[|+│┃║┏┌╒╔┡├╞╠└╘╚┗])")
 _BARS = str.maketrans({"│": "|", "┃": "|", "║": "|"})
@@ -191,6 +192,11 @@ class _HtmlTable(HTMLParser):
         if rows:
             self.tables.append((rows, self.heads))
         self.rows, self.heads = [], 0
+
+
+def widest_span(text: str) -> int:
+    """The most rows or columns that a cell of a table in HTML says to span."""
+    return max((int(digits[:6]) for digits in _SPAN.findall(text)), default=1)
 
 
 def _span(text: str | None) -> int:

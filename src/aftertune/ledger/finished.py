@@ -55,7 +55,7 @@ class FinishedEvaluations(Leases):
             write_parts(connection, key[0], done)
             _insert(connection, key[0], answered)
             seal_evaluation(connection, key[0])
-            seal(connection, response, [key[0]], 0)
+            seal(connection, response, [key[0]])  # in the order of the rows, so nothing is sorted in memory
             return load_evaluation(connection, value.id)
 
 

@@ -7,14 +7,19 @@
         rows.change(number, state)
         for value, state in rows: …                 in the order in which they were added
 
-Values and states are JSON. The rows are in a temporary database of SQLite, which has no name and is gone when the
-program ends, however it ends. SQLite chooses its folder: SQLITE_TMPDIR or TMPDIR if set, else /var/tmp or /tmp.
+Values and states are JSON. The rows are in a temporary SQLite file, in the folder TMPDIR if it is set, else in /var/tmp
+or the system's folder for temporary files. Where the system allows it, the file loses its name at once, so it is gone
+when the program ends, however it ends. (A database without a name would be in memory: pysqlite3 is built so.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -23,7 +28,8 @@ from aftertune.ledger.database import driver
 
 #: Rows of one part; the number of a row is its part times this, and its place in the part.
 _ROWS = 2**40
-_SETTINGS = ("PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA cache_size=-16384")
+_SETTINGS = ("PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA locking_mode=EXCLUSIVE",
+             "PRAGMA cache_size=-16384")
 _TABLE = ("CREATE TABLE row (number INTEGER PRIMARY KEY, part INTEGER NOT NULL, key TEXT NOT NULL, "
           "value TEXT NOT NULL, state TEXT NOT NULL, UNIQUE (part, key))")
 
@@ -34,10 +40,22 @@ class Staging:
     def __init__(self) -> None:
         module = driver()
         self.errors: tuple[type[Exception], ...] = (module.Error,)
-        self.raw = module.connect("", isolation_level=None)
         self._parts = 0
-        for statement in (*_SETTINGS, "BEGIN", _TABLE):
-            self.raw.execute(statement)
+        try:
+            handle, name = tempfile.mkstemp(prefix="aftertune-", suffix=".db", dir=_folder())
+            os.close(handle)
+            self._path = Path(name)
+            self.raw = module.connect(name, isolation_level=None)
+            for statement in (*_SETTINGS, "BEGIN", _TABLE):
+                self.raw.execute(statement)
+        except (OSError, *self.errors) as error:
+            self.refuse(error)
+        self._unlink()
+
+    def _unlink(self) -> None:
+        """Remove the name of the file. Windows refuses that while it is open."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     def part(self) -> StagedRows:
         """A new part without rows."""
@@ -56,6 +74,13 @@ class Staging:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.raw.close()
+        self._unlink()
+
+
+def _folder() -> str | None:
+    """The folder of the file: TMPDIR, else /var/tmp, because /tmp may be in memory; None for the system's choice."""
+    given = os.environ.get("TMPDIR")
+    return given or ("/var/tmp" if os.access("/var/tmp", os.W_OK) else None)
 
 
 class StagedRows:

@@ -1,10 +1,11 @@
 """Runs a module on a file in a child process with limits on memory and processor time.
 
-    code, output = run_child("aftertune.sources.gguf_child", Path("model.gguf"), ChildLimits.of(size))
+    code, output = run_child("aftertune.sources.gguf_child", Path("model.gguf"), ChildLimits(2**32, 120))
     ending(code)                              "the reading process was ended by SIGSEGV"
 
 A reader of a library that crashes on a damaged file, or that takes all memory, then ends the child alone. The child
-calls `set_limits` once its libraries are imported.
+calls `set_limits` once its libraries are imported, and catches what the reader raises, so that it ends with exit code 0
+or with a signal. Only some signals say something about the file: any other ending is a fault of this machine.
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from aftertune import bounds
+from aftertune.errors import ResourceError
 
-#: Bytes of memory besides twice those of the file, and seconds of processor time besides those for its bytes.
-MEMORY, SECONDS = bounds.GGUF_MEMORY, bounds.GGUF_SECONDS
-#: Bytes that are read and hashed in a second even on a slow machine.
-BYTES_PER_SECOND = bounds.GGUF_BYTES_PER_SECOND
+#: Signals that what is read can cause: a crash of the reader, or its time limit. Others come from outside.
+_OF_FILE = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS", "SIGXCPU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +30,36 @@ class ChildLimits:
     memory: int
     seconds: int
 
-    @classmethod
-    def of(cls, size: int) -> ChildLimits:
-        """The limits for a file of ``size`` bytes."""
-        return cls(MEMORY + 2 * size, SECONDS + size // BYTES_PER_SECOND)
-
 
 def run_child(module: str, path: Path, limits: ChildLimits) -> tuple[int, bytes]:
-    """Run a module with a file and the limits as arguments; its exit code (negative for a signal) and its output."""
+    """Run a module with a file and the limits as arguments; how it ended (0, or a negative signal) and its output.
+
+    Raises ResourceError where it ended in a way that the file cannot cause.
+    """
     search = os.pathsep.join(entry for entry in sys.path if entry)  # without the working folder: its files are foreign
     environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    child = subprocess.run([sys.executable, "-P", "-m", module, str(path.absolute()), str(limits.memory),
-                            str(limits.seconds)],
-                           env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    return child.returncode, child.stdout
+    command = [sys.executable, "-P", "-m", module, str(path.absolute()), str(limits.memory), str(limits.seconds)]
+    try:
+        child = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError as error:
+        raise ResourceError(f"{path}: the process that reads it cannot be started ({error.strerror or error}); this "
+                            "says nothing about the file: free some memory, and run the command again") from None
+    code = child.returncode
+    if code > 0 or (code < 0 and _signal(code) not in _OF_FILE):
+        said = child.stderr.decode(errors="replace").strip().rpartition("\n")[2][-200:]
+        advice = "free some memory, and run the command again" if code < 0 else \
+            "check the installation with `aftertune doctor`, and run the command again"
+        raise ResourceError(f"{path}: {ending(code)} before it could say anything about the file"
+                            f"{f' ({said})' if said else ''}; {advice}")
+    return code, child.stdout
+
+
+def _signal(code: int) -> str:
+    """The name of the signal that ended a process."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        return f"signal {-code}"
 
 
 def arguments() -> tuple[Path, ChildLimits]:
@@ -54,9 +69,9 @@ def arguments() -> tuple[Path, ChildLimits]:
 
 def ending(code: int) -> str:
     """How the child ended, in words."""
-    if code == -getattr(signal, "SIGXCPU", 0):
+    if code < 0 and _signal(code) == "SIGXCPU":
         return "the time limit was reached"
-    return f"the reading process was ended by {signal.Signals(-code).name}" if code < 0 else \
+    return f"the reading process was ended by {_signal(code)}" if code < 0 else \
         f"the reading process ended with exit code {code}"
 
 

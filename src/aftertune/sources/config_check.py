@@ -58,12 +58,12 @@ _TEMPLATE: Rule = (lambda value: isinstance(value, str) or (isinstance(value, di
     isinstance(v, str) for v in value.values())) or (isinstance(value, list) and all(
         isinstance(v, dict) and isinstance(v.get("name"), str) and isinstance(v.get("template"), str)
         for v in value)), "a text, or a list of objects with name and template")
-_NAME: Rule = (lambda value: isinstance(value, str) and "\0" not in value and len(value) <= _LONGEST_NAME,
+_NAME: Rule = (lambda value: isinstance(value, str) and "\0" not in value and len(value) <= bounds.MODEL_NAME,
                "a name or a path")
-_LONGEST_NAME = 4096
 
 #: Largest sizes that are believed. Real models stay far below them.
-LAYERS, WIDTH, LABELS, POSITIONS, VOCABULARY = bounds.MODEL_LAYERS, 2**22, 100_000, 2**27, 2**26
+LAYERS, WIDTH, LABELS = bounds.MODEL_LAYERS, bounds.MODEL_WIDTH, bounds.MODEL_LABELS
+POSITIONS, VOCABULARY = bounds.MODEL_POSITIONS, bounds.MODEL_VOCABULARY
 
 _TOKENS = {f"{kind}_token": _TOKEN for kind in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
 _TOKEN_IDS = {f"{kind}_token_id": _IDS for kind in ("bos", "eos", "pad", "unk", "decoder_start", "sep", "cls")}

@@ -10,10 +10,12 @@ what the child has read before. The child starts in less than half a second of p
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.errors import AftertuneError, SourceError
 from aftertune.sources.child_process import ChildLimits, arguments, ending, run_child, set_limits
 
@@ -23,17 +25,19 @@ _ADVICE = "it is damaged or made to do harm: download it again from a source tha
 def facts_from_child(path: Path, limits: ChildLimits | None = None) -> dict[str, Any]:
     """What `aftertune.sources.tensors.read_gguf_facts` finds in the file. limits: by default those for its size.
 
-    Raises SourceError for a damaged file, and for one that takes more memory or time than the limits allow.
+    Raises SourceError for a damaged file, and for one that takes more memory or time than the limits allow;
+    ResourceError where the child process ends for another reason.
     """
-    limits = limits or ChildLimits.of(path.stat().st_size)
+    size = path.stat().st_size
+    limits = limits or ChildLimits(bounds.GGUF_MEMORY + 2 * size,
+                                   bounds.GGUF_SECONDS + size // bounds.GGUF_BYTES_PER_SECOND)
     code, output = run_child("aftertune.sources.gguf_child", path, limits)
     try:
         answer = json.loads(output)
         return dict(answer["facts"]) if "facts" in answer else _refuse(str(answer["error"]).replace(
             str(path.absolute()), str(path)))
     except (ValueError, TypeError, KeyError):
-        return _refuse(f"{path}: {ending(code)} while this GGUF file of {path.stat().st_size:,} bytes was "
-                       f"read; {_ADVICE}")
+        return _refuse(f"{path}: {ending(code)} while this GGUF file of {size:,} bytes was read; {_ADVICE}")
 
 
 def _refuse(message: str) -> dict[str, Any]:
@@ -53,7 +57,12 @@ def main(path: Path, limits: ChildLimits) -> None:
             answer = {"facts": read_gguf_facts(path)}
         except AftertuneError as error:
             answer = {"error": str(error)}
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            detail = " ".join(str(error).split())[:100]  # what the reader raises for values that it does not expect
+            answer = {"error": f"{path}: cannot be read ({type(error).__name__}: {detail}); {_ADVICE}"}
         except OSError as error:  # which says nothing about the content
+            if error.errno == errno.ENOMEM:
+                raise MemoryError from None
             answer = {"error": f"{path}: cannot be read ({error.strerror or type(error).__name__}); check the file and "
                                "its permissions"}
     # here what was read is gone, so there is memory for the message

@@ -19,12 +19,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.catalog import BENCHMARKS, Pack, Source
 from aftertune.errors import TaskError
 from aftertune.paths import is_file
@@ -220,16 +221,10 @@ def read_pairs(path: Path, cluster: str | None = None) -> list[dict[str, str]]:
 
     cluster: a field that every row must have too, a text or a number; it becomes a text.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise TaskError(f"{path}: no such target file") from None
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    rows: list[dict[str, str]] = []
+    for number, line in _target_lines(path):
+        if len(rows) >= bounds.TARGET_ROWS:
+            raise TaskError(f"{path}:{number}: a target file has at most {bounds.TARGET_ROWS:,} rows; use fewer")
         try:
             row = json.loads(line)
             pair = {k: row[k] for k in ("prompt", "completion")}
@@ -248,6 +243,28 @@ def read_pairs(path: Path, cluster: str | None = None) -> list[dict[str, str]]:
     if not rows:
         raise TaskError(f"{path}: the target file has no rows; add one JSON object per line")
     return rows
+
+
+def _target_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line of a target file that is not empty. Raises TaskError."""
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while raw := file.readline(bounds.TARGET_ROW + 1):
+                number += 1
+                if len(raw) > bounds.TARGET_ROW:
+                    raise TaskError(f"{path}:{number}: the row is longer than {bounds.TARGET_ROW // 2**20} MiB; check "
+                                    "that the file has one JSON object per line")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise TaskError(f"{path}: no such target file") from None
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}:{number}: byte {error.start} of the line is not UTF-8; save the file as "
+                        "UTF-8") from None
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read ({error.strerror or type(error).__name__})") from None
 
 
 def _dataset(rows: list[dict[str, str]], **_: Any) -> Any:

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aftertune import bounds
 from aftertune.paths import exists, expanded, is_file
 from aftertune.sources.limits import template_fault
 from aftertune.tasks.task_fields import LOADERS
 
 #: Lines and bytes of a file that are searched for the fault.
-MAX_LINES, MAX_BYTES = 1_000_000, 200_000_000
+MAX_LINES, MAX_BYTES = bounds.TASK_FAULT_LINES, bounds.TASK_FAULT_BYTES
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 _TYPES = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
 

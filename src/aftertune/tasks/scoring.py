@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from aftertune import bounds
 from aftertune.catalog import MetricKey, unit_of
 from aftertune.errors import TaskError
 from aftertune.sources.limits import OutOfTime, template_fault, time_limit
@@ -26,9 +27,9 @@ from aftertune.values.comparison import OUT_OF_TIME
 # --- Time limits for task filters and regular expressions ---
 
 #: Seconds for one answer. A normal filter takes less than a thousandth of it.
-ANSWER_TIMEOUT = 5.0
+ANSWER_TIMEOUT = bounds.ANSWER_SECONDS
 #: Additional seconds for each answer if a filter is applied to all answers of a task at once.
-TIMEOUT_PER_ANSWER = 0.01
+TIMEOUT_PER_ANSWER = bounds.ANSWER_SECONDS_EACH
 
 # --- Answers and scores ---
 

@@ -4,9 +4,8 @@
         row.where, row.value             ("orders.parquet: row 0", {"prompt": …, "completion": …})
     next(read_hub_rows("yahma/alpaca-cleaned", "train", None)).where         "yahma/alpaca-cleaned: row 0"
 
-A Parquet file says how many rows it has before they are read. Some hundred bytes can claim 10^9 of them, so MAX_ROWS,
-MAX_ROWS_PER_BYTE, MAX_VALUES, MAX_TEXT and MAX_TEXT_PER_BYTE bound what is unpacked. Damaged metadata can end the
-process that reads them, so a child process reads them first.
+A Parquet file is checked before it is read (`aftertune.sources.parquet_check`), and MAX_TEXT and MAX_TEXT_PER_BYTE
+bound what its rows unpack to.
 """
 
 from __future__ import annotations
@@ -17,19 +16,13 @@ from typing import Any
 
 from aftertune import bounds
 from aftertune.errors import InputError, SourceError
-from aftertune.sources.child_process import ChildLimits, arguments, ending, run_child, set_limits
 from aftertune.sources.hub import offline
+from aftertune.sources.parquet_check import batch_rows, check_parquet
 from aftertune.study import DATA_FILES
 from aftertune.tuning.text_rows import MAX_ROW, DataRow, too_long
 
-#: Rows of a Parquet file.
-MAX_ROWS = bounds.PARQUET_ROWS
-#: Rows for each byte of a Parquet file. Real texts need some bytes each.
-MAX_ROWS_PER_BYTE = bounds.PARQUET_ROWS_PER_BYTE
 #: Characters that a Parquet file may unpack to: so many, and so many more for each of its bytes.
 MAX_TEXT, MAX_TEXT_PER_BYTE = bounds.PARQUET_TEXT, bounds.PARQUET_TEXT_PER_BYTE
-#: Rows of a Parquet file that are unpacked at once, and values of a column in one row of it.
-BATCH_ROWS, MAX_VALUES = bounds.PARQUET_BATCH, bounds.PARQUET_VALUES
 
 
 def read_parquet_rows(path: Path, notes: list[str]) -> Generator[DataRow]:
@@ -38,15 +31,14 @@ def read_parquet_rows(path: Path, notes: list[str]) -> Generator[DataRow]:
     import pyarrow
     from pyarrow import parquet
 
-    _check_in_child(path)
     number, size, allowed = 0, 0, MAX_TEXT + MAX_TEXT_PER_BYTE * path.stat().st_size
     lost: dict[str, str] = {}
     try:
+        metadata = check_parquet(path)
         flat = [f.name for f in parquet.read_schema(path) if pyarrow.types.is_string(f.type)]
         # dictionary arrays: a value that is repeated is unpacked once
         with parquet.ParquetFile(path, read_dictionary=flat) as file:
-            _refuse_bomb(path, file.metadata)
-            for batch in file.iter_batches(batch_size=_batch_rows(file.metadata, allowed)):
+            for batch in file.iter_batches(batch_size=batch_rows(metadata, allowed)):
                 columns = {}
                 for name, column in zip(batch.schema.names, batch.columns, strict=True):
                     try:
@@ -68,49 +60,6 @@ def read_parquet_rows(path: Path, notes: list[str]) -> Generator[DataRow]:
                          "the file again") from None
     for name, reason in list(lost.items())[:8]:
         notes.append(f"{path}: the column {name[:80]!r} cannot be read ({reason}), so it was left out")
-
-
-def _check_in_child(path: Path) -> None:
-    """Raise InputError if pyarrow crashes where it reads the metadata of a damaged file. Other faults are left to this
-    process, which says what is wrong."""
-    code, _ = run_child("aftertune.tuning.arrow_rows", path, ChildLimits.of(path.stat().st_size))
-    if code < 0:
-        raise InputError(f"{path}: not a readable Parquet file ({ending(code)}); write the file again")
-
-
-def _read_metadata(path: Path, limits: ChildLimits) -> None:
-    """Read the metadata of every column. pyarrow ends the process for some damaged files."""
-    from pyarrow import parquet
-
-    set_limits(limits)
-    metadata = parquet.ParquetFile(path).metadata
-    for number in range(min(metadata.num_row_groups, MAX_ROWS_PER_BYTE * path.stat().st_size)):
-        group = metadata.row_group(number)
-        for at in range(group.num_columns):
-            group.column(at)
-
-
-def _refuse_bomb(path: Path, metadata: Any) -> None:
-    """Raise InputError if a Parquet file claims more rows or values than data of its size can have."""
-    size = path.stat().st_size
-    if metadata.num_rows > min(MAX_ROWS, MAX_ROWS_PER_BYTE * size):
-        raise InputError(f"{path}: {size:,} bytes that claim {metadata.num_rows:,} rows; at most {MAX_ROWS:,}, and "
-                         f"{MAX_ROWS_PER_BYTE} for each byte, are read; write the file again without repeated rows")
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for at in range(group.num_columns):
-            values = group.column(at).num_values
-            if values > MAX_VALUES * max(group.num_rows, 1) or values > MAX_ROWS:
-                raise InputError(f"{path}: a column claims {values:,} values in {group.num_rows:,} rows; write the "
-                                 "file again with shorter lists and smaller row groups")
-
-
-def _batch_rows(metadata: Any, allowed: int) -> int:
-    """Rows that may be unpacked at once, if each of them had the longest value that the file can have."""
-    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
-    longest = max((group.column(n).total_uncompressed_size for group in groups for n in range(group.num_columns)),
-                  default=1)
-    return max(1, min(BATCH_ROWS, allowed // max(longest, 1)))
 
 
 def _values(column: Any) -> list[Any]:
@@ -171,7 +120,3 @@ def _hub_error(error: Exception, name: str, split: str) -> str:
         return f"{name}: the Hub refused access; set HF_TOKEN to a token that may read this data set"
     return (f"{name}: no such file here, and the Hub has no readable data set of this name; check the spelling, "
             f"or give a file that ends in one of {', '.join(DATA_FILES)}")
-
-
-if __name__ == "__main__":
-    _read_metadata(*arguments())

@@ -13,12 +13,14 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections.abc import Generator, Iterable
+from collections import Counter
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from aftertune import bounds
 from aftertune.errors import InputError
-from aftertune.tuning.text_rows import MAX_ROW, SKIP, DataRow, Encoding
+from aftertune.tuning.text_rows import MAX_ROW, SKIP, DataRow, Encoding, too_long
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _QUOTE = "put cells that contain quotes, delimiters or line breaks in quotes"
@@ -64,9 +66,9 @@ class _Table:
         surplus = [f"empty cells at the end of {self.surplus:,} lines left out"] if self.surplus else []
         return "; ".join([*self.assumed, *surplus])
 
-    def rows(self, file: Iterable[str]) -> Generator[DataRow]:
+    def rows(self, file: TextIO) -> Generator[DataRow]:
         """The rows of an open file."""
-        lines, header, declared, skipped = iter(file), "", "", 0
+        lines, header, declared, skipped = self._lines(file), "", "", 0
         for header in lines:
             named = re.fullmatch(r'"?sep=(.)"?\s*', header)
             if header.strip() and (named is None or declared):
@@ -78,6 +80,16 @@ class _Table:
         spaced = all(name.startswith(" ") for name in header.split(delimiter)[1:]) and delimiter in header
         reader = csv.reader(itertools.chain([header], lines), delimiter=delimiter, strict=True, skipinitialspace=spaced)
         yield from self._records(reader, skipped)
+
+    def _lines(self, file: TextIO) -> Iterator[str]:
+        """The lines of an open file. Raises InputError for one that is longer than any row may be."""
+        number = 0
+        while line := file.readline(MAX_ROW + 1):
+            number += 1
+            if len(line) > MAX_ROW:
+                raise InputError(f"{self.path}:{number}: the line is longer than {MAX_ROW // 2**20} MiB; check that it "
+                                 "is a CSV file, with a line for each row")
+            yield line
 
     def _delimiter(self, header: str, declared: str) -> str:
         """The declared one, or that which gives the most names; the usual one if several do."""
@@ -115,8 +127,12 @@ class _Table:
             yield self._record(cells, f"{self.path}:{start}", unnamed)
 
     def _header(self, cells: list[str], line: int) -> list[str]:
+        if len(cells) > bounds.CSV_COLUMNS:
+            raise InputError(f"{self.path}:{line}: {len(cells):,} columns; at most {bounds.CSV_COLUMNS:,} are read: "
+                             "leave out the columns that are not needed")
         names = [cell.strip() for cell in cells]
-        twice = next((name for n, name in enumerate(names) if name and name in names[:n]), None)
+        counts = Counter(filter(None, names))
+        twice = next((name for name, count in counts.items() if count > 1), None)
         if twice is not None:
             raise InputError(f"{self.path}:{line}: two columns are named {twice[:80]!r}; give each column its own name")
         if not any(names):
@@ -126,6 +142,8 @@ class _Table:
 
     def _record(self, cells: list[str], where: str, unnamed: set[int]) -> DataRow:
         width = len(self.names)
+        if sum(map(len, cells)) > MAX_ROW:
+            return DataRow(where, too_long(where))
         if any(cells[width:]) or (len(cells) < width and not set(range(len(cells), width)) <= unnamed):
             return DataRow(where, InputError(
                 f"{where}: the number of cells differs from the first line ({len(cells)} and {width}); put cells that "

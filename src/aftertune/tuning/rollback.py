@@ -5,7 +5,7 @@
 
 The weights that were final are kept as a checkpoint first, so nothing is lost. While files are replaced, the manifest
 says so, and a process that is killed then leaves a folder that no command takes for finished; `roll_back` completes it
-with the step that it gets, and `tune` with the one that was begun.
+with the step that it gets, and `tune` with the one that was started.
 """
 
 from __future__ import annotations
