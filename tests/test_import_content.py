@@ -108,8 +108,9 @@ BEFORE = {
 
 
 #: The tables of that version, in which everything of an import is.
-TABLES = frozenset(("answer", "cell", "checksum", "comparison", "evaluation", "item", "lease", "model",
-                    "reported_score", "response", "schedule", "score", "sqlite_sequence", "step", "study", "task", "tuning"))
+TABLES = frozenset((
+    "answer", "cell", "checksum", "comparison", "evaluation", "item", "lease", "model", "reported_score", "response",
+    "schedule", "score", "sqlite_sequence", "step", "study", "task", "tuning"))
 
 
 def content(path: Path) -> str:
