@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from aftertune.cli.other_tools import advice
 from aftertune.cli.streams import discard, rich_console, safe_streams
 from aftertune.errors import AftertuneError, InputError, StorageError
 from aftertune.redaction import escape_hidden
@@ -117,6 +118,12 @@ def _report_usage(error: Exception) -> int:
             error.show()  # type: ignore[attr-defined]
             return code
         context = getattr(error, "ctx", None)
+        if context is not None and type(error).__name__ == "NoSuchOption":
+            known = {option for p in context.command.params for option in (*p.opts, *p.secondary_opts)}
+            option = str(getattr(error, "option_name", ""))
+            if (answer := advice(context.info_name or "", option, known)) is not None:
+                return _report(None, f"{context.command_path} has no {option}: {answer}; see `{context.command_path} "
+                                     "--help`", code)
         help_ = f"; see `{context.command_path} --help`" if context is not None else ""
         return _report(None, f"{' '.join(error.format_message().split()).rstrip('.')}{help_}", code)
     if type(error).__name__ == "Abort":
