@@ -47,4 +47,4 @@ def test_every_option_that_an_answer_names_exists(verb: str) -> None:
         assert f"--{other}" not in options, f"{verb} has --{other} itself"
         own = re.sub(r"`[^`]*`", "", answer)
         assert set(re.findall(r"--[a-z-]+", own)) <= options, other
-        assert set(re.findall(r"`aftertune ([a-z]\S*)", answer)) <= COMMANDS.keys(), other
+        assert set(re.findall(r"`aftertune (?:--debug )?([a-z][a-z-]*)", answer)) <= COMMANDS.keys(), other
