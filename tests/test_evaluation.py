@@ -176,7 +176,8 @@ def test_bad_tasks_are_refused_before_anything_is_stored(folder: Path, ledger: L
 
 @pytest.mark.parametrize(("settings", "said"), [
     ({"memory": "lots"}, "'lots' is not a size"),
-    ({"engine": "quick"}, "`engine`: Input should be packed, plain, llamacpp, openai:URL or lm-eval:NAME, found 'quick'"),
+    ({"engine": "quick"},
+     "`engine`: Input should be packed, plain, llamacpp, openai:URL or lm-eval:NAME, found 'quick'"),
     ({"dtyp": "float32"}, "unknown setting 'dtyp' (did you mean 'dtype'"), ({"threads": 0}, "`threads`: "),
     ({"engine": "lm-eval:hff"}, "no model class 'hff'"), ({"gen_kwargs": {"max_gen_toks": 5000}}, "max_gen_toks"),
 ])
