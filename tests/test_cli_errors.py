@@ -56,7 +56,7 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "eval byte --tasks arc_easy --limit many": (2, ("--limit", "valid integer", "see `aftertune eval --help`")),
     "eval byte --tasks arc_easy --limit 3 --sample 3": (2, ("cannot be set together",)),
     "eval byte --tasks arc_easy --dtype float17": (2, ("`--dtype`", "'float32'", "found 'float17'")),
-    "eval byte --tasks arc_easy --engine pakced": (2, ("`--engine`", "llamacpp, openai:URL or lm-eval:NAME", "'pakced'")),
+    "eval byte --tasks arc_easy --engine pakced": (2, ("`--engine`", "openai:URL or lm-eval:NAME", "'pakced'")),
     "eval byte --tasks arc_easy --device tpu": (4, ("'tpu'", "available: cpu")),
     "eval byte --tasks arc_easy --gen-kwargs a": (2, ("--gen-kwargs 'a'", "NAME=VALUE")),
     "eval wide --tasks arc_easy --adapter adapter": (2, ("adapter:", "has shape [4, 32]", "the given base is wide")),
