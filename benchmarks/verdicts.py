@@ -4,6 +4,7 @@
     python benchmarks/verdicts.py --permutations 4000
     python benchmarks/verdicts.py --part fixed         only the verdicts at a fixed number of items (fixed_verdicts.py)
     python benchmarks/verdicts.py --part words         only each word, also with early stopping (word_verdicts.py)
+    python benchmarks/verdicts.py --part collapse      only the signs of collapse (collapse_signs.py)
 
 Sequential verdicts on the full run: a scenario is a task of N items with given numbers of gained and lost items; each
 permutation is one order in which they may be drawn. A verdict is wrong if the full run would not give it. The reference
@@ -35,6 +36,7 @@ from aftertune.stats.sequential import (
     log_mixture,
     unreachable,
 )
+from collapse_signs import COLLAPSES, broken_collapse, collapse_lines, run_collapse
 from document import write_section
 from fixed_verdicts import (
     FIXED,
@@ -213,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="verdicts on simulated tasks")
     parser.add_argument("--permutations", type=int, default=1000)
     parser.add_argument("--comparisons", type=int, default=1000, help="of each scenario with a fixed number of items")
-    parser.add_argument("--part", choices=("all", "sequential", "fixed", "words"), default="all")
+    parser.add_argument("--part", choices=("all", "sequential", "fixed", "words", "collapse"), default="all")
     given = parser.parse_args(argv)
     faults: list[str] = []
     if given.part in ("all", "sequential"):
@@ -222,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults += fixed(given.comparisons)
     if given.part in ("all", "words"):
         faults += words(given.comparisons)
+    if given.part in ("all", "collapse"):
+        faults += collapse(10 * given.comparisons)
     print("\n".join(faults) or "all bars are met")
     return 1 if faults else 0
 
@@ -275,6 +279,13 @@ def words(comparisons: int) -> list[str]:
         print(f"{scenario}: {found}, {time.monotonic() - begun:.0f} s", flush=True)
     write("words", word_lines(results))
     return faults
+
+
+def collapse(comparisons: int) -> list[str]:
+    """Simulate the signs of collapse and write their section; returns the bars that were missed."""
+    results = [(scenario, run_collapse(scenario, comparisons)) for scenario in COLLAPSES]
+    write("collapse", collapse_lines(results))
+    return [fault for scenario, found in results for fault in broken_collapse(scenario, found)]
 
 
 def write(name: str, section: Iterator[str]) -> None:

@@ -27,7 +27,7 @@ from aftertune.comparison.answer_changes import (
 from aftertune.comparison.clusters import group_clusters, task_clusters
 from aftertune.comparison.pairing import Pair
 from aftertune.comparison.rows import group_chance
-from aftertune.stats.collapse import LEVEL, RULES_OF_ANSWERS, VARIED, adjusted_p, below_guess, guesses
+from aftertune.stats.collapse import LEVEL, RULES_OF_ANSWERS, VARIED, below_guess, change_p, guesses
 from aftertune.stats.paired import wilson
 from aftertune.stats.sequential import first_of_clusters
 from aftertune.stats.verdict import ALPHA, at_floor
@@ -181,6 +181,5 @@ def _judged(candidate: _Candidate, tests: int) -> CollapseSign | None:
         return None
     if rule.present(count.base, count.n):
         return replace(candidate.sign, base_too=True)
-    p = adjusted_p(candidate.first, tests)
-    proven = rule.holds(count.tuned, count.base, count.n) and p <= _level(LEVEL, candidate.looks)
-    return replace(candidate.sign, p=p) if proven and candidate.change else None
+    p = change_p(candidate.sign.kind, count, candidate.first, tests, level=_level(LEVEL, candidate.looks))
+    return replace(candidate.sign, p=p) if p is not None and candidate.change else None

@@ -1,8 +1,9 @@
 """Decides from counts whether a tuned model shows a sign of collapse that its base does not show.
 
     guesses(0.436, 0.204, 450, chance=0.25)                                   True: like a guess, the base far above it
-    adjusted_p(PairedCount(n=80, base=3, tuned=78, gained=75, lost=0), 4)     2e-22, corrected over 4 tests
     RULES_OF_ANSWERS["endless"].holds(78, 3, 80)                              True: 98 % of the texts, and 4 % before
+    texts = PairedCount(n=80, base=3, tuned=78, gained=75, lost=0)
+    change_p("endless", texts, texts, tests=4)                                2e-22, corrected over 4 tests
 
 All thresholds of collapse are here; docs/verdicts.md states them. A sign is a change from the base. Guessing needs a
 proven loss besides (`aftertune.stats.verdict`). The signs of answers need a share that is nearly all with the tuned
@@ -75,6 +76,12 @@ def below_guess(score: float, n: int, chance: float | None, *, alpha: float = AL
     return chance is not None and wilson(score * n, n, 1 - alpha)[1] < chance
 
 
-def adjusted_p(count: PairedCount, tests: int) -> float:
-    """McNemar's exact p of "the share changed", corrected over a number of tests (Bonferroni)."""
-    return min(1.0, tests * mcnemar_exact(count.gained, count.lost))
+def change_p(kind: CollapseKind, count: PairedCount, tested: PairedCount, tests: int, *, level: float = LEVEL
+             ) -> float | None:
+    """The p-value of a sign of answers that the base does not show: McNemar's exact p, corrected over all tests of the
+    comparison (Bonferroni). None where there is no such sign.
+
+    count: over all items. tested: over independent ones, the first of each cluster. level: of the corrected p.
+    """
+    p = min(1.0, tests * mcnemar_exact(tested.gained, tested.lost))
+    return p if RULES_OF_ANSWERS[kind].holds(count.tuned, count.base, count.n) and p <= level else None
