@@ -90,8 +90,8 @@ def run_collapse(scenario: CollapseScenario, comparisons: int) -> dict[str, Any]
             tables.reshape(-1, CHOICES, CHOICES).tolist(), paired(base.right, tuned.right),
             paired(base.endless, tuned.endless), paired(base.empty, tuned.empty), paired(base.same, tuned.same),
             strict=True):
-        signs = {kind for kind, count in (("endless", endless), ("empty", empty), ("one_answer", same))
-                 if change_p(kind, count, count, TESTS) is not None}
+        counts: dict[CollapseKind, PairedCount] = {"endless": endless, "empty": empty, "one_answer": same}
+        signs = {kind for kind, count in counts.items() if change_p(kind, count, count, TESTS) is not None}
         signs |= {"one_choice"} if _one_choice(PositionTable(n=n, right=(), pairs=tuple(map(tuple, table)))) else set()
         signs |= {"guessing"} if _guessing(right) else set()
         shown.update(signs)

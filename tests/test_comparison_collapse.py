@@ -1,13 +1,23 @@
 """Signs of collapse: each kind, what is no sign, and what the base does too."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from aftertune.comparison.collapse import find_signs
 from aftertune.comparison.pairing import Pair
 from aftertune.comparison.rows import build_drafts, judge_drafts
-from aftertune.stats.collapse import below_guess, guesses
+from aftertune.stats.collapse import (
+    CLEARLY_ABOVE,
+    LEAD_LEFT,
+    LEVEL,
+    RULES_OF_ANSWERS,
+    VARIED,
+    below_guess,
+    guesses,
+)
+from aftertune.stats.verdict import GENERATION_FLOOR
 from aftertune.values import Answer, Asked, Early, EarlyUnit, Evaluation, PairedCount, Response, Score
 from early_cases import ADAPTED, BASE, settings
 
@@ -225,6 +235,16 @@ def test_a_look_at_a_time_chosen_by_the_data_needs_more():
     assert [s.kind for s in find_signs(rows, [one], left, right)] == ["guessing"]
     stopped = [replace(r, stopped_of=1000) for r in rows]
     assert find_signs(stopped, [one], left, replace(right, early=plan)) == ()
+
+
+def test_the_documents_state_every_threshold():
+    text = " ".join((Path(__file__).parents[1] / "docs" / "verdicts.md").read_text(encoding="utf-8").split())
+    text = text[text.index("## Collapse"):text.index("## Several tasks")]
+    shares = [f"{100 * share:g} %" for rule in RULES_OF_ANSWERS.values() for share in (rule.tuned, rule.base)]
+    others = [f"{100 * CLEARLY_ABOVE:g} points", *(f"{100 * share:g} %" for share in (LEVEL, VARIED, GENERATION_FLOOR))]
+    assert [threshold for threshold in (*shares, *others) if threshold not in text] == []
+    assert LEAD_LEFT == 0.5
+    assert "at most half of the lead" in text
 
 
 def test_counts_of_unequal_lists_are_refused():

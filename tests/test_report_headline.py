@@ -104,6 +104,40 @@ def test_what_is_undecided_is_not_fit():
         "Whether tuned is fit to ship is not known: HellaSwag and ARC Easy are undecided.")
 
 
+def average(verdict, delta=0):
+    return replace(row("average", verdict, delta), average_of=(HELLASWAG, ARC, "sciq"))
+
+
+def test_the_average_answers_where_single_tasks_are_undecided():
+    rows = (row(HELLASWAG, "within"), row(ARC, "undecided"), row("sciq", "undecided", items_needed=900))
+    assert said(*rows, average("within", 1)) == (
+        "fit on average", "tuned is fit to ship on average over what was asked: it kept HellaSwag and kept its average "
+        "over 3 tasks (margin 5 points).", "ARC Easy and SciQ are undecided.")
+    assert said(*rows[1:], average("no_loss"))[1] == (
+        "tuned is fit to ship on average over what was asked: it has no loss on average over 3 tasks (margin "
+        "5 points).")
+    assert said(*rows, average("undecided"))[0] == "open"
+    assert headline(made(*rows, average("within", 1))).average == "within"
+    target = row(TARGET, "undecided", target=True)
+    assert said(*rows, target, average("within", 1))[0] == "not learned"
+
+
+def test_a_loss_on_average_is_a_loss():
+    rows = (row(HELLASWAG, "undecided"), row(ARC, "undecided"))
+    assert said(*rows, average("worse", -2)) == (
+        "lost", "tuned is worse on average over 3 tasks (−2.00 points); that the loss is beyond the margin is not "
+        "proven.", "HellaSwag and ARC Easy are undecided.")
+    assert said(row(HELLASWAG, "worse", -9), average("lower", -6))[1] == (
+        "tuned forgot on average over 3 tasks (−6.00 points) and is worse on HellaSwag (−9.00 points).")
+    assert said(row(HELLASWAG, "lower", -9), average("lower", -6))[1] == "tuned forgot on HellaSwag (−9.00 points)."
+
+
+def test_an_average_hides_no_loss_and_adds_nothing_where_all_tasks_are_safe():
+    assert said(row(HELLASWAG, "lower", -9), row(ARC, "within"), average("within"))[0] == "lost"
+    assert said(row(HELLASWAG, "within"), row(ARC, "within"), average("within", 1)) == (
+        "fit", "tuned is fit to ship on what was asked: it kept HellaSwag and ARC Easy (margin 5 points).")
+
+
 def test_without_a_proven_gain_it_is_not_fit():
     assert said(row(HELLASWAG, "within"), row(TARGET, "undecided", target=True)) == (
         "not learned", "tuned lost nothing beyond the margin on what was asked, but that it learned orders is not "

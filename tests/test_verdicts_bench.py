@@ -12,6 +12,7 @@ from aftertune.stats.sequential import PairedSequential
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import collapse_signs
 import fixed_verdicts
 import verdicts
 from document import write_section
@@ -64,6 +65,19 @@ def test_a_fixed_scenario_that_is_wrong_is_told() -> None:
     assert len(list(fixed_verdicts.broken_fixed("plan", {**plan, "decided": 100}))) == 1
     page = "\n".join(fixed_verdicts.fixed_lines([fixed_verdicts.run_fixed(scenario, 20)], [plan]))
     assert "| shares | rare complete failures, 8 items | 0.0% ± 4.9% |" in page
+
+
+def test_signs_of_collapse_are_counted_and_false_ones_are_reported() -> None:
+    usual, broken = collapse_signs.COLLAPSES[2], next(s for s in collapse_signs.COLLAPSES if s.name == "does not end")
+    found = collapse_signs.run_collapse(usual, 50)
+    assert found == {"shown": {"any": 0}, "comparisons": 50} == collapse_signs.run_collapse(usual, 50)
+    assert not list(collapse_signs.broken_collapse(usual, found))
+    ended = collapse_signs.run_collapse(broken, 50)
+    assert ended["shown"]["endless"] == ended["shown"]["any"] > 45
+    assert not list(collapse_signs.broken_collapse(broken, ended))
+    assert len(list(collapse_signs.broken_collapse(usual, ended))) == 1
+    page = "\n".join(collapse_signs.collapse_lines([(usual, found), (broken, ended)]))
+    assert "| no change, usual | 100 | 0.00 % | 0.00 % | 0.00 % | 0.00 % | 0.00 % | **0.00 %** |" in page
 
 
 def test_a_section_leaves_the_others_alone(tmp_path: Path) -> None:

@@ -46,22 +46,25 @@ _OTHER: Mapping[Verdict, str] = {
 #: State -> the words for a model in the line of a recipe.
 STATE_WORDS: Mapping[HeadlineState, str] = {
     "no effect": "without any effect", "broken": "broken", "lost": "with a proven loss",
-    "fit": "fit to ship on what was asked", "not learned": "without a proven gain", "open": "undecided",
+    "fit": "fit to ship on what was asked", "fit on average": "fit to ship on average",
+    "not learned": "without a proven gain", "open": "undecided",
     "nothing": "asked nothing that can show a loss", "difference": "of unproven lineage",
     "none": "without a conclusion"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """The primary rows of the tasks of a comparison, by what they say. open: undecided above the floor; floor: nothing
-    to lose."""
+    """The primary rows of the tasks of a comparison, and the row of the average over them, which is in no list."""
 
     comparison: Comparison
     rows: tuple[ComparisonRow, ...]
+    average: ComparisonRow | None
 
     @classmethod
     def of(cls, comparison: Comparison) -> _Facts:
-        return cls(comparison, tuple(r for r in comparison.rows if r.primary and not r.average_of))
+        primary = [r for r in comparison.rows if r.primary]
+        return cls(comparison, tuple(r for r in primary if not r.average_of),
+                   next((r for r in primary if r.average_of), None))
 
     @property
     def tuned(self) -> str:
@@ -75,6 +78,17 @@ class _Facts:
         """The rows with one of these verdicts. target: only target tasks, or only others."""
         return [r for r in self.rows if shown_verdict(r) in verdicts and not _floored(r)
                 and target in (None, r.target)]
+
+    def averages(self, verdicts: Sequence[Verdict]) -> bool:
+        """True where there is an average, with one of these verdicts."""
+        return self.average is not None and self.average.verdict in verdicts
+
+    @property
+    def average_says_more(self) -> bool:
+        """True where no single task has the loss that the average proves, or where single tasks are undecided."""
+        if self.averages(_LOSSES):
+            return not self.having(["lower"] if self.averages(["lower"]) else _LOSSES)
+        return bool(self.open)
 
     @property
     def floor(self) -> list[ComparisonRow]:
@@ -113,15 +127,15 @@ class _Facts:
             return "difference"
         if self.signs:
             return "broken"
-        if self.having(_LOSSES):
+        if self.having(_LOSSES) or self.averages(_LOSSES):
             return "lost"
-        if self.open:
+        if self.open and not self.averages(_SAFE):
             return "open"
-        if not self.having(_SAFE, target=False):
+        if not self.open and not self.having(_SAFE, target=False):
             return "nothing"
         if self.loss_rose or (self.not_learned and not self.having(_GAINS, target=True)):
             return "not learned"
-        return "fit"
+        return "fit on average" if self.open else "fit"
 
 
 def _floored(row: ComparisonRow) -> bool:
@@ -144,7 +158,8 @@ def headline(comparison: Comparison) -> Headline:
         state=state, sentences=tuple(_sentence(text) for text in sentences if text),
         learned=_tasks(facts.having(_GAINS, target=True)), lost=_tasks(facts.having(["lower"])),
         worse=_tasks(facts.having(["worse"])), safe=_tasks(facts.having(_SAFE, target=False)),
-        unknown=tuple((r.task, why) for r, why in _unknown(facts)), signs=comparison.signs)
+        unknown=tuple((r.task, why) for r, why in _unknown(facts)), signs=comparison.signs,
+        average=facts.average.verdict if facts.average else None)
 
 
 #: Beginnings of sentences that are no name of a model or task.
@@ -173,7 +188,8 @@ def _broken(facts: _Facts) -> Iterator[str]:
 
 
 def _lost(facts: _Facts) -> Iterator[str]:
-    beyond = "" if facts.having(["lower"]) else "; that the loss is beyond the margin is not proven"
+    proven = facts.having(["lower"]) or facts.averages(["lower"])
+    beyond = "" if proven else "; that the loss is beyond the margin is not proven"
     yield f"{facts.tuned} {_join(_clauses(facts, _LOSSES))}{beyond}"
     yield _it(_clauses(facts, _SAFE), facts)
     yield _rest(facts)
@@ -181,6 +197,11 @@ def _lost(facts: _Facts) -> Iterator[str]:
 
 def _fit(facts: _Facts) -> Iterator[str]:
     yield f"{facts.tuned} is fit to ship on what was asked: {_it(_clauses(facts, _SAFE), facts)}"
+    yield _rest(facts)
+
+
+def _fit_on_average(facts: _Facts) -> Iterator[str]:
+    yield f"{facts.tuned} is fit to ship on average over what was asked: {_it(_clauses(facts, _SAFE), facts)}"
     yield _rest(facts)
 
 
@@ -234,8 +255,8 @@ def _held_out(facts: _Facts) -> str:
 
 #: State -> the function that makes its sentences.
 _SENTENCES: Mapping[HeadlineState, Callable[[_Facts], Iterator[str]]] = {
-    "no effect": _no_effect, "broken": _broken, "lost": _lost, "fit": _fit, "not learned": _not_learned, "open": _open,
-    "nothing": _nothing, "difference": _difference}
+    "no effect": _no_effect, "broken": _broken, "lost": _lost, "fit": _fit, "fit on average": _fit_on_average,
+    "not learned": _not_learned, "open": _open, "nothing": _nothing, "difference": _difference}
 
 
 # --- Parts of sentences ---
@@ -245,8 +266,13 @@ def _clauses(facts: _Facts, verdicts: Sequence[Verdict] = tuple(_MADE), *, words
     clauses = []
     for verdict in (v for v in words if v in verdicts):
         rows = [r for r in facts.having([verdict]) if r.task not in (skip or ())]
+        figures = verdict in (*_LOSSES, *_GAINS)
         if rows:
-            clauses.append(f"{words[verdict]} {_names(rows, figures=verdict in (*_LOSSES, *_GAINS))}")
+            clauses.append(f"{words[verdict]} {_names(rows, figures=figures)}")
+        if facts.average and facts.averages([verdict]) and facts.average_says_more:
+            on = "" if words[verdict].endswith(" on") else "its "
+            change = f" ({_difference_of(facts.average)})" if figures else ""
+            clauses.append(f"{words[verdict]} {on}average over {len(facts.average.average_of)} tasks{change}")
     return clauses
 
 
@@ -270,8 +296,10 @@ def _join(texts: Sequence[str]) -> str:
 
 def _margin(facts: _Facts) -> str:
     """The margin of the benchmarks that lost no more than it, where it is the same for all."""
-    margins = {difference_text(r, r.margin).lstrip("+") for r in facts.having(["within", "no_loss"])
-               if r.margin is not None and r.fraction}
+    rows = facts.having(["within", "no_loss"])
+    if facts.average and facts.averages(["within", "no_loss"]) and facts.average_says_more:
+        rows.append(facts.average)
+    margins = {difference_text(r, r.margin).lstrip("+") for r in rows if r.margin is not None and r.fraction}
     return f" (margin {f'{float(margins.pop()):g}'} points)" if len(margins) == 1 else ""
 
 

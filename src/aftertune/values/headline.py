@@ -11,16 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from aftertune.values.evaluation import Verdict
+
 #: guessing: scores like a guess. endless: texts reach the token limit. one_choice: always the same position of a
 #: multiple-choice task. empty: no visible text. one_answer: always the same generated answer.
 CollapseKind = Literal["guessing", "endless", "one_choice", "empty", "one_answer"]
 
 #: no effect: every answer is the base's. broken: a sign of collapse. lost: a loss is proven. fit: a loss beyond the
 #: margin is ruled out on all benchmarks that were asked and can show one, and a gain is proven if there was a test of
-#: it. not learned: the same without a proven gain. open: on a benchmark neither a loss nor its absence is proven.
-#: nothing: no benchmark that was asked can show a loss. difference: two models without proven lineage. none: a forced
-#: comparison, which supports no conclusion.
-HeadlineState = Literal["no effect", "broken", "lost", "fit", "not learned", "open", "nothing", "difference", "none"]
+#: it. fit on average: the same of the average over the benchmarks, while single ones are undecided. not learned: as one
+#: of these two, without a proven gain. open: neither a loss nor its absence is proven. nothing: no benchmark that was
+#: asked can show a loss. difference: two models without proven lineage. none: a forced comparison, which supports no
+#: conclusion.
+HeadlineState = Literal["no effect", "broken", "lost", "fit", "fit on average", "not learned", "open", "nothing",
+                        "difference", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class Headline:
 
     learned: target tasks with a proven gain. lost: tasks with a proven loss beyond the margin. worse: with a proven
     loss. safe: benchmarks on which no loss beyond the margin is left open. unknown: (task, why) of what is not known.
-    signs: of collapse.
+    signs: of collapse. average: the verdict on the average over the benchmarks, None without one.
     """
 
     state: HeadlineState
@@ -66,6 +70,7 @@ class Headline:
     safe: tuple[str, ...] = ()
     unknown: tuple[tuple[str, str], ...] = ()
     signs: tuple[CollapseSign, ...] = ()
+    average: Verdict | None = None
 
     @property
     def line(self) -> str:
