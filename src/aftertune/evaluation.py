@@ -117,18 +117,20 @@ def _spec(model: str, task_names: Iterable[str | TaskSpec], settings: dict[str, 
 class EvaluationRun:
     """An evaluation in progress: prepare, open, answer (all requests at once, or in stages), finish.
 
-    sides: number of models that share the memory. live: a model in memory, which is evaluated in place of the one that
-    ``spec`` names.
+    sides: number of models that share the memory. live: a model that is evaluated in place of the one that ``spec``
+    names. part: makes of the loaded tasks those with some of their items.
     """
 
     def __init__(self, spec: EvalSpec, ledger: Ledger, progress: Progress | None,
-                 bases: sources.BaseModelCache | None = None, *, sides: int = 1, live: LiveModel | None = None) -> None:
+                 bases: sources.BaseModelCache | None = None, *, sides: int = 1, live: LiveModel | None = None,
+                 part: Callable[[list[LoadedTask]], list[LoadedTask]] | None = None) -> None:
         self.spec = spec
         self.load = bases.load if bases else sources.load_model
         self.ledger = ledger
         self.progress = progress or (lambda *_: None)
         self.sides = sides
         self.live = live
+        self.part = part or (lambda loaded: loaded)
         self.provenance = provenance.capture()
         self.engine: EvaluationEngine | None = None
         self.known: tuple[PackingDecision, int] | None = None
@@ -241,7 +243,7 @@ class EvaluationRun:
             self.loaded = like.loaded
         else:
             self.progress(0, 0, "reading the tasks")
-            self.loaded = tasks.load(self.spec.tasks, _options(self.spec, self.evaluated), self.failed)
+            self.loaded = self.part(tasks.load(self.spec.tasks, _options(self.spec, self.evaluated), self.failed))
             if not self.loaded:
                 raise failed_tasks.failure(self.failed or {}, None)
         self.requests = [request for task in self.loaded for request in task.requests]
@@ -342,7 +344,7 @@ class EvaluationRun:
         self.progress(0, 0, "loading the model")
         model = self.evaluated
         if model.facts.kind == "own":
-            self.model = self.live.model if self.live else self._load(model)
+            self.model = self.live.load() if self.live else self._load(model)
         self.started = time.monotonic()
         self.engine = model.engine or self._engine(self.threads, self.schedule)
         return self.engine

@@ -125,7 +125,7 @@ def task_halves(loaded: Sequence[LoadedTask], rule: KeepBest) -> dict[Half, list
     for loaded_task in loaded:
         name = loaded_task.settings.task
         try:
-            chosen["choice"][name], chosen["report"][name] = split_halves(_clusters(loaded_task), HALVES_SEED)
+            chosen["choice"][name], chosen["report"][name] = split_halves(item_clusters(loaded_task), HALVES_SEED)
         except ValueError as error:
             raise InputError(f"--keep-best: {name} cannot choose and report: {error}; use more items") from None
     return {half: tasks.subset_tasks(loaded, indices) for half, indices in chosen.items()}
@@ -165,7 +165,7 @@ def watch_point(task: LoadedTask, base: Sequence[Answer], tuned: Sequence[Answer
     unit = unit_of(key.metric, [*before, *after], task=settings.task)
     better = settings.higher_is_better.get(key.metric, True)
     evidence = paired_evidence(before, after, margin=margin / 100, higher_is_better=better,
-                               clusters=_clusters(task), bounded=unit in FRACTIONS)
+                               clusters=item_clusters(task), bounded=unit in FRACTIONS)
     floor = evidence.base_low is not None and at_floor(evidence.base_low, settings.chance)
     verdict = _verdict(evidence, ALPHA / family, floor=floor) if unit in FRACTIONS else "undecided"
     return WatchPoint(step=step, task=settings.task, metric=key.metric, n=evidence.n, base=evidence.base,
@@ -178,12 +178,13 @@ def primary_values(task: LoadedTask, answers: Sequence[Answer]) -> list[float]:
     return [a.metrics[task.settings.primary] for a in answers]
 
 
-def refuse_own_unit(task: LoadedTask, values: Sequence[float] = ()) -> None:
-    """Raise InputError where the primary metric is no share: a margin in points means nothing there."""
+def refuse_own_unit(task: LoadedTask, values: Sequence[float] = (), option: str = "--watch") -> None:
+    """Raise InputError where the primary metric is no share: a margin in points means nothing there. option: that
+    named the task."""
     name, metric = task.settings.task, MetricKey(task.settings.primary).metric
     if unit_of(metric, values, task=name) not in FRACTIONS:
-        raise InputError(f"--watch {name}: {metric} is no share but has its own unit, in which a margin in points "
-                         f"means nothing; leave {name} out of --watch, and compare it after the fine-tune with "
+        raise InputError(f"{option} {name}: {metric} is no share but has its own unit, in which a margin in points "
+                         f"means nothing; leave {name} out of {option}, and compare it after the fine-tune with "
                          f"`aftertune compare BASE TUNED --margin {name}=VALUE`")
 
 
@@ -192,7 +193,7 @@ def print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _clusters(task: LoadedTask) -> list[str | None]:
+def item_clusters(task: LoadedTask) -> list[str | None]:
     """The clusters of its items: by the task's field, else those of equal items."""
     if task.settings.cluster is None or not (task.settings.target or has_clusters(task.settings.task)):
         return [item.hash for item in task.items]

@@ -24,6 +24,8 @@ VERBS = {
     "tune": "tune:tune",
     "rollback": "tune:rollback",
     "checkpoints": "checkpoints:checkpoints",
+    "soften": "cure:soften",
+    "blend": "cure:blend",
     "check-merge": "deploy:check_merge",
     "templates": "tune:templates",
     "compare": "compare:compare",

@@ -51,8 +51,8 @@ def checkpoints(
     from aftertune.ledger import Ledger
     from aftertune.trainer_checkpoints import CheckpointRequest, evaluate_checkpoints
 
-    aims = [_counted("--target", target, match)] if target else []
-    specs = [*aims, *(_counted("--watch", text) for text in watch or ()),
+    aims = [counted_task("--target", target, match)] if target else []
+    specs = [*aims, *(counted_task("--watch", text) for text in watch or ()),
              *(TaskSpec(name=name) for name in comma_separated(tasks))]
     if not specs:
         raise InputError("no tasks to evaluate; add for example --watch hellaswag=200, or --tasks hellaswag")
@@ -73,7 +73,7 @@ def checkpoints(
         _show(series)
 
 
-def _counted(option: str, text: str, match: str = "exact") -> TaskSpec:
+def counted_task(option: str, text: str, match: str = "exact") -> TaskSpec:
     """The task of TASK=N. Raises InputError for another form."""
     name, _, count = text.rpartition("=")
     if not name or not count.isdecimal() or not int(count):

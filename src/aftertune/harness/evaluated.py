@@ -10,7 +10,7 @@ verified, and never proof that two evaluations asked the same model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,16 @@ class EvaluatedModel:
 
 @dataclass(frozen=True, slots=True)
 class LiveModel:
-    """A model in memory, and what an evaluation must know about it."""
+    """A model that is not named by its files, and what an evaluation must know about it. load: called when it is
+    needed."""
 
-    model: Any
+    load: Callable[[], Any]
     evaluated: EvaluatedModel
 
 
 def live_model(spec: EvalSpec, model: Any, base: LiveBase, identity: ModelIdentity) -> LiveModel:
     """A model in memory, such as one in training, as the model of an evaluation. identity: of what it is now."""
-    return LiveModel(model, EvaluatedModel(
+    return LiveModel(lambda: model, EvaluatedModel(
         identity=identity, facts=check_engine(spec.engine, ()), device=str(model.device).removesuffix(":0"),
         dtype=dtype_name(model), template=_template(spec, base.tokenizer), source=base.source,
         tokenizer=base.tokenizer, generation=model.generation_config))

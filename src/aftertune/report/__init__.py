@@ -16,6 +16,7 @@ from aftertune.report.checkpoints import (
     tuning_checkpoints,
 )
 from aftertune.report.columns import VerdictLine, unit_name, verdict_table
+from aftertune.report.cures import confirmed_lines, cure_table
 from aftertune.report.documents import make_folder, write_document
 from aftertune.report.facts import anchor_facts, data_facts
 from aftertune.report.formatting import duration as duration_text
@@ -66,6 +67,8 @@ __all__ = [
     "checkpoint_table",
     "choice_lines",
     "comparison_export",
+    "confirmed_lines",
+    "cure_table",
     "data_facts",
     "duration_text",
     "gate_annotations",

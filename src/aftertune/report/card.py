@@ -244,8 +244,11 @@ def _summary(subject: Subject) -> str:
     if tuning is not None and base is not None:
         hub = data_on_hub(tuning)
         data = _link(hub, f"datasets/{hub}") if hub else md.code(fmt.visible(tuning.data_source))
-        kind = f"{md.text(method_text(tuning))} fine-tune" if writes_adapter(tuning.method) else "full fine-tune"
+        trained = replace(tuning, cure=None)
+        kind = f"{md.text(method_text(trained))} fine-tune" if writes_adapter(tuning.method) else "full fine-tune"
         text = f"A {kind} of {_base_name(subject)} on {fmt.count(tuning.examples)} examples of {data}."
+        if tuning.cure is not None:
+            text += f" Then changed without training: {md.text(fmt.visible(tuning.cure.chosen))}."
     elif base is not None:
         text = f"An adapter for {_base_name(subject)}. How it was trained is unknown."
     else:

@@ -20,6 +20,7 @@ from aftertune.methods import method_title
 from aftertune.redaction import redact
 from aftertune.report import formatting as fmt
 from aftertune.report.checkpoints import choice_lines
+from aftertune.report.cures import confirmed_lines
 from aftertune.report.names import task_title
 from aftertune.report.results import Family
 from aftertune.report.sentences import watch_facts
@@ -142,6 +143,8 @@ def tuning_facts(tuning: Tuning) -> Facts:
         n, before, after, difference, interval = held_out_line(tuning.held_out)
         facts.append(("Held-out Loss", f"{before} before, {after} after ({difference} nats per token, 95 % "
                                        f"interval {interval}, {n} examples)"))
+    if tuning.cure is not None:
+        facts += [("Cure", line) for line in confirmed_lines(tuning.cure)]
     facts += [*anchor_facts(tuning), *watch_facts(tuning.watch), *checkpoint_facts(tuning), *cost_facts(tuning.cost)]
     facts += data_facts(tuning.counts, tuning.overlap)
     facts += [("Output", tuning.output), *run_facts(provenance)]
@@ -228,9 +231,10 @@ def run_facts(provenance: Provenance | None) -> Facts:
 
 
 def method_text(tuning: Tuning) -> str:
-    """The title of the method, with its backend if there is one."""
+    """The title of the method, with its backend if there is one, and with what was made of it without training."""
     backend = tuning.settings.get("backend")
-    return method_title(tuning.method) + (f" by {backend}" if backend else "")
+    made = f", {tuning.cure.chosen}" if tuning.cure is not None and tuning.result else ""
+    return method_title(tuning.method) + (f" by {backend}" if backend else "") + made
 
 
 def kind_text(evaluation: Evaluation, home: Family, tuning: Tuning | None) -> str:

@@ -19,6 +19,7 @@ from aftertune.report.changed_items import form_text, format_table, shift_text
 from aftertune.report.changes import TITLE, change_lines, change_tables, drift_line, missing_lines
 from aftertune.report.checkpoints import checkpoint_table, tuning_checkpoints
 from aftertune.report.columns import columns, verdict_table
+from aftertune.report.cures import cure_table
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
 from aftertune.report.headline import FEW, headline, study_lines
 from aftertune.report.names import metric_description, metric_title, task_description, task_title
@@ -182,8 +183,10 @@ def _family(family: Family, results: Results) -> list[str]:
     for evaluation in family.evaluations:
         blocks += _evaluation(evaluation, family, results)
     for tuning in family.pending:
-        state = "Tuned, not yet evaluated." if tuning.status == "done" else f"Tuning {tuning.status}."
+        made = "Tuned, not yet evaluated." if tuning.cure is None or tuning.result else "Tried; no model was made."
+        state = made if tuning.status == "done" else f"Tuning {tuning.status}."
         blocks += [f"### {md.text(tuning.name)} (Not Evaluated)", f"*{state}*", *checkpoint_blocks(tuning),
+                   *cure_blocks(tuning),
                    md.facts(tuning_facts(tuning), CODE)]
     return blocks
 
@@ -202,10 +205,20 @@ def _evaluation(evaluation: Evaluation, family: Family, results: Results) -> lis
         facts += [(f"Fine-tune: {k}", v) for k, v in tuning_facts(tuning)
                   if k in ("Training Data", "Training Data Fingerprint", "Seed", "Settings",
                            "Trainable Parameters", "Held-out Loss", "Training Command", "Note", "Checkpoint Choice",
-                           "Final Weights")
+                           "Cure", "Final Weights")
                   or k.startswith("Data ")]
-        blocks += checkpoint_blocks(tuning)
+        blocks += [*checkpoint_blocks(tuning), *cure_blocks(tuning)]
     return [*blocks, md.facts(facts, CODE)]
+
+
+def cure_blocks(tuning: Tuning) -> list[str]:
+    """The models that a cure tried, as a table; [] for a fine-tune that was trained."""
+    if tuning.cure is None:
+        return []
+    head, cells = cure_table(tuning.cure)
+    return [f"Models that were tried for {md.text(tuning.name)} (changes against the base in points, with 95 % "
+            "intervals, on the items that choose; nothing is claimed from these):",
+            md.table([md.text(h) or "choice" for h in head], [[md.text(c) for c in row] for row in cells])]
 
 
 def checkpoint_blocks(tuning: Tuning) -> list[str]:

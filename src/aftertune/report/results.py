@@ -67,10 +67,14 @@ class Results:
     def load(cls, ledger: Ledger, only: Sequence[str] = ()) -> Results:
         """The finished evaluations of the ledger with their tunings, comparisons and answers, and the cells.
 
-        only: ids or names of evaluations. Then the result has these evaluations, their tunings and the comparisons
-        among them, but no cells. Raises InputError if one of them is unknown or not finished.
+        What a cure asked to choose is left out; its record shows it. only: ids or names of evaluations. Then the result
+        has these evaluations, their tunings and the comparisons among them, but no cells. Raises InputError if
+        one of them is unknown or not finished.
         """
-        chosen = list({e.id: e for e in map(ledger.find_evaluation, only)}.values()) or ledger.evaluations()
+        tunings = ledger.tunings()
+        tried = {id_ for t in tunings if t.cure for id_ in t.cure.evaluations}
+        chosen = list({e.id: e for e in map(ledger.find_evaluation, only)}.values()) or \
+            [e for e in ledger.evaluations() if e.id not in tried]
         evaluations = tuple(e for e in chosen if e.status == "done")
         if only and len(evaluations) < len(chosen):
             first = next(e for e in chosen if e.status != "done")
@@ -79,7 +83,7 @@ class Results:
         ids, used = {e.id for e in evaluations}, {e.tuning for e in evaluations}
         return cls(
             evaluations=evaluations,
-            tunings=tuple(t for t in ledger.tunings() if not only or t.id in used),
+            tunings=tuple(t for t in tunings if not only or t.id in used),
             comparisons=tuple(c for c in ledger.comparisons() if {c.base, c.tuned} <= ids),
             drifts=tuple(ledger.drifts()),
             answers=StoredAnswers(ledger.database.path, [e.id for e in evaluations]),

@@ -117,6 +117,8 @@ def part_text(task: TaskSettings | None) -> str:
     if not task.partial:
         return ""
     of = f"{fmt.count(task.n)} of {fmt.count(task.n_total)}"
+    if task.part:
+        return f"{of}, the part that {task.part}s"
     if task.sample is not None:
         return f"random {of}, seed {task.sample_seed or 0}"
     return f"first {of}"

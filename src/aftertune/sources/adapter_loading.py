@@ -11,13 +11,16 @@ is taken whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from aftertune.errors import SourceError
+from aftertune.sources.fingerprint import PLAIN_INITS, adapter_fields
 from aftertune.sources.library_errors import is_memory_error, load_errors, quiet
-from aftertune.sources.resolve import AdapterSource
+from aftertune.sources.resolve import AdapterSource, read_json
 from aftertune.sources.tensors import read_header
+from aftertune.values import canonical
 
 
 def add_adapter(model: Any, adapter: AdapterSource, *, device: str, name: str = "default") -> Any:
@@ -40,6 +43,37 @@ def add_adapter(model: Any, adapter: AdapterSource, *, device: str, name: str = 
     _check_whole(adapter, loaded, set(model.state_dict()))
     _check_runs(adapter, model.eval())
     return model
+
+
+#: PEFT types whose tensors in the file are all that an adapter is, so that values can be replaced one by one.
+_REPLACEABLE = frozenset({"LORA", "IA3", "VERA"})
+_OF_ADAPTERS = re.compile(r"\.(lora|ia3|vera)_")
+
+
+def adapter_slots(adapter: AdapterSource) -> tuple[Any, ...] | None:
+    """The config of an adapter with the names, dtypes and shapes of its tensors: where two are equal, one adapter can
+    take the values of the other. None for an adapter that also changes the base or is more than its tensors."""
+    config = read_json(adapter.path / "adapter_config.json")
+    if adapter.peft_type not in _REPLACEABLE or config.get("bias", "none") != "none" or \
+            config.get("modules_to_save") or config.get("trainable_token_indices") or \
+            config.get("init_lora_weights", True) not in PLAIN_INITS:
+        return None
+    tensors = read_header(adapter.path / "adapter_model.safetensors")
+    if not all(_OF_ADAPTERS.search(t.name) for t in tensors):  # a copy of the base's embeddings
+        return None
+    return canonical(adapter_fields(config)), tuple((t.name, t.dtype, t.shape) for t in tensors)
+
+
+def replace_values(model: Any, adapter: AdapterSource) -> None:
+    """Copy the values of an adapter into the one that is on a PEFT model; their slots must be equal."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    values = load_file(adapter.path / "adapter_model.safetensors")
+    with torch.no_grad(), quiet():
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+            tensor.copy_(values[name])
 
 
 def _check_whole(adapter: AdapterSource, loaded: set[str], in_model: set[str]) -> None:

@@ -8,6 +8,9 @@ Removing an adapter does not always restore the base. PEFT leaves trained biases
 in it, takes the principal part out of its weights (PiSSA, OLoRA), and may keep copies of its modules
 (``modules_to_save``). So the state of the base is compared with its state before the first adapter, and a base that has
 changed is loaded again.
+
+The next adapter often differs from the last one only in its values (checkpoints of one training, one fine-tune at
+several strengths). Then the values are copied into the adapter that is on the base.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aftertune.sources import loading
-from aftertune.sources.adapter_loading import add_adapter, remove_adapter
+from aftertune.sources.adapter_loading import adapter_slots, add_adapter, remove_adapter, replace_values
 from aftertune.sources.library_errors import memory_errors, quiet
 from aftertune.sources.resolve import AdapterSource, ModelSource
 
@@ -29,12 +32,17 @@ class BaseModelCache:
         self._key: tuple[Any, ...] | None = None
         self._base: Any = None
         self._adapted: Any = None
+        self._slots: tuple[Any, ...] | None = None  # of the adapter, None where its values cannot be replaced
         self._state = ""  # of the base before its first adapter, "" until then
 
     def load(self, source: ModelSource, dtype: str, device: str, adapter: AdapterSource | None = None, *,
              tokenizer: Any = None) -> Any:
         """As `load_model`; the returned model is valid until the next call."""
         key = (source, dtype, device)
+        slots = None if adapter is None else adapter_slots(adapter)
+        if adapter is not None and key == self._key and self._adapted is not None and slots and slots == self._slots:
+            replace_values(self._adapted, adapter)
+            return self._adapted
         if key != self._key or not self._restored():
             self._forget()  # frees the memory of the previous base before the next one is loaded
             self._base = loading.load_model(source, dtype, device, tokenizer=tokenizer)
@@ -45,10 +53,12 @@ class BaseModelCache:
         base, self._base = self._base, None  # an adapter that fails may leave a part of itself in the base
         with quiet(), memory_errors(source, device):
             self._adapted = add_adapter(base, adapter, device=device)
+        self._slots = slots
         return self._adapted
 
     def _restored(self) -> bool:
         """Remove the adapter, if there is one. False if there is no base, or not the same one as before."""
+        self._slots = None
         if self._adapted is not None:
             with quiet():
                 adapted, self._adapted = self._adapted, None
@@ -58,7 +68,7 @@ class BaseModelCache:
         return self._base is not None
 
     def _forget(self) -> None:
-        self._key = self._base = self._adapted = None
+        self._key = self._base = self._adapted = self._slots = None
         self._state = ""
 
 

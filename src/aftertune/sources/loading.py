@@ -262,6 +262,20 @@ def _check_shapes(source: ModelSource) -> None:
                  packed="quantization_config" in read_json(config))
 
 
+def weights_folder(source: ModelSource) -> Path:
+    """The folder with the model's safetensors; of a GGUF, that of its dequantised copy in float32.
+
+    Raises SourceError if no copy of a GGUF can be kept.
+    """
+    if source.gguf_file is None:
+        return source.path
+    folder = cached_copy(source, "model", lambda out: _save_dequantised(source, out))
+    if folder is None:
+        raise SourceError(f"{source.named}: its dequantised copy does not fit into {cache_root()}; free some disk "
+                          "space there, or use the model's safetensors")
+    return folder
+
+
 def base_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
     """Parameter name -> shape of the model as transformers builds it; no weights are loaded."""
     model = _empty_model(source)

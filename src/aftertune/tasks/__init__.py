@@ -7,7 +7,15 @@
 Prompts, few-shot examples, filters and metrics come from lm-eval, through its Python API.
 """
 
-from aftertune.tasks.loading import LoadedTask, LoadOptions, load, questions, subset_tasks, tasks_without
+from aftertune.tasks.loading import (
+    LoadedTask,
+    LoadOptions,
+    load,
+    part_of_task,
+    questions,
+    subset_tasks,
+    tasks_without,
+)
 from aftertune.tasks.scoring import (
     answer_warnings,
     item_warnings,
@@ -22,6 +30,7 @@ __all__ = [
     "answer_warnings",
     "item_warnings",
     "load",
+    "part_of_task",
     "positions_of_items",
     "questions",
     "score_responses",

@@ -520,6 +520,17 @@ def subset_tasks(loaded: Sequence[LoadedTask], chosen: Mapping[str, Collection[i
     return [_subset(task, set(indices)) for task in loaded if (indices := chosen.get(task.settings.task))]
 
 
+def part_of_task(loaded: LoadedTask, indices: Collection[int], name: str) -> LoadedTask:
+    """The task with only the items at these indices, as a task of its own: its settings describe these items alone.
+
+    name: of the part, in the settings.
+    """
+    part = _subset(loaded, set(indices))
+    return replace(part, settings=replace(
+        part.settings, n=len(part.items), part=name, items=digest([i.hash for i in part.items]),
+        prompts=digest([[r.context, r.continuation] for r in part.requests])))
+
+
 def _subset(loaded: LoadedTask, indices: set[int]) -> LoadedTask:
     if len(indices) == len(loaded.items):
         return loaded

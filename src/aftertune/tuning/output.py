@@ -245,19 +245,19 @@ def save(model: Any, method: str, tokenizer: Any, folder: Path) -> None:
         save_method = METHODS[method].save
         if save_method is not None:
             tensors, config = save_method(model)
-            _sort_names(config)
+            sort_names(config)
             save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
             config.save_pretrained(folder)
         else:
             for config in model.peft_config.values():
-                _sort_names(config)
+                sort_names(config)
             # An adapter never has embeddings here. This option keeps PEFT from asking the Hub about the base.
             model.save_pretrained(folder, save_embedding_layers=False)
         tokenizer.save_pretrained(folder)
         set_default_mode(folder)
 
 
-def _sort_names(config: Any) -> None:
+def sort_names(config: Any) -> None:
     """Sort the names of layers in PEFT's config, so that every process writes the same file."""
     for name, value in vars(config).items():
         if isinstance(value, set | frozenset):

@@ -68,13 +68,17 @@ from aftertune.values.evaluation import (
 )
 from aftertune.values.headline import CollapseKind, CollapseSign, Headline, HeadlineState
 from aftertune.values.tuning import (
+    Candidate,
     CheckpointChoice,
+    Cure,
+    CureOutcome,
     ExportedModel,
     Half,
     HeldOut,
     KeptCheckpoint,
     Overlap,
     Question,
+    TaskOutcome,
     Tuning,
     WatchPoint,
 )
@@ -88,6 +92,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "CalibrationShift",
+    "Candidate",
     "Changes",
     "CheckpointChoice",
     "CollapseKind",
@@ -95,6 +100,8 @@ __all__ = [
     "Comparison",
     "ComparisonRow",
     "Contrast",
+    "Cure",
+    "CureOutcome",
     "Difference",
     "Drift",
     "DriftGroup",
@@ -133,6 +140,7 @@ __all__ = [
     "Response",
     "Score",
     "TaskChange",
+    "TaskOutcome",
     "TaskSettings",
     "TextForm",
     "TextShift",

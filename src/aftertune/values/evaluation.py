@@ -64,7 +64,7 @@ class ModelIdentity:
 
 
 #: Fields of TaskSettings that were added after ids were made of the others.
-_LATER_FIELDS = ("code", "template_date", "template_arguments")
+_LATER_FIELDS = ("code", "template_date", "template_arguments", "part")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,8 @@ class TaskSettings:
     empty for lm-eval's own tasks and for tasks without code. template_arguments: further variables of the chat
     template, such as ``enable_thinking``.
     template_date: the date that the chat template wrote, as YYYY-MM-DD; None for a template without a date, or with its
-    own. An evaluation from before there was this field has None too, with the date of the day on which it ran.
+    own. An evaluation from before there was this field has None too, with the date of the day on which it ran. part:
+    which of the sampled items these are ("choose" or "confirm" a cure), "" for all of them.
     """
 
     task: str
@@ -112,6 +113,7 @@ class TaskSettings:
     code: Mapping[str, str] = field(default_factory=dict)
     template_date: str | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    part: str = ""
 
     def hashed(self) -> dict[str, Any]:
         """The fields for the id of an evaluation. A later field is among them where it is set, so older ids stay."""

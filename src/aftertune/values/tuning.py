@@ -94,6 +94,65 @@ class CheckpointChoice:
     report: tuple[WatchPoint, ...] = ()
 
 
+#: What the items that had no part in a choice show of one task, or of the chosen model: for a task that should be kept,
+#: "kept" (a loss beyond its margin is ruled out), "lost" (such a loss is proven), "floor" (the base has nothing to
+#: lose) or "open"; for the target "learned", "lost" or "open". For the model "confirmed", "failed" or "open".
+TaskOutcome = Literal["kept", "learned", "lost", "floor", "open"]
+CureOutcome = Literal["confirmed", "open", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A model that was made without training, such as a fine-tune at strength 0.4.
+
+    parts: strength of each part of the layers ("all", or "lower", "middle" and "upper"), or weight of each member of a
+    blend. result: fingerprint of the model. evaluation: its id, on the items that choose. points: one for each task, on
+    these items, each tested alone. refused: why it may not be chosen, "" if it may.
+    """
+
+    name: str
+    parts: Mapping[str, float]
+    result: str
+    evaluation: str
+    points: tuple[WatchPoint, ...]
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cure:
+    """How a model was made from fine-tunes without training, how it was chosen, and what other items show of it.
+
+    kind: "soften" or "blend". parents: id of each fine-tune -> fingerprint of its model. keep: margin of each task that
+    should be kept, in points. target: the task that shows what was learned, "" without one. chosen: name of a
+    candidate, "" if none may be chosen. confirmed: the chosen candidate on the items that had no part in the choice;
+    tuned: the first parent on the same items. outcomes: by task. tries: models of the same parents that were judged on
+    these tasks so far, with the chosen one; the claims are corrected for it. reason: a sentence. seconds: of scoring
+    each candidate, with writing and loading it; alone: estimate of the same as evaluations of their own, 0
+    where the base was answered from the ledger. base: id of the base's evaluation on the items that choose.
+    """
+
+    kind: str
+    parents: Mapping[str, str]
+    keep: Mapping[str, float]
+    target: str
+    candidates: tuple[Candidate, ...]
+    chosen: str
+    outcome: CureOutcome
+    confirmed: tuple[WatchPoint, ...] = ()
+    tuned: tuple[WatchPoint, ...] = ()
+    outcomes: Mapping[str, TaskOutcome] = field(default_factory=dict)
+    tries: int = 1
+    reason: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    alone: float = 0.0
+    base: str = ""
+
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """Ids of the evaluations on the items that choose."""
+        return (self.base, *(c.evaluation for c in self.candidates))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """The texts of an evaluation item that are searched for in training data. texts: its prompt without few-shot
@@ -152,7 +211,7 @@ class Tuning:
     the half of the items that chooses. checkpoints: those that were kept; choice: which one --keep-best chose.
     final_step: of the weights in ``output``; None in tunings of older versions. states: fingerprints of the
     model at steps whose evaluations are in the ledger, where another trainer made them. exports: what `aftertune
-    export` wrote of it.
+    export` wrote of it. cure: how it was made from other fine-tunes, None for one that was trained.
     """
 
     id: str
@@ -182,6 +241,7 @@ class Tuning:
     final_step: int | None = None
     states: tuple[str, ...] = ()
     exports: tuple[ExportedModel, ...] = ()
+    cure: Cure | None = None
 
     @property
     def results(self) -> tuple[str, ...]:

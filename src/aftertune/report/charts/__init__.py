@@ -10,11 +10,19 @@ The second argument is the width in px. A function returns "" if there is nothin
 """
 
 from aftertune.report.charts.balance import balance_chart, balance_panels
-from aftertune.report.charts.curves import LookCurves, checkpoint_chart, factor_chart, loss_curve, watch_chart, watched
+from aftertune.report.charts.curves import (
+    LookCurves,
+    checkpoint_chart,
+    factor_chart,
+    loss_curve,
+    strength_chart,
+    watch_chart,
+    watched,
+)
 from aftertune.report.charts.forest import contrast_forest, forest, task_forest
 from aftertune.report.charts.positions import position_bars
 from aftertune.report.charts.svg import STYLES, patch, swatch
 
 __all__ = ["STYLES", "LookCurves", "balance_chart", "balance_panels", "checkpoint_chart", "contrast_forest",
-           "factor_chart", "forest", "loss_curve", "patch", "position_bars", "swatch", "task_forest", "watch_chart",
-           "watched"]
+           "factor_chart", "forest", "loss_curve", "patch", "position_bars", "strength_chart", "swatch",
+           "task_forest", "watch_chart", "watched"]

@@ -1,6 +1,7 @@
 """Draws line charts: the loss and the forgetting watch over the steps of a fine-tune, and curves over a factor.
 
     loss_curve(tuning, 760)         training loss, validation loss, held-out loss before and after
+    strength_chart(tuning, 760)     what a fine-tune at less strength gains and loses
     watch_chart(tuning, 760)        the forgetting watch: the change of each task against the base at each step
     checkpoint_chart("orders", LookCurves(points=points, losses={50: 0.31}), 760)      the same from plain values
     factor_chart(factor, 760)       a panel for each measure, a line for each recipe, a small mark for each seed
@@ -9,12 +10,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from aftertune.report import formatting as fmt
 from aftertune.report.charts.svg import INK, WIDE, Sheet, mark, sheet, short, style
+from aftertune.report.cures import strength_points
 from aftertune.report.factors import Curve, Factor, Panel
 from aftertune.report.names import task_title
 from aftertune.values import VERDICT_LABELS, Tuning, WatchPoint
@@ -65,13 +67,29 @@ def watch_chart(tuning: Tuning, width: int) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookCurves:
     """What was measured at the steps of a training. losses: step -> validation loss; last: the last step; final: the
-    step whose weights are handed on; margin: in points, drawn as a band."""
+    step whose weights are handed on; margin: in points, drawn as a band. title, axis: of the chart and
+    of its x axis, on which ``step`` is; chosen: a sentence with ``final``."""
 
     points: Sequence[WatchPoint]
-    losses: Mapping[int, float]
+    losses: Mapping[int, float] = field(default_factory=dict)
     last: int = 0
     final: int | None = None
     margin: float | None = None
+    title: str = "Forgetting watch"
+    axis: str = "step"
+    chosen: str = "The weights that are handed on are those of step {}."
+
+
+def strength_chart(tuning: Tuning, width: int) -> str:
+    """What a fine-tune gains and loses at less strength, on the items that choose; "" where no strength was tried."""
+    if tuning.cure is None:
+        return ""
+    points, chosen = strength_points(tuning.cure)
+    margins = set(tuning.cure.keep.values())
+    return checkpoint_chart(tuning.name, LookCurves(
+        points=points, last=100, final=chosen, margin=margins.pop() if len(margins) == 1 else None,
+        title="Gain and loss against strength", axis="strength, % of the fine-tune",
+        chosen="The strength that was chosen is {} %."), width, key=f"strength {tuning.id}")
 
 
 def checkpoint_chart(name: str, curves: LookCurves, width: int, *, key: str = "") -> str:
@@ -101,24 +119,25 @@ def checkpoint_chart(name: str, curves: LookCurves, width: int, *, key: str = ""
                 _task_lines(axes, own, tasks, curves.margin, last)
             if curves.final is not None:
                 axes.axvline(curves.final, color=INK["accent"], linewidth=1, linestyle=(0, (3, 2)), zorder=0.5)
-            _format_axes(axes, s, last, label)
+            _format_axes(axes, s, last, label, curves.axis)
             top += height + 14
             if top < total - 46:  # only the lowest panel names the steps
                 axes.set_xlabel("")
                 axes.tick_params(axis="x", labelbottom=False)
-        return s.svg(f"Forgetting watch of {name}", _looks_text(curves, points, tasks))
+        return s.svg(f"{curves.title} of {name}", _looks_text(curves, points, tasks))
 
 
 def _looks_text(curves: LookCurves, points: Sequence[WatchPoint], tasks: Sequence[str]) -> str:
     """All figures of a chart of looks, for screen readers."""
+    word = curves.axis.partition(",")[0]
     sentences = [f"{task_title(t)}: " + "; ".join(
-        f"step {p.step} {fmt.points(p.delta)} ({fmt.points_interval(p.low, p.high)}), {VERDICT_LABELS[p.verdict]}"
+        f"{word} {p.step} {fmt.points(p.delta)} ({fmt.points_interval(p.low, p.high)}), {VERDICT_LABELS[p.verdict]}"
         for p in points if p.task == t) + "." for t in tasks]
     if curves.losses:
         sentences.append("Validation loss: " + "; ".join(
             f"step {step} {fmt.raw(loss, 3)}" for step, loss in sorted(curves.losses.items())) + ".")
     if curves.final is not None:
-        sentences.append(f"The weights that are handed on are those of step {curves.final}.")
+        sentences.append(curves.chosen.format(curves.final))
     return " ".join(sentences)
 
 
@@ -146,11 +165,11 @@ def _ends(line: ChartPoints) -> str:
     return ", ".join(f"{fmt.raw(value, 3)} at step {fmt.count(step)}" for step, value in (line[0], line[-1]))
 
 
-def _format_axes(axes: Any, s: Sheet, last: float, label: str) -> None:
-    """Limits, ticks and labels of axes over the steps. last: the last step; label: of the y axis."""
+def _format_axes(axes: Any, s: Sheet, last: float, label: str, along: str = "step") -> None:
+    """Limits, ticks and labels of axes over the steps. last: the last step; label, along: of the y and the x axis."""
     axes.set_xlim(-0.015 * last, 1.015 * last)
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=8 if s.wide else 4)
-    axes.set_xlabel("step", color=INK["muted"], fontsize=10)
+    axes.set_xlabel(along, color=INK["muted"], fontsize=10)
     axes.set_ylabel(label, color=INK["muted"], fontsize=10)
     axes.tick_params(axis="y", length=0)
 

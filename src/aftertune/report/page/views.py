@@ -32,9 +32,10 @@ from aftertune.report.changed_items import (
     shift_text,
 )
 from aftertune.report.changes import TITLE, ChangeTable, change_lines, change_tables, drift_line, missing_lines
-from aftertune.report.charts import contrast_forest, forest, loss_curve, watch_chart, watched
+from aftertune.report.charts import contrast_forest, forest, loss_curve, strength_chart, watch_chart, watched
 from aftertune.report.checkpoints import checkpoint_table, tuning_checkpoints
 from aftertune.report.columns import VerdictLine, verdict_lines, verdict_table
+from aftertune.report.cures import confirmed_lines, cure_table, strength_points
 from aftertune.report.facts import Facts, device_text, evaluation_facts, kind_text, method_text, run_facts, tuning_facts
 from aftertune.report.headline import headline
 from aftertune.report.names import metric_title, task_title
@@ -47,6 +48,7 @@ from aftertune.values import (
     VERDICT_LABELS,
     Comparison,
     Contrast,
+    Cure,
     Evaluation,
     Flip,
     Flips,
@@ -69,6 +71,9 @@ _CONTRAST = ("Mark: the difference between the means over all seeds. Line: its 9
 _WATCH_MARKS = legend({**VERDICT_LABELS, "lower": "forgot (proven)"})
 _WATCH = ("Evaluated during training: the same part of each task for the base and for the model, with 95 % intervals. "
           f"{_WATCH_MARKS}. The 5 % error level covers all tasks and all of these evaluations together.")
+_STRENGTH = ("The fine-tune at less strength against the base, with 95 % intervals, on the items that choose: 0 % is "
+             "the base, 100 % the fine-tune. Each point is tested alone: nothing is claimed from these. Vertical line: "
+             f"the chosen strength. {_WATCH_MARKS}.")
 _HALVES = " The items are the half that chooses a checkpoint; the facts say how it does on the other half."
 
 
@@ -141,6 +146,17 @@ class TuningView:
     checkpoints: tuple[list[str], list[list[str]]] | None
     held_out: tuple[str, str, str, str, str] | None
     facts: Facts
+    cure: CureView | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CureView:
+    """How a model was made from fine-tunes without training. chart: gain and loss against strength; table: heading and
+    cells; lines: what is confirmed."""
+
+    chart: ChartView | None
+    table: tuple[list[str], list[list[str]]]
+    lines: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +237,14 @@ def tuning_view(tuning: Tuning, *, many: bool) -> TuningView:
         checkpoints=checkpoint_table(rows) if (rows := tuning_checkpoints(tuning)) else None,
         watch=figure(partial(watch_chart, tuning), _watch_caption(tuning, validated=validated),
                      [task_title(t) for t in watched(tuning.watch)], marked=False, many=many),
-        held_out=held_out_line(tuning.held_out) if tuning.held_out else None, facts=tuning_facts(tuning))
+        held_out=held_out_line(tuning.held_out) if tuning.held_out else None, facts=tuning_facts(tuning),
+        cure=_cure_view(tuning, tuning.cure, many=many) if tuning.cure else None)
+
+
+def _cure_view(tuning: Tuning, cure: Cure, *, many: bool) -> CureView:
+    chart = figure(partial(strength_chart, tuning), _STRENGTH,
+                   [task_title(t) for t in watched(strength_points(cure)[0])], marked=False, many=many)
+    return CureView(chart=chart, table=cure_table(cure), lines=confirmed_lines(cure))
 
 
 def _watch_caption(tuning: Tuning, *, validated: bool) -> str:

@@ -1,0 +1,17 @@
+"""Gets back what a fine-tune forgot, without training, and proves it on items that had no part in the choice.
+
+    cured = soften("runs/orders", CureRequest(keep={"hellaswag": 2.0}), ledger=ledger)
+    cured = blend(["runs/orders", "runs/chat"], CureRequest(keep={"hellaswag": 2.0}), ledger=ledger)
+
+- choosing: chooses one model on one part of the items, and judges it on the other part
+- trial: scores models that are made from fine-tunes, chooses one, confirms it and writes it
+- parents: finds a fine-tune with a proven base
+- soften: one fine-tune at less strength
+- blend: several fine-tunes of one base
+"""
+
+from aftertune.cure.blend import blend
+from aftertune.cure.soften import soften
+from aftertune.cure.trial import Cured, CureRequest
+
+__all__ = ["CureRequest", "Cured", "blend", "soften"]
