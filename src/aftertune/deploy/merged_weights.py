@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from aftertune.deploy.prompts import prompt_differences, writer
 from aftertune.deploy.rounding import Stored
 from aftertune.errors import InputError
 from aftertune.sources import (
@@ -34,7 +35,7 @@ from aftertune.sources.fingerprint import function_fields
 from aftertune.sources.generation import generation_defaults
 from aftertune.sources.loading import has_tokenizer, load_config
 from aftertune.sources.merged_layers import MergedLayers, MergedWeight
-from aftertune.sources.tensors import HEADS, TensorFolder, is_embedding
+from aftertune.sources.tensors import HEADS, TensorFolder, is_embedding, read_header, weight_files
 from aftertune.sources.tokenizers import differences, with_rows
 from aftertune.tuning.output import stored_dtype
 from aftertune.values import Progress
@@ -55,7 +56,7 @@ FAULTS: Mapping[str, str] = {
     "missing": "missing: # weights",
     "shape": "have another shape: # weights",
     "config": "config.json differs from the base's",
-    "tokenizer": "the tokenizer differs from the base's and from the adapter's",
+    "tokenizer": "the tokenizer differs from the {owner}'s",
     "end tokens": "the end tokens (generation_config.json) differ from the base's",
 }
 
@@ -102,7 +103,7 @@ def check_weights(base: str, adapter: str, merged: str, *, trust_remote_code: bo
     stored_dtype(target)  # raises for quantised weights
     source = with_rows(source, adapter)
     on_base = resolve_adapter(adapter, source, fingerprint_model(source))
-    layers = MergedLayers(source, on_base, stored_dtype(source) or "float32")
+    layers = MergedLayers(source, on_base, _dtype_for(source))
     found = _Comparisons(layers, target, load_config(target))
     for number, weight in enumerate(layers.weights(), 1):
         if progress is not None:
@@ -112,6 +113,13 @@ def check_weights(base: str, adapter: str, merged: str, *, trust_remote_code: bo
     order = list(FAULTS)
     return WeightsCheck(found.weights, found.adapted, tuple(sorted(found.dtypes)), tuple(
         sorted(faults, key=lambda f: order.index(f.kind))), found.kept(), tuple(found.idle), tuple(found.notes()))
+
+
+def _dtype_for(base: ModelSource) -> str:
+    """The dtype in which the base is loaded: that of its files, or float32 if they have several."""
+    stored = stored_dtype(base)  # raises for quantised weights
+    dtypes = {t.dtype for path in weight_files(base.path) for t in read_header(path)} if stored else set()
+    return stored if stored is not None and len(dtypes) == 1 else "float32"
 
 
 @dataclass(slots=True)
@@ -159,8 +167,8 @@ class _Comparisons:
     def _stored(self, weight: MergedWeight) -> Stored | None:
         """The weight in the merged model; a tied head is the embeddings."""
         name: str | None = self.tensors.find(weight.name)
-        if name is None and weight.name.endswith(HEADS) and self.config.get("tie_word_embeddings"):
-            name = next((n for n in self.tensors.infos if is_embedding(n)), None)
+        if weight.name.endswith(HEADS) and self.config.get("tie_word_embeddings"):  # a stored head is not used then
+            name = next((n for n in self.tensors.infos if is_embedding(n)), name)
         return None if name is None else Stored(self.tensors.read(name), self.tensors.infos[name].dtype)
 
     def _kind(self, weight: MergedWeight, stored: Stored, changed: bool) -> str:
@@ -294,15 +302,27 @@ def _ends(source: ModelSource) -> set[int]:
 
 
 def _tokenizer_faults(base: ModelSource, adapter: AdapterSource, merged: ModelSource) -> Iterator[WeightFault]:
-    """What differs in the merged model's tokenizer from that of the adapter's folder, or of the base if it has none."""
+    """What differs in the merged model's tokenizer from that of the adapter's folder, or of the base if it has none.
+
+    A tokenizer that is the base's is right too, unless the adapter brought another one.
+    """
     if not has_tokenizer(merged.path):
         yield WeightFault("tokenizer", "the merged model has no tokenizer", ("copy the base's tokenizer files there",))
         return
-    tokenizer = load_tokenizer(merged)
-    references = [load_tokenizer(base)]
+    tokenizer, owner, reference = load_tokenizer(merged), "base", load_tokenizer(base)
     if has_tokenizer(adapter.path):
-        references.insert(0, load_tokenizer(base, adapter.path))
-    found = [tuple(differences(reference, tokenizer)) for reference in references]
-    if found[0] and (len(found) == 1 or (found[0] and found[-1]) or tuple(differences(*references))):
-        yield WeightFault("tokenizer", FAULTS["tokenizer"] if len(found) > 1 and found[-1] else
-                          f"the tokenizer differs from {'the adapter' if len(found) > 1 else 'the base'}'s", found[0])
+        owner, reference = "adapter", load_tokenizer(base, adapter.path)
+    if found := list(_tokenizer_differences(reference, tokenizer)):
+        yield WeightFault("tokenizer", FAULTS["tokenizer"].format(owner=owner), tuple(found))
+
+
+def _tokenizer_differences(reference: Any, tokenizer: Any) -> Iterator[str]:
+    """What differs in the tokens of a text or in the text of a chat; a chat template, by the prompts that it writes."""
+    for difference in differences(reference, tokenizer):
+        if difference != "the chat template" or not (reference.chat_template and tokenizer.chat_template):
+            yield difference
+            continue
+        prompts = prompt_differences(writer(reference), writer(tokenizer), bos=reference.bos_token)
+        for cause in dict.fromkeys(p.cause for p in prompts):
+            first = next(p for p in prompts if p.cause == cause)
+            yield f"the chat template: {cause} ({first.conversation}: {' '.join(first.diff.splitlines()[:4])})"

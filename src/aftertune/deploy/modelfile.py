@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aftertune.tasks.chat_template import apply_template
 from aftertune.tuning.template import ALPACA, alpaca_prompt
 
 #: The prompt of ``--template alpaca`` (`aftertune.tuning.template`), for one question.
@@ -110,7 +111,7 @@ def _messages(roles: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _prompt(tokenizer: Any, messages: list[dict[str, str]], generate: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
+    return apply_template(tokenizer, messages, generation=generate)
 
 
 def _agrees(found: TurnTexts, tokenizer: Any) -> bool:
