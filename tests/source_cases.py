@@ -80,8 +80,8 @@ def tiny_llama(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2
 
 
 def tiny_adapter(base: Path, out: Path, *, targets: tuple[str, ...] = ("q_proj", "v_proj"),
-                 seed: int = 1) -> Path:
-    """A LoRA adapter of ``base`` with random (not zero) weights, saved by PEFT."""
+                 seed: int = 1, fresh: bool = False) -> Path:
+    """A LoRA adapter of ``base`` with random (not zero) weights, saved by PEFT. fresh: as before the first step."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -90,7 +90,7 @@ def tiny_adapter(base: Path, out: Path, *, targets: tuple[str, ...] = ("q_proj",
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base),
                            LoraConfig(r=4, lora_alpha=8, target_modules=list(targets), task_type="CAUSAL_LM"))
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
+        if "lora_" in name and not fresh:
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(out)
     return out

@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 from aftertune.cli import app
 from aftertune.comparison import compare
 from aftertune.comparison.gate import gate
+from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.report import Results, terminal_table, write_page, write_record
 from aftertune.sources.adapters import has_zero_matrices
 from aftertune.sources.fingerprint import fingerprint_adapter
+from aftertune.study import EvalSpec
 from aftertune.values import (
     Answer,
     Asked,
@@ -35,6 +37,8 @@ from aftertune.values import (
     digest,
 )
 from early_cases import ADAPTED, BASE, settings
+from eval_cases import CHAT, byte_folder
+from source_cases import tiny_adapter
 
 CHOICES = ("yes", "no, never", "perhaps", "it depends")
 #: A task with its responses, one list for each item, and the values of its primary metric.
@@ -381,3 +385,19 @@ def test_a_comparison_of_an_older_version_shows_nothing_of_it(ledger: Ledger) ->
     assert ledger.find_comparison(older.id).changes is None
     assert "What changed" not in write_record(results(ledger, older), title="x")
     assert "The answers are the same" not in shown(older, details=True)
+
+
+def test_the_engine_gives_the_numbers_of_the_base_for_an_adapter_that_was_never_trained(tmp_path: Path, ledger: Ledger
+                                                                                        ) -> None:
+    """The whole way, on a tiny random model: PEFT's fresh adapter has B = 0; one that has learned something has not."""
+    base = byte_folder(tmp_path / "base", template=CHAT, window=4096)
+    effects = {}
+    for name in ("fresh", "other"):
+        tiny_adapter(base, tmp_path / name, fresh=name == "fresh")
+        for side, adapter_ in (("base", None), (name, str(tmp_path / name))):
+            evaluate(EvalSpec.model_validate({"model": str(base), "adapter": adapter_, "name": side, "dtype": "float32",
+                                              "tasks": ({"name": "arc_easy", "sample": 6},), "device": "cpu"}),
+                     ledger=ledger)
+        effects[name] = compare("base", name, ledger=ledger).changes
+    assert (effects["fresh"].no_effect, effects["fresh"].identical) == ("zero adapter", 6)
+    assert (effects["other"].no_effect, effects["other"].text.mean != 0) == ("", True)
