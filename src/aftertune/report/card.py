@@ -305,7 +305,7 @@ def _verdicts(subject: Subject) -> list[str]:
         blocks.append("\n".join(f"- **{o.lead}**: {md.text(o.text)}" for o in sentences))
     for comparison in subject.comparisons:
         blocks += [f"### {md.text(fmt.visible(comparison.tuned_name))} against "
-                   f"{md.text(fmt.visible(comparison.base_name))}", *comparison_blocks(comparison)]
+                   f"{md.text(fmt.visible(comparison.base_name))}", *comparison_blocks(comparison, tables=False)]
     return [*blocks, "In each row both models answered the same items. A verdict is proven at the 5 % level after "
             "Holm's correction over the primary metrics. *worse*: a loss is proven, but not that it exceeds the "
             "margin. *no loss*: it is proven that no more than the margin was lost. *undecided*: nothing is proven."]

@@ -145,15 +145,9 @@ def _move_word(move: LogProbabilityMove) -> str:
 
 
 def _calibration(tasks: Sequence[TaskChange]) -> ChangeTable:
-    rows, sizes = [], []
-    for task in tasks:
-        shift = task.calibration
-        if shift is not None:
-            sizes.append(f"{_title(task)}: {_noise(shift)}")
-            rows.append([
-                _title(task), fmt.count(shift.n), _before_after(shift, "confidence"), _before_after(shift, "accuracy"),
-                f"{_over(shift.base)} → {_over(shift.tuned)} ({_change(shift.overconfidence, 100, 2)})",
-                _brier(shift), _ece(shift)])
+    rows = [[_title(task), fmt.count(shift.n), _before_after(shift, "confidence"), _before_after(shift, "accuracy"),
+             f"{_over(shift.base)} → {_over(shift.tuned)} ({_change(shift.overconfidence, 100, 2)})", _brier(shift),
+             _ece(shift)] for task in tasks if (shift := task.calibration)]
     return ChangeTable(
         "calibration", "Calibration",
         ["Task", "n", "Probability of the chosen answer", "Its accuracy", "Overconfidence (points)", "Brier score",
@@ -161,17 +155,8 @@ def _calibration(tasks: Sequence[TaskChange]) -> ChangeTable:
         "Base → tuned model (change with its 95 % interval). The probabilities are the shares of the choices, as in "
         "expected accuracy; overconfidence is the mean probability of the chosen answer less its accuracy. Brier "
         "score: 0 is best, 2 is worst. ECE is the expected calibration error over groups of equally many items, less "
-        "an estimate of its excess from sampling noise (Kumar, Liang and Ma 2019). " + " ".join(sizes))
-
-
-def _noise(shift: CalibrationShift) -> str:
-    """What the plain calibration error is, and what sampling noise alone would make it."""
-    base, tuned = shift.base.error, shift.tuned.error
-    if base is None or tuned is None:
-        return "too few items for an ECE."
-    return (f"{base.bins} groups of about {fmt.count(shift.n / base.bins)} items; before the noise is subtracted "
-            f"{_points(base.plain)} → {_points(tuned.plain)}, and calibrated models would show "
-            f"{_points(base.by_chance)} → {_points(tuned.by_chance)}.")
+        "an estimate of its excess from sampling noise (Kumar, Liang and Ma 2019); in brackets: the error that "
+        "calibrated models would show by chance with as many items, before the subtraction, and the number of groups.")
 
 
 def _before_after(shift: CalibrationShift, field: str) -> str:
@@ -199,7 +184,10 @@ def _brier(shift: CalibrationShift) -> str:
 
 def _ece(shift: CalibrationShift) -> str:
     base, tuned = shift.base.error, shift.tuned.error
-    return f"{_points(base.debiased)} → {_points(tuned.debiased)}" if base and tuned else fmt.DASH
+    if base is None or tuned is None:
+        return fmt.DASH
+    return (f"{_points(base.debiased)} → {_points(tuned.debiased)} (by chance {_points(base.by_chance)} → "
+            f"{_points(tuned.by_chance)}; {base.bins} groups)")
 
 
 def position_name(position: int) -> str:

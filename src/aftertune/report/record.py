@@ -81,8 +81,11 @@ def score_blocks(evaluation: Evaluation) -> list[str]:
     return [md.table(head, rows)] if rows else []
 
 
-def comparison_blocks(comparison: Comparison, drift: Drift | None = None) -> list[str]:
-    """The content of a comparison; the caller writes the heading. drift: of its models, where it was measured."""
+def comparison_blocks(comparison: Comparison, drift: Drift | None = None, *, tables: bool = True) -> list[str]:
+    """The content of a comparison; the caller writes the heading.
+
+    drift: of its models, where it was measured. tables: also those of what changed beside right and wrong.
+    """
     blocks = []
     if mark := watermark(comparison):
         blocks.append(f"> **{md.text(mark)}**")
@@ -98,7 +101,7 @@ def comparison_blocks(comparison: Comparison, drift: Drift | None = None) -> lis
         blocks.append(f"Format of the answers on {md.text(task_title(shift.task))}: {md.text(comparison.base_name)}: "
                       f"{form_text(shift.base)}; {md.text(comparison.tuned_name)}: {form_text(shift.tuned)}"
                       f"{'; ' + shift_text(shift) if shift.lost else ''}.")
-    blocks += [*change_blocks(comparison), *([md.text(drift_line(drift))] if drift else [])]
+    blocks += [*change_blocks(comparison, tables=tables), *([md.text(drift_line(drift))] if drift else [])]
     minor = [d for d in comparison.differences if not d.blocking]
     if minor:
         blocks.append("Also different: " + "; ".join(
@@ -107,12 +110,14 @@ def comparison_blocks(comparison: Comparison, drift: Drift | None = None) -> lis
     return blocks
 
 
-def change_blocks(comparison: Comparison) -> list[str]:
-    """What changed beside right and wrong: a line and its tables; [] where it was not computed."""
+def change_blocks(comparison: Comparison, *, tables: bool = True) -> list[str]:
+    """What changed beside right and wrong: a line, and its tables; [] where it was not computed."""
     lines = change_lines(comparison)
     if not lines:
         return []
     blocks = [f"**{TITLE}.** {md.text(' '.join(lines))}"]
+    if not tables:
+        return blocks
     for table in change_tables(comparison):
         blocks += [f"*{table.title}*", md.table([md.text(h) for h in table.heads],
                                                 [[md.text(cell) for cell in row] for row in table.rows]),

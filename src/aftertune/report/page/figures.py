@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from markupsafe import Markup
 
@@ -33,6 +34,8 @@ from aftertune.values import VERDICT_LABELS, Comparison
 _WIDTHS = (("wide", 760), ("narrow", 340))
 #: The only width if a page has many charts; it fits every screen.
 _SINGLE_WIDTH = (("any", 340),)
+#: Tasks of one comparison whose positions are drawn; the table beside the charts has all.
+_MOST_BARS = 12
 _CSS_MARK = "/* charts */\n"  # replaced by the styles of all charts
 _MARKS = legend({"lower": "forgot on at least one", "worse": "worse on at least one", "within": "kept on all",
                  "higher": "improved on at least one and kept on the others",
@@ -173,13 +176,13 @@ def _factor_figure(factor: Factor) -> ChartView | None:
 
 
 def position_views(comparison: Comparison) -> list[tuple[str, ChartView]]:
-    """(task, chart) of the positions of the chosen answers, for each task that has them."""
+    """(task, chart) of the positions of the chosen answers, for the first tasks that have them."""
     names = fmt.visible(comparison.base_name), fmt.visible(comparison.tuned_name)
     key = tuple((Markup(patch(ink)), name) for ink, name in zip(BARS, ("right answers", *names), strict=True))
     return [(title, ChartView(tuple((css, Markup(position_bars(title, positions, names, width)))
                                     for css, width in _SINGLE_WIDTH),
                               "", key))
-            for title, positions in positions_of(comparison)]
+            for title, positions in islice(positions_of(comparison), _MOST_BARS)]
 
 
 def with_classes(page: str) -> str:

@@ -191,16 +191,17 @@ def comparison_view(comparison: Comparison, results: Results, flips: list[FlipsV
                 for d in comparison.differences if not d.blocking],
         forms=[(fmt.visible(task_title(f.task)), form_text(f.base), form_text(f.tuned), shift_text(f))
                for f in comparison.forms],
-        changes=_changes_view(comparison, results), flips=flips,
+        changes=_changes_view(comparison, results, many=many), flips=flips,
         changed=[] if flips else changed_items(comparison, results.answers))
 
 
-def _changes_view(comparison: Comparison, results: Results) -> ChangesView | None:
+def _changes_view(comparison: Comparison, results: Results, *, many: bool) -> ChangesView | None:
+    """many: the page has so many comparisons that no bars are drawn."""
     lines = [line for line in (*change_lines(comparison), drift_line(results.drift(comparison))) if line]
     if not lines:
         return None
     return ChangesView(title=TITLE, lines=lines, tables=change_tables(comparison),
-                       positions=position_views(comparison), missing=missing_lines(comparison))
+                       positions=[] if many else position_views(comparison), missing=missing_lines(comparison))
 
 
 def _margins(lines: list[VerdictLine]) -> str:
