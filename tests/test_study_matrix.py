@@ -46,6 +46,35 @@ matrix:
     assert one.data.file == tmp_path / "rows.jsonl"
 
 
+def test_a_whole_part_may_be_an_axis_and_be_excluded_by_its_value(tmp_path):
+    study = load(tmp_path, """
+matrix:
+  base: small
+  data: rows.jsonl
+  replay: [null, {data: general.jsonl, share: 0.3}, "base:100"]
+  anchor: [null, "kl:1"]
+  exclude:
+    - {replay: {data: general.jsonl, share: 0.3}, anchor: "kl:1"}
+  include:
+    - {replay: null, anchor: null, watch: {tasks: {hellaswag: 20}, every: 10}}
+  name: "{replay}-{anchor}"
+""")
+    assert list(study.tunings) == ["none-none", "none-kl-1", "general-0.3-none", "base-100-none", "base-100-kl-1"]
+    assert [t.watch is not None for t in study.tunings.values()] == [True, False, False, False, False]
+    assert study.tunings["general-0.3-none"].replay.data.file == tmp_path / "general.jsonl"
+    assert study.tunings["base-100-kl-1"].replay.base.count == 100
+
+
+def test_the_study_of_cures_changes_one_thing_at_a_time():
+    study = Study.load(Path(__file__).parent.parent / "studies" / "cures_smollm2.yaml")
+    study.check_files()
+    recipes = {(t.learning_rate, t.anchor, str(t.replay and (t.replay.base or t.replay.share)))
+               for t in study.tunings.values()}
+    assert (len(study.tunings), len(recipes)) == (15, 5)
+    assert sum(rate != 1e-3 or anchor is not None or replay != "None" for rate, anchor, replay in recipes) == 4
+    assert sum(t.keep_checkpoints == "all" for t in study.tunings.values()) == 3
+
+
 def test_share_zero_is_no_replay_and_excluded_combinations_are_gone(tmp_path):
     study = load(tmp_path, """
 matrix:

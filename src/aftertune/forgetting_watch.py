@@ -90,6 +90,12 @@ class ForgettingWatch:
             self.say(watch_text(point))
         return points
 
+    def early(self, model: Any, step: int) -> tuple[WatchPoint, ...]:
+        """Evaluate the tasks for the early warning (`aftertune.tuning.early_warning`), on the items of the looks. The
+        family is the number of tasks that can be forgotten."""
+        half = next(iter(self.halves))
+        return self._points(model, step, half, max(len(self.halves[half]) - len(self.targets), 1))
+
     def report(self, model: Any, step: int) -> tuple[WatchPoint, ...]:
         """Evaluate the tasks on the half of the items that has no part in the choice; nothing without halves."""
         return () if self.rule is None else self._points(model, step, "report", len(self.halves["report"]))

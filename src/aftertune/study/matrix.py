@@ -85,6 +85,7 @@ class _Matrix:
     def __init__(self, matrix: Mapping[str, Any], recipe: type[BaseModel]) -> None:
         self.fields = field_paths(recipe)
         self.template = matrix.get("name")
+        self.axes: Combination = {}
         values = dict(self._flat({k: v for k, v in matrix.items() if k not in KEYWORDS}))
         self.axes = {path: value for path, value in values.items() if self._varies(path, value)}
         self.common = {path: value for path, value in values.items() if path not in self.axes}
@@ -152,14 +153,15 @@ class _Matrix:
         yield from (dict(self._flat(entry)) for entry in entries)
 
     def _flat(self, values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-        """(path, value) of each value of a mapping and of its parts."""
+        """(path, value) of each value of a mapping and of its parts; a value of an axis stays whole."""
         for key, value in values.items():
             path = before + SHORT_NAMES.get(str(key), str(key)) if not before else f"{before}{key}"
             if path not in self.fields:
                 keys = sorted({*self.fields, *(SHORT_NAMES if not before else ()), *(() if before else KEYWORDS)})
                 raise InputError(f"`matrix` has an unknown axis {path!r}{nearest(path, keys)}; known: "
                                  f"{', '.join(k for k in keys if '.' not in k)}, and dotted paths such as lora.r")
-            if isinstance(value, Mapping) and spec_of(self.fields[path].annotation) is not None:
+            if isinstance(value, Mapping) and path not in self.axes \
+                    and spec_of(self.fields[path].annotation) is not None:
                 yield from self._flat(value, f"{path}.")
             else:
                 yield path, value

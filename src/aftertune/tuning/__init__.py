@@ -180,7 +180,8 @@ def answers_folder(ledger: Ledger | None) -> Path:
     return (Path(".aftertune") if ledger is None else ledger.database.path.parent) / "replay"
 
 
-def _prepare(spec: TuneSpec, questions: Iterable[Question], look: Look | None, answers: BaseAnswers | None) -> _Job:
+def _prepare(spec: TuneSpec, questions: Iterable[Question], look: Look | None,
+             answers: BaseAnswers | None = None) -> _Job:
     """Resolve source, data, device and recipe; read no weights into memory, except for the answers of the base that are
     replayed and not stored yet.
 
@@ -376,6 +377,7 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
     from aftertune.tuning.batching import choose_layout
     from aftertune.tuning.build import count_trainable
     from aftertune.tuning.callbacks import Hooks
+    from aftertune.tuning.early_warning import EarlyWarning
     from aftertune.tuning.estimate import Meter, estimate_run
     from aftertune.tuning.held_out import Batching, example_losses
     from aftertune.tuning.tokenize import EncodedCorpus, EncodeOptions
@@ -405,9 +407,11 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
     estimate = estimate_run(job.source, spec, rows, (plan.device, plan.dtype))
     meter.begin()
     kept = writing.checkpoints(progress)
+    early = None if plan.backend == "unsloth" else EarlyWarning(spec, learning_rate=plan.learning_rate,
+                                                                tokenizer=tokenizer)
     anchor = make_anchor(plan.anchor, model, spec.method, rows.training)
     trained = train(model, tokenizer, TrainingData(rows.training, layout, anchor), plan, checkpoints,
-                    Hooks(on_step, validate, look, kept))
+                    Hooks(on_step, validate, look, kept, early))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
     progress(len(steps), len(steps), f"held-out loss after training, {len(rows.held_out)} examples")
     result, held_out = writing.hand_on(model, kept, trained.choice)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import sys
 import threading
@@ -35,6 +36,7 @@ from aftertune.values import CheckpointChoice, WatchPoint, restore
 if TYPE_CHECKING:
     from aftertune.study import WatchSpec
     from aftertune.study.anchor import AnchorSetting
+    from aftertune.tuning.early_warning import EarlyWarning
 
 # --- Plan and hooks of a run ---
 
@@ -48,6 +50,11 @@ class Look(Protocol):
     def __call__(self, model: Any, step: int, looks: int) -> tuple[WatchPoint, ...]:
         """One point for each task at ``step``, one of ``looks`` looks. The call at step 0, when the model is still the
         base, returns nothing: it measures what the later looks are compared with."""
+        ...
+
+    def early(self, model: Any, step: int) -> tuple[WatchPoint, ...]:
+        """One point for each task for the early warning. It is none of the looks: it is corrected for the number of
+        tasks alone."""
         ...
 
     def report(self, model: Any, step: int) -> tuple[WatchPoint, ...]:
@@ -95,15 +102,22 @@ class TrainingPlan:
         return self.watch.every if self.watch else self.early_stop[0] if self.early_stop else None
 
 
+def print_on_stderr(line: str) -> None:
+    """Print a line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """Functions that a run calls: after each step, for a validation, and to evaluate tasks. kept: writes the
-    checkpoints that are kept."""
+    checkpoints that are kept. early: warns in the first steps; say: prints its warning."""
 
     on_step: StepCallback
     validate: Validate | None = None
     look: Look | None = None
     kept: KeptCheckpoints | None = None
+    early: EarlyWarning | None = None
+    say: Callable[[str], None] = print_on_stderr
 
 
 # --- Control between steps ---
@@ -113,7 +127,8 @@ class RunControl:
     """The state of one run between its steps.
 
     stopped: why it ended before its last step, else "". finished: the checkpoint that it continues from is at the end
-    of the training. losses: step -> validation loss. choice: the checkpoint that the plan's rule chose so far.
+    of the training. losses: step -> validation loss. choice: the checkpoint that the plan's rule chose so far. warning:
+    the early warning, "" for none.
     """
 
     def __init__(self, plan: TrainingPlan, hooks: Hooks, checkpoints: Checkpoints) -> None:
@@ -124,7 +139,7 @@ class RunControl:
         self.points: list[WatchPoint] = []
         self.losses: dict[int, float] = {}
         self.choice: CheckpointChoice | None = None
-        self.stopped, self.interrupted, self.finished = "", False, False
+        self.stopped, self.interrupted, self.finished, self.warning = "", False, False, ""
         self._saved = time.monotonic()
 
     def attach(self, trainer: Any, checkpoint: Path | None) -> None:
@@ -132,11 +147,14 @@ class RunControl:
         self.trainer = trainer
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
         self.finished, self.stopped = bool(state.get("finished")), str(state.get("stopped", ""))
+        self.warning = str(state.get("warning", ""))
+        done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         if self.hooks.look is not None and not self.finished:
             with evaluation_mode(trainer.model):
                 self.hooks.look(trainer.model, 0, 0)
+        self._start_early(done)
         if self.hooks.kept is not None:
-            self.hooks.kept.restore(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+            self.hooks.kept.restore(done)
         if checkpoint is None:
             return
         trainer.splits = state["parts"]
@@ -159,6 +177,7 @@ class RunControl:
         watch = self.plan.watch
         if watch is not None and (step % watch.every == 0 or step >= self.trainer.state.max_steps):
             metrics |= self._look(step, watch)
+        metrics |= self._warn(step)
         every = self.plan.look_every
         if every is not None and (step % every == 0 or step >= self.trainer.state.max_steps):
             self._keep(step)
@@ -166,6 +185,29 @@ class RunControl:
             self.trainer.control.should_training_stop = True
             self.trainer.control.should_save = False  # the next run would resume from a checkpoint here
         return metrics
+
+    def _start_early(self, done: int) -> None:
+        """Store what the base predicts, if the early warning still looks after ``done`` steps. The model is the
+        base."""
+        early, total = self.hooks.early, total_steps(self.trainer)
+        if early is not None and not self.finished and (at := early.step(total)) is not None and done < at:
+            with evaluation_mode(self.trainer.model):
+                early.start(self.trainer.model, total)
+
+    def _warn(self, step: int) -> dict[str, float]:
+        """Look for the early warning if it is due at this step; returns the drift as a metric of the step."""
+        early, look = self.hooks.early, self.hooks.look
+        if early is None or step != early.step(self.trainer.state.max_steps):
+            return {}
+        with evaluation_mode(self.trainer.model):
+            points = look.early(self.trainer.model, step) if look is not None and self.plan.watch else ()
+            finding = early.check(self.trainer.model, step, points)
+        if finding is None:
+            return {}
+        self.warning = finding.text
+        if finding.text:
+            self.hooks.say(finding.text)
+        return {"early_kl": finding.kl}
 
     def _look(self, step: int, watch: WatchSpec) -> dict[str, float]:
         """Evaluate the watched tasks; returns the change of each as a metric of this step."""
@@ -242,7 +284,8 @@ class RunControl:
                     parameter.copy_(self.best[name])
 
     def notes(self) -> Iterator[str]:
-        """Notes on memory and on how the run ended. They are stored with the tuning."""
+        """Notes on memory, the early warning and on how the run ended. They are stored with the tuning."""
+        yield from filter(None, [self.warning, self.hooks.early.note if self.hooks.early else ""])
         if self.trainer.splits > 1:
             yield (f"out of memory: each batch was split in {self.trainer.splits}; the effective batch size is "
                    "unchanged")
@@ -306,7 +349,7 @@ class RunControl:
             "parts": self.trainer.splits, "best_loss": self.best_loss if self.best else None,
             "best_step": self.best_step, "waited": self.waited,
             "points": [asdict(point) for point in self.points], "finished": finished, "stopped": self.stopped,
-            "losses": self.losses, "choice": asdict(self.choice) if self.choice else None}))
+            "warning": self.warning, "losses": self.losses, "choice": asdict(self.choice) if self.choice else None}))
         self.checkpoints.seal(checkpoint, self.plan.device)
         self._saved = time.monotonic()
 
@@ -338,6 +381,17 @@ class RunControl:
         if self.interrupted and not self.stopped and state.global_step < state.max_steps:
             raise KeyboardInterrupt(f"stopped after step {state.global_step} of {state.max_steps}; its checkpoint is "
                                     "kept; run the same command again to resume")
+
+
+def total_steps(trainer: Any) -> int:
+    """The number of steps that a trainer will do, as transformers counts them."""
+    arguments = trainer.args
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    batches = math.ceil(len(trainer.train_dataset) / arguments.train_batch_size)
+    steps = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    total: int = math.ceil(arguments.num_train_epochs * steps)
+    return total
 
 
 @contextlib.contextmanager
