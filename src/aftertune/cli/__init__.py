@@ -27,6 +27,7 @@ VERBS = {
     "soften": "cure:soften",
     "blend": "cure:blend",
     "check-merge": "deploy:check_merge",
+    "check-deploy": "check_deploy:check_deploy",
     "templates": "tune:templates",
     "compare": "compare:compare",
     "flips": "compare:flips",

@@ -26,7 +26,7 @@ from aftertune.comparison.average import all_rows, average_name
 from aftertune.comparison.changes import find_changes
 from aftertune.comparison.clusters import with_clusters
 from aftertune.comparison.collapse import find_signs
-from aftertune.comparison.compatibility import differences, find_differences, refusal_message
+from aftertune.comparison.compatibility import differences, find_differences, refusal_message, setting_of
 from aftertune.comparison.early_rows import is_stopped
 from aftertune.comparison.expected_accuracy import answers_and_questions, choose_primary, chosen_metrics
 from aftertune.comparison.lineage import earlier_looks, find_relation
@@ -52,7 +52,7 @@ __all__ = ["choose_primary", "compare", "compare_again", "differences", "find_fi
 
 
 def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins = MARGIN,
-            ledger: Ledger | None = None, force: bool = False, common: bool = False,
+            ledger: Ledger | None = None, force: bool | Collection[str] = False, common: bool = False,
             tasks: Collection[str] = (), save: bool = True) -> Comparison:
     """Compare two finished evaluations item by item, store the comparison in the ledger and return it.
 
@@ -62,7 +62,8 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     base, tuned: evaluations, or their ids or names in the ledger. margins: one for all, or one for each task or group
     ("*" for all others). A margin is a fraction (0.02 is two points); for a task whose metric is no share it is in the
     unit of the metric and must be given by the name of the task, else the task is not tested. The default is 0.02.
-    force: compare the items that both have in spite of blocking differences, and mark the result. common: pair on the
+    force: compare the items that both have in spite of blocking differences, and mark the result; or names of settings
+    that may differ, which are then listed and mark nothing. common: pair on the
     items that both have where the samples differ. tasks: only these tasks, or those of these groups; they are then the
     family. "average" among them is the average over all tasks (`comparison.average`). Raises NotComparable (with its
     differences) and InputError (margin, task, unknown or unfinished evaluation).
@@ -85,19 +86,30 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     of_tasks = [r for r in rows if not r.average_of]
     looked = earlier_looks(left, right, ledger)
     changes = find_changes(left, right, pairs, of_tasks, ledger, forced=forced)
+    if changes is not None and (relation.relation in _SAME or not isinstance(force, bool)):
+        changes = replace(changes, no_effect="")  # equal answers are what two forms of one model should give
     rows = tuple(replace(r, note="; ".join(filter(None, (
         _no_effect_note(r, changes), r.note, _looked_note(r, looked))))) for r in rows)
     used = {p.settings.task: margin_of(margins, "share", p.settings.task, *p.settings.groups, primary=False)
             for p in pairs} | {r.task: r.margin for r in rows if r.primary and (not r.average_of or (
                 isinstance(margins, Mapping) and r.task in margins))}  # an id without a margin for it stays
     comparison = Comparison(
-        id="c-" + digest([left.id, right.id, used, *(["common"] if common else []),
+        id="c-" + digest([left.id, right.id, used, *(["common"] if common else []), *_allowed(force),
                           *chosen_metrics(left, pairs, ledger)])[:10], base=left.id,
         tuned=right.id, base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
         origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)), rules=RULES,
         signs=() if forced else find_signs(of_tasks, pairs, left, right), changes=changes)
     return _save(comparison, ledger) if save else comparison
+
+
+#: Relations in which equal answers are no sign of a fine-tune without effect.
+_SAME = ("same model", "siblings")
+
+
+def _allowed(force: bool | Collection[str]) -> list[list[str]]:
+    """The part of an id that says which settings may differ."""
+    return [] if isinstance(force, bool) else [sorted(force)]
 
 
 def _no_effect_note(row: ComparisonRow, changes: Changes) -> str:
@@ -159,8 +171,8 @@ def _check_tasks(left: Evaluation, right: Evaluation, tasks: Collection[str]) ->
                              f"their tasks: {', '.join(sorted(names))}")
 
 
-def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, force: bool = False, common: bool = False,
-          tasks: Collection[str] = ()) -> tuple[list[Pair], tuple[Difference, ...]]:
+def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, force: bool | Collection[str] = False,
+                     common: bool = False, tasks: Collection[str] = ()) -> tuple[list[Pair], tuple[Difference, ...]]:
     """The paired answers of the tasks that both have, and the differences. Raises NotComparable where these block."""
     if left.id == right.id:
         raise InputError(f"base and tuned are the same evaluation, {left.name} ({left.id}); name the base first, then "
@@ -170,9 +182,11 @@ def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, for
              for t in left.tasks if right.task(t.task) and (not tasks or {t.task, *t.groups} & set(tasks))]
     counts = {p.settings.task: p.counts for p in pairs if not is_stopped(left, right, p.settings.task)}
     found = find_differences(left, right, counts, common=common, tasks=tasks)
+    if not isinstance(force, bool):
+        found = tuple(replace(d, blocking=d.blocking and setting_of(d) not in force) for d in found)
     blocking = tuple(d for d in found if d.blocking)
     usable = [p for p in pairs if p.left]
-    if (blocking and not force) or not usable:
+    if (blocking and force is not True) or not usable:
         raise NotComparable(refusal_message(left, right, blocking, forcible=bool(usable)), blocking)
     return usable, found
 

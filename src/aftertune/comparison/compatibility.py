@@ -68,11 +68,16 @@ def refusal_message(left: Evaluation, right: Evaluation, blocking: Sequence[Diff
     more = f" and {len(blocking) - _LISTED} more" if len(blocking) > _LISTED else ""
     reason = f"they differ in {'; '.join(listed)}{more}" if listed else "they share no answered item"
     remedy = "run both under the same settings, or force it (--force)"
-    if listed and all(d.field.split(" ")[0].rpartition(".")[2] in _ITEM_FIELDS for d in blocking):
+    if listed and all(setting_of(d) in _ITEM_FIELDS for d in blocking):
         remedy = "run both on the same items, or compare the items that both have (--common)"
     if not forcible:
         remedy = "evaluate both on the same items"
     return f"{left.name} and {right.name} cannot be compared: {reason}; {remedy}"
+
+
+def setting_of(difference: Difference) -> str:
+    """The setting that differs, without the tasks in which it does."""
+    return difference.field.split(" ")[0].rpartition(".")[2]
 
 
 def _field_name(field: str, tasks: Sequence[str]) -> str:

@@ -64,12 +64,13 @@ class GgufExport:
     new: bool = True
 
 
-def export_gguf(word: str, kinds: Sequence[str], out: Path, *, ledger: Ledger, progress: Progress | None = None
-                ) -> GgufExport:
+def export_gguf(word: str, kinds: Sequence[str], out: Path, *, ledger: Ledger, progress: Progress | None = None,
+                merged: Path | None = None) -> GgufExport:
     """Write a finished tuning as GGUF files to the new folder ``out``. word: its folder, id or name.
 
-    kinds: names of types, such as "f16" or "q4_k_m". Raises InputError (unknown type, existing folder), SourceError
-    (a model that cannot be converted), ResourceError (a program is missing) or StorageError (no space).
+    kinds: names of types, such as "f16" or "q4_k_m". merged: whole weights of the tuning that exist already. Raises
+    InputError (unknown type, existing folder), SourceError (a model that cannot be converted), ResourceError (a program
+    is missing) or StorageError (no space).
     """
     kinds, progress = llama_cpp.check_names(kinds), progress or (lambda *_: None)
     tuning = read_tuning(word, ledger)
@@ -83,7 +84,7 @@ def export_gguf(word: str, kinds: Sequence[str], out: Path, *, ledger: Ledger, p
         with disk_errors(out, _AGAIN):
             out.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
-            with _merged(tuning, temporary, progress) as model:
+            with _merged(tuning, temporary, progress, merged) as model:
                 export = _Export(tuning, model, temporary, kinds, quantizer)
                 _check_space(export, out)
                 converter, programs = export.write(progress)
@@ -125,8 +126,11 @@ def _existing(out: Path, tuning: Tuning, kinds: Sequence[str]) -> GgufExport | N
 
 
 @contextmanager
-def _merged(tuning: Tuning, folder: Path, progress: Progress) -> Iterator[ModelSource]:
-    """The folder of the tuning's whole weights, merged into ``folder`` where the tuning has none."""
+def _merged(tuning: Tuning, folder: Path, progress: Progress, known: Path | None = None) -> Iterator[ModelSource]:
+    """The folder of the tuning's whole weights: ``known``, or its own, or one that is merged into ``folder``."""
+    if known is not None:
+        yield resolve_model(str(known))
+        return
     if not writes_adapter(tuning.method):
         yield resolve_model(tuning.output)
         return
@@ -134,13 +138,30 @@ def _merged(tuning: Tuning, folder: Path, progress: Progress) -> Iterator[ModelS
     if tuning.merged is not None and merged_fingerprint(Path(tuning.output)) == tuning.merged:
         yield resolve_model(str(kept))
         return
+    made = folder / FOLDER
+    _merge_into(tuning, made, progress)
+    yield resolve_model(str(made))
+    remove_path(made)
+
+
+def _merge_into(tuning: Tuning, folder: Path, progress: Progress) -> None:
     progress(0, 0, "merging the adapter into the base")
     base = resolve_model(tuning.base.source, revision=tuning.base.revision,
                          trust_remote_code=tuning.base.trust_remote_code)
-    made = folder / FOLDER
-    merge(base, resolve_adapter(tuning.output, base, tuning.base), made, dtype=str(tuning.settings["dtype"]))
-    yield resolve_model(str(made))
-    remove_path(made)
+    merge(base, resolve_adapter(tuning.output, base, tuning.base), folder, dtype=str(tuning.settings["dtype"]))
+
+
+def merged_weights(tuning: Tuning, out: Path, progress: Progress) -> Path:
+    """The folder of a tuning's whole weights: its own, or ``out/merged``, which is made where it does not exist."""
+    if not writes_adapter(tuning.method):
+        return Path(tuning.output)
+    if (own := Path(tuning.output) / FOLDER).is_dir():
+        return own
+    if not (out / FOLDER).is_dir():
+        with disk_errors(out, _AGAIN):
+            out.mkdir(parents=True, exist_ok=True)
+        _merge_into(tuning, out / FOLDER, progress)
+    return out / FOLDER
 
 
 @dataclass(frozen=True, slots=True)

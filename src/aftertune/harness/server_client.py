@@ -187,7 +187,25 @@ def reported(client: ServerClient, model: str) -> dict[str, Any]:
     return {k: v for k, v in facts.items() if v not in (None, "")}
 
 
+def served_models(client: ServerClient) -> list[str]:
+    """The names of the models that a server lists; of a path (llama.cpp) its last part. [] where it lists none."""
+    return [_last(name) for name in _entries(client)]
+
+
 def _listed(client: ServerClient, model: str) -> Mapping[str, Any]:
+    """What the server lists of a model; {} if it lists no models."""
+    entries = _entries(client)
+    files = {_last(name): row for name, row in entries.items()}
+    for name in (model, f"{model}:latest"):  # Ollama adds the tag
+        if found := entries.get(name) or files.get(name):
+            return dict(found)
+    if entries:
+        raise InputError(f"the server {client.url} has no model {model!r}{nearest(model, list(files))}; it has: "
+                         f"{', '.join(list(files)[:5])}")
+    return {}
+
+
+def _entries(client: ServerClient) -> dict[str, dict[str, Any]]:
     try:
         found = client.get("models")
     except Refused as error:
@@ -196,15 +214,12 @@ def _listed(client: ServerClient, model: str) -> Mapping[str, Any]:
                                 f"variable {KEY}") from None
         return {}
     rows = found.get("data") if isinstance(found, dict) else None
-    entries = {str(row.get("id")): row for row in rows or () if isinstance(row, dict)}
-    files = {name.replace("\\", "/").rpartition("/")[2]: row for name, row in entries.items()}  # llama.cpp names paths
-    for name in (model, f"{model}:latest"):  # Ollama adds the tag
-        if found_entry := entries.get(name) or files.get(name):
-            return dict(found_entry)
-    if entries:
-        raise InputError(f"the server {client.url} has no model {model!r}{nearest(model, list(files))}; it has: "
-                         f"{', '.join(list(files)[:5])}")
-    return {}
+    return {str(row.get("id")): row for row in rows or () if isinstance(row, dict)}
+
+
+def _last(name: str) -> str:
+    """The name of a file in the place of its path, which is how llama.cpp names a model."""
+    return name.replace("\\", "/").rpartition("/")[2]
 
 
 def _llama_cpp(client: ServerClient, model: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Prompts, few-shot examples, filters and metrics come from lm-eval, through its P
 from aftertune.tasks.loading import (
     LoadedTask,
     LoadOptions,
+    find_tasks,
     load,
     part_of_task,
     questions,
@@ -28,6 +29,7 @@ __all__ = [
     "LoadOptions",
     "LoadedTask",
     "answer_warnings",
+    "find_tasks",
     "item_warnings",
     "load",
     "part_of_task",

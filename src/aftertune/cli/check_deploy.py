@@ -1,0 +1,182 @@
+"""Implements ``check-deploy``, which finds the form of a fine-tune that lost something on its way to where it runs.
+
+    aftertune check-deploy orders --chain adapter,merged,gguf:q8_0,openai:http://127.0.0.1:8080 --target orders.jsonl
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aftertune.cli.console import emit, margin_error, progress
+from aftertune.cli.options import JsonFlag, comma_separated
+from aftertune.errors import GateFailed, InputError
+from aftertune.study import TargetSpec, TaskSpec, checked
+
+if TYPE_CHECKING:
+    from aftertune.deploy import ChainCheck, CheckedLink
+    from aftertune.values import Comparison, ComparisonRow
+    from aftertune.values.headline import CollapseKind
+
+#: Sign of collapse -> what a link does.
+_COLLAPSE: dict[CollapseKind, str] = {
+    "guessing": "it scores like a guess", "endless": "its texts do not end",
+    "one_choice": "it always takes the same choice", "empty": "its texts are empty",
+    "one_answer": "it always gives the same answer"}
+
+
+def check_deploy(
+    tuning: Annotated[str, typer.Argument(help="A finished fine-tune: its folder, id or name.")],
+    chain: Annotated[str, typer.Option(
+        help="Links, separated by commas: adapter, merged, gguf:TYPE, llamacpp:TYPE (llama.cpp in this process), "
+             "openai:URL or openai:URL#MODEL (a server).")] = "adapter,merged,gguf:q8_0",
+    tasks: Annotated[str, typer.Option(help="Benchmarks that each link is asked, separated by commas.")] = "",
+    sample: Annotated[int | None, typer.Option(min=1, help="Random items of each benchmark.")] = None,
+    target: Annotated[Path | None, typer.Option(
+        help="JSONL file of held-out prompts and completions: what the fine-tune taught.")] = None,
+    target_match: Annotated[str, typer.Option(help="When an answer is right: json, exact or regex.")] = "exact",
+    target_pattern: Annotated[str | None, typer.Option(help="Regular expression for --target-match regex.")] = None,
+    target_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to the target in tokens.")] = 128,
+    chat: Annotated[bool, typer.Option(
+        "--chat/--no-chat", help="Ask the target with the model's chat template.")] = True,
+    margin: Annotated[float, typer.Option(help="Points; a smaller loss counts as no loss.")] = 2.0,
+    out: Annotated[Path | None, typer.Option(
+        help="Folder for merged weights and GGUF files. Default: exports/NAME-deploy.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask each form of a fine-tune the same items; exit with 1 if one lost something, and name the first that did."""
+    from aftertune.deploy import check_chain
+    from aftertune.ledger import Ledger
+    from aftertune.sources.cache import path_part
+
+    if not 0 < margin <= 100:
+        raise margin_error(f"{margin:g}")
+    specs = [TaskSpec(name=task, sample=sample) for task in comma_separated(tasks)] if tasks else []
+    if target is not None:
+        spec = checked(TargetSpec, file=target, match=target_match, pattern=target_pattern, max_tokens=target_tokens)
+        specs.insert(0, TaskSpec(name=target.stem, target=spec, apply_chat_template=chat))
+    if not specs:
+        raise InputError("check-deploy: nothing to ask; give --target FILE (what the fine-tune taught), --tasks, or "
+                         "both")
+    folder = out or Path(f"exports/{path_part(Path(tuning).name)}-deploy")
+    with Ledger() as ledger, progress() as update:
+        check = check_chain(tuning, comma_separated(chain), specs, ledger=ledger, out=folder, margins=margin / 100,
+                            progress=update)
+    if as_json:
+        emit(check_object(check))
+    else:
+        show_check(check)
+    if (broken := check.broken) is not None:
+        raise GateFailed(f"the first broken link of {check.tuning.name} is {broken.link.name}: {reason(broken)}")
+
+
+def reason(link: CheckedLink) -> str:
+    """Why a link is broken, in one sentence."""
+    from aftertune.report.names import task_title
+
+    if link.faults:
+        return link.faults[0]
+    if link.losses:
+        return "; ".join(f"{task_title(row.task)} {_difference(row)}" for row in link.losses)
+    return "; ".join(dict.fromkeys(f"{_COLLAPSE[s.kind]} on {task_title(s.task)}" for s in link.collapse))
+
+
+def _difference(row: ComparisonRow) -> str:
+    """The difference with its interval, in points or in the metric's own unit."""
+    from aftertune.report.table import difference_text, interval_text
+
+    return f"{difference_text(row, row.delta)} ({interval_text(row)})"
+
+
+def show_check(check: ChainCheck) -> None:
+    """Print the scores of each link with its differences, and a sentence about the whole chain."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from aftertune.cli.streams import rich_console
+    from aftertune.report.formatting import visible
+
+    console = rich_console()
+    console.print(Text(f"{check.tuning.name}: {len(check.links)} links, each asked the same items"))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("link")
+    table.add_column("task")
+    table.add_column("score", justify="right")
+    for heading in ("against the link before", "against the first"):
+        table.add_column(heading)
+    for link in check.links:
+        for n, (task, score) in enumerate(_scores(link).items()):
+            cells = [_cell(comparison, task) for comparison in (link.before, link.first)]
+            table.add_row(visible(link.link.name) if n == 0 else "", visible(task), score, *cells)
+    console.print(table)
+    for link in check.links:
+        if link.weights is not None:
+            word = "each merged weight is the base with the adapter" if link.weights.same else link.faults[0]
+            console.print(Text(f"{link.link.name}: {word}"))
+        if link.before is not None and (note := _moved(link.before)):
+            console.print(Text(f"{link.link.name}: {note}"))
+    if check.by_letter:
+        console.print(Text("note: multiple-choice tasks were asked by letter, because a link gives no log-likelihoods"))
+    for note in check.notes:
+        console.print(Text(f"note: {note}"))
+    console.print(Text(summary(check), "bold"))
+
+
+def summary(check: ChainCheck) -> str:
+    """What is known of the chain in one sentence."""
+    if (broken := check.broken) is not None:
+        return f"The first broken link is {broken.link.name}: {reason(broken)}."
+    rows = [row for link in check.links if link.first for row in link.first.rows if row.primary and not row.average_of]
+    unknown = sorted({row.task for row in rows if row.verdict in ("undecided", "worse", None)})
+    if not unknown:
+        return "No link lost anything, up to the margin: every task is proven for every link."
+    return (f"No link is shown to be broken. It is not proven that nothing beyond the margin was lost on "
+            f"{', '.join(unknown)}: more items would tell.")
+
+
+def _scores(link: CheckedLink) -> dict[str, str]:
+    """The primary score of each task, as text."""
+    from aftertune.report.formatting import percent, raw
+
+    scores = [s for s in link.evaluation.scores if s.primary and not s.group]
+    return {s.task: percent(s.value) if s.fraction else raw(s.value) for s in scores}
+
+
+def _cell(comparison: Comparison | None, task: str) -> str:
+    if comparison is None:
+        return ""
+    from aftertune.values.comparison import verdict_label
+
+    row = next((r for r in comparison.rows if r.task == task and r.primary), None)
+    if row is None:
+        return "not compared"
+    label = verdict_label(row.verdict, lineage=False) if row.verdict else "not tested"
+    return f"{_difference(row)} {label}"
+
+
+def _moved(comparison: Comparison) -> str:
+    """How far the answers are the same as those of the link before."""
+    from aftertune.report.changes import change_lines
+
+    return " ".join(change_lines(comparison)[-1:])
+
+
+def check_object(check: ChainCheck) -> dict[str, Any]:
+    """The check as ``check-deploy --json`` prints it."""
+    def rows(comparison: Comparison | None) -> list[dict[str, Any]] | None:
+        return None if comparison is None else [
+            {"task": r.task, "metric": r.metric, "verdict": r.verdict, "delta": r.delta, "low": r.low, "high": r.high,
+             "n": r.n} for r in comparison.rows if r.primary]
+
+    broken = check.broken
+    return {"tuning": check.tuning.id, "broken": broken.link.name if broken else None,
+            "reason": reason(broken) if broken else None, "summary": summary(check), "by_letter": check.by_letter,
+            "notes": list(check.notes),
+            "links": [{"name": link.link.name, "evaluation": link.evaluation.id, "engine": link.evaluation.engine,
+                       "engine_note": link.evaluation.engine_note, "stated": dict(link.evaluation.stated),
+                       "scores": {s.task: s.value for s in link.evaluation.scores if s.primary and not s.group},
+                       "against_before": rows(link.before), "against_first": rows(link.first),
+                       "weights_same": link.weights.same if link.weights else None, "faults": list(link.faults)}
+                      for link in check.links]}

@@ -1,0 +1,231 @@
+"""Asks every form in which a fine-tune is handed on the same items, and finds the first form that lost something.
+
+    check = check_chain("orders", ("adapter", "merged", "gguf:q8_0", "openai:http://127.0.0.1:8080"), tasks,
+                        ledger=ledger, out=Path("orders-deploy"))
+    check.broken              None, or the first link with a proven loss or a fault
+    check.links[2].first      the comparison of gguf:q8_0 with the first link
+
+Links:
+
+    adapter        the fine-tune as it was trained (an adapter on its base, or whole weights)
+    merged         its merged weights, which are also compared with base and adapter tensor by tensor
+    gguf:TYPE      an exported GGUF file; aftertune computes with exactly its weights
+    llamacpp:TYPE  the same file in llama.cpp itself, in this process
+    openai:URL     a server with OpenAI's API; openai:URL#NAME where it serves several models
+
+Each link is compared with the one before and with the first, by the verdicts of `aftertune.comparison`. Servers write
+prompts with their own chat template: this is part of what is checked, so it does not block a comparison. Where a link
+gives no log-likelihoods, all links are asked multiple-choice tasks by letter (`aftertune.tasks.letters`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from aftertune.comparison import compare
+from aftertune.comparison.margins import MARGIN, Margins
+from aftertune.deploy.export import export_gguf, file_name, merged_weights
+from aftertune.deploy.llama_cpp import check_names
+from aftertune.deploy.merged_weights import WeightsCheck, check_weights
+from aftertune.errors import InputError
+from aftertune.evaluation import evaluate
+from aftertune.harness.server_client import ServerClient, served_models
+from aftertune.methods import writes_adapter
+from aftertune.study import EvalSpec, TaskSpec
+from aftertune.study.fields import server_url
+from aftertune.tasks import LoadOptions, find_tasks
+from aftertune.tuning import read_tuning
+from aftertune.values import CollapseSign, Comparison, ComparisonRow, Evaluation, Progress, Tuning
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
+
+LinkKind = Literal["adapter", "merged", "gguf", "llamacpp", "openai"]
+#: Settings that the chat template of a server may change.
+OF_TEMPLATE = frozenset({"chat_template", "template_date", "template_arguments", "prompts"})
+_KINDS: tuple[LinkKind, ...] = ("adapter", "merged", "gguf", "llamacpp", "openai")
+_EXAMPLE = "adapter,merged,gguf:q8_0,llamacpp:q8_0,openai:http://127.0.0.1:8080"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One form of a fine-tune. name: as it was given; detail: the type of a file, or the address of a server; model:
+    the name of the model on a server, "" for the only one."""
+
+    name: str
+    kind: LinkKind
+    detail: str = ""
+    model: str = ""
+
+    @property
+    def scores(self) -> bool:
+        """False where it surely gives no log-likelihoods of given answers."""
+        return self.kind not in ("llamacpp", "openai")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedLink:
+    """A link with its answers. first, before: its comparison with the first link and with the one before; None for the
+    first. faults: what is wrong with its files."""
+
+    link: Link
+    evaluation: Evaluation
+    first: Comparison | None = None
+    before: Comparison | None = None
+    weights: WeightsCheck | None = None
+    faults: tuple[str, ...] = ()
+
+    @property
+    def losses(self) -> tuple[ComparisonRow, ...]:
+        """The tasks on which a loss beyond the margin is proven, against the link before or against the first."""
+        found = {row.task: row for comparison in (self.first, self.before) if comparison
+                 for row in comparison.rows if row.primary and row.verdict == "lower"}
+        return tuple(found.values())
+
+    @property
+    def broken(self) -> bool:
+        """True where its files have a fault, a loss is proven, or its answers collapsed."""
+        return bool(self.faults or self.losses or self.collapse)
+
+    @property
+    def collapse(self) -> tuple[CollapseSign, ...]:
+        """The signs of collapse that the link before, or the first one, does not have."""
+        return tuple(sign for comparison in (self.before, self.first) if comparison
+                     for sign in comparison.signs if not sign.base_too)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainCheck:
+    """The checked links, in the order in which they were given."""
+
+    tuning: Tuning
+    links: tuple[CheckedLink, ...]
+    by_letter: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def broken(self) -> CheckedLink | None:
+        """The first link that is broken."""
+        return next((link for link in self.links if link.broken), None)
+
+
+def parse_links(words: Sequence[str]) -> tuple[Link, ...]:
+    """The links of a chain. Raises InputError for an unknown one, one that is given twice, and fewer than two."""
+    links = []
+    for word in words:
+        kind, _, detail = word.partition(":")
+        if kind not in _KINDS or bool(detail) != (kind in ("gguf", "llamacpp", "openai")):
+            raise InputError(f"--chain {word}: unknown link; the links are adapter, merged, gguf:TYPE, llamacpp:TYPE "
+                             f"and openai:URL, for example {_EXAMPLE}")
+        model = ""
+        if kind == "openai":
+            detail, _, model = detail.partition("#")
+            try:
+                detail = server_url(detail)
+            except ValueError as error:
+                raise InputError(f"--chain {word}: {str(error)[0].lower()}{str(error)[1:]}") from None
+        elif detail:
+            check_names((detail,))
+        links.append(Link(word, kind, detail, model))
+    if len({link.name for link in links}) < len(links):
+        raise InputError(f"--chain: a link is given twice ({', '.join(words)}); give each once")
+    if len(links) < 2:
+        raise InputError(f"--chain needs two links or more, to compare them; for example {_EXAMPLE}")
+    return tuple(links)
+
+
+def check_chain(word: str, chain: Sequence[str], task_specs: Sequence[TaskSpec], *, ledger: Ledger, out: Path,
+                margins: Margins = MARGIN, progress: Progress | None = None) -> ChainCheck:
+    """Evaluate each link of a finished tuning and compare it. word: the tuning's folder, id or name.
+
+    out: folder for merged weights and GGUF files that do not exist yet. margins: as for `compare`. What is in the
+    ledger is not asked again. Raises the errors of `evaluate`, `export_gguf` and `parse_links`.
+    """
+    links, tuning, progress = parse_links(chain), read_tuning(word, ledger), progress or (lambda *_: None)
+    asked, by_letter = _asked(links, task_specs)
+    maker = _Maker(tuning, out, ledger, progress)
+    checked: list[CheckedLink] = []
+    for link in links:
+        progress(len(checked), len(links), f"{link.name}")
+        weights = maker.weights() if link.kind == "merged" else None
+        evaluation = evaluate(maker.spec(link, asked), ledger=ledger, progress=progress)
+        first, before = (compare(other.evaluation, evaluation, margins=margins, ledger=ledger, force=OF_TEMPLATE)
+                         for other in (checked[0], checked[-1])) if checked else (None, None)
+        faults = tuple(fault.sentence for fault in weights.faults) if weights else ()
+        checked.append(CheckedLink(link, evaluation, first, before, weights, faults))
+    return ChainCheck(tuning, tuple(checked), by_letter, tuple(maker.notes))
+
+
+def _asked(links: Sequence[Link], task_specs: Sequence[TaskSpec]) -> tuple[tuple[TaskSpec, ...], bool]:
+    """The tasks as all links are asked them, and whether any is asked by letter."""
+    if all(link.scores for link in links):
+        return tuple(task_specs), False
+    specs = []
+    for spec in task_specs:
+        rows = [] if spec.target else find_tasks([spec], LoadOptions())
+        multiple = bool(rows) and all(task.OUTPUT_TYPE == "multiple_choice" for _, task, _, _ in rows)
+        specs.append(spec.model_copy(update={"letters": True}) if multiple else spec)
+    return tuple(specs), any(spec.letters for spec in specs)
+
+
+class _Maker:
+    """Makes the files of links that do not exist yet, in the folder ``out``."""
+
+    def __init__(self, tuning: Tuning, out: Path, ledger: Ledger, progress: Progress) -> None:
+        self.tuning, self.out, self.ledger, self.progress = tuning, out, ledger, progress
+        self.notes: list[str] = []
+
+    def spec(self, link: Link, task_specs: tuple[TaskSpec, ...]) -> EvalSpec:
+        """The evaluation of a link."""
+        tuning = self.tuning
+        name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", link.name.partition("#")[0].removeprefix("openai:").partition("//")[2]
+                      or link.name)
+        name = f"{tuning.name}@{name}"
+        if link.kind == "adapter" and writes_adapter(tuning.method):
+            base = tuning.base
+            return EvalSpec(model=base.source, revision=base.revision, trust_remote_code=base.trust_remote_code,
+                            adapter=tuning.output, quantize="nf4" if base.quantization else None, tasks=task_specs,
+                            name=name)
+        if link.kind == "adapter":
+            return EvalSpec(model=tuning.output, tasks=task_specs, name=name)
+        if link.kind == "merged":
+            return EvalSpec(model=str(self.merged), tasks=task_specs, name=name)
+        if link.kind == "openai":
+            return EvalSpec(model=link.model or _only_model(link.detail), engine=f"openai:{link.detail}",
+                            tasks=task_specs, name=name)
+        engine = "llamacpp" if link.kind == "llamacpp" else "packed"
+        return EvalSpec(model=str(self.file(link.detail)), engine=engine, tasks=task_specs, name=name)
+
+    @property
+    def merged(self) -> Path:
+        """The folder of the merged weights."""
+        return merged_weights(self.tuning, self.out, self.progress)
+
+    def weights(self) -> WeightsCheck | None:
+        """The comparison of the merged weights with base and adapter; None for a tuning of whole weights."""
+        if not writes_adapter(self.tuning.method):
+            return None
+        base = self.tuning.base
+        return check_weights(base.source, self.tuning.output, str(self.merged), revision=base.revision,
+                             trust_remote_code=base.trust_remote_code, progress=self.progress)
+
+    def file(self, kind: str) -> Path:
+        """The GGUF file of a type, exported where it does not exist."""
+        folder = self.out / f"gguf-{kind}"
+        export = export_gguf(self.tuning.id, (kind,), folder, ledger=self.ledger, progress=self.progress,
+                             merged=self.merged)
+        self.notes += [note for note in export.notes if note not in self.notes]
+        return folder / file_name(kind)
+
+
+def _only_model(url: str) -> str:
+    """The name of the only model of a server. Raises InputError if it lists none or several."""
+    names = served_models(ServerClient(url, retries=1))
+    if len(names) != 1:
+        listed = f"has the models {', '.join(names[:5])}" if names else "does not list its models"
+        raise InputError(f"the server {url} {listed}; name one in the chain: openai:{url}#NAME")
+    return names[0]
