@@ -25,7 +25,7 @@ RECIPES = (("lora", 2e-4), ("full", 2e-5), ("full", 1e-3), ("lora", 3e-3), ("ful
            ("full", 1e-4), ("ia3", 8e-3), ("lora", 1e-2), ("dora", 2e-4), ("dora", 5e-3))
 #: Points that a recipe must lose, on the mean of the tasks, to count as one that forgets.
 FORGETS = 2.0
-LIMITS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+LIMITS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def recipe_spec(method: str, rate: float, out: Path) -> Any:

@@ -14,9 +14,18 @@ from aftertune.stats.evidence import paired_evidence
 from aftertune.stats.verdict import ALPHA
 from aftertune.study import DataSpec, LoraSpec, TuneSpec, WatchSpec
 from aftertune.tuning import tune
-from aftertune.tuning.early_warning import LIMIT, EarlyWarning, lower_rate
+from aftertune.tuning.early_warning import EarlyWarning, lower_rate
 from aftertune.values import WatchPoint
 from tuning_cases import base_and_data, timeless
+
+
+#: A limit that the tiny model exceeds.
+LIMIT = 0.05
+
+
+@pytest.fixture(autouse=True)
+def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aftertune.tuning.early_warning.LIMIT", LIMIT)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from aftertune.study import TuneSpec
 
 #: Drift in nats per token above which there is a warning.
-LIMIT = 0.05
+LIMIT = 0.5
 #: When it looks: after this share of the steps, but not before this step, and not in a shorter training.
 SHARE, FIRST, SHORTEST = 0.05, 5, 20
 #: Prompts that are read as one text, and its most tokens.
