@@ -18,7 +18,6 @@ from aftertune.tuning.early_warning import EarlyWarning, lower_rate
 from aftertune.values import WatchPoint
 from tuning_cases import base_and_data, timeless
 
-
 #: A limit that the tiny model exceeds.
 LIMIT = 0.05
 

@@ -2,14 +2,14 @@
 
     warning = EarlyWarning(spec, learning_rate=1e-3, tokenizer=tokenizer)
     warning.start(model, total=60)         step 0: what the base predicts on general prompts
-    warning.check(model, 5, points)        EarlyFinding(kl=0.31, text="early warning at step 5 of 60: …")
+    warning.check(model, 5, points)        EarlyFinding(kl=1.87, text="early warning at step 5 of 60: …")
 
 It looks once, after 5 % of the steps but not before step 5, in trainings of 20 steps or more. It measures two things,
 which are not the same:
 
 - Drift: the mean KL(base || model) in nats on each token of the 64 general prompts on which `aftertune drift` measures.
   It says that the model's predictions moved, not that it became worse. Above `LIMIT` there is a warning.
-  `benchmarks/early_drift.py` shows how the limit was chosen, and how often it warns without need.
+  `benchmarks/early_drift.py` shows how the limit was chosen, and which recipes it would have warned of.
 - Loss of skill, with a forgetting watch: the watched tasks, base and model paired item by item. A loss that is proven
   (of more than none; 5 % over all watched tasks together, so at most 5 % of the trainings that lose nothing are warned
   of) is a warning. It is no look of the watch, whose own looks and their correction stay as they are.
