@@ -112,9 +112,11 @@ def _row(row: ComparisonRow, pairs: Sequence[Pair], left: Evaluation, right: Eva
 
 
 def _looks(row: ComparisonRow, left: Evaluation, right: Evaluation) -> int:
+    if row.stopped_of is None:
+        return 0
     plan = right.early or left.early
-    unit = next((u for u in plan.units if u.name == row.task), None) if plan else None
-    return 0 if row.stopped_of is None or unit is None else math.ceil(row.n / max(1, unit.batch))
+    batch = next((u.batch for u in plan.units if u.name == row.task), 1) if plan else 1
+    return math.ceil(row.n / max(1, batch))
 
 
 def _level(alpha: float, looks: int) -> float:
