@@ -56,7 +56,7 @@ def no_effect_text(comparison: Comparison) -> str:
 
 
 def change_lines(comparison: Comparison) -> list[str]:
-    """The sentence about an absent effect, if any, and one line about what changed; [] where it was not computed."""
+    """One line about what changed; [] where it was not computed. The headline says where there was no effect."""
     changes = comparison.changes
     if changes is None:
         return []
@@ -69,7 +69,7 @@ def change_lines(comparison: Comparison) -> list[str]:
                          f"{_moved_text(changes)}.")
     if not sentences:
         sentences.append("How the answers changed is not known: they are stored as scores alone.")
-    return [line for line in (no_effect_text(comparison), " ".join(sentences)) if line]
+    return [" ".join(sentences)]
 
 
 def drift_line(drift: Drift | None) -> str:
