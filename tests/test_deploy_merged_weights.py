@@ -14,11 +14,13 @@ import pytest
 from aftertune.deploy.merged_weights import WeightsCheck, check_weights
 from aftertune.deploy.rounding import Stored, round_to
 from aftertune.errors import InputError
+from aftertune.ledger import Ledger
 from aftertune.methods import METHODS
 from aftertune.sources import cache, fingerprint_model, resolve_adapter, resolve_model
-from aftertune.study import LoraSpec
-from aftertune.tuning import output
+from aftertune.study import DataSpec, LoraSpec, TuneSpec
+from aftertune.tuning import output, tune
 from deploy_cases import CHATML, ROWS, chat_model, chat_tokenizer
+from tuning_cases import easy_rows, write_rows
 
 MERGING = [name for name, method in METHODS.items() if not method.not_merged]
 #: The 16 levels of NF4 (bitsandbytes, ``create_normal_map``).
@@ -393,6 +395,40 @@ def test_merged_weights_must_be_safetensors(plain: tuple[Path, Path, Path], tmp_
     write_gguf(resolve_model(str(merged)), tmp_path / "m.gguf", "f16", name="m")
     with pytest.raises(InputError, match="GGUF"):
         check_weights(str(base), str(made), str(tmp_path / "m.gguf"))
+
+
+def test_experts_that_a_file_has_one_by_one_are_compared(tmp_path: Path) -> None:
+    """transformers fuses the experts of a layer into one parameter; files have a tensor for each."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    MixtralForCausalLM(MixtralConfig(
+        vocab_size=ROWS, hidden_size=32, intermediate_size=48, num_local_experts=4, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
+        pad_token_id=2)).save_pretrained(base)
+    chat_tokenizer().save_pretrained(base)
+    data = DataSpec(file=write_rows(tmp_path / "rows.jsonl", easy_rows()))
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        tuned = tune(TuneSpec(model=str(base), data=data, out=tmp_path / "out", name="experts", max_steps=3, threads=1,
+                              learning_rate=0.01, dtype="float32", merge=True, lora=LoraSpec(dropout=0.0)),
+                     ledger=ledger)
+    merged = Path(tuned.output) / "merged"
+    right = check(base, Path(tuned.output), merged)
+    assert right.same, right.faults
+    before = stored(base)
+    experts = [name for name in before if ".experts." in name]
+    assert len(experts) == 12
+    lost = changed(merged, tmp_path / "m", lambda t: t.update({n: before[n] for n in experts}))
+    found = {f.kind: f.names for f in check(base, Path(tuned.output), lost).faults}
+    assert list(found) == ["unmerged"]
+    assert len(found["unmerged"]) == 2
+    assert all("experts" in name for name in found["unmerged"])
+    one = adapter(base, tmp_path / "one", lora(target_modules=["q_proj"], target_parameters=["experts.down_proj"]))
+    half = check(base, one, merged_by_peft(base, one, tmp_path / "half"))
+    assert half.same, half.faults
+    assert (half.adapted, half.weights) == (2, right.weights)
 
 
 # --- Rounding ---

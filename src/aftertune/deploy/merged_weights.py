@@ -14,6 +14,7 @@ last place of the dtype, as far as rounding has left anything of them. It does n
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Any
 
 from aftertune.deploy.prompts import prompt_differences, writer
 from aftertune.deploy.rounding import Stored
-from aftertune.errors import InputError
+from aftertune.errors import InputError, SourceError
 from aftertune.sources import (
     AdapterSource,
     ModelSource,
@@ -33,13 +34,15 @@ from aftertune.sources import (
 )
 from aftertune.sources.fingerprint import function_fields
 from aftertune.sources.generation import generation_defaults
-from aftertune.sources.loading import has_tokenizer, load_config
-from aftertune.sources.merged_layers import MergedLayers, MergedWeight
+from aftertune.sources.loading import has_tokenizer, load_config, load_model
+from aftertune.sources.merged_layers import MergedLayers, MergedWeight, to_array
 from aftertune.sources.tensors import HEADS, TensorFolder, is_embedding, read_header, weight_files
 from aftertune.sources.tokenizers import differences, with_rows
 from aftertune.tuning.output import stored_dtype
 from aftertune.values import Progress
 
+#: torch's names of dtypes -> those of safetensors.
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 #: Kinds of faults, in the order in which they are shown -> what they mean. # is a number, * the number of all such.
 FAULTS: Mapping[str, str] = {
     "not applied": "the adapter was not applied: all # adapted weights are those of the base",
@@ -95,6 +98,8 @@ def check_weights(base: str, adapter: str, merged: str, *, trust_remote_code: bo
     Raises SourceError if one of them cannot be read or if the adapter does not fit the base, InputError if the base or
     the merged model is stored quantised.
     """
+    import numpy as np
+
     source = resolve_model(base, revision=revision, trust_remote_code=trust_remote_code)
     target = resolve_model(merged, trust_remote_code=trust_remote_code)
     if target.gguf_file is not None:
@@ -105,10 +110,11 @@ def check_weights(base: str, adapter: str, merged: str, *, trust_remote_code: bo
     on_base = resolve_adapter(adapter, source, fingerprint_model(source))
     layers = MergedLayers(source, on_base, _dtype_for(source))
     found = _Comparisons(layers, target, load_config(target))
-    for number, weight in enumerate(layers.weights(), 1):
-        if progress is not None:
-            progress(number, 0, "comparing weights")
-        found.add(weight)
+    with np.errstate(all="ignore"):  # damaged weights may be infinite
+        for number, weight in enumerate(layers.weights(), 1):
+            if progress is not None:
+                progress(number, 0, "comparing weights")
+            found.add(weight)
     faults = [*found.faults(), *_config_faults(source, target), *_tokenizer_faults(source, on_base, target)]
     order = list(FAULTS)
     return WeightsCheck(found.weights, found.adapted, tuple(sorted(found.dtypes)), tuple(
@@ -137,6 +143,7 @@ class _Comparisons:
     kept_change: list[float] = field(default_factory=list)
     idle: list[str] = field(default_factory=list)
     dtypes: set[str] = field(default_factory=set)
+    built: dict[str, Any] | None = None
     weights: int = 0
     adapted: int = 0
     saved: int = 0
@@ -169,7 +176,20 @@ class _Comparisons:
         name: str | None = self.tensors.find(weight.name)
         if weight.name.endswith(HEADS) and self.config.get("tie_word_embeddings"):  # a stored head is not used then
             name = next((n for n in self.tensors.infos if is_embedding(n)), name)
-        return None if name is None else Stored(self.tensors.read(name), self.tensors.infos[name].dtype)
+        if name is None:
+            return self._loaded(weight.name)
+        return Stored(self.tensors.read(name), self.tensors.infos[name].dtype)
+
+    def _loaded(self, name: str) -> Stored | None:
+        """The weight in the merged model as transformers builds it, where files have it under other names (experts of
+        one layer in many tensors). None if it is missing."""
+        if self.built is None:
+            self.built = {}
+            with contextlib.suppress(SourceError):  # weights are missing
+                model = load_model(self.target, stored_dtype(self.target) or "float32", "cpu")
+                self.built.update(model.named_parameters(remove_duplicate=False))
+        tensor = self.built.get(name)
+        return None if tensor is None else Stored(to_array(tensor), DTYPES[str(tensor.dtype).removeprefix("torch.")])
 
     def _kind(self, weight: MergedWeight, stored: Stored, changed: bool) -> str:
         """The kind of fault of a weight; "" if it is right."""
@@ -266,7 +286,7 @@ class _Comparisons:
         if kept is not None and kept < 0.9:
             yield (f"rounding to {', '.join(sorted(self.dtypes))} left {kept:.0%} of the adapter's change in a typical "
                    "weight; merge into a wider dtype, or use the adapter unmerged")
-        if extra := sorted(set(self.tensors.infos) - self.tensors.used):
+        if not self.built and (extra := sorted(set(self.tensors.infos) - self.tensors.used)):
             yield f"{len(extra)} tensors of the merged weights have no place in the base, first {extra[0]}"
 
 

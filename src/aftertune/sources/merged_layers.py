@@ -63,16 +63,28 @@ class MergedLayers:
         inside = (*self._layers, *self._saved)
         for name, parameter in self.model.get_base_model().named_parameters(remove_duplicate=False):
             if not name.startswith(tuple(f"{n}." for n in inside)):
-                values = _array(parameter)
+                values = to_array(parameter)
                 yield MergedWeight(name, "base", values, values)
         for name, wrapper in self._saved.items():
             adapter = self.model.active_adapter
             new = dict(wrapper.modules_to_save[adapter].named_parameters()) if adapter in wrapper.modules_to_save \
                 else {}
             for parameter, old in wrapper.original_module.named_parameters():
-                yield MergedWeight(f"{name}.{parameter}", "saved", _array(old), _array(new.get(parameter, old)))
-        for name in self._layers:
-            yield from self.merge(name)
+                yield MergedWeight(f"{name}.{parameter}", "saved", to_array(old), to_array(new.get(parameter, old)))
+        seen: set[str] = set()
+        for name, layer in self._layers.items():
+            for weight in self.merge(name):
+                seen.add(weight.name)
+                yield weight
+            for parameter, values in layer.get_base_layer().named_parameters(recurse=False):
+                whole = f"{_plain(name)}.{parameter}"
+                if whole not in seen and whole not in self._wrapped():
+                    seen.add(whole)
+                    yield MergedWeight(whole, "base", to_array(values), to_array(values))
+
+    def _wrapped(self) -> set[str]:
+        """The parameters that are adapted on their own, such as fused expert weights: one layer for each."""
+        return {f"{_plain(n)}.{m.parameter_name}" for n, m in self._layers.items() if hasattr(m, "parameter_name")}
 
     def merge(self, name: str, *, plain: bool = False) -> list[MergedWeight]:
         """The weights of one adapted layer. plain: as LoRA alone, without DoRA's magnitudes or another variant."""
@@ -80,7 +92,8 @@ class MergedLayers:
 
         layer = self._layers[name]
         base = layer.get_base_layer()
-        stored = {n: p.data for n, p in base.named_parameters(recurse=False)}
+        only = getattr(layer, "parameter_name", None)
+        stored = {n: p.data for n, p in base.named_parameters(recurse=False) if only in (None, n)}
         variants = dict(getattr(layer, "lora_variant", {}))
         try:
             for parameter, values in stored.items():
@@ -91,7 +104,7 @@ class MergedLayers:
                                                        "use the adapter unmerged"):
                 layer.merge(safe_merge=False)
             role: MergeRole = "adapted"
-            return [MergedWeight(f"{_plain(name)}.{n}", role, _array(old), _array(getattr(base, n)))
+            return [MergedWeight(f"{_plain(name)}.{n}", role, to_array(old), to_array(getattr(base, n)))
                     for n, old in stored.items()]
         finally:
             layer.merged_adapters.clear()
@@ -108,7 +121,8 @@ class MergedLayers:
         return next((w.merged for w in self.merge(name, plain=True) if w.name == weight), None)
 
 
-def _array(tensor: Any) -> Any:
+def to_array(tensor: Any) -> Any:
+    """A copy of a tensor as a float32 array."""
     return tensor.detach().float().cpu().numpy().copy()
 
 
