@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -354,6 +355,20 @@ def test_a_page_of_many_has_a_line_for_each():
     assert seen.lines[1].startswith("model 1 forgot on HellaSwag")
     assert "<li>model 1 forgot on HellaSwag" in write_page(results(*many), title="x")
     assert overview(results(*many[:3])).lines == []
+
+
+def test_a_run_ends_with_a_line_for_each_fine_tune(capsys):
+    from aftertune.cli.study import _show_result
+    from aftertune.pipeline import Result
+
+    run = Result(results(cases.COMPARISONS[0], BROKEN), Path("record.md"), Path("report.html"))
+    _show_result(run, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4:] == [headline(cases.COMPARISONS[0]).line, FIRST, "record  record.md", "report  report.html"]
+    _show_result(run, as_json=True)
+    value = json.loads(capsys.readouterr().out)
+    assert value["headlines"][1] == FIRST
+    assert [c["headline"]["state"] for c in value["comparisons"]] == ["open", "broken"]
 
 
 def test_exports_have_it():
