@@ -5,6 +5,7 @@
     python benchmarks/verdicts.py --part fixed         only the verdicts at a fixed number of items (fixed_verdicts.py)
     python benchmarks/verdicts.py --part words         only each word, also with early stopping (word_verdicts.py)
     python benchmarks/verdicts.py --part collapse      only the signs of collapse (collapse_signs.py)
+    python benchmarks/verdicts.py --part average       only the average over tasks (average_verdicts.py)
 
 Sequential verdicts on the full run: a scenario is a task of N items with given numbers of gained and lost items; each
 permutation is one order in which they may be drawn. A verdict is wrong if the full run would not give it. The reference
@@ -36,6 +37,7 @@ from aftertune.stats.sequential import (
     log_mixture,
     unreachable,
 )
+from average_verdicts import AVERAGES, COMPARED, average_lines, broken_average, run_average, run_compared
 from collapse_signs import COLLAPSES, broken_collapse, collapse_lines, run_collapse
 from document import write_section
 from fixed_verdicts import (
@@ -215,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="verdicts on simulated tasks")
     parser.add_argument("--permutations", type=int, default=1000)
     parser.add_argument("--comparisons", type=int, default=1000, help="of each scenario with a fixed number of items")
-    parser.add_argument("--part", choices=("all", "sequential", "fixed", "words", "collapse"), default="all")
+    parser.add_argument("--part", choices=("all", "sequential", "fixed", "words", "collapse", "average"), default="all")
     given = parser.parse_args(argv)
     faults: list[str] = []
     if given.part in ("all", "sequential"):
@@ -226,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults += words(given.comparisons)
     if given.part in ("all", "collapse"):
         faults += collapse(10 * given.comparisons)
+    if given.part in ("all", "average"):
+        faults += average(given.comparisons)
     print("\n".join(faults) or "all bars are met")
     return 1 if faults else 0
 
@@ -286,6 +290,20 @@ def collapse(comparisons: int) -> list[str]:
     results = [(scenario, run_collapse(scenario, comparisons)) for scenario in COLLAPSES]
     write("collapse", collapse_lines(results))
     return [fault for scenario, found in results for fault in broken_collapse(scenario, found)]
+
+
+def average(comparisons: int) -> list[str]:
+    """Simulate the average over tasks and write the section; returns the bars that were missed."""
+    faults: list[str] = []
+    compared = [run_compared(*case, comparisons) for case in COMPARED]
+    found = []
+    for scenario in AVERAGES:
+        begun = time.monotonic()
+        found.append(run_average(scenario, comparisons))
+        faults += broken_average(scenario, found[-1])
+        print(f"average, {scenario.name}: {found[-1]}, {time.monotonic() - begun:.0f} s", flush=True)
+    write("average", average_lines(compared, found))
+    return faults
 
 
 def write(name: str, section: Iterator[str]) -> None:

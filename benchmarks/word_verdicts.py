@@ -22,7 +22,6 @@ import numpy as np
 from aftertune.stats import Case, MarginTests, decide, tango_tests
 from aftertune.stats.sequential import (
     CLAIMS,
-    LOOKS,
     SCALES,
     Boundaries,
     after_looks,
@@ -30,6 +29,7 @@ from aftertune.stats.sequential import (
     first_verdict,
     log_factors,
     log_mixture,
+    stop_thresholds,
 )
 from aftertune.values import verdict_label
 from fixed_verdicts import ALPHA, MARGIN, Floats, share
@@ -97,8 +97,7 @@ def run_words(scenario: WordScenario, comparisons: int) -> dict[str, Any]:
 
 def early_words(d: Floats) -> list[tuple[str, int]]:
     """The word of each row of differences [comparisons, items] in their order, and after how many items it was said."""
-    walls, inside, beyond = Boundaries.around(MARGIN, zero=True), math.log(2 / ALPHA), math.log(2 / (LOOKS * ALPHA))
-    stops = np.array([inside, beyond, beyond, inside, math.inf, math.inf])
+    walls, stops = Boundaries.around(MARGIN, zero=True), stop_thresholds(ALPHA)
     rows, items = d.shape
     wealth, best = np.zeros((rows, 6, SCALES.size)), np.zeros((rows, 6))
     results: list[tuple[str, int]] = [("", 0)] * rows

@@ -102,6 +102,12 @@ def test_what_a_verdict_needs_is_planned(monkeypatch: pytest.MonkeyPatch, capsys
     assert call(monkeypatch, "plan-items", "--task", "hellaswag", "--discordance", "8", "--json") == 0
     (plan,) = json.loads(capsys.readouterr().out)["tasks"]
     assert (plan["items"], plan["kept"], plan["discordance"]) == (10042, 1713, .08)
+    six = [word for k in range(6) for word in ("--task", f"t{k}=5000")]
+    assert call(monkeypatch, "plan-items", *six) == 0
+    assert "on average: \"kept\" within 2 points, if ±0, needs 357 items of each of the 6 tasks" in \
+        " ".join(capsys.readouterr().out.split())
+    assert call(monkeypatch, "plan-items", *six[:4], "--task", "small=50", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["average"] == {"tasks": ["t0", "t1", "small"], "kept": None}
 
 
 def test_a_plan_from_two_evaluations(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -521,7 +521,8 @@ def test_the_tasks_of_a_group_are_explored_by_benjamini_hochberg(ledger):
 # --- Several fine-tunes together ---
 
 def test_as_a_study_each_fine_tune_is_judged_at_its_part_of_the_level(ledger):
-    """One comparison that is proven, and one that is proven only if it is judged alone."""
+    """One comparison that is proven, and one that is proven only if it is judged alone. Of that one the weaker word
+    stays, as far as it is proven over all."""
     base = evaluated(ledger, "base", BASE, [(settings("a", 400), right(300, 400))])
     clear = evaluated(ledger, "clear", ADAPTED, [(settings("a", 400), right(200, 400))])
     narrow = evaluated(ledger, "narrow", FULL, [(settings("a", 400), right(291, 400))])
@@ -530,9 +531,14 @@ def test_as_a_study_each_fine_tune_is_judged_at_its_part_of_the_level(ledger):
     p = [c.rows[0].p_adjusted for c in alone]
     assert .025 < p[1] < .05
     both = over_fine_tunes(alone)
-    assert [c.rows[0].verdict for c in both] == ["lower", "undecided"]
-    assert [c.rows[0].p_adjusted for c in both] == pytest.approx([2 * x for x in p])
+    assert [(c.rows[0].verdict, c.rows[0].told) for c in both] == [("lower", "forgot"), ("worse", "worse")]
+    assert [c.rows[0].p_adjusted for c in both] == pytest.approx([2 * p[0], 2 * alone[1].rows[0].p_worse])
     assert [c.rows[0].family_size for c in both] == [2, 2]
-    assert "not proven over 2 fine-tunes" in both[1].rows[0].note
+    assert "forgot if this fine-tune is judged alone; over 2 fine-tunes only worse is proven" in both[1].rows[0].note
+    many = over_fine_tunes([alone[1]] * 200)[0].rows[0]
+    assert (many.verdict, many.told) == ("undecided", "undecided")
+    assert "over 200 fine-tunes nothing is proven" in many.note
+    earlier = replace(alone[1], rules=3, rows=(replace(alone[1].rows[0], p_claims={}),))
+    assert over_fine_tunes([earlier, earlier])[0].rows[0].verdict == "undecided", "only the p of its verdict is known"
     assert over_fine_tunes(alone[:1]) == alone[:1]
     assert [c.rows[0].verdict for c in ledger.comparisons()] == ["lower", "lower"]  # stored as they are one by one

@@ -237,6 +237,20 @@ def test_where_all_items_were_asked_looks_and_end_share_the_level(ledger: Ledger
     assert "after interim analyses" not in free.note
 
 
+@pytest.mark.parametrize(("gained", "lost"), [(12, 35), (3, 30), (35, 12), (14, 16), (6, 22), (22, 6), (2, 2)])
+def test_after_looks_the_interval_agrees_with_the_words(ledger: Ledger, gained: int, lost: int) -> None:
+    base, tuned = changed(400, 0.6, gained, lost)
+    store(ledger, "base", BASE, {"t": base})
+    store(ledger, "looked", ADAPTED, {"t": tuned}, used={"other": 1})
+    [row] = compare("base", "looked", ledger=ledger).rows
+    proven = {claim for claim, p in row.p_claims.items() if p < 0.05}
+    m = row.margin
+    read_off = {"lower": row.high < -m, "higher": row.low > m, "worse": row.high < 0, "better": row.low > 0,
+                "no_loss": row.low > -m}
+    assert {claim for claim, says in read_off.items() if says} == proven - {"within"}
+    assert row.low <= row.delta <= row.high
+
+
 def test_looking_again_with_more_items_is_said(ledger: Ledger) -> None:
     values = {n: changed(n, 0.6, 10, 20) for n in (300, 1000)}
     for n, (base, tuned) in values.items():
@@ -251,3 +265,15 @@ def test_looking_again_with_more_items_is_said(ledger: Ledger) -> None:
     assert same == first
     store(ledger, "strange", STRANGER, {"t": values[1000][1]})
     assert said not in compare("base1000", "strange", ledger=ledger).rows[0].note
+
+
+def test_a_run_that_looked_until_it_had_decided_is_no_earlier_look(ledger: Ledger) -> None:
+    """Its error level covers all of its looks."""
+    base, tuned = changed(2000, 0.6, 60, 260)
+    store(ledger, "base", BASE, {"t": base})
+    store(ledger, "early", ADAPTED, {"t": tuned}, used={"t": 480})
+    [early] = compare("base", "early", ledger=ledger).rows
+    assert (early.told, early.stopped_of) == ("forgot", 2000)
+    store(ledger, "all", ADAPTED, {"t": tuned})
+    [complete] = compare("base", "all", ledger=ledger).rows
+    assert "compared before" not in complete.note

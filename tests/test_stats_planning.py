@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import binom, chi2
 
 from aftertune.stats import (
+    items_for_average,
     items_for_difference,
     items_for_equivalence,
     items_needed,
@@ -175,3 +176,17 @@ def test_few_changes_do_not_make_items_needless():
     assert items_to_decide(.001, .02, 0.0, includes_zero=True, seen=8, total=1319).items == 149
     assert items_for_verdicts(.001, .02, total=1319).kept == 149
     assert items_to_decide(.001, .02, 0.0, includes_zero=True, seen=1, total=1319, shares=False).items < 40
+
+
+def test_items_of_each_task_for_their_average() -> None:
+    assert [items_for_average([.1] * k, .02) for k in (3, 6, 10)] == [714, 357, 215]
+    assert items_for_average([.1], .02) == math.ceil(items_for_equivalence(.1, .02))
+    # a task that has fewer items is asked all of them, and the others more
+    n = items_for_average([.1, .1, .1], .02, [500, 10_000, 10_000])
+    assert n is not None
+    z = math.sqrt(items_for_equivalence(.1, .02) * .02**2 / .1)
+    assert z**2 * (.1 / 500 + .2 / n) / 9 <= .02**2 < z**2 * (.1 / 500 + .2 / (n - 1)) / 9
+    assert items_for_average([.1, .1], .02, [100, 5000]) is None
+    # nothing differs: what losses that were not seen need, over all tasks
+    assert items_for_average([.0001] * 3, .02) == math.ceil(149 / 3)
+    assert items_for_average([.0001] * 3, .02, [49, 500, 500]) is None

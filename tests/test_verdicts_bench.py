@@ -12,6 +12,7 @@ from aftertune.stats.sequential import PairedSequential
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import average_verdicts
 import collapse_signs
 import fixed_verdicts
 import verdicts
@@ -78,6 +79,26 @@ def test_signs_of_collapse_are_counted_and_false_ones_are_reported() -> None:
     assert len(list(collapse_signs.broken_collapse(usual, ended))) == 1
     page = "\n".join(collapse_signs.collapse_lines([(usual, found), (broken, ended)]))
     assert "| no change, usual | 100 | 0.00 % | 0.00 % | 0.00 % | 0.00 % | 0.00 % | **0.00 %** |" in page
+
+
+@pytest.mark.parametrize("scenario", average_verdicts.AVERAGES, ids=lambda s: f"{s.name}, {s.truth}")
+def test_an_average_scenario_gives_verdicts_of_the_program(scenario: average_verdicts.AverageScenario) -> None:
+    found = average_verdicts.run_average(scenario, 2)
+    assert sum(found["said"].values()) == 2
+    assert set(found["said"]) <= {"lower", "higher", "within", "worse", "better", "no_loss", "undecided"}
+    wrong = dict.fromkeys(found["said"], 0) | {"no_loss": 90, "lower": 90}
+    assert list(average_verdicts.broken_average(scenario, {"said": wrong | {"within": 0, "higher": 0, "worse": 0,
+                                                                           "better": 0}, "comparisons": 100}))
+
+
+def test_six_tasks_are_kept_on_average_and_not_one_by_one() -> None:
+    found = average_verdicts.run_compared(6, 600, 0.0, 20)
+    assert found["average"]["within"] >= 17
+    assert found["every"]["within"] == 0
+    page = "\n".join(average_verdicts.average_lines(
+        [found] * len(average_verdicts.COMPARED), [{"said": found["average"], "comparisons": 20}]
+        * len(average_verdicts.AVERAGES)))
+    assert "| 6 | 600 | 0 | kept |" in page
 
 
 def test_a_section_leaves_the_others_alone(tmp_path: Path) -> None:

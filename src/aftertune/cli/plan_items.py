@@ -39,6 +39,14 @@ class ItemCount:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Average:
+    """The average of several tasks. kept: items of each that show "kept" for it; None where the tasks have too few."""
+
+    tasks: tuple[str, ...]
+    kept: int | None
+
+
 def plan_items(
     base: Annotated[str | None, typer.Argument(
         help="Id or name of an evaluation. With TUNED: plan with the discordance of the two.")] = None,
@@ -53,10 +61,11 @@ def plan_items(
     """Show how many items the verdicts kept and forgot need, and the smallest difference that a task can show.
 
     All named tasks are one family: they share the level of 5 %, as in a comparison. With two evaluations and no --task,
-    the families are those of their comparison: tasks at the floor and target tasks do not count for the others.
+    the families are those of their comparison: tasks at the floor and target tasks do not count for the others. For
+    their average, which is one question, the items of each task are shown.
     """
     from aftertune.ledger import Ledger
-    from aftertune.stats.planning import items_for_verdicts
+    from aftertune.stats.planning import items_for_average, items_for_verdicts
 
     _check(margin, discordance, power)
     if (base is None) != (tuned is None):
@@ -76,15 +85,22 @@ def plan_items(
     families = {name: len(totals) if task else observed[name].family for name in totals}
     plans = {name: items_for_verdicts(psi[name], margin / 100, total=total, alpha=0.05 / families[name],
                                       power=power / 100) for name, total in totals.items()}
+    averaged = [name for name in totals if task or observed[name].averaged]
+    average = Average(tuple(averaged), items_for_average(
+        [psi[n] for n in averaged], margin / 100, [totals[n] for n in averaged], power=power / 100)) \
+        if len(averaged) > 1 else None
     origins = {count.task: count.origin for count in counts}
     if as_json:
         emit({"margin": margin, "power": power, "tasks": [{
             "task": name, "items": plan.total, "items_from": origins[name], "discordance": psi[name], "kept": plan.kept,
             "lost": [{"points": 100 * loss, "items": n} for loss, n in plan.lost],
             "smallest": None if plan.smallest is None else 100 * plan.smallest, "kept_at": 100 * plan.kept_at}
-            for name, plan in plans.items()]})
+            for name, plan in plans.items()],
+            "average": None if average is None else {"tasks": list(average.tasks), "kept": average.kept}})
     else:
         _show(plans, psi, margin, power)
+        if average is not None:
+            rich_console().print(_average_text(average, margin), soft_wrap=True)
         _show_counts(counts)
 
 
@@ -96,11 +112,13 @@ def _check(margin: float, discordance: float | None, power: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ObservedTask:
-    """A task of two evaluations. discordance: its upper bound; family: tests that share the level with it."""
+    """A task of two evaluations. discordance: its upper bound; family: tests that share the level with it; averaged: it
+    is in the average of their comparison."""
 
     discordance: float
     items: int
     family: int
+    averaged: bool
 
 
 def _observed(base: str, tuned: str, ledger: Ledger | None) -> dict[str, ObservedTask]:
@@ -110,10 +128,13 @@ def _observed(base: str, tuned: str, ledger: Ledger | None) -> dict[str, Observe
 
     if ledger is None:
         raise InputError("there is no ledger yet; evaluate both models first")
-    rows = [r for r in compare(base, tuned, ledger=ledger, save=False, common=True).rows
-            if r.primary and r.gained is not None and r.lost is not None]
+    every = compare(base, tuned, ledger=ledger, save=False, common=True).rows
+    rows = [r for r in every if r.primary and r.gained is not None and r.lost is not None]
+    averaged = next((set(r.average_of) for r in every if r.average_of), set())
+    if not averaged <= {r.task for r in rows}:  # a task without a discordance
+        averaged = set()
     return {r.task: ObservedTask(discordance_bound((r.gained or 0) + (r.lost or 0), r.n), r.n_total or r.n,
-                                 r.family_size or len(rows)) for r in rows}
+                                 r.family_size or len(rows), r.task in averaged) for r in rows}
 
 
 def _counts(text: str, ledger: Ledger | None) -> Iterator[ItemCount]:
@@ -169,6 +190,15 @@ def _show(plans: dict[str, RequiredItems], psi: dict[str, float], margin: float,
             console.print(Text(f"{name}: \"kept\" within {margin:g} points cannot be decided with this task; with all "
                                f"its items the smallest possible margin is {100 * plan.kept_at:.1f} points"),
                           soft_wrap=True)
+
+
+def _average_text(average: Average, margin: float) -> str:
+    """How many items of each task the average needs."""
+    needed = f"cannot be decided with these {len(average.tasks)} tasks, which have too few items"
+    if average.kept is not None:
+        needed = (f"needs {average.kept:,} items of each of the {len(average.tasks)} tasks, or all items of a task "
+                  "that has fewer")
+    return f"on average: \"kept\" within {margin:g} points, if ±0, {needed}"
 
 
 def _show_counts(counts: Sequence[ItemCount]) -> None:

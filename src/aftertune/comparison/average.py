@@ -37,7 +37,7 @@ from aftertune.comparison.rows import FORCED, RowDraft, TaskGroup, build_drafts,
 from aftertune.stats.clustered import weights
 from aftertune.stats.evidence import Evidence, average_evidence, average_interval
 from aftertune.stats.paired import NO_EVIDENCE
-from aftertune.stats.sequential import LOOKS
+from aftertune.stats.sequential import CLAIMS, LOOKS, interval_after_looks
 from aftertune.stats.verdict import ALPHA, Case, Decision, first_claim
 from aftertune.values import ComparisonRow, Difference, Evaluation, Verdict
 
@@ -134,10 +134,12 @@ class AverageQuestion:
     def early_row(self, margin: float, *, lineage: bool, forced: bool = False, alpha: float = ALPHA) -> ComparisonRow:
         """The row where tasks have interim analyses. alpha: its error level."""
         low, high = self.interval(alpha)
-        verdict = first_claim(_claims(low, high, margin))
-        p = 1.0 if verdict == "undecided" else alpha
-        if verdict in _claims(*self.interval(_LOWER * alpha), margin):
-            p = _LOWER * alpha
+        proven = _claims(low, high, margin)
+        verdict = first_claim(proven)
+        claims = dict.fromkeys(CLAIMS, 1.0) | dict.fromkeys(proven, alpha)
+        if proven:
+            claims |= dict.fromkeys(_claims(*self.interval(_LOWER * alpha), margin), _LOWER * alpha)
+        p = claims.get(verdict, 1.0)
         stopped = [t for t in self.tests.values() if t.name not in {d.task for d in self.fixed}]
         parts = [*((d.evidence.base, d.evidence.tuned, d.evidence.n, _sign(d)) for d in self.fixed),
                  *((float(c.base.mean()), float(c.tuned.mean()), c.base.size, 1 if c.higher_is_better else -1)
@@ -151,7 +153,8 @@ class AverageQuestion:
                          unit="mean of shares", average_of=self.names, n_total=n if not stopped else None,
                          stopped_of=sum(d.evidence.n for d in self.fixed) + sum(t.unit.items for t in stopped)
                          if stopped else None)
-        decision = Decision(verdict=verdict, p=p, p_adjusted=min(1.0, p * ALPHA / alpha))
+        decision = Decision(verdict=verdict, p=p, p_adjusted=min(1.0, p * ALPHA / alpha),
+                            claims={c: min(1.0, value * ALPHA / alpha) for c, value in claims.items()})
         return build_row(draft, decision, lineage=lineage, notes=[FORCED if forced else "", self.note, _EARLY])
 
     def interval(self, alpha: float) -> tuple[float, float]:
@@ -167,8 +170,7 @@ class AverageQuestion:
         if len(self.fixed) == count:  # all items were asked
             groups = [d.values for d in self.fixed if d.values is not None]
             ended = _interval(average_group(self.name, groups), 1 - (1 - LOOKS) * alpha)
-            both = max(low, ended[0]), min(high, ended[1])
-            low, high = both if both[0] <= both[1] else (low, high)
+            low, high = interval_after_looks((low, high), ended)
         return float(low), float(high)
 
 

@@ -27,6 +27,7 @@ from aftertune.comparison.pairing import MetricValues, Pair, metric_values
 from aftertune.comparison.rows import (
     FORCED,
     FullRun,
+    Looks,
     RowDraft,
     build_row,
     floor_note,
@@ -34,9 +35,10 @@ from aftertune.comparison.rows import (
     items_note,
 )
 from aftertune.stats.evidence import Evidence
-from aftertune.stats.paired import NO_EVIDENCE, Floats, MarginTests, wilson
+from aftertune.stats.paired import NO_EVIDENCE, Floats, wilson
 from aftertune.stats.planning import DecidingItems, discordance_bound, items_to_decide
 from aftertune.stats.sequential import (
+    CLAIMS,
     PairedSequential,
     first_of_clusters,
     has_whole_differences,
@@ -98,11 +100,11 @@ class EarlyTest:
         test.update(differences_of(self.columns[self.unit.key])[self.counted])
         return test.interval()
 
-    def looks(self, margins: Margins) -> MarginTests | None:
-        """The p-values of the interim analyses of a task of which all items were asked; None for one without them."""
+    def looks(self, margins: Margins) -> Looks | None:
+        """The interim analyses of a task of which all items were asked; None for one without them."""
         if self.unit.batch >= self.unit.items or self.unit.key not in self.columns:
             return None
-        return self.of_models(self.unit.key, self.margin(self.unit.key, margins)).tests
+        return Looks(self.of_models(self.unit.key, self.margin(self.unit.key, margins)).tests, self.interval(ALPHA))
 
 
 def differences_of(column: MetricValues) -> Floats:
@@ -184,11 +186,17 @@ def _row(stopped: EarlyTest, key: str, margin: float, *, lineage: bool, forced: 
     nearest: Verdict = min(sorted(SETTLED), key=test.level_p) if verdict == "undecided" else verdict
     decision = Decision(verdict="undecided" if floor else verdict, p=test.p_of(nearest), at_floor=floor,
                         p_adjusted=min(1.0, test.level_p(nearest) * stopped.share),
-                        members=stopped.share) if primary else None
+                        members=stopped.share, claims=_adjusted_claims(test, stopped)) if primary else None
     draft = RowDraft(task=unit.name, key=key, evidence=_evidence(column, d, (low, high), whole), margin=margin,
                      unit=column.unit, primary=primary, target=stopped.target, stopped_of=unit.items)
     return build_row(draft, decision, lineage=lineage, notes=notes, needed=needed,
                      full=_full_run(stopped, column, d, margin, whole) if primary else None)
+
+
+def _adjusted_claims(test: PairedSequential, stopped: EarlyTest) -> dict[Verdict, float]:
+    """The adjusted p of each claim; 1 for those that mean nothing at the floor."""
+    return {claim: 1.0 if floored(claim, stopped.at_floor) else min(1.0, test.level_p(claim) * stopped.share)
+            for claim in CLAIMS}
 
 
 def _full_run(stopped: EarlyTest, column: MetricValues, d: Floats, margin: float, whole: bool) -> FullRun:

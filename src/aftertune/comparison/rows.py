@@ -24,10 +24,10 @@ from aftertune.comparison.clusters import group_clusters, task_clusters
 from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values, score_of
 from aftertune.stats.clustered import Weighting, weights
-from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
+from aftertune.stats.evidence import Evidence, group_evidence, interval_at, paired_evidence
 from aftertune.stats.paired import NO_EVIDENCE, MarginTests
 from aftertune.stats.planning import DecidingItems, items_above, items_to_decide
-from aftertune.stats.sequential import after_looks, no_drop_after_looks
+from aftertune.stats.sequential import END_LEVEL, after_looks, interval_after_looks, no_drop_after_looks
 from aftertune.stats.verdict import (
     ALPHA,
     GENERATION_FLOOR,
@@ -38,10 +38,20 @@ from aftertune.stats.verdict import (
     benjamini_hochberg,
     decide,
     label_of,
+    proven_verdict,
 )
 from aftertune.values import Comparison, ComparisonRow, Difference, Evaluation, Score, TaskSettings, Verdict
 
 FORCED = "forced: the evaluations differ in settings that must agree"
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """The interim analyses of a task of which all items were asked: their p-values, and their interval at `LOOKS` of
+    5 %."""
+
+    tests: MarginTests
+    interval: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +61,7 @@ class RowDraft:
     key: ``metric,filter``. chance: expected score of a guess, None where answers cannot be guessed. n_total: items that
     the task has, None where the row does not show them. note: what a reader must know to read the figures. group: the
     group that replaces this task in the family. stopped_of: items of the full run, where the task stopped early. looks:
-    the p-values of its interim analyses, where all items were asked after them. unit: of the values. margin: None where
+    its interim analyses, where all items were asked after them. unit: of the values. margin: None where
     none was given in this unit; then the row has no tests. values: the paired values, of each task of a group; None
     where the row is not made from them. average_of: the tasks and groups whose average the row is.
     """
@@ -62,7 +72,7 @@ class RowDraft:
     margin: float | None
     primary: bool
     unit: Unit
-    looks: MarginTests | None = None
+    looks: Looks | None = None
     chance: float | None = None
     n_total: int | None = None
     target: bool = False
@@ -82,7 +92,7 @@ class RowDraft:
         """The row as a member of the family."""
         low = self.evidence.base_low if self.unit in FRACTIONS else None
         tests, clustered, bootstrap = (
-            after_looks(self.looks, fixed) if self.looks and fixed else fixed
+            after_looks(self.looks.tests, fixed) if self.looks and fixed else fixed
             for fixed in (self.evidence.tests, self.evidence.clustered, self.evidence.bootstrap))
         assert tests is not None
         return Case(tests=tests, clustered=clustered, bootstrap=bootstrap,
@@ -92,7 +102,17 @@ class RowDraft:
     def p_no_drop(self) -> float:
         """The largest one-sided p, of all kinds of test, against a drop beyond the margin."""
         fixed = max(t.no_drop for t in (self.evidence.tests, self.evidence.clustered, self.evidence.bootstrap) if t)
-        return no_drop_after_looks(self.looks, fixed) if self.looks else fixed
+        return no_drop_after_looks(self.looks.tests, fixed) if self.looks else fixed
+
+    def after(self, looks: Looks | None) -> RowDraft:
+        """The row with interim analyses before it, which its interval then has a part of too."""
+        if looks is None or self.values is None or not self.tested or self.unit not in FRACTIONS:
+            return self
+        values = [v for _, v in self.values.members]
+        fixed = interval_at([v.base for v in values], [v.tuned for v in values], END_LEVEL,
+                            higher_is_better=values[0].higher_is_better, weighting=self.values.weighting)
+        low, high = interval_after_looks(looks.interval, fixed)
+        return replace(self, looks=looks, evidence=replace(self.evidence, low=low, high=high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +174,7 @@ def build_row(draft: RowDraft, decision: Decision | None, *, lineage: bool, note
         items_needed_at=needed.at if needed and needed.items else None,
         items_needed_power=needed.power if needed and needed.items else None,
         family_size=decision.members if decision else None,
+        p_claims=dict(decision.claims) if decision else {},
         note="; ".join(note for note in notes if note), details=e.details, unit=draft.unit,
         full_low=full.low if full else None, full_high=full.high if full else None,
         full_verdict=full.verdict if full else None, full_base=full.base if full else None,
@@ -212,12 +233,12 @@ class TaskGroup:
 
 
 def build_drafts(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins, *,
-                 looks: Mapping[tuple[str, str], MarginTests] | None = None
+                 looks: Mapping[tuple[str, str], Looks] | None = None
                  ) -> tuple[list[RowDraft], tuple[Difference, ...]]:
     """The rows before they have verdicts, in task order; and the metrics that cannot have a row.
 
-    looks: by (task or group, metric), the p-values of interim analyses after which all items were asked. Raises
-    InputError for a margin that is not allowed.
+    looks: by (task or group, metric), interim analyses after which all items were asked. Raises InputError for a margin
+    that is not allowed.
     """
     table = {p.settings.task: metric_values(left, right, p) for p in pairs}
     groups = paired_groups(left, right, pairs, table)
@@ -228,8 +249,7 @@ def build_drafts(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], mar
         drafts += [_group_draft(g, margins, primary=g in replacing) for g in groups if g.members[0][0] is pair]
         drafts += [_task_draft(pair, key, values, margins, group=replaced.get(pair.settings.task))
                    for key, values in table[pair.settings.task].items() if values is not None]
-    drafts = [replace(d, looks=(looks or {}).get((d.task, d.key))) if d.tested and d.unit in FRACTIONS else d
-              for d in drafts]
+    drafts = [d.after((looks or {}).get((d.task, d.key))) for d in drafts]
     return drafts, tuple(_without_row(left, right, task, key) for task, metrics in table.items()
                          for key, values in metrics.items() if values is None)
 
@@ -389,8 +409,8 @@ def _row(draft: RowDraft, decision: Decision | None, *, lineage: bool, forced: b
     if decision is None:
         return build_row(draft, None, lineage=lineage, notes=notes, q=q)
     needed, reason = _items_needed(draft, decision)
-    looked = "all items were asked after interim analyses, which share the error level with the test" \
-        if draft.looks else ""
+    looked = "all items were asked after interim analyses, which share the error level with the test and have a part " \
+        "in the interval" if draft.looks else ""
     return build_row(draft, decision, lineage=lineage, notes=[*notes, looked, decision.note, reason], needed=needed,
                      tests=draft.case.tests)
 
@@ -399,18 +419,24 @@ def over_fine_tunes(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons as one family: the error level of 5 % covers the verdicts of all of them together.
 
     A comparison's adjusted p-values keep any level, so with T comparisons each of them is judged at 0.05 / T
-    (Bonferroni): its adjusted p-values are multiplied by T, and what is then not below 0.05 is undecided.
+    (Bonferroni): the adjusted p of every claim is multiplied by T, and the verdict is the first claim that is then
+    still proven. Rows by version 3 of the rules or before have the p of their verdict alone, so they become undecided.
     """
     count = len(comparisons)
-    return [replace(c, rows=tuple(_over_fine_tunes(r, count) for r in c.rows)) for c in comparisons]
+    return [replace(c, rows=tuple(_over_fine_tunes(r, count, c.lineage) for r in c.rows)) for c in comparisons]
 
 
-def _over_fine_tunes(row: ComparisonRow, count: int) -> ComparisonRow:
+def _over_fine_tunes(row: ComparisonRow, count: int, lineage: bool) -> ComparisonRow:
     if row.p_adjusted is None or count < 2:
         return row
     p = min(1.0, count * row.p_adjusted)
-    row = replace(row, p_adjusted=p, family_size=None if row.family_size is None else count * row.family_size)
+    family = None if row.family_size is None else count * row.family_size
+    claims = {claim: min(1.0, count * value) for claim, value in row.p_claims.items()}
     if row.verdict in (None, "undecided") or p < ALPHA:
-        return row
-    note = f"{row.told} if this fine-tune is judged alone, but not proven over {count} fine-tunes"
-    return replace(row, verdict="undecided", told="undecided", note="; ".join(n for n in (row.note, note) if n))
+        return replace(row, p_adjusted=p, p_claims=claims, family_size=family)
+    verdict = proven_verdict(claims)
+    told = label_of(verdict, lineage=lineage)
+    left = "nothing is proven" if verdict == "undecided" else f"only {told} is proven"
+    note = f"{row.told} if this fine-tune is judged alone; over {count} fine-tunes {left}"
+    return replace(row, verdict=verdict, told=told, p_adjusted=claims.get(verdict, p), p_claims=claims,
+                   family_size=family, note="; ".join(n for n in (row.note, note) if n))

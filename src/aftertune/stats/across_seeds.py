@@ -14,7 +14,8 @@ by task, cluster-robust, and bounded where the values are in [0, 1].
 Seeds are few, so their error is pooled over the recipes of a study where it can be (`pooled_spread`): the standard
 error is sqrt(2 v / S), with v the mean variance between the seeds of a recipe, and R (S - 1) degrees of freedom in
 place of S - 1. With positive correlation between recipes that share a seed this is too wide, never too narrow. It
-assumes that seeds move all recipes alike, so two recipes that vary more than the others keep their own error.
+assumes that seeds move all recipes alike, so two recipes that vary more than the others keep their own error. If there
+are no others, one of the two may vary more, so the degrees of freedom are Welch's, between S - 1 and 2 (S - 1).
 
 The noise of single answers is in both parts. It is counted twice, so the interval is slightly too wide and never too
 narrow (Owen 2007, Ann Appl Stat 1:386, on two-way random effects). The margins of error are added in squares (Zou &
@@ -34,7 +35,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import fdtrc, stdtrit
 
-from aftertune.stats.clustered import Weighting, stratified_mean
+from aftertune.stats.clustered import Weighting, satterthwaite, stratified_mean
 from aftertune.stats.item_errors import Clusters, ItemErrors, item_errors
 from aftertune.stats.paired import NO_EVIDENCE, Estimate, Floats, MarginTests, margin_tests, rounding
 
@@ -112,7 +113,7 @@ class SeedSpread:
     degrees of freedom."""
 
     variance: float
-    df: int
+    df: float
     recipes: int
 
 
@@ -130,7 +131,9 @@ def pooled_spread(pair: Sequence[Floats], others: Sequence[Floats] = ()) -> Seed
     if rest and (b <= 0 < a or (b > 0 and float(fdtrc(df_a, df_b, (a / df_a) / (b / df_b))) < _UNEQUAL)):
         return None
     variance = (a + b) / (df_a + df_b)
-    return SeedSpread(variance, df_a + df_b, len(own) + len(rest)) if variance > 0 else None
+    df = float(df_a + df_b) if rest else satterthwaite([(s.size - 1) * s.size * _error(s) ** 2 for s in own],
+                                                       [s.size - 1 for s in own])
+    return SeedSpread(variance, df, len(own) + len(rest)) if variance > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,17 @@ def paired_evidence(base: Floats, tuned: Floats, *, margin: float, higher_is_bet
     return _with_flips(evidence, d) if binary else evidence
 
 
+def interval_at(base: Sequence[Floats], tuned: Sequence[Floats], level: float, *, higher_is_better: bool = True,
+                weighting: Weighting = "micro") -> tuple[float, float]:
+    """The interval that a row of shares shows, at another level. base, tuned: an array for each task, as in
+    `group_evidence`; one array as in `paired_evidence`."""
+    strata = [_difference(b, t, higher_is_better) for b, t in zip(base, tuned, strict=True)]
+    if len(strata) == 1 and is_binary(*base, *tuned):
+        return tango_interval(int((strata[0] > 0).sum()), int((strata[0] < 0).sum()), strata[0].size, level)
+    errors = item_errors(strata, weighting=weighting, bounded=True)
+    return _widened(errors.plain, errors.seen, level)
+
+
 def group_evidence(base: Sequence[Floats], tuned: Sequence[Floats], *, margin: float, higher_is_better: bool = True,
                    weighting: Weighting = "micro", clusters: Clusters | None = None, bounded: bool = True) -> Evidence:
     """Evidence on the mean over a group of tasks, with errors stratified by task. base, tuned: an array for each task;
@@ -176,8 +187,7 @@ def _average_errors(base: Sequence[Floats], tuned: Sequence[Floats], weight: Flo
 
 def _widest(errors: ItemErrors, level: float) -> tuple[float, float]:
     """The interval that covers those of all kinds of error, so that it agrees with what all tests prove."""
-    plain = errors.plain.interval(level)
-    ends = [plain if errors.seen is None else errors.seen.widened(plain, level), *errors.robust_intervals(level)]
+    ends = [_widened(errors.plain, errors.seen, level), *errors.robust_intervals(level)]
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 
@@ -252,8 +262,8 @@ def _real(errors: ItemErrors, n: float, margin: float) -> _Core:
     return _Core(estimate.mean, estimate.mean, NO_EVIDENCE, None, (f"{reason}: no error can be estimated",))
 
 
-def _widened(estimate: Estimate, seen: Observations | None) -> tuple[float, float]:
-    return estimate.interval() if seen is None else seen.widened(estimate.interval())
+def _widened(estimate: Estimate, seen: Observations | None, level: float = 0.95) -> tuple[float, float]:
+    return estimate.interval(level) if seen is None else seen.widened(estimate.interval(level), level)
 
 
 def _signed(value: float, shares: bool) -> str:

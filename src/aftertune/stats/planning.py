@@ -2,6 +2,7 @@
 
     items_for_difference(0.15, 0.05)        468.57: items that show a true change of 5 points, power 80 %
     items_for_equivalence(0.08, 0.02)       1712.9: items that show "within 2 points" at a true 0
+    items_for_average([0.1] * 6, 0.02)      357: items of each of six tasks that show it for their average
     items_beyond(0.30, 0.05, -0.08)         2560.5: items that show that a loss of 8 points is more than 5
     smallest_difference(0.10, 1319)         0.0244
     items_for_verdicts(0.10, 0.02, total=10042).kept      2141: items that show "within 2 points", of 10,042
@@ -15,8 +16,11 @@ Sources: Connor 1987 (Biometrics 43:207) and the normal approximation of two one
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.optimize import brentq
 from scipy.special import chdtri, ndtri
 
@@ -50,6 +54,29 @@ def items_for_equivalence(psi: float, margin: float, delta: float = 0.0, *, alph
         raise ValueError(f"delta={delta}, margin={margin}, psi={psi}: need |delta| < margin, psi >= delta**2")
     z = _z((1 + power) / 2 if delta == 0 else power)
     return (_z(1 - alpha) + z) ** 2 * (psi - delta**2) / (margin - abs(delta)) ** 2
+
+
+def items_for_average(psi: Sequence[float], margin: float, totals: Sequence[int] | None = None, *,
+                      alpha: float = 0.05, power: float = 0.8) -> int | None:
+    """Items of each task that show "within the margin" for the average of the tasks, if the models do not differ.
+
+    psi: the discordance of each of K tasks; totals: the items that each has, more cannot be asked. The smallest n with
+    (z_{1-alpha} + z_{(1+power)/2})**2 sum_k psi_k / min(n, N_k) / K**2 <= margin**2 which also rules out losses
+    that were not seen: K min(n, N_k) >= `items_without_failure` for each task. With tasks of one size and discordance
+    that is 1 / K of `items_for_equivalence`. None where the tasks have too few items.
+    """
+    variances, count = np.asarray(psi, dtype=np.float64), len(psi)
+    most = np.full(count, math.inf) if totals is None else np.asarray(totals, dtype=np.float64)
+    z = _z(1 - alpha) + _z((1 + power) / 2)
+    unseen = items_without_failure(margin, alpha)
+
+    def enough(n: int) -> bool:
+        asked = np.minimum(n, most)
+        return bool(z**2 * (variances / asked).sum() / count**2 <= margin**2 and count * asked.min() >= unseen)
+
+    high = math.ceil(max(items_for_equivalence(float(variances.max()), margin, alpha=alpha, power=power), unseen))
+    high = high if totals is None else max(high, int(most.max()))
+    return 1 + bisect_left(range(1, high + 1), True, key=enough) if enough(high) else None
 
 
 def smallest_difference(psi: float, n: int, *, alpha: float = 0.05, power: float = 0.8) -> float | None:

@@ -56,6 +56,8 @@ _STEPS = 1_000_000
 LOOKS = 0.8
 #: The same for "within". It is false on one side only, where a bet at alpha / 2 takes half of the error level.
 _LOOKS_WITHIN = 0.5
+#: The level of the interval of all items after interim analyses, as a part of a 95 % interval of both.
+END_LEVEL = 1 - (1 - LOOKS) * 0.05
 
 
 #: The claims of a test, in the order of `aftertune.stats.verdict.QUESTIONS`.
@@ -127,6 +129,18 @@ def unreachable(sums: Floats, seen: NDArray[np.int64], items: int | None, bounda
     return np.asarray(least > boundaries.sign * boundaries.bound * items + _NEAR)
 
 
+def log_threshold(alpha: float, *, models: bool = True) -> float:
+    """What the logarithm of a mixture must reach to reject. models: about the models, which have the share LOOKS."""
+    return math.log(2 / (LOOKS * alpha if models else alpha))
+
+
+def stop_thresholds(alpha: float, *, models: bool = True) -> Floats:
+    """The same for each test of `Boundaries.around` with ``zero``, where it may end a run. Both sides of "within" have
+    alpha / 2 each; a test against 0 ends no run."""
+    inside, beyond = math.log(2 / alpha), log_threshold(alpha, models=models)
+    return np.array([inside, beyond, beyond, inside, math.inf, math.inf])
+
+
 def log_mixture(log_wealth: Floats) -> Floats:
     """Logarithm of the mean over the last axis (the scales)."""
     top = log_wealth.max(axis=-1)
@@ -151,9 +165,8 @@ class PairedSequential:
                              "margin > 0, 0 < alpha < 1 and low < 0 < high")
         self.items, self.margin, self.low, self.high, self.whole = items, margin, low, high, whole
         self.alpha = alpha
-        self.threshold = math.log(2 / (alpha if items is not None else LOOKS * alpha))
-        inside = math.log(2 / alpha)  # both sides of "within"
-        self._stops: Floats = np.array([inside, self.threshold, self.threshold, inside, math.inf, math.inf])
+        self.threshold = log_threshold(alpha, models=items is None)
+        self._stops = stop_thresholds(alpha, models=items is None)
         self.boundaries = Boundaries.around(margin, zero=True)
         self.verdict: Verdict | None = None
         self.decided_at: int | None = None
@@ -323,6 +336,17 @@ def after_looks(looks: MarginTests, fixed: MarginTests) -> MarginTests:
         return _either(float(getattr(looks, name)), float(getattr(fixed, name)), share)
 
     return MarginTests(**{field.name: combined(field.name) for field in fields(MarginTests)})
+
+
+def interval_after_looks(looks: tuple[float, float], fixed: tuple[float, float]) -> tuple[float, float]:
+    """The interval that agrees with `after_looks`: what neither test rejects.
+
+    looks: of the interim analyses at `LOOKS` of the error level, as `PairedSequential.interval` gives it. fixed: of all
+    items, at the rest of it (`END_LEVEL`). Where the two do not meet, which has a probability below alpha, it is that
+    of the looks.
+    """
+    low, high = max(looks[0], fixed[0]), min(looks[1], fixed[1])
+    return (low, high) if low <= high else looks
 
 
 def no_drop_after_looks(looks: MarginTests, fixed: float) -> float:

@@ -25,7 +25,7 @@ Hochberg's method controls the share of false claims; it is used only to explore
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from aftertune.stats.paired import MarginTests
@@ -105,7 +105,7 @@ class Decision:
 
     p, p_adjusted: of the test behind the verdict (of min(lower, higher) where undecided); the largest of all kinds of
     test. at_floor: no change is proven, and the base has nothing to lose. members: tests of its family, over which p
-    is adjusted.
+    is adjusted. claims: the adjusted p of every claim; 1 for claims that mean nothing at the floor.
     """
 
     verdict: Verdict
@@ -114,6 +114,7 @@ class Decision:
     at_floor: bool = False
     note: str = ""
     members: int = 1
+    claims: Mapping[Verdict, float] = field(default_factory=dict)
 
 
 def at_floor(base_low: float, chance: float | None) -> bool:
@@ -148,12 +149,18 @@ class _AdjustedTests:
 
     @property
     def verdict(self) -> Verdict:
-        return first_claim({claim for claim, p in self.adjusted.items() if p < ALPHA})
+        return proven_verdict(self.adjusted)
 
 
 def first_claim(proven: Collection[Verdict]) -> Verdict:
     """The verdict of a row of which these claims are proven: the first one in the order of `QUESTIONS`."""
     return next((claim for question in QUESTIONS for claim in question if claim in proven), "undecided")
+
+
+def proven_verdict(claims: Mapping[Verdict, float], tests: int = 1) -> Verdict:
+    """The verdict of a row. claims: the adjusted p of each claim. tests: over how many such rows, in as many families,
+    the error level is shared besides (Bonferroni)."""
+    return first_claim([claim for claim, p in claims.items() if tests * p < ALPHA])
 
 
 def decide(cases: Sequence[Case]) -> tuple[Decision, ...]:
@@ -187,21 +194,22 @@ def _adjust(family: Sequence[MarginTests]) -> list[_AdjustedTests]:
 
 def _combine(case: Case, kinds: Sequence[_AdjustedTests]) -> Decision:
     """The decision of one member from all kinds of its tests: what all of them prove."""
-    claims = [claim for question in QUESTIONS for claim in question]
-    verdict = first_claim([c for c in claims if all(k.adjusted[c] < ALPHA for k in kinds)])
+    claims = {claim: max(k.adjusted[claim] for k in kinds) for question in QUESTIONS for claim in question}
+    verdict = proven_verdict(claims)
     floor = floored(verdict, case.at_floor)
     if floor or verdict == "undecided":
         p = max(k.tests.moved for k in kinds)
         adjusted = max(min(k.adjusted["lower"], k.adjusted["higher"]) for k in kinds)
     else:
-        p, adjusted = max(float(getattr(k.tests, verdict)) for k in kinds), max(k.adjusted[verdict] for k in kinds)
+        p, adjusted = max(float(getattr(k.tests, verdict)) for k in kinds), claims[verdict]
     note, first = "", kinds[0].verdict
     if len({k.verdict for k in kinds}) > 1:
         others = [f"{_word(k.verdict)} by the {name} test" for name, k in zip(_KINDS, kinds, strict=True)
                   if k.verdict != first]
         note = (f"{_word(verdict)}, because the tests disagree: {_word(first)} by the {_KINDS[0]} test, "
                 f"{', '.join(others)}")
-    return Decision(verdict="undecided" if floor else verdict, p=p, p_adjusted=adjusted, at_floor=floor, note=note)
+    return Decision(verdict="undecided" if floor else verdict, p=p, p_adjusted=adjusted, at_floor=floor, note=note,
+                    claims={c: 1.0 if case.at_floor and c in _FLOORED else p for c, p in claims.items()})
 
 
 def _word(verdict: Verdict) -> str:

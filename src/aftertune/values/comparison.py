@@ -78,6 +78,8 @@ class ComparisonRow:
     by version 2 of the rules or before, low, high and verdict are about the full run, and these are None.
 
     average_of: the tasks and groups of which the row is the average, with equal weights; () in all other rows.
+    p_claims: the adjusted p of each claim that a verdict can make ("lower", "worse", …); empty in rows without a test
+    and in those by version 3 of the rules or before.
     """
 
     task: str
@@ -126,6 +128,7 @@ class ComparisonRow:
     full_tuned_low: float | None = None
     full_tuned_high: float | None = None
     average_of: tuple[str, ...] = ()
+    p_claims: Mapping[Verdict, float] = field(default_factory=dict)
 
     @property
     def fraction(self) -> bool:
