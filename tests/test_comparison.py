@@ -534,7 +534,7 @@ def test_as_a_study_each_fine_tune_is_judged_at_its_part_of_the_level(ledger):
     assert [(c.rows[0].verdict, c.rows[0].told) for c in both] == [("lower", "forgot"), ("worse", "worse")]
     assert [c.rows[0].p_adjusted for c in both] == pytest.approx([2 * p[0], 2 * alone[1].rows[0].p_worse])
     assert [c.rows[0].family_size for c in both] == [2, 2]
-    assert "forgot if this fine-tune is judged alone; over 2 fine-tunes only worse is proven" in both[1].rows[0].note
+    assert "lower if this fine-tune is judged alone; over 2 fine-tunes only worse is proven" in both[1].rows[0].note
     many = over_fine_tunes([alone[1]] * 200)[0].rows[0]
     assert (many.verdict, many.told) == ("undecided", "undecided")
     assert "over 200 fine-tunes nothing is proven" in many.note

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from aftertune.stats.across_seeds import ENOUGH_SEEDS, pooled_spread, seed_contrast, seed_errors
 from aftertune.stats.paired import paired_mean

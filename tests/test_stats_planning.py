@@ -7,7 +7,6 @@ import pytest
 from scipy.stats import binom, chi2
 
 from aftertune.stats import (
-    items_for_average,
     items_for_difference,
     items_for_equivalence,
     items_needed,
@@ -20,6 +19,7 @@ from aftertune.stats.planning import (
     discordance_bound,
     items_above,
     items_beyond,
+    items_for_average,
     items_for_verdicts,
     items_to_decide,
     items_without_failure,

@@ -69,6 +69,7 @@ def _results(only: list[str], files: list[Path], *, published: bool, plans: bool
     ``files``, have not evaluated. published: replace the paths of this machine.
     """
     from aftertune.ledger import Ledger
+    from aftertune.pipeline.study_verdicts import over_studies
     from aftertune.redaction import published as public
     from aftertune.report import Results
 
@@ -76,6 +77,7 @@ def _results(only: list[str], files: list[Path], *, published: bool, plans: bool
     planned = _planned(files) if plans and not only else []
     with Ledger(create=False) as ledger:
         results = replace(Results.load(ledger, only), reported=reported, planned=planned)
+        results = replace(results, comparisons=over_studies(results.comparisons, ledger))
         if not (results.evaluations or reported or planned):
             raise InputError("the ledger has no finished evaluation yet; run `aftertune eval` or `aftertune demo` "
                              "first")
@@ -90,11 +92,13 @@ def _contrasts(results: Results, ledger: Ledger) -> list[Contrast]:
     """Comparisons of recipes over seeds, with the margins of the comparisons of their models."""
     from aftertune.comparison.across_seeds import contrasts_across_seeds
     from aftertune.comparison.margins import MARGIN
+    from aftertune.pipeline.study_verdicts import with_study_primary
     from aftertune.values import Margin
 
     margins = {row.task: Margin(row.margin) if row.fraction else Margin(MARGIN, row.margin)
                for comparison in results.comparisons for row in comparison.rows if row.margin is not None}
-    return contrasts_across_seeds(results.evaluations, results.tunings, margins=margins, ledger=ledger)
+    return contrasts_across_seeds(with_study_primary(results.evaluations, ledger), results.tunings, margins=margins,
+                                  ledger=ledger)
 
 
 def _reported() -> list[AuditedDocument]:

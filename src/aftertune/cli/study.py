@@ -113,12 +113,24 @@ def plan(
             ledger = None
         cells = plan_cells(loaded, ledger=ledger, file=str(study), out=out)
     if as_json:
-        emit({"study": loaded.study, "cells": [{
+        emit({"study": loaded.study, "family": loaded.family, "primary": loaded.primary, "cells": [{
             "cell": c.name, "status": c.status, "why": c.why, "seconds": c.cost.seconds, "memory": c.cost.memory,
             "disk": c.cost.disk, "basis": c.cost.basis, "estimated": c.cost.estimated, "command": c.command,
             "missing": list(c.missing)} for c in cells]})
     else:
         _show_plan(loaded.study, cells)
+        _show_verdict_rules(loaded)
+
+
+def _show_verdict_rules(study: Study) -> None:
+    """Print what the study file says about verdicts, if it says anything."""
+    rules = []
+    if study.primary:
+        rules.append("the verdicts of multiple-choice tasks are about expected accuracy (prob)")
+    if study.family == "study":
+        rules.append(f"the error level of 5 % covers all {len(study.tunings)} fine-tunes together")
+    if rules:
+        rich_console().print(f"Verdicts: {'; '.join(rules)}.", soft_wrap=True)
 
 
 def _show_plan(name: str, cells: list[PlannedCell]) -> None:

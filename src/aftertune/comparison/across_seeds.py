@@ -22,6 +22,7 @@ from aftertune.catalog import FRACTIONS, Unit
 from aftertune.comparison.average import average_group, average_name, average_note, why_left_out
 from aftertune.comparison.clusters import average_clusters, group_clusters, task_clusters, with_clusters
 from aftertune.comparison.compatibility import find_differences
+from aftertune.comparison.expected_accuracy import answers_and_questions
 from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values, pair_answers, score_of
 from aftertune.comparison.rows import RowDraft, TaskGroup, build_row, group_note, paired_groups, replacing_groups
@@ -276,7 +277,7 @@ def _pair(left: Evaluation, right: Evaluation, task: str, ledger: Ledger) -> Pai
     ours, theirs = left.task(task), right.task(task)
     if ours is None or theirs is None or ours.used is not None or theirs.used is not None:
         return None
-    pair = pair_answers(ours, ledger.answers(left.id, task), ledger.answers(right.id, task))
+    pair = pair_answers(ours, *answers_and_questions(left, right, ours, ledger)[:2])
     differences = find_differences(left, right, {task: pair.counts}, tasks=(task,))
     return None if not pair.left or any(d.blocking for d in differences) else pair
 

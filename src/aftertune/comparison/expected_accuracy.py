@@ -82,6 +82,12 @@ def choose_primary(evaluation: Evaluation, metric: str, task: str = "") -> Evalu
             {EXPECTED_ACCURACY} if any(t.output_type == "multiple_choice" for t in evaluation.tasks) else set()))
         where = f"{evaluation.name}, task {task!r}," if task else evaluation.name
         raise InputError(f"{where} has no metric {metric!r}{nearest(metric, names)}; its metrics: {', '.join(names)}")
+    stopped = next((t for t in evaluation.tasks if t.used is not None and changed.get(t.task, t.primary) != t.primary),
+                   None)
+    if stopped is not None:
+        raise InputError(f"{evaluation.name}: task {stopped.task} was stopped early by a test of "
+                         f"{MetricKey(stopped.primary).metric}, so it has no verdict by {metric}; evaluate it without "
+                         "--until-decided, or leave out --primary for this task")
     tasks = tuple(replace(t, primary=changed.get(t.task, t.primary)) for t in evaluation.tasks)
     return replace(evaluation, tasks=tasks)
 

@@ -415,14 +415,15 @@ def _row(draft: RowDraft, decision: Decision | None, *, lineage: bool, forced: b
                      tests=draft.case.tests)
 
 
-def over_fine_tunes(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons as one family: the error level of 5 % covers the verdicts of all of them together.
+def over_fine_tunes(comparisons: Sequence[Comparison], count: int = 0) -> list[Comparison]:
+    """The comparisons as one family: the error level of 5 % covers the verdicts of all of them together. count: how
+    many fine-tunes there are, if these are only some of them.
 
     A comparison's adjusted p-values keep any level, so with T comparisons each of them is judged at 0.05 / T
     (Bonferroni): the adjusted p of every claim is multiplied by T, and the verdict is the first claim that is then
     still proven. Rows by version 3 of the rules or before have the p of their verdict alone, so they become undecided.
     """
-    count = len(comparisons)
+    count = count or len(comparisons)
     return [replace(c, rows=tuple(_over_fine_tunes(r, count, c.lineage) for r in c.rows)) for c in comparisons]
 
 

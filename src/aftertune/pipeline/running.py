@@ -25,6 +25,7 @@ from aftertune.ledger import Ledger
 from aftertune.methods import writes_adapter
 from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of, select_cells
 from aftertune.pipeline.planning import unevaluated
+from aftertune.pipeline.study_verdicts import over_studies, with_study_primary
 from aftertune.report import Results, StoredAnswers, make_folder, write_document, write_page, write_record
 from aftertune.sources import BaseModelCache
 from aftertune.sources.folder_lock import folder_lock
@@ -215,14 +216,16 @@ class _StudyRun:
         bases = {name: self.values[f"evaluate {name}"] for name in study.bases if f"evaluate {name}" in self.values}
         tunings = tuple(self.values[f"tune {name}"] for name in study.tunings if f"tune {name}" in self.values)
         tuned = {name: self.values[f"evaluate {name}"] for name in study.tunings if f"evaluate {name}" in self.values}
-        comparisons = tuple(compare(bases[study.tunings[name].base], after, margins=study.margins(),
-                                    ledger=self.ledger)
-                            for name, after in tuned.items() if study.tunings[name].base in bases)
         evaluations = (*bases.values(), *tuned.values())
+        judged = {e.id: e for e in with_study_primary(evaluations, self.ledger)}
+        comparisons = over_studies([compare(judged[bases[study.tunings[name].base].id], judged[after.id],
+                                            margins=study.margins(), ledger=self.ledger)
+                                    for name, after in tuned.items() if study.tunings[name].base in bases], self.ledger)
         answers = StoredAnswers(self.ledger.database.path, [e.id for e in evaluations])
         results = Results(
             evaluations=evaluations, tunings=tunings, comparisons=comparisons, answers=answers,
-            contrasts=tuple(contrasts_across_seeds(evaluations, tunings, margins=study.margins(), ledger=self.ledger)),
+            contrasts=tuple(contrasts_across_seeds(tuple(judged.values()), tunings, margins=study.margins(),
+                                                   ledger=self.ledger)),
             flips=flips_by_comparison(comparisons, answers, ledger=self.ledger),
             planned=unevaluated(study, ledger=self.ledger, file=file), cells=self.ledger.cells(study.study))
         title = f"Study: {study.study}"

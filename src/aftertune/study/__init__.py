@@ -324,6 +324,8 @@ class BaseSpec(Spec):
 _LATER_BASE_FIELDS = ("tokenizer",)
 _LATER_RECIPE_FIELDS = ("keep_checkpoints", "keep_best", "anchor")
 _LATER_FIELDS = ("enable_thinking", "think_end_token", "engine_args")
+#: The same, of fields that change verdicts alone, and no evaluation.
+_LATER_VERDICT_FIELDS = {"family": "pair", "primary": None}
 
 
 class StudyTuning(Recipe):
@@ -357,6 +359,11 @@ class Study(Spec):
         exclude=True, description="Fine-tunes as all combinations of lists; they join `tunings`.")] = None
     margin: Annotated[Points, Field(
         description="Points; a change within them is no loss. For tasks whose metric is a share.")] = 2.0
+    family: Annotated[Literal["pair", "study"], Field(
+        description="What the error level of 5 % covers together: the tasks of one fine-tune (pair), or of all "
+                    "fine-tunes of the study (study).")] = "pair"
+    primary: Annotated[Literal["prob"] | None, Field(
+        description="Metric that gets the verdict on multiple-choice tasks: prob is expected accuracy.")] = None
     dtype: Dtype = "auto"
     device: Device = "auto"
     engine: EngineName = "packed"
@@ -391,7 +398,8 @@ class Study(Spec):
     @property
     def hash(self) -> str:
         """Identity of the study: sha256 of its canonical JSON. A later field counts where it is set."""
-        dumped = {k: v for k, v in self.model_dump(mode="json").items() if k not in _LATER_FIELDS}
+        dumped = {k: v for k, v in self.model_dump(mode="json").items()
+                  if k not in _LATER_FIELDS and (k, v) not in _LATER_VERDICT_FIELDS.items()}
         return digest(dumped | {"bases": {name: base.settings() for name, base in self.bases.items()},
                                 "tunings": {name: tuning.settings() for name, tuning in self.tunings.items()}}
                       | self.later_settings())
