@@ -452,6 +452,8 @@ def _lease_time(soak: Soak, file: Path) -> None:
 PARTS: dict[str, tuple[int, Callable[[Soak, int], None]]] = {
     "evaluation": (200, lambda soak, n: killed(soak, ["eval", "eval", "eval until decided"], n)),
     "tuning": (60, lambda soak, n: killed(soak, ["tune kept", "tune lora", "tune full", "tune early"], n)),
+    "rollback": (20, lambda soak, n: killed(soak, ["rollback"], n)),
+    "check-merge": (10, lambda soak, n: killed(soak, ["check-merge"], n)),
     "run": (40, lambda soak, n: killed(soak, ["run"], n)),
     "import": (20, lambda soak, n: killed(soak, ["import"], n)),
     "migration": (20, lambda soak, n: killed(soak, ["migration"], n)),

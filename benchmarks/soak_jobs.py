@@ -112,6 +112,10 @@ def make_jobs(root: Path, place: Path) -> dict[str, Job]:
     imported.mkdir()
     shutil.copytree(stored / "export", imported / "export")
     jobs.append(Job("import", ("import", "export"), imported))
+    by_name = {job.name: job for job in jobs}
+    jobs += [Job("rollback", ("rollback", "out", "--to", "4"), _after(by_name["tune kept"], root / "kept", place)),
+             Job("check-merge", ("check-merge", "out", "--tasks", "arc_easy", "--sample", "8", "--device", "cpu"),
+                 _after(by_name["tune lora"], root / "merged", place))]
     old = root / "old"
     old.mkdir()
     shutil.copyfile(OLD_LEDGER, old / "ledger.db")
@@ -136,6 +140,15 @@ def forked(work: Callable[[], Any]) -> None:
         finally:
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def _after(job: Job, folder: Path, place: Path) -> Path:
+    """A folder as a command leaves it in ``place``."""
+    job.reset(place)
+    child = Child(place, *job.words)
+    assert child.wait() == 0, child.errors()
+    shutil.copytree(place, folder)
+    return folder
 
 
 def _stored(root: Path, place: Path, base: Path, *commands: tuple[str, ...]) -> Path:

@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import pytest
 
-from aftertune.errors import SourceError
+from aftertune.errors import ResourceError, SourceError
 from aftertune.sources import (
     cache,
     fingerprint_model,
@@ -21,6 +21,7 @@ from aftertune.sources import (
     shape_of,
 )
 from aftertune.sources.gguf_child import ChildLimits, facts_from_child
+from aftertune.sources.parquet_check import check_parquet
 from aftertune.sources.tensors import read_gguf, read_header
 from source_cases import flip_byte, tiny_adapter
 
@@ -316,6 +317,27 @@ def test_a_crash_of_the_reader_ends_the_child_alone(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(SourceError, match="the reading process was ended by SIGSEGV while"):
         facts_from_child(write_gguf(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize(("program", "said"), [
+    ("import sys\nprint('no module gguf', file=sys.stderr)\nsys.exit(3)\n",
+     r"ended with exit code 3 before it could say anything about the file \(no module gguf\); check the installation"),
+    ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
+     "was ended by SIGKILL before it could say anything about the file; free some memory"),
+    ("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n", "was ended by SIGTERM before")])
+def test_a_fault_of_the_machine_is_not_blamed_on_the_file(program, said, tmp_path, monkeypatch):
+    home = tmp_path / "aftertune" / "sources"
+    home.mkdir(parents=True)
+    for folder in (home, home.parent):
+        (folder / "__init__.py").touch()
+    for module in ("gguf_child", "parquet_check"):
+        (home / f"{module}.py").write_text(program)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write_gguf(tmp_path / "m.gguf")
+    for read in (facts_from_child, check_parquet):
+        with pytest.raises(ResourceError, match=said) as caught:
+            read(path)
+        assert "damaged" not in str(caught.value)
 
 
 def test_a_gguf_that_cannot_be_opened_is_not_called_damaged(tmp_path):
