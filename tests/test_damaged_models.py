@@ -62,6 +62,7 @@ CASES: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("config.json", "num_attention_heads", "0"): ("num_attention_heads is 0",),
     ("config.json", "num_key_value_heads", "3"): ("num_key_value_heads is 3", "a divisor of 4"),
     ("config.json", "rope_parameters", '"x"'): ("rope_parameters is 'x'", "an object"),
+    ("config.json", "rms_norm_eps", "NaN"): ("rms_norm_eps is nan", "allowed is a number"),
     ("config.json", "vocab_size", "0"): ("vocab_size is 0",),
     ("config.json", "vocab_size", "100"): ("vocab_size is 100", "has 264 rows"),
     ("tokenizer.json", "model", '{"type": "Evil"}'): ("cannot load its tokenizer", "tokenizer.json", "copy those"),

@@ -15,7 +15,7 @@ import pytest
 
 import test_exchange_lighteval as lighteval
 from aftertune.errors import InputError, StorageError
-from aftertune.exchange import export_every_eval_ever, import_results
+from aftertune.exchange import audit, export_every_eval_ever, import_results
 from aftertune.ledger import Ledger, Staging
 from aftertune.values import ListDigest, digest
 from exchange_cases import BASE_RIGHT, TUNED_RIGHT, choice_line, lm_eval_folder, one_task_folder, text_line
@@ -234,6 +234,29 @@ def test_a_full_temporary_folder_is_one_line(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(StorageError, match=r"database or disk is full.*set TMPDIR"):
             import_results(path, ledger=ledger)
         assert ledger.evaluations() == []
+
+
+@pytest.mark.parametrize("doc", [None, [1, "a"], "text", 5])
+def test_a_document_that_is_no_object_can_be_read_again(doc: Any, tmp_path: Path) -> None:
+    """It was stored in a form that made the evaluation damaged."""
+    path = one_task_folder(tmp_path, "m", "t", [{**choice_line(i, 2, i == 0), "doc": [doc, i]} for i in range(2)]
+                           + [{**choice_line(2, 2, True), "doc": doc}], "acc")
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        [result] = import_results(path, ledger=ledger)
+        assert result.evaluation is not None
+        assert [i.doc for i in ledger.items(result.evaluation.id)] == [{"doc": d} for d in ([doc, 0], [doc, 1], doc)]
+        assert not [f for f in ledger.check() if "damaged" in f.value]
+
+
+@pytest.mark.parametrize("groups", [{"g": ["g"]}, {"g": ["h"], "h": ["g"]}])
+def test_groups_in_a_circle_are_read(groups: dict[str, list[str]], tmp_path: Path) -> None:
+    scores = {name: {"acc,none": 0.5} for name in groups}
+    (tmp_path / "results.json").write_text(json.dumps({
+        "results": {"t": {"acc,none": 0.5}}, "groups": scores, "group_subtasks": groups}))
+    assert len(audit(tmp_path / "results.json").checks) == 1 + len(groups)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        [result] = import_results(tmp_path, ledger=ledger)
+        assert {r.task for r in result.reported} == {"t", *groups}
 
 
 def test_samples_may_come_in_any_order_and_errors_name_their_line(tmp_path: Path) -> None:

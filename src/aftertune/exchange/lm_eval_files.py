@@ -172,7 +172,7 @@ class LmEvalRun:
     def counts(self, task: str) -> tuple[int | None, int | None]:
         """(items used, items of the split); None where the file does not state it."""
         if task in self.groups:
-            parts = [self.counts(leaf) for leaf in self.leaves_of(task)]
+            parts = [self.counts(leaf) for leaf in self.leaves_of(task)] or [(None, None)]  # groups in a circle
             used, total = (None if None in column else sum(n or 0 for n in column)
                            for column in zip(*parts, strict=True))
             return used, total
@@ -185,6 +185,8 @@ class LmEvalRun:
     def averages(self, group: str, key: str) -> Literal["items", "tasks", ""]:
         """What the score of a group is the mean over: as the scores of its tasks show; "" where they do not."""
         leaves = self.leaves_of(group)
+        if not leaves:  # groups in a circle
+            return ""
         value, means = self._score(group, key), [self._score(leaf, key) for leaf in leaves]
         sizes = [self.counts(leaf)[0] or math.nan for leaf in leaves]
         pooled = math.fsum(m * n for m, n in zip(means, sizes, strict=True)) / math.fsum(sizes)

@@ -151,11 +151,11 @@ class Samples:
     def _document(self, line: Mapping[str, Any], location: str) -> list[Any]:
         """What is kept of a new document."""
         doc = line.get("doc")
-        document = doc if isinstance(doc, dict) else {"doc": doc}
+        document = doc if isinstance(doc, dict) else {"doc": doc}  # the ledger holds objects alone
         hash_, cluster = digest(document), cluster_label(self._cluster, document)
         prompts, responses = _requests(line, location, self.kind.output_type)
         target = line.get("target")
-        level, other = self._levels(doc, prompts, target if isinstance(target, str) else canonical(target))
+        level, other = self._levels(document, prompts, target if isinstance(target, str) else canonical(target))
         if not len(self):
             self.prompts_of_first = len(prompts)
         self._items.add(hash_)
@@ -163,10 +163,11 @@ class Samples:
             self._prompts.add(prompt)
         self.unknown_end |= any(r.text is not None and r.finish is None for r in responses)
         self.unknown_cut |= any(r.truncated is None for r in responses)
-        return [line["doc_id"], hash_, doc, cluster, [[getattr(r, f) for f in _FIELDS] for r in responses], level,
+        return [line["doc_id"], hash_, document, cluster, [[getattr(r, f) for f in _FIELDS] for r in responses], level,
                 other]
 
-    def _levels(self, doc: Any, prompts: Sequence[tuple[str, str]], target: str) -> tuple[float | None, float | None]:
+    def _levels(self, doc: Mapping[str, Any], prompts: Sequence[tuple[str, str]], target: str
+                ) -> tuple[float | None, float | None]:
         """The expected score of a guess, without and with the metric `acc_mutual_info`."""
         if self.kind.output_type == "generate_until":
             level = chance.generated_guess(self.kind.task, doc, prompts[0][0] if prompts else "", target)

@@ -48,7 +48,9 @@ def _either(*rules: Rule) -> Rule:
 
 
 _TEXT, _OBJECT = _instance(str, words="a text"), _instance(dict, words="an object")
-_NUMBER, _SWITCH = _instance(int, float, words="a number"), _instance(bool, words="true or false")
+_NUMBER: Rule = (lambda value: isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300,
+                 "a number")
+_SWITCH = _instance(bool, words="true or false")
 _TEXTS = _listed(str, "a list of texts")
 _IDS: Rule = (lambda value: all(_is_whole(v, -1, 2**31 - 1) for v in (value if isinstance(value, list) else [value])),
               "a token id or a list of token ids")
