@@ -287,7 +287,7 @@ def _store(read: _Read, ledger: Ledger, name: str | None, taken: dict[str, str])
     run, tasks = read.run, read.tasks
     with_answers = {t.settings.task for t in tasks}
     with results_limits(str(run.path)):
-        groups = [g for g in run.groups if set(run.leaves_of(g)) <= with_answers]
+        groups = [g for g in run.groups if (leaves := run.leaves_of(g)) and set(leaves) <= with_answers]
         rest = reported_scores(run, "", with_answers | set(groups))
     source = name or _source(run, rest, ledger)
     rest = tuple(replace(r, source=source) for r in rest)
