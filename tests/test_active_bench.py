@@ -62,4 +62,12 @@ def test_a_bar_that_is_missed_is_named(gentle: active.Population) -> None:
                            uniform_wrong=0, seconds=1)
     assert list(active.broken(result)) == []
     assert len(list(active.broken(replace(result, wrong=20, median=600)))) == 2
-    assert "**300** (500)" in "\n".join(active.lines([result], [("x", 0.0, (0, 10, 500.0))]))
+    assert "**300** (500)" in "\n".join(active.lines([result]))
+
+
+def test_claims_about_the_models_are_replayed_beside_uniform_drawing(gentle: active.Population) -> None:
+    claims = active.models(gentle, -0.02, 2, items=1500, each=3, most=320)
+    assert (claims.runs, claims.most) == (6, 320)
+    assert claims.wrong <= 1
+    assert claims.median <= 320
+    assert "| 1,500 | -2.00 |" in "\n".join(active.model_lines([claims]))

@@ -142,6 +142,7 @@ class EvaluationRun:
         self.stored: Evaluation
         self.responses: dict[int, Response] = {}
         self.schedule: dict[str, Any] | None = None
+        self.further: dict[str, Any] = {}  # what is stored with the schedule before the batches of each stage
 
     def answers(self, evaluation: Evaluation) -> dict[str, list[Answer]]:
         """The stored answers of each task, in the order of its items."""
@@ -357,11 +358,13 @@ class EvaluationRun:
         """Compute the scores and store the finished evaluation.
 
         loaded: the tasks with the items that were asked. value: the evaluation to finish, by default the stored one.
+        Tasks whose items were drawn with unequal weights get no score: a mean over these items is none.
         """
-        answers, positions, scores = tasks.score_responses(loaded, self.responses)
-        schedule = dict(self.schedule or {})
-        schedule["seconds"] = round(time.monotonic() - self.started, 3)
         value = value or self.stored
+        answers, positions, computed = tasks.score_responses(loaded, self.responses)
+        scores = [s for s in computed if not value.drawn_unequally(s.task)]
+        schedule = {k: v for k, v in (self.schedule or {}).items() if k not in self.further}
+        schedule["seconds"] = round(time.monotonic() - self.started, 3)
         return self.ledger.finish_evaluation(replace(
             value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(scores),
             warnings=(*value.warnings, *tasks.answer_warnings(loaded, self.responses, answers),
@@ -433,6 +436,7 @@ class EvaluationRun:
             rows = [row for job in plan.jobs for row in job.rows]
             if rows:
                 self.schedule["spot_check"] = spot_check(self.model, rows, packed=plan.decision.packed)
+        self.schedule |= self.further
         self.ledger.save_schedule(self.stored.id, self.schedule)
 
     def _run_batches(self, engine: EvaluationEngine, plan: Any, first: int) -> None:

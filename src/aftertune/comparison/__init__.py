@@ -81,11 +81,15 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
                                     tasks=() if average in tasks else tasks)
     forced = any(d.blocking for d in found)
     relation = find_relation(left, right, ledger)
+    samples = [p for p in pairs if not p.unequal]  # of which a mean or a count over the items speaks of the task
     rows, without_rows = all_rows(left, right, pairs, margins, name=average, tasks=tasks, lineage=relation.lineage,
                                   forced=forced)
+    if not rows and not samples:
+        raise NotComparable(f"{left.name} and {right.name} cannot be compared: {without_rows[-1].field} "
+                            f"({without_rows[-1].left} | {without_rows[-1].right})")
     of_tasks = [r for r in rows if not r.average_of]
     looked = earlier_looks(left, right, ledger)
-    changes = find_changes(left, right, pairs, of_tasks, ledger, forced=forced)
+    changes = find_changes(left, right, samples, of_tasks, ledger, forced=forced)
     if changes is not None and (relation.relation in _SAME or not isinstance(force, bool)):
         changes = replace(changes, no_effect="")  # equal answers are what two forms of one model should give
     rows = tuple(replace(r, note="; ".join(filter(None, (
@@ -98,8 +102,8 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
                           *chosen_metrics(left, pairs, ledger)])[:10], base=left.id,
         tuned=right.id, base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
-        origin=relation.origin, common=common, forms=tuple(form_shifts(pairs)), rules=RULES,
-        signs=() if forced else find_signs(of_tasks, pairs, left, right), changes=changes)
+        origin=relation.origin, common=common, forms=tuple(form_shifts(samples)), rules=RULES,
+        signs=() if forced else find_signs(of_tasks, samples, left, right), changes=changes)
     return _save(comparison, ledger) if save else comparison
 
 
@@ -178,20 +182,24 @@ def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, for
         raise InputError(f"base and tuned are the same evaluation, {left.name} ({left.id}); name the base first, then "
                          "the tuned one")
     _check_tasks(left, right, tasks)
-    pairs = [with_clusters(_pair(left, right, t, ledger), left, right, ledger)
+    pairs = [_pair(left, right, t, ledger)
              for t in left.tasks if right.task(t.task) and (not tasks or {t.task, *t.groups} & set(tasks))]
     counts = {p.settings.task: p.counts for p in pairs if not is_stopped(left, right, p.settings.task)}
     found = find_differences(left, right, counts, common=common, tasks=tasks)
     if not isinstance(force, bool):
         found = tuple(replace(d, blocking=d.blocking and setting_of(d) not in force) for d in found)
     blocking = tuple(d for d in found if d.blocking)
-    usable = [p for p in pairs if p.left]
+    usable = [p for p in pairs if p.left or p.unequal]
     if (blocking and force is not True) or not usable:
         raise NotComparable(refusal_message(left, right, blocking, forcible=bool(usable)), blocking)
     return usable, found
 
 
 def _pair(left: Evaluation, right: Evaluation, settings: TaskSettings, ledger: Ledger) -> Pair:
-    """The paired answers to one task, with its questions."""
+    """The paired answers to one task, with its questions and clusters."""
     ours, theirs, questions = answers_and_questions(left, right, settings, ledger)
-    return replace(pair_answers(settings, ours, theirs), questions=questions)
+    pair = replace(pair_answers(settings, ours, theirs), questions=questions)
+    if any(e.drawn_unequally(settings.task) for e in (left, right)):
+        whole = with_clusters(replace(pair, left=ours, right=ours), left, left, ledger)
+        pair = replace(pair, unequal=True, whole=whole)
+    return with_clusters(pair, left, right, ledger)

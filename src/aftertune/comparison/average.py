@@ -30,7 +30,7 @@ import numpy as np
 
 from aftertune.catalog import FRACTIONS, MetricKey, Unit
 from aftertune.comparison.clusters import average_clusters
-from aftertune.comparison.early_rows import EarlyTest, early_tests, is_stopped, with_early_rows
+from aftertune.comparison.early_rows import EarlyTest, early_tests, is_stopped, with_early_rows, without_row
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import MetricValues, Pair
 from aftertune.comparison.rows import FORCED, RowDraft, TaskGroup, build_drafts, build_row, judge_drafts
@@ -142,8 +142,8 @@ class AverageQuestion:
         p = claims.get(verdict, 1.0)
         stopped = [t for t in self.tests.values() if t.name not in {d.task for d in self.fixed}]
         parts = [*((d.evidence.base, d.evidence.tuned, d.evidence.n, _sign(d)) for d in self.fixed),
-                 *((float(c.base.mean()), float(c.tuned.mean()), c.base.size, 1 if c.higher_is_better else -1)
-                   for c in (t.columns[t.unit.key] for t in stopped))]
+                 *((*t.means, t.columns[t.unit.key].base.size, 1 if t.columns[t.unit.key].higher_is_better else -1)
+                   for t in stopped)]
         base, tuned = (float(np.mean([part[side] if part[3] > 0 else 1 - part[side] for part in parts]))
                        for side in (0, 1))
         n = sum(size for _, _, size, _ in parts)
@@ -243,6 +243,8 @@ def all_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins
         every, _, early, complete = _drafts(left, right, pairs, margins)
         question = average_question(every, early, complete, name=name)
     average: tuple[ComparisonRow, ...] = ()
+    if any(p.unequal for p in pairs) and without_row(left, right, pairs, early_tests(left, right, pairs)[0]):
+        question = None  # without a task that was stopped for what it showed, the average would be wrong
     if question is not None:
         margin = margin_of(margins, "share", name) or MARGIN
         if question.tests:
@@ -255,7 +257,7 @@ def all_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins
     rows = with_early_rows(rows, stopped, margins, lineage=lineage, forced=forced)
     rows = tuple(sorted((*rows, *average), key=lambda r: (not r.primary, bool(r.average_of))))
     return tuple(replace(r, note=f"{r.note}; {loss}") if (loss := hidden_losses(r, rows)) else r
-                 for r in rows), without_rows
+                 for r in rows), (*without_rows, *without_row(left, right, asked, stopped))
 
 
 def _drafts(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins

@@ -8,6 +8,10 @@ The sequential tests are valid at every item, whatever the reason for stopping, 
 margin. The verdict and its interval are about the models, as those of all rows are. What the full run would show is
 another statement with its own test. The row shows the early estimate and marks it as one.
 
+Items that were drawn with unequal weights are read with these weights alone, and only beside an evaluation of the other
+model that has all items: then the difference is a weighted estimate, and the row has no counts of changes. Otherwise
+there is no row (`without_row`).
+
 A task of which all items were asked after interim analyses has a usual row. Its p-values are those of the analyses and
 of all items together (`stats.sequential.after_looks`).
 """
@@ -15,7 +19,7 @@ of all items together (`stats.sequential.after_looks`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +27,7 @@ from numpy.typing import NDArray
 from aftertune.catalog import FRACTIONS, MetricKey, is_bounded
 from aftertune.comparison.clusters import group_clusters, task_clusters
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
-from aftertune.comparison.pairing import MetricValues, Pair, metric_values
+from aftertune.comparison.pairing import Label, MetricValues, Pair, metric_values
 from aftertune.comparison.rows import (
     FORCED,
     FullRun,
@@ -34,18 +38,21 @@ from aftertune.comparison.rows import (
     group_chance,
     items_note,
 )
+from aftertune.comparison.weighted_draws import DrawnItems
 from aftertune.stats.evidence import Evidence
 from aftertune.stats.paired import NO_EVIDENCE, Floats, wilson
 from aftertune.stats.planning import DecidingItems, discordance_bound, items_to_decide
 from aftertune.stats.sequential import (
     CLAIMS,
+    AnytimeClaims,
     PairedSequential,
     first_of_clusters,
     has_whole_differences,
     random_order_key,
 )
 from aftertune.stats.verdict import ALPHA, SETTLED, Case, Decision, at_floor, first_claim, floored
-from aftertune.values import ComparisonRow, Early, EarlyUnit, Evaluation, Verdict
+from aftertune.stats.weighted_sequential import WeightedSequential
+from aftertune.values import ComparisonRow, Difference, Early, EarlyUnit, Evaluation, Verdict, digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +61,7 @@ class EarlyTest:
 
     columns: ``metric,filter`` -> paired values. counted: which items the models' test counts (`first_of_clusters`).
     base: all known values of the base on the metric of the test. chance: expected score of a guess. groups: of its
-    first task. share: number of tests that share alpha.
+    first task. share: number of tests that share alpha. drawn: of weighted drawing, else None.
     """
 
     unit: EarlyUnit
@@ -65,6 +72,7 @@ class EarlyTest:
     groups: tuple[str, ...]
     share: int
     target: bool
+    drawn: DrawnItems | None = None
 
     @property
     def name(self) -> str:
@@ -88,22 +96,41 @@ class EarlyTest:
         names = (self.unit.name, *self.groups)
         return margin_of(margins, self.columns[key].unit, *names, primary=key == self.unit.key) or MARGIN
 
-    def of_models(self, key: str, margin: float) -> PairedSequential:
+    def of_models(self, key: str, margin: float) -> PairedSequential | WeightedSequential:
         """The test about the models, after all shared items."""
+        if self.drawn is not None:
+            return self.drawn.repeated_test(margin, alpha=ALPHA / self.share, models=True)
         test = PairedSequential(None, margin, alpha=ALPHA / self.share)
         test.update(differences_of(self.columns[key])[self.counted])
         return test
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """The interval for the models at the error level ``alpha``, valid at every look."""
+        if self.drawn is not None:
+            return self.drawn.repeated_test(MARGIN, alpha=alpha, models=True).interval()
+        if self.unit.draw == "weighted":
+            return -1.0, 1.0  # they cannot be repeated with these evaluations
         test = PairedSequential(None, MARGIN, alpha=alpha)
         test.update(differences_of(self.columns[self.unit.key])[self.counted])
         return test.interval()
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Early estimates of both scores: of items with equal chances their means, else the base's score on all items
+        and that with the weighted estimate of the difference."""
+        column = self.columns[self.unit.key]
+        if self.drawn is None:
+            return float(column.base.mean()), float(column.tuned.mean())
+        full = self.drawn.repeated_test(MARGIN, alpha=ALPHA, models=False)
+        base = float(self.base.mean())
+        return base, min(max(base + full.estimate, 0.0), 1.0)
 
     def looks(self, margins: Margins) -> Looks | None:
         """The interim analyses of a task of which all items were asked; None for one without them."""
         if self.unit.batch >= self.unit.items or self.unit.key not in self.columns:
             return None
+        if self.unit.draw == "weighted" and self.drawn is None:
+            return Looks(NO_EVIDENCE, self.interval(ALPHA))  # they cannot be repeated, so they prove nothing
         return Looks(self.of_models(self.unit.key, self.margin(self.unit.key, margins)).tests, self.interval(ALPHA))
 
 
@@ -118,7 +145,8 @@ def is_stopped(left: Evaluation, right: Evaluation, task: str) -> bool:
 
 
 def early_tests(left: Evaluation, right: Evaluation, pairs: Sequence[Pair]) -> tuple[list[EarlyTest], list[EarlyTest]]:
-    """The tests that stopped early, and those of which all items were asked. Tests without shared items are skipped."""
+    """The tests that stopped early, and those of which all items were asked. Tests without shared items are skipped,
+    and so are those that `without_row` lists."""
     plan = right.early or left.early
     if plan is None:
         return [], []
@@ -126,11 +154,80 @@ def early_tests(left: Evaluation, right: Evaluation, pairs: Sequence[Pair]) -> t
     for unit in plan.units:
         members = [p for p in pairs if p.settings.task in unit.tasks]
         of_stopped = [p for p in members if is_stopped(left, right, p.settings.task)]
-        if of_stopped:
+        if any(p.unequal for p in of_stopped):
+            drawn = drawn_items(left, right, unit, members)
+            if drawn is not None:
+                stopped.append(_weighted_test(unit, members, plan, drawn))
+        elif of_stopped:
             stopped.append(_early_test(left, right, unit, of_stopped, plan))
         elif len(members) == len(unit.tasks):
-            ended.append(_early_test(left, right, unit, members, plan))
+            test = _early_test(left, right, unit, members, plan)
+            ended.append(replace(test, drawn=drawn_items(left, right, unit, members)))
     return stopped, ended
+
+
+def without_row(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], stopped: Sequence[EarlyTest]
+                ) -> tuple[Difference, ...]:
+    """The tasks whose items were drawn with unequal weights, where these evaluations have no estimate of the whole."""
+    shown = {task for test in stopped for task in test.unit.tasks}
+    return tuple(Difference(
+        field=f"{p.settings.task} has no row, because its items were drawn where a base was unsure: only a comparison "
+              "of that base, with all its items, and the model that was stopped has an estimate",
+        left=_asked(left, p.settings.task), right=_asked(right, p.settings.task), blocking=False)
+        for p in pairs if p.unequal and p.settings.task not in shown)
+
+
+def _asked(evaluation: Evaluation, task: str) -> str:
+    settings = evaluation.task(task)
+    if settings is None or settings.used is None:
+        return "all items"
+    how = "drawn with unequal weights" if evaluation.drawn_unequally(task) else "drawn with equal chances"
+    return f"{settings.used} of {settings.n} items, {how}"
+
+
+def drawn_items(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Sequence[Pair]) -> DrawnItems | None:
+    """What a weighted test is repeated from. None unless ``right`` drew the items of ``unit`` with weights, and
+    ``left`` has the answers to all of its items."""
+    plan = right.early
+    complete = len(pairs) == len(unit.tasks) and all(
+        len(p.all_left) == p.settings.n and not left.drawn_unequally(p.settings.task) for p in pairs)
+    if plan is None or unit not in plan.units or unit.draw != "weighted" or not complete:
+        return None
+    answers = [a for p in pairs for a in p.all_left]
+    order = sorted(answers, key=lambda a: random_order_key(plan.seed, a.task, a.index, a.item))
+    if digest([a.item for a in order]) != unit.order or any(unit.key not in a.metrics for a in order):
+        return None
+    base = np.array([a.metrics[unit.key] for a in order])
+    at = {(a.task, a.index, a.item): i for i, a in enumerate(order)}
+    tuned = {at[a.task, a.index, a.item]: a.metrics[unit.key] for p in pairs for a in p.all_right
+             if (a.task, a.index, a.item) in at and unit.key in a.metrics}
+    labels = _labels(pairs, unit)
+    by_place = {} if labels is None else dict(zip(((a.task, a.index) for a in answers), labels, strict=True))
+    drawn = DrawnItems(unit=unit, base=base, tuned=tuned,
+                       labels=None if labels is None else [by_place[a.task, a.index] for a in order])
+    try:
+        drawn.repeated_test(MARGIN, alpha=ALPHA, models=True)
+    except ValueError:  # answers of another model than that of the strata, or without those of a batch
+        return None
+    return drawn
+
+
+def _labels(pairs: Sequence[Pair], unit: EarlyUnit) -> list[Label | None] | None:
+    """The clusters of all items of the left side, in the order of its answers; None where no two belong together."""
+    whole = [p.whole or p for p in pairs]
+    labels = group_clusters(whole) if len(unit.tasks) > 1 else \
+        None if (own := task_clusters(whole[0])) is None else [own]
+    return None if labels is None else [label for task in labels for label in task]
+
+
+def _weighted_test(unit: EarlyUnit, pairs: Sequence[Pair], plan: Early, drawn: DrawnItems) -> EarlyTest:
+    positions = sorted(drawn.tuned)
+    values = MetricValues(drawn.base[positions], np.array([drawn.tuned[i] for i in positions]), higher_is_better=True)
+    settings = [p.settings for p in pairs]
+    return EarlyTest(
+        unit=unit, columns={unit.key: values}, base=drawn.base, counted=np.ones(len(positions), dtype=bool),
+        chance=group_chance(settings, [p.settings.n for p in pairs]), groups=settings[0].groups,
+        share=unit.share or len(plan.units), target=settings[0].target, drawn=drawn)
 
 
 def _early_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Sequence[Pair], plan: Early
@@ -178,7 +275,7 @@ def _row(stopped: EarlyTest, key: str, margin: float, *, lineage: bool, forced: 
     notes = [FORCED if forced else "", _test_note(stopped) if primary else ""]
     if floor:
         notes.append(floor_note(float(stopped.base.mean()), stopped.chance, unit.items))
-    if primary and verdict not in SETTLED and not floor:
+    if primary and verdict not in SETTLED and not floor and stopped.drawn is None:
         needed = items_to_decide(discordance_bound(int((d != 0).sum()), d.size), margin, float(d.mean()),
                                  includes_zero=low <= 0 <= high, seen=d.size, total=unit.items,
                                  alpha=ALPHA / stopped.share)
@@ -187,26 +284,44 @@ def _row(stopped: EarlyTest, key: str, margin: float, *, lineage: bool, forced: 
     decision = Decision(verdict="undecided" if floor else verdict, p=test.p_of(nearest), at_floor=floor,
                         p_adjusted=min(1.0, test.level_p(nearest) * stopped.share),
                         members=stopped.share, claims=_adjusted_claims(test, stopped)) if primary else None
-    draft = RowDraft(task=unit.name, key=key, evidence=_evidence(column, d, (low, high), whole), margin=margin,
+    full = _full_test(stopped, d, margin, whole)
+    evidence = _evidence(column, d, (low, high), whole) if isinstance(full, PairedSequential) else \
+        _weighted_evidence(stopped, full, (low, high))
+    draft = RowDraft(task=unit.name, key=key, evidence=evidence, margin=margin,
                      unit=column.unit, primary=primary, target=stopped.target, stopped_of=unit.items)
     return build_row(draft, decision, lineage=lineage, notes=notes, needed=needed,
-                     full=_full_run(stopped, column, d, margin, whole) if primary else None)
+                     full=_full_run(stopped, column, full) if primary else None)
 
 
-def _adjusted_claims(test: PairedSequential, stopped: EarlyTest) -> dict[Verdict, float]:
+def _adjusted_claims(test: AnytimeClaims, stopped: EarlyTest) -> dict[Verdict, float]:
     """The adjusted p of each claim; 1 for those that mean nothing at the floor."""
     return {claim: 1.0 if floored(claim, stopped.at_floor) else min(1.0, test.level_p(claim) * stopped.share)
             for claim in CLAIMS}
 
 
-def _full_run(stopped: EarlyTest, column: MetricValues, d: Floats, margin: float, whole: bool) -> FullRun:
-    """What asking all items would show. The base's score is known where all its answers are."""
-    unit = stopped.unit
-    test = PairedSequential(unit.items, margin, alpha=ALPHA / stopped.share, whole=whole)
+def _full_test(stopped: EarlyTest, d: Floats, margin: float, whole: bool) -> PairedSequential | WeightedSequential:
+    """The test about the full run, after the same items."""
+    if stopped.drawn is not None:
+        return stopped.drawn.repeated_test(margin, alpha=ALPHA / stopped.share, models=False)
+    test = PairedSequential(stopped.unit.items, margin, alpha=ALPHA / stopped.share, whole=whole)
     test.update(d)
-    base = float(stopped.base.mean()) if stopped.base.size == unit.items else None
+    return test
+
+
+def _full_run(stopped: EarlyTest, column: MetricValues, test: PairedSequential | WeightedSequential) -> FullRun:
+    """What asking all items would show. The base's score is known where all its answers are."""
+    base = float(stopped.base.mean()) if stopped.base.size == stopped.unit.items else None
     return FullRun(*test.interval(), verdict=first_claim(test.claims), base=base,
                    sign=1 if column.higher_is_better else -1)
+
+
+def _weighted_evidence(stopped: EarlyTest, full: WeightedSequential, interval: tuple[float, float]) -> Evidence:
+    """The base's score on all items, and the weighted estimate of the difference; where it is outside the interval, the
+    nearest end of it. Items that were drawn with weights cannot be counted, so no changes are."""
+    base = float(stopped.base.mean())
+    delta = min(max(full.estimate, interval[0], -base), interval[1], 1 - base)
+    return Evidence(n=full.seen, base=base, tuned=base + delta, delta=delta, low=interval[0], high=interval[1],
+                    kind="real", tests=NO_EVIDENCE)
 
 
 def _evidence(column: MetricValues, d: Floats, interval: tuple[float, float], binary: bool) -> Evidence:
@@ -223,6 +338,12 @@ def _test_note(stopped: EarlyTest) -> str:
     sentences = []
     if stopped.share > 1:
         sentences.append(f"tested at 1/{stopped.share} of the error level, which {stopped.share} primary metrics share")
+    if stopped.drawn is not None:
+        sentences.append("items were drawn where the base was unsure, so the base's score is that of all its items, "
+                         "and the difference is a weighted estimate")
+        if (labels := stopped.drawn.labels) is not None:
+            sentences.append(f"of items that belong together, the test counts the first one ({len(set(labels)):,} "
+                             f"clusters of {len(labels):,} items)")
     counted = int(stopped.counted.sum())
     if counted < stopped.counted.size:
         sentences.append(f"of items that belong together, the test counts the first one ({counted:,} of "

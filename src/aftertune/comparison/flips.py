@@ -57,7 +57,7 @@ def flips(base: Evaluation | str, tuned: Evaluation | str, task: str, *, ledger:
     return Flips(task=task, metric=key, base_name=left.name, tuned_name=right.name, n=len(pair.left),
                  lost=sum(f.direction == "lost" for f in changed), gained=sum(f.direction == "gained" for f in changed),
                  flips=tuple(sorted(selected, key=lambda f: (f.direction != "lost", f.index))),
-                 differences=tuple(d for d in differences if d.blocking))
+                 differences=tuple(d for d in differences if d.blocking), unequal=pair.unequal)
 
 
 def flips_by_comparison(comparisons: Sequence[Comparison], answers: Mapping[str, Sequence[Answer]], *, ledger: Ledger,

@@ -37,7 +37,9 @@ class Pair:
 
     settings: of the left evaluation. all_left, all_right: all answers. left, right: those to shared items, in the same
     order. clusters: of the shared items (`comparison.clusters`); None where no two items belong together. questions:
-    item hash -> its choices and reference; without the items for which they are not stored.
+    item hash -> its choices and reference; without the items for which they are not stored. unequal: one side asked
+    items that were drawn with unequal weights, so the shared items are no sample of the task
+    (`comparison.weighted_draws`). whole: then all items of the left side, paired with themselves.
     """
 
     settings: TaskSettings
@@ -47,6 +49,8 @@ class Pair:
     right: Sequence[Answer]
     clusters: Sequence[Label | None] | None = None
     questions: Mapping[str, Asked] = field(default_factory=dict)
+    unequal: bool = False
+    whole: Pair | None = None
 
     @property
     def counts(self) -> tuple[int, int, int]:

@@ -146,7 +146,7 @@ class Costs:
                     and done.device.split()[0].split(":")[0] == self.machine.device.split(":")[0] \
                     and isinstance(done.schedule.get("seconds"), int | float):
                 items = sum(items_of(t, self.study.task_source) for t in tasks)
-                share = items / max(sum(t.n for t in done.tasks), 1)
+                share = items / max(sum(t.n if t.used is None else t.used for t in done.tasks), 1)
                 seconds = done.schedule["seconds"] * share * shape.parameters / done.model.parameters
                 return seconds, f"the pace of evaluation {done.name}"
         return None

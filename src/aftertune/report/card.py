@@ -107,7 +107,9 @@ class Subject:
 
     def left_out(self) -> list[str]:
         """The tasks that were stopped early and therefore have no score."""
-        return list(dict.fromkeys(s.task for e in self.evaluations for s in e.scores if e.stopped(s.task)))
+        names = ((e, name) for e in self.evaluations
+                 for name in (*(s.task for s in e.scores), *(t.task for t in e.tasks if e.drawn_unequally(t.task))))
+        return list(dict.fromkeys(name for e, name in names if e.stopped(name)))
 
 
 def base_on_hub(model: ModelIdentity) -> str | None:
@@ -287,7 +289,9 @@ def _limits(evaluation: Evaluation) -> list[str]:
     names = list(dict.fromkeys(s.task for s in evaluation.scores))
     early = [n for n in names if evaluation.stopped(n)]
     partial = [n for n in names if n not in early and score_part(evaluation, n)]
+    weighted = [t.task for t in evaluation.tasks if evaluation.drawn_unequally(t.task)]
     notes = ((early, "Stopped early: early estimates, not scores; the comparisons have valid intervals"),
+             (weighted, "Without a score"),
              (partial, "Measured on a part of the items, not scores of the whole benchmark"))
     return [f"**{text}:** " + "; ".join(md.text(f"{task_title(n)} ({score_part(evaluation, n)})") for n in tasks) + "."
             for tasks, text in notes if tasks]

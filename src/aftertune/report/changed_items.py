@@ -158,6 +158,9 @@ def _text(answer: Answer) -> str | None:
     return None if text is None else fmt.visible(text) if text.strip() else "(empty)"
 
 
+#: What a reader must know of the counts of items that were drawn with weights.
+UNEQUAL = ("These items were drawn where the base was unsure, where most changes are: their counts say nothing of the "
+           "task.")
 #: How a generated text ended -> in words.
 ENDS = {"length": "cut off at the token limit", "stop": "ended by a stop string", "eos": "ended by the model"}
 
@@ -170,7 +173,8 @@ def write_flips(flips: Flips, *, limit: int | None = None) -> str:
     if flips.differences:
         blocks.append(f"> **{md.text(forced_text(flips.differences))}**")
     blocks.append(f"Of {fmt.count(flips.n)} items, by {md.text(metric_title(key.metric, key.filter))}: "
-                  f"{fmt.count(flips.lost)} lost (right before, wrong after), {fmt.count(flips.gained)} gained.")
+                  f"{fmt.count(flips.lost)} lost (right before, wrong after), {fmt.count(flips.gained)} gained."
+                  + (" " + UNEQUAL if flips.unequal else ""))
     for direction in ("lost", "gained"):
         matching = [f for f in flips.flips if f.direction == direction]
         for flip in matching[:limit]:

@@ -279,13 +279,16 @@ def _list_item(value: Any) -> str:
 
 def early_stop_text(early: Early) -> str:
     """The rule of early stopping, and the number of items that each verdict needed."""
-    rules = [f"compared with evaluation {early.against}", f"random order, seed {early.seed}"]
+    weighted = any(u.draw == "weighted" for u in early.units)
+    rules = [f"compared with evaluation {early.against}",
+             f"random order{' and drawing with weights' if weighted else ''}, seed {early.seed}"]
     rules.append(f"until something is proven about {'the models' if early.stop_target == 'models' else 'the full run'}")
     if early.min_items:
         rules.append(f"at least {fmt.count(early.min_items)} items")
     if early.max_width is not None:
         rules.append(f"interval at most {fmt.points(early.max_width).lstrip('+')} points wide")
-    units = [f"{task_title(u.name)}: {fmt.count(u.used)} of {fmt.count(u.items)} items, tested every {u.batch} items, "
+    units = [f"{task_title(u.name)}: {fmt.count(u.used)} of {fmt.count(u.items)} items"
+             f"{', drawn with weights' if u.draw == 'weighted' else ''}, tested every {u.batch} items, "
              f"{_margin_text(early, u)}order {fmt.short(u.order)}" for u in early.units]
     return "; ".join([", ".join(rules), *units])
 

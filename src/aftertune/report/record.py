@@ -293,7 +293,7 @@ def _measured(evaluations: Sequence[Evaluation], key: ScoreName, scores: Mapping
     for evaluation in evaluations:
         score = scores.get(evaluation.id)
         if score is None:
-            row.append(fmt.DASH)
+            row.append("no score (items drawn with weights)" if evaluation.drawn_unequally(key[0]) else fmt.DASH)
             continue
         cell = score_text(score, score.value)
         early = evaluation.stopped(score.task)

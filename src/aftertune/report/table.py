@@ -127,6 +127,8 @@ def part_text(task: TaskSettings | None) -> str:
 def score_part(evaluation: Evaluation, name: str) -> str:
     """Which items of its task, or of the tasks of its group, a score is computed from; "" for all of them."""
     task, early = evaluation.task(name), evaluation.stopped(name)
+    if evaluation.drawn_unequally(name):
+        return weighted_text(evaluation, name)
     if task is not None:
         return part_text(task)
     if early is not None:
@@ -141,6 +143,15 @@ def score_part(evaluation: Evaluation, name: str) -> str:
 def early_text(used: int, total: int) -> str:
     """The note on a score of a task or group that was stopped early."""
     return f"stopped early after {fmt.count(used)} of {fmt.count(total)}: an early estimate, not the score"
+
+
+def weighted_text(evaluation: Evaluation, name: str) -> str:
+    """Why a task or group has no score whose items were drawn with unequal weights; "" for any other."""
+    if not evaluation.drawn_unequally(name):
+        return ""
+    used, total = evaluation.stopped(name) or (0, 0)
+    asked = f"stopped early after {fmt.count(used)} of {fmt.count(total)} items, which" if total else "its items"
+    return f"no score: {asked} were drawn with weights; the comparison with its base has a weighted estimate"
 
 
 def score_table(evaluation: Evaluation) -> list[ScoreLine]:

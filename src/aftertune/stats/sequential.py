@@ -147,7 +147,40 @@ def log_mixture(log_wealth: Floats) -> Floats:
     return np.asarray(top + np.log(np.exp(log_wealth - top[..., None]).mean(axis=-1)))
 
 
-class PairedSequential:
+class AnytimeClaims:
+    """What the anytime-valid p-values of a sequential test prove at its error level ``alpha``.
+
+    of_models: the claims are about the models, and have the share `LOOKS` of the level ("within": alpha / 2 on each
+    side); the rest is for `after_looks`. Otherwise they are about the full run. tests: the p-values.
+    """
+
+    alpha: float
+    of_models: bool
+
+    @property
+    def tests(self) -> MarginTests:
+        """The anytime-valid p-values after the items so far."""
+        raise NotImplementedError
+
+    def p_of(self, claim: Verdict) -> float:
+        """Anytime-valid p of a claim: 2 / (largest mixture of its test so far), at most 1; 1 for "undecided"."""
+        if claim == "undecided":
+            return 1.0
+        tests = self.tests
+        return min(1.0, 2 * tests.within) if claim == "within" else float(getattr(tests, claim))
+
+    @property
+    def claims(self) -> frozenset[Verdict]:
+        """All claims that are proven; at the end of a full run, all that are true of it."""
+        return frozenset(claim for claim in CLAIMS if self.level_p(claim) <= self.alpha * (1 + 1e-12))
+
+    def level_p(self, claim: Verdict) -> float:
+        """p of a claim over the share of the error level that it has: at most alpha where the claim is proven."""
+        share = LOOKS if self.of_models and claim != "within" else 1.0
+        return min(1.0, self.p_of(claim) / share)
+
+
+class PairedSequential(AnytimeClaims):
     """A sequential test of one metric. It keeps the differences seen in memory.
 
     items: N of the full run; None for the models. margin: a fraction. alpha: error level of this metric (alpha / number
@@ -164,7 +197,7 @@ class PairedSequential:
             raise ValueError(f"items={items}, margin={margin}, alpha={alpha}, bounds {low} to {high}: need items >= 1, "
                              "margin > 0, 0 < alpha < 1 and low < 0 < high")
         self.items, self.margin, self.low, self.high, self.whole = items, margin, low, high, whole
-        self.alpha = alpha
+        self.alpha, self.of_models = alpha, items is None
         self.threshold = log_threshold(alpha, models=items is None)
         self._stops = stop_thresholds(alpha, models=items is None)
         self.boundaries = Boundaries.around(margin, zero=True)
@@ -191,23 +224,6 @@ class PairedSequential:
     def p(self) -> float:
         """Anytime-valid p of the verdict that is closest to proof: 2 / (largest mixture), at most 1."""
         return min(self.p_of("lower"), self.p_of("higher"), self.p_of("within"))
-
-    def p_of(self, claim: Verdict) -> float:
-        """Anytime-valid p of a claim: 2 / (largest mixture of its test so far), at most 1; 1 for "undecided"."""
-        tests = self.tests
-        if claim == "undecided":
-            return 1.0
-        return min(1.0, 2 * tests.within) if claim == "within" else float(getattr(tests, claim))
-
-    @property
-    def claims(self) -> frozenset[Verdict]:
-        """All claims that were proven at some item so far; at the end of a full run, all that are true of it."""
-        return frozenset(claim for claim in CLAIMS if self.level_p(claim) <= self.alpha * (1 + 1e-12))
-
-    def level_p(self, claim: Verdict) -> float:
-        """p of a claim over the share of the error level that it has: at most alpha where the claim is proven."""
-        share = 1.0 if self.items is not None or claim == "within" else LOOKS
-        return min(1.0, self.p_of(claim) / share)
 
     @property
     def tests(self) -> MarginTests:

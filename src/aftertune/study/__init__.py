@@ -157,6 +157,10 @@ class EarlySpec(Spec):
     target: Annotated[Literal["models", "full-run"], Flag(), Field(
         description="What must be proven before a task stops: something about the models, as a verdict is, or about "
                     "what asking all items would show. For --until-decided.")] = "models"
+    draw: Annotated[Literal["auto", "weighted", "uniform"], Flag(), Field(
+        description="How items are drawn: weighted (most often where the base was unsure; a base that was not asked "
+                    "all items is asked first), uniform, or auto (weighted where the ledger has the base's answers "
+                    "to all items). For --until-decided.")] = "auto"
     batch: Annotated[Positive | None, Flag(), Field(
         description="Items between two interim analyses. Default: 32, or 8 for a small task.")] = None
     min_items: Annotated[int, Flag("--min-items", "--min-docs"), Field(

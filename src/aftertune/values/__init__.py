@@ -51,6 +51,7 @@ from aftertune.values.encoding import (
 from aftertune.values.evaluation import (
     Answer,
     Asked,
+    DrawnBatch,
     Early,
     EarlyUnit,
     Evaluation,
@@ -103,6 +104,7 @@ __all__ = [
     "Cure",
     "CureOutcome",
     "Difference",
+    "DrawnBatch",
     "Drift",
     "DriftGroup",
     "DriftText",

@@ -291,7 +291,8 @@ class Flips:
     """The items of one task that changed.
 
     n: items that both answered. lost, gained: how many changed in each direction. flips: the items to show.
-    differences: the blocking ones, where the comparison was forced.
+    differences: the blocking ones, where the comparison was forced. unequal: the items were drawn with unequal weights,
+    so their counts say nothing of the task.
     """
 
     task: str
@@ -303,6 +304,7 @@ class Flips:
     gained: int
     flips: tuple[Flip, ...]
     differences: tuple[Difference, ...] = ()
+    unequal: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -249,13 +249,30 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnBatch:
+    """The items of one interim analysis that were drawn with unequal weights, and what the bets on them depend on.
+
+    weights, predictions: of each stratum, fixed before the batch; empty for equal chances. stake: size of a bet on one
+    item. strata: of each item of the batch, in the order of the draws; which item it is follows from the random order.
+    """
+
+    weights: tuple[float, ...]
+    predictions: tuple[float, ...]
+    stake: float
+    strata: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyUnit:
     """One sequential test: of a task, or of a group whose items are pooled.
 
     key: ``metric,filter``. items: of the full run. batch: items between two interim analyses. order: SHA-256 over the
     item hashes in their random order, which is fixed before the first item is asked. used: items that were asked.
     verdict: the one that stopped the test, None where all items were used. share: number of tests that share the error
-    level with it; None: all tests of the plan do.
+    level with it; None: all tests of the plan do. draw: "weighted" where items were drawn with unequal weights; "" for
+    equal chances. Of weighted drawing: strata: one letter for each item in its random order, its stratum, a for 0;
+    ranks: mean rank of the base's confidence in each stratum; earlier: expected squares of the differences of earlier
+    tunings in each stratum; batches: what was drawn.
     """
 
     name: str
@@ -267,6 +284,16 @@ class EarlyUnit:
     used: int = 0
     verdict: Verdict | None = None
     share: int | None = None
+    draw: Literal["", "weighted"] = ""
+    strata: str = ""
+    ranks: tuple[float, ...] = ()
+    earlier: tuple[tuple[float, ...], ...] = ()
+    batches: tuple[DrawnBatch, ...] = ()
+
+    @property
+    def unequal(self) -> bool:
+        """True where the items that were asked are a sample with unequal weights, which has no plain mean."""
+        return self.draw == "weighted" and self.used < self.items
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,3 +363,10 @@ class Evaluation:
             return None if task.used is None else (task.used, task.n)
         units = self.early.units if self.early else ()
         return next(((u.used, u.items) for u in units if u.name == name and u.used < u.items), None)
+
+    def drawn_unequally(self, name: str) -> bool:
+        """True for a task whose items were asked with unequal chances and not all of them, and for its groups. A mean
+        over them says nothing of the whole: they have no score, and only `aftertune.comparison.early_rows` can read
+        the answers."""
+        drawn = {task for u in (self.early.units if self.early else ()) if u.unequal for task in (u.name, *u.tasks)}
+        return name in drawn or any(name in t.groups and t.task in drawn for t in self.tasks)

@@ -9,6 +9,10 @@ one test on the pooled items of its tasks. A task stops once its verdict about t
 of items, both models answer them (the base from the ledger, if its answers are there), and the test makes an interim
 analysis. A round is a stage of the evaluation with its own schedule, so a resumed run gives the same results as an
 uninterrupted one.
+
+Where the ledger has the base's answers to all items of a multiple-choice task, its items are drawn with weights: most
+often where the base was unsure (`aftertune.comparison.weighted_draws`). What decided each draw is stored before the
+items of its round are asked, and with the finished evaluation.
 """
 
 from __future__ import annotations
@@ -21,30 +25,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aftertune import tasks
-from aftertune.catalog import FRACTIONS, MetricKey, has_clusters, is_bounded, unit_of
+from aftertune.catalog import MetricKey, has_clusters, is_bounded
 from aftertune.comparison import compare, differences
 from aftertune.comparison.rows import group_chance
+from aftertune.comparison.weighted_draws import (
+    FEW,
+    choice_margin,
+    earlier_tunings,
+    weighted_test,
+    with_strata,
+)
+from aftertune.early_stopping.running_tests import ItemKey, ItemMetrics, RunningTest, WeightedTest
 from aftertune.errors import AmbiguousName, InputError, NotComparable, SourceError
 from aftertune.evaluation import EvaluationRun
 from aftertune.ledger import Ledger
 from aftertune.stats.paired import NO_EVIDENCE, wilson
 from aftertune.stats.sequential import PairedSequential, first_of_clusters, random_order_key
 from aftertune.stats.verdict import ALPHA, Case, at_floor
+from aftertune.stats.weighted import enough_items
 from aftertune.study import EarlySpec, EvalSpec
 from aftertune.tasks import LoadedTask
-from aftertune.values import Comparison, Early, EarlyUnit, Evaluation, Item, Margin, Progress, digest
+from aftertune.values import (
+    Answer,
+    Comparison,
+    DrawnBatch,
+    Early,
+    EarlyUnit,
+    Evaluation,
+    Item,
+    Margin,
+    Progress,
+    digest,
+    plain,
+    restore,
+)
 
 _Pools = Sequence[tuple[str, list[LoadedTask]]]
 StopTarget = Literal["", "models", "full-run"]
 
 #: Items between two interim analyses: of a task with more than FEW items, and of a smaller one.
-BATCH, SMALL_BATCH, FEW = 32, 8, 200
+BATCH, SMALL_BATCH = 32, 8
+#: The key of a schedule for what was drawn so far: name of the test -> its batches.
+_DRAWN = "drawn"
 
 _ANSWERING = "answering until every task is decided"
-
-#: An item, as (task, index), and its values by ``metric,filter``.
-ItemKey = tuple[str, int]
-ItemMetrics = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +89,16 @@ def until_decided(spec: EvalSpec, against: str, early: EarlySpec, *, ledger: Led
     differ, and the errors of `aftertune.evaluation.evaluate`.
     """
     return _EarlyStopping(spec, against, early, ledger, progress or (lambda *_: None)).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How an evaluation is planned: what belongs to its id. shares: number of tests that share the error level with
+    each test, without shares all tests do. weighted: names of the tests whose items are drawn with weights."""
+
+    shares: Mapping[str, int]
+    target: StopTarget
+    weighted: frozenset[str] = frozenset()
 
 
 class Side(Protocol):
@@ -100,53 +134,6 @@ class _RunningSide:
         return {(a.task, a.index): a.metrics for task in subsets for a in tasks.task_answers(task, self.run.responses)}
 
 
-class _RunningTest:
-    """A sequential test in progress. order: (task, index in its list of items, key) of each item, in random order.
-
-    counted: which items the test counts, in this order. sequential: None for a metric that cannot be tested early; then
-    all items are one batch.
-    """
-
-    def __init__(self, unit: EarlyUnit, order: Sequence[tuple[str, int, ItemKey]], sign: int,
-                 counted: NDArray[np.bool_], sequential: PairedSequential | None) -> None:
-        self.unit, self.order, self.sign, self.counted, self.sequential = unit, order, sign, counted, sequential
-        self.used = 0
-        self.decided = False
-        self.no_share = False  # a value outside [0, 1] was met, so all items are asked
-
-    def next_batch(self) -> Sequence[tuple[str, int, ItemKey]]:
-        batch = self.unit.items if self.sequential is None else self.unit.batch
-        return self.order[self.used:self.used + batch]
-
-    def analyze(self, base: Mapping[ItemKey, ItemMetrics], tuned: Mapping[ItemKey, ItemMetrics], early: Early) -> None:
-        """Add the answers to the batch. ``decided`` becomes True once the verdict is safe or all items are used."""
-        batch, key = self.next_batch(), self.unit.key
-        values = [side[k][key] for _, _, k in batch for side in (base, tuned)]
-        if self.sequential is not None and unit_of("", values) not in FRACTIONS:
-            self.sequential, self.no_share = None, True
-        if self.sequential is not None:
-            differences = np.array([self.sign * (tuned[k][key] - base[k][key]) for _, _, k in batch])
-            self.sequential.update(differences[self.counted[self.used:self.used + len(batch)]])
-        self.used += len(batch)
-        self.decided = self.used == self.unit.items or self._is_safe(early)
-
-    def _is_safe(self, early: Early) -> bool:
-        """True once there is a verdict, on enough items and with an interval that is narrow enough."""
-        if self.sequential is None or self.sequential.verdict is None or self.used < early.min_items:
-            return False
-        low, high = self.sequential.interval() if early.max_width is not None else (0.0, 0.0)
-        return high - low <= (early.max_width or 0.0)
-
-    @property
-    def stopped(self) -> bool:
-        return self.used < self.unit.items
-
-    def ended(self) -> EarlyUnit:
-        """The test as it is stored at the end."""
-        verdict = self.sequential.verdict if self.sequential and self.stopped else None
-        return replace(self.unit, used=self.used, verdict=verdict)
-
-
 class _EarlyStopping:
     """Both models and their tests, from the random order to the comparison."""
 
@@ -155,6 +142,8 @@ class _EarlyStopping:
 
     def run(self) -> EarlyResult:
         given = self._stored_base()
+        if isinstance(given, EvalSpec) and self.early_spec.draw == "weighted":  # asked once, for all its tunings
+            given = EvaluationRun(given, self.ledger, self.progress).run()
         self.tuned = EvaluationRun(self.spec, self.ledger, self._tuned_progress,
                                    sides=2 if isinstance(given, EvalSpec) else 1)
         prepared = self.tuned.prepare()
@@ -164,13 +153,17 @@ class _EarlyStopping:
         _check(base, prepared)
         pools = list(_pools(self.tuned.loaded))
         stored = {e.id for e in self.ledger.evaluations()}
-        for shares, target in self._rules(pools, base):
-            early, tests = self._plan(base.id, pools, shares, target)
+        self.equal = {name: self._equal_chances(name, members, base) if alongside is None else
+                      "the ledger does not have the base's answers to all items"
+                      for name, members in pools} if self.early_spec.draw != "uniform" else {}
+        for rule in self._rules(pools, base):
+            early, tests = self._plan(base, pools, rule)
             base_id, tuned_id = self._ids(base, prepared, early, alone=alongside is None)
             if tuned_id in stored:
                 break
         early = replace(early, against=base_id)
-        evaluation = replace(prepared, id=tuned_id, early=early, warnings=(*prepared.warnings, *_warnings(tests)))
+        evaluation = replace(prepared, id=tuned_id, early=early,
+                             warnings=(*prepared.warnings, *_warnings(tests), *self._drawing_notes(tests)))
         if alongside is not None:
             base = alongside.open(replace(base, id=base_id, name=f"{base.name}-alongside",
                                           early=replace(early, against=evaluation.id)))
@@ -181,22 +174,70 @@ class _EarlyStopping:
         margins = {u.name: Margin(early.margins[u.name], self.given.get(u.name)) for u in early.units}
         return EarlyResult(base=base, tuned=tuned, comparison=compare(base, tuned, margins=margins, ledger=self.ledger))
 
-    def _rules(self, pools: _Pools, base: Evaluation) -> Iterator[tuple[Mapping[str, int], StopTarget]]:
-        """(shares of the error level, target) of the plans of earlier versions, the oldest first, then of this one.
+    def _rules(self, pools: _Pools, base: Evaluation) -> Iterator[_Rule]:
+        """The rules of earlier versions, the oldest first, then that of this one.
 
         An evaluation that an earlier version began goes on by the rules of that version.
         """
-        shares = self._shares(pools, base)
-        yield {}, ""
-        yield shares, ""
-        if any(_testable(name, members) for name, members in pools):
-            yield shares, self.early_spec.target
+        shares, draw = self._shares(pools, base), self.early_spec.draw
+        weighted = [name for name, reason in self.equal.items() if not reason and draw != "uniform"]
+        if draw == "weighted" and not weighted:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.equal.items())
+            raise InputError(f"--draw weighted: no task can be drawn with weights ({reasons}); leave --draw out to "
+                             "draw all items with equal chances")
+        if draw != "weighted":
+            yield _Rule({}, "")
+            yield _Rule(shares, "")
+            if any(_testable(name, members) for name, members in pools):
+                yield _Rule(shares, self.early_spec.target)
+        if weighted:
+            yield _Rule(shares, self.early_spec.target, frozenset(weighted))
+
+    def _equal_chances(self, name: str, members: Sequence[LoadedTask], base: Evaluation) -> str:
+        """Why the items of a test are drawn with equal chances, or "" where they can be drawn with weights."""
+        first, items = members[0].settings, [i for t in members for i in t.items]
+        if not _testable(name, members) or len(items) <= FEW:
+            return f"it has no more than {FEW} items" if len(items) <= FEW else "it cannot be stopped early"
+        if any(t.settings.output_type != "multiple_choice" for t in members) or \
+                not first.higher_is_better.get(MetricKey(first.primary).metric, True):
+            return "its answers are not choices"
+        answers = self._base_answers(members, base)
+        known = [(a := answers.get((i.task, i.index))) and choice_margin(a, i.asked, first.primary) for i in items]
+        values = [a.metrics.get(first.primary, -1.0) for a in answers.values()]
+        if any(k is None for k in known) or not all(0 <= v <= 1 for v in values):
+            return "the base's log-likelihoods of its choices are not known"
+        labels = _clusters(members, items)
+        if labels is not None and (None in labels or len(set(labels)) < len(items) / 2):
+            return "its items come in few clusters"
+        if self.early_spec.target == "models" and not enough_items(len(items), self._margin(name, members)):
+            return "it has too few items for weights to help with a claim about the models"
+        return ""
+
+    def _base_answers(self, members: Sequence[LoadedTask], base: Evaluation) -> dict[ItemKey, Answer]:
+        """The base's answers to the items of the tasks, from the ledger."""
+        return {(t.settings.task, a.index): a for t in members
+                for a in self.ledger.answers(base.id, t.settings.task)}
+
+    def _drawing_notes(self, tests: Sequence[RunningTest]) -> Iterator[str]:
+        """Which items are drawn with weights, and why others are not."""
+        weighted = [t.unit.name for t in tests if t.unit.draw == "weighted"]
+        if weighted:
+            yield (f"{', '.join(weighted)}: items are drawn with weights, most often where the base was unsure (--draw "
+                   "uniform gives all items equal chances)")
+        reasons: dict[str, list[str]] = {}
+        for test in tests:
+            if test.sequential is not None and test.unit.draw != "weighted" and (
+                    reason := self.equal.get(test.unit.name)):
+                reasons.setdefault(reason, []).append(test.unit.name)
+        for reason, names in reasons.items():
+            yield f"{', '.join(names)}: items are drawn with equal chances, because {reason}"
 
     def _ids(self, base: Evaluation, tuned: Evaluation, early: Early, *, alone: bool) -> tuple[str, str]:
         """The ids of both evaluations. alone: the base is finished and has its id."""
         settings = [early.seed, early.min_items, early.max_width,
-                    [[u.name, u.batch, early.margins[u.name], u.order, *([u.share] if u.share else [])]
-                     for u in early.units], *([early.stop_target] if early.stop_target else [])]
+                    [[u.name, u.batch, early.margins[u.name], u.order, *([u.share] if u.share else []),
+                      *([u.draw] if u.draw else [])] for u in early.units],
+                    *([early.stop_target] if early.stop_target else [])]
         # both models decide when it stops, so both are part of its identity
         base_id = base.id if alone else self._id(base, [tuned.id, settings])
         return base_id, self._id(tuned, [base_id, settings])
@@ -233,16 +274,14 @@ class _EarlyStopping:
             raise InputError(f"--against {self.against!r} is neither a finished evaluation ({self.reason}) nor a "
                              f"model that can be evaluated ({error})") from None
 
-    def _plan(self, against: str, pools: _Pools, shares: Mapping[str, int], target: StopTarget
-              ) -> tuple[Early, list[_RunningTest]]:
-        """The tests, each with its items in random order. shares, target: see `_rules`; without shares all tests are
-        one family."""
+    def _plan(self, base: Evaluation, pools: _Pools, rule: _Rule) -> tuple[Early, list[RunningTest]]:
+        """The tests, each with its items in random order."""
         seed = self.spec.tasks[0].sample_seed
         self.given = {name: given for name, members in pools if (given := self._given(name, members)) is not None}
-        margins = {name: self.given.get(name, self.early_spec.margin) / 100 for name, _ in pools}
-        early = Early(against=against, seed=seed, margins=margins, units=(), min_items=self.early_spec.min_items,
+        margins = {name: self._margin(name, members) for name, members in pools}
+        early = Early(against=base.id, seed=seed, margins=margins, units=(), min_items=self.early_spec.min_items,
                       max_width=None if self.early_spec.max_width is None else self.early_spec.max_width / 100,
-                      stop_target=target)
+                      stop_target=rule.target)
         tests = []
         for name, members in pools:
             items = [(t.settings.task, index, item) for t in members for index, item in enumerate(t.items)]
@@ -254,16 +293,18 @@ class _EarlyStopping:
             unit = EarlyUnit(name=name, key=first.primary, tasks=tuple(t.settings.task for t in members),
                              items=len(items), batch=batch if testable else len(items),
                              order=digest([item.hash for _, _, item in items]))
-            share = shares.get(name, len(pools))
+            share = rule.shares.get(name, len(pools))
             unit = replace(unit, share=share if share != len(pools) else None)
-            of_models = target == "models"
+            if name in rule.weighted:
+                unit = self._stratified(unit, members, [item for _, _, item in items], base)
+            of_models = rule.target == "models"
             sequential = PairedSequential(None if of_models else len(items), margins[name],
                                           alpha=ALPHA / share) if testable else None
             counted = first_of_clusters(_clusters(members, [item for _, _, item in items]) if of_models else None,
                                         len(items))
             sign = 1 if first.higher_is_better.get(metric, True) else -1
             order = [(task, index, (item.task, item.index)) for task, index, item in items]
-            tests.append(_RunningTest(unit, order, sign, counted, sequential))
+            tests.append(RunningTest(unit, order, sign, counted, sequential))
         return replace(early, units=tuple(t.unit for t in tests)), tests
 
     def _shares(self, pools: _Pools, base: Evaluation) -> dict[str, int]:
@@ -282,12 +323,17 @@ class _EarlyStopping:
             families[name] = Case(tests=NO_EVIDENCE, target=first.target, at_floor=floor).family
         return {name: list(families.values()).count(family) for name, family in families.items()}
 
+    def _margin(self, name: str, members: Sequence[LoadedTask]) -> float:
+        """The margin of a test, as a fraction."""
+        given = self._given(name, members)
+        return (self.early_spec.margin if given is None else given) / 100
+
     def _given(self, name: str, members: Sequence[LoadedTask]) -> float | None:
         """The margin that the user gave for a test by name: in points, or in the unit of its metric."""
         names = {name, *(n for t in members for n in (t.settings.task, *t.settings.groups))}
         return next((t.margin for t in self.spec.tasks if t.name in names and t.margin is not None), None)
 
-    def _decide(self, base: Evaluation, alongside: EvaluationRun | None, tests: list[_RunningTest],
+    def _decide(self, base: Evaluation, alongside: EvaluationRun | None, tests: list[RunningTest],
                 runs: list[EvaluationRun]) -> tuple[Evaluation, Evaluation]:
         """Run the rounds until every test is decided, then store both evaluations."""
         leased: list[EvaluationRun] = []
@@ -299,6 +345,8 @@ class _EarlyStopping:
                           else _RunningSide(alongside))
             early = self.tuned.stored.early
             assert early is not None
+            tests = [self._weighted(test, unit, base, early) if unit.draw == "weighted" else test
+                     for test, unit in zip(tests, early.units, strict=True)]
             self._rounds(left, _RunningSide(self.tuned), tests, early)
             ended = {run: _finish(run, tests) for run in runs}
         finally:
@@ -306,7 +354,7 @@ class _EarlyStopping:
                 run.leave()
         return (ended.get(alongside, base) if alongside else base), ended.get(self.tuned, self.tuned.stored)
 
-    def _rounds(self, left: Side, right: Side, tests: list[_RunningTest], early: Early) -> None:
+    def _rounds(self, left: Side, right: Side, tests: list[RunningTest], early: Early) -> None:
         stage, total = 0, sum(t.unit.items for t in tests)
         while undecided := [t for t in tests if not t.decided]:
             used = sum(t.used for t in tests)
@@ -316,10 +364,37 @@ class _EarlyStopping:
             for test in undecided:
                 for task, index, _ in test.next_batch():
                     chosen.setdefault(task, []).append(index)
+            self.tuned.further = {_DRAWN: drawn} if (drawn := {
+                t.unit.name: plain(t.batches) for t in tests if isinstance(t, WeightedTest)}) else {}
             base, tuned = left.ask(chosen, stage), right.ask(chosen, stage)
             for test in undecided:
                 test.analyze(base, tuned, early)
             stage += 1
+
+    def _stratified(self, unit: EarlyUnit, members: Sequence[LoadedTask], items: Sequence[Item], base: Evaluation
+                    ) -> EarlyUnit:
+        """The unit with the strata of its items, which are in their random order."""
+        def values(answers: Mapping[ItemKey, Answer]) -> NDArray[np.float64]:
+            return np.array([answers[item.task, item.index].metrics[unit.key] for item in items])
+
+        answers = self._base_answers(members, base)
+        margins = [choice_margin(answers[i.task, i.index], i.asked, unit.key) or 0.0 for i in items]
+        own = values(answers)
+        earlier = earlier_tunings(base, self.tuned.identity.fingerprint, unit.tasks, self.ledger)
+        return with_strata(unit, own, margins, [(own, values(self._base_answers(members, e))) for e in earlier])
+
+    def _weighted(self, test: RunningTest, unit: EarlyUnit, base: Evaluation, early: Early) -> WeightedTest:
+        """The test of a stored unit, with the batches that were drawn before an interruption."""
+        members = [t for t in self.tuned.loaded if t.settings.task in unit.tasks]
+        item_of = {(i.task, i.index): i for t in members for i in t.items}
+        answers = self._base_answers(members, base)
+        own = np.array([answers[key].metrics[unit.key] for _, _, key in test.order])
+        of_models = early.stop_target == "models"
+        labels = _clusters(members, [item_of[key] for _, _, key in test.order]) if of_models else None
+        sequential = weighted_test(unit, own, early.margins[unit.name], alpha=ALPHA / (unit.share or len(early.units)),
+                                   models=of_models, labels=labels)
+        stored = (self.tuned.schedule or {}).get(_DRAWN, {}).get(unit.name, [])
+        return WeightedTest(unit, test.order, sequential, early.seed, [restore(DrawnBatch, b) for b in stored])
 
     def _base_progress(self, done: int, total: int, text: str) -> None:
         """Report the steps of the base that occur once, without the batches of a round."""
@@ -387,7 +462,7 @@ def _weighted_by_items(name: str, members: Sequence[LoadedTask]) -> bool:
     return group is None or all(a.weight_by_size for a in group.aggregate_metric_list if a.metric == metric)
 
 
-def _warnings(tests: Sequence[_RunningTest]) -> Iterator[str]:
+def _warnings(tests: Sequence[RunningTest]) -> Iterator[str]:
     for test in tests:
         if test.sequential is None:
             reason = "its mean weights tasks, not items" if len(test.unit.tasks) > 1 else \
@@ -395,12 +470,16 @@ def _warnings(tests: Sequence[_RunningTest]) -> Iterator[str]:
             yield f"{test.unit.name}: all items were asked, because it cannot be stopped early ({reason})"
 
 
-def _found_warnings(tests: Sequence[_RunningTest]) -> Iterator[str]:
-    """What became known only from the answers: a metric that was taken for a share and is none."""
+def _found_warnings(tests: Sequence[RunningTest]) -> Iterator[str]:
+    """What became known only from the answers: a metric that was taken for a share and is none, and tasks that were
+    stopped on a weighted sample."""
     for test in tests:
         if test.no_share:
             yield (f"{test.unit.name}: all items were asked, because it cannot be stopped early "
                    f"({MetricKey(test.unit.key).metric} has values outside 0 to 1)")
+        if test.ended().unequal:
+            yield (f"{test.unit.name}: no score, because its items were drawn with weights; the comparison with the "
+                   "base has a weighted estimate")
 
 
 def _check(base: Evaluation, tuned: Evaluation) -> None:
@@ -413,11 +492,11 @@ def _check(base: Evaluation, tuned: Evaluation) -> None:
                             "both under the same settings, or give the base's model as --against to evaluate it again")
 
 
-def _finish(run: EvaluationRun, tests: Sequence[_RunningTest]) -> Evaluation:
+def _finish(run: EvaluationRun, tests: Sequence[RunningTest]) -> Evaluation:
     """Store an evaluation with the items that were asked."""
     asked: dict[str, list[int]] = {task.settings.task: [] for task in run.loaded}
     for test in tests:
-        for name, index, _ in test.order[:test.used]:
+        for name, index, _ in test.asked:
             asked[name].append(index)
     stopped = {name: test for test in tests if test.stopped for name in test.unit.tasks}
     subsets = [replace(task, groups={n: g for n, g in task.groups.items()
