@@ -174,7 +174,7 @@ def test_what_an_earlier_version_began_goes_on_by_its_rule(made: dict[str, Any],
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     whole(made["base"], [made["own"]], ledger, name="base")
     with monkeypatch.context() as patch:
-        patch.setattr(early_stopping._EarlyStopping, "_rules", lambda *_: iter([early_stopping._Rule({}, "")]))
+        patch.setattr(early_stopping._EarlyStopping, "_rules", lambda *_: iter([early_stopping._StopRule({}, "")]))
         old = decide(made["near"], "base", [made["own"]], ledger, early=EarlySpec(margin=6))
     assert old.tuned.early.stop_target == ""
     count = len(ledger.evaluations())

@@ -92,7 +92,7 @@ def until_decided(spec: EvalSpec, against: str, early: EarlySpec, *, ledger: Led
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class _StopRule:
     """How an evaluation is planned: what belongs to its id. shares: number of tests that share the error level with
     each test, without shares all tests do. weighted: names of the tests whose items are drawn with weights."""
 
@@ -174,7 +174,7 @@ class _EarlyStopping:
         margins = {u.name: Margin(early.margins[u.name], self.given.get(u.name)) for u in early.units}
         return EarlyResult(base=base, tuned=tuned, comparison=compare(base, tuned, margins=margins, ledger=self.ledger))
 
-    def _rules(self, pools: _Pools, base: Evaluation) -> Iterator[_Rule]:
+    def _rules(self, pools: _Pools, base: Evaluation) -> Iterator[_StopRule]:
         """The rules of earlier versions, the oldest first, then that of this one.
 
         An evaluation that an earlier version began goes on by the rules of that version.
@@ -186,12 +186,12 @@ class _EarlyStopping:
             raise InputError(f"--draw weighted: no task can be drawn with weights ({reasons}); leave --draw out to "
                              "draw all items with equal chances")
         if draw != "weighted":
-            yield _Rule({}, "")
-            yield _Rule(shares, "")
+            yield _StopRule({}, "")
+            yield _StopRule(shares, "")
             if any(_testable(name, members) for name, members in pools):
-                yield _Rule(shares, self.early_spec.target)
+                yield _StopRule(shares, self.early_spec.target)
         if weighted:
-            yield _Rule(shares, self.early_spec.target, frozenset(weighted))
+            yield _StopRule(shares, self.early_spec.target, frozenset(weighted))
 
     def _equal_chances(self, name: str, members: Sequence[LoadedTask], base: Evaluation) -> str:
         """Why the items of a test are drawn with equal chances, or "" where they can be drawn with weights."""
@@ -274,7 +274,7 @@ class _EarlyStopping:
             raise InputError(f"--against {self.against!r} is neither a finished evaluation ({self.reason}) nor a "
                              f"model that can be evaluated ({error})") from None
 
-    def _plan(self, base: Evaluation, pools: _Pools, rule: _Rule) -> tuple[Early, list[RunningTest]]:
+    def _plan(self, base: Evaluation, pools: _Pools, rule: _StopRule) -> tuple[Early, list[RunningTest]]:
         """The tests, each with its items in random order."""
         seed = self.spec.tasks[0].sample_seed
         self.given = {name: given for name, members in pools if (given := self._given(name, members)) is not None}
