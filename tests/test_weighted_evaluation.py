@@ -124,7 +124,7 @@ class Stopped(Exception):
     """The run is broken off, as by Ctrl-C."""
 
 
-@pytest.mark.parametrize(("calls", "fail_after"), [(3, False), pytest.param(9, True, marks=pytest.mark.slow),
+@pytest.mark.parametrize(("calls", "fail_after"), [(3, False), pytest.param(2, True, marks=pytest.mark.slow),
                                                    pytest.param(14, False, marks=pytest.mark.slow)])
 def test_a_run_that_is_broken_off_goes_on_to_the_same_bytes(made: dict[str, Any], calls: int, fail_after: bool,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
