@@ -27,11 +27,18 @@ class ModelServer(ThreadingHTTPServer):
         self.fails: list[int] = []
         self.asked: list[tuple[str, dict[str, Any], str | None]] = []
         self.lock = threading.Lock()
+        self.drops_system = self.adds_bos = False
         self.after = -1  # answers before the connection is dropped; -1: never
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def prompt(self, messages: list[dict[str, str]]) -> str:
+        if self.drops_system:
+            messages = [m for m in messages if m["role"] != "system"]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False,
+                                                      add_generation_prompt=messages[-1]["role"] != "assistant"))
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = body["prompt"]
@@ -97,13 +104,17 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(server.raw)
         elif self.path == "/tokenize" and server.style == "vllm":
             self.reply({"tokens": server.tokenizer(body["prompt"])["input_ids"]})
+        elif self.path == "/apply-template" and server.style == "llamacpp":
+            self.reply({"prompt": server.prompt(body["messages"])})
+        elif self.path == "/tokenize" and "content" in body:
+            added = [server.tokenizer.bos_token_id] if server.adds_bos else []
+            self.reply({"tokens": [*added, *server.tokenizer(body["content"], add_special_tokens=False)["input_ids"]]})
         elif self.path == "/v1/completions":
             with server.lock:
                 self.reply(server.completion(body))
         elif self.path == "/v1/chat/completions":
             with server.lock:
-                prompt = server.tokenizer.apply_chat_template(body["messages"], tokenize=False,
-                                                              add_generation_prompt=True)
+                prompt = server.prompt(body["messages"])
                 found = server.completion({**body, "prompt": prompt})
             choice = found["choices"][0]
             self.reply({"choices": [{"message": {"content": choice["text"]},

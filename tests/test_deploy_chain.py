@@ -135,6 +135,22 @@ def test_an_adapter_that_a_server_never_loaded_is_a_loss(home: Path, tmp_path: P
     assert scores[1] < .1
 
 
+@pytest.mark.parametrize(("fault", "named"), [
+    ("template", "another template"), ("system", "the system prompt is dropped"), ("bos", "BOS token is written twice"),
+    ("none", "")])
+def test_another_prompt_of_a_server_is_named(home: Path, tuned: Tuning, target: TaskSpec, merged: Path, fault: str,
+                                             named: str) -> None:
+    with served(merged, "llamacpp") as server, Ledger(home / "ledger.db") as ledger:
+        if fault == "template":
+            server.tokenizer.chat_template = "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}"
+        server.drops_system, server.adds_bos = fault == "system", fault == "bos"
+        check = check_chain("easy", ["adapter", f"openai:{server.url}"], [target], ledger=ledger, out=home / "made")
+    link = check.links[1]
+    assert any(named in text for text in link.faults) if named else link.faults == ()
+    assert bool(link.prompts) == bool(named)
+    assert (check.broken is link) == bool(named)
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["adapter"], "needs two links or more"), (["adapter", "adapter"], "given twice"),
     (["adapter", "ggfu:q8_0"], "unknown link"), (["adapter", "gguf"], "unknown link"),

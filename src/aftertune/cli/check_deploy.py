@@ -112,9 +112,12 @@ def show_check(check: ChainCheck) -> None:
             table.add_row(visible(link.link.name) if n == 0 else "", visible(task), score, *cells)
     console.print(table)
     for link in check.links:
-        if link.weights is not None:
-            word = "each merged weight is the base with the adapter" if link.weights.same else link.faults[0]
-            console.print(Text(f"{link.link.name}: {word}"))
+        if link.weights is not None and link.weights.same:
+            console.print(Text(f"{link.link.name}: each merged weight is the base with the adapter"))
+        for fault in link.faults:
+            console.print(Text(f"{link.link.name}: {visible(fault)}"))
+        for difference in link.prompts[:1]:
+            console.print(Text(f"  {difference.conversation}: {visible(difference.diff, 1000)}"))
         if link.before is not None and (note := _moved(link.before)):
             console.print(Text(f"{link.link.name}: {note}"))
     if check.by_letter:
@@ -178,5 +181,7 @@ def check_object(check: ChainCheck) -> dict[str, Any]:
                        "engine_note": link.evaluation.engine_note, "stated": dict(link.evaluation.stated),
                        "scores": {s.task: s.value for s in link.evaluation.scores if s.primary and not s.group},
                        "against_before": rows(link.before), "against_first": rows(link.first),
-                       "weights_same": link.weights.same if link.weights else None, "faults": list(link.faults)}
+                       "weights_same": link.weights.same if link.weights else None, "faults": list(link.faults),
+                       "prompts": [{"conversation": p.conversation, "cause": p.cause, "left": p.left, "right": p.right}
+                                   for p in link.prompts]}
                       for link in check.links]}

@@ -31,10 +31,12 @@ from aftertune.comparison.margins import MARGIN, Margins
 from aftertune.deploy.export import export_gguf, file_name, merged_weights
 from aftertune.deploy.llama_cpp import check_names
 from aftertune.deploy.merged_weights import WeightsCheck, check_weights
+from aftertune.deploy.prompts import PromptDifference, PromptWriter, prompt_differences, server_writer, writer
 from aftertune.errors import InputError
 from aftertune.evaluation import evaluate
 from aftertune.harness.server_client import ServerClient, served_models
 from aftertune.methods import writes_adapter
+from aftertune.sources import load_tokenizer, resolve_model
 from aftertune.study import EvalSpec, TaskSpec
 from aftertune.study.fields import server_url
 from aftertune.tasks import LoadOptions, find_tasks
@@ -70,13 +72,15 @@ class Link:
 @dataclass(frozen=True, slots=True)
 class CheckedLink:
     """A link with its answers. first, before: its comparison with the first link and with the one before; None for the
-    first. faults: what is wrong with its files."""
+    first. prompts: the conversations of which it makes another prompt than the fine-tune's chat template. faults: what
+    is wrong with its files or its prompts."""
 
     link: Link
     evaluation: Evaluation
     first: Comparison | None = None
     before: Comparison | None = None
     weights: WeightsCheck | None = None
+    prompts: tuple[PromptDifference, ...] = ()
     faults: tuple[str, ...] = ()
 
     @property
@@ -155,8 +159,10 @@ def check_chain(word: str, chain: Sequence[str], task_specs: Sequence[TaskSpec],
         evaluation = evaluate(maker.spec(link, asked), ledger=ledger, progress=progress)
         first, before = (compare(other.evaluation, evaluation, margins=margins, ledger=ledger, force=OF_TEMPLATE)
                          for other in (checked[0], checked[-1])) if checked else (None, None)
-        faults = tuple(fault.sentence for fault in weights.faults) if weights else ()
-        checked.append(CheckedLink(link, evaluation, first, before, weights, faults))
+        prompts = maker.prompts(link) if any(spec.apply_chat_template for spec in asked) else ()
+        faults = [fault.sentence for fault in weights.faults] if weights else []
+        faults += [f"it makes other prompts of messages: {cause}" for cause in dict.fromkeys(p.cause for p in prompts)]
+        checked.append(CheckedLink(link, evaluation, first, before, weights, prompts, tuple(faults)))
     return ChainCheck(tuning, tuple(checked), by_letter, tuple(maker.notes))
 
 
@@ -212,6 +218,24 @@ class _Maker:
         base = self.tuning.base
         return check_weights(base.source, self.tuning.output, str(self.merged), revision=base.revision,
                              trust_remote_code=base.trust_remote_code, progress=self.progress)
+
+    def prompts(self, link: Link) -> tuple[PromptDifference, ...]:
+        """The conversations of which the link makes another prompt than the fine-tune's chat template."""
+        folder = self.tuning.output if not writes_adapter(self.tuning.method) else self.tuning.base.source
+        tokenizer = load_tokenizer(resolve_model(folder, trust_remote_code=self.tuning.base.trust_remote_code))
+        theirs: PromptWriter | None = None
+        if link.kind == "openai":
+            theirs = server_writer(ServerClient(link.detail, retries=1), link.model or _only_model(link.detail),
+                                   tokenizer)
+            if theirs is None:
+                self.notes.append(f"{link.name} does not say which prompts it makes of messages, so they are not "
+                                  "compared")
+        elif link.kind != "adapter":
+            file = self.merged if link.kind == "merged" else self.file(link.detail)
+            theirs = writer(load_tokenizer(resolve_model(str(file))))
+        if theirs is None or not tokenizer.chat_template:
+            return ()
+        return tuple(prompt_differences(writer(tokenizer), theirs, bos=tokenizer.bos_token))
 
     def file(self, kind: str) -> Path:
         """The GGUF file of a type, exported where it does not exist."""

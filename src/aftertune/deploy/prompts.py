@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aftertune.harness.server_client import Refused, ServerClient
 from aftertune.tasks.chat_template import apply_template, template_date
 
 ChatMessages = Sequence[Mapping[str, str]]
@@ -66,6 +67,34 @@ def writer(tokenizer: Any) -> PromptWriter:
         return apply_template(tokenizer, messages, generation=messages[-1]["role"] != "assistant", day=day)
 
     return write
+
+
+def server_writer(client: ServerClient, model: str, tokenizer: Any) -> PromptWriter | None:
+    """The prompts that a server makes of messages; None where it has no way to say them.
+
+    llama.cpp says them (``/apply-template``). vLLM says their tokens, and the texts of tokens (``/tokenize``,
+    ``/detokenize``). A second BOS token, which llama.cpp adds to a prompt that has one, is part of the prompt here.
+    tokenizer: the fine-tune's, for its BOS token.
+    """
+    def of_llama_cpp(messages: ChatMessages) -> str:
+        prompt = client.post("apply-template", {"messages": list(messages)}, root=True)["prompt"]
+        tokens = client.about("tokenize", {"content": prompt, "add_special": True, "parse_special": True}).get("tokens")
+        twice = isinstance(tokens, list) and tokens[:2] == [tokenizer.bos_token_id] * 2
+        return f"{tokenizer.bos_token if twice and not prompt.startswith(2 * tokenizer.bos_token) else ''}{prompt}"
+
+    def of_vllm(messages: ChatMessages) -> str:
+        begins = messages[-1]["role"] != "assistant"
+        tokens = client.post("tokenize", {"model": model, "messages": list(messages), "add_generation_prompt": begins},
+                             root=True)["tokens"]
+        return str(client.post("detokenize", {"model": model, "tokens": tokens}, root=True)["prompt"])
+
+    for write in (of_llama_cpp, of_vllm):
+        try:
+            if isinstance(write([_ASKED]), str):
+                return write
+        except (Refused, KeyError, TypeError):
+            continue
+    return None
 
 
 def prompt_differences(left: PromptWriter, right: PromptWriter, *, bos: str | None = None) -> list[PromptDifference]:
