@@ -9,7 +9,7 @@ from typing import Any
 from aftertune.cure import CureRequest
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
-from aftertune.study import DataSpec, LoraSpec, TargetSpec, TaskSpec, TuneSpec
+from aftertune.study import DataSpec, EarlyStop, LoraSpec, TargetSpec, TaskSpec, TuneSpec
 from aftertune.tuning import tune
 from aftertune.values import Tuning
 from eval_cases import CHAT, byte_folder, write_task
@@ -46,6 +46,12 @@ def fine_tune(place: Path, name: str, ledger: Ledger | None = None, **values: An
         "model": str(place / "base"), "data": DataSpec(file=place / "rows.jsonl"), "out": place / name, "max_steps": 8,
         "epochs": 3.0, "learning_rate": 0.02, "batch_size": 4, "lora": LoraSpec(r=4), "name": name, **SETTINGS,
         **values}), ledger=ledger)
+
+
+def fine_tune_with_checkpoints(place: Path, name: str) -> Tuning:
+    """A fine-tune whose adapters of the steps 3, 6 and 8 are kept."""
+    return fine_tune(place, name, data=DataSpec(file=place / "rows.jsonl", validation=0.1),
+                     early_stop=EarlyStop(every=3, patience=9), keep_checkpoints="all")
 
 
 def asked_for(place: Path, margin: float = 40.0, **values: Any) -> CureRequest:

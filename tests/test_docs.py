@@ -104,7 +104,7 @@ def test_every_verb_and_each_of_its_flags_is_documented(verb: str, monkeypatch: 
 
 def test_these_are_the_verbs() -> None:
     assert sorted(COMMANDS) == ["audit", "blend", "card", "check-deploy", "check-merge", "checkpoints", "compare",
-                                "demo", "doctor", "drift", "eval", "export", "flips", "gate", "import", "plan",
+                                "cure", "demo", "doctor", "drift", "eval", "export", "flips", "gate", "import", "plan",
                                 "plan-items", "record", "report", "rollback", "run", "runs", "show", "soften", "study",
                                 "templates", "tune"]
 

@@ -202,14 +202,14 @@ def test_modules_and_functions_keep_to_the_size_aims() -> None:
 def test_every_public_verb_works_after_every_submodule_has_been_imported() -> None:
     for name in SUBMODULES:
         importlib.import_module(name)
-    from aftertune import Ledger, Study, compare, evaluate, tune
+    from aftertune import Ledger, Study, blend, compare, evaluate, soften, tune
 
-    for verb in (evaluate, tune, compare):
+    for verb in (evaluate, tune, compare, soften, blend):
         assert isfunction(verb), verb
         assert verb.__doc__
     for noun in (Ledger, Study):
         assert isclass(noun), noun
-    assert sorted(aftertune.__all__) == ["Ledger", "Study", "compare", "evaluate", "tune"]
+    assert sorted(aftertune.__all__) == ["Ledger", "Study", "blend", "compare", "evaluate", "soften", "tune"]
     assert set(aftertune.__all__) <= set(dir(aftertune))
     with pytest.raises(AttributeError, match="no attribute 'evalute'"):
         _ = aftertune.evalute

@@ -17,18 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aftertune.comparison import compare as compare
+    from aftertune.cure.blend import blend as blend
+    from aftertune.cure.soften import soften as soften
     from aftertune.evaluation import evaluate as evaluate
     from aftertune.ledger import Ledger as Ledger
     from aftertune.study import Study as Study
     from aftertune.tuning import tune as tune
 
 __version__ = "0.1.0"
-__all__ = ["Ledger", "Study", "compare", "evaluate", "tune"]
+__all__ = ["Ledger", "Study", "blend", "compare", "evaluate", "soften", "tune"]
 
 _HOME = {
     "evaluate": "aftertune.evaluation",
     "tune": "aftertune.tuning",
     "compare": "aftertune.comparison",
+    "soften": "aftertune.cure",
+    "blend": "aftertune.cure",
     "Ledger": "aftertune.ledger",
     "Study": "aftertune.study",
 }

@@ -26,6 +26,7 @@ VERBS = {
     "checkpoints": "checkpoints:checkpoints",
     "soften": "cure:soften",
     "blend": "cure:blend",
+    "cure": "cure:cure",
     "check-merge": "deploy:check_merge",
     "check-deploy": "check_deploy:check_deploy",
     "templates": "tune:templates",

@@ -1,7 +1,8 @@
-"""Implements ``soften`` and ``blend``, which get back what fine-tunes forgot without training.
+"""Implements ``soften``, ``blend`` and ``cure``, which get back what fine-tunes forgot without training.
 
     aftertune soften runs/orders --keep hellaswag=2,arc_easy=2 --target orders_test.jsonl=100
     aftertune blend runs/orders runs/chat --search --keep hellaswag=2 --target orders_test.jsonl=100
+    aftertune cure runs/orders --keep hellaswag=2,arc_easy=2 --target orders_test.jsonl=100 --budget 20m
 """
 
 from __future__ import annotations
@@ -90,6 +91,44 @@ def blend(
     _show(cured, as_json)
 
 
+@with_options
+def cure(
+    *,
+    tuning: Annotated[str, typer.Argument(help="Fine-tune: folder, id or name.")],
+    asked: Given[CureSpec],
+    others: Annotated[list[str] | None, typer.Option(
+        "--blend", metavar="TUNING", help="Also blend it with this fine-tune of the same base; may be given twice.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(
+        metavar="20m|1h", help="Time for trying, in minutes or hours. What does not fit is left out and named. "
+                               "Default: no limit.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Try all cures without training, and say which model to take. Exit with 1 if none keeps what you name.
+
+    Tried are the fine-tune itself, its earlier kept checkpoints (at most four), less strength, and blends with --blend.
+    One part of the items chooses one of them; the other part confirms it. Then it says what training again with less
+    forgetting would cost. A run that was stopped continues where it stopped.
+    """
+    from aftertune.cure import cure as run
+    from aftertune.ledger import Ledger
+
+    minutes, request = _minutes(budget), _request(asked.make())
+    with Ledger() as ledger, progress() as update:
+        cured = run(tuning, request, others=others or (), minutes=minutes, ledger=ledger, progress=update)
+    _show(cured, as_json)
+
+
+def _minutes(budget: str | None) -> float | None:
+    """The minutes of a budget such as 20m or 1.5h. Raises InputError for another form."""
+    if budget is None:
+        return None
+    minutes = number(budget[:-1]) * {"m": 1, "h": 60}.get(budget[-1:], 0)
+    if not 0 < minutes < 1e6:
+        raise InputError(f"--budget {budget}: write minutes or hours above 0, for example 20m or 1.5h")
+    return minutes
+
+
 def _request(asked: CureSpec) -> CureRequest:
     """The request that the options describe. Raises InputError for a target that cannot be asked."""
     from aftertune.cure import CureRequest
@@ -116,7 +155,8 @@ def _show(cured: Cured, as_json: bool) -> None:
     cure, tuning = cured.cure, cured.tuning
     if as_json:
         emit({"tuning": tuning.id, "name": tuning.name, "base": tuning.base.source, "written": cured.written,
-              "output": tuning.output if cured.written else None, "as_tuned": cured.as_tuned, **jsonable(cure)})
+              "output": tuning.output if cured.written else None, "as_tuned": cured.as_tuned,
+              "train_again": jsonable(cured.again), **jsonable(cure)})
     else:
         _print(cured)
     if cured.failed:
@@ -147,8 +187,28 @@ def _print(cured: Cured) -> None:
                            f"evaluations on their own they would take about {duration_text(cure.alone)}", style="dim"))
     for line in confirmed_lines(cure):
         console.print(Text(line))
+    if cure.kind == "cure":
+        _print_recommendation(cured)
     if cured.written:
         flag = f"{tuning.base.source} --adapter {tuning.output}" if writes_adapter(tuning.method) else tuning.output
         console.print(Text(f"written to {tuning.output}\nmeasure it: aftertune eval {flag} --tasks …"))
     elif cured.as_tuned:
         console.print(Text(f"{cure.chosen} is a fine-tune that you have already, so nothing was written"))
+
+
+def _print_recommendation(cured: Cured) -> None:
+    """Print what to do, and what training again would cost."""
+    from rich.text import Text
+
+    from aftertune.report import duration_text, recommendation
+
+    console, cure = rich_console(), cured.cure
+    if cure.confirmed:
+        console.print(Text(f"{len(cure.candidates)} models were tried, and the items that confirm had no part in "
+                           "choosing one of them, so their number needs no correction", style="dim"))
+    console.print(Text(recommendation(cure, written=cured.tuning.output if cured.written else ""), style="bold"))
+    if cured.again:
+        console.print("training again, the same tune command with one of these (estimates):")
+    for way in cured.again:
+        cost = "time unknown (--dry-run estimates it)" if way.seconds is None else f"about {duration_text(way.seconds)}"
+        console.print(Text(f"  {way.option}: {cost}{f'; {way.note}' if way.note else ''}"))

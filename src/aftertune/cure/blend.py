@@ -47,12 +47,11 @@ def blend(tunings: Sequence[str], request: CureRequest, *, weights: Sequence[flo
         raise InputError(f"--weights {','.join(f'{w:g}' for w in weights)}: allowed are numbers from 0 to 2, at least "
                          "two of them above 0; for one fine-tune alone use aftertune soften")
     blending = blending or Blending()
-    parents = [find_parent(word, ledger) for word in tunings]
-    _check_parents(parents, tunings)
+    parents = find_members(tunings, ledger)
     check_blend([p.files for p in parents], blending)
     choices = [tuple(weights)] if weights else grid(len(parents))
     with tempfile.TemporaryDirectory(prefix="aftertune-") as folder:
-        proposals = _proposals(parents, choices, blending, Path(folder))
+        proposals = blended_proposals(parents, choices, blending, Path(folder))
         trial = Trial("blend", parents, proposals, request.asked_like(parents[0].tuning))
         return run_trial(trial, ledger=ledger, progress=progress)
 
@@ -65,8 +64,9 @@ def grid(members: int) -> list[tuple[float, ...]]:
     return [tuple(n / step for n in p) for p in sorted(points, key=lambda p: sum(n * n for n in p))]
 
 
-def _check_parents(parents: Sequence[Parent], words: Sequence[str]) -> None:
-    """Raise InputError unless the fine-tunes are different ones of one base."""
+def find_members(words: Sequence[str], ledger: Ledger) -> list[Parent]:
+    """The fine-tunes of a blend. Raises InputError as `find_parent`, and unless they are different ones of one base."""
+    parents = [find_parent(word, ledger) for word in words]
     first = parents[0]
     for parent, word in zip(parents[1:], words[1:], strict=True):
         if parent.tuning.base.stored.fingerprint != first.tuning.base.stored.fingerprint:
@@ -74,10 +74,12 @@ def _check_parents(parents: Sequence[Parent], words: Sequence[str]) -> None:
                              f"{first.tuning.base.source}; a blend needs fine-tunes of one base")
     if len({p.result for p in parents}) < len(parents):
         raise InputError(f"{', '.join(words)}: two of them are the same model; give different fine-tunes")
+    return parents
 
 
-def _proposals(parents: Sequence[Parent], choices: Sequence[tuple[float, ...]], blending: Blending, folder: Path
-               ) -> list[Proposal]:
+def blended_proposals(parents: Sequence[Parent], choices: Sequence[tuple[float, ...]], blending: Blending, folder: Path
+                      ) -> list[Proposal]:
+    """A proposal for each choice of weights. folder: a temporary folder, which is needed until they are written."""
     files = [p.files for p in parents]
     blends = AdapterBlends(files, choices, blending, folder) if files[0].adapter else None
     names = _member_names(parents)

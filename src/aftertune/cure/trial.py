@@ -31,6 +31,7 @@ from aftertune.catalog import MetricKey
 from aftertune.comparison import compare
 from aftertune.cure.choosing import MARGIN, AskedTask, Goal, choose, confirm, confirms, measure, refusal
 from aftertune.cure.parents import Parent
+from aftertune.cure.retraining import Retraining
 from aftertune.errors import AftertuneError, InputError
 from aftertune.evaluation import EvaluationRun
 from aftertune.forgetting_watch import item_clusters, primary_values, refuse_own_unit
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 #: With fewer items than this in a part, a task cannot choose and confirm.
 FEWEST = 8
+#: Models that answer the items that confirm: the base, the chosen one and the fine-tune.
+_CONFIRMING = 3
 _PARTS: Mapping[Half, str] = {"choice": "choose", "report": "confirm"}
 
 
@@ -91,21 +94,26 @@ class CureRequest:
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """A model that may be handed on. name: as it is shown; parts: as in `Candidate`; write: writes it to a new folder,
-    without a manifest."""
+    without a manifest. turn: those with a smaller number are scored first, which matters under a budget."""
 
     name: str
     parts: Mapping[str, float]
     write: Callable[[Path], None]
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Proposals of one kind of cure. parents: the fine-tunes that they are made from, all of one base and one form."""
+    """Proposals of one kind of cure. parents: the fine-tunes that they are made from, all of one base and one form.
+    minutes: budget, None for none; the first proposal is scored in any case. skipped: what was left out before, by
+    name, with the reason."""
 
     kind: str
     parents: Sequence[Parent]
     proposals: Sequence[Proposal]
     request: CureRequest
+    minutes: float | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -115,7 +123,8 @@ class Trial:
             self.kind, [p.result for p in self.parents], [[p.name, dict(p.parts)] for p in self.proposals],
             dict(request.keep), [task.model_dump(mode="json") for task in request.tasks],
             [fingerprint_file(task.target.file) for task in request.tasks if task.target],
-            {k: str(v) for k, v in request.settings.items() if k != "threads"}])[:10]
+            {k: str(v) for k, v in request.settings.items() if k != "threads"},
+            *([] if self.minutes is None else [self.minutes])])[:10]
 
     @property
     def out(self) -> Path:
@@ -124,15 +133,17 @@ class Trial:
         return self.request.out or folder.with_name(f"{folder.name}-{_ENDINGS[self.kind]}")
 
 
-_ENDINGS = {"soften": "softened", "blend": "blended"}
+_ENDINGS = {"soften": "softened", "blend": "blended", "cure": "cured"}
 
 
 @dataclass(frozen=True, slots=True)
 class Cured:
-    """The result. tuning: its record, with the cure; written: whether a model was written to ``tuning.output``."""
+    """The result. tuning: its record, with the cure; written: whether a model was written to ``tuning.output``. again:
+    ways to train again, of `cure` alone."""
 
     tuning: Tuning
     written: bool
+    again: tuple[Retraining, ...] = ()
 
     @property
     def cure(self) -> Cure:
@@ -165,28 +176,67 @@ def run_trial(trial: Trial, *, ledger: Ledger, progress: Progress | None = None)
     scoring = _Scoring(trial, ledger, progress or (lambda *_: None))
     before = scoring.base("choice")
     with _scratch(trial.out) as folder:
-        candidates = [scoring.candidate(proposal, folder, before) for proposal in trial.proposals]
+        budget = TimeBudget(trial.minutes, _left_out(trial, ledger))
+        tried, candidates, skipped = scoring.candidates(budget, folder, before)
         number = choose([c.points for c in candidates], trial.request.goal)
         cure = Cure(kind=trial.kind, parents={p.tuning.id: p.result for p in trial.parents},
                     keep=dict(trial.request.keep), target=trial.request.goal.target, candidates=tuple(candidates),
                     chosen="" if number is None else candidates[number].name, outcome="failed",
-                    seconds=scoring.seconds, alone=scoring.alone(), base=scoring.started["choice"].stored.id)
+                    seconds=scoring.seconds, alone=scoring.alone(), base=scoring.started["choice"].stored.id,
+                    skipped={**trial.skipped, **skipped})
         tuning = _record(trial, cure, provenance)
         if number is None:
             return _store(replace(tuning, cure=replace(cure, reason=_none_reason(cure))), ledger)
-        cure = scoring.confirmed(cure, trial.proposals[number], folder, _tries(trial, cure, ledger))
+        cure = scoring.confirmed(cure, tried[number], folder, _tries(trial, cure, ledger))
         tuning, chosen = replace(tuning, cure=cure, provenance=finish(provenance)), candidates[number]
         refused = cure.outcome == "failed" or (trial.request.require_proof and cure.outcome == "open")
         if refused or chosen.result in cure.parents.values():
             return _store(tuning, ledger)
         tuning = replace(tuning, result=chosen.result,
                          states=tuple(s for s in tuning.states if s != chosen.result))
-        _hand_on(trial, trial.proposals[number], tuning, folder)
+        _hand_on(trial, tried[number], tuning, folder)
     stored = ledger.save_tuning(tuning)
     if cure.tries == 1:  # a stored comparison is not corrected for tries
         margins = {task: Margin.given(points) for task, points in cure.keep.items()} | {"*": Margin(MARGIN / 100)}
         compare(scoring.evaluated["base"], scoring.evaluated[cure.chosen], margins=margins, ledger=ledger)
     return Cured(stored, True)
+
+
+# --- The budget ---
+
+
+class TimeBudget:
+    """The budget of one run. minutes: None for no limit.
+
+    earlier: what a finished run of the same trial left out, with the reason; None if there is none. It is left out
+    again, so that the same trial always chooses among the same models.
+    """
+
+    def __init__(self, minutes: float | None, earlier: Mapping[str, str] | None) -> None:
+        self.minutes, self.earlier = minutes, earlier
+        self.started, self.longest = time.monotonic(), 0.0
+
+    def scored(self, seconds: float) -> None:
+        """A model was scored in so many seconds."""
+        self.longest = max(self.longest, seconds)
+
+    def refusal(self, name: str) -> str:
+        """Why a model does not fit; "" if it does. The slowest model so far says how long one takes."""
+        if self.earlier is not None:
+            return self.earlier.get(name, "")
+        if self.minutes is None:
+            return ""
+        used, needed = time.monotonic() - self.started, (1 + _CONFIRMING) * self.longest
+        if used + needed <= 60 * self.minutes:
+            return ""
+        return (f"no time for it in the budget of {self.minutes:g} minutes, because a model takes about "
+                f"{self.longest:.0f} s, and the chosen one must still be confirmed")
+
+
+def _left_out(trial: Trial, ledger: Ledger) -> Mapping[str, str] | None:
+    """What a finished run of this trial left out; None if there is none."""
+    done = next((t for t in ledger.tunings() if t.id == trial.id), None)
+    return done.cure.skipped if done is not None and done.cure is not None else None
 
 
 # --- Scoring ---
@@ -205,6 +255,7 @@ class _Scoring:
         self.started: dict[Half, EvaluationRun] = {}
         self.evaluated: dict[str, Evaluation] = {}  # on the items that confirm
         self.answering: list[float] = []  # seconds of each candidate
+        self.spent = 0.0  # seconds of the last model; of one from the ledger those of its first run
         self.start_up = 0.0  # seconds that the base took beside answering; 0 where it computed nothing
         self.done, self.total = 0, len(trial.proposals) + 1
         self.stage = f"scoring {self.total} models on the items that choose"
@@ -223,6 +274,22 @@ class _Scoring:
                             "--target" if task.settings.task == self.goal.target else "--keep")
         return answers
 
+    def candidates(self, budget: TimeBudget, folder: Path, base: Mapping[str, list[Answer]]
+                   ) -> tuple[list[Proposal], list[Candidate], dict[str, str]]:
+        """The proposals that fit into the budget, in their order, with their candidates; and why the others do not."""
+        found: dict[int, Candidate] = {}
+        skipped: dict[str, str] = {}
+        budget.scored(self.spent)
+        for number, proposal in sorted(enumerate(self.trial.proposals), key=lambda pair: pair[1].turn):
+            if found and (refused := budget.refusal(proposal.name)):
+                skipped[proposal.name] = refused
+                self.total -= 1
+                continue
+            found[number] = self.candidate(proposal, folder, base)
+            budget.scored(max(self.spent, self.seconds[proposal.name]))
+        tried = sorted(found)
+        return [self.trial.proposals[n] for n in tried], [found[n] for n in tried], skipped
+
     def candidate(self, proposal: Proposal, folder: Path, base: Mapping[str, list[Answer]]) -> Candidate:
         """A proposal on the items that choose."""
         start = time.monotonic()
@@ -239,8 +306,8 @@ class _Scoring:
 
     def confirmed(self, cure: Cure, chosen: Proposal, folder: Path, tries: int) -> Cure:
         """The cure with what the items that confirm show of the chosen proposal, and of the fine-tune."""
-        tuned = next((p for p, c in zip(self.trial.proposals, cure.candidates, strict=True)
-                      if c.result == self.first.result), None)
+        of_name = {p.name: p for p in self.trial.proposals}
+        tuned = next((of_name[c.name] for c in cure.candidates if c.result == self.first.result), None)
         self.done, self.total = 0, 2 + (tuned not in (None, chosen))
         self.stage = f"scoring {self.total} models on the items that confirm"
         base = self.base("report")
@@ -294,7 +361,9 @@ class _Scoring:
         return [_items_of(task, part, self.goal) for task in _single_tasks(loaded, self.goal)]
 
     def _run(self, run: EvaluationRun, like: EvaluationRun | None) -> Evaluation:
+        start = time.monotonic()
         evaluation = run.run(like)
+        self.spent = max(time.monotonic() - start, float(evaluation.schedule.get("seconds", 0.0)))
         self.done += 1
         self.progress(1000 * self.done, 1000 * self.total, self.stage)
         return evaluation
@@ -380,8 +449,7 @@ def _record(trial: Trial, cure: Cure, provenance: Any) -> Tuning:
     """The trial as a tuning that made no model yet."""
     parent = trial.parents[0]
     tuned = parent.tuning
-    known = set(cure.parents.values())
-    states = dict.fromkeys(c.result for c in cure.candidates if c.result not in known)
+    states = dict.fromkeys(c.result for c in cure.candidates if not any(p.tuning.made(c.result) for p in trial.parents))
     notes: tuple[str, ...] = (
         f"made without training ({cure.kind}) from {', '.join(p.tuning.name for p in trial.parents)}; its data and "
         "settings are those of the first of them",)

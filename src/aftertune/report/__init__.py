@@ -16,7 +16,7 @@ from aftertune.report.checkpoints import (
     tuning_checkpoints,
 )
 from aftertune.report.columns import VerdictLine, unit_name, verdict_table
-from aftertune.report.cures import confirmed_lines, cure_table
+from aftertune.report.cures import confirmed_lines, cure_table, recommendation
 from aftertune.report.documents import make_folder, write_document
 from aftertune.report.facts import anchor_facts, data_facts
 from aftertune.report.formatting import duration as duration_text
@@ -78,6 +78,7 @@ __all__ = [
     "headline",
     "make_folder",
     "overview_export",
+    "recommendation",
     "score_interval",
     "score_table",
     "scores_export",

@@ -2,6 +2,7 @@
 
     head, cells = cure_table(cure)       ["model", "orders (learned)", "hellaswag (margin 2)", ""]
     confirmed_lines(cure)                sentences on the items that had no part in the choice
+    recommendation(cure, written="runs/orders-cured")     what to do, in one sentence
     curve = strength_points(cure)        points of one strength for all layers, over the strength in percent
 """
 
@@ -57,8 +58,35 @@ def confirmed_lines(cure: Cure) -> list[str]:
     if cure.tries > 1:
         lines.append(f"{cure.tries} models of this fine-tune were judged on these tasks so far; the claims are "
                      "corrected, so that the error level of 5 % covers all of them")
+    lines += _skipped_lines(cure)
     state = {"confirmed": "confirmed", "open": "not proven", "failed": "nothing to hand on"}[cure.outcome]
     return [*lines, f"{state}: {fmt.visible(cure.reason, 600)}"]
+
+
+def _skipped_lines(cure: Cure) -> list[str]:
+    """What was not tried, a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in cure.skipped.items():
+        by_reason.setdefault(reason, []).append(fmt.visible(name))
+    return [f"not tried: {', '.join(names)} ({fmt.visible(reason, 300)})" for reason, names in by_reason.items()]
+
+
+def recommendation(cure: Cure, *, written: str = "") -> str:
+    """What to do after a cure, in one sentence. written: the folder with the chosen model, "" if none was written."""
+    chosen = next((c for c in cure.candidates if c.name == cure.chosen), None)
+    as_tuned = chosen is not None and chosen.result in cure.parents.values()
+    more = "ask again with more --items to decide what is open"
+    if cure.outcome == "failed" or chosen is None:
+        budget = any("budget" in reason for reason in cure.skipped.values())
+        first = "first give a larger --budget, because not everything was tried; else " if budget else ""
+        return f"recommendation: {first}train again in one of the ways below; no cure without training is good enough"
+    if cure.outcome == "confirmed":
+        return "recommendation: keep the fine-tune as it is; what you named is kept" if as_tuned else \
+            f"recommendation: use {written} ({fmt.visible(cure.chosen)}) instead of the fine-tune"
+    if as_tuned:
+        return f"recommendation: keep the fine-tune as it is for now; {more}"
+    best = f"{written} ({fmt.visible(cure.chosen)})" if written else fmt.visible(cure.chosen)
+    return f"recommendation: {best} is the best choice, but it is not proven; {more}"
 
 
 def _same(left: WatchPoint, right: WatchPoint) -> bool:

@@ -212,6 +212,17 @@ def hand_on(out: Path, checkpoint: KeptCheckpoint) -> None:
                 copy.unlink(missing_ok=True)
 
 
+def copy_checkpoint(out: Path, checkpoint: KeptCheckpoint, to: Path) -> None:
+    """Copy the files of a checkpoint of the output folder ``out`` to the new folder ``to``, without a manifest.
+
+    Raises StorageError if the disk is full or a file is missing.
+    """
+    with disk_errors(to, "run the same command again"):
+        for name in checkpoint.files:
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(out / checkpoint.folder / name, to / name)
+
+
 def copy_final(out: Path, names: Collection[str], origin: Origin, step: int, held_out: HeldOut | None) -> None:
     """Keep the final weights of the output folder as the checkpoint of ``step``. names: of their files."""
     final = out / FOLDER / f"step-{step}"

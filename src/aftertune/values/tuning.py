@@ -106,8 +106,9 @@ class Candidate:
     """A model that was made without training, such as a fine-tune at strength 0.4.
 
     parts: strength of each part of the layers ("all", or "lower", "middle" and "upper"), or weight of each member of a
-    blend. result: fingerprint of the model. evaluation: its id, on the items that choose. points: one for each task, on
-    these items, each tested alone. refused: why it may not be chosen, "" if it may.
+    blend, or the "step" of a kept checkpoint. result: fingerprint of the model. evaluation: its id, on the items that
+    choose. points: one for each task, on these items, each tested alone. refused: why it may not be chosen, "" if it
+    may.
     """
 
     name: str
@@ -122,13 +123,14 @@ class Candidate:
 class Cure:
     """How a model was made from fine-tunes without training, how it was chosen, and what other items show of it.
 
-    kind: "soften" or "blend". parents: id of each fine-tune -> fingerprint of its model. keep: margin of each task that
-    should be kept, in points. target: the task that shows what was learned, "" without one. chosen: name of a
-    candidate, "" if none may be chosen. confirmed: the chosen candidate on the items that had no part in the choice;
-    tuned: the first parent on the same items. outcomes: by task. tries: models of the same parents that were judged on
-    these tasks so far, with the chosen one; the claims are corrected for it. reason: a sentence. seconds: of scoring
-    each candidate, with writing and loading it; alone: estimate of the same as evaluations of their own, 0
-    where the base was answered from the ledger. base: id of the base's evaluation on the items that choose.
+    kind: "soften", "blend" or "cure" (both, and kept checkpoints). parents: id of each fine-tune -> fingerprint of its
+    model. keep: margin of each task that should be kept, in points. target: the task that shows what was learned, ""
+    without one. chosen: name of a candidate, "" if none may be chosen. confirmed: the chosen candidate on the items
+    that had no part in the choice; tuned: the first parent on the same items. outcomes: by task. tries: models of the
+    same parents that were judged on these tasks so far, with the chosen one; the claims are corrected for it. reason: a
+    sentence. seconds: of scoring each candidate, with writing and loading it; alone: estimate of the same as
+    evaluations of their own, 0 where the base was answered from the ledger. base: id of the base's evaluation on the
+    items that choose. skipped: models that were left out, by name, with the reason (no time in the budget, damaged).
     """
 
     kind: str
@@ -146,6 +148,7 @@ class Cure:
     seconds: Mapping[str, float] = field(default_factory=dict)
     alone: float = 0.0
     base: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def evaluations(self) -> tuple[str, ...]:
