@@ -174,9 +174,9 @@ def run_trial(trial: Trial, *, ledger: Ledger, progress: Progress | None = None)
         return Cured(ledger.save_tuning(done), True)
     provenance = capture()
     scoring = _Scoring(trial, ledger, progress or (lambda *_: None))
+    budget = TimeBudget(trial.minutes, _left_out(trial, ledger))
     before = scoring.base("choice")
     with _scratch(trial.out) as folder:
-        budget = TimeBudget(trial.minutes, _left_out(trial, ledger))
         tried, candidates, skipped = scoring.candidates(budget, folder, before)
         number = choose([c.points for c in candidates], trial.request.goal)
         cure = Cure(kind=trial.kind, parents={p.tuning.id: p.result for p in trial.parents},
