@@ -362,3 +362,32 @@ def test_the_sizes_of_a_damaged_gguf_are_one_line(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"llama", b"llamb"))
     with pytest.raises(SourceError, match=r"cannot load its metadata"):
         shape_of(resolve_model(str(path)))
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("block_count", 2**32 - 1, "block_count is 4294967295, but its tensors are of 2 layers"),
+    ("block_count", 0, "block_count is 0, but its tensors are of 2 layers; allowed is 2"),
+    ("block_count", 1, "of 2 layers"), ("embedding_length", 8, "its token embedding has 32 columns"),
+    ("feed_forward_length", 2**31, "feed_forward_length is 2147483648; allowed is a whole number up to 64"),
+    ("vocab_size", 2**31, "vocab_size is 2147483648"), ("attention.head_count", 2**31, "head_count is 2147483648"),
+    ("attention.head_count_kv", 65, "head_count_kv is 65")])
+def test_metadata_that_do_not_fit_the_tensors_are_one_line(key, value, said, tmp_path):
+    """A small file that claims four billion layers took all memory, and one that claims none was evaluated without."""
+    path = write_gguf(tmp_path / "m.gguf")
+    raw, name = path.read_bytes(), f"llama.{key}".encode()
+    at = raw.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+    assert struct.unpack_from("<I", raw, at) == (4,), "a number of 32 bits"
+    path.write_bytes(raw[:at + 4] + struct.pack("<I", value) + raw[at + 8:])
+    with pytest.raises(SourceError) as caught:
+        fingerprint_model(resolve_model(str(path)))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_tokenizer_inside_a_gguf_is_not_called_a_file(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes().replace(b"tokenizer.ggml.merges", b"tokenizer.ggml.mergex").replace(
+        b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenx"))
+    with pytest.raises(SourceError, match=r"its tokenizer \(in the metadata of the GGUF\)[^\n]*another conversion"):
+        load_tokenizer(resolve_model(str(path)))

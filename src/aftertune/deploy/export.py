@@ -33,7 +33,7 @@ from aftertune.sources import ModelSource, fingerprint_model, load_tokenizer, re
 from aftertune.sources.cache import remove_path, temporary_path, write_atomic
 from aftertune.sources.fingerprint import fingerprint_file
 from aftertune.sources.generation import FILE, generation_defaults
-from aftertune.sources.library_errors import disk_errors
+from aftertune.sources.library_errors import disk_errors, writing_errors
 from aftertune.sources.loading import load_config
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
@@ -81,7 +81,8 @@ def export_gguf(word: str, kinds: Sequence[str], out: Path, *, ledger: Ledger, p
     quantizer = llama_cpp.require_quantizer(kinds)
     temporary = temporary_path(out)
     try:
-        with disk_errors(out, _AGAIN):
+        with writing_errors(f"{tuning.name}: writing {', '.join(map(file_name, kinds))}", "convert the merged weights "
+                            "with llama.cpp yourself, or serve them without a GGUF"), disk_errors(out, _AGAIN):
             out.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             with _merged(tuning, temporary, progress, merged) as model:

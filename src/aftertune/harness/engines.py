@@ -19,7 +19,7 @@ from typing import Any
 from aftertune.engine.engine import ResponseBatch
 from aftertune.engine.verify import PackingDecision
 from aftertune.errors import AftertuneError, InputError, ResourceError
-from aftertune.sources.library_errors import forward_errors
+from aftertune.sources.library_errors import forward_errors, library_of
 from aftertune.values import Request, Response, digest
 
 #: Largest number of requests in one batch, which is one transaction of the ledger.
@@ -55,13 +55,16 @@ class HarnessEngine:
     @classmethod
     def make(cls, name: str, *, model: Any, tokenizer: Any, batch_size: int, think_end_token: str | None = None
              ) -> HarnessEngine:
-        """The engine for lm-eval's ``hf`` class with a loaded model. think_end_token: ends a reasoning trace."""
+        """The engine for lm-eval's ``hf`` class with a loaded model. think_end_token: ends a reasoning trace.
+
+        Raises SourceError if the class cannot start.
+        """
         from lm_eval.models.huggingface import HFLM
 
         end: str | int | None = think_end_token
         if end is not None and end in tokenizer.all_special_tokens:  # decoded texts do not show it
             end = int(tokenizer.convert_tokens_to_ids(end))
-        with contextlib.redirect_stderr(io.StringIO()):
+        with forward_errors(f"the engine lm-eval:{name}", kept=""), contextlib.redirect_stderr(io.StringIO()):
             return cls(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, dtype=str(model.dtype)
                             .removeprefix("torch."), think_end_token=end), name)
 
@@ -104,19 +107,23 @@ class HarnessEngine:
             yield ResponseBatch(index, responses, len(chunk))
 
     def _run(self, chunk: Sequence[Request]) -> dict[int, Response]:
-        """The responses to one chunk. Raises ResourceError, or SourceError for a model in this process, where lm-eval's
-        class or the model fails."""
+        """The responses to one chunk. Raises SourceError where a model in this process fails, and ResourceError where
+        lm-eval's class does, returns something else than responses, or has too little memory."""
         method = getattr(self.lm, _TYPES[chunk[0].kind])
+        instances = [self._instance(r) for r in chunk]
         try:
             with forward_errors(f"the engine lm-eval:{self.name}") if self.name in OURS else contextlib.nullcontext(), \
                     contextlib.redirect_stderr(io.StringIO()):
-                results = list(method([self._instance(r) for r in chunk]))
-            return {r.position: _response(r, x) for r, x in zip(chunk, results, strict=True)}
+                results = list(method(instances))
         except AftertuneError:
             raise
         except Exception as error:  # a server may be gone, and every class raises errors of its own
-            if self.name in OURS:
+            if self.name in OURS and (isinstance(error, OSError) or library_of(error) == "aftertune"):
                 raise
+            raise _failed(self.name, error) from error
+        try:
+            return {r.position: _response(r, x) for r, x in zip(chunk, results, strict=True)}
+        except (TypeError, ValueError, IndexError, KeyError) as error:  # not what lm-eval's classes return
             raise _failed(self.name, error) from error
 
     def _instance(self, request: Request) -> Any:

@@ -1,8 +1,10 @@
 """Checks the header of a GGUF file against the size of the file, before a reader takes its word for anything.
 
-    check_gguf(Path("model.gguf"))        SourceError for counts, lengths or offsets that the file cannot hold
+    check_gguf(Path("model.gguf"))              SourceError for counts, lengths or offsets that the file cannot hold
+    check_sizes(metadata, shapes, path)         SourceError for layers and sizes that its tensors do not have
 
-A file of 49 bytes can claim an array of 2^64 values, and a reader that believes it takes all memory. Format:
+A file of 49 bytes can claim an array of 2^64 values, and a reader that believes it takes all memory. transformers
+builds all layers that the metadata claim, four billion too, and leaves out tensors of further ones. Format:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -10,11 +12,15 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from aftertune import bounds
-from aftertune.errors import SourceError
+from aftertune.errors import SourceError, shown
 
 #: Bytes of a metadata value by its type; a string (8) and an array (9) have their own length.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -121,3 +127,43 @@ def _tensor(header: _Header) -> int:
     except (ValueError, KeyError):
         raise _Damaged(f"a tensor has the unknown type {kind}") from None
     return offset + elements // int(block) * int(size)
+
+
+_BLOCK = re.compile(r"(.*\.)?blk\.(\d+)\.")
+#: Sizes in the metadata, after the name of the architecture. None of them is larger than every tensor.
+_SIZE_KEYS = ("embedding_length", "feed_forward_length", "vocab_size", "expert_count", "rope.dimension_count",
+              "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length")
+
+
+def check_sizes(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raise SourceError if the metadata say another number of layers than the tensors have, another width than the
+    token embedding, or a size that is larger than all of them.
+
+    shapes: tensor name -> shape, fastest dimension first.
+    """
+    prefix = f"{metadata.get('general.architecture')}."
+    largest = max((n for shape in shapes.values() for n in shape), default=0)
+    for key in (f"{prefix}{name}" for name in _SIZE_KEYS):
+        values = metadata.get(key, 0)
+        numbers = values if isinstance(values, list) else [values]  # one for each layer
+        if not all(isinstance(n, int) and 0 <= n <= largest for n in numbers):
+            raise _unlike(path, f"{key} is {shown(values)}", f"a whole number up to {largest:,}, the largest dimension "
+                          "of its tensors")
+    layers: dict[str, set[str]] = defaultdict(set)  # an encoder and a decoder are counted on their own
+    for match in filter(None, map(_BLOCK.match, shapes)):
+        layers[match[1] or ""].add(match[2])
+    stored = {len(numbers) for numbers in layers.values()} or {0}
+    claimed = metadata.get(f"{prefix}block_count", min(stored))
+    if claimed not in stored:
+        count = " or ".join(map(str, sorted(stored)))
+        raise _unlike(path, f"{prefix}block_count is {shown(claimed)}, but its tensors are of {count} layers", count)
+    embedding = shapes.get("token_embd.weight", ())
+    width = metadata.get(f"{prefix}embedding_length")
+    if width is not None and len(embedding) == 2 and width != embedding[0]:
+        raise _unlike(path, f"{prefix}embedding_length is {width}, but its token embedding has {embedding[0]} columns",
+                      str(embedding[0]))
+
+
+def _unlike(path: Path, found: str, allowed: str) -> SourceError:
+    return SourceError(f"{path}: {found}; allowed is {allowed}; download the file again, or use another conversion of "
+                       "the model")

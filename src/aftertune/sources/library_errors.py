@@ -24,6 +24,10 @@ _DISK_SIGNS = ("PytorchStreamWriter failed", "No space left", "Disk quota exceed
 #: The packages that build and train a model.
 _TRAINING = frozenset({"accelerate", "bitsandbytes", "datasets", "numpy", "peft", "safetensors", "tokenizers", "torch",
                        "transformers", "trl", "unsloth", "unsloth_zoo"})
+#: Those that run a model; lm-eval's class ``hf`` is one of them.
+_COMPUTING = _TRAINING | {"lm_eval", "transformers_modules"}
+#: Those that convert and write one.
+_WRITING = _TRAINING | {"gguf", "huggingface_hub", "transformers_modules"}
 
 
 #: On some processors bitsandbytes asks for another package whenever it is imported. Nothing here needs that package.
@@ -106,10 +110,28 @@ def forward_errors(model: str, *, kept: str = "finished batches are kept; ") -> 
     except (AftertuneError, OSError):
         raise
     except BaseException as error:
-        if not _is_library_fault(error) or library_of(error) not in _TRAINING | {"transformers_modules"}:
+        if not _is_library_fault(error) or library_of(error) not in _COMPUTING:
             raise
         raise SourceError(f"{model}: {library_of(error)} failed while the model computed: {_described(error)}; "
                           f"{kept}check that weights, config and tokenizer belong together; "
+                          "`aftertune --debug` and the same words show where") from error
+
+
+@contextlib.contextmanager
+def writing_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn what the libraries raise while they convert or write a model into a SourceError of one line.
+
+    what: for the message, such as "writing model-q8_0.gguf". It stands around `disk_errors`, to which errors of the
+    disk belong; those about memory, and errors raised in aftertune's own code, pass.
+    """
+    try:
+        yield
+    except (AftertuneError, OSError):
+        raise
+    except BaseException as error:
+        if not _is_library_fault(error) or library_of(error) not in _WRITING:
+            raise
+        raise SourceError(f"{what}: {library_of(error)} failed: {_described(error)}; {remedy}; "
                           "`aftertune --debug` and the same words show where") from error
 
 

@@ -330,8 +330,11 @@ def _tokenizer_from(folder: Path, source: ModelSource, **options: Any) -> Any:
     for name in _TOKENIZER_FILES:
         if (folder / name).is_file():
             read_fields(folder / name)
-    with quiet(), load_errors(source, f"its tokenizer ({folder / 'tokenizer.json'}, tokenizer_config.json)",
-                              "download or save the tokenizer's files again, or copy those of the base model"):
+    where, remedy = (f"{folder / 'tokenizer.json'}, tokenizer_config.json", "download or save the tokenizer's files "
+                     "again, or copy those of the base model")
+    if source.gguf_file is not None:
+        where, remedy = "in the metadata of the GGUF", "download the file again, or use another conversion of the model"
+    with quiet(), load_errors(source, f"its tokenizer ({where})", remedy):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code,
                                                   local_files_only=True, **options)
         ids = tokenizer("A word.", add_special_tokens=False)["input_ids"]

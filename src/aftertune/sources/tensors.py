@@ -25,7 +25,7 @@ from typing import Any
 from aftertune import bounds
 from aftertune.errors import SourceError, shown
 from aftertune.paths import is_file
-from aftertune.sources.gguf_header import check_gguf
+from aftertune.sources.gguf_header import check_gguf, check_sizes
 from aftertune.values import digest, from_json, json_ready
 
 # --- GGUF files ---
@@ -315,11 +315,13 @@ def count_parameters(tensors: Iterable[StoredTensor]) -> int:
 
 
 def read_gguf_facts(path: Path) -> dict[str, Any]:
-    """The hashes, the architecture and the number of parameters of a GGUF file. Raises SourceError if it is damaged.
+    """The hashes, the architecture and the number of parameters of a GGUF file. Raises SourceError if it is damaged,
+    or if its metadata and its tensors do not fit together.
 
     It is called in a process with limits (`aftertune.sources.gguf_child`).
     """
     contents = read_gguf(path)
+    check_sizes(contents.metadata, {t.name: t.shape for t in contents.tensors}, path)
     tensors = list(_gguf_tensors(contents))
     return {"weights": digest_tensors(tensors), "config": digest(json_ready(contents.function_metadata())),
             "tokenizer": digest(json_ready(contents.tokenizer_metadata())),

@@ -26,7 +26,7 @@ from aftertune.errors import InputError
 from aftertune.sources import load_model, resolve_adapter
 from aftertune.sources.adapter_loading import add_adapter
 from aftertune.sources.fingerprint import fingerprint_model
-from aftertune.sources.library_errors import disk_errors, memory_errors, quiet
+from aftertune.sources.library_errors import disk_errors, memory_errors, quiet, writing_errors
 from aftertune.sources.loading import weights_folder
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import weight_files
@@ -132,7 +132,8 @@ class AdapterBlends:
         base = self.files[0].base
         identity = fingerprint_model(base)
         model = load_model(base, "float32", "cpu")
-        with quiet(), memory_errors(base, "cpu"), disk_errors(self.folder, "run the same command again"):
+        with quiet(), memory_errors(base, "cpu"), writing_errors("blending the adapters", "use another method"), \
+                disk_errors(self.folder, "run the same command again"):
             names = [f"member{n}" for n in range(len(self.files))]
             for name, files in zip(names, self.files, strict=True):
                 model = add_adapter(model, resolve_adapter(str(files.folder), base, identity), device="cpu", name=name)

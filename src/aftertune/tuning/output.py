@@ -41,7 +41,7 @@ from aftertune.sources import (
 from aftertune.sources.cache import remove_path, set_default_mode, temporary_path, write_atomic
 from aftertune.sources.fingerprint import TOKENIZER_FILES, fingerprint_adapter
 from aftertune.sources.folder_lock import folder_lock
-from aftertune.sources.library_errors import disk_errors, load_errors, memory_errors, quiet
+from aftertune.sources.library_errors import disk_errors, load_errors, memory_errors, quiet, writing_errors
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
 from aftertune.tuning.targets import merge_refusal
@@ -73,7 +73,8 @@ def merge(base: ModelSource, adapter: AdapterSource, out: Path, *, dtype: str) -
             merged = _merge_layers(model, adapter)
         temporary = temporary_path(out)
         try:
-            with disk_errors(out, "run the same command again"):
+            with writing_errors(f"{adapter.source}: writing its merged weights", "use the adapter unmerged"), \
+                    disk_errors(out, "run the same command again"):
                 merged.save_pretrained(temporary)
                 tokenizer.save_pretrained(temporary)
                 set_default_mode(temporary)
