@@ -185,6 +185,17 @@ def test_verify_falls_back_where_packed_rows_are_wrong(asked: Any, kind: Any, re
     assert "\n" not in actual.note
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_that_computes_no_numbers_runs_in_plain_rows(dtype: torch.dtype, value: str) -> None:
+    model = byte_llama().to(dtype)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float(value))
+    actual = verify(model, [((), groups())], [prompt()], YES)
+    assert not actual.packed
+    assert actual.note.startswith("plain rows: packed rows changed a token's log-probability by nan")
+
+
 def test_a_lack_of_memory_is_not_taken_for_the_model() -> None:
     """A plan must not depend on what else runs, because a resumed run needs the same plan."""
     asked_of = [Request(position=0, kind="score", context="ab", continuation=" zz")]

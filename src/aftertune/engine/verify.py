@@ -197,9 +197,11 @@ def _branches(group: ItemSequences) -> bool:
 
 
 def _dtype_step(dtype: Any, value: float) -> float:
-    """Distance between adjacent numbers of ``dtype`` at ``value``."""
+    """Distance between adjacent numbers of ``dtype`` at ``value``; 0 where that is no number (damaged weights)."""
     import torch
 
+    if not math.isfinite(value):
+        return 0.0
     return float(torch.finfo(dtype).eps * 2 ** math.floor(math.log2(max(value, 1e-9))))
 
 
