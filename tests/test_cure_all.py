@@ -109,11 +109,12 @@ def test_a_model_fits_if_it_and_the_confirmation_do(monkeypatch: pytest.MonkeyPa
     clock = [0.0]
     monkeypatch.setattr(trial.time, "monotonic", lambda: clock[0])
     limit = TimeBudget(2, None)
+    limit.base = 25.0
     limit.scored(20.0)
     limit.scored(10.0)
-    clock[0] = 40.0
-    assert limit.refusal("a") == "", "20 s for it and 60 s for the confirmation are left of 120"
-    clock[0] = 40.5
+    clock[0] = 35.0
+    assert limit.refusal("a") == "", "20 s for it and 65 s for the confirmation are left of 120"
+    clock[0] = 35.5
     assert "no time for it in the budget of 2 minutes" in limit.refusal("b")
     clock[0] = 1e9
     assert TimeBudget(None, None).refusal("c") == ""

@@ -182,7 +182,7 @@ def _print(cured: Cured) -> None:
     n = ", ".join(f"{p.n} of {p.task}" for p in cure.candidates[0].points)
     console.print(Text(f"changes against the base in points, with 95 % intervals, on the items that choose ({n}); "
                        "nothing is claimed from these", style="dim"))
-    if cure.alone:
+    if cure.alone and len(cure.seconds) > 1:
         console.print(Text(f"{len(cure.seconds)} models took {duration_text(sum(cure.seconds.values()))}; as "
                            f"evaluations on their own they would take about {duration_text(cure.alone)}", style="dim"))
     for line in confirmed_lines(cure):
@@ -203,7 +203,7 @@ def _print_recommendation(cured: Cured) -> None:
     from aftertune.report import duration_text, recommendation
 
     console, cure = rich_console(), cured.cure
-    if cure.confirmed:
+    if cure.confirmed and len(cure.candidates) > 1:
         console.print(Text(f"{len(cure.candidates)} models were tried, and the items that confirm had no part in "
                            "choosing one of them, so their number needs no correction", style="dim"))
     console.print(Text(recommendation(cure, written=cured.tuning.output if cured.written else ""), style="bold"))

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 #: With fewer items than this in a part, a task cannot choose and confirm.
 FEWEST = 8
-#: Models that answer the items that confirm: the base, the chosen one and the fine-tune.
-_CONFIRMING = 3
+#: Models that answer the items that confirm beside the base: the chosen one and the fine-tune.
+_CONFIRMING = 2
 _PARTS: Mapping[Half, str] = {"choice": "choose", "report": "confirm"}
 
 
@@ -214,19 +214,20 @@ class TimeBudget:
 
     def __init__(self, minutes: float | None, earlier: Mapping[str, str] | None) -> None:
         self.minutes, self.earlier = minutes, earlier
-        self.started, self.longest = time.monotonic(), 0.0
+        self.started, self.base, self.longest = time.monotonic(), 0.0, 0.0
 
     def scored(self, seconds: float) -> None:
         """A model was scored in so many seconds."""
         self.longest = max(self.longest, seconds)
 
     def refusal(self, name: str) -> str:
-        """Why a model does not fit; "" if it does. The slowest model so far says how long one takes."""
+        """Why a model does not fit; "" if it does. The slowest model so far says how long one takes; the base, which
+        also loads the tasks, says it for itself alone (``base``, in seconds)."""
         if self.earlier is not None:
             return self.earlier.get(name, "")
         if self.minutes is None:
             return ""
-        used, needed = time.monotonic() - self.started, (1 + _CONFIRMING) * self.longest
+        used, needed = time.monotonic() - self.started, self.base + (1 + _CONFIRMING) * self.longest
         if used + needed <= 60 * self.minutes:
             return ""
         return (f"no time for it in the budget of {self.minutes:g} minutes, because a model takes about "
@@ -279,7 +280,7 @@ class _Scoring:
         """The proposals that fit into the budget, in their order, with their candidates; and why the others do not."""
         found: dict[int, Candidate] = {}
         skipped: dict[str, str] = {}
-        budget.scored(self.spent)
+        budget.base = self.spent
         for number, proposal in sorted(enumerate(self.trial.proposals), key=lambda pair: pair[1].turn):
             if found and (refused := budget.refusal(proposal.name)):
                 skipped[proposal.name] = refused
