@@ -4,6 +4,7 @@ line with the right exit code, leaves nothing half-written, and keeps the cause 
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,14 @@ import pytest
 
 from aftertune.errors import AftertuneError, ResourceError, SourceError
 from aftertune.harness import HarnessEngine
+from aftertune.ledger import Ledger
 from aftertune.sources import limits
 from aftertune.sources.library_errors import disk_errors, writing_errors
 from aftertune.values import Request
 from cli_cases import call, one_line, settle
 from deploy_cases import chat_model
 from eval_cases import byte_folder
+from ledger_cases import answered, evaluation, items, responses, settings
 from test_damaged_models import FAULTS, PASSING, raised_in
 from tuning_cases import easy_rows, write_rows
 
@@ -211,3 +214,31 @@ def test_a_chat_template_ends_every_command_in_one_line(template: str, tmp_path:
         capfd.readouterr()
         assert call(monkeypatch, *words.split()) == 2, words
         assert one_line(capfd, (TEMPLATES[template],)) == "", words
+
+
+# --- Memory ---
+
+
+@pytest.mark.slow
+def test_memory_of_reading_and_checking_a_ledger_does_not_grow_with_its_answers(tmp_path: Path) -> None:
+    """The peak of Python's memory for more answers, both of several chunks."""
+    def peaks(n: int) -> list[int]:
+        with Ledger(tmp_path / f"{n}.db") as ledger:
+            stored = evaluation(tasks=(settings(n=n),), scores=())
+            asked, given = items(n=n), responses(2 * n)
+            ledger.open_evaluation(stored, asked)
+            ledger.save_batch(stored.id, 0, given)
+            ledger.finish_evaluation(stored, *answered(asked, given))
+        found = []
+        for read in (lambda ledger: ledger.each_answer(stored.id), lambda ledger: ledger.each_item(stored.id),
+                     lambda ledger: ledger.check()):
+            with Ledger(tmp_path / f"{n}.db") as ledger:
+                tracemalloc.start()
+                assert sum(1 for _ in read(ledger)) >= 1
+                found.append(tracemalloc.get_traced_memory()[1])
+                tracemalloc.stop()
+        return found
+
+    peaks(10)  # what is imported and cached at the first reading
+    for name, few, many in zip(("answers", "items", "check"), peaks(1_000), peaks(2_500), strict=True):
+        assert many < 1.3 * few, f"{name}: {few:,} and {many:,} bytes"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ledger_cases as cases
-from aftertune.errors import StorageError
+from aftertune.errors import SourceError, StorageError
 from aftertune.ledger import Ledger
 from aftertune.ledger.store import decode, encode
 from aftertune.values import Answer, Comparison, Evaluation, Item, Response, Tuning
@@ -94,7 +94,7 @@ def test_items_and_answers_come_back_equal(ledger: Ledger, docs: list[dict[str, 
 @pytest.mark.parametrize("broken", [float("nan"), -float("nan")])
 def test_a_log_probability_that_is_no_number_is_refused(ledger: Ledger, broken: float) -> None:
     ledger.open_evaluation(cases.evaluation("nan"), [])
-    with pytest.raises(StorageError, match="request 7 is not a number"):
+    with pytest.raises(SourceError, match="request 7 is not a number"):
         ledger.save_batch("nan", 0, {6: Response(logprob=-1.0), 7: Response(logprob=broken)})
     assert ledger.done_positions("nan") == set()
 
@@ -102,7 +102,7 @@ def test_a_log_probability_that_is_no_number_is_refused(ledger: Ledger, broken: 
 def test_a_score_that_is_no_number_is_refused_and_nothing_is_stored(ledger: Ledger) -> None:
     ledger.open_evaluation(cases.evaluation("nan2"), [])
     bad = dataclasses.replace(cases.scores()[0], stderr=math.nan)
-    with pytest.raises(StorageError, match="standard error of arc_easy acc,none is not a number"):
+    with pytest.raises(SourceError, match="standard error of arc_easy acc,none is not a number"):
         ledger.finish_evaluation(cases.evaluation("nan2", scores=(bad,)), [], [])
     assert ledger.find_evaluation("nan2").status == "running"
 

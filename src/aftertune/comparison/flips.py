@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from aftertune.catalog import MetricKey
@@ -51,8 +53,10 @@ def flips(base: Evaluation | str, tuned: Evaluation | str, task: str, *, ledger:
         names = ", ".join(p.settings.task for p in pairs)
         raise InputError(f"{task} is a group of tasks; choose one of its tasks: {names}")
     key = _key(pair, left, right, metric)
-    items = {i.hash: i for e in (right, left) for i in ledger.items(e.id, task)}
-    changed = [_flip(key, items[a.item], a, b) for a, b in _changed(pair, key)]
+    both = list(_changed(pair, key))
+    hashes = {a.item for a, _ in both}
+    items = {i.hash: i for e in (right, left) for i in ledger.each_item(e.id, task) if i.hash in hashes}
+    changed = [_flip(key, items[a.item], a, b) for a, b in both]
     selected = [f for f in changed if direction in (None, f.direction)]
     return Flips(task=task, metric=key, base_name=left.name, tuned_name=right.name, n=len(pair.left),
                  lost=sum(f.direction == "lost" for f in changed), gained=sum(f.direction == "gained" for f in changed),
@@ -66,32 +70,48 @@ def flips_by_comparison(comparisons: Sequence[Comparison], answers: Mapping[str,
 
     answers: evaluation id -> all its answers.
     """
-    items: dict[tuple[str, str], dict[str, Item]] = {}
-    result = {}
+    rows: dict[str, list[_ChangedRow]] = {}
+    wanted: dict[tuple[str, str], set[str]] = defaultdict(set)
     for comparison in comparisons:
         base = ledger.find_evaluation(comparison.base)
-        task_flips = []
+        rows[comparison.id] = []
         for row in (r for r in comparison.rows if r.primary and r.gained is not None):
             settings = base.task(row.task)
             if settings is None:
                 continue  # a group, whose items are listed under its tasks
             pair = pair_answers(settings, *([a for a in answers[side] if a.task == row.task]
                                        for side in (comparison.base, comparison.tuned)))
-            if (base.id, row.task) not in items:
-                items[base.id, row.task] = {i.hash: i for i in ledger.items(base.id, row.task)}
-            task_flips.append(_flips_of_row(comparison, row, pair, items[base.id, row.task], each))
-        result[comparison.id] = tuple(task_flips)
-    return result
+            found = _changed_row(row, pair, each)
+            wanted[base.id, row.task] |= {before.item for before, _ in found.shown}
+            rows[comparison.id].append(found)
+    items = {where: {i.hash: i for i in ledger.each_item(*where) if i.hash in hashes}
+             for where, hashes in wanted.items()}  # a report shows few of the items of a large ledger
+    return {c.id: tuple(_flips_of_row(c, row, items[c.base, row.task]) for row in rows[c.id]) for c in comparisons}
 
 
-def _flips_of_row(comparison: Comparison, row: ComparisonRow, pair: Pair, items: Mapping[str, Item], each: int
-                  ) -> Flips:
+@dataclass(frozen=True, slots=True)
+class _ChangedRow:
+    """What changed on one task. n: paired items. shown: the answers of both models to some items that changed."""
+
+    task: str
+    metric: str
+    n: int
+    lost: int
+    gained: int
+    shown: tuple[tuple[Answer, Answer], ...]
+
+
+def _changed_row(row: ComparisonRow, pair: Pair, each: int) -> _ChangedRow:
     key = MetricKey.of(row.metric, row.filter)
     changed = sorted(_changed(pair, key), key=lambda both: both[0].index)
-    sides = [[(a, b) for a, b in changed if (a.metrics[key] > b.metrics[key]) is lost] for lost in (True, False)]
-    return Flips(task=row.task, metric=key, base_name=comparison.base_name, tuned_name=comparison.tuned_name,
-                 n=len(pair.left), lost=len(sides[0]), gained=len(sides[1]),
-                 flips=tuple(_flip(key, items[a.item], a, b) for side in sides for a, b in side[:each]),
+    lost, gained = ([(a, b) for a, b in changed if (a.metrics[key] > b.metrics[key]) is loss] for loss in (True, False))
+    return _ChangedRow(row.task, key, len(pair.left), len(lost), len(gained), (*lost[:each], *gained[:each]))
+
+
+def _flips_of_row(comparison: Comparison, row: _ChangedRow, items: Mapping[str, Item]) -> Flips:
+    return Flips(task=row.task, metric=row.metric, base_name=comparison.base_name, tuned_name=comparison.tuned_name,
+                 n=row.n, lost=row.lost, gained=row.gained,
+                 flips=tuple(_flip(row.metric, items[a.item], a, b) for a, b in row.shown),
                  differences=tuple(d for d in comparison.differences if d.blocking))
 
 

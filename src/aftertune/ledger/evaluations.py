@@ -24,7 +24,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, RowMapping, bindparam, or_, select, tuple_, type_coerce
 
-from aftertune.errors import InputError, StorageError, nearest
+from aftertune.errors import InputError, SourceError, StorageError, nearest
 from aftertune.ledger.digests import OF_EVALUATION, check, forget, seal, without_index
 from aftertune.ledger.lease import beat, check_lease
 from aftertune.ledger.schema import (
@@ -545,10 +545,10 @@ def _known(count: int) -> int | None:
 
 
 def _refuse_nan(value: float | None, what: str) -> float | None:
-    """``value``; StorageError where it is not a number (a database takes it for NULL)."""
+    """``value``; SourceError where it is not a number (a database takes it for NULL)."""
     if value is not None and math.isnan(value):
-        raise StorageError(f"{what} is not a number (NaN) and cannot be stored; the model's outputs are "
-                           "broken: try --dtype float32")
+        raise SourceError(f"{what} is not a number (NaN) and cannot be stored; the model's outputs are broken: check "
+                          "its weights (a fine-tune may have diverged), or try --dtype float32")
     return value
 
 
