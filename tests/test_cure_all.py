@@ -17,10 +17,11 @@ from aftertune.cure.trial import TimeBudget
 from aftertune.errors import InputError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
+from aftertune.provenance import capture
 from aftertune.report import Results, confirmed_lines, recommendation, write_record
 from aftertune.study import TaskSpec
 from aftertune.tuning import read_tuning
-from aftertune.values import Candidate, Cure, plain, restore
+from aftertune.values import Candidate, CheckpointChoice, Cure, Tuning, WatchPoint, plain, restore
 from cli_cases import call
 from cure_cases import SETTINGS, asked_for, cure_place, fine_tune, fine_tune_with_checkpoints
 
@@ -175,6 +176,22 @@ def test_damaged_and_later_checkpoints_are_not_tried_and_of_many_only_some(place
     assert len(proposals) == MOST_CHECKPOINTS
     merged = replace(parent, files=replace(parent.files, adapter=False))
     assert _earlier_checkpoints(merged) == ([], {}), "a checkpoint of an adapter is no whole model"
+
+
+def test_a_checkpoint_that_was_chosen_on_the_same_task_is_noted(place: Path, tmp_path: Path) -> None:
+    point = WatchPoint(step=3, task="colours", metric="acc", n=9, base=0.5, tuned=0.5, delta=0.0, low=-0.1, high=0.1,
+                       verdict="undecided", half="choice")
+    parent = parent_of(place, tmp_path)
+    rule = CheckpointChoice(rule="colours", step=3, met=True, reason="")
+
+    def notes(tuning: Tuning) -> str:
+        asked = trial.Trial("cure", [replace(parent, tuning=tuning)], [], asked_for(place, out=tmp_path / "out"))
+        return " ".join(trial._record(asked, made("open", "step 6"), capture()).notes)
+
+    assert "(--keep-best) on items of colours; some of them may be among those that confirm" in notes(
+        replace(parent.tuning, watch=(point,), choice=rule))
+    assert "--keep-best" not in notes(replace(parent.tuning, watch=(point,)))
+    assert "--keep-best" not in notes(replace(parent.tuning, watch=(replace(point, task="other"),), choice=rule))
 
 
 # --- Training again ---

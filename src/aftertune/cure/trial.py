@@ -456,6 +456,10 @@ def _record(trial: Trial, cure: Cure, provenance: Any) -> Tuning:
         "settings are those of the first of them",)
     if tuned.settings.get("template") == "alpaca" and cure.target:
         notes += (f"it was trained with Alpaca prompts, but {cure.target} is asked without; write them into its file",)
+    looked = sorted({p.task for p in tuned.watch} & {*cure.keep, cure.target}) if tuned.choice else []
+    if looked:
+        notes += (f"its checkpoint was chosen (--keep-best) on items of {', '.join(looked)}; some of them may be among "
+                  "those that confirm here, which favours it",)
     return Tuning(
         id=trial.id, name=trial.out.name, base=tuned.base, method=parent.method, data=tuned.data,
         data_source=tuned.data_source, examples=tuned.examples, seed=tuned.seed,
