@@ -68,20 +68,33 @@ def export_every_eval_ever(evaluation: Evaluation, items: Sequence[Item], answer
         for task in exported.tasks:
             own = [a for a in answers if a.task == task.task]
             stem = str(uuid.UUID(digest([evaluation.id, task.task])[:32], version=4))
-            rows = list(_rows(exported, task, own, documents, prompts.get(task.task, ())))
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            lines = _Lines(_rows(exported, task, own, documents, prompts.get(task.task, ())))
             pair = ExportedPair(target / f"{stem}.json", target / f"{stem}_samples.jsonl")
-            write_atomic(pair.samples, text)
+            write_atomic(pair.samples, iter(lines))
             write_atomic(pair.results, json.dumps(
                 {**_results(exported, task), "detailed_evaluation_results": {
                     "format": "jsonl", "file_path": pair.samples.relative_to(folder).as_posix(),
-                    "hash_algorithm": "sha256", "checksum": hashlib.sha256(text.encode()).hexdigest(),
-                    "total_rows": len(rows)}}, ensure_ascii=False, indent=2) + "\n")
+                    "hash_algorithm": "sha256", "checksum": lines.sha256.hexdigest(),
+                    "total_rows": lines.count}}, ensure_ascii=False, indent=2) + "\n")
             pairs.append(pair)
     except OSError as error:
         raise StorageError(f"{target}: cannot be written ({error.strerror}); choose another folder with "
                            "--out") from None
     return pairs, left_out
+
+
+class _Lines:
+    """Rows as the lines of a JSONL file, one after another; count and sha256 are of those that were written."""
+
+    def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
+        self.rows, self.count, self.sha256 = rows, 0, hashlib.sha256()
+
+    def __iter__(self) -> Iterator[str]:
+        for row in self.rows:
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            self.count += 1
+            self.sha256.update(line.encode())
+            yield line
 
 
 # --- Results ---
