@@ -139,7 +139,8 @@ def test_where_all_items_are_used_the_fixed_verdict_is_stored(made: dict[str, An
     assert decided.tuned.scores == plain_one.scores
     [row], [other] = decided.comparison.rows, compare(base, plain_one, margins=0.0001, ledger=ledger).rows
     assert row.stopped_of is None
-    assert (row.n, row.delta, row.low, row.high) == (other.n, other.delta, other.low, other.high)
+    assert (row.n, row.delta) == (other.n, other.delta)
+    assert row.low < other.low < other.high < row.high  # the looks have a part of the error level
     assert "all items were asked after interim analyses" in row.note
 
 

@@ -113,7 +113,8 @@ def _tuning_settings(study: Study, name: str) -> list[Any]:
 
 def _task_settings(study: Study, name: str) -> list[Any]:
     """The tasks of a base or tuning, and the settings of their evaluation."""
-    tasks = [t.model_dump(mode="json", exclude={"only", "margin"}) for t in study.tasks if t.asks(name)]
+    tasks = [{k: v for k, v in t.settings().items() if k not in ("only", "margin")}
+             for t in study.tasks if t.asks(name)]
     return [tasks, study.dtype, study.device, study.engine, study.apply_chat_template, study.task_source,
             *_date(study), *_later(study)]
 

@@ -112,6 +112,10 @@ class TaskSpec(Spec):
                              "points above 0, up to 100")
         return self
 
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON values, for ids. ``letters`` is among them where it is set, so older ids stay."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k != "letters" or v}
+
     def asks(self, name: str) -> bool:
         """Whether a base or tuning of this name is evaluated on it."""
         return not self.only or any(fnmatchcase(name, pattern) for pattern in self.only)
@@ -405,7 +409,8 @@ class Study(Spec):
         dumped = {k: v for k, v in self.model_dump(mode="json").items()
                   if k not in _LATER_FIELDS and (k, v) not in _LATER_VERDICT_FIELDS.items()}
         return digest(dumped | {"bases": {name: base.settings() for name, base in self.bases.items()},
-                                "tunings": {name: tuning.settings() for name, tuning in self.tunings.items()}}
+                                "tunings": {name: tuning.settings() for name, tuning in self.tunings.items()},
+                                "tasks": [task.settings() for task in self.tasks]}
                       | self.later_settings())
 
     def later_settings(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,7 +57,8 @@ class CureSpec(Spec):
     def margins(self) -> dict[str, float]:
         """The margin of each kept task, in points. Raises ValueError for another form."""
         margins: dict[str, float] = {}
-        for part in filter(None, (text.strip() for text in self.keep.split(","))):
+        for found in re.finditer(r"[^,\s][^,]*", self.keep):
+            part = found[0].strip()
             task, _, text = part.rpartition("=")
             points = _number(text)
             if not task or points is None or not 0 < points <= 100:

@@ -129,7 +129,7 @@ def checkpoint_chart(name: str, curves: LookCurves, width: int, *, key: str = ""
 
 def _looks_text(curves: LookCurves, points: Sequence[WatchPoint], tasks: Sequence[str]) -> str:
     """All figures of a chart of looks, for screen readers."""
-    word = curves.axis.partition(",")[0]
+    word = curves.axis.split()[0].rstrip(",")
     sentences = [f"{task_title(t)}: " + "; ".join(
         f"{word} {p.step} {fmt.points(p.delta)} ({fmt.points_interval(p.low, p.high)}), {VERDICT_LABELS[p.verdict]}"
         for p in points if p.task == t) + "." for t in tasks]
