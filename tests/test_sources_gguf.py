@@ -308,6 +308,14 @@ def test_a_gguf_is_read_by_a_child_with_limits(tmp_path, memory, seconds, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("memory", [240, 260, 264, 280])
+def test_a_reader_without_memory_ends_at_once(tmp_path, memory):
+    """Where Python has no memory for a handler it can loop in it: at 260 MiB this took all of the time limit."""
+    path = write_vocabulary(tmp_path / "large.gguf", 200_000)
+    with pytest.raises(SourceError, match=f"reading it needs more than {memory} MiB of memory"):
+        facts_from_child(path, ChildLimits(memory * 2**20, 20))
+
+
 def test_a_crash_of_the_reader_ends_the_child_alone(tmp_path, monkeypatch):
     home = tmp_path / "aftertune" / "sources"
     home.mkdir(parents=True)

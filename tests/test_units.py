@@ -21,7 +21,7 @@ from aftertune.cli.console import guarded
 from aftertune.comparison import compare
 from aftertune.comparison.gate import gate
 from aftertune.comparison.margins import margin_of
-from aftertune.early_stopping import _RunningTest
+from aftertune.early_stopping.running_tests import RunningTest
 from aftertune.errors import InputError
 from aftertune.exchange import import_results
 from aftertune.forgetting_watch import refuse_own_unit, watch_point
@@ -326,7 +326,7 @@ def test_a_value_outside_0_to_1_ends_the_sequential_test(monkeypatch: pytest.Mon
     unit = EarlyUnit(name="t", key="f1,none", tasks=("t",), items=40, batch=8, order="")
     order = [("t", i, ("t", i)) for i in range(40)]
     early = Early(against="e", seed=0, margins={"t": .02}, units=(unit,))
-    test = _RunningTest(unit, order, 1, np.ones(40, dtype=bool), PairedSequential(None, .02))
+    test = RunningTest(unit, order, 1, np.ones(40, dtype=bool), PairedSequential(None, .02))
     answers = {("t", i): {"f1,none": 100.0 if i == 3 else 0.0} for i in range(40)}
     test.analyze(answers, answers, early)
     assert (test.used, test.decided, test.no_share, test.sequential) == (8, False, True, None)

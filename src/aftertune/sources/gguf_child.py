@@ -12,6 +12,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from aftertune import bounds
 from aftertune.errors import AftertuneError, SourceError
 from aftertune.sources.child_process import ChildLimits, arguments, ending, run_child, set_limits
 
+#: Bytes of memory beyond the limit before the system refuses more.
+_SPARE = 64 * bounds.MIB
 _ADVICE = "it is damaged or made to do harm: download it again from a source that you trust"
 
 
@@ -50,7 +56,8 @@ def main(path: Path, limits: ChildLimits) -> None:
 
     from aftertune.sources.tensors import read_gguf_facts
 
-    set_limits(limits)
+    set_limits(replace(limits, memory=limits.memory + _SPARE))
+    threading.Thread(target=_end_at, args=(path, limits.memory), daemon=True).start()
     answer: dict[str, Any] | None = None
     with contextlib.suppress(MemoryError):
         try:
@@ -66,9 +73,27 @@ def main(path: Path, limits: ChildLimits) -> None:
             answer = {"error": f"{path}: cannot be read ({error.strerror or type(error).__name__}); check the file and "
                                "its permissions"}
     # here what was read is gone, so there is memory for the message
-    size, most = path.stat().st_size, limits.memory // 2**20
-    print(json.dumps(answer or {"error": f"{path}: reading it needs more than {most:,} MiB of memory, and the file has "
-                                         f"{size:,} bytes; {_ADVICE}"}))
+    print(json.dumps(answer or _too_much(path, limits.memory)))
+
+
+def _too_much(path: Path, memory: int) -> dict[str, str]:
+    """The answer where reading takes more than ``memory`` bytes."""
+    return {"error": f"{path}: reading it needs more than {memory // 2**20:,} MiB of memory, and the file has "
+                     f"{path.stat().st_size:,} bytes; {_ADVICE}"}
+
+
+def _end_at(path: Path, memory: int) -> None:
+    """End this process with its answer once it has more than ``memory`` bytes, where the system says how many it has.
+
+    Python can loop for ever in a handler for which there is no memory, so memory must not run out here.
+    """
+    with contextlib.suppress(OSError), Path("/proc/self/statm").open("rb", buffering=0) as status:
+        while True:
+            status.seek(0)
+            if int(status.read(64).split()[0]) * os.sysconf("SC_PAGE_SIZE") > memory:
+                os.write(1, json.dumps(_too_much(path, memory)).encode())
+                os._exit(0)
+            time.sleep(0.02)
 
 
 if __name__ == "__main__":
