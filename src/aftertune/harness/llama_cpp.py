@@ -37,7 +37,8 @@ class LlamaCppEngine:
     def __init__(self, file: Path, arguments: Mapping[str, Any] | None = None, *, threads: int | None = None) -> None:
         self.file = file
         self.values = {**ARGUMENTS, **check_numbers("llamacpp", arguments or {}, ARGUMENTS)}
-        self.threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.threads = threads or cores or 1
         self.template = MessagesTemplate("of the GGUF file")
         self.server: ServerEngine | None = None
 
