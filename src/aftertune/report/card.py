@@ -32,7 +32,7 @@ from aftertune.report import formatting as fmt
 from aftertune.report.facts import CODE, Facts, evaluation_facts, method_text, model_facts, tuning_facts
 from aftertune.report.names import metric_title, source_title, task_title
 from aftertune.report.record import comparison_blocks, headline_blocks, score_blocks
-from aftertune.report.results import Results, tuning_of
+from aftertune.report.results import Results, newest, tuning_of
 from aftertune.report.sentences import observations
 from aftertune.report.table import score_interval, score_part
 from aftertune.study import HUB_NAMES, on_hub, presets
@@ -66,8 +66,8 @@ class Subject:
         else:
             tuning, own = tuning_of(about, tunings), [about]
         ids = {e.id for e in own}
-        newest = {(c.base, c.tuned): c for c in results.comparisons if c.tuned in ids and not c.forced}
-        comparisons = sorted(newest.values(), key=lambda c: not c.lineage)
+        comparisons = sorted(newest([c for c in results.comparisons if c.tuned in ids and not c.forced]),
+                             key=lambda c: not c.lineage)
         others = {c.base for c in comparisons}
         return cls(name=published(about.name), tuning=published(tuning), evaluations=published(tuple(own)),
                    comparisons=published(tuple(comparisons)),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from aftertune.report import formatting as fmt
 from aftertune.report.changes import no_effect_text
 from aftertune.report.names import task_title
-from aftertune.report.results import Results
+from aftertune.report.results import Results, newest
 from aftertune.report.table import difference_text, shown_verdict
 from aftertune.stats.verdict import floored
 from aftertune.values import (
@@ -42,13 +42,13 @@ _MADE: Mapping[Verdict, str] = {
 #: The same of two models without proven lineage.
 _OTHER: Mapping[Verdict, str] = {
     "lower": "scores lower on", "worse": "scores worse on", "higher": "scores higher on", "better": "scores better on",
-    "within": "scores the same within the margin on", "no_loss": "scores no lower, up to the margin, on"}
+    "within": "scores the same within the margin on", "no_loss": "is not lower by more than the margin on"}
 #: State -> the words for a model in the line of a recipe.
 STATE_WORDS: Mapping[HeadlineState, str] = {
     "no effect": "without any effect", "broken": "broken", "lost": "with a proven loss",
     "fit": "fit to ship on what was asked", "fit on average": "fit to ship on average",
-    "not learned": "without a proven gain", "open": "undecided",
-    "nothing": "asked nothing that can show a loss", "difference": "of unproven lineage",
+    "not learned": "without clear proof of learning", "open": "undecided",
+    "nothing": "not tested for a loss", "difference": "of unproven lineage",
     "none": "without a conclusion"}
 
 
@@ -85,10 +85,10 @@ class _Facts:
 
     @property
     def average_says_more(self) -> bool:
-        """True where no single task has the loss that the average proves, or where single tasks are undecided."""
+        """True where no single task has the loss that the average proves, or where it covers an undecided task."""
         if self.averages(_LOSSES):
             return not self.having(["lower"] if self.averages(["lower"]) else _LOSSES)
-        return bool(self.open)
+        return len(self.uncovered) < len(self.open)
 
     @property
     def floor(self) -> list[ComparisonRow]:
@@ -99,6 +99,12 @@ class _Facts:
     def open(self) -> list[ComparisonRow]:
         """Benchmarks on which nothing is proven although something could be lost."""
         return self.having(["undecided"], target=False)
+
+    @property
+    def uncovered(self) -> list[ComparisonRow]:
+        """Those of `open` that are not in an average on which a loss beyond the margin is ruled out."""
+        covered = self.average.average_of if self.average is not None and self.averages(_SAFE) else ()
+        return [r for r in self.open if r.task not in covered]
 
     @property
     def not_learned(self) -> list[ComparisonRow]:
@@ -129,7 +135,7 @@ class _Facts:
             return "broken"
         if self.having(_LOSSES) or self.averages(_LOSSES):
             return "lost"
-        if self.open and not self.averages(_SAFE):
+        if self.uncovered:
             return "open"
         if not self.open and not self.having(_SAFE, target=False):
             return "nothing"
@@ -210,7 +216,8 @@ def _not_learned(facts: _Facts) -> Iterator[str]:
     what = [f"that it learned {_names(without_gain)} is not proven"] if without_gain else []
     if facts.loss_rose:
         what.append(_held_out(facts))
-    yield f"{facts.tuned} lost nothing beyond the margin on what was asked, but {_join(what)}"
+    where = "on average over what was asked" if facts.open else "on what was asked"
+    yield f"{facts.tuned} lost nothing beyond the margin {where}, but {_join(what)}"
     yield f"it {_join(_clauses(facts, _SAFE))}{_margin(facts)}"
     yield _rest(facts, targets=not without_gain)
 
@@ -397,8 +404,11 @@ def _share(sign: CollapseSign, base: str) -> str:
 
 # --- Studies ---
 def study_lines(results: Results) -> list[str]:
-    """One line for each recipe that was compared over seeds, then one for each other fine-tune."""
-    comparisons = results.comparisons
+    """One line for each recipe that was compared over seeds, then one for each other fine-tune.
+
+    Of two models that were compared more than once, the newest comparison counts.
+    """
+    comparisons = newest(results.comparisons)
     recipes: dict[str, dict[str, None]] = {}
     for contrast in results.contrasts:
         for side, name in enumerate((contrast.left, contrast.right)):

@@ -33,7 +33,7 @@ from aftertune.report.reported import (
     reported_observations,
     reported_sizes,
 )
-from aftertune.report.results import Family, Results, families, tuning_of
+from aftertune.report.results import Family, Results, families, newest, tuning_of
 from aftertune.report.sections import Sections, add_planned, open_cells
 from aftertune.report.sentences import (
     lineage_note,
@@ -60,11 +60,11 @@ from aftertune.values.reported import ScoreName, plain_name
 
 # --- Blocks that the record and a model card share ---
 def headline_blocks(results: Results) -> list[str]:
-    """The headline of each comparison; of many, one line for each fine-tune or recipe. [] without comparisons."""
-    if not results.comparisons:
+    """The newest headline of each pair; of many, one line for each fine-tune or recipe. [] without comparisons."""
+    comparisons = newest(results.comparisons)
+    if not comparisons:
         return []
-    texts = study_lines(results) if len(results.comparisons) > FEW else \
-        [" ".join(headline(c).sentences) for c in results.comparisons]
+    texts = study_lines(results) if len(comparisons) > FEW else [" ".join(headline(c).sentences) for c in comparisons]
     return ["\n".join(f"- {md.text(text)}" for text in texts)]
 
 
@@ -262,7 +262,7 @@ def _performance(results: Results) -> list[str]:
     evaluations = results.evaluations
     measured = performance(evaluations)
     reported = [(document, reported_cells(document)) for document in results.reported]
-    better = beyond_noise(results.comparisons)
+    better = beyond_noise(newest(results.comparisons))
     rows = []
     for key in dict.fromkeys([*measured, *(key for _, cells in reported for key in cells)]):
         scores = measured.get(key, {})
@@ -312,7 +312,7 @@ def _part(evaluation: Evaluation, task: str, n: int) -> str:
 
 
 def _observations(results: Results) -> str:
-    sentences = [*observations(results.comparisons), *seed_observations(results.contrasts),
+    sentences = [*observations(newest(results.comparisons)), *seed_observations(results.contrasts),
                  *(o for document in results.reported for o in reported_observations(document))]
     if not sentences:
         return "*No comparison has a verdict yet.*"

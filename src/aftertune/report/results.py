@@ -201,6 +201,15 @@ def _root(model: ModelIdentity, tuning: Tuning | None, tunings: Sequence[Tuning]
     return model.base if model.adapter else model
 
 
+def newest(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The newest comparison of each pair of evaluations, in the order in which the pairs were first compared.
+
+    The same two evaluations can be compared again, with another margin or by newer rules. Forced comparisons support no
+    conclusion, so they count apart: none takes the place of another one.
+    """
+    return list({(c.base, c.tuned, c.forced): c for c in comparisons}.values())
+
+
 # --- Outcomes: one fine-tune against its base ---
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -89,7 +89,8 @@ _TUNED: dict[Verdict, str] = {
 _WORDS: dict[Verdict, str] = {
     "higher": "scores higher than", "lower": "scores lower than", "within": "scores the same within the margin as",
     "worse": "scores worse (not proven beyond the margin) than",
-    "better": "scores better (not proven beyond the margin) than", "no_loss": "scores no lower, up to the margin, than"}
+    "better": "scores better (not proven beyond the margin) than",
+    "no_loss": "does not score more than the margin below"}
 
 
 def _sentence(comparison: Comparison, verdict: Verdict, rows: list[ComparisonRow]) -> str:

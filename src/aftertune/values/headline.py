@@ -19,10 +19,10 @@ CollapseKind = Literal["guessing", "endless", "one_choice", "empty", "one_answer
 
 #: no effect: every answer is the base's. broken: a sign of collapse. lost: a loss is proven. fit: a loss beyond the
 #: margin is ruled out on all benchmarks that were asked and can show one, and a gain is proven if there was a test of
-#: it. fit on average: the same of the average over the benchmarks, while single ones are undecided. not learned: as one
-#: of these two, without a proven gain. open: neither a loss nor its absence is proven. nothing: no benchmark that was
-#: asked can show a loss. difference: two models without proven lineage. none: a forced comparison, which supports no
-#: conclusion.
+#: it. fit on average: the same, where single benchmarks are undecided and an average that has all of these rules such a
+#: loss out. not learned: as one of these two, without a proven gain. open: neither a loss nor its absence is proven.
+#: nothing: no benchmark that was asked can show a loss. difference: two models without proven lineage. none: a forced
+#: comparison, which supports no conclusion.
 HeadlineState = Literal["no effect", "broken", "lost", "fit", "fit on average", "not learned", "open", "nothing",
                         "difference", "none"]
 

@@ -33,7 +33,7 @@ from aftertune.report.page.views import (
     reported_views,
     tuning_view,
 )
-from aftertune.report.results import Results, families, outcomes
+from aftertune.report.results import Results, families, newest, outcomes
 from aftertune.report.sentences import Observation, observations, seed_observations
 from aftertune.report.table import metrics_by_task
 from aftertune.values import Evaluation
@@ -69,7 +69,7 @@ def _visible(value: object) -> object:
 
 def _observations(results: Results) -> tuple[list[Observation], list[Observation]]:
     """(shown, folded) observations. If there are many, only losses and refusals are shown without a click."""
-    every = [*seed_observations(results.contrasts), *observations(results.comparisons)]
+    every = [*seed_observations(results.contrasts), *observations(newest(results.comparisons))]
     if len(every) <= _MAX_OBSERVATIONS:
         return every, []
     first = [o for o in every if o.lead in ("Forgetting", "Lower", "No observation")][:_MAX_OBSERVATIONS]

@@ -18,7 +18,7 @@ from aftertune.report.headline import FEW, headline, study_lines
 from aftertune.report.page.figures import ChartView, figure, recipe_text
 from aftertune.report.page.views import ReportedView
 from aftertune.report.reported import NOT_REPRODUCIBLE
-from aftertune.report.results import Results, TuningOutcome, outcomes, overall_verdict
+from aftertune.report.results import Results, TuningOutcome, newest, outcomes, overall_verdict
 from aftertune.values import Comparison, Evaluation, Tuning, verdict_label
 
 
@@ -35,8 +35,8 @@ class MatrixRow:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """All comparisons with one base evaluation. tasks: (title, whether it is a target task); forests: (title, chart) of
-    each task."""
+    """The newest comparison of each model with one base evaluation. tasks: (title, whether it is a target task);
+    forests: (title, chart) of each task."""
 
     base: str
     tasks: list[tuple[str, bool]]
@@ -58,7 +58,7 @@ class Overview:
 
 def overview(results: Results, reported: Sequence[ReportedView] = ()) -> Overview:
     """The overview of a page. reported: the scores that other documents report."""
-    comparisons = results.comparisons
+    comparisons = newest(results.comparisons)
     labels = [(line.verdict, line.label) for comparison in comparisons if not comparison.forced
               for line in verdict_table(comparison) if line.verdict]
     counts = [(v, label, labels.count((v, label))) for v in BADGES for lineage in (True, False)
@@ -75,7 +75,7 @@ def overview(results: Results, reported: Sequence[ReportedView] = ()) -> Overvie
 
 def _headline(results: Results) -> Iterator[str]:
     """The verdicts in sentences; no sentence is based on anything else."""
-    comparisons, tunings = results.comparisons, results.tunings
+    comparisons, tunings = newest(results.comparisons), results.tunings
     proven = _proven(comparisons)
     if len(proven) <= FEW:
         yield from (" ".join(headline(c).sentences) for c in proven)
