@@ -11,7 +11,7 @@ import typer
 from pydantic import Field
 from typer.testing import CliRunner
 
-from aftertune.cli.options import Given, JsonFlag, options_of, with_options
+from aftertune.cli.options import Given, JsonFlag, as_parameter, options_of, with_options
 from aftertune.errors import InputError
 from aftertune.study import (
     BaseSpec,
@@ -70,7 +70,7 @@ def run(*words: str) -> dict[str, Any]:
 
 
 def test_options_are_those_of_the_fields() -> None:
-    options = {o.path: (o.names, o.as_parameter().default, o.help) for o in options_of(Example)}
+    options = {o.path: (o.names, as_parameter(o).default, o.help) for o in options_of(Example)}
     assert list(options) == ["source", "count", "share", "kind", "names", "quick", "part.tasks", "part.every"]
     assert options["share"] == (("--part",), 0.5, "Which share.")
     assert options["count"] == (("--count",), None, "How many.")
@@ -113,8 +113,8 @@ def test_each_option_of_a_verb_has_its_own_name_and_the_default_of_its_field(spe
     assert len(names) == len(set(names)) > 20
     assert all(o.help.endswith(".") for o in options)
     for o in options:
-        default = o.as_parameter().default
-        assert default in (None, o.as_parameter().empty) or default == o.field.get_default(call_default_factory=True)
+        default = as_parameter(o).default
+        assert default in (None, as_parameter(o).empty) or default == o.field.get_default(call_default_factory=True)
 
 
 @pytest.mark.parametrize("spec", [Study, BaseSpec, TaskSpec, TargetSpec, EvalSpec, EarlySpec, DataSource, DataSpec,

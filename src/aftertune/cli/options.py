@@ -10,20 +10,19 @@ and default of an option are those of the field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from aftertune.errors import InputError
-from aftertune.study import Flag, Spec, explain
+from aftertune.study import Spec, explain
 from aftertune.study.matrix import nested
+from aftertune.study.spec_options import SpecOption, kind_of, options_of
 from aftertune.values import from_json
 
 S = TypeVar("S", bound=Spec)
@@ -41,73 +40,6 @@ StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).")]
 def comma_separated(text: str | None) -> list[str]:
     """The parts of a text between commas, without spaces around them and without empty ones."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-@dataclass(frozen=True, slots=True)
-class SpecOption:
-    """One option. path: of its field, with dots; part: path of the optional part that contains the field, "" for none;
-    required: whether a command needs it."""
-
-    path: str
-    field: FieldInfo
-    flag: Flag
-    part: str = ""
-    required: bool = False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names on the command line, the main one first."""
-        return self.flag.names or ("--" + self.path.rpartition(".")[2].replace("_", "-"),)
-
-    @property
-    def parameter(self) -> str:
-        """Name as a parameter of the verb."""
-        return self.names[0].removeprefix("--").replace("-", "_").lower()
-
-    @property
-    def help(self) -> str:
-        """The field's description; the values of a Literal are added where it does not name them."""
-        text, kind = self.field.description or "", _kind(self.field.annotation)
-        choices = [str(value) for value in get_args(kind)] if get_origin(kind) is Literal else []
-        if all(choice in text for choice in choices):
-            return text
-        return f"{text.rstrip('.')}: {', '.join(choices[:-1])} or {choices[-1]}."
-
-    def as_parameter(self) -> Parameter:
-        """The option as a parameter that typer reads."""
-        default = self.field.get_default(call_default_factory=True) if not self.required else Parameter.empty
-        if not isinstance(default, str | int | float | Path | type):
-            default = None
-        names = self.names
-        switch = default is True or (default is None and _kind(self.field.annotation) is bool)
-        if switch:
-            names = (f"{names[0]}/--no-{names[0].removeprefix('--')}", *names[1:])
-        info = typer.Option(*names, help=self.help, metavar=self.flag.form or None) if names[0].startswith("--") else \
-            typer.Argument(metavar=names[0], help=self.help)
-        kind = _typed(self.field.annotation)
-        return Parameter(self.parameter, Parameter.KEYWORD_ONLY, default=default,
-                         annotation=Annotated[kind if default is not None else kind | None, info])
-
-    def parse(self, value: Any) -> Any:
-        """The value for the field, from the value that typer parsed. InputError if its form is wrong."""
-        kind = _kind(self.field.annotation)
-        if get_origin(kind) is tuple:
-            return tuple(comma_separated(value)) or None
-        if get_origin(kind) is dict:
-            values = get_args(kind)[1]
-            return parse_settings(self.names[0], value) if values is Any else self._pairs(value, values is not str)
-        return value
-
-    def _pairs(self, texts: list[str], numeric: bool) -> dict[str, Any]:
-        """``["hellaswag=200"]`` as {"hellaswag": "200"}. InputError if a text has another form."""
-        pairs = {}
-        for text in texts:
-            key, _, value = (part.strip() for part in text.partition("="))
-            if not key or not value or (numeric and not value.isdigit()):
-                raise InputError(f"{self.names[0]} {text!r}: write {self.flag.form}, for example {self.names[0]} "
-                                 f"{self.flag.example}")
-            pairs[key] = value
-        return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +70,43 @@ class Given(Generic[S]):
         return [o.names[0] for o in options_of(self.spec) if o.path in self.values]
 
 
-def options_of(spec: type[BaseModel], before: str = "", part: str = "", required: bool = True) -> Iterator[SpecOption]:
-    """The options of a specification and of its parts, in the order of their fields."""
-    for name, field in spec.model_fields.items():
-        path, kind = before + name, _kind(field.annotation)
-        needed = required and field.is_required()
-        flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
-        if flag is not None:
-            yield SpecOption(path, field, flag, part, needed)
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            optional = path if field.default is None else part
-            yield from options_of(kind, f"{path}.", optional, needed)
+def as_parameter(option: SpecOption) -> Parameter:
+    """The option as a parameter that typer reads."""
+    default = option.field.get_default(call_default_factory=True) if not option.required else Parameter.empty
+    if not isinstance(default, str | int | float | Path | type):
+        default = None
+    names = option.names
+    switch = default is True or (default is None and kind_of(option.field.annotation) is bool)
+    if switch:
+        names = (f"{names[0]}/--no-{names[0].removeprefix('--')}", *names[1:])
+    info = typer.Option(*names, help=option.help, metavar=option.flag.form or None) if names[0].startswith("--") else \
+        typer.Argument(metavar=names[0], help=option.help)
+    kind = _typed(option.field.annotation)
+    return Parameter(option.parameter, Parameter.KEYWORD_ONLY, default=default,
+                     annotation=Annotated[kind if default is not None else kind | None, info])
+
+
+def parse_option(option: SpecOption, value: Any) -> Any:
+    """The value for the field, from the value that typer parsed. InputError if its form is wrong."""
+    kind = kind_of(option.field.annotation)
+    if get_origin(kind) is tuple:
+        return tuple(comma_separated(value)) or None
+    if get_origin(kind) is dict:
+        values = get_args(kind)[1]
+        return parse_settings(option.names[0], value) if values is Any else _pairs(option, value, values is not str)
+    return value
+
+
+def _pairs(option: SpecOption, texts: list[str], numeric: bool) -> dict[str, Any]:
+    """``["hellaswag=200"]`` as {"hellaswag": "200"}. InputError if a text has another form."""
+    pairs = {}
+    for text in texts:
+        key, _, value = (part.strip() for part in text.partition("="))
+        if not key or not value or (numeric and not value.isdigit()):
+            raise InputError(f"{option.names[0]} {text!r}: write {option.flag.form}, for example {option.names[0]} "
+                             f"{option.flag.example}")
+        pairs[key] = value
+    return pairs
 
 
 def option_of(spec: type[BaseModel], path: str) -> Any:
@@ -165,14 +123,14 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
         if get_origin(parameter.annotation) is Given:
             (spec,) = get_args(parameter.annotation)
             specs[parameter.name] = spec, list(options_of(spec))
-            parameters += [option.as_parameter() for option in specs[parameter.name][1]]
+            parameters += [as_parameter(option) for option in specs[parameter.name][1]]
         else:
             parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
 
     def run(context: typer.Context, **values: Any) -> None:
         for name, (spec, options) in specs.items():
             parsed = [(option, values.pop(option.parameter)) for option in options]
-            values[name] = Given(spec, {o.path: o.parse(value) for o, value in parsed if _given(context, o)})
+            values[name] = Given(spec, {o.path: parse_option(o, value) for o, value in parsed if _given(context, o)})
         verb(**values)
 
     run.__name__, run.__doc__, run.__module__ = verb.__name__, verb.__doc__, verb.__module__
@@ -206,18 +164,9 @@ def _given(context: typer.Context, option: SpecOption) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _kind(annotation: Any) -> Any:
-    """A field's type without None and without constraints."""
-    if get_origin(annotation) is Annotated:
-        return _kind(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return next(_kind(member) for member in get_args(annotation) if member is not NoneType)
-    return annotation
-
-
 def _typed(annotation: Any) -> Any:
     """The type that typer parses a field as; values of a Literal are checked by the specification."""
-    kind = _kind(annotation)
+    kind = kind_of(annotation)
     if get_origin(kind) is dict:
         return str if get_args(kind)[1] is Any else list[str]
     if get_origin(kind) in (Literal, tuple):
