@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -133,12 +132,3 @@ def test_the_schema_shows_each_description(monkeypatch: pytest.MonkeyPatch, caps
     bare = [f"{name}.{key}" for name, part in parts.items() for key, value in part["properties"].items()
             if not value.get("description")]
     assert bare == []
-
-
-def test_early_stopping_options_alone_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                  capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, "eval", "m", "--tasks", "arc_easy", "--margin", "3") == 2
-    assert "--margin goes with --until-decided --against BASE" in capsys.readouterr().err
-    assert call(monkeypatch, "tune", "m", "--data", "x.jsonl", "--watch-every", "3") == 2
-    assert "there is nothing to watch; name tasks (--watch TASK=N" in capsys.readouterr().err

@@ -16,38 +16,43 @@ import typer
 
 from aftertune import __version__
 from aftertune.cli.console import Passed, guarded
+from aftertune.cli.help import show_help
+from aftertune.cli.needs import check_needs
 
-#: Verb -> "module:function".
-VERBS = {
-    "demo": "study:demo",
-    "eval": "eval:evaluate",
-    "tune": "tune:tune",
-    "rollback": "tune:rollback",
-    "checkpoints": "checkpoints:checkpoints",
-    "soften": "cure:soften",
-    "blend": "cure:blend",
-    "cure": "cure:cure",
-    "check-merge": "deploy:check_merge",
-    "check-deploy": "check_deploy:check_deploy",
-    "templates": "tune:templates",
-    "compare": "compare:compare",
-    "flips": "compare:flips",
-    "gate": "compare:gate",
-    "drift": "drift:drift",
-    "study": "study:study",
-    "plan": "study:plan",
-    "plan-items": "plan_items:plan_items",
-    "run": "study:run",
-    "runs": "ledger:runs",
-    "show": "ledger:show",
-    "record": "record:record",
-    "report": "record:report",
-    "import": "ledger:import_",
-    "audit": "audit:audit",
-    "export": "ledger:export",
-    "card": "ledger:card",
-    "doctor": "doctor:doctor",
+#: Group of the help -> verb -> "module:function".
+GROUPS = {
+    "First steps": {"demo": "study:demo", "doctor": "doctor:doctor"},
+    "Evaluate and fine-tune": {
+        "eval": "eval:evaluate", "tune": "tune:tune", "checkpoints": "checkpoints:checkpoints",
+        "rollback": "tune:rollback", "templates": "tune:templates"},
+    "Compare": {
+        "compare": "compare:compare", "flips": "compare:flips", "gate": "compare:gate", "drift": "drift:drift",
+        "plan-items": "plan_items:plan_items"},
+    "Repair and deploy": {
+        "soften": "cure:soften", "blend": "cure:blend", "cure": "cure:cure", "check-merge": "deploy:check_merge",
+        "check-deploy": "check_deploy:check_deploy"},
+    "Studies": {"study": "study:study", "plan": "study:plan", "run": "study:run"},
+    "Ledger": {"runs": "ledger:runs", "show": "ledger:show"},
+    "Reports and exchange": {
+        "record": "record:record", "report": "record:report", "card": "ledger:card", "export": "ledger:export",
+        "import": "ledger:import_", "audit": "audit:audit"},
 }
+#: Verb -> "module:function".
+VERBS = {verb: function for verbs in GROUPS.values() for verb, function in verbs.items()}
+
+
+class _Verb(typer.core.TyperCommand):
+    """One verb: its help is in panels, and options without an effect are refused."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        del formatter
+        show_help(self, ctx)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        check_needs(self.name or "", ctx)
+        return super().invoke(ctx)
 
 
 class _Commands(Mapping[str, Any]):
@@ -60,7 +65,9 @@ class _Commands(Mapping[str, Any]):
         if verb not in self._commands:
             module, _, function = VERBS[verb].partition(":")
             verb_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            verb_app.command(verb)(getattr(import_module(f"{__name__}.{module}"), function))
+            group = next(title for title, verbs in GROUPS.items() if verb in verbs)
+            verb_app.command(verb, cls=_Verb, rich_help_panel=group)(
+                getattr(import_module(f"{__name__}.{module}"), function))
             self._commands[verb] = typer.main.get_command(verb_app)
         return self._commands[verb]
 
@@ -87,7 +94,7 @@ class _VerbGroup(typer.core.TyperGroup):
 
 
 app = typer.Typer(
-    name="aftertune", cls=_VerbGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="aftertune", cls=_VerbGroup, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Fine-tune small language models and show, with evidence, what each fine-tune taught and what it made the "
          "model forget.",
     epilog="Exit codes: 0 success, 1 a gate failed, 2 bad input, 3 not comparable, 4 out of resources, 5 storage.")

@@ -45,12 +45,9 @@ def evaluate(
         raise InputError(f"--name {model.values['name']} names one evaluation, but there are {len(adapters)} adapters; "
                          "leave --name out, and each evaluation is named after the folder of its adapter")
     spec = model.make(tasks=_tasks(tasks, task_data or [], task), adapter=adapters[0] if len(adapters) == 1 else None)
-    if until_decided or against is not None:
-        _decide(spec, against if until_decided else None, early, len(adapters), take_over, as_json)
+    if until_decided and against is not None:
+        _decide(spec, against, early, len(adapters), take_over, as_json)
         return
-    if early.values:
-        raise InputError(f"{early.names()[0]} goes with --until-decided --against BASE; add both, or leave "
-                         f"{early.names()[0]} out to use all items")
     from aftertune.evaluation import evaluate as run
     from aftertune.evaluation import evaluate_adapters
     from aftertune.ledger import Ledger
@@ -82,12 +79,9 @@ def _compare_hint(tuned: Evaluation, ledger: Ledger) -> str | None:
     return f"compare with the base: aftertune compare {ledger.word_for(bases[-1])} {ledger.word_for(tuned)}"
 
 
-def _decide(spec: EvalSpec, against: str | None, early: Given[EarlySpec], adapters: int, take_over: bool,
+def _decide(spec: EvalSpec, against: str, early: Given[EarlySpec], adapters: int, take_over: bool,
             as_json: bool) -> None:
     """Run ``--until-decided`` and show the evaluation and its comparison with the base."""
-    if against is None:
-        raise InputError("--until-decided and --against go together: name the base's evaluation or model, for example "
-                         "--until-decided --against smollm2 --margin 2")
     if adapters > 1:
         raise InputError(f"--until-decided evaluates one model, but there are {adapters} adapters; run one command "
                          "for each adapter")

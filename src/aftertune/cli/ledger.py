@@ -195,8 +195,6 @@ def export(
 
         export_weights(word, quant or "q8_0", out, as_json)
         return
-    if quant is not None:
-        raise InputError("--quant is for --format gguf; add it, or leave --quant out")
     from aftertune.ledger import Ledger
 
     with Ledger(create=False) as ledger:

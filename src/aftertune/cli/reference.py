@@ -12,17 +12,20 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from aftertune.cli.help import arrange, default_of, help_of, usage_form
+
 
 def reference() -> str:
     """Every verb with its help, its arguments, and its options with their defaults."""
     import typer
 
-    from aftertune.cli import app
+    from aftertune.cli import GROUPS, app
 
     group: Any = typer.main.get_command(app)
     blocks = ["# Commands", "Written by `make docs` from the program itself: what the `--help` of each verb says.",
               "Before the verb: " + " ".join(f"`{p.opts[0]}`: {_text(p.help)}" for p in group.params),
-              _text(group.epilog), " · ".join(f"[{verb}](#{verb})" for verb in group.commands)]
+              _text(group.epilog), *(f"{title}: " + " · ".join(f"[{verb}](#{verb})" for verb in verbs)
+                                       for title, verbs in GROUPS.items())]
     for verb, command in group.commands.items():
         blocks += _verb(verb, command)
     return "\n\n".join(blocks) + "\n"
@@ -33,38 +36,17 @@ def _verb(verb: str, command: Any) -> list[str]:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
     required = [f"{p.opts[0]} {p.name.upper()}" for p in options if p.required]
-    usage = " ".join([f"aftertune {verb}", *map(_usage_form, arguments), *required, "[OPTIONS]"])
+    usage = " ".join([f"aftertune {verb}", *map(usage_form, arguments), *required, "[OPTIONS]"])
     blocks = [f"## {verb}", _text(" ".join(command.help.split())), f"```text\n{usage}\n```"]
     if arguments:
-        blocks.append(_table(("argument", "what it is"), ((f"`{_usage_form(p)}`", _text(p.help)) for p in arguments)))
-    rows = ((", ".join(f"`{name}`" for name in (*p.opts, *p.secondary_opts)), _default(p), _help(p)) for p in options)
-    return [*blocks, _table(("option", "default", "what it does"), rows)]
-
-
-def _usage_form(argument: Any) -> str:
-    """An argument as the usage line shows it."""
-    name = argument.metavar or argument.name.upper()
-    if argument.nargs == -1:
-        name = f"{name}..."
-    return name if argument.required else f"[{name}]"
-
-
-def _default(option: Any) -> str:
-    """An option's default; empty for a flag that is off and for None."""
-    if option.required:
-        return "required"
-    if option.is_flag:
-        return f"`{option.opts[0]}`" if option.default else ""
-    return "" if option.default is None else f"`{option.default}`"
-
-
-def _help(option: Any) -> str:
-    """An option's help, its allowed range, and whether it is repeatable."""
-    low, high = option.min, option.max
-    allowed = f"from {low:g} to {high:g}" if low is not None and high is not None else \
-        f"{low:g} or more" if low is not None else f"{high:g} at most" if high is not None else ""
-    repeatable = "repeatable" if option.multiple and "epeatable" not in option.help else ""
-    return " ".join([_text(option.help), *(f"({note})" for note in (allowed, repeatable) if note)])
+        blocks.append(_table(("argument", "what it is"), ((f"`{usage_form(p)}`", _text(p.help)) for p in arguments)))
+    panels = arrange(verb, options)
+    for panel, members in panels.items():
+        rows = ((", ".join(f"`{name}`" for name in (*p.opts, *p.secondary_opts)),
+                 "required" if p.required else f"`{default}`" if (default := default_of(p)) else "",
+                 _text(help_of(p))) for p in members)
+        blocks.append(_table((panel.lower() if len(panels) > 1 else "option", "default", "what it does"), rows))
+    return blocks
 
 
 def _text(text: str) -> str:

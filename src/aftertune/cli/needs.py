@@ -1,0 +1,87 @@
+"""Refuses options that have no effect without another one, before a verb runs.
+
+    aftertune eval MODEL --tasks arc_easy --margin 3
+    aftertune: --margin has no effect without --until-decided; add --until-decided, or leave --margin out
+
+`NEEDS` is the one table of them. What an option needs is another option that is given ("--sample"), an option with one
+of several values ("--format gguf"), or an option that is not given ("no --only-weights").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aftertune.errors import InputError
+from aftertune.methods import METHODS, join_names
+
+#: Verb -> (options, what each of them needs: one of these). Options of optional parts of a specification that lack a
+#: required field are refused by `options.Given`.
+NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
+    "eval": (
+        (("--margin", "--target", "--draw", "--batch", "--min-items", "--max-width", "--against"),
+         ("--until-decided",)),
+        (("--until-decided",), ("--against",)),
+        (("--sample-seed",), ("--sample", "--until-decided")),
+        (("--fewshot-as-multiturn", "--template-date", "--enable-thinking"), ("--apply-chat-template",)),
+    ),
+    "tune": (
+        (("--validate-every", "--patience"), ("--validation",)),
+        (("--watch-every", "--watch-margin", "--stop-when-forgot"), ("--watch", "--target")),
+        *(((option,), (f"--method {'|'.join(name for name, m in METHODS.items() if setting in m.settings)}",))
+          for option, setting in (("--rank", "r"), ("--alpha", "alpha"), ("--dropout", "dropout"),
+                                  ("--target-modules", "target_modules"))),
+    ),
+    "checkpoints": ((("--match",), ("--target",)),),
+    **dict.fromkeys(("soften", "cure"), ((("--match", "--apply-chat-template"), ("--target",)),)),
+    "blend": (
+        (("--match", "--apply-chat-template"), ("--target",)),
+        (("--density",), ("--method ties|dare_linear|dare_ties",)),
+        (("--seed",), ("--method dare_linear|dare_ties",)),
+    ),
+    "check-merge": ((("--tasks", "--sample"), ("no --only-weights",)),),
+    "check-deploy": (
+        (("--sample",), ("--tasks",)),
+        (("--target-match", "--target-pattern", "--target-tokens", "--chat"), ("--target",)),
+        (("--target-pattern",), ("--target-match regex",)),
+    ),
+    "export": (
+        (("--quant",), ("--format gguf",)),
+        (("--prompts",), ("--format lm-eval|every-eval-ever",)),
+    ),
+}
+
+
+def check_needs(verb: str, context: Any) -> None:
+    """InputError for the first option of a call that has no effect. context: of the parser, with the parsed values."""
+    parameters = {option: p for p in context.command.params for option in p.opts}
+    given = {option for option, p in parameters.items() if _given(context, p)}
+    values = {option: str(context.params.get(p.name)) for option, p in parameters.items()}
+    for options, needs in NEEDS.get(verb, ()):
+        for option in options:
+            if option in given and not any(_met(need, given, values) for need in needs):
+                raise InputError(f"{option} has no effect {_reason(needs, values)}, or leave {option} out")
+
+
+def _given(context: Any, parameter: Any) -> bool:
+    """Whether the command line sets an option."""
+    source = context.get_parameter_source(parameter.name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _met(need: str, given: set[str], values: Mapping[str, str]) -> bool:
+    """Whether a call has what an option needs."""
+    if need.startswith("no "):
+        return need.removeprefix("no ") not in given
+    option, _, allowed = need.partition(" ")
+    return values[option] in allowed.split("|") if allowed else option in given
+
+
+def _reason(needs: Sequence[str], values: Mapping[str, str]) -> str:
+    """What an option lacks, and what to do so that it has an effect."""
+    option, _, allowed = needs[0].partition(" ")
+    if option == "no":
+        return f"with {allowed}; leave {allowed} out"
+    if allowed:
+        return f"with {option} {values[option]}; it goes with {option} {join_names(allowed.split('|'), 'or')}"
+    return f"without {' or '.join(needs)}; add {' or '.join(needs)}"
