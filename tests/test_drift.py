@@ -214,7 +214,8 @@ def test_the_same_question_is_answered_from_the_ledger(place, tmp_path, monkeypa
             measure_drift(str(place / "base"), str(place / "tuned"), other, ledger=ledger)
 
 
-def test_the_line_is_on_record_and_page_of_the_comparison_of_the_same_models(place, tmp_path):
+def test_the_line_is_wherever_a_comparison_of_the_same_models_is_shown(place, tmp_path, monkeypatch, capfd):
+    settle(monkeypatch, tmp_path)
     with Ledger(tmp_path / "ledger.db") as ledger:
         drift = measure_drift(str(place / "base"), str(place / "tuned"), FEW, ledger=ledger)
         for name, model in (("base", drift.base), ("tuned", drift.tuned), ("other", ADAPTED)):
@@ -225,6 +226,14 @@ def test_the_line_is_on_record_and_page_of_the_comparison_of_the_same_models(pla
     line = f"Drift (KL divergence on texts that the base wrote, with 95 % intervals): {drift.groups[0].kl:.4f} nats per"
     assert write_record(loaded, title="x").count(line) == 1
     assert write_page(loaded, title="x").count(line) == 1
+    for words in (("compare", "base", "tuned"), ("compare", "base", "tuned", "--details"), ("show", found[0].id)):
+        assert call(monkeypatch, *words) == 0
+        assert " ".join(capfd.readouterr().out.split()).count(line) == 1
+    assert call(monkeypatch, "compare", "base", "other", "tuned", "--json") == 0
+    without, measured = (c["drift"] for c in json.loads(capfd.readouterr().out)["comparisons"])
+    assert without is None
+    assert measured["id"] == drift.id
+    assert [(g["name"], g["kl"]) for g in measured["groups"]] == [(g.name, g.kl) for g in drift.groups]
 
 
 # --- A random adapter of the same size ---

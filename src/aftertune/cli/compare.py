@@ -23,7 +23,7 @@ from aftertune.errors import GateFailed, InputError, NotComparable
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
-    from aftertune.values import Comparison, Evaluation, GateLine, Margin
+    from aftertune.values import Comparison, Drift, Evaluation, GateLine, Margin
 
 
 def compare(
@@ -62,12 +62,14 @@ def compare(
     errors: list[NotComparable] = []
     objects: list[dict[str, object] | None] = []  # None: of the next comparison
     words: dict[str, str] = {}
+    drifts: dict[str, Drift | None] = {}
     with Ledger(create=False) as ledger:
         for name in dict.fromkeys(tuned):
             try:
                 sides = (_by_metrics(side, primary or [], ledger) for side in (base, name))
                 comparisons.append(judge(*sides, margins=margins, ledger=ledger, force=force, common=common))
                 objects.append(None)
+                drifts[comparisons[-1].id] = stored_drift(comparisons[-1], ledger)
                 words |= {id_: ledger.word_for(ledger.find_evaluation(id_))
                           for id_ in (comparisons[-1].base, comparisons[-1].tuned)}
             except NotComparable as error:
@@ -77,10 +79,10 @@ def compare(
         comparisons = over_fine_tunes(comparisons)
     if as_json:
         shown = iter(comparisons)
-        values = [as_object(next(shown)) if value is None else value for value in objects]
+        values = [as_object(c := next(shown), drifts[c.id]) if value is None else value for value in objects]
         emit(values[0] if len(values) == 1 else {"comparisons": values})
     else:
-        _show_all(comparisons, details, words)
+        _show_all(comparisons, details, words, drifts)
     if errors:
         raise errors[0]
 
@@ -118,10 +120,19 @@ def number(text: str) -> float:
         return math.nan
 
 
-def show(comparison: Comparison, details: bool = False, words: Mapping[str, str] | None = None) -> None:
+def stored_drift(comparison: Comparison, ledger: Ledger) -> Drift | None:
+    """The newest drift measurement of the two models in the ledger; None without one."""
+    from aftertune.report import Results
+
+    return Results.of_comparison(comparison, ledger).drift(comparison)
+
+
+def show(comparison: Comparison, details: bool = False, words: Mapping[str, str] | None = None,
+         drift: Drift | None = None) -> None:
     """Print the headline, the verdict table, and the differences in settings that do not block a comparison.
 
-    words: id of an evaluation -> how a command line names it; its id where it is missing.
+    words: id of an evaluation -> how a command line names it; its id where it is missing. drift: of the two models,
+    where it was measured.
     """
     from rich.text import Text
 
@@ -129,7 +140,7 @@ def show(comparison: Comparison, details: bool = False, words: Mapping[str, str]
     from aftertune.report.sentences import rules_note
 
     console = rich_console()
-    console.print(terminal_table(comparison, width=console.width, details=details))
+    console.print(terminal_table(comparison, width=console.width, details=details, drift=drift))
     for difference in comparison.differences:
         console.print(Text.assemble(("differs", "yellow"), f" {difference.field}: {difference.left} in "
                                     f"{comparison.base_name}, {difference.right} in {comparison.tuned_name}"))
@@ -140,7 +151,8 @@ def show(comparison: Comparison, details: bool = False, words: Mapping[str, str]
         console.print(Text.assemble(("hint", "yellow"), f" give the base first: aftertune compare {' '.join(sides)}"))
 
 
-def _show_all(comparisons: list[Comparison], details: bool, words: Mapping[str, str]) -> None:
+def _show_all(comparisons: list[Comparison], details: bool, words: Mapping[str, str],
+              drifts: Mapping[str, Drift | None]) -> None:
     """Print every table; for several tuned models also a line for each of them and a summary of all tasks."""
     from rich.text import Text
 
@@ -149,14 +161,14 @@ def _show_all(comparisons: list[Comparison], details: bool, words: Mapping[str, 
     for i, comparison in enumerate(comparisons):
         if i:
             rich_console().print()
-        show(comparison, details, words)
+        show(comparison, details, words, drifts[comparison.id])
     if len(comparisons) > 1:
         lines = (Text(line) for line in study_lines(Results(comparisons=comparisons)))
         rich_console().print(Text(), *lines, Text(), terminal_summary(comparisons), sep="\n")
 
 
-def as_object(comparison: Comparison) -> dict[str, object]:
-    """The comparison as ``compare --json`` prints it."""
+def as_object(comparison: Comparison, drift: Drift | None = None) -> dict[str, object]:
+    """The comparison as ``compare --json`` prints it. drift: of the two models, where it was measured."""
     from aftertune.report import as_objects, comparison_export, headline, watermark
 
     rows = [{**row, "told": r.told, "ci": [r.low, r.high]}  # the names of version 0.1 for label, and for low and high
@@ -167,7 +179,18 @@ def as_object(comparison: Comparison) -> dict[str, object]:
             "watermark": watermark(comparison) or None, "rules": comparison.rules,
             "lineage": comparison.lineage, "relation": comparison.relation or None, "common": comparison.common,
             "rows": rows, "held_out": jsonable(comparison.held_out), "forms": jsonable(comparison.forms),
-            "changes": changes_object(comparison), "differences": jsonable(comparison.differences)}
+            "changes": changes_object(comparison), "drift": drift and drift_object(drift),
+            "differences": jsonable(comparison.differences)}
+
+
+def drift_object(drift: Drift) -> dict[str, Any]:
+    """A drift measurement for programs, without its texts."""
+    return {"id": drift.id, "dtype": drift.dtype, "device": drift.device, "prompts": drift.prompts,
+            "tokens": drift.tokens, "seed": drift.seed, "notes": list(drift.notes),
+            "groups": [{"name": group.name, "n": len(group.texts), "tokens": group.tokens, "kl": group.kl,
+                        "low": group.low, "high": group.high, "moved": group.moved, "changed": group.changed,
+                        "random_kl": group.random_kl, "beyond_random": group.beyond_random}
+                       for group in drift.groups]}
 
 
 def changes_object(comparison: Comparison) -> dict[str, Any] | None:

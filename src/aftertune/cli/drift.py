@@ -43,6 +43,7 @@ def drift(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure how far TUNED moved from BASE: the KL divergence on the base's own texts. No benchmark is needed."""
+    from aftertune.cli.compare import drift_object
     from aftertune.drift import DriftOptions, measure_drift
     from aftertune.ledger import Ledger
 
@@ -50,13 +51,10 @@ def drift(
     with Ledger() as ledger, progress() as update:
         measured = measure_drift(base, tuned, options, ledger=ledger, progress=update)
     if as_json:
-        emit({"id": measured.id, "base": measured.base.source, "tuned": tuned, "dtype": measured.dtype,
-              "device": measured.device, "prompts": prompts, "tokens": tokens, "seed": seed,
-              "notes": list(measured.notes),
-              "groups": [{"name": group.name, "n": len(group.texts), "tokens": group.tokens, "kl": group.kl,
-                          "low": group.low, "high": group.high, "moved": group.moved, "changed": group.changed,
-                          "random_kl": group.random_kl, "beyond_random": group.beyond_random,
-                          "texts": jsonable(group.texts)} for group in measured.groups]})
+        value = drift_object(measured)
+        groups = [{**shown, "texts": jsonable(group.texts)}
+                  for shown, group in zip(value["groups"], measured.groups, strict=True)]
+        emit({**value, "base": measured.base.source, "tuned": tuned, "groups": groups})
     else:
         show_drift(measured, tuned)
 

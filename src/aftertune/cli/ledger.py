@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aftertune.exchange import ImportedResult
     from aftertune.ledger import Ledger
     from aftertune.report import Card, DataTable
-    from aftertune.values import Comparison, Evaluation, TaskSettings, Tuning
+    from aftertune.values import Comparison, Drift, Evaluation, TaskSettings, Tuning
     from aftertune.values.reported import Reported
 
 #: Formats of ``export``: for results, and for the weights of a tuning.
@@ -89,18 +89,21 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Show everything that is known about one evaluation, tuning, comparison or reported document."""
+    from aftertune.cli.compare import stored_drift
     from aftertune.ledger import Ledger
+    from aftertune.values import Comparison
 
     with Ledger(create=False) as ledger:
         reported = documents(ledger).get(word)
         value = None if reported else find(ledger, word)
+        drift = stored_drift(value, ledger) if isinstance(value, Comparison) else None
     if reported:
         _show_reported(word, reported, as_json)
         return
     if as_json:
         emit(value)
         return
-    _show_value(value, jsonable(value))
+    _show_value(value, jsonable(value), drift)
 
 
 def documents(ledger: Ledger) -> dict[str, list[Reported]]:
@@ -153,15 +156,17 @@ def find(ledger: Ledger, word: str) -> Evaluation | Tuning | Comparison:
     raise first
 
 
-def _show_value(value: Any, fields: dict[str, Any]) -> None:
-    """Print a comparison as a table, an evaluation as a table and its fields, and a tuning as its fields."""
+def _show_value(value: Any, fields: dict[str, Any], drift: Drift | None) -> None:
+    """Print a comparison as a table, an evaluation as a table and its fields, and a tuning as its fields.
 
+    drift: of the models of a comparison, where it was measured.
+    """
     from aftertune.values import Comparison, Evaluation
 
     if isinstance(value, Comparison):
         from aftertune.cli.compare import show as show_comparison
 
-        show_comparison(value)
+        show_comparison(value, drift=drift)
         return
     if isinstance(value, Evaluation):
         from aftertune.cli.eval import show as show_evaluation

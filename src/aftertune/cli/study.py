@@ -299,12 +299,12 @@ def _show_result(result: Result, as_json: bool) -> None:
     results = result.results
     lines = study_lines(results)
     if as_json:
-        emit({"headlines": lines, "comparisons": [as_object(c) for c in results.comparisons],
+        emit({"headlines": lines, "comparisons": [as_object(c, results.drift(c)) for c in results.comparisons],
               "contrasts": jsonable(results.contrasts), "record": str(result.record), "report": str(result.page),
               "failed": [{"cell": name, "why": why} for name, why in result.failed]})
         return
     for comparison in results.comparisons:
-        show_comparison(comparison)
+        show_comparison(comparison, drift=results.drift(comparison))
     for observation in seed_observations(results.contrasts):
         typer.echo(f"{observation.lead}: {observation.text}")
     for line in lines if len(results.comparisons) > 1 else ():

@@ -227,7 +227,8 @@ class _StudyRun:
             contrasts=tuple(contrasts_across_seeds(tuple(judged.values()), tunings, margins=study.margins(),
                                                    ledger=self.ledger)),
             flips=flips_by_comparison(comparisons, answers, ledger=self.ledger),
-            planned=unevaluated(study, ledger=self.ledger, file=file), cells=self.ledger.cells(study.study))
+            planned=unevaluated(study, ledger=self.ledger, file=file), cells=self.ledger.cells(study.study),
+            drifts=tuple(self.ledger.drifts()))
         title = f"Study: {study.study}"
         record, page = self.out / "record.md", self.out / "report.html"
         write_document(record, write_record(results, title=title))

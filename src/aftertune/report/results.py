@@ -95,6 +95,12 @@ class Results:
         sides = models.get(comparison.base), models.get(comparison.tuned)
         return next((d for d in reversed(self.drifts) if (d.base.fingerprint, d.tuned.fingerprint) == sides), None)
 
+    @classmethod
+    def of_comparison(cls, comparison: Comparison, ledger: Ledger) -> Results:
+        """A comparison with its two evaluations and the drift measurements of the ledger."""
+        return cls(evaluations=[ledger.find_evaluation(side) for side in (comparison.base, comparison.tuned)],
+                   comparisons=(comparison,), drifts=tuple(ledger.drifts()))
+
     def generated(self, evaluation: Evaluation) -> Sequence[Answer]:
         """The answers of an evaluation if a task of it has generated texts; () where none has."""
         has_texts = any(task.output_type == "generate_until" for task in evaluation.tasks)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from aftertune.report import formatting as fmt
 from aftertune.report.badges import badge
 from aftertune.report.changed_items import form_text, shift_text
-from aftertune.report.changes import TITLE, change_lines, change_tables, missing_lines
+from aftertune.report.changes import TITLE, change_lines, change_tables, drift_line, missing_lines
 from aftertune.report.columns import BY_KEY, VerdictLine, columns, verdict_table
 from aftertune.report.headline import headline
 from aftertune.report.sentences import lineage_note, watermark
 from aftertune.report.table import exploratory_text, held_out_line, margin_text, partial_text, score_table
-from aftertune.values import Comparison, Evaluation, HeadlineState
+from aftertune.values import Comparison, Drift, Evaluation, HeadlineState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,11 +73,12 @@ _STATES: Mapping[HeadlineState, str] = {
     "nothing": "yellow"}
 
 
-def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = False) -> Group:
+def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = False, drift: Drift | None = None
+                   ) -> Group:
     """The headline and the verdict table of a comparison for a terminal that is ``width`` characters wide.
 
     details: also show the p-values and intervals of each row, each task of a group that has one verdict, and what
-    changed beside right and wrong.
+    changed beside right and wrong. drift: of its models, where it was measured.
     """
     from rich.console import Group
     from rich.text import Text
@@ -91,7 +92,8 @@ def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = F
     parts.append(layout.row("", [c.short or c.heading for c in _FIGURES], "dim"))
     for task in dict.fromkeys(line.row.task for line in lines):
         parts += layout.block([line for line in lines if line.row.task == task], details=details)
-    parts += [Text(line) for line in (*exploratory_text(comparison), *_formats(comparison), *change_lines(comparison))]
+    parts += [Text(line) for line in (*exploratory_text(comparison), *_formats(comparison), *change_lines(comparison),
+                                      drift_line(drift)) if line]
     if details:
         parts += _changes(comparison)
     parts.append(Text(_footer(comparison, lines), style="dim"))
