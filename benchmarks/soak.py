@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 import soak_child
+from aftertune.ledger.faults import LOCK_TIMEOUT
 from document import write_section
 from soak_child import AFTER, BEFORE, FULL, TORN, Child, Fault, message, one_line, other_host
 from soak_content import content, differences, lost
@@ -274,7 +275,7 @@ def stopped(soak: Soak, number: int) -> None:
         held = first.poll() is None
         second = soak.start(job)
         if held and second.wait() == STORAGE and "kept the ledger locked" in message(second):
-            held, locked = False, locked + 1  # it stopped in the middle of a transaction, which is waited for for 30 s
+            held, locked = False, locked + 1  # it stopped in the middle of a transaction, which is waited for
         if held and second.wait() not in (RESOURCES, STORAGE, 0):
             soak.wrong(f"`{job.name}` beside a stopped one: {message(second)}")
         elif held and second.code != 0 and (one_line(second) or f"{first.pid} on " not in message(second)):
@@ -293,7 +294,8 @@ def stopped(soak: Soak, number: int) -> None:
             soak.wrong(f"`{job.name}` ends with {last.code} afterwards: {message(last)}")
         soak.compare(job)
     if locked:
-        soak.figures.notes.append(f"{locked} of {number} stopped in a transaction, for which others wait 30 s")
+        soak.figures.notes.append(f"{locked} of {number} stopped in a transaction, for which others wait "
+                                  f"{LOCK_TIMEOUT:g} s")
 
 
 def _taken_over(soak: Soak, job: Job) -> list[Child]:

@@ -398,6 +398,21 @@ def test_the_child_that_reads_parquet_metadata_has_limits(tmp_path: Path, monkey
     assert given == [ChildLimits(bounds.PARQUET_MEMORY + 2 * path.stat().st_size, bounds.PARQUET_SECONDS)]
 
 
+def test_metadata_of_a_parquet_file_that_need_too_much_memory_are_one_line(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child said nothing, and the process that reads the rows took what the child may not have."""
+    from aftertune.sources import parquet_check
+
+    monkeypatch.setattr(bounds, "PARQUET_MEMORY", 200 * bounds.MIB)
+    path = parquet(tmp_path, {f"column {n}": ["a"] for n in range(5_000)})
+    size = path.stat().st_size
+    with pytest.raises(AftertuneError) as caught:
+        parquet_check.check_parquet(path)
+    assert str(caught.value) == (
+        f"{path}: reading its metadata needs more than {200 + 2 * size // bounds.MIB} MiB of memory, and the file has "
+        f"{size:,} bytes; write the file again with fewer columns and row groups")
+
+
 def test_a_larger_gguf_has_more_time_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aftertune.sources import gguf_child
     from aftertune.sources.child_process import ChildLimits

@@ -36,6 +36,19 @@ def exported(ledger: Ledger, name: str, folder: Path) -> Any:
     return export_every_eval_ever(found, ledger.items(found.id), ledger.answers(found.id), folder=folder, prompts={})
 
 
+def test_an_audit_reads_no_answers_and_writes_nothing(measured: Ledger, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """It put all answers into a temporary database, to read only the scores of the file beside them."""
+    [pair, *_], _ = exported(measured, "first", tmp_path)
+    expected = audit(pair.results)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "no such folder"))
+    assert audit(pair.results) == expected
+    assert expected.checks
+    (samples,) = tmp_path.rglob(f"{pair.results.stem}*.jsonl")
+    samples.write_text("not read")
+    assert audit(pair.results) == expected
+
+
 # Out
 
 def test_an_export_has_what_the_schema_requires(measured: Ledger, tmp_path: Path) -> None:

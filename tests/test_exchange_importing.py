@@ -121,6 +121,18 @@ def test_part_of_the_tasks_may_have_samples_and_groups_need_all(tmp_path: Path, 
     assert {r.task for r in result.reported} == {"write", "both"}
 
 
+def test_a_name_that_is_taken_is_refused_and_nothing_is_stored(tmp_path: Path, ledger: Ledger) -> None:
+    single(lm_eval_folder(tmp_path / "a", "org/base", BASE_RIGHT), ledger, "mine")
+    folder = lm_eval_folder(tmp_path / "b", "org/tuned", TUNED_RIGHT)
+    (folder / SAMPLES).unlink()  # the scores of this task come without answers
+    with pytest.raises(InputError, match=r"--name mine: evaluation e-[0-9a-f]+ has this name; choose another one"):
+        import_results(folder, ledger=ledger, name="mine")
+    assert ledger.reported() == []
+    [result] = import_results(folder, ledger=ledger, name="other")
+    assert {r.task for r in result.reported} == {"write"}
+    assert [e.name for e in ledger.evaluations()] == ["mine", "other"]
+
+
 def test_the_file_name_layout_with_a_json_output_path(tmp_path: Path, ledger: Ledger) -> None:
     folder = lm_eval_folder(tmp_path / "out", "org/base", BASE_RIGHT)
     (folder / RESULTS).rename(folder / f"mine_{STAMP}.json")

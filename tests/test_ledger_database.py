@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_every_connection_is_durable_and_checks_references(path: Path) -> None:
     with Ledger(path) as ledger, ledger.database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
-        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 300_000
 
 
 def test_a_transaction_that_raises_leaves_nothing(path: Path) -> None:
@@ -234,6 +235,29 @@ def test_a_locked_ledger_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(StorageError, match="another process has kept the ledger locked"):
             ledger.save_study("s", "h", "")
         other.execute("ROLLBACK")
+        ledger.save_study("s", "h", "")
+
+
+def test_another_process_may_write_for_minutes_and_waiting_ends_with_a_signal(
+        path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import of a million samples is one transaction. SQLite itself waits without looking for Ctrl-C."""
+    assert database.LOCK_TIMEOUT >= 300
+    Ledger(path).close()
+    monkeypatch.setattr(database, "_WAIT", 0.01)
+    with Ledger(path) as ledger, closing(driver().connect(str(path), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        def ended(*_: object) -> None:
+            other.execute("ROLLBACK")
+            raise KeyboardInterrupt
+
+        previous = signal.signal(signal.SIGALRM, ended)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(KeyboardInterrupt):
+                ledger.save_study("s", "h", "")
+        finally:
+            signal.signal(signal.SIGALRM, previous)
         ledger.save_study("s", "h", "")
 
 

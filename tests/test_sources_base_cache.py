@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from aftertune import sources
-from aftertune.errors import SourceError
+from aftertune.errors import ResourceError, SourceError
 from source_cases import tiny_llama
 
 #: Settings of a PEFT type beside ``target_modules`` (or ``num_virtual_tokens`` for prompts), to fit a tiny Llama.
@@ -146,6 +146,20 @@ def test_a_base_that_is_as_before_is_not_loaded_again(home: Path, monkeypatch: p
         bases.load(source, "float32", "cpu", adapter)
         bases.load(source, "float32", "cpu")
     assert len(loads) == 1
+
+
+def test_values_that_do_not_fit_into_memory_are_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = sources.resolve_model(str(home / "tied"))
+    adapter = sources.resolve_adapter(str(home / "tied-next"), source, sources.fingerprint_model(source))
+    bases = sources.BaseModelCache()
+    bases.load(source, "float32", "cpu", adapter)
+
+    def full(_path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("safetensors.torch.load_file", full)
+    with pytest.raises(ResourceError, match="does not fit into the memory of cpu"):
+        bases.load(source, "float32", "cpu", adapter)
 
 
 def with_tensor(adapter: Path, out: Path, name: str, shape: tuple[int, ...]) -> Path:

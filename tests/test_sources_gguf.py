@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import shutil
 import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +26,7 @@ from aftertune.sources import (
     resolve_model,
     shape_of,
 )
-from aftertune.sources.gguf_child import ChildLimits, facts_from_child
+from aftertune.sources.gguf_child import ChildLimits, _end_at, facts_from_child
 from aftertune.sources.parquet_check import check_parquet
 from aftertune.sources.tensors import read_gguf, read_header
 from source_cases import flip_byte, tiny_adapter
@@ -314,6 +320,40 @@ def test_a_reader_without_memory_ends_at_once(tmp_path, memory):
     path = write_vocabulary(tmp_path / "large.gguf", 200_000)
     with pytest.raises(SourceError, match=f"reading it needs more than {memory} MiB of memory"):
         facts_from_child(path, ChildLimits(memory * 2**20, 20))
+
+
+def test_a_reader_keeps_to_the_memory_that_the_system_allows(tmp_path):
+    """It watched for the limit that it was told, which the system did not give it."""
+    import resource
+
+    path = write_vocabulary(tmp_path / "large.gguf", 200_000)
+    given = 340 * 2**20
+    child = subprocess.run([sys.executable, "-m", "aftertune.sources.gguf_child", str(path), str(4 * 2**30), "20"],
+                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (given, given)),
+                           env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert "reading it needs more than 276 MiB of memory" in json.loads(child.stdout)["error"], child.stderr
+
+
+def test_nothing_watches_the_memory_once_the_file_is_read():
+    """A reader at its limit that had its answer could print another one before it."""
+    read = threading.Event()
+    read.set()
+    _end_at(Path("m.gguf"), 0, read)  # it would end this process
+
+
+def test_a_part_of_a_split_gguf_is_one_line_that_says_how_to_join_them(tmp_path):
+    from gguf import GGUFWriter
+
+    path = tmp_path / "renamed.gguf"  # the name of a part is refused before
+    writer = GGUFWriter(path, "llama")
+    writer.add_uint16("split.count", 3)
+    writer.add_tensor("blk.0.attn_k.weight", np.ones((2, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(SourceError, match=r"one of the 3 parts of a split GGUF; join .* `llama-gguf-split --merge"):
+        fingerprint_model(resolve_model(str(path)))
 
 
 def test_a_crash_of_the_reader_ends_the_child_alone(tmp_path, monkeypatch):

@@ -291,9 +291,8 @@ def _store(read: _Read, ledger: Ledger, name: str | None, taken: dict[str, str])
         rest = reported_scores(run, "", with_answers | set(groups))
     source = name or _source(run, rest, ledger)
     rest = tuple(replace(r, source=source) for r in rest)
-    if rest:
-        ledger.save_reported(source, [asdict(r) for r in rest])
     if not tasks:
+        _save_rest(ledger, source, rest)
         return ImportedResult(source, None, True, rest, read.notes)
     scores = [s for t in tasks for s in t.scores]
     for group in groups:
@@ -311,7 +310,14 @@ def _store(read: _Read, ledger: Ledger, name: str | None, taken: dict[str, str])
     done = ledger.store_evaluation(evaluation, chain.from_iterable(t.samples for t in tasks)) if new \
         else ledger.find_evaluation(evaluation.id)
     taken.setdefault(done.name, done.id)
+    _save_rest(ledger, source, rest)  # last: what is refused above leaves nothing
     return ImportedResult(source, done, new, rest, read.notes)
+
+
+def _save_rest(ledger: Ledger, source: str, rest: Sequence[Reported]) -> None:
+    """Store the scores without answers, if there are any."""
+    if rest:
+        ledger.save_reported(source, [asdict(r) for r in rest])
 
 
 def _free_name(run: LmEvalRun, evaluation: Evaluation, taken: Mapping[str, str]) -> str:

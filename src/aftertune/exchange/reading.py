@@ -35,14 +35,20 @@ def read_run(path: Path, kind: Kind, staging: Staging, *, root: Path | None = No
 
     Their answers may be in ``staging``, and must be read before it is closed.
     """
+    run, with_answers = _bounded(path, kind, root)
+    with in_the_form_of(kind, str(path)):
+        return [run if with_answers is None else with_answers(staging)]
+
+
+def _bounded(path: Path, kind: Kind, root: Path | None) -> tuple[LmEvalRun, Callable[[Staging], LmEvalRun] | None]:
+    """As `_without_answers`, within the limits of a file of results."""
     with results_limits(str(path)):
         run, with_answers = _without_answers(path, kind, root)
         tasks = len(run.section("results")) + len(run.section("groups")) + len(run.section("group_subtasks"))
         if tasks > bounds.RESULTS_TASKS:
             raise InputError(f"{path}: {tasks:,} tasks and groups, but at most {bounds.RESULTS_TASKS:,} are read; "
                              "check that it is the right file")
-    with in_the_form_of(kind, str(path)):
-        return [run if with_answers is None else with_answers(staging)]
+    return run, with_answers
 
 
 def _without_answers(path: Path, kind: Kind, root: Path | None
@@ -86,11 +92,8 @@ def _tasks(run: LmEvalRun) -> list[Any]:
 
 
 def read_scores(path: Path) -> tuple[Reported, ...]:
-    """The scores of a results file (.json, .eval) of any known tool. Raises InputError."""
-    from aftertune.ledger import Staging
-
-    with Staging() as staging:
-        runs = [run for file, kind in discover(path).files for run in read_run(file, kind, staging)]
+    """The scores of a results file (.json, .eval) of any known tool; its answers are not read. Raises InputError."""
+    runs = [_bounded(file, kind, None)[0] for file, kind in discover(path).files]
     with results_limits(str(path)):
         return tuple(score for run in runs for score in reported_scores(run, path.name))
 

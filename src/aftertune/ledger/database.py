@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -26,7 +26,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from aftertune.errors import InputError, StorageError
 from aftertune.ledger import migration
@@ -37,6 +37,9 @@ DEFAULT = Path(".aftertune/ledger.db")
 VARIABLE = "AFTERTUNE_LEDGER"
 #: The first version of SQLite without the WAL-reset bug, except for older patch releases.
 FIXED_SQLITE = (3, 51, 3)
+
+#: Seconds of one wait for a lock.
+_WAIT = 0.25
 
 _NETWORK = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "glusterfs", "pvfs",
             "orangefs", "panfs", "virtiofs", "fuse.", "macfuse", "osxfuse", "afpfs", "webdav", "davfs")
@@ -142,9 +145,30 @@ class Database:
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
             writes = connection.get_execution_options().get("aftertune_write", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+            begin = ["BEGIN IMMEDIATE"] if writes else ["BEGIN", "SELECT 1 FROM sqlite_master LIMIT 1"]
+            self._begin(connection, begin)
 
         return engine
+
+    def _begin(self, connection: Connection, statements: Iterable[str]) -> None:
+        """Begin a transaction with the lock that it needs. SQLite waits without looking for Ctrl-C, so each of its
+        waits is short."""
+        raw: Any = connection.connection.dbapi_connection
+        end = time.monotonic() + LOCK_TIMEOUT
+        raw.execute(f"PRAGMA busy_timeout={int(1000 * min(_WAIT, LOCK_TIMEOUT))}")
+        try:
+            while True:
+                try:
+                    for statement in statements:
+                        connection.exec_driver_sql(statement)
+                    return
+                except OperationalError as error:
+                    if raw.in_transaction:
+                        raw.rollback()
+                    if time.monotonic() >= end or not _is_busy(error):
+                        raise
+        finally:
+            raw.execute(f"PRAGMA busy_timeout={int(1000 * LOCK_TIMEOUT)}")
 
     def _choose_journal(self) -> str:
         """Set WAL where it is safe, else the rollback journal; returns the mode that the file is in.
@@ -190,6 +214,11 @@ def locate(where: str | os.PathLike[str] | None = None) -> Path:
         raise InputError(f"the ledger's address ({scheme}://…) does not name a SQLite file; give a path, or "
                          "sqlite:///PATH")
     return expanded(url.database).absolute()
+
+
+def _is_busy(error: OperationalError) -> bool:
+    """True where another process has the lock."""
+    return str(getattr(error.orig, "sqlite_errorname", "")).startswith("SQLITE_BUSY")
 
 
 @cache

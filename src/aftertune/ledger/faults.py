@@ -36,8 +36,8 @@ ADVICE = {
              "check space, quota and disk, and run the same command again",
 }
 
-#: Seconds that a transaction waits for one of another process.
-LOCK_TIMEOUT = 30.0
+#: Seconds that a transaction waits for one of another process. An import of a million samples takes minutes.
+LOCK_TIMEOUT = 300.0
 
 
 @contextmanager

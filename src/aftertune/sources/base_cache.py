@@ -41,7 +41,8 @@ class BaseModelCache:
         key = (source, dtype, device)
         slots = None if adapter is None else adapter_slots(adapter)
         if adapter is not None and key == self._key and self._adapted is not None and slots and slots == self._slots:
-            replace_values(self._adapted, adapter)
+            with quiet(), memory_errors(source, device):
+                replace_values(self._adapted, adapter)
             return self._adapted
         if key != self._key or not self._restored():
             self._forget()  # frees the memory of the previous base before the next one is loaded

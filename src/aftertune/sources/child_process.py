@@ -75,14 +75,18 @@ def ending(code: int) -> str:
         f"the reading process ended with exit code {code}"
 
 
-def set_limits(limits: ChildLimits) -> None:
-    """Limit the memory and processor time of this process."""
+def set_limits(limits: ChildLimits) -> int:
+    """Limit the memory and processor time of this process. Returns the memory in bytes: less than was asked for where
+    the system allows no more."""
+    memory = limits.memory
     try:
         import resource
     except ImportError:  # Windows
-        return
+        return memory
     for kind, limit in ((resource.RLIMIT_AS, limits.memory), (resource.RLIMIT_CORE, 0),
                         (resource.RLIMIT_CPU, limits.seconds)):
         _, hard = resource.getrlimit(kind)
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (limit, hard))
+        memory = limit if kind == resource.RLIMIT_AS else memory
+    return memory

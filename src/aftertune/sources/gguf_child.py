@@ -14,7 +14,6 @@ import errno
 import json
 import os
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,9 @@ def main(path: Path, limits: ChildLimits) -> None:
 
     from aftertune.sources.tensors import read_gguf_facts
 
-    set_limits(replace(limits, memory=limits.memory + _SPARE))
-    threading.Thread(target=_end_at, args=(path, limits.memory), daemon=True).start()
+    memory = set_limits(replace(limits, memory=limits.memory + _SPARE)) - _SPARE
+    read = threading.Event()
+    threading.Thread(target=_end_at, args=(path, memory, read), daemon=True).start()
     answer: dict[str, Any] | None = None
     with contextlib.suppress(MemoryError):
         try:
@@ -72,8 +72,9 @@ def main(path: Path, limits: ChildLimits) -> None:
                 raise MemoryError from None
             answer = {"error": f"{path}: cannot be read ({error.strerror or type(error).__name__}); check the file and "
                                "its permissions"}
+    read.set()
     # here what was read is gone, so there is memory for the message
-    print(json.dumps(answer or _too_much(path, limits.memory)))
+    print(json.dumps(answer or _too_much(path, memory)))
 
 
 def _too_much(path: Path, memory: int) -> dict[str, str]:
@@ -82,18 +83,18 @@ def _too_much(path: Path, memory: int) -> dict[str, str]:
                      f"{path.stat().st_size:,} bytes; {_ADVICE}"}
 
 
-def _end_at(path: Path, memory: int) -> None:
-    """End this process with its answer once it has more than ``memory`` bytes, where the system says how many it has.
+def _end_at(path: Path, memory: int, read: threading.Event) -> None:
+    """End this process with its answer once it has more than ``memory`` bytes, where the system says how many it has;
+    return once the file is ``read``, when the process has an answer of its own.
 
     Python can loop for ever in a handler for which there is no memory, so memory must not run out here.
     """
     with contextlib.suppress(OSError), Path("/proc/self/statm").open("rb", buffering=0) as status:
-        while True:
+        while not read.wait(0.02):
             status.seek(0)
             if int(status.read(64).split()[0]) * os.sysconf("SC_PAGE_SIZE") > memory:
                 os.write(1, json.dumps(_too_much(path, memory)).encode())
                 os._exit(0)
-            time.sleep(0.02)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Damaged metadata can make pyarrow end the process that reads them, so a child pr
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ MAX_ROWS = bounds.PARQUET_ROWS
 MAX_ROWS_PER_BYTE = bounds.PARQUET_ROWS_PER_BYTE
 #: Rows of a Parquet file that are unpacked at once, and values of a column in one row of it.
 BATCH_ROWS, MAX_VALUES = bounds.PARQUET_BATCH, bounds.PARQUET_VALUES
+#: What the child prints where it has too little memory.
+_NO_MEMORY = b"memory"
 
 
 def check_parquet(path: Path) -> Any:
@@ -31,7 +34,10 @@ def check_parquet(path: Path) -> Any:
     """
     size = path.stat().st_size
     limits = ChildLimits(bounds.PARQUET_MEMORY + 2 * size, bounds.PARQUET_SECONDS)
-    code, _ = run_child("aftertune.sources.parquet_check", path, limits)
+    code, output = run_child("aftertune.sources.parquet_check", path, limits)
+    if output.strip() == _NO_MEMORY:
+        raise InputError(f"{path}: reading its metadata needs more than {limits.memory // bounds.MIB:,} MiB of memory, "
+                         f"and the file has {size:,} bytes; write the file again with fewer columns and row groups")
     if code:
         raise InputError(f"{path}: not a readable Parquet file ({ending(code)}); write the file again")
     from pyarrow import parquet
@@ -79,7 +85,9 @@ def main(path: Path, limits: ChildLimits) -> None:
             group = metadata.row_group(number)
             for at in range(group.num_columns):
                 group.column(at)
-    except (ArrowException, OSError, ValueError, OverflowError, MemoryError):
+    except MemoryError:
+        os.write(1, _NO_MEMORY)
+    except (ArrowException, OSError, ValueError, OverflowError):
         return
 
 

@@ -88,11 +88,20 @@ def read_gguf(path: Path) -> GgufContents:
     tensors = tuple(GgufTensor(name=str(t.name), dtype=t.tensor_type.name, data=t.data,
                                shape=tuple(int(n) for n in t.shape))
                     for t in sorted(reader.tensors, key=lambda t: str(t.name)))
+    _refuse_part(path, metadata)
     name = metadata.get("general.architecture")
     if not tensors or not isinstance(name, str) or len(name) > _LONGEST_NAME:
         raise SourceError(f"{path}: a GGUF file without weights or architecture, perhaps only a vocabulary; give "
                           "a complete model")
     return GgufContents(metadata=metadata, tensors=tensors)
+
+
+def _refuse_part(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raise SourceError where the file is one of several that are one model."""
+    parts = metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        raise SourceError(f"{path}: this is one of the {parts:,} parts of a split GGUF; join the parts first with "
+                          "`llama-gguf-split --merge FIRST_PART OUT.gguf`")
 
 
 # --- Safetensors files ---
