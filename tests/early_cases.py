@@ -17,6 +17,7 @@ from aftertune.values import (
     Evaluation,
     Item,
     ModelIdentity,
+    Response,
     Score,
     TaskSettings,
     digest,
@@ -49,9 +50,10 @@ def drawn(tasks: list[str], n: int, seed: int = 0, twice: bool = False) -> list[
 
 def store(ledger: Ledger, name: str, model: ModelIdentity, values: dict[str, Any], *,
           used: dict[str, int] | None = None, seed: int = 0, units: dict[str, list[str]] | None = None,
-          twice: bool = False, clusters: dict[str, Any] | None = None, **more: Any) -> Evaluation:
+          twice: bool = False, clusters: dict[str, Any] | None = None, logprobs: bool = False, **more: Any
+          ) -> Evaluation:
     """A done evaluation. values: task -> acc of each item; used: unit -> items asked of it in the drawn order (all of
-    the others are); units: group -> its tasks."""
+    the others are); units: group -> its tasks; logprobs: each answer has a log-likelihood, by its value."""
     pools = units or {t: [t] for t in values}
     sizes = {t: len(v) for t, v in values.items()}
     asked = {(t, i) for t, n in sizes.items() for i in range(n)}
@@ -78,7 +80,17 @@ def store(ledger: Ledger, name: str, model: ModelIdentity, values: dict[str, Any
     answers = [Answer(task=t, index=i, item=item(t, i, twice).hash, metrics={"acc,none": float(values[t][i])},
                       cluster=None if clusters is None else str(clusters[t][i]))
                for t, n in sizes.items() for i in range(n) if (t, i) in asked]
-    return ledger.finish_evaluation(replace(evaluation, scores=tuple(scores)), answers, [()] * len(answers))
+    return _finished(ledger, replace(evaluation, scores=tuple(scores)), answers, logprobs)
+
+
+def _finished(ledger: Ledger, evaluation: Evaluation, answers: list[Answer], logprobs: bool) -> Evaluation:
+    """The open evaluation with its answers; with a log-likelihood of each where ``logprobs``."""
+    if not logprobs:
+        return ledger.finish_evaluation(evaluation, answers, [()] * len(answers))
+    ledger.acquire(evaluation.id)
+    ledger.save_batch(evaluation.id, 0, {i: Response(logprob=-1.0 - a.metrics["acc,none"], greedy=False)
+                                         for i, a in enumerate(answers)})
+    return ledger.finish_evaluation(evaluation, answers, [(i,) for i in range(len(answers))])
 
 
 def changed(n: int, share: float, gained: int, lost: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -94,13 +106,13 @@ def changed(n: int, share: float, gained: int, lost: int, seed: int = 0) -> tupl
 
 def store_drawn(ledger: Ledger, name: str, model: ModelIdentity, base: dict[str, Any], tuned: dict[str, Any], *,
                 sure: dict[str, Any], unit: str = "", margin: float = 0.02, models: bool = True, least: int = 0,
-                clusters: dict[str, Any] | None = None, earlier: Any = (), whole: dict[str, Any] | None = None
-                ) -> Evaluation:
+                clusters: dict[str, Any] | None = None, earlier: Any = (), whole: dict[str, Any] | None = None,
+                logprobs: bool = False) -> Evaluation:
     """A done evaluation of ``tuned`` whose items were drawn with weights beside the stored values of ``base``.
 
     base, tuned: task -> acc of each item; sure: the base's |margins|. unit: a group of all tasks; "" for one task. It
     stops at a verdict, after at least so many items. clusters: of each item. whole: values of a further task, of
-    which all items were asked.
+    which all items were asked. logprobs: as in `store`.
     """
     tasks = list(base)
     n, unit = len(base[tasks[0]]), unit or tasks[0]
@@ -133,7 +145,7 @@ def store_drawn(ledger: Ledger, name: str, model: ModelIdentity, base: dict[str,
                       cluster=label[t, i]) for t in tasks for i in range(n) if (t, i) in taken]
     answers += [Answer(task=t, index=i, item=item(t, i).hash, metrics={"acc,none": float(v)})
                 for t, values in further.items() for i, v in enumerate(values)]
-    return ledger.finish_evaluation(evaluation, answers, [()] * len(answers))
+    return _finished(ledger, evaluation, answers, logprobs)
 
 
 def unsure_changes(n: int, share: float, changes: int, lost: int, seed: int = 0

@@ -209,6 +209,26 @@ def test_beside_other_limits_the_average_is_one_of_their_family(three: Ledger) -
     assert lines[1].row.average_of == ("a", "b", "c")
 
 
+def test_an_early_average_counts_in_the_family_of_the_limits(ledger: Ledger) -> None:
+    values = {"early": changed(1000, .6, 30, 30), "whole": changed(600, .6, 20, 45)}
+    store(ledger, "base", BASE, {t: v[0] for t, v in values.items()})
+    store(ledger, "tuned", ADAPTED, {t: v[1] for t, v in values.items()}, used={"early": 400})
+    alone = gate("base", "tuned", {"whole": .02}, ledger=ledger)[1][0].row
+    comparison, _ = gate("base", "tuned", {"whole": .02, "average": .02}, ledger=ledger)
+    whole, row = comparison.rows
+    assert (alone.family_size, whole.family_size, row.family_size) == (1, 2, 2)
+    assert row.stopped_of == 1600
+    assert whole.p_claims["worse"] == pytest.approx(2 * alone.p_claims["worse"])
+
+
+def test_chosen_tasks_beside_the_average_are_no_comparison_of_all(three: Ledger) -> None:
+    whole = compare("base", "tuned", ledger=three)
+    some = [compare("base", "tuned", tasks=tasks, ledger=three) for tasks in (["a", "average"], ["average"])]
+    assert len({whole.id, *(c.id for c in some)}) == 3
+    assert compare("base", "tuned", tasks=["average", "a"], ledger=three) == some[0]
+    assert next(c for c in three.comparisons() if c.id == whole.id) == whole
+
+
 # --- What a reader sees ---
 
 def as_text(comparison: Comparison) -> str:

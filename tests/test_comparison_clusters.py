@@ -137,6 +137,15 @@ def test_a_paradigm_of_blimp_is_one_cluster_of_its_group_alone(ledger: Ledger) -
     assert row.verdict in ("lower", "undecided")
 
 
+def test_a_group_with_one_task_is_asked_as_this_task(ledger: Ledger) -> None:
+    task = settings("blimp_p0", 400, chance=.5, groups=("blimp",))
+    for name, model, side in (("base", BASE, 0), ("tuned", ADAPTED, 1)):
+        evaluated(ledger, name, model, [(task, changed(400, 120)[side])], group="blimp",
+                  document=lambda task, i: {"q": f"{task} {i}", "linguistics_term": "term"})
+    rows = {r.task: r for r in compare("base", "tuned", ledger=ledger).rows}
+    assert (rows["blimp"].verdict, "cluster" in rows["blimp"].note) == ("lower", False)
+
+
 def test_fields_of_the_catalog() -> None:
     assert {name: cluster_field(name) for name in (
         "race", "belebele_deu_Latn", "drop", "squadv2", "multirc", "boolq", "winogrande", "wsc273", "blimp", "arc_easy",

@@ -176,6 +176,48 @@ def test_a_task_that_cannot_be_read_is_listed_and_the_others_have_rows(ledger: L
     assert [d.field.split(" has")[0] for d in comparison.differences if "no row" in d.field] == ["t"]
 
 
+def two_tasks(ledger: Ledger, **more: Any) -> None:
+    """A base with all items of "t" and "u", and a tuning that loses on "t", which was drawn with weights, and has the
+    base's answers to "u"."""
+    base, tuned = changed(1000, 0.6, 10, 300, seed=3)
+    store(ledger, "base", BASE, {"t": base, "u": base}, **more)
+    store_drawn(ledger, "tuned", ADAPTED, {"t": base}, {"t": tuned}, sure={"t": np.random.default_rng(1).random(1000)},
+                least=128, whole={"u": base}, **more)
+
+
+def test_a_changed_answer_among_drawn_items_is_an_effect(ledger: Ledger) -> None:
+    """All answers to the other task are the base's."""
+    two_tasks(ledger, logprobs=True)
+    found = compare("base", "tuned", ledger=ledger)
+    assert {r.task: r.told for r in found.rows}["t"] == "forgot"
+    assert found.changes.no_effect == ""
+    assert [t.task for t in found.changes.tasks] == ["u"]
+    assert "no effect" not in text(terminal_table(found, width=200))
+
+
+def test_the_gate_says_which_drawn_items_have_no_row_and_its_advice_gives_one(ledger: Ledger) -> None:
+    two_tasks(ledger)
+    store(ledger, "second", replace(BASE, weights="w2"), {t: np.ones(1000) for t in ("t", "u")}, used={"t": 500})
+    limits = {"t": .02, "u": .02}
+    for sides, advice in ((("tuned", "base"), "evaluate the model of tuned with --draw uniform or without "),
+                          (("second", "tuned"), "evaluate the model of tuned with --until-decided --against second, ")):
+        for limit in (limits, {"average": .02, "u": .02}):
+            with pytest.raises(InputError) as error:
+                gate(*sides, limit, ledger=ledger)
+            assert "t has no row, because its items were drawn where a base was unsure" in str(error.value)
+            assert f"; {advice}" in str(error.value)
+        with pytest.raises(NotComparable, match=f"; {advice}"):
+            compare(*sides, tasks=["t"], ledger=ledger)
+    assert [line.outcome for line in gate("base", "tuned", limits, ledger=ledger)[1]] == ["dropped", "held"]
+
+
+def test_an_average_without_the_drawn_task_is_none_also_where_no_other_task_was_asked(ledger: Ledger) -> None:
+    gentle(ledger, 1000, models=False)
+    for sides, why in ((("tuned", "base"), "where a base was unsure"), (("base", "tuned"), "fewer than two tasks")):
+        with pytest.raises((InputError, NotComparable), match=why):
+            gate(*sides, {"average": .02}, ledger=ledger)
+
+
 def test_earlier_tunings_are_those_of_the_same_base_on_the_same_items(ledger: Ledger) -> None:
     base, tuned, sure = unsure_changes(400, 0.4, 20, 10)
     whole = store(ledger, "base", BASE, {"t": base})

@@ -27,7 +27,7 @@ from aftertune.comparison.changes import find_changes
 from aftertune.comparison.clusters import with_clusters
 from aftertune.comparison.collapse import find_signs
 from aftertune.comparison.compatibility import differences, find_differences, refusal_message, setting_of
-from aftertune.comparison.early_rows import is_stopped
+from aftertune.comparison.early_rows import is_stopped, unequal_advice
 from aftertune.comparison.expected_accuracy import answers_and_questions, choose_primary, chosen_metrics
 from aftertune.comparison.lineage import earlier_looks, find_relation
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
@@ -84,13 +84,15 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     samples = [p for p in pairs if not p.unequal]  # of which a mean or a count over the items speaks of the task
     rows, without_rows = all_rows(left, right, pairs, margins, name=average, tasks=tasks, lineage=relation.lineage,
                                   forced=forced)
-    if not rows and not samples:
+    if not rows and not samples and without_rows:
         raise NotComparable(f"{left.name} and {right.name} cannot be compared: {without_rows[-1].field} "
-                            f"({without_rows[-1].left} | {without_rows[-1].right})")
+                            f"({without_rows[-1].left} | {without_rows[-1].right}); "
+                            f"{unequal_advice(left, right, [p.settings.task for p in pairs])}")
     of_tasks = [r for r in rows if not r.average_of]
     looked = earlier_looks(left, right, ledger)
-    changes = find_changes(left, right, samples, of_tasks, ledger, forced=forced)
-    if changes is not None and (relation.relation in _SAME or not isinstance(force, bool)):
+    changes = find_changes(left, right, samples, of_tasks, ledger, unequal=[p for p in pairs if p.unequal],
+                           forced=forced)
+    if relation.relation in _SAME or not isinstance(force, bool):
         changes = replace(changes, no_effect="")  # equal answers are what two forms of one model should give
     rows = tuple(replace(r, note="; ".join(filter(None, (
         _no_effect_note(r, changes), r.note, _looked_note(r, looked))))) for r in rows)
@@ -99,7 +101,8 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
                 isinstance(margins, Mapping) and r.task in margins))}  # an id without a margin for it stays
     comparison = Comparison(
         id="c-" + digest([left.id, right.id, used, *(["common"] if common else []), *_allowed(force),
-                          *chosen_metrics(left, pairs, ledger)])[:10], base=left.id,
+                          *chosen_metrics(left, pairs, ledger),
+                          *([["tasks", *sorted(set(tasks))]] if average in tasks else [])])[:10], base=left.id,
         tuned=right.id, base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
         origin=relation.origin, common=common, forms=tuple(form_shifts(samples)), rules=RULES,

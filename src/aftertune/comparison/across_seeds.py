@@ -20,7 +20,7 @@ import numpy as np
 
 from aftertune.catalog import FRACTIONS, Unit
 from aftertune.comparison.average import average_group, average_name, average_note, why_left_out
-from aftertune.comparison.clusters import average_clusters, group_clusters, task_clusters, with_clusters
+from aftertune.comparison.clusters import average_clusters, question_clusters, with_clusters
 from aftertune.comparison.compatibility import find_differences
 from aftertune.comparison.expected_accuracy import answers_and_questions
 from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
@@ -162,10 +162,7 @@ class SeedQuestion:
     def _clusters(self) -> Clusters | None:
         if self.average_of:
             return average_clusters([q.group.pairs for q in self.average_of])
-        if self.is_group:
-            return group_clusters(self.group.pairs)
-        labels = task_clusters(self.group.pairs[0])
-        return None if labels is None else [labels]
+        return question_clusters(self.group.pairs)
 
     @property
     def case(self) -> Case:

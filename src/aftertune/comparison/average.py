@@ -153,7 +153,7 @@ class AverageQuestion:
                          unit="mean of shares", average_of=self.names, n_total=n if not stopped else None,
                          stopped_of=sum(d.evidence.n for d in self.fixed) + sum(t.unit.items for t in stopped)
                          if stopped else None)
-        decision = Decision(verdict=verdict, p=p, p_adjusted=min(1.0, p * ALPHA / alpha),
+        decision = Decision(verdict=verdict, p=p, p_adjusted=min(1.0, p * ALPHA / alpha), members=round(ALPHA / alpha),
                             claims={c: min(1.0, value * ALPHA / alpha) for c, value in claims.items()})
         return build_row(draft, decision, lineage=lineage, notes=[FORCED if forced else "", self.note, _EARLY])
 
@@ -231,33 +231,40 @@ def all_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins
     """The rows of a comparison, primary ones first and the average last of these; and the metrics that cannot have one.
 
     name: of the average. tasks: only these, and the average over all if it is among them; empty: all. Beside other
-    tasks that were chosen, the average is a member of their family.
+    tasks that were chosen, the average is a member of their family; of these, tasks that stopped early keep the level
+    that they were stopped at.
     """
     chosen = set(tasks) - {name}
     asked = [p for p in pairs if not tasks or chosen & {p.settings.task, *p.settings.groups}]
     drafts, without_rows, stopped, ended = _drafts(left, right, asked, margins)
-    question = None
+    question, missing = None, without_row(left, right, asked, stopped)
     if not tasks:
         question = average_question(drafts, stopped, ended, name=name)
     elif name in tasks:
         every, _, early, complete = _drafts(left, right, pairs, margins)
         question = average_question(every, early, complete, name=name)
+        missing = tuple(dict.fromkeys([*missing, *without_row(left, right, pairs, early)]))
     average: tuple[ComparisonRow, ...] = ()
-    if any(p.unequal for p in pairs) and without_row(left, right, pairs, early_tests(left, right, pairs)[0]):
+    cases = [s.case for s in stopped]
+    if missing:
         question = None  # without a task that was stopped for what it showed, the average would be wrong
     if question is not None:
         margin = margin_of(margins, "share", name) or MARGIN
         if question.tests:
-            average = (question.early_row(margin, lineage=lineage, forced=forced, alpha=ALPHA / max(1, len(tasks))),)
+            family = [c for c in (*(d.case for d in drafts if d.tested), *cases) if c.family == "forgetting"]
+            average = (question.early_row(margin, lineage=lineage, forced=forced, alpha=ALPHA / (
+                1 + len(family) if chosen else 1)),)
+            if chosen:
+                cases.append(Case(tests=NO_EVIDENCE))  # it has its share of the error level already
         elif chosen:
             drafts.append(question.draft(margin))
         else:
             average = judge_drafts([question.draft(margin)], lineage=lineage, forced=forced)
-    rows = judge_drafts(drafts, lineage=lineage, forced=forced, early=[s.case for s in stopped])
+    rows = judge_drafts(drafts, lineage=lineage, forced=forced, early=cases)
     rows = with_early_rows(rows, stopped, margins, lineage=lineage, forced=forced)
     rows = tuple(sorted((*rows, *average), key=lambda r: (not r.primary, bool(r.average_of))))
     return tuple(replace(r, note=f"{r.note}; {loss}") if (loss := hidden_losses(r, rows)) else r
-                 for r in rows), (*without_rows, *without_row(left, right, asked, stopped))
+                 for r in rows), (*without_rows, *missing)
 
 
 def _drafts(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins

@@ -20,7 +20,7 @@ import numpy as np
 
 from aftertune.catalog import MetricKey
 from aftertune.comparison.answer_changes import chosen_position, position_table, text_lengths
-from aftertune.comparison.clusters import group_clusters, task_clusters
+from aftertune.comparison.clusters import question_clusters
 from aftertune.comparison.early_rows import is_stopped
 from aftertune.comparison.log_probability import (
     Differences,
@@ -54,9 +54,11 @@ STOPPED = "the task was stopped early"
 
 
 def find_changes(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], rows: Sequence[ComparisonRow],
-                 ledger: Ledger, *, forced: bool = False) -> Changes:
+                 ledger: Ledger, *, unequal: Sequence[Pair] = (), forced: bool = False) -> Changes:
     """What changed on all tasks of a comparison. rows: of the comparison; they say which groups have one verdict.
-    forced: compared in spite of settings that must agree, so nothing is proven.
+    unequal: the tasks whose items were drawn with unequal weights. Their figures would say nothing of the task, but
+    one changed answer among them shows that the fine-tune had an effect. forced: compared in spite of settings that
+    must agree, so nothing is proven.
     """
     doubt = FORCED if forced else "" if left.dtype == right.dtype else \
         f"computed in {left.dtype} and {right.dtype}"  # their rounding differs
@@ -70,8 +72,10 @@ def find_changes(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], row
     adjusted = iter(adjusted_moves([move for draft in drafts for move in draft.moves]))
     tasks = tuple(replace(draft, moves=tuple(next(adjusted) for _ in draft.moves)) for draft in drafts)
     identical, answered = sum(t.identical for t in tasks), sum(t.answered for t in tasks)
+    every = [*pairs, *unequal]
+    answers = [same for pair in every for same in _same_answers(pair) if same is not None]
     return Changes(identical=identical, answered=answered, text=_over_all(texts), tasks=tasks,
-                   no_effect=find_no_effect(left, right, pairs, ledger, same_answers=identical == answered > 0))
+                   no_effect=find_no_effect(left, right, every, ledger, same_answers=bool(answers) and all(answers)))
 
 
 def _units(pairs: Sequence[Pair], rows: Sequence[ComparisonRow]) -> Iterator[tuple[str, list[Pair]]]:
@@ -86,9 +90,8 @@ def _units(pairs: Sequence[Pair], rows: Sequence[ComparisonRow]) -> Iterator[tup
 
 def _task_change(name: str, members: Sequence[Pair], problem: str) -> tuple[TaskChange, Differences | None]:
     """The entry of a task or group, its moves not yet adjusted, and the differences of its right texts."""
-    clusters = [task_clusters(members[0])] if members[0].settings.task == name else group_clusters(members)
-    values = [task_values(pair, labels) for pair, labels in
-              zip(members, clusters or [None] * len(members), strict=True)]
+    clusters = question_clusters(members)
+    values = [task_values(pair, clusters[i] if clusters else None) for i, pair in enumerate(members)]
     choices, right_texts = choice_differences(values), text_differences(values)
     same = [s for pair in members for s in _same_answers(pair) if s is not None]
     n, texts = sum(len(pair.left) for pair in members), _text_shift(members)

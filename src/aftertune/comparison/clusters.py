@@ -2,7 +2,7 @@
 
     pair = with_clusters(pair, left, right, ledger)
     pair.clusters                        [("passage", "sha256 1c…"), ("passage", "sha256 1c…"), …]
-    task_clusters(pair)                  the labels for the verdict on the task itself
+    question_clusters([pair])            the labels for a verdict: on this task, or on all tasks of a group
 
 Two items belong together if their documents have the same value in the task's cluster field (`catalog.cluster_field`,
 or the field that a target task names), or if they are equal. A label is a function of the document, and paired items
@@ -51,15 +51,26 @@ def _field(pair: Pair, right: Evaluation) -> str | None:
     return stored or (None if pair.settings.target else cluster_field(pair.settings.task))
 
 
-def task_clusters(pair: Pair) -> Labels | None:
+def question_clusters(pairs: Sequence[Pair]) -> list[Labels] | None:
+    """The clusters for one verdict on one or several tasks, for each task; None where no two items belong together.
+
+    A group with one task is asked as this task.
+    """
+    if len(pairs) > 1:
+        return _group_clusters(pairs)
+    labels = _task_clusters(pairs[0])
+    return None if labels is None else [labels]
+
+
+def _task_clusters(pair: Pair) -> Labels | None:
     """The clusters for the verdict on one task. A task that has clusters only in its group has its repeated items."""
     if has_clusters(pair.settings.task) or pair.settings.target:
         return None if pair.clusters is None else list(pair.clusters)
     return _repeated_items(pair)
 
 
-def group_clusters(pairs: Sequence[Pair]) -> list[Labels] | None:
-    """The clusters for the verdict on a group, for each of its tasks; None where no two items belong together."""
+def _group_clusters(pairs: Sequence[Pair]) -> list[Labels] | None:
+    """The clusters for the verdict on a group."""
     labels = [_item_labels(pair) if pair.clusters is None else list(pair.clusters) for pair in pairs]
     every = [label for task in labels for label in task]
     return labels if None in every or len(set(every)) < len(every) else None
@@ -72,8 +83,7 @@ def average_clusters(groups: Sequence[Sequence[Pair]]) -> list[Labels]:
     """
     labels: list[Labels] = []
     for pairs in groups:
-        own = group_clusters(pairs) if len(pairs) > 1 else \
-            None if (task := task_clusters(pairs[0])) is None else [task]
+        own = question_clusters(pairs)
         labels += own if own is not None else [_item_labels(pair) for pair in pairs]
     return labels
 

@@ -24,7 +24,7 @@ from aftertune.comparison.answer_changes import (
     reference_share,
     repeated_count,
 )
-from aftertune.comparison.clusters import group_clusters, task_clusters
+from aftertune.comparison.clusters import question_clusters
 from aftertune.comparison.pairing import Pair
 from aftertune.comparison.rows import group_chance
 from aftertune.stats.collapse import LEVEL, RULES_OF_ANSWERS, VARIED, below_guess, change_p, guesses
@@ -101,8 +101,7 @@ def _row(row: ComparisonRow, pairs: Sequence[Pair], left: Evaluation, right: Eva
     if not members:
         return None
     before, after = [a for p in members for a in p.left], [a for p in members for a in p.right]
-    labels = group_clusters(members) if len(members) > 1 else \
-        None if (own := task_clusters(members[0])) is None else [own]
+    labels = question_clusters(members)
     counted = first_of_clusters(None if labels is None else [*chain.from_iterable(labels)], len(before))
     questions = {key: asked for p in members for key, asked in p.questions.items()}
     pooled = replace(members[0], left=before, right=after, questions=questions)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aftertune.catalog import FRACTIONS, MetricKey, is_bounded
-from aftertune.comparison.clusters import group_clusters, task_clusters
+from aftertune.comparison.clusters import question_clusters
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import Label, MetricValues, Pair, metric_values
 from aftertune.comparison.rows import (
@@ -53,6 +53,10 @@ from aftertune.stats.sequential import (
 from aftertune.stats.verdict import ALPHA, SETTLED, Case, Decision, at_floor, first_claim, floored
 from aftertune.stats.weighted_sequential import WeightedSequential
 from aftertune.values import ComparisonRow, Difference, Early, EarlyUnit, Evaluation, Verdict, digest
+
+#: Why a task has no row, after its name; `without_row` names the tasks.
+UNEQUAL = ("has no row, because its items were drawn where a base was unsure: only a comparison of that base, with all "
+           "its items, and the model that was stopped has an estimate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,10 +175,19 @@ def without_row(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], stop
     """The tasks whose items were drawn with unequal weights, where these evaluations have no estimate of the whole."""
     shown = {task for test in stopped for task in test.unit.tasks}
     return tuple(Difference(
-        field=f"{p.settings.task} has no row, because its items were drawn where a base was unsure: only a comparison "
-              "of that base, with all its items, and the model that was stopped has an estimate",
-        left=_asked(left, p.settings.task), right=_asked(right, p.settings.task), blocking=False)
+        field=f"{p.settings.task} {UNEQUAL}", left=_asked(left, p.settings.task), right=_asked(right, p.settings.task),
+        blocking=False)
         for p in pairs if p.unequal and p.settings.task not in shown)
+
+
+def unequal_advice(left: Evaluation, right: Evaluation, tasks: Sequence[str]) -> str:
+    """How tasks that `without_row` lists get a row."""
+    first, second = ([t for t in tasks if e.drawn_unequally(t)] for e in (left, right))
+    if not first:
+        return (f"evaluate the model of {right.name} with --until-decided --against {left.name}, or with "
+                "--draw uniform, or without --until-decided")
+    names = " and ".join(e.name for e, drawn in ((left, first), (right, second)) if drawn)
+    return f"evaluate the model{'s' if second else ''} of {names} with --draw uniform or without --until-decided"
 
 
 def _asked(evaluation: Evaluation, task: str) -> str:
@@ -201,7 +214,7 @@ def drawn_items(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Seq
     at = {(a.task, a.index, a.item): i for i, a in enumerate(order)}
     tuned = {at[a.task, a.index, a.item]: a.metrics[unit.key] for p in pairs for a in p.all_right
              if (a.task, a.index, a.item) in at and unit.key in a.metrics}
-    labels = _labels(pairs, unit)
+    labels = _labels(pairs)
     by_place = {} if labels is None else dict(zip(((a.task, a.index) for a in answers), labels, strict=True))
     drawn = DrawnItems(unit=unit, base=base, tuned=tuned,
                        labels=None if labels is None else [by_place[a.task, a.index] for a in order])
@@ -212,11 +225,9 @@ def drawn_items(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Seq
     return drawn
 
 
-def _labels(pairs: Sequence[Pair], unit: EarlyUnit) -> list[Label | None] | None:
+def _labels(pairs: Sequence[Pair]) -> list[Label | None] | None:
     """The clusters of all items of the left side, in the order of its answers; None where no two belong together."""
-    whole = [p.whole or p for p in pairs]
-    labels = group_clusters(whole) if len(unit.tasks) > 1 else \
-        None if (own := task_clusters(whole[0])) is None else [own]
+    labels = question_clusters([p.whole or p for p in pairs])
     return None if labels is None else [label for task in labels for label in task]
 
 
@@ -245,8 +256,7 @@ def _early_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Seq
             base, tuned = (np.concatenate([getattr(v, side) for v in values])[order] for side in ("base", "tuned"))
             pooled[key] = MetricValues(base, tuned, values[0].higher_is_better, values[0].note, values[0].unit)
     settings = [p.settings for p in pairs]
-    labels = group_clusters(pairs) if len(unit.tasks) > 1 else \
-        None if (own := task_clusters(pairs[0])) is None else [own]
+    labels = question_clusters(pairs)
     flat = None if labels is None else [label for task in labels for label in task]
     return EarlyTest(
         unit=unit, columns=pooled, base=np.array([a.metrics[unit.key] for p in pairs for a in p.all_left]),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from aftertune.comparison import compare
 from aftertune.comparison.average import AVERAGE
+from aftertune.comparison.early_rows import UNEQUAL, unequal_advice
 from aftertune.errors import InputError
 from aftertune.stats.verdict import ALPHA
 from aftertune.values import Comparison, ComparisonRow, Evaluation, GateLine, Margin, Verdict
@@ -46,14 +47,27 @@ def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, f
     rows = {r.task: r for r in comparison.rows if r.primary}
     for task in limits:
         if task not in rows:
-            if task == AVERAGE:
-                raise InputError(f"--max-drop {task}: the two evaluations have fewer than two tasks on which something "
-                                 "can be lost, so there is no average; set limits for tasks instead")
-            group = next((r.group for r in comparison.rows if r.task == task and r.group), None)
-            reason = f"its group {group} has the verdict; set the limit for {group} instead" if group else \
-                "its primary metric cannot be compared item by item"
-            raise InputError(f"--max-drop {task}: {task} has no verdict, because {reason}")
+            raise InputError(f"--max-drop {task}: {_why_without(task, comparison, ledger)}")
     return comparison, tuple(_line(rows[task], require_proof) for task in limits)
+
+
+def _why_without(task: str, comparison: Comparison, ledger: Ledger) -> str:
+    """Why a limit has no verdict, and what to do."""
+    left, right = (ledger.find_evaluation(e) for e in (comparison.base, comparison.tuned))
+    hidden = {d.field for d in comparison.differences}
+    unequal = [t.task for t in right.tasks if f"{t.task} {UNEQUAL}" in hidden and task in (AVERAGE, t.task, *t.groups)]
+    if unequal:
+        advice = unequal_advice(left, right, unequal)
+        if task in unequal:
+            return f"{task} {UNEQUAL}; {advice}"
+        return f"{task} has no verdict, because {', '.join(unequal)} {UNEQUAL}; {advice}"
+    if task == AVERAGE:
+        return ("the two evaluations have fewer than two tasks on which something can be lost, so there is no average; "
+                "set limits for tasks instead")
+    group = next((r.group for r in comparison.rows if r.task == task and r.group), None)
+    reason = f"its group {group} has the verdict; set the limit for {group} instead" if group else \
+        "its primary metric cannot be compared item by item"
+    return f"{task} has no verdict, because {reason}"
 
 
 def _line(row: ComparisonRow, require_proof: bool) -> GateLine:

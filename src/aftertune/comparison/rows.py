@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aftertune.catalog import EXPECTED_ACCURACY, FRACTIONS, MetricKey, Unit
-from aftertune.comparison.clusters import group_clusters, task_clusters
+from aftertune.comparison.clusters import question_clusters
 from aftertune.comparison.margins import Margins, margin_of, missing_margin_note
 from aftertune.comparison.pairing import MetricValues, Pair, metric_values, score_of
 from aftertune.stats.clustered import Weighting, weights
@@ -294,9 +294,10 @@ def _task_draft(pair: Pair, key: str, values: MetricValues, margins: Margins, *,
     """The draft of one metric of a task. group: the group that replaces the task in the family, if any."""
     settings = pair.settings
     margin = margin_of(margins, values.unit, settings.task, *settings.groups, primary=key == settings.primary)
+    clusters = question_clusters([pair])
     evidence = paired_evidence(values.base, values.tuned, margin=margin or 1.0,
                                higher_is_better=values.higher_is_better,
-                               clusters=task_clusters(pair), bounded=values.unit in FRACTIONS)
+                               clusters=clusters[0] if clusters else None, bounded=values.unit in FRACTIONS)
     return RowDraft(task=settings.task, key=key, evidence=evidence, margin=margin, note=values.note, unit=values.unit,
                     primary=group is None and key == settings.primary, chance=settings.chance, n_total=settings.n_total,
                     target=settings.target, group=group.name if group else "",
@@ -334,7 +335,7 @@ def _group_draft(group: TaskGroup, margins: Margins, *, primary: bool) -> RowDra
     weighting = group.weighting
     evidence = group_evidence([v.base for v in values], [v.tuned for v in values], margin=margin or 1.0,
                               higher_is_better=values[0].higher_is_better, weighting=weighting,
-                              clusters=group_clusters(group.pairs), bounded=group.unit in FRACTIONS)
+                              clusters=question_clusters(group.pairs), bounded=group.unit in FRACTIONS)
     return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary, unit=group.unit,
                     chance=group.chance, n_total=sum(pair.settings.n_total for pair in group.pairs),
                     note=group_note(weighting, len(values)), values=group)
