@@ -268,6 +268,13 @@ def test_a_second_cure_of_the_same_fine_tune_is_corrected(place: Path, ledger_fi
         first = softened(place, tmp_path / "1", ledger)
         again = soften(str(place / "whole"), asked_for(place, out=tmp_path / "2"), strengths=[0.5], ledger=ledger)
         assert (first.cure.tries, again.cure.tries) == (1, 2)
+        fewer = softened(place, tmp_path / "3", ledger, items=60)
+        assert fewer.cure.chosen == first.cure.chosen, "the same model"
+        assert fewer.cure.tries == 3, "with another number of items it is another look"
+        assert softened(place, tmp_path / "4", ledger, items=60).cure.tries == 3, "the same look"
+        of_cured = soften(str(tmp_path / "1"), asked_for(place, out=tmp_path / "5", items=70), strengths=[0.9],
+                          ledger=ledger)
+        assert of_cured.cure.tries == 4, "the softened model comes from the same fine-tune"
 
 
 def test_thirds_of_the_layers(place: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from aftertune.ledger import Ledger
 from aftertune.provenance import capture
 from aftertune.report import Results, confirmed_lines, recommendation, write_record
 from aftertune.study import TaskSpec
+from aftertune.study.anchor import ADVISED_ANCHOR
+from aftertune.study.data import ADVISED_ANSWERS
 from aftertune.tuning import read_tuning
 from aftertune.values import Candidate, CheckpointChoice, Cure, Tuning, WatchPoint, plain, restore
 from cli_cases import call
@@ -203,16 +205,34 @@ def test_training_again_is_estimated_from_the_recorded_time(place: Path, tmp_pat
                                             settings={**parent.tuning.settings, "max_steps": None}))
     rate, replay, anchor = retraining(parent)
     assert (rate.option, rate.seconds) == ("--learning-rate 0.01", 1000.0)
-    assert replay.option == "--replay base:400"
+    assert replay.option == f"--replay base:{ADVISED_ANSWERS}"
     assert replay.seconds is not None
-    assert replay.seconds > 1000 * (28 + 400) / 28, "an answer is longer than an example of these data"
-    assert anchor.option == "--anchor kl:0.1"
+    assert replay.seconds > 1000 * (28 + ADVISED_ANSWERS) / 28, "an answer is longer than an example of these data"
+    assert anchor.option == f"--anchor {ADVISED_ANCHOR}"
     assert anchor.seconds is not None
     assert 1000 < anchor.seconds < 3000
     unknown = retraining(replace(parent, tuning=replace(parent.tuning, cost={})))
     assert [way.seconds for way in unknown] == [None, None, None]
     settings = {**parent.tuning.settings, "anchor": "kl:1", "replay": "0" * 64}
     assert len(retraining(replace(parent, tuning=replace(parent.tuning, settings=settings)))) == 1
+
+
+def test_what_is_advised_can_be_done(place: Path, tmp_path: Path) -> None:
+    parent = parent_of(place, tmp_path)
+
+    def options(method: str = "lora", **settings: object) -> list[str]:
+        tuning = replace(parent.tuning, method=method, settings={**parent.tuning.settings, **settings})
+        return [way.option for way in retraining(replace(parent, tuning=tuning))]
+
+    replay, anchor = f"--replay base:{ADVISED_ANSWERS}", f"--anchor {ADVISED_ANCHOR}"
+    assert options()[1:] == [replay, anchor]
+    assert options(learn="all")[1:] == [replay, f"{replay} {anchor}"], "kl has no prompts to count on without replay"
+    assert options(learn="all", replay="0" * 64)[1:] == [anchor]
+    assert options(backend="unsloth")[1:] == [replay], "unsloth can have no anchor"
+    assert options("adapter", checkpoints=[3, 6]) == [], "aftertune checkpoints has no tune command to run again"
+    assert options("lora", trainer="SFTTrainer") == []
+    assert options("of a later version")[1:] == [replay, anchor]
+    assert recommendation(made("failed", ""), ways=False).startswith("recommendation: train again with a lower")
 
 
 # --- The words ---
@@ -250,8 +270,8 @@ def test_the_command_prints_the_table_the_recommendation_and_the_costs(
     assert call(monkeypatch, *words, "--keep", "colours=60") == 0
     shown = capsys.readouterr().out
     for text in ("strength 1 (as tuned)", "step 6", "strength 0.2", "other items of", "7 models were tried",
-                 "recommendation: ", "--learning-rate 0.01: about", "--replay base:400: about",
-                 "--anchor kl:0.1: about"):
+                 "recommendation: ", "--learning-rate 0.01: about", f"--replay base:{ADVISED_ANSWERS}: about",
+                 f"--anchor {ADVISED_ANCHOR}: about"):
         assert text in shown
     assert call(monkeypatch, *words, "--keep", "colours=1", "--budget", "0.001m", "--json") == 1
     found, error = capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ from aftertune.sources import load_model, load_tokenizer, resolve_model
 from aftertune.stats.evidence import paired_evidence
 from aftertune.stats.verdict import ALPHA
 from aftertune.study import DataSpec, LoraSpec, TuneSpec, WatchSpec
+from aftertune.study.anchor import ADVISED_ANCHOR
+from aftertune.study.data import ADVISED_ANSWERS
 from aftertune.tuning import tune
 from aftertune.tuning.early_warning import EarlyWarning, lower_rate
 from aftertune.values import WatchPoint
 from tuning_cases import base_and_data, timeless
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import early_drift
 
 #: A limit that the tiny model exceeds.
 LIMIT = 0.05
@@ -87,7 +93,7 @@ def test_drift_alone_is_told_apart_from_a_loss_of_skill(place: Path) -> None:
     assert found.text.startswith("early warning at step 5 of 60: this recipe will probably forget. drift: "
                                  f"{found.kl:.3f} nats per token on general prompts, more than {LIMIT:g} (")
     assert "which alone is no loss of skill); loss of skill: not measured (--watch hellaswag=200" in found.text
-    for remedy in ("--learning-rate", "--rank 2", "--replay base:200", "--anchor kl:1"):
+    for remedy in ("--learning-rate", "--rank 2", f"--replay base:{ADVISED_ANSWERS}", f"--anchor {ADVISED_ANCHOR}"):
         assert (remedy in found.text) == (remedy != "--rank 2"), remedy
     watched = OtherModel(place, 1.0).found((point(verdict="undecided", delta=-0.005),))
     assert "loss of skill: none is proven yet (hellaswag -0.5 points on 200 items" in watched.text
@@ -103,7 +109,29 @@ def test_what_is_there_already_is_not_suggested(place: Path) -> None:
     assert "--rank" not in found.text
     assert "--replay" not in found.text
     assert "--anchor" not in found.text
-    assert "--rank 8" in OtherModel(place, 1.0, lora=LoraSpec(r=16)).found().text
+    assert "(--rank 8 --alpha 16)" in OtherModel(place, 1.0, lora=LoraSpec(r=16)).found().text, \
+        "the scale alpha / rank stays, so that the steps do not grow"
+
+
+def test_what_is_suggested_can_be_done(place: Path) -> None:
+    def anchor(**settings: Any) -> str:
+        found = [remedy for remedy in early(place, **settings)._remedies(1.0) if remedy.startswith("an anchor")]
+        return "".join(found)
+
+    advised = f"--anchor {ADVISED_ANCHOR}"
+    assert anchor() == f"an anchor ({advised})"
+    assert anchor(learn="all") == f"an anchor (--replay base:{ADVISED_ANSWERS} {advised})"
+    assert anchor(learn="all", replay={"data": "base:5"}) == f"an anchor ({advised})"
+    assert anchor(backend="unsloth") == ""
+    assert anchor(anchor="kl:0") == f"an anchor ({advised})", "a weight of 0 is no anchor"
+    assert "a lower rank (--rank 8)" in early(place, method="vera", lora=LoraSpec(r=16))._remedies(1.0), "no alpha"
+    advice = {"learn": "all", "replay": {"data": f"base:{ADVISED_ANSWERS}"}, "anchor": ADVISED_ANCHOR}
+    assert spec(place, "advised", **advice).anchor == ADVISED_ANCHOR
+
+
+def test_the_stored_table_has_all_recipes() -> None:
+    stored = json.loads(early_drift.STORED.read_text(encoding="utf-8"))
+    assert [(row["method"], row["learning_rate"]) for row in stored] == list(early_drift.RECIPES)
 
 
 @pytest.mark.parametrize(("rate", "kl", "lower"), [

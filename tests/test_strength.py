@@ -133,6 +133,9 @@ def test_thirds_of_the_layers_are_softened_alone() -> None:
     names = [f"model.layers.{n}.mlp.weight" for n in range(6)] + ["model.embed_tokens.weight", "lm_head.weight"]
     found = strengths(names, dict(zip(THIRDS, (0.1, 0.2, 0.3), strict=True)))
     assert [found[name] for name in names] == [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.1, 0.3]
+    upper = [f"model.layers.{n}.mlp.weight" for n in (24, 26, 29)]
+    found = strengths(upper, dict(zip(THIRDS, (0.1, 0.2, 0.3), strict=True)))
+    assert [found[name] for name in upper] == [0.1, 0.2, 0.3], "thirds of the layers that the fine-tune changes"
     with pytest.raises(InputError, match="in 2 layers, which cannot be cut into 3 parts; leave out --by depth"):
         strengths(names[:2], dict.fromkeys(THIRDS, 1.0))
 

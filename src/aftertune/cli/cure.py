@@ -206,7 +206,8 @@ def _print_recommendation(cured: Cured) -> None:
     if cure.confirmed and len(cure.candidates) > 1:
         console.print(Text(f"{len(cure.candidates)} models were tried, and the items that confirm had no part in "
                            "choosing one of them, so their number needs no correction", style="dim"))
-    console.print(Text(recommendation(cure, written=cured.tuning.output if cured.written else ""), style="bold"))
+    console.print(Text(recommendation(cure, written=cured.tuning.output if cured.written else "",
+                                      ways=bool(cured.again)), style="bold"))
     if cured.again:
         console.print("training again, the same tune command with one of these (estimates):")
     for way in cured.again:

@@ -12,10 +12,10 @@ part in every run, with every sample and every cure (`confirms`).
 To confirm that all is kept, each task must rule out a loss beyond its margin, by a one-sided test at 5 %. All of these
 tests must succeed, so they need no correction for their number (intersection-union test, Berger 1982, Technometrics
 24:295). The words of the single tasks are corrected over the tasks, as in a comparison (`aftertune.stats.verdict`).
-Who judges one model after another on the same items until one is confirmed makes a claim that spans all of them. So the
-first model that is judged on these items gets four fifths of the error level of 5 %, and the later ones share the rest
-(`correction`): however many are judged, a cure is claimed falsely in at most 5 % of the cases.
-`benchmarks/cures.py` simulates it.
+Who looks at one model after another until one is confirmed, or at one model with more and more items, makes a claim
+that spans all looks. So the first look gets four fifths of the error level of 5 %, and the later ones share the rest
+(`correction`): however many there are, a cure is claimed falsely in at most 5 % of the cases. `benchmarks/cures.py`
+simulates it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def confirms(label: str) -> bool:
 
 
 def correction(tries: int) -> float:
-    """By what the p-values of the model that is judged as number ``tries`` on the same items are multiplied.
+    """By what the p-values of look number ``tries`` are multiplied.
 
     The levels are 4/5 and then 1 / (5 t (t - 1)) of the whole, whose sum over all t is 1 (Bonferroni with weights).
     """
@@ -126,8 +126,8 @@ def choose(candidates: Sequence[Sequence[WatchPoint]], goal: Goal) -> int | None
 
 
 def confirm(values: Sequence[AskedTask], goal: Goal, *, tries: int = 1, half: Half = "report") -> Confirmation:
-    """Judge the chosen model. values: on items that had no part in the choice. tries: models that were judged on these
-    items so far, with this one.
+    """Judge the chosen model. values: on items that had no part in the choice. tries: looks at models of the same
+    fine-tune so far, with this one.
 
     The outcome is "confirmed" if a loss beyond the margin is ruled out on every task that should be kept (a task on
     which the base only guesses has nothing to lose) and a gain on the target is proven; "failed" if such a loss, or a

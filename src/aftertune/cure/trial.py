@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -187,7 +187,7 @@ def run_trial(trial: Trial, *, ledger: Ledger, progress: Progress | None = None)
         tuning = _record(trial, cure, provenance)
         if number is None:
             return _store(replace(tuning, cure=replace(cure, reason=_none_reason(cure))), ledger)
-        cure = scoring.confirmed(cure, tried[number], folder, _tries(trial, cure, ledger))
+        cure = scoring.confirmed(cure, tried[number], folder, _earlier_looks(trial, ledger))
         tuning, chosen = replace(tuning, cure=cure, provenance=finish(provenance)), candidates[number]
         refused = cure.outcome == "failed" or (trial.request.require_proof and cure.outcome == "open")
         if refused or chosen.result in cure.parents.values():
@@ -305,8 +305,9 @@ class _Scoring:
         """The seconds that all candidates would take as evaluations on their own; 0 where that is not known."""
         return round(sum(self.answering) + len(self.answering) * self.start_up, 1) if self.start_up else 0.0
 
-    def confirmed(self, cure: Cure, chosen: Proposal, folder: Path, tries: int) -> Cure:
-        """The cure with what the items that confirm show of the chosen proposal, and of the fine-tune."""
+    def confirmed(self, cure: Cure, chosen: Proposal, folder: Path, looked: Set[_Look]) -> Cure:
+        """The cure with what the items that confirm show of the chosen proposal, and of the fine-tune. looked: earlier
+        looks."""
         of_name = {p.name: p for p in self.trial.proposals}
         tuned = next((of_name[c.name] for c in cure.candidates if c.result == self.first.result), None)
         self.done, self.total = 0, 2 + (tuned not in (None, chosen))
@@ -314,6 +315,7 @@ class _Scoring:
         base = self.base("report")
         self.evaluated["base"] = self.ledger.find_evaluation(self.started["report"].stored.id)
         self.evaluated[chosen.name], values = self._values(chosen, folder, base, "report")
+        tries = len({*looked, _look(_result(cure), [(v.task, len(v.before)) for v in values])})
         result = confirm(values, self.goal, tries=tries)
         others = values if tuned in (None, chosen) else self._values(tuned, folder, base, "report")[1]
         return replace(cure, outcome=result.outcome, confirmed=result.points, outcomes=result.outcomes, tries=tries,
@@ -472,18 +474,33 @@ def _store(tuning: Tuning, ledger: Ledger) -> Cured:
     return Cured(ledger.save_tuning(tuning), False)
 
 
-def _tries(trial: Trial, cure: Cure, ledger: Ledger) -> int:
-    """How many models of the first parent are judged on these tasks, with the chosen one: earlier cures looked at the
-    same items, so that trying again until one succeeds would claim too much."""
-    result = next(c.result for c in cure.candidates if c.name == cure.chosen)
-    parent, judged = trial.parents[0].result, {result}
-    for tuning in ledger.tunings():
-        earlier = tuning.cure
-        if earlier is None or not earlier.confirmed or parent not in earlier.parents.values():
-            continue
-        if {p.task for p in earlier.confirmed} & {*cure.keep, cure.target}:
-            judged |= {c.result for c in earlier.candidates if c.name == earlier.chosen}
-    return len(judged)
+#: A model that was judged, and the tasks with their numbers of items.
+_Look = tuple[str, tuple[tuple[str, int], ...]]
+
+
+def _look(result: str, items: Iterable[tuple[str, int]]) -> _Look:
+    return result, tuple(sorted(items))
+
+
+def _result(cure: Cure) -> str:
+    """The fingerprint of the chosen model."""
+    return next(c.result for c in cure.candidates if c.name == cure.chosen)
+
+
+def _earlier_looks(trial: Trial, ledger: Ledger) -> set[_Look]:
+    """The looks of all trials at models of the same fine-tunes on these tasks. Trying again until one succeeds, with
+    other models or with more items, would claim too much."""
+    cures = {tuning.id: tuning.cure for tuning in ledger.tunings() if tuning.cure is not None}
+    trained = set(_trained([p.tuning.id for p in trial.parents], cures))
+    names = {task.name for task in trial.request.tasks}
+    return {_look(_result(cure), [(p.task, p.n) for p in cure.confirmed]) for cure in cures.values()
+            if not trained.isdisjoint(_trained(cure.parents, cures)) and names & {p.task for p in cure.confirmed}}
+
+
+def _trained(ids: Iterable[str], cures: Mapping[str, Cure]) -> Iterator[str]:
+    """The ids of the trained fine-tunes that these come from; a cured one comes from others."""
+    for tuning in ids:
+        yield from _trained(cures[tuning].parents, cures) if tuning in cures else [tuning]
 
 
 def _finished(trial: Trial) -> Tuning | None:

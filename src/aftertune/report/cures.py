@@ -56,8 +56,9 @@ def confirmed_lines(cure: Cure) -> list[str]:
                      f"{fmt.percent(point.tuned)}, {_change(point)} points, {VERDICT_LABELS[point.verdict]}: "
                      f"{_OUTCOMES[cure.outcomes[point.task]]}{beside}")
     if cure.tries > 1:
-        lines.append(f"{cure.tries} models of this fine-tune were judged on these tasks so far; the claims are "
-                     "corrected, so that the error level of 5 % covers all of them")
+        lines.append(f"this is look {cure.tries} at models of this fine-tune on these tasks (another model or another "
+                     "number of items is another look); the claims are corrected, so that the error level of 5 % "
+                     "covers all of them")
     lines += _skipped_lines(cure)
     state = {"confirmed": "confirmed", "open": "not proven", "failed": "nothing to hand on"}[cure.outcome]
     return [*lines, f"{state}: {fmt.visible(cure.reason, 600)}"]
@@ -71,15 +72,17 @@ def _skipped_lines(cure: Cure) -> list[str]:
     return [f"not tried: {', '.join(names)} ({fmt.visible(reason, 300)})" for reason, names in by_reason.items()]
 
 
-def recommendation(cure: Cure, *, written: str = "") -> str:
-    """What to do after a cure, in one sentence. written: the folder with the chosen model, "" if none was written."""
+def recommendation(cure: Cure, *, written: str = "", ways: bool = True) -> str:
+    """What to do after a cure, in one sentence. written: the folder with the chosen model, "" if none was written.
+    ways: whether ways to train again follow."""
     chosen = next((c for c in cure.candidates if c.name == cure.chosen), None)
     as_tuned = chosen is not None and chosen.result in cure.parents.values()
     more = "ask again with more --items to decide what is open"
     if cure.outcome == "failed" or chosen is None:
         budget = any("budget" in reason for reason in cure.skipped.values())
         first = "first give a larger --budget, because not everything was tried; else " if budget else ""
-        return f"recommendation: {first}train again in one of the ways below; no cure without training is good enough"
+        how = "in one of the ways below" if ways else "with a lower learning rate, replay or an anchor"
+        return f"recommendation: {first}train again {how}; no cure without training is good enough"
     if cure.outcome == "confirmed":
         return "recommendation: keep the fine-tune as it is; what you named is kept" if as_tuned else \
             f"recommendation: use {written} ({fmt.visible(cure.chosen)}) instead of the fine-tune"

@@ -1,6 +1,6 @@
-"""Defines how a fine-tune is kept near its base: ``--anchor kl:0.1`` or ``--anchor l2:0.01``.
+"""Defines how a fine-tune is kept near its base: ``--anchor kl:1`` or ``--anchor l2:0.01``.
 
-    anchor = AnchorSetting.parse("kl:0.1")       AnchorSetting(kind="kl", weight=0.1)
+    anchor = AnchorSetting.parse("kl:1")         AnchorSetting(kind="kl", weight=1.0)
     anchor.refusal("lora")                       "": the method can have it
 
 ``kl`` adds the divergence of the model's token probabilities from those of its base to the loss, ``l2`` the squared
@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aftertune.methods import METHODS
+from aftertune.study.data import ADVISED_ANSWERS
 
-_ALLOWED = "write kl:WEIGHT or l2:WEIGHT with a weight of 0 or more, for example kl:0.1"
+#: The anchor that is advised against forgetting.
+ADVISED_ANCHOR = "kl:1"
+_ALLOWED = f"write kl:WEIGHT or l2:WEIGHT with a weight of 0 or more, for example {ADVISED_ANCHOR}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +60,14 @@ class AnchorSetting:
 def normalized(text: str) -> str:
     """An anchor in its shortest form. Raises ValueError as `AnchorSetting.parse`."""
     return str(AnchorSetting.parse(text))
+
+
+def advised_anchor(*, learn: str, replayed: bool, backend: str) -> str:
+    """The options of ``tune`` that add the advised anchor to a training without one; "" where it can have none.
+
+    replayed: it has replay. Without replay the anchor counts on the prompts, so a training that learns them needs it.
+    """
+    if backend == "unsloth":
+        return ""
+    replay = f"--replay base:{ADVISED_ANSWERS} " if learn == "all" and not replayed else ""
+    return f"{replay}--anchor {ADVISED_ANCHOR}"

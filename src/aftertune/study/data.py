@@ -2,7 +2,7 @@
 
     DataSpec(file="orders.jsonl", examples=200)
     ReplaySpec(data="general.jsonl", share=0.2)          other data: a fifth of the mixture
-    ReplaySpec(data="base:400")                          400 answers that the base itself writes
+    ReplaySpec(data="base:200")                          200 answers that the base itself writes
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pydantic import Field, model_validator
 
 from aftertune.study.fields import Flag, Positive, Share, Spec
 
+#: Answers of the base whose replay is advised against forgetting.
+ADVISED_ANSWERS = 200
 #: Endings of data files; a name without one may be a data set of the Hub.
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 #: Data sets of the Hub that have a short name here.

@@ -33,6 +33,7 @@ from aftertune.errors import InputError
 from aftertune.methods import METHODS
 from aftertune.sources.adapter_loading import without_adapter
 from aftertune.study.anchor import AnchorSetting
+from aftertune.study.data import ADVISED_ANSWERS
 from aftertune.tuning.batching import ANCHORED, Batch, BatchLayout, Predictions, rows_with
 from aftertune.tuning.tokenize import IGNORED, EncodedRow
 
@@ -178,7 +179,7 @@ def make_anchor(setting: AnchorSetting | None, model: Any, method: str, rows: Se
     anchor = KlAnchor(setting, model, method, replayed=any(row.replayed for row in rows))
     if not any(any(anchor.row(row)[ANCHORED]) for row in rows):
         raise InputError(f"--anchor {setting}: the rows have no prompts on which the base and the model could be "
-                         "compared; add replay (--replay base:200, or --replay FILE)")
+                         f"compared; add replay (--replay base:{ADVISED_ANSWERS}, or --replay FILE)")
     return anchor
 
 

@@ -29,6 +29,8 @@ from aftertune.engine.divergence import Continuation, Distribution, distribution
 from aftertune.engine.scorer import text_config
 from aftertune.engine.tokenize import context_length
 from aftertune.methods import METHODS
+from aftertune.study.anchor import AnchorSetting, advised_anchor
+from aftertune.study.data import ADVISED_ANSWERS
 from aftertune.tuning.general_prompts import drift_prompts
 from aftertune.values import WatchPoint
 
@@ -126,12 +128,21 @@ class EarlyWarning:
         if not method.adapter:
             found.append("an adapter (--method lora)")
         elif "r" in method.settings and method.size == "rank" and spec.lora.r > 4:
-            found.append(f"a lower rank (--rank {spec.lora.r // 2})")
+            found.append(_lower_rank(spec))
         if spec.replay is None:
-            found.append("replay (--replay base:200)")
-        if spec.anchor is None:
-            found.append("an anchor (--anchor kl:1)")
+            found.append(f"replay (--replay base:{ADVISED_ANSWERS})")
+        anchor = advised_anchor(learn=spec.learn, replayed=spec.replay is not None, backend=spec.backend)
+        if anchor and AnchorSetting.active(spec.anchor) is None:
+            found.append(f"an anchor ({anchor})")
         return found
+
+
+def _lower_rank(spec: TuneSpec) -> str:
+    """Half the rank. LoRA's change is multiplied by alpha / rank, so a lower rank alone would make its steps larger."""
+    rank, lora = spec.lora.r // 2, spec.lora
+    if "alpha" not in METHODS[spec.method].settings:
+        return f"a lower rank (--rank {rank})"
+    return f"a lower rank, and --alpha lowered in step (--rank {rank} --alpha {lora.alpha * rank / lora.r:g})"
 
 
 def lower_rate(rate: float, kl: float) -> float:

@@ -50,9 +50,6 @@ from aftertune.values import ExportedModel, ModelIdentity, Tuning, from_json, pl
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
-if TYPE_CHECKING:
-    from aftertune.ledger import Ledger
-
 # --- Merging an adapter into its base ---
 
 #: The folder of the merged weights, in the output folder.

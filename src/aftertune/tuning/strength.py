@@ -98,25 +98,27 @@ def write_softened(files: FineTuneFiles, parts: Mapping[str, float], out: Path) 
 
 
 def strengths(names: Sequence[str], parts: Mapping[str, float]) -> dict[str, float]:
-    """The strength of each tensor. The layers are cut into thirds by the first number in the names; what comes before
-    them (embeddings) belongs to the lower third, and what comes after them to the upper one."""
+    """The strength of each tensor. The layers that occur, in the order of the first number in the names, are cut into
+    thirds; what comes before them (embeddings) belongs to the lower third, and what comes after them to the upper one.
+    """
     if set(parts) == {WHOLE}:
         return dict.fromkeys(names, parts[WHOLE])
     layer = {name: int(match[1]) if (match := _LAYER.search(name)) else None for name in names}
-    count = 1 + max((n for n in layer.values() if n is not None), default=0)
+    rank = {n: k for k, n in enumerate(sorted({n for n in layer.values() if n is not None}))}
+    count = len(rank)
     if count < len(THIRDS):
-        raise InputError(f"the fine-tune changes weights in {count} layer{'s' * (count > 1)}, which cannot be cut into "
-                         f"{len(THIRDS)} parts; leave out --by depth")
-    return {name: parts[_third(name, n, count)] for name, n in layer.items()}
+        raise InputError(f"the fine-tune changes weights in {count} layer{'s' * (count != 1)}, which cannot be cut "
+                         f"into {len(THIRDS)} parts; leave out --by depth")
+    return {name: parts[_third(name, None if n is None else rank[n], count)] for name, n in layer.items()}
 
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
-def _third(name: str, layer: int | None, count: int) -> str:
-    if layer is None:
+def _third(name: str, rank: int | None, count: int) -> str:
+    if rank is None:
         return THIRDS[0] if name.endswith(EMBEDDINGS) else THIRDS[-1]
-    return THIRDS[len(THIRDS) * layer // count]
+    return THIRDS[len(THIRDS) * rank // count]
 
 
 # --- Files, tensor by tensor ---

@@ -126,11 +126,12 @@ class Cure:
     kind: "soften", "blend" or "cure" (both, and kept checkpoints). parents: id of each fine-tune -> fingerprint of its
     model. keep: margin of each task that should be kept, in points. target: the task that shows what was learned, ""
     without one. chosen: name of a candidate, "" if none may be chosen. confirmed: the chosen candidate on the items
-    that had no part in the choice; tuned: the first parent on the same items. outcomes: by task. tries: models of the
-    same parents that were judged on these tasks so far, with the chosen one; the claims are corrected for it. reason: a
-    sentence. seconds: of scoring each candidate, with writing and loading it; alone: estimate of the same as
-    evaluations of their own, 0 where the base was answered from the ledger. base: id of the base's evaluation on the
-    items that choose. skipped: models that were left out, by name, with the reason (no time in the budget, damaged).
+    that had no part in the choice; tuned: the first parent on the same items. outcomes: by task. tries: looks at models
+    of the same parents on these tasks so far, with this one; the same model on another number of items is another look.
+    The claims are corrected for it. reason: a sentence. seconds: of scoring each candidate, with writing and loading
+    it; alone: estimate of the same as evaluations of their own, 0 where the base was answered from the ledger. base: id
+    of the base's evaluation on the items that choose. skipped: models that were left out, by name, with the reason (no
+    time in the budget, damaged).
     """
 
     kind: str
