@@ -78,7 +78,7 @@ class _Ledgers:
 def _imports(folder: Path, path: Path, file: Path | None = None) -> Callable[[bytes], Iterable[str]]:
     """Reads the results at ``path`` as import does, after ``file`` (default: the same) got the bytes. One of `_STORED`
     files is stored in a ledger, and one of `_AUDITED` is audited, because these take longer than the rest."""
-    from aftertune.cli.audit import as_object
+    from aftertune.api.objects import audit_object
     from aftertune.exchange import audit, import_results, importing
     from aftertune.exchange.discovery import discover
     from aftertune.exchange.markdown_record import read_record
@@ -100,7 +100,7 @@ def _imports(folder: Path, path: Path, file: Path | None = None) -> Callable[[by
         (file or path).write_bytes(data)
         notes = notes_of(data)
         if file is None and len(data) % _AUDITED == 0:
-            as_object(audit(path))
+            audit_object(audit(path))
         return notes
 
     return read

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from aftertune.cli.compare import as_object
+from aftertune.api.objects import comparison_object
 from aftertune.comparison import compare
 from aftertune.comparison.gate import gate
 from aftertune.errors import InputError
@@ -245,5 +245,5 @@ def test_terminal_sentences_and_data(three: Ledger) -> None:
     assert "Primary Metrics" in text
     sentence = next(o.text for o in observations([comparison]) if o.lead == "Forgetting")
     assert "; the average of 3 tasks (" in sentence
-    row = next(r for r in json.loads(json.dumps(as_object(comparison)))["rows"] if r["average_of"])
+    row = next(r for r in json.loads(json.dumps(comparison_object(comparison)))["rows"] if r["average_of"])
     assert (row["task"], row["metric"], row["average_of"]) == ("average", "mean", ["a", "b", "c"])

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import aftertune
 import report_cases as cases
-from aftertune.cli.compare import as_object
+from aftertune.api.objects import comparison_object
 from aftertune.report import (
     as_csv,
     as_json,
@@ -108,7 +108,7 @@ def test_the_page_shows_its_columns() -> None:
 
 def test_compare_and_export_have_the_same_keys() -> None:
     keys = [c.key for c in columns("json")]
-    compared = json.loads(json.dumps(as_object(COMPARISON)))["rows"]
+    compared = json.loads(json.dumps(comparison_object(COMPARISON)))["rows"]
     exported = json.loads(as_json(comparison_export(COMPARISON, "json")))["rows"]
     head, *rows = csv.reader(io.StringIO(as_csv(comparison_export(COMPARISON, "csv"))))
     assert head == keys == [c.key for c in columns("csv")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aftertune.cli.compare import as_object
+from aftertune.api.objects import comparison_object
 from aftertune.comparison import compare
 from aftertune.comparison.gate import gate
 from aftertune.ledger import Ledger
@@ -46,7 +46,7 @@ def test_rows_data_and_terminal(compared: tuple[Results, dict[str, Comparison], 
     own = [r for r in comparison.rows if not r.average_of]
     assert {r.task: r.verdict for r in own} == {f"t_{v}": v for v in CASES}
     assert {r.task: r.told for r in own} == {f"t_{v}": word for v, word in labels.items()}
-    rows = json.loads(json.dumps(as_object(comparison), default=str))["rows"]
+    rows = json.loads(json.dumps(comparison_object(comparison), default=str))["rows"]
     assert {(r["verdict"], r["label"]) for r in rows} == set(labels.items())
     console = Console(width=160, record=True, file=StringIO())
     console.print(terminal_table(comparison, width=160))

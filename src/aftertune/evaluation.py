@@ -522,7 +522,8 @@ _VAGUE = re.compile(r"(checkpoint|global_step|step|epoch)s?[-_]?\d*|final|last|b
 def _names(identity: ModelIdentity) -> Iterator[str]:
     """Short names, the best first: the last part of the source, with that of the adapter's folder; then with more of
     the folders above (``runs/a/checkpoint-500`` is ``a-checkpoint-500``)."""
-    source, adapter = (_parts(s) for s in (identity.source.removeprefix("package:"), identity.adapter_source or ""))
+    source, adapter = (_parts(s.removeprefix("package:").removeprefix("memory:"))
+                       for s in (identity.source, identity.adapter_source or ""))
     kind = f"@{identity.quantization}" if identity.quantization else ""
     for more in range(max(len(source), len(adapter), 1)):
         name = _joined(source, 0 if adapter else more).removesuffix(".gguf") + kind

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from transformers import Trainer, TrainerCallback
 
-from aftertune.callbacks.live_evaluation import LiveAnswers, LiveEvaluations
+from aftertune.callbacks.live_evaluation import SETTINGS, LiveAnswers, LiveEvaluations
 from aftertune.callbacks.training_record import begun_tuning, stored_tuning
 from aftertune.errors import AftertuneError, InputError, nearest
 from aftertune.forgetting_watch import primary_values, print_line, refuse_own_unit, watch_point
@@ -40,9 +40,6 @@ from aftertune.tuning.callbacks import evaluation_mode, step_metrics
 from aftertune.values import Tuning, WatchPoint
 
 When = int | Literal["evaluate", "save"]
-#: Settings of an evaluation that make sense for a model in memory.
-SETTINGS = ("apply_chat_template", "template_date", "system_instruction", "fewshot_as_multiturn", "enable_thinking",
-            "think_end_token", "gen_kwargs", "engine", "include_path", "allow_task_code", "memory", "task_source")
 #: The name under which the trainer's state keeps the id of the tuning.
 STATE = "aftertune"
 

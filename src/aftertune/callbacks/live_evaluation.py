@@ -9,6 +9,8 @@ of the weights, without the trainer's autocast. An evaluation that is in the led
 
 They leave the model as it was: which parameters are trained and the number of threads are put back. The caller puts the
 model in evaluation mode.
+
+    evaluate_model(model, tokenizer, spec, ledger)        of any model in memory, as it is now
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,18 @@ from aftertune.evaluation import EvaluationRun
 from aftertune.harness.evaluated import live_model
 from aftertune.ledger import Ledger
 from aftertune.sources.adapter_loading import without_adapter
-from aftertune.sources.live import LiveBase, is_peft, live_base, live_identity, restores_the_base
+from aftertune.sources.live import (
+    LiveBase,
+    adapters_off,
+    foreign_hooks,
+    is_peft,
+    live_base,
+    live_identity,
+    restores_the_base,
+)
 from aftertune.study import EvalSpec
 from aftertune.tasks import LoadedTask
-from aftertune.values import Answer, ModelIdentity
+from aftertune.values import Answer, Evaluation, ModelIdentity, Progress, digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +123,82 @@ class LiveEvaluations:
                              "first run, or train from step 0")
 
 
+#: Settings of an evaluation that make sense for a model in memory, beside its tasks and its name.
+SETTINGS = ("apply_chat_template", "template_date", "system_instruction", "fewshot_as_multiturn", "enable_thinking",
+            "think_end_token", "gen_kwargs", "engine", "include_path", "allow_task_code", "memory", "task_source")
+#: How the source of a model or adapter that no folder holds begins.
+MEMORY = "memory:"
+
+
+def evaluate_model(model: Any, tokenizer: Any, spec: EvalSpec, ledger: Ledger, progress: Progress | None = None
+                   ) -> Evaluation:
+    """Evaluate a model of transformers or PEFT in memory, as it is now. spec: the settings; its model is not read.
+
+    The model is left as it was: training mode, parameters, dtype, device, hooks and random numbers. Raises InputError
+    for a model whose fingerprint would not be honest.
+    """
+    import torch
+
+    from aftertune.tuning.callbacks import evaluation_mode
+
+    _check_whole(model)
+    threads = torch.get_num_threads()
+    with evaluation_mode(model), without_autocast(model):
+        base = live_base(model, text_tokenizer(tokenizer))
+        identity, note = identify_in_memory(model, base)
+        base.tokenizer.notes = (*getattr(base.tokenizer, "notes", ()), note)
+        spec = spec.model_copy(update={"threads": spec.threads or threads})
+        try:
+            return EvaluationRun(spec, ledger, progress, live=live_model(spec, model, base, identity)).run()
+        finally:
+            torch.set_num_threads(threads)
+
+
+def identify_in_memory(model: Any, base: LiveBase) -> tuple[ModelIdentity, str]:
+    """The identity of a model in memory, and a note that says what it is made from."""
+    identity, note = base.identity, "the model was in memory; its tensors are those of its files"
+    if base.source is None:
+        identity = replace(identity, source=f"{MEMORY}{type(_inner(model)).__name__}")
+        note = "the model was in memory, and no folder holds it: it is identified by its tensors"
+    if is_peft(model) and not adapters_off(model):
+        name = MEMORY + "+".join(model.active_adapters)
+        identity = live_identity(model, replace(base, identity=identity), name, several=True)
+        note = ("the model was in memory: its adapter is identified by its tensors, "
+                + ("and its base too" if base.source is None else "its base by its files"))
+    hooks = foreign_hooks(model)
+    if hooks:
+        identity = replace(identity, weights=digest([identity.weights, {"hooks": hooks}]))
+        note += f"; {len(hooks)} hooks can change what it computes ({', '.join(hooks[:3])})"
+    return identity, note
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if is_peft(model) else model
+
+
+def _check_whole(model: Any) -> None:
+    """Raise InputError for a model that is not whole on one device, or has adapters that PEFT does not show."""
+    if not hasattr(model, "config") or not hasattr(model, "state_dict"):
+        raise InputError(f"the model is a {type(model).__name__}; allowed are an id, a folder, and a model of "
+                         "transformers or PEFT")
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    if len(places) > 1 or "meta" in str(model.device):
+        raise InputError("the model is split between devices, or has no weights yet; load it on one device, or "
+                         "give its id or folder")
+    if not is_peft(model) and getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError("the model has adapters that were added with add_adapter or load_adapter, which its weights "
+                         "do not show; load them with peft.PeftModel.from_pretrained(model, FOLDER), and give that")
+
+
 def text_tokenizer(processing: Any) -> Any:
-    """The tokenizer of a trainer's ``processing_class``, which may be a processor of images and texts.
+    """The tokenizer in a trainer's ``processing_class``, or as given, which may be a processor of images and texts.
 
     Raises InputError if there is none.
     """
     tokenizer = getattr(processing, "tokenizer", processing)
     if not hasattr(tokenizer, "get_vocab"):
-        raise InputError("the trainer has no tokenizer, which the watch needs to ask its questions; give it one: "
-                         "Trainer(…, processing_class=tokenizer)")
+        raise InputError(f"a tokenizer is needed to ask the questions, found {type(processing).__name__}; give one: "
+                         "Trainer(…, processing_class=tokenizer), or evaluate(model, …, tokenizer=tokenizer)")
     return tokenizer
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aftertune.cli.console import emit, jsonable
+from aftertune.api.objects import audit_object
+from aftertune.cli.console import emit
 from aftertune.cli.options import JsonFlag
 from aftertune.cli.streams import rich_console
 
@@ -39,27 +40,11 @@ def audit(
 
     result = run(file)
     if as_json:
-        emit(as_object(result))
+        emit(audit_object(result))
     else:
         show(result)
     if strict and not result.ok:
         raise typer.Exit(1)
-
-
-def as_object(result: Audit) -> dict[str, Any]:
-    """The audit as ``audit --json`` prints it."""
-    from aftertune.exchange import pairing_text
-
-    values = [{"model": c.row.model, "task": c.row.task, "metric": c.row.metric, "filter": c.row.filter,
-               "value": c.row.value_text, "stderr": c.row.stderr_text, "n": c.row.n, "n_source": c.row.n_source,
-               "mark": c.mark, "value_ok": c.value_ok, "stderr_ok": c.stderr_ok, "counts": list(c.counts[:20]),
-               "power": c.power, "text": c.text} for c in result.checks]
-    claims = [{"base": c.base, "tuned": c.tuned, "task": c.task, "metric": c.metric, "filter": c.filter,
-               "difference": c.difference, "z": c.z, "p": c.p, "p_holm": c.p_holm, "p_every_pairing": c.p_every,
-               "same_section": c.family, "status": c.status, "pairing": c.pairing, "pairing_text": pairing_text(c)}
-              for c in result.claims]
-    return {"source": result.source, "ok": result.ok, "values": values, "claims": claims,
-            "findings": jsonable(result.findings)}
 
 
 def show(result: Audit) -> None:

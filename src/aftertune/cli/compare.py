@@ -12,10 +12,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aftertune.api.objects import comparison_object, gate_object, refusal_object
 from aftertune.cli.console import emit, jsonable, margin_error
 from aftertune.cli.options import Common, Force, JsonFlag, StoredEvaluation
 from aftertune.cli.streams import rich_console
@@ -79,7 +80,7 @@ def compare(
         comparisons = over_fine_tunes(comparisons)
     if as_json:
         shown = iter(comparisons)
-        values = [as_object(c := next(shown), drifts[c.id]) if value is None else value for value in objects]
+        values = [comparison_object(c := next(shown), drifts[c.id]) if value is None else value for value in objects]
         emit(values[0] if len(values) == 1 else {"comparisons": values})
     else:
         _show_all(comparisons, details, words, drifts)
@@ -165,45 +166,6 @@ def _show_all(comparisons: list[Comparison], details: bool, words: Mapping[str, 
     if len(comparisons) > 1:
         lines = (Text(line) for line in study_lines(Results(comparisons=comparisons)))
         rich_console().print(Text(), *lines, Text(), terminal_summary(comparisons), sep="\n")
-
-
-def as_object(comparison: Comparison, drift: Drift | None = None) -> dict[str, object]:
-    """The comparison as ``compare --json`` prints it. drift: of the two models, where it was measured."""
-    from aftertune.report import as_objects, comparison_export, headline, watermark
-
-    rows = [{**row, "told": r.told, "ci": [r.low, r.high]}  # the names of version 0.1 for label, and for low and high
-            for row, r in zip(as_objects(comparison_export(comparison, "json")), comparison.rows, strict=True)]
-    return {"comparison": comparison.id, "base": comparison.base_name, "tuned": comparison.tuned_name,
-            "headline": jsonable(headline(comparison)), "comparable": comparison.comparable,
-            "forced": comparison.forced,
-            "watermark": watermark(comparison) or None, "rules": comparison.rules,
-            "lineage": comparison.lineage, "relation": comparison.relation or None, "common": comparison.common,
-            "rows": rows, "held_out": jsonable(comparison.held_out), "forms": jsonable(comparison.forms),
-            "changes": changes_object(comparison), "drift": drift and drift_object(drift),
-            "differences": jsonable(comparison.differences)}
-
-
-def drift_object(drift: Drift) -> dict[str, Any]:
-    """A drift measurement for programs, without its texts."""
-    return {"id": drift.id, "dtype": drift.dtype, "device": drift.device, "prompts": drift.prompts,
-            "tokens": drift.tokens, "seed": drift.seed, "notes": list(drift.notes),
-            "groups": [{"name": group.name, "n": len(group.texts), "tokens": group.tokens, "kl": group.kl,
-                        "low": group.low, "high": group.high, "moved": group.moved, "changed": group.changed,
-                        "random_kl": group.random_kl, "beyond_random": group.beyond_random}
-                       for group in drift.groups]}
-
-
-def changes_object(comparison: Comparison) -> dict[str, Any] | None:
-    """What changed beside right and wrong, as ``compare --json`` prints it; None where it was not computed."""
-    changes = comparison.changes
-    if changes is None:
-        return None
-    return {**jsonable(changes), "no_effect": changes.no_effect or None, "moved": changes.moved, "tests": changes.tests}
-
-
-def refusal_object(error: NotComparable, base: str, tuned: str) -> dict[str, object]:
-    """A refused comparison as ``--json`` prints it."""
-    return {"base": base, "tuned": tuned, "comparable": False, "rows": [], "differences": jsonable(error.differences)}
 
 
 def flips(
@@ -334,17 +296,3 @@ def _drops(texts: list[str]) -> dict[str, float]:
             raise InputError(f"--max-drop {task}: given twice ({drops[task]:g} and {points}); each task has one limit")
         drops[task] = number(points)
     return drops
-
-
-def gate_object(comparison: Comparison, lines: tuple[GateLine, ...]) -> dict[str, Any]:
-    """A gate as ``gate --json`` prints it."""
-    from aftertune.report import gate_reason, headline, unit_name
-
-    return {"passed": not any(line.failed for line in lines), "base": comparison.base_name,
-            "tuned": comparison.tuned_name, "headline": jsonable(headline(comparison)), "comparable": True,
-            "lineage": comparison.lineage, "no_effect": (comparison.changes and comparison.changes.no_effect) or None,
-            "limits": [{"task": line.task, "limit": line.limit, "unit": unit_name(line.row),
-                        "outcome": line.outcome, "failed": line.failed,
-                        "n": line.row.n, "stopped_of": line.row.stopped_of, "delta": line.row.delta,
-                        "ci": [line.row.low, line.row.high], "p_adjusted": line.row.p_adjusted,
-                        "p_no_drop": line.row.p_no_drop, "reason": gate_reason(line)} for line in lines]}

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from aftertune.api.objects import jsonable as jsonable
 from aftertune.cli.other_tools import advice
 from aftertune.cli.streams import discard, rich_console, safe_streams
 from aftertune.errors import AftertuneError, InputError, StorageError
@@ -148,16 +149,6 @@ def margin_error(margin: str, alternative: str = "") -> InputError:
 def emit(value: Any) -> None:
     """Print one JSON object on stdout. Numbers that are not finite, such as an overflowed perplexity, become null."""
     print(escape_hidden(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)))
-
-
-def jsonable(value: Any) -> Any:
-    """A value of `aftertune.values`, or a structure of them, as dicts, lists and scalars.
-
-    Numbers that are not finite become None.
-    """
-    from pydantic_core import from_json, to_json
-
-    return from_json(to_json(value, inf_nan_mode="null"))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aftertune.cli.console import emit, jsonable, progress
+from aftertune.api.objects import drift_texts_object
+from aftertune.cli.console import emit, progress
 from aftertune.cli.options import JsonFlag, option_of
 from aftertune.cli.streams import rich_console
 from aftertune.study import EvalSpec
@@ -43,7 +44,6 @@ def drift(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure how far TUNED moved from BASE: the KL divergence on the base's own texts. No benchmark is needed."""
-    from aftertune.cli.compare import drift_object
     from aftertune.drift import DriftOptions, measure_drift
     from aftertune.ledger import Ledger
 
@@ -51,10 +51,7 @@ def drift(
     with Ledger() as ledger, progress() as update:
         measured = measure_drift(base, tuned, options, ledger=ledger, progress=update)
     if as_json:
-        value = drift_object(measured)
-        groups = [{**shown, "texts": jsonable(group.texts)}
-                  for shown, group in zip(value["groups"], measured.groups, strict=True)]
-        emit({**value, "base": measured.base.source, "tuned": tuned, "groups": groups})
+        emit({**drift_texts_object(measured), "tuned": tuned})
     else:
         show_drift(measured, tuned)
 

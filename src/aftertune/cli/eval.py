@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aftertune.api.objects import comparison_object, evaluation_object
 from aftertune.cli.console import emit, margin_error, progress
 from aftertune.cli.options import Given, JsonFlag, TakeOver, comma_separated, with_options
 from aftertune.cli.streams import rich_console
@@ -96,7 +97,7 @@ def _decide(spec: EvalSpec, against: str, early: Given[EarlySpec], adapters: int
     with Ledger(take_over=take_over) as ledger, progress() as update:
         decided = until_decided(spec, against, stopping, ledger=ledger, progress=update)
     if as_json:
-        emit({**as_object(decided.tuned), "comparison": compare.as_object(decided.comparison)})
+        emit({**evaluation_object(decided.tuned), "comparison": comparison_object(decided.comparison)})
         return
     show([decided.tuned], as_json=False)
     compare.show(decided.comparison)
@@ -125,7 +126,7 @@ def _task_file(text: str) -> tuple[str, Path]:
 def show(evaluations: list[Evaluation], as_json: bool) -> None:
     """Print the scores as tables, or as one JSON object, which has a list if there are several evaluations."""
     if as_json:
-        objects = [as_object(e) for e in evaluations]
+        objects = [evaluation_object(e) for e in evaluations]
         emit(objects[0] if len(objects) == 1 else {"evaluations": objects})
         return
     from rich.text import Text
@@ -138,15 +139,3 @@ def show(evaluations: list[Evaluation], as_json: bool) -> None:
         rich_console().print(Text.assemble("evaluation ", (evaluation.id, "bold"), run))
         for warning in evaluation.warnings:
             rich_console().print(Text.assemble(("note", "yellow"), f" {warning}"))
-
-
-def as_object(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as ``eval --json`` prints it."""
-    seconds = evaluation.provenance.seconds if evaluation.provenance else None
-    return {"evaluation": evaluation.id, "model": evaluation.model,
-            "scores": [{"task": s.task, "metric": s.metric, "filter": s.filter, "value": s.value,
-                        "stderr": s.stderr, "n": s.n, "n_total": evaluation.total(s.task),
-                        "stopped_early": evaluation.stopped(s.task) is not None}
-                       for s in evaluation.scores],
-            "early": evaluation.early,
-            "seconds": seconds, "warnings": list(evaluation.warnings), "engine": evaluation.engine_note}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aftertune.api.objects import import_object
 from aftertune.cli.console import emit, jsonable
 from aftertune.cli.options import JsonFlag, TakeOver
 from aftertune.cli.streams import rich_console
@@ -345,16 +346,6 @@ def import_(
         more = f" (and {len(failed) - 1} more, listed above)" if len(failed) > 1 else ""
         raise InputError(f"{len(failed)} of {len(imports)} results files could not be read, the others were imported: "
                          f"{failed[0].error}{more}")
-
-
-def import_object(result: ImportedResult) -> dict[str, Any]:
-    """An import as ``import --json`` prints it."""
-    evaluation = result.evaluation
-    return {"source": result.source, "evaluation": evaluation.id if evaluation else None,
-            "name": evaluation.name if evaluation else None, "new": result.new, "notes": list(result.notes),
-            "error": result.error or None,
-            "reported": sum(r.planned is None for r in result.reported),
-            "planned": sum(r.planned is not None for r in result.reported)}
 
 
 def _show_import(result: ImportedResult) -> None:

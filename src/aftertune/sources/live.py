@@ -5,8 +5,13 @@
                                                that of `fingerprint_model` after ``model.save_pretrained("out/…")``
 
 A base that was loaded from files which are on this machine has the identity of these files if every tensor in memory
-equals the stored one in the dtype of the model. Another one (in 4 bits, changed, or with files that are gone) is
-identified by the tensors in memory. An adapter is identified by what PEFT would save.
+equals the stored one in the dtype of the model, and the config in memory is the stored one. Another one (in 4 bits,
+changed, or with files that are gone) is identified by the tensors in memory. An adapter is identified by what PEFT
+would save, and by what the saved file would not show: a scale that was set in memory, layers that are merged or
+switched off, and several adapters that are active at once.
+
+What is not among the tensors cannot be seen, such as a forward function that was replaced. Hooks are named
+(`foreign_hooks`), because they can change what the model computes.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -79,21 +85,24 @@ def live_base(model: Any, tokenizer: Any) -> LiveBase:
     return LiveBase(_whole_identity(inner, tensors, name, _tokenizer_digest(tokenizer)), copy.deepcopy(tokenizer))
 
 
-def live_identity(model: Any, base: LiveBase, name: str) -> ModelIdentity:
+def live_identity(model: Any, base: LiveBase, name: str, *, several: bool = False) -> ModelIdentity:
     """The identity of a model that was made from ``base``. name: the folder in which it would be saved.
 
-    Raises InputError for a PEFT model of which not exactly one adapter is active.
+    several: also identify a model of which several adapters are active at once. Raises InputError for one of which none
+    is, and without ``several`` for more than one.
     """
     if not is_peft(model):
         return _whole_identity(model, saved_tensors(model), name, base.identity.tokenizer)
     active = list(model.active_adapters)
-    if len(active) != 1:
+    if len(active) != 1 and not (several and active):
         raise InputError(f"{len(active)} adapters of the model are active ({', '.join(active)}), but a checkpoint is "
                          "read with one; activate one with model.set_adapter(NAME)")
     with tempfile.TemporaryDirectory() as folder, quiet():
         model.save_pretrained(folder, selected_adapters=active)
-        where = Path(folder) if active == ["default"] else Path(folder) / active[0]
-        adapter = fingerprint_adapter(where)
+        saved = [fingerprint_adapter(Path(folder) / ("" if n == "default" else n)) for n in active]
+    adapter = saved[0] if len(saved) == 1 else digest(["active at once", saved])
+    if state := adapter_state(model):
+        adapter = digest([adapter, state])
     identity = replace(base.identity, adapter=adapter, adapter_source=name)
     if (kept := _kept_dtype(model)) is not None:  # read from files, an adapter on such a base is in float32
         identity = replace(identity, adapter=digest([adapter, {"computed in": kept}]))
@@ -101,6 +110,63 @@ def live_identity(model: Any, base: LiveBase, name: str) -> ModelIdentity:
         weights = digest_tensors(_stored(saved_tensors(model.get_base_model())))
         identity = replace(identity, weights=weights)
     return identity
+
+
+def adapters_off(model: Any) -> bool:
+    """Whether a PEFT model computes what its base does, because every layer of its adapters is switched off."""
+    layers = list(_adapter_layers(model))
+    return bool(layers) and all(layer.disable_adapters or not layer.active_adapters for _, layer in layers)
+
+
+def adapter_state(model: Any) -> dict[str, Any]:
+    """What of the active adapters no saved file shows, by layer; {} for a model as PEFT would load it.
+
+    scale: of a layer whose scale is not that of the adapter's config. merged: the adapters that are merged into its
+    weights. off: it is switched off. active: its adapters where they are not those of the model.
+    """
+    names, configs = list(model.active_adapters), model.peft_config
+    state: dict[str, Any] = {}
+    for path, layer in _adapter_layers(model):
+        scales = getattr(layer, "scaling", None) or {}
+        changed = {n: float(scales[n]) for n in names if n in scales
+                   and not _is_scale_of(float(scales[n]), configs[n], path)}
+        here = {"scale": changed, "merged": list(layer.merged_adapters), "off": bool(layer.disable_adapters),
+                "active": [] if list(layer.active_adapters) == names else list(layer.active_adapters)}
+        if any(here.values()):
+            state[path] = {k: v for k, v in here.items() if v}
+    return state
+
+
+def _adapter_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Each layer that has adapters, by its path."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return ((path, module) for path, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+
+
+def _is_scale_of(scale: float, config: Any, path: str) -> bool:
+    """Whether a layer has the scale that PEFT gives it by the adapter's config: alpha / r, or alpha / sqrt(r)."""
+    from peft.utils.other import get_pattern_key
+
+    alpha, rank = (getattr(config, n, None) for n in ("lora_alpha" if hasattr(config, "lora_alpha") else "alpha", "r"))
+    if alpha is None or not rank:
+        return True  # the scale is no setting of this kind of adapter
+    ranks, alphas = (getattr(config, n, None) or {} for n in ("rank_pattern", "alpha_pattern"))
+    rank = ranks.get(get_pattern_key(ranks.keys(), path), rank)
+    alpha = alphas.get(get_pattern_key(alphas.keys(), path), alpha)
+    expected = [alpha / math.sqrt(rank)] if getattr(config, "use_rslora", False) else [alpha / rank]
+    if str(getattr(config.peft_type, "value", config.peft_type)) == "ADALORA":
+        expected = [float(alpha), float(rank)]
+    return any(math.isclose(scale, e, rel_tol=1e-6) for e in expected)
+
+
+def foreign_hooks(model: Any) -> list[str]:
+    """The hooks on the forward pass of a model, as "layer: function". Left out: those of gradient checkpointing and of
+    accelerate's placement, which change no number."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    return sorted(f"{path or 'model'}: {getattr(hook, '__qualname__', type(hook).__name__)}"
+                  for path, module in model.named_modules() for kind in kinds for hook in getattr(module, kind).values()
+                  if "make_inputs_require_grad" not in getattr(hook, "__qualname__", ""))
 
 
 def _whole_identity(model: Any, tensors: dict[str, Any], name: str, tokenizer: str) -> ModelIdentity:
@@ -191,7 +257,25 @@ def _source_of(model: Any, tensors: dict[str, Any]) -> ModelSource | None:
             source = resolve_model(name, revision=getattr(model.config, "_commit_hash", None))
     except AftertuneError:
         return None
-    return source if source.gguf_file is None and _holds(source, tensors) else None
+    same = source.gguf_file is None and _same_config(model, source) and _holds(source, tensors)
+    return source if same else None
+
+
+def _same_config(model: Any, source: ModelSource) -> bool:
+    """Whether a config in memory has the values of the stored one, in the fields that change the forward pass."""
+    from transformers import AutoConfig
+
+    try:
+        with offline_only(), quiet():
+            stored = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+    except Exception:  # a model with code of its own: its tensors decide
+        return True
+    if type(stored) is not type(model.config):
+        return False
+    left, right = (json_ready(function_fields(json.loads(c.to_json_string(use_diff=False))))
+                   for c in (stored, model.config))
+    return {k: v for k, v in left.items() if k != "architectures"} == {k: v for k, v in right.items()
+                                                                      if k != "architectures"}
 
 
 def _holds(source: ModelSource, tensors: dict[str, Any]) -> bool:
