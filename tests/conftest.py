@@ -9,7 +9,11 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+# the same examples in every run, and no limit on the clock of a busy machine
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 #: The files that take longest, by CPU time: they start first, so that no process of `make test` ends with one alone.
 LONGEST = ("parity", "methods_run", "tuning_resume", "peft_study", "engine_families", "early_stopping", "pipeline",
            "evaluation", "sources_gguf", "tuning_families", "report_study", "version_before", "forgetting_watch",

@@ -279,7 +279,7 @@ def test_every_failure_of_sqlite_is_one_line_with_a_next_step(path: Path) -> Non
 
 def in_child(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True,
-                          text=True, timeout=120, check=False)
+                          text=True, timeout=300, check=False)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a user without rights")

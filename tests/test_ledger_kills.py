@@ -83,7 +83,7 @@ def test_four_processes_write_a_hundred_transactions_each(tmp_path: Path) -> Non
     children = [subprocess.Popen([sys.executable, "-c", code, str(path), str(k)], cwd=folder,
                                  stderr=subprocess.PIPE, text=True) for k in range(4)]
     for child in children:
-        _, said = child.communicate(timeout=240)
+        _, said = child.communicate(timeout=500)
         assert child.returncode == 0, said
     with Ledger(path) as ledger:
         assert sorted(e.id for e in ledger.evaluations()) == ["e0", "e1", "e2", "e3"]
@@ -99,7 +99,7 @@ def test_a_second_process_on_one_evaluation_is_refused_by_name(tmp_path: Path) -
         ledger.open_evaluation(cases.evaluation(), [])
         ledger.acquire("e1")
         child = subprocess.run([sys.executable, "-c", WRITER, str(path), "0"], capture_output=True, text=True,
-                               timeout=60, check=False)
+                               timeout=300, check=False)
         assert child.returncode != 0
         assert "ResourceError: evaluation e1 is in use by process" in child.stderr
         assert ledger.done_positions("e1") == set()

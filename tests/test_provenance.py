@@ -240,9 +240,9 @@ def test_redacting_twice_changes_nothing() -> None:
 def test_a_long_text_is_redacted_in_time() -> None:
     import time
 
-    begun = time.monotonic()
+    begun = time.process_time()
     redact("word=" * 20_000 + "a" * 100_000 + "://" + "x" * 100_000)
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 def test_no_environment_value_is_stored_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

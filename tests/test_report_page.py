@@ -149,7 +149,7 @@ def test_neither_the_page_nor_a_table_in_it_scrolls_sideways(page, tmp_path, wid
     done = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom",
          "--window-size=1400,1000", "--virtual-time-budget=3000", f"--user-data-dir={tmp_path / 'profile'}",
-         str(tmp_path / "probe.html")], capture_output=True, text=True, check=True, timeout=120)
+         str(tmp_path / "probe.html")], capture_output=True, text=True, check=True, timeout=300)
     measured = re.search(r"width (\d+) of (\d+), cut (\d+) of (\d+) tables", done.stdout)
     assert measured is not None, done.stdout[-500:]
     assert [int(n) for n in measured.groups()][:3] == [width, width, 0]

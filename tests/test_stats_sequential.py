@@ -217,10 +217,10 @@ def test_a_look_costs_less_than_a_millisecond() -> None:
     d, best = population(421, 383, 10_042, 0), math.inf
     for _ in range(5):
         watch = PairedSequential(10_042, 0.02)
-        begun = time.perf_counter()
+        begun = time.process_time()
         for start in range(0, 1600, 32):
             watch.update(d[start:start + 32])
-        best = min(best, (time.perf_counter() - begun) / 50)
+        best = min(best, (time.process_time() - begun) / 50)
     assert best < 0.001
 
 
