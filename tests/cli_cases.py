@@ -11,7 +11,7 @@ from aftertune.cli import app
 from aftertune.cli.console import guarded
 
 #: How the progress lines of a run start.
-PROGRESS = ("identifying", "reading", "loading", "planning", "answering", "encoding", "[", "held-out", "loss ")
+PROGRESS = ("identifying", "reading", "loading", "planning", "answering", "encoding", "[", "held-out", "training: ")
 
 
 def settle(patch: pytest.MonkeyPatch, root: Path) -> None:

@@ -202,7 +202,7 @@ def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     assert all((tmp_path / name).stat().st_size > 2000 for name in (
         "record.md", "report.html", "runs/own/record.md", "runs/own/report.html",
         "runs/orders/adapter_model.safetensors"))
-    for part in ("Error range (±1 SE)", "held-out loss", "Gained/lost", "Held-out loss", "written to record.md"):
+    for part in ("Stderr", "held-out loss", "Gained/lost", "Held-out loss", "written to record.md"):
         assert part in shown, part
 
 

@@ -149,9 +149,10 @@ def test_the_terminal_table_fits_and_shows_every_figure(width):
 def test_every_metric_has_one_line_with_its_figures_below_its_task(width):
     lines = rendered(terminal_table(cases.COMPARISONS[0], width=width), width).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("hellaswag"))
-    assert lines[at + 1].split()[:2] == ["Normalized", "Accuracy"]
+    assert lines[at + 1].startswith("  acc_norm ")
+    assert ("Normalized Accuracy" in lines[at + 1]) is (width == 140)
     figures = ("300", "34.67%", "35.00%", "+0.33", "−2.60 to +3.30", "10 / 9")
-    assert lines[at + 2].startswith("  Accuracy ")
+    assert lines[at + 2].startswith("  acc ")
     assert all(figure in lines[at + 2] for figure in figures)
 
 
@@ -161,7 +162,7 @@ def test_secondary_rows_are_dim_and_their_notes_are_told():
     console = Console(width=80, force_terminal=True, color_system="standard", legacy_windows=False)
     with console.capture() as capture:
         console.print(terminal_table(comparison, width=80))
-    lines = [line for line in capture.get().splitlines() if "Accuracy" in line]
+    lines = [line for line in capture.get().splitlines() if "  acc" in line]
     assert [line.strip().startswith("\x1b[2m") for line in lines] == [False, True, True]
     assert "cluster-robust 95 % interval −2.00 to +3.00" in lines[2]
 
@@ -184,10 +185,19 @@ def test_a_forced_comparison_is_watermarked_on_the_terminal():
     assert "FORCED COMPARISON" in rendered(terminal_table(cases.FORCED), 80)
 
 
-def test_terminal_scores_show_the_five_columns_and_the_parts():
+def test_terminal_scores_show_the_columns_and_the_parts():
     text = rendered(terminal_scores(cases.EVALUATIONS[0]), 100)
-    for figure in ("Error range (±1 SE)", "41.00%", "±2.84%", "hellaswag: random 300 of 10,042, seed 0"):
+    for figure in ("Stderr", "41.00%", "±2.84%", "hellaswag: random 300 of 10,042, seed 0"):
         assert figure in text
+
+
+@pytest.mark.parametrize("width", range(60, 201, 20))
+def test_scores_fit_and_no_name_of_a_task_is_cut(width):
+    text = rendered(terminal_scores(cases.EVALUATIONS[0], width=width), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert {score.task for score in cases.EVALUATIONS[0].scores} <= set(text.split())
+    assert ("Normalized Accuracy" in text) is (width >= 100)
+    assert "acc_norm" in text
 
 
 def test_names_with_markup_are_shown_as_they_are():

@@ -71,7 +71,7 @@ def test_the_ledger_holds_the_tuning_and_every_step(tuned):
     tuning, stored, told = tuned
     assert (stored.id, stored.status, stored.result) == (tuning.id, "done", tuning.result)
     assert [s["loss"] for s in stored.steps] == [s["loss"] for s in tuning.steps]
-    steps = [p for p in told if p[2].startswith("loss ")]
+    steps = [p for p in told if p[2].startswith("training: step ")]
     assert [p[0] for p in steps] == list(range(1, len(tuning.steps) + 1))
     assert {p[1] for p in steps} == {len(tuning.steps)}
 

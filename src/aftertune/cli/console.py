@@ -151,6 +151,33 @@ def emit(value: Any) -> None:
     print(escape_hidden(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)))
 
 
+class Pace:
+    """The stage of a long work, from its progress texts, and the seconds that remain of it.
+
+    stage: the text without its details, such as "training" of "training: step 3 of 40, loss 1.9"; detail: the rest of
+    it; new: whether the last update began the stage; share: of the stage, None while its length is not known.
+    """
+
+    def __init__(self) -> None:
+        self.stage, self.detail, self.new = "", "", False
+        self.share: float | None = None
+        self._started, self._first = 0.0, 0
+        self.left: float | None = None
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Take in the next progress report. The pace is that of this run: what an earlier one did takes no time."""
+        import time
+
+        now = time.monotonic()
+        stage, _, detail = text.partition(": step ")
+        self.detail = f"step {detail}" if detail else ""
+        self.new = stage != self.stage
+        if self.new:
+            self.stage, self._started, self._first = stage, now, done
+        self.share = done / total if total else None
+        self.left = (now - self._started) * (total - done) / (done - self._first) if done > self._first else None
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
     """A progress bar with the remaining time on stderr; plain lines if stderr is not a terminal."""
@@ -160,30 +187,39 @@ def progress() -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def _bar() -> Iterator[Progress]:
-    """Show a progress bar of the current stage."""
+    """Show a progress bar of the current stage, and its details in a line below it."""
+    from rich.console import Group
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         Progress,
         SpinnerColumn,
+        TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-               TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("ETA"),
-               TimeRemainingColumn())
-    with Progress(*columns, console=rich_console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        current_stage = ""
+    class Remaining(TimeRemainingColumn):
+        """The remaining time; nothing while the length of the stage is not known."""
+
+        def render(self, task: Any) -> Text:
+            return Text.assemble("ETA ", super().render(task)) if task.total else Text()
+
+    console, pace = rich_console(stderr=True), Pace()
+    bar = Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False),
+                   BarColumn(bar_width=24 if console.width >= 80 else 10), TaskProgressColumn(), TimeElapsedColumn(),
+                   Remaining(), console=console)
+    task = bar.add_task("starting", total=None)
+    with Live(get_renderable=lambda: Group(bar, *([Text(f"  {pace.detail}", "dim")] if pace.detail else ())),
+              console=console, transient=True):
 
         def update(done: int, total: int, text: str) -> None:
-            nonlocal current_stage
-            stage = _stage(text)
-            if stage != current_stage:  # the remaining time is that of the stage
-                bar.reset(task, total=total or None, description=text)
-                current_stage = stage
-            bar.update(task, completed=done, total=total or None, description=text)
+            pace.update(done, total, text)
+            if pace.new:  # the remaining time is that of the stage
+                bar.reset(task, total=total or None, completed=done, description=pace.stage)
+            bar.update(task, completed=done, total=total or None)
 
         yield update
 
@@ -191,27 +227,17 @@ def _bar() -> Iterator[Progress]:
 @contextlib.contextmanager
 def _lines() -> Iterator[Progress]:
     """Print a line when a stage starts and at each tenth of it, with the remaining time."""
-    import time
-
-    current_stage, started, last_tenth, first_done = "", 0.0, -1, 0
+    pace, last_tenth = Pace(), -1
 
     def update(done: int, total: int, text: str) -> None:
-        nonlocal current_stage, started, last_tenth, first_done
-        now, stage = time.monotonic(), _stage(text)
-        if stage != current_stage:
-            current_stage, started, last_tenth, first_done = stage, now, -1, done
+        nonlocal last_tenth
+        pace.update(done, total, text)
         tenth = 10 * done // total if total else 0
-        if tenth == last_tenth:
+        if tenth == last_tenth and not pace.new:
             return
         last_tenth = tenth
-        remaining = (now - started) * (total - done) / (done - first_done) if done > first_done else None
-        eta = f", {remaining:.0f} s left" if remaining else ""
+        eta = f", {pace.left:.0f} s left" if pace.left else ""
         share = f" {100 * done // total} %" if total else ""
         print(f"{text}{share}{eta}", file=sys.stderr, flush=True)
 
     yield update
-
-
-def _stage(text: str) -> str:
-    """The stage of a progress text, which is the text without a training loss."""
-    return text.split(": loss")[0]

@@ -134,7 +134,8 @@ def show(evaluations: list[Evaluation], as_json: bool) -> None:
     from aftertune.report import terminal_scores
 
     for evaluation in evaluations:
-        rich_console().print(terminal_scores(evaluation))
+        console = rich_console()
+        console.print(terminal_scores(evaluation, width=console.width))
         run = f"  {evaluation.dtype} on {evaluation.device}, {evaluation.engine_note}"
         rich_console().print(Text.assemble("evaluation ", (evaluation.id, "bold"), run))
         for warning in evaluation.warnings:

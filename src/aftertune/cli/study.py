@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import emit, jsonable, progress
+from aftertune.cli.console import Pace, emit, jsonable, progress
 from aftertune.cli.options import JsonFlag, StudyFile, TakeOver
 from aftertune.cli.streams import rich_console
 from aftertune.errors import AftertuneError, InputError
@@ -246,20 +246,20 @@ class Board:
         self.clock = time.monotonic
         self.states = dict.fromkeys(names, "planned")
         self.started, self.seconds = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-        self.current, self.text = names[0] if names else "", ""
-        self.share: float | None = None
+        self.current, self.text, self.pace = names[0] if names else "", "", Pace()
 
     def turn(self, name: str, status: str) -> None:
         """Set the state of a cell."""
         self.states[name] = status
         if status == "running":
-            self.current, self.text, self.share, self.started[name] = name, "", None, self.clock()
+            self.current, self.text, self.pace, self.started[name] = name, "", Pace(), self.clock()
         elif self.started[name]:
             self.seconds[name] = self.clock() - self.started[name]
 
     def update(self, done: int, total: int, text: str) -> None:
         """Set the progress of the running cell."""
-        self.text, self.share = text.partition(": ")[2] or text, done / total if total else None
+        self.text = text.partition(": ")[2] or text
+        self.pace.update(done, total, self.text)
 
     def __rich__(self) -> Table:
         from rich import table as tables
@@ -282,12 +282,12 @@ class Board:
         return table
 
     def _bar(self) -> str:
-        if self.share is None:
+        share, left = self.pace.share, self.pace.left
+        if share is None:
             return self.text
-        seconds = self.clock() - self.started[self.current]
-        remaining = f", about {seconds * (1 - self.share) / self.share:.0f} s left" if self.share > 0.02 else ""
-        full = round(20 * self.share)
-        return f"{'━' * full}{'╌' * (20 - full)} {self.share:.0%} {self.text}{remaining}"
+        full = round(20 * share)
+        remaining = f", about {left:.0f} s left" if left else ""
+        return f"{'━' * full}{'╌' * (20 - full)} {share:.0%}{remaining}, {self.pace.detail or self.text}"
 
 
 def _show_result(result: Result, as_json: bool) -> None:

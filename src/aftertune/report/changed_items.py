@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from aftertune.catalog import METRICS, MetricKey
 from aftertune.report import documents as md
 from aftertune.report import formatting as fmt
-from aftertune.report.names import metric_title, task_title
+from aftertune.report.names import metric_label, task_title
 from aftertune.stats.answer_format import count_forms, is_generated
 from aftertune.values import (
     Answer,
@@ -172,7 +172,7 @@ def write_flips(flips: Flips, *, limit: int | None = None) -> str:
     blocks = [f"# {md.text(task_title(flips.task))}: what changed from {names[0]} to {names[1]}"]
     if flips.differences:
         blocks.append(f"> **{md.text(forced_text(flips.differences))}**")
-    blocks.append(f"Of {fmt.count(flips.n)} items, by {md.text(metric_title(key.metric, key.filter))}: "
+    blocks.append(f"Of {fmt.count(flips.n)} items, by {md.text(metric_label(key.metric, key.filter))}: "
                   f"{fmt.count(flips.lost)} lost (right before, wrong after), {fmt.count(flips.gained)} gained."
                   + (" " + UNEQUAL if flips.unequal else ""))
     for direction in ("lost", "gained"):

@@ -3,13 +3,15 @@
     task_title("mmlu_high_school_computer_science")     "MMLU High School Computer Science"
     metric_title("acc_norm", "none")                    "Normalized Accuracy"
     metric_title("exact_match", "strict-match")         "Strict Match"
+    metric_name("exact_match", "strict-match")          "exact_match,strict-match"
+    metric_label("acc_norm", "none")                    "acc_norm (Normalized Accuracy)"
 
 A task or metric that the catalog does not list keeps its name.
 """
 
 from __future__ import annotations
 
-from aftertune.catalog import BENCHMARKS, FILTERS, METRICS, NO_FILTER
+from aftertune.catalog import BENCHMARKS, FILTERS, METRICS, NO_FILTER, MetricKey
 
 
 def task_title(task: str) -> str:
@@ -36,6 +38,17 @@ def metric_title(metric: str, filter_: str) -> str:
         return FILTERS[filter_][0]
     title = METRICS[metric].title if metric in METRICS else metric
     return title if filter_ in ("", NO_FILTER) else f"{title} ({filter_})"
+
+
+def metric_name(metric: str, filter_: str) -> str:
+    """The name of a metric as lm-eval and the options have it, with its filter if there is one."""
+    return metric if filter_ in ("", NO_FILTER) else MetricKey.of(metric, filter_)
+
+
+def metric_label(metric: str, filter_: str) -> str:
+    """The name of a metric with its title beside it, if it has one."""
+    name, title = metric_name(metric, filter_), metric_title(metric, filter_)
+    return f"{name} ({title})" if metric in METRICS else name
 
 
 def metric_description(metric: str, filter_: str) -> str:

@@ -22,7 +22,7 @@ from aftertune.report.columns import columns, verdict_table
 from aftertune.report.cures import cure_table
 from aftertune.report.facts import CODE, Facts, evaluation_facts, kind_text, tuning_facts
 from aftertune.report.headline import FEW, headline, study_lines
-from aftertune.report.names import metric_description, metric_title, task_description, task_title
+from aftertune.report.names import metric_description, metric_name, metric_title, task_description, task_title
 from aftertune.report.reported import (
     changes_from,
     models_by_section,
@@ -330,6 +330,6 @@ def _descriptions(results: Results) -> str:
         lines.append(f"{number}. **{title}**{': ' + md.text(about) if about else ''}")
         for metric, filter_ in keys:
             about = metric_description(metric, filter_)
-            name = md.code(metric_title(metric, filter_))
+            name = f"{md.code(metric_name(metric, filter_))} ({md.text(metric_title(metric, filter_))})"
             lines.append(f"   - {name}{': ' + md.text(about) if about else ''}")
     return "\n".join(lines)

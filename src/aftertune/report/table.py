@@ -1,8 +1,8 @@
 """Builds the score table of an evaluation, and the texts of a comparison row that all outputs share.
 
     score_table(evaluation)[0]
-        ScoreLine(title="HellaSwag", metric="Normalized Accuracy", result="41.00%", error="±2.84%",
-                  interval="35.57% to 46.66%", n="300", primary=True, …)
+        ScoreLine(title="HellaSwag", name="acc_norm", metric="Normalized Accuracy", result="41.00%",
+                  error="±2.84%", interval="35.57% to 46.66%", n="300", primary=True, …)
     row_title(row)                          "HellaSwag"
     row_label(row, lineage=True)            "forgot"
     note_text(row)                          "about 752 items would decide it if the models do not differ"
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from aftertune.report import formatting as fmt
-from aftertune.report.names import metric_title, task_title
+from aftertune.report.names import metric_name, metric_title, task_title
 from aftertune.stats.paired import wilson
 from aftertune.values import (
     Comparison,
@@ -39,12 +39,13 @@ _Z = NormalDist().inv_cdf(0.975)
 class ScoreLine:
     """One score as text.
 
-    part: which items were used, "" for all of them. certain: the standard error is 0 because all items have the same
+    name: of the metric; metric: its title. part: which items were used, "" for all of them. certain: the standard error is 0 because all items have the same
     value, but the 95 % interval has a width.
     """
 
     task: str
     title: str
+    name: str
     metric: str
     result: str
     error: str
@@ -162,6 +163,7 @@ def score_table(evaluation: Evaluation) -> list[ScoreLine]:
         interval = None if early else score_interval(score)
         lines.append(ScoreLine(
             task=score.task, title=fmt.visible(task_title(score.task)),
+            name=fmt.visible(metric_name(score.metric, score.filter)),
             metric=fmt.visible(metric_title(score.metric, score.filter)),
             result=("about " if early else "") + score_text(score, score.value),
             error=fmt.DASH if early else error_text(score),
@@ -185,6 +187,11 @@ def row_title(row: ComparisonRow) -> str:
 def row_metric(row: ComparisonRow) -> str:
     """The title of the metric of a row."""
     return "Primary Metrics" if row.average_of else metric_title(row.metric, row.filter)
+
+
+def row_name(row: ComparisonRow) -> str:
+    """The name of the metric of a row."""
+    return row_metric(row) if row.average_of else metric_name(row.metric, row.filter)
 
 
 def row_label(row: ComparisonRow, lineage: bool) -> str:

@@ -2,7 +2,7 @@
 
     Console().print(terminal_table(comparison, width=100))  a block for each task: its verdict, its primary metric, and
                                                             one dim line for each other metric
-    Console().print(terminal_scores(evaluation))            Task, Metric, Result, Error range (±1 SE), n
+    Console().print(terminal_scores(evaluation, width=100)) Task, Metric, its title, Value, Stderr, n
 
 Foreign text is passed as Text and never as a string, so that rich reads no markup in a model named "[red]x".
 """
@@ -18,7 +18,15 @@ from aftertune.report.changes import TITLE, change_lines, change_tables, drift_l
 from aftertune.report.columns import BY_KEY, VerdictLine, columns, verdict_table
 from aftertune.report.headline import headline
 from aftertune.report.sentences import lineage_note, watermark
-from aftertune.report.table import exploratory_text, held_out_line, margin_text, partial_text, score_table
+from aftertune.report.table import (
+    exploratory_text,
+    held_out_line,
+    margin_text,
+    partial_text,
+    row_metric,
+    row_name,
+    score_table,
+)
 from aftertune.values import Comparison, Drift, Evaluation, HeadlineState
 
 if TYPE_CHECKING:
@@ -35,27 +43,53 @@ _ALWAYS = sum(not c.beside for c in _FIGURES)
 _NAME = 24  # a metric's name gets up to this many characters before columns move to make room
 
 
-def terminal_scores(evaluation: Evaluation) -> Table:
-    """The scores of an evaluation. The caption names the tasks of which only a part of the items was used."""
+def terminal_scores(evaluation: Evaluation, *, width: int = 80) -> Group:
+    """The scores of an evaluation. Below them are the tasks of which only a part of the items was used.
+
+    A name is never cut: the titles of the metrics are left out, and then each task gets a line of its own, where the
+    terminal is not wide enough.
+    """
+    from rich.cells import cell_len
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = score_table(evaluation)
+    cells = [(fmt.visible(line.task), line.name, line.metric if line.metric != line.name else "", line.result,
+              line.error, line.n) for line in lines]
+    heads = ("Task", "Metric", "", "Value", "Stderr", "n")
+    widths = [max(map(cell_len, column)) for column in zip(heads, *cells, strict=True)]
+    total = sum(widths) + 2 * len(widths)
+    kept = [0, 1, 2, 3, 4, 5] if total <= width else [0, 1, 3, 4, 5]
+    if sum(widths[at] + 2 for at in kept) > width:
+        kept = kept[1:]
+    parts: list[RenderableType] = [Text(fmt.visible(evaluation.name), "bold")]
+    parts.append(_score_row([heads[at] for at in kept], kept, widths, "dim"))
+    task = None
+    for line, row in zip(lines, cells, strict=True):
+        if 0 not in kept and row[0] != task:
+            parts.append(Text(row[0]))
+        shown = [row[at] if at or row[0] != task else "" for at in kept]
+        task = row[0]
+        parts.append(_score_row(shown, kept, widths, "bold" if line.primary else ""))
+    notes = dict.fromkeys(f"{fmt.visible(line.task)}: {line.part}" for line in lines if line.part)
+    notes |= dict.fromkeys(f"{fmt.visible(line.task)}, {line.name}: the standard error is 0 because all "
+                           f"items have the same value; the 95 % interval is {line.interval}"
+                           for line in lines if line.certain)
+    return Group(*parts, *(Text(note, "dim") for note in notes))
+
+
+def _score_row(cells: Sequence[str], kept: Sequence[int], widths: Sequence[int], style: str) -> Table:
+    """One line of a table of scores. kept: positions of its columns; text is on the left, figures are on the right."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(fmt.visible(evaluation.name)), title_justify="left", caption_justify="left")
-    table.add_column("Task", overflow="fold")
-    table.add_column("Metric", overflow="fold")
-    for head in ("Result", "Error range (±1 SE)", "n"):
-        table.add_column(head, justify="right", no_wrap=True)
-    lines = score_table(evaluation)
-    for line in lines:
-        table.add_row(Text(fmt.visible(line.task)), Text(line.metric), line.result, line.error, line.n,
-                      style="bold" if line.primary else "")
-    parts = dict.fromkeys(f"{fmt.visible(line.task)}: {line.part}" for line in lines if line.part)
-    parts |= dict.fromkeys(f"{fmt.visible(line.task)}, {line.metric}: the standard error is 0 because all "
-                           f"items have the same value; the 95 % interval is {line.interval}"
-                           for line in lines if line.certain)
-    if parts:
-        table.caption = Text("\n".join(parts))
-    return table
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for at in kept:
+        grid.add_column(width=widths[at], justify="left" if at < 3 else "right", overflow="fold", no_wrap=at >= 3)
+    indent = "" if 0 in kept else "  "
+    grid.add_row(*(Text(f"{indent if n == 0 else ''}{cell}", "not bold dim" if kept[n] == 2 else "")
+                   for n, cell in enumerate(cells)), style=style)
+    return grid
 
 
 def terminal_headline(comparison: Comparison) -> Text:
@@ -180,13 +214,27 @@ class _Layout:
 
         widths = [max(map(cell_len, (c.short or c.heading, *(line[c.key] or fmt.DASH for line in lines))))
                   for c in _FIGURES]
-        names = max((cell_len(line["metric"]) + 2 for line in lines), default=0)
+        self.titles = True
+        full = sum(widths) + 2 * len(widths) + self._names(lines)
+        self.titles = full <= width
+        names = self._names(lines)
         self.beside = width < sum(widths) + 2 * len(widths) + min(names, _NAME)
         self.widths = widths[:_ALWAYS] if self.beside else widths
         room = width - sum(self.widths) - len(self.widths)
         self.gap = 2 if room - len(self.widths) >= min(names, _NAME) else 1
         room -= (self.gap - 1) * len(self.widths)
-        self.name = min(names, room) if room >= 12 else 0
+        self.name = min(names, room) if room >= min(names, 12) else 0
+
+    def _names(self, lines: Sequence[VerdictLine]) -> int:
+        """The width of the column of names."""
+        from rich.cells import cell_len
+
+        return max((cell_len(self.metric(line)) + 2 for line in lines), default=0)
+
+    def metric(self, line: VerdictLine) -> str:
+        """The metric of a row: its name, and its title where there is room for it."""
+        name, title = fmt.visible(row_name(line.row)), fmt.visible(row_metric(line.row))
+        return f"{name}  {title}" if self.titles and title != name else name
 
     def block(self, lines: list[VerdictLine], *, details: bool) -> list[RenderableType]:
         """One task: its name, verdict and note, then one row for each metric, the primary one first."""
@@ -197,10 +245,10 @@ class _Layout:
         for line in lines:
             figures = [line[c.key] or fmt.DASH for c in _FIGURES]
             style = "" if line.row.primary else "dim"
-            block.append(self.row(f"  {line['metric']}", figures, style, badge(line.verdict).style))
-        block += [Padding(Text(f"{line['metric']}: {line.note}", style="dim"), (0, 0, 0, 2))
+            block.append(self.row(f"  {self.metric(line)}", figures, style, badge(line.verdict).style))
+        block += [Padding(Text(f"{fmt.visible(row_name(line.row))}: {line.note}", style="dim"), (0, 0, 0, 2))
                   for line in lines if line.note and not line.row.primary]
-        block += [Padding(Text(f"{line['metric']}: {'; '.join(line.details)}", style="dim"), (0, 0, 0, 2))
+        block += [Padding(Text(f"{fmt.visible(row_name(line.row))}: {'; '.join(line.details)}", style="dim"), (0, 0, 0, 2))
                   for line in lines if details and line.details]
         return block
 

@@ -399,7 +399,7 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
         meter.step()
         if ledger:
             ledger.save_step(tuning.id, step, metrics)
-        progress(step, total, step_text(metrics))
+        progress(step, total, f"training: step {step:,} of {total:,}, {step_text(metrics)}")
 
     def validate(model: Any) -> float:
         return fmean(example_losses(model, rows.validation, batching))
@@ -413,7 +413,7 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
     trained = train(model, tokenizer, TrainingData(rows.training, layout, anchor), plan, checkpoints,
                     Hooks(on_step, validate, look, kept, early))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
-    progress(len(steps), len(steps), f"held-out loss after training, {len(rows.held_out)} examples")
+    progress(0, 0, f"held-out loss after training, {len(rows.held_out)} examples")
     result, held_out = writing.hand_on(model, kept, trained.choice)
     return replace(
         tuning, status="done", result=result, held_out=held_out, trainable_parameters=count_trainable(model), cost=cost,
@@ -425,13 +425,14 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
 
 
 def step_text(metrics: Mapping[str, float]) -> str:
-    """The metrics of a step in words: the loss, the anchor's term beside it, and the speed."""
+    """The metrics of a step in words: the loss, the anchor's term beside it, the learning rate, and the speed."""
     anchor = f", anchor {metrics['anchor']:.4f}" if "anchor" in metrics else ""
     if "anchor_kl" in metrics:
         anchor += f" (KL {metrics['anchor_kl']:.3f} nats per token)"
     if "anchor_distance" in metrics:
         anchor += f" (weights {metrics['anchor_distance']:.3g} from the base)"
-    return f"loss {metrics['loss']:.3f}{anchor}, {metrics['tokens_per_second']:,.0f} tokens/s"
+    rate = f", learning rate {metrics['learning_rate']:.2g}" if "learning_rate" in metrics else ""
+    return f"loss {metrics['loss']:.3f}{anchor}{rate}, {metrics['tokens_per_second']:,.0f} tokens/s"
 
 
 class _Writing:

@@ -327,8 +327,9 @@ def choose_layout(model: Any, rows: Sequence[EncodedRow], *, pad: int, dtype: st
     if not gap <= bound:
         return replace(padded, note=f"padded rows: end to end the loss of a token differs by {gap:.2g} nats, "
                                     f"{bound:g} allowed")
-    return replace(end_to_end, note=f"rows end to end (verified: the loss of a token differs by {gap:.1e} nats from a "
-                                    f"row alone, {bound:g} allowed)")
+    reach = "at most" if dtype == "float32" else "on average"
+    return replace(end_to_end, note=f"rows end to end (verified: the loss of a token differs from that in a row alone "
+                                    f"by {reach} {gap:.2g} nats; up to {bound:g} is allowed)")
 
 
 def token_losses(layout: BatchLayout, model: Any, rows: Sequence[EncodedRow]) -> tuple[torch.Tensor, torch.Tensor]:

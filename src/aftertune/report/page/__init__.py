@@ -18,7 +18,7 @@ from aftertune.report import formatting as fmt
 from aftertune.report.badges import BADGES
 from aftertune.report.columns import columns
 from aftertune.report.facts import CODE
-from aftertune.report.names import metric_description, metric_title, task_description, task_title
+from aftertune.report.names import metric_description, metric_label, task_description, task_title
 from aftertune.report.page.figures import balance_views, factor_views, with_classes
 from aftertune.report.page.overview import overview
 from aftertune.report.page.views import (
@@ -80,5 +80,5 @@ def _descriptions(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, lis
     """(task, what it measures, [(metric, what it counts)]) of each task that has a score."""
     targets = {t.task for e in evaluations for t in e.tasks if t.target}
     return [(fmt.visible(task_title(task)), task_description(task, target=task in targets),
-             [(fmt.visible(metric_title(*key)), metric_description(*key)) for key in keys])
+             [(fmt.visible(metric_label(*key)), metric_description(*key)) for key in keys])
             for task, keys in metrics_by_task(evaluations).items()]
