@@ -162,8 +162,8 @@ def test_verify_keeps_what_agrees(asked: Any, dtype: torch.dtype, attention: str
     model.set_attn_implementation(attention)
     actual = verify(model, *asked, YES)
     assert actual.packed, actual.note
-    assert re.fullmatch(r"packed rows \(verified: on \d+ rows of this run, a token's log-probability differs from that of "
-                        r"plain rows by at most \S+; rounding explains up to \S+\)", actual.note)
+    assert re.fullmatch(r"packed rows \(verified: on \d+ rows of this run, a token's log-probability differs from that "
+                        r"of plain rows by at most \S+; rounding explains up to \S+\)", actual.note)
     assert model.config._attn_implementation == attention
 
 

@@ -146,9 +146,9 @@ def verify(model: Any, shared: list[tuple[tuple[int, ...], list[ItemSequences]]]
     if not gap <= bound:
         return PackingDecision(False, f"plain rows: packed rows changed a token's log-probability by {gap:.2g}, "
                                f"more than {bound:.2g}")
-    return PackingDecision(True, f"packed rows (verified: on {len(singles)} rows of this run, a token's log-probability "
-                           f"differs from that of plain rows by at most {gap:.2g}; rounding explains up to "
-                           f"{bound:.2g})")
+    return PackingDecision(True, f"packed rows (verified: on {len(singles)} rows of this run, a token's "
+                           f"log-probability differs from that of plain rows by at most {gap:.2g}; rounding explains "
+                           f"up to {bound:.2g})")
 
 
 def _single_rows(samples: list[tuple[tuple[int, ...], ItemSequences]]) -> list[PackedRow]:

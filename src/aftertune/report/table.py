@@ -39,8 +39,8 @@ _Z = NormalDist().inv_cdf(0.975)
 class ScoreLine:
     """One score as text.
 
-    name: of the metric; metric: its title. part: which items were used, "" for all of them. certain: the standard error is 0 because all items have the same
-    value, but the 95 % interval has a width.
+    name: of the metric; metric: its title. part: which items were used, "" for all of them. certain: the standard
+    error is 0 because all items have the same value, but the 95 % interval has a width.
     """
 
     task: str

@@ -248,7 +248,7 @@ class _Layout:
             block.append(self.row(f"  {self.metric(line)}", figures, style, badge(line.verdict).style))
         block += [Padding(Text(f"{fmt.visible(row_name(line.row))}: {line.note}", style="dim"), (0, 0, 0, 2))
                   for line in lines if line.note and not line.row.primary]
-        block += [Padding(Text(f"{fmt.visible(row_name(line.row))}: {'; '.join(line.details)}", style="dim"), (0, 0, 0, 2))
+        block += [Padding(Text(f"{fmt.visible(row_name(line.row))}: {'; '.join(line.details)}", "dim"), (0, 0, 0, 2))
                   for line in lines if details and line.details]
         return block
 
