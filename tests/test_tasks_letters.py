@@ -30,7 +30,22 @@ def test_prompts(question: str, choices: list[str], before: bool, text: str) -> 
 @pytest.mark.parametrize(("text", "letter"), [
     (" B", "B"), ("(C", "C"), ("**B**", "B"), ("A", "A"), ("D. iron", "D"), ("B because it floats", "B"),
     ("The answer is C", "C"), ("The correct option: D", "D"), ("answer is (A", "A"), ("A metal sinks", None),
-    ("Because", None), ("", None), ("I think wood", "I"), ("the answer is Because", None), ("b", None)])
+    ("Because", None), ("", None), ("the answer is Because", None), ("b", None),
+    # the article and the choice
+    ("A because it floats", "A"), ("A is correct", "A"), ("A seems right", "A"), ("A as it floats", "A"),
+    ("A and nothing else", "A"), ("A.", "A"), ("A) a metal", "A"), ("A: wood", "A"), ("A - wood", "A"),
+    ("(A) metal", "A"), ("A Wood", "A"), ("**A** metal", "A"), ("A\nmetal", "A"),
+    ("A good answer would be C", "C"), ("A metal that sinks", None), ("A can of paint", None), ("A must", None),
+    ("A means of transport", None), ("A island", None), ("A isolated metal", None), ("A-frame houses", None),
+    ("A's weight", None), ("The answer is A metal", None), ("The answer is A because it floats", "A"),
+    # the speaker and the choice
+    ("I", "I"), ("I.", "I"), ("I: iron", "I"), ("I is correct", "I"), ("I because it floats", "I"),
+    ("I think wood", None), ("I would say wood", None), ("I was told wood", None), ("I'd say wood", None),
+    ("I’d say wood", None), ("I'm not sure", None), ("I think the answer is B", "B"), ("I'd choose option D", "D"),
+    ("The answer is I think wood", None),
+    # letters of words
+    ("X-ray", None), ("D-day", None), ("T's", None), ("'B'", "B"), ("B - iron", "B"), ("Answer: **C**", "C"),
+    ("the answer should be D", "D"), ("the answer is not A", None)])
 def test_the_letter_of_an_answer(text: str, letter: str | None) -> None:
     found = re.findall(PATTERN, text)
     assert (next(filter(None, found[0])) if found else None) == letter

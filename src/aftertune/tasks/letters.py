@@ -21,9 +21,16 @@ from aftertune.values import Asked
 
 #: Tokens that an answer may have: a letter, or a short sentence with it.
 MAX_TOKENS = 16
-#: The letter at the start of an answer ("B", "(B) iron", "**B**", but not the article "A metal"), or after "answer is".
-PATTERN = (r"""^[\s(\[*"'`]*([A-Z])(?=$|[\s)\].,:;*"'`-])(?!(?<=A) [a-z])"""
-           r"""|(?i:answer|option|choice)(?i: is)?:?[\s*("'`]*([A-Z])(?![A-Za-z'])""")
+#: What may follow the letter A in lower case where it is a choice: no noun or adjective, which an article may have.
+_AFTER_A = "is|was|seems|appears|because|since|as|if|has|would|should|could|and|or|but"
+#: The same for I, which may be the speaker.
+_AFTER_I = "is|seems|appears|because|since|as|has"
+#: No word of a sentence: not "A metal", "I think", "I'd", "X-ray".
+_NO_WORD = (rf"""(?!['’-][A-Za-z])(?!(?<=A) (?!(?:{_AFTER_A})\b)[a-z])(?!(?<=I) (?!(?:{_AFTER_I})\b)[a-z])""")
+#: The letter at the start of an answer ("B", "(B) iron", "**B**"), or after "answer is".
+PATTERN = (rf"""^[\s(\[*"'`]*([A-Z])(?=$|[\s)\].,:;*"'’`-]){_NO_WORD}"""
+           r"""|(?i:answer|option|choice)(?i: is| would be| should be| must be)?:?[\s*("'`]*([A-Z])(?![A-Za-z])"""
+           rf"""{_NO_WORD}""")
 #: How a text ends with what a prompt by letter writes itself.
 _ENDING = "answer:"
 
