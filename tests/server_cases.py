@@ -12,8 +12,10 @@ from typing import Any
 
 
 class ModelServer(ThreadingHTTPServer):
-    """style: "vllm" (gives log-probabilities of prompts and tokens) or "llamacpp" (does not). fails: status codes to
-    answer with before anything else; bodies: what was asked, by path."""
+    """style: "vllm" (gives log-probabilities of prompts and tokens) or "llamacpp" (does not). names: of its models.
+    fails: status codes to answer with before anything else. halves: how many answers break off in the middle. asked:
+    what was posted; paths: what was asked at all. longest: characters of a prompt; a longer one is refused with 400.
+    odd: the status of every path but those of OpenAI's API, 0 for what the style has there."""
 
     daemon_threads = True
 
@@ -25,6 +27,8 @@ class ModelServer(ThreadingHTTPServer):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.style, self.version, self.raw = style, "0.99", b""
         self.fails: list[int] = []
+        self.names, self.paths = ["tiny"], list[str]()
+        self.halves, self.longest, self.odd = 0, 10**6, 0
         self.asked: list[tuple[str, dict[str, Any], str | None]] = []
         self.lock = threading.Lock()
         self.drops_system = self.adds_bos = False
@@ -37,8 +41,9 @@ class ModelServer(ThreadingHTTPServer):
     def prompt(self, messages: list[dict[str, str]]) -> str:
         if self.drops_system:
             messages = [m for m in messages if m["role"] != "system"]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False,
-                                                      add_generation_prompt=messages[-1]["role"] != "assistant"))
+        ends = messages[-1]["role"] == "assistant"  # both servers continue an answer
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not ends,
+                                                      continue_final_message=ends))
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = body["prompt"]
@@ -81,7 +86,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         vllm = self.server.style == "vllm"
-        self.reply({"/v1/models": {"data": [{"id": "tiny", "owned_by": "vllm" if vllm else "llamacpp"}]},
+        self.server.paths.append(self.path)
+        if self.server.odd and not self.path.startswith("/v1/"):
+            self.reply({"error": "odd"}, self.server.odd)
+            return
+        self.reply({"/v1/models": {"data": [{"id": name, "owned_by": "vllm" if vllm else "llamacpp"}
+                                            for name in self.server.names]},
                     "/version": {"version": self.server.version} if vllm else None,
                     "/props": None if vllm else {"build_info": "b6123-abc", "model_path": "/home/me/tiny-q8_0.gguf",
                                                  "chat_template": "{{ messages }}",
@@ -93,6 +103,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             server.asked.append((self.path, body, self.headers.get("Authorization")))
+            server.paths.append(self.path)
+            half, server.halves = server.halves > 0, max(server.halves - 1, 0)
             fails = server.fails.pop(0) if server.fails else 0
             if server.after == 0:
                 self.close_connection = True
@@ -100,6 +112,15 @@ class Handler(BaseHTTPRequestHandler):
             server.after -= server.after > 0
         if fails:
             self.reply({"error": {"message": f"failed with {fails}"}}, fails)
+        elif half:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n{\"choices\": [")
+            self.close_connection = True
+        elif server.odd and not self.path.startswith("/v1/"):
+            self.reply({"error": "odd"}, server.odd)
+        elif body.get("model") not in (None, *server.names):
+            self.reply({"error": {"message": f"no model {body['model']}"}}, 404)
+        elif len(str(body.get("prompt", ""))) > server.longest:
+            self.reply({"error": {"message": "exceeds the available context size"}}, 400)
         elif server.raw:
             self.wfile.write(server.raw)
         elif self.path == "/tokenize" and server.style == "vllm":

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from aftertune.errors import InputError, ResourceError
+from aftertune.errors import InputError, ResourceError, TaskError, TasksFailed
 from aftertune.evaluation import evaluate
 from aftertune.harness import server_client
 from aftertune.harness.server import ARGUMENTS, ServerEngine, check_numbers
+from aftertune.harness.server_client import ServerClient, served_models
 from aftertune.ledger import Ledger
 from aftertune.study import EvalSpec, TaskSpec
 from aftertune.study.fields import server_url
@@ -187,6 +188,81 @@ def test_an_unknown_model_names_those_of_the_server(server: ModelServer) -> None
         ServerEngine(server.url, "tinny")
 
 
+@pytest.mark.parametrize(("names", "given", "sent", "stated"), [
+    (["org/tiny"], "org/tiny", "org/tiny", "org/tiny"), (["other", "org/tiny"], "tiny", "org/tiny", "tiny"),
+    (["tiny:latest", "tiny2"], "tiny", "tiny:latest", "tiny"), (["tiny", "org/tiny"], "tiny", "tiny", "tiny"),
+    (["/home/me/tiny-q8_0.gguf"], "tiny-q8_0.gguf", "/home/me/tiny-q8_0.gguf", "tiny-q8_0.gguf"),
+    (["/home/me/tiny-q8_0.gguf"], "/home/me/tiny-q8_0.gguf", "/home/me/tiny-q8_0.gguf", "tiny-q8_0.gguf")])
+def test_a_server_gets_its_own_full_name_of_the_model(home: Path, server: ModelServer, tmp_path: Path, names: list[str],
+                                                      given: str, sent: str, stated: str) -> None:
+    server.names = names
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        there = run(home, ledger, given, "write", engine=f"openai:{server.url}")
+    assert {body["model"] for _, body, _ in server.asked if "model" in body} == {sent}
+    assert (there.stated["model"], there.model.source) == (stated, stated)
+    assert served_models(ServerClient(server.url)) == names
+
+
+def test_a_name_that_several_models_have_is_refused(server: ModelServer) -> None:
+    server.names = ["a/tiny", "b/tiny"]
+    with pytest.raises(InputError, match=r"has several models 'tiny': a/tiny, b/tiny; give the full name of one"):
+        ServerEngine(server.url, "tiny")
+
+
+def test_a_request_that_is_too_long_fails_its_task_alone(home: Path, server: ModelServer, tmp_path: Path) -> None:
+    server.longest = 30
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        with pytest.raises(TasksFailed, match=r"1 of 2 tasks failed: count: .*HTTP 400: exceeds .*; if it is too long, "
+                                              r"start the server with a longer context, or leave the task out"):
+            run(home, ledger, "tiny", "write", "count", engine=f"openai:{server.url}",
+                engine_args={"num_concurrent": 1})
+        stored, = ledger.evaluations()
+        texts = [body["prompt"] for path, body, _ in server.asked if path == "/v1/completions" and "echo" not in body]
+        assert sorted(t for t in texts if t.startswith("After")) == [f"After {n} comes " for n in range(6)]
+        server.longest = 100
+        both = run(home, ledger, "tiny", "write", "count", engine=f"openai:{server.url}")
+        assert [(e.id, e.status) for e in ledger.evaluations()] == [(both.id, "done")]
+    assert [task.task for task in stored.tasks] == ["write"]
+    assert stored.status == "done"
+
+
+def test_another_refusal_stops_the_evaluation_and_promises_nothing(server: ModelServer) -> None:
+    engine = ServerEngine(server.url, "tiny")
+    server.names = []
+    with pytest.raises(ResourceError, match=r"refused a request: HTTP 404: no model tiny") as error:
+        list(engine.run(engine.plan([request("a")]), set()))
+    assert "the same command" not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [500, 503, 302, 404])
+def test_an_odd_server_is_asked_each_question_about_itself_once(home: Path, server: ModelServer, status: int,
+                                                                tmp_path: Path) -> None:
+    server.odd = status
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        there = run(home, ledger, "tiny", "pick", engine=f"openai:{server.url}")
+    about = [path for path in server.paths if not path.startswith("/v1/")]
+    assert sorted(about) == sorted(set(about))
+    assert "/version" in about
+    assert there.stated["reported"] == {"api": "vllm"}
+
+
+def test_half_an_answer_is_asked_again(server: ModelServer) -> None:
+    engine = ServerEngine(server.url, "tiny")
+    server.halves = 2
+    assert engine.client.post("completions", {"prompt": "a", "max_tokens": 1})["choices"]
+
+
+@pytest.mark.parametrize(("key", "said"), [("sk-canary\n", r"character 10 of the key is U\+000A"),
+                                           ("sk-canaré", r"character 9 of the key is U\+00E9"),
+                                           ("“sk-canary”", r"character 1 of the key is U\+201C")])
+def test_a_key_that_cannot_be_sent_is_one_line_without_the_key(server: ModelServer, monkeypatch: pytest.MonkeyPatch,
+                                                               key: str, said: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError, match=f"OPENAI_API_KEY: {said}, which no key has") as error:
+        ServerEngine(server.url, "tiny")
+    assert "canar" not in str(error.value)
+
+
 def test_the_key_comes_from_the_environment_and_is_stored_nowhere(
         home: Path, server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-123456")
@@ -251,6 +327,9 @@ def test_llama_cpp_runs_a_gguf_file_in_this_process(home: Path, tmp_path: Path,
         assert all(a.responses[0].tokens for a in answers(ledger, chats, "write"))
         with pytest.raises(InputError, match="does not give"):
             run(home, ledger, GGUF, "pick", engine="llamacpp")
+        with pytest.raises(TaskError, match="allow more than 16 tokens with --engine-args context=N"):
+            run(home, ledger, GGUF, "write", engine="llamacpp", threads=1, apply_chat_template=True,
+                engine_args={"context": 16})
         with pytest.raises(InputError, match="runs a GGUF file; give one"):
             run(home, ledger, str(home / "base"), "write", engine="llamacpp")
     assert same == 3

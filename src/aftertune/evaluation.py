@@ -32,7 +32,8 @@ from aftertune.harness import HarnessEngine
 from aftertune.harness.checks import check_tasks, model_defaults
 from aftertune.harness.engines import ServerTemplate
 from aftertune.harness.evaluated import TRANSPORT, EvaluatedModel, LiveModel, identify
-from aftertune.harness.server import MessagesTemplate
+from aftertune.harness.llama_cpp import LlamaCppEngine
+from aftertune.harness.server import MessagesTemplate, ServerEngine
 from aftertune.ledger import Ledger
 from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
@@ -229,7 +230,20 @@ class EvaluationRun:
                 alone = failed_tasks.moved_positions(loaded, self.loaded, (schedule or {}).get("encoded_alone", ()))
                 self.ledger.save_schedule(self.stored.id, {
                     **(schedule or {}), "reused": [t.settings.task for t in self.loaded], "encoded_alone": alone})
+        elif schedule is not None and isinstance(self.evaluated.engine, ServerEngine | LlamaCppEngine):
+            self._keep_answers(evaluation, loaded, responses)
         return evaluation
+
+    def _keep_answers(self, evaluation: Evaluation, loaded: Sequence[LoadedTask], responses: dict[int, Response]
+                      ) -> None:
+        """Move the answers of a server that refused a request to the evaluation of the other tasks. Each answer is a
+        batch of its own, so they can be mixed with later ones."""
+        before = self.stored.id
+        self.open(evaluation)
+        if self.stored.status != "done" and not self.responses:
+            self.ledger.save_batch(self.stored.id, _REUSED, failed_tasks.moved_responses(loaded, self.loaded,
+                                                                                         responses))
+        self.ledger.delete_evaluation(before)
 
     def prepare(self, like: EvaluationRun | None = None) -> Evaluation:
         """Identify the model, read the tasks and return the evaluation, which has no results yet.

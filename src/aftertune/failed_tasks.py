@@ -66,7 +66,8 @@ def moved_responses(loaded: Sequence[LoadedTask], kept: Sequence[LoadedTask], re
     """The responses of the tasks ``kept``, which are a part of ``loaded``, at the positions that they have alone."""
     before = {task.settings.task: task for task in loaded}
     return {new.position: responses[old.position] for task in kept
-            for old, new in zip(before[task.settings.task].requests, task.requests, strict=True)}
+            for old, new in zip(before[task.settings.task].requests, task.requests, strict=True)
+            if old.position in responses}
 
 
 def moved_positions(loaded: Sequence[LoadedTask], kept: Sequence[LoadedTask], positions: Sequence[int]) -> list[int]:

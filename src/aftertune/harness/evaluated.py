@@ -22,6 +22,7 @@ from aftertune.errors import InputError, SourceError
 from aftertune.harness.engines import HarnessEngine, ServerTemplate
 from aftertune.harness.llama_cpp import LlamaCppEngine, check_file
 from aftertune.harness.server import MessagesTemplate, ServerEngine, is_server, server_address
+from aftertune.harness.server_client import short_name
 from aftertune.harness.table import OPTIONS, EngineFacts, check_engine
 from aftertune.sources.hub import offline_only
 from aftertune.sources.live import LiveBase, dtype_name
@@ -203,13 +204,14 @@ def _stated(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
 def _served(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
     """A model of a server with OpenAI's API: what is stated, and what the server reports of itself."""
     engine = ServerEngine(server_address(spec.engine), spec.model, spec.engine_args)
-    stated: dict[str, Any] = {"model": spec.model, "base_url": engine.client.url}
+    name = short_name(spec.model)
+    stated: dict[str, Any] = {"model": name, "base_url": engine.client.url}
     if engine.facts:
         stated["reported"] = engine.facts
     mark = STATED + digest(["openai", stated])
     able = facts.requests if engine.scores else facts.requests - {"score"}
     return EvaluatedModel(
-        identity=ModelIdentity(source=spec.model, weights=mark, config=mark, tokenizer=mark, revision=spec.revision),
+        identity=ModelIdentity(source=name, weights=mark, config=mark, tokenizer=mark, revision=spec.revision),
         facts=replace(facts, requests=able), stated=stated, engine=engine, template=engine.template)
 
 

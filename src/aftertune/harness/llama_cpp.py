@@ -76,6 +76,7 @@ class LlamaCppEngine:
         arguments = {"num_concurrent": self.values["num_concurrent"], "max_retries": 0}
         engine = ServerEngine(f"{self.native.listening_address}/v1", self.file.name, arguments)
         engine.template = self.template
+        engine.too_long = f"allow more than {self.values['context']:,} tokens with --engine-args context=N"
         return engine
 
 

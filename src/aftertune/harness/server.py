@@ -25,7 +25,7 @@ from aftertune.engine.engine import ResponseBatch
 from aftertune.engine.tokenize import Generation
 from aftertune.engine.verify import PackingDecision
 from aftertune.errors import InputError, RequestError, ResourceError
-from aftertune.harness.server_client import Refused, ServerClient, reported
+from aftertune.harness.server_client import Refused, ServerClient, name_on_server, reported, token_ids
 from aftertune.values import Finish, Request, Response, digest
 
 #: Settings of ``--engine-args``, with their defaults: requests at once, further tries, seconds for an answer.
@@ -35,6 +35,8 @@ _PASSED = frozenset({"temperature", "top_p", "top_k", "min_p", "frequency_penalt
                      "repetition_penalty"})
 #: Stop strings that OpenAI's API takes at most. Texts are also cut here, at all of them.
 _MOST_STOPS = 4
+#: Status codes of HTTP that are about what was sent: not taken, too large.
+_OF_THE_REQUEST = frozenset({400, 413, 422})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +78,21 @@ class MessagesTemplate:
 class ServerEngine:
     """An engine for one model of a server. Raises InputError or ResourceError where the server cannot be used.
 
-    facts: what the server reports of itself. scores: whether it gives the log-probabilities of a prompt.
+    model: as `name_on_server` takes it; afterwards the server's own name. facts: what the server reports of itself.
+    scores: whether it gives the log-probabilities of a prompt. too_long: what to do about a prompt that the server does
+    not take.
     """
 
     def __init__(self, url: str, model: str, arguments: Mapping[str, Any] | None = None) -> None:
         values = {**ARGUMENTS, **check_numbers("openai:URL", arguments or {}, ARGUMENTS)}
         self.client = ServerClient(url, retries=int(values["max_retries"]), timeout=float(values["timeout"]))
         self.concurrent = int(values["num_concurrent"])
-        self.model = model
-        self.facts = reported(self.client, model)
+        self.model = name_on_server(self.client, model)
+        self.facts = reported(self.client, self.model)
         self.template = MessagesTemplate(str(self.facts.get("template", "")))
-        self.tokenizes = self._tokens("a") is not None
+        self.tokenizes = bool(token_ids(self.client.tried("tokenize", self._text("a"), root=True)))
         self.scores = self._gives_prompt_logprobs()
+        self.too_long = "start the server with a longer context"
 
     def plan(self, requests: Sequence[Request], known: tuple[PackingDecision, int] | None = None) -> ServerPlan:
         del known
@@ -140,8 +145,12 @@ class ServerEngine:
                 return self._generated(request)
             return self._scored(request)
         except Refused as error:
-            raise ResourceError(f"the server {self.client.url} refused a request: {error}. Finished answers are kept: "
-                                "the same command continues") from None
+            if error.status in _OF_THE_REQUEST:
+                raise RequestError(f"the server {self.client.url} refused a request of {len(request.context):,} "
+                                   f"characters: {error}; if it is too long, {self.too_long}, or leave the task out",
+                                   request.position) from None
+            raise ResourceError(f"the server {self.client.url} refused a request: {error}; its log may say more. "
+                                "Finished answers are kept") from None
 
     # --- Texts ---
 
@@ -179,11 +188,10 @@ class ServerEngine:
         spaces = len(request.context) - len(request.context.rstrip())
         context = request.context[:len(request.context) - spaces]
         continuation = request.context[len(context):] + request.continuation
-        whole = self._tokens(context + continuation) if self.tokenizes else None
-        body: dict[str, Any] = {"model": self.model, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
-        scores = self._prompt_scores({**body, "prompt": whole or context + continuation})
-        if whole is not None:
-            count: int | None = len(whole) - len(self._tokens(context) or ())
+        whole = self._tokens(context + continuation) if self.tokenizes else []
+        scores = _token_rows(self.client.post("completions", self._echo(whole or context + continuation)))
+        if whole:
+            count: int | None = len(whole) - len(self._tokens(context))
             if count is None or count < 1:
                 raise RequestError("a token spans the context and the answer", request.position)
         else:
@@ -196,34 +204,22 @@ class ServerEngine:
         return Response(logprob=float(sum(v for _, v, _ in rows if v is not None)),
                         greedy=all(best for _, _, best in rows), truncated=None)
 
-    def _prompt_scores(self, body: Mapping[str, Any]) -> list[tuple[str, float | None, bool]]:
-        """Of each token of the prompt: its text, its log-probability (None for the first), whether it is the most
-        likely one."""
-        found = _choice(self.client.post("completions", body)).get("logprobs")
-        found = found if isinstance(found, dict) else {}
-        tokens, values, tops = (found.get(k) for k in ("tokens", "token_logprobs", "top_logprobs"))
-        if not (isinstance(tokens, list) and isinstance(values, list) and len(tokens) == len(values)):
-            raise Refused(200, "the answer has no log-probabilities")
-        tops = tops if isinstance(tops, list) and len(tops) == len(tokens) else [None] * len(tokens)
-        rows = []
-        for token, value, top in zip(tokens, values, tops, strict=True):
-            number = float(value) if isinstance(value, int | float) else None
-            best = number is not None and isinstance(top, dict) and number >= max(top.values(), default=number)
-            rows.append((str(token), number, best))
-        return rows[:-1]  # the last token is the one that was generated
+    def _text(self, text: str) -> dict[str, Any]:
+        return {"model": self.model, "prompt": text}
 
-    def _tokens(self, text: str) -> list[int] | None:
-        """The token ids of a prompt by the server's ``/tokenize``; None where it has none."""
-        found = self.client.about("tokenize", {"model": self.model, "prompt": text})
-        tokens = found.get("tokens")
-        return tokens if isinstance(tokens, list) and all(isinstance(t, int) for t in tokens) and tokens else None
+    def _echo(self, prompt: str | list[int]) -> dict[str, Any]:
+        """The request for the log-probabilities of a prompt."""
+        return {"model": self.model, "prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+
+    def _tokens(self, text: str) -> list[int]:
+        """The token ids of a prompt by the server's ``/tokenize``."""
+        return token_ids(self.client.post("tokenize", self._text(text), root=True))
 
     def _gives_prompt_logprobs(self) -> bool:
-        """Whether the server gives the log-probabilities of a prompt; asked with a short prompt."""
+        """Whether the server gives the log-probabilities of a prompt; asked once, with a short prompt."""
         prompt = "One two three"
-        try:
-            rows = self._prompt_scores({"model": self.model, "prompt": prompt, "echo": True, "logprobs": 1,
-                                        "max_tokens": 1, "temperature": 0})
+        try:  # a server may load the model first
+            rows = _token_rows(self.client.tried("completions", self._echo(prompt), timeout=self.client.timeout))
         except Refused:
             return False
         return len(rows) > 1 and all(value is not None for _, value, _ in rows[1:]) and prompt in "".join(
@@ -254,6 +250,23 @@ def _sent(generation: Mapping[str, Any]) -> tuple[Generation, dict[str, Any]]:
     body = {"max_tokens": settings.max_tokens, **(options if settings.do_sample else {"temperature": 0}),
             **({"stop": stops} if stops else {})}
     return settings, body
+
+
+def _token_rows(found: Any) -> list[tuple[str, float | None, bool]]:
+    """Of each token of an echoed prompt: its text, its log-probability (None for the first), whether it is the most
+    likely one. Raises Refused for an answer without them."""
+    values = _choice(found).get("logprobs")
+    values = values if isinstance(values, dict) else {}
+    tokens, numbers, tops = (values.get(k) for k in ("tokens", "token_logprobs", "top_logprobs"))
+    if not (isinstance(tokens, list) and isinstance(numbers, list) and len(tokens) == len(numbers)):
+        raise Refused(200, "the answer has no log-probabilities")
+    tops = tops if isinstance(tops, list) and len(tops) == len(tokens) else [None] * len(tokens)
+    rows = []
+    for token, value, top in zip(tokens, numbers, tops, strict=True):
+        number = float(value) if isinstance(value, int | float) else None
+        best = number is not None and isinstance(top, dict) and number >= max(top.values(), default=number)
+        rows.append((str(token), number, best))
+    return rows[:-1]  # the last token is the one that was generated
 
 
 def _choice(found: Any) -> dict[str, Any]:

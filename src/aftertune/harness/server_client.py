@@ -2,6 +2,7 @@
 
     client = ServerClient("http://127.0.0.1:8080/v1")
     client.post("completions", {"model": "m", "prompt": "Two plus two is", "max_tokens": 4})
+    client.tried("version", root=True)    None where the server does not have it
     reported(client, "m")            {"server": "llama.cpp", "build": "b6123", "context": 4096, …}
 
 The key comes from the environment variable OPENAI_API_KEY alone. Redirects are not followed. An answer has at most
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +32,8 @@ _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 #: Seconds that a question about the server itself may take.
 _SHORT = 10.0
+#: Errors after which the same request may succeed: no connection, no answer in time, half an answer.
+_BROKEN_OFF = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 class Refused(Exception):
@@ -48,6 +52,7 @@ class ServerClient:
     """
 
     def __init__(self, url: str, *, retries: int = 5, timeout: float = 600.0) -> None:
+        self.key = _key()
         self.url = url
         self.retries, self.timeout = retries, timeout
         self.stop = threading.Event()
@@ -63,17 +68,26 @@ class ServerClient:
         return self._asked(lambda s, wait: s.post(self._where(path, root), json=body, timeout=wait, stream=True,
                                                   allow_redirects=False))
 
-    def get(self, path: str, *, root: bool = False) -> Any:
-        """As ``post``, without a body."""
-        return self._asked(lambda s, wait: s.get(self._where(path, root), timeout=wait, stream=True,
+    def models(self) -> Any:
+        """The JSON value of the server's list of models. Raises the same as ``post``."""
+        return self._asked(lambda s, wait: s.get(self._where("models", False), timeout=min(wait, _SHORT), stream=True,
                                                  allow_redirects=False))
+
+    def tried(self, path: str, body: Mapping[str, Any] | None = None, *, root: bool = False,
+              timeout: float = _SHORT) -> Any:
+        """The JSON value of an answer to a question that not every server knows, asked once. None where it has none:
+        any status but 200, no JSON, or no answer within ``timeout`` seconds."""
+        method = "GET" if body is None else "POST"
+        try:
+            with self._session().request(method, self._where(path, root), json=body, timeout=timeout, stream=True,
+                                         allow_redirects=False) as answer:
+                return _value(_body(answer)) if answer.status_code == 200 else None
+        except (requests.RequestException, Refused):
+            return None
 
     def about(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """An object that describes the server, by a path of its root; {} where the server has none there."""
-        try:
-            found = (self.get(path, root=True) if body is None else self.post(path, body, root=True))
-        except Refused:
-            return {}
+        found = self.tried(path, body, root=True)
         return found if isinstance(found, dict) else {}
 
     def _where(self, path: str, root: bool) -> str:
@@ -83,8 +97,8 @@ class ServerClient:
         if not hasattr(self._local, "session"):
             session = requests.Session()
             session.trust_env = urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1")  # no proxy
-            if key := os.environ.get(KEY):
-                session.headers["Authorization"] = f"Bearer {key}"
+            if self.key:
+                session.headers["Authorization"] = f"Bearer {self.key}"
             self._local.session = session
         session = self._local.session
         assert isinstance(session, requests.Session)
@@ -106,13 +120,23 @@ class ServerClient:
                     if answer.status_code not in _RETRIED:
                         raise Refused(answer.status_code, why)
                     wait = _asked_to_wait(answer.headers.get("Retry-After"), wait)
-            except (requests.ConnectionError, requests.Timeout) as error:
+            except _BROKEN_OFF as error:
                 why = _short(error)
             except requests.RequestException as error:
                 raise ResourceError(f"the server {self.url} failed: {_short(error)}") from error
         tries = f"after {self.retries + 1} tries" if self.retries else "and was asked once"
         raise ResourceError(f"the server {self.url} did not answer {tries}: {why}; check that it runs and that the "
                             "address is right. Finished answers are kept: the same command continues")
+
+
+def _key() -> str:
+    """The key of the environment, "" for none. Raises InputError, without the key, for one that HTTP cannot send."""
+    key = os.environ.get(KEY, "")
+    if not (key.isascii() and key.isprintable()):
+        number, letter = next((n, c) for n, c in enumerate(key, 1) if not (c.isascii() and c.isprintable()))
+        raise InputError(f"{KEY}: character {number} of the key is U+{ord(letter):04X}, which no key has; set the "
+                         "variable again, without line ends and quotation marks")
+    return key
 
 
 def _body(answer: requests.Response) -> bytes:
@@ -144,6 +168,12 @@ def _reason(status: int, body: bytes) -> str:
     return f"HTTP {status}: {' '.join(text.split())[:300]}"
 
 
+def token_ids(found: Any) -> list[int]:
+    """The token ids in the answer of ``/tokenize``; [] where it has none."""
+    tokens = found.get("tokens") if isinstance(found, dict) else None
+    return tokens if isinstance(tokens, list) and all(isinstance(t, int) for t in tokens) else []
+
+
 def _line(body: bytes) -> str:
     return " ".join(body[:600].decode("utf-8", "replace").split())[:200]
 
@@ -169,10 +199,9 @@ def _asked_to_wait(header: str | None, otherwise: float) -> float:
 def reported(client: ServerClient, model: str) -> dict[str, Any]:
     """What the server reports of itself and of the model: build, quantization, context length, template, file.
 
-    Fields that it does not report are absent. Raises InputError if the server lists its models and has none of this
-    name, and ResourceError if it cannot be reached.
+    model: its full name there. Fields that it does not report are absent. Raises ResourceError if it cannot be reached.
     """
-    entry = _listed(client, model)
+    entry = _entries(client).get(model, {})
     by = str(entry.get("owned_by", ""))
     facts: dict[str, Any] = {"api": by} if by else {}
     if length := entry.get("max_model_len"):
@@ -188,26 +217,44 @@ def reported(client: ServerClient, model: str) -> dict[str, Any]:
 
 
 def served_models(client: ServerClient) -> list[str]:
-    """The names of the models that a server lists; of a path (llama.cpp) its last part. [] where it lists none."""
-    return [_last(name) for name in _entries(client)]
+    """The full names of the models that a server lists; [] where it lists none."""
+    return list(_entries(client))
 
 
-def _listed(client: ServerClient, model: str) -> Mapping[str, Any]:
-    """What the server lists of a model; {} if it lists no models."""
-    entries = _entries(client)
-    files = {_last(name): row for name, row in entries.items()}
-    for name in (model, f"{model}:latest"):  # Ollama adds the tag
-        if found := entries.get(name) or files.get(name):
-            return dict(found)
-    if entries:
-        raise InputError(f"the server {client.url} has no model {model!r}{nearest(model, list(files))}; it has: "
-                         f"{', '.join(list(files)[:5])}")
-    return {}
+def name_on_server(client: ServerClient, model: str) -> str:
+    """The server's own full name of a model, which requests must have.
+
+    model: that name, its last part (llama.cpp names a model by the path of its file), or an Ollama model without its
+    tag. Raises InputError if the server lists its models and has none of this name, or several.
+    """
+    names = served_models(client)
+    for wanted in (model, f"{model}:latest"):
+        if wanted in names:
+            return wanted
+    if matches := [n for n in names if last_part(n) == model]:
+        if len(matches) > 1:
+            raise InputError(f"the server {client.url} has several models {model!r}: {', '.join(matches[:5])}; give "
+                             "the full name of one")
+        return matches[0]
+    if names:
+        known = nearest(model, [last_part(n) for n in names])
+        raise InputError(f"the server {client.url} has no model {model!r}{known}; it has: {listed(names)}")
+    return model
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a server's models, as a message shows them."""
+    return ", ".join(map(short_name, names[:5])) + (", …" if len(names) > 5 else "")
+
+
+def short_name(model: str) -> str:
+    """A model's name without the folders of the server's machine, where it is the path of a file or folder there."""
+    return last_part(model) if re.match(r"[/~.\\]|[A-Za-z]:[/\\]", model) else model
 
 
 def _entries(client: ServerClient) -> dict[str, dict[str, Any]]:
     try:
-        found = client.get("models")
+        found = client.models()
     except Refused as error:
         if error.status in (401, 403):
             raise ResourceError(f"the server {client.url} refuses the key ({error}); set it in the environment "
@@ -217,9 +264,9 @@ def _entries(client: ServerClient) -> dict[str, dict[str, Any]]:
     return {str(row.get("id")): row for row in rows or () if isinstance(row, dict)}
 
 
-def _last(name: str) -> str:
-    """The name of a file in the place of its path, which is how llama.cpp names a model."""
-    return name.replace("\\", "/").rpartition("/")[2]
+def last_part(name: str) -> str:
+    """The last part of a model's name that is a path or has an owner (``Qwen/Qwen3-0.6B``)."""
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _llama_cpp(client: ServerClient, model: str) -> dict[str, Any]:
@@ -233,7 +280,7 @@ def _llama_cpp(client: ServerClient, model: str) -> dict[str, Any]:
     params = params if isinstance(params, dict) else {}
     template = found.get("chat_template")
     return {"server": "llama.cpp", "build": str(found["build_info"]),
-            "file": str(found.get("model_path") or "").replace("\\", "/").rpartition("/")[2],
+            "file": last_part(str(found.get("model_path") or "")),
             "context": settings.get("n_ctx"), "default_temperature": params.get("temperature"),
             "template": digest(str(template))[:12] if template else None}
 
