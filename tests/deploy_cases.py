@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from aftertune.ledger import Ledger
+from aftertune.study import DataSpec, TuneSpec
+from aftertune.tuning import tune
+from aftertune.values import Tuning
 from eval_cases import MERGES, with_random_vectors
+from tuning_cases import easy_rows, write_rows
 
 #: ChatML, with a system prompt where the messages have none.
 CHATML = ("{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\nBe brief."
@@ -66,3 +71,14 @@ def chat_model(name: str, folder: Path, *, dtype: str = "float32", tokenizer: An
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     (tokenizer or chat_tokenizer()).save_pretrained(folder)
     return folder
+
+
+def easy_tuning(home: Path, *, name: str = "easy", out: str = "out", **settings: Any) -> Tuning:
+    """A LoRA on a tiny Llama in ``home/base``, without merged weights, in the ledger ``home/ledger.db``."""
+    base = home / "base"
+    if not base.exists():
+        chat_model("llama", base, max_position_embeddings=512)
+    data = DataSpec(file=write_rows(home / "rows.jsonl", easy_rows()))
+    with Ledger(home / "ledger.db") as ledger:
+        return tune(TuneSpec(**{"model": str(base), "data": data, "out": home / out, "name": name, "max_steps": 2,
+                                "learning_rate": 0.02, "dtype": "float32", "threads": 1, **settings}), ledger=ledger)

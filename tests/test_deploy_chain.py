@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aftertune.deploy import check_chain
-from aftertune.deploy.chain import parse_links
+from aftertune.cli.check_deploy import reason, summary
+from aftertune.deploy import chain, check_chain
+from aftertune.deploy.chain import ChainCheck, CheckedLink, Link, _Maker, parse_links
+from aftertune.deploy.export import merged_weights
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
-from aftertune.sources import load_model, resolve_adapter, resolve_model
+from aftertune.sources import fingerprint_model, load_model, resolve_adapter, resolve_model
 from aftertune.study import DataSpec, TargetSpec, TaskSpec, TuneSpec
 from aftertune.tuning import tune
 from aftertune.tuning.output import merge
-from aftertune.values import Tuning
-from deploy_cases import chat_model
+from aftertune.values import CollapseSign, Comparison, Tuning
+from deploy_cases import CHATML, chat_model, chat_tokenizer, easy_tuning
+from ledger_cases import evaluation, tuning
+from report_cases import row
 from server_cases import served
 from test_cli import call
-from tuning_cases import easy_rows, write_rows
+from tuning_cases import write_rows
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +45,7 @@ def own_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tuned(home: Path) -> Tuning:
     """A LoRA on a tiny Llama."""
-    base = chat_model("llama", home / "base", max_position_embeddings=512)
-    data = DataSpec(file=write_rows(home / "rows.jsonl", easy_rows()))
-    with Ledger(home / "ledger.db") as ledger:
-        return tune(TuneSpec(model=str(base), data=data, out=home / "out", name="easy", max_steps=4, learning_rate=0.02,
-                             dtype="float32", threads=1), ledger=ledger)
+    return easy_tuning(home)
 
 
 @pytest.fixture
@@ -54,6 +56,7 @@ def target(home: Path) -> TaskSpec:
 
 
 ARC = TaskSpec(name="arc_easy", limit=12)
+COMPARED = partial(Comparison, id="c1", base="e0", tuned="e1", base_name="a", tuned_name="b", lineage=True, rows=())
 
 
 @pytest.fixture
@@ -151,8 +154,80 @@ def test_another_prompt_of_a_server_is_named(home: Path, tuned: Tuning, target: 
     assert (check.broken is link) == bool(named)
 
 
+def test_a_type_is_understood_in_either_case() -> None:
+    assert [link.detail for link in parse_links(["gguf:Q8_0", "llamacpp:Q4_K_M"])] == ["q8_0", "q4_k_m"]
+
+
+def test_merged_weights_of_another_fine_tune_are_made_again(home: Path, tuned: Tuning, tmp_path: Path) -> None:
+    other = easy_tuning(home, name="other", out="other", max_steps=1)
+    folder = merged_weights(tuned, tmp_path / "made", lambda *_: None)
+    assert json.loads((tmp_path / "made" / "merged.json").read_text())["result"] == tuned.result
+    first = fingerprint_model(resolve_model(str(folder))).fingerprint
+    assert merged_weights(other, tmp_path / "made", lambda *_: None) == folder
+    second = fingerprint_model(resolve_model(str(folder))).fingerprint
+    assert second != first
+    (tmp_path / "made" / "merged.json").unlink()
+    with pytest.raises(InputError, match=r"exists, and no merged.json beside it says which fine-tune"):
+        merged_weights(other, tmp_path / "made", lambda *_: None)
+    assert fingerprint_model(resolve_model(str(folder))).fingerprint == second
+
+
+def test_the_base_is_found_again_as_it_was_given(tuned: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                 ) -> None:
+    """Revision and own code of the base, and the date of the template."""
+    base = replace(tuned.base, source="org/base", revision="v2", trust_remote_code=True)
+    changed = replace(tuned, base=base, settings={**tuned.settings, "template_date": "2025-03-04"})
+    seen: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(chain, "resolve_model", lambda source, **options: seen.append((source, options)))
+    monkeypatch.setattr(chain, "load_tokenizer", lambda source: chat_tokenizer())
+    monkeypatch.setattr(chain, "merged_weights", lambda *_: tmp_path / "merged")
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        maker = _Maker(changed, tmp_path, ledger, lambda *_: None)
+        assert maker.prompts(Link("merged", "merged")) == ()
+        specs = [maker.spec(Link(kind, kind), (ARC,)) for kind in ("adapter", "merged")]
+        server = maker.spec(Link("openai:http://h:1#org/m", "openai", "http://h:1/v1", "org/m"), (ARC,))
+    assert seen == [("org/base", {"revision": "v2", "trust_remote_code": True}),
+                    (str(tmp_path / "merged"), {"trust_remote_code": True})]
+    assert [(s.model, s.revision, s.trust_remote_code, s.template_date) for s in specs] == [
+        ("org/base", "v2", True, "2025-03-04"), (str(tmp_path / "merged"), None, True, "2025-03-04")]
+    assert (server.name, server.model, server.template_date) == ("easy@h-1-org-m", "org/m", None)
+
+
+def test_a_server_with_the_date_of_the_day_is_sound(home: Path, tuned: Tuning, merged: Path) -> None:
+    dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    with served(merged, "llamacpp") as server, Ledger(home / "ledger.db") as ledger:
+        server.tokenizer.chat_template = dated
+        maker = _Maker(tuned, home / "made", ledger, lambda *_: None)
+        link, = parse_links(["merged", f"openai:{server.url}"])[1:]
+        assert maker._server_prompts(link, chat_tokenizer(template=dated)) == ()
+    assert maker.notes == [f"the chat template writes the date: 2024-07-26 in the fine-tune, that of the day in "
+                           f"{link.name}"]
+
+
+def test_a_sign_of_collapse_is_named_once() -> None:
+    sign = CollapseSign(task="held", kind="empty", base=0.0, tuned=1.0, n=9)
+    one = COMPARED(signs=(sign,))
+    link = CheckedLink(Link("merged", "merged"), evaluation("e1"), one, one)
+    assert link.collapse == (sign,)
+    assert reason(link) == "its texts are empty on held"
+
+
+def test_the_summary_says_what_was_not_tested() -> None:
+    rows = tuple(row(task, "acc", 60, (30, 30, 0), (-1, 1), verdict=verdict) for task, verdict in (
+        ("held", "within"), ("arc_easy", "undecided"), ("judge", None)))
+    link = CheckedLink(Link("merged", "merged"), evaluation("e1"), COMPARED(rows=rows), COMPARED(rows=rows))
+    check = ChainCheck(tuning(), (link,))
+    assert summary(check) == (
+        "No link is shown to be broken. A loss beyond the margin is not ruled out on ARC Easy; ask more items. Not "
+        "tested: judge, whose metric has a unit of its own; give a margin in it (--margin judge=VALUE).")
+    sound = replace(link, first=COMPARED(rows=rows[:1]))
+    assert summary(replace(check, links=(sound,))) == (
+        "No link is broken: on every task, no link lost more than the margin.")
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["adapter"], "needs two links or more"), (["adapter", "adapter"], "given twice"),
+    (["gguf:q8_0", "gguf:Q8_0"], "given twice"),
     (["adapter", "ggfu:q8_0"], "unknown link"), (["adapter", "gguf"], "unknown link"),
     (["adapter:x", "merged"], "unknown link"), (["adapter", "gguf:q9_9"], "q9_9"),
     (["adapter", "openai:http://u:secret@h"], "must not have a login")])
@@ -175,4 +250,7 @@ def test_the_verb(home: Path, tuned: Tuning, target: TaskSpec, monkeypatch: pyte
     assert call(monkeypatch, "check-deploy", "easy") == 2
     assert "nothing to ask" in capsys.readouterr().err
     assert call(monkeypatch, *words, "--target-match", "fuzzy") == 2
+    assert call(monkeypatch, *words, "--margin", "held=40", "--margin", "1") == 0
+    assert call(monkeypatch, *words, "--margin", "none") == 2
+    assert "TASK=VALUE in points or in the unit of its metric" in capsys.readouterr().err
     shutil.rmtree(home / "made", ignore_errors=True)

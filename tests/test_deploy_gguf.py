@@ -24,7 +24,7 @@ from aftertune.sources.tensors import read_gguf
 from aftertune.study import DataSpec, TuneSpec
 from aftertune.tuning import tune
 from aftertune.values import Tuning
-from deploy_cases import ARCHITECTURES, CHATML, chat_model, chat_tokenizer
+from deploy_cases import ARCHITECTURES, CHATML, chat_model, chat_tokenizer, easy_tuning
 from eval_cases import byte_tokenizer
 from ledger_cases import evaluation
 from test_cli import call
@@ -45,11 +45,7 @@ def own_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tuned(home: Path) -> Tuning:
     """A LoRA on a tiny Llama, without merged weights."""
-    base = chat_model("llama", home / "base", max_position_embeddings=512)
-    data = DataSpec(file=write_rows(home / "rows.jsonl", easy_rows()))
-    with Ledger(home / "ledger.db") as ledger:
-        return tune(TuneSpec(model=str(base), data=data, out=home / "out", name="easy", max_steps=2, learning_rate=0.01,
-                             dtype="float32", threads=1), ledger=ledger)
+    return easy_tuning(home)
 
 
 def logits(source: Any, **options: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import date
+from typing import Any
+
 import pytest
 
 from aftertune.deploy.prompts import CONVERSATIONS, prompt_differences, writer
@@ -44,6 +47,17 @@ def test_a_difference_is_named(right: str, conversations: list[str], cause: str)
 def test_another_date_is_named() -> None:
     dated = _BARE.replace(_BOS, _BOS + "Today is 26 Jul 2024.")
     assert set(causes(dated, dated.replace("26 Jul 2024", "01 Feb 2026")).values()) == {"another date"}
+
+
+def test_a_date_is_that_of_the_same_day_on_both_sides() -> None:
+    tokenizer = chat_tokenizer(template=_BARE.replace(_BOS, _BOS + "{{ strftime_now('%d %b %Y') }}"))
+
+    def of_a_server(messages: Any) -> str:  # transformers writes the date of the day, as a server
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    today = date.today().isoformat()
+    assert not prompt_differences(writer(tokenizer, today), of_a_server, asked=True)
+    assert {d.cause for d in prompt_differences(writer(tokenizer), of_a_server, asked=True)} == {"another date"}
 
 
 def test_the_diff_shows_the_lines() -> None:

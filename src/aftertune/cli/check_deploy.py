@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import emit, margin_error, progress
+from aftertune.cli.compare import parse_margins
+from aftertune.cli.console import emit, progress
 from aftertune.cli.options import JsonFlag, comma_separated
 from aftertune.errors import GateFailed, InputError
 from aftertune.study import TargetSpec, TaskSpec, checked
@@ -41,7 +42,9 @@ def check_deploy(
     target_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to the target in tokens.")] = 128,
     chat: Annotated[bool, typer.Option(
         "--chat/--no-chat", help="Ask the target with the model's chat template.")] = True,
-    margin: Annotated[float, typer.Option(help="Points; a smaller loss counts as no loss.")] = 2.0,
+    margin: Annotated[list[str] | None, typer.Option(
+        help="Margin in points; a smaller loss counts as no loss. TASK=VALUE for one task, in points or in the unit of "
+             "its metric. Repeatable. Default: 2.")] = None,
     out: Annotated[Path | None, typer.Option(
         help="Folder for merged weights and GGUF files. Default: exports/NAME-deploy.")] = None,
     as_json: JsonFlag = False,
@@ -51,8 +54,7 @@ def check_deploy(
     from aftertune.ledger import Ledger
     from aftertune.sources.cache import path_part
 
-    if not 0 < margin <= 100:
-        raise margin_error(f"{margin:g}")
+    margins = parse_margins(margin or [])
     specs = [TaskSpec(name=task, sample=sample) for task in comma_separated(tasks)] if tasks else []
     if target is not None:
         spec = checked(TargetSpec, file=target, match=target_match, pattern=target_pattern, max_tokens=target_tokens)
@@ -62,7 +64,7 @@ def check_deploy(
                          "both")
     folder = out or Path(f"exports/{path_part(Path(tuning).name)}-deploy")
     with Ledger() as ledger, progress() as update:
-        check = check_chain(tuning, comma_separated(chain), specs, ledger=ledger, out=folder, margins=margin / 100,
+        check = check_chain(tuning, comma_separated(chain), specs, ledger=ledger, out=folder, margins=margins,
                             progress=update)
     if as_json:
         emit(check_object(check))
@@ -131,12 +133,21 @@ def summary(check: ChainCheck) -> str:
     """What is known of the chain in one sentence."""
     if (broken := check.broken) is not None:
         return f"The first broken link is {broken.link.name}: {reason(broken)}."
+    from aftertune.report.names import task_title
+
     rows = [row for link in check.links if link.first for row in link.first.rows if row.primary and not row.average_of]
-    unknown = sorted({row.task for row in rows if row.verdict in ("undecided", "worse", None)})
-    if not unknown:
-        return "No link lost anything, up to the margin: every task is proven for every link."
-    return (f"No link is shown to be broken. It is not proven that nothing beyond the margin was lost on "
-            f"{', '.join(unknown)}: more items would tell.")
+    open_, untested = ({row.task: None for row in rows if row.verdict in verdicts} for verdicts in (
+        ("undecided", "worse"), (None,)))
+    if not open_ and not untested:
+        return "No link is broken: on every task, no link lost more than the margin."
+    sentences = ["No link is shown to be broken."]
+    if open_:
+        sentences.append(f"A loss beyond the margin is not ruled out on {', '.join(map(task_title, open_))}; ask more "
+                         "items.")
+    if untested:
+        sentences.append(f"Not tested: {', '.join(map(task_title, untested))}, whose metric has a unit of its own; "
+                         f"give a margin in it (--margin {next(iter(untested))}=VALUE).")
+    return " ".join(sentences)
 
 
 def _scores(link: CheckedLink) -> dict[str, str]:

@@ -23,23 +23,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aftertune.comparison import compare
 from aftertune.comparison.margins import MARGIN, Margins
 from aftertune.deploy.export import export_gguf, file_name, merged_weights
 from aftertune.deploy.llama_cpp import check_names
 from aftertune.deploy.merged_weights import WeightsCheck, check_weights
-from aftertune.deploy.prompts import PromptDifference, PromptWriter, prompt_differences, server_writer, writer
+from aftertune.deploy.prompts import PromptDifference, prompt_differences, server_writer, writer
 from aftertune.errors import InputError
 from aftertune.evaluation import evaluate
-from aftertune.harness.server_client import ServerClient, served_models
+from aftertune.harness.server_client import ServerClient, listed, name_on_server, served_models
 from aftertune.methods import writes_adapter
 from aftertune.sources import load_tokenizer, resolve_model
 from aftertune.study import EvalSpec, TaskSpec
 from aftertune.study.fields import server_url
 from aftertune.tasks import LoadOptions, find_tasks
+from aftertune.tasks.chat_template import template_date
 from aftertune.tuning import read_tuning
 from aftertune.values import CollapseSign, Comparison, ComparisonRow, Evaluation, Progress, Tuning
 
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 LinkKind = Literal["adapter", "merged", "gguf", "llamacpp", "openai"]
 #: Settings that the chat template of a server may change.
 OF_TEMPLATE = frozenset({"chat_template", "template_date", "template_arguments", "prompts"})
+#: Seconds that a server may take to write a prompt.
+_TEMPLATE_SECONDS = 60.0
 _KINDS: tuple[LinkKind, ...] = ("adapter", "merged", "gguf", "llamacpp", "openai")
 _EXAMPLE = "adapter,merged,gguf:q8_0,llamacpp:q8_0,openai:http://127.0.0.1:8080"
 
@@ -97,9 +101,10 @@ class CheckedLink:
 
     @property
     def collapse(self) -> tuple[CollapseSign, ...]:
-        """The signs of collapse that the link before, or the first one, does not have."""
-        return tuple(sign for comparison in (self.before, self.first) if comparison
-                     for sign in comparison.signs if not sign.base_too)
+        """The signs of collapse that the link before, or the first one, does not have; each once."""
+        signs = {(sign.task, sign.kind): sign for comparison in (self.before, self.first) if comparison
+                 for sign in comparison.signs if not sign.base_too}
+        return tuple(signs.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +138,9 @@ def parse_links(words: Sequence[str]) -> tuple[Link, ...]:
             except ValueError as error:
                 raise InputError(f"--chain {word}: {str(error)[0].lower()}{str(error)[1:]}") from None
         elif detail:
-            check_names((detail,))
+            detail, = check_names((detail,))
         links.append(Link(word, kind, detail, model))
-    if len({link.name for link in links}) < len(links):
+    if len({(link.kind, link.detail, link.model) for link in links}) < len(links):
         raise InputError(f"--chain: a link is given twice ({', '.join(words)}); give each once")
     if len(links) < 2:
         raise InputError(f"--chain needs two links or more, to compare them; for example {_EXAMPLE}")
@@ -184,27 +189,30 @@ class _Maker:
     def __init__(self, tuning: Tuning, out: Path, ledger: Ledger, progress: Progress) -> None:
         self.tuning, self.out, self.ledger, self.progress = tuning, out, ledger, progress
         self.notes: list[str] = []
+        self.day: str | None = tuning.settings.get("template_date")
 
     def spec(self, link: Link, task_specs: tuple[TaskSpec, ...]) -> EvalSpec:
         """The evaluation of a link."""
         tuning = self.tuning
-        name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", link.name.partition("#")[0].removeprefix("openai:").partition("//")[2]
-                      or link.name)
-        name = f"{tuning.name}@{name}"
-        if link.kind == "adapter" and writes_adapter(tuning.method):
-            base = tuning.base
-            return EvalSpec(model=base.source, revision=base.revision, trust_remote_code=base.trust_remote_code,
-                            adapter=tuning.output, quantize="nf4" if base.quantization else None, tasks=task_specs,
-                            name=name)
-        if link.kind == "adapter":
-            return EvalSpec(model=tuning.output, tasks=task_specs, name=name)
-        if link.kind == "merged":
-            return EvalSpec(model=str(self.merged), tasks=task_specs, name=name)
+        address = link.name.removeprefix("openai:").partition("//")[2]
+        common: dict[str, Any] = {"tasks": task_specs, "name": f"{tuning.name}@" + re.sub(
+            r"[^A-Za-z0-9_.+-]+", "-", address or link.name)}
         if link.kind == "openai":
-            return EvalSpec(model=link.model or _only_model(link.detail), engine=f"openai:{link.detail}",
-                            tasks=task_specs, name=name)
-        engine = "llamacpp" if link.kind == "llamacpp" else "packed"
-        return EvalSpec(model=str(self.file(link.detail)), engine=engine, tasks=task_specs, name=name)
+            return EvalSpec(model=link.model or _only_model(link.detail), engine=f"openai:{link.detail}", **common)
+        if link.kind == "llamacpp":
+            return EvalSpec(model=str(self.file(link.detail)), engine="llamacpp", **common)
+        if self.day is not None:
+            common["template_date"] = self.day
+        if link.kind == "gguf":
+            return EvalSpec(model=str(self.file(link.detail)), **common)
+        base = tuning.base
+        common["trust_remote_code"] = base.trust_remote_code
+        if link.kind == "merged":
+            return EvalSpec(model=str(self.merged), **common)
+        if not writes_adapter(tuning.method):
+            return EvalSpec(model=tuning.output, **common)
+        return EvalSpec(model=base.source, revision=base.revision, adapter=tuning.output,
+                        quantize="nf4" if base.quantization else None, **common)
 
     @property
     def merged(self) -> Path:
@@ -221,21 +229,35 @@ class _Maker:
 
     def prompts(self, link: Link) -> tuple[PromptDifference, ...]:
         """The conversations of which the link makes another prompt than the fine-tune's chat template."""
-        folder = self.tuning.output if not writes_adapter(self.tuning.method) else self.tuning.base.source
-        tokenizer = load_tokenizer(resolve_model(folder, trust_remote_code=self.tuning.base.trust_remote_code))
-        theirs: PromptWriter | None = None
-        if link.kind == "openai":
-            theirs = server_writer(ServerClient(link.detail, retries=1), link.model or _only_model(link.detail),
-                                   tokenizer)
-            if theirs is None:
-                self.notes.append(f"{link.name} does not say which prompts it makes of messages, so they are not "
-                                  "compared")
-        elif link.kind != "adapter":
-            file = self.merged if link.kind == "merged" else self.file(link.detail)
-            theirs = writer(load_tokenizer(resolve_model(str(file))))
-        if theirs is None or not tokenizer.chat_template:
+        if link.kind == "adapter":
             return ()
-        return tuple(prompt_differences(writer(tokenizer), theirs, bos=tokenizer.bos_token))
+        base, trusted = self.tuning.base, self.tuning.base.trust_remote_code
+        if writes_adapter(self.tuning.method):
+            source = resolve_model(base.source, revision=base.revision, trust_remote_code=trusted)
+        else:
+            source = resolve_model(self.tuning.output, trust_remote_code=trusted)
+        tokenizer = load_tokenizer(source)
+        if not tokenizer.chat_template:
+            return ()
+        if link.kind == "openai":
+            return self._server_prompts(link, tokenizer)
+        file = self.merged if link.kind == "merged" else self.file(link.detail)
+        theirs = writer(load_tokenizer(resolve_model(str(file), trust_remote_code=trusted)), self.day)
+        return tuple(prompt_differences(writer(tokenizer, self.day), theirs, bos=tokenizer.bos_token))
+
+    def _server_prompts(self, link: Link, tokenizer: Any) -> tuple[PromptDifference, ...]:
+        """The conversations of which a server makes another prompt. A template that writes a date gets that of today on
+        both sides, as servers do it; a note says which one the fine-tune has."""
+        client = ServerClient(link.detail, retries=1, timeout=_TEMPLATE_SECONDS)
+        theirs = server_writer(client, name_on_server(client, link.model or _only_model(link.detail)), tokenizer)
+        if theirs is None:
+            self.notes.append(f"{link.name} does not say which prompts it makes of messages, so they are not compared")
+            return ()
+        today = date.today().isoformat()
+        if (ours := template_date(tokenizer, self.day)) is not None:
+            self.notes.append(f"the chat template writes the date: {ours} in the fine-tune, that of the day in "
+                              f"{link.name}")
+        return tuple(prompt_differences(writer(tokenizer, today), theirs, bos=tokenizer.bos_token, asked=True))
 
     def file(self, kind: str) -> Path:
         """The GGUF file of a type, exported where it does not exist."""
@@ -250,6 +272,6 @@ def _only_model(url: str) -> str:
     """The name of the only model of a server. Raises InputError if it lists none or several."""
     names = served_models(ServerClient(url, retries=1))
     if len(names) != 1:
-        listed = f"has the models {', '.join(names[:5])}" if names else "does not list its models"
-        raise InputError(f"the server {url} {listed}; name one in the chain: openai:{url}#NAME")
+        what = f"has the models {listed(names)}" if names else "does not list its models"
+        raise InputError(f"the server {url} {what}; name one in the chain: openai:{url}#NAME")
     return names[0]

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
 MANIFEST = "export.json"
+#: Beside merged weights that are no part of a tuning's folder: what they were made from.
+_MERGED = f"{FOLDER}.json"
 #: Bits of a weight in a file, rounded up, to estimate its size; types of llama.cpp's quantiser have at most 7.
 _BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 9}
 _MOST_BITS = 8
@@ -153,16 +155,36 @@ def _merge_into(tuning: Tuning, folder: Path, progress: Progress) -> None:
 
 
 def merged_weights(tuning: Tuning, out: Path, progress: Progress) -> Path:
-    """The folder of a tuning's whole weights: its own, or ``out/merged``, which is made where it does not exist."""
+    """The folder of a tuning's whole weights: its own, or ``out/merged``, which is made where it does not exist, and
+    made again where it is that of another tuning.
+
+    Raises InputError for a folder that was not made here.
+    """
     if not writes_adapter(tuning.method):
         return Path(tuning.output)
     if (own := Path(tuning.output) / FOLDER).is_dir():
         return own
-    if not (out / FOLDER).is_dir():
+    folder, record = out / FOLDER, out / _MERGED
+    if not folder.exists() or _merged_from(record) != tuning.result:
+        if folder.exists() and _merged_from(record) is None:
+            raise InputError(f"{folder}: exists, and no {_MERGED} beside it says which fine-tune it was merged from; "
+                             "remove it, or give another folder with --out")
         with disk_errors(out, _AGAIN):
             out.mkdir(parents=True, exist_ok=True)
-        _merge_into(tuning, out / FOLDER, progress)
-    return out / FOLDER
+            remove_path(folder)  # before the record is written, so that it never names other weights
+            content = {"aftertune": __version__, "tuning": tuning.id, "name": tuning.name, "result": tuning.result}
+            write_atomic(record, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        _merge_into(tuning, folder, progress)
+    return folder
+
+
+def _merged_from(record: Path) -> str | None:
+    """The result of the tuning whose merged weights lie beside the record; None where there is no readable record."""
+    try:
+        result = read_json(record)["result"]
+    except (OSError, SourceError, KeyError, TypeError):
+        return None
+    return result if isinstance(result, str) else None
 
 
 @dataclass(frozen=True, slots=True)

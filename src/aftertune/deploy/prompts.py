@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aftertune.harness.server_client import Refused, ServerClient
+from aftertune.harness.server_client import ServerClient, token_ids
 from aftertune.tasks.chat_template import apply_template, template_date
 
 ChatMessages = Sequence[Mapping[str, str]]
@@ -59,9 +59,10 @@ class PromptDifference:
         return "\n".join(line for line in difflib.ndiff(left, right) if line[:1] in "-+")
 
 
-def writer(tokenizer: Any) -> PromptWriter:
-    """The prompts of a tokenizer's chat template."""
-    day = template_date(tokenizer, None)
+def writer(tokenizer: Any, day: str | None = None) -> PromptWriter:
+    """The prompts of a tokenizer's chat template. day: that it writes, where it writes one, as YYYY-MM-DD; None for the
+    default of fine-tunes and evaluations."""
+    day = template_date(tokenizer, day)
 
     def write(messages: ChatMessages) -> str:
         return apply_template(tokenizer, messages, generation=messages[-1]["role"] != "assistant", day=day)
@@ -78,8 +79,9 @@ def server_writer(client: ServerClient, model: str, tokenizer: Any) -> PromptWri
     """
     def of_llama_cpp(messages: ChatMessages) -> str:
         prompt = client.post("apply-template", {"messages": list(messages)}, root=True)["prompt"]
-        tokens = client.about("tokenize", {"content": prompt, "add_special": True, "parse_special": True}).get("tokens")
-        twice = isinstance(tokens, list) and tokens[:2] == [tokenizer.bos_token_id] * 2
+        tokens = token_ids(client.tried("tokenize", {"content": prompt, "add_special": True, "parse_special": True},
+                                        root=True))
+        twice = tokens[:2] == [tokenizer.bos_token_id] * 2
         return f"{tokenizer.bos_token if twice and not prompt.startswith(2 * tokenizer.bos_token) else ''}{prompt}"
 
     def of_vllm(messages: ChatMessages) -> str:
@@ -88,22 +90,25 @@ def server_writer(client: ServerClient, model: str, tokenizer: Any) -> PromptWri
                              root=True)["tokens"]
         return str(client.post("detokenize", {"model": model, "tokens": tokens}, root=True)["prompt"])
 
-    for write in (of_llama_cpp, of_vllm):
-        try:
-            if isinstance(write([_ASKED]), str):
-                return write
-        except (Refused, KeyError, TypeError):
-            continue
-    return None
+    found = client.tried("apply-template", {"messages": [_ASKED]}, root=True)
+    if isinstance(found, dict) and isinstance(found.get("prompt"), str):
+        return of_llama_cpp
+    tokens = token_ids(client.tried("tokenize", {"model": model, "messages": [_ASKED]}, root=True))
+    found = client.tried("detokenize", {"model": model, "tokens": tokens}, root=True) if tokens else None
+    return of_vllm if isinstance(found, dict) and isinstance(found.get("prompt"), str) else None
 
 
-def prompt_differences(left: PromptWriter, right: PromptWriter, *, bos: str | None = None) -> list[PromptDifference]:
+def prompt_differences(left: PromptWriter, right: PromptWriter, *, bos: str | None = None, asked: bool = False
+                       ) -> list[PromptDifference]:
     """The conversations whose prompts differ. bos: the text of the BOS token, to recognise it at the start.
 
-    A conversation that both refuse is the same; one that only one of them refuses differs.
+    A conversation that both refuse is the same; one that only one of them refuses differs. asked: leave out those that
+    end with an answer, because servers continue it and a chat template ends it.
     """
     found = []
     for name, messages in CONVERSATIONS.items():
+        if asked and messages[-1]["role"] == "assistant":
+            continue
         ours, theirs = _written(left, messages), _written(right, messages)
         if ours != theirs:
             found.append(PromptDifference(name, ours, theirs, _cause(ours, theirs, messages, bos)))
