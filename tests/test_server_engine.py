@@ -38,6 +38,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "1, 2, 3, 4, 5, 6, 7, 8,", "Monday, Tuesday, Wednesday, Thursday,", "a b c d e f g h i j")))
     write_task(home / "tasks", "count", "generate_until", clear,
                "generation_kwargs: {max_gen_toks: 4}\nmetric_list: [{metric: exact_match}]")
+    (home / "long.jsonl").write_text(json.dumps({"question": "7 " * 300, "answer": "x"}))
+    write_task(home / "tasks", "long", "generate_until", home / "long.jsonl", "metric_list: [{metric: exact_match}]")
     byte_folder(home / "base", template=TEMPLATE)
     return home
 
@@ -327,9 +329,8 @@ def test_llama_cpp_runs_a_gguf_file_in_this_process(home: Path, tmp_path: Path,
         assert all(a.responses[0].tokens for a in answers(ledger, chats, "write"))
         with pytest.raises(InputError, match="does not give"):
             run(home, ledger, GGUF, "pick", engine="llamacpp")
-        with pytest.raises(TaskError, match="allow more than 16 tokens with --engine-args context=N"):
-            run(home, ledger, GGUF, "write", engine="llamacpp", threads=1, apply_chat_template=True,
-                engine_args={"context": 16})
+        with pytest.raises(TaskError, match="allow more than 256 tokens with --engine-args context=N"):
+            run(home, ledger, GGUF, "long", engine="llamacpp", threads=1, engine_args={"context": 256})
         with pytest.raises(InputError, match="runs a GGUF file; give one"):
             run(home, ledger, str(home / "base"), "write", engine="llamacpp")
     assert same == 3
