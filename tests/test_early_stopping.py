@@ -17,6 +17,7 @@ from aftertune.engine import engine
 from aftertune.errors import InputError, NotComparable, ResumeRefused
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
+from aftertune.report.facts import early_stop_text
 from aftertune.stats.sequential import LOOKS, PairedSequential, random_order_key
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 from aftertune.values import Evaluation, plain
@@ -152,6 +153,10 @@ def test_at_least_so_many_items_and_a_width(made: dict[str, Any], ledger: Ledger
     [row] = narrow.comparison.rows
     assert row.n > 32
     assert row.high - row.low <= 0.12
+    most = decide(made["near"], "base", [made["own"]], ledger, early=EarlySpec(margin=0.1, max_items=100))
+    [row], [unit] = most.comparison.rows, most.tuned.early.units
+    assert (row.n, row.stopped_of, row.verdict, unit.verdict) == (96, unit.items, "undecided", None)
+    assert "at most 100 items" in early_stop_text(most.tuned.early)
 
 
 def test_the_target_says_what_ends_a_task(made: dict[str, Any], ledger: Ledger) -> None:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from aftertune.ledger import Ledger
     from aftertune.stats.planning import RequiredItems
 
-#: Share of items on which two models differ, if it is not given: typical for a light fine-tune.
-DEFAULT_DISCORDANCE = 0.1
-
 #: Source of a benchmark's items -> its name in messages.
 SOURCES = {"hub": "the Hub's data set", "pack": "the offline pack"}
 
@@ -65,7 +62,7 @@ def plan_items(
     their average, which is one question, the items of each task are shown.
     """
     from aftertune.ledger import Ledger
-    from aftertune.stats.planning import items_for_average, items_for_verdicts
+    from aftertune.stats.planning import USUAL_DISCORDANCE, items_for_average, items_for_verdicts, items_until_kept
 
     _check(margin, discordance, power)
     if (base is None) != (tuned is None):
@@ -81,10 +78,13 @@ def plan_items(
     if not totals:
         raise InputError("no task is given; name tasks, for example --task hellaswag, or two evaluations in the ledger")
     psi = {name: discordance / 100 if discordance is not None else
-           observed[name].discordance if name in observed else DEFAULT_DISCORDANCE for name in totals}
+           observed[name].discordance if name in observed else USUAL_DISCORDANCE for name in totals}
     families = {name: len(totals) if task else observed[name].family for name in totals}
     plans = {name: items_for_verdicts(psi[name], margin / 100, total=total, alpha=0.05 / families[name],
                                       power=power / 100) for name, total in totals.items()}
+    early = {name: tuple(items_until_kept(psi[name], margin / 100, total, alpha=0.05 / families[name],
+                                          weighted=weighted) for weighted in (False, True))
+             for name, total in totals.items()}
     averaged = [name for name in totals if task or observed[name].averaged]
     average = Average(tuple(averaged), items_for_average(
         [psi[n] for n in averaged], margin / 100, [totals[n] for n in averaged], power=power / 100)) \
@@ -94,11 +94,13 @@ def plan_items(
         emit({"margin": margin, "power": power, "tasks": [{
             "task": name, "items": plan.total, "items_from": origins[name], "discordance": psi[name], "kept": plan.kept,
             "lost": [{"points": 100 * loss, "items": n} for loss, n in plan.lost],
-            "smallest": None if plan.smallest is None else 100 * plan.smallest, "kept_at": 100 * plan.kept_at}
+            "smallest": None if plan.smallest is None else 100 * plan.smallest, "kept_at": 100 * plan.kept_at,
+            "until_decided": {"uniform": early[name][0], "weighted": early[name][1]}}
             for name, plan in plans.items()],
             "average": None if average is None else {"tasks": list(average.tasks), "kept": average.kept}})
     else:
         _show(plans, psi, margin, power)
+        rich_console().print(_early_text(early, totals), soft_wrap=True)
         if average is not None:
             rich_console().print(_average_text(average, margin), soft_wrap=True)
         _show_counts(counts)
@@ -190,6 +192,13 @@ def _show(plans: dict[str, RequiredItems], psi: dict[str, float], margin: float,
             console.print(Text(f"{name}: \"kept\" within {margin:g} points cannot be decided with this task; with all "
                                f"its items the smallest possible margin is {100 * plan.kept_at:.1f} points"),
                           soft_wrap=True)
+
+
+def _early_text(early: dict[str, tuple[int, ...]], totals: dict[str, int]) -> str:
+    """How many items a run with ``--until-decided`` asks. early: of each task, with equal chances and with weights."""
+    shown = "; ".join(f"{name} {uniform:,} ({weighted:,} if drawn where the base was unsure)" if uniform < totals[name]
+                      else f"{name} all {uniform:,}" for name, (uniform, weighted) in early.items())
+    return f"eval --until-decided asks about so many items until \"kept\", if ±0, and fewer if much is lost: {shown}"
 
 
 def _average_text(average: Average, margin: float) -> str:

@@ -116,10 +116,22 @@ def plan(
         emit({"study": loaded.study, "family": loaded.family, "primary": loaded.primary, "cells": [{
             "cell": c.name, "status": c.status, "why": c.why, "seconds": c.cost.seconds, "memory": c.cost.memory,
             "disk": c.cost.disk, "basis": c.cost.basis, "estimated": c.cost.estimated, "command": c.command,
-            "missing": list(c.missing)} for c in cells]})
+            "missing": list(c.missing), **({"until_decided": [{
+                "task": e.task, "items": e.items, "of": e.total, "weighted": e.weighted} for e in c.early]}
+                if c.early else {})} for c in cells]})
     else:
         _show_plan(loaded.study, cells)
         _show_verdict_rules(loaded)
+        for line in dict.fromkeys(_early_line(c) for c in cells if c.early):
+            rich_console().print(line, soft_wrap=True)
+
+
+def _early_line(cell: PlannedCell) -> str:
+    """How many items a fine-tune is asked until its verdicts."""
+    shown = [f"all {e.total:,} of {e.task}" if e.items >= e.total else f"{e.items:,} of {e.total:,} of {e.task}"
+             + (" (drawn where the base was unsure)" if e.weighted else "") for e in cell.early]
+    return ("Until decided: a base is asked all items first, once for all its fine-tunes. A fine-tune that loses "
+            f"nothing is asked about {', '.join(shown)}; the times above count with this, and a harsh one needs fewer.")
 
 
 def _show_verdict_rules(study: Study) -> None:

@@ -17,7 +17,7 @@ items of its round are asked, and with the finished evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -39,6 +39,7 @@ from aftertune.early_stopping.running_tests import ItemKey, ItemMetrics, Running
 from aftertune.errors import AmbiguousName, InputError, NotComparable, SourceError
 from aftertune.evaluation import EvaluationRun
 from aftertune.ledger import Ledger
+from aftertune.sources import BaseModelCache
 from aftertune.stats.paired import NO_EVIDENCE, wilson
 from aftertune.stats.sequential import PairedSequential, first_of_clusters, random_order_key
 from aftertune.stats.verdict import ALPHA, Case, at_floor
@@ -80,15 +81,16 @@ class EarlyResult:
     comparison: Comparison
 
 
-def until_decided(spec: EvalSpec, against: str, early: EarlySpec, *, ledger: Ledger, progress: Progress | None = None
-                  ) -> EarlyResult:
+def until_decided(spec: EvalSpec, against: str, early: EarlySpec, *, ledger: Ledger, progress: Progress | None = None,
+                  bases: BaseModelCache | None = None) -> EarlyResult:
     """Evaluate ``spec`` against a base until every primary metric has its verdict, or all items are used.
 
     against: id or name of a finished evaluation with the same items and settings. If it was stopped early, or if
-    ``against`` is a model source, the base is evaluated in the same rounds. Raises NotComparable where the settings
+    ``against`` is a model source, the base is evaluated in the same rounds. A task with ``until_decided`` false is
+    asked all of its items. bases: keeps the base of an adapter loaded. Raises NotComparable where the settings
     differ, and the errors of `aftertune.evaluation.evaluate`.
     """
-    return _EarlyStopping(spec, against, early, ledger, progress or (lambda *_: None)).run()
+    return _EarlyStopping(spec, against, early, ledger, progress or (lambda *_: None), bases).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +139,17 @@ class _RunningSide:
 class _EarlyStopping:
     """Both models and their tests, from the random order to the comparison."""
 
-    def __init__(self, spec: EvalSpec, against: str, early: EarlySpec, ledger: Ledger, progress: Progress) -> None:
+    def __init__(self, spec: EvalSpec, against: str, early: EarlySpec, ledger: Ledger, progress: Progress,
+                 bases: BaseModelCache | None) -> None:
         self.spec, self.against, self.early_spec, self.ledger, self.progress = spec, against, early, ledger, progress
+        self.bases = bases
+        self.whole = {t.name for t in spec.tasks if t.until_decided is False}  # asked all items
 
     def run(self) -> EarlyResult:
         given = self._stored_base()
         if isinstance(given, EvalSpec) and self.early_spec.draw == "weighted":  # asked once, for all its tunings
             given = EvaluationRun(given, self.ledger, self.progress).run()
-        self.tuned = EvaluationRun(self.spec, self.ledger, self._tuned_progress,
+        self.tuned = EvaluationRun(self.spec, self.ledger, self._tuned_progress, self.bases,
                                    sides=2 if isinstance(given, EvalSpec) else 1)
         prepared = self.tuned.prepare()
         alongside = None if isinstance(given, Evaluation) else EvaluationRun(given, self.ledger, self._base_progress,
@@ -163,7 +168,7 @@ class _EarlyStopping:
                 break
         early = replace(early, against=base_id)
         evaluation = replace(prepared, id=tuned_id, early=early,
-                             warnings=(*prepared.warnings, *_warnings(tests), *self._drawing_notes(tests)))
+                             warnings=(*prepared.warnings, *_warnings(tests, self.whole), *self._drawing_notes(tests)))
         if alongside is not None:
             base = alongside.open(replace(base, id=base_id, name=f"{base.name}-alongside",
                                           early=replace(early, against=evaluation.id)))
@@ -172,6 +177,7 @@ class _EarlyStopping:
             runs = [r for r in (alongside, self.tuned) if r is not None and r.stored.status != "done"]
             base, tuned = self._decide(base, alongside, tests, runs)
         margins = {u.name: Margin(early.margins[u.name], self.given.get(u.name)) for u in early.units}
+        margins["*"] = Margin(self.early_spec.margin / 100)  # of their average
         return EarlyResult(base=base, tuned=tuned, comparison=compare(base, tuned, margins=margins, ledger=self.ledger))
 
     def _rules(self, pools: _Pools, base: Evaluation) -> Iterator[_StopRule]:
@@ -188,7 +194,7 @@ class _EarlyStopping:
         if draw != "weighted":
             yield _StopRule({}, "")
             yield _StopRule(shares, "")
-            if any(_testable(name, members) for name, members in pools):
+            if any(self._stops(name, members) for name, members in pools):
                 yield _StopRule(shares, self.early_spec.target)
         if weighted:
             yield _StopRule(shares, self.early_spec.target, frozenset(weighted))
@@ -196,7 +202,7 @@ class _EarlyStopping:
     def _equal_chances(self, name: str, members: Sequence[LoadedTask], base: Evaluation) -> str:
         """Why the items of a test are drawn with equal chances, or "" where they can be drawn with weights."""
         first, items = members[0].settings, [i for t in members for i in t.items]
-        if not _testable(name, members) or len(items) <= FEW:
+        if not self._stops(name, members) or len(items) <= FEW:
             return f"it has no more than {FEW} items" if len(items) <= FEW else "it cannot be stopped early"
         if any(t.settings.output_type != "multiple_choice" for t in members) or \
                 not first.higher_is_better.get(MetricKey(first.primary).metric, True):
@@ -237,7 +243,8 @@ class _EarlyStopping:
         settings = [early.seed, early.min_items, early.max_width,
                     [[u.name, u.batch, early.margins[u.name], u.order, *([u.share] if u.share else []),
                       *([u.draw] if u.draw else [])] for u in early.units],
-                    *([early.stop_target] if early.stop_target else [])]
+                    *([early.stop_target] if early.stop_target else []),
+                    *([{"max_items": early.max_items}] if early.max_items else [])]
         # both models decide when it stops, so both are part of its identity
         base_id = base.id if alone else self._id(base, [tuned.id, settings])
         return base_id, self._id(tuned, [base_id, settings])
@@ -281,6 +288,7 @@ class _EarlyStopping:
         margins = {name: self._margin(name, members) for name, members in pools}
         early = Early(against=base.id, seed=seed, margins=margins, units=(), min_items=self.early_spec.min_items,
                       max_width=None if self.early_spec.max_width is None else self.early_spec.max_width / 100,
+                      max_items=self.early_spec.max_items,
                       stop_target=rule.target)
         tests = []
         for name, members in pools:
@@ -288,8 +296,9 @@ class _EarlyStopping:
             items.sort(key=lambda i: _order_key(seed, i[2]))
             first = members[0].settings
             metric = MetricKey(first.primary).metric
-            testable = _testable(name, members)
+            testable = self._stops(name, members)
             batch = self.early_spec.batch or (BATCH if len(items) > FEW else SMALL_BATCH)
+            batch = min(batch, self.early_spec.max_items or batch)
             unit = EarlyUnit(name=name, key=first.primary, tasks=tuple(t.settings.task for t in members),
                              items=len(items), batch=batch if testable else len(items),
                              order=digest([item.hash for _, _, item in items]))
@@ -323,6 +332,10 @@ class _EarlyStopping:
             families[name] = Case(tests=NO_EVIDENCE, target=first.target, at_floor=floor).family
         return {name: list(families.values()).count(family) for name, family in families.items()}
 
+    def _stops(self, name: str, members: Sequence[LoadedTask]) -> bool:
+        """Whether a test may end before all items were asked."""
+        return _testable(name, members) and not self.whole & _names(name, members)
+
     def _margin(self, name: str, members: Sequence[LoadedTask]) -> float:
         """The margin of a test, as a fraction."""
         given = self._given(name, members)
@@ -330,7 +343,7 @@ class _EarlyStopping:
 
     def _given(self, name: str, members: Sequence[LoadedTask]) -> float | None:
         """The margin that the user gave for a test by name: in points, or in the unit of its metric."""
-        names = {name, *(n for t in members for n in (t.settings.task, *t.settings.groups))}
+        names = _names(name, members)
         return next((t.margin for t in self.spec.tasks if t.name in names and t.margin is not None), None)
 
     def _decide(self, base: Evaluation, alongside: EvaluationRun | None, tests: list[RunningTest],
@@ -431,6 +444,11 @@ def _pools(loaded: Sequence[LoadedTask]) -> Iterator[tuple[str, list[LoadedTask]
         yield name, members
 
 
+def _names(name: str, members: Sequence[LoadedTask]) -> set[str]:
+    """The names under which a test may be asked for: its own, and those of its tasks and their groups."""
+    return {name, *(n for t in members for n in (t.settings.task, *t.settings.groups))}
+
+
 def _testable(name: str, members: Sequence[LoadedTask]) -> bool:
     """True where the primary metric can be tested before all items were asked."""
     metric = MetricKey(members[0].settings.primary).metric
@@ -462,9 +480,10 @@ def _weighted_by_items(name: str, members: Sequence[LoadedTask]) -> bool:
     return group is None or all(a.weight_by_size for a in group.aggregate_metric_list if a.metric == metric)
 
 
-def _warnings(tests: Sequence[RunningTest]) -> Iterator[str]:
+def _warnings(tests: Sequence[RunningTest], whole: Collection[str]) -> Iterator[str]:
+    """Why tests do not stop early, except those of tasks that are asked all their items (``whole``)."""
     for test in tests:
-        if test.sequential is None:
+        if test.sequential is None and not {test.unit.name, *test.unit.tasks} & {*whole}:
             reason = "its mean weights tasks, not items" if len(test.unit.tasks) > 1 else \
                 f"{MetricKey(test.unit.key).metric} has no bounds"
             yield f"{test.unit.name}: all items were asked, because it cannot be stopped early ({reason})"

@@ -52,7 +52,7 @@ class RunningTest:
             self.sequential, self.no_share = None, True
         self._add(np.array([self.sign * (tuned[k][key] - base[k][key]) for _, _, k in batch]))
         self.used += len(batch)
-        self.decided = self.used == self.unit.items or self._is_safe(early)
+        self.decided = self.used == self.unit.items or self._is_safe(early) or self._is_enough(early)
 
     def _add(self, differences: NDArray[np.float64]) -> None:
         """Add the differences of the batch to the test."""
@@ -70,6 +70,11 @@ class RunningTest:
             return False
         low, high = self.sequential.interval() if early.max_width is not None else (0.0, 0.0)
         return high - low <= (early.max_width or 0.0)
+
+    def _is_enough(self, early: Early) -> bool:
+        """True where the next batch would exceed the largest number of items."""
+        return self.sequential is not None and early.max_items is not None and \
+            self.used + self.unit.batch > early.max_items
 
     @property
     def stopped(self) -> bool:

@@ -46,7 +46,7 @@ def cells_of(study: Study) -> list[Cell]:
                   for name in names]
         cells += [Cell(f"evaluate {name}", "tuned", name, (f"tune {name}", f"evaluate {base}"),
                        digest(_portable((_tuning_settings(study, name), _task_settings(study, name),
-                                         *_tokenizer(study, name)))))
+                                         *_tokenizer(study, name), *_early(study, name)))))
                   for name in names]
     return cells
 
@@ -113,7 +113,7 @@ def _tuning_settings(study: Study, name: str) -> list[Any]:
 
 def _task_settings(study: Study, name: str) -> list[Any]:
     """The tasks of a base or tuning, and the settings of their evaluation."""
-    tasks = [{k: v for k, v in t.settings().items() if k not in ("only", "margin")}
+    tasks = [{k: v for k, v in t.settings().items() if k not in ("only", "margin", "until_decided")}
              for t in study.tasks if t.asks(name)]
     return [tasks, study.dtype, study.device, study.engine, study.apply_chat_template, study.task_source,
             *_date(study), *_later(study)]
@@ -123,6 +123,13 @@ def _tokenizer(study: Study, tuning: str) -> list[str]:
     """The tokenizer that a base has beside its own; it counts for evaluations alone."""
     other = study.bases[study.tunings[tuning].base].tokenizer
     return [other] if other else []
+
+
+def _early(study: Study, tuning: str) -> list[Any]:
+    """When the tasks of a fine-tune stop at their verdicts, with their margins; nothing where all items are asked."""
+    rule = study.early_rule(tuning)
+    return [] if rule is None else [rule.model_dump(mode="json"), [
+        [t.name, t.margin, study.stops(t)] for t in study.tasks if t.asks(tuning)]]
 
 
 def _later(study: Study) -> list[Any]:

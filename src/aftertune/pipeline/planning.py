@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from aftertune.catalog import closest, leaves
+from aftertune.comparison.weighted_draws import FEW
 from aftertune.errors import AftertuneError
 from aftertune.ledger import Ledger, StoredCell
 from aftertune.methods import METHODS
@@ -33,7 +35,10 @@ from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of
 from aftertune.sources import resolve_model, shape_of
 from aftertune.sources.folder_lock import try_folder_lock
 from aftertune.sources.hub import offline, offline_only
-from aftertune.study import BaseSpec, Study, TaskSpec, TuneSpec, on_hub
+from aftertune.stats.planning import USUAL_DISCORDANCE, items_until_kept
+from aftertune.stats.verdict import ALPHA
+from aftertune.stats.weighted import enough_items
+from aftertune.study import BaseSpec, EarlySpec, Study, TaskSpec, TuneSpec, on_hub
 from aftertune.study.anchor import AnchorSetting
 from aftertune.study.presets import ModelShape, preset_of
 from aftertune.tasks.data import choose_source
@@ -129,23 +134,30 @@ class Costs:
         tasks = [t for t in self.study.tasks if t.asks(name)]
         memory = int(DTYPE_BYTES[self.machine.dtype] * shape.parameters * 2) + PROGRAM
         disk = 2 * shape.parameters if guessed else 0
-        similar = self._similar_evaluation(shape, tasks)
+        similar = self._similar_evaluation(cell, shape, tasks)
         if similar is not None:
             return Cost(similar[0], memory, disk, similar[1], guessed)
-        tokens = sum(items_of(t, self.study.task_source) * _tokens(t) for t in tasks)
+        early = {e.task: e.items for e in self.early(cell)}
+        tokens = sum(early.get(t.name, items_of(t, self.study.task_source)) * _tokens(t) for t in tasks)
         assert self.machine.rate is not None
         seconds = 2 * tokens * (shape.products + shape.vocabulary * shape.hidden) / (self.machine.rate * UTILIZATION)
         basis = f"{tokens:,} tokens at {self.machine.rate / 1e9:,.0f} G operations/s"
         return Cost(seconds, memory, disk, basis, guessed)
 
-    def _similar_evaluation(self, shape: ModelShape, tasks: list[TaskSpec]) -> tuple[float, str] | None:
+    def early(self, cell: Cell) -> tuple[EarlyItems, ...]:
+        """About how many items the tasks of a fine-tune are asked that stop at their verdicts."""
+        rule = self.study.early_rule(cell.subject) if cell.kind == "tuned" else None
+        return () if rule is None else tuple(early_items(self.study, cell.subject, rule))
+
+    def _similar_evaluation(self, cell: Cell, shape: ModelShape, tasks: list[TaskSpec]) -> tuple[float, str] | None:
         """(seconds, basis) from the last evaluation of the same tasks on this device; None if there is none."""
         names = {task.name for task in tasks}
         for done in reversed(self.evaluations):
             if {_study_name(t.task, names) for t in done.tasks} == names and done.model.parameters \
                     and done.device.split()[0].split(":")[0] == self.machine.device.split(":")[0] \
                     and isinstance(done.schedule.get("seconds"), int | float):
-                items = sum(items_of(t, self.study.task_source) for t in tasks)
+                early = {e.task: e.items for e in self.early(cell)}
+                items = sum(early.get(t.name, items_of(t, self.study.task_source)) for t in tasks)
                 share = items / max(sum(t.n if t.used is None else t.used for t in done.tasks), 1)
                 seconds = done.schedule["seconds"] * share * shape.parameters / done.model.parameters
                 return seconds, f"the pace of evaluation {done.name}"
@@ -194,6 +206,37 @@ def items_of(task: TaskSpec, source: str) -> int:
         return limits[0] if limits else _rows(task.target.file)
     row = closest(task.name)
     return min([*limits, UNLISTED[0] if row is None else row.items[choose_source(task.name, source)]])
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyItems:
+    """About how many items of a task a fine-tune is asked until its verdict, if it loses nothing. total: that the task
+    has; weighted: whether they are drawn where the base was unsure."""
+
+    task: str
+    items: int
+    total: int
+    weighted: bool
+
+
+def early_items(study: Study, name: str, rule: EarlySpec) -> Iterator[EarlyItems]:
+    """The estimate for each task of a fine-tune that stops at its verdict, at the usual discordance."""
+    asked = [t for t in study.tasks if t.asks(name)]
+    models = rule.target == "models"
+    for task in asked:
+        row, total = closest(task.name), items_of(task, study.task_source)
+        margin = (rule.margin if task.margin is None else task.margin) / 100
+        if not study.stops(task) or not 0 < margin < 1:
+            continue
+        tests = [total] if row is None or row.scored else [items_of(task.model_copy(update={"name": leaf}),
+                                                                    study.task_source) for leaf in row.leaves]
+        family = sum(1 if (r := closest(t.name)) is None or r.scored else len(r.leaves)
+                     for t in asked if (t.target is None) == (task.target is None))
+        weighted = (rule.draw != "uniform" and task.target is None and row is not None and row.choices is not None
+                    and min(tests) > FEW and (not models or enough_items(min(tests), margin)))
+        items = sum(min(n, rule.max_items or n, max(rule.min_items, items_until_kept(
+            USUAL_DISCORDANCE, margin, n, alpha=ALPHA / family, models=models, weighted=weighted))) for n in tests)
+        yield EarlyItems(task.name, items, sum(tests), weighted)
 
 
 def _tokens(task: TaskSpec) -> int:
@@ -246,7 +289,8 @@ CellStatus = Literal["planned", "running", "done", "failed", "reported"]
 class PlannedCell:
     """The state of one cell.
 
-    command: runs it; missing: what must be there before it can run; why: why it failed or runs again, else "".
+    command: runs it; missing: what must be there before it can run; why: why it failed or runs again, else ""; early:
+    the tasks that stop at their verdicts.
     """
 
     name: str
@@ -255,6 +299,7 @@ class PlannedCell:
     command: str
     missing: tuple[str, ...] = ()
     why: str = ""
+    early: tuple[EarlyItems, ...] = ()
 
 
 def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = None) -> list[PlannedCell]:
@@ -312,7 +357,8 @@ def _planned(cell: Cell, stored: StoredCell | None, context: _PlanContext) -> Pl
     status, why = _status(cell, stored, context)
     done = status == "done"
     missing = () if done else tuple(_missing(cell, context.study, context.costs))
-    return PlannedCell(cell.name, status, context.costs.of(cell), _command(context.file, cell.name), missing, why)
+    return PlannedCell(cell.name, status, context.costs.of(cell), _command(context.file, cell.name), missing, why,
+                       context.costs.early(cell))
 
 
 def _command(file: str, name: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from aftertune.comparison import compare
 from aftertune.comparison.across_seeds import contrasts_across_seeds
 from aftertune.comparison.flips import flips_by_comparison
+from aftertune.early_stopping import until_decided
 from aftertune.errors import AftertuneError, InputError
 from aftertune.evaluation import evaluate
 from aftertune.forgetting_watch import ForgettingWatch
@@ -173,16 +174,26 @@ class _StudyRun:
     def _evaluate_tuned(self, name: str, tuning: Tuning, progress: Progress) -> Evaluation:
         base = self.study.bases[self.study.tunings[name].base]
         adapter = writes_adapter(tuning.method)
-        return self._evaluate(EvalSpec(
+        spec = EvalSpec(
             model=base.model if adapter else tuning.output, adapter=tuning.output if adapter else None,
             revision=base.revision if adapter else None, trust_remote_code=base.trust_remote_code, name=name,
-            tokenizer=base.tokenizer, tasks=self._tasks(name), **self._settings()), progress)
+            tokenizer=base.tokenizer, tasks=self._tasks(name), **self._settings())
+        rule = self.study.early_rule(name)
+        if rule is None:
+            return self._evaluate(spec, progress)
+        tasks = tuple(t.model_copy(update={"until_decided": self.study.stops(t)}) for t in spec.tasks)
+        asked = self.values[f"evaluate {self.study.tunings[name].base}"]  # all items, once for all fine-tunes
+        return until_decided(spec.model_copy(update={"tasks": tasks}), asked.id, rule, ledger=self.ledger,
+                             progress=progress, bases=self._loaded(spec.model)).tuned
 
     def _evaluate(self, spec: EvalSpec, progress: Progress) -> Evaluation:
-        """Evaluate a model; the base stays loaded for the next adapter of the same base."""
-        if self.bases is None or self.bases[0] != spec.model:
-            self.bases = (spec.model, BaseModelCache())
-        return evaluate(spec, ledger=self.ledger, progress=progress, bases=self.bases[1])
+        return evaluate(spec, ledger=self.ledger, progress=progress, bases=self._loaded(spec.model))
+
+    def _loaded(self, model: str) -> BaseModelCache:
+        """The base, which stays loaded for the next adapter of it."""
+        if self.bases is None or self.bases[0] != model:
+            self.bases = (model, BaseModelCache())
+        return self.bases[1]
 
     def _tune(self, name: str, progress: Progress) -> Tuning:
         recipe, study = self.study.tunings[name], self.study

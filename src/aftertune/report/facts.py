@@ -285,6 +285,8 @@ def early_stop_text(early: Early) -> str:
     rules.append(f"until something is proven about {'the models' if early.stop_target == 'models' else 'the full run'}")
     if early.min_items:
         rules.append(f"at least {fmt.count(early.min_items)} items")
+    if early.max_items is not None:
+        rules.append(f"at most {fmt.count(early.max_items)} items")
     if early.max_width is not None:
         rules.append(f"interval at most {fmt.points(early.max_width).lstrip('+')} points wide")
     units = [f"{task_title(u.name)}: {fmt.count(u.used)} of {fmt.count(u.items)} items"

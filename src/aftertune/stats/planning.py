@@ -3,6 +3,7 @@
     items_for_difference(0.15, 0.05)        468.57: items that show a true change of 5 points, power 80 %
     items_for_equivalence(0.08, 0.02)       1712.9: items that show "within 2 points" at a true 0
     items_for_average([0.1] * 6, 0.02)      357: items of each of six tasks that show it for their average
+    items_until_kept(0.08, 0.02, 10042)     2570: items that a run asks until it is proven, at the median
     items_beyond(0.30, 0.05, -0.08)         2560.5: items that show that a loss of 8 points is more than 5
     smallest_difference(0.10, 1319)         0.0244
     items_for_verdicts(0.10, 0.02, total=10042).kept      2141: items that show "within 2 points", of 10,042
@@ -145,6 +146,28 @@ def items_above(share: float, floor: float, *, alpha: float = 0.05) -> int | Non
     if share <= floor:
         return None
     return math.floor(_z(1 - alpha / 2) ** 2 * floor * (1 - floor) / (share - floor) ** 2) + 1
+
+
+#: Share of items on which two models differ, if it is not known: typical for a light fine-tune.
+USUAL_DISCORDANCE = 0.1
+#: Items until "kept" with many looks, for each item that one test with 80 % power needs: of a claim about the models,
+#: and of one about the full run. Medians of `benchmarks/verdicts.py` and `benchmarks/active.py`.
+_LOOKS = {True: 1.5, False: 1.4}
+#: Of these, the share that is asked where items are drawn where the base was unsure (`benchmarks/active.py`: 0.38 to
+#: 0.67).
+_WEIGHTED = 0.6
+
+
+def items_until_kept(psi: float, margin: float, total: int, *, alpha: float = 0.05, models: bool = True,
+                     weighted: bool = False) -> int:
+    """About how many items a run asks until "within the margin" is proven, if the models do not differ: the median.
+
+    total: items of the task, all of which are asked at most. models: of a claim about the models, not about the full
+    run, whose n is n / (1 + n / total). weighted: items are drawn where the base was unsure.
+    """
+    needed = items_for_equivalence(psi, margin, alpha=alpha)
+    needed = needed if models else needed / (1 + needed / total)
+    return min(total, math.ceil(needed * _LOOKS[models] * (_WEIGHTED if weighted else 1)))
 
 
 #: Power for which the number of items is given that would decide a row.

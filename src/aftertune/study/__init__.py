@@ -69,6 +69,8 @@ from aftertune.study.keep_best import VALIDATION_LOSS, KeepBest
 from aftertune.study.matrix import matrix_schema
 from aftertune.study.overrides import expanded, overrides
 from aftertune.study.presets import with_defaults, with_method_defaults
+from aftertune.study.until_decided import EarlyRule, StudyRule, TaskStops
+from aftertune.study.until_decided import EarlySpec as EarlySpec
 from aftertune.study.watch import TargetSpec as TargetSpec
 from aftertune.study.watch import WatchedTarget as WatchedTarget
 from aftertune.study.watch import WatchSpec as WatchSpec
@@ -102,6 +104,7 @@ class TaskSpec(Spec):
         description="Margin of this task: in points, or in the unit of its metric where that is no share.")] = None
     only: Annotated[tuple[str, ...], Field(
         description="Evaluate it only on these bases and tunings; patterns such as lora-* are allowed.")] = ()
+    until_decided: TaskStops = None
 
     @model_validator(mode="after")
     def _limit_or_sample(self) -> TaskSpec:
@@ -113,8 +116,8 @@ class TaskSpec(Spec):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """The fields as JSON values, for ids. ``letters`` is among them where it is set, so older ids stay."""
-        return {k: v for k, v in self.model_dump(mode="json").items() if k != "letters" or v}
+        """The fields as JSON values, for ids. A later field is among them where it is set, so older ids stay."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if (k, v) not in _LATER_TASK_FIELDS.items()}
 
     def asks(self, name: str) -> bool:
         """Whether a base or tuning of this name is evaluated on it."""
@@ -151,26 +154,6 @@ class EvalSpec(Spec):
     trust_remote_code: Annotated[RemoteCode, Flag()] = False
     task_source: TaskSource = "auto"
     fork: Annotated[bool, Flag(), Field(description="Start a new run beside the stored one.")] = False
-
-
-class EarlySpec(Spec):
-    """When an evaluation stops at the first safe verdict."""
-
-    margin: Annotated[Points, Flag(), Field(
-        description="Points; a change within them is no change. For --until-decided.")] = 2.0
-    target: Annotated[Literal["models", "full-run"], Flag(), Field(
-        description="What must be proven before a task stops: something about the models, as a verdict is, or about "
-                    "what asking all items would show. For --until-decided.")] = "models"
-    draw: Annotated[Literal["auto", "weighted", "uniform"], Flag(), Field(
-        description="How items are drawn: weighted (most often where the base was unsure; a base that was not asked "
-                    "all items is asked first), uniform, or auto (weighted where the ledger has the base's answers "
-                    "to all items). For --until-decided.")] = "auto"
-    batch: Annotated[Positive | None, Flag(), Field(
-        description="Items between two interim analyses. Default: 32, or 8 for a small task.")] = None
-    min_items: Annotated[int, Flag("--min-items", "--min-docs"), Field(
-        ge=0, description="Ask at least this many items of each task.")] = 0
-    max_width: Annotated[Annotated[float, Field(gt=0, le=200)] | None, Flag(), Field(
-        description="Continue until the interval is at most this many points wide.")] = None
 
 
 class EarlyStop(Spec):
@@ -329,11 +312,12 @@ class BaseSpec(Spec):
 
 
 #: Fields that were added after ids of studies and their cells were made of the others.
+_LATER_TASK_FIELDS = {"letters": False, "until_decided": None}
 _LATER_BASE_FIELDS = ("tokenizer",)
 _LATER_RECIPE_FIELDS = ("keep_checkpoints", "keep_best", "anchor")
 _LATER_FIELDS = ("enable_thinking", "think_end_token", "engine_args")
-#: The same, of fields that change verdicts alone, and no evaluation.
-_LATER_VERDICT_FIELDS = {"family": "pair", "primary": None}
+#: The same, of fields that change no evaluation of a base.
+_LATER_VERDICT_FIELDS = {"family": "pair", "primary": None, "until_decided": None}
 
 
 class StudyTuning(Recipe):
@@ -372,6 +356,7 @@ class Study(Spec):
                     "fine-tunes of the study (study).")] = "pair"
     primary: Annotated[Literal["prob"] | None, Field(
         description="Metric that gets the verdict on multiple-choice tasks: prob is expected accuracy.")] = None
+    until_decided: StudyRule = None
     dtype: Dtype = "auto"
     device: Device = "auto"
     engine: EngineName = "packed"
@@ -401,7 +386,30 @@ class Study(Spec):
                 if not any(fnmatchcase(name, pattern) for name in names):
                     raise ValueError(f"tasks.{task.name}.only names {pattern!r}, which is neither a base nor a "
                                      f"tuning{nearest(pattern, names)}")
+        self._check_early_rules()
         return self
+
+    def _check_early_rules(self) -> None:
+        """Raise ValueError where tasks cannot stop at their verdict."""
+        early = {name: tuning.base for name, tuning in self.tunings.items() if self.early_rule(name)}
+        if early and self.primary:
+            raise ValueError("`until_decided` stops tasks by their accuracy, so it does not go with `primary: prob`; "
+                             "leave one of them out")
+        for name, base in early.items():
+            alone = [t.name for t in self.tasks if t.asks(name) and not t.asks(base)]
+            if alone:
+                raise ValueError(f"`until_decided`: {name} is asked {', '.join(alone)}, and its base {base} is not; "
+                                 f"add {base} to `only` of this task, or leave `until_decided` out")
+
+    def stops(self, task: TaskSpec) -> bool:
+        """Whether the fine-tunes are asked a task only until its verdict."""
+        return self.until_decided is not None if task.until_decided is None else task.until_decided
+
+    def early_rule(self, name: str) -> EarlySpec | None:
+        """When the tasks of a fine-tune stop; None where all items of all tasks are asked."""
+        if name in self.bases or not any(self.stops(t) for t in self.tasks if t.asks(name)):
+            return None
+        return EarlySpec(margin=self.margin, **(self.until_decided or EarlyRule()).model_dump())
 
     @property
     def hash(self) -> str:

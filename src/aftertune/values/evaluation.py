@@ -268,7 +268,7 @@ class EarlyUnit:
 
     key: ``metric,filter``. items: of the full run. batch: items between two interim analyses. order: SHA-256 over the
     item hashes in their random order, which is fixed before the first item is asked. used: items that were asked.
-    verdict: the one that stopped the test, None where all items were used. share: number of tests that share the error
+    verdict: the one that stopped the test, None where nothing was proven. share: number of tests that share the error
     level with it; None: all tests of the plan do. draw: "weighted" where items were drawn with unequal weights; "" for
     equal chances. Of weighted drawing: strata: one letter for each item in its random order, its stratum, a for 0;
     ranks: mean rank of the base's confidence in each stratum; earlier: expected squares of the differences of earlier
@@ -302,8 +302,9 @@ class Early:
 
     against: id of the evaluation of the other model. units: the sequential tests. margins: by name of the test, as
     fractions. min_items, max_width: a test stops only after this many items, and only once its interval is no wider
-    than this (a fraction). stop_target: which test ends a task, that about the models or that about the full run; "" in
-    plans of versions that had only the second one, and where no task can stop early.
+    than this (a fraction). max_items: it stops in any case before it has asked more. stop_target: which test ends a
+    task, that about the models or that about the full run; "" in plans of versions that had only the second one, and
+    where no task can stop early.
     """
 
     against: str
@@ -312,6 +313,7 @@ class Early:
     units: tuple[EarlyUnit, ...]
     min_items: int = 0
     max_width: float | None = None
+    max_items: int | None = None
     stop_target: Literal["", "models", "full-run"] = ""
 
 
