@@ -287,6 +287,7 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], str], str]] = {
 }
 #: Bounds that another test hits: limits of time and memory, and those that only bound how much is searched.
 ELSEWHERE = {
+    "README_BYTES": "test_sources_readme.py::test_a_very_long_readme_is_left_alone",
     "STUDY_MATCHED": "test_bounds.py::test_rules_of_a_matrix_are_bounded",
     "PARQUET_TEXT_PER_BYTE": "test_tuning_rows.py::"
                              "test_a_parquet_file_of_a_repeated_long_value_is_refused_before_it_fills_the_memory",

@@ -56,7 +56,7 @@ def adapter(base: Path, out: Path, config: Any, *, size: float = 0.05, method: s
             if parameter.requires_grad:
                 parameter += size * torch.randn_like(parameter)
     out.mkdir()
-    output.save(model, method, chat_tokenizer(), out)
+    output.save(model, method, chat_tokenizer(), out, fingerprint_model(resolve_model(str(base))))
     return out
 
 

@@ -42,8 +42,8 @@ HUB = replace(BASE, source="org/base-1b", revision="0f" * 20)
 
 
 def card(about: Evaluation | Tuning, evaluations: Any = EVALUATIONS, tunings: Any = TUNINGS,
-         comparisons: Any = COMPARISONS) -> Card:
-    return write_card(about, Results(evaluations=evaluations, tunings=tunings, comparisons=comparisons))
+         comparisons: Any = COMPARISONS, **more: Any) -> Card:
+    return write_card(about, Results(evaluations=evaluations, tunings=tunings, comparisons=comparisons), **more)
 
 
 def loaded(made: Card, folder: Path) -> Any:
@@ -76,7 +76,7 @@ def test_the_hub_library_reads_the_card_with_the_values_of_the_ledger(about: Any
 
 
 def test_the_files_of_eval_results_hold_primary_scores_of_data_on_the_hub() -> None:
-    found = entries(card(TUNINGS[0]))
+    found = entries(card(TUNINGS[0], partial=True))
     assert set(found) == {f"{t.task}.yaml" for t in TASKS if not t.target}
     stored = {s.task: s.value for s in EVALUATIONS[1].scores if s.primary}
     assert {name.removesuffix(".yaml"): entry.value for name, entry in found.items()} == {
@@ -86,6 +86,41 @@ def test_the_files_of_eval_results_hold_primary_scores_of_data_on_the_hub() -> N
     assert found["hellaswag.yaml"].notes.startswith("partial: random 300 of 10,042, seed 0")
     assert found["mmlu_high_school_computer_science.yaml"].notes.startswith("all 100 items")
     assert found["hellaswag.yaml"].date == "2026-11-23T10:20:30Z"
+
+
+def test_parts_and_other_splits_go_to_eval_results_only_if_asked(tmp_path: Path) -> None:
+    made = card(TUNINGS[0])
+    assert set(entries(made)) == {"mmlu_high_school_computer_science.yaml"}
+    assert dict(made.partial) == {
+        "hellaswag": "partial: random 300 of 10,042, seed 0",
+        "arc_easy": "partial: random 300 of 570, seed 0; split validation with 570 items, where the benchmark has "
+                    "2,376",
+        "gsm8k_cot": "partial: first 8 of 1,319"}
+    assert set(made.withheld) == {f"{task}.yaml" for task in made.partial}
+    # all items of a pack's validation split, where lm-eval scores the test split
+    whole = replace(EVALUATIONS[1], tasks=(settings("arc_easy", 570, 570, data="pack:ai2_arc"),),
+                    scores=(replace(EVALUATIONS[1].scores[2], n=570),))
+    assert score_part(whole, "arc_easy") == ""
+    assert entries(card(whole)) == {}
+    split = "split validation with 570 items, where the benchmark has 2,376"
+    assert entries(card(whole, partial=True))["arc_easy.yaml"].notes.startswith(f"{split}; lm-eval task arc_easy")
+    [result] = loaded(card(whole), tmp_path).data.eval_results
+    assert result.metric_name == f"Normalized Accuracy on ARC Easy ({split})"
+
+
+def test_the_license_is_given_or_that_of_the_base(tmp_path: Path) -> None:
+    def license_in(made: Card) -> str | None:
+        assert loaded(made, tmp_path).data.get("license") == made.license
+        return made.license
+
+    assert license_in(card(TUNINGS[0])) == "apache-2.0"  # of the preset whose pack the base is
+    assert license_in(card(TUNINGS[0], license_="mit")) == "mit"
+    (tmp_path / "base").mkdir()
+    own = replace(TUNINGS[0], base=replace(BASE, source=str(tmp_path / "base")))
+    assert license_in(card(own, (), (own,), ())) is None
+    (tmp_path / "base" / "README.md").write_text("---\nlanguage: en\nlicense: cc-by-4.0\n---\nlicense: none\n")
+    assert license_in(card(own, (), (own,), ())) == "cc-by-4.0"
+    assert license_in(card(FOREIGN, (*EVALUATIONS, FOREIGN), comparisons=(MODELS,))) is None
 
 
 def test_a_full_fine_tune_on_hub_data_and_a_model_without_a_past(tmp_path: Path) -> None:
@@ -132,7 +167,8 @@ def test_parts_of_a_task_and_early_stops_are_labelled(tmp_path: Path) -> None:
     assert "| about 41.33% | – | – |" in made.readme.replace("**about 41.33%**", "about 41.33%")
     assert "**Stopped early: early estimates, not scores" in made.readme
     names = [r.metric_name for r in loaded(made, tmp_path).data.eval_results]
-    assert "Normalized Accuracy on ARC Easy (partial: random 300 of 570, seed 0)" in names
+    assert "Normalized Accuracy on ARC Easy (partial: random 300 of 570, seed 0; split validation with 570 items, " \
+        "where the benchmark has 2,376)" in names
     assert "Accuracy on MMLU High School Computer Science" in names
     assert "a part of the items, not scores of the whole benchmark:** ARC Easy (random 300 of" in made.readme
 
@@ -140,7 +176,7 @@ def test_parts_of_a_task_and_early_stops_are_labelled(tmp_path: Path) -> None:
 def test_a_group_of_parts_is_a_part_too() -> None:
     inside = tuple(settings(f"mmlu_{name}", 10, 100, limit=10, groups=("mmlu",)) for name in ("a", "b"))
     group = Score(task="mmlu", metric="acc", filter="none", value=0.5, stderr=0.1, n=20, primary=True, group=True)
-    made = card(replace(EVALUATIONS[0], tasks=inside, scores=(group,)), (), (), ())
+    made = card(replace(EVALUATIONS[0], tasks=inside, scores=(group,)), (), (), (), partial=True)
     assert score_part(replace(EVALUATIONS[0], tasks=inside), "mmlu") == "20 of 200 over its 2 tasks"
     assert "20 (20 of 200 over its 2 tasks)" in made.readme
     assert entries(made)["mmlu.yaml"].notes.startswith("partial: 20 of 200")
@@ -154,6 +190,7 @@ def test_of_two_evaluations_of_one_model_the_one_on_more_items_gives_the_value(t
     for order in ((*EVALUATIONS, more), (more, *EVALUATIONS)):
         made = card(TUNINGS[0], order)
         assert entries(made)["hellaswag.yaml"].value == 0.5
+        made = card(TUNINGS[0], order, partial=True)
         assert entries(made)["arc_easy.yaml"].value == EVALUATIONS[1].scores[2].value
         assert made.readme.count("### careful") == 3  # two evaluations and a comparison
 
@@ -231,12 +268,22 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_verb_writes_what_can_be_read(ledger: Path, monkeypatch: pytest.MonkeyPatch,
                                           capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, "card", "t-careful001", "--out", "a", "--json") == 0
+    assert call(monkeypatch, "card", "t-careful001", "--out", "a", "--json", "--include-partial") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == {"readme": "a/README.md", "eval_results": ["a/.eval_results/arc_easy.yaml"], "left_out": []}
+    assert told == {"readme": "a/README.md", "eval_results": ["a/.eval_results/arc_easy.yaml"], "left_out": [],
+                    "partial": {}, "license": "apache-2.0"}
     assert ModelCard.load(ledger / "a" / "README.md").data.eval_results[0].metric_value == 166 / 300
     assert call(monkeypatch, "card", "t-careful001", "--out", "a") == 0  # the same again
-    assert "written to a/README.md" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "written to a/README.md" in out
+    assert "not in .eval_results, because they are no scores of the whole benchmark (--include-partial adds them): " \
+        "arc_easy (partial: first 6 of 570; split validation" in out
+    assert "license apache-2.0, that of the base; --license LICENSE names another" in out
+    assert not [*(ledger / "a" / ".eval_results").iterdir()], "what --include-partial wrote"
+    assert call(monkeypatch, "card", "t-careful001", "--out", "a", "--license", "mit") == 0  # ours and unchanged
+    assert ModelCard.load(ledger / "a" / "README.md").data.license == "mit"
+    assert call(monkeypatch, "card", "t-careful001", "--license", "Apache 2.0") == 2
+    assert "give it as the Hub names it" in capsys.readouterr().err
     (ledger / "a" / "README.md").write_text("my own words")
     assert call(monkeypatch, "card", "t-careful001", "--out", "a") == 2
     assert "overwrite it with --force" in capsys.readouterr().err

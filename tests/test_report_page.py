@@ -156,6 +156,42 @@ def test_neither_the_page_nor_a_table_in_it_scrolls_sideways(page, tmp_path, wid
     assert int(measured[4]) >= 10
 
 
+def printed(page: str) -> tuple[list[str], bool]:
+    """The sections that are printed unless everything is asked for, and whether everything is from the start."""
+    return (re.findall(r'<section class="first" aria-labelledby="(\w+)">', page),
+            '<input type="checkbox" id="print-all" checked>' in page)
+
+
+def test_what_is_printed_is_the_overview_the_verdicts_and_the_observations(page):
+    assert printed(page) == (["overview", "verdicts", "observations"], False)
+    assert '<input type="checkbox" id="print-all">' in page
+    rules = page.split("@media print {")[1].split("\n}")[0]
+    for rule in ("body:not(:has(#print-all:checked)) :is(nav, main > section:not(.first), details:not([open])) "
+                 "{ display: none; }", "body:has(#print-all:checked) details::details-content { content-visibility: "
+                 "visible; block-size: auto; }"):
+        assert rule in rules
+    # a browser that does not know :has leaves these rules out, and prints everything
+    assert all(":has(#print-all:checked)" in line for line in rules.splitlines() if "section" in line)
+
+
+def test_a_page_without_comparisons_prints_everything():
+    only = write_page(replace(cases.results(), comparisons=()), title="x")
+    assert printed(only) == (["overview"], True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_the_page_of_a_few_fine_tunes_prints_as_two_pages(page, tmp_path):
+    counts = []
+    for text in (page, page.replace('id="print-all">', 'id="print-all" checked>')):
+        (tmp_path / "page.html").write_text(text, encoding="utf-8")
+        subprocess.run(["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer",
+                        f"--print-to-pdf={tmp_path / 'page.pdf'}", f"--user-data-dir={tmp_path / 'profile'}",
+                        str(tmp_path / "page.html")], capture_output=True, check=True, timeout=120)
+        counts.append(len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "page.pdf").read_bytes())))
+    assert counts[0] <= 2 < counts[1]
+
+
 def test_every_cell_of_a_narrow_page_has_its_heading(page):
     """Below 1010 px the rows are shown as cards, and the heading of each figure comes from its cell."""
     cells = re.findall(r'<td class="([^"]*)"( data-label="[^"]+")?>', page)

@@ -101,6 +101,8 @@ MODEL_POSITIONS = _bound(2**27, _MODEL, "number", "{} positions")
 MODEL_VOCABULARY = _bound(2**26, _MODEL, "number", "{} tokens of the vocabulary")
 MODEL_NAME = _bound(4096, _MODEL, "size", "{} characters of a name or path in it")
 
+README_BYTES = _bound(MIB, "README.md of a model", "size", "{} bytes; a longer one is never replaced")
+
 _SAFETENSORS = "safetensors"
 SAFETENSORS_HEADER = _bound(100_000_000, _SAFETENSORS, "size", "{} bytes of a header, and no more than the file has")
 

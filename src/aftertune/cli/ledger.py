@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -277,7 +278,14 @@ def card(
     word: Annotated[str, typer.Argument(metavar="ID", help="Id or name of an evaluation or a tuning.")],
     out: Annotated[Path, typer.Option(
         help="Folder for README.md and .eval_results, for example the folder of the model.")] = Path("card"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing README.md.")] = False,
+    license_: Annotated[str | None, typer.Option(
+        "--license", help="License of the model, as the Hub names it, such as apache-2.0. Default: that of its base, "
+                          "where it is known.")] = None,
+    include_partial: Annotated[bool, typer.Option(
+        "--include-partial", help="Also write scores of a part of a benchmark, or of another split than its own, to "
+                                  ".eval_results, marked as such.")] = False,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Overwrite a README.md that aftertune did not write, or that was changed since.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a model card for the Hugging Face Hub, without paths of this machine and without secrets."""
@@ -285,6 +293,9 @@ def card(
     from aftertune.report import Results, write_card
     from aftertune.values import Comparison
 
+    if license_ is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,59}", license_):
+        raise InputError(f"--license {license_!r}: give it as the Hub names it, in lower case and without spaces, such "
+                         "as apache-2.0, mit or other")
     with Ledger(create=False) as ledger:
         about = find(ledger, word)
         if isinstance(about, Comparison):
@@ -294,32 +305,46 @@ def card(
             raise InputError(f"{about.name} ({about.id}) is {about.status!r}, but a card needs a finished run; run the "
                              "same command again to finish it")
         model_card = write_card(about, Results(evaluations=ledger.evaluations(), tunings=ledger.tunings(),
-                                               comparisons=ledger.comparisons()))
+                                               comparisons=ledger.comparisons()),
+                                license_=license_, partial=include_partial)
     paths = _write_card(model_card, out, force)
     if as_json:
         emit({"readme": str(paths[0]), "eval_results": [str(p) for p in paths[1:]],
-              "left_out": list(model_card.left_out)})
+              "left_out": list(model_card.left_out), "partial": dict(model_card.partial),
+              "license": model_card.license})
         return
     for path in paths:
         typer.echo(f"written to {path}")
     if model_card.left_out:
         typer.echo("left out of the metadata, because they were stopped early and have no score of all items: "
                    f"{', '.join(model_card.left_out)}")
+    if model_card.partial:
+        parts = "; ".join(f"{task} ({part})" for task, part in model_card.partial.items())
+        typer.echo(f"not in .eval_results, because they are no scores of the whole benchmark (--include-partial adds "
+                   f"them): {parts}")
+    if license_ is None:
+        typer.echo(f"license {model_card.license}, that of the base; --license LICENSE names another"
+                   if model_card.license else "no license is known; name one with --license, such as apache-2.0")
 
 
 def _write_card(model_card: Card, out: Path, force: bool) -> list[Path]:
     """Write the card's files. InputError if another README.md exists, unless ``force``."""
     from aftertune.report import make_folder, write_document
+    from aftertune.sources.readme import README, replaceable
 
-    readme = out / "README.md"
-    if readme.is_file() and not force and readme.read_text(encoding="utf-8", errors="replace") != model_card.readme:
-        raise InputError(f"{readme}: this file exists and has a different text; choose another folder with --out, or "
-                         "overwrite it with --force")
+    readme = out / README
+    if not force and not replaceable(out):
+        raise InputError(f"{readme}: this file exists, and aftertune did not write it, or it was changed since; choose "
+                         "another folder with --out, or overwrite it with --force")
     make_folder(out / ".eval_results" if model_card.results else out)
     files = {readme: model_card.readme,
              **{out / ".eval_results" / name: text for name, text in model_card.results.items()}}
     for path, text in files.items():
         write_document(path, text)
+    for name, text in model_card.withheld.items():  # written by an earlier call with --include-partial
+        earlier = out / ".eval_results" / name
+        if earlier.is_file() and earlier.read_text(encoding="utf-8", errors="replace") == text:
+            earlier.unlink()
     return list(files)
 
 

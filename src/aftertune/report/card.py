@@ -10,8 +10,8 @@
 
 A card is made for publishing: `published` replaces paths by names and removes secrets. It has a verdict only if a
 comparison in the ledger has one. Scores are the ledger's values, as fractions. A task that was stopped early has an
-estimate and no score, so it is left out of the header and of ``.eval_results``. A score of a part of a task is marked
-as partial everywhere.
+estimate and no score, so it is left out of the header and of ``.eval_results``. A score of a part of a task or of
+another split is marked as such, and is in ``.eval_results`` only if that is asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from aftertune.catalog import BENCHMARKS
@@ -35,7 +34,9 @@ from aftertune.report.record import comparison_blocks, headline_blocks, score_bl
 from aftertune.report.results import Results, newest, tuning_of
 from aftertune.report.sentences import observations
 from aftertune.report.table import score_interval, score_part
-from aftertune.study import HUB_NAMES, on_hub, presets
+from aftertune.sources.readme import header_fields, license_of, sealed
+from aftertune.study.data import data_on_hub
+from aftertune.study.presets import base_on_hub
 from aftertune.values import Comparison, Evaluation, ModelIdentity, Score, TaskSettings, Tuning
 from aftertune.values.reported import STATED, proven
 
@@ -112,31 +113,17 @@ class Subject:
         return list(dict.fromkeys(name for e, name in names if e.stopped(name)))
 
 
-def base_on_hub(model: ModelIdentity) -> str | None:
-    """The Hub id of a model, or of the model in a pack; None if it is not proven to be from the Hub."""
-    packed = (preset.source for preset in presets.PRESETS.values() if preset.pack and preset.pack == model.source)
-    return model.source if model.revision else next(packed, None)
-
-
-def data_on_hub(tuning: Tuning) -> str | None:
-    """The Hub data set that a fine-tune was trained on; None for a file."""
-    name = HUB_NAMES.get(tuning.data_source, tuning.data_source)
-    return name if "/" in name and on_hub(Path(name)) else None
-
-
 # --- The YAML that the Hub reads ---
-def header(subject: Subject) -> Any:
+def header(subject: Subject, license_: str | None = None) -> Any:
     """The metadata as huggingface_hub's ModelCardData; unknown fields are left out."""
     from huggingface_hub.repocard_data import ModelCardData
 
-    base, tuning = subject.base, subject.tuning
-    hub = base_on_hub(base) if base is not None else None
-    data = data_on_hub(tuning) if tuning is not None else None
+    tuning = subject.tuning
     results = [_result(e, s) for e, s in subject.scores()]
     return ModelCardData(
-        base_model=hub, base_model_relation=("adapter" if subject.adapter else "finetune") if hub else None,
-        datasets=[data] if data else None, library_name=_library(subject), pipeline_tag="text-generation",
-        tags=["aftertune", *([tuning.method] if tuning is not None else [])], model_name=fmt.visible(subject.name),
+        library_name=_library(subject), model_name=fmt.visible(subject.name),
+        **header_fields(subject.base, adapter=subject.adapter, method=tuning.method if tuning else None,
+                        data=tuning.data_source if tuning else None, license_=license_),
         **({"model-index": [{"name": fmt.visible(subject.name), "results": results}]} if results else {}))
 
 
@@ -162,9 +149,21 @@ def _result(evaluation: Evaluation, score: Score) -> dict[str, Any]:
 
 def _metric(evaluation: Evaluation, score: Score) -> str:
     """The metric with its task, and with the part of the task if not all items were asked."""
-    part = score_part(evaluation, score.task)
+    part = _part(evaluation, score)
     title = f"{metric_title(score.metric, score.filter)} on {task_title(score.task)}"
-    return fmt.visible(f"{title} (partial: {part})" if part else title)
+    return fmt.visible(f"{title} ({part})" if part else title)
+
+
+def _part(evaluation: Evaluation, score: Score) -> str:
+    """Of which items a score is, if not of all that the benchmark is scored on; "" for a score of the benchmark."""
+    part = score_part(evaluation, score.task)
+    tasks = [t for t in evaluation.tasks if score.task in (t.task, *t.groups)]
+    total = sum(t.n_total for t in tasks)
+    own = BENCHMARKS[score.task].items.get("hub") if score.task in BENCHMARKS else None
+    splits = ", ".join(dict.fromkeys(t.split for t in tasks))
+    other = f"split {splits} with {fmt.count(total)} items, where the benchmark has {fmt.count(own)}" \
+        if own is not None and tasks and total != own else ""
+    return "; ".join(filter(None, (f"partial: {part}" if part else "", other)))
 
 
 def _settings(evaluation: Evaluation, score: Score) -> TaskSettings | None:
@@ -182,21 +181,29 @@ def _data(task: TaskSettings | None, name: str) -> tuple[str | None, str | None]
     return listed if listed and task is not None and task.data.startswith("pack:") else (None, None)
 
 
-def entries(subject: Subject) -> dict[str, str]:
-    """File name -> YAML with the score of the primary metric, for each task whose data set is on the Hub."""
+def entries(subject: Subject, *, partial: bool = False) -> dict[str, str]:
+    """File name -> YAML with the score of the primary metric, for each task whose data set is on the Hub.
+
+    partial: also scores of a part of the items or of another split, which are marked. Without it they are left out,
+    because the page of the benchmark shows them beside those of all items.
+    """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
     from huggingface_hub.utils import yaml_dump
 
     files: dict[str, str] = {}
     for evaluation, score in subject.scores():
         data, _ = _data(_settings(evaluation, score), score.task)
-        if score.primary and data is not None and score.fraction:
+        if score.primary and data is not None and score.fraction and (partial or not _part(evaluation, score)):
             started = evaluation.provenance.started if evaluation.provenance else None
             entry = EvalResultEntry(dataset_id=data, task_id=_page(score.task), value=score.value,
                                     date=started, notes="; ".join(_notes(evaluation, score)))
-            name = re.sub(r"[^\w.-]+", "_", score.task)
-            files[f"{name}.yaml"] = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+            files[_file(score.task)] = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
     return files
+
+
+def _file(task: str) -> str:
+    """The name of a task's file in ``.eval_results``."""
+    return re.sub(r"[^\w.-]+", "_", task) + ".yaml"
 
 
 def _page(task: str) -> str:
@@ -206,8 +213,8 @@ def _page(task: str) -> str:
 
 def _notes(evaluation: Evaluation, score: Score) -> Iterator[str]:
     """How a score was measured; first of all whether it is partial."""
-    task, part = _settings(evaluation, score), score_part(evaluation, score.task)
-    yield f"partial: {part}" if part else f"all {fmt.count(score.n)} items"
+    task = _settings(evaluation, score)
+    yield _part(evaluation, score) or f"all {fmt.count(score.n)} items"
     yield fmt.visible(f"lm-eval task {score.task}, {metric_title(score.metric, score.filter)}")
     if task is not None:
         yield f"{task.num_fewshot}-shot, chat template {'on' if task.chat_template else 'off'}"
@@ -222,29 +229,52 @@ def _number(value: float | None) -> float | None:
 # --- The text ---
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A model card. results: file name in ``.eval_results`` -> its YAML. left_out: tasks that were stopped early."""
+    """A model card. results: file name in ``.eval_results`` -> its YAML; withheld: the same of what is not written,
+    because it is no score of the whole benchmark. partial: the tasks of these, with the items that they were measured
+    on. left_out: tasks that were stopped early. license: in the header.
+    """
 
     readme: str
     results: Mapping[str, str]
+    withheld: Mapping[str, str]
     left_out: tuple[str, ...]
+    partial: Mapping[str, str]
+    license: str | None
 
 
-def write_card(about: Evaluation | Tuning, results: Results) -> Card:
-    """The card of a finished evaluation's model, or of a tuning's model. results: everything in the ledger."""
+def write_card(about: Evaluation | Tuning, results: Results, *, license_: str | None = None, partial: bool = False
+               ) -> Card:
+    """The card of a finished evaluation's model, or of a tuning's model. results: everything in the ledger.
+
+    license_: of the model; else that of its base, where it is known. partial: see `entries`.
+    """
     subject = Subject.of(about, results)
+    license_ = license_ or _license(about, results)
     own = Results(comparisons=[c for c in subject.comparisons if c.lineage])
     blocks = [f"# {md.text(fmt.visible(subject.name))}", *headline_blocks(own), _summary(subject), *_results(subject),
               *_verdicts(subject), *_base(subject), *_training(subject), *_how(subject), *_commands(subject)]
-    yaml = header(subject).to_yaml()
-    return Card(readme=f"---\n{yaml}\n---\n\n" + "\n\n".join(blocks) + "\n", results=entries(subject),
-                left_out=tuple(subject.left_out()))
+    yaml = header(subject, license_).to_yaml()
+    files = entries(subject, partial=partial)
+    withheld = {name: text for name, text in entries(subject, partial=True).items() if name not in files}
+    parts = {s.task: _part(e, s) for e, s in subject.scores() if s.primary and _file(s.task) in withheld}
+    return Card(readme=sealed(f"---\n{yaml}\n---\n\n" + "\n\n".join(blocks) + "\n"), results=files,
+                withheld=withheld, left_out=tuple(subject.left_out()), partial=parts, license=license_)
+
+
+def _license(about: Evaluation | Tuning, results: Results) -> str | None:
+    """The license of what a model was made from, or of the model itself where nothing else is known of it."""
+    tuning = about if isinstance(about, Tuning) else tuning_of(about, results.tunings)
+    if tuning is not None:
+        return license_of(tuning.base)
+    assert isinstance(about, Evaluation)
+    return license_of(about.model.stored) if proven(about.model) else None
 
 
 def _summary(subject: Subject) -> str:
     """One or two sentences on what the model is."""
     tuning, base, model = subject.tuning, subject.base, subject.model
     if tuning is not None and base is not None:
-        hub = data_on_hub(tuning)
+        hub = data_on_hub(tuning.data_source)
         data = _link(hub, f"datasets/{hub}") if hub else md.code(fmt.visible(tuning.data_source))
         trained = replace(tuning, cure=None)
         kind = f"{md.text(method_text(trained))} fine-tune" if writes_adapter(tuning.method) else "full fine-tune"

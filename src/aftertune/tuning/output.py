@@ -1,6 +1,6 @@
 """Writes and reads the output folder of a tuning: adapter or weights, tokenizer, manifest and merged weights.
 
-    save(model, "lora", tokenizer, folder)
+    save(model, "lora", tokenizer, folder, base)
     save_whole(model, tokenizer, folder, base, "bfloat16")
     result = identify(folder, "lora", base, identity)       fingerprint of the tuned model
     write_manifest(folder, tuning)                          aftertune.json, written last
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.errors import AftertuneError, InputError, StorageError
 from aftertune.methods import METHODS, writes_adapter
-from aftertune.paths import expanded, is_file
+from aftertune.paths import exists, expanded, is_file
 from aftertune.sources import (
     AdapterSource,
     ModelSource,
@@ -42,8 +42,10 @@ from aftertune.sources.cache import remove_path, set_default_mode, temporary_pat
 from aftertune.sources.fingerprint import TOKENIZER_FILES, fingerprint_adapter
 from aftertune.sources.folder_lock import folder_lock
 from aftertune.sources.library_errors import disk_errors, load_errors, memory_errors, quiet, writing_errors
+from aftertune.sources.readme import README, header_fields, kept_readme, license_of, remove_stale, sealed
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
+from aftertune.study.presets import base_on_hub
 from aftertune.tuning.targets import merge_refusal
 from aftertune.values import ExportedModel, ModelIdentity, Tuning, from_json, plain, restore
 
@@ -134,10 +136,11 @@ def make(folder: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Remove the manifest and merged weights of an earlier tuning, and temporary files of safetensors that a killed
-    process has left. Raises StorageError."""
+    """Remove the manifest, merged weights and card of an earlier tuning, and temporary files of safetensors that a
+    killed process has left. Raises StorageError."""
     with _writable(folder):
         (folder / MANIFEST).unlink(missing_ok=True)
+        remove_stale(folder)
         for path in folder.glob(".tmp??????"):
             remove_path(path)
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
@@ -235,24 +238,33 @@ def _keep_files(base: Path, folder: Path, dtype: str) -> None:
             shutil.copyfile(base / name, folder / name)
 
 
-def save(model: Any, method: str, tokenizer: Any, folder: Path) -> None:
-    """Write an adapter as safetensors, and the tokenizer files. Raises StorageError (disk full)."""
+def save(model: Any, method: str, tokenizer: Any, folder: Path, base: ModelIdentity) -> None:
+    """Write an adapter as safetensors, and the tokenizer files. Raises StorageError (disk full).
+
+    Its config names the base by its id on the Hub where that is known, so that plain PEFT finds it.
+    """
     from safetensors.torch import save_file
 
-    with disk_errors(folder, AGAIN), quiet():
+    with disk_errors(folder, AGAIN), quiet(), kept_readme(folder):
         save_method = METHODS[method].save
         if save_method is not None:
             tensors, config = save_method(model)
-            sort_names(config)
+            _prepare_config(config, base)
             save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
             config.save_pretrained(folder)
         else:
             for config in model.peft_config.values():
-                sort_names(config)
+                _prepare_config(config, base)
             # An adapter never has embeddings here. This option keeps PEFT from asking the Hub about the base.
             model.save_pretrained(folder, save_embedding_layers=False)
         tokenizer.save_pretrained(folder)
         set_default_mode(folder)
+
+
+def _prepare_config(config: Any, base: ModelIdentity) -> None:
+    sort_names(config)
+    if hub := base_on_hub(base):
+        config.base_model_name_or_path, config.revision = hub, base.revision
 
 
 def sort_names(config: Any) -> None:
@@ -307,10 +319,27 @@ def folder_of(word: str, ledger: Ledger) -> Path:
 
 
 def write_manifest(folder: Path, tuning: Tuning) -> None:
-    """Write ``aftertune.json``, completely or not at all."""
+    """Write ``aftertune.json``, completely or not at all, and before it README.md where there is none."""
     text = json.dumps(plain(tuning), indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False)
     with disk_errors(folder, AGAIN):
+        if not exists(folder / README):
+            write_atomic(folder / README, _readme(tuning))
         write_atomic(folder / MANIFEST, f"{text}\n")
+
+
+def _readme(tuning: Tuning) -> str:
+    """What the folder of a fine-tune says before it has a model card. It has no text of the user's."""
+    from huggingface_hub.repocard_data import ModelCardData
+
+    adapter = writes_adapter(tuning.method)
+    fields = header_fields(tuning.base, adapter=adapter, method=tuning.method, data=tuning.data_source,
+                           license_=license_of(tuning.base))
+    header = ModelCardData(library_name="peft" if adapter else "transformers", **fields).to_yaml()
+    hub = base_on_hub(tuning.base)
+    of = f" of [{hub}](https://huggingface.co/{hub})" if hub else ""
+    return sealed(f"---\n{header}\n---\n\n# {METHODS[tuning.method].title} fine-tune\n\n"
+                  f"A fine-tune{of} on {tuning.examples:,} examples, made with aftertune. `aftertune card {tuning.id} "
+                  "--out FOLDER` writes a model card with its scores and verdicts here, in place of this text.\n")
 
 
 def read_manifest(folder: Path) -> Tuning | None:

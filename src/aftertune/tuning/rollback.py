@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from aftertune.errors import AftertuneError, InputError
 from aftertune.sources.folder_lock import folder_lock
+from aftertune.sources.readme import remove_stale
 from aftertune.tuning import kept, output
 from aftertune.values import KeptCheckpoint, Tuning
 
@@ -113,6 +114,7 @@ def _replace_weights(folder: Path, tuning: Tuning, checkpoint: KeptCheckpoint) -
 def _complete(folder: Path, rolling: Tuning) -> Tuning:
     """Replace the files of the folder by those of the step that the manifest names, then write the final manifest."""
     checkpoint = _find(rolling, rolling.final_step or 0)
+    remove_stale(folder)  # a card of other weights
     kept.hand_on(folder, checkpoint)
     shutil.rmtree(folder / output.FOLDER, ignore_errors=True)
     done = replace(rolling, status="done", result=checkpoint.result, held_out=checkpoint.held_out, merged=None)
