@@ -175,7 +175,7 @@ def test_what_is_printed_is_the_overview_the_verdicts_and_the_observations(page)
 
 
 def test_a_page_without_comparisons_prints_everything():
-    only = write_page(replace(cases.results(), comparisons=()), title="x")
+    only = write_page(cases.results(cases.EVALUATIONS), title="x")
     assert printed(only) == (["overview"], True)
 
 
