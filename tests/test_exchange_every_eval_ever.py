@@ -14,7 +14,7 @@ import pytest
 import test_exchange_exporting
 from aftertune.comparison import compare
 from aftertune.errors import InputError
-from aftertune.exchange import audit, export_every_eval_ever, import_results
+from aftertune.exchange import audit, export_every_eval_ever, import_results, stored_answers
 from aftertune.exchange.importing import ImportedResult
 from aftertune.ledger import Ledger
 from cli_cases import call
@@ -33,7 +33,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def exported(ledger: Ledger, name: str, folder: Path) -> Any:
     found = ledger.find_evaluation(name)
-    return export_every_eval_ever(found, ledger.items(found.id), ledger.answers(found.id), folder=folder, prompts={})
+    return export_every_eval_ever(found, stored_answers(ledger, found), folder=folder, prompts={})
 
 
 def test_an_audit_reads_no_answers_and_writes_nothing(measured: Ledger, tmp_path: Path,

@@ -6,16 +6,25 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
 from aftertune.comparison import compare
 from aftertune.errors import InputError, StorageError
 from aftertune.evaluation import evaluate
-from aftertune.exchange import audit, export_lm_eval, import_results, rebuild_prompts
+from aftertune.exchange import (
+    audit,
+    export_every_eval_ever,
+    export_lm_eval,
+    import_results,
+    rebuild_prompts,
+    stored_answers,
+)
 from aftertune.ledger import Ledger
 from aftertune.redaction import public_source
 from aftertune.report import Results, as_csv, as_json, as_latex, comparison_export, overview_export, scores_export
@@ -39,9 +48,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield ledger
 
 
+def no_answers(_task: str) -> list[Any]:
+    return []
+
+
 def exported(ledger: Ledger, name: str, folder: Path, **prompts: Any) -> Any:
     found = ledger.find_evaluation(name)
-    return export_lm_eval(found, ledger.items(found.id), ledger.answers(found.id), folder=folder, prompts=prompts)
+    return export_lm_eval(found, stored_answers(ledger, found), folder=folder, prompts=prompts)
 
 
 def test_another_tool_reads_two_exports_and_finds_what_we_find(measured: Ledger, tmp_path: Path) -> None:
@@ -137,21 +150,21 @@ def test_sources_lose_their_folders(source: str, shown: str) -> None:
 def test_hostile_names_stay_below_the_folder(tmp_path: Path) -> None:
     hostile = replace(EVALUATIONS[0], name="../../../etc/x\x00", scores=(), tasks=(
         replace(EVALUATIONS[0].tasks[0], task="../up\n"),))
-    written = export_lm_eval(hostile, [], [], folder=tmp_path / "out", prompts={})
+    written = export_lm_eval(hostile, no_answers, folder=tmp_path / "out", prompts={})
     assert all(p.resolve().is_relative_to(tmp_path / "out") for p in (written.results, *written.samples))
 
 
 def test_what_has_no_whole_score_is_refused_and_disks_are_told(tmp_path: Path) -> None:
     stopped = replace(EVALUATIONS[0], tasks=tuple(replace(t, used=5) for t in EVALUATIONS[0].tasks))
     with pytest.raises(InputError, match="no task with a score of all its items"):
-        export_lm_eval(stopped, [], [], folder=tmp_path, prompts={})
+        export_lm_eval(stopped, no_answers, folder=tmp_path, prompts={})
     half = replace(EVALUATIONS[0], tasks=(replace(EVALUATIONS[0].tasks[0], used=5), *EVALUATIONS[0].tasks[1:]))
-    written = export_lm_eval(half, [], [], folder=tmp_path, prompts={})
+    written = export_lm_eval(half, no_answers, folder=tmp_path, prompts={})
     assert written.left_out == ("hellaswag",)
     assert "hellaswag" not in json.loads(written.results.read_text())["results"]
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
-        export_lm_eval(EVALUATIONS[0], [], [], folder=tmp_path / "file", prompts={})
+        export_lm_eval(EVALUATIONS[0], no_answers, folder=tmp_path / "file", prompts={})
 
 
 def test_infinite_and_empty_answers_come_back(tmp_path: Path, measured: Ledger) -> None:
@@ -159,11 +172,37 @@ def test_infinite_and_empty_answers_come_back(tmp_path: Path, measured: Ledger) 
     answers = [replace(a, responses=tuple(replace(r, logprob=float("-inf")) if r.logprob is not None else
                                           Response(text="", tokens=0, finish="length") for r in a.responses))
                for a in measured.answers(source.id)]
-    export_lm_eval(source, measured.items(source.id), answers, folder=tmp_path, prompts={})
+    rows = list(zip(answers, measured.items(source.id), strict=True))
+    export_lm_eval(source, lambda task: [r for r in rows if r[0].task == task], folder=tmp_path, prompts={})
     with Ledger(tmp_path / "other.db") as other:
         [result] = import_results(tmp_path, ledger=other)
         assert result.evaluation is not None
         assert other.answers(result.evaluation.id) == answers
+
+
+class Document(dict[str, Any]):
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("export", [export_lm_eval, export_every_eval_ever])
+def test_an_export_has_few_answers_in_memory(export: Any, measured: Ledger, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had all of them, with about 2 kB each."""
+    found, each = measured.find_evaluation("first"), Ledger.each_item
+    alive: WeakSet[Document] = WeakSet()
+    together = []
+
+    def counted(*words: Any) -> Iterator[Any]:
+        for item in each(*words):
+            doc = Document(item.doc)
+            alive.add(doc)
+            together.append(len(alive))
+            yield replace(item, doc=doc)
+
+    monkeypatch.setattr(Ledger, "each_item", counted)
+    export(found, stored_answers(measured, found), folder=tmp_path, prompts=rebuild_prompts(found))
+    assert len(together) >= len(measured.answers(found.id)) > 30
+    assert max(together) < 6
 
 
 # Tables
@@ -255,7 +294,7 @@ def test_the_verb(measured: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("name", ["org/..", "..", "../../x"])
 def test_an_export_stays_in_its_folder_whatever_the_name(name: str, measured: Ledger, tmp_path: Path) -> None:
     found = measured.find_evaluation("first")
-    written = export_lm_eval(replace(found, name=name), measured.items(found.id), measured.answers(found.id),
+    written = export_lm_eval(replace(found, name=name), stored_answers(measured, found),
                              folder=tmp_path / "out", prompts={})
     inside = (tmp_path / "out").resolve()
     assert all(inside in path.resolve().parents and path.parent.resolve() != inside

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 #: Files of a kind; of the kinds that take longer, fewer.
 COUNT = 60
 FEW = {"adapter": 6, "record": 15, "results": 20, "lighteval": 20, "inspect": 20, "every-eval-ever": 20, "study": 20,
-       "task": 20, "template": 20, "config": 20}
+       "task": 20, "template": 20, "config": 20, "rows-parquet": 30}
 
 
 @pytest.mark.parametrize("name", fuzz_kinds.KINDS)

@@ -14,6 +14,7 @@ from aftertune.errors import SourceError
 from aftertune.evaluation import evaluate, evaluate_adapters
 from aftertune.harness import HarnessLM
 from aftertune.ledger import Ledger
+from aftertune.sources import loading
 from aftertune.study import EvalSpec, TaskSpec
 from eval_cases import CHAT, byte_folder, byte_llama, byte_tokenizer, write_task
 
@@ -108,8 +109,8 @@ def test_several_adapters_load_their_base_once_and_get_what_each_gets_alone(tmp_
     spec = EvalSpec(model=str(base), tasks=(TaskSpec(name="arc_easy", limit=6),), dtype="float32", device="cpu",
                     threads=1, task_source="pack")
     loads = []
-    real = sources.loading.load_model
-    monkeypatch.setattr(sources.loading, "load_model", lambda *a, **k: loads.append(a) or real(*a, **k))
+    real = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *a, **k: loads.append(a) or real(*a, **k))
     with Ledger(tmp_path / "together.db") as ledger:
         together = evaluate_adapters(spec, adapters, ledger=ledger)
         shared = [ledger.responses(e.id) for e in together]

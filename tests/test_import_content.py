@@ -15,7 +15,7 @@ import pytest
 
 import test_exchange_lighteval as lighteval
 from aftertune.errors import InputError, StorageError
-from aftertune.exchange import audit, export_every_eval_ever, import_results
+from aftertune.exchange import audit, export_every_eval_ever, import_results, stored_answers
 from aftertune.ledger import Ledger, Staging
 from aftertune.values import ListDigest, digest
 from exchange_cases import BASE_RIGHT, TUNED_RIGHT, choice_line, lm_eval_folder, one_task_folder, text_line
@@ -77,7 +77,7 @@ def own_export(folder: Path) -> Path:
         [result] = import_results(lm_eval_folder(folder / "in", "org/base", BASE_RIGHT), ledger=ledger)
         found = result.evaluation
         assert found is not None
-        export_every_eval_ever(found, ledger.items(found.id), ledger.answers(found.id), folder=folder / "out",
+        export_every_eval_ever(found, stored_answers(ledger, found), folder=folder / "out",
                                prompts={})
     return folder / "out"
 

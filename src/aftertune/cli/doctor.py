@@ -72,10 +72,10 @@ def _versions() -> list[DoctorLine]:
 
 
 def _packs() -> list[DoctorLine]:
-    from aftertune.sources import packs
+    from aftertune.sources import all_packs
 
     return [("pack", p.distribution, p.version or "not installed", "" if p.path else "not available offline",
-             "" if p.path else p.install) for p in packs()]
+             "" if p.path else p.install) for p in all_packs()]
 
 
 def _ledger() -> list[DoctorLine]:

@@ -214,16 +214,16 @@ def export(
 
 def _export_files(ledger: Ledger, word: str, format_: str, folder: Path, prompts: bool, as_json: bool) -> None:
     """Write results and answers in the form of another tool, and say what was left out."""
-    from aftertune.exchange import export_every_eval_ever, export_lm_eval, rebuild_prompts
+    from aftertune.exchange import export_every_eval_ever, export_lm_eval, rebuild_prompts, stored_answers
 
     evaluation = ledger.find_evaluation(word)
     texts = rebuild_prompts(evaluation) if prompts else {}
-    items, answers = ledger.items(evaluation.id), ledger.answers(evaluation.id)
+    answers = stored_answers(ledger, evaluation)
     if format_ == "lm-eval":
-        export = export_lm_eval(evaluation, items, answers, folder=folder, prompts=texts)
+        export = export_lm_eval(evaluation, answers, folder=folder, prompts=texts)
         results, samples, left_out = [export.results], list(export.samples), export.left_out
     else:
-        pairs, left_out = export_every_eval_ever(evaluation, items, answers, folder=folder, prompts=texts)
+        pairs, left_out = export_every_eval_ever(evaluation, answers, folder=folder, prompts=texts)
         results, samples = [p.results for p in pairs], [p.samples for p in pairs]
     without = [t.task for t in evaluation.tasks if t.task not in texts and t.task not in left_out]
     if as_json:

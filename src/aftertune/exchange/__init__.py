@@ -1,7 +1,7 @@
 """Imports results of other tools, exports ours for them, and audits published scores.
 
     import_results(Path("lm_eval_output"), ledger=ledger)         evaluations with answers, or reported scores
-    export_lm_eval(evaluation, items, answers, folder=…, prompts={})    files that readers of lm-eval's output accept
+    export_lm_eval(evaluation, answers, folder=…, prompts={})     files that readers of lm-eval's output accept
     audit(Path("record.md"))                                      which printed scores are possible, and what they show
 """
 
@@ -15,7 +15,7 @@ from aftertune.exchange.audits import (
     pairing_text,
 )
 from aftertune.exchange.every_eval_ever_export import ExportedPair, export_every_eval_ever
-from aftertune.exchange.exporting import ExportedFiles, export_lm_eval, rebuild_prompts
+from aftertune.exchange.exporting import ExportedFiles, export_lm_eval, rebuild_prompts, stored_answers
 from aftertune.exchange.importing import ImportedResult, import_results
 from aftertune.exchange.score_checks import Check, check_scores
 
@@ -36,4 +36,5 @@ __all__ = [
     "import_results",
     "pairing_text",
     "rebuild_prompts",
+    "stored_answers",
 ]

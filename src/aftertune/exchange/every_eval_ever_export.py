@@ -1,6 +1,6 @@
 """Exports an evaluation in the schema of Every Eval Ever (evaleval, version 0.3.0), which its validator accepts.
 
-    files = export_every_eval_ever(evaluation, items, answers, folder=Path("out"), prompts={})
+    files = export_every_eval_ever(evaluation, stored_answers(ledger, evaluation), folder=Path("out"), prompts={})
     files.results      out/data/aftertune/org/model/8e9….json, and 8e9…_samples.jsonl with the answers
 
 There is one pair of files for each task, as Every Eval Ever's own converter of lm-eval's files writes them. What the
@@ -22,7 +22,7 @@ from typing import Any
 from aftertune import __version__, catalog
 from aftertune.errors import StorageError
 from aftertune.exchange.every_eval_ever import OWN
-from aftertune.exchange.exporting import complete_part, prompts_of, sample_line, started_at
+from aftertune.exchange.exporting import AnswersOf, complete_part, sample_line, started_at, with_prompts
 from aftertune.redaction import public_source
 from aftertune.sources.cache import path_part, write_atomic
 from aftertune.values import (
@@ -52,23 +52,21 @@ class ExportedPair:
     samples: Path
 
 
-def export_every_eval_ever(evaluation: Evaluation, items: Sequence[Item], answers: Sequence[Answer], *, folder: Path,
+def export_every_eval_ever(evaluation: Evaluation, answers: AnswersOf, *, folder: Path,
                            prompts: Mapping[str, Sequence[Request]]) -> tuple[list[ExportedPair], tuple[str, ...]]:
     """Write a finished evaluation below ``folder``; returns the files of each task, and the tasks that were left out.
 
-    Exporting it again writes the same files. items, answers: of all its tasks; prompts: by task. Raises InputError if
-    no task has a score of all its items, and StorageError if a file cannot be written.
+    Exporting it again writes the same files. answers: see `stored_answers`; prompts: by task. Raises InputError if no
+    task has a score of all its items, and StorageError if a file cannot be written.
     """
     exported, left_out = complete_part(evaluation)
     organization, _, name = _model_id(exported).rpartition("/")
     target = folder / "data" / OWN / path_part(organization) / path_part(name)
-    documents = {(i.task, i.index): i for i in items}
     pairs = []
     try:
         for task in exported.tasks:
-            own = [a for a in answers if a.task == task.task]
             stem = str(uuid.UUID(digest([evaluation.id, task.task])[:32], version=4))
-            lines = _Lines(_rows(exported, task, own, documents, prompts.get(task.task, ())))
+            lines = _Lines(_rows(exported, task, answers, prompts.get(task.task, ())))
             pair = ExportedPair(target / f"{stem}.json", target / f"{stem}_samples.jsonl")
             write_atomic(pair.samples, iter(lines))
             write_atomic(pair.results, json.dumps(
@@ -193,12 +191,11 @@ def _generation(task: TaskSettings) -> dict[str, Any]:
 
 # --- Answers ---
 
-def _rows(evaluation: Evaluation, task: TaskSettings, answers: Sequence[Answer],
-          documents: Mapping[tuple[str, int], Item], requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
+def _rows(evaluation: Evaluation, task: TaskSettings, answers: AnswersOf,
+          requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
     """One row for each answer and score."""
     scores = [s for s in evaluation.scores if s.task == task.task]
-    for answer, texts in zip(answers, prompts_of(answers, requests), strict=True):
-        item = documents[answer.task, answer.index]
+    for answer, item, texts in with_prompts(task.task, answers, requests):
         own = {k: v for k, v in sample_line(task, answer, item, catalog.NO_FILTER, texts).items()
                if k in ("doc_id", "doc", "target", "arguments", "resps", "aftertune")}
         metadata = {"item": item.hash, OWN: canonical(json_ready({**own, "output_type": task.output_type}))}

@@ -1,12 +1,13 @@
 """Exports an evaluation as files in lm-eval's format, which lm-eval's tools and `aftertune import` can read.
 
     prompts = rebuild_prompts(evaluation)            {"hellaswag": its requests in order, …}
-    files = export_lm_eval(evaluation, items, answers, folder=Path("out"), prompts=prompts)
+    files = export_lm_eval(evaluation, stored_answers(ledger, evaluation), folder=Path("out"), prompts=prompts)
     files.results                                    out/careful/results_2026-11-24T10-00-00.000000.json
 
 The ledger does not store prompts. `rebuild_prompts` builds them again and keeps those whose digest equals the stored
 one, so they are proven to be what the model saw; a prompt that is not given is written as null. The key ``aftertune``
-holds what lm-eval has no key for: settings and fingerprints. Local paths, commands and host names are not written.
+holds what lm-eval has no key for: settings and fingerprints. Answers are read and written one after another, so memory
+does not grow with them. Local paths, commands and host names are not written.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aftertune.catalog import MetricKey
 from aftertune.errors import AftertuneError, InputError, StorageError
@@ -28,6 +30,9 @@ from aftertune.sources.cache import path_part, write_atomic
 from aftertune.study import TaskSpec
 from aftertune.tasks.loading import LoadOptions, load
 from aftertune.values import Answer, Evaluation, Item, Request, Response, Score, TaskSettings, digest
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
 
 # --- Prompts ---
 
@@ -66,24 +71,31 @@ class ExportedFiles:
     left_out: tuple[str, ...]
 
 
-def export_lm_eval(evaluation: Evaluation, items: Sequence[Item], answers: Sequence[Answer], *, folder: Path,
+#: Task -> its answers with their items, in order; it is asked once for each filter, and once more with prompts.
+AnswersOf = Callable[[str], Iterable[tuple[Answer, Item]]]
+
+
+def stored_answers(ledger: Ledger, evaluation: Evaluation) -> AnswersOf:
+    """Reads the answers of an evaluation, of which only some are in memory at once."""
+    return lambda task: zip(ledger.each_answer(evaluation.id, task), ledger.each_item(evaluation.id, task), strict=True)
+
+
+def export_lm_eval(evaluation: Evaluation, answers: AnswersOf, *, folder: Path,
                    prompts: Mapping[str, Sequence[Request]]) -> ExportedFiles:
     """Write a finished evaluation below ``folder``. Exporting it again writes the same files.
 
-    items, answers: of all its tasks; prompts: by task, see `rebuild_prompts`. Raises InputError if no task has a score
-    of all its items, and StorageError if a file cannot be written.
+    answers: see `stored_answers`; prompts: by task, see `rebuild_prompts`. Raises InputError if no task has a score of
+    all its items, and StorageError if a file cannot be written.
     """
     exported, left_out = complete_part(evaluation)
     stamp = _stamp(evaluation)
     target = folder / path_part(evaluation.name)
-    documents = {(i.task, i.index): i for i in items}
     hashes: dict[str, str] = {}
     try:
         paths = []
         for task in exported.tasks:
             paths.append(target / samples_name(task.task, stamp))
-            own = [a for a in answers if a.task == task.task]
-            lines, hashed = _lines(task, exported.scores, own, documents, prompts.get(task.task, ())), hashlib.sha256()
+            lines, hashed = _lines(task, exported.scores, answers, prompts.get(task.task, ())), hashlib.sha256()
             write_atomic(paths[-1], _written(lines, hashed))
             hashes[task.task] = hashed.hexdigest()
         results = _results(exported, hashes)
@@ -171,22 +183,26 @@ def _config(task: TaskSettings) -> dict[str, Any]:
     return {k: v for k, v in config.items() if v is not None}
 
 
-def _lines(task: TaskSettings, scores: Sequence[Score], answers: Sequence[Answer],
-           documents: Mapping[tuple[str, int], Item], requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
+def _lines(task: TaskSettings, scores: Sequence[Score], answers: AnswersOf,
+           requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
     """The lines of one samples file: every document under the first filter, then under the next."""
-    prompts = prompts_of(answers, requests)
     filters = dict.fromkeys(s.filter for s in scores if s.task == task.task)
     for name in filters:
-        for answer, texts in zip(answers, prompts, strict=True):
-            yield sample_line(task, answer, documents[answer.task, answer.index], name, texts)
+        for answer, item, texts in with_prompts(task.task, answers, requests):
+            yield sample_line(task, answer, item, name, texts)
 
 
-def prompts_of(answers: Sequence[Answer], requests: Sequence[Request]) -> list[list[tuple[str, str] | None]]:
-    """The (context, continuation) of each response of each answer; None where the prompts are not known."""
-    if len(requests) != sum(len(a.responses) for a in answers):
-        return [[None] * len(a.responses) for a in answers]
+def with_prompts(task: str, answers: AnswersOf, requests: Sequence[Request]
+                 ) -> Iterator[tuple[Answer, Item, list[tuple[str, str] | None]]]:
+    """Each answer with its item and the (context, continuation) of each response; None where the prompts are not known.
+    """
+    known = bool(requests) and len(requests) == sum(len(a.responses) for a, _ in answers(task))
     remaining = iter(requests)
-    return [[(r.context, r.continuation) for r in (next(remaining) for _ in a.responses)] for a in answers]
+    for answer, item in answers(task):
+        texts: list[tuple[str, str] | None] = [None] * len(answer.responses)
+        if known:
+            texts = [(r.context, r.continuation) for r in islice(remaining, len(texts))]
+        yield answer, item, texts
 
 
 def sample_line(task: TaskSettings, answer: Answer, item: Item, name: str, texts: Sequence[tuple[str, str] | None]

