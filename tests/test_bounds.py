@@ -310,6 +310,10 @@ ELSEWHERE = {
     "RECORD_LEAD": "test_bounds.py::test_long_first_words_are_no_remark",
     "RECORD_CONTEXT": "test_bounds.py::test_what_is_far_above_a_table_says_nothing_of_it",
     "SERVER_ANSWER": "test_server_engine.py::test_an_answer_without_end_is_not_read",
+    "BUNDLE_MANIFEST": "test_bundle.py::test_a_bundle_is_bounded",
+    "BUNDLE_LINE": "test_bundle.py::test_a_bundle_is_bounded",
+    "BUNDLE_VALUES": "test_bundle.py::test_a_hostile_line_is_one_message",
+    "BUNDLE_EVALUATIONS": "test_bundle.py::test_a_bundle_is_bounded",
     "RESULTS_MEMORY": "test_bounds.py::test_reading_results_has_a_memory_limit",
     "RESULTS_DIGITS": "test_exchange_importing.py::test_hostile_results_files",
     "DETAILS_CELL": "test_bounds.py::test_a_long_cell_of_details_stays_a_text"}

@@ -106,7 +106,7 @@ def test_these_are_the_verbs() -> None:
     assert sorted(COMMANDS) == ["audit", "blend", "card", "check-deploy", "check-merge", "checkpoints", "compare",
                                 "cure", "demo", "doctor", "drift", "eval", "export", "flips", "gate", "import", "plan",
                                 "plan-items", "record", "report", "rollback", "run", "runs", "show", "soften", "study",
-                                "templates", "tune"]
+                                "templates", "tune", "verify"]
 
 
 def test_the_studies_of_the_documents_are_valid_and_every_key_is_documented(tmp_path: Path) -> None:

@@ -148,6 +148,12 @@ RESULTS_TASKS = _bound(10_000, _RESULTS, "number", "{} tasks and groups")
 RESULTS_MEMORY = _bound(6 * GIB, _RESULTS, "memory and time", "{} bytes for a file, without its samples")
 RESULTS_SECONDS = _bound(120.0, _RESULTS, "memory and time", "{} s for a file, without its samples")
 
+_BUNDLE = "bundle of results (`aftertune verify`)"
+BUNDLE_MANIFEST = _bound(16 * MIB, _BUNDLE, "size", "{} bytes of the manifest")
+BUNDLE_LINE = _bound(64 * MIB, _BUNDLE, "size", "{} bytes of a line")
+BUNDLE_VALUES = _bound(2_000_000, _BUNDLE, "number", "{} commas and brackets of a line, which separate values")
+BUNDLE_EVALUATIONS = _bound(10_000, _BUNDLE, "number", "{} evaluations")
+
 _LOG = "packed log of inspect_ai"
 LOG_BYTES = _bound(4 * GIB, _LOG, "size", "{} bytes unpacked")
 

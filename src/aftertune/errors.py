@@ -11,6 +11,7 @@
     │   ├── RequestError             2   a request of a task cannot be run
     │   └── ResumeRefused            2   a stored run was made under other conditions (--fork starts a new one)
     ├── NotComparable                3   two evaluations differ in a setting that must agree
+    ├── NotProven                    3   a bundle or a card says what its answers do not prove
     ├── ResourceError                4   out of memory or disk, or a device or package is missing
     └── StorageError                 5   the ledger cannot be read or written
 
@@ -95,6 +96,12 @@ class NotComparable(AftertuneError):
     def __init__(self, message: str, differences: tuple[Any, ...] = ()) -> None:
         super().__init__(message)
         self.differences = differences
+
+
+class NotProven(AftertuneError):
+    """What is handed on says something that the stored answers do not prove."""
+
+    exit_code = 3
 
 
 class ResourceError(AftertuneError):

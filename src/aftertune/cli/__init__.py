@@ -35,7 +35,7 @@ GROUPS = {
     "Ledger": {"runs": "ledger:runs", "show": "ledger:show"},
     "Reports and exchange": {
         "record": "record:record", "report": "record:report", "card": "ledger:card", "export": "ledger:export",
-        "import": "ledger:import_", "audit": "audit:audit"},
+        "verify": "bundle:verify", "import": "ledger:import_", "audit": "audit:audit"},
 }
 #: Verb -> "module:function".
 VERBS = {verb: function for verbs in GROUPS.values() for verb, function in verbs.items()}
@@ -97,7 +97,8 @@ app = typer.Typer(
     name="aftertune", cls=_VerbGroup, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Fine-tune small language models and show, with evidence, what each fine-tune taught and what it made the "
          "model forget.",
-    epilog="Exit codes: 0 success, 1 a gate failed, 2 bad input, 3 not comparable, 4 out of resources, 5 storage.")
+    epilog="Exit codes: 0 success, 1 a gate failed, 2 bad input, 3 not comparable or not proven, 4 out of resources, "
+           "5 storage.")
 
 
 def _version(wanted: bool) -> None:

@@ -4,6 +4,7 @@
     aftertune show base                       everything about one entry
     aftertune export all --format csv         scores for other programs
     aftertune export orders --format gguf     weights for other programs
+    aftertune export all --bundle handover    everything that `aftertune verify` proves on another machine
     aftertune card tuned --out card           a model card
     aftertune import lm_eval_output           results of lm-eval, or a Markdown record
 """
@@ -178,11 +179,17 @@ def _show_value(value: Any, fields: dict[str, Any], drift: Drift | None) -> None
 
 
 def export(
-    word: Annotated[str, typer.Argument(
-        metavar="ID", help="Id or name of an evaluation, comparison or study, or `all`; for gguf, a tuning.")],
+    word: Annotated[str | None, typer.Argument(
+        metavar="[ID]", show_default=False,
+        help="Id or name of an evaluation, comparison or study, or `all` (as --bundle without it); for gguf, a "
+             "tuning.")] = None,
     format_: Annotated[str, typer.Option(
         "--format", help="Format: lm-eval, every-eval-ever, csv, latex or json; or gguf, the tuned weights for "
                          "llama.cpp and Ollama.")] = "lm-eval",
+    bundle: Annotated[Path | None, typer.Option(
+        help="New folder for a bundle: ledger extract, record, page, environment and hashes, for `aftertune "
+             "verify`.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of a bundle.")] = None,
     out: Annotated[str | None, typer.Option(
         help="Output folder for lm-eval, every-eval-ever and gguf, output file for a table; - for stdout.")] = None,
     quant: Annotated[str | None, typer.Option(
@@ -195,6 +202,13 @@ def export(
 
     A GGUF is written from the merged weights, with the tokenizer and its chat template, beside an Ollama Modelfile.
     """
+    if bundle is not None:
+        from aftertune.cli.bundle import write_bundle
+
+        write_bundle(word, bundle, title, as_json)
+        return
+    if word is None:
+        raise InputError("name what to export: an id or name from `aftertune runs`, a study, or `all`")
     if format_ not in FORMATS:
         raise InputError(f"--format {format_!r}: allowed are {', '.join(FORMATS)}{nearest(format_, list(FORMATS))}")
     if format_ == "gguf":

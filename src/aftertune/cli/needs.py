@@ -46,6 +46,8 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
         (("--target-pattern",), ("--target-match regex",)),
     ),
     "export": (
+        (("--format", "--out"), ("no --bundle",)),
+        (("--title",), ("--bundle",)),
         (("--quant",), ("--format gguf",)),
         (("--prompts",), ("--format lm-eval|every-eval-ever",)),
     ),

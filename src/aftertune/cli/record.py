@@ -17,9 +17,7 @@ from aftertune.cli.options import JsonFlag
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
-    from aftertune.ledger import Ledger
     from aftertune.report import Planned, Results
-    from aftertune.values import Contrast
     from aftertune.values.reported import AuditedDocument
 
 _OUT = typer.Option(help="Output file; - for stdout.")
@@ -69,7 +67,7 @@ def _results(only: list[str], files: list[Path], *, published: bool, plans: bool
     ``files``, have not evaluated. published: replace the paths of this machine.
     """
     from aftertune.ledger import Ledger
-    from aftertune.pipeline.study_verdicts import over_studies
+    from aftertune.pipeline.study_verdicts import over_studies, recipe_contrasts
     from aftertune.redaction import published as public
     from aftertune.report import Results
 
@@ -85,20 +83,7 @@ def _results(only: list[str], files: list[Path], *, published: bool, plans: bool
             results = replace(results, evaluations=public(results.evaluations), tunings=public(results.tunings),
                               comparisons=public(results.comparisons), reported=public(reported),
                               planned=public(planned))
-        return replace(results, contrasts=_contrasts(results, ledger))
-
-
-def _contrasts(results: Results, ledger: Ledger) -> list[Contrast]:
-    """Comparisons of recipes over seeds, with the margins of the comparisons of their models."""
-    from aftertune.comparison.across_seeds import contrasts_across_seeds
-    from aftertune.comparison.margins import MARGIN
-    from aftertune.pipeline.study_verdicts import with_study_primary
-    from aftertune.values import Margin
-
-    margins = {row.task: Margin(row.margin) if row.fraction else Margin(MARGIN, row.margin)
-               for comparison in results.comparisons for row in comparison.rows if row.margin is not None}
-    return contrasts_across_seeds(with_study_primary(results.evaluations, ledger), results.tunings, margins=margins,
-                                  ledger=ledger)
+        return replace(results, contrasts=recipe_contrasts(results, ledger))
 
 
 def _reported() -> list[AuditedDocument]:

@@ -20,6 +20,8 @@ _SETTINGS = ("version", "primary", "num_fewshot", "chat_template", "template_dat
              "system_instruction", "fewshot_as_multiturn")
 _LIBRARIES = ("torch", "transformers", "lm-eval")
 _ITEM_FIELDS = ("items", "limit", "sample", "sample_seed")
+#: Settings that the chat template of a server may change (`aftertune check-deploy`).
+OF_TEMPLATE = frozenset({"chat_template", "template_date", "template_arguments", "prompts"})
 #: Differences that an error message lists.
 _LISTED = 8
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aftertune.comparison import compare
+from aftertune.comparison.compatibility import OF_TEMPLATE
 from aftertune.comparison.margins import MARGIN, Margins
 from aftertune.deploy.export import export_gguf, file_name, merged_weights
 from aftertune.deploy.llama_cpp import check_names
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
 LinkKind = Literal["adapter", "merged", "gguf", "llamacpp", "openai"]
-#: Settings that the chat template of a server may change.
-OF_TEMPLATE = frozenset({"chat_template", "template_date", "template_arguments", "prompts"})
 #: Seconds that a server may take to write a prompt.
 _TEMPLATE_SECONDS = 60.0
 _KINDS: tuple[LinkKind, ...] = ("adapter", "merged", "gguf", "llamacpp", "openai")

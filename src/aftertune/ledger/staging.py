@@ -42,7 +42,7 @@ class Staging:
         self.errors: tuple[type[Exception], ...] = (module.Error,)
         self._parts = 0
         try:
-            handle, name = tempfile.mkstemp(prefix="aftertune-", suffix=".db", dir=_folder())
+            handle, name = tempfile.mkstemp(prefix="aftertune-", suffix=".db", dir=temporary_root())
             os.close(handle)
             self._path = Path(name)
             self.raw = module.connect(name, isolation_level=None)
@@ -77,8 +77,8 @@ class Staging:
         self._unlink()
 
 
-def _folder() -> str | None:
-    """The folder of the file: TMPDIR, else /var/tmp, because /tmp may be in memory; None for the system's choice."""
+def temporary_root() -> str | None:
+    """The folder for large temporary files: TMPDIR, else /var/tmp, because /tmp may be in memory; None for the system's choice."""
     given = os.environ.get("TMPDIR")
     return given or ("/var/tmp" if os.access("/var/tmp", os.W_OK) else None)
 

@@ -2,6 +2,7 @@
 
     with_study_primary(evaluations, ledger)     with expected accuracy as the primary metric where their study says so
     over_studies(comparisons, ledger)           judged over all fine-tunes of their study where it says so
+    recipe_contrasts(results, ledger)           recipes compared over seeds, with the margins of these comparisons
 
 The ledger has the studies with their cells, so `run`, `record` and `report` agree. Comparisons are stored one by one,
 as `aftertune compare` stores them. Over a study the number of fine-tunes is that of the study file, also while some of
@@ -17,11 +18,14 @@ from typing import TYPE_CHECKING
 
 from aftertune.catalog import EXPECTED_ACCURACY
 from aftertune.comparison import choose_primary
+from aftertune.comparison.across_seeds import contrasts_across_seeds
+from aftertune.comparison.margins import MARGIN
 from aftertune.comparison.rows import over_fine_tunes
-from aftertune.values import Comparison, Evaluation
+from aftertune.values import Comparison, Contrast, Evaluation, Margin
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
+    from aftertune.report import Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +73,11 @@ def over_studies(comparisons: Sequence[Comparison], ledger: Ledger) -> tuple[Com
                        for base in rules.evaluations - rules.tuned for tuned in rules.tuned}
     return tuple(over_fine_tunes([c], count)[0] if (count := counts.get((c.base, c.tuned), 1)) > 1 else c
                  for c in comparisons)
+
+
+def recipe_contrasts(results: Results, ledger: Ledger) -> list[Contrast]:
+    """Comparisons of recipes over seeds, with the margins of the comparisons of their models."""
+    margins = {row.task: Margin(row.margin) if row.fraction else Margin(MARGIN, row.margin)
+               for comparison in results.comparisons for row in comparison.rows if row.margin is not None}
+    return contrasts_across_seeds(with_study_primary(results.evaluations, ledger), results.tunings, margins=margins,
+                                  ledger=ledger)

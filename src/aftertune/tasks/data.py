@@ -19,8 +19,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,22 @@ def file_data(task: str, path: Path, config: Mapping[str, Any]) -> LocalData:
     if pack is not None and pack.lacks:
         return LocalData(f"{label} ({pack.lacks}) + {_pack_label(pack)} ({', '.join(pack.splits)})",
                          {pack.lacks: partial(read_rows, path), **_readers(pack)})
+    return _only_split(label, partial(read_rows, path), config)
+
+
+def stored_data(documents: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> LocalData:
+    """The documents of a task as the ledger has them: the task has processed them already."""
+    import datasets
+
+    local = _only_split("stored", lambda: datasets.Dataset.from_list([dict(d) for d in documents]), config)
+    return replace(local, config={**local.config, "process_docs": None})
+
+
+def _only_split(label: str, read: Callable[[], Any], config: Mapping[str, Any]) -> LocalData:
+    """Documents for the split that is evaluated, in place of all splits."""
     split = config.get("test_split") or config.get("validation_split") or "test"
     disabled = {f"{s}_split": None for s in ("training", "validation", "test")}
-    return LocalData(label, {split: partial(read_rows, path)},
+    return LocalData(label, {split: read},
                      disabled | {"test_split": split, "fewshot_split": split, "dataset_name": None})
 
 

@@ -47,8 +47,6 @@ def letters_task(task: Any, asked: AskedOf) -> Any:
 
     Raises TaskError for a task that is no multiple choice, or has items with more choices than letters.
     """
-    from lm_eval.api.task import ConfigurableTask
-
     name = task.config.task
     if task.OUTPUT_TYPE != "multiple_choice":
         raise TaskError(f"task {name!r} is no multiple choice, so it cannot be asked by letter; leave --letters "
@@ -57,16 +55,24 @@ def letters_task(task: Any, asked: AskedOf) -> Any:
     documents = task.eval_docs if documents is None else documents
     rows = [_row(task, doc, index, asked) for index, doc in enumerate(documents)]
     shots = [_row(task, doc, index, asked) for index, doc in enumerate(_examples(task))]
+    return task_of_rows(f"{name}{catalog.LETTERS}", rows, {
+        "description": task.config.description or "", "num_fewshot": task.get_config("num_fewshot"),
+        **({"fewshot_config": {"sampler": "first_n", "samples": shots}} if shots else {})})
+
+
+def task_of_rows(name: str, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Any:
+    """The task by letter of items that have a prompt, choices and the right letter. config: further values."""
+    from lm_eval.api.task import ConfigurableTask
+
     return ConfigurableTask(config={
-        "task": f"{name}{catalog.LETTERS}", "custom_dataset": partial(_dataset, rows), "output_type": "generate_until",
+        "task": name, "custom_dataset": partial(_dataset, rows), "output_type": "generate_until",
         "test_split": "test", "doc_to_text": "prompt", "doc_to_target": "letter", "target_delimiter": " ",
-        "description": task.config.description or "", "process_results": _process_results,
+        "process_results": _process_results,
         "generation_kwargs": {"until": list(STOPS), "max_gen_toks": MAX_TOKENS, "do_sample": False},
         "filter_list": [{"name": "letter", "filter": [{"function": "regex", "regex_pattern": PATTERN},
                                                       {"function": "take_first"}]}],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        "num_fewshot": task.get_config("num_fewshot"), "metadata": {"version": 1.0},
-        **({"fewshot_config": {"sampler": "first_n", "samples": shots}} if shots else {})})
+        "metadata": {"version": 1.0}, **config})
 
 
 def _examples(task: Any) -> Sequence[Any]:
@@ -109,10 +115,10 @@ def prompt(question: str, choices: Sequence[str], *, before: bool = False) -> st
     return f"{text}\nAnswer:"
 
 
-def _dataset(rows: list[dict[str, Any]], **_: Any) -> Any:
+def _dataset(rows: Sequence[Mapping[str, Any]], **_: Any) -> Any:
     import datasets
 
-    return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
+    return datasets.DatasetDict({"test": datasets.Dataset.from_list([dict(row) for row in rows])})
 
 
 def _process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:

@@ -102,6 +102,7 @@ class LoadOptions:
     template_arguments: further variables of the template.
     source: "auto" uses the Hub if it can be reached, otherwise packs; "hub" and "pack" use only that.
     check_generation: refuse generation settings that have no effect in transformers.
+    documents: by task, the processed documents to use in place of its data set.
     """
 
     apply_chat_template: bool = False
@@ -116,6 +117,7 @@ class LoadOptions:
     allow_task_code: bool = False
     source: str = "auto"
     check_generation: bool = True
+    documents: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +280,8 @@ def _unsafe(name: str) -> TaskError:
 
 def _local_sources(manager: Any, name: str, spec: TaskSpec, options: LoadOptions) -> dict[str, LocalData] | None:
     """Local documents of the tasks that ``name`` stands for, by task name; None if they come from the Hub."""
+    if name in options.documents:
+        return {name: data.stored_data(options.documents[name], lm_eval_index.config(manager, name))}
     if spec.data is not None:
         return {name: data.file_data(name, spec.data, lm_eval_index.config(manager, name))}
     if data.choose_source(name, options.source) == "pack":
@@ -384,6 +388,11 @@ def _built(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
                  "code": getattr(task, "code", {})}
     return LoadedTask(settings=TaskSettings(**settings), items=items, requests=requests, task=task,
                       positions=positions, groups=groups)
+
+
+def build_task(spec: TaskSpec, task: Any, options: LoadOptions) -> LoadedTask:
+    """A task that was made from rows, ready to run."""
+    return _build(spec, task, "stored", {}, options, 0)
 
 
 def _prompt_error(task: Any, error: Exception) -> TaskError:
