@@ -180,7 +180,7 @@ def _show_value(value: Any, fields: dict[str, Any], drift: Drift | None) -> None
 
 def export(
     word: Annotated[str | None, typer.Argument(
-        metavar="[ID]", show_default=False,
+        metavar="ID", show_default=False,
         help="Id or name of an evaluation, comparison or study, or `all` (as --bundle without it); for gguf, a "
              "tuning.")] = None,
     format_: Annotated[str, typer.Option(
