@@ -78,7 +78,8 @@ class Staging:
 
 
 def temporary_root() -> str | None:
-    """The folder for large temporary files: TMPDIR, else /var/tmp, because /tmp may be in memory; None for the system's choice."""
+    """The folder for large temporary files: TMPDIR, else /var/tmp, because /tmp may be in memory; None for the
+    system's choice."""
     given = os.environ.get("TMPDIR")
     return given or ("/var/tmp" if os.access("/var/tmp", os.W_OK) else None)
 
