@@ -56,7 +56,7 @@ def choose(ledger: Ledger, word: str | None) -> Chosen:
     models = {e.model.fingerprint for e in evaluations}
     left_out = tuple(f"comparison {c.id} ({c.tuned_name} against {c.base_name}): judged by version {c.rules} of the "
                      f"rules, and this program proves version {RULES}; `aftertune compare {c.base} {c.tuned} --again` "
-                     "judges it anew" for c in both if c.rules != RULES)
+                     "judges it again" for c in both if c.rules != RULES)
     return Chosen(
         evaluations, tunings, current,
         tuple(d for d in ledger.drifts() if {d.base.fingerprint, d.tuned.fingerprint} <= models),

@@ -332,7 +332,7 @@ def _differing(claimed: Any, again: Any, path: str = "") -> Iterator[str]:
 
 
 def _close(old: Any, new: Any) -> bool:
-    """Equal, or equal but for the last digits."""
+    """Equal, or equal except for the last digits."""
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (old, new))
     if not numbers:
         return bool(old == new)
