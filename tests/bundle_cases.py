@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+import early_cases
 from aftertune.comparison import compare
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.study import TargetSpec, TaskSpec
-from aftertune.values import Provenance, Tuning
+from aftertune.values import Provenance, Tuning, digest
 from eval_cases import byte_config, byte_folder, byte_tokenizer
 
 #: Stands for a token in the environment of the machine that writes.
@@ -53,3 +58,19 @@ def asked_ledger(root: Path) -> Path:
         ledger.save_cell("orders", "evaluate base", "done", ref=done[0].id)
         ledger.save_cell("orders", "evaluate orders", "done", ref=done[1].id)
     return path
+
+
+def hash_documents(patch: pytest.MonkeyPatch) -> None:
+    """Let `early_cases` store items whose hash is that of their document, as real ones are."""
+    before_item, before_settings = early_cases.item, early_cases.settings
+
+    def item(task: str, index: int, twice: bool = False) -> Any:
+        given = before_item(task, index, twice)
+        doc = {**given.doc, "of": task}
+        return replace(given, doc=doc, hash=digest(doc))
+
+    def settings(task: str, n: int, **more: Any) -> Any:
+        return replace(before_settings(task, n, **more), items=digest([item(task, i).hash for i in range(n)]))
+
+    patch.setattr(early_cases, "item", item)
+    patch.setattr(early_cases, "settings", settings)

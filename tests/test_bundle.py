@@ -18,8 +18,8 @@ from aftertune.bundle import export_bundle, files, verify_bundle
 from aftertune.comparison import choose_primary, compare
 from aftertune.errors import InputError, NotProven
 from aftertune.ledger import Ledger
-from aftertune.values import Margin, digest
-from bundle_cases import CANARY, asked_ledger
+from aftertune.values import Margin
+from bundle_cases import CANARY, asked_ledger, hash_documents
 from cli_cases import call, settle
 
 
@@ -244,18 +244,7 @@ def test_comparisons_of_every_kind_are_proven(ledger_file: Path, tmp_path: Path)
 
 
 def test_an_evaluation_that_stopped_early_is_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before_item, before_settings = early_cases.item, early_cases.settings
-
-    def item(task: str, index: int, twice: bool = False) -> Any:
-        given = before_item(task, index, twice)
-        doc = {**given.doc, "of": task}
-        return replace(given, doc=doc, hash=digest(doc))
-
-    def settings(task: str, n: int, **more: Any) -> Any:
-        return replace(before_settings(task, n, **more), items=digest([item(task, i).hash for i in range(n)]))
-
-    monkeypatch.setattr(early_cases, "item", item)
-    monkeypatch.setattr(early_cases, "settings", settings)
+    hash_documents(monkeypatch)
     values = {t: early_cases.changed(160, 0.7, 2, 60, seed) for seed, t in enumerate(("one", "two"))}
     with Ledger(tmp_path / "ledger.db") as ledger:
         base = early_cases.store(ledger, "base", early_cases.BASE, {t: v[0] for t, v in values.items()})

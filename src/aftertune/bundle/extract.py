@@ -11,7 +11,7 @@ among the questions stay behind. Where a question or an answer has a known secre
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,27 +40,31 @@ class Chosen:
 def choose(ledger: Ledger, word: str | None) -> Chosen:
     """What an id or name brings; None or "all": every finished evaluation. Raises InputError, also where nothing is
     finished."""
-    done = [e for e in ledger.evaluations() if e.status == "done"]
     named = {s.name: s for s in ledger.studies()}
-    wanted = {e.id for e in done} if word in (None, "all") else _ids(ledger, str(word), named)
-    by_id = {e.id: e for e in done}
-    wanted |= {by_id[id_].early.against for id_ in wanted if id_ in by_id and by_id[id_].early}  # type: ignore[union-attr]
-    evaluations = tuple(e for e in done if e.id in wanted)
-    if not evaluations:
+    wanted = {e.id for e in ledger.evaluations()} if word in (None, "all") else _ids(ledger, str(word), named)
+    chosen = choose_evaluations(ledger, wanted)
+    if not chosen.evaluations:
         raise InputError(f"{word or 'the ledger'} has no finished evaluation, and a bundle needs one; run `aftertune "
                          "eval` or `aftertune run` first")
-    ids = {e.id for e in evaluations}
+    return chosen
+
+
+def choose_evaluations(ledger: Ledger, wanted: Collection[str]) -> Chosen:
+    """The finished evaluations with these ids, those against which they were stopped early, and what belongs to
+    them."""
+    by_id = {e.id: e for e in ledger.evaluations() if e.status == "done"}
+    ids = {id_ for id_ in wanted if id_ in by_id}
+    ids |= {early.against for id_ in ids if (early := by_id[id_].early) and early.against in by_id}
+    evaluations = tuple(e for e in by_id.values() if e.id in ids)
     both = [c for c in ledger.comparisons() if {c.base, c.tuned} <= ids]
-    current = tuple(c for c in both if c.rules == RULES)
-    tunings = _tunings_of(evaluations, ledger.tunings())
     models = {e.model.fingerprint for e in evaluations}
     left_out = tuple(f"comparison {c.id} ({c.tuned_name} against {c.base_name}): judged by version {c.rules} of the "
                      f"rules, and this program proves version {RULES}; `aftertune compare {c.base} {c.tuned} --again` "
                      "judges it again" for c in both if c.rules != RULES)
     return Chosen(
-        evaluations, tunings, current,
+        evaluations, _tunings_of(evaluations, ledger.tunings()), tuple(c for c in both if c.rules == RULES),
         tuple(d for d in ledger.drifts() if {d.base.fingerprint, d.tuned.fingerprint} <= models),
-        tuple(s for s in named.values() if ids & {c.ref for c in ledger.cells(s.name)}), left_out)
+        tuple(s for s in ledger.studies() if ids & {c.ref for c in ledger.cells(s.name)}), left_out)
 
 
 def _ids(ledger: Ledger, word: str, studies: dict[str, Any]) -> set[str]:

@@ -21,7 +21,7 @@ from aftertune.cli.needs import check_needs
 
 #: Group of the help -> verb -> "module:function".
 GROUPS = {
-    "First steps": {"demo": "study:demo", "doctor": "doctor:doctor"},
+    "First steps": {"demo": "study:demo", "doctor": "doctor:doctor", "skill": "reference:skill"},
     "Evaluate and fine-tune": {
         "eval": "eval:evaluate", "tune": "tune:tune", "checkpoints": "checkpoints:checkpoints",
         "rollback": "tune:rollback", "templates": "tune:templates"},
@@ -34,7 +34,8 @@ GROUPS = {
     "Studies": {"study": "study:study", "plan": "study:plan", "run": "study:run"},
     "Ledger": {"runs": "ledger:runs", "show": "ledger:show"},
     "Reports and exchange": {
-        "record": "record:record", "report": "record:report", "card": "ledger:card", "export": "ledger:export",
+        "record": "record:record", "report": "record:report", "card": "ledger:card", "push": "bundle:push",
+        "export": "ledger:export",
         "verify": "bundle:verify", "import": "ledger:import_", "audit": "audit:audit"},
 }
 #: Verb -> "module:function".

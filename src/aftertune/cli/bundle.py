@@ -1,7 +1,9 @@
-"""Implements ``verify`` and ``export --bundle``: results that another machine can prove without a model.
+"""Implements ``verify``, ``export --bundle`` and ``push``: results that another machine can prove without a model, and
+a fine-tune on the Hugging Face Hub with a card that the ledger proves.
 
     aftertune export orders --bundle orders-bundle
     aftertune verify orders-bundle
+    aftertune push orders --to USER/orders --dry-run
 """
 
 from __future__ import annotations
@@ -101,3 +103,43 @@ def _show_proof(proof: Proof) -> None:
         typer.echo(f"from the stored values of the items: {line}")
     for line in proof.unchecked:
         typer.echo(f"not computed again: {line}")
+
+
+def push(
+    word: Annotated[str, typer.Argument(metavar="ID", help="Id or name of a fine-tune.")],
+    to: Annotated[str, typer.Option(help="USER/NAME: the repository on the Hub; it is created if it is missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Create it as a private repository.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Prove and list what would be published, and stop.")
+                       ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Publish a fine-tune on the Hugging Face Hub: weights, model card, results metadata and record.
+
+    Nothing is published unless the weights are those that were evaluated and the stored answers give every score and
+    verdict of the card (exit code 3). The token is that of `hf auth login` or HF_TOKEN.
+    """
+    from aftertune.ledger import Ledger
+    from aftertune.publishing import check_repository, prepare_push, push_folder, send
+
+    check_repository(to)
+    with Ledger(create=False) as ledger, push_folder() as folder:
+        with progress() as update:
+            ready = prepare_push(ledger, word, folder, progress=update)
+        address = None if dry_run else send(ready, to, private=private)
+    proof = ready.proof
+    if as_json:
+        emit({"repository": to, "commit": address, "dry_run": dry_run, "files": dict(ready.files),
+              "evaluations": list(ready.evaluations), "scores": proof.scores, "rows": proof.rows,
+              "unchecked": [*proof.unchecked, *proof.from_values], "left_out": list(ready.left_out)})
+        return
+    for name, size in ready.files.items():
+        typer.echo(f"{size:>14,}  {name}")
+    typer.echo(f"proven: {proof.scores:,} scores and {proof.rows:,} rows of verdicts are what the stored answers give")
+    for line in (*proof.unchecked, *proof.from_values):
+        typer.echo(f"from the stored values of the items: {line}")
+    if ready.left_out:
+        typer.echo("left out of the metadata, because they were stopped early and have no score of all items: "
+                   f"{', '.join(ready.left_out)}")
+    if not ready.evaluations:
+        typer.echo("the card has no scores: the fine-tune is not evaluated yet")
+    typer.echo(f"nothing was published (--dry-run); without it: {to}" if dry_run else f"published: {address}")

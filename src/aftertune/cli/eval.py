@@ -15,6 +15,7 @@ from aftertune.api.objects import comparison_object, evaluation_object
 from aftertune.cli.console import emit, margin_error, progress
 from aftertune.cli.options import Given, JsonFlag, TakeOver, comma_separated, with_options
 from aftertune.cli.streams import rich_console
+from aftertune.cli.tracking import Track, chosen_trackers, hand_over
 from aftertune.errors import InputError, TasksFailed
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 
@@ -37,21 +38,25 @@ def evaluate(
     against: Annotated[str | None, typer.Option(
         help="The base: an evaluation in the ledger, or a model to evaluate at the same time.")] = None,
     early: Given[EarlySpec],
+    track: Track = None,
     take_over: TakeOver = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate MODEL on tasks. Finished batches are kept, so a stopped run continues where it stopped."""
-    adapters = adapter or []
+    adapters, trackers = adapter or [], chosen_trackers(track)
     if "name" in model.values and len(adapters) > 1:
         raise InputError(f"--name {model.values['name']} names one evaluation, but there are {len(adapters)} adapters; "
                          "leave --name out, and each evaluation is named after the folder of its adapter")
     spec = model.make(tasks=_tasks(tasks, task_data or [], task), adapter=adapters[0] if len(adapters) == 1 else None)
+    from aftertune.ledger import Ledger
+
     if until_decided and against is not None:
-        _decide(spec, against, early, len(adapters), take_over, as_json)
+        decided = _decide(spec, against, early, len(adapters), take_over, as_json)
+        with Ledger() as ledger:
+            hand_over(trackers, [decided.id], ledger)
         return
     from aftertune.evaluation import evaluate as run
     from aftertune.evaluation import evaluate_adapters
-    from aftertune.ledger import Ledger
 
     with Ledger(take_over=take_over) as ledger, progress() as update:
         failure = None
@@ -63,6 +68,7 @@ def evaluate(
         except TasksFailed as error:
             failure, evaluations = error, list(error.evaluations)
         hints = [hint for evaluation in evaluations if (hint := _compare_hint(evaluation, ledger))]
+        hand_over(trackers, [e.id for e in evaluations], ledger)
     show(evaluations, as_json)
     for hint in hints if not as_json else ():
         typer.echo(hint)
@@ -81,8 +87,8 @@ def _compare_hint(tuned: Evaluation, ledger: Ledger) -> str | None:
 
 
 def _decide(spec: EvalSpec, against: str, early: Given[EarlySpec], adapters: int, take_over: bool,
-            as_json: bool) -> None:
-    """Run ``--until-decided`` and show the evaluation and its comparison with the base."""
+            as_json: bool) -> Evaluation:
+    """Run ``--until-decided`` and show the evaluation and its comparison with the base; returns the evaluation."""
     if adapters > 1:
         raise InputError(f"--until-decided evaluates one model, but there are {adapters} adapters; run one command "
                          "for each adapter")
@@ -98,9 +104,10 @@ def _decide(spec: EvalSpec, against: str, early: Given[EarlySpec], adapters: int
         decided = until_decided(spec, against, stopping, ledger=ledger, progress=update)
     if as_json:
         emit({**evaluation_object(decided.tuned), "comparison": comparison_object(decided.comparison)})
-        return
+        return decided.tuned
     show([decided.tuned], as_json=False)
     compare.show(decided.comparison)
+    return decided.tuned
 
 
 def _tasks(names: str, data: list[str], given: Given[TaskSpec]) -> tuple[TaskSpec, ...]:

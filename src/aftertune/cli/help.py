@@ -25,7 +25,7 @@ PANELS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Prompts and answers": ("apply-chat-template", "template-date", "system-instruction", "fewshot-as-multiturn",
                                 "enable-thinking", "think-end-token", "gen-kwargs"),
         "Early stopping": ("until-decided", "against", "margin", "target", "draw", "batch", "min-items", "max-width"),
-        "Run": ("name", "memory", "threads", "fork", "take-over"),
+        "Run": ("name", "memory", "threads", "fork", "track", "take-over"),
     },
     "tune": {
         "Data": ("data", "format", "field", "encoding", "split", "subset", "skip-bad", "dedup", "examples", "held-out",
@@ -38,7 +38,7 @@ PANELS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
                                        "target-match", "target-pattern", "target-tokens", "target-items",
                                        "keep-checkpoints", "keep-best"),
         "Model and output": ("out", "name", "merge", "dtype", "save-dtype", "device", "revision", "trust-remote-code"),
-        "Run": ("preview", "dry-run", "tasks"),
+        "Run": ("preview", "dry-run", "tasks", "track"),
     },
 }
 _WIDE = 40  # the widest column of names

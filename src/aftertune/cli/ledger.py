@@ -190,6 +190,8 @@ def export(
         help="New folder for a bundle: ledger extract, record, page, environment and hashes, for `aftertune "
              "verify`.")] = None,
     title: Annotated[str | None, typer.Option(help="Title of a bundle.")] = None,
+    to: Annotated[list[str] | None, typer.Option(
+        help="Experiment tracker that gets the results: mlflow, wandb, trackio or tensorboard. Repeatable.")] = None,
     out: Annotated[str | None, typer.Option(
         help="Output folder for lm-eval, every-eval-ever and gguf, output file for a table; - for stdout.")] = None,
     quant: Annotated[str | None, typer.Option(
@@ -209,6 +211,11 @@ def export(
         return
     if word is None:
         raise InputError("name what to export: an id or name from `aftertune runs`, a study, or `all`")
+    if to:
+        from aftertune.cli.tracking import export_runs
+
+        export_runs(word, to, as_json)
+        return
     if format_ not in FORMATS:
         raise InputError(f"--format {format_!r}: allowed are {', '.join(FORMATS)}{nearest(format_, list(FORMATS))}")
     if format_ == "gguf":

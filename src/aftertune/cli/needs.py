@@ -46,7 +46,8 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
         (("--target-pattern",), ("--target-match regex",)),
     ),
     "export": (
-        (("--format", "--out"), ("no --bundle",)),
+        (("--format", "--out", "--to"), ("no --bundle",)),
+        (("--format", "--out"), ("no --to",)),
         (("--title",), ("--bundle",)),
         (("--quant",), ("--format gguf",)),
         (("--prompts",), ("--format lm-eval|every-eval-ever",)),

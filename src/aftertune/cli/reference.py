@@ -1,6 +1,7 @@
-"""Prints the reference of the command line as Markdown.
+"""Prints the reference of the command line as Markdown, and implements ``skill``, which prints instructions for agents.
 
     python -m aftertune.cli.reference > docs/commands.md
+    aftertune skill > SKILL.md
 
 `make docs` runs this, and a test compares the two. ``typer utils docs`` is not used, because it cuts the summaries,
 leaves required options out of the usage line, and escapes quotes in code.
@@ -10,9 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import typer
+
+from aftertune.cli.console import emit
 from aftertune.cli.help import arrange, default_of, help_of, usage_form
+from aftertune.cli.options import JsonFlag
 
 
 def reference() -> str:
@@ -29,6 +35,15 @@ def reference() -> str:
     for verb, command in group.commands.items():
         blocks += _verb(verb, command)
     return "\n\n".join(blocks) + "\n"
+
+
+def skill(as_json: JsonFlag = False) -> None:
+    """Print instructions for an agent that reads results: the verbs that only read, and how to quote a verdict."""
+    text = (Path(__file__).parent / "skill.md").read_text(encoding="utf-8")
+    if as_json:
+        emit({"skill": text})
+    else:
+        typer.echo(text, nl=False)
 
 
 def _verb(verb: str, command: Any) -> list[str]:

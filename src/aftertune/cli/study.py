@@ -19,6 +19,7 @@ import typer
 from aftertune.cli.console import Pace, emit, jsonable, progress
 from aftertune.cli.options import JsonFlag, StudyFile, TakeOver
 from aftertune.cli.streams import rich_console
+from aftertune.cli.tracking import Track, chosen_trackers, tracked_study
 from aftertune.errors import AftertuneError, InputError
 from aftertune.values import Progress
 
@@ -204,6 +205,7 @@ def run(
         "--keep-going", help="Continue after a cell fails; cells that need it are skipped.")] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the tunings, the record and the page.")] = None,
+    track: Track = None,
     take_over: TakeOver = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -213,7 +215,8 @@ def run(
 
     loaded = Study.load(study, sets or ())
     choice = CellChoice(tuple(only or ()), keep_going, str(study))
-    result = execute(loaded, out or Path("runs") / loaded.study, choice, take_over=take_over)
+    with tracked_study(chosen_trackers(track), loaded.study):
+        result = execute(loaded, out or Path("runs") / loaded.study, choice, take_over=take_over)
     _show_result(result, as_json)
     if result.failed:
         cells = "; ".join(f"{name}: {why}" for name, why in result.failed)

@@ -17,6 +17,7 @@ import typer
 from aftertune.cli.console import emit, jsonable, progress
 from aftertune.cli.options import Given, JsonFlag, comma_separated, with_options
 from aftertune.cli.streams import rich_console
+from aftertune.cli.tracking import Track, chosen_trackers, hand_over
 from aftertune.errors import GateFailed
 from aftertune.methods import writes_adapter
 from aftertune.study import TaskSpec, TuneSpec
@@ -39,6 +40,7 @@ def tune(
     preview: Annotated[bool, typer.Option("--preview", help="Show three examples as trained, and stop.")] = False,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Estimate memory, disk and time on this machine, and stop.")] = False,
+    track: Track = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Fine-tune MODEL. The output folder holds a PEFT adapter, or whole weights for the method full.
@@ -46,7 +48,7 @@ def tune(
     A preset (smollm2-135m, llama-3.2-1b, tinyllama, phi-2, mistral-7b) sets the model and the defaults that its
     community uses.
     """
-    spec = recipe.make()
+    spec, trackers = recipe.make(), chosen_trackers(track)
     if preview:
         return show_preview(spec, _questions(tasks, spec), as_json)
     if dry_run:
@@ -57,6 +59,7 @@ def tune(
     with Ledger() as ledger, progress() as update:
         update(0, 0, "reading the data")
         tuning = run(spec, ledger=ledger, progress=update, questions=_questions(tasks, spec), look=_watch(spec))
+        hand_over(trackers, [tuning.id], ledger)
     return show(tuning, spec.model, as_json)
 
 

@@ -1,0 +1,104 @@
+"""Implements ``--track`` of `eval`, `tune` and `run`, and ``export --to``: results for experiment trackers.
+
+    aftertune tune Qwen/Qwen2.5-0.5B --data orders.jsonl --track tensorboard
+    aftertune export orders --to mlflow
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aftertune.cli.console import emit
+from aftertune.errors import AftertuneError, AmbiguousName, InputError
+
+if TYPE_CHECKING:
+    from aftertune.ledger import Ledger
+
+Track = Annotated[list[str] | None, typer.Option(
+    "--track", help="Experiment tracker that gets the results: mlflow, wandb, trackio or tensorboard. Repeatable.")]
+
+
+def chosen_trackers(texts: Sequence[str] | None, option: str = "--track") -> tuple[str, ...]:
+    """The trackers of an option, which are installed. Raises InputError and ResourceError."""
+    if not texts:
+        return ()
+    from aftertune.tracking import check_installed, parse_names
+
+    names = parse_names(texts, option)
+    check_installed(names)
+    return names
+
+
+def hand_over(names: Sequence[str], ids: Sequence[str], ledger: Ledger) -> list[str]:
+    """Hand entries of the ledger to trackers, and print where they are on stderr. A failure is a warning."""
+    if not names or not ids:
+        return []
+    from aftertune.tracking import track, tracked_runs
+
+    lines = []
+    try:
+        for line in track(names, tracked_runs(ledger, ids)):
+            lines.append(line)
+            typer.echo(line, err=True)
+    except AftertuneError as error:
+        lines.append(f"warning: {', '.join(names)}: {error}")
+        typer.echo(lines[-1], err=True)
+    return lines
+
+
+@contextlib.contextmanager
+def tracked_study(names: Sequence[str], study: str) -> Iterator[None]:
+    """Hand the finished cells of a study to trackers when the block ends, also when it fails."""
+    try:
+        yield
+    finally:
+        if names:
+            from aftertune.ledger import Ledger
+
+            with contextlib.suppress(InputError), Ledger(create=False) as ledger:
+                hand_over(names, study_entries(ledger, study), ledger)
+
+
+def study_entries(ledger: Ledger, study: str) -> list[str]:
+    """Ids of the finished evaluations and tunings of a study, in the order of its cells."""
+    return [c.ref for c in ledger.cells(study) if c.ref and c.status == "done"]
+
+
+def export_runs(word: str, to: Sequence[str], as_json: bool) -> None:
+    """Hand an evaluation, a tuning, a comparison, a study or everything to trackers."""
+    from aftertune.ledger import Ledger
+
+    names = chosen_trackers(to, "--to")
+    with Ledger(create=False) as ledger:
+        lines = hand_over(names, _entries(ledger, word), ledger)
+    if as_json:
+        emit({"handed_over": lines})
+
+
+def _entries(ledger: Ledger, word: str) -> list[str]:
+    """Ids of the evaluations and tunings that a word stands for. Raises InputError."""
+    if word == "all":
+        return [t.id for t in ledger.tunings()] + [e.id for e in ledger.evaluations()]
+    if word in {s.name for s in ledger.studies()}:
+        return study_entries(ledger, word)
+    found: list[str] = []
+    first: InputError | None = None
+    for find in (ledger.find_evaluation, ledger.find_tuning):  # a fine-tune and its evaluation have the same name
+        try:
+            found.append(find(word).id)
+        except AmbiguousName:
+            raise
+        except InputError as error:
+            first = first or error
+    if not found:
+        try:
+            comparison = ledger.find_comparison(word)
+        except InputError:
+            assert first is not None
+            raise first from None
+        found = [comparison.base, comparison.tuned]
+    return found
