@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from aftertune import forgetting_watch as watch_module
+from aftertune.catalog import MetricKey
 from aftertune.errors import InputError
-from aftertune.forgetting_watch import ForgettingWatch, _verdict
+from aftertune.forgetting_watch import ForgettingWatch, _verdict, question_point, task_halves
 from aftertune.ledger import Ledger
 from aftertune.stats import tango_tests
 from aftertune.stats.evidence import Evidence
+from aftertune.stats.verdict import ALPHA
 from aftertune.study import DataSpec, TuneSpec, WatchSpec
+from aftertune.study.keep_best import KeepBest
+from aftertune.tasks import LoadedTask
+from aftertune.tasks.pools import pools
 from aftertune.tuning import tune
-from aftertune.values import Tuning, WatchPoint
+from aftertune.values import Answer, Item, Tuning, WatchPoint, digest
+from early_cases import settings
 from eval_cases import CHAT, byte_folder
 from test_cli import call
 from tuning_cases import easy_rows, timeless, write_rows
@@ -129,3 +139,53 @@ def test_the_flag_of_the_verb(model: Path, monkeypatch: pytest.MonkeyPatch, capf
     assert "watch, step 1: arc_easy" in shown.err
     assert call(monkeypatch, *words, "--watch", "arc_easy") == 2
     assert "TASK=N" in capfd.readouterr().err
+
+
+# --- Groups ---
+
+def in_group(tasks: list[LoadedTask]) -> list[LoadedTask]:
+    """The tasks as all members of a group "both" with a score by items."""
+    score = SimpleNamespace(metric=MetricKey(tasks[0].settings.primary).metric, filter_list=None, weight_by_size=True)
+    group = SimpleNamespace(aggregate_metric_list=[score], get_all_tasks=lambda: tasks)
+    return [replace(task, groups={"both": group}) for task in tasks]
+
+
+def test_a_group_with_a_score_is_one_row_and_one_question(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the mean over its items, and the rule of --keep-best may name it."""
+    load = watch_module.tasks.load
+    monkeypatch.setattr(watch_module.tasks, "load", lambda *given: in_group(load(*given)))
+    families: list[float] = []
+    monkeypatch.setattr(watch_module, "_verdict", lambda _, alpha, **__: families.append(ALPHA / alpha) or "undecided")
+    asked = spec(model, "out", watch=WatchSpec(tasks={"arc_easy": 6, "sciq": 10}))
+    lines: list[str] = []
+    watch = ForgettingWatch(asked, report=lines.append, task_source="pack")
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    watch(loaded, 0, looks=3)
+    [point] = watch(loaded, 2, looks=3)
+    right = [a.metrics[watch.halves["all"][0].settings.primary] for answers in watch.base["all"].values()
+             for a in answers]
+    assert (point.task, point.n, point.delta) == ("both", 16, 0)
+    assert point.base == pytest.approx(sum(right) / 16)
+    assert len(lines) == 1
+    watch.early(loaded, 2)
+    assert families == pytest.approx([3, 1])
+    halves = task_halves(watch.halves["all"], KeepBest("both", {}))
+    sizes = {half: [len(t.items) for t in tasks] for half, tasks in halves.items()}
+    assert sizes == {"choice": [3, 5], "report": [3, 5]}
+
+
+def test_a_loss_that_no_task_shows_alone_is_proven_for_the_group() -> None:
+    items = {name: tuple(Item(task=name, index=i, hash=digest([name, i]), doc={}) for i in range(150))
+             for name in ("a", "b", "c")}
+    tasks = in_group([LoadedTask(settings=settings(name, 150), items=of_task, requests=(), task=None, positions=())
+                      for name, of_task in items.items()])
+    base = {name: [Answer(task=name, index=i, item=item.hash, metrics={"acc,none": float(i < 90)})
+                   for i, item in enumerate(of_task)] for name, of_task in items.items()}
+    tuned = {name: [replace(a, metrics={"acc,none": float(8 <= a.index < 90)}) for a in answers]
+             for name, answers in base.items()}
+    [(name, members)] = pools(tasks)
+    group = question_point(name, members, base, tuned, step=1, margin=2.0, family=1)
+    alone = [question_point(t.settings.task, [t], base, tuned, step=1, margin=2.0, family=3) for t in members]
+    assert (group.task, group.n, group.verdict) == ("both", 450, "lower")
+    assert "lower" not in {p.verdict for p in alone}
+    assert group.delta == pytest.approx(-8 / 150)

@@ -67,7 +67,7 @@ def test_the_rule_takes_the_margins_of_the_study_and_tasks_may_differ() -> None:
     ({"primary": "prob"}, "stops tasks by their accuracy, so it does not go with `primary: prob`"),
     ({"tasks": [{"name": "hellaswag", "only": ["lora"]}]}, "is asked hellaswag, and its base base is not; add base"),
     ({"until_decided": {"max_items": 10, "min_items": 20}}, "`max_items` is 10, less than `min_items`, 20"),
-    ({"until_decided": {"most": 10}}, "unknown key `until_decided.most`")])
+    ({"until_decided": {"most": 10}}, "unknown key `until_decided.most`; known keys here: batch")])
 def test_what_cannot_stop_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as error:
         study(**({"until_decided": True} | fields))

@@ -8,7 +8,8 @@
 Each interim analysis compares the model with itself before the first step, which is the base in the same dtype, on the
 same device and with the same quantization. All analyses of all tasks are one family (Bonferroni's correction), so that
 "forgot" is wrong in at most 5 % of runs. The interval of an analysis is not corrected. The watch is a warning on few
-items; it does not replace the comparison of the finished model. `watch_point` is one analysis of one task.
+items; it does not replace the comparison of the finished model. `watch_point` is one analysis of one task. A group that
+has a score, such as MMLU, is one row and one test (`question_point`).
 
 The target task is asked in the form in which the model is trained: with the chat template, or as an Alpaca prompt.
 
@@ -28,17 +29,20 @@ import numpy as np
 
 from aftertune import sources, tasks
 from aftertune.catalog import FRACTIONS, MetricKey, has_clusters, unit_of
+from aftertune.comparison.rows import group_chance
 from aftertune.engine import budget, devices
 from aftertune.engine.engine import Engine
 from aftertune.engine.verify import PackingDecision
 from aftertune.errors import InputError
 from aftertune.report import watch_text
-from aftertune.stats.evidence import Evidence, paired_evidence
+from aftertune.stats.clustered import Weighting, weights
+from aftertune.stats.evidence import Evidence, group_evidence, paired_evidence
 from aftertune.stats.verdict import ALPHA, QUESTIONS, at_floor, first_claim, floored
 from aftertune.study import TargetSpec, TaskSpec, TuneSpec, WatchedTarget
 from aftertune.study.keep_best import VALIDATION_LOSS, KeepBest, split_halves
 from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.tasks.chat_template import get_chat_template, template_date
+from aftertune.tasks.pools import pools, weighted_by_items
 from aftertune.tuning.template import alpaca_prompt
 from aftertune.values import Answer, Half, Request, Verdict, WatchPoint, digest
 
@@ -85,7 +89,7 @@ class ForgettingWatch:
                     refuse_own_unit(task, primary_values(task, self.base[half][task.settings.task]))
             return ()
         half = next(iter(self.halves))
-        points = self._points(model, step, half, looks * len(self.halves[half]))
+        points = self._points(model, step, half, looks * len(self._questions(half)))
         for point in points:
             self.say(watch_text(point))
         return points
@@ -94,18 +98,23 @@ class ForgettingWatch:
         """Evaluate the tasks for the early warning (`aftertune.tuning.early_warning`), on the items of the looks. The
         family is the number of tasks that can be forgotten."""
         half = next(iter(self.halves))
-        return self._points(model, step, half, max(len(self.halves[half]) - len(self.targets), 1))
+        return self._points(model, step, half, max(len(self._questions(half)) - len(self.targets), 1))
 
     def report(self, model: Any, step: int) -> tuple[WatchPoint, ...]:
         """Evaluate the tasks on the half of the items that has no part in the choice; nothing without halves."""
-        return () if self.rule is None else self._points(model, step, "report", len(self.halves["report"]))
+        return () if self.rule is None else self._points(model, step, "report", len(self._questions("report")))
 
     def _points(self, model: Any, step: int, half: Half, family: int) -> tuple[WatchPoint, ...]:
         answers = self._answers(model, half)
         limits = self.rule.limits if self.rule and half == "report" else {}
-        points = [watch_point(task, self.base[half][name := task.settings.task], answers[name], step=step,
-                              margin=limits.get(name, self.watch.margin), family=family) for task in self.halves[half]]
+        points = [question_point(name, members, self.base[half], answers, step=step,
+                                 margin=limits.get(name, self.watch.margin), family=family)
+                  for name, members in self._questions(half)]
         return tuple(replace(point, half=half, is_target=point.task in self.targets) for point in points)
+
+    def _questions(self, half: Half) -> list[tuple[str, list[LoadedTask]]]:
+        """(name, tasks) of each row: a group that has a score is one."""
+        return list(pools(self.halves[half]))
 
     def _answers(self, model: Any, half: Half) -> dict[str, list[Answer]]:
         """The answers of the model to the items of one half, by task."""
@@ -121,11 +130,11 @@ class ForgettingWatch:
 
 def task_halves(loaded: Sequence[LoadedTask], rule: KeepBest) -> dict[Half, list[LoadedTask]]:
     """The tasks with the items that choose, and with those that report. Raises InputError where a task has too few, or
-    where the rule names a group of tasks."""
-    names = {task.settings.task for task in loaded}
+    where the rule names tasks without a score of their own."""
+    names = {name for name, _ in pools(loaded)}
     for task in ({rule.goal, *rule.limits} - {VALIDATION_LOSS}) - names:
         members = sorted(t.settings.task for t in loaded if task in t.groups)
-        raise InputError(f"--keep-best: {task} is a group of {len(members)} tasks, and the rule needs a single one; "
+        raise InputError(f"--keep-best: {task} is {len(members)} tasks without a score, and the rule needs one score; "
                          f"watch a task of it and name that, for example --watch {(members or ['hellaswag'])[0]}=100")
     chosen: dict[Half, dict[str, list[int]]] = {"choice": {}, "report": {}}
     for loaded_task in loaded:
@@ -172,11 +181,37 @@ def watch_point(task: LoadedTask, base: Sequence[Answer], tuned: Sequence[Answer
     better = settings.higher_is_better.get(key.metric, True)
     evidence = paired_evidence(before, after, margin=margin / 100, higher_is_better=better,
                                clusters=item_clusters(task), bounded=unit in FRACTIONS)
-    floor = evidence.base_low is not None and at_floor(evidence.base_low, settings.chance)
-    verdict = _verdict(evidence, ALPHA / family, floor=floor) if unit in FRACTIONS else "undecided"
-    return WatchPoint(step=step, task=settings.task, metric=key.metric, n=evidence.n, base=evidence.base,
-                      tuned=evidence.tuned, delta=evidence.delta, low=evidence.low, high=evidence.high,
-                      verdict=verdict)
+    return _point(settings.task, key.metric, evidence, settings.chance, step=step, family=family,
+                  tested=unit in FRACTIONS)
+
+
+def question_point(name: str, members: Sequence[LoadedTask], base: Mapping[str, Sequence[Answer]],
+                   tuned: Mapping[str, Sequence[Answer]], *, step: int, margin: float, family: int) -> WatchPoint:
+    """One analysis of a task or a group (`tasks.pools`), as `watch_point`. base, tuned: the answers of each task."""
+    if len(members) == 1:
+        task = members[0]
+        return watch_point(task, base[task.settings.task], tuned[task.settings.task], step=step, margin=margin,
+                           family=family)
+    key = MetricKey(members[0].settings.primary)
+    before, after = ([np.array(primary_values(t, side[t.settings.task]), dtype=np.float64) for t in members]
+                     for side in (base, tuned))
+    better = members[0].settings.higher_is_better.get(key.metric, True)
+    weighting: Weighting = "micro" if weighted_by_items(name, members) else "macro"
+    labels = [[item.hash if t.settings.cluster is None else item.cluster for item in t.items] for t in members]
+    every = [label for task in labels for label in task]
+    evidence = group_evidence(before, after, margin=margin / 100, higher_is_better=better, weighting=weighting,
+                              clusters=labels if None in every or len(set(every)) < len(every) else None)
+    chance = group_chance([t.settings for t in members], weights([b.size for b in before], weighting).tolist())
+    return _point(name, key.metric, evidence, chance, step=step, family=family)
+
+
+def _point(name: str, metric: str, evidence: Evidence, chance: float | None, *, step: int, family: int,
+           tested: bool = True) -> WatchPoint:
+    """The analysis of a question. tested: False where a margin in points means nothing."""
+    floor = evidence.base_low is not None and at_floor(evidence.base_low, chance)
+    verdict = _verdict(evidence, ALPHA / family, floor=floor) if tested else "undecided"
+    return WatchPoint(step=step, task=name, metric=metric, n=evidence.n, base=evidence.base, tuned=evidence.tuned,
+                      delta=evidence.delta, low=evidence.low, high=evidence.high, verdict=verdict)
 
 
 def primary_values(task: LoadedTask, answers: Sequence[Answer]) -> list[float]:

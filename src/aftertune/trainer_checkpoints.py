@@ -24,7 +24,7 @@ from typing import Any
 
 from aftertune.errors import AftertuneError, InputError, SourceError, TasksFailed
 from aftertune.evaluation import EvaluationRun
-from aftertune.forgetting_watch import primary_values, refuse_own_unit, task_halves, watch_point
+from aftertune.forgetting_watch import primary_values, question_point, refuse_own_unit, task_halves
 from aftertune.ledger import Ledger
 from aftertune.provenance import capture, finish
 from aftertune.sources import BaseModelCache, resolve_model
@@ -33,6 +33,7 @@ from aftertune.sources.resolve import read_json
 from aftertune.study import EvalSpec, TaskSpec, checked
 from aftertune.study.keep_best import VALIDATION_LOSS, KeepBest
 from aftertune.tasks import LoadedTask
+from aftertune.tasks.pools import pools
 from aftertune.values import Answer, Evaluation, Half, Progress, Tuning, WatchPoint, digest
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -121,7 +122,7 @@ def evaluate_checkpoints(request: CheckpointRequest, *, ledger: Ledger, progress
     if not evaluations:
         raise SourceError(f"{request.folder}: none of its {len(checkpoints)} checkpoints can be evaluated; the first: "
                           f"{next(iter(failed.values()))}")
-    looks = _Looks(request, base_answers, answers, len(answers) * len(first.loaded))
+    looks = _Looks(request, base_answers, answers, len(answers) * len(list(pools(first.loaded))))
     points = looks.points(next(iter(halves.values())), "choice" if rule else "all")
     choice = rule.choose(points, {step: loss for step, loss in losses.items() if step in answers}) if rule else None
     if rule and choice is None:
@@ -178,19 +179,23 @@ class _Looks:
 
     def points(self, loaded: Sequence[LoadedTask], half: Half) -> tuple[WatchPoint, ...]:
         """One for each step and task."""
-        return tuple(self._point(task, step, half, self.request.margin, self.family)
-                     for step in self.tuned for task in loaded)
+        return tuple(self._point(name, members, step, half, margin=self.request.margin, family=self.family)
+                     for step in self.tuned for name, members in pools(loaded))
 
     def report(self, loaded: Sequence[LoadedTask], step: int, limits: Mapping[str, float]) -> tuple[WatchPoint, ...]:
         """Of the chosen step; a task with a limit is tested with its limit as the margin."""
-        return tuple(self._point(task, step, "report", limits.get(task.settings.task, self.request.margin),
-                                 len(loaded)) for task in loaded)
+        questions = list(pools(loaded))
+        return tuple(self._point(name, members, step, "report", margin=limits.get(name, self.request.margin),
+                                 family=len(questions)) for name, members in questions)
 
-    def _point(self, task: LoadedTask, step: int, half: Half, margin: float, family: int) -> WatchPoint:
-        name, indices = task.settings.task, [item.index for item in task.items]
-        sides = ([of_item[i] for i in indices] for of_item in
-                 ({a.index: a for a in side[name]} for side in (self.base, self.tuned[step])))
-        point = watch_point(task, *sides, step=step, margin=margin, family=family)
+    def _point(self, name: str, members: Sequence[LoadedTask], step: int, half: Half, *, margin: float, family: int
+               ) -> WatchPoint:
+        sides: list[dict[str, list[Answer]]] = [{}, {}]
+        for task in members:
+            for chosen, side in zip(sides, (self.base, self.tuned[step]), strict=True):
+                of_item = {a.index: a for a in side[task.settings.task]}
+                chosen[task.settings.task] = [of_item[item.index] for item in task.items]
+        point = question_point(name, members, *sides, step=step, margin=margin, family=family)
         return replace(point, half=half, is_target=name in self.request.targets)
 
 

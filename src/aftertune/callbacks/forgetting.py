@@ -31,11 +31,12 @@ from transformers import Trainer, TrainerCallback
 from aftertune.callbacks.live_evaluation import SETTINGS, LiveAnswers, LiveEvaluations
 from aftertune.callbacks.training_record import begun_tuning, stored_tuning
 from aftertune.errors import AftertuneError, InputError, nearest
-from aftertune.forgetting_watch import primary_values, print_line, refuse_own_unit, watch_point
+from aftertune.forgetting_watch import primary_values, print_line, question_point, refuse_own_unit
 from aftertune.ledger import Ledger
 from aftertune.provenance import finish
 from aftertune.report import watch_text
 from aftertune.study import EvalSpec, TaskSpec, checked
+from aftertune.tasks.pools import pools
 from aftertune.tuning.callbacks import evaluation_mode, step_metrics
 from aftertune.values import Tuning, WatchPoint
 
@@ -161,9 +162,9 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             self.report(f"watch, {note}")
             self.tuning = replace(self.tuning, notes=(*self.tuning.notes, note))
             return []
-        tasks = self.evaluations.tasks
-        points = [watch_point(task, *(side.answers[task.settings.task] for side in (self.base, self.last)), step=step,
-                              margin=self.margin, family=self.looks * len(tasks)) for task in tasks]
+        questions = list(pools(self.evaluations.tasks))
+        points = [question_point(name, members, self.base.answers, self.last.answers, step=step, margin=self.margin,
+                                 family=self.looks * len(questions)) for name, members in questions]
         if len(self.steps) > self.looks:  # the verdicts of the planned analyses have used up the error level
             points = [replace(point, verdict="undecided") for point in points]
             self.report(f"watch, step {step}: not tested, because all {self.looks} planned analyses were made before")
@@ -197,7 +198,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
     def _finish(self, step: int) -> None:
         """Store the tuning as done, with the fingerprint of the weights at the end."""
         measured = self.last.identity.fingerprint
-        if step not in {point.step for point in self.tuning.watch[-len(self.evaluations.tasks):]}:
+        if step not in {point.step for point in self.tuning.watch}:
             with evaluation_mode(self.trainer.model):
                 measured = self.evaluations.identity(f"{self.trainer.args.output_dir}/checkpoint-{step}").fingerprint
         self.tuning = replace(self.tuning, status="done", result=measured,

@@ -46,6 +46,8 @@ from aftertune.stats.verdict import ALPHA, Case, at_floor
 from aftertune.stats.weighted import enough_items
 from aftertune.study import EarlySpec, EvalSpec
 from aftertune.tasks import LoadedTask
+from aftertune.tasks.pools import pools as pools_of
+from aftertune.tasks.pools import weighted_by_items
 from aftertune.values import (
     Answer,
     Comparison,
@@ -156,7 +158,7 @@ class _EarlyStopping:
                                                                              sides=2)
         base = given if isinstance(given, Evaluation) else self._prepared(alongside)
         _check(base, prepared)
-        pools = list(_pools(self.tuned.loaded))
+        pools = list(pools_of(self.tuned.loaded))
         stored = {e.id for e in self.ledger.evaluations()}
         self.equal = {name: self._equal_chances(name, members, base) if alongside is None else
                       "the ledger does not have the base's answers to all items"
@@ -426,24 +428,6 @@ def _order_key(seed: int, item: Item) -> str:
     return random_order_key(seed, item.task, item.index, item.hash)
 
 
-def _pools(loaded: Sequence[LoadedTask]) -> Iterator[tuple[str, list[LoadedTask]]]:
-    """(name, tasks) of each test: the largest group that has a score of the primary metric of all its tasks, or a task
-    alone."""
-    pooled: set[str] = set()
-    for task in loaded:
-        if task.settings.task in pooled:
-            continue
-        groups = {name: [t for t in loaded if name in t.groups] for name, group in task.groups.items()
-                  if _has_score(group, task.settings.primary)}
-        complete = {name: members for name, members in groups.items()
-                    if {t.settings.primary for t in members} == {task.settings.primary}
-                    and len(members) == len(task.groups[name].get_all_tasks())}
-        name = max(complete, key=lambda n: len(complete[n]), default=task.settings.task)
-        members = complete.get(name, [task])
-        pooled |= {t.settings.task for t in members}
-        yield name, members
-
-
 def _names(name: str, members: Sequence[LoadedTask]) -> set[str]:
     """The names under which a test may be asked for: its own, and those of its tasks and their groups."""
     return {name, *(n for t in members for n in (t.settings.task, *t.settings.groups))}
@@ -452,7 +436,7 @@ def _names(name: str, members: Sequence[LoadedTask]) -> set[str]:
 def _testable(name: str, members: Sequence[LoadedTask]) -> bool:
     """True where the primary metric can be tested before all items were asked."""
     metric = MetricKey(members[0].settings.primary).metric
-    return all(is_bounded(metric, t.settings.task) for t in members) and _weighted_by_items(name, members)
+    return all(is_bounded(metric, t.settings.task) for t in members) and weighted_by_items(name, members)
 
 
 def _clusters(members: Sequence[LoadedTask], items: Sequence[Item]) -> list[Hashable | None] | None:
@@ -464,20 +448,6 @@ def _clusters(members: Sequence[LoadedTask], items: Sequence[Item]) -> list[Hash
         field = None if alone else fields[item.task]
         labels.append(("item", item.hash) if field is None else None if item.cluster is None else (field, item.cluster))
     return labels if None in labels or len(set(labels)) < len(labels) else None
-
-
-def _has_score(group: object, primary: str) -> bool:
-    """True where the group has a score of this ``metric,filter``."""
-    key = MetricKey(primary)
-    metrics = getattr(group, "aggregate_metric_list", None) or []
-    return any(a.metric == key.metric and key.filter in (a.filter_list or [key.filter]) for a in metrics)
-
-
-def _weighted_by_items(name: str, members: Sequence[LoadedTask]) -> bool:
-    """False for a group whose mean gives equal weight to its tasks: pooled items do not estimate such a mean."""
-    group = members[0].groups.get(name)
-    metric = MetricKey(members[0].settings.primary).metric
-    return group is None or all(a.weight_by_size for a in group.aggregate_metric_list if a.metric == metric)
 
 
 def _warnings(tests: Sequence[RunningTest], whole: Collection[str]) -> Iterator[str]:

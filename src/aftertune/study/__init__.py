@@ -572,7 +572,7 @@ def explain(error: ValidationError) -> str:
 
 _PARTS: dict[str, type[Spec]] = {
     "tasks": TaskSpec, "target": TargetSpec, "tunings": StudyTuning, "data": DataSpec, "lora": LoraSpec,
-    "early_stop": EarlyStop, "bases": BaseSpec, "replay": ReplaySpec, "watch": WatchSpec,
+    "early_stop": EarlyStop, "bases": BaseSpec, "replay": ReplaySpec, "watch": WatchSpec, "until_decided": EarlyRule,
 }
 
 

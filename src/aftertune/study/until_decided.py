@@ -56,7 +56,7 @@ def _rule(value: Any) -> Any:
 
 
 #: The rule of a study: true, false, or its fields.
-StudyRule = Annotated[EarlyRule | None, BeforeValidator(_rule), Field(
+StudyRule = Annotated[EarlyRule | None, BeforeValidator(_rule, json_schema_input_type=bool | EarlyRule | None), Field(
     description="Ask the fine-tunes only as many items as their verdicts need (true, or how). The bases are asked all "
                 "items first.")]
 #: Whether one task of a study stops early.
