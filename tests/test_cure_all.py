@@ -9,20 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from aftertune import tasks
 from aftertune.cure import Cured, cure, trial
+from aftertune.cure.chosen_items import ChoosingItems, items_that_chose
 from aftertune.cure.cure import MOST_CHECKPOINTS, _earlier_checkpoints
 from aftertune.cure.parents import Parent, find_parent
 from aftertune.cure.retraining import retraining
-from aftertune.cure.trial import TimeBudget
+from aftertune.cure.trial import TimeBudget, Trial, _record, _Scoring
 from aftertune.errors import InputError
 from aftertune.evaluation import evaluate
+from aftertune.forgetting_watch import task_halves, watched_items
 from aftertune.ledger import Ledger
 from aftertune.provenance import capture
 from aftertune.report import Results, confirmed_lines, recommendation, write_record
-from aftertune.study import TaskSpec
+from aftertune.study import TargetSpec, TaskSpec
 from aftertune.study.anchor import ADVISED_ANCHOR
 from aftertune.study.data import ADVISED_ANSWERS
+from aftertune.study.keep_best import KeepBest
+from aftertune.tasks import LoadOptions
 from aftertune.tuning import read_tuning
+from aftertune.tuning.strength import FineTuneFiles
 from aftertune.values import Candidate, CheckpointChoice, Cure, Tuning, WatchPoint, plain, restore
 from cli_cases import call
 from cure_cases import SETTINGS, asked_for, cure_place, fine_tune, fine_tune_with_checkpoints
@@ -180,20 +186,84 @@ def test_damaged_and_later_checkpoints_are_not_tried_and_of_many_only_some(place
     assert _earlier_checkpoints(merged) == ([], {}), "a checkpoint of an adapter is no whole model"
 
 
-def test_a_checkpoint_that_was_chosen_on_the_same_task_is_noted(place: Path, tmp_path: Path) -> None:
-    point = WatchPoint(step=3, task="colours", metric="acc", n=9, base=0.5, tuned=0.5, delta=0.0, low=-0.1, high=0.1,
-                       verdict="undecided", half="choice")
+def test_a_fine_tune_without_strength_is_still_rolled_back(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                           ) -> None:
+    def no_strength(files: FineTuneFiles) -> None:
+        raise InputError(f"{files.folder}: no strength here")
+
+    tried: list[Trial] = []
+
+    def run(asked: Trial, **_: object) -> Cured:
+        tried.append(asked)
+        return Cured(asked.parents[0].tuning, False)
+
+    monkeypatch.setattr("aftertune.cure.cure.check_strength", no_strength)
+    monkeypatch.setattr("aftertune.cure.cure.run_trial", run)
+    with Ledger(tmp_path / "l.db") as ledger:
+        cured(place, tmp_path / "out", ledger, others=("other",))
+        assert [p.name for p in tried[0].proposals] == ["strength 1", *CHECKPOINTS]
+        assert tried[0].skipped == dict.fromkeys(("less strength", "blends"), f"{place / 'kept'}: no strength here")
+        assert len(tried[0].parents) == 1
+        tried[0].proposals[0].write(tmp_path / "as tuned")
+        name = "adapter_model.safetensors"
+        assert (tmp_path / "as tuned" / name).read_bytes() == (place / "kept" / name).read_bytes()
+        with pytest.raises(InputError, match="other: no strength here"):
+            cure(str(place / "other"), asked_for(place, out=tmp_path / "out"), ledger=ledger)
+
+
+# --- Items on which a checkpoint was chosen ---
+
+
+def chosen_on(tuning: Tuning, place: Path, items: int) -> tuple[Tuning, set[str]]:
+    """A fine-tune whose checkpoint was chosen on half of so many rows of the target, and the hashes of this half."""
+    target = TaskSpec(name="said", sample=items, target=TargetSpec(file=place / "say.jsonl"))
+    halves = task_halves(tasks.load([target], LoadOptions()), KeepBest("said", {}))
+    point = WatchPoint(step=3, task="said", metric="exact_match", n=9, base=0.5, tuned=0.5, delta=0.0, low=-0.1,
+                       high=0.1, verdict="undecided", half="choice", is_target=True)
+    settings = {**tuning.settings, "watch": {"tasks": {}}, "watched": watched_items(halves)}
+    rule = CheckpointChoice(rule="said", step=3, met=True, reason="")
+    return (replace(tuning, watch=(point,), choice=rule, settings=settings),
+            {item.hash for item in halves["choice"][0].items})
+
+
+def test_items_that_chose_a_checkpoint_do_not_confirm(place: Path, tmp_path: Path) -> None:
     parent = parent_of(place, tmp_path)
-    rule = CheckpointChoice(rule="colours", step=3, met=True, reason="")
+    tuning, chose = chosen_on(parent.tuning, place, 20)
+    asked = asked_for(place, out=tmp_path / "out")
+    with Ledger(tmp_path / "l.db") as ledger:
+        def scoring(of: Tuning) -> _Scoring:
+            return _Scoring(Trial("cure", [replace(parent, tuning=of)], [], asked), ledger, lambda *_: None)
 
-    def notes(tuning: Tuning) -> str:
-        asked = trial.Trial("cure", [replace(parent, tuning=tuning)], [], asked_for(place, out=tmp_path / "out"))
-        return " ".join(trial._record(asked, made("open", "step 6"), capture()).notes)
+        [say, _] = tasks.load(asked.tasks, LoadOptions(include_path=place / "tasks"))
+        plain, found = scoring(parent.tuning), scoring(tuning)
+        assert found.chose.all == chose, "the row has the same hash, by whatever name it is asked"
+        confirming = {item.hash for item in plain._items_of(say, "report").items}
+        assert confirming & chose
+        assert {item.hash for item in found._items_of(say, "report").items} == confirming - chose
+        assert found.left_out == {"say": len(confirming & chose)}
+        assert found._items_of(say, "choice").settings == plain._items_of(say, "choice").settings
+        ledger.save_tuning(tuning)
+        softened = replace(tuning, id="t-soft", choice=None, cure=made("open", "step 6", parents={tuning.id: "r"}))
+        assert scoring(softened).chose.all == chose, "what comes from it was chosen with it"
+        with pytest.raises(InputError, match=r"say: 40 items \(\d+ chose the checkpoint, --keep-best\) are too few"):
+            scoring(chosen_on(parent.tuning, place, 40)[0])._items_of(say, "report")
 
-    assert "(--keep-best) on items of colours; some of them may be among those that confirm" in notes(
-        replace(parent.tuning, watch=(point,), choice=rule))
-    assert "--keep-best" not in notes(replace(parent.tuning, watch=(point,)))
-    assert "--keep-best" not in notes(replace(parent.tuning, watch=(replace(point, task="other"),), choice=rule))
+
+def test_items_that_are_not_known_any_more_are_noted(place: Path, tmp_path: Path) -> None:
+    tuning, _ = chosen_on(parent_of(place, tmp_path).tuning, place, 20)
+    specs = asked_for(place).tasks
+    for settings in ({"watch": {"tasks": {}}}, {"watched": {half: {"said": {"items": 10, "digest": "0" * 64}}
+                                                            for half in ("choice", "report")}}):
+        found = items_that_chose([replace(tuning, settings=settings)], specs, LoadOptions())
+        assert (found.all, found.unknown) == (frozenset(), ("said",))
+    assert items_that_chose([replace(tuning, choice=None)], specs, LoadOptions()) == ChoosingItems()
+    trial_of = Trial("cure", [parent_of(place, tmp_path)], [], asked_for(place, out=tmp_path / "out"))
+
+    def notes(unknown: tuple[str, ...]) -> str:
+        return " ".join(_record(trial_of, made("open", "step 6"), capture(), ChoosingItems(unknown=unknown)).notes)
+
+    assert "(--keep-best) on items of colours that are not known any more" in notes(("colours",))
+    assert "--keep-best" not in notes(("said",))
 
 
 # --- Training again ---
@@ -241,8 +311,8 @@ def test_what_is_advised_can_be_done(place: Path, tmp_path: Path) -> None:
 def made(outcome: str, chosen: str, **values: object) -> Cure:
     candidates = tuple(Candidate(name=name, parts={}, result=name, evaluation="e", points=())
                        for name in ("tuned", "step 6"))
-    return Cure(kind="cure", parents={"t": "tuned"}, keep={"colours": 2.0}, target="", candidates=candidates,
-                chosen=chosen, **{"outcome": outcome, **values})  # type: ignore[arg-type]
+    return Cure(kind="cure", keep={"colours": 2.0}, target="", candidates=candidates, chosen=chosen,
+                **{"parents": {"t": "tuned"}, "outcome": outcome, **values})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("found", "written", "text"), [

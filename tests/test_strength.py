@@ -149,6 +149,9 @@ def test_adapters_that_are_more_than_a_scaled_change_are_refused(base: Path, tmp
         (files.folder / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(InputError, match=message):
             check_strength(files)
+        copy = tmp_path / message[:12]
+        write_softened(files, {WHOLE: 1.0}, copy)
+        assert sha(copy / files.weights[0].name) == sha(files.weights[0]), "strength 1 is a copy in any case"
     (files.folder / "adapter_config.json").write_text(json.dumps(config))
     save_file({**load_file(files.weights[0]), "base_model.model.lm_head.weight": torch.zeros(2, 2)}, files.weights[0])
     with pytest.raises(InputError, match=r"tensor 'base_model.model.lm_head.weight' has no strength \(1 such"):
@@ -163,6 +166,11 @@ def test_whole_weights_of_other_tensors_or_stored_quantised_are_refused(base: Pa
     with pytest.raises(InputError, match="stored quantised, and rounded weights cannot be interpolated"):
         check_strength(files)
     config.write_text(json.dumps(fields))
+    of_quantised = FineTuneFiles(files.folder, False, resolve_model(str(tiny_llama(tmp_path / "quantised"))))
+    stored = json.loads((tmp_path / "quantised/config.json").read_text())
+    (tmp_path / "quantised/config.json").write_text(json.dumps({**stored, "quantization_config": {"bits": 4}}))
+    with pytest.raises(InputError, match="quantised: its weights are stored quantised"):
+        check_strength(of_quantised)
     other = FineTuneFiles(files.folder, False, resolve_model(str(tiny_llama(tmp_path / "other", hidden=48))))
     with pytest.raises(InputError, match="are not the same tensors, first"):
         check_strength(other)

@@ -75,10 +75,7 @@ class ForgettingWatch:
 
     def settings(self) -> dict[str, Any]:
         """The items of each task and half, by their content."""
-        items: dict[str, Any] = {
-            half: {task.settings.task: {"items": len(task.items), "digest": digest([i.hash for i in task.items])}
-                   for task in loaded} for half, loaded in self.halves.items()}
-        return items | ({"halves_seed": HALVES_SEED} if self.rule else {})
+        return watched_items(self.halves)
 
     def __call__(self, model: Any, step: int, looks: int) -> tuple[WatchPoint, ...]:
         """Evaluate the tasks at ``step``, in one of ``looks`` analyses. Step 0 only stores the answers of the base."""
@@ -144,6 +141,14 @@ def task_halves(loaded: Sequence[LoadedTask], rule: KeepBest) -> dict[Half, list
         except ValueError as error:
             raise InputError(f"--keep-best: {name} cannot choose and report: {error}; use more items") from None
     return {half: tasks.subset_tasks(loaded, indices) for half, indices in chosen.items()}
+
+
+def watched_items(halves: Mapping[Half, Sequence[LoadedTask]]) -> dict[str, Any]:
+    """The items of each task and half, by their content, for the record of a fine-tune."""
+    items: dict[str, Any] = {
+        half: {task.settings.task: {"items": len(task.items), "digest": digest([i.hash for i in task.items])}
+               for task in loaded} for half, loaded in halves.items()}
+    return items if "all" in halves else items | {"halves_seed": HALVES_SEED}
 
 
 def _target_task(target: WatchedTarget, template: str) -> TaskSpec:

@@ -24,7 +24,7 @@ from typing import Any
 
 from aftertune.errors import AftertuneError, InputError, SourceError, TasksFailed
 from aftertune.evaluation import EvaluationRun
-from aftertune.forgetting_watch import primary_values, question_point, refuse_own_unit, task_halves
+from aftertune.forgetting_watch import primary_values, question_point, refuse_own_unit, task_halves, watched_items
 from aftertune.ledger import Ledger
 from aftertune.provenance import capture, finish
 from aftertune.sources import BaseModelCache, resolve_model
@@ -133,6 +133,7 @@ def evaluate_checkpoints(request: CheckpointRequest, *, ledger: Ledger, progress
         choice = replace(choice, report=looks.report(halves["report"], choice.step, limits))
     tuning = replace(_tuning(request, base, evaluations, checkpoints), watch=points, choice=choice,
                      provenance=finish(provenance))
+    tuning = replace(tuning, settings={**tuning.settings, "watched": watched_items(halves)})
     notes = tuple(f"checkpoint {step} was left out: {reason}" for step, reason in failed.items())
     if any(e.model.adapter is None for e in evaluations.values()):
         notes += (f"nothing in a whole checkpoint proves that it was made from {request.base}; that is your statement",)

@@ -6,6 +6,8 @@
 
 - choosing: chooses one model on one part of the items, and judges it on the other part
 - trial: scores models that are made from fine-tunes, under a budget, chooses one, confirms it and writes it
+- looks: earlier looks at models of the same fine-tune, which count
+- chosen_items: items that chose a checkpoint in the training, which confirm nothing
 - parents: finds a fine-tune with a proven base
 - soften: one fine-tune at less strength
 - blend: several fine-tunes of one base

@@ -64,9 +64,9 @@ def grid(members: int) -> list[tuple[float, ...]]:
     return [tuple(n / step for n in p) for p in sorted(points, key=lambda p: sum(n * n for n in p))]
 
 
-def find_members(words: Sequence[str], ledger: Ledger) -> list[Parent]:
+def find_members(words: Sequence[str], ledger: Ledger, *, softened: bool = True) -> list[Parent]:
     """The fine-tunes of a blend. Raises InputError as `find_parent`, and unless they are different ones of one base."""
-    parents = [find_parent(word, ledger) for word in words]
+    parents = [find_parent(word, ledger, softened=softened) for word in words]
     first = parents[0]
     for parent, word in zip(parents[1:], words[1:], strict=True):
         if parent.tuning.base.stored.fingerprint != first.tuning.base.stored.fingerprint:

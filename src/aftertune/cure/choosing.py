@@ -14,8 +14,8 @@ tests must succeed, so they need no correction for their number (intersection-un
 24:295). The words of the single tasks are corrected over the tasks, as in a comparison (`aftertune.stats.verdict`).
 Who looks at one model after another until one is confirmed, or at one model with more and more items, makes a claim
 that spans all looks. So the first look gets four fifths of the error level of 5 %, and the later ones share the rest
-(`correction`): however many there are, a cure is claimed falsely in at most 5 % of the cases. `benchmarks/cures.py`
-simulates it.
+(`aftertune.cure.looks.correction`): however many there are, a cure is claimed falsely in at most 5 % of the cases.
+`benchmarks/cures.py` simulates it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from aftertune.cure.looks import correction
 from aftertune.stats.evidence import Evidence, paired_evidence
 from aftertune.stats.paired import Floats
 from aftertune.stats.verdict import ALPHA, Case, Decision, at_floor, decide
@@ -77,14 +78,6 @@ class Confirmation:
 def confirms(label: str) -> bool:
     """True for an item that confirms, False for one that chooses. label: its hash, or its cluster."""
     return hashlib.sha256(f"choose or confirm: {label}".encode()).digest()[0] % 2 == 1
-
-
-def correction(tries: int) -> float:
-    """By what the p-values of look number ``tries`` are multiplied.
-
-    The levels are 4/5 and then 1 / (5 t (t - 1)) of the whole, whose sum over all t is 1 (Bonferroni with weights).
-    """
-    return 1.25 if tries == 1 else 5.0 * tries * (tries - 1)
 
 
 # --- Choose ---

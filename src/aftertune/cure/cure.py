@@ -26,6 +26,7 @@ from aftertune.cure.trial import Cured, CureRequest, Proposal, Trial, run_trial
 from aftertune.errors import InputError
 from aftertune.tuning import kept
 from aftertune.tuning.blending import Blending, check_blend
+from aftertune.tuning.strength import check_strength
 from aftertune.values import KeptCheckpoint, Progress
 
 if TYPE_CHECKING:
@@ -47,17 +48,25 @@ def cure(tuning: str, request: CureRequest, *, others: Sequence[str] = (), minut
     run; what does not fit is left out and named in ``skipped``. Answers that are stored already take no time, so a run
     that was stopped continues. Nothing is written if no model is good enough, or if the fine-tune itself is chosen.
 
-    Raises InputError for a fine-tune whose base is not proven or that cannot be softened, for others that cannot be
-    blended with it, and what `run_trial` raises.
+    Raises InputError for a fine-tune whose base is not proven, for one that can neither be softened nor has a kept
+    checkpoint to go back to, for others that cannot be blended with it, and what `run_trial` raises.
     """
     if len(others) > MOST_OTHERS:
         raise InputError(f"--blend names {len(others)} fine-tunes; allowed are {MOST_OTHERS}, beside the one to cure")
     if minutes is not None and not 0 < minutes < 1e6:
         raise InputError(f"a budget of {minutes:g} minutes: give a number of minutes above 0")
-    members = find_members([tuning, *others], ledger)
+    members = find_members([tuning, *others], ledger, softened=False)
     parent = members[0]
-    softened = softened_proposals(parent, sorted({1.0, *STRENGTHS}, reverse=True))
     checkpoints, skipped = _earlier_checkpoints(parent)
+    softened = softened_proposals(parent, sorted({1.0, *STRENGTHS}, reverse=True))
+    try:
+        for member in members:
+            check_strength(member.files)
+    except InputError as error:
+        if not checkpoints:
+            raise
+        skipped |= {"less strength": str(error)} | ({"blends": str(error)} if others else {})
+        members, others, softened = members[:1], (), softened[:1]
     with tempfile.TemporaryDirectory(prefix="aftertune-") as folder:
         blends: list[Proposal] = []
         if others:

@@ -39,11 +39,11 @@ class Parent:
         return self.tuning.method if self.files.adapter else "full"
 
 
-def find_parent(word: str, ledger: Ledger) -> Parent:
+def find_parent(word: str, ledger: Ledger, *, softened: bool = True) -> Parent:
     """The fine-tune in a folder, or with this id or name.
 
     Raises InputError, in one line, if nothing proves what it was made from, if its base or its weights are not those of
-    the record, or if its form cannot be softened.
+    the record, or with ``softened`` if its form cannot be softened.
     """
     tuning, folder = _recorded(word, ledger)
     adapter = is_file(folder / "adapter_config.json")
@@ -59,7 +59,8 @@ def find_parent(word: str, ledger: Ledger) -> Parent:
         raise InputError(f"{word}: the weights in {folder} are not those that the fine-tune {tuning.name} made; "
                          "restore them, or tune again")
     files = FineTuneFiles(folder, adapter, base)
-    check_strength(files)
+    if softened:
+        check_strength(files)
     if all(known.id != tuning.id for known in ledger.tunings()):  # its folder comes from another machine
         ledger.save_tuning(tuning)
     return Parent(tuning.at(result), files, result)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,6 +30,8 @@ from aftertune import tasks
 from aftertune.catalog import MetricKey
 from aftertune.comparison import compare
 from aftertune.cure.choosing import MARGIN, AskedTask, Goal, choose, confirm, confirms, measure, refusal
+from aftertune.cure.chosen_items import ChoosingItems, items_that_chose
+from aftertune.cure.looks import Look, earlier_looks, look, trained_tunings
 from aftertune.cure.parents import Parent
 from aftertune.cure.retraining import Retraining
 from aftertune.errors import AftertuneError, InputError
@@ -42,7 +44,7 @@ from aftertune.sources import BaseModelCache, fingerprint_file
 from aftertune.sources.cache import remove_path, temporary_path
 from aftertune.sources.library_errors import disk_errors
 from aftertune.study import EvalSpec, TaskSpec, checked
-from aftertune.tasks import LoadedTask
+from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.tuning import output
 from aftertune.values import Answer, Candidate, Cure, Evaluation, Half, Margin, Progress, Tuning, digest
 
@@ -184,11 +186,14 @@ def run_trial(trial: Trial, *, ledger: Ledger, progress: Progress | None = None)
                     chosen="" if number is None else candidates[number].name, outcome="failed",
                     seconds=scoring.seconds, alone=scoring.alone(), base=scoring.started["choice"].stored.id,
                     skipped={**trial.skipped, **skipped})
-        tuning = _record(trial, cure, provenance)
+        tuning = _record(trial, cure, provenance, scoring.chose)
         if number is None:
             return _store(replace(tuning, cure=replace(cure, reason=_none_reason(cure))), ledger)
-        cure = scoring.confirmed(cure, tried[number], folder, _earlier_looks(trial, ledger))
+        cure = scoring.confirmed(cure, tried[number], folder, earlier_looks(
+            [p.tuning for p in trial.parents], {task.name for task in trial.request.tasks}, ledger))
         tuning, chosen = replace(tuning, cure=cure, provenance=finish(provenance)), candidates[number]
+        if scoring.left_out:
+            tuning = replace(tuning, notes=(*tuning.notes, _left_out_note(scoring.left_out)))
         refused = cure.outcome == "failed" or (trial.request.require_proof and cure.outcome == "open")
         if refused or chosen.result in cure.parents.values():
             return _store(tuning, ledger)
@@ -252,6 +257,10 @@ class _Scoring:
         self.first, self.goal, base = first, trial.request.goal, first.tuning.base
         self.spec = checked(EvalSpec, model=base.source, revision=base.revision, tasks=trial.request.tasks,
                             trust_remote_code=base.trust_remote_code, **trial.request.settings)
+        trained = trained_tunings([p.tuning for p in trial.parents], ledger)
+        self.chose = items_that_chose(trained, trial.request.tasks, LoadOptions(
+            include_path=self.spec.include_path, source=self.spec.task_source))
+        self.left_out: dict[str, int] = {}  # of each task, items that chose a checkpoint, and so do not confirm
         self.seconds: dict[str, float] = {}
         self.started: dict[Half, EvaluationRun] = {}
         self.evaluated: dict[str, Evaluation] = {}  # on the items that confirm
@@ -305,7 +314,7 @@ class _Scoring:
         """The seconds that all candidates would take as evaluations on their own; 0 where that is not known."""
         return round(sum(self.answering) + len(self.answering) * self.start_up, 1) if self.start_up else 0.0
 
-    def confirmed(self, cure: Cure, chosen: Proposal, folder: Path, looked: Set[_Look]) -> Cure:
+    def confirmed(self, cure: Cure, chosen: Proposal, folder: Path, looked: Set[Look]) -> Cure:
         """The cure with what the items that confirm show of the chosen proposal, and of the fine-tune. looked: earlier
         looks."""
         of_name = {p.name: p for p in self.trial.proposals}
@@ -315,7 +324,7 @@ class _Scoring:
         base = self.base("report")
         self.evaluated["base"] = self.ledger.find_evaluation(self.started["report"].stored.id)
         self.evaluated[chosen.name], values = self._values(chosen, folder, base, "report")
-        tries = len({*looked, _look(_result(cure), [(v.task, len(v.before)) for v in values])})
+        tries = len({*looked, look(cure, [(v.task, len(v.before)) for v in values])})
         result = confirm(values, self.goal, tries=tries)
         others = values if tuned in (None, chosen) else self._values(tuned, folder, base, "report")[1]
         return replace(cure, outcome=result.outcome, confirmed=result.points, outcomes=result.outcomes, tries=tries,
@@ -361,7 +370,27 @@ class _Scoring:
 
     def _part(self, part: Half, loaded: list[LoadedTask]) -> list[LoadedTask]:
         """The tasks with the items of one part. Raises InputError where a task has too few."""
-        return [_items_of(task, part, self.goal) for task in _single_tasks(loaded, self.goal)]
+        return [self._items_of(task, part) for task in _single_tasks(loaded, self.goal)]
+
+    def _items_of(self, task: LoadedTask, part: Half) -> LoadedTask:
+        """The task with the items that choose, or with those that confirm. Items that chose a checkpoint of the
+        fine-tune confirm nothing."""
+        name, hashes = task.settings.task, self.chose.all
+        labels = [label or item.hash for label, item in zip(item_clusters(task), task.items, strict=True)]
+        chose = {label for label, item in zip(labels, task.items, strict=True) if item.hash in hashes}
+        parts: dict[Half, list[int]] = {"choice": [], "report": []}
+        for index, label in enumerate(labels):
+            parts["report" if confirms(label) else "choice"].append(index)
+        confirming = [index for index in parts["report"] if labels[index] not in chose]
+        if left_out := len(parts["report"]) - len(confirming):
+            self.left_out[name], parts["report"] = left_out, confirming
+        if (fewest := min(map(len, parts.values()))) < FEWEST:
+            option = f"a larger --target {name}=N" if name == self.goal.target else "a larger --items"
+            rest = f" ({left_out} chose the checkpoint, --keep-best)" if left_out else ""
+            raise InputError(f"{name}: {len(labels)} items{rest} are too few to choose on one part of them and confirm "
+                             f"on the other (the smaller part has {fewest}, needed are {FEWEST}); give {option}, or "
+                             "another task")
+        return tasks.part_of_task(task, parts[part], _PARTS[part])
 
     def _run(self, run: EvaluationRun, like: EvaluationRun | None) -> Evaluation:
         start = time.monotonic()
@@ -386,20 +415,6 @@ def _single_tasks(loaded: list[LoadedTask], goal: Goal) -> list[LoadedTask]:
             raise InputError(f"--keep {name}: it is a group of {len(members)} tasks, and a cure needs single ones; "
                              f"name a task of it, for example {(members or ['hellaswag'])[0]}")
     return loaded
-
-
-def _items_of(task: LoadedTask, part: Half, goal: Goal) -> LoadedTask:
-    """The task with the items that choose, or with those that confirm."""
-    name = task.settings.task
-    labels = [label or item.hash for label, item in zip(item_clusters(task), task.items, strict=True)]
-    parts: dict[Half, list[int]] = {"choice": [], "report": []}
-    for index, label in enumerate(labels):
-        parts["report" if confirms(label) else "choice"].append(index)
-    if (fewest := min(map(len, parts.values()))) < FEWEST:
-        option = f"a larger --target {name}=N" if name == goal.target else "a larger --items"
-        raise InputError(f"{name}: {len(labels)} items are too few to choose on one part of them and confirm on the "
-                         f"other (the smaller part has {fewest}, needed are {FEWEST}); give {option}, or another task")
-    return tasks.part_of_task(task, parts[part], _PARTS[part])
 
 
 def _values_of(task: LoadedTask, before: Sequence[Answer], after: Sequence[Answer]) -> AskedTask:
@@ -448,7 +463,7 @@ def _outcome_reason(cure: Cure, outcomes: Mapping[str, str]) -> str:
 # --- The record and the output folder ---
 
 
-def _record(trial: Trial, cure: Cure, provenance: Any) -> Tuning:
+def _record(trial: Trial, cure: Cure, provenance: Any, chose: ChoosingItems) -> Tuning:
     """The trial as a tuning that made no model yet."""
     parent = trial.parents[0]
     tuned = parent.tuning
@@ -458,10 +473,9 @@ def _record(trial: Trial, cure: Cure, provenance: Any) -> Tuning:
         "settings are those of the first of them",)
     if tuned.settings.get("template") == "alpaca" and cure.target:
         notes += (f"it was trained with Alpaca prompts, but {cure.target} is asked without; write them into its file",)
-    looked = sorted({p.task for p in tuned.watch} & {*cure.keep, cure.target}) if tuned.choice else []
-    if looked:
-        notes += (f"its checkpoint was chosen (--keep-best) on items of {', '.join(looked)}; some of them may be among "
-                  "those that confirm here, which favours it",)
+    if unknown := sorted({*chose.unknown} & {*cure.keep, cure.target}):
+        notes += (f"its checkpoint was chosen (--keep-best) on items of {', '.join(unknown)} that are not known any "
+                  "more; some of them may be among those that confirm here, which favours it",)
     return Tuning(
         id=trial.id, name=trial.out.name, base=tuned.base, method=parent.method, data=tuned.data,
         data_source=tuned.data_source, examples=tuned.examples, seed=tuned.seed,
@@ -470,37 +484,13 @@ def _record(trial: Trial, cure: Cure, provenance: Any) -> Tuning:
         provenance=finish(provenance), states=tuple(states), cure=cure)
 
 
+def _left_out_note(left_out: Mapping[str, int]) -> str:
+    items = ", ".join(f"{n} of {task}" for task, n in sorted(left_out.items()))
+    return f"its checkpoint was chosen (--keep-best) on some of these items, which do not confirm: {items}"
+
+
 def _store(tuning: Tuning, ledger: Ledger) -> Cured:
     return Cured(ledger.save_tuning(tuning), False)
-
-
-#: A model that was judged, and the tasks with their numbers of items.
-_Look = tuple[str, tuple[tuple[str, int], ...]]
-
-
-def _look(result: str, items: Iterable[tuple[str, int]]) -> _Look:
-    return result, tuple(sorted(items))
-
-
-def _result(cure: Cure) -> str:
-    """The fingerprint of the chosen model."""
-    return next(c.result for c in cure.candidates if c.name == cure.chosen)
-
-
-def _earlier_looks(trial: Trial, ledger: Ledger) -> set[_Look]:
-    """The looks of all trials at models of the same fine-tunes on these tasks. Trying again until one succeeds, with
-    other models or with more items, would claim too much."""
-    cures = {tuning.id: tuning.cure for tuning in ledger.tunings() if tuning.cure is not None}
-    trained = set(_trained([p.tuning.id for p in trial.parents], cures))
-    names = {task.name for task in trial.request.tasks}
-    return {_look(_result(cure), [(p.task, p.n) for p in cure.confirmed]) for cure in cures.values()
-            if not trained.isdisjoint(_trained(cure.parents, cures)) and names & {p.task for p in cure.confirmed}}
-
-
-def _trained(ids: Iterable[str], cures: Mapping[str, Cure]) -> Iterator[str]:
-    """The ids of the trained fine-tunes that these come from; a cured one comes from others."""
-    for tuning in ids:
-        yield from _trained(cures[tuning].parents, cures) if tuning in cures else [tuning]
 
 
 def _finished(trial: Trial) -> Tuning | None:

@@ -98,8 +98,11 @@ def _same(left: WatchPoint, right: WatchPoint) -> bool:
 
 def strength_points(cure: Cure) -> tuple[tuple[WatchPoint, ...], int | None]:
     """The points of the candidates with one strength for all layers, ``step`` being the strength in percent of the
-    fine-tune, in ascending order; and the strength that was chosen, if it is one of them."""
+    fine-tune, in ascending order; and the strength that was chosen, if it is one of them. Nothing where the fine-tune
+    itself is the only one."""
     whole = sorted((c for c in cure.candidates if set(c.parts) == {"all"}), key=lambda c: c.parts["all"])
+    if len(whole) < 2:
+        return (), None
     points = tuple(replace(p, step=round(100 * c.parts["all"])) for c in whole for p in c.points)
     chosen = next((round(100 * c.parts["all"]) for c in whole if c.name == cure.chosen), None)
     return points, chosen

@@ -81,13 +81,18 @@ def check_strength(files: FineTuneFiles) -> None:
 def write_softened(files: FineTuneFiles, parts: Mapping[str, float], out: Path) -> None:
     """Write the fine-tune at these strengths to the new folder ``out``, without a manifest.
 
-    parts: strength of the whole ("all"), or of each third of the layers. Raises InputError if it cannot be softened,
-    StorageError if the disk is full.
+    parts: strength of the whole ("all"), or of each third of the layers. Strength 1 of the whole is a copy, also of
+    what cannot be softened. Raises InputError if it cannot be softened, StorageError if the disk is full.
     """
-    strength = strengths(files.names, parts)
+    as_tuned = dict(parts) == {WHOLE: 1.0}
+    strength = {} if as_tuned else strengths(files.names, parts)
     with disk_errors(out, "run the same command again"), ExitStack() as stack:
         out.mkdir(parents=True)
         copy_beside(files.folder, out)
+        if as_tuned:
+            for path in files.weights:
+                shutil.copyfile(path, out / path.name)
+            return
         if files.adapter:
             change = _adapter_change(files, strength, stack)
         else:
