@@ -3,7 +3,8 @@
     [cell.name for cell in cells_of(study)]     ["evaluate smollm2", "tune careful", "evaluate careful"]
     select_cells(study, ["careful"])            the cells of this tuning, and those that they need
 
-The order is: a base, then its tunings, then the evaluations of these, so that the base is loaded once for all of them.
+The order is: a base, then its tunings (first those that are trained, then those that are made from them), then the
+evaluations of these, so that the base is loaded once for all of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from aftertune.errors import InputError, nearest
 from aftertune.study import Study
+from aftertune.study.cured import made_from
 from aftertune.values import digest
 
 CellKind = Literal["base", "tuning", "tuned"]
@@ -39,11 +41,13 @@ class Cell:
 def cells_of(study: Study) -> list[Cell]:
     """Every cell, in the order of a run."""
     cells: list[Cell] = []
+    cured = made_from(study.tunings)
     for base in study.bases:
         cells.append(Cell(f"evaluate {base}", "base", base, digest=digest(_portable(_base_settings(study, base)))))
         names = [name for name, tuning in study.tunings.items() if tuning.base == base]
-        cells += [Cell(f"tune {name}", "tuning", name, digest=digest(_portable(_tuning_settings(study, name))))
-                  for name in names]
+        cells += [Cell(f"tune {name}", "tuning", name, (f"tune {cured[name]}",) if name in cured else (),
+                       digest(_portable(_tuning_settings(study, name))))
+                  for name in sorted(names, key=cured.__contains__)]
         cells += [Cell(f"evaluate {name}", "tuned", name, (f"tune {name}", f"evaluate {base}"),
                        digest(_portable((_tuning_settings(study, name), _task_settings(study, name),
                                          *_tokenizer(study, name), *_early(study, name)))))

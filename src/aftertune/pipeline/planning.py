@@ -40,6 +40,7 @@ from aftertune.stats.verdict import ALPHA
 from aftertune.stats.weighted import enough_items
 from aftertune.study import BaseSpec, EarlySpec, Study, TaskSpec, TuneSpec, on_hub
 from aftertune.study.anchor import AnchorSetting
+from aftertune.study.cured import made_from
 from aftertune.study.presets import ModelShape, preset_of
 from aftertune.tasks.data import choose_source
 from aftertune.tuning.estimate import (
@@ -91,6 +92,7 @@ class Costs:
 
     def __init__(self, study: Study, ledger: Ledger | None) -> None:
         self.study = study
+        self.cured = made_from(study.tunings)
         self.evaluations = [e for e in ledger.evaluations() if e.status == "done"] if ledger else []
         self.tunings = [t for t in ledger.tunings() if t.status == "done"] if ledger else []
         self._shapes: dict[str, tuple[ModelShape | None, bool]] = {}
@@ -169,6 +171,9 @@ class Costs:
         shape, guessed = self.shape(base)
         if shape is None:
             return Cost(None, None, None, _UNKNOWN_SIZE, estimated=True)
+        if name in self.cured:
+            size = 0 if METHODS[recipe.method].adapter else DTYPE_BYTES[self.machine.dtype] * shape.parameters
+            return Cost(0.0, PROGRAM, size, f"made from {self.cured[name]} without training", guessed)
         spec = recipe.spec(base, name=name, dtype="auto", device="auto", out=Path())
         examples = _examples(spec)
         load = Workload.guessed(examples, spec.max_length, examples - _new_examples(spec))
@@ -194,8 +199,8 @@ class Costs:
         if recipe.replay is None or recipe.replay.base is None:
             return 0
         alike = [(other, tuning.replay.base.count) for other, tuning in self.study.tunings.items()
-                 if tuning.base == recipe.base and tuning.template == recipe.template and tuning.replay
-                 and tuning.replay.base and tuning.replay.base.file == recipe.replay.base.file]
+                 if other not in self.cured and tuning.base == recipe.base and tuning.template == recipe.template
+                 and tuning.replay and tuning.replay.base and tuning.replay.base.file == recipe.replay.base.file]
         return max(count for _, count in alike) if alike[0][0] == name else 0
 
 
@@ -395,7 +400,7 @@ def _missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
     tuning = study.tunings.get(cell.subject)
     base = study.bases[tuning.base if tuning else cell.subject]
     missing = _model_missing(base)
-    if tuning is not None and cell.kind == "tuning":
+    if tuning is not None and cell.kind == "tuning" and cell.subject not in costs.cured:
         if METHODS[tuning.method].base == "nf4" and find_spec("bitsandbytes") is None:
             missing.append("package bitsandbytes (pip install bitsandbytes)")
         files = [tuning.data.file, *([tuning.replay.data.file] if tuning.replay and not tuning.replay.base else [])]

@@ -31,8 +31,10 @@ from aftertune.report import Results, StoredAnswers, make_folder, write_document
 from aftertune.sources import BaseModelCache
 from aftertune.sources.folder_lock import folder_lock
 from aftertune.study import EvalSpec, Study, TaskSpec
+from aftertune.study.cured import made_from
 from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
+from aftertune.tuning.cured import make_cured
 from aftertune.values import Evaluation, Progress, Question, Tuning
 
 #: (cell, status): called when a cell starts ("running") and when it ends ("done", "failed", "skipped").
@@ -85,6 +87,7 @@ class _StudyRun:
 
     def __init__(self, study: Study, ledger: Ledger, out: Path, progress: Progress, on_cell: CellCallback) -> None:
         self.study, self.ledger, self.out = study, ledger, out
+        self.cured = made_from(study.tunings)
         self.progress, self.on_cell = progress, on_cell
         self.questions: dict[str, list[Question]] = {}  # by task
         self.values: dict[str, Any] = {}  # evaluation or tuning by cell
@@ -197,6 +200,10 @@ class _StudyRun:
 
     def _tune(self, name: str, progress: Progress) -> Tuning:
         recipe, study = self.study.tunings[name], self.study
+        if name in self.cured:
+            cured = make_cured(self.values[f"tune {self.cured[name]}"], self.out / "tunings" / name, name=name,
+                               soften=recipe.soften, rollback=recipe.rollback)
+            return self.ledger.save_tuning(cured)
         spec = recipe.spec(study.bases[recipe.base], name=name, dtype=study.dtype, device=study.device,
                            out=self.out / "tunings" / name)
         if spec.template_date is None and study.template_date is not None:

@@ -34,6 +34,7 @@ from aftertune.methods import METHODS, MethodName, join_names, ranks_text, rates
 from aftertune.paths import exists, is_dir, is_file
 from aftertune.study.anchor import AnchorSetting
 from aftertune.study.anchor import normalized as normalized_anchor
+from aftertune.study.cured import CURES, made_from
 from aftertune.study.data import DATA_FILES as DATA_FILES
 from aftertune.study.data import HUB_NAMES as HUB_NAMES
 from aftertune.study.data import DataSource as DataSource
@@ -314,7 +315,7 @@ class BaseSpec(Spec):
 #: Fields that were added after ids of studies and their cells were made of the others.
 _LATER_TASK_FIELDS = {"letters": False, "until_decided": None}
 _LATER_BASE_FIELDS = ("tokenizer",)
-_LATER_RECIPE_FIELDS = ("keep_checkpoints", "keep_best", "anchor")
+_LATER_RECIPE_FIELDS = ("keep_checkpoints", "keep_best", "anchor", *CURES)
 _LATER_FIELDS = ("enable_thinking", "think_end_token", "engine_args")
 #: The same, of fields that change no evaluation of a base.
 _LATER_VERDICT_FIELDS = {"family": "pair", "primary": None, "until_decided": None}
@@ -324,6 +325,10 @@ class StudyTuning(Recipe):
     """A fine-tune of a study: a recipe for one of the study's bases."""
 
     base: Annotated[str, Field(description="One of the study's bases.")]
+    soften: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Field(
+        description="Not trained: the same fine-tune at this strength, made from that without `soften`.")] = None
+    rollback: Annotated[Positive | None, Field(
+        description="Not trained: the same fine-tune at this kept step, made from that without `rollback`.")] = None
 
     def settings(self) -> dict[str, Any]:
         """The fields as JSON values, for ids. A later field is among them where it is set, so older ids stay."""
@@ -335,7 +340,7 @@ class StudyTuning(Recipe):
 
     def spec(self, base: BaseSpec, *, name: str, dtype: Dtype, device: str, out: Path) -> TuneSpec:
         """This tuning as a TuneSpec."""
-        recipe = self.model_dump(exclude_unset=True, exclude={"base"})
+        recipe = self.model_dump(exclude_unset=True, exclude={"base", *CURES})
         return TuneSpec(model=base.model, revision=base.revision, trust_remote_code=base.trust_remote_code,
                         name=name, dtype=dtype, device=device, out=out, **recipe)
 
@@ -380,6 +385,7 @@ class Study(Spec):
                                  "(qlora quantises it itself, and the fine-tune is compared with the 16-bit base)")
             if name in self.bases:
                 raise ValueError(f"{name!r} names both a base and a tuning; names must differ")
+        made_from(self.tunings)
         names = [*self.bases, *self.tunings]
         for task in self.tasks:
             for pattern in task.only:

@@ -30,6 +30,7 @@ from pydantic.fields import FieldInfo
 
 from aftertune import bounds
 from aftertune.errors import InputError, nearest, shown
+from aftertune.study.cured import CURES
 
 #: Keys of a matrix that are not axes.
 KEYWORDS = ("name", "include", "exclude")
@@ -241,6 +242,8 @@ def _name(combination: Combination, parts: Iterable[str]) -> str:
 
 
 def _labelled(path: str, value: Any) -> str:
+    if value is None and path in CURES:
+        return ""  # as it was trained
     if isinstance(value, bool):
         return path.rpartition(".")[2] if value else ""
     if path == "replay.share" and isinstance(value, int | float):
