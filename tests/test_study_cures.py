@@ -73,7 +73,7 @@ def test_cured_cells_are_made_evaluated_and_shown_without_training(tmp_path: Pat
         assert len(found.results.comparisons) == 3
         assert all(c.lineage for c in found.results.comparisons)
         record, page = (path.read_text(encoding="utf-8") for path in (found.record, found.page))
-        for text in ("made without training from tuned, at strength 0.5", "made without training from tuned, at its kept"):
+        for text in ("without training from tuned, at strength 0.5", "without training from tuned, at its kept step 1"):
             assert text in record
             assert text in page
         again = run(study, ledger=ledger, out=out)
