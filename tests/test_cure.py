@@ -7,6 +7,7 @@ import multiprocessing
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from aftertune.comparison import compare
 from aftertune.cure import Cured, blend, soften, trial
 from aftertune.cure.blend import grid
 from aftertune.cure.choosing import AskedTask, Goal, choose, confirm, confirms, measure, refusal
+from aftertune.cure.looks import earlier_looks, look, trained_tunings
 from aftertune.errors import InputError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
@@ -45,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answered(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ledger with the answers of a cure of the full fine-tune."""
+    """A ledger with the answers of a cure of the full fine-tune, whose model is in "out" beside it."""
     path = tmp_path_factory.mktemp("answered") / "l.db"
     with Ledger(path) as ledger:
         softened(place, path.parent / "out", ledger)
@@ -120,30 +122,30 @@ def test_an_item_has_the_same_part_in_every_run() -> None:
 # --- A trial ---
 
 
-def test_a_softened_model_keeps_what_was_named_and_has_its_lineage(place: Path, ledger_file: Path, tmp_path: Path,
+def test_a_softened_model_keeps_what_was_named_and_has_its_lineage(place: Path, answered: Path, ledger_file: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    out = answered.parent / "out"
+    monkeypatch.setattr(trial, "_Scoring", None)
     with Ledger(ledger_file) as ledger:
-        cured = softened(place, tmp_path / "out", ledger)
+        before = {e.id for e in ledger.evaluations()}
+        cured = softened(place, out, ledger)  # it is done, so nothing is computed
+        assert {e.id for e in ledger.evaluations()} == before
         cure = cured.cure
         assert (cure.outcome, cure.chosen, cured.written) == ("confirmed", "strength 0.4", True)
         assert [c.name for c in cure.candidates] == ["strength 1", "strength 0.7", "strength 0.4"]
         assert cure.candidates[0].result == read_tuning(str(place / "whole"), ledger).result
         chosen, confirmed = {p.task: p for p in cure.candidates[2].points}, {p.task: p for p in cure.confirmed}
         assert {t: chosen[t].n + confirmed[t].n for t in chosen} == {"say": 40, "colours": 80}
-        assert read_manifest(tmp_path / "out") == cured.tuning
-        after = evaluate(str(tmp_path / "out"), [TaskSpec(name="colours", sample=20)], ledger=ledger,
+        assert read_manifest(out) == cured.tuning
+        after = evaluate(str(out), [TaskSpec(name="colours", sample=20)], ledger=ledger,
                          include_path=place / "tasks", **SETTINGS)
-        before = evaluate(str(place / "base"), [TaskSpec(name="colours", sample=20)], ledger=ledger,
-                          include_path=place / "tasks", **SETTINGS)
-        assert compare(before, after, ledger=ledger).lineage
+        base = evaluate(str(place / "base"), [TaskSpec(name="colours", sample=20)], ledger=ledger,
+                        include_path=place / "tasks", **SETTINGS)
+        assert compare(base, after, ledger=ledger).lineage
         assert after.tuning == cured.tuning.id
         (stored,) = [c for c in ledger.comparisons() if c.base_name == "whole-base-confirm"]
         assert {r.task: r.verdict for r in stored.rows if r.primary} == {t: p.verdict for t, p in confirmed.items()}
         assert stored.lineage
-        answered = {e.id for e in ledger.evaluations()}
-        monkeypatch.setattr(trial, "_Scoring", None)
-        again = softened(place, tmp_path / "out", ledger)
-        assert (again.tuning.cure, {e.id for e in ledger.evaluations()}) == (cured.tuning.cure, answered)
 
 
 def test_strength_1_is_answered_as_the_fine_tune_is(place: Path, tmp_path: Path) -> None:
@@ -263,18 +265,35 @@ def test_the_fine_tune_itself_is_not_copied(place: Path, tmp_path: Path) -> None
         assert not (tmp_path / "out").exists()
 
 
-def test_a_second_cure_of_the_same_fine_tune_is_corrected(place: Path, ledger_file: Path, tmp_path: Path) -> None:
+def test_a_second_cure_of_the_same_fine_tune_is_corrected(place: Path, answered: Path, ledger_file: Path,
+                                                          tmp_path: Path) -> None:
     with Ledger(ledger_file) as ledger:
-        first = softened(place, tmp_path / "1", ledger)
+        first = softened(place, answered.parent / "out", ledger)
         again = soften(str(place / "whole"), asked_for(place, out=tmp_path / "2"), strengths=[0.5], ledger=ledger)
         assert (first.cure.tries, again.cure.tries) == (1, 2)
         fewer = softened(place, tmp_path / "3", ledger, items=60)
         assert fewer.cure.chosen == first.cure.chosen, "the same model"
         assert fewer.cure.tries == 3, "with another number of items it is another look"
-        assert softened(place, tmp_path / "4", ledger, items=60).cure.tries == 3, "the same look"
-        of_cured = soften(str(tmp_path / "1"), asked_for(place, out=tmp_path / "5", items=70), strengths=[0.9],
-                          ledger=ledger)
-        assert of_cured.cure.tries == 4, "the softened model comes from the same fine-tune"
+
+
+def test_looks_at_models_of_one_fine_tune_count_once_each(answered: Path, ledger_file: Path) -> None:
+    with Ledger(ledger_file) as ledger:
+        cured = read_manifest(answered.parent / "out")
+        assert cured is not None
+        assert cured.cure is not None
+        [trained] = cured.cure.parents
+        parent = next(t for t in ledger.tunings() if t.id == trained)
+        [first] = earlier_looks([parent], {"colours"}, ledger)
+        assert first == look(cured.cure, [(p.task, p.n) for p in cured.cure.confirmed])
+        assert earlier_looks([parent], {"another task"}, ledger) == set()
+        ledger.save_tuning(replace(cured, id="t-again", name="again"))
+        assert earlier_looks([parent], {"colours"}, ledger) == {first}, "the same look"
+        fewer = tuple(replace(p, n=p.n - 1) for p in cured.cure.confirmed)
+        ledger.save_tuning(replace(cured, id="t-fewer", name="fewer", cure=replace(cured.cure, confirmed=fewer)))
+        looks = earlier_looks([parent], {"colours"}, ledger)
+        assert len(looks) == 2, "the same model on another number of items"
+        assert earlier_looks([cured], {"colours"}, ledger) == looks, "a softened model comes from the same fine-tune"
+        assert trained_tunings([cured], ledger) == [parent]
 
 
 def test_thirds_of_the_layers(place: Path, tmp_path: Path) -> None:
