@@ -43,7 +43,7 @@ def test_cured_cells_come_after_what_they_are_made_from_and_other_ids_stay(tmp_p
 
 @pytest.mark.parametrize(("matrix", "more", "message"), [
     ({"soften": [0.5]}, {}, r"no fine-tune with the same settings without it.*\(in a matrix: soften: \[null, 0.5\]\)"),
-    ({"soften": [None, 0.5], "rollback": 1}, {}, "has `soften` and `rollback`; give one of them"),
+    ({"soften": [None, 0.5], "rollback": [None, 1]}, {}, "has `soften` and `rollback`; give one of them"),
     ({"rollback": [None, 1]}, {"keep_checkpoints": None}, "no checkpoints are kept; add keep_checkpoints: all"),
     ({"soften": [None, 0.5]}, {"merge": True}, "a cured fine-tune is not merged"),
     ({"soften": [None, 1.0]}, {}, "less than 1"),
