@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from dataclasses import replace
@@ -197,8 +198,9 @@ def test_a_fine_tune_without_strength_is_still_rolled_back(place: Path, tmp_path
         tried.append(asked)
         return Cured(asked.parents[0].tuning, False)
 
-    monkeypatch.setattr("aftertune.cure.cure.check_strength", no_strength)
-    monkeypatch.setattr("aftertune.cure.cure.run_trial", run)
+    module = importlib.import_module("aftertune.cure.cure")  # the name aftertune.cure.cure is that of the function
+    monkeypatch.setattr(module, "check_strength", no_strength)
+    monkeypatch.setattr(module, "run_trial", run)
     with Ledger(tmp_path / "l.db") as ledger:
         cured(place, tmp_path / "out", ledger, others=("other",))
         assert [p.name for p in tried[0].proposals] == ["strength 1", *CHECKPOINTS]
