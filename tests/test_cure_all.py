@@ -228,7 +228,8 @@ def chosen_on(tuning: Tuning, place: Path, items: int) -> tuple[Tuning, set[str]
             {item.hash for item in halves["choice"][0].items})
 
 
-def test_items_that_chose_a_checkpoint_do_not_confirm(place: Path, tmp_path: Path) -> None:
+def test_items_that_chose_a_checkpoint_do_not_confirm(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                      ) -> None:
     parent = parent_of(place, tmp_path)
     tuning, chose = chosen_on(parent.tuning, place, 20)
     asked = asked_for(place, out=tmp_path / "out")
@@ -247,6 +248,7 @@ def test_items_that_chose_a_checkpoint_do_not_confirm(place: Path, tmp_path: Pat
         ledger.save_tuning(tuning)
         softened = replace(tuning, id="t-soft", choice=None, cure=made("open", "step 6", parents={tuning.id: "r"}))
         assert scoring(softened).chose.all == chose, "what comes from it was chosen with it"
+        monkeypatch.setattr(trial, "FEWEST", 15)
         with pytest.raises(InputError, match=r"say: 40 items \(\d+ chose the checkpoint, --keep-best\) are too few"):
             scoring(chosen_on(parent.tuning, place, 40)[0])._items_of(say, "report")
 
