@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
 #: A model that was judged, and the tasks with their numbers of items.
-Look = tuple[str, tuple[tuple[str, int], ...]]
+LookKey = tuple[str, tuple[tuple[str, int], ...]]
 
 
-def look(cure: Cure, items: Iterable[tuple[str, int]]) -> Look:
+def look(cure: Cure, items: Iterable[tuple[str, int]]) -> LookKey:
     """The look at the chosen model on so many items of each task."""
     return next(c.result for c in cure.candidates if c.name == cure.chosen), tuple(sorted(items))
 
@@ -35,7 +35,7 @@ def correction(tries: int) -> float:
     return 1.25 if tries == 1 else 5.0 * tries * (tries - 1)
 
 
-def earlier_looks(parents: Sequence[Tuning], tasks: Set[str], ledger: Ledger) -> set[Look]:
+def earlier_looks(parents: Sequence[Tuning], tasks: Set[str], ledger: Ledger) -> set[LookKey]:
     """The looks of all trials at models of these fine-tunes on any of these tasks."""
     cures = _cures(ledger.tunings())
     trained = set(_trained([parent.id for parent in parents], cures))

@@ -31,7 +31,7 @@ from aftertune.catalog import MetricKey
 from aftertune.comparison import compare
 from aftertune.cure.choosing import MARGIN, AskedTask, Goal, choose, confirm, confirms, measure, refusal
 from aftertune.cure.chosen_items import ChoosingItems, items_that_chose
-from aftertune.cure.looks import Look, earlier_looks, look, trained_tunings
+from aftertune.cure.looks import LookKey, earlier_looks, look, trained_tunings
 from aftertune.cure.parents import Parent
 from aftertune.cure.retraining import Retraining
 from aftertune.errors import AftertuneError, InputError
@@ -314,7 +314,7 @@ class _Scoring:
         """The seconds that all candidates would take as evaluations on their own; 0 where that is not known."""
         return round(sum(self.answering) + len(self.answering) * self.start_up, 1) if self.start_up else 0.0
 
-    def confirmed(self, cure: Cure, chosen: Proposal, folder: Path, looked: Set[Look]) -> Cure:
+    def confirmed(self, cure: Cure, chosen: Proposal, folder: Path, looked: Set[LookKey]) -> Cure:
         """The cure with what the items that confirm show of the chosen proposal, and of the fine-tune. looked: earlier
         looks."""
         of_name = {p.name: p for p in self.trial.proposals}
