@@ -50,6 +50,8 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python -m aftertune.cli.reference > docs/commands.md
 	$(BIN)/python -m aftertune.methods > docs/methods.md
+	$(BIN)/python -m aftertune.api.reference settings > settings.part && mv settings.part src/aftertune/api/settings.py
+	$(BIN)/python -m aftertune.api.reference > docs/api.md
 	$(BIN)/python -c 'from aftertune.report.columns import reference; print(reference(), end="")' > docs/columns.md
 
 # The documents as a website, in site/.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -205,7 +206,7 @@ def test_the_same_question_is_answered_from_the_ledger(place, tmp_path, monkeypa
     with Ledger(tmp_path / "ledger.db") as ledger:
         first = measure_drift(str(place / "base"), str(place / "tuned"), FEW, ledger=ledger)
         assert ledger.find_drift(first.id) == ledger.drifts()[0] == first
-        monkeypatch.setattr("aftertune.drift._measure", None)
+        monkeypatch.setattr(sys.modules[measure_drift.__module__], "_measure", None)
         assert measure_drift(str(place / "base"), str(place / "tuned"), FEW, ledger=ledger) == first
         assert ledger.find_drift("d-0") is None
     for other in (replace(FEW, seed=1), replace(FEW, tokens=5), replace(FEW, prompts=9),

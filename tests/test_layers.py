@@ -99,7 +99,7 @@ def crossings(module: Module, places: dict[str, int]) -> list[str]:
         if top != "aftertune":
             continue
         room = rest.partition(".")[0]
-        if room in aftertune.__all__:  # ``from aftertune import Ledger``: the room behind the public name
+        if rest in aftertune.__all__:  # ``from aftertune import Ledger``: the room behind the public name
             room = aftertune._HOME[room].split(".")[1]
         if room in ("", "__version__", module.room):
             continue
@@ -190,9 +190,10 @@ def test_few_modules_know_the_compiled_kernels() -> None:
 def test_the_package_itself_imports_nothing_of_its_own() -> None:
     package = next(m for m in MODULES if not m.room)
     names = [ast.unparse(n) for n in package.tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
-    assert names == ["from __future__ import annotations", "from typing import TYPE_CHECKING, Any"]
+    assert names == ["from __future__ import annotations", "import sys", "from types import ModuleType",
+                     "from typing import TYPE_CHECKING, Any"]
     typed = {name.split(".")[-1] for _, name in package.imports() if name.startswith("aftertune.")}
-    assert typed == set(aftertune.__all__) == aftertune._HOME.keys()
+    assert typed - {"studies", "callbacks"} == set(aftertune.__all__) == aftertune._HOME.keys()
 
 
 def test_modules_and_functions_keep_to_the_size_aims() -> None:
@@ -202,14 +203,16 @@ def test_modules_and_functions_keep_to_the_size_aims() -> None:
 def test_every_public_verb_works_after_every_submodule_has_been_imported() -> None:
     for name in SUBMODULES:
         importlib.import_module(name)
-    from aftertune import Ledger, Study, blend, compare, evaluate, soften, tune
-
-    for verb in (evaluate, tune, compare, soften, blend):
-        assert isfunction(verb), verb
-        assert verb.__doc__
-    for noun in (Ledger, Study):
-        assert isclass(noun), noun
-    assert sorted(aftertune.__all__) == ["Ledger", "Study", "blend", "compare", "evaluate", "soften", "tune"]
+    verbs = ["audit", "blend", "card", "compare", "drift", "evaluate", "flips", "gate", "import_results", "plan_items",
+             "record", "report", "soften", "tune"]
+    for verb in verbs:
+        assert isfunction(getattr(aftertune, verb)), verb
+        assert getattr(aftertune, verb).__doc__
+    nouns = sorted(set(aftertune.__all__) - set(verbs))
+    assert nouns == ["AftertuneError", "Comparison", "Drift", "EvalSpec", "Evaluation", "Flips", "GateResult",
+                     "InputError", "Ledger", "Margin", "NotComparable", "Study", "TaskSpec", "TasksFailed", "TuneSpec",
+                     "Tuning"]
+    assert all(isclass(getattr(aftertune, noun)) for noun in nouns)
     assert set(aftertune.__all__) <= set(dir(aftertune))
     with pytest.raises(AttributeError, match="no attribute 'evalute'"):
         _ = aftertune.evalute

@@ -21,8 +21,10 @@ messages of other programs, so every error makes its message one line without co
 
 from __future__ import annotations
 
+import os
 import re
 import reprlib
+import traceback
 import unicodedata
 from typing import Any
 
@@ -38,6 +40,12 @@ class AftertuneError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show instead of a traceback: one line. AFTERTUNE_DEBUG=1 shows the traceback."""
+        if os.environ.get("AFTERTUNE_DEBUG"):
+            return "".join(traceback.format_exception(self)).splitlines()
+        return [f"{type(self).__name__}: {self}"]
 
 
 class GateFailed(AftertuneError):

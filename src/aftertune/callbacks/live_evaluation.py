@@ -197,8 +197,8 @@ def text_tokenizer(processing: Any) -> Any:
     """
     tokenizer = getattr(processing, "tokenizer", processing)
     if not hasattr(tokenizer, "get_vocab"):
-        raise InputError(f"a tokenizer is needed to ask the questions, found {type(processing).__name__}; give one: "
-                         "Trainer(…, processing_class=tokenizer), or evaluate(model, …, tokenizer=tokenizer)")
+        raise InputError(f"there is no tokenizer to ask the questions with, found {type(processing).__name__}; "
+                         "give one: Trainer(…, processing_class=tokenizer), or evaluate(model, …, tokenizer=tokenizer)")
     return tokenizer
 
 

@@ -21,13 +21,13 @@ from aftertune.api.objects import import_object
 from aftertune.cli.console import emit, jsonable
 from aftertune.cli.options import JsonFlag, TakeOver
 from aftertune.cli.streams import rich_console
-from aftertune.errors import AmbiguousName, InputError, nearest
+from aftertune.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from aftertune.exchange import ImportedResult
     from aftertune.ledger import Ledger
-    from aftertune.report import Card, DataTable
-    from aftertune.values import Comparison, Drift, Evaluation, TaskSettings, Tuning
+    from aftertune.report import DataTable
+    from aftertune.values import Drift, Evaluation, TaskSettings
     from aftertune.values.reported import Reported
 
 #: Formats of ``export``: for results, and for the weights of a tuning.
@@ -98,7 +98,7 @@ def show(
 
     with Ledger(create=False) as ledger:
         reported = documents(ledger).get(word)
-        value = None if reported else find(ledger, word)
+        value = None if reported else ledger.find(word)
         drift = stored_drift(value, ledger) if isinstance(value, Comparison) else None
     if reported:
         _show_reported(word, reported, as_json)
@@ -136,27 +136,6 @@ def _show_reported(source: str, rows: list[Reported], as_json: bool) -> None:
         if row.planned is not None:
             planned = f", planned with {row.planned}" if row.planned else ""
             console.print(Text(f"{row.model}: not evaluated{planned}"))
-
-
-def find(ledger: Ledger, word: str) -> Evaluation | Tuning | Comparison:
-    """The evaluation, tuning or comparison of an id or name.
-
-    Raises InputError if there is none, and AmbiguousName if several evaluations, or several tunings, have the name.
-    """
-    order = {"t-": 1, "c-": 2}.get(word[:2], 0)
-    searches: list[Any] = [ledger.find_evaluation, ledger.find_tuning, ledger.find_comparison]
-    searches = [searches[order], *(s for i, s in enumerate(searches) if i != order)]
-    first: InputError | None = None
-    for search in searches:
-        try:
-            entry: Evaluation | Tuning | Comparison = search(word)
-            return entry
-        except AmbiguousName:
-            raise
-        except InputError as error:
-            first = first or error
-    assert first is not None
-    raise first
 
 
 def _show_value(value: Any, fields: dict[str, Any], drift: Drift | None) -> None:
@@ -271,7 +250,7 @@ def _table_of(ledger: Ledger, word: str, format_: str) -> DataTable:
             refs = {c.ref for c in ledger.cells(word)}
             done = [e for e in done if e.id in refs]
         return overview_export(word, Results(evaluations=done, comparisons=ledger.comparisons()))
-    entry = find(ledger, word)
+    entry = ledger.find(word)
     if isinstance(entry, Comparison):
         return comparison_export(entry, "csv" if format_ == "csv" else "json" if format_ == "json" else "latex")
     if isinstance(entry, Evaluation):
@@ -310,25 +289,15 @@ def card(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a model card for the Hugging Face Hub, without paths of this machine and without secrets."""
+    from aftertune.api.documents import card_of, write_card_files
     from aftertune.ledger import Ledger
-    from aftertune.report import Results, write_card
-    from aftertune.values import Comparison
 
     if license_ is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,59}", license_):
         raise InputError(f"--license {license_!r}: give it as the Hub names it, in lower case and without spaces, such "
                          "as apache-2.0, mit or other")
     with Ledger(create=False) as ledger:
-        about = find(ledger, word)
-        if isinstance(about, Comparison):
-            raise InputError(f"{word} is a comparison, but a card describes one model; give the id or name of its "
-                             f"evaluation ({about.tuned_name}) or of its tuning")
-        if about.status != "done":
-            raise InputError(f"{about.name} ({about.id}) is {about.status!r}, but a card needs a finished run; run the "
-                             "same command again to finish it")
-        model_card = write_card(about, Results(evaluations=ledger.evaluations(), tunings=ledger.tunings(),
-                                               comparisons=ledger.comparisons()),
-                                license_=license_, partial=include_partial)
-    paths = _write_card(model_card, out, force)
+        model_card = card_of(ledger, word, license_=license_, partial=include_partial)
+    paths = write_card_files(model_card, out, force)
     if as_json:
         emit({"readme": str(paths[0]), "eval_results": [str(p) for p in paths[1:]],
               "left_out": list(model_card.left_out), "partial": dict(model_card.partial),
@@ -346,27 +315,6 @@ def card(
     if license_ is None:
         typer.echo(f"license {model_card.license}, that of the base; --license LICENSE names another"
                    if model_card.license else "no license is known; name one with --license, such as apache-2.0")
-
-
-def _write_card(model_card: Card, out: Path, force: bool) -> list[Path]:
-    """Write the card's files. InputError if another README.md exists, unless ``force``."""
-    from aftertune.report import make_folder, write_document
-    from aftertune.sources.readme import README, replaceable
-
-    readme = out / README
-    if not force and not replaceable(out):
-        raise InputError(f"{readme}: this file exists, and aftertune did not write it, or it was changed since; choose "
-                         "another folder with --out, or overwrite it with --force")
-    make_folder(out / ".eval_results" if model_card.results else out)
-    files = {readme: model_card.readme,
-             **{out / ".eval_results" / name: text for name, text in model_card.results.items()}}
-    for path, text in files.items():
-        write_document(path, text)
-    for name, text in model_card.withheld.items():  # written by an earlier call with --include-partial
-        earlier = out / ".eval_results" / name
-        if earlier.is_file() and earlier.read_text(encoding="utf-8", errors="replace") == text:
-            earlier.unlink()
-    return list(files)
 
 
 def import_(

@@ -7,41 +7,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aftertune.api.item_plans import Average, ItemCount, plan_for
 from aftertune.cli.console import emit
 from aftertune.cli.options import JsonFlag
 from aftertune.cli.streams import rich_console
-from aftertune.errors import InputError, nearest
+from aftertune.errors import InputError
 
 if TYPE_CHECKING:
-    from aftertune.ledger import Ledger
     from aftertune.stats.planning import RequiredItems
-
-#: Source of a benchmark's items -> its name in messages.
-SOURCES = {"hub": "the Hub's data set", "pack": "the offline pack"}
-
-
-@dataclass(frozen=True, slots=True)
-class ItemCount:
-    """The number of items of a task. origin: where the number comes from; note: the number in another source."""
-
-    task: str
-    items: int
-    origin: str
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Average:
-    """The average of several tasks. kept: items of each that show "kept" for it; None where the tasks have too few."""
-
-    tasks: tuple[str, ...]
-    kept: int | None
 
 
 def plan_items(
@@ -62,116 +40,23 @@ def plan_items(
     their average, which is one question, the items of each task are shown.
     """
     from aftertune.ledger import Ledger
-    from aftertune.stats.planning import USUAL_DISCORDANCE, items_for_average, items_for_verdicts, items_until_kept
 
-    _check(margin, discordance, power)
-    if (base is None) != (tuned is None):
-        raise InputError("one evaluation is given; name two evaluations, to use their discordance, or none")
     with contextlib.ExitStack() as stack:
         ledger = None
         with contextlib.suppress(InputError):
             ledger = stack.enter_context(Ledger(create=False))
-        observed = _observed(base, tuned, ledger) if base and tuned else {}
-        counts = [count for text in task or () for count in _counts(text, ledger)] or \
-            [ItemCount(name, seen.items, "both evaluations") for name, seen in observed.items()]
-    totals = {count.task: count.items for count in counts}
-    if not totals:
-        raise InputError("no task is given; name tasks, for example --task hellaswag, or two evaluations in the ledger")
-    psi = {name: discordance / 100 if discordance is not None else
-           observed[name].discordance if name in observed else USUAL_DISCORDANCE for name in totals}
-    families = {name: len(totals) if task else observed[name].family for name in totals}
-    plans = {name: items_for_verdicts(psi[name], margin / 100, total=total, alpha=0.05 / families[name],
-                                      power=power / 100) for name, total in totals.items()}
-    early = {name: tuple(items_until_kept(psi[name], margin / 100, total, alpha=0.05 / families[name],
-                                          weighted=weighted) for weighted in (False, True))
-             for name, total in totals.items()}
-    averaged = [name for name in totals if task or observed[name].averaged]
-    average = Average(tuple(averaged), items_for_average(
-        [psi[n] for n in averaged], margin / 100, [totals[n] for n in averaged], power=power / 100)) \
-        if len(averaged) > 1 else None
-    origins = {count.task: count.origin for count in counts}
+        plan = plan_for(task or [], (base, tuned), ledger, margin=margin, discordance=discordance, power=power)
     if as_json:
-        emit({"margin": margin, "power": power, "tasks": [{
-            "task": name, "items": plan.total, "items_from": origins[name], "discordance": psi[name], "kept": plan.kept,
-            "lost": [{"points": 100 * loss, "items": n} for loss, n in plan.lost],
-            "smallest": None if plan.smallest is None else 100 * plan.smallest, "kept_at": 100 * plan.kept_at,
-            "until_decided": {"uniform": early[name][0], "weighted": early[name][1]}}
-            for name, plan in plans.items()],
-            "average": None if average is None else {"tasks": list(average.tasks), "kept": average.kept}})
+        emit(plan.to_dict())
     else:
-        _show(plans, psi, margin, power)
-        rich_console().print(_early_text(early, totals), soft_wrap=True)
-        if average is not None:
-            rich_console().print(_average_text(average, margin), soft_wrap=True)
-        _show_counts(counts)
+        _show(plan.plans, plan.discordances, margin, power)
+        rich_console().print(_early_text(plan.early, {c.task: c.items for c in plan.counts}), soft_wrap=True)
+        if plan.average is not None:
+            rich_console().print(_average_text(plan.average, margin), soft_wrap=True)
+        _show_counts(plan.counts)
 
 
-def _check(margin: float, discordance: float | None, power: float) -> None:
-    for flag, value in (("--margin", margin), ("--discordance", discordance), ("--power", power)):
-        if value is not None and not 0 < value < 100:
-            raise InputError(f"{flag} {value:g}: allowed are numbers above 0 and below 100")
-
-
-@dataclass(frozen=True, slots=True)
-class ObservedTask:
-    """A task of two evaluations. discordance: its upper bound; family: tests that share the level with it; averaged: it
-    is in the average of their comparison."""
-
-    discordance: float
-    items: int
-    family: int
-    averaged: bool
-
-
-def _observed(base: str, tuned: str, ledger: Ledger | None) -> dict[str, ObservedTask]:
-    """What each task that both evaluations have shows."""
-    from aftertune.comparison import compare
-    from aftertune.stats.planning import discordance_bound
-
-    if ledger is None:
-        raise InputError("there is no ledger yet; evaluate both models first")
-    every = compare(base, tuned, ledger=ledger, save=False, common=True).rows
-    rows = [r for r in every if r.primary and r.gained is not None and r.lost is not None]
-    averaged = next((set(r.average_of) for r in every if r.average_of), set())
-    if not averaged <= {r.task for r in rows}:  # a task without a discordance
-        averaged = set()
-    return {r.task: ObservedTask(discordance_bound((r.gained or 0) + (r.lost or 0), r.n), r.n_total or r.n,
-                                 r.family_size or len(rows), r.task in averaged) for r in rows}
-
-
-def _counts(text: str, ledger: Ledger | None) -> Iterator[ItemCount]:
-    """The numbers of items for one ``--task``, which is ``TASK=ITEMS`` or the name of a task.
-
-    The number of a named task is that of its last evaluation in the ledger, otherwise that of the source that an
-    evaluation would use now (the offline pack if the Hub is not reachable). The name of a group whose tasks have their
-    own scores gives each of the tasks.
-    """
-    from aftertune.catalog import BENCHMARKS
-    from aftertune.tasks.data import choose_source
-
-    name, equals, count = (part.strip() for part in text.partition("="))
-    if equals:
-        if not count.isdigit() or int(count) < 1:
-            raise InputError(f"--task {text!r}: write TASK=ITEMS, for example --task own=500")
-        yield ItemCount(name, int(count), "--task")
-        return
-    row = BENCHMARKS.get(name)
-    for task in row.members if row is not None and not row.scored else (name,):
-        seen = [e.total(task) for e in ledger.evaluations()] if ledger else []
-        total = next((n for n in reversed(seen) if n), None)
-        if total is not None:
-            yield ItemCount(task, total, "the ledger")
-        elif task in BENCHMARKS:
-            source, items = choose_source(task), BENCHMARKS[task].items
-            other = next((s for s in items if s != source and items[s] != items[source]), None)
-            yield ItemCount(task, items[source], SOURCES[source],
-                        f"{items[other]:,} in {SOURCES[other]}" if other else "")
-        else:
-            raise InputError(f"--task {name}: this task is not in the catalog, so its number of items is unknown"
-                             f"{nearest(name, list(BENCHMARKS))}; write --task {name}=ITEMS")
-
-
-def _show(plans: dict[str, RequiredItems], psi: dict[str, float], margin: float, power: float) -> None:
+def _show(plans: Mapping[str, RequiredItems], psi: Mapping[str, float], margin: float, power: float) -> None:
     """Print a table with one row for each task. psi: the discordance of each task, as a share."""
     from rich.table import Table
     from rich.text import Text
@@ -194,7 +79,7 @@ def _show(plans: dict[str, RequiredItems], psi: dict[str, float], margin: float,
                           soft_wrap=True)
 
 
-def _early_text(early: dict[str, tuple[int, ...]], totals: dict[str, int]) -> str:
+def _early_text(early: Mapping[str, tuple[int, ...]], totals: Mapping[str, int]) -> str:
     """How many items a run with ``--until-decided`` asks. early: of each task, with equal chances and with weights."""
     shown = "; ".join(f"{name} {uniform:,} ({weighted:,} if drawn where the base was unsure)" if uniform < totals[name]
                       else f"{name} all {uniform:,}" for name, (uniform, weighted) in early.items())

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from aftertune.actions import Shown
 from aftertune.catalog import is_share
 from aftertune.exchange.markdown_record import Document, read_record
 from aftertune.exchange.reading import read_scores
@@ -85,7 +86,7 @@ class AuditFinding:
 
 
 @dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(Shown):
     """The audit of one document."""
 
     source: str

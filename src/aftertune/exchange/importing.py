@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from aftertune import catalog
+from aftertune.actions import Shown
 from aftertune.catalog import unit_of
 from aftertune.errors import InputError, ResourceError
 from aftertune.exchange.discovery import discover, unused
@@ -64,7 +65,7 @@ _IMPORTED = "imported from the files of {tool}, which name the model but do not 
 
 
 @dataclass(frozen=True, slots=True)
-class ImportedResult:
+class ImportedResult(Shown):
     """What was imported from one file.
 
     evaluation: stored with its answers, None if the file has none; new: False if it was already in the ledger;

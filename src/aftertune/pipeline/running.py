@@ -10,11 +10,12 @@ it stopped.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aftertune.actions import Shown
 from aftertune.comparison import compare
 from aftertune.comparison.across_seeds import contrasts_across_seeds
 from aftertune.comparison.flips import flips_by_comparison
@@ -27,7 +28,15 @@ from aftertune.methods import writes_adapter
 from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of, select_cells
 from aftertune.pipeline.planning import unevaluated
 from aftertune.pipeline.study_verdicts import over_studies, with_study_primary
-from aftertune.report import Results, StoredAnswers, make_folder, write_document, write_page, write_record
+from aftertune.report import (
+    Results,
+    StoredAnswers,
+    make_folder,
+    study_lines,
+    write_document,
+    write_page,
+    write_record,
+)
 from aftertune.sources import BaseModelCache
 from aftertune.sources.folder_lock import folder_lock
 from aftertune.study import EvalSpec, Study, TaskSpec
@@ -35,7 +44,7 @@ from aftertune.study.cured import made_from
 from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
 from aftertune.tuning.cured import make_cured
-from aftertune.values import Evaluation, Progress, Question, Tuning
+from aftertune.values import Comparison, Evaluation, Progress, Question, Tuning
 
 #: (cell, status): called when a cell starts ("running") and when it ends ("done", "failed", "skipped").
 CellCallback = Callable[[str, str], None]
@@ -55,13 +64,23 @@ class CellChoice:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Result(Shown):
     """The results of a study, and the paths of its record and page. failed: (cell, reason) for each cell not run."""
 
     results: Results
     record: Path
     page: Path
     failed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def comparisons(self) -> Sequence[Comparison]:
+        """The comparisons of the fine-tunes with their bases."""
+        return self.results.comparisons
+
+    @property
+    def headlines(self) -> list[str]:
+        """A line for each fine-tune or recipe."""
+        return study_lines(self.results)
 
 
 def run(study: Study, *, ledger: Ledger, out: Path, choice: CellChoice | None = None, progress: Progress | None = None,

@@ -77,15 +77,15 @@ class Balance:
         return replace(self, tasks=(task,), margin=_margin(rows), points=_with_front(points))
 
 
-def balances(outcomes: Sequence[TuningOutcome]) -> list[Balance]:
-    """One balance for each base and measure of learning that at least two fine-tunes have."""
+def balances(outcomes: Sequence[TuningOutcome], least: int = 2) -> list[Balance]:
+    """One balance for each base and measure of learning that at least ``least`` fine-tunes have."""
     comparable = []
     for family in by_base(outcomes):
         covered: set[str] = set()
         measures = [*dict.fromkeys(r.task for o in family for r in o.targets), LOSS]
         for measure in measures:
             members = [o for o in family if _learned(o, measure)]
-            if len(members) < 2 or {o.tuning.id for o in members} <= covered:
+            if len(members) < least or {o.tuning.id for o in members} <= covered:
                 continue
             if balance := _balance(members, measure):
                 covered |= {o.tuning.id for o in members}

@@ -20,6 +20,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
+from aftertune.actions import Shown, perform
 from aftertune.report.columns import CellValue, Output, columns, unit_name
 from aftertune.report.headline import headline
 from aftertune.report.results import Results
@@ -33,7 +34,7 @@ _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"
 
 
 @dataclass(frozen=True, slots=True)
-class DataTable:
+class DataTable(Shown):
     """A table of plain values with named columns. title: one line. headline: of a comparison, for JSON and LaTeX.
     Fractions stay fractions."""
 
@@ -41,6 +42,10 @@ class DataTable:
     head: tuple[str, ...]
     rows: tuple[tuple[CellValue, ...], ...]
     headline: Headline | None = None
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame of the table."""
+        return perform("to_frame", self)
 
 
 def scores_export(evaluation: Evaluation) -> DataTable:

@@ -309,8 +309,8 @@ def _trains_the_base(model: Any) -> bool:
     from peft import get_peft_model_state_dict
 
     with quiet():
-        adapter = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=False)
-    own = {tensor.data_ptr() for tensor in adapter.values()}
+        own = {tensor.data_ptr() for name in model.active_adapters for tensor in
+               get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).values()}
     return any(p.requires_grad and p.data_ptr() not in own for p in model.parameters())
 
 

@@ -70,6 +70,7 @@ from aftertune.study.keep_best import VALIDATION_LOSS, KeepBest
 from aftertune.study.matrix import matrix_schema
 from aftertune.study.overrides import expanded, overrides
 from aftertune.study.presets import with_defaults, with_method_defaults
+from aftertune.study.running import Runnable
 from aftertune.study.until_decided import EarlyRule, StudyRule, TaskStops
 from aftertune.study.until_decided import EarlySpec as EarlySpec
 from aftertune.study.watch import TargetSpec as TargetSpec
@@ -345,7 +346,7 @@ class StudyTuning(Recipe):
                         name=name, dtype=dtype, device=device, out=out, **recipe)
 
 
-class Study(Spec):
+class Study(Runnable, Spec):
     """Bases, tunings and tasks that belong together, with the margins for their verdicts."""
 
     study: Annotated[Name, Field(description="Name of the study.")]

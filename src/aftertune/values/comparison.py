@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from aftertune.actions import Shown, perform
 from aftertune.catalog import FRACTIONS, Unit, unit_of
 from aftertune.values.changes import Changes
 from aftertune.values.evaluation import Verdict
@@ -196,7 +197,7 @@ class FormShift:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(Shown):
     """Two evaluations compared item by item.
 
     base, tuned: ids of the evaluations. lineage: it is proven that the tuned model was made from the base. relation:
@@ -224,6 +225,16 @@ class Comparison:
     rules: int = 1
     signs: tuple[CollapseSign, ...] = ()
     changes: Changes | None = None
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each metric of each task; its columns are those of docs/columns.md."""
+        return perform("to_frame", self)
+
+    def plot(self, kind: Literal["forest", "learned"] = "forest", *, width: int = 760, ledger: Any = None) -> Any:
+        """A chart that a notebook shows and that ``save(FILE)`` writes as SVG: the differences with their intervals
+        ("forest"), or what the fine-tunes of this base learned against what they forgot ("learned"). ledger: which has
+        the other fine-tunes; default: as of `evaluate`. Raises InputError if there is nothing to draw."""
+        return perform("plot", self, kind, width, ledger)
 
     @property
     def comparable(self) -> bool:
@@ -287,7 +298,7 @@ class Flip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flips:
+class Flips(Shown):
     """The items of one task that changed.
 
     n: items that both answered. lost, gained: how many changed in each direction. flips: the items to show.
@@ -306,6 +317,10 @@ class Flips:
     differences: tuple[Difference, ...] = ()
     unequal: bool = False
 
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each item that changed: question, right answer and both answers."""
+        return perform("to_frame", self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLine:
@@ -320,3 +335,19 @@ class GateLine:
     row: ComparisonRow
     outcome: Literal["dropped", "held", "open", "floor"]
     failed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult(Shown):
+    """A gate: its comparison and the outcome of each limit. It is true where the gate passed."""
+
+    comparison: Comparison
+    lines: tuple[GateLine, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True where no limit failed."""
+        return not any(line.failed for line in self.lines)
+
+    def __bool__(self) -> bool:
+        return self.passed

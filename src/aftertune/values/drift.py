@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from aftertune.actions import Shown, perform
 from aftertune.values.evaluation import ModelIdentity
 
 
@@ -52,7 +54,7 @@ class DriftGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
+class Drift(Shown):
     """How far ``tuned`` moved from ``base``.
 
     id: a digest of both models, the prompts and everything else that decides the numbers. dtype, device: of the
@@ -70,3 +72,7 @@ class Drift:
     seed: int
     groups: tuple[DriftGroup, ...]
     notes: tuple[str, ...] = ()
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each text."""
+        return perform("to_frame", self)

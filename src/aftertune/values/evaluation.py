@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from aftertune.actions import Shown, perform
 from aftertune.catalog import FRACTIONS, MetricKey, Unit, unit_of
 from aftertune.values.encoding import digest
 
@@ -318,7 +319,7 @@ class Early:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+class Evaluation(Shown):
     """One model on a set of tasks under fixed settings.
 
     engine: "packed", "plain" or "lm-eval:NAME". engine_note: what was used (packed rows, or why plain ones). schedule:
@@ -349,6 +350,12 @@ class Evaluation:
     code_digest: str | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+
+    def to_frame(self, what: Literal["scores", "answers"] = "scores", *, ledger: Any = None) -> Any:
+        """A pandas DataFrame with a row for each score, or for each item with the values of its metrics, the texts and
+        the log-probabilities. ledger: an open `Ledger` or its path, which has the answers; default: as of `evaluate`.
+        """
+        return perform("to_frame", self, what, ledger)
 
     def task(self, name: str) -> TaskSettings | None:
         """The settings of task ``name``, or None."""

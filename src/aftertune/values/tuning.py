@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from aftertune.actions import Shown, perform
 from aftertune.catalog import FRACTIONS, unit_of
 from aftertune.values.evaluation import ModelIdentity, Provenance, Verdict
 
@@ -202,7 +203,7 @@ class ExportedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
+class Tuning(Shown):
     """One fine-tune: base + method + data + hyperparameters + seed -> a model.
 
     base: the base model. result: fingerprint of the fine-tuned model (the base with the adapter, or the new weights).
@@ -246,6 +247,15 @@ class Tuning:
     states: tuple[str, ...] = ()
     exports: tuple[ExportedModel, ...] = ()
     cure: Cure | None = None
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame of the training curve: step, loss and the other metrics of each step."""
+        return perform("to_frame", self)
+
+    def plot(self, *, width: int = 760) -> Any:
+        """The loss during the training as a chart, which ``save(FILE)`` writes as SVG. Raises InputError without a log.
+        """
+        return perform("plot", self, width)
 
     @property
     def results(self) -> tuple[str, ...]:

@@ -1,0 +1,122 @@
+"""Evaluates a model: by its id or folder, or a model of transformers or PEFT that is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from aftertune.api.parameters import LedgerPlace, check_names, opened, specification, with_settings
+from aftertune.api.progress import shown_progress
+from aftertune.errors import InputError
+from aftertune.study import EvalSpec, TaskSpec
+from aftertune.study.spec_options import options_of
+from aftertune.values import Progress
+
+if TYPE_CHECKING:
+    from aftertune.api.settings import EvaluateSettings
+    from aftertune.values import Evaluation
+
+#: One task: its lm-eval name, a specification, or the same as a dict, as a study has it.
+Task = str | TaskSpec | Mapping[str, Any]
+#: Settings of tasks, of which a task of its own may have others.
+_OF_TASKS = tuple(option.parameter for option in options_of(TaskSpec))
+
+
+@with_settings(TaskSpec, EvalSpec)
+def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = None, adapter: str | Path | None = None,
+             ledger: LedgerPlace = None, progress: Progress | bool | None = None, **settings: Unpack[EvaluateSettings]
+             ) -> Evaluation:
+    """Evaluate a model on tasks, and return the evaluation. What the ledger has is read from there, and an interrupted
+    evaluation continues.
+
+    model: a Hub id, a folder, a .gguf file, ``package:NAME/FILE``, or a model of transformers or PEFT in memory. One in
+    memory is evaluated as it is now, and left as it was; it is identified by its tensors and by the adapter that is
+    active, with its scale. tasks: lm-eval names, `TaskSpec`s, or dicts such as
+    ``{"name": "orders", "target": {"file": "test.jsonl"}}``. tokenizer: of a model in memory (default: the one in its
+    folder); for a model by name, a folder with another tokenizer. adapter: a PEFT adapter's folder or Hub id. ledger:
+    an open `Ledger` or its path; default: AFTERTUNE_LEDGER, else .aftertune/ledger.db. progress: True or False, or a
+    function; default: a bar in a notebook or a terminal.
+
+    Raises InputError for a wrong argument, SourceError for a model that cannot be used, TasksFailed after the other
+    tasks are stored (its ``evaluations``), and ResourceError without memory.
+    """
+    given: dict[str, Any] = dict(settings)
+    if isinstance(model, EvalSpec):
+        spec = model
+    else:
+        check_settings(given)
+        spec = _spec(model, tasks, tokenizer, adapter, given)
+    with opened(ledger) as stored, shown_progress(progress) as update:
+        if isinstance(model, EvalSpec | str | Path):
+            from aftertune.evaluation import evaluate as run
+
+            return run(spec, ledger=stored, progress=update)
+        from aftertune.callbacks.live_evaluation import evaluate_model
+
+        return evaluate_model(model, tokenizer or _tokenizer_of(model), spec, stored, update)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise InputError for a keyword that is no setting of an evaluation or its tasks."""
+    for name in settings:
+        check_names(name, TaskSpec, EvalSpec, without=("target", "margin", "only", "data"))
+
+
+def _spec(model: Any, tasks: Task | Iterable[Task], tokenizer: Any, adapter: str | Path | None,
+          settings: dict[str, Any]) -> EvalSpec:
+    of_tasks = {name: settings.pop(name) for name in _OF_TASKS if name in settings}
+    specs = task_specs(tasks, of_tasks)
+    if isinstance(model, str | Path):
+        if tokenizer is not None and not isinstance(tokenizer, str | Path):
+            raise InputError(f"tokenizer is a {type(tokenizer).__name__}, but the model is a name; give a folder with "
+                             "a tokenizer, or the model itself beside its tokenizer")
+        paths = {k: str(v) for k, v in (("adapter", adapter), ("tokenizer", tokenizer)) if v is not None}
+        return specification(EvalSpec, settings, model=str(model), tasks=specs, **paths)
+    from aftertune.callbacks.live_evaluation import SETTINGS
+
+    if adapter is not None:
+        raise InputError("adapter is for a model by its name; put the adapter on the model in memory with "
+                         "peft.PeftModel.from_pretrained(model, FOLDER)")
+    allowed = (*SETTINGS, "name", "threads", "fork")
+    for name in settings.keys() - set(allowed):
+        raise InputError(f"{name} has no effect on a model in memory, which is evaluated as it is; leave it out "
+                         f"(allowed are {', '.join(allowed)} and the settings of tasks)")
+    if settings.get("engine", "packed") not in ("packed", "plain"):
+        raise InputError(f"engine is {settings['engine']!r}; a model in memory is evaluated with packed or plain")
+    return specification(EvalSpec, settings, model="a model in memory", tasks=specs)
+
+
+def task_specs(tasks: Task | Iterable[Task], shared: Mapping[str, Any]) -> tuple[TaskSpec, ...]:
+    """The tasks as specifications. shared: settings of all that a task of its own does not set."""
+    listed: list[Any] = [tasks] if isinstance(tasks, str | TaskSpec | Mapping) else list(tasks)
+    if len(listed) == 1 and isinstance(listed[0], str):
+        listed = [part.strip() for part in listed[0].split(",")]
+    specs = [_task(task, shared) for task in listed if task]
+    if not specs:
+        raise InputError("tasks is empty; name one or more tasks of lm-eval, for example "
+                         'tasks=["arc_easy", "hellaswag"]')
+    return tuple(specs)
+
+
+def _task(task: Any, shared: Mapping[str, Any]) -> TaskSpec:
+    if isinstance(task, str):
+        return specification(TaskSpec, shared, name=task)
+    if not isinstance(task, TaskSpec | Mapping):
+        raise InputError(f"a task is a {type(task).__name__}; allowed are a name, a TaskSpec and a dict")
+    own = task.model_dump(exclude_unset=True) if isinstance(task, TaskSpec) else dict(task)
+    chosen = {"limit", "sample"} if own.keys() & {"limit", "sample"} else set()
+    return specification(TaskSpec, {**{k: v for k, v in shared.items() if k not in chosen}, **own})
+
+
+def _tokenizer_of(model: Any) -> Any:
+    """The tokenizer in the folder or cache from which a model in memory was loaded. Raises InputError without one."""
+    from aftertune import sources
+    from aftertune.errors import AftertuneError
+
+    name = str(getattr(model, "name_or_path", "") or "")
+    try:
+        return sources.load_tokenizer(sources.resolve_model(name, revision=getattr(model.config, "_commit_hash", None)))
+    except (AftertuneError, AttributeError):
+        raise InputError("the model in memory has no folder with a tokenizer; give tokenizer=…, for example "
+                         "AutoTokenizer.from_pretrained(FOLDER)") from None
