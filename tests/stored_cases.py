@@ -51,10 +51,10 @@ from aftertune.values import (
 SQL = Path(__file__).parent / "data" / "ledger_6627cb2.sql"
 VALUES = SQL.with_suffix(".txt")
 MANIFEST = SQL.with_suffix(".json")
-#: Rows that depend on the process that writes, tables that came later (digests with 0002, drift with 0003), and
-#: alembic's own table.
+#: Rows that depend on the process that writes, tables that came later (digests with 0002, drift with 0003,
+#: label with 0004), and alembic's own table.
 _CHANGING = ('INSERT INTO "lease"', 'INSERT INTO "checksum"', "CREATE TABLE checksum", "CREATE TABLE drift",
-             "CREATE INDEX ix_drift_",
+             "CREATE INDEX ix_drift_", "CREATE TABLE label", 'INSERT INTO "label"',
              'INSERT INTO "alembic_version"', "CREATE TABLE alembic_version")
 
 UNIT = EarlyUnit(name="arc_easy", key="acc,none", tasks=("arc_easy",), items=6, batch=2, order="o" * 64, used=4,

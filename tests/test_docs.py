@@ -104,9 +104,9 @@ def test_every_verb_and_each_of_its_flags_is_documented(verb: str, monkeypatch: 
 
 def test_these_are_the_verbs() -> None:
     assert sorted(COMMANDS) == ["audit", "blend", "card", "check-deploy", "check-merge", "checkpoints", "compare",
-                                "cure", "demo", "doctor", "drift", "eval", "export", "flips", "gate", "import", "plan",
-                                "plan-items", "push", "record", "report", "rollback", "run", "runs", "show", "skill",
-                                "soften", "study", "templates", "tune", "verify"]
+                                "cure", "demo", "doctor", "drift", "eval", "export", "flips", "gate", "import", "note",
+                                "plan", "plan-items", "push", "record", "rename", "report", "rm", "rollback", "run",
+                                "runs", "show", "skill", "soften", "study", "tag", "templates", "tune", "verify"]
 
 
 def test_the_studies_of_the_documents_are_valid_and_every_key_is_documented(tmp_path: Path) -> None:

@@ -88,9 +88,9 @@ def test_a_file_stands_for_a_data_source_and_is_anchored(file: Path) -> None:
 @pytest.mark.parametrize(("old", "new", "told"), [
     ("share: 0.2", "share: 1", "`tunings.t.replay.share`: Input should be less than 1, found 1"),
     ("share: 0.2", "share: 0", "`tunings.t.replay.share`: Input should be greater than 0, found 0"),
-    ("data: old.jsonl, ", "", "`tunings.t.replay.data`: Field required"),
+    ("data: old.jsonl, ", "", "`tunings.t.replay.data` is missing: "),
     ("data: old.jsonl", "data: {file: old.jsonl, held_out: 0.1}",
-     "unknown key `tunings.t.replay.data.held_out`; known keys here: dedup, encoding, fields, file, format, skip_bad"),
+     "unknown key `tunings.t.replay.data.held_out` (a key of `tunings.NAME.data`); known keys here: dedup, encoding"),
     ("share:", "shares: 1, share:", "unknown key `tunings.t.replay.shares` (did you mean 'share'?)"),
 ])
 def test_bad_replay_is_refused(file: Path, old: str, new: str, told: str) -> None:
@@ -160,7 +160,7 @@ def test_a_tag_in_a_comment_or_a_string_is_text(file: Path) -> None:
 @pytest.mark.parametrize(("text", "told"), [
     ("", "a study is a mapping with the keys study, bases, tasks, tunings; found NoneType"),
     ("- piqa\n", "found list"), ("study: [\n", "not valid YAML"), (SMALL + "---\n" + SMALL, "not valid YAML"),
-    ("study: s\n", "`bases`: Field required; `tasks`: Field required")])
+    ("study: s\n", "`bases` is missing: Base models, by name; `tasks` is missing: Tasks to evaluate")])
 def test_what_is_no_study_is_refused(file: Path, text: str, told: str) -> None:
     assert told in refused(file, text)
 

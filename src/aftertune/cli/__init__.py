@@ -32,7 +32,9 @@ GROUPS = {
         "soften": "cure:soften", "blend": "cure:blend", "cure": "cure:cure", "check-merge": "deploy:check_merge",
         "check-deploy": "check_deploy:check_deploy"},
     "Studies": {"study": "study:study", "plan": "study:plan", "run": "study:run"},
-    "Ledger": {"runs": "ledger:runs", "show": "ledger:show"},
+    "Ledger": {
+        "runs": "runs:runs", "show": "ledger:show", "rename": "entries:rename", "tag": "entries:tag",
+        "note": "entries:note", "rm": "entries:rm"},
     "Reports and exchange": {
         "record": "record:record", "report": "record:report", "card": "ledger:card", "push": "bundle:push",
         "export": "ledger:export",

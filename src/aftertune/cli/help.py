@@ -24,7 +24,8 @@ PANELS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
                   "trust-remote-code"),
         "Prompts and answers": ("apply-chat-template", "template-date", "system-instruction", "fewshot-as-multiturn",
                                 "enable-thinking", "think-end-token", "gen-kwargs"),
-        "Early stopping": ("until-decided", "against", "margin", "target", "draw", "batch", "min-items", "max-width"),
+        "Early stopping": ("until-decided", "against", "margin", "target", "draw", "batch", "min-items", "max-items",
+                           "max-width"),
         "Run": ("name", "memory", "threads", "fork", "track", "take-over"),
     },
     "tune": {

@@ -1,6 +1,5 @@
-"""Implements ``runs``, ``show``, ``export``, ``card`` and ``import``, which read the ledger, export it and add to it.
+"""Implements ``show``, ``export``, ``card`` and ``import``, which read the ledger, export it and add to it.
 
-    aftertune runs                            list the ledger
     aftertune show base                       everything about one entry
     aftertune export all --format csv         scores for other programs
     aftertune export orders --format gguf     weights for other programs
@@ -12,79 +11,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aftertune.api.objects import import_object
 from aftertune.cli.console import emit, jsonable
 from aftertune.cli.options import JsonFlag, TakeOver
+from aftertune.cli.runs import documents, evaluation_state, label_texts, tuning_state
 from aftertune.cli.streams import rich_console
+from aftertune.cli.tune import show_checkpoints
 from aftertune.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from aftertune.exchange import ImportedResult
-    from aftertune.ledger import Ledger
+    from aftertune.ledger import EntryLabel, Ledger
     from aftertune.report import DataTable
-    from aftertune.values import Drift, Evaluation, TaskSettings
+    from aftertune.values import Comparison, Drift, Evaluation, Tuning
     from aftertune.values.reported import Reported
 
 #: Formats of ``export``: for results, and for the weights of a tuning.
-FORMATS = ("lm-eval", "every-eval-ever", "csv", "latex", "json", "gguf")
-
-
-def runs(as_json: JsonFlag = False) -> None:
-    """List evaluations, tunings and comparisons, newest last."""
-    from aftertune.ledger import Ledger
-    from aftertune.values.reported import identity_note, proven
-
-    with Ledger(create=False) as ledger:
-        evaluations, tunings, comparisons = ledger.evaluations(), ledger.tunings(), ledger.comparisons()
-        reported = documents(ledger)
-    if as_json:
-        emit({"evaluations": [{"id": e.id, "name": e.name, "status": e.status,
-                               "imported": identity_note(e.model).startswith("not proven"), "verified": proven(e.model),
-                               "tasks": [t.task for t in e.tasks]} for e in evaluations],
-              "tunings": [{"id": t.id, "name": t.name, "status": t.status, "method": t.method} for t in tunings],
-              "comparisons": [{"id": c.id, "base": c.base, "tuned": c.tuned} for c in comparisons],
-              "reported": [{"source": source, "models": list(dict.fromkeys(r.model for r in rows)),
-                            "scores": sum(r.planned is None for r in rows)} for source, rows in reported.items()]})
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("id", no_wrap=True)
-    for heading in ("kind", "name", "status", "what"):
-        table.add_column(heading, overflow="fold")
-    rows = [(e.id, _kind(e), e.name, e.status,
-             ", ".join(_task_text(t) for t in e.tasks)) for e in evaluations]
-    rows += [(t.id, "tuning", t.name, t.status, f"{t.method}, {t.examples:,} examples") for t in tunings]
-    rows += [(c.id, "comparison", f"{c.tuned_name} against {c.base_name}", "forced" if c.forced else "",
-              ", ".join(f"{r.task} {r.told.partition(' (')[0]}" for r in c.rows if r.primary)) for c in comparisons]
-    rows += [("", "reported", source, "not measured here", f"{sum(r.planned is None for r in scores)} scores of "
-              f"{', '.join(dict.fromkeys(r.model for r in scores if r.planned is None))}")
-             for source, scores in reported.items()]
-    for row in rows:
-        table.add_row(*map(Text, row))  # Text: rich must not read a name as markup
-    rich_console().print(table)
-
-
-def _kind(evaluation: Evaluation) -> str:
-    """What an evaluation is in the list, with a doubt about its model."""
-    from aftertune.values.reported import identity_note
-
-    note = identity_note(evaluation.model)
-    if not note:
-        return "evaluation"
-    return "evaluation, imported" if note.startswith("not proven") else "evaluation, not verified"
-
-
-def _task_text(task: TaskSettings) -> str:
-    """A task, with its number of items if not all were used."""
-    used = task.n if task.used is None else task.used
-    return f"{task.task} ({used:,} of {task.n_total:,})" if used < task.n_total else task.task
+FORMATS = ("lm-eval", "every-eval-ever", "csv", "markdown", "latex", "json", "gguf")
 
 
 def show(
@@ -93,30 +43,38 @@ def show(
 ) -> None:
     """Show everything that is known about one evaluation, tuning, comparison or reported document."""
     from aftertune.cli.compare import stored_drift
-    from aftertune.ledger import Ledger
-    from aftertune.values import Comparison
+    from aftertune.ledger import EntryLabel, Ledger
+    from aftertune.values import Comparison, Evaluation
 
     with Ledger(create=False) as ledger:
         reported = documents(ledger).get(word)
         value = None if reported else ledger.find(word)
-        drift = stored_drift(value, ledger) if isinstance(value, Comparison) else None
+        if value is not None:
+            state = "" if isinstance(value, Comparison) else evaluation_state(value, ledger.held()) if isinstance(
+                value, Evaluation) else tuning_state(value)
+            made = next((t for t in ledger.tunings() if t.id == value.tuning), None) if isinstance(
+                value, Evaluation) else None
+            context = _Context(stored_drift(value, ledger) if isinstance(value, Comparison) else None, made,
+                               ledger.labels().get(value.id, EntryLabel()), state)
     if reported:
         _show_reported(word, reported, as_json)
         return
+    assert value is not None
     if as_json:
-        emit(value)
+        emit({**jsonable(value), "tags": list(context.label.tags), "note": context.label.note})
         return
-    _show_value(value, jsonable(value), drift)
+    _show_value(value, context)
 
 
-def documents(ledger: Ledger) -> dict[str, list[Reported]]:
-    """Document -> the scores that it reports."""
-    from aftertune.values.reported import Reported
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What the ledger knows beside an entry: the drift of a comparison's models, the tuning that made the model of an
+    evaluation, tags and note, and whether a process works on it."""
 
-    scores: dict[str, list[Reported]] = {}
-    for score in map(Reported.of, ledger.reported()):
-        scores.setdefault(score.source, []).append(score)
-    return scores
+    drift: Drift | None
+    tuning: Tuning | None
+    label: EntryLabel
+    state: str
 
 
 def _show_reported(source: str, rows: list[Reported], as_json: bool) -> None:
@@ -138,23 +96,54 @@ def _show_reported(source: str, rows: list[Reported], as_json: bool) -> None:
             console.print(Text(f"{row.model}: not evaluated{planned}"))
 
 
-def _show_value(value: Any, fields: dict[str, Any], drift: Drift | None) -> None:
-    """Print a comparison as a table, an evaluation as a table and its fields, and a tuning as its fields.
+def _show_value(value: Evaluation | Tuning | Comparison, context: _Context) -> None:
+    """Print a comparison as a table, an evaluation as a table and its facts, and a tuning as its facts."""
+    from rich.text import Text
 
-    drift: of the models of a comparison, where it was measured.
-    """
+    from aftertune.cli.compare import show as show_comparison
+    from aftertune.cli.eval import show as show_evaluation
+    from aftertune.report import evaluation_facts, tuning_facts
     from aftertune.values import Comparison, Evaluation
 
+    console = rich_console()
     if isinstance(value, Comparison):
-        from aftertune.cli.compare import show as show_comparison
-
-        show_comparison(value, drift=drift)
-        return
-    if isinstance(value, Evaluation):
-        from aftertune.cli.eval import show as show_evaluation
-
+        show_comparison(value, drift=context.drift)
+    elif isinstance(value, Evaluation):
         show_evaluation([value], as_json=False)
-    rich_console().print_json(data={k: v for k, v in fields.items() if k not in ("scores", "steps")})
+        print_facts(evaluation_facts(value, context.tuning))
+    else:
+        console.print(Text(value.name, "bold"))
+        print_facts(tuning_facts(value))
+        show_checkpoints(value)
+    for line in label_texts(context.label):
+        console.print(Text(line, "cyan"))
+    if context.state == "interrupted" and not isinstance(value, Comparison):
+        command = value.provenance.command if value.provenance else ""
+        console.print(Text("interrupted: no process works on it. To resume, run the same command again: "
+                           f"{command or 'unknown'}; to remove it: aftertune rm {value.id}", "yellow"))
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Print facts, the labels on the left; on a narrow terminal the value is below its label."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console = rich_console()
+    width = max((len(label) for label, _ in facts), default=0)
+    if width + 32 > console.width:
+        for label, value in facts:
+            console.print(Text(label, "bold"))
+            console.print(Padding(Text(value), (0, 0, 0, 2)))
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    previous = ""
+    for label, value in facts:
+        table.add_row(Text(label if label != previous else ""), Text(value))
+        previous = label
+    console.print(table)
 
 
 def export(
@@ -163,8 +152,8 @@ def export(
         help="Id or name of an evaluation, comparison or study, or `all` (as --bundle without it); for gguf, a "
              "tuning.")] = None,
     format_: Annotated[str, typer.Option(
-        "--format", help="Format: lm-eval, every-eval-ever, csv, latex or json; or gguf, the tuned weights for "
-                         "llama.cpp and Ollama.")] = "lm-eval",
+        "--format", help="Format: lm-eval, every-eval-ever, csv, markdown, latex or json; or gguf, the tuned weights "
+                         "for llama.cpp and Ollama.")] = "lm-eval",
     bundle: Annotated[Path | None, typer.Option(
         help="New folder for a bundle: ledger extract, record, page, environment and hashes, for `aftertune "
              "verify`.")] = None,
@@ -260,10 +249,10 @@ def _table_of(ledger: Ledger, word: str, format_: str) -> DataTable:
 
 def _export_table(table: DataTable, format_: str, out: str, as_json: bool) -> None:
     """Write a table to a file, or print it if ``out`` is "-"."""
-    from aftertune.report import as_csv, as_latex, write_document
+    from aftertune.report import as_csv, as_latex, as_markdown, write_document
     from aftertune.report import as_json as table_json
 
-    text = {"csv": as_csv, "latex": as_latex, "json": table_json}[format_](table)
+    text = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex, "json": table_json}[format_](table)
     if out == "-":
         typer.echo(text, nl=False)
         return

@@ -18,15 +18,16 @@ from typing import Self
 from aftertune.ledger.check import LedgerFinding, findings
 from aftertune.ledger.database import Database, locate
 from aftertune.ledger.finished import FinishedEvaluations
+from aftertune.ledger.labels import EntryLabel, EntryLabels, Removal
 from aftertune.ledger.records import Drifts, ReportedScores, StoredCell, StoredStudy, Studies
 from aftertune.ledger.searching import Entries, EntryKind, Search, title_of
 from aftertune.ledger.staging import StagedRows, Staging
 
-__all__ = ["Entries", "EntryKind", "Ledger", "LedgerFinding", "StagedRows", "Staging", "StoredCell", "StoredStudy",
-           "locate", "title_of"]
+__all__ = ["Entries", "EntryKind", "EntryLabel", "Ledger", "LedgerFinding", "Removal", "StagedRows", "Staging",
+           "StoredCell", "StoredStudy", "locate", "title_of"]
 
 
-class Ledger(Search, FinishedEvaluations, Drifts, ReportedScores, Studies):
+class Ledger(Search, FinishedEvaluations, Drifts, ReportedScores, Studies, EntryLabels):
     """An open ledger; a missing one is created, an older one is migrated. Threads and forked processes may share it.
 
     where: a path or a ``sqlite:///PATH`` URL; None: AFTERTUNE_LEDGER, else ``.aftertune/ledger.db``. create: with False

@@ -15,6 +15,7 @@ from aftertune.errors import AftertuneError, StorageError
 from aftertune.ledger.database import Database, file_system, has_wal_reset_bug, on_network
 from aftertune.ledger.digests import orphans
 from aftertune.ledger.evaluations import Evaluations
+from aftertune.ledger.labels import EntryLabels
 from aftertune.ledger.records import Comparisons, Drifts, ReportedScores, Studies, Tunings
 from aftertune.ledger.schema import HEAD, comparison, drift, evaluation, study, tuning
 
@@ -130,7 +131,8 @@ def _unreadable(database: Database) -> Iterator[str]:
             yield from orphans(connection)
     except AftertuneError as error:
         yield str(error)
-    for name, read_all in (("reported scores", ReportedScores(database).reported), ("studies", studies.studies)):
+    for name, read_all in (("reported scores", ReportedScores(database).reported), ("studies", studies.studies),
+                           ("labels", EntryLabels(database).labels)):
         try:
             read_all()
         except AftertuneError as error:

@@ -33,6 +33,7 @@ from aftertune.ledger.schema import (
     drift,
     evaluation,
     item,
+    label,
     model,
     reported_score,
     response,
@@ -51,7 +52,7 @@ SEALED: dict[Table, tuple[str, str, str]] = {
     schedule: ("evaluation", "", "evaluation"), answer: ("evaluation", "", "position"),
     response: ("evaluation", "batch", "position"), comparison: ("seq", "", "seq"),
     drift: ("seq", "", "seq"), study: ("seq", "", "seq"), cell: ("study", "position", "position"),
-    reported_score: ("source", "", "seq")}
+    reported_score: ("source", "", "seq"), label: ("seq", "", "seq")}
 #: The tables that are written together with an evaluation.
 OF_EVALUATION = (evaluation, task, score, schedule, answer)
 #: Rows that are encoded at once.

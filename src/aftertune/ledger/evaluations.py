@@ -271,6 +271,11 @@ def delete_rows(connection: Connection, row: Row[Any, Any]) -> None:
     connection.execute(evaluation.delete().where(evaluation.c.seq == row.seq))
     connection.execute(item.delete().where(
         ~select(answer.c.item).where(answer.c.item == item.c.seq).exists()))
+    drop_unused_models(connection)
+
+
+def drop_unused_models(connection: Connection) -> None:
+    """Delete the models that no evaluation and no tuning has."""
     used = [~select(t.c.model).where(t.c.model == model.c.seq).exists() for t in (evaluation, tuning)]
     forget(connection, model, connection.execute(select(model.c.seq).where(*used)).scalars().all())
     connection.execute(model.delete().where(*used))

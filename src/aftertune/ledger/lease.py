@@ -82,6 +82,14 @@ class Leases(Store):
         with self.database.write() as connection:
             beat(connection, find_row(connection, evaluation, evaluation_id).seq, evaluation_id)
 
+    def held(self) -> set[str]:
+        """Ids of the evaluations on which a living process works."""
+        own = Process.own()
+        query = select(lease, evaluation.c.id).join(evaluation, evaluation.c.seq == lease.c.evaluation)
+        with self.database.read() as connection:
+            return {row.id for row in connection.execute(query)
+                    if _holder(row).alive(time.time() - row.heartbeat, own)}
+
     def release(self, evaluation_id: str) -> None:
         """Release the lease; another process's lease is not changed."""
         own = Process.own()

@@ -1,7 +1,7 @@
 """Defines the tables of the ledger in SQLAlchemy Core, for SQLite today and PostgreSQL later.
 
     model ─< evaluation ─< task, answer >─ item        evaluation ─ schedule, lease; ─< response, score
-    model ─< tuning ─< step                            study ─< cell        comparison, drift, reported_score, checksum
+    model ─< tuning ─< step                            study ─< cell        comparison, drift, label, checksum, …
 
 Columns hold what is queried; ``value`` holds the rest of a value as JSON. ``seq`` counts insertions and gives
 the order (not the clock, which can be set back). The document of an item is stored once, whatever the
@@ -33,7 +33,7 @@ from sqlalchemy.engine import Dialect
 from aftertune.errors import StorageError
 
 #: The newest schema revision that this program knows; the id of the last file in migrations/versions.
-HEAD = "0003"
+HEAD = "0004"
 
 _ESCAPE = "\x1a"
 _UNSAFE = re.compile("[\x00\x1a\ud800-\udfff]")
@@ -247,6 +247,14 @@ cell = Table(
     Column("error", Prose),
     _part_of("study"),
     UniqueConstraint("study", "name"))
+
+label = Table(
+    "label", metadata, _seq(),
+    Column("entry", Prose, nullable=False),  # id of an evaluation, a tuning or a comparison
+    Column("tags", Json, nullable=False),
+    Column("note", Prose, nullable=False),
+    UniqueConstraint("entry"),
+    sqlite_autoincrement=True)
 
 checksum = Table(
     "checksum", metadata,

@@ -181,16 +181,36 @@ class Costs:
         if count := self._answers_to_write(name):
             estimated = with_writing(estimated, shape, count, self.machine)
             writing = writing_seconds(shape, count, self.machine)
-        anchor = AnchorSetting.active(recipe.anchor)
-        for done in reversed(self.tunings):
-            pace = _pace(done)
-            alike = done.method == recipe.method and done.settings.get("anchor") == (str(anchor) if anchor else None)
-            if alike and pace and done.base.parameters:
-                seconds = writing + pace * estimated.steps * spec.batch_size * spec.accumulation * shape.parameters \
-                    / done.base.parameters
-                return Cost(seconds, estimated.memory, estimated.disk, f"the pace of tuning {done.name}", guessed)
-        return Cost(estimated.seconds, estimated.memory, estimated.disk, estimated.basis, guessed)
+        pace = self._pace(shape, spec, load)
+        if pace is None:
+            return Cost(estimated.seconds, estimated.memory, estimated.disk, estimated.basis, guessed)
+        seconds = writing + pace[0] * estimated.steps * spec.batch_size * spec.accumulation
+        return Cost(seconds, estimated.memory, estimated.disk, pace[1], guessed)
 
+    def _pace(self, shape: ModelShape, spec: TuneSpec, load: Workload) -> tuple[float, str] | None:
+        """(seconds per example, basis) of a tuning, from the last one of its method; None without any.
+
+        Without one of its method, the pace of the last other tuning is multiplied by the ratio of the two methods'
+        operations. An estimate from a rate of this machine beside a measured pace would make one of the two look
+        cheaper that is not.
+        """
+        active = AnchorSetting.active(spec.anchor)
+        anchor = str(active) if active else None
+        timed = [(t, pace / t.base.parameters) for t in reversed(self.tunings)
+                 if (pace := _pace(t)) and t.base.parameters and t.method in METHODS]
+        alike = next((x for x in timed if (x[0].method, x[0].settings.get("anchor")) == (spec.method, anchor)), None)
+        if alike is not None:
+            return alike[1] * shape.parameters, f"the pace of tuning {alike[0].name}"
+        if not timed:
+            return None
+        other, per_parameter = timed[0]
+        theirs = estimate(shape, spec.model_copy(update={
+            "method": other.method, "anchor": other.settings.get("anchor")}), load, self.machine)
+        own = estimate(shape, spec, load, self.machine)
+        if not theirs.seconds or not own.seconds:
+            return None
+        return (per_parameter * shape.parameters * own.seconds / theirs.seconds,
+                f"the pace of tuning {other.name}, and the operations of {spec.method} beside those of {other.method}")
 
     def _answers_to_write(self, name: str) -> int:
         """How many answers the base writes for the replay of a tuning: of several tunings with the same base and

@@ -18,7 +18,7 @@ from aftertune.report.checkpoints import (
 from aftertune.report.columns import VerdictLine, unit_name, verdict_table
 from aftertune.report.cures import confirmed_lines, cure_table, recommendation
 from aftertune.report.documents import make_folder, write_document
-from aftertune.report.facts import anchor_facts, data_facts
+from aftertune.report.facts import anchor_facts, data_facts, evaluation_facts, tuning_facts
 from aftertune.report.formatting import duration as duration_text
 from aftertune.report.gate_results import (
     annotation,
@@ -41,6 +41,7 @@ from aftertune.report.tables import (
     as_csv,
     as_json,
     as_latex,
+    as_markdown,
     as_objects,
     comparison_export,
     overview_export,
@@ -62,6 +63,7 @@ __all__ = [
     "as_csv",
     "as_json",
     "as_latex",
+    "as_markdown",
     "as_objects",
     "checkpoint_rows",
     "checkpoint_table",
@@ -71,6 +73,7 @@ __all__ = [
     "cure_table",
     "data_facts",
     "duration_text",
+    "evaluation_facts",
     "gate_annotations",
     "gate_reason",
     "gate_summary",
@@ -88,6 +91,7 @@ __all__ = [
     "terminal_summary",
     "terminal_table",
     "tuning_checkpoints",
+    "tuning_facts",
     "unit_name",
     "verdict_table",
     "watch_text",

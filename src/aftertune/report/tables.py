@@ -1,4 +1,4 @@
-"""Exports tables for other programs: scores, comparisons and overviews as CSV, JSON and LaTeX.
+"""Exports tables for other programs: scores, comparisons and overviews as CSV, JSON, Markdown and LaTeX.
 
     as_csv(scores_export(evaluation))                        one line for each score, as fractions
     as_latex(comparison_export(comparison, "latex"))         a tabular environment of booktabs
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aftertune.actions import Shown, perform
+from aftertune.report import documents as md
 from aftertune.report.columns import CellValue, Output, columns, unit_name
 from aftertune.report.headline import headline
 from aftertune.report.results import Results
@@ -123,11 +124,37 @@ def as_json(table: DataTable) -> str:
     return json.dumps({"title": table.title, **said, "rows": as_objects(table)}, ensure_ascii=False, indent=2) + "\n"
 
 
+def as_markdown(table: DataTable) -> str:
+    """A heading, the headline of a comparison, and a pipe table. As in LaTeX, empty columns are left out."""
+    used, numeric = _used(table)
+    said = [] if table.headline is None else [md.text(" ".join(table.headline.sentences))]
+    lines = [[md.text(table.head[i]) for i in used], ["---:" if i in numeric else "---" for i in used],
+             *([md.text(_plain_cell(row[i])) for i in used] for row in table.rows)]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([f"## {md.text(table.title)}", *said, rows]) + "\n"
+
+
+def _plain_cell(cell: CellValue) -> str:
+    """A cell as text: numbers have four decimals."""
+    if isinstance(cell, tuple):
+        return "; ".join(cell)
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float):
+        return f"{cell:.4f}" if math.isfinite(cell) else "–"
+    return "–" if cell is None else str(cell)
+
+
+def _used(table: DataTable) -> tuple[list[int], set[int]]:
+    """Positions of the columns that are not empty, and of those with numbers alone."""
+    used = [i for i in range(len(table.head)) if any(row[i] is not None for row in table.rows)]
+    return used, {i for i in used if all(row[i] is None or (isinstance(row[i], int | float) and not
+                                         isinstance(row[i], bool)) for row in table.rows)}
+
+
 def as_latex(table: DataTable) -> str:
     """A ``tabular`` with the rules of booktabs. Empty columns are left out; numbers have four decimals."""
-    used = [i for i in range(len(table.head)) if any(row[i] is not None for row in table.rows)]
-    numeric = {i for i in used if all(row[i] is None or (isinstance(row[i], int | float) and not
-                                      isinstance(row[i], bool)) for row in table.rows)}
+    used, numeric = _used(table)
     said = () if table.headline is None else table.headline.sentences
     lines = [*(f"% {_latex(sentence)}" for sentence in said),
              f"% {_latex(table.title)}; needs \\usepackage{{booktabs}}",

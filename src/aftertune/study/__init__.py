@@ -25,7 +25,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from aftertune import paths
 from aftertune.catalog import BENCHMARKS
@@ -68,6 +68,7 @@ from aftertune.study.fields import parse_memory as parse_memory
 from aftertune.study.files import edited_yaml, parse_yaml, read_yaml
 from aftertune.study.keep_best import VALIDATION_LOSS, KeepBest
 from aftertune.study.matrix import matrix_schema
+from aftertune.study.meaning import meaning
 from aftertune.study.overrides import expanded, overrides
 from aftertune.study.presets import with_defaults, with_method_defaults
 from aftertune.study.running import Runnable
@@ -564,9 +565,12 @@ def explain(error: ValidationError) -> str:
     for problem in problems[:3]:
         path = ".".join(str(p) for p in problem["loc"])[:200] or "study"
         if problem["type"] == "extra_forbidden":
-            keys = _fields_at(problem["loc"])
-            lines.append(f"unknown key `{path}`{nearest(str(problem['loc'][-1]), keys)}; "
-                         f"known keys here: {', '.join(keys)}")
+            keys = sorted(_part_at(problem["loc"]).model_fields)
+            likely = meaning(str(problem["loc"][-1]), keys, {"": Study, **_PARTS})
+            lines.append(f"unknown key `{path}`{likely}; known keys here: {', '.join(keys)}")
+        elif problem["type"] == "missing":
+            field = _part_at(problem["loc"]).model_fields.get(str(problem["loc"][-1]))
+            lines.append(f"`{path}` is missing: {((field and field.description) or 'it is needed here').rstrip('.')}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "string_pattern_mismatch":  # only names have a pattern
@@ -583,12 +587,12 @@ _PARTS: dict[str, type[Spec]] = {
 }
 
 
-def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    """Known keys of the part that has an unknown key: Study, ``bases.NAME``, ``tasks.0.target`` …"""
+def _part_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """The part in which a key is: Study, ``bases.NAME``, ``tasks.0.target`` …"""
     collection, inner = loc[:-1][:1], loc[2:-1]  # between them a name or a position
     parts = [_PARTS[p] for p in (*collection, *inner) if isinstance(p, str) and p in _PARTS]
     if inner[-2:] == ("replay", "data"):
         parts.append(DataSource)
     if loc[-3:-1] == ("watch", "target"):
         parts.append(WatchedTarget)
-    return sorted((parts[-1] if parts else Study).model_fields)
+    return parts[-1] if parts else Study

@@ -1,0 +1,42 @@
+"""Estimates of a plan: a method without a measured pace is compared with the others by the operations alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import ledger_cases as cases
+from aftertune.ledger import Ledger
+from aftertune.pipeline.cells import cells_of
+from aftertune.pipeline.planning import Costs
+from aftertune.study import Study
+from aftertune.tuning.estimate import Machine
+from eval_cases import byte_folder
+
+
+def test_the_pace_of_one_method_does_not_make_another_look_cheaper(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measured pace is a thousand times slower than the machine's rate says, as with a tiny model."""
+    byte_folder(tmp_path / "base")
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 80, encoding="utf-8")
+    study = Study.parse({
+        "study": "s", "bases": {"b": {"model": str(tmp_path / "base")}}, "tasks": [{"name": "arc_easy"}],
+        "tunings": {m: {"base": "b", "data": "d.jsonl", "method": m} for m in ("lora", "dora", "full")},
+    }, where="s.yaml", folder=tmp_path)
+    monkeypatch.setattr(Costs, "machine", Machine("cpu", "float32", 1e12))
+    cells = {c.subject: c for c in cells_of(study) if c.kind == "tuning"}
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        by_rate = {name: Costs(study, ledger).of(cell).seconds for name, cell in cells.items()}
+        shape, _ = Costs(study, ledger).shape(study.bases["b"])
+        assert shape is not None
+        done = cases.tuning("t1", "first", status="done", cost={"seconds": 10 * 1000 * by_rate["lora"]},
+                            steps=tuple({"step": n, "loss": 1.0} for n in range(1, 101)),
+                            settings={"batch_size": 8, "accumulation": 1})
+        ledger.save_tuning(replace(done, base=replace(done.base, parameters=shape.parameters)))
+        costs = {name: Costs(study, ledger).of(cell) for name, cell in cells.items()}
+    assert costs["lora"].seconds == pytest.approx(1000 * by_rate["lora"])
+    for name in ("dora", "full"):
+        assert costs[name].seconds / costs["lora"].seconds == pytest.approx(by_rate[name] / by_rate["lora"])
+        assert "the pace of tuning first, and the operations of" in costs[name].basis
