@@ -423,7 +423,7 @@ def test_tasks_that_cannot_choose_and_confirm_are_refused(place: Path, tmp_path:
     (("--keep", "colours=2", "--target", "none.jsonl=20"), "--target none.jsonl: no such file"),
     (("--keep", "colours=2", "--target", "colours=20"), "which is also in `--keep`"),
     (("--keep", "colours=2", "--items", "4"), "`--items`: Input should be greater than or equal to 16"),
-    (("--keep", "colours=2", "--match", "regex"), "`--match`: Input should be 'exact' or 'json'"),
+    (("--keep", "colours=2", "--target", "x=20", "--match", "regex"), "`--match`: Input should be 'exact' or 'json'"),
     (("--keep", "colours=2", "--by", "width"), "--by width: allowed is depth"),
     (("--keep", "colours=2", "--strengths", "0.2,x"), "'x' is no such number"),
 ])
