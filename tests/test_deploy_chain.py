@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from aftertune.cli.check_deploy import reason, summary
+from aftertune.cli.check_deploy import check_object, cost_lines, reason, summary
 from aftertune.deploy import chain, check_chain
 from aftertune.deploy.chain import ChainCheck, CheckedLink, Link, _Maker, parse_links
 from aftertune.deploy.export import merged_weights
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
+from aftertune.report.changes import drift_line
 from aftertune.sources import fingerprint_model, load_model, resolve_adapter, resolve_model
 from aftertune.study import DataSpec, TargetSpec, TaskSpec, TuneSpec
 from aftertune.tuning import tune
@@ -84,6 +86,38 @@ def test_a_whole_chain_is_sound(home: Path, tuned: Tuning, target: TaskSpec) -> 
     assert gguf.before is not None
     assert gguf.before.base == merged.evaluation.id
     assert adapter.first is None
+    assert (adapter.cost, merged.cost) == (None, None)
+    assert gguf.cost is not None
+    assert gguf.cost.whole == "merged"
+    assert gguf.cost.drift is not None
+    assert gguf.cost.drift.kl < 1e-6
+    assert not gguf.cost.drift.moved
+
+
+def test_the_cost_of_rounding_is_measured_on_the_held_out_texts(home: Path, tuned: Tuning, target: TaskSpec,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger(home / "ledger.db") as ledger:
+        check = check_chain("easy", ["merged", "gguf:q4_0"], [target, ARC], ledger=ledger, out=home / "made")
+        cost = check.links[1].cost
+        assert cost is not None
+        assert cost.drift is not None
+        assert cost.drift.kl > 1e-3
+        assert cost.drift.low <= cost.drift.kl <= cost.drift.high
+        lines = cost_lines(check.links[1])
+        assert re.fullmatch(r"gguf:q4_0 (costs|gains) \d+\.\d\d points on ARC Easy against merged \(.* to .*\): "
+                            r"undecided; expected accuracy .* \(.*\)", lines[1])
+        assert re.fullmatch(r"gguf:q4_0: its token probabilities differ from those of the merged weights by .* nats "
+                            r"per token on \d+ held-out texts \(.*\); the most likely token is another at .* of "
+                            "their tokens", lines[2])
+        assert check_object(check)["links"][1]["cost"]["held_out_texts"]["kl"] == cost.drift.kl
+        assert any("Rounding (KL" in line for line in map(drift_line, ledger.drifts()))
+        (home / "rows.jsonl").rename(home / "gone.jsonl")
+        monkeypatch.setattr(ledger, "find_drift", lambda id_: None)
+        again = check_chain("easy", ["merged", "gguf:q4_0"], [target], ledger=ledger, out=home / "made")
+        (home / "gone.jsonl").rename(home / "rows.jsonl")
+    assert again.links[1].cost is not None
+    assert again.links[1].cost.drift is None
+    assert any("can no longer be read as the fine-tune read it" in note for note in again.notes)
 
 
 def test_a_server_is_asked_with_its_own_template_and_by_letter_where_it_must(

@@ -3,6 +3,7 @@
     drift = measure_drift("HuggingFaceTB/SmolLM2-135M-Instruct", "runs/orders", DriftOptions(prompts=64))
     drift.groups[0].kl, drift.groups[0].low, drift.groups[0].high      0.21, 0.17, 0.26 nats per token
     drift.groups[0].moved                                              True
+    held_out_drift(tuning, "merged", "model-q8_0.gguf")                what rounding changes on its own texts
 
 The base continues general prompts, and the held-out prompts of the fine-tune, by sampling from its own probabilities.
 On each token of these texts, the base's distribution P is compared with that of the tuned model, Q:
@@ -49,6 +50,7 @@ from aftertune.stats.paired import Floats, paired_mean
 from aftertune.tuning.build import fitting_length
 from aftertune.tuning.general_prompts import drift_prompts
 from aftertune.values import Drift, DriftGroup, DriftText, ModelIdentity, Progress, Tuning, digest
+from aftertune.values.drift import HELD_OUT_TEXTS
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -99,6 +101,14 @@ class _Prompt:
     question: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """A held-out example: its prompt, and the token ids of its completion."""
+
+    prompt: _Prompt
+    completion: list[int]
+
+
 def measure_drift(base: str, tuned: str, options: DriftOptions | None = None, *, ledger: Ledger | None = None,
                   progress: Progress | None = None) -> Drift:
     """Compare the distributions of a model and its fine-tune on the base's own texts.
@@ -136,6 +146,46 @@ def measure_drift(base: str, tuned: str, options: DriftOptions | None = None, *,
     measured = _measure((source, target, adapter), tokenizer, prompts, options, (dtype, device), progress)
     drift = Drift(id_, identity, tuned_identity, dtype, device, options.prompts, options.tokens, options.seed, tuple(
         _group(name, prompts[name], group, tokenizer) for name, group in measured.items()), tuple(notes))
+    return drift if ledger is None else ledger.save_drift(drift)
+
+
+def held_out_drift(tuning: Tuning, whole: str, rounded: str, options: DriftOptions | None = None, *,
+                   ledger: Ledger | None = None, progress: Progress | None = None) -> Drift | str:
+    """Compare the distributions of two forms of one fine-tune on the completions of its held-out examples.
+
+    whole, rounded: sources of its weights, such as merged weights and a GGUF file; both read the tokens of ``whole``.
+    Returns why not, in a sentence, where the examples cannot be read again. Raises SourceError or ResourceError.
+    """
+    options, progress = options or DriftOptions(), progress or (lambda *_: None)
+    left, right = (sources.resolve_model(m, trust_remote_code=options.trust_remote_code) for m in (whole, rounded))
+    before, after = (sources.fingerprint_model(source) for source in (left, right))
+    device = devices.choose_device(options.device)
+    dtype = devices.choose_dtype(options.dtype, device)
+    devices.set_threads(options.threads)
+    tokenizer, notes = sources.load_tokenizer(left), list[str]()
+    positions, _ = fitting_length(left, _LONGEST, explicit=False)
+    rows = [row for row in _held_out_texts(tuning, tokenizer, options, notes)
+            if len(row.completion) > (not row.prompt.ids) and len(row.prompt.ids) + len(row.completion) <= positions]
+    if not rows:
+        return notes[-1] if notes else f"{HELD_OUT_TEXTS}: none has at most {positions:,} tokens"
+    texts = [Continuation(row.prompt.ids, row.completion) if row.prompt.ids else
+             Continuation(row.completion[:1], row.completion[1:]) for row in rows]
+    id_ = "d-" + digest([before.fingerprint, after.fingerprint, dtype, device, TOP, HELD_OUT_TEXTS,
+                         [(text.prompt, text.tokens) for text in texts]])[:10]
+    if ledger is not None and (stored := ledger.find_drift(id_)) is not None:
+        return replace(stored, notes=tuple(notes))
+    progress(0, 0, "reading the held-out texts")
+    model = sources.load_model(left, dtype, device, tokenizer=tokenizer)
+    with memory_errors(left, device), forward_errors(left.named, kept=""):
+        stored_rows = list(distributions(model, texts, min(len(tokenizer), token_rows(model))))
+    del model
+    gc.collect()
+    model = sources.load_model(right, dtype, device)
+    with memory_errors(right, device), forward_errors(right.named, kept=""):
+        values = list(divergences(model, texts, stored_rows))
+    measured = [_Measured(text, value, None) for text, value in zip(texts, values, strict=True)]
+    drift = Drift(id_, before, after, dtype, device, options.prompts, _LONGEST, options.seed, (
+        _group(HELD_OUT_TEXTS, [row.prompt for row in rows], measured, tokenizer),), tuple(notes))
     return drift if ledger is None else ledger.save_drift(drift)
 
 
@@ -250,6 +300,15 @@ def _general_prompts(tokenizer: Any, options: DriftOptions) -> list[_Prompt]:
 def _held_out_prompts(tuning: Tuning | None, tokenizer: Any, options: DriftOptions, notes: list[str]
                       ) -> list[_Prompt]:
     """The prompts of the held-out examples; none, with a note, where they cannot be read again."""
+    texts = _held_out_texts(tuning, tokenizer, options, notes)
+    prompts = [text.prompt for text in texts if text.prompt.ids]
+    if texts and not prompts:
+        notes.append("held-out prompts: the examples have no prompts (plain texts), so there is nothing to continue")
+    return prompts
+
+
+def _held_out_texts(tuning: Tuning | None, tokenizer: Any, options: DriftOptions, notes: list[str]) -> list[_Example]:
+    """The held-out examples as the fine-tune read them; none, with a note, where they cannot be read again."""
     from aftertune.study import TuneSpec
     from aftertune.tuning.data import read_examples
     from aftertune.tuning.split import seeded_order
@@ -275,11 +334,11 @@ def _held_out_prompts(tuning: Tuning | None, tokenizer: Any, options: DriftOptio
     if left_out := encoded.masked + encoded.refused:
         notes.append(f"held-out prompts: {left_out} of {len(chosen)} were left out, because the template refuses them "
                      f"or they have more than {_LONGEST:,} tokens")
-    prompts = [_Prompt(ids, _question(chosen[row.example - 1])) for row in encoded.rows
-               if (ids := row.ids[:_first_learned(row.labels)])]
-    if encoded.rows and not prompts:
-        notes.append("held-out prompts: the examples have no prompts (plain texts), so there is nothing to continue")
-    return prompts
+    texts = []
+    for row in encoded.rows:
+        first, after = _learned(row.labels)
+        texts.append(_Example(_Prompt(row.ids[:first], _question(chosen[row.example - 1])), row.ids[first:after]))
+    return texts
 
 
 def _question(example: Example) -> str:
@@ -287,11 +346,12 @@ def _question(example: Example) -> str:
     return example.conversation[-1][1] if example.conversation else ""
 
 
-def _first_learned(labels: Sequence[int]) -> int:
-    """The index of the first token that is learned."""
+def _learned(labels: Sequence[int]) -> tuple[int, int]:
+    """The index of the first token that is learned, and of the token after the last one."""
     from aftertune.tuning.tokenize import IGNORED
 
-    return next(n for n, label in enumerate(labels) if label != IGNORED)
+    learned = [n for n, label in enumerate(labels) if label != IGNORED]
+    return learned[0], learned[-1] + 1
 
 
 def _held_out_examples(tuning: Tuning, notes: list[str]) -> Sequence[Example]:

@@ -122,6 +122,8 @@ def show_check(check: ChainCheck) -> None:
             console.print(Text(f"  {difference.conversation}: {visible(difference.diff, 1000)}"))
         if link.before is not None and (note := _moved(link.before)):
             console.print(Text(f"{link.link.name}: {note}"))
+        for line in cost_lines(link):
+            console.print(Text(line))
     if check.by_letter:
         console.print(Text("note: multiple-choice tasks were asked by letter, because a link gives no log-likelihoods"))
     for note in check.notes:
@@ -148,6 +150,40 @@ def summary(check: ChainCheck) -> str:
         sentences.append(f"Not tested: {', '.join(map(task_title, untested))}, whose metric has a unit of its own; "
                          f"give a margin in it (--margin {next(iter(untested))}=VALUE).")
     return " ".join(sentences)
+
+
+def cost_lines(link: CheckedLink) -> list[str]:
+    """What the rounding of a GGUF file costs, a line for each task and one for the token probabilities."""
+    from aftertune.catalog import EXPECTED_ACCURACY
+    from aftertune.report.formatting import percent, raw
+    from aftertune.report.names import task_title
+    from aftertune.report.table import interval_text
+    from aftertune.values.comparison import verdict_label
+
+    if (cost := link.cost) is None:
+        return []
+    rows, lines = cost.compared.rows, []
+    for row in (r for r in rows if r.primary and not r.average_of):
+        costs = "gains" if row.delta > 0 else "costs"
+        expected = next((f"; expected accuracy {_difference(r)}" for r in rows
+                         if (r.task, r.metric) == (row.task, EXPECTED_ACCURACY) and not r.primary), "")
+        label = verdict_label(row.verdict, lineage=True) if row.verdict else "not tested"  # made here, from this tuning
+        unit = " points" if row.fraction else ""
+        lines.append(f"{link.link.name} {costs} {_size(row)}{unit} on {task_title(row.task)} against {cost.whole} "
+                     f"({interval_text(row)}): {label}{expected}")
+    if (drift := cost.drift) is not None:
+        lines.append(f"{link.link.name}: its token probabilities differ from those of the merged weights by "
+                     f"{raw(drift.kl)} nats per token on {len(drift.texts)} held-out texts ({raw(drift.low)} to "
+                     f"{raw(drift.high)}); the most likely token is another at {percent(drift.changed)} of their "
+                     "tokens")
+    return lines
+
+
+def _size(row: ComparisonRow) -> str:
+    """The difference of a row without its sign."""
+    from aftertune.report.table import difference_text
+
+    return difference_text(row, abs(row.delta)).lstrip("+")
 
 
 def _scores(link: CheckedLink) -> dict[str, str]:
@@ -177,6 +213,18 @@ def _moved(comparison: Comparison) -> str:
     return " ".join(change_lines(comparison)[-1:])
 
 
+def _cost_object(link: CheckedLink) -> dict[str, Any] | None:
+    """What rounding costs, as ``check-deploy --json`` prints it."""
+    if (cost := link.cost) is None:
+        return None
+    rows = [{"task": r.task, "metric": r.metric, "verdict": r.verdict, "delta": r.delta, "low": r.low, "high": r.high,
+             "n": r.n} for r in cost.compared.rows if not r.average_of]
+    drift = cost.drift and {"kl": cost.drift.kl, "low": cost.drift.low, "high": cost.drift.high,
+                            "changed": cost.drift.changed, "texts": len(cost.drift.texts),
+                            "tokens": cost.drift.tokens}
+    return {"against": cost.whole, "rows": rows, "held_out_texts": drift}
+
+
 def check_object(check: ChainCheck) -> dict[str, Any]:
     """The check as ``check-deploy --json`` prints it."""
     def rows(comparison: Comparison | None) -> list[dict[str, Any]] | None:
@@ -192,6 +240,7 @@ def check_object(check: ChainCheck) -> dict[str, Any]:
                        "engine_note": link.evaluation.engine_note, "stated": dict(link.evaluation.stated),
                        "scores": {s.task: s.value for s in link.evaluation.scores if s.primary and not s.group},
                        "against_before": rows(link.before), "against_first": rows(link.first),
+                       "cost": _cost_object(link),
                        "weights_same": link.weights.same if link.weights else None, "faults": list(link.faults),
                        "prompts": [{"conversation": p.conversation, "cause": p.cause, "left": p.left, "right": p.right}
                                    for p in link.prompts]}

@@ -53,8 +53,8 @@ def export_weights(word: str, quant: str, out: str | None, as_json: bool) -> Non
 def check_merge(
     models: Annotated[list[str], typer.Argument(
         metavar="TUNING | BASE ADAPTER MERGED",
-        help="A tuning with merged weights (folder, id or name), or a base, an adapter and merged weights of any "
-             "origin.")],
+        help="A tuning with merged weights (folder, id or name), or a base, an adapter and merged weights or a GGUF "
+             "file of any origin.")],
     tasks: Annotated[str, typer.Option(
         help="Tasks that are scored by log-likelihoods, separated by commas.")] = "hellaswag",
     sample: Annotated[int, typer.Option(min=1, help="Random items of each task.")] = 32,
@@ -79,11 +79,11 @@ def check_merge(
                          "weights")
     with progress() as update:
         if len(models) == 3:
-            from aftertune.deploy import check_weights
+            from aftertune.deploy import check_gguf, check_weights
 
             name, behaviour = models[2], None
-            weights = check_weights(models[0], models[1], models[2], trust_remote_code=trust_remote_code,
-                                    progress=update)
+            check = check_gguf if models[2].endswith(".gguf") else check_weights
+            weights = check(*models, trust_remote_code=trust_remote_code, progress=update)
         else:
             specs = [TaskSpec(name=task, sample=sample) for task in comma_separated(tasks)]
             with Ledger() as ledger:

@@ -34,6 +34,7 @@ from aftertune.deploy.export import export_gguf, file_name, merged_weights
 from aftertune.deploy.llama_cpp import check_names
 from aftertune.deploy.merged_weights import WeightsCheck, check_weights
 from aftertune.deploy.prompts import PromptDifference, prompt_differences, server_writer, writer
+from aftertune.drift import DriftOptions, held_out_drift
 from aftertune.errors import InputError
 from aftertune.evaluation import evaluate
 from aftertune.harness.server_client import ServerClient, listed, name_on_server, served_models
@@ -44,7 +45,7 @@ from aftertune.study.fields import server_url
 from aftertune.tasks import LoadOptions, find_tasks
 from aftertune.tasks.chat_template import template_date
 from aftertune.tuning import read_tuning
-from aftertune.values import CollapseSign, Comparison, ComparisonRow, Evaluation, Progress, Tuning
+from aftertune.values import CollapseSign, Comparison, ComparisonRow, DriftGroup, Evaluation, Progress, Tuning
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -73,10 +74,21 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizationCost:
+    """What the rounding of a GGUF file costs. whole: the name of the link with the weights that it was made from;
+    compared: their answers. drift: of the token probabilities on the fine-tune's held-out texts, computed in float32;
+    None where these cannot be read again."""
+
+    whole: str
+    compared: Comparison
+    drift: DriftGroup | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CheckedLink:
     """A link with its answers. first, before: its comparison with the first link and with the one before; None for the
     first. prompts: the conversations of which it makes another prompt than the fine-tune's chat template. faults: what
-    is wrong with its files or its prompts."""
+    is wrong with its files or its prompts. cost: of a GGUF file after the weights that it was made from, else None."""
 
     link: Link
     evaluation: Evaluation
@@ -85,6 +97,7 @@ class CheckedLink:
     weights: WeightsCheck | None = None
     prompts: tuple[PromptDifference, ...] = ()
     faults: tuple[str, ...] = ()
+    cost: QuantizationCost | None = None
 
     @property
     def losses(self) -> tuple[ComparisonRow, ...]:
@@ -166,8 +179,18 @@ def check_chain(word: str, chain: Sequence[str], task_specs: Sequence[TaskSpec],
         prompts = maker.prompts(link) if any(spec.apply_chat_template for spec in asked) else ()
         faults = [fault.sentence for fault in weights.faults] if weights else []
         faults += [f"it makes other prompts of messages: {cause}" for cause in dict.fromkeys(p.cause for p in prompts)]
-        checked.append(CheckedLink(link, evaluation, first, before, weights, prompts, tuple(faults)))
+        cost = None
+        if whole := _whole(checked) if link.kind == "gguf" else None:
+            cost = QuantizationCost(whole.link.name, compare(whole.evaluation, evaluation, margins=margins,
+                                                             ledger=ledger, force=OF_TEMPLATE), maker.drift(link))
+        checked.append(CheckedLink(link, evaluation, first, before, weights, prompts, tuple(faults), cost))
     return ChainCheck(tuning, tuple(checked), by_letter, tuple(maker.notes))
+
+
+def _whole(checked: Sequence[CheckedLink]) -> CheckedLink | None:
+    """The link with the weights that a GGUF file was made from: the merged ones, or the fine-tune itself."""
+    kinds = {link.link.kind: link for link in checked}
+    return kinds.get("merged") or kinds.get("adapter")
 
 
 def _asked(links: Sequence[Link], task_specs: Sequence[TaskSpec]) -> tuple[tuple[TaskSpec, ...], bool]:
@@ -257,6 +280,17 @@ class _Maker:
             self.notes.append(f"the chat template writes the date: {ours} in the fine-tune, that of the day in "
                               f"{link.name}")
         return tuple(prompt_differences(writer(tokenizer, today), theirs, bos=tokenizer.bos_token, asked=True))
+
+    def drift(self, link: Link) -> DriftGroup | None:
+        """How far the token probabilities of a GGUF file are from those of the merged weights."""
+        found = held_out_drift(self.tuning, str(self.merged), str(self.file(link.detail)), DriftOptions(
+            dtype="float32", trust_remote_code=self.tuning.base.trust_remote_code), ledger=self.ledger,
+            progress=self.progress)
+        if not isinstance(found, str):
+            return found.groups[0]
+        if found not in self.notes:
+            self.notes.append(found)
+        return None
 
     def file(self, kind: str) -> Path:
         """The GGUF file of a type, exported where it does not exist."""

@@ -103,12 +103,12 @@ def check_weights(base: str, adapter: str, merged: str, *, trust_remote_code: bo
     source = resolve_model(base, revision=revision, trust_remote_code=trust_remote_code)
     target = resolve_model(merged, trust_remote_code=trust_remote_code)
     if target.gguf_file is not None:
-        raise InputError(f"{merged}: a GGUF; the check of weights reads merged weights as safetensors; give the folder "
-                         "that the GGUF was made from")
+        raise InputError(f"{merged}: a GGUF, whose weights are rounded; `aftertune check-merge BASE ADAPTER FILE.gguf` "
+                         "checks it")
     stored_dtype(target)  # raises for quantised weights
     source = with_rows(source, adapter)
     on_base = resolve_adapter(adapter, source, fingerprint_model(source))
-    layers = MergedLayers(source, on_base, _dtype_for(source))
+    layers = MergedLayers(source, on_base, loaded_dtype(source))
     found = _Comparisons(layers, target, load_config(target))
     with np.errstate(all="ignore"):  # damaged weights may be infinite
         for number, weight in enumerate(layers.weights(), 1):
@@ -121,7 +121,7 @@ def check_weights(base: str, adapter: str, merged: str, *, trust_remote_code: bo
         sorted(faults, key=lambda f: order.index(f.kind))), found.kept(), tuple(found.idle), tuple(found.notes()))
 
 
-def _dtype_for(base: ModelSource) -> str:
+def loaded_dtype(base: ModelSource) -> str:
     """The dtype in which the base is loaded: that of its files, or float32 if they have several."""
     stored = stored_dtype(base)  # raises for quantised weights
     dtypes = {t.dtype for path in weight_files(base.path) for t in read_header(path)} if stored else set()
@@ -237,18 +237,7 @@ class _Comparisons:
 
     def _is_permuted(self, weight: MergedWeight, stored: Stored) -> bool:
         """Whether the rows of queries or keys are in llama.cpp's order, or in that order undone once too often."""
-        if not weight.name.endswith(("q_proj.weight", "k_proj.weight")):
-            return False
-        key = "num_attention_heads" if "q_proj" in weight.name else "num_key_value_heads"
-        heads = int(self.config.get(key) or self.config.get("num_attention_heads") or 0)
-        rows = weight.merged.shape[0]
-        if not heads or rows % (2 * heads):
-            return False
-        for shape in ((heads, 2, rows // heads // 2, -1), (heads, rows // heads // 2, 2, -1)):
-            base, merged = (w.reshape(shape).swapaxes(1, 2).reshape(w.shape) for w in (weight.base, weight.merged))
-            if stored.is_right(base, merged):
-                return True
-        return False
+        return any(stored.is_right(base, merged) for base, merged in in_other_orders(weight, self.config))
 
     def faults(self) -> Iterator[WeightFault]:
         """A fault for each kind that was found."""
@@ -288,6 +277,21 @@ class _Comparisons:
                    "weight; merge into a wider dtype, or use the adapter unmerged")
         if not self.built and (extra := sorted(set(self.tensors.infos) - self.tensors.used)):
             yield f"{len(extra)} tensors of the merged weights have no place in the base, first {extra[0]}"
+
+
+def in_other_orders(weight: MergedWeight, config: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Queries or keys, base and merged, with their rows in llama.cpp's order, and in that order undone once too
+    often; nothing for other weights."""
+    if not weight.name.endswith(("q_proj.weight", "k_proj.weight")):
+        return
+    key = "num_attention_heads" if "q_proj" in weight.name else "num_key_value_heads"
+    heads = int(config.get(key) or config.get("num_attention_heads") or 0)
+    rows = weight.merged.shape[0]
+    if not heads or rows % (2 * heads):
+        return
+    for shape in ((heads, 2, rows // heads // 2, -1), (heads, rows // heads // 2, 2, -1)):
+        base, merged = (w.reshape(shape).swapaxes(1, 2).reshape(w.shape) for w in (weight.base, weight.merged))
+        yield base, merged
 
 
 def _by_factor(names: list[str], factors: Mapping[str, float]) -> Iterator[tuple[float, list[str]]]:
@@ -332,11 +336,11 @@ def _tokenizer_faults(base: ModelSource, adapter: AdapterSource, merged: ModelSo
     tokenizer, owner, reference = load_tokenizer(merged), "base", load_tokenizer(base)
     if has_tokenizer(adapter.path):
         owner, reference = "adapter", load_tokenizer(base, adapter.path)
-    if found := list(_tokenizer_differences(reference, tokenizer)):
+    if found := list(tokenizer_differences(reference, tokenizer)):
         yield WeightFault("tokenizer", FAULTS["tokenizer"].format(owner=owner), tuple(found))
 
 
-def _tokenizer_differences(reference: Any, tokenizer: Any) -> Iterator[str]:
+def tokenizer_differences(reference: Any, tokenizer: Any) -> Iterator[str]:
     """What differs in the tokens of a text or in the text of a chat; a chat template, by the prompts that it writes."""
     for difference in differences(reference, tokenizer):
         if difference != "the chat template" or not (reference.chat_template and tokenizer.chat_template):

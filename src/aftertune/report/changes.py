@@ -29,6 +29,7 @@ from aftertune.values import (
     TaskChange,
     TextShift,
 )
+from aftertune.values.drift import HELD_OUT_TEXTS
 
 TITLE = "What changed beside right and wrong"
 MOVED, NOT_MOVED = "moved", "not seen to move"
@@ -78,6 +79,8 @@ def drift_line(drift: Drift | None) -> str:
         return ""
     groups = "; ".join(f"{fmt.raw(g.kl)} nats per token on {len(g.texts)} {fmt.visible(g.name)} ({fmt.raw(g.low)} to "
                        f"{fmt.raw(g.high)}): {MOVED if g.moved else NOT_MOVED}{_random_text(g)}" for g in drift.groups)
+    if any(g.name == HELD_OUT_TEXTS for g in drift.groups):
+        return f"Rounding (KL divergence of the token probabilities, with 95 % intervals): {groups}."
     return f"Drift (KL divergence on texts that the base wrote, with 95 % intervals): {groups}."
 
 

@@ -13,6 +13,9 @@ from typing import Any
 from aftertune.actions import Shown, perform
 from aftertune.values.evaluation import ModelIdentity
 
+#: The name of the group that compares two forms of one fine-tune on its own data: held-out prompts with their answers.
+HELD_OUT_TEXTS = "held-out texts"
+
 
 @dataclass(frozen=True, slots=True)
 class DriftText:

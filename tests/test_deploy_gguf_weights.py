@@ -1,0 +1,112 @@
+"""check-merge of a GGUF file: what any program wrote is compared with the base and the adapter, beyond rounding."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aftertune.deploy import gguf_file
+from aftertune.deploy.gguf_file import write_gguf
+from aftertune.deploy.gguf_weights import check_gguf
+from aftertune.deploy.merged_weights import WeightsCheck
+from aftertune.errors import InputError
+from aftertune.sources import resolve_model
+from deploy_cases import chat_model
+from test_deploy_merged_weights import adapter, lora, merged_by_peft
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Base, adapter and right merge."""
+    home = tmp_path_factory.mktemp("weights")
+    base = chat_model("llama", home / "base")
+    made = adapter(base, home / "adapter", lora())
+    return base, made, merged_by_peft(base, made, home / "merged")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERTUNE_CACHE", str(tmp_path / "cache"))
+
+
+def written(folder: Path, file: Path, kind: str = "q8_0") -> Path:
+    write_gguf(resolve_model(str(folder)), file, kind, name="tiny")
+    return file
+
+
+def check(models: tuple[Path, Path, Path], file: Path) -> WeightsCheck:
+    return check_gguf(str(models[0]), str(models[1]), str(file))
+
+
+def changed_config(folder: Path, out: Path, **rope: Any) -> Path:
+    shutil.copytree(folder, out)
+    config = json.loads((out / "config.json").read_text())
+    config["rope_parameters"] |= rope
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0", "q5_1"])
+def test_a_right_file_of_every_type_passes(models: tuple[Path, Path, Path], tmp_path: Path, kind: str) -> None:
+    result = check(models, written(models[2], tmp_path / "m.gguf", kind))
+    assert result.same, result.faults
+    assert result.adapted == 14
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_queries_and_keys_in_another_order_of_rows_are_named(models: tuple[Path, Path, Path], tmp_path: Path, kind: str,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converter that leaves the rows of queries and keys as transformers has them."""
+    monkeypatch.setattr(gguf_file, "_pairs", lambda weight, heads: weight)
+    result = check(models, written(models[2], tmp_path / "m.gguf", kind))
+    assert [(f.kind, len(f.names)) for f in result.faults] == [("permuted", 4)]
+
+
+def test_another_base_of_the_rotation_is_named(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    other = changed_config(models[2], tmp_path / "other", rope_theta=5e5)
+    result = check(models, written(other, tmp_path / "m.gguf"))
+    assert [(f.kind, f.names) for f in result.faults] == [("config", ("rope_theta: 10000.0 → 500000.0",))]
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_a_file_of_the_base_is_named(models: tuple[Path, Path, Path], tmp_path: Path, kind: str) -> None:
+    result = check(models, written(models[0], tmp_path / "m.gguf", kind))
+    assert [f.kind for f in result.faults] == ["not applied"]
+
+
+def test_half_the_scale_is_named_with_its_factor(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(models[1], tmp_path / "half")
+    config = json.loads((tmp_path / "half" / "adapter_config.json").read_text())
+    (tmp_path / "half" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 4}))
+    half = merged_by_peft(models[0], tmp_path / "half", tmp_path / "merged")
+    result = check(models, written(half, tmp_path / "m.gguf", "q4_0"))
+    assert [f.kind for f in result.faults] == ["scaled"]
+    factor = float(result.faults[0].sentence.split()[2])
+    assert factor == pytest.approx(0.5, abs=0.02)
+
+
+def test_another_order_of_the_vocabulary_is_named(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(models[2], tmp_path / "other")
+    content = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(content))
+    result = check(models, written(tmp_path / "other", tmp_path / "m.gguf"))
+    assert [(f.kind, f.names) for f in result.faults] == [("tokenizer", ("the ids of its tokens",))]
+
+
+def test_a_change_that_rounding_hides_is_noted(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    small = adapter(models[0], tmp_path / "small", lora(), size=1e-4)
+    result = check_gguf(str(models[0]), str(small), str(written(models[0], tmp_path / "m.gguf", "q4_0")))
+    assert result.same
+    assert "cannot be distinguished from rounding in 14 of 14 adapted weights" in result.notes[0]
+
+
+def test_a_folder_is_no_gguf(models: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(InputError, match="not a GGUF file"):
+        check(models, models[2])
