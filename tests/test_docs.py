@@ -28,7 +28,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "docs").glob("*.md")),
          ROOT / "docs" / "examples" / "README.md")
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+PROGRAM: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = PROGRAM.commands
 
 #: What the README and the guide write for something of the reader's own, or what would take too long here.
 STAND_INS = {"MODEL": "Qwen/Qwen2.5-0.5B", "ID": "tuned", "PATH": "lm_eval_output", "FILE": "published.md",
@@ -83,8 +84,9 @@ def test_every_command_parses(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", of_pages(inline))
 def test_every_command_in_a_sentence_has_its_flags(words: list[str]) -> None:
-    """In a sentence a command may stand without its arguments."""
-    options = {option for p in COMMANDS[words[1]].params for option in (*p.opts, *p.secondary_opts)}
+    """In a sentence a command may stand without its arguments, and options of all verbs without a verb."""
+    command = PROGRAM if words[1].startswith("--") else COMMANDS[words[1]]
+    options = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
     assert {word for word in words if word.startswith("--")} <= options
 
 
