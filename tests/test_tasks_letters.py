@@ -43,6 +43,9 @@ def test_prompts(question: str, choices: list[str], before: bool, text: str) -> 
     ("I think wood", None), ("I would say wood", None), ("I was told wood", None), ("I'd say wood", None),
     ("I’d say wood", None), ("I'm not sure", None), ("I think the answer is B", "B"), ("I'd choose option D", "D"),
     ("The answer is I think wood", None),
+    # two letters are no answer
+    ("A and B", None), ("Both A and B", None), ("**A** or **C**", None), ("The answer is B or C", None),
+    ("Option A and option B", None), ("A or B, but the answer is C", "C"), ("A and Boron", "A"), ("B or so", "B"),
     # letters of words
     ("X-ray", None), ("D-day", None), ("T's", None), ("'B'", "B"), ("B - iron", "B"), ("Answer: **C**", "C"),
     ("the answer should be D", "D"), ("the answer is not A", None)])

@@ -27,10 +27,13 @@ _AFTER_A = "is|was|seems|appears|because|since|as|if|has|would|should|could|and|
 _AFTER_I = "is|seems|appears|because|since|as|has"
 #: No word of a sentence: not "A metal", "I think", "I'd", "X-ray".
 _NO_WORD = (rf"""(?!['’-][A-Za-z])(?!(?<=A) (?!(?:{_AFTER_A})\b)[a-z])(?!(?<=I) (?!(?:{_AFTER_I})\b)[a-z])""")
+#: No second letter after it: not "A and B", "**A** or **C**".
+_ALONE = r"""(?![\s*"'`]*(?:and|or|&|/)[\s(*"'`]*(?:(?i:option|choice|answer)\s+)?[(*]*[A-HJ-Z](?![A-Za-z'’]))"""
 #: The letter at the start of an answer ("B", "(B) iron", "**B**"), or after "answer is".
-PATTERN = (rf"""^[\s(\[*"'`]*([A-Z])(?=$|[\s)\].,:;*"'’`-]){_NO_WORD}"""
-           r"""|(?i:answer|option|choice)(?i: is| would be| should be| must be)?:?[\s*("'`]*([A-Z])(?![A-Za-z])"""
-           rf"""{_NO_WORD}""")
+PATTERN = (rf"""^[\s(\[*"'`]*([A-Z])(?=$|[\s)\].,:;*"'’`-]){_NO_WORD}{_ALONE}"""
+           r"""|(?<!\band )(?<!\bor )(?i:answer|option|choice)"""
+           r"""(?i: is| would be| should be| must be)?:?[\s*("'`]*([A-Z])(?![A-Za-z])"""
+           rf"""{_NO_WORD}{_ALONE}""")
 #: How a text ends with what a prompt by letter writes itself.
 _ENDING = "answer:"
 
