@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aftertune.deploy import gguf_file
 from aftertune.deploy.gguf_file import write_gguf
-from aftertune.deploy.gguf_weights import check_gguf
+from aftertune.deploy.gguf_weights import _Found, check_gguf
 from aftertune.deploy.merged_weights import WeightsCheck
 from aftertune.errors import InputError
 from aftertune.sources import resolve_model
+from aftertune.sources.merged_layers import MergedWeight
 from deploy_cases import chat_model
 from test_deploy_merged_weights import adapter, lora, merged_by_peft
 
@@ -105,6 +107,41 @@ def test_a_change_that_rounding_hides_is_noted(models: tuple[Path, Path, Path], 
     result = check_gguf(str(models[0]), str(small), str(written(models[0], tmp_path / "m.gguf", "q4_0")))
     assert result.same
     assert "cannot be distinguished from rounding in 14 of 14 adapted weights" in result.notes[0]
+
+
+def found(base: Any, merged: Any, stored: Any, kind: str = "F16") -> Any:
+    """What is found of one weight."""
+    import torch
+
+    result = _Found({"w": torch.tensor(stored)}, {"w": kind}, {})
+    role = "kept" if base is merged else "adapted"
+    result.add(MergedWeight("w", role, base, merged))
+    return result
+
+
+def test_weights_that_are_no_numbers_are_changed() -> None:
+    base = np.ones(64, dtype=np.float32)
+    stored = base.copy()
+    stored[3] = np.nan
+    assert dict(found(base, base, stored).names) == {"changed": ["w"]}
+    assert dict(found(base, base + base, stored).names) == {"other": ["w"]}
+
+
+def test_a_weight_of_zeros_is_right() -> None:
+    base = np.zeros(64, dtype=np.float32)
+    assert dict(found(base, base, base).names) == {}
+    assert dict(found(base, base, base + 1).names) == {"changed": ["w"]}
+
+
+@pytest.mark.parametrize(("share", "kind", "unjudged"), [(0.0, "unmerged", 0), (0.5, "", 1), (1.0, "", 0)])
+def test_a_change_that_may_be_there_or_not_is_noted(share: float, kind: str, unjudged: int) -> None:
+    draws = np.random.default_rng(0)
+    base, change, noise = (draws.normal(size=4096).astype(np.float32) for _ in range(3))
+    change *= 0.01 / np.linalg.norm(change) * np.linalg.norm(base)
+    noise -= change * float(noise @ change) / float(change @ change)  # so that the factor is the share
+    stored = base + share * change + 0.2 * np.linalg.norm(change) * noise / noise.std()
+    result = found(base, base + change, stored, "Q4_0")
+    assert (list(result.names), result.unjudged) == ([kind] if kind else [], unjudged)
 
 
 def test_a_folder_is_no_gguf(models: tuple[Path, Path, Path]) -> None:

@@ -122,7 +122,8 @@ class _Found:
         bound = self._bound(weight.name)
         factor, change = stored.factor(weight.base, weight.merged), weight.merged - weight.base
         nearest = weight.base + factor * change if changed else weight.merged
-        if stored.distance(nearest) > bound and not (weight.role == "saved" and stored.distance(weight.base) <= bound):
+        allowed = (nearest, weight.base) if weight.role == "saved" else (nearest,)
+        if not any(stored.distance(values) <= bound for values in allowed):  # a NaN is no distance
             permuted = any(stored.distance(merged) <= bound for _, merged in in_other_orders(weight, self.config))
             return "permuted" if permuted else "other" if changed else "changed"
         if weight.role == "saved":
@@ -130,12 +131,13 @@ class _Found:
         if not changed:
             return ""
         error = float(np.std(stored.values - nearest) / np.linalg.norm(change))
-        if error > _JUDGED:
+        whole, none = (abs(factor - value) <= max(4 * error, 0.1) for value in (1, 0))
+        if error > _JUDGED or (whole and none):
             self.unjudged += 1
             return ""
-        if abs(factor - 1) <= max(4 * error, 0.1):
+        if whole:
             return ""
-        if abs(factor) <= max(4 * error, 0.1):
+        if none:
             return "unmerged"
         self.factors.append(factor)
         return "scaled"

@@ -94,11 +94,11 @@ class Stored:
         return float(np.sum((self.values - base) * change)) / size if size else 0.0
 
     def distance(self, other: Any) -> float:
-        """The norm of the difference, as a share of the norm of ``other``."""
+        """The norm of the difference, as a share of the norm of ``other``; NaN where values are no numbers."""
         import numpy as np
 
-        size = float(np.linalg.norm(other.astype(np.float64)))
-        return float(np.linalg.norm((self.values - other).astype(np.float64))) / size if size else float("inf")
+        size, gap = (float(np.linalg.norm(v.astype(np.float64))) for v in (other, self.values - other))
+        return gap / size if size else float("inf") if gap else 0.0
 
     def has_levels(self, change: Any) -> bool:
         """Whether the values without the change are on at most 16 levels in each block, as weights in four bits."""
