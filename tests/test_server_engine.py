@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aftertune.errors import InputError, ResourceError, TaskError, TasksFailed
+from aftertune.errors import InputError, RequestError, ResourceError, TaskError, TasksFailed
 from aftertune.evaluation import evaluate
 from aftertune.harness import server_client
 from aftertune.harness.server import ARGUMENTS, ServerEngine, check_numbers
@@ -17,6 +18,7 @@ from aftertune.harness.server_client import ServerClient, served_models
 from aftertune.ledger import Ledger
 from aftertune.study import EvalSpec, TaskSpec
 from aftertune.study.fields import server_url
+from aftertune.values import Request, Response
 from eval_cases import byte_folder, write_task
 from server_cases import ModelServer, served
 
@@ -166,10 +168,8 @@ def test_a_server_that_answers_nonsense_is_one_line(server: ModelServer, raw: by
         assert ledger.evaluations() == []
 
 
-def request(context: str, **generation: Any) -> Any:
-    from aftertune.values import Request
-
-    return Request(position=0, kind="generate", context=context, generation={"max_gen_toks": 2, **generation})
+def request(context: str, position: int = 0, **generation: Any) -> Any:
+    return Request(position=position, kind="generate", context=context, generation={"max_gen_toks": 2, **generation})
 
 
 def test_an_answer_without_end_is_not_read(home: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +226,50 @@ def test_a_request_that_is_too_long_fails_its_task_alone(home: Path, server: Mod
         assert [(e.id, e.status) for e in ledger.evaluations()] == [(both.id, "done")]
     assert [task.task for task in stored.tasks] == ["write"]
     assert stored.status == "done"
+
+
+def test_nothing_more_is_asked_for_a_run_that_a_refusal_ended(server: ModelServer, monkeypatch: pytest.MonkeyPatch
+                                                              ) -> None:
+    engine, asked, answer = ServerEngine(server.url, "tiny", {"num_concurrent": 2}), list[str](), threading.Event()
+
+    def answered(asked_for: Request) -> Response:
+        asked.append(asked_for.context)
+        if asked_for.context == "too long":
+            raise RequestError("too long", asked_for.position)
+        assert asked_for.context == "next" or answer.wait(60)
+        return Response(text="x")
+
+    monkeypatch.setattr(engine, "_answer", answered)
+    others = set(threading.enumerate())
+    first = [request(text, n) for n, text in enumerate(("slow", "too long", "third", "fourth", "fifth"))]
+    with pytest.raises(RequestError):
+        list(engine.run(engine.plan(first), set()))
+    workers = [t for t in threading.enumerate() if t not in others]
+    running = engine.run(engine.plan([request("next")]), set())
+    next(running)
+    answer.set()
+    for worker in workers:
+        worker.join(60)
+    running.close()
+    assert not {"fourth", "fifth"} & set(asked)
+
+
+def test_a_key_that_a_server_repeats_is_not_shown(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "canary-123456")
+    engine = ServerEngine(server.url, "tiny")
+    for model, raw in (("canary-123456", b""), (  # an error, and an answer that is no JSON
+            "tiny", b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\n\r\nwho is Bearer canary-123456 ?")):
+        engine.model, server.raw = model, raw
+        with pytest.raises(ResourceError, match=r"refused a request: .*\[redacted\]"):
+            list(engine.run(engine.plan([request("a")]), set()))
+
+
+def test_models_with_one_short_name_are_two_models(home: Path, server: ModelServer, tmp_path: Path) -> None:
+    server.names = ["/a/tiny.gguf", "/b/tiny.gguf"]
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        left, right = (run(home, ledger, name, "count", engine=f"openai:{server.url}") for name in server.names)
+    assert left.id != right.id
+    assert {body["model"] for path, body, _ in server.asked if path == "/v1/completions"} == set(server.names)
 
 
 def test_another_refusal_stops_the_evaluation_and_promises_nothing(server: ModelServer) -> None:

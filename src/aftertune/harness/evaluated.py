@@ -22,7 +22,7 @@ from aftertune.errors import InputError, SourceError
 from aftertune.harness.engines import HarnessEngine, ServerTemplate
 from aftertune.harness.llama_cpp import LlamaCppEngine, check_file
 from aftertune.harness.server import MessagesTemplate, ServerEngine, is_server, server_address
-from aftertune.harness.server_client import short_name
+from aftertune.harness.server_client import stated_name
 from aftertune.harness.table import OPTIONS, EngineFacts, check_engine
 from aftertune.sources.hub import offline_only
 from aftertune.sources.live import LiveBase, dtype_name
@@ -204,7 +204,7 @@ def _stated(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
 def _served(spec: EvalSpec, facts: EngineFacts) -> EvaluatedModel:
     """A model of a server with OpenAI's API: what is stated, and what the server reports of itself."""
     engine = ServerEngine(server_address(spec.engine), spec.model, spec.engine_args)
-    name = short_name(spec.model)
+    name = stated_name(engine.client, spec.model)
     stated: dict[str, Any] = {"model": name, "base_url": engine.client.url}
     if engine.facts:
         stated["reported"] = engine.facts

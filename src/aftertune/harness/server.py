@@ -116,8 +116,10 @@ class ServerEngine:
         for entry in open_requests:
             waiting.put(entry)
 
+        ended = threading.Event()  # of this run alone: the next one may begin while an answer is still awaited
+
         def work() -> None:
-            while not self.client.stop.is_set():
+            while not ended.is_set():
                 try:
                     number, request = waiting.get_nowait()
                 except queue.Empty:
@@ -137,6 +139,7 @@ class ServerEngine:
                     raise response
                 yield ResponseBatch(number, {request.position: response}, 1)
         finally:
+            ended.set()
             self.client.stop.set()
 
     def _answer(self, request: Request) -> Response:

@@ -23,6 +23,7 @@ import requests
 
 from aftertune import bounds
 from aftertune.errors import InputError, ResourceError, nearest
+from aftertune.redaction import redact_known
 from aftertune.values import digest
 
 KEY = "OPENAI_API_KEY"
@@ -107,11 +108,10 @@ class ServerClient:
     def _asked(self, ask: Callable[[requests.Session, float], requests.Response]) -> Any:
         wait, why = _FIRST_WAIT, ""
         for number in range(self.retries + 1):
-            if number:
-                self.stop.wait(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
-            if self.stop.is_set():
+            if self.stop.wait(wait) if number else self.stop.is_set():
                 raise ResourceError("the evaluation was stopped")
+            if number:
+                wait = min(2 * wait, _LONGEST_WAIT)
             try:
                 with ask(self._session(), self.timeout) as answer:
                     if answer.status_code == 200:
@@ -165,7 +165,7 @@ def _reason(status: int, body: bytes) -> str:
         text = str(error.get("message", error.get("detail", error)) if isinstance(error, dict) else error)
     except (ValueError, RecursionError):
         text = _line(body)
-    return f"HTTP {status}: {' '.join(text.split())[:300]}"
+    return f"HTTP {status}: {redact_known(' '.join(text.split()))[:300]}"
 
 
 def token_ids(found: Any) -> list[int]:
@@ -175,7 +175,7 @@ def token_ids(found: Any) -> list[int]:
 
 
 def _line(body: bytes) -> str:
-    return " ".join(body[:600].decode("utf-8", "replace").split())[:200]
+    return redact_known(" ".join(body[:600].decode("utf-8", "replace").split()))[:200]
 
 
 def _short(error: Exception) -> str:
@@ -250,6 +250,13 @@ def listed(names: Sequence[str]) -> str:
 def short_name(model: str) -> str:
     """A model's name without the folders of the server's machine, where it is the path of a file or folder there."""
     return last_part(model) if re.match(r"[/~.\\]|[A-Za-z]:[/\\]", model) else model
+
+
+def stated_name(client: ServerClient, model: str) -> str:
+    """The short name of a model, by which it is stored; the full one where the server has several of this name."""
+    name = short_name(model)
+    several = name != model and sum(last_part(n) == name for n in served_models(client)) > 1
+    return model if several else name
 
 
 def _entries(client: ServerClient) -> dict[str, dict[str, Any]]:
