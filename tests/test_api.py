@@ -21,7 +21,7 @@ from aftertune.api.tables import html_table
 from aftertune.errors import InputError
 from aftertune.study import DataSpec, EvalSpec, LoraSpec, TaskSpec, TuneSpec
 from aftertune.values import Flip, Flips, FlipSide, Margin, Score
-from ledger_cases import evaluation
+from ledger_cases import evaluation, tuning
 
 ROOT = Path(__file__).parents[1]
 
@@ -193,6 +193,46 @@ def test_an_error_of_a_function_has_the_words_of_python(tmp_path: Path) -> None:
     assert caught.value._render_traceback_() == [f"InputError: {caught.value}"]
 
 
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: aftertune.evaluate(EvalSpec(model="m", tasks=(TaskSpec(name="sciq"),)), ["arc_easy"], limit=3),
+     "tasks, limit beside an EvalSpec: it has every setting, so tasks has no effect; set them there"),
+    (lambda: aftertune.tune(TuneSpec(model="m", data=DataSpec(file=Path("x.jsonl"))), rank=4),
+     "rank beside a TuneSpec: it has every setting"),
+    (lambda: aftertune.evaluate("m", ["sciq"], adapter=object()), "adapter is a object; give its folder or Hub id"),
+    (lambda: aftertune.compare(None, "t"), "found a NoneType; give two evaluations, or their ids or names"),
+    (lambda: aftertune.compare(Path("b"), "t"), "found a PosixPath"),
+    (lambda: aftertune.flips(object(), "t", "sciq"), "found a object; give two evaluations"),
+    (lambda: aftertune.card(object()), "found a object; give an evaluation or a tuning"),
+    (lambda: aftertune.record(only=object()), "only has a object; allowed are evaluations"),
+    (lambda: aftertune.record(studies="none.yaml"), "none.yaml: no such study file"),
+    (lambda: aftertune.drift("m", object()), "tuned is a object; drift loads both models by itself"),
+    (lambda: aftertune.record(ledger=5), "ledger is a int; allowed are an open Ledger, its path, and None"),
+    (lambda: aftertune.plan_items("sciq", margin=0.02), "margin is 0.02; it is given in points.* write 2 for 2 points"),
+    (lambda: aftertune.plan_items("sciq", power=0.8), "power=0.8: allowed are numbers above 5 and below 100"),
+    (lambda: aftertune.plan_items("sciq", discordance="10"), "discordance=10: allowed are numbers above 0"),
+    (lambda: aftertune.plan_items("ownn"), r'write tasks=\{"ownn": ITEMS\}'),
+])
+def test_a_wrong_argument_is_one_line_that_names_it(call: Any, message: str, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "l.db"))
+    aftertune.Ledger().close()
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_a_fine_tune_is_no_model_and_no_adapter_by_itself(tmp_path: Path) -> None:
+    value = tuning(output=str(tmp_path))
+    with pytest.raises(InputError, match=r"adapter=tuning\.output"):
+        aftertune.evaluate(value, ["sciq"], ledger=tmp_path / "l.db")
+    with pytest.raises(InputError, match=r"adapter is a Tuning; .*adapter=tuning\.output"):
+        aftertune.evaluate("m", ["sciq"], adapter=value, ledger=tmp_path / "l.db")
+
+
+def test_a_frame_without_its_ledger_has_the_advice_of_python(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"`aftertune\.evaluate`"):
+        evaluation().to_frame("answers", ledger=tmp_path / "none.db")
+
+
 # --- Tables, frames, dicts ---
 
 def test_a_table_escapes_what_others_wrote() -> None:
@@ -241,6 +281,15 @@ def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str
     with shown_progress(True) as update:
         update(1, 2, "answering")
     assert "50 % answering" in capsys.readouterr().err
+
+    def fail() -> None:
+        with shown_progress(True) as update:
+            update(1, 2, "answering")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert capsys.readouterr().err.endswith(" \r"), "the bar is removed after an error too"
     seen: list[tuple[int, int, str]] = []
     with shown_progress(lambda *step: seen.append(step)) as update:
         update(1, 2, "x")

@@ -92,6 +92,11 @@ def test_a_changed_model_is_identified_by_its_tensors_and_names_no_folder(folder
     assert comparison.rows[0].margin == pytest.approx(0.3)
     assert not comparison.lineage, "nothing proves that it was made from the base"
     assert "<svg" in comparison.plot()._repr_html_()
+    alone = aftertune.compare(base, changed, tasks="arc_easy", margin={"arc_easy": 3, "average": 1, "*": 4},
+                              ledger=tmp_path / "l.db")
+    assert alone.rows[0].margin == pytest.approx(0.03)
+    with pytest.raises(InputError, match=r"margin of 'arc_esy': .* no such task \(did you mean 'arc_easy'"):
+        aftertune.compare(base, changed, margin={"arc_esy": 3}, ledger=tmp_path / "l.db")
     with pytest.raises(InputError, match="needs a fine-tune"):
         comparison.plot("learned", ledger=tmp_path / "l.db")
     assert len(changed.to_frame("answers", ledger=tmp_path / "l.db")) == 4
@@ -150,6 +155,24 @@ def test_a_hook_that_can_change_the_numbers_counts(folder: Path) -> None:
     assert identity(model).fingerprint == plain
 
 
+def test_a_model_without_its_last_layer_is_not_the_model_in_its_folder(folder: Path) -> None:
+    model, short = loaded(folder), loaded(folder)
+    short.model.layers = short.model.layers[:-1]
+    assert identity(short).fingerprint != identity(model).fingerprint
+    assert identity(short).source == "memory:LlamaForCausalLM"
+
+
+def test_a_model_that_was_cast_is_not_one_that_was_loaded_in_this_dtype(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    right = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    cast = loaded(folder).to(torch.bfloat16)  # this rounds the frequencies of the positions too
+    assert identity(right).fingerprint == identity(loaded(folder)).fingerprint
+    assert identity(cast).fingerprint != identity(right).fingerprint
+    assert "inv_freq" in identify_in_memory(cast, live_base(cast, byte_tokenizer()))[1]
+
+
 @pytest.mark.parametrize(("values", "message"), [
     ({"adapter": "x"}, "put the adapter on the model in memory"),
     ({"dtype": "float16"}, "dtype has no effect on a model in memory"),
@@ -165,3 +188,13 @@ def test_what_a_model_in_memory_cannot_have_is_refused(values: dict[str, Any], m
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the model is a object; allowed are an id, a folder, and a model"):
         aftertune.evaluate(object(), tokenizer=byte_tokenizer(), ledger=tmp_path / "l.db", **TASK)
+    with pytest.raises(InputError, match="the model is a object; allowed"):
+        aftertune.evaluate(object(), ledger=tmp_path / "l.db", **TASK)
+
+
+def test_a_model_without_a_language_model_head_is_refused(folder: Path, tmp_path: Path) -> None:
+    from transformers import LlamaModel
+
+    with pytest.raises(InputError, match="LlamaModel, which is no causal language model; load it with AutoModelFor"):
+        aftertune.evaluate(LlamaModel(byte_llama().config), tokenizer=byte_tokenizer(), ledger=tmp_path / "l.db",
+                           **TASK)

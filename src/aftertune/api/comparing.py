@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from aftertune.api.parameters import LedgerPlace, opened, with_settings
 from aftertune.api.progress import shown_progress
-from aftertune.errors import InputError
-from aftertune.values import Evaluation, GateResult, Margin, Progress
+from aftertune.errors import InputError, nearest
+from aftertune.values import Evaluation, GateResult, Margin, Progress, Tuning
 
 if TYPE_CHECKING:
     from aftertune.values import Comparison, Drift, Flips
@@ -59,12 +60,14 @@ def compare(base: NamedEvaluation, tuned: NamedEvaluation, *, margin: PointMargi
     """
     again = more.get("again", False)
     _check_margins(more)
+    tasks, force = [tasks] if isinstance(tasks, str) else tasks, [force] if isinstance(force, str) else force
     from aftertune.comparison import compare as run
     from aftertune.comparison import compare_again, find_finished
 
     with opened(ledger, create=False) as stored:
         left, right = (_by_metrics(find_finished(side, stored), primary) for side in (base, tuned))
         margins = margins_of(margin, left)
+        _check_named(margins, left, right)
         if again:
             if tasks or not isinstance(force, bool):
                 raise InputError("again=True judges a whole comparison; leave tasks out, and give force as True or "
@@ -79,6 +82,16 @@ def _check_margins(more: Mapping[str, Any]) -> None:
                          'margin=2, and margins={"hellaswag": 0.05} is margin={"hellaswag": 5}')
     for name in more.keys() - {"again"}:
         raise InputError(f"unknown setting {name!r}; allowed: margin, primary, tasks, common, force, again, ledger")
+
+
+def _check_named(margins: Mapping[str, Margin], left: Evaluation, right: Evaluation) -> None:
+    """Raise InputError for a margin of a task that neither evaluation has: it would have no effect."""
+    from aftertune.comparison import names_of
+
+    names = names_of(left, right)
+    for name in margins.keys() - names - {"*", "average"}:
+        raise InputError(f"margin of {name!r}: {left.name} and {right.name} have no such task"
+                         f"{nearest(name, sorted(names))}; their tasks: {', '.join(sorted(names))}")
 
 
 def _by_metrics(value: Evaluation, primary: str | Mapping[str, str] | None) -> Evaluation:
@@ -170,13 +183,16 @@ def drift(base: str, tuned: Any, *, prompts: int = 64, tokens: int = 64, ledger:
 
     from aftertune.api.rows import stored_rows
     from aftertune.drift import DriftOptions, measure_drift
-    from aftertune.errors import nearest
 
     allowed = [f.name for f in fields(DriftOptions)]
     for name in options:
         if name not in allowed:
             raise InputError(f"unknown setting {name!r}{nearest(name, allowed)}; allowed: {', '.join(allowed)}")
-    word = str(getattr(tuned, "output", None) or tuned)
+    for side, value, kinds in (("base", base, str | Path), ("tuned", tuned, str | Path | Tuning)):
+        if not isinstance(value, kinds):
+            raise InputError(f"{side} is a {type(value).__name__}; drift loads both models by itself: give a folder or "
+                             "an id (model.save_pretrained(FOLDER) writes a folder)")
+    word = str(tuned.output if isinstance(tuned, Tuning) else tuned)
     with opened(ledger) as stored, shown_progress(progress) as update:
         data = options.get("data")
         file = None if data is None else stored_rows(data, stored.database.path.parent / "data")
@@ -187,5 +203,8 @@ def drift(base: str, tuned: Any, *, prompts: int = 64, tokens: int = 64, ledger:
 
 def words_of(only: Iterable[NamedEvaluation] | NamedEvaluation) -> list[str]:
     """Evaluations, or their ids or names, as ids or names."""
-    listed = [only] if isinstance(only, str | Evaluation) else list(only)
+    listed = list(only) if isinstance(only, Iterable) and not isinstance(only, str) else [only]
+    for value in listed:
+        if not isinstance(value, str | Evaluation):
+            raise InputError(f"only has a {type(value).__name__}; allowed are evaluations, and their ids or names")
     return [value.id if isinstance(value, Evaluation) else str(value) for value in listed]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aftertune.api.comparing import NamedEvaluation, words_of
 from aftertune.api.parameters import LedgerPlace, opened, with_settings
 from aftertune.errors import InputError
-from aftertune.values import Evaluation, Tuning
+from aftertune.values import Comparison, Evaluation, Tuning
 
 if TYPE_CHECKING:
     from aftertune.exchange import Audit, ImportedResult
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @with_settings()
 def record(out: str | Path = "record.md", *, title: str = "Model evaluation record",
-           only: Iterable[NamedEvaluation] | NamedEvaluation = (), studies: Sequence[str | Path] = (),
+           only: Iterable[NamedEvaluation] | NamedEvaluation = (), studies: Sequence[str | Path] | str | Path = (),
            published: bool = False, ledger: LedgerPlace = None) -> Path:
     """Write the ledger as a Markdown record, and return its path.
 
@@ -31,6 +31,7 @@ def record(out: str | Path = "record.md", *, title: str = "Model evaluation reco
     """
     from aftertune.report import write_document, write_record
 
+    studies = [studies] if isinstance(studies, str | Path) else studies
     with opened(ledger, create=False) as stored:
         text = write_record(results_of(stored, words_of(only), studies, published=published, plans=True), title=title)
     write_document(Path(out), text)
@@ -107,6 +108,8 @@ def card(about: Evaluation | Tuning | str, out: str | Path = "card", *, license:
     of a part of a benchmark to .eval_results. force: overwrite a README.md of others. ledger: as of `evaluate`. Raises
     InputError and StorageError.
     """
+    if not isinstance(about, str | Evaluation | Tuning | Comparison):
+        raise InputError(f"found a {type(about).__name__}; give an evaluation or a tuning, or its id or name")
     with opened(ledger, create=False) as stored:
         written = card_of(stored, about if isinstance(about, str) else about.id, license_=license,
                           partial=include_partial)
@@ -116,7 +119,6 @@ def card(about: Evaluation | Tuning | str, out: str | Path = "card", *, license:
 def card_of(ledger: Ledger, word: str, *, license_: str | None, partial: bool) -> Card:
     """The card of an evaluation or a tuning, by id or name. Raises InputError for another or an unfinished entry."""
     from aftertune.report import Results, write_card
-    from aftertune.values import Comparison
 
     about = ledger.find(word)
     if isinstance(about, Comparison):

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from aftertune.api.parameters import LedgerPlace, check_names, opened, specification, with_settings
+from aftertune.api.parameters import LedgerPlace, alone, check_names, opened, specification, with_settings
 from aftertune.api.progress import shown_progress
 from aftertune.errors import InputError
 from aftertune.study import EvalSpec, TaskSpec
 from aftertune.study.spec_options import options_of
-from aftertune.values import Progress
+from aftertune.values import Progress, Tuning
 
 if TYPE_CHECKING:
     from aftertune.api.settings import EvaluateSettings
@@ -44,6 +44,7 @@ def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = 
     given: dict[str, Any] = dict(settings)
     if isinstance(model, EvalSpec):
         spec = model
+        alone("an EvalSpec", tasks=tasks, tokenizer=tokenizer, adapter=adapter, **given)
     else:
         check_settings(given)
         spec = _spec(model, tasks, tokenizer, adapter, given)
@@ -68,13 +69,20 @@ def _spec(model: Any, tasks: Task | Iterable[Task], tokenizer: Any, adapter: str
     of_tasks = {name: settings.pop(name) for name in _OF_TASKS if name in settings}
     specs = task_specs(tasks, of_tasks)
     if isinstance(model, str | Path):
+        if adapter is not None and not isinstance(adapter, str | Path):
+            raise InputError(f"adapter is a {type(adapter).__name__}; give its folder or Hub id"
+                             + (", for example adapter=tuning.output" if isinstance(adapter, Tuning) else ""))
         if tokenizer is not None and not isinstance(tokenizer, str | Path):
             raise InputError(f"tokenizer is a {type(tokenizer).__name__}, but the model is a name; give a folder with "
                              "a tokenizer, or the model itself beside its tokenizer")
         paths = {k: str(v) for k, v in (("adapter", adapter), ("tokenizer", tokenizer)) if v is not None}
         return specification(EvalSpec, settings, model=str(model), tasks=specs, **paths)
-    from aftertune.callbacks.live_evaluation import SETTINGS
+    from aftertune.callbacks.live_evaluation import SETTINGS, check_whole
 
+    if isinstance(model, Tuning):
+        raise InputError("the model is a Tuning; give its base, and the fine-tune as adapter=tuning.output (or "
+                         "tuning.output alone, if it is a whole model)")
+    check_whole(model)
     if adapter is not None:
         raise InputError("adapter is for a model by its name; put the adapter on the model in memory with "
                          "peft.PeftModel.from_pretrained(model, FOLDER)")

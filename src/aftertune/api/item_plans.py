@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aftertune.actions import Shown, perform
+from aftertune.api.comparing import LEAST_POINTS
 from aftertune.api.parameters import LedgerPlace, opened, with_settings
 from aftertune.errors import InputError, nearest
 from aftertune.values import Evaluation
@@ -85,6 +86,9 @@ def plan_items(tasks: Mapping[str, int] | Iterable[str] | str = (), *, base: str
     """
     words = [f"{name}={count}" for name, count in tasks.items()] if isinstance(tasks, Mapping) else \
         [tasks] if isinstance(tasks, str) else list(tasks)
+    if isinstance(margin, int | float) and 0 < margin < LEAST_POINTS:
+        raise InputError(f"margin is {margin:g}; it is given in points, not as a fraction: write {100 * margin:g} for "
+                         f"{100 * margin:g} points")
     with contextlib.ExitStack() as stack:
         stored = None
         with contextlib.suppress(InputError):
@@ -98,8 +102,9 @@ def plan_for(tasks: Sequence[str], sides: tuple[str | Evaluation | None, str | E
     from aftertune.stats.planning import USUAL_DISCORDANCE, items_for_average, items_for_verdicts, items_until_kept
 
     for flag, value in (("--margin", margin), ("--discordance", discordance), ("--power", power)):
-        if value is not None and not 0 < value < 100:
-            raise InputError(f"{flag} {value:g}: allowed are numbers above 0 and below 100")
+        least = 5 if flag == "--power" else 0
+        if value is not None and not (isinstance(value, int | float) and least < value < 100):
+            raise InputError(f"{flag} {value}: allowed are numbers above {least} and below 100")
     base, tuned = sides
     if (base is None) != (tuned is None):
         raise InputError("one evaluation is given; name two evaluations, to use their discordance, or none")

@@ -102,6 +102,15 @@ def check_names(name: str, *specs: type[Spec], without: Sequence[str] = ()) -> N
         raise InputError(f"unknown setting {name!r}{nearest(name, known)}; allowed: {', '.join(known)}")
 
 
+def alone(whole: str, **given: Any) -> None:
+    """Raise InputError where a function is given settings beside a whole specification, which has them all."""
+    names = [name for name, value in given.items() if value is not None and value != ()]
+    if names:
+        raise InputError(f"{', '.join(names)} beside {whole}: it has every setting, so {names[0]} has no effect; set "
+                         f"{'it' if len(names) == 1 else 'them'} there, with spec.model_copy(update={{…}}) or a new "
+                         "specification")
+
+
 def _for_field(option: SpecOption, value: Any) -> Any:
     """One text or number for a field that takes several, as the command line allows it."""
     if get_origin(kind_of(option.field.annotation)) is tuple and isinstance(value, str):
@@ -117,6 +126,8 @@ def opened(ledger: LedgerPlace, *, create: bool = True) -> Iterator[Ledger]:
     if isinstance(ledger, Ledger):
         yield ledger
         return
+    if ledger is not None and not isinstance(ledger, str | Path):
+        raise InputError(f"ledger is a {type(ledger).__name__}; allowed are an open Ledger, its path, and None")
     with Ledger(ledger, create=create) as own:
         yield own
 
@@ -225,7 +236,7 @@ def _keyword(match: re.Match[str], text: str) -> tuple[str, int]:
         return f"{_RENAMED.get(name, name)}=", end
     if "=" in value:
         key, _, inner = value.partition("=")
-        return f'{name}={{"{key}": {inner}}}', end
+        return f'{_RENAMED.get(name, name)}={{"{key}": {inner}}}', end
     quoted = not value[0].isdigit() and not value.isupper()
     return f'{name}="{value}"' if quoted else f"{name}={value}", end
 

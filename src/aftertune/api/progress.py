@@ -73,9 +73,11 @@ def _bar(show: Callable[[Any, Any], Any]) -> Iterator[Progress]:
         bar = f'<progress value="{done}" max="{total}"></progress> {100 * done // total} % ' if total else ""
         handle = show(_Html(f"<div>{bar}{escape(visible_characters(text))}</div>"), handle) or handle
 
-    yield _paced(draw)
-    if handle is not None:
-        handle.update(_Html(""))
+    try:
+        yield _paced(draw)
+    finally:
+        if handle is not None:
+            handle.update(_Html(""))
 
 
 @contextlib.contextmanager
@@ -86,8 +88,10 @@ def _line() -> Iterator[Progress]:
         sys.stderr.write(f"\r{share}{visible_characters(text)}"[:_LINE].ljust(_LINE))
         sys.stderr.flush()
 
-    yield _paced(draw)
-    sys.stderr.write("\r" + " " * _LINE + "\r")
+    try:
+        yield _paced(draw)
+    finally:
+        sys.stderr.write("\r" + " " * _LINE + "\r")
 
 
 def _paced(draw: Progress) -> Progress:

@@ -24,7 +24,7 @@ from aftertune.api.objects import (
     import_object,
     jsonable,
 )
-from aftertune.api.parameters import LedgerPlace, opened
+from aftertune.api.parameters import LedgerPlace, opened, with_settings
 from aftertune.api.plots import SvgChart, balance_of, forest_of, loss_of
 from aftertune.errors import InputError, ResourceError, visible_characters
 from aftertune.exchange import Audit, ImportedResult
@@ -301,7 +301,7 @@ for _kind, _make in _CONTENTS.items():
 for _kind, _make in _TABLES.items():
     provide("html", _kind, _make)
 for _kind, _make in _FRAMES.items():
-    provide("to_frame", _kind, _make)
-provide("plot", Comparison, _comparison_plot)
+    provide("to_frame", _kind, with_settings()(_make))
+provide("plot", Comparison, with_settings()(_comparison_plot))
 provide("plot", Tuning, loss_of)
 provide("scores", Ledger, _scores)

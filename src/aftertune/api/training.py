@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from aftertune.api.evaluating import Task, task_specs
-from aftertune.api.parameters import LedgerPlace, opened, specification, with_settings
+from aftertune.api.parameters import LedgerPlace, alone, opened, specification, with_settings
 from aftertune.api.progress import shown_progress
 from aftertune.api.rows import stored_rows
 from aftertune.errors import InputError
@@ -42,6 +42,7 @@ def tune(model: str | Path | TuneSpec, data: Any = None, *, tasks: Task | Iterab
     with opened(ledger) as stored, shown_progress(progress) as update:
         if isinstance(model, TuneSpec):
             spec = model
+            alone("a TuneSpec", data=data, **settings)
         elif data is None:
             raise InputError("data is missing; give a file, a data set of the Hub, or rows such as "
                              '[{"prompt": "…", "completion": "…"}]')

@@ -30,6 +30,7 @@ from aftertune.sources.adapter_loading import without_adapter
 from aftertune.sources.live import (
     LiveBase,
     adapters_off,
+    cast_buffers,
     foreign_hooks,
     is_peft,
     live_base,
@@ -141,7 +142,7 @@ def evaluate_model(model: Any, tokenizer: Any, spec: EvalSpec, ledger: Ledger, p
 
     from aftertune.tuning.callbacks import evaluation_mode
 
-    _check_whole(model)
+    check_whole(model)
     threads = torch.get_num_threads()
     with evaluation_mode(model), without_autocast(model):
         base = live_base(model, text_tokenizer(tokenizer))
@@ -169,6 +170,9 @@ def identify_in_memory(model: Any, base: LiveBase) -> tuple[ModelIdentity, str]:
     if hooks:
         identity = replace(identity, weights=digest([identity.weights, {"hooks": hooks}]))
         note += f"; {len(hooks)} hooks can change what it computes ({', '.join(hooks[:3])})"
+    if cast := cast_buffers(model):
+        identity = replace(identity, weights=digest([identity.weights, {"cast": cast}]))
+        note += f"; {len(cast)} buffers have another dtype than in a loaded model ({', '.join(list(cast)[:3])})"
     return identity, note
 
 
@@ -176,11 +180,15 @@ def _inner(model: Any) -> Any:
     return model.get_base_model() if is_peft(model) else model
 
 
-def _check_whole(model: Any) -> None:
-    """Raise InputError for a model that is not whole on one device, or has adapters that PEFT does not show."""
-    if not hasattr(model, "config") or not hasattr(model, "state_dict"):
+def check_whole(model: Any) -> None:
+    """Raise InputError for what is no causal language model, a model that is not whole on one device, or one that has
+    adapters that PEFT does not show."""
+    if not all(hasattr(model, name) for name in ("config", "state_dict", "device")):
         raise InputError(f"the model is a {type(model).__name__}; allowed are an id, a folder, and a model of "
                          "transformers or PEFT")
+    if not hasattr(model, "generation_config") or getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"the model is a {type(_inner(model)).__name__}, which is no causal language model; load it "
+                         "with AutoModelForCausalLM")
     places = set((getattr(model, "hf_device_map", None) or {}).values())
     if len(places) > 1 or "meta" in str(model.device):
         raise InputError("the model is split between devices, or has no weights yet; load it on one device, or "

@@ -75,7 +75,7 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
             return compare(base, tuned, margins=margins, ledger=opened, force=force, common=common, tasks=tasks,
                            save=save)
     left, right = find_finished(base, ledger), find_finished(tuned, ledger)
-    average = average_name(_names(left, right))
+    average = average_name(names_of(left, right))
     _check_tasks(left, right, [t for t in tasks if t != average])
     pairs, found = pair_evaluations(left, right, ledger, force=force, common=common,
                                     tasks=() if average in tasks else tasks)
@@ -159,19 +159,21 @@ def _save(comparison: Comparison, ledger: Ledger, *, again: bool = False) -> Com
 def find_finished(evaluation: Evaluation | str, ledger: Ledger) -> Evaluation:
     """A finished evaluation, given as a value or by id or name. Raises InputError if it is unknown or unfinished."""
     value = ledger.find_evaluation(evaluation) if isinstance(evaluation, str) else evaluation
+    if not isinstance(value, Evaluation):
+        raise InputError(f"found a {type(value).__name__}; give two evaluations, or their ids or names")
     if value.status != "done":
         raise InputError(f"evaluation {value.name} ({value.id}) is {value.status!r}, and only a finished one can be "
                          "compared: run the same command again to finish it")
     return value
 
 
-def _names(left: Evaluation, right: Evaluation) -> set[str]:
+def names_of(left: Evaluation, right: Evaluation) -> set[str]:
     """The tasks and groups of both evaluations."""
     return {name for e in (left, right) for t in e.tasks for name in (t.task, *t.groups)}
 
 
 def _check_tasks(left: Evaluation, right: Evaluation, tasks: Collection[str]) -> None:
-    names = _names(left, right)
+    names = names_of(left, right)
     for name in tasks:
         if name not in names:
             raise InputError(f"{left.name} and {right.name} have no task {name!r}{nearest(name, sorted(names))}; "

@@ -5,10 +5,10 @@
                                                that of `fingerprint_model` after ``model.save_pretrained("out/…")``
 
 A base that was loaded from files which are on this machine has the identity of these files if every tensor in memory
-equals the stored one in the dtype of the model, and the config in memory is the stored one. Another one (in 4 bits,
-changed, or with files that are gone) is identified by the tensors in memory. An adapter is identified by what PEFT
-would save, and by what the saved file would not show: a scale that was set in memory, layers that are merged or
-switched off, and several adapters that are active at once.
+equals the stored one in the dtype of the model, no layer is gone, and the config in memory is the stored one. Another
+one (in 4 bits, changed, or with files that are gone) is identified by the tensors in memory. An adapter is identified
+by what PEFT would save, and by what the saved file would not show: a scale that was set in memory, layers that are
+merged or switched off, and several adapters that are active at once.
 
 What is not among the tensors cannot be seen, such as a forward function that was replaced. Hooks are named
 (`foreign_hooks`), because they can change what the model computes.
@@ -169,6 +169,39 @@ def foreign_hooks(model: Any) -> list[str]:
                   if "make_inputs_require_grad" not in getattr(hook, "__qualname__", ""))
 
 
+def cast_buffers(model: Any) -> dict[str, str]:
+    """Name -> digest of the buffers that no file holds and whose dtype is not that of a loaded model.
+
+    ``model.half()`` also rounds the frequencies of the positions, which a model loaded in float16 has in float32.
+    """
+    import torch
+
+    inner = model.get_base_model() if is_peft(model) else model
+    as_built = _built(inner)
+    kinds = {} if as_built is None else {name: b.dtype for name, b in as_built.named_buffers()}
+    stored = _base_state(inner).keys()
+    return {name: hashlib.sha256(b.detach().to("cpu", torch.float64).numpy().tobytes()).hexdigest()
+            for name, b in inner.named_buffers()
+            if name not in stored and b.is_floating_point() and kinds.get(name, b.dtype) != b.dtype}
+
+
+def _built(model: Any) -> Any:
+    """The same class, made from the config of a model, without values; None where its code cannot make it."""
+    import torch
+
+    try:
+        with torch.device("meta"), quiet():
+            return type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    except Exception:  # a model with code of its own: its tensors decide
+        return None
+
+
+def _is_complete(model: Any) -> bool:
+    """Whether a model has the tensors that its config says: no layer is gone."""
+    as_built = _built(model)
+    return as_built is None or _base_state(as_built).keys() == _base_state(model).keys()
+
+
 def _whole_identity(model: Any, tensors: dict[str, Any], name: str, tokenizer: str) -> ModelIdentity:
     """The identity of a model whose weights would be saved whole."""
     stored = list(_stored(tensors))
@@ -257,7 +290,8 @@ def _source_of(model: Any, tensors: dict[str, Any]) -> ModelSource | None:
             source = resolve_model(name, revision=getattr(model.config, "_commit_hash", None))
     except AftertuneError:
         return None
-    same = source.gguf_file is None and _same_config(model, source) and _holds(source, tensors)
+    same = source.gguf_file is None and _same_config(model, source) and _holds(source, tensors) \
+        and _is_complete(model)
     return source if same else None
 
 
