@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ledger_cases as cases
+from aftertune.errors import ResourceError
 from aftertune.ledger import EntryLabel, Ledger
 from aftertune.values import Comparison, Evaluation, HeldOut, Provenance
 from cli_cases import call, settle
@@ -69,11 +70,21 @@ def test_runs_filters_sorts_and_searches(words: tuple[str, ...], expected: list[
 @pytest.mark.parametrize(("words", "message"), [
     (("--sort", "nmae"), "--sort nmae: allowed are added, name, kind, status, started (did you mean 'name'?)"),
     (("--status", "dead"), "--status dead: allowed are done, running"),
-    (("--since", "yesterday"), "--since 'yesterday': write a date such as 2026-01-31, or an age such as 12h")])
+    (("--since", "yesterday"), "--since 'yesterday': write a date such as 2026-01-31, or an age such as 12h"),
+    (("--since", "2026-02-30"), "--since '2026-02-30': there is no such date"),
+    (("--since", "2026-13"), "--since '2026-13': there is no such date")])
 def test_a_wrong_filter_is_named(words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch,
                                  capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "runs", *words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_json_has_the_order_that_was_asked_for(monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    for words, expected in ((("--sort", "name"), ["base", "half", "tuned"]),
+                            (("--reverse",), ["half", "tuned", "base"])):
+        assert call(monkeypatch, "runs", "--json", *words) == 0
+        assert [e["name"] for e in json.loads(capsys.readouterr().out)["evaluations"]] == expected
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
@@ -122,6 +133,7 @@ def test_rename_changes_the_name_everywhere_and_the_id_nowhere(monkeypatch: pyte
         assert opened.find_comparison("c-1234567890").base_name == "base-v2"
         assert len(opened.answers("base-v2")) == 6
     for words, message in ((("base-v2", "tuned"), "'tuned' is the name of evaluation e-tuned00001"),
+                           (("base-v2", "t-orders0001"), "'t-orders0001' is an id in the ledger"),
                            (("base-v2", "a b"), "'a b': a name has letters"), (("nobody", "x"), "no evaluation")):
         assert call(monkeypatch, "rename", *words) == 2
         assert message in capsys.readouterr().err
@@ -162,6 +174,24 @@ def test_what_another_process_works_on_is_running_and_stays(monkeypatch: pytest.
     shown = " ".join(capsys.readouterr().out.split())
     assert "interrupted: no process works on it. To resume, run the same command again: aftertune eval half" in shown
     assert call(monkeypatch, "rm", "half", "--yes") == 0
+
+
+@pytest.mark.parametrize("words", [("rename", "half", "other"), ("rm", "base", "half", "--yes")])
+def test_nothing_changes_where_another_process_works(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """It would store the name that it was started with; and of several entries, none is removed before that is known.
+    """
+    with Ledger() as opened:
+        opened.acquire("e-half000001")
+        with opened.database.write() as connection:
+            connection.exec_driver_sql("UPDATE lease SET host = 'elsewhere'")
+    assert call(monkeypatch, *words) == 4
+    assert "evaluation e-half000001 is in use by process" in capsys.readouterr().err
+    with Ledger() as opened:
+        assert [e.name for e in opened.evaluations()] == ["base", "tuned", "half"]
+        if words[0] == "rename":
+            with pytest.raises(ResourceError, match="is in use by process"):
+                opened.rename("e-half000001", "other")
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])

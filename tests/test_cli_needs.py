@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from aftertune.cli.needs import NEEDS
+from aftertune.study import EarlySpec
+from aftertune.study.spec_options import options_of
 from cli_cases import call, one_line, settle
 from test_docs import COMMANDS
 
@@ -14,6 +16,8 @@ from test_docs import COMMANDS
 @pytest.mark.parametrize(("words", "expected"), [
     ("eval m --tasks a --margin 3",
      "--margin has no effect without --until-decided; add --until-decided, or leave --margin out"),
+    ("eval m --tasks a --max-items 3", "--max-items has no effect without --until-decided; add --until-decided"),
+    ("export all --title x", "--title has no effect without --bundle; add --bundle, or leave --title out"),
     ("eval m --tasks a --until-decided", "--until-decided has no effect without --against; add --against"),
     ("eval m --tasks a --against b", "--against has no effect without --until-decided"),
     ("eval m --tasks a --sample-seed 1", "--sample-seed has no effect without --sample or --until-decided"),
@@ -27,6 +31,9 @@ from test_docs import COMMANDS
     ("blend a b --keep a=2 --seed 1", "--seed has no effect with --method linear; it goes with --method dare_linear"),
     ("check-merge t --only-weights --sample 3",
      "--sample has no effect with --only-weights; leave --only-weights out, or leave --sample out"),
+    ("check-merge t --only-weights --nf4", "--nf4 has no effect with --only-weights; leave --only-weights out"),
+    ("export all --bundle b --no-prompts", "--prompts has no effect with --bundle; leave --bundle out"),
+    ("export all --to mlflow --no-prompts", "--prompts has no effect with --to; leave --to out"),
     ("check-deploy t --target-tokens 3", "--target-tokens has no effect without --target"),
     ("export all --format csv --quant q8_0", "--quant has no effect with --format csv; it goes with --format gguf"),
     ("export all --format csv --no-prompts", "--prompts has no effect with --format csv"),
@@ -54,3 +61,8 @@ def test_the_options_of_the_table_exist(verb: str) -> None:
         assert set(refused) <= options
         for need in needs:
             assert (need.split()[1] if need.startswith("no ") else need.split()[0]) in options
+
+
+def test_every_option_of_early_stopping_needs_it() -> None:
+    refused = {option for options, needs in NEEDS["eval"] if needs == ("--until-decided",) for option in options}
+    assert {option.names[0] for option in options_of(EarlySpec)} <= refused

@@ -11,7 +11,7 @@ import pytest
 from aftertune.engine.tokenize import Encoder
 from aftertune.errors import TaskError, TasksFailed
 from aftertune.evaluation import EvaluationRun, evaluate
-from aftertune.ledger import Ledger
+from aftertune.ledger import EntryLabel, Ledger
 from cli_cases import call, settle
 from eval_cases import byte_folder, byte_tokenizer
 
@@ -93,6 +93,7 @@ def test_the_other_tasks_are_answered_and_kept(fault: Any, reason: str, place: P
         assert any(w.startswith("task bad failed") for w in stored.warnings)
         with pytest.raises(TasksFailed):
             run(place, names, ledger, name="mine")
+        ledger.save_label(stored.id, EntryLabel(tags=("paper",)))
         repaired(place)
         asked: list[int] = []
         answer = EvaluationRun.answer
@@ -104,6 +105,7 @@ def test_the_other_tasks_are_answered_and_kept(fault: Any, reason: str, place: P
         assert [s for s in whole.scores if s.task != "bad"] == list(expected.scores)
         assert ledger.answers(whole.id, "good") == ledger.answers(whole.id)[:4]
         assert [e.name for e in ledger.evaluations() if e.status == "done"] == ["mine"]
+        assert ledger.labels() == {whole.id: EntryLabel(tags=("paper",))}, "of the one that it replaces"
 
 
 def test_the_answers_of_a_task_that_could_not_be_scored_are_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

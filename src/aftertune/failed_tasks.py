@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from aftertune.errors import TaskError, TasksFailed
-from aftertune.ledger import Ledger
+from aftertune.ledger import EntryLabel, Ledger
 from aftertune.tasks import LoadedTask, positions_of_items
 from aftertune.values import Evaluation, Response, TaskSettings
 
@@ -88,6 +88,10 @@ def remove_replaced(ledger: Ledger, evaluation: Evaluation) -> None:
         complete = all((task := evaluation.task(t.task)) and _same_task(t, task) for t in earlier.tasks)
         if earlier.failed and earlier.id not in {evaluation.id, *used} and earlier.name == evaluation.name and \
                 earlier.status == "done" and _same_model(earlier, evaluation) and complete:
+            labels = ledger.labels()
+            if earlier.id in labels and evaluation.id not in labels:
+                ledger.save_label(evaluation.id, labels[earlier.id])
+            ledger.save_label(earlier.id, EntryLabel())
             ledger.delete_evaluation(earlier.id)
 
 

@@ -20,7 +20,8 @@ from aftertune.cli.options import JsonFlag
 from aftertune.errors import InputError, ResourceError, shown
 
 if TYPE_CHECKING:
-    from aftertune.ledger import Removal
+    from aftertune.ledger import Ledger, Removal
+    from aftertune.ledger.searching import Entry
 
 EntryWord = Annotated[str, typer.Argument(metavar="ID", help="Id or name, as `aftertune runs` lists it.")]
 _LONGEST_NOTE = 2000
@@ -37,6 +38,7 @@ def rename(
     _check_word("a name", name)
     with Ledger(create=False) as ledger:
         entry = ledger.find(word)
+        _check_free(ledger, entry)
         before = getattr(entry, "name", "")
         ledger.rename(entry.id, name)
     if as_json:
@@ -101,15 +103,12 @@ def rm(
     as_json: JsonFlag = False,
 ) -> None:
     """Remove entries from the ledger: says what goes and what depends on it, and asks. Files of a fine-tune stay."""
-    from aftertune.cli.runs import tuning_state
     from aftertune.ledger import Ledger
-    from aftertune.values import Tuning
 
     with Ledger(create=False) as ledger:
         found = {entry.id: entry for entry in (ledger.find(word) for word in words)}
         for entry in found.values():
-            if isinstance(entry, Tuning) and tuning_state(entry) == "running":
-                raise ResourceError(f"tuning {entry.id} is being trained by another process; wait for it, or stop it")
+            _check_free(ledger, entry)
         removals = [ledger.removal(id_) for id_ in found]
         if not as_json:
             for removal in removals:
@@ -129,6 +128,17 @@ def rm(
         emit({"removed": not dry_run, "entries": [asdict(removal) for removal in removals]})
     elif not dry_run:
         typer.echo(f"removed: {', '.join(found)}")
+
+
+def _check_free(ledger: Ledger, entry: Entry) -> None:
+    """ResourceError where a process works on an entry: it would store the entry as it was, or miss it."""
+    from aftertune.cli.runs import tuning_state
+    from aftertune.values import Evaluation, Tuning
+
+    if isinstance(entry, Evaluation):
+        ledger.check_free(entry.id)
+    elif isinstance(entry, Tuning) and tuning_state(entry) == "running":
+        raise ResourceError(f"tuning {entry.id} is being trained by another process; wait for it, or stop it")
 
 
 def removal_text(removal: Removal, name: str) -> str:

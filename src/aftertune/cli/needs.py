@@ -19,7 +19,7 @@ from aftertune.methods import METHODS, join_names
 #: required field are refused by `options.Given`.
 NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
     "eval": (
-        (("--margin", "--target", "--draw", "--batch", "--min-items", "--max-width", "--against"),
+        (("--margin", "--target", "--draw", "--batch", "--min-items", "--max-items", "--max-width", "--against"),
          ("--until-decided",)),
         (("--until-decided",), ("--against",)),
         (("--sample-seed",), ("--sample", "--until-decided")),
@@ -39,15 +39,15 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
         (("--density",), ("--method ties|dare_linear|dare_ties",)),
         (("--seed",), ("--method dare_linear|dare_ties",)),
     ),
-    "check-merge": ((("--tasks", "--sample"), ("no --only-weights",)),),
+    "check-merge": ((("--tasks", "--sample", "--nf4", "--dtype", "--device"), ("no --only-weights",)),),
     "check-deploy": (
         (("--sample",), ("--tasks",)),
         (("--target-match", "--target-pattern", "--target-tokens", "--chat"), ("--target",)),
         (("--target-pattern",), ("--target-match regex",)),
     ),
     "export": (
-        (("--format", "--out", "--to"), ("no --bundle",)),
-        (("--format", "--out"), ("no --to",)),
+        (("--format", "--out", "--to", "--quant", "--prompts"), ("no --bundle",)),
+        (("--format", "--out", "--quant", "--prompts"), ("no --to",)),
         (("--title",), ("--bundle",)),
         (("--quant",), ("--format gguf",)),
         (("--prompts",), ("--format lm-eval|every-eval-ever",)),

@@ -99,6 +99,11 @@ def runs(
 def since_text(text: str) -> str:
     """The start of a time as entries have it, from a date or an age. InputError for another form."""
     if re.fullmatch(r"\d{4}-\d{2}(-\d{2}([ T]\d{2}:\d{2})?)?", text):
+        try:
+            datetime.fromisoformat(text if len(text) > len("2026-01") else f"{text}-01")
+        except ValueError as error:
+            raise InputError(f"--since {text!r}: there is no such date ({error}); write one such as "
+                             "2026-01-31") from None
         return text.replace("T", " ")
     age = re.fullmatch(r"(\d{1,4})([hdw])", text)
     if age is None:
@@ -189,7 +194,7 @@ def _task_text(task: TaskSettings) -> str:
 
 
 def _object(ledger: Ledger, chosen: dict[str, LedgerEntry]) -> dict[str, object]:
-    """The chosen entries as ``runs --json`` prints them."""
+    """The chosen entries as ``runs --json`` prints them, those of each kind in the order of the list."""
     from aftertune.values.reported import identity_note, proven
 
     def entry(id_: str) -> dict[str, object]:
@@ -197,17 +202,21 @@ def _object(ledger: Ledger, chosen: dict[str, LedgerEntry]) -> dict[str, object]
         return {"interrupted": own.status == "interrupted", "started": own.started or None, "tags": list(own.tags),
                 "note": own.note}
 
+    evaluations = {e.id: e for e in ledger.evaluations()}
+    tunings, comparisons = {t.id: t for t in ledger.tunings()}, {c.id: c for c in ledger.comparisons()}
+    reported = documents(ledger)
     return {"evaluations": [{"id": e.id, "name": e.name, "status": e.status,
                              "imported": identity_note(e.model).startswith("not proven"), "verified": proven(e.model),
                              "tasks": [t.task for t in e.tasks], **entry(e.id)}
-                            for e in ledger.evaluations() if e.id in chosen],
+                            for e in (evaluations[id_] for id_ in chosen if id_ in evaluations)],
             "tunings": [{"id": t.id, "name": t.name, "status": t.status, "method": t.method, **entry(t.id)}
-                        for t in ledger.tunings() if t.id in chosen],
+                        for t in (tunings[id_] for id_ in chosen if id_ in tunings)],
             "comparisons": [{"id": c.id, "base": c.base, "tuned": c.tuned, "tags": list(chosen[c.id].tags),
-                             "note": chosen[c.id].note} for c in ledger.comparisons() if c.id in chosen],
-            "reported": [{"source": source, "models": list(dict.fromkeys(r.model for r in rows)),
-                          "scores": sum(r.planned is None for r in rows)}
-                         for source, rows in documents(ledger).items() if source in chosen]}
+                             "note": chosen[c.id].note}
+                            for c in (comparisons[id_] for id_ in chosen if id_ in comparisons)],
+            "reported": [{"source": source, "models": list(dict.fromkeys(r.model for r in reported[source])),
+                          "scores": sum(r.planned is None for r in reported[source])}
+                         for source in chosen if source in reported]}
 
 
 def _show(chosen: Sequence[LedgerEntry]) -> None:

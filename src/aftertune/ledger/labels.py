@@ -68,7 +68,8 @@ class EntryLabels(Store):
     def rename(self, entry: str, name: str) -> None:
         """Give an evaluation or a tuning another name, also in the comparisons that show it. entry: its id.
 
-        InputError where another entry of its kind has the name.
+        InputError where another entry of its kind has the name, or any entry has it as its id. ResourceError where
+        another process works on the evaluation: it stores the name that it was started with.
         """
         with self.database.write() as connection:
             table, key = _entry(connection, entry)
@@ -77,6 +78,10 @@ class EntryLabels(Store):
             taken = connection.execute(select(table.c.id).where(table.c.name == name, table.c.id != key.id)).scalar()
             if taken is not None:
                 raise InputError(f"{name!r} is the name of {table.name} {taken}; choose another one")
+            if any(connection.execute(select(t.c.seq).where(t.c.id == name)).first() for t in _TABLES):
+                raise InputError(f"{name!r} is an id in the ledger, which is looked for first; choose another name")
+            if table is evaluation:
+                check_lease(connection, key.seq, key.id)
             row_at(connection, table, key)
             connection.execute(table.update().where(table.c.seq == key.seq).values(name=name))
             seal(connection, table, [key.seq])

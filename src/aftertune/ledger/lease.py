@@ -90,6 +90,11 @@ class Leases(Store):
             return {row.id for row in connection.execute(query)
                     if _holder(row).alive(time.time() - row.heartbeat, own)}
 
+    def check_free(self, evaluation_id: str) -> None:
+        """ResourceError where another living process works on an evaluation."""
+        with self.database.read() as connection:
+            check_lease(connection, find_row(connection, evaluation, evaluation_id).seq, evaluation_id)
+
     def release(self, evaluation_id: str) -> None:
         """Release the lease; another process's lease is not changed."""
         own = Process.own()

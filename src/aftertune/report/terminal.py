@@ -262,8 +262,8 @@ class _Layout:
             head.append("  ").append(first.label, style=badge(first.verdict).style)
             for column in (c for c in _FIGURES if c.beside and c.key != "label"):
                 head.append(f"  {column.heading.lower()} {first[column.key]}", style="not bold")
-        if primary and first.note:
-            head.append(f"  {first.note}", style="not bold dim")
+        if primary and first.note:  # that of an average begins with its name
+            head.append(f"  {first.note.removeprefix(f'{head.plain} ')}", style="not bold dim")
         if full := first["full_run"]:
             head.append(f"  {BY_KEY['full_run'].heading.lower()}: {full}", style="not bold")
         return head
