@@ -79,6 +79,19 @@ def test_a_wrong_filter_is_named(words: tuple[str, ...], message: str, monkeypat
     assert message in capsys.readouterr().err
 
 
+def test_the_base_finds_merged_fine_tunes_and_comparisons(monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    """Also an evaluation whose model is the output folder of a fine-tune, and a comparison by the source of its base.
+    """
+    monkeypatch.setenv("COLUMNS", "200")
+    with Ledger() as opened:
+        evaluated(opened, "e-merged0001", "merged", tuning="t-orders0001",
+                  model=replace(cases.MODEL, source="out", weights="x" * 64))
+        evaluated(opened, "e-other00001", "other", model=replace(cases.MODEL, source="org/other", weights="y" * 64))
+    assert listed(monkeypatch, capsys, "--base", "LLM/model") == [
+        "e-base000001", "e-tuned00001", "e-half000001", "e-merged0001", "t-orders0001", "c-1234567890"]
+
+
 def test_json_has_the_order_that_was_asked_for(monkeypatch: pytest.MonkeyPatch,
                                                capsys: pytest.CaptureFixture[str]) -> None:
     for words, expected in ((("--sort", "name"), ["base", "half", "tuned"]),

@@ -117,7 +117,10 @@ def entries(ledger: Ledger) -> list[LedgerEntry]:
     from aftertune.ledger import EntryLabel
 
     labels, held = ledger.labels(), ledger.held()
-    evaluations = ledger.evaluations()
+    evaluations, tunings = ledger.evaluations(), ledger.tunings()
+    made_from = {t.id: t.base.source for t in tunings}
+    sources = {e.id: tuple(dict.fromkeys((e.model.source, made_from.get(e.tuning or "", e.model.source))))
+               for e in evaluations}
     tasks = {e.id: tuple(dict.fromkeys(name for t in e.tasks for name in (t.task, *t.groups))) for e in evaluations}
 
     def labelled(id_: str) -> dict[str, tuple[str, ...] | str]:
@@ -125,13 +128,14 @@ def entries(ledger: Ledger) -> list[LedgerEntry]:
         return {"tags": label.tags, "note": label.note}
 
     found = [LedgerEntry(id=e.id, kind=_kind(e), name=e.name, status=evaluation_state(e, held), started=_started(e),
-                   parts=tuple(_task_text(t) for t in e.tasks), tasks=tasks[e.id], base=(e.model.source,),
+                   parts=tuple(_task_text(t) for t in e.tasks), tasks=tasks[e.id], base=sources[e.id],
                    **labelled(e.id)) for e in evaluations]  # type: ignore[arg-type]
     found += [LedgerEntry(id=t.id, kind="tuning", name=t.name, status=tuning_state(t), started=_started(t),
                     parts=(t.method, f"{t.examples:,} examples"), base=(t.base.source,),
-                    **labelled(t.id)) for t in ledger.tunings()]  # type: ignore[arg-type]
+                    **labelled(t.id)) for t in tunings]  # type: ignore[arg-type]
     found += [LedgerEntry(id=c.id, kind="comparison", name=f"{c.tuned_name} against {c.base_name}",
-                    status="forced" if c.forced else "done", started="", base=(c.base, c.base_name),
+                    status="forced" if c.forced else "done", started="",
+                    base=(c.base, c.base_name, *sources.get(c.base, ())),
                     parts=tuple(f"{r.task} {r.told.partition(' (')[0]}" for r in c.rows if r.primary),
                     tasks=tuple(dict.fromkeys(r.task for r in c.rows)),
                     **labelled(c.id)) for c in ledger.comparisons()]  # type: ignore[arg-type]
