@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from aftertune.cli.check_deploy import check_object, cost_lines, reason, summary
 from aftertune.deploy import chain, check_chain
 from aftertune.deploy.chain import ChainCheck, CheckedLink, Link, _Maker, parse_links
 from aftertune.deploy.export import merged_weights
-from aftertune.errors import InputError
+from aftertune.errors import InputError, ResourceError
 from aftertune.ledger import Ledger
 from aftertune.report.changes import drift_line
 from aftertune.sources import fingerprint_model, load_model, resolve_adapter, resolve_model
@@ -236,6 +237,38 @@ def test_a_server_with_the_date_of_the_day_is_sound(home: Path, tuned: Tuning, m
         assert maker._server_prompts(link, chat_tokenizer(template=dated)) == ()
     assert maker.notes == [f"the chat template writes the date: 2024-07-26 in the fine-tune, that of the day in "
                            f"{link.name}"]
+
+
+@pytest.mark.parametrize(("days", "sound"), [(-1, True), (1, True), (40, False)])
+def test_a_server_may_be_in_another_time_zone(home: Path, tuned: Tuning, merged: Path, days: int, sound: bool,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    class Day(date):
+        @classmethod
+        def today(cls) -> date:
+            return date(2026, 3, 1)
+
+    monkeypatch.setattr(chain, "date", Day)
+    with served(merged, "llamacpp") as server, Ledger(home / "ledger.db") as ledger:
+        server.tokenizer.chat_template = f"{Day.today() + timedelta(days):%d %b %Y}{CHATML}"
+        link, = parse_links(["merged", f"openai:{server.url}"])[1:]
+        dated = chat_tokenizer(template="{{ strftime_now('%d %b %Y') }}" + CHATML)
+        found = _Maker(tuned, home / "made", ledger, lambda *_: None)._server_prompts(link, dated)
+    assert (found == ()) == sound
+
+
+def test_too_little_memory_for_float32_leaves_the_chain(home: Path, tuned: Tuning, target: TaskSpec,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise ResourceError("base: the model does not fit into the memory of cuda")
+
+    monkeypatch.setattr(chain, "held_out_drift", full)
+    with Ledger(home / "ledger.db") as ledger:
+        check = check_chain("easy", ["merged", "gguf:q8_0"], [target], ledger=ledger, out=home / "made")
+    assert check.broken is None
+    assert check.links[1].cost is not None
+    assert check.links[1].cost.drift is None
+    assert check.notes == ("the token probabilities of gguf:q8_0 were not compared in float32: base: the model does "
+                           "not fit into the memory of cuda",)
 
 
 def test_a_sign_of_collapse_is_named_once() -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +35,7 @@ from aftertune.deploy.llama_cpp import check_names
 from aftertune.deploy.merged_weights import WeightsCheck, check_weights
 from aftertune.deploy.prompts import PromptDifference, prompt_differences, server_writer, writer
 from aftertune.drift import DriftOptions, held_out_drift
-from aftertune.errors import InputError
+from aftertune.errors import InputError, ResourceError
 from aftertune.evaluation import evaluate
 from aftertune.harness.server_client import ServerClient, listed, name_on_server, served_models
 from aftertune.methods import writes_adapter
@@ -45,7 +45,7 @@ from aftertune.study.fields import server_url
 from aftertune.tasks import LoadOptions, find_tasks
 from aftertune.tasks.chat_template import template_date
 from aftertune.tuning import read_tuning
-from aftertune.values import CollapseSign, Comparison, ComparisonRow, DriftGroup, Evaluation, Progress, Tuning
+from aftertune.values import CollapseSign, Comparison, ComparisonRow, Drift, DriftGroup, Evaluation, Progress, Tuning
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -269,23 +269,36 @@ class _Maker:
 
     def _server_prompts(self, link: Link, tokenizer: Any) -> tuple[PromptDifference, ...]:
         """The conversations of which a server makes another prompt. A template that writes a date gets that of today on
-        both sides, as servers do it; a note says which one the fine-tune has."""
+        both sides, as servers do it, or of a day beside it, which it may be where the server is; a note says which one
+        the fine-tune has."""
         client = ServerClient(link.detail, retries=1, timeout=_TEMPLATE_SECONDS)
         theirs = server_writer(client, name_on_server(client, link.model or _only_model(link.detail)), tokenizer)
         if theirs is None:
             self.notes.append(f"{link.name} does not say which prompts it makes of messages, so they are not compared")
             return ()
-        today = date.today().isoformat()
+        days = [today := date.today()]
         if (ours := template_date(tokenizer, self.day)) is not None:
             self.notes.append(f"the chat template writes the date: {ours} in the fine-tune, that of the day in "
                               f"{link.name}")
-        return tuple(prompt_differences(writer(tokenizer, today), theirs, bos=tokenizer.bos_token, asked=True))
+            days += [today - timedelta(1), today + timedelta(1)]
+        found: list[PromptDifference] = []
+        for day in days:
+            different = prompt_differences(writer(tokenizer, day.isoformat()), theirs, bos=tokenizer.bos_token,
+                                           asked=True)
+            if not different:
+                return ()
+            found = found or different
+        return tuple(found)
 
     def drift(self, link: Link) -> DriftGroup | None:
         """How far the token probabilities of a GGUF file are from those of the merged weights."""
-        found = held_out_drift(self.tuning, str(self.merged), str(self.file(link.detail)), DriftOptions(
-            dtype="float32", trust_remote_code=self.tuning.base.trust_remote_code), ledger=self.ledger,
-            progress=self.progress)
+        found: Drift | str
+        try:
+            found = held_out_drift(self.tuning, str(self.merged), str(self.file(link.detail)), DriftOptions(
+                dtype="float32", trust_remote_code=self.tuning.base.trust_remote_code), ledger=self.ledger,
+                progress=self.progress)
+        except ResourceError as error:  # the links were asked in the dtype of their files, which takes less memory
+            found = f"the token probabilities of {link.name} were not compared in float32: {error}"
         if not isinstance(found, str):
             return found.groups[0]
         if found not in self.notes:
