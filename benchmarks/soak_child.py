@@ -41,7 +41,7 @@ _MODULES = ("torch", "transformers.models.llama.modeling_llama", "transformers.m
             "aftertune.exchange", "aftertune.report.page", "aftertune.ledger", "aftertune.merge_check")
 _number = count()
 #: How a progress line of a command begins.
-PROGRESS = ("identifying", "reading", "loading", "planning", "answering", "encoding", "[", "held-out", "loss ",
+PROGRESS = ("identifying", "reading", "loading", "planning", "answering", "encoding", "[", "held-out", "training: step",
             "merging", "SIGTERM:", "SIGINT:", "saving", "evaluating", "aligning")
 #: Folder for what the commands print, outside of their place.
 LOGS = Path(os.environ.get("SOAK_LOGS", "/tmp"))

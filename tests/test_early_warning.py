@@ -175,7 +175,7 @@ def test_a_run_that_goes_on_keeps_its_warning_or_makes_it(place: Path) -> None:
     whole = tune(spec(place, "unbroken"))
     for at in (3, 9):
         def break_at(done: int, _total: int, text: str, at: int = at) -> None:
-            if text.startswith("loss") and done == at:
+            if text.startswith("training: step") and done == at:
                 raise Broken
 
         broken = spec(place, f"broken-{at}")
@@ -235,7 +235,7 @@ def test_the_state_of_a_checkpoint_has_the_warning(place: Path) -> None:
         pass
 
     def break_late(done: int, _total: int, text: str) -> None:
-        if text.startswith("loss") and done == 12:
+        if text.startswith("training: step") and done == 12:
             raise Broken
 
     with pytest.raises(Broken):

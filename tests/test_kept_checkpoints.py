@@ -366,7 +366,7 @@ def test_a_study_takes_the_same_settings(tmp_path: Path) -> None:
 
 def break_at(step: int) -> Any:
     def progress(done: int, _total: int, text: str) -> None:
-        if text.startswith("loss") and done == step:
+        if text.startswith("training: step") and done == step:
             raise Broken
 
     return progress
@@ -420,7 +420,7 @@ def test_too_little_room_for_the_checkpoints_is_known_before_the_training(place:
     with pytest.raises(StorageError, match=r"MiB are needed for 3 kept checkpoints \(No space left on device\); free "
                                            r"some space, keep fewer with --keep-checkpoints N, or choose another"):
         run(spec(place, "no-room"), progress=lambda *p: lines.append(p[2]))
-    assert not any(line.startswith("loss") for line in lines)
+    assert not any(line.startswith("training: step") for line in lines)
 
 
 def test_checkpoints_of_another_tuning_in_the_folder_are_removed_and_other_files_stay(place: Path) -> None:

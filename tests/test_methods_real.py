@@ -29,7 +29,7 @@ from aftertune.study import TuneSpec
 from aftertune.tuning import tune
 
 def told(done, total, text):
-    if text.startswith("loss") and done == {KILLED}:
+    if text.startswith("training: step") and done == {KILLED}:
         os.kill(os.getpid(), signal.SIGKILL)
 
 tune(TuneSpec(**json.loads(sys.argv[1])), progress=told)
@@ -71,7 +71,7 @@ def test_a_method_from_kill_to_verdict(place: Path, method: str) -> None:
     with Ledger(place / "ledger.db") as ledger:
         whole = tune(spec(place, f"{method}-whole", method), ledger=ledger)
         done = tune(killed, ledger=ledger, progress=lambda *p: told.append(p))
-        steps = [step for step, _, text in told if text.startswith("loss")]
+        steps = [step for step, _, text in told if text.startswith("training: step")]
         assert steps == list(range(KILLED, STEPS + 1)), "from the checkpoint before the kill"
         assert weights(Path(done.output)) == weights(Path(whole.output)), "bit by bit"
         assert done.held_out == whole.held_out

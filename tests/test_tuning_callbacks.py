@@ -66,7 +66,7 @@ def test_a_resumed_run_with_validation_ends_with_the_same_weights(place: Path) -
               "early_stop": {"every": 2, "patience": 3}}
 
     def broken(done: int, _total: int, text: str) -> None:
-        if text.startswith("loss") and done == 5:
+        if text.startswith("training: step") and done == 5:
             raise RuntimeError("broken")
 
     whole = tune(spec(place, "v-whole", validation=0.2, **values))
@@ -121,7 +121,7 @@ def test_ctrl_c_ends_after_a_step_with_a_checkpoint_and_the_run_goes_on(place: P
     whole = tune(spec(place, "plain"))
 
     def pressed(done: int, _total: int, text: str) -> None:
-        if text.startswith("loss") and done == 3:
+        if text.startswith("training: step") and done == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match=r"stopped after step \d of 8; its checkpoint is kept"):

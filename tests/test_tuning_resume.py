@@ -47,14 +47,14 @@ def weights(folder: Path) -> bytes:
 
 def break_at(step):
     def told(done, _total, text):
-        if text.startswith("loss") and done == step:
+        if text.startswith("training: step") and done == step:
             raise Broken
 
     return told
 
 
 def steps_of(told):
-    return [step for step, total, text in told if text.startswith("loss")]
+    return [step for step, total, text in told if text.startswith("training: step")]
 
 
 @pytest.mark.parametrize(("method", "at"), [
@@ -199,7 +199,7 @@ def poison():
     before = _weights_in_memory()
 
     def told(done, _total, text):
-        if text.startswith("loss") and done == 3:
+        if text.startswith("training: step") and done == 3:
             others = {id(weight) for weight in before}
             for weight in _weights_in_memory():
                 if id(weight) not in others:

@@ -371,7 +371,7 @@ def test_a_stopped_tuning_goes_on_from_its_checkpoint_to_the_same_weights(projec
         done = tune(spec, ledger=ledger, progress=lambda *p: told.append(p), look=ForgettingWatch(spec,
                                                                                                   task_source="pack"))
         stored_now = ledger.find_tuning(done.id)
-    steps = [step for step, _, text in told if text.startswith("loss")]
+    steps = [step for step, _, text in told if text.startswith("training: step")]
     assert steps == [8, 9, 10, 11, 12], "the newest checkpoint is that of step 7"
     assert_tuned(done, exact)
     assert_same(as_json(done), stored_now)
