@@ -95,7 +95,7 @@ def test_choices_scores_and_margins(ledger: Ledger) -> None:
     assert (gained.index, gained.direction) == (2, "gained")
     assert [f.index for f in flips("base", "tuned", "t", ledger=ledger, direction="gained").flips] == [2]
     text = write_flips(found)
-    assert "Of 3 items, by Normalized Accuracy: 1 lost (right before, wrong after), 1 gained." in text
+    assert "Of 3 items, by acc_norm (Normalized Accuracy): 1 lost (right before, wrong after), 1 gained." in text
     assert "| ✓ | two big dogs | **−1.000** | −1.000 |" in text
     assert "Margin of the right choice over the best other choice: +1.000 (base) and −0.200 (tuned)." in text
     assert "*1 more" not in text

@@ -119,7 +119,7 @@ def test_a_tracker_that_fails_is_a_warning(ledger_file: Path, monkeypatch: pytes
 
 def test_names_and_packages_are_checked_before_the_work(ledger_file: Path, monkeypatch: pytest.MonkeyPatch,
                                                         capsys: pytest.CaptureFixture[str]) -> None:
-    assert parse_names(["mlflow,wandb", "mlflow"], "--track") == ("mlflow", "wandb")
+    assert parse_names(["mlflow", "wandb", "mlflow"], "--track") == ("mlflow", "wandb")
     monkeypatch.setitem(tracking.TRACKERS, "mlflow", Tracker("no_such_package", lambda run: ""))
     with pytest.raises(ResourceError, match=r"pip install 'aftertune\[mlflow\]'"):
         check_installed(["mlflow"])

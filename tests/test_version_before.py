@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from aftertune import Ledger, compare, evaluate, tune
+from aftertune import Ledger, Margin, compare, evaluate, tune
 from aftertune.early_stopping import EarlySpec, until_decided
 from aftertune.errors import ResumeRefused
 from aftertune.forgetting_watch import ForgettingWatch
@@ -171,8 +171,8 @@ def test_record_page_card_and_table_are_written(project: Path, monkeypatch: pyte
 def test_a_comparison_computed_again_is_the_same(project: Path) -> None:
     with Ledger(project / "ledger.db") as ledger:
         for then in EXPECTED["comparisons"].values():
-            margins = {row["task"]: row["margin"] for row in then["rows"]}
-            now = compare(then["base"], then["tuned"], margins=margins, ledger=ledger)
+            margins = {row["task"]: Margin(share=row["margin"]) for row in then["rows"]}
+            now = compare(then["base"], then["tuned"], margin=margins, ledger=ledger)
             assert now.id == then["id"]
             assert_same(without_words(then), without_words(as_json(now)))
 

@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from aftertune.api.parameters import LedgerPlace, alone, check_names, opened, specification, with_settings
+from aftertune.api.parameters import (
+    LedgerPlace,
+    alone,
+    check_names,
+    comma_separated,
+    opened,
+    specification,
+    with_settings,
+)
 from aftertune.api.progress import shown_progress
 from aftertune.errors import InputError
 from aftertune.study import EvalSpec, TaskSpec
@@ -99,7 +107,7 @@ def task_specs(tasks: Task | Iterable[Task], shared: Mapping[str, Any]) -> tuple
     """The tasks as specifications. shared: settings of all that a task of its own does not set."""
     listed: list[Any] = [tasks] if isinstance(tasks, str | TaskSpec | Mapping) else list(tasks)
     if len(listed) == 1 and isinstance(listed[0], str):
-        listed = [part.strip() for part in listed[0].split(",")]
+        listed = comma_separated(listed[0])
     specs = [_task(task, shared) for task in listed if task]
     if not specs:
         raise InputError("tasks is empty; name one or more tasks of lm-eval, for example "

@@ -111,10 +111,15 @@ def alone(whole: str, **given: Any) -> None:
                          "specification")
 
 
+def comma_separated(text: str | None) -> list[str]:
+    """The parts of a text between commas, without spaces around them and without empty ones."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
 def _for_field(option: SpecOption, value: Any) -> Any:
     """One text or number for a field that takes several, as the command line allows it."""
     if get_origin(kind_of(option.field.annotation)) is tuple and isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        return tuple(comma_separated(value))
     return value
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 import typer
 from pydantic import BaseModel, ValidationError
 
+from aftertune.api.parameters import comma_separated as comma_separated
 from aftertune.errors import InputError
 from aftertune.study import Spec, explain
 from aftertune.study.matrix import nested
@@ -35,11 +36,6 @@ Force = Annotated[bool, typer.Option("--force", help="Compare despite different 
 TakeOver = Annotated[bool, typer.Option(
     "--take-over", help="Take over evaluations that a process of another machine holds and that has ended.")]
 StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).")]
-
-
-def comma_separated(text: str | None) -> list[str]:
-    """The parts of a text between commas, without spaces around them and without empty ones."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +143,7 @@ def parse_settings(flag: str, text: str) -> dict[str, Any]:
         except ValueError as error:
             raise InputError(f"{flag} is not valid JSON: {error}") from None
     result: dict[str, Any] = {}
-    for part in text.split(",") if text else ():
+    for part in comma_separated(text):
         key, equals, value = part.partition("=")
         if not equals:
             raise InputError(f"{flag} {part!r}: write NAME=VALUE, with commas between them")

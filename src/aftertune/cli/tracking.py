@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftertune.cli.console import emit
+from aftertune.cli.options import comma_separated
 from aftertune.errors import AftertuneError, AmbiguousName, InputError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def chosen_trackers(texts: Sequence[str] | None, option: str = "--track") -> tup
         return ()
     from aftertune.tracking import check_installed, parse_names
 
-    names = parse_names(texts, option)
+    names = parse_names([name for text in texts for name in comma_separated(text)], option)
     check_installed(names)
     return names
 

@@ -23,9 +23,8 @@ from aftertune.tracking.trackers import TRACKERS
 __all__ = ["TRACKERS", "TrackedRun", "check_installed", "parse_names", "track", "tracked_runs"]
 
 
-def parse_names(texts: Sequence[str], option: str) -> tuple[str, ...]:
-    """The trackers of an option that is repeatable and takes several names. Raises InputError for an unknown name."""
-    names = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+def parse_names(names: Sequence[str], option: str) -> tuple[str, ...]:
+    """The trackers that an option names, each once. Raises InputError for an unknown name."""
     for name in names:
         if name not in TRACKERS:
             raise InputError(f"{option} {name!r}: allowed are {', '.join(TRACKERS)}{nearest(name, list(TRACKERS))}")
