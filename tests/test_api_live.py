@@ -75,6 +75,27 @@ def test_a_model_that_was_loaded_from_a_folder_is_that_model_and_stays_as_it_was
     assert again.id == live.id
 
 
+def test_calls_leave_the_threads_and_random_numbers_of_the_process(folder: Path, tmp_path: Path) -> None:
+    import random
+
+    import numpy as np
+    import torch
+
+    def now() -> tuple[Any, ...]:
+        return (torch.get_num_threads(), random.getstate(), np.random.get_state()[1].tobytes(),
+                torch.get_rng_state().numpy().tobytes())
+
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    before, rows = now(), [{"prompt": f"Say {i}: ", "completion": str(i)} for i in range(20)]
+    aftertune.evaluate(folder, ledger=tmp_path / "l.db", threads=1, **TASK)
+    assert now() == before
+    aftertune.tune(folder, rows, template="plain", max_steps=1, batch_size=2, rank=2, device="cpu",
+                   out=tmp_path / "out", ledger=tmp_path / "l.db")
+    assert now() == before
+    torch.set_num_threads(usual)
+
+
 def test_a_changed_model_is_identified_by_its_tensors_and_names_no_folder(folder: Path, tmp_path: Path) -> None:
     import torch
 

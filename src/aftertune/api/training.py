@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from aftertune.api.evaluating import Task, task_specs
-from aftertune.api.parameters import LedgerPlace, alone, opened, specification, with_settings
+from aftertune.api.parameters import LedgerPlace, alone, caller_state, opened, specification, with_settings
 from aftertune.api.progress import shown_progress
 from aftertune.api.rows import stored_rows
 from aftertune.errors import InputError
@@ -39,7 +39,7 @@ def tune(model: str | Path | TuneSpec, data: Any = None, *, tasks: Task | Iterab
                          "folder (model.save_pretrained(FOLDER) writes one)")
     from aftertune.tuning import tune as run
 
-    with opened(ledger) as stored, shown_progress(progress) as update:
+    with opened(ledger) as stored, shown_progress(progress) as update, caller_state():
         if isinstance(model, TuneSpec):
             spec = model
             alone("a TuneSpec", data=data, **settings)
