@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from aftertune.api.parameters import LedgerPlace, caller_state, opened, with_settings
+from aftertune.api.parameters import LedgerPlace, opened, with_settings
 from aftertune.api.progress import shown_progress
 from aftertune.errors import InputError, nearest
 from aftertune.values import Evaluation, GateResult, Margin, Progress, Tuning
@@ -193,6 +193,8 @@ def drift(base: str, tuned: Any, *, prompts: int = 64, tokens: int = 64, ledger:
             raise InputError(f"{side} is a {type(value).__name__}; drift loads both models by itself: give a folder or "
                              "an id (model.save_pretrained(FOLDER) writes a folder)")
     word = str(tuned.output if isinstance(tuned, Tuning) else tuned)
+    from aftertune.engine.devices import caller_state
+
     with opened(ledger) as stored, shown_progress(progress) as update, caller_state():
         data = options.get("data")
         file = None if data is None else stored_rows(data, stored.database.path.parent / "data")

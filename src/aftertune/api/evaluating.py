@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 from aftertune.api.parameters import (
     LedgerPlace,
     alone,
-    caller_state,
     check_names,
     comma_separated,
     opened,
@@ -57,6 +56,8 @@ def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = 
     else:
         check_settings(given)
         spec = _spec(model, tasks, tokenizer, adapter, given)
+    from aftertune.engine.devices import caller_state
+
     with opened(ledger) as stored, shown_progress(progress) as update, caller_state():
         if isinstance(model, EvalSpec | str | Path):
             from aftertune.evaluation import evaluate as run

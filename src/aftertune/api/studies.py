@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.actions import provide
 from aftertune.api.objects import comparison_object, jsonable
-from aftertune.api.parameters import LedgerPlace, caller_state, opened, with_settings
+from aftertune.api.parameters import LedgerPlace, opened, with_settings
 from aftertune.api.progress import shown_progress
 from aftertune.api.tables import html_table
 from aftertune.errors import InputError
@@ -36,6 +36,8 @@ def run_study(study: Study, out: str | Path | None = None, *, only: str | Sequen
     provide("html", Result, _result_html)
     provide("to_dict", Result, result_object)
     choice = CellChoice((only,) if isinstance(only, str) else tuple(only), keep_going, "")
+    from aftertune.engine.devices import caller_state
+
     with opened(ledger) as stored, shown_progress(progress) as update, caller_state():
         return run_cells(study, ledger=stored, out=Path(out or Path("runs") / study.study), choice=choice,
                          progress=update)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from aftertune.api.evaluating import Task, task_specs
-from aftertune.api.parameters import LedgerPlace, alone, caller_state, opened, specification, with_settings
+from aftertune.api.parameters import LedgerPlace, alone, opened, specification, with_settings
 from aftertune.api.progress import shown_progress
 from aftertune.api.rows import stored_rows
 from aftertune.errors import InputError
@@ -37,6 +37,7 @@ def tune(model: str | Path | TuneSpec, data: Any = None, *, tasks: Task | Iterab
     if not isinstance(model, str | Path | TuneSpec):
         raise InputError(f"the model is a {type(model).__name__}; tune loads the model by itself: give its id or "
                          "folder (model.save_pretrained(FOLDER) writes one)")
+    from aftertune.engine.devices import caller_state
     from aftertune.tuning import tune as run
 
     with opened(ledger) as stored, shown_progress(progress) as update, caller_state():

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,3 +227,26 @@ def _keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(mmap_threshold, 2**30)
         library.mallopt(trim_threshold, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def caller_state() -> Iterator[None]:
+    """Put back what belongs to the caller's process: the number of threads and the random numbers of Python, NumPy and
+    torch. Those of a GPU are put back if it was in use before."""
+    import random
+
+    import numpy as np
+    import torch
+
+    threads, python, numbers, cpu = (torch.get_num_threads(), random.getstate(), np.random.get_state(),
+                                     torch.get_rng_state())
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(python)
+        np.random.set_state(numbers)
+        torch.set_rng_state(cpu)
+        if gpus is not None:
+            torch.cuda.set_rng_state_all(gpus)
