@@ -12,6 +12,8 @@ import pytest
 from rich.console import Console
 
 from aftertune.comparison import compare
+from aftertune.comparison.collapse import _looks
+from aftertune.comparison.gate import gate
 from aftertune.errors import NotComparable, StorageError
 from aftertune.ledger import Ledger
 from aftertune.report import Results, terminal_scores, terminal_table, write_page, write_record
@@ -105,6 +107,23 @@ def test_a_group_is_pooled_and_its_tasks_have_no_rows_of_their_own(ledger: Ledge
     assert row.delta == pytest.approx(np.mean([table[t][1][i] - table[t][0][i] for t, i in order]))
     assert row.verdict == "lower"
     assert "in one random order" in row.note
+
+
+def test_one_task_of_a_stopped_group_is_a_row_of_its_own(ledger: Ledger) -> None:
+    tasks = ["m_a", "m_b", "m_c"]
+    values = {t: changed(400, 0.6, 5, 60, seed=s) for s, t in enumerate(tasks)}
+    base = store(ledger, "base", BASE, {t: v[0] for t, v in values.items()}, units={"m": tasks})
+    tuned = store(ledger, "tuned", ADAPTED, {t: v[1] for t, v in values.items()}, units={"m": tasks}, used={"m": 320})
+    asked = {t: sum(name == t for name, _ in drawn(tasks, 400)[:320]) for t in tasks}
+    [row] = compare("base", "tuned", tasks=["m_a"], ledger=ledger).rows
+    assert (row.task, row.n, row.stopped_of, row.primary) == ("m_a", asked["m_a"], 400, True)
+    assert "tasks, in one random order" not in row.note
+    assert _looks(row, base, tuned) == 10, "those of the group, which stopped it"
+    _, [line] = gate("base", "tuned", {"m_a": 0.02}, ledger=ledger)
+    assert line.row.task == "m_a", "so a limit has its verdict"
+    [row] = compare("base", "tuned", tasks=["m_a", "m_c"], ledger=ledger).rows
+    assert (row.task, row.n, row.stopped_of) == ("m", asked["m_a"] + asked["m_c"], 800)
+    assert "mean over the items of 2 tasks, in one random order" in row.note
 
 
 def test_both_stopped_compare_what_both_were_asked(ledger: Ledger) -> None:

@@ -26,6 +26,7 @@ from aftertune.ledger import Ledger
 from aftertune.report import Results, write_record
 from aftertune.study import TaskSpec
 from aftertune.tuning import blending, read_tuning
+from aftertune.tuning.cured import make_cured
 from aftertune.tuning.output import read_manifest
 from aftertune.values import plain
 from cli_cases import call
@@ -294,6 +295,13 @@ def test_looks_at_models_of_one_fine_tune_count_once_each(answered: Path, ledger
         assert len(looks) == 2, "the same model on another number of items"
         assert earlier_looks([cured], {"colours"}, ledger) == looks, "a softened model comes from the same fine-tune"
         assert trained_tunings([cured], ledger) == [parent]
+        cell = make_cured(parent, answered.parent / "cell", name="cell", soften=0.5)
+        ledger.save_tuning(cell)
+        assert trained_tunings([cell], ledger) == [parent], "as a cell of a study it does too"
+        assert earlier_looks([cell], {"colours"}, ledger) == looks
+        ledger.save_tuning(replace(cured, id="t-of-cell", name="of cell", result="f", cure=replace(
+            cured.cure, parents={cell.id: cell.result}, confirmed=tuple(replace(p, n=p.n - 2) for p in fewer))))
+        assert len(earlier_looks([parent], {"colours"}, ledger)) == 3
 
 
 def test_thirds_of_the_layers(place: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from aftertune.forgetting_watch import task_halves, watched_items
 from aftertune.ledger import Ledger
 from aftertune.provenance import capture
 from aftertune.report import Results, confirmed_lines, recommendation, write_record
+from aftertune.sources import fingerprint_file
 from aftertune.study import TargetSpec, TaskSpec
 from aftertune.study.anchor import ADVISED_ANCHOR
 from aftertune.study.data import ADVISED_ANSWERS
@@ -30,9 +31,11 @@ from aftertune.study.keep_best import KeepBest
 from aftertune.tasks import LoadOptions
 from aftertune.tuning import read_tuning
 from aftertune.tuning.strength import FineTuneFiles
-from aftertune.values import Candidate, CheckpointChoice, Cure, Tuning, WatchPoint, plain, restore
+from aftertune.values import Candidate, CheckpointChoice, Cure, Tuning, WatchPoint, digest, plain, restore
 from cli_cases import call
-from cure_cases import SETTINGS, asked_for, cure_place, fine_tune, fine_tune_with_checkpoints
+from cure_cases import MORE, SETTINGS, asked_for, cure_place, fine_tune, fine_tune_with_checkpoints
+from eval_cases import write_task
+from tuning_cases import write_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CHECKPOINTS = ["step 6", "step 3"]
@@ -251,6 +254,40 @@ def test_items_that_chose_a_checkpoint_do_not_confirm(place: Path, tmp_path: Pat
         monkeypatch.setattr(trial, "FEWEST", 15)
         with pytest.raises(InputError, match=r"say: 40 items \(\d+ chose the checkpoint, --keep-best\) are too few"):
             scoring(chosen_on(parent.tuning, place, 40)[0])._items_of(say, "report")
+
+
+def test_the_items_of_a_group_that_chose_are_found(place: Path, tmp_path: Path) -> None:
+    """A rule may name a group, whose tasks are watched under their own names and have one row."""
+    folder = tmp_path / "tasks"
+    for name, shift in (("g_a", 0), ("g_b", 100)):
+        rows = [{"question": f"say w{n + shift}", "answer": 0, "choices": ["w1", "w2"]} for n in range(60 - shift // 5)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+        write_task(folder, name, "multiple_choice", tmp_path / f"{name}.jsonl", MORE)
+    (folder / "both.yaml").write_text("group: both\ntask: [g_a, g_b]\nmetadata: {version: 1}\n"
+                                      "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n")
+    options = LoadOptions(include_path=folder)
+    halves = task_halves(tasks.load([TaskSpec(name="both", sample=50)], options), KeepBest("both", {}))
+    tuning, _ = chosen_on(parent_of(place, tmp_path).tuning, place, 20)
+    point = replace(tuning.watch[0], task="both")
+    made = replace(tuning, watch=(point,), choice=replace(tuning.choice, rule="both"),
+                   settings={**tuning.settings, "watched": watched_items(halves)})
+    specs = [TaskSpec(name="g_a", sample=80)]
+    found = items_that_chose([made], specs, options)
+    assert found.all == {item.hash for task in halves["choice"] for item in task.items}
+    assert {len(task.items) for task in halves["choice"]} == {25, 20}
+    assert found.unknown == ()
+    assert items_that_chose([made], specs, LoadOptions()).unknown == ("g_a", "g_b"), "the tasks that may confirm"
+
+
+def test_the_id_of_a_trial_has_no_field_of_a_later_version(place: Path, tmp_path: Path) -> None:
+    asked = asked_for(place, out=tmp_path / "out")
+    trial_of = Trial("cure", [parent_of(place, tmp_path)], [], asked)
+    before = [{k: v for k, v in task.model_dump(mode="json").items() if k != "until_decided"} for task in asked.tasks]
+    assert {*before[0]} == {"name", "num_fewshot", "limit", "sample", "sample_seed", "gen_kwargs", "data", "letters",
+                            "apply_chat_template", "target", "margin", "only"}
+    assert trial_of.id == "t-" + digest([
+        "cure", [trial_of.parents[0].result], [], dict(asked.keep), before,
+        [fingerprint_file(place / "say.jsonl")], {k: str(v) for k, v in asked.settings.items() if k != "threads"}])[:10]
 
 
 def test_items_that_are_not_known_any_more_are_noted(place: Path, tmp_path: Path) -> None:

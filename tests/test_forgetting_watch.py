@@ -189,3 +189,7 @@ def test_a_loss_that_no_task_shows_alone_is_proven_for_the_group() -> None:
     assert (group.task, group.n, group.verdict) == ("both", 450, "lower")
     assert "lower" not in {p.verdict for p in alone}
     assert group.delta == pytest.approx(-8 / 150)
+    [single] = in_group(tasks[:1])
+    assert [name for name, _ in pools([single])] == ["both"]
+    point = question_point("both", [single], base, tuned, step=1, margin=2.0, family=1)
+    assert point.task == "both", "as a rule has it"

@@ -65,6 +65,8 @@ def test_the_rule_takes_the_margins_of_the_study_and_tasks_may_differ() -> None:
 
 @pytest.mark.parametrize(("fields", "message"), [
     ({"primary": "prob"}, "stops tasks by their accuracy, so it does not go with `primary: prob`"),
+    ({"family": "study", "tunings": {"lora": TUNING, "more": {**TUNING, "seed": 1}}},
+     "`until_decided` proves less than `family: study` asks of several; leave one of them out"),
     ({"tasks": [{"name": "hellaswag", "only": ["lora"]}]}, "is asked hellaswag, and its base base is not; add base"),
     ({"until_decided": {"max_items": 10, "min_items": 20}}, "`max_items` is 10, less than `min_items`, 20"),
     ({"until_decided": {"most": 10}}, "unknown key `until_decided.most`; known keys here: batch")])

@@ -195,8 +195,8 @@ def question_point(name: str, members: Sequence[LoadedTask], base: Mapping[str, 
     """One analysis of a task or a group (`tasks.pools`), as `watch_point`. base, tuned: the answers of each task."""
     if len(members) == 1:
         task = members[0]
-        return watch_point(task, base[task.settings.task], tuned[task.settings.task], step=step, margin=margin,
-                           family=family)
+        return replace(watch_point(task, base[task.settings.task], tuned[task.settings.task], step=step, margin=margin,
+                                   family=family), task=name)
     key = MetricKey(members[0].settings.primary)
     before, after = ([np.array(primary_values(t, side[t.settings.task]), dtype=np.float64) for t in members]
                      for side in (base, tuned))

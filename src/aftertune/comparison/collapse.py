@@ -111,11 +111,15 @@ def _row(row: ComparisonRow, pairs: Sequence[Pair], left: Evaluation, right: Eva
 
 
 def _looks(row: ComparisonRow, left: Evaluation, right: Evaluation) -> int:
+    """The looks of the test that stopped its task or group; the row may have some tasks of the group alone."""
     if row.stopped_of is None:
         return 0
     plan = right.early or left.early
-    batch = next((u.batch for u in plan.units if u.name == row.task), 1) if plan else 1
-    return math.ceil(row.n / max(1, batch))
+    unit = next((u for u in plan.units if row.task in (u.name, *u.tasks)), None) if plan else None
+    if unit is None:
+        return row.n
+    n = row.n if row.stopped_of == unit.items else max(row.n, unit.used or 0)
+    return math.ceil(n / max(1, unit.batch))
 
 
 def _level(alpha: float, looks: int) -> float:

@@ -163,11 +163,20 @@ def early_tests(left: Evaluation, right: Evaluation, pairs: Sequence[Pair]) -> t
             if drawn is not None:
                 stopped.append(_weighted_test(unit, members, plan, drawn))
         elif of_stopped:
-            stopped.append(_early_test(left, right, unit, of_stopped, plan))
+            stopped.append(_early_test(left, right, _part(unit, of_stopped), of_stopped, plan))
         elif len(members) == len(unit.tasks):
             test = _early_test(left, right, unit, members, plan)
             ended.append(replace(test, drawn=drawn_items(left, right, unit, members)))
     return stopped, ended
+
+
+def _part(unit: EarlyUnit, pairs: Sequence[Pair]) -> EarlyUnit:
+    """The test of these tasks alone, where they are not all of its group: their items came in a random order too."""
+    tasks = tuple(p.settings.task for p in pairs)
+    if len(tasks) == len(unit.tasks):
+        return unit
+    return replace(unit, name=tasks[0] if len(tasks) == 1 else unit.name, tasks=tasks,
+                   items=sum(p.settings.n for p in pairs))
 
 
 def without_row(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], stopped: Sequence[EarlyTest]

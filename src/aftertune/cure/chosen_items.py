@@ -45,7 +45,7 @@ def items_that_chose(tunings: Iterable[Tuning], specs: Sequence[TaskSpec], optio
         for name in _tasks_of_rule(tuning):
             found = _choosing_half(tuning, name, specs, options)
             if found is None:
-                unknown.add(name)
+                unknown.update(_watched_tasks(tuning, name) or [name])
             else:
                 hashes[name] = hashes.get(name, frozenset()) | found
     return ChoosingItems(hashes, tuple(sorted(unknown)))
@@ -63,19 +63,27 @@ def _tasks_of_rule(tuning: Tuning) -> list[str]:
     return [task for task in measured if task in {rule.goal, *rule.limits} - {VALIDATION_LOSS}]
 
 
-def _choosing_half(tuning: Tuning, name: str, specs: Sequence[TaskSpec], options: LoadOptions) -> frozenset[str] | None:
-    """The hashes of the items of a task that the rule saw; None where they cannot be found."""
+def _watched_tasks(tuning: Tuning, name: str) -> dict[str, int]:
+    """The watched tasks of one name with their numbers of items: the task, or those of a group, which has one row."""
     watched = tuning.settings.get("watched") or {}
-    halves = [watched[half][name] for half in ("choice", "report") if name in watched.get(half, {})]
-    if len(halves) < 2:
-        return None
-    count = sum(int(half["items"]) for half in halves)
-    files = [spec.model_copy(update={"sample": count, "limit": None, "apply_chat_template": False}) for spec in specs
-             if spec.target is not None]
-    for spec in (checked(TaskSpec, name=name, sample=count), *files):
-        with suppress(AftertuneError, ValueError):  # another task, or without data here
-            [loaded] = tasks.load([spec], options)
-            items = [loaded.items[index].hash for index in split_halves(item_clusters(loaded), HALVES_SEED)[0]]
-            if digest(items) == halves[0]["digest"]:
-                return frozenset(items)
+    choice, report = watched.get("choice", {}), watched.get("report", {})
+    counts = {task: int(half["items"]) + int(report[task]["items"]) for task, half in choice.items() if task in report}
+    rows = {point.task for point in tuning.watch}
+    return {task: n for task, n in counts.items() if task == name or (name not in counts and task not in rows)}
+
+
+def _choosing_half(tuning: Tuning, name: str, specs: Sequence[TaskSpec], options: LoadOptions) -> frozenset[str] | None:
+    """The hashes of the items of a task or group that the rule saw; None where they cannot be found."""
+    counts = _watched_tasks(tuning, name)
+    for count in sorted({*counts.values()}, reverse=True):  # of a group: the largest of its tasks has so many
+        files = [spec.model_copy(update={"sample": count, "limit": None, "apply_chat_template": False})
+                 for spec in specs if spec.target is not None]
+        for spec in (checked(TaskSpec, name=name, sample=count), *files):
+            with suppress(AftertuneError, ValueError):  # another task, or without data here
+                found = {name if name in counts else task.settings.task: [
+                    task.items[i].hash for i in split_halves(item_clusters(task), HALVES_SEED)[0]]
+                    for task in tasks.load([spec], options)}
+                if {task: digest(items) for task, items in found.items()} == {
+                        task: tuning.settings["watched"]["choice"][task]["digest"] for task in found if task in counts}:
+                    return frozenset().union(*found.values())
     return None

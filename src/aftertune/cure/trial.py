@@ -123,7 +123,7 @@ class Trial:
         request = self.request
         return "t-" + digest([
             self.kind, [p.result for p in self.parents], [[p.name, dict(p.parts)] for p in self.proposals],
-            dict(request.keep), [task.model_dump(mode="json") for task in request.tasks],
+            dict(request.keep), [{"letters": False, **task.settings()} for task in request.tasks],
             [fingerprint_file(task.target.file) for task in request.tasks if task.target],
             {k: str(v) for k, v in request.settings.items() if k != "threads"},
             *([] if self.minutes is None else [self.minutes])])[:10]

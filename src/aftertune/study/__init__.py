@@ -403,6 +403,8 @@ class Study(Runnable, Spec):
         if early and self.primary:
             raise ValueError("`until_decided` stops tasks by their accuracy, so it does not go with `primary: prob`; "
                              "leave one of them out")
+        if len(early) > 1 and self.family == "study":
+            raise ValueError("`until_decided` proves less than `family: study` asks of several; leave one of them out")
         for name, base in early.items():
             alone = [t.name for t in self.tasks if t.asks(name) and not t.asks(base)]
             if alone:

@@ -11,8 +11,10 @@ the training with ``soften`` or ``rollback`` beside them, so that tables and see
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from aftertune.errors import InputError
 from aftertune.methods import writes_adapter
@@ -21,6 +23,7 @@ from aftertune.provenance import capture, finish
 from aftertune.sources import ModelSource, resolve_model
 from aftertune.sources.cache import remove_path, temporary_path
 from aftertune.sources.library_errors import disk_errors
+from aftertune.study.cured import CURES
 from aftertune.tuning import kept, output
 from aftertune.tuning.strength import WHOLE, FineTuneFiles, check_strength, write_softened
 from aftertune.values import KeptCheckpoint, Tuning, digest
@@ -37,7 +40,7 @@ def make_cured(tuned: Tuning, out: Path, *, name: str, soften: float | None = No
     change = {"soften": soften} if soften is not None else {"rollback": rollback}
     base = resolve_model(tuned.base.source, revision=tuned.base.revision,
                          trust_remote_code=tuned.base.trust_remote_code)
-    cured = replace(tuned, id="t-" + digest([tuned.id, tuned.result, change])[:10], name=name, output=str(out))
+    cured = replace(tuned, id=_id(tuned, tuned.result, change), name=name, output=str(out))
     if (done := output.finished(out, cured.id, base, tuned.base)) is not None:
         return replace(done, output=str(out))
     checkpoint = None if rollback is None else _checkpoint(tuned, rollback)
@@ -60,6 +63,18 @@ def make_cured(tuned: Tuning, out: Path, *, name: str, soften: float | None = No
         finally:
             remove_path(written)
     return cured
+
+
+def is_made_from(cured: Tuning, tuned: Tuning) -> bool:
+    """Whether `make_cured` made a fine-tune from another one: its id says it."""
+    change = {field: cured.settings[field] for field in CURES if field in cured.settings}
+    models = (tuned.result, *tuned.states, *(c.result for c in tuned.checkpoints))
+    return bool(change) and cured.cure is None and any(_id(tuned, model, change) == cured.id for model in models)
+
+
+def _id(tuned: Tuning, model: str | None, change: Mapping[str, Any]) -> str:
+    """Id of a fine-tune that is made from the model of another one."""
+    return "t-" + digest([tuned.id, model, change])[:10]
 
 
 def _write(tuned: Tuning, base: ModelSource, written: Path, soften: float | None, checkpoint: KeptCheckpoint | None
