@@ -14,11 +14,16 @@ import pytest
 
 import early_cases
 from aftertune import bounds
-from aftertune.bundle import export_bundle, files, verify_bundle
+from aftertune.bundle import Verified, export_bundle, files, verify_bundle
+from aftertune.bundle.proof import Proof
+from aftertune.bundle.proof import _prove_scores as prove_scores
+from aftertune.bundle.rebuilding import Claims
 from aftertune.comparison import choose_primary, compare
-from aftertune.errors import InputError, NotProven
+from aftertune.errors import InputError, NotProven, TaskError
 from aftertune.ledger import Ledger
+from aftertune.tasks.rescoring import score_again
 from aftertune.values import Margin
+from aftertune.values.comparison import OUT_OF_TIME
 from bundle_cases import CANARY, asked_ledger, hash_documents
 from cli_cases import call, settle
 
@@ -119,6 +124,17 @@ def _without_rows(folder: Path) -> None:
     change(folder, files.COMPARISONS, 0, "rows", to=lambda rows: [r for r in rows if r["task"] != "arc_easy"])
 
 
+def _another_question(folder: Path) -> None:
+    values = lines(folder, files.answers_file(0))
+    values.append({**values[0], "item": {**values[0]["item"], "index": 9999}, "answer": None})
+    rewrite(folder, files.answers_file(0), values)
+
+
+def _other_manifest(folder: Path) -> None:
+    listed = json.loads((folder / files.MANIFEST).read_text(encoding="utf-8"))
+    (folder / files.MANIFEST).write_text(json.dumps({**listed, "comparisons": {}}), encoding="utf-8")
+
+
 @pytest.mark.parametrize(("apply", "expected"), [
     (_score(value=0.9), "arc_easy: acc,none is 0.9, and its answers give"),
     (_score(stderr=0.001), "arc_easy: stderr of acc,none is 0.001, and its answers give"),
@@ -147,6 +163,10 @@ def _without_rows(folder: Path) -> None:
     (lambda f: change(f, files.EVALUATIONS, 0, "tasks", 0, "num_fewshot", to=5), "num_fewshot"),
     (lambda f: change(f, files.TUNINGS, 0, "method", to="lora"), "record.md: is not the document that"),
     (lambda f: change(f, files.EVALUATIONS, 0, "id", to="e-other"), "e-other"),
+    (lambda f: change(f, files.COMPARISONS, 0, "rules", to=3), "judged by version 3 of the rules"),
+    (lambda f: change(f, files.answers_file(0), 1, "answer", "cluster", to="one"), "cluster is one, and its document"),
+    (_another_question, "13 questions of arc_easy, but"),
+    (_other_manifest, "manifest.json: names other comparisons than"),
 ])
 def test_a_changed_value_is_named_although_its_hash_was_changed_too(
         bundle: Path, apply: Callable[[Path], None], expected: str) -> None:
@@ -155,6 +175,42 @@ def test_a_changed_value_is_named_although_its_hash_was_changed_too(
     assert failed
     assert any(expected in line for line in failed), failed
     assert not any("⟨" in line or "Traceback" in line for line in failed)
+
+
+def test_an_answer_out_of_time_and_a_note_are_no_way_around_the_proof(bundle: Path) -> None:
+    change(bundle, files.COMPARISONS, 0, "rows", 2, "note", to="significant")
+    values = lines(bundle, files.answers_file(1))
+    for line in values[12:14]:
+        answer = line["answer"]
+        answer["metrics"] = dict.fromkeys(answer["metrics"], 1.0)
+        answer["extracted"] = dict.fromkeys(answer["extracted"], OUT_OF_TIME)
+    rewrite(bundle, files.answers_file(1), values)
+    proof = verify_bundle(bundle).proof
+    assert any("its filters took too long" in line for line in proof.from_values)
+    assert any("exact_match,flexible-extract is 0, and its items give 1" in line for line in proof.failed)
+    assert any("orders_json exact_match: its note is not the one" in line for line in proof.unchecked)
+
+
+def test_a_name_that_is_no_single_task_is_not_loaded(ledger_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger(ledger_file) as ledger:
+        evaluation = ledger.evaluations()[0]
+        items, answers = ledger.items(evaluation.id, "arc_easy"), ledger.answers(evaluation.id, "arc_easy")
+    monkeypatch.setattr("aftertune.tasks.rescoring.load", None)
+    for name in ("mmlu", "ai2_arc", "absent"):
+        with pytest.raises(TaskError, match="no single task of this name"):
+            score_again(replace(evaluation.tasks[0], task=name), items, answers)
+
+
+def test_the_size_of_a_group_is_that_of_its_tasks(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        stored = early_cases.store(ledger, "base", early_cases.BASE, {"one": early_cases.changed(40, 0.7, 2, 9)[0]})
+        group = replace(stored.scores[0], task="all", group=True, n=4000)
+        evaluation = replace(stored, scores=(*stored.scores, group),
+                             tasks=tuple(replace(t, groups=("all",)) for t in stored.tasks))
+        proof = Proof()
+        prove_scores(ledger, evaluation, Claims([], [], []), proof)
+    [failed] = proof.failed
+    assert failed.endswith(f"all: n of {group.key} is 4,000, and its tasks have 40 answers")
 
 
 @pytest.mark.parametrize(("name", "line", "expected"), [
@@ -222,7 +278,9 @@ def test_another_folder_is_refused(tmp_path: Path, text: str, expected: str) -> 
         verify_bundle(tmp_path)
 
 
-def test_comparisons_of_every_kind_are_proven(ledger_file: Path, tmp_path: Path) -> None:
+def test_comparisons_of_every_kind_are_proven(ledger_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                              ) -> None:
+    monkeypatch.setattr("aftertune.bundle.write_page", lambda results, title: "")  # its charts take seconds
     path = Path(shutil.copy(ledger_file, tmp_path / "ledger.db"))
     with Ledger(path) as ledger:
         base, tuned = ledger.evaluations()
@@ -245,6 +303,7 @@ def test_comparisons_of_every_kind_are_proven(ledger_file: Path, tmp_path: Path)
 
 def test_an_evaluation_that_stopped_early_is_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hash_documents(monkeypatch)
+    monkeypatch.setattr("aftertune.bundle.write_page", lambda results, title: "")  # its charts take seconds
     values = {t: early_cases.changed(160, 0.7, 2, 60, seed) for seed, t in enumerate(("one", "two"))}
     with Ledger(tmp_path / "ledger.db") as ledger:
         base = early_cases.store(ledger, "base", early_cases.BASE, {t: v[0] for t, v in values.items()})
@@ -281,7 +340,7 @@ def test_no_secret_and_no_path_gets_into_a_bundle(ledger_file: Path, tmp_path: P
     with Ledger(path) as ledger:
         [tuning] = ledger.tunings()
         ledger.save_tuning(replace(tuning, notes=(f"token={CANARY}",), settings={"note": CANARY}))
-        written = export_bundle(ledger, None, tmp_path / "bundle", title=f"Results {CANARY}")
+        written = export_bundle(ledger, None, tmp_path / "bundle", title=f"Results {CANARY} {'x' * 300}")
     for name in files.names_in(tmp_path / "bundle"):
         text = (tmp_path / "bundle" / name).read_text(encoding="utf-8")
         private = (CANARY, "ice cube?", str(ledger_file.parent), str(tmp_path))
@@ -289,7 +348,8 @@ def test_no_secret_and_no_path_gets_into_a_bundle(ledger_file: Path, tmp_path: P
     assert len(written.proof.from_values) == 2
     assert "secrets were removed from 1 of its items" in written.proof.from_values[0]
     monkeypatch.delenv("MY_API_KEY")
-    assert verify_bundle(tmp_path / "bundle").proof.failed == []
+    verified = verify_bundle(tmp_path / "bundle")
+    assert (verified.proof.failed, verified.documents, len(verified.title)) == ([], "same", 200)
 
 
 def test_the_verbs(ledger_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -298,13 +358,13 @@ def test_the_verbs(ledger_file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     shutil.copy(ledger_file, tmp_path / "ledger.db")
     assert call(monkeypatch, "export", "orders", "--bundle", "out") == 0
     assert "verdicts: 8 rows of 1 comparisons computed again" in capsys.readouterr().out
-    assert call(monkeypatch, "verify", "out", "--strict", "--json") == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert shown["ok"]
-    assert (shown["scores"], shown["rows"], shown["scored_again"], shown["documents"]) == (14, 8, 6, "same")
-    assert call(monkeypatch, "verify", "out") == 0
+    assert call(monkeypatch, "verify", "out", "--strict") == 0
     assert "proven: the answers give every figure above" in capsys.readouterr().out
     change(tmp_path / "out", files.EVALUATIONS, 0, "scores", 0, "value", to=0.75)
+    assert call(monkeypatch, "verify", "out", "--json") == 3
+    shown = json.loads(capsys.readouterr().out)
+    assert not shown["ok"]
+    assert (shown["scores"], shown["rows"], shown["scored_again"], shown["documents"]) == (14, 8, 6, "not compared")
     assert call(monkeypatch, "verify", "out") == 3
     captured = capsys.readouterr()
     assert "acc,none is 0.75, and its answers give" in captured.out
@@ -316,3 +376,14 @@ def test_the_verbs(ledger_file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         assert call(monkeypatch, *words) == 2
         assert expected in capsys.readouterr().err
     assert "torch" in sys.modules
+
+
+def test_what_was_not_compared_is_not_called_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    documents = "not compared: another version of aftertune wrote them (9.0)"
+    verified = Verified("T", "s", 9, documents, Proof(evaluations=1))
+    monkeypatch.setattr("aftertune.bundle.verify_bundle", lambda folder, progress=None: verified)
+    assert call(monkeypatch, "verify", "out") == 0
+    assert "proven, except for what the lines above name" in capsys.readouterr().out
+    assert call(monkeypatch, "verify", "out", "--strict") == 3
+    assert "record and page: not compared" in capsys.readouterr().err

@@ -37,6 +37,7 @@ class Hub:
         self.blobs: dict[str, bytes] = {}
         self.files: dict[str, bytes] = {}
         self.refuse = 0
+        self.private = True
 
     def answer(self, method: str, path: str, body: bytes, address: str) -> tuple[int, Any]:
         if self.refuse:
@@ -45,6 +46,8 @@ class Hub:
         if path == "/api/repos/create":
             self.created.append(json.loads(body))
             return 200, {"url": f"{address}/user/orders"}
+        if path == "/api/models/user/orders":
+            return 200, {"id": "user/orders", "private": self.private}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
         if path.endswith("/preupload/main"):
@@ -120,6 +123,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settle(monkeypatch, tmp_path)
     hash_documents(monkeypatch)
     out = byte_folder(tmp_path / "out")
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    (out / "config.json").write_text(json.dumps({**config, "_name_or_path": f"{tmp_path}/base"}), encoding="utf-8")
     (out / "optimizer.pt").write_bytes(b"not to be published")
     (out / "notes.txt").write_text(CANARY, encoding="utf-8")
     model = replace(fingerprint_model(resolve_model(str(out))), source=str(out))
@@ -157,6 +162,23 @@ def test_weights_card_results_and_record_are_committed(hub: Hub, work: Path, mon
         assert tokens[path] == f"Bearer {TOKEN}"
     everything = b"".join(hub.files.values())
     assert not [word for word in (CANARY, TOKEN, str(work)) if word.encode() in everything]
+
+
+def test_a_public_repository_gets_nothing_that_should_be_private(hub: Hub, work: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    hub.private = False
+    assert call(monkeypatch, "push", "orders", "--to", "user/orders", "--private") == 2
+    assert "user/orders is there and is public" in capsys.readouterr().err
+    assert hub.files == {}
+
+
+def test_weights_that_are_not_copied_are_not_published(work: Path, tmp_path: Path) -> None:
+    weights = work / "out" / "model.safetensors"
+    weights.rename(work / "elsewhere.safetensors")
+    weights.symlink_to(work / "elsewhere.safetensors")
+    (tmp_path / "push").mkdir()
+    with Ledger(work / "ledger.db") as ledger, pytest.raises(NotProven, match="not the weights"):
+        prepare_push(ledger, "orders", tmp_path / "push")
 
 
 def test_a_dry_run_sends_nothing(hub: Hub, work: Path, monkeypatch: pytest.MonkeyPatch,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,6 +184,68 @@ def test_mlflow(ledger_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curve = client.get_metric_history(runs["t-careless"].info.run_id, "loss")
     assert [(m.step, m.value) for m in curve] == [(1, 2.5)]
     assert not [p for p in store_.rglob("*") if p.is_file() and CANARY.encode() in p.read_bytes()]
+
+
+class OldMlflow:
+    """The calls of an MLflow client, whose runs were there before and which is interrupted at the first file."""
+
+    def __init__(self, calls: list[tuple[Any, ...]], interrupted: bool) -> None:
+        self.calls, self.interrupted = calls, interrupted
+
+    def get_experiment_by_name(self, _: str) -> Any:
+        return SimpleNamespace(experiment_id="1")
+
+    def search_runs(self, *_: Any, **__: Any) -> list[Any]:
+        return [SimpleNamespace(info=SimpleNamespace(run_id="old"))]
+
+    def create_run(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id="new"))
+
+    def log_batch(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def log_text(self, *_: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def set_terminated(self, *words: str) -> None:
+        self.calls.append(("ended", *words))
+
+    def delete_run(self, id_: str) -> None:
+        self.calls.append(("deleted", id_))
+
+
+def test_an_interrupted_run_of_mlflow_is_closed_and_the_one_before_stays(ledger_file: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    client = OldMlflow(calls, interrupted=True)
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(
+        MlflowClient=lambda: client, get_tracking_uri=lambda: "here"))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", SimpleNamespace(Param=tuple_of, Metric=tuple_of))
+    [run, *_] = runs_of(ledger_file)
+    with pytest.raises(KeyboardInterrupt):
+        list(track(["mlflow"], [run]))
+    assert calls == [("ended", "new", "FAILED")]
+    client.interrupted = False
+    assert [*track(["mlflow"], [run])] == ["mlflow: 1 run in experiment orders of here"]
+    assert calls[1:] == [("ended", "new"), ("deleted", "old")]
+
+
+def tuple_of(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+def test_what_cannot_be_made_a_run_is_a_warning(ledger_file: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    from aftertune.cli.tracking import hand_over
+
+    def fail(*_: Any) -> None:
+        raise TypeError("float() argument must be a number")
+
+    monkeypatch.setattr(tracking, "tracked_runs", fail)
+    with Ledger(ledger_file) as ledger:
+        assert hand_over(["mlflow"], ["e-base"], ledger) == ["warning: mlflow: float() argument must be a number"]
+    assert "warning: mlflow: float()" in capsys.readouterr().err
 
 
 def test_wandb(ledger_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

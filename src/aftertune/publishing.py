@@ -11,6 +11,7 @@ huggingface_hub finds in its own places (`hf auth login`, HF_TOKEN).
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,8 +26,9 @@ from aftertune.bundle.proof import Proof, prove
 from aftertune.bundle.rebuilding import rebuilt_ledger
 from aftertune.errors import InputError, NotProven, ResourceError, SourceError, StorageError
 from aftertune.ledger.staging import temporary_root
-from aftertune.redaction import published, redact
+from aftertune.redaction import public_source, published, redact
 from aftertune.report import Results, write_card, write_document, write_record
+from aftertune.sources.resolve import read_json
 from aftertune.tuning.output import result_of
 from aftertune.values import RULES, Evaluation, Progress, Tuning
 from aftertune.values.reported import identity_note
@@ -40,6 +42,8 @@ _WEIGHTS = re.compile(
     r"|model\.safetensors\.index\.json|tokenizer[\w.-]*|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)"
     r"|merges\.txt|[\w.-]+\.jinja|[\w.-]+\.model")
 RECORD = "record.md"
+#: Fields of these files that name a model.
+_SOURCES = ("base_model_name_or_path", "_name_or_path", "name_or_path")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -65,7 +69,7 @@ def prepare_push(ledger: Ledger, word: str, folder: Path, *, progress: Progress 
     tuning = ledger.find_tuning(word)
     if tuning.status != "done":
         raise InputError(f"{tuning.name} ({tuning.id}) is {tuning.status!r}; run the same command again to finish it")
-    _check_weights(tuning)
+    _check_weights(tuning, Path(tuning.output))
     evaluations = [e for e in ledger.evaluations() if e.status == "done" and tuning.made(e.model.fingerprint)]
     results = Results(evaluations=ledger.evaluations(), tunings=ledger.tunings(), comparisons=ledger.comparisons())
     comparisons = [c for c in results.comparisons if c.tuned in {e.id for e in evaluations}]
@@ -79,6 +83,8 @@ def prepare_push(ledger: Ledger, word: str, folder: Path, *, progress: Progress 
                         f"proves version {RULES}; `aftertune compare {old[0].base} {old[0].tuned} --again` first")
     card = write_card(tuning, results)
     _copy_weights(Path(tuning.output), folder)
+    _check_weights(tuning, folder)  # links and files of other names are not copied
+    _without_paths(folder)
     write_document(folder / "README.md", card.readme)
     for name, text in card.results.items():
         (folder / ".eval_results").mkdir(exist_ok=True)
@@ -88,9 +94,8 @@ def prepare_push(ledger: Ledger, word: str, folder: Path, *, progress: Progress 
     return Push(folder, tuning.name, sizes, tuple(e.id for e in evaluations), proof, card.left_out)
 
 
-def _check_weights(tuning: Tuning) -> None:
-    """NotProven unless the output folder has the weights of the result."""
-    folder = Path(tuning.output)
+def _check_weights(tuning: Tuning, folder: Path) -> None:
+    """NotProven unless the folder, the output or its copy, has the weights of the result."""
     if not folder.is_dir():
         raise InputError(f"{tuning.output}: the folder of {tuning.name} is gone; push it from the machine that has "
                          "it, or train it again with the same command")
@@ -144,6 +149,17 @@ def _copy_weights(source: Path, folder: Path) -> None:
                            "more space") from None
 
 
+def _without_paths(folder: Path) -> None:
+    """Where a base is a local folder, PEFT and transformers write its path into these files; only its name is left."""
+    for name in ("adapter_config.json", "config.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.is_file():
+            value = read_json(path)
+            changed = {key: public_source(value[key]) for key in _SOURCES if isinstance(value.get(key), str)}
+            if changed != {key: value[key] for key in changed}:
+                write_document(path, json.dumps({**value, **changed}, indent=2) + "\n", verbatim=True)
+
+
 @contextmanager
 def push_folder() -> Iterator[Path]:
     """A temporary folder for what is published."""
@@ -168,9 +184,14 @@ def send(push: Push, repository: str, *, private: bool = False) -> str:
     api: Any = HfApi(library_name="aftertune")
     try:
         api.create_repo(repository, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repository).private:
+            raise InputError(f"--private: {repository} is there and is public; make it private in its settings on the "
+                             "Hub, or give another name with --to; nothing was published")
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(push.folder / name))
                       for name in push.files]
         commit = api.create_commit(repository, operations, commit_message=f"{push.name}: weights, card and results")
+    except InputError:
+        raise
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         what = {401: "no valid token: `hf auth login`, or set HF_TOKEN",

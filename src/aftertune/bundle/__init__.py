@@ -31,7 +31,7 @@ from aftertune import __version__
 from aftertune.bundle import files
 from aftertune.bundle.extract import choose, write_extract
 from aftertune.bundle.proof import Proof, prove
-from aftertune.bundle.rebuilding import rebuilt_ledger
+from aftertune.bundle.rebuilding import Claims, rebuilt_ledger
 from aftertune.comparison.flips import flips_by_comparison
 from aftertune.errors import AftertuneError, InputError, NotProven, StorageError
 from aftertune.exchange.files import in_the_form_of
@@ -44,6 +44,8 @@ from aftertune.values import RULES, Progress
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
+#: Characters of a title.
+_TITLE = 200
 __all__ = ["Proof", "Verified", "WrittenBundle", "export_bundle", "verify_bundle"]
 
 
@@ -78,6 +80,7 @@ def export_bundle(ledger: Ledger, word: str | None, folder: Path, *, title: str,
     Raises InputError for an unknown entry or a folder that has files, StorageError if it cannot be written, and
     NotProven, with nothing written, where the stored answers do not give the stored scores or verdicts.
     """
+    title = published(title)[:_TITLE]
     chosen = choose(ledger, word)
     with _new_folder(folder) as part:
         write_extract(ledger, chosen, part)
@@ -92,7 +95,7 @@ def export_bundle(ledger: Ledger, word: str | None, folder: Path, *, title: str,
         write_document(part / files.PAGE, page, verbatim=True)
         write_document(part / files.ENVIRONMENT, _environment())
         files.write_manifest(part, {
-            "title": published(title), "aftertune": __version__, "rules": RULES,
+            "title": title, "aftertune": __version__, "rules": RULES,
             "evaluations": {e.id: published(e.name) for e in chosen.evaluations},
             "comparisons": {c.id: [c.base, c.tuned] for c in chosen.comparisons}})
         names = files.names_in(part)
@@ -126,7 +129,7 @@ def verify_bundle(folder: Path, *, progress: Progress | None = None) -> Verified
     Raises InputError where the folder is no bundle.
     """
     manifest = files.read_manifest(folder)
-    title, sha = str(manifest.get("title") or folder.name)[:200], files.sha256_of(folder / files.MANIFEST)
+    title, sha = str(manifest.get("title", folder.name))[:_TITLE], files.sha256_of(folder / files.MANIFEST)
     count = len(manifest["files"])
     proof = Proof(failed=files.changed_files(folder, manifest))
     if proof.failed:
@@ -134,7 +137,7 @@ def verify_bundle(folder: Path, *, progress: Progress | None = None) -> Verified
     try:
         with rebuilt_ledger(folder) as (ledger, claims):
             proof = prove(ledger, claims, progress)
-            proof.failed += _wrong_contents(folder, manifest, [e.id for e in claims.evaluations])
+            proof.failed += _wrong_contents(folder, manifest, claims)
             documents = "not compared"
             if not proof.failed:
                 documents = _compare_documents(folder, manifest, ledger, title, proof)
@@ -144,12 +147,13 @@ def verify_bundle(folder: Path, *, progress: Progress | None = None) -> Verified
     return Verified(title, sha, count, documents, proof)
 
 
-def _wrong_contents(folder: Path, manifest: dict[str, Any], evaluations: list[str]) -> list[str]:
+def _wrong_contents(folder: Path, manifest: dict[str, Any], claims: Claims) -> list[str]:
     """What the manifest says of the contents and the lines do not, and answers that belong to no evaluation."""
-    named = manifest.get("evaluations")
-    wrong = [] if isinstance(named, dict) and [*named] == evaluations else [
-        f"{files.MANIFEST}: names other evaluations than {files.EVALUATIONS}"]
-    used = {files.answers_file(number) for number in range(len(evaluations))}
+    wrong = [f"{files.MANIFEST}: names other {what} than {name}" for what, name, there in (
+        ("evaluations", files.EVALUATIONS, {e.id: e.name for e in claims.evaluations}),
+        ("comparisons", files.COMPARISONS, {c.id: [c.base, c.tuned] for c in claims.comparisons}))
+        if manifest.get(what) != there]
+    used = {files.answers_file(number) for number in range(len(claims.evaluations))}
     return wrong + [f"{name}: the answers of no evaluation" for name in files.names_in(folder)
                     if name.startswith(f"{files.ANSWERS}/") and name not in used]
 

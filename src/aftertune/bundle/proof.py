@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.bundle.rebuilding import Claims
 from aftertune.catalog import MetricKey, is_share
-from aftertune.comparison import choose_primary, compare
+from aftertune.comparison import choose_primary, compare, note_of_answers
 from aftertune.comparison.average import average_name
 from aftertune.comparison.compatibility import OF_TEMPLATE, setting_of
 from aftertune.comparison.margins import MARGIN
@@ -122,6 +122,10 @@ def _prove_scores(ledger: Ledger, evaluation: Evaluation, claims: Claims, proof:
         members = [t for t in evaluation.tasks if group in t.groups]
         for score, values, errors in group_scores_again(group, evaluation.scores, members):
             _prove_group(evaluation, score, values, errors, proof)
+            size = sum(m.n if m.used is None else m.used for m in members)
+            if score.n != size:
+                proof.failed.append(f"evaluation {evaluation.id}, {group}: n of {score.key} is {score.n:,}, and its "
+                                    f"tasks have {size:,} answers")
     known = {t.task for t in evaluation.tasks}
     proof.failed += [f"evaluation {evaluation.id}: a score of {s.task}, which it did not ask"
                      for s in evaluation.scores if not s.group and s.task not in known]
@@ -142,10 +146,17 @@ def _scored(ledger: Ledger, evaluation: Evaluation, settings: TaskSettings, answ
         again = score_again(settings, items, answers)
     except TaskError as error:
         return None, str(error)
-    differing = next((d for pair in zip(answers, again.answers, strict=True) if (d := _answer_differs(*pair))), "") or \
-        next((d for pair in zip(items, again.asked, strict=False) if (d := _question_differs(*pair))), "")
+    differing, slow = "", ""
+    for pair in zip(answers, again.answers, strict=True):
+        if line := _answer_differs(*pair):
+            if any(OUT_OF_TIME in answer.extracted.values() for answer in pair):
+                slow = slow or f"item {pair[0].index}: its filters took too long here or where it was scored"
+            else:
+                differing = differing or line
+    differing = differing or next(
+        (d for pair in zip(items, again.asked, strict=False) if (d := _question_differs(*pair))), "")
     if not differing:
-        return again, ""
+        return (None, slow) if slow else (again, "")
     here, versions = lm_eval_version(), evaluation.provenance.versions if evaluation.provenance else {}
     there = versions.get("lm-eval") or versions.get("lm_eval") or "another version"
     if there != here:
@@ -155,9 +166,8 @@ def _scored(ledger: Ledger, evaluation: Evaluation, settings: TaskSettings, answ
 
 
 def _answer_differs(stored: Answer, again: Answer) -> str:
-    """The first metric or extracted text of an item that its responses do not give; "" if all agree."""
-    if OUT_OF_TIME in (*stored.extracted.values(), *again.extracted.values()):
-        return ""
+    """The first metric, extracted text or cluster of an item that is not what its responses and its document give; ""
+    if all agree."""
     for key in {**again.metrics, **stored.metrics}:
         old, new = stored.metrics.get(key), again.metrics.get(key)
         if not _close(old, new):
@@ -165,6 +175,9 @@ def _answer_differs(stored: Answer, again: Answer) -> str:
     for name in {**again.extracted, **stored.extracted}:
         if stored.extracted.get(name) != again.extracted.get(name):
             return f"item {stored.index}: the text that the filter {name} takes from its response is another one"
+    if stored.cluster not in (None, again.cluster):
+        return (f"item {stored.index}: cluster is {_shown(stored.cluster)}, and its document gives "
+                f"{_shown(again.cluster)}")
     return ""
 
 
@@ -246,7 +259,8 @@ def _prove_rows(ledger: Ledger, claim: Comparison, proof: Proof) -> None:
     """Compare the two evaluations again; every figure and word must be the same."""
     where = f"comparison {claim.id} ({claim.tuned_name} against {claim.base_name})"
     if claim.rules != RULES:
-        proof.unchecked.append(f"{where}: judged by version {claim.rules} of the rules, and this program has {RULES}")
+        proof.failed.append(f"{where}: judged by version {claim.rules} of the rules, and this program proves version "
+                            f"{RULES}; verify it with the aftertune that wrote it")
         return
     again = published(_compared(ledger, claim))
     rows = {_row_key(r): r for r in again.rows}
@@ -257,6 +271,8 @@ def _prove_rows(ledger: Ledger, claim: Comparison, proof: Proof) -> None:
             proof.failed.append(f"{where}: the answers give no row {row.task} {row.metric}")
         elif difference := next(_differing(row, other), None):
             proof.failed.append(f"{where}, {row.task} {row.metric}: {difference}")
+        elif note_of_answers(row.note) != note_of_answers(other.note):
+            proof.unchecked.append(f"{where}, {row.task} {row.metric}: its note is not the one that the answers give")
     proof.failed += [f"{where}: the row {r.task} {r.metric} is missing" for r in rows.values()]
     rest = next(_differing(replace(claim, rows=()), replace(again, rows=())), None)
     if rest is not None:

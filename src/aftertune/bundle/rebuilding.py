@@ -143,6 +143,9 @@ def _store(ledger: Ledger, folder: Path, number: int, evaluation: Evaluation, cl
         if asked[task.task] != expected:
             claims.problems.append(f"{name}: {asked[task.task]:,} answers to {task.task}, but evaluation "
                                    f"{evaluation.id} says {expected:,}")
+        elif len(hashes[task.task]) > task.n:
+            claims.problems.append(f"{name}: {len(hashes[task.task]):,} questions of {task.task}, but evaluation "
+                                   f"{evaluation.id} says {task.n:,}")
         elif proven(evaluation.model) and len(hashes[task.task]) == task.n and digest(hashes[task.task]) != task.items:
             claims.problems.append(f"{name}: the questions of {task.task} are not those that evaluation "
                                    f"{evaluation.id} names")

@@ -45,7 +45,8 @@ def write_bundle(word: str | None, folder: Path, title: str | None, as_json: boo
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `aftertune export --bundle` wrote.")],
     strict: Annotated[bool, typer.Option(
-        "--strict", help="Exit with 3 also where a score could not be computed again from the responses.")] = False,
+        "--strict", help="Exit with 3 also where a score could not be computed again from the responses, or record and "
+        "page not be compared.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Prove a bundle without a model: compare its files, and compute every score and verdict again from the answers.
@@ -58,6 +59,8 @@ def verify(
         verified = verify_bundle(folder, progress=update)
     proof = verified.proof
     incomplete = [*proof.unchecked, *proof.from_values]
+    if verified.documents != "same":
+        incomplete.append(f"record and page: {verified.documents}")
     failed = proof.failed or (incomplete if strict else [])
     if as_json:
         emit({"ok": not failed, "title": verified.title, "sha256": verified.sha256, "files": verified.files,
@@ -89,8 +92,10 @@ def _show(verified: Verified) -> None:
         console.print(Text.assemble(("failed", "bold red"), f" {line}"))
     typer.echo(f"manifest {verified.sha256}")
     if not proof.failed:
-        typer.echo("proven: the answers give every figure above. Not proven by a bundle: that the models gave these "
-                   "answers, which needs their weights")
+        complete = not proof.unchecked and not proof.from_values and verified.documents == "same"
+        shown = "proven: the answers give every figure above" if complete else \
+            "proven, except for what the lines above name: the answers give the scores and verdicts"
+        typer.echo(f"{shown}. Not proven by a bundle: that the models gave these answers, which needs their weights")
 
 
 def _show_proof(proof: Proof) -> None:

@@ -15,6 +15,7 @@ import typer
 from aftertune.cli.console import emit
 from aftertune.cli.options import comma_separated
 from aftertune.errors import AftertuneError, AmbiguousName, InputError
+from aftertune.redaction import redact
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -45,8 +46,8 @@ def hand_over(names: Sequence[str], ids: Sequence[str], ledger: Ledger) -> list[
         for line in track(names, tracked_runs(ledger, ids)):
             lines.append(line)
             typer.echo(line, err=True)
-    except AftertuneError as error:
-        lines.append(f"warning: {', '.join(names)}: {error}")
+    except Exception as error:  # what is handed over never fails the run that made it
+        lines.append(f"warning: {', '.join(names)}: {redact(str(error)) or type(error).__name__}")
         typer.echo(lines[-1], err=True)
     return lines
 
@@ -60,7 +61,7 @@ def tracked_study(names: Sequence[str], study: str) -> Iterator[None]:
         if names:
             from aftertune.ledger import Ledger
 
-            with contextlib.suppress(InputError), Ledger(create=False) as ledger:
+            with contextlib.suppress(AftertuneError), Ledger(create=False) as ledger:
                 hand_over(names, study_entries(ledger, study), ledger)
 
 

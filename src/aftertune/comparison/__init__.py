@@ -48,7 +48,8 @@ from aftertune.values import (
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
-__all__ = ["choose_primary", "compare", "compare_again", "differences", "find_finished", "pair_evaluations"]
+__all__ = ["choose_primary", "compare", "compare_again", "differences", "find_finished", "note_of_answers",
+           "pair_evaluations"]
 
 
 def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins = MARGIN,
@@ -131,8 +132,17 @@ def _looked_note(row: ComparisonRow, looked: Mapping[tuple[str, ...], Collection
         return ""
     counts = ", ".join(f"{n:,}" for n in fewer)
     of = "these tasks" if row.average_of else "this task"
-    return (f"the two models were compared before on {counts} items of {of}; looking again with more items makes "
+    return (f"{_LOOKED} {counts} items of {of}; looking again with more items makes "
             "a false verdict more likely than 5 % (--until-decided allows many looks)")
+
+
+#: How the last part of a note begins, which depends on the other comparisons of a ledger.
+_LOOKED = "the two models were compared before on"
+
+
+def note_of_answers(note: str) -> str:
+    """The part of a row's note that follows from the answers of the two models."""
+    return note.partition(_LOOKED)[0].removesuffix("; ")
 
 
 def compare_again(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins = MARGIN,

@@ -74,6 +74,14 @@ def expand(tasks: Any, name: str) -> list[str]:
                       f"your own task files with --include-path{fault}")
 
 
+def is_task(name: str) -> bool:
+    """Whether lm-eval has one task of this name, and not a group or a tag, whose tasks bring data of their own."""
+    from lm_eval.tasks._index import Kind
+
+    entry = manager().task_index.get(name)
+    return entry is not None and entry.kind in (Kind.TASK, Kind.PY_TASK)
+
+
 def config(tasks: Any, name: str) -> dict[str, Any]:
     """The values of a task's YAML file, with its includes. The functions that it names are not imported."""
     entry = tasks.task_index[name]

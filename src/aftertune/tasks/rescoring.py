@@ -18,7 +18,7 @@ from itertools import chain
 from aftertune.catalog import LETTERS, MetricKey
 from aftertune.errors import TaskError
 from aftertune.study import TaskSpec
-from aftertune.tasks import data
+from aftertune.tasks import data, lm_eval_index
 from aftertune.tasks.letters import task_of_rows
 from aftertune.tasks.loading import LoadOptions, build_task, load
 from aftertune.tasks.scoring import score_responses
@@ -52,6 +52,8 @@ def score_again(settings: TaskSettings, items: Sequence[Item], answers: Sequence
     name = settings.task
     if any(c in name for c in _PATTERN):
         raise TaskError("its name is a pattern")
+    if not name.endswith(LETTERS) and not lm_eval_index.is_task(name):
+        raise TaskError("lm-eval has no single task of this name")
     documents = [dict(item.doc) for item in items]
     options = LoadOptions(documents={name: documents}, check_generation=False)
     spec = TaskSpec(name=name, num_fewshot=0)
@@ -62,6 +64,9 @@ def score_again(settings: TaskSettings, items: Sequence[Item], answers: Sequence
     if dict(loaded.settings.higher_is_better) != dict(settings.higher_is_better):
         raise TaskError(f"lm-eval {lm_eval_version()} has other metrics for it: "
                         f"{', '.join(loaded.settings.higher_is_better)}")
+    if settings.cluster not in (None, loaded.settings.cluster):
+        raise TaskError(f"its items are clustered by {settings.cluster}, and here by "
+                        f"{loaded.settings.cluster or 'nothing'}")
     responses = dict(enumerate(chain.from_iterable(a.responses for a in answers)))
     if len(responses) != len(loaded.requests):
         raise TaskError(f"{len(responses)} responses are stored, and lm-eval {lm_eval_version()} asks "

@@ -48,8 +48,7 @@ def _log_mlflow(run: TrackedRun) -> str:
     client = mlflow.MlflowClient()
     found = client.get_experiment_by_name(run.group)
     experiment = found.experiment_id if found else client.create_experiment(run.group)
-    for before in client.search_runs([experiment], filter_string=f"tags.`aftertune.id` = '{run.id}'"):
-        client.delete_run(before.info.run_id)
+    earlier = client.search_runs([experiment], filter_string=f"tags.`aftertune.id` = '{run.id}'")
     tags = {k.replace(":", "."): v[:_TAG] for k, v in run.tags.items()}
     created = client.create_run(experiment, run_name=run.name, tags={**tags, "mlflow.user": "", "mlflow.source.name": (
         "aftertune")})
@@ -57,13 +56,19 @@ def _log_mlflow(run: TrackedRun) -> str:
     params = [entities.Param(_mlflow_name(k), str(v)[:_PARAM]) for k, v in run.params.items()]
     metrics = [entities.Metric(_mlflow_name(k), v, 0, step) for step, values in [*run.curves, (_step(run), run.metrics)]
                for k, v in values.items()]
-    for start in range(0, len(params), 100):
-        client.log_batch(id_, params=params[start:start + 100])
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(id_, metrics=metrics[start:start + 1000])
-    for name, text in run.files.items():
-        client.log_text(id_, text, name)
+    try:
+        for start in range(0, len(params), 100):
+            client.log_batch(id_, params=params[start:start + 100])
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(id_, metrics=metrics[start:start + 1000])
+        for name, text in run.files.items():
+            client.log_text(id_, text, name)
+    except BaseException:
+        client.set_terminated(id_, "FAILED")
+        raise
     client.set_terminated(id_)
+    for before in earlier:  # only now, so that a run that fails does not take the place of a complete one
+        client.delete_run(before.info.run_id)
     return f"experiment {run.group} of {mlflow.get_tracking_uri()}"
 
 
