@@ -391,13 +391,13 @@ def test_a_full_disk_leaves_no_half_checkpoint_and_the_run_goes_on(place: Path, 
     full = spec(place, "disk", keep_best=RULE, checkpoint_minutes=0)
     save, saved = output.save, []
 
-    def limited(model: Any, method: str, tokenizer: Any, folder: Path) -> None:
+    def limited(model: Any, method: str, tokenizer: Any, folder: Path, base: Any) -> None:
         saved.append(folder)
         if len(saved) == 2:
             (folder / "adapter_model.safetensors").write_bytes(b"half")
             raise StorageError(f"{folder}: cannot be written (No space left on device); free some space and "
                                f"{output.AGAIN}")
-        save(model, method, tokenizer, folder)
+        save(model, method, tokenizer, folder, base)
 
     with monkeypatch.context() as patch:
         patch.setattr(output, "save", limited)

@@ -55,7 +55,7 @@ def test_rows_data_and_terminal(compared: tuple[Results, dict[str, Comparison], 
     for verdict, word in labels.items():
         start = next(i for i, line in enumerate(lines) if line.startswith(f"t_{verdict}"))
         block = lines[start + 1:start + 5]  # a long note takes more than one line
-        assert any(line.lstrip().startswith("Accuracy") and line.rstrip().endswith(f"  {word}") for line in block)
+        assert any(line.lstrip().startswith("acc  Accuracy") and line.rstrip().endswith(f"  {word}") for line in block)
     needed = [r.items_needed is not None or "decided with this task" in r.note or "decides it" in r.note
               for r in comparison.rows if r.verdict in ("worse", "better", "no_loss", "undecided")]
     assert all(needed)

@@ -146,7 +146,7 @@ def test_a_killed_process_goes_on(place):
     values = json.dumps(spec(place, "killed").model_dump(mode="json"))
     script = ("import json, os, signal, sys\nfrom aftertune.study import TuneSpec\nfrom aftertune.tuning import tune\n"
               "def told(done, total, text):\n"
-              "    if text.startswith('loss') and done == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
+              "    if text.startswith('training: step') and done == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
               "tune(TuneSpec(**json.loads(sys.argv[1])), progress=told)\n")
     died = subprocess.run([sys.executable, "-c", script, values], capture_output=True, check=False,
                           env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=300)

@@ -23,13 +23,14 @@ from typing import Any
 
 import pytest
 
-from aftertune import Ledger, Margin, compare, evaluate, tune
+from aftertune import Ledger, Margin, compare, evaluate
 from aftertune.early_stopping import EarlySpec, until_decided
 from aftertune.errors import ResumeRefused
 from aftertune.forgetting_watch import ForgettingWatch
 from aftertune.ledger.digests import seal
 from aftertune.ledger.schema import schedule as schedule_table
 from aftertune.study import EvalSpec, TaskSpec, TuneSpec
+from aftertune.tuning import tune
 from cli_cases import call, settle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
