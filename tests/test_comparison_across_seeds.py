@@ -64,6 +64,24 @@ def test_a_contrast_is_the_paired_difference_over_seeds_and_items(place: tuple[P
     assert [row.task for row in one.rows] == ["arc_easy", "sciq"]
 
 
+def test_a_watch_that_only_looks_is_no_other_recipe_and_parts_of_a_setting_are_shown_alone(
+        place: tuple[Path, Any]) -> None:
+    folder, result = place
+    looks = {"watch": {"every": 10, "stop": False}, "watched": {"all": {}}, "keep_checkpoints": "all"}
+    written = {"replay_base": {"answers": 100, "max_tokens": 192}}
+    tunings = [replace(t, settings={**t.settings, **looks} if "0.001" in t.name else
+                       {**t.settings, **written, "learning_rate": 1e-3}) for t in result.results.tunings]
+    with Ledger(folder / "ledger.db") as ledger:
+        [one] = contrasts_across_seeds(result.results.evaluations, tunings, margins=0.02, ledger=ledger)
+        assert one.factor == "replay"
+        assert one.settings == (("replay_base answers", "–", "100"), ("replay_base max_tokens", "–", "192"))
+        stops = [replace(t, settings={**t.settings, "watch": {"every": 10, "stop": True}}) if "0.001" in t.name else t
+                 for t in tunings]
+        [other] = contrasts_across_seeds(result.results.evaluations, stops, margins=0.02, ledger=ledger)
+        assert other.factor == "recipe"
+        assert ("watch stop", "yes", "–") in other.settings
+
+
 def test_two_seeds_say_nothing_of_a_recipe(place: tuple[Path, Any]) -> None:
     folder, result = place
     with Ledger(folder / "ledger.db") as ledger:

@@ -37,10 +37,12 @@ from aftertune.values import ComparisonRow, Contrast, Evaluation, Tuning, digest
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
-#: Settings that depend on the seed or the machine, or that repeat another setting. They do not distinguish recipes.
-_IGNORED = ("threads", "device", "held_out", "validation", "replay")
+#: Settings that depend on the seed or the machine, that repeat another setting, or with which a training ends with the
+#: same weights as without them. They do not distinguish recipes.
+_IGNORED = ("threads", "device", "held_out", "validation", "replay", "keep_checkpoints", "watched")
 #: Setting -> the factor of a comparison, where only this setting differs.
 _FACTORS = {"method": "method", "examples": "data size", "replay_share": "replay", "replay_examples": "replay",
+            "replay_base": "replay",
             "learning_rate": "learning rate"}
 
 
@@ -84,6 +86,9 @@ def contrasts_across_seeds(evaluations: Sequence[Evaluation], tunings: Sequence[
 def _recipe_settings(tuning: Tuning) -> dict[str, Any]:
     """Everything that decides a fine-tune except its seed."""
     settings = {k: v for k, v in tuning.settings.items() if k not in _IGNORED}
+    watch = settings.get("watch")
+    if isinstance(watch, Mapping) and not watch.get("stop"):  # it only looks
+        del settings["watch"]
     return {"base": tuning.base.fingerprint, "method": tuning.method, "data": tuning.data_source,
             "examples": tuning.examples, **settings}
 
@@ -100,9 +105,10 @@ def _contrast(left: RecipeGroup, right: RecipeGroup, recipes: Sequence[RecipeGro
     if not rows:
         return None
     names = dict.fromkeys([*left.settings, *right.settings])
-    settings = tuple((name, _text(left.settings.get(name)), _text(right.settings.get(name))) for name in names
-                     if left.settings.get(name) != right.settings.get(name))
-    factors = {_FACTORS.get(name, name.replace("_", " ")) for name, _, _ in settings}
+    changed = [name for name in names if left.settings.get(name) != right.settings.get(name)]
+    settings = tuple(line for name in changed
+                     for line in _changes(name, left.settings.get(name), right.settings.get(name)))
+    factors = {_FACTORS.get(name, name.replace("_", " ")) for name in changed}
     ids = tuple((a.id, b.id) for a, b in pairs)
     first = left.members[seeds[0]][0]
     return Contrast(id="r-" + digest([ids, [r.margin for r in rows]])[:10], left=left.name, right=right.name,
@@ -305,5 +311,16 @@ def spread_note(spread: SeedSpread | None) -> str:
     return f"error between seeds pooled over {spread.recipes} recipes" if spread and spread.recipes > 2 else ""
 
 
+def _changes(name: str, left: Any, right: Any) -> list[tuple[str, str, str]]:
+    """The name of a setting with its two values in words; of a setting with parts, each part that differs."""
+    if not all(value is None or isinstance(value, Mapping) for value in (left, right)):
+        return [(name, _text(left), _text(right))]
+    one, other = left or {}, right or {}
+    parts = [part for part in dict.fromkeys([*one, *other]) if one.get(part) != other.get(part)]
+    return [line for part in parts for line in _changes(f"{name} {part}", one.get(part), other.get(part))]
+
+
 def _text(value: Any) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

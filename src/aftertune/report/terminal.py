@@ -269,12 +269,15 @@ class _Layout:
         return head
 
     def row(self, name: str, figures: Sequence[str], style: str, label: str = "") -> RenderableType:
-        """One line of the table. label: rich's style of the verdict."""
+        """One line of the table; a name that is too long breaks after its comma. label: rich's style of the verdict."""
+        from rich.cells import cell_len
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         grid = Table.grid(padding=(0, self.gap, 0, 0))
+        if self.name and cell_len(name) > self.name:
+            name = name.replace(",", ",\n    ", 1)
         if self.name:
             grid.add_column(width=self.name, overflow="fold")
         for column, width in zip(_FIGURES, self.widths, strict=False):
