@@ -65,6 +65,9 @@ _MARKS = frozenset((
 #: Suites under which lighteval and the Open LLM Leaderboard list their tasks.
 _SUITES = frozenset((
     "leaderboard", "lighteval", "harness", "helm", "original", "community", "extended", "custom"))
+_MEAN_OF = re.compile(r"(?i)(?:(?:macro|micro|overall)[ -]{1,2})?(?:avg\.?|averages?|means?)\s{1,3}(?:score\s{1,3})?"
+                      r"(?:of|over|across)\s{1,3}(?:(?:the|all|these|our|\d{1,4})\s{1,3}){0,3}(?:tasks|benchmarks|"
+                      r"evals|evaluations|datasets|data sets|scores|subjects|metrics)")
 _MEANS = frozenset((
     "avg", "average", "averages", "mean", "means", "overall", "total", "all", "macroavg", "microavg", "averagescore",
     "meanscore", "overallaverage", "geomean", "平均", "promedio", "moyenne", "durchschnitt", "averageaccuracy",
@@ -100,8 +103,9 @@ class MetricName:
 
 
 def is_mean(words: str) -> bool:
-    """True for a name such as Average, which stands for several benchmarks."""
-    return compact(_SHOTS.sub("", _BRACKET.sub("", words))) in _MEANS
+    """True for a name such as Average or "Mean over 6 tasks", which stands for several benchmarks."""
+    bare = _SHOTS.sub("", _BRACKET.sub("", words))
+    return compact(bare) in _MEANS or _MEAN_OF.fullmatch(bare.strip(" *_:")) is not None
 
 
 def is_shots(words: str) -> bool:

@@ -26,6 +26,7 @@ from aftertune.exchange.lm_eval_tables import RunSettings, read_run_line
 from aftertune.exchange.markdown_blocks import Block, Heading, LeftOut, RunLine, Table, Text, read_blocks
 from aftertune.exchange.markdown_remarks import read_remarks
 from aftertune.exchange.table_cells import plain_text
+from aftertune.exchange.table_columns import COMPARES
 from aftertune.exchange.table_scores import TableContext, read_scores
 from aftertune.sources.limits import OutOfTime, time_limit
 from aftertune.values.reported import Remark, Reported
@@ -61,6 +62,10 @@ _HUB_NAME = re.compile(r"(?<![\w/.:-])[\w.-]{1,96}/[\w.-]{1,96}(?![\w/-])")
 _OVER_RUNS = re.compile(r"(?i)\b(?:mean|means|average|averages|averaged|avg|median)\b[^.|]{0,60}\b(?:seeds?|runs?|"
                         r"trials?|repeats?|repetitions?|sets|folds?|prompts|templates|orders|permutations|samplings?)\b|"
                         r"\b(?:over|across)\s{1,3}(?:\S{1,20}\s{1,3}){0,2}(?:seeds|runs|trials|repeats|repetitions)\b")
+_AGAINST = re.compile(r"(?:Comparison\s{1,3}c-[0-9a-f]{6,64}:\s{1,3})?(\S.*?)\s{1,3}(?:against|vs\.?|versus)\s{1,3}"
+                      r"(\S.*)")
+_BASE_HEADS = frozenset(("base", "basemodel", "baseline", "original", "before", "pretrained", "reference"))
+_TUNED_HEADS = frozenset(("tuned", "tunedmodel", "finetuned", "finetune", "after", "candidate", "adapted"))
 _SPREAD = re.compile(r"(?i)\b(?:standard deviations?|std\.?\s?dev\.?|stdev)\b")
 _INTERVAL = re.compile(r"(?i)\b95\s?%|\bconfidence intervals?\b")
 
@@ -143,6 +148,7 @@ class _Reader:
         self.headings: list[tuple[int, str]] = []
         self.contents: list[_HeadingContent] = [_HeadingContent(source, "")]
         self.wide: list[Reported] = []  # of tables that name the models
+        self.compared: set[int] = set()  # lines of tables that compare two columns
         self.notes: list[Remark] = []
         self.run: RunSettings | None = None  # lm-eval's line above the table
         self.code: list[str] = []  # code in these lines
@@ -198,9 +204,14 @@ class _Reader:
         content = self.contents[-1]
         rows, notes, named = read_scores(table, self._context())
         self.notes += notes
+        compares = any(note.text.endswith(COMPARES) for note in notes)
+        if compares:
+            rows = _named_by_heading(rows, content.title)
         rows = self._as_runs(rows, table.line)
         if not rows:
             return
+        if compares:
+            self.compared.update(r.line for r in rows if r.line is not None)
         if self.run is not None:
             limits = {} if self.run.limit is None else {"Limit": f"{self.run.limit:g}"}
             shots = {"Few-shot examples": self.run.fewshot} if self.run.fewshot else {}
@@ -269,10 +280,22 @@ class _Reader:
                 command, line = content.planned
                 rows.append(Reported(source=self.source, model=_evaluated_name(content.title), section=content.section,
                                      facts=content.facts, planned=command, line=line))
-        rows += _not_repeated(self.wide, rows)
+        rows += self._of_comparisons(rows)
         if not any(r.planned is None for r in rows):
             raise InputError(f"{self.path}{self._reason()}")
         return Document(source=self.source, rows=tuple(rows))
+
+    def _of_comparisons(self, rows: Sequence[Reported]) -> Iterator[Reported]:
+        """The scores of tables that name the models, without those that repeat a model of ``rows``, with a note on
+        what such a table has beside them."""
+        found = [*_not_repeated(self.wide, rows, self.compared)]
+        kept = {id(row) for row in found}
+        known = {(r.task, r.metric, r.filter) for r in rows}
+        for row in self.wide:
+            if id(row) not in kept and (row.task, row.metric, row.filter) not in known:
+                self._note(row.line or 1, f"a score of {row.task[:60]!r} ({row.metric[:60]}) was left out: it stands "
+                                          "only in a comparison whose other scores are those of a model's own table")
+        yield from found
 
     def _reason(self) -> str:
         """Why no score was read."""
@@ -308,18 +331,40 @@ def _evaluated_name(title: str) -> str:
     return re.sub(r"\s*\((?i:not (?:yet )?evaluated)\)", "", title)
 
 
-def _not_repeated(wide: Sequence[Reported], rows: Sequence[Reported]) -> Iterator[Reported]:
-    """The columns of ``wide`` that do not repeat the scores of a model in ``rows``, with or without their tasks."""
+def _named_by_heading(rows: Sequence[Reported], title: str) -> list[Reported]:
+    """The scores of the columns Base and Tuned with the names in a heading such as "Comparison: X against Y"."""
+    columns = {r.model: compact(r.model) for r in rows}
+    base = [model for model, column in columns.items() if column in _BASE_HEADS]
+    tuned = [model for model, column in columns.items() if column in _TUNED_HEADS]
+    found = _AGAINST.fullmatch(title[:MAX_TITLE])
+    if found is None or not (len(base) == len(tuned) == 1 and len(columns) == 2):
+        return list(rows)
+    names = {tuned[0]: found[1].strip(), base[0]: found[2].strip()}
+    return [replace(r, model=names[r.model]) for r in rows]
+
+
+def _not_repeated(wide: Sequence[Reported], rows: Sequence[Reported], compared: Set[int]) -> Iterator[Reported]:
+    """The columns of ``wide`` that do not repeat the scores of a model in ``rows``, with or without their tasks.
+
+    compared: lines of tables that compare columns; up to half of a column's scores may stand only there, and in no
+    model of ``rows``.
+    """
     def figures(scores: Sequence[Reported]) -> set[tuple[object, ...]]:
         return {(r.task, r.metric, r.filter, r.value) for r in scores if r.planned is None}
 
     def taskless(scores: Set[tuple[object, ...]]) -> set[tuple[object, ...]]:
         return {("", *figure[1:]) for figure in scores}
 
-    own = [figures(scores) for scores in _by_model(rows).values()]
+    models = _by_model(rows)
+    own = [figures(scores) for scores in models.values()]
     with_task, without_task = _Supersets(own), _Supersets([taskless(scores) for scores in own])
-    for column in _by_model(wide).values():
+    known = {figure[:3] for scores in own for figure in scores}
+    for model, column in _by_model(wide).items():
         scores = figures(column)
+        shared = {figure for figure in scores if figure[:3] in known}
+        if (2 * len(shared) >= len(scores) or model in models) and \
+                all(r.line in compared or (r.task, r.metric, r.filter) in known for r in column):
+            scores = shared
         if scores not in with_task and taskless(scores) not in without_task:
             yield from column
 

@@ -26,6 +26,8 @@ TableKind = Literal["list", "models as columns", "metrics as columns", "tasks as
 
 #: Why a column is left out whose cells may tell runs of one model apart.
 SETTING = "a setting or a count"
+#: Why the columns of differences, p-values and the like are left out.
+COMPARES = "a comparison of other columns"
 #: Role -> heads that have it, in lower case without marks (`compact`); the first words of a longer head count too.
 _ROLES: Mapping[Role, tuple[str, ...]] = {
     "model": (
@@ -173,7 +175,7 @@ def reason_left_out(head: str) -> str:
     bare = head.strip()
     words = _words(bare)
     if bare.startswith(("Δ", "∆", "δ")) or not _DIFFERENCES.isdisjoint(words) or compact(bare) in _P_VALUES:
-        return "a comparison of other columns"
+        return COMPARES
     if is_mean(bare) or (words and words[0] in ("avg", "average", "mean", "平均")):
         return "a mean of several benchmarks"
     settings = bare.startswith("#") or (bool(words) and words[-1] in _QUANTITIES) or \
@@ -267,7 +269,7 @@ def _tasks_as_columns(heads: Sequence[str], roles: dict[int, Role], rows: Sequen
 
 def _compares(head: str) -> bool:
     """True for a benchmark's head that states a change: "MMLU Δ", "MMLU recovery (%)"; DROP is a benchmark."""
-    return reason_left_out(head) == "a comparison of other columns"
+    return reason_left_out(head) == COMPARES
 
 
 def _is_metric_head(head: str) -> bool:
