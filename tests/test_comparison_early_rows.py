@@ -121,9 +121,39 @@ def test_one_task_of_a_stopped_group_is_a_row_of_its_own(ledger: Ledger) -> None
     assert _looks(row, base, tuned) == 10, "those of the group, which stopped it"
     _, [line] = gate("base", "tuned", {"m_a": 0.02}, ledger=ledger)
     assert line.row.task == "m_a", "so a limit has its verdict"
-    [row] = compare("base", "tuned", tasks=["m_a", "m_c"], ledger=ledger).rows
-    assert (row.task, row.n, row.stopped_of) == ("m", asked["m_a"] + asked["m_c"], 800)
-    assert "mean over the items of 2 tasks, in one random order" in row.note
+
+
+def test_some_tasks_of_a_stopped_group_are_never_called_by_its_name(ledger: Ledger) -> None:
+    """Each has a row, and they share the level of the group's test; a smaller group that they complete is one row."""
+    tasks, inner = ["m_a", "m_b", "m_c", "m_d"], ("m_a", "m_b")
+    values = {t: changed(400, 0.6, 5, 60, seed=s) for s, t in enumerate(tasks)}
+    asked = {t: sum(name == t for name, _ in drawn(tasks, 400)[:480]) for t in tasks}
+    for name, model, side, used in (("base", BASE, 0, None), ("tuned", ADAPTED, 1, {"m": 480})):
+        made = store(ledger, name, model, {t: v[side] for t, v in values.items()}, units={"m": tasks}, used=used)
+        grouped = replace(made, tasks=tuple(replace(t, groups=("m", "m_ab")) if t.task in inner else t
+                                            for t in made.tasks))
+        if name == "base":
+            base = grouped
+    rows = compare(base, grouped, tasks=["m_a", "m_c"], ledger=ledger, save=False).rows
+    assert [(r.task, r.n, r.stopped_of, r.family_size) for r in rows] == [
+        ("m_a", asked["m_a"], 400, 2), ("m_c", asked["m_c"], 400, 2)]
+    rows = compare(base, grouped, tasks=["m_ab", "m_d"], ledger=ledger, save=False).rows
+    assert [(r.task, r.n, r.stopped_of) for r in rows] == [
+        ("m_ab", asked["m_a"] + asked["m_b"], 800), ("m_d", asked["m_d"], 400)]
+    assert "mean over the items of 2 tasks, in one random order" in rows[0].note
+    assert _looks(rows[0], base, grouped) == 15, "those of the group, which stopped it"
+    [row] = compare(base, grouped, tasks=["m"], ledger=ledger, save=False).rows
+    assert (row.task, row.n, row.stopped_of, row.family_size) == ("m", 480, 1600, 1)
+
+
+def test_looks_at_a_group_count_for_some_of_its_tasks(ledger: Ledger) -> None:
+    tasks = ["m_a", "m_b"]
+    values = {t: changed(400, 0.6, 12, 35, seed=s) for s, t in enumerate(tasks)}
+    store(ledger, "base", BASE, {t: v[0] for t, v in values.items()}, units={"m": tasks})
+    store(ledger, "looked", ADAPTED, {t: v[1] for t, v in values.items()}, units={"m": tasks}, used={"other": 1})
+    [row] = compare("base", "looked", tasks=["m_a"], ledger=ledger).rows
+    assert (row.task, row.stopped_of) == ("m_a", None)
+    assert "after interim analyses" in row.note
 
 
 def test_both_stopped_compare_what_both_were_asked(ledger: Ledger) -> None:

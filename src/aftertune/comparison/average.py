@@ -232,7 +232,7 @@ def all_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins
 
     name: of the average. tasks: only these, and the average over all if it is among them; empty: all. Beside other
     tasks that were chosen, the average is a member of their family; of these, tasks that stopped early keep the level
-    that they were stopped at.
+    that they were stopped at (`_level_beside`).
     """
     chosen = set(tasks) - {name}
     asked = [p for p in pairs if not tasks or chosen & {p.settings.task, *p.settings.groups}]
@@ -251,9 +251,8 @@ def all_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins
     if question is not None:
         margin = margin_of(margins, "share", name) or MARGIN
         if question.tests:
-            family = [c for c in (*(d.case for d in drafts if d.tested), *cases) if c.family == "forgetting"]
-            average = (question.early_row(margin, lineage=lineage, forced=forced, alpha=ALPHA / (
-                1 + len(family) if chosen else 1)),)
+            level = _level_beside(question, [d.case for d in drafts if d.tested], stopped) if chosen else ALPHA
+            average = (question.early_row(margin, lineage=lineage, forced=forced, alpha=level),)
             if chosen:
                 cases.append(Case(tests=NO_EVIDENCE))  # it has its share of the error level already
         elif chosen:
@@ -265,6 +264,28 @@ def all_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins
     rows = tuple(sorted((*rows, *average), key=lambda r: (not r.primary, bool(r.average_of))))
     return tuple(replace(r, note=f"{r.note}; {loss}") if (loss := hidden_losses(r, rows)) else r
                  for r in rows), (*without_rows, *missing)
+
+
+def _level_beside(question: AverageQuestion, fixed: Sequence[Case], stopped: Sequence[EarlyTest]) -> float:
+    """The error level of an average of which tasks have interim analyses, beside chosen tasks: with it, all of them
+    together hold 5 % for each question. fixed: the chosen tasks of which all items were asked; stopped: the others.
+
+    The average is read from intervals of its tasks. As long as each has at most the error level alpha / m at which the
+    task itself is tested (m is its ``share``), the average is false only where one of those intervals misses the truth,
+    and that is in the error level of the task already. So beside stopped tasks alone it needs no level of its own. In
+    full, with K tasks in the average of which T have interim analyses, K <= m, and S stopped and F fixed tasks chosen:
+
+        claims of the S, and the average by the T      at most 0.9 alpha T / m (two sides of the looks' share 0.8 alpha;
+                                                       for "within" one side of it and alpha / 2)
+        claims of the F, by Holm with S + 1 others     at most alpha F / (F + S + 1)
+        the average by its tasks without analyses      at most 0.8 (K - T) / K of its level
+
+    For F = 0 at the level alpha, and for F > 0 at alpha / (F + S + 1), the sum is at most alpha. Those of the T that
+    were not chosen have the share 0.8 / K of the average's level each, at most that of a chosen one.
+    """
+    count, largest = len(question.names), max(t.share for t in question.tests.values())
+    members = [sum(c.family == "forgetting" for c in cases) for cases in (fixed, [t.case for t in stopped])]
+    return min(ALPHA / (1 + sum(members)) if members[0] else ALPHA, ALPHA * count / largest)
 
 
 def _drafts(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins: Margins

@@ -115,7 +115,8 @@ def _looks(row: ComparisonRow, left: Evaluation, right: Evaluation) -> int:
     if row.stopped_of is None:
         return 0
     plan = right.early or left.early
-    unit = next((u for u in plan.units if row.task in (u.name, *u.tasks)), None) if plan else None
+    tasks = {t.task for t in left.tasks if row.task in (t.task, *t.groups)}
+    unit = next((u for u in plan.units if row.task == u.name or tasks <= {*u.tasks}), None) if plan else None
     if unit is None:
         return row.n
     n = row.n if row.stopped_of == unit.items else max(row.n, unit.used or 0)

@@ -18,7 +18,7 @@ of all items together (`stats.sequential.after_looks`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -163,20 +163,38 @@ def early_tests(left: Evaluation, right: Evaluation, pairs: Sequence[Pair]) -> t
             if drawn is not None:
                 stopped.append(_weighted_test(unit, members, plan, drawn))
         elif of_stopped:
-            stopped.append(_early_test(left, right, _part(unit, of_stopped), of_stopped, plan))
-        elif len(members) == len(unit.tasks):
-            test = _early_test(left, right, unit, members, plan)
-            ended.append(replace(test, drawn=drawn_items(left, right, unit, members)))
+            stopped += [_early_test(left, right, part, own, plan) for part, own in _parts(unit, of_stopped, left, plan)]
+        else:
+            ended += [replace(_early_test(left, right, part, own, plan), drawn=drawn_items(left, right, part, own))
+                      for part, own in _parts(unit, members, left, plan)]
     return stopped, ended
 
 
-def _part(unit: EarlyUnit, pairs: Sequence[Pair]) -> EarlyUnit:
-    """The test of these tasks alone, where they are not all of its group: their items came in a random order too."""
-    tasks = tuple(p.settings.task for p in pairs)
-    if len(tasks) == len(unit.tasks):
-        return unit
-    return replace(unit, name=tasks[0] if len(tasks) == 1 else unit.name, tasks=tasks,
-                   items=sum(p.settings.n for p in pairs))
+def _parts(unit: EarlyUnit, pairs: Sequence[Pair], left: Evaluation, plan: Early
+           ) -> Iterator[tuple[EarlyUnit, list[Pair]]]:
+    """The tests of these tasks of a unit: the unit itself where they are all of it, else a test of each smaller group
+    that they complete, and of each other task, which share its error level.
+
+    Their items came in a random order too. The mean over some tasks of a group is none of the group.
+    """
+    if len(pairs) == len(unit.tasks):
+        yield unit, list(pairs)
+        return
+    rest = {p.settings.task: p for p in pairs}
+    parts: list[tuple[str, list[Pair]]] = []
+    for group in dict.fromkeys(g for p in pairs for g in sorted(p.settings.groups, key=_size(left), reverse=True)):
+        tasks = [t.task for t in left.tasks if group in t.groups]
+        if len(tasks) > 1 and all(t in rest for t in tasks):
+            parts.append((group, [rest.pop(t) for t in tasks]))
+    parts += [(task, [pair]) for task, pair in rest.items()]
+    for name, own in parts:
+        yield replace(unit, name=name, tasks=tuple(p.settings.task for p in own),
+                      items=sum(p.settings.n for p in own), share=(unit.share or len(plan.units)) * len(parts)), own
+
+
+def _size(evaluation: Evaluation) -> Callable[[str], int]:
+    """Number of tasks of a group."""
+    return lambda group: sum(group in t.groups for t in evaluation.tasks)
 
 
 def without_row(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], stopped: Sequence[EarlyTest]
