@@ -316,6 +316,8 @@ ELSEWHERE = {
     "BUNDLE_EVALUATIONS": "test_bundle.py::test_a_bundle_is_bounded",
     "RESULTS_MEMORY": "test_bounds.py::test_reading_results_has_a_memory_limit",
     "RESULTS_DIGITS": "test_exchange_importing.py::test_hostile_results_files",
+    "VIEW_QUERY": "test_view_guard.py::test_sizes_are_bounded",
+    "VIEW_BODY": "test_view_guard.py::test_sizes_are_bounded",
     "DETAILS_CELL": "test_bounds.py::test_a_long_cell_of_details_stays_a_text"}
 
 

@@ -33,6 +33,8 @@ HOMES = {
     "alembic": {"ledger"},
     "matplotlib": {"report"},
     "typer": {"cli"},
+    "starlette": {"view"},
+    "uvicorn": {"view"},
 }
 LINES_OF_A_MODULE, LINES_OF_A_FUNCTION, PARAMETERS = 600, 60, 8
 #: The compiled kernels, and the only other modules that may import them: the engine's selector, fine-tuning on a CPU,

@@ -8,7 +8,7 @@ forget.
 The layers: a room may import the rooms to its right. Rooms between commas may not import each other
 (tests/test_layers.py):
 
-    cli > api > publishing > bundle, tracking > pipeline > callbacks, trainer_checkpoints, cure > early_stopping, merge_check, forgetting_watch, deploy > drift > evaluation, tuning, comparison, report, exchange > failed_tasks > harness > engine, tasks, ledger, stats > sources > provenance > redaction, study, demo > methods > values > catalog > errors, bounds, paths, actions
+    cli > api > view > publishing > bundle, tracking > pipeline > callbacks, trainer_checkpoints, cure > early_stopping, merge_check, forgetting_watch, deploy > drift > evaluation, tuning, comparison, report, exchange > failed_tasks > harness > engine, tasks, ledger, stats > sources > provenance > redaction, study, demo > methods > values > catalog > errors, bounds, paths, actions
 
 Importing aftertune imports neither torch nor transformers: a public name is imported on first use.
 """  # noqa: E501

@@ -162,6 +162,10 @@ DETAILS_ROWS = _bound(10_000_000, _DETAILS, "number", "{} rows")
 DETAILS_CELL = _bound(MIB, _DETAILS, "size", "{} characters of a cell that are read as a Python value")
 DETAILS_TEXT = _bound(2**26, _DETAILS, "memory and time", "{} characters unpacked at once")
 
+_VIEW = "request to `aftertune view`"
+VIEW_QUERY = _bound(8192, _VIEW, "size", "{} bytes of an address")
+VIEW_BODY = _bound(2**16, _VIEW, "size", "{} bytes of a form")
+
 
 def table() -> str:
     """The table of all bounds in Markdown, with a row for each thing that is read."""

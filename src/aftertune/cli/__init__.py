@@ -33,8 +33,8 @@ GROUPS = {
         "check-deploy": "check_deploy:check_deploy"},
     "Studies": {"study": "study:study", "plan": "study:plan", "run": "study:run"},
     "Ledger": {
-        "runs": "runs:runs", "show": "ledger:show", "rename": "entries:rename", "tag": "entries:tag",
-        "note": "entries:note", "rm": "entries:rm"},
+        "runs": "runs:runs", "show": "ledger:show", "view": "view:view", "rename": "entries:rename",
+        "tag": "entries:tag", "note": "entries:note", "rm": "entries:rm"},
     "Reports and exchange": {
         "record": "record:record", "report": "record:report", "card": "ledger:card", "push": "bundle:push",
         "export": "ledger:export",

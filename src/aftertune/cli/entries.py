@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
@@ -17,14 +16,12 @@ import typer
 
 from aftertune.cli.console import emit
 from aftertune.cli.options import JsonFlag
-from aftertune.errors import InputError, ResourceError, shown
+from aftertune.errors import InputError
 
 if TYPE_CHECKING:
-    from aftertune.ledger import Ledger, Removal
-    from aftertune.ledger.searching import Entry
+    from aftertune.ledger import Removal
 
 EntryWord = Annotated[str, typer.Argument(metavar="ID", help="Id or name, as `aftertune runs` lists it.")]
-_LONGEST_NOTE = 2000
 
 
 def rename(
@@ -34,11 +31,13 @@ def rename(
 ) -> None:
     """Give an evaluation or a fine-tune another name. Its id stays, and with it all that refers to it."""
     from aftertune.ledger import Ledger
+    from aftertune.ledger.labels import check_word
+    from aftertune.ledger.states import check_free
 
-    _check_word("a name", name)
+    check_word("a name", name)
     with Ledger(create=False) as ledger:
         entry = ledger.find(word)
-        _check_free(ledger, entry)
+        check_free(ledger, entry)
         before = getattr(entry, "name", "")
         ledger.rename(entry.id, name)
     if as_json:
@@ -55,9 +54,10 @@ def tag(
 ) -> None:
     """Tag an entry, so that `aftertune runs --tag TAG` finds it."""
     from aftertune.ledger import EntryLabel, Ledger
+    from aftertune.ledger.labels import check_word
 
     for name in tags or ():
-        _check_word("a tag", name)
+        check_word("a tag", name)
     with Ledger(create=False) as ledger:
         entry = ledger.find(word)
         label = ledger.labels().get(entry.id, EntryLabel())
@@ -81,9 +81,10 @@ def note(
 ) -> None:
     """Write a note to an entry, which `aftertune show` and `aftertune runs` print with it."""
     from aftertune.ledger import EntryLabel, Ledger
+    from aftertune.ledger.labels import check_note
 
-    if text is not None and len(text) > _LONGEST_NOTE:
-        raise InputError(f"the note has {len(text):,} characters; {_LONGEST_NOTE:,} at most are stored")
+    if text is not None:
+        check_note(text)
     with Ledger(create=False) as ledger:
         entry = ledger.find(word)
         label = ledger.labels().get(entry.id, EntryLabel())
@@ -104,11 +105,12 @@ def rm(
 ) -> None:
     """Remove entries from the ledger: says what goes and what depends on it, and asks. Files of a fine-tune stay."""
     from aftertune.ledger import Ledger
+    from aftertune.ledger.states import check_free
 
     with Ledger(create=False) as ledger:
         found = {entry.id: entry for entry in (ledger.find(word) for word in words)}
         for entry in found.values():
-            _check_free(ledger, entry)
+            check_free(ledger, entry)
         removals = [ledger.removal(id_) for id_ in found]
         if not as_json:
             for removal in removals:
@@ -130,17 +132,6 @@ def rm(
         typer.echo(f"removed: {', '.join(found)}")
 
 
-def _check_free(ledger: Ledger, entry: Entry) -> None:
-    """ResourceError where a process works on an entry: it would store the entry as it was, or miss it."""
-    from aftertune.cli.runs import tuning_state
-    from aftertune.values import Evaluation, Tuning
-
-    if isinstance(entry, Evaluation):
-        ledger.check_free(entry.id)
-    elif isinstance(entry, Tuning) and tuning_state(entry) == "running":
-        raise ResourceError(f"tuning {entry.id} is being trained by another process; wait for it, or stop it")
-
-
 def removal_text(removal: Removal, name: str) -> str:
     """What goes with an entry, and what stays without it."""
     goes = {"evaluation": "with its answers and scores", "tuning": "with its training log; its output folder stays",
@@ -158,9 +149,3 @@ def removal_text(removal: Removal, name: str) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
-
-
-def _check_word(what: str, text: str) -> None:
-    """InputError unless a text may be a name or a tag."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]{0,199}", text, re.ASCII):
-        raise InputError(f"{shown(text)}: {what} has letters, digits and . _ @ + -, the first a letter or digit")

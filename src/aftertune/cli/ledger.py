@@ -21,7 +21,7 @@ import typer
 from aftertune.api.objects import import_object
 from aftertune.cli.console import emit, jsonable
 from aftertune.cli.options import JsonFlag, TakeOver
-from aftertune.cli.runs import documents, evaluation_state, label_texts, tuning_state
+from aftertune.cli.runs import documents, label_texts
 from aftertune.cli.streams import rich_console
 from aftertune.cli.tune import show_checkpoints
 from aftertune.errors import InputError, nearest
@@ -44,6 +44,7 @@ def show(
     """Show everything that is known about one evaluation, tuning, comparison or reported document."""
     from aftertune.cli.compare import stored_drift
     from aftertune.ledger import EntryLabel, Ledger
+    from aftertune.ledger.states import evaluation_state, tuning_state
     from aftertune.values import Comparison, Evaluation
 
     with Ledger(create=False) as ledger:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,6 +114,7 @@ def since_text(text: str) -> str:
 def entries(ledger: Ledger) -> list[LedgerEntry]:
     """Everything in the ledger: evaluations, tunings, comparisons and reported documents, each kind newest last."""
     from aftertune.ledger import EntryLabel
+    from aftertune.ledger.states import evaluation_state, tuning_state
 
     labels, held = ledger.labels(), ledger.held()
     evaluations, tunings = ledger.evaluations(), ledger.tunings()
@@ -145,21 +145,6 @@ def entries(ledger: Ledger) -> list[LedgerEntry]:
                            parts=(f"{len(measured)} scores of", ", ".join(dict.fromkeys(r.model for r in measured))),
                            tasks=tuple(dict.fromkeys(r.task for r in measured))))
     return found
-
-
-def evaluation_state(evaluation: Evaluation, held: set[str]) -> str:
-    """Its status; "interrupted" where no process works on it any more. held: ids of those that are worked on."""
-    return "interrupted" if evaluation.status == "running" and evaluation.id not in held else evaluation.status
-
-
-def tuning_state(tuning: Tuning) -> str:
-    """Its status; "interrupted" where no process of this machine trains it any more."""
-    from aftertune.sources.folder_lock import try_folder_lock
-
-    if tuning.status != "running":
-        return tuning.status
-    with try_folder_lock(Path(tuning.output)) as free:
-        return "interrupted" if free else "running"
 
 
 def documents(ledger: Ledger) -> dict[str, list[Reported]]:

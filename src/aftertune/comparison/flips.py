@@ -52,7 +52,7 @@ def flips(base: Evaluation | str, tuned: Evaluation | str, task: str, *, ledger:
     if pair is None:
         names = ", ".join(p.settings.task for p in pairs)
         raise InputError(f"{task} is a group of tasks; choose one of its tasks: {names}")
-    key = _key(pair, left, right, metric)
+    key = binary_key(pair, left, right, metric)
     both = list(_changed(pair, key))
     hashes = {a.item for a, _ in both}
     items = {i.hash: i for e in (right, left) for i in ledger.each_item(e.id, task) if i.hash in hashes}
@@ -115,7 +115,7 @@ def _flips_of_row(comparison: Comparison, row: _ChangedRow, items: Mapping[str, 
                  differences=tuple(d for d in comparison.differences if d.blocking))
 
 
-def _key(pair: Pair, left: Evaluation, right: Evaluation, metric: str | None) -> str:
+def binary_key(pair: Pair, left: Evaluation, right: Evaluation, metric: str | None) -> str:
     """The ``metric,filter`` to use. Raises InputError unless it is 0 or 1 on every item."""
     table = metric_values(left, right, pair)
     binary = [k for k, c in table.items() if c is not None and {*c.base.tolist(), *c.tuned.tolist()} <= {0.0, 1.0}]
@@ -133,14 +133,14 @@ def _changed(pair: Pair, key: str) -> Iterator[tuple[Answer, Answer]]:
 
 
 def _flip(key: str, item: Item, before: Answer, after: Answer) -> Flip:
-    asked = item.asked or _from_document(item)
+    asked = item.asked or question_of_document(item)
     gold = " | ".join(asked.choices[g] for g in asked.gold if g < len(asked.choices)) or asked.reference
     return Flip(task=item.task, index=item.index, item=item.hash,
                 direction="lost" if before.metrics[key] > after.metrics[key] else "gained", question=asked.question,
-                choices=asked.choices, gold=gold, base=_side(key, asked, before), tuned=_side(key, asked, after))
+                choices=asked.choices, gold=gold, base=side_of(key, asked, before), tuned=side_of(key, asked, after))
 
 
-def _from_document(item: Item) -> Asked:
+def question_of_document(item: Item) -> Asked:
     """The question of an item that was stored without it (in an older ledger, or with imported results)."""
     doc = item.doc
     question = next((v for k in _QUESTIONS if isinstance(v := doc.get(k), str)), canonical(dict(doc)))
@@ -153,7 +153,7 @@ def _from_document(item: Item) -> Asked:
     return Asked(question=question, choices=listed, gold=gold, reference=reference)
 
 
-def _side(key: str, asked: Asked, answer: Answer) -> FlipSide:
+def side_of(key: str, asked: Asked, answer: Answer) -> FlipSide:
     """What one model answered to an item."""
     right = answer.metrics[key] > 0
     texts = [r.text for r in answer.responses if r.text is not None]

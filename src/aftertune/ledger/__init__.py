@@ -19,15 +19,18 @@ from aftertune.ledger.check import LedgerFinding, findings
 from aftertune.ledger.database import Database, locate
 from aftertune.ledger.finished import FinishedEvaluations
 from aftertune.ledger.labels import EntryLabel, EntryLabels, Removal
+from aftertune.ledger.listing import ARCHIVED, EntryPage, EntryQuery, EntryRow, Listing, RunningEntry
+from aftertune.ledger.questions import Questions
 from aftertune.ledger.records import Drifts, ReportedScores, StoredCell, StoredStudy, Studies
 from aftertune.ledger.searching import Entries, EntryKind, Search, title_of
 from aftertune.ledger.staging import StagedRows, Staging
 
-__all__ = ["Entries", "EntryKind", "EntryLabel", "Ledger", "LedgerFinding", "Removal", "StagedRows", "Staging",
-           "StoredCell", "StoredStudy", "locate", "title_of"]
+__all__ = ["ARCHIVED", "Entries", "EntryKind", "EntryLabel", "EntryPage", "EntryQuery", "EntryRow", "Ledger",
+           "LedgerFinding", "Removal", "RunningEntry", "StagedRows", "Staging", "StoredCell", "StoredStudy", "locate",
+           "title_of"]
 
 
-class Ledger(Search, FinishedEvaluations, Drifts, ReportedScores, Studies, EntryLabels):
+class Ledger(Search, FinishedEvaluations, Listing, Questions, Drifts, ReportedScores, Studies, EntryLabels):
     """An open ledger; a missing one is created, an older one is migrated. Threads and forked processes may share it.
 
     where: a path or a ``sqlite:///PATH`` URL; None: AFTERTUNE_LEDGER, else ``.aftertune/ledger.db``. create: with False
@@ -39,8 +42,8 @@ class Ledger(Search, FinishedEvaluations, Drifts, ReportedScores, Studies, Entry
     """
 
     def __init__(self, where: str | os.PathLike[str] | None = None, *, create: bool = True,
-                 take_over: bool = False) -> None:
-        super().__init__(Database(where, create=create))
+                 take_over: bool = False, read_only: bool = False) -> None:
+        super().__init__(Database(where, create=create, read_only=read_only))
         self.take_over = take_over
 
     def check(self) -> list[LedgerFinding]:

@@ -3,6 +3,7 @@
     database = Database(None)                    AFTERTUNE_LEDGER, or .aftertune/ledger.db
     with database.write() as connection: …       one BEGIN IMMEDIATE transaction, all or nothing
     with database.read() as connection: …        one snapshot
+    Database(path, create=False, read_only=True)  changes nothing, and waits for a lock for seconds only
 
 Why BEGIN IMMEDIATE: a deferred transaction that reads and then writes fails at once when another process
 wrote in between, and the busy timeout does not cover that. Why not always WAL: SQLite 3.7.0 to 3.51.2 can
@@ -23,6 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
@@ -31,6 +33,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from aftertune.errors import InputError, StorageError
 from aftertune.ledger import migration
 from aftertune.ledger.faults import LOCK_TIMEOUT, storage_error, storage_errors
+from aftertune.ledger.schema import HEAD
 from aftertune.paths import expanded
 
 DEFAULT = Path(".aftertune/ledger.db")
@@ -40,6 +43,8 @@ FIXED_SQLITE = (3, 51, 3)
 
 #: Seconds of one wait for a lock.
 _WAIT = 0.25
+#: Seconds that a reader without write access waits for a writer: someone looks at an empty page so long.
+_READ_TIMEOUT = 5.0
 
 _NETWORK = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "glusterfs", "pvfs",
             "orangefs", "panfs", "virtiofs", "fuse.", "macfuse", "osxfuse", "afpfs", "webdav", "davfs")
@@ -48,25 +53,41 @@ _NETWORK = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs
 class Database:
     """An open ledger file, migrated to the newest schema. Raises InputError or StorageError.
 
-    create: make a missing file (False: a missing file is an InputError). module: the DBAPI module.
+    create: make a missing file (False: a missing file is an InputError). module: the DBAPI module. read_only: SQLite
+    refuses every change; a ledger with an older schema is a StorageError, because it would have to be migrated.
     """
 
     def __init__(self, where: str | os.PathLike[str] | None = None, *, create: bool = True,
-                 module: ModuleType | None = None) -> None:
+                 module: ModuleType | None = None, read_only: bool = False) -> None:
         self.path = locate(where)
         self.module = module or driver()
+        self.read_only = read_only
         self._lock = threading.RLock()
         self._process = os.getpid()
-        self._prepare_folder(create)
-        state = migration.inspect_file(self.path, self.module)
+        self._prepare_folder(create and not read_only)
+        state = migration.inspect_file(self.path, self.module, timeout=self.timeout)
+        if read_only and state.revision != HEAD:
+            raise StorageError(f"{self.path}: its schema is {state.revision or 'empty'}, and this version of aftertune "
+                               f"reads {HEAD}; run `aftertune runs` once, which migrates it and keeps a copy")
         self.engine = self._engine()
         try:
             with storage_errors(self.path):
-                self.journal = self._choose_journal()
-                migration.migrate(migration.Target(self.path, self.module, self.migrate), state)
+                self.journal = "" if read_only else self._choose_journal()
+                if not read_only:
+                    migration.migrate(migration.Target(self.path, self.module, self.migrate), state)
         except BaseException:
             self.engine.dispose()
             raise
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a transaction waits for one of another process."""
+        return min(_READ_TIMEOUT, LOCK_TIMEOUT) if self.read_only else LOCK_TIMEOUT
+
+    def revision(self) -> str:
+        """The schema that the file has now: another process may have migrated it since it was opened."""
+        with self.read() as connection:
+            return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar())
 
     def close(self) -> None:
         """Close all connections; the last one merges the write-ahead log into the file."""
@@ -82,6 +103,8 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is committed at the end of the block, or rolled back if the block raises."""
+        if self.read_only:
+            raise StorageError(f"{self.path}: the ledger was opened for reading; nothing was written")
         self._own_connections()
         with self._lock, storage_errors(self.path), self.engine.connect() as connection:
             connection.execution_options(aftertune_write=True)
@@ -121,6 +144,8 @@ class Database:
         if not self.path.exists() and not create:
             raise InputError(f"{self.path}: no ledger here yet; run `aftertune eval` or `aftertune tune` "
                              f"first, or set {VARIABLE} to the ledger's path")
+        if self.read_only:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -134,12 +159,16 @@ class Database:
                                "folder")
 
     def _engine(self) -> Engine:
-        engine = create_engine(URL.create("sqlite", database=str(self.path)), module=self.module,
-                               connect_args={"timeout": LOCK_TIMEOUT, "isolation_level": None})
+        # mode=rw: a file that was removed is not made again; a rollback journal that a kill left is rolled back
+        url = URL.create("sqlite", database=f"file:{quote(str(self.path))}", query={"mode": "rw", "uri": "true"}) if \
+            self.read_only else URL.create("sqlite", database=str(self.path))
+        engine = create_engine(url, module=self.module,
+                               connect_args={"timeout": self.timeout, "isolation_level": None})
 
         @event.listens_for(engine, "connect")
         def _settings(connection: Any, _record: Any) -> None:
-            for pragma in ("foreign_keys=ON", "synchronous=FULL", "fullfsync=ON"):
+            for pragma in ("foreign_keys=ON", "synchronous=FULL", "fullfsync=ON",
+                           *(("query_only=ON",) if self.read_only else ())):
                 connection.execute(f"PRAGMA {pragma}")
 
         @event.listens_for(engine, "begin")
@@ -154,8 +183,8 @@ class Database:
         """Begin a transaction with the lock that it needs. SQLite waits without looking for Ctrl-C, so each of its
         waits is short."""
         raw: Any = connection.connection.dbapi_connection
-        end = time.monotonic() + LOCK_TIMEOUT
-        raw.execute(f"PRAGMA busy_timeout={int(1000 * min(_WAIT, LOCK_TIMEOUT))}")
+        end = time.monotonic() + self.timeout
+        raw.execute(f"PRAGMA busy_timeout={int(1000 * min(_WAIT, self.timeout))}")
         try:
             while True:
                 try:
@@ -168,7 +197,7 @@ class Database:
                     if time.monotonic() >= end or not _is_busy(error):
                         raise
         finally:
-            raw.execute(f"PRAGMA busy_timeout={int(1000 * LOCK_TIMEOUT)}")
+            raw.execute(f"PRAGMA busy_timeout={int(1000 * self.timeout)}")
 
     def _choose_journal(self) -> str:
         """Set WAL where it is safe, else the rollback journal; returns the mode that the file is in.

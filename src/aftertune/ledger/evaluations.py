@@ -170,7 +170,7 @@ class Evaluations(Store):
                      .order_by(answer.c.position))
             with reading(f"evaluation {row.id}, its items"):
                 for name, index, hash_, content, doc, cluster in connection.execute(query):
-                    yield Item(task=name, index=index, hash=hash_, cluster=cluster, **_item_fields(content, doc))
+                    yield Item(task=name, index=index, hash=hash_, cluster=cluster, **item_fields(content, doc))
 
     def answers(self, evaluation_id: str, task: str | None = None) -> list[Answer]:
         """Answers to one task, or to all, in the order of the items; none before the evaluation is done."""
@@ -188,8 +188,8 @@ class Evaluations(Store):
             with reading(f"evaluation {row.id}, its answers"):
                 for rows in connection.execute(query).mappings().partitions(CHUNK):
                     used = sorted(set(chain.from_iterable(r["responses"] for r in rows)))
-                    responses = _load_responses(connection, row.seq, used)
-                    yield from (_answer(r, responses) for r in rows)
+                    responses = load_responses(connection, row.seq, used)
+                    yield from (answer_of(r, responses) for r in rows)
 
     def _check_answers(self, connection: Connection, row: Row[Any]) -> None:
         """StorageError where answers or responses are damaged; those of a finished evaluation are checked once."""
@@ -246,7 +246,7 @@ class Evaluations(Store):
         with self.database.read() as connection:
             row = find_row(connection, evaluation, evaluation_id)
             self._check_answers(connection, row)
-            return _load_responses(connection, row.seq)
+            return load_responses(connection, row.seq)
 
     def check_answers(self, evaluation_id: str) -> None:
         """Read every item, answer and response of an evaluation, some at a time. StorageError where one is damaged."""
@@ -256,7 +256,7 @@ class Evaluations(Store):
         with self.database.read() as connection:
             row = find_row(connection, evaluation, evaluation_id)
             if row.status != "done":
-                _load_responses(connection, row.seq)
+                load_responses(connection, row.seq)
 
 
 def delete_rows(connection: Connection, row: Row[Any, Any]) -> None:
@@ -426,7 +426,7 @@ def _of_task(connection: Connection, seq: int, task: str | None) -> list[Any]:
     return [without_index(answer.c.task) == task]
 
 
-def _answer(row: RowMapping, responses: Mapping[int, Response]) -> Answer:
+def answer_of(row: RowMapping, responses: Mapping[int, Response]) -> Answer:
     """An answer from its row. KeyError where the row of its item or of a response is missing."""
     if row["hash"] is None:
         raise KeyError(f"the row {row['item']} of the table `item`")
@@ -447,7 +447,7 @@ def _document(value: Item) -> dict[str, Any]:
     return doc if value.asked is None else {**doc, _ASKED: encode(value.asked)}
 
 
-def _item_fields(content: str | None, text: str | None) -> dict[str, Any]:
+def item_fields(content: str | None, text: str | None) -> dict[str, Any]:
     """The fields ``doc`` and ``asked`` of an item from its stored document; older ones have no ``asked``.
 
     content: the digest of the document; ValueError where it is that of another text.
@@ -507,7 +507,7 @@ def _positions_of(connection: Connection, seq: int) -> set[int]:
     return set(connection.execute(select(response.c.position).where(response.c.evaluation == seq)).scalars())
 
 
-def _load_responses(connection: Connection, seq: int, positions: Sequence[int] | None = None) -> dict[int, Response]:
+def load_responses(connection: Connection, seq: int, positions: Sequence[int] | None = None) -> dict[int, Response]:
     """Responses at these positions, which are in order; None: at all."""
     query = select(response.c.position, *(response.c[f] for f in _RESPONSE)).where(response.c.evaluation == seq)
     rows: Iterable[Row[Any]] = ()

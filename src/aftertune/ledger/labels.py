@@ -10,13 +10,14 @@ Tags and notes have a table of their own, so that they are no part of a value: n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, Table, or_, select
 
-from aftertune.errors import InputError
+from aftertune.errors import InputError, shown
 from aftertune.ledger.digests import check, forget, seal
 from aftertune.ledger.evaluations import delete_rows, drop_unused_models
 from aftertune.ledger.lease import check_lease
@@ -24,6 +25,7 @@ from aftertune.ledger.schema import cell, comparison, evaluation, label, step, s
 from aftertune.ledger.store import Store, find_key, row_at, upsert
 
 _TABLES: tuple[Table, ...] = (evaluation, tuning, comparison)
+_LONGEST_NOTE = 2000  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,3 +160,15 @@ def _unlabel(connection: Connection, entry: str) -> None:
     if seq is not None:
         connection.execute(label.delete().where(label.c.seq == seq))
         forget(connection, label, [seq])
+
+
+def check_word(what: str, text: str) -> None:
+    """InputError unless a text may be a name or a tag. what: "a name" or "a tag"."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]{0,199}", text, re.ASCII):
+        raise InputError(f"{shown(text)}: {what} has letters, digits and . _ @ + -, the first a letter or digit")
+
+
+def check_note(text: str) -> None:
+    """InputError for a note that is too long."""
+    if len(text) > _LONGEST_NOTE:
+        raise InputError(f"the note has {len(text):,} characters; {_LONGEST_NOTE:,} at most are stored")

@@ -38,8 +38,9 @@ class State:
     revision: str | None
 
 
-def inspect_file(path: Path, module: ModuleType, head: str = HEAD) -> State:
-    """Inspect a ledger without changing it. Raises StorageError if this program must not open it.
+def inspect_file(path: Path, module: ModuleType, head: str = HEAD, *, timeout: float = LOCK_TIMEOUT) -> State:
+    """Inspect a ledger without changing it. Raises StorageError if this program must not open it. timeout: seconds to
+    wait for a lock of another process.
 
     SQLite alone opens the file: to open and close it by other means would drop the locks that another
     connection of this process holds (POSIX locks belong to the process).
@@ -49,7 +50,7 @@ def inspect_file(path: Path, module: ModuleType, head: str = HEAD) -> State:
     if path.stat().st_size < _SMALLEST:  # SQLite would take it for an empty database and write over it
         raise StorageError(f"{path}: {ADVICE['NOTADB']}")
     try:
-        tables, revisions = _look(path, module)
+        tables, revisions = _look(path, module, timeout)
     except (module.Error, UnicodeDecodeError) as error:
         raise storage_error(path, error) from None
     if not tables:
@@ -102,12 +103,12 @@ def migrate(target: Target, state: State, *, scripts: Path = SCRIPTS, head: str 
                            f"with a backup in {backup}") from error
 
 
-def _look(path: Path, module: ModuleType) -> tuple[set[str], list[str]]:
+def _look(path: Path, module: ModuleType, timeout: float) -> tuple[set[str], list[str]]:
     """Names of the tables, and the rows of alembic's version table; nothing is written."""
     hot = path.with_name(path.name + "-journal")  # left by a kill: only a writer may roll it back
     mode = "rw" if hot.exists() and hot.stat().st_size else "ro"
     uri = f"file:{quote(str(path))}?mode={mode}"
-    with closing(module.connect(uri, uri=True, timeout=LOCK_TIMEOUT)) as raw:
+    with closing(module.connect(uri, uri=True, timeout=timeout)) as raw:
         rows = raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         tables = {str(row[0]) for row in rows if not str(row[0]).startswith("sqlite_")}
         if "alembic_version" not in tables:

@@ -131,6 +131,11 @@ class Comparisons(Store):
         with self.database.read() as connection:
             return [_comparison(row) for row in all_rows(connection, comparison, *wanted)]
 
+    @staticmethod
+    def comparison_of(row: Row[Any]) -> Comparison:
+        """The comparison of a whole row, which was checked."""
+        return _comparison(row)
+
 
 def _comparison(row: Row[Any]) -> Comparison:
     with reading(f"comparison {row.id}"):

@@ -2,6 +2,7 @@
 
     with folder_lock(Path("runs/orders"), "runs a study"): …      StorageError, with pid and host, if it is locked
     with try_folder_lock(Path("runs/orders")) as free: …          False if another process holds the lock
+    in_use(Path("runs/orders"))                                   the same as a look, which takes no lock
 
 It is a file lock, which the operating system releases when the process ends. The file ``.running.json`` beside it names
 the process for the message of others.
@@ -61,6 +62,21 @@ def try_folder_lock(out: Path) -> Iterator[bool]:
     finally:
         if lock is not None:
             lock.release()
+
+
+def in_use(out: Path) -> bool:
+    """Whether a process seems to work in a folder, by the file that names it. Nothing is locked or written, so that a
+    look disturbs nobody; a process of another machine counts as alive while its file is there."""
+    import psutil
+
+    try:
+        written = (out / HOLDER).stat().st_mtime
+        holder = from_json((out / HOLDER).read_bytes())
+        if holder["host"] != platform.node():
+            return True
+        return bool(psutil.Process(int(holder["pid"])).create_time() <= written + 1)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, psutil.Error):
+        return False
 
 
 def _acquire(path: Path) -> FileLock | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import BaseLoader, Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from aftertune.report import formatting as fmt
@@ -38,15 +38,14 @@ from aftertune.report.sentences import Observation, observations, seed_observati
 from aftertune.report.table import metrics_by_task
 from aftertune.values import Evaluation
 
+TEMPLATES = Path(__file__).parent / "templates"
 _MAX_OBSERVATIONS = 12  # that are shown without a click
 _MANY = 30  # of more comparisons or fine-tunes than this, each chart is drawn for one width only
 
 
 def write_page(results: Results, *, title: str) -> str:
     """The report as HTML."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible)
-    environment.globals |= {"badges": BADGES, "columns": columns}
+    environment = make_environment(FileSystemLoader(TEMPLATES))
     comparisons, tunings = results.comparisons, results.tunings
     reported, flips, tuning_outcomes = reported_views(results.reported), flips_views(results.flips), outcomes(results)
     return with_classes(environment.get_template("page.html").render(
@@ -60,6 +59,14 @@ def write_page(results: Results, *, title: str) -> str:
         tunings=[tuning_view(t, many=len(tunings) > _MANY) for t in tunings], costs=costs(tunings),
         reported=reported, audit=audit_sentences(results.reported),
         provenance=provenance_view(results), descriptions=_descriptions(results.evaluations)) + "\n")
+
+
+def make_environment(loader: BaseLoader) -> Environment:
+    """Jinja2 for pages with results: every text is escaped, and its hidden characters are shown as code points."""
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True, finalize=_visible)
+    environment.globals |= {"badges": BADGES, "columns": columns}
+    return environment
 
 
 def _visible(value: object) -> object:

@@ -1,0 +1,45 @@
+"""Implements ``view``: serves the pages of a ledger to a browser on this machine.
+
+    aftertune view                            http://127.0.0.1:7788
+    aftertune view --port 0                   a free port
+    aftertune view --host 0.0.0.0 --token     for other machines, whose browsers need the printed address once
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aftertune.errors import ResourceError
+
+_PACKAGES = ("starlette", "uvicorn")
+
+
+def view(
+    ledger: Annotated[Path | None, typer.Option(
+        help="Ledger to show. Default: AFTERTUNE_LEDGER, else .aftertune/ledger.db.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 for a free one.")] = 7788,
+    host: Annotated[str, typer.Option(
+        help="Address to listen on. One that other machines reach needs --token.")] = "127.0.0.1",
+    token: Annotated[bool, typer.Option(
+        "--token", help="Make a token, which is in the printed address; a browser without it gets nothing.")] = False,
+) -> None:
+    """Show a ledger in the browser: comparisons, each changed item, and what runs now. Ctrl-C stops it."""
+    require_view()
+    from aftertune.ledger import locate
+    from aftertune.view.ledgers import LedgerSource
+    from aftertune.view.server import ServerAddress, serve
+
+    place = locate(ledger)
+    serve(LedgerSource(place), ServerAddress(host, port, token),
+          announce=lambda address: typer.echo(f"{place.name} is shown at {address} (Ctrl-C stops)"))
+
+
+def require_view() -> None:
+    """ResourceError where the packages of the view are not installed."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ResourceError(f"the view needs {' and '.join(missing)}: pip install 'aftertune[view]'")

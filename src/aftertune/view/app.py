@@ -1,0 +1,64 @@
+"""Puts the pages, the static files and the guard together.
+
+    app = make_app(LedgerSource(path), Access(hosts=frozenset({"127.0.0.1:7788"})))
+    uvicorn.run(app)
+
+Every module of `aftertune.view.pages` is a page; README.md beside this file says what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from aftertune.view import pages
+from aftertune.view.guard import Access, Guard
+from aftertune.view.ledgers import LedgerSource
+from aftertune.view.rendering import NavigationLink, ViewContext, context_of
+
+
+@cache
+def page_modules() -> tuple[ModuleType, ...]:
+    """Every module of pages."""
+    return tuple(import_module(f"{pages.__name__}.{found.name}") for found in iter_modules(pages.__path__))
+
+
+def make_context(ledgers: LedgerSource, access: Access, settings: Mapping[str, Any] | None = None) -> ViewContext:
+    """What the pages share, with the navigation that their modules give. settings: of single pages."""
+    links = (getattr(module, "NAVIGATION", None) for module in page_modules())
+    navigation = sorted((link for link in links if isinstance(link, NavigationLink)), key=lambda link: link.order)
+    return ViewContext(ledgers, access, tuple(navigation), settings=dict(settings or {}))
+
+
+def make_app(ledgers: LedgerSource, access: Access, settings: Mapping[str, Any] | None = None) -> Guard:
+    """The ASGI application: the pages behind the guard."""
+    context = make_context(ledgers, access, settings)
+    routes = [Route("/static/{name:path}", _static_file),
+              *(route for module in page_modules() for route in module.ROUTES)]
+    app = Starlette(routes=routes, exception_handlers={})
+    app.router.redirect_slashes = False
+    app.state.context = context
+
+    def error_page(status: int, title: str, text: str) -> str:
+        return context.page("error.html", title=title, status=status, text=text, part="")
+
+    return Guard(app, access, error_page)
+
+
+def _static_file(request: Request) -> Response:
+    """The endpoint of static files."""
+    file = context_of(request).files.get(request.path_params["name"])
+    if file is None:
+        raise HTTPException(404)
+    kept = "public, max-age=31536000, immutable" if request.query_params.get("v") == file.version else "no-cache"
+    return Response(file.content, media_type=file.media_type, headers={"cache-control": kept})

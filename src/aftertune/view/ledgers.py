@@ -1,0 +1,71 @@
+"""The ledger of the view: one open connection pool for reading, and an open and close for each change.
+
+    source = LedgerSource(path)
+    with source.read() as ledger: …         SQLite refuses writes; opened again where the file was replaced or migrated
+    with source.write() as ledger: …        for a name, a tag or a note
+
+A ledger that is locked, missing, damaged or newer than this program is one clear line (StorageError or InputError).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aftertune.errors import StorageError
+from aftertune.ledger import Ledger
+from aftertune.ledger.schema import HEAD
+
+
+class LedgerSource:
+    """Opens the ledger for requests. Threads share it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._open: tuple[tuple[int, int], Ledger] | None = None
+
+    @contextmanager
+    def read(self) -> Iterator[Ledger]:
+        """The ledger as it is now, for reading."""
+        ledger = self._current()
+        try:
+            yield ledger
+        except StorageError:
+            self._forget(ledger)  # the next request looks again
+            raise
+
+    @contextmanager
+    def write(self) -> Iterator[Ledger]:
+        """The ledger for one change."""
+        with Ledger(self.path, create=False) as ledger:
+            yield ledger
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._open is not None:
+                self._open[1].close()
+            self._open = None
+
+    def _current(self) -> Ledger:
+        with self._lock:
+            try:
+                status = self.path.stat()
+                file = (status.st_dev, status.st_ino)
+            except OSError:
+                file = (0, 0)  # opening it says what is wrong
+            if self._open is not None and (self._open[0] != file or self._open[1].database.revision() != HEAD):
+                self._open[1].close()
+                self._open = None
+            if self._open is None:
+                self._open = file, Ledger(self.path, create=False, read_only=True)
+            return self._open[1]
+
+    def _forget(self, ledger: Ledger) -> None:
+        with self._lock:
+            if self._open is not None and self._open[1] is ledger:
+                self._open = None
+                ledger.close()

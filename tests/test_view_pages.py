@@ -1,0 +1,165 @@
+"""The pages of the view: overview, runs, comparison and entry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from aftertune.ledger import EntryLabel, EntryQuery, Ledger
+from early_cases import STRANGER, changed, store
+from view_cases import client, demo_ledger, tags
+
+XSS = ('<img src=x onerror=alert(1)>', '"><script>alert(1)</script>', "'onmouseover='alert(1)", "{{7*7}}",
+       "javascript:alert(1)", "</textarea><svg onload=alert(1)>", "\u202e<b>")
+
+
+@pytest.fixture(scope="module")
+def ledger_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = demo_ledger(tmp_path_factory.mktemp("view") / "ledger.db")
+    with Ledger(path) as ledger:
+        base, tuned = changed(40, 0.5, 3, 2)
+        store(ledger, "other", STRANGER, {"hellaswag": tuned, "own": base})
+        ledger.save_label("e-careless", EntryLabel(tags=("paper",), note="seed 0"))
+    return path
+
+
+@pytest.fixture
+def browser(ledger_path: Path) -> TestClient:
+    return client(ledger_path)
+
+
+def links(html: str) -> list[str]:
+    return [v["href"] for tag, v in tags(html) if tag == "a" and "href" in v]
+
+
+def test_the_overview_has_the_headline_of_each_comparison(browser: TestClient) -> None:
+    page = browser.get("/").text
+    assert "careless <span class=\"against\">against</span> smollm2" in page
+    assert "No process works on this ledger" in page
+    assert page.index("careless <span") < page.index("careful <span")  # the newest first
+    for link in links(page):
+        assert browser.get(link, follow_redirects=True).status_code == 200, link
+
+
+def test_an_empty_ledger_says_what_to_do(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db"):
+        pass
+    browser = client(tmp_path / "ledger.db")
+    assert "aftertune eval MODEL" in browser.get("/").text
+    assert "No entry fits" in browser.get("/runs").text
+
+
+def test_runs_are_filtered_sorted_and_searched(browser: TestClient) -> None:
+    def names(query: str) -> list[str]:
+        page = browser.get(f"/runs?{query}")
+        assert page.status_code == 200
+        return [v["href"] for tag, v in tags(page.text) if tag == "a" and "data-open" in v]
+
+    assert len(names("")) == 8
+    assert names("kind=evaluation&sort=name") == [f"/entry/e-{n}" for n in ("careful", "careless", "other", "smollm2")]
+    assert names("kind=evaluation&sort=name&order=desc")[0] == "/entry/e-smollm2"
+    assert names("tag=paper") == ["/entry/e-careless"]
+    assert names("task=own") == ["/entry/e-other"]
+    assert names("q=SEED+careless") == ["/entry/e-careless"]
+    assert names("q=nothing+like+this") == []
+    assert set(names("kind=tuning")) == {"/entry/t-careful001", "/entry/t-careless01"}
+    assert names("base=other&kind=evaluation") == ["/entry/e-other"]
+    for query in ("kind=x", "sort=x", "order=x", "page=0", "page=x", "status=x", "archived=2"):
+        assert browser.get(f"/runs?{query}").status_code == 404
+
+
+def test_pages_of_a_list_have_all_rows_once(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        values, _ = changed(2, 0.5, 0, 0)
+        for number in range(120):
+            store(ledger, f"run-{number:03}", replace(STRANGER, weights=f"w{number}"), {"hellaswag": values})
+        rows = [r.id for page in range(3) for r in ledger.entry_page(
+            EntryQuery(sort="name", descending=False, limit=50, offset=50 * page)).rows]
+    assert rows == [f"e-run-{number:03}" for number in range(120)]
+    browser = client(tmp_path / "ledger.db")
+    page = browser.get("/runs?sort=name&page=2").text
+    assert "page 2 of 3" in page
+    assert "/runs?sort=name" in links(page)
+    assert "/runs?sort=name&page=3" in links(page)
+
+
+def test_two_runs_are_compared_with_the_base_first(browser: TestClient) -> None:
+    for first, second in (("e-smollm2", "e-careful"), ("e-careful", "e-smollm2")):
+        answer = browser.get(f"/compare?pick={first}&pick={second}", follow_redirects=False)
+        assert answer.headers["location"] == "/compare/e-smollm2/e-careful"
+    assert "can be compared" in browser.get("/compare-reason?pick=e-smollm2&pick=e-careful").text
+    reason = browser.get("/compare-reason?pick=e-smollm2&pick=e-other").text
+    assert "cannot be compared" in reason
+    assert "choose two" in browser.get("/compare?pick=e-smollm2").text
+    answer = browser.get("/compare/e-smollm2/e-other")
+    assert answer.status_code == 200
+    assert "cannot be compared" in answer.text
+    assert "What differs" in answer.text
+
+
+def test_a_stored_comparison_is_shown_with_its_charts(browser: TestClient) -> None:
+    page = browser.get("/compare/smollm2/careless").text
+    assert "forest" not in page
+    assert page.count('<svg role="img"') > 1
+    assert "aftertune compare e-smollm2 e-careless" in page
+    assert "HellaSwag" in page
+    one = browser.get("/compare/smollm2/careless?task=hellaswag").text
+    assert one.count("<tr") < page.count("<tr")
+    assert browser.get("/compare/smollm2/careless?task=nothing").status_code == 404
+    assert browser.get("/compare/smollm2/careless?id=c-none").status_code == 404
+    assert browser.get("/compare/smollm2/careless?margin=0").status_code == 404
+    assert "Not stored" in browser.get("/compare/smollm2/careless?margin=5").text
+
+
+def test_two_evaluations_without_a_stored_comparison_are_compared(browser: TestClient, ledger_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    page = browser.get("/compare/careful/careless").text
+    assert "Not stored" in page
+    with Ledger(ledger_path, read_only=True) as ledger:
+        assert len(ledger.comparisons()) == 2
+    monkeypatch.setattr("aftertune.view.pages.comparison.MOST_ITEMS", 10)
+    assert "take too long" in browser.get("/compare/careless/careful").text
+
+
+def test_an_entry_has_its_provenance_and_its_relatives(browser: TestClient) -> None:
+    page = browser.get("/entry/t-careful001").text
+    assert "aftertune tune" in page
+    assert "Training Data" in page
+    page = browser.get("/entry/e-careful").text
+    assert "/compare/e-smollm2/e-careful" in page
+    assert "Scores" in page
+    answer = browser.get("/entry/careful")
+    assert answer.status_code == 300  # an evaluation and a tuning of one name
+    assert browser.get("/entry/none-such").status_code == 404
+
+
+@pytest.mark.parametrize("text", XSS)
+def test_foreign_text_stays_text(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger:
+        base, tuned = changed(40, 0.5, 3, 2)
+        task = f"task {text}"
+        left = store(ledger, f"base {text}", replace(STRANGER, source=text), {task: base})
+        right = store(ledger, f"tuned {text}", replace(STRANGER, source=f"a/{text}", weights="w2"), {task: tuned})
+        from aftertune.comparison import compare
+
+        made = compare(left, right, ledger=ledger)
+        ledger.save_label(left.id, EntryLabel(tags=(text,), note=text))
+        ledger.save_label(made.id, EntryLabel(tags=(text,), note=text))
+    browser = client(path)
+    paths = {"/", "/runs", f"/compare/{made.base}/{made.tuned}"}
+    seen: set[str] = set()
+    while paths - seen and len(seen) < 40:
+        here = min(paths - seen)
+        seen.add(here)
+        answer = browser.get(here)
+        found = tags(answer.text)
+        for tag, values in found:
+            assert tag not in ("img", "b"), (here, tag, values)
+            assert not [name for name in values if name.startswith("on") or name == "style"], (here, tag, values)
+            assert tag != "script" or values.get("src", "").startswith("/static/"), (here, values)
+        paths |= {link for link in links(answer.text) if link.startswith("/")}
+    assert len(seen) > 8
