@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -21,14 +23,23 @@ ORIGIN = f"http://{HOST}"
 
 
 def demo_ledger(path: Path) -> Path:
-    """A ledger with smollm2, careful and careless, both compared with the base, and two fine-tunes."""
-    with Ledger(path) as ledger:
-        base, *tuned = demo_evaluations(ledger)
-        for side in tuned:
-            compare(base, side, ledger=ledger)
-        for tuning in TUNINGS:
-            ledger.save_tuning(tuning)
+    """A ledger with smollm2, careful and careless, both compared with the base on some tasks, and two fine-tunes."""
+    path.write_bytes(_demo_content())
     return path
+
+
+@cache
+def _demo_content() -> bytes:
+    """The file of such a ledger, which is made once."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.db"
+        with Ledger(path) as ledger:
+            base, *tuned = demo_evaluations(ledger)
+            for side in tuned:
+                compare(base, side, ledger=ledger, tasks=["hellaswag", "orders"])
+            for tuning in TUNINGS:
+                ledger.save_tuning(tuning)
+        return path.read_bytes()
 
 
 def client(path: Path, *, access: Access | None = None, settings: dict[str, Any] | None = None) -> TestClient:

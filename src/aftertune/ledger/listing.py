@@ -18,7 +18,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Subquery, Text, and_, case, func, literal, null, or_, select, type_coerce, union_all
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    Subquery,
+    Text,
+    and_,
+    case,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    type_coerce,
+    union_all,
+)
 
 from aftertune.ledger.lease import Leases
 from aftertune.ledger.records import Comparisons
@@ -217,7 +231,7 @@ def _has_task(columns: Any, condition: Any) -> Any:
     return or_(and_(columns.kind == "evaluation", own), and_(columns.kind == "comparison", side))
 
 
-def _row(row: Mapping[str, Any]) -> EntryRow:
+def _row(row: RowMapping) -> EntryRow:
     return EntryRow(id=row["id"], kind=row["kind"], name=row["name"], status=row["status"],
                     started=row["started"] or "", source=row["source"] or "", tuning=row["tuning"] or "",
                     base=row["base"] or "", tuned=row["tuned"] or "", method=row["method"] or "",

@@ -15,16 +15,16 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from aftertune.view import pages
 from aftertune.view.guard import Access, Guard
 from aftertune.view.ledgers import LedgerSource
-from aftertune.view.rendering import NavigationLink, ViewContext, context_of
+from aftertune.view.rendering import CONTEXT, NavigationLink, ViewContext, context_of
 
 
 @cache
@@ -45,9 +45,11 @@ def make_app(ledgers: LedgerSource, access: Access, settings: Mapping[str, Any] 
     context = make_context(ledgers, access, settings)
     routes = [Route("/static/{name:path}", _static_file),
               *(route for module in page_modules() for route in module.ROUTES)]
-    app = Starlette(routes=routes, exception_handlers={})
-    app.router.redirect_slashes = False
-    app.state.context = context
+    router = Router(routes=routes, redirect_slashes=False)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"], scope[CONTEXT] = router, context  # "app": then a missing page is an exception for the guard
+        await router(scope, receive, send)
 
     def error_page(status: int, title: str, text: str) -> str:
         return context.page("error.html", title=title, status=status, text=text, part="")

@@ -37,6 +37,8 @@ from aftertune.view.links import LINKS
 T = TypeVar("T")
 HERE = Path(__file__).parent
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+#: The key of a request's scope for the context of the server.
+CONTEXT = "aftertune.context"
 #: Styles that the view takes from the report's page, by their names here.
 _OF_REPORT = {"page.css": REPORT_TEMPLATES / "page.css"}
 
@@ -135,15 +137,15 @@ class ViewContext:
 
 def context_of(request: Request) -> ViewContext:
     """What the pages of this server share."""
-    context: ViewContext = request.app.state.context
+    context: ViewContext = request.scope[CONTEXT]
     return context
 
 
-def render(request: Request, template: str, *, title: str, status: int = 200, **values: Any) -> Response:
+def render(request: Request, template: str, *, title: str, http_status: int = 200, **values: Any) -> Response:
     """A page, or a part of one where htmx asks for it: the template gets ``part``, the id of the element to replace."""
     part = request.headers.get("hx-target", "") if is_partial(request) else ""
     text = context_of(request).page(template, path=request.url.path, title=title, part=part, request=request, **values)
-    return HTMLResponse(text, status_code=status, headers={"vary": "hx-request"})
+    return HTMLResponse(text, status_code=http_status, headers={"vary": "hx-request"})
 
 
 def is_partial(request: Request) -> bool:

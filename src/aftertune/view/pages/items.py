@@ -141,10 +141,11 @@ def items_page(request: Request, sides: tuple[Evaluation, Evaluation], compariso
     listed = listed_items(context_of(request), ledger, sides, task, forced=comparison.forced or comparison.common)
     selection = ItemSelection.of(inputs)
     chosen = selection.choose(listed.items)
-    values = {"inputs": inputs, "listed": listed, "selection": selection, "chosen": len(chosen), "task": task,
-              "tasks": tasks, "base": sides[0], "tuned": sides[1], "comparison": comparison,
-              "metric": metric_text(listed), "shown": SHOWN, "counts": listed.counts,
-              "title": f"{task_title(task)}: {sides[1].name} against {sides[0].name}"}
+    values: dict[str, Any] = {
+        "title": f"{task_title(task)}: {sides[1].name} against {sides[0].name}", "inputs": inputs, "listed": listed,
+        "selection": selection, "chosen": len(chosen), "task": task, "tasks": tasks, "base": sides[0],
+        "tuned": sides[1], "comparison": comparison, "metric": metric_text(listed), "shown": SHOWN,
+        "counts": listed.counts}
     if wanted := inputs.text("item"):
         return render(request, "item.html", **values, **_one_item(listed, chosen, wanted))
     number = inputs.number("page", 1, least=1, most=100_000)
