@@ -7,7 +7,7 @@
 
 The ledger is that of `benchmarks/large.py`: evaluations of 10,000 items of a base and of models made from it, with one
 comparison. The server is `aftertune view` in a process of its own; a request is timed from sending it to the last byte.
-The first request of each page comes right after the server has started anew, so nothing is remembered.
+The first request of each page comes right after the start of a server of its own, so nothing is remembered.
 """
 
 from __future__ import annotations

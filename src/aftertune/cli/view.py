@@ -1,8 +1,10 @@
 """Implements ``view``: serves the pages of a ledger to a browser on this machine.
 
     aftertune view                            http://127.0.0.1:7788
-    aftertune view --port 0                   a free port
+    aftertune view --port 0 --open            a free port, and the browser opens it
     aftertune view --host 0.0.0.0 --token     for other machines, whose browsers need the printed address once
+
+A view of another machine is best reached through SSH, without a token: ssh -L 7788:127.0.0.1:7788 MACHINE
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ def view(
         help="Address to listen on. One that other machines reach needs --token.")] = "127.0.0.1",
     token: Annotated[bool, typer.Option(
         "--token", help="Make a token, which is in the printed address; a browser without it gets nothing.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the address in the browser.")] = False,
 ) -> None:
     """Show a ledger in the browser: comparisons, each changed item, and what runs now. Ctrl-C stops it."""
     require_view()
@@ -34,8 +37,15 @@ def view(
     from aftertune.view.server import ServerAddress, serve
 
     place = locate(ledger)
-    serve(LedgerSource(place), ServerAddress(host, port, token),
-          announce=lambda address: typer.echo(f"{place.name} is shown at {address} (Ctrl-C stops)"))
+
+    def announce(address: str) -> None:
+        typer.echo(f"{place.name} is shown at {address} (Ctrl-C stops)")
+        if open_:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    serve(LedgerSource(place), ServerAddress(host, port, token), announce=announce)
 
 
 def require_view() -> None:
