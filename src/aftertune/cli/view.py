@@ -5,6 +5,7 @@
     aftertune view --host 0.0.0.0 --token     for other machines, whose browsers need the printed address once
 
 A view of another machine is best reached through SSH, without a token: ssh -L 7788:127.0.0.1:7788 MACHINE
+The server can be stopped and started again: pages that are open keep working, and their forms after a reload.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ def view(
 
 
 def require_view() -> None:
-    """ResourceError where the packages of the view are not installed."""
+    """ResourceError where the packages of the view are not installed.
+
+    They are an extra, because a machine that only trains and evaluates, such as a node of a cluster, has no use for
+    them: its ledger can be copied, or reached through SSH.
+    """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ResourceError(f"the view needs {' and '.join(missing)}: pip install 'aftertune[view]'")
