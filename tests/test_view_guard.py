@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from starlette.testclient import TestClient
 from aftertune import bounds
 from aftertune.errors import InputError, ResourceError, StorageError
 from aftertune.ledger import EntryLabel, Ledger
+from aftertune.ledger.database import driver
+from aftertune.ledger.schema import HEAD
 from aftertune.view.guard import COOKIE, CSRF, POLICY, Access
 from aftertune.view.ledgers import LedgerSource
 from aftertune.view.rendering import _themes
@@ -51,10 +54,10 @@ def test_a_page_has_a_strict_policy_and_nothing_inline(browser: TestClient, path
 
 @pytest.mark.parametrize("path", PAGES)
 def test_no_get_writes(ledger_path: Path, path: str) -> None:
-    def content() -> str:
+    def content() -> dict[str, list[Any]]:
         with Ledger(ledger_path, read_only=True) as ledger, ledger.database.read() as connection:
-            raw: Any = connection.connection.dbapi_connection
-            return "\n".join(raw.iterdump())
+            names = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars().all()
+            return {name: list(connection.exec_driver_sql(f'SELECT * FROM "{name}"')) for name in names}
 
     before = content()
     client(ledger_path).get(path)
@@ -137,7 +140,7 @@ def test_without_the_token_nothing_is_shown(ledger_path: Path) -> None:
         assert answer.status_code == 401
         assert "smollm2" not in answer.text
         assert "s3cret-token" not in answer.text
-    assert browser.get("/", cookies={COOKIE: "other"}).status_code == 401
+    assert browser.get("/", headers={"cookie": f"{COOKIE}=other"}).status_code == 401
     first = browser.get("/runs?q=a%22b&token=s3cret-token")
     assert first.status_code == 200
     assert "url=/runs?q=a%22b\"" in first.text
@@ -172,23 +175,17 @@ def test_an_error_page_has_one_line_without_paths_and_without_a_traceback(
     assert "RuntimeError" in capsys.readouterr().err
 
 
-def test_a_ledger_that_is_newer_damaged_locked_or_old_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-                                                                  ) -> None:
-    import sqlite3
-
+def test_a_ledger_that_is_newer_damaged_or_old_is_one_line(tmp_path: Path) -> None:
     path = demo_ledger(tmp_path / "ledger.db")
     browser = client(path)
     assert browser.get("/runs").status_code == 200
-    with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE alembic_version SET version_num = '9999'")
+    sql(path, "UPDATE alembic_version SET version_num = '9999'")
     answer = browser.get("/runs")
     assert answer.status_code == 503
     assert "newer aftertune" in answer.text
-    with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE alembic_version SET version_num = '0003'")
+    sql(path, "UPDATE alembic_version SET version_num = '0003'")
     assert "run `aftertune runs` once" in browser.get("/runs").text
-    with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE alembic_version SET version_num = '0004'")
+    sql(path, f"UPDATE alembic_version SET version_num = '{HEAD}'")
     assert browser.get("/runs").status_code == 200
     path.write_bytes(b"no database " * 100)
     answer = browser.get("/runs")
@@ -196,18 +193,21 @@ def test_a_ledger_that_is_newer_damaged_locked_or_old_is_one_line(tmp_path: Path
     assert str(tmp_path) not in answer.text
 
 
-def test_a_locked_ledger_is_one_line_after_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sqlite3
+def sql(path: Path, statement: str) -> None:
+    """A change by another connection of the same library: two libraries in one process do not see their locks."""
+    with closing(driver().connect(str(path), isolation_level=None)) as raw:
+        raw.execute(statement)
 
+
+def test_a_locked_ledger_is_one_line_after_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aftertune.ledger import database
 
     path = demo_ledger(tmp_path / "ledger.db")
-    with sqlite3.connect(path) as raw:
-        raw.execute("PRAGMA journal_mode=DELETE")
+    sql(path, "PRAGMA journal_mode=DELETE")
     browser = client(path)
     assert browser.get("/runs").status_code == 200
     monkeypatch.setattr(database, "_READ_TIMEOUT", 0.05)
-    holder = sqlite3.connect(path, isolation_level=None)
+    holder = database.driver().connect(str(path), isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     answer = browser.get("/runs")
     assert answer.status_code == 503

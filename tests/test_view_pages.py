@@ -74,16 +74,16 @@ def test_runs_are_filtered_sorted_and_searched(browser: TestClient) -> None:
 def test_pages_of_a_list_have_all_rows_once(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.db") as ledger:
         values, _ = changed(2, 0.5, 0, 0)
-        for number in range(120):
+        for number in range(60):
             store(ledger, f"run-{number:03}", replace(STRANGER, weights=f"w{number}"), {"hellaswag": values})
         rows = [r.id for page in range(3) for r in ledger.entry_page(
-            EntryQuery(sort="name", descending=False, limit=50, offset=50 * page)).rows]
-    assert rows == [f"e-run-{number:03}" for number in range(120)]
+            EntryQuery(sort="name", descending=False, limit=25, offset=25 * page)).rows]
+    assert rows == [f"e-run-{number:03}" for number in range(60)]
     browser = client(tmp_path / "ledger.db")
     page = browser.get("/runs?sort=name&page=2").text
-    assert "page 2 of 3" in page
+    assert "page 2 of 2" in page
     assert "/runs?sort=name" in links(page)
-    assert "/runs?sort=name&page=3" in links(page)
+    assert "/runs?sort=name&page=1" not in links(page)
 
 
 def test_two_runs_are_compared_with_the_base_first(browser: TestClient) -> None:
@@ -131,8 +131,7 @@ def test_an_entry_has_its_provenance_and_its_relatives(browser: TestClient) -> N
     page = browser.get("/entry/e-careful").text
     assert "/compare/e-smollm2/e-careful" in page
     assert "Scores" in page
-    answer = browser.get("/entry/careful")
-    assert answer.status_code == 300  # an evaluation and a tuning of one name
+    assert "evaluation</span></h1>" in browser.get("/entry/careful").text  # a name finds the evaluation first
     assert browser.get("/entry/none-such").status_code == 404
 
 
