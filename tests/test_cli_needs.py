@@ -31,6 +31,17 @@ from test_docs import COMMANDS
     ("blend a b --keep a=2 --seed 1", "--seed has no effect with --method linear; it goes with --method dare_linear"),
     ("check-merge t --only-weights --sample 3",
      "--sample has no effect with --only-weights; leave --only-weights out, or leave --sample out"),
+    ("check-merge b a m --sample 3",
+     "--sample has no effect with BASE ADAPTER MERGED; give TUNING, or leave --sample out"),
+    ("check-merge b a m --only-weights", "--only-weights has no effect with BASE ADAPTER MERGED; give TUNING"),
+    ("check-merge t --trust-remote-code", "--trust-remote-code has no effect with TUNING; give BASE ADAPTER MERGED"),
+    ("compare a b --details --json", "--details has no effect with --json; leave --json out"),
+    ("flips a b --task t --out f.md --json", "--out has no effect with --json; leave --json out"),
+    ("tag e --remove", "--remove has no effect without TAG…; add TAG…, or leave --remove out"),
+    ("rm e --yes --dry-run", "--yes has no effect with --dry-run; leave --dry-run out"),
+    ("eval m --tasks a --allow-task-code", "--allow-task-code has no effect without --include-path"),
+    ("tune m --data d.jsonl --template plain --template-date 2025-01-01",
+     "--template-date has no effect with --template plain; it goes with --template chat"),
     ("check-merge t --only-weights --nf4", "--nf4 has no effect with --only-weights; leave --only-weights out"),
     ("export all --bundle b --no-prompts", "--prompts has no effect with --bundle; leave --bundle out"),
     ("export all --to mlflow --no-prompts", "--prompts has no effect with --to; leave --to out"),
@@ -60,6 +71,10 @@ def test_the_options_of_the_table_exist(verb: str) -> None:
     for refused, needs in NEEDS[verb]:
         assert set(refused) <= options
         for need in needs:
+            if need.startswith("argument "):
+                assert need.removeprefix("argument ") in {
+                    form for p in COMMANDS[verb].params for form in (p.metavar or "").split(" | ")}
+                continue
             assert (need.split()[1] if need.startswith("no ") else need.split()[0]) in options
 
 

@@ -75,6 +75,24 @@ def test_a_damaged_evaluation_can_be_removed(path: Path) -> None:
         assert [f.problem for f in ledger.check() if f.name == "entries"] == [""]
 
 
+@pytest.mark.parametrize(("damage", "word", "kind"), [
+    ("UPDATE evaluation SET value = '{' WHERE id = 'e-full'", "full", "evaluation e-full (damaged)"),
+    ("UPDATE tuning SET value = '{' WHERE id = 't-full'", "t-full", "tuning t-full (damaged)"),
+    ("UPDATE comparison SET value = '{' WHERE id = 'c-full'", "c-full", "comparison c-full (damaged)"),
+])
+def test_rm_removes_what_is_damaged(path: Path, damage: str, word: str, kind: str, monkeypatch: pytest.MonkeyPatch,
+                                    capfd: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(path)) as raw, raw:
+        assert raw.execute(damage).rowcount
+    with Ledger(path) as ledger:
+        assert all("aftertune rm ID" in f.remedy for f in ledger.check() if f.name == "entries")
+    assert call(monkeypatch, "rm", word, "--yes") == 0
+    assert kind in capfd.readouterr().out
+    with Ledger(path) as ledger:
+        assert [f.problem for f in ledger.check() if f.name == "entries"] == [""]
+    assert call(monkeypatch, "runs") == 0
+
+
 def test_a_flipped_bit_is_detected_or_changes_nothing_that_is_read(path: Path) -> None:
     """Bits of the file's used space, drawn with a fixed seed. Doctor is asked only where an entry is missing."""
     whole, draw, silent = path.read_bytes(), random.Random(21), []

@@ -113,9 +113,9 @@ def test_a_tracker_that_fails_is_a_warning(ledger_file: Path, monkeypatch: pytes
     monkeypatch.setitem(tracking.TRACKERS, "wandb", Tracker("json", fail))
     [line] = track(["wandb"], runs_of(ledger_file))
     assert line.startswith("warning: wandb: refused with token=[redacted]; the results are in the ledger, and ")
-    assert call(monkeypatch, "export", "orders", "--to", "wandb") == 0
+    assert call(monkeypatch, "export", "orders", "--to", "wandb") == 4
     captured = capsys.readouterr()
-    assert "warning: wandb: refused" in captured.err
+    assert "aftertune: wandb: refused" in captured.err
     assert CANARY not in captured.err + captured.out
 
 
@@ -246,6 +246,30 @@ def test_what_cannot_be_made_a_run_is_a_warning(ledger_file: Path, monkeypatch: 
     with Ledger(ledger_file) as ledger:
         assert hand_over(["mlflow"], ["e-base"], ledger) == ["warning: mlflow: float() argument must be a number"]
     assert "warning: mlflow: float()" in capsys.readouterr().err
+
+
+def test_an_export_that_fails_ends_with_an_error_and_a_run_does_not(
+        ledger_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The export is the whole job; `--track` is beside a job that is done."""
+    from aftertune.cli.tracking import hand_over
+
+    def fail(run: TrackedRun) -> str:
+        raise OSError("no space left")
+
+    monkeypatch.setitem(tracking.TRACKERS, "mlflow", Tracker("json", fail))
+    monkeypatch.setitem(tracking.TRACKERS, "wandb", Tracker("json", lambda run: "here"))
+    assert call(monkeypatch, "export", "orders", "--to", "mlflow", "--to", "wandb") == 4
+    out, err = capfd.readouterr()
+    assert out == "wandb: 3 runs in here\n"
+    assert err.startswith("aftertune: mlflow: no space left; the results are in the ledger, and `aftertune export ID")
+    assert err.count("\n") == 1
+    with Ledger(ledger_file) as ledger:
+        assert "no space left" in hand_over(["mlflow"], ["e-base"], ledger)[0]
+    assert capfd.readouterr().err.startswith("warning: mlflow: no space left")
+    with Ledger(ledger_file) as ledger:
+        ledger.save_study("empty", "e" * 64, json.dumps({"study": "empty"}))
+    assert call(monkeypatch, "export", "empty", "--to", "wandb") == 2
+    assert "empty has no finished evaluation or fine-tune" in capfd.readouterr().err
 
 
 def test_wandb(ledger_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

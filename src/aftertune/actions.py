@@ -3,6 +3,7 @@
     class Comparison(Shown): …                          offers to_dict() and a table in notebooks
         def plot(self): return perform("plot", self)
     provide("plot", Comparison, draw)                   the layer that can draw says how (`aftertune.api`)
+    provide("html", "aftertune.exchange.audits.Audit", show)  a class by its name, so that its module is not imported
 
 Values hold data: they import no report, no trainer and no pandas. The first use of a public name of `aftertune` imports
 what the methods need.
@@ -13,21 +14,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-_WORK: dict[tuple[str, type], Callable[..., Any]] = {}
+#: Action and class, by its name with its module -> what does it.
+WORK: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
-def provide(action: str, kind: type, work: Callable[..., Any]) -> None:
+def provide(action: str, kind: type | str, work: Callable[..., Any]) -> None:
     """Let ``work`` do an action of all values of a class: it is called with the value and the method's arguments."""
-    _WORK[action, kind] = work
+    WORK[action, kind if isinstance(kind, str) else _name(kind)] = work
 
 
 def perform(action: str, value: Any, *arguments: Any, **named: Any) -> Any:
     """Do an action of a value. Raises NotImplementedError where no layer has said how."""
-    work = next((_WORK[action, kind] for kind in type(value).__mro__ if (action, kind) in _WORK), None)
+    names = map(_name, type(value).__mro__)
+    work = next((WORK[action, name] for name in names if (action, name) in WORK), None)
     if work is None:
         raise NotImplementedError(f"{type(value).__name__}.{action}: nothing provides it yet; use a name of the "
                                   "package first, such as aftertune.compare")
     return work(value, *arguments, **named)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class Shown:

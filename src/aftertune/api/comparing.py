@@ -61,13 +61,13 @@ def compare(base: NamedEvaluation, tuned: NamedEvaluation, *, margin: PointMargi
     again = more.get("again", False)
     _check_margins(more)
     tasks, force = [tasks] if isinstance(tasks, str) else tasks, [force] if isinstance(force, str) else force
+    from aftertune.comparison import check_margins, compare_again, find_finished
     from aftertune.comparison import compare as run
-    from aftertune.comparison import compare_again, find_finished
 
     with opened(ledger, create=False) as stored:
         left, right = (_by_metrics(find_finished(side, stored), primary) for side in (base, tuned))
         margins = margins_of(margin, left)
-        _check_named(margins, left, right)
+        check_margins(margins, [(left, right)], tasks)
         if again:
             if tasks or not isinstance(force, bool):
                 raise InputError("again=True judges a whole comparison; leave tasks out, and give force as True or "
@@ -82,16 +82,6 @@ def _check_margins(more: Mapping[str, Any]) -> None:
                          'margin=2, and margins={"hellaswag": 0.05} is margin={"hellaswag": 5}')
     for name in more.keys() - {"again"}:
         raise InputError(f"unknown setting {name!r}; allowed: margin, primary, tasks, common, force, again, ledger")
-
-
-def _check_named(margins: Mapping[str, Margin], left: Evaluation, right: Evaluation) -> None:
-    """Raise InputError for a margin of a task that neither evaluation has: it would have no effect."""
-    from aftertune.comparison import names_of
-
-    names = names_of(left, right)
-    for name in margins.keys() - names - {"*", "average"}:
-        raise InputError(f"margin of {name!r}: {left.name} and {right.name} have no such task"
-                         f"{nearest(name, sorted(names))}; their tasks: {', '.join(sorted(names))}")
 
 
 def _by_metrics(value: Evaluation, primary: str | Mapping[str, str] | None) -> Evaluation:

@@ -13,13 +13,13 @@ from aftertune.api.parameters import LedgerPlace, opened, with_settings
 from aftertune.api.progress import shown_progress
 from aftertune.api.tables import html_table
 from aftertune.errors import InputError
-from aftertune.report import DataTable
 from aftertune.study import Study
 from aftertune.study.running import Runnable
 from aftertune.values import Progress
 
 if TYPE_CHECKING:
     from aftertune.pipeline import Result
+    from aftertune.report import DataTable
 
 
 #: Columns of a plan; sizes are in bytes.
@@ -47,6 +47,7 @@ def run_study(study: Study, out: str | Path | None = None, *, only: str | Sequen
 def plan_study(study: Study, out: str | Path | None = None, *, ledger: LedgerPlace = None) -> DataTable:
     """Plan a study, as `Study.plan` says."""
     from aftertune.pipeline import plan
+    from aftertune.report import DataTable
 
     with contextlib.ExitStack() as stack:
         stored = None

@@ -14,7 +14,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from aftertune.actions import provide
-from aftertune.api.item_plans import ItemPlan
 from aftertune.api.objects import (
     audit_object,
     comparison_object,
@@ -27,13 +26,19 @@ from aftertune.api.objects import (
 from aftertune.api.parameters import LedgerPlace, opened, with_settings
 from aftertune.api.plots import SvgChart, balance_of, forest_of, loss_of
 from aftertune.errors import InputError, ResourceError, visible_characters
-from aftertune.exchange import Audit, ImportedResult
-from aftertune.ledger import Entries, Ledger
-from aftertune.report import DataTable
 from aftertune.values import Comparison, Drift, Evaluation, Flips, GateResult, Tuning
 
 if TYPE_CHECKING:
+    from aftertune.api.item_plans import ItemPlan
+    from aftertune.exchange import Audit, ImportedResult
+    from aftertune.ledger import Entries, Ledger
+    from aftertune.report import DataTable
     from aftertune.values import Answer, FlipSide
+
+# Classes of modules that the first use of a public name need not import (`actions.provide`).
+_AUDIT, _IMPORT = "aftertune.exchange.audits.Audit", "aftertune.exchange.importing.ImportedResult"
+_TABLE, _PLAN = "aftertune.report.tables.DataTable", "aftertune.api.item_plans.ItemPlan"
+_ENTRIES, _LEDGER = "aftertune.ledger.searching.Entries", "aftertune.ledger.Ledger"
 
 #: Rows that a notebook shows of a table, and characters of a cell.
 _ROWS, _CELL = 60, 300
@@ -121,7 +126,7 @@ _ENTRY_HEAD = ("id", "kind", "name", "status", "what")
 
 def _scores(_: Ledger, evaluations: Sequence[Evaluation], task: str | None) -> DataTable:
     """The scores of evaluations, a row for each."""
-    from aftertune.report import scores_export
+    from aftertune.report import DataTable, scores_export
 
     head: tuple[str, ...] = ("evaluation", "id")
     rows = []
@@ -281,20 +286,20 @@ def _json(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: jsonable(make(value))
 
 
-_CONTENTS: dict[type, Callable[[Any], Any]] = {
+_CONTENTS: dict[type | str, Callable[[Any], Any]] = {
     Evaluation: _evaluation_content, Comparison: comparison_object, Tuning: lambda value: value,
     Flips: lambda value: value, GateResult: lambda value: gate_object(value.comparison, value.lines),
-    Drift: drift_texts_object, Audit: audit_object, ImportedResult: import_object, DataTable: _table_content,
-    Entries: lambda value: {"entries": [dict(zip(_ENTRY_HEAD, row, strict=True)) for row in _entries_rows(value)]}}
-_TABLES: dict[type, Callable[[Any], str]] = {
+    Drift: drift_texts_object, _AUDIT: audit_object, _IMPORT: import_object, _TABLE: _table_content,
+    _ENTRIES: lambda value: {"entries": [dict(zip(_ENTRY_HEAD, row, strict=True)) for row in _entries_rows(value)]}}
+_TABLES: dict[type | str, Callable[[Any], str]] = {
     Evaluation: _evaluation_html, Comparison: _comparison_html, Tuning: _tuning_html, Flips: _flips_html,
-    GateResult: _gate_html, Drift: _drift_html, Audit: _audit_html, DataTable: _table_html, ItemPlan: _plan_html,
-    ImportedResult: _import_html,
-    Entries: lambda value: html_table(f"{len(value)} entries", _ENTRY_HEAD, _entries_rows(value))}
-_FRAMES: dict[type, Callable[..., Any]] = {
+    GateResult: _gate_html, Drift: _drift_html, _AUDIT: _audit_html, _TABLE: _table_html, _PLAN: _plan_html,
+    _IMPORT: _import_html,
+    _ENTRIES: lambda value: html_table(f"{len(value)} entries", _ENTRY_HEAD, _entries_rows(value))}
+_FRAMES: dict[type | str, Callable[..., Any]] = {
     Evaluation: _evaluation_frame, Comparison: _comparison_frame, Tuning: _tuning_frame, Flips: _flips_frame,
-    Drift: _drift_frame, DataTable: _table_frame, ItemPlan: lambda value: frame(*_plan_rows(value)),
-    Entries: lambda value: frame(_ENTRY_HEAD, _entries_rows(value))}
+    Drift: _drift_frame, _TABLE: _table_frame, _PLAN: lambda value: frame(*_plan_rows(value)),
+    _ENTRIES: lambda value: frame(_ENTRY_HEAD, _entries_rows(value))}
 
 for _kind, _make in _CONTENTS.items():
     provide("to_dict", _kind, _json(_make))
@@ -304,4 +309,4 @@ for _kind, _make in _FRAMES.items():
     provide("to_frame", _kind, with_settings()(_make))
 provide("plot", Comparison, with_settings()(_comparison_plot))
 provide("plot", Tuning, loss_of)
-provide("scores", Ledger, _scores)
+provide("scores", _LEDGER, _scores)

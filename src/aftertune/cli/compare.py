@@ -49,8 +49,8 @@ def compare(
     as_json: JsonFlag = False,
 ) -> None:
     """Compare evaluations question by question: what was forgotten, what was kept, what improved."""
+    from aftertune.comparison import check_margins, compare_again
     from aftertune.comparison import compare as run
-    from aftertune.comparison import compare_again
     from aftertune.comparison.rows import over_fine_tunes
     from aftertune.ledger import Ledger
 
@@ -65,10 +65,12 @@ def compare(
     words: dict[str, str] = {}
     drifts: dict[str, Drift | None] = {}
     with Ledger(create=False) as ledger:
-        for name in dict.fromkeys(tuned):
+        first = _by_metrics(base, primary or [], ledger)
+        others = {name: _by_metrics(name, primary or [], ledger) for name in tuned}
+        check_margins(margins, [(first, other) for other in others.values()])
+        for name, other in others.items():
             try:
-                sides = (_by_metrics(side, primary or [], ledger) for side in (base, name))
-                comparisons.append(judge(*sides, margins=margins, ledger=ledger, force=force, common=common))
+                comparisons.append(judge(first, other, margins=margins, ledger=ledger, force=force, common=common))
                 objects.append(None)
                 drifts[comparisons[-1].id] = stored_drift(comparisons[-1], ledger)
                 words |= {id_: ledger.word_for(ledger.find_evaluation(id_))

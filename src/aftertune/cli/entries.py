@@ -16,10 +16,10 @@ import typer
 
 from aftertune.cli.console import emit
 from aftertune.cli.options import JsonFlag
-from aftertune.errors import InputError
+from aftertune.errors import InputError, StorageError
 
 if TYPE_CHECKING:
-    from aftertune.ledger import Removal
+    from aftertune.ledger import Ledger, Removal
 
 EntryWord = Annotated[str, typer.Argument(metavar="ID", help="Id or name, as `aftertune runs` lists it.")]
 
@@ -105,16 +105,13 @@ def rm(
 ) -> None:
     """Remove entries from the ledger: says what goes and what depends on it, and asks. Files of a fine-tune stay."""
     from aftertune.ledger import Ledger
-    from aftertune.ledger.states import check_free
 
     with Ledger(create=False) as ledger:
-        found = {entry.id: entry for entry in (ledger.find(word) for word in words)}
-        for entry in found.values():
-            check_free(ledger, entry)
+        found = dict(_found(ledger, word) for word in words)
         removals = [ledger.removal(id_) for id_ in found]
         if not as_json:
             for removal in removals:
-                typer.echo(removal_text(removal, getattr(found[removal.id], "name", "")))
+                typer.echo(removal_text(removal, found[removal.id]))
         if not dry_run:
             if not yes and (as_json or not sys.stdin.isatty()):
                 raise InputError("nothing was removed, because nobody can be asked here; add --yes to remove, or "
@@ -130,6 +127,21 @@ def rm(
         emit({"removed": not dry_run, "entries": [asdict(removal) for removal in removals]})
     elif not dry_run:
         typer.echo(f"removed: {', '.join(found)}")
+
+
+def _found(ledger: Ledger, word: str) -> tuple[str, str]:
+    """Id and name of an entry that may be removed; of one that is damaged, "damaged" instead of the name."""
+    from aftertune.ledger.states import check_free
+
+    try:
+        entry = ledger.find(word)
+    except StorageError:
+        kind, id_ = ledger.key_of(word)
+        if kind == "evaluation":
+            ledger.check_free(id_)
+        return id_, "damaged"
+    check_free(ledger, entry)
+    return entry.id, getattr(entry, "name", "")
 
 
 def removal_text(removal: Removal, name: str) -> str:

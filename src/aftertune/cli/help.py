@@ -94,7 +94,8 @@ def default_of(option: Any) -> str:
 
 def help_of(parameter: Any) -> str:
     """The help of a parameter, with its allowed range, and whether it may be given several times."""
-    low, high = getattr(parameter, "min", None), getattr(parameter, "max", None)
+    kind = getattr(parameter, "type", parameter)  # earlier versions of typer have the range there
+    low, high = getattr(kind, "min", None), getattr(kind, "max", None)
     allowed = f"from {low:,} to {high:,}" if low is not None and high is not None else \
         f"{low:,} or more" if low is not None else f"{high:,} at most" if high is not None else ""
     text = parameter.help or ""
@@ -107,7 +108,8 @@ def _value(option: Any) -> str:
     if option.is_flag:
         return ""
     names = {"int": "N", "float": "NUMBER", "path": "PATH"}
-    return str(option.metavar or names.get(option.bare_type().lower(), "TEXT"))
+    kind = option.bare_type().lower() if hasattr(option, "bare_type") else option.type.name.partition(" ")[0]
+    return str(option.metavar or names.get(kind.replace("integer", "int"), "TEXT"))
 
 
 def _panel(title: str, members: list[Any], width: int) -> RenderableType:

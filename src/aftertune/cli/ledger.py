@@ -255,7 +255,10 @@ def _export_table(table: DataTable, format_: str, out: str, as_json: bool) -> No
 
     text = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex, "json": table_json}[format_](table)
     if out == "-":
-        typer.echo(text, nl=False)
+        if as_json and format_ != "json":
+            emit({"path": out, "rows": len(table.rows), "text": text})
+        else:
+            typer.echo(text, nl=False)
         return
     write_document(Path(out), text)
     if as_json:

@@ -4,7 +4,8 @@
     aftertune: --margin has no effect without --until-decided; add --until-decided, or leave --margin out
 
 `NEEDS` is the one table of them. What an option needs is another option that is given ("--sample"), an option with one
-of several values ("--format gguf"), or an option that is not given ("no --only-weights").
+of several values ("--format gguf"), an option that is not given ("no --only-weights"), or arguments that are given
+("argument TAG…"), in the form with so many words where there are several forms ("argument BASE ADAPTER MERGED").
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
          ("--until-decided",)),
         (("--until-decided",), ("--against",)),
         (("--sample-seed",), ("--sample", "--until-decided")),
+        (("--allow-task-code",), ("--include-path",)),
         (("--fewshot-as-multiturn", "--template-date", "--enable-thinking"), ("--apply-chat-template",)),
     ),
     "tune": (
         (("--validate-every", "--patience"), ("--validation",)),
+        (("--template-date",), ("--template chat",)),
         (("--watch-every", "--watch-margin", "--stop-when-forgot"), ("--watch", "--target")),
         *(((option,), (f"--method {'|'.join(name for name, m in METHODS.items() if setting in m.settings)}",))
           for option, setting in (("--rank", "r"), ("--alpha", "alpha"), ("--dropout", "dropout"),
@@ -39,7 +42,11 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
         (("--density",), ("--method ties|dare_linear|dare_ties",)),
         (("--seed",), ("--method dare_linear|dare_ties",)),
     ),
-    "check-merge": ((("--tasks", "--sample", "--nf4", "--dtype", "--device"), ("no --only-weights",)),),
+    "check-merge": (
+        (("--tasks", "--sample", "--nf4", "--dtype", "--device", "--only-weights"), ("argument TUNING",)),
+        (("--trust-remote-code",), ("argument BASE ADAPTER MERGED",)),
+        (("--tasks", "--sample", "--nf4", "--dtype", "--device"), ("no --only-weights",)),
+    ),
     "check-deploy": (
         (("--sample",), ("--tasks",)),
         (("--target-match", "--target-pattern", "--target-tokens", "--chat"), ("--target",)),
@@ -52,6 +59,10 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
         (("--quant",), ("--format gguf",)),
         (("--prompts",), ("--format lm-eval|every-eval-ever",)),
     ),
+    "compare": ((("--details",), ("no --json",)),),
+    "flips": ((("--out",), ("no --json",)),),
+    "tag": ((("--remove",), ("argument TAG…",)),),
+    "rm": ((("--yes",), ("no --dry-run",)),),
 }
 
 
@@ -62,8 +73,8 @@ def check_needs(verb: str, context: Any) -> None:
     values = {option: str(context.params.get(p.name)) for option, p in parameters.items()}
     for options, needs in NEEDS.get(verb, ()):
         for option in options:
-            if option in given and not any(_met(need, given, values) for need in needs):
-                raise InputError(f"{option} has no effect {_reason(needs, values)}, or leave {option} out")
+            if option in given and not any(_met(need, given, values, context) for need in needs):
+                raise InputError(f"{option} has no effect {_reason(needs, values, context)}, or leave {option} out")
 
 
 def _given(context: Any, parameter: Any) -> bool:
@@ -72,17 +83,35 @@ def _given(context: Any, parameter: Any) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _met(need: str, given: set[str], values: Mapping[str, str]) -> bool:
+def _met(need: str, given: set[str], values: Mapping[str, str], context: Any) -> bool:
     """Whether a call has what an option needs."""
+    if need.startswith("argument "):
+        return _form(need, context) in (need.removeprefix("argument "), None)
     if need.startswith("no "):
         return need.removeprefix("no ") not in given
     option, _, allowed = need.partition(" ")
     return values[option] in allowed.split("|") if allowed else option in given
 
 
-def _reason(needs: Sequence[str], values: Mapping[str, str]) -> str:
+def _form(need: str, context: Any) -> str | None:
+    """The form in which the arguments that a need names are given, "" where they are not; None for no form of them."""
+    wanted = need.removeprefix("argument ")
+    for parameter in context.command.params:
+        forms = (parameter.metavar or "").split(" | ")
+        if wanted in forms:
+            words = context.params[parameter.name] or []
+            if len(forms) == 1:
+                return wanted if words else ""
+            return next((form for form in forms if len(form.split()) == len(words)), None)
+    raise LookupError(f"no argument of {context.command.name} is {wanted!r}")
+
+
+def _reason(needs: Sequence[str], values: Mapping[str, str], context: Any) -> str:
     """What an option lacks, and what to do so that it has an effect."""
     option, _, allowed = needs[0].partition(" ")
+    if option == "argument":
+        found = _form(needs[0], context)
+        return f"with {found}; give {allowed}" if found else f"without {allowed}; add {allowed}"
     if option == "no":
         return f"with {allowed}; leave {allowed} out"
     if allowed:

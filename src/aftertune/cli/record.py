@@ -58,7 +58,10 @@ def report(
 def _write(text: str, out: str, as_json: bool) -> None:
     """Write a document to a file, or print it if ``out`` is "-"."""
     if out == "-":
-        typer.echo(text)
+        if as_json:
+            emit({"path": out, "bytes": len(text.encode()), "text": text})
+        else:
+            typer.echo(text)
         return
     from aftertune.report import write_document
 

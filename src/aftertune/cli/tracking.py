@@ -14,11 +14,14 @@ import typer
 
 from aftertune.cli.console import emit
 from aftertune.cli.options import comma_separated
-from aftertune.errors import AftertuneError, AmbiguousName, InputError
+from aftertune.errors import AftertuneError, AmbiguousName, InputError, ResourceError
 from aftertune.redaction import redact
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
+
+#: How the line of a tracker that failed begins.
+_WARNING = "warning: "
 
 Track = Annotated[list[str] | None, typer.Option(
     "--track", help="Experiment tracker that gets the results: mlflow, wandb, trackio or tensorboard. Repeatable.")]
@@ -37,19 +40,23 @@ def chosen_trackers(texts: Sequence[str] | None, option: str = "--track") -> tup
 
 def hand_over(names: Sequence[str], ids: Sequence[str], ledger: Ledger) -> list[str]:
     """Hand entries of the ledger to trackers, and print where they are on stderr. A failure is a warning."""
+    lines = []
+    for line in _handed(names, ids, ledger):
+        lines.append(line)
+        typer.echo(line, err=True)
+    return lines
+
+
+def _handed(names: Sequence[str], ids: Sequence[str], ledger: Ledger) -> Iterator[str]:
+    """Hand entries over; a line for each tracker, a warning where one failed."""
     if not names or not ids:
-        return []
+        return
     from aftertune.tracking import track, tracked_runs
 
-    lines = []
     try:
-        for line in track(names, tracked_runs(ledger, ids)):
-            lines.append(line)
-            typer.echo(line, err=True)
+        yield from track(names, tracked_runs(ledger, ids))
     except Exception as error:  # what is handed over never fails the run that made it
-        lines.append(f"warning: {', '.join(names)}: {redact(str(error)) or type(error).__name__}")
-        typer.echo(lines[-1], err=True)
-    return lines
+        yield f"{_WARNING}{', '.join(names)}: {redact(str(error)) or type(error).__name__}"
 
 
 @contextlib.contextmanager
@@ -71,14 +78,26 @@ def study_entries(ledger: Ledger, study: str) -> list[str]:
 
 
 def export_runs(word: str, to: Sequence[str], as_json: bool) -> None:
-    """Hand an evaluation, a tuning, a comparison, a study or everything to trackers."""
+    """Hand an evaluation, a tuning, a comparison, a study or everything to trackers. ResourceError where one failed:
+    here this is the whole job."""
     from aftertune.ledger import Ledger
 
     names = chosen_trackers(to, "--to")
     with Ledger(create=False) as ledger:
-        lines = hand_over(names, _entries(ledger, word), ledger)
+        ids = _entries(ledger, word)
+        if not ids:
+            raise InputError(f"{word} has no finished evaluation or fine-tune to hand over; `aftertune runs` lists "
+                             "what the ledger has")
+        lines = list(_handed(names, ids, ledger))
+    failed = [line.removeprefix(_WARNING) for line in lines if line.startswith(_WARNING)]
     if as_json:
         emit({"handed_over": lines})
+    else:
+        for line in lines:
+            if not line.startswith(_WARNING):
+                typer.echo(line)
+    if failed:
+        raise ResourceError("; ".join(failed))
 
 
 def _entries(ledger: Ledger, word: str) -> list[str]:

@@ -18,11 +18,11 @@ continuous integration).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aftertune.comparison.average import all_rows, average_name
+from aftertune.comparison.average import AVERAGE, all_rows, average_name
 from aftertune.comparison.changes import find_changes
 from aftertune.comparison.clusters import with_clusters
 from aftertune.comparison.collapse import find_signs
@@ -32,7 +32,7 @@ from aftertune.comparison.expected_accuracy import answers_and_questions, choose
 from aftertune.comparison.lineage import earlier_looks, find_relation
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
 from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
-from aftertune.errors import InputError, NotComparable, nearest
+from aftertune.errors import InputError, NotComparable, nearest, shown
 from aftertune.values import (
     NO_EFFECT,
     RULES,
@@ -48,8 +48,8 @@ from aftertune.values import (
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
-__all__ = ["choose_primary", "compare", "compare_again", "differences", "find_finished", "note_of_answers",
-           "pair_evaluations"]
+__all__ = ["check_margins", "choose_primary", "compare", "compare_again", "differences", "find_finished",
+           "note_of_answers", "pair_evaluations"]
 
 
 def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins = MARGIN,
@@ -180,6 +180,25 @@ def find_finished(evaluation: Evaluation | str, ledger: Ledger) -> Evaluation:
 def names_of(left: Evaluation, right: Evaluation) -> set[str]:
     """The tasks and groups of both evaluations."""
     return {name for e in (left, right) for t in e.tasks for name in (t.task, *t.groups)}
+
+
+def check_margins(margins: Mapping[str, object], pairs: Sequence[tuple[Evaluation, Evaluation]],
+                  tasks: Collection[str] = ()) -> None:
+    """Raise InputError for a margin by name that is for no row of any of these comparisons, so has no effect.
+
+    tasks: of the rows, where only some are compared; empty: all.
+    """
+    shared = [[t for t in left.tasks if right.task(t.task) and (not tasks or {t.task, *t.groups} & set(tasks))]
+              for left, right in pairs]
+    names = {name for found in shared for t in found for name in (t.task, *t.groups)}
+    averages = {average_name(names_of(*pair)) for pair, found in zip(pairs, shared, strict=True)
+                if len(found) > 1 or tasks}
+    for name in margins.keys() - {"*"} - names - averages:
+        sides = " and ".join(dict.fromkeys(e.name for e in pairs[0])) if len(pairs) == 1 else "the evaluations"
+        what = "fewer than two tasks in common, so there is no average" if name == AVERAGE else \
+            f"no such task{nearest(name, sorted(names | averages))} in common"
+        raise InputError(f"margin of {shown(name)}: {sides} have {what}; it has an effect on: "
+                         f"{', '.join(sorted(names))}")
 
 
 def _check_tasks(left: Evaluation, right: Evaluation, tasks: Collection[str]) -> None:

@@ -21,13 +21,13 @@ gives no log-likelihoods, all links are asked multiple-choice tasks by letter (`
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from aftertune.comparison import compare
+from aftertune.comparison import check_margins, compare
 from aftertune.comparison.compatibility import OF_TEMPLATE
 from aftertune.comparison.margins import MARGIN, Margins
 from aftertune.deploy.export import export_gguf, file_name, merged_weights
@@ -174,6 +174,8 @@ def check_chain(word: str, chain: Sequence[str], task_specs: Sequence[TaskSpec],
         progress(len(checked), len(links), f"{link.name}")
         weights = maker.weights() if link.kind == "merged" else None
         evaluation = evaluate(maker.spec(link, asked), ledger=ledger, progress=progress)
+        if not checked and isinstance(margins, Mapping):
+            check_margins(margins, [(evaluation, evaluation)])
         first, before = (compare(other.evaluation, evaluation, margins=margins, ledger=ledger, force=OF_TEMPLATE)
                          for other in (checked[0], checked[-1])) if checked else (None, None)
         prompts = maker.prompts(link) if any(spec.apply_chat_template for spec in asked) else ()

@@ -23,9 +23,8 @@ _LARGE = 4 << 30  # bytes
 #: The most damaged entries that are named.
 _NAMED = 20
 #: What to do about an entry that cannot be read.
-_REMEDY = ("restore a backup of the ledger; without one, remove a damaged evaluation with `python -c \"from aftertune "
-           "import Ledger; Ledger().delete_evaluation('ID')\"` and evaluate again, or begin a new ledger "
-           "(AFTERTUNE_LEDGER)")
+_REMEDY = ("restore a backup of the ledger; without one, remove a damaged entry with `aftertune rm ID` and run "
+           "its command again, or begin a new ledger (AFTERTUNE_LEDGER)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Table, or_, select
 
-from aftertune.errors import InputError, shown
+from aftertune.errors import AmbiguousName, InputError, shown
 from aftertune.ledger.digests import check, forget, seal
 from aftertune.ledger.evaluations import delete_rows, drop_unused_models
 from aftertune.ledger.lease import check_lease
@@ -92,6 +92,18 @@ class EntryLabels(Store):
                 value |= {f"{side}_name": name for side in ("base", "tuned") if value[side] == key.id}
                 connection.execute(comparison.update().where(comparison.c.seq == row.seq).values(value=value))
                 seal(connection, comparison, [row.seq])
+
+    def key_of(self, word: str) -> tuple[str, str]:
+        """Kind and id of the entry with this id or name, also where it is damaged. Raises InputError."""
+        with self.database.read() as connection:
+            for table in _TABLES:
+                try:
+                    return table.name, str(find_key(connection, table, word).id)
+                except AmbiguousName:
+                    raise
+                except InputError:
+                    continue
+        raise InputError(f"no entry {word!r} in the ledger; `aftertune runs` lists them")
 
     def removal(self, entry: str) -> Removal:
         """What `remove` would remove, and what depends on it."""

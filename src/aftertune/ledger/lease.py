@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Row, select
 
 from aftertune.errors import ResourceError
 from aftertune.ledger.schema import evaluation, lease
-from aftertune.ledger.store import Store, find_row
+from aftertune.ledger.store import Store, find_key, find_row
 
 #: Seconds without a heartbeat after which a process of another machine counts as dead.
 LEASE_TIMEOUT = 15 * 60.0
@@ -93,7 +93,7 @@ class Leases(Store):
     def check_free(self, evaluation_id: str) -> None:
         """ResourceError where another living process works on an evaluation."""
         with self.database.read() as connection:
-            check_lease(connection, find_row(connection, evaluation, evaluation_id).seq, evaluation_id)
+            check_lease(connection, find_key(connection, evaluation, evaluation_id).seq, evaluation_id)
 
     def release(self, evaluation_id: str) -> None:
         """Release the lease; another process's lease is not changed."""
