@@ -73,8 +73,7 @@ def compare(
                 comparisons.append(judge(first, other, margins=margins, ledger=ledger, force=force, common=common))
                 objects.append(None)
                 drifts[comparisons[-1].id] = stored_drift(comparisons[-1], ledger)
-                words |= {id_: ledger.word_for(ledger.find_evaluation(id_))
-                          for id_ in (comparisons[-1].base, comparisons[-1].tuned)}
+                words |= {side.id: ledger.word_for(side) for side in (first, other)}
             except NotComparable as error:
                 errors.append(error)
                 objects.append(refusal_object(error, base, name))
