@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -145,3 +147,33 @@ def test_the_speed_of_a_dtype_is_measured_once_for_each_number_of_threads(monkey
         assert len(products) == 4
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident memory is read from /proc")
+def test_released_memory_goes_back_to_the_system() -> None:
+    """Also where what is freed lies between pieces that stay, and where only the collector frees it."""
+    program = """
+import torch
+from aftertune.engine.devices import set_threads
+from aftertune.engine.memory import release_memory
+
+def resident():
+    status = open("/proc/self/status").read()
+    return int(status.partition("RssAnon:")[2].split()[0]) // 1024
+
+class Model:
+    def __init__(self):
+        self.weights, self.optimizer = [torch.ones(2**18) for _ in range(200)], self  # 200 MiB in a circle
+
+set_threads(1)
+release_memory()
+before, kept = resident(), []
+for n in range(4):
+    model = Model()
+    kept.append(torch.ones(1000))  # after the model on the heap
+    del model
+    release_memory()
+print(resident() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40, "MiB, of which one model has 200"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +307,36 @@ def test_a_base_cannot_take_the_tokenizer_of_an_adapter(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`tokenizer` names a folder"):
         Study.parse({"study": "s", "bases": {"a": {"model": "gpt2", "tokenizer": "adapter"}},
                      "tasks": [{"name": "piqa"}]}, where="x", folder=tmp_path)
+
+
+def test_a_cell_leaves_nothing_of_its_model_in_memory(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                      ) -> None:
+    """Trainer, model and optimizer refer to each other, and the error of a cell to all of them."""
+    from aftertune.tuning import trainer
+
+    made: list[weakref.ref[Any]] = []
+    first, step = trainer.CompletionTrainer.__init__, trainer.CompletionTrainer.training_step
+
+    def remembered(self: Any, *arguments: Any, **options: Any) -> None:
+        first(self, *arguments, **options)
+        made.extend([weakref.ref(self), weakref.ref(self.model)])
+
+    def failing(self: Any, model: Any, *rest: Any) -> Any:
+        if len(made) == 2:
+            raise InputError("the first fine-tune fails")
+        return step(self, model, *rest)
+
+    monkeypatch.setattr(trainer.CompletionTrainer, "__init__", remembered)
+    monkeypatch.setattr(trainer.CompletionTrainer, "training_step", failing)
+    alive: dict[str, int] = {}
+    with Ledger() as ledger:
+        gc.disable()
+        try:
+            found = running.run(Study.load(file), ledger=ledger, out=tmp_path / "out", on_cell=lambda name, _: alive.
+                                update({name: sum(ref() is not None for ref in made)}),
+                                choice=running.CellChoice(keep_going=True))
+        finally:
+            gc.enable()
+    assert [name for name, _ in found.failed] == ["tune lora", "evaluate lora"]
+    assert len(made) == 4
+    assert alive == dict.fromkeys(alive, 0) | {"tune lora": alive["tune lora"]}, "only while its error passes by"

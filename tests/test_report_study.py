@@ -16,6 +16,7 @@ from aftertune.report.charts import balance_chart, balance_panels, factor_chart,
 from aftertune.report.charts.curves import downsampled
 from aftertune.report.factors import factors
 from aftertune.report.learned_vs_forgotten import LOSS, balances
+from aftertune.report.page.figures import balance_views, factor_views
 from aftertune.report.page.overview import overview
 from aftertune.report.page.views import costs, flips_views, provenance_view
 from aftertune.report.results import common_benchmarks, outcomes, overall_verdict
@@ -222,6 +223,38 @@ def test_a_point_is_described_in_chart_and_table(page, tuning_outcomes):
     assert f'1 <a href="#{point.outcome.comparison.id}">' in page
 
 
+def made_without_training(outcome, name, **settings):
+    """The outcome of a cured cell of a study, with the same comparison."""
+    tuning = replace(outcome.tuning, id=name, settings={**outcome.tuning.settings, **settings})
+    return replace(outcome, tuning=tuning, comparison=replace(outcome.comparison, id=name, tuned_name=name))
+
+
+def test_what_was_made_without_training_is_joined_to_its_fine_tune(tuning_outcomes):
+    tuned, other = tuning_outcomes[:2]
+    cured = [made_without_training(tuned, "soft", soften=0.6), made_without_training(tuned, "back", rollback=20)]
+    balance, = balances([other, tuned, *cured])
+    assert [p.made_from for p in balance.points] == [(), (), (2,), (2,)]
+    chart = balance_chart(balance, 760)
+    assert "4 back: learned" in chart
+    assert chart.count("made from 2 without training") == 2
+    view, = balance_views([other, tuned, *cured])
+    assert [row.about.split(", ")[-1] for row in view.rows][2:] == ["made from 2", "made from 2"]
+    assert (", strength 0.6, " in view.rows[2].about, ", step 20, " in view.rows[3].about) == (True, True)
+    assert "Grey line" in view.figure.caption
+    assert "Grey line" not in balance_views([other, tuned])[0].figure.caption
+
+
+def test_less_strength_is_a_curve_of_its_own(tuning_outcomes):
+    tuned, other = tuning_outcomes[:2]
+    softened = [made_without_training(tuned, f"soft{a}", soften=a) for a in (0.3, 0.6)]
+    strength, = [f for f in factors([other, tuned, *softened]) if f.name == "strength"]
+    assert [strength.tick(x) for x in strength.ticks] == ["30 %", "60 %", "100 %"]
+    assert len(strength.labels) == 1
+    assert "0.6" not in strength.labels[0]
+    assert [c.x for c in strength.panels[0].curves[0].points] == [0.3, 0.6, 1.0]
+    assert "whether the strength caused" in factor_views([tuned, *softened])[-1].figures[0].caption.lower()
+
+
 def test_curves_are_drawn_over_what_was_varied(tuning_outcomes):
     size, share = factors(tuning_outcomes)
     assert (size.name, size.ticks, size.labels) == ("training examples", (100.0, 1600.0), ("no replay", "replay 40 %"))
@@ -313,8 +346,8 @@ def test_audits_costs_and_commands(page, study):
 def test_recipes_over_seeds_and_the_state_of_the_study(small):
     row = cases.row("hellaswag", "acc_norm", 300, (123, 9, 40), (-0.16, -0.06), verdict="lower", p_adjusted=0.004)
     contrast = Contrast(id="x-1", factor="replay", left="no replay", right="replay 40 %", base_name="smollm2",
-                        settings=(("replay_share", "0", "0.4"),), seeds=(0, 1, 2), evaluations=(("a", "b"),) * 3,
-                        rows=(row,))
+                        settings=(("replay_share", "0", "0.4"), ("prompts", "–", "5ade" * 16)), seeds=(0, 1, 2),
+                        evaluations=(("a", "b"),) * 3, rows=(row,))
     cells = (StoredCell(study="s", name="tune a", status="done", ref="t-1"),
              StoredCell(study="s", name="tune b", status="failed", error="out of <memory>"))
     page = page_of(replace(small, comparisons=(), tunings=(), flips={}), contrasts=[contrast], cells=cells)
@@ -323,7 +356,7 @@ def test_recipes_over_seeds_and_the_state_of_the_study(small):
     assert "1 done, 1 failed of 2 cells." in page
     assert "out of &lt;memory&gt;" in page
     assert "trained with the same seeds (0, 1, 2)" in page
-    assert "They differ in replay share: 0 against 0.4." in page
+    assert "They differ in replay share: 0 against 0.4; prompts: – against 5ade5ade5ade." in page
     assert "Differences of replay 40 % against no replay" in page
     assert re.search(r'<span class="badge lower"><span aria-hidden="true">▼</span> lower</span>', page)
 

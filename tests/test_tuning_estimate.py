@@ -131,3 +131,15 @@ def test_the_trained_parameters_of_a_mixture_are_those_that_peft_makes(name: str
     model = build(transformers.AutoModelForCausalLM.from_config(config), recipe.method, recipe.lora, 0)
     assert shape is not None
     assert estimate(shape, recipe, LOAD, CPU).trainable == count_trainable(model)
+
+
+def test_the_largest_batch_has_the_longest_examples() -> None:
+    load = Workload(examples=9, tokens=900, longest=100, learned=90, longer=(100, 50, 20))
+    assert [load.largest_batch(rows, padded=False) for rows in (1, 2, 5)] == [100, 150, 210]
+    assert load.largest_batch(2, padded=True) == 200
+    more = load.with_answers(2, max_length=150)
+    assert (more.longest, more.longer) == (150, (150, 150, 100, 50, 20))
+    guessed = Workload.guessed(10, 1024).with_answers(5, 1024)
+    assert guessed.largest_batch(2, padded=False) == 2 * guessed.longest
+    whole = estimate(SMALL, spec(method="full", batch_size=2), load, CPU)
+    assert whole.memory < estimate(SMALL, spec(method="full", batch_size=2), Workload(9, 900, 100, 90), CPU).memory

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import average_verdicts
 import collapse_signs
+import cures
 import fixed_verdicts
 import verdicts
 from document import write_section
@@ -112,3 +113,13 @@ def test_a_section_leaves_the_others_alone(tmp_path: Path) -> None:
     assert text.startswith("# Benchmarks\n")
     write_section("speed", "three\nfour\n", page)
     assert page.read_text() == text
+
+
+def test_cured_is_claimed_falsely_on_the_items_that_chose_and_not_on_others() -> None:
+    """The models lose exactly the margin, so that no claim is true."""
+    scenario = next(s for s in cures.SCENARIOS if s.name == "loses the margin, independent models")
+    found = cures.run_cures(scenario, 100)
+    assert found[0] > 15, "of 100, on the items that chose"
+    assert not list(cures.broken_cures(scenario, found, 100))
+    assert list(cures.broken_cures(scenario, [found[0], 15, 15], 100)) == [
+        f"{scenario.name}: claimed falsely in 15.00% ± 3.57%"]

@@ -18,7 +18,6 @@ ledger stores the result; the same question is answered from it.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +39,7 @@ from aftertune.engine.divergence import (
     divergences,
     token_rows,
 )
+from aftertune.engine.memory import release_memory
 from aftertune.errors import AftertuneError, AmbiguousName, InputError, SourceError
 from aftertune.paths import expanded, is_dir, is_file
 from aftertune.sources.library_errors import forward_errors, memory_errors
@@ -179,7 +179,7 @@ def held_out_drift(tuning: Tuning, whole: str, rounded: str, options: DriftOptio
     with memory_errors(left, device), forward_errors(left.named, kept=""):
         stored_rows = list(distributions(model, texts, min(len(tokenizer), token_rows(model))))
     del model
-    gc.collect()
+    release_memory()
     model = sources.load_model(right, dtype, device)
     with memory_errors(right, device), forward_errors(right.named, kept=""):
         values = list(divergences(model, texts, stored_rows))
@@ -211,7 +211,7 @@ def _measure(models: tuple[ModelSource, ModelSource, AdapterSource | None], toke
         every = [text for group in texts.values() for text in group]
         stored = list(distributions(model, every, vocabulary, partial(_staged, progress, "the base reads the texts")))
     del model
-    gc.collect()
+    release_memory()
     progress(0, 0, "loading the tuned model")
     model = sources.load_model(target, dtype, device, adapter)
     if (rows := token_rows(model)) < vocabulary:

@@ -3,12 +3,14 @@
     split_on_oom(rows, score, on_split)     # score(rows); after an out-of-memory error each half separately, and so on
     reset_peak_memory("cpu")
     peak_memory("cpu")                      # bytes in use at most, since the reset
+    release_memory()                        # after the last use of a model: all that it had is free again
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import math
 import mmap
 import sys
@@ -129,6 +131,20 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     except OSError as error:
         raise MemoryError(f"not enough memory for {size:,} bytes") from error
     return torch.frombuffer(pages, dtype=dtype)[: math.prod(shape)].view(*shape)
+
+
+def release_memory() -> None:
+    """Free the memory of models that nothing refers to any more, and return it to the system or the device's driver.
+
+    A trainer, its model and its optimizer refer to each other, so that only the garbage collector frees them. And the C
+    library keeps what is freed (`devices.set_threads`), in pieces between which the next model may not fit.
+    """
+    gc.collect()
+    trim_heap()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def trim_heap() -> None:

@@ -10,7 +10,8 @@ reported if an imported document has scores of a model with its name.
 
 Costs come from the ledger if it has a similar cell (same method, or same tasks): its time is scaled by parameters and
 items. Otherwise the cost is the number of tokens times the operations of the model, at a rate that is measured on this
-machine in a moment. Model sizes come from presets, or from the configs of models that are already here.
+machine in a moment. Model sizes come from presets, or from the configs of models that are already here. Training data
+that are here are encoded, if they are not large, because the longest examples decide the memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -49,11 +51,12 @@ from aftertune.tuning.estimate import (
     Machine,
     Workload,
     estimate,
+    shape_and_workload,
     with_writing,
     writing_seconds,
 )
 from aftertune.tuning.unsloth import unavailable_error
-from aftertune.values import Tuning
+from aftertune.values import Tuning, digest
 from aftertune.values.reported import plain_name
 
 if TYPE_CHECKING:
@@ -65,6 +68,8 @@ if TYPE_CHECKING:
 UNLISTED = (1000, 120)
 #: Assumed number of rows of a data file that is not here or whose lines are not counted.
 ROWS = 1000
+#: Bytes of a data file up to which it is read and encoded for an estimate.
+LARGE = 4 * 2**20
 #: Memory of the interpreter with its libraries and of one batch, in bytes.
 PROGRAM = 2**30
 
@@ -96,6 +101,7 @@ class Costs:
         self.evaluations = [e for e in ledger.evaluations() if e.status == "done"] if ledger else []
         self.tunings = [t for t in ledger.tunings() if t.status == "done"] if ledger else []
         self._shapes: dict[str, tuple[ModelShape | None, bool]] = {}
+        self._workloads: dict[str, Workload] = {}
 
     def of(self, cell: Cell) -> Cost:
         """The cost of a cell."""
@@ -175,8 +181,7 @@ class Costs:
             size = 0 if METHODS[recipe.method].adapter else DTYPE_BYTES[self.machine.dtype] * shape.parameters
             return Cost(0.0, PROGRAM, size, f"made from {self.cured[name]} without training", guessed)
         spec = recipe.spec(base, name=name, dtype="auto", device="auto", out=Path())
-        examples = _examples(spec)
-        load = Workload.guessed(examples, spec.max_length, examples - _new_examples(spec))
+        load = self._workload(spec, guess=guessed)
         estimated, writing = estimate(shape, spec, load, self.machine), 0.0
         if count := self._answers_to_write(name):
             estimated = with_writing(estimated, shape, count, self.machine)
@@ -186,6 +191,23 @@ class Costs:
             return Cost(estimated.seconds, estimated.memory, estimated.disk, estimated.basis, guessed)
         seconds = writing + pace[0] * estimated.steps * spec.batch_size * spec.accumulation
         return Cost(seconds, estimated.memory, estimated.disk, pace[1], guessed)
+
+    def _workload(self, spec: TuneSpec, *, guess: bool) -> Workload:
+        """The data of an epoch: encoded if the files are here and not large, else of the usual length. guess: the model
+        is not here, and with it no tokenizer."""
+        examples, replay = _examples(spec), spec.replay
+        guessed = Workload.guessed(examples, spec.max_length, examples - _new_examples(spec))
+        files = [spec.data.file, *([replay.data.file] if replay and replay.base is None else [])]
+        if guess or not all(is_file(file) and file.stat().st_size <= LARGE for file in files):
+            return guessed
+        key = digest([spec.model, spec.revision, spec.data.model_dump(mode="json"), spec.template, spec.max_length,
+                      replay.model_dump(mode="json") if replay and replay.base is None else None])
+        if key not in self._workloads:
+            with suppress(AftertuneError), offline_only():
+                self._workloads[key] = shape_and_workload(spec)[1]
+        found = self._workloads.setdefault(key, guessed)
+        return found.with_answers(replay.base.count, spec.max_length) if replay and replay.base and found != guessed \
+            else found
 
     def _pace(self, shape: ModelShape, spec: TuneSpec, load: Workload) -> tuple[float, str] | None:
         """(seconds per example, basis) of a tuning, from the last one of its method; None without any.

@@ -10,6 +10,7 @@ it stopped.
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from aftertune.comparison import compare
 from aftertune.comparison.across_seeds import contrasts_across_seeds
 from aftertune.comparison.flips import flips_by_comparison
 from aftertune.early_stopping import until_decided
+from aftertune.engine.memory import release_memory
 from aftertune.errors import AftertuneError, InputError
 from aftertune.evaluation import evaluate
 from aftertune.forgetting_watch import ForgettingWatch
@@ -164,11 +166,14 @@ class _StudyRun:
         try:
             value = self._evaluate_or_tune(cell, progress)
         except AftertuneError as error:
+            _clear_frames(error)
             self._end(cell, "failed", str(error))
             raise
         except KeyboardInterrupt:
             self.ledger.save_cell(self.study.study, cell.name, "planned")
             raise
+        finally:
+            release_memory()
         self.values[cell.name] = value
         self.ledger.save_cell(self.study.study, cell.name, "done", ref=value.id)
         self.on_cell(cell.name, "done")
@@ -271,3 +276,13 @@ class _StudyRun:
         write_document(record, write_record(results, title=title))
         write_document(page, write_page(results, title=title))
         return Result(results, record, page, tuple(self.failed.items()))
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the functions that an error left had in use, such as a model: the error of a cell outlives it.
+    Its lines stay for --debug."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -1,4 +1,5 @@
-"""Builds the curves over the two factors of a study: the number of training examples and the share of replay.
+"""Builds the curves over the factors of a study: the number of training examples, the share of replay, and the
+strength at which a fine-tune is used.
 
     factors(outcomes)[0]        Factor(name="training examples", panels=(Panel(title="HellaSwag", curves=…), …), …)
 
@@ -19,7 +20,7 @@ from aftertune.values import Tuning, canonical
 
 #: Settings that follow from the size, the share or the machine, so they do not make another recipe.
 _DERIVED = frozenset({"replay", "replay_examples", "replay_share", "validation", "validation_examples", "held_out",
-                      "held_out_examples", "threads", "device"})
+                      "held_out_examples", "threads", "device", "soften"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ def factors(outcomes: Sequence[TuningOutcome]) -> list[Factor]:
     """The factors that were varied, base by base."""
     varied = []
     for family in by_base(outcomes):
-        for name, axis, other_axis in (("training examples", _examples, _share), ("replay share", _share, _examples)):
-            if factor := _factor(name, family, axis, other_axis):
+        for name, axis in _AXES.items():
+            if factor := _factor(name, family, axis):
                 varied.append(factor)
     return varied
 
@@ -97,20 +98,31 @@ def _share(outcome: TuningOutcome) -> float:
     return outcome.share
 
 
-def _factor(name: str, family: Sequence[TuningOutcome], axis: Axis, other_axis: Axis) -> Factor | None:
-    """One line for each recipe and value of the other factor, if it has at least two values of this factor."""
-    lines: dict[tuple[str, float], list[TuningOutcome]] = {}
+def _strength(outcome: TuningOutcome) -> float:
+    strength = outcome.tuning.settings.get("soften")
+    return float(strength) if isinstance(strength, int | float) else 1.0
+
+
+#: The factors: name -> value of a fine-tune.
+_AXES: dict[str, Axis] = {"training examples": _examples, "replay share": _share, "strength": _strength}
+
+
+def _factor(name: str, family: Sequence[TuningOutcome], axis: Axis) -> Factor | None:
+    """One line for each recipe and values of the other factors, if it has at least two values of this factor."""
+    other_axes = [other for other in _AXES.values() if other is not axis]
+    lines: dict[tuple[str, ...], list[TuningOutcome]] = {}
     for outcome in family:
-        lines.setdefault((canonical(_recipe(outcome.tuning)), other_axis(outcome)), []).append(outcome)
+        key = (canonical(_recipe(outcome.tuning)), *(str(other(outcome)) for other in other_axes))
+        lines.setdefault(key, []).append(outcome)
     lines = {key: line for key, line in lines.items() if len({axis(o) for o in line}) > 1}
     if not lines:
         return None
     members = [o for line in lines.values() for o in line]
-    labels = _labels([line[0] for line in lines.values()], other_axis)
+    labels = _labels([line[0] for line in lines.values()], other_axes)
     first = members[0].comparison
     curves = list(zip(labels, range(len(labels)), lines.values(), strict=True))
     return Factor(name=name, base=first.base, base_name=first.base_name, labels=tuple(labels),
-                  ticks=tuple(sorted({axis(o) for o in members})), shares=axis is _share,
+                  ticks=tuple(sorted({axis(o) for o in members})), shares=axis in (_share, _strength),
                   panels=tuple(_panels(members, curves, axis)))
 
 
@@ -147,22 +159,28 @@ def _recipe(tuning: Tuning) -> dict[str, object]:
     return {"method": tuning.method, "data": tuning.data_source, **settings}
 
 
-def _labels(lines: Sequence[TuningOutcome], other_axis: Axis) -> list[str]:
-    """The label of each line: the method, the other factor and every other setting, where the lines differ in it."""
+def _labels(lines: Sequence[TuningOutcome], other_axes: Sequence[Axis]) -> list[str]:
+    """The label of each line: the method, the other factors and every other setting, where the lines differ in it."""
     recipes = [_recipe(o.tuning) for o in lines]
     names = {k for r in recipes for k in r if len({canonical(q.get(k)) for q in recipes}) > 1} - {"method"}
-    methods, other_values = {method_text(o.tuning) for o in lines}, {other_axis(o) for o in lines}
+    methods, varied = {_method(o.tuning) for o in lines}, [x for x in other_axes if len({x(o) for o in lines}) > 1]
     labels = []
     for outcome, recipe in zip(lines, recipes, strict=True):
-        words = [method_text(outcome.tuning)] if len(methods) > 1 or len(other_values) == 1 else []
-        if len(other_values) > 1:
-            words.append(_axis_text(outcome, other_axis))
+        words = [_method(outcome.tuning)] if len(methods) > 1 or not varied else []
+        words += [_axis_text(outcome, axis) for axis in varied]
         differing = mapping_text({k: recipe.get(k) for k in sorted(names)})
         labels.append(", ".join([*words, *([differing] if differing else [])]))
     return labels
 
 
+def _method(tuning: Tuning) -> str:
+    """The method in words, without the strength."""
+    return method_text(replace(tuning, settings={k: v for k, v in tuning.settings.items() if k != "soften"}))
+
+
 def _axis_text(outcome: TuningOutcome, axis: Axis) -> str:
     if axis is _examples:
         return f"{fmt.count(outcome.tuning.examples)} examples"
+    if axis is _strength:
+        return f"strength {100 * _strength(outcome):g} %"
     return f"replay {100 * outcome.share:g} %" if outcome.share else "no replay"

@@ -233,7 +233,7 @@ def run_facts(provenance: Provenance | None) -> Facts:
 def method_text(tuning: Tuning) -> str:
     """The title of the method, with its backend if there is one, and with what was made of it without training."""
     backend = tuning.settings.get("backend")
-    made = f", {tuning.cure.chosen}" if tuning.cure is not None and tuning.result else ""
+    made = f", {tuning.change}" if tuning.change else ""
     return method_title(tuning.method) + (f" by {backend}" if backend else "") + made
 
 

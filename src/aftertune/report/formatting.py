@@ -13,6 +13,7 @@ A value that is missing or not finite is shown as a dash; no report prints NaN.
 from __future__ import annotations
 
 import math
+import re
 
 from aftertune.redaction import visible as visible
 
@@ -97,6 +98,11 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def short_digests(text: str) -> str:
+    """The text with only the first twelve hex digits of each fingerprint or digest in it."""
+    return re.sub(r"\b[0-9a-f]{32,}\b", lambda found: short(found[0]), text)
 
 
 def short(fingerprint: str) -> str:

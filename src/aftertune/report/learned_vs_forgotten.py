@@ -16,7 +16,8 @@ from aftertune.report.names import task_title
 from aftertune.report.results import Span, TuningOutcome, by_base, common_benchmarks, overall_verdict
 from aftertune.report.table import shown_verdict
 from aftertune.stats.clustered import mean_interval
-from aftertune.values import ComparisonRow, Verdict
+from aftertune.study.cured import CURES
+from aftertune.values import ComparisonRow, Tuning, Verdict, canonical
 
 LOSS = "held-out loss"
 
@@ -26,8 +27,8 @@ class Point:
     """One fine-tune.
 
     learned: in points on the target task, or in nats per token. changed: in points, the mean over the benchmarks.
-    verdict: over the benchmarks. proven: a gain in ``learned`` is proven. front: no other point is better in one
-    coordinate and at least as good in the other.
+    verdict: over the benchmarks. proven: a gain in ``learned`` is proven. made_from: numbers of the points that it was
+    made of without training. front: no other point is better in one coordinate and at least as good in the other.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Point:
     changed: Span
     verdict: Verdict | None
     proven: bool
+    made_from: tuple[int, ...] = ()
     front: bool = False
 
 
@@ -107,11 +109,27 @@ def _balance(members: Sequence[TuningOutcome], measure: str) -> Balance | None:
         mean = Span.of(average) if average else Span(*mean_interval([(s.value, s.low, s.high) for s in spans]))
         rows += own_rows
         points.append(Point(number=number, outcome=outcome, learned=learned[0], changed=mean, proven=learned[1],
-                            verdict=overall_verdict(own_rows)))
+                            verdict=overall_verdict(own_rows), made_from=_made_from(outcome.tuning, members)))
     floor = [t for t in dict.fromkeys(r.task for o in members for r in o.benchmarks) if t not in tasks]
     first = members[0].comparison
     return Balance(base=first.base, base_name=first.base_name, measure=measure, tasks=tuple(tasks), floor=tuple(floor),
                    margin=_margin(rows), points=_with_front(points))
+
+
+def _made_from(tuning: Tuning, members: Sequence[TuningOutcome]) -> tuple[int, ...]:
+    """The numbers of the fine-tunes of which another one was made without training."""
+    if not tuning.change:
+        return ()
+    if tuning.cure is not None:
+        return tuple(n for n, o in enumerate(members, 1) if o.tuning.id in tuning.cure.parents)
+    trained = _training(tuning)
+    return tuple(n for n, o in enumerate(members, 1) if not o.tuning.change and _training(o.tuning) == trained)
+
+
+def _training(tuning: Tuning) -> str:
+    """Everything that decides a training."""
+    settings = {k: v for k, v in tuning.settings.items() if k not in CURES}
+    return canonical([tuning.base.fingerprint, tuning.method, tuning.data, tuning.seed, settings])
 
 
 def _learned(outcome: TuningOutcome, measure: str) -> tuple[Span, bool] | None:

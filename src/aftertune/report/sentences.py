@@ -182,7 +182,8 @@ def seeds_section(contrasts: Sequence[Contrast]) -> list[str]:
         headings = {"base": contrast.left, "tuned": contrast.right}
         seed_columns = columns("seeds")
         rows = [[line[c.key] for c in seed_columns] for line in verdict_lines(contrast.rows, lineage=False)]
-        settings = "; ".join(f"{name.replace('_', ' ')} {left} → {right}" for name, left, right in contrast.settings)
+        settings = fmt.short_digests("; ".join(f"{name.replace('_', ' ')} {left} → {right}"
+                                               for name, left, right in contrast.settings))
         blocks += [f"#### {md.text(contrast_title(contrast))}",
                    md.table([headings.get(c.key, c.heading) for c in seed_columns], rows),
                    md.text(f"Seeds {', '.join(map(str, contrast.seeds))}; {settings}.")]

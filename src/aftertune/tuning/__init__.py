@@ -107,7 +107,9 @@ def _tidy(folder: Path, tuning: Tuning) -> None:
 
 
 def _trained(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
-    """Fine-tune into a folder that no other process uses; the finished tuning is in its manifest and in the ledger."""
+    """Fine-tune into a folder that no other process uses; the finished tuning is in its manifest and in the ledger.
+    Nothing of the model is left in memory."""
+    from aftertune.engine.memory import release_memory
     from aftertune.sources.library_errors import training_errors
     from aftertune.tuning import output
     from aftertune.tuning.kept import remove_checkpoints
@@ -127,6 +129,7 @@ def _trained(job: _Job, ledger: Ledger | None, progress: Progress, look: Look | 
         if ledger:
             ledger.save_tuning(replace(job.tuning, status="failed"))
         raise
+    release_memory()
     output.write_manifest(folder, tuning)
     checkpoints.remove()
     if not tuning.checkpoints:

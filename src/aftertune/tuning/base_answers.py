@@ -16,7 +16,6 @@ written again.
 
 from __future__ import annotations
 
-import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,8 +156,10 @@ class _Generator:
 
     def close(self) -> None:
         """Free the memory of the base."""
+        from aftertune.engine.memory import release_memory
+
         self.model = self.engine = None
-        gc.collect()
+        release_memory()
 
 
 #: Texts that end an answer, by template.

@@ -14,7 +14,6 @@ one rank, and DARE drops values at random, by the seed.
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -130,6 +129,8 @@ class AdapterBlends:
 
     def _make_all(self) -> None:
         base = self.files[0].base
+        from aftertune.engine.memory import release_memory
+
         identity = fingerprint_model(base)
         model = load_model(base, "float32", "cpu")
         with quiet(), memory_errors(base, "cpu"), writing_errors("blending the adapters", "use another method"), \
@@ -141,7 +142,7 @@ class AdapterBlends:
                 if _alone(weights) is None:
                     self._make(model, names, weights, number)
         del model
-        gc.collect()
+        release_memory()
 
     def _make(self, model: Any, members: Sequence[str], weights: Sequence[float], number: int) -> None:
         """One blend, written and removed from the model again."""

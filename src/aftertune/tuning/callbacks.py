@@ -397,11 +397,13 @@ def total_steps(trainer: Any) -> int:
 @contextlib.contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
     """Put the model in evaluation mode; the mode of each module and the state of all random number generators are
-    restored."""
+    restored, and memory that is free again is returned to the system, so that the steps do not add to it."""
     import random
 
     import numpy as np
     import torch
+
+    from aftertune.engine.memory import trim_heap
 
     modes, python, numbers = [(m, m.training) for m in model.modules()], random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -413,6 +415,7 @@ def evaluation_mode(model: Any) -> Iterator[None]:
                 module.training = training
             random.setstate(python)
             np.random.set_state(numbers)
+            trim_heap()
 
 
 def step_metrics(logs: Mapping[str, Any]) -> dict[str, float]:

@@ -44,6 +44,8 @@ PROGRAM_BYTES = 700 * 2**20
 #: Tokens that a base generates for an answer that is replayed, the share of its answers that are kept, and the share of
 #: the machine's peak rate at which it generates (SmolLM2 135M, one thread: 100, 70 % and 17 %).
 ANSWER_TOKENS, ANSWERS_KEPT, WRITING = 100, 0.7, 0.15
+#: Tokens of the longest such answers with their prompts, and how many of the longest examples are known one by one.
+LONGEST_ANSWER, LONGER = 240, 64
 #: Rows of logits that are in memory at once, in float32 and with their gradient.
 LOGIT_ROWS = 512
 
@@ -52,7 +54,7 @@ LOGIT_ROWS = 512
 class Workload:
     """The data of one epoch. tokens: of all examples; longest: tokens of the longest one; learned: tokens that count in
     the loss; held_out: tokens of the examples whose loss is measured before and after; replayed: tokens of the replayed
-    examples."""
+    examples; longer: tokens of the `LONGER` longest examples, in descending order, as far as they are known."""
 
     examples: int
     tokens: int
@@ -60,6 +62,13 @@ class Workload:
     learned: int
     held_out: int = 0
     replayed: int = 0
+    longer: tuple[int, ...] = ()
+
+    def largest_batch(self, rows: int, *, padded: bool) -> int:
+        """The most tokens of a batch of so many rows. padded: each row takes the room of the longest."""
+        known = sum(self.longer[:rows])
+        return rows * self.longest if padded or not self.longer else \
+            known + max(rows - len(self.longer), 0) * self.longer[-1]
 
     @classmethod
     def guessed(cls, examples: int, max_length: int, replayed: int = 0) -> Workload:
@@ -72,9 +81,15 @@ class Workload:
     def with_answers(self, count: int, max_length: int) -> Workload:
         """The workload with so many answers of the base, which are not written yet."""
         length = min(ASSUMED_TOKENS, max_length)
-        return replace(self, examples=self.examples + count, tokens=self.tokens + count * length,
+        return replace(self, **self._with_longest(count, min(LONGEST_ANSWER, max_length)),
+                       examples=self.examples + count, tokens=self.tokens + count * length,
                        learned=self.learned + int(count * length * ASSUMED_LEARNED),
                        replayed=self.replayed + count * length)
+
+    def _with_longest(self, count: int, length: int) -> dict[str, Any]:
+        """The longest examples with ``count`` more of this length."""
+        longer = tuple(sorted((*self.longer, *[length] * count), reverse=True)[:LONGER]) if self.longer else ()
+        return {"longest": max(self.longest, length), "longer": longer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +206,8 @@ def estimate_memory(shape: ModelShape, recipe: Recipe, workload: Workload, machi
     states = 16 * trained + 4 * (_stored(shape, recipe) - trained) if method.adapter else 12 * trained
     if AnchorSetting.active(recipe.anchor) is not None and (not method.adapter or method.begin is not None):
         states += 4 * trained  # the weights of the base, or the adapter as it started
-    tokens = min(recipe.batch_size * workload.longest, recipe.batch_size * recipe.max_length)
+    tokens = min(workload.largest_batch(recipe.batch_size, padded=machine.device != "cpu"),
+                 recipe.batch_size * recipe.max_length)
     activations = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner_of_token) * size * method.kept
     layers = (shape.layers * shape.hidden * size + activations) if recipe.gradient_checkpointing else \
         shape.layers * activations
@@ -234,7 +250,7 @@ def estimate_tuning(spec: TuneSpec) -> CostEstimate:
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     set_threads(spec.threads)
-    shape, workload = _shape_and_workload(spec)
+    shape, workload = shape_and_workload(spec)
     if shape is None:
         raise InputError(f"{spec.model}: cannot estimate, because the config lacks some of hidden_size, "
                          "num_hidden_layers, num_attention_heads and vocab_size; tune without --dry-run")
@@ -246,8 +262,9 @@ def estimate_tuning(spec: TuneSpec) -> CostEstimate:
     return with_writing(cost, shape, count, machine)
 
 
-def _shape_and_workload(spec: TuneSpec) -> tuple[presets.ModelShape | None, Workload]:
-    """The model's shape, and the data of an epoch."""
+def shape_and_workload(spec: TuneSpec) -> tuple[presets.ModelShape | None, Workload]:
+    """The model's shape, and the data of an epoch, without answers of the base that are replayed. Raises as
+    `estimate_tuning`."""
     from aftertune.sources import load_tokenizer, resolve_model, shape_of, shape_on_hub
     from aftertune.sources.hub import offline_only
     from aftertune.tuning.split import Corpus
@@ -270,7 +287,8 @@ def workload_of(rows: EncodedCorpus) -> Workload:
     counts = [rows.counts[name] for name in ("training", "replay") if name in rows.counts]
     return Workload(examples=len(rows.training), tokens=sum(c["tokens"] for c in counts), longest=rows.longest,
                     learned=sum(c["learned"] for c in counts), held_out=rows.counts["held out"]["tokens"],
-                    replayed=rows.counts["replay"]["tokens"] if "replay" in rows.counts else 0)
+                    replayed=rows.counts["replay"]["tokens"] if "replay" in rows.counts else 0,
+                    longer=tuple(sorted((len(row.ids) for row in rows.training), reverse=True)[:LONGER]))
 
 
 # --- Measuring a run ---

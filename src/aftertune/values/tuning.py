@@ -262,6 +262,17 @@ class Tuning(Shown):
         """Fingerprints of the models that are handed on: the result, and the merged weights."""
         return tuple(f for f in (self.result, self.merged) if f is not None)
 
+    @property
+    def change(self) -> str:
+        """How it was made of another fine-tune without training: "strength 0.6", "step 20"; "" for one that was
+        trained."""
+        if self.cure is not None:
+            return self.cure.chosen if self.result else ""
+        soften, rollback = self.settings.get("soften"), self.settings.get("rollback")
+        if isinstance(soften, int | float):
+            return f"strength {soften:g}"
+        return f"step {rollback}" if isinstance(rollback, int) else ""
+
     def made(self, fingerprint: str) -> bool:
         """Whether it made the model with this fingerprint: the one that is handed on, a kept checkpoint, or an export
         of one of them."""

@@ -4,7 +4,8 @@
     balance_panels(balance, 760)        a panel for each benchmark
 
 Shape and colour of a mark are those of its verdict. A mark is hollow if it is not proven that the fine-tune learned
-anything. The shaded band is the margin; the dashed line is the Pareto front.
+anything. The shaded band is the margin; the dashed line is the Pareto front. A grey line joins a fine-tune to what was
+made of it without training.
 """
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ def _draw(axes: Any, balance: Balance) -> None:
     if len(front) > 1:
         axes.plot(*zip(*_steps(front), strict=True), color=INK["accent"], linewidth=1.4, linestyle=(0, (5, 3)),
                   zorder=1.5)
+    numbered = {p.number: p for p in points}
+    for p in points:
+        for source in (numbered[n] for n in p.made_from):
+            axes.plot([source.learned.value, p.learned.value], [source.changed.value, p.changed.value],
+                      color=INK["muted"], linewidth=1.2, alpha=0.7, zorder=1.8)
     thin = {"linewidth": 1.0 if len(points) < _CROWD else 0.7, "alpha": 0.8 if len(points) < _CROWD else 0.4}
     for p in points:
         colour = INK[badge(p.verdict).colour]
@@ -140,7 +146,11 @@ def _description(balance: Balance) -> str:
     unit = "nats per token" if balance.measure == LOSS else "points"
     points = "; ".join(
         f"{p.number} {p.outcome.comparison.tuned_name}: learned {fmt.change(p.learned.value, 2)} {unit}"
-        f"{'' if p.proven else ' (not proven)'}, {'on the front, ' if p.front else ''}changed "
+        f"{'' if p.proven else ' (not proven)'}, {'on the front, ' if p.front else ''}{_made_from(p)}changed "
         f"{fmt.change(p.changed.value, 2)} points, {VERDICT_LABELS[p.verdict] if p.verdict else 'nothing to forget'}"
         for p in balance.points)
     return f"Horizontal axis: {balance.learned}. Vertical axis: {balance.changed}. {points}."
+
+
+def _made_from(point: Point) -> str:
+    return f"made from {' and '.join(map(str, point.made_from))} without training, " if point.made_from else ""

@@ -2,7 +2,7 @@
 
     figure(lambda width: forest(comparison, width), "Mark: the difference. …")      a ChartView; None if it is empty
     balance_views(outcomes(results))                                               "Learned against forgotten"
-    factor_views(outcomes(results))                                                "Data size and replay"
+    factor_views(outcomes(results))                                                "Data size, replay and strength"
     position_views(comparison)                                                     the bars of each task's positions
     with_classes(html)                                                             styles of all charts as CSS classes
     with_attributes(html)                                                          the same as attributes of SVG
@@ -43,7 +43,8 @@ _MARKS = legend({"lower": "forgot on at least one", "worse": "worse on at least 
                  "better": "better on at least one and kept on the others",
                  "no_loss": "no loss beyond the margin on any", "undecided": "undecided on at least one"})
 #: Factor -> what a comparison over seeds would test.
-_CAUSES = {"training examples": "the number of examples", "replay share": "the replay share"}
+_CAUSES = {"training examples": "the number of examples", "replay share": "the replay share",
+           "strength": "the strength"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +129,13 @@ def _caption(balance: Balance) -> str:
               f"the unweighted mean change over {names}, with the 95 % interval of that mean")
     floor = (f" Not included: {', '.join(map(task_title, balance.floor))}, because the base is at the floor there or "
              "not every fine-tune has a score." if balance.floor else "")
+    joined = " Grey line: from a fine-tune to what was made of it without training." \
+        if any(p.made_from for p in balance.points) else ""
     band = "" if balance.margin is None else f" Shaded: the margin of ±{balance.margin:.2f} points."
     return ("Each mark is one fine-tune, numbered as in the table. Horizontal axis: what it learned. Vertical axis: "
             f"{change}. {_MARKS}. Hollow mark: it is not proven that the fine-tune learned anything. Dashed line: the "
             "Pareto front, drawn through the fine-tunes that no other one beats on both axes, by the estimates."
-            f"{band}{fmt.visible(floor)}")
+            f"{joined}{band}{fmt.visible(floor)}")
 
 
 def _balance_row(point: Point, balance: Balance) -> BalanceRow:
@@ -144,7 +147,7 @@ def _balance_row(point: Point, balance: Balance) -> BalanceRow:
             tasks_by_label.setdefault(row_label(row, lineage=True), []).append(task_title(row.task))
     return BalanceRow(
         number=point.number, name=fmt.visible(comparison.tuned_name), comparison=comparison.id,
-        about=recipe_text(point.outcome), learned=fmt.change(point.learned.value, digits),
+        about=_about(point), learned=fmt.change(point.learned.value, digits),
         learned_interval=f"{fmt.change(point.learned.low, digits)} to {fmt.change(point.learned.high, digits)}",
         changed=fmt.points(point.changed.value, 1),
         changed_interval=fmt.points_interval(point.changed.low, point.changed.high, 1),
@@ -152,11 +155,19 @@ def _balance_row(point: Point, balance: Balance) -> BalanceRow:
         where="; ".join(f"{label} on {', '.join(tasks)}" for label, tasks in tasks_by_label.items()), front=point.front)
 
 
+def _about(point: Point) -> str:
+    """The recipe of a point, and of which others it was made."""
+    made = f", made from {' and '.join(map(str, point.made_from))}" if point.made_from else ""
+    return f"{recipe_text(point.outcome)}{made}"
+
+
 def recipe_text(outcome: TuningOutcome) -> str:
-    """Method, number of examples, replay share and seed of a fine-tune."""
+    """Method, number of examples, replay share, anchor and seed of a fine-tune."""
     tuning = outcome.tuning
+    anchor = tuning.settings.get("anchor")
     settings = [method_text(tuning), f"{fmt.count(tuning.examples)} examples",
-                *([f"replay {100 * outcome.share:g} %"] if outcome.share else []), f"seed {tuning.seed}"]
+                *([f"replay {100 * outcome.share:g} %"] if outcome.share else []),
+                *([f"anchor {anchor}"] if anchor else []), f"seed {tuning.seed}"]
     return fmt.visible(", ".join(settings))
 
 

@@ -135,7 +135,7 @@ class EvaluationView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningView:
     """One fine-tune. about: method, examples and seed; watch: the chart of the forgetting watch; checkpoints: heading
-    and cells of its table."""
+    and cells of its table; made: it was made of another one without training."""
 
     id: str
     name: str
@@ -146,6 +146,7 @@ class TuningView:
     checkpoints: tuple[list[str], list[list[str]]] | None
     held_out: tuple[str, str, str, str, str] | None
     facts: Facts
+    made: bool = False
     cure: CureView | None = None
 
 
@@ -239,6 +240,7 @@ def tuning_view(tuning: Tuning, *, many: bool) -> TuningView:
         watch=figure(partial(watch_chart, tuning), _watch_caption(tuning, validated=validated),
                      [task_title(t) for t in watched(tuning.watch)], marked=False, many=many),
         held_out=held_out_line(tuning.held_out) if tuning.held_out else None, facts=tuning_facts(tuning),
+        made=bool(tuning.change) or tuning.cure is not None,
         cure=_cure_view(tuning, tuning.cure, many=many) if tuning.cure else None)
 
 
@@ -257,7 +259,8 @@ def _watch_caption(tuning: Tuning, *, validated: bool) -> str:
 
 def contrast_view(contrast: Contrast) -> ContrastView:
     """The view of two recipes that are compared over several seeds."""
-    settings = "; ".join(f"{name.replace('_', ' ')}: {left} against {right}" for name, left, right in contrast.settings)
+    settings = fmt.short_digests("; ".join(f"{name.replace('_', ' ')}: {left} against {right}"
+                                           for name, left, right in contrast.settings))
     return ContrastView(
         id=contrast.id, factor=fmt.visible(contrast.factor), left=fmt.visible(contrast.left),
         right=fmt.visible(contrast.right), base=fmt.visible(contrast.base_name),
