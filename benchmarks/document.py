@@ -15,3 +15,9 @@ def write_section(name: str, text: str, path: Path = DOCUMENT) -> None:
     after = rest.partition(end)[2] if found else ""
     path.write_text((before if found else before.rstrip("\n") + "\n\n") + begin + text.strip("\n") + "\n" + end + after,
                     encoding="utf-8")
+
+
+def read_section(name: str, path: Path = DOCUMENT) -> str:
+    """The text of a section; "" where there is none."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text.partition(f"<!-- {name}: begin -->\n")[2].partition(f"<!-- {name}: end -->")[0]

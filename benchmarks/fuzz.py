@@ -9,7 +9,7 @@ A case is a kind, a seed and a number, and these three decide its file: `mutatio
 `fuzz_kinds.py`. It is a fault of aftertune where reading that file
 
     raises anything but aftertune's own errors (AftertuneError), or ends the process
-    takes more than 2 s of processor time (a chat template: 7 s), or 30 s in all
+    takes more than 2 s of processor time (a chat template: 7 s), or 30 s of it without an end, or waits for 300 s
     takes more than 500 MB of memory beside what the process had
     gives a message or a note of more than 1,000 characters, or a message with a control character or a line break
 
@@ -26,6 +26,7 @@ import json
 import mmap
 import os
 import random
+import re
 import resource
 import selectors
 import signal
@@ -40,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz_kinds
-from document import write_section
+from document import read_section, write_section
 from fuzz_kinds import KINDS, Kind, Target
 from mutations import mutated
 
@@ -48,7 +49,8 @@ COUNT = 100_000
 LONGEST_MESSAGE = 1000
 #: Bytes of memory that a case may take, and that the child may take before the system refuses more.
 MEMORY, ADDRESS_SPACE = 500 * 2**20, 3 * 2**30
-#: Seconds in all after which a case is taken for endless.
+#: Seconds of processor time after which a case is taken for endless; or as many by the clock, ten times, in which it
+#: waits for something else than a processor.
 HARD_CLOCK = 30.0
 JOBS = 2
 MIB = 2**20
@@ -146,6 +148,18 @@ def _peak() -> int:
     with contextlib.suppress(OSError, StopIteration), Path("/proc/self/status").open(encoding="ascii") as file:
         return int(next(line for line in file if line.startswith("VmHWM:")).split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _at_work(pid: int) -> tuple[float, bool]:
+    """Seconds of processor time of a process, and whether it waits for something else than a processor."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        waits = process.status() != psutil.STATUS_RUNNING and not process.children()
+        return float(times.user + times.system), waits
+    return 0.0, False
 
 
 # --- The cases of one kind, in a child process ---
@@ -248,7 +262,7 @@ class _Run:
         self.name, self.shared = name, _Shared()
         self.shared["number"] = numbers.start
         self.output, out = os.pipe()
-        self.text, self.changed, self.last = b"", time.monotonic(), -1.0
+        self.text, self.last, self.since = b"", -1.0, (0.0, 0.0)
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
@@ -272,10 +286,11 @@ class _Run:
 
     def is_stuck(self) -> bool:
         """True if the same case has been read for longer than the hard clock; making the target may take longer."""
-        now = time.monotonic()
+        now, (used, waits) = time.monotonic(), _at_work(self.pid)
         if self.shared["number"] != self.last:
-            self.last, self.changed = self.shared["number"], now
-        return now - self.changed > (HARD_CLOCK if self.shared["ready"] else 10 * HARD_CLOCK)
+            self.last, self.since = self.shared["number"], (now, used)
+        most = HARD_CLOCK if self.shared["ready"] else 10 * HARD_CLOCK
+        return used - self.since[1] > most or (waits and now - self.since[0] > 10 * most)
 
     def kill(self) -> None:
         """End the child."""
@@ -380,17 +395,29 @@ class Fuzzer:
 # --- Report ---
 
 
-def table(summaries: Mapping[str, Summary]) -> str:
-    """A Markdown table of what was tried."""
+def table(summaries: Mapping[str, Summary], before: Mapping[str, tuple[int, str]] | None = None) -> str:
+    """A Markdown table of what was tried. before: title -> files and row of an earlier run, which stays where it tried
+    more files."""
     lines = ["| kind | files | read | refused | faults | slowest | most memory | ms a file |",
              "|---|---|---|---|---|---|---|---|"]
-    for name, s in summaries.items():
-        if s.done:
-            found = sum(count for count, _, _ in s.faults.values())
-            lines.append(f"| {KINDS[name].title} | {s.done:,} | {max(s.done - s.refused - found, 0):,} | {s.refused:,} "
-                         f"| {found:,} | {s.slowest[0]:.2f} s | {s.largest[0] / MIB:.0f} MiB "
-                         f"| {1000 * s.seconds / s.done:.1f} |")
+    for name, kind in KINDS.items():
+        done, row = (before or {}).get(kind.title, (0, ""))
+        if name in summaries and summaries[name].done > done:
+            row = _row(kind, summaries[name])
+        lines += [row] if row else []
     return "\n".join(lines)
+
+
+def _row(kind: Kind, s: Summary) -> str:
+    found = sum(count for count, _, _ in s.faults.values())
+    return (f"| {kind.title} | {s.done:,} | {max(s.done - s.refused - found, 0):,} | {s.refused:,} | {found:,} "
+            f"| {s.slowest[0]:.2f} s | {s.largest[0] / MIB:.0f} MiB | {1000 * s.seconds / s.done:.1f} |")
+
+
+def rows_before(text: str) -> dict[str, tuple[int, str]]:
+    """Title -> files and row of each kind in an earlier table."""
+    rows = [line for line in text.splitlines() if re.match(r"\| [^|]+ \| [\d,]+ \|", line)]
+    return {cells[1].strip(): (int(cells[2].replace(",", "")), row) for row in rows for cells in [row.split("|")]}
 
 
 def faults(summaries: Mapping[str, Summary], seed: int) -> list[str]:
@@ -399,12 +426,15 @@ def faults(summaries: Mapping[str, Summary], seed: int) -> list[str]:
             for place, (count, first, text) in s.faults.items()]
 
 
-def page(summaries: Mapping[str, Summary], seed: int) -> str:
-    """The section of docs/benchmarks.md."""
-    total = sum(s.done for s in summaries.values())
+def page(summaries: Mapping[str, Summary], seed: int, before: str = "") -> str:
+    """The section of docs/benchmarks.md. before: the section as it is; a kind of which an earlier run tried more files
+    keeps its row."""
+    rows = table(summaries, rows_before(before))
+    total = sum(files for files, _ in rows_before(rows).values())
     return (f"## Mutated files\n\nWritten by `python benchmarks/fuzz.py --write` (seed {seed}); its docstring says "
-            f"what counts as a fault. {total:,} mutated real files; slowest and most memory are those of one file, in "
-            f"processor time and beside the memory of the process.\n\n{table(summaries)}\n")
+            f"what counts as a fault. {total:,} mutated real files; each row is the longest run of its kind. Slowest "
+            f"and most memory are those of one file, in processor time and beside the memory of the process.\n\n"
+            f"{rows}\n")
 
 
 def load_state(path: Path | None, seed: int) -> dict[str, Summary]:
@@ -482,7 +512,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = faults(summaries, arguments.seed)
     print("\n".join([table(summaries), *found]))
     if arguments.write:
-        write_section("mutated files", page({n: everything[n] for n in KINDS if n in everything}, arguments.seed))
+        write_section("mutated files", page(everything, arguments.seed, read_section("mutated files")))
     return int(bool(found))
 
 

@@ -28,6 +28,7 @@ _LOADED = 5  # of so many adapters, one is loaded
 _AUDITED = 4  # of so many results, one is audited
 _BUILT = 20  # of so many task files, one becomes a task
 _STORED = 10  # of so many results, one is stored in a ledger
+_STARTED = 100  # of so many Parquet files, one is checked in a process that is started, the others in a fork
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,35 @@ class Kind:
     form: str
     open: Callable[[Path], Target]
     seconds: float = 2.0
+
+
+def _checked_in_a_fork() -> None:
+    """Let Parquet files be checked in forks of this process, within the same limits beside the memory that it has: to
+    start Python and pyarrow takes a hundred times as long. Of `_STARTED` files, one is checked as ever."""
+    from aftertune.sources import parquet_check
+    from aftertune.sources.child_process import ChildLimits, run_child
+
+    def run(module: str, path: Path, limits: ChildLimits) -> tuple[int, bytes]:
+        if path.stat().st_size % _STARTED == 0:
+            return run_child(module, path, limits)
+        here = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        output, out = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.dup2(out, 1)
+                parquet_check.main(path, ChildLimits(limits.memory + here, limits.seconds))
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(out)
+        with os.fdopen(output, "rb") as file:
+            said = file.read()
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
+
+    if Path("/proc/self/statm").exists():
+        parquet_check.run_child = run
 
 
 # --- Results and records ---
@@ -163,6 +193,7 @@ def _lighteval(folder: Path) -> Target:
     import exchange_cases as cases
     import test_exchange_lighteval
 
+    _checked_in_a_fork()
     paths = [test_exchange_lighteval.folder(folder / v, "org/base", cases.BASE_RIGHT, v)
              for v in test_exchange_lighteval.VERSIONS]
     return Target([p.read_bytes() for p in paths], _imports(folder, paths[-1]))
@@ -351,6 +382,7 @@ def _parquet(folder: Path) -> Target:
     import pyarrow as pa
     from pyarrow import parquet
 
+    _checked_in_a_fork()
     seeds = []
     for rows in (ROWS["prompt"][:1] * 3, ROWS["chat"][:1], ROWS["sharegpt"][:1], ROWS["text"]):
         parquet.write_table(pa.Table.from_pylist(rows), folder / "seed.parquet")
@@ -577,6 +609,42 @@ def _manifest(folder: Path) -> Target:
     return Target(seeds, read)
 
 
+def _bundle(folder: Path) -> Target:
+    """Lines of a bundle: their hashes are those of the manifest, and every score and verdict is computed again."""
+    import pytest
+
+    import bundle_cases
+    import early_cases
+    from aftertune.bundle import export_bundle, files, verify_bundle
+    from aftertune.comparison import compare
+    from aftertune.ledger import Ledger
+
+    bundle = folder / "bundle"
+    with Ledger(folder / "ledger.db") as ledger, pytest.MonkeyPatch.context() as patch:
+        bundle_cases.hash_documents(patch)
+        base, tuned = (early_cases.store(ledger, model.source, model, {"one": values}) for model, values in zip(
+            (early_cases.BASE, early_cases.STRANGER), early_cases.changed(6, 0.5, 1, 2), strict=True))
+        compare(base, tuned, ledger=ledger)
+        export_bundle(ledger, None, bundle, title="Broken")
+    names = [n for n in files.names_in(bundle) if n.startswith("ledger/") and (bundle / n).stat().st_size]
+    whole = {name: (bundle / name).read_bytes() for name in names}
+    manifest = json.loads((bundle / files.MANIFEST).read_text())
+    facts = {k: v for k, v in manifest.items() if k not in ("files", "format", "version")}
+    marks = {b'"responses"': files.answers_file(0), b'"verdict"': files.COMPARISONS}
+
+    def read(data: bytes) -> Iterable[str]:
+        name = next((name for mark, name in marks.items() if mark in data), files.EVALUATIONS)
+        (bundle / name).write_bytes(data)
+        files.write_manifest(bundle, facts)
+        try:
+            proof = verify_bundle(bundle).proof
+        finally:
+            (bundle / name).write_bytes(whole[name])
+        return [*proof.failed, *proof.unchecked, *proof.from_values]
+
+    return Target([whole[name] for name in (files.EVALUATIONS, *marks.values())], read)
+
+
 KINDS: dict[str, Kind] = {
     "record": Kind("Markdown record", "markdown", _record),
     "tables": Kind("Markdown tables", "markdown", _tables),
@@ -605,6 +673,7 @@ KINDS: dict[str, Kind] = {
     "template": Kind("chat template", "template", _template, seconds=7.0),
     "checkpoint": Kind("checkpoint manifest", "json", _checkpoint),
     "manifest": Kind("manifest of a fine-tune", "json", _manifest),
+    "bundle": Kind("lines of a bundle", "jsonl", _bundle),
 }
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/large.py                            100,000 and 1,000,000; prints a table
     python benchmarks/large.py --sizes 10000 100000       quicker
-    python benchmarks/large.py --only import --write      also writes the section of docs/benchmarks.md
+    python benchmarks/large.py --only import --write      also writes the section of docs/benchmarks.md; one of its own
+                                                          where no import is measured
 
 Two ledgers are made for each size. In the first, one lm-eval samples file of N rows is imported. The second has N
 answers in evaluations of 10,000 items, of a base model and of models made from it, as a project leaves behind; there
@@ -193,9 +194,9 @@ def table(sizes: Sequence[int], measured: Sequence[dict[str, Measured]]) -> str:
     return "\n".join(lines)
 
 
-def section(sizes: Sequence[int], measured: Sequence[dict[str, Measured]]) -> str:
-    """The section of docs/benchmarks.md: the table, and a sentence about the import where it was measured."""
-    text = ["## Large results\n", "Written by `python benchmarks/large.py --write`; its docstring explains the "
+def section(sizes: Sequence[int], measured: Sequence[dict[str, Measured]], title: str) -> str:
+    """A section of docs/benchmarks.md: the table, and a sentence about the import where it was measured."""
+    text = [f"## {title}\n", "Written by `python benchmarks/large.py --write`; its docstring explains the "
             "commands. Processor time, and the largest resident memory of the command.\n", table(sizes, measured)]
     if all(IMPORT in m for m in measured):
         small, large = measured[0][IMPORT], measured[-1][IMPORT]
@@ -216,7 +217,8 @@ def main() -> None:
             measured.append(measure(size, Path(folder), given.only))
     print(table(given.sizes, measured))
     if given.write:
-        write_section("large results", section(given.sizes, measured))
+        title = "Large results" if IMPORT in measured[0] else "Large ledgers"
+        write_section(title.lower(), section(given.sizes, measured, title))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@
 Each part runs commands of aftertune (`aftertune.cli.main`, in processes that are forked after the imports) on tiny
 models and tasks, and interrupts them:
 
-    evaluation, tuning, run, import, migration, record, page     SIGKILL, half of them at a random time, half before, in
-                     or after a random system call that changes a file (write, fsync, rename, unlink, ...)
+    evaluation, tuning, rollback, check-merge, soften, run, import, migration, record, page, bundle
+                     SIGKILL, half of them at a random time, half before, in or after a random system call that changes
+                     a file (write, fsync, rename, unlink, ...)
     signals          SIGTERM and SIGINT, some of them twice, in an evaluation, a tuning and a study
     stop             SIGSTOP; a second process with the same command, on this host and on another one, with --take-over
     writers          eight processes with one ledger, some of them killed and started again
-    full             a full disk at a random moment of an evaluation, a tuning, a study and a page: a small tmpfs where
-                     this process may mount one, else failing system calls
+    full             a full disk at a random moment of an evaluation, a tuning, a study, a page, a bundle and a softened
+                     model: a small tmpfs where this process may mount one, else failing system calls
     clock            jumps of the clock by up to 30 days (libfaketime), with kills; a lease that ends after its time
 
 After each kill everything that was acknowledged, by the ledger or by a sealed checkpoint, must be there, and the same
@@ -349,7 +350,8 @@ def several(soak: Soak, kills: int) -> None:
 
 def full(soak: Soak, number: int) -> None:
     """A full disk at a random moment, then room again: the same command goes on, and its result is the same."""
-    jobs = [soak.jobs[name] for name in ("eval", "tune lora", "tune full", "page", "run", "tune early", "record")]
+    jobs = [soak.jobs[name] for name in ("eval", "tune lora", "bundle", "tune full", "page", "run", "tune early",
+                                            "soften", "record")]
     for job in jobs:
         soak.undisturbed(job)
     reached = 0
@@ -456,11 +458,13 @@ PARTS: dict[str, tuple[int, Callable[[Soak, int], None]]] = {
     "tuning": (60, lambda soak, n: killed(soak, ["tune kept", "tune lora", "tune full", "tune early"], n)),
     "rollback": (20, lambda soak, n: killed(soak, ["rollback"], n)),
     "check-merge": (10, lambda soak, n: killed(soak, ["check-merge"], n)),
+    "soften": (10, lambda soak, n: killed(soak, ["soften"], n)),
     "run": (40, lambda soak, n: killed(soak, ["run"], n)),
     "import": (20, lambda soak, n: killed(soak, ["import"], n)),
     "migration": (20, lambda soak, n: killed(soak, ["migration"], n)),
     "record": (20, lambda soak, n: killed(soak, ["record"], n)),
     "page": (20, lambda soak, n: killed(soak, ["page"], n)),
+    "bundle": (10, lambda soak, n: killed(soak, ["bundle"], n)),
     "signals": (40, signals),
     "stop": (6, stopped),
     "writers": (40, several),

@@ -1,7 +1,7 @@
 """The commands that `soak.py` interrupts, each with the small place that it works in.
 
-    jobs = make_jobs(root)               builds models, data and stored results below ``root``, once
-    job = jobs["tune full"]
+    jobs = make_jobs(root, place)        builds models and data below ``root``
+    job = jobs["tune full"]              and what the job starts from, once
     place = job.reset(root / "place")    a fresh copy of what the command starts from
     Child(place, *job.words)
 
@@ -14,8 +14,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,8 @@ class Job:
         return place
 
 
-def make_jobs(root: Path, place: Path) -> dict[str, Job]:
-    """The jobs by name. place: where they will run; what was stored there names paths in it."""
+def make_jobs(root: Path, place: Path) -> Jobs:
+    """The jobs. place: where they will run; what was stored there names paths in it."""
     base = root / "start"
     base.mkdir(parents=True)
     forked(lambda: (make_model("Llama", base / "model"), make_model("Llama", base / "other", seed=1)))
@@ -95,32 +96,60 @@ def make_jobs(root: Path, place: Path) -> dict[str, Job]:
     second = ("eval", "other", *evaluate[2:5], "second", *_EVAL)
     decide = ("eval", "other", "--tasks", "quiz", "--name", "tuned", "--until-decided", "--against", "model",
               "--margin", "5", "--batch", "8", *_EVAL)
-    jobs = [
-        Job("eval", evaluate, base), Job("eval until decided", decide, base),
-        Job("tune lora", (*_TUNE, "--merge", "--rank", "4", "--dropout", "0.1"), base),
-        Job("tune full", (*_TUNE, "--method", "full"), base),
-        Job("tune early", (*_TUNE, "--rank", "4", "--validation", "0.2", "--validate-every", "2", "--patience", "3"),
-            base),
-        Job("tune kept", (*_TUNE, "--rank", "4", "--validation", "0.2", "--validate-every", "4", "--keep-checkpoints",
-                          "all"), base),
-        Job("run", ("run", "study.yaml", "--out", "runs"), base),
-    ]
-    stored = _stored(root, place, base, decide, evaluate, second)
-    jobs += [Job("record", ("record", "--out", "record.md"), stored),
-             Job("page", ("report", "--out", "report.html"), stored)]
-    imported = root / "imported"
-    imported.mkdir()
-    shutil.copytree(stored / "export", imported / "export")
-    jobs.append(Job("import", ("import", "export"), imported))
-    by_name = {job.name: job for job in jobs}
-    jobs += [Job("rollback", ("rollback", "out", "--to", "4"), _after(by_name["tune kept"], root / "kept", place)),
-             Job("check-merge", ("check-merge", "out", "--tasks", "arc_easy", "--sample", "8", "--device", "cpu"),
-                 _after(by_name["tune lora"], root / "merged", place))]
-    old = root / "old"
-    old.mkdir()
-    shutil.copyfile(OLD_LEDGER, old / "ledger.db")
-    jobs.append(Job("migration", ("runs",), old))
-    return {job.name: job for job in jobs}
+    tune = {"tune lora": ("--merge", "--rank", "4", "--dropout", "0.1"), "tune full": ("--method", "full"),
+            "tune early": ("--rank", "4", "--validation", "0.2", "--validate-every", "2", "--patience", "3"),
+            "tune kept": ("--rank", "4", "--validation", "0.2", "--validate-every", "4", "--keep-checkpoints", "all")}
+
+    def tuned(name: str) -> Job:
+        return Job(name, (*_TUNE, *tune[name]), base)
+
+    @cache
+    def stored() -> Path:
+        return _stored(root, place, base, decide, evaluate, second)
+
+    @cache
+    def merged() -> Path:
+        return _after(tuned("tune lora"), root / "merged", place)
+
+    def imported() -> Job:
+        shutil.copytree(stored() / "export", root / "imported" / "export")
+        return Job("import", ("import", "export"), root / "imported")
+
+    def migrated() -> Job:
+        (root / "old").mkdir()
+        shutil.copyfile(OLD_LEDGER, root / "old" / "ledger.db")
+        return Job("migration", ("runs",), root / "old")
+
+    return Jobs({
+        "eval": lambda: Job("eval", evaluate, base),
+        "eval until decided": lambda: Job("eval until decided", decide, base),
+        **{name: partial(tuned, name) for name in tune},
+        "run": lambda: Job("run", ("run", "study.yaml", "--out", "runs"), base),
+        "record": lambda: Job("record", ("record", "--out", "record.md"), stored()),
+        "page": lambda: Job("page", ("report", "--out", "report.html"), stored()),
+        "bundle": lambda: Job("bundle", ("export", "all", "--bundle", "bundle"), stored()),
+        "import": imported, "migration": migrated,
+        "rollback": lambda: Job("rollback", ("rollback", "out", "--to", "4"),
+                                _after(tuned("tune kept"), root / "kept", place)),
+        "check-merge": lambda: Job("check-merge", ("check-merge", "out", "--tasks", "arc_easy", "--sample", "8",
+                                                   "--device", "cpu"), merged()),
+        "soften": lambda: Job("soften", ("soften", "out", "--keep", "arc_easy=100", "--items", "60", "--strengths",
+                                         "0.5", "--out", "soft", *_QUIET), merged())})
+
+
+class Jobs(dict[str, Job]):
+    """Jobs by name. One is built when it is asked for first, which clears the place where they run.
+
+    makers: what builds each.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Job]]) -> None:
+        super().__init__()
+        self.makers = makers
+
+    def __missing__(self, name: str) -> Job:
+        self[name] = self.makers[name]()
+        return self[name]
 
 
 def writers(job: Job, number: int) -> list[tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from aftertune.bundle.proof import Proof
 from aftertune.bundle.proof import _prove_scores as prove_scores
 from aftertune.bundle.rebuilding import Claims
 from aftertune.comparison import choose_primary, compare
-from aftertune.errors import InputError, NotProven, TaskError
+from aftertune.errors import DiskError, InputError, NotProven, TaskError
 from aftertune.ledger import Ledger
+from aftertune.ledger.faults import storage_error
+from aftertune.sources.cache import temporary_path
 from aftertune.tasks.rescoring import score_again
 from aftertune.values import Margin
 from aftertune.values.comparison import OUT_OF_TIME
@@ -233,6 +236,33 @@ def test_a_hostile_line_is_one_message(bundle: Path, name: str, line: str, expec
     assert expected in failed
 
 
+def test_a_full_disk_for_temporary_files_is_no_fault_of_the_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch
+                                                                   ) -> None:
+    def full(*_: Any) -> None:
+        raise storage_error(bundle, type("Full", (Exception,), {"sqlite_errorname": "SQLITE_FULL"})())
+
+    monkeypatch.setattr(Ledger, "store_evaluation", full)
+    with pytest.raises(DiskError, match=r"no space left on the disk .*; or set TMPDIR to a folder on a disk with more"):
+        verify_bundle(bundle)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(ledger_file: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aftertune.bundle.write_page", lambda results, title: "")
+    left = temporary_path(tmp_path / "bundle")
+    left.mkdir()
+    left.rename(left.with_name(left.name.replace(f"-{os.getpid()}-", "-999999999-")))
+    with Ledger(ledger_file) as ledger:
+        first = export_bundle(ledger, "orders", tmp_path / "bundle", title="Orders")
+        assert export_bundle(ledger, "orders", tmp_path / "bundle", title="Orders").sha256 == first.sha256
+        with pytest.raises(InputError, match="bundle: holds another bundle, or files beside one; give a new folder"):
+            export_bundle(ledger, "orders", tmp_path / "bundle", title="Another title")
+        (tmp_path / "bundle" / "mine.txt").touch()
+        with pytest.raises(InputError, match="bundle: holds another bundle"):
+            export_bundle(ledger, "orders", tmp_path / "bundle", title="Orders")
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_a_bundle_is_bounded(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, expected in (("BUNDLE_LINE", "0000.jsonl:1: more than 9 bytes"), ("BUNDLE_EVALUATIONS", "more than 1 ")):
         with monkeypatch.context() as patch:
@@ -369,7 +399,7 @@ def test_the_verbs(ledger_file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     captured = capsys.readouterr()
     assert "acc,none is 0.75, and its answers give" in captured.out
     assert captured.err.splitlines()[-1].startswith("aftertune: out: not proven: evaluation e-")
-    for words, expected in ((("export", "orders", "--bundle", "out"), "is not an empty folder"),
+    for words, expected in ((("export", "orders", "--bundle", "out"), "holds another bundle"),
                             (("export", "nobody", "--bundle", "new"), "no evaluation 'nobody'"),
                             (("export",), "name what to export"), (("verify", "new"), "no such folder"),
                             (("export", "orders", "--title", "x"), "--title has no effect")):

@@ -119,6 +119,9 @@ def test_tags_and_notes_are_kept_and_found(monkeypatch: pytest.MonkeyPatch, caps
     assert listed(monkeypatch, capsys, "table 2") == ["t-orders0001"]
     assert call(monkeypatch, "show", "orders") == 0
     assert "seed 0 of table 2" in capsys.readouterr().out
+    assert call(monkeypatch, "note", "orders", "read with token=hf_canaryCANARY0123456789") == 0
+    with Ledger() as opened:
+        assert opened.labels()["t-orders0001"].note == "read with token=[redacted]"
     assert call(monkeypatch, "note", "orders", "") == 0
     with Ledger() as opened:
         assert opened.labels() == {"e-base000001": EntryLabel(tags=("paper",))}

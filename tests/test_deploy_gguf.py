@@ -15,7 +15,7 @@ from aftertune.comparison.lineage import find_relation
 from aftertune.deploy import export, export_gguf, gguf_file
 from aftertune.deploy.gguf_file import tensor_type, write_gguf
 from aftertune.deploy.gguf_tokenizer import pre_tokenizer_of
-from aftertune.deploy.modelfile import go_template, modelfile, turn_texts
+from aftertune.deploy.modelfile import TurnTexts, go_template, modelfile, turn_texts
 from aftertune.errors import InputError, SourceError, StorageError
 from aftertune.ledger import Ledger
 from aftertune.sources import fingerprint_model, load_model, load_tokenizer, resolve_adapter, resolve_model
@@ -241,6 +241,8 @@ def test_braces_and_quotes_of_a_template_are_escaped() -> None:
                                                "{% endif %}"))
     assert texts is not None
     assert r'{{ "{{\"user}} " }}{{ .Content }}' in go_template(texts)
+    brace = TurnTexts("", "", dict.fromkeys(("system", "user", "assistant"), ('{"say": {', "}")), "{")
+    assert r'{{ "{\"say\": {" }}{{ .Content }}}{{' in go_template(brace)
 
 
 # --- The export of a tuning ---

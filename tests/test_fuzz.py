@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from aftertune.errors import LONGEST_MESSAGE, InputError, SourceError, one_line
+from aftertune.sources import parquet_check
 from aftertune.sources.tensors import read_header, weight_files
 from aftertune.tuning.output import MANIFEST, read_manifest
 from aftertune.values import from_json
@@ -31,13 +32,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 #: Files of a kind; of the kinds that take longer, fewer.
 COUNT = 60
 FEW = {"adapter": 6, "record": 15, "results": 20, "lighteval": 20, "inspect": 20, "every-eval-ever": 20, "study": 20,
-       "task": 20, "template": 20, "config": 20, "rows-parquet": 30}
+       "task": 20, "template": 20, "config": 20, "rows-parquet": 30, "bundle": 12}
 
 
 @pytest.mark.parametrize("name", fuzz_kinds.KINDS)
 def test_a_mutated_file_is_read_or_refused_in_one_short_line(name: str, tmp_path: Path,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz_kinds, "prepare", lambda _: None)  # with the caches of the tests
+    monkeypatch.setattr(parquet_check, "run_child", parquet_check.run_child)  # two kinds replace it
     target = fuzz_kinds.open_kind(name, tmp_path)
     kind = replace(fuzz_kinds.KINDS[name], seconds=60.0)
     results = []
@@ -81,7 +83,8 @@ def _unread(data: bytes) -> Any:
     if case == 3:
         raise _Bare("")
     if case == 4:
-        time.sleep(60)
+        while True:
+            pass
     if case == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     if case == 6:
@@ -129,6 +132,15 @@ def test_every_way_of_failing_is_found_and_the_run_goes_on(tmp_path: Path, monke
     state = tmp_path / "state.json"
     fuzz.save_state(state, 0, {"toy": toys, "toy too": replace(toys, faults={})})
     assert fuzz.load_state(state, 0) == {"toy too": replace(toys, faults={})}, "a kind with a fault starts again"
+
+
+def test_a_kind_of_which_more_files_were_tried_before_keeps_its_row() -> None:
+    few, many = (fuzz.Summary(done=done, refused=1) for done in (10, 3000))
+    before = fuzz.page({"record": many, "gguf": few, "study": many}, 0)
+    after = fuzz.page({"record": few, "gguf": many}, 0, before)
+    assert [(title, done) for title, (done, _) in fuzz.rows_before(after).items()] == [
+        ("Markdown record", 3000), ("study", 3000), ("GGUF header", 3000)]
+    assert "9,000 mutated real files" in after
 
 
 def test_a_fault_that_was_found_before_ctrl_c_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from aftertune import bounds
 from aftertune.errors import InputError, RequestError, ResourceError, TaskError, TasksFailed
 from aftertune.evaluation import evaluate
 from aftertune.harness import server_client
@@ -18,7 +20,7 @@ from aftertune.harness.server_client import ServerClient, served_models
 from aftertune.ledger import Ledger
 from aftertune.study import EvalSpec, TaskSpec
 from aftertune.study.fields import server_url
-from aftertune.values import Request, Response
+from aftertune.values import Request, Response, digest
 from eval_cases import byte_folder, write_task
 from server_cases import ModelServer, served
 
@@ -178,6 +180,79 @@ def test_an_answer_without_end_is_not_read(home: Path, server: ModelServer, monk
     server.raw = b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + b"x" * 99999
     with pytest.raises(ResourceError, match="more than 1,000 bytes in one answer"):
         list(engine.run(engine.plan([request("a")]), set()))
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n",
+                                   b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"])
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(start: bytes) -> None:
+    ended = threading.Event()
+
+    class Slow(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(start)
+            while not ended.wait(0.05):
+                self.request.sendall(b"1")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Slow) as slow:
+        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        client = ServerClient(f"http://127.0.0.1:{slow.server_address[1]}/v1", retries=1, timeout=0.5)
+        with pytest.raises(ResourceError, match="did not answer after 2 tries: no answer in time"):
+            client.post("completions", {"prompt": "a"})
+        assert client.tried("version", root=True, timeout=0.5) is None
+        ended.set()
+        slow.shutdown()
+
+
+def test_an_answer_of_too_many_values_is_refused(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ServerEngine(server.url, "tiny", {"max_retries": 0})
+    monkeypatch.setattr("aftertune.bounds.SERVER_VALUES", 100)
+    text = b"[" + b"0," * 100 + b"0]"
+    server.raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+    with pytest.raises(ResourceError, match="the answer has more than 100 values"):
+        list(engine.run(engine.plan([request("a")]), set()))
+    assert ARGUMENTS["timeout"] == bounds.SERVER_SECONDS
+
+
+@pytest.mark.parametrize(("numbers", "tops"), [
+    ([None, "x", -1.0], None), ([None, 10**400, -1.0], None), ([None, float("nan"), -1.0], None),
+    ([None, True, -1.0], None), ([None, float("inf"), -1.0], None),
+    ([None, -1.0, -1.0], [None, {"a": "x"}, {}]), ([None, -1.0, -1.0], [None, {"a": None}, {}])])
+def test_a_log_probability_that_is_none_is_one_line(server: ModelServer, numbers: list[Any], tops: Any) -> None:
+    engine = ServerEngine(server.url, "tiny", {"max_retries": 0})
+    engine.tokenizes = False
+    text = json.dumps({"choices": [{"logprobs": {"tokens": ["a", "b", "c"], "token_logprobs": numbers,
+                                                 "top_logprobs": tops}}]}).encode()
+    server.raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+    asked = Request(position=0, kind="score", context="a", continuation="b")
+    with pytest.raises(ResourceError, match="refused a request: a log-probability of the answer is"):
+        list(engine.run(engine.plan([asked]), set()))
+
+
+@pytest.mark.parametrize("count", [2**70, -1, True, "9", 1.5])
+def test_a_number_of_tokens_that_is_none_is_not_stored(server: ModelServer, count: Any) -> None:
+    engine = ServerEngine(server.url, "tiny", {"max_retries": 0})
+    text = json.dumps({"choices": [{"text": "b"}], "usage": {"completion_tokens": count}}).encode()
+    server.raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+    [batch] = engine.run(engine.plan([request("a")]), set())
+    assert batch.responses[0].tokens is None
+
+
+def test_half_a_character_in_an_answer_is_one_line(server: ModelServer) -> None:
+    engine = ServerEngine(server.url, "tiny", {"max_retries": 0})
+    text = b'{"choices": [{"text": "\\ud83d"}]}'
+    server.raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+    with pytest.raises(ResourceError, match="refused a request: the answer is no JSON"):
+        list(engine.run(engine.plan([request("a")]), set()))
+
+
+def test_what_a_server_reports_is_a_number_or_a_short_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServerClient, "models", lambda self: {"data": [{"id": "m", "max_model_len": [1] * 9}]})
+    monkeypatch.setattr(ServerClient, "about", lambda self, path, body=None: {
+        "build_info": "b" * 10**6, "model_path": {"a": 1}, "default_generation_settings": {
+            "n_ctx": float("inf"), "params": {"temperature": {"a": "b"}}}} if path == "props" else {})
+    facts = server_client.reported(ServerClient("http://h/v1"), "m")
+    assert facts == {"server": "llama.cpp", "build": "b" * 300, "file": "{'a': 1}"}
+    digest(facts)
 
 
 def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:

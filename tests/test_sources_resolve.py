@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aftertune.errors import SourceError
+from aftertune.errors import SourceError, is_hidden
 from aftertune.sources import all_packs, hub, pack_path, pack_root, resolve_model
 from aftertune.sources.resolve import looks_like_path, package_file, package_root
 from source_cases import CONFIG, answering_hub, tensors, write_folder
@@ -279,7 +279,7 @@ def test_a_hub_that_does_not_answer_is_unreachable(fake_hub):
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "org/..", "/etc/passwd", "a\x00b", "~", "C:\\x", "x" * 1000, "é" * 300,
-                                  "...", "..\\..", "\ud800", " ", "a/../../b"])
+                                  "...", "..\\..", "\ud800", " ", "a/../../b", "x\u202egpj.exe", "\u2028", "\u200b"])
 def test_a_name_is_one_part_of_a_path_that_stays_in_its_folder(name: str, tmp_path: Path) -> None:
     from aftertune.sources.cache import path_part
 
@@ -287,3 +287,4 @@ def test_a_name_is_one_part_of_a_path_that_stays_in_its_folder(name: str, tmp_pa
     path.mkdir()
     assert path.resolve().parent == tmp_path.resolve()
     assert path.resolve() != tmp_path.resolve()
+    assert not any(map(is_hidden, path.name))

@@ -9,7 +9,7 @@ import pytest
 from aftertune.errors import InputError, nearest, shown
 from aftertune.paths import exists, expanded, is_dir, is_file
 from aftertune.sources.limits import memory_limit
-from aftertune.study import Study
+from aftertune.study import Study, files
 from aftertune.study.files import MAX_VALUES, parse_yaml
 
 HEAD = """study: s
@@ -60,7 +60,8 @@ CASES = {
     "a long value": (_tuning(f"method: {'m' * 50_000}"), "`tunings.small.method`"),
     "a matrix of 1e9": (_matrix(f"seed: {NUMBERS}, learning_rate: {NUMBERS}, batch_size: {NUMBERS}"),
                         "at most 1,000 tunings are allowed"),
-    "an axis of 30,000": (_matrix(f"seed: [{','.join(map(str, range(30_000)))}]"), "`matrix.seed` has 30,000 values"),
+    "an axis of 30,000": (_matrix(f"seed: [{','.join(map(str, range(30_000)))}]"),
+                          "a list in `matrix` has more than 1,000 values"),
     "an include of 1e6": (_matrix(f"seed: [1, 2], include: [{{epochs: {NUMBERS}, batch_size: {NUMBERS}}}]"),
                           "at most 1,000 tunings are allowed"),
     "a field of a number": (_matrix("lora: 1.5, lora.r: [2, 4]"), "`matrix` sets lora.r, but lora is 1.5"),
@@ -99,6 +100,19 @@ def test_a_name_that_no_file_can_have_is_that_of_no_file(name: str, tmp_path: Pa
     assert not exists(path)
     assert not is_file(path)
     assert not is_dir(path)
+
+
+def test_a_long_axis_is_refused_before_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    add = files._Open.add
+    monkeypatch.setattr(files._Open, "add", lambda node, event: (seen.append(event), add(node, event)))
+    numbers = ",".join(map(str, range(3000)))
+    for text in (_matrix(f"seed: [{numbers}]"), f"x: &a [1]\ny: *a\n{_matrix(f'exclude: [{numbers}]')}"):
+        seen.clear()
+        with pytest.raises(InputError, match="a list in `matrix` has more than 1,000 values"):
+            parse_yaml(text, tmp_path / "study.yaml")
+        assert len(seen) < 1100
+    assert len(parse_yaml(f"tasks: [{numbers}]\nmatrix: {{seed: [0, 1]}}", "x")["tasks"]) == 3000
 
 
 def test_a_change_with_a_bomb_is_text(tmp_path: Path) -> None:

@@ -110,6 +110,9 @@ def test_a_tracker_that_fails_is_a_warning(ledger_file: Path, monkeypatch: pytes
         print(f"noise {CANARY}")
         raise OSError(f"refused\n with token={CANARY}")
 
+    monkeypatch.setitem(tracking.TRACKERS, "mlflow", Tracker("json", lambda run: f"http://me:secret@h/?key={CANARY}"))
+    [line] = track(["mlflow"], runs_of(ledger_file))
+    assert line.endswith("in http://[redacted]@h/?key=[redacted]")
     monkeypatch.setitem(tracking.TRACKERS, "wandb", Tracker("json", fail))
     [line] = track(["wandb"], runs_of(ledger_file))
     assert line.startswith("warning: wandb: refused with token=[redacted]; the results are in the ledger, and ")

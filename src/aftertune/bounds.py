@@ -137,12 +137,16 @@ RECORD_SECONDS = _bound(300.0, _RECORD, "memory and time", "{} s")
 
 _SERVER = "answer of a model's server"
 SERVER_ANSWER = _bound(64 * MIB, _SERVER, "size", "{} bytes of an answer")
+SERVER_VALUES = _bound(5_000_000, _SERVER, "number", "{} commas and brackets, which separate values")
+SERVER_SECONDS = _bound(600, _SERVER, "memory and time",
+                        "{} s for a complete answer (`--engine-args timeout=`); 10 s for a question about the server")
 
 _RESULTS = "results of other tools (JSON)"
 RESULTS_BYTES = _bound(512 * MIB, _RESULTS, "size", "{} bytes unpacked")
 RESULTS_LINE = _bound(64 * MIB, _RESULTS, "size", "{} characters of a line of samples")
 RESULTS_DIGITS = _bound(300, _RESULTS, "size", "{} digits of a number")
 RESULTS_VALUES = _bound(30_000_000, _RESULTS, "number", "{} commas and brackets, which separate values")
+RESULTS_LINE_VALUES = _bound(3_000_000, _RESULTS, "number", "and {} of a line of samples")
 RESULTS_DEPTH = _bound(100, _RESULTS, "number", "{} levels")
 RESULTS_TASKS = _bound(10_000, _RESULTS, "number", "{} tasks and groups")
 RESULTS_MEMORY = _bound(6 * GIB, _RESULTS, "memory and time", "{} bytes for a file, without its samples")

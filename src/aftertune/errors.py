@@ -14,6 +14,7 @@
     ├── NotProven                    3   a bundle or a card says what its answers do not prove
     ├── ResourceError                4   out of memory or disk, or a device or package is missing
     └── StorageError                 5   the ledger cannot be read or written
+        └── DiskError                5   because its disk is full, or refuses a read or write
 
 A message is one line. It says what was found, where, what is allowed, and what to do next. It quotes names, values and
 messages of other programs, so every error makes its message one line without control characters, of bounded length.
@@ -122,6 +123,10 @@ class StorageError(AftertuneError):
     """The ledger cannot be read or written."""
 
     exit_code = 5
+
+
+class DiskError(StorageError):
+    """The disk of a ledger is full, or refuses a read or write; nothing is wrong with the values."""
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from aftertune.pipeline.study_verdicts import over_studies, recipe_contrasts
 from aftertune.provenance import capture
 from aftertune.redaction import published
 from aftertune.report import Results, write_document, write_page, write_record
+from aftertune.sources.cache import temporary_path
 from aftertune.values import RULES, Progress
 
 if TYPE_CHECKING:
@@ -105,21 +105,32 @@ def export_bundle(ledger: Ledger, word: str | None, folder: Path, *, title: str,
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the wanted one, which gets its name when the block ends without an error."""
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+    """A folder beside the wanted one, which gets its name when the block ends without an error. One that holds this
+    very bundle stays: the command that wrote it may have been killed after that."""
+    there = (folder / files.MANIFEST).is_file()
+    if folder.is_symlink() or (folder.exists() and not there and (not folder.is_dir() or any(folder.iterdir()))):
         raise InputError(f"{folder}: is not an empty folder; give a new one with --bundle")
-    part = folder.parent / f".{folder.name or 'bundle'}.{os.getpid()}.part"
+    part = temporary_path(folder.absolute())
     try:
         part.mkdir(parents=True)
         yield part
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
+        if there and not _same(part, folder):
+            raise InputError(f"{folder}: holds another bundle, or files beside one; give a new folder with --bundle")
+        if not there:
+            if folder.exists():
+                folder.rmdir()
+            part.rename(folder)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror}); choose another folder with "
                            "--bundle") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _same(part: Path, folder: Path) -> bool:
+    """Whether a folder holds this very bundle, and nothing else."""
+    manifest = (part / files.MANIFEST).read_bytes()
+    return (folder / files.MANIFEST).read_bytes() == manifest and not files.changed_files(folder, json.loads(manifest))
 
 
 def verify_bundle(folder: Path, *, progress: Progress | None = None) -> Verified:

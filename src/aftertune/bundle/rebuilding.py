@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aftertune import bounds
 from aftertune.bundle import files
-from aftertune.errors import InputError, StorageError
+from aftertune.errors import DiskError, InputError, StorageError
 from aftertune.exchange.files import in_the_form_of
 from aftertune.values import (
     Answer,
@@ -57,7 +57,8 @@ class Claims:
 
 @contextlib.contextmanager
 def rebuilt_ledger(folder: Path) -> Iterator[tuple[Ledger, Claims]]:
-    """The ledger of a bundle, until the end of the block. Raises InputError for a line that cannot be read."""
+    """The ledger of a bundle, until the end of the block. Raises InputError for a line that cannot be read, DiskError
+    where the folder for temporary files has too little space."""
     from aftertune.ledger import Ledger
     from aftertune.ledger.staging import temporary_root
 
@@ -74,18 +75,23 @@ def _fill(ledger: Ledger, folder: Path) -> Claims:
     try:
         for number, evaluation in enumerate(claims.evaluations):
             _store(ledger, folder, number, evaluation, claims)
-        for tuning in claims.tunings:
-            ledger.save_tuning(tuning)
-        for comparison in claims.comparisons:
-            ledger.save_comparison(comparison)
-        for drift in drifts:
-            ledger.save_drift(drift)
+        with in_the_form_of("aftertune", files.TUNINGS):
+            for tuning in claims.tunings:
+                ledger.save_tuning(tuning)
+        with in_the_form_of("aftertune", files.COMPARISONS):
+            for comparison in claims.comparisons:
+                ledger.save_comparison(comparison)
+        with in_the_form_of("aftertune", files.DRIFTS):
+            for drift in drifts:
+                ledger.save_drift(drift)
         for where, study in files.read_lines(folder / files.STUDIES, files.STUDIES):
             with in_the_form_of("aftertune", where):
                 _store_study(ledger, study)
+    except DiskError as error:
+        raise DiskError(f"{error}; or set TMPDIR to a folder on a disk with more space") from error
     except (StorageError, OverflowError) as error:
         raise InputError(f"{files.EVALUATIONS}: the lines of the bundle cannot be stored ({error}); get the bundle "
-                         "again, or set TMPDIR to a folder on a disk with more space") from error
+                         "again") from error
     return claims
 
 
@@ -93,10 +99,11 @@ def _values(folder: Path, name: str, kind: type[Value]) -> list[Value]:
     """The values of one file. Raises InputError where one does not fit, or two have the same id."""
     values: dict[str, Value] = {}
     for where, line in files.read_lines(folder / name, name):
-        try:
-            value = restore(kind, line)
-        except ValueError as error:
-            raise InputError(f"{where}: {error}") from None
+        with in_the_form_of("aftertune", where):
+            try:
+                value = restore(kind, line)
+            except ValueError as error:
+                raise InputError(f"{where}: {error}") from None
         if value.id in values:
             raise InputError(f"{where}: {value.id} is there twice")
         if len(values) >= bounds.BUNDLE_EVALUATIONS:

@@ -17,6 +17,7 @@ import typer
 from aftertune.cli.console import emit
 from aftertune.cli.options import JsonFlag
 from aftertune.errors import InputError, StorageError
+from aftertune.redaction import redact
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger, Removal
@@ -89,7 +90,7 @@ def note(
         entry = ledger.find(word)
         label = ledger.labels().get(entry.id, EntryLabel())
         if text is not None:
-            label = replace(label, note=text)
+            label = replace(label, note=redact(text))  # a secret gets into no ledger
             ledger.save_label(entry.id, label)
     if as_json:
         emit({"id": entry.id, "note": label.note})

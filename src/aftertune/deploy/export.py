@@ -244,10 +244,11 @@ class _Export:
         """Write the Modelfile for the first type."""
         tokenizer = load_tokenizer(self.model)
         ends = [tokenizer.eos_token_id, *generation_defaults(self.model, tokenizer).get("eos_token_id", [])]
-        temperature = None
+        temperature: float | None = None
         if (self.model.path / FILE).is_file():
             settings = read_json(self.model.path / FILE)
-            temperature = settings.get("temperature") if settings.get("do_sample") else None
+            given = settings.get("temperature") if settings.get("do_sample") else None
+            temperature = given if isinstance(given, int | float) and math.isfinite(given) else None
         text = modelfile(file_name(self.kinds[0]), tokenizer, template=self._template(),
                          ends=[tokenizer.convert_ids_to_tokens(n) for n in ends if n is not None],
                          temperature=temperature)

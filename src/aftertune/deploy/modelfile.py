@@ -143,8 +143,9 @@ def go_template(texts: TurnTexts) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text inside a Go template. One with braces, or with quotes that would end TEMPLATE, is written as a string."""
-    if "{{" in text or "}}" in text or '"""' in text:
+    """A text inside a Go template. One with braces, also one that the next action would follow, or with quotes that
+    would end TEMPLATE, is written as a string."""
+    if "{{" in text or "}}" in text or text.endswith("{") or '"""' in text:
         escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         return f'{{{{ "{escaped}" }}}}'
     return text

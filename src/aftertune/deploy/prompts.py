@@ -23,6 +23,7 @@ ChatMessages = Sequence[Mapping[str, str]]
 #: Writes the prompt of messages; it ends with the start of an answer unless the last message is one.
 PromptWriter = Callable[[ChatMessages], str]
 
+_COMPARED = 4000  # characters of a prompt whose lines are compared; a server may send a megabyte of them
 _SYSTEM = {"role": "system", "content": "Answer in one word."}
 _ASKED = {"role": "user", "content": "What is 2 + 2?"}
 _ANSWERED = {"role": "assistant", "content": "Four."}
@@ -53,9 +54,9 @@ class PromptDifference:
 
     @property
     def diff(self) -> str:
-        """The lines that differ, with their line ends written out."""
-        left, right = ([repr(line)[1:-1] for line in text.splitlines(keepends=True)] for text in (self.left,
-                                                                                                 self.right))
+        """The lines that differ, with their line ends written out. Of a long prompt, the start is compared."""
+        left, right = ([repr(line)[1:-1] for line in text[:_COMPARED].splitlines(keepends=True)]
+                       for text in (self.left, self.right))
         return "\n".join(line for line in difflib.ndiff(left, right) if line[:1] in "-+")
 
 

@@ -58,15 +58,16 @@ def _readable(path: Path, mode: str) -> Iterator[IO[Any]]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, *, values: int = bounds.RESULTS_VALUES) -> Any:
     """Parse JSON; NaN, infinities and integers of 300 digits or more become None, because no result can be one.
 
-    where: names the file in errors. Raises InputError, also for more values or levels than `aftertune.bounds` allows.
+    where: names the file, or the line of one, in errors. values: the most commas and brackets. Raises InputError, also
+    for more levels than `aftertune.bounds` allows.
     """
     brackets = text.count("[") + text.count("{")
-    if brackets + text.count(",") > bounds.RESULTS_VALUES:
-        raise InputError(f"{where}: more than {bounds.RESULTS_VALUES:,} commas and brackets are more values than a "
-                         "file of results has; check that it is the right file")
+    if brackets + text.count(",") > values:
+        raise InputError(f"{where}: more than {values:,} commas and brackets are more values than a file of results "
+                         "has there; check that it is the right file")
     try:
         value = json.loads(text, parse_constant=lambda _: None, parse_int=_integer)
         if "\\ud" in text.lower():  # an escaped surrogate: without its partner it cannot be encoded
@@ -144,7 +145,7 @@ def json_rows(path: Path, *, limit: int) -> Iterator[tuple[str, dict[str, Any]]]
             if len(line) > limit:
                 raise InputError(f"{location}: the line has more than {limit:,} characters; check that it is the "
                                  "right file")
-            yield location, _object(parse_json(line, location), location)
+            yield location, _object(parse_json(line, location, values=bounds.RESULTS_LINE_VALUES), location)
 
 
 def _entries(path: Path, text: str, file: IO[str], limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -161,7 +162,8 @@ def _entries(path: Path, text: str, file: IO[str], limit: int) -> Iterator[tuple
         except (ValueError, RecursionError):
             end = 0
         if end or complete:  # where nothing more can come, parsing says what is wrong
-            yield location, _object(parse_json(text[at:end or None], location), location)
+            entry = parse_json(text[at:end or None], location, values=bounds.RESULTS_LINE_VALUES)
+            yield location, _object(entry, location)
             at, number, wanted = end, number + 1, _CHUNK
             continue
         if len(text) - at > limit:

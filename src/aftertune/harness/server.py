@@ -15,21 +15,23 @@ continuation's text begins.
 from __future__ import annotations
 
 import json
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aftertune import bounds
 from aftertune.engine.engine import ResponseBatch
 from aftertune.engine.tokenize import Generation
 from aftertune.engine.verify import PackingDecision
-from aftertune.errors import InputError, RequestError, ResourceError
+from aftertune.errors import InputError, RequestError, ResourceError, shown
 from aftertune.harness.server_client import Refused, ServerClient, name_on_server, reported, token_ids
 from aftertune.values import Finish, Request, Response, digest
 
 #: Settings of ``--engine-args``, with their defaults: requests at once, further tries, seconds for an answer.
-ARGUMENTS = {"num_concurrent": 4, "max_retries": 5, "timeout": 600}
+ARGUMENTS = {"num_concurrent": 4, "max_retries": 5, "timeout": bounds.SERVER_SECONDS}
 #: Generation settings that the API takes under the same name.
 _PASSED = frozenset({"temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty",
                      "repetition_penalty"})
@@ -181,7 +183,7 @@ class ServerEngine:
         cut = settings.cut(text)
         usage = found.get("usage")
         tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        return Response(text=cut, tokens=tokens if isinstance(tokens, int) else None, truncated=None,
+        return Response(text=cut, tokens=tokens if _is_count(tokens) else None, truncated=None,
                         finish=_finish(choice, settings, was_cut=cut != text), reasoning=reasoning)
 
     # --- Log-likelihoods ---
@@ -266,10 +268,22 @@ def _token_rows(found: Any) -> list[tuple[str, float | None, bool]]:
     tops = tops if isinstance(tops, list) and len(tops) == len(tokens) else [None] * len(tokens)
     rows = []
     for token, value, top in zip(tokens, numbers, tops, strict=True):
-        number = float(value) if isinstance(value, int | float) else None
-        best = number is not None and isinstance(top, dict) and number >= max(top.values(), default=number)
+        number = None if value is None else _logprob(value)
+        best = number is not None and isinstance(top, dict) and number >= max(map(_logprob, top.values()),
+                                                                              default=number)
         rows.append((str(token), number, best))
     return rows[:-1]  # the last token is the one that was generated
+
+
+def _logprob(value: Any) -> float:
+    """A log-probability. Raises Refused for a value that is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf <= value < 2**53:
+        raise Refused(200, f"a log-probability of the answer is {shown(value)}")
+    return float(value) if value > -(2**53) else -math.inf
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def _choice(found: Any) -> dict[str, Any]:

@@ -6,17 +6,19 @@
     reported(client, "m")            {"server": "llama.cpp", "build": "b6123", "context": 4096, …}
 
 The key comes from the environment variable OPENAI_API_KEY alone. Redirects are not followed. An answer has at most
-``bounds.SERVER_ANSWER`` bytes.
+``bounds.SERVER_ANSWER`` bytes and ``bounds.SERVER_VALUES`` values, and must be complete in time: a server that sends a
+byte now and then is not waited for.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
+import queue
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -24,8 +26,9 @@ import requests
 from aftertune import bounds
 from aftertune.errors import InputError, ResourceError, nearest
 from aftertune.redaction import redact_known
-from aftertune.values import digest
+from aftertune.values import digest, from_json
 
+Answered = TypeVar("Answered")
 KEY = "OPENAI_API_KEY"
 #: Status codes after which the same request may succeed.
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -33,6 +36,8 @@ _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 #: Seconds that a question about the server itself may take.
 _SHORT = 10.0
+#: Characters of a server's error that are looked at, and of a fact that it reports of itself.
+_SAID, _FACT = 5000, 300
 #: Errors after which the same request may succeed: no connection, no answer in time, half an answer.
 _BROKEN_OFF = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
@@ -66,13 +71,14 @@ class ServerClient:
 
     def post(self, path: str, body: Mapping[str, Any], *, root: bool = False) -> Any:
         """The JSON value of an answer. Raises Refused, or ResourceError if the server cannot be reached."""
-        return self._asked(lambda s, wait: s.post(self._where(path, root), json=body, timeout=wait, stream=True,
-                                                  allow_redirects=False))
+        return self._asked(lambda s: s.post(self._where(path, root), json=body, timeout=self.timeout, stream=True,
+                                            allow_redirects=False), self.timeout)
 
     def models(self) -> Any:
         """The JSON value of the server's list of models. Raises the same as ``post``."""
-        return self._asked(lambda s, wait: s.get(self._where("models", False), timeout=min(wait, _SHORT), stream=True,
-                                                 allow_redirects=False))
+        wait = min(self.timeout, _SHORT)
+        return self._asked(lambda s: s.get(self._where("models", False), timeout=wait, stream=True,
+                                           allow_redirects=False), wait)
 
     def tried(self, path: str, body: Mapping[str, Any] | None = None, *, root: bool = False,
               timeout: float = _SHORT) -> Any:
@@ -80,9 +86,9 @@ class ServerClient:
         any status but 200, no JSON, or no answer within ``timeout`` seconds."""
         method = "GET" if body is None else "POST"
         try:
-            with self._session().request(method, self._where(path, root), json=body, timeout=timeout, stream=True,
-                                         allow_redirects=False) as answer:
-                return _value(_body(answer)) if answer.status_code == 200 else None
+            status, found, _ = self._answer(lambda s: s.request(method, self._where(path, root), json=body, stream=True,
+                                                                timeout=timeout, allow_redirects=False), timeout)
+            return _value(found) if status == 200 else None
         except (requests.RequestException, Refused):
             return None
 
@@ -105,7 +111,23 @@ class ServerClient:
         assert isinstance(session, requests.Session)
         return session
 
-    def _asked(self, ask: Callable[[requests.Session, float], requests.Response]) -> Any:
+    def _answer(self, ask: Callable[[requests.Session], requests.Response], seconds: float
+                ) -> tuple[int, bytes, str | None]:
+        """Status, body and Retry-After of an answer. Raises requests.Timeout where it is not complete after so many
+        seconds: the timeout of requests is one of silence alone."""
+        session = self._session()
+
+        def read() -> tuple[int, bytes, str | None]:
+            with ask(session) as answer:
+                return answer.status_code, _body(answer), answer.headers.get("Retry-After")
+
+        try:
+            return _in_time(read, seconds)
+        except requests.Timeout:
+            del self._local.session  # its connection may still be at work
+            raise
+
+    def _asked(self, ask: Callable[[requests.Session], requests.Response], seconds: float) -> Any:
         wait, why = _FIRST_WAIT, ""
         for number in range(self.retries + 1):
             if self.stop.wait(wait) if number else self.stop.is_set():
@@ -113,13 +135,13 @@ class ServerClient:
             if number:
                 wait = min(2 * wait, _LONGEST_WAIT)
             try:
-                with ask(self._session(), self.timeout) as answer:
-                    if answer.status_code == 200:
-                        return _value(_body(answer))
-                    why = _reason(answer.status_code, _body(answer))
-                    if answer.status_code not in _RETRIED:
-                        raise Refused(answer.status_code, why)
-                    wait = _asked_to_wait(answer.headers.get("Retry-After"), wait)
+                status, body, pause = self._answer(ask, seconds)
+                if status == 200:
+                    return _value(body)
+                why = _reason(status, body)
+                if status not in _RETRIED:
+                    raise Refused(status, why)
+                wait = _asked_to_wait(pause, wait)
             except _BROKEN_OFF as error:
                 why = _short(error)
             except requests.RequestException as error:
@@ -139,6 +161,26 @@ def _key() -> str:
     return key
 
 
+def _in_time(work: Callable[[], Answered], seconds: float) -> Answered:
+    """What ``work`` gives, or its error. Raises requests.Timeout if it takes longer; it is left to itself then."""
+    ended: queue.SimpleQueue[tuple[Answered | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            ended.put((work(), None))
+        except BaseException as error:
+            ended.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        found, error = ended.get(timeout=seconds)
+    except queue.Empty:
+        raise requests.Timeout("timed out") from None
+    if error is not None:
+        raise error
+    return found  # type: ignore[return-value]  # there was no error
+
+
 def _body(answer: requests.Response) -> bytes:
     parts, size = [], 0
     for part in answer.iter_content(65536):
@@ -151,27 +193,29 @@ def _body(answer: requests.Response) -> bytes:
 
 
 def _value(body: bytes) -> Any:
+    if sum(map(body.count, (b",", b"[", b"{"))) > bounds.SERVER_VALUES:
+        raise Refused(200, f"the answer has more than {bounds.SERVER_VALUES:,} values")
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        return from_json(body)
+    except ValueError:
         raise Refused(200, f"the answer is no JSON: {_line(body)}") from None
 
 
 def _reason(status: int, body: bytes) -> str:
     """The status and what the server says about it."""
     try:
-        found = json.loads(body)
+        found = _value(body)
         error = found.get("error", found) if isinstance(found, dict) else found
         text = str(error.get("message", error.get("detail", error)) if isinstance(error, dict) else error)
-    except (ValueError, RecursionError):
+    except (Refused, ValueError):
         text = _line(body)
-    return f"HTTP {status}: {redact_known(' '.join(text.split()))[:300]}"
+    return f"HTTP {status}: {redact_known(' '.join(text[:_SAID].split()))[:300]}"
 
 
 def token_ids(found: Any) -> list[int]:
     """The token ids in the answer of ``/tokenize``; [] where it has none."""
     tokens = found.get("tokens") if isinstance(found, dict) else None
-    return tokens if isinstance(tokens, list) and all(isinstance(t, int) for t in tokens) else []
+    return tokens if isinstance(tokens, list) and all(isinstance(t, int) and 0 <= t < 2**31 for t in tokens) else []
 
 
 def _line(body: bytes) -> str:
@@ -213,7 +257,16 @@ def reported(client: ServerClient, model: str) -> dict[str, Any]:
             facts |= describe(client, model)
             if "server" in facts:
                 break
-    return {k: v for k, v in facts.items() if v not in (None, "")}
+    return {k: v for k, found in facts.items() if (v := _fact(found)) not in (None, "")}
+
+
+def _fact(found: Any) -> str | int | float | None:
+    """What a server reports of itself as a number or a short text. None for a value of another kind."""
+    if isinstance(found, str):
+        return redact_known(found[:_SAID])[:_FACT]
+    if isinstance(found, int):
+        return found if abs(found) < 2**53 else None
+    return found if isinstance(found, float) and math.isfinite(found) else None
 
 
 def served_models(client: ServerClient) -> list[str]:

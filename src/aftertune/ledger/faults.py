@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from aftertune.errors import StorageError
+from aftertune.errors import DiskError, StorageError
 
 #: SQLite's primary result code -> what is wrong and what to do.
 ADVICE = {
@@ -36,6 +36,8 @@ ADVICE = {
              "check space, quota and disk, and run the same command again",
 }
 
+#: The result codes of a fault of the disk, not of the values.
+_OF_THE_DISK = ("FULL", "IOERR")
 #: Seconds that a transaction waits for one of another process. An import of a million samples takes minutes.
 LOCK_TIMEOUT = 300.0
 
@@ -65,7 +67,8 @@ def storage_error(path: Path, error: BaseException) -> StorageError:
     advice = ADVICE.get(name)
     if advice is None:
         return StorageError(f"{path}: the database reports: {detail}; check the ledger with `aftertune doctor`")
-    return StorageError(f"{path}: " + advice.format(detail=detail, free=_free(path), seconds=int(LOCK_TIMEOUT)))
+    kind = DiskError if name in _OF_THE_DISK else StorageError
+    return kind(f"{path}: " + advice.format(detail=detail, free=_free(path), seconds=int(LOCK_TIMEOUT)))
 
 
 def _free(path: Path) -> int:

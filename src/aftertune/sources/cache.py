@@ -23,6 +23,7 @@ import secrets
 import shutil
 import stat
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,9 @@ def cache_value(key: str, value: dict[str, Any]) -> None:
 
 #: What a file's name may not contain: as in lm-eval's ``sanitize_model_name``, and control characters.
 _UNSAFE = re.compile(r"[\"<>:/|\\?*\[\]\x00-\x1f\x7f-\x9f]+")
+#: Categories of characters that are not seen or change the direction of a line: "x(U+202E)gpj.exe" looks
+#: like "xexe.jpg".
+_UNSEEN = ("Cf", "Co", "Zl", "Zp")
 _LONGEST_NAME = 150  # bytes; file systems allow 255, and names of files get a stamp and an ending
 
 
@@ -86,6 +90,7 @@ def path_part(name: str) -> str:
 
     "org/model" becomes "org__model", ".." becomes "__". A name that is too long is cut, with a hash of the whole.
     """
+    name = "".join("__" if unicodedata.category(c) in _UNSEEN else c for c in name)
     part = _UNSAFE.sub("__", name.encode("utf-8", "backslashreplace").decode())
     part = re.sub(r"^\.+", "__", part).strip() or "__"
     if len(part.encode()) <= _LONGEST_NAME:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -70,29 +71,58 @@ class _TooLarge(ValueError):
     """A text that stands for more than the limits allow."""
 
 
+@dataclass(slots=True)
+class _Open:
+    """A collection that has begun. before: values of the file before it; most: values that it may have, None for any
+    number; values: that it has so far, keys counted."""
+
+    anchor: str | None
+    before: int
+    most: int | None
+    values: int = 0
+
+    def add(self, event: Any) -> None:
+        """Count a value. Raises _TooLarge: to read a list of 30,000 to its end would take more than a second."""
+        self.values += 1
+        if self.most is not None and self.values > self.most:
+            raise _TooLarge(f"line {event.start_mark.line + 1}: a list in `matrix` has more than {self.most:,} values, "
+                            "but a matrix makes at most as many tunings")
+
+
 def _check_size(text: str) -> None:
     """Raise a ValueError for a text beyond the limits; its values are counted in one pass, without making them."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
+    from ruamel.yaml.events import (
+        AliasEvent,
+        CollectionEndEvent,
+        CollectionStartEvent,
+        NodeEvent,
+        SequenceStartEvent,
+    )
 
     if len(text) > MAX_LENGTH:
         raise _TooLarge(f"{len(text):,} characters, but at most {MAX_LENGTH:,} are allowed")
     sizes: dict[str, int] = {}
-    open_nodes: list[tuple[str | None, int]] = []  # the anchor of each open collection, and the values before it
-    count = 0
+    open_nodes: list[_Open] = []
+    count, in_matrix = 0, False
     for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, NodeEvent) and open_nodes:
+            open_nodes[-1].add(event)
+            if len(open_nodes) == 1 and open_nodes[0].values % 2:  # a key of the file
+                in_matrix = getattr(event, "value", None) == "matrix"
         if isinstance(event, AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in open_nodes):
+            if any(node.anchor == event.anchor for node in open_nodes):
                 raise _TooLarge(f"line {event.start_mark.line + 1}: the alias *{event.anchor[:40]} is inside of what "
                                 "it stands for")
             count += sizes.get(event.anchor, 1)
         elif isinstance(event, CollectionEndEvent):
-            anchor, before = open_nodes.pop()
-            if anchor is not None:
-                sizes[anchor] = count - before
+            node = open_nodes.pop()
+            if node.anchor is not None:
+                sizes[node.anchor] = count - node.before
         elif isinstance(event, NodeEvent):
             if isinstance(event, CollectionStartEvent):
-                open_nodes.append((event.anchor, count))
+                is_axis = in_matrix and isinstance(event, SequenceStartEvent)
+                open_nodes.append(_Open(event.anchor, count, bounds.STUDY_TUNINGS if is_axis else None))
             elif event.anchor is not None:
                 sizes[event.anchor] = 1
             count += 1

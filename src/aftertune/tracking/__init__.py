@@ -53,4 +53,4 @@ def track(names: Sequence[str], runs: Sequence[TrackedRun]) -> Iterator[str]:
             yield (f"warning: {name}: {detail}; the results are in the ledger, and `aftertune export ID --to {name}` "
                    "hands them over again")
         for place, count in where.items():
-            yield f"{name}: {count} {'run' if count == 1 else 'runs'} in {place}"
+            yield f"{name}: {count} {'run' if count == 1 else 'runs'} in {redact(place)}"
