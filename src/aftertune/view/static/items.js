@@ -88,7 +88,8 @@
     return [low - room, high + room];
   }
 
-  function draw(holder, data) {
+  // open: called with the place of the item that was clicked.
+  function draw(holder, data, open) {
     const kinds = data.kinds.map((name, kind) => ({ name, at: data.kind.flatMap((k, i) => (k === kind ? [i] : [])) }));
     const order = ["both wrong", "both right", "gained", "lost"];
     kinds.sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
@@ -141,9 +142,7 @@
       const still = pressed && Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) < 5;
       const i = still ? nearest(plot) : null;
       if (i === null) return;
-      const address = new URL(location.href);
-      address.searchParams.set("item", data.place[i]);
-      location.assign(address);
+      open(data.place[i]);
     });
     new ResizeObserver(() => plot.setSize({ width: holder.clientWidth, height: holder.clientHeight })).observe(holder);
     document.addEventListener("aftertune:theme", () => plot.redraw(false, true));
@@ -152,16 +151,20 @@
 
   async function start() {
     const holder = $("#scatter");
-    if (!holder) return;
+    if (!holder?.dataset.source) return;
     const answer = await fetch(holder.dataset.source);
     if (!answer.ok) { $("#point").textContent = "The margins could not be loaded; load the page again."; return; }
-    draw(holder, await answer.json());
+    draw(holder, await answer.json(), (place) => {
+      const address = new URL(location.href);
+      address.searchParams.set("item", place);
+      location.assign(address);
+    });
     $("#unbrush")?.addEventListener("click", () => setBounds({ bmin: "", bmax: "", tmin: "", tmax: "" }));
   }
 
   // The task is another page, with charts of its own.
   document.addEventListener("change", (event) => {
-    if (event.target.matches("#filters [name=task]")) {
+    if ($("#scatter[data-source]") && event.target.matches("#filters [name=task]")) {
       event.stopPropagation();
       const address = new URL(location.href);
       for (const name of ["page", "subject", "bmin", "bmax", "tmin", "tmax", "q"]) address.searchParams.delete(name);
@@ -170,5 +173,6 @@
     }
   }, true);
 
+  aftertune.drawScatter = draw;
   document.addEventListener("DOMContentLoaded", start);
 })();
