@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from aftertune.ledger import EntryLabel, EntryQuery, Ledger
+from aftertune.view.pages import comparison as comparison_module
 from early_cases import STRANGER, changed, store
 from view_cases import client, demo_ledger, tags
 
@@ -120,7 +121,7 @@ def test_two_evaluations_without_a_stored_comparison_are_compared(browser: TestC
     assert "Not stored" in page
     with Ledger(ledger_path, read_only=True) as ledger:
         assert len(ledger.comparisons()) == 2
-    monkeypatch.setattr("aftertune.view.pages.comparison.MOST_ITEMS", 10)
+    monkeypatch.setattr(comparison_module, "MOST_ITEMS", 10)
     assert "take too long" in browser.get("/compare/careless/careful").text
 
 

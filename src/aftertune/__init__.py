@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from aftertune.api.evaluating import evaluate as evaluate
     from aftertune.api.item_plans import plan_items as plan_items
     from aftertune.api.training import tune as tune
+    from aftertune.api.viewing import view as view
     from aftertune.cure.blend import blend as blend
     from aftertune.cure.soften import soften as soften
     from aftertune.errors import AftertuneError as AftertuneError
@@ -68,6 +69,7 @@ _HOME = {
     "report": "aftertune.api.documents",
     "soften": "aftertune.cure",
     "tune": "aftertune.api.training",
+    "view": "aftertune.api.viewing",
     "AftertuneError": "aftertune.errors",
     "Comparison": "aftertune.values",
     "Drift": "aftertune.values",
@@ -105,8 +107,8 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """The package. The functions `report` and `drift` have the names of rooms: importing ``aftertune.report.charts``
-    sets an attribute ``report`` here, which would take the place of the function."""
+    """The package. The functions `report`, `drift` and `view` have the names of rooms: importing a module of
+    ``aftertune.report`` sets an attribute ``report`` here, which would take the place of the function."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

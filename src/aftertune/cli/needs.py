@@ -35,6 +35,10 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
           for option, setting in (("--rank", "r"), ("--alpha", "alpha"), ("--dropout", "dropout"),
                                   ("--target-modules", "target_modules"))),
     ),
+    "view": (
+        (("--comparison",), ("--export",)),
+        (("--port", "--host", "--token", "--open"), ("no --export",)),
+    ),
     "checkpoints": ((("--match",), ("--target",)),),
     **dict.fromkeys(("soften", "cure"), ((("--match", "--apply-chat-template"), ("--target",)),)),
     "blend": (

@@ -3,6 +3,7 @@
     aftertune view                            http://127.0.0.1:7788
     aftertune view --port 0 --open            a free port, and the browser opens it
     aftertune view --host 0.0.0.0 --token     for other machines, whose browsers need the printed address once
+    aftertune view --export pages             pages for a static host, which also open from disk
 
 A view of another machine is best reached through SSH, without a token: ssh -L 7788:127.0.0.1:7788 MACHINE
 The server can be stopped and started again: pages that are open keep working, and their forms after a reload.
@@ -30,9 +31,18 @@ def view(
     token: Annotated[bool, typer.Option(
         "--token", help="Make a token, which is in the printed address; a browser without it gets nothing.")] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the address in the browser.")] = False,
+    export: Annotated[Path | None, typer.Option(
+        help="Folder to write pages of comparisons into, which open from disk and from any static host; no server "
+             "starts.")] = None,
+    comparison: Annotated[list[str] | None, typer.Option(
+        help="Id of a comparison to export, as `aftertune runs` shows it; several times for several. Default: all."
+        )] = None,
 ) -> None:
     """Show a ledger in the browser: comparisons, each changed item, and what runs now. Ctrl-C stops it."""
     require_view()
+    if export is not None:
+        _write_pages(ledger, export, comparison or [])
+        return
     from aftertune.ledger import locate
     from aftertune.view.ledgers import LedgerSource
     from aftertune.view.server import ServerAddress, serve
@@ -47,6 +57,19 @@ def view(
             webbrowser.open(address)
 
     serve(LedgerSource(place), ServerAddress(host, port, token), announce=announce)
+
+
+def _write_pages(place: Path | None, folder: Path, words: list[str]) -> None:
+    """Write the pages of comparisons."""
+    from aftertune.ledger import Ledger
+    from aftertune.view.static_site import write_static_site
+
+    with Ledger(place, create=False, read_only=True) as ledger:
+        chosen = [ledger.find_comparison(word) for word in words] or ledger.comparisons()[::-1]
+        written = write_static_site(ledger, folder, list({c.id: c for c in chosen}.values()),
+                                    report=lambda line: typer.echo(line, err=True))
+    size = sum(path.stat().st_size for path in written)
+    typer.echo(f"{written[0]} and {len(written) - 1} files beside it, {size / 1e6:.1f} MB")
 
 
 def require_view() -> None:

@@ -3,7 +3,8 @@
     written = write_static_site(ledger, Path("pages"), [comparison])      pages/index.html, pages/c-1f….html, …
     inline_explorer(comparison, ledger)                                   one page without files, for a notebook
 
-The pages load scripts and styles of their own folder alone (their content security policy allows nothing else), and the
+Paths of this machine in the settings of the comparisons become names, as in a published record. The pages load scripts
+and styles of their own folder alone (their content security policy allows nothing else), and the
 items of a task when they are first shown. The same comparisons give the same bytes.
 """
 
@@ -23,6 +24,7 @@ from aftertune.comparison.paired_items import paired_items
 from aftertune.errors import AftertuneError, InputError, StorageError, one_line
 from aftertune.ledger import Ledger
 from aftertune.paths import is_dir, is_file
+from aftertune.redaction import published
 from aftertune.report import Results, make_folder, write_document
 from aftertune.report.columns import verdict_table
 from aftertune.report.page.views import comparison_view
@@ -76,7 +78,7 @@ class _ExportContext(ViewContext):
 
 
 def write_static_site(ledger: Ledger, folder: Path, comparisons: Sequence[Comparison], *,
-                      report: Callable[[str], None] = lambda line: None) -> list[Path]:
+                      report: Callable[[str], None] | None = None) -> list[Path]:
     """Write the pages of the comparisons, each of which is stored in the ledger; returns the files, index.html first.
 
     report: gets a line for each comparison. Raises InputError where the folder has files that are not of an export, and
@@ -87,11 +89,13 @@ def write_static_site(ledger: Ledger, folder: Path, comparisons: Sequence[Compar
     _check_folder(folder)
     context = _ExportContext()
     files: dict[Path, str] = {}
+    comparisons = published(list(comparisons))
     pages = {c.id: f"{c.id}.html" for c in comparisons}
     for name, file in context.files.items():
         files[folder / "static" / name] = file.content.decode()
     for number, comparison in enumerate(comparisons, start=1):
-        report(f"[{number}/{len(comparisons)}] {comparison.tuned_name} against {comparison.base_name}")
+        if report is not None:
+            report(f"[{number}/{len(comparisons)}] {comparison.tuned_name} against {comparison.base_name}")
         files.update((folder / name, text) for name, text in _pages_of(context, ledger, comparison, pages))
     summaries = [_summary(c, pages) for c in comparisons]
     files[folder / "index.html"] = context.page(
@@ -147,7 +151,8 @@ def _check_folder(folder: Path) -> None:
     except OSError as error:
         raise StorageError(f"{folder}: this folder cannot be read ({error.strerror}); choose another one") from None
     if not ours:
-        raise InputError(f"{folder} has other files; give --export a new or an empty folder, or one of an earlier export")
+        raise InputError(f"{folder} has other files; give --export a new or an empty folder, or that of an earlier "
+                         "export")
 
 
 def _summary(comparison: Comparison, pages: Mapping[str, str]) -> ComparisonSummary:
