@@ -206,7 +206,7 @@ def test_every_public_verb_works_after_every_submodule_has_been_imported() -> No
     for name in SUBMODULES:
         importlib.import_module(name)
     verbs = ["audit", "blend", "card", "compare", "drift", "evaluate", "flips", "gate", "import_results", "plan_items",
-             "record", "report", "soften", "tune"]
+             "record", "report", "soften", "tune", "view"]
     for verb in verbs:
         assert isfunction(getattr(aftertune, verb)), verb
         assert getattr(aftertune, verb).__doc__
