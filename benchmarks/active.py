@@ -3,6 +3,7 @@
     python benchmarks/active.py                 1,000 draws of each population; writes a section of docs/benchmarks.md
     python benchmarks/active.py --draws 200
     python benchmarks/active.py models          claims about the models; writes another section
+    python benchmarks/active.py where           where the changes are, and items for `kept`; writes a third one (seconds)
     python benchmarks/active.py collect --work active       makes data/active.npz again (hours on two cores; resumable)
 
 The answers are those of SmolLM2-135M-Instruct and of three of its tunings (data/active.yaml) to real benchmarks
@@ -33,6 +34,7 @@ import verdicts
 from active_answers import BASE, FILE, TUNINGS, collect, load
 from aftertune.stats import weighted as w
 from aftertune.stats import weighted_bets as bets
+from aftertune.stats.planning import items_to_decide
 from aftertune.stats.sequential import LOOKS, Boundaries, PairedSequential, exact_verdict
 from document import write_section
 from fixed_verdicts import share
@@ -336,6 +338,53 @@ def run_models(draws: int) -> int:
     return 1 if faults else 0
 
 
+# --- Where the changes are ---
+
+def flips_by_fifths(population: Population) -> list[float]:
+    """The share of items that changed, in fifths of the items by the base's |margin|, the smallest first."""
+    order = np.argsort(population.confidence, kind="stable")
+    return [float((population.d[part] != 0).mean()) for part in np.array_split(order, 5)]
+
+
+def items_for_kept(d: Floats) -> int:
+    """Items with which `kept` is proven in 80 % of comparisons if the models do not differ, as `plan-items` says."""
+    plan = items_to_decide(float(d.var()), MARGIN, 0.0, includes_zero=True, seen=1, total=10**7, alpha=ALPHA)
+    assert plan.items is not None
+    return plan.items
+
+
+def run_where() -> int:
+    """Write the section on where the changes are."""
+    text = "\n".join(where_lines()) + "\n"
+    write_section("active-where", text)
+    print(text)
+    return 0
+
+
+def where_lines() -> Iterator[str]:
+    """The section of docs/benchmarks.md on where the changes are."""
+    yield "## Where the base's answers change"
+    yield ""
+    yield ("Written by `python benchmarks/active.py where`: the items that were asked, in fifths by the base's margin, "
+           "from those that it was least sure of to those that it was surest of.")
+    yield ""
+    yield ("| tuning | items | changed, by fifths | items for `kept` by accuracy | by expected accuracy | times fewer |")
+    yield "|---|---|---|---|---|---|"
+    for task, everything in load().items():
+        for tuning in (t for t in TUNINGS if t in everything.loglikelihoods):
+            answers = everything.of(tuning)
+            base = answers.outcome(BASE)
+            asked = Population(name="", base=base, confidence=np.abs(answers.margin(BASE)),
+                               d=answers.outcome(tuning) - base)
+            needed = [items_for_kept(d) for d in (asked.d, answers.share(tuning) - answers.share(BASE))]
+            fifths = ", ".join(f"{100 * share:.0f}" for share in flips_by_fifths(asked))
+            yield (f"| {TITLES[task]}, {tuning} | {asked.d.size:,} | {fifths} % | {needed[0]:,} | {needed[1]:,} "
+                   f"| {needed[0] / needed[1]:.1f} |")
+    yield ""
+    yield ("Margin 2 points, a fixed number of items, 80 % of comparisons, if the models do not differ on average: the "
+           "numbers come from the variance of the differences.")
+
+
 def broken(result: Result) -> Iterator[str]:
     """The bars that a population misses; a share of false verdicts may exceed 5 % by twice its Monte Carlo error."""
     name = result.population.name
@@ -396,7 +445,7 @@ def run(draws: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="early stopping on real answers")
-    parser.add_argument("command", nargs="?", choices=("replay", "models", "collect"), default="replay")
+    parser.add_argument("command", nargs="?", choices=("replay", "models", "where", "collect"), default="replay")
     parser.add_argument("--draws", type=int, default=1000, help="of each population")
     parser.add_argument("--work", type=Path, default=Path("active"), help="folder of the study's ledger and tunings")
     given = parser.parse_args(argv)
@@ -404,6 +453,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given.work.mkdir(parents=True, exist_ok=True)
         collect(given.work, FILE)
         return 0
+    if given.command == "where":
+        return run_where()
     return run_models(given.draws) if given.command == "models" else run(given.draws)
 
 

@@ -5,7 +5,8 @@ The rows are made by the functions of the program, from the paired values of eac
 compares the average with the tasks one by one. In the second part the true average is on the margin or 0, so a word
 that claims more is false: there "within" may be said in at most 5 % of the comparisons, and a word of the two sides in
 at most 5 % together. With early stopping each task is stopped by its own test at 1/K of the error level, as `aftertune
-eval --until-decided` does, and the average is judged with what was asked until then.
+eval --until-decided` does, and the average is judged with what was asked until then. The last part judges chosen
+tasks that were stopped early and their average as one family, as `compare --tasks a,b,average` does.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from aftertune.catalog import MetricKey
-from aftertune.comparison.average import AverageQuestion, average_question
-from aftertune.comparison.early_rows import EarlyTest
+from aftertune.comparison.average import AverageQuestion, average_question, level_beside
+from aftertune.comparison.early_rows import EarlyTest, with_early_rows
 from aftertune.comparison.pairing import MetricValues, Pair
 from aftertune.comparison.rows import RowDraft, TaskGroup, build_drafts, judge_drafts
 from aftertune.stats.evidence import Evidence
@@ -209,15 +210,16 @@ def _draft(group: TaskGroup) -> RowDraft:
                     values=group)
 
 
-def _stopped(group: TaskGroup, tests: int) -> EarlyTest:
-    """The test of a task after the items that it asked: until a word about the margin was proven, else all."""
+def _stopped(group: TaskGroup, tests: int, items: int = 0) -> EarlyTest:
+    """The test of a task after the items that it asked: until a word about the margin was proven, else all. items: of
+    the task, if these are the most that are asked."""
     (_, values), = group.members
     test = PairedSequential(None, MARGIN, alpha=ALPHA / tests)
     test.update(values.tuned - values.base)
     n = values.base.size
     used = min(n, 32 * math.ceil((test.decided_at or n) / 32))
     column = replace(values, base=values.base[:used], tuned=values.tuned[:used])
-    unit = EarlyUnit(name=group.name, key=ACC, tasks=(group.name,), items=n, batch=32, order="")
+    unit = EarlyUnit(name=group.name, key=ACC, tasks=(group.name,), items=items or n, batch=32, order="")
     return EarlyTest(unit=unit, columns={ACC: column}, counted=np.ones(used, dtype=bool), base=values.base, chance=0.25,
                      groups=(), share=tests, target=False)
 
@@ -226,6 +228,57 @@ def run_average(scenario: AverageScenario, comparisons: int) -> dict[str, Any]:
     """How often each word is said of the average."""
     random = np.random.default_rng(sum(map(ord, scenario.name)))
     return {"said": Counter(verdict_of(scenario, random) for _ in range(comparisons)), "comparisons": comparisons}
+
+
+# --- Stopped tasks and their average as one family ---
+
+#: (tasks, items that are asked of each at most, loss of each): all on the margin, so that every word of "within",
+#: "lower", "higher" and "no_loss" is false of the tasks and of the average.
+BESIDE = ((2, 800, MARGIN), (4, 400, MARGIN))
+QUESTIONS = (("within",), ("lower", "higher"), ("better",), ("no_loss",))
+
+
+def run_beside(tasks: int, items: int, loss: float, comparisons: int) -> dict[str, Any]:
+    """How many comparisons say a false word of any task, of the average, and of any of them, by question."""
+    random = np.random.default_rng(tasks * items)
+    counts: dict[tuple[str, ...], list[int]] = {q: [0, 0, 0] for q in QUESTIONS}
+    for _ in range(comparisons):
+        stopped = []
+        for k in range(tasks):
+            pair = Pair(settings(f"t{k}", items), (), (), (), ())
+            values = MetricValues(*flips(random, items, loss, 0.1), True)
+            stopped.append(_stopped(TaskGroup(f"t{k}", ACC, ((pair, values),), None), tasks, 10 * items))
+        question = AverageQuestion(name="average", fixed=(), tests={t.name: t for t in stopped})
+        average = question.early_row(MARGIN, lineage=True, alpha=level_beside(question, [], stopped))
+        rows = with_early_rows([], stopped, MARGIN, lineage=True, forced=False)
+        for words, found in counts.items():
+            of_task = any(min(r.p_claims[w] for w in words) < ALPHA for r in rows)
+            of_average = min(average.p_claims[w] for w in words) <= ALPHA + 1e-9
+            for i, said in enumerate((of_task, of_average, of_task or of_average)):
+                found[i] += said
+    return {"counts": counts, "comparisons": comparisons}
+
+
+def broken_beside(case: tuple[int, int, float], found: dict[str, Any]) -> Iterator[str]:
+    """The questions in which the family is false too often, by more than twice the Monte Carlo error."""
+    n = found["comparisons"]
+    for words, (*_, false) in found["counts"].items():
+        if false / n > ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / n):
+            yield f"{case[0]} stopped tasks and their average: false {' or '.join(words)} {share(false, n)}"
+
+
+def beside_lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The table of stopped tasks and their average as one family."""
+    yield "| stopped tasks | items of each, at most | false | of any task | of the average | of any of them |"
+    yield "|---|---|---|---|---|---|"
+    for (tasks, items, _), result in zip(BESIDE, found, strict=True):
+        n = result["comparisons"]
+        for words, counts in result["counts"].items():
+            yield f"| {tasks} | {items:,} | *{'* or *'.join(w.replace('_', ' ') for w in words)}* | " + " | ".join(
+                share(count, n) for count in counts) + " |"
+    yield ""
+    yield (f"Tasks that were stopped early and their average, chosen as one family; {found[0]['comparisons']:,} "
+           "comparisons each, with every true difference on the margin. The last column may be at most 5 %.")
 
 
 def broken_average(scenario: AverageScenario, found: dict[str, Any]) -> Iterator[str]:

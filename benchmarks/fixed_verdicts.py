@@ -187,7 +187,7 @@ class SeedWidth:
 
 
 SEED_WIDTHS = (*(SeedWidth(r) for r in (0, 2, 4, 6)), SeedWidth(4, 0.5), SeedWidth(4, 0.9),
-               SeedWidth(4, largest=0.06))
+               SeedWidth(2, largest=0.06), SeedWidth(4, largest=0.06))
 
 
 def run_width(width: SeedWidth, comparisons: int) -> dict[str, float]:

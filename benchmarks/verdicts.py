@@ -37,7 +37,18 @@ from aftertune.stats.sequential import (
     log_mixture,
     unreachable,
 )
-from average_verdicts import AVERAGES, COMPARED, average_lines, broken_average, run_average, run_compared
+from average_verdicts import (
+    AVERAGES,
+    BESIDE,
+    COMPARED,
+    average_lines,
+    beside_lines,
+    broken_average,
+    broken_beside,
+    run_average,
+    run_beside,
+    run_compared,
+)
 from collapse_signs import COLLAPSES, broken_collapse, collapse_lines, run_collapse
 from document import write_section
 from fixed_verdicts import (
@@ -265,7 +276,7 @@ def fixed(comparisons: int) -> list[str]:
         faults += broken_fixed(f"items for {plan}", found)
     widths = [run_width(width, comparisons) for width in SEED_WIDTHS]
     for width, found in zip(SEED_WIDTHS, widths, strict=True):
-        if width.largest is None:
+        if width.largest is None or width.recipes == 2:
             faults += broken_fixed(f"seeds {width}", {"moved": found["missed"], "comparisons": comparisons})
     write("fixed verdicts", iter([*fixed_lines(results, plans), "", *width_lines(widths)]))
     return faults
@@ -302,7 +313,10 @@ def average(comparisons: int) -> list[str]:
         found.append(run_average(scenario, comparisons))
         faults += broken_average(scenario, found[-1])
         print(f"average, {scenario.name}: {found[-1]}, {time.monotonic() - begun:.0f} s", flush=True)
-    write("average", average_lines(compared, found))
+    together = [run_beside(*case, comparisons) for case in BESIDE]
+    for case, result in zip(BESIDE, together, strict=True):
+        faults += broken_beside(case, result)
+    write("average", iter([*average_lines(compared, found), "", *beside_lines(together)]))
     return faults
 
 

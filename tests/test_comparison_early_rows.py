@@ -316,6 +316,20 @@ def test_looking_again_with_more_items_is_said(ledger: Ledger) -> None:
     assert said not in compare("base1000", "strange", ledger=ledger).rows[0].note
 
 
+def test_a_run_that_looks_is_valid_whatever_was_compared_before(ledger: Ledger) -> None:
+    """The warning of earlier comparisons advises such a run, so a row of one does not have it."""
+    base, tuned = changed(2000, 0.6, 60, 260)
+    for name, model, values in (("base300", BASE, base), ("tuned300", ADAPTED, tuned)):
+        store(ledger, name, model, {"t": values[:300]})
+    compare("base300", "tuned300", ledger=ledger)
+    store(ledger, "base", BASE, {"t": base})
+    store(ledger, "early", ADAPTED, {"t": tuned}, used={"t": 480})
+    store(ledger, "all", ADAPTED, {"t": tuned})
+    said = {name: compare("base", name, ledger=ledger).rows[0].note for name in ("early", "all")}
+    assert "compared before" not in said["early"]
+    assert "compared before on 300 items of this task" in said["all"]
+
+
 def test_a_run_that_looked_until_it_had_decided_is_no_earlier_look(ledger: Ledger) -> None:
     """Its error level covers all of its looks."""
     base, tuned = changed(2000, 0.6, 60, 260)

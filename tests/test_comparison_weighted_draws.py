@@ -19,7 +19,7 @@ from aftertune.comparison import compare
 from aftertune.comparison.across_seeds import contrasts_across_seeds
 from aftertune.comparison.flips import flips, flips_by_comparison
 from aftertune.comparison.gate import gate
-from aftertune.comparison.weighted_draws import earlier_tunings
+from aftertune.comparison.weighted_draws import earlier_tunings, with_strata
 from aftertune.errors import InputError, NotComparable
 from aftertune.exchange.exporting import complete_part
 from aftertune.ledger import Ledger
@@ -28,6 +28,7 @@ from aftertune.report.card import write_card
 from aftertune.report.changed_items import write_flips
 from aftertune.report.table import score_part, score_table
 from aftertune.report.tables import overview_export
+from aftertune.values import EarlyUnit
 from early_cases import ADAPTED, BASE, changed, store, store_drawn, unsure_changes
 
 
@@ -224,7 +225,7 @@ def test_earlier_tunings_are_those_of_the_same_base_on_the_same_items(ledger: Le
     store(ledger, "one", ADAPTED, {"t": tuned})
     store(ledger, "two", replace(ADAPTED, adapter="a2"), {"t": base})
     store(ledger, "stranger", replace(ADAPTED, weights="w7"), {"t": base})
-    store(ledger, "partly", replace(ADAPTED, adapter="a3"), {"t": base}, used={"t": 100})
+    store(ledger, "hardly", replace(ADAPTED, adapter="a3"), {"t": base}, used={"t": 100})
     found = earlier_tunings(whole, replace(ADAPTED, adapter="a9").fingerprint, ["t"], ledger)
     assert [e.name for e in found] == ["one", "two"]
     assert [e.name for e in earlier_tunings(whole, ADAPTED.fingerprint, ["t"], ledger)] == ["two"]
@@ -232,6 +233,23 @@ def test_earlier_tunings_are_those_of_the_same_base_on_the_same_items(ledger: Le
                           models=False, earlier=[(base, tuned)])
     assert len(stopped.early.units[0].earlier) == 1
     assert compare("base", "now", ledger=ledger).rows[0].full_base == pytest.approx(base.mean())
+
+
+def test_an_earlier_tuning_that_was_stopped_counts_with_what_it_was_asked(ledger: Ledger) -> None:
+    """Of 4,000 items, 2 % of the drawn ones changed in sure strata and far more in unsure ones, as of all items."""
+    base, tuned, sure = unsure_changes(4000, 0.4, 160, 80)
+    whole = store(ledger, "base", BASE, {"t": base})
+    stopped = store_drawn(ledger, "stopped", ADAPTED, {"t": base}, {"t": tuned}, sure={"t": sure}, models=False)
+    assert 200 <= (stopped.tasks[0].used or 0) < 3000
+    found = earlier_tunings(whole, replace(ADAPTED, adapter="a9").fingerprint, ["t"], ledger)
+    assert [e.name for e in found] == ["stopped"]
+    answers = {a.index: a.metrics["acc,none"] for a in ledger.answers(stopped.id)}
+    asked = np.array([answers.get(i, np.nan) for i in range(4000)])
+    unit = EarlyUnit(name="t", key="acc,none", tasks=("t",), items=4000, batch=32, order="")
+    of_all, of_asked = (np.array(with_strata(unit, base, sure, [(base, values)]).earlier[0])
+                        for values in (tuned, asked))
+    assert abs(float(of_asked.mean() - of_all.mean())) < 0.02
+    assert np.corrcoef(of_all, of_asked)[0, 1] > 0.9
 
 
 def test_where_all_drawn_items_were_asked_the_looks_count_or_prove_nothing(ledger: Ledger) -> None:

@@ -18,6 +18,7 @@ from aftertune.exchange import audit, import_results
 from aftertune.ledger import Ledger
 from aftertune.report import Results, write_record
 from aftertune.report.changed_items import form_text, format_table
+from aftertune.report.table import part_text
 from aftertune.values import Evaluation
 from aftertune.values.reported import proven
 from eval_cases import byte_folder
@@ -295,3 +296,44 @@ def test_other_prompts_are_not_comparable(tmp_path: Path, ledger: Ledger) -> Non
             ledger=ledger)
     with pytest.raises(NotComparable, match=r"choose\.num_fewshot"):
         compare("base", "tuned", ledger=ledger)
+
+
+def answers_of(folder: Path, change: Any) -> Path:
+    """The folder with other lines of answers in all of its samples files. change: the lines -> the lines."""
+    for path in folder.glob("samples_*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+    return folder
+
+
+def moved(by: int) -> Any:
+    """Lines whose documents are others of the task."""
+    return lambda lines: [line | {"doc_id": line["doc_id"] + by} for line in lines]
+
+
+def test_a_part_of_a_task_is_neither_all_of_it_nor_a_random_sample(tmp_path: Path, ledger: Ledger) -> None:
+    counts = {"n-samples": {t: {"original": 1319, "effective": 12} for t in ("choose", "write")}}
+    folders = {
+        "first": lm_eval_folder(tmp_path / "a", "org/m", BASE_RIGHT, **counts),
+        "chosen": answers_of(lm_eval_folder(tmp_path / "b", "org/m", BASE_RIGHT, **counts), moved(700)),
+        "unstated": lm_eval_folder(tmp_path / "c", "org/m", BASE_RIGHT, **{"n-samples": {}, "config": {"limit": 12}}),
+        "beyond": answers_of(lm_eval_folder(tmp_path / "d", "org/m", BASE_RIGHT, **{"n-samples": {}}), moved(88))}
+    found = {name: single(folder, ledger, name) for name, folder in folders.items()}
+    parts = {name: part_text(e.tasks[0]) for name, e in found.items()}
+    assert parts == {"first": "first 12 of 1,319", "chosen": "12 of 1,319, not known how they were chosen",
+                     "unstated": "first 12 of a number that is not stated",
+                     "beyond": "12 of 100, not known how they were chosen"}
+    assert all(e.tasks[0].partial and e.tasks[0].sample is None for e in found.values())
+    assert not any("random sample" in w or "not stated" in w for w in found["first"].warnings)
+    assert "they may be no random sample" in found["chosen"].warnings[1]
+    assert "how many the task has is not stated" in found["unstated"].warnings[1]
+
+
+def test_documents_in_another_order_pair_by_content_once_that_is_allowed(tmp_path: Path, ledger: Ledger) -> None:
+    base = single(lm_eval_folder(tmp_path / "a", "org/base", BASE_RIGHT), ledger, "base")
+    tuned = single(answers_of(lm_eval_folder(tmp_path / "b", "org/tuned", TUNED_RIGHT), lambda lines: lines[::-1]),
+                   ledger, "tuned")
+    with pytest.raises(NotComparable, match="12 shared, in another order.*--common"):
+        compare(base, tuned, ledger=ledger)
+    row = next(r for r in compare(base, tuned, ledger=ledger, common=True).rows if r.task == "choose")
+    assert (row.gained, row.lost, row.n) == (1, 5, 12)

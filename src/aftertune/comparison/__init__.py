@@ -40,6 +40,7 @@ from aftertune.values import (
     Comparison,
     ComparisonRow,
     Difference,
+    Early,
     Evaluation,
     TaskSettings,
     digest,
@@ -96,7 +97,8 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     if relation.relation in _SAME or not isinstance(force, bool):
         changes = replace(changes, no_effect="")  # equal answers are what two forms of one model should give
     rows = tuple(replace(r, note="; ".join(filter(None, (
-        _no_effect_note(r, changes), r.note, _looked_note(r, looked))))) for r in rows)
+        _no_effect_note(r, changes), r.note, "" if _has_looks(r, right.early or left.early) else _looked_note(r, looked)))))
+        for r in rows)
     used = {p.settings.task: margin_of(margins, "share", p.settings.task, *p.settings.groups, primary=False)
             for p in pairs} | {r.task: r.margin for r in rows if r.primary and (not r.average_of or (
                 isinstance(margins, Mapping) and r.task in margins))}  # an id without a margin for it stays
@@ -123,6 +125,12 @@ def _allowed(force: bool | Collection[str]) -> list[list[str]]:
 def _no_effect_note(row: ComparisonRow, changes: Changes) -> str:
     """That the fine-tune had no effect on the answers, so that a verdict such as "kept" is nothing it earned."""
     return f"no effect seen: {NO_EFFECT[changes.no_effect]}" if row.primary and changes.no_effect else ""
+
+
+def _has_looks(row: ComparisonRow, plan: Early | None) -> bool:
+    """True for a row of a run that looked until it had decided: that is valid whatever was compared before."""
+    looked = {name for u in (plan.units if plan else ()) if u.batch < u.items for name in (u.name, *u.tasks)}
+    return row.stopped_of is not None and not row.average_of or {*(row.average_of or (row.task,))} <= looked
 
 
 def _looked_note(row: ComparisonRow, looked: Mapping[tuple[str, ...], Collection[int]]) -> str:

@@ -232,7 +232,7 @@ def all_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins
 
     name: of the average. tasks: only these, and the average over all if it is among them; empty: all. Beside other
     tasks that were chosen, the average is a member of their family; of these, tasks that stopped early keep the level
-    that they were stopped at (`_level_beside`).
+    that they were stopped at (`level_beside`).
     """
     chosen = set(tasks) - {name}
     asked = [p for p in pairs if not tasks or chosen & {p.settings.task, *p.settings.groups}]
@@ -251,7 +251,7 @@ def all_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins
     if question is not None:
         margin = margin_of(margins, "share", name) or MARGIN
         if question.tests:
-            level = _level_beside(question, [d.case for d in drafts if d.tested], stopped) if chosen else ALPHA
+            level = level_beside(question, [d.case for d in drafts if d.tested], stopped) if chosen else ALPHA
             average = (question.early_row(margin, lineage=lineage, forced=forced, alpha=level),)
             if chosen:
                 cases.append(Case(tests=NO_EVIDENCE))  # it has its share of the error level already
@@ -266,7 +266,7 @@ def all_rows(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], margins
                  for r in rows), (*without_rows, *missing)
 
 
-def _level_beside(question: AverageQuestion, fixed: Sequence[Case], stopped: Sequence[EarlyTest]) -> float:
+def level_beside(question: AverageQuestion, fixed: Sequence[Case], stopped: Sequence[EarlyTest]) -> float:
     """The error level of an average of which tasks have interim analyses, beside chosen tasks: with it, all of them
     together hold 5 % for each question. fixed: the chosen tasks of which all items were asked; stopped: the others.
 
@@ -280,8 +280,8 @@ def _level_beside(question: AverageQuestion, fixed: Sequence[Case], stopped: Seq
         claims of the F, by Holm with S + 1 others     at most alpha F / (F + S + 1)
         the average by its tasks without analyses      at most 0.8 (K - T) / K of its level
 
-    For F = 0 at the level alpha, and for F > 0 at alpha / (F + S + 1), the sum is at most alpha. Those of the T that
-    were not chosen have the share 0.8 / K of the average's level each, at most that of a chosen one.
+    For F = 0 at the level alpha, and for F > 0 at alpha / (F + S + 1), the sum is at most alpha: then a task with
+    analyses that is not one of the S costs 0.8 / K of the average's level, as one without analyses does.
     """
     count, largest = len(question.names), max(t.share for t in question.tests.values())
     members = [sum(c.family == "forgetting" for c in cases) for cases in (fixed, [t.case for t in stopped])]

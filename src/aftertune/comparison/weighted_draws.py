@@ -61,24 +61,31 @@ def with_strata(unit: EarlyUnit, base: Floats, margins: Sequence[float],
     """The unit with strata for weighted drawing.
 
     base, margins: of each item in its random order, [N]. earlier: of earlier tunings, (values of the base, values of
-    the tuning), in this order.
+    the tuning), in this order; NaN for an item that a tuning was not asked.
+
+    A tuning that was stopped early counts with the items that it was asked. Which ones these are depends on the strata
+    of the same base alone: within a stratum all items have the same chance, so the mean over those asked needs no
+    weights.
     """
     quantiles = max(1, min(QUANTILES, base.size // (2 * _STRATUM)))
     strata = Strata.of(base, np.abs(np.asarray(margins)), quantiles)
-    sizes = strata.sizes
-    squares = [(np.bincount(strata.of_item, (tuned - own) ** 2) + 0.02 * _SMOOTHING) / (sizes + _SMOOTHING)
-               for own, tuned in earlier]
+    squares = []
+    for own, tuned in earlier:
+        asked = ~np.isnan(tuned)
+        of_item, count = strata.of_item[asked], strata.sizes.size
+        total = np.bincount(of_item, (tuned - own)[asked] ** 2, minlength=count)
+        squares.append((total + 0.02 * _SMOOTHING) / (np.bincount(of_item, minlength=count) + _SMOOTHING))
     return replace(unit, draw="weighted", strata=strata.letters, ranks=tuple(strata.rank.round(4).tolist()),
                    earlier=tuple(tuple(s.round(4).tolist()) for s in squares))
 
 
 def earlier_tunings(base: Evaluation, model: str, tasks: Sequence[str], ledger: Ledger) -> list[Evaluation]:
-    """Evaluations of other tunings of the base's model on all of the same items, the newest ones. model: fingerprint
-    of the tuning that is evaluated now."""
+    """Evaluations of other tunings of the base's model on the same items, the newest ones. Of one that was stopped
+    early at least `FEW` items were asked. model: fingerprint of the tuning that is evaluated now."""
     def alike(other: Evaluation) -> bool:
-        pairs = [(base.task(t), other.task(t)) for t in tasks]
-        return all(a is not None and b is not None and (a.items, a.prompts) == (b.items, b.prompts) and b.used is None
-                   for a, b in pairs)
+        pairs = [(a, b) for t in tasks if (a := base.task(t)) and (b := other.task(t))]
+        return len(pairs) == len(tasks) and all((a.items, a.prompts) == (b.items, b.prompts) for a, b in pairs) and (
+            all(b.used is None for _, b in pairs) or sum(b.n if b.used is None else b.used for _, b in pairs) >= FEW)
 
     made = [e for e in ledger.evaluations() if e.status == "done" and e.model.fingerprint != model and alike(e)
             and e.id != base.id and find_relation(base, e, ledger).lineage]

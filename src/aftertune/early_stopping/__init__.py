@@ -390,7 +390,8 @@ class _EarlyStopping:
                     ) -> EarlyUnit:
         """The unit with the strata of its items, which are in their random order."""
         def values(answers: Mapping[ItemKey, Answer]) -> NDArray[np.float64]:
-            return np.array([answers[item.task, item.index].metrics[unit.key] for item in items])
+            found = (answers.get((item.task, item.index)) for item in items)
+            return np.array([np.nan if answer is None else answer.metrics[unit.key] for answer in found])
 
         answers = self._base_answers(members, base)
         margins = [choice_margin(answers[i.task, i.index], i.asked, unit.key) or 0.0 for i in items]

@@ -237,7 +237,7 @@ def _exported_settings(run: LmEvalRun, task: str, samples: Samples) -> TaskSetti
 
 
 def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samples: Samples) -> TaskSettings:
-    total = run.counts(task)[1] or len(samples)
+    total, partial = _total(run, task, samples)
     better = run.higher_is_better(task)
     scores = list(run.scores(task))
     if not scores:
@@ -247,12 +247,12 @@ def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samp
     template = run.value.get("chat_template_sha")
     return TaskSettings(
         task=task, version=str(run.section("versions").get(task, "")), output_type=kind,
-        num_fewshot=shots if isinstance(shots, int) else 0, n=len(samples), n_total=max(total, len(samples)),
+        num_fewshot=shots if isinstance(shots, int) else 0, n=len(samples), n_total=total,
         split=str(config.get("test_split") or config.get("validation_split") or "not stated"),
         data=f"hub:{config['dataset_path']}" if config.get("dataset_path") else "not stated",
         items=samples.items, prompts=samples.prompts,
         primary=primary_metric(better, list(dict.fromkeys(s.filter for s in scores)), kind), higher_is_better=better,
-        limit=len(samples) if len(samples) < total else None,
+        limit=len(samples) if partial and samples.highest < len(samples) else None,
         chat_template=str(template) if template else None,
         system_instruction=run.value.get("system_instruction") or None,
         # lm-eval 0.4.13 turns it on by default; without a chat template it has no effect
@@ -261,6 +261,25 @@ def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samp
         chance=_chance(task, samples),
         cluster=catalog.cluster_field(task),
         groups=run.groups_with(task))
+
+
+def _total(run: LmEvalRun, task: str, samples: Samples) -> tuple[int, bool]:
+    """(items of the task, whether the answers are to some of them alone). Where the files do not state the number, it
+    is the smallest that fits; a limit of the run that was reached then says that there are more."""
+    n, stated, limit = len(samples), run.counts(task)[1], run.limit
+    total = max(stated or 0, n, samples.highest + 1)
+    return total, n < total or (stated is None and limit is not None and (limit < 1 or n >= limit))
+
+
+def _parts(tasks: Sequence[_TaskSamples]) -> Iterator[str]:
+    """What a reader must know of tasks of which the run asked some items."""
+    for task in tasks:
+        settings, n, total = task.settings, len(task.samples), task.settings.n_total
+        if settings.limit is not None and n == total:
+            yield f"{settings.task}: the first {n:,} items; how many the task has is not stated"
+        elif n < total and settings.limit is settings.sample is settings.used is None and not settings.part:
+            yield (f"{settings.task}: {n:,} of {total:,} items or more, not the first ones; who chose them and how is "
+                   "not stated, so they may be no random sample")
 
 
 def _chance(task: str, samples: Samples) -> float | None:
@@ -364,7 +383,7 @@ def _evaluation(run: LmEvalRun, tasks: Sequence[_TaskSamples], scores: tuple[Sco
                             revision=str(config["model_revision"]) if config.get("model_revision") else None),
         device=str(config.get("device") or "not stated"), dtype=run.dtype, engine=engine,
         engine_note=f"imported from {run.path.name}, {run.tool} {run.version or '(version not stated)'}",
-        scores=scores, warnings=(_IMPORTED.format(tool=run.tool) + _unsaid(tasks),),
+        scores=scores, warnings=(_IMPORTED.format(tool=run.tool) + _unsaid(tasks), *_parts(tasks)),
         provenance=Provenance(command=f"{run.tool}, imported from {run.path.name}", started=run.started,
                               seconds=_seconds(seconds), versions={k: v for k, v in versions.items() if v}))
 

@@ -76,14 +76,15 @@ class _State:
 class Samples:
     """The documents of a task with their answers, in the order of the file.
 
-    prompts_of_first: requests of the first document, one for each repeat. unknown_end, unknown_cut: some texts do not
-    say how they ended, some requests not whether their context was cut off.
+    prompts_of_first: requests of the first document, one for each repeat. highest: the largest doc_id, -1 without
+    documents. unknown_end, unknown_cut: some texts do not say how they ended, some requests not whether their context
+    was cut off.
     """
 
     def __init__(self, kind: TaskKind, staging: Staging) -> None:
         self.kind = kind
         self.values: dict[str, MetricSummary] = {}
-        self.prompts_of_first = 0
+        self.prompts_of_first, self.highest = 0, -1
         self._cluster = cluster_field(kind.task)
         self.unknown_end = self.unknown_cut = False
         self._rows = staging.part()
@@ -158,6 +159,7 @@ class Samples:
         level, other = self._levels(document, prompts, target if isinstance(target, str) else canonical(target))
         if not len(self):
             self.prompts_of_first = len(prompts)
+        self.highest = max(self.highest, line["doc_id"])
         self._items.add(hash_)
         for prompt in prompts:
             self._prompts.add(prompt)

@@ -122,7 +122,9 @@ def part_text(task: TaskSettings | None) -> str:
         return f"{of}, the part that {task.part}s"
     if task.sample is not None:
         return f"random {of}, seed {task.sample_seed or 0}"
-    return f"first {of}"
+    if task.limit is None:
+        return f"{of}, not known how they were chosen"
+    return f"first {of}" if task.n < task.n_total else f"first {fmt.count(task.n)} of a number that is not stated"
 
 
 def score_part(evaluation: Evaluation, name: str) -> str:

@@ -122,8 +122,8 @@ class TaskSettings:
 
     @property
     def partial(self) -> bool:
-        """True where a limit or a sample excludes items."""
-        return self.n < self.n_total
+        """True where a limit or a sample excludes items. The number of all items may not be known to an import."""
+        return self.n < self.n_total or self.limit is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
