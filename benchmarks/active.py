@@ -3,7 +3,7 @@
     python benchmarks/active.py                 1,000 draws of each population; writes a section of docs/benchmarks.md
     python benchmarks/active.py --draws 200
     python benchmarks/active.py models          claims about the models; writes another section
-    python benchmarks/active.py where           where the changes are, and items for `kept`; writes a third one (seconds)
+    python benchmarks/active.py where           where the changes are, and items for `kept`; writes a third one
     python benchmarks/active.py collect --work active       makes data/active.npz again (hours on two cores; resumable)
 
 The answers are those of SmolLM2-135M-Instruct and of three of its tunings (data/active.yaml) to real benchmarks
@@ -368,7 +368,7 @@ def where_lines() -> Iterator[str]:
     yield ("Written by `python benchmarks/active.py where`: the items that were asked, in fifths by the base's margin, "
            "from those that it was least sure of to those that it was surest of.")
     yield ""
-    yield ("| tuning | items | changed, by fifths | items for `kept` by accuracy | by expected accuracy | times fewer |")
+    yield "| tuning | items | changed, by fifths | items for `kept` by accuracy | by expected accuracy | times fewer |"
     yield "|---|---|---|---|---|---|"
     for task, everything in load().items():
         for tuning in (t for t in TUNINGS if t in everything.loglikelihoods):

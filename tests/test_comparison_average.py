@@ -221,6 +221,19 @@ def test_an_early_average_counts_in_the_family_of_the_limits(ledger: Ledger) -> 
     assert whole.p_claims["worse"] == pytest.approx(2 * alone.p_claims["worse"])
 
 
+def test_beside_stopped_tasks_alone_the_average_needs_no_level_of_its_own(ledger: Ledger) -> None:
+    """It is read from the intervals at which these tasks were tested."""
+    values = {t: changed(1000, .6, 30, 30, seed=s) for s, t in enumerate(("a", "b", "c"))}
+    store(ledger, "base", BASE, {t: v[0] for t, v in values.items()})
+    store(ledger, "tuned", ADAPTED, {t: v[1] for t, v in values.items()}, used=dict.fromkeys(values, 400))
+    whole = {r.task: r for r in compare("base", "tuned", ledger=ledger).rows}
+    chosen = {r.task: r for r in compare("base", "tuned", tasks=["a", "average"], ledger=ledger).rows}
+    assert list(chosen) == ["a", "average"]
+    assert chosen["a"] == whole["a"], "at the level at which it was stopped"
+    assert (chosen["average"].low, chosen["average"].high) == (whole["average"].low, whole["average"].high)
+    assert chosen["average"].family_size == whole["average"].family_size == 1
+
+
 def test_chosen_tasks_beside_the_average_are_no_comparison_of_all(three: Ledger) -> None:
     whole = compare("base", "tuned", ledger=three)
     some = [compare("base", "tuned", tasks=tasks, ledger=three) for tasks in (["a", "average"], ["average"])]

@@ -333,7 +333,7 @@ def test_documents_in_another_order_pair_by_content_once_that_is_allowed(tmp_pat
     base = single(lm_eval_folder(tmp_path / "a", "org/base", BASE_RIGHT), ledger, "base")
     tuned = single(answers_of(lm_eval_folder(tmp_path / "b", "org/tuned", TUNED_RIGHT), lambda lines: lines[::-1]),
                    ledger, "tuned")
-    with pytest.raises(NotComparable, match="12 shared, in another order.*--common"):
+    with pytest.raises(NotComparable, match=r"12 shared, in another order.*--common"):
         compare(base, tuned, ledger=ledger)
     row = next(r for r in compare(base, tuned, ledger=ledger, common=True).rows if r.task == "choose")
     assert (row.gained, row.lost, row.n) == (1, 5, 12)

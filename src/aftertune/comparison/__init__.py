@@ -97,8 +97,7 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     if relation.relation in _SAME or not isinstance(force, bool):
         changes = replace(changes, no_effect="")  # equal answers are what two forms of one model should give
     rows = tuple(replace(r, note="; ".join(filter(None, (
-        _no_effect_note(r, changes), r.note, "" if _has_looks(r, right.early or left.early) else _looked_note(r, looked)))))
-        for r in rows)
+        _no_effect_note(r, changes), r.note, _looked_note(r, looked, right.early or left.early))))) for r in rows)
     used = {p.settings.task: margin_of(margins, "share", p.settings.task, *p.settings.groups, primary=False)
             for p in pairs} | {r.task: r.margin for r in rows if r.primary and (not r.average_of or (
                 isinstance(margins, Mapping) and r.task in margins))}  # an id without a margin for it stays
@@ -127,14 +126,12 @@ def _no_effect_note(row: ComparisonRow, changes: Changes) -> str:
     return f"no effect seen: {NO_EFFECT[changes.no_effect]}" if row.primary and changes.no_effect else ""
 
 
-def _has_looks(row: ComparisonRow, plan: Early | None) -> bool:
-    """True for a row of a run that looked until it had decided: that is valid whatever was compared before."""
-    looked = {name for u in (plan.units if plan else ()) if u.batch < u.items for name in (u.name, *u.tasks)}
-    return row.stopped_of is not None and not row.average_of or {*(row.average_of or (row.task,))} <= looked
-
-
-def _looked_note(row: ComparisonRow, looked: Mapping[tuple[str, ...], Collection[int]]) -> str:
-    """What a reader must know of earlier comparisons of the two models on fewer items."""
+def _looked_note(row: ComparisonRow, looked: Mapping[tuple[str, ...], Collection[int]], plan: Early | None) -> str:
+    """What a reader must know of earlier comparisons of the two models on fewer items. plan: of a run that stops early;
+    a row of one keeps its error level by itself, whatever was compared before."""
+    names = {name for u in (plan.units if plan else ()) if u.batch < u.items for name in (u.name, *u.tasks)}
+    if (row.stopped_of is not None and not row.average_of) or {*(row.average_of or (row.task,))} <= names:
+        return ""
     fewer = sorted(n for n in looked.get(row.average_of or (row.task,), ()) if n < row.n)
     if not row.primary or not fewer:
         return ""
