@@ -252,7 +252,8 @@ def _settings(run: LmEvalRun, task: str, config: dict[str, Any], kind: str, samp
         data=f"hub:{config['dataset_path']}" if config.get("dataset_path") else "not stated",
         items=samples.items, prompts=samples.prompts,
         primary=primary_metric(better, list(dict.fromkeys(s.filter for s in scores)), kind), higher_is_better=better,
-        limit=len(samples) if partial and samples.highest < len(samples) else None,
+        # other tools may shuffle the documents before they take some, and their numbers are those of the file
+        limit=len(samples) if partial and run.tool == "lm-eval" and samples.highest < len(samples) else None,
         chat_template=str(template) if template else None,
         system_instruction=run.value.get("system_instruction") or None,
         # lm-eval 0.4.13 turns it on by default; without a chat template it has no effect
@@ -278,8 +279,8 @@ def _parts(tasks: Sequence[_TaskSamples]) -> Iterator[str]:
         if settings.limit is not None and n == total:
             yield f"{settings.task}: the first {n:,} items; how many the task has is not stated"
         elif n < total and settings.limit is settings.sample is settings.used is None and not settings.part:
-            yield (f"{settings.task}: {n:,} of {total:,} items or more, not the first ones; who chose them and how is "
-                   "not stated, so they may be no random sample")
+            yield (f"{settings.task}: {n:,} of {total:,} items; how they were chosen is not stated, so they may be no "
+                   "random sample")
 
 
 def _chance(task: str, samples: Samples) -> float | None:
