@@ -123,7 +123,8 @@ def pooled_spread(pair: Sequence[Floats], others: Sequence[Floats] = ()) -> Seed
     """The variance between seeds, pooled over two recipes that are compared and others of the same study.
 
     pair, others: scores of each recipe, one for each seed, [S] each; recipes with one seed are left out, and so are the
-    others where the pair varies more than they do (one-sided F test, p < 0.15). None where there is no variance to pool.
+    others where the pair varies more than they do (one-sided F test, `_UNEQUAL`). None where there is no variance to
+    pool.
     """
     own, rest = ([np.asarray(scores) for scores in group if len(scores) > 1] for group in (pair, others))
     if len(own) < 2:
