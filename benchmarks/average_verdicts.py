@@ -232,7 +232,7 @@ def run_average(scenario: AverageScenario, comparisons: int) -> dict[str, Any]:
 
 # --- Stopped tasks and their average as one family ---
 
-#: (tasks, items that are asked of each at most, loss of each): all on the margin, so that every word of "within",
+#: (tasks, largest number of items of each, loss of each): all on the margin, so that every word of "within",
 #: "lower", "higher" and "no_loss" is false of the tasks and of the average.
 BESIDE = ((2, 800, MARGIN), (4, 400, MARGIN))
 QUESTIONS = (("within",), ("lower", "higher"), ("better",), ("no_loss",))
