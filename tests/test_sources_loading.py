@@ -21,6 +21,7 @@ from aftertune.sources import (
     resolve_model,
 )
 from aftertune.values import plain
+from eval_cases import family
 from source_cases import tiny_adapter, tiny_llama, tiny_tokenizer
 
 
@@ -333,3 +334,14 @@ def test_a_package_that_is_not_needed_is_not_asked_for():
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     assert not logger.isEnabledFor(logging.WARNING)
     assert logger.isEnabledFor(logging.ERROR)
+
+
+def test_attention_that_ignores_a_models_soft_capping_is_not_used(tmp_path, monkeypatch):
+    """transformers 5.17 and before says that Gemma 2 goes with SDPA."""
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
+
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)
+    for name, expected in (("gemma2", "eager"), ("llama", "sdpa")):
+        family(name).save_pretrained(tmp_path / name)
+        model = load_model(resolve_model(str(tmp_path / name)), "float32", "cpu")
+        assert model.config._attn_implementation == expected

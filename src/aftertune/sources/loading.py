@@ -197,6 +197,9 @@ def _pretrained(source: ModelSource, folder: Path, **options: Any) -> Any:
                           "or save the complete model")
     if not hasattr(model.config, "quantization_config"):
         _check_unused(source, model, info["unexpected_keys"])
+    config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")  # SDPA ignores it, and transformers 5.17 and before chooses SDPA
     return model
 
 
