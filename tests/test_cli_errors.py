@@ -143,3 +143,14 @@ def test_a_secret_in_bad_input_is_not_repeated(workspace: Path, monkeypatch: pyt
     assert call(monkeypatch, "evall", token) == 2
     assert call(monkeypatch, "eval", "byte", "--tasks", "arc_easy", "--limit", token) == 2
     assert "canary" not in capfd.readouterr().err
+
+
+def test_a_library_that_is_missing_is_one_line(workspace: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch.cuda'", name="torch.cuda")
+
+    settle(monkeypatch, workspace)
+    monkeypatch.setattr("aftertune.ledger.Ledger.__init__", fail)
+    assert call(monkeypatch, "runs") == 4
+    assert one_line(capfd, ("the library 'torch' is missing in this environment", "pip install")) == ""

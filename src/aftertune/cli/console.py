@@ -24,7 +24,7 @@ from typing import Any
 from aftertune.api.objects import jsonable as jsonable
 from aftertune.cli.other_tools import advice
 from aftertune.cli.streams import discard, rich_console, safe_streams
-from aftertune.errors import AftertuneError, InputError, StorageError
+from aftertune.errors import AftertuneError, InputError, ResourceError, StorageError
 from aftertune.redaction import escape_hidden
 from aftertune.values import Progress
 
@@ -57,6 +57,8 @@ def guarded(app: Callable[..., Any]) -> int:
         except OSError as error:
             code = _report(error, *_system_error(error))
         except Exception as error:
+            if missing := _missing_package(error):
+                return _report(error, missing, ResourceError.exit_code)
             where = traceback.extract_tb(error.__traceback__)[-1]
             code = _report(error, f"unexpected {type(error).__name__} in {Path(where.filename).name}:{where.lineno}: "
                            f"{_short(error)}; this is a fault of aftertune: please report it with the traceback, which "
@@ -103,6 +105,15 @@ def _system_error(error: OSError) -> tuple[str, int]:
         return (f"{where}cannot be written ({reason}); make room, then run the same command again: it continues",
                 StorageError.exit_code)
     return f"{where}{reason}; check the path and its permissions, then run the same command again", InputError.exit_code
+
+
+def _missing_package(error: Exception) -> str:
+    """The message for a library that aftertune needs and this environment lacks; "" for any other error."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if name in ("", "aftertune"):
+        return ""
+    return (f"the library {name!r} is missing in this environment ({sys.prefix}), or is broken; install what aftertune "
+            "needs again: pip install --upgrade aftertune")
 
 
 def _short(error: BaseException) -> str:

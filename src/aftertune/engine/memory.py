@@ -127,7 +127,7 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
     size = max(math.prod(shape), 1) * dtype.itemsize
     try:
-        pages = mmap.mmap(-1, size, **({"flags": private} if private else {}))
+        pages = mmap.mmap(-1, size, flags=private) if private else mmap.mmap(-1, size)
     except OSError as error:
         raise MemoryError(f"not enough memory for {size:,} bytes") from error
     return torch.frombuffer(pages, dtype=dtype)[: math.prod(shape)].view(*shape)
