@@ -84,7 +84,7 @@ def many_evaluations(path: Path, count: int, seed: int) -> None:
     from aftertune.ledger import Ledger
 
     with Ledger(path) as ledger:
-        for number, (evaluation, items, answers) in enumerate(_evaluations(count, seed)):
+        for number, (evaluation, items, answers) in enumerate(evaluations(count, seed)):
             ledger.open_evaluation(replace(evaluation, scores=()), items)
             ledger.acquire(evaluation.id)
             responses = [r for a in answers for r in a.responses]
@@ -96,7 +96,8 @@ def many_evaluations(path: Path, count: int, seed: int) -> None:
     print(file=sys.stderr)
 
 
-def _evaluations(count: int, seed: int) -> Iterator[tuple[Any, list[Any], list[Any]]]:
+def evaluations(count: int, seed: int) -> Iterator[tuple[Any, list[Any], list[Any]]]:
+    """A base and models made from it, each with its items and answers, until there are ``count`` answers."""
     from aftertune.values import Answer, Evaluation, Item, ModelIdentity, Response, Score, TaskSettings, digest
 
     rng = random.Random(seed)

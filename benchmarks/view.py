@@ -5,15 +5,14 @@
     python benchmarks/view.py --ledger many.db      one that is there; nothing is written to it
     python benchmarks/view.py --write               also writes the section of docs/benchmarks.md
 
-The ledger is that of `benchmarks/large.py`: evaluations of 10,000 items of a base and of models made from it, with one
-comparison. The server is `aftertune view` in a process of its own; a request is timed from sending it to the last byte.
-The first request of each page comes right after the start of a server of its own, so nothing is remembered.
+The ledger is like that of `benchmarks/large.py`: evaluations of 10,000 items of a base and of models made from it, and
+one comparison. The server is `aftertune view` in a process of its own; a request is timed from sending it to the last
+byte. The first request of each page comes right after the start of a server of its own, so nothing is remembered.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import re
 import statistics
@@ -29,7 +28,7 @@ from pathlib import Path
 import requests
 
 from document import write_section
-from large import many_evaluations, run
+from large import evaluations, run
 
 #: Title -> address. The first is what a person sees when the view opens.
 PAGES = {"overview": "/", "runs": "/runs", "runs, searched": "/runs?q=tuned-9&sort=name",
@@ -96,12 +95,14 @@ def table(times: dict[str, PageTime]) -> str:
 
 def large_ledger(folder: Path, answers: int) -> Path:
     """A ledger of so many answers, with one comparison."""
+    from aftertune.ledger import Ledger
+
     path = folder / "many.db"
-    process = multiprocessing.get_context("spawn").Process(target=many_evaluations, args=(path, answers, 2))
-    process.start()
-    process.join()
-    if process.exitcode:
-        sys.exit("the ledger could not be made; the message is above")
+    with Ledger(path) as ledger:
+        for number, (evaluation, items, given) in enumerate(evaluations(answers, seed=2)):
+            ledger.store_evaluation(evaluation, zip(items, given, strict=True))
+            print(f"\r{(number + 1) * len(items):,} answers", end="", file=sys.stderr)
+    print(file=sys.stderr)
     run(["compare", "base-0", "tuned-1"], path, folder)
     return path
 

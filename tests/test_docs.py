@@ -108,7 +108,8 @@ def test_these_are_the_verbs() -> None:
     assert sorted(COMMANDS) == ["audit", "blend", "card", "check-deploy", "check-merge", "checkpoints", "compare",
                                 "cure", "demo", "doctor", "drift", "eval", "export", "flips", "gate", "import", "note",
                                 "plan", "plan-items", "push", "record", "rename", "report", "rm", "rollback", "run",
-                                "runs", "show", "skill", "soften", "study", "tag", "templates", "tune", "verify"]
+                                "runs", "show", "skill", "soften", "study", "tag", "templates", "tune", "verify",
+                                "view"]
 
 
 def test_the_studies_of_the_documents_are_valid_and_every_key_is_documented(tmp_path: Path) -> None:

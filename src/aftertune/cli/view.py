@@ -11,12 +11,15 @@ The server can be stopped and started again: pages that are open keep working, a
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from aftertune.cli.console import emit
+from aftertune.cli.options import JsonFlag
 from aftertune.errors import ResourceError
 
 _PACKAGES = ("starlette", "uvicorn")
@@ -37,11 +40,12 @@ def view(
     comparison: Annotated[list[str] | None, typer.Option(
         help="Id of a comparison to export, as `aftertune runs` shows it; several times for several. Default: all."
         )] = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Show a ledger in the browser: comparisons, each changed item, and what runs now. Ctrl-C stops it."""
     require_view()
     if export is not None:
-        _write_pages(ledger, export, comparison or [])
+        _write_pages(ledger, export, comparison or [], as_json)
         return
     from aftertune.ledger import locate
     from aftertune.view.ledgers import LedgerSource
@@ -50,7 +54,11 @@ def view(
     place = locate(ledger)
 
     def announce(address: str) -> None:
-        typer.echo(f"{place.name} is shown at {address} (Ctrl-C stops)")
+        if as_json:
+            emit({"ledger": str(place), "address": address})
+        else:
+            typer.echo(f"{place.name} is shown at {address} (Ctrl-C stops)")
+        sys.stdout.flush()  # another program may wait for the line
         if open_:
             import webbrowser
 
@@ -59,7 +67,7 @@ def view(
     serve(LedgerSource(place), ServerAddress(host, port, token), announce=announce)
 
 
-def _write_pages(place: Path | None, folder: Path, words: list[str]) -> None:
+def _write_pages(place: Path | None, folder: Path, words: list[str], as_json: bool) -> None:
     """Write the pages of comparisons."""
     from aftertune.ledger import Ledger
     from aftertune.view.static_site import write_static_site
@@ -69,6 +77,9 @@ def _write_pages(place: Path | None, folder: Path, words: list[str]) -> None:
         written = write_static_site(ledger, folder, list({c.id: c for c in chosen}.values()),
                                     report=lambda line: typer.echo(line, err=True))
     size = sum(path.stat().st_size for path in written)
+    if as_json:
+        emit({"first": str(written[0]), "files": len(written), "bytes": size})
+        return
     typer.echo(f"{written[0]} and {len(written) - 1} files beside it, {size / 1e6:.1f} MB")
 
 

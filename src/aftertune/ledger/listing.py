@@ -38,7 +38,7 @@ from aftertune.ledger.lease import Leases
 from aftertune.ledger.records import Comparisons
 from aftertune.ledger.schema import answer, comparison, evaluation, label, model, response, step, task, tuning
 from aftertune.ledger.store import row_at
-from aftertune.values import Comparison
+from aftertune.values import Comparison, Evaluation
 
 EntrySort = Literal["started", "name", "kind", "status"]
 #: The tag of entries that lists leave out until they are asked for.
@@ -152,6 +152,14 @@ class Listing(Leases, Comparisons):
                                       .limit(limit).offset(offset)).all()
             return [self.comparison_of(row_at(connection, comparison, key)) for key in keys], total
 
+    def tunings_of(self, value: Evaluation) -> list[str]:
+        """Ids of the tunings that may have made the model of an evaluation: the one that it names, and those whose
+        result is this model."""
+        with self.database.read() as connection:
+            return list(connection.execute(select(tuning.c.id).where(or_(
+                tuning.c.id == value.tuning, tuning.c.result == value.model.fingerprint))
+                .order_by(tuning.c.seq)).scalars())
+
     def tags(self) -> dict[str, int]:
         """Tag -> how many entries have it, by name."""
         counts: dict[str, int] = {}
@@ -251,7 +259,7 @@ def _with_parts(connection: Connection, rows: Sequence[EntryRow], seqs: Sequence
     for owner, text in connection.execute(select(comparison.c.seq, rows_json).where(
             comparison.c.seq.in_(of["comparison"]))):
         tasks["comparison", owner] = [(r["task"], str(r.get("told") or "").partition(" (")[0])
-                                      for r in json.loads(text or "[]") if r.get("primary")]
+                                      for r in json.loads(text or "[]") if r.get("primary") and not r.get("average_of")]
     examples = {row[0]: row[1] for row in connection.execute(
         select(tuning.c.seq, _json(tuning, "$.examples")).where(tuning.c.seq.in_(of["tuning"])))}
     return [replace(r, tasks=tuple(tasks.get((r.kind, s), ())),

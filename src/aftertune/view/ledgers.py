@@ -51,17 +51,22 @@ class LedgerSource:
             self._open = None
 
     def _current(self) -> Ledger:
+        try:
+            status = self.path.stat()
+            file = (status.st_dev, status.st_ino)
+        except OSError:
+            file = (0, 0)  # opening it says what is wrong
+        current = self._open
+        if current is not None and current[0] == file and current[1].database.revision() == HEAD:
+            return current[1]
         with self._lock:
-            try:
-                status = self.path.stat()
-                file = (status.st_dev, status.st_ino)
-            except OSError:
-                file = (0, 0)  # opening it says what is wrong
-            if self._open is not None and (self._open[0] != file or self._open[1].database.revision() != HEAD):
-                self._open[1].close()
+            if self._open is current:  # no other thread has opened it since
+                if current is not None:
+                    current[1].close()
                 self._open = None
-            if self._open is None:
                 self._open = file, Ledger(self.path, create=False, read_only=True)
+            if self._open is None:
+                raise StorageError(f"{self.path}: the ledger cannot be opened now; try again")
             return self._open[1]
 
     def _forget(self, ledger: Ledger) -> None:

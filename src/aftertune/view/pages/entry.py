@@ -61,7 +61,8 @@ def _relatives(ledger: Ledger, entry: Evaluation | Tuning) -> Relatives:
         rows = ledger.entry_page(EntryQuery(kind="evaluation", made_by=entry.id, archived=True, limit=_MOST)).rows
         return Relatives(None, rows, ())
     comparisons = [*ledger.comparisons(base=entry.id), *ledger.comparisons(tuned=entry.id)]
-    return Relatives(tuning_of(entry, ledger.tunings()), (), tuple(comparisons[-_MOST:]))
+    made = [ledger.find_tuning(id_) for id_ in ledger.tunings_of(entry)]
+    return Relatives(tuning_of(entry, made), (), tuple(comparisons[-_MOST:]))
 
 
 def _status(ledger: Ledger, entry: Evaluation | Tuning) -> str:

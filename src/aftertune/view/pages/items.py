@@ -41,6 +41,8 @@ SORTS = {"index": "order of the task", "margin": "margin of the tuned model", "b
          "change": "change of the margin"}
 _PER_PAGE = 50
 _OPENING = 160
+#: Most items of a task that are listed.
+MOST_ITEMS = 100_000
 #: Most items of which the margins are sent to the chart.
 MOST_POINTS = 20_000
 
@@ -126,6 +128,10 @@ def listed_items(context: ViewContext, ledger: Ledger, sides: tuple[Evaluation, 
                  forced: bool) -> PairedItems:
     """All items of a task with both answers; the last few tasks are remembered. forced: in spite of differences."""
     base, tuned = sides
+    count = sum(t.n if t.used is None else t.used for t in tuned.tasks if task in (t.task, *t.groups))
+    if count > MOST_ITEMS:
+        raise InputError(f"{task} has {count:,} items, and a page lists {MOST_ITEMS:,} at most; `aftertune flips "
+                         f"{base.id} {tuned.id} --task {task}` lists those that changed")
     key = ("items", base.id, tuned.id, task, forced, base.name, tuned.name)
     return context.memory.get(key, lambda: paired_items(base, tuned, task, ledger=ledger, force=forced, common=forced))
 
