@@ -41,7 +41,7 @@ class Step:
 
 
 def steps(folder: Path, wheel: str, model: str, data: Path, target: Path, tasks: str, items: int) -> list[Step]:
-    """All steps after the wheel was built, in order. items: of each task and of the target."""
+    """All steps after the wheel was built, in order. items: of each task, a quarter of it of the target."""
     python, tool = str(folder / "venv" / "bin" / "python"), str(folder / "venv" / "bin" / "aftertune")
     pip = (python, "-m", "pip", "install", "--quiet")
     ask = ("--tasks", tasks, "--limit", str(items))
@@ -54,7 +54,7 @@ def steps(folder: Path, wheel: str, model: str, data: Path, target: Path, tasks:
         Step("what this machine has", (tool, "doctor")),
         Step("evaluate the base", (tool, "eval", model, *ask, "--name", "base", "--track", "tensorboard")),
         Step("fine-tune on own rows", (tool, "tune", model, "--data", str(data), "--target", str(target),
-                                       "--target-items", str(items), "--target-match", "json", "--max-steps", "20",
+                                       "--target-items", str(items // 4), "--target-match", "json", "--max-steps", "8",
                                        "--out", "runs/orders", "--name", "orders", "--track", "tensorboard")),
         Step("evaluate the fine-tune", (tool, "eval", model, "--adapter", "runs/orders", *ask, "--name", "tuned",
                                         "--track", "tensorboard")),

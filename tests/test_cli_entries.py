@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ledger_cases as cases
+from aftertune.cli.ledger import print_facts
 from aftertune.errors import ResourceError
 from aftertune.ledger import EntryLabel, Ledger
 from aftertune.values import Comparison, Evaluation, HeldOut, Provenance
@@ -220,6 +221,18 @@ def test_a_tuning_is_a_readable_card(width: int, monkeypatch: pytest.MonkeyPatch
     assert max(map(len, shown.splitlines())) <= width
     for text in ("orders", "Training Data Size", "600 examples", "Held-out Loss", "2.500 before, 1.250 after"):
         assert text in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("width", [40, 60, 160])
+def test_a_long_word_of_a_fact_is_folded_and_never_cut(width: int, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    command = f"aftertune eval {'very-long-folder/' * 12}model.gguf"
+    print_facts([("Evaluation Command", command)])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    folded = "".join(shown.split()).removeprefix("EvaluationCommand")
+    assert folded == command.replace(" ", "")
 
 
 def test_scores_and_comparisons_are_exported_as_markdown(monkeypatch: pytest.MonkeyPatch,

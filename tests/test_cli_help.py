@@ -31,6 +31,12 @@ def test_no_name_is_cut_at_any_width(verb: str, width: int, monkeypatch: pytest.
     assert set(options_of(verb)) <= set(re.findall(r"--[\w-]+", shown))
 
 
+def test_forms_of_arguments_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "check-merge", "--help") == 0
+    assert "TUNING | BASE ADAPTER MERGED [OPTIONS]" in " ".join(capsys.readouterr().out.split())
+
+
 def test_verbs_with_many_options_have_panels_and_each_option_is_in_one(monkeypatch: pytest.MonkeyPatch,
                                                                        capsys: pytest.CaptureFixture[str]) -> None:
     assert {verb for verb in VERBS if len(options_of(verb)) > 20} <= PANELS.keys()

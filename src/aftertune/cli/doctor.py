@@ -97,8 +97,9 @@ def _show(rows: list[DoctorLine]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("area", "what", "value", "problem", "remedy"):
+    wrong = any(problem or remedy for *_, problem, remedy in rows)
+    for heading in ("area", "what", "value", *(("problem", "remedy") if wrong else ())):
         table.add_column(heading, overflow="fold")
     for area, name, value, problem, remedy in rows:
-        table.add_row(area, name, Text(value), Text(problem, style="bold red"), Text(remedy))
+        table.add_row(area, name, Text(value), *((Text(problem, style="bold red"), Text(remedy)) if wrong else ()))
     rich_console().print(table)

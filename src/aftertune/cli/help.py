@@ -80,7 +80,7 @@ def show_help(command: Any, context: Any) -> None:
 def usage_form(argument: Any) -> str:
     """An argument as the usage line shows it."""
     name = str(argument.metavar or argument.name.upper())
-    if argument.nargs == -1 and not name.endswith("…"):
+    if argument.nargs == -1 and " | " not in name and not name.endswith("…"):
         name = f"{name}…"
     return name if argument.required or name.startswith("[") else f"[{name}]"
 

@@ -135,11 +135,11 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     if width + 32 > console.width:
         for label, value in facts:
             console.print(Text(label, "bold"))
-            console.print(Padding(Text(value), (0, 0, 0, 2)))
+            console.print(Padding(Text(value, overflow="fold"), (0, 0, 0, 2), expand=False))
         return
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="dim")
-    table.add_column()
+    table.add_column(overflow="fold")  # a path or a command is never cut
     previous = ""
     for label, value in facts:
         table.add_row(Text(label if label != previous else ""), Text(value))

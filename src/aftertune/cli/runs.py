@@ -233,7 +233,7 @@ def _show(chosen: Sequence[LedgerEntry]) -> None:
     for (id_, kind, name, status, started), what in rows:
         facts = ", ".join(fact for fact in (kind, status, started) if fact)
         console.print(Text.assemble((f"{id_}  " if id_ else "", "cyan"), (name, "bold"), f"  {facts}"))
-        console.print(Padding(Text(", ".join(what), "dim"), (0, 0, 0, 2)))
+        console.print(Padding(Text(", ".join(what), "dim"), (0, 0, 0, 2), expand=False))
 
 
 def _what(entry: LedgerEntry) -> list[str]:
