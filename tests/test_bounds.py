@@ -161,7 +161,7 @@ def csv_rows(text: str) -> Callable[[Path], object]:
 
 
 def target(text: str) -> Callable[[Path], object]:
-    from aftertune.tasks.data import read_pairs
+    from aftertune.tasks.targets import read_pairs
 
     return lambda folder: read_pairs(written(folder / "target.jsonl", text))
 
@@ -289,6 +289,9 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], str], str]] = {
 }
 #: Bounds that another test hits: limits of time and memory, and those that only bound how much is searched.
 ELSEWHERE = {
+    "TARGET_SLICES": "test_target_scorers.py::test_rows_that_cannot_be_judged_are_refused_before_a_model_answers",
+    "SCORER_BYTES": "test_target_scorers.py::test_a_file_that_is_not_there_or_too_long_is_refused",
+    "SCORER_SECONDS": "test_target_scorers.py::test_an_import_that_does_not_end_has_a_bound",
     "README_BYTES": "test_sources_readme.py::test_a_very_long_readme_is_left_alone",
     "STUDY_MATCHED": "test_bounds.py::test_rules_of_a_matrix_are_bounded",
     "PARQUET_TEXT_PER_BYTE": "test_tuning_rows.py::"

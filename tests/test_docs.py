@@ -56,7 +56,7 @@ SPANS = inline(README, "aftertune") + inline(GUIDE, "aftertune")
 
 def test_readme_and_guide_have_the_commands_that_the_tests_below_are_about() -> None:
     assert [words[1] for words in FENCED] == ["demo", "eval", "tune", "eval", "compare", "flips", "gate", "run",
-                                              "record", "report"]
+                                              "record", "report", "eval"]
     assert {words[1] for words in SPANS} >= {"audit", "card", "doctor", "eval", "export", "import", "plan-items",
                                              "record", "report", "run", "runs", "show", "study", "tune"}
 
@@ -186,6 +186,8 @@ def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     write_rows(tmp_path / "orders.jsonl", easy_rows())
     Dataset.from_list([{"question": f"{i} + 1?", "answer": f"#### {i + 1}"} for i in range(6)]).to_parquet(
         tmp_path / "train.parquet")
+    write_rows(tmp_path / "held.jsonl", [{"prompt": f"say {n}", "completion": str(n), "kind": "odd" if n % 2 else "even"}
+                                         for n in range(8)])
     own_study(tmp_path)
     lm_eval_folder(tmp_path / "lm_eval_output", "org/other", BASE_RIGHT)
     (tmp_path / "published.md").write_text(record(), encoding="utf-8")
@@ -194,6 +196,8 @@ def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     for words in runs:
         if "gsm8k" in words:
             words += ["--limit", "1", "--gen-kwargs", "max_gen_toks=4"]
+        if "--target" in words:
+            words += ["--limit", "4", "--target-tokens", "4"]
         if words[0] == "drift":
             words += ["--prompts", "8", "--tokens", "4"]
         if "tinyllama" in words:

@@ -18,9 +18,11 @@ from aftertune.catalog import BENCHMARKS
 from aftertune.errors import TaskError
 from aftertune.study import TargetSpec, TaskSpec
 from aftertune.tasks import LoadedTask, LoadOptions, item_warnings, lm_eval_index, load, score_responses
-from aftertune.tasks.data import covered_benchmarks, json_metrics, read_pairs
+from aftertune.tasks.data import covered_benchmarks
 from aftertune.tasks.loading import primary_metric
+from aftertune.tasks.scorers import json_metrics
 from aftertune.tasks.seeding import TaskRandomness
+from aftertune.tasks.targets import read_pairs
 from aftertune.values import Response
 
 PACK = LoadOptions(source="pack")

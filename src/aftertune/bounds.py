@@ -81,6 +81,11 @@ TASK_FAULT_BYTES = _bound(200_000_000, _TASK, "size", "{} bytes of a data file t
 _TARGET = "rows of a target task"
 TARGET_ROW = _bound(32 * MIB, _TARGET, "size", "{} bytes of a row")
 TARGET_ROWS = _bound(1_000_000, _TARGET, "number", "{} rows")
+TARGET_SLICES = _bound(50, _TARGET, "number", "{} slices")
+
+_SCORER = "Python file of a scorer, where it is allowed"
+SCORER_BYTES = _bound(5_000_000, _SCORER, "size", "{} bytes")
+SCORER_SECONDS = _bound(60.0, _SCORER, "memory and time", "{} s to import it")
 
 _ANSWER = "answer of a model (filters and metrics of a task)"
 ANSWER_SECONDS = _bound(5.0, _ANSWER, "memory and time", "{} s for an answer")

@@ -345,6 +345,10 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
     Metric(name="exact_match", title="Exact Match", unit="share", binary=True,
            counts="Share of items on which the answer equals the reference (for JSON: the same object, whatever the "
                   "order of its keys)"),
+    Metric(name="text_match", title="Same Text", unit="share", binary=True,
+           counts="Share of items on which the answer is the text of the reference, without outer spaces"),
+    Metric(name="regex_match", title="Same Pattern Match", unit="share", binary=True,
+           counts="Share of items on which a pattern finds the same in the answer and in the reference"),
     # not k of n: it is 0 or 1 in DROP, but a mean over several references in CoQA
     Metric(name="em", title="Exact Match (EM)", unit="mean of shares", binary=True, percent_in=("scrolls_",),
            counts="Mean share of the references that the answer equals"),
@@ -371,6 +375,8 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
            counts="Overlap of word n-grams with the references, over all texts, 0 to 100"),
     Metric(name="chrf", title="chrF", unit="percent",
            counts="F-score of character n-grams against the references, over all texts, 0 to 100"),
+    Metric(name="sentence_chrf", title="chrF of Answers", unit="mean of shares",
+           counts="Mean F-score of character n-grams of each answer against its reference (sacrebleu's sentence chrF)"),
     Metric(name="ter", title="Translation Edit Rate", unit="percent", higher_is_better=False,
            counts="Edits that turn the text into a reference, per 100 words of the reference"),
     _metric("chrf++", "chrF with Words (chrF++)", "percent", "F-score of character and word n-grams, 0 to 100"),

@@ -6,7 +6,8 @@
 
 A task fails where its data cannot be loaded, its texts cannot be tokenized or its answers cannot be scored. The other
 tasks are then an evaluation of their own, which lists the failed ones in ``failed``. Once all tasks can be used, they
-are a new evaluation. It takes the answers of the tasks that were finished before from there.
+are a new evaluation. It takes the answers of the tasks that were finished before from there. So does an evaluation that
+judges the answers to a target task in another way: the model need not answer again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from aftertune.values import Evaluation, Response, TaskSettings
 
 #: Fields of a task's settings that say nothing about its answers.
 _NOT_COMPARED = ("groups", "data")
+#: Fields that say how the answers to a target task are judged.
+_JUDGED = ("scorers", "code", "primary", "higher_is_better", "chance")
 #: Reasons that a message lists.
 _LISTED = 3
 _REASON = 300
@@ -27,25 +30,31 @@ _REASON = 300
 
 def earlier_answers(ledger: Ledger, evaluation: Evaluation, loaded: Sequence[LoadedTask]
                     ) -> tuple[dict[str, dict[int, Response]], list[str]]:
-    """Task -> position -> response, of the tasks that an evaluation with failed tasks has answered; and notes.
+    """Task -> position -> response, of the tasks that an evaluation with failed tasks has answered, and of target tasks
+    whose answers any evaluation has judged in another way; and notes.
 
     evaluation: the new one, of the tasks ``loaded``.
     """
     found: dict[str, dict[int, Response]] = {}
     notes: list[str] = []
     for earlier in reversed(ledger.evaluations()):
-        if not earlier.failed or earlier.status != "done" or not _same_model(earlier, evaluation):
+        if earlier.status != "done" or not _same_model(earlier, evaluation):
             continue
         for task in loaded:
             name, stored = task.settings.task, earlier.task(task.settings.task)
-            if name not in found and stored is not None and _same_task(stored, task.settings) and (
+            judged = stored is not None and stored.target and task.settings.target
+            if not earlier.failed and not judged:
+                continue
+            if name not in found and stored is not None and _same_task(
+                    stored, task.settings, _JUDGED if judged else ()) and (
                     task.settings.output_type != "generate_until" or earlier.defaults == evaluation.defaults):
                 answers = ledger.answers(earlier.id, name)
                 found[name] = {position: response for positions, answer in
                                zip(positions_of_items(task), answers, strict=True)
                                for position, response in zip(positions, answer.responses, strict=True)}
-                notes.append(f"{name}: its answers were taken from evaluation {earlier.id}, in which other tasks of "
-                             "the command failed")
+                reason = "which judges them in another way" if judged and not earlier.failed else \
+                    "in which other tasks of the command failed"
+                notes.append(f"{name}: its answers were taken from evaluation {earlier.id}, {reason}")
                 notes += [w for w in earlier.warnings if w.startswith(f"{name}: ") and "encoded alone" in w]
     return found, notes
 
@@ -56,8 +65,9 @@ def _same_model(a: Evaluation, b: Evaluation) -> bool:
         (a.model.fingerprint, a.model.tokenizer) == (b.model.fingerprint, b.model.tokenizer)
 
 
-def _same_task(a: TaskSettings, b: TaskSettings) -> bool:
-    left, right = ({k: v for k, v in s.hashed().items() if k not in _NOT_COMPARED} for s in (a, b))
+def _same_task(a: TaskSettings, b: TaskSettings, but: Sequence[str] = ()) -> bool:
+    """Whether two tasks ask the same. but: further fields in which they may differ."""
+    left, right = ({k: v for k, v in s.hashed().items() if k not in (*_NOT_COMPARED, *but)} for s in (a, b))
     return left == right
 
 

@@ -18,6 +18,7 @@ from aftertune.api.parameters import (
 from aftertune.api.progress import shown_progress
 from aftertune.errors import InputError
 from aftertune.study import EvalSpec, TaskSpec
+from aftertune.study.own_task import LM_EVAL_ALONE, OwnTask, explain_value
 from aftertune.study.spec_options import options_of
 from aftertune.values import Progress, Tuning
 
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
 Task = str | TaskSpec | Mapping[str, Any]
 #: Settings of tasks, of which a task of its own may have others.
 _OF_TASKS = tuple(option.parameter for option in options_of(TaskSpec))
+#: Settings of a task of one's own.
+_OF_TARGET = tuple(option.parameter for option in options_of(OwnTask))
 
 
-@with_settings(TaskSpec, EvalSpec)
+@with_settings(OwnTask, TaskSpec, EvalSpec)
 def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = None, adapter: str | Path | None = None,
              ledger: LedgerPlace = None, progress: Progress | bool | None = None, **settings: Unpack[EvaluateSettings]
              ) -> Evaluation:
@@ -41,7 +44,8 @@ def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = 
     model: a Hub id, a folder, a .gguf file, ``package:NAME/FILE``, or a model of transformers or PEFT in memory. One in
     memory is evaluated as it is now, and left as it was; it is identified by its tensors and by the adapter that is
     active, with its scale. tasks: lm-eval names, `TaskSpec`s, or dicts such as
-    ``{"name": "orders", "target": {"file": "test.jsonl"}}``. tokenizer: of a model in memory (default: the one in its
+    ``{"name": "orders", "target": {"file": "test.jsonl"}}``; none are needed where ``target`` names a file of your own.
+    tokenizer: of a model in memory (default: the one in its
     folder); for a model by name, a folder with another tokenizer. adapter: a PEFT adapter's folder or Hub id. ledger:
     an open `Ledger` or its path; default: AFTERTUNE_LEDGER, else .aftertune/ledger.db. progress: True or False, or a
     function; default: a bar in a notebook or a terminal.
@@ -71,13 +75,16 @@ def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise InputError for a keyword that is no setting of an evaluation or its tasks."""
     for name in settings:
-        check_names(name, TaskSpec, EvalSpec, without=("target", "margin", "only", "data"))
+        check_names(name, OwnTask, TaskSpec, EvalSpec, without=("margin", "only", "data"))
 
 
 def _spec(model: Any, tasks: Task | Iterable[Task], tokenizer: Any, adapter: str | Path | None,
           settings: dict[str, Any]) -> EvalSpec:
+    of_target = {name: settings.pop(name) for name in _OF_TARGET if name in settings}
     of_tasks = {name: settings.pop(name) for name in _OF_TASKS if name in settings}
-    specs = task_specs(tasks, of_tasks)
+    specs = _own_tasks(of_target, of_tasks, alone=not tasks)
+    if tasks or not specs:
+        specs += task_specs(tasks, of_tasks)
     if isinstance(model, str | Path):
         if adapter is not None and not isinstance(adapter, str | Path):
             raise InputError(f"adapter is a {type(adapter).__name__}; give its folder or Hub id"
@@ -105,6 +112,23 @@ def _spec(model: Any, tasks: Task | Iterable[Task], tokenizer: Any, adapter: str
     return specification(EvalSpec, settings, model="a model in memory", tasks=specs)
 
 
+def _own_tasks(target: dict[str, Any], shared: Mapping[str, Any], *, alone: bool) -> tuple[TaskSpec, ...]:
+    """The tasks of a target file, with the shared settings that are about items. alone: there are no other tasks."""
+    if "target" in target and isinstance(target["target"], Path):
+        target["target"] = str(target["target"])
+    try:
+        own = specification(OwnTask, target).tasks()
+    except ValueError as error:
+        raise InputError(explain_value(error)) from None
+    unused = [name for name in LM_EVAL_ALONE if shared.get(name) is not None]
+    if own and alone and unused:
+        raise InputError(f"{unused[0]} is for tasks of lm-eval and has no effect on target; "
+                         + ('show examples with target_shots="FILE=K"' if unused[0] == "num_fewshot" else
+                            "leave it out"))
+    items = {k: v for k, v in shared.items() if k not in LM_EVAL_ALONE}
+    return tuple(specification(TaskSpec, items, **task) for task in own)
+
+
 def task_specs(tasks: Task | Iterable[Task], shared: Mapping[str, Any]) -> tuple[TaskSpec, ...]:
     """The tasks as specifications. shared: settings of all that a task of its own does not set."""
     listed: list[Any] = [tasks] if isinstance(tasks, str | TaskSpec | Mapping) else list(tasks)
@@ -113,7 +137,7 @@ def task_specs(tasks: Task | Iterable[Task], shared: Mapping[str, Any]) -> tuple
     specs = [_task(task, shared) for task in listed if task]
     if not specs:
         raise InputError("tasks is empty; name one or more tasks of lm-eval, for example "
-                         'tasks=["arc_easy", "hellaswag"]')
+                         'tasks=["arc_easy", "hellaswag"], or a file of your own with target="FILE"')
     return tuple(specs)
 
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from aftertune.errors import AftertuneError, InputError, nearest
 from aftertune.study import EarlySpec, EvalSpec, Spec, TaskSpec, TuneSpec, WatchSpec, explain
 from aftertune.study.matrix import nested
+from aftertune.study.own_task import OwnTask
 from aftertune.study.spec_options import SpecOption, kind_of, options_of
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def comma_separated(text: str | None) -> list[str]:
 def _for_field(option: SpecOption, value: Any) -> Any:
     """One text or number for a field that takes several, as the command line allows it."""
     if get_origin(kind_of(option.field.annotation)) is tuple and isinstance(value, str):
-        return tuple(comma_separated(value))
+        return (value,) if option.flag.repeatable else tuple(comma_separated(value))
     return value
 
 
@@ -249,5 +250,5 @@ def _keyword(match: re.Match[str], text: str) -> tuple[str, int]:
 @functools.cache
 def _options() -> dict[str, SpecOption]:
     """Flag without dashes -> option, of all specifications."""
-    specs: tuple[type[Spec], ...] = (EarlySpec, WatchSpec, TaskSpec, EvalSpec, TuneSpec)
+    specs: tuple[type[Spec], ...] = (EarlySpec, WatchSpec, OwnTask, TaskSpec, EvalSpec, TuneSpec)
     return {name.removeprefix("--"): option for spec in specs for option in options_of(spec) for name in option.names}

@@ -16,12 +16,13 @@ import aftertune
 from aftertune.actions import Shown
 from aftertune.api.parameters import settings_of, type_text
 from aftertune.study import EvalSpec, TaskSpec, TuneSpec
+from aftertune.study.own_task import OwnTask
 
 #: The characters of a line.
 _WIDTH = 120
 #: Class of keywords -> the specifications that it is made from, and the keywords that the function has of its own.
 SETTINGS: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
-    "EvaluateSettings": ((TaskSpec, EvalSpec), ("model", "tokenizer", "adapter")),
+    "EvaluateSettings": ((OwnTask, TaskSpec, EvalSpec), ("model", "tokenizer", "adapter")),
     "TuneSettings": ((TuneSpec,), ("model", "data")),
 }
 #: Values and classes that the reference describes beside the functions, with their methods.

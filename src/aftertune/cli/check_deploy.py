@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aftertune.cli.checkpoints import judged_file
 from aftertune.cli.compare import parse_margins
 from aftertune.cli.console import emit, progress
 from aftertune.cli.options import JsonFlag, comma_separated
 from aftertune.errors import GateFailed, InputError
-from aftertune.study import TargetSpec, TaskSpec, checked
+from aftertune.study import TaskSpec
+from aftertune.study.scorer import FORMS
 
 if TYPE_CHECKING:
     from aftertune.deploy import ChainCheck, CheckedLink
@@ -39,6 +41,9 @@ def check_deploy(
         help="JSONL file of held-out prompts and completions: what the fine-tune taught.")] = None,
     target_match: Annotated[str, typer.Option(help="When an answer is right: json, exact or regex.")] = "exact",
     target_pattern: Annotated[str | None, typer.Option(help="Regular expression for --target-match regex.")] = None,
+    scorer: Annotated[str | None, typer.Option(
+        metavar="SCORER", help="In place of --target-match: how answers to the target are judged, one of "
+                               f"{', '.join(FORMS.values())}.")] = None,
     target_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to the target in tokens.")] = 128,
     chat: Annotated[bool, typer.Option(
         "--chat/--no-chat", help="Ask the target with the model's chat template.")] = True,
@@ -57,7 +62,7 @@ def check_deploy(
     margins = parse_margins(margin or [])
     specs = [TaskSpec(name=task, sample=sample) for task in comma_separated(tasks)] if tasks else []
     if target is not None:
-        spec = checked(TargetSpec, file=target, match=target_match, pattern=target_pattern, max_tokens=target_tokens)
+        spec = judged_file(target, target_match, scorer, pattern=target_pattern, max_tokens=target_tokens)
         specs.insert(0, TaskSpec(name=target.stem, target=spec, apply_chat_template=chat))
     if not specs:
         raise InputError("check-deploy: nothing to ask; give --target FILE (what the fine-tune taught), --tasks, or "

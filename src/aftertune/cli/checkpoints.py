@@ -16,6 +16,7 @@ from aftertune.cli.options import JsonFlag, comma_separated, option_of
 from aftertune.cli.streams import rich_console
 from aftertune.errors import InputError
 from aftertune.study import EvalSpec, TargetSpec, TaskSpec, WatchSpec, checked
+from aftertune.study.cure import CureSpec
 
 if TYPE_CHECKING:
     from aftertune.trainer_checkpoints import CheckpointSeries
@@ -33,6 +34,7 @@ def checkpoints(
                                ".jsonl file of held-out prompts and completions.")] = None,
     match: Annotated[str, typer.Option(
         help="How answers to the file of --target are judged: exact or json.")] = "exact",
+    scorer: Annotated[str | None, option_of(CureSpec, "scorer")] = None,
     keep_best: Annotated[str | None, typer.Option(
         metavar="RULE", help='Choose a checkpoint on one half of the items and report on the other: "GOAL, no loss > '
                              'POINTS on TASK".')] = None,
@@ -51,7 +53,7 @@ def checkpoints(
     from aftertune.ledger import Ledger
     from aftertune.trainer_checkpoints import CheckpointRequest, evaluate_checkpoints
 
-    aims = [counted_task("--target", target, match)] if target else []
+    aims = [counted_task("--target", target, match, scorer)] if target else []
     specs = [*aims, *(counted_task("--watch", text) for text in watch or ()),
              *(TaskSpec(name=name) for name in comma_separated(tasks))]
     if not specs:
@@ -73,19 +75,33 @@ def checkpoints(
         _show(series)
 
 
-def counted_task(option: str, text: str, match: str = "exact") -> TaskSpec:
-    """The task of TASK=N. Raises InputError for another form."""
+def counted_task(option: str, text: str, match: str = "exact", scorer: str | None = None) -> TaskSpec:
+    """The task of TASK=N. match, scorer: how answers to a file are judged. Raises InputError for another form."""
     name, _, count = text.rpartition("=")
     if not name or not count.isdecimal() or not int(count):
         raise InputError(f"{option} {text!r}: write TASK=N, for example {option} hellaswag=200")
     if not name.endswith(".jsonl"):
+        if scorer is not None:
+            raise InputError(f"{option} {name} is a task of lm-eval, which judges its answers itself; leave --scorer "
+                             "out, or name a .jsonl file")
         return checked(TaskSpec, name=name, sample=int(count))
     if match not in ("exact", "json"):
         raise InputError(f"--match is {match!r}; allowed are exact and json")
     if not Path(name).is_file():
         raise InputError(f"{option} {name}: no such file; give rows of prompt and completion, or an lm-eval task")
-    judged: Any = match
-    return checked(TaskSpec, name=Path(name).stem, sample=int(count), target=TargetSpec(file=Path(name), match=judged))
+    return checked(TaskSpec, name=Path(name).stem, sample=int(count), target=judged_file(Path(name), match, scorer))
+
+
+def judged_file(file: Path, match: str, scorer: str | None, **fields: Any) -> TargetSpec:
+    """The rows of a file whose answers are judged by ``match``, or by the scorer in place of it. Raises InputError."""
+    if scorer is None:
+        return checked(TargetSpec, file=file, match=match, **fields)
+    if match != "exact" or fields.get("pattern") is not None:
+        raise InputError(f"--scorer {scorer} says how answers are judged, and so does match {match}; give one of them")
+    try:
+        return checked(TargetSpec, file=file, scorer=scorer, **fields)
+    except InputError as error:
+        raise InputError(f"--scorer: {str(error).removeprefix('`study`: ')}") from None
 
 
 def _steps(text: str | None) -> tuple[int, ...]:

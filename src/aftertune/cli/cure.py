@@ -135,7 +135,7 @@ def _request(asked: CureSpec) -> CureRequest:
 
     target = None
     if asked.target is not None:
-        target = counted_task("--target", asked.target, asked.match)
+        target = counted_task("--target", asked.target, asked.match, asked.scorer)
         target = target.model_copy(update={"apply_chat_template": asked.apply_chat_template})
     return CureRequest(keep=asked.margins, items=asked.items, target=target, require_proof=asked.require_proof,
                        out=asked.out, settings=asked.settings)

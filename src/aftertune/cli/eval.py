@@ -1,6 +1,7 @@
 """Implements ``eval``: evaluates a model on tasks and shows its scores with their standard errors.
 
     aftertune eval Qwen/Qwen2.5-0.5B --tasks hellaswag,arc_easy --sample 300 --name base
+    aftertune eval Qwen/Qwen2.5-0.5B --target held.jsonl --scorer json --slice kind
     aftertune eval Qwen/Qwen2.5-0.5B --adapter runs/orders --tasks hellaswag --until-decided --against base
 """
 
@@ -18,6 +19,7 @@ from aftertune.cli.streams import rich_console
 from aftertune.cli.tracking import Track, chosen_trackers, hand_over
 from aftertune.errors import InputError, TasksFailed
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
+from aftertune.study.own_task import LM_EVAL_ALONE, OwnTask, explain_value
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 @with_options
 def evaluate(
     *,
-    tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, separated by commas.")],
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, separated by commas.")] = "",
+    own: Given[OwnTask],
     adapter: Annotated[list[str] | None, typer.Option(
         help="PEFT adapter: a folder or Hub id. Repeatable; the base is loaded once.")] = None,
     task: Given[TaskSpec],
@@ -47,7 +50,8 @@ def evaluate(
     if "name" in model.values and len(adapters) > 1:
         raise InputError(f"--name {model.values['name']} names one evaluation, but there are {len(adapters)} adapters; "
                          "leave --name out, and each evaluation is named after the folder of its adapter")
-    spec = model.make(tasks=_tasks(tasks, task_data or [], task), adapter=adapters[0] if len(adapters) == 1 else None)
+    asked = _tasks(tasks, task_data or [], task, own)
+    spec = model.make(tasks=asked, adapter=adapters[0] if len(adapters) == 1 else None)
     from aftertune.ledger import Ledger
 
     if until_decided and against is not None:
@@ -110,16 +114,34 @@ def _decide(spec: EvalSpec, against: str, early: Given[EarlySpec], adapters: int
     return decided.tuned
 
 
-def _tasks(names: str, data: list[str], given: Given[TaskSpec]) -> tuple[TaskSpec, ...]:
-    """The tasks, each with the shared settings and its own data."""
+def _tasks(names: str, data: list[str], given: Given[TaskSpec], own: Given[OwnTask]) -> tuple[TaskSpec, ...]:
+    """The tasks, each with the shared settings and its own data; the tasks of a target file first."""
     task_names = comma_separated(names)
-    if not task_names:
-        raise InputError("--tasks is empty; name one or more tasks of lm-eval, for example --tasks arc_easy,hellaswag")
+    targets = _own_tasks(given, own, alone=not task_names)
+    if not task_names and not targets:
+        raise InputError("there is nothing to ask; name tasks of lm-eval, for example --tasks arc_easy,hellaswag, or a "
+                         "file of your own with --target FILE")
     files = dict(_task_file(text) for text in data)
     for task in files:
         if task not in task_names:
             raise InputError(f"--task-data names {task!r}, which is not among --tasks ({', '.join(task_names)})")
-    return tuple(given.make(name=n, data=files.get(n)) for n in task_names)
+    return (*targets, *(given.make(name=n, data=files.get(n)) for n in task_names))
+
+
+def _own_tasks(given: Given[TaskSpec], own: Given[OwnTask], *, alone: bool) -> list[TaskSpec]:
+    """The tasks of a target file, with the shared settings that are about items. alone: there are no other tasks."""
+    target = own.make()
+    shared = {path: value for path, value in given.values.items() if path not in LM_EVAL_ALONE}
+    try:
+        tasks = target.tasks()
+    except ValueError as error:
+        raise InputError(own.named(explain_value(error))) from None
+    unused = [o for o in given.names() if o.removeprefix("--").replace("-", "_") in LM_EVAL_ALONE]
+    if tasks and alone and unused:
+        raise InputError(f"{unused[0]} is for tasks of lm-eval and has no effect on --target; "
+                         + ("show examples with --target-shots FILE=K" if unused[0] == "--num-fewshot" else
+                            "leave it out"))
+    return [Given(TaskSpec, shared).make(**task) for task in tasks]
 
 
 def _task_file(text: str) -> tuple[str, Path]:

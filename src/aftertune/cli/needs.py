@@ -20,7 +20,8 @@ from aftertune.methods import METHODS, join_names
 #: required field are refused by `options.Given`.
 NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
     "eval": (
-        (("--margin", "--target", "--draw", "--batch", "--min-items", "--max-items", "--max-width", "--against"),
+        (("--scorer", "--slice", "--target-tokens", "--target-shots"), ("--target",)),
+        (("--margin", "--stop-target", "--draw", "--batch", "--min-items", "--max-items", "--max-width", "--against"),
          ("--until-decided",)),
         (("--until-decided",), ("--against",)),
         (("--sample-seed",), ("--sample", "--until-decided")),
@@ -30,6 +31,7 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
     "tune": (
         (("--validate-every", "--patience"), ("--validation",)),
         (("--template-date",), ("--template chat",)),
+        (("--scorer",), ("--target",)),
         (("--watch-every", "--watch-margin", "--stop-when-forgot"), ("--watch", "--target")),
         *(((option,), (f"--method {'|'.join(name for name, m in METHODS.items() if setting in m.settings)}",))
           for option, setting in (("--rank", "r"), ("--alpha", "alpha"), ("--dropout", "dropout"),
@@ -39,10 +41,10 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
         (("--comparison",), ("--export",)),
         (("--port", "--host", "--token", "--open"), ("no --export",)),
     ),
-    "checkpoints": ((("--match",), ("--target",)),),
-    **dict.fromkeys(("soften", "cure"), ((("--match", "--apply-chat-template"), ("--target",)),)),
+    "checkpoints": ((("--match", "--scorer"), ("--target",)),),
+    **dict.fromkeys(("soften", "cure"), ((("--match", "--scorer", "--apply-chat-template"), ("--target",)),)),
     "blend": (
-        (("--match", "--apply-chat-template"), ("--target",)),
+        (("--match", "--scorer", "--apply-chat-template"), ("--target",)),
         (("--density",), ("--method ties|dare_linear|dare_ties",)),
         (("--seed",), ("--method dare_linear|dare_ties",)),
     ),
@@ -53,7 +55,7 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
     ),
     "check-deploy": (
         (("--sample",), ("--tasks",)),
-        (("--target-match", "--target-pattern", "--target-tokens", "--chat"), ("--target",)),
+        (("--target-match", "--target-pattern", "--scorer", "--target-tokens", "--chat"), ("--target",)),
         (("--target-pattern",), ("--target-match regex",)),
     ),
     "export": (

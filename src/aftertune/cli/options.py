@@ -56,10 +56,13 @@ class Given(Generic[S]):
         try:
             return self.spec(**{**nested(dict(self.values)), **further})
         except ValidationError as error:
-            text = explain(error).replace("`study`: ", "")  # an error that belongs to no single field
-            for option in options:
-                text = text.replace(f"`{option.path}`", f"`{option.names[0]}`")
-            raise InputError(text) from None
+            raise InputError(self.named(explain(error).replace("`study`: ", ""))) from None  # of no single field
+
+    def named(self, text: str) -> str:
+        """A message about fields, with the names of their options."""
+        for option in options_of(self.spec):
+            text = text.replace(f"`{option.path}`", f"`{option.names[0]}`")
+        return text
 
     def names(self) -> list[str]:
         """Names of the options that the command line sets."""
@@ -77,7 +80,7 @@ def as_parameter(option: SpecOption) -> Parameter:
         names = (f"{names[0]}/--no-{names[0].removeprefix('--')}", *names[1:])
     info = typer.Option(*names, help=option.help, metavar=option.flag.form or None) if names[0].startswith("--") else \
         typer.Argument(metavar=names[0], help=option.help)
-    kind = _typed(option.field.annotation)
+    kind = list[str] if option.flag.repeatable else _typed(option.field.annotation)
     return Parameter(option.parameter, Parameter.KEYWORD_ONLY, default=default,
                      annotation=Annotated[kind if default is not None else kind | None, info])
 
@@ -85,6 +88,8 @@ def as_parameter(option: SpecOption) -> Parameter:
 def parse_option(option: SpecOption, value: Any) -> Any:
     """The value for the field, from the value that typer parsed. InputError if its form is wrong."""
     kind = kind_of(option.field.annotation)
+    if option.flag.repeatable:
+        return tuple(value)
     if get_origin(kind) is tuple:
         return tuple(comma_separated(value)) or None
     if get_origin(kind) is dict:

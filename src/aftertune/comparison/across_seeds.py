@@ -251,7 +251,7 @@ def _questions(sides: Sequence[tuple[Evaluation, Evaluation]], ledger: Ledger) -
     shared = [g for key, g in found[0].items() if all(key in groups for groups in found)]
     questions = [SeedQuestion(g, [groups[g.name, g.key] for groups in found], (g.name,), True)
                  for g in replacing_groups(shared)]
-    replaced = {task for q in questions for task in q.group.tasks}
+    replaced = {task for q in questions if not q.group.sliced for task in q.group.tasks}
     for k, pair in enumerate(pairs[0]):
         task, key = pair.settings.task, pair.settings.primary
         values = [v for table in tables if (v := table[task].get(key)) is not None]

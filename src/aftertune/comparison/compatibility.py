@@ -98,6 +98,8 @@ def _task_differences(mine: TaskSettings, theirs: TaskSettings, counts: tuple[in
         yield _TaskDifference(field, _short(getattr(mine, field)), _short(getattr(theirs, field)))
     if mine.higher_is_better.keys() != theirs.higher_is_better.keys():
         yield _TaskDifference("metrics", ", ".join(mine.higher_is_better), ", ".join(theirs.higher_is_better))
+    if mine.scorers != theirs.scorers:
+        yield _TaskDifference("scorers", *(", ".join(s.scorers) or "by its metrics alone" for s in (mine, theirs)))
     for key in sorted({*mine.generation, *theirs.generation}):
         a, b = mine.generation.get(key), theirs.generation.get(key)
         if canonical(a) != canonical(b):

@@ -5,7 +5,8 @@
 
 There is one row for each metric of a task, and one for each metric of a group (mmlu) that has a score. The primary rows
 are tested: they come first and get verdicts. Their families are those of `stats.verdict`. A group whose metric is the
-primary metric of all its tasks replaces these tasks in the family, so that MMLU is one test and not 57.
+primary metric of all its tasks replaces these tasks in the family, so that MMLU is one test and not 57. A target task
+with slices is a member of its family beside each of them.
 
 Every `ComparisonRow` is made by `build_row`: here, for the average over the tasks (`comparison.average`), for tasks
 that stopped early (`comparison.early_rows`), and for recipes over several seeds (`comparison.across_seeds`). To add a
@@ -227,6 +228,11 @@ class TaskGroup:
         return "macro" if fits else "micro"
 
     @property
+    def sliced(self) -> bool:
+        """True for a target task with slices: the whole task and each of its slices have a verdict."""
+        return all(pair.settings.target for pair in self.pairs)
+
+    @property
     def replaces_tasks(self) -> bool:
         """True where its metric is the primary one of all its tasks."""
         return all(pair.settings.primary == self.key for pair, _ in self.members)
@@ -243,7 +249,7 @@ def build_drafts(left: Evaluation, right: Evaluation, pairs: Sequence[Pair], mar
     table = {p.settings.task: metric_values(left, right, p) for p in pairs}
     groups = paired_groups(left, right, pairs, table)
     replacing = replacing_groups(groups)
-    replaced = {task: g for g in replacing for task in g.tasks}
+    replaced = {task: g for g in replacing if not g.sliced for task in g.tasks}
     drafts: list[RowDraft] = []
     for pair in pairs:
         drafts += [_group_draft(g, margins, primary=g in replacing) for g in groups if g.members[0][0] is pair]
@@ -338,7 +344,7 @@ def _group_draft(group: TaskGroup, margins: Margins, *, primary: bool) -> RowDra
                               clusters=question_clusters(group.pairs), bounded=group.unit in FRACTIONS)
     return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary, unit=group.unit,
                     chance=group.chance, n_total=sum(pair.settings.n_total for pair in group.pairs),
-                    note=group_note(weighting, len(values)), values=group)
+                    target=group.sliced, note=group_note(weighting, len(values)), values=group)
 
 
 def group_note(weighting: Weighting, tasks: int) -> str:

@@ -92,6 +92,10 @@ def until_decided(spec: EvalSpec, against: str, early: EarlySpec, *, ledger: Led
     asked all of its items. bases: keeps the base of an adapter loaded. Raises NotComparable where the settings
     differ, and the errors of `aftertune.evaluation.evaluate`.
     """
+    for task in spec.tasks:
+        if task.target and task.target.slice and task.until_decided is not False:
+            raise InputError(f"{task.name} has slices, whose verdicts need all of its items, so it cannot be stopped "
+                             "early; leave --slice or --until-decided out")
     return _EarlyStopping(spec, against, early, ledger, progress or (lambda *_: None), bases).run()
 
 

@@ -14,8 +14,7 @@ Margins are in percentage points.
       careful: {base: smollm2, method: lora, data: {file: orders_train.jsonl}}
     matrix: {base: smollm2, data: orders_train.jsonl, method: [lora, dora], seed: [0, 1, 2]}
 
-A field that is marked with `Flag` is also an option of the command line (`aftertune.cli.options`): its name, type, help
-and default are defined only here.
+A field with a `Flag` is also an option of the command line: its name, type, help and default are defined only here.
 """
 
 from __future__ import annotations
@@ -311,12 +310,11 @@ class BaseSpec(Spec):
     def settings(self) -> dict[str, Any]:
         """The fields as JSON values, for ids. A later field is among them where it is set, so older ids stay."""
         dumped = self.model_dump(mode="json")
-        return {k: v for k, v in dumped.items() if v is not None or k not in _LATER_BASE_FIELDS}
+        return {k: v for k, v in dumped.items() if v is not None or k != "tokenizer"}
 
 
 #: Fields that were added after ids of studies and their cells were made of the others.
 _LATER_TASK_FIELDS = {"letters": False, "until_decided": None}
-_LATER_BASE_FIELDS = ("tokenizer",)
 _LATER_RECIPE_FIELDS = ("keep_checkpoints", "keep_best", "anchor", *CURES)
 _LATER_FIELDS = ("enable_thinking", "think_end_token", "engine_args")
 #: The same, of fields that change no evaluation of a base.
@@ -390,6 +388,8 @@ class Study(Runnable, Spec):
         made_from(self.tunings)
         names = [*self.bases, *self.tunings]
         for task in self.tasks:
+            if task.target and (refusal := task.target.refusal(stops=self.stops(task))):
+                raise ValueError(f"tasks.{task.name}.target {refusal}")
             for pattern in task.only:
                 if not any(fnmatchcase(name, pattern) for name in names):
                     raise ValueError(f"tasks.{task.name}.only names {pattern!r}, which is neither a base nor a "

@@ -22,11 +22,12 @@ class Flag:
     """Marks a field that is an option of the command line.
 
     names: of the option; none for the field's own name with dashes. A name without dashes is an argument.
-    form, example: how one KEY=VALUE of a mapping is written, for the help and for errors.
+    form, example: how one KEY=VALUE of a mapping is written, for the help and for errors. repeatable: a list of texts
+    is given by repeating the option, not with commas, which may be in the texts.
     """
 
-    def __init__(self, *names: str, form: str = "", example: str = "") -> None:
-        self.names, self.form, self.example = names, form, example
+    def __init__(self, *names: str, form: str = "", example: str = "", repeatable: bool = False) -> None:
+        self.names, self.form, self.example, self.repeatable = names, form, example, repeatable
 
 
 class Spec(BaseModel):

@@ -19,7 +19,7 @@ from aftertune.study.fields import Flag, Points, Positive, Spec
 class EarlyRule(Spec):
     """How items are drawn, and what must be proven before a task stops."""
 
-    target: Annotated[Literal["models", "full-run"], Flag(), Field(
+    target: Annotated[Literal["models", "full-run"], Flag("--stop-target"), Field(
         description="What must be proven before a task stops: something about the models, as a verdict is, or about "
                     "what asking all items would show. For --until-decided.")] = "models"
     draw: Annotated[Literal["auto", "weighted", "uniform"], Flag(), Field(

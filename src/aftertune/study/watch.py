@@ -11,9 +11,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from aftertune.study.fields import Flag, Name, Points, Positive, Spec
+from aftertune.study.scorer import FORMS, Scorer, check_pattern, metrics_of
+
+#: Fields that were added after ids were made of the others; they count where they are set.
+_LATER = ("scorer", "slice")
+
+
+def _listed(value: Any) -> Any:
+    """One scorer as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Scorers = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
 
 
 class TargetRows(Spec):
@@ -26,6 +38,9 @@ class TargetRows(Spec):
     pattern: Annotated[str | None, Field(
         description="Regular expression for `match: regex`. Its first group, or else its whole match, is taken from "
                     "the answer and from the completion.")] = None
+    scorer: Annotated[Scorers, Field(
+        description=f"In place of `match`: one or more of {', '.join(FORMS.values())}. Each has metrics of its own, "
+                    "and the first one gets the verdict.")] = ()
     cluster: Annotated[str | None, Field(min_length=1, description=(
         "Field of a row that rows of one origin share, such as several questions on one text. The verdict accounts for "
         "it."))] = None
@@ -33,10 +48,26 @@ class TargetRows(Spec):
     stop: Annotated[tuple[str, ...], Field(description="Texts that end an answer.")] = ()
 
     @model_validator(mode="after")
-    def _pattern_goes_with_regex(self) -> TargetRows:
+    def _answers_can_be_judged(self) -> TargetRows:
+        if self.scorer and (self.match != "exact" or self.pattern is not None):
+            raise ValueError("`match` and `scorer` both say how answers are judged; give one of them")
         if (self.match == "regex") != (self.pattern is not None):
             raise ValueError("`pattern` goes with `match: regex`, and only with it")
+        if self.pattern is not None:
+            check_pattern(self.pattern)
+        metrics_of(self.scorers)
         return self
+
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """How answers are judged, the scorer of the primary metric first."""
+        if self.scorer:
+            return tuple(Scorer.parse(text) for text in self.scorer)
+        return (Scorer(self.match, self.pattern or ""),)
+
+    @model_serializer(mode="wrap")
+    def _without_unset_later_fields(self, handler: Any) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if v or k not in _LATER}
 
 
 class TargetSpec(TargetRows):
@@ -44,6 +75,19 @@ class TargetSpec(TargetRows):
 
     shots_file: Annotated[Path | None, Field(
         description="Rows to show as examples (`num_fewshot`); never the held-out file.")] = None
+    slice: Annotated[str | None, Field(min_length=1, description=(
+        "Column of the rows that parts them into slices, such as the kind of a question: each slice has a row of its "
+        "own beside the whole task, and a verdict."))] = None
+
+    def refusal(self, *, stops: bool) -> str:
+        """Why a study cannot ask it, "" if it can. stops: the task is stopped at its verdict."""
+        if any(scorer.kind == "python" for scorer in self.scorers):
+            return ("has a scorer in Python, and a study runs no code; use it with `aftertune eval --target FILE "
+                    "--allow-task-code`")
+        if self.slice is not None and stops:
+            return ("has slices, whose verdicts need all of its items; give the task `until_decided: false`, or leave "
+                    "`slice` out")
+        return ""
 
 
 class WatchedTarget(TargetRows):
@@ -57,6 +101,8 @@ class WatchedTarget(TargetRows):
                     "has the same match of --target-pattern (regex).")] = "exact"
     pattern: Annotated[str | None, Flag("--target-pattern"), Field(
         description="Regular expression for --target-match regex.")] = None
+    scorer: Annotated[Scorers, Flag(repeatable=True, form="SCORER"), Field(max_length=1, description=(
+        f"In place of --target-match: how answers to the target are judged, one of {', '.join(FORMS.values())}."))] = ()
     max_tokens: Annotated[Positive, Flag("--target-tokens"), Field(description="Longest answer in tokens.")] = 128
     name: Annotated[Name, Field(description="Name of the task. Default: that of the file.")] = "target"
     items: Annotated[Positive | None, Flag("--target-items"), Field(
@@ -107,8 +153,9 @@ class WatchSpec(Spec):
 def with_named_targets(study: Any) -> Any:
     """A study before it is checked, where each watch whose target names a target task of the study has its rows.
 
-    The name may be the target itself, or its field ``name`` where there is no ``file``. Raises ValueError for a target
-    task with examples (``shots_file``), which a watch does not show.
+    The name may be the target itself, or its field ``name`` where there is no ``file``. A watch measures the whole
+    task, not its slices, by its first scorer. Raises ValueError for a target task with examples (``shots_file``), which
+    a watch does not show.
     """
     tunings = study.get("tunings") if isinstance(study, dict) else None
     tasks = study.get("tasks") if isinstance(study, dict) else None
@@ -132,4 +179,7 @@ def _with_rows(tuning: Any, value: Any, rows: dict[str, dict[str, Any]]) -> Any:
     if named.get("shots_file"):
         raise ValueError(f"tunings.{tuning}.watch.target names {given['name']!r}, which shows examples (shots_file); a "
                          "watch shows none: give its file, or a task without examples")
-    return {**value, "watch": {**watch, "target": {**named, **given}}}
+    rows_of_it = {k: v for k, v in named.items() if k != "slice"}
+    if "scorer" in named:
+        rows_of_it["scorer"] = list(_listed(named["scorer"]))[:1]
+    return {**value, "watch": {**watch, "target": {**rows_of_it, **given}}}

@@ -1,39 +1,27 @@
-"""Provides the documents of tasks that do not come from the Hub: offline packs, the user's files and target tasks.
+"""Provides the documents of tasks that do not come from the Hub: offline packs and the user's files.
 
     pack_data("arc_easy").splits["validation"]()    the 570 documents of the pack instead of the Hub's 2,376
 
 Packs and files replace only the documents of an lm-eval task; its prompts, filters and metrics stay. Splits that the
 pack does not have are turned off. The split used is recorded and shown.
-
-A target task is an lm-eval task made from a JSONL file of held-out prompts and completions. It tests whether the model
-learned what it was tuned for, and is evaluated like every other task.
-
-    {"prompt": "Turn this order into JSON: two red mugs", "completion": "{\\"item\\": \\"mug\\"}"}
-
-Its metrics with ``match: json`` are ``exact_match`` (the first JSON object in the answer equals the reference),
-``valid_json`` (the whole answer is JSON) and ``field_accuracy`` (share of the reference's keys with the right value).
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from aftertune import bounds
 from aftertune.catalog import BENCHMARKS, Pack, Source
 from aftertune.errors import TaskError
 from aftertune.paths import is_file
 from aftertune.sources import installed_version, is_pack_installed, pack_path
 from aftertune.sources.hub import reachable
-from aftertune.study import TargetSpec, TaskSpec
 
-# --- Offline packs and the user's files ---
 
 @dataclass(frozen=True, slots=True)
 class LocalData:
@@ -196,151 +184,3 @@ def local_task(sources: Mapping[str, LocalData]) -> type:
                 self.dataset = datasets.DatasetDict({s: read() for s, read in self.local.splits.items()})
 
     return LocalTask
-
-
-# --- Target tasks ---
-
-def target_config(spec: TaskSpec) -> dict[str, Any]:
-    """lm-eval's config for the target task ``spec``. Raises TaskError if its files are missing or wrong."""
-    target = spec.target
-    assert target is not None
-    rows = read_pairs(target.file, target.cluster)
-    shots = read_pairs(target.shots_file) if target.shots_file else []
-    count = spec.num_fewshot if spec.num_fewshot is not None else 0
-    if count > len(shots):
-        raise TaskError(f"task {spec.name}: num_fewshot is {count}, but shots_file has {len(shots)} examples; use "
-                        f"{len(shots)} at most")
-    metrics = ("exact_match", "valid_json", "field_accuracy") if target.match == "json" else ("exact_match",)
-    return {
-        "task": spec.name,
-        "custom_dataset": partial(_dataset, rows),
-        "output_type": "generate_until",
-        "test_split": "test",
-        "doc_to_text": "prompt",
-        "doc_to_target": "completion",
-        "target_delimiter": "",
-        "process_results": partial(_process_results, target),
-        "generation_kwargs": {"until": list(target.stop), "max_gen_toks": target.max_tokens,
-                              "do_sample": False},
-        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in metrics],
-        "num_fewshot": count,
-        "fewshot_config": {"sampler": "first_n", "samples": shots},
-        "metadata": {"version": 1.0},
-    }
-
-
-def read_pairs(path: Path, cluster: str | None = None) -> list[dict[str, str]]:
-    """Read a JSONL file of rows with ``prompt`` and ``completion``. Raises TaskError with the file and line.
-
-    cluster: a field that every row must have too, a text or a number; it becomes a text.
-    """
-    rows: list[dict[str, str]] = []
-    for number, line in _target_lines(path):
-        if len(rows) >= bounds.TARGET_ROWS:
-            raise TaskError(f"{path}:{number}: a target file has at most {bounds.TARGET_ROWS:,} rows; use fewer")
-        try:
-            row = json.loads(line)
-            pair = {k: row[k] for k in ("prompt", "completion")}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise TaskError(f"{path}:{number}: expected a JSON object with the strings `prompt` and "
-                            "`completion`") from None
-        if not all(isinstance(v, str) and v for v in pair.values()):
-            raise TaskError(f"{path}:{number}: `prompt` and `completion` must be strings that are not empty")
-        if cluster is not None:
-            value = row.get(cluster)
-            if not isinstance(value, str | int | float):
-                raise TaskError(f"{path}:{number}: `{cluster}`, which the task's `cluster` names, must be a text or a "
-                                "number; add it to every row, or leave `cluster` out")
-            pair[cluster] = str(value)
-        rows.append(pair)
-    if not rows:
-        raise TaskError(f"{path}: the target file has no rows; add one JSON object per line")
-    return rows
-
-
-def _target_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line of a target file that is not empty. Raises TaskError."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while raw := file.readline(bounds.TARGET_ROW + 1):
-                number += 1
-                if len(raw) > bounds.TARGET_ROW:
-                    raise TaskError(f"{path}:{number}: the row is longer than {bounds.TARGET_ROW // 2**20} MiB; check "
-                                    "that the file has one JSON object per line")
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                if line.strip():
-                    yield number, line
-    except FileNotFoundError:
-        raise TaskError(f"{path}: no such target file") from None
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path}:{number}: byte {error.start} of the line is not UTF-8; save the file as "
-                        "UTF-8") from None
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be read ({error.strerror or type(error).__name__})") from None
-
-
-def _dataset(rows: list[dict[str, str]], **_: Any) -> Any:
-    import datasets
-
-    return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
-
-
-def _process_results(target: TargetSpec, doc: dict[str, str], results: list[str]) -> dict[str, float]:
-    """The metrics of one answer, as lm-eval's ``process_results`` returns them."""
-    answer, reference = results[0], doc["completion"]
-    if target.match == "json":
-        return json_metrics(answer, reference)
-    if target.match == "regex":
-        assert target.pattern is not None
-        extracted, expected = (_extract(target.pattern, t) for t in (answer, reference))
-        return {"exact_match": float(extracted is not None and extracted == expected)}
-    return {"exact_match": float(answer.strip() == reference.strip())}
-
-
-def json_metrics(answer: str, reference: str) -> dict[str, float]:
-    """``exact_match``, ``valid_json`` and ``field_accuracy`` of an answer that should be the JSON ``reference``."""
-    expected = json.loads(reference)
-    answered = _first_object(answer)
-    expected_fields = expected if isinstance(expected, dict) else {}
-    answered_fields = answered if isinstance(answered, dict) else {}
-    correct = sum(k in answered_fields and _equal_json(answered_fields[k], v) for k, v in expected_fields.items())
-    exact = float(_equal_json(answered, expected))
-    return {"exact_match": exact, "valid_json": float(_is_json(answer)),
-            "field_accuracy": correct / len(expected_fields) if expected_fields else exact}
-
-
-def _equal_json(a: Any, b: Any) -> bool:
-    """Equal as JSON: true is not 1, but 2 is 2.0."""
-    if isinstance(a, bool) != isinstance(b, bool):
-        return False
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal_json(a[k], b[k]) for k in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(_equal_json(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _first_object(text: str) -> Any:
-    """The JSON object that begins at the first brace in ``text``, or None."""
-    start = text.find("{")
-    try:
-        return json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else None
-    except (ValueError, RecursionError):
-        return None
-
-
-def _extract(pattern: str, text: str) -> str | None:
-    """The first group of the first match of ``pattern``, or the match if there is no group; None without a match."""
-    match = re.search(pattern, text)
-    if match is None:
-        return None
-    return match[1] if match.groups() else match[0]

@@ -34,6 +34,7 @@ from aftertune.tasks.data import LocalData
 from aftertune.tasks.data_faults import columns_hint, data_fault
 from aftertune.tasks.letters import letters_task
 from aftertune.tasks.seeding import TaskRandomness, unchanged_randomness
+from aftertune.tasks.targets import target_tasks
 from aftertune.tasks.task_fields import LOADERS, refuse_generation_code
 from aftertune.values import Asked, Item, Question, Request, TaskSettings, digest, json_ready
 
@@ -208,7 +209,7 @@ def find_tasks(specs: Sequence[TaskSpec], options: LoadOptions, failed: dict[str
         names += [(spec, name) for name in lm_eval_index.expand(manager, spec.name)]
     for spec, name in names:
         try:
-            rows += _leaf_tasks(manager, name, spec, options) if spec.target is None else [_target_task(spec)]
+            rows += _leaf_tasks(manager, name, spec, options) if spec.target is None else _target_rows(spec, options)
         except TaskError as error:
             if failed is None:
                 raise
@@ -225,12 +226,11 @@ def _check_unique(names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def _target_task(spec: TaskSpec) -> tuple[TaskSpec, Any, str, dict[str, Any]]:
-    """The row of `find_tasks` for a target task."""
-    from lm_eval.api.task import ConfigurableTask
-
+def _target_rows(spec: TaskSpec, options: LoadOptions) -> list[tuple[TaskSpec, Any, str, dict[str, Any]]]:
+    """The rows of `find_tasks` for a target task: one, or one for each slice."""
     assert spec.target is not None
-    return spec, ConfigurableTask(config=data.target_config(spec)), f"file:{spec.target.file.name}", {}
+    found, groups = target_tasks(spec, allow_code=options.allow_task_code)
+    return [(spec, task, f"file:{spec.target.file.name}", groups) for task in found]
 
 
 def _leaf_tasks(manager: Any, name: str, spec: TaskSpec, options: LoadOptions
@@ -371,9 +371,9 @@ def _built(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
     multiturn = options.fewshot_as_multiturn or (chat and spec.target is not None)
     documents = getattr(task, "task_docs", None)  # reading eval_docs again can shuffle again
     total = len(task.eval_docs if documents is None else documents)
-    chosen = sample_indices(total, spec)
+    chosen = _chosen(task, spec, total)
     task.build_all_requests(
-        limit=spec.limit, samples=chosen, rank=0, world_size=1, cache_requests=False,
+        limit=spec.limit if chosen is None else None, samples=chosen, rank=0, world_size=1, cache_requests=False,
         system_instruction=options.system_instruction, apply_chat_template=chat,
         fewshot_as_multiturn=multiturn, chat_template=options.template if chat else None)
     order = sorted(chosen) if chosen is not None else None
@@ -385,7 +385,7 @@ def _built(spec: TaskSpec, task: Any, label: str, groups: dict[str, Any], option
         settings = settings | {"chat_template": options.template_hash, "template_date": options.template_date,
                                "template_arguments": options.template_arguments}
     settings |= {"system_instruction": options.system_instruction, "fewshot_as_multiturn": multiturn,
-                 "code": getattr(task, "code", {})}
+                 "code": getattr(task, "code", {}), "scorers": getattr(task, "scorers", ())}
     return LoadedTask(settings=TaskSettings(**settings), items=items, requests=requests, task=task,
                       positions=positions, groups=groups)
 
@@ -416,6 +416,17 @@ def _check_complete(task: Any, name: str, indices: Sequence[int]) -> None:
     for doc_id, index in enumerate(indices):
         if doc_id not in doc_ids:
             raise _without_choices(name, index)
+
+
+def _chosen(task: Any, spec: TaskSpec, total: int) -> set[int] | None:
+    """Indices of the items that are asked where they are not the first ones; None where they are, or for all items.
+
+    The items of a slice were chosen from the whole file.
+    """
+    chosen = getattr(task, "chosen", None)
+    if chosen is None:
+        return sample_indices(total, spec)
+    return None if len(chosen) == total else set(chosen)
 
 
 def sample_indices(total: int, spec: TaskSpec) -> set[int] | None:
@@ -473,7 +484,8 @@ def _settings(spec: TaskSpec, task: Any, label: str, groups: tuple[str, ...], it
         "split": config.test_split if task.has_test_docs() else config.validation_split, "data": label,
         "items": digest([i.hash for i in items]),
         "prompts": digest([[r.context, r.continuation] for r in requests]),
-        "primary": primary_metric(better, [f.name for f in task._filters], task.OUTPUT_TYPE),
+        "primary": primary_metric(better if spec.target is None else dict(list(better.items())[:1]),
+                                  [f.name for f in task._filters], task.OUTPUT_TYPE),
         "higher_is_better": better, "generation": generation,
         "limit": spec.limit if partial and spec.limit else None,
         "sample": spec.sample if partial and spec.sample else None,
@@ -568,7 +580,7 @@ def questions(specs: Sequence[TaskSpec], options: LoadOptions) -> list[Question]
         documents = getattr(task, "task_docs", None)
         with hide_progress():
             docs = task.eval_docs if documents is None else documents
-        chosen = sample_indices(len(docs), spec)
+        chosen = _chosen(task, spec, len(docs))
         indices = sorted(chosen) if chosen is not None else range(min(spec.limit or len(docs), len(docs)))
         for index in indices:
             doc = json_ready(dict(docs[index]))

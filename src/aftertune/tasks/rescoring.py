@@ -17,11 +17,14 @@ from itertools import chain
 
 from aftertune.catalog import LETTERS, MetricKey
 from aftertune.errors import TaskError
+from aftertune.sources.limits import OutOfTime, time_limit
 from aftertune.study import TaskSpec
-from aftertune.tasks import data, lm_eval_index
+from aftertune.study.scorer import Scorer
+from aftertune.tasks import lm_eval_index
 from aftertune.tasks.letters import task_of_rows
 from aftertune.tasks.loading import LoadOptions, build_task, load
-from aftertune.tasks.scoring import score_responses
+from aftertune.tasks.scorers import Judge, judges
+from aftertune.tasks.scoring import ANSWER_TIMEOUT, score_responses
 from aftertune.values import Answer, Asked, Item, Response, Score, TaskSettings
 
 #: Characters with which a name stands for several tasks.
@@ -110,22 +113,36 @@ def group_scores_again(group: str, scores: Sequence[Score], members: Sequence[Ta
 # --- Target tasks, which lm-eval does not know ---
 
 def _target(settings: TaskSettings, items: Sequence[Item], answers: Sequence[Answer]) -> ScoredAgain:
-    """A target task: as JSON, or as a text. A task with a pattern of its own raises TaskError."""
+    """A target task, by its stored scorers. Raises TaskError for one that runs code, and for one with a pattern of a
+    version that did not store it."""
+    if settings.code:
+        raise TaskError("it runs code of the user")
     as_json = "valid_json" in settings.higher_is_better
+    texts = settings.scorers or (("json",) if as_json else ("exact",))
+    judged = judges([Scorer.parse(text) for text in texts])
     again = []
     for item, answer in zip(items, answers, strict=True):
         reference, text = item.doc.get("completion"), answer.responses[0].text if len(answer.responses) == 1 else None
         if not isinstance(reference, str) or text is None:
             raise TaskError("its texts are not stored")
-        try:
-            values = data.json_metrics(text, reference) if as_json else {
-                "exact_match": float(text.strip() == reference.strip())}
-        except (ValueError, RecursionError):
-            raise TaskError(f"the reference of item {item.index} is not JSON") from None
-        again.append(replace(answer, metrics={MetricKey.of(name, "none"): v for name, v in values.items()}))
-    if not as_json and [a.metrics for a in again] != [dict(a.metrics) for a in answers]:
+        again.append(replace(answer, metrics={MetricKey.of(name, "none"): value
+                                              for name, value in _values(judged, text, item).items()}))
+    if not (as_json or settings.scorers) and [a.metrics for a in again] != [dict(a.metrics) for a in answers]:
         raise TaskError("it compares texts by a pattern of its own, which is not stored")
     return ScoredAgain(tuple(again), tuple(_means(settings, again)))
+
+
+def _values(judged: Sequence[Judge], answer: str, item: Item) -> dict[str, float]:
+    """The metrics of one answer; of an empty one where a pattern takes too long, as in the evaluation."""
+    for text in (answer, ""):
+        try:
+            with time_limit(ANSWER_TIMEOUT):
+                return {k: v for judge in judged for k, v in judge.values(text, item.doc).items()}
+        except OutOfTime:
+            continue
+        except (ValueError, RecursionError):
+            raise TaskError(f"the reference of item {item.index} is not JSON") from None
+    raise TaskError(f"scoring the answer to item {item.index} takes more than {ANSWER_TIMEOUT:g} s")
 
 
 def _means(settings: TaskSettings, answers: Sequence[Answer]) -> Iterator[Score]:

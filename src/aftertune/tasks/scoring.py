@@ -292,6 +292,7 @@ def answer_warnings(loaded: Sequence[LoadedTask], responses: Mapping[int, Respon
 def item_warnings(loaded: Sequence[LoadedTask]) -> Iterator[str]:
     """Warnings about each task before it runs: repeated documents, and few-shot examples that may be the question."""
     for task in loaded:
+        yield from getattr(task.task, "notes", ())
         name, total = task.settings.task, len(task.items)
         repeated = total - len({i.hash for i in task.items})
         if repeated:

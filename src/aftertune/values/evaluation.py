@@ -65,7 +65,7 @@ class ModelIdentity:
 
 
 #: Fields of TaskSettings that were added after ids were made of the others.
-_LATER_FIELDS = ("code", "template_date", "template_arguments", "part")
+_LATER_FIELDS = ("code", "template_date", "template_arguments", "part", "scorers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,9 @@ class TaskSettings:
     template, such as ``enable_thinking``.
     template_date: the date that the chat template wrote, as YYYY-MM-DD; None for a template without a date, or with its
     own. An evaluation from before there was this field has None too, with the date of the day on which it ran. part:
-    which of the sampled items these are ("choose" or "confirm" a cure), "" for all of them.
+    which of the sampled items these are ("choose" or "confirm" a cure), "" for all of them. scorers: how the answers to
+    a target task are judged ("regex:…", "rouge"), the primary one first; empty where its metrics say it, as for exact
+    and json alone, and for tasks of lm-eval.
     """
 
     task: str
@@ -115,6 +117,7 @@ class TaskSettings:
     template_date: str | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     part: str = ""
+    scorers: tuple[str, ...] = ()
 
     def hashed(self) -> dict[str, Any]:
         """The fields for the id of an evaluation. A later field is among them where it is set, so older ids stay."""
