@@ -186,7 +186,7 @@ def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     write_rows(tmp_path / "orders.jsonl", easy_rows())
     Dataset.from_list([{"question": f"{i} + 1?", "answer": f"#### {i + 1}"} for i in range(6)]).to_parquet(
         tmp_path / "train.parquet")
-    write_rows(tmp_path / "held.jsonl", [{"prompt": f"say {n}", "completion": str(n), "kind": "odd" if n % 2 else "even"}
+    write_rows(tmp_path / "held.jsonl", [{"prompt": f"say {n}", "completion": str(n), "kind": ("odd", "even")[n % 2]}
                                          for n in range(8)])
     own_study(tmp_path)
     lm_eval_folder(tmp_path / "lm_eval_output", "org/other", BASE_RIGHT)

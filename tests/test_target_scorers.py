@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from aftertune import bounds
 from aftertune.errors import AftertuneError, ResourceError, TaskError
 from aftertune.study import Study, TargetSpec, TaskSpec
-from aftertune.study.scorer import Scorer, metrics_of
+from aftertune.study.scorer import AnswerScorer, metrics_of
 from aftertune.tasks import LoadOptions, item_warnings, load, score_responses
 from aftertune.tasks.scorers import judges
 from aftertune.values import Response
@@ -22,7 +22,7 @@ ANSWER, REFERENCE = "The cat sat on the mat, Bonn.", "A cat is on the mat."
 
 
 def values(scorers: list[str], answer: str, reference: str, **more: Any) -> dict[str, float]:
-    judged = judges([Scorer.parse(text) for text in scorers], **more)
+    judged = judges([AnswerScorer.parse(text) for text in scorers], **more)
     doc = {"prompt": "p", "completion": reference}
     return {metric: value for judge in judged for metric, value in judge.values(answer, doc).items()}
 
@@ -54,7 +54,7 @@ def test_texts_are_judged(scorer: str, answer: str, reference: str, value: float
     (["regex:a", "exact"], ["regex_match", "exact_match"]), (["regex:a"], ["exact_match"]),
     (["rouge", "python:judge.py:points"], ["rougeL", "rouge1", "rouge2", "points"])])
 def test_each_scorer_has_metrics_of_its_own(scorers: list[str], metrics: list[str]) -> None:
-    assert [m for own in metrics_of([Scorer.parse(s) for s in scorers]) for m in own] == metrics
+    assert [m for own in metrics_of([AnswerScorer.parse(s) for s in scorers]) for m in own] == metrics
 
 
 @pytest.mark.parametrize(("scorer", "said"), [
@@ -181,7 +181,8 @@ def test_a_function_judges_and_is_recorded(tmp_path: Path) -> None:
     path = kinds(tmp_path / "held.jsonl")
     code = tmp_path / "judge.py"
     code.write_text("def near(answer, reference):\n    return answer[:1] == reference[:1]\n\n"
-                    "def by_row(answer, reference, row):\n    return row['n'] / 20 + (row['completion'] != reference)\n")
+                    "def by_row(answer, reference, row):\n    return row['n'] / 20 + (row['completion'] != reference)"
+                    "\n")
     [task] = loaded(path, CODE, scorer=[f"python:{code}:near", f"python:{code}:by_row"])
     assert task.settings.primary == "near,none"
     assert task.settings.scorers == ("python:judge.py:near", "python:judge.py:by_row")
@@ -230,11 +231,11 @@ def test_an_import_that_does_not_end_has_a_bound(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(("scorer", "module", "package"), [("rouge", "rouge_score.rouge_scorer", "rouge-score"),
-                                                           ("chrf", "sacrebleu.metrics", "sacrebleu")])
+                                                           ("chrf", "sacrebleu.metrics.chrf", "sacrebleu")])
 def test_a_missing_library_is_named(scorer: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(ResourceError, match=f"needs the package {package}, which is not installed"):
-        judges([Scorer(scorer)])
+        judges([AnswerScorer(scorer)])
 
 
 def test_a_study_runs_no_code_and_stops_no_slices(tmp_path: Path) -> None:

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from aftertune.api.comparing import drift as drift
     from aftertune.api.comparing import flips as flips
     from aftertune.api.comparing import gate as gate
+    from aftertune.api.cures import blend as blend
+    from aftertune.api.cures import cure as cure
+    from aftertune.api.cures import rollback as rollback
+    from aftertune.api.cures import soften as soften
+    from aftertune.api.deploying import check_deploy as check_deploy
+    from aftertune.api.deploying import check_merge as check_merge
+    from aftertune.api.deploying import export_gguf as export_gguf
     from aftertune.api.documents import audit as audit
     from aftertune.api.documents import card as card
     from aftertune.api.documents import import_results as import_results
@@ -33,8 +40,6 @@ if TYPE_CHECKING:
     from aftertune.api.item_plans import plan_items as plan_items
     from aftertune.api.training import tune as tune
     from aftertune.api.viewing import view as view
-    from aftertune.cure.blend import blend as blend
-    from aftertune.cure.soften import soften as soften
     from aftertune.errors import AftertuneError as AftertuneError
     from aftertune.errors import InputError as InputError
     from aftertune.errors import NotComparable as NotComparable
@@ -56,18 +61,23 @@ __version__ = "0.1.0"
 
 _HOME = {
     "audit": "aftertune.api.documents",
-    "blend": "aftertune.cure",
+    "blend": "aftertune.api.cures",
     "card": "aftertune.api.documents",
+    "check_deploy": "aftertune.api.deploying",
+    "check_merge": "aftertune.api.deploying",
     "compare": "aftertune.api.comparing",
+    "cure": "aftertune.api.cures",
     "drift": "aftertune.api.comparing",
     "evaluate": "aftertune.api.evaluating",
+    "export_gguf": "aftertune.api.deploying",
     "flips": "aftertune.api.comparing",
     "gate": "aftertune.api.comparing",
     "import_results": "aftertune.api.documents",
     "plan_items": "aftertune.api.item_plans",
     "record": "aftertune.api.documents",
     "report": "aftertune.api.documents",
-    "soften": "aftertune.cure",
+    "rollback": "aftertune.api.cures",
+    "soften": "aftertune.api.cures",
     "tune": "aftertune.api.training",
     "view": "aftertune.api.viewing",
     "AftertuneError": "aftertune.errors",
@@ -107,7 +117,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """The package. The functions `report`, `drift` and `view` have the names of rooms: importing a module of
+    """The package. The functions `report`, `drift`, `cure` and `view` have the names of rooms: importing a module of
     ``aftertune.report`` sets an attribute ``report`` here, which would take the place of the function."""
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -345,10 +345,6 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
     Metric(name="exact_match", title="Exact Match", unit="share", binary=True,
            counts="Share of items on which the answer equals the reference (for JSON: the same object, whatever the "
                   "order of its keys)"),
-    Metric(name="text_match", title="Same Text", unit="share", binary=True,
-           counts="Share of items on which the answer is the text of the reference, without outer spaces"),
-    Metric(name="regex_match", title="Same Pattern Match", unit="share", binary=True,
-           counts="Share of items on which a pattern finds the same in the answer and in the reference"),
     # not k of n: it is 0 or 1 in DROP, but a mean over several references in CoQA
     Metric(name="em", title="Exact Match (EM)", unit="mean of shares", binary=True, percent_in=("scrolls_",),
            counts="Mean share of the references that the answer equals"),
@@ -358,10 +354,9 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
            counts="Share of items on which the whole answer is JSON, right or wrong"),
     Metric(name="field_accuracy", title="Field Accuracy", unit="mean of shares",
            counts="Mean share of the reference object's fields that the answer has right"),
-    Metric(name="word_perplexity", title="Word Perplexity", unit="unbounded", higher_is_better=False,
-           counts="exp(−log-likelihood / words) over all documents"),
-    Metric(name="byte_perplexity", title="Byte Perplexity", unit="unbounded", higher_is_better=False,
-           counts="exp(−log-likelihood / UTF-8 bytes) over all documents"),
+    *(_metric(f"{name}_perplexity", f"{name.title()} Perplexity", "unbounded", higher_is_better=False,
+              counts=f"exp(−log-likelihood / {units}) over all documents")
+      for name, units in (("word", "words"), ("byte", "UTF-8 bytes"))),
     Metric(name="bits_per_byte", title="Bits per Byte", unit="unbounded", higher_is_better=False,
            counts="−log-likelihood / (UTF-8 bytes × ln 2) over all documents"),
     Metric(name="perplexity", title="Perplexity", unit="unbounded", higher_is_better=False,
@@ -371,12 +366,10 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
            counts="Mean squared distance between the predicted probabilities of the choices and the right choice"),
     Metric(name="mcc", title="Matthews Correlation", unit="unbounded",
            counts="Correlation between predicted and right classes, from −1 to 1"),
-    Metric(name="bleu", title="BLEU", unit="percent",
-           counts="Overlap of word n-grams with the references, over all texts, 0 to 100"),
-    Metric(name="chrf", title="chrF", unit="percent",
-           counts="F-score of character n-grams against the references, over all texts, 0 to 100"),
-    Metric(name="sentence_chrf", title="chrF of Answers", unit="mean of shares",
-           counts="Mean F-score of character n-grams of each answer against its reference (sacrebleu's sentence chrF)"),
+    _metric("bleu", "BLEU", "percent", "Overlap of word n-grams with the references, over all texts, 0 to 100"),
+    _metric("chrf", "chrF", "percent", "F-score of character n-grams against the references, over all texts, 0 to 100"),
+    _metric("sentence_chrf", "chrF of Answers", "mean of shares", "Mean F-score of character n-grams of each answer "
+            "against its reference (sacrebleu's sentence chrF)"),
     Metric(name="ter", title="Translation Edit Rate", unit="percent", higher_is_better=False,
            counts="Edits that turn the text into a reference, per 100 words of the reference"),
     _metric("chrf++", "chrF with Words (chrF++)", "percent", "F-score of character and word n-grams, 0 to 100"),
@@ -384,9 +377,11 @@ METRICS: Mapping[str, Metric] = {m.name: m for m in (
             "the log-likelihood of the right choice most", binary=True),
     _metric("acc_all", "Accuracy over All Answers", "mean of shares", "Share of questions whose answers are all judged "
             "right"),
-    _metric("contains", "Contains the Answer", "share", "Share of items whose text contains the answer", binary=True),
-    _metric("math_verify", "Math-Verify", "share", "Share of items on which the answer equals the reference as a "
-            "formula", binary=True),
+    *(_metric(name, title, "share", f"Share of items {where}", binary=True) for name, title, where in (
+        ("contains", "Contains the Answer", "whose text contains the answer"),
+        ("text_match", "Same Text", "on which the answer is the text of the reference, without outer spaces"),
+        ("regex_match", "Same Pattern Match", "on which a pattern finds the same in answer and reference"),
+        ("math_verify", "Math-Verify", "on which the answer equals the reference as a formula"))),
     *(_metric(f"prompt_level_{kind}_acc", f"Prompt-level {title} Accuracy", "share",
               f"Share of prompts of which the text follows every instruction{how}", binary=True)
       for kind, title, how in (("strict", "Strict", ""), ("loose", "Loose", ", judged loosely"))),

@@ -94,13 +94,14 @@ def _by_metrics(value: Evaluation, primary: str | Mapping[str, str] | None) -> E
     return value
 
 
-def margins_of(margin: PointMargin, base: Evaluation, name: str = "margin") -> dict[str, Margin]:
-    """Margins as a person writes them, by task; "*" is for all others. name: of the argument, for messages.
+def margins_of(margin: PointMargin, base: Evaluation | None, name: str = "margin") -> dict[str, Margin]:
+    """Margins as a person writes them, by task; "*" is for all others. base: whose metrics may have units of their own.
+    name: of the argument, for messages.
 
     Raises InputError for a share's margin below 0.1 points, which is probably a fraction; a `Margin` may be smaller.
     """
     given = margin if isinstance(margin, Mapping) else {"*": margin}
-    own = {s.task for s in base.scores if s.primary and not s.fraction}
+    own = {s.task for s in base.scores if s.primary and not s.fraction} if base else set()
     margins = {}
     for task, value in given.items():
         if isinstance(value, Margin):

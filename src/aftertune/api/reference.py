@@ -16,6 +16,7 @@ import aftertune
 from aftertune.actions import Shown
 from aftertune.api.parameters import settings_of, type_text
 from aftertune.study import EvalSpec, TaskSpec, TuneSpec
+from aftertune.study.cure import CureSpec
 from aftertune.study.own_task import OwnTask
 
 #: The characters of a line.
@@ -23,6 +24,7 @@ _WIDTH = 120
 #: Class of keywords -> the specifications that it is made from, and the keywords that the function has of its own.
 SETTINGS: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "EvaluateSettings": ((OwnTask, TaskSpec, EvalSpec), ("model", "tokenizer", "adapter")),
+    "CureSettings": ((CureSpec,), ("keep",)),
     "TuneSettings": ((TuneSpec,), ("model", "data")),
 }
 #: Values and classes that the reference describes beside the functions, with their methods.

@@ -11,8 +11,13 @@ from typing import Any, Literal, TypedDict
 
 
 class EvaluateSettings(TypedDict, total=False):
-    """Fields of TaskSpec and EvalSpec; each may be left out."""
+    """Fields of OwnTask and TaskSpec and EvalSpec; each may be left out."""
 
+    target: str | None
+    scorer: str | Sequence[str] | None
+    slice: str | None
+    target_tokens: int | None
+    target_shots: str | None
     limit: int | None
     sample: int | None
     sample_seed: int | None
@@ -40,6 +45,22 @@ class EvaluateSettings(TypedDict, total=False):
     fork: bool | None
 
 
+class CureSettings(TypedDict, total=False):
+    """Fields of CureSpec; each may be left out."""
+
+    target: str | None
+    match: Literal["exact", "json"] | None
+    scorer: str | None
+    items: int | None
+    require_proof: bool | None
+    out: str | Path | None
+    apply_chat_template: bool | None
+    include_path: str | Path | None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None
+    device: str | None
+    threads: int | None
+
+
 class TuneSettings(TypedDict, total=False):
     """Fields of TuneSpec; each may be left out."""
 
@@ -64,6 +85,7 @@ class TuneSettings(TypedDict, total=False):
     target: str | Path | None
     target_match: Literal["json", "exact", "regex"] | None
     target_pattern: str | None
+    scorer: str | Sequence[str] | None
     target_tokens: int | None
     target_items: int | None
     watch_every: int | None

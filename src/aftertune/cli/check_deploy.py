@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.checkpoints import judged_file
+from aftertune.api.counted_tasks import judged_file
 from aftertune.cli.compare import parse_margins
 from aftertune.cli.console import emit, progress
 from aftertune.cli.options import JsonFlag, comma_separated
 from aftertune.errors import GateFailed, InputError
 from aftertune.study import TaskSpec
-from aftertune.study.scorer import FORMS
+from aftertune.study.scorer import SCORER_FORMS
 
 if TYPE_CHECKING:
     from aftertune.deploy import ChainCheck, CheckedLink
@@ -43,7 +43,7 @@ def check_deploy(
     target_pattern: Annotated[str | None, typer.Option(help="Regular expression for --target-match regex.")] = None,
     scorer: Annotated[str | None, typer.Option(
         metavar="SCORER", help="In place of --target-match: how answers to the target are judged, one of "
-                               f"{', '.join(FORMS.values())}.")] = None,
+                               f"{SCORER_FORMS}.")] = None,
     target_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to the target in tokens.")] = 128,
     chat: Annotated[bool, typer.Option(
         "--chat/--no-chat", help="Ask the target with the model's chat template.")] = True,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aftertune.cli.checkpoints import counted_task
+from aftertune.api.cures import cure_request
 from aftertune.cli.compare import number
 from aftertune.cli.console import emit, jsonable, progress
 from aftertune.cli.options import Given, JsonFlag, comma_separated, with_options
@@ -21,7 +21,7 @@ from aftertune.methods import writes_adapter
 from aftertune.study.cure import CureSpec
 
 if TYPE_CHECKING:
-    from aftertune.cure import Cured, CureRequest
+    from aftertune.cure import Cured
 
 
 @with_options
@@ -48,7 +48,7 @@ def soften(
 
     if by not in (None, "depth"):
         raise InputError(f"--by {by}: allowed is depth (the lower, the middle and the upper third of the layers)")
-    request = _request(asked.make())
+    request = cure_request(asked.make())
     with Ledger() as ledger, progress() as update:
         cured = run(tuning, request, strengths=_numbers("--strengths", strengths), by="depth" if by else "",
                     ledger=ledger, progress=update)
@@ -84,7 +84,7 @@ def blend(
         raise InputError(f"--method {method}: allowed are {', '.join(METHODS_OF_PEFT)}")
     if search == (weights is not None):
         raise InputError("give either --weights, one for each fine-tune (for example 0.5,0.5), or --search")
-    request = _request(asked.make())
+    request = cure_request(asked.make())
     with Ledger() as ledger, progress() as update:
         cured = run(tunings, request, weights=_numbers("--weights", weights),
                     blending=Blending(method, density, seed), ledger=ledger, progress=update)
@@ -113,7 +113,7 @@ def cure(
     from aftertune.cure import cure as run
     from aftertune.ledger import Ledger
 
-    minutes, request = _minutes(budget), _request(asked.make())
+    minutes, request = _minutes(budget), cure_request(asked.make())
     with Ledger() as ledger, progress() as update:
         cured = run(tuning, request, others=others or (), minutes=minutes, ledger=ledger, progress=update)
     _show(cured, as_json)
@@ -127,18 +127,6 @@ def _minutes(budget: str | None) -> float | None:
     if not 0 < minutes < 1e6:
         raise InputError(f"--budget {budget}: write minutes or hours above 0, for example 20m or 1.5h")
     return minutes
-
-
-def _request(asked: CureSpec) -> CureRequest:
-    """The request that the options describe. Raises InputError for a target that cannot be asked."""
-    from aftertune.cure import CureRequest
-
-    target = None
-    if asked.target is not None:
-        target = counted_task("--target", asked.target, asked.match, asked.scorer)
-        target = target.model_copy(update={"apply_chat_template": asked.apply_chat_template})
-    return CureRequest(keep=asked.margins, items=asked.items, target=target, require_proof=asked.require_proof,
-                       out=asked.out, settings=asked.settings)
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...]:

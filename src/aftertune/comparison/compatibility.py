@@ -99,7 +99,8 @@ def _task_differences(mine: TaskSettings, theirs: TaskSettings, counts: tuple[in
     if mine.higher_is_better.keys() != theirs.higher_is_better.keys():
         yield _TaskDifference("metrics", ", ".join(mine.higher_is_better), ", ".join(theirs.higher_is_better))
     if mine.scorers != theirs.scorers:
-        yield _TaskDifference("scorers", *(", ".join(s.scorers) or "by its metrics alone" for s in (mine, theirs)))
+        left, right = (", ".join(s.scorers) or "those of its metrics" for s in (mine, theirs))
+        yield _TaskDifference("scorers", left, right)
     for key in sorted({*mine.generation, *theirs.generation}):
         a, b = mine.generation.get(key), theirs.generation.get(key)
         if canonical(a) != canonical(b):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from aftertune.study.fields import Device, Dtype, Flag, Spec, Threads
-from aftertune.study.scorer import FORMS
+from aftertune.study.scorer import SCORER_FORMS
 
 #: The fewest items of a kept task; one part chooses, the other confirms.
 FEWEST_ITEMS = 16
@@ -31,7 +31,7 @@ class CureSpec(Spec):
     match: Annotated[Literal["exact", "json"], Flag(), Field(
         description="How answers to the file of --target are judged.")] = "exact"
     scorer: Annotated[str | None, Flag(form="SCORER"), Field(
-        description=f"In place of --match: one of {', '.join(FORMS.values())}.")] = None
+        description=f"In place of --match: one of {SCORER_FORMS}.")] = None
     items: Annotated[int, Flag(), Field(
         ge=FEWEST_ITEMS, le=10**9,
         description="Random items of each kept task. One part chooses, the other confirms.")] = 400

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from aftertune.study.fields import Flag, Positive, Spec
-from aftertune.study.scorer import FORMS
+from aftertune.study.scorer import SCORER_FORMS
 from aftertune.study.watch import Scorers, TargetSpec, WatchedTarget
 
 #: Settings of tasks that say nothing about a target task.
@@ -33,7 +33,7 @@ class OwnTask(Spec):
         description="Task of your own: a JSON Lines file of held-out rows with prompt and completion (the reference). "
                     "The name is that of the file by default.")] = None
     scorer: Annotated[Scorers, Flag(repeatable=True, form="SCORER"), Field(
-        description=f"How answers to the target are judged: {', '.join(FORMS.values())}. Repeatable: each has metrics "
+        description=f"How answers to the target are judged: {SCORER_FORMS}. Repeatable: each has metrics "
                     "of its own, and the first one gets the verdict. Python needs --allow-task-code. Default: exact."
     )] = ()
     slice: Annotated[str | None, Flag(form="COLUMN"), Field(

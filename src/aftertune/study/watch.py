@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from aftertune.study.fields import Flag, Name, Points, Positive, Spec
-from aftertune.study.scorer import FORMS, Scorer, check_pattern, metrics_of
+from aftertune.study.scorer import SCORER_FORMS, AnswerScorer, check_pattern, metrics_of
 
 #: Fields that were added after ids were made of the others; they count where they are set.
 _LATER = ("scorer", "slice")
@@ -39,7 +39,7 @@ class TargetRows(Spec):
         description="Regular expression for `match: regex`. Its first group, or else its whole match, is taken from "
                     "the answer and from the completion.")] = None
     scorer: Annotated[Scorers, Field(
-        description=f"In place of `match`: one or more of {', '.join(FORMS.values())}. Each has metrics of its own, "
+        description=f"In place of `match`: one or more of {SCORER_FORMS}. Each has metrics of its own, "
                     "and the first one gets the verdict.")] = ()
     cluster: Annotated[str | None, Field(min_length=1, description=(
         "Field of a row that rows of one origin share, such as several questions on one text. The verdict accounts for "
@@ -59,11 +59,11 @@ class TargetRows(Spec):
         return self
 
     @property
-    def scorers(self) -> tuple[Scorer, ...]:
+    def scorers(self) -> tuple[AnswerScorer, ...]:
         """How answers are judged, the scorer of the primary metric first."""
         if self.scorer:
-            return tuple(Scorer.parse(text) for text in self.scorer)
-        return (Scorer(self.match, self.pattern or ""),)
+            return tuple(AnswerScorer.parse(text) for text in self.scorer)
+        return (AnswerScorer(self.match, self.pattern or ""),)
 
     @model_serializer(mode="wrap")
     def _without_unset_later_fields(self, handler: Any) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class WatchedTarget(TargetRows):
     pattern: Annotated[str | None, Flag("--target-pattern"), Field(
         description="Regular expression for --target-match regex.")] = None
     scorer: Annotated[Scorers, Flag(repeatable=True, form="SCORER"), Field(max_length=1, description=(
-        f"In place of --target-match: how answers to the target are judged, one of {', '.join(FORMS.values())}."))] = ()
+        f"In place of --target-match: how answers to the target are judged, one of {SCORER_FORMS}."))] = ()
     max_tokens: Annotated[Positive, Flag("--target-tokens"), Field(description="Longest answer in tokens.")] = 128
     name: Annotated[Name, Field(description="Name of the task. Default: that of the file.")] = "target"
     items: Annotated[Positive | None, Flag("--target-items"), Field(

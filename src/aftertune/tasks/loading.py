@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from aftertune.tasks import chance, data, lm_eval_index
 from aftertune.tasks.data import LocalData
 from aftertune.tasks.data_faults import columns_hint, data_fault
 from aftertune.tasks.letters import letters_task
-from aftertune.tasks.seeding import TaskRandomness, unchanged_randomness
+from aftertune.tasks.seeding import TaskRandomness, sample_indices, unchanged_randomness
 from aftertune.tasks.targets import target_tasks
 from aftertune.tasks.task_fields import LOADERS, refuse_generation_code
 from aftertune.values import Asked, Item, Question, Request, TaskSettings, digest, json_ready
@@ -427,13 +426,6 @@ def _chosen(task: Any, spec: TaskSpec, total: int) -> set[int] | None:
     if chosen is None:
         return sample_indices(total, spec)
     return None if len(chosen) == total else set(chosen)
-
-
-def sample_indices(total: int, spec: TaskSpec) -> set[int] | None:
-    """Indices of a seeded random sample; None if the spec has no sample or one of all items."""
-    if spec.sample is None or spec.sample >= total:
-        return None
-    return set(random.Random(spec.sample_seed).sample(range(total), spec.sample))
 
 
 def _requests(task: Any, cluster_field: str | None, order: list[int] | None, start: int

@@ -19,7 +19,7 @@ from aftertune.catalog import LETTERS, MetricKey
 from aftertune.errors import TaskError
 from aftertune.sources.limits import OutOfTime, time_limit
 from aftertune.study import TaskSpec
-from aftertune.study.scorer import Scorer
+from aftertune.study.scorer import AnswerScorer
 from aftertune.tasks import lm_eval_index
 from aftertune.tasks.letters import task_of_rows
 from aftertune.tasks.loading import LoadOptions, build_task, load
@@ -119,7 +119,7 @@ def _target(settings: TaskSettings, items: Sequence[Item], answers: Sequence[Ans
         raise TaskError("it runs code of the user")
     as_json = "valid_json" in settings.higher_is_better
     texts = settings.scorers or (("json",) if as_json else ("exact",))
-    judged = judges([Scorer.parse(text) for text in texts])
+    judged = judges([AnswerScorer.parse(text) for text in texts])
     again = []
     for item, answer in zip(items, answers, strict=True):
         reference, text = item.doc.get("completion"), answer.responses[0].text if len(answer.responses) == 1 else None

@@ -1,6 +1,6 @@
 """Judges answers to a target task: one `Judge` for each of its scorers, with the values of its metrics.
 
-    [judge] = judges([Scorer("json")])
+    [judge] = judges([AnswerScorer("json")])
     judge.metrics                                   ("exact_match", "valid_json", "field_accuracy")
     judge.values('{"n": 2}', {"completion": '{"n": 2.0}'})
         {"exact_match": 1.0, "valid_json": 1.0, "field_accuracy": 1.0}
@@ -30,7 +30,7 @@ from typing import Any
 from aftertune import bounds
 from aftertune.errors import ResourceError, TaskError, nearest, shown
 from aftertune.sources.limits import OutOfTime, template_fault, time_limit
-from aftertune.study.scorer import Scorer, metrics_of
+from aftertune.study.scorer import SCORERS, AnswerScorer, metrics_of
 
 #: Field of a document with all other columns of its row as JSON, for scorers in Python that take them.
 ROW = "row"
@@ -41,7 +41,7 @@ class Judge:
     """A scorer that is ready to judge. metrics: its names of metrics, the first one first. score: the values of an
     answer to a document, in this order. code: file -> SHA-256 of the Python that it runs. takes_row: it needs `ROW`."""
 
-    scorer: Scorer
+    scorer: AnswerScorer
     metrics: tuple[str, ...]
     score: Callable[[str, Mapping[str, Any]], Sequence[float]]
     code: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Judge:
         return ""
 
 
-def judges(scorers: Sequence[Scorer], *, allow_code: bool = False) -> list[Judge]:
+def judges(scorers: Sequence[AnswerScorer], *, allow_code: bool = False) -> list[Judge]:
     """The judges of the scorers, in their order. allow_code: the user allows to run those in Python.
 
     Raises TaskError for a scorer in Python that is not allowed or not usable, and ResourceError for a package that is
@@ -115,8 +115,8 @@ def json_metrics(answer: str, reference: str) -> dict[str, float]:
     answered_fields = answered if isinstance(answered, dict) else {}
     correct = sum(k in answered_fields and _equal_json(answered_fields[k], v) for k, v in expected_fields.items())
     exact = float(_equal_json(answered, expected))
-    return {"exact_match": exact, "valid_json": float(_is_json(answer)),
-            "field_accuracy": correct / len(expected_fields) if expected_fields else exact}
+    values = exact, float(_is_json(answer)), correct / len(expected_fields) if expected_fields else exact
+    return dict(zip(SCORERS["json"][1], values, strict=True))
 
 
 def _equal_json(a: Any, b: Any) -> bool:
@@ -151,10 +151,10 @@ def _first_object(text: str) -> Any:
 
 def _rouge(_: str) -> Callable[[str, Mapping[str, Any]], Sequence[float]]:
     try:
-        from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
     except ImportError:
         raise _missing("rouge", "rouge-score") from None
-    names = ["rougeL", "rouge1", "rouge2"]
+    names = SCORERS["rouge"][1]
     rouge = RougeScorer(names, use_stemmer=False)
 
     def score(answer: str, doc: Mapping[str, Any]) -> Sequence[float]:
@@ -166,7 +166,7 @@ def _rouge(_: str) -> Callable[[str, Mapping[str, Any]], Sequence[float]]:
 
 def _chrf(_: str) -> Callable[[str, Mapping[str, Any]], Sequence[float]]:
     try:
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
     except ImportError:
         raise _missing("chrf", "sacrebleu") from None
     chrf = CHRF()
@@ -183,7 +183,7 @@ _SCORES = {"exact": _exact, "json": _json, "regex": _regex, "contains": _contain
 
 # --- Functions of the user ---
 
-def _python(scorer: Scorer, metrics: tuple[str, ...], allow_code: bool) -> Judge:
+def _python(scorer: AnswerScorer, metrics: tuple[str, ...], allow_code: bool) -> Judge:
     """The judge of a function in a file: ``score(answer, reference)``, or ``score(answer, reference, row)``."""
     if not allow_code:
         raise TaskError(f"the scorer {scorer.text} runs Python code; read {scorer.file}, then let `aftertune eval` run "

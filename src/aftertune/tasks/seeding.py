@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from aftertune.sources.cache import write_atomic
+from aftertune.study import TaskSpec
 from aftertune.values import digest
 
 #: lm-eval's default seeds (``lm_eval.config.evaluate_config.DEFAULT_SEED``): of random, NumPy and torch.
@@ -201,3 +202,10 @@ def _keep_states(path: Path) -> None:
     elif path.exists():
         with contextlib.suppress(OSError):
             write_atomic(file, now.stored())
+
+
+def sample_indices(total: int, spec: TaskSpec) -> set[int] | None:
+    """Indices of a seeded random sample; None if the spec has no sample or one of all items."""
+    if spec.sample is None or spec.sample >= total:
+        return None
+    return set(random.Random(spec.sample_seed).sample(range(total), spec.sample))

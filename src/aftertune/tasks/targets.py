@@ -22,8 +22,9 @@ from aftertune import bounds
 from aftertune.errors import TaskError, shown
 from aftertune.sources.limits import OutOfTime, time_limit
 from aftertune.study import TaskSpec
-from aftertune.study.scorer import Scorer
+from aftertune.study.scorer import AnswerScorer
 from aftertune.tasks.scorers import ROW, Judge, judges
+from aftertune.tasks.seeding import sample_indices
 
 #: Field of a row with the name of its slice, which is not part of its document.
 _SLICE = "slice"
@@ -67,7 +68,7 @@ def target_tasks(spec: TaskSpec, *, allow_code: bool = False) -> tuple[list[Any]
     return tasks, {spec.name: group}
 
 
-def stored_scorers(scorers: Sequence[Scorer]) -> tuple[str, ...]:
+def stored_scorers(scorers: Sequence[AnswerScorer]) -> tuple[str, ...]:
     """The scorers as the settings of a task have them: none where its metrics say all, as for exact and for json."""
     texts = tuple(s.text if s.kind != "python" else f"python:{Path(s.file).name}:{s.function}" for s in scorers)
     return () if texts in (("exact",), ("json",)) else texts
@@ -142,12 +143,11 @@ def _with_chosen(tasks: Sequence[Any], spec: TaskSpec, indices: Sequence[Sequenc
 
     indices: of each slice's rows in the file.
     """
-    from aftertune.tasks.loading import sample_indices
-
     chosen = sample_indices(total, spec)
     if chosen is None:
         chosen = set(range(min(spec.limit or total, total)))
-    kept, empty = [], []
+    kept: list[Any] = []
+    empty: list[Any] = []
     for task, rows in zip(tasks, indices, strict=True):
         task.chosen = {position for position, index in enumerate(rows) if index in chosen}
         (kept if task.chosen else empty).append(task)
