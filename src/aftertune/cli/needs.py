@@ -25,7 +25,7 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
          ("--until-decided",)),
         (("--until-decided",), ("--against",)),
         (("--sample-seed",), ("--sample", "--until-decided")),
-        (("--allow-task-code",), ("--include-path",)),
+        (("--allow-task-code",), ("--include-path", "--scorer")),
         (("--fewshot-as-multiturn", "--template-date", "--enable-thinking"), ("--apply-chat-template",)),
     ),
     "tune": (

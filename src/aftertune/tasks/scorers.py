@@ -178,7 +178,8 @@ def _missing(scorer: str, package: str) -> ResourceError:
                          f"`pip install {package}`")
 
 
-_SCORES = {"exact": _exact, "json": _json, "regex": _regex, "contains": _contains, "rouge": _rouge, "chrf": _chrf}
+#: Kind of scorer -> what makes its function from its argument.
+_SCORES = {make.__name__.lstrip("_"): make for make in (_exact, _json, _regex, _contains, _rouge, _chrf)}
 
 
 # --- Functions of the user ---

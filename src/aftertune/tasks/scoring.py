@@ -66,7 +66,10 @@ def score_responses(loaded: Sequence[LoadedTask], responses: Mapping[int, Respon
         groups |= task.groups
     if failed:  # they are scored again without these tasks and their groups
         return all_answers, positions, scores
-    return all_answers, positions, scores + _group_scores(groups, table, scores)
+    of_groups = _group_scores(groups, table, scores)
+    targets = {name for task in loaded if task.settings.target for name in task.groups}
+    whole = [s for s in of_groups if s.task in targets]  # a target task stands before its slices
+    return all_answers, positions, whole + scores + [s for s in of_groups if s.task not in targets]
 
 
 @contextlib.contextmanager
