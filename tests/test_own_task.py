@@ -69,6 +69,7 @@ def test_slices_have_verdicts_of_their_own_everywhere(place: Path, monkeypatch: 
     rows = [r for r in json.loads(capfd.readouterr().out)["rows"] if r["primary"]]
     assert [r["task"] for r in rows] == ["orders", "orders:blue", "orders:red"]
     assert {r["family_size"] for r in rows} == {3}  # one family
+    assert "the whole task, with errors stratified by its 2 slices" in rows[0]["note"]
     assert all(r["verdict"] and r["metric"] == "exact_match" for r in rows)
     assert call(monkeypatch, "compare", "before", "after") == 0
     table = capfd.readouterr().out

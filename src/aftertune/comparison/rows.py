@@ -344,7 +344,14 @@ def _group_draft(group: TaskGroup, margins: Margins, *, primary: bool) -> RowDra
                               clusters=question_clusters(group.pairs), bounded=group.unit in FRACTIONS)
     return RowDraft(task=group.name, key=group.key, evidence=evidence, margin=margin, primary=primary, unit=group.unit,
                     chance=group.chance, n_total=sum(pair.settings.n_total for pair in group.pairs),
-                    target=group.sliced, note=group_note(weighting, len(values)), values=group)
+                    target=group.sliced, values=group,
+                    note=(slices_note(len(values)) if primary else "") if group.sliced else
+                    group_note(weighting, len(values)))
+
+
+def slices_note(slices: int) -> str:
+    """What the row of a target task with slices is."""
+    return f"the whole task, with errors stratified by its {slices} slices"
 
 
 def group_note(weighting: Weighting, tasks: int) -> str:
