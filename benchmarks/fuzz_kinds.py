@@ -617,6 +617,7 @@ def _bundle(folder: Path) -> Target:
     import early_cases
     from aftertune.bundle import export_bundle, files, verify_bundle
     from aftertune.comparison import compare
+    from aftertune.errors import LONGEST_MESSAGE, NotProven
     from aftertune.ledger import Ledger
 
     bundle = folder / "bundle"
@@ -640,7 +641,10 @@ def _bundle(folder: Path) -> Target:
             proof = verify_bundle(bundle).proof
         finally:
             (bundle / name).write_bytes(whole[name])
-        return [*proof.failed, *proof.unchecked, *proof.from_values]
+        texts = [*proof.failed, *proof.unchecked, *proof.from_values]
+        if proof.failed and max(map(len, texts)) <= LONGEST_MESSAGE:
+            raise NotProven(proof.failed[0])  # counted as refused
+        return texts
 
     return Target([whole[name] for name in (files.EVALUATIONS, *marks.values())], read)
 
