@@ -101,6 +101,7 @@ def test_a_group_is_pooled_and_its_tasks_have_no_rows_of_their_own(ledger: Ledge
     store(ledger, "tuned", ADAPTED, {t: v[1] for t, v in zip(tasks, values, strict=True)}, units={"m": tasks},
           used={"m": 320})
     [row] = compare("base", "tuned", margins={"m": 0.03}, ledger=ledger).rows
+    assert "was stopped by a test with a margin of 2 points (--margin 2 shows its verdict)" in row.note
     assert (row.task, row.n, row.stopped_of, row.margin, row.primary) == ("m", 320, 1200, 0.03, True)
     order = drawn(tasks, 400)[:320]
     table = dict(zip(tasks, values, strict=True))

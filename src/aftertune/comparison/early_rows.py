@@ -65,7 +65,8 @@ class EarlyTest:
 
     columns: ``metric,filter`` -> paired values. counted: which items the models' test counts (`first_of_clusters`).
     base: all known values of the base on the metric of the test. chance: expected score of a guess. groups: of its
-    first task. share: number of tests that share alpha. drawn: of weighted drawing, else None.
+    first task. share: number of tests that share alpha. drawn: of weighted drawing, else None. planned: the margin at
+    which the run stopped, None where it is not known.
     """
 
     unit: EarlyUnit
@@ -77,6 +78,7 @@ class EarlyTest:
     share: int
     target: bool
     drawn: DrawnItems | None = None
+    planned: float | None = None
 
     @property
     def name(self) -> str:
@@ -265,7 +267,8 @@ def _weighted_test(unit: EarlyUnit, pairs: Sequence[Pair], plan: Early, drawn: D
     return EarlyTest(
         unit=unit, columns={unit.key: values}, base=drawn.base, counted=np.ones(len(positions), dtype=bool),
         chance=group_chance(settings, [p.settings.n for p in pairs]), groups=settings[0].groups,
-        share=unit.share or len(plan.units), target=settings[0].target, drawn=drawn)
+        share=unit.share or len(plan.units), target=settings[0].target, drawn=drawn,
+        planned=plan.margins.get(unit.name))
 
 
 def _early_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Sequence[Pair], plan: Early
@@ -289,7 +292,8 @@ def _early_test(left: Evaluation, right: Evaluation, unit: EarlyUnit, pairs: Seq
         unit=unit, columns=pooled, base=np.array([a.metrics[unit.key] for p in pairs for a in p.all_left]),
         counted=first_of_clusters(None if flat is None else [flat[i] for i in order], len(answers)),
         chance=group_chance(settings, [len(p.left) for p in pairs]),
-        groups=settings[0].groups, share=unit.share or len(plan.units), target=settings[0].target)
+        groups=settings[0].groups, share=unit.share or len(plan.units), target=settings[0].target,
+        planned=plan.margins.get(unit.name))
 
 
 def with_early_rows(rows: Sequence[ComparisonRow], stopped: Sequence[EarlyTest], margins: Margins, *,
@@ -309,7 +313,8 @@ def _row(stopped: EarlyTest, key: str, margin: float, *, lineage: bool, forced: 
     low, high = test.interval()
     floor = primary and floored(verdict, stopped.at_floor)
     needed: DecidingItems | None = None
-    notes = [FORCED if forced else "", _test_note(stopped) if primary else ""]
+    notes = [FORCED if forced else "", _test_note(stopped) if primary else "",
+             _planned_note(stopped, margin) if primary else ""]
     if floor:
         notes.append(floor_note(float(stopped.base.mean()), stopped.chance, unit.items))
     if primary and verdict not in SETTLED and not floor and stopped.drawn is None:
@@ -368,6 +373,14 @@ def _evidence(column: MetricValues, d: Floats, interval: tuple[float, float], bi
         n=d.size, base=float(column.base.mean()), tuned=float(column.tuned.mean()), delta=float(d.mean()),
         low=interval[0], high=interval[1], kind="binary" if binary else "real", tests=NO_EVIDENCE,
         gained=int((d > 0).sum()) if binary else None, lost=int((d < 0).sum()) if binary else None)
+
+
+def _planned_note(stopped: EarlyTest, margin: float) -> str:
+    """That the run stopped at another margin, where its verdict may be another one."""
+    if stopped.planned is None or abs(stopped.planned - margin) < 1e-9:
+        return ""
+    points = f"{100 * stopped.planned:g}"
+    return f"the run was stopped by a test with a margin of {points} points (--margin {points} shows its verdict)"
 
 
 def _test_note(stopped: EarlyTest) -> str:

@@ -68,7 +68,10 @@ def change_lines(comparison: Comparison) -> list[str]:
     if changes.text is not None:
         sentences.append(f"The log-probability of the right texts changed by {_nats(changes.text)} on average: "
                          f"{_moved_text(changes)}.")
-    if not sentences:
+    if not sentences and any(r.stopped_of is not None for r in comparison.rows):
+        sentences.append("How the answers changed is not shown: items that were drawn where the base was unsure are no "
+                         "sample of their task.")
+    elif not sentences:
         sentences.append("How the answers changed is not known: they are stored as scores alone.")
     return [" ".join(sentences)]
 

@@ -114,7 +114,7 @@ def part_text(task: TaskSettings | None) -> str:
     if task is None:
         return ""
     if task.used is not None:
-        return f"{early_text(task.used, task.n)} (random order, seed {task.draw_seed or 0})"
+        return f"{early_text(task.used, task.n)} (random draws, seed {task.draw_seed or 0})"
     if not task.partial:
         return ""
     of = f"{fmt.count(task.n)} of {fmt.count(task.n_total)}"

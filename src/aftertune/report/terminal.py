@@ -63,7 +63,8 @@ def terminal_scores(evaluation: Evaluation, *, width: int = 80) -> Group:
     if sum(widths[at] + 2 for at in kept) > width:
         kept = kept[1:]
     parts: list[RenderableType] = [Text(fmt.visible(evaluation.name), "bold")]
-    parts.append(_score_row([heads[at] for at in kept], kept, widths, "dim"))
+    if lines:
+        parts.append(_score_row([heads[at] for at in kept], kept, widths, "dim"))
     task = None
     for line, row in zip(lines, cells, strict=True):
         if 0 not in kept and row[0] != task:
