@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from aftertune.engine.devices import (
+    KERNEL_CACHES,
     Capabilities,
     cgroup_memory,
     choose_device,
@@ -177,3 +178,26 @@ print(resident() - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 40, "MiB, of which one model has 200"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident memory is read from /proc")
+def test_products_of_many_shapes_leave_few_kernels_in_memory() -> None:
+    program = """
+import torch
+from aftertune.engine.devices import set_threads
+from aftertune.engine.memory import release_memory, resident_memory
+
+set_threads(1)
+weight = torch.ones(576, 576, dtype=torch.bfloat16)
+
+def work(lengths):
+    for n in lengths:
+        torch.nn.functional.linear(torch.ones(n, 576, dtype=torch.bfloat16), weight)
+    release_memory()
+    return resident_memory() // 2**20
+
+print(-work(range(32, 312)) + work(range(312, 612)))
+"""
+    unset = {k: v for k, v in os.environ.items() if k not in KERNEL_CACHES}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=unset)
+    assert int(done.stdout) < 40, "MiB for 300 more shapes"

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from aftertune.engine import memory
 from aftertune.study import DataSpec, TuneSpec
 from aftertune.study.presets import PRESETS, ModelShape
 from aftertune.tuning import estimate_tuning, tune
-from aftertune.tuning.estimate import PROGRAM_BYTES, Machine, Workload, estimate
+from aftertune.tuning.estimate import ANCHOR_BYTES, HEAP, PROGRAM_BYTES, Machine, Workload, estimate
 from tuning_cases import rows, tiny_model, write_rows
 
 SMALL = PRESETS["smollm2-135m"].shape
@@ -31,12 +32,34 @@ def test_steps_and_tokens_follow_the_recipe() -> None:
 
 
 def test_full_takes_sixteen_bytes_a_parameter_and_four_bits_take_less_than_sixteen() -> None:
-    """Weights, gradients and two moments in float32; the rest is the same for a batch of one short row."""
+    """Weights, gradients and two moments in float32; the rest is the same for a batch of one short row. In bfloat16
+    autocast also keeps copies of the weights."""
     row = Workload(1, 10, 10, 5)
-    need = {m: estimate(SMALL, spec(method=m, batch_size=1), row, CPU).memory - PROGRAM_BYTES
+    need = {m: estimate(SMALL, spec(method=m, batch_size=1), row, CPU).memory / HEAP - PROGRAM_BYTES
             for m in ("full", "lora", "qlora")}
-    assert need["full"] == pytest.approx(16 * SMALL.parameters, rel=0.05)
+    exact = estimate(SMALL, spec(method="full", batch_size=1), row, Machine("cpu", "float32")).memory / HEAP
+    assert exact - PROGRAM_BYTES == pytest.approx(16 * SMALL.parameters, rel=0.05)
+    assert need["full"] == pytest.approx(18 * SMALL.parameters, rel=0.05)
     assert need["qlora"] < need["lora"] < need["full"] / 4
+
+
+def test_an_anchor_to_the_predictions_takes_a_copy_of_the_weights_and_two_sets_of_logits() -> None:
+    plain, kl, l2 = (estimate(SMALL, spec(method="full", anchor=a), LOAD, CPU).memory / HEAP
+                     for a in (None, "kl:1", "l2:1"))
+    assert l2 - plain == pytest.approx(4 * SMALL.parameters, rel=0.01)
+    assert kl - l2 == pytest.approx(ANCHOR_BYTES, rel=0.01)
+
+
+def test_the_estimate_knows_how_far_the_heap_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 + memory.GROWTH == HEAP
+    resident, trimmed = iter((100, 105, 111, 90, 98)), list[int]()
+    monkeypatch.setattr(memory, "resident_memory", lambda: next(resident))
+    monkeypatch.setattr(memory, "trim_heap", lambda: trimmed.append(1))
+    limit, counts = memory.HeapLimit(), list[int]()
+    for _ in range(5):
+        limit.check()
+        counts.append(len(trimmed))
+    assert counts == [0, 0, 1, 1, 1], "at 111 of 100; after that 90 is the level"
 
 
 def test_kept_checkpoints_are_part_of_the_disk() -> None:

@@ -27,6 +27,10 @@ BF16_FLAGS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16", "svebf16
 #: The same for float16.
 FP16_FLAGS = ("avx512_fp16", "amx_fp16", "avx10_2", "fp16_arith", "asimdhp")
 DTYPES = ("float32", "bfloat16", "float16")
+#: Compiled kernels that oneDNN keeps: those of several batches, or of 40 widths of a step of generation.
+KERNELS = 256
+#: The variables that set this number, of oneDNN and of torch.
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +185,7 @@ def matmul_rate(device: str, dtype: str) -> float:
     """
     import torch
 
+    _limit_kernels()
     return _measured_rate(device, dtype, torch.get_num_threads())
 
 
@@ -200,7 +205,8 @@ def _measured_rate(device: str, dtype: str, _threads: int) -> float:
 
 
 def set_threads(count: int | None = None) -> int:
-    """Set the number of torch's CPU threads and return it. Also makes the C library keep freed memory.
+    """Set the number of torch's CPU threads and return it. Also makes the C library keep freed memory, and oneDNN few
+    compiled kernels.
 
     count: None for torch's default, limited to the cores that this process may use. Raises ResourceError if it is < 1.
     """
@@ -211,7 +217,19 @@ def set_threads(count: int | None = None) -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(count if count is not None else min(torch.get_num_threads(), allowed))
     _keep_freed_memory()
+    _limit_kernels()
     return int(torch.get_num_threads())
+
+
+def _limit_kernels() -> None:
+    """Let oneDNN, and torch's layer above it, keep at most `KERNELS` compiled kernels each, unless the user set another
+    number. They read the variables at the first product in the process.
+
+    One is compiled for each shape, about half a megabyte, and by default 1,024 are kept. Batches have ever other
+    lengths, so almost none is used again after its batch; in its batch each layer uses the same ones.
+    """
+    for variable in KERNEL_CACHES:
+        os.environ.setdefault(variable, str(KERNELS))
 
 
 def _keep_freed_memory() -> None:

@@ -132,6 +132,8 @@ class RunControl:
     """
 
     def __init__(self, plan: TrainingPlan, hooks: Hooks, checkpoints: Checkpoints) -> None:
+        from aftertune.engine.memory import HeapLimit
+
         self.plan, self.hooks, self.checkpoints = plan, hooks, checkpoints
         self.trainer: Any = None
         self.best: dict[str, Any] = {}
@@ -141,6 +143,7 @@ class RunControl:
         self.choice: CheckpointChoice | None = None
         self.stopped, self.interrupted, self.finished, self.warning = "", False, False, ""
         self._saved = time.monotonic()
+        self._heap = HeapLimit()
 
     def attach(self, trainer: Any, checkpoint: Path | None) -> None:
         """Control ``trainer``, with the state that ``checkpoint`` holds if there is one."""
@@ -311,6 +314,7 @@ class RunControl:
                 control.reserve()
 
             def on_step_end(self, _arguments: Any, state: Any, flags: Any, **_: Any) -> None:
+                control._heap.check()
                 due = time.monotonic() - control._saved >= control.plan.save_seconds
                 if state.global_step < state.max_steps and (due or control.interrupted):
                     flags.should_save = True

@@ -48,6 +48,10 @@ ANSWER_TOKENS, ANSWERS_KEPT, WRITING = 100, 0.7, 0.15
 LONGEST_ANSWER, LONGER = 240, 64
 #: Rows of logits that are in memory at once, in float32 and with their gradient.
 LOGIT_ROWS = 512
+#: Logits in float32 for the divergence of an anchor: of the base and the model, with what is computed of them.
+ANCHOR_BYTES = 6 * 4 * 2**23
+#: By how much the memory of a process on a CPU may grow between steps (`engine.memory.HeapLimit`).
+HEAP = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +210,18 @@ def estimate_memory(shape: ModelShape, recipe: Recipe, workload: Workload, machi
     states = 16 * trained + 4 * (_stored(shape, recipe) - trained) if method.adapter else 12 * trained
     if AnchorSetting.active(recipe.anchor) is not None and (not method.adapter or method.begin is not None):
         states += 4 * trained  # the weights of the base, or the adapter as it started
+    if machine.device == "cpu" and not method.adapter and size < 4:
+        states += size * trained  # autocast keeps copies of the weights in the dtype of the computation
     tokens = min(workload.largest_batch(recipe.batch_size, padded=machine.device != "cpu"),
                  recipe.batch_size * recipe.max_length)
     activations = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner_of_token) * size * method.kept
     layers = (shape.layers * shape.hidden * size + activations) if recipe.gradient_checkpointing else \
         shape.layers * activations
     logits = 2 * 4 * shape.vocabulary * min(tokens, LOGIT_ROWS)
-    program = PROGRAM_BYTES if machine.device == "cpu" else 0
-    return program + weights + states + tokens * layers + logits
+    setting = AnchorSetting.active(recipe.anchor)
+    logits += ANCHOR_BYTES if setting is not None and setting.kind == "kl" else 0
+    program, growth = (PROGRAM_BYTES, HEAP) if machine.device == "cpu" else (0, 1.0)
+    return growth * (program + weights + states + tokens * layers + logits)
 
 
 def _disk(shape: ModelShape, recipe: Recipe, machine: Machine) -> float:
