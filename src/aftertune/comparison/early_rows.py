@@ -313,8 +313,7 @@ def _row(stopped: EarlyTest, key: str, margin: float, *, lineage: bool, forced: 
     low, high = test.interval()
     floor = primary and floored(verdict, stopped.at_floor)
     needed: DecidingItems | None = None
-    notes = [FORCED if forced else "", _test_note(stopped) if primary else "",
-             _planned_note(stopped, margin) if primary else ""]
+    notes = [FORCED if forced else "", _test_note(stopped) if primary else ""]
     if floor:
         notes.append(floor_note(float(stopped.base.mean()), stopped.chance, unit.items))
     if primary and verdict not in SETTLED and not floor and stopped.drawn is None:
@@ -322,6 +321,7 @@ def _row(stopped: EarlyTest, key: str, margin: float, *, lineage: bool, forced: 
                                  includes_zero=low <= 0 <= high, seen=d.size, total=unit.items,
                                  alpha=ALPHA / stopped.share)
         notes.append(items_note(needed, unit.items, shares=True, undecided=verdict == "undecided"))
+    notes.append(_planned_note(stopped, margin) if primary else "")
     nearest: Verdict = min(sorted(SETTLED), key=test.level_p) if verdict == "undecided" else verdict
     decision = Decision(verdict="undecided" if floor else verdict, p=test.p_of(nearest), at_floor=floor,
                         p_adjusted=min(1.0, test.level_p(nearest) * stopped.share),

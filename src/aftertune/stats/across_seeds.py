@@ -17,7 +17,7 @@ place of S - 1. With positive correlation between recipes that share a seed this
 assumes that seeds move all recipes alike, so two recipes that vary more than the others are pooled with each other
 alone. Then, and if there are no others, one of the two may vary more, so the degrees of freedom are Welch's, between
 S - 1 and 2 (S - 1). Three seeds seldom show that a recipe varies more: if one varies three times as much as the others,
-the 95 % interval covers the truth in about 92 % (benchmarks/verdicts.py).
+the 95 % interval covers the truth in about 91 % (benchmarks/verdicts.py).
 
 The noise of single answers is in both parts. It is counted twice, so the interval is slightly too wide and never too
 narrow (Owen 2007, Ann Appl Stat 1:386, on two-way random effects). The margins of error are added in squares (Zou &
