@@ -321,7 +321,8 @@ def _row(stopped: EarlyTest, key: str, margin: float, *, lineage: bool, forced: 
                                  includes_zero=low <= 0 <= high, seen=d.size, total=unit.items,
                                  alpha=ALPHA / stopped.share)
         notes.append(items_note(needed, unit.items, shares=True, undecided=verdict == "undecided"))
-    notes.append(_planned_note(stopped, margin) if primary else "")
+    notes += [_planned_note(stopped, margin), _WITHIN if verdict == "within" and not -margin < low <= high < margin
+              else ""] if primary else []
     nearest: Verdict = min(sorted(SETTLED), key=test.level_p) if verdict == "undecided" else verdict
     decision = Decision(verdict="undecided" if floor else verdict, p=test.p_of(nearest), at_floor=floor,
                         p_adjusted=min(1.0, test.level_p(nearest) * stopped.share),
@@ -373,6 +374,10 @@ def _evidence(column: MetricValues, d: Floats, interval: tuple[float, float], bi
         n=d.size, base=float(column.base.mean()), tuned=float(column.tuned.mean()), delta=float(d.mean()),
         low=interval[0], high=interval[1], kind="binary" if binary else "real", tests=NO_EVIDENCE,
         gained=int((d > 0).sum()) if binary else None, lost=int((d < 0).sum()) if binary else None)
+
+
+#: Why the interval of a row may reach beyond the margin that the difference is proven to be within.
+_WITHIN = "within the margin takes a test at 5 % on one side, so the 95 % interval may reach beyond the margin"
 
 
 def _planned_note(stopped: EarlyTest, margin: float) -> str:
