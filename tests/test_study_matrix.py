@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from aftertune.cli import app
 from aftertune.errors import InputError
 from aftertune.study import Study
+from aftertune.study.cured import made_from
 
 STUDY = """\
 # what the study is for
@@ -70,9 +71,10 @@ def test_the_study_of_cures_changes_one_thing_at_a_time():
     study.check_files()
     recipes = {(t.learning_rate, t.anchor, str(t.replay and (t.replay.base or t.replay.share)))
                for t in study.tunings.values()}
-    assert (len(study.tunings), len(recipes)) == (15, 5)
+    cured = made_from(study.tunings)
+    assert (len(study.tunings) - len(cured), len(cured), len(recipes)) == (15, 9, 5)
     assert sum(rate != 1e-3 or anchor is not None or replay != "None" for rate, anchor, replay in recipes) == 4
-    assert sum(t.keep_checkpoints == "all" for t in study.tunings.values()) == 3
+    assert sum(t.keep_checkpoints == "all" for name, t in study.tunings.items() if name not in cured) == 3
 
 
 def test_share_zero_is_no_replay_and_excluded_combinations_are_gone(tmp_path):
