@@ -200,7 +200,8 @@ def hostile_ledger(path: Path) -> tuple[Path, int]:
             evaluation = Evaluation(
                 id=f"e-{side}{'0' * 8}", name=payload(), tasks=tasks, device="cpu", dtype="float32", engine="packed",
                 model=replace(STRANGER, source=payload(), weights=f"w{side}"),
-                scores=tuple(Score(task=t.task, metric="acc", filter="none", value=0.5, stderr=0.1, n=ITEMS, primary=True)
+                scores=tuple(Score(task=t.task, metric="acc", filter="none", value=0.5, stderr=0.1, n=ITEMS,
+                                   primary=True)
                              for t in tasks))
             made.append(ledger.store_evaluation(evaluation, zip(items, answers, strict=True)))
             ledger.save_label(evaluation.id, EntryLabel(tags=(payload(), payload()), note=payload()))
