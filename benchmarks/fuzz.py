@@ -262,7 +262,7 @@ class _Run:
         self.name, self.shared = name, _Shared()
         self.shared["number"] = numbers.start
         self.output, out = os.pipe()
-        self.text, self.last, self.since = b"", -1.0, (0.0, 0.0)
+        self.text, self.last, self.since, self.stuck = b"", -1.0, (0.0, 0.0), False
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
@@ -290,7 +290,8 @@ class _Run:
         if self.shared["number"] != self.last:
             self.last, self.since = self.shared["number"], (now, used)
         most = HARD_CLOCK if self.shared["ready"] else 10 * HARD_CLOCK
-        return used - self.since[1] > most or (waits and now - self.since[0] > 10 * most)
+        self.stuck = self.stuck or used - self.since[1] > most or (waits and now - self.since[0] > 10 * most)
+        return self.stuck  # also once it has been killed for that
 
     def kill(self) -> None:
         """End the child."""

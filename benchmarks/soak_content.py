@@ -24,7 +24,8 @@ from typing import Any
 from aftertune.ledger.schema import Prose
 
 #: Fields of stored values that hold times, speeds and costs.
-_TIMES = frozenset({"provenance", "cost", "seconds", "tokens_per_second", "started", "finished", "tuned_at"})
+_TIMES = frozenset({"provenance", "cost", "seconds", "tokens_per_second", "started", "finished", "tuned_at",
+                    "alone"})  # of a cure, estimated seconds
 #: Times, durations, speeds and memory in records and pages; the time of a training is unknown where another process
 #: has done its last step.
 _TEXT_TIMES = re.compile(
