@@ -14,15 +14,17 @@ from typing import Any
 
 import pytest
 
-from aftertune.cli.check_deploy import check_object, cost_lines, reason, summary
+from aftertune.cli.check_deploy import check_object, cost_lines
 from aftertune.deploy import chain, check_chain
-from aftertune.deploy.chain import ChainCheck, CheckedLink, Link, _Maker, parse_links
-from aftertune.deploy.export import merged_weights
+from aftertune.deploy.chain import ChainCheck, CheckedLink, LinkMaker
+from aftertune.deploy.export import merged_weights, remove_stale
+from aftertune.deploy.findings import reason, summary
 from aftertune.errors import InputError, ResourceError
 from aftertune.ledger import Ledger
 from aftertune.report.changes import drift_line
 from aftertune.sources import fingerprint_model, load_model, resolve_adapter, resolve_model
 from aftertune.study import DataSpec, TargetSpec, TaskSpec, TuneSpec
+from aftertune.study.links import Link, parse_links
 from aftertune.tuning import tune
 from aftertune.tuning.output import merge
 from aftertune.values import CollapseSign, Comparison, Tuning
@@ -195,16 +197,35 @@ def test_a_type_is_understood_in_either_case() -> None:
 
 def test_merged_weights_of_another_fine_tune_are_made_again(home: Path, tuned: Tuning, tmp_path: Path) -> None:
     other = easy_tuning(home, name="other", out="other", max_steps=1)
-    folder = merged_weights(tuned, tmp_path / "made", lambda *_: None)
+    folder, note = merged_weights(tuned, tmp_path / "made", lambda *_: None)
+    assert not note
     assert json.loads((tmp_path / "made" / "merged.json").read_text())["result"] == tuned.result
     first = fingerprint_model(resolve_model(str(folder))).fingerprint
-    assert merged_weights(other, tmp_path / "made", lambda *_: None) == folder
+    again, note = merged_weights(other, tmp_path / "made", lambda *_: None)
+    assert again == folder
+    assert note == f"{folder}: was merged from another fine-tune and was made again"
     second = fingerprint_model(resolve_model(str(folder))).fingerprint
     assert second != first
     (tmp_path / "made" / "merged.json").unlink()
     with pytest.raises(InputError, match=r"exists, and no merged.json beside it says which fine-tune"):
         merged_weights(other, tmp_path / "made", lambda *_: None)
     assert fingerprint_model(resolve_model(str(folder))).fingerprint == second
+
+
+def test_the_file_of_another_fine_tune_is_made_again_like_its_merged_weights(home: Path, tuned: Tuning, tmp_path: Path
+                                                                            ) -> None:
+    other = easy_tuning(home, name="other", out="other", max_steps=1)
+    with Ledger(home / "ledger.db") as ledger:
+        for fine_tune, expected in ((tuned, 0), (other, 2), (other, 0)):
+            maker = LinkMaker(fine_tune, tmp_path / "made", ledger, lambda *_: None)
+            file = maker.file("f32")
+            assert json.loads((file.parent / "export.json").read_text())["result"] == fine_tune.result
+            assert sum("another fine-tune" in note for note in maker.notes) == expected
+        (file.parent / "notes.txt").write_text("mine")
+        assert not remove_stale(file.parent, tuned)
+        with pytest.raises(InputError, match="does not hold this export of easy complete and unchanged"):
+            LinkMaker(tuned, tmp_path / "made", ledger, lambda *_: None).file("f32")
+        assert (file.parent / "notes.txt").read_text() == "mine"
 
 
 def test_the_base_is_found_again_as_it_was_given(tuned: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -217,7 +238,7 @@ def test_the_base_is_found_again_as_it_was_given(tuned: Tuning, tmp_path: Path, 
     monkeypatch.setattr(chain, "load_tokenizer", lambda source: chat_tokenizer())
     monkeypatch.setattr(chain, "merged_weights", lambda *_: tmp_path / "merged")
     with Ledger(tmp_path / "ledger.db") as ledger:
-        maker = _Maker(changed, tmp_path, ledger, lambda *_: None)
+        maker = LinkMaker(changed, tmp_path, ledger, lambda *_: None)
         assert maker.prompts(Link("merged", "merged")) == ()
         specs = [maker.spec(Link(kind, kind), (ARC,)) for kind in ("adapter", "merged")]
         server = maker.spec(Link("openai:http://h:1#org/m", "openai", "http://h:1/v1", "org/m"), (ARC,))
@@ -232,7 +253,7 @@ def test_a_server_with_the_date_of_the_day_is_sound(home: Path, tuned: Tuning, m
     dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
     with served(merged, "llamacpp") as server, Ledger(home / "ledger.db") as ledger:
         server.tokenizer.chat_template = dated
-        maker = _Maker(tuned, home / "made", ledger, lambda *_: None)
+        maker = LinkMaker(tuned, home / "made", ledger, lambda *_: None)
         link, = parse_links(["merged", f"openai:{server.url}"])[1:]
         assert maker._server_prompts(link, chat_tokenizer(template=dated)) == ()
     assert maker.notes == [f"the chat template writes the date: 2024-07-26 in the fine-tune, that of the day in "
@@ -252,7 +273,7 @@ def test_a_server_may_be_in_another_time_zone(home: Path, tuned: Tuning, merged:
         server.tokenizer.chat_template = f"{Day.today() + timedelta(days):%d %b %Y}{CHATML}"
         link, = parse_links(["merged", f"openai:{server.url}"])[1:]
         dated = chat_tokenizer(template="{{ strftime_now('%d %b %Y') }}" + CHATML)
-        found = _Maker(tuned, home / "made", ledger, lambda *_: None)._server_prompts(link, dated)
+        found = LinkMaker(tuned, home / "made", ledger, lambda *_: None)._server_prompts(link, dated)
     assert (found == ()) == sound
 
 

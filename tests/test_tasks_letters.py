@@ -13,7 +13,8 @@ from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.study import TaskSpec
 from aftertune.tasks import LoadOptions, load
-from aftertune.tasks.letters import PATTERN, prompt
+from aftertune.tasks.letter_answers import read_letter
+from aftertune.tasks.letters import prompt
 from eval_cases import byte_folder, write_task
 
 
@@ -48,10 +49,33 @@ def test_prompts(question: str, choices: list[str], before: bool, text: str) -> 
     ("Option A and option B", None), ("A or B, but the answer is C", "C"), ("A and Boron", "A"), ("B or so", "B"),
     # letters of words
     ("X-ray", None), ("D-day", None), ("T's", None), ("'B'", "B"), ("B - iron", "B"), ("Answer: **C**", "C"),
-    ("the answer should be D", "D"), ("the answer is not A", None)])
+    ("the answer should be D", "D"), ("the answer is not A", None),
+    # in the second line, and with a sentence before it
+    ("The answer is:\nB", "B"), ("The answer is:\n\nB. iron", "B"), ("\n\nB", "B"), ("Sure!\n\n**B**", "B"),
+    ("Iron floats.\nB", "B"), ("The best answer is\n**C**: iron", "C"), ("A metal\nB", "B"),
+    # marks around it
+    (r"\boxed{B}", "B"), (r"So it is $\boxed{\text{B}}$.", "B"), (r"\boxed{(B)}", "B"), (r"\boxed{B. iron}", "B"),
+    ("Answer: (B)", "B"), ("**Answer:** B", "B"), ("**Answer**: B", "B"), ("<answer>B</answer>", "B"), ("B.", "B"),
+    ("**B. iron**", "B"), ("The correct answer is B) iron", "B"), ("The correct letter is D", "D"),
+    # the choices once more
+    ("A\nB\nC\nD", None), ("A. wood\nB. iron", None), ("A. wood\nB", None), ("B\nA. wood\nB. iron", "B"),
+    ("A. wood\nB. iron\nThe answer is B", "B"),
+    # several answers, a denied one, none
+    ("A\nThe answer is B", None), ("The answer is A. No, the answer is B", None), ("B\nC\nB", None),
+    ("A, B and C", None), ("A, C", None), ("B, because it floats", "B"), ("A is wrong", None), ("(A) cannot be", None),
+    ("Option A is incorrect", None), ("I cannot answer that.", None), ("None of the above", None), ("iron", None),
+    # the next question is not the model's answer
+    ("B\n\nQuestion: Which sinks?\nAnswer: C", "B")])
 def test_the_letter_of_an_answer(text: str, letter: str | None) -> None:
-    found = re.findall(PATTERN, text)
-    assert (next(filter(None, found[0])) if found else None) == letter
+    assert read_letter(text, "ABCDEFGHIJ") == letter
+    if letter != "I":
+        assert read_letter(text, "ABCD") == letter
+
+
+@pytest.mark.parametrize("text", ["E", "E. gold", "The answer is E", r"\boxed{E}"])
+def test_a_letter_without_a_choice_is_no_answer(text: str) -> None:
+    assert read_letter(text, "ABCD") is None
+    assert read_letter(text, "ABCDE") == "E"
 
 
 @pytest.fixture

@@ -21,13 +21,6 @@ from aftertune.study.scorer import SCORER_FORMS
 if TYPE_CHECKING:
     from aftertune.deploy import ChainCheck, CheckedLink
     from aftertune.values import Comparison, ComparisonRow
-    from aftertune.values.headline import CollapseKind
-
-#: Sign of collapse -> what a link does.
-_COLLAPSE: dict[CollapseKind, str] = {
-    "guessing": "it scores like a guess", "endless": "its texts do not end",
-    "one_choice": "it always takes the same choice", "empty": "its texts are empty",
-    "one_answer": "it always gives the same answer"}
 
 
 def check_deploy(
@@ -56,6 +49,7 @@ def check_deploy(
 ) -> None:
     """Ask each form of a fine-tune the same items; exit with 1 if one lost something, and name the first that did."""
     from aftertune.deploy import check_chain
+    from aftertune.deploy.findings import reason
     from aftertune.ledger import Ledger
     from aftertune.sources.cache import path_part
 
@@ -79,30 +73,13 @@ def check_deploy(
         raise GateFailed(f"the first broken link of {check.tuning.name} is {broken.link.name}: {reason(broken)}")
 
 
-def reason(link: CheckedLink) -> str:
-    """Why a link is broken, in one sentence."""
-    from aftertune.report.names import task_title
-
-    if link.faults:
-        return link.faults[0]
-    if link.losses:
-        return "; ".join(f"{task_title(row.task)} {_difference(row)}" for row in link.losses)
-    return "; ".join(dict.fromkeys(f"{_COLLAPSE[s.kind]} on {task_title(s.task)}" for s in link.collapse))
-
-
-def _difference(row: ComparisonRow) -> str:
-    """The difference with its interval, in points or in the metric's own unit."""
-    from aftertune.report.table import difference_text, interval_text
-
-    return f"{difference_text(row, row.delta)} ({interval_text(row)})"
-
-
 def show_check(check: ChainCheck) -> None:
     """Print the scores of each link with its differences, and a sentence about the whole chain."""
     from rich.table import Table
     from rich.text import Text
 
     from aftertune.cli.streams import rich_console
+    from aftertune.deploy.findings import summary
     from aftertune.report.formatting import visible
 
     console = rich_console()
@@ -136,30 +113,10 @@ def show_check(check: ChainCheck) -> None:
     console.print(Text(summary(check), "bold"))
 
 
-def summary(check: ChainCheck) -> str:
-    """What is known of the chain in one sentence."""
-    if (broken := check.broken) is not None:
-        return f"The first broken link is {broken.link.name}: {reason(broken)}."
-    from aftertune.report.names import task_title
-
-    rows = [row for link in check.links if link.first for row in link.first.rows if row.primary and not row.average_of]
-    open_, untested = ({row.task: None for row in rows if row.verdict in verdicts} for verdicts in (
-        ("undecided", "worse"), (None,)))
-    if not open_ and not untested:
-        return "No link is broken: on every task, no link lost more than the margin."
-    sentences = ["No link is shown to be broken."]
-    if open_:
-        sentences.append(f"A loss beyond the margin is not ruled out on {', '.join(map(task_title, open_))}; ask more "
-                         "items.")
-    if untested:
-        sentences.append(f"Not tested: {', '.join(map(task_title, untested))}, whose metric has a unit of its own; "
-                         f"give a margin in it (--margin {next(iter(untested))}=VALUE).")
-    return " ".join(sentences)
-
-
 def cost_lines(link: CheckedLink) -> list[str]:
     """What the rounding of a GGUF file costs, a line for each task and one for the token probabilities."""
     from aftertune.catalog import EXPECTED_ACCURACY
+    from aftertune.deploy.findings import difference_with_interval
     from aftertune.report.formatting import percent, raw
     from aftertune.report.names import task_title
     from aftertune.report.table import interval_text
@@ -170,7 +127,7 @@ def cost_lines(link: CheckedLink) -> list[str]:
     rows, lines = cost.compared.rows, []
     for row in (r for r in rows if r.primary and not r.average_of):
         costs = "gains" if row.delta > 0 else "costs"
-        expected = next((f"; expected accuracy {_difference(r)}" for r in rows
+        expected = next((f"; expected accuracy {difference_with_interval(r)}" for r in rows
                          if (r.task, r.metric) == (row.task, EXPECTED_ACCURACY) and not r.primary), "")
         label = verdict_label(row.verdict, lineage=True) if row.verdict else "not tested"  # made here, from this tuning
         unit = " points" if row.fraction else ""
@@ -202,13 +159,14 @@ def _scores(link: CheckedLink) -> dict[str, str]:
 def _cell(comparison: Comparison | None, task: str) -> str:
     if comparison is None:
         return ""
+    from aftertune.deploy.findings import difference_with_interval
     from aftertune.values.comparison import verdict_label
 
     row = next((r for r in comparison.rows if r.task == task and r.primary), None)
     if row is None:
         return "not compared"
     label = verdict_label(row.verdict, lineage=False) if row.verdict else "not tested"
-    return f"{_difference(row)} {label}"
+    return f"{difference_with_interval(row)} {label}"
 
 
 def _moved(comparison: Comparison) -> str:
@@ -232,6 +190,8 @@ def _cost_object(link: CheckedLink) -> dict[str, Any] | None:
 
 def check_object(check: ChainCheck) -> dict[str, Any]:
     """The check as ``check-deploy --json`` prints it."""
+    from aftertune.deploy.findings import reason, summary
+
     def rows(comparison: Comparison | None) -> list[dict[str, Any]] | None:
         return None if comparison is None else [
             {"task": r.task, "metric": r.metric, "verdict": r.verdict, "delta": r.delta, "low": r.low, "high": r.high,

@@ -207,11 +207,14 @@ def flips(
 
 
 def gate(
-    base: StoredEvaluation,
-    tuned: StoredEvaluation,
+    base: Annotated[str | None, typer.Argument(help="Id or name of an evaluation.")] = None,
+    tuned: Annotated[str | None, typer.Argument(help="Id or name of an evaluation.")] = None,
     max_drop: Annotated[list[str], typer.Option(
         help="TASK=VALUE: the largest allowed drop, in points or in the unit of its metric; average=VALUE for the "
-             "average over the tasks. Repeatable.")],
+             "average over the tasks. Repeatable.")] = ...,  # type: ignore[assignment]
+    chain: Annotated[Path | None, typer.Option(
+        help="Instead of two evaluations: the folder of `check-deploy` (its --out). The gate fails at the first link "
+             "that lost more than a limit against the first one, or that has a fault.")] = None,
     require_proof: Annotated[bool, typer.Option(
         "--require-proof", help="Also fail if it is not proven that a limit holds.")] = False,
     common: Common = False,
@@ -230,6 +233,16 @@ def gate(
 
     drops = _drops(max_drop)
     on_github = github if github is not None else os.environ.get("GITHUB_ACTIONS") == "true"
+    if chain is not None:
+        if base is not None or common:
+            raise InputError("gate --chain compares the links of its folder; leave the evaluations and --common out")
+        from aftertune.cli.gate_chain import gate_links
+
+        gate_links(chain, drops, require_proof=require_proof, junit=junit, on_github=on_github, as_json=as_json)
+        return
+    if base is None or tuned is None:
+        raise InputError("gate needs two evaluations, the base first, or --chain with the folder of `aftertune "
+                         "check-deploy`")
     with Ledger(create=False) as ledger:
         left, right = find_finished(base, ledger), find_finished(tuned, ledger)
         title = f"{right.name} against {left.name}"
@@ -276,12 +289,17 @@ def show_on_github(result: tuple[Comparison, Sequence[GateLine]] | NotComparable
         typer.echo(line, err=to_stderr)
     file = os.environ.get("GITHUB_STEP_SUMMARY")
     if file and summary:
-        try:
-            with Path(file).open("a", encoding="utf-8") as opened:
-                opened.write(summary)
-        except OSError as error:
-            typer.echo(f"note: the summary of the run could not be written to the file that GITHUB_STEP_SUMMARY names: "
-                       f"{error.strerror}", err=True)
+        append_summary(file, summary)
+
+
+def append_summary(file: str, summary: str) -> None:
+    """Append to the summary of a run of GitHub Actions; a note where it cannot be written."""
+    try:
+        with Path(file).open("a", encoding="utf-8") as opened:
+            opened.write(summary)
+    except OSError as error:
+        typer.echo(f"note: the summary of the run could not be written to the file that GITHUB_STEP_SUMMARY names: "
+                   f"{error.strerror}", err=True)
 
 
 def _drops(texts: list[str]) -> dict[str, float]:

@@ -16,7 +16,7 @@ holds says nothing about any one task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from aftertune.comparison import compare
@@ -36,14 +36,16 @@ _NO_DROP: frozenset[Verdict] = frozenset({"higher", "within", "better", "no_loss
 
 
 def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, float | Margin], *, ledger: Ledger,
-         require_proof: bool = False, common: bool = False) -> tuple[Comparison, tuple[GateLine, ...]]:
+         require_proof: bool = False, common: bool = False, force: Collection[str] = ()
+         ) -> tuple[Comparison, tuple[GateLine, ...]]:
     """Check each limit, given by task or group: a fraction, or a number in the unit of the metric where it is no share.
     The comparison is not stored, because its family is not that of a usual comparison.
 
-    require_proof: a limit also fails unless it is proven that it holds. Raises what `compare` raises, and InputError
-    for a limit whose task has no verdict.
+    require_proof: a limit also fails unless it is proven that it holds. force: names of settings that may differ.
+    Raises what `compare` raises, and InputError for a limit whose task has no verdict.
     """
-    comparison = compare(base, tuned, margins=limits, ledger=ledger, common=common, tasks=tuple(limits), save=False)
+    comparison = compare(base, tuned, margins=limits, ledger=ledger, common=common, force=force,
+                         tasks=tuple(limits), save=False)
     rows = {r.task: r for r in comparison.rows if r.primary}
     for task in limits:
         if task not in rows:

@@ -5,14 +5,11 @@
     check.broken              None, or the first link with a proven loss or a fault
     check.links[2].first      the comparison of gguf:q8_0 with the first link
 
-Links:
+    chain = Chain(tuning, parse_links(words), tasks, ledger=ledger, out=out)      one link at a time
+    chain.check(chain.links[0])
 
-    adapter        the fine-tune as it was trained (an adapter on its base, or whole weights)
-    merged         its merged weights, which are also compared with base and adapter tensor by tensor
-    gguf:TYPE      an exported GGUF file; aftertune computes with exactly its weights
-    llamacpp:TYPE  the same file in llama.cpp itself, in this process
-    openai:URL     a server with OpenAI's API; openai:URL#NAME where it serves several models
-
+The links are those of `aftertune.study.links`. Merged weights are also compared with base and adapter, tensor by
+tensor.
 Each link is compared with the one before and with the first, by the verdicts of `aftertune.comparison`. Servers write
 prompts with their own chat template: this is part of what is checked, so it does not block a comparison. Where a link
 gives no log-likelihoods, all links are asked multiple-choice tasks by letter (`aftertune.tasks.letters`).
@@ -20,20 +17,19 @@ gives no log-likelihoods, all links are asked multiple-choice tasks by letter (`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from aftertune.comparison import check_margins, compare
 from aftertune.comparison.compatibility import OF_TEMPLATE
 from aftertune.comparison.margins import MARGIN, Margins
-from aftertune.deploy.export import export_gguf, file_name, merged_weights
-from aftertune.deploy.llama_cpp import check_names
+from aftertune.deploy.export import export_gguf, file_name, merged_weights, remove_stale
 from aftertune.deploy.merged_weights import WeightsCheck, check_weights
 from aftertune.deploy.prompts import PromptDifference, prompt_differences, server_writer, writer
+from aftertune.deploy.stored_check import write_check
 from aftertune.drift import DriftOptions, held_out_drift
 from aftertune.errors import InputError, ResourceError
 from aftertune.evaluation import evaluate
@@ -41,7 +37,7 @@ from aftertune.harness.server_client import ServerClient, listed, name_on_server
 from aftertune.methods import writes_adapter
 from aftertune.sources import load_tokenizer, resolve_model
 from aftertune.study import EvalSpec, TaskSpec
-from aftertune.study.fields import server_url
+from aftertune.study.links import Link, parse_links
 from aftertune.tasks import LoadOptions, find_tasks
 from aftertune.tasks.chat_template import template_date
 from aftertune.tuning import read_tuning
@@ -50,27 +46,10 @@ from aftertune.values import CollapseSign, Comparison, ComparisonRow, Drift, Dri
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
 
-LinkKind = Literal["adapter", "merged", "gguf", "llamacpp", "openai"]
 #: Seconds that a server may take to write a prompt.
 _TEMPLATE_SECONDS = 60.0
-_KINDS: tuple[LinkKind, ...] = ("adapter", "merged", "gguf", "llamacpp", "openai")
-_EXAMPLE = "adapter,merged,gguf:q8_0,llamacpp:q8_0,openai:http://127.0.0.1:8080"
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One form of a fine-tune. name: as it was given; detail: the type of a file, or the address of a server; model:
-    the name of the model on a server, "" for the only one."""
-
-    name: str
-    kind: LinkKind
-    detail: str = ""
-    model: str = ""
-
-    @property
-    def scores(self) -> bool:
-        """False where it surely gives no log-likelihoods of given answers."""
-        return self.kind not in ("llamacpp", "openai")
+#: Settings of an evaluation that llama.cpp and servers decide themselves.
+_OWN_WEIGHTS = ("dtype", "device", "engine", "engine_args", "template_date", "enable_thinking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,59 +113,71 @@ class ChainCheck:
         return next((link for link in self.links if link.broken), None)
 
 
-def parse_links(words: Sequence[str]) -> tuple[Link, ...]:
-    """The links of a chain. Raises InputError for an unknown one, one that is given twice, and fewer than two."""
-    links = []
-    for word in words:
-        kind, _, detail = word.partition(":")
-        if kind not in _KINDS or bool(detail) != (kind in ("gguf", "llamacpp", "openai")):
-            raise InputError(f"--chain {word}: unknown link; the links are adapter, merged, gguf:TYPE, llamacpp:TYPE "
-                             f"and openai:URL, for example {_EXAMPLE}")
-        model = ""
-        if kind == "openai":
-            detail, _, model = detail.partition("#")
-            try:
-                detail = server_url(detail)
-            except ValueError as error:
-                raise InputError(f"--chain {word}: {str(error)[0].lower()}{str(error)[1:]}") from None
-        elif detail:
-            detail, = check_names((detail,))
-        links.append(Link(word, kind, detail, model))
-    if len({(link.kind, link.detail, link.model) for link in links}) < len(links):
-        raise InputError(f"--chain: a link is given twice ({', '.join(words)}); give each once")
-    if len(links) < 2:
-        raise InputError(f"--chain needs two links or more, to compare them; for example {_EXAMPLE}")
-    return tuple(links)
-
-
 def check_chain(word: str, chain: Sequence[str], task_specs: Sequence[TaskSpec], *, ledger: Ledger, out: Path,
                 margins: Margins = MARGIN, progress: Progress | None = None) -> ChainCheck:
     """Evaluate each link of a finished tuning and compare it. word: the tuning's folder, id or name.
 
-    out: folder for merged weights and GGUF files that do not exist yet. margins: as for `compare`. What is in the
-    ledger is not asked again. Raises the errors of `evaluate`, `export_gguf` and `parse_links`.
+    out: folder for merged weights and GGUF files that do not exist yet, and for the result (`stored_check`). margins:
+    as for `compare`. What is in the ledger is not asked again. Raises the errors of `evaluate`, `export_gguf` and
+    `parse_links`.
     """
-    links, tuning, progress = parse_links(chain), read_tuning(word, ledger), progress or (lambda *_: None)
-    asked, by_letter = _asked(links, task_specs)
-    maker = _Maker(tuning, out, ledger, progress)
-    checked: list[CheckedLink] = []
-    for link in links:
-        progress(len(checked), len(links), f"{link.name}")
+    links = parse_links(chain)
+    run = Chain(read_tuning(word, ledger), links, task_specs, ledger=ledger, out=out, margins=margins)
+    run.progress = progress or run.progress
+    for number, link in enumerate(links):
+        run.progress(number, len(links), link.name)
+        run.check(link)
+        if number == 0 and isinstance(margins, Mapping):
+            check_margins(margins, [(run.checked[0].evaluation,) * 2])
+    write_check(run.result, out)
+    return run.result
+
+
+class Chain:
+    """The links of a finished tuning, which are asked one after another.
+
+    settings: of `EvalSpec`, for all evaluations. The other arguments are those of `check_chain`.
+    """
+
+    def __init__(self, tuning: Tuning, links: Sequence[Link], task_specs: Sequence[TaskSpec], *, ledger: Ledger,
+                 out: Path, margins: Margins = MARGIN, settings: Mapping[str, Any] | None = None) -> None:
+        self.links, self.ledger, self.margins = tuple(links), ledger, margins
+        self.progress: Progress = lambda *_: None
+        self.asked, self.by_letter = _asked(links, task_specs, str((settings or {}).get("task_source", "auto")))
+        self.maker = LinkMaker(tuning, out, ledger, lambda *words: self.progress(*words), settings or {})
+        self.checked: list[CheckedLink] = []
+
+    @property
+    def result(self) -> ChainCheck:
+        """The links that were checked so far."""
+        return ChainCheck(self.maker.tuning, tuple(self.checked), self.by_letter, tuple(self.maker.notes))
+
+    def check(self, link: Link) -> CheckedLink:
+        """Ask a link, compare it with the first one and with the one before, and look at its files and prompts."""
+        maker = self.maker
         weights = maker.weights() if link.kind == "merged" else None
-        evaluation = evaluate(maker.spec(link, asked), ledger=ledger, progress=progress)
-        if not checked and isinstance(margins, Mapping):
-            check_margins(margins, [(evaluation, evaluation)])
-        first, before = (compare(other.evaluation, evaluation, margins=margins, ledger=ledger, force=OF_TEMPLATE)
-                         for other in (checked[0], checked[-1])) if checked else (None, None)
-        prompts = maker.prompts(link) if any(spec.apply_chat_template for spec in asked) else ()
+        evaluation = evaluate(maker.spec(link, self.asked), ledger=self.ledger, progress=self.progress)
+        with_prompts = any(maker.templated(spec) for spec in self.asked)
+        prompts = maker.prompts(link) if with_prompts else ()
         faults = [fault.sentence for fault in weights.faults] if weights else []
         faults += [f"it makes other prompts of messages: {cause}" for cause in dict.fromkeys(p.cause for p in prompts)]
         cost = None
-        if whole := _whole(checked) if link.kind == "gguf" else None:
-            cost = QuantizationCost(whole.link.name, compare(whole.evaluation, evaluation, margins=margins,
-                                                             ledger=ledger, force=OF_TEMPLATE), maker.drift(link))
-        checked.append(CheckedLink(link, evaluation, first, before, weights, prompts, tuple(faults), cost))
-    return ChainCheck(tuning, tuple(checked), by_letter, tuple(maker.notes))
+        if whole := _whole(self.checked) if link.kind == "gguf" else None:
+            cost = QuantizationCost(whole.link.name, self._compared(whole.evaluation, evaluation), maker.drift(link))
+        return self.add(CheckedLink(link, evaluation, weights=weights, prompts=prompts, faults=tuple(faults),
+                                    cost=cost))
+
+    def add(self, link: CheckedLink) -> CheckedLink:
+        """Add a link that was asked, with its comparisons."""
+        if self.checked:
+            first, before = (self._compared(other.evaluation, link.evaluation)
+                             for other in (self.checked[0], self.checked[-1]))
+            link = replace(link, first=first, before=before)
+        self.checked.append(link)
+        return link
+
+    def _compared(self, left: Evaluation, right: Evaluation) -> Comparison:
+        return compare(left, right, margins=self.margins, ledger=self.ledger, force=OF_TEMPLATE)
 
 
 def _whole(checked: Sequence[CheckedLink]) -> CheckedLink | None:
@@ -195,36 +186,43 @@ def _whole(checked: Sequence[CheckedLink]) -> CheckedLink | None:
     return kinds.get("merged") or kinds.get("adapter")
 
 
-def _asked(links: Sequence[Link], task_specs: Sequence[TaskSpec]) -> tuple[tuple[TaskSpec, ...], bool]:
+def _asked(links: Sequence[Link], task_specs: Sequence[TaskSpec], source: str) -> tuple[tuple[TaskSpec, ...], bool]:
     """The tasks as all links are asked them, and whether any is asked by letter."""
     if all(link.scores for link in links):
         return tuple(task_specs), False
     specs = []
     for spec in task_specs:
-        rows = [] if spec.target else find_tasks([spec], LoadOptions())
+        rows = [] if spec.target else find_tasks([spec], LoadOptions(source=source))
         multiple = bool(rows) and all(task.OUTPUT_TYPE == "multiple_choice" for _, task, _, _ in rows)
         specs.append(spec.model_copy(update={"letters": True}) if multiple else spec)
     return tuple(specs), any(spec.letters for spec in specs)
 
 
-class _Maker:
-    """Makes the files of links that do not exist yet, in the folder ``out``."""
+class LinkMaker:
+    """Makes the files of links that do not exist yet, in the folder ``out``. settings: of their evaluations."""
 
-    def __init__(self, tuning: Tuning, out: Path, ledger: Ledger, progress: Progress) -> None:
+    def __init__(self, tuning: Tuning, out: Path, ledger: Ledger, progress: Progress,
+                 settings: Mapping[str, Any] | None = None) -> None:
         self.tuning, self.out, self.ledger, self.progress = tuning, out, ledger, progress
+        self.settings = dict(settings or {})
         self.notes: list[str] = []
-        self.day: str | None = tuning.settings.get("template_date")
+        self.day: str | None = self.settings.get("template_date") or tuning.settings.get("template_date")
+
+    def templated(self, spec: TaskSpec) -> bool:
+        """Whether a task is asked with the chat template."""
+        chat = spec.apply_chat_template
+        return bool(self.settings.get("apply_chat_template")) if chat is None else chat
 
     def spec(self, link: Link, task_specs: tuple[TaskSpec, ...]) -> EvalSpec:
         """The evaluation of a link."""
         tuning = self.tuning
-        address = link.name.removeprefix("openai:").partition("//")[2]
-        common: dict[str, Any] = {"tasks": task_specs, "name": f"{tuning.name}@" + re.sub(
-            r"[^A-Za-z0-9_.+-]+", "-", address or link.name)}
+        common: dict[str, Any] = {**{k: v for k, v in self.settings.items() if link.scores or k not in _OWN_WEIGHTS},
+                                  "tasks": task_specs, "name": link.evaluation_name(tuning.name)}
         if link.kind == "openai":
-            return EvalSpec(model=link.model or _only_model(link.detail), engine=f"openai:{link.detail}", **common)
+            model = link.model or _only_model(link.detail)
+            return EvalSpec(**{**common, "model": model, "engine": f"openai:{link.detail}"})
         if link.kind == "llamacpp":
-            return EvalSpec(model=str(self.file(link.detail)), engine="llamacpp", **common)
+            return EvalSpec(**{**common, "model": str(self.file(link.detail)), "engine": "llamacpp"})
         if self.day is not None:
             common["template_date"] = self.day
         if link.kind == "gguf":
@@ -241,7 +239,12 @@ class _Maker:
     @property
     def merged(self) -> Path:
         """The folder of the merged weights."""
-        return merged_weights(self.tuning, self.out, self.progress)
+        folder, note = merged_weights(self.tuning, self.out, self.progress)
+        self._note(note)
+        return folder
+
+    def _note(self, *notes: str) -> None:
+        self.notes += [note for note in notes if note and note not in self.notes]
 
     def weights(self) -> WeightsCheck | None:
         """The comparison of the merged weights with base and adapter; None for a tuning of whole weights."""
@@ -303,16 +306,16 @@ class _Maker:
             found = f"the token probabilities of {link.name} were not compared in float32: {error}"
         if not isinstance(found, str):
             return found.groups[0]
-        if found not in self.notes:
-            self.notes.append(found)
+        self._note(found)
         return None
 
     def file(self, kind: str) -> Path:
         """The GGUF file of a type, exported where it does not exist."""
         folder = self.out / f"gguf-{kind}"
-        export = export_gguf(self.tuning.id, (kind,), folder, ledger=self.ledger, progress=self.progress,
-                             merged=self.merged)
-        self.notes += [note for note in export.notes if note not in self.notes]
+        merged = self.merged
+        stale = remove_stale(folder, self.tuning)
+        export = export_gguf(self.tuning.id, (kind,), folder, ledger=self.ledger, progress=self.progress, merged=merged)
+        self._note(stale, *export.notes)
         return folder / file_name(kind)
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from aftertune import __version__
 from aftertune.deploy import gguf_file, llama_cpp
 from aftertune.deploy.modelfile import modelfile
-from aftertune.errors import InputError, SourceError, StorageError
+from aftertune.errors import InputError, SourceError, StorageError, shown
 from aftertune.methods import writes_adapter
 from aftertune.redaction import public_source
 from aftertune.sources import ModelSource, fingerprint_model, load_tokenizer, resolve_adapter, resolve_model
@@ -37,6 +37,7 @@ from aftertune.sources.library_errors import disk_errors, writing_errors
 from aftertune.sources.loading import load_config
 from aftertune.sources.resolve import read_json
 from aftertune.sources.tensors import read_header, weight_files
+from aftertune.study.links import check_types
 from aftertune.tuning import read_tuning
 from aftertune.tuning.output import FOLDER, merge, merged_fingerprint, record_exports
 from aftertune.values import ExportedModel, Progress, Tuning
@@ -74,7 +75,7 @@ def export_gguf(word: str, kinds: Sequence[str], out: Path, *, ledger: Ledger, p
     InputError (unknown type, existing folder), SourceError (a model that cannot be converted), ResourceError (a program
     is missing) or StorageError (no space).
     """
-    kinds, progress = llama_cpp.check_names(kinds), progress or (lambda *_: None)
+    kinds, progress = check_types(kinds), progress or (lambda *_: None)
     tuning = read_tuning(word, ledger)
     earlier = _existing(out, tuning, kinds)
     if earlier is not None:
@@ -154,28 +155,50 @@ def _merge_into(tuning: Tuning, folder: Path, progress: Progress) -> None:
     merge(base, resolve_adapter(tuning.output, base, tuning.base), folder, dtype=str(tuning.settings["dtype"]))
 
 
-def merged_weights(tuning: Tuning, out: Path, progress: Progress) -> Path:
+def remove_stale(out: Path, tuning: Tuning) -> str:
+    """Remove the export of another tuning from a folder; returns a note, "" where there is none.
+
+    A folder that holds anything else, or an export that was changed since, stays: `export_gguf` refuses it.
+    """
+    try:
+        manifest = read_json(out / MANIFEST)
+        name, files = str(manifest["name"]), dict(manifest["files"])
+        stale = manifest["result"] != tuning.result and {p.name for p in out.iterdir()} <= {
+            MANIFEST, "Modelfile", *files} and all(fingerprint_file(out / file) == about["sha256"]
+                                                   for file, about in files.items())
+    except (OSError, SourceError, KeyError, TypeError, ValueError):
+        return ""
+    if not stale:
+        return ""
+    remove_path(out)
+    return f"{out}: was the export of another fine-tune ({shown(name)}) and was made again"
+
+
+def merged_weights(tuning: Tuning, out: Path, progress: Progress) -> tuple[Path, str]:
     """The folder of a tuning's whole weights: its own, or ``out/merged``, which is made where it does not exist, and
-    made again where it is that of another tuning.
+    made again where it is that of another tuning; with a note if it was, else "".
 
     Raises InputError for a folder that was not made here.
     """
+    note = ""
     if not writes_adapter(tuning.method):
-        return Path(tuning.output)
+        return Path(tuning.output), note
     if (own := Path(tuning.output) / FOLDER).is_dir():
-        return own
+        return own, note
     folder, record = out / FOLDER, out / _MERGED
     if not folder.exists() or _merged_from(record) != tuning.result:
         if folder.exists() and _merged_from(record) is None:
             raise InputError(f"{folder}: exists, and no {_MERGED} beside it says which fine-tune it was merged from; "
                              "remove it, or give another folder with --out")
+        if folder.exists():
+            note = f"{folder}: was merged from another fine-tune and was made again"
         with disk_errors(out, _AGAIN):
             out.mkdir(parents=True, exist_ok=True)
             remove_path(folder)  # before the record is written, so that it never names other weights
             content = {"aftertune": __version__, "tuning": tuning.id, "name": tuning.name, "result": tuning.result}
             write_atomic(record, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         _merge_into(tuning, folder, progress)
-    return folder
+    return folder, note
 
 
 def _merged_from(record: Path) -> str | None:

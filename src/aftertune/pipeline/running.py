@@ -20,12 +20,15 @@ from aftertune.actions import Shown
 from aftertune.comparison import compare
 from aftertune.comparison.across_seeds import contrasts_across_seeds
 from aftertune.comparison.flips import flips_by_comparison
+from aftertune.deploy import Chain, CheckedLink
+from aftertune.deploy.findings import summary
+from aftertune.deploy.stored_check import write_check
 from aftertune.early_stopping import until_decided
 from aftertune.engine.memory import release_memory
 from aftertune.errors import AftertuneError, InputError
 from aftertune.evaluation import evaluate
 from aftertune.forgetting_watch import ForgettingWatch
-from aftertune.ledger import Ledger
+from aftertune.ledger import Ledger, StoredCell
 from aftertune.methods import writes_adapter
 from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of, select_cells
 from aftertune.pipeline.planning import unevaluated
@@ -43,6 +46,7 @@ from aftertune.sources import BaseModelCache
 from aftertune.sources.folder_lock import folder_lock
 from aftertune.study import EvalSpec, Study, TaskSpec
 from aftertune.study.cured import made_from
+from aftertune.study.links import Link, deploy_links
 from aftertune.tasks import LoadOptions, questions
 from aftertune.tuning import tune
 from aftertune.tuning.cured import make_cured
@@ -67,12 +71,14 @@ class CellChoice:
 
 @dataclass(frozen=True, slots=True)
 class Result(Shown):
-    """The results of a study, and the paths of its record and page. failed: (cell, reason) for each cell not run."""
+    """The results of a study, and the paths of its record and page. failed: (cell, reason) for each cell not run.
+    chains: a sentence for each deployed fine-tune."""
 
     results: Results
     record: Path
     page: Path
     failed: tuple[tuple[str, str], ...] = ()
+    chains: tuple[str, ...] = ()
 
     @property
     def comparisons(self) -> Sequence[Comparison]:
@@ -82,7 +88,7 @@ class Result(Shown):
     @property
     def headlines(self) -> list[str]:
         """A line for each fine-tune or recipe."""
-        return study_lines(self.results)
+        return [*study_lines(self.results), *self.chains]
 
 
 def run(study: Study, *, ledger: Ledger, out: Path, choice: CellChoice | None = None, progress: Progress | None = None,
@@ -114,6 +120,9 @@ class _StudyRun:
         self.values: dict[str, Any] = {}  # evaluation or tuning by cell
         self.failed: dict[str, str] = {}  # reason by cell
         self.bases: tuple[str, BaseModelCache] | None = None  # the loaded base with its model source
+        self.chains: dict[str, Chain] = {}  # by deployed fine-tune
+        self.linked: set[str] = set()  # cells of links that are in their chain
+        self.before: dict[str, StoredCell] = {}  # cells as earlier runs left them, by name
 
     def run(self, cells: list[Cell], choice: CellChoice) -> Result:
         """Run the cells in order, then write the record and the page."""
@@ -142,6 +151,10 @@ class _StudyRun:
                 find = self.ledger.find_tuning if cell.name.startswith("tune ") else self.ledger.find_evaluation
                 with contextlib.suppress(InputError):  # deleted since
                     self.values[cell.name] = find(cell.ref)
+        for planned in cells_of(self.study):
+            finished = planned.name in self.values and f"tune {planned.subject}" in self.values
+            if planned.link is not None and finished and planned.name not in self.linked:
+                self._stored_link(planned, planned.link)
 
     def _save_study(self) -> None:
         """Store the study; new cells and cells that have changed become planned."""
@@ -155,6 +168,7 @@ class _StudyRun:
         for cell in cells:  # their order is that of the page
             if cell.name in changed or cell.name not in stored_names:
                 self.ledger.save_cell(name, cell.name, "planned")
+        self.before = {c.name: c for c in self.ledger.cells(name)}
 
     def _run_cell(self, cell: Cell, title: str) -> None:
         """Run one cell and store its state; a failure is stored and raised."""
@@ -175,7 +189,7 @@ class _StudyRun:
         finally:
             release_memory()
         self.values[cell.name] = value
-        self.ledger.save_cell(self.study.study, cell.name, "done", ref=value.id)
+        self.ledger.save_cell(self.study.study, cell.name, "done", ref=value.id, error=self._fault(cell))
         self.on_cell(cell.name, "done")
 
     def _end(self, cell: Cell, status: str, reason: str) -> None:
@@ -188,6 +202,8 @@ class _StudyRun:
         if cell.kind == "tuning":
             self.bases = None  # a fine-tune needs the memory of the loaded base
             return self._tune(cell.subject, progress)
+        if cell.link is not None:
+            return self._check_link(cell, cell.link, progress)
         if cell.kind == "base":
             return self._evaluate_base(cell.subject, progress)
         return self._evaluate_tuned(cell.subject, self.values[f"tune {cell.subject}"], progress)
@@ -212,6 +228,46 @@ class _StudyRun:
         asked = self.values[f"evaluate {self.study.tunings[name].base}"]  # all items, once for all fine-tunes
         return until_decided(spec.model_copy(update={"tasks": tasks}), asked.id, rule, ledger=self.ledger,
                              progress=progress, bases=self._loaded(spec.model)).tuned
+
+    def _check_link(self, cell: Cell, link: Link, progress: Progress) -> Evaluation:
+        """The evaluation of a form of a fine-tune. One that an earlier run checked is taken from the ledger, so that
+        its server need not run again."""
+        chain = self._chain(cell.subject)
+        chain.progress = progress
+        if (evaluation := self._stored_link(cell, link)) is not None:
+            return evaluation
+        self.bases = None  # a form of the fine-tune is another model
+        evaluation = chain.check(link).evaluation
+        self.linked.add(cell.name)
+        write_check(chain.result, chain.maker.out)
+        return evaluation
+
+    def _stored_link(self, cell: Cell, link: Link) -> Evaluation | None:
+        """The evaluation of a link that an earlier run checked; None where there is none."""
+        stored = self.before.get(cell.name)
+        if stored is None or stored.status != "done" or not stored.ref:
+            return None
+        try:
+            evaluation = self.ledger.find_evaluation(stored.ref)
+        except InputError:  # deleted since
+            return None
+        self.linked.add(cell.name)
+        faults = (stored.error,) if stored.error else ()
+        return self._chain(cell.subject).add(CheckedLink(link, evaluation, faults=faults)).evaluation
+
+    def _chain(self, name: str) -> Chain:
+        """The links of a deployed fine-tune."""
+        if name not in self.chains:
+            self.chains[name] = Chain(
+                self.values[f"tune {name}"], deploy_links(self.study, name), self._tasks(name), ledger=self.ledger,
+                out=self.out / "deploy" / name, margins=self.study.margins(), settings=self._settings())
+        return self.chains[name]
+
+    def _fault(self, cell: Cell) -> str | None:
+        """What is wrong with the files or prompts of a link, for the page; None for nothing, and for other cells."""
+        if cell.link is None:
+            return None
+        return "; ".join(self.chains[cell.subject].checked[-1].faults) or None
 
     def _evaluate(self, spec: EvalSpec, progress: Progress) -> Evaluation:
         return evaluate(spec, ledger=self.ledger, progress=progress, bases=self._loaded(spec.model))
@@ -258,11 +314,14 @@ class _StudyRun:
         bases = {name: self.values[f"evaluate {name}"] for name in study.bases if f"evaluate {name}" in self.values}
         tunings = tuple(self.values[f"tune {name}"] for name in study.tunings if f"tune {name}" in self.values)
         tuned = {name: self.values[f"evaluate {name}"] for name in study.tunings if f"evaluate {name}" in self.values}
-        evaluations = (*bases.values(), *tuned.values())
+        links = [link for chain in self.chains.values() for link in chain.checked]
+        evaluations = tuple({e.id: e for e in (*bases.values(), *tuned.values(), *(k.evaluation for k in links))
+                             }.values())
         judged = {e.id: e for e in with_study_primary(evaluations, self.ledger)}
         comparisons = over_studies([compare(judged[bases[study.tunings[name].base].id], judged[after.id],
                                             margins=study.margins(), ledger=self.ledger)
                                     for name, after in tuned.items() if study.tunings[name].base in bases], self.ledger)
+        comparisons = (*comparisons, *{c.id: c for link in links for c in (link.first, link.before) if c}.values())
         answers = StoredAnswers(self.ledger.database.path, [e.id for e in evaluations])
         results = Results(
             evaluations=evaluations, tunings=tunings, comparisons=comparisons, answers=answers,
@@ -275,7 +334,8 @@ class _StudyRun:
         record, page = self.out / "record.md", self.out / "report.html"
         write_document(record, write_record(results, title=title))
         write_document(page, write_page(results, title=title))
-        return Result(results, record, page, tuple(self.failed.items()))
+        return Result(results, record, page, tuple(self.failed.items()),
+                      tuple(f"{chain.maker.tuning.name}: {summary(chain.result)}" for chain in self.chains.values()))
 
 
 def _clear_frames(error: BaseException | None) -> None:

@@ -54,13 +54,17 @@ def gate_reason(line: GateLine) -> str:
     return f"neither {drop} nor its absence is proven ({figures}{needed})"
 
 
-def write_junit(lines: Sequence[GateLine], *, title: str, said: str = "") -> str:
-    """The gate as a JUnit XML document. said: the headline; it becomes a property of the test suite."""
-    suite = _suite(title, tests=len(lines), failures=sum(line.failed for line in lines),
+def write_junit(lines: Sequence[GateLine], *, title: str, said: str = "", faults: Sequence[tuple[str, str]] = ()
+                ) -> str:
+    """The gate as a JUnit XML document. said: the headline; it becomes a property of the test suite. faults: (link of
+    a chain, what is wrong with it), each a test case that failed."""
+    suite = _suite(title, tests=len(lines) + len(faults), failures=sum(line.failed for line in lines) + len(faults),
                    skipped=sum(_skipped(line) for line in lines), errors=0)
     if said:
         properties = ElementTree.SubElement(suite, "properties")
         ElementTree.SubElement(properties, "property", name="headline", value=_xml(said))
+    for link, fault in faults:
+        ElementTree.SubElement(_case(suite, f"{link}: files and prompts"), "failure", message=_xml(fault), type="fault")
     for line in lines:
         case = _case(suite, f"{line.task}: at most {limit_text(line)} lost")
         if line.failed:

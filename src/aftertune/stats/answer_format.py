@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from aftertune.catalog import MetricKey
+from aftertune.catalog import LETTER_FILTER, MetricKey
 from aftertune.stats.paired import wilson
 from aftertune.values import Answer, FormCounts
-from aftertune.values.comparison import OUT_OF_TIME
+from aftertune.values.comparison import NO_ANSWER, OUT_OF_TIME
 
 #: Extracted texts that stand for no answer.
-_NOTHING = frozenset({"", "[invalid]", OUT_OF_TIME})
+_NOTHING = frozenset({"", NO_ANSWER, OUT_OF_TIME})
 
 Cause = Literal["", "format", "skill", "mixed"]
 
@@ -39,8 +39,9 @@ def has_no_answer(answer: Answer, filter_name: str) -> bool:
 
 
 def is_cut_off(answer: Answer) -> bool:
-    """True where generation ended at the token limit."""
-    return any(r.finish == "length" for r in answer.responses)
+    """True where generation ended at the token limit. What follows the letter of an answer by letter is no part of it.
+    """
+    return any(r.finish == "length" for r in answer.responses) and not _has_letter(answer)
 
 
 def end_is_unknown(answer: Answer) -> bool:
@@ -50,6 +51,10 @@ def end_is_unknown(answer: Answer) -> bool:
 
 def _has_no_end(answer: Answer) -> bool:
     return any(r.finish not in ("eos", None) for r in answer.responses)
+
+
+def _has_letter(answer: Answer) -> bool:
+    return answer.extracted.get(LETTER_FILTER, "").strip() not in _NOTHING
 
 
 def is_empty(answer: Answer) -> bool:

@@ -26,11 +26,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from aftertune import paths
 from aftertune.catalog import BENCHMARKS
 from aftertune.errors import InputError, nearest, shown
 from aftertune.methods import METHODS, MethodName, join_names, ranks_text, rates_text, unsloth_methods
-from aftertune.paths import exists, is_dir, is_file
+from aftertune.paths import is_dir, is_file
 from aftertune.study.anchor import AnchorSetting
 from aftertune.study.anchor import normalized as normalized_anchor
 from aftertune.study.cured import CURES, made_from
@@ -64,8 +63,18 @@ from aftertune.study.fields import (
 from aftertune.study.fields import Flag as Flag
 from aftertune.study.fields import Spec as Spec
 from aftertune.study.fields import parse_memory as parse_memory
-from aftertune.study.files import edited_yaml, parse_yaml, read_yaml
+from aftertune.study.files import (
+    anchored_base,
+    anchored_data,
+    anchored_file,
+    anchored_task,
+    anchored_watch,
+    edited_yaml,
+    parse_yaml,
+    read_yaml,
+)
 from aftertune.study.keep_best import VALIDATION_LOSS, KeepBest
+from aftertune.study.links import check_deploy
 from aftertune.study.matrix import matrix_schema
 from aftertune.study.meaning import meaning
 from aftertune.study.overrides import expanded, overrides
@@ -318,7 +327,7 @@ _LATER_TASK_FIELDS = {"letters": False, "until_decided": None}
 _LATER_RECIPE_FIELDS = ("keep_checkpoints", "keep_best", "anchor", *CURES)
 _LATER_FIELDS = ("enable_thinking", "think_end_token", "engine_args")
 #: The same, of fields that change no evaluation of a base.
-_LATER_VERDICT_FIELDS = {"family": "pair", "primary": None, "until_decided": None}
+_LATER_VERDICT_FIELDS: dict[str, Any] = {"family": "pair", "primary": None, "until_decided": None, "deploy": {}}
 
 
 class StudyTuning(Recipe):
@@ -362,6 +371,9 @@ class Study(Runnable, Spec):
     primary: Annotated[Literal["prob"] | None, Field(
         description="Metric that gets the verdict on multiple-choice tasks: prob is expected accuracy.")] = None
     until_decided: StudyRule = None
+    deploy: Annotated[dict[str, tuple[str, ...]], Field(
+        description="Fine-tune, or a pattern -> its forms on the way to where it runs, each evaluated on the same "
+                    "items: merged, gguf:TYPE, llamacpp:TYPE, openai:URL.")] = Field(default_factory=dict)
     dtype: Dtype = "auto"
     device: Device = "auto"
     engine: EngineName = "packed"
@@ -395,6 +407,7 @@ class Study(Runnable, Spec):
                     raise ValueError(f"tasks.{task.name}.only names {pattern!r}, which is neither a base nor a "
                                      f"tuning{nearest(pattern, names)}")
         self._check_early_rules()
+        check_deploy(self)
         return self
 
     def _check_early_rules(self) -> None:
@@ -506,50 +519,10 @@ class Study(Runnable, Spec):
             "bases": {n: anchored_base(b, folder) for n, b in study.bases.items()},
             "tasks": tuple(anchored_task(t, folder) for t in study.tasks),
             "tunings": {n: t.model_copy(update={"data": anchored_data(t.data, folder),
-                                                "replay": t.replay and t.replay.from_folder(folder, _data_file),
+                                                "replay": t.replay and t.replay.from_folder(folder, anchored_file),
                                                 "watch": anchored_watch(t.watch, folder)})
                         for n, t in study.tunings.items()},
         })
-
-
-def anchored(path: Path | None, folder: Path) -> Path | None:
-    """The path; a relative one is taken from ``folder``."""
-    return None if path is None else (path if path.is_absolute() else folder / path)
-
-
-def _data_file(path: Path, folder: Path) -> Path:
-    """As `anchored`, but a data set of the Hub keeps its name."""
-    return path if path.is_absolute() or (on_hub(path) and not exists(folder / path)) else folder / path
-
-
-def anchored_base(base: BaseSpec, folder: Path) -> BaseSpec:
-    """The base with the folder of its tokenizer taken from ``folder``."""
-    if base.tokenizer is None:
-        return base
-    return base.model_copy(update={"tokenizer": str(anchored(paths.expanded(base.tokenizer), folder))})
-
-
-def anchored_task(task: TaskSpec, folder: Path) -> TaskSpec:
-    """The task with every path taken from ``folder``."""
-    update: dict[str, Any] = {"data": anchored(task.data, folder)}
-    if task.target is not None:
-        update["target"] = task.target.model_copy(update={
-            "file": anchored(task.target.file, folder), "shots_file": anchored(task.target.shots_file, folder)})
-    return task.model_copy(update=update)
-
-
-def anchored_data(data: DataSpec, folder: Path) -> DataSpec:
-    """The training data with every path taken from ``folder``."""
-    return data.model_copy(update={"file": _data_file(data.file, folder),
-                                   "held_out_file": data.held_out_file and _data_file(data.held_out_file, folder)})
-
-
-def anchored_watch(watch: WatchSpec | None, folder: Path) -> WatchSpec | None:
-    """The watch with the target's file taken from ``folder``."""
-    if watch is None or watch.target is None:
-        return watch
-    target = watch.target.model_copy(update={"file": anchored(watch.target.file, folder)})
-    return watch.model_copy(update={"target": target})
 
 
 def checked(kind: type[S], **values: Any) -> S:

@@ -2,6 +2,7 @@
 
     read_yaml(Path("study.yaml"))               {"study": "orders", "bases": {…}, …}
     edited_yaml(Path("study.yaml"), change)     the text with the change made
+    anchored_task(task, Path("studies"))        the task with its relative paths taken from that folder
 
 Nothing in a file is executed, a key may occur only once, and a date is text. Through aliases of aliases, a file of a
 few kilobytes can stand for billions of values: size, depth and number are bounded before any value is made.
@@ -14,10 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aftertune import bounds
+from aftertune import bounds, paths
 from aftertune.errors import InputError
+from aftertune.paths import exists
+from aftertune.study.data import on_hub
+
+if TYPE_CHECKING:
+    from aftertune.study import BaseSpec, DataSpec, TaskSpec, WatchSpec
 
 #: The largest study file, in characters, the deepest nesting, and the most values, with each alias counted as what it
 #: stands for.
@@ -169,3 +175,45 @@ def _fault(error: Any, source: str) -> str:
              if re.search(rf"""(?:^|[\s{{,])["']?{re.escape(key)}["']?\s*:""", line)]
     where = f", first on line {first[0]}" if first else ""
     return f"line {mark.line + 1}: the key {key!r} occurs twice{where}; remove one of the two"
+
+
+# --- Relative paths ---
+
+def anchored(path: Path | None, folder: Path) -> Path | None:
+    """The path; a relative one is taken from ``folder``."""
+    return None if path is None else (path if path.is_absolute() else folder / path)
+
+
+def anchored_file(path: Path, folder: Path) -> Path:
+    """As `anchored` for a data file, but a data set of the Hub keeps its name."""
+    return path if path.is_absolute() or (on_hub(path) and not exists(folder / path)) else folder / path
+
+
+def anchored_base(base: BaseSpec, folder: Path) -> BaseSpec:
+    """The base with the folder of its tokenizer taken from ``folder``."""
+    if base.tokenizer is None:
+        return base
+    return base.model_copy(update={"tokenizer": str(anchored(paths.expanded(base.tokenizer), folder))})
+
+
+def anchored_task(task: TaskSpec, folder: Path) -> TaskSpec:
+    """The task with every path taken from ``folder``."""
+    update: dict[str, Any] = {"data": anchored(task.data, folder)}
+    if task.target is not None:
+        update["target"] = task.target.model_copy(update={
+            "file": anchored(task.target.file, folder), "shots_file": anchored(task.target.shots_file, folder)})
+    return task.model_copy(update=update)
+
+
+def anchored_data(data: DataSpec, folder: Path) -> DataSpec:
+    """The training data with every path taken from ``folder``."""
+    return data.model_copy(update={"file": anchored_file(data.file, folder),
+                                   "held_out_file": data.held_out_file and anchored_file(data.held_out_file, folder)})
+
+
+def anchored_watch(watch: WatchSpec | None, folder: Path) -> WatchSpec | None:
+    """The watch with the target's file taken from ``folder``."""
+    if watch is None or watch.target is None:
+        return watch
+    target = watch.target.model_copy(update={"file": anchored(watch.target.file, folder)})
+    return watch.model_copy(update={"target": target})

@@ -17,28 +17,19 @@ from typing import Any
 
 from aftertune import catalog
 from aftertune.errors import TaskError
+from aftertune.tasks.letter_answers import read_letter
 from aftertune.values import Asked
+from aftertune.values.comparison import NO_ANSWER
 
 #: Tokens that an answer may have: a letter, or a short sentence with it.
 MAX_TOKENS = 16
-#: What may follow the letter A in lower case where it is a choice: no noun or adjective, which an article may have.
-_AFTER_A = "is|was|seems|appears|because|since|as|if|has|would|should|could|and|or|but"
-#: The same for I, which may be the speaker.
-_AFTER_I = "is|seems|appears|because|since|as|has"
-#: No word of a sentence: not "A metal", "I think", "I'd", "X-ray".
-_NO_WORD = (rf"""(?!['’-][A-Za-z])(?!(?<=A) (?!(?:{_AFTER_A})\b)[a-z])(?!(?<=I) (?!(?:{_AFTER_I})\b)[a-z])""")
-#: No second letter after it: not "A and B", "**A** or **C**".
-_ALONE = r"""(?![\s*"'`]*(?:and|or|&|/)[\s(*"'`]*(?:(?i:option|choice|answer)\s+)?[(*]*[A-HJ-Z](?![A-Za-z'’]))"""
-#: The letter at the start of an answer ("B", "(B) iron", "**B**"), or after "answer is".
-PATTERN = (rf"""^[\s(\[*"'`]*([A-Z])(?=$|[\s)\].,:;*"'’`-]){_NO_WORD}{_ALONE}"""
-           r"""|(?<!\band )(?<!\bor )(?i:answer|option|choice)"""
-           r"""(?i: is| would be| should be| must be)?:?[\s*("'`]*([A-Z])(?![A-Za-z])"""
-           rf"""{_NO_WORD}{_ALONE}""")
 #: How a text ends with what a prompt by letter writes itself.
 _ENDING = "answer:"
 
-#: What ends an answer: the letter stands before it.
-STOPS = ("\n", ".", ",", ")")
+#: What ends an answer: the model goes on with a question of its own. A letter may stand in the second line.
+STOPS = ("\nQuestion", "\n\n\n")
+#: Of the rules by which a letter is read. Scores by other rules are others.
+VERSION = 2.0
 #: Few-shot examples that are kept: the first ones of the split.
 MAX_EXAMPLES = 64
 
@@ -72,10 +63,10 @@ def task_of_rows(name: str, rows: Sequence[Mapping[str, Any]], config: Mapping[s
         "test_split": "test", "doc_to_text": "prompt", "doc_to_target": "letter", "target_delimiter": " ",
         "process_results": _process_results,
         "generation_kwargs": {"until": list(STOPS), "max_gen_toks": MAX_TOKENS, "do_sample": False},
-        "filter_list": [{"name": "letter", "filter": [{"function": "regex", "regex_pattern": PATTERN},
-                                                      {"function": "take_first"}]}],
+        "filter_list": [{"name": catalog.LETTER_FILTER, "filter": [
+            {"function": "custom", "filter_fn": _read}, {"function": "take_first"}]}],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1.0}, **config})
+        "metadata": {"version": VERSION}, **config})
 
 
 def _examples(task: Any) -> Sequence[Any]:
@@ -122,6 +113,12 @@ def _dataset(rows: Sequence[Mapping[str, Any]], **_: Any) -> Any:
     import datasets
 
     return datasets.DatasetDict({"test": datasets.Dataset.from_list([dict(row) for row in rows])})
+
+
+def _read(responses: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The letter of each text, or lm-eval's mark for no answer."""
+    return [[read_letter(text, string.ascii_uppercase[:len(doc["choices"])]) or NO_ANSWER for text in texts]
+            for texts, doc in zip(responses, docs, strict=True)]
 
 
 def _process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from aftertune.sources.limits import OutOfTime, time_limit
 from aftertune.study import TaskSpec
 from aftertune.study.scorer import AnswerScorer
 from aftertune.tasks import lm_eval_index
+from aftertune.tasks.letters import VERSION as LETTER_RULES
 from aftertune.tasks.letters import task_of_rows
 from aftertune.tasks.loading import LoadOptions, build_task, load
 from aftertune.tasks.scorers import Judge, judges
@@ -61,6 +62,9 @@ def score_again(settings: TaskSettings, items: Sequence[Item], answers: Sequence
     options = LoadOptions(documents={name: documents}, check_generation=False)
     spec = TaskSpec(name=name, num_fewshot=0)
     if name.endswith(LETTERS):
+        if settings.version != str(LETTER_RULES):
+            raise TaskError(f"its letters were read by version {settings.version} of the rules, and here by "
+                            f"{LETTER_RULES}")
         loaded = build_task(spec, task_of_rows(name, documents, {"num_fewshot": 0}), options)
     else:
         [loaded] = load((spec,), options)

@@ -151,6 +151,8 @@ class Margin:
         return cls(share=value / 100, own=value)
 
 
+#: The extracted text of an answer in which a filter found nothing, as lm-eval writes it.
+NO_ANSWER = "[invalid]"
 #: The extracted text of an answer on which a filter or a metric ran out of time.
 OUT_OF_TIME = "[out of time]"
 
