@@ -91,7 +91,7 @@ def test_ids_of_studies_that_deploy_nothing_stay(file: Path) -> None:
     ("bases.b.tokenizer=./base", "its base has a tokenizer of another folder"),
     ("until_decided=true", "its tasks stop at their verdicts")])
 def test_what_cannot_be_done_is_refused_in_one_line(file: Path, change: str, words: str) -> None:
-    with pytest.raises(InputError, match=".*") as caught:
+    with pytest.raises(InputError) as caught:
         Study.load(file, [change])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -171,7 +171,7 @@ def test_the_gate_of_a_chain_ends_at_the_first_broken_link(
     with Ledger() as ledger, pytest.raises(InputError, match=r"gguf:f32 \(e-nothing\) is not in this ledger"):
         gate_chain(folder, {"held": 0.02}, ledger=ledger)
     (folder / FILE).write_text("{}")
-    with Ledger() as ledger, pytest.raises(InputError, match="cannot be read as the result of `aftertune check-deploy`"):
+    with Ledger() as ledger, pytest.raises(InputError, match="cannot be read as the result of"):
         gate_chain(folder, {"held": 0.02}, ledger=ledger)
 
 
