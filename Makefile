@@ -45,7 +45,8 @@ browser: .browser/package/axe.min.js
 test-lowest:
 	PYTHON=$(PYTHON) .ci/lowest
 
-# Tests of every method on a real model, then every kind of work interrupted at random moments (see its docstring).
+# Tests of every method on a real model, and of vLLM where it is installed, then every kind of work interrupted at random
+# moments (see its docstring).
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m soak --durations=0 --timeout=7200
 	$(BIN)/python benchmarks/soak.py --write

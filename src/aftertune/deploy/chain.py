@@ -217,7 +217,7 @@ class LinkMaker:
         """The evaluation of a link."""
         tuning = self.tuning
         common: dict[str, Any] = {**{k: v for k, v in self.settings.items() if link.scores or k not in _OWN_WEIGHTS},
-                                  "tasks": task_specs, "name": link.evaluation_name(tuning.name)}
+                                  "tasks": task_specs, "name": link.evaluation_name(called(tuning))}
         if link.kind == "openai":
             model = link.model or _only_model(link.detail)
             return EvalSpec(**{**common, "model": model, "engine": f"openai:{link.detail}"})
@@ -317,6 +317,11 @@ class LinkMaker:
         export = export_gguf(self.tuning.id, (kind,), folder, ledger=self.ledger, progress=self.progress, merged=merged)
         self._note(stale, *export.notes)
         return folder / file_name(kind)
+
+
+def called(tuning: Tuning) -> str:
+    """How links of a tuning are called: by its name, or by its folder where it has none."""
+    return Path(tuning.output).name if tuning.name == tuning.id and tuning.output else tuning.name
 
 
 def _only_model(url: str) -> str:

@@ -294,7 +294,8 @@ def _choice(found: Any) -> dict[str, Any]:
 
 
 def _finish(choice: Mapping[str, Any], settings: Generation, *, was_cut: bool) -> Finish | None:
-    """Why a text ended. The API's ``stop`` is the end token or a stop string; without stop strings it is the former."""
+    """Why a text ended. The API's ``stop`` is the end token or a stop string; without stop strings it is the former.
+    vLLM says which stop string it was, and null for the end token."""
     if was_cut:
         return "stop"
     reason = choice.get("finish_reason")
@@ -302,8 +303,8 @@ def _finish(choice: Mapping[str, Any], settings: Generation, *, was_cut: bool) -
         return "length"
     if reason != "stop":
         return None
-    by = choice.get("stop_reason")
-    if isinstance(by, int) or not any(settings.until):
+    by = choice.get("stop_reason", "")
+    if by is None or isinstance(by, int) or not any(settings.until):
         return "eos"
     return "stop"
 
