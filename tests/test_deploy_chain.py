@@ -236,7 +236,7 @@ def test_the_base_is_found_again_as_it_was_given(tuned: Tuning, tmp_path: Path, 
     seen: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(chain, "resolve_model", lambda source, **options: seen.append((source, options)))
     monkeypatch.setattr(chain, "load_tokenizer", lambda source: chat_tokenizer())
-    monkeypatch.setattr(chain, "merged_weights", lambda *_: tmp_path / "merged")
+    monkeypatch.setattr(chain, "merged_weights", lambda *_: (tmp_path / "merged", ""))
     with Ledger(tmp_path / "ledger.db") as ledger:
         maker = LinkMaker(changed, tmp_path, ledger, lambda *_: None)
         assert maker.prompts(Link("merged", "merged")) == ()

@@ -309,10 +309,9 @@ def _show_result(result: Result, as_json: bool) -> None:
     """Print the verdict tables, a line for each fine-tune or recipe, and the paths of the record and the page."""
     from aftertune.api.objects import comparison_object
     from aftertune.cli.compare import show as show_comparison
-    from aftertune.report import seed_observations, study_lines
+    from aftertune.report import seed_observations
 
-    results = result.results
-    lines = study_lines(results)
+    results, lines = result.results, result.headlines
     if as_json:
         emit({"headlines": lines, "comparisons": [comparison_object(c, results.drift(c)) for c in results.comparisons],
               "contrasts": jsonable(results.contrasts), "record": str(result.record), "report": str(result.page),
