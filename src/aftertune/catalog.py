@@ -244,8 +244,6 @@ def _matches(task: str, pattern: str) -> bool:
 
 #: Ending of the name of a multiple-choice task that is asked by letter (`tasks.letters`).
 LETTERS = "_letters"
-#: Name of the filter that reads the letter of such an answer.
-LETTER_FILTER = "letter"
 
 
 def cluster_field(task: str) -> str | None:

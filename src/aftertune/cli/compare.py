@@ -206,15 +206,19 @@ def flips(
     typer.echo(f"written to {out}")
 
 
+_MaxDrop = Annotated[list[str], typer.Option(
+    help="TASK=VALUE: the largest allowed drop, in points or in the unit of its metric; average=VALUE for the average "
+         "over the tasks. Repeatable.")]
+_Chain = Annotated[Path | None, typer.Option(
+    help="Instead of two evaluations: the folder of `check-deploy` (its --out). The gate fails at the first link that "
+         "lost more than a limit against the first one, or that has a fault.")]
+
+
 def gate(
     base: Annotated[str | None, typer.Argument(help="Id or name of an evaluation.")] = None,
     tuned: Annotated[str | None, typer.Argument(help="Id or name of an evaluation.")] = None,
-    max_drop: Annotated[list[str], typer.Option(
-        help="TASK=VALUE: the largest allowed drop, in points or in the unit of its metric; average=VALUE for the "
-             "average over the tasks. Repeatable.")] = ...,  # type: ignore[assignment]
-    chain: Annotated[Path | None, typer.Option(
-        help="Instead of two evaluations: the folder of `check-deploy` (its --out). The gate fails at the first link "
-             "that lost more than a limit against the first one, or that has a fault.")] = None,
+    max_drop: _MaxDrop = ...,  # type: ignore[assignment]
+    chain: _Chain = None,
     require_proof: Annotated[bool, typer.Option(
         "--require-proof", help="Also fail if it is not proven that a limit holds.")] = False,
     common: Common = False,
@@ -289,17 +293,9 @@ def show_on_github(result: tuple[Comparison, Sequence[GateLine]] | NotComparable
         typer.echo(line, err=to_stderr)
     file = os.environ.get("GITHUB_STEP_SUMMARY")
     if file and summary:
+        from aftertune.cli.gate_chain import append_summary
+
         append_summary(file, summary)
-
-
-def append_summary(file: str, summary: str) -> None:
-    """Append to the summary of a run of GitHub Actions; a note where it cannot be written."""
-    try:
-        with Path(file).open("a", encoding="utf-8") as opened:
-            opened.write(summary)
-    except OSError as error:
-        typer.echo(f"note: the summary of the run could not be written to the file that GITHUB_STEP_SUMMARY names: "
-                   f"{error.strerror}", err=True)
 
 
 def _drops(texts: list[str]) -> dict[str, float]:

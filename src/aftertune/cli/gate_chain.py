@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from aftertune.api.objects import gate_object
-from aftertune.cli.compare import append_summary
 from aftertune.cli.console import emit
 from aftertune.errors import GateFailed
 
@@ -66,3 +65,13 @@ def _show_on_github(links: Sequence[GatedLink], name: str, *, to_stderr: bool) -
             typer.echo(text, err=to_stderr)
     if file := os.environ.get("GITHUB_STEP_SUMMARY"):
         append_summary(file, "".join(gate_summary(link.comparison, link.lines) for link in links))
+
+
+def append_summary(file: str, summary: str) -> None:
+    """Append to the summary of a run of GitHub Actions; a note where it cannot be written."""
+    try:
+        with Path(file).open("a", encoding="utf-8") as opened:
+            opened.write(summary)
+    except OSError as error:
+        typer.echo(f"note: the summary of the run could not be written to the file that GITHUB_STEP_SUMMARY names: "
+                   f"{error.strerror}", err=True)

@@ -29,7 +29,7 @@ from aftertune.comparison.margins import MARGIN, Margins
 from aftertune.deploy.export import export_gguf, file_name, merged_weights, remove_stale
 from aftertune.deploy.merged_weights import WeightsCheck, check_weights
 from aftertune.deploy.prompts import PromptDifference, prompt_differences, server_writer, writer
-from aftertune.deploy.stored_check import write_check
+from aftertune.deploy.stored_check import StoredLink, write_check
 from aftertune.drift import DriftOptions, held_out_drift
 from aftertune.errors import InputError, ResourceError
 from aftertune.evaluation import evaluate
@@ -129,7 +129,7 @@ def check_chain(word: str, chain: Sequence[str], task_specs: Sequence[TaskSpec],
         run.check(link)
         if number == 0 and isinstance(margins, Mapping):
             check_margins(margins, [(run.checked[0].evaluation,) * 2])
-    write_check(run.result, out)
+    run.write()
     return run.result
 
 
@@ -151,6 +151,11 @@ class Chain:
     def result(self) -> ChainCheck:
         """The links that were checked so far."""
         return ChainCheck(self.maker.tuning, tuple(self.checked), self.by_letter, tuple(self.maker.notes))
+
+    def write(self) -> None:
+        """Keep what was found in the folder of the chain (`stored_check`)."""
+        write_check(self.maker.tuning, [StoredLink(c.link.name, c.evaluation.id, c.faults) for c in self.checked],
+                    self.maker.out)
 
     def check(self, link: Link) -> CheckedLink:
         """Ask a link, compare it with the first one and with the one before, and look at its files and prompts."""

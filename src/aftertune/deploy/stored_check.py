@@ -1,6 +1,6 @@
 """Keeps what a check of a chain found as a file beside its models, so that a gate can read it later.
 
-    write_check(check, Path("orders-deploy"))             orders-deploy/check-deploy.json
+    write_check(tuning, links, Path("orders-deploy"))     orders-deploy/check-deploy.json
     read_check(Path("orders-deploy")).links[1].faults     what is wrong with the files or prompts of the second link
 
 The answers and scores are in the ledger; the file names their evaluations.
@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aftertune import __version__
 from aftertune.errors import InputError, SourceError
 from aftertune.sources.cache import write_atomic
 from aftertune.sources.library_errors import disk_errors
 from aftertune.sources.resolve import read_json
-
-if TYPE_CHECKING:
-    from aftertune.deploy.chain import ChainCheck
+from aftertune.values import Tuning
 
 #: Name of the file in the folder of a check.
 FILE = "check-deploy.json"
@@ -44,12 +41,10 @@ class StoredCheck:
     links: tuple[StoredLink, ...]
 
 
-def write_check(check: ChainCheck, out: Path) -> None:
-    """Write what was found to the folder ``out``. Raises StorageError."""
-    links = [{"name": link.link.name, "evaluation": link.evaluation.id, "faults": list(link.faults)}
-             for link in check.links]
-    content = {"aftertune": __version__, "tuning": check.tuning.id, "name": check.tuning.name,
-               "result": check.tuning.result, "by_letter": check.by_letter, "links": links}
+def write_check(tuning: Tuning, links: Sequence[StoredLink], out: Path) -> None:
+    """Write what was found of the links of a fine-tune to the folder ``out``. Raises StorageError."""
+    content = {"aftertune": __version__, "tuning": tuning.id, "name": tuning.name, "result": tuning.result,
+               "links": [asdict(link) for link in links]}
     with disk_errors(out, "run the same command again"):
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -22,7 +22,6 @@ from aftertune.comparison.across_seeds import contrasts_across_seeds
 from aftertune.comparison.flips import flips_by_comparison
 from aftertune.deploy import Chain, CheckedLink
 from aftertune.deploy.findings import summary
-from aftertune.deploy.stored_check import write_check
 from aftertune.early_stopping import until_decided
 from aftertune.engine.memory import release_memory
 from aftertune.errors import AftertuneError, InputError
@@ -239,7 +238,7 @@ class _StudyRun:
         self.bases = None  # a form of the fine-tune is another model
         evaluation = chain.check(link).evaluation
         self.linked.add(cell.name)
-        write_check(chain.result, chain.maker.out)
+        chain.write()
         return evaluation
 
     def _stored_link(self, cell: Cell, link: Link) -> Evaluation | None:

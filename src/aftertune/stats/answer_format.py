@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from aftertune.catalog import LETTER_FILTER, MetricKey
+from aftertune.catalog import MetricKey
 from aftertune.stats.paired import wilson
 from aftertune.values import Answer, FormCounts
-from aftertune.values.comparison import NO_ANSWER, OUT_OF_TIME
+from aftertune.values.comparison import LETTER_FILTER, NO_ANSWER, OUT_OF_TIME
 
 #: Extracted texts that stand for no answer.
 _NOTHING = frozenset({"", NO_ANSWER, OUT_OF_TIME})

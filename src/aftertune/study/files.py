@@ -15,15 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aftertune import bounds, paths
 from aftertune.errors import InputError
 from aftertune.paths import exists
 from aftertune.study.data import on_hub
-
-if TYPE_CHECKING:
-    from aftertune.study import BaseSpec, DataSpec, TaskSpec, WatchSpec
 
 #: The largest study file, in characters, the deepest nesting, and the most values, with each alias counted as what it
 #: stands for.
@@ -189,14 +186,14 @@ def anchored_file(path: Path, folder: Path) -> Path:
     return path if path.is_absolute() or (on_hub(path) and not exists(folder / path)) else folder / path
 
 
-def anchored_base(base: BaseSpec, folder: Path) -> BaseSpec:
+def anchored_base(base: Any, folder: Path) -> Any:
     """The base with the folder of its tokenizer taken from ``folder``."""
     if base.tokenizer is None:
         return base
     return base.model_copy(update={"tokenizer": str(anchored(paths.expanded(base.tokenizer), folder))})
 
 
-def anchored_task(task: TaskSpec, folder: Path) -> TaskSpec:
+def anchored_task(task: Any, folder: Path) -> Any:
     """The task with every path taken from ``folder``."""
     update: dict[str, Any] = {"data": anchored(task.data, folder)}
     if task.target is not None:
@@ -205,13 +202,13 @@ def anchored_task(task: TaskSpec, folder: Path) -> TaskSpec:
     return task.model_copy(update=update)
 
 
-def anchored_data(data: DataSpec, folder: Path) -> DataSpec:
+def anchored_data(data: Any, folder: Path) -> Any:
     """The training data with every path taken from ``folder``."""
     return data.model_copy(update={"file": anchored_file(data.file, folder),
                                    "held_out_file": data.held_out_file and anchored_file(data.held_out_file, folder)})
 
 
-def anchored_watch(watch: WatchSpec | None, folder: Path) -> WatchSpec | None:
+def anchored_watch(watch: Any, folder: Path) -> Any:
     """The watch with the target's file taken from ``folder``."""
     if watch is None or watch.target is None:
         return watch

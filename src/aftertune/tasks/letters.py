@@ -19,7 +19,7 @@ from aftertune import catalog
 from aftertune.errors import TaskError
 from aftertune.tasks.letter_answers import read_letter
 from aftertune.values import Asked
-from aftertune.values.comparison import NO_ANSWER
+from aftertune.values.comparison import LETTER_FILTER, NO_ANSWER
 
 #: Tokens that an answer may have: a letter, or a short sentence with it.
 MAX_TOKENS = 16
@@ -63,7 +63,7 @@ def task_of_rows(name: str, rows: Sequence[Mapping[str, Any]], config: Mapping[s
         "test_split": "test", "doc_to_text": "prompt", "doc_to_target": "letter", "target_delimiter": " ",
         "process_results": _process_results,
         "generation_kwargs": {"until": list(STOPS), "max_gen_toks": MAX_TOKENS, "do_sample": False},
-        "filter_list": [{"name": catalog.LETTER_FILTER, "filter": [
+        "filter_list": [{"name": LETTER_FILTER, "filter": [
             {"function": "custom", "filter_fn": _read}, {"function": "take_first"}]}],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": VERSION}, **config})

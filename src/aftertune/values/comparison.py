@@ -153,6 +153,8 @@ class Margin:
 
 #: The extracted text of an answer in which a filter found nothing, as lm-eval writes it.
 NO_ANSWER = "[invalid]"
+#: Name of the filter that reads the letter of an answer to a multiple-choice question (`tasks.letters`).
+LETTER_FILTER = "letter"
 #: The extracted text of an answer on which a filter or a metric ran out of time.
 OUT_OF_TIME = "[out of time]"
 
