@@ -37,7 +37,7 @@ _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}")
 #: that is no port is a password.
 _USERINFO = re.compile(
     r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,40}:/{1,3})(?:[^/\s'\"]+@"
-    r"|(?P<user>[^/\s'\":@]+):(?!\d{1,5}(?![^/?#\s'\",;)\]]))[^/\s'\"@]+)")
+    r"|(?P<user>[^/\s'\":@]+):(?!\d{1,5}(?:[/?#\s'\",;)\]]|[:.](?:\s|$)|$))[^/\s'\"@]+)")
 #: The password of a URL, with or without a host after it.
 _PASSWORD = re.compile(r"://[^/\s'\":@]*:(?!\d{1,5}(?:[/?#]|$))(?P<password>[^\s'\"/?#]+?)(?=@[^@]*$|[/?#]|$)")
 _KEY = re.compile(r"""(?<![\w.-])(?P<key>[\w.-]++)["']?(?P<sep>\s*[=:]\s*|[ \t]+)""")

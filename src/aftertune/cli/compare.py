@@ -237,16 +237,13 @@ def gate(
 
     drops = _drops(max_drop)
     on_github = github if github is not None else os.environ.get("GITHUB_ACTIONS") == "true"
+    _check_sides(base, tuned, chain, common)
     if chain is not None:
-        if base is not None or common:
-            raise InputError("gate --chain compares the links of its folder; leave the evaluations and --common out")
         from aftertune.cli.gate_chain import gate_links
 
         gate_links(chain, drops, require_proof=require_proof, junit=junit, on_github=on_github, as_json=as_json)
         return
-    if base is None or tuned is None:
-        raise InputError("gate needs two evaluations, the base first, or --chain with the folder of `aftertune "
-                         "check-deploy`")
+    assert base and tuned
     with Ledger(create=False) as ledger:
         left, right = find_finished(base, ledger), find_finished(tuned, ledger)
         title = f"{right.name} against {left.name}"
@@ -296,6 +293,14 @@ def show_on_github(result: tuple[Comparison, Sequence[GateLine]] | NotComparable
         from aftertune.cli.gate_chain import append_summary
 
         append_summary(file, summary)
+
+
+def _check_sides(base: str | None, tuned: str | None, chain: Path | None, common: bool) -> None:
+    """Raise InputError unless there are two evaluations or a chain."""
+    if chain is not None and (base is not None or common):
+        raise InputError("gate --chain compares the links of its folder; leave the evaluations and --common out")
+    if chain is None and not (base and tuned):
+        raise InputError("gate needs two evaluations, the base first, or --chain with a folder of `check-deploy`")
 
 
 def _drops(texts: list[str]) -> dict[str, float]:
