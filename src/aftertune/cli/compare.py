@@ -243,7 +243,8 @@ def gate(
 
         gate_links(chain, drops, require_proof=require_proof, junit=junit, on_github=on_github, as_json=as_json)
         return
-    assert base and tuned
+    assert base
+    assert tuned
     with Ledger(create=False) as ledger:
         left, right = find_finished(base, ledger), find_finished(tuned, ledger)
         title = f"{right.name} against {left.name}"
