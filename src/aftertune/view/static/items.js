@@ -70,6 +70,9 @@
     ctx.restore();
   }
 
+  // A name that is longer than an axis loses its middle.
+  const short = (name) => (name.length <= 30 ? name : `${name.slice(0, 14)}…${name.slice(-15)}`);
+
   const rounded = (value, step) => Number((Math.round(value / step) * step).toPrecision(6));
 
   function setBounds(values) {
@@ -115,7 +118,7 @@
       mode: 2, width: holder.clientWidth, height: holder.clientHeight, legend: { show: false }, padding: [8, 8, 0, 0],
       cursor: { drag: { x: true, y: true, setScale: false, dist: 6 }, points: { show: false } },
       scales: { x: { time: false, range: () => spans.x }, y: { range: () => spans.y } },
-      axes: [axis(`margin in ${data.names[0]}`), axis(`margin in ${data.names[1]}`)],
+      axes: [axis(`margin in ${short(data.names[0])}`), axis(`margin in ${short(data.names[1])}`)],
       series: [null, ...kinds.map(({ name }) => ({ label: name, stroke: () => colour(COLOURS[name]), paths: points(name) }))],
       hooks: {
         draw: [guides],
