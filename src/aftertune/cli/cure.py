@@ -197,7 +197,7 @@ def _print_recommendation(cured: Cured) -> None:
     console.print(Text(recommendation(cure, written=cured.tuning.output if cured.written else "",
                                       ways=bool(cured.again)), style="bold"))
     if cured.again:
-        console.print("training again, the same tune command with one of these (estimates):")
+        console.print("training again with one of these, options of its tune command or keys of its study (estimates):")
     for way in cured.again:
         cost = "time unknown (--dry-run estimates it)" if way.seconds is None else f"about {duration_text(way.seconds)}"
         console.print(Text(f"  {way.option}: {cost}{f'; {way.note}' if way.note else ''}"))
