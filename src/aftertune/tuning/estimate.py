@@ -210,16 +210,18 @@ def estimate_memory(shape: ModelShape, recipe: Recipe, workload: Workload, machi
     states = 16 * trained + 4 * (_stored(shape, recipe) - trained) if method.adapter else 12 * trained
     if AnchorSetting.active(recipe.anchor) is not None and (not method.adapter or method.begin is not None):
         states += 4 * trained  # the weights of the base, or the adapter as it started
+    setting = AnchorSetting.active(recipe.anchor)
+    compared = setting is not None and setting.kind == "kl"
     if machine.device == "cpu" and not method.adapter and size < 4:
-        states += size * trained  # autocast keeps copies of the weights in the dtype of the computation
+        states += size * trained * (1 + compared)  # autocast's copies of the weights, and of those of the base
     tokens = min(workload.largest_batch(recipe.batch_size, padded=machine.device != "cpu"),
                  recipe.batch_size * recipe.max_length)
     activations = (8 * shape.hidden + 2 * shape.kv + 4 * shape.inner_of_token) * size * method.kept
     layers = (shape.layers * shape.hidden * size + activations) if recipe.gradient_checkpointing else \
         shape.layers * activations
     logits = 2 * 4 * shape.vocabulary * min(tokens, LOGIT_ROWS)
-    setting = AnchorSetting.active(recipe.anchor)
-    logits += ANCHOR_BYTES if setting is not None and setting.kind == "kl" else 0
+    if compared:  # with a copy and a gradient of the head
+        logits += ANCHOR_BYTES + (size + 4) * shape.vocabulary * shape.hidden
     program, growth = (PROGRAM_BYTES, HEAP) if machine.device == "cpu" else (0, 1.0)
     return growth * (program + weights + states + tokens * layers + logits)
 
