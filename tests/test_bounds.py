@@ -325,6 +325,11 @@ ELSEWHERE = {
     "RESULTS_DIGITS": "test_exchange_importing.py::test_hostile_results_files",
     "VIEW_QUERY": "test_view_guard.py::test_sizes_are_bounded",
     "VIEW_BODY": "test_view_guard.py::test_sizes_are_bounded",
+    "VIEW_PARTS": "test_view_live.py::test_only_parts_of_pages_are_sent",
+    "VIEW_LISTENERS": "test_view_live.py::test_the_number_of_listeners_is_bounded",
+    "EXAMPLES_BYTES": "test_view_tunings.py::test_examples_are_read_within_bounds",
+    "EXAMPLES_TEXT": "test_view_tunings.py::test_examples_are_read_within_bounds",
+    "EXAMPLES_PARTS": "test_view_tunings.py::test_examples_are_read_within_bounds",
     "DETAILS_CELL": "test_bounds.py::test_a_long_cell_of_details_stays_a_text"}
 
 

@@ -171,8 +171,16 @@ DETAILS_ROWS = _bound(10_000_000, _DETAILS, "number", "{} rows")
 DETAILS_CELL = _bound(MIB, _DETAILS, "size", "{} characters of a cell that are read as a Python value")
 DETAILS_TEXT = _bound(2**26, _DETAILS, "memory and time", "{} characters unpacked at once")
 
+_EXAMPLES = "rows that a tuning leaves in its folder"
+EXAMPLES_BYTES = _bound(MIB, _EXAMPLES, "size", "{} bytes")
+EXAMPLES_TEXT = _bound(8000, _EXAMPLES, "size",
+                       "{} characters of a part of a row; the middle of a longer one is left out")
+EXAMPLES_PARTS = _bound(20, _EXAMPLES, "number", "{} parts of a row")
+
 _VIEW = "request to `aftertune view`"
 VIEW_QUERY = _bound(8192, _VIEW, "size", "{} bytes of an address")
+VIEW_PARTS = _bound(8, _VIEW, "number", "{} parts of a page that one browser listens to")
+VIEW_LISTENERS = _bound(100, _VIEW, "number", "{} browsers that listen for changes at once")
 VIEW_BODY = _bound(2**16, _VIEW, "size", "{} bytes of a form")
 
 

@@ -35,6 +35,7 @@ from aftertune.harness.evaluated import TRANSPORT, EvaluatedModel, LiveModel, id
 from aftertune.harness.llama_cpp import LlamaCppEngine
 from aftertune.harness.server import MessagesTemplate, ServerEngine
 from aftertune.ledger import Ledger
+from aftertune.ledger.running import PROGRESS, evaluation_mark
 from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
@@ -377,7 +378,7 @@ class EvaluationRun:
         value = value or self.stored
         answers, positions, computed = tasks.score_responses(loaded, self.responses)
         scores = [s for s in computed if not value.drawn_unequally(s.task)]
-        schedule = {k: v for k, v in (self.schedule or {}).items() if k not in self.further}
+        schedule = {k: v for k, v in (self.schedule or {}).items() if k not in self.further and k != PROGRESS}
         schedule["seconds"] = round(time.monotonic() - self.started, 3)
         return self.ledger.finish_evaluation(replace(
             value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(scores),
@@ -450,7 +451,7 @@ class EvaluationRun:
             rows = [row for job in plan.jobs for row in job.rows]
             if rows:
                 self.schedule["spot_check"] = spot_check(self.model, rows, packed=plan.decision.packed)
-        self.schedule |= self.further
+        self.schedule |= {**self.further, PROGRESS: evaluation_mark(len(self.requests), len(self.responses))}
         self.ledger.save_schedule(self.stored.id, self.schedule)
 
     def _run_batches(self, engine: EvaluationEngine, plan: Any, first: int) -> None:

@@ -69,7 +69,7 @@ def group_by_recipe(evaluations: Sequence[Evaluation], tunings: Sequence[Tuning]
     for tuning in tunings:
         after = next((e for e in evaluations if e.status == "done" and e.model.fingerprint in tuning.results), None)
         if tuning.status == "done" and after is not None:
-            settings = _recipe_settings(tuning)
+            settings = recipe_settings(tuning)
             members = groups.setdefault(digest(settings), (settings, {}))[1]
             members.setdefault(tuning.seed, (tuning, after))
     return [RecipeGroup(settings, members) for settings, members in groups.values()]
@@ -83,7 +83,7 @@ def contrasts_across_seeds(evaluations: Sequence[Evaluation], tunings: Sequence[
             if (c := _contrast(left, right, recipes, margins, ledger)) is not None]
 
 
-def _recipe_settings(tuning: Tuning) -> dict[str, Any]:
+def recipe_settings(tuning: Tuning) -> dict[str, Any]:
     """Everything that decides a fine-tune except its seed."""
     settings = {k: v for k, v in tuning.settings.items() if k not in _IGNORED}
     watch = settings.get("watch")

@@ -19,9 +19,10 @@ from aftertune.ledger.check import LedgerFinding, findings
 from aftertune.ledger.database import Database, locate
 from aftertune.ledger.finished import FinishedEvaluations
 from aftertune.ledger.labels import EntryLabel, EntryLabels, Removal
-from aftertune.ledger.listing import ARCHIVED, EntryPage, EntryQuery, EntryRow, Listing, RunningEntry
+from aftertune.ledger.listing import ARCHIVED, EntryPage, EntryQuery, EntryRow, Listing
 from aftertune.ledger.questions import Questions
 from aftertune.ledger.records import Drifts, ReportedScores, StoredCell, StoredStudy, Studies
+from aftertune.ledger.running import RunningEntry
 from aftertune.ledger.searching import Entries, EntryKind, Search, title_of
 from aftertune.ledger.staging import StagedRows, Staging
 

@@ -3,7 +3,6 @@
     page = ledger.entry_page(EntryQuery(words="orders", status="done", sort="name", limit=50))
     page.rows[0].name, page.total                 "careful", 1234
     ledger.newest_comparisons(20, offset=40)      comparisons 41 to 60 from the newest
-    ledger.running()                              what processes work on now
     ledger.tags()                                 {"paper": 12}
 
 A page reads the columns that it shows and no answers, so its time depends on the number of entries, not on what they
@@ -15,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import (
@@ -34,16 +32,15 @@ from sqlalchemy import (
     union_all,
 )
 
-from aftertune.ledger.lease import Leases
 from aftertune.ledger.records import Comparisons
-from aftertune.ledger.schema import answer, comparison, evaluation, label, model, response, step, task, tuning
+from aftertune.ledger.running import STARTED, RunningEntries, json_field
+from aftertune.ledger.schema import comparison, evaluation, label, model, task, tuning
 from aftertune.ledger.store import row_at
 from aftertune.values import Comparison, Evaluation
 
 EntrySort = Literal["started", "name", "kind", "status"]
 #: The tag of entries that lists leave out until they are asked for.
 ARCHIVED = "archived"
-_STARTED = "$.provenance.started"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,21 +93,7 @@ class EntryPage:
     total: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunningEntry:
-    """An entry on which a process works. done: of an evaluation the stored responses (one for each choice of an item,
-    or for each text), of a tuning its last step. items: of an evaluation."""
-
-    id: str
-    kind: str
-    name: str
-    started: str
-    done: int
-    items: int = 0
-    tasks: tuple[str, ...] = ()
-
-
-class Listing(Leases, Comparisons):
+class Listing(RunningEntries, Comparisons):
     """Pages of entries."""
 
     def entry_page(self, query: EntryQuery) -> EntryPage:
@@ -125,24 +108,6 @@ class Listing(Leases, Comparisons):
             rows = connection.execute(select(entries).where(*conditions).order_by(*order).limit(query.limit)
                                       .offset(query.offset)).mappings().all()
             return EntryPage(tuple(_with_parts(connection, [_row(r) for r in rows], [r["seq"] for r in rows])), total)
-
-    def interrupted(self) -> set[str]:
-        """Ids of evaluations and tunings that say "running" although no process seems to work on them."""
-        held = self.held()
-        with self.database.read() as connection:
-            ids = connection.execute(select(evaluation.c.id).where(evaluation.c.status == "running")).scalars().all()
-            return {id_ for id_ in ids if id_ not in held} | {
-                row.id for row in _running_tunings(connection) if not _trains(row)}
-
-    def running(self) -> list[RunningEntry]:
-        """The evaluations and tunings on which processes work now."""
-        held = self.held()
-        with self.database.read() as connection:
-            rows = connection.execute(select(evaluation.c.seq, evaluation.c.id, evaluation.c.name,
-                                             _json(evaluation, _STARTED).label("started"))
-                                      .where(evaluation.c.id.in_(held)).order_by(evaluation.c.seq)).all()
-            return [*(_running_evaluation(connection, r) for r in rows),
-                    *(_running_tuning(connection, r) for r in _running_tunings(connection) if _trains(r))]
 
     def newest_comparisons(self, limit: int, offset: int = 0) -> tuple[list[Comparison], int]:
         """A page of the comparisons, the newest first, and how many there are."""
@@ -175,12 +140,6 @@ class Listing(Leases, Comparisons):
             return list(connection.execute(select(task.c.name).distinct().order_by(task.c.name)).scalars())
 
 
-def _json(table: Any, path: str) -> Any:
-    """A field of a stored value; null where an old SQLite cannot read the value (NaN in it)."""
-    text = type_coerce(table.c.value, Text())
-    return case((func.json_valid(text) == 1, func.json_extract(text, path)))
-
-
 def _entries(interrupted: set[str]) -> Subquery:
     """All entries with the columns that lists are sorted and filtered by. interrupted: ids of `Listing.interrupted`."""
     def status(table: Any) -> Any:
@@ -190,18 +149,18 @@ def _entries(interrupted: set[str]) -> Subquery:
     none = null()
     of_evaluations = select(
         literal("evaluation").label("kind"), evaluation.c.seq, evaluation.c.id, evaluation.c.name,
-        status(evaluation).label("status"), _json(evaluation, _STARTED).label("started"),
+        status(evaluation).label("status"), json_field(evaluation, STARTED).label("started"),
         model.c.source, evaluation.c.tuning, none.label("base"), none.label("tuned"), none.label("method")
     ).join(model, model.c.seq == evaluation.c.model)
     of_tunings = select(
-        literal("tuning"), tuning.c.seq, tuning.c.id, tuning.c.name, status(tuning), _json(tuning, _STARTED),
-        model.c.source, none, none, none, _json(tuning, "$.method")).join(model, model.c.seq == tuning.c.model)
+        literal("tuning"), tuning.c.seq, tuning.c.id, tuning.c.name, status(tuning), json_field(tuning, STARTED),
+        model.c.source, none, none, none, json_field(tuning, "$.method")).join(model, model.c.seq == tuning.c.model)
     base, tuned = evaluation.alias("base_side"), evaluation.alias("tuned_side")
     of_comparisons = select(
         literal("comparison"), comparison.c.seq, comparison.c.id,
         func.coalesce(tuned.c.name, comparison.c.tuned).concat(" against ").concat(
             func.coalesce(base.c.name, comparison.c.base)),
-        literal("done"), _json(tuned, _STARTED), model.c.source, none, comparison.c.base, comparison.c.tuned, none
+        literal("done"), json_field(tuned, STARTED), model.c.source, none, comparison.c.base, comparison.c.tuned, none
     ).join_from(comparison, base, base.c.id == comparison.c.base, isouter=True).join(
         tuned, tuned.c.id == comparison.c.tuned, isouter=True).join(
         model, model.c.seq == base.c.model, isouter=True)
@@ -255,13 +214,13 @@ def _with_parts(connection: Connection, rows: Sequence[EntryRow], seqs: Sequence
             select(task.c.evaluation, task.c.name, task.c.value)
             .where(task.c.evaluation.in_(of["evaluation"])).order_by(task.c.evaluation, task.c.position)):
         tasks.setdefault(("evaluation", owner), []).append((name, _part_text(value)))
-    rows_json = _json(comparison, "$.rows")
+    rows_json = json_field(comparison, "$.rows")
     for owner, text in connection.execute(select(comparison.c.seq, rows_json).where(
             comparison.c.seq.in_(of["comparison"]))):
         tasks["comparison", owner] = [(r["task"], str(r.get("told") or "").partition(" (")[0])
                                       for r in json.loads(text or "[]") if r.get("primary") and not r.get("average_of")]
     examples = {row[0]: row[1] for row in connection.execute(
-        select(tuning.c.seq, _json(tuning, "$.examples")).where(tuning.c.seq.in_(of["tuning"])))}
+        select(tuning.c.seq, json_field(tuning, "$.examples")).where(tuning.c.seq.in_(of["tuning"])))}
     return [replace(r, tasks=tuple(tasks.get((r.kind, s), ())),
                     method=f"{r.method}, {examples.get(s) or 0:,} examples" if r.kind == "tuning" else "")
             for r, s in zip(rows, seqs, strict=True)]
@@ -271,31 +230,3 @@ def _part_text(value: Mapping[str, Any]) -> str:
     """How many items of a task were asked, where not all were."""
     used = value["n"] if value.get("used") is None else value["used"]
     return f"{used:,} of {value['n_total']:,}" if used < value["n_total"] else ""
-
-
-# --- What runs now ---
-
-def _running_tunings(connection: Connection) -> Sequence[Any]:
-    return connection.execute(select(
-        tuning.c.seq, tuning.c.id, tuning.c.name, _json(tuning, "$.output").label("output"),
-        _json(tuning, _STARTED).label("started")).where(tuning.c.status == "running").order_by(tuning.c.seq)).all()
-
-
-def _trains(row: Any) -> bool:
-    """Whether a process seems to train a tuning."""
-    from aftertune.sources.folder_lock import in_use
-
-    return in_use(Path(row.output or ""))
-
-
-def _running_evaluation(connection: Connection, row: Any) -> RunningEntry:
-    items = connection.execute(select(func.count()).where(answer.c.evaluation == row.seq)).scalar_one()
-    last = connection.execute(select(func.count()).where(response.c.evaluation == row.seq)).scalar_one()
-    names = connection.execute(select(task.c.name).where(task.c.evaluation == row.seq).order_by(task.c.position))
-    return RunningEntry(id=row.id, kind="evaluation", name=row.name, started=row.started or "", done=last,
-                        items=items, tasks=tuple(names.scalars()))
-
-
-def _running_tuning(connection: Connection, row: Any) -> RunningEntry:
-    last = connection.execute(select(func.max(step.c.step)).where(step.c.tuning == row.seq)).scalar()
-    return RunningEntry(id=row.id, kind="tuning", name=row.name, started=row.started or "", done=int(last or 0))

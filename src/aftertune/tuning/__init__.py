@@ -23,8 +23,8 @@ from aftertune.paths import expanded
 from aftertune.sources.folder_lock import LOCK, folder_lock
 from aftertune.tuning.checkpoints import Checkpoints
 from aftertune.tuning.estimate import CostEstimate, estimate_tuning
-from aftertune.tuning.previews import Preview, preview
-from aftertune.values import CheckpointChoice, HeldOut, ModelIdentity, Progress, Question, Tuning, digest
+from aftertune.tuning.previews import STORED_ROWS, Preview, preview, preview_rows, write_examples
+from aftertune.values import CheckpointChoice, HeldOut, ModelIdentity, Progress, Question, Tuning, WatchPoint, digest
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -375,6 +375,7 @@ def _data_settings(spec: TuneSpec, corpus: Corpus) -> dict[str, Any]:
 
 def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: Progress, look: Look | None) -> Tuning:
     """Load the model, measure, train, measure again and save; returns the finished tuning."""
+    from aftertune.ledger.running import step_mark
     from aftertune.provenance import finish
     from aftertune.tuning.anchor import make_anchor
     from aftertune.tuning.batching import choose_layout
@@ -390,6 +391,8 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
     tokenizer = job.tokenizer
     progress(0, 0, "encoding the examples")
     rows = EncodedCorpus.from_corpus(job.corpus, tokenizer, EncodeOptions.of(spec, tokenizer), spec.seed)
+    with contextlib.suppress(OSError):  # they are for a reader only
+        write_examples(Path(tuning.output), preview_rows(job.corpus, rows, tokenizer, STORED_ROWS))
     progress(0, 0, "loading the model")
     meter = Meter(plan.device)
     model = _load_trainable(job, tokenizer, rows.longest)
@@ -401,8 +404,12 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
     def on_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
         meter.step()
         if ledger:
-            ledger.save_step(tuning.id, step, metrics)
+            ledger.save_step(tuning.id, step, {**metrics, **step_mark(total)})
         progress(step, total, f"training: step {step:,} of {total:,}, {step_text(metrics)}")
+
+    def on_look(points: Sequence[WatchPoint]) -> None:
+        if ledger:
+            ledger.save_tuning(replace(tuning, watch=tuple(points)))
 
     def validate(model: Any) -> float:
         return fmean(example_losses(model, rows.validation, batching))
@@ -414,7 +421,7 @@ def _run(job: _Job, checkpoints: Checkpoints, ledger: Ledger | None, progress: P
                                                                 tokenizer=tokenizer)
     anchor = make_anchor(plan.anchor, model, spec.method, rows.training)
     trained = train(model, tokenizer, TrainingData(rows.training, layout, anchor), plan, checkpoints,
-                    Hooks(on_step, validate, look, kept, early))
+                    Hooks(on_step, validate, look, kept, early, on_look=on_look))
     steps, cost = trained.steps, meter.cost(estimate, len(trained.steps))
     progress(0, 0, f"held-out loss after training, {len(rows.held_out)} examples")
     result, held_out = writing.hand_on(model, kept, trained.choice)

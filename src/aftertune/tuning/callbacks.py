@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -110,7 +110,8 @@ def print_on_stderr(line: str) -> None:
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """Functions that a run calls: after each step, for a validation, and to evaluate tasks. kept: writes the
-    checkpoints that are kept. early: warns in the first steps; say: prints its warning."""
+    checkpoints that are kept. early: warns in the first steps; say: prints its warning. on_look: gets all points of the
+    watch so far, after each look and when a run continues."""
 
     on_step: StepCallback
     validate: Validate | None = None
@@ -118,6 +119,7 @@ class Hooks:
     kept: KeptCheckpoints | None = None
     early: EarlyWarning | None = None
     say: Callable[[str], None] = print_on_stderr
+    on_look: Callable[[Sequence[WatchPoint]], None] | None = None
 
 
 # --- Control between steps ---
@@ -164,6 +166,7 @@ class RunControl:
         self.best_loss = float("inf") if state["best_loss"] is None else state["best_loss"]
         self.best_step, self.waited = state["best_step"], state["waited"]
         self.points = [restore(WatchPoint, point) for point in state.get("points", ())]
+        self._report_points()
         self.losses = {int(step): loss for step, loss in state.get("losses", {}).items()}
         self.choice = restore(CheckpointChoice, state["choice"]) if state.get("choice") else None
         if (checkpoint / "best.safetensors").exists():
@@ -218,11 +221,17 @@ class RunControl:
         with evaluation_mode(self.trainer.model):
             points = self.hooks.look(self.trainer.model, step, -(-self.trainer.state.max_steps // watch.every))
         self.points += points
+        self._report_points()
         forgotten = [point.task for point in points if point.verdict == "lower" and not point.is_target]
         if watch.stop and forgotten and step < self.trainer.state.max_steps:
             self.stopped = (f"stopped at step {step}: {', '.join(forgotten)} is proven to be forgotten by more than "
                             f"{watch.margin:g} points")
         return {f"watch_{point.task}": point.delta for point in points}
+
+    def _report_points(self) -> None:
+        """Hand on the points of the watch so far, if there are any."""
+        if self.points and self.hooks.on_look is not None:
+            self.hooks.on_look(self.points)
 
     def _keep(self, step: int) -> None:
         """Keep the weights of this step, if the plan says so, and choose among all that were measured. A new choice is

@@ -2,23 +2,33 @@
 
     result = preview(TuneSpec(model="…", data="orders.jsonl"))
     result.examples[0].parts        [("<|im_start|>user\\nHi<|im_end|>\\n …", False), ("Hello.<|im_end|>", True)]
+
+A tuning leaves a few of its rows in its output folder, where `aftertune view` shows them. They are not published with
+the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aftertune.values import Overlap, Question
+from aftertune import bounds
+from aftertune.sources.cache import write_atomic
+from aftertune.values import Overlap, Question, from_json
 
 if TYPE_CHECKING:
     from aftertune.study import TuneSpec
-    from aftertune.tuning.tokenize import EncodedRow
+    from aftertune.tuning.split import Corpus
+    from aftertune.tuning.tokenize import EncodedCorpus, EncodedRow
 
 
 #: The most rows of a file that are read for a preview.
 PREVIEW_ROWS = 20_000
+#: The file in an output folder with a few rows as they are trained, and how many.
+EXAMPLES, STORED_ROWS = "examples.json", 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +79,43 @@ def preview(spec: TuneSpec, count: int = 3, questions: Iterable[Question] = ()) 
     if spec.replay is not None and spec.replay.base is not None:
         dated.append("the answers of the base are not shown: it writes them when the tuning runs, if they are not "
                      "stored")
-    replayed = {example.where for example in corpus.replay}
+    return Preview(preview_rows(corpus, rows, tokenizer, count), {**corpus.counts, **rows.counts},
+                   find_overlap((*corpus.training, *corpus.replay), questions),
+                   (*corpus.notes, *tokenizer.notes, *dated, *rows.notes))
+
+
+def preview_rows(corpus: Corpus, rows: EncodedCorpus, tokenizer: Any, count: int) -> tuple[PreviewRow, ...]:
+    """The first ``count`` rows of the new data, and the first replayed row if there is replay."""
+    replayed: Collection[str] = {example.where for example in corpus.replay}
     ordered = sorted(rows.training, key=lambda row: row.example)
     chosen = [row for row in ordered if row.where not in replayed][:count]
     chosen += [row for row in ordered if row.where in replayed][:1]
-    return Preview(tuple(_preview_row(row, tokenizer) for row in chosen), {**corpus.counts, **rows.counts},
-                   find_overlap((*corpus.training, *corpus.replay), questions),
-                   (*corpus.notes, *tokenizer.notes, *dated, *rows.notes))
+    return tuple(_preview_row(row, tokenizer) for row in chosen)
+
+
+def write_examples(folder: Path, rows: Iterable[PreviewRow]) -> None:
+    """Leave rows in the output folder of a tuning; long texts are cut in the middle."""
+    stored = [{**asdict(row), "where": Path(row.where).name,
+               "parts": [(_cut(text), learned) for text, learned in row.parts[:bounds.EXAMPLES_PARTS]]} for row in rows]
+    write_atomic(folder / EXAMPLES, json.dumps(stored, ensure_ascii=False) + "\n")
+
+
+def read_examples(folder: Path) -> tuple[PreviewRow, ...]:
+    """The rows that a tuning left in its output folder; () where there are none that can be read."""
+    try:
+        file = folder / EXAMPLES
+        if file.is_symlink() or not file.is_file() or file.stat().st_size > bounds.EXAMPLES_BYTES:
+            return ()
+        return tuple(PreviewRow(str(row["where"]), [(str(text), bool(learned)) for text, learned in row["parts"]],
+                                int(row["tokens"]), int(row["learned"]))
+                     for row in from_json(file.read_bytes())[:STORED_ROWS + 1])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ()
+
+
+def _cut(text: str) -> str:
+    half = bounds.EXAMPLES_TEXT // 2
+    return text if len(text) <= 2 * half else f"{text[:half]} … {text[-half:]}"
 
 
 def _preview_row(row: EncodedRow, tokenizer: Any) -> PreviewRow:

@@ -51,5 +51,16 @@ def runs_path(**query: object) -> str:
     return _path("runs", **query)
 
 
+def tuning_path(id_: str) -> str:
+    """The curves of a fine-tune."""
+    return _path("tuning", id_)
+
+
+def study_path(name: str) -> str:
+    """The cells of a study."""
+    return _path("study", name)
+
+
 #: What templates call.
-LINKS = {f.__name__: f for f in (entry_path, comparison_path, stored_path, items_path, question_path, runs_path)}
+LINKS = {f.__name__: f for f in (entry_path, comparison_path, stored_path, items_path, question_path, runs_path,
+                                 tuning_path, study_path)}

@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from aftertune import __version__
+from aftertune.ledger import RunningEntry
 from aftertune.report import formatting as fmt
 from aftertune.report.names import task_title
 from aftertune.report.page import TEMPLATES as REPORT_TEMPLATES
@@ -119,7 +120,8 @@ class ViewContext:
         environment.globals |= {
             **LINKS, "static": self.static, "csrf_field": self._csrf_field, "navigation": self.navigation,
             "version": __version__, "htmx_headers": json.dumps({CSRF_HEADER: self.access.csrf})}
-        environment.filters |= {"json": _json, "task_title": task_title, "count": fmt.count, "when": _when}
+        environment.filters |= {"json": _json, "task_title": task_title, "count": fmt.count, "when": _when,
+                                "duration": fmt.duration, "progress_text": progress_text}
         return environment
 
     def static(self, name: str) -> str:
@@ -180,6 +182,18 @@ def _json(value: Any) -> Markup:
 def _when(text: str) -> str:
     """A time of the provenance in minutes."""
     return text[:16].replace("T", " ")
+
+
+def progress_text(entry: RunningEntry) -> str:
+    """How far a running entry is, and how long the rest takes at its pace."""
+    unit = "responses" if entry.kind == "evaluation" else "steps"
+    parts = [f"{entry.done:,} of {entry.total:,} {unit}" if entry.total else
+             f"{entry.done:,} {unit}" if entry.done else "preparing"]
+    if entry.loss is not None:
+        parts.append(f"loss {entry.loss:.3f}")
+    if entry.seconds_left is not None:
+        parts.append(f"about {fmt.duration(entry.seconds_left)} left")
+    return ", ".join(parts)
 
 
 def _below(path: str, place: str) -> bool:

@@ -19,6 +19,7 @@ from aftertune.errors import InputError, ResourceError
 from aftertune.view.app import make_app
 from aftertune.view.guard import Access
 from aftertune.view.ledgers import LedgerSource
+from aftertune.view.pages.live import STOPPING
 
 LOOPBACK = "127.0.0.1"
 _OF_THIS_MACHINE = ("localhost", LOOPBACK, "[::1]")
@@ -58,10 +59,11 @@ def serve(ledgers: LedgerSource, address: ServerAddress, *, announce: Callable[[
     with ledgers.read():
         pass
     token = secrets.token_urlsafe(24) if address.token else None
+    servers: list[uvicorn.Server] = []
     with _listening(address) as listener:
         port = listener.getsockname()[1]
         access = Access(hosts=allowed_hosts(address.host, port), token=token)
-        app = make_app(ledgers, access, settings)
+        app = make_app(ledgers, access, {**(settings or {}), STOPPING: lambda: any(s.should_exit for s in servers)})
         host = f"[{address.host}]" if ":" in address.host else address.host
         if address.host in ("0.0.0.0", "::"):
             host = socket.gethostname()
@@ -69,8 +71,9 @@ def serve(ledgers: LedgerSource, address: ServerAddress, *, announce: Callable[[
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
                                 lifespan="off", timeout_graceful_shutdown=2, h11_max_incomplete_event_size=32_768,
                                 ws="none")
+        servers.append(uvicorn.Server(config))
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            servers[0].run(sockets=[listener])
         finally:
             ledgers.close()
 

@@ -10,7 +10,7 @@ made of it without training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,20 +19,22 @@ from aftertune.report.badges import badge
 from aftertune.report.charts.svg import INK, WIDE, mark, sheet
 from aftertune.report.learned_vs_forgotten import LOSS, Balance, Point
 from aftertune.report.names import task_title
-from aftertune.values import VERDICT_LABELS
+from aftertune.values import VERDICT_LABELS, Comparison
 
 #: With at least this many points the intervals are drawn lighter.
 _CROWD = 12
 #: (left, bottom, right, top) in px.
 Box = tuple[float, float, float, float]
+#: The address of a comparison.
+Link = Callable[[Comparison], str]
 
 
-def balance_chart(balance: Balance, width: int) -> str:
-    """The mean over the benchmarks, in one panel ``width`` px wide."""
+def balance_chart(balance: Balance, width: int, link: Link | None = None) -> str:
+    """The mean over the benchmarks, in one panel ``width`` px wide. link: makes each mark a link."""
     height = 430 if width >= WIDE else 380
     with sheet(f"balance {balance.base} {balance.measure} {balance.tasks}", width, height) as s:
         axes = s.axes(58, 14, width - 74, height - 66)
-        _draw(axes, balance)
+        _draw(axes, balance, link)
         _number(axes, balance.points, width - 74, height - 66)
         axes.set_xlabel(balance.learned, color=INK["muted"], fontsize=10.5)
         axes.set_ylabel(balance.changed, color=INK["muted"], fontsize=10.5)
@@ -59,7 +61,7 @@ def balance_panels(balance: Balance, width: int) -> str:
         return s.svg(f"Learned against forgotten on each benchmark: fine-tunes of {balance.base_name}", description)
 
 
-def _draw(axes: Any, balance: Balance) -> None:
+def _draw(axes: Any, balance: Balance, link: Link | None = None) -> None:
     """Band, zero lines, front, intervals and marks."""
     points = balance.points
     _limits(axes, balance)
@@ -88,7 +90,9 @@ def _draw(axes: Any, balance: Balance) -> None:
         style = mark(p.verdict, 8.5)
         if not p.proven:
             style |= {"markerfacecolor": INK["paper"], "markeredgecolor": colour, "markeredgewidth": 1.5}
-        axes.plot([p.learned.value], [p.changed.value], color=colour, zorder=3, **style)
+        [drawn] = axes.plot([p.learned.value], [p.changed.value], color=colour, zorder=3, **style)
+        if link is not None:
+            drawn.set_url(link(p.outcome.comparison))
     axes.tick_params(axis="y", length=0)
 
 

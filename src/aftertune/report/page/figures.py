@@ -109,11 +109,13 @@ def figure(draw: Callable[[int], str], caption: str, names: Sequence[str] = (), 
     return ChartView(charts, caption, key) if charts else None
 
 
-def balance_views(outcomes: Sequence[TuningOutcome]) -> list[BalanceView]:
-    """Learned against forgotten: a view for each base and measure of what was learned."""
+def balance_views(outcomes: Sequence[TuningOutcome], link: Callable[[Comparison], str] | None = None
+                  ) -> list[BalanceView]:
+    """Learned against forgotten: a view for each base and measure of what was learned. link: address of a comparison,
+    which makes the marks of the chart links."""
     views = []
     for balance in balances(outcomes):
-        chart = figure(partial(balance_chart, balance), _caption(balance))
+        chart = figure(partial(balance_chart, balance, link=link), _caption(balance))
         assert chart is not None
         views.append(BalanceView(
             base=fmt.visible(balance.base_name), learned=balance.learned, changed=balance.changed, figure=chart,

@@ -8,14 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aftertune.ledger import EntryQuery, RunningEntry
+from aftertune.ledger import EntryQuery
 from aftertune.report import headline, verdict_table, watermark
 from aftertune.report.columns import VerdictLine
 from aftertune.report.names import task_title
 from aftertune.values import Comparison, HeadlineState
 from aftertune.view.inputs import Inputs
 from aftertune.view.links import comparison_path, stored_path
-from aftertune.view.rendering import NavigationLink, context_of, render
+from aftertune.view.rendering import NavigationLink, ViewContext, context_of, render
 
 _PER_PAGE = 20
 #: State of a headline -> the class of its colour.
@@ -58,15 +58,16 @@ def overview(request: Request) -> Response:
         entries = ledger.entry_page(EntryQuery(limit=1))
         running = ledger.running()
     return render(request, "overview.html", title="Overview", summaries=[ComparisonSummary.of(c) for c in comparisons],
-                  total=total, entries=entries.total, running=running, running_texts=running_texts(running),
-                  page=number, pages=max(1, -(-total // _PER_PAGE)), inputs=inputs)
+                  total=total, entries=entries.total, running=running, page=number,
+                  pages=max(1, -(-total // _PER_PAGE)), inputs=inputs)
 
 
-def running_texts(running: list[RunningEntry]) -> dict[str, str]:
-    """Id -> how far a running entry is."""
-    return {r.id: f"{r.done:,} responses, {r.items:,} items" if r.kind == "evaluation" else f"step {r.done:,}"
-            for r in running}
+def running_now(context: ViewContext, _: str) -> str:
+    """What runs now, as a part of the page."""
+    with context.ledgers.read() as ledger:
+        return context.page("running_now.html", running=ledger.running())
 
 
+LIVE_PARTS = {"running": running_now}
 ROUTES = [Route("/", overview)]
 NAVIGATION = NavigationLink("Overview", "/", 10)
