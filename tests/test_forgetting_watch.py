@@ -65,6 +65,25 @@ def test_a_watched_run_ends_with_the_weights_of_an_unwatched_one(model: Path, me
     assert watched.steps[1]["watch_arc_easy"] == watched.watch[0].delta
 
 
+def test_a_reader_sees_steps_and_looks_while_it_trains(model: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, int]] = []
+    asked = spec(model, "out")
+    with Ledger(tmp_path / "ledger.db") as ledger, Ledger(tmp_path / "ledger.db", read_only=True) as reader:
+        def progress(_done: int, _total: int, text: str) -> None:
+            if text.startswith("training"):
+                [entry] = reader.running()
+                seen.append((entry.done, entry.total, len(reader.find_tuning(entry.id).watch)))
+
+        made = tune(asked, ledger=ledger, look=ForgettingWatch(asked, report=lambda _: None), progress=progress)
+        assert seen == [(1, 4, 0), (2, 4, 1), (3, 4, 1), (4, 4, 2)]
+        assert reader.find_tuning(made.id).steps == made.steps
+        assert not {"total_steps", "time"} & made.steps[0].keys()
+    from aftertune.tuning.previews import read_examples
+
+    [first, *_] = read_examples(Path(made.output))
+    assert sum(len(text) for text, learned in first.parts if learned) > 0
+
+
 def test_the_last_look_is_what_an_evaluation_of_both_says(model: Path, tmp_path: Path) -> None:
     from aftertune.evaluation import evaluate
     from aftertune.study import TaskSpec

@@ -20,7 +20,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo, and a recipe with three seeds."""
     path = demo_ledger(tmp_path_factory.mktemp("grid") / "ledger.db")
     with Ledger(path) as ledger:
-        values = {seed: changed(200, 0.5, 4, 60 + 10 * seed, seed) for seed in range(3)}
+        values = {seed: changed(200, 0.5, 4, 60 + 10 * seed) for seed in range(3)}
         base = store(ledger, "root", replace(MODELS[0], weights="wr"), {"hellaswag": values[0][0]})
         for seed in range(3):
             model = replace(MODELS[0], source=f"out/s{seed}", weights=f"ws{seed}")

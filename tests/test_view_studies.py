@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aftertune.comparison import compare
 from aftertune.ledger import Ledger
 from aftertune.ledger.running import step_mark
 from aftertune.sources.folder_lock import folder_lock
@@ -24,8 +25,12 @@ STUDY = {"study": "orders", "bases": {"smollm2": {"model": "m"}}, "tunings": {
 def path(tmp_path: Path) -> Path:
     path = demo_ledger(tmp_path / "ledger.db")
     with Ledger(path) as ledger:
-        for tuning in TUNINGS:
-            ledger.save_tuning(replace(tuning, cost={"seconds": 60.0}))
+        base, *tuned = (ledger.find_evaluation(f"e-{name}") for name in ("smollm2", "careful", "careless"))
+        for tuning, after in zip(TUNINGS, tuned, strict=True):
+            ledger.save_tuning(replace(tuning, cost={"seconds": 60.0}, base=base.model,
+                                       result=after.model.fingerprint))
+        for after in tuned:
+            compare(base, after, ledger=ledger, tasks=["hellaswag", "orders"])
         ledger.save_study("orders", "h", json.dumps(STUDY))
         for name, status, ref, error in (
                 ("evaluate smollm2", "done", "e-smollm2", None), ("tune careful", "done", "t-careful001", None),
@@ -40,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_grid_has_each_cell_with_its_state(path: Path) -> None:
     page = client(path).get("/study/orders").text
-    assert "6 of 9 done" in page
+    assert "5 of 9 done" in page
     assert "1 failed" in page
     assert "&lt;b&gt;no such file&lt;/b&gt;" in page
     assert "/home/x" not in page
@@ -67,7 +72,7 @@ def test_a_running_cell_moves_and_says_what_is_left(path: Path, tmp_path: Path) 
         assert cell.progress.total == 10
         assert view.running
     page = client(path).get("/studies").text
-    assert "6 of 9 done" in page
+    assert "5 of 9 done" in page
 
 
 def test_points_of_the_scatter_open_their_comparison(path: Path) -> None:
@@ -85,7 +90,7 @@ def test_a_study_that_this_version_cannot_read_still_has_its_cells(path: Path) -
     with Ledger(path) as ledger:
         ledger.save_study("orders", "h", "not json")
     page = client(path).get("/study/orders").text
-    assert "6 of 9 done" in page
+    assert "5 of 9 done" in page
     browser = client(path)
     assert browser.get("/study/none").status_code == 404
     assert "/study/orders" in browser.get("/studies").text

@@ -133,6 +133,8 @@ class LiveHub:
             self.trouble = ""
         except AftertuneError as error:
             self.trouble = public_text(one_line(str(error)))
+        except Exception as error:  # a fault of one page may not end the poller for all
+            self.trouble = f"what is new cannot be shown ({type(error).__name__}); load the page again"
 
     def _make(self, part: str) -> None:
         number, before = self._texts.get(part, (0, ""))

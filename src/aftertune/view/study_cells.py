@@ -152,7 +152,10 @@ def _comparisons(ledger: Ledger, rows: Sequence[ModelRow]) -> Iterator[Compariso
     bases = dict.fromkeys(refs.get(row.base, "") for row in rows if row.base)
     tuned = {refs.get(row.name, "") for row in rows if row.base} - {""}
     found = [c for base in bases if base for c in ledger.comparisons(base=base) if c.tuned in tuned and not c.forced]
-    yield from over_studies(newest(found), ledger)
+    try:
+        yield from over_studies(newest(found), ledger)
+    except ValueError:  # a study that this version cannot read
+        yield from newest(found)
 
 
 def _with_verdicts(row: ModelRow, comparisons: Sequence[Comparison]) -> ModelRow:

@@ -92,6 +92,7 @@ def _draw(axes: Any, balance: Balance, link: Link | None = None) -> None:
             style |= {"markerfacecolor": INK["paper"], "markeredgecolor": colour, "markeredgewidth": 1.5}
         [drawn] = axes.plot([p.learned.value], [p.changed.value], color=colour, zorder=3, **style)
         if link is not None:
+            drawn.set_linestyle("none")  # the line of a single point would be an empty link
             drawn.set_url(link(p.outcome.comparison))
     axes.tick_params(axis="y", length=0)
 

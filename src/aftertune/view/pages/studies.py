@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 
 from markupsafe import Markup, escape
@@ -38,7 +37,7 @@ def study_page(request: Request) -> Response:
     with context.ledgers.read() as ledger:
         view = study_view(ledger, request.path_params["id"])
         ids = tuple(c.id for c in view.comparisons)
-        scatters = context.memory.get(("scatter", view.name, ids), lambda: linked_balances(ledger, view.comparisons))
+        scatters = context.memory.get(("scatter", view.name, ids), lambda: linked_balances(ledger, view))
     return render(request, "study.html", title=view.name, study=view, kinds=KINDS, balances=scatters,
                   too_many=len(view.comparisons) > MOST_POINTS)
 
@@ -48,8 +47,9 @@ def _all_studies(ledger: Ledger) -> list[StudyView]:
     return [study_view(ledger, s.name, running, verdicts=False) for s in reversed(ledger.studies())]
 
 
-def linked_balances(ledger: Ledger, comparisons: Sequence[Comparison]) -> list[BalanceView]:
+def linked_balances(ledger: Ledger, study: StudyView) -> list[BalanceView]:
     """Learned against forgotten, with marks that open their comparison."""
+    comparisons = study.comparisons
     if not 1 < len(comparisons) <= MOST_POINTS:
         return []
     evaluations = {}
@@ -57,7 +57,7 @@ def linked_balances(ledger: Ledger, comparisons: Sequence[Comparison]) -> list[B
         with contextlib.suppress(InputError):  # removed since
             evaluations[id_] = ledger.find_evaluation(id_)
     tunings = []
-    for id_ in dict.fromkeys(e.tuning for e in evaluations.values() if e.tuning):
+    for id_ in (row.cells["tune"].ref for row in study.rows if "tune" in row.cells and row.cells["tune"].ref):
         with contextlib.suppress(InputError):
             tunings.append(ledger.find_tuning(id_))
     found = outcomes(Results(evaluations=list(evaluations.values()), tunings=tunings, comparisons=list(comparisons)))

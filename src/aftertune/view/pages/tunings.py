@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aftertune.ledger import EntryQuery, Ledger, RunningEntry
+from aftertune.redaction import public_text
 from aftertune.report import formatting as fmt
 from aftertune.report import tuning_facts
 from aftertune.report.charts import loss_curve, watch_chart, watched
@@ -65,9 +66,9 @@ def tunings(request: Request) -> Response:
     number = inputs.number("page", 1, least=1, most=100_000)
     query = EntryQuery(kind="tuning", words=inputs.text("q"), limit=_PER_PAGE, offset=(number - 1) * _PER_PAGE)
     with context_of(request).ledgers.read() as ledger:
-        page = ledger.entry_page(query)
+        page, running = ledger.entry_page(query), ledger.running()
     return render(request, "tunings.html", title="Fine-tunes", rows=page.rows, total=page.total, query=query,
-                  inputs=inputs, page=number, pages=max(1, -(-page.total // _PER_PAGE)))
+                  running=running, inputs=inputs, page=number, pages=max(1, -(-page.total // _PER_PAGE)))
 
 
 def tuning_page(request: Request) -> Response:
@@ -81,10 +82,10 @@ def tuning_page(request: Request) -> Response:
     there = folder.is_dir()
     examples: Sequence[PreviewRow] = read_examples(folder) if there else ()
     return render(
-        request, "tuning.html", title=tuning.name, tuning=tuning, evaluations=evaluations, examples=examples,
+        request, "tuning.html", title=tuning.name, evaluations=evaluations, examples=examples,
         moved=tuning.status == "done" and not there, data=data_facts(tuning.counts, ()),
         overlap=[_overlap_row(o) for o in tuning.overlap], figures=_figures(tuning) if inputs.flag("charts") else (),
-        facts_of_entry=tuning_facts(tuning), code=CODE, inputs=inputs,
+        facts_of_entry=_facts(tuning), code=CODE, inputs=inputs,
         command=tuning.provenance.command if tuning.provenance else "",
         held_out=held_out_line(tuning.held_out) if tuning.held_out else None, **values)
 
@@ -128,6 +129,11 @@ def _overlap_row(overlap: Overlap) -> OverlapRow:
     found = tuple((fmt.count(f.get("item")), str(f.get("in", "")).rpartition("/")[2], str(f.get("words", ""))[:300])
                   for f in overlap.found[:_MOST_FOUND])
     return OverlapRow(overlap.task, task_title(overlap.task), overlap.n, len(overlap.exact), len(overlap.ngram), found)
+
+
+def _facts(tuning: Tuning) -> list[tuple[str, str]]:
+    """Where it comes from, without folders of this machine. The command has a place of its own."""
+    return [(label, public_text(value)) for label, value in tuning_facts(tuning) if label != "Training Command"]
 
 
 def _figures(tuning: Tuning) -> list[Any]:
