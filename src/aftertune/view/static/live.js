@@ -72,5 +72,5 @@
   document.addEventListener("visibilitychange", () => (document.hidden ? stop() : start()));
   addEventListener("pagehide", stop);
   addEventListener("pageshow", (event) => { if (event.persisted) start(); });
-  document.addEventListener("DOMContentLoaded", start);
+  addEventListener("load", () => { timer = setTimeout(start, 1000); }); // first the page itself
 })();
