@@ -57,7 +57,7 @@ def test_rows_are_filtered_and_sorted(path: Path) -> None:
     assert rows(path, "q=nothing+like+this") == []
     assert len(rows(path, "base=smollm2")) == 2
     assert len(rows(path, "task=orders")) == 2
-    for query in ("verdict=x", "order=x", "page=0"):
+    for query in ("verdict=x", "order=x", "page=0", "sort=hellaswagg"):
         assert client(path).get(f"/grid?{query}").status_code == 404
 
 

@@ -32,7 +32,7 @@ HEARTBEAT = 15.0
 _STEP = 0.2
 
 
-class Changes(Protocol):
+class ChangeCount(Protocol):
     """Notices changes of a ledger (`aftertune.ledger.changes.LedgerChanges`)."""
 
     def happened(self) -> bool: ...
@@ -53,7 +53,7 @@ class _Client:
 class LiveHub:
     """Who listens, and what was sent. render: makes the text of a part; stopping: whether the server is stopping."""
 
-    def __init__(self, changes: Changes, render: Callable[[str], str],
+    def __init__(self, changes: ChangeCount, render: Callable[[str], str],
                  stopping: Callable[[], bool] = lambda: False) -> None:
         self.changes, self.render, self.stopping = changes, render, stopping
         self.trouble = ""

@@ -59,7 +59,7 @@ class GridCell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GridRow:
+class VerdictRow:
     """A comparison, or the comparisons of a recipe. seeds: of its fine-tunes; recipe: key of the recipe, "" where the
     tuned model has no fine-tune in the ledger; path: "" for several comparisons."""
 
@@ -78,7 +78,7 @@ class GridRow:
 class Grid:
     """The rows that fit. tasks: task -> title; total: rows before the filters; bases: names of all bases."""
 
-    rows: tuple[GridRow, ...]
+    rows: tuple[VerdictRow, ...]
     tasks: Mapping[str, str]
     total: int
     bases: tuple[str, ...]
@@ -126,7 +126,7 @@ def verdict_grid(members: Sequence[_Member], query: GridQuery) -> Grid:
     return Grid(tuple(chosen), tasks, len(rows), tuple(sorted({m.comparison.base_name for m in members})))
 
 
-def _fits(row: GridRow, query: GridQuery) -> bool:
+def _fits(row: VerdictRow, query: GridQuery) -> bool:
     cells = [row.cells[query.task]] if query.task in row.cells else [] if query.task else list(row.cells.values())
     verdicts: set[Verdict | None] = {line.verdict for cell in cells for line in cell.lines}
     texts = f"{row.name} {row.base} {row.about}".lower()
@@ -134,14 +134,14 @@ def _fits(row: GridRow, query: GridQuery) -> bool:
             and (not query.verdict or query.verdict in verdicts) and (not query.task or bool(cells)))
 
 
-def _order(row: GridRow, query: GridQuery) -> tuple[float, str, str]:
+def _order(row: VerdictRow, query: GridQuery) -> tuple[float, str, str]:
     if query.sort == BY_BASE:
         return 0.0, row.base.lower(), row.name.lower()
     value = row.cells[query.sort].value if query.sort in row.cells else 0.0
     return (value if query.sort != BY_NAME else 0.0), row.name.lower(), row.base.lower()
 
 
-def _row(members: Sequence[_Member]) -> GridRow:
+def _row(members: Sequence[_Member]) -> VerdictRow:
     first = members[0]
     tuning, comparison = first.tuning, first.comparison
     seeds = tuple(sorted({m.tuning.seed for m in members if m.tuning is not None}))
@@ -152,7 +152,7 @@ def _row(members: Sequence[_Member]) -> GridRow:
     for task in dict.fromkeys(line.row.task for m in members for line in m.lines):
         found = [(m, line) for m in members for line in m.lines if line.row.task == task]
         cells[task] = _cell(found)
-    return GridRow(
+    return VerdictRow(
         name=comparison.tuned_name if len(members) == 1 else _shared_name([m.comparison.tuned_name for m in members]),
         base=comparison.base_name, about=about, recipe=first.recipe, seeds=seeds, models=len(members),
         path=comparison_path(comparison.base, comparison.tuned, id=comparison.id) if len(members) == 1 else "",

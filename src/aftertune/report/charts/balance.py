@@ -26,10 +26,10 @@ _CROWD = 12
 #: (left, bottom, right, top) in px.
 Box = tuple[float, float, float, float]
 #: The address of a comparison.
-Link = Callable[[Comparison], str]
+AddressOf = Callable[[Comparison], str]
 
 
-def balance_chart(balance: Balance, width: int, link: Link | None = None) -> str:
+def balance_chart(balance: Balance, width: int, link: AddressOf | None = None) -> str:
     """The mean over the benchmarks, in one panel ``width`` px wide. link: makes each mark a link."""
     height = 430 if width >= WIDE else 380
     with sheet(f"balance {balance.base} {balance.measure} {balance.tasks}", width, height) as s:
@@ -61,7 +61,7 @@ def balance_panels(balance: Balance, width: int) -> str:
         return s.svg(f"Learned against forgotten on each benchmark: fine-tunes of {balance.base_name}", description)
 
 
-def _draw(axes: Any, balance: Balance, link: Link | None = None) -> None:
+def _draw(axes: Any, balance: Balance, link: AddressOf | None = None) -> None:
     """Band, zero lines, front, intervals and marks."""
     points = balance.points
     _limits(axes, balance)

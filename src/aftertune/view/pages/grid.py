@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from aftertune.errors import InputError, nearest, shown
 from aftertune.report.badges import BADGES
 from aftertune.report.names import task_title
 from aftertune.values import Verdict
@@ -33,6 +34,9 @@ def grid(request: Request) -> Response:
         key = ("grid", tuple((c.id, c.base_name, c.tuned_name) for c in comparisons))
         members = context.memory.get(key, lambda: grid_members(ledger, comparisons[::-1]))
     found = verdict_grid(members, query)
+    known = {BY_NAME, BY_BASE, *found.tasks}
+    if query.sort not in known:
+        raise InputError(f"sort={shown(query.sort)}: no comparison has this task{nearest(query.sort, sorted(known))}")
     pages = max(1, -(-len(found.rows) // PER_PAGE))
     tasks = dict(list(found.tasks.items())[:MOST_TASKS])
     return render(
