@@ -20,7 +20,7 @@ from view_cases import demo_ledger
 
 pytestmark = pytest.mark.slow
 COMPARISON = "/compare/e-smollm2/e-careless"
-PAGES = ("/", "/runs", "/entry/e-careful", COMPARISON, f"{COMPARISON}?task=hellaswag&show=lost",
+PAGES = ("/", "/runs", "/audit", "/entry/e-careful", COMPARISON, f"{COMPARISON}?task=hellaswag&show=lost",
          f"{COMPARISON}?task=orders&show=all")
 
 

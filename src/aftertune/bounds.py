@@ -182,6 +182,7 @@ VIEW_QUERY = _bound(8192, _VIEW, "size", "{} bytes of an address")
 VIEW_PARTS = _bound(8, _VIEW, "number", "{} parts of a page that one browser listens to")
 VIEW_LISTENERS = _bound(100, _VIEW, "number", "{} browsers that listen for changes at once")
 VIEW_BODY = _bound(2**16, _VIEW, "size", "{} bytes of a form")
+VIEW_DOCUMENT = _bound(2**18, _VIEW, "size", "{} bytes of a form with a document to audit")
 
 
 def table() -> str:

@@ -10,13 +10,17 @@ from aftertune.exchange.audits import (
     AuditFinding,
     Claim,
     audit,
+    audit_document,
     audit_reported,
     audited_documents,
+    imported_documents,
     pairing_text,
 )
 from aftertune.exchange.every_eval_ever_export import ExportedPair, export_every_eval_ever
 from aftertune.exchange.exporting import ExportedFiles, export_lm_eval, rebuild_prompts, stored_answers
+from aftertune.exchange.figure_marks import FigureMark, MarkedLine, mark_figures, mark_lines
 from aftertune.exchange.importing import ImportedResult, import_results
+from aftertune.exchange.markdown_record import parse_record
 from aftertune.exchange.score_checks import Check, check_scores
 
 __all__ = [
@@ -26,15 +30,22 @@ __all__ = [
     "Claim",
     "ExportedFiles",
     "ExportedPair",
+    "FigureMark",
     "ImportedResult",
+    "MarkedLine",
     "audit",
+    "audit_document",
     "audit_reported",
     "audited_documents",
     "check_scores",
     "export_every_eval_ever",
     "export_lm_eval",
     "import_results",
+    "imported_documents",
+    "mark_figures",
+    "mark_lines",
     "pairing_text",
+    "parse_record",
     "rebuild_prompts",
     "stored_answers",
 ]

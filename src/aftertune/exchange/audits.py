@@ -270,12 +270,19 @@ def _equal_filters(rows: Sequence[Reported]) -> Iterator[AuditFinding]:
 
 def audited_documents(ledger: Ledger) -> list[AuditedDocument]:
     """Every imported document of a ledger with its audit, in the order of import."""
+    return list(map(audit_reported, imported_documents(ledger)))
+
+
+def imported_documents(ledger: Ledger, source: str | None = None) -> list[Document]:
+    """Every imported document of a ledger, or the one of this source, in the order of import."""
     by_source: dict[str, list[Reported]] = {}
-    for row in map(Reported.of, ledger.reported()):
+    for row in map(Reported.of, ledger.reported(source)):
         by_source.setdefault(row.source, []).append(row)
-    return [audit_reported(Document(source=source, rows=tuple(rows),
-                                    remarks=tuple(map(Remark.of, ledger.remarks(source)))))
-            for source, rows in by_source.items()]
+    remarks: dict[str, list[Remark]] = {}
+    for stored in ledger.remarks(source):
+        remarks.setdefault(stored["source"], []).append(Remark.of(stored))
+    return [Document(source=name, rows=tuple(rows), remarks=tuple(remarks.get(name, ())))
+            for name, rows in by_source.items()]
 
 
 def audit_reported(document: Document) -> AuditedDocument:

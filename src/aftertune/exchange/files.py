@@ -39,7 +39,12 @@ def read_text(path: Path, *, limit: int) -> str:
         data: bytes = file.read(limit + 1)
         if len(data) > limit:
             raise InputError(f"{path}: the file has more than {limit:,} bytes; check that it is the right file")
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return normal_lines(data.decode("utf-8-sig"))
+
+
+def normal_lines(text: str) -> str:
+    """The text with "\\n" at the end of each line."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from aftertune import bounds, catalog
 from aftertune.errors import InputError, shown
 from aftertune.exchange.benchmark_names import TaskName, compact, is_benchmark, is_shots, read_task
-from aftertune.exchange.files import read_text
+from aftertune.exchange.files import normal_lines, read_text
 from aftertune.exchange.lm_eval_tables import RunSettings, read_run_line
 from aftertune.exchange.markdown_blocks import Block, Heading, LeftOut, RunLine, Table, Text, read_blocks
 from aftertune.exchange.markdown_remarks import read_remarks
@@ -103,9 +103,17 @@ def read_record(path: Path, *, source: str | None = None) -> Document:
                          "files") from None
 
 
+def parse_record(text: str, source: str) -> Document:
+    """Read the text of a Markdown record. source: its name. Raises InputError as `read_record`."""
+    return _parse(normal_lines(text), Path(source), source)
+
+
 def _read(path: Path, source: str) -> Document:
+    return _parse(read_text(path, limit=LIMIT), path, source)
+
+
+def _parse(text: str, path: Path, source: str) -> Document:
     reader = _Reader(path, source)
-    text = read_text(path, limit=LIMIT)
     if (cells := text.count("|")) > MAX_CELLS:
         raise InputError(f"{path}: has {cells:,} cells of tables (marks |), but at most {MAX_CELLS:,} are read; give "
                          "the tables in several files")

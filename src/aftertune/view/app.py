@@ -54,7 +54,8 @@ def make_app(ledgers: LedgerSource, access: Access, settings: Mapping[str, Any] 
     def error_page(status: int, title: str, text: str) -> str:
         return context.page("error.html", title=title, status=status, text=text, part="")
 
-    return Guard(app, access, error_page)
+    bodies = {path: most for module in page_modules() for path, most in getattr(module, "BODIES", {}).items()}
+    return Guard(app, access, error_page, bodies)
 
 
 def _static_file(request: Request) -> Response:

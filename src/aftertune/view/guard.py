@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, parse_qsl, quote, urlencode
@@ -81,10 +81,12 @@ class Refusal(Exception):
 
 
 class Guard:
-    """An ASGI application around another one."""
+    """An ASGI application around another one. bodies: path -> the most bytes of a form, where it may be longer than
+    others."""
 
-    def __init__(self, app: ASGIApp, access: Access, error_page: ErrorPage) -> None:
-        self.app, self.access, self.error_page = app, access, error_page
+    def __init__(self, app: ASGIApp, access: Access, error_page: ErrorPage,
+                 bodies: Mapping[str, int] | None = None) -> None:
+        self.app, self.access, self.error_page, self.bodies = app, access, error_page, bodies or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -168,19 +170,19 @@ class Guard:
         headers = Headers(scope=scope)
         if headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
             raise Refusal(415, f"a change is sent as a form ({_FORM})")
-        length = headers.get("content-length", "0")
+        length, most = headers.get("content-length", "0"), self.bodies.get(scope["path"], bounds.VIEW_BODY)
         body = b""
         more = True
         while more:
-            if not length.isdigit() or int(length) > bounds.VIEW_BODY or len(body) > bounds.VIEW_BODY:
-                raise Refusal(413, f"a form has at most {bounds.VIEW_BODY:,} bytes")
+            if not length.isdigit() or int(length) > most or len(body) > most:
+                raise Refusal(413, f"this form has at most {most:,} bytes")
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Refusal(400, "the browser closed the connection")
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        if len(body) > bounds.VIEW_BODY:
-            raise Refusal(413, f"a form has at most {bounds.VIEW_BODY:,} bytes")
+        if len(body) > most:
+            raise Refusal(413, f"this form has at most {most:,} bytes")
         try:
             fields = parse_qs(body.decode("utf-8"), max_num_fields=_MOST_FIELDS)
         except ValueError:

@@ -61,6 +61,11 @@ def study_path(name: str) -> str:
     return _path("study", name)
 
 
+def audit_path(**query: object) -> str:
+    """The audits. query: source, the name of an imported document."""
+    return _path("audit", **query)
+
+
 #: What templates call.
 LINKS = {f.__name__: f for f in (entry_path, comparison_path, stored_path, items_path, question_path, runs_path,
-                                 tuning_path, study_path)}
+                                 tuning_path, study_path, audit_path)}
