@@ -89,8 +89,8 @@ CASES: dict[str, Callable[[Path], Path]] = {
     "lm-eval 0.4.5": lambda folder: lm_eval_folder(folder, "org/tuned", TUNED_RIGHT, old=True),
     "choices": choices, "two filters": two_filters, "texts": texts, "every eval ever": every_eval_ever,
     "own export": own_export}
-#: Case -> SHA-256 of all rows of the ledger, by the version that held a whole file in memory. Of a part that another tool
-#: took (lighteval; sums of inspect) the values are newer: it is no longer called the first items of the task.
+#: Case -> SHA-256 of all rows of the ledger, by the version that held a whole file in memory. Of a part that another
+#: tool took (lighteval; sums of inspect) they are newer: it is no longer called the first items of the task.
 BEFORE = {
     "inspect_base_quiz.json": "9c9108a9b6b6138e",
     "inspect_base_sums.json": "de286e8e74546f27",

@@ -10,6 +10,7 @@ import pytest
 
 import aftertune
 from aftertune.comparison import compare
+from aftertune.errors import InputError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
 from aftertune.report import Results, write_page, write_record
@@ -158,3 +159,24 @@ def test_a_wrong_call_in_python_names_its_keywords(place: Path, settings: dict[s
     with pytest.raises(aftertune.InputError) as caught:
         aftertune.evaluate("base", **settings)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["models", "full-run"])
+def test_target_keeps_its_two_words_for_early_stopping(place: Path, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--target models|full-run` of --until-decided was called `--stop-target` when --target became a file."""
+    from aftertune.cli import eval as verb
+
+    seen: list[Any] = []
+
+    def decide(spec: Any, against: str, early: Any, *rest: Any) -> Any:
+        seen.append((early.make().target, [t.target for t in spec.tasks]))
+        raise InputError("enough")
+
+    monkeypatch.setattr(verb, "_decide", decide)
+    words = ["eval", "model", "--tasks", "arc_easy", "--until-decided", "--against", "base", "--target", word]
+    assert call(monkeypatch, *words) == 2
+    (place / word).write_text('{"question": "1", "answer": "1"}\n', encoding="utf-8")
+    assert call(monkeypatch, *words) == 2  # now it is a file
+    assert [target for target, _ in seen] == [word, "models"]
+    assert seen[0][1] == [None]
+    assert seen[1][1][0] is not None

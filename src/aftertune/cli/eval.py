@@ -18,6 +18,7 @@ from aftertune.cli.options import Given, JsonFlag, TakeOver, comma_separated, wi
 from aftertune.cli.streams import rich_console
 from aftertune.cli.tracking import Track, chosen_trackers, hand_over
 from aftertune.errors import InputError, TasksFailed
+from aftertune.paths import exists
 from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 from aftertune.study.own_task import LM_EVAL_ALONE, OwnTask, explain_value
 
@@ -50,6 +51,8 @@ def evaluate(
     if "name" in model.values and len(adapters) > 1:
         raise InputError(f"--name {model.values['name']} names one evaluation, but there are {len(adapters)} adapters; "
                          "leave --name out, and each evaluation is named after the folder of its adapter")
+    if until_decided:
+        own, early = _with_stop_target(own, early)
     asked = _tasks(tasks, task_data or [], task, own)
     spec = model.make(tasks=asked, adapter=adapters[0] if len(adapters) == 1 else None)
     from aftertune.ledger import Ledger
@@ -78,6 +81,15 @@ def evaluate(
         typer.echo(hint)
     if failure is not None:
         raise failure
+
+
+def _with_stop_target(own: Given[OwnTask], early: Given[EarlySpec]) -> tuple[Given[OwnTask], Given[EarlySpec]]:
+    """``--target models`` and ``--target full-run`` as ``--stop-target``, unless a file has that name."""
+    word = own.values.get("target")
+    if word not in ("models", "full-run") or "target" in early.values or exists(Path(word)):
+        return own, early
+    rest = {path: value for path, value in own.values.items() if path != "target"}
+    return Given(own.spec, rest), Given(early.spec, {**early.values, "target": word})
 
 
 def _compare_hint(tuned: Evaluation, ledger: Ledger) -> str | None:
