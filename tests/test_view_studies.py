@@ -84,6 +84,8 @@ def test_points_of_the_scatter_open_their_comparison(path: Path) -> None:
         assert point["aria-label"]
         assert browser.get(point["href"], follow_redirects=True).status_code == 200
     assert " style=" not in page
+    [current] = [v["href"] for tag, v in tags(page) if tag == "a" and v.get("aria-current") == "page"]
+    assert current == "/studies"
 
 
 def test_a_study_that_this_version_cannot_read_still_has_its_cells(path: Path) -> None:

@@ -46,11 +46,12 @@ _OF_REPORT = {"page.css": REPORT_TEMPLATES / "page.css"}
 
 @dataclass(frozen=True, slots=True)
 class NavigationLink:
-    """One entry of the navigation. order: its place; every page that begins with ``path`` belongs to it."""
+    """One entry of the navigation. order: its place; every page below ``path``, or below ``also``, belongs to it."""
 
     title: str
     path: str
     order: int
+    also: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,8 @@ class ViewContext:
 
     def page(self, template: str, *, path: str = "/", **values: Any) -> str:
         """A page as text. path: of the request, for the navigation."""
-        here = max((n.path for n in self.navigation if _below(path, n.path)), key=len, default="")
+        here = max((n.path for n in self.navigation if _below(path, n.path) or (n.also and _below(path, n.also))),
+                   key=len, default="")
         return with_attributes(self.environment.get_template(template).render(here=here, **values))
 
     def _csrf_field(self) -> Markup:

@@ -94,4 +94,4 @@ def live_studies(context: ViewContext, _: str) -> str:
 
 LIVE_PARTS = {"study": live_study, "studies": live_studies}
 ROUTES = [Route("/studies", studies), Route("/study/{id}", study_page)]
-NAVIGATION = NavigationLink("Studies", "/studies", 40)
+NAVIGATION = NavigationLink("Studies", "/studies", 40, also="/study")

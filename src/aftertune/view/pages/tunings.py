@@ -151,4 +151,4 @@ def live_curves(context: ViewContext, id_: str) -> str:
 
 LIVE_PARTS = {"tuning": live_curves}
 ROUTES = [Route("/tunings", tunings), Route("/tuning/{id}", tuning_page)]
-NAVIGATION = NavigationLink("Tunings", "/tunings", 50)
+NAVIGATION = NavigationLink("Tunings", "/tunings", 50, also="/tuning")

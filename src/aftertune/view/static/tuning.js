@@ -76,7 +76,7 @@
     return new uPlot({
       width: holder.clientWidth, height: holder.clientHeight, legend: { show: false }, padding: [8, 8, 0, 0],
       cursor: { drag: { x: true, y: false } }, scales: { x: { time: false }, y: { range: yRange(chart) } },
-      axes: [axis(34), axis(56)],
+      axes: [axis(34), { ...axis(64), values: (u, ticks) => ticks.map((v) => Number(v.toPrecision(6)).toString()) }],
       series: [{}, ...chart.lines.map(([label], i) => ({
         label, stroke: () => colour(COLOURS[i % COLOURS.length]), width: 2, dash: DASHES[i % DASHES.length],
         spanGaps: true, points: { show: few || Boolean(chart.intervals) || label === "validation", size: 6 },
