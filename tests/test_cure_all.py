@@ -371,6 +371,17 @@ def test_the_recommendation_follows_from_what_is_confirmed(found: Cure, written:
     assert restore(Cure, plain(found)) == found
 
 
+def test_an_open_task_says_what_is_not_proven() -> None:
+    """It said "undecided: open"."""
+    points = tuple(WatchPoint(step=0, task=t, metric="acc,none", n=9, base=0.5, tuned=0.6, delta=0.1, low=-0.1, high=0.3,
+                              verdict="undecided") for t in ("colours", "skill"))
+    found = replace(made("open", "step 6"), target="skill", confirmed=points,
+                    outcomes={"colours": "open", "skill": "open"})
+    kept, learned = confirmed_lines(found)[:2]
+    assert "undecided: a loss beyond the margin is not ruled out" in kept
+    assert "undecided: a gain is not proven" in learned
+
+
 def test_the_command_prints_the_table_the_recommendation_and_the_costs(
         place: Path, ledger_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:

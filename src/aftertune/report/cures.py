@@ -15,7 +15,7 @@ from aftertune.values import VERDICT_LABELS, Cure, TaskOutcome, WatchPoint
 
 _OUTCOMES: dict[TaskOutcome, str] = {
     "kept": "a loss beyond the margin is ruled out", "learned": "a gain is proven", "lost": "a loss is proven",
-    "floor": "the base only guesses: nothing to lose", "open": "open"}
+    "floor": "the base only guesses: nothing to lose", "open": "a loss beyond the margin is not ruled out"}
 
 
 def cure_table(cure: Cure) -> tuple[list[str], list[list[str]]]:
@@ -54,7 +54,7 @@ def confirmed_lines(cure: Cure) -> list[str]:
             f"; as tuned {_change(before)}, {VERDICT_LABELS[before.verdict]}"
         lines.append(f"on {point.n} other items of {fmt.visible(point.task)}: {fmt.percent(point.base)} → "
                      f"{fmt.percent(point.tuned)}, {_change(point)} points, {VERDICT_LABELS[point.verdict]}: "
-                     f"{_OUTCOMES[cure.outcomes[point.task]]}{beside}")
+                     f"{_outcome(cure, point.task)}{beside}")
     if cure.tries > 1:
         lines.append(f"this is look {cure.tries} at models of this fine-tune on these tasks (another model or another "
                      "number of items is another look); the claims are corrected, so that the error level of 5 % "
@@ -62,6 +62,12 @@ def confirmed_lines(cure: Cure) -> list[str]:
     lines += _skipped_lines(cure)
     state = {"confirmed": "confirmed", "open": "not proven", "failed": "nothing to hand on"}[cure.outcome]
     return [*lines, f"{state}: {fmt.visible(cure.reason, 600)}"]
+
+
+def _outcome(cure: Cure, task: str) -> str:
+    """What is proven of a task, or not."""
+    outcome = cure.outcomes[task]
+    return "a gain is not proven" if outcome == "open" and task == cure.target else _OUTCOMES[outcome]
 
 
 def _skipped_lines(cure: Cure) -> list[str]:
