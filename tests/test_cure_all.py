@@ -373,8 +373,8 @@ def test_the_recommendation_follows_from_what_is_confirmed(found: Cure, written:
 
 def test_an_open_task_says_what_is_not_proven() -> None:
     """It said "undecided: open"."""
-    points = tuple(WatchPoint(step=0, task=t, metric="acc,none", n=9, base=0.5, tuned=0.6, delta=0.1, low=-0.1, high=0.3,
-                              verdict="undecided") for t in ("colours", "skill"))
+    points = tuple(WatchPoint(step=0, task=task, metric="acc,none", n=9, base=0.5, tuned=0.6, delta=0.1, low=-0.1,
+                              high=0.3, verdict="undecided") for task in ("colours", "skill"))
     found = replace(made("open", "step 6"), target="skill", confirmed=points,
                     outcomes={"colours": "open", "skill": "open"})
     kept, learned = confirmed_lines(found)[:2]
