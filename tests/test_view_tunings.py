@@ -106,3 +106,12 @@ def test_the_list_is_searched_and_links_to_each(path: Path) -> None:
         assert browser.get(row).status_code == 200
     assert browser.get("/tuning/none").status_code == 404
     assert browser.get("/tunings?page=0").status_code == 404
+
+
+@pytest.mark.parametrize(("status", "said"), [("done", "made without training"), ("running", "No step is stored")])
+def test_a_fine_tune_without_steps_says_why(tmp_path: Path, status: Any, said: str) -> None:
+    """One that a study made at less strength was waiting for its first step."""
+    place = tmp_path / "ledger.db"
+    with Ledger(place) as ledger:
+        ledger.save_tuning(replace(TUNINGS[0], status=status, steps=(), cure=None))
+    assert said in client(place).get(f"/tuning/{TUNINGS[0].id}").text
