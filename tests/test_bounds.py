@@ -331,6 +331,8 @@ ELSEWHERE = {
     "EXAMPLES_TEXT": "test_view_tunings.py::test_examples_are_read_within_bounds",
     "EXAMPLES_PARTS": "test_view_tunings.py::test_examples_are_read_within_bounds",
     "VIEW_DOCUMENT": "test_view_audit.py::test_the_size_of_a_document_is_bounded",
+    "VIEW_PROMPT": "test_view_ask.py::test_prompt_and_tokens_are_bounded",
+    "VIEW_TOKENS": "test_view_ask.py::test_prompt_and_tokens_are_bounded",
     "DETAILS_CELL": "test_bounds.py::test_a_long_cell_of_details_stays_a_text"}
 
 

@@ -183,6 +183,8 @@ VIEW_PARTS = _bound(8, _VIEW, "number", "{} parts of a page that one browser lis
 VIEW_LISTENERS = _bound(100, _VIEW, "number", "{} browsers that listen for changes at once")
 VIEW_BODY = _bound(2**16, _VIEW, "size", "{} bytes of a form")
 VIEW_DOCUMENT = _bound(2**18, _VIEW, "size", "{} bytes of a form with a document to audit")
+VIEW_PROMPT = _bound(4000, _VIEW, "size", "{} characters of a prompt for both models")
+VIEW_TOKENS = _bound(512, _VIEW, "memory and time", "{} tokens that a model writes")
 
 
 def table() -> str:

@@ -120,7 +120,8 @@ def measure_drift(base: str, tuned: str, options: DriftOptions | None = None, *,
     options, progress = options or DriftOptions(), progress or (lambda *_: None)
     source = sources.resolve_model(base, trust_remote_code=options.trust_remote_code)
     identity = sources.fingerprint_model(source)
-    target, adapter, tuning = _resolve_tuned(tuned, source, identity, options, ledger)
+    target, adapter, tuning = resolve_tuned(
+        tuned, source, identity, ledger, trust_remote_code=options.trust_remote_code)
     device = devices.choose_device(options.device)
     dtype = devices.choose_dtype(options.dtype, device)
     devices.set_threads(options.threads)
@@ -244,9 +245,13 @@ def _fitting(prompts: list[_Prompt], name: str, room: int, notes: list[str]) -> 
     return fitting
 
 
-def _resolve_tuned(word: str, base: ModelSource, identity: ModelIdentity, options: DriftOptions, ledger: Ledger | None
-                   ) -> tuple[ModelSource, AdapterSource | None, Tuning | None]:
-    """The model that has the tuned weights, the adapter on it, and the fine-tune if it is one of ours."""
+def resolve_tuned(word: str, base: ModelSource, identity: ModelIdentity, ledger: Ledger | None, *,
+                  trust_remote_code: bool = False) -> tuple[ModelSource, AdapterSource | None, Tuning | None]:
+    """The model that has the tuned weights, the adapter on it, and the fine-tune if it is one of ours.
+
+    word: an adapter of the base, a whole model, or a fine-tune by its id or name in ``ledger``. identity: of the base.
+    Raises SourceError, or AmbiguousName for the name of several fine-tunes.
+    """
     from aftertune.tuning import read_tuning
     from aftertune.tuning.output import read_manifest
 
@@ -260,7 +265,7 @@ def _resolve_tuned(word: str, base: ModelSource, identity: ModelIdentity, option
     if is_file(folder / "adapter_config.json"):
         return base, sources.resolve_adapter(place, base, identity), tuning
     try:
-        return sources.resolve_model(place, trust_remote_code=options.trust_remote_code), None, tuning
+        return sources.resolve_model(place, trust_remote_code=trust_remote_code), None, tuning
     except SourceError as error:
         if Path(place).exists() or looks_like_path(place):
             raise

@@ -3,6 +3,7 @@
     aftertune view                            http://127.0.0.1:7788
     aftertune view --port 0 --open            a free port, and the browser opens it
     aftertune view --host 0.0.0.0 --token     for other machines, whose browsers need the printed address once
+    aftertune view --with-model BASE --with-model TUNED     a page asks both the same question
     aftertune view --export pages             pages for a static host, which also open from disk
 
 A view of another machine is best reached through SSH, without a token: ssh -L 7788:127.0.0.1:7788 MACHINE
@@ -14,7 +15,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +41,9 @@ def view(
     comparison: Annotated[list[str] | None, typer.Option(
         help="Id of a comparison to export, as `aftertune runs` shows it; several times for several. Default: all."
         )] = None,
+    with_model: Annotated[list[str] | None, typer.Option(
+        help="Model for the page that asks two models the same question; give it twice, for the base and for the tuned "
+             "model (a model, an adapter of the base, or a fine-tune of the ledger).")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a ledger in the browser: comparisons, each changed item, and what runs now. Ctrl-C stops it."""
@@ -64,7 +68,20 @@ def view(
 
             webbrowser.open(address)
 
-    serve(LedgerSource(place), ServerAddress(host, port, token), announce=announce)
+    serve(LedgerSource(place), ServerAddress(host, port, token), announce=announce,
+          settings=_settings(place, with_model or []))
+
+
+def _settings(place: Path, words: list[str]) -> dict[str, Any]:
+    """The settings of single pages: the models to ask, where some are named."""
+    if not words:
+        return {}
+    from aftertune.ledger import Ledger
+    from aftertune.view.both_models import BothModels
+    from aftertune.view.pages.ask import MODELS
+
+    with Ledger(place, create=False, read_only=True) as ledger:
+        return {MODELS: BothModels.find(words, ledger)}
 
 
 def _write_pages(place: Path | None, folder: Path, words: list[str], as_json: bool) -> None:

@@ -36,7 +36,8 @@ def page_modules() -> tuple[ModuleType, ...]:
 def make_context(ledgers: LedgerSource, access: Access, settings: Mapping[str, Any] | None = None) -> ViewContext:
     """What the pages share, with the navigation that their modules give. settings: of single pages."""
     links = (getattr(module, "NAVIGATION", None) for module in page_modules())
-    navigation = sorted((link for link in links if isinstance(link, NavigationLink)), key=lambda link: link.order)
+    navigation = sorted((link for link in links if isinstance(link, NavigationLink)
+                         and (not link.needs or link.needs in (settings or {}))), key=lambda link: link.order)
     return ViewContext(ledgers, access, tuple(navigation), settings=dict(settings or {}))
 
 

@@ -46,12 +46,14 @@ _OF_REPORT = {"page.css": REPORT_TEMPLATES / "page.css"}
 
 @dataclass(frozen=True, slots=True)
 class NavigationLink:
-    """One entry of the navigation. order: its place; every page below ``path``, or below ``also``, belongs to it."""
+    """One entry of the navigation. order: its place; every page below ``path``, or below ``also``, belongs to it;
+    needs: the setting without which the page is left out."""
 
     title: str
     path: str
     order: int
     also: str = ""
+    needs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
