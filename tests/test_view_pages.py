@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from aftertune.ledger import EntryLabel, EntryQuery, Ledger
+from aftertune.view.app import make_app
+from aftertune.view.guard import Access
+from aftertune.view.ledgers import LedgerSource
 from aftertune.view.pages import comparison as comparison_module
 from early_cases import STRANGER, changed, store
-from view_cases import client, demo_ledger, tags
+from view_cases import HOST, ORIGIN, client, demo_ledger, tags
 
 XSS = ('<img src=x onerror=alert(1)>', '"><script>alert(1)</script>', "'onmouseover='alert(1)", "{{7*7}}",
        "javascript:alert(1)", "</textarea><svg onload=alert(1)>", "\u202e<b>")
@@ -43,6 +47,21 @@ def test_the_overview_has_the_headline_of_each_comparison(browser: TestClient) -
     assert page.index("careless <span") < page.index("careful <span")  # the newest first
     for link in links(page):
         assert browser.get(link, follow_redirects=True).status_code == 200, link
+
+
+def test_a_server_that_is_ready_has_loaded_what_the_first_request_needs(
+        ledger_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object, **__: object) -> None:
+        raise AssertionError("a template is compiled while a person waits")
+
+    app = make_app(LedgerSource(ledger_path), Access(hosts=frozenset({HOST})), ready=True)
+    make_app(LedgerSource(tmp_path / "absent.db"), Access(hosts=frozenset({HOST})), ready=True)  # its page says why
+    monkeypatch.setattr("jinja2.Environment.compile", late)
+    browser = TestClient(app, base_url=ORIGIN)
+    assert browser.get("/").status_code == 200
+    assert browser.get("/runs").status_code == 200
+    assert browser.get("/audit").status_code == 200
+    assert "matplotlib.figure" in sys.modules
 
 
 def test_an_empty_ledger_says_what_to_do(tmp_path: Path) -> None:

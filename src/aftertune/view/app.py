@@ -9,6 +9,7 @@ Every module of `aftertune.view.pages` is a page; README.md beside this file say
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -21,10 +22,15 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
+from aftertune.errors import AftertuneError
+from aftertune.report.charts.svg import sheet
 from aftertune.view import pages
 from aftertune.view.guard import Access, Guard
 from aftertune.view.ledgers import LedgerSource
 from aftertune.view.rendering import CONTEXT, NavigationLink, ViewContext, context_of
+
+#: The pages that a person opens first.
+_FIRST_PAGES = ("/", "/runs")
 
 
 @cache
@@ -41,9 +47,12 @@ def make_context(ledgers: LedgerSource, access: Access, settings: Mapping[str, A
     return ViewContext(ledgers, access, tuple(navigation), settings=dict(settings or {}))
 
 
-def make_app(ledgers: LedgerSource, access: Access, settings: Mapping[str, Any] | None = None) -> Guard:
-    """The ASGI application: the pages behind the guard."""
+def make_app(ledgers: LedgerSource, access: Access, settings: Mapping[str, Any] | None = None, *,
+             ready: bool = False) -> Guard:
+    """The ASGI application: the pages behind the guard. ready: load everything now that a first request would load."""
     context = make_context(ledgers, access, settings)
+    if ready:
+        _make_ready(context)
     routes = [Route("/static/{name:path}", _static_file),
               *(route for module in page_modules() for route in module.ROUTES)]
     router = Router(routes=routes, redirect_slashes=False)
@@ -57,6 +66,22 @@ def make_app(ledgers: LedgerSource, access: Access, settings: Mapping[str, Any] 
 
     bodies = {path: most for module in page_modules() for path, most in getattr(module, "BODIES", {}).items()}
     return Guard(app, access, error_page, bodies)
+
+
+def _make_ready(context: ViewContext) -> None:
+    """Compile the templates, import what draws charts, and make the pages that a person opens first, for their queries.
+
+    A page that fails is left to the request for it, which says why.
+    """
+    for name in context.environment.list_templates(filter_func=lambda n: n.endswith(".html") and "/" not in n):
+        context.environment.get_template(name)
+    with sheet("ready", 10, 10):  # imports matplotlib
+        pass
+    endpoints = {route.path: route.endpoint for module in page_modules() for route in module.ROUTES}
+    for path in _FIRST_PAGES:
+        with suppress(AftertuneError):
+            endpoints[path](Request({"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [],
+                                     CONTEXT: context}))
 
 
 def _static_file(request: Request) -> Response:

@@ -63,7 +63,8 @@ def serve(ledgers: LedgerSource, address: ServerAddress, *, announce: Callable[[
     with _listening(address) as listener:
         port = listener.getsockname()[1]
         access = Access(hosts=allowed_hosts(address.host, port), token=token)
-        app = make_app(ledgers, access, {**(settings or {}), STOPPING: lambda: any(s.should_exit for s in servers)})
+        app = make_app(ledgers, access, {**(settings or {}), STOPPING: lambda: any(s.should_exit for s in servers)},
+                       ready=True)
         host = f"[{address.host}]" if ":" in address.host else address.host
         if address.host in ("0.0.0.0", "::"):
             host = socket.gethostname()
