@@ -151,7 +151,7 @@ def table(rounds: Sequence[Round], given: argparse.Namespace) -> str:
     times = sorted(t for r in rounds for t in r.visits.times)
     errors = [e for r in rounds for e in r.visits.errors]
     slower = [100 * (1 - r.watched / r.alone) for r in rounds]
-    cuts = statistics.quantiles(times, n=20) if len(times) > 1 else times * 19
+    cuts = statistics.quantiles(times, n=20, method="inclusive") if len(times) > 1 else times * 19
     pages = [f"{len(times):,}", f"{len(errors):,}", f"{statistics.median(times):,.0f}", f"{cuts[18]:,.0f}",
              f"{times[-1]:,.0f}"] if times else ["0", f"{len(errors):,}", "–", "–", "–"]
     lines = ["| clients | seconds | pages | errors | p50, ms | p95, ms | slowest, ms | run alone, batches/s | "
