@@ -286,8 +286,8 @@ def test_the_hash_is_of_the_content_not_of_the_form(file: Path) -> None:
 
 def test_the_hash_is_sha256_of_the_sorted_json_with_its_defaults(file: Path) -> None:
     study = read(file, SMALL)
-    later = dict.fromkeys(("enable_thinking", "think_end_token", "engine_args", "family", "primary", "until_decided"),
-                          True)  # they count where they are set
+    later = dict.fromkeys(("enable_thinking", "think_end_token", "engine_args", "family", "primary", "until_decided",
+                           "deploy"), True)  # they count where they are set
     values = json.loads(study.model_dump_json(exclude={**later, "bases": {"__all__": {"tokenizer"}},
                                                            "tasks": {"__all__": {"letters", "until_decided"}}}))
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
