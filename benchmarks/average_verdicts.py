@@ -29,7 +29,7 @@ from aftertune.stats.evidence import Evidence
 from aftertune.stats.paired import NO_EVIDENCE
 from aftertune.stats.planning import items_for_average
 from aftertune.stats.sequential import PairedSequential
-from aftertune.values import Answer, EarlyUnit, Evaluation, ModelIdentity
+from aftertune.values import Answer, EarlyUnit, Evaluation, ModelIdentity, Verdict
 from fixed_verdicts import ALPHA, MARGIN, Floats, Random, flips, pair_of, settings, share
 
 ACC = MetricKey.of("acc")
@@ -235,13 +235,13 @@ def run_average(scenario: AverageScenario, comparisons: int) -> dict[str, Any]:
 #: (tasks, largest number of items of each, loss of each): all on the margin, so that every word of "within",
 #: "lower", "higher" and "no_loss" is false of the tasks and of the average.
 BESIDE = ((2, 800, MARGIN), (4, 400, MARGIN))
-QUESTIONS = (("within",), ("lower", "higher"), ("better",), ("no_loss",))
+QUESTIONS: tuple[tuple[Verdict, ...], ...] = (("within",), ("lower", "higher"), ("better",), ("no_loss",))
 
 
 def run_beside(tasks: int, items: int, loss: float, comparisons: int) -> dict[str, Any]:
     """How many comparisons say a false word of any task, of the average, and of any of them, by question."""
     random = np.random.default_rng(tasks * items)
-    counts: dict[tuple[str, ...], list[int]] = {q: [0, 0, 0] for q in QUESTIONS}
+    counts: dict[tuple[Verdict, ...], list[int]] = {q: [0, 0, 0] for q in QUESTIONS}
     for _ in range(comparisons):
         stopped = []
         for k in range(tasks):

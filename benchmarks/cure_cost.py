@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def alone(tuned: str, items: int, folder: Path) -> float:
         with Ledger(folder / f"alone{strength}.db") as ledger:
             written = folder / f"strength{strength}"
             write_softened(find_parent(tuned, ledger).files, {WHOLE: strength}, written)
-            seconds += processor_time(lambda ledger=ledger, written=written: evaluate(
-                MODEL, [TaskSpec(name=TASK, sample=items)], ledger=ledger, adapter=str(written),
+            seconds += processor_time(partial(
+                evaluate, MODEL, [TaskSpec(name=TASK, sample=items)], ledger=ledger, adapter=str(written),
                 task_source="pack"))[0]
     return seconds
 

@@ -77,7 +77,7 @@ def _checked_in_a_fork() -> None:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
 
     if Path("/proc/self/statm").exists():
-        parquet_check.run_child = run
+        setattr(parquet_check, "run_child", run)  # noqa: B010  it is no public name of that module
 
 
 # --- Results and records ---
