@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -142,6 +143,35 @@ def test_a_change_that_may_be_there_or_not_is_noted(share: float, kind: str, unj
     stored = base + share * change + 0.2 * np.linalg.norm(change) * noise / noise.std()
     result = found(base, base + change, stored, "Q4_0")
     assert (list(result.names), result.unjudged) == ([kind] if kind else [], unjudged)
+
+
+def rounded(values: Any, kind: str) -> Any:
+    """The values that a GGUF file of a type has."""
+    number = gguf.GGMLQuantizationType[kind]
+    return gguf.dequantize(gguf.quantize(values, number), number)
+
+
+def small_change(size: float, levels: str) -> tuple[Any, Any]:
+    """A base whose values lie on the levels of a type, and a change of a share of its norm."""
+    draws = np.random.default_rng(0)
+    base, change = (draws.normal(size=(256, 256)).astype(np.float32) for _ in range(2))
+    base = rounded(base, levels)
+    return base, change * np.float32(size * np.linalg.norm(base) / np.linalg.norm(change))
+
+
+@pytest.mark.parametrize(("size", "levels", "kind"), [
+    (0.002, "Q4_0", "Q8_0"), (0.002, "Q4_1", "Q8_0"), (0.001, "Q4_1", "Q8_0"), (0.002, "BF16", "BF16"),
+    (0.002, "Q4_1", "Q4_1"), (0.002, "Q8_0", "Q8_0"), (0.004, "Q4_1", "Q8_0")])
+def test_a_right_file_of_a_base_on_few_levels_is_never_called_scaled(size: float, levels: str, kind: str) -> None:
+    """Rounding makes a change smaller that is less than half a level, where all values lie on levels."""
+    base, change = small_change(size, levels)
+    assert dict(found(base, base + change, rounded(base + change, kind), kind).names) == {}
+
+
+def test_half_a_change_of_a_base_on_few_levels_is_named() -> None:
+    base, change = small_change(0.004, "Q4_1")
+    result = found(base, base + change, rounded(base + change / 2, "Q8_0"), "Q8_0")
+    assert dict(result.names) == {"scaled": ["w"]}
 
 
 def test_a_folder_is_no_gguf(models: tuple[Path, Path, Path]) -> None:

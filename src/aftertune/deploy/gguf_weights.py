@@ -6,7 +6,9 @@
 The file is read as for an evaluation: dequantised, and in the order of rows of transformers. Rounding to few bits
 changes every weight. So a weight is right if it is as near to the base with the adapter as its type allows, and if it
 has the adapter's change: the factor of the change, by least squares over all its values, is 1 within its error. Where
-the error is too large, the weight says nothing of the adapter, and a note counts such weights. The settings of
+the error is too large, the weight says nothing of the adapter, and a note counts such weights. Values that lie on few
+levels, as those of a base in four bits, are not rounded by chance: there a small change comes out smaller or not at
+all, so the factor may also be that of the right weight after rounding to the type of the file. The settings of
 the forward pass, the tokenizer and the prompts are compared too.
 """
 
@@ -26,7 +28,7 @@ from aftertune.deploy.merged_weights import (
     loaded_dtype,
     tokenizer_differences,
 )
-from aftertune.deploy.rounding import Stored
+from aftertune.deploy.rounding import Stored, round_to
 from aftertune.errors import InputError
 from aftertune.sources import fingerprint_model, load_tokenizer, resolve_adapter, resolve_model
 from aftertune.sources.loading import load_config, load_model
@@ -40,6 +42,8 @@ from aftertune.values import Progress
 _WIDE, _OF_BITS = 2.0**-7, 2.4
 #: The factor of the adapter's change is judged where its error is at most this.
 _JUDGED = 0.25
+#: Types to which the package gguf rounds.
+_MADE = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1")
 #: Fields of a config that a GGUF has too.
 _SETTINGS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
              "rms_norm_eps")
@@ -137,6 +141,11 @@ class _Found:
             return ""
         if whole:
             return ""
+        low, high = _after_rounding(weight, self.types[weight.name])
+        margin = max(4 * error, 0.1)
+        if low - margin <= factor <= high + margin:
+            self.unjudged += none or high - low > _JUDGED
+            return ""
         if none:
             return "unmerged"
         self.factors.append(factor)
@@ -163,6 +172,22 @@ class _Found:
         if self.unjudged:
             yield (f"the adapter's change cannot be distinguished from rounding in {self.unjudged:,} of "
                    f"{self.adapted:,} adapted weights; compare answers (check-deploy)")
+
+
+def _after_rounding(weight: MergedWeight, kind: str) -> tuple[float, float]:
+    """The smallest and the largest factor that the change of a right weight may have after rounding to a type, also
+    where the merged weight was saved in 16 bits before. For a type that is not made here, from similar ones."""
+    import gguf
+
+    bits = re.search(r"Q(\d)", kind)
+    kinds = (kind,) if kind in _MADE or bits is None else ("Q4_0", "Q4_1") if int(bits[1]) <= 4 else ("Q5_0", "Q5_1")
+    factors = [1.0]
+    for name in kinds if weight.merged.shape[-1] % 32 == 0 else ():
+        number = gguf.GGMLQuantizationType[name]
+        for grid in ("F32", "BF16", "F16"):
+            rounded = gguf.dequantize(gguf.quantize(round_to(weight.merged, grid), number), number)
+            factors.append(Stored(rounded, "F32").factor(weight.base, weight.merged))
+    return min(factors), max(factors)
 
 
 def _settings_faults(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[WeightFault]:
