@@ -16,7 +16,7 @@ from aftertune import bounds
 from aftertune.cli import app
 from aftertune.errors import InputError, ResourceError
 from aftertune.ledger import Ledger
-from aftertune.view.both_models import AskedPrompt, BothModels
+from aftertune.view.both_models import AskedPrompt, BothModels, WrittenAnswer
 from aftertune.view.pages.ask import MODELS
 from source_cases import tiny_adapter, tiny_llama
 from view_cases import client, csrf_of
@@ -106,6 +106,15 @@ def test_prompt_and_tokens_are_bounded(browser: TestClient, fields: dict[str, st
     assert page.status_code == 400
     assert line in page.text
     assert answers(page.text) == []
+
+
+def test_line_ends_of_a_prompt_are_those_of_the_command_line(browser: TestClient, models: BothModels,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(type(models), "ask", lambda self, question: asked.append(question.prompt) or [
+        WrittenAnswer(name, "w1", ()) for name in self.names])
+    ask(browser, prompt="w1\r\nw2\r\n\r\nw3")  # as a browser sends it
+    assert asked == ["w1\nw2\n\nw3"]
 
 
 def test_a_prompt_and_an_answer_are_text(browser: TestClient) -> None:

@@ -151,6 +151,21 @@ def test_without_the_token_nothing_is_shown(ledger_path: Path) -> None:
     assert "s3cret-token" not in browser.get("/runs").text
 
 
+def test_cookies_of_other_ports_do_not_hide_the_token(ledger_path: Path) -> None:
+    browser = client(ledger_path, access=Access(hosts=frozenset({HOST}), token="s3cret-token"))
+    assert browser.get("/?" + "a=1&" * 200).status_code == 401
+    for other in ('state={"a": 1}', "x y=1", "a[b]=c,d", "=;"):
+        assert browser.get("/", headers={"cookie": f"{other}; {COOKIE}=s3cret-token"}).status_code == 200, other
+        assert browser.get("/", headers={"cookie": f"{other}; {COOKIE}=other"}).status_code == 401
+
+
+@pytest.mark.parametrize("page", ["--5", "-", "1-", "²"])
+def test_a_number_that_is_none_is_one_line(browser: TestClient, page: str) -> None:
+    answer = browser.get("/runs", params={"page": page})
+    assert answer.status_code == 404
+    assert "allowed are whole numbers from 1 to 100000" in answer.text
+
+
 def test_an_error_page_has_one_line_without_paths_and_without_a_traceback(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = demo_ledger(tmp_path / "ledger.db")
@@ -161,6 +176,9 @@ def test_an_error_page_has_one_line_without_paths_and_without_a_traceback(
     assert answer.status_code == 404
     assert "no ledger here yet" in answer.text
     assert str(tmp_path) not in answer.text
+    part = browser.get("/compare-reason?pick=e-careful&pick=e-smollm2")
+    assert "no ledger here yet" in part.text
+    assert str(tmp_path) not in part.text
     (tmp_path / "moved.db").rename(path)
     assert browser.get("/").status_code == 200  # and it comes back
 

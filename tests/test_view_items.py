@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from aftertune.comparison import compare
 from aftertune.comparison.flips import flips
-from aftertune.comparison.paired_items import paired_items
+from aftertune.comparison.paired_items import PairedItems, paired_items
 from aftertune.ledger import Ledger
+from aftertune.values import Answer
 from aftertune.view.item_texts import MOST_WORDS, word_diff
+from aftertune.view.links import question_path, stored_path
+from aftertune.view.pages import items as items_module
+from demo_cases import demo_evaluations
 from view_cases import client, demo_ledger, tags
 
 PAGE = "/compare/smollm2/careless"
@@ -109,6 +116,58 @@ def test_the_selection_is_exported(browser: TestClient) -> None:
         "/items/smollm2/careless/export?task=hellaswag&show=lost&as=rows").text.splitlines()]
     assert len(rows) == len(lines)
     assert all(row.keys() == {"prompt", "completion"} for row in rows)
+
+
+def test_a_task_and_an_item_may_have_any_letters(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = browser.get(question_path("知識/a b?#", "none"))
+    assert "no evaluation in the ledger asked the item" in answer.text
+    found = items_module.listed_items
+
+    def renamed(*arguments: Any, **named: Any) -> PairedItems:
+        listed = found(*arguments, **named)
+        return replace(listed, task="知識/b", items=tuple(replace(i, question="\ud800") for i in listed.items))
+
+    monkeypatch.setattr(items_module, "listed_items", renamed)
+    answer = browser.get("/items/smollm2/careless/export?task=hellaswag&show=lost")
+    assert answer.headers["content-disposition"] == 'attachment; filename="---b-lost-items.jsonl"'
+    margins = browser.get("/items/smollm2/careless/margins?task=hellaswag").json()
+    assert set(margins["text"]) == {"⟨U+D800⟩"}
+
+
+def test_the_items_are_those_of_the_comparison_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_acc(**values: Any) -> Answer:  # a second metric that is right or wrong, with other values
+        (value,) = values["metrics"].values()
+        other = {"acc,none": 1 - value if values["index"] % 2 else value} if values["task"] == "hellaswag" else {}
+        return Answer(**{**values, "metrics": values["metrics"] | other})
+
+    monkeypatch.setattr("demo_cases.Answer", with_acc)
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger:
+        base, _, tuned = (replace(e, tasks=tuple(replace(t, primary="acc,none") if t.task == "hellaswag" else t
+                                                 for t in e.tasks)) for e in demo_evaluations(ledger))
+        by_acc = compare(base, tuned, ledger=ledger, tasks=["hellaswag"], margins=0.05)
+        newest = compare("smollm2", "careless", ledger=ledger, tasks=["hellaswag"], margins=0.03)
+    browser = client(path)
+    counts = set()
+    for comparison in (by_acc, newest):
+        page = browser.get(stored_path(comparison)).text
+        row = next(r for r in comparison.rows if r.primary)
+        link = next(v["href"] for tag, v in tags(page) if tag == "a" and "show=lost" in v.get("href", ""))
+        assert comparison.id in link
+        items = browser.get(link).text
+        assert f"lost {row.lost}</a>" in items
+        export = next(v["href"] for tag, v in tags(items) if tag == "a" and "/export?" in v.get("href", ""))
+        assert len(browser.get(export).text.splitlines()) == row.lost
+        hidden = {v["name"]: v["value"] for tag, v in tags(items) if tag == "input" and v.get("type") == "hidden"}
+        assert hidden["id"] == comparison.id  # a filter stays with the comparison
+        assert any(stored_path(comparison) == v.get("href") for tag, v in tags(items) if tag == "a")
+        counts.add(row.lost)
+    assert len(counts) == 2
+    assert "aftertune compare e-smollm2 e-careless --margin 5 --primary hellaswag=acc<" in browser.get(
+        stored_path(by_acc)).text
+    assert "aftertune compare e-smollm2 e-careless --margin 3<" in browser.get(stored_path(newest)).text
+    overview = [v["href"] for tag, v in tags(browser.get("/").text) if tag == "a" and "task=" in v.get("href", "")]
+    assert all("id=" in link for link in overview)
 
 
 def test_a_question_across_all_models(browser: TestClient) -> None:

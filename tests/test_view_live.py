@@ -166,6 +166,15 @@ def test_all_browsers_share_one_poller_and_each_part_is_made_once(monkeypatch: p
     asyncio.run(run())
 
 
+def test_a_part_that_nobody_listened_to_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "AGAIN", 1000.0)
+    made: list[str] = []
+    hub = LiveHub(Counted(), lambda part: made.append(part) or f"<p>{len(made)}</p>")  # type: ignore[func-returns-value]
+    for wanted in ({"running", "studies"}, {"running"}, {"running", "studies"}):
+        hub._look(wanted)
+    assert sorted(made) == ["running", "studies", "studies"]
+
+
 def test_the_number_of_listeners_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "VIEW_LISTENERS", 1)
     with serving(path) as address, events(address, "running") as first:

@@ -16,12 +16,11 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, parse_qsl, quote, urlencode
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -145,13 +144,10 @@ class Guard:
         token = self.access.token
         if token is None:
             return None
-        try:
-            cookie = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            cookie = SimpleCookie()
-        if COOKIE in cookie and _same(cookie[COOKIE].value, token):
+        # not SimpleCookie, which finds none after one that it cannot read: other ports of the host set cookies too
+        if _same(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""), token):
             return None
-        query = parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=_MOST_FIELDS)
+        query = parse_qsl(scope["query_string"].decode("latin-1"))  # bounded by VIEW_QUERY
         if scope["method"] == "GET" and any(k == "token" and _same(v, token) for k, v in query):
             rest = urlencode([(k, v) for k, v in query if k != "token"])
             address = _attribute(f"/{quote(scope['path'].lstrip('/'))}{'?' if rest else ''}{rest}")

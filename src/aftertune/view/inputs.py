@@ -47,7 +47,8 @@ class Inputs:
         value = self.values.get(name)
         if value is None or value == "":
             return default
-        if not value.isascii() or not value.lstrip("-").isdigit() or len(value) > 12 or not least <= int(value) <= most:
+        whole = value.isascii() and value.removeprefix("-").isdigit() and len(value) <= 12
+        if not whole or not least <= int(value) <= most:
             raise InputError(f"{name}={shown(value)}: allowed are whole numbers from {least} to {most}")
         return int(value)
 

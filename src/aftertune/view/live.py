@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -120,7 +120,7 @@ class LiveHub:
             self._texts.clear()
             self.changes.close()
 
-    def _look(self, wanted: Collection[str]) -> None:
+    def _look(self, wanted: Set[str]) -> None:
         """Make the parts again, if the ledger has changed, or if some are new or old."""
         try:
             changed = self.changes.happened()
@@ -128,6 +128,8 @@ class LiveHub:
             again = changed or bool(self.trouble) or now - self._made >= AGAIN
             if again:
                 self._made = now
+            for part in self._texts.keys() - wanted:  # else who asks for it later first gets what it was
+                del self._texts[part]
             for part in wanted if again else wanted - self._texts.keys():
                 self._make(part)
             self.trouble = ""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,8 @@ from aftertune.values import Comparison, Evaluation
 from aftertune.view.explorer import explorer_task, packed
 from aftertune.view.guard import Access
 from aftertune.view.ledgers import LedgerSource
-from aftertune.view.pages.items import task_choices
+from aftertune.view.pages.comparison import command_of
+from aftertune.view.pages.items import chosen_metric, task_choices
 from aftertune.view.pages.overview import ComparisonSummary
 from aftertune.view.rendering import ViewContext
 
@@ -173,7 +173,7 @@ def _pages_of(context: _ExportContext, ledger: Ledger, comparison: Comparison, p
     yield pages[comparison.id], context.page(
         "exported_comparison.html", title=f"{comparison.tuned_name} against {comparison.base_name}", c=view, task="",
         comparison=comparison, lines=verdict_table(comparison), items=linked, missing=missing, policy=_POLICY,
-        command=shlex.join(["aftertune", "compare", sides[0].id, sides[1].id]), styles=_STYLES, scripts=_SCRIPTS)
+        command=command_of(sides, comparison), styles=_STYLES, scripts=_SCRIPTS)
     if not linked:
         return
     yield items, context.page(
@@ -200,7 +200,8 @@ def _explorer_tasks(ledger: Ledger, comparison: Comparison, sides: tuple[Evaluat
         if only and choice.name not in only:
             continue
         try:
-            listed = paired_items(*sides, choice.name, ledger=ledger, force=forced, common=forced)
+            listed = paired_items(*sides, choice.name, ledger=ledger, force=forced, common=forced,
+                                  metric=chosen_metric(comparison, choice.name, sides[1]) or None)
         except AftertuneError as error:
             missing.append(f"The items of {choice.title} cannot be listed: {one_line(str(error))}")
             continue

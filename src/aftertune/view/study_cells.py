@@ -24,7 +24,7 @@ from aftertune.redaction import public_text
 from aftertune.report.columns import VerdictLine, verdict_table
 from aftertune.report.results import newest
 from aftertune.values import Comparison
-from aftertune.view.links import comparison_path, entry_path, tuning_path
+from aftertune.view.links import comparison_path, entry_path, stored_path, tuning_path
 
 #: First word of a cell's name -> heading of its column.
 KINDS = {"tune": "Fine-tune", "evaluate": "Evaluation"}
@@ -165,8 +165,8 @@ def _with_verdicts(row: ModelRow, comparisons: Sequence[Comparison]) -> ModelRow
     if comparison is None:
         return row
     lines = [line for line in verdict_table(comparison) if line.row.primary and line.verdict]
-    return replace(row, path=comparison_path(comparison.base, comparison.tuned), verdicts={
-        line.row.task: (comparison_path(comparison.base, comparison.tuned,
+    return replace(row, path=stored_path(comparison), verdicts={
+        line.row.task: (comparison_path(comparison.base, comparison.tuned, id=comparison.id,
                                         task=None if line.row.average_of else line.row.task), line) for line in lines})
 
 

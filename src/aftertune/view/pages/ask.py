@@ -37,11 +37,12 @@ def answer(request: Request) -> Response:
 
 
 def _asked(request: Request) -> AskedPrompt:
-    """What the form asks. A number of tokens that is none becomes 0, which is refused with what is allowed."""
+    """What the form asks. A number of tokens that is none becomes 0, which is refused with what is allowed.
+    Browsers send a line end as two characters; the models get one, as on the command line."""
     form = form_of(request)
     written = form.get("tokens", str(DEFAULT_TOKENS))
     tokens = int(written) if written.isascii() and written.isdigit() and len(written) < 9 else 0
-    return AskedPrompt(form.get("prompt", ""), tokens, form.get("chat") == "1")
+    return AskedPrompt(form.get("prompt", "").replace("\r\n", "\n"), tokens, form.get("chat") == "1")
 
 
 def _models(request: Request) -> BothModels:

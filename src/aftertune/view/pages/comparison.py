@@ -7,6 +7,7 @@ stores nothing; where they cannot be compared, the page says why.
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from aftertune.report.names import task_title
 from aftertune.report.page.views import comparison_view
 from aftertune.values import Comparison, Difference, Evaluation
 from aftertune.view.inputs import Inputs
-from aftertune.view.pages.items import items_page, task_choices
+from aftertune.view.pages.items import chosen_metric, items_page, task_choices
 from aftertune.view.rendering import ViewContext, context_of, render
 
 #: Two evaluations with more items than this are compared on the command line: a page would take too long.
@@ -67,7 +68,8 @@ def comparison_page(request: Request) -> Response:
         raise InputError(f"the comparison has no task {task!r}; its tasks: {', '.join(names)}")
     return render(request, "comparison.html", title=f"{sides.tuned.name} against {sides.base.name}", sides=sides,
                   c=view, comparison=comparison, lines=lines, task=task, inputs=inputs, label=label,
-                  margin=inputs.decimal("margin"), command=command_of(sides, inputs.decimal("margin")),
+                  margin=inputs.decimal("margin"), command=command_of((sides.base, sides.tuned), comparison),
+                  stored_id=comparison.id if comparison and comparison in sides.stored else None,
                   tasks=_tasks(comparison), item_tasks=task_choices(comparison) if comparison else [])
 
 
@@ -100,11 +102,26 @@ def find_sides(context: ViewContext, ledger: Ledger, base: str, tuned: str, inpu
     return Sides(left, right, made, stored)
 
 
-def command_of(sides: Sides, margin: float | None) -> str:
-    """The command that makes the comparison and stores it."""
-    words = ["aftertune", "compare", sides.base.id, sides.tuned.id]
-    if margin is not None:
-        words += ["--margin", f"{margin:g}"]
+def command_of(sides: tuple[Evaluation, Evaluation], comparison: Comparison | None) -> str:
+    """The command that makes the comparison and stores it: with its margins and metrics, where they are not those that
+    `aftertune compare` takes by itself."""
+    words = ["aftertune", "compare", *(side.id for side in sides)]
+    if comparison is None:
+        return shlex.join(words)
+    judged = [row for row in comparison.rows if row.primary and row.margin is not None]
+    margins = [(row.task, f"{100 * row.margin if row.fraction else row.margin:g}", row.fraction) for row in judged
+               if row.margin is not None]
+    common = Counter(value for _, value, share in margins if share).most_common(1)
+    usual = common[0][0] if common else f"{_MARGIN:g}"
+    if usual != f"{_MARGIN:g}":
+        words += ["--margin", usual]
+    for task, value, share in margins:
+        if not share or value != usual:
+            words += ["--margin", f"{task}={value}"]
+    for task in dict.fromkeys(row.task for row in judged if not row.average_of):
+        if key := chosen_metric(comparison, task, sides[1]):
+            words += ["--primary", f"{task}={key.partition(',')[0]}"]
+    words += ["--common"] * comparison.common + ["--force"] * comparison.forced
     return shlex.join(words)
 
 

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from aftertune.catalog import MetricKey
 from aftertune.comparison.paired_items import FAILURES, KINDS, PairedItem, PairedItems, paired_items
-from aftertune.errors import InputError
+from aftertune.errors import InputError, visible_characters
 from aftertune.ledger import Ledger
 from aftertune.redaction import escape_hidden
 from aftertune.report import formatting as fmt
@@ -124,16 +124,26 @@ def task_choices(comparison: Comparison) -> list[ItemTask]:
     return [ItemTask(r.task, task_title(r.task), r.lost, r.gained) for r in rows]
 
 
+def chosen_metric(comparison: Comparison, task: str, tuned: Evaluation) -> str:
+    """The ``metric,filter`` by which a comparison judges a task, where its caller chose another one than the task's
+    primary metric; "" for the primary one."""
+    primary = {t.primary for t in tuned.tasks if task in (t.task, *t.groups)}
+    keys = (f"{r.metric},{r.filter}" for r in comparison.rows if r.task == task and r.primary and not r.average_of)
+    return next((key for key in keys if key not in primary), "")
+
+
 def listed_items(context: ViewContext, ledger: Ledger, sides: tuple[Evaluation, Evaluation], task: str, *,
-                 forced: bool) -> PairedItems:
-    """All items of a task with both answers; the last few tasks are remembered. forced: in spite of differences."""
+                 forced: bool, metric: str = "") -> PairedItems:
+    """All items of a task with both answers; the last few tasks are remembered. forced: in spite of differences;
+    metric: of `chosen_metric`."""
     base, tuned = sides
     count = sum(t.n if t.used is None else t.used for t in tuned.tasks if task in (t.task, *t.groups))
     if count > MOST_ITEMS:
         raise InputError(f"{task} has {count:,} items, and a page lists {MOST_ITEMS:,} at most; `aftertune flips "
                          f"{base.id} {tuned.id} --task {task}` lists those that changed")
-    key = ("items", base.id, tuned.id, task, forced, base.name, tuned.name)
-    return context.memory.get(key, lambda: paired_items(base, tuned, task, ledger=ledger, force=forced, common=forced))
+    key = ("items", base.id, tuned.id, task, metric, forced, base.name, tuned.name)
+    return context.memory.get(key, lambda: paired_items(base, tuned, task, ledger=ledger, metric=metric or None,
+                                                        force=forced, common=forced))
 
 
 def items_page(request: Request, sides: tuple[Evaluation, Evaluation], comparison: Comparison, ledger: Ledger
@@ -144,14 +154,17 @@ def items_page(request: Request, sides: tuple[Evaluation, Evaluation], compariso
     task = inputs.text("task") or (tasks[0].name if tasks else "")
     if not task:
         raise InputError("no task of this comparison is right or wrong on each item, so no item can be lost")
-    listed = listed_items(context_of(request), ledger, sides, task, forced=comparison.forced or comparison.common)
+    forced, metric = comparison.forced or comparison.common, chosen_metric(comparison, task, sides[1])
+    listed = listed_items(context_of(request), ledger, sides, task, forced=forced, metric=metric)
+    of_comparison = {name: inputs.text(name) for name in ("id", "margin")}
     selection = ItemSelection.of(inputs)
     chosen = selection.choose(listed.items)
     values: dict[str, Any] = {
         "title": f"{task_title(task)}: {sides[1].name} against {sides[0].name}", "inputs": inputs, "listed": listed,
         "selection": selection, "chosen": len(chosen), "task": task, "tasks": tasks, "base": sides[0],
-        "tuned": sides[1], "comparison": comparison, "metric": metric_text(listed), "shown": SHOWN,
-        "counts": listed.counts}
+        "tuned": sides[1], "of_comparison": of_comparison, "metric": metric_text(listed), "shown": SHOWN,
+        "counts": listed.counts,
+        "paired_by": {"forced": 1 if forced else None, "metric": metric or None}}
     if wanted := inputs.text("item"):
         return render(request, "item.html", **values, **_one_item(listed, chosen, wanted))
     number = inputs.number("page", 1, least=1, most=100_000)
@@ -216,7 +229,8 @@ def _request_items(request: Request) -> tuple[PairedItems, ItemSelection]:
     with context.ledgers.read() as ledger:
         base, tuned = (find_finished(request.path_params[side], ledger) for side in ("base", "tuned"))
         forced = inputs.flag("forced")
-        return listed_items(context, ledger, (base, tuned), task, forced=forced), ItemSelection.of(inputs)
+        return listed_items(context, ledger, (base, tuned), task, forced=forced,
+                            metric=inputs.text("metric")), ItemSelection.of(inputs)
 
 
 def margins(request: Request) -> Response:
@@ -227,7 +241,7 @@ def margins(request: Request) -> Response:
     return JSONResponse({
         "base": [round(m[0], 5) for _, m in known], "tuned": [round(m[1], 5) for _, m in known],
         "kind": [KINDS.index(i.kind) for i, _ in known], "kinds": list(KINDS), "place": [place_of(i) for i, _ in known],
-        "text": [opening(i)[:80] for i, _ in known], "names": [listed.base.name, listed.tuned.name],
+        "text": [visible_characters(opening(i)[:80]) for i, _ in known], "names": [listed.base.name, listed.tuned.name],
         "left_out": len(listed.items) - len(known)})
 
 
@@ -237,7 +251,8 @@ def export(request: Request) -> Response:
     chosen = selection.choose(listed.items)
     kind = Inputs(request).word("as", ("items", "rows"), "items")
     lines = training_rows(chosen) if kind == "rows" else (_exported(i) for i in chosen)
-    name = "".join(c if c.isalnum() else "-" for c in f"{listed.task}-{selection.show or 'all'}-{kind}")[:100]
+    wanted = f"{listed.task}-{selection.show or 'all'}-{kind}"
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in wanted)[:100]  # a header has no other letters
     body = "".join(escape_hidden(json.dumps(line, ensure_ascii=False, allow_nan=False)) + "\n" for line in lines)
     return Response(body, media_type="application/jsonl; charset=utf-8", headers={
         "content-disposition": f'attachment; filename="{name}.jsonl"'})

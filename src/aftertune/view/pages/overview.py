@@ -44,7 +44,7 @@ class ComparisonSummary:
         return cls(id=comparison.id, path=stored_path(comparison), tuned=comparison.tuned_name,
                    base=comparison.base_name, sentences=found.sentences, watermark=watermark(comparison),
                    colour=_COLOURS[found.state],
-                   verdicts=[(comparison_path(comparison.base, comparison.tuned, task=line.row.task),
+                   verdicts=[(comparison_path(comparison.base, comparison.tuned, id=comparison.id, task=line.row.task),
                               line["task"] if line.row.average_of else task_title(line.row.task), line)
                              for line in verdict_table(comparison) if line.row.primary and line.verdict])
 

@@ -67,4 +67,4 @@ def _model_answer(key: str, asked: Asked, found: QuestionAnswer) -> ModelAnswer:
                        about=about_text(side) if not side.scores else ())
 
 
-ROUTES = [Route("/question/{task}/{item}", question_page)]
+ROUTES = [Route("/question/{task:path}/{item}", question_page)]

@@ -11,9 +11,10 @@ from starlette.routing import Route
 
 from aftertune.comparison import find_finished
 from aftertune.comparison.lineage import find_relation
-from aftertune.errors import AftertuneError, InputError
+from aftertune.errors import AftertuneError, InputError, one_line
 from aftertune.ledger import EntryQuery
 from aftertune.ledger.listing import EntrySort
+from aftertune.redaction import public_text
 from aftertune.report.names import task_title
 from aftertune.values import Evaluation
 from aftertune.view.inputs import Inputs
@@ -80,7 +81,7 @@ def reason(request: Request) -> Response:
         with context_of(request).ledgers.read() as ledger:
             text = reason_against(find_finished(base, ledger), find_finished(tuned, ledger))
     except AftertuneError as error:
-        text = str(error)
+        text = public_text(one_line(str(error)))
     return render(request, "reason.html", title="Compare", text=text)
 
 
