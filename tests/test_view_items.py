@@ -14,10 +14,10 @@ from starlette.testclient import TestClient
 
 from aftertune.comparison import compare
 from aftertune.comparison.flips import flips
-from aftertune.comparison.paired_items import PairedItems, paired_items
+from aftertune.comparison.paired_items import PairedItem, PairedItems, paired_items
 from aftertune.ledger import Ledger
-from aftertune.values import Answer
-from aftertune.view.item_texts import MOST_WORDS, word_diff
+from aftertune.values import Answer, FlipSide
+from aftertune.view.item_texts import MOST_WORDS, choice_bars, word_diff
 from aftertune.view.links import question_path, stored_path
 from aftertune.view.pages import items as items_module
 from demo_cases import demo_evaluations
@@ -168,6 +168,14 @@ def test_the_items_are_those_of_the_comparison_that_is_shown(tmp_path: Path, mon
     assert "aftertune compare e-smollm2 e-careless --margin 3<" in browser.get(stored_path(newest)).text
     overview = [v["href"] for tag, v in tags(browser.get("/").text) if tag == "a" and "task=" in v.get("href", "")]
     assert all("id=" in link for link in overview)
+
+
+def test_of_several_right_choices_each_is_marked_and_one_is_trained_on() -> None:
+    side = FlipSide(right=True, chosen="a", scores=(-1.0, -2.0, -3.0, -4.0))
+    item = PairedItem(task="t", index=0, item="h", kind="both right", question="q", choices=("a", "a | b", "b", "c"),
+                      gold="a | b | c", golds=(1, 3), base=side, tuned=side)
+    assert [bar.right for bar in choice_bars(item)] == [False, True, False, True]
+    assert list(items_module.training_rows([item])) == [{"prompt": "q", "completion": "a | b"}]
 
 
 def test_a_question_across_all_models(browser: TestClient) -> None:

@@ -36,8 +36,9 @@ FAILURES: tuple[FormFailure, ...] = ("no answer", "cut off", "empty")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedItem:
-    """One item with both answers. item: its hash; cluster: what it belongs
-    to, such as a document, "" for nothing. base_forms, tuned_forms: failures of form of the two answers."""
+    """One item with both answers. item: its hash; cluster: what it belongs to, such as a document, "" for nothing.
+    golds: positions of the right choices, whose texts `gold` joins. base_forms, tuned_forms: failures of form of the
+    two answers."""
 
     task: str
     index: int
@@ -51,6 +52,12 @@ class PairedItem:
     cluster: str = ""
     base_forms: tuple[FormFailure, ...] = ()
     tuned_forms: tuple[FormFailure, ...] = ()
+    golds: tuple[int, ...] = ()
+
+    @property
+    def completion(self) -> str:
+        """A right answer to train on: the first one, where several choices are right."""
+        return self.choices[self.golds[0]] if self.golds else self.gold
 
     @property
     def margins(self) -> tuple[float, float] | None:
@@ -124,7 +131,8 @@ def _paired(key: str, item: Item, before: Answer, after: Answer) -> PairedItem:
     return PairedItem(task=item.task, index=item.index, item=item.hash, kind=kind, question=asked.question,
                       choices=asked.choices, gold=gold, base=side_of(key, asked, before),
                       tuned=side_of(key, asked, after), cluster=item.cluster or "",
-                      base_forms=_failures(before, name), tuned_forms=_failures(after, name))
+                      base_forms=_failures(before, name), tuned_forms=_failures(after, name),
+                      golds=tuple(g for g in asked.gold if g < len(asked.choices)))
 
 
 def _failures(answer: Answer, filter_name: str) -> tuple[FormFailure, ...]:

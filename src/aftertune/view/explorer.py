@@ -51,7 +51,7 @@ def _item(item: PairedItem, listed: PairedItems) -> dict[str, Any]:
     margins = item.margins
     known = margins is not None and all(map(math.isfinite, margins))
     return {"task": item.task, "task_title": task_title(item.task), "index": item.index, "kind": item.kind,
-            "question": item.question, "gold": item.gold, "cluster": item.cluster,
+            "question": item.question, "gold": item.gold, "completion": item.completion, "cluster": item.cluster,
             "margins": [round(m, 5) for m in margins or ()] if known else None, "forms": list(item.tuned_forms),
             "unit": score_unit(MetricKey(listed.metrics[item.task]).metric),
             "right": [item.base.right, item.tuned.right],

@@ -91,8 +91,7 @@ def choice_bars(item: PairedItem) -> list[ChoiceBars]:
         best = max(range(len(of.scores)), key=of.scores.__getitem__)
         return fmt.raw(score, 3), round(length, 1), number == best
 
-    golds = set(item.gold.split(" | "))
-    return [ChoiceBars(text, text in golds or text == item.gold, side(item.base, n), side(item.tuned, n))
+    return [ChoiceBars(text, n in item.golds, side(item.base, n), side(item.tuned, n))
             for n, text in enumerate(item.choices or [f"choice {n + 1}" for n in range(len(item.base.scores))])]
 
 

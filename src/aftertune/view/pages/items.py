@@ -262,7 +262,7 @@ def training_rows(items: Sequence[PairedItem]) -> Iterator[dict[str, str]]:
     """Prompt and right answer of each item that has one, as `aftertune tune --data` and `--replay` read them."""
     for item in items:
         if item.gold:
-            yield {"prompt": item.question, "completion": item.gold}
+            yield {"prompt": item.question, "completion": item.completion}
 
 
 def _exported(item: PairedItem) -> dict[str, Any]:

@@ -182,7 +182,7 @@
   }
 
   function save(items, rows) {
-    const lines = rows ? items.filter((i) => i.gold).map((i) => ({ prompt: i.question, completion: i.gold }))
+    const lines = rows ? items.filter((i) => i.gold).map((i) => ({ prompt: i.question, completion: i.completion }))
       : items.map(({ words, ...item }) => item);
     const blob = new Blob(lines.map((line) => `${JSON.stringify(line)}\n`), { type: "application/jsonl" });
     const address = URL.createObjectURL(blob);
