@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from aftertune.errors import AftertuneError, ResourceError, TaskError
 from aftertune.study import Study, TargetSpec, TaskSpec
 from aftertune.study.scorer import AnswerScorer, metrics_of
 from aftertune.tasks import LoadOptions, item_warnings, load, score_responses
+from aftertune.tasks.rescoring import score_again
 from aftertune.tasks.scorers import judges
 from aftertune.values import Response
 from tuning_cases import write_rows
@@ -259,3 +261,33 @@ def test_a_watch_measures_a_named_target_by_its_first_scorer(tmp_path: Path) -> 
     assert watch is not None
     assert watch.target is not None
     assert watch.target.scorer == ("rouge",)
+
+
+def test_a_cluster_column_may_be_called_slice(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", [{"prompt": f"p{n}", "completion": "c", "slice": f"s{n % 2}", "kind": f"k{n % 3}"}
+                                      for n in range(6)])
+    [whole] = loaded(tmp_path / "a.jsonl", cluster="slice")
+    assert [i.cluster for i in whole.items] == ["s0", "s1"] * 3
+    parts = loaded(tmp_path / "a.jsonl", cluster="slice", slice="kind")
+    assert [[i.cluster for i in part.items] for part in parts] == [["s0", "s1"], ["s1", "s0"], ["s0", "s1"]]
+
+
+def test_rouge_refuses_a_reference_of_which_it_counts_nothing(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "東京"}])
+    with pytest.raises(TaskError, match="no letter from a to z and no digit"):
+        loaded(tmp_path / "a.jsonl", scorer="rouge")
+    assert loaded(tmp_path / "a.jsonl", scorer="chrf")
+
+
+def test_a_slow_function_is_one_line_before_the_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "ANSWER_SECONDS", 0.2)
+    (tmp_path / "slow.py").write_text("def slow(answer, reference):\n    while True:\n        pass\n")
+    with pytest.raises(TaskError, match=r"slow\.py:slow takes more than 0\.2 s for one answer"):
+        loaded(kinds(tmp_path / "a.jsonl"), LoadOptions(allow_task_code=True), scorer=f"python:{tmp_path}/slow.py:slow")
+
+
+def test_a_scorer_that_is_not_known_here_is_said_by_a_proof(tmp_path: Path) -> None:
+    [task] = loaded(kinds(tmp_path / "a.jsonl"), scorer="rouge")
+    for text in ("bleu", "regex:("):
+        with pytest.raises(TaskError, match="its scorers cannot be used here"):
+            score_again(replace(task.settings, scorers=(text,)), [], [])

@@ -16,7 +16,7 @@ from importlib import metadata
 from itertools import chain
 
 from aftertune.catalog import LETTERS, MetricKey
-from aftertune.errors import TaskError
+from aftertune.errors import ResourceError, TaskError
 from aftertune.sources.limits import OutOfTime, time_limit
 from aftertune.study import TaskSpec
 from aftertune.study.scorer import AnswerScorer
@@ -123,7 +123,10 @@ def _target(settings: TaskSettings, items: Sequence[Item], answers: Sequence[Ans
         raise TaskError("it runs code of the user")
     as_json = "valid_json" in settings.higher_is_better
     texts = settings.scorers or (("json",) if as_json else ("exact",))
-    judged = judges([AnswerScorer.parse(text) for text in texts])
+    try:
+        judged = judges([AnswerScorer.parse(text) for text in texts])
+    except (ValueError, ResourceError) as error:  # of another version, or of a package that is not here
+        raise TaskError(f"its scorers cannot be used here: {error}") from None
     again = []
     for item, answer in zip(items, answers, strict=True):
         reference, text = item.doc.get("completion"), answer.responses[0].text if len(answer.responses) == 1 else None

@@ -56,6 +56,9 @@ class Judge:
         reference = str(doc["completion"])
         if self.scorer.kind == "json" and not _is_json(reference):
             return "its completion is not JSON, with which the scorer json compares"
+        if self.scorer.kind == "rouge" and not re.search("[a-z0-9]", reference.lower()):
+            return ("its completion has no letter from a to z and no digit, and ROUGE counts no other characters, so "
+                    "every answer would have 0 (chrf counts all characters)")
         if self.scorer.kind == "regex" and _extract(self.scorer.argument, reference) is None:
             return (f"its completion has no match of the pattern {shown(self.scorer.argument)}, so no answer can be "
                     "right")

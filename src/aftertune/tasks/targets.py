@@ -26,8 +26,8 @@ from aftertune.study.scorer import AnswerScorer
 from aftertune.tasks.scorers import ROW, Judge, judges
 from aftertune.tasks.seeding import sample_indices
 
-#: Field of a row with the name of its slice, which is not part of its document.
-_SLICE = "slice"
+#: Field of a row with the name of its slice, which is not part of its document. No column can have this name.
+_SLICE = "\0slice"
 _LONGEST_SLICE = 80
 
 
@@ -166,6 +166,10 @@ def read_pairs(path: Path, cluster: str | None = None, *, slice_by: str | None =
     cluster, slice_by: a field that every row must have too, a text or a number; it becomes a text. judged: judges that
     must be able to judge an answer to every row.
     """
+    with_row = any(judge.takes_row for judge in judged)
+    if with_row and cluster == ROW:
+        raise TaskError(f"{path}: the cluster column is called `{ROW}`, as the field in which a scorer in Python gets "
+                        "the whole row; give the column another name")
     rows: list[dict[str, str]] = []
     for number, line in _lines(path):
         if len(rows) >= bounds.TARGET_ROWS:
@@ -174,7 +178,7 @@ def read_pairs(path: Path, cluster: str | None = None, *, slice_by: str | None =
         for field, use in ((cluster, "cluster"), (slice_by, "slice")):
             if field is not None:
                 pair[_SLICE if use == "slice" else field] = _column(path, number, row, field, use)
-        if any(judge.takes_row for judge in judged):
+        if with_row:
             pair[ROW] = json.dumps({k: v for k, v in row.items() if k not in ("prompt", "completion")},
                                    ensure_ascii=False)
         for judge in judged:
@@ -185,9 +189,18 @@ def read_pairs(path: Path, cluster: str | None = None, *, slice_by: str | None =
         raise TaskError(f"{path}: the target file has no rows; add one JSON object per line")
     for judge in judged:
         if judge.scorer.kind == "python":  # before the model answers anything
-            with time_limit(bounds.ANSWER_SECONDS):
-                judge.values(rows[0]["completion"], rows[0])
+            _try(judge, rows[0])
     return rows
+
+
+def _try(judge: Judge, row: Mapping[str, str]) -> None:
+    """Judge the reference of a row as if it was the answer. Raises TaskError for a function that takes too long."""
+    try:
+        with time_limit(bounds.ANSWER_SECONDS):
+            judge.values(row["completion"], row)
+    except OutOfTime:
+        raise TaskError(f"{judge.scorer.text} takes more than {bounds.ANSWER_SECONDS:g} s for one answer; make the "
+                        "function faster") from None
 
 
 def _pair(path: Path, number: int, line: str) -> tuple[dict[str, Any], dict[str, str]]:
