@@ -71,6 +71,9 @@ def blend(tunings: Sequence[NamedTuning], keep: KeptTasks, *, weights: Sequence[
     blending = Blending(method, given.pop("density", 0.5), given.pop("seed", 0))
     if method not in METHODS_OF_PEFT:
         raise InputError(f"method is {method!r}; allowed are {', '.join(METHODS_OF_PEFT)}")
+    used = {"linear": (), "ties": ("density",)}.get(method, ("density", "seed"))
+    if idle := [name for name in ("density", "seed") if name in settings and name not in used]:
+        raise InputError(f"{idle[0]} has no effect with the method {method}; leave it out, or choose another method")
     request = cure_request(_spec(keep, given))
     with opened(ledger, create=False) as stored, shown_progress(progress) as update:
         return run([word_of(t) for t in tunings], request, weights=weights, blending=blending, ledger=stored,

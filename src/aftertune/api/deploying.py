@@ -29,7 +29,7 @@ def export_gguf(tuning: NamedTuning, out: str | Path, *, kinds: str | Sequence[s
     """
     from aftertune.deploy import export_gguf as run
 
-    listed = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    listed = comma_separated(kinds) if isinstance(kinds, str) else list(kinds)
     with opened(ledger, create=False) as stored, shown_progress(progress) as update:
         return run(word_of(tuning), listed, Path(out), ledger=stored, progress=update)
 
