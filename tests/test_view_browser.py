@@ -103,7 +103,7 @@ def test_the_keys(watched: Watched) -> None:
     page.keyboard.press("/")
     page.keyboard.type("careless")
     page.wait_for_url(re.compile("q=careless"))
-    page.wait_for_function("document.querySelectorAll('tr[data-row]').length === 3")
+    page.locator("tbody:has(tr[data-row]:nth-child(3):last-child)").wait_for()
     page.keyboard.press("Escape")
     page.keyboard.press("j")
     assert page.locator(".current").count() == 1
