@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import aftertune
 from aftertune.errors import InputError
 from aftertune.values import Tuning
+from cure_cases import SETTINGS, cure_place, fine_tune_with_checkpoints
 from deploy_cases import easy_tuning
 from tuning_cases import write_rows
 
@@ -48,3 +50,14 @@ def test_what_cannot_be_done_is_one_line(home: Path, tuned: Tuning) -> None:
         aftertune.rollback(tuned, 1, ledger=home / "ledger.db")
     with pytest.raises(InputError, match="density has no effect"):
         aftertune.blend([tuned, tuned], "arc_easy=2", weights=(0.5, 0.5), density=0.3, ledger=home / "ledger.db")
+
+
+def test_a_fine_tune_is_cured_and_rolled_back(tmp_path: Path) -> None:
+    place = cure_place(tmp_path)
+    made = fine_tune_with_checkpoints(place, "adapter")
+    common: dict[str, Any] = {"ledger": place / "first.db", "items": 80, "include_path": place / "tasks",
+                              "target": f"{place / 'say.jsonl'}=40", "scorer": "exact", "progress": False, **SETTINGS}
+    softened = aftertune.soften(made.output, {"colours": 60.0}, strengths=(0.5,), out=place / "soft", **common)
+    cured = aftertune.cure(made.output, "colours=60", out=place / "cured", **common)
+    assert (softened.written, cured.written) == ((place / "soft").is_dir(), (place / "cured").is_dir())
+    assert aftertune.rollback(made.output, 3, ledger=place / "first.db").final_step == 3
