@@ -42,7 +42,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 #: Command -> exit code, and what its line must say.
 CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "eval byte --tasks helaswag": (2, ("'helaswag'", "did you mean 'hellaswag'", "--include-path")),
-    "eval byte --tasks ,": (2, ("--tasks is empty", "for example")),
+    "eval byte --tasks ,": (2, ("there is nothing to ask", "--tasks arc_easy,hellaswag", "--target FILE")),
     "eval byte --tasks arc_easy --task-data arc_easy=nope.jsonl": (2, ("arc_easy=nope.jsonl", "no such file")),
     "eval byte --tasks arc_easy --task-data sciq=x.jsonl": (2, ("'sciq'", "not among --tasks")),
     "eval byte --tasks arc_easy --task-data x": (2, ("TASK=FILE",)),
@@ -63,7 +63,7 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "eval twin --tasks arc_easy --adapter adapter": (2, ("was trained on", "twin, has other weights")),
     "eval byte --tasks arc_easy --adapter byte": (2, ("byte: not a PEFT adapter", "give it as the model")),
     "eval adapter --tasks arc_easy": (2, ("adapter: found a PEFT adapter", "--adapter")),
-    "eval byte": (2, ("--tasks", "aftertune eval --help")),
+    "eval byte": (2, ("there is nothing to ask", "--tasks arc_easy,hellaswag", "--target FILE")),
     "evall byte": (2, ("'evall'", "'eval'")),
     "tune byte --data nope.jsonl": (2, ("nope.jsonl: no such data file",)),
     "tune byte --data broken.jsonl": (2, ("broken.jsonl:2: not valid JSON",)),

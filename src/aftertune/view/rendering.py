@@ -27,6 +27,7 @@ from starlette.responses import HTMLResponse, Response
 from aftertune import __version__
 from aftertune.ledger import RunningEntry
 from aftertune.report import formatting as fmt
+from aftertune.report.columns import COLUMNS
 from aftertune.report.names import task_title
 from aftertune.report.page import TEMPLATES as REPORT_TEMPLATES
 from aftertune.report.page import make_environment
@@ -122,7 +123,8 @@ class ViewContext:
             FileSystemLoader(REPORT_TEMPLATES)]))  # templates of the report include one another by their bare names
         environment.globals |= {
             **LINKS, "static": self.static, "csrf_field": self._csrf_field, "navigation": self.navigation,
-            "version": __version__, "htmx_headers": json.dumps({CSRF_HEADER: self.access.csrf})}
+            "version": __version__,
+            "heads": {c.key: c.heading for c in COLUMNS}, "htmx_headers": json.dumps({CSRF_HEADER: self.access.csrf})}
         environment.filters |= {"json": _json, "task_title": task_title, "count": fmt.count, "when": _when,
                                 "duration": fmt.duration, "progress_text": progress_text}
         return environment

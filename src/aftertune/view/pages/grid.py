@@ -44,7 +44,7 @@ def grid(request: Request) -> Response:
         pages=pages, rows=found.rows[(number - 1) * PER_PAGE:number * PER_PAGE], comparisons=total,
         unread=max(0, total - MOST_COMPARISONS), hidden_tasks=len(found.tasks) - len(tasks),
         verdicts=[(verdict, f"{badge.symbol} {badge.word}") for verdict, badge in BADGES.items()],
-        headings=[_heading(inputs, query, BY_NAME, "Model"), _heading(inputs, query, BY_BASE, "Base"),
+        headings=[_heading(inputs, query, BY_NAME, "Model"), _heading(inputs, query, BY_BASE, "Base model"),
                   *(_heading(inputs, query, task, title) for task, title in tasks.items())],
         bases=[(name, name) for name in found.bases], all_tasks=[(task, task_title(task)) for task in found.tasks])
 
