@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,9 @@ def test_from_disk_to_a_lost_question_to_the_next_and_back(from_disk: Watched) -
     assert accessibility_faults(page) == []
     assert "1 of " in page.inner_text(".pager.between")
     page.keyboard.press("n")
-    page.wait_for_function("document.querySelector('.pager.between').textContent.includes('2 of ')")
+    page.locator(".pager.between", has_text="2 of ").wait_for()
     page.go_back()
-    page.wait_for_function("document.querySelector('.pager.between').textContent.includes('1 of ')")
+    page.locator(".pager.between", has_text="1 of ").wait_for()
     page.go_back()
     page.wait_for_selector("#filters")
     address = page.url
@@ -99,7 +100,7 @@ def test_a_search_and_the_brush_choose_items_without_a_server(from_disk: Watched
     page.click("p.tasks-bar a[data-open] >> text=HellaSwag")
     page.wait_for_selector("#scatter canvas")
     page.click(".tasks-bar a:last-child")
-    page.wait_for_function("document.querySelector('.tasks-bar a:last-child').ariaCurrent === 'true'")
+    page.locator(".tasks-bar a:last-child[aria-current=true]").wait_for()
     everything = page.inner_text(".pickbar span")
     page.wait_for_selector("#scatter .u-over")
     box = page.locator("#scatter .u-over").bounding_box()
@@ -107,10 +108,10 @@ def test_a_search_and_the_brush_choose_items_without_a_server(from_disk: Watched
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.7, steps=5)
     page.mouse.up()
-    page.wait_for_function(f"document.querySelector('.pickbar span').textContent !== {everything!r}")
-    assert "bmin=" in page.url
+    page.wait_for_url(re.compile("bmin="))
+    page.locator(f".pickbar span:not(:text-is({everything!r}))").wait_for()
     page.click("text=Clear")
-    page.wait_for_function(f"document.querySelector('.pickbar span').textContent === {everything!r}")
+    page.locator(".pickbar span", has_text=everything).wait_for()
     page.fill("[data-search]", "no item has these words")
     page.keyboard.press("Enter")
     page.wait_for_selector("text=No item fits")
