@@ -192,7 +192,7 @@ def test_the_how_to_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     lm_eval_folder(tmp_path / "lm_eval_output", "org/other", BASE_RIGHT)
     (tmp_path / "published.md").write_text(record(), encoding="utf-8")
     runs = [[STAND_INS.get(word, word) for word in words[1:]] for words in [*FENCED, *SPANS]
-            if words[1] != "demo" and "--engine" not in words]  # another engine needs a server, or llama.cpp
+            if words[1] not in ("demo", "view") and "--engine" not in words]  # a server; an engine with one
     for words in runs:
         if "gsm8k" in words:
             words += ["--limit", "1", "--gen-kwargs", "max_gen_toks=4"]
