@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from aftertune.catalog import MetricKey
 from aftertune.comparison import compare, find_finished
 from aftertune.errors import InputError, NotComparable
 from aftertune.ledger import EntryLabel, Ledger
@@ -120,7 +121,7 @@ def command_of(sides: tuple[Evaluation, Evaluation], comparison: Comparison | No
             words += ["--margin", f"{task}={value}"]
     for task in dict.fromkeys(row.task for row in judged if not row.average_of):
         if key := chosen_metric(comparison, task, sides[1]):
-            words += ["--primary", f"{task}={key.partition(',')[0]}"]
+            words += ["--primary", f"{task}={MetricKey(key).metric}"]
     words += ["--common"] * comparison.common + ["--force"] * comparison.forced
     return shlex.join(words)
 
