@@ -128,7 +128,8 @@ def chosen_metric(comparison: Comparison, task: str, tuned: Evaluation) -> str:
     """The ``metric,filter`` by which a comparison judges a task, where its caller chose another one than the task's
     primary metric; "" for the primary one."""
     primary = {t.primary for t in tuned.tasks if task in (t.task, *t.groups)}
-    keys = (MetricKey.of(r.metric, r.filter) for r in comparison.rows if r.task == task and r.primary and not r.average_of)
+    keys = (MetricKey.of(r.metric, r.filter) for r in comparison.rows
+            if r.task == task and r.primary and not r.average_of)
     return next((key for key in keys if key not in primary), "")
 
 
