@@ -123,6 +123,9 @@ def test_a_folder_with_other_files_is_left_alone(ledger: Ledger, tmp_path: Path)
     assert [p.name for p in (tmp_path / "own").iterdir()] == ["index.html"]
     write_static_site(ledger, tmp_path / "site", ledger.comparisons()[:1])
     write_static_site(ledger, tmp_path / "site", ledger.comparisons())  # its own pages are written again
+    one = ledger.comparisons()[0]
+    write_static_site(ledger, tmp_path / "site", [one])  # nothing of the other one is left to be published
+    assert all(p.name.startswith(one.id) for p in tmp_path.glob("site/**/c-*"))
     with pytest.raises(InputError, match="there is no comparison to export"):
         write_static_site(ledger, tmp_path / "none", [])
 

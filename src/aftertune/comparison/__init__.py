@@ -94,7 +94,7 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
     looked = earlier_looks(left, right, ledger)
     changes = find_changes(left, right, samples, of_tasks, ledger, unequal=[p for p in pairs if p.unequal],
                            forced=forced)
-    if relation.relation in _SAME or not isinstance(force, bool):
+    if relation.relation in _SAME or (force and not isinstance(force, bool)):
         changes = replace(changes, no_effect="")  # equal answers are what two forms of one model should give
     rows = tuple(replace(r, note="; ".join(filter(None, (
         _no_effect_note(r, changes), r.note, _looked_note(r, looked, right.early or left.early))))) for r in rows)

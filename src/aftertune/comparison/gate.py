@@ -44,7 +44,7 @@ def gate(base: Evaluation | str, tuned: Evaluation | str, limits: Mapping[str, f
     require_proof: a limit also fails unless it is proven that it holds. force: names of settings that may differ.
     Raises what `compare` raises, and InputError for a limit whose task has no verdict.
     """
-    comparison = compare(base, tuned, margins=limits, ledger=ledger, common=common, force=force or False,
+    comparison = compare(base, tuned, margins=limits, ledger=ledger, common=common, force=force,
                          tasks=tuple(limits), save=False)
     rows = {r.task: r for r in comparison.rows if r.primary}
     for task in limits:

@@ -26,7 +26,7 @@ TableKind = Literal["list", "models as columns", "metrics as columns", "tasks as
 
 #: Why a column is left out whose cells may tell runs of one model apart.
 SETTING = "a setting or a count"
-#: Why the columns of differences, p-values and the like are left out.
+#: The reason why columns of differences and p-values are left out.
 COMPARES = "a comparison of other columns"
 #: Role -> heads that have it, in lower case without marks (`compact`); the first words of a longer head count too.
 _ROLES: Mapping[Role, tuple[str, ...]] = {

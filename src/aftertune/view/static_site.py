@@ -81,30 +81,45 @@ def write_static_site(ledger: Ledger, folder: Path, comparisons: Sequence[Compar
                       report: Callable[[str], None] | None = None) -> list[Path]:
     """Write the pages of the comparisons, each of which is stored in the ledger; returns the files, index.html first.
 
-    report: gets a line for each comparison. Raises InputError where the folder has files that are not of an export, and
-    StorageError where it cannot be written.
+    Pages of comparisons that an earlier export wrote into the folder, and this one does not, are removed. report: gets
+    a line for each comparison. Raises InputError where the folder has files that are not of an export, and StorageError
+    where it cannot be written.
     """
     if not comparisons:
         raise InputError("there is no comparison to export; make one with aftertune compare BASE TUNED")
     _check_folder(folder)
     context = _ExportContext()
-    files: dict[Path, str] = {}
     comparisons = published(list(comparisons))
     pages = {c.id: f"{c.id}.html" for c in comparisons}
-    for name, file in context.files.items():
-        files[folder / "static" / name] = file.content.decode()
+    summaries = [_summary(c, pages) for c in comparisons]
+    index = context.page("exported_index.html", title="Comparisons", summaries=summaries, policy=_POLICY,
+                         styles=_STYLES, scripts=_SCRIPTS)
+    written = [_write(folder / "index.html", index)]  # first: it marks the folder as that of an export
+    written += [_write(folder / "static" / name, file.content.decode(), verbatim=True)
+                for name, file in context.files.items()]
     for number, comparison in enumerate(comparisons, start=1):
         if report is not None:
             report(f"[{number}/{len(comparisons)}] {comparison.tuned_name} against {comparison.base_name}")
-        files.update((folder / name, text) for name, text in _pages_of(context, ledger, comparison, pages))
-    summaries = [_summary(c, pages) for c in comparisons]
-    files[folder / "index.html"] = context.page(
-        "exported_index.html", title="Comparisons", summaries=summaries, policy=_POLICY, styles=_STYLES,
-        scripts=_SCRIPTS)
-    for path, text in files.items():
-        make_folder(path.parent)
-        write_document(path, text, verbatim=path.parent.parts[-1:] == ("vendor",) or path.parent.name == "static")
-    return [folder / "index.html", *(p for p in files if p.name != "index.html")]
+        written += [_write(folder / name, text) for name, text in _pages_of(context, ledger, comparison, pages)]
+    _remove_others(folder, written)
+    return written
+
+
+def _write(path: Path, text: str, *, verbatim: bool = False) -> Path:
+    """Write one file of the export; returns its path."""
+    make_folder(path.parent)
+    write_document(path, text, verbatim=verbatim)
+    return path
+
+
+def _remove_others(folder: Path, written: Sequence[Path]) -> None:
+    """Remove the pages and data of comparisons that an earlier export left in the folder."""
+    for path in {*folder.glob("c-*.html"), *folder.glob("data/c-*.js")} - {*written}:
+        try:
+            path.unlink()
+        except OSError as error:
+            raise StorageError(f"{path}: a page of an earlier export cannot be removed ({error.strerror}); remove it "
+                               "yourself, or choose a new folder") from None
 
 
 def inline_explorer(comparison: Comparison, ledger: Ledger, tasks: Sequence[str] = ()) -> str:
