@@ -52,9 +52,9 @@ SQL = Path(__file__).parent / "data" / "ledger_6627cb2.sql"
 VALUES = SQL.with_suffix(".txt")
 MANIFEST = SQL.with_suffix(".json")
 #: Rows that depend on the process that writes, tables that came later (digests with 0002, drift with 0003,
-#: label with 0004), and alembic's own table.
-_CHANGING = ('INSERT INTO "lease"', 'INSERT INTO "checksum"', "CREATE TABLE checksum", "CREATE TABLE drift",
-             "CREATE INDEX ix_drift_", "CREATE TABLE label", 'INSERT INTO "label"',
+#: label with 0004) or were made anew (lease with 0005), and alembic's own table.
+_CHANGING = ("CREATE TABLE lease", 'INSERT INTO "lease"', 'INSERT INTO "checksum"', "CREATE TABLE checksum",
+             "CREATE TABLE drift", "CREATE INDEX ix_drift_", "CREATE TABLE label", 'INSERT INTO "label"',
              'INSERT INTO "alembic_version"', "CREATE TABLE alembic_version")
 
 UNIT = EarlyUnit(name="arc_easy", key="acc,none", tasks=("arc_easy",), items=6, batch=2, order="o" * 64, used=4,
@@ -196,6 +196,12 @@ def without_new_fields(text: str) -> str:
                 text = re.sub(rf',\s*"{name}": ?{re.escape(default)}(?=\s*[,}}])', "", text)
                 text = re.sub(rf'(?<={{)(\s*)"{name}": ?{re.escape(default)},\s*', r"\1", text)
     return text
+
+
+def dumped_before() -> str:
+    """What `dump` gave of the ledger of the SQL file."""
+    text = SQL.read_text(encoding="utf-8")
+    return re.sub(r"^CREATE TABLE lease \(.*?\);\n", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def dump(path: Path) -> str:

@@ -67,10 +67,10 @@ def next_release(tmp_path: Path) -> Path:
     """The migrations of a program one schema further: evaluations get a column, in a rebuilt table."""
     scripts = tmp_path / "migrations"
     shutil.copytree(migration.SCRIPTS, scripts)
-    (scripts / "versions" / "0005_note.py").write_text(textwrap.dedent("""
+    (scripts / "versions" / "0006_note.py").write_text(textwrap.dedent("""
         import sqlalchemy as sa
         from alembic import op
-        revision, down_revision = "0005", "0004"
+        revision, down_revision = "0006", "0005"
         def upgrade():
             with op.batch_alter_table("evaluation", recreate="always") as batch:
                 batch.add_column(sa.Column("note", sa.Text()))
@@ -90,42 +90,42 @@ def ready(path: Path) -> None:
 
 def test_an_older_ledger_is_copied_and_migrated_with_all_its_rows(path: Path, next_release: Path) -> None:
     ready(path)
-    for name in ("ledger.db.0004.bak", "ledger.db.0004.1.bak"):
+    for name in ("ledger.db.0005.bak", "ledger.db.0005.1.bak"):
         with closing(Database(path)) as opened:
             with opened.write() as connection:
-                connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
+                connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0005'")
                 if "note" in [r[1] for r in connection.exec_driver_sql("PRAGMA table_info(evaluation)")]:
                     connection.exec_driver_sql("ALTER TABLE evaluation DROP COLUMN note")
-            migration.migrate(target(opened), migration.State("0004"), scripts=next_release, head="0005")
+            migration.migrate(target(opened), migration.State("0005"), scripts=next_release, head="0006")
         with closing(sqlite3.connect(path)) as raw:
-            assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0005",)
+            assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0006",)
             assert raw.execute("SELECT id, note FROM evaluation").fetchall() == [("e1", None)]
             # The responses did not go with the old table, although they refer to it.
             assert raw.execute("SELECT count(*) FROM response").fetchone() == (12,)
         with closing(sqlite3.connect(path)) as raw, raw:
-            raw.execute("UPDATE alembic_version SET version_num = '0004'")
+            raw.execute("UPDATE alembic_version SET version_num = '0005'")
         with Ledger(path.with_name(name)) as copy:
             assert copy.responses("e1") == cases.responses()
 
 
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, next_release: Path) -> None:
     ready(path)
-    script = next_release / "versions" / "0005_note.py"
+    script = next_release / "versions" / "0006_note.py"
     script.write_text(script.read_text() + "    op.execute('UPDATE nowhere SET a = 1')\n")
-    message = r"0004 to 0005 failed.*ledger\.db\.0004\.bak"
+    message = r"0005 to 0006 failed.*ledger\.db\.0005\.bak"
     with closing(Database(path)) as opened, pytest.raises(StorageError, match=message):
-        migration.migrate(target(opened), migration.State("0004"), scripts=next_release, head="0005")
+        migration.migrate(target(opened), migration.State("0005"), scripts=next_release, head="0006")
     with Ledger(path) as ledger:
         assert ledger.responses("e1") == cases.responses()
         assert ledger.find_evaluation("e1") == cases.evaluation()
     with closing(sqlite3.connect(path)) as raw:
-        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0004",)
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0005",)
 
 
 def test_a_backup_has_its_name_only_once_it_is_complete_and_is_made_once(path: Path, next_release: Path) -> None:
     """A process that is killed in the backup leaves no file that looks like one; in the migration, no second one."""
     ready(path)
-    script = (next_release / "versions" / "0005_note.py")
+    script = (next_release / "versions" / "0006_note.py")
     script.write_text(script.read_text() + "    raise KeyboardInterrupt\n")
     names: list[set[str]] = []
 
@@ -142,15 +142,15 @@ def test_a_backup_has_its_name_only_once_it_is_complete_and_is_made_once(path: P
     for _ in range(2):
         with closing(Database(path)) as opened, pytest.raises(KeyboardInterrupt):
             migration.migrate(migration.Target(path, Slow(), opened.migrate),  # type: ignore[arg-type]
-                              migration.State("0004"), scripts=next_release, head="0005")
+                              migration.State("0005"), scripts=next_release, head="0006")
     assert not any(name.endswith(".bak") for seen in names[:2] for name in seen)
-    assert [p.name for p in path.parent.glob("*.bak*")] == ["ledger.db.0004.bak"]
-    with Ledger(path.with_name("ledger.db.0004.bak")) as copy:
+    assert [p.name for p in path.parent.glob("*.bak*")] == ["ledger.db.0005.bak"]
+    with Ledger(path.with_name("ledger.db.0005.bak")) as copy:
         assert copy.responses("e1") == cases.responses()
 
 
 def test_a_new_ledger_is_made_at_the_newest_revision_and_runs_no_script(path: Path, next_release: Path) -> None:
-    """At revision 0004 the schema has the new column already: to add it once more would fail."""
+    """At revision 0005 the schema has the new column already: to add it once more would fail."""
     for script in (next_release / "versions").glob("*.py"):
         text = script.read_text()
         script.write_text(text.replace("def upgrade()", "def upgrade(): raise AssertionError\ndef _old()"))
@@ -158,7 +158,7 @@ def test_a_new_ledger_is_made_at_the_newest_revision_and_runs_no_script(path: Pa
         with opened.write() as connection:
             metadata.drop_all(connection)
             connection.exec_driver_sql("DROP TABLE alembic_version")
-        migration.migrate(target(opened), migration.State(None), scripts=next_release, head="0005")
+        migration.migrate(target(opened), migration.State(None), scripts=next_release, head="0006")
     with closing(sqlite3.connect(path)) as raw:
-        assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0005",)]
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0006",)]
         assert raw.execute("SELECT count(*) FROM evaluation").fetchone() == (0,)

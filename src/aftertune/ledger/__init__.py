@@ -21,6 +21,7 @@ from aftertune.ledger.finished import FinishedEvaluations
 from aftertune.ledger.labels import EntryLabel, EntryLabels, Removal
 from aftertune.ledger.listing import ARCHIVED, EntryPage, EntryQuery, EntryRow, Listing
 from aftertune.ledger.questions import Questions
+from aftertune.ledger.ranges import SharedEvaluations
 from aftertune.ledger.records import Drifts, ReportedScores, StoredCell, StoredStudy, Studies
 from aftertune.ledger.running import RunningEntry
 from aftertune.ledger.searching import Entries, EntryKind, Search, title_of
@@ -31,7 +32,8 @@ __all__ = ["ARCHIVED", "Entries", "EntryKind", "EntryLabel", "EntryPage", "Entry
            "title_of"]
 
 
-class Ledger(Search, FinishedEvaluations, Listing, Questions, Drifts, ReportedScores, Studies, EntryLabels):
+class Ledger(Search, FinishedEvaluations, SharedEvaluations, Listing, Questions, Drifts, ReportedScores, Studies,
+             EntryLabels):
     """An open ledger; a missing one is created, an older one is migrated. Threads and forked processes may share it.
 
     where: a path or a ``sqlite:///PATH`` URL; None: AFTERTUNE_LEDGER, else ``.aftertune/ledger.db``. create: with False

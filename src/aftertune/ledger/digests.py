@@ -92,8 +92,20 @@ def check(connection: Connection, table: Table, names: Mapping[Any, str]) -> Non
             entry = {str(key): name for key, name in names.items()}.get(owner, names[owners[0]])
             column = SEALED[table][1]
             rows = f"the rows of {column} {part} in" if column else "the rows in"
-            raise StorageError(f"{entry} is damaged in the ledger: {rows} the table `{table.name}` are not what was "
-                               "stored; `aftertune doctor` lists what is damaged and says what to do")
+            raise StorageError(_damage(entry, rows, table))
+
+
+def check_part(connection: Connection, table: Table, owner: Any, part: int, name: str) -> None:
+    """As `check`, of one numbered part of an owner's rows, such as a batch. name: of the owner."""
+    stored = connection.execute(select(checksum.c.sha256).where(
+        checksum.c.table == table.name, checksum.c.owner == str(owner), checksum.c.part == part)).scalar()
+    if dict(_digests(connection, table, [owner], part)).get((str(owner), part)) != stored:
+        raise StorageError(_damage(name, f"the rows of {SEALED[table][1]} {part} in", table))
+
+
+def _damage(entry: str, rows: str, table: Table) -> str:
+    return (f"{entry} is damaged in the ledger: {rows} the table `{table.name}` are not what was stored; `aftertune "
+            "doctor` lists what is damaged and says what to do")
 
 
 def orphans(connection: Connection) -> Iterator[str]:

@@ -204,7 +204,7 @@ class Evaluations(Store):
         with self.database.write() as connection:
             row = find_row(connection, evaluation, evaluation_id)
             beat(connection, row.seq, row.id)
-            _store_schedule(connection, row.seq, value)
+            store_schedule(connection, row.seq, value)
 
     def schedule(self, evaluation_id: str) -> dict[str, Any] | None:
         """The stored schedule, or None where there is none yet."""
@@ -224,7 +224,7 @@ class Evaluations(Store):
         rows = [response_row(batch, position, value) for position, value in sorted(responses.items())]
         with self.database.write() as connection:
             row = find_row(connection, evaluation, evaluation_id)
-            beat(connection, row.seq, row.id)
+            beat(connection, row.seq, row.id, saved=batch)
             stored = {r.position: r for r in _stored_batch(connection, row.seq, batch, responses)}
             if not stored:
                 if rows:
@@ -312,7 +312,7 @@ def write_parts(connection: Connection, seq: int, value: Evaluation) -> None:
             {"evaluation": seq, "position": p, **{f: getattr(s, f) for f in _SCORE}}
             for p, s in enumerate(value.scores)])
     if value.schedule:
-        _store_schedule(connection, seq, value.schedule)
+        store_schedule(connection, seq, value.schedule)
 
 
 def load_evaluation(connection: Connection, evaluation_id: str) -> Evaluation:
@@ -495,7 +495,7 @@ def _stored_documents(connection: Connection, keys: Sequence[tuple[str, str]]) -
     return seqs
 
 
-def _store_schedule(connection: Connection, seq: int, value: Mapping[str, Any]) -> None:
+def store_schedule(connection: Connection, seq: int, value: Mapping[str, Any]) -> None:
     """Replace the evaluation's schedule by ``value``."""
     connection.execute(schedule.delete().where(schedule.c.evaluation == seq))
     connection.execute(schedule.insert().values(evaluation=seq, value=encode(value)))

@@ -1,8 +1,12 @@
-"""Leases: only one process at a time works on an evaluation, and the lease of a dead process can be taken over.
+"""Leases: which processes work on an evaluation, and the lease of a dead process can be taken over.
 
-    ledger.acquire(id)        ResourceError with pid and host if another live process holds the lease
-    ledger.beat(id)           heartbeat; save_batch sends one too
+    ledger.acquire(id)                            ResourceError with pid and host if another live process has a lease
+    ledger.acquire(id, shared=True, join=True)    beside the live processes that share the evaluation
+    ledger.beat(id)                               heartbeat; save_batch sends one too
     ledger.release(id)
+
+Each process has a lease of its own. Without ``join`` it is refused where another one works on the evaluation. Which
+batches a process computes is in its lease too (`aftertune.ledger.ranges`).
 
 A process of this machine is alive if a process with its pid and start time exists, so a reused pid is not mistaken for
 it. A process of another machine or container counts as dead after LEASE_TIMEOUT seconds without a heartbeat; its lease
@@ -15,12 +19,13 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
 
 from aftertune.errors import ResourceError
 from aftertune.ledger.schema import evaluation, lease
@@ -65,17 +70,27 @@ class Leases(Store):
 
     take_over: bool = False
 
-    def acquire(self, evaluation_id: str) -> None:
-        """Take the lease, or renew it. Raises ResourceError if another live process holds it."""
+    def acquire(self, evaluation_id: str, *, shared: bool = False, join: bool = False) -> None:
+        """Take a lease, or renew it. Raises ResourceError if another live process has one.
+
+        shared: processes may join this one; join: beside others that share the evaluation.
+        """
         with self.database.write() as connection:
             seq = find_row(connection, evaluation, evaluation_id).seq
-            row = check_lease(connection, seq, evaluation_id, take_over=self.take_over)
-            if row is not None:
-                connection.execute(lease.delete().where(lease.c.evaluation == seq))
-            own = Process.own()
+            others = remove_dead(connection, seq, take_over=self.take_over)
+            refused = [row for row in others if not (join and shared and row.shared)]
+            if refused:
+                raise _in_use(evaluation_id, refused[0], joinable=shared and all(row.shared for row in others))
+            own = own_lease(connection, seq)
+            if own is not None:
+                connection.execute(lease.update().where(_of_process(seq, Process.own())).values(
+                    heartbeat=time.time(), shared=shared))
+                return
+            last = connection.execute(select(func.max(lease.c.number)).where(lease.c.evaluation == seq)).scalar()
+            me = Process.own()
             connection.execute(lease.insert().values(
-                evaluation=seq, pid=own.pid, host=own.host, boot=own.boot, started=own.started,
-                heartbeat=time.time()))
+                evaluation=seq, number=0 if last is None else last + 1, pid=me.pid, host=me.host, boot=me.boot,
+                started=me.started, heartbeat=time.time(), shared=shared))
 
     def beat(self, evaluation_id: str) -> None:
         """Send a heartbeat: this process is still working on the evaluation."""
@@ -84,11 +99,15 @@ class Leases(Store):
 
     def held(self) -> set[str]:
         """Ids of the evaluations on which a living process works."""
-        own = Process.own()
+        return set(self.processes())
+
+    def processes(self) -> dict[str, int]:
+        """Id of each evaluation on which living processes work -> how many."""
+        own, now = Process.own(), time.time()
         query = select(lease, evaluation.c.id).join(evaluation, evaluation.c.seq == lease.c.evaluation)
         with self.database.read() as connection:
-            return {row.id for row in connection.execute(query)
-                    if _holder(row).alive(time.time() - row.heartbeat, own)}
+            return dict(Counter(row.id for row in connection.execute(query)
+                                if _holder(row).alive(now - row.heartbeat, own)))
 
     def check_free(self, evaluation_id: str) -> None:
         """ResourceError where another living process works on an evaluation."""
@@ -96,49 +115,86 @@ class Leases(Store):
             check_lease(connection, find_key(connection, evaluation, evaluation_id).seq, evaluation_id)
 
     def release(self, evaluation_id: str) -> None:
-        """Release the lease; another process's lease is not changed."""
-        own = Process.own()
+        """Release the lease of this process; those of others are not changed."""
         with self.database.write() as connection:
             seq = find_row(connection, evaluation, evaluation_id).seq
-            connection.execute(lease.delete().where(
-                lease.c.evaluation == seq, lease.c.pid == own.pid, lease.c.host == own.host,
-                lease.c.boot == own.boot, lease.c.started == own.started))
+            connection.execute(lease.delete().where(_of_process(seq, Process.own())))
 
 
-def beat(connection: Connection, seq: int, evaluation_id: str) -> None:
-    """Renew this process's lease, if there is one; ResourceError where another process took it, alive or not."""
-    row = check_lease(connection, seq, evaluation_id)
-    if row is None:
+def beat(connection: Connection, seq: int, evaluation_id: str, saved: int | None = None) -> None:
+    """Renew this process's lease, if there is one; ResourceError where another process took it, alive or not.
+
+    saved: a batch that is stored now; the process goes on with the next one of its range.
+    """
+    own = own_lease(connection, seq)
+    if own is None:
+        row = check_lease(connection, seq, evaluation_id)
+        if row is not None:
+            raise ResourceError(f"evaluation {evaluation_id} was taken over by process {row.pid} on {row.host}; what "
+                                "this process stored before is kept: let the other one finish, or run the command "
+                                "again when it has ended")
         return
-    holder = _holder(row)
-    if holder != Process.own():
-        raise ResourceError(f"evaluation {evaluation_id} was taken over by process {holder.pid} on {holder.host}; what "
-                            "this process stored before is kept: let the other one finish, or run the command again "
-                            "when it has ended")
-    connection.execute(lease.update().where(lease.c.evaluation == seq).values(heartbeat=time.time()))
+    moved = {} if saved is None or own.start is None or not own.start <= saved < own.stop else {"start": saved + 1}
+    connection.execute(lease.update().where(lease.c.evaluation == seq, lease.c.number == own.number).values(
+        heartbeat=time.time(), **moved))
+
+
+def own_lease(connection: Connection, seq: int) -> Row[Any] | None:
+    """The lease of this process on an evaluation, or None."""
+    return connection.execute(select(lease).where(_of_process(seq, Process.own()))).first()
+
+
+def remove_dead(connection: Connection, seq: int, *, take_over: bool = False) -> list[Row[Any]]:
+    """Remove the leases of processes that have ended; returns those of the other live ones, the oldest first.
+
+    take_over: a process of another machine counts as ended.
+    """
+    alive = live_leases(connection, seq, take_over=take_over)
+    kept = [row.number for row in alive]
+    connection.execute(lease.delete().where(
+        lease.c.evaluation == seq, lease.c.number.not_in(kept), ~_of_process(seq, Process.own())))
+    return alive
+
+
+def live_leases(connection: Connection, seq: int, *, take_over: bool = False) -> list[Row[Any]]:
+    """The leases of other live processes, the oldest first. take_over: one of another machine counts as dead."""
+    own, now = Process.own(), time.time()
+    rows = connection.execute(select(lease).where(lease.c.evaluation == seq).order_by(lease.c.number))
+    return [row for row in rows if (holder := _holder(row)) != own and holder.alive(now - row.heartbeat, own)
+            and not (take_over and not holder.same_machine(own))]
 
 
 def check_lease(connection: Connection, seq: int, evaluation_id: str, *, take_over: bool = False) -> Row[Any] | None:
-    """The lease on an evaluation, or None; ResourceError where another live process holds it.
+    """A lease on an evaluation, or None; ResourceError where another live process has one.
 
     take_over: a process of another machine counts as dead.
     """
-    row = connection.execute(select(lease).where(lease.c.evaluation == seq)).first()
-    if row is None:
-        return None
-    holder, own = _holder(row), Process.own()
-    silent = time.time() - row.heartbeat
-    if holder == own or not holder.alive(silent, own) or (take_over and not holder.same_machine(own)):
-        return row
+    others = live_leases(connection, seq, take_over=take_over)
+    if others:
+        raise _in_use(evaluation_id, others[0])
+    return connection.execute(select(lease).where(lease.c.evaluation == seq).order_by(lease.c.number)).first()
+
+
+def _of_process(seq: int, process: Process) -> ColumnElement[bool]:
+    """The condition "the lease of this process"."""
+    return and_(lease.c.evaluation == seq, lease.c.pid == process.pid, lease.c.host == process.host,
+                lease.c.boot == process.boot, lease.c.started == process.started)
+
+
+def _in_use(evaluation_id: str, row: Row[Any], *, joinable: bool = False) -> ResourceError:
+    """The error where a live process has a lease. joinable: this process could join it."""
+    holder, silent = _holder(row), time.time() - row.heartbeat
     when = f"last heartbeat {max(0.0, silent):.0f} s ago"
     if silent < -_CLOCKS:
         when = f"last heartbeat {-silent:.0f} s in the future: the clock there was ahead, or the one here is behind"
     advice = "wait for it, or stop it and run the command again"
-    if not holder.same_machine(own):
+    if joinable:
+        advice += "; to work on it together, add --join"
+    if not holder.same_machine(Process.own()):
         advice += ("; if you know that it has ended, add --take-over (`aftertune eval`, `run` and `import` have it; "
                    "Ledger(take_over=True) in Python)")
-    raise ResourceError(f"evaluation {evaluation_id} is in use by process {holder.pid} on {holder.host} ({when}); "
-                        f"{advice}")
+    return ResourceError(f"evaluation {evaluation_id} is in use by process {holder.pid} on {holder.host} ({when}); "
+                         f"{advice}")
 
 
 def _holder(row: Row[Any]) -> Process:

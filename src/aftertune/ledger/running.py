@@ -37,7 +37,7 @@ class RunningEntry:
     """An entry on which a process works. done: of an evaluation the stored responses (one for each choice of an item,
     or for each text), of a tuning its last step; total: how many there will be at most, 0 where it is not known yet.
     items: of an evaluation. seconds_left: estimated from the pace so far, None without one. loss: of a tuning's last
-    step."""
+    step. processes: that work on it."""
 
     id: str
     kind: str
@@ -49,6 +49,7 @@ class RunningEntry:
     tasks: tuple[str, ...] = ()
     seconds_left: float | None = None
     loss: float | None = None
+    processes: int = 1
 
 
 def evaluation_mark(total: int, before: int) -> dict[str, float]:
@@ -75,14 +76,14 @@ class RunningEntries(Leases):
 
     def running(self) -> list[RunningEntry]:
         """The evaluations and tunings on which processes work now."""
-        held = self.held()
+        processes = self.processes()
         with self.database.read() as connection:
-            rows = connection.execute(
-                select(evaluation.c.seq, evaluation.c.id, evaluation.c.name, lease.c.heartbeat,
+            last = select(func.max(lease.c.heartbeat)).where(lease.c.evaluation == evaluation.c.seq).scalar_subquery()
+            rows = [(row, processes[row.id]) for row in connection.execute(
+                select(evaluation.c.seq, evaluation.c.id, evaluation.c.name, last.label("heartbeat"),
                        json_field(evaluation, STARTED).label("started"))
-                .join(lease, lease.c.evaluation == evaluation.c.seq)
-                .where(evaluation.c.id.in_(held)).order_by(evaluation.c.seq)).all()
-            return [*(_evaluation(connection, r) for r in rows),
+                .where(evaluation.c.id.in_(processes)).order_by(evaluation.c.seq))]
+            return [*(_evaluation(connection, r, count) for r, count in rows),
                     *(_tuning(connection, r) for r in _tunings(connection) if _trains(r))]
 
 
@@ -120,7 +121,7 @@ def _trains(row: Any) -> bool:
     return in_use(Path(row.output or ""))
 
 
-def _evaluation(connection: Connection, row: Any) -> RunningEntry:
+def _evaluation(connection: Connection, row: Any, processes: int) -> RunningEntry:
     items = connection.execute(select(func.count()).where(answer.c.evaluation == row.seq)).scalar_one()
     done = connection.execute(select(func.count()).where(response.c.evaluation == row.seq)).scalar_one()
     names = connection.execute(select(task.c.name).where(task.c.evaluation == row.seq).order_by(task.c.position))
@@ -131,7 +132,7 @@ def _evaluation(connection: Connection, row: Any) -> RunningEntry:
     if total:
         left = seconds_left(total - done, done - begun["before"], row.heartbeat - begun["since"])
     return RunningEntry(id=row.id, kind="evaluation", name=row.name, started=row.started or "", done=done, total=total,
-                        items=items, tasks=tuple(names.scalars()), seconds_left=left)
+                        items=items, tasks=tuple(names.scalars()), seconds_left=left, processes=processes)
 
 
 def _tuning(connection: Connection, row: Any) -> RunningEntry:

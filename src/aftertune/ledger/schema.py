@@ -33,7 +33,7 @@ from sqlalchemy.engine import Dialect
 from aftertune.errors import StorageError
 
 #: The newest schema revision that this program knows; the id of the last file in migrations/versions.
-HEAD = "0004"
+HEAD = "0005"
 
 _ESCAPE = "\x1a"
 _UNSAFE = re.compile("[\x00\x1a\ud800-\udfff]")
@@ -194,11 +194,15 @@ score = Table(
 
 lease = Table(
     "lease", metadata, _of("evaluation"),
+    Column("number", Integer, primary_key=True, nullable=False, autoincrement=False, default=0),  # of the process
     Column("pid", Integer, nullable=False),
     Column("host", Prose, nullable=False),
     Column("boot", Prose, nullable=False),  # boot of the machine and process namespace
     Column("started", Prose, nullable=False),  # when the process began, in the kernel's own count
     Column("heartbeat", Double, nullable=False),  # seconds since 1970, UTC
+    Column("shared", Boolean, nullable=False, default=False),  # others may join
+    Column("start", Integer),  # batches that the process computes, from the one that it works on now …
+    Column("stop", Integer),  # … up to the one before this; or a step of `aftertune.ledger.ranges`
     _part_of("evaluation"))
 
 reported_score = Table(
