@@ -63,7 +63,7 @@ class SharedEvaluations(Leases):
     def take_range(self, evaluation_id: str, costs: Mapping[int, int]) -> TakenBatches:
         """Take batches that are not stored and that no other process computes; none where there are none.
 
-        costs: number -> cost of all batches that are to be computed, in their order; the same for every process.
+        costs: number -> cost of all batches to compute, in their order; the same for every process.
         """
         with self.database.read() as connection:  # who waits for others asks again and again, and writes nothing
             seq = find_key(connection, evaluation, evaluation_id).seq

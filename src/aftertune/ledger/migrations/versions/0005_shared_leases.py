@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the table anew, because its key changes; the leases stay."""
+    """Create the table again, because its key changes; the leases stay."""
     connection = op.get_bind()
     rows = connection.execute(sa.text("SELECT evaluation, pid, host, boot, started, heartbeat FROM lease")).mappings()
     kept = [dict(row) for row in rows]
