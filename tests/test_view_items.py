@@ -203,3 +203,18 @@ def test_a_long_text_is_compared_by_lines_or_not_at_all() -> None:
     assert word_diff(long, long + "x")[1][0].changed
     many = "word\n" * (MOST_WORDS + 1)
     assert [p.changed for p in word_diff(many, many + "x")[1]] == [False]
+
+
+def test_the_documents_of_a_task_are_read_once(ledger_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+    stored = Ledger.each_item
+
+    def counted(self: Ledger, *words: Any, **options: Any) -> Any:
+        nonlocal read
+        for item in stored(self, *words, **options):
+            read += 1
+            yield item
+
+    monkeypatch.setattr(Ledger, "each_item", counted)
+    with Ledger(ledger_path, read_only=True) as ledger:
+        assert len(paired_items("smollm2", "careless", "hellaswag", ledger=ledger).items) == read

@@ -18,7 +18,7 @@ continuous integration).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ from aftertune.values import (
     Difference,
     Early,
     Evaluation,
+    Item,
     TaskSettings,
     digest,
 )
@@ -215,13 +216,17 @@ def _check_tasks(left: Evaluation, right: Evaluation, tasks: Collection[str]) ->
 
 
 def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, force: bool | Collection[str] = False,
-                     common: bool = False, tasks: Collection[str] = ()) -> tuple[list[Pair], tuple[Difference, ...]]:
-    """The paired answers of the tasks that both have, and the differences. Raises NotComparable where these block."""
+                     common: bool = False, tasks: Collection[str] = (), each: Callable[[Item], None] | None = None
+                     ) -> tuple[list[Pair], tuple[Difference, ...]]:
+    """The paired answers of the tasks that both have, and the differences. Raises NotComparable where these block.
+
+    each: gets the items whose documents are read, as `answers_and_questions` gives them.
+    """
     if left.id == right.id:
         raise InputError(f"base and tuned are the same evaluation, {left.name} ({left.id}); name the base first, then "
                          "the tuned one")
     _check_tasks(left, right, tasks)
-    pairs = [_pair(left, right, t, ledger)
+    pairs = [_pair(left, right, t, ledger, each)
              for t in left.tasks if right.task(t.task) and (not tasks or {t.task, *t.groups} & set(tasks))]
     counts = {p.settings.task: p.counts for p in pairs if not is_stopped(left, right, p.settings.task)}
     found = find_differences(left, right, counts, common=common, tasks=tasks)
@@ -234,9 +239,10 @@ def pair_evaluations(left: Evaluation, right: Evaluation, ledger: Ledger, *, for
     return usable, found
 
 
-def _pair(left: Evaluation, right: Evaluation, settings: TaskSettings, ledger: Ledger) -> Pair:
+def _pair(left: Evaluation, right: Evaluation, settings: TaskSettings, ledger: Ledger,
+          each: Callable[[Item], None] | None) -> Pair:
     """The paired answers to one task, with its questions and clusters."""
-    ours, theirs, questions = answers_and_questions(left, right, settings, ledger)
+    ours, theirs, questions = answers_and_questions(left, right, settings, ledger, each)
     pair = replace(pair_answers(settings, ours, theirs), questions=questions)
     if any(e.drawn_unequally(settings.task) for e in (left, right)):
         whole = with_clusters(replace(pair, left=ours, right=ours), left, left, ledger)

@@ -12,13 +12,13 @@ scores stay as they are; those without log-likelihoods, such as most imported on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aftertune.catalog import EXPECTED_ACCURACY, MetricKey
 from aftertune.errors import InputError, nearest
-from aftertune.values import Answer, Asked, Evaluation, TaskSettings
+from aftertune.values import Answer, Asked, Evaluation, Item, TaskSettings
 
 if TYPE_CHECKING:
     from aftertune.comparison.pairing import Pair
@@ -27,19 +27,23 @@ if TYPE_CHECKING:
 KEY = MetricKey.of(EXPECTED_ACCURACY)
 
 
-def answers_and_questions(left: Evaluation, right: Evaluation, settings: TaskSettings, ledger: Ledger
+def answers_and_questions(left: Evaluation, right: Evaluation, settings: TaskSettings, ledger: Ledger,
+                          each: Callable[[Item], None] | None = None
                           ) -> tuple[list[Answer], list[Answer], dict[str, Asked]]:
     """The answers of both evaluations to a task, with expected accuracy where both have what it needs; and item hash ->
     the choices and the reference of each item (the questions are left out, to save memory).
 
-    A task that was stopped early has no expected accuracy: it was stopped by its accuracy.
+    A task that was stopped early has no expected accuracy: it was stopped by its accuracy. each: gets every item whose
+    document is read, the left evaluation's first; a document that both have is read once.
     """
     ours, theirs = ledger.answers(left.id, settings.task), ledger.answers(right.id, settings.task)
     questions: dict[str, Asked] = {}
-    for evaluation, others in ((left, ours), (right, theirs)):
-        if any(a.item not in questions for a in others):
-            questions |= {i.hash: replace(i.asked, question="") for i in ledger.each_item(evaluation.id, settings.task)
-                          if i.asked}
+    for evaluation, other in ((left, None), (right, left.id)):
+        for item in ledger.each_item(evaluation.id, settings.task, beside=other):
+            if each is not None:
+                each(item)
+            if item.asked:
+                questions[item.hash] = replace(item.asked, question="")
     stopped = any(t is not None and t.used is not None for t in (left.task(settings.task), right.task(settings.task)))
     if settings.output_type != "multiple_choice" or stopped or any(KEY in a.metrics for a in (*ours[:1], *theirs[:1])):
         return ours, theirs, questions

@@ -21,7 +21,7 @@ from aftertune.comparison.flips import binary_key, question_of_document, side_of
 from aftertune.comparison.pairing import Pair
 from aftertune.errors import NotComparable
 from aftertune.stats.answer_format import has_no_answer, is_cut_off, is_empty, is_generated
-from aftertune.values import Answer, Difference, Evaluation, FlipSide, Item
+from aftertune.values import Answer, Asked, Difference, Evaluation, FlipSide, Item
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -102,35 +102,40 @@ def paired_items(base: Evaluation | str, tuned: Evaluation | str, task: str, *, 
     `aftertune.comparison.flips.flips` does.
     """
     left, right = find_finished(base, ledger), find_finished(tuned, ledger)
-    pairs, differences = pair_evaluations(left, right, ledger, force=force, common=common, tasks=[task])
+    asked: dict[str, dict[str, Asked]] = {}
+
+    def keep(item: Item) -> None:
+        """Keep the question of an item; one that was stored comes before one that its document has."""
+        of_task = asked.setdefault(item.task, {})
+        if item.asked or item.hash not in of_task:
+            of_task[item.hash] = item.asked or question_of_document(item)
+
+    pairs, differences = pair_evaluations(left, right, ledger, force=force, common=common, tasks=[task], each=keep)
     pairs = [p for p in pairs if p.left]
     if not pairs:
         raise NotComparable(f"{left.name} and {right.name} share no answered item of {task}")
     keys = {p.settings.task: binary_key(p, left, right, metric) for p in pairs}
-    return PairedItems(task=task, base=left, tuned=right, metrics=keys,
-                       items=tuple(i for p in pairs for i in _items_of(p, keys[p.settings.task], right, ledger)),
-                       differences=tuple(d for d in differences if d.blocking))
+    return PairedItems(task=task, base=left, tuned=right, metrics=keys, items=tuple(
+        i for p in pairs for i in _items_of(p, keys[p.settings.task], asked[p.settings.task])),
+        differences=tuple(d for d in differences if d.blocking))
 
 
-def _items_of(pair: Pair, key: str, tuned: Evaluation, ledger: Ledger) -> Iterator[PairedItem]:
-    """The items of one task in the order of their index."""
-    answers: dict[str, list[tuple[Answer, Answer]]] = {}  # equal items one after another, as they were paired
-    for before, after in zip(pair.left, pair.right, strict=True):
-        answers.setdefault(before.item, []).append((before, after))
-    for item in ledger.each_item(tuned.id, pair.settings.task):
-        if answers.get(item.hash):
-            yield _paired(key, item, *answers[item.hash].pop(0))
+def _items_of(pair: Pair, key: str, asked: Mapping[str, Asked]) -> Iterator[PairedItem]:
+    """The items of one task in the order in which the tuned model was asked. asked: hash of an item -> its question."""
+    before = {(a.task, a.index): b for b, a in zip(pair.left, pair.right, strict=True)}
+    for after in pair.all_right:
+        if (after.task, after.index) in before:
+            yield _paired(key, asked[after.item], before[after.task, after.index], after)
 
 
-def _paired(key: str, item: Item, before: Answer, after: Answer) -> PairedItem:
-    asked = item.asked or question_of_document(item)
+def _paired(key: str, asked: Asked, before: Answer, after: Answer) -> PairedItem:
     gold = " | ".join(asked.choices[g] for g in asked.gold if g < len(asked.choices)) or asked.reference
     first, second = before.metrics[key] > 0, after.metrics[key] > 0
     kind: ItemKind = ("both right" if second else "lost") if first else "gained" if second else "both wrong"
     name = MetricKey(key).filter
-    return PairedItem(task=item.task, index=item.index, item=item.hash, kind=kind, question=asked.question,
+    return PairedItem(task=after.task, index=after.index, item=after.item, kind=kind, question=asked.question,
                       choices=asked.choices, gold=gold, base=side_of(key, asked, before),
-                      tuned=side_of(key, asked, after), cluster=item.cluster or "",
+                      tuned=side_of(key, asked, after), cluster=after.cluster or "",
                       base_forms=_failures(before, name), tuned_forms=_failures(after, name),
                       golds=tuple(g for g in asked.gold if g < len(asked.choices)))
 

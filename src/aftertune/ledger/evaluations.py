@@ -158,15 +158,19 @@ class Evaluations(Store):
         """Items of one task, or of all, in the order in which they were asked; InputError: unknown task."""
         return list(self.each_item(evaluation_id, task))
 
-    def each_item(self, evaluation_id: str, task: str | None = None) -> Iterator[Item]:
-        """As `items`, one after another. The ledger is read until the last one was taken."""
+    def each_item(self, evaluation_id: str, task: str | None = None, *, beside: str | None = None) -> Iterator[Item]:
+        """As `items`, one after another; the ledger is read until the last one was taken. beside: only those whose
+        documents this other evaluation does not have."""
         with self.database.read() as connection:
             row = find_row(connection, evaluation, evaluation_id)
             self._check_answers(connection, row)
+            other = None if beside is None else select(answer.c.item).where(
+                answer.c.evaluation == find_row(connection, evaluation, beside).seq)
             text = type_coerce(item.c.doc, Prose())
             query = (select(answer.c.task, answer.c.index, item.c.hash, item.c.content, text, answer.c.cluster)
                      .join(item, item.c.seq == answer.c.item, isouter=True)
-                     .where(answer.c.evaluation == row.seq, *_of_task(connection, row.seq, task))
+                     .where(answer.c.evaluation == row.seq, *_of_task(connection, row.seq, task),
+                            *([] if other is None else [answer.c.item.not_in(other)]))
                      .order_by(answer.c.position))
             with reading(f"evaluation {row.id}, its items"):
                 for name, index, hash_, content, doc, cluster in connection.execute(query):
