@@ -15,7 +15,7 @@ from aftertune.errors import InputError, ResourceError, StorageError
 from aftertune.ledger import EntryLabel, Ledger
 from aftertune.ledger.database import driver
 from aftertune.ledger.schema import HEAD
-from aftertune.view.guard import COOKIE, CSRF, POLICY, Access
+from aftertune.view.guard import CSRF, POLICY, Access
 from aftertune.view.ledgers import LedgerSource
 from aftertune.view.rendering import _themes
 from aftertune.view.server import ServerAddress, allowed_hosts, serve
@@ -140,7 +140,7 @@ def test_without_the_token_nothing_is_shown(ledger_path: Path) -> None:
         assert answer.status_code == 401
         assert "smollm2" not in answer.text
         assert "s3cret-token" not in answer.text
-    assert browser.get("/", headers={"cookie": f"{COOKIE}=other"}).status_code == 401
+    assert browser.get("/", headers={"cookie": f"aftertune_view_7788=other"}).status_code == 401
     first = browser.get("/runs?q=a%22b&token=s3cret-token")
     assert first.status_code == 200
     assert "url=/runs?q=a%22b\"" in first.text
@@ -155,8 +155,18 @@ def test_cookies_of_other_ports_do_not_hide_the_token(ledger_path: Path) -> None
     browser = client(ledger_path, access=Access(hosts=frozenset({HOST}), token="s3cret-token"))
     assert browser.get("/?" + "a=1&" * 200).status_code == 401
     for other in ('state={"a": 1}', "x y=1", "a[b]=c,d", "=;"):
-        assert browser.get("/", headers={"cookie": f"{other}; {COOKIE}=s3cret-token"}).status_code == 200, other
-        assert browser.get("/", headers={"cookie": f"{other}; {COOKIE}=other"}).status_code == 401
+        assert browser.get("/", headers={"cookie": f"{other}; aftertune_view_7788=s3cret-token"}).status_code == 200, other
+        assert browser.get("/", headers={"cookie": f"{other}; aftertune_view_7788=other"}).status_code == 401
+
+
+def test_a_browser_has_the_tokens_of_two_views_of_one_machine(ledger_path: Path) -> None:
+    views = [client(ledger_path, access=Access(hosts=frozenset({f"127.0.0.1:{port}"}), token=f"token-{port}"))
+             for port in (7788, 8000)]
+    views[1].base_url = "http://127.0.0.1:8000"
+    views[1].cookies = views[0].cookies  # as browsers do: a cookie has no port
+    for port, view in zip((7788, 8000), views, strict=True):
+        assert view.get(f"/?token=token-{port}").status_code == 200
+    assert [view.get("/").status_code for view in views] == [200, 200]
 
 
 @pytest.mark.parametrize("page", ["--5", "-", "1-", "²"])

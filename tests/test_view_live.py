@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -16,6 +18,7 @@ from aftertune import bounds
 from aftertune.errors import StorageError
 from aftertune.ledger import Ledger
 from aftertune.ledger.changes import LedgerChanges
+from aftertune.ledger.database import driver
 from aftertune.ledger.running import PROGRESS, evaluation_mark, seconds_left, step_mark
 from aftertune.values import Response, Tuning
 from aftertune.view import live as live_module
@@ -175,12 +178,52 @@ def test_a_part_that_nobody_listened_to_is_made_anew(monkeypatch: pytest.MonkeyP
     assert sorted(made) == ["running", "studies", "studies"]
 
 
+def test_a_part_that_fails_does_not_keep_the_others_from_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "INTERVAL", 0.01)
+    broken: dict[str, Exception] = {"a:1": ValueError("x"),
+                                    "b": StorageError("/data/x/ledger.db: evaluation e-1 is damaged")}
+
+    def render(part: str) -> str:
+        if part in broken:
+            raise broken[part]
+        return f"<p>{part}</p>"
+
+    async def run() -> None:
+        hub = LiveHub(Counted(), render)
+        stream, other = hub.events(("a:1", "b", "c")), hub.events(("c",))
+        events = [await _next(stream) for _ in range(3)]
+        assert "what is new in a cannot be shown (ValueError)" in events[1]
+        assert "evaluation e-1 is damaged" in events[1]
+        assert "/data" not in events[1]
+        assert "<p>c</p>" in events[2]
+        assert "<p>c</p>" in [await _next(other) for _ in range(2)][1]  # who does not show them hears nothing of them
+        broken.clear()
+        text = await _next(stream)
+        while 'data: {"text": ""}' not in text:
+            text += await _next(stream)
+        assert "<p>a:1</p>" in text + await _next(stream) + await _next(stream)
+        for one in (stream, other):
+            await one.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_connection_without_news_gets_an_empty_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "INTERVAL", 0.01)
+    monkeypatch.setattr(live_module, "HEARTBEAT", 0.05)
+
+    async def run() -> None:
+        stream = LiveHub(Counted(), lambda _: "<p>same</p>").events(("running",))
+        assert [(await _next(stream))[:5] for _ in range(4)] == ["retry", "event", ": sti", ": sti"]
+        await stream.aclose()
+
+    asyncio.run(run())
+
+
 def test_the_number_of_listeners_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "VIEW_LISTENERS", 1)
     with serving(path) as address, events(address, "running") as first:
         next(first)
-        import httpx
-
         answer = httpx.get(f"{address}/live?part=running")
         assert answer.status_code == 503
         assert "1 browsers listen already" in answer.text
@@ -225,6 +268,41 @@ def test_a_ledger_that_is_moved_away_is_one_line_and_comes_back(path: Path) -> N
         assert str(path.parent) not in data["text"]
         moved.rename(path)
         assert next(n for n in news if n[0] == "trouble")[1]["text"] == ""
+
+
+def test_a_ledger_that_is_locked_is_one_line_until_it_is_free(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "INTERVAL", 0.05)
+    monkeypatch.setattr("aftertune.ledger.changes._WAIT", 0.05)
+    monkeypatch.setattr("aftertune.ledger.database._READ_TIMEOUT", 0.05)
+    with closing(driver().connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=DELETE")  # as on a network disk: a writer keeps readers out
+        with serving(path) as address, events(address, "running") as news:
+            next(news)
+            other.execute("BEGIN EXCLUSIVE")
+            line = next(n for n in news if n[0] == "trouble")[1]["text"]
+            assert line == ("ledger.db: another process has kept the ledger locked for longer than this one waits; try "
+                            "again when that process has ended")
+            page = httpx.get(f"{address}/runs")
+            assert page.status_code == 503
+            assert "kept the ledger locked" in page.text
+            other.execute("ROLLBACK")
+            assert next(n for n in news if n[0] == "trouble")[1]["text"] == ""
+            assert httpx.get(f"{address}/runs").status_code == 200
+
+
+def test_a_ledger_that_a_newer_version_migrates_is_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "INTERVAL", 0.05)
+    with serving(path) as address, events(address, "running", "studies") as news:
+        next(news)
+        with closing(driver().connect(path)) as other, other:
+            other.execute("UPDATE alembic_version SET version_num = '9999'")
+        line = next(n for n in news if n[0] == "trouble")[1]["text"]
+        assert line.startswith("ledger.db: written by a newer aftertune: its schema is 9999")
+        assert str(path.parent) not in line
+        assert line.count("newer aftertune") == 1  # two parts, one line
+        page = httpx.get(f"{address}/")
+        assert page.status_code == 503
+        assert "written by a newer aftertune" in page.text
 
 
 def test_the_server_stops_while_browsers_listen(path: Path) -> None:

@@ -29,8 +29,8 @@ ADVICE = {
                 "set AFTERTUNE_LEDGER to a path in a writable folder",
     "PERM": "the ledger cannot be opened (no permission); make it writable, or set AFTERTUNE_LEDGER to a "
             "path in a writable folder",
-    "BUSY": "another process has kept the ledger locked for more than {seconds} seconds; run the command "
-            "again when that process has ended",
+    "BUSY": "another process has kept the ledger locked for longer than this one waits; try again when that process "
+            "has ended",
     "LOCKED": "another connection of this process keeps the ledger locked; close it and try again",
     "IOERR": "the disk refused a read or write ({detail}; {free} MiB free); what was saved before is intact: "
              "check space, quota and disk, and run the same command again",
@@ -68,7 +68,7 @@ def storage_error(path: Path, error: BaseException) -> StorageError:
     if advice is None:
         return StorageError(f"{path}: the database reports: {detail}; check the ledger with `aftertune doctor`")
     kind = DiskError if name in _OF_THE_DISK else StorageError
-    return kind(f"{path}: " + advice.format(detail=detail, free=_free(path), seconds=int(LOCK_TIMEOUT)))
+    return kind(f"{path}: " + advice.format(detail=detail, free=_free(path)))
 
 
 def _free(path: Path) -> int:

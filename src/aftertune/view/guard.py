@@ -43,7 +43,8 @@ _HEADERS = {
     "content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "same-origin",
     "x-frame-options": "DENY", "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin", "permissions-policy": "camera=(), microphone=(), geolocation=()"}
-COOKIE = "aftertune_view"
+#: Name of the cookie with the token, without the port: browsers send cookies to every port of a host.
+_COOKIE = "aftertune_view"
 CSRF = "csrf"
 #: The header in which htmx sends it.
 CSRF_HEADER = "x-csrf-token"
@@ -144,8 +145,10 @@ class Guard:
         token = self.access.token
         if token is None:
             return None
+        port = headers["host"].rpartition(":")[2]  # of an allowed host; each view of this machine has another one
+        cookie = f"{_COOKIE}_{port}" if port.isdigit() else _COOKIE
         # not SimpleCookie, which finds none after one that it cannot read: other ports of the host set cookies too
-        if _same(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""), token):
+        if _same(cookie_parser(headers.get("cookie", "")).get(cookie, ""), token):
             return None
         query = parse_qsl(scope["query_string"].decode("latin-1"))  # bounded by VIEW_QUERY
         if scope["method"] == "GET" and any(k == "token" and _same(v, token) for k, v in query):
@@ -155,7 +158,7 @@ class Guard:
             response = HTMLResponse("<!DOCTYPE html><html lang=\"en\"><title>aftertune</title>"
                                     f"<meta http-equiv=\"refresh\" content=\"0;url={address}\">"
                                     f"<p><a href=\"{address}\">Continue</a></p>")
-            response.set_cookie(COOKIE, token, httponly=True, samesite="strict", path="/")
+            response.set_cookie(cookie, token, httponly=True, samesite="strict", path="/")
             return response
         raise Refusal(401, "this view needs its token; open the address that `aftertune view --token` printed")
 

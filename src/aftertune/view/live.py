@@ -6,7 +6,8 @@
 A part is a piece of a page with a name, such as "running" or "tuning:ID". The poller looks at the ledger once a second
 while anyone listens. After a change it makes each part that is listened to once, and sends it to all who listen if its
 text differs. Parts are also made again every few seconds, because a process that was killed changes nothing. A ledger
-that cannot be read is one line, sent once; the next good look ends it.
+that cannot be read is one line, sent once; the next good look ends it. So is a part that cannot be made, for those who
+listen to it; the other parts go on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -59,6 +61,7 @@ class LiveHub:
         self.trouble = ""
         self._clients: set[_Client] = set()
         self._texts: dict[str, tuple[int, str]] = {}
+        self._faults: dict[str, str] = {}  # part -> why it cannot be made
         self._made = 0.0
         self._poller: asyncio.Task[None] | None = None
 
@@ -77,13 +80,16 @@ class LiveHub:
             if self._poller is None or self._poller.done():
                 self._poller = asyncio.get_running_loop().create_task(self._poll())
             yield "retry: 3000\n\n"
+            sent = time.monotonic()
             while not self.stopping():
-                try:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(client.news.wait(), HEARTBEAT)
-                except TimeoutError:
-                    yield ": still here\n\n"
                 client.news.clear()
-                for event in self._news(client):
+                events = self._news(client)
+                if not events and time.monotonic() - sent >= HEARTBEAT:
+                    events = [": still here\n\n"]
+                for event in events:
+                    sent = time.monotonic()
                     yield event
         finally:
             self._clients.discard(client)
@@ -91,9 +97,10 @@ class LiveHub:
     def _news(self, client: _Client) -> list[str]:
         """The events that a browser has not got yet."""
         events = []
-        if client.trouble != self.trouble:
-            client.trouble = self.trouble
-            events.append(_event("trouble", {"text": self.trouble}))
+        trouble = self.trouble or "; ".join(dict.fromkeys(f for p in client.parts if (f := self._faults.get(p))))
+        if client.trouble != trouble:
+            client.trouble = trouble
+            events.append(_event("trouble", {"text": trouble}))
         for part in client.parts:
             number, text = self._texts.get(part, (0, ""))
             if client.seen.get(part, 0) != number:
@@ -118,31 +125,41 @@ class LiveHub:
             for client in self._clients:  # they see that the server stops, or a new browser starts the poller again
                 client.news.set()
             self._texts.clear()
+            self._faults.clear()
             self.changes.close()
 
     def _look(self, wanted: Set[str]) -> None:
         """Make the parts again, if the ledger has changed, or if some are new or old."""
         try:
             changed = self.changes.happened()
-            now = time.monotonic()
-            again = changed or bool(self.trouble) or now - self._made >= AGAIN
-            if again:
-                self._made = now
-            for part in self._texts.keys() - wanted:  # else who asks for it later first gets what it was
-                del self._texts[part]
-            for part in wanted if again else wanted - self._texts.keys():
-                self._make(part)
-            self.trouble = ""
         except AftertuneError as error:
             self.trouble = public_text(one_line(str(error)))
-        except Exception as error:  # a fault of one page may not end the poller for all
-            self.trouble = f"what is new cannot be shown ({type(error).__name__}); load the page again"
+            return
+        now = time.monotonic()
+        again = changed or bool(self.trouble) or now - self._made >= AGAIN
+        self.trouble = ""
+        if again:
+            self._made = now
+        for part in (self._texts.keys() | self._faults.keys()) - wanted:  # else who asks for it later first gets what
+            self._texts.pop(part, None)                                   # it was
+            self._faults.pop(part, None)
+        for part in wanted if again else wanted - (self._texts.keys() - self._faults.keys()):
+            self._make(part)
 
     def _make(self, part: str) -> None:
+        """Make one part; why it cannot be made is its own line, and does not keep the others from being made."""
         number, before = self._texts.get(part, (0, ""))
+        self._faults.pop(part, None)
         try:
             text = self.render(part)
         except InputError:  # its entry was removed; the page stays as it was
+            return
+        except AftertuneError as error:
+            self._faults[part] = public_text(one_line(str(error)))
+            return
+        except Exception as error:
+            self._faults[part] = (f"what is new in {part.partition(':')[0]} cannot be shown ({type(error).__name__}); "
+                                  "load the page again")
             return
         if text != before:
             self._texts[part] = number + 1, text
