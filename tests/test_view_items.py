@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,21 @@ def test_the_documents_of_a_task_are_read_once(ledger_path: Path, monkeypatch: p
     monkeypatch.setattr(Ledger, "each_item", counted)
     with Ledger(ledger_path, read_only=True) as ledger:
         assert len(paired_items("smollm2", "careless", "hellaswag", ledger=ledger).items) == read
+
+
+def test_a_question_shows_every_model_with_the_metric_that_judges_it(tmp_path: Path) -> None:
+    path = demo_ledger(tmp_path / "ledger.db")
+    with Ledger(path) as ledger:
+        base = ledger.find_evaluation("e-smollm2")
+        settings = base.task("hellaswag")
+        assert settings is not None
+        items, answers = ledger.items(base.id, "hellaswag"), ledger.answers(base.id, "hellaswag")
+        other = replace(base, id="e-other00001", name="other", scores=(), tasks=(replace(
+            settings, primary="likeness,none", higher_is_better={"likeness": True, "acc": True}),))
+        ledger.store_evaluation(other, zip(items, (replace(a, metrics={"likeness,none": 0.25, "acc,none": 1.0})
+                                                   for a in answers), strict=True))
+    page = client(path).get(question_path("hellaswag", items[0].hash)).text
+    assert "of 3 models right" in page
+    assert re.findall(r"<h3>Judged by ([^<]*)</h3>", page) == ["Normalized Accuracy", "likeness"]
+    assert re.search(r">other</a>\s*<span class=\"state\">0.250</span>", page)
+    assert "Accuracy 1.000" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,17 @@ def test_pages_of_a_list_have_all_rows_once(tmp_path: Path) -> None:
     assert "page 2 of 2" in page
     assert "/runs?sort=name" in links(page)
     assert "/runs?sort=name&page=1" not in links(page)
+
+
+@pytest.mark.parametrize("path", ["/", "/runs", "/tunings", "/grid",
+                                  "/compare/smollm2/careless?task=hellaswag&show=all"])
+def test_a_page_after_the_last_one_says_so(browser: TestClient, path: str) -> None:
+    page = browser.get(f"{path}{'&' if '?' in path else '?'}page=70").text
+    assert re.search(r"There is no page 70; the list has \d+ pages?\.", page)
+    back = re.search(r'\. <a href="([^"]*)">(?:The last page|Show it)<', page)
+    assert back is not None
+    assert "There is no page" not in browser.get(back[1].replace("&amp;", "&")).text
+    assert "page 70 of" not in page
 
 
 def test_two_runs_are_compared_with_the_base_first(browser: TestClient) -> None:

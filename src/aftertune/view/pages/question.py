@@ -1,7 +1,12 @@
-"""One question across all models: how each evaluation in the ledger answered it."""
+"""One question across all models: how each evaluation in the ledger answered it, by the metric that judges it there.
+
+Evaluations of one task may have other metrics, such as one that was imported and one with a scorer of one's own. Those
+with the same primary metric are one table; every other metric of an answer stands beside it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -10,6 +15,7 @@ from starlette.routing import Route
 
 from aftertune.catalog import MetricKey
 from aftertune.comparison.flips import question_of_document, side_of
+from aftertune.errors import InputError
 from aftertune.ledger import Ledger
 from aftertune.ledger.questions import QuestionAnswer
 from aftertune.report import formatting as fmt
@@ -22,15 +28,28 @@ from aftertune.view.rendering import context_of, render
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelAnswer:
-    """The answer of one evaluation. value: of the metric; scores: (text, chosen) of each choice."""
+    """The answer of one evaluation. right: None where its metric is not right or wrong on each item; value: of that
+    metric; others: of its other metrics; scores: (text, chosen) of each choice."""
 
     evaluation: str
     name: str
-    right: bool
+    right: bool | None
     value: str
+    others: str
     side: FlipSide
     scores: tuple[tuple[str, bool], ...]
     about: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedAnswers:
+    """The answers that one metric judges. unit: of the scores of the choices; choices: how many are scored, 0 for
+    generated answers."""
+
+    metric: str
+    unit: str
+    rows: tuple[ModelAnswer, ...]
+    choices: int
 
 
 def question_page(request: Request) -> Response:
@@ -38,33 +57,47 @@ def question_page(request: Request) -> Response:
     task, item_hash = request.path_params["task"], request.path_params["item"]
     with context_of(request).ledgers.read() as ledger:
         item = ledger.find_item(task, item_hash)
-        answers = ledger.answers_to(task, item_hash)
-        key = _primary(ledger, task, answers)
+        by_metric: dict[str, list[QuestionAnswer]] = {}
+        for answer in ledger.answers_to(task, item_hash):
+            by_metric.setdefault(_primary(ledger, task, answer), []).append(answer)
     asked = item.asked or question_of_document(item)
     gold = " | ".join(asked.choices[g] for g in asked.gold if g < len(asked.choices)) or asked.reference
-    rows = [_model_answer(key, asked, a) for a in answers if key in a.answer.metrics]
+    judged = [_judged(key, asked, answers) for key, answers in by_metric.items()]
+    known = [row.right for group in judged for row in group.rows if row.right is not None]
     return render(request, "question.html", title=f"{task_title(task)}, item {item.index}", item=item, asked=asked,
-                  gold=gold, rows=rows, task=task, unit=score_unit(MetricKey(key).metric) if key else "",
-                  metric=metric_title(MetricKey(key).metric, MetricKey(key).filter) if key else "",
-                  right=sum(r.right for r in rows), left_out=len(answers) - len(rows))
+                  gold=gold, judged=judged, task=task, right=sum(known), known=len(known),
+                  models=sum(len(group.rows) for group in judged))
 
 
-def _primary(ledger: Ledger, task: str, answers: list[QuestionAnswer]) -> str:
-    """The primary metric of the task in the newest evaluation."""
-    for found in reversed(answers):
+def _primary(ledger: Ledger, task: str, found: QuestionAnswer) -> str:
+    """The metric that judges an answer: the primary one of its evaluation, else the first that the answer has."""
+    try:
         settings = ledger.find_evaluation(found.evaluation).task(task)
-        if settings is not None:
-            return settings.primary
-    return ""
+    except InputError:  # removed since
+        settings = None
+    own = settings.primary if settings is not None else ""
+    return own if own in found.answer.metrics else next(iter(found.answer.metrics), "")
+
+
+def _judged(key: str, asked: Asked, answers: Sequence[QuestionAnswer]) -> JudgedAnswers:
+    rows = tuple(_model_answer(key, asked, answer) for answer in answers)
+    return JudgedAnswers(metric=_title(key), unit=score_unit(MetricKey(key).metric) if key else "", rows=rows,
+                         choices=max(len(row.scores) for row in rows))
 
 
 def _model_answer(key: str, asked: Asked, found: QuestionAnswer) -> ModelAnswer:
-    side = side_of(key, asked, found.answer)
+    values = found.answer.metrics
+    side = side_of(key, asked, found.answer) if key else FlipSide(right=False, chosen="")
     best = max(range(len(side.scores)), key=side.scores.__getitem__) if side.scores else -1
-    return ModelAnswer(evaluation=found.evaluation, name=found.name, right=side.right, side=side,
-                       value=fmt.raw(found.answer.metrics[key], 3),
-                       scores=tuple((fmt.raw(score, 3), n == best) for n, score in enumerate(side.scores)),
-                       about=about_text(side) if not side.scores else ())
+    return ModelAnswer(
+        evaluation=found.evaluation, name=found.name, right=side.right if values.get(key) in (0, 1) else None, side=side,
+        value=fmt.raw(values.get(key), 3), scores=tuple((fmt.raw(s, 3), n == best) for n, s in enumerate(side.scores)),
+        others=", ".join(f"{_title(name)} {fmt.raw(value, 3)}" for name, value in values.items() if name != key),
+        about=about_text(side) if not side.scores else ())
+
+
+def _title(key: str) -> str:
+    return metric_title(MetricKey(key).metric, MetricKey(key).filter) if key else "no metric"
 
 
 ROUTES = [Route("/question/{task:path}/{item}", question_page)]
