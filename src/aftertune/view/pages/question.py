@@ -90,8 +90,9 @@ def _model_answer(key: str, asked: Asked, found: QuestionAnswer) -> ModelAnswer:
     side = side_of(key, asked, found.answer) if key else FlipSide(right=False, chosen="")
     best = max(range(len(side.scores)), key=side.scores.__getitem__) if side.scores else -1
     return ModelAnswer(
-        evaluation=found.evaluation, name=found.name, right=side.right if values.get(key) in (0, 1) else None, side=side,
-        value=fmt.raw(values.get(key), 3), scores=tuple((fmt.raw(s, 3), n == best) for n, s in enumerate(side.scores)),
+        evaluation=found.evaluation, name=found.name, right=side.right if values.get(key) in (0, 1) else None,
+        side=side, value=fmt.raw(values.get(key), 3),
+        scores=tuple((fmt.raw(s, 3), n == best) for n, s in enumerate(side.scores)),
         others=", ".join(f"{_title(name)} {fmt.raw(value, 3)}" for name, value in values.items() if name != key),
         about=about_text(side) if not side.scores else ())
 
