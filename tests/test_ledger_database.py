@@ -19,10 +19,10 @@ import pytest
 
 import ledger_cases as cases
 from aftertune.errors import InputError, StorageError
-from aftertune.ledger import Ledger, database, faults
+from aftertune.ledger import Ledger, faults, locate, sqlite
 from aftertune.ledger.check import findings
-from aftertune.ledger.database import Database, driver, file_system, has_wal_reset_bug, locate
 from aftertune.ledger.schema import HEAD
+from aftertune.ledger.sqlite import SqliteDatabase, driver, file_system, has_wal_reset_bug
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_path_comes_from_the_caller_then_the_environment_then_the_folder(
     assert (tmp_path / "elsewhere/my.db").is_file()
 
 
-@pytest.mark.parametrize("address", ["postgresql://user:hunter2@db/aftertune", "sqlite://", "sqlite:///:memory:",
+@pytest.mark.parametrize("address", ["mysql://user:hunter2@db/aftertune", "sqlite://", "sqlite:///:memory:",
                                      "http//:x://y", "mysql+nonsense://a:hunter2@b/c"])
 def test_an_address_that_names_no_sqlite_file_is_refused_without_its_password(address: str) -> None:
     with pytest.raises(InputError, match="sqlite:///PATH") as caught:
@@ -80,7 +80,7 @@ def test_the_versions_with_the_wal_reset_bug(version: tuple[int, ...], affected:
 
 def test_wal_is_used_only_where_the_library_is_sound(path: Path) -> None:
     for module in (driver(), sqlite3):
-        with closing(Database(path, module=module)) as opened:
+        with closing(SqliteDatabase(path, module=module)) as opened:
             assert opened.journal == ("delete" if has_wal_reset_bug(opened.library) else "wal")
         with closing(sqlite3.connect(path)) as raw:
             assert raw.execute("PRAGMA journal_mode").fetchone()[0] == opened.journal
@@ -97,7 +97,7 @@ def test_an_affected_library_uses_the_rollback_journal_and_doctor_says_so(path: 
 
         __name__ = "sqlite3"
 
-    with closing(Database(path, module=Old())) as opened:  # type: ignore[arg-type]
+    with closing(SqliteDatabase(path, module=Old())) as opened:  # type: ignore[arg-type]
         assert opened.journal == "delete"
         found = {f.name: f for f in findings(opened)}
     assert found["sqlite"].value == "3.40.1 (sqlite3)"
@@ -108,10 +108,10 @@ def test_an_affected_library_uses_the_rollback_journal_and_doctor_says_so(path: 
 
 def test_a_network_file_system_gets_the_rollback_journal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("nfs4", "cifs", "fuse.sshfs", "lustre", "9p", "ext4", "fuseblk", "apfs", ""):
-        monkeypatch.setattr(database, "file_system", lambda _path, kind=kind: kind)
-        assert database.on_network(path) is (kind not in ("ext4", "fuseblk", "apfs", "")), kind
-    monkeypatch.setattr(database, "file_system", lambda _path: "nfs4")
-    with closing(Database(path)) as opened:
+        monkeypatch.setattr(sqlite, "file_system", lambda _path, kind=kind: kind)
+        assert sqlite.on_network(path) is (kind not in ("ext4", "fuseblk", "apfs", "")), kind
+    monkeypatch.setattr(sqlite, "file_system", lambda _path: "nfs4")
+    with closing(SqliteDatabase(path)) as opened:
         assert opened.journal == "delete"
         assert "network" in next(f.problem for f in findings(opened) if f.name == "journal")
 
@@ -228,7 +228,7 @@ def read_all(path: Path) -> None:
 
 def test_a_locked_ledger_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Ledger(path).close()
-    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr(sqlite, "LOCK_TIMEOUT", 0.05)
     # The same library: two of them in one process do not see each other's locks.
     with Ledger(path) as ledger, closing(driver().connect(str(path), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -241,9 +241,9 @@ def test_a_locked_ledger_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_another_process_may_write_for_minutes_and_waiting_ends_with_a_signal(
         path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An import of a million samples is one transaction. SQLite itself waits without looking for Ctrl-C."""
-    assert database.LOCK_TIMEOUT >= 300
+    assert sqlite.LOCK_TIMEOUT >= 300
     Ledger(path).close()
-    monkeypatch.setattr(database, "_WAIT", 0.01)
+    monkeypatch.setattr(sqlite, "_WAIT", 0.01)
     with Ledger(path) as ledger, closing(driver().connect(str(path), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
 

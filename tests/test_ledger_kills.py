@@ -37,8 +37,8 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_kill_9_loses_no_batch_that_was_acknowledged(tmp_path: Path) -> None:
-    path, chance = tmp_path / "ledger.db", random.Random(7)
+def test_kill_9_loses_no_batch_that_was_acknowledged(place: Path | str) -> None:
+    path, chance = place, random.Random(7)
     with Ledger(path) as ledger:
         ledger.open_evaluation(cases.evaluation(), [])
     acknowledged = total = 0
@@ -66,7 +66,7 @@ def test_kill_9_loses_no_batch_that_was_acknowledged(tmp_path: Path) -> None:
     assert total >= 10
 
 
-def test_four_processes_write_a_hundred_transactions_each(tmp_path: Path) -> None:
+def test_four_processes_write_a_hundred_transactions_each(tmp_path: Path, place: Path | str) -> None:
     code = textwrap.dedent("""
         import sys
         import ledger_cases as cases
@@ -78,7 +78,7 @@ def test_four_processes_write_a_hundred_transactions_each(tmp_path: Path) -> Non
             for batch in range(99):
                 ledger.save_batch(id, batch, {batch: Response(logprob=-float(batch))})
     """)
-    path = tmp_path / "new" / "ledger.db"
+    path = tmp_path / "new" / "ledger.db" if isinstance(place, Path) else place
     folder = Path(__file__).parent
     children = [subprocess.Popen([sys.executable, "-c", code, str(path), str(k)], cwd=folder,
                                  stderr=subprocess.PIPE, text=True) for k in range(4)]
@@ -93,8 +93,8 @@ def test_four_processes_write_a_hundred_transactions_each(tmp_path: Path) -> Non
         assert next(f for f in ledger.check() if f.name == "integrity").value == "ok"
 
 
-def test_a_second_process_on_one_evaluation_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
+def test_a_second_process_on_one_evaluation_is_refused_by_name(place: Path | str) -> None:
+    path = place
     with Ledger(path) as ledger:
         ledger.open_evaluation(cases.evaluation(), [])
         ledger.acquire("e1")

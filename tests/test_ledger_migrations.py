@@ -16,8 +16,8 @@ import ledger_cases as cases
 import stored_cases
 from aftertune.errors import StorageError
 from aftertune.ledger import Ledger, migration
-from aftertune.ledger.database import Database
 from aftertune.ledger.schema import HEAD, metadata
+from aftertune.ledger.sqlite import SqliteDatabase
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def next_release(tmp_path: Path) -> Path:
     return scripts
 
 
-def target(database: Database) -> migration.Target:
+def target(database: SqliteDatabase) -> migration.Target:
     return migration.Target(database.path, database.module, database.migrate)
 
 
@@ -91,7 +91,7 @@ def ready(path: Path) -> None:
 def test_an_older_ledger_is_copied_and_migrated_with_all_its_rows(path: Path, next_release: Path) -> None:
     ready(path)
     for name in ("ledger.db.0005.bak", "ledger.db.0005.1.bak"):
-        with closing(Database(path)) as opened:
+        with closing(SqliteDatabase(path)) as opened:
             with opened.write() as connection:
                 connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0005'")
                 if "note" in [r[1] for r in connection.exec_driver_sql("PRAGMA table_info(evaluation)")]:
@@ -113,7 +113,7 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, next_rel
     script = next_release / "versions" / "0006_note.py"
     script.write_text(script.read_text() + "    op.execute('UPDATE nowhere SET a = 1')\n")
     message = r"0005 to 0006 failed.*ledger\.db\.0005\.bak"
-    with closing(Database(path)) as opened, pytest.raises(StorageError, match=message):
+    with closing(SqliteDatabase(path)) as opened, pytest.raises(StorageError, match=message):
         migration.migrate(target(opened), migration.State("0005"), scripts=next_release, head="0006")
     with Ledger(path) as ledger:
         assert ledger.responses("e1") == cases.responses()
@@ -140,7 +140,7 @@ def test_a_backup_has_its_name_only_once_it_is_complete_and_is_made_once(path: P
             return sqlite3.connect(file, **settings)  # type: ignore[call-overload, no-any-return]
 
     for _ in range(2):
-        with closing(Database(path)) as opened, pytest.raises(KeyboardInterrupt):
+        with closing(SqliteDatabase(path)) as opened, pytest.raises(KeyboardInterrupt):
             migration.migrate(migration.Target(path, Slow(), opened.migrate),  # type: ignore[arg-type]
                               migration.State("0005"), scripts=next_release, head="0006")
     assert not any(name.endswith(".bak") for seen in names[:2] for name in seen)
@@ -154,7 +154,7 @@ def test_a_new_ledger_is_made_at_the_newest_revision_and_runs_no_script(path: Pa
     for script in (next_release / "versions").glob("*.py"):
         text = script.read_text()
         script.write_text(text.replace("def upgrade()", "def upgrade(): raise AssertionError\ndef _old()"))
-    with closing(Database(path)) as opened:
+    with closing(SqliteDatabase(path)) as opened:
         with opened.write() as connection:
             metadata.drop_all(connection)
             connection.exec_driver_sql("DROP TABLE alembic_version")

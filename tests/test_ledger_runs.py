@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 
 import ledger_cases as cases
 from aftertune.errors import AmbiguousName, InputError, ResourceError, StorageError
-from aftertune.ledger import Ledger, StoredCell, database
+from aftertune.ledger import Ledger, StoredCell, sqlite
 from aftertune.ledger.digests import seal
 from aftertune.ledger.lease import LEASE_TIMEOUT, Process, process_start
 from aftertune.ledger.schema import item, lease, metadata, model, study
@@ -24,8 +24,8 @@ from aftertune.values import Answer, Comparison, Item, Response
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(tmp_path / "ledger.db") as ledger:
+def ledger(place: Path | str) -> Iterator[Ledger]:
+    with Ledger(place) as ledger:
         yield ledger
 
 
@@ -326,7 +326,7 @@ def test_a_lease_of_another_machine_whose_clock_was_ahead_can_be_taken(ledger: L
     with pytest.raises(ResourceError, match=r"heartbeat 7\d{3} s in the future: the clock there was ahead.* add "
                                             r"--take-over"):
         ledger.acquire("e1")
-    with Ledger(ledger.database.path, take_over=True) as other:
+    with Ledger(ledger.database.place, take_over=True) as other:
         other.acquire("e1")
         other.save_batch("e1", 0, {0: Response(logprob=-1.0)})
         hold(ledger, dataclasses.replace(Process.own(), pid=os.getppid(),
@@ -378,11 +378,11 @@ def test_opening_the_ledger_again_keeps_the_locks_of_a_transaction(
 
     With the rollback journal, whose locks are on the file itself.
     """
-    monkeypatch.setattr(database, "on_network", lambda _path: True)
+    monkeypatch.setattr(sqlite, "on_network", lambda _path: True)
     path = tmp_path / "ledger.db"
     Ledger(path).close()
-    write = ("import sys; from aftertune.ledger import database, Ledger; database.LOCK_TIMEOUT = 0.2; "
-             "database.on_network = lambda path: True; Ledger(sys.argv[1]).save_study('child', 'h', '')")
+    write = ("import sys; from aftertune.ledger import sqlite, Ledger; sqlite.LOCK_TIMEOUT = 0.2; "
+             "sqlite.on_network = lambda path: True; Ledger(sys.argv[1]).save_study('child', 'h', '')")
     with Ledger(path) as ledger:
         with ledger.database.write() as connection:
             connection.exec_driver_sql("INSERT INTO study (name, hash, yaml) VALUES ('mine', 'h', '')")

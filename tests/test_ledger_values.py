@@ -28,9 +28,11 @@ def fresh() -> str:
     return f"id-{next(_numbers):06d}"
 
 
-@pytest.fixture(scope="module")
-def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
-    with Ledger(tmp_path_factory.mktemp("ledger") / "ledger.db") as ledger:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
+    place = tmp_path_factory.mktemp("ledger") / "ledger.db" if request.param == "sqlite" else \
+        request.getfixturevalue("postgres").ledger()
+    with Ledger(place) as ledger:
         yield ledger
 
 

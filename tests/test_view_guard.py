@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from aftertune import bounds
 from aftertune.errors import InputError, ResourceError, StorageError
 from aftertune.ledger import EntryLabel, Ledger
-from aftertune.ledger.database import driver
 from aftertune.ledger.schema import HEAD
+from aftertune.ledger.sqlite import driver
 from aftertune.view.guard import CSRF, POLICY, Access
 from aftertune.view.ledgers import LedgerSource
 from aftertune.view.rendering import _themes
@@ -229,14 +229,14 @@ def sql(path: Path, statement: str) -> None:
 
 
 def test_a_locked_ledger_is_one_line_after_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aftertune.ledger import database
+    from aftertune.ledger import sqlite
 
     path = demo_ledger(tmp_path / "ledger.db")
     sql(path, "PRAGMA journal_mode=DELETE")
     browser = client(path)
     assert browser.get("/runs").status_code == 200
-    monkeypatch.setattr(database, "_READ_TIMEOUT", 0.05)
-    holder = database.driver().connect(str(path), isolation_level=None)
+    monkeypatch.setattr(sqlite, "_READ_TIMEOUT", 0.05)
+    holder = sqlite.driver().connect(str(path), isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     answer = browser.get("/runs")
     assert answer.status_code == 503

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from aftertune.errors import UNUSUAL, is_hidden, visible_characters
 
@@ -62,7 +62,7 @@ def redact(text: str) -> str:
 def redact_known(text: str) -> str:
     """``text`` without what is certainly a secret: values of environment variables, known token formats, URL logins."""
     for value in _environment_secrets(os.environ):
-        for form in {value, quote(value, safe=""), shlex.quote(value)}:
+        for form in {value, quote(value, safe=""), unquote(value), shlex.quote(value)}:
             text = text.replace(form, REDACTED)
     text = _TOKEN.sub(REDACTED, text)
     return _USERINFO.sub(_without_login, text) if ":/" in text else text

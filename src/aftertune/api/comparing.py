@@ -188,7 +188,7 @@ def drift(base: str, tuned: Any, *, prompts: int = 64, tokens: int = 64, ledger:
 
     with opened(ledger) as stored, shown_progress(progress) as update, caller_state():
         data = options.get("data")
-        file = None if data is None else stored_rows(data, stored.database.path.parent / "data")
+        file = None if data is None else stored_rows(data, stored.database.folder / "data")
         further: dict[str, Any] = {**options, "data": file}
         return measure_drift(str(base), word, DriftOptions(prompts=prompts, tokens=tokens, **further), ledger=stored,
                              progress=update)

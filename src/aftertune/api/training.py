@@ -48,7 +48,7 @@ def tune(model: str | Path | TuneSpec, data: Any = None, *, tasks: Task | Iterab
             raise InputError("data is missing; give a file, a data set of the Hub, or rows such as "
                              '[{"prompt": "…", "completion": "…"}]')
         else:
-            file = stored_rows(data, stored.database.path.parent / "data")
+            file = stored_rows(data, stored.database.folder / "data")
             spec = specification(TuneSpec, {"data": file, **settings}, model=str(model))
         update(0, 0, "reading the data")
         return run(spec, ledger=stored, progress=update, questions=_questions(tasks, spec), look=_watch(spec))

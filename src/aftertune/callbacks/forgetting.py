@@ -32,7 +32,7 @@ from aftertune.callbacks.live_evaluation import SETTINGS, LiveAnswers, LiveEvalu
 from aftertune.callbacks.training_record import begun_tuning, stored_tuning
 from aftertune.errors import AftertuneError, InputError, nearest
 from aftertune.forgetting_watch import primary_values, print_line, question_point, refuse_own_unit
-from aftertune.ledger import Ledger
+from aftertune.ledger import Ledger, locate
 from aftertune.provenance import finish
 from aftertune.report import watch_text
 from aftertune.study import EvalSpec, TaskSpec, checked
@@ -52,8 +52,8 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
     random items, or `TaskSpec`s, a target task among them. every: steps between two analyses; or "evaluate" or "save",
     for an analysis after each evaluation or checkpoint of the trainer. The last step is always analysed.
     margin: points; a drop within them is no forgetting. stop: end the training when a task is proven to be forgotten.
-    ledger: its path; None: AFTERTUNE_LEDGER, else .aftertune/ledger.db. report: called with a line for each task, by
-    default prints it on stderr. settings: further settings of the evaluation, as of `aftertune.evaluate`.
+    ledger: its path or address; None: AFTERTUNE_LEDGER, else .aftertune/ledger.db. report: called with a line for each
+    task, by default prints it on stderr. settings: further settings of the evaluation, as of `aftertune.evaluate`.
 
     Raises InputError for a wrong argument; at the start of the training also for a task that cannot be evaluated or a
     model that is not supported. A later analysis that fails is reported, and the training goes on.
@@ -79,7 +79,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             tasks, Mapping) else tuple(tasks)
         self.trainer, self.every, self.margin, self.stop = trainer, every, margin, stop
         self.report = report or print_line
-        self.ledger = None if ledger is None else Path(ledger)
+        self.ledger = None if ledger is None else locate(ledger)
         self.spec = checked(EvalSpec, model="the model in training", tasks=specs, **settings)
         self.steps: list[int] = []
         self.looks = 0

@@ -19,13 +19,12 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from aftertune.errors import InputError
 from aftertune.evaluation import EvaluationRun
 from aftertune.harness.evaluated import live_model
-from aftertune.ledger import Ledger
+from aftertune.ledger import Ledger, StoredAt
 from aftertune.sources.adapter_loading import without_adapter
 from aftertune.sources.live import (
     LiveBase,
@@ -52,10 +51,10 @@ class LiveAnswers:
 
 
 class LiveEvaluations:
-    """Evaluations of ``trainer.model``. spec: the settings; its model is the one in memory. ledger: its path, None for
+    """Evaluations of ``trainer.model``. spec: the settings; its model is the one in memory. ledger: its place, None for
     the default one."""
 
-    def __init__(self, trainer: Any, spec: EvalSpec, ledger: Path | None) -> None:
+    def __init__(self, trainer: Any, spec: EvalSpec, ledger: StoredAt | None) -> None:
         self.trainer, self.spec, self.ledger = trainer, spec, ledger
         self.first: EvaluationRun | None = None
         self.base: LiveBase

@@ -83,9 +83,9 @@ def _ledger() -> list[DoctorLine]:
     from aftertune.ledger import Ledger, locate
 
     try:
-        path = locate(None)
-        if not Path(str(path)).exists():
-            return [("ledger", "path", f"{path}: does not exist yet; the first run creates it", "", "")]
+        place = locate(None)
+        if isinstance(place, Path) and not place.exists():
+            return [("ledger", "path", f"{place}: does not exist yet; the first run creates it", "", "")]
         with Ledger(create=False) as ledger:
             return [("ledger", f.name, f.value, f.problem, f.remedy) for f in ledger.check()]
     except AftertuneError as error:

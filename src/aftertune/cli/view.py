@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,12 +23,15 @@ from aftertune.cli.console import emit
 from aftertune.cli.options import JsonFlag
 from aftertune.errors import ResourceError
 
+if TYPE_CHECKING:
+    from aftertune.ledger import StoredAt
+
 _PACKAGES = ("starlette", "uvicorn")
 
 
 def view(
-    ledger: Annotated[Path | None, typer.Option(
-        help="Ledger to show. Default: AFTERTUNE_LEDGER, else .aftertune/ledger.db.")] = None,
+    ledger: Annotated[str | None, typer.Option(
+        metavar="PATH", help="Ledger to show. Default: AFTERTUNE_LEDGER, else .aftertune/ledger.db.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 for a free one.")] = 7788,
     host: Annotated[str, typer.Option(
         help="Address to listen on. One that other machines reach needs --token.")] = "127.0.0.1",
@@ -72,7 +75,7 @@ def view(
           settings=_settings(place, with_model or []))
 
 
-def _settings(place: Path, words: list[str]) -> dict[str, Any]:
+def _settings(place: StoredAt, words: list[str]) -> dict[str, Any]:
     """The settings of single pages: the models to ask, where some are named."""
     if not words:
         return {}
@@ -84,7 +87,7 @@ def _settings(place: Path, words: list[str]) -> dict[str, Any]:
         return {MODELS: BothModels.find(words, ledger)}
 
 
-def _write_pages(place: Path | None, folder: Path, words: list[str], as_json: bool) -> None:
+def _write_pages(place: str | None, folder: Path, words: list[str], as_json: bool) -> None:
     """Write the pages of comparisons."""
     from aftertune.ledger import Ledger
     from aftertune.view.static_site import write_static_site

@@ -1,25 +1,36 @@
 """Notices that a ledger has changed, without reading it.
 
-    changes = LedgerChanges(path)
+    changes = changes_of(place)
     changes.happened()        True the first time, and when another connection has committed since the last call
 
 SQLite counts the commits of other connections (``PRAGMA data_version``), so a look costs microseconds. A file that was
-replaced or moved counts as a change. The object may be used by one thread at a time.
+replaced or moved counts as a change. PostgreSQL shows which transactions have begun and ended
+(``pg_current_snapshot``); those of its other databases count as changes too. The object may be used by one thread at a
+time.
 """
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aftertune.errors import StorageError
-from aftertune.ledger.database import driver
+from aftertune.ledger.address import DatabaseAddress, StoredAt
 from aftertune.ledger.faults import storage_error
+from aftertune.ledger.sqlite import driver
+
+if TYPE_CHECKING:
+    from aftertune.ledger.postgres import PostgresDatabase
 
 #: Seconds that a look waits for a lock of another process.
 _WAIT = 1.0
+
+
+def changes_of(place: StoredAt) -> LedgerChanges | ServerChanges:
+    """What notices the changes of a ledger."""
+    return ServerChanges(place) if isinstance(place, DatabaseAddress) else LedgerChanges(place)
 
 
 class LedgerChanges:
@@ -63,3 +74,33 @@ class LedgerChanges:
         if self._connection is not None:
             self._connection.close()
         self._connection = self._file = self._version = None
+
+
+class ServerChanges:
+    """A connection of its own that only asks which transactions there were."""
+
+    def __init__(self, address: DatabaseAddress) -> None:
+        self.address = address
+        self._lock = threading.Lock()
+        self._database: PostgresDatabase | None = None
+        self._seen = ""
+
+    def happened(self) -> bool:
+        """Whether the ledger, or another database of the server, has changed since the last call. StorageError where it
+        cannot be read."""
+        from aftertune.ledger.postgres import PostgresDatabase
+
+        with self._lock:
+            if self._database is None:
+                self._database = PostgresDatabase(self.address, create=False, read_only=True)
+            with self._database.read() as connection:
+                now = str(connection.exec_driver_sql("SELECT pg_current_snapshot()::text").scalar_one())
+            before, self._seen = self._seen, now
+            return before != now
+
+    def close(self) -> None:
+        """Close the connection; a later look opens one again."""
+        with self._lock:
+            if self._database is not None:
+                self._database.close()
+            self._database, self._seen = None, ""

@@ -1,280 +1,158 @@
-"""Opens the database file: finds it, chooses the SQLite library and the journal mode, and runs transactions.
+"""Transactions over a ledger's database: what SQLite (`sqlite.py`) and PostgreSQL (`postgres.py`) share.
 
-    database = Database(None)                    AFTERTUNE_LEDGER, or .aftertune/ledger.db
-    with database.write() as connection: …       one BEGIN IMMEDIATE transaction, all or nothing
-    with database.read() as connection: …        one snapshot
-    Database(path, create=False, read_only=True)  changes nothing, and waits for a lock for seconds only
+    with database.write() as connection: …            one transaction, all or nothing; one writer at a time
+    with database.write(within=True) as connection: … only within the row that `hold` names; other entries go on
+    with database.read() as connection: …             one snapshot
 
-Why BEGIN IMMEDIATE: a deferred transaction that reads and then writes fails at once when another process
-wrote in between, and the busy timeout does not cover that. Why not always WAL: SQLite 3.7.0 to 3.51.2 can
-corrupt a database in WAL mode (the WAL-reset bug; fixed in 3.51.3, 3.50.7 and 3.44.6), and WAL needs shared
-memory, which network file systems lack; the rollback journal is slower and safe in both.
+A block is never run twice: it may have taken items from an iterator, or asked a clock. What can be done again is a
+whole method, which says so with `repeatable`.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import cache
-from importlib import import_module
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from types import ModuleType
-from typing import Any
-from urllib.parse import quote
+from typing import Any, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy import Connection, Engine, Float, Table, cast, func, literal, select
 
-from aftertune.errors import InputError, StorageError
-from aftertune.ledger import migration
-from aftertune.ledger.faults import LOCK_TIMEOUT, storage_error, storage_errors
-from aftertune.ledger.schema import HEAD
-from aftertune.paths import expanded
+from aftertune.ledger.address import StoredAt
+from aftertune.ledger.faults import TransactionLost
 
-DEFAULT = Path(".aftertune/ledger.db")
-VARIABLE = "AFTERTUNE_LEDGER"
-#: The first version of SQLite without the WAL-reset bug, except for older patch releases.
-FIXED_SQLITE = (3, 51, 3)
-
-#: Seconds of one wait for a lock.
-_WAIT = 0.25
-#: Seconds that a reader without write access waits for a writer: someone looks at an empty page so long.
-_READ_TIMEOUT = 5.0
-
-_NETWORK = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "glusterfs", "pvfs",
-            "orangefs", "panfs", "virtiofs", "fuse.", "macfuse", "osxfuse", "afpfs", "webdav", "davfs")
+P = ParamSpec("P")
+T = TypeVar("T")
+C = TypeVar("C")
+#: How often a method whose transaction was lost is called again. Each waits for the database to come back.
+_REPEATS = 20
 
 
-class Database:
-    """An open ledger file, migrated to the newest schema. Raises InputError or StorageError.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerFinding:
+    """One fact about the ledger. problem: what is wrong, or ""; remedy: what to do about it, or ""."""
 
-    create: make a missing file (False: a missing file is an InputError). module: the DBAPI module. read_only: SQLite
-    refuses every change; a ledger with an older schema is a StorageError, because it would have to be migrated.
-    """
+    name: str
+    value: str
+    problem: str = ""
+    remedy: str = ""
 
-    def __init__(self, where: str | os.PathLike[str] | None = None, *, create: bool = True,
-                 module: ModuleType | None = None, read_only: bool = False) -> None:
-        self.path = locate(where)
-        self.module = module or driver()
-        self.read_only = read_only
-        self._lock = threading.RLock()
-        self._process = os.getpid()
-        self._prepare_folder(create and not read_only)
-        state = migration.inspect_file(self.path, self.module, timeout=self.timeout)
-        if read_only and state.revision != HEAD:
-            raise StorageError(f"{self.path}: its schema is {state.revision or 'empty'}, and this version of aftertune "
-                               f"reads {HEAD}; run `aftertune runs` once, which migrates it and keeps a copy")
-        self.engine = self._engine()
-        try:
-            with storage_errors(self.path):
-                self.journal = "" if read_only else self._choose_journal()
-                if not read_only:
-                    migration.migrate(migration.Target(self.path, self.module, self.migrate), state)
-        except BaseException:
-            self.engine.dispose()
-            raise
+
+class Database(ABC):
+    """An open ledger at the newest schema. place: its file or server. Threads and forked processes may share it."""
+
+    place: StoredAt
+    engine: Engine
+    read_only: bool
 
     @property
-    def timeout(self) -> float:
-        """Seconds that a transaction waits for one of another process."""
-        return min(_READ_TIMEOUT, LOCK_TIMEOUT) if self.read_only else LOCK_TIMEOUT
+    @abstractmethod
+    def folder(self) -> Path:
+        """The folder of this machine for files that belong to the ledger, such as texts that a base wrote."""
+
+    @abstractmethod
+    def read(self) -> AbstractContextManager[Connection]:
+        """A transaction that sees one state of the ledger."""
+
+    @abstractmethod
+    def write(self, *, within: bool = False) -> AbstractContextManager[Connection]:
+        """A transaction that is committed at the end of the block, or rolled back if the block raises.
+
+        Until it ends, no other writer begins one. within: it changes only what belongs to one row, which it locks with
+        `hold` before it reads what it changes; then writers of other rows go on at the same time, where the database
+        can do that.
+        """
+
+    @abstractmethod
+    def findings(self) -> list[LedgerFinding]:
+        """Place, size, version, settings and integrity of the database."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, tuple[int, int | None]]:
+        """Table -> its rows and its bytes with its indexes; None where the database does not say."""
+
+    @abstractmethod
+    def vacuum(self) -> None:
+        """Give the space of deleted rows back."""
+
+    @abstractmethod
+    def total_bytes(self) -> int:
+        """The size of the ledger."""
 
     def revision(self) -> str:
-        """The schema that the file has now: another process may have migrated it since it was opened."""
+        """The schema that the ledger has now: another process may have migrated it since it was opened."""
         with self.read() as connection:
             return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar())
 
     def close(self) -> None:
-        """Close all connections; the last one merges the write-ahead log into the file."""
+        """Close all connections."""
         self.engine.dispose()
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the ledger."""
-        self._own_connections()
-        with storage_errors(self.path), self.engine.connect() as connection, connection.begin():
-            yield connection
+    def row_counts(self) -> dict[str, int]:
+        """Table -> number of its rows."""
+        from aftertune.ledger.schema import metadata
 
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that is committed at the end of the block, or rolled back if the block raises."""
-        if self.read_only:
-            raise StorageError(f"{self.path}: the ledger was opened for reading; nothing was written")
-        self._own_connections()
-        with self._lock, storage_errors(self.path), self.engine.connect() as connection:
-            connection.execution_options(aftertune_write=True)
-            with connection.begin():
-                yield connection
+        with self.read() as connection:
+            return {name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+                    for name, table in sorted(metadata.tables.items())}
 
-    @contextmanager
-    def migrate(self) -> Iterator[Connection]:
-        """A write transaction without checks of references: a migration that rebuilds a table drops the old one, and
-        this must not delete the rows that refer to it."""
-        with self._lock, storage_errors(self.path), self.engine.connect() as connection:
-            raw: Any = connection.connection.dbapi_connection
-            raw.execute("PRAGMA foreign_keys=OFF")
+
+class OwnConnections:
+    """Tells a forked child from its parent: a connection must not be used in both."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+
+    def lost(self) -> bool:
+        """True once in a child process."""
+        child, self.process = self.process != os.getpid(), os.getpid()
+        return child
+
+
+def hold(connection: Connection, table: Table, seq: int) -> None:
+    """Lock a row until the transaction ends, so that nobody else changes what belongs to it. SQLite has one writer in
+    any case."""
+    connection.execute(select(table.c.seq).where(table.c.seq == seq).with_for_update())
+
+
+def database_clock(connection: Connection) -> Any:
+    """The time as an expression, in seconds since 1970: of the server, whose clock all machines share; of a file, this
+    machine's."""
+    if connection.dialect.name == "postgresql":
+        return cast(func.extract("epoch", func.clock_timestamp()), Float(53))
+    return literal(time.time())
+
+
+def database_time(connection: Connection) -> float:
+    """The time by the clock of `database_clock`."""
+    if connection.dialect.name != "postgresql":
+        return time.time()
+    return float(connection.execute(select(database_clock(connection))).scalar_one())
+
+
+def repeatable(*names: str) -> Callable[[type[C]], type[C]]:
+    """Names the methods of a class that may be called twice with the same result, each of one transaction: they are
+    called again where the connection was lost, or the database has undone the transaction."""
+    def mark(owner: type[C]) -> type[C]:
+        for name in names:
+            setattr(owner, name, _repeating(getattr(owner, name)))
+        return owner
+
+    return mark
+
+
+def _repeating(method: Callable[P, T]) -> Callable[P, T]:
+    @wraps(method)
+    def call(*given: P.args, **named: P.kwargs) -> T:
+        for repeat in range(_REPEATS):
             try:
-                connection.execution_options(aftertune_write=True)
-                with connection.begin():
-                    yield connection
-            finally:
-                raw.execute("PRAGMA foreign_keys=ON")
+                return method(*given, **named)
+            except TransactionLost:
+                time.sleep(min(0.01 * 2**repeat, 1.0))
+        return method(*given, **named)
 
-    @property
-    def library(self) -> tuple[int, ...]:
-        """Version of the SQLite library in use."""
-        return tuple(self.module.sqlite_version_info)
-
-    def _own_connections(self) -> None:
-        """A SQLite connection must not be used across a fork: a child process opens its own."""
-        if self._process != os.getpid():
-            self.engine.dispose(close=False)
-            self._process = os.getpid()
-            self._lock = threading.RLock()
-
-    def _prepare_folder(self, create: bool) -> None:
-        if self.path.is_dir():
-            raise InputError(f"{self.path}: is a folder, but the ledger is a file; give a file in it, "
-                             f"for example {self.path / 'ledger.db'}")
-        if not self.path.exists() and not create:
-            raise InputError(f"{self.path}: no ledger here yet; run `aftertune eval` or `aftertune tune` "
-                             f"first, or set {VARIABLE} to the ledger's path")
-        if self.read_only:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{self.path.parent}: the ledger's folder cannot be created ({error.strerror}); "
-                               f"set {VARIABLE} to a path in a writable folder") from None
-        blocked = next((p for p in (self.path.parent, self.path)
-                        if p.exists() and not os.access(p, os.R_OK | os.W_OK)), None)
-        if blocked is not None:
-            raise StorageError(f"{blocked}: no permission to read and write, which the ledger {self.path.name} "
-                               f"needs; change its permissions, or set {VARIABLE} to a path in a writable "
-                               "folder")
-
-    def _engine(self) -> Engine:
-        # mode=rw: a file that was removed is not made again; a rollback journal that a kill left is rolled back
-        url = URL.create("sqlite", database=f"file:{quote(str(self.path))}", query={"mode": "rw", "uri": "true"}) if \
-            self.read_only else URL.create("sqlite", database=str(self.path))
-        engine = create_engine(url, module=self.module,
-                               connect_args={"timeout": self.timeout, "isolation_level": None})
-
-        @event.listens_for(engine, "connect")
-        def _settings(connection: Any, _record: Any) -> None:
-            for pragma in ("foreign_keys=ON", "synchronous=FULL", "fullfsync=ON",
-                           *(("query_only=ON",) if self.read_only else ())):
-                connection.execute(f"PRAGMA {pragma}")
-
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Connection) -> None:
-            writes = connection.get_execution_options().get("aftertune_write", False)
-            begin = ["BEGIN IMMEDIATE"] if writes else ["BEGIN", "SELECT 1 FROM sqlite_master LIMIT 1"]
-            self._begin(connection, begin)
-
-        return engine
-
-    def _begin(self, connection: Connection, statements: Iterable[str]) -> None:
-        """Begin a transaction with the lock that it needs. SQLite waits without looking for Ctrl-C, so each of its
-        waits is short."""
-        raw: Any = connection.connection.dbapi_connection
-        end = time.monotonic() + self.timeout
-        raw.execute(f"PRAGMA busy_timeout={int(1000 * min(_WAIT, self.timeout))}")
-        try:
-            while True:
-                try:
-                    for statement in statements:
-                        connection.exec_driver_sql(statement)
-                    return
-                except OperationalError as error:
-                    if raw.in_transaction:
-                        raw.rollback()
-                    if time.monotonic() >= end or not _is_busy(error):
-                        raise
-        finally:
-            raw.execute(f"PRAGMA busy_timeout={int(1000 * self.timeout)}")
-
-    def _choose_journal(self) -> str:
-        """Set WAL where it is safe, else the rollback journal; returns the mode that the file is in.
-
-        A change needs exclusive access for a moment; the mode is not changed while other connections are open.
-        """
-        wanted = "wal" if not has_wal_reset_bug(self.library) and not on_network(self.path) else "delete"
-        try:
-            raw = self.module.connect(str(self.path), timeout=LOCK_TIMEOUT, isolation_level=None)
-        except self.module.Error as error:
-            raise storage_error(self.path, error) from None
-        try:
-            mode = str(raw.execute("PRAGMA journal_mode").fetchone()[0])
-            raw.execute("PRAGMA busy_timeout=250")
-            for wait in (0.01, 0.05, 0.2, 1.0):
-                if mode == wanted:
-                    break
-                try:
-                    mode = str(raw.execute(f"PRAGMA journal_mode={wanted}").fetchone()[0])
-                except self.module.OperationalError as error:
-                    if "locked" not in str(error):
-                        raise
-                    time.sleep(wait)
-            return mode
-        except self.module.Error as error:
-            raise storage_error(self.path, error) from None
-        finally:
-            raw.close()
-
-
-def locate(where: str | os.PathLike[str] | None = None) -> Path:
-    """The ledger's file: ``where`` (a path or ``sqlite:///PATH``), else AFTERTUNE_LEDGER, else DEFAULT."""
-    text = os.fspath(where) if where is not None else os.environ.get(VARIABLE, "")
-    if "://" not in text:
-        return (expanded(text) if text else DEFAULT).absolute()
-    scheme = text.partition("://")[0]
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):  # a ValueError shows the password of a URL without a host
-        raise InputError(f"the ledger's address ({scheme}://…) is not a valid URL; give a path, or "
-                         "sqlite:///PATH") from None
-    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
-        raise InputError(f"the ledger's address ({scheme}://…) does not name a SQLite file; give a path, or "
-                         "sqlite:///PATH")
-    return expanded(url.database).absolute()
-
-
-def _is_busy(error: OperationalError) -> bool:
-    """True where another process has the lock."""
-    return str(getattr(error.orig, "sqlite_errorname", "")).startswith("SQLITE_BUSY")
-
-
-@cache
-def driver() -> ModuleType:
-    """The DBAPI module: pysqlite3 if it is installed and has no WAL-reset bug, else sqlite3."""
-    try:
-        module = import_module("pysqlite3.dbapi2")
-    except ImportError:
-        return sqlite3
-    return module if tuple(module.sqlite_version_info) >= FIXED_SQLITE else sqlite3
-
-
-def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
-    """True for the SQLite libraries that can corrupt a database in WAL mode."""
-    fixed = version >= FIXED_SQLITE or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
-    return version >= (3, 7) and not fixed
-
-
-def on_network(path: Path) -> bool:
-    """True if ``path`` is on a network file system, which has no memory that processes can share."""
-    return file_system(path).startswith(_NETWORK)
-
-
-def file_system(path: Path) -> str:
-    """Name of the file system that holds ``path`` ("ext4", "nfs4", "apfs"), or "" if it is unknown."""
-    import psutil
-
-    folder = path.parent.resolve()
-    mounts = {Path(p.mountpoint): p.fstype for p in psutil.disk_partitions(all=True)}
-    return next((mounts[p] for p in (folder, *folder.parents) if p in mounts), "").lower()
+    return call

@@ -8,8 +8,8 @@ The rows of a table are divided by their *owner*, for most tables the row that t
 into numbered parts: responses by batch, so that a batch is sealed with one small query. A row of ``checksum`` holds the
 SHA-256 of the rows of one owner and part. Rows without a digest, and a digest without its rows, are damage too.
 
-The digest is computed from the values as SQLite returns them, as JSON, before anything is decoded: a changed type and a
-row that is gone change it too. The document of an item has its own digest (`item.content`).
+The digest is computed from the values as the database returns them, as JSON, before anything is decoded: a changed type
+and a row that is gone change it too. The document of an item has its own digest (`item.content`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Integer, Table, literal, select, type_coerce
+from sqlalchemy import Boolean, Column, ColumnElement, Connection, Integer, Table, cast, literal, select, type_coerce
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import NullType
 
@@ -151,7 +151,9 @@ def _digests(connection: Connection, table: Table, owners: Sequence[Any],
     owner, part_column, order = SEALED[table]
     number = table.c[part_column] if part_column else literal(0)
     mine: Any = table.c[owner] if isinstance(table.c[owner].type, Integer) else without_index(table.c[owner])
-    columns = [type_coerce(c, NullType()) for c in table.c]  # as the database has them
+    # as the database has them; SQLite has 0 and 1 for a boolean
+    columns = [cast(c, Integer) if isinstance(c.type, Boolean) and connection.dialect.name != "sqlite" else
+               type_coerce(c, NullType()) for c in table.c]
     query = select(mine, number, *columns)
     if table is answer:  # what is asked belongs to the answer; a missing item changes the digest
         query = query.add_columns(item.c.hash, item.c.content).join_from(
@@ -161,6 +163,8 @@ def _digests(connection: Connection, table: Table, owners: Sequence[Any],
         query = query.order_by(mine, table.c[order])
     else:  # + 0: SQLite finds a batch by its index, and does not read the whole evaluation in order
         query = query.where(table.c[part_column] == part).order_by(table.c[order] + 0)
+    if table in (answer, response) and part is None:  # of a server, some rows at a time
+        query = query.execution_options(stream_results=True, max_row_buffer=_ROWS)
     rows = connection.execute(query)
     digests: dict[tuple[str, int], Any] = {}
     for key, group in groupby(rows, key=lambda row: (str(row[0]), row[1])):

@@ -25,6 +25,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, RowMapping, bindparam, or_, select, tuple_, type_coerce
 
 from aftertune.errors import InputError, SourceError, StorageError, nearest
+from aftertune.ledger.database import hold, repeatable
 from aftertune.ledger.digests import OF_EVALUATION, check, forget, seal, without_index
 from aftertune.ledger.lease import beat, check_lease
 from aftertune.ledger.schema import (
@@ -67,6 +68,8 @@ _UNITS = "units"
 _ASKED = "aftertune:asked"
 
 
+@repeatable("open_evaluation", "finish_evaluation", "find_evaluation", "word_for", "names_of_others", "evaluations",
+            "items", "answers", "save_schedule", "schedule", "save_batch", "done_positions", "responses")
 class Evaluations(Store):
     """Evaluations with their tasks, items, schedule, responses, answers and scores."""
 
@@ -205,8 +208,9 @@ class Evaluations(Store):
 
     def save_schedule(self, evaluation_id: str, value: Mapping[str, Any]) -> None:
         """Store how the requests are cut into batches; a later one (a batch was split) replaces it."""
-        with self.database.write() as connection:
+        with self.database.write(within=True) as connection:
             row = find_row(connection, evaluation, evaluation_id)
+            hold(connection, evaluation, row.seq)
             beat(connection, row.seq, row.id)
             store_schedule(connection, row.seq, value)
 
@@ -226,8 +230,9 @@ class Evaluations(Store):
         another batch has filled, it is a StorageError. ResourceError where another process has the lease.
         """
         rows = [response_row(batch, position, value) for position, value in sorted(responses.items())]
-        with self.database.write() as connection:
+        with self.database.write(within=True) as connection:
             row = find_row(connection, evaluation, evaluation_id)
+            hold(connection, evaluation, row.seq)
             beat(connection, row.seq, row.id, saved=batch)
             stored = {r.position: r for r in _stored_batch(connection, row.seq, batch, responses)}
             if not stored:

@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Table, or_, select
 
 from aftertune.errors import AmbiguousName, InputError, shown
+from aftertune.ledger.database import repeatable
 from aftertune.ledger.digests import check, forget, seal
 from aftertune.ledger.evaluations import delete_rows, drop_unused_models
 from aftertune.ledger.lease import check_lease
@@ -49,15 +50,17 @@ class Removal:
     cells: tuple[tuple[str, str], ...] = ()
 
 
+@repeatable("labels", "save_label")
 class EntryLabels(Store):
     """Tags and notes of entries; their names; their removal."""
 
     def labels(self) -> dict[str, EntryLabel]:
         """Id of an entry -> what a user said about it."""
         with self.database.read() as connection:
-            rows = connection.execute(select(label.c.seq, label.c.entry)).all()
+            rows = connection.execute(select(label.c.seq, label.c.entry).order_by(label.c.seq)).all()
             check(connection, label, {r.seq: f"the label of {r.entry}" for r in rows})
-            return {r.entry: EntryLabel(tags=tuple(r.tags), note=r.note) for r in connection.execute(select(label))}
+            return {r.entry: EntryLabel(tags=tuple(r.tags), note=r.note)
+                    for r in connection.execute(select(label).order_by(label.c.seq))}
 
     def save_label(self, entry: str, value: EntryLabel) -> None:
         """Store tags and note of an entry; they replace those stored before. entry: its id."""
@@ -77,7 +80,8 @@ class EntryLabels(Store):
             table, key = _entry(connection, entry)
             if table is comparison:
                 raise InputError(f"{entry} is a comparison, which has no name of its own; rename its evaluations")
-            taken = connection.execute(select(table.c.id).where(table.c.name == name, table.c.id != key.id)).scalar()
+            taken = connection.execute(select(table.c.id).where(table.c.name == name, table.c.id != key.id)
+                                       .order_by(table.c.seq)).scalar()
             if taken is not None:
                 raise InputError(f"{name!r} is the name of {table.name} {taken}; choose another one")
             if any(connection.execute(select(t.c.seq).where(t.c.id == name)).first() for t in _TABLES):
@@ -154,13 +158,15 @@ def _comparisons_of(connection: Connection, id_: str) -> Sequence[Row[Any, Any]]
 
 def _cells_of(id_: str) -> Any:
     """A query for the cells of studies whose result an entry is."""
-    return select(cell.c.study, cell.c.position, cell.c.name).where(cell.c.ref == id_)
+    return select(cell.c.study, cell.c.position, cell.c.name).where(cell.c.ref == id_).order_by(
+        cell.c.study, cell.c.position)
 
 
 def _removal(connection: Connection, table: Table, key: Row[Any, Any]) -> Removal:
     used = [r.id for r in _comparisons_of(connection, key.id)] if table is evaluation else []
     made: Sequence[str] = connection.execute(
-        select(evaluation.c.id).where(evaluation.c.tuning == key.id)).scalars().all() if table is tuning else []
+        select(evaluation.c.id).where(evaluation.c.tuning == key.id).order_by(evaluation.c.seq)
+    ).scalars().all() if table is tuning else []
     studies = {row.seq: row.name for row in connection.execute(select(study.c.seq, study.c.name))}
     return Removal(kind=table.name, id=key.id, comparisons=tuple(used), evaluations=tuple(made),
                    cells=tuple((studies[r.study], r.name) for r in connection.execute(_cells_of(key.id))))

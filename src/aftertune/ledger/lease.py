@@ -9,16 +9,16 @@ Each process has a lease of its own. Without ``join`` it is refused where anothe
 batches a process computes is in its lease too (`aftertune.ledger.ranges`).
 
 A process of this machine is alive if a process with its pid and start time exists, so a reused pid is not mistaken for
-it. A process of another machine or container counts as dead after LEASE_TIMEOUT seconds without a heartbeat; its lease
-can be taken before, with `Ledger(take_over=True)` (``--take-over``), for example where its clock was ahead. The process
-that lost its lease is refused at its next batch.
+it. A process of another machine or container counts as dead after LEASE_TIMEOUT seconds without a heartbeat, by the
+clock of the database's server (of a file: of the machine that looks). Its lease can be taken before, with
+`Ledger(take_over=True)` (``--take-over``), for example where its clock was ahead. The process that lost its lease is
+refused at its next batch.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +28,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
 
 from aftertune.errors import ResourceError
+from aftertune.ledger.database import database_clock, database_time, hold, repeatable
 from aftertune.ledger.schema import evaluation, lease
 from aftertune.ledger.store import Store, find_key, find_row
 
@@ -65,6 +66,7 @@ class Process:
         return silent < LEASE_TIMEOUT
 
 
+@repeatable("acquire", "beat", "held", "processes", "check_free", "release")
 class Leases(Store):
     """Leases of evaluations. take_over: whether `acquire` takes the lease of a process of another machine at once."""
 
@@ -80,22 +82,24 @@ class Leases(Store):
             others = remove_dead(connection, seq, take_over=self.take_over)
             refused = [row for row in others if not (join and shared and row.shared)]
             if refused:
-                raise _in_use(evaluation_id, refused[0], joinable=shared and all(row.shared for row in others))
+                raise _in_use(connection, evaluation_id, refused[0], joinable=shared and all(row.shared for row in others))
             own = own_lease(connection, seq)
             if own is not None:
                 connection.execute(lease.update().where(_of_process(seq, Process.own())).values(
-                    heartbeat=time.time(), shared=shared))
+                    heartbeat=database_clock(connection), shared=shared))
                 return
             last = connection.execute(select(func.max(lease.c.number)).where(lease.c.evaluation == seq)).scalar()
             me = Process.own()
             connection.execute(lease.insert().values(
                 evaluation=seq, number=0 if last is None else last + 1, pid=me.pid, host=me.host, boot=me.boot,
-                started=me.started, heartbeat=time.time(), shared=shared))
+                started=me.started, heartbeat=database_clock(connection), shared=shared))
 
     def beat(self, evaluation_id: str) -> None:
         """Send a heartbeat: this process is still working on the evaluation."""
-        with self.database.write() as connection:
-            beat(connection, find_row(connection, evaluation, evaluation_id).seq, evaluation_id)
+        with self.database.write(within=True) as connection:
+            seq = find_row(connection, evaluation, evaluation_id).seq
+            hold(connection, evaluation, seq)
+            beat(connection, seq, evaluation_id)
 
     def held(self) -> set[str]:
         """Ids of the evaluations on which a living process works."""
@@ -103,9 +107,11 @@ class Leases(Store):
 
     def processes(self) -> dict[str, int]:
         """Id of each evaluation on which living processes work -> how many."""
-        own, now = Process.own(), time.time()
-        query = select(lease, evaluation.c.id).join(evaluation, evaluation.c.seq == lease.c.evaluation)
+        own = Process.own()
+        query = select(lease, evaluation.c.id).join(evaluation, evaluation.c.seq == lease.c.evaluation).order_by(
+            lease.c.evaluation, lease.c.number)
         with self.database.read() as connection:
+            now = database_time(connection)
             return dict(Counter(row.id for row in connection.execute(query)
                                 if _holder(row).alive(now - row.heartbeat, own)))
 
@@ -136,7 +142,7 @@ def beat(connection: Connection, seq: int, evaluation_id: str, saved: int | None
         return
     moved = {} if saved is None or own.start is None or not own.start <= saved < own.stop else {"start": saved + 1}
     connection.execute(lease.update().where(lease.c.evaluation == seq, lease.c.number == own.number).values(
-        heartbeat=time.time(), **moved))
+        heartbeat=database_clock(connection), **moved))
 
 
 def own_lease(connection: Connection, seq: int) -> Row[Any] | None:
@@ -158,9 +164,11 @@ def remove_dead(connection: Connection, seq: int, *, take_over: bool = False) ->
 
 def live_leases(connection: Connection, seq: int, *, take_over: bool = False) -> list[Row[Any]]:
     """The leases of other live processes, the oldest first. take_over: one of another machine counts as dead."""
-    own, now = Process.own(), time.time()
-    rows = connection.execute(select(lease).where(lease.c.evaluation == seq).order_by(lease.c.number))
-    return [row for row in rows if (holder := _holder(row)) != own and holder.alive(now - row.heartbeat, own)
+    own = Process.own()
+    query = select(lease).where(lease.c.evaluation == seq).order_by(lease.c.number)
+    others = [(row, holder) for row in connection.execute(query) if (holder := _holder(row)) != own]
+    now = database_time(connection) if others else 0.0
+    return [row for row, holder in others if holder.alive(now - row.heartbeat, own)
             and not (take_over and not holder.same_machine(own))]
 
 
@@ -171,7 +179,7 @@ def check_lease(connection: Connection, seq: int, evaluation_id: str, *, take_ov
     """
     others = live_leases(connection, seq, take_over=take_over)
     if others:
-        raise _in_use(evaluation_id, others[0])
+        raise _in_use(connection, evaluation_id, others[0])
     return connection.execute(select(lease).where(lease.c.evaluation == seq).order_by(lease.c.number)).first()
 
 
@@ -181,9 +189,9 @@ def _of_process(seq: int, process: Process) -> ColumnElement[bool]:
                 lease.c.boot == process.boot, lease.c.started == process.started)
 
 
-def _in_use(evaluation_id: str, row: Row[Any], *, joinable: bool = False) -> ResourceError:
+def _in_use(connection: Connection, evaluation_id: str, row: Row[Any], *, joinable: bool = False) -> ResourceError:
     """The error where a live process has a lease. joinable: this process could join it."""
-    holder, silent = _holder(row), time.time() - row.heartbeat
+    holder, silent = _holder(row), database_time(connection) - row.heartbeat
     when = f"last heartbeat {max(0.0, silent):.0f} s ago"
     if silent < -_CLOCKS:
         when = f"last heartbeat {-silent:.0f} s in the future: the clock there was ahead, or the one here is behind"

@@ -20,7 +20,6 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     Subquery,
-    Text,
     and_,
     case,
     func,
@@ -34,7 +33,7 @@ from sqlalchemy import (
 
 from aftertune.ledger.records import Comparisons
 from aftertune.ledger.running import STARTED, RunningEntries, json_field
-from aftertune.ledger.schema import comparison, evaluation, label, model, task, tuning
+from aftertune.ledger.schema import Prose, as_number, comparison, evaluation, label, model, task, tuning
 from aftertune.ledger.store import row_at
 from aftertune.values import Comparison, Evaluation
 
@@ -103,8 +102,9 @@ class Listing(RunningEntries, Comparisons):
             entries = _entries(interrupted)
             conditions = _conditions(entries, query)
             total = connection.execute(select(func.count()).select_from(entries).where(*conditions)).scalar_one()
-            column = entries.c[query.sort if query.sort != "name" else "sorted_name"]
-            order = [column.desc() if query.descending else column, entries.c.seq.desc()]
+            column: Any = entries.c[query.sort if query.sort != "name" else "sorted_name"]
+            column = func.coalesce(column, "")  # databases do not agree where nulls belong
+            order = [column.desc() if query.descending else column, entries.c.seq.desc(), entries.c.kind]
             rows = connection.execute(select(entries).where(*conditions).order_by(*order).limit(query.limit)
                                       .offset(query.offset)).mappings().all()
             return EntryPage(tuple(_with_parts(connection, [_row(r) for r in rows], [r["seq"] for r in rows])), total)
@@ -129,7 +129,7 @@ class Listing(RunningEntries, Comparisons):
         """Tag -> how many entries have it, by name."""
         counts: dict[str, int] = {}
         with self.database.read() as connection:
-            for tags in connection.execute(select(label.c.tags)).scalars():
+            for tags in connection.execute(select(label.c.tags).order_by(label.c.seq)).scalars():
                 for tag in tags:
                     counts[tag] = counts.get(tag, 0) + 1
         return dict(sorted(counts.items()))
@@ -172,7 +172,7 @@ def _entries(interrupted: set[str]) -> Subquery:
 def _conditions(entries: Subquery, query: EntryQuery) -> list[Any]:
     """The filters of a query."""
     c = entries.c
-    tags = type_coerce(c.tags, Text())
+    tags = type_coerce(c.tags, Prose())
     found: list[Any] = [] if query.archived else [or_(tags.is_(None), ~tags.contains(json.dumps(ARCHIVED)))]
     for column, value in ((c.kind, query.kind), (c.status, query.status), (c.tuning, query.made_by)):
         if value:
@@ -222,8 +222,12 @@ def _with_parts(connection: Connection, rows: Sequence[EntryRow], seqs: Sequence
     examples = {row[0]: row[1] for row in connection.execute(
         select(tuning.c.seq, json_field(tuning, "$.examples")).where(tuning.c.seq.in_(of["tuning"])))}
     return [replace(r, tasks=tuple(tasks.get((r.kind, s), ())),
-                    method=f"{r.method}, {examples.get(s) or 0:,} examples" if r.kind == "tuning" else "")
+                    method=_method(r, examples.get(s)) if r.kind == "tuning" else "")
             for r, s in zip(rows, seqs, strict=True)]
+
+
+def _method(row: EntryRow, examples: Any) -> str:
+    return f"{row.method}, {int(as_number(examples) or 0):,} examples"
 
 
 def _part_text(value: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
-"""Brings a ledger file to the newest schema; a file that this program does not understand stays unchanged.
+"""Brings a ledger to the newest schema; a database that this program does not understand stays unchanged.
 
-    new file          the tables of `schema.metadata`, stamped with the newest revision, in one transaction
-    older schema      a copy beside it (ledger.db.0001.bak), the missing migrations in one transaction, checks
-    newer schema, another program's database, not a database      StorageError; the file is untouched
+    new               the tables of `schema.metadata`, stamped with the newest revision, in one transaction
+    older schema      the missing migrations in one transaction, checks; before, of a file, a copy beside it
+                      (ledger.db.0001.bak)
+    newer schema, another program's database, not a database      StorageError; nothing is changed
 
 A change of the schema is made twice: in `schema.metadata`, which new ledgers are made from, and in a script in
 ``migrations/versions``, which changes existing ledgers. A script imports nothing of the program, so it still does the
@@ -24,6 +25,7 @@ from sqlalchemy import Connection, inspect, text
 
 from aftertune import __version__
 from aftertune.errors import StorageError
+from aftertune.ledger.address import StoredAt
 from aftertune.ledger.faults import ADVICE, LOCK_TIMEOUT, storage_error
 from aftertune.ledger.schema import HEAD, metadata
 
@@ -53,17 +55,24 @@ def inspect_file(path: Path, module: ModuleType, head: str = HEAD, *, timeout: f
         tables, revisions = _look(path, module, timeout)
     except (module.Error, UnicodeDecodeError) as error:
         raise storage_error(path, error) from None
+    return known_state(path, tables, revisions, head)
+
+
+def known_state(place: StoredAt, tables: set[str], revisions: list[str], head: str = HEAD) -> State:
+    """The state of a database with these tables and these rows of alembic's version table. StorageError where it is
+    another program's, or newer."""
+    file = isinstance(place, Path)
+    other = "another path" if file else "another database or schema"
     if not tables:
         return State(None)
     if "alembic_version" not in tables or not {"evaluation", "response"} <= tables:
-        raise StorageError(f"{path}: a SQLite database of another program (its tables: "
-                           f"{', '.join(sorted(tables)[:4])}); it was not changed: set AFTERTUNE_LEDGER to "
-                           "another path")
+        raise StorageError(f"{place}: a {'SQLite database' if file else 'schema'} of another program (its tables: "
+                           f"{', '.join(sorted(tables)[:4])}); it was not changed: set AFTERTUNE_LEDGER to {other}")
     revision = revisions[0] if len(revisions) == 1 else "+".join(revisions) or "none"
     if revision not in known_revisions(head):
-        raise StorageError(f"{path}: written by a newer aftertune: its schema is {revision}, but this version "
-                           f"({__version__}) supports up to {head}; the file was not changed: upgrade "
-                           "aftertune, or set AFTERTUNE_LEDGER to another path")
+        raise StorageError(f"{place}: written by a newer aftertune: its schema is {revision}, but this version "
+                           f"({__version__}) supports up to {head}; the {'file' if file else 'ledger'} was not "
+                           f"changed: upgrade aftertune, or set AFTERTUNE_LEDGER to {other}")
     return State(revision)
 
 
@@ -89,18 +98,27 @@ def migrate(target: Target, state: State, *, scripts: Path = SCRIPTS, head: str 
     backup = _back_up(target, state.revision) if state.revision is not None else None
     try:
         with target.transaction() as connection:
-            revision = _revision(connection)
-            if revision != head:  # another process may have been faster
-                if revision is None:
-                    metadata.create_all(connection)
-                _run(connection, scripts, head, stamp=revision is None)
-                _verify(connection, head)
+            if upgrade(connection, scripts, head):
+                _verify_references(connection)
     except Exception as error:
         if backup is None:
             raise
         raise StorageError(f"{target.path}: the migration from schema {state.revision} to {head} failed "
                            f"and was undone ({' '.join(str(error).split())[:200]}); the ledger is unchanged, "
                            f"with a backup in {backup}") from error
+
+
+def upgrade(connection: Connection, scripts: Path = SCRIPTS, head: str = HEAD) -> bool:
+    """Create the tables, or run the missing migrations, in a write transaction; False where another process was
+    faster."""
+    revision = _revision(connection)
+    if revision == head:
+        return False
+    if revision is None:
+        metadata.create_all(connection)
+    _run(connection, scripts, head, stamp=revision is None)
+    _verify(connection, head)
+    return True
 
 
 def _look(path: Path, module: ModuleType, timeout: float) -> tuple[set[str], list[str]]:
@@ -140,12 +158,16 @@ def _run(connection: Connection, scripts: Path, head: str, *, stamp: bool) -> No
 
 
 def _verify(connection: Connection, head: str) -> None:
-    """The file says ``head``, holds every table of the schema, and passes SQLite's own check."""
+    """The ledger says ``head`` and has every table of the schema."""
     missing = set(metadata.tables) - set(inspect(connection).get_table_names())
     revision = _revision(connection)
     if missing or revision != head:
         raise StorageError(f"after the migration the schema is {revision}, expected {head}; missing tables: "
                            f"{', '.join(sorted(missing)) or 'none'}")
+
+
+def _verify_references(connection: Connection) -> None:
+    """The file passes SQLite's own check."""
     problems = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(3)
     if problems:
         raise StorageError(f"after the migration references are broken: {[tuple(p) for p in problems]}")

@@ -38,7 +38,8 @@ class Questions(Evaluations):
         """An item by its task and its hash. InputError where the ledger has none."""
         text = type_coerce(item.c.doc, Prose())
         query = (select(answer.c.index, answer.c.cluster, item.c.content, text)
-                 .join(item, item.c.seq == answer.c.item).where(item.c.hash == hash, answer.c.task == task).limit(1))
+                 .join(item, item.c.seq == answer.c.item).where(item.c.hash == hash, answer.c.task == task)
+                 .order_by(answer.c.evaluation, answer.c.position).limit(1))
         with self.database.read() as connection, reading(f"the item {hash[:12]}"):
             row = connection.execute(query).first()
             if row is None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from aftertune.ledger.database import repeatable
 from aftertune.ledger.digests import check, check_part
 from aftertune.ledger.evaluations import delete_rows, load_responses, store_schedule
 from aftertune.ledger.lease import Leases, beat, live_leases, own_lease, remove_dead
@@ -43,6 +44,7 @@ class TakenBatches:
     others: int
 
 
+@repeatable("take_step", "take_range", "range_stop", "stored_batches", "batch_responses", "others", "leave")
 class SharedEvaluations(Leases):
     """Evaluations on which several processes work."""
 

@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from aftertune.errors import InputError, StorageError, nearest
+from aftertune.ledger.database import hold, repeatable
 from aftertune.ledger.digests import check, seal, without_index
 from aftertune.ledger.schema import cell, comparison, drift, model, reported_score, step, study, tuning
 from aftertune.ledger.store import (
@@ -43,6 +44,7 @@ _REMARK = "remark"
 STATES = ("planned", "running", "done", "failed")
 
 
+@repeatable("save_tuning", "save_step", "find_tuning", "tunings")
 class Tunings(Store):
     """Fine-tunes."""
 
@@ -69,8 +71,9 @@ class Tunings(Store):
 
         number: the optimizer's step, stored with the metrics under "step".
         """
-        with self.database.write() as connection:
+        with self.database.write(within=True) as connection:
             seq = find_row(connection, tuning, tuning_id).seq
+            hold(connection, tuning, seq)
             value = {"step": number, **encode(metrics)}
             here = (step.c.tuning == seq, step.c.step == number)
             if not connection.execute(step.update().where(*here).values(value=value)).rowcount:
@@ -109,6 +112,7 @@ def _load_tunings(connection: Connection, rows: Sequence[Row[Any]]) -> list[Tuni
     return out
 
 
+@repeatable("save_comparison", "find_comparison", "comparisons")
 class Comparisons(Store):
     """Comparisons of two evaluations."""
 
@@ -142,6 +146,7 @@ def _comparison(row: Row[Any]) -> Comparison:
         return decode(Comparison, row.value)
 
 
+@repeatable("save_drift", "find_drift", "drifts")
 class Drifts(Store):
     """Measurements of how far a fine-tune moved a model."""
 
@@ -168,6 +173,7 @@ def _drift(row: Row[Any]) -> Drift:
         return decode(Drift, row.value)
 
 
+@repeatable("save_reported")
 class ReportedScores(Store):
     """Scores that were read from a document; without answers, so they cannot be compared item by item."""
 
@@ -232,6 +238,7 @@ class StoredCell:
     error: str | None = None
 
 
+@repeatable("save_study", "studies", "save_cell", "cells")
 class Studies(Store):
     """Studies and their cells."""
 
@@ -243,7 +250,7 @@ class Studies(Store):
     def studies(self) -> list[StoredStudy]:
         """All studies, the newest last."""
         with self.database.read() as connection:
-            names = connection.execute(select(study.c.seq, study.c.name)).all()
+            names = connection.execute(select(study.c.seq, study.c.name).order_by(study.c.seq)).all()
             check(connection, study, {r.seq: f"study {r.name}" for r in names})
             return [StoredStudy(name=r.name, hash=r.hash, yaml=r.yaml)
                     for r in connection.execute(select(study).order_by(study.c.seq))]
@@ -280,6 +287,6 @@ def _study_seq(connection: Connection, name: str) -> int:
     """seq of a study; InputError with the nearest names where there is none."""
     seq = connection.execute(select(study.c.seq).where(study.c.name == name)).scalar()
     if seq is None:
-        names = list(connection.execute(select(study.c.name)).scalars())
+        names = list(connection.execute(select(study.c.name).order_by(study.c.seq)).scalars())
         raise InputError(f"no study {name!r} in the ledger{nearest(name, names)}; run it first")
     return int(seq)

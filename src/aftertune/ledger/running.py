@@ -16,10 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Text, case, func, select, type_coerce
+from sqlalchemy import Connection, func, select
 
 from aftertune.ledger.lease import Leases
-from aftertune.ledger.schema import answer, evaluation, lease, response, schedule, step, task, tuning
+from aftertune.ledger.schema import (
+    JsonField,
+    answer,
+    as_number,
+    evaluation,
+    lease,
+    response,
+    schedule,
+    step,
+    task,
+    tuning,
+)
 from aftertune.ledger.store import CHUNK
 
 #: The key of an unfinished evaluation's schedule for `evaluation_mark`.
@@ -98,14 +109,13 @@ class RunningEntries(Leases):
             for start in range(0, len(wanted), CHUNK):
                 for table, query in queries:
                     rows = connection.execute(query.where(table.c.id.in_(wanted[start:start + CHUNK])))
-                    found |= {r.id: float(r.seconds) for r in rows if isinstance(r.seconds, int | float)}
+                    found |= {r.id: seconds for r in rows if (seconds := as_number(r.seconds)) is not None}
         return found
 
 
 def json_field(table: Any, path: str) -> Any:
-    """A field of a stored value; null where an old SQLite cannot read the value (NaN in it)."""
-    text = type_coerce(table.c.value, Text())
-    return case((func.json_valid(text) == 1, func.json_extract(text, path)))
+    """A field of a stored value."""
+    return JsonField(table.c.value, path)
 
 
 def _tunings(connection: Connection) -> Sequence[Any]:

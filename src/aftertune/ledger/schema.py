@@ -1,4 +1,4 @@
-"""Defines the tables of the ledger in SQLAlchemy Core, for SQLite today and PostgreSQL later.
+"""Defines the tables of the ledger in SQLAlchemy Core, for SQLite and PostgreSQL.
 
     model ─< evaluation ─< task, answer >─ item        evaluation ─ schedule, lease; ─< response, score
     model ─< tuning ─< step                            study ─< cell        comparison, drift, label, checksum, …
@@ -16,8 +16,10 @@ import re
 from typing import Any
 
 from sqlalchemy import (
+    DDL,
     Boolean,
     Column,
+    ColumnElement,
     Double,
     ForeignKeyConstraint,
     Index,
@@ -27,13 +29,25 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
+    literal,
+    type_coerce,
 )
 from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType, TypeEngine
 
 from aftertune.errors import StorageError
 
 #: The newest schema revision that this program knows; the id of the last file in migrations/versions.
 HEAD = "0005"
+
+#: PostgreSQL's function for `JsonField`: its casts raise errors on JSON that it cannot read, and 14 cannot ask before.
+JSON_FUNCTION = "aftertune_json_field"
+_JSON_FUNCTION = f"""
+CREATE FUNCTION {JSON_FUNCTION}(value text, path text[]) RETURNS text LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN RETURN value::json #>> path; EXCEPTION WHEN OTHERS THEN RETURN NULL; END $$"""
 
 _ESCAPE = "\x1a"
 _UNSAFE = re.compile("[\x00\x1a\ud800-\udfff]")
@@ -41,10 +55,15 @@ _ESCAPED = re.compile("\x1a([0-9a-f]{4})")
 
 
 class Prose(TypeDecorator[str]):
-    """Any Python string, also one with NUL or lone surrogates, which databases refuse: these are escaped."""
+    """Any Python string, also one with NUL or lone surrogates, which databases refuse: these are escaped. Compared byte
+    by byte, as SQLite does by itself."""
 
     impl = Text
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Text; on PostgreSQL with the collation "C"."""
+        return Text(collation="C") if dialect.name == "postgresql" else super().load_dialect_impl(dialect)
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
         return None if value is None else _UNSAFE.sub(lambda m: f"{_ESCAPE}{ord(m[0]):04x}", value)
@@ -71,6 +90,44 @@ class Json(TypeDecorator[Any]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002
         return None if value is None else json.loads(value)
+
+
+class JsonField(FunctionElement[Any]):
+    """A field of a stored value, ``JsonField(column, "$.provenance.started")``; null where there is none, or where the
+    database cannot read the JSON (NaN, or an escaped character in it). A list or an object is its JSON.
+
+    A number comes back as a number from SQLite, and as its text from PostgreSQL: `as_number` reads both.
+    """
+
+    type = NullType()
+    inherit_cache = True
+    name = "json_field"
+
+    def __init__(self, column: ColumnElement[Any], path: str) -> None:
+        self.path = path
+        super().__init__(type_coerce(column, Text()), literal(path))
+
+
+@compiles(JsonField)
+def _json_of_sqlite(element: JsonField, compiler: Any, **how: Any) -> str:
+    text, path = (compiler.process(clause, **how) for clause in element.clauses)
+    return f"CASE WHEN (json_valid({text}) = 1) THEN json_extract({text}, {path}) END"
+
+
+@compiles(JsonField, "postgresql")
+def _json_of_postgresql(element: JsonField, compiler: Any, **how: Any) -> str:
+    text, path = (compiler.process(clause, **how) for clause in element.clauses)
+    return f"{JSON_FUNCTION}({text}, string_to_array(substr({path}, 3), '.'))"
+
+
+def as_number(value: Any) -> float | None:
+    """A number that `JsonField` has read; None for anything else."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) else None
 
 
 metadata = MetaData(naming_convention={
@@ -266,3 +323,5 @@ checksum = Table(
     Column("owner", Prose, primary_key=True, nullable=False),  # seq of the row that the rows belong to; or a source
     Column("part", Integer, primary_key=True, nullable=False, autoincrement=False),  # `digests.SEALED`
     Column("sha256", Prose, nullable=False))
+
+event.listen(metadata, "after_create", DDL(_JSON_FUNCTION).execute_if(dialect="postgresql"))  # type: ignore[no-untyped-call]

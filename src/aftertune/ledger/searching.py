@@ -111,5 +111,5 @@ class Search(Evaluations, Tunings, Comparisons):
         evaluations, tunings, comparisons = self.evaluations(), self.tunings(), self.comparisons()
         unfinished = sum(e.status != "done" for e in evaluations)
         note = f" ({unfinished} not finished)" if unfinished else ""
-        return (f"<Ledger {self.database.path}: {len(evaluations)} evaluations{note}, {len(tunings)} tunings, "
+        return (f"<Ledger {self.database.place}: {len(evaluations)} evaluations{note}, {len(tunings)} tunings, "
                 f"{len(comparisons)} comparisons>")

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from aftertune.errors import StorageError
-from aftertune.ledger.database import driver
+from aftertune.ledger.sqlite import driver
 
 #: Rows of one part; the number of a row is its part times this, and its place in the part.
 _ROWS = 2**40

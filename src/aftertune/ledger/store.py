@@ -135,7 +135,8 @@ def find_key(connection: Connection, table: Table, word: str) -> Row[Any, Any]:
         if rows:
             return rows[0]
     if len(word) >= _MIN_PREFIX:
-        rows = connection.execute(query.where(table.c.id.startswith(word, autoescape=True)).limit(3)).all()
+        rows = connection.execute(query.where(table.c.id.startswith(word, autoescape=True))
+                                  .order_by(table.c.seq).limit(3)).all()
         if len(rows) == 1:
             return rows[0]
         if rows:

@@ -321,7 +321,7 @@ class _StudyRun:
                                             margins=study.margins(), ledger=self.ledger)
                                     for name, after in tuned.items() if study.tunings[name].base in bases], self.ledger)
         comparisons = (*comparisons, *{c.id: c for link in links for c in (link.first, link.before) if c}.values())
-        answers = StoredAnswers(self.ledger.database.path, [e.id for e in evaluations])
+        answers = StoredAnswers(self.ledger.database.place, [e.id for e in evaluations])
         results = Results(
             evaluations=evaluations, tunings=tunings, comparisons=comparisons, answers=answers,
             contrasts=tuple(contrasts_across_seeds(tuple(judged.values()), tunings, margins=study.margins(),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aftertune.errors import InputError
@@ -39,7 +38,7 @@ from aftertune.values import (
 from aftertune.values.reported import AuditedDocument
 
 if TYPE_CHECKING:
-    from aftertune.ledger import Ledger, StoredCell
+    from aftertune.ledger import Ledger, StoredAt, StoredCell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +85,7 @@ class Results:
             tunings=tuple(t for t in tunings if not only or t.id in used),
             comparisons=tuple(c for c in ledger.comparisons() if {c.base, c.tuned} <= ids),
             drifts=tuple(ledger.drifts()),
-            answers=StoredAnswers(ledger.database.path, [e.id for e in evaluations]),
+            answers=StoredAnswers(ledger.database.place, [e.id for e in evaluations]),
             cells=() if only else tuple(cell for study in ledger.studies() for cell in ledger.cells(study.name)))
 
     def drift(self, comparison: Comparison) -> Drift | None:
@@ -115,8 +114,8 @@ class StoredAnswers(Mapping[str, Sequence[Answer]]):
 
     _KEPT = 3
 
-    def __init__(self, path: Path, ids: Sequence[str]) -> None:
-        self.path = path
+    def __init__(self, place: StoredAt, ids: Sequence[str]) -> None:
+        self.place = place
         self.ids = dict.fromkeys(ids)
         self.kept: dict[str, Sequence[Answer]] = {}
 
@@ -129,7 +128,7 @@ class StoredAnswers(Mapping[str, Sequence[Answer]]):
 
             while len(self.kept) >= self._KEPT:
                 del self.kept[next(iter(self.kept))]
-            with Ledger(self.path, create=False) as ledger:
+            with Ledger(self.place, create=False) as ledger:
                 answers = ledger.answers(evaluation)
         self.kept[evaluation] = answers
         return answers

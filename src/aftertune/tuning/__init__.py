@@ -180,7 +180,7 @@ def _base_answers(spec: TuneSpec, ledger: Ledger | None, progress: Progress) -> 
 
 def answers_folder(ledger: Ledger | None) -> Path:
     """The folder of the answers that bases wrote for replay: beside the ledger."""
-    return (Path(".aftertune") if ledger is None else ledger.database.path.parent) / "replay"
+    return (Path(".aftertune") if ledger is None else ledger.database.folder) / "replay"
 
 
 def _prepare(spec: TuneSpec, questions: Iterable[Question], look: Look | None,

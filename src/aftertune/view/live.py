@@ -35,7 +35,7 @@ _STEP = 0.2
 
 
 class ChangeCount(Protocol):
-    """Notices changes of a ledger (`aftertune.ledger.changes.LedgerChanges`)."""
+    """Notices changes of a ledger (`aftertune.ledger.changes.changes_of`)."""
 
     def happened(self) -> bool: ...
 

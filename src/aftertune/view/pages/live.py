@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from aftertune import bounds
 from aftertune.errors import InputError, nearest, shown
-from aftertune.ledger.changes import LedgerChanges
+from aftertune.ledger.changes import changes_of
 from aftertune.view.guard import Refusal
 from aftertune.view.live import LiveHub
 from aftertune.view.rendering import ViewContext, context_of
@@ -65,7 +65,7 @@ def _hub(context: ViewContext) -> LiveHub:
                 name, _, rest = part.partition(":")
                 return live_parts()[name](context, rest)
 
-            hub = context.settings[HUB] = LiveHub(LedgerChanges(context.ledgers.path), render,
+            hub = context.settings[HUB] = LiveHub(changes_of(context.ledgers.place), render,
                                                   context.settings.get(STOPPING, lambda: False))
         return hub
 

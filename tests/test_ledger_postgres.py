@@ -1,0 +1,414 @@
+"""What only a ledger on a PostgreSQL server has: addresses, locks of writers, lost connections, and its migrations.
+
+Everything else is tested on both databases (the fixture `place`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+import ledger_cases as cases
+from aftertune.errors import AftertuneError, InputError, ResourceError, StorageError
+from aftertune.ledger import DatabaseAddress, EntryQuery, Ledger, locate, migration
+from aftertune.ledger import postgres as backend
+from aftertune.ledger.changes import changes_of
+from aftertune.ledger.faults import TransactionLost
+from aftertune.ledger.postgres import PostgresDatabase
+from aftertune.ledger.schema import HEAD, lease
+from aftertune.redaction import redact
+from aftertune.values import Response
+from cli_cases import call, settle
+from postgres_cases import Server
+
+CANARY = "c4n4ry-pw"
+
+
+def at(address: str) -> DatabaseAddress:
+    place = locate(address)
+    assert isinstance(place, DatabaseAddress)
+    return place
+
+
+@pytest.fixture
+def address(postgres: Server) -> str:
+    return postgres.ledger()
+
+
+@pytest.fixture
+def own(postgres: Server) -> Iterator[Server]:
+    """A server that a test may stop."""
+    with Server() as server:
+        yield server
+
+
+# The address
+
+def test_an_address_is_shown_without_user_password_and_settings() -> None:
+    for text, shown in [
+        (f"postgresql+psycopg://me:{CANARY}@db.example.org/team", "postgresql://db.example.org/team"),
+        (f"postgresql://me:{CANARY}@db:6543/team?sslmode=require", "postgresql://db:6543/team"),
+        (f"postgres://me:{CANARY}@[::1]/team", "postgresql://[::1]/team"),
+        (f"postgresql+psycopg://me@/team?host=%2Frun%2Fpg&password={CANARY}", "postgresql://[/run/pg]/team"),
+    ]:
+        assert str(at(text)) == shown
+        assert CANARY not in repr(at(text))
+        assert CANARY not in at(text).without_secrets(f"cannot connect with {CANARY}")
+        assert CANARY not in redact(f"aftertune view --ledger {text}")
+
+
+@pytest.mark.parametrize("address", [
+    f"postgresql+psycopg2://me:{CANARY}@db/team", f"postgresql+psycopg://me:{CANARY}@db",
+    f"postgresql+psycopg://me:x@{CANARY}@db/team", f"postgresql://me:{CANARY}@db:port/team", f"oracle://me:{CANARY}@db/t"])
+def test_an_address_that_cannot_be_used_is_refused_without_it(address: str) -> None:
+    with pytest.raises(InputError, match=r"postgresql\+psycopg://USER@HOST/DATABASE|%40") as caught:
+        locate(address)
+    assert CANARY not in str(caught.value)
+
+
+def test_an_address_that_was_made_a_path_is_refused() -> None:
+    with pytest.raises(InputError, match="given as a path") as caught:
+        locate(Path(f"postgresql+psycopg://me:{CANARY}@db/team"))
+    assert CANARY not in str(caught.value)
+
+
+def test_the_driver_is_imported_for_a_server_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = ("import sys; from aftertune.ledger import Ledger; Ledger(sys.argv[1]).close(); "
+            "print(sorted({'psycopg', 'aftertune.ledger.postgres'} & set(sys.modules)))")
+    child = subprocess.run([sys.executable, "-c", code, str(tmp_path / "l.db")], capture_output=True, text=True,
+                           check=False)
+    assert child.stdout == "[]\n", child.stderr
+    monkeypatch.setattr(backend, "find_spec", lambda _name: None)
+    with pytest.raises(ResourceError, match=r"pip install 'aftertune\[postgres\]'"):
+        Ledger(f"postgresql+psycopg://me:{CANARY}@db/team")
+
+
+VERBS = ("runs", "show base", "doctor --json", "compare a b", "export all --format csv", "view --export pages",
+         "rm base --yes", "tag base paper", "record --out r.md")
+
+
+@pytest.fixture(scope="module")
+def broken(postgres: Server) -> dict[str, str]:
+    """Addresses that cannot be opened, each with a password."""
+    postgres.run(f"CREATE ROLE guarded LOGIN PASSWORD '{CANARY[::-1]}'")
+    return {"host": f"postgresql+psycopg://me:{CANARY}@127.0.0.1:9/team?connect_timeout=2",
+            "password": postgres.address("postgres", f"guarded:{CANARY}"),
+            "database": postgres.address("nowhere", f"aftertune:{CANARY}")}
+
+
+@pytest.mark.parametrize("fault", ["host", "password", "database"])
+def test_no_verb_shows_the_password(fault: str, broken: dict[str, str], tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    settle(monkeypatch, tmp_path)
+    monkeypatch.setenv("AFTERTUNE_LEDGER", broken[fault])
+    for verb in VERBS:
+        for debug in ((), ("--debug",)):
+            monkeypatch.delenv("AFTERTUNE_DEBUG", raising=False)
+            assert call(monkeypatch, *debug, *verb.split()) == 5, verb
+            out, err = capfd.readouterr()
+            assert CANARY not in out + err
+            assert "postgresql://" in out + err
+            if not debug and not verb.startswith("doctor"):
+                assert len(err.splitlines()) == 1, err
+    monkeypatch.delenv("AFTERTUNE_DEBUG", raising=False)
+    with pytest.raises(StorageError) as caught:
+        Ledger(broken[fault])
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+    assert {"host": "cannot be reached", "password": "password authentication failed",
+            "database": "does not exist"}[fault] in str(caught.value)
+
+
+# Opening
+
+def test_an_empty_database_becomes_a_ledger_once_when_processes_open_it_at_once(postgres: Server) -> None:
+    address = postgres.database()
+    with pytest.raises(InputError, match="no ledger here yet"):
+        Ledger(address, create=False)
+    code = "import sys; from aftertune.ledger import Ledger; Ledger(sys.argv[1]).close()"
+    children = [subprocess.Popen([sys.executable, "-c", code, address], stderr=subprocess.PIPE, text=True)
+                for _ in range(4)]
+    for child in children:
+        _, said = child.communicate()
+        assert child.returncode == 0, said
+    with Ledger(address, create=False) as ledger:
+        assert ledger.database.revision() == HEAD
+
+
+def test_the_schema_of_a_new_ledger_is_that_of_the_program(address: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from aftertune.ledger.schema import metadata
+
+    with Ledger(address) as ledger, ledger.database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert context.get_current_revision() == HEAD
+        assert compare_metadata(context, metadata) == []
+        ordered = ("SELECT DISTINCT collation_name FROM information_schema.columns WHERE data_type = 'text' "
+                   "AND table_schema = 'public'")
+        assert connection.exec_driver_sql(ordered).scalars().all() == ["C"]
+
+
+def test_another_programs_schema_and_a_newer_ledger_are_left_alone(postgres: Server) -> None:
+    address = postgres.database()
+    name = at(address).name
+    postgres.run("CREATE TABLE runs (id integer)", name)
+    with pytest.raises(StorageError, match=r"a schema of another program \(its tables: runs\)"):
+        Ledger(address)
+    newer = postgres.ledger()
+    postgres.run("UPDATE alembic_version SET version_num = '0042'", at(newer).name)
+    with pytest.raises(StorageError, match=f"its schema is 0042, but this .* up to {HEAD}.*upgrade"):
+        Ledger(newer)
+    assert postgres.run("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", name) == [(1,)]
+
+
+def test_a_schema_of_the_search_path_has_a_ledger_of_its_own(postgres: Server, address: str) -> None:
+    postgres.run("CREATE SCHEMA team", at(address).name)
+    with Ledger(address) as first, Ledger(f"{address}&options=-csearch_path%3Dteam") as second:
+        first.save_study("s", "h", "")
+        assert second.studies() == []
+        with first.database.write():
+            second.save_study("t", "h", "")  # the lock of a writer is that of its ledger
+
+
+def test_an_older_ledger_is_migrated_once(address: str, tmp_path: Path) -> None:
+    scripts = tmp_path / "migrations"
+    shutil.copytree(migration.SCRIPTS, scripts)
+    after = f"{int(HEAD) + 1:04d}"
+    (scripts / "versions" / f"{after}_note.py").write_text(textwrap.dedent(f"""
+        import sqlalchemy as sa
+        from alembic import op
+        revision, down_revision = "{after}", "{HEAD}"
+        def upgrade():
+            op.add_column("evaluation", sa.Column("note", sa.Text()))
+    """))
+    with Ledger(address) as ledger:
+        ledger.open_evaluation(cases.evaluation(), cases.items())
+        with ledger.database.write() as connection:
+            assert migration.upgrade(connection, scripts, after)
+            assert not migration.upgrade(connection, scripts, after)
+        with ledger.database.read() as connection:
+            assert connection.exec_driver_sql("SELECT id, note FROM evaluation").all() == [("e1", None)]
+            assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == after
+
+
+def test_a_ledger_opened_for_reading_changes_nothing(address: str) -> None:
+    from sqlalchemy.exc import DBAPIError
+
+    with Ledger(address, read_only=True) as ledger:
+        assert ledger.evaluations() == []
+        with pytest.raises(StorageError, match="opened for reading"):
+            ledger.save_study("s", "h", "")
+        with pytest.raises((StorageError, DBAPIError)), ledger.database.read() as connection:
+            connection.exec_driver_sql("INSERT INTO study (name, hash, yaml) VALUES ('a', 'b', 'c')")
+
+
+def test_doctor_names_a_server_that_may_lose_what_it_stored(address: str) -> None:
+    with Ledger(address) as ledger:
+        ledger.open_evaluation(cases.evaluation(), cases.items())
+        found = {f.name: f for f in ledger.check()}
+        with ledger.database.read() as connection:
+            assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
+    assert "fsync off" in found["durability"].value  # the tests' server does not wait for its disk
+    assert "may lose" in found["durability"].problem
+    assert [f for f in found.values() if f.problem] == [found["durability"]]
+    assert found["evaluations"].value == "1"
+
+
+def test_the_server_finds_damage_that_is_not_ours_to_see(postgres: Server, address: str) -> None:
+    with Ledger(address) as ledger:
+        ledger.open_evaluation(cases.evaluation(), cases.items())
+        ledger.save_batch("e1", 0, cases.responses())
+        postgres.run("UPDATE response SET logprob = logprob - 1e-9 WHERE position = 3", at(address).name)
+        with pytest.raises(StorageError, match="the rows of batch 0 in the table `response` are not what was stored"):
+            ledger.responses("e1")
+        assert any("evaluation e1 is damaged" in f.problem for f in ledger.check())
+
+
+# Order
+
+def test_lists_are_in_the_order_of_bytes_as_in_sqlite(address: str, tmp_path: Path) -> None:
+    names = ["b", "B", "a-1", "a1", "é", "Z", "ä", "_x"]
+    pages = []
+    for place in (address, tmp_path / "l.db"):
+        with Ledger(place) as ledger:
+            for number, name in enumerate(names):
+                ledger.open_evaluation(cases.evaluation(f"e-{number}", name), [])
+            pages.append([r.name for r in ledger.entry_page(EntryQuery(sort="name", descending=False)).rows])
+            pages.append([r.id for r in ledger.entry_page(EntryQuery(words="B", sort="status")).rows])
+    assert pages[:2] == pages[2:]
+
+
+def test_a_value_that_postgresql_does_not_read_as_json_is_listed(address: str) -> None:
+    """JSON of PostgreSQL has neither NaN nor the escaped NUL."""
+    with Ledger(address) as ledger:
+        ledger.save_tuning(cases.tuning("t-nan", settings={"a": float("nan")}))
+        ledger.save_tuning(cases.tuning("t-nul", settings={"a": "\x00"}))
+        assert {r.id for r in ledger.entry_page(EntryQuery(words="careful")).rows} == {"t-nan", "t-nul"}
+        assert ledger.entry_page(EntryQuery(words="\x00")).total == 0
+
+
+# Writers
+
+def test_a_writer_of_one_evaluation_lets_others_write_theirs(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger(address) as one, Ledger(address) as two:
+        for id_ in ("e-1", "e-2"):
+            one.open_evaluation(cases.evaluation(id_, id_), [])
+        monkeypatch.setattr(backend, "LOCK_TIMEOUT", 0.2)
+        with one.database.write(within=True) as connection:
+            connection.exec_driver_sql("SELECT 1 FROM evaluation WHERE id = 'e-1' FOR UPDATE")
+            two.save_batch("e-2", 0, cases.responses())
+            for blocked in (lambda: two.save_batch("e-1", 0, cases.responses()),
+                            lambda: two.save_study("s", "h", "")):
+                with pytest.raises(StorageError, match="another process has kept the ledger locked for longer"):
+                    blocked()
+        with one.database.write(), pytest.raises(StorageError, match="kept the ledger locked"):
+            two.save_batch("e-2", 1, {50: Response(logprob=-1.0)})
+        two.save_batch("e-1", 0, cases.responses())
+
+
+def test_who_waits_sees_what_the_writer_before_has_stored(address: str) -> None:
+    """Both look for a study and insert it where there is none."""
+    with Ledger(address) as one, Ledger(address) as two:
+        with one.database.write() as connection:
+            other = threading.Thread(target=lambda: two.save_study("s", "second", ""))
+            other.start()
+            with Ledger(address) as third:
+                while not _waits(third):
+                    time.sleep(0.01)
+            connection.exec_driver_sql("INSERT INTO study (name, hash, yaml) VALUES ('s', 'first', '')")
+        other.join()
+        assert [s.hash for s in one.studies()] == ["second"]
+
+
+def _waits(ledger: Ledger) -> bool:
+    """Whether a transaction of the database waits for an advisory lock."""
+    query = ("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "
+             "(SELECT oid FROM pg_database WHERE datname = current_database())")
+    with ledger.database.read() as connection:
+        return bool(connection.exec_driver_sql(query).scalar_one())
+
+
+def test_leases_are_measured_by_the_clock_of_the_server(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger(address) as ledger:
+        ledger.open_evaluation(cases.evaluation(), [])
+        now, real = time.time(), time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 86_400)
+        ledger.acquire("e1")
+        ledger.save_batch("e1", 0, cases.responses())
+        with ledger.database.read() as connection:
+            assert abs(connection.execute(select(lease.c.heartbeat)).scalar_one() - now) < 3600
+        with ledger.database.write() as connection:
+            connection.execute(lease.update().values(host="elsewhere", boot="b/1"))
+        assert ledger.held() == {"e1"}
+        with pytest.raises(ResourceError, match="on elsewhere"):
+            ledger.acquire("e1")
+
+
+def test_changes_of_others_are_noticed(address: str) -> None:
+    with closing(changes_of(at(address))) as changes, Ledger(address) as ledger:
+        assert changes.happened()
+        assert not changes.happened()
+        ledger.evaluations()
+        assert not changes.happened()
+        ledger.save_study("s", "h", "")
+        assert changes.happened()
+
+
+# Connections that end
+
+def end_connections(server: Server, address: str) -> None:
+    server.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{at(address).name}'")
+
+
+def test_a_connection_that_ended_between_two_transactions_is_made_again(postgres: Server, address: str) -> None:
+    with Ledger(address) as ledger:
+        ledger.open_evaluation(cases.evaluation(), [])
+        end_connections(postgres, address)
+        ledger.save_batch("e1", 0, cases.responses())
+        end_connections(postgres, address)
+        assert ledger.responses("e1") == cases.responses()
+
+
+def test_a_transaction_that_is_cut_off_is_nothing_and_is_done_again(postgres: Server, address: str,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger(address) as ledger:
+        ledger.open_evaluation(cases.evaluation(), [])
+
+        def cut() -> None:
+            with ledger.database.write() as connection:
+                connection.exec_driver_sql("INSERT INTO study (name, hash, yaml) VALUES ('a', 'b', 'c')")
+                end_connections(postgres, address)
+
+        with pytest.raises(TransactionLost, match="run the same command again"):
+            cut()
+        assert ledger.studies() == []
+        from aftertune.ledger import evaluations
+
+        real, calls = evaluations.seal, []
+
+        def seal(*given: object) -> None:
+            real(*given)  # type: ignore[arg-type]
+            calls.append(given)
+            if len(calls) < 3:
+                end_connections(postgres, address)
+
+        monkeypatch.setattr(evaluations, "seal", seal)
+        ledger.save_batch("e1", 0, cases.responses())
+        assert len(calls) == 3
+        assert ledger.responses("e1") == cases.responses()
+
+
+def test_a_killed_server_that_comes_back_is_waited_for(own: Server) -> None:
+    with Ledger(own.database()) as ledger:
+        ledger.open_evaluation(cases.evaluation(), [])
+        own.kill()
+        back = threading.Timer(0.3, own.start)
+        back.start()
+        ledger.save_batch("e1", 0, cases.responses())
+        back.join()
+        assert ledger.responses("e1") == cases.responses()
+
+
+def test_a_server_that_stays_away_is_one_line(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "PATIENCE", 0.1)
+    with Ledger(own.database()) as ledger:
+        own.kill()
+        with pytest.raises(AftertuneError, match="cannot be reached") as caught:
+            ledger.save_study("s", "h", "")
+        assert caught.value.exit_code == 5
+        assert not isinstance(caught.value, TransactionLost)
+
+
+def test_every_code_of_postgresql_is_one_line_with_a_next_step() -> None:
+    from aftertune.ledger.faults import SERVER_ADVICE, storage_error
+
+    class Failure(Exception):
+        def __init__(self, code: str) -> None:
+            super().__init__(f"FATAL:\nrefused with {CANARY}")
+            self.sqlstate = code
+
+    place = at(f"postgresql+psycopg://me:{CANARY}@db/team")
+    for code in [*(key.ljust(5, "0") for key in SERVER_ADVICE), "22003"]:
+        message = str(storage_error(place, Failure(code)))
+        assert message.startswith("postgresql://db/team: ")
+        assert CANARY not in message
+        assert "\n" not in message
+        assert "{" not in message
+
+
+def test_a_server_that_is_too_old_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "OLDEST", 99)
+    with pytest.raises(StorageError, match=r"the server is PostgreSQL \d+; aftertune needs 99 or newer"):
+        PostgresDatabase(at(address))
