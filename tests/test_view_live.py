@@ -18,8 +18,8 @@ from aftertune import bounds
 from aftertune.errors import StorageError
 from aftertune.ledger import Ledger
 from aftertune.ledger.changes import LedgerChanges
-from aftertune.ledger.database import driver
 from aftertune.ledger.running import PROGRESS, evaluation_mark, seconds_left, step_mark
+from aftertune.ledger.sqlite import driver
 from aftertune.values import Response, Tuning
 from aftertune.view import live as live_module
 from aftertune.view.live import LiveHub

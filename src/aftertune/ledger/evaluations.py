@@ -25,7 +25,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, RowMapping, bindparam, or_, select, tuple_, type_coerce
 
 from aftertune.errors import InputError, SourceError, StorageError, nearest
-from aftertune.ledger.database import hold, repeatable
+from aftertune.ledger.database import repeatable
 from aftertune.ledger.digests import OF_EVALUATION, check, forget, seal, without_index
 from aftertune.ledger.lease import beat, check_lease
 from aftertune.ledger.schema import (
@@ -210,7 +210,6 @@ class Evaluations(Store):
         """Store how the requests are cut into batches; a later one (a batch was split) replaces it."""
         with self.database.write(within=True) as connection:
             row = find_row(connection, evaluation, evaluation_id)
-            hold(connection, evaluation, row.seq)
             beat(connection, row.seq, row.id)
             store_schedule(connection, row.seq, value)
 
@@ -232,7 +231,6 @@ class Evaluations(Store):
         rows = [response_row(batch, position, value) for position, value in sorted(responses.items())]
         with self.database.write(within=True) as connection:
             row = find_row(connection, evaluation, evaluation_id)
-            hold(connection, evaluation, row.seq)
             beat(connection, row.seq, row.id, saved=batch)
             stored = {r.position: r for r in _stored_batch(connection, row.seq, batch, responses)}
             if not stored:

@@ -82,7 +82,8 @@ class Leases(Store):
             others = remove_dead(connection, seq, take_over=self.take_over)
             refused = [row for row in others if not (join and shared and row.shared)]
             if refused:
-                raise _in_use(connection, evaluation_id, refused[0], joinable=shared and all(row.shared for row in others))
+                raise _in_use(connection, evaluation_id, refused[0],
+                              joinable=shared and all(row.shared for row in others))
             own = own_lease(connection, seq)
             if own is not None:
                 connection.execute(lease.update().where(_of_process(seq, Process.own())).values(
@@ -97,9 +98,7 @@ class Leases(Store):
     def beat(self, evaluation_id: str) -> None:
         """Send a heartbeat: this process is still working on the evaluation."""
         with self.database.write(within=True) as connection:
-            seq = find_row(connection, evaluation, evaluation_id).seq
-            hold(connection, evaluation, seq)
-            beat(connection, seq, evaluation_id)
+            beat(connection, find_row(connection, evaluation, evaluation_id).seq, evaluation_id)
 
     def held(self) -> set[str]:
         """Ids of the evaluations on which a living process works."""
@@ -128,10 +127,12 @@ class Leases(Store):
 
 
 def beat(connection: Connection, seq: int, evaluation_id: str, saved: int | None = None) -> None:
-    """Renew this process's lease, if there is one; ResourceError where another process took it, alive or not.
+    """Lock an evaluation until the transaction ends (`hold`), and renew this process's lease, if there is one.
 
+    ResourceError where another process took it, alive or not.
     saved: a batch that is stored now; the process goes on with the next one of its range.
     """
+    hold(connection, evaluation, seq)
     own = own_lease(connection, seq)
     if own is None:
         row = check_lease(connection, seq, evaluation_id)
