@@ -57,6 +57,12 @@ def programs() -> Path | None:
     return None
 
 
+def _root() -> str:
+    """A folder with a short name, in memory where there is room."""
+    memory = Path("/dev/shm")
+    return str(memory) if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 << 30 else "/tmp"
+
+
 class Server:
     """A running server. fast: it does not wait for the disk."""
 
@@ -64,7 +70,7 @@ class Server:
         folder = programs()
         assert folder is not None
         self.programs, self.settings = folder, FAST if fast else (*FAST[3:],)
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # a socket's path has 107 bytes at most
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=_root()))  # a socket's path has 107 bytes at most
         self._number = 0
         self._template: str | None = None
         if demoted():

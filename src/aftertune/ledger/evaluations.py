@@ -68,8 +68,8 @@ _UNITS = "units"
 _ASKED = "aftertune:asked"
 
 
-@repeatable("open_evaluation", "finish_evaluation", "find_evaluation", "word_for", "names_of_others", "evaluations",
-            "items", "answers", "save_schedule", "schedule", "save_batch", "done_positions", "responses")
+@repeatable("open_evaluation", "finish_evaluation", "find_evaluation", "evaluations", "items", "answers", "save_schedule",
+            "schedule", "save_batch", "done_positions", "responses")
 class Evaluations(Store):
     """Evaluations with their tasks, items, schedule, responses, answers and scores."""
 
