@@ -68,8 +68,8 @@ _UNITS = "units"
 _ASKED = "aftertune:asked"
 
 
-@repeatable("open_evaluation", "finish_evaluation", "find_evaluation", "evaluations", "items", "answers", "save_schedule",
-            "schedule", "save_batch", "done_positions", "responses")
+@repeatable("open_evaluation", "finish_evaluation", "find_evaluation", "evaluations", "items", "answers",
+            "save_schedule", "schedule", "save_batch", "done_positions", "responses")
 class Evaluations(Store):
     """Evaluations with their tasks, items, schedule, responses, answers and scores."""
 
@@ -409,8 +409,7 @@ def _store_answers(connection: Connection, seq: int, answers: Sequence[Answer], 
                            "was stored")
     missing = set(chain.from_iterable(positions)) - _positions_of(connection, seq)
     if missing:
-        raise StorageError(f"{len(missing)} requests have no stored response (the first: {min(missing)}); "
-                           "nothing was stored")
+        raise StorageError(f"{len(missing)} requests have no stored response (the first: {min(missing)}); nothing stored")
     rows = [{"at": asked[a.task, a.index][0], "new_metrics": encode(a.metrics),
              "new_extracted": encode(a.extracted), "new_responses": list(p), "new_cluster": a.cluster}
             for a, p in zip(answers, positions, strict=True)]
