@@ -106,7 +106,7 @@ def test_a_finish_that_does_not_fit_changes_nothing(ledger: Ledger) -> None:
     end = cases.evaluation(scores=cases.scores())
     other = dataclasses.replace(answers[0], item="f" * 64)
     for faulty, at, finding in [
-        (answers, positions, r"1 requests have no stored response \(the first: 11\)"),
+        (answers, positions, r"1 requests have no stored response \(first: 11\)"),
         (answers[1:], positions[1:], "5 answers for 6 items"),
         (answers[1:], positions, "5 answers, but 6 lists"),
         ([other, *answers[1:]], positions, "does not belong to an item"),

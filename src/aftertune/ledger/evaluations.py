@@ -409,7 +409,7 @@ def _store_answers(connection: Connection, seq: int, answers: Sequence[Answer], 
                            "was stored")
     missing = set(chain.from_iterable(positions)) - _positions_of(connection, seq)
     if missing:
-        raise StorageError(f"{len(missing)} requests have no stored response (the first: {min(missing)}); nothing stored")
+        raise StorageError(f"{len(missing)} requests have no stored response (first: {min(missing)}); nothing stored")
     rows = [{"at": asked[a.task, a.index][0], "new_metrics": encode(a.metrics),
              "new_extracted": encode(a.extracted), "new_responses": list(p), "new_cluster": a.cluster}
             for a, p in zip(answers, positions, strict=True)]
