@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from aftertune.comparison import compare
 from aftertune.ledger import EntryLabel, EntryQuery, Ledger
+from aftertune.values import Asked, Overlap, Provenance
 from aftertune.view.app import make_app
 from aftertune.view.guard import Access
 from aftertune.view.ledgers import LedgerSource
+from aftertune.view.links import question_path
 from aftertune.view.pages import comparison as comparison_module
+from aftertune.view.static_site import write_static_site
 from early_cases import STRANGER, changed, store
 from view_cases import HOST, ORIGIN, client, demo_ledger, tags
 
@@ -194,3 +198,64 @@ def test_foreign_text_stays_text(tmp_path: Path, text: str) -> None:
             assert tag != "script" or values.get("src", "").startswith("/static/"), (here, values)
         paths |= {link for link in links(answer.text) if link.startswith("/")}
     assert len(seen) > 8
+
+
+PRIVATE, SECRET = "/srv/private-rooms/thing", "hf_abcdefgh12345678"
+FOREIGN = f"see {PRIVATE}/x.txt with {SECRET}"
+
+
+def private_ledger(path: Path) -> Path:
+    """A ledger whose free texts have a folder of this machine and a token."""
+    path = demo_ledger(path)
+    with Ledger(path) as ledger:
+        base, tuned = ledger.find_evaluation("e-smollm2"), ledger.find_evaluation("e-careful")
+        made = []
+        for side, name in ((base, "left"), (tuned, "right")):
+            items = [replace(i, asked=Asked(question=f"{i.index} {SECRET}", choices=i.asked.choices, gold=i.asked.gold)
+                             if i.asked else None) for i in ledger.items(side.id, "hellaswag")]
+            tasks = (replace(side.tasks[0], task="hellaswag", system_instruction=f"{FOREIGN} {name}"),)
+            made.append(ledger.store_evaluation(
+                replace(side, id=f"e-{name}00001", name=name, tasks=tasks, warnings=(FOREIGN,), stated={"url": FOREIGN},
+                        dtype=f"float32 {FOREIGN}", failed={"other": FOREIGN}, engine_note=FOREIGN, scores=tuple(
+                            s for s in side.scores if s.task == "hellaswag"),
+                        model=replace(side.model, source=f"{PRIVATE}/{name}", weights=name),
+                        provenance=Provenance(command=f"aftertune eval m --note {SECRET}", started="2026-01-01T00:00",
+                                              hardware={"cpu": FOREIGN}, versions={"torch": FOREIGN})),
+                zip(items, ledger.answers(side.id, "hellaswag"), strict=True)))
+            ledger.save_label(made[-1].id, EntryLabel(note=FOREIGN))
+        forced = compare(*made, ledger=ledger, force=True)
+        ledger.save_label(forced.id, EntryLabel(note=FOREIGN))
+        ledger.save_tuning(replace(
+            ledger.tunings()[0], id="t-private0001", name="private", data_source=f"{PRIVATE}/rows.jsonl",
+            notes=(FOREIGN,), output=f"{PRIVATE}/out", settings={"template": FOREIGN}, base=made[0].model, overlap=(
+                Overlap(task="hellaswag", n=9, exact=(1,), found=(
+                    {"item": 1, "in": f"{PRIVATE}/rows.jsonl:1", "words": SECRET},)),)))
+        ledger.save_study("rooms", "h", "{}")
+        ledger.save_cell("rooms", "tune private", "failed", None, FOREIGN)
+    return path
+
+
+def test_no_page_has_a_secret_or_a_folder_of_this_machine(tmp_path: Path) -> None:
+    path = private_ledger(tmp_path / "ledger.db")
+    with Ledger(path, read_only=True) as ledger:
+        forced = next(c for c in ledger.comparisons() if c.forced)
+        place = ledger.items("left", "hellaswag")[0]
+        write_static_site(ledger, tmp_path / "site", [forced])
+    browser = client(path)
+    pair = f"/compare/left/right?id={forced.id}"
+    pages = ("/", "/runs", "/tunings", "/studies", "/study/rooms", "/grid", "/entry/left", "/entry/right",
+             "/tuning/private", "/entry/private", pair, "/compare/left/right?margin=3",
+             f"{pair}&task=hellaswag&show=all", f"{pair}&task=hellaswag&show=all&item=hellaswag:{place.index}",
+             question_path("hellaswag", place.hash),
+             "/items/left/right/margins?task=hellaswag&forced=1", "/items/left/right/export?task=hellaswag&forced=1",
+             "/compare-reason?pick=left&pick=right")
+    texts = {page: browser.get(page) for page in pages}
+    for page, answer in texts.items():
+        assert answer.status_code == 200, (page, answer.text[:500])
+        without_form = re.sub(r"<textarea.*?</textarea>", "", answer.text, flags=re.S)  # a note is edited as it is
+        assert not re.search("private-rooms|/srv/", without_form), page
+        assert SECRET not in answer.text, page
+    assert "see x.txt" in texts["/runs"].text  # the rest of the text is there
+    for file in (p for p in (tmp_path / "site").rglob("*") if p.suffix in (".html", ".js")):
+        assert "private-rooms" not in file.read_text(encoding="utf-8"), file
+        assert SECRET not in file.read_text(encoding="utf-8"), file

@@ -95,6 +95,10 @@ CODE = frozenset({"Model Path", "Model Fingerprint", "Adapter Path", "Evaluation
                   "Output", "Evaluation", "Tuning", "Result Fingerprint"})
 
 
+#: Labels of the commands, which a page that has them to copy leaves out of the facts.
+COMMANDS = frozenset({"Evaluation Command", "Training Command"})
+
+
 def evaluation_facts(evaluation: Evaluation, tuning: Tuning | None) -> Facts:
     """The date, model, command, method, device, batch plan, data type, engine, versions and tasks of an evaluation."""
     provenance = evaluation.provenance

@@ -4,7 +4,10 @@
     render(request, "runs.html", title="Runs", page=page)
 
 A template is in ``templates/`` of this room, or of the report's page as ``report/NAME``. All text is escaped; hidden
-characters are shown as code points. Charts are markup of our own, whose styles become attributes of SVG.
+characters are shown as code points. Charts are markup of our own, whose styles become attributes of SVG. What is
+certainly a secret is removed from every page, as from every document; free text of the ledger (settings, notes,
+reasons) also loses the folders of this machine, by the filter ``public`` or by `published`. A command keeps them: it is
+there to be copied.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from starlette.responses import HTMLResponse, Response
 
 from aftertune import __version__
 from aftertune.ledger import RunningEntry
+from aftertune.redaction import public_text, redact_known
 from aftertune.report import formatting as fmt
 from aftertune.report.columns import COLUMNS
 from aftertune.report.names import task_title
@@ -126,7 +130,7 @@ class ViewContext:
             "version": __version__,
             "heads": {c.key: c.heading for c in COLUMNS}, "htmx_headers": json.dumps({CSRF_HEADER: self.access.csrf})}
         environment.filters |= {"json": _json, "task_title": task_title, "count": fmt.count, "when": _when,
-                                "duration": fmt.duration, "progress_text": progress_text}
+                                "duration": fmt.duration, "progress_text": progress_text, "public": public_text}
         return environment
 
     def static(self, name: str) -> str:
@@ -134,10 +138,10 @@ class ViewContext:
         return f"/static/{name}?v={self.files[name].version}"
 
     def page(self, template: str, *, path: str = "/", **values: Any) -> str:
-        """A page as text. path: of the request, for the navigation."""
+        """A page as text, without known secrets. path: of the request, for the navigation."""
         here = max((n.path for n in self.navigation if _below(path, n.path) or (n.also and _below(path, n.also))),
                    key=len, default="")
-        return with_attributes(self.environment.get_template(template).render(here=here, **values))
+        return redact_known(with_attributes(self.environment.get_template(template).render(here=here, **values)))
 
     def _csrf_field(self) -> Markup:
         return Markup('<input type="hidden" name="{}" value="{}">').format(CSRF, self.access.csrf)

@@ -23,7 +23,7 @@ from aftertune.comparison.paired_items import paired_items
 from aftertune.errors import AftertuneError, InputError, StorageError, one_line
 from aftertune.ledger import Ledger
 from aftertune.paths import is_dir, is_file
-from aftertune.redaction import published
+from aftertune.redaction import public_text, published
 from aftertune.report import Results, make_folder, write_document
 from aftertune.report.columns import verdict_table
 from aftertune.report.page.views import comparison_view
@@ -218,7 +218,7 @@ def _explorer_tasks(ledger: Ledger, comparison: Comparison, sides: tuple[Evaluat
             listed = paired_items(*sides, choice.name, ledger=ledger, force=forced, common=forced,
                                   metric=chosen_metric(comparison, choice.name, sides[1]) or None)
         except AftertuneError as error:
-            missing.append(f"The items of {choice.title} cannot be listed: {one_line(str(error))}")
+            missing.append(public_text(f"The items of {choice.title} cannot be listed: {one_line(str(error))}"))
             continue
         found.append(ExplorerTask(choice.name, choice.title, choice.lost, choice.gained,
                                   packed=packed(explorer_task(listed))))

@@ -19,6 +19,7 @@ from aftertune.catalog import MetricKey
 from aftertune.comparison import compare, find_finished
 from aftertune.errors import InputError, NotComparable
 from aftertune.ledger import EntryLabel, Ledger
+from aftertune.redaction import public_text, published
 from aftertune.report import Results
 from aftertune.report.columns import VerdictLine, verdict_table
 from aftertune.report.names import task_title
@@ -52,7 +53,7 @@ def comparison_page(request: Request) -> Response:
     task = inputs.text("task")
     with context.ledgers.read() as ledger:
         sides = find_sides(context, ledger, request.path_params["base"], request.path_params["tuned"], inputs)
-        comparison = sides.comparison
+        comparison = published(sides.comparison)
         if comparison is not None and "show" in request.query_params:
             return items_page(request, (sides.base, sides.tuned), comparison, ledger)
         view: Any = None
@@ -68,9 +69,10 @@ def comparison_page(request: Request) -> Response:
         names = sorted({r.task for r in comparison.rows})
         raise InputError(f"the comparison has no task {task!r}; its tasks: {', '.join(names)}")
     return render(request, "comparison.html", title=f"{sides.tuned.name} against {sides.base.name}", sides=sides,
-                  c=view, comparison=comparison, lines=lines, task=task, inputs=inputs, label=label,
+                  why=public_text(sides.why), differences=published(sides.differences), c=view,
+                  comparison=comparison, lines=lines, task=task, inputs=inputs, label=label,
                   margin=inputs.decimal("margin"), command=command_of((sides.base, sides.tuned), comparison),
-                  stored_id=comparison.id if comparison and comparison in sides.stored else None,
+                  stored_id=comparison.id if comparison and comparison.id in {c.id for c in sides.stored} else None,
                   tasks=_tasks(comparison), item_tasks=task_choices(comparison) if comparison else [])
 
 

@@ -14,8 +14,9 @@ from aftertune.errors import InputError
 from aftertune.ledger import ARCHIVED, EntryLabel, EntryQuery, EntryRow, Ledger, title_of
 from aftertune.ledger.labels import check_note, check_word
 from aftertune.ledger.states import check_free
+from aftertune.redaction import published
 from aftertune.report import evaluation_facts, score_table, tuning_facts
-from aftertune.report.facts import CODE
+from aftertune.report.facts import CODE, COMMANDS
 from aftertune.report.results import tuning_of
 from aftertune.sources.folder_lock import in_use
 from aftertune.values import Comparison, Evaluation, Tuning
@@ -46,11 +47,13 @@ def entry_page(request: Request) -> Response:
         label = ledger.labels().get(entry.id, EntryLabel())
         relatives = _relatives(ledger, entry)
         status = _status(ledger, entry)
-    facts = evaluation_facts(entry, relatives.tuning) if isinstance(entry, Evaluation) else tuning_facts(entry)
+    facts = [fact for fact in (evaluation_facts(entry, relatives.tuning) if isinstance(entry, Evaluation) else
+                               tuning_facts(entry)) if fact[0] not in COMMANDS]
     provenance = entry.provenance
     return render(
         request, "entry.html", title=entry.name, entry=entry, kind="evaluation" if isinstance(entry, Evaluation) else
-        "fine-tune", status=status, label=label, archived=ARCHIVED in label.tags, facts_of_entry=facts, code=CODE,
+        "fine-tune", status=status, label=label, archived=ARCHIVED in label.tags, code=CODE,
+        facts_of_entry=published(facts),
         lines=score_table(entry) if isinstance(entry, Evaluation) else [],
         command=provenance.command if provenance else "", relatives=relatives,
         comparisons=[(stored_path(c), title_of(c)) for c in relatives.comparisons], inputs=Inputs(request))

@@ -24,7 +24,7 @@ from aftertune.catalog import MetricKey
 from aftertune.comparison.paired_items import FAILURES, KINDS, PairedItem, PairedItems, paired_items
 from aftertune.errors import InputError, visible_characters
 from aftertune.ledger import Ledger
-from aftertune.redaction import escape_hidden
+from aftertune.redaction import escape_hidden, redact_known
 from aftertune.report import formatting as fmt
 from aftertune.report.changed_items import score_unit
 from aftertune.report.names import metric_title, task_title
@@ -242,7 +242,8 @@ def margins(request: Request) -> Response:
     return JSONResponse({
         "base": [round(m[0], 5) for _, m in known], "tuned": [round(m[1], 5) for _, m in known],
         "kind": [KINDS.index(i.kind) for i, _ in known], "kinds": list(KINDS), "place": [place_of(i) for i, _ in known],
-        "text": [visible_characters(opening(i)[:80]) for i, _ in known], "names": [listed.base.name, listed.tuned.name],
+        "text": [visible_characters(redact_known(opening(i)[:80])) for i, _ in known],
+        "names": [listed.base.name, listed.tuned.name],
         "left_out": len(listed.items) - len(known)})
 
 
@@ -254,7 +255,8 @@ def export(request: Request) -> Response:
     lines = training_rows(chosen) if kind == "rows" else (_exported(i) for i in chosen)
     wanted = f"{listed.task}-{selection.show or 'all'}-{kind}"
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in wanted)[:100]  # a header has no other letters
-    body = "".join(escape_hidden(json.dumps(line, ensure_ascii=False, allow_nan=False)) + "\n" for line in lines)
+    body = "".join(escape_hidden(redact_known(json.dumps(line, ensure_ascii=False, allow_nan=False))) + "\n"
+                   for line in lines)
     return Response(body, media_type="application/jsonl; charset=utf-8", headers={
         "content-disposition": f'attachment; filename="{name}.jsonl"'})
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aftertune.ledger import EntryQuery
+from aftertune.redaction import public_text
 from aftertune.report import headline, verdict_table, watermark
 from aftertune.report.columns import VerdictLine
 from aftertune.report.names import task_title
@@ -42,7 +43,7 @@ class ComparisonSummary:
         """The summary of a stored comparison."""
         found = headline(comparison)
         return cls(id=comparison.id, path=stored_path(comparison), tuned=comparison.tuned_name,
-                   base=comparison.base_name, sentences=found.sentences, watermark=watermark(comparison),
+                   base=comparison.base_name, sentences=found.sentences, watermark=public_text(watermark(comparison)),
                    colour=_COLOURS[found.state],
                    verdicts=[(comparison_path(comparison.base, comparison.tuned, id=comparison.id, task=line.row.task),
                               line["task"] if line.row.average_of else task_title(line.row.task), line)

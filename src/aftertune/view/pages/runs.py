@@ -81,8 +81,8 @@ def reason(request: Request) -> Response:
         with context_of(request).ledgers.read() as ledger:
             text = reason_against(find_finished(base, ledger), find_finished(tuned, ledger))
     except AftertuneError as error:
-        text = public_text(one_line(str(error)))
-    return render(request, "reason.html", title="Compare", text=text)
+        text = one_line(str(error))
+    return render(request, "reason.html", title="Compare", text=public_text(text))
 
 
 def reason_against(left: Evaluation, right: Evaluation) -> str:

@@ -13,12 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aftertune.ledger import EntryQuery, Ledger, RunningEntry
-from aftertune.redaction import public_text
+from aftertune.redaction import public_text, published
 from aftertune.report import formatting as fmt
 from aftertune.report import tuning_facts
 from aftertune.report.charts import loss_curve, watch_chart, watched
 from aftertune.report.charts.curves import downsampled
-from aftertune.report.facts import CODE, data_facts
+from aftertune.report.facts import CODE, COMMANDS, data_facts
 from aftertune.report.names import task_title
 from aftertune.report.page.figures import figure
 from aftertune.report.table import held_out_line
@@ -83,7 +83,7 @@ def tuning_page(request: Request) -> Response:
     examples: Sequence[PreviewRow] = read_examples(folder) if there else ()
     return render(
         request, "tuning.html", title=tuning.name, evaluations=evaluations, examples=examples,
-        moved=tuning.status == "done" and not there, data=data_facts(tuning.counts, ()),
+        moved=tuning.status == "done" and not there, data=published(data_facts(tuning.counts, ())),
         overlap=[_overlap_row(o) for o in tuning.overlap], figures=_figures(tuning) if inputs.flag("charts") else (),
         facts_of_entry=_facts(tuning), code=CODE, inputs=inputs,
         command=tuning.provenance.command if tuning.provenance else "",
@@ -133,7 +133,7 @@ def _overlap_row(overlap: Overlap) -> OverlapRow:
 
 def _facts(tuning: Tuning) -> list[tuple[str, str]]:
     """Where it comes from, without folders of this machine. The command has a place of its own."""
-    return [(label, public_text(value)) for label, value in tuning_facts(tuning) if label != "Training Command"]
+    return [(label, public_text(value)) for label, value in tuning_facts(tuning) if label not in COMMANDS]
 
 
 def _figures(tuning: Tuning) -> list[Any]:
