@@ -159,13 +159,14 @@ def small_change(size: float, levels: str) -> tuple[Any, Any]:
     return base, change * np.float32(size * np.linalg.norm(base) / np.linalg.norm(change))
 
 
-@pytest.mark.parametrize(("size", "levels", "kind"), [
-    (0.002, "Q4_0", "Q8_0"), (0.002, "Q4_1", "Q8_0"), (0.001, "Q4_1", "Q8_0"), (0.002, "BF16", "BF16"),
-    (0.002, "Q4_1", "Q4_1"), (0.002, "Q8_0", "Q8_0"), (0.004, "Q4_1", "Q8_0")])
-def test_a_right_file_of_a_base_on_few_levels_is_never_called_scaled(size: float, levels: str, kind: str) -> None:
+@pytest.mark.parametrize(("size", "levels", "kind", "named"), [
+    (0.002, "Q4_0", "Q8_0", []), (0.002, "Q4_1", "Q8_0", []), (0.001, "Q4_1", "Q8_0", []), (0.002, "BF16", "BF16", []),
+    (0.002, "Q4_1", "Q4_1", ["rounded"]), (0.002, "Q8_0", "Q8_0", ["rounded"]), (0.004, "Q4_1", "Q8_0", [])])
+def test_a_right_file_of_a_base_on_few_levels_is_never_called_scaled(size: float, levels: str, kind: str,
+                                                                    named: list[str]) -> None:
     """Rounding makes a change smaller that is less than half a level, where all values lie on levels."""
     base, change = small_change(size, levels)
-    assert dict(found(base, base + change, rounded(base + change, kind), kind).names) == {}
+    assert list(found(base, base + change, rounded(base + change, kind), kind).names) == named
 
 
 def test_half_a_change_of_a_base_on_few_levels_is_named() -> None:
@@ -177,3 +178,16 @@ def test_half_a_change_of_a_base_on_few_levels_is_named() -> None:
 def test_a_folder_is_no_gguf(models: tuple[Path, Path, Path]) -> None:
     with pytest.raises(InputError, match="not a GGUF file"):
         check(models, models[2])
+
+
+def test_a_type_that_rounds_the_change_away_is_named_and_how_much_of_it_is_left() -> None:
+    """The base lies on the levels of the type, and the change is far smaller than a level."""
+    base, change = small_change(0.002, "Q4_1")
+    result = found(base, base + change, rounded(base + change, "Q4_1"), "Q4_1")
+    (fault,) = result.faults()
+    assert (fault.kind, fault.names) == ("rounded", ("w",))
+    share = int(fault.sentence.split()[5].rstrip("%"))
+    stored = rounded(base + change, "Q4_1")
+    assert share == pytest.approx(100 * np.sum((stored - base) * change) / np.sum(change**2), abs=1)
+    assert share < 20
+    assert "Export to a type with more bits" in fault.sentence

@@ -8,8 +8,9 @@ changes every weight. So a weight is right if it is as near to the base with the
 has the adapter's change: the factor of the change, by least squares over all its values, is 1 within its error. Where
 the error is too large, the weight says nothing of the adapter, and a note counts such weights. Values that lie on few
 levels, as those of a base in four bits, are not rounded by chance: there a small change comes out smaller or not at
-all, so the factor may also be that of the right weight after rounding to the type of the file. The settings of
-the forward pass, the tokenizer and the prompts are compared too.
+all, so the factor may also be that of the right weight after rounding to the type of the file; if less than half of
+the change is left then, the file is not the fine-tune, and this is a fault too. The settings of the forward pass, the
+tokenizer and the prompts are compared too.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from aftertune.values import Progress
 _WIDE, _OF_BITS = 2.0**-7, 2.4
 #: The factor of the adapter's change is judged where its error is at most this.
 _JUDGED = 0.25
+#: Rounding has to leave so much of the adapter's change.
+_LEFT = 0.5
 #: Types to which the package gguf rounds.
 _MADE = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1")
 #: Fields of a config that a GGUF has too.
@@ -94,13 +97,15 @@ def _types(contents: GgufContents, parameters: Iterable[str], layers: int) -> Ma
 
 @dataclass(slots=True)
 class _Found:
-    """What the weights compared so far are. built: the parameters of the file's model; types: of its tensors."""
+    """What the weights compared so far are. built: the parameters of the file's model; types: of its tensors;
+    factors, left: of the change in weights with another scale, and in those from which rounding took most of it."""
 
     built: Mapping[str, Any]
     types: Mapping[str, str]
     config: Mapping[str, Any]
     names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     factors: list[float] = field(default_factory=list)
+    left: list[float] = field(default_factory=list)
     unjudged: int = 0
     weights: int = 0
     adapted: int = 0
@@ -144,6 +149,9 @@ class _Found:
         low, high = _after_rounding(weight, self.types[weight.name])
         margin = max(4 * error, 0.1)
         if low - margin <= factor <= high + margin:
+            if factor + margin < _LEFT:
+                self.left.append(factor)
+                return "rounded"
             self.unjudged += none or high - low > _JUDGED
             return ""
         if none:
@@ -161,10 +169,9 @@ class _Found:
         names = dict(self.names)
         if self.adapted and len(names.get("unmerged", ())) == self.adapted:
             names["not applied"] = names.pop("unmerged")
-        middle = sorted(self.factors)[len(self.factors) // 2] if self.factors else 0.0
         for kind in FAULTS:
             if group := names.get(kind):
-                sentence = FAULTS[kind].format(factor=middle).replace("#", f"{len(group):,}")
+                sentence = FAULTS[kind].format(factor=_middle(self.left if kind == "rounded" else self.factors)).replace("#", f"{len(group):,}")
                 yield WeightFault(kind, sentence.replace("*", f"{self.adapted or self.weights:,}"), tuple(group))
 
     def notes(self) -> Iterator[str]:
@@ -172,6 +179,11 @@ class _Found:
         if self.unjudged:
             yield (f"the adapter's change cannot be distinguished from rounding in {self.unjudged:,} of "
                    f"{self.adapted:,} adapted weights; compare answers (check-deploy)")
+
+
+def _middle(values: list[float]) -> float:
+    """The value in the middle; 0 where there is none."""
+    return max(sorted(values)[len(values) // 2], 0.0) if values else 0.0
 
 
 def _after_rounding(weight: MergedWeight, kind: str) -> tuple[float, float]:

@@ -48,6 +48,8 @@ FAULTS: Mapping[str, str] = {
     "not applied": "the adapter was not applied: all # adapted weights are those of the base",
     "unmerged": "not merged (equal to the base): # of * adapted weights",
     "scaled": "merged with {factor:.3g} times the adapter's scale: # of * adapted weights",
+    "rounded": "rounding to its type leaves {factor:.0%} of the adapter's change: # of * adapted weights. Export to a "
+               "type with more bits, or use the adapter on its base",
     "plain": "merged without the adapter's magnitudes (as plain LoRA instead of DoRA): # of * adapted weights",
     "permuted": "queries or keys in llama.cpp's order of rows: # weights",
     "lost": "trained weights of the adapter (modules_to_save) were lost, the base's are there: # of *",
