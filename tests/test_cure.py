@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from aftertune.cure import Cured, blend, soften, trial
 from aftertune.cure.blend import grid
 from aftertune.cure.choosing import AskedTask, Goal, choose, confirm, confirms, measure, refusal
 from aftertune.cure.looks import earlier_looks, look, trained_tunings
+from aftertune.cure.parents import find_parent
+from aftertune.cure.soften import finer_strength, softened_proposals
+from aftertune.cure.trial import Trial, run_trial
 from aftertune.errors import InputError
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
@@ -28,7 +32,7 @@ from aftertune.study import TaskSpec
 from aftertune.tuning import blending, read_tuning
 from aftertune.tuning.cured import make_cured
 from aftertune.tuning.output import read_manifest
-from aftertune.values import plain
+from aftertune.values import Candidate, plain
 from cli_cases import call
 from cure_cases import SETTINGS, asked_for, cure_place, fine_tune, manifest
 
@@ -120,7 +124,46 @@ def test_an_item_has_the_same_part_in_every_run() -> None:
     assert 900 < sum(parts) < 1100
 
 
+def candidate(strength: float, refused: str = "") -> Candidate:
+    return Candidate(name=f"strength {strength:g}", parts={"all": strength}, result="", evaluation="", points=(),
+                     refused=refused)
+
+
+@pytest.mark.parametrize(("lost", "kept", "tried"), [
+    ((1, 0.8, 0.6, 0.4), (0.2,), ("strength 0.3", "strength 0.4")),
+    ((1,), (0.8, 0.6), ("strength 0.9", "strength 1")),
+    ((1, 0.8, 0.6, 0.4, 0.2), (), ("strength 0.1", "strength 0.2")),
+    ((0.8,), (1, 0.6), None), ((), (), None)])
+def test_the_strength_between_the_largest_that_keeps_and_the_next_is_tried_too(
+        place: Path, ledger_file: Path, lost: tuple[float, ...], kept: tuple[float, ...],
+        tried: tuple[str, str] | None) -> None:
+    with Ledger(ledger_file) as ledger:
+        parent = find_parent(str(place / "whole"), ledger)
+    found = finer_strength(parent, [*(candidate(a, "loses") for a in lost), *(candidate(a) for a in kept),
+                                    Candidate(name="step 5", parts={"step": 5}, result="", evaluation="", points=())])
+    assert (found and (found[0].name, found[1])) == tried
+
+
 # --- A trial ---
+
+
+def test_a_finer_strength_is_a_candidate_like_the_others(place: Path, ledger_file: Path, tmp_path: Path) -> None:
+    """The margin is between what the two strengths of the grid lose, and another command is another trial."""
+    with Ledger(ledger_file) as ledger:
+        parent = find_parent(str(place / "whole"), ledger)
+        request = asked_for(place, out=tmp_path / "finer").asked_like(parent.tuning)
+        coarse = Trial("soften", [parent], softened_proposals(parent, (1.0, 0.7, 0.4)), request)
+        finer = replace(coarse, finer=partial(finer_strength, parent))
+        assert finer.id != coarse.id
+        cure = run_trial(finer, ledger=ledger).cure
+        allowed = {c.parts["all"] for c in cure.candidates if not c.refused}
+        names = [c.name for c in cure.candidates]
+    if 0.7 in allowed:
+        assert names == ["strength 1", "strength 0.85", "strength 0.7", "strength 0.4"]
+    else:
+        assert names == ["strength 1", "strength 0.7", "strength 0.55", "strength 0.4"]
+    best = max((c for c in cure.candidates if not c.refused), key=lambda c: c.points[0].delta)
+    assert next(c for c in cure.candidates if c.name == cure.chosen).points[0].delta == best.points[0].delta
 
 
 def test_a_softened_model_keeps_what_was_named_and_has_its_lineage(place: Path, answered: Path, ledger_file: Path,

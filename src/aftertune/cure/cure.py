@@ -4,8 +4,8 @@
     cured.cure.chosen, cured.cure.skipped        "step 50", {"strength 0.8": "no time for it in the budget of …"}
     cured.again                                  (Retraining("--learning-rate 0.0001", 312.0, …), …)
 
-The models are the fine-tune itself, its earlier kept checkpoints, the fine-tune at less strength, and blends with other
-fine-tunes where some are named. All of them are proposals of one trial (`aftertune.cure.trial`): one is chosen on one
+The models are the fine-tune itself, its earlier kept checkpoints, the fine-tune at less strength, blends with other
+fine-tunes where some are named, and at last one more strength, between the largest allowed one and the next. All of them are proposals of one trial (`aftertune.cure.trial`): one is chosen on one
 part of the items, and it alone is judged on the other part. So the number of models that are tried flatters no claim.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from aftertune.cure.blend import blended_proposals, find_members, grid
 from aftertune.cure.parents import Parent
 from aftertune.cure.retraining import retraining
-from aftertune.cure.soften import STRENGTHS, softened_proposals
+from aftertune.cure.soften import STRENGTHS, finer_strength, softened_proposals
 from aftertune.cure.trial import Cured, CureRequest, Proposal, Trial, run_trial
 from aftertune.errors import InputError
 from aftertune.tuning import kept
@@ -75,7 +75,8 @@ def cure(tuning: str, request: CureRequest, *, others: Sequence[str] = (), minut
             blends = blended_proposals(members, choices, Blending(), Path(folder))
         proposals = [softened[0], *_in_turn(checkpoints, 1), *(
             replace(p, turn=2 + _STRENGTHS_FIRST.index(p.parts["all"])) for p in softened[1:]), *_in_turn(blends, 9)]
-        trial = Trial("cure", members, proposals, request.asked_like(parent.tuning), minutes=minutes, skipped=skipped)
+        trial = Trial("cure", members, proposals, request.asked_like(parent.tuning), minutes=minutes, skipped=skipped,
+                      finer=partial(finer_strength, parent) if softened[1:] else None)
         cured = run_trial(trial, ledger=ledger, progress=progress)
     return replace(cured, again=retraining(parent))
 

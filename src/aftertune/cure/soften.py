@@ -4,7 +4,8 @@
     cured.cure.chosen, cured.tuning.output        "strength 0.4", "runs/orders-softened"
 
 The strengths are tried as `aftertune.cure.trial` says, the stronger ones first. Strength 1, the fine-tune itself, is
-always among them. `by="depth"` also softens each third of the layers alone, while the others keep strength 1.
+always among them. Then the middle between the largest strength that may be chosen and the next one is tried
+(`finer_strength`). `by="depth"` also softens each third of the layers alone, while the others keep strength 1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from aftertune.cure.parents import Parent, find_parent
 from aftertune.cure.trial import Cured, CureRequest, Proposal, Trial, run_trial
 from aftertune.errors import InputError
 from aftertune.tuning.strength import THIRDS, WHOLE, strengths, write_softened
-from aftertune.values import Progress
+from aftertune.values import Candidate, Progress
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -40,8 +41,8 @@ def soften(tuning: str, request: CureRequest, *, strengths: Sequence[float] = ()
     for strength in chosen:
         if not 0 < strength <= 1:
             raise InputError(f"strength {strength:g}: allowed are numbers above 0, up to 1 (1 is the fine-tune itself)")
-    trial = Trial("soften", [parent], softened_proposals(parent, chosen, by=by),
-                  request.asked_like(parent.tuning))
+    trial = Trial("soften", [parent], softened_proposals(parent, chosen, by=by), request.asked_like(parent.tuning),
+                  finer=None if strengths or by else partial(finer_strength, parent))
     return run_trial(trial, ledger=ledger, progress=progress)
 
 
@@ -57,3 +58,15 @@ def softened_proposals(parent: Parent, chosen: Sequence[float], *, by: str = "")
         strengths(parent.files.names, dict.fromkeys(THIRDS, 1.0))  # refuses a fine-tune of too few layers
         return [*proposals[:1], *thirds, *proposals[1:]]
     return proposals
+
+
+def finer_strength(parent: Parent, candidates: Sequence[Candidate]) -> tuple[Proposal, str] | None:
+    """The strength in the middle between the largest one that may be chosen and the next one, which loses too much, and
+    the name of that one. Below the smallest strength, if that loses too much as well. None if strength 1 may be chosen.
+    """
+    tried = {c.parts[WHOLE]: c for c in candidates if set(c.parts) == {WHOLE}}
+    allowed = max((a for a, c in tried.items() if not c.refused), default=0.0)
+    above = min((a for a in tried if a > allowed), default=None)
+    if above is None:
+        return None
+    return softened_proposals(parent, [round((allowed + above) / 2, 3)])[0], tried[above].name

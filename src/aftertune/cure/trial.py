@@ -108,7 +108,8 @@ class Proposal:
 class Trial:
     """Proposals of one kind of cure. parents: the fine-tunes that they are made from, all of one base and one form.
     minutes: budget, None for none; the first proposal is scored in any case. skipped: what was left out before, by
-    name, with the reason."""
+    name, with the reason. finer: makes one more proposal from what the others showed on the items that choose, with the
+    name of the one that it is preferred after; None if there is nothing between them."""
 
     kind: str
     parents: Sequence[Parent]
@@ -116,6 +117,7 @@ class Trial:
     request: CureRequest
     minutes: float | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    finer: Callable[[Sequence[Candidate]], tuple[Proposal, str] | None] | None = None
 
     @property
     def id(self) -> str:
@@ -126,7 +128,7 @@ class Trial:
             dict(request.keep), [{"letters": False, **task.settings()} for task in request.tasks],
             [fingerprint_file(task.target.file) for task in request.tasks if task.target],
             {k: str(v) for k, v in request.settings.items() if k != "threads"},
-            *([] if self.minutes is None else [self.minutes])])[:10]
+            *([] if self.minutes is None else [self.minutes]), *(["finer"] if self.finer else [])])[:10]
 
     @property
     def out(self) -> Path:
@@ -287,18 +289,26 @@ class _Scoring:
     def candidates(self, budget: TimeBudget, folder: Path, base: Mapping[str, list[Answer]]
                    ) -> tuple[list[Proposal], list[Candidate], dict[str, str]]:
         """The proposals that fit into the budget, in their order, with their candidates; and why the others do not."""
-        found: dict[int, Candidate] = {}
+        found: dict[float, tuple[Proposal, Candidate]] = {}
         skipped: dict[str, str] = {}
         budget.base = self.spent
-        for number, proposal in sorted(enumerate(self.trial.proposals), key=lambda pair: pair[1].turn):
+
+        def score(number: float, proposal: Proposal) -> None:
             if found and (refused := budget.refusal(proposal.name)):
                 skipped[proposal.name] = refused
                 self.total -= 1
-                continue
-            found[number] = self.candidate(proposal, folder, base)
+                return
+            found[number] = proposal, self.candidate(proposal, folder, base)
             budget.scored(max(self.spent, self.seconds[proposal.name]))
-        tried = sorted(found)
-        return [self.trial.proposals[n] for n in tried], [found[n] for n in tried], skipped
+
+        for number, proposal in sorted(enumerate(self.trial.proposals), key=lambda pair: pair[1].turn):
+            score(number, proposal)
+        finer = self.trial.finer([found[n][1] for n in sorted(found)]) if self.trial.finer else None
+        if finer is not None:
+            self.total += 1
+            score(0.5 + [p.name for p in self.trial.proposals].index(finer[1]), finer[0])
+        ordered = [found[n] for n in sorted(found)]
+        return [p for p, _ in ordered], [c for _, c in ordered], skipped
 
     def candidate(self, proposal: Proposal, folder: Path, base: Mapping[str, list[Answer]]) -> Candidate:
         """A proposal on the items that choose."""
