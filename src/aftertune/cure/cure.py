@@ -5,8 +5,9 @@
     cured.again                                  (Retraining("--learning-rate 0.0001", 312.0, …), …)
 
 The models are the fine-tune itself, its earlier kept checkpoints, the fine-tune at less strength, blends with other
-fine-tunes where some are named, and at last one more strength, between the largest allowed one and the next. All of them are proposals of one trial (`aftertune.cure.trial`): one is chosen on one
-part of the items, and it alone is judged on the other part. So the number of models that are tried flatters no claim.
+fine-tunes where some are named, and at last one more strength, between the largest allowed one and the next. All of
+them are proposals of one trial (`aftertune.cure.trial`): one is chosen on one part of the items, and it alone is
+judged on the other part. So the number of models that are tried flatters no claim.
 """
 
 from __future__ import annotations

@@ -171,7 +171,8 @@ class _Found:
             names["not applied"] = names.pop("unmerged")
         for kind in FAULTS:
             if group := names.get(kind):
-                sentence = FAULTS[kind].format(factor=_middle(self.left if kind == "rounded" else self.factors)).replace("#", f"{len(group):,}")
+                factor = _middle(self.left if kind == "rounded" else self.factors)
+                sentence = FAULTS[kind].format(factor=factor).replace("#", f"{len(group):,}")
                 yield WeightFault(kind, sentence.replace("*", f"{self.adapted or self.weights:,}"), tuple(group))
 
     def notes(self) -> Iterator[str]:
