@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from aftertune.cli.board import Board
 from aftertune.cli.console import Pace, progress
-from aftertune.cli.study import Board
 
 STEPS = [(n, 40, f"training: step {n} of 40, loss {2 - n / 40:.3f}, learning rate 0.0002, 1,700 tokens/s")
          for n in range(21, 41)]
@@ -57,6 +57,6 @@ def test_the_board_of_a_study_counts_the_remaining_time_of_the_stage() -> None:
     board = Board(["tune a"])
     board.turn("tune a", "running")
     for done, total, text in STEPS[:10]:
-        board.update(done, total, f"tune a: {text}")
-    assert board.pace.stage == "training"
-    assert board._bar().startswith("━━━━━━━━━━━━━━━╌╌╌╌╌ 75%, about 0 s left, step 30 of 40")
+        board.update(done, total, f"[1/1] tune a: {text}")
+    assert board.paces["tune a"].stage == "training"
+    assert board.bar("tune a").startswith("━━━━━━━━━━━━━━━╌╌╌╌╌ 75%, about 0 s left, step 30 of 40")

@@ -14,7 +14,7 @@ import pytest
 
 from aftertune.errors import InputError, StorageError
 from aftertune.ledger import Ledger
-from aftertune.pipeline import cells_of, plan, running, select_cells
+from aftertune.pipeline import cell_runs, cells_of, plan, running, select_cells
 from aftertune.sources.folder_lock import folder_lock, try_folder_lock
 from aftertune.study import Study
 from eval_cases import CHAT, byte_folder
@@ -68,8 +68,9 @@ def test_a_part_then_the_rest_then_nothing(file: Path, monkeypatch: pytest.Monke
     assert states() == {"evaluate b": "done", "tune lora": "done", "evaluate lora": "done", "tune ia3": "planned",
                         "evaluate ia3": "planned"}
     loaded: list[str] = []
-    real = running.BaseModelCache.load
-    monkeypatch.setattr(running.BaseModelCache, "load", lambda self, *a, **k: loaded.append("") or real(self, *a, **k))
+    cache = cell_runs.BaseModelCache
+    real = cache.load
+    monkeypatch.setattr(cache, "load", lambda self, *a, **k: loaded.append("") or real(self, *a, **k))
     assert call(monkeypatch, "run", str(file), "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["comparisons"]) == 2
     assert set(states().values()) == {"done"}
@@ -94,14 +95,14 @@ def test_after_a_tuned_model_the_next_command_is_named(file: Path, monkeypatch: 
 
 def test_a_failed_cell_does_not_stop_the_rest(file: Path, monkeypatch: pytest.MonkeyPatch,
                                               capsys: pytest.CaptureFixture[str]) -> None:
-    real = running.tune
+    real = cell_runs.tune
 
     def failing(spec: Any, **others: Any) -> Any:
         if spec.method == "lora":
             raise InputError("the disk is full of dragons")
         return real(spec, **others)
 
-    monkeypatch.setattr(running, "tune", failing)
+    monkeypatch.setattr(cell_runs, "tune", failing)
     assert call(monkeypatch, "run", str(file)) == 2
     assert states() == {"evaluate b": "done", "tune lora": "failed", "tune ia3": "planned", "evaluate lora": "planned",
                         "evaluate ia3": "planned"}
@@ -116,7 +117,7 @@ def test_a_failed_cell_does_not_stop_the_rest(file: Path, monkeypatch: pytest.Mo
         cells = {c.name: c for c in plan(Study.load(file), ledger=ledger, file="study.yaml")}
     assert (cells["tune lora"].status, "dragons" in cells["tune lora"].why) == ("failed", True)
     assert cells["evaluate ia3"].status == "done"
-    monkeypatch.setattr(running, "tune", real)
+    monkeypatch.setattr(cell_runs, "tune", real)
     assert call(monkeypatch, "run", str(file)) == 0
     assert set(states().values()) == {"done"}
 
@@ -134,7 +135,7 @@ def test_an_interrupted_cell_is_planned_again(file: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "tune", interrupted)
+        patch.setattr(cell_runs, "tune", interrupted)
         with pytest.raises(KeyboardInterrupt), Ledger() as ledger:
             running.run(Study.load(file), ledger=ledger, out=Path("out"))
     assert states()["tune lora"] == "planned"
@@ -159,7 +160,7 @@ def test_cells_are_stored_in_the_order_of_the_study(file: Path) -> None:
     """The page lists them in this order, in every process."""
     study = Study.load(file)
     with Ledger() as ledger:
-        running._StudyRun(study, ledger, file.parent, lambda *_: None, lambda *_: None)._save_study()
+        running.save_study(study, ledger)
         assert [c.name for c in ledger.cells(study.study)] == [c.name for c in cells_of(study)]
     assert len(cells_of(study)) > 2
 

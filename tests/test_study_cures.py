@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
-from aftertune.pipeline import cells_of, plan, run, running
+from aftertune.pipeline import cell_runs, cells_of, plan, run
 from aftertune.study import Study
 from eval_cases import CHAT, byte_folder
 from tuning_cases import easy_rows, write_rows
@@ -59,8 +59,8 @@ def test_cured_cells_are_made_evaluated_and_shown_without_training(tmp_path: Pat
     byte_folder(tmp_path / "base", template=CHAT, window=4096)
     write_rows(tmp_path / "rows.jsonl", easy_rows())
     trained: list[str] = []
-    tune = running.tune
-    monkeypatch.setattr(running, "tune", lambda spec, **more: trained.append(spec.name) or tune(spec, **more))
+    tune = cell_runs.tune
+    monkeypatch.setattr(cell_runs, "tune", lambda spec, **more: trained.append(spec.name) or tune(spec, **more))
     study, out = study_of(tmp_path), tmp_path / "out"
     with Ledger(tmp_path / "l.db") as ledger:
         assert {c.name: c.cost.seconds for c in plan(study, ledger=ledger, file="s.yaml")}["tune soften0.5"] == 0

@@ -13,7 +13,9 @@
     ├── NotComparable                3   two evaluations differ in a setting that must agree
     ├── NotProven                    3   a bundle or a card says what its answers do not prove
     ├── ResourceError                4   out of memory or disk, or a device or package is missing
+    │   └── InUse                    4   another process works on an evaluation
     └── StorageError                 5   the ledger cannot be read or written
+        ├── FolderInUse              5   another process writes into an output folder
         └── DiskError                5   because its disk is full, or refuses a read or write
 
 A message is one line. It says what was found, where, what is allowed, and what to do next. It quotes names, values and
@@ -119,10 +121,18 @@ class ResourceError(AftertuneError):
     exit_code = 4
 
 
+class InUse(ResourceError):
+    """Another process works on an evaluation."""
+
+
 class StorageError(AftertuneError):
     """The ledger cannot be read or written."""
 
     exit_code = 5
+
+
+class FolderInUse(StorageError):
+    """Another process writes into an output folder."""
 
 
 class DiskError(StorageError):

@@ -65,6 +65,8 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
         (("--quant",), ("--format gguf",)),
         (("--prompts",), ("--format lm-eval|every-eval-ever",)),
     ),
+    "run": ((("--only", "--keep-going", "--workers", "--track", "--json"), ("no --cell",)),),
+    "plan": ((("--json",), ("no --commands",)),),
     "compare": ((("--details",), ("no --json",)),),
     "flips": ((("--out",), ("no --json",)),),
     "tag": ((("--remove",), ("argument TAG…",)),),

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aftertune.cli.console import Pace, emit, jsonable, progress
+from aftertune.cli.board import live_table
+from aftertune.cli.console import emit, jsonable, progress
 from aftertune.cli.options import JsonFlag, StudyFile, TakeOver
 from aftertune.cli.streams import rich_console
 from aftertune.cli.tracking import Track, chosen_trackers, tracked_study
 from aftertune.errors import AftertuneError, InputError
-from aftertune.values import Progress
 
 if TYPE_CHECKING:
-    from rich.table import Table
 
-    from aftertune.pipeline import CellChoice, PlannedCell, Result
-    from aftertune.pipeline.running import CellCallback
+    from aftertune.pipeline import CellChoice, PlannedCell, Result, WorkerChoice
     from aftertune.study import Study
 
 #: Help of the flag that changes a study for one call.
@@ -99,32 +95,50 @@ def plan(
     study: StudyFile,
     sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder, as for `aftertune run`.")] = None,
+    workers: Annotated[int | None, typer.Option(
+        help="Also show how long this many workers take, by a simulation of their schedule.")] = None,
+    commands: Annotated[str | None, typer.Option(
+        help="Print only the command of each cell that is not done, with its dependencies: plain (a shell script), "
+             "make (a Makefile) or slurm (sbatch lines).")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the state, cost and command of each cell of a study, and what is missing. Nothing is downloaded or run."""
+    from aftertune.cli.schedule import check_count, check_form, command_text, schedule_line, simulated
     from aftertune.ledger import Ledger
     from aftertune.pipeline import plan as plan_cells
+    from aftertune.pipeline.commands import Call
     from aftertune.study import Study
 
     loaded = Study.load(study, sets or ())
+    if workers is not None:
+        check_count(workers)
+    if commands is not None:
+        check_form(commands)
     with contextlib.ExitStack() as stack:
         try:
             ledger = stack.enter_context(Ledger(create=False))
         except InputError:  # there is no ledger yet
             ledger = None
         cells = plan_cells(loaded, ledger=ledger, file=str(study), out=out)
-    if as_json:
+    schedule = None if workers is None else simulated(cells, workers)
+    if commands is not None:
+        print(command_text(loaded, cells, commands, Call(str(study), tuple(sets or ()), out)))
+    elif as_json:
         emit({"study": loaded.study, "family": loaded.family, "primary": loaded.primary, "cells": [{
             "cell": c.name, "status": c.status, "why": c.why, "seconds": c.cost.seconds, "memory": c.cost.memory,
             "disk": c.cost.disk, "basis": c.cost.basis, "estimated": c.cost.estimated, "command": c.command,
-            "missing": list(c.missing), **({"until_decided": [{
+            "missing": list(c.missing), "needs": list(c.needs), **({"until_decided": [{
                 "task": e.task, "items": e.items, "of": e.total, "weighted": e.weighted} for e in c.early]}
-                if c.early else {})} for c in cells]})
+                if c.early else {})} for c in cells], **({} if schedule is None else {"schedule": {
+            "workers": workers, "seconds": schedule.makespan, "bound": schedule.bound,
+            "cells": jsonable(schedule.cells)}})})
     else:
         _show_plan(loaded.study, cells)
         _show_verdict_rules(loaded)
         for line in dict.fromkeys(_early_line(c) for c in cells if c.early):
             rich_console().print(line, soft_wrap=True)
+        if schedule is not None and schedule.cells:
+            typer.echo(schedule_line(schedule, workers or 1))
 
 
 def _early_line(cell: PlannedCell) -> str:
@@ -205,18 +219,29 @@ def run(
         "--keep-going", help="Continue after a cell fails; cells that need it are skipped.")] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the tunings, the record and the page.")] = None,
+    cell: Annotated[str | None, typer.Option(
+        help="Run this one cell alone, such as \"tune careful\", after the cells that it needs, and write no record. "
+             "Several of these commands may run at the same time (`aftertune plan --commands`).")] = None,
+    workers: Annotated[int | None, typer.Option(
+        help="Run cells in this many processes of this machine, which share its cores; with several GPUs, one "
+             "process on each. Default: one after another.")] = None,
     track: Track = None,
     take_over: TakeOver = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a study. What the ledger already has is not run again."""
-    from aftertune.pipeline import CellChoice
+    from aftertune.pipeline import CellChoice, WorkerChoice
     from aftertune.study import Study
 
     loaded = Study.load(study, sets or ())
+    folder = out or Path("runs") / loaded.study
+    if cell is not None:
+        _run_one(loaded, cell, folder, take_over=take_over)
+        return
     choice = CellChoice(tuple(only or ()), keep_going, str(study))
+    chosen = None if workers is None else WorkerChoice(workers, say=lambda text: typer.echo(text, err=True))
     with tracked_study(chosen_trackers(track), loaded.study):
-        result = execute(loaded, out or Path("runs") / loaded.study, choice, take_over=take_over)
+        result = execute(loaded, folder, choice, take_over=take_over, workers=chosen)
     _show_result(result, as_json)
     if result.failed:
         cells = "; ".join(f"{name}: {why}" for name, why in result.failed)
@@ -224,85 +249,25 @@ def run(
                              "cause and run the same command again")
 
 
-def execute(study: Study, out: Path, choice: CellChoice | None = None, *, take_over: bool = False) -> Result:
+def _run_one(study: Study, cell: str, out: Path, *, take_over: bool) -> None:
+    """Run one cell with progress on stderr."""
+    from aftertune.ledger import Ledger
+    from aftertune.pipeline import run_cell
+
+    with Ledger(take_over=take_over) as ledger, progress() as update:
+        run_cell(study, cell, ledger=ledger, out=out, progress=update)
+
+
+def execute(study: Study, out: Path, choice: CellChoice | None = None, *, take_over: bool = False,
+            workers: WorkerChoice | None = None) -> Result:
     """Run the study with progress on stderr."""
     from aftertune.ledger import Ledger
     from aftertune.pipeline import run as run_study
     from aftertune.pipeline import select_cells
 
     names = [cell.name for cell in select_cells(study, choice.only if choice else ())]
-    with Ledger(take_over=take_over) as ledger, _live_table(names) as (update, turn):
-        return run_study(study, ledger=ledger, out=out, choice=choice, progress=update, on_cell=turn)
-
-
-@contextlib.contextmanager
-def _live_table(names: list[str]) -> Iterator[tuple[Progress, CellCallback]]:
-    """Show a live table of the cells if stderr is a terminal, otherwise plain lines."""
-    if not sys.stderr.isatty():
-        with progress() as update:
-            yield update, lambda *_: None
-        return
-    from rich.live import Live
-
-    board = Board(names)
-    with Live(board, console=rich_console(stderr=True), refresh_per_second=4, transient=True):
-        yield board.update, board.turn
-
-
-class Board:
-    """A live table of the cells of a run: their states, and the progress of the running cell."""
-
-    #: The largest number of rows; of a longer run the rows around the running cell are shown.
-    ROWS = 18
-
-    def __init__(self, names: list[str]) -> None:
-        import time
-
-        self.clock = time.monotonic
-        self.states = dict.fromkeys(names, "planned")
-        self.started, self.seconds = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-        self.current, self.text, self.pace = names[0] if names else "", "", Pace()
-
-    def turn(self, name: str, status: str) -> None:
-        """Set the state of a cell."""
-        self.states[name] = status
-        if status == "running":
-            self.current, self.text, self.pace, self.started[name] = name, "", Pace(), self.clock()
-        elif self.started[name]:
-            self.seconds[name] = self.clock() - self.started[name]
-
-    def update(self, done: int, total: int, text: str) -> None:
-        """Set the progress of the running cell."""
-        self.text = text.partition(": ")[2] or text
-        self.pace.update(done, total, self.text)
-
-    def __rich__(self) -> Table:
-        from rich import table as tables
-        from rich.text import Text
-
-        names = list(self.states)
-        position = names.index(self.current) if self.current in names else 0
-        first = max(min(position - self.ROWS // 2, len(names) - self.ROWS), 0)
-        done = sum(state == "done" for state in self.states.values())
-        table = tables.Table(box=None, pad_edge=False, title=f"{done} of {len(names)} cells done", title_justify="left")
-        for column in ("cell", "state", "time", "progress"):
-            table.add_column(column, no_wrap=True, overflow="ellipsis")
-        colours = {"running": "bold cyan", "done": "green", "failed": "bold red", "skipped": "yellow", "planned": "dim"}
-        for name in names[first:first + self.ROWS]:
-            state = self.states[name]
-            running = state == "running"
-            seconds = self.clock() - self.started[name] if running else self.seconds[name]
-            table.add_row(Text(name), Text(state, colours[state]), Text(f"{seconds:.0f} s" if seconds else ""),
-                          Text(self._bar() if running else ""))
-        return table
-
-    def _bar(self) -> str:
-        share, left = self.pace.share, self.pace.left
-        if share is None:
-            return self.text
-        full = round(20 * share)
-        remaining = f", about {left:.0f} s left" if left else ""
-        return f"{'━' * full}{'╌' * (20 - full)} {share:.0%}{remaining}, {self.pace.detail or self.text}"
+    with Ledger(take_over=take_over) as ledger, live_table(names, workers=workers is not None) as (update, turn):
+        return run_study(study, ledger=ledger, out=out, choice=choice, progress=update, on_cell=turn, workers=workers)
 
 
 def _show_result(result: Result, as_json: bool) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
 
-from aftertune.errors import ResourceError
+from aftertune.errors import InUse, ResourceError
 from aftertune.ledger.database import database_clock, database_time, hold, repeatable
 from aftertune.ledger.schema import evaluation, lease
 from aftertune.ledger.store import Store, find_key, find_row
@@ -202,8 +202,8 @@ def _in_use(connection: Connection, evaluation_id: str, row: Row[Any], *, joinab
     if not holder.same_machine(Process.own()):
         advice += ("; if you know that it has ended, add --take-over (`aftertune eval`, `run` and `import` have it; "
                    "Ledger(take_over=True) in Python)")
-    return ResourceError(f"evaluation {evaluation_id} is in use by process {holder.pid} on {holder.host} ({when}); "
-                         f"{advice}")
+    return InUse(f"evaluation {evaluation_id} is in use by process {holder.pid} on {holder.host} ({when}); "
+                 f"{advice}")
 
 
 def _holder(row: Row[Any]) -> Process:

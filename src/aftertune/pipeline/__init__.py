@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.pipeline.cells import Cell, cells_of, select_cells
 from aftertune.pipeline.planning import PlannedCell, plan, unevaluated
+from aftertune.pipeline.worker_choice import WorkerChoice
 
 if TYPE_CHECKING:
-    from aftertune.pipeline.running import CellChoice, Result, run
+    from aftertune.pipeline.running import CellChoice, Result, run, run_cell
 
-__all__ = ["Cell", "CellChoice", "PlannedCell", "Result", "cells_of", "plan", "run", "select_cells",
-           "unevaluated"]
+__all__ = ["Cell", "CellChoice", "PlannedCell", "Result", "WorkerChoice", "cells_of", "plan", "run",
+           "run_cell", "select_cells", "unevaluated"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports what only `run` needs on first use (PEP 562)."""
-    if name in ("CellChoice", "Result", "run"):
+    if name in ("CellChoice", "Result", "run", "run_cell"):
         from aftertune.pipeline import running
 
         return getattr(running, name)

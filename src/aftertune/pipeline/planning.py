@@ -20,7 +20,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,9 +32,10 @@ from aftertune.catalog import closest, leaves
 from aftertune.comparison.weighted_draws import FEW
 from aftertune.errors import AftertuneError
 from aftertune.ledger import Ledger, StoredCell
-from aftertune.methods import METHODS
+from aftertune.methods import METHODS, writes_adapter
 from aftertune.paths import is_file
 from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of
+from aftertune.pipeline.scheduling import UNKNOWN_SECONDS, CellJob
 from aftertune.sources import resolve_model, shape_of
 from aftertune.sources.folder_lock import try_folder_lock
 from aftertune.sources.hub import offline, offline_only
@@ -74,6 +75,8 @@ ROWS = 1000
 LARGE = 4 * 2**20
 #: Memory of the interpreter with its libraries and of one batch, in bytes.
 PROGRAM = 2**30
+#: Assumed bytes a second at which the weights of a model are read.
+READ_RATE = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +251,27 @@ class Costs:
         return max(count for _, count in alike) if alike[0][0] == name else 0
 
 
+def cell_jobs(cells: Sequence[Cell], costs: Costs, done: Collection[str] = ()) -> list[CellJob]:
+    """The cells as the schedule sees them. done: names of cells that earlier runs finished; they are only looked up."""
+    jobs = []
+    for cell in cells:
+        cost = costs.of(cell)
+        base = _loaded_base(cell, costs.study)
+        load = max((cost.memory or 0) - PROGRAM, 0) / 2 / READ_RATE if base else 0.0
+        seconds = 1.0 if cell.name in done else UNKNOWN_SECONDS if cost.seconds is None else cost.seconds
+        jobs.append(CellJob(cell.name, seconds, cell.needs, base, load, cost.memory or 0, cost.disk or 0))
+    return jobs
+
+
+def _loaded_base(cell: Cell, study: Study) -> str:
+    """The base that stays loaded after a cell: that of an evaluation of it or of one of its adapters; else ""."""
+    if cell.kind == "base":
+        return study.bases[cell.subject].model
+    if cell.kind == "tuned" and writes_adapter(study.tunings[cell.subject].method):
+        return study.bases[study.tunings[cell.subject].base].model
+    return ""
+
+
 def items_of(task: TaskSpec, source: str) -> int:
     """Number of items of a task, estimated without reading the task. source: the study's ``task_source``."""
     limits = [n for n in (task.sample, task.limit) if n is not None]
@@ -339,7 +363,7 @@ class PlannedCell:
     """The state of one cell.
 
     command: runs it; missing: what must be there before it can run; why: why it failed or runs again, else ""; early:
-    the tasks that stop at their verdicts.
+    the tasks that stop at their verdicts; needs: names of the cells before it; job: as the schedule sees it.
     """
 
     name: str
@@ -349,6 +373,8 @@ class PlannedCell:
     missing: tuple[str, ...] = ()
     why: str = ""
     early: tuple[EarlyItems, ...] = ()
+    needs: tuple[str, ...] = ()
+    job: CellJob | None = None
 
 
 def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = None) -> list[PlannedCell]:
@@ -407,7 +433,7 @@ def _planned(cell: Cell, stored: StoredCell | None, context: _PlanContext) -> Pl
     done = status == "done"
     missing = () if done else tuple(_missing(cell, context.study, context.costs))
     return PlannedCell(cell.name, status, context.costs.of(cell), _command(context.file, cell.name), missing, why,
-                       context.costs.early(cell))
+                       context.costs.early(cell), cell.needs, cell_jobs([cell], context.costs)[0])
 
 
 def _command(file: str, name: str) -> str:

@@ -9,29 +9,24 @@ it stopped.
 
 from __future__ import annotations
 
-import contextlib
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aftertune.actions import Shown
 from aftertune.comparison import compare
 from aftertune.comparison.across_seeds import contrasts_across_seeds
 from aftertune.comparison.flips import flips_by_comparison
-from aftertune.deploy import Chain, CheckedLink
 from aftertune.deploy.findings import summary
-from aftertune.early_stopping import until_decided
-from aftertune.engine.memory import release_memory
-from aftertune.errors import AftertuneError, InputError
-from aftertune.evaluation import evaluate
-from aftertune.forgetting_watch import ForgettingWatch
+from aftertune.errors import AftertuneError, InputError, nearest
 from aftertune.ledger import Ledger, StoredCell
-from aftertune.methods import writes_adapter
+from aftertune.pipeline.cell_runs import CellRuns
 from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of, select_cells
-from aftertune.pipeline.planning import unevaluated
+from aftertune.pipeline.driving import Drive, Report
+from aftertune.pipeline.planning import Costs, cell_jobs, unevaluated
+from aftertune.pipeline.scheduling import CellQueue
 from aftertune.pipeline.study_verdicts import over_studies, with_study_primary
+from aftertune.pipeline.worker_choice import WorkerChoice, prepare
 from aftertune.report import (
     Results,
     StoredAnswers,
@@ -41,17 +36,12 @@ from aftertune.report import (
     write_page,
     write_record,
 )
-from aftertune.sources import BaseModelCache
 from aftertune.sources.folder_lock import folder_lock
-from aftertune.study import EvalSpec, Study, TaskSpec
-from aftertune.study.cured import made_from
-from aftertune.study.links import Link, deploy_links
-from aftertune.tasks import LoadOptions, questions
-from aftertune.tuning import tune
-from aftertune.tuning.cured import make_cured
-from aftertune.values import Comparison, Evaluation, Progress, Question, Tuning
+from aftertune.study import Study
+from aftertune.values import Comparison, Progress
 
-#: (cell, status): called when a cell starts ("running") and when it ends ("done", "failed", "skipped").
+#: (cell, status): called when a cell starts ("running"), when it ends ("done", "failed", "skipped"), and when its
+#: worker was lost ("planned").
 CellCallback = Callable[[str, str], None]
 
 
@@ -91,10 +81,11 @@ class Result(Shown):
 
 
 def run(study: Study, *, ledger: Ledger, out: Path, choice: CellChoice | None = None, progress: Progress | None = None,
-        on_cell: CellCallback | None = None) -> Result:
+        on_cell: CellCallback | None = None, workers: WorkerChoice | None = None) -> Result:
     """Run the missing cells of a study, and write its record and page to ``out``.
 
-    progress: called with (done, total, text) of the running cell; on_cell: called when a cell starts and ends.
+    progress: called with (done, total, text) of the running cells; on_cell: called when a cell starts and ends;
+    workers: run the cells in other processes, by default in this one.
 
     Raises the error of the first cell that fails, after the finished cells are stored; with ``choice.keep_going`` only
     if no cell could be run. Raises StorageError if another process is running a study into ``out``.
@@ -105,7 +96,38 @@ def run(study: Study, *, ledger: Ledger, out: Path, choice: CellChoice | None = 
     make_folder(out)
     with folder_lock(out, "runs a study"):
         runner = _StudyRun(study, ledger, out, progress or (lambda *_: None), on_cell or (lambda *_: None))
-        return runner.run(cells, choice)
+        return runner.run(cells, choice, workers)
+
+
+def run_cell(study: Study, name: str, *, ledger: Ledger, out: Path, progress: Progress | None = None) -> None:
+    """Run one cell, such as "tune careful". Other processes may run other cells into ``out`` at the same time.
+
+    Raises InputError for an unknown cell, and where a cell that it needs is not done; and the errors of the cell.
+    """
+    cells = {cell.name: cell for cell in cells_of(study)}
+    if name not in cells:
+        raise InputError(f"--cell {name}: no cell of {study.study} has this name{nearest(name, list(cells))}; "
+                         "`aftertune plan` lists them")
+    study.check_files()
+    make_folder(out)
+    save_study(study, ledger)
+    runs = CellRuns(study, ledger, out)
+    runs.load_needed(cells[name])
+    runs.run(cells[name], progress or (lambda *_: None))
+
+
+def save_study(study: Study, ledger: Ledger) -> dict[str, StoredCell]:
+    """Store the study; new cells and cells that have changed become planned. Returns the stored cells by name."""
+    name, cells = study.study, cells_of(study)
+    stored = next((s for s in ledger.studies() if s.name == name), None)
+    before = None if stored is None else digests_of(stored.yaml)
+    ledger.save_study(name, study.hash, study.model_dump_json())
+    stored_names = {c.name for c in ledger.cells(name)}
+    changed = {*changed_cells(before, cells)}
+    for cell in cells:  # their order is that of the page
+        if cell.name in changed or cell.name not in stored_names:
+            ledger.save_cell(name, cell.name, "planned")
+    return {c.name: c for c in ledger.cells(name)}
 
 
 class _StudyRun:
@@ -113,207 +135,86 @@ class _StudyRun:
 
     def __init__(self, study: Study, ledger: Ledger, out: Path, progress: Progress, on_cell: CellCallback) -> None:
         self.study, self.ledger, self.out = study, ledger, out
-        self.cured = made_from(study.tunings)
         self.progress, self.on_cell = progress, on_cell
-        self.questions: dict[str, list[Question]] = {}  # by task
-        self.values: dict[str, Any] = {}  # evaluation or tuning by cell
+        self.runs = CellRuns(study, ledger, out)
         self.failed: dict[str, str] = {}  # reason by cell
-        self.bases: tuple[str, BaseModelCache] | None = None  # the loaded base with its model source
-        self.chains: dict[str, Chain] = {}  # by deployed fine-tune
-        self.linked: set[str] = set()  # cells of links that are in their chain
-        self.before: dict[str, StoredCell] = {}  # cells as earlier runs left them, by name
 
-    def run(self, cells: list[Cell], choice: CellChoice) -> Result:
-        """Run the cells in order, then write the record and the page."""
-        self._save_study()
+    def run(self, cells: list[Cell], choice: CellChoice, workers: WorkerChoice | None = None) -> Result:
+        """Run the cells, then write the record and the page."""
+        self.runs.before = save_study(self.study, self.ledger)
+        if workers is None:
+            first_error = self._run_here(cells, choice.keep_going)
+        else:
+            first_error = self._run_on(workers, cells, choice.keep_going)
+        self.runs.load_finished()
+        if first_error is not None and all(cell.name in self.failed for cell in cells):
+            raise first_error
+        return self._write(choice.file)
+
+    def _run_here(self, cells: list[Cell], keep_going: bool) -> AftertuneError | None:
+        """Run the cells one after another in this process; the first error, if others followed it."""
         first_error: AftertuneError | None = None
         for number, cell in enumerate(cells, 1):
             missing = [name for name in cell.needs if name in self.failed]
             if missing:
-                self._end(cell, "skipped", f"needs {missing[0]}, which failed")
+                self._skip(cell.name, missing[0])
                 continue
             try:
                 self._run_cell(cell, f"[{number}/{len(cells)}] {cell.name}")
             except AftertuneError as error:
-                if not choice.keep_going:
+                if not keep_going:
                     raise
                 first_error = first_error or error
-        if first_error is not None and not self.values:
-            raise first_error
-        self._load_finished()
-        return self._write(choice.file)
+        return first_error
 
-    def _load_finished(self) -> None:
-        """Load the results of the other cells that earlier runs finished."""
-        for cell in self.ledger.cells(self.study.study):
-            if cell.status == "done" and cell.ref and cell.name not in self.values:
-                find = self.ledger.find_tuning if cell.name.startswith("tune ") else self.ledger.find_evaluation
-                with contextlib.suppress(InputError):  # deleted since
-                    self.values[cell.name] = find(cell.ref)
-        for planned in cells_of(self.study):
-            finished = planned.name in self.values and f"tune {planned.subject}" in self.values
-            if planned.link is not None and finished and planned.name not in self.linked:
-                self._stored_link(planned, planned.link)
+    def _run_on(self, workers: WorkerChoice, cells: list[Cell], keep_going: bool) -> AftertuneError | None:
+        """Run the cells in other processes; the first error, if others followed it."""
+        jobs = cell_jobs(cells, Costs(self.study, self.ledger), done=self._done_before())
+        prepared = prepare(workers, self.study, jobs, ledger=self.ledger, out=self.out)
+        if prepared.note:
+            workers.say(prepared.note)
+        drive = Drive(CellQueue(jobs, prepared.count), prepared.workers,
+                      Report(self.progress, self.on_cell, self._save_state), keep_going=keep_going)
+        drive.run(prepared.count)
+        self.failed |= {cell.name: drive.failed[cell.name] for cell in cells if cell.name in drive.failed}
+        return drive.first_error
 
-    def _save_study(self) -> None:
-        """Store the study; new cells and cells that have changed become planned."""
-        study, name = self.study, self.study.study
-        cells = cells_of(study)
-        stored = next((s for s in self.ledger.studies() if s.name == name), None)
-        before = None if stored is None else digests_of(stored.yaml)
-        self.ledger.save_study(name, study.hash, study.model_dump_json())
-        stored_names = {c.name for c in self.ledger.cells(name)}
-        changed = {*changed_cells(before, cells)}
-        for cell in cells:  # their order is that of the page
-            if cell.name in changed or cell.name not in stored_names:
-                self.ledger.save_cell(name, cell.name, "planned")
-        self.before = {c.name: c for c in self.ledger.cells(name)}
+    def _done_before(self) -> set[str]:
+        """Names of the cells that earlier runs finished, so that workers only look them up."""
+        return {name for name, cell in self.runs.before.items() if cell.status == "done"}
+
+    def _save_state(self, name: str, status: str, reason: str) -> None:
+        """Store the state of a cell that no worker stores."""
+        self.ledger.save_cell(self.study.study, name, status, error=reason or None)
 
     def _run_cell(self, cell: Cell, title: str) -> None:
-        """Run one cell and store its state; a failure is stored and raised."""
+        """Run one cell; a failure is kept and raised."""
         def progress(done: int, total: int, text: str) -> None:
             self.progress(done, total, f"{title}: {text}")
 
-        self.ledger.save_cell(self.study.study, cell.name, "running")
         self.on_cell(cell.name, "running")
         try:
-            value = self._evaluate_or_tune(cell, progress)
+            self.runs.run(cell, progress)
         except AftertuneError as error:
-            _clear_frames(error)
-            self._end(cell, "failed", str(error))
+            self.failed[cell.name] = str(error)
+            self.on_cell(cell.name, "failed")
             raise
-        except KeyboardInterrupt:
-            self.ledger.save_cell(self.study.study, cell.name, "planned")
-            raise
-        finally:
-            release_memory()
-        self.values[cell.name] = value
-        self.ledger.save_cell(self.study.study, cell.name, "done", ref=value.id, error=self._fault(cell))
         self.on_cell(cell.name, "done")
 
-    def _end(self, cell: Cell, status: str, reason: str) -> None:
-        """Store that a cell failed or was skipped."""
-        self.failed[cell.name] = reason
-        self.ledger.save_cell(self.study.study, cell.name, "failed" if status == "failed" else "planned", error=reason)
-        self.on_cell(cell.name, status)
-
-    def _evaluate_or_tune(self, cell: Cell, progress: Progress) -> Evaluation | Tuning:
-        if cell.kind == "tuning":
-            self.bases = None  # a fine-tune needs the memory of the loaded base
-            return self._tune(cell.subject, progress)
-        if cell.link is not None:
-            return self._check_link(cell, cell.link, progress)
-        if cell.kind == "base":
-            return self._evaluate_base(cell.subject, progress)
-        return self._evaluate_tuned(cell.subject, self.values[f"tune {cell.subject}"], progress)
-
-    def _evaluate_base(self, name: str, progress: Progress) -> Evaluation:
-        base = self.study.bases[name]
-        return self._evaluate(EvalSpec(
-            model=base.model, revision=base.revision, trust_remote_code=base.trust_remote_code, name=name,
-            quantize=base.quantize, tokenizer=base.tokenizer, tasks=self._tasks(name), **self._settings()), progress)
-
-    def _evaluate_tuned(self, name: str, tuning: Tuning, progress: Progress) -> Evaluation:
-        base = self.study.bases[self.study.tunings[name].base]
-        adapter = writes_adapter(tuning.method)
-        spec = EvalSpec(
-            model=base.model if adapter else tuning.output, adapter=tuning.output if adapter else None,
-            revision=base.revision if adapter else None, trust_remote_code=base.trust_remote_code, name=name,
-            tokenizer=base.tokenizer, tasks=self._tasks(name), **self._settings())
-        rule = self.study.early_rule(name)
-        if rule is None:
-            return self._evaluate(spec, progress)
-        tasks = tuple(t.model_copy(update={"until_decided": self.study.stops(t)}) for t in spec.tasks)
-        asked = self.values[f"evaluate {self.study.tunings[name].base}"]  # all items, once for all fine-tunes
-        return until_decided(spec.model_copy(update={"tasks": tasks}), asked.id, rule, ledger=self.ledger,
-                             progress=progress, bases=self._loaded(spec.model)).tuned
-
-    def _check_link(self, cell: Cell, link: Link, progress: Progress) -> Evaluation:
-        """The evaluation of a form of a fine-tune. One that an earlier run checked is taken from the ledger, so that
-        its server need not run again."""
-        chain = self._chain(cell.subject)
-        chain.progress = progress
-        if (evaluation := self._stored_link(cell, link)) is not None:
-            return evaluation
-        self.bases = None  # a form of the fine-tune is another model
-        evaluation = chain.check(link).evaluation
-        self.linked.add(cell.name)
-        chain.write()
-        return evaluation
-
-    def _stored_link(self, cell: Cell, link: Link) -> Evaluation | None:
-        """The evaluation of a link that an earlier run checked; None where there is none."""
-        stored = self.before.get(cell.name)
-        if stored is None or stored.status != "done" or not stored.ref:
-            return None
-        try:
-            evaluation = self.ledger.find_evaluation(stored.ref)
-        except InputError:  # deleted since
-            return None
-        self.linked.add(cell.name)
-        faults = (stored.error,) if stored.error else ()
-        return self._chain(cell.subject).add(CheckedLink(link, evaluation, faults=faults)).evaluation
-
-    def _chain(self, name: str) -> Chain:
-        """The links of a deployed fine-tune."""
-        if name not in self.chains:
-            self.chains[name] = Chain(
-                self.values[f"tune {name}"], deploy_links(self.study, name), self._tasks(name), ledger=self.ledger,
-                out=self.out / "deploy" / name, margins=self.study.margins(), settings=self._settings())
-        return self.chains[name]
-
-    def _fault(self, cell: Cell) -> str | None:
-        """What is wrong with the files or prompts of a link, for the page; None for nothing, and for other cells."""
-        if cell.link is None:
-            return None
-        return "; ".join(self.chains[cell.subject].checked[-1].faults) or None
-
-    def _evaluate(self, spec: EvalSpec, progress: Progress) -> Evaluation:
-        return evaluate(spec, ledger=self.ledger, progress=progress, bases=self._loaded(spec.model))
-
-    def _loaded(self, model: str) -> BaseModelCache:
-        """The base, which stays loaded for the next adapter of it."""
-        if self.bases is None or self.bases[0] != model:
-            self.bases = (model, BaseModelCache())
-        return self.bases[1]
-
-    def _tune(self, name: str, progress: Progress) -> Tuning:
-        recipe, study = self.study.tunings[name], self.study
-        if name in self.cured:
-            cured = make_cured(self.values[f"tune {self.cured[name]}"], self.out / "tunings" / name, name=name,
-                               soften=recipe.soften, rollback=recipe.rollback)
-            return self.ledger.save_tuning(cured)
-        spec = recipe.spec(study.bases[recipe.base], name=name, dtype=study.dtype, device=study.device,
-                           out=self.out / "tunings" / name)
-        if spec.template_date is None and study.template_date is not None:
-            spec = spec.model_copy(update={"template_date": study.template_date})
-        progress(0, 0, "reading the tasks")
-        watch = ForgettingWatch(spec, task_source=study.task_source) if spec.watch else None
-        return tune(spec, ledger=self.ledger, progress=progress, questions=self._questions(name), look=watch)
-
-    def _questions(self, name: str) -> list[Question]:
-        """The questions of a tuning's tasks, to find them in its training data; each task is read once."""
-        for task in self._tasks(name):
-            if task.name not in self.questions:
-                self.questions[task.name] = questions((task,), LoadOptions(source=self.study.task_source))
-        return [question for task in self._tasks(name) for question in self.questions[task.name]]
-
-    def _tasks(self, name: str) -> tuple[TaskSpec, ...]:
-        return tuple(t for t in self.study.tasks if t.asks(name))
-
-    def _settings(self) -> dict[str, Any]:
-        study = self.study
-        return {"dtype": study.dtype, "device": study.device, "engine": study.engine,
-                "apply_chat_template": study.apply_chat_template, "template_date": study.template_date,
-                "task_source": study.task_source, **study.later_settings()}
+    def _skip(self, name: str, failed: str) -> None:
+        """Store that a cell was not run because one that it needs failed."""
+        self.failed[name] = reason = f"needs {failed}, which failed"
+        self._save_state(name, "planned", reason)
+        self.on_cell(name, "skipped")
 
     def _write(self, file: str) -> Result:
         """Compare the evaluations, bases first in the order of the study, and write the record and the page."""
         study = self.study
-        bases = {name: self.values[f"evaluate {name}"] for name in study.bases if f"evaluate {name}" in self.values}
-        tunings = tuple(self.values[f"tune {name}"] for name in study.tunings if f"tune {name}" in self.values)
-        tuned = {name: self.values[f"evaluate {name}"] for name in study.tunings if f"evaluate {name}" in self.values}
-        links = [link for chain in self.chains.values() for link in chain.checked]
+        values, chains = self.runs.values, self.runs.chains.values()
+        bases = {name: values[f"evaluate {name}"] for name in study.bases if f"evaluate {name}" in values}
+        tunings = tuple(values[f"tune {name}"] for name in study.tunings if f"tune {name}" in values)
+        tuned = {name: values[f"evaluate {name}"] for name in study.tunings if f"evaluate {name}" in values}
+        links = [link for chain in chains for link in chain.checked]
         evaluations = tuple({e.id: e for e in (*bases.values(), *tuned.values(), *(k.evaluation for k in links))
                              }.values())
         judged = {e.id: e for e in with_study_primary(evaluations, self.ledger)}
@@ -334,14 +235,4 @@ class _StudyRun:
         write_document(record, write_record(results, title=title))
         write_document(page, write_page(results, title=title))
         return Result(results, record, page, tuple(self.failed.items()),
-                      tuple(f"{chain.maker.tuning.name}: {summary(chain.result)}" for chain in self.chains.values()))
-
-
-def _clear_frames(error: BaseException | None) -> None:
-    """Let go of what the functions that an error left had in use, such as a model: the error of a cell outlives it.
-    Its lines stay for --debug."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+                      tuple(f"{chain.maker.tuning.name}: {summary(chain.result)}" for chain in chains))

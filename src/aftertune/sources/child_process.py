@@ -67,12 +67,12 @@ def arguments() -> tuple[Path, ChildLimits]:
     return Path(sys.argv[1]), ChildLimits(int(sys.argv[2]), int(sys.argv[3]))
 
 
-def ending(code: int) -> str:
-    """How the child ended, in words."""
+def ending(code: int, child: str = "the reading process") -> str:
+    """How a child ended, in words."""
     if code < 0 and _signal(code) == "SIGXCPU":
         return "the time limit was reached"
-    return f"the reading process was ended by {_signal(code)}" if code < 0 else \
-        f"the reading process ended with exit code {code}"
+    return f"{child} was ended by {_signal(code)}" if code < 0 else \
+        f"{child} ended with exit code {code}"
 
 
 def set_limits(limits: ChildLimits) -> int:

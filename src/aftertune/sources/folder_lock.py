@@ -1,6 +1,6 @@
 """Locks an output folder, so that only one process at a time writes into it.
 
-    with folder_lock(Path("runs/orders"), "runs a study"): …      StorageError, with pid and host, if it is locked
+    with folder_lock(Path("runs/orders"), "runs a study"): …      FolderInUse, with pid and host, if it is locked
     with try_folder_lock(Path("runs/orders")) as free: …          False if another process holds the lock
     in_use(Path("runs/orders"))                                   the same as a look, which takes no lock
 
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aftertune.errors import StorageError
+from aftertune.errors import FolderInUse
 from aftertune.sources.cache import write_atomic
 from aftertune.values import from_json
 
@@ -30,12 +30,12 @@ LOCK, HOLDER = ".running", ".running.json"
 
 @contextlib.contextmanager
 def folder_lock(out: Path, does: str) -> Iterator[None]:
-    """Hold the folder's lock. does: what its holder does, for the message. Raises StorageError if another process
+    """Hold the folder's lock. does: what its holder does, for the message. Raises FolderInUse if another process
     holds it."""
     with try_folder_lock(out) as free:
         if not free:
-            raise StorageError(f"{out}: another process{_holder(out)} {does} in this folder; wait until it ends, or "
-                                "give another --out")
+            raise FolderInUse(f"{out}: another process{_holder(out)} {does} in this folder; wait until it ends, or "
+                              "give another --out")
         try:
             with contextlib.suppress(OSError):  # it only makes a message better
                 write_atomic(out / HOLDER, json.dumps({"pid": os.getpid(), "host": platform.node()}))

@@ -1,0 +1,183 @@
+"""Runs the cells of a study on workers: gives them out, follows them, and lets others go on where one is lost.
+
+    with Drive(queue, workers, report) as drive:
+        drive.run()
+    drive.failed                       {"tune careful": "its worker was killed by SIGKILL …"}
+
+Each cell is run by one worker at a time. A cell whose worker is lost goes to another worker, which continues it from
+its last batch or checkpoint, up to `RERUNS` times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aftertune import errors
+from aftertune.errors import AftertuneError, ResourceError
+from aftertune.pipeline.local_workers import Message, Workers
+from aftertune.pipeline.scheduling import CellQueue, seconds_done
+from aftertune.values import Progress
+
+#: How often a cell is run again after its worker was lost.
+RERUNS = 3
+#: Workers that may end one after another before any of them was ready.
+_STARTS = 3
+#: Seconds between two reports of the progress of the whole run.
+_OVERALL = 1.0
+#: The text of the progress of the whole run.
+ALL_CELLS = "all cells"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where a drive reports. progress: as of `run`; on_cell: (cell, status) when a cell starts and ends; save: stores
+    (cell, status, reason) of a cell that no worker can store."""
+
+    progress: Progress
+    on_cell: Callable[[str, str], None]
+    save: Callable[[str, str, str], None]
+
+
+class Drive:
+    """One run on workers. keep_going: go on after a cell failed. names: of the cells, in the order of the study."""
+
+    def __init__(self, queue: CellQueue, workers: Workers, report: Report, *, keep_going: bool = False) -> None:
+        self.queue, self.workers, self.report, self.keep_going = queue, workers, report, keep_going
+        self.running: dict[str, str] = {}  # cell by worker
+        self.idle: set[str] = set()
+        self.nodes: dict[str, str] = {}  # by worker
+        self.failed: dict[str, str] = {}  # reason by cell
+        self.first_error: AftertuneError | None = None
+        self.lost: dict[str, int] = {}  # how often the worker of a cell was lost
+        self._shares: dict[str, float] = {}  # of the running cells
+        self._done: set[str] = set()
+        self._ready = self._dead = 0
+        self._told = 0.0
+        self._number = {name: n for n, name in enumerate(queue.jobs, 1)}
+
+    def run(self, count: int) -> None:
+        """Run all cells on ``count`` workers, which are stopped at the end, also when this raises.
+
+        Raises the error of the first cell that fails, unless ``keep_going``; ResourceError if no worker can be started.
+        """
+        try:
+            for _ in range(count):
+                self.workers.start()
+            while len(self.queue):
+                for worker, message in self.workers.receive(1.0):
+                    self._take_in(worker, message)
+                self._give_out()
+        finally:
+            self.workers.stop()
+
+    def _give_out(self) -> None:
+        """Give each idle worker a cell, as long as one is ready."""
+        for worker in sorted(self.idle):
+            job = self.queue.take(worker)
+            if job is None:
+                return
+            self.idle.discard(worker)
+            self.running[worker] = job.name
+            self._shares[job.name] = 0.0
+            self.report.on_cell(job.name, "running")
+            self._progress(worker, 0, 0, "starting")
+            self.workers.send(worker, job.name)
+
+    def _take_in(self, worker: str, message: Message) -> None:
+        """Act on what a worker said."""
+        event, cell = message.get("event"), self.running.get(worker)
+        if event == "ready":
+            self.nodes[worker] = str(message.get("node", ""))
+            self.idle.add(worker)
+            self._ready, self._dead = self._ready + 1, 0
+        elif event == "lost":
+            self._lose(worker, str(message.get("reason", "")))
+        elif cell is None:
+            return
+        elif event == "progress":
+            self._progress(worker, int(message["done"]), int(message["total"]), str(message["text"]))
+        elif event in ("done", "failed"):
+            self._free(worker)
+            if event == "done":
+                self.queue.finish(cell)
+                self._done.add(cell)
+                self.report.on_cell(cell, "done")
+            else:
+                self._fail(cell, _error(message))
+
+    def _free(self, worker: str) -> None:
+        cell = self.running.pop(worker)
+        self._shares.pop(cell, None)
+        self.idle.add(worker)
+
+    def _fail(self, cell: str, error: AftertuneError, *, stop: bool = True) -> None:
+        """A cell failed; the cells that need it are skipped. stop: end the run, unless ``keep_going``."""
+        self.failed[cell] = str(error)
+        self.report.on_cell(cell, "failed")
+        for name in self.queue.fail(cell):
+            need = next(n for n in self.queue.jobs[name].needs if n in self.failed)
+            self.failed[name] = reason = f"needs {need}, which failed"
+            self.report.save(name, "planned", reason)
+            self.report.on_cell(name, "skipped")
+        self.first_error = self.first_error or error
+        if stop and not self.keep_going:
+            raise error
+
+    def _lose(self, worker: str, reason: str) -> None:
+        """A worker ended: another one is started, and its cell is given out again, or fails."""
+        self.queue.forget(worker)
+        self.idle.discard(worker)
+        cell = self.running.pop(worker, None)
+        if cell is None:
+            self._dead += 1
+            if self._dead >= _STARTS:
+                raise ResourceError(f"{worker} ended before it could begin: {reason}; `aftertune doctor` checks this "
+                                    "machine")
+        else:
+            self._shares.pop(cell, None)
+            self.lost[cell] = self.lost.get(cell, 0) + 1
+            if self.lost[cell] > RERUNS:
+                why = (f"{reason}, {self.lost[cell]} times; if memory is short, use fewer workers, a smaller batch or "
+                       "--memory")
+                self.report.save(cell, "failed", why)
+                self._fail(cell, ResourceError(why), stop=False)
+            else:
+                self.report.save(cell, "planned", "")
+                self.report.on_cell(cell, "planned")
+                self.report.progress(0, 0, f"{self._title(cell, worker)}: {reason}; another worker goes on with it")
+                self.queue.give_back(cell)
+        if len(self.queue):
+            self.workers.start()
+
+    def _progress(self, worker: str, done: int, total: int, text: str) -> None:
+        """Report the progress of a cell, and now and then that of the whole run."""
+        cell = self.running[worker]
+        self.report.progress(done, total, f"{self._title(cell, worker)}: {text}")
+        if total:
+            self._shares[cell] = done / total
+        now = time.monotonic()
+        if now - self._told > _OVERALL:
+            self._told = now
+            jobs = self.queue.jobs
+            whole = sum(job.seconds for job in jobs.values())
+            self.report.progress(int(seconds_done(jobs, self._done | set(self.failed), self._shares)), int(whole),
+                                 ALL_CELLS)
+
+    def _title(self, cell: str, worker: str) -> str:
+        """ "[3/12] tune careful · worker 2"."""
+        return f"[{self._number[cell]}/{len(self.queue.jobs)}] {cell} · {worker}"
+
+
+def _error(message: Message) -> AftertuneError:
+    """The error that a worker reported, of its class if this is one of ours."""
+    kind: Any = getattr(errors, str(message.get("kind")), AftertuneError)
+    reason = str(message.get("reason", ""))
+    try:
+        error = kind(reason)
+    except TypeError:  # a class that needs more than a message
+        return errors.InputError(reason)
+    return error if isinstance(error, AftertuneError) else AftertuneError(reason)
+

@@ -1,0 +1,164 @@
+"""The program of a worker: it runs the cells that another process names, one after another.
+
+    python -P -m aftertune.pipeline.worker      started by `aftertune.pipeline.local_workers` and on nodes of a cluster
+
+It speaks lines of JSON. The first line on stdin is the opening (`Opening`): the study as data, no code. Each further
+one names a cell: {"cell": "tune careful"}. The worker writes {"event": "ready"}, and for each cell
+{"event": "progress", …} and {"event": "done"} or {"event": "failed", "kind": "InputError", "reason": "…"}.
+
+When stdin ends, because the other process closed it or is gone, the worker stops as at Ctrl-C: finished batches and
+checkpoints stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from aftertune.errors import AftertuneError, FolderInUse, InUse
+from aftertune.ledger import Ledger
+from aftertune.study import Study
+
+#: Seconds between two reports of the progress of one stage.
+_OFTEN = 0.25
+#: Seconds that a cell waits for a process that holds its evaluation or folder: a worker of a run that was killed stops
+#: at the end of its batch or step.
+_WAIT = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a worker is told first.
+
+    study: as JSON; ledger: its path or address; out: folder of the run; command: words of the command that runs the
+    study, for the provenance; threads: of the CPU, None for all; take_over: as of `Ledger`.
+    """
+
+    study: str
+    ledger: str
+    out: str
+    command: tuple[str, ...] = ()
+    threads: int | None = None
+    take_over: bool = False
+
+    def line(self) -> str:
+        """The line of JSON."""
+        return json.dumps({"open": asdict(self)})
+
+    @classmethod
+    def parse(cls, line: str) -> Opening:
+        """Read the line. Raises ValueError, KeyError or TypeError for another one."""
+        fields = json.loads(line)["open"]
+        return cls(**{**fields, "command": tuple(fields["command"])})
+
+
+class Worker:
+    """Runs cells. channel: where it writes its lines; received: the lines that it got, None at their end."""
+
+    def __init__(self, opening: Opening, channel: TextIO, received: queue.Queue[str | None]) -> None:
+        self.opening, self.channel, self.received = opening, channel, received
+        self._sent, self._stage = 0.0, ""
+
+    def work(self) -> None:
+        """Run cells until there are no more lines."""
+        from aftertune.pipeline.cell_runs import CellRuns
+
+        study = Study.model_validate_json(self.opening.study)
+        with Ledger(self.opening.ledger, take_over=self.opening.take_over) as ledger:
+            runs = CellRuns(study, ledger, Path(self.opening.out))
+            self.send(event="ready", node=platform.node(), pid=os.getpid())
+            while (line := self.received.get()) is not None:
+                self.run(runs, str(json.loads(line)["cell"]))
+
+    def run(self, runs: Any, name: str) -> None:
+        """Run one cell, and say how it ended. A cell that another process holds is tried again for some time."""
+        from aftertune.engine.devices import set_threads
+
+        cell, until = runs.cells[name], time.monotonic() + _WAIT
+        while True:
+            try:
+                if self.opening.threads:
+                    set_threads(self.opening.threads)
+                runs.load_needed(cell)
+                runs.run(cell, self.progress)
+            except (InUse, FolderInUse) as error:
+                if time.monotonic() < until:
+                    self.progress(0, 0, "waiting for another process that works on it")
+                    time.sleep(1)
+                    continue
+                self.send(event="failed", kind=type(error).__name__, reason=str(error))
+            except AftertuneError as error:
+                self.send(event="failed", kind=type(error).__name__, reason=str(error))
+            except Exception as error:
+                traceback.print_exc()
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                reason = (f"unexpected {type(error).__name__} in {Path(where.filename).name}:{where.lineno}: "
+                          f"{str(error)[:300]}; this is a fault of aftertune, please report it")
+                runs.ledger.save_cell(runs.study.study, name, "failed", error=reason)
+                self.send(event="failed", kind="AftertuneError", reason=reason)
+            else:
+                self.send(event="done")
+            return
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Report progress, not more often than a person can read."""
+        now, stage = time.monotonic(), text.partition(": step ")[0]
+        if stage != self._stage or now - self._sent > _OFTEN or (total and done >= total):
+            self._sent, self._stage = now, stage
+            self.send(event="progress", done=done, total=total, text=text)
+
+    def send(self, **message: Any) -> None:
+        """Write one line; nobody may be there to read it."""
+        with contextlib.suppress(OSError, ValueError):
+            self.channel.write(json.dumps(message) + "\n")
+            self.channel.flush()
+
+
+def _read(received: queue.Queue[str | None]) -> None:
+    """Hand the lines of stdin on. At their end the work stops, as at Ctrl-C."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in sys.stdin:
+            received.put(line)
+    received.put(None)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _stop(*_: Any) -> None:
+    """Handle SIGTERM like Ctrl-C; a second one does not disturb the end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the worker. stdout is for its lines alone: what libraries print goes to stderr."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it
+    received: queue.Queue[str | None] = queue.Queue()
+    try:
+        opening = Opening.parse(sys.stdin.readline())
+        sys.argv = [*opening.command] or sys.argv
+        threading.Thread(target=_read, args=(received,), daemon=True).start()
+        Worker(opening, channel, received).work()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except AftertuneError as error:
+        print(f"aftertune: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

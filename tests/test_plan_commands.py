@@ -1,0 +1,137 @@
+"""``plan --commands`` and ``--workers``: what make, Slurm and a shell run, and how long several workers take."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aftertune.errors import InputError
+from aftertune.ledger import Ledger
+from aftertune.pipeline import running
+from aftertune.pipeline.commands import Call, CommandRow, make_file, shell_script, slurm_script, targets_of
+from aftertune.study import Study
+from eval_cases import CHAT, byte_folder
+from test_cli import call
+from tuning_cases import easy_rows, write_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+ROWS = [CommandRow("evaluate b", (), 3 * 2**30), CommandRow("tune x$1", (), None),
+        CommandRow("evaluate x$1", ("tune x$1", "evaluate b", "evaluate done"), 2**20 + 1)]
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of one tiny base with two fine-tunes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "ledger.db"))
+    byte_folder(tmp_path / "base", template=CHAT, window=4096)
+    write_rows(tmp_path / "rows.jsonl", easy_rows())
+    path = tmp_path / "study.yaml"
+    path.write_text("study: own\nmargin: 5\ndtype: float32\ntask_source: pack\nbases: {b: {model: ./base}}\n"
+                    "tasks: [{name: arc_easy, sample: 4}]\n"
+                    "matrix: {base: b, data: rows.jsonl, method: [lora, ia3], max_steps: 1}\n", encoding="utf-8")
+    return path
+
+
+def test_a_makefile_has_a_target_for_each_cell() -> None:
+    text = make_file("own", ROWS, Call("my study.yaml", ("margin=3",), Path("out")))
+    assert text.splitlines()[4:] == [
+        "record: evaluate-b tune-x-1 evaluate-x-1",
+        "\t$(AFTERTUNE) run 'my study.yaml' --set margin=3 --out out", "", "evaluate-b:",
+        "\t$(AFTERTUNE) run 'my study.yaml' --cell 'evaluate b' --set margin=3 --out out", "", "tune-x-1:",
+        "\t$(AFTERTUNE) run 'my study.yaml' --cell 'tune x$$1' --set margin=3 --out out", "",
+        "evaluate-x-1: tune-x-1 evaluate-b",
+        "\t$(AFTERTUNE) run 'my study.yaml' --cell 'evaluate x$$1' --set margin=3 --out out"]
+
+
+def test_targets_are_words_of_their_own() -> None:
+    rows = [CommandRow("deploy x gguf:q8_0"), CommandRow("deploy x gguf-q8_0"), CommandRow("record"), CommandRow("…")]
+    assert list(targets_of(rows).values()) == ["deploy-x-gguf-q8_0", "deploy-x-gguf-q8_0-2", "record-2", "cell"]
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="sh")
+def test_slurm_gets_each_job_after_those_that_it_needs(tmp_path: Path) -> None:
+    """A stand-in for sbatch prints its arguments and numbers its jobs."""
+    (tmp_path / "sbatch").write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> "$LOG"\nwc -l < "$LOG" | tr -d " "\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    script = slurm_script("own", ROWS, Call("s.yaml"))
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"),
+                   "SBATCH_FLAGS": "--partition=short --time=60"}
+    subprocess.run(["sh", "-c", script], env=environment, check=True, capture_output=True)
+    log = (tmp_path / "log").read_text().splitlines()
+    flags = "--partition=short --time=60"
+    assert log == [
+        f"--parsable --job-name=evaluate-b --mem=3072M {flags} --wrap=aftertune run s.yaml --cell 'evaluate b'",
+        f"--parsable --job-name=tune-x-1 {flags} --wrap=aftertune run s.yaml --cell 'tune x$1'",
+        f"--parsable --job-name=evaluate-x-1 --mem=2M --dependency=afterok:2:1 {flags} "
+        "--wrap=aftertune run s.yaml --cell 'evaluate x$1'",
+        f"--parsable --job-name=record --dependency=afterok:1:2:3 {flags} --wrap=aftertune run s.yaml"]
+    assert "--gpus=1" in slurm_script("own", ROWS, Call("s.yaml", gpu=True)).splitlines()[4]
+
+
+def test_a_shell_script_names_what_each_cell_needs() -> None:
+    lines = shell_script("own", ROWS, Call("s.yaml")).splitlines()
+    assert lines[5:7] == ["# evaluate x$1, after tune x$1, evaluate b", "aftertune run s.yaml --cell 'evaluate x$1'"]
+    assert lines[-1] == "aftertune run s.yaml"
+
+
+def test_plan_prints_the_commands_of_the_cells_that_are_left(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "run", str(file), "--cell", "evaluate b") == 0
+    assert not Path("runs/own/record.md").exists()
+    capsys.readouterr()
+    assert call(monkeypatch, "plan", str(file), "--commands", "plain") == 0
+    script = capsys.readouterr().out
+    assert [line for line in script.splitlines() if line.startswith("# ")][1:] == [
+        "# tune lora", "# tune ia3", "# evaluate lora, after tune lora", "# evaluate ia3, after tune ia3",
+        "# the record and the page, after all of them"]
+    assert call(monkeypatch, "plan", str(file), "--commands", "slrum") == 2
+    assert "did you mean 'slurm'" in capsys.readouterr().err
+    assert call(monkeypatch, "plan", str(file), "--workers", "2", "--json") == 0
+    schedule = json.loads(capsys.readouterr().out)["schedule"]
+    assert len(schedule["cells"]) == 4
+    assert schedule["bound"] <= schedule["seconds"]
+    assert call(monkeypatch, "plan", str(file), "--workers", "2") == 0
+    assert "on 2 workers about" in capsys.readouterr().out
+
+
+def test_a_cell_alone_needs_the_cells_before_it(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "run", str(file), "--cell", "evaluate lora") == 2
+    assert "evaluate lora needs tune lora, which the ledger does not have" in capsys.readouterr().err
+    assert call(monkeypatch, "run", str(file), "--cell", "tune lara") == 2
+    assert "did you mean 'tune lora'" in capsys.readouterr().err
+    assert call(monkeypatch, "run", str(file), "--cell", "tune lora", "--only", "lora") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="make")
+def test_make_gives_the_scores_of_a_run(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "plan", str(file), "--commands", "make", "--out", "out") == 0
+    (file.parent / "Makefile").write_text(capsys.readouterr().out)
+    search = os.pathsep.join(entry for entry in sys.path if entry)
+    subprocess.run(["make", "-j", "2", f"AFTERTUNE={sys.executable} -m aftertune"], cwd=file.parent, check=True,
+                   env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search}, capture_output=True, timeout=500)
+    assert (file.parent / "out" / "record.md").exists()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with Ledger() as made, Ledger("other.db") as whole:
+        running.run(Study.load(file), ledger=whole, out=Path("other"))
+        cells = made.cells("own")
+        assert {c.status for c in cells} == {"done"}
+        assert [c.name for c in cells] == [c.name for c in whole.cells("own")]
+        scores = [{e.name: [(s.key, s.value.hex()) for s in e.scores] for e in ledger.evaluations()}
+                  for ledger in (made, whole)]
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 3
+
+
+def test_an_unknown_cell_is_refused_in_python(file: Path) -> None:
+    with Ledger() as ledger, pytest.raises(InputError, match="no cell of own has this name"):
+        running.run_cell(Study.load(file), "tune", ledger=ledger, out=Path("out"))
