@@ -37,9 +37,9 @@ STAND_INS = {"MODEL": "Qwen/Qwen2.5-0.5B", "ID": "tuned", "PATH": "lm_eval_outpu
 
 
 def fenced(text: str, word: str) -> list[list[str]]:
-    """The lines of fenced blocks that begin with ``word``, as words without their comments."""
+    """The lines of fenced blocks that begin with ``word``, as words without their comments and redirections."""
     blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.M | re.S)
-    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()
+    return [shlex.split(line.partition(" > ")[0], comments=True) for block in blocks for line in block.splitlines()
             if line.startswith(f"{word} ")]
 
 

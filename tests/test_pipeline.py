@@ -280,7 +280,7 @@ def test_every_setting_of_eval_is_a_field_of_a_study(file: Path, monkeypatch: py
         seen.append(spec)
         raise InputError("seen")
 
-    monkeypatch.setattr(running, "evaluate", evaluated)
+    monkeypatch.setattr(cell_runs, "evaluate", evaluated)
     text = file.read_text(encoding="utf-8").replace("./base}", "./base, tokenizer: other}")
     file.write_text(text + LATER, encoding="utf-8")
     with Ledger() as ledger, pytest.raises(InputError, match="seen"):

@@ -86,7 +86,7 @@ class CellQueue:
         self.ended.add(name)
         for waiting in self._needed_by[name]:
             self._missing[waiting].discard(name)
-            if not self._missing[waiting] and waiting not in self.taken | self.ended:
+            if not self._missing[waiting] and waiting not in self.ended:
                 self._push(waiting)
 
     def fail(self, name: str) -> list[str]:

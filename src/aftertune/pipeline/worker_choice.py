@@ -74,9 +74,8 @@ def as_sent(study: Study) -> str:
 
 def address_of(ledger: Ledger) -> str:
     """What opens the ledger in another process. It may have a password: it goes over pipes, never into a command."""
-    place = getattr(ledger.database, "place", None) or ledger.database.path
-    url = getattr(place, "url", None)
-    return str(place) if url is None else str(url.render_as_string(hide_password=False))
+    url = getattr(ledger.database.place, "url", None)  # of a server
+    return str(ledger.database.place) if url is None else str(url.render_as_string(hide_password=False))
 
 
 def visible_gpus(device: str) -> tuple[str, ...]:

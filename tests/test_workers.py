@@ -1,0 +1,232 @@
+"""Cells on several workers: who runs what, what happens where a worker is lost, and the same results as one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from aftertune.errors import InputError, ResourceError
+from aftertune.ledger import Ledger
+from aftertune.pipeline.driving import RERUNS, Drive, Report
+from aftertune.pipeline.scheduling import CellJob, CellQueue
+from aftertune.pipeline.worker_choice import WorkerChoice, as_sent
+from aftertune.study import Study
+from aftertune.values import plain
+from eval_cases import CHAT, byte_folder
+from test_cli import call
+from tuning_cases import easy_rows, write_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+JOBS = [CellJob("evaluate b", 1, (), "b"), CellJob("tune x", 5), CellJob("tune y", 3),
+        *(CellJob(f"evaluate {name}", 1, (f"tune {name}", "evaluate b"), "b") for name in "xy")]
+
+
+class ScriptedWorkers:
+    """Workers that answer as a script says: cell -> endings one after another, "done" where there are no more."""
+
+    def __init__(self, **script: list[str]) -> None:
+        self.script = {name.replace("_", " "): endings for name, endings in script.items()}
+        self.messages: list[tuple[str, dict[str, Any]]] = []
+        self.ran: list[tuple[str, str]] = []
+        self.started, self.stopped = 0, False
+
+    def start(self) -> str:
+        self.started += 1
+        self.messages.append((name := f"worker {self.started}", {"event": "ready", "node": "here"}))
+        return name
+
+    def send(self, worker: str, cell: str) -> None:
+        self.ran.append((worker, cell))
+        ending = self.script[cell].pop(0) if self.script.get(cell) else "done"
+        self.messages.append((worker, {"event": "progress", "done": 1, "total": 2, "text": "answering"}))
+        self.messages.append((worker, {"event": ending, "kind": "InputError", "reason": f"{ending} on purpose"}))
+
+    def receive(self, timeout: float) -> Iterator[tuple[str, dict[str, Any]]]:
+        messages, self.messages = self.messages, []
+        yield from messages
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def driven(workers: ScriptedWorkers, *, keep_going: bool = False, count: int = 2) -> tuple[Drive, list[str]]:
+    log: list[str] = []
+    report = Report(lambda *_: None, lambda cell, status: log.append(f"{cell}: {status}"),
+                    lambda cell, status, reason: log.append(f"{cell} stored as {status}: {reason}"))
+    drive = Drive(CellQueue(JOBS, count), workers, report, keep_going=keep_going)
+    drive.run(count)
+    return drive, log
+
+
+def test_each_cell_is_run_once_after_those_that_it_needs() -> None:
+    drive, log = driven(workers := ScriptedWorkers())
+    assert sorted(cell for _, cell in workers.ran) == sorted(job.name for job in JOBS)
+    for job in JOBS:
+        assert all(log.index(f"{need}: done") < log.index(f"{job.name}: running") for need in job.needs)
+    assert (drive.failed, workers.stopped) == ({}, True)
+
+
+def test_the_cell_of_a_lost_worker_goes_to_another_one() -> None:
+    drive, log = driven(workers := ScriptedWorkers(tune_x=["lost", "lost"]))
+    assert len({worker for worker, cell in workers.ran if cell == "tune x"}) == 3
+    assert workers.started == 4
+    assert (drive.failed, log.count("tune x: running"), log.count("evaluate x: done")) == ({}, 3, 1)
+
+
+def test_a_cell_whose_worker_is_lost_again_and_again_fails_and_others_go_on() -> None:
+    drive, log = driven(workers := ScriptedWorkers(tune_x=["lost"] * 9))
+    assert [cell for _, cell in workers.ran].count("tune x") == RERUNS + 1
+    assert drive.failed["tune x"].startswith("lost on purpose, 4 times")
+    assert drive.failed["evaluate x"] == "needs tune x, which failed"
+    assert "evaluate y: done" in log
+    assert isinstance(drive.first_error, ResourceError)
+
+
+def test_the_first_failure_ends_the_run_unless_it_is_to_go_on() -> None:
+    workers = ScriptedWorkers(tune_x=["failed"])
+    with pytest.raises(InputError, match="failed on purpose"):
+        driven(workers)
+    assert workers.stopped
+    drive, log = driven(ScriptedWorkers(tune_x=["failed"]), keep_going=True)
+    assert list(drive.failed) == ["tune x", "evaluate x"]
+    assert log[-1].endswith("done")
+
+
+def test_workers_that_cannot_begin_end_the_run() -> None:
+    workers = ScriptedWorkers()
+
+    def start() -> str:
+        workers.started += 1
+        workers.messages.append((f"worker {workers.started}", {"event": "lost", "reason": "exit code 1"}))
+        return f"worker {workers.started}"
+
+    workers.start = start  # type: ignore[method-assign]
+    with pytest.raises(ResourceError, match="ended before it could begin: exit code 1"):
+        driven(workers, count=1)
+
+
+# --- Real workers ---
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of one tiny base with two fine-tunes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "ledger.db"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    byte_folder(tmp_path / "base", template=CHAT, window=4096)
+    write_rows(tmp_path / "rows.jsonl", easy_rows())
+    path = tmp_path / "study.yaml"
+    path.write_text("study: own\nmargin: 5\ndtype: float32\ntask_source: pack\nbases: {b: {model: ./base}}\n"
+                    "tasks: [{name: arc_easy, sample: 60}]\n"
+                    "matrix: {base: b, data: rows.jsonl, method: [lora, full], max_steps: 4}\n", encoding="utf-8")
+    return path
+
+
+def test_the_study_that_is_sent_is_the_same_study(file: Path) -> None:
+    """Also which fields its file sets: a fine-tune writes a note about them, and an integer stays one."""
+    study = Study.load(file)
+    sent = Study.model_validate_json(as_sent(study))
+    assert sent.hash == study.hash
+    for name, tuning in study.tunings.items():
+        assert sent.tunings[name].model_dump(exclude_unset=True) == tuning.model_dump(exclude_unset=True)
+        assert type(sent.tunings[name].lora.alpha) is type(tuning.lora.alpha)
+
+
+def test_no_worker_is_no_number_of_workers(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="give 1 or more"):
+        WorkerChoice(0)
+    assert call(monkeypatch, "run", str(file), "--workers", "0") == 2
+    assert "--workers 0: give 1 or more" in capsys.readouterr().err
+
+
+def start(file: Path, *words: str, ledger: str) -> subprocess.Popen[str]:
+    search = os.pathsep.join(entry for entry in sys.path if entry)
+    return subprocess.Popen(
+        [sys.executable, "-m", "aftertune", "run", str(file), *words, "--out", "out"], cwd=file.parent, text=True,
+        env={**os.environ, "AFTERTUNE_LEDGER": ledger, "PYTHONPATH": search}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True)
+
+
+def wait_for(process: subprocess.Popen[str], pattern: str) -> None:
+    """Read its stderr up to a line with the pattern."""
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if re.search(pattern, line):
+            return
+    raise AssertionError("".join(seen))
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [p for p in psutil.Process(process.pid).children() if "aftertune.pipeline.worker" in p.cmdline()]
+
+
+def numbers(ledger: str) -> dict[str, Any]:
+    """Everything that a run computes: scores by their bits, answers, and what each fine-tune became."""
+    with Ledger(ledger) as opened:
+        return {"cells": [(c.name, c.status) for c in opened.cells("own")],
+                "scores": {e.name: [(s.key, s.value.hex()) for s in e.scores] for e in opened.evaluations()},
+                "models": {e.name: e.model.fingerprint for e in opened.evaluations()},
+                "answers": {e.name: [plain(a) for a in opened.answers(e.id, "arc_easy")]
+                            for e in opened.evaluations()}}
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"\d[\d,.]* (s|min)\b", "TIME", text.replace(" --workers 2", ""))
+
+
+@pytest.mark.slow
+def test_killed_stopped_and_started_again_it_ends_as_one_process_does(file: Path) -> None:
+    """A worker is killed, then the run itself, then it is stopped with Ctrl-C; the fourth command ends it."""
+    process = start(file, "--workers", "2", ledger="w.db")
+    wait_for(process, "training: step")
+    victim = workers_of(process)[0]
+    victim.kill()
+    wait_for(process, "SIGKILL.*another worker goes on|evaluate")
+    children = workers_of(process)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=120)
+    assert not alive, "workers end with their run"
+    process = start(file, "--workers", "2", ledger="w.db")
+    wait_for(process, "· worker")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    process = start(file, "--workers", "2", "--json", ledger="w.db")
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert json.loads(out)["failed"] == []
+    record = (file.parent / "out" / "record.md").read_text()
+    (file.parent / "out").rename(file.parent / "of-workers")
+    whole = start(file, ledger="s.db")
+    _, err = whole.communicate(timeout=500)
+    assert whole.returncode == 0, err
+    os.chdir(file.parent)
+    assert numbers("w.db") == numbers("s.db")
+    assert without_times(record).replace(" --json", "") == without_times((file.parent / "out/record.md").read_text())
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_on_a_worker_fails_as_in_one_process(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = start(file, "--workers", "2", "--keep-going", "--set", "tunings.lora.max_length=1", "--json",
+                    ledger="w.db")
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 1, err
+    failed = json.loads(out)["failed"]
+    assert [f["cell"] for f in failed] == ["tune lora", "evaluate lora"]
+    assert "max_length" in failed[0]["why"] or "max-length" in failed[0]["why"]
