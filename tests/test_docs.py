@@ -39,8 +39,12 @@ STAND_INS = {"MODEL": "Qwen/Qwen2.5-0.5B", "ID": "tuned", "PATH": "lm_eval_outpu
 def fenced(text: str, word: str) -> list[list[str]]:
     """The lines of fenced blocks that begin with ``word``, as words without their comments and redirections."""
     blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.M | re.S)
-    return [shlex.split(line.partition(" > ")[0], comments=True) for block in blocks for line in block.splitlines()
+    return [_before_redirection(shlex.split(line, comments=True)) for block in blocks for line in block.splitlines()
             if line.startswith(f"{word} ")]
+
+
+def _before_redirection(words: list[str]) -> list[str]:
+    return words[:words.index(">")] if ">" in words else words
 
 
 def inline(text: str, word: str) -> list[list[str]]:
