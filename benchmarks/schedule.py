@@ -43,10 +43,10 @@ def _cells_of_base(draw: random.Random, base: str, tunings: int) -> Iterator[Cel
         yield CellJob(f"tune {name}", 5.0 if made else 1800 * size * draw.uniform(0.3, 3.0),
                       (f"tune {names[number - 1]}",) if made else ())
     for name in names:
-        needed = (f"tune {name}", f"evaluate {base}")
-        yield CellJob(f"evaluate {name}", 300 * size * draw.uniform(0.9, 1.1), needed, base, 20 * size)
+        needs = (f"tune {name}", f"evaluate {base}")
+        yield CellJob(f"evaluate {name}", 300 * size * draw.uniform(0.9, 1.1), needs, base, 20 * size)
     for name in names[::8]:
-        needed = (f"tune {name}", f"evaluate {name}")
+        needed: tuple[str, ...] = (f"tune {name}", f"evaluate {name}")
         for form in ("merged", "gguf:q8_0"):
             yield CellJob(cell := f"deploy {name} {form}", 320 * size, needed)
             needed = (*needed[:2], cell)
