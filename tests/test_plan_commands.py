@@ -14,7 +14,7 @@ import pytest
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
 from aftertune.pipeline import running
-from aftertune.pipeline.commands import Call, CommandRow, make_file, shell_script, slurm_script, targets_of
+from aftertune.pipeline.commands import CommandRow, RunCall, make_file, shell_script, slurm_script, targets_of
 from aftertune.study import Study
 from eval_cases import CHAT, byte_folder
 from test_cli import call
@@ -40,7 +40,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_makefile_has_a_target_for_each_cell() -> None:
-    text = make_file("own", ROWS, Call("my study.yaml", ("margin=3",), Path("out")))
+    text = make_file("own", ROWS, RunCall("my study.yaml", ("margin=3",), Path("out")))
     assert text.splitlines()[4:] == [
         "record: evaluate-b tune-x-1 evaluate-x-1",
         "\t$(AFTERTUNE) run 'my study.yaml' --set margin=3 --out out", "", "evaluate-b:",
@@ -60,7 +60,7 @@ def test_slurm_gets_each_job_after_those_that_it_needs(tmp_path: Path) -> None:
     """A stand-in for sbatch prints its arguments and numbers its jobs."""
     (tmp_path / "sbatch").write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> "$LOG"\nwc -l < "$LOG" | tr -d " "\n')
     (tmp_path / "sbatch").chmod(0o755)
-    script = slurm_script("own", ROWS, Call("s.yaml"))
+    script = slurm_script("own", ROWS, RunCall("s.yaml"))
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"),
                    "SBATCH_FLAGS": "--partition=short --time=60"}
     subprocess.run(["sh", "-c", script], env=environment, check=True, capture_output=True)
@@ -72,11 +72,11 @@ def test_slurm_gets_each_job_after_those_that_it_needs(tmp_path: Path) -> None:
         f"--parsable --job-name=evaluate-x-1 --mem=2M --dependency=afterok:2:1 {flags} "
         "--wrap=aftertune run s.yaml --cell 'evaluate x$1'",
         f"--parsable --job-name=record --dependency=afterok:1:2:3 {flags} --wrap=aftertune run s.yaml"]
-    assert "--gpus=1" in slurm_script("own", ROWS, Call("s.yaml", gpu=True)).splitlines()[4]
+    assert "--gpus=1" in slurm_script("own", ROWS, RunCall("s.yaml", gpu=True)).splitlines()[4]
 
 
 def test_a_shell_script_names_what_each_cell_needs() -> None:
-    lines = shell_script("own", ROWS, Call("s.yaml")).splitlines()
+    lines = shell_script("own", ROWS, RunCall("s.yaml")).splitlines()
     assert lines[5:7] == ["# evaluate x$1, after tune x$1, evaluate b", "aftertune run s.yaml --cell 'evaluate x$1'"]
     assert lines[-1] == "aftertune run s.yaml"
 

@@ -1,7 +1,7 @@
 """Shows a plan as a schedule of several workers, and as commands for make, Slurm or a shell.
 
     simulated(cells, 4).makespan                              seconds of a run on four workers
-    command_text(study, cells, "make", Call("study.yaml"))    a Makefile
+    command_text(study, cells, "make", RunCall("study.yaml"))    a Makefile
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from aftertune.errors import AftertuneError, InputError, nearest
 
 if TYPE_CHECKING:
     from aftertune.pipeline import PlannedCell
-    from aftertune.pipeline.commands import Call
+    from aftertune.pipeline.commands import RunCall
     from aftertune.pipeline.scheduling import SimulatedRun
     from aftertune.study import Study
 
@@ -48,7 +48,7 @@ def schedule_line(schedule: SimulatedRun, workers: int) -> str:
             f"chain of cells takes {duration_text(schedule.critical)}")
 
 
-def command_text(study: Study, cells: Sequence[PlannedCell], form: str, call: Call) -> str:
+def command_text(study: Study, cells: Sequence[PlannedCell], form: str, call: RunCall) -> str:
     """The commands of the cells that are not done."""
     from aftertune.engine.devices import choose_device
     from aftertune.pipeline.commands import FORMS, CommandRow

@@ -106,7 +106,7 @@ def plan(
     from aftertune.cli.schedule import check_count, check_form, command_text, schedule_line, simulated
     from aftertune.ledger import Ledger
     from aftertune.pipeline import plan as plan_cells
-    from aftertune.pipeline.commands import Call
+    from aftertune.pipeline.commands import RunCall
     from aftertune.study import Study
 
     loaded = Study.load(study, sets or ())
@@ -122,7 +122,7 @@ def plan(
         cells = plan_cells(loaded, ledger=ledger, file=str(study), out=out)
     schedule = None if workers is None else simulated(cells, workers)
     if commands is not None:
-        print(command_text(loaded, cells, commands, Call(str(study), tuple(sets or ()), out)))
+        print(command_text(loaded, cells, commands, RunCall(str(study), tuple(sets or ()), out)))
     elif as_json:
         emit({"study": loaded.study, "family": loaded.family, "primary": loaded.primary, "cells": [{
             "cell": c.name, "status": c.status, "why": c.why, "seconds": c.cost.seconds, "memory": c.cost.memory,

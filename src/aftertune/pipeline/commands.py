@@ -1,8 +1,8 @@
 """Writes the commands of a study's cells with their dependencies, for make, Slurm or a shell.
 
-    print(make_file(study.study, rows, Call("study.yaml")))      targets for `make -j 4`
-    print(slurm_script(study.study, rows, Call("study.yaml")))   sbatch lines with --dependency=afterok
-    print(shell_script(study.study, rows, Call("study.yaml")))   one command after another, in an order that works
+    print(make_file(study.study, rows, RunCall("study.yaml")))      targets for `make -j 4`
+    print(slurm_script(study.study, rows, RunCall("study.yaml")))   sbatch lines with --dependency=afterok
+    print(shell_script(study.study, rows, RunCall("study.yaml")))   one command after another, in an order that works
 
 Each command runs one cell, into the same ledger and output folder, and the last one writes the record. A command that
 is given again continues, and does nothing for a cell that is done.
@@ -22,7 +22,7 @@ RECORD = "record"
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RunCall:
     """What all commands share. file: of the study; sets: its changes; out: folder of the run, None for the usual one;
     gpu: whether each cell needs one."""
 
@@ -57,7 +57,7 @@ def targets_of(rows: Sequence[CommandRow]) -> dict[str, str]:
     return targets
 
 
-def make_file(study: str, rows: Sequence[CommandRow], call: Call) -> str:
+def make_file(study: str, rows: Sequence[CommandRow], call: RunCall) -> str:
     """A Makefile with a target for each cell."""
     targets = targets_of(rows)
     names = " ".join(targets.values())
@@ -73,7 +73,7 @@ def _recipe(words: Sequence[str]) -> str:
     return f"\t$(AFTERTUNE) {shlex.join(words).replace('$', '$$')}"
 
 
-def slurm_script(study: str, rows: Sequence[CommandRow], call: Call) -> str:
+def slurm_script(study: str, rows: Sequence[CommandRow], call: RunCall) -> str:
     """A shell script that submits a Slurm job for each cell. Further options come from SBATCH_FLAGS."""
     targets = targets_of(rows)
     variables = {name: "job_" + re.sub(r"[^A-Za-z0-9_]", "_", target) for name, target in targets.items()}
@@ -85,11 +85,11 @@ def slurm_script(study: str, rows: Sequence[CommandRow], call: Call) -> str:
         after = [f"${{{variables[name]}}}" for name in row.needs if name in variables]
         lines.append(f"{variables[row.name]}=$({_sbatch(targets[row.name], call.words(row.name), after, row, call)})")
     everything = [f"${{{variable}}}" for variable in variables.values()]
-    lines.append(_sbatch(RECORD, call.words(), everything, CommandRow(RECORD), Call(call.file)))
+    lines.append(_sbatch(RECORD, call.words(), everything, CommandRow(RECORD), RunCall(call.file)))
     return "\n".join(lines)
 
 
-def _sbatch(job: str, words: Sequence[str], after: Sequence[str], row: CommandRow, call: Call) -> str:
+def _sbatch(job: str, words: Sequence[str], after: Sequence[str], row: CommandRow, call: RunCall) -> str:
     memory = "" if row.memory is None or call.gpu else f" --mem={math.ceil(row.memory / 2**20)}M"
     gpu = " --gpus=1" if call.gpu else ""
     needs = f' --dependency="afterok:{":".join(after)}"' if after else ""
@@ -97,7 +97,7 @@ def _sbatch(job: str, words: Sequence[str], after: Sequence[str], row: CommandRo
     return f"sbatch --parsable --job-name={job}{memory}{gpu}{needs} $SBATCH_FLAGS --wrap={wrapped}"
 
 
-def shell_script(study: str, rows: Sequence[CommandRow], call: Call) -> str:
+def shell_script(study: str, rows: Sequence[CommandRow], call: RunCall) -> str:
     """The commands one after another, each with the cells that it needs in a comment."""
     lines = [f"# The cells of study {study}, in an order that works."]
     named = {row.name for row in rows}
