@@ -40,7 +40,7 @@ class RunCall:
 
 @dataclass(frozen=True, slots=True)
 class CommandRow:
-    """One cell that is to be run. needs: names of the cells before it; memory: bytes, None if not known."""
+    """One cell that is left to run. needs: names of the cells before it; memory: bytes, None if not known."""
 
     name: str
     needs: tuple[str, ...] = ()

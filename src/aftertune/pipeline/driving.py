@@ -1,4 +1,4 @@
-"""Runs the cells of a study on workers: gives them out, follows them, and lets others go on where one is lost.
+"""Runs the cells of a study on workers: gives them out, follows them, and replaces workers that are lost.
 
     with Drive(queue, workers, report) as drive:
         drive.run()
@@ -55,7 +55,7 @@ class Drive:
         self._shares: dict[str, float] = {}  # of the running cells
         self._done: set[str] = set()
         self._ready = self._dead = 0
-        self._told = 0.0
+        self._reported = 0.0
         self._number = {name: n for n, name in enumerate(queue.jobs, 1)}
 
     def run(self, count: int) -> None:
@@ -159,8 +159,8 @@ class Drive:
         if total:
             self._shares[cell] = done / total
         now = time.monotonic()
-        if now - self._told > _OVERALL:
-            self._told = now
+        if now - self._reported > _OVERALL:
+            self._reported = now
             jobs = self.queue.jobs
             whole = sum(job.seconds for job in jobs.values())
             self.report.progress(int(seconds_done(jobs, self._done | set(self.failed), self._shares)), int(whole),

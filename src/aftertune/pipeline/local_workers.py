@@ -28,7 +28,7 @@ from aftertune.pipeline.worker import Opening
 from aftertune.redaction import redact
 from aftertune.sources.child_process import ending
 
-#: Seconds that a worker has to end its present step after it was told to stop; then it is killed.
+#: Seconds that a worker has to end its present step after it was asked to stop; then it is killed.
 _PATIENCE = 600.0
 
 Message = Mapping[str, Any]

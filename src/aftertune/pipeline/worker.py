@@ -39,7 +39,7 @@ _WAIT = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What a worker is told first.
+    """What a worker gets first.
 
     study: as JSON; ledger: its path or address; out: folder of the run; command: words of the command that runs the
     study, for the provenance; threads: of the CPU, None for all; take_over: as of `Ledger`.
