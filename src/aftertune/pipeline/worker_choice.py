@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def visible_gpus(device: str) -> tuple[str, ...]:
         return ()
     if chosen != "cuda":
         return ()
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    named = re.findall(r"[^,\s]+", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     count = len(probe().cuda)
     return tuple(named[:count]) if len(named) >= count else tuple(map(str, range(count)))
 
