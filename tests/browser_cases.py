@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,14 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 
 @contextmanager
-def server(path: Path) -> Iterator[str]:
-    """The address of a view of a ledger."""
+def server(path: Path, settings: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """The address of a view of a ledger. settings: of single pages."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port = listener.getsockname()[1]
     source = LedgerSource(path)
-    app = make_app(source, Access(hosts=allowed_hosts("127.0.0.1", port)))
+    app = make_app(source, Access(hosts=allowed_hosts("127.0.0.1", port)), settings)
     running = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=lambda: running.run(sockets=[listener]), daemon=True)
     thread.start()
