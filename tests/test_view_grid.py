@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aftertune.comparison import compare
+from aftertune.comparison.across_seeds import recipe_changes
 from aftertune.ledger import Ledger
+from aftertune.report import formatting as fmt
+from aftertune.stats.across_seeds import seed_errors
 from demo_cases import MODELS
 from early_cases import changed, store
 from report_cases import TUNINGS
@@ -45,6 +49,23 @@ def test_seeds_of_a_recipe_are_one_row(path: Path) -> None:
     [folded] = [r for r in rows(path) if "recipe=" in r]
     assert len(rows(path, folded.partition("?")[2])) == 3
     assert len(rows(path, "seeds=1")) == 5
+
+
+def test_the_row_of_a_recipe_has_the_interval_over_its_seeds(path: Path) -> None:
+    """It is that of a contrast whose other side has no seeds."""
+    with Ledger(path, read_only=True) as ledger:
+        sides = [ledger.answers(f"e-{name}", "hellaswag") for name in ("root", "full-s0", "full-s1", "full-s2")]
+        base, *tuned = (np.array([a.metrics["acc,none"] for a in answers]) for answers in sides)
+        low, high = seed_errors([np.array([t - base for t in tuned])], bounded=True).interval()
+        changes = recipe_changes(ledger.find_evaluation("e-root"),
+                                 [ledger.find_evaluation(f"e-full-s{n}") for n in range(3)], ledger)
+    assert (changes["hellaswag"].low, changes["hellaswag"].high) == pytest.approx((low, high))
+    assert changes["hellaswag"].mean == pytest.approx(float(np.mean(tuned) - np.mean(base)))
+    assert low < changes["hellaswag"].mean < high
+    page = client(path).get("/grid").text
+    assert f"95 % {fmt.points(low)} to {fmt.points(high)}" in page
+    assert page.count("95 % ") == 2  # and the sentence below the table
+    assert "95 % −" not in client(path).get("/grid?seeds=1").text
 
 
 def test_rows_are_filtered_and_sorted(path: Path) -> None:

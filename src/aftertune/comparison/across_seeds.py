@@ -2,6 +2,7 @@
 
     for contrast in contrasts_across_seeds(evaluations, tunings, margins={"hellaswag": 0.02}, ledger=ledger):
         contrast.factor, contrast.left, contrast.right, contrast.rows[0].verdict
+    recipe_changes(base, evaluations_of_one_recipe, ledger)["hellaswag"].low      one recipe against its base
 
 Fine-tunes of one base that differ only in their seed are one recipe. Two recipes with at least three seeds in common
 are compared on the same items (`aftertune.stats.across_seeds`). Two with fewer are not compared. The rules are those of
@@ -11,7 +12,7 @@ over the tasks is a question of its own (`comparison.average`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,35 @@ def contrasts_across_seeds(evaluations: Sequence[Evaluation], tunings: Sequence[
     recipes = group_by_recipe(evaluations, tunings)
     return [c for left, right in combinations(recipes, 2)
             if (c := _contrast(left, right, recipes, margins, ledger)) is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeChange:
+    """How far a recipe moved its base on a task, a group or the average, over its seeds and items. low, high: of the
+    95 % interval; positive is better. average_of: the tasks and groups of an average."""
+
+    mean: float
+    low: float
+    high: float
+    average_of: tuple[str, ...] = ()
+
+
+def recipe_changes(base: Evaluation, evaluations: Sequence[Evaluation], ledger: Ledger, tasks: Collection[str] = ()
+                   ) -> dict[str, RecipeChange]:
+    """Name of a task, a group or the average -> its change, as in a contrast of which one side has no seeds; {} for
+    fewer than three seeds. evaluations: of one recipe, one for each seed. tasks: only these, and their average. It is
+    no verdict: a margin belongs to a comparison."""
+    if len(evaluations) < ENOUGH_SEEDS:
+        return {}
+    sides = [(base, tuned) for tuned in evaluations]
+    questions = [q for q in _questions(sides, ledger) if not tasks or q.group.name in tasks]
+    names = {name for side in sides for e in side for t in e.tasks for name in (t.task, *t.groups)}
+    found = {}
+    for question in (*questions, *average_over_seeds(questions, average_name(names))):
+        errors = question.errors
+        found[question.group.name] = RecipeChange(errors.mean, *_interval(question, errors),
+                                                  tuple(q.group.name for q in question.average_of))
+    return found
 
 
 def recipe_settings(tuning: Tuning) -> dict[str, Any]:
@@ -285,9 +315,14 @@ def _pair(left: Evaluation, right: Evaluation, task: str, ledger: Ledger) -> Pai
     return None if not pair.left or any(d.blocking for d in differences) else pair
 
 
+def _interval(question: SeedQuestion, errors: SeedErrors) -> tuple[float, float]:
+    """The 95 % interval of a task, a group or an average."""
+    return errors.widest_interval() if question.average_of else errors.interval()
+
+
 def _row(question: SeedQuestion, errors: SeedErrors, margin: float | None, decision: Decision | None) -> ComparisonRow:
     group, settings = question.group, question.group.pairs[0].settings
-    low, high = errors.widest_interval() if question.average_of else errors.interval()
+    low, high = _interval(question, errors)
     names = tuple(q.group.name for q in question.average_of)
     base, tuned = (float(np.mean([stratified_mean([getattr(v, side) for _, v in seed.members], group.weighting).mean
                                   for seed in question.seeds])) for side in ("base", "tuned"))

@@ -79,6 +79,11 @@ class Remembered:
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
         self._making: dict[Hashable, Lock] = {}
 
+    def peek(self, key: Hashable) -> Any:
+        """The value of a key, None where it is not known."""
+        with self._lock:
+            return self._values.get(key)
+
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value of a key."""
         with self._lock:
@@ -103,13 +108,14 @@ class Remembered:
 
 @dataclass
 class ViewContext:
-    """What the pages of one server share. memory: comparisons and other values that took long to make; settings: of
-    single pages, by their names."""
+    """What the pages of one server share. memory: comparisons and other values that took long to make; small: the same
+    for many small ones; settings: of single pages, by their names."""
 
     ledgers: LedgerSource
     access: Access
     navigation: tuple[NavigationLink, ...] = ()
     memory: Remembered = field(default_factory=Remembered)
+    small: Remembered = field(default_factory=lambda: Remembered(1000))
     settings: dict[str, Any] = field(default_factory=dict)
 
     @cached_property

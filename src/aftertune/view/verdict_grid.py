@@ -4,28 +4,37 @@
     grid.rows[0].cells["hellaswag"].text, grid.rows[0].cells["hellaswag"].lines
 
 Fine-tunes that differ only in their seed are one recipe, as in the comparisons of recipes over seeds. Its cell has the
-mean of the differences of its seeds, the lowest and the highest one, and how many seeds have which verdict. No test is
-made of it: whether a recipe differs from another one is what a study's comparison over seeds tests.
+mean of the differences of its seeds, the lowest and the highest one, and how many seeds have which verdict.
+`with_intervals` adds the 95 % interval over seeds and items, with the statistics of those comparisons; it reads the
+answers, so it is asked for the rows that are shown. No test is made of it: whether a recipe differs from another one is
+what a study's comparison over seeds tests.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean
 
-from aftertune.comparison.across_seeds import recipe_settings
+from aftertune.comparison.across_seeds import RecipeChange, recipe_changes, recipe_settings
+from aftertune.comparison.expected_accuracy import choose_primary
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
 from aftertune.report import formatting as fmt
 from aftertune.report.columns import VerdictLine, verdict_table
 from aftertune.report.results import newest, tuning_of
+from aftertune.stats.across_seeds import ENOUGH_SEEDS
 from aftertune.values import Comparison, Tuning, Verdict, digest
 from aftertune.view.links import comparison_path
+from aftertune.view.rendering import Remembered
 
 #: How a grid is sorted beside by a task.
 BY_NAME, BY_BASE = "name", "base"
+#: Most answers that are read for the intervals of one page, beside those of its first recipe.
+MOST_ANSWERS = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +56,14 @@ class GridQuery:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridCell:
     """What a row shows of a task. lines: of each seed; value: the difference, or the mean over the seeds, for sorting;
-    text: the same for a reader; spread: the lowest and the highest seed, "" for one; verdicts: (line, number of seeds)
-    of each verdict; path: of the comparison, "" for several."""
+    text: the same for a reader; spread: the lowest and the highest seed, "" for one; interval: of the mean, "" where it
+    is not known; verdicts: (line, number of seeds) of each verdict; path: of the comparison, "" for several."""
 
     lines: tuple[VerdictLine, ...]
     value: float
     text: str
     spread: str
+    interval: str = ""
     verdicts: tuple[tuple[VerdictLine, int], ...]
     path: str
 
@@ -61,7 +71,7 @@ class GridCell:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictRow:
     """A comparison, or the comparisons of a recipe. seeds: of its fine-tunes; recipe: key of the recipe, "" where the
-    tuned model has no fine-tune in the ledger; path: "" for several comparisons."""
+    tuned model has no fine-tune in the ledger; path: "" for several comparisons; comparisons: one for each model."""
 
     name: str
     base: str
@@ -72,6 +82,7 @@ class VerdictRow:
     path: str
     forced: bool
     cells: Mapping[str, GridCell]
+    comparisons: tuple[Comparison, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +167,49 @@ def _row(members: Sequence[_Member]) -> VerdictRow:
         name=comparison.tuned_name if len(members) == 1 else _shared_name([m.comparison.tuned_name for m in members]),
         base=comparison.base_name, about=about, recipe=first.recipe, seeds=seeds, models=len(members),
         path=comparison_path(comparison.base, comparison.tuned, id=comparison.id) if len(members) == 1 else "",
-        forced=comparison.forced, cells=cells)
+        forced=comparison.forced, cells=cells, comparisons=tuple(m.comparison for m in members))
+
+
+def with_intervals(rows: Sequence[VerdictRow], ledger: Ledger, known: Remembered) -> list[VerdictRow]:
+    """The rows, those of several seeds with the interval over them. known: keeps what was computed.
+
+    The first row is always computed; a later one only while all of them read at most `MOST_ANSWERS`.
+    """
+    left, out = MOST_ANSWERS, []
+    for row in rows:
+        key = ("intervals", *((c.id, c.rules) for c in row.comparisons))
+        changes = known.peek(key)
+        reads = 2 * sum(r.n for c in row.comparisons for r in c.rows if r.primary and not r.average_of)
+        if changes is None and len(set(row.seeds)) >= ENOUGH_SEEDS and (reads <= left or left == MOST_ANSWERS):
+            left -= reads
+            changes = known.get(key, partial(_changes, row, ledger))
+        out.append(row if not changes else replace(row, cells={
+            task: _with_interval(cell, changes.get(task)) for task, cell in row.cells.items()}))
+    return out
+
+
+def _changes(row: VerdictRow, ledger: Ledger) -> dict[str, RecipeChange]:
+    """The changes of a recipe by the metrics that judge its comparisons; {} where an evaluation was removed."""
+    first = row.comparisons[0]
+    judged = [r for r in first.rows if r.primary and not r.average_of]
+    seeds = {m.tuned: m for m in row.comparisons}  # one model may be compared twice
+    try:
+        base, *tuned = (ledger.find_evaluation(id_) for id_ in (first.base, *seeds))
+        for r in judged:
+            base = choose_primary(base, r.metric, r.task)
+    except InputError:
+        return {}
+    return recipe_changes(base, tuned, ledger, {r.task for r in judged})
+
+
+def _with_interval(cell: GridCell, change: RecipeChange | None) -> GridCell:
+    """The cell with the interval, if it is of the same tasks and the same mean."""
+    row = cell.lines[0].row
+    if change is None or set(change.average_of) != set(row.average_of) or not math.isclose(
+            change.mean, cell.value, rel_tol=1e-6, abs_tol=1e-9):
+        return cell
+    show = fmt.points if row.fraction else fmt.change
+    return replace(cell, interval=f"{show(change.low)} to {show(change.high)}")
 
 
 def _cell(found: Sequence[tuple[_Member, VerdictLine]]) -> GridCell:

@@ -14,7 +14,7 @@ from aftertune.report.names import task_title
 from aftertune.values import Verdict
 from aftertune.view.inputs import Inputs
 from aftertune.view.rendering import NavigationLink, context_of, render
-from aftertune.view.verdict_grid import BY_BASE, BY_NAME, GridQuery, grid_members, verdict_grid
+from aftertune.view.verdict_grid import BY_BASE, BY_NAME, GridQuery, grid_members, verdict_grid, with_intervals
 
 #: The newest comparisons that are read, and the rows and tasks of one page.
 MOST_COMPARISONS, PER_PAGE, MOST_TASKS = 2000, 100, 60
@@ -33,15 +33,17 @@ def grid(request: Request) -> Response:
         comparisons, total = ledger.newest_comparisons(MOST_COMPARISONS)
         key = ("grid", tuple((c.id, c.base_name, c.tuned_name) for c in comparisons))
         members = context.memory.get(key, lambda: grid_members(ledger, comparisons[::-1]))
-    found = verdict_grid(members, query)
-    known = {BY_NAME, BY_BASE, *found.tasks}
-    if query.sort not in known:
-        raise InputError(f"sort={shown(query.sort)}: no comparison has this task{nearest(query.sort, sorted(known))}")
+        found = verdict_grid(members, query)
+        known = {BY_NAME, BY_BASE, *found.tasks}
+        if query.sort not in known:
+            raise InputError(f"sort={shown(query.sort)}: no comparison has this task"
+                             f"{nearest(query.sort, sorted(known))}")
+        rows = with_intervals(found.rows[(number - 1) * PER_PAGE:number * PER_PAGE], ledger, context.small)
     pages = max(1, -(-len(found.rows) // PER_PAGE))
     tasks = dict(list(found.tasks.items())[:MOST_TASKS])
     return render(
         request, "grid.html", title="Grid", grid=found, query=query, inputs=inputs, tasks=tasks, page=number,
-        pages=pages, rows=found.rows[(number - 1) * PER_PAGE:number * PER_PAGE], comparisons=total,
+        pages=pages, rows=rows, comparisons=total,
         unread=max(0, total - MOST_COMPARISONS), hidden_tasks=len(found.tasks) - len(tasks),
         verdicts=[(verdict, f"{badge.symbol} {badge.word}") for verdict, badge in BADGES.items()],
         headings=[_heading(inputs, query, BY_NAME, "Model"), _heading(inputs, query, BY_BASE, "Base model"),
