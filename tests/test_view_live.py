@@ -273,7 +273,7 @@ def test_a_ledger_that_is_moved_away_is_one_line_and_comes_back(path: Path) -> N
 def test_a_ledger_that_is_locked_is_one_line_until_it_is_free(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_module, "INTERVAL", 0.05)
     monkeypatch.setattr("aftertune.ledger.changes._WAIT", 0.05)
-    monkeypatch.setattr("aftertune.ledger.database._READ_TIMEOUT", 0.05)
+    monkeypatch.setattr("aftertune.ledger.sqlite._READ_TIMEOUT", 0.05)
     with closing(driver().connect(path, isolation_level=None)) as other:
         other.execute("PRAGMA journal_mode=DELETE")  # as on a network disk: a writer keeps readers out
         with serving(path) as address, events(address, "running") as news:

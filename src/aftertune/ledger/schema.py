@@ -79,6 +79,16 @@ class Prose(TypeDecorator[str]):
         return _ESCAPED.sub(lambda m: chr(int(m[1], 16)), value)
 
 
+class Binary64(TypeDecorator[float]):
+    """A float, bit for bit, but for the sign of zero, which SQLite does not keep."""
+
+    impl = Double
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:  # noqa: ARG002
+        return value + 0.0 if isinstance(value, float) else value
+
+
 class Json(TypeDecorator[Any]):
     """Dicts, lists and scalars as JSON text. Floats come back bit for bit (repr), infinities and NaN too."""
 
@@ -226,7 +236,7 @@ response = Table(
     "response", metadata, _of("evaluation"),
     Column("position", Integer, primary_key=True, autoincrement=False),  # index in the list of requests
     Column("batch", Integer, nullable=False),
-    Column("logprob", Double),  # nats, binary64
+    Column("logprob", Binary64),  # nats, binary64
     Column("greedy", Boolean),
     Column("text", Prose),
     Column("tokens", Integer),
@@ -241,8 +251,8 @@ score = Table(
     Column("task", Prose, nullable=False, index=True),
     Column("metric", Prose, nullable=False),
     Column("filter", Prose, nullable=False),
-    Column("value", Double, nullable=False),
-    Column("stderr", Double),
+    Column("value", Binary64, nullable=False),
+    Column("stderr", Binary64),
     Column("n", Integer, nullable=False),
     Column("higher_is_better", Boolean, nullable=False),
     Column("primary", Boolean, nullable=False),
@@ -256,7 +266,7 @@ lease = Table(
     Column("host", Prose, nullable=False),
     Column("boot", Prose, nullable=False),  # boot of the machine and process namespace
     Column("started", Prose, nullable=False),  # when the process began, in the kernel's own count
-    Column("heartbeat", Double, nullable=False),  # seconds since 1970, UTC
+    Column("heartbeat", Binary64, nullable=False),  # seconds since 1970, UTC
     Column("shared", Boolean, nullable=False, default=False),  # others may join
     Column("start", Integer),  # batches that the process computes, from the one that it works on now …
     Column("stop", Integer),  # … up to the one before this; or a step of `aftertune.ledger.ranges`
@@ -268,8 +278,8 @@ reported_score = Table(
     Column("model", Prose, nullable=False),
     Column("task", Prose, nullable=False),
     Column("metric", Prose, nullable=False),
-    Column("value", Double),
-    Column("stderr", Double),
+    Column("value", Binary64),
+    Column("stderr", Binary64),
     Column("n", Integer),
     Column("extra", Json, nullable=False),
     sqlite_autoincrement=True)
