@@ -58,7 +58,8 @@ def programs() -> Path | None:
 
 
 def _root() -> str:
-    """A folder with a short name, in memory where there is room."""
+    """A folder with a short name, because the path of a socket has 107 bytes at most; in memory where there is room.
+    """
     memory = Path("/dev/shm")
     return str(memory) if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 << 30 else "/tmp"
 
@@ -70,7 +71,7 @@ class Server:
         folder = programs()
         assert folder is not None
         self.programs, self.settings = folder, FAST if fast else (*FAST[3:],)
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=_root()))  # a socket's path has 107 bytes at most
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=_root() if fast else "/tmp"))
         self._number = 0
         self._template: str | None = None
         if demoted():

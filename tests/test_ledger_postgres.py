@@ -5,6 +5,7 @@ Everything else is tested on both databases (the fixture `place`).
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -412,3 +413,27 @@ def test_a_server_that_is_too_old_is_named(address: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(backend, "OLDEST", 99)
     with pytest.raises(StorageError, match=r"the server is PostgreSQL \d+; aftertune needs 99 or newer"):
         PostgresDatabase(at(address))
+
+
+@pytest.mark.slow
+def test_writers_lose_nothing_when_the_server_is_killed(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load of benchmarks/postgres.py, for seconds."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    load = importlib.import_module("postgres").measure(own.database(), 3, 2.0, own, kills=2)
+    assert (load.lost, load.errors, load.kills) == (0, (), 2)
+    assert load.acknowledged > 3
+
+
+def test_a_user_with_rights_on_the_rows_alone_can_work(postgres: Server, address: str) -> None:
+    """Those that docs/postgres.md lists: the tables are there, and somebody else owns them."""
+    name = at(address).name
+    postgres.run("DO $$ BEGIN CREATE ROLE member LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    for grant in ("SELECT, INSERT, UPDATE, DELETE ON ALL TABLES", "USAGE ON ALL SEQUENCES", "EXECUTE ON ALL FUNCTIONS"):
+        postgres.run(f"GRANT {grant} IN SCHEMA public TO member", name)
+    with Ledger(postgres.address(name, "member")) as ledger:
+        ledger.open_evaluation(cases.evaluation(), cases.items())
+        ledger.save_batch("e1", 0, cases.responses())
+        assert ledger.entry_page(EntryQuery()).total == 1
+    empty = postgres.database()
+    with pytest.raises(StorageError, match=r"the database user may not do this .*GRANT"):
+        Ledger(postgres.address(at(empty).name, "member"))

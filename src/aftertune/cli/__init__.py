@@ -34,7 +34,7 @@ GROUPS = {
     "Studies": {"study": "study:study", "plan": "study:plan", "run": "study:run"},
     "Ledger": {
         "runs": "runs:runs", "show": "ledger:show", "view": "view:view", "rename": "entries:rename",
-        "tag": "entries:tag", "note": "entries:note", "rm": "entries:rm"},
+        "tag": "entries:tag", "note": "entries:note", "rm": "entries:rm", "ledger": "ledger_care:ledger"},
     "Reports and exchange": {
         "record": "record:record", "report": "record:report", "card": "ledger:card", "push": "bundle:push",
         "export": "ledger:export",

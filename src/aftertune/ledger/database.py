@@ -139,13 +139,14 @@ def repeatable(*names: str) -> Callable[[type[C]], type[C]]:
     called again where the connection was lost, or the database has undone the transaction."""
     def mark(owner: type[C]) -> type[C]:
         for name in names:
-            setattr(owner, name, _repeating(getattr(owner, name)))
+            setattr(owner, name, repeating(getattr(owner, name)))
         return owner
 
     return mark
 
 
-def _repeating(method: Callable[P, T]) -> Callable[P, T]:
+def repeating(method: Callable[P, T]) -> Callable[P, T]:
+    """A function that may be called twice; it is called again as `repeatable` says."""
     @wraps(method)
     def call(*given: P.args, **named: P.kwargs) -> T:
         for repeat in range(_REPEATS):

@@ -483,16 +483,16 @@ def store_documents(connection: Connection, items: Sequence[Item]) -> list[int]:
     """seq of the document of each item; the missing ones are inserted."""
     keys = [(i.hash, _document_hash(i)) for i in items]
     documents: dict[tuple[str, str], Item] = dict(zip(keys, items, strict=True))
-    stored = _stored_documents(connection, list(documents))
+    stored = stored_documents(connection, list(documents))
     rows = [{"hash": hash_, "content": content, "doc": _document(i)}
             for (hash_, content), i in documents.items() if (hash_, content) not in stored]
     if rows:
         connection.execute(item.insert(), rows)
-        stored |= _stored_documents(connection, [key for key in documents if key not in stored])
+        stored |= stored_documents(connection, [key for key in documents if key not in stored])
     return [stored[key] for key in keys]
 
 
-def _stored_documents(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+def stored_documents(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
     seqs: dict[tuple[str, str], int] = {}
     for start in range(0, len(keys), CHUNK):
         query = select(item.c.hash, item.c.content, item.c.seq).where(
