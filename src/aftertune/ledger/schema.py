@@ -80,7 +80,7 @@ class Prose(TypeDecorator[str]):
 
 
 class Binary64(TypeDecorator[float]):
-    """A float, bit for bit, but for the sign of zero, which SQLite does not keep."""
+    """A float, bit for bit, without the sign of zero, which SQLite does not keep."""
 
     impl = Double
     cache_ok = True
