@@ -50,7 +50,8 @@ def models(tmp: Path) -> dict[str, Path]:
             "broken": noisy_folder(tmp / "broken", 0.2)}
 
 
-def decide(tuned: Path, base: Path | str, tasks: list[TaskSpec], ledger: Ledger, progress: Any = None,
-           early: EarlySpec | None = None, **settings: Any) -> Any:
+def decide(tuned: Path, base: Path | str, tasks: list[TaskSpec], ledger: Ledger, progress: Any = None, *,
+           early: EarlySpec | None = None, join: bool = False, **settings: Any) -> Any:
     spec = EvalSpec(model=str(tuned), tasks=tuple(tasks), **(QUIET | settings))
-    return until_decided(spec, str(base), early or EarlySpec(margin=5), ledger=ledger, progress=progress)
+    return until_decided(spec, str(base), early or EarlySpec(margin=5), ledger=ledger, progress=progress,
+                         join=join)

@@ -36,8 +36,8 @@ _OF_TARGET = tuple(option.parameter for option in options_of(OwnTask))
 
 @with_settings(OwnTask, TaskSpec, EvalSpec)
 def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = None, adapter: str | Path | None = None,
-             ledger: LedgerPlace = None, progress: Progress | bool | None = None, **settings: Unpack[EvaluateSettings]
-             ) -> Evaluation:
+             ledger: LedgerPlace = None, progress: Progress | bool | None = None, join: bool = False,
+             **settings: Unpack[EvaluateSettings]) -> Evaluation:
     """Evaluate a model on tasks, and return the evaluation. What the ledger has is read from there, and an interrupted
     evaluation continues.
 
@@ -48,7 +48,9 @@ def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = 
     tokenizer: of a model in memory (default: the one in its
     folder); for a model by name, a folder with another tokenizer. adapter: a PEFT adapter's folder or Hub id. ledger:
     an open `Ledger` or its path; default: AFTERTUNE_LEDGER, else .aftertune/ledger.db. progress: True or False, or a
-    function; default: a bar in a notebook or a terminal.
+    function; default: a bar in a notebook or a terminal. join: help other processes that compute the same evaluation
+    now, instead of being refused; all of them return the finished one. Each must have as many threads, and the same
+    kind of processor.
 
     Raises InputError for a wrong argument, SourceError for a model that cannot be used, TasksFailed after the other
     tasks are stored (its ``evaluations``), and ResourceError without memory.
@@ -66,9 +68,11 @@ def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = 
         if isinstance(model, EvalSpec | str | Path):
             from aftertune.evaluation import evaluate as run
 
-            return run(spec, ledger=stored, progress=update)
+            return run(spec, ledger=stored, progress=update, join=join)
         from aftertune.callbacks.live_evaluation import evaluate_model
 
+        if join:
+            raise InputError("join is for a model by its name; a model in memory is evaluated by this process alone")
         return evaluate_model(model, tokenizer or _tokenizer_of(model), spec, stored, update)
 
 

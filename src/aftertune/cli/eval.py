@@ -3,10 +3,12 @@
     aftertune eval Qwen/Qwen2.5-0.5B --tasks hellaswag,arc_easy --sample 300 --name base
     aftertune eval Qwen/Qwen2.5-0.5B --target held.jsonl --scorer json --slice kind
     aftertune eval Qwen/Qwen2.5-0.5B --adapter runs/orders --tasks hellaswag --until-decided --against base
+    aftertune eval Qwen/Qwen2.5-0.5B --tasks hellaswag --workers 4
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +25,7 @@ from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 from aftertune.study.own_task import LM_EVAL_ALONE, OwnTask, explain_value
 
 if TYPE_CHECKING:
+    from aftertune.cli.workers import Helpers
     from aftertune.ledger import Ledger
     from aftertune.values import Evaluation
 
@@ -42,6 +45,12 @@ def evaluate(
     against: Annotated[str | None, typer.Option(
         help="The base: an evaluation in the ledger, or a model to evaluate at the same time.")] = None,
     early: Given[EarlySpec],
+    workers: Annotated[int, typer.Option(min=1, help=(
+        "Processes of this machine that share the batches, each with --threads (default: the cores divided among "
+        "them); a run is resumed, and joined, with as many threads for each process."))] = 1,
+    join: Annotated[bool, typer.Option(
+        "--join", help="Help the process that runs this evaluation now, on this machine or with the same ledger on "
+                       "another one.")] = False,
     track: Track = None,
     take_over: TakeOver = False,
     as_json: JsonFlag = False,
@@ -55,10 +64,15 @@ def evaluate(
         own, early = _with_stop_target(own, early)
     asked = _tasks(tasks, task_data or [], task, own)
     spec = model.make(tasks=asked, adapter=adapters[0] if len(adapters) == 1 else None)
+    from aftertune.cli.workers import Helpers, check_shareable, end_with_parent
     from aftertune.ledger import Ledger
 
+    end_with_parent()
+    if join:
+        check_shareable(spec, "--join")
+    helpers = Helpers(spec, workers, sys.argv[1:])
     if until_decided and against is not None:
-        decided = _decide(spec, against, early, len(adapters), take_over, as_json)
+        decided = _decide(helpers, against, early, len(adapters), take_over, join, as_json)
         with Ledger() as ledger:
             hand_over(trackers, [decided.id], ledger)
         return
@@ -68,10 +82,12 @@ def evaluate(
     with Ledger(take_over=take_over) as ledger, progress() as update:
         failure = None
         try:
-            if len(adapters) > 1:
-                evaluations = evaluate_adapters(spec, adapters, ledger=ledger, progress=update)
-            else:
-                evaluations = [run(spec, ledger=ledger, progress=update)]
+            with helpers:
+                if len(adapters) > 1:
+                    evaluations = evaluate_adapters(helpers.spec, adapters, ledger=ledger, progress=update,
+                                                    join=join or workers > 1)
+                else:
+                    evaluations = [run(helpers.spec, ledger=ledger, progress=update, join=join or workers > 1)]
         except TasksFailed as error:
             failure, evaluations = error, list(error.evaluations)
         hints = [hint for evaluation in evaluations if (hint := _compare_hint(evaluation, ledger))]
@@ -102,7 +118,7 @@ def _compare_hint(tuned: Evaluation, ledger: Ledger) -> str | None:
     return f"compare with the base: aftertune compare {ledger.word_for(bases[-1])} {ledger.word_for(tuned)}"
 
 
-def _decide(spec: EvalSpec, against: str, early: Given[EarlySpec], adapters: int, take_over: bool,
+def _decide(helpers: Helpers, against: str, early: Given[EarlySpec], adapters: int, take_over: bool, join: bool,
             as_json: bool) -> Evaluation:
     """Run ``--until-decided`` and show the evaluation and its comparison with the base; returns the evaluation."""
     if adapters > 1:
@@ -116,8 +132,9 @@ def _decide(spec: EvalSpec, against: str, early: Given[EarlySpec], adapters: int
     from aftertune.early_stopping import until_decided
     from aftertune.ledger import Ledger
 
-    with Ledger(take_over=take_over) as ledger, progress() as update:
-        decided = until_decided(spec, against, stopping, ledger=ledger, progress=update)
+    with Ledger(take_over=take_over) as ledger, progress() as update, helpers:
+        decided = until_decided(helpers.spec, against, stopping, ledger=ledger, progress=update,
+                                join=join or helpers.count > 1)
     if as_json:
         emit({**evaluation_object(decided.tuned), "comparison": comparison_object(decided.comparison)})
         return decided.tuned

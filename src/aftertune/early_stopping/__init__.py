@@ -84,19 +84,20 @@ class EarlyResult:
 
 
 def until_decided(spec: EvalSpec, against: str, early: EarlySpec, *, ledger: Ledger, progress: Progress | None = None,
-                  bases: BaseModelCache | None = None) -> EarlyResult:
+                  bases: BaseModelCache | None = None, join: bool = False) -> EarlyResult:
     """Evaluate ``spec`` against a base until every primary metric has its verdict, or all items are used.
 
     against: id or name of a finished evaluation with the same items and settings. If it was stopped early, or if
     ``against`` is a model source, the base is evaluated in the same rounds. A task with ``until_decided`` false is
-    asked all of its items. bases: keeps the base of an adapter loaded. Raises NotComparable where the settings
-    differ, and the errors of `aftertune.evaluation.evaluate`.
+    asked all of its items. bases: keeps the base of an adapter loaded. join: as in `aftertune.evaluation.evaluate`; the
+    processes share the batches of each round, and each makes the same interim analyses. Raises NotComparable where the
+    settings differ, and the errors of `aftertune.evaluation.evaluate`.
     """
     for task in spec.tasks:
         if task.target and task.target.slice and task.until_decided is not False:
             raise InputError(f"{task.name} has slices, whose verdicts need all of its items, so it cannot be stopped "
                              "early; leave --slice or --until-decided out")
-    return _EarlyStopping(spec, against, early, ledger, progress or (lambda *_: None), bases).run()
+    return _EarlyStopping(spec, against, early, ledger, progress or (lambda *_: None), bases, join).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,20 +147,20 @@ class _EarlyStopping:
     """Both models and their tests, from the random order to the comparison."""
 
     def __init__(self, spec: EvalSpec, against: str, early: EarlySpec, ledger: Ledger, progress: Progress,
-                 bases: BaseModelCache | None) -> None:
+                 bases: BaseModelCache | None, join: bool) -> None:
         self.spec, self.against, self.early_spec, self.ledger, self.progress = spec, against, early, ledger, progress
-        self.bases = bases
+        self.bases, self.join = bases, join
         self.whole = {t.name for t in spec.tasks if t.until_decided is False}  # asked all items
 
     def run(self) -> EarlyResult:
         given = self._stored_base()
         if isinstance(given, EvalSpec) and self.early_spec.draw == "weighted":  # asked once, for all its tunings
-            given = EvaluationRun(given, self.ledger, self.progress).run()
+            given = EvaluationRun(given, self.ledger, self.progress, join=self.join).run()
         self.tuned = EvaluationRun(self.spec, self.ledger, self._tuned_progress, self.bases,
-                                   sides=2 if isinstance(given, EvalSpec) else 1)
+                                   sides=2 if isinstance(given, EvalSpec) else 1, join=self.join)
         prepared = self.tuned.prepare()
         alongside = None if isinstance(given, Evaluation) else EvaluationRun(given, self.ledger, self._base_progress,
-                                                                             sides=2)
+                                                                             sides=2, join=self.join)
         base = given if isinstance(given, Evaluation) else self._prepared(alongside)
         _check(base, prepared)
         pools = list(pools_of(self.tuned.loaded))
@@ -358,7 +359,7 @@ class _EarlyStopping:
         leased: list[EvaluationRun] = []
         try:
             for run in runs:
-                self.ledger.acquire(run.stored.id)
+                run.start()
                 leased.append(run)
             left: Side = (_StoredSide(base, self.tuned.loaded, self.ledger) if alongside is None
                           else _RunningSide(alongside))
@@ -487,7 +488,9 @@ def _check(base: Evaluation, tuned: Evaluation) -> None:
 
 
 def _finish(run: EvaluationRun, tests: Sequence[RunningTest]) -> Evaluation:
-    """Store an evaluation with the items that were asked."""
+    """Store an evaluation with the items that were asked; of several processes, one does."""
+    if not run.may_finish():
+        return run.stored
     asked: dict[str, list[int]] = {task.settings.task: [] for task in run.loaded}
     for test in tests:
         for name, index, _ in test.asked:

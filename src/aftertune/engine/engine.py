@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -144,16 +144,19 @@ class Engine:
                     tuple(p for g in groups for p, s in g if s.alone))
 
     def run(self, plan: EnginePlan, done: set[int], on_split: Callable[[int, int], None] | None = None,
-            tick: Callable[[int], None] | None = None) -> Iterator[ResponseBatch]:
+            tick: Callable[[int], None] | None = None, indices: Iterable[int] | None = None
+            ) -> Iterator[ResponseBatch]:
         """Run the jobs whose requests are not all in ``done``.
 
-        on_split(batch, rows): called when memory runs out and the rows of a batch are split in two. tick(cost): called
-        with the cost of each text of a wave that has ended. The model must not be changed or saved between batches,
+        indices: which jobs, each taken when the one before is finished; None: all, in their order. on_split(batch,
+        rows): called when memory runs out and the rows of a batch are split in two. tick(cost): called with the cost of
+        each text of a wave that has ended. The model must not be changed or saved between batches,
         because its weights may exist only in packed copies. Raises ResourceError if one row does not fit into memory.
         """
         runner = _PlanRunner(self, plan, tick or (lambda _: None))
         with self.backend.computing(free_weights=True) if plan.decision.packed else contextlib.nullcontext():
-            for index, job in enumerate(plan.jobs):
+            for index in range(len(plan.jobs)) if indices is None else indices:
+                job = plan.jobs[index]
                 if done.issuperset(job.positions):
                     continue
 

@@ -58,7 +58,7 @@ class SharedEvaluations(Leases):
         with self.database.write() as connection:
             beat(connection, seq, evaluation_id)
             others = remove_dead(connection, seq)
-            if any(row.start == step for row in others) or self._is_done(connection, seq):
+            if any(row.start == step for row in others) or _is_done(connection, seq):
                 return False
             return _set_range(connection, seq, step, step + 1)
 
@@ -107,6 +107,11 @@ class SharedEvaluations(Leases):
                     response.c.evaluation == row.seq, response.c.batch.in_(numbers[start:start + CHUNK]))).scalars()
             return load_responses(connection, row.seq, sorted(positions))
 
+    def is_done(self, evaluation_id: str) -> bool:
+        """Whether an evaluation is finished."""
+        with self.database.read() as connection:
+            return _is_done(connection, find_key(connection, evaluation, evaluation_id).seq)
+
     def others(self, evaluation_id: str) -> int:
         """How many other live processes work on an evaluation."""
         with self.database.read() as connection:
@@ -126,10 +131,18 @@ class SharedEvaluations(Leases):
             return after
 
     def leave(self, evaluation_id: str, *, drop: bool = False) -> None:
-        """Release the lease of this process.
+        """Release the lease of this process; of an evaluation that is gone, nothing.
 
-        drop: also delete the evaluation, unless it is done or another live process works on it.
+        drop: also delete the evaluation if it has no response, unless another live process works on it.
         """
+        self._release(evaluation_id, lambda connection, seq: drop and connection.execute(
+            select(response.c.position).where(response.c.evaluation == seq).limit(1)).first() is None)
+
+    def discard(self, evaluation_id: str) -> None:
+        """Delete an evaluation with its responses, unless it is done or another live process works on it."""
+        self._release(evaluation_id, lambda *_: True)
+
+    def _release(self, evaluation_id: str, drop: Callable[[Connection, int], bool]) -> None:
         with self.database.write() as connection:
             key = connection.execute(select(evaluation.c.seq, evaluation.c.id)
                                      .where(evaluation.c.id == evaluation_id)).first()
@@ -139,12 +152,9 @@ class SharedEvaluations(Leases):
             if own is not None:
                 connection.execute(lease.delete().where(
                     lease.c.evaluation == key.seq, lease.c.number == own.number))
-            if drop and not live_leases(connection, key.seq) and not self._is_done(connection, key.seq):
+            if not live_leases(connection, key.seq) and not _is_done(connection, key.seq) and \
+                    drop(connection, key.seq):
                 delete_rows(connection, key)
-
-    @staticmethod
-    def _is_done(connection: Connection, seq: int) -> bool:
-        return connection.execute(select(evaluation.c.status).where(evaluation.c.seq == seq)).scalar() == "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +196,10 @@ def _half(left: Sequence[int], taken: Sequence[Row[Any]], costs: Mapping[int, in
         cut -= 1
         behind += costs[batches[cut]]
     return _Offer(tuple(batches[cut:]), row.stop, row.number)
+
+
+def _is_done(connection: Connection, seq: int) -> bool:
+    return connection.execute(select(evaluation.c.status).where(evaluation.c.seq == seq)).scalar() == "done"
 
 
 def _set_range(connection: Connection, seq: int, start: int, stop: int) -> bool:

@@ -10,24 +10,26 @@ from the ledger, and an interrupted one is resumed under the same id.
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 
 from aftertune import failed_tasks, provenance, sources, tasks
-from aftertune.catalog import MetricKey, cluster_field
+from aftertune.catalog import cluster_field
 from aftertune.engine import budget as budgets
 from aftertune.engine import devices
 from aftertune.engine.engine import Engine, ResponseBatch
 from aftertune.engine.schedule import Budget
 from aftertune.engine.verify import PackingDecision, needs_spot_check, spot_check
-from aftertune.errors import InputError, RequestError, ResumeRefused, TasksFailed, nearest
+from aftertune.errors import InputError, RequestError, TasksFailed, nearest
+from aftertune.evaluation.conditions import conditions, decision_of, followed, new_schedule
+from aftertune.evaluation.notes import answer_notes, device_name, some_names
+from aftertune.evaluation.sharing import POLL, SharedWork
 from aftertune.harness import HarnessEngine
 from aftertune.harness.checks import check_tasks, model_defaults
 from aftertune.harness.engines import ServerTemplate
@@ -35,8 +37,8 @@ from aftertune.harness.evaluated import TRANSPORT, EvaluatedModel, LiveModel, id
 from aftertune.harness.llama_cpp import LlamaCppEngine
 from aftertune.harness.server import MessagesTemplate, ServerEngine
 from aftertune.ledger import Ledger
+from aftertune.ledger.ranges import FINISH, SETUP
 from aftertune.ledger.running import PROGRESS, evaluation_mark
-from aftertune.stats.answer_format import has_no_answer, is_generated
 from aftertune.study import EvalSpec, TaskSpec, explain, parse_memory
 from aftertune.tasks import LoadedTask, LoadOptions
 from aftertune.tasks.chat_template import ChatTemplate, date_note
@@ -45,8 +47,6 @@ from aftertune.values.reported import identity_note
 
 #: Batch size of the ``lm-eval:NAME`` engines.
 HARNESS_BATCH = 8
-#: Conditions of a stored schedule that must be the same on resume, so that floating-point sums are the same.
-_CONDITIONS = ("plan", "threads", "torch", "transformers", "cpu")
 #: Batch numbers of a stage start at a multiple of this, and those of answers from another evaluation at _REUSED.
 _STRIDE = 1_000_000
 _REUSED = 1_000 * _STRIDE
@@ -68,24 +68,33 @@ class EvaluationEngine(Protocol):
 
 
 def evaluate(model: str | EvalSpec, task_names: Iterable[str | TaskSpec] = (), *, ledger: Ledger | None = None,
-             progress: Progress | None = None, bases: sources.BaseModelCache | None = None,
+             progress: Progress | None = None, bases: sources.BaseModelCache | None = None, join: bool = False,
              **settings: Any) -> Evaluation:
     """Evaluate a model and return the evaluation. One that is finished in the ledger is read from there.
 
     model: a model source, or an EvalSpec. task_names: lm-eval names or TaskSpecs. settings: other fields of EvalSpec
-    (adapter, dtype, device, engine …). bases: keeps the base loaded for the next evaluation. Raises the errors of
-    ``aftertune.errors``.
+    (adapter, dtype, device, engine …). bases: keeps the base loaded for the next evaluation.
+
+    join: where other processes, of this or another machine, compute the same evaluation now, help them instead of being
+    refused; the first one begins it. Each process computes some of the batches and stores them in the same ledger. All
+    of them return the finished evaluation, which is the same for any number of processes: one of them computes and
+    stores the scores. A process that ends leaves its batches to the others. Each must have as many threads, the same
+    versions of torch and transformers, and the same kind of processor as the first, or it is refused with
+    ResumeRefused. For the engines "packed" and "plain".
+
+    Raises the errors of ``aftertune.errors``.
     """
     spec = model if isinstance(model, EvalSpec) else _spec(model, task_names, settings)
     if ledger is not None:
-        return EvaluationRun(spec, ledger, progress, bases).run()
+        return EvaluationRun(spec, ledger, progress, bases, join=join).run()
     with Ledger() as opened:
-        return EvaluationRun(spec, opened, progress, bases).run()
+        return EvaluationRun(spec, opened, progress, bases, join=join).run()
 
 
-def evaluate_adapters(spec: EvalSpec, adapters: Sequence[str], *, ledger: Ledger, progress: Progress | None = None
-                      ) -> list[Evaluation]:
-    """Evaluate several adapters of one base, which is loaded once. spec: without adapter and name.
+def evaluate_adapters(spec: EvalSpec, adapters: Sequence[str], *, ledger: Ledger, progress: Progress | None = None,
+                      join: bool = False) -> list[Evaluation]:
+    """Evaluate several adapters of one base, which is loaded once. spec: without adapter and name; join: as in
+    `evaluate`.
 
     Raises TasksFailed at the end if a task failed.
     """
@@ -93,7 +102,7 @@ def evaluate_adapters(spec: EvalSpec, adapters: Sequence[str], *, ledger: Ledger
     evaluations: list[Evaluation] = []
     failures: dict[str, None] = {}
     for adapter in adapters:
-        run = EvaluationRun(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases)
+        run = EvaluationRun(spec.model_copy(update={"adapter": adapter}), ledger, progress, bases, join=join)
         try:
             evaluations.append(run.run())
         except TasksFailed as error:
@@ -117,15 +126,15 @@ def _spec(model: str, task_names: Iterable[str | TaskSpec], settings: dict[str, 
 
 
 class EvaluationRun:
-    """An evaluation in progress: prepare, open, answer (all requests at once, or in stages), finish.
+    """An evaluation in progress: prepare, open, start, answer (all requests at once, or in stages), finish, leave.
 
     sides: number of models that share the memory. live: a model that is evaluated in place of the one that ``spec``
-    names. part: makes of the loaded tasks those with some of their items.
+    names. part: makes of the loaded tasks those with some of their items. join: as in `evaluate`.
     """
 
     def __init__(self, spec: EvalSpec, ledger: Ledger, progress: Progress | None,
                  bases: sources.BaseModelCache | None = None, *, sides: int = 1, live: LiveModel | None = None,
-                 part: Callable[[list[LoadedTask]], list[LoadedTask]] | None = None) -> None:
+                 part: Callable[[list[LoadedTask]], list[LoadedTask]] | None = None, join: bool = False) -> None:
         self.spec = spec
         self.load = bases.load if bases else sources.load_model
         self.ledger = ledger
@@ -133,6 +142,10 @@ class EvaluationRun:
         self.sides = sides
         self.live = live
         self.part = part or (lambda loaded: loaded)
+        self.join = join
+        self.work: SharedWork | None = None  # while this process has the lease of an evaluation that others may join
+        self.finished_elsewhere = False
+        self.model: Any = None
         self.provenance = provenance.capture()
         self.engine: EvaluationEngine | None = None
         self.known: tuple[PackingDecision, int] | None = None
@@ -165,7 +178,8 @@ class EvaluationRun:
             done = self._run(self._without_failed())
         if self.failed:
             raise failed_tasks.failure(self.failed, done)
-        failed_tasks.remove_replaced(self.ledger, done)
+        if not self.finished_elsewhere:
+            failed_tasks.remove_replaced(self.ledger, done)
         return done
 
     def _run(self, evaluation: Evaluation) -> Evaluation | None:
@@ -173,10 +187,12 @@ class EvaluationRun:
         assert self.failed is not None
         if self.open(evaluation).status == "done":
             return self.stored
-        self.ledger.acquire(self.stored.id)
+        self.start()
         try:
             self._reuse()
             self.answer([r for t in self.loaded if t.settings.task not in self.reused for r in t.requests])
+            if not self.may_finish():
+                return self.stored
             failed: dict[str, str] = {}
             tasks.score_responses(self.loaded, self.responses, failed)
             self.failed |= failed
@@ -188,16 +204,65 @@ class EvaluationRun:
         finally:
             self.leave()
 
+    def start(self) -> None:
+        """Take the lease of the opened evaluation: beside other processes with ``join``, else alone.
+
+        Raises ResourceError where another process works on it, and InputError for an engine that cannot be joined.
+        """
+        shared = self.live is None and self.evaluated.facts.kind == "own" and self.spec.engine in ("packed", "plain")
+        if self.join and not shared:
+            raise InputError(f"the engine {self.spec.engine} runs in one process; --join and --workers are for the "
+                             "engines packed and plain")
+        while True:
+            try:
+                self.ledger.acquire(self.stored.id, shared=shared, join=self.join)
+                break
+            except InputError:  # another process has left it without an answer, and so removed it
+                self.open(self.stored)
+        self.end()
+        self.work = SharedWork(self.ledger, self.stored.id) if shared else None
+        if self.join:
+            self._read()
+
+    def end(self) -> None:
+        """Send no more heartbeats."""
+        if self.work is not None:
+            self.work.end()
+
     def leave(self) -> None:
         """Release the lease. An evaluation that failed before its first answer is removed: there is nothing to resume.
         """
-        if self.is_new and not self.ledger.done_positions(self.stored.id):
-            self.ledger.delete_evaluation(self.stored.id)
-        else:
-            self.ledger.release(self.stored.id)
+        self.end()
+        self.ledger.leave(self.stored.id, drop=self.is_new)
+
+    def _read(self) -> None:
+        """Read the responses and the schedule that are stored by now."""
+        self.responses = self.ledger.responses(self.stored.id)
+        self.schedule = self.ledger.schedule(self.stored.id)
+
+    def _set_up(self) -> None:
+        """Return once this process may plan the batches, or once another one has."""
+        if self.schedule is not None or self.work is None:
+            return
+        while not self.ledger.take_step(self.stored.id, SETUP):
+            self._load_model()
+            self.schedule = self.ledger.schedule(self.stored.id)
+            if self.schedule is not None:
+                break
+            time.sleep(POLL)
+        self._read()
+
+    def may_finish(self) -> bool:
+        """Whether this process stores the scores; with others, one of them does. False: another one has."""
+        if self.work is None or self.work.wait_for(FINISH):
+            self.schedule = self.ledger.schedule(self.stored.id)
+            return True
+        self.stored, self.finished_elsewhere = self.ledger.find_evaluation(self.stored.id), True
+        return False
 
     def _reuse(self) -> None:
         """Take the answers of tasks that an evaluation with failed tasks already has. ``reused`` names the tasks."""
+        self._set_up()
         if self.schedule is not None:
             self.reused = set(self.schedule.get("reused", ()))
             return
@@ -217,14 +282,16 @@ class EvaluationRun:
         assert self.failed is not None
         loaded, responses, schedule = self.loaded, self.responses, self.schedule
         if schedule is None and (responses or not self.is_new):  # otherwise `leave` has removed it
-            self.ledger.delete_evaluation(self.stored.id)
+            self.ledger.discard(self.stored.id)
         self.loaded = tasks.tasks_without(loaded, self.failed)
         if not self.loaded:
             raise failed_tasks.failure(self.failed, None)
         self.requests = [request for task in self.loaded for request in task.requests]
         evaluation = self._evaluation()
         if responses.keys() >= {r.position for task in loaded for r in task.requests}:
-            self.open(evaluation)
+            if self.open(evaluation).status != "done":
+                self.start()
+                self._set_up()
             if self.stored.status != "done" and not self.responses:
                 moved = failed_tasks.moved_responses(loaded, self.loaded, responses)
                 self.ledger.save_batch(self.stored.id, _REUSED, moved)
@@ -291,7 +358,7 @@ class EvaluationRun:
                       model.device.split(":")[0], spec.engine, *([added] if added else [])])
         return Evaluation(
             id=self.fresh(f"e-{key[:10]}"), name=spec.name or self._name(), model=self.identity,
-            tasks=settings, device=_device_name(model.device), dtype=model.dtype, engine=spec.engine,
+            tasks=settings, device=device_name(model.device), dtype=model.dtype, engine=spec.engine,
             warnings=tuple(self._warnings()), tuning=self._tuning(), provenance=self.provenance,
             defaults=self.defaults, code_digest=model.code_digest, stated=model.stated,
             failed=dict(self.failed or {}))
@@ -323,7 +390,7 @@ class EvaluationRun:
             yield f"the model's generation_config.json changes its texts, as in lm-eval: {fields}"
         raw = [task.settings.task for task in self.loaded if task.settings.chat_template is None]
         if isinstance(self.template, ChatTemplate) and raw:
-            yield f"the model has a chat template, but it is not used for {_some(raw)} (lm-eval's default)"
+            yield f"the model has a chat template, but it is not used for {some_names(raw)} (lm-eval's default)"
         if isinstance(self.template, ChatTemplate) and len(raw) < len(self.loaded):
             yield from filter(None, [date_note(model.tokenizer, self.spec.template_date)])
         yield from getattr(model.tokenizer, "notes", ())
@@ -341,9 +408,10 @@ class EvaluationRun:
         stage: its number, where there are several. A stage whose responses are all in the ledger is skipped. The choice
         of packed or plain rows is made in the first stage and kept in the others.
         """
+        self._set_up()
         stages = (self.schedule or {}).get("stages", [])
         if stage is not None and self.responses.keys() >= {r.position for r in requests}:
-            self.known = _decision(stages[stage])
+            self.known = decision_of(stages[stage])
             return
         if stage is None and self.schedule is not None and self.responses.keys() >= {r.position for r in requests}:
             return
@@ -356,14 +424,20 @@ class EvaluationRun:
 
     def _start(self) -> EvaluationEngine:
         """Load the model, with the threads of the stored schedule if there is one."""
+        self._load_model()
         self.threads = devices.set_threads(self.spec.threads or (self.schedule or {}).get("threads"))
-        self.progress(0, 0, "loading the model")
-        model = self.evaluated
-        if model.facts.kind == "own":
-            self.model = self.live.load() if self.live else self._load(model)
         self.started = time.monotonic()
-        self.engine = model.engine or self._engine(self.threads, self.schedule)
+        self.engine = self.evaluated.engine or self._engine(self.threads, self.schedule)
         return self.engine
+
+    def _load_model(self) -> None:
+        """Load the model, once."""
+        if self.model is not None:
+            return
+        devices.set_threads(self.spec.threads or (self.schedule or {}).get("threads"))
+        self.progress(0, 0, "loading the model")
+        if self.evaluated.facts.kind == "own":
+            self.model = self.live.load() if self.live else self._load(self.evaluated)
 
     def _load(self, model: EvaluatedModel) -> Any:
         assert model.source is not None
@@ -383,23 +457,8 @@ class EvaluationRun:
         return self.ledger.finish_evaluation(replace(
             value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(scores),
             warnings=(*value.warnings, *tasks.answer_warnings(loaded, self.responses, answers),
-                      *_encoded_alone(loaded, schedule.get("encoded_alone", ())),
-                      *_unextracted(loaded, answers), *self._reasoning(loaded)),
+                      *answer_notes(loaded, answers, self.responses, schedule, self.spec)),
             provenance=provenance.finish(self.provenance)), answers, positions)
-
-    def _reasoning(self, loaded: Sequence[LoadedTask]) -> Iterator[str]:
-        """A warning for each task: how many texts began with a reasoning trace, which was cut off."""
-        end = self.spec.think_end_token
-        for task in loaded if end is not None else ():
-            texts = [self.responses[p] for repeats in task.positions for p in repeats]
-            if task.settings.output_type != "generate_until":
-                continue
-            if self.spec.engine.startswith("lm-eval:"):
-                yield f"{task.settings.task}: {self.spec.engine} cuts reasoning traces off at {end} and drops them"
-                continue
-            count = sum(r.reasoning is not None for r in texts)
-            yield (f"{task.settings.task}: {count} of {len(texts)} texts had a reasoning trace, which was cut off at "
-                   f"{end} before the answer was judged; the other {len(texts) - count} were judged whole")
 
     def _engine(self, threads: int, stored: dict[str, Any] | None) -> EvaluationEngine:
         spec, model = self.spec, self.evaluated
@@ -421,70 +480,63 @@ class EvaluationRun:
 
     def _follow(self, engine: EvaluationEngine, plan: Any, stage: int | None) -> None:
         """Store the schedule before the first batch, or check that this process meets the stored one."""
-        import torch
+        now = conditions(plan, self.threads, self.provenance.versions, device_name(self.evaluated.device))
+        mark = {PROGRESS: evaluation_mark(len(self.requests), len(self.responses))}
+        if self.work is not None and self.ledger.others(self.stored.id) and self.schedule:
+            mark = {}  # that of the first process is for all
 
-        versions = self.provenance.versions
-        now: dict[str, Any] = {
-            "plan": plan.digest, "threads": self.threads, "torch": versions.get("torch"),
-            "transformers": versions.get("transformers"), "cpu": torch.backends.cpu.get_cpu_capability()}
-        if self.schedule is None:
-            budget = engine.budget.stored() if isinstance(engine, Engine) else {}
-            self.schedule = {**now, "budget": budget, "note": plan.decision.note, "halvings": []}
-            if self.reused:
-                self.schedule["reused"] = sorted(self.reused)
-            alone = getattr(plan, "alone", ())
-            if alone:
-                self.schedule["encoded_alone"] = sorted(alone)
-        then = self.schedule
-        if stage is not None:
-            stages = self.schedule.setdefault("stages", [])
-            if stage == len(stages):
-                stages.append({"plan": plan.digest, "longest": plan.longest, "decision": asdict(plan.decision)})
-                self.schedule |= {"note": plan.decision.note, "plan": digest([s["plan"] for s in stages])}
-            then = {**self.schedule, "plan": stages[stage]["plan"]}
-        changed = [f"{k}: {then[k]} then, {now[k]} now" for k in _CONDITIONS if then[k] != now[k]]
-        if changed:
-            raise ResumeRefused(f"evaluation {self.stored.id} was started under other conditions "
-                                f"({'; '.join(changed)}), so its results would be mixed; resume it under the same "
-                                "conditions, or start a new one with --fork")
-        if needs_spot_check(self.evaluated.device) and isinstance(engine, Engine) and "spot_check" not in self.schedule:
+        def change(stored: dict[str, Any] | None) -> dict[str, Any]:
+            if stored is None:
+                budget = engine.budget.stored() if isinstance(engine, Engine) else {}
+                stored = new_schedule(plan, now, budget, self.reused)
+            return {**followed(stored, plan, stage, now, self.stored), **checked, **self.further, **mark}
+
+        checked: dict[str, Any] = {}
+        if needs_spot_check(self.evaluated.device) and isinstance(engine, Engine) and \
+                "spot_check" not in change(self.schedule):
             rows = [row for job in plan.jobs for row in job.rows]
             if rows:
-                self.schedule["spot_check"] = spot_check(self.model, rows, packed=plan.decision.packed)
-        self.schedule |= {**self.further, PROGRESS: evaluation_mark(len(self.requests), len(self.responses))}
-        self.ledger.save_schedule(self.stored.id, self.schedule)
+                checked["spot_check"] = spot_check(self.model, rows, packed=plan.decision.packed)
+        self.schedule = self.ledger.change_schedule(self.stored.id, change)
 
     def _run_batches(self, engine: EvaluationEngine, plan: Any, first: int) -> None:
-        """Run the batches that are not in the ledger. Each is stored before the next one starts. first: number of the
-        first batch."""
-        schedule = self.schedule
-        assert schedule is not None
-
+        """Run the batches that are not in the ledger, and that no other process runs. Each is stored before the next
+        one starts. first: number of the first batch."""
         def on_split(batch: int, rows: int) -> None:
-            schedule["halvings"].append([first + batch, rows])
-            self.ledger.save_schedule(self.stored.id, schedule)
+            self.schedule = self.ledger.change_schedule(self.stored.id, lambda stored: {
+                **(stored or {}), "halvings": sorted([*(stored or {})["halvings"], [first + batch, rows]],
+                                                     key=lambda halving: halving[0])})
 
         partial = 0
 
         def tick(cost: int) -> None:
             nonlocal partial
             partial += cost
-            self.progress(finished + partial, plan.cost, "answering")
+            report()
+
+        def report() -> None:
+            elsewhere = self.work.elsewhere if self.work else 0
+            self.progress(finished + elsewhere + partial, plan.cost, "answering")
 
         done = set(self.responses)
         jobs = getattr(plan, "jobs", ())
         finished = sum(job.cost for job in jobs if done.issuperset(job.positions))
-        self.progress(finished, plan.cost, "answering")
-        for batch in engine.run(plan, done, on_split, tick):
+        costs = {first + n: job.cost for n, job in enumerate(jobs) if not done.issuperset(job.positions)}
+        own: set[int] = set()
+        if self.work is not None and isinstance(engine, Engine):
+            numbers = self.work.batches(costs, report)
+            batches = engine.run(plan, done, on_split, tick, (n - first for n in numbers))
+        else:
+            batches = engine.run(plan, done, on_split, tick)
+        report()
+        for batch in batches:
             self.ledger.save_batch(self.stored.id, first + batch.index, batch.responses)
             self.responses |= batch.responses
             finished, partial = finished + batch.cost, 0
-            self.progress(finished, plan.cost, "answering")
-
-
-def _decision(stage: dict[str, Any]) -> tuple[PackingDecision, int]:
-    """The packing decision of a stored stage, and the longest sequence that it was verified for."""
-    return PackingDecision(**stage["decision"]), int(stage["longest"])
+            own.add(first + batch.index)
+            report()
+        if self.work is not None and costs.keys() - own:
+            self.responses |= self.ledger.batch_responses(self.stored.id, costs.keys() - own)
 
 
 def _options(spec: EvalSpec, model: EvaluatedModel) -> LoadOptions:
@@ -505,29 +557,6 @@ def _written_alike(left: ChatTemplate | ServerTemplate | MessagesTemplate | None
     if left is None or right is None:
         return left is right
     return (left.hash, left.date, left.arguments) == (right.hash, right.date, right.arguments)
-
-
-def _encoded_alone(loaded: Sequence[LoadedTask], positions: Sequence[int]) -> Iterator[str]:
-    """A warning for each task with answers that were encoded without their context. positions: of their requests."""
-    for task in loaded:
-        item_of = {p: item.index for item, ps in zip(task.items, tasks.positions_of_items(task), strict=True)
-                   for p in ps}
-        items = sorted({item_of[p] for p in positions if p in item_of})
-        if items:
-            listed = ", ".join(map(str, items[:20])) + (f" and {len(items) - 20} more" if len(items) > 20 else "")
-            yield (f"{task.settings.task}: in {len(items)} of {len(task.items)} items a token spans the context and an "
-                   f"answer, which was therefore encoded alone (lm-eval 0.4.13 stops there): items {listed}")
-
-
-def _unextracted(loaded: Sequence[LoadedTask], answers: Sequence[Answer]) -> Iterator[str]:
-    """A warning for each task with texts from which no answer could be extracted."""
-    for task in loaded:
-        settings = task.settings
-        texts = [a for a in answers if a.task == settings.task and is_generated(a)]
-        count = sum(has_no_answer(a, MetricKey(settings.primary).filter) for a in texts)
-        if count:
-            share = math.floor(1000 * count / len(texts)) / 10
-            yield f"{settings.task}: {count} of {len(texts)} texts ({share:g} %) have no extractable answer"
 
 
 #: Last parts of a source that say nothing about the model, so that the folder above belongs to its name.
@@ -557,18 +586,3 @@ def _joined(parts: Sequence[str], more: int) -> str:
     while start > 0 and _VAGUE.fullmatch(parts[start]):
         start -= 1
     return "-".join(parts[max(start - more, 0):])
-
-
-def _device_name(device: str) -> str:
-    """The device with the name of the GPU, such as ``cuda (Tesla T4)``; else ``cpu``."""
-    if not device.startswith("cuda"):
-        return device
-    import torch
-
-    return f"{device} ({torch.cuda.get_device_name(device)})"
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first four names, and how many more there are."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-

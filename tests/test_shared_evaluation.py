@@ -1,0 +1,194 @@
+"""One evaluation by several processes: what is stored is what one process stores, whoever joins, leaves or is killed.
+
+The processes come from a fork server that has the heavy libraries loaded already (as in `test_kills`).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aftertune.errors import InputError, ResumeRefused, TasksFailed
+from aftertune.evaluation import evaluate
+from aftertune.ledger import Ledger
+from aftertune.study import TargetSpec, TaskSpec
+from aftertune.values import plain
+from deciding_cases import decide, models, own_task
+from eval_cases import byte_folder
+from test_failed_tasks import bad_metric, long_answer, task
+from test_kills import HEAVY, content
+
+SETTINGS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "task_source": "pack", "memory": "1MB",
+                            "gen_kwargs": {"max_gen_toks": 8}}
+
+
+def answer(model: str, ledger: str, items: int, threads: int | None = 1) -> Any:
+    """What each process does: many small batches, and waves of generated texts."""
+    tasks = [TaskSpec(name="arc_easy", sample=items), TaskSpec(name="gsm8k_cot", sample=items // 2)]
+    with Ledger(ledger) as opened:
+        return evaluate(model, tasks, ledger=opened, join=True, threads=threads, **SETTINGS)
+
+
+def answer_until_decided(model: str, ledger: str, rows: int) -> None:
+    """The same with an evaluation that stops early, both models in one go."""
+    place = Path(model)
+    tasks = [TaskSpec(name="own", target=TargetSpec(file=place / "own.jsonl", max_tokens=3)),
+             TaskSpec(name="arc_easy", sample=rows)]
+    with Ledger(ledger) as opened:
+        decide(place / "near", place / "base", tasks, opened, join=True)
+
+
+def answer_with_failure(root: str, ledger: str) -> None:
+    """One of the tasks cannot be tokenized or scored."""
+    with Ledger(ledger) as opened, pytest.raises(TasksFailed):
+        evaluate(str(Path(root) / "byte"), ["good", "bad", "second"], ledger=opened, include_path=Path(root) / "tasks",
+                 device="cpu", dtype="float32", threads=1, memory="1MB", join=True)
+
+
+def start(work: Any, *arguments: Any) -> Any:
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(HEAVY)
+    process = server.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def batches(path: Path) -> int:
+    with closing(sqlite3.connect(path, timeout=30)) as raw:
+        try:
+            [[count]] = raw.execute("SELECT count(DISTINCT batch) FROM response")
+        except sqlite3.OperationalError:  # it is being made
+            return 0
+        return int(count)
+
+
+def wait_for(path: Path, number: int, processes: list[Any]) -> None:
+    """Until so many batches are stored, or the processes have ended."""
+    while not (path.exists() and batches(path) >= number) and any(p.is_alive() for p in processes):
+        time.sleep(0.01)
+
+
+def seals(path: Path) -> list[Any]:
+    """The digests of what the processes computed: answers, responses and scores, as they are in the file."""
+    with closing(sqlite3.connect(path)) as raw:
+        return raw.execute('SELECT * FROM checksum WHERE "table" IN (\'answer\', \'response\', \'score\') '
+                           "ORDER BY 1, 2, 3").fetchall()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, and with the ledger of one process."""
+    folder = tmp_path_factory.mktemp("one")
+    byte_folder(folder / "model")
+    answer(str(folder / "model"), str(folder / "whole.db"), 24)
+    return folder
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_store_what_one_does(count: int, one: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared.db"
+    processes = [start(answer, str(one / "model"), str(shared), 24) for _ in range(count)]
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0] * count
+    assert content(shared)[1] == content(one / "whole.db")[1]
+    assert seals(shared) == seals(one / "whole.db")
+    with closing(sqlite3.connect(shared)) as raw:
+        assert raw.execute("SELECT count(*) FROM lease").fetchone() == (0,)
+
+
+def test_processes_come_and_go_and_are_killed(one: Path, tmp_path: Path) -> None:
+    """Each kill leaves batches in the middle of a range; the last process takes what is left of all."""
+    shared, chance, total = tmp_path / "shared.db", random.Random(7), batches(one / "whole.db")
+    arguments = (answer, str(one / "model"), str(shared), 24)
+    processes, killed = [start(*arguments), start(*arguments)], 0
+    for n in range(4):
+        wait_for(shared, 1 + (n + 1) * total // 6, processes)
+        time.sleep(chance.uniform(0, 0.02))
+        victim = processes.pop(chance.randrange(len(processes)))
+        victim.kill()
+        victim.join()
+        killed += victim.exitcode == -9
+        if n < 3:
+            processes.append(start(*arguments))
+    for process in processes:
+        process.join()
+    answer(str(one / "model"), str(shared), 24)
+    assert killed >= 2
+    assert content(shared)[1] == content(one / "whole.db")[1]
+    assert seals(shared) == seals(one / "whole.db")
+
+
+def test_one_that_stops_early_by_several_processes(tmp_path: Path) -> None:
+    """Both evaluations and the comparison are those of one process; one of three is killed in the middle."""
+    own_task(tmp_path, models(tmp_path)["base"], 120)
+    texts = []
+    for name, count in (("one.db", 1), ("three.db", 3)):
+        path = tmp_path / name
+        processes = [start(answer_until_decided, str(tmp_path), str(path), 40) for _ in range(count)]
+        if count > 1:
+            wait_for(path, 12, processes)
+            processes[-1].kill()
+        for process in processes:
+            process.join()
+        assert [p.exitcode for p in processes[:2]] == [0] * min(count, 2)
+        with Ledger(path) as ledger:
+            [comparison] = ledger.comparisons()
+            done = {e.id: e for e in ledger.evaluations()}
+            assert set(done) == {comparison.base, comparison.tuned}
+            assert {e.status for e in done.values()} == {"done"}
+            texts.append(json.dumps([plain(comparison.rows[0]), comparison.id, [
+                [plain(e.early), {k: v for k, v in e.schedule.items() if k != "seconds"},
+                 [s.value.hex() for s in e.scores],
+                 [[p, r.logprob and r.logprob.hex(), r.text] for p, r in ledger.responses(e.id).items()]]
+                for e in (done[comparison.base], done[comparison.tuned])]]))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("fault", [long_answer, bad_metric])
+def test_a_task_fails_in_all_processes_and_the_others_are_stored_once(fault: Any, tmp_path: Path) -> None:
+    byte_folder(tmp_path / "byte", window=64)
+    (tmp_path / "tasks").mkdir()
+    for name, rows in (("good", 30), ("second", 20)):
+        task(tmp_path, name, [{"q": f"{name} {i}", "choices": ["yes", "no"], "gold": i % 2} for i in range(rows)])
+    fault(tmp_path)
+    found = []
+    for name, count in (("one.db", 1), ("three.db", 3)):
+        processes = [start(answer_with_failure, str(tmp_path), str(tmp_path / name)) for _ in range(count)]
+        for process in processes:
+            process.join()
+        assert [p.exitcode for p in processes] == [0] * count
+        with Ledger(tmp_path / name) as ledger:
+            found.append([[e.id, e.status, sorted(e.failed), [s.value.hex() for s in e.scores],
+                           {k: v for k, v in e.schedule.items() if k not in ("seconds", "progress")},
+                           [plain(a) for a in ledger.answers(e.id)], len(ledger.responses(e.id))]
+                          for e in ledger.evaluations()])
+            assert ledger.held() == set()
+    assert found[0] == found[1]
+    assert [e[1] for e in found[0]][-1] == "done"
+
+
+def test_a_process_under_other_conditions_is_refused(one: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared.db"
+    process = start(answer, str(one / "model"), str(shared), 24)
+    wait_for(shared, 1, [process])
+    with pytest.raises(ResumeRefused, match=r"threads: 1 then, 2 now"):
+        answer(str(one / "model"), str(shared), 24, threads=2)
+    process.join()
+    assert process.exitcode == 0
+    assert content(shared)[1] == content(one / "whole.db")[1]
+
+
+def test_an_engine_of_one_process_cannot_be_joined(one: Path, tmp_path: Path) -> None:
+    message = "the engine lm-eval:hf runs in one process; --join and --workers are for"
+    with Ledger(tmp_path / "ledger.db") as ledger, pytest.raises(InputError, match=message):
+        evaluate(str(one / "model"), ["arc_easy"], ledger=ledger, join=True, engine="lm-eval:hf", limit=2, device="cpu",
+                 task_source="pack")
