@@ -19,6 +19,7 @@ import pytest
 from aftertune.errors import InputError, ResumeRefused, TasksFailed
 from aftertune.evaluation import evaluate
 from aftertune.ledger import Ledger
+from aftertune.ledger.lease import Process
 from aftertune.study import TargetSpec, TaskSpec
 from aftertune.values import plain
 from deciding_cases import decide, models, own_task
@@ -92,6 +93,69 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Other:
+    """Another process, on another machine, that joins this one after its first batch. stores: whether it stores the
+    batches that it takes, as the ledger ``whole`` has them; else it is silent from then on."""
+
+    def __init__(self, whole: Path, stores: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.whole, self.stores, self.taken = whole, stores, 0
+        self.here = self.now = Process.own()
+        self.costs: dict[int, int] = {}
+        monkeypatch.setattr(Process, "own", lambda: self.now)
+        take = Ledger.take_range
+
+        def take_range(ledger: Ledger, evaluation_id: str, costs: dict[int, int]) -> Any:
+            self.costs = costs
+            return take(ledger, evaluation_id, costs)
+
+        monkeypatch.setattr(Ledger, "take_range", take_range)
+
+    def progress(self, ledger: Ledger) -> Any:
+        def update(done: int, total: int, text: str) -> None:
+            if text == "answering" and done and not self.taken and self.now is self.here:
+                self.now = Process(1, "elsewhere", "boot", "1")
+                self.join(ledger)
+                self.now = self.here
+
+        return update
+
+    def join(self, ledger: Ledger) -> None:
+        [evaluation] = ledger.evaluations()
+        ledger.acquire(evaluation.id, shared=True, join=True)
+        taken = ledger.take_range(evaluation.id, self.costs).batches
+        self.taken = len(taken)
+        if not self.stores:
+            with ledger.database.write() as connection:
+                connection.exec_driver_sql("UPDATE lease SET heartbeat = 0 WHERE host = 'elsewhere'")
+            return
+        with Ledger(self.whole) as whole:
+            for number in taken:
+                ledger.save_batch(evaluation.id, number, whole.batch_responses(evaluation.id, [number]))
+
+
+@pytest.mark.parametrize("stores", [True, False], ids=["stores its batches", "dies"])
+def test_another_process_joins_and(stores: bool, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it stores is not computed here, and what it does not is."""
+    own: list[int] = []
+    other, save = Other(one / "whole.db", stores, monkeypatch), Ledger.save_batch
+
+    def save_batch(ledger: Ledger, evaluation_id: str, batch: int, responses: Any) -> None:
+        own.extend([batch] if other.now is other.here else [])
+        save(ledger, evaluation_id, batch, responses)
+
+    monkeypatch.setattr(Ledger, "save_batch", save_batch)
+    tasks = [TaskSpec(name="arc_easy", sample=24), TaskSpec(name="gsm8k_cot", sample=12)]
+    with Ledger(tmp_path / "shared.db") as ledger:
+        evaluate(str(one / "model"), tasks, ledger=ledger, join=True, threads=1, progress=other.progress(ledger),
+                 **SETTINGS)
+    assert content(tmp_path / "shared.db")[1] == content(one / "whole.db")[1]
+    assert seals(tmp_path / "shared.db") == seals(one / "whole.db")
+    assert other.taken
+    assert len(own) == batches(one / "whole.db") - other.taken * stores
+    assert len(set(own)) == len(own)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_processes_store_what_one_does(count: int, one: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared.db"
@@ -105,6 +169,7 @@ def test_several_processes_store_what_one_does(count: int, one: Path, tmp_path: 
         assert raw.execute("SELECT count(*) FROM lease").fetchone() == (0,)
 
 
+@pytest.mark.slow
 def test_processes_come_and_go_and_are_killed(one: Path, tmp_path: Path) -> None:
     """Each kill leaves batches in the middle of a range; the last process takes what is left of all."""
     shared, chance, total = tmp_path / "shared.db", random.Random(7), batches(one / "whole.db")
@@ -127,6 +192,7 @@ def test_processes_come_and_go_and_are_killed(one: Path, tmp_path: Path) -> None
     assert seals(shared) == seals(one / "whole.db")
 
 
+@pytest.mark.slow
 def test_one_that_stops_early_by_several_processes(tmp_path: Path) -> None:
     """Both evaluations and the comparison are those of one process; one of three is killed in the middle."""
     own_task(tmp_path, models(tmp_path)["base"], 120)
@@ -153,6 +219,7 @@ def test_one_that_stops_early_by_several_processes(tmp_path: Path) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [long_answer, bad_metric])
 def test_a_task_fails_in_all_processes_and_the_others_are_stored_once(fault: Any, tmp_path: Path) -> None:
     byte_folder(tmp_path / "byte", window=64)
@@ -176,6 +243,7 @@ def test_a_task_fails_in_all_processes_and_the_others_are_stored_once(fault: Any
     assert [e[1] for e in found[0]][-1] == "done"
 
 
+@pytest.mark.slow
 def test_a_process_under_other_conditions_is_refused(one: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared.db"
     process = start(answer, str(one / "model"), str(shared), 24)
@@ -190,5 +258,5 @@ def test_a_process_under_other_conditions_is_refused(one: Path, tmp_path: Path) 
 def test_an_engine_of_one_process_cannot_be_joined(one: Path, tmp_path: Path) -> None:
     message = "the engine lm-eval:hf runs in one process; --join and --workers are for"
     with Ledger(tmp_path / "ledger.db") as ledger, pytest.raises(InputError, match=message):
-        evaluate(str(one / "model"), ["arc_easy"], ledger=ledger, join=True, engine="lm-eval:hf", limit=2, device="cpu",
+        evaluate(str(one / "model"), ["arc_easy"], ledger=ledger, join=True, engine="lm-eval:hf", device="cpu",
                  task_source="pack")
