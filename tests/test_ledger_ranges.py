@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 import ledger_cases as cases
+from aftertune.cli.runs import entries
 from aftertune.errors import ResourceError, StorageError
 from aftertune.ledger import Ledger
 from aftertune.ledger.lease import LEASE_TIMEOUT, Process
 from aftertune.ledger.ranges import FINISH, SETUP
 from aftertune.values import Response
+from aftertune.view.rendering import progress_text
 
 COSTS = dict.fromkeys(range(8), 100)
 
@@ -147,6 +149,19 @@ def test_only_those_that_share_it_are_joined(machines: Machines) -> None:
         machines.on("c").acquire("e1")
     assert machines.on("c").processes() == {"e1": 2}
     assert machines.on("c").held() == {"e1"}
+
+
+def test_readers_see_how_many_processes_work_on_it(machines: Machines) -> None:
+    machines.join("a")
+    assert progress_text(machines.on("c").running()[0]) == "preparing"
+    machines.join("b")
+    machines.save("b", 0, 1)
+    [running] = machines.on("c").running()
+    assert (running.processes, running.done) == (2, 2)
+    assert progress_text(running) == "2 responses, 2 processes"
+    assert [e.parts[-1] for e in entries(machines.ledger)] == ["2 processes"]
+    machines.silence("a")
+    assert machines.ledger.running()[0].processes == 1
 
 
 def test_the_last_process_deletes_what_nobody_answered(machines: Machines) -> None:

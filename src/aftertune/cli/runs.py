@@ -116,7 +116,7 @@ def entries(ledger: Ledger) -> list[LedgerEntry]:
     from aftertune.ledger import EntryLabel
     from aftertune.ledger.states import evaluation_state, tuning_state
 
-    labels, held = ledger.labels(), ledger.held()
+    labels, held = ledger.labels(), ledger.processes()
     evaluations, tunings = ledger.evaluations(), ledger.tunings()
     made_from = {t.id: t.base.source for t in tunings}
     sources = {e.id: tuple(dict.fromkeys((e.model.source, made_from.get(e.tuning or "", e.model.source))))
@@ -128,8 +128,8 @@ def entries(ledger: Ledger) -> list[LedgerEntry]:
         return {"tags": label.tags, "note": label.note}
 
     found = [LedgerEntry(id=e.id, kind=_kind(e), name=e.name, status=evaluation_state(e, held), started=_started(e),
-                   parts=tuple(_task_text(t) for t in e.tasks), tasks=tasks[e.id], base=sources[e.id],
-                   **labelled(e.id)) for e in evaluations]  # type: ignore[arg-type]
+                   parts=(*(_task_text(t) for t in e.tasks), *_processes(held.get(e.id, 0))), tasks=tasks[e.id],
+                   base=sources[e.id], **labelled(e.id)) for e in evaluations]  # type: ignore[arg-type]
     found += [LedgerEntry(id=t.id, kind="tuning", name=t.name, status=tuning_state(t), started=_started(t),
                     parts=(t.method, f"{t.examples:,} examples"), base=(t.base.source,),
                     **labelled(t.id)) for t in tunings]  # type: ignore[arg-type]
@@ -174,6 +174,11 @@ def _kind(evaluation: Evaluation) -> str:
     if not note:
         return "evaluation"
     return "evaluation, imported" if note.startswith("not proven") else "evaluation, not verified"
+
+
+def _processes(count: int) -> list[str]:
+    """How many processes work on an evaluation, where there are several."""
+    return [f"{count} processes"] if count > 1 else []
 
 
 def _task_text(task: TaskSettings) -> str:

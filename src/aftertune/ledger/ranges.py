@@ -55,7 +55,7 @@ class SharedEvaluations(Leases):
             seq = find_key(connection, evaluation, evaluation_id).seq
             if any(row.start == step for row in live_leases(connection, seq)):
                 return False
-        with self.database.write() as connection:
+        with self.database.write(within=True) as connection:
             beat(connection, seq, evaluation_id)
             others = remove_dead(connection, seq)
             if any(row.start == step for row in others) or _is_done(connection, seq):
@@ -72,7 +72,7 @@ class SharedEvaluations(Leases):
             offer, stored, others = _offer(connection, seq, costs)
             if offer is None:
                 return TakenBatches((), stored, len(others))
-        with self.database.write() as connection:
+        with self.database.write(within=True) as connection:
             beat(connection, seq, evaluation_id)
             remove_dead(connection, seq)
             offer, stored, others = _offer(connection, seq, costs)
@@ -120,7 +120,7 @@ class SharedEvaluations(Leases):
     def change_schedule(self, evaluation_id: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]
                         ) -> dict[str, Any]:
         """Replace the schedule by what ``change`` makes of the stored one, in one transaction; returns the new one."""
-        with self.database.write() as connection:
+        with self.database.write(within=True) as connection:
             row = find_row(connection, evaluation, evaluation_id)
             beat(connection, row.seq, row.id)
             check(connection, schedule, {row.seq: f"evaluation {row.id}"})

@@ -209,6 +209,8 @@ def progress_text(entry: RunningEntry) -> str:
         parts.append(f"loss {entry.loss:.3f}")
     if entry.seconds_left is not None:
         parts.append(f"about {fmt.duration(entry.seconds_left)} left")
+    if entry.processes > 1:
+        parts.append(f"{entry.processes} processes")
     return ", ".join(parts)
 
 
