@@ -14,6 +14,7 @@ import pytest
 
 from aftertune.cli import workers
 from aftertune.cli.workers import Helpers
+from aftertune.engine.devices import Capabilities
 from aftertune.ledger.lease import process_start
 from aftertune.study import EvalSpec, TaskSpec
 from cli_cases import call, one_line, settle
@@ -64,7 +65,7 @@ def test_helpers_have_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setattr("aftertune.engine.devices.choose_device", lambda _: "cuda")
     monkeypatch.setattr("aftertune.engine.devices.free_memory", lambda _: 3000)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("aftertune.engine.devices.probe", lambda: Capabilities(cuda=("H200", "H200")))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     with Helpers(SPEC.model_copy(update={"device": "auto", "threads": 3}), 4, ["eval"]) as helpers:
         assert (helpers.spec.threads, helpers.spec.memory) == (3, "1500")

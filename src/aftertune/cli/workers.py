@@ -112,9 +112,9 @@ def end_with_parent() -> None:
 
 def _gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES calls each GPU of this process, where there are several."""
-    import torch
+    from aftertune.engine import devices
 
-    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    count, visible = len(devices.probe().cuda), os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip() for name in visible.split(",") if name.strip()] or list(map(str, range(count)))
     return names[:count] if count > 1 else []
 
