@@ -27,7 +27,7 @@ from aftertune.study.own_task import LM_EVAL_ALONE, OwnTask, explain_value
 if TYPE_CHECKING:
     from aftertune.cli.workers import Helpers
     from aftertune.ledger import Ledger
-    from aftertune.values import Evaluation
+    from aftertune.values import Evaluation, Progress
 
 
 @with_options
@@ -76,20 +76,9 @@ def evaluate(
         with Ledger() as ledger:
             hand_over(trackers, [decided.id], ledger)
         return
-    from aftertune.evaluation import evaluate as run
-    from aftertune.evaluation import evaluate_adapters
-
     with Ledger(take_over=take_over) as ledger, progress() as update:
-        failure = None
-        try:
-            with helpers:
-                if len(adapters) > 1:
-                    evaluations = evaluate_adapters(helpers.spec, adapters, ledger=ledger, progress=update,
-                                                    join=join or workers > 1)
-                else:
-                    evaluations = [run(helpers.spec, ledger=ledger, progress=update, join=join or workers > 1)]
-        except TasksFailed as error:
-            failure, evaluations = error, list(error.evaluations)
+        with helpers:
+            evaluations, failure = _evaluated(helpers, adapters, ledger, update, join)
         hints = [hint for evaluation in evaluations if (hint := _compare_hint(evaluation, ledger))]
         hand_over(trackers, [e.id for e in evaluations], ledger)
     show(evaluations, as_json)
@@ -97,6 +86,21 @@ def evaluate(
         typer.echo(hint)
     if failure is not None:
         raise failure
+
+
+def _evaluated(helpers: Helpers, adapters: list[str], ledger: Ledger, update: Progress, join: bool
+               ) -> tuple[list[Evaluation], TasksFailed | None]:
+    """The evaluations that are stored, and the error where a task failed."""
+    from aftertune.evaluation import evaluate as run
+    from aftertune.evaluation import evaluate_adapters
+
+    join = join or helpers.count > 1
+    try:
+        if len(adapters) > 1:
+            return evaluate_adapters(helpers.spec, adapters, ledger=ledger, progress=update, join=join), None
+        return [run(helpers.spec, ledger=ledger, progress=update, join=join)], None
+    except TasksFailed as error:
+        return list(error.evaluations), error
 
 
 def _with_stop_target(own: Given[OwnTask], early: Given[EarlySpec]) -> tuple[Given[OwnTask], Given[EarlySpec]]:
