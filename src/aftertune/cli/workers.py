@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
+from aftertune.api.parameters import comma_separated
 from aftertune.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,13 +46,13 @@ class Helpers:
     """The other processes of an evaluation by ``count`` processes. spec: the evaluation, as each process runs it."""
 
     def __init__(self, spec: EvalSpec, count: int, words: Sequence[str]) -> None:
-        from aftertune.engine import devices
-
         self.count, self.words = count, _untracked(words)
         self.spec = spec
         self.gpus: list[str] = []
         if count > 1:
             check_shareable(spec, "--workers")
+            from aftertune.engine import devices
+
             device = devices.choose_device(spec.device)
             self.gpus = _gpus() if device == "cuda" else []
             threads = spec.threads or max(devices.set_threads() // count, 1)
@@ -115,7 +116,7 @@ def _gpus() -> list[str]:
     from aftertune.engine import devices
 
     count, visible = len(devices.probe().cuda), os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = [name.strip() for name in visible.split(",") if name.strip()] or list(map(str, range(count)))
+    names = comma_separated(visible) or list(map(str, range(count)))
     return names[:count] if count > 1 else []
 
 
