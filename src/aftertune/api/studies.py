@@ -28,9 +28,10 @@ _PLAN = ("cell", "status", "why", "seconds", "memory", "disk", "missing")
 
 @with_settings()
 def run_study(study: Study, out: str | Path | None = None, *, only: str | Sequence[str] = (), keep_going: bool = False,
-              ledger: LedgerPlace = None, progress: Progress | bool | None = None) -> Result:
+              ledger: LedgerPlace = None, progress: Progress | bool | None = None,
+              workers: int | None = None) -> Result:
     """Run a study, as `Study.run` says."""
-    from aftertune.pipeline import CellChoice, Result
+    from aftertune.pipeline import CellChoice, Result, WorkerChoice
     from aftertune.pipeline import run as run_cells
 
     provide("html", Result, _result_html)
@@ -40,7 +41,7 @@ def run_study(study: Study, out: str | Path | None = None, *, only: str | Sequen
 
     with opened(ledger) as stored, shown_progress(progress) as update, caller_state():
         return run_cells(study, ledger=stored, out=Path(out or Path("runs") / study.study), choice=choice,
-                         progress=update)
+                         progress=update, workers=None if workers is None else WorkerChoice(workers))
 
 
 @with_settings()

@@ -65,7 +65,10 @@ NEEDS: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] = {
         (("--quant",), ("--format gguf",)),
         (("--prompts",), ("--format lm-eval|every-eval-ever",)),
     ),
-    "run": ((("--only", "--keep-going", "--workers", "--track", "--json"), ("no --cell",)),),
+    "run": (
+        (("--only", "--keep-going", "--workers", "--on", "--track", "--json"), ("no --cell",)),
+        (("--root", "--insecure-cluster"), ("--on",)),
+    ),
     "plan": ((("--json",), ("no --commands",)),),
     "compare": ((("--details",), ("no --json",)),),
     "flips": ((("--out",), ("no --json",)),),

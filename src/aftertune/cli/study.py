@@ -225,6 +225,14 @@ def run(
     workers: Annotated[int | None, typer.Option(
         help="Run cells in this many processes of this machine, which share its cores; with several GPUs, one "
              "process on each. Default: one after another.")] = None,
+    on: Annotated[str | None, typer.Option(
+        metavar="ray|ray://HOST:PORT", help="Run cells on a Ray cluster: the running one (or that of RAY_ADDRESS), or "
+                                            "that of an address. Needs the extra ray.")] = None,
+    root: Annotated[str | None, typer.Option(
+        help="Where the workers of a cluster keep the fine-tunes: a folder that all nodes mount, or an address such as "
+             "s3://BUCKET/runs.")] = None,
+    insecure_cluster: Annotated[bool, typer.Option(
+        "--insecure-cluster", help="Use a cluster of another machine without authentication.")] = False,
     track: Track = None,
     take_over: TakeOver = False,
     as_json: JsonFlag = False,
@@ -239,7 +247,8 @@ def run(
         _run_one(loaded, cell, folder, take_over=take_over)
         return
     choice = CellChoice(tuple(only or ()), keep_going, str(study))
-    chosen = None if workers is None else WorkerChoice(workers, say=lambda text: typer.echo(text, err=True))
+    chosen = None if workers is None and on is None else WorkerChoice(
+        workers, on or "", root or "", insecure_cluster, say=lambda text: typer.echo(text, err=True))
     with tracked_study(chosen_trackers(track), loaded.study):
         result = execute(loaded, folder, choice, take_over=take_over, workers=chosen)
     _show_result(result, as_json)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from aftertune.forgetting_watch import ForgettingWatch
 from aftertune.ledger import Ledger, StoredCell
 from aftertune.methods import writes_adapter
 from aftertune.pipeline.cells import Cell, cells_of
+from aftertune.pipeline.shared_root import SharedRoot
 from aftertune.sources import BaseModelCache
 from aftertune.study import EvalSpec, Study, TaskSpec
 from aftertune.study.cured import made_from
@@ -34,10 +36,14 @@ from aftertune.values import Evaluation, Progress, Question, Tuning
 
 
 class CellRuns:
-    """Runs cells of one study, one after another, in this process. out: folder of the run."""
+    """Runs cells of one study, one after another, in this process.
 
-    def __init__(self, study: Study, ledger: Ledger, out: Path) -> None:
+    out: folder of the run; root: shared place of the fine-tunes, None for ``out``.
+    """
+
+    def __init__(self, study: Study, ledger: Ledger, out: Path, root: SharedRoot | None = None) -> None:
         self.study, self.ledger, self.out = study, ledger, out
+        self.root = root or SharedRoot(out / "tunings")
         self.cured = made_from(study.tunings)
         self.cells = {cell.name: cell for cell in cells_of(study)}
         self.questions: dict[str, list[Question]] = {}  # by task
@@ -67,6 +73,8 @@ class CellRuns:
             raise
         finally:
             release_memory()
+        if cell.kind == "tuning":
+            self.root.store(cell.subject)
         self.values[cell.name] = value
         self.ledger.save_cell(self.study.study, cell.name, "done", ref=value.id, error=self._fault(cell))
         return value
@@ -97,7 +105,16 @@ class CellRuns:
             return
         find = self.ledger.find_tuning if name.startswith("tune ") else self.ledger.find_evaluation
         with contextlib.suppress(InputError):  # deleted since
-            self.values[name] = find(stored.ref)
+            value = find(stored.ref)
+            self.values[name] = self._here(name.removeprefix("tune "), value) if isinstance(value, Tuning) else value
+
+    def _here(self, name: str, tuning: Tuning) -> Tuning:
+        """A fine-tune that may have been made on another machine, with the folder that it has on this one."""
+        return tuning if self.root.files is None else replace(tuning, output=str(self.root.fetch(name)))
+
+    def folder(self, cell: Cell) -> Path:
+        """The folder that a cell writes into."""
+        return self.root.folder(cell.subject) if cell.kind == "tuning" else self.out
 
     def load_finished(self) -> None:
         """Load the values of all other cells that are done."""
@@ -194,11 +211,11 @@ class CellRuns:
     def _tune(self, name: str, progress: Progress) -> Tuning:
         recipe, study = self.study.tunings[name], self.study
         if name in self.cured:
-            cured = make_cured(self.values[f"tune {self.cured[name]}"], self.out / "tunings" / name, name=name,
+            cured = make_cured(self.values[f"tune {self.cured[name]}"], self.root.folder(name), name=name,
                                soften=recipe.soften, rollback=recipe.rollback)
             return self.ledger.save_tuning(cured)
         spec = recipe.spec(study.bases[recipe.base], name=name, dtype=study.dtype, device=study.device,
-                           out=self.out / "tunings" / name)
+                           out=self.root.folder(name))
         if spec.template_date is None and study.template_date is not None:
             spec = spec.model_copy(update={"template_date": study.template_date})
         progress(0, 0, "reading the tasks")

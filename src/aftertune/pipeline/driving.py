@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aftertune import errors
-from aftertune.errors import AftertuneError, ResourceError
+from aftertune.errors import AftertuneError, InputError, ResourceError, StorageError
 from aftertune.pipeline.local_workers import Message, Workers
 from aftertune.pipeline.scheduling import CellQueue, seconds_done
 from aftertune.values import Progress
@@ -27,6 +27,8 @@ RERUNS = 3
 _STARTS = 3
 #: Seconds between two reports of the progress of the whole run.
 _OVERALL = 1.0
+#: Errors that may be those of a node: it lacks data, memory or room on its disk.
+_OF_NODE = (InputError, ResourceError, StorageError)
 #: The text of the progress of the whole run.
 ALL_CELLS = "all cells"
 
@@ -52,9 +54,11 @@ class Drive:
         self.failed: dict[str, str] = {}  # reason by cell
         self.first_error: AftertuneError | None = None
         self.lost: dict[str, int] = {}  # how often the worker of a cell was lost
+        self.failed_on: dict[str, dict[str, AftertuneError]] = {}  # by cell: nodes on which it failed, and why
         self._shares: dict[str, float] = {}  # of the running cells
         self._done: set[str] = set()
-        self._ready = self._dead = 0
+        self._starting: set[str] = set()
+        self._dead = 0
         self._reported = 0.0
         self._number = {name: n for n, name in enumerate(queue.jobs, 1)}
 
@@ -65,20 +69,27 @@ class Drive:
         """
         try:
             for _ in range(count):
-                self.workers.start()
+                self._start()
+            self.report.progress(0, 0, f"starting {count} worker{'s' if count > 1 else ''}")
             while len(self.queue):
                 for worker, message in self.workers.receive(1.0):
                     self._take_in(worker, message)
                 self._give_out()
+                if not self.running and self.idle and not self._starting:  # no node is left that may run what is left
+                    for cell in [c for c in self.failed_on if c not in self.failed and c not in self._done]:
+                        self._fail(cell, next(iter(self.failed_on[cell].values())))
         finally:
             self.workers.stop()
+
+    def _start(self) -> None:
+        self._starting.add(self.workers.start())
 
     def _give_out(self) -> None:
         """Give each idle worker a cell, as long as one is ready."""
         for worker in sorted(self.idle):
-            job = self.queue.take(worker)
+            job = self.queue.take(worker, [c for c, nodes in self.failed_on.items() if self.nodes[worker] in nodes])
             if job is None:
-                return
+                continue
             self.idle.discard(worker)
             self.running[worker] = job.name
             self._shares[job.name] = 0.0
@@ -89,10 +100,12 @@ class Drive:
     def _take_in(self, worker: str, message: Message) -> None:
         """Act on what a worker said."""
         event, cell = message.get("event"), self.running.get(worker)
+        if event in ("ready", "lost"):
+            self._starting.discard(worker)
         if event == "ready":
             self.nodes[worker] = str(message.get("node", ""))
             self.idle.add(worker)
-            self._ready, self._dead = self._ready + 1, 0
+            self._dead = 0
         elif event == "lost":
             self._lose(worker, str(message.get("reason", "")))
         elif cell is None:
@@ -106,12 +119,24 @@ class Drive:
                 self._done.add(cell)
                 self.report.on_cell(cell, "done")
             else:
-                self._fail(cell, _error(message))
+                self._fail_on(self.nodes[worker], cell, _error(message))
 
     def _free(self, worker: str) -> None:
         cell = self.running.pop(worker)
         self._shares.pop(cell, None)
         self.idle.add(worker)
+
+    def _fail_on(self, node: str, cell: str, error: AftertuneError) -> None:
+        """A cell failed on a node: where there are others, one of them tries it, because the reason may be the node."""
+        tried = self.failed_on.setdefault(cell, {})
+        tried[node] = error
+        if isinstance(error, _OF_NODE) and any(other not in tried for other in self.nodes.values()):
+            self.report.save(cell, "planned", "")
+            self.report.on_cell(cell, "planned")
+            self.report.progress(0, 0, f"{cell} failed on {node}: {error}; another node tries it")
+            self.queue.give_back(cell)
+        else:
+            self._fail(cell, next(iter(tried.values())))
 
     def _fail(self, cell: str, error: AftertuneError, *, stop: bool = True) -> None:
         """A cell failed; the cells that need it are skipped. stop: end the run, unless ``keep_going``."""
@@ -130,6 +155,7 @@ class Drive:
         """A worker ended: another one is started, and its cell is given out again, or fails."""
         self.queue.forget(worker)
         self.idle.discard(worker)
+        self.nodes.pop(worker, None)
         cell = self.running.pop(worker, None)
         if cell is None:
             self._dead += 1
@@ -150,7 +176,7 @@ class Drive:
                 self.report.progress(0, 0, f"{self._title(cell, worker)}: {reason}; another worker goes on with it")
                 self.queue.give_back(cell)
         if len(self.queue):
-            self.workers.start()
+            self._start()
 
     def _progress(self, worker: str, done: int, total: int, text: str) -> None:
         """Report the progress of a cell, and now and then that of the whole run."""
@@ -167,8 +193,9 @@ class Drive:
                                  ALL_CELLS)
 
     def _title(self, cell: str, worker: str) -> str:
-        """ "[3/12] tune careful · worker 2"."""
-        return f"[{self._number[cell]}/{len(self.queue.jobs)}] {cell} · {worker}"
+        """ "[3/12] tune careful · worker 2", with its node where there are several."""
+        node = f" on {self.nodes[worker]}" if len(set(self.nodes.values())) > 1 and worker in self.nodes else ""
+        return f"[{self._number[cell]}/{len(self.queue.jobs)}] {cell} · {worker}{node}"
 
 
 def _error(message: Message) -> AftertuneError:

@@ -26,7 +26,7 @@ from aftertune.pipeline.driving import Drive, Report
 from aftertune.pipeline.planning import Costs, cell_jobs, unevaluated
 from aftertune.pipeline.scheduling import CellQueue
 from aftertune.pipeline.study_verdicts import over_studies, with_study_primary
-from aftertune.pipeline.worker_choice import WorkerChoice, prepare
+from aftertune.pipeline.worker_choice import WorkerChoice, prepared
 from aftertune.report import (
     Results,
     StoredAnswers,
@@ -170,12 +170,12 @@ class _StudyRun:
     def _run_on(self, workers: WorkerChoice, cells: list[Cell], keep_going: bool) -> AftertuneError | None:
         """Run the cells in other processes; the first error, if others followed it."""
         jobs = cell_jobs(cells, Costs(self.study, self.ledger), done=self._done_before())
-        prepared = prepare(workers, self.study, jobs, ledger=self.ledger, out=self.out)
-        if prepared.note:
-            workers.say(prepared.note)
-        drive = Drive(CellQueue(jobs, prepared.count), prepared.workers,
-                      Report(self.progress, self.on_cell, self._save_state), keep_going=keep_going)
-        drive.run(prepared.count)
+        with prepared(workers, self.study, jobs, ledger=self.ledger, out=self.out) as ready:
+            if ready.note:
+                workers.say(ready.note)
+            drive = Drive(CellQueue(jobs, ready.count), ready.workers,
+                          Report(self.progress, self.on_cell, self._save_state), keep_going=keep_going)
+            drive.run(ready.count)
         self.failed |= {cell.name: drive.failed[cell.name] for cell in cells if cell.name in drive.failed}
         return drive.first_error
 

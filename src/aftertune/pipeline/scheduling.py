@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 #: Seconds that a cell counts whose cost is not known.
@@ -66,12 +66,19 @@ class CellQueue:
         """The number of cells that have not ended."""
         return len(self.jobs) - len(self.ended)
 
-    def take(self, worker: str) -> CellJob | None:
-        """The next cell of a free worker, which has it from now on. None if no cell is ready."""
-        best = self._top(self._ready)
+    def take(self, worker: str, refused: Collection[str] = ()) -> CellJob | None:
+        """The next cell of a free worker, which has it from now on. None if no cell is ready. refused: names of cells
+        that this worker must not have."""
+        aside: list[tuple[float, int, str]] = []
+        while (best := self._top(self._ready)) is not None and best.name in refused:
+            aside.append(heapq.heappop(self._ready))
+        for entry in aside:
+            heapq.heappush(self._ready, entry)
         if best is None:
             return None
         warm = self._top(self._of_base[base]) if (base := self.loaded.get(worker, "")) else None
+        if warm is not None and warm.name in refused:
+            warm = None
         job = best
         if warm is not None and (self.paths[warm.name] + best.load >= self.paths[best.name]
                                  or self.paths[best.name] * self.workers < self.rest):

@@ -17,16 +17,18 @@ import json
 import os
 import platform
 import queue
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from aftertune.errors import AftertuneError, FolderInUse, InUse
+from aftertune.errors import AftertuneError, FolderInUse, InUse, ResourceError
 from aftertune.ledger import Ledger
 from aftertune.study import Study
 
@@ -41,16 +43,21 @@ _WAIT = 300.0
 class Opening:
     """What a worker gets first.
 
-    study: as JSON; ledger: its path or address; out: folder of the run; command: words of the command that runs the
-    study, for the provenance; threads: of the CPU, None for all; take_over: as of `Ledger`.
+    study: as JSON; ledger: its path or address; out: folder of the run; folder: the working folder of the command, from
+    which relative names of models start, where the node has it; command: its words, for the provenance; threads: of the
+    CPU, None for all; take_over: as of `Ledger`; root: shared place of the fine-tunes, "" for ``out``; disk: bytes that
+    a cell writes, by its name, where the node must have them free.
     """
 
     study: str
     ledger: str
     out: str
+    folder: str = ""
     command: tuple[str, ...] = ()
     threads: int | None = None
     take_over: bool = False
+    root: str = ""
+    disk: Mapping[str, int] = field(default_factory=dict)
 
     def line(self) -> str:
         """The line of JSON."""
@@ -73,10 +80,12 @@ class Worker:
     def work(self) -> None:
         """Run cells until there are no more lines."""
         from aftertune.pipeline.cell_runs import CellRuns
+        from aftertune.pipeline.shared_root import SharedRoot
 
         study = Study.model_validate_json(self.opening.study)
         with Ledger(self.opening.ledger, take_over=self.opening.take_over) as ledger:
-            runs = CellRuns(study, ledger, Path(self.opening.out))
+            root = SharedRoot.of(self.opening.root, study.study) if self.opening.root else None
+            runs = CellRuns(study, ledger, Path(self.opening.out), root)
             self.send(event="ready", node=platform.node(), pid=os.getpid())
             while (line := self.received.get()) is not None:
                 self.run(runs, str(json.loads(line)["cell"]))
@@ -90,6 +99,7 @@ class Worker:
             try:
                 if self.opening.threads:
                     set_threads(self.opening.threads)
+                check_disk(runs.folder(cell), self.opening.disk.get(name, 0))
                 runs.load_needed(cell)
                 runs.run(cell, self.progress)
             except (InUse, FolderInUse) as error:
@@ -125,6 +135,15 @@ class Worker:
             self.channel.flush()
 
 
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise ResourceError where the disk of a folder has fewer bytes free than a cell needs."""
+    there = next((p for p in (folder, *folder.parents) if p.exists()), Path.cwd())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise ResourceError(f"{folder}: {needed / 2**30:.1f} GiB are needed on the disk of {platform.node()}, and "
+                            f"{free / 2**30:.1f} GiB are free; make room there, or give another --out or --root")
+
+
 def _read(received: queue.Queue[str | None]) -> None:
     """Hand the lines of stdin on. At their end the work stops, as at Ctrl-C."""
     with contextlib.suppress(OSError, ValueError):
@@ -150,6 +169,8 @@ def main() -> int:
     try:
         opening = Opening.parse(sys.stdin.readline())
         sys.argv = [*opening.command] or sys.argv
+        with contextlib.suppress(OSError):
+            os.chdir(opening.folder or ".")
         threading.Thread(target=_read, args=(received,), daemon=True).start()
         Worker(opening, channel, received).work()
     except KeyboardInterrupt:

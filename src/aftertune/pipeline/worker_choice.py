@@ -1,28 +1,30 @@
-"""Makes the workers that a run asks for: how many fit into the memory, with which threads and devices.
+"""Makes the workers that a run asks for: where, how many fit into the memory, with which threads and devices.
 
     choice = WorkerChoice(count=4)
-    prepared = prepare(choice, study, jobs, ledger=ledger, out=out)
-    prepared.count, prepared.note           3, "3 workers instead of 4: the 4 cells that need most memory …"
-    prepared.workers                        LocalWorkers, which are not started yet
+    with prepared(choice, study, jobs, ledger=ledger, out=out) as ready:
+        ready.count, ready.note             3, "3 workers instead of 4: the 4 cells that need most memory …"
+        ready.workers                       LocalWorkers, or with on="ray" RayWorkers, which are not started yet
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aftertune.errors import AftertuneError, InputError
+from aftertune.errors import AftertuneError, InputError, ResourceError
 from aftertune.pipeline.local_workers import LocalWorkers, Workers, threads_of_each
 from aftertune.pipeline.scheduling import CellJob, workers_that_fit
 from aftertune.pipeline.worker import Opening
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
+    from aftertune.pipeline.ray_workers import ClusterNode
     from aftertune.study import Study
 
 
@@ -32,13 +34,21 @@ def _silent(_: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class WorkerChoice:
-    """The workers that a run asks for. count: how many; say: gets a line where fewer are started."""
+    """The workers that a run asks for.
 
-    count: int = 1
+    count: how many, None for as many as the cluster has nodes, or GPUs; on: "" for this machine, "ray" or
+    "ray://HOST:PORT"; root: shared place of the fine-tunes; insecure: whether a cluster of another machine may be used
+    without authentication; say: gets a line where fewer workers are started.
+    """
+
+    count: int | None = None
+    on: str = ""
+    root: str = ""
+    insecure: bool = False
     say: Callable[[str], None] = field(default=_silent, compare=False)
 
     def __post_init__(self) -> None:
-        if self.count < 1:
+        if self.count is not None and self.count < 1:
             raise InputError(f"--workers {self.count}: give 1 or more")
 
 
@@ -51,11 +61,25 @@ class PreparedWorkers:
     note: str = ""
 
 
-def prepare(choice: WorkerChoice, study: Study, jobs: Sequence[CellJob], *, ledger: Ledger, out: Path
-            ) -> PreparedWorkers:
-    """The workers of a run, as many as there are cells to run and as the memory allows."""
+@contextlib.contextmanager
+def prepared(choice: WorkerChoice, study: Study, jobs: Sequence[CellJob], *, ledger: Ledger, out: Path
+             ) -> Iterator[PreparedWorkers]:
+    """The workers of a run, as many as there are cells to run and as the memory allows; a cluster is connected until
+    the end of the block. Raises InputError and ResourceError."""
+    opening = Opening(study=as_sent(study), ledger=address_of(ledger), out=str(out), folder=str(Path.cwd()),
+                      command=tuple(sys.argv), take_over=ledger.take_over, root=choice.root)
+    if choice.on:
+        from aftertune.pipeline.ray_workers import cluster
+
+        with cluster(choice.on, insecure=choice.insecure) as nodes:
+            yield _on_cluster(choice, study, jobs, opening, nodes)
+    else:
+        yield _on_this_machine(choice, study, jobs, opening)
+
+
+def _on_this_machine(choice: WorkerChoice, study: Study, jobs: Sequence[CellJob], opening: Opening) -> PreparedWorkers:
     gpus = visible_gpus(study.device)
-    wanted = max(min(choice.count, len(jobs)), 1)
+    wanted = max(min(choice.count or 1, len(jobs)), 1)
     free = free_bytes(study.device, len(gpus))
     count = workers_that_fit([job.memory for job in jobs], wanted, free)
     note = ""
@@ -63,9 +87,39 @@ def prepare(choice: WorkerChoice, study: Study, jobs: Sequence[CellJob], *, ledg
         needed = sum(sorted((job.memory for job in jobs), reverse=True)[:wanted])
         note = (f"{count} worker{'s' if count > 1 else ''} instead of {wanted}: the {wanted} cells that need most "
                 f"memory need about {needed / 2**30:.1f} GiB together, {sum(free) / 2**30:.1f} GiB are free")
-    opening = Opening(study=as_sent(study), ledger=address_of(ledger), out=str(out),
-                      command=tuple(sys.argv), threads=threads_of_each(count), take_over=ledger.take_over)
-    return PreparedWorkers(LocalWorkers(opening, gpus if len(gpus) > 1 else ()), count, note)
+    workers = LocalWorkers(replace(opening, threads=threads_of_each(count)), gpus if len(gpus) > 1 else ())
+    return PreparedWorkers(workers, count, note)
+
+
+def _on_cluster(choice: WorkerChoice, study: Study, jobs: Sequence[CellJob], opening: Opening,
+                nodes: Sequence[ClusterNode]) -> PreparedWorkers:
+    """Workers on a cluster: one on each GPU, or on each node where the study runs on CPUs."""
+    from aftertune.pipeline.ray_workers import Needs, RayWorkers
+
+    if not nodes:
+        raise ResourceError(f"--on {choice.on}: the cluster has no live node; start one with `ray start`")
+    several = len({node.host for node in nodes}) > 1
+    if several and "://" not in opening.ledger:
+        raise InputError(f"--on {choice.on}: the cluster has several machines, and the ledger is a SQLite file of this "
+                         "one; use a ledger in PostgreSQL (AFTERTUNE_LEDGER=postgresql+psycopg://USER@HOST/DATABASE)")
+    if several and not choice.root:
+        raise InputError(f"--on {choice.on}: the cluster has several machines; give --root, a folder that all of them "
+                         "mount or an address such as s3://BUCKET/runs, for the fine-tunes")
+    gpus = sum(node.gpus for node in nodes) if study.device != "cpu" else 0
+    places = int(gpus) or len(nodes)
+    count = max(min(choice.count or places, len(jobs)), 1)
+    each = -(-count // (sum(node.gpus > 0 for node in nodes) if gpus else len(nodes)))  # workers of one node
+    cpus = max(int(min(node.cpus for node in nodes if node.gpus or not gpus) // each), 1)
+    memory = 0 if gpus else max((job.memory for job in jobs), default=0)
+    largest = max(node.memory for node in nodes)
+    if memory > largest:
+        raise ResourceError(f"--on {choice.on}: a cell needs about {memory / 2**30:.1f} GiB, and the largest node has "
+                            f"{largest / 2**30:.1f} GiB; use larger nodes, or a smaller batch")
+    mounted = bool(choice.root) and "://" not in choice.root
+    out = Path(choice.root).expanduser() / study.study if mounted else Path(opening.out)
+    opening = replace(opening, out=str(out.absolute()), threads=cpus,
+                      disk={job.name: job.disk for job in jobs if job.disk})
+    return PreparedWorkers(RayWorkers(opening, Needs(cpus, 1 if gpus else 0, memory)), count)
 
 
 def as_sent(study: Study) -> str:
