@@ -97,3 +97,9 @@ def test_a_study_that_this_version_cannot_read_still_has_its_cells(path: Path) -
     browser = client(path)
     assert browser.get("/study/none").status_code == 404
     assert "/study/orders" in browser.get("/studies").text
+
+
+def test_a_scatter_that_is_not_drawn_says_why(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Learned against forgotten is not drawn" not in client(path).get("/study/orders").text
+    monkeypatch.setattr("aftertune.view.pages.studies.linked_balances", lambda *_: [])
+    assert "Learned against forgotten is not drawn: it needs" in client(path).get("/study/orders").text

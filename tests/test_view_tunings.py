@@ -115,3 +115,10 @@ def test_a_fine_tune_without_steps_says_why(tmp_path: Path, status: Any, said: s
     with Ledger(place) as ledger:
         ledger.save_tuning(replace(TUNINGS[0], status=status, steps=(), cure=None))
     assert said in client(place).get(f"/tuning/{TUNINGS[0].id}").text
+
+
+def test_a_fact_stands_once(path: Path) -> None:
+    page = client(path).get("/tuning/curves").text
+    assert "1 of 400 items are in the training data exactly" in page
+    assert "Data Overlap" not in page  # as the provenance of a report has it
+    assert "Training Command" not in page

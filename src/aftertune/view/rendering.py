@@ -17,7 +17,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -136,7 +136,8 @@ class ViewContext:
             "version": __version__,
             "heads": {c.key: c.heading for c in COLUMNS}, "htmx_headers": json.dumps({CSRF_HEADER: self.access.csrf})}
         environment.filters |= {"json": _json, "task_title": task_title, "count": fmt.count, "when": _when,
-                                "duration": fmt.duration, "progress_text": progress_text, "public": public_text}
+                                "duration": fmt.duration, "progress_text": progress_text, "public": public_text,
+                                "raw": partial(fmt.raw, digits=3)}
         return environment
 
     def static(self, name: str) -> str:

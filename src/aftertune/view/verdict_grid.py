@@ -23,6 +23,7 @@ from aftertune.comparison.across_seeds import RecipeChange, recipe_changes, reci
 from aftertune.comparison.expected_accuracy import choose_primary
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
+from aftertune.methods import method_title
 from aftertune.report import formatting as fmt
 from aftertune.report.columns import VerdictLine, verdict_table
 from aftertune.report.results import newest, tuning_of
@@ -156,7 +157,7 @@ def _row(members: Sequence[_Member]) -> VerdictRow:
     first = members[0]
     tuning, comparison = first.tuning, first.comparison
     seeds = tuple(sorted({m.tuning.seed for m in members if m.tuning is not None}))
-    about = "" if tuning is None else f"{tuning.method}, {tuning.examples:,} examples"
+    about = "" if tuning is None else f"{method_title(tuning.method)}, {tuning.examples:,} examples"
     if len(members) == 1 and tuning is not None:
         about += f", seed {tuning.seed}"
     cells = {}

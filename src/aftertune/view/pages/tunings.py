@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aftertune.ledger import EntryQuery, Ledger, RunningEntry
+from aftertune.methods import method_title
 from aftertune.redaction import public_text, published
 from aftertune.report import formatting as fmt
 from aftertune.report import tuning_facts
@@ -86,6 +87,7 @@ def tuning_page(request: Request) -> Response:
         moved=tuning.status == "done" and not there, data=published(data_facts(tuning.counts, ())),
         overlap=[_overlap_row(o) for o in tuning.overlap], figures=_figures(tuning) if inputs.flag("charts") else (),
         facts_of_entry=_facts(tuning), code=CODE, inputs=inputs,
+        method=method_title(tuning.method),
         command=tuning.provenance.command if tuning.provenance else "",
         held_out=held_out_line(tuning.held_out) if tuning.held_out else None, **values)
 
@@ -132,8 +134,9 @@ def _overlap_row(overlap: Overlap) -> OverlapRow:
 
 
 def _facts(tuning: Tuning) -> list[tuple[str, str]]:
-    """Where it comes from, without folders of this machine. The command has a place of its own."""
-    return [(label, public_text(value)) for label, value in tuning_facts(tuning) if label not in COMMANDS]
+    """Where it comes from, without folders of this machine. The command and the data have places of their own."""
+    shown = {*COMMANDS, *(label for label, _ in data_facts(tuning.counts, tuning.overlap))}
+    return [(label, public_text(value)) for label, value in tuning_facts(tuning) if label not in shown]
 
 
 def _figures(tuning: Tuning) -> list[Any]:

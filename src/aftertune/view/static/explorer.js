@@ -36,7 +36,7 @@
 
   const slug = (kind) => kind.replace(" ", "-");
   const placeOf = (item) => `${item.task}:${item.index}`;
-  const number = (value) => Number(value.toPrecision(3)).toString();
+  const number = (value) => value.toFixed(3).replace("-", "−");
   const marginText = (item) => (item.margins ? `margin ${number(item.margins[0])} → ${number(item.margins[1])} ` : "");
 
   function opening(item) {

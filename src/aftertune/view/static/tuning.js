@@ -5,6 +5,7 @@
   const { $, all, colour } = aftertune;
   const COLOURS = ["c1", "c2", "c3", "c4", "c5", "c6"];
   const DASHES = [[], [6, 3], [2, 2], [8, 3, 2, 3], [4, 2], [10, 4]];
+  const STEPS = [0, 1, 2, 3, 4, 5, 6].flatMap((e) => [1, 2, 5].map((m) => m * 10 ** e)); // whole ones only
   const plots = new Map();
 
   const axis = (size) => ({
@@ -17,7 +18,6 @@
     if (kind === "loss") {
       return {
         lines: [["training", curves.loss], ["validation", curves.validation]].filter(([, line]) => line[0].length),
-        floor: 0,
       };
     }
     if (kind === "rate") return { lines: curves.rate[0].length ? [["learning rate", curves.rate]] : [] };
@@ -64,10 +64,19 @@
     return (u, low, high) => {
       let [least, most] = [low ?? 0, high ?? 1];
       for (const [, , a, b] of (chart.intervals || []).flat()) { least = Math.min(least, a); most = Math.max(most, b); }
-      if (chart.floor !== undefined) least = Math.min(chart.floor, least);
       const room = (most - least || Math.abs(most) || 1) * 0.06;
       return [least === 0 ? 0 : least - room, most + room];
     };
+  }
+
+  // The name of each line with its colour, where the caption does not say it.
+  function legend(place, names) {
+    $(".legend", place).replaceChildren(...(names.length > 1 || place.dataset.curve === "watch" ? names : []).map((name, i) => {
+      const key = document.createElement("span");
+      key.className = COLOURS[i % COLOURS.length];
+      key.textContent = name;
+      return key;
+    }));
   }
 
   function make(holder, chart, output) {
@@ -76,7 +85,7 @@
     return new uPlot({
       width: holder.clientWidth, height: holder.clientHeight, legend: { show: false }, padding: [8, 8, 0, 0],
       cursor: { drag: { x: true, y: false } }, scales: { x: { time: false }, y: { range: yRange(chart) } },
-      axes: [axis(34), { ...axis(64), values: (u, ticks) => ticks.map((v) => Number(v.toPrecision(6)).toString()) }],
+      axes: [{ ...axis(34), incrs: STEPS }, { ...axis(64), values: (u, ticks) => ticks.map((v) => Number(v.toPrecision(6)).toString()) }],
       series: [{}, ...chart.lines.map(([label], i) => ({
         label, stroke: () => colour(COLOURS[i % COLOURS.length]), width: 2, dash: DASHES[i % DASHES.length],
         spanGaps: true, points: { show: few || Boolean(chart.intervals) || label === "validation", size: 6 },
@@ -85,7 +94,7 @@
         drawClear: [marks(chart)],
         setCursor: [(u) => {
           const at = u.cursor.idx;
-          output.textContent = at === null || at === undefined ? u.series.slice(1).map((s) => s.label).join(", ")
+          output.textContent = at === null || at === undefined ? ""
             : `step ${number(u.data[0][at])}: ${u.series.slice(1).map((s, i) => `${s.label} ${number(u.data[i + 1][at])}`).join(", ")}`;
         }],
       },
@@ -109,7 +118,7 @@
       } else {
         before?.plot.destroy();
         const kept = { ...chart };
-        $("output", place).textContent = chart.lines.map(([name]) => name).join(", ");
+        legend(place, chart.lines.map(([name]) => name));
         plots.set(kind, { plot: make(holder, kept, $("output", place)), chart: kept, names: chart.lines.map(([name]) => name).join("\n") });
       }
     }
