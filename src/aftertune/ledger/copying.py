@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Select, Table, bindparam, func, select, tuple_, type_coerce
+from sqlalchemy import Connection, Insert, Select, Table, bindparam, func, select, type_coerce
 
 from aftertune.errors import InputError, StorageError, nearest
 from aftertune.ledger.database import Database, repeating
@@ -242,13 +242,14 @@ def _with_documents(reader: Connection, writer: Connection, rows: list[dict[str,
     keys = [(row.pop("item_hash"), row.pop("item_content")) for row in rows]
     wanted = list(dict.fromkeys(keys))
     there = stored_documents(writer, wanted)
-    missing = [key for key in wanted if key not in there]
+    missing = {key for key in wanted if key not in there}
     if missing:
         query = select(item.c.hash, item.c.content, _raw(item.c.doc)).where(
-            tuple_(item.c.hash, item.c.content).in_(missing)).order_by(item.c.seq)
-        documents = [_named(dict(row)) for row in reader.execute(query).mappings()]
+            item.c.hash.in_({hash_ for hash_, _ in missing})).order_by(item.c.seq)
+        documents = [_named(dict(row)) for row in reader.execute(query).mappings()
+                     if (row["hash"], row["content"]) in missing]
         writer.execute(_insert(item, ["hash", "content", "doc"]), documents)
-        there |= stored_documents(writer, missing)
+        there |= stored_documents(writer, list(missing))
     return [{**row, "item": there[key]} for row, key in zip(rows, keys, strict=True)]
 
 

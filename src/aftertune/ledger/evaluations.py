@@ -22,7 +22,7 @@ from dataclasses import replace
 from itertools import chain, groupby, repeat
 from typing import Any
 
-from sqlalchemy import Connection, Row, RowMapping, bindparam, or_, select, tuple_, type_coerce
+from sqlalchemy import Connection, Row, RowMapping, bindparam, or_, select, type_coerce
 
 from aftertune.errors import InputError, SourceError, StorageError, nearest
 from aftertune.ledger.database import repeatable
@@ -495,9 +495,9 @@ def store_documents(connection: Connection, items: Sequence[Item]) -> list[int]:
 def stored_documents(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
     seqs: dict[tuple[str, str], int] = {}
     for start in range(0, len(keys), CHUNK):
-        query = select(item.c.hash, item.c.content, item.c.seq).where(
-            tuple_(item.c.hash, item.c.content).in_(keys[start:start + CHUNK]))
-        seqs.update({(r.hash, r.content): r.seq for r in connection.execute(query)})
+        part = set(keys[start:start + CHUNK])  # a list of pairs would have no index on PostgreSQL
+        query = select(item.c.hash, item.c.content, item.c.seq).where(item.c.hash.in_({hash_ for hash_, _ in part}))
+        seqs.update({key: r.seq for r in connection.execute(query) if (key := (r.hash, r.content)) in part})
     return seqs
 
 
