@@ -110,10 +110,10 @@ def test_every_verb_and_each_of_its_flags_is_documented(verb: str, monkeypatch: 
 
 def test_these_are_the_verbs() -> None:
     assert sorted(COMMANDS) == ["audit", "blend", "card", "check-deploy", "check-merge", "checkpoints", "compare",
-                                "cure", "demo", "doctor", "drift", "eval", "export", "flips", "gate", "import", "note",
-                                "plan", "plan-items", "push", "record", "rename", "report", "rm", "rollback", "run",
-                                "runs", "show", "skill", "soften", "study", "tag", "templates", "tune", "verify",
-                                "view"]
+                                "cure", "demo", "doctor", "drift", "eval", "export", "flips", "gate", "import",
+                                "ledger", "note", "plan", "plan-items", "push", "record", "rename", "report", "rm",
+                                "rollback", "run", "runs", "show", "skill", "soften", "study", "tag", "templates",
+                                "tune", "verify", "view"]
 
 
 def test_the_studies_of_the_documents_are_valid_and_every_key_is_documented(tmp_path: Path) -> None:

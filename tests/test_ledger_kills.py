@@ -101,5 +101,5 @@ def test_a_second_process_on_one_evaluation_is_refused_by_name(place: Path | str
         child = subprocess.run([sys.executable, "-c", WRITER, str(path), "0"], capture_output=True, text=True,
                                timeout=300, check=False)
         assert child.returncode != 0
-        assert "ResourceError: evaluation e1 is in use by process" in child.stderr
+        assert "InUse: evaluation e1 is in use by process" in child.stderr
         assert ledger.done_positions("e1") == set()

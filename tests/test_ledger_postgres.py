@@ -437,3 +437,66 @@ def test_a_user_with_rights_on_the_rows_alone_can_work(postgres: Server, address
     empty = postgres.database()
     with pytest.raises(StorageError, match=r"the database user may not do this .*GRANT"):
         Ledger(postgres.address(at(empty).name, "member"))
+
+
+# Commands on a server
+
+@pytest.mark.slow
+def test_an_evaluation_whose_server_is_killed_ends_with_5_and_goes_on_with_the_same_command(
+        own: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its numbers are those of an unbroken one in a file; no password is stored or shown."""
+    from eval_cases import byte_folder
+
+    settle(monkeypatch, tmp_path)
+    model = byte_folder(tmp_path / "tiny")
+    words = ("eval", str(model), "--tasks", "arc_easy", "--sample", "24", "--memory", "1MB", "--dtype", "float32",
+             "--threads", "1", "--name", "tiny")
+    assert call(monkeypatch, *words) == 0
+    address = own.database().replace("aftertune@", f"aftertune:{CANARY}@")
+    monkeypatch.setenv("AFTERTUNE_LEDGER", address)
+    real, saved = Ledger.save_batch, []
+
+    def save_batch(*given: object) -> None:
+        real(*given)  # type: ignore[arg-type]
+        saved.append(given[2])
+        if len(saved) == 2:
+            monkeypatch.setattr(backend, "PATIENCE", 0.1)
+            own.kill()
+
+    monkeypatch.setattr(Ledger, "save_batch", save_batch)
+    capfd.readouterr()
+    assert call(monkeypatch, *words) == 5
+    out, err = capfd.readouterr()
+    assert len([line for line in err.splitlines() if line.startswith("aftertune: ")]) == 1
+    assert "cannot be reached" in err
+    monkeypatch.setattr(backend, "PATIENCE", 60.0)
+    own.start()
+    assert call(monkeypatch, *words, "--json") == 0
+    out, more = capfd.readouterr()
+    with Ledger(address) as ledger, Ledger(tmp_path / "ledger.db") as file:
+        broken, whole = ledger.find_evaluation("tiny"), file.find_evaluation("tiny")
+        assert (broken.id, broken.scores) == (whole.id, whole.scores)
+        assert ledger.answers(broken.id) == file.answers(whole.id)
+        assert ledger.responses(broken.id) == file.responses(whole.id)
+        assert CANARY not in repr(ledger) + repr(broken) + out + err + more
+    assert len(saved) == len(set(map(str, saved))), "a batch that was acknowledged was computed again"
+
+
+@pytest.mark.slow
+def test_the_view_shows_a_ledger_of_a_server_and_changes_notes_there(address: str, tmp_path: Path) -> None:
+    from aftertune.ledger.copying import chosen_entries, copy_entries
+    from view_cases import client, demo_ledger, post
+
+    with Ledger(demo_ledger(tmp_path / "demo.db")) as source, Ledger(address) as target:
+        assert {e.state for e in copy_entries(source.database, target.database, chosen_entries(source.database))} == {
+            "copied"}
+        [first, *_] = target.comparisons()
+    browser, file = client(at(address.replace("aftertune@", f"aftertune:{CANARY}@"))), client(tmp_path / "demo.db")
+    for page in ("/", "/runs", "/runs?q=care&sort=name", f"/compare/{first.base}/{first.tuned}", "/grid", "/studies"):
+        here, there = browser.get(page), file.get(page)
+        assert here.status_code == there.status_code, page
+        assert CANARY not in here.text
+    assert "careful" in browser.get("/runs").text
+    assert post(browser, "/entry/e-careful/note", note="of the team").status_code in (200, 303)
+    with Ledger(address) as ledger:
+        assert ledger.labels()["e-careful"].note == "of the team"

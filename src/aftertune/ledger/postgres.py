@@ -66,7 +66,6 @@ class PostgresDatabase(Database):
             raise ResourceError("a ledger on a PostgreSQL server needs psycopg: pip install 'aftertune[postgres]'")
         self.address = self.place = address
         self.read_only = read_only
-        self.patience = min(_READER_PATIENCE, PATIENCE) if read_only else PATIENCE
         self._own = OwnConnections()
         self._reached = False
         self._lock_key = 0
@@ -76,6 +75,11 @@ class PostgresDatabase(Database):
         except BaseException:
             self.engine.dispose()
             raise
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the begin of a transaction waits for the server."""
+        return min(_READER_PATIENCE, PATIENCE) if self.read_only else PATIENCE
 
     @property
     def folder(self) -> Path:
