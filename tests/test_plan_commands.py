@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,3 +136,30 @@ def test_make_gives_the_scores_of_a_run(file: Path, monkeypatch: pytest.MonkeyPa
 def test_an_unknown_cell_is_refused_in_python(file: Path) -> None:
     with Ledger() as ledger, pytest.raises(InputError, match="no cell of own has this name"):
         running.run_cell(Study.load(file), "tune", ledger=ledger, out=Path("out"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None or shutil.which("sh") is None, reason="make and sh")
+def test_the_commands_of_the_page_on_workers_run_as_they_are_written(file: Path) -> None:
+    """Those for one machine, make and Slurm, with a stand-in for sbatch; a cluster has a test of its own."""
+    text = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S)
+    blocks = [b for b in blocks if not re.search(r"\bray\b|postgresql|/mnt/", b)]
+    script = "".join(blocks).replace("--workers 4", "--workers 2").replace("-j 4", "-j 2")
+    assert [line.split()[1] for line in script.splitlines() if line.startswith("aftertune")] == [
+        "plan", "plan", "run", "plan", "plan"]
+    tools = file.parent / "tools"
+    tools.mkdir()
+    (tools / "aftertune").write_text(f'#!/bin/sh\nexec {sys.executable} -m aftertune "$@"\n')
+    (tools / "sbatch").write_text('#!/bin/sh\necho 1\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    file.write_text(file.read_text().replace("[lora, ia3]", "[ia3]"), encoding="utf-8")
+    search = os.pathsep.join(entry for entry in sys.path if entry)
+    ended = subprocess.run(["sh", "-ec", script], cwd=file.parent, capture_output=True, text=True, timeout=550,
+                           env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": search,
+                                "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert (file.parent / "runs" / "own" / "record.md").exists()
+    assert "on 2 workers about" in ended.stdout
+    assert (file.parent / "submit.sh").read_text().startswith("#!/bin/sh\n# Submits the cells of study own")
