@@ -184,7 +184,9 @@ class Harness:
             with contextlib.suppress(psutil.Error):
                 self.draw.choice(sorted(workers, key=lambda p: p.pid)).kill()
         self.figures.kills[kind] += 1
-        run.working.clear()
+        print(f"kill {self.figures.kills.total()}: {kind}", file=sys.stderr, flush=True)
+        if kind != "run":
+            run.working.clear()
 
 
 class LocalCluster:

@@ -125,7 +125,7 @@ class NodeWorkers:
         self.messages.append((f"worker {self.started}", {"event": "ready", "node": f"node {self.started}"}))
         return f"worker {self.started}"
 
-    def send(self, worker: str, cell: str) -> None:
+    def send(self, worker: str, cell: str, *, helps: bool = False) -> None:
         node = worker.replace("worker", "node")
         self.ran.append((node, cell))
         event = "failed" if node in self.broken.get(cell, ()) else "done"

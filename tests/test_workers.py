@@ -45,7 +45,7 @@ class ScriptedWorkers:
         self.messages.append((name := f"worker {self.started}", {"event": "ready", "node": "here"}))
         return name
 
-    def send(self, worker: str, cell: str) -> None:
+    def send(self, worker: str, cell: str, *, helps: bool = False) -> None:
         self.ran.append((worker, cell))
         ending = self.script[cell].pop(0) if self.script.get(cell) else "done"
         self.messages.append((worker, {"event": "progress", "done": 1, "total": 2, "text": "answering"}))
@@ -113,6 +113,43 @@ def test_workers_that_cannot_begin_end_the_run() -> None:
     workers.start = start  # type: ignore[method-assign]
     with pytest.raises(ResourceError, match="ended before it could begin: exit code 1"):
         driven(workers, count=1)
+
+
+class SharingWorkers(ScriptedWorkers):
+    """A cell is done only when a second worker has helped with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.helped: list[tuple[str, str]] = []
+
+    def send(self, worker: str, cell: str, *, helps: bool = False) -> None:
+        if helps:
+            self.helped.append((worker, cell))
+            self.messages.append((worker, {"event": "helped"}))
+            self.messages.append((self.ran[-1][0], {"event": "done"}))
+        else:
+            self.ran.append((worker, cell))
+
+
+@pytest.mark.parametrize(("seconds", "shared", "helps"), [(100.0, True, True), (20.0, True, False),
+                                                           (100.0, False, False)])
+def test_a_worker_without_a_cell_helps_with_a_long_evaluation(seconds: float, shared: bool, helps: bool) -> None:
+    workers, log = SharingWorkers(), list[str]()
+    report = Report(lambda done, total, text: log.append(text), lambda *_: None, lambda *_: None)
+    queue = CellQueue([CellJob("evaluate b", seconds, base="b", load=1.0, shared=shared)], 2)
+    drive = Drive(queue, workers, report, help_after=30.0)
+    for _ in range(2):
+        drive._start()
+    for _ in range(3):
+        for message in workers.receive(0.0):
+            drive._take_in(*message)
+        drive._give_out()
+    assert bool(workers.helped) == helps
+    assert len(workers.ran) == 1
+    if helps:
+        assert workers.helped[0][0] != workers.ran[0][0]
+        assert not len(queue)
+        assert any(text.endswith("helps") for text in log)
 
 
 # --- Real workers ---

@@ -46,6 +46,7 @@ class CellRuns:
         self.root = root or SharedRoot(out / "tunings")
         self.cured = made_from(study.tunings)
         self.cells = {cell.name: cell for cell in cells_of(study)}
+        self.helps = False  # whether the present cell is run by another process too
         self.questions: dict[str, list[Question]] = {}  # by task
         self.values: dict[str, Any] = {}  # evaluation or tuning by cell
         self.bases: tuple[str, BaseModelCache] | None = None  # the loaded base with its model source
@@ -78,6 +79,19 @@ class CellRuns:
         self.values[cell.name] = value
         self.ledger.save_cell(self.study.study, cell.name, "done", ref=value.id, error=self._fault(cell))
         return value
+
+    def help(self, cell: Cell, progress: Progress) -> None:
+        """Help the process that runs an evaluation now: compute batches of it until it is complete. The state of the
+        cell stays that of the other process."""
+        self.helps = True
+        try:
+            self._evaluate_or_tune(cell, progress)
+        except AftertuneError as error:
+            _clear_frames(error)
+            raise
+        finally:
+            self.helps = False
+            release_memory()
 
     def load_needed(self, cell: Cell) -> None:
         """Load the values of the cells that a cell needs, which another process may have run. Raises InputError where
@@ -157,7 +171,7 @@ class CellRuns:
         tasks = tuple(t.model_copy(update={"until_decided": self.study.stops(t)}) for t in spec.tasks)
         asked = self.values[f"evaluate {self.study.tunings[name].base}"]  # all items, once for all fine-tunes
         return until_decided(spec.model_copy(update={"tasks": tasks}), asked.id, rule, ledger=self.ledger,
-                             progress=progress, bases=self._loaded(spec.model)).tuned
+                             progress=progress, bases=self._loaded(spec.model), join=self.helps).tuned
 
     def _check_link(self, cell: Cell, link: Link, progress: Progress) -> Evaluation:
         """The evaluation of a form of a fine-tune. One that an earlier run checked is taken from the ledger, so that
@@ -200,7 +214,8 @@ class CellRuns:
         return "; ".join(self.chains[cell.subject].checked[-1].faults) or None
 
     def _evaluate(self, spec: EvalSpec, progress: Progress) -> Evaluation:
-        return evaluate(spec, ledger=self.ledger, progress=progress, bases=self._loaded(spec.model))
+        return evaluate(spec, ledger=self.ledger, progress=progress, bases=self._loaded(spec.model),
+                        join=self.helps)
 
     def _loaded(self, model: str) -> BaseModelCache:
         """The base, which stays loaded for the next adapter of it."""

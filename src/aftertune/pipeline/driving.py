@@ -44,12 +44,16 @@ class Report:
 
 
 class Drive:
-    """One run on workers. keep_going: go on after a cell failed. names: of the cells, in the order of the study."""
+    """One run on workers. keep_going: go on after a cell failed; help_after: workers without a cell help with
+    evaluations that still take this many seconds or longer, None: never."""
 
-    def __init__(self, queue: CellQueue, workers: Workers, report: Report, *, keep_going: bool = False) -> None:
+    def __init__(self, queue: CellQueue, workers: Workers, report: Report, *, keep_going: bool = False,
+                 help_after: float | None = None) -> None:
         self.queue, self.workers, self.report, self.keep_going = queue, workers, report, keep_going
+        self.help_after = help_after
         self.running: dict[str, str] = {}  # cell by worker
         self.idle: set[str] = set()
+        self.helping: dict[str, str] = {}  # cell by worker
         self.nodes: dict[str, str] = {}  # by worker
         self.failed: dict[str, str] = {}  # reason by cell
         self.first_error: AftertuneError | None = None
@@ -89,6 +93,7 @@ class Drive:
         for worker in sorted(self.idle):
             job = self.queue.take(worker, [c for c, nodes in self.failed_on.items() if self.nodes[worker] in nodes])
             if job is None:
+                self._help(worker)
                 continue
             self.idle.discard(worker)
             self.running[worker] = job.name
@@ -97,9 +102,26 @@ class Drive:
             self._progress(worker, 0, 0, "starting")
             self.workers.send(worker, job.name)
 
+    def _help(self, worker: str) -> None:
+        """Let a worker that has no cell help with the longest evaluation, if this is worth loading its model."""
+        if self.help_after is None:
+            return
+        jobs, helped = self.queue.jobs, [*self.helping.values()]
+        left = {cell: (1 - self._shares[cell]) * jobs[cell].seconds / (1 + helped.count(cell))
+                for cell in self.running.values() if jobs[cell].shared}
+        longest = max(left, key=left.__getitem__, default="")
+        if longest and left[longest] >= self.help_after + 2 * jobs[longest].load:
+            self.idle.discard(worker)
+            self.helping[worker] = longest
+            self.queue.loaded[worker] = jobs[longest].base
+            self.report.progress(0, 0, f"{self._title(longest, worker)}: helps")
+            self.workers.send(worker, longest, helps=True)
+
     def _take_in(self, worker: str, message: Message) -> None:
         """Act on what a worker said."""
         event, cell = message.get("event"), self.running.get(worker)
+        if event in ("helped", "lost"):
+            self.helping.pop(worker, None)
         if event in ("ready", "lost"):
             self._starting.discard(worker)
         if event == "ready":
@@ -108,6 +130,8 @@ class Drive:
             self._dead = 0
         elif event == "lost":
             self._lose(worker, str(message.get("reason", "")))
+        elif event == "helped":
+            self.idle.add(worker)
         elif cell is None:
             return
         elif event == "progress":

@@ -40,8 +40,8 @@ class Workers(Protocol):
     def start(self) -> str:
         """Start another worker and return its name."""
 
-    def send(self, worker: str, cell: str) -> None:
-        """Let a worker run a cell."""
+    def send(self, worker: str, cell: str, *, helps: bool = False) -> None:
+        """Let a worker run a cell, or help with one that another worker runs."""
 
     def receive(self, timeout: float) -> Iterator[tuple[str, Message]]:
         """What workers said since the last call, with the worker's name. Waits at most ``timeout`` seconds for it. A
@@ -139,9 +139,9 @@ class LocalWorkers:
         self.children[name] = ChildWorker(name, self.opening, environment, self.received)
         return name
 
-    def send(self, worker: str, cell: str) -> None:
-        """Let a worker run a cell."""
-        self.children[worker].write(json.dumps({"cell": cell}))
+    def send(self, worker: str, cell: str, *, helps: bool = False) -> None:
+        """Let a worker run a cell, or help with one that another worker runs."""
+        self.children[worker].write(json.dumps({"cell": cell, "help": helps}))
 
     def receive(self, timeout: float) -> Iterator[tuple[str, Message]]:
         """What the workers said."""

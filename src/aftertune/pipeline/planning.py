@@ -259,7 +259,8 @@ def cell_jobs(cells: Sequence[Cell], costs: Costs, done: Collection[str] = ()) -
         base = _loaded_base(cell, costs.study)
         load = max((cost.memory or 0) - PROGRAM, 0) / 2 / READ_RATE if base else 0.0
         seconds = 1.0 if cell.name in done else UNKNOWN_SECONDS if cost.seconds is None else cost.seconds
-        jobs.append(CellJob(cell.name, seconds, cell.needs, base, load, cost.memory or 0, cost.disk or 0))
+        jobs.append(CellJob(cell.name, seconds, cell.needs, base, load, cost.memory or 0, cost.disk or 0,
+                            shared=cell.kind in ("base", "tuned") and costs.study.engine in ("packed", "plain")))
     return jobs
 
 

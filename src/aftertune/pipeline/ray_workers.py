@@ -179,11 +179,11 @@ class RayWorkers:
         self._listen(name)
         return name
 
-    def send(self, worker: str, cell: str) -> None:
-        """Let a worker run a cell."""
+    def send(self, worker: str, cell: str, *, helps: bool = False) -> None:
+        """Let a worker run a cell, or help with one that another worker runs."""
         import json
 
-        self.actors[worker].write.remote(json.dumps({"cell": cell}))
+        self.actors[worker].write.remote(json.dumps({"cell": cell, "help": helps}))
 
     def receive(self, timeout: float) -> Iterator[tuple[str, Message]]:
         """What the workers said, and which of them were lost with their node."""

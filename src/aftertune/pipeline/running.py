@@ -45,6 +45,10 @@ from aftertune.values import Comparison, Progress
 CellCallback = Callable[[str, str], None]
 
 
+#: Estimated seconds that an evaluation still takes from which on a worker without a cell helps with it.
+HELP_AFTER = 30.0
+
+
 @dataclass(frozen=True, slots=True)
 class CellChoice:
     """Which cells to run.
@@ -174,7 +178,8 @@ class _StudyRun:
             if ready.note:
                 workers.say(ready.note)
             drive = Drive(CellQueue(jobs, ready.count), ready.workers,
-                          Report(self.progress, self.on_cell, self._save_state), keep_going=keep_going)
+                          Report(self.progress, self.on_cell, self._save_state), keep_going=keep_going,
+                          help_after=HELP_AFTER if ready.may_help else None)
             drive.run(ready.count)
         self.failed |= {cell.name: drive.failed[cell.name] for cell in cells if cell.name in drive.failed}
         return drive.first_error

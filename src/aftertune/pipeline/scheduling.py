@@ -26,7 +26,8 @@ class CellJob:
     """A cell as the schedule sees it.
 
     seconds: its estimated time with the model loaded; needs: names of the cells that must be done before it; base: the
-    model that stays loaded after it, "" for none; load: seconds to load this base; memory, disk: bytes, 0 if not known.
+    model that stays loaded after it, "" for none; load: seconds to load this base; memory, disk: bytes, 0 if not known;
+    shared: whether several workers can compute it together.
     """
 
     name: str
@@ -36,6 +37,7 @@ class CellJob:
     load: float = 0.0
     memory: int = 0
     disk: int = 0
+    shared: bool = False
 
 
 class CellQueue:

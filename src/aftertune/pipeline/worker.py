@@ -4,7 +4,8 @@
 
 It speaks lines of JSON. The first line on stdin is the opening (`Opening`): the study as data, no code. Each further
 one names a cell: {"cell": "tune careful"}. The worker writes {"event": "ready"}, and for each cell
-{"event": "progress", …} and {"event": "done"} or {"event": "failed", "kind": "InputError", "reason": "…"}.
+{"event": "progress", …} and {"event": "done"} or {"event": "failed", "kind": "InputError", "reason": "…"}. With
+"help": true the cell is an evaluation that another worker runs; at its end the line is {"event": "helped"}.
 
 When stdin ends, because the other process closed it or is gone, the worker stops as at Ctrl-C: finished batches and
 checkpoints stay.
@@ -88,7 +89,11 @@ class Worker:
             runs = CellRuns(study, ledger, Path(self.opening.out), root)
             self.send(event="ready", node=platform.node(), pid=os.getpid())
             while (line := self.received.get()) is not None:
-                self.run(runs, str(json.loads(line)["cell"]))
+                order = json.loads(line)
+                if order.get("help"):
+                    self.help(runs, str(order["cell"]))
+                else:
+                    self.run(runs, str(order["cell"]))
 
     def run(self, runs: Any, name: str) -> None:
         """Run one cell, and say how it ended. A cell that another process holds is tried again for some time."""
@@ -120,6 +125,16 @@ class Worker:
             else:
                 self.send(event="done")
             return
+
+    def help(self, runs: Any, name: str) -> None:
+        """Help another worker with an evaluation. What goes wrong here is no fault of the cell."""
+        cell = runs.cells[name]
+        try:
+            runs.load_needed(cell)
+            runs.help(cell, lambda *_: None)
+        except Exception:
+            traceback.print_exc()
+        self.send(event="helped")
 
     def progress(self, done: int, total: int, text: str) -> None:
         """Report progress, not more often than a person can read."""

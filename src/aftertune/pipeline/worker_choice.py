@@ -54,11 +54,13 @@ class WorkerChoice:
 
 @dataclass(frozen=True, slots=True)
 class PreparedWorkers:
-    """Workers that can be started. count: how many; note: why there are fewer than asked for, or ""."""
+    """Workers that can be started. count: how many; note: why there are fewer than asked for, or ""; may_help: whether
+    the memory is enough for all of them to work on the same cell."""
 
     workers: Workers
     count: int
     note: str = ""
+    may_help: bool = False
 
 
 @contextlib.contextmanager
@@ -88,7 +90,9 @@ def _on_this_machine(choice: WorkerChoice, study: Study, jobs: Sequence[CellJob]
         note = (f"{count} worker{'s' if count > 1 else ''} instead of {wanted}: the {wanted} cells that need most "
                 f"memory need about {needed / 2**30:.1f} GiB together, {sum(free) / 2**30:.1f} GiB are free")
     workers = LocalWorkers(replace(opening, threads=threads_of_each(count)), gpus if len(gpus) > 1 else ())
-    return PreparedWorkers(workers, count, note)
+    largest = max((job.memory for job in jobs if job.shared), default=0)
+    may_help = workers_that_fit([largest] * count, count, free) == count
+    return PreparedWorkers(workers, count, note, may_help)
 
 
 def _on_cluster(choice: WorkerChoice, study: Study, jobs: Sequence[CellJob], opening: Opening,
@@ -119,7 +123,7 @@ def _on_cluster(choice: WorkerChoice, study: Study, jobs: Sequence[CellJob], ope
     out = Path(choice.root).expanduser() / study.study if mounted else Path(opening.out)
     opening = replace(opening, out=str(out.absolute()), threads=cpus,
                       disk={job.name: job.disk for job in jobs if job.disk})
-    return PreparedWorkers(RayWorkers(opening, Needs(cpus, 1 if gpus else 0, memory)), count)
+    return PreparedWorkers(RayWorkers(opening, Needs(cpus, 1 if gpus else 0, memory)), count, may_help=True)
 
 
 def as_sent(study: Study) -> str:
