@@ -12,6 +12,7 @@ models and tasks, and interrupts them:
                      a file (write, fsync, rename, unlink, ...)
     signals          SIGTERM and SIGINT, some of them twice, in an evaluation, a tuning and a study
     stop             SIGSTOP; a second process with the same command, on this host and on another one, with --take-over
+    shared           three processes of one evaluation; those that are killed are replaced by others, which join
     writers          eight processes with one ledger, some of them killed and started again
     full             a full disk at a random moment of an evaluation, a tuning, a study, a page, a bundle and a softened
                      model: a small tmpfs where this process may mount one, else failing system calls
@@ -310,6 +311,32 @@ def _taken_over(soak: Soak, job: Job) -> list[Child]:
     return [refused, taking]
 
 
+def shared(soak: Soak, kills: int) -> None:
+    """Three processes share an evaluation, also one that stops early; some are killed, and others join."""
+    for job in soak.turns(kills, "eval shared", "eval shared", "eval until decided shared"):
+        seconds = soak.whole[job.name][1]
+        done: list[Child] = []
+        running = [soak.start(job) for _ in range(3)]
+        goal = min(soak.chance.randint(2, 8), kills - soak.figures.interrupted)
+        while running:
+            time.sleep(soak.chance.uniform(0, seconds) if goal else 0.02)
+            done += [child for child in running if child.poll() is not None]
+            running = [child for child in running if child.code is None]
+            if goal and running:
+                victim = running.pop(soak.chance.randrange(len(running)))
+                if victim.kill():
+                    goal -= 1
+                    soak.interrupted()
+                    running.append(soak.start(job))
+                done.append(victim)
+        for child in done:
+            if child.code not in (0, -signal.SIGKILL):
+                soak.wrong(f"`{job.name}`: one of three ended with {child.code}: {message(child)}")
+        soak.check_stored(done)
+        soak.figures.acknowledged += sum("calls" not in a for child in done[:-1] for a in child.acknowledged())
+        soak.compare(job)
+
+
 def several(soak: Soak, kills: int) -> None:
     """Eight processes write into one ledger, and some are killed and started again."""
     job = soak.jobs["eval"]
@@ -467,6 +494,7 @@ PARTS: dict[str, tuple[int, Callable[[Soak, int], None]]] = {
     "bundle": (10, lambda soak, n: killed(soak, ["bundle"], n)),
     "signals": (40, signals),
     "stop": (6, stopped),
+    "shared": (30, shared),
     "writers": (40, several),
     "full": (60, full),
     "clock": (300, clock),

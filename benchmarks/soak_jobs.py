@@ -123,6 +123,8 @@ def make_jobs(root: Path, place: Path) -> Jobs:
     return Jobs({
         "eval": lambda: Job("eval", evaluate, base),
         "eval until decided": lambda: Job("eval until decided", decide, base),
+        "eval shared": lambda: Job("eval shared", (*evaluate, "--join"), base),
+        "eval until decided shared": lambda: Job("eval until decided shared", (*decide, "--join"), base),
         **{name: partial(tuned, name) for name in tune},
         "run": lambda: Job("run", ("run", "study.yaml", "--out", "runs"), base),
         "record": lambda: Job("record", ("record", "--out", "record.md"), stored()),
