@@ -233,7 +233,7 @@ class EvaluationRun:
         """Release the lease. An evaluation that failed before its first answer is removed: there is nothing to resume.
         """
         self.end()
-        self.ledger.leave(self.stored.id, drop=self.is_new)
+        self.ledger.leave(self.stored.id, drop=self.is_new or self.join)
 
     def _read(self) -> None:
         """Read the responses and the schedule that are stored by now."""
@@ -515,8 +515,9 @@ class EvaluationRun:
             report()
 
         def report() -> None:
-            elsewhere = self.work.elsewhere if self.work else 0
-            self.progress(finished + elsewhere + partial, plan.cost, "answering")
+            elsewhere, waits = (self.work.elsewhere, self.work.waits) if self.work else (0, False)
+            self.progress(finished + elsewhere + partial, plan.cost, "waiting for other processes" if waits else
+                          "answering")
 
         done = set(self.responses)
         jobs = getattr(plan, "jobs", ())

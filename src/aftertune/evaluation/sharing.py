@@ -20,17 +20,22 @@ from aftertune.ledger import Ledger
 
 #: Seconds between two looks at what other processes have stored, while this one waits for them.
 POLL = 0.2
+#: Seconds of waiting after which the progress says so.
+_LONG = 10.0
 #: Seconds between two heartbeats, however long a batch takes.
 HEARTBEAT = 60.0
 
 
 class SharedWork:
-    """The work of this process on an evaluation, of which it has a lease. elsewhere: cost of the batches that other
-    processes stored since `batches` was called."""
+    """The work of this process on an evaluation, of which it has a lease.
+
+    elsewhere: cost of the batches that other processes stored since `batches` was called; waits: whether this process
+    has waited for the last batches of others for a while.
+    """
 
     def __init__(self, ledger: Ledger, evaluation_id: str) -> None:
         self.ledger, self.id = ledger, evaluation_id
-        self.elsewhere = 0
+        self.elsewhere, self.waits = 0, False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat of {evaluation_id}", daemon=True)
         self._thread.start()
@@ -38,7 +43,7 @@ class SharedWork:
     def end(self) -> None:
         """Send no more heartbeats."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(timeout=5)  # it may wait for the lock of another process, and writes nothing after that
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT):
@@ -58,7 +63,7 @@ class SharedWork:
         """The numbers of the batches that this process computes, one after another, until all are stored.
 
         Each must be stored before the next one is taken. costs: as in `Ledger.take_range`. report: called when
-        ``elsewhere`` has changed.
+        ``elsewhere`` or ``waits`` has changed.
         """
         own: set[int] = set()
 
@@ -68,11 +73,13 @@ class SharedWork:
                 self.elsewhere = cost
                 report()
 
-        self.elsewhere = 0
+        self.elsewhere, self.waits, idle = 0, False, 0.0
         while True:
             taken = self.ledger.take_range(self.id, costs)
             look(taken.stored)
             shared, stop = taken.others > 0, taken.batches[-1] + 1 if taken.batches else 0
+            if taken.batches:
+                self.waits, idle = False, 0.0
             for number in taken.batches:
                 now = self.ledger.range_stop(self.id) or 0
                 shared, stop = shared or now < stop, now
@@ -86,3 +93,7 @@ class SharedWork:
                 if taken.stored.issuperset(costs):
                     return
                 time.sleep(POLL)
+                idle += POLL
+                if idle > _LONG and not self.waits:
+                    self.waits = True
+                    report()

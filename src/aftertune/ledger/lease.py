@@ -198,7 +198,7 @@ def _in_use(connection: Connection, evaluation_id: str, row: Row[Any], *, joinab
         when = f"last heartbeat {-silent:.0f} s in the future: the clock there was ahead, or the one here is behind"
     advice = "wait for it, or stop it and run the command again"
     if joinable:
-        advice += "; to work on it together, add --join"
+        advice += "; to work on it together, add --join (`aftertune eval` has it; join=True in Python)"
     if not holder.same_machine(Process.own()):
         advice += ("; if you know that it has ended, add --take-over (`aftertune eval`, `run` and `import` have it; "
                    "Ledger(take_over=True) in Python)")
