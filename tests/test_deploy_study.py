@@ -14,7 +14,8 @@ from aftertune.deploy.gguf_file import FILE_TYPES
 from aftertune.deploy.stored_check import FILE, read_check
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
-from aftertune.pipeline import cells_of, plan, select_cells
+from aftertune.pipeline import cells_of, plan, running, select_cells
+from aftertune.pipeline.cell_runs import CellRuns
 from aftertune.study import Study
 from aftertune.study.links import WRITTEN_TYPES
 from deploy_cases import chat_model
@@ -185,3 +186,23 @@ def test_a_gate_has_two_evaluations_or_a_chain(words: tuple[str, ...], why: str,
                                                ) -> None:
     assert call(monkeypatch, "gate", *words) == 2
     assert why in capsys.readouterr().err
+
+
+def test_the_cells_of_a_chain_may_be_run_by_different_workers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell by one that knows only the ledger; the chain and its check are those of one process."""
+    study, documents = Study.load(file), []
+    with Ledger() as ledger, Ledger("one.db") as other:
+        running.save_study(study, ledger)
+        for cell in cells_of(study):
+            worker = CellRuns(study, ledger, Path("out"))
+            worker.load_needed(cell)
+            worker.run(cell, lambda *_: None)
+        check = json.loads((Path("out/deploy/careful") / FILE).read_text(encoding="utf-8"))
+        assert set(states().values()) == {"done"}
+        for opened, out in ((ledger, "out"), (other, "alone")):
+            result = running.run(study, ledger=opened, out=Path(out))
+            documents.append((result.chains, [(c.id, c.rows) for c in result.comparisons]))
+        alone = json.loads((Path("alone/deploy/careful") / FILE).read_text(encoding="utf-8"))
+    assert documents[0] == documents[1]
+    assert [link["name"] for link in check["links"]] == [link["name"] for link in alone["links"]]
+    assert check.keys() == alone.keys()
