@@ -154,6 +154,17 @@ def test_json_answers_are_judged(answer: str, exact: float, valid: float, fields
         "exact_match": exact, "valid_json": valid, "field_accuracy": fields}
 
 
+@pytest.mark.parametrize(("answer", "reference", "exact"), [
+    ("[1, 2]", "[1, 2]", 1), ("The list is [1, 2.0].", "[1, 2]", 1), ("[2, 1]", "[1, 2]", 0), ("[1, 2", "[1, 2]", 0),
+    ('{"a": [1, 2]}', "[1, 2]", 0), ("42", "42", 1), (" 42.0\n", "42", 1), ("It is -4.2e1.", "-42", 1), ("43", "42", 0),
+    ("true", "1", 0), ("true", "true", 1), ("yes, true", "true", 1), ("false", "true", 0), ("null", "null", 1),
+    ("", "null", 0), ("nothing", "null", 0), ('"mug"', '"mug"', 1), ('a "mug" of tea', '"mug"', 1), ("mug", '"mug"', 0),
+    ("", "[]", 0), ("[]", "[]", 1), ("[" * 5000, "[]", 0), ("{}", "[]", 0), ('[{"n": 1}]', '[{"n": 1.0}]', 1)])
+def test_json_of_any_kind_is_compared_by_its_value(answer: str, reference: str, exact: float) -> None:
+    metrics = json_metrics(answer, reference)
+    assert (metrics["exact_match"], metrics["field_accuracy"]) == (exact, exact)
+
+
 @pytest.mark.parametrize(("match", "pattern", "answer", "score"), [
     ("json", None, '{"n": 1}', 1.0), ("json", None, "1", 0.0), ("exact", None, ' {"n": 1}\n', 1.0),
     ("exact", None, '{"n":1}', 0.0), ("regex", r"(\d+)", "it is 1, not 2", 1.0), ("regex", r"(\d+)", "2", 0.0)])

@@ -5,8 +5,8 @@
     judge.values('{"n": 2}', {"completion": '{"n": 2.0}'})
         {"exact_match": 1.0, "valid_json": 1.0, "field_accuracy": 1.0}
 
-exact: the same text without outer spaces. json: the first JSON object in the answer equals that of the reference.
-regex: the same first group, or else match, of a pattern. contains: the answer has the reference in it, in upper or
+exact: the same text without outer spaces. json: the first JSON value in the answer that is of the kind of the reference
+(an object, a list, a number …) equals it. regex: the same first group, or else match, of a pattern. contains: the answer has the reference in it, in upper or
 lower case. rouge: F-scores of ROUGE-L, ROUGE-1 and ROUGE-2 (package rouge-score, without stemming). chrf: chrF of the
 answer by sacrebleu with its defaults (Popović 2015), from 0 to 1. python: a function of a file, which is run only where
 the user allows it.
@@ -113,7 +113,7 @@ def _json(_: str) -> Callable[[str, Mapping[str, Any]], Sequence[float]]:
 def json_metrics(answer: str, reference: str) -> dict[str, float]:
     """``exact_match``, ``valid_json`` and ``field_accuracy`` of an answer that should be the JSON ``reference``."""
     expected = json.loads(reference)
-    answered = _first_object(answer)
+    answered = _first_value(answer, expected)
     expected_fields = expected if isinstance(expected, dict) else {}
     answered_fields = answered if isinstance(answered, dict) else {}
     correct = sum(k in answered_fields and _equal_json(answered_fields[k], v) for k, v in expected_fields.items())
@@ -141,13 +141,23 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _first_object(text: str) -> Any:
-    """The JSON object that begins at the first brace in ``text``, or None."""
-    start = text.find("{")
+#: Kind of JSON value -> where the first one in a text begins.
+_STARTS = {dict: r"\{", list: r"\[", str: '"', bool: r"\b(?:true|false)\b", int: r"-?\d", float: r"-?\d",
+           type(None): r"\bnull\b"}
+#: What a text without a value has; None is the value null.
+_NO_VALUE = object()
+
+
+def _first_value(text: str, like: Any) -> Any:
+    """The first JSON value in ``text`` that is of the kind of ``like``, or `_NO_VALUE`. A text that is JSON as a whole is
+    its value, unless an object is looked for: that may stand in a list."""
+    if not isinstance(like, dict) and _is_json(text):
+        return json.loads(text)
+    found = re.search(_STARTS[type(like)], text)
     try:
-        return json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else None
+        return json.JSONDecoder().raw_decode(text[found.start():])[0] if found else _NO_VALUE
     except (ValueError, RecursionError):
-        return None
+        return _NO_VALUE
 
 
 # --- Free texts, by the libraries that papers use ---
