@@ -180,3 +180,26 @@ def test_target_keeps_its_two_words_for_early_stopping(place: Path, word: str, m
     assert [target for target, _ in seen] == [word, "models"]
     assert seen[0][1] == [None]
     assert seen[1][1][0] is not None
+
+
+def test_the_base_with_examples_stands_beside_the_verdict(place: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          capfd: pytest.CaptureFixture[str]) -> None:
+    asked = ("--target", "orders=held.jsonl", *FIXED)
+    assert call(monkeypatch, "eval", "base", *asked, "--target-shots", "train.jsonl=2", "--name", "before") == 0
+    assert call(monkeypatch, "eval", "tuned", *asked, "--name", "after") == 0
+    capfd.readouterr()
+    assert call(monkeypatch, "compare", "before", "after") == 0
+    table = shown(capfd)
+    assert "orders: with 2 examples in the prompt before scores" in table
+    with Ledger() as ledger:
+        [comparison] = ledger.comparisons()
+        [shot] = comparison.few_shot
+        [score] = [s for s in ledger.find_evaluation("before").scores if s.task == "orders_2shot" and s.primary]
+        assert (shot.task, shot.shots, shot.value, shot.n) == ("orders", 2, score.value, score.n)
+        results = Results.load(ledger)
+    assert "with 2 examples in the prompt before scores" in write_record(results, title="x")
+    assert "with 2 examples in the prompt before scores" in write_page(results, title="x")
+    assert call(monkeypatch, "compare", "after", "before") == 0  # the base was not asked with examples
+    assert "examples in the prompt" not in shown(capfd)
+    assert call(monkeypatch, "eval", "base", "--tasks", "arc_easy_5shot", *FIXED[:-2]) == 2
+    assert "--tasks arc_easy --num-fewshot 5" in capfd.readouterr().err

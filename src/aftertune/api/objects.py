@@ -51,6 +51,7 @@ def comparison_object(comparison: Comparison, drift: Drift | None = None) -> dic
             "watermark": watermark(comparison) or None, "rules": comparison.rules,
             "lineage": comparison.lineage, "relation": comparison.relation or None, "common": comparison.common,
             "rows": rows, "held_out": jsonable(comparison.held_out), "forms": jsonable(comparison.forms),
+            "few_shot": jsonable(comparison.few_shot),
             "changes": changes_object(comparison), "drift": drift and drift_object(drift),
             "differences": jsonable(comparison.differences)}
 

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 #: Another machine's arithmetic may differ in the last digits.
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
-#: What of a comparison depends on the other entries of the ledger in which it was made.
-_ELSEWHERE = {"id", "note", "differences", "base_name", "tuned_name", "origin"}
+#: What of a comparison depends on the other entries of the ledger in which it was made, or repeats a score.
+_ELSEWHERE = {"id", "note", "differences", "base_name", "tuned_name", "origin", "few_shot"}
 
 
 @dataclass(slots=True)

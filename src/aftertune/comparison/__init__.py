@@ -18,10 +18,11 @@ continuous integration).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from aftertune.catalog import MetricKey
 from aftertune.comparison.average import AVERAGE, all_rows, average_name
 from aftertune.comparison.changes import find_changes
 from aftertune.comparison.clusters import with_clusters
@@ -31,7 +32,7 @@ from aftertune.comparison.early_rows import is_stopped, unequal_advice
 from aftertune.comparison.expected_accuracy import answers_and_questions, choose_primary, chosen_metrics
 from aftertune.comparison.lineage import earlier_looks, find_relation
 from aftertune.comparison.margins import MARGIN, Margins, margin_of
-from aftertune.comparison.pairing import Pair, form_shifts, pair_answers
+from aftertune.comparison.pairing import Pair, form_shifts, pair_answers, score_of
 from aftertune.errors import InputError, NotComparable, nearest, shown
 from aftertune.values import (
     NO_EFFECT,
@@ -42,6 +43,7 @@ from aftertune.values import (
     Difference,
     Early,
     Evaluation,
+    FewShotScore,
     Item,
     TaskSettings,
     digest,
@@ -109,8 +111,20 @@ def compare(base: Evaluation | str, tuned: Evaluation | str, *, margins: Margins
         tuned=right.id, base_name=left.name, tuned_name=right.name, lineage=relation.lineage, rows=rows,
         differences=(*found, *without_rows), forced=forced, held_out=relation.held_out, relation=relation.relation,
         origin=relation.origin, common=common, forms=tuple(form_shifts(samples)), rules=RULES,
-        signs=() if forced else find_signs(of_tasks, samples, left, right), changes=changes)
+        signs=() if forced else find_signs(of_tasks, samples, left, right), changes=changes,
+        few_shot=tuple(_few_shot(left, right, of_tasks)))
     return _save(comparison, ledger) if save else comparison
+
+
+def _few_shot(left: Evaluation, right: Evaluation, rows: Sequence[ComparisonRow]) -> Iterator[FewShotScore]:
+    """The scores of the base with examples, on tasks that the tuned model was asked without (NAME_Kshot of NAME)."""
+    for row in (r for r in rows if r.primary):
+        for other in left.tasks:
+            score = score_of(left, other.task, MetricKey.of(row.metric, row.filter))
+            if score and other.num_fewshot and other.task == f"{row.task}_{other.num_fewshot}shot" \
+                    and right.task(other.task) is None:
+                yield FewShotScore(task=row.task, shots=other.num_fewshot, metric=row.metric, filter=row.filter,
+                                   value=score.value, n=score.n, fraction=row.fraction)
 
 
 #: Relations in which equal answers are no sign of a fine-tune without effect.

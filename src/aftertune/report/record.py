@@ -47,6 +47,7 @@ from aftertune.report.table import (
     beyond_noise,
     early_text,
     error_text,
+    few_shot_lines,
     held_out_line,
     metrics_by_task,
     performance,
@@ -92,7 +93,7 @@ def comparison_blocks(comparison: Comparison, drift: Drift | None = None, *, tab
     else:
         blocks.append(f"**{md.text(headline(comparison).line)}**")
     notes = " ".join(filter(None, (lineage_note(comparison), rules_note(comparison))))
-    blocks += [md.text(notes), _verdicts(comparison)]
+    blocks += [md.text(notes), _verdicts(comparison), *(md.text(f"{line}.") for line in few_shot_lines(comparison))]
     if comparison.held_out is not None:
         blocks.append(md.table(["Held-out examples", "Loss before", "Loss after",
                                 "Difference (nats per token)", "95 % interval"],

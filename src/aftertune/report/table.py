@@ -295,6 +295,22 @@ def exploratory_text(comparison: Comparison) -> list[str]:
     return lines
 
 
+def few_shot_lines(comparison: Comparison) -> list[str]:
+    """One line for each task that the base was also asked with examples: what it scores then, and both models without.
+    """
+    lines = []
+    for shot in comparison.few_shot:
+        key = shot.task, shot.metric, shot.filter
+        row = next((r for r in comparison.rows if (r.task, r.metric, r.filter) == key), None)
+        if row is not None:
+            value = fmt.percent if shot.fraction else fmt.raw
+            lines.append(fmt.visible(
+                f"{task_title(shot.task)}: with {shot.shots} examples in the prompt {comparison.base_name} scores "
+                f"{value(shot.value)} (n={fmt.count(shot.n)}), without them {value(row.base)}; "
+                f"{comparison.tuned_name} without them {value(row.tuned)}"))
+    return lines
+
+
 def held_out_line(held_out: HeldOut) -> tuple[str, str, str, str, str]:
     """The examples, loss before, loss after, difference and 95 % interval, in nats per token."""
     return (fmt.count(held_out.n), fmt.raw(held_out.before, 3), fmt.raw(held_out.after, 3),

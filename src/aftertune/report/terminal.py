@@ -20,6 +20,7 @@ from aftertune.report.headline import headline
 from aftertune.report.sentences import lineage_note, watermark
 from aftertune.report.table import (
     exploratory_text,
+    few_shot_lines,
     held_out_line,
     margin_text,
     partial_text,
@@ -127,8 +128,8 @@ def terminal_table(comparison: Comparison, *, width: int = 80, details: bool = F
     parts.append(layout.row("", [c.short or c.heading for c in _FIGURES], "dim"))
     for task in dict.fromkeys(line.row.task for line in lines):
         parts += layout.block([line for line in lines if line.row.task == task], details=details)
-    parts += [Text(line) for line in (*exploratory_text(comparison), *_formats(comparison), *change_lines(comparison),
-                                      drift_line(drift)) if line]
+    parts += [Text(line) for line in (*few_shot_lines(comparison), *exploratory_text(comparison), *_formats(comparison),
+                                      *change_lines(comparison), drift_line(drift)) if line]
     if details:
         parts += _changes(comparison)
     parts.append(Text(_footer(comparison, lines), style="dim"))

@@ -14,6 +14,7 @@ import fnmatch
 import functools
 import json
 import logging
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ def expand(tasks: Any, name: str) -> list[str]:
         matches = sorted(fnmatch.filter(index, name))
         if matches:
             return matches
+    if (shots := re.fullmatch(r"(.+)_(\d+)-?shot", name)) and shots[1] in index:
+        raise UnknownTask(f"unknown task {name!r}; examples are a setting and no part of the name: --tasks {shots[1]} "
+                          f"--num-fewshot {int(shots[2])}, as an evaluation of its own")
     problem = "no task matches" if "*" in name else "unknown task"
     near = nearest(name.strip("*_"), list(index))
     fault = tasks.folder.fault() if getattr(tasks, "folder", None) else ""

@@ -5,11 +5,11 @@
     judge.values('{"n": 2}', {"completion": '{"n": 2.0}'})
         {"exact_match": 1.0, "valid_json": 1.0, "field_accuracy": 1.0}
 
-exact: the same text without outer spaces. json: the first JSON value in the answer that is of the kind of the reference
-(an object, a list, a number …) equals it. regex: the same first group, or else match, of a pattern. contains: the answer has the reference in it, in upper or
-lower case. rouge: F-scores of ROUGE-L, ROUGE-1 and ROUGE-2 (package rouge-score, without stemming). chrf: chrF of the
-answer by sacrebleu with its defaults (Popović 2015), from 0 to 1. python: a function of a file, which is run only where
-the user allows it.
+exact: the same text without outer spaces. json: the first JSON value in the answer that is of the kind of the
+reference (an object, a list, a number …) equals it. regex: the same first group, or else match, of a pattern.
+contains: the answer has the reference in it, in upper or lower case. rouge: F-scores of ROUGE-L, ROUGE-1 and ROUGE-2
+(package rouge-score, without stemming). chrf: chrF of the answer by sacrebleu with its defaults (Popović 2015), from
+0 to 1. python: a function of a file, which is run only where the user allows it.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ _NO_VALUE = object()
 
 
 def _first_value(text: str, like: Any) -> Any:
-    """The first JSON value in ``text`` that is of the kind of ``like``, or `_NO_VALUE`. A text that is JSON as a whole is
-    its value, unless an object is looked for: that may stand in a list."""
+    """The first JSON value in ``text`` that is of the kind of ``like``, or `_NO_VALUE`. A text that is JSON as a whole
+    is its value, unless an object is looked for: that may stand in a list."""
     if not isinstance(like, dict) and _is_json(text):
         return json.loads(text)
     found = re.search(_STARTS[type(like)], text)

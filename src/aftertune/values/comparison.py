@@ -201,6 +201,21 @@ class FormShift:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FewShotScore:
+    """What the base scores on a task with examples in the prompt, in a task of its own (NAME_Kshot) that the tuned
+    model was not asked: how much of a gain is only learning the form of the answers. metric, filter: as of the row of
+    ``task``. fraction: the value is a share."""
+
+    task: str
+    shots: int
+    metric: str
+    filter: str
+    value: float
+    n: int
+    fraction: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison(Shown):
     """Two evaluations compared item by item.
 
@@ -209,7 +224,7 @@ class Comparison(Shown):
     differences. common: paired on the items that both have, where the samples differ. forms: one for each task with
     generated answers. rules: the version of the rules by which the verdicts were made (`RULES`). signs: of collapse;
     versions that did not look for them stored none. changes: what changed beside right and wrong; None where an older
-    version stored the comparison.
+    version stored the comparison. few_shot: the base with examples, of tasks that both were asked without.
     """
 
     id: str
@@ -229,6 +244,7 @@ class Comparison(Shown):
     rules: int = 1
     signs: tuple[CollapseSign, ...] = ()
     changes: Changes | None = None
+    few_shot: tuple[FewShotScore, ...] = ()
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each metric of each task; its columns are those of docs/columns.md."""

@@ -43,7 +43,7 @@ from aftertune.report.page.figures import ChartView, figure, position_views
 from aftertune.report.reported import reported_observations
 from aftertune.report.results import Family, Results, tuning_of
 from aftertune.report.sentences import lineage_note, rules_note, watermark
-from aftertune.report.table import ScoreLine, exploratory_text, held_out_line, part_text, score_table
+from aftertune.report.table import ScoreLine, exploratory_text, few_shot_lines, held_out_line, part_text, score_table
 from aftertune.values import (
     VERDICT_LABELS,
     Comparison,
@@ -185,7 +185,7 @@ def comparison_view(comparison: Comparison, results: Results, flips: list[FlipsV
         headline=() if comparison.forced else headline(comparison).sentences,
         summary=", ".join(counts) or "no verdict", watermark=watermark(comparison),
         lineage=" ".join(filter(None, (lineage_note(comparison), rules_note(comparison)))), lines=lines,
-        margins=_margins(lines), explored=exploratory_text(comparison),
+        margins=_margins(lines), explored=[*few_shot_lines(comparison), *exploratory_text(comparison)],
         figure=figure(partial(forest, comparison), _FOREST, many=many),
         held_out=held_out_line(comparison.held_out) if comparison.held_out else None,
         others=[(fmt.visible(d.field), fmt.visible(d.left, 80), fmt.visible(d.right, 80))
