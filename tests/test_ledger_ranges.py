@@ -184,6 +184,9 @@ def test_changes_of_the_schedule_are_not_lost(machines: Machines) -> None:
     for number, name in enumerate("abab"):
         machines.on(name).change_schedule("e1", split(number))
     assert machines.ledger.schedule("e1") == {"splits": [0, 1, 2, 3]}
+    machines.on("a").finish_evaluation(cases.evaluation(), [], [])
+    assert machines.on("b").change_schedule("e1", split(4)) == {"splits": [0, 1, 2, 3]}  # it was slower
+    assert machines.ledger.schedule("e1") == {"splits": [0, 1, 2, 3]}
 
 
 def test_the_responses_of_others_are_checked_when_they_are_read(machines: Machines) -> None:

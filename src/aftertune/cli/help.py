@@ -27,7 +27,7 @@ PANELS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
                                 "enable-thinking", "think-end-token", "gen-kwargs"),
         "Early stopping": ("until-decided", "against", "margin", "stop-target", "draw", "batch", "min-items",
                            "max-items", "max-width"),
-        "Run": ("name", "memory", "threads", "fork", "track", "take-over"),
+        "Run": ("name", "memory", "threads", "workers", "join", "fork", "track", "take-over"),
     },
     "tune": {
         "Data": ("data", "format", "field", "encoding", "split", "subset", "skip-bad", "dedup", "examples", "held-out",

@@ -119,12 +119,17 @@ class SharedEvaluations(Leases):
 
     def change_schedule(self, evaluation_id: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]
                         ) -> dict[str, Any]:
-        """Replace the schedule by what ``change`` makes of the stored one, in one transaction; returns the new one."""
+        """Replace the schedule by what ``change`` makes of the stored one, in one transaction; returns the new one.
+
+        That of a finished evaluation stays: a process may be slower than the one that finished it.
+        """
         with self.database.write(within=True) as connection:
             row = find_row(connection, evaluation, evaluation_id)
             beat(connection, row.seq, row.id)
             check(connection, schedule, {row.seq: f"evaluation {row.id}"})
             before = connection.execute(select(schedule.c.value).where(schedule.c.evaluation == row.seq)).scalar()
+            if row.status == "done" and before is not None:
+                return dict(before)
             after: dict[str, Any] = encode(change(None if before is None else dict(before)))
             if after != before:
                 store_schedule(connection, row.seq, after)
