@@ -6,6 +6,7 @@ Everything else is tested on both databases (the fixture `place`).
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -480,6 +481,27 @@ def test_an_evaluation_whose_server_is_killed_ends_with_5_and_goes_on_with_the_s
         assert ledger.responses(broken.id) == file.responses(whole.id)
         assert CANARY not in repr(ledger) + repr(broken) + out + err + more
     assert len(saved) == len(set(map(str, saved))), "a batch that was acknowledged was computed again"
+
+
+@pytest.mark.slow
+def test_several_workers_of_one_evaluation_on_a_server_store_what_one_stores_in_a_file(
+        postgres: Server, tmp_path: Path) -> None:
+    from eval_cases import byte_folder
+
+    words = [sys.executable, "-m", "aftertune", "eval", str(byte_folder(tmp_path / "tiny")), "--tasks", "arc_easy",
+             "--sample", "40", "--memory", "1MB", "--dtype", "float32", "--threads", "1",
+             "--device", "cpu", "--name", "tiny"]
+    places = (str(tmp_path / "ledger.db"), postgres.ledger())
+    for place, more in zip(places, ((), ("--workers", "2")), strict=True):
+        environment = {**os.environ, "AFTERTUNE_LEDGER": place, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run([*words, *more], env=environment, capture_output=True, text=True, check=False,
+                              cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    with Ledger(places[0]) as file, Ledger(places[1]) as server:
+        whole, shared = file.find_evaluation("tiny"), server.find_evaluation("tiny")
+        assert (shared.id, shared.scores) == (whole.id, whole.scores)
+        assert server.answers(shared.id) == file.answers(whole.id)
+        assert server.held() == set()
 
 
 @pytest.mark.slow

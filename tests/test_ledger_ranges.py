@@ -15,6 +15,7 @@ from aftertune.errors import ResourceError, StorageError
 from aftertune.ledger import Ledger
 from aftertune.ledger.lease import LEASE_TIMEOUT, Process
 from aftertune.ledger.ranges import FINISH, SETUP
+from aftertune.ledger.schema import lease
 from aftertune.values import Response
 from aftertune.view.rendering import progress_text
 
@@ -46,13 +47,13 @@ class Machines:
     def silence(self, name: str) -> None:
         """The process has sent no heartbeat for so long that it counts as dead."""
         with self.ledger.database.write() as connection:
-            connection.exec_driver_sql("UPDATE lease SET heartbeat = heartbeat - ? WHERE host = ?",
-                                       (LEASE_TIMEOUT + 5, name))
+            connection.execute(lease.update().where(lease.c.host == name).values(
+                heartbeat=lease.c.heartbeat - (LEASE_TIMEOUT + 5)))
 
 
 @pytest.fixture
-def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
-    with Ledger(tmp_path / "ledger.db") as ledger:
+def machines(place: Path | str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
+    with Ledger(place) as ledger:
         ledger.open_evaluation(cases.evaluation(), [])
         yield Machines(ledger, monkeypatch)
 
