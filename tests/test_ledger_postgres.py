@@ -91,7 +91,7 @@ def test_the_driver_is_imported_for_a_server_alone(tmp_path: Path, monkeypatch: 
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path / "l.db")], capture_output=True, text=True,
                            check=False)
     assert child.stdout == "[]\n", child.stderr
-    monkeypatch.setattr(backend, "find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ResourceError, match=r"pip install 'aftertune\[postgres\]'"):
         Ledger(f"postgresql+psycopg://me:{CANARY}@db/team")
 
@@ -402,6 +402,10 @@ def test_every_code_of_postgresql_is_one_line_with_a_next_step() -> None:
             self.sqlstate = code
 
     place = at(f"postgresql+psycopg://me:{CANARY}@db/team")
+    for code in ("40001", "40P01", "57P01", "08006"):
+        assert isinstance(storage_error(place, Failure(code)), TransactionLost), code
+    for code in ("23505", "42501", "53100", "28P01"):
+        assert not isinstance(storage_error(place, Failure(code)), TransactionLost), code
     for code in [*(key.ljust(5, "0") for key in SERVER_ADVICE), "22003"]:
         message = str(storage_error(place, Failure(code)))
         assert message.startswith("postgresql://db/team: ")
@@ -445,7 +449,8 @@ def test_a_user_with_rights_on_the_rows_alone_can_work(postgres: Server, address
 @pytest.mark.slow
 def test_an_evaluation_whose_server_is_killed_ends_with_5_and_goes_on_with_the_same_command(
         own: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its numbers are those of an unbroken one in a file; no password is stored or shown."""
+    """Its numbers are those of an unbroken one in a file, and so are those of two workers; no password is stored or
+    shown."""
     from eval_cases import byte_folder
 
     settle(monkeypatch, tmp_path)
@@ -481,27 +486,13 @@ def test_an_evaluation_whose_server_is_killed_ends_with_5_and_goes_on_with_the_s
         assert ledger.responses(broken.id) == file.responses(whole.id)
         assert CANARY not in repr(ledger) + repr(broken) + out + err + more
     assert len(saved) == len(set(map(str, saved))), "a batch that was acknowledged was computed again"
-
-
-@pytest.mark.slow
-def test_several_workers_of_one_evaluation_on_a_server_store_what_one_stores_in_a_file(
-        postgres: Server, tmp_path: Path) -> None:
-    from eval_cases import byte_folder
-
-    words = [sys.executable, "-m", "aftertune", "eval", str(byte_folder(tmp_path / "tiny")), "--tasks", "arc_easy",
-             "--sample", "40", "--memory", "1MB", "--dtype", "float32", "--threads", "1",
-             "--device", "cpu", "--name", "tiny"]
-    places = (str(tmp_path / "ledger.db"), postgres.ledger())
-    for place, more in zip(places, ((), ("--workers", "2")), strict=True):
-        environment = {**os.environ, "AFTERTUNE_LEDGER": place, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run([*words, *more], env=environment, capture_output=True, text=True, check=False,
-                              cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    with Ledger(places[0]) as file, Ledger(places[1]) as server:
-        whole, shared = file.find_evaluation("tiny"), server.find_evaluation("tiny")
-        assert (shared.id, shared.scores) == (whole.id, whole.scores)
-        assert server.answers(shared.id) == file.answers(whole.id)
-        assert server.held() == set()
+    shared = own.ledger()
+    done = subprocess.run([sys.executable, "-m", "aftertune", *words, "--workers", "2"], capture_output=True, text=True,
+                          env={**os.environ, "AFTERTUNE_LEDGER": shared}, check=False)
+    assert done.returncode == 0, done.stderr
+    with Ledger(shared) as ledger, Ledger(tmp_path / "ledger.db") as file:
+        assert ledger.answers(whole.id) == file.answers(whole.id)
+        assert ledger.held() == set()
 
 
 @pytest.mark.slow

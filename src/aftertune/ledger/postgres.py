@@ -25,7 +25,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,6 @@ class PostgresDatabase(Database):
     """
 
     def __init__(self, address: DatabaseAddress, *, create: bool = True, read_only: bool = False) -> None:
-        if find_spec("psycopg") is None:
-            raise ResourceError("a ledger on a PostgreSQL server needs psycopg: pip install 'aftertune[postgres]'")
         self.address = self.place = address
         self.read_only = read_only
         self._own = OwnConnections()
@@ -141,6 +139,11 @@ class PostgresDatabase(Database):
     def _engine(self) -> Engine:
         url = self.address.url
         settings = {key: value for key, value in _CONNECT.items() if key not in url.query}
+        try:
+            import_module("psycopg")
+        except ImportError as error:  # not installed, or without the library of PostgreSQL
+            raise ResourceError(f"a ledger on a PostgreSQL server needs psycopg ({error.msg.splitlines()[0]}): pip "
+                                "install 'aftertune[postgres]'") from None
         engine = create_engine(url, connect_args=settings, isolation_level="AUTOCOMMIT", pool_timeout=LOCK_TIMEOUT,
                                hide_parameters=True)
 
