@@ -122,7 +122,8 @@ def workers_of(mark: str) -> list[psutil.Process]:
 class Harness:
     """Runs rounds. nodes: the cluster, None for workers of this machine."""
 
-    def __init__(self, folder: Path, kills: int, seed: int, nodes: Any = None) -> None:
+    def __init__(self, folder: Path, kills: int, seed: int, nodes: Any = None, minutes: float = 120.0) -> None:
+        self.until = time.monotonic() + 60 * minutes
         self.file, self.kills, self.draw, self.nodes = make_study(folder), kills, random.Random(seed), nodes
         self.mark = os.environ[MARK]
         self.figures = Figures()
@@ -136,7 +137,7 @@ class Harness:
         if whole.process.wait() != 0:
             raise RuntimeError("".join(whole.lines[-5:]))
         expected = numbers(self.file.parent / "whole.db")
-        while self.figures.kills.total() < self.kills:
+        while self.more():
             self.figures.rounds += 1
             shutil.rmtree(self.file.parent / "out")
             ledger = self.file.parent / f"round{self.figures.rounds}.db"
@@ -146,6 +147,10 @@ class Harness:
                                    if found[key] != expected[key]]
         self.figures.seconds = time.monotonic() - started
         return self.figures
+
+    def more(self) -> bool:
+        """Whether further kills follow."""
+        return self.figures.kills.total() < self.kills and time.monotonic() < self.until
 
     def _round(self, ledger: Path) -> None:
         run = self._start(ledger)
@@ -159,7 +164,7 @@ class Harness:
                 if not any("failed or were skipped" in line for line in run.lines[-3:]) and run.process.returncode > 0:
                     self.figures.wrong.append(f"exit code {run.process.returncode}: {''.join(run.lines[-1:]).strip()}")
                 run = self._start(ledger)
-            elif self.figures.kills.total() < self.kills:
+            elif self.more():
                 self._kill(run)
             else:
                 run.process.wait()
@@ -246,19 +251,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--on", default="", choices=["", "ray"])
+    parser.add_argument("--minutes", type=float, default=120.0, help="no kill and no round begins later than this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     given = parser.parse_args()
     where = "three Ray nodes of one machine" if given.on else "three workers of one machine"
     with tempfile.TemporaryDirectory() as folder, place(given.on) as nodes:
-        figures = Harness(Path(folder), given.kills, given.seed, nodes).run()
+        figures = Harness(Path(folder), given.kills, given.seed, nodes, given.minutes).run()
     text = ("| where | kills (of what) | rounds | starts of the run | differences | time |\n"
             "|---|---|--:|--:|--:|--:|\n" + figures.row(where))
     print(text, *figures.wrong, sep="\n")
     if given.write:
         name = f"faults on {where}"
         write_section(name, f"## Kills of {where}\n\nWritten by `python benchmarks/cluster_faults.py"
-                      f"{' --on ray' if given.on else ''} --kills {given.kills} --write`: SIGKILL at random moments "
+                      f"{' --on ray' if given.on else ''} --write`: SIGKILL at random moments "
                       "of a study of a tiny base and six fine-tunes. Differences are scores, answers "
                       f"and weights other than those of one process that nobody disturbed.\n\n{text}")
     return int(bool(figures.wrong))

@@ -15,10 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
+from aftertune.engine import devices
 from aftertune.errors import InputError, ResourceError
 from aftertune.ledger import Ledger
+from aftertune.pipeline import local_workers, worker_choice
 from aftertune.pipeline.driving import RERUNS, Drive, Report
 from aftertune.pipeline.scheduling import CellJob, CellQueue
+from aftertune.pipeline.worker import Opening
 from aftertune.pipeline.worker_choice import WorkerChoice, as_sent
 from aftertune.study import Study
 from aftertune.values import plain
@@ -150,6 +153,53 @@ def test_a_worker_without_a_cell_helps_with_a_long_evaluation(seconds: float, sh
         assert workers.helped[0][0] != workers.ran[0][0]
         assert not len(queue)
         assert any(text.endswith("helps") for text in log)
+
+
+def test_each_worker_has_a_gpu_of_its_own_and_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[str, dict[str, str]]] = []
+
+    class Recorded:
+        def __init__(self, name: str, opening: Any, environment: dict[str, str], received: Any) -> None:
+            started.append((name, environment))
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(local_workers, "ChildWorker", Recorded)
+    workers = local_workers.LocalWorkers(Opening("{}", "l.db", "out", threads=2), ("3", "5"))
+    for _ in range(3):
+        workers.start()
+    workers.received.put(("worker 2", {"event": "lost", "reason": "killed"}))
+    assert [message["event"] for _, message in workers.receive(0.1)] == ["lost"]
+    assert workers.start() == "worker 2"
+    assert [(name, e["CUDA_VISIBLE_DEVICES"], e["OMP_NUM_THREADS"]) for name, e in started] == [
+        ("worker 1", "3", "2"), ("worker 2", "5", "2"), ("worker 3", "3", "2"), ("worker 2", "5", "2")]
+    monkeypatch.setattr(local_workers, "cores", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [local_workers.threads_of_each(n) for n in (1, 3, 16, 40)] == [16, 5, 1, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert [local_workers.threads_of_each(n) for n in (1, 8)] == [4, 2]
+
+
+def test_the_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = devices.Capabilities(cuda=("A", "B"), cuda_bf16=(True, True))
+    monkeypatch.setattr(devices, "probe", lambda: two)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
+    assert worker_choice.visible_gpus("auto") == ("4", "7")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert worker_choice.visible_gpus("cuda") == ("0", "1")
+    assert worker_choice.visible_gpus("cpu") == ()
+
+
+def test_fewer_workers_are_started_where_memory_is_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(worker_choice, "free_bytes", lambda device, gpus: (5 * 2**30,))
+    study = Study(study="s", bases={"b": {"model": "gpt2"}}, tasks=({"name": "piqa"},),  # type: ignore[arg-type]
+                  device="cpu")
+    jobs = [CellJob(f"tune {n}", 1, memory=2 * 2**30) for n in range(4)]
+    with Ledger(tmp_path / "l.db") as ledger, \
+            worker_choice.prepared(WorkerChoice(4), study, jobs, ledger=ledger, out=tmp_path) as ready:
+        assert (ready.count, ready.note) == (2, "2 workers instead of 4: the 4 cells that need most memory need about "
+                                                "8.0 GiB together, 5.0 GiB are free")
 
 
 # --- Real workers ---
