@@ -198,11 +198,11 @@ class LocalCluster:
     """A Ray cluster of three nodes on this machine, each with one CPU and agents on ports that are free."""
 
     def __init__(self, nodes: int = 3) -> None:
-        from ray.cluster_utils import Cluster
-
-        # without these, a node of a busy machine gives up while its agents start
+        # without these, a node of a busy machine gives up while its agents start; Ray reads them when it is imported
         os.environ.setdefault("RAY_agent_register_timeout_ms", "600000")
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "600")
+        from ray.cluster_utils import Cluster
+
         self.cluster = Cluster(initialize_head=True, head_node_args={**node_arguments(), "include_dashboard": False})
         self.address = str(self.cluster.address)
         self.others = [self.cluster.add_node(wait=False, **node_arguments()) for _ in range(nodes - 1)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -18,10 +20,10 @@ import pytest
 from aftertune.engine import devices
 from aftertune.errors import InputError, ResourceError
 from aftertune.ledger import Ledger
-from aftertune.pipeline import local_workers, worker_choice
+from aftertune.pipeline import cell_runs, local_workers, running, worker_choice
 from aftertune.pipeline.driving import RERUNS, Drive, Report
 from aftertune.pipeline.scheduling import CellJob, CellQueue
-from aftertune.pipeline.worker import Opening
+from aftertune.pipeline.worker import Opening, Worker
 from aftertune.pipeline.worker_choice import WorkerChoice, as_sent
 from aftertune.study import Study
 from aftertune.values import plain
@@ -273,6 +275,34 @@ def numbers(ledger: str) -> dict[str, Any]:
 
 def without_times(text: str) -> str:
     return re.sub(r"\d[\d,.]* (s|min)\b", "TIME", text.replace(" --workers 2", ""))
+
+
+def test_a_worker_shares_evaluations_and_says_how_each_cell_ended(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: what it is asked, and what it answers; a fault of ours is a failed cell too."""
+    joined: list[bool] = []
+    errors = [InputError("no such thing"), RuntimeError("broken"), InputError("helping in vain")]
+
+    def evaluated(spec: Any, *, join: bool, **_: Any) -> Any:
+        joined.append(join)
+        raise errors[len(joined) - 1]
+
+    monkeypatch.setattr(cell_runs, "evaluate", evaluated)
+    study = Study.load(file)
+    with Ledger() as ledger:
+        running.save_study(study, ledger)
+        received: queue.Queue[str | None] = queue.Queue()
+        orders = [{"cell": "evaluate b"}, {"cell": "evaluate b"}, {"cell": "evaluate b", "help": True}]
+        for line in (*map(json.dumps, orders), None):
+            received.put(line)
+        channel = io.StringIO()
+        Worker(Opening(as_sent(study), str(file.parent / "ledger.db"), "out"), channel, received).work()
+        stored = {c.name: c.error for c in ledger.cells("own")}
+    said = [json.loads(line) for line in channel.getvalue().splitlines()]
+    assert [s["event"] for s in said] == ["ready", "failed", "failed", "helped"]
+    assert (said[1]["kind"], said[1]["reason"]) == ("InputError", "no such thing")
+    assert said[2]["reason"].startswith("unexpected RuntimeError in test_workers.py")
+    assert joined == [True, True, True]
+    assert (stored["evaluate b"] or "").startswith("unexpected RuntimeError")
 
 
 @pytest.mark.slow

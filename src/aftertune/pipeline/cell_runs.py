@@ -46,7 +46,7 @@ class CellRuns:
         self.root = root or SharedRoot(out / "tunings")
         self.cured = made_from(study.tunings)
         self.cells = {cell.name: cell for cell in cells_of(study)}
-        self.helps = False  # whether the present cell is run by another process too
+        self.join = False  # whether evaluations may be shared with other processes
         self.questions: dict[str, list[Question]] = {}  # by task
         self.values: dict[str, Any] = {}  # evaluation or tuning by cell
         self.bases: tuple[str, BaseModelCache] | None = None  # the loaded base with its model source
@@ -83,14 +83,12 @@ class CellRuns:
     def help(self, cell: Cell, progress: Progress) -> None:
         """Help the process that runs an evaluation now: compute batches of it until it is complete. The state of the
         cell stays that of the other process."""
-        self.helps = True
         try:
             self._evaluate_or_tune(cell, progress)
         except AftertuneError as error:
             _clear_frames(error)
             raise
         finally:
-            self.helps = False
             release_memory()
 
     def load_needed(self, cell: Cell) -> None:
@@ -171,7 +169,7 @@ class CellRuns:
         tasks = tuple(t.model_copy(update={"until_decided": self.study.stops(t)}) for t in spec.tasks)
         asked = self.values[f"evaluate {self.study.tunings[name].base}"]  # all items, once for all fine-tunes
         return until_decided(spec.model_copy(update={"tasks": tasks}), asked.id, rule, ledger=self.ledger,
-                             progress=progress, bases=self._loaded(spec.model), join=self.helps).tuned
+                             progress=progress, bases=self._loaded(spec.model), join=self.join).tuned
 
     def _check_link(self, cell: Cell, link: Link, progress: Progress) -> Evaluation:
         """The evaluation of a form of a fine-tune. One that an earlier run checked is taken from the ledger, so that
@@ -215,7 +213,7 @@ class CellRuns:
 
     def _evaluate(self, spec: EvalSpec, progress: Progress) -> Evaluation:
         return evaluate(spec, ledger=self.ledger, progress=progress, bases=self._loaded(spec.model),
-                        join=self.helps)
+                        join=self.join)
 
     def _loaded(self, model: str) -> BaseModelCache:
         """The base, which stays loaded for the next adapter of it."""

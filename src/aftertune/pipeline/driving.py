@@ -81,7 +81,9 @@ class Drive:
                 self._give_out()
                 if not self.running and self.idle and not self._starting:  # no node is left that may run what is left
                     for cell in [c for c in self.failed_on if c not in self.failed and c not in self._done]:
-                        self._fail(cell, next(iter(self.failed_on[cell].values())))
+                        error = next(iter(self.failed_on[cell].values()))
+                        self.report.save(cell, "failed", str(error))
+                        self._fail(cell, error)
         finally:
             self.workers.stop()
 

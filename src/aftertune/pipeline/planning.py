@@ -75,6 +75,8 @@ ROWS = 1000
 LARGE = 4 * 2**20
 #: Memory of the interpreter with its libraries and of one batch, in bytes.
 PROGRAM = 2**30
+#: Engines whose evaluations several processes can compute together.
+SHARED_ENGINES = ("packed", "plain")
 #: Assumed bytes a second at which the weights of a model are read.
 READ_RATE = 10**9
 
@@ -260,7 +262,7 @@ def cell_jobs(cells: Sequence[Cell], costs: Costs, done: Collection[str] = ()) -
         load = max((cost.memory or 0) - PROGRAM, 0) / 2 / READ_RATE if base else 0.0
         seconds = 1.0 if cell.name in done else UNKNOWN_SECONDS if cost.seconds is None else cost.seconds
         jobs.append(CellJob(cell.name, seconds, cell.needs, base, load, cost.memory or 0, cost.disk or 0,
-                            shared=cell.kind in ("base", "tuned") and costs.study.engine in ("packed", "plain")))
+                            shared=cell.kind in ("base", "tuned") and costs.study.engine in SHARED_ENGINES))
     return jobs
 
 

@@ -81,12 +81,14 @@ class Worker:
     def work(self) -> None:
         """Run cells until there are no more lines."""
         from aftertune.pipeline.cell_runs import CellRuns
+        from aftertune.pipeline.planning import SHARED_ENGINES
         from aftertune.pipeline.shared_root import SharedRoot
 
         study = Study.model_validate_json(self.opening.study)
         with Ledger(self.opening.ledger, take_over=self.opening.take_over) as ledger:
             root = SharedRoot.of(self.opening.root, study.study) if self.opening.root else None
             runs = CellRuns(study, ledger, Path(self.opening.out), root)
+            runs.join = study.engine in SHARED_ENGINES
             self.send(event="ready", node=platform.node(), pid=os.getpid())
             while (line := self.received.get()) is not None:
                 order = json.loads(line)
