@@ -107,17 +107,19 @@ def test_the_first_failure_ends_the_run_unless_it_is_to_go_on() -> None:
     assert log[-1].endswith("done")
 
 
-def test_workers_that_cannot_begin_end_the_run() -> None:
+@pytest.mark.parametrize(("code", "starts"), [(1, 3), (-9, 12)])
+def test_workers_that_cannot_begin_end_the_run(code: int, starts: int) -> None:
     workers = ScriptedWorkers()
 
     def start() -> str:
         workers.started += 1
-        workers.messages.append((f"worker {workers.started}", {"event": "lost", "reason": "exit code 1"}))
+        workers.messages.append((f"worker {workers.started}", {"event": "lost", "reason": "exit code 1", "code": code}))
         return f"worker {workers.started}"
 
     workers.start = start  # type: ignore[method-assign]
     with pytest.raises(ResourceError, match="ended before it could begin: exit code 1"):
         driven(workers, count=1)
+    assert workers.started == starts
 
 
 class SharingWorkers(ScriptedWorkers):

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from aftertune.pipeline.cells import Cell, cells_of, select_cells
 from aftertune.pipeline.planning import PlannedCell, plan, unevaluated
-from aftertune.pipeline.worker_choice import WorkerChoice
 
 if TYPE_CHECKING:
     from aftertune.pipeline.running import CellChoice, Result, run, run_cell
+    from aftertune.pipeline.worker_choice import WorkerChoice
 
 __all__ = ["Cell", "CellChoice", "PlannedCell", "Result", "WorkerChoice", "cells_of", "plan", "run",
            "run_cell", "select_cells", "unevaluated"]
@@ -29,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from aftertune.pipeline import running
 
         return getattr(running, name)
+    if name == "WorkerChoice":
+        from aftertune.pipeline import worker_choice
+
+        return worker_choice.WorkerChoice
     raise AttributeError(f"module 'aftertune.pipeline' has no attribute {name!r}")

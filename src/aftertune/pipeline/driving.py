@@ -23,8 +23,8 @@ from aftertune.values import Progress
 
 #: How often a cell is run again after its worker was lost.
 RERUNS = 3
-#: Workers that may end one after another before any of them was ready.
-_STARTS = 3
+#: Workers that may end one after another before one of them was ready: by themselves, and killed from outside.
+_STARTS, _KILLS = 3, 12
 #: Seconds between two reports of the progress of the whole run.
 _OVERALL = 1.0
 #: Errors that may be those of a node: it lacks data, memory or room on its disk.
@@ -62,7 +62,7 @@ class Drive:
         self._shares: dict[str, float] = {}  # of the running cells
         self._done: set[str] = set()
         self._starting: set[str] = set()
-        self._dead = 0
+        self._dead = 0.0  # of the endings that are too many
         self._reported = 0.0
         self._number = {name: n for n, name in enumerate(queue.jobs, 1)}
 
@@ -129,9 +129,9 @@ class Drive:
         if event == "ready":
             self.nodes[worker] = str(message.get("node", ""))
             self.idle.add(worker)
-            self._dead = 0
+            self._dead = 0.0  # of the endings that are too many
         elif event == "lost":
-            self._lose(worker, str(message.get("reason", "")))
+            self._lose(worker, str(message.get("reason", "")), killed=int(message.get("code", -1)) < 0)
         elif event == "helped":
             self.idle.add(worker)
         elif cell is None:
@@ -177,15 +177,15 @@ class Drive:
         if stop and not self.keep_going:
             raise error
 
-    def _lose(self, worker: str, reason: str) -> None:
+    def _lose(self, worker: str, reason: str, *, killed: bool) -> None:
         """A worker ended: another one is started, and its cell is given out again, or fails."""
         self.queue.forget(worker)
         self.idle.discard(worker)
         self.nodes.pop(worker, None)
         cell = self.running.pop(worker, None)
         if cell is None:
-            self._dead += 1
-            if self._dead >= _STARTS:
+            self._dead += 1 / _KILLS if killed else 1 / _STARTS
+            if self._dead > 0.999:
                 raise ResourceError(f"{worker} ended before it could begin: {reason}; `aftertune doctor` checks this "
                                     "machine")
         else:

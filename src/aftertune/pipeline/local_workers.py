@@ -89,7 +89,7 @@ class ChildWorker:
         self.errors.join(5)
         last = next((line for line in reversed(self.said) if line.strip()), "")
         reason = ending(code, "its worker") + (f" ({last.strip()[:300]})" if last else "")
-        self.received.put((self.name, {"event": "lost", "reason": reason}))
+        self.received.put((self.name, {"event": "lost", "reason": reason, "code": code}))
 
     def _read_errors(self) -> None:
         assert self.process.stderr is not None

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from aftertune.errors import AftertuneError, FolderInUse, InUse, ResourceError
+from aftertune.errors import AftertuneError, FolderInUse, InputError, InUse, ResourceError
 from aftertune.ledger import Ledger
 from aftertune.study import Study
 
@@ -184,7 +184,11 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it
     received: queue.Queue[str | None] = queue.Queue()
     try:
-        opening = Opening.parse(sys.stdin.readline())
+        try:
+            opening = Opening.parse(sys.stdin.readline())
+        except (ValueError, KeyError, TypeError):
+            print("aftertune: this program is started by `aftertune run --workers`", file=sys.stderr)
+            return InputError.exit_code
         sys.argv = [*opening.command] or sys.argv
         with contextlib.suppress(OSError):
             os.chdir(opening.folder or ".")
