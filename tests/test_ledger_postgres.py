@@ -116,14 +116,13 @@ def test_no_verb_shows_the_password(fault: str, broken: dict[str, str], tmp_path
     monkeypatch.setenv("AFTERTUNE_LEDGER", broken[fault])
     for verb in VERBS:
         for debug in ((), ("--debug",)):
-            monkeypatch.delenv("AFTERTUNE_DEBUG", raising=False)
+            monkeypatch.setenv("AFTERTUNE_DEBUG", "")
             assert call(monkeypatch, *debug, *verb.split()) == 5, verb
             out, err = capfd.readouterr()
             assert CANARY not in out + err
             assert "postgresql://" in out + err
             if not debug and not verb.startswith("doctor"):
                 assert len(err.splitlines()) == 1, err
-    monkeypatch.delenv("AFTERTUNE_DEBUG", raising=False)
     with pytest.raises(StorageError) as caught:
         Ledger(broken[fault])
     assert CANARY not in "".join(traceback.format_exception(caught.value))
