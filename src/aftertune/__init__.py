@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from aftertune.api.documents import record as record
     from aftertune.api.documents import report as report
     from aftertune.api.evaluating import evaluate as evaluate
+    from aftertune.api.exporting import export as export
     from aftertune.api.item_plans import plan_items as plan_items
+    from aftertune.api.training import checkpoints as checkpoints
     from aftertune.api.training import tune as tune
     from aftertune.api.viewing import view as view
     from aftertune.errors import AftertuneError as AftertuneError
@@ -65,10 +67,12 @@ _HOME = {
     "card": "aftertune.api.documents",
     "check_deploy": "aftertune.api.deploying",
     "check_merge": "aftertune.api.deploying",
+    "checkpoints": "aftertune.api.training",
     "compare": "aftertune.api.comparing",
     "cure": "aftertune.api.cures",
     "drift": "aftertune.api.comparing",
     "evaluate": "aftertune.api.evaluating",
+    "export": "aftertune.api.exporting",
     "export_gguf": "aftertune.api.deploying",
     "flips": "aftertune.api.comparing",
     "gate": "aftertune.api.comparing",

@@ -17,14 +17,14 @@ from aftertune.api.parameters import (
 )
 from aftertune.api.progress import shown_progress
 from aftertune.errors import InputError
-from aftertune.study import EvalSpec, TaskSpec
+from aftertune.study import EarlySpec, EvalSpec, TaskSpec
 from aftertune.study.own_task import LM_EVAL_ALONE, OwnTask, explain_value
 from aftertune.study.spec_options import options_of
-from aftertune.values import Progress, Tuning
+from aftertune.values import Evaluation, Progress, Tuning
 
 if TYPE_CHECKING:
     from aftertune.api.settings import EvaluateSettings
-    from aftertune.values import Evaluation
+    from aftertune.ledger import Ledger
 
 #: One task: its lm-eval name, a specification, or the same as a dict, as a study has it.
 Task = str | TaskSpec | Mapping[str, Any]
@@ -34,7 +34,12 @@ _OF_TASKS = tuple(option.parameter for option in options_of(TaskSpec))
 _OF_TARGET = tuple(option.parameter for option in options_of(OwnTask))
 
 
-@with_settings(OwnTask, TaskSpec, EvalSpec)
+#: The keyword that makes an evaluation stop early, beside the options of how.
+UNTIL_DECIDED = {"until_decided": "Any | None"}
+_EARLY = tuple(option.parameter for option in options_of(EarlySpec))
+
+
+@with_settings(OwnTask, TaskSpec, EvalSpec, EarlySpec, further=UNTIL_DECIDED)
 def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = None, adapter: str | Path | None = None,
              ledger: LedgerPlace = None, progress: Progress | bool | None = None, join: bool = False,
              **settings: Unpack[EvaluateSettings]) -> Evaluation:
@@ -50,12 +55,17 @@ def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = 
     an open `Ledger` or its path; default: AFTERTUNE_LEDGER, else .aftertune/ledger.db. progress: True or False, or a
     function; default: a bar in a notebook or a terminal. join: help other processes that compute the same evaluation
     now, instead of being refused; all of them return the finished one. Each must have as many threads, and the same
-    kind of processor.
+    kind of processor. until_decided: stop each task at its first safe verdict against this base: an evaluation, its id
+    or name, or a model to evaluate at the same time; True is the base of the adapter. `compare` of both has
+    the verdicts then. margin, stop_target, draw, batch, min_items, max_items and max_width say how it stops.
 
     Raises InputError for a wrong argument, SourceError for a model that cannot be used, TasksFailed after the other
     tasks are stored (its ``evaluations``), and ResourceError without memory.
     """
     given: dict[str, Any] = dict(settings)
+    early = {name: given.pop(name) for name in (*UNTIL_DECIDED, *_EARLY) if name in given}
+    against = early.pop("until_decided", None)
+    _check_early(model, against, early)
     if isinstance(model, EvalSpec):
         spec = model
         alone("an EvalSpec", tasks=tasks, tokenizer=tokenizer, adapter=adapter, **given)
@@ -65,6 +75,8 @@ def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = 
     from aftertune.engine.devices import caller_state
 
     with opened(ledger) as stored, shown_progress(progress) as update, caller_state():
+        if against is not None and against is not False:
+            return _until_decided(spec, against, specification(EarlySpec, early), stored, update, join)
         if isinstance(model, EvalSpec | str | Path):
             from aftertune.evaluation import evaluate as run
 
@@ -74,6 +86,48 @@ def evaluate(model: Any, tasks: Task | Iterable[Task] = (), *, tokenizer: Any = 
         if join:
             raise InputError("join is for a model by its name; a model in memory is evaluated by this process alone")
         return evaluate_model(model, tokenizer or _tokenizer_of(model), spec, stored, update)
+
+
+def _check_early(model: Any, against: Any, early: Mapping[str, Any]) -> None:
+    """Raise InputError for settings of early stopping that have no effect."""
+    given = [name for name, value in early.items() if value is not None]
+    if given and (against is None or against is False):
+        raise InputError(f"{given[0]} has no effect without until_decided; add until_decided=base, or leave "
+                         f"{given[0]} out")
+    if against is not None and against is not False and not isinstance(model, EvalSpec | str | Path):
+        raise InputError("until_decided is for a model by its name; a model in memory is asked all items")
+    if not isinstance(against, Evaluation | str | Path | bool | None):
+        raise InputError(f"until_decided is a {type(against).__name__}; give the base: an evaluation, its id or name, "
+                         "a model, or True for the base of the adapter")
+
+
+def _until_decided(spec: EvalSpec, against: Any, early: EarlySpec, ledger: Ledger, progress: Progress, join: bool
+                   ) -> Evaluation:
+    """The evaluation that stops at its verdicts against a base, with which it is then compared."""
+    from aftertune.early_stopping import until_decided
+    from aftertune.errors import NotComparable
+
+    if against is True:
+        if spec.adapter is None:
+            raise InputError("until_decided=True takes the base of an adapter, and there is no adapter; name the base: "
+                             "until_decided=base")
+        for base in _stored_bases(spec, ledger):
+            try:
+                return until_decided(spec, base.id, early, ledger=ledger, progress=progress, join=join).tuned
+            except NotComparable:  # asked other items, or in another way
+                continue
+    other = spec.model if against is True else against.id if isinstance(against, Evaluation) else str(against)
+    return until_decided(spec, other, early, ledger=ledger, progress=progress, join=join).tuned
+
+
+def _stored_bases(spec: EvalSpec, ledger: Ledger) -> list[Evaluation]:
+    """The finished evaluations of the base of an adapter on all its tasks, the newest first."""
+    from aftertune import sources
+
+    base = sources.fingerprint_model(sources.resolve_model(
+        spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)).fingerprint
+    return [e for e in reversed(ledger.evaluations()) if e.status == "done" and e.model.fingerprint == base
+            and all(any(task.name in (t.task, *t.groups) for t in e.tasks) for task in spec.tasks)]
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

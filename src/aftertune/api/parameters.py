@@ -44,10 +44,12 @@ def settings_of(*specs: type[Spec], without: Sequence[str] = ()) -> dict[str, Sp
             if option.parameter not in without}
 
 
-def with_settings(*specs: type[Spec], without: Sequence[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def with_settings(*specs: type[Spec], without: Sequence[str] = (), further: Mapping[str, str] | None = None
+                  ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """The function with the keywords of these specifications in its signature, for help() and completion.
 
-    Its expected errors are raised with advice for Python (`python_advice`).
+    further: keyword -> type, of those that the function takes among its settings beside them. Its expected errors are
+    raised with advice for Python (`python_advice`).
     """
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -62,6 +64,8 @@ def with_settings(*specs: type[Spec], without: Sequence[str] = ()) -> Callable[[
                                       default=option.field.get_default(call_default_factory=True)
                                       if not option.field.is_required() else None)
                     for name, option in settings.items()]
+        own += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=None)
+                for name, kind in (further or {}).items()]
         run.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
         run.__settings__ = settings  # type: ignore[attr-defined]
         return run
@@ -155,7 +159,7 @@ def _type_text(annotation: Any) -> str:
     if origin is dict:
         return f"Mapping[str, {_type_text(arguments[1])}]"
     if origin is tuple:
-        return "str | Sequence[str]"
+        return f"str | Sequence[{'int' if arguments[0] is int else 'str'}]"
     if kind is Path:
         return "str | Path"
     return kind.__name__ if isinstance(kind, type) and not issubclass(kind, BaseModel) else "Any"

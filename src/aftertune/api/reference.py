@@ -14,8 +14,10 @@ from typing import Any
 
 import aftertune
 from aftertune.actions import Shown
+from aftertune.api.evaluating import UNTIL_DECIDED
 from aftertune.api.parameters import settings_of, type_text
-from aftertune.study import EvalSpec, TaskSpec, TuneSpec
+from aftertune.study import EarlySpec, EvalSpec, TaskSpec, TuneSpec
+from aftertune.study.checkpoints import CheckpointSpec
 from aftertune.study.cure import CureSpec
 from aftertune.study.own_task import OwnTask
 
@@ -23,10 +25,14 @@ from aftertune.study.own_task import OwnTask
 _WIDTH = 120
 #: Class of keywords -> the specifications that it is made from, and the keywords that the function has of its own.
 SETTINGS: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
-    "EvaluateSettings": ((OwnTask, TaskSpec, EvalSpec), ("model", "tokenizer", "adapter")),
+    "EvaluateSettings": ((OwnTask, TaskSpec, EvalSpec, EarlySpec), ("model", "tokenizer", "adapter")),
+    "CheckpointSettings": ((CheckpointSpec,), ()),
     "CureSettings": ((CureSpec,), ("keep",)),
     "TuneSettings": ((TuneSpec,), ("model", "data")),
 }
+#: Class of keywords -> keyword -> type, of those that are no options.
+_FURTHER = {"TuneSettings": dict.fromkeys(("lora", "early_stop"), "Mapping[str, Any] | None"),
+            "EvaluateSettings": UNTIL_DECIDED}
 #: Values and classes that the reference describes beside the functions, with their methods.
 CLASSES = ("Ledger", "Study", "Evaluation", "Comparison", "Tuning", "Flips", "GateResult", "Drift")
 _HEAD = """# Python
@@ -58,8 +64,7 @@ def settings_module() -> str:
                   f'    """Fields of {" and ".join(spec.__name__ for spec in specs)}; each may be left out."""', ""]
         for keyword, option in settings_of(*specs, without=without).items():
             lines += _field(keyword, type_text(option))
-        if name == "TuneSettings":
-            lines += ["    lora: Mapping[str, Any] | None", "    early_stop: Mapping[str, Any] | None"]
+        lines += [f"    {keyword}: {kind}" for keyword, kind in _FURTHER.get(name, {}).items()]
     return "\n".join(lines) + "\n"
 
 

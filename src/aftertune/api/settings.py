@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 
 
 class EvaluateSettings(TypedDict, total=False):
-    """Fields of OwnTask and TaskSpec and EvalSpec; each may be left out."""
+    """Fields of OwnTask and TaskSpec and EvalSpec and EarlySpec; each may be left out."""
 
     target: str | None
     scorer: str | Sequence[str] | None
@@ -43,6 +43,29 @@ class EvaluateSettings(TypedDict, total=False):
     name: str | None
     trust_remote_code: bool | None
     fork: bool | None
+    stop_target: Literal["models", "full-run"] | None
+    draw: Literal["auto", "weighted", "uniform"] | None
+    batch: int | None
+    min_items: int | None
+    max_items: int | None
+    max_width: float | None
+    margin: float | None
+    until_decided: Any | None
+
+
+class CheckpointSettings(TypedDict, total=False):
+    """Fields of CheckpointSpec; each may be left out."""
+
+    target: str | None
+    match: Literal["exact", "json"] | None
+    scorer: str | None
+    keep_best: str | None
+    steps: str | Sequence[int] | None
+    margin: float | None
+    apply_chat_template: bool | None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None
+    device: str | None
+    threads: int | None
 
 
 class CureSettings(TypedDict, total=False):

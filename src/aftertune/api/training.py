@@ -1,4 +1,5 @@
-"""Fine-tunes a model on a file, a data set of the Hub, or rows that are in memory."""
+"""Fine-tunes a model on a file, a data set of the Hub, or rows that are in memory; evaluates the checkpoints that
+another trainer left behind."""
 
 from __future__ import annotations
 
@@ -6,16 +7,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from aftertune.api.counted_tasks import counted_task
 from aftertune.api.evaluating import Task, task_specs
 from aftertune.api.parameters import LedgerPlace, alone, opened, specification, with_settings
 from aftertune.api.progress import shown_progress
 from aftertune.api.rows import stored_rows
 from aftertune.errors import InputError
 from aftertune.study import TargetSpec, TaskSpec, TuneSpec
+from aftertune.study.checkpoints import CheckpointSpec
 from aftertune.values import Progress
 
 if TYPE_CHECKING:
-    from aftertune.api.settings import TuneSettings
+    from aftertune.api.settings import CheckpointSettings, TuneSettings
+    from aftertune.trainer_checkpoints import CheckpointSeries
     from aftertune.values import Question, Tuning
 
 
@@ -78,3 +82,35 @@ def _questions(names: Task | Iterable[Task], spec: TuneSpec) -> list[Question]:
     from aftertune.tasks import LoadOptions, questions
 
     return questions(specs, LoadOptions())
+
+
+@with_settings(CheckpointSpec)
+def checkpoints(folder: str | Path, base: str | Path, *, tasks: Task | Iterable[Task] = (),
+                watch: Mapping[str, int] | None = None, ledger: LedgerPlace = None,
+                progress: Progress | bool | None = None, **settings: Unpack[CheckpointSettings]) -> CheckpointSeries:
+    """Evaluate the checkpoints that a trainer left in a folder, and compare each with the base. What the ledger has is
+    read from there, so an interrupted call continues.
+
+    folder: with checkpoint-STEP folders, such as the output_dir of a Trainer; each is a PEFT adapter or a whole model.
+    base: the model that was trained: Hub id, folder or package:NAME/FILE. tasks: evaluated whole, as of `evaluate`.
+    watch: tasks with so many random items, such as ``{"hellaswag": 200}``. ledger, progress: as of `evaluate`.
+
+    ``tuning`` of the value has what each step learned and forgot (``watch``) and the ``choice`` of keep_best;
+    ``evaluations`` are those of the steps, and ``failed`` says why a step is missing. Raises InputError, SourceError
+    where no checkpoint can be used, and TasksFailed.
+    """
+    from aftertune.trainer_checkpoints import CheckpointRequest, evaluate_checkpoints
+
+    spec = specification(CheckpointSpec, settings)
+    aims = [counted_task("--target", spec.target, spec.match, spec.scorer)] if spec.target else []
+    listed = [*aims, *(counted_task("--watch", f"{task}={n}") for task, n in (watch or {}).items()),
+              *(task_specs(tasks, {}) if tasks else ())]
+    if not listed:
+        raise InputError('there are no tasks to evaluate; add for example watch={"hellaswag": 200}, or '
+                         'tasks="hellaswag"')
+    request = CheckpointRequest(
+        folder=Path(folder), base=str(base), tasks=tuple(listed), targets=frozenset(task.name for task in aims),
+        rule=spec.keep_best, margin=spec.margin, steps=spec.steps,
+        settings=spec.model_dump(include={"apply_chat_template", "dtype", "device", "threads"}))
+    with opened(ledger) as stored, shown_progress(progress) as update:
+        return evaluate_checkpoints(request, ledger=stored, progress=update)

@@ -17,7 +17,7 @@ from aftertune.cli.options import JsonFlag, comma_separated, option_of
 from aftertune.cli.streams import rich_console
 from aftertune.errors import InputError
 from aftertune.study import EvalSpec, TaskSpec, WatchSpec
-from aftertune.study.cure import CureSpec
+from aftertune.study.checkpoints import CheckpointSpec
 
 if TYPE_CHECKING:
     from aftertune.trainer_checkpoints import CheckpointSeries
@@ -30,15 +30,11 @@ def checkpoints(
     tasks: Annotated[str | None, typer.Option(help="Tasks to evaluate whole, separated by commas.")] = None,
     watch: Annotated[list[str] | None, typer.Option(
         metavar="TASK=N", help="Evaluate N random items of a task. Repeatable.")] = None,
-    target: Annotated[str | None, typer.Option(
-        metavar="TASK=N", help="The task that shows what was learned, with its number of items: an lm-eval task, or a "
-                               ".jsonl file of held-out prompts and completions.")] = None,
+    target: Annotated[str | None, option_of(CheckpointSpec, "target")] = None,
     match: Annotated[str, typer.Option(
         help="How answers to the file of --target are judged: exact or json.")] = "exact",
-    scorer: Annotated[str | None, option_of(CureSpec, "scorer")] = None,
-    keep_best: Annotated[str | None, typer.Option(
-        metavar="RULE", help='Choose a checkpoint on one half of the items and report on the other: "GOAL, no loss > '
-                             'POINTS on TASK".')] = None,
+    scorer: Annotated[str | None, option_of(CheckpointSpec, "scorer")] = None,
+    keep_best: Annotated[str | None, option_of(CheckpointSpec, "keep_best")] = None,
     steps: Annotated[str | None, typer.Option(help="Only these steps, separated by commas.")] = None,
     margin: Annotated[float, option_of(WatchSpec, "margin")] = 2.0,
     apply_chat_template: Annotated[bool, option_of(EvalSpec, "apply_chat_template")] = False,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aftertune.api.exporting import FILES, FORMATS, exported_files, table_of, table_text
 from aftertune.api.objects import import_object
 from aftertune.cli.console import emit, jsonable
 from aftertune.cli.options import JsonFlag, TakeOver
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from aftertune.report import DataTable
     from aftertune.values import Comparison, Drift, Evaluation, Tuning
     from aftertune.values.reported import Reported
-
-#: Formats of ``export``: for results, and for the weights of a tuning.
-FORMATS = ("lm-eval", "every-eval-ever", "csv", "markdown", "latex", "json", "gguf")
 
 
 def show(
@@ -195,65 +193,36 @@ def export(
     from aftertune.ledger import Ledger
 
     with Ledger(create=False) as ledger:
-        if format_ in FORMATS[:2]:
+        if format_ in FILES:
             _export_files(ledger, word, format_, Path(out or "exports"), prompts, as_json)
             return
-        table = _table_of(ledger, word, format_)
+        table = table_of(ledger, word, format_)
     _export_table(table, format_, out or "-", as_json)
 
 
 def _export_files(ledger: Ledger, word: str, format_: str, folder: Path, prompts: bool, as_json: bool) -> None:
     """Write results and answers in the form of another tool, and say what was left out."""
-    from aftertune.exchange import export_every_eval_ever, export_lm_eval, rebuild_prompts, stored_answers
-
-    evaluation = ledger.find_evaluation(word)
-    texts = rebuild_prompts(evaluation) if prompts else {}
-    answers = stored_answers(ledger, evaluation)
-    if format_ == "lm-eval":
-        export = export_lm_eval(evaluation, answers, folder=folder, prompts=texts)
-        results, samples, left_out = [export.results], list(export.samples), export.left_out
-    else:
-        pairs, left_out = export_every_eval_ever(evaluation, answers, folder=folder, prompts=texts)
-        results, samples = [p.results for p in pairs], [p.samples for p in pairs]
-    without = [t.task for t in evaluation.tasks if t.task not in texts and t.task not in left_out]
+    made = exported_files(ledger, word, format_, folder, prompts=prompts)
     if as_json:
-        emit({"results": str(results[0]) if format_ == "lm-eval" else [str(p) for p in results],
-              "samples": [str(p) for p in samples], "without_prompts": without, "left_out": list(left_out)})
+        emit({"results": str(made.results[0]) if format_ == "lm-eval" else [str(p) for p in made.results],
+              "samples": [str(p) for p in made.samples], "without_prompts": list(made.without_prompts),
+              "left_out": list(made.left_out)})
         return
-    for path in (*results, *samples):
+    for path in made.paths:
         typer.echo(f"written to {path}")
-    if without:
-        typer.echo(f"without prompts (they are not stored and could not be rebuilt): {', '.join(without)}")
-    if left_out:
-        typer.echo(f"left out, because they were stopped early and have no score of all items: {', '.join(left_out)}")
-
-
-def _table_of(ledger: Ledger, word: str, format_: str) -> DataTable:
-    """The table of an evaluation, a comparison, a study, or all evaluations."""
-    from aftertune.report import Results, comparison_export, overview_export, scores_export
-    from aftertune.values import Comparison, Evaluation
-
-    studies = {s.name for s in ledger.studies()}
-    if word == "all" or word in studies:
-        done = [e for e in ledger.evaluations() if e.status == "done"]
-        if word in studies:
-            refs = {c.ref for c in ledger.cells(word)}
-            done = [e for e in done if e.id in refs]
-        return overview_export(word, Results(evaluations=done, comparisons=ledger.comparisons()))
-    entry = ledger.find(word)
-    if isinstance(entry, Comparison):
-        return comparison_export(entry, "csv" if format_ == "csv" else "json" if format_ == "json" else "latex")
-    if isinstance(entry, Evaluation):
-        return scores_export(entry)
-    raise InputError(f"{word} is a tuning and has no table of scores; export its evaluation, a comparison or a study")
+    if made.without_prompts:
+        typer.echo("without prompts (they are not stored and could not be rebuilt): "
+                   f"{', '.join(made.without_prompts)}")
+    if made.left_out:
+        typer.echo("left out, because they were stopped early and have no score of all items: "
+                   f"{', '.join(made.left_out)}")
 
 
 def _export_table(table: DataTable, format_: str, out: str, as_json: bool) -> None:
     """Write a table to a file, or print it if ``out`` is "-"."""
-    from aftertune.report import as_csv, as_latex, as_markdown, write_document
-    from aftertune.report import as_json as table_json
+    from aftertune.report import write_document
 
-    text = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex, "json": table_json}[format_](table)
+    text = table_text(table, format_)
     if out == "-":
         if as_json and format_ != "json":
             emit({"path": out, "rows": len(table.rows), "text": text})
