@@ -103,6 +103,7 @@ def exported_files(ledger: Ledger, word: str, format: str, folder: Path, *, prom
     evaluation = ledger.find_evaluation(word)
     texts = rebuild_prompts(evaluation) if prompts else {}
     answers = stored_answers(ledger, evaluation)
+    results: tuple[Path, ...]
     if format == "lm-eval":
         made = export_lm_eval(evaluation, answers, folder=folder, prompts=texts)
         results, samples, left_out = (made.results,), tuple(made.samples), tuple(made.left_out)
