@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from aftertune.trainer_checkpoints import CheckpointSeries
 
 
+_FIELDS = CheckpointSpec.model_fields
+
+
 def checkpoints(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with checkpoint-STEP folders, such as the "
                                                                "output_dir of a Trainer.")],
@@ -30,11 +33,11 @@ def checkpoints(
     tasks: Annotated[str | None, typer.Option(help="Tasks to evaluate whole, separated by commas.")] = None,
     watch: Annotated[list[str] | None, typer.Option(
         metavar="TASK=N", help="Evaluate N random items of a task. Repeatable.")] = None,
-    target: Annotated[str | None, option_of(CheckpointSpec, "target")] = None,
+    target: Annotated[str | None, typer.Option(metavar="TASK=N", help=_FIELDS["target"].description)] = None,
     match: Annotated[str, typer.Option(
         help="How answers to the file of --target are judged: exact or json.")] = "exact",
     scorer: Annotated[str | None, option_of(CheckpointSpec, "scorer")] = None,
-    keep_best: Annotated[str | None, option_of(CheckpointSpec, "keep_best")] = None,
+    keep_best: Annotated[str | None, typer.Option(metavar="RULE", help=_FIELDS["keep_best"].description)] = None,
     steps: Annotated[str | None, typer.Option(help="Only these steps, separated by commas.")] = None,
     margin: Annotated[float, option_of(WatchSpec, "margin")] = 2.0,
     apply_chat_template: Annotated[bool, option_of(EvalSpec, "apply_chat_template")] = False,
