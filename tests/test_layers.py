@@ -205,9 +205,9 @@ def test_modules_and_functions_keep_to_the_size_aims() -> None:
 def test_every_public_verb_works_after_every_submodule_has_been_imported() -> None:
     for name in SUBMODULES:
         importlib.import_module(name)
-    verbs = ["audit", "blend", "card", "check_deploy", "check_merge", "compare", "cure", "drift", "evaluate",
-             "export_gguf", "flips", "gate", "import_results", "plan_items", "record", "report", "rollback", "soften",
-             "tune", "view"]
+    verbs = ["audit", "blend", "card", "check_deploy", "check_merge", "checkpoints", "compare", "cure", "drift",
+             "evaluate", "export", "export_gguf", "flips", "gate", "import_results", "plan_items", "record", "report",
+             "rollback", "soften", "tune", "view"]
     for verb in verbs:
         assert isfunction(getattr(aftertune, verb)), verb
         assert getattr(aftertune, verb).__doc__
