@@ -158,7 +158,7 @@ def test_readers_see_how_many_processes_work_on_it(machines: Machines) -> None:
     machines.join("b")
     machines.save("b", 0, 1)
     [running] = machines.on("c").running()
-    assert (running.processes, running.done) == (2, 2)
+    assert (running.processes, running.done, len(running.hosts)) == (2, 2, 2)
     assert progress_text(running) == "2 responses, 2 processes"
     assert [e.parts[-1] for e in entries(machines.ledger)] == ["2 processes"]
     machines.silence("a")

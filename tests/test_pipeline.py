@@ -14,6 +14,7 @@ import pytest
 
 from aftertune.errors import InputError, StorageError
 from aftertune.ledger import Ledger
+from aftertune.ledger.running import RunningEntry
 from aftertune.pipeline import cell_runs, cells_of, plan, running, select_cells
 from aftertune.sources.folder_lock import folder_lock, try_folder_lock
 from aftertune.study import Study
@@ -145,7 +146,7 @@ def test_an_interrupted_cell_is_planned_again(file: Path, monkeypatch: pytest.Mo
     assert (cell.status, "interrupted" in cell.why) == ("planned", True)
 
 
-def test_a_second_process_is_refused_and_seen(file: Path) -> None:
+def test_a_second_process_is_refused_and_seen(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = file.parent / "out"
     out.mkdir()
     with folder_lock(out, "runs a study"), Ledger() as ledger:
@@ -154,6 +155,11 @@ def test_a_second_process_is_refused_and_seen(file: Path) -> None:
         ledger.save_study("own", "h", Study.load(file).model_dump_json())
         ledger.save_cell("own", "evaluate b", "running")
         assert plan(Study.load(file), ledger=ledger, file="f", out=out)[0].status == "running"
+        entry = RunningEntry(id="e-1", kind="evaluation", name="b", started="", done=30, total=120, seconds_left=45.0,
+                             processes=2, hosts=("one", "two"))
+        monkeypatch.setattr(Ledger, "running", lambda self: [entry])
+        cell = plan(Study.load(file), ledger=ledger, file="f", out=out)[0]
+        assert (cell.status, cell.why) == ("running", "25% done, about 45 s left, by 2 processes, on one and two")
 
 
 def test_cells_are_stored_in_the_order_of_the_study(file: Path) -> None:

@@ -48,7 +48,7 @@ class RunningEntry:
     """An entry on which a process works. done: of an evaluation the stored responses (one for each choice of an item,
     or for each text), of a tuning its last step; total: how many there will be at most, 0 where it is not known yet.
     items: of an evaluation. seconds_left: estimated from the pace so far, None without one. loss: of a tuning's last
-    step. processes: that work on it."""
+    step. processes: that work on it; hosts: of an evaluation, the names of their machines."""
 
     id: str
     kind: str
@@ -61,6 +61,7 @@ class RunningEntry:
     seconds_left: float | None = None
     loss: float | None = None
     processes: int = 1
+    hosts: tuple[str, ...] = ()
 
 
 def evaluation_mark(total: int, before: int) -> dict[str, float]:
@@ -137,12 +138,14 @@ def _evaluation(connection: Connection, row: Any, processes: int) -> RunningEntr
     names = connection.execute(select(task.c.name).where(task.c.evaluation == row.seq).order_by(task.c.position))
     stored = connection.execute(select(schedule.c.value).where(schedule.c.evaluation == row.seq)).scalar() or {}
     begun: Mapping[str, float] = stored.get(PROGRESS) or {}
+    hosts = connection.execute(select(lease.c.host).distinct().where(lease.c.evaluation == row.seq)).scalars()
     total = int(begun.get("total", 0))
     left = None
     if total:
         left = seconds_left(total - done, done - begun["before"], row.heartbeat - begun["since"])
     return RunningEntry(id=row.id, kind="evaluation", name=row.name, started=row.started or "", done=done, total=total,
-                        items=items, tasks=tuple(names.scalars()), seconds_left=left, processes=processes)
+                        items=items, tasks=tuple(names.scalars()), seconds_left=left, processes=processes,
+                        hosts=tuple(sorted(hosts)))
 
 
 def _tuning(connection: Connection, row: Any) -> RunningEntry:

@@ -20,7 +20,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +32,7 @@ from aftertune.catalog import closest, leaves
 from aftertune.comparison.weighted_draws import FEW
 from aftertune.errors import AftertuneError
 from aftertune.ledger import Ledger, StoredCell
+from aftertune.ledger.running import RunningEntry
 from aftertune.methods import METHODS, writes_adapter
 from aftertune.paths import is_file
 from aftertune.pipeline.cells import Cell, cells_of, changed_cells, digests_of
@@ -358,6 +359,7 @@ def _pace(tuning: Tuning) -> float | None:
 # --- The plan ---
 
 
+_VERB = {"evaluation": "evaluate", "tuning": "tune"}
 CellStatus = Literal["planned", "running", "done", "failed", "reported"]
 
 
@@ -391,7 +393,8 @@ def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = N
     reported = {plain_name(str(row["model"])) for row in ledger.reported()} if ledger else set()
     costs = Costs(study, ledger)
     with try_folder_lock(out or Path("runs") / study.study) as free:
-        context = _PlanContext(study, costs, file, stale, reported, running=not free)
+        now = {f"{_VERB[entry.kind]} {entry.name}": entry for entry in ledger.running()} if ledger and not free else {}
+        context = _PlanContext(study, costs, file, stale, reported, now, running=not free)
         return [_planned(cell, stored.get(cell.name), context) for cell in cells]
 
 
@@ -421,13 +424,15 @@ def unevaluated(study: Study, *, ledger: Ledger, file: str = "") -> list[Planned
 
 @dataclass(frozen=True, slots=True)
 class _PlanContext:
-    """What all cells of a plan share. stale: names of changed cells; reported: models of imported documents."""
+    """What all cells of a plan share. stale: names of changed cells; reported: models of imported documents; now: what
+    processes work on, by the name of its cell."""
 
     study: Study
     costs: Costs
     file: str
     stale: set[str]
     reported: set[str]
+    now: Mapping[str, RunningEntry]
     running: bool
 
 
@@ -452,7 +457,18 @@ def _status(cell: Cell, stored: StoredCell | None, context: _PlanContext) -> tup
         return "planned", "the last run was interrupted; the next one continues it"
     if status == "planned" and cell.kind in ("base", "tuned") and plain_name(cell.subject) in context.reported:
         return "reported", "an imported document has scores of this model"
+    if status == "running" and cell.name in context.now:
+        return status, _progress(context.now[cell.name])
     return status, (stored.error if stored else None) or ""
+
+
+def _progress(entry: RunningEntry) -> str:
+    """How far a running cell is, and on which machines it runs."""
+    share = f"{entry.done / entry.total:.0%} done" if entry.total else "running"
+    left = f", about {entry.seconds_left:.0f} s left" if entry.seconds_left else ""
+    several = f", by {entry.processes} processes" if entry.processes > 1 else ""
+    hosts = f", on {' and '.join(entry.hosts)}" if entry.hosts else ""
+    return f"{share}{left}{several}{hosts}"
 
 
 def _stored_digests(ledger: Ledger | None, study: Study) -> dict[str, str] | None:
