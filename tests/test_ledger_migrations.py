@@ -162,3 +162,12 @@ def test_a_new_ledger_is_made_at_the_newest_revision_and_runs_no_script(path: Pa
     with closing(sqlite3.connect(path)) as raw:
         assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0006",)]
         assert raw.execute("SELECT count(*) FROM evaluation").fetchone() == (0,)
+
+
+def test_scripts_that_servers_may_run_are_for_both_databases() -> None:
+    """The first ledger on a server was made at revision 0005."""
+    for script in sorted((migration.SCRIPTS / "versions").glob("*.py")):
+        text = script.read_text(encoding="utf-8")
+        if script.name > "0006":
+            assert "PRAGMA" not in text, script.name
+            assert text.count("sa.Text()") == text.count("sa.Text().with_variant("), script.name

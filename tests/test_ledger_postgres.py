@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -277,6 +278,23 @@ def test_a_writer_of_one_evaluation_lets_others_write_theirs(address: str, monke
         with one.database.write(), pytest.raises(StorageError, match="kept the ledger locked"):
             two.save_batch("e-2", 1, {50: Response(logprob=-1.0)})
         two.save_batch("e-1", 0, cases.responses())
+
+
+def test_waiting_for_a_writer_ends_with_a_signal(address: str) -> None:
+    def ended(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Ledger(address) as one, Ledger(address) as two:
+        previous = signal.signal(signal.SIGALRM, ended)
+        try:
+            with one.database.write():
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+                with pytest.raises(KeyboardInterrupt):
+                    two.save_study("s", "h", "")
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        two.save_study("s", "h", "")
+        assert [s.name for s in one.studies()] == ["s"]
 
 
 def test_who_waits_sees_what_the_writer_before_has_stored(address: str) -> None:

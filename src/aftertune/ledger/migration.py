@@ -7,7 +7,9 @@
 
 A change of the schema is made twice: in `schema.metadata`, which new ledgers are made from, and in a script in
 ``migrations/versions``, which changes existing ledgers. A script imports nothing of the program, so it still does the
-same when the schema has moved on; a test compares a migrated ledger with a new one.
+same when the schema has moved on; a test compares a migrated ledger with a new one. Scripts from 0006 on run on both
+databases, so they have no PRAGMA, and a text column is
+``sa.Text().with_variant(sa.Text(collation="C"), "postgresql")``.
 """
 
 from __future__ import annotations
