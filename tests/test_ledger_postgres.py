@@ -5,6 +5,7 @@ Everything else is tested on both databases (the fixture `place`).
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import shutil
@@ -18,16 +19,18 @@ import traceback
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from sqlalchemy import select
 
 import ledger_cases as cases
 from aftertune.errors import AftertuneError, InputError, ResourceError, StorageError
-from aftertune.ledger import DatabaseAddress, EntryQuery, Ledger, locate, migration
+from aftertune.ledger import DatabaseAddress, EntryLabel, EntryQuery, Ledger, locate, migration
 from aftertune.ledger import postgres as backend
 from aftertune.ledger.changes import changes_of
 from aftertune.ledger.faults import TransactionLost
+from aftertune.ledger.listing import EntrySort
 from aftertune.ledger.postgres import PostgresDatabase
 from aftertune.ledger.schema import HEAD, lease
 from aftertune.redaction import redact
@@ -250,6 +253,36 @@ def test_lists_are_in_the_order_of_bytes_as_in_sqlite(address: str, tmp_path: Pa
             pages.append([r.name for r in ledger.entry_page(EntryQuery(sort="name", descending=False)).rows])
             pages.append([r.id for r in ledger.entry_page(EntryQuery(words="B", sort="status")).rows])
     assert pages[:2] == pages[2:]
+
+
+def test_every_question_to_a_ledger_has_the_same_answer_from_both_databases(address: str, tmp_path: Path) -> None:
+    import stored_cases as stored
+    from aftertune.ledger.copying import chosen_entries, copy_entries
+
+    stored.fill(tmp_path / "l.db")
+    with Ledger(tmp_path / "l.db") as file, Ledger(address) as server:
+        for number, name in enumerate(("Beta", "alpha", "Ärger_50%", "beta")):
+            file.open_evaluation(cases.evaluation(f"e-{number}", name, tuning="t-full"), cases.items())
+            file.save_label(f"e-{number}", EntryLabel(tags=("paper", f"n{number}"), note="50% _ done"))
+        for number, base in enumerate(("e-0", "e-1", "e-none")):
+            file.save_comparison(dataclasses.replace(file.comparisons()[0], id=f"c-{number}", base=base))
+        file.release("e-open")  # a copy has no leases
+        list(copy_entries(file.database, server.database, chosen_entries(file.database)))
+        queries = [EntryQuery(sort=sort, descending=down, limit=5, offset=offset) for sort in get_args(EntrySort)
+                   for down in (True, False) for offset in (0, 5)]
+        queries += [EntryQuery(words=words) for words in ("BETA", "50%", "_", "är", "arc_easy", "\x00", "paper n1")]
+        queries += [EntryQuery(kind="tuning"), EntryQuery(status="interrupted"), EntryQuery(status="done"),
+                    EntryQuery(task="arc_easy"), EntryQuery(tag="paper"), EntryQuery(tag="pap_r"),
+                    EntryQuery(base="MODEL"), EntryQuery(made_by="t-full"), EntryQuery(archived=True)]
+        questions = [lambda ledger, query=query: ledger.entry_page(query) for query in queries]
+        questions += [lambda ledger: [ledger.tags(), ledger.task_names(), ledger.labels(), ledger.interrupted(),
+                                      ledger.running(), ledger.newest_comparisons(2, 1), ledger.held(),
+                                      ledger.result_seconds(["e-full", "t-full", "e-0"]), ledger.removal("t-full"),
+                                      ledger.names_of_others("x"), [ledger.word_for(e) for e in ledger.evaluations()]],
+                      lambda ledger: [ledger.find_item(i.task, i.hash) for i in cases.items()],
+                      lambda ledger: [ledger.answers_to(i.task, i.hash) for i in stored.items()]]
+        for question in questions:
+            assert question(server) == question(file)
 
 
 def test_a_value_that_postgresql_does_not_read_as_json_is_listed(address: str) -> None:
