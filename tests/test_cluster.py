@@ -243,6 +243,6 @@ def test_a_cluster_that_loses_nodes_workers_and_its_run_ends_as_one_process_does
     assert small != cluster_faults.STUDY
     monkeypatch.setattr(cluster_faults, "STUDY", small)
     with cluster_faults.place("ray") as nodes:
-        figures = cluster_faults.Harness(tmp_path, kills=3, seed=5, nodes=nodes).run()
+        figures = cluster_faults.Harness(tmp_path, kills=3, seed=0, nodes=nodes).run()
     assert figures.wrong == []
     assert figures.kills.total() == 3
