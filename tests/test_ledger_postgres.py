@@ -489,6 +489,13 @@ def test_a_user_with_rights_on_the_rows_alone_can_work(postgres: Server, address
         ledger.open_evaluation(cases.evaluation(), cases.items())
         ledger.save_batch("e1", 0, cases.responses())
         assert ledger.entry_page(EntryQuery()).total == 1
+    postgres.run("DO $$ BEGIN CREATE ROLE reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    postgres.run("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader", name)
+    with Ledger(postgres.address(name, "reader"), create=False) as ledger:
+        assert ledger.responses("e1") == cases.responses()
+        assert ledger.entry_page(EntryQuery()).total == 1
+        with pytest.raises(StorageError, match="the database user may not do this"):
+            ledger.save_study("s", "h", "")
     empty = postgres.database()
     with pytest.raises(StorageError, match=r"the database user may not do this .*GRANT"):
         Ledger(postgres.address(at(empty).name, "member"))
