@@ -90,3 +90,16 @@ def test_exports(place: Path, base: aftertune.Evaluation) -> None:
         aftertune.export(3)  # type: ignore[arg-type]
     with Ledger() as ledger:
         assert "before" in aftertune.export("all", "json", ledger=ledger).text
+
+
+def test_print_shows_a_table(place: Path, base: aftertune.Evaluation) -> None:
+    text = str(base)
+    assert text.startswith(f"before, evaluation {base.id}\n")
+    assert "exact_match" in text
+    assert "fingerprint" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    other = aftertune.evaluate("base", adapter="adapter", target="held.jsonl", target_tokens=4, name="after", **FIXED)
+    text = str(aftertune.compare(base, other))
+    assert "after against before" in text
+    assert "Verdict" in text
+    assert repr(base).startswith("Evaluation(id=")

@@ -38,7 +38,7 @@ def _name(kind: type) -> str:
 
 
 class Shown:
-    """A value that shows itself as a table in a notebook, and gives its content as plain values."""
+    """A value that shows itself as a table in a notebook and in print(), and gives its content as plain values."""
 
     __slots__ = ()
 
@@ -46,6 +46,13 @@ class Shown:
         """The value as dicts, lists and scalars, as ``--json`` prints it."""
         content: dict[str, Any] = perform("to_dict", self)
         return content
+
+    def __str__(self) -> str:
+        try:
+            text: str = perform("text", self)
+        except NotImplementedError:
+            return repr(self)
+        return text
 
     def _repr_html_(self) -> str | None:
         """The table that a notebook shows; None where nothing can draw it, so that the text is shown."""

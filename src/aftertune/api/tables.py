@@ -281,6 +281,50 @@ def _comparison_plot(comparison: Comparison, kind: str, width: int, ledger: Ledg
         return balance_of(comparison, stored, width)
 
 
+# --- Text, for print() ---
+
+#: Characters of a line.
+_WIDTH = 100
+
+
+def _printed(content: Any) -> str:
+    """A renderable of rich as plain text, without known secrets and with visible control characters."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from aftertune.errors import visible_characters
+    from aftertune.redaction import redact_known
+
+    out = StringIO()
+    Console(file=out, width=_WIDTH, color_system=None, force_terminal=False).print(content)
+    lines = visible_characters(redact_known(out.getvalue())).splitlines()
+    return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+def _evaluation_text(evaluation: Evaluation) -> str:
+    from aftertune.report import terminal_scores
+
+    status = "" if evaluation.status == "done" else f" ({evaluation.status})"
+    scores = _printed(terminal_scores(evaluation, width=_WIDTH))
+    return f"{evaluation.name}, evaluation {evaluation.id}{status}\n{scores}"
+
+
+def _comparison_text(comparison: Comparison) -> str:
+    from aftertune.report import terminal_table
+
+    return _printed(terminal_table(comparison, width=_WIDTH))
+
+
+def _tuning_text(tuning: Tuning) -> str:
+    from rich.text import Text
+
+    from aftertune.report import tuning_facts
+
+    facts = "\n".join(f"  {label}: {value}" for label, value in tuning_facts(tuning))
+    return _printed(Text(f"{tuning.name}, tuning {tuning.id} ({tuning.status})\n{facts}"))
+
+
 def _json(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """What makes the content of a value, with numbers that JSON has."""
     return lambda value: jsonable(make(value))
@@ -301,10 +345,16 @@ _FRAMES: dict[type | str, Callable[..., Any]] = {
     Drift: _drift_frame, _TABLE: _table_frame, _PLAN: lambda value: frame(*_plan_rows(value)),
     _ENTRIES: lambda value: frame(_ENTRY_HEAD, _entries_rows(value))}
 
+#: What print() shows; other values show their repr.
+_TEXTS: dict[type | str, Callable[[Any], str]] = {
+    Evaluation: _evaluation_text, Comparison: _comparison_text, Tuning: _tuning_text}
+
 for _kind, _make in _CONTENTS.items():
     provide("to_dict", _kind, _json(_make))
 for _kind, _make in _TABLES.items():
     provide("html", _kind, _make)
+for _kind, _make in _TEXTS.items():
+    provide("text", _kind, _make)
 for _kind, _make in _FRAMES.items():
     provide("to_frame", _kind, with_settings()(_make))
 provide("plot", Comparison, with_settings()(_comparison_plot))
