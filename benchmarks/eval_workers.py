@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from document import write_section
@@ -46,6 +47,11 @@ class Run:
     def answering(self) -> float:
         """Seconds from ``ready`` to the last batch."""
         return max(end for _, _, end in self.batches.values()) - self.ready
+
+    @property
+    def batch_seconds(self) -> float:
+        """Seconds of a batch, the median of those after ``ready``."""
+        return median(end - begin for _, begin, end in self.batches.values() if begin >= self.ready)
 
     def share_of_linear(self, one: Run) -> float:
         """The time that one process took for the batches after ``ready``, divided by N, as a share of the time here."""
@@ -117,14 +123,14 @@ def _sha256(ledger: Path) -> str:
 def table(runs: Sequence[Run], items: int) -> str:
     """The runs as a section of docs/benchmarks.md."""
     one = runs[0]
-    rows = [f"| {r.workers} | {r.seconds:.0f} | {r.answering:.1f} | {len(r.batches)} | {r.share_of_linear(one):.2f} | "
-            f"{'yes' if r.sha256 == one.sha256 else 'NO'} |" for r in runs]
+    rows = [f"| {r.workers} | {r.seconds:.0f} | {r.answering:.1f} | {len(r.batches)} | {r.batch_seconds:.2f} | "
+            f"{r.share_of_linear(one):.2f} | {'yes' if r.sha256 == one.sha256 else 'NO'} |" for r in runs]
     return "\n".join([
         "## One evaluation by several processes", "",
         f"SmolLM2-135M-Instruct, {items} items of HellaSwag, one thread for each process, on {os.cpu_count()} cores. "
         "Written by `python benchmarks/eval_workers.py --write`; its docstring says what is compared.", "",
-        "| processes | seconds in all | seconds after set-up | batches | share of linear | same bytes |",
-        "| ---: | ---: | ---: | ---: | ---: | --- |", *rows])
+        "| processes | seconds in all | seconds after set-up | batches | seconds of a batch | share of linear | "
+        "same bytes |", "| ---: | ---: | ---: | ---: | ---: | ---: | --- |", *rows])
 
 
 def main() -> int:

@@ -85,7 +85,7 @@ def work_until_decided(tells: Connection, folder: str, ledger: str, rows: int) -
         decide(place / "near", place / "base", tasks, opened, progress)
 
 
-def content(path: Path) -> tuple[Evaluation, str]:
+def content(path: Path | str) -> tuple[Evaluation, str]:
     """The evaluation, and every answer, response (floats by their exact bits) and score as text."""
     with Ledger(path) as ledger:
         [done] = ledger.evaluations()
