@@ -263,10 +263,11 @@ def main() -> int:
     print(text, *figures.wrong, sep="\n")
     if given.write:
         name = f"faults on {where}"
-        write_section(name, f"## Kills of {where}\n\nWritten by `python benchmarks/cluster_faults.py"
-                      f"{' --on ray' if given.on else ''} --write`: SIGKILL at random moments "
-                      "of a study of a tiny base and six fine-tunes. Differences are scores, answers "
-                      f"and weights other than those of one process that nobody disturbed.\n\n{text}")
+        options = f"{'--on ray ' if given.on else ''}--minutes {given.minutes:g} --seed {given.seed}"
+        write_section(name, f"## Kills of {where}\n\nWritten by `python benchmarks/cluster_faults.py {options} "
+                      "--write`: SIGKILL at random moments of a study of a tiny base and six fine-tunes. Differences "
+                      "are scores, answers and weights other than those of one process that nobody disturbed.\n\n"
+                      f"{text}")
     return int(bool(figures.wrong))
 
 
