@@ -168,8 +168,8 @@ def test_target_keeps_its_two_words_for_early_stopping(place: Path, word: str, m
 
     seen: list[Any] = []
 
-    def decide(spec: Any, against: str, early: Any, *rest: Any) -> Any:
-        seen.append((early.make().target, [t.target for t in spec.tasks]))
+    def decide(helpers: Any, against: str, early: Any, *rest: Any) -> Any:
+        seen.append((early.make().target, [t.target for t in helpers.spec.tasks]))
         raise InputError("enough")
 
     monkeypatch.setattr(verb, "_decide", decide)
