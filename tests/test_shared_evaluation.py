@@ -18,6 +18,7 @@ import pytest
 
 from aftertune.errors import InputError, ResumeRefused, TasksFailed
 from aftertune.evaluation import evaluate
+from aftertune.evaluation.notes import device_name
 from aftertune.ledger import Ledger
 from aftertune.ledger.lease import Process
 from aftertune.ledger.schema import lease
@@ -265,3 +266,8 @@ def test_an_engine_of_one_process_cannot_be_joined(one: Path, tmp_path: Path) ->
     with Ledger(tmp_path / "ledger.db") as ledger, pytest.raises(InputError, match=message):
         evaluate(str(one / "model"), ["arc_easy"], ledger=ledger, join=True, engine="lm-eval:hf", device="cpu",
                  task_source="pack")
+
+
+def test_the_device_is_stored_with_the_name_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: {"cuda": "Tesla T4", "cuda:1": "A10"}[device])
+    assert [device_name(d) for d in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda (Tesla T4)", "cuda:1 (A10)"]

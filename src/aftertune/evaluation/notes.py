@@ -70,7 +70,7 @@ def device_name(device: str) -> str:
         return device
     import torch
 
-    return f"{device} ({torch.cuda.getdevice_name(device)})"
+    return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def some_names(names: Sequence[str]) -> str:
