@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import re
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def test_the_letter_of_an_answer(text: str, letter: str | None) -> None:
     assert read_letter(text, "ABCDEFGHIJ") == letter
     if letter != "I":
         assert read_letter(text, "ABCD") == letter
+
+
+@pytest.mark.parametrize("long", [
+    "The answer is" + "**" * 30_000 + " x", "answer" + "*_" * 30_000 + "x", "B" + "\n* " * 30_000 + "x",
+    r"\boxed{" + " " * 60_000 + "x", "A " + "*" * 30_000 + " and" + "* (" * 20_000 + "x"])
+def test_a_long_run_of_marks_is_read_once(long: str) -> None:
+    """In time that grows with its length: with its square, each of these would take a minute or more."""
+    started = time.process_time()
+    read_letter(long, "ABCD")
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("text", ["E", "E. gold", "The answer is E", r"\boxed{E}"])

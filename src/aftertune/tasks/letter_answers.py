@@ -25,10 +25,11 @@ _NO_WORD = (rf"""(?!['’-][A-Za-z])(?!(?<=A) (?!(?:{_AFTER_A})\b)[a-z])(?!(?<=I
 #: Not "A is wrong", "(B) cannot be right".
 _NOT_DENIED = (r"""(?![)\]*"'`]*\s+(?:isn['’]t|wasn['’]t|can['’]t|cannot|(?:is|was|seems|appears)\s+"""
                r"""(?:not|wrong|incorrect|false))\b)""")
-#: Marks that may stand around a letter.
-_MARKS = r"""[\s(\[{*_"'`$>]*"""
+#: Marks that may stand around a letter. Repetitions that meet the same characters do not give back what they took
+#: (``*+``), so that long runs of marks are read once.
+_MARKS = r"""[\s(\[{*_"'`$>]*+"""
 #: The line where a model that continues the prompt begins another question.
-_NEXT_QUESTION = re.compile(r"\n[\s*#]*(?:Question|Problem|Q)\b")
+_NEXT_QUESTION = re.compile(r"\n(?:[^\S\n]|[*#])*+(?:Question|Problem|Q)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,15 @@ class _Patterns:
 def _patterns(letters: str) -> _Patterns:
     one = f"[{letters}]"
     # no second letter after it: not "A and B", "**A** or **C**", "A, B or C"
-    alone = (rf"""(?![\s*"'`)\]]*(?:and|or|&|/)[\s(*"'`]*(?:(?i:option|choice|answer)\s+)?[(*]*"""
+    alone = (rf"""(?![\s*"'`)\]]*+(?:and|or|&|/)[\s(*"'`]*+(?:(?i:option|choice|answer)\s+)?[(*]*+"""
              rf"""(?!I){one}(?![A-Za-z'’]))"""
              rf"""(?![\s*"'`)\]]*,[\s(*]*{one}[)*]*\s*(?:$|[,.;]|and\b|or\b))""")
     ends = rf"{_NO_WORD}{_NOT_DENIED}{alone}"
     return _Patterns(
         re.compile(rf"""{_MARKS}({one})(?=$|[\s)\].,:;*_"'’`$-]){ends}([)\]}}.,:;*_"'’`$\s]*)"""),
-        re.compile(rf"""(?<!\band )(?<!\bor )(?i:answer|option|choice|letter)[*_]*(?i:\s+is|\s+would be|\s+should be|"""
-                   rf"""\s+must be)?[*_]*:?{_MARKS}({one})(?![A-Za-z]){ends}"""),
-        re.compile(rf"""\\boxed\s*\{{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{{)?\s*\(?({one})(?![A-Za-z]){_NO_WORD}"""))
+        re.compile(rf"""(?<!\band )(?<!\bor )(?i:answer|option|choice|letter)[*_]*+(?i:\s+is|\s+would be|\s+should be|"""
+                   rf"""\s+must be)?[*_]*+:?{_MARKS}({one})(?![A-Za-z]){ends}"""),
+        re.compile(rf"""\\boxed\s*\{{\s*+(?:\\(?:text|textbf|mathrm|mathbf)\s*\{{)?\s*+\(?({one})(?![A-Za-z]){_NO_WORD}"""))
 
 
 def read_letter(text: str, letters: str) -> str | None:
