@@ -52,9 +52,10 @@ def _patterns(letters: str) -> _Patterns:
     ends = rf"{_NO_WORD}{_NOT_DENIED}{alone}"
     return _Patterns(
         re.compile(rf"""{_MARKS}({one})(?=$|[\s)\].,:;*_"'’`$-]){ends}([)\]}}.,:;*_"'’`$\s]*)"""),
-        re.compile(rf"""(?<!\band )(?<!\bor )(?i:answer|option|choice|letter)[*_]*+(?i:\s+is|\s+would be|\s+should be|"""
-                   rf"""\s+must be)?[*_]*+:?{_MARKS}({one})(?![A-Za-z]){ends}"""),
-        re.compile(rf"""\\boxed\s*\{{\s*+(?:\\(?:text|textbf|mathrm|mathbf)\s*\{{)?\s*+\(?({one})(?![A-Za-z]){_NO_WORD}"""))
+        re.compile(rf"""(?<!\band )(?<!\bor )(?i:answer|option|choice|letter)[*_]*+(?i:\s+is|\s+would be|"""
+                   rf"""\s+should be|\s+must be)?[*_]*+:?{_MARKS}({one})(?![A-Za-z]){ends}"""),
+        re.compile(rf"""\\boxed\s*\{{\s*+(?:\\(?:text|textbf|mathrm|mathbf)\s*\{{)?\s*+\(?({one})"""
+                   rf"""(?![A-Za-z]){_NO_WORD}"""))
 
 
 def read_letter(text: str, letters: str) -> str | None:
