@@ -6,6 +6,7 @@
     python benchmarks/verdicts.py --part words         only each word, also with early stopping (word_verdicts.py)
     python benchmarks/verdicts.py --part collapse      only the signs of collapse (collapse_signs.py)
     python benchmarks/verdicts.py --part average       only the average over tasks (average_verdicts.py)
+    python benchmarks/verdicts.py --part changes       only what shows that a model moved (changes.py)
 
 Sequential verdicts on the full run: a scenario is a task of N items with given numbers of gained and lost items; each
 permutation is one order in which they may be drawn. A verdict is wrong if the full run would not give it. The reference
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import changes
 from aftertune.stats.sequential import (
     SCALES,
     Boundaries,
@@ -228,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="verdicts on simulated tasks")
     parser.add_argument("--permutations", type=int, default=1000)
     parser.add_argument("--comparisons", type=int, default=1000, help="of each scenario with a fixed number of items")
-    parser.add_argument("--part", choices=("all", "sequential", "fixed", "words", "collapse", "average"), default="all")
+    parser.add_argument("--part", choices=("all", "sequential", "fixed", "words", "collapse", "average", "changes"),
+                        default="all")
     given = parser.parse_args(argv)
     faults: list[str] = []
     if given.part in ("all", "sequential"):
@@ -241,6 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults += collapse(10 * given.comparisons)
     if given.part in ("all", "average"):
         faults += average(given.comparisons)
+    if given.part in ("all", "changes"):
+        faults += changes.run(given.comparisons // 2)
     print("\n".join(faults) or "all bars are met")
     return 1 if faults else 0
 
