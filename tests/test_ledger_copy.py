@@ -10,7 +10,7 @@ import pytest
 
 import ledger_cases as cases
 import stored_cases as stored
-from aftertune.errors import InputError, StorageError
+from aftertune.errors import AmbiguousName, InputError, StorageError
 from aftertune.ledger import EntryLabel, Ledger, copying
 from aftertune.ledger.copying import CopiedEntry, chosen_entries, copy_entries
 from aftertune.ledger.lease import Process
@@ -108,6 +108,29 @@ def test_an_unfinished_evaluation_is_brought_on_and_one_in_use_waits(tmp_path: P
         connection.execute(lease.insert().values(evaluation=1, heartbeat=2e9, **dataclasses.asdict(
             dataclasses.replace(Process.own(), host="elsewhere", boot="b/1"))))
     assert [e.state for e in copied(source, place, replace=True)] == ["in use"]
+
+
+def test_a_study_that_is_further_in_the_target_is_left(tmp_path: Path, place: Path | str) -> None:
+    source = tmp_path / "source.db"
+    with Ledger(source) as ledger:
+        ledger.save_study("orders", "h", "study: orders")
+        ledger.save_cell("orders", "evaluate base", "planned")
+    copied(source, place)
+    with Ledger(place) as ledger:
+        ledger.save_cell("orders", "evaluate base", "done", ref="e-1")
+    assert [e.state for e in copied(source, place)] == ["differs"]
+    with Ledger(place) as ledger:
+        assert [c.status for c in ledger.cells("orders")] == ["done"]
+    assert [e.state for e in copied(source, place, replace=True)] == ["replaced"]
+
+
+def test_a_name_of_several_runs_is_refused_also_where_a_fine_tune_has_it(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "source.db") as ledger:
+        for id_ in ("e-1", "e-2"):
+            ledger.open_evaluation(cases.evaluation(id_, "careful"), cases.items())
+        ledger.save_tuning(cases.tuning("t-1", "careful"))
+        with pytest.raises(AmbiguousName, match="e-2"):
+            chosen_entries(ledger.database, runs=["careful"])
 
 
 def test_what_differs_is_left_and_replaced_when_it_is_asked_for(full: Path, place: Path | str) -> None:

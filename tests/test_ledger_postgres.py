@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import get_args
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import select
@@ -32,6 +33,7 @@ from aftertune.ledger.changes import changes_of
 from aftertune.ledger.faults import TransactionLost
 from aftertune.ledger.listing import EntrySort
 from aftertune.ledger.postgres import PostgresDatabase
+from aftertune.ledger.running import PROGRESS, evaluation_mark
 from aftertune.ledger.schema import HEAD, lease
 from aftertune.redaction import redact
 from aftertune.values import Response
@@ -81,6 +83,24 @@ def test_an_address_that_cannot_be_used_is_refused_without_it(address: str) -> N
     with pytest.raises(InputError, match=r"postgresql\+psycopg://USER@HOST/DATABASE|%40") as caught:
         locate(address)
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("sign", ["/", "?", "#", "'", '"', " "])
+def test_a_password_of_which_a_part_could_be_shown_is_refused(sign: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="/ as %2F") as caught:
+        locate(f"postgresql+psycopg://me:first{sign}{CANARY}@db/team")
+    assert CANARY not in str(caught.value)
+    given = f"postgresql+psycopg://me:first{quote(sign, safe='')}{CANARY}@db/team"
+    monkeypatch.setenv("AFTERTUNE_LEDGER", given)
+    for text in (str(locate(None)), redact(f"aftertune view --ledger {given}"), redact(f"first{sign}{CANARY}")):
+        assert CANARY not in text
+
+
+def test_a_password_that_is_an_ordinary_word_leaves_texts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "postgresql+psycopg://aftertune:aftertune@db/team"
+    monkeypatch.setenv("AFTERTUNE_LEDGER", address)
+    assert redact("aftertune eval base") == "aftertune eval base"
+    assert redact(f"python a.py {address}") == "python a.py postgresql+psycopg://[redacted]@db/team"
 
 
 def test_an_address_that_was_made_a_path_is_refused() -> None:
@@ -176,6 +196,27 @@ def test_another_programs_schema_and_a_newer_ledger_are_left_alone(postgres: Ser
     with pytest.raises(StorageError, match=f"its schema is 0042, but this .* up to {HEAD}.*upgrade"):
         Ledger(newer)
     assert postgres.run("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", name) == [(1,)]
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_hold_every_text_is_refused(encoding: str, postgres: Server) -> None:
+    name = f"in_{encoding.lower()}"
+    postgres.run(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'")
+    with pytest.raises(StorageError, match=f"encoding of the database is {encoding}.*createdb --encoding UTF8"):
+        Ledger(postgres.address(name))
+    assert postgres.run("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", name) == [(0,)]
+
+
+def test_settings_of_a_role_do_not_change_what_is_read(postgres: Server, address: str,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    postgres.run(f"ALTER DATABASE {at(address).name} SET extra_float_digits = 0")
+    with Ledger(address) as ledger:
+        ledger.open_evaluation(cases.evaluation(), cases.items())
+        ledger.save_batch("e1", 0, {0: Response(logprob=-1 / 3)})
+        ledger.save_study("s", "h", "é → 漢")
+        assert ledger.responses("e1")[0].logprob == -1 / 3
+        assert ledger.studies()[0].yaml == "é → 漢"
 
 
 def test_a_schema_of_the_search_path_has_a_ledger_of_its_own(postgres: Server, address: str) -> None:
@@ -366,6 +407,20 @@ def test_leases_are_measured_by_the_clock_of_the_server(address: str, monkeypatc
         assert ledger.held() == {"e1"}
         with pytest.raises(ResourceError, match="on elsewhere"):
             ledger.acquire("e1")
+
+
+def test_the_rest_of_an_evaluation_is_estimated_by_the_clock_of_the_server(address: str,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    with Ledger(address) as ledger:
+        ledger.open_evaluation(cases.evaluation(), [])
+        ledger.acquire("e1")
+        monkeypatch.setattr(time, "time", lambda: real() + 86_400)
+        ledger.save_schedule("e1", {PROGRESS: evaluation_mark(60, 0, ledger.time())})
+        ledger.save_batch("e1", 0, cases.responses())
+        [entry] = ledger.running()
+    assert entry.seconds_left is not None
+    assert entry.seconds_left > 0
 
 
 def test_changes_of_others_are_noticed(address: str) -> None:

@@ -213,7 +213,7 @@ def test_a_ledger_that_is_newer_damaged_or_old_is_one_line(tmp_path: Path) -> No
     assert answer.status_code == 503
     assert "newer aftertune" in answer.text
     sql(path, "UPDATE alembic_version SET version_num = '0003'")
-    assert "run `aftertune runs` once" in browser.get("/runs").text
+    assert "run `aftertune ledger size ledger.db` once" in browser.get("/runs").text
     sql(path, f"UPDATE alembic_version SET version_num = '{HEAD}'")
     assert browser.get("/runs").status_code == 200
     path.write_bytes(b"no database " * 100)

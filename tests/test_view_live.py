@@ -40,7 +40,7 @@ def begin_evaluation(ledger: Ledger, total: int, done: int) -> str:
     new = replace(base, id="e-live000001", name="live", status="running", scores=(), schedule={})
     ledger.open_evaluation(new, items)
     ledger.acquire(new.id)
-    ledger.save_schedule(new.id, {PROGRESS: evaluation_mark(total, 0)})
+    ledger.save_schedule(new.id, {PROGRESS: evaluation_mark(total, 0, ledger.time())})
     answer(ledger, range(done))
     return new.id
 

@@ -25,6 +25,8 @@ REDACTED = "[redacted]"
 _SHORTEST_SECRET = 6  # shorter environment values ("1", "true", "user") would match ordinary words of a command
 _HARMLESS = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special", "image", "stop"}
 _SECRET_ENDS = ("password", "passwd", "passphrase", "secret", "apikey", "credential", "credentials")
+#: Passwords that are words of ordinary texts: these are removed where they stand as a password, not everywhere.
+_ORDINARY = {"aftertune", "password", "postgres", "postgresql"}
 _PLAIN_VALUE = {"true", "false", "none", "null", "auto"}
 #: Tokens recognized by their format: Hugging Face (with a digit, or long: ``hf_datasets`` is a folder), OpenAI,
 #: GitHub, GitLab, AWS, Slack, Google, JWT.
@@ -153,7 +155,7 @@ def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
     """
     values = {v.strip() for k, v in environment.items() if _is_secret_key(k)}
     values |= {m["password"] for v in environment.values() if "://" in v for m in _PASSWORD.finditer(v)}
-    return sorted((v for v in values if len(v) >= _SHORTEST_SECRET and v.lower() not in _PLAIN_VALUE),
+    return sorted((v for v in values if len(v) >= _SHORTEST_SECRET and v.lower() not in _PLAIN_VALUE | _ORDINARY),
                   key=len, reverse=True)
 
 

@@ -481,7 +481,7 @@ class EvaluationRun:
     def _follow(self, engine: EvaluationEngine, plan: Any, stage: int | None) -> None:
         """Store the schedule before the first batch, or check that this process meets the stored one."""
         now = conditions(plan, self.threads, self.provenance.versions, device_name(self.evaluated.device))
-        mark = {PROGRESS: evaluation_mark(len(self.requests), len(self.responses))}
+        mark = {PROGRESS: evaluation_mark(len(self.requests), len(self.responses), self.ledger.time())}
         if self.work is not None and self.ledger.others(self.stored.id) and self.schedule:
             mark = {}  # that of the first process is for all
 

@@ -28,6 +28,9 @@ _SERVER = ("postgresql+psycopg", "postgresql", "postgres")
 #: An address that was made a path, which has one slash less.
 _AS_PATH = re.compile(r"(?:postgres(?:ql)?(?:\+\w+)?|sqlite):/")
 
+#: What a login must not have as it is.
+_BARE = re.compile(r"""[/?#'"\s]""")
+
 
 class DatabaseAddress:
     """Where a PostgreSQL server has a ledger. The text and the repr have no user, no password and no settings.
@@ -90,19 +93,21 @@ def locate(where: str | os.PathLike[str] | DatabaseAddress | None = None) -> Sto
     except (ArgumentError, ValueError):  # a ValueError shows the password of a URL without a host
         raise InputError(f"the ledger's address ({scheme}://…) is not a valid URL; {allowed}") from None
     if url.drivername in _SERVER:
-        return _server(url)
+        return _server(url, text)
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         raise InputError(f"the ledger's address ({scheme}://…) names neither a SQLite file nor a PostgreSQL database; "
                          f"{allowed}")
     return expanded(url.database).absolute()
 
 
-def _server(url: URL) -> DatabaseAddress:
-    """The address of a server. InputError where it names no database, or a part of its password is taken for the host.
-    """
+def _server(url: URL, text: str) -> DatabaseAddress:
+    """The address of a server. InputError where it names no database, or its login has a character that ends a login
+    for other programs: then a part of the password would be taken for the host, or be shown."""
+    login = text.partition("://")[2].partition("@")[0]
+    if _BARE.search(login if "@" in text else "") or re.search(r"[@\s]", f"{url.host or ''}{url.database or ''}"):
+        raise InputError(f"the ledger's address ({url.drivername}://…) is not a valid URL: write signs in its password "
+                         "with their number: @ as %40, : as %3A, / as %2F, ? as %3F, # as %23, a quote as %27 or %22, "
+                         "a space as %20")
     if not url.database:
         raise InputError(f"the ledger's address ({url.drivername}://…) names no database; give {FORM}")
-    if re.search(r"[@\s]", f"{url.host or ''}{url.database}"):
-        raise InputError(f"the ledger's address ({url.drivername}://…) is not a valid URL: write a @, : or / in its "
-                         "password as %40, %3A or %2F")
     return DatabaseAddress(url)

@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Insert, Select, Table, bindparam, func, select, type_coerce
 
-from aftertune.errors import InputError, StorageError, nearest
+from aftertune.errors import AmbiguousName, InputError, StorageError, nearest
 from aftertune.ledger.database import Database, repeating
 from aftertune.ledger.digests import SEALED, check, forget, seal
 from aftertune.ledger.evaluations import delete_rows, stored_documents
@@ -115,8 +115,9 @@ def copy_entries(source: Database, target: Database, chosen: ChosenEntries, *, r
                  ) -> Iterator[CopiedEntry]:
     """Copy entries one after another. replace: also what the target has in another form.
 
-    An unfinished evaluation or tuning of the target is replaced by one that is further, and a study with the same text
-    gets the states of its cells, without ``replace``. StorageError where a row of the source is damaged.
+    An unfinished evaluation or tuning of the target is replaced by one that is further, and a study by one with the
+    same text in which everything is done that the target has done, without ``replace``. StorageError where a row of the
+    source is damaged.
     """
     if source.place == target.place:
         raise InputError(f"{source.place}: both ledgers are the same; give another one to copy to")
@@ -168,9 +169,12 @@ def _copy_entry(source: Database, target: Database, table: Table, name: str, rep
 def _is_behind(reader: Connection, writer: Connection, table: Table, seqs: tuple[int, int]) -> bool:
     """Whether the target has an earlier state of the same work. seqs: of the row in the source and in the target."""
     if table is study:
-        query = [connection.execute(select(study.c.hash, study.c.yaml).where(study.c.seq == seq)).one()
-                 for connection, seq in zip((reader, writer), seqs, strict=True)]
-        return tuple(query[0]) == tuple(query[1])
+        new, old = ((connection.execute(select(study.c.hash, study.c.yaml).where(study.c.seq == seq)).one(),
+                     connection.execute(select(cell.c.name, cell.c.status, cell.c.ref).where(
+                         cell.c.study == seq)).all())
+                    for connection, seq in zip((reader, writer), seqs, strict=True))
+        done = {tuple(row) for row in old[1] if row.status == "done"}
+        return tuple(new[0]) == tuple(old[0]) and done <= {tuple(row) for row in new[1]}
     if table not in (evaluation, tuning):
         return False
     parts = response if table is evaluation else step
@@ -334,6 +338,8 @@ def _id_of(connection: Connection, word: str) -> str:
     for table in (evaluation, tuning, comparison):
         try:
             return str(find_key(connection, table, word).id)
+        except AmbiguousName:
+            raise
         except InputError as error:
             first = first or error
     assert first is not None

@@ -9,16 +9,18 @@ Each process has a lease of its own. Without ``join`` it is refused where anothe
 batches a process computes is in its lease too (`aftertune.ledger.ranges`).
 
 A process of this machine is alive if a process with its pid and start time exists, so a reused pid is not mistaken for
-it. A process of another machine or container counts as dead after LEASE_TIMEOUT seconds without a heartbeat, by the
-clock of the database's server (of a file: of the machine that looks). Its lease can be taken before, with
-`Ledger(take_over=True)` (``--take-over``), for example where its clock was ahead. The process that lost its lease is
-refused at its next batch.
+it. One of an earlier boot of this machine is dead: its last heartbeat is older than this boot, which tells it from one
+of another machine with the same name. A process of another machine or container counts as dead after LEASE_TIMEOUT
+seconds without a heartbeat, by the clock of the database's server (of a file: of the machine that looks). Its lease can
+be taken before, with `Ledger(take_over=True)` (``--take-over``), for example where its clock was ahead. The process
+that lost its lease is refused at its next batch.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -61,12 +63,12 @@ class Process:
         """Whether it still runs. silent: seconds since its last heartbeat; here: the process that asks."""
         if self.same_machine(here):
             return process_start(self.pid) == self.started
-        if self.host == here.host and self.boot.partition("/")[0] != here.boot.partition("/")[0]:
-            return False  # the machine was restarted since
+        if self.host == here.host and self.boot.partition("/")[0] != here.boot.partition("/")[0] and silent > _uptime():
+            return False  # the machine was restarted since; a heartbeat after that is of another one with this name
         return silent < LEASE_TIMEOUT
 
 
-@repeatable("acquire", "beat", "held", "processes", "check_free", "release")
+@repeatable("acquire", "beat", "held", "processes", "time", "check_free", "release")
 class Leases(Store):
     """Leases of evaluations. take_over: whether `acquire` takes the lease of a process of another machine at once."""
 
@@ -113,6 +115,11 @@ class Leases(Store):
             now = database_time(connection)
             return dict(Counter(row.id for row in connection.execute(query)
                                 if _holder(row).alive(now - row.heartbeat, own)))
+
+    def time(self) -> float:
+        """Seconds since 1970 by the clock of the leases."""
+        with self.database.read() as connection:
+            return database_time(connection)
 
     def check_free(self, evaluation_id: str) -> None:
         """ResourceError where another living process works on an evaluation."""
@@ -220,6 +227,13 @@ def _boot() -> str:
     import psutil
 
     return f"{psutil.boot_time():.0f}/0"
+
+
+def _uptime() -> float:
+    """Seconds since the boot of this machine."""
+    import psutil
+
+    return time.time() - psutil.boot_time()
 
 
 def process_start(pid: int) -> str | None:

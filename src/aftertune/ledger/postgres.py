@@ -50,7 +50,10 @@ _LOCK_CLASS = 0x41465455
 #: How the driver connects, unless the address says otherwise. A peer that is gone is noticed within a minute.
 _CONNECT = {"connect_timeout": 10, "keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10,
             "keepalives_count": 3, "tcp_user_timeout": 60_000, "application_name": "aftertune"}
-_SESSION = ("SET tcp_keepalives_idle = 60; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 6; "
+#: What every session has, whatever a role or a database sets: numbers with all their digits, and commits that are on
+#: the disk.
+_SESSION = ("SET extra_float_digits = 1; "
+            "SET tcp_keepalives_idle = 60; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 6; "
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'")
 
 
@@ -139,6 +142,7 @@ class PostgresDatabase(Database):
     def _engine(self) -> Engine:
         url = self.address.url
         settings = {key: value for key, value in _CONNECT.items() if key not in url.query}
+        settings["client_encoding"] = "utf8"  # PGCLIENTENCODING may say otherwise
         try:
             import_module("psycopg")
         except ImportError as error:  # not installed, or without the library of PostgreSQL
@@ -165,6 +169,10 @@ class PostgresDatabase(Database):
             if version < OLDEST * 10_000:
                 raise StorageError(f"{self.place}: the server is PostgreSQL {version // 10_000}; aftertune needs "
                                    f"{OLDEST} or newer")
+            encoding = str(connection.exec_driver_sql("SHOW server_encoding").scalar_one())
+            if encoding != "UTF8":
+                raise StorageError(f"{self.place}: the encoding of the database is {encoding}, and texts need UTF8; "
+                                   "create another one: createdb --encoding UTF8 --locale C --template template0 NAME")
             key = connection.exec_driver_sql("SELECT current_schema()::regnamespace::oid::bigint").scalar()
             if key is None:
                 raise StorageError(f"{self.place}: no schema of the search path exists or may be used; create one, or "
@@ -178,7 +186,7 @@ class PostgresDatabase(Database):
                              f"set {VARIABLE} to the ledger's address")
         if self.read_only:
             raise StorageError(f"{self.place}: its schema is {state.revision}, and this version of aftertune reads "
-                               f"{HEAD}; run `aftertune runs` once, which migrates it")
+                               f"{HEAD}; run `aftertune ledger size ADDRESS` once, which migrates it")
         with self.write() as connection:
             self._state(connection)  # another process may have been faster, and newer
             migration.upgrade(connection)

@@ -64,10 +64,10 @@ class RunningEntry:
     hosts: tuple[str, ...] = ()
 
 
-def evaluation_mark(total: int, before: int) -> dict[str, float]:
-    """How far an evaluation is when a process begins to answer. total: its requests; before: those that are answered.
-    """
-    return {"total": total, "before": before, "since": time.time()}
+def evaluation_mark(total: int, before: int, since: float) -> dict[str, float]:
+    """How far an evaluation is when a process begins to answer. total: its requests; before: those that are answered;
+    since: the time by the clock of its heartbeats (`Ledger.time`)."""
+    return {"total": total, "before": before, "since": since}
 
 
 def step_mark(total: int) -> dict[str, float]:
@@ -97,7 +97,6 @@ class RunningEntries(Leases):
                 .where(evaluation.c.id.in_(processes)).order_by(evaluation.c.seq))]
             return [*(_evaluation(connection, r, count) for r, count in rows),
                     *(_tuning(connection, r) for r in _tunings(connection) if _trains(r))]
-
 
     def result_seconds(self, ids: Collection[str]) -> dict[str, float]:
         """Id of an evaluation or a tuning -> seconds of its scoring or training, where they are stored."""

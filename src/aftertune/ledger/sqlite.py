@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sqlite3
 import threading
 import time
@@ -69,7 +70,8 @@ class SqliteDatabase(Database):
         state = migration.inspect_file(self.path, self.module, timeout=self.timeout)
         if read_only and state.revision != HEAD:
             raise StorageError(f"{self.path}: its schema is {state.revision or 'empty'}, and this version of aftertune "
-                               f"reads {HEAD}; run `aftertune runs` once, which migrates it and keeps a copy")
+                               f"reads {HEAD}; run `aftertune ledger size {shlex.quote(str(path))}` once, which "
+                               "migrates it and keeps a copy")
         self.engine = self._engine()
         try:
             with storage_errors(self.path):
