@@ -233,7 +233,7 @@ def _uptime() -> float:
     """Seconds since the boot of this machine."""
     import psutil
 
-    return time.time() - psutil.boot_time()
+    return time.time() - float(psutil.boot_time())
 
 
 def process_start(pid: int) -> str | None:
