@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,10 @@ def test_flips_show_themselves() -> None:
     assert "&lt;b&gt;yes&lt;/b&gt;" in html
     assert list(flips.to_frame()["tuned"]) == ["no"]
     assert flips.to_dict()["flips"][0]["base"]["chosen"] == "<b>yes</b>"
+    first, head, row = str(replace(flips, tuned_name="[red]t")).splitlines()
+    assert first == "t: 1 lost and 0 gained of 3 items (acc,none)"
+    assert head.split() == ["item", "question", "right", "answer", "b", "[red]t"]
+    assert row.split() == ["1", "lost", "?", "a", "right:", "<b>yes</b>", "wrong:", "no"]
 
 
 def test_a_ledger_says_what_it_has_and_finds_it(tmp_path: Path) -> None:

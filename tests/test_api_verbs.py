@@ -103,3 +103,11 @@ def test_print_shows_a_table(place: Path, base: aftertune.Evaluation) -> None:
     assert "after against before" in text
     assert "Verdict" in text
     assert repr(base).startswith("Evaluation(id=")
+    lines = str(aftertune.gate(base, other, {"held": 2})).splitlines()
+    assert lines[0] == "the gate passed"
+    assert lines[1].split() == ["task", "outcome", "reason"]
+    assert lines[2].startswith("held  floor    the base is at the floor")
+    with Ledger() as ledger:
+        found = ledger.search("after", kind="evaluation")
+        assert str(found).splitlines()[0] == "1 entry"
+        assert "after" in str(found).splitlines()[2]

@@ -11,7 +11,7 @@ from aftertune.actions import provide
 from aftertune.api.objects import comparison_object, jsonable
 from aftertune.api.parameters import LedgerPlace, opened, with_settings
 from aftertune.api.progress import shown_progress
-from aftertune.api.tables import html_table
+from aftertune.api.tables import ShownTable, provide_table
 from aftertune.errors import InputError
 from aftertune.study import Study
 from aftertune.study.running import Runnable
@@ -34,7 +34,7 @@ def run_study(study: Study, out: str | Path | None = None, *, only: str | Sequen
     from aftertune.pipeline import CellChoice, Result, WorkerChoice
     from aftertune.pipeline import run as run_cells
 
-    provide("html", Result, _result_html)
+    provide_table(Result, _result_shown)
     provide("to_dict", Result, result_object)
     choice = CellChoice((only,) if isinstance(only, str) else tuple(only), keep_going, "")
     from aftertune.engine.devices import caller_state
@@ -70,9 +70,9 @@ def result_object(result: Result) -> dict[str, Any]:
     return value
 
 
-def _result_html(result: Result) -> str:
+def _result_shown(result: Result) -> ShownTable:
     rows = [(name, f"failed: {why}") for name, why in result.failed]
-    return html_table("study", (), [*((line,) for line in result.headlines), *rows, ("record", str(result.record)),
+    return ShownTable("study", (), [*((line,) for line in result.headlines), *rows, ("record", str(result.record)),
                                     ("page", str(result.page))])
 
 

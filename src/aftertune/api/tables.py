@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aftertune.actions import provide
 from aftertune.api.objects import (
@@ -137,7 +137,16 @@ def _scores(_: Ledger, evaluations: Sequence[Evaluation], task: str | None) -> D
     return DataTable("scores", head, tuple(rows))
 
 
-# --- Tables of a notebook ---
+# --- Tables of a notebook, and of print() ---
+
+
+class ShownTable(NamedTuple):
+    """A value as a table. head: empty for a list of names and values; notes: lines below."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    notes: Iterable[str] = ()
 
 
 def html_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], notes: Iterable[str] = ()) -> str:
@@ -152,25 +161,29 @@ def html_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], n
 
 def _text(value: Any) -> str:
     """A cell as escaped text."""
+    return escape(_cell(value))
+
+
+def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return escape(f"{value:.4g}")
+        return f"{value:.4g}"
     text = "" if value is None else ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     text = visible_characters(text)
-    return escape(text if len(text) <= _CELL else f"{text[:_CELL]} …")
+    return text if len(text) <= _CELL else f"{text[:_CELL]} …"
 
 
-def _table_html(table: DataTable) -> str:
-    return html_table(table.title, table.head, table.rows)
+def _table_shown(table: DataTable) -> ShownTable:
+    return ShownTable(table.title, table.head, table.rows)
 
 
-def _evaluation_html(evaluation: Evaluation) -> str:
+def _evaluation_shown(evaluation: Evaluation) -> ShownTable:
     from aftertune.report import score_table
 
     lines = score_table(evaluation)
     rows = [(line.task, line.metric, line.result, line.error, line.n) for line in lines]
     parts = dict.fromkeys(f"{line.task}: {line.part}" for line in lines if line.part)
     run = f"evaluation {evaluation.id}, {evaluation.dtype} on {evaluation.device}, {evaluation.engine_note}"
-    return html_table(evaluation.name, ("Task", "Metric", "Result", "Error range (±1 SE)", "n"), rows,
+    return ShownTable(evaluation.name, ("Task", "Metric", "Result", "Error range (±1 SE)", "n"), rows,
                       (*parts, run, *evaluation.warnings))
 
 
@@ -190,7 +203,7 @@ def _comparison_html(comparison: Comparison) -> str:
                              [*filter(None, [watermark(comparison)]), *notes])
 
 
-def _tuning_html(tuning: Tuning) -> str:
+def _tuning_shown(tuning: Tuning) -> ShownTable:
     from aftertune.report import data_facts
 
     rows: list[tuple[str, Any]] = [("method", tuning.method), ("base", tuning.base.source),
@@ -201,38 +214,38 @@ def _tuning_html(tuning: Tuning) -> str:
         rows.append(("held-out loss", f"{h.before:.3f} → {h.after:.3f} nats per token, 95 % interval of the change "
                      f"{h.low:+.3f} to {h.high:+.3f} (n={h.n})"))
     rows += [(label, value) for label, value in data_facts(tuning.counts, tuning.overlap)]
-    return html_table(f"tuning {tuning.id} {tuning.name}", (), rows, tuning.notes)
+    return ShownTable(f"tuning {tuning.id} {tuning.name}", (), rows, tuning.notes)
 
 
-def _flips_html(flips: Flips) -> str:
+def _flips_shown(flips: Flips) -> ShownTable:
     rows = [(f.index, f.direction, f.question, f.gold, _side(f.base), _side(f.tuned)) for f in flips.flips]
     title = (f"{flips.task}: {flips.lost} lost and {flips.gained} gained of {flips.n:,} items ({flips.metric})")
-    return html_table(title, ("item", "", "question", "right answer", flips.base_name, flips.tuned_name), rows)
+    return ShownTable(title, ("item", "", "question", "right answer", flips.base_name, flips.tuned_name), rows)
 
 
 def _side(side: FlipSide) -> str:
     return f"{'right' if side.right else 'wrong'}: {side.chosen}"
 
 
-def _gate_html(result: GateResult) -> str:
+def _gate_shown(result: GateResult) -> ShownTable:
     from aftertune.report import gate_reason, headline
 
     rows = [(line.task, "FAILED" if line.failed else line.outcome, gate_reason(line)) for line in result.lines]
-    return html_table("the gate passed" if result.passed else "the gate FAILED", ("task", "outcome", "reason"), rows,
+    return ShownTable("the gate passed" if result.passed else "the gate FAILED", ("task", "outcome", "reason"), rows,
                       headline(result.comparison).sentences)
 
 
-def _drift_html(drift: Drift) -> str:
+def _drift_shown(drift: Drift) -> ShownTable:
     rows = [(g.name, len(g.texts), f"{g.kl:.4f}", f"{g.low:.4f} to {g.high:.4f}", f"{g.changed:.1%}",
              "moved" if g.moved else "not seen to move") for g in drift.groups]
     tuned = drift.tuned.adapter_source or drift.tuned.source
-    return html_table(f"{tuned} against {drift.base.source}",
+    return ShownTable(f"{tuned} against {drift.base.source}",
                       ("prompts", "n", "KL(base || tuned)", "95 % interval", "other top token", ""), rows, drift.notes)
 
 
-def _audit_html(audit: Audit) -> str:
+def _audit_shown(audit: Audit) -> ShownTable:
     rows = [(c.row.model, c.row.task, c.row.metric, c.row.value_text, c.row.n, c.mark, c.text) for c in audit.checks]
-    return html_table(f"{audit.source}: {len(audit.checks)} reported values",
+    return ShownTable(f"{audit.source}: {len(audit.checks)} reported values",
                       ("model", "task", "metric", "reported", "n", "mark", "why"), rows,
                       [f"{f.where}: {f.text}" for f in audit.findings])
 
@@ -253,16 +266,16 @@ def _plan_rows(plan: ItemPlan) -> tuple[list[str], list[list[Any]]]:
     return ["task", "items", "items_from", "discordance", "kept", *losses, "smallest", "kept_at"], rows
 
 
-def _plan_html(plan: ItemPlan) -> str:
+def _plan_shown(plan: ItemPlan) -> ShownTable:
     notes = [] if plan.average is None or plan.average.kept is None else [
         f"on average: kept needs {plan.average.kept:,} items of each task"]
-    return html_table(f"items for a verdict, margin ±{plan.margin:g} points, power {plan.power:g} %", *_plan_rows(plan),
+    return ShownTable(f"items for a verdict, margin ±{plan.margin:g} points, power {plan.power:g} %", *_plan_rows(plan),
                       notes)
 
 
-def _import_html(result: ImportedResult) -> str:
+def _import_shown(result: ImportedResult) -> ShownTable:
     rows = [(key, value) for key, value in import_object(result).items() if value not in (None, [], "")]
-    return html_table(f"import of {result.source}", (), rows)
+    return ShownTable(f"import of {result.source}", (), rows)
 
 
 def _table_content(table: DataTable) -> dict[str, Any]:
@@ -302,6 +315,20 @@ def _printed(content: Any) -> str:
     return "\n".join(line.rstrip() for line in lines).strip("\n")
 
 
+def _table_text(table: ShownTable) -> str:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, show_header=bool(table.head))
+    for name in table.head:
+        drawn.add_column(Text(_cell(name)))  # no markup: names are other people's
+    for row in table.rows[:_ROWS]:
+        drawn.add_row(*(Text(_cell(cell)) for cell in row))
+    more = [f"and {len(table.rows) - _ROWS:,} more rows: to_frame() has all"] if len(table.rows) > _ROWS else []
+    return _printed(Group(Text(_cell(table.title)), drawn, *(Text(_cell(note)) for note in (*more, *table.notes))))
+
+
 def _evaluation_text(evaluation: Evaluation) -> str:
     from aftertune.report import terminal_scores
 
@@ -330,31 +357,38 @@ def _json(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: jsonable(make(value))
 
 
+def provide_table(kind: type | str, make: Callable[[Any], ShownTable],
+                  text: Callable[[Any], str] | None = None) -> None:
+    """Let the values of a class show a table in a notebook, and in print() the same or ``text``."""
+    provide("html", kind, lambda value: html_table(*make(value)))
+    provide("text", kind, text or (lambda value: _table_text(make(value))))
+
+
 _CONTENTS: dict[type | str, Callable[[Any], Any]] = {
     Evaluation: _evaluation_content, Comparison: comparison_object, Tuning: lambda value: value,
     Flips: lambda value: value, GateResult: lambda value: gate_object(value.comparison, value.lines),
     Drift: drift_texts_object, _AUDIT: audit_object, _IMPORT: import_object, _TABLE: _table_content,
     _ENTRIES: lambda value: {"entries": [dict(zip(_ENTRY_HEAD, row, strict=True)) for row in _entries_rows(value)]}}
-_TABLES: dict[type | str, Callable[[Any], str]] = {
-    Evaluation: _evaluation_html, Comparison: _comparison_html, Tuning: _tuning_html, Flips: _flips_html,
-    GateResult: _gate_html, Drift: _drift_html, _AUDIT: _audit_html, _TABLE: _table_html, _PLAN: _plan_html,
-    _IMPORT: _import_html,
-    _ENTRIES: lambda value: html_table(f"{len(value)} entries", _ENTRY_HEAD, _entries_rows(value))}
+_SHOWN: dict[type | str, Callable[[Any], ShownTable]] = {
+    Evaluation: _evaluation_shown, Tuning: _tuning_shown, Flips: _flips_shown, GateResult: _gate_shown,
+    Drift: _drift_shown, _AUDIT: _audit_shown, _TABLE: _table_shown, _PLAN: _plan_shown, _IMPORT: _import_shown,
+    _ENTRIES: lambda value: ShownTable("1 entry" if len(value) == 1 else f"{len(value)} entries", _ENTRY_HEAD,
+                                        _entries_rows(value))}
 _FRAMES: dict[type | str, Callable[..., Any]] = {
     Evaluation: _evaluation_frame, Comparison: _comparison_frame, Tuning: _tuning_frame, Flips: _flips_frame,
     Drift: _drift_frame, _TABLE: _table_frame, _PLAN: lambda value: frame(*_plan_rows(value)),
     _ENTRIES: lambda value: frame(_ENTRY_HEAD, _entries_rows(value))}
 
-#: What print() shows; other values show their repr.
+#: What print() shows where it is another table than that of a notebook.
 _TEXTS: dict[type | str, Callable[[Any], str]] = {
-    Evaluation: _evaluation_text, Comparison: _comparison_text, Tuning: _tuning_text}
+    Evaluation: _evaluation_text, Tuning: _tuning_text}
 
 for _kind, _make in _CONTENTS.items():
     provide("to_dict", _kind, _json(_make))
-for _kind, _make in _TABLES.items():
-    provide("html", _kind, _make)
-for _kind, _make in _TEXTS.items():
-    provide("text", _kind, _make)
+for _kind, _make in _SHOWN.items():
+    provide_table(_kind, _make, _TEXTS.get(_kind))
+provide("html", Comparison, _comparison_html)
+provide("text", Comparison, _comparison_text)
 for _kind, _make in _FRAMES.items():
     provide("to_frame", _kind, with_settings()(_make))
 provide("plot", Comparison, with_settings()(_comparison_plot))
