@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pytest
 from aftertune.errors import InputError
 from aftertune.ledger import Ledger
 from aftertune.pipeline import running
-from aftertune.pipeline.commands import CommandRow, RunCall, make_file, shell_script, slurm_script, targets_of
+from aftertune.pipeline.commands import FORMS, CommandRow, RunCall, make_file, shell_script, slurm_script, targets_of
 from aftertune.study import Study
+from aftertune.study.links import parse_links
 from eval_cases import CHAT, byte_folder
 from test_cli import call
 from tuning_cases import easy_rows, write_rows
@@ -80,6 +82,31 @@ def test_a_shell_script_names_what_each_cell_needs() -> None:
     lines = shell_script("own", ROWS, RunCall("s.yaml")).splitlines()
     assert lines[5:7] == ["# evaluate x$1, after tune x$1, evaluate b", "aftertune run s.yaml --cell 'evaluate x$1'"]
     assert lines[-1] == "aftertune run s.yaml"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_of_a_study_is_executed(form: str, tmp_path: Path) -> None:
+    """Stand-ins print what they get: every word arrives as it is, and no other command runs."""
+    for program in ("aftertune", "sbatch"):
+        (tmp_path / program).write_text('#!/bin/sh\nfor last; do :; done\nprintf "%s\\n" "$last" >> "$LOG"\n')
+        (tmp_path / program).chmod(0o755)
+    out = "a b $(touch bad) `touch bad` '; touch bad; ' \" $HOME $(shell touch bad) #%\\"
+    text = FORMS[form]("own", [CommandRow("deploy x openai:http://h#$(touch bad)")], RunCall("s.yaml", (), Path(out)))
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
+    command = ["make", "-f", "script"] if form == "make" else ["sh", "script"]
+    (tmp_path / "script").write_text(text + "\n")
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    log = (tmp_path / "log").read_text().splitlines()
+    words = [shlex.split(line.removeprefix("--wrap="))[-1] for line in log] if form == "slurm" else log
+    assert (words, (tmp_path / "bad").exists()) == ([out, out], False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_line_break_in_a_name_is_no_further_command(form: str) -> None:
+    with pytest.raises(InputError, match="has a line break or another control character"):
+        FORMS[form]("own", [CommandRow("deploy x openai:http://h#a\ntouch bad")], RunCall("s.yaml"))
+    with pytest.raises(InputError, match="the link .* has a line break"):
+        parse_links(["adapter", "openai:http://h#a\ntouch bad\n#"], "deploy")
 
 
 def test_plan_prints_the_commands_of_the_cells_that_are_left(file: Path, monkeypatch: pytest.MonkeyPatch,

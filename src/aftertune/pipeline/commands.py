@@ -5,7 +5,8 @@
     print(shell_script(study.study, rows, RunCall("study.yaml")))   one command after another, in an order that works
 
 Each command runs one cell, into the same ledger and output folder, and the last one writes the record. A command that
-is given again continues, and does nothing for a cell that is done.
+is given again continues, and does nothing for a cell that is done. A name with a control character is refused: behind
+a line break of a study that others wrote, a shell or make would read further commands.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from aftertune.errors import InputError, is_hidden, shown
 
 #: Name of the last target: it needs all cells.
 RECORD = "record"
@@ -34,8 +37,18 @@ class RunCall:
     def words(self, cell: str = "") -> list[str]:
         """The words after ``aftertune`` that run a cell; of the whole study, and its record, without one."""
         out = [] if self.out is None else ["--out", str(self.out)]
-        return ["run", self.file, *(["--cell", cell] if cell else []), *(w for s in self.sets for w in ("--set", s)),
-                *out]
+        words = ["run", self.file, *(["--cell", cell] if cell else []), *(w for s in self.sets for w in ("--set", s)),
+                 *out]
+        for word in words:
+            _check_word(word)
+        return words
+
+
+def _check_word(word: str) -> None:
+    """Raise InputError for a word with a line break or another control character."""
+    if any(map(is_hidden, word)):
+        raise InputError(f"--commands: {shown(word)} has a line break or another control character, which a script "
+                         "cannot hold; give another name to the file, the folder or the link")
 
 
 @dataclass(frozen=True, slots=True)

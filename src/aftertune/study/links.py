@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
 
-from aftertune.errors import InputError, nearest
+from aftertune.errors import InputError, is_hidden, nearest, shown
 from aftertune.study.fields import server_url
 
 LinkKind = Literal["adapter", "merged", "gguf", "llamacpp", "openai"]
@@ -72,6 +72,9 @@ def parse_links(words: Sequence[str], option: str = "--chain") -> tuple[Link, ..
     """The links of a chain. Raises InputError for an unknown one, one that is given twice, and fewer than two."""
     links = []
     for word in words:
+        if any(map(is_hidden, word)):  # it is part of the names of cells and evaluations
+            raise InputError(f"{option}: the link {shown(word)} has a line break or another control character; remove "
+                             "it")
         kind, _, detail = word.partition(":")
         if kind not in _KINDS or bool(detail) != (kind in ("gguf", "llamacpp", "openai")):
             raise InputError(f"{option} {word}: unknown link; the links are adapter, merged, gguf:TYPE, llamacpp:TYPE "
