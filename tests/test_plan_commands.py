@@ -105,7 +105,7 @@ def test_nothing_of_a_study_is_executed(form: str, tmp_path: Path) -> None:
 def test_a_line_break_in_a_name_is_no_further_command(form: str) -> None:
     with pytest.raises(InputError, match="has a line break or another control character"):
         FORMS[form]("own", [CommandRow("deploy x openai:http://h#a\ntouch bad")], RunCall("s.yaml"))
-    with pytest.raises(InputError, match="the link .* has a line break"):
+    with pytest.raises(InputError, match=r"the link .* has a line break"):
         parse_links(["adapter", "openai:http://h#a\ntouch bad\n#"], "deploy")
 
 
