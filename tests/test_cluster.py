@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from aftertune.errors import AftertuneError, InputError, ResourceError, StorageError
+from aftertune.ledger import StoredCell
+from aftertune.pipeline import cell_runs, worker_choice
 from aftertune.pipeline.driving import Drive, Report
 from aftertune.pipeline.ray_workers import ClusterNode, check_address, is_remote
 from aftertune.pipeline.scheduling import CellJob, CellQueue
@@ -103,9 +105,34 @@ def test_what_a_cluster_cannot_do_is_refused(change: dict[str, Any], message: st
                  change.get("nodes", NODES))
 
 
-def test_a_sqlite_ledger_does_on_a_cluster_of_one_machine(prepared: Any, study: Study) -> None:
+def test_a_sqlite_ledger_does_on_a_cluster_of_this_machine_alone(
+        prepared: Any, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [NODES[0], replace(NODES[1], host="one")]
+    with pytest.raises(InputError, match=r"other machines than this one.*SQLite"):
+        prepared(WorkerChoice(on="ray://one:10001", root="/mnt"), study, JOBS, replace(OPENING, ledger="l.db"), nodes)
+    monkeypatch.setattr(worker_choice.platform, "node", lambda: "one")
     assert prepared(WorkerChoice(on="ray"), study, JOBS, replace(OPENING, ledger="l.db"), nodes).count == 2
+
+
+def test_a_node_without_cpus_gets_no_worker_and_a_gpu_has_its_share_of_the_cores(prepared: Any, study: Study) -> None:
+    choice, many = WorkerChoice(on="ray", root="/mnt"), [CellJob(f"tune {n}", 1) for n in range(20)]
+    head = replace(NODES[0], id="c" * 40, cpus=0)
+    ready = prepared(choice, study, many, OPENING, [head, *NODES])
+    assert (ready.count, ready.workers.needs.cpus) == (2, 4)
+    with pytest.raises(ResourceError, match="no node of the cluster has a CPU"):
+        prepared(choice, study, many, OPENING, [head])
+    mixed = [replace(NODES[0], gpus=1), replace(NODES[1], cpus=32, gpus=8)]
+    ready = prepared(choice, study, many, OPENING, mixed)
+    assert (ready.count, ready.workers.needs.cpus) == (9, 4), "all GPUs of the larger node have a worker"
+
+
+def test_a_root_is_the_same_folder_for_all_nodes(prepared: Any, study: Study, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, whole in (("runs", str(tmp_path / "runs")), ("~/runs", "/home/me/runs"), ("s3://b/runs", "s3://b/runs")):
+        opening = prepared(WorkerChoice(on="ray", root=given), study, JOBS, OPENING, NODES).workers.opening
+        assert opening.root == whole
 
 
 # --- A cell that fails on one node ---
@@ -205,6 +232,28 @@ def test_a_fine_tune_goes_over_a_file_system_of_another_kind(cache: Path) -> Non
     root.fetch("careful")
     assert (folder / "kept" / "weights.bin").read_bytes() == b"w"
     assert not root.fetch("unknown").exists()
+
+
+def test_a_fine_tune_of_another_node_is_not_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is started again may give a finished cell to another node."""
+    root = SharedRoot.of("memory://again", "orders")
+    folder = root.folder("careful")
+    folder.mkdir(parents=True)
+    (folder / "aftertune.json").write_text("1")
+    root.store("careful")
+    shutil.rmtree(folder)
+    found: list[str] = []
+    monkeypatch.setattr(cell_runs, "tune", lambda spec, **_: found.append((spec.out / "aftertune.json").read_text()))
+    study = Study(study="orders", bases={"b": {"model": "gpt2"}}, tasks=({"name": "piqa"},),  # type: ignore[arg-type]
+                  tunings={"careful": {"base": "b", "data": "rows.jsonl"}})  # type: ignore[dict-item]
+    runs = cell_runs.CellRuns(study, None, cache, root)  # type: ignore[arg-type]
+    runs._questions = lambda name: []  # type: ignore[method-assign]
+    runs.before = {"tune careful": StoredCell(study="orders", name="tune careful", status="done", ref="t", error=None)}
+    runs._tune("careful", lambda *_: None)
+    assert found == ["1"]
+    monkeypatch.setattr(root.files, "put_file", lambda *_: found.append("uploaded again"))
+    root.store("careful")
+    assert found == ["1"]
 
 
 def test_a_name_that_leaves_the_folder_is_not_downloaded(cache: Path) -> None:

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aftertune.errors import InputError
-from aftertune.ledger import Ledger
-from aftertune.pipeline import running
+from aftertune.errors import InputError, InUse
+from aftertune.ledger import Ledger, StoredCell
+from aftertune.ledger.running import RunningEntry
+from aftertune.pipeline import cell_runs, running
 from aftertune.pipeline.commands import FORMS, CommandRow, RunCall, make_file, shell_script, slurm_script, targets_of
 from aftertune.study import Study
 from aftertune.study.links import parse_links
@@ -158,6 +160,42 @@ def test_make_gives_the_scores_of_a_run(file: Path, monkeypatch: pytest.MonkeyPa
                   for ledger in (made, whole)]
     assert scores[0] == scores[1]
     assert len(scores[0]) == 3
+
+
+def test_two_commands_that_begin_at_once_leave_each_other_their_states(file: Path, monkeypatch: pytest.MonkeyPatch
+                                                                       ) -> None:
+    """The other one stores its cell as done between the steps of the first one."""
+    study, met = Study.load(file), list[str]()
+    with Ledger() as ledger:
+        cells = ledger.cells
+
+        def meanwhile(name: str) -> list[StoredCell]:
+            found: list[StoredCell] = cells(name) if ledger.studies() else []
+            if not met:
+                met.append(name)
+                with Ledger() as other:
+                    running.save_study(study, other)
+                    other.save_cell("own", "evaluate b", "done", ref="e-1")
+            return found
+
+        monkeypatch.setattr(ledger, "cells", meanwhile)
+        running.save_study(study, ledger)
+        assert {c.name: c.status for c in cells("own")}["evaluate b"] == "done"
+
+
+def test_a_cell_of_another_process_keeps_its_state(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    def held(*_: Any, **__: Any) -> Any:
+        raise InUse("evaluation e-1 is in use by process 7 on here; wait until it ends")
+
+    monkeypatch.setattr(cell_runs, "evaluate", held)
+    assert call(monkeypatch, "run", str(file), "--cell", "evaluate b") == 4
+    assert "is in use by process 7" in capsys.readouterr().err
+    entry = RunningEntry(id="e-1", kind="evaluation", name="b", started="", done=1, total=4, hosts=("here",))
+    monkeypatch.setattr(Ledger, "running", lambda self: [entry])
+    assert call(monkeypatch, "plan", str(file), "--json") == 0
+    planned = json.loads(capsys.readouterr().out)["cells"][0]
+    assert (planned["status"], planned["why"]) == ("running", "25% done, on here"), "also without a run of the study"
 
 
 def test_an_unknown_cell_is_refused_in_python(file: Path) -> None:

@@ -165,7 +165,7 @@ def process_command(argv: Sequence[str]) -> str:
         return ""
     program = Path(argv[0])
     name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
-    return " ".join([name, *_quoted(_clean(argv[1:]))])
+    return " ".join([name, *_quoted(clean_words(argv[1:]))])
 
 
 def clean_command(command: str) -> str:
@@ -176,11 +176,11 @@ def clean_command(command: str) -> str:
         keys = (m for m in _KEY.finditer(command) if _names_secret(m))
         end = next((m.end() for m in keys), None)
         return redact(command) if end is None else redact(command[:end]) + REDACTED
-    clean = _clean(words)
+    clean = clean_words(words)
     return redact(command) if clean == words else " ".join(_quoted(clean))
 
 
-def _clean(words: Sequence[str]) -> list[str]:
+def clean_words(words: Sequence[str]) -> list[str]:
     """Arguments without secrets. The whole value after the flag of a secret is removed."""
     out: list[str] = []
     secret_next = False

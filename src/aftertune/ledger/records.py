@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -247,6 +247,22 @@ class Studies(Store):
         with self.database.write() as connection:
             upsert(connection, study, {"name": name}, {"hash": hash, "yaml": yaml})
 
+    def plan_study(self, name: str, hash: str, yaml: str, cells: Sequence[str],
+                   changed: Callable[[str | None], Collection[str]]) -> None:
+        """Insert or replace a study; those of its cells that are new, or have changed, become planned. It is one
+        transaction, because other processes may do the same now, or run cells already.
+
+        cells: names, in their order; changed: the study as it was stored (None: it was not) -> names.
+        """
+        with self.database.write() as connection:
+            before = connection.execute(select(study.c.yaml).where(study.c.name == name)).scalar()
+            seq = upsert(connection, study, {"name": name}, {"hash": hash, "yaml": yaml})
+            stored = set(connection.execute(select(cell.c.name).where(cell.c.study == seq)).scalars())
+            stale = set(changed(before))
+            for one in cells:
+                if one in stale or one not in stored:
+                    _set_cell(connection, seq, one, {"status": "planned", "ref": None, "error": None})
+
     def studies(self) -> list[StoredStudy]:
         """All studies, the newest last."""
         with self.database.read() as connection:
@@ -262,16 +278,7 @@ class Studies(Store):
             raise StorageError(f"cell {name!r}: unknown state {status!r}; the states are {', '.join(STATES)}")
         with self.database.write() as connection:
             seq = _study_seq(connection, study_name)
-            values = {"status": status, "ref": ref, "error": error}
-            here = (cell.c.study == seq, cell.c.name == name)
-            position = connection.execute(select(cell.c.position).where(*here)).scalar()
-            if position is not None:
-                connection.execute(cell.update().where(*here).values(**values))
-            else:
-                last = connection.execute(select(func.max(cell.c.position)).where(cell.c.study == seq)).scalar()
-                position = 0 if last is None else last + 1
-                connection.execute(cell.insert().values(study=seq, position=position, name=name, **values))
-            seal(connection, cell, [seq], position)
+            _set_cell(connection, seq, name, {"status": status, "ref": ref, "error": error})
 
     def cells(self, study_name: str) -> list[StoredCell]:
         """Cells of a study in the order in which they were first saved; InputError: unknown study."""
@@ -281,6 +288,19 @@ class Studies(Store):
             rows = connection.execute(select(cell).where(cell.c.study == seq).order_by(cell.c.position))
             return [StoredCell(study=study_name, name=r.name, status=r.status, ref=r.ref, error=r.error)
                     for r in rows]
+
+
+def _set_cell(connection: Connection, seq: int, name: str, values: Mapping[str, Any]) -> None:
+    """Set the state of a cell of a study; a new one comes last."""
+    here = (cell.c.study == seq, cell.c.name == name)
+    position = connection.execute(select(cell.c.position).where(*here)).scalar()
+    if position is not None:
+        connection.execute(cell.update().where(*here).values(**values))
+    else:
+        last = connection.execute(select(func.max(cell.c.position)).where(cell.c.study == seq)).scalar()
+        position = 0 if last is None else last + 1
+        connection.execute(cell.insert().values(study=seq, position=position, name=name, **values))
+    seal(connection, cell, [seq], position)
 
 
 def _study_seq(connection: Connection, name: str) -> int:

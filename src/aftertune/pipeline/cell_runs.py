@@ -18,7 +18,7 @@ from typing import Any
 from aftertune.deploy import Chain, CheckedLink
 from aftertune.early_stopping import until_decided
 from aftertune.engine.memory import release_memory
-from aftertune.errors import AftertuneError, InputError
+from aftertune.errors import AftertuneError, FolderInUse, InputError, InUse
 from aftertune.evaluation import evaluate
 from aftertune.forgetting_watch import ForgettingWatch
 from aftertune.ledger import Ledger, StoredCell
@@ -61,10 +61,13 @@ class CellRuns:
 
     def run(self, cell: Cell, progress: Progress) -> Evaluation | Tuning:
         """Run one cell and store its state and value. A failure is stored and raised; an interruption leaves the cell
-        planned."""
+        planned. One that another process works on now stays as that one says. Raises InUse or FolderInUse for it."""
         self.ledger.save_cell(self.study.study, cell.name, "running")
         try:
             value = self._evaluate_or_tune(cell, progress)
+        except (InUse, FolderInUse) as error:
+            _clear_frames(error)
+            raise
         except AftertuneError as error:
             _clear_frames(error)
             self.ledger.save_cell(self.study.study, cell.name, "failed", error=str(error))
@@ -223,6 +226,9 @@ class CellRuns:
 
     def _tune(self, name: str, progress: Progress) -> Tuning:
         recipe, study = self.study.tunings[name], self.study
+        before = self.before.get(f"tune {name}")
+        if before is not None and before.status == "done":
+            self.root.fetch(name)  # another machine made it; what is in its folder is not trained again
         if name in self.cured:
             cured = make_cured(self.values[f"tune {self.cured[name]}"], self.root.folder(name), name=name,
                                soften=recipe.soften, rollback=recipe.rollback)

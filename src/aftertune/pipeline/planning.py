@@ -393,7 +393,7 @@ def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = N
     reported = {plain_name(str(row["model"])) for row in ledger.reported()} if ledger else set()
     costs = Costs(study, ledger)
     with try_folder_lock(out or Path("runs") / study.study) as free:
-        now = {f"{_VERB[entry.kind]} {entry.name}": entry for entry in ledger.running()} if ledger and not free else {}
+        now = {f"{_VERB[entry.kind]} {entry.name}": entry for entry in ledger.running()} if ledger else {}
         context = _PlanContext(study, costs, file, stale, reported, now, running=not free)
         return [_planned(cell, stored.get(cell.name), context) for cell in cells]
 
@@ -453,7 +453,7 @@ def _status(cell: Cell, stored: StoredCell | None, context: _PlanContext) -> tup
     status = cast(CellStatus, stored.status) if stored else "planned"
     if cell.name in context.stale:
         return "planned", "its settings in the study have changed since the last run"
-    if status == "running" and not context.running:
+    if status == "running" and not context.running and cell.name not in context.now:
         return "planned", "the last run was interrupted; the next one continues it"
     if status == "planned" and cell.kind in ("base", "tuned") and plain_name(cell.subject) in context.reported:
         return "reported", "an imported document has scores of this model"

@@ -123,14 +123,8 @@ def run_cell(study: Study, name: str, *, ledger: Ledger, out: Path, progress: Pr
 def save_study(study: Study, ledger: Ledger) -> dict[str, StoredCell]:
     """Store the study; new cells and cells that have changed become planned. Returns the stored cells by name."""
     name, cells = study.study, cells_of(study)
-    stored = next((s for s in ledger.studies() if s.name == name), None)
-    before = None if stored is None else digests_of(stored.yaml)
-    ledger.save_study(name, study.hash, study.model_dump_json())
-    stored_names = {c.name for c in ledger.cells(name)}
-    changed = {*changed_cells(before, cells)}
-    for cell in cells:  # their order is that of the page
-        if cell.name in changed or cell.name not in stored_names:
-            ledger.save_cell(name, cell.name, "planned")
+    ledger.plan_study(name, study.hash, study.model_dump_json(), [cell.name for cell in cells],  # the page's order
+                      lambda before: set(changed_cells(None if before is None else digests_of(before), cells)))
     return {c.name: c for c in ledger.cells(name)}
 
 

@@ -11,14 +11,13 @@ A fine-tune is complete where its manifest is: it is written last and read first
 from __future__ import annotations
 
 import contextlib
-import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aftertune.errors import InputError, StorageError
 from aftertune.redaction import redact
-from aftertune.sources.cache import cache_root
+from aftertune.sources.cache import cache_root, remove_path, temporary_path
 from aftertune.tuning.output import MANIFEST
 from aftertune.values import digest
 
@@ -56,11 +55,15 @@ class SharedRoot:
         return self.place / name
 
     def store(self, name: str) -> None:
-        """Upload a finished fine-tune, the manifest last. Raises StorageError."""
+        """Upload a finished fine-tune, the manifest last, unless the same one is there. Raises StorageError."""
         if self.files is None:
             return
         folder, there = self.folder(name), f"{self.path}/{name}"
         with self._errors(there):
+            if self._manifest(there) == (folder / MANIFEST).read_bytes():
+                return
+            if self.files.exists(f"{there}/{MANIFEST}"):
+                self.files.rm_file(f"{there}/{MANIFEST}")  # first, so that the rest is not taken for complete
             if self.files.exists(there):
                 self.files.rm(there, recursive=True)
             paths = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p == folder / MANIFEST)
@@ -76,24 +79,43 @@ class SharedRoot:
         if self.files is None:
             return folder
         with self._errors(there):
-            if not self.files.exists(f"{there}/{MANIFEST}"):
-                return folder  # not stored yet, or not finished
-            manifest = self.files.cat_file(f"{there}/{MANIFEST}")
-            if (folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() == manifest:
-                return folder
-            shutil.rmtree(folder, ignore_errors=True)
-            start = f"{str(self.files._strip_protocol(there)).rstrip('/')}/"
-            for path in self.files.find(there):
-                relative = PurePosixPath(str(path).removeprefix(start))
-                if str(relative) == MANIFEST:
-                    continue
-                if relative.is_absolute() or ".." in relative.parts:
-                    raise ValueError(f"{relative} is not in the folder of the fine-tune")
-                (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-                self.files.get_file(path, str(folder / relative))
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / MANIFEST).write_bytes(manifest)
+            manifest = self._manifest(there)
+            if manifest is None or _has(folder, manifest):
+                return folder  # not stored yet, or not finished; or the same one
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            loaded = temporary_path(folder)  # another worker of this machine may download it, too
+            try:
+                self._download(there, loaded)
+                (loaded / MANIFEST).write_bytes(manifest)
+                if not _has(folder, manifest):
+                    remove_path(folder)
+                    try:
+                        loaded.rename(folder)
+                    except OSError:
+                        if not _has(folder, manifest):
+                            raise
+            finally:
+                remove_path(loaded)
         return folder
+
+    def _manifest(self, there: str) -> bytes | None:
+        """The manifest of a fine-tune that is stored there completely; None without one."""
+        self.files.invalidate_cache()  # other machines write there too
+        path = f"{there}/{MANIFEST}"
+        return bytes(self.files.cat_file(path)) if self.files.exists(path) else None
+
+    def _download(self, there: str, to: Path) -> None:
+        """Download the files of a fine-tune, without its manifest, to a new folder."""
+        to.mkdir()
+        start = f"{str(self.files._strip_protocol(there)).rstrip('/')}/"
+        for path in self.files.find(there):
+            relative = PurePosixPath(str(path).removeprefix(start))
+            if str(relative) == MANIFEST:
+                continue
+            if relative.is_absolute() or ".." in relative.parts:
+                raise ValueError(f"{relative} is not in the folder of the fine-tune")
+            (to / relative).parent.mkdir(parents=True, exist_ok=True)
+            self.files.get_file(path, str(to / relative))
 
     @contextlib.contextmanager
     def _errors(self, there: str) -> Any:
@@ -103,3 +125,8 @@ class SharedRoot:
             raise StorageError(f"--root: {redact(there)} cannot be read or written ({type(error).__name__}: "
                                f"{redact(str(error))[:200]}); check the address and its permissions, then run the same "
                                "command again") from None
+
+
+def _has(folder: Path, manifest: bytes) -> bool:
+    """Whether a folder has this fine-tune."""
+    return (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == manifest

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from aftertune.errors import AftertuneError, InputError, ResourceError
 from aftertune.pipeline.local_workers import LocalWorkers, Workers, threads_of_each
 from aftertune.pipeline.scheduling import CellJob, workers_that_fit
 from aftertune.pipeline.worker import Opening
+from aftertune.redaction import clean_words
 
 if TYPE_CHECKING:
     from aftertune.ledger import Ledger
@@ -69,7 +71,7 @@ def prepared(choice: WorkerChoice, study: Study, jobs: Sequence[CellJob], *, led
     """The workers of a run, as many as there are cells to run and as the memory allows; a cluster is connected until
     the end of the block. Raises InputError and ResourceError."""
     opening = Opening(study=as_sent(study), ledger=address_of(ledger), out=str(out), folder=str(Path.cwd()),
-                      command=tuple(sys.argv), take_over=ledger.take_over, root=choice.root)
+                      command=(*sys.argv[:1], *clean_words(sys.argv[1:])), take_over=ledger.take_over)
     if choice.on:
         from aftertune.pipeline.ray_workers import cluster
 
@@ -102,28 +104,44 @@ def _on_cluster(choice: WorkerChoice, study: Study, jobs: Sequence[CellJob], ope
 
     if not nodes:
         raise ResourceError(f"--on {choice.on}: the cluster has no live node; start one with `ray start`")
-    several = len({node.host for node in nodes}) > 1
-    if several and "://" not in opening.ledger:
-        raise InputError(f"--on {choice.on}: the cluster has several machines, and the ledger is a SQLite file of this "
-                         "one; use a ledger in PostgreSQL (AFTERTUNE_LEDGER=postgresql+psycopg://USER@HOST/DATABASE)")
-    if several and not choice.root:
-        raise InputError(f"--on {choice.on}: the cluster has several machines; give --root, a folder that all of them "
-                         "mount or an address such as s3://BUCKET/runs, for the fine-tunes")
-    gpus = sum(node.gpus for node in nodes) if study.device != "cpu" else 0
-    places = int(gpus) or len(nodes)
-    count = max(min(choice.count or places, len(jobs)), 1)
-    each = -(-count // (sum(node.gpus > 0 for node in nodes) if gpus else len(nodes)))  # workers of one node
-    cpus = max(int(min(node.cpus for node in nodes if node.gpus or not gpus) // each), 1)
+    places = [node for node in nodes if node.gpus] if study.device != "cpu" else []
+    gpus = int(sum(node.gpus for node in places))
+    places = places or [node for node in nodes if node.cpus >= 1]  # the first node often gives no CPUs
+    if not places:
+        raise ResourceError(f"--on {choice.on}: no node of the cluster has a CPU for a cell; start one with "
+                            "`ray start`")
+    _check_shared(choice, opening, nodes)
+    count = max(min(choice.count or gpus or len(places), len(jobs)), 1)
+    each = -(-count // len(places))  # workers of one node
+    cpus = max(int(min(node.cpus / (node.gpus if gpus else each) for node in places)), 1)
     memory = 0 if gpus else max((job.memory for job in jobs), default=0)
-    largest = max(node.memory for node in nodes)
+    largest = max(node.memory for node in places)
     if memory > largest:
         raise ResourceError(f"--on {choice.on}: a cell needs about {memory / 2**30:.1f} GiB, and the largest node has "
                             f"{largest / 2**30:.1f} GiB; use larger nodes, or a smaller batch")
-    mounted = bool(choice.root) and "://" not in choice.root
-    out = Path(choice.root).expanduser() / study.study if mounted else Path(opening.out)
-    opening = replace(opening, out=str(out.absolute()), threads=cpus,
+    root = _whole_root(choice.root)
+    out = Path(root) / study.study if root and "://" not in root else Path(opening.out)
+    opening = replace(opening, out=str(out.absolute()), root=root, threads=cpus,
                       disk={job.name: job.disk for job in jobs if job.disk})
     return PreparedWorkers(RayWorkers(opening, Needs(cpus, 1 if gpus else 0, memory)), count, may_help=True)
+
+
+def _whole_root(root: str) -> str:
+    """A root as every node reads it: a folder without ~ and not relative to where a node starts its programs."""
+    return root if not root or "://" in root else str(Path(root).expanduser().absolute())
+
+
+def _check_shared(choice: WorkerChoice, opening: Opening, nodes: Sequence[ClusterNode]) -> None:
+    """Raise InputError where another machine computes and the ledger or the fine-tunes are on this one alone."""
+    if {node.host for node in nodes} == {platform.node()}:
+        return
+    if "://" not in opening.ledger:
+        raise InputError(f"--on {choice.on}: the cluster has other machines than this one, and the ledger is a SQLite "
+                         "file of this one; use a ledger in PostgreSQL "
+                         "(AFTERTUNE_LEDGER=postgresql+psycopg://USER@HOST/DATABASE)")
+    if not choice.root:
+        raise InputError(f"--on {choice.on}: the cluster has other machines than this one; give --root, a folder that "
+                         "all of them mount or an address such as s3://BUCKET/runs, for the fine-tunes")
 
 
 def as_sent(study: Study) -> str:
