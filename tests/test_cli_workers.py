@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from aftertune.cli import workers
 from aftertune.cli.workers import Helpers
 from aftertune.engine.devices import Capabilities
+from aftertune.errors import ResourceError
 from aftertune.ledger.lease import process_start
 from aftertune.study import EvalSpec, TaskSpec
 from cli_cases import call, one_line, settle
@@ -53,11 +55,45 @@ def test_helpers_have_the_same_words_and_their_share(monkeypatch: pytest.MonkeyP
     with Helpers(SPEC, 3, words) as helpers:
         assert (helpers.spec.threads, helpers.spec.memory) == (2, "1000")
     (first, environment), (second, _) = Process.started
-    assert first == second == [sys.executable, "-m", "aftertune", "eval", "m", "--workers", "3", "--tasks", "arc_easy",
+    assert first == second == [sys.executable, "-P", "-m", "aftertune", "eval", "m", "--workers", "3", "--tasks", "arc_easy",
                                "--workers", "1", "--join", "--threads", "2", "--memory", "1000"]
-    assert environment["AFTERTUNE_HELPER_OF"] == f"{os.getpid()}:{process_start(os.getpid())}"
+    pid, begun, command = environment["AFTERTUNE_HELPER_OF"].split(":", 2)
+    assert (pid, begun, json.loads(command)) == (str(os.getpid()), process_start(os.getpid()), sys.argv)
+    assert "" not in environment["PYTHONPATH"].split(os.pathsep)
     assert capsys.readouterr().err == ("note: a worker (process 7) ended early, and the others took its batches: "
                                        "aftertune: no memory\n")
+
+
+def test_options_of_helpers_are_before_words_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    Process.started = []
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    with Helpers(SPEC, 2, ["eval", "--tasks", "arc_easy", "--", "-model"]):
+        pass
+    assert Process.started[0][0][-2:] == ["--", "-model"]
+    assert "--join" in Process.started[0][0]
+
+
+def test_a_helper_that_cannot_be_started_is_one_line_and_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    class Running(Process):
+        def poll(self) -> Any:
+            return None
+
+        def terminate(self) -> None:
+            ended.append("terminated")
+
+    def start(*given: Any, **named: Any) -> Process:
+        if len(Process.started) == 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return Running(*given, **named)
+
+    Process.started = []
+    monkeypatch.setattr(subprocess, "Popen", start)
+    message = r"--workers 3: process 3 cannot be started \(Resource temporarily unavailable\); free some memory"
+    with pytest.raises(ResourceError, match=message), Helpers(SPEC, 3, ["eval"]):
+        pass
+    assert ended == ["terminated"]
 
 
 def test_helpers_have_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,10 +186,12 @@ def test_a_helper_ends_with_the_process_that_started_it(monkeypatch: pytest.Monk
     """Its pid may be another process's by then."""
     ended: list[int] = []
     monkeypatch.setattr(os, "kill", lambda _, sent: ended.append(sent))
-    monkeypatch.setenv("AFTERTUNE_HELPER_OF", f"{os.getpid()}:1")
-    workers.end_with_parent()
+    monkeypatch.setattr(sys, "argv", ["aftertune", "eval", "m", "--join"])
+    monkeypatch.setenv("AFTERTUNE_HELPER_OF", f'{os.getpid()}:1:["aftertune", "eval", "m", "--name", "a:b"]')
+    assert workers.end_with_parent()
     while not ended:
         time.sleep(0.01)
     assert ended == [signal.SIGTERM]
+    assert sys.argv == ["aftertune", "eval", "m", "--name", "a:b"]  # an evaluation has the command that was typed
     assert "AFTERTUNE_HELPER_OF" not in os.environ
-    workers.end_with_parent()
+    assert not workers.end_with_parent()

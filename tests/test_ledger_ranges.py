@@ -112,6 +112,28 @@ def test_what_a_process_had_is_free_once_it_counts_as_dead_and_the_rest_of_it_be
     assert machines.on("b").take_range("e1", COSTS).stored == set(COSTS)
 
 
+def test_a_process_goes_on_after_one_that_took_its_lease_has_left(machines: Machines) -> None:
+    """A computer was asleep for so long that another one took the evaluation over, and was stopped."""
+    machines.join("a")
+    machines.take("a")
+    machines.save("a", 0)
+    machines.silence("a")
+    machines.join("b")
+    machines.save("b", 1)
+    machines.on("b").leave("e1")
+    assert machines.on("a").range_stop("e1") is None
+    assert machines.take("a") == tuple(range(2, 8))
+    assert machines.on("c").processes() == {"e1": 1}
+    with pytest.raises(ResourceError, match="in use by process 1 on a"):
+        machines.on("c").acquire("e1")
+    machines.silence("a")
+    machines.join("b")
+    machines.on("b").leave("e1")
+    assert machines.on("a").take_step("e1", FINISH)
+    machines.on("a").finish_evaluation(cases.evaluation(), [], [])
+    assert machines.take("a") == ()
+
+
 def test_stored_batches_are_left_out_of_a_range(machines: Machines) -> None:
     machines.join("a")
     machines.save("a", 1, 3)

@@ -67,7 +67,7 @@ def evaluate(
     from aftertune.cli.workers import Helpers, check_shareable, end_with_parent
     from aftertune.ledger import Ledger
 
-    end_with_parent()
+    helper = end_with_parent()
     if join:
         check_shareable(spec, "--join")
     helpers = Helpers(spec, workers, sys.argv[1:])
@@ -84,7 +84,7 @@ def evaluate(
     show(evaluations, as_json)
     for hint in hints if not as_json else ():
         typer.echo(hint)
-    if failure is not None:
+    if failure is not None and not helper:  # the command that was typed reports it
         raise failure
 
 

@@ -9,6 +9,7 @@ that ends. One that fails leaves its batches to the others, and is named on stde
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,12 +22,12 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
 from aftertune.api.parameters import comma_separated
-from aftertune.errors import InputError
+from aftertune.errors import InputError, ResourceError
 
 if TYPE_CHECKING:
     from aftertune.study import EvalSpec
 
-#: Where a helper reads which process started it: its pid, a colon and when it was started.
+#: Where a helper reads which process started it: its pid, when it was started and its words as JSON, between colons.
 _PARENT = "AFTERTUNE_HELPER_OF"
 #: Seconds that helpers have to end after SIGTERM: a batch is not interrupted in the middle of a kernel.
 _PATIENCE = 30.0
@@ -65,14 +66,24 @@ class Helpers:
         from aftertune.ledger.lease import process_start
 
         own = ("--workers", "1", "--join", "--threads", str(self.spec.threads), "--memory", str(self.spec.memory))
+        at = self.words.index("--") if "--" in self.words else len(self.words)
+        words = [sys.executable, "-P", "-m", "aftertune", *self.words[:at], *own, *self.words[at:]]
+        parent = f"{os.getpid()}:{process_start(os.getpid())}:{json.dumps(sys.argv)}"
+        search = os.pathsep.join(entry for entry in sys.path if entry)  # not the working folder, unless it is there
         for number in range(1, self.count):
-            environment = {**os.environ, _PARENT: f"{os.getpid()}:{process_start(os.getpid())}"}
+            environment = {**os.environ, _PARENT: parent, "PYTHONPATH": search}
             if self.gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
             errors = tempfile.TemporaryFile()  # read when the process has ended
-            self.processes.append((subprocess.Popen(
-                [sys.executable, "-m", "aftertune", *self.words, *own], env=environment, stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=errors), errors))
+            try:
+                process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL,
+                                           stdout=subprocess.DEVNULL, stderr=errors)
+            except OSError as error:
+                self.__exit__(OSError, error, None)
+                raise ResourceError(f"--workers {self.count}: process {number + 1} cannot be started "
+                                    f"({error.strerror or error}); free some memory, or ask for fewer workers"
+                                    ) from None
+            self.processes.append((process, errors))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -94,14 +105,16 @@ class Helpers:
             errors.close()
 
 
-def end_with_parent() -> None:
-    """In a helper: end as with Ctrl-C once the process that started it has ended."""
+def end_with_parent() -> bool:
+    """In a helper: end as with Ctrl-C once the process that started it has ended, and store evaluations with the
+    command that was typed. Whether this is a helper."""
     text = os.environ.pop(_PARENT, "")
     if not text:
-        return
+        return False
     from aftertune.ledger.lease import process_start
 
-    pid, _, started = text.partition(":")
+    pid, started, command = text.split(":", 2)
+    sys.argv = json.loads(command)
 
     def watch() -> None:
         while process_start(int(pid)) == started:
@@ -109,6 +122,7 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="watch the parent", daemon=True).start()
+    return True
 
 
 def _gpus() -> list[str]:

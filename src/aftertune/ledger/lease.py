@@ -91,11 +91,7 @@ class Leases(Store):
                 connection.execute(lease.update().where(_of_process(seq, Process.own())).values(
                     heartbeat=database_clock(connection), shared=shared))
                 return
-            last = connection.execute(select(func.max(lease.c.number)).where(lease.c.evaluation == seq)).scalar()
-            me = Process.own()
-            connection.execute(lease.insert().values(
-                evaluation=seq, number=0 if last is None else last + 1, pid=me.pid, host=me.host, boot=me.boot,
-                started=me.started, heartbeat=database_clock(connection), shared=shared))
+            add_lease(connection, seq, shared=shared)
 
     def beat(self, evaluation_id: str) -> None:
         """Send a heartbeat: this process is still working on the evaluation."""
@@ -151,6 +147,15 @@ def beat(connection: Connection, seq: int, evaluation_id: str, saved: int | None
     moved = {} if saved is None or own.start is None or not own.start <= saved < own.stop else {"start": saved + 1}
     connection.execute(lease.update().where(lease.c.evaluation == seq, lease.c.number == own.number).values(
         heartbeat=database_clock(connection), **moved))
+
+
+def add_lease(connection: Connection, seq: int, **values: Any) -> None:
+    """Give this process a lease on an evaluation. values: of its columns."""
+    me = Process.own()
+    last = connection.execute(select(func.max(lease.c.number)).where(lease.c.evaluation == seq)).scalar()
+    connection.execute(lease.insert().values(
+        evaluation=seq, number=0 if last is None else last + 1, pid=me.pid, host=me.host, boot=me.boot,
+        started=me.started, heartbeat=database_clock(connection), **values))
 
 
 def own_lease(connection: Connection, seq: int) -> Row[Any] | None:
