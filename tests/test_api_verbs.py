@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import aftertune
 from aftertune.errors import InputError
@@ -63,6 +64,7 @@ def test_checkpoints_of_a_trainer(place: Path) -> None:
         tiny_adapter(place / "base", place / "out" / f"checkpoint-{step}", seed=step)
     asked: dict[str, Any] = {"target": "held.jsonl=16", "scorer": "contains", **FIXED}
     series = aftertune.checkpoints("out", "base", **asked)
+    assert torch.get_num_threads() == threads  # the caller's process has other work, too
     assert sorted(series.evaluations) == [5, 10]
     assert {(p.step, p.task) for p in series.tuning.watch} == {(5, "held"), (10, "held")}
     assert sorted(aftertune.checkpoints("out", "base", steps=[10], **asked).evaluations) == [10]

@@ -108,6 +108,35 @@ def test_the_other_tasks_are_answered_and_kept(fault: Any, reason: str, place: P
         assert ledger.labels() == {whole.id: EntryLabel(tags=("paper",))}, "of the one that it replaces"
 
 
+def test_who_finishes_says_which_answers_were_taken(place: Path) -> None:
+    """Another process took them: before an interruption, or at the same time."""
+    def stop(done: int, total: int, text: str) -> None:
+        if text == "answering":
+            raise KeyboardInterrupt
+
+    no_data(place)
+    with Ledger(place / "l.db") as ledger:
+        with pytest.raises(TasksFailed):
+            run(place, ["good", "bad", "second"], ledger)
+        repaired(place)
+        with pytest.raises(KeyboardInterrupt):
+            run(place, ["good", "bad", "second"], ledger, progress=stop)
+        whole = run(place, ["good", "bad", "second"], ledger)
+        assert [w.partition(": its answers were taken from ")[0] for w in whole.warnings if "taken from" in w] == [
+            "good", "second"]
+        assert "notes" not in whole.schedule
+
+
+def test_a_helper_leaves_the_report_of_a_failed_task_to_the_command_that_was_typed(
+        place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    no_data(place)
+    words = ("eval", "byte", "--tasks", "good,bad", "--include-path", "tasks", "--device", "cpu", "--join")
+    for helper, code in ((True, 0), (False, 2)):
+        monkeypatch.setattr("aftertune.cli.workers.end_with_parent", lambda helper=helper: helper)
+        assert call(monkeypatch, *words) == code
+        assert ("1 of 2 tasks failed" in capfd.readouterr().err) == (not helper)
+
+
 def test_the_answers_of_a_task_that_could_not_be_scored_are_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aftertune.tasks import scoring
 

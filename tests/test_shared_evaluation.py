@@ -266,6 +266,8 @@ def test_an_engine_of_one_process_cannot_be_joined(one: Path, tmp_path: Path) ->
     with Ledger(tmp_path / "ledger.db") as ledger, pytest.raises(InputError, match=message):
         evaluate(str(one / "model"), ["arc_easy"], ledger=ledger, join=True, engine="lm-eval:hf", device="cpu",
                  task_source="pack")
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert ledger.evaluations() == []
 
 
 def test_the_device_is_stored_with_the_name_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

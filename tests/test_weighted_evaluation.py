@@ -192,6 +192,22 @@ def test_how_items_are_drawn_and_why(made: dict[str, Any], tmp_path: Path) -> No
             decide(made["near"], made["base"], [own], ledger, early=EarlySpec(draw="weighted"))
 
 
+def test_a_base_in_the_working_folder_is_asked_on_after_an_interruption(
+        made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its evaluation has the name of the folder, and is not done yet."""
+    def stop(done: int, total: int, text: str) -> None:
+        if text == "answering" and done:
+            raise KeyboardInterrupt
+
+    monkeypatch.chdir(made["tmp"])
+    asked: dict[str, Any] = {"early": EarlySpec(margin=60, draw="weighted")}
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        with pytest.raises(KeyboardInterrupt):
+            decide(made["near"], "base", [ARC], ledger, stop, **asked)
+        assert [(e.name, e.status) for e in ledger.evaluations()] == [("base", "running")]
+        assert decide(made["near"], "base", [ARC], ledger, **asked).base.id == made["base_run"].id
+
+
 def test_where_all_items_were_asked_the_usual_row_knows_of_the_looks(made: dict[str, Any], tmp_path: Path) -> None:
     ledger = made["ledger"]
     decided = decide(made["near"], "base", [ARC], ledger, early=EarlySpec(margin=5, target="full-run", min_items=N),

@@ -99,6 +99,7 @@ def checkpoints(folder: str | Path, base: str | Path, *, tasks: Task | Iterable[
     ``evaluations`` are those of the steps, and ``failed`` says why a step is missing. Raises InputError, SourceError
     where no checkpoint can be used, and TasksFailed.
     """
+    from aftertune.engine.devices import caller_state
     from aftertune.trainer_checkpoints import CheckpointRequest, evaluate_checkpoints
 
     spec = specification(CheckpointSpec, settings)
@@ -112,5 +113,5 @@ def checkpoints(folder: str | Path, base: str | Path, *, tasks: Task | Iterable[
         folder=Path(folder), base=str(base), tasks=tuple(listed), targets=frozenset(task.name for task in aims),
         rule=spec.keep_best, margin=spec.margin, steps=spec.steps,
         settings=spec.model_dump(include={"apply_chat_template", "dtype", "device", "threads"}))
-    with opened(ledger) as stored, shown_progress(progress) as update:
+    with opened(ledger) as stored, shown_progress(progress) as update, caller_state():
         return evaluate_checkpoints(request, ledger=stored, progress=update)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -39,6 +40,7 @@ from aftertune.early_stopping.running_tests import ItemKey, ItemMetrics, Running
 from aftertune.errors import AmbiguousName, InputError, NotComparable, SourceError
 from aftertune.evaluation import EvaluationRun
 from aftertune.ledger import Ledger
+from aftertune.paths import exists
 from aftertune.sources import BaseModelCache
 from aftertune.stats.paired import NO_EVIDENCE, wilson
 from aftertune.stats.sequential import PairedSequential, first_of_clusters, random_order_key
@@ -263,13 +265,17 @@ class _EarlyStopping:
         """The finished evaluation of the base in the ledger, or the spec to evaluate its model in the same rounds."""
         own = self.spec.tokenizer == "adapter"  # the base has no adapter whose tokenizer it could take
         changes = {"adapter": None, "revision": None, "name": None, "tokenizer": None if own else self.spec.tokenizer}
+        model = self.spec.model_copy(update={**changes, "model": self.against})
         try:
             base = self.ledger.find_evaluation(self.against)
         except AmbiguousName:
             raise
         except InputError as error:
             self.reason = str(error)
-            return self.spec.model_copy(update={**changes, "model": self.against})
+            return model
+        if base.status != "done" and self.early_spec.draw == "weighted" and exists(Path(self.against)):
+            self.reason = f"evaluation {base.id} is {base.status!r}"  # this command, or another process of it, began it
+            return model
         if any(base.stopped(t.task) for t in base.tasks):
             self.reason = f"evaluation {base.id} was stopped early, so its model must be evaluated again"
             return self.spec.model_copy(update={**changes, "model": base.model.source, "revision": base.model.revision,

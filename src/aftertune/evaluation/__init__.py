@@ -27,7 +27,7 @@ from aftertune.engine.engine import Engine, ResponseBatch
 from aftertune.engine.schedule import Budget
 from aftertune.engine.verify import PackingDecision, needs_spot_check, spot_check
 from aftertune.errors import InputError, RequestError, TasksFailed, nearest
-from aftertune.evaluation.conditions import conditions, decision_of, followed, new_schedule
+from aftertune.evaluation.conditions import NOTES, conditions, decision_of, followed, new_schedule
 from aftertune.evaluation.notes import answer_notes, device_name, some_names
 from aftertune.evaluation.sharing import POLL, SharedWork
 from aftertune.harness import HarnessEngine
@@ -154,6 +154,7 @@ class EvaluationRun:
         self.started = time.monotonic()
         self.failed: dict[str, str] | None = None  # task -> reason; None where the first failure is raised
         self.reused: set[str] = set()
+        self.notes: list[str] = []  # about them
         self.stored: Evaluation
         self.responses: dict[int, Response] = {}
         self.schedule: dict[str, Any] | None = None
@@ -207,22 +208,22 @@ class EvaluationRun:
     def start(self) -> None:
         """Take the lease of the opened evaluation: beside other processes with ``join``, else alone.
 
-        Raises ResourceError where another process works on it, and InputError for an engine that cannot be joined.
+        Raises ResourceError where another process works on it.
         """
-        shared = self.live is None and self.evaluated.facts.kind == "own" and self.spec.engine in ("packed", "plain")
-        if self.join and not shared:
-            raise InputError(f"the engine {self.spec.engine} runs in one process; --join and --workers are for the "
-                             "engines packed and plain")
         while True:
             try:
-                self.ledger.acquire(self.stored.id, shared=shared, join=self.join)
+                self.ledger.acquire(self.stored.id, shared=self._shareable(), join=self.join)
                 break
             except InputError:  # another process has left it without an answer, and so removed it
                 self.open(self.stored)
         self.end()
-        self.work = SharedWork(self.ledger, self.stored.id) if shared else None
+        self.work = SharedWork(self.ledger, self.stored.id) if self._shareable() else None
         if self.join:
             self._read()
+
+    def _shareable(self) -> bool:
+        """Whether several processes can share the batches."""
+        return self.live is None and self.evaluated.facts.kind == "own" and self.spec.engine in ("packed", "plain")
 
     def end(self) -> None:
         """Send no more heartbeats."""
@@ -265,14 +266,21 @@ class EvaluationRun:
         self._set_up()
         if self.schedule is not None:
             self.reused = set(self.schedule.get("reused", ()))
+            self._note(self.schedule.get(NOTES, ()))
             return
         if not self.spec.fork:
             earlier, notes = failed_tasks.earlier_answers(self.ledger, self.stored, self.loaded)
             for number, responses in enumerate(earlier.values()):
                 self.ledger.save_batch(self.stored.id, _REUSED + number, responses)
                 self.responses |= responses
-            self.stored = replace(self.stored, warnings=(*self.stored.warnings, *notes))
+            self._note(notes)
         self.reused = {t.settings.task for t in self.loaded if all(r.position in self.responses for r in t.requests)}
+
+    def _note(self, notes: Sequence[str]) -> None:
+        """Add what is said about answers that another evaluation had, whichever process finishes this one."""
+        names = tuple(f"{task.settings.task}: " for task in self.loaded)
+        self.notes = [note for note in notes if note.startswith(names)]
+        self.stored = replace(self.stored, warnings=(*self.stored.warnings, *self.notes))
 
     def _without_failed(self) -> Evaluation:
         """The evaluation of the tasks that have not failed. It gets the answers, if all are there.
@@ -317,10 +325,13 @@ class EvaluationRun:
         """Identify the model, read the tasks and return the evaluation, which has no results yet.
 
         like: a prepared run of the same tasks. If both models have the same chat template, its tasks are used. Raises
-        TaskError if a task cannot be loaded; in `run`, if none can.
+        TaskError if a task cannot be loaded; in `run`, if none can. InputError for an engine that cannot be joined.
         """
         self.progress(0, 0, "identifying the model")
         self.evaluated = identify(self.spec) if self.live is None else self.live.evaluated
+        if self.join and not self._shareable():
+            raise InputError(f"the engine {self.spec.engine} runs in one process; --join and --workers are for the "
+                             "engines packed and plain")
         self.identity, self.template = self.evaluated.identity, self.evaluated.template
         if like is not None and _written_alike(like.template, self.template):
             self.loaded = like.loaded
@@ -452,7 +463,7 @@ class EvaluationRun:
         value = value or self.stored
         answers, positions, computed = tasks.score_responses(loaded, self.responses)
         scores = [s for s in computed if not value.drawn_unequally(s.task)]
-        schedule = {k: v for k, v in (self.schedule or {}).items() if k not in self.further and k != PROGRESS}
+        schedule = {k: v for k, v in (self.schedule or {}).items() if k not in self.further and k not in (PROGRESS, NOTES)}
         schedule["seconds"] = round(time.monotonic() - self.started, 3)
         return self.ledger.finish_evaluation(replace(
             value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(scores),
@@ -488,7 +499,7 @@ class EvaluationRun:
         def change(stored: dict[str, Any] | None) -> dict[str, Any]:
             if stored is None:
                 budget = engine.budget.stored() if isinstance(engine, Engine) else {}
-                stored = new_schedule(plan, now, budget, self.reused)
+                stored = new_schedule(plan, now, budget, self.reused, self.notes)
             return {**followed(stored, plan, stage, now, self.stored), **checked, **self.further, **mark}
 
         checked: dict[str, Any] = {}

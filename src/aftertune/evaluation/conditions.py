@@ -10,7 +10,7 @@ the first batch, and a process under other conditions is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,8 @@ from aftertune.values import Evaluation, digest
 
 #: Conditions of a stored schedule that must be the same for all processes, so that floating-point sums are the same.
 _CONDITIONS = ("plan", "threads", "torch", "transformers", "cpu", "device")
+#: The key of an unfinished evaluation's schedule for the warnings about ``reused`` answers.
+NOTES = "notes"
 
 
 def conditions(plan: Any, threads: int, versions: Mapping[str, str], device: str) -> dict[str, Any]:
@@ -31,12 +33,13 @@ def conditions(plan: Any, threads: int, versions: Mapping[str, str], device: str
             "device": device}
 
 
-def new_schedule(plan: Any, now: Mapping[str, Any], budget: Mapping[str, int], reused: Collection[str]
-                 ) -> dict[str, Any]:
-    """The schedule of an evaluation that begins. reused: tasks whose answers another evaluation had."""
+def new_schedule(plan: Any, now: Mapping[str, Any], budget: Mapping[str, int], reused: Collection[str],
+                 notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The schedule of an evaluation that begins. reused: tasks whose answers another evaluation had; notes: about them.
+    """
     alone = getattr(plan, "alone", ())
     return {**{k: v for k, v in now.items() if k != "device"}, "budget": dict(budget), "note": plan.decision.note,
-            "halvings": [], **({"reused": sorted(reused)} if reused else {}),
+            "halvings": [], **({"reused": sorted(reused)} if reused else {}), **({NOTES: list(notes)} if notes else {}),
             **({"encoded_alone": sorted(alone)} if alone else {})}
 
 
