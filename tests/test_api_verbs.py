@@ -62,7 +62,8 @@ def test_settings_without_effect_are_refused(place: Path, settings: dict[str, An
 def test_checkpoints_of_a_trainer(place: Path) -> None:
     for step in (5, 10):
         tiny_adapter(place / "base", place / "out" / f"checkpoint-{step}", seed=step)
-    asked: dict[str, Any] = {"target": "held.jsonl=16", "scorer": "contains", **FIXED}
+    threads = torch.get_num_threads()
+    asked: dict[str, Any] = {"target": "held.jsonl=16", "scorer": "contains", **FIXED, "threads": threads + 1}
     series = aftertune.checkpoints("out", "base", **asked)
     assert torch.get_num_threads() == threads  # the caller's process has other work, too
     assert sorted(series.evaluations) == [5, 10]

@@ -55,8 +55,8 @@ def test_helpers_have_the_same_words_and_their_share(monkeypatch: pytest.MonkeyP
     with Helpers(SPEC, 3, words) as helpers:
         assert (helpers.spec.threads, helpers.spec.memory) == (2, "1000")
     (first, environment), (second, _) = Process.started
-    assert first == second == [sys.executable, "-P", "-m", "aftertune", "eval", "m", "--workers", "3", "--tasks", "arc_easy",
-                               "--workers", "1", "--join", "--threads", "2", "--memory", "1000"]
+    assert first == second == [sys.executable, "-P", "-m", "aftertune", "eval", "m", "--workers", "3", "--tasks",
+                               "arc_easy", "--workers", "1", "--join", "--threads", "2", "--memory", "1000"]
     pid, begun, command = environment["AFTERTUNE_HELPER_OF"].split(":", 2)
     assert (pid, begun, json.loads(command)) == (str(os.getpid()), process_start(os.getpid()), sys.argv)
     assert "" not in environment["PYTHONPATH"].split(os.pathsep)

@@ -463,7 +463,7 @@ class EvaluationRun:
         value = value or self.stored
         answers, positions, computed = tasks.score_responses(loaded, self.responses)
         scores = [s for s in computed if not value.drawn_unequally(s.task)]
-        schedule = {k: v for k, v in (self.schedule or {}).items() if k not in self.further and k not in (PROGRESS, NOTES)}
+        schedule = {k: v for k, v in (self.schedule or {}).items() if k not in {*self.further, PROGRESS, NOTES}}
         schedule["seconds"] = round(time.monotonic() - self.started, 3)
         return self.ledger.finish_evaluation(replace(
             value, engine_note=schedule.get("note", ""), schedule=schedule, scores=tuple(scores),
