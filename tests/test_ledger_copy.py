@@ -203,6 +203,14 @@ def test_the_command_copies_checks_measures_and_vacuums(
         assert "entries: ok" in capfd.readouterr().out
 
 
+def test_a_wrong_name_makes_no_ledger(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capfd: pytest.CaptureFixture[str]) -> None:
+    settle(monkeypatch, tmp_path)
+    assert call(monkeypatch, "ledger", "copy", str(full), "new.db", "--study", "nothing") == 2
+    assert one_line(capfd, ("no study 'nothing'",)) == ""
+    assert not Path("new.db").exists()
+
+
 @pytest.mark.parametrize(("words", "expected"), [
     (("copy", "a.db"), "aftertune ledger copy FROM TO"), (("size", "a.db", "b.db"), "aftertune ledger size [LEDGER]"),
     (("check", "--replace"), "with copy alone"), (("size", "none.db"), "no ledger here yet")])

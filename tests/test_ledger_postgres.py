@@ -16,10 +16,12 @@ import textwrap
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 from urllib.parse import quote
 
 import pytest
@@ -35,12 +37,14 @@ from aftertune.ledger.listing import EntrySort
 from aftertune.ledger.postgres import PostgresDatabase
 from aftertune.ledger.running import PROGRESS, evaluation_mark
 from aftertune.ledger.schema import HEAD, lease
+from aftertune.pipeline.local_workers import ChildWorker
 from aftertune.redaction import redact
 from aftertune.values import Response
 from cli_cases import call, settle
 from postgres_cases import Server
 
 CANARY = "c4n4ry-pw"
+SIGNS = """ c4'n"a/r@y:+ ?#%&=[x]\\$ """
 
 
 def at(address: str) -> DatabaseAddress:
@@ -94,6 +98,24 @@ def test_a_password_of_which_a_part_could_be_shown_is_refused(sign: str, monkeyp
     monkeypatch.setenv("AFTERTUNE_LEDGER", given)
     for text in (str(locate(None)), redact(f"aftertune view --ledger {given}"), redact(f"first{sign}{CANARY}")):
         assert CANARY not in text
+
+
+def test_what_a_worker_says_is_shown_without_the_password(monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("AFTERTUNE_DEBUG", "1")
+    worker: Any = SimpleNamespace(name="worker 1", said=deque(), process=SimpleNamespace(
+        stderr=[f"cannot open postgresql://me:{CANARY}@db/team\n"]))
+    ChildWorker._read_errors(worker)
+    assert "worker 1: cannot open postgresql://[redacted]@db/team" in capsys.readouterr().err
+    assert CANARY not in worker.said[0]
+
+
+def test_an_address_survives_the_way_to_a_worker() -> None:
+    for name in ("guarded", "me and you@example.org"):
+        given = f"postgresql+psycopg://{quote(name, safe='')}:{quote(SIGNS, safe='')}@db:5433/team?sslmode=require"
+        there = at(at(given).with_password())
+        assert there == at(given)
+        assert (there.url.username, there.url.password) == (name, SIGNS)
 
 
 def test_a_password_that_is_an_ordinary_word_leaves_texts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,6 +573,8 @@ def test_a_user_with_rights_on_the_rows_alone_can_work(postgres: Server, address
         assert ledger.entry_page(EntryQuery()).total == 1
         with pytest.raises(StorageError, match="the database user may not do this"):
             ledger.save_study("s", "h", "")
+        with pytest.raises(StorageError, match=r"permission denied to vacuum.*the user that owns them"):
+            ledger.database.vacuum()
     empty = postgres.database()
     with pytest.raises(StorageError, match=r"the database user may not do this .*GRANT"):
         Ledger(postgres.address(at(empty).name, "member"))

@@ -73,14 +73,15 @@ def _copy(source: str, target: str, chosen: tuple[list[str], list[str]], replace
     from aftertune.ledger import Ledger
     from aftertune.ledger.copying import chosen_entries, copy_entries
 
-    with Ledger(source, create=False, read_only=True) as first, Ledger(target) as second:
+    done: list[CopiedEntry] = []
+    with Ledger(source, create=False, read_only=True) as first:
         entries = chosen_entries(first.database, studies=chosen[0], runs=chosen[1])
-        done: list[CopiedEntry] = []
-        for entry in copy_entries(first.database, second.database, entries, replace=replace):
-            done.append(entry)
-            if not as_json and entry.state != "there":
-                typer.echo(f"{entry.state}: {entry.kind.replace('_', ' ')} {entry.id}")
-        place = str(second.database.place)
+        with Ledger(target) as second:  # not made for a name that is wrong
+            for entry in copy_entries(first.database, second.database, entries, replace=replace):
+                done.append(entry)
+                if not as_json and entry.state != "there":
+                    typer.echo(f"{entry.state}: {entry.kind.replace('_', ' ')} {entry.id}")
+            place = str(second.database.place)
     counts = Counter(entry.state for entry in done)
     if as_json:
         emit({"to": place, "counts": dict(counts), "entries": [asdict(entry) for entry in done]})
@@ -91,7 +92,8 @@ def _copy(source: str, target: str, chosen: tuple[list[str], list[str]], replace
     left = [entry for entry in done if entry.state in ("differs", "in use")]
     if left:
         what = {"differs": "is there in another form (--replace replaces it)", "in use": "is in use; copy it later"}
-        raise InputError(f"{len(left)} entries were not copied: {left[0].kind} {left[0].id} {what[left[0].state]}"
+        number = "1 entry was" if len(left) == 1 else f"{len(left)} entries were"
+        raise InputError(f"{number} not copied: {left[0].kind} {left[0].id} {what[left[0].state]}"
                          f"{', and others' if len(left) > 1 else ''}")
 
 

@@ -61,6 +61,10 @@ class DatabaseAddress:
     def __hash__(self) -> int:
         return hash(self.url)
 
+    def with_password(self) -> str:
+        """The whole address, for `locate` in another process: for its stdin or environment, never for a command."""
+        return self.url.render_as_string(hide_password=False).replace(" ", "%20")  # which SQLAlchemy leaves in a login
+
     def without_secrets(self, text: str) -> str:
         """A message of the driver or the server without the password of the address."""
         query = self.url.query

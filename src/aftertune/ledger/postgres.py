@@ -243,6 +243,20 @@ class PostgresDatabase(Database):
         """Mark the space of deleted rows as free and count rows again for the planner. Others may read and write."""
         if self._own.lost():
             self.engine.dispose(close=False)
+        warned: list[str] = []
+
+        def hear(notice: Any) -> None:
+            if notice.severity_nonlocalized == "WARNING":
+                warned.append(str(notice.message_primary))
+
         with storage_errors(self.place), closing(self.engine.raw_connection()) as raw, closing(raw.cursor()) as cursor:
-            for name in sorted(metadata.tables):
-                cursor.execute(f'VACUUM (ANALYZE) "{name}"')
+            driver: Any = raw.driver_connection
+            driver.add_notice_handler(hear)
+            try:
+                for name in sorted(metadata.tables):
+                    cursor.execute(f'VACUUM (ANALYZE) "{name}"')
+            finally:
+                driver.remove_notice_handler(hear)
+        if warned:  # the server skips the tables of others
+            raise StorageError(f"{self.place}: the server left {len(warned)} tables as they were ({warned[0]}); vacuum "
+                               "as the user that owns them")

@@ -94,7 +94,8 @@ class ChildWorker:
     def _read_errors(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.said.append(redact(line))
+            line = redact(line)
+            self.said.append(line)
             if os.environ.get("AFTERTUNE_DEBUG"):
                 print(f"{self.name}: {line}", end="", file=sys.stderr)
 

@@ -151,8 +151,10 @@ def as_sent(study: Study) -> str:
 
 def address_of(ledger: Ledger) -> str:
     """What opens the ledger in another process. It may have a password: it goes over pipes, never into a command."""
-    url = getattr(ledger.database.place, "url", None)  # of a server
-    return str(ledger.database.place) if url is None else str(url.render_as_string(hide_password=False))
+    from aftertune.ledger import DatabaseAddress
+
+    place = ledger.database.place
+    return place.with_password() if isinstance(place, DatabaseAddress) else str(place)
 
 
 def visible_gpus(device: str) -> tuple[str, ...]:
