@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 import ledger_cases as cases
 import stored_cases as stored
@@ -163,6 +165,21 @@ def test_a_copy_that_is_interrupted_goes_on(full: Path, place: Path | str, monke
     rest = copied(full, place)
     assert {e.state for e in rest} == {"there", "copied"}
     assert values(place) == values(full)
+
+
+def test_what_another_copy_has_brought_meanwhile_is_there(full: Path, place: Path | str,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger(full, read_only=True) as first, Ledger(place) as second:
+        real = second.database.write
+
+        def write() -> AbstractContextManager[Connection]:
+            monkeypatch.setattr(second.database, "write", real)
+            assert {entry.state for entry in copied(full, place)} == {"copied"}
+            return real()
+
+        monkeypatch.setattr(second.database, "write", write)
+        done = list(copy_entries(first.database, second.database, chosen_entries(first.database)))
+    assert {entry.state for entry in done} == {"there"}
 
 
 def test_a_damaged_entry_is_not_copied(full: Path, place: Path | str) -> None:

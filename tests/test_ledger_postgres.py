@@ -573,7 +573,7 @@ def test_a_user_with_rights_on_the_rows_alone_can_work(postgres: Server, address
         assert ledger.entry_page(EntryQuery()).total == 1
         with pytest.raises(StorageError, match="the database user may not do this"):
             ledger.save_study("s", "h", "")
-        with pytest.raises(StorageError, match=r"permission denied to vacuum.*the user that owns them"):
+        with pytest.raises(StorageError, match=r"permission denied to vacuum.*the user who created them"):
             ledger.database.vacuum()
     empty = postgres.database()
     with pytest.raises(StorageError, match=r"the database user may not do this .*GRANT"):

@@ -148,12 +148,13 @@ def _copy_entry(source: Database, target: Database, table: Table, name: str, rep
             return CopiedEntry(table.name, name, "in use")
         sha = entry_digest(reader, table, seq)
         with target.read() as looker:
-            there = _seq_of(looker, table, name)
-            if there is not None and entry_digest(looker, table, there) == sha:
+            if _is_equal(looker, table, name, sha):
                 return CopiedEntry(table.name, name, "there", sha)
         with target.write() as writer:
             there = _seq_of(writer, table, name)
             if there is not None:
+                if _is_equal(writer, table, name, sha):  # another copy was faster
+                    return CopiedEntry(table.name, name, "there", sha)
                 if table is evaluation and live_leases(writer, there):
                     return CopiedEntry(table.name, name, "in use")
                 if not replace and not _is_behind(reader, writer, table, (seq, there)):
@@ -164,6 +165,12 @@ def _copy_entry(source: Database, target: Database, table: Table, name: str, rep
                 raise StorageError(f"{table.name} {name}: the copy in {target.place} is not equal to what is in "
                                    f"{source.place}; it was undone")
     return CopiedEntry(table.name, name, "copied" if there is None else "replaced", sha)
+
+
+def _is_equal(connection: Connection, table: Table, name: str, sha: str) -> bool:
+    """Whether an entry is there with this digest."""
+    seq = _seq_of(connection, table, name)
+    return seq is not None and entry_digest(connection, table, seq) == sha
 
 
 def _is_behind(reader: Connection, writer: Connection, table: Table, seqs: tuple[int, int]) -> bool:

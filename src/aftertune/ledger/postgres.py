@@ -259,4 +259,4 @@ class PostgresDatabase(Database):
                 driver.remove_notice_handler(hear)
         if warned:  # the server skips the tables of others
             raise StorageError(f"{self.place}: the server left {len(warned)} tables as they were ({warned[0]}); vacuum "
-                               "as the user that owns them")
+                               "as the user who created them")
