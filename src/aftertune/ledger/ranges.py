@@ -25,7 +25,7 @@ from sqlalchemy import Connection, Row, select
 from aftertune.ledger.database import repeatable
 from aftertune.ledger.digests import check, check_part
 from aftertune.ledger.evaluations import delete_rows, load_responses, store_schedule
-from aftertune.ledger.lease import Leases, beat, live_leases, own_lease, remove_dead
+from aftertune.ledger.lease import Leases, add_lease, beat, live_leases, own_lease, remove_dead
 from aftertune.ledger.schema import checksum, evaluation, lease, response, schedule
 from aftertune.ledger.store import CHUNK, encode, find_key, find_row
 from aftertune.values import Response
@@ -209,10 +209,14 @@ def _is_done(connection: Connection, seq: int) -> bool:
 
 
 def _set_range(connection: Connection, seq: int, start: int, stop: int) -> bool:
-    """Set the range of this process; False where it has no lease any more, because the evaluation is done."""
+    """Set the range of this process; False where the evaluation is done. A process that was silent for too long, and
+    whose lease was taken by one that has ended since, gets a lease again: nobody else works on the evaluation."""
+    if _is_done(connection, seq):
+        return False
     own = own_lease(connection, seq)
     if own is None:
-        return False
+        add_lease(connection, seq, shared=True, start=start, stop=stop)
+        return True
     connection.execute(lease.update().where(lease.c.evaluation == seq, lease.c.number == own.number)
                        .values(start=start, stop=stop))
     return True
