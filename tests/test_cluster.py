@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aftertune.errors import AftertuneError, InputError, ResourceError, StorageError
 from aftertune.ledger import StoredCell
-from aftertune.pipeline import cell_runs, worker_choice
+from aftertune.pipeline import cell_runs, driving, ray_workers, worker_choice
 from aftertune.pipeline.driving import Drive, Report
 from aftertune.pipeline.ray_workers import ClusterNode, check_address, is_remote
 from aftertune.pipeline.scheduling import CellJob, CellQueue
@@ -56,6 +57,58 @@ def test_a_remote_cluster_without_authentication_is_refused(monkeypatch: pytest.
     monkeypatch.delenv("RAY_AUTH_MODE")
     with pytest.raises(InputError, match="--insecure-cluster"):
         check_address("ray", insecure=False)
+
+
+class FakeRay:
+    """Ray, as far as `cluster` uses it: a cluster whose head is at an address."""
+
+    def __init__(self, head: str = "127.0.0.1:6379", fault: Exception | None = None) -> None:
+        self.gcs_address, self.fault, self.ended = head, fault, False
+        self.exceptions = SimpleNamespace(RayError=ArithmeticError)
+
+    def init(self, **_: Any) -> None:
+        if self.fault:
+            raise self.fault
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "NodeID": "a", "NodeManagerHostname": "one", "Resources": {"CPU": 2.0}}]
+
+    def get_runtime_context(self) -> FakeRay:
+        return self
+
+    def shutdown(self) -> None:
+        self.ended = True
+
+
+def test_the_running_cluster_may_be_that_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine joined it with `ray start --address=HEAD:6379`, so no address names the head."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ray_workers, "load_ray", lambda: ray)
+    ray = FakeRay()
+    with ray_workers.cluster("ray", insecure=False) as nodes:
+        assert [node.cpus for node in nodes] == [2.0]
+    ray = FakeRay("10.1.2.3:6379")
+    with pytest.raises(InputError, match="without authentication"), ray_workers.cluster("ray", insecure=False):
+        pass
+    assert ray.ended
+    with ray_workers.cluster("ray", insecure=True):
+        pass
+
+
+def test_why_no_cluster_answers_is_one_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERTUNE_LEDGER", "postgresql+psycopg://me:s3cret-word@db/a")
+    text = 'Initialization failure from server:\nTraceback:\n  File "a.py", line 1\n  File "b.py", line 2\n' + (
+        f"{'x ' * 200}RuntimeError: port s3cret-word is taken")
+    ray = FakeRay(fault=RuntimeError(text))
+    monkeypatch.setattr(ray_workers, "load_ray", lambda: ray)
+    why = r"no cluster answers .*RuntimeError: port \[redacted\] is taken\)"
+    with pytest.raises(ResourceError, match=why) as caught, ray_workers.cluster("ray://127.0.0.1:1", insecure=False):
+        pass
+    assert "a.py" not in str(caught.value)
 
 
 @pytest.mark.parametrize("on", ["dask", "ray://", "ray://head", "ray://head:x", "ray://a b:1", "http://head:1"])
@@ -189,6 +242,27 @@ def test_a_cell_that_fails_on_all_nodes_fails_with_the_first_reason() -> None:
 def test_an_error_that_no_node_can_cause_is_not_tried_again() -> None:
     workers = NodeWorkers({"tune x": ["node 1"]}, kind="NotComparable")
     assert list(drive_nodes(workers).failed) == ["tune x", "evaluate x"]
+
+
+def test_a_run_does_not_wait_forever_for_a_worker_that_gets_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cell failed on the only node; a second worker was asked for, and the cluster has no place for it."""
+    workers, clock, texts = NodeWorkers({"tune x": ["node 1"]}), [0.0], list[str]()
+
+    def receive(timeout: float) -> Iterator[tuple[str, dict[str, Any]]]:
+        clock[0] += 20.0
+        messages, workers.messages = workers.messages, []
+        yield from (m for m in messages if m[0] == "worker 1")
+
+    monkeypatch.setattr(workers, "receive", receive)
+    monkeypatch.setattr(driving.time, "monotonic", lambda: clock[0])
+    jobs = [CellJob("tune x", 5), CellJob("evaluate x", 1, ("tune x",)), CellJob("evaluate b", 1)]
+    report = Report(lambda done, total, text: texts.append(text), lambda *_: None, lambda *_: None)
+    drive = Drive(CellQueue(jobs, 2), workers, report, keep_going=True)
+    drive.nodes["worker 0"] = "node 0"  # it was there when the cell failed
+    drive.run(2)
+    assert drive.failed == {"tune x": "no data on node 1", "evaluate x": "needs tune x, which failed"}
+    assert [text for text in texts if "waiting" in text] == [
+        "waiting until there is room for worker 2; others may use the machines, or a node is gone"]
 
 
 def test_a_cell_needs_room_on_the_disk_of_its_node(tmp_path: Path) -> None:

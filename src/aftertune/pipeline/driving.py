@@ -25,6 +25,9 @@ from aftertune.values import Progress
 RERUNS = 3
 #: Workers that may end one after another before one of them was ready: by themselves, and killed from outside.
 _STARTS, _KILLS = 3, 12
+#: Seconds without a word after which a run says that no worker can begin, and after which it no longer counts on those
+#: that were asked for: a cluster that has lost a node may never have room for them.
+_SAID, _GIVEN_UP = 30.0, 300.0
 #: Seconds between two reports of the progress of the whole run.
 _OVERALL = 1.0
 #: Errors that may be those of a node: it lacks data, memory or room on its disk.
@@ -64,6 +67,7 @@ class Drive:
         self._starting: set[str] = set()
         self._dead = 0.0  # of the endings that are too many
         self._reported = 0.0
+        self._heard, self._waits = time.monotonic(), False  # when a worker last said something; whether it was said
         self._number = {name: n for n, name in enumerate(queue.jobs, 1)}
 
     def run(self, count: int) -> None:
@@ -77,8 +81,11 @@ class Drive:
             self.report.progress(0, 0, f"starting {count} worker{'s' if count > 1 else ''}")
             while len(self.queue):
                 for worker, message in self.workers.receive(1.0):
+                    self._heard, self._waits = time.monotonic(), False
                     self._take_in(worker, message)
                 self._give_out()
+                if not self.running and self._starting:
+                    self._wait()
                 if not self.running and self.idle and not self._starting:  # no node is left that may run what is left
                     for cell in [c for c in self.failed_on if c not in self.failed and c not in self._done]:
                         error = next(iter(self.failed_on[cell].values()))
@@ -86,6 +93,16 @@ class Drive:
                         self._fail(cell, error)
         finally:
             self.workers.stop()
+
+    def _wait(self) -> None:
+        """Say once that nothing can run until a worker begins; after a while, do not count on it any more."""
+        quiet = time.monotonic() - self._heard
+        if quiet > _SAID and not self._waits:
+            self._waits = True
+            self.report.progress(0, 0, f"waiting until there is room for {' and '.join(sorted(self._starting))}; "
+                                       "others may use the machines, or a node is gone")
+        if quiet > _GIVEN_UP and self.idle:
+            self._starting.clear()
 
     def _start(self) -> None:
         self._starting.add(self.workers.start())

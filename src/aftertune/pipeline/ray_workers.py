@@ -16,6 +16,7 @@ import ipaddress
 import os
 import queue
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 from aftertune.errors import InputError, ResourceError
 from aftertune.pipeline.local_workers import ChildWorker, Message
 from aftertune.pipeline.worker import Opening
+from aftertune.redaction import redact
 
 #: The running cluster of this machine, or that of RAY_ADDRESS.
 RUNNING = "ray"
@@ -60,11 +62,15 @@ def check_address(on: str, *, insecure: bool) -> str | None:
         address = on
     else:
         raise InputError(f"--on {on}: give ray (the running cluster, or that of RAY_ADDRESS) or ray://HOST:PORT")
+    _check_authentication(on, address, insecure=insecure)
+    return address or None
+
+
+def _check_authentication(on: str, address: str, *, insecure: bool) -> None:
     if is_remote(address) and not token_mode() and not insecure:
         raise InputError(f"--on {on}: this cluster would be used without authentication, so everyone who reaches its "
                          "port could run programs on it; start Ray with RAY_AUTH_MODE=token there and here, or add "
                          "--insecure-cluster in a network that you trust")
-    return address or None
 
 
 def is_remote(address: str) -> bool:
@@ -106,16 +112,21 @@ def load_ray() -> Any:
 def cluster(on: str, *, insecure: bool) -> Iterator[list[ClusterNode]]:
     """Connect to a cluster until the end of the block. Raises InputError and ResourceError in one line."""
     address = check_address(on, insecure=insecure)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # a refusal is one line, without those of each attempt
     ray = load_ray()
     own = not ray.is_initialized()
     try:
         if own:
-            ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR", namespace="aftertune")
+            with warnings.catch_warnings(action="ignore"):
+                ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR", namespace="aftertune")
         nodes = [_node(n) for n in ray.nodes() if n["Alive"]]
-    except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-        raise ResourceError(f"--on {on}: no cluster answers ({' '.join(str(error).split())[:200]}); start one with "
-                            "`ray start --head`, or check the address and the token") from None
+        head = str(ray.get_runtime_context().gcs_address)
+    except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
+        raise ResourceError(f"--on {on}: no cluster answers ({_reason(error)}); start one with `ray start --head`, or "
+                            "check the address and the token") from None
     try:
+        if address is None:  # the running cluster may be that of another machine, which this one has joined
+            _check_authentication(on, head, insecure=insecure)
         yield nodes
     finally:
         if own:
@@ -189,8 +200,12 @@ class RayWorkers:
         """What the workers said, and which of them were lost with their node."""
         if not self.listening:
             return
-        self.ray.wait(list(self.listening), num_returns=1, timeout=timeout)
-        ready, _ = self.ray.wait(list(self.listening), num_returns=len(self.listening), timeout=0)
+        try:
+            self.ray.wait(list(self.listening), num_returns=1, timeout=timeout)
+            ready, _ = self.ray.wait(list(self.listening), num_returns=len(self.listening), timeout=0)
+        except (ConnectionError, self.ray.exceptions.RayError) as error:
+            raise ResourceError(f"the cluster does not answer any more ({_reason(error)}); its workers end, and the "
+                                "same command goes on when it is there again") from None
         for call in ready:
             worker = self.listening.pop(call)
             try:
@@ -206,8 +221,8 @@ class RayWorkers:
 
     def stop(self) -> None:
         """Stop all workers and wait for their end; actors are removed."""
-        closing = [actor.close.remote() for actor in self.actors.values()]
-        with contextlib.suppress(self.ray.exceptions.RayError):
+        with contextlib.suppress(ConnectionError, self.ray.exceptions.RayError):
+            closing = [actor.close.remote() for actor in self.actors.values()]
             self.ray.wait(closing, num_returns=len(closing), timeout=600.0) if closing else None
         for worker in list(self.actors):
             self._end(worker)
@@ -218,13 +233,17 @@ class RayWorkers:
     def _end(self, worker: str) -> None:
         actor = self.actors.pop(worker, None)
         if actor is not None:
-            with contextlib.suppress(self.ray.exceptions.RayError):
+            with contextlib.suppress(ConnectionError, self.ray.exceptions.RayError):
                 self.ray.kill(actor)
 
 
 def _lost(error: BaseException) -> str:
     """How an actor was lost, in words."""
-    text = " ".join(str(error).split())
-    if "node" in text.lower() and "died" in text.lower():
-        return "its node was lost"
-    return f"its worker was lost ({text[:200]})"
+    text = str(error).lower()
+    return "its node was lost" if "node" in text and "died" in text else f"its worker was lost ({_reason(error)})"
+
+
+def _reason(error: BaseException) -> str:
+    """An error of Ray in few words, without secrets. Behind a traceback of another process is what it says."""
+    text = redact(" ".join(str(error).rpartition("\n  File ")[2].split()))
+    return text if len(text) <= 200 else f"{text[:60]} … {text[-140:]}"
