@@ -25,8 +25,8 @@ from aftertune.values import Progress
 RERUNS = 3
 #: Workers that may end one after another before one of them was ready: by themselves, and killed from outside.
 _STARTS, _KILLS = 3, 12
-#: Seconds without a word after which a run says that no worker can begin, and after which it no longer counts on those
-#: that were asked for: a cluster that has lost a node may never have room for them.
+#: Seconds without a message of a worker after which a run says that no worker can begin, and after which it no longer
+#: counts on those that were asked for: a cluster that has lost a node may never have room for them.
 _SAID, _GIVEN_UP = 30.0, 300.0
 #: Seconds between two reports of the progress of the whole run.
 _OVERALL = 1.0
