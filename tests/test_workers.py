@@ -185,6 +185,29 @@ def test_each_worker_has_a_gpu_of_its_own_and_its_share_of_the_cores(monkeypatch
     assert [local_workers.threads_of_each(n) for n in (1, 8)] == [4, 2]
 
 
+def test_the_password_of_a_ledger_is_in_no_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor in what a worker's errors are shown as."""
+    begun: list[tuple[list[str], io.StringIO]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **_: Any) -> None:
+            self.stdin, self.stdout, self.stderr = io.StringIO(), io.StringIO(), io.StringIO("at s3cret-word\n")
+            begun.append((command, self.stdin))
+
+        def wait(self) -> int:
+            return 1
+
+    monkeypatch.setattr(local_workers.subprocess, "Popen", Process)
+    address = "postgresql+psycopg://me:s3cret-word@db/a"
+    monkeypatch.setenv("AFTERTUNE_LEDGER", address)
+    workers = local_workers.LocalWorkers(Opening("{}", address, "out"))
+    workers.start()
+    (_, lost), = workers.receive(5.0)
+    command, _ = begun[0]
+    assert "s3cret-word" not in f"{command}{lost}"
+    assert "[redacted]" in lost["reason"]
+
+
 def test_the_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     two = devices.Capabilities(cuda=("A", "B"), cuda_bf16=(True, True))
     monkeypatch.setattr(devices, "probe", lambda: two)
