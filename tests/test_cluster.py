@@ -355,17 +355,18 @@ def require_ray() -> None:
         pytest.skip("ray is not installed (pip install 'aftertune[ray]')")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("kills", "methods"), [
+    pytest.param(1, "[lora]", marks=pytest.mark.slow), pytest.param(3, "[lora, full]", marks=pytest.mark.soak)])
 def test_a_cluster_that_loses_nodes_workers_and_its_run_ends_as_one_process_does(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        kills: int, methods: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_ray()
     import cluster_faults
 
-    small = cluster_faults.STUDY.replace("[lora, ia3, full], seed: [0, 1]", "[lora, full], seed: [0]")
+    small = cluster_faults.STUDY.replace("[lora, ia3, full], seed: [0, 1]", f"{methods}, seed: [0]")
     assert small != cluster_faults.STUDY
     monkeypatch.setattr(cluster_faults, "STUDY", small)
     with cluster_faults.place("ray") as nodes:
-        figures = cluster_faults.Harness(tmp_path, kills=3, seed=0, nodes=nodes).run()
+        figures = cluster_faults.Harness(tmp_path, kills=kills, seed=0, nodes=nodes).run()
     assert figures.wrong == []
-    assert figures.kills.total() == 3
+    assert figures.kills.total() == kills

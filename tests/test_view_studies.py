@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -101,5 +102,5 @@ def test_a_study_that_this_version_cannot_read_still_has_its_cells(path: Path) -
 
 def test_a_scatter_that_is_not_drawn_says_why(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Learned against forgotten is not drawn" not in client(path).get("/study/orders").text
-    monkeypatch.setattr("aftertune.view.pages.studies.linked_balances", lambda *_: [])
+    monkeypatch.setattr(import_module("aftertune.view.pages.studies"), "linked_balances", lambda *_: [])
     assert "Learned against forgotten is not drawn: it needs" in client(path).get("/study/orders").text

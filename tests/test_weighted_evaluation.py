@@ -132,16 +132,14 @@ def test_a_run_that_is_broken_off_goes_on_to_the_same_bytes(made: dict[str, Any]
     path = made["tmp"] / f"broken-{calls}.db"
     with Ledger(path) as ledger:
         base = evaluate(EvalSpec(model=str(made["base"]), tasks=(ARC,), name="base", **QUIET), ledger=ledger)
-        save, count = Ledger.save_schedule if fail_after else Ledger.save_batch, [0]
+        save, count = Ledger.change_schedule if fail_after else Ledger.save_batch, [0]
 
-        def broken(self: Ledger, *given: Any) -> None:
+        def broken(self: Ledger, *given: Any) -> Any:
             count[0] += 1
-            if fail_after:
-                save(self, *given)
+            done = save(self, *given) if fail_after else None
             if count[0] >= calls:
                 raise Stopped
-            if not fail_after:
-                save(self, *given)
+            return done if fail_after else save(self, *given)
 
         with monkeypatch.context() as patch:
             patch.setattr(Ledger, save.__name__, broken)

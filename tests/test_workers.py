@@ -270,7 +270,8 @@ def start(file: Path, *words: str, ledger: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "aftertune", "run", str(file), *words, "--out", "out"], cwd=file.parent, text=True,
         env={**os.environ, "AFTERTUNE_LEDGER": ledger, "PYTHONPATH": search}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, start_new_session=True)
+        stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored in the background
 
 
 def wait_for(process: subprocess.Popen[str], pattern: str) -> None:
