@@ -233,13 +233,13 @@ def node_arguments() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def place(on: str) -> Iterator[LocalCluster | None]:
-    """The cluster, or None for this machine."""
+def place(on: str, count: int = 3) -> Iterator[LocalCluster | None]:
+    """The cluster of so many nodes, or None for this machine."""
     os.environ[MARK] = f"{os.getpid()}-{time.time_ns()}"
     if not on:
         yield None
         return
-    nodes = LocalCluster()
+    nodes = LocalCluster(count)
     try:
         yield nodes
     finally:

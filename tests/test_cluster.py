@@ -366,7 +366,7 @@ def test_a_cluster_that_loses_nodes_workers_and_its_run_ends_as_one_process_does
     small = cluster_faults.STUDY.replace("[lora, ia3, full], seed: [0, 1]", f"{methods}, seed: [0]")
     assert small != cluster_faults.STUDY
     monkeypatch.setattr(cluster_faults, "STUDY", small)
-    with cluster_faults.place("ray") as nodes:
+    with cluster_faults.place("ray", count=2 if kills == 1 else 3) as nodes:
         figures = cluster_faults.Harness(tmp_path, kills=kills, seed=0, nodes=nodes).run()
     assert figures.wrong == []
     assert figures.kills.total() == kills

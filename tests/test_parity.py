@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import parity
 
 SCORED = ("hellaswag", "mmlu_high_school_computer_science", "arc_easy", "winogrande", "boolq")
-LIMITS = {**dict.fromkeys(SCORED, 4), "rolling": 2, "gsm8k_cot": 2}
+LIMITS = {**dict.fromkeys(SCORED, 2), "rolling": 1, "gsm8k_cot": 1}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def sides(model, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("rolling")
     parity.write_rolling(folder, parity.manual())
-    plan = parity.Plan(tasks=LIMITS, folder=folder, max_tokens=24)
+    plan = parity.Plan(tasks=LIMITS, folder=folder, max_tokens=12)
     return parity.ours(*model, plan, set_threads()), parity.theirs(*model, plan, 1)
 
 

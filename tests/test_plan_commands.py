@@ -140,28 +140,6 @@ def test_a_cell_alone_needs_the_cells_before_it(file: Path, monkeypatch: pytest.
     assert call(monkeypatch, "run", str(file), "--cell", "tune lora", "--only", "lora") == 2
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("make") is None, reason="make")
-def test_make_gives_the_scores_of_a_run(file: Path, monkeypatch: pytest.MonkeyPatch,
-                                        capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, "plan", str(file), "--commands", "make", "--out", "out") == 0
-    (file.parent / "Makefile").write_text(capsys.readouterr().out)
-    search = os.pathsep.join(entry for entry in sys.path if entry)
-    subprocess.run(["make", "-j", "2", f"AFTERTUNE={sys.executable} -m aftertune"], cwd=file.parent, check=True,
-                   env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search}, capture_output=True, timeout=500)
-    assert (file.parent / "out" / "record.md").exists()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with Ledger() as made, Ledger("other.db") as whole:
-        running.run(Study.load(file), ledger=whole, out=Path("other"))
-        cells = made.cells("own")
-        assert {c.status for c in cells} == {"done"}
-        assert [c.name for c in cells] == [c.name for c in whole.cells("own")]
-        scores = [{e.name: [(s.key, s.value.hex()) for s in e.scores] for e in ledger.evaluations()}
-                  for ledger in (made, whole)]
-    assert scores[0] == scores[1]
-    assert len(scores[0]) == 3
-
-
 def test_two_commands_that_begin_at_once_leave_each_other_their_states(file: Path, monkeypatch: pytest.MonkeyPatch
                                                                        ) -> None:
     """The other one stores its cell as done between the steps of the first one."""
@@ -206,13 +184,16 @@ def test_an_unknown_cell_is_refused_in_python(file: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None or shutil.which("sh") is None, reason="make and sh")
 def test_the_commands_of_the_page_on_workers_run_as_they_are_written(file: Path) -> None:
-    """Those for one machine, make and Slurm, with a stand-in for sbatch; a cluster has a test of its own."""
+    """Those for one machine, make and Slurm, with a stand-in for sbatch; a cluster has a test of its own. make begins
+    with another ledger, and gives the scores of `run --workers`."""
     text = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S)
     blocks = [b for b in blocks if not re.search(r"\bray\b|postgresql|/mnt/|aftertune eval", b)]
     script = "".join(blocks).replace("--workers 4", "--workers 2").replace("-j 4", "-j 2")
     assert [line.split()[1] for line in script.splitlines() if line.startswith("aftertune")] == [
         "plan", "plan", "run", "plan", "plan"]
+    plan = "aftertune plan study.yaml --commands make"
+    script = script.replace(plan, f"rm -r runs; export AFTERTUNE_LEDGER=$PWD/make.db\n{plan}")
     tools = file.parent / "tools"
     tools.mkdir()
     (tools / "aftertune").write_text(f'#!/bin/sh\nexec {sys.executable} -m aftertune "$@"\n')
@@ -228,3 +209,10 @@ def test_the_commands_of_the_page_on_workers_run_as_they_are_written(file: Path)
     assert (file.parent / "runs" / "own" / "record.md").exists()
     assert "on 2 workers about" in ended.stdout
     assert (file.parent / "submit.sh").read_text().startswith("#!/bin/sh\n# Submits the cells of study own")
+    with Ledger() as whole, Ledger("make.db") as made:
+        assert {c.status for c in made.cells("own")} == {"done"}
+        assert [c.name for c in made.cells("own")] == [c.name for c in whole.cells("own")]
+        scores = [{e.name: [(s.key, s.value.hex()) for s in e.scores] for e in ledger.evaluations()}
+                  for ledger in (made, whole)]
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 2
