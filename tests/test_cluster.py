@@ -45,8 +45,10 @@ def test_a_cluster_of_another_machine_is_seen(address: str, remote: bool) -> Non
 
 
 def test_a_remote_cluster_without_authentication_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cluster cannot be asked, this side's setting decides."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(ray_workers, "asks_for_token", lambda address: None)
     assert check_address("ray", insecure=False) is None
     with pytest.raises(InputError, match=r"without authentication.*RAY_AUTH_MODE=token"):
         check_address("ray://head:10001", insecure=False)
@@ -57,6 +59,48 @@ def test_a_remote_cluster_without_authentication_is_refused(monkeypatch: pytest.
     monkeypatch.delenv("RAY_AUTH_MODE")
     with pytest.raises(InputError, match="--insecure-cluster"):
         check_address("ray", insecure=False)
+
+
+def test_what_the_cluster_does_counts_and_not_this_sides_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token here protects no cluster that answers without one; Ray may also ask for it by default."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(ray_workers, "asks_for_token", lambda address: False)
+    with pytest.raises(InputError, match="this cluster answers without authentication"):
+        check_address("ray://head:10001", insecure=False)
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setattr(ray_workers, "asks_for_token", lambda address: True)
+    assert check_address("ray://head:10001", insecure=False) == "ray://head:10001"
+
+
+@pytest.mark.parametrize(("code", "asks"), [
+    ("UNAUTHENTICATED", True), (None, False), ("NOT_FOUND", False), ("UNAVAILABLE", None)])
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_server_is_asked_without_a_token(code: str | None, asks: bool | None, scheme: str) -> None:
+    """Of a real server: what it answers decides, whatever the call."""
+    grpc = pytest.importorskip("grpc")
+    from concurrent.futures import ThreadPoolExecutor
+
+    called: list[str] = []
+
+    class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, details: Any) -> Any:
+            called.append(details.method)
+
+            def answer(request: bytes, context: Any) -> bytes:
+                if code:
+                    context.abort(grpc.StatusCode[code], "no")
+                return b""
+
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(Handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        assert ray_workers.asks_for_token(f"{scheme}127.0.0.1:{port}") is asks
+    finally:
+        server.stop(None)
+    assert called == ["/ray.rpc.RayletDriver/ClusterInfo" if scheme else "/ray.rpc.NodeInfoGcsService/CheckAlive"]
 
 
 class FakeRay:
@@ -88,6 +132,7 @@ def test_the_running_cluster_may_be_that_of_another_machine(monkeypatch: pytest.
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ray_workers, "load_ray", lambda: ray)
+    monkeypatch.setattr(ray_workers, "asks_for_token", lambda address: None)
     ray = FakeRay()
     with ray_workers.cluster("ray", insecure=False) as nodes:
         assert [node.cpus for node in nodes] == [2.0]

@@ -32,7 +32,7 @@ _LINK = re.compile(r"!?\[([^\[\]]{0,200})\]\([^()\s]{0,500}\)")
 _LATEX = re.compile(r"\\(?:textbf|mathbf|bf|underline|text|mathrm|textit|emph|uline|boldsymbol)\b\s?")
 _WRAPPED = re.compile(r"(?i)(?:np\.|numpy\.|torch\.)?(?:float(?:16|32|64)?|tensor|double)\((.{1,60})\)")
 _NUMBER = (r"[+-]?(?:\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,20})?(?![\d,])|\d{1,12}(?:[.,]\d{1,20})?|\.\d{1,20})"
-           r"(?:[eE][+-]?\d{1,3})?")
+           r"(?:[eE][+-]?\d{1,2})?")
 _FIGURE = re.compile(rf"\s*({_NUMBER})\s*(%?)", re.ASCII)
 _PLUS_MINUS = re.compile(r"\s*(?:±|\+/-|\+-)\s*")
 _CHANGE = re.compile(rf"\s*[↑↓▲▼△▽⬆⬇⇑⇓]\s*{_NUMBER}\s*%?", re.ASCII)

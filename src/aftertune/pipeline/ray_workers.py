@@ -31,6 +31,8 @@ from aftertune.redaction import redact
 RUNNING = "ray"
 #: Seconds that a node has to start an actor, before the run says that it waits.
 _LISTEN = 1.0
+#: Seconds that a server has to answer a call without a token.
+_ANSWER = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,9 @@ class Needs:
 
 
 def check_address(on: str, *, insecure: bool) -> str | None:
-    """The address for Ray, None for the running cluster. Raises InputError for another word, and for a cluster of
-    another machine without authentication unless ``insecure``."""
+    """The address for Ray, None for the running cluster. Raises InputError for another word, and unless ``insecure``
+    for a cluster of another machine that answers without a token, or of which this is not known and RAY_AUTH_MODE is
+    not token."""
     if on == RUNNING:
         address = os.environ.get("RAY_ADDRESS", "")
     elif re.fullmatch(r"ray://[\w.\-\[\]:]+:\d+", on):
@@ -67,10 +70,35 @@ def check_address(on: str, *, insecure: bool) -> str | None:
 
 
 def _check_authentication(on: str, address: str, *, insecure: bool) -> None:
-    if is_remote(address) and not token_mode() and not insecure:
-        raise InputError(f"--on {on}: this cluster would be used without authentication, so everyone who reaches its "
-                         "port could run programs on it; start Ray with RAY_AUTH_MODE=token there and here, or add "
-                         "--insecure-cluster in a network that you trust")
+    if not is_remote(address) or insecure:
+        return
+    asks = asks_for_token(address)
+    if asks or (asks is None and token_mode()):
+        return
+    found = ("this cluster would be used without authentication" if asks is None else
+             "this cluster answers without authentication")
+    raise InputError(f"--on {on}: {found}, so everyone who reaches its port could run programs on it; start Ray with "
+                     "RAY_AUTH_MODE=token there and here, or add --insecure-cluster in a network that you trust")
+
+
+def asks_for_token(address: str) -> bool | None:
+    """Whether a Ray server refuses a call without a token; None where none answers, or not without TLS."""
+    try:
+        import grpc
+    except ImportError:
+        load_ray()
+        raise ResourceError("--on needs the package grpcio, which is not installed; install it with pip install "
+                            "'aftertune[ray]'") from None
+    client = address.startswith("ray://")
+    method = "/ray.rpc.RayletDriver/ClusterInfo" if client else "/ray.rpc.NodeInfoGcsService/CheckAlive"
+    with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
+        try:
+            channel.unary_unary(method)(b"", timeout=_ANSWER)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return None
+            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 def is_remote(address: str) -> bool:

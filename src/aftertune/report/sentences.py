@@ -233,5 +233,6 @@ def watch_facts(points: Sequence[WatchPoint]) -> list[tuple[str, str]]:
         own = [point for point in points if point.task == task]
         last, lost = own[-1], next((p.step for p in own if p.verdict == "lower"), None)
         first = "" if lost is None else f"; forgetting first proven at step {lost}"
-        facts.append((f"Watch, {task}", f"{len(own)} looks; {watch_text(last).removeprefix('watch, ')}{first}"))
+        looks = f"{len(own)} look{'s' * (len(own) != 1)}"
+        facts.append((f"Watch, {task}", f"{looks}; {watch_text(last).removeprefix('watch, ')}{first}"))
     return facts

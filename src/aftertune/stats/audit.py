@@ -26,7 +26,7 @@ from scipy.special import ndtr
 
 from aftertune.stats.paired import mcnemar_exact, mcnemar_mid
 
-_FIGURE = re.compile(r"[+-]?(\d{1,12}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_FIGURE = re.compile(r"[+-]?(\d{1,12}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]?\d{1,2})?", re.ASCII)
 #: A figure with more decimals than this is an unrounded float, perhaps of 32 bits.
 _MOST_DECIMALS = 9
 _FLOAT_SLACK = Fraction(1, 10**7)
