@@ -45,6 +45,12 @@ def test_every_figure_is_read_once_with_its_section_facts_and_size(file: Path) -
         ("Phi-2 (2.7B)", "Phi-2 (2.7B)", "./scripts/run.sh small qlora true")]
 
 
+def test_an_error_beyond_every_float_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "other.md"
+    path.write_text("| Model | ARC Easy |\n|--|--|\n| A | 25.00% ±1e400% |\n| B | 24.50% ±1.00% |\n", encoding="utf-8")
+    assert [(r.value_text, r.stderr) for r in read_record(path).scores] == [("24.50%", 0.01)]
+
+
 def test_other_forms_of_tables_are_read(tmp_path: Path) -> None:
     path = tmp_path / "other.md"
     path.write_text(
