@@ -93,7 +93,8 @@ def test_a_study_brings_what_its_cells_made_and_nothing_else(tmp_path: Path, pla
         chosen_entries(ledger.database, studies=["order"])
 
 
-def test_an_unfinished_evaluation_is_brought_on_and_one_in_use_waits(tmp_path: Path, place: Path | str) -> None:
+def test_an_unfinished_evaluation_is_brought_on_and_one_in_use_waits(
+        tmp_path: Path, place: Path | str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "source.db"
     with Ledger(source) as ledger:
         ledger.open_evaluation(cases.evaluation("e-1", "base"), cases.items())
@@ -110,6 +111,8 @@ def test_an_unfinished_evaluation_is_brought_on_and_one_in_use_waits(tmp_path: P
         connection.execute(lease.insert().values(evaluation=1, heartbeat=2e9, **dataclasses.asdict(
             dataclasses.replace(Process.own(), host="elsewhere", boot="b/1"))))
     assert [e.state for e in copied(source, place, replace=True)] == ["in use"]
+    assert call(monkeypatch, "ledger", "copy", str(source), str(place), "--replace") == 4
+    assert "1 entry was not copied: evaluation e-1 is in use; copy it later" in capsys.readouterr().err
 
 
 def test_a_study_that_is_further_in_the_target_is_left(tmp_path: Path, place: Path | str) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,12 @@ def test_a_worker_shares_evaluations_and_says_how_each_cell_ended(file: Path, mo
     assert said[2]["reason"].startswith("unexpected RuntimeError in test_workers.py")
     assert joined == [True, True, True]
     assert (stored["evaluate b"] or "").startswith("unexpected RuntimeError")
+
+
+def test_a_node_with_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = replace(Opening("{}", "l.db", "out"), version="9.9").line().replace('"take_over"', '"new": 1, "take_over"')
+    with pytest.raises(ResourceError, match=r"aftertune .* is installed on .* and the command runs 9\.9; install"):
+        Opening.parse(line)
 
 
 @pytest.mark.slow

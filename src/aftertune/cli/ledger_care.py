@@ -22,7 +22,7 @@ import typer
 from aftertune.cli.console import emit
 from aftertune.cli.options import JsonFlag
 from aftertune.cli.streams import rich_console
-from aftertune.errors import InputError, StorageError
+from aftertune.errors import AftertuneError, InputError, InUse, StorageError
 
 if TYPE_CHECKING:
     from aftertune.ledger.copying import CopiedEntry
@@ -69,7 +69,7 @@ def ledger(
 
 
 def _copy(source: str, target: str, chosen: tuple[list[str], list[str]], replace: bool, as_json: bool) -> None:
-    """Copy entries, and exit with 2 where some were left out."""
+    """Copy entries, and exit with 2 where some differ, else with 4 where some are in use."""
     from aftertune.ledger import Ledger
     from aftertune.ledger.copying import chosen_entries, copy_entries
 
@@ -89,12 +89,13 @@ def _copy(source: str, target: str, chosen: tuple[list[str], list[str]], replace
         equal = counts["copied"] + counts["replaced"] + counts["there"]
         typer.echo(f"{equal:,} of {len(done):,} entries are in {place} with the same digest"
                    f"{''.join(f', {n:,} {state}' for state, n in counts.items())}")
-    left = [entry for entry in done if entry.state in ("differs", "in use")]
+    left = [entry for state in ("differs", "in use") for entry in done if entry.state == state]
     if left:
         what = {"differs": "is there in another form (--replace replaces it)", "in use": "is in use; copy it later"}
         number = "1 entry was" if len(left) == 1 else f"{len(left)} entries were"
-        raise InputError(f"{number} not copied: {left[0].kind} {left[0].id} {what[left[0].state]}"
-                         f"{', and others' if len(left) > 1 else ''}")
+        error: type[AftertuneError] = InputError if left[0].state == "differs" else InUse
+        raise error(f"{number} not copied: {left[0].kind} {left[0].id} {what[left[0].state]}"
+                    f"{', and others' if len(left) > 1 else ''}")
 
 
 def _check(place: str | None, as_json: bool) -> None:

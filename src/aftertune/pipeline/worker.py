@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from aftertune import __version__
 from aftertune.errors import AftertuneError, FolderInUse, InputError, InUse, ResourceError
 from aftertune.ledger import Ledger
 from aftertune.study import Study
@@ -47,7 +48,7 @@ class Opening:
     study: as JSON; ledger: its path or address; out: folder of the run; folder: the working folder of the command, from
     which relative names of models start, where the node has it; command: its words, for the provenance; threads: of the
     CPU, None for all; take_over: as of `Ledger`; root: shared place of the fine-tunes, "" for ``out``; disk: bytes that
-    a cell writes, by its name, where the node must have them free.
+    a cell writes, by its name, where the node must have them free; version: of aftertune, which the node must have too.
     """
 
     study: str
@@ -59,6 +60,7 @@ class Opening:
     take_over: bool = False
     root: str = ""
     disk: Mapping[str, int] = field(default_factory=dict)
+    version: str = __version__
 
     def line(self) -> str:
         """The line of JSON."""
@@ -66,8 +68,12 @@ class Opening:
 
     @classmethod
     def parse(cls, line: str) -> Opening:
-        """Read the line. Raises ValueError, KeyError or TypeError for another one."""
+        """Read the line. Raises ResourceError for that of another version, ValueError, KeyError or TypeError for what
+        is none."""
         fields = json.loads(line)["open"]
+        if (theirs := fields.get("version")) != __version__:
+            raise ResourceError(f"aftertune {__version__} is installed on {platform.node()}, and the command runs "
+                                f"{theirs}; install the same version on all nodes")
         return cls(**{**fields, "command": tuple(fields["command"])})
 
 
@@ -186,7 +192,7 @@ def main() -> int:
     try:
         try:
             opening = Opening.parse(sys.stdin.readline())
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             print("aftertune: this program is started by `aftertune run --workers`", file=sys.stderr)
             return InputError.exit_code
         sys.argv = [*opening.command] or sys.argv
