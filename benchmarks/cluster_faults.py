@@ -2,6 +2,8 @@
 
     python benchmarks/cluster_faults.py                     30 kills on three workers of this machine
     python benchmarks/cluster_faults.py --on ray            30 kills on a Ray cluster of three nodes on this machine
+    python benchmarks/cluster_faults.py --on ray:// --postgres      through the cluster's client port, with a token
+                                                            where RAY_AUTH_MODE=token, and a ledger in PostgreSQL
     python benchmarks/cluster_faults.py --kills 5 --write
 
 A round runs a study of tiny random models until it ends, and starts the same command again whenever the run itself was
@@ -22,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from aftertune.ledger import Ledger
 from aftertune.values import plain
 from document import write_section
 from eval_cases import CHAT, byte_folder
+from postgres_cases import Server
 from tuning_cases import easy_rows, write_rows
 
 #: Marks the processes of one harness in their environment.
@@ -77,7 +80,7 @@ def make_study(folder: Path) -> Path:
     return folder / "study.yaml"
 
 
-def numbers(ledger: Path) -> dict[str, Any]:
+def numbers(ledger: Path | str) -> dict[str, Any]:
     """Everything that a run computes: scores by their bits, answers, and what each fine-tune became."""
     with Ledger(ledger) as opened:
         evaluations = opened.evaluations()
@@ -88,9 +91,9 @@ def numbers(ledger: Path) -> dict[str, Any]:
 
 
 class StudyProcess:
-    """One `aftertune run` of the study. ledger: its file; words: further words of the command."""
+    """One `aftertune run` of the study. ledger: its file or address; words: further words of the command."""
 
-    def __init__(self, file: Path, ledger: Path, words: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(self, file: Path, ledger: Path | str, words: Sequence[str], environment: dict[str, str]) -> None:
         search = os.pathsep.join(entry for entry in sys.path if entry)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "aftertune", "run", str(file), "--out", "out", *words], cwd=file.parent, text=True,
@@ -120,15 +123,20 @@ def workers_of(mark: str) -> list[psutil.Process]:
 
 
 class Harness:
-    """Runs rounds. nodes: the cluster, None for workers of this machine."""
+    """Runs rounds. nodes: the cluster, None for workers of this machine; ledger: gives the address of a new ledger,
+    None for files."""
 
-    def __init__(self, folder: Path, kills: int, seed: int, nodes: Any = None, minutes: float = 120.0) -> None:
+    def __init__(self, folder: Path, kills: int, seed: int, nodes: Any = None, minutes: float = 120.0,
+                 ledger: Callable[[], str] | None = None) -> None:
         self.until = time.monotonic() + 60 * minutes
         self.file, self.kills, self.draw, self.nodes = make_study(folder), kills, random.Random(seed), nodes
         self.mark = os.environ[MARK]
         self.figures = Figures()
-        self.words = ["--workers", "3"] if nodes is None else ["--on", "ray"]
-        self.environment = {} if nodes is None else {"RAY_ADDRESS": nodes.address}
+        self.new_ledger = ledger
+        self.words = ["--workers", "3"] if nodes is None else ["--on", nodes.on]
+        if nodes is not None and (ledger or "://" in nodes.on):
+            self.words += ["--root", str(folder / "root")]
+        self.environment = {} if nodes is None else nodes.environment
 
     def run(self) -> Figures:
         """The unbroken run, then rounds until there were enough kills."""
@@ -139,8 +147,9 @@ class Harness:
         expected = numbers(self.file.parent / "whole.db")
         while self.more():
             self.figures.rounds += 1
-            shutil.rmtree(self.file.parent / "out")
-            ledger = self.file.parent / f"round{self.figures.rounds}.db"
+            for name in ("out", "root"):
+                shutil.rmtree(self.file.parent / name, ignore_errors=True)
+            ledger = self.new_ledger() if self.new_ledger else self.file.parent / f"round{self.figures.rounds}.db"
             self._round(ledger)
             found = numbers(ledger)
             self.figures.wrong += [f"round {self.figures.rounds}: {key} differ" for key in expected
@@ -152,7 +161,7 @@ class Harness:
         """Whether further kills follow."""
         return self.figures.kills.total() < self.kills and time.monotonic() < self.until
 
-    def _round(self, ledger: Path) -> None:
+    def _round(self, ledger: Path | str) -> None:
         run = self._start(ledger)
         while True:
             run.working.wait(300)
@@ -169,7 +178,7 @@ class Harness:
             else:
                 run.process.wait()
 
-    def _start(self, ledger: Path) -> StudyProcess:
+    def _start(self, ledger: Path | str) -> StudyProcess:
         self.figures.starts += 1
         return StudyProcess(self.file, ledger, self.words, self.environment)
 
@@ -195,16 +204,20 @@ class Harness:
 
 
 class LocalCluster:
-    """A Ray cluster of three nodes on this machine, each with one CPU and agents on ports that are free."""
+    """A Ray cluster on this machine; each node has one CPU, and agents on ports that are free. client: commands reach
+    it through its client port. on, environment: for a command that uses it."""
 
-    def __init__(self, nodes: int = 3) -> None:
+    def __init__(self, nodes: int = 3, *, client: bool = False) -> None:
         # without these, a node of a busy machine gives up while its agents start; Ray reads them when it is imported
         os.environ.setdefault("RAY_agent_register_timeout_ms", "600000")
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "600")
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={**node_arguments(), "include_dashboard": False})
-        self.address = str(self.cluster.address)
+        (port,) = free_ports(1)
+        head = {**node_arguments(), "include_dashboard": False, **({"ray_client_server_port": port} if client else {})}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.on = f"ray://127.0.0.1:{port}" if client else "ray"
+        self.environment = {} if client else {"RAY_ADDRESS": str(self.cluster.address)}
         self.others = [self.cluster.add_node(wait=False, **node_arguments()) for _ in range(nodes - 1)]
 
     def replace_one(self, draw: random.Random) -> None:
@@ -218,18 +231,23 @@ class LocalCluster:
         self.cluster.shutdown()
 
 
-def node_arguments() -> dict[str, Any]:
-    """Of a node: one CPU, a small object store, and ports that are free now."""
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that are free now."""
     import socket
 
-    sockets = [socket.socket() for _ in range(4)]
+    sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
         one.close()
+    return ports
+
+
+def node_arguments() -> dict[str, Any]:
+    """Of a node: one CPU, a small object store, and ports that are free now."""
     names = ("metrics_agent_port", "runtime_env_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
-    return {"num_cpus": 1, "object_store_memory": 80 * 2**20, **dict(zip(names, ports, strict=True))}
+    return {"num_cpus": 1, "object_store_memory": 80 * 2**20, **dict(zip(names, free_ports(len(names)), strict=True))}
 
 
 @contextlib.contextmanager
@@ -239,7 +257,7 @@ def place(on: str, count: int = 3) -> Iterator[LocalCluster | None]:
     if not on:
         yield None
         return
-    nodes = LocalCluster(count)
+    nodes = LocalCluster(count, client=on == "ray://")
     try:
         yield nodes
     finally:
@@ -250,20 +268,25 @@ def main() -> int:
     """Kill, and print or write the table. Exit code 1 where anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--on", default="", choices=["", "ray"])
+    parser.add_argument("--on", default="", choices=["", "ray", "ray://"])
+    parser.add_argument("--postgres", action="store_true", help="the ledger is in PostgreSQL, started for this")
     parser.add_argument("--minutes", type=float, default=120.0, help="no kill and no round begins later than this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     given = parser.parse_args()
-    where = "three Ray nodes of one machine" if given.on else "three workers of one machine"
-    with tempfile.TemporaryDirectory() as folder, place(given.on) as nodes:
-        figures = Harness(Path(folder), given.kills, given.seed, nodes, given.minutes).run()
+    where = ("three workers of one machine" if not given.on else "three Ray nodes of one machine"
+             f"{', through the client port' * (given.on == 'ray://')}") + ", ledger in PostgreSQL" * given.postgres
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(Server()).ledger if given.postgres else None
+        folder, nodes = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(place(given.on))
+        figures = Harness(Path(folder), given.kills, given.seed, nodes, given.minutes, ledger).run()
     text = ("| where | kills (of what) | rounds | starts of the run | differences | time |\n"
             "|---|---|--:|--:|--:|--:|\n" + figures.row(where))
     print(text, *figures.wrong, sep="\n")
     if given.write:
         name = f"faults on {where}"
-        options = f"{'--on ray ' if given.on else ''}--minutes {given.minutes:g} --seed {given.seed}"
+        options = (f"{f'--on {given.on} ' if given.on else ''}{'--postgres ' * given.postgres}"
+                   f"--minutes {given.minutes:g} --seed {given.seed}")
         write_section(name, f"## Kills of {where}\n\nWritten by `python benchmarks/cluster_faults.py {options} "
                       "--write`: SIGKILL at random moments of a study of a tiny base and six fine-tunes. Differences "
                       "are scores, answers and weights other than those of one process that nobody disturbed.\n\n"
