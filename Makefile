@@ -27,9 +27,10 @@ lint: $(READY)
 quick: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not slow and not soak'
 
-# Two processes on two cores; waiting threads of one must not spin on the other's. The order is tests/conftest.py's.
+# Three processes on two cores, because each waits for other programs at times; waiting threads must not spin. The order
+# is that of tests/conftest.py.
 test: lint
-	$(OFFLINE) GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -q -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder \
+	$(OFFLINE) GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -q -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder \
 		--durations=10
 
 # axe-core, with which a test looks at the accessibility of the view's pages (needs npm; MPL-2.0, not part of aftertune).

@@ -19,9 +19,10 @@ from postgres_cases import Server, programs
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 #: The files that take longest, by CPU time: they start first, so that no process of `make test` ends with one alone.
-LONGEST = ("parity", "methods_run", "tuning_resume", "peft_study", "engine_families", "early_stopping", "pipeline",
-           "evaluation", "sources_gguf", "tuning_families", "report_study", "version_before", "forgetting_watch",
-           "engine_decoder", "docs", "comparison_across_seeds", "kills")
+LONGEST = ("workers", "plan_commands", "cluster", "view_browser", "deploy_study", "methods_run", "cli_workers",
+           "parity", "tuning_resume", "server_engine", "shared_evaluation", "bundle", "ledger_postgres", "early_stopping",
+           "sources_gguf", "deploy_chain", "kills", "cure", "tuning_methods", "peft_study", "view_browser_files",
+           "weighted_evaluation", "callback", "engine_families", "ledger_kills")
 #: Variables of a CI that change what commands print.
 for variable in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
     os.environ.pop(variable, None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -38,18 +40,41 @@ deploy:
 LINKS = ["deploy careful adapter", "deploy careful merged", "deploy careful gguf:f32"]
 
 
-@pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A study of one tiny base with a fine-tune that is deployed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERTUNE_LEDGER", str(tmp_path / "ledger.db"))
-    monkeypatch.setenv("AFTERTUNE_CACHE", str(tmp_path / "cache"))
-    chat_model("llama", tmp_path / "base", max_position_embeddings=512)
-    write_rows(tmp_path / "rows.jsonl", easy_rows())
-    write_rows(tmp_path / "held.jsonl", [{"prompt": f"Order {n}", "completion": f"{n}"} for n in range(6)])
-    path = tmp_path / "study.yaml"
+def make_study(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """A study of one tiny base with a fine-tune that is deployed, in a folder that becomes the working one."""
+    patch.chdir(folder)
+    patch.setenv("AFTERTUNE_LEDGER", str(folder / "ledger.db"))
+    patch.setenv("AFTERTUNE_CACHE", str(folder / "cache"))
+    chat_model("llama", folder / "base", max_position_embeddings=512)
+    write_rows(folder / "rows.jsonl", easy_rows())
+    write_rows(folder / "held.jsonl", [{"prompt": f"Order {n}", "completion": f"{n}"} for n in range(6)])
+    path = folder / "study.yaml"
     path.write_text(STUDY, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_study(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study, with what `run --json` printed; "checked" is a copy of its check of the links."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch, (folder / "run.json").open("w") as out, contextlib.redirect_stdout(out):
+        assert call(patch, "run", str(make_study(folder, patch)), "--json") == 0
+    shutil.copytree(folder / "runs/own/deploy/careful", folder / "checked")
+    return folder
+
+
+@pytest.fixture
+def in_finished(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder, and its ledger, for a test that only adds to it."""
+    monkeypatch.chdir(finished)
+    monkeypatch.setenv("AFTERTUNE_LEDGER", str(finished / "ledger.db"))
+    monkeypatch.setenv("AFTERTUNE_CACHE", str(finished / "cache"))
+    return finished
 
 
 def states() -> dict[str, str]:
@@ -105,9 +130,9 @@ def test_thinking_does_not_reach_a_server(file: Path) -> None:
 
 
 def test_a_study_evaluates_compares_and_shows_each_link_once(
-        file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, "run", str(file), "--json") == 0
-    shown = json.loads(capsys.readouterr().out)
+        in_finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    file = in_finished / "study.yaml"
+    shown = json.loads((in_finished / "run.json").read_text())
     assert set(states().values()) == {"done"}
     record, page = (Path("runs/own") / name for name in ("record.md", "report.html"))
     for text in (record.read_text(), page.read_text()):
@@ -144,10 +169,8 @@ def test_a_link_that_fails_leaves_those_before_it(file: Path, monkeypatch: pytes
 
 
 def test_the_gate_of_a_chain_ends_at_the_first_broken_link(
-        file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, "run", str(file)) == 0
-    folder = Path("runs/own/deploy/careful")
-    capsys.readouterr()
+        in_finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(in_finished / "checked", tmp_path / "careful")
     gate = ("gate", "--chain", str(folder), "--max-drop", "arc_easy=90", "--max-drop", "held=90")
     assert call(monkeypatch, *gate, "--junit", "gate.xml") == 0
     shown = capsys.readouterr()
@@ -168,7 +191,7 @@ def test_the_gate_of_a_chain_ends_at_the_first_broken_link(
     assert call(monkeypatch, *gate, "--json") == 1
     assert json.loads(capsys.readouterr().out)["broken"] == "merged"
     with Ledger() as ledger, pytest.raises(InputError, match=r"has no check-deploy.json with two links"):
-        gate_chain(file.parent, {"held": 0.02}, ledger=ledger)
+        gate_chain(in_finished, {"held": 0.02}, ledger=ledger)
     content["links"][2]["evaluation"] = "e-nothing"
     (folder / FILE).write_text(json.dumps(content))
     with Ledger() as ledger, pytest.raises(InputError, match=r"gguf:f32 \(e-nothing\) is not in this ledger"):
@@ -188,10 +211,10 @@ def test_a_gate_has_two_evaluations_or_a_chain(words: tuple[str, ...], why: str,
     assert why in capsys.readouterr().err
 
 
-def test_the_cells_of_a_chain_may_be_run_by_different_workers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cells_of_a_chain_may_be_run_by_different_workers(file: Path, finished: Path) -> None:
     """Each cell by one that knows only the ledger; the chain and its check are those of one process."""
     study, documents = Study.load(file), []
-    with Ledger() as ledger, Ledger("one.db") as other:
+    with Ledger() as ledger, Ledger(finished / "ledger.db") as other:
         running.save_study(study, ledger)
         for cell in cells_of(study):
             worker = CellRuns(study, ledger, Path("out"))
@@ -199,10 +222,10 @@ def test_the_cells_of_a_chain_may_be_run_by_different_workers(file: Path, monkey
             worker.run(cell, lambda *_: None)
         check = json.loads((Path("out/deploy/careful") / FILE).read_text(encoding="utf-8"))
         assert set(states().values()) == {"done"}
-        for opened, out in ((ledger, "out"), (other, "alone")):
-            result = running.run(study, ledger=opened, out=Path(out))
+        for opened, out in ((ledger, Path("out")), (other, finished / "runs/own")):
+            result = running.run(study, ledger=opened, out=out)
             documents.append((result.chains, [(c.id, c.rows) for c in result.comparisons]))
-        alone = json.loads((Path("alone/deploy/careful") / FILE).read_text(encoding="utf-8"))
+        alone = json.loads((finished / "checked" / FILE).read_text(encoding="utf-8"))
     assert documents[0] == documents[1]
     assert [link["name"] for link in check["links"]] == [link["name"] for link in alone["links"]]
     assert check.keys() == alone.keys()

@@ -44,8 +44,7 @@ def watched(browser: Any, address: str) -> Iterator[Watched]:
     assert page.faults == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 800, 1440])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (800, "dark"), (1440, "light")])
 def test_every_page_fits_its_width_in_both_colours(browser: Any, address: str, width: int, scheme: str) -> None:
     view = Watched(browser, address, viewport={"width": width, "height": 900}, color_scheme=scheme)
     for path in PAGES:

@@ -340,8 +340,10 @@ def test_a_node_with_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_killed_stopped_and_started_again_it_ends_as_one_process_does(file: Path) -> None:
-    """A worker is killed, then the run itself, then it is stopped with Ctrl-C; the fourth command ends it."""
-    process = start(file, "--workers", "2", ledger="w.db")
+    """A worker is killed, then the run itself, then it is stopped with Ctrl-C; the fourth command ends it. One of its
+    fine-tunes cannot be made, and fails as in one process."""
+    words = ["--keep-going", "--set", "tunings.lora.max_length=1"]
+    process = start(file, "--workers", "2", *words, ledger="w.db")
     wait_for(process, "training: step")
     victim = workers_of(process)[0]
     victim.kill()
@@ -351,32 +353,23 @@ def test_killed_stopped_and_started_again_it_ends_as_one_process_does(file: Path
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=120)
     assert not alive, "workers end with their run"
-    process = start(file, "--workers", "2", ledger="w.db")
+    process = start(file, "--workers", "2", *words, ledger="w.db")
     wait_for(process, "· worker")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    process = start(file, "--workers", "2", "--json", ledger="w.db")
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
-    assert json.loads(out)["failed"] == []
-    record = (file.parent / "out" / "record.md").read_text()
-    (file.parent / "out").rename(file.parent / "of-workers")
-    whole = start(file, ledger="s.db")
-    _, err = whole.communicate(timeout=500)
-    assert whole.returncode == 0, err
-    os.chdir(file.parent)
-    assert numbers("w.db") == numbers("s.db")
-    assert without_times(record).replace(" --json", "") == without_times((file.parent / "out/record.md").read_text())
-
-
-@pytest.mark.slow
-def test_a_cell_that_fails_on_a_worker_fails_as_in_one_process(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    process = start(file, "--workers", "2", "--keep-going", "--set", "tunings.lora.max_length=1", "--json",
-                    ledger="w.db")
+    process = start(file, "--workers", "2", *words, "--json", ledger="w.db")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 1, err
     failed = json.loads(out)["failed"]
     assert [f["cell"] for f in failed] == ["tune lora", "evaluate lora"]
     assert "max_length" in failed[0]["why"] or "max-length" in failed[0]["why"]
+    record = (file.parent / "out" / "record.md").read_text()
+    (file.parent / "out").rename(file.parent / "of-workers")
+    whole = start(file, *words, ledger="s.db")
+    _, err = whole.communicate(timeout=500)
+    assert whole.returncode == 1, err
+    os.chdir(file.parent)
+    assert numbers("w.db") == numbers("s.db")
+    assert without_times(record).replace(" --json", "") == without_times((file.parent / "out/record.md").read_text())
