@@ -20,9 +20,9 @@ settings.register_profile("steady", deadline=None, derandomize=True, suppress_he
 settings.load_profile("steady")
 #: The files that take longest, by CPU time: they start first, so that no process of `make test` ends with one alone.
 LONGEST = ("workers", "plan_commands", "cluster", "view_browser", "deploy_study", "methods_run", "cli_workers",
-           "parity", "tuning_resume", "server_engine", "shared_evaluation", "bundle", "ledger_postgres", "early_stopping",
-           "sources_gguf", "deploy_chain", "kills", "cure", "tuning_methods", "peft_study", "view_browser_files",
-           "weighted_evaluation", "callback", "engine_families", "ledger_kills")
+           "parity", "tuning_resume", "server_engine", "shared_evaluation", "bundle", "ledger_postgres",
+           "early_stopping", "sources_gguf", "deploy_chain", "kills", "cure", "tuning_methods", "peft_study",
+           "view_browser_files", "weighted_evaluation", "callback", "engine_families", "ledger_kills")
 #: Variables of a CI that change what commands print.
 for variable in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
     os.environ.pop(variable, None)
