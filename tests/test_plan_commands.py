@@ -131,6 +131,15 @@ def test_plan_prints_the_commands_of_the_cells_that_are_left(file: Path, monkeyp
     assert "on 2 workers about" in capsys.readouterr().out
 
 
+def test_the_command_of_a_cell_has_the_changes_of_the_plan(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """Without them it would run another study."""
+    assert call(monkeypatch, "plan", str(file), "--set", "margin=3", "--out", "o u", "--json") == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert cells[0]["command"] == f"aftertune run {file} --only 'evaluate b' --set margin=3 --out 'o u'"
+    assert all(c["command"].endswith(" --set margin=3 --out 'o u'") for c in cells)
+
+
 def test_a_cell_alone_needs_the_cells_before_it(file: Path, monkeypatch: pytest.MonkeyPatch,
                                                 capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "run", str(file), "--cell", "evaluate lora") == 2

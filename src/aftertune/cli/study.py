@@ -119,7 +119,7 @@ def plan(
             ledger = stack.enter_context(Ledger(create=False))
         except InputError:  # there is no ledger yet
             ledger = None
-        cells = plan_cells(loaded, ledger=ledger, file=str(study), out=out)
+        cells = plan_cells(loaded, ledger=ledger, file=str(study), out=out, sets=tuple(sets or ()))
     schedule = None if workers is None else simulated(cells, workers)
     if commands is not None:
         print(command_text(loaded, cells, commands, RunCall(str(study), tuple(sets or ()), out)))

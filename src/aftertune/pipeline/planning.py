@@ -382,10 +382,12 @@ class PlannedCell:
     job: CellJob | None = None
 
 
-def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = None) -> list[PlannedCell]:
+def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = None,
+         sets: Sequence[str] = ()) -> list[PlannedCell]:
     """Every cell of ``study`` in the order of a run.
 
-    file: of the study, for the commands; out: folder of the run, to see whether another process is running it.
+    file, sets: of the study and its changes, for the commands; out: folder of the run, also to see whether another
+    process is running it.
     """
     cells = cells_of(study)
     stored = _stored_cells(ledger, study)
@@ -394,7 +396,8 @@ def plan(study: Study, *, ledger: Ledger | None, file: str, out: Path | None = N
     costs = Costs(study, ledger)
     with try_folder_lock(out or Path("runs") / study.study) as free:
         now = {f"{_VERB[entry.kind]} {entry.name}": entry for entry in ledger.running()} if ledger else {}
-        context = _PlanContext(study, costs, file, stale, reported, now, running=not free)
+        options = (*(w for s in sets for w in ("--set", s)), *(() if out is None else ("--out", str(out))))
+        context = _PlanContext(study, costs, file, options, stale, reported, now, running=not free)
         return [_planned(cell, stored.get(cell.name), context) for cell in cells]
 
 
@@ -424,12 +427,13 @@ def unevaluated(study: Study, *, ledger: Ledger, file: str = "") -> list[Planned
 
 @dataclass(frozen=True, slots=True)
 class _PlanContext:
-    """What all cells of a plan share. stale: names of changed cells; reported: models of imported documents; now: what
-    processes work on, by the name of its cell."""
+    """What all cells of a plan share. options: of each command; stale: names of changed cells; reported: models of
+    imported documents; now: what processes work on, by the name of its cell."""
 
     study: Study
     costs: Costs
     file: str
+    options: tuple[str, ...]
     stale: set[str]
     reported: set[str]
     now: Mapping[str, RunningEntry]
@@ -440,13 +444,14 @@ def _planned(cell: Cell, stored: StoredCell | None, context: _PlanContext) -> Pl
     status, why = _status(cell, stored, context)
     done = status == "done"
     missing = () if done else tuple(_missing(cell, context.study, context.costs))
-    return PlannedCell(cell.name, status, context.costs.of(cell), _command(context.file, cell.name), missing, why,
+    command = _command(context.file, cell.name, context.options)
+    return PlannedCell(cell.name, status, context.costs.of(cell), command, missing, why,
                        context.costs.early(cell), cell.needs, cell_jobs([cell], context.costs)[0])
 
 
-def _command(file: str, name: str) -> str:
+def _command(file: str, name: str, options: Sequence[str] = ()) -> str:
     """The command that runs a cell, or all cells of a base or tuning."""
-    return f"aftertune run {shlex.quote(file)} --only {shlex.quote(name)}"
+    return shlex.join(["aftertune", "run", file, "--only", name, *options])
 
 
 def _status(cell: Cell, stored: StoredCell | None, context: _PlanContext) -> tuple[CellStatus, str]:
