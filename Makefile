@@ -27,10 +27,10 @@ lint: $(READY)
 quick: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not slow and not soak'
 
-# Three processes on two cores, because each waits for other programs at times; waiting threads must not spin. The order
+# Three processes of one thread on two cores, because each waits for other programs at times. The order
 # is that of tests/conftest.py.
 test: lint
-	$(OFFLINE) GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -q -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder \
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder \
 		--durations=10
 
 # axe-core, with which a test looks at the accessibility of the view's pages (needs npm; MPL-2.0, not part of aftertune).

@@ -125,7 +125,7 @@ def words(tmp_path: Path) -> list[str]:
     """A command of some seconds."""
     byte_folder(tmp_path / "model")
     return [sys.executable, "-m", "aftertune", "eval", str(tmp_path / "model"), "--tasks", "arc_easy,gsm8k_cot",
-            "--sample", "60", "--device", "cpu", "--dtype", "float32", "--memory", "1MB",
+            "--sample", "40", "--device", "cpu", "--dtype", "float32", "--memory", "1MB",
             "--threads", "1", "--gen-kwargs", "max_gen_toks=8"]
 
 
@@ -162,7 +162,7 @@ def test_a_command_with_workers_stores_what_one_without_does_whatever_ends_it(wo
     alone = started(words, one)
     errors = alone.communicate()[1]
     assert alone.returncode == 0, errors
-    for number, ending in ((2, signal.SIGTERM), (12, signal.SIGKILL)):
+    for number, ending in ((2, signal.SIGTERM), (8, signal.SIGKILL)):
         process = started([*words, "--workers", "2"], two)
         helpers = helpers_of(process)
         assert helpers
@@ -173,7 +173,7 @@ def test_a_command_with_workers_stores_what_one_without_does_whatever_ends_it(wo
         while any(process_start(pid) == begun for pid, begun in helpers):
             time.sleep(0.05)
     process = started([*words, "--workers", "3"], two)
-    answered(two, 20, process)
+    answered(two, 12, process)
     for pid, _ in helpers_of(process)[:1]:
         os.kill(pid, signal.SIGKILL)
     out, errors = process.communicate()
