@@ -198,6 +198,7 @@ def test_the_margins_of_before_are_refused_with_the_new_form() -> None:
     ("run `aftertune eval` first", "run `aftertune.evaluate` first"),
     ("`aftertune compare --again` judges", "`aftertune compare --again` judges"),
     ("run the same command again to finish it", "make the same call again to finish it"),
+    ("--target 'held.jsonl': write TASK=N", "target='held.jsonl': write TASK=N"),
     ("a -- b", "a -- b"),
 ])
 def test_advice_is_for_python(text: str, python: str) -> None:

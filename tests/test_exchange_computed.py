@@ -95,6 +95,13 @@ def test_a_limit_gives_the_number_of_items(limit: float, k: int, n: int, tmp_pat
     assert (check.mark, tuple(check.counts), check.row.n, check.row.n_source) == ("ok", (k,), n, "stated")
 
 
+@pytest.mark.parametrize("limit", [-1, 0, -0.5])
+def test_a_limit_that_is_none_of_lm_eval_leaves_the_number_unknown(limit: float, tmp_path: Path) -> None:
+    config = {"model": "hf", "model_args": "pretrained=org/m", "limit": limit}
+    [check] = results(tmp_path, {"piqa": share(600, 919)}, config=config).checks
+    assert (check.row.n, check.text) == (None, "the number of items is not stated")
+
+
 def test_floats_of_32_bits_are_shares(tmp_path: Path) -> None:
     found = results(tmp_path, {"piqa": (0.6077257990837097, 0.011391846463084221)}, n={"piqa": 1838})
     assert [(c.mark, tuple(c.counts)) for c in found.checks] == [("ok", (1117,))]

@@ -243,7 +243,7 @@ def _keyword(match: re.Match[str], text: str) -> tuple[str, int]:
     if value is None and option is None and (found := _WORD.match(text, end)) and found[1] not in _NO_VALUES:
         return f'{_RENAMED.get(name, name)}="{found[1]}"', found.end()
     if value is None:
-        return f"{_RENAMED.get(name, name)}=", end
+        return f"{_RENAMED.get(name, name)}=", end + text[end:].startswith((" '", ' "'))
     if "=" in value:
         key, _, inner = value.partition("=")
         return f'{_RENAMED.get(name, name)}={{"{key}": {inner}}}', end

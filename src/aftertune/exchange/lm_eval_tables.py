@@ -68,7 +68,8 @@ def full_name(cell: str, root: str) -> str:
 def items_used(task: str, limit: float | None) -> int | None:
     """The items of a task or group under lm-eval's --limit, which holds for each task; None where unknown.
 
-    Of a limit below 1, a fraction, versions of lm-eval round the number of items up or down.
+    Of a limit below 1, a fraction, versions of lm-eval round the number of items up or down. One that is not above 0 is
+    not lm-eval's.
     """
     sizes = [catalog.hub_items(leaf) for leaf in catalog.leaves(task)]
     if catalog.hub_items(task) is None or None in sizes:
@@ -76,6 +77,8 @@ def items_used(task: str, limit: float | None) -> int | None:
     whole = [size for size in sizes if size is not None]
     if limit is None:
         return sum(whole)
+    if limit <= 0:
+        return None
     if limit < 1 and any(math.floor(size * limit) != math.ceil(size * limit) for size in whole):
         return None
     return sum(min(size, math.ceil(size * limit) if limit < 1 else int(limit)) for size in whole)

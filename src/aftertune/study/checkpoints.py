@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from aftertune.study.cure import CureSpec
-from aftertune.study.fields import Device, Dtype, Flag, Points, Spec, Threads
+from aftertune.study.fields import CountedTask, Device, Dtype, Flag, Points, Spec, Threads
 
 _SCORER = CureSpec.model_fields["scorer"].description
 
@@ -18,9 +18,7 @@ _SCORER = CureSpec.model_fields["scorer"].description
 class CheckpointSpec(Spec):
     """How checkpoints are evaluated and judged."""
 
-    target: Annotated[str | None, Flag(form="TASK=N"), Field(
-        description="The task that shows what was learned, with its number of items: an lm-eval task, or a .jsonl file "
-                    "of held-out prompts and completions.")] = None
+    target: Annotated[CountedTask, Flag(form="TASK=N")] = None
     match: Annotated[Literal["exact", "json"], Flag(), Field(
         description="How answers to the file of --target are judged: exact or json.")] = "exact"
     scorer: Annotated[str | None, Flag(form="SCORER"), Field(description=_SCORER)] = None

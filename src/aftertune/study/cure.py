@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from aftertune.study.fields import Device, Dtype, Flag, Spec, Threads
+from aftertune.study.fields import CountedTask, Device, Dtype, Flag, Spec, Threads
 from aftertune.study.scorer import SCORER_FORMS
 
 #: The fewest items of a kept task; one part chooses, the other confirms.
@@ -25,9 +25,7 @@ class CureSpec(Spec):
     keep: Annotated[str, Flag(form="TASK=POINTS,…"), Field(
         description="Tasks that should be kept, each with its margin in points: the largest loss that counts as none. "
                     "hellaswag=2,arc_easy=2.")]
-    target: Annotated[str | None, Flag(form="TASK=N"), Field(
-        description="The task that shows what was learned, with its number of items: an lm-eval task, or a .jsonl file "
-                    "of held-out prompts and completions.")] = None
+    target: Annotated[CountedTask, Flag(form="TASK=N")] = None
     match: Annotated[Literal["exact", "json"], Flag(), Field(
         description="How answers to the file of --target are judged.")] = "exact"
     scorer: Annotated[str | None, Flag(form="SCORER"), Field(

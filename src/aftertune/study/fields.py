@@ -99,12 +99,23 @@ def _kept(value: Any) -> Any:
     return value
 
 
+def _counted(value: object) -> object:
+    """TASK=N; in Python also {"TASK": N}, as of `keep`."""
+    if isinstance(value, dict) and len(value) == 1:
+        (task, count), = value.items()
+        return f"{task}={count}"
+    return value
+
+
 Positive = Annotated[int, Field(gt=0, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no other
 Share = Annotated[float, Field(gt=0, lt=0.9)]
 Points = Annotated[float, Field(gt=0, le=100)]
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
 Memory = Annotated[str, AfterValidator(_memory)]
+CountedTask = Annotated[str | None, BeforeValidator(_counted), Field(
+    description="The task that shows what was learned, with its number of items: an lm-eval task, or a .jsonl file of "
+                "held-out prompts and completions.")]
 KeptCount = Annotated[Literal["all"] | Positive | None, BeforeValidator(_kept)]
 # Fields that several specifications have, with their descriptions.
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Field(description="Data type of the weights.")]
