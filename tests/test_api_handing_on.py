@@ -58,6 +58,7 @@ def test_a_fine_tune_is_cured_and_rolled_back(tmp_path: Path) -> None:
     common: dict[str, Any] = {"ledger": place / "first.db", "items": 80, "include_path": place / "tasks",
                               "target": f"{place / 'say.jsonl'}=40", "scorer": "exact", "progress": False, **SETTINGS}
     softened = aftertune.soften(made.output, {"colours": 60.0}, strengths=(0.5,), out=place / "soft", **common)
+    common["target"] = {str(place / "say.jsonl"): 40}
     cured = aftertune.cure(made.output, "colours=60", out=place / "cured", **common)
     assert (softened.written, cured.written) == ((place / "soft").is_dir(), (place / "cured").is_dir())
     assert aftertune.rollback(made.output, 3, ledger=place / "first.db").final_step == 3
