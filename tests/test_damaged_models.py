@@ -67,6 +67,8 @@ CASES: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("config.json", "vocab_size", "100"): ("vocab_size is 100", "has 264 rows"),
     ("tokenizer.json", "model", '{"type": "Evil"}'): ("cannot load its tokenizer", "tokenizer.json", "copy those"),
     ("tokenizer.json", "model", '{"type": "BPE", "vocab": null, "merges": []}'): ("cannot load its tokenizer",),
+    ("tokenizer.json", "model", '{"type": "BPE", "continuing_subword_prefix": "x", "vocab": {"Ġ": 0, "a": 1, "Ġa": 2}, '
+     '"merges": [["Ġ", "a"], ["Ġ", "Ġ"]]}'): ("begins with its continuing_subword_prefix",),
     ("tokenizer.json", "normalizer", '{"type": "Evil"}'): ("cannot load its tokenizer",),
     ("tokenizer.json", "added_tokens", "5"): ("added_tokens is 5",),
     ("tokenizer_config.json", "model_max_length", '"x"'): ("model_max_length is 'x'", "a number"),

@@ -104,6 +104,19 @@ _ADAPTER = {
     **dict.fromkeys(("fan_in_fan_out", "use_rslora", "use_dora", "inference_mode"), _SWITCH),
     "bias": _TEXT, "task_type": _TEXT,
 }
+
+
+def _is_tokenizer_model(value: object) -> bool:
+    """The library cuts the prefix off the second part of each merge; cut within a character, it ends the process."""
+    if not isinstance(value, dict):
+        return False
+    prefix, merges = value.get("continuing_subword_prefix"), value.get("merges")
+    if not isinstance(prefix, str) or not prefix or not isinstance(merges, list):
+        return True
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return all(not isinstance(pair, list) or len(pair) != 2 or str(pair[1]).startswith(prefix) for pair in pairs)
+
+
 #: File -> field -> what it may be. null is allowed in every field: it stands for the library's default.
 FIELDS: Mapping[str, Mapping[str, Rule]] = {
     "config.json": _CONFIG,
@@ -115,7 +128,8 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         **dict.fromkeys(("do_sample", "use_cache"), _SWITCH)},
     "tokenizer_config.json": _TOKENIZER_CONFIG,
     "special_tokens_map.json": _TOKENS,
-    "tokenizer.json": {"model": _OBJECT, "added_tokens": _listed(dict, "a list of objects"),
+    "tokenizer.json": {"model": (_is_tokenizer_model, "an object; the second part of each of its merges begins with "
+                                 "its continuing_subword_prefix"), "added_tokens": _listed(dict, "a list of objects"),
                        **dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation",
                                         "padding"), _OBJECT)},
     "adapter_config.json": _ADAPTER,
