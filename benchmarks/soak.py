@@ -45,7 +45,7 @@ from typing import Any
 
 import soak_child
 from aftertune.ledger.faults import LOCK_TIMEOUT
-from document import write_section
+from document import read_section, write_section
 from soak_child import AFTER, BEFORE, FULL, TORN, Child, Fault, message, one_line, other_host
 from soak_content import content, differences, lost
 from soak_jobs import Job, make_jobs, writers
@@ -520,10 +520,10 @@ def main(words: Sequence[str] | None = None) -> int:
     if here != parts:
         done["clock"] = _clock_figures(work, options)
         _store(options.figures, done)
-    text = _table([done[part] for part in PARTS if part in done])
-    print(text)
+    figures = [done[part] for part in PARTS if part in done]
+    print(_table(figures))
     if options.write:
-        write_section("soak", text)
+        write_section("soak", _table(figures, read_section("soak")))
     wrong = sum(len(figures.wrong) for part, figures in done.items() if part in parts)
     if not wrong:
         shutil.rmtree(work)
@@ -608,16 +608,21 @@ def _clock_figures(work: Path, options: argparse.Namespace) -> Figures:
     return _stored(file).get("clock", failed)
 
 
-def _table(figures: Sequence[Figures]) -> str:
-    """The figures as a section of docs/benchmarks.md."""
-    rows = [f"| {f.part} | {f.interrupted} | {f.rounds} | {f.acknowledged:,} | {len(f.wrong)} | {f.seed} "
-            f"| {f.seconds:.0f} |" for f in figures]
-    notes = [f"- {f.part}: {note}." for f in figures for note in f.notes]
+def _table(figures: Sequence[Figures], before: str = "") -> str:
+    """The figures as a section of docs/benchmarks.md. before: the section as it is; other parts keep their lines."""
+    rows = {f.part: [f"| {f.part} | {f.interrupted} | {f.rounds} | {f.acknowledged:,} | {len(f.wrong)} | {f.seed} "
+                     f"| {f.seconds:.0f} |"] for f in figures}
+    notes = {f.part: [f"- {f.part}: {note}." for note in f.notes] for f in figures}
+    for part in PARTS.keys() - rows.keys():
+        lines = before.splitlines()
+        rows[part] = [line for line in lines if line.startswith(f"| {part} |")]
+        notes[part] = [line for line in lines if line.startswith(f"- {part}: ")]
     return "\n".join([
         "## Interruptions", "",
         "Written by `python benchmarks/soak.py`; its docstring explains the parts.", "",
         "| part | interruptions | results compared | acknowledged | wrong | seed | seconds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |", *rows, "", *notes, ""])
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |", *(row for part in PARTS for row in rows[part]), "",
+        *(note for part in PARTS for note in notes[part]), ""])
 
 
 if __name__ == "__main__":

@@ -122,6 +122,14 @@ def test_a_stopped_command_prints_one_line(text: str, fine: bool) -> None:
     assert (soak_child.one_line(Ended(130, text)) == "") == fine  # type: ignore[arg-type]
 
 
+def test_parts_of_earlier_runs_keep_their_lines() -> None:
+    first = soak._table([soak.Figures("evaluation", 1, interrupted=200), soak.Figures("stop", 5, notes=["one"])])
+    both = soak._table([soak.Figures("soften", 7, interrupted=10), soak.Figures("stop", 6)], first).splitlines()
+    assert [line.split()[1] for line in both if line.startswith("| ")][2:] == ["evaluation", "soften", "stop"]
+    assert "| stop | 0 | 0 | 0 | 0 | 6 | 0 |" in both
+    assert "- stop: one." not in both
+
+
 def test_a_part_that_did_not_end_does_not_show_the_figures_of_an_earlier_run(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     figures.write_text('[{"part": "clock", "seed": 1, "interrupted": 84}]')
