@@ -135,8 +135,8 @@ def cure_lines(results: Sequence[Sequence[int]], trials: int) -> Iterator[str]:
     """The section of docs/benchmarks.md."""
     yield "## False cures"
     yield ""
-    yield ("Written by `python benchmarks/cures.py`; its docstring explains the simulation. No model is used. "
-           "How often \"cured\" is claimed where it is never true:")
+    yield (f"Written by `python benchmarks/cures.py --trials {trials}`; its docstring explains the simulation. "
+           "No model is used. How often \"cured\" is claimed where it is never true:")
     yield ""
     yield ("| scenario | models tried | items of each part | on the items that chose "
            "| **on other items, as aftertune does** | on other items, not corrected for the number of looks |")
