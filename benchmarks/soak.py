@@ -520,10 +520,10 @@ def main(words: Sequence[str] | None = None) -> int:
     if here != parts:
         done["clock"] = _clock_figures(work, options)
         _store(options.figures, done)
-    figures = [done[part] for part in PARTS if part in done]
-    print(_table(figures))
+    measured = [done[part] for part in PARTS if part in done]
+    print(_table(measured))
     if options.write:
-        write_section("soak", _table(figures, read_section("soak")))
+        write_section("soak", _table(measured, read_section("soak")))
     wrong = sum(len(figures.wrong) for part, figures in done.items() if part in parts)
     if not wrong:
         shutil.rmtree(work)
