@@ -130,3 +130,14 @@ def test_a_value_in_a_message_is_short() -> None:
     assert shown(10**5000) == "a number of thousands of digits"
     assert nearest("x" * 10**6, ["limit"]) == ""
     assert nearest("limt", ["limit"]) == " (did you mean 'limit'?)"
+
+
+def test_a_file_is_scanned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is checked in the pass that reads it: a file of the largest size takes a second of processor time."""
+    from ruamel.yaml.scanner import Scanner
+
+    begun: list[int] = []
+    real = Scanner.fetch_stream_start
+    monkeypatch.setattr(Scanner, "fetch_stream_start", lambda self: begun.append(1) or real(self))
+    assert parse_yaml("a: [1, {b: c}]", "x") == {"a": [1, {"b": "c"}]}
+    assert len(begun) == 1

@@ -50,15 +50,27 @@ def parse_yaml(text: str, where: Path | str) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import SafeConstructor
     from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.parser import Parser
+
+    sizes = _Sizes()
+
+    class CheckedParser(Parser):
+        """Counts what it reads, in the same pass; no value is made before its end."""
+
+        def get_event(self) -> Any:
+            event = super().get_event()
+            sizes.add(event)
+            return event
 
     class PlainConstructor(SafeConstructor):
         """Makes plain values; a date stays text."""
 
     PlainConstructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
     yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = PlainConstructor
+    yaml.Constructor, yaml.Parser = PlainConstructor, CheckedParser
     try:
-        _check_size(text)
+        if len(text) > MAX_LENGTH:
+            raise _TooLarge(f"{len(text):,} characters, but at most {MAX_LENGTH:,} are allowed")
         return yaml.load(text)
     except YAMLError as error:
         raise InputError(f"{where}: not valid YAML: {_fault(error, text)}") from None
@@ -92,48 +104,48 @@ class _Open:
                             "but a matrix makes at most as many tunings")
 
 
-def _check_size(text: str) -> None:
-    """Raise a ValueError for a text beyond the limits; its values are counted in one pass, without making them."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.events import (
-        AliasEvent,
-        CollectionEndEvent,
-        CollectionStartEvent,
-        NodeEvent,
-        SequenceStartEvent,
-    )
+class _Sizes:
+    """Counts the values of a text from its events; `add` raises a ValueError for one beyond the limits."""
 
-    if len(text) > MAX_LENGTH:
-        raise _TooLarge(f"{len(text):,} characters, but at most {MAX_LENGTH:,} are allowed")
-    sizes: dict[str, int] = {}
-    open_nodes: list[_Open] = []
-    count, in_matrix = 0, False
-    for event in YAML(typ="safe", pure=True).parse(text):
-        if isinstance(event, NodeEvent) and open_nodes:
-            open_nodes[-1].add(event)
-            if len(open_nodes) == 1 and open_nodes[0].values % 2:  # a key of the file
-                in_matrix = getattr(event, "value", None) == "matrix"
+    def __init__(self) -> None:
+        self.of_anchor: dict[str, int] = {}
+        self.open: list[_Open] = []
+        self.count, self.in_matrix = 0, False
+
+    def add(self, event: Any) -> None:
+        """Count an event."""
+        from ruamel.yaml.events import AliasEvent, CollectionEndEvent, NodeEvent
+
+        if isinstance(event, NodeEvent) and self.open:
+            self.open[-1].add(event)
+            if len(self.open) == 1 and self.open[0].values % 2:  # a key of the file
+                self.in_matrix = getattr(event, "value", None) == "matrix"
         if isinstance(event, AliasEvent):
-            if any(node.anchor == event.anchor for node in open_nodes):
+            if any(node.anchor == event.anchor for node in self.open):
                 raise _TooLarge(f"line {event.start_mark.line + 1}: the alias *{event.anchor[:40]} is inside of what "
                                 "it stands for")
-            count += sizes.get(event.anchor, 1)
+            self.count += self.of_anchor.get(event.anchor, 1)
         elif isinstance(event, CollectionEndEvent):
-            node = open_nodes.pop()
+            node = self.open.pop()
             if node.anchor is not None:
-                sizes[node.anchor] = count - node.before
+                self.of_anchor[node.anchor] = self.count - node.before
         elif isinstance(event, NodeEvent):
-            if isinstance(event, CollectionStartEvent):
-                is_axis = in_matrix and isinstance(event, SequenceStartEvent)
-                open_nodes.append(_Open(event.anchor, count, bounds.STUDY_TUNINGS if is_axis else None))
-            elif event.anchor is not None:
-                sizes[event.anchor] = 1
-            count += 1
-        if len(open_nodes) > MAX_DEPTH:
+            self._begin(event)
+        if len(self.open) > MAX_DEPTH:
             raise _TooLarge(f"line {event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
-        if count > MAX_VALUES:
+        if self.count > MAX_VALUES:
             raise _TooLarge(f"line {event.start_mark.line + 1}: more than {MAX_VALUES:,} values, with those that "
                             "aliases repeat")
+
+    def _begin(self, event: Any) -> None:
+        from ruamel.yaml.events import CollectionStartEvent, SequenceStartEvent
+
+        if isinstance(event, CollectionStartEvent):
+            is_axis = self.in_matrix and isinstance(event, SequenceStartEvent)
+            self.open.append(_Open(event.anchor, self.count, bounds.STUDY_TUNINGS if is_axis else None))
+        elif event.anchor is not None:
+            self.of_anchor[event.anchor] = 1
+        self.count += 1
 
 
 def edited_yaml(path: Path, change: Callable[[Any], None]) -> str:
