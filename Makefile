@@ -27,10 +27,9 @@ lint: $(READY)
 quick: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not slow and not soak'
 
-# Three processes of one thread on two cores, because each waits for other programs at times. The order
-# is that of tests/conftest.py.
+# Two processes of one thread on two cores. The order is tests/conftest.py's.
 test: lint
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder \
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder \
 		--durations=10
 
 # axe-core, with which a test looks at the accessibility of the view's pages (needs npm; MPL-2.0, not part of aftertune).

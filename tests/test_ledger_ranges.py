@@ -112,6 +112,21 @@ def test_what_a_process_had_is_free_once_it_counts_as_dead_and_the_rest_of_it_be
     assert machines.on("b").take_range("e1", COSTS).stored == set(COSTS)
 
 
+def test_a_finished_evaluation_has_nothing_to_take_and_refuses_nobody(machines: Machines) -> None:
+    """Who finishes it releases the leases of all. One that opened it before then may take a lease after that."""
+    machines.join("a")
+    machines.join("b")
+    machines.on("b").finish_evaluation(cases.evaluation(), [], [])
+    machines.join("c")
+    assert not machines.on("a").take_step("e1", SETUP)
+    assert machines.take("a") == ()
+    machines.on("a").beat("e1")
+    assert machines.on("a").change_schedule("e1", lambda _: {"plan": "x"}) == {"plan": "x"}  # as without c
+    for name in "ac":
+        machines.on(name).leave("e1")
+    assert machines.on("a").is_done("e1")
+
+
 def test_a_process_goes_on_after_one_that_took_its_lease_has_left(machines: Machines) -> None:
     """A computer was asleep for so long that another one took the evaluation over, and was stopped."""
     machines.join("a")

@@ -132,12 +132,15 @@ class Leases(Store):
 def beat(connection: Connection, seq: int, evaluation_id: str, saved: int | None = None) -> None:
     """Lock an evaluation until the transaction ends (`hold`), and renew this process's lease, if there is one.
 
-    ResourceError where another process took it, alive or not.
+    ResourceError where another process took it, alive or not. Not for a finished evaluation: who finished it has
+    released the leases of all, and a process that came too late may have taken one since.
     saved: a batch that is stored now; the process goes on with the next one of its range.
     """
     hold(connection, evaluation, seq)
     own = own_lease(connection, seq)
     if own is None:
+        if connection.execute(select(evaluation.c.status).where(evaluation.c.seq == seq)).scalar() == "done":
+            return
         row = check_lease(connection, seq, evaluation_id)
         if row is not None:
             raise ResourceError(f"evaluation {evaluation_id} was taken over by process {row.pid} on {row.host}; what "
